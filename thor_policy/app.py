@@ -1,0 +1,169 @@
+"""The composition root: the only module that knows every part.
+
+Owns the order in which parts start and stop. Invariant: parts stop in the reverse of the order in which
+they started, also when a start fails half-way. Called on the main thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from thor_policy import catalog, packs
+from thor_policy.config import Config, data_path
+from thor_policy.core import Engine, Json
+from thor_policy.errors import JournalError
+from thor_policy.journal import events
+from thor_policy.journal.writer import Journal, OnCommitted
+from thor_policy.policy import Policy
+from thor_policy.server import Mailbox, Server, endpoint_lock
+from thor_policy.worker import Worker
+
+log = logging.getLogger(__name__)
+
+#: How long the warm-up decision may take.
+_WARM_UP_S = 120
+
+OpenJournal = Callable[[Config, OnCommitted], Journal]
+
+
+def load_pack(config: Config) -> packs.Pack:
+    """The pack that the settings name. Raises PackError."""
+    return packs.load(packs.find(config.pack, data_path("prompts")))
+
+
+def load_engine(config: Config) -> Engine:
+    """The model that the settings name, with no prefix resident yet. Raises CatalogError, EngineError."""
+    from thor_policy.engine.llama import LlamaEngine
+
+    model = catalog.resolve(config.model, config.models_dir)
+    return LlamaEngine(
+        model.path,
+        name=model.name,
+        sha256=model.sha256,
+        context_tokens=config.context_tokens,
+        question_tokens=config.max_question_tokens,
+        explanations=config.parallel_explanations,
+        threads=config.threads,
+        gpu_layers=config.gpu_layers,
+        states_dir=config.state_dir / "prefix-states",
+    )
+
+
+def open_journal(config: Config, on_committed: OnCommitted) -> Journal:
+    """The journal of the state directory, open for writing."""
+    return Journal(
+        config.journal_path,
+        on_committed=on_committed,
+        synchronous=config.synchronous,
+        erasable=config.erasable,
+    )
+
+
+@contextmanager
+def open_service(
+    config: Config,
+    *,
+    load_engine: Callable[[Config], Engine] = load_engine,
+    open_journal: OpenJournal = open_journal,
+) -> Iterator[Server]:
+    """A server that is warm and bound, ready to `run`; everything is stopped on the way out.
+
+    Raises ThorPolicyError where a part cannot start.
+    """
+    with ExitStack() as stack:
+        pack = load_pack(config)
+        stack.enter_context(endpoint_lock(config.socket_path))
+        mailbox = Mailbox()
+        stack.callback(mailbox.close)
+        journal = open_journal(config, lambda fates: mailbox.put(*fates))
+        stack.callback(_close_journal, journal, config.shutdown_s)
+        engine = load_engine(config)
+        try:
+            policy = Policy(engine, pack)
+            _warm_up(policy)
+        except BaseException:
+            engine.close()
+            raise
+        worker = Worker(policy, journal, lambda ticket, outcome: mailbox.put((ticket, outcome)))
+        now = time.time()
+        journal.append(events.model_loaded(engine.model, now))
+        journal.append(events.pack_activated(pack.info, now))
+
+        def describe() -> dict[str, Json]:
+            return _describe(policy, worker, journal)
+
+        server = Server(
+            config, mailbox=mailbox, work=worker, pack=pack.info, model=engine.model, describe=describe
+        )
+        stack.callback(server.close)
+        worker.start()
+        stack.callback(_stop_worker, worker, config.shutdown_s)
+        yield server
+
+
+@contextmanager
+def serving(
+    config: Config,
+    *,
+    load_engine: Callable[[Config], Engine] = load_engine,
+    open_journal: OpenJournal = open_journal,
+) -> Iterator[Config]:
+    """A whole daemon in this process, on a thread, for the length of the block."""
+    with open_service(config, load_engine=load_engine, open_journal=open_journal) as server:
+        thread = threading.Thread(target=server.run, name="server", daemon=True)
+        thread.start()
+        try:
+            yield config
+        finally:
+            server.stop()
+            thread.join(config.shutdown_s + 5)
+
+
+def _warm_up(policy: Policy) -> None:
+    """One real decision, so that the first request pays for nothing but itself."""
+    example = policy.pack.examples[0]
+    facts = policy.pack.book.apply(example.evaluation, example.at).facts
+    question = policy.pack.question(example.evaluation, facts)
+    policy.engine.score(policy.pack.info.sha256, question, time.monotonic_ns() + _WARM_UP_S * 10**9)
+
+
+def _describe(policy: Policy, worker: Worker, journal: Journal) -> dict[str, Json]:
+    return {
+        "engine": {
+            "alive": worker.alive,
+            "waiting": worker.waiting,
+            "explaining": policy.engine.explaining,
+            "prefix_tokens": policy.prefix_tokens,
+            "decisions": worker.decisions,
+            "explanations": worker.explanations,
+            "unexplained": worker.unexplained,
+            "internal_errors": worker.internal_errors,
+            "mean_decision_ms": round(worker.mean_decision_ms, 3),
+        },
+        "journal": {
+            "alive": journal.alive,
+            "path": str(journal.path),
+            "seq": journal.seq,
+            "waiting": journal.waiting,
+            "batches": journal.batches,
+            "committed_events": journal.committed_events,
+            "failed_events": journal.failed_events,
+            "failing": journal.failing,
+        },
+    }
+
+
+def _stop_worker(worker: Worker, timeout_s: float) -> None:
+    if not worker.stop(timeout_s):
+        log.error("the engine thread did not end within %s s", timeout_s)
+
+
+def _close_journal(journal: Journal, timeout_s: float) -> None:
+    try:
+        journal.close(timeout_s)
+    except JournalError as error:
+        log.error("%s", error)

@@ -1,0 +1,256 @@
+"""Every setting, written once: its default, unit, help, and whether it is a command-line option.
+
+Owns `Config` and where files live. Invariant: a Config that exists is valid; values come from defaults,
+then a TOML file, then `THOR_POLICY_*` variables, then flags, the later winning. Read once at start, on
+the main thread; frozen after that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from platformdirs import user_data_path, user_state_path
+
+from thor_policy.errors import ConfigError
+
+#: sockaddr_un holds 108 bytes with the terminating zero.
+MAX_IPC_PATH_BYTES = 107
+
+_PACKAGE = Path(__file__).resolve().parent
+_CHECKOUT = _PACKAGE.parent
+
+
+def in_checkout() -> bool:
+    """True when the package runs from a source checkout, not from an installed wheel."""
+    return not (_PACKAGE / "data").is_dir() and (_CHECKOUT / "pyproject.toml").is_file()
+
+
+def data_path(name: Literal["prompts", "scenarios", "models"]) -> Path:
+    """The folder of files that ship with the package (in the wheel, or at the top of the checkout)."""
+    return (_CHECKOUT if in_checkout() else _PACKAGE / "data") / name
+
+
+def _default_state_dir() -> Path:
+    return _CHECKOUT / "results" if in_checkout() else user_state_path("thor-policy")
+
+
+def _default_models_dir() -> Path:
+    return _CHECKOUT / "models" if in_checkout() else user_data_path("thor-policy") / "models"
+
+
+def _setting(
+    default: Any,
+    help: str,
+    *,
+    flag: bool = False,
+    metavar: str | None = None,
+    least: float | None = None,
+    most: float | None = None,
+) -> Any:
+    meta = {"help": help, "flag": flag, "metavar": metavar, "least": least, "most": most}
+    if callable(default):
+        return field(default_factory=default, metadata=meta)
+    return field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All settings of a daemon and of the commands around it.
+
+    Field names are the TOML keys; `THOR_POLICY_<NAME>` in upper case sets one from the environment.
+    """
+
+    state_dir: Path = _setting(
+        _default_state_dir, "Where the journal and prefix states live.", flag=True, metavar="DIR"
+    )
+    endpoint: str = _setting(
+        "",
+        "Where the daemon listens: ipc:///path/to/socket. Empty: policy.sock in the runtime directory.",
+        flag=True,
+        metavar="URL",
+    )
+    model: str = _setting(
+        "smollm2-135m-instruct-q4_1",
+        "A name of the model catalog, or the path of a GGUF file.",
+        flag=True,
+        metavar="NAME|PATH",
+    )
+    models_dir: Path = _setting(
+        _default_models_dir, "Where model weights are kept.", flag=True, metavar="DIR"
+    )
+    pack: str = _setting(
+        "team-governance",
+        "The policy pack: a name under prompts/, or a directory.",
+        flag=True,
+        metavar="NAME|DIR",
+    )
+
+    threads: int = _setting(0, "CPU threads of the engine; 0: one per usable core.", least=0, most=512)
+    gpu_layers: int = _setting(
+        -1, "Model layers kept on the GPU; -1: all, when the build has one.", least=-1, most=1000
+    )
+    context_tokens: int = _setting(
+        2048, "Tokens of one stream: prefix, question and explanation.", least=256, most=131072
+    )
+    max_question_tokens: int = _setting(
+        512, "Longest question after rendering, in tokens; one decode call.", least=64, most=4096
+    )
+    parallel_explanations: int = _setting(
+        4, "Explanations that share each decode; each holds a stream of memory.", least=1, most=64
+    )
+
+    deadline_ms: int = _setting(
+        10_000, "Deadline of a request that states none, in milliseconds.", least=1, most=600_000
+    )
+    max_deadline_ms: int = _setting(
+        120_000, "Longest deadline a request may state, in milliseconds.", least=1, most=600_000
+    )
+    max_in_flight: int = _setting(
+        1024, "Requests admitted and not yet answered; more get `busy`.", least=1, most=1_000_000
+    )
+    max_request_bytes: int = _setting(
+        65_536, "Largest request frame, in bytes; more gets `too_large`.", least=1024, most=8_388_608
+    )
+    socket_mode: int = _setting(
+        0o660, "File mode of the ipc socket: who may open it may ask.", least=0, most=0o777
+    )
+    shutdown_s: float = _setting(
+        10.0, "Seconds a stop may take to drain before it is forced.", least=0.1, most=600
+    )
+
+    synchronous: str = _setting(
+        "FULL",
+        "SQLite's synchronous: FULL, or NORMAL (power loss can take the last commits).",
+    )
+    erasable: tuple[str, ...] = _setting(
+        (
+            "/evaluation/subject/id",
+            "/evaluation/subject/properties",
+            "/evaluation/context",
+            "/floor/facts",
+            "/prompt/suffix_tokens",
+            "/reasoning",
+            "/text",
+        ),
+        "JSON pointers into event bodies whose values live in the erasable side table.",
+    )
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value, meta = getattr(self, f.name), f.metadata
+            if meta["least"] is not None and not meta["least"] <= value <= meta["most"]:
+                raise ConfigError(
+                    f"{f.name} is {value}; it must be between {meta['least']} and {meta['most']}"
+                )
+        if self.synchronous not in ("FULL", "NORMAL"):
+            raise ConfigError(f"synchronous is {self.synchronous!r}; it must be FULL or NORMAL")
+        for pointer in self.erasable:
+            if not pointer.startswith("/"):
+                raise ConfigError(f"erasable holds {pointer!r}; a JSON pointer starts with '/'")
+        if not self.endpoint:
+            object.__setattr__(self, "endpoint", f"ipc://{self._runtime_dir() / 'policy.sock'}")
+        self._check_endpoint()
+
+    def _runtime_dir(self) -> Path:
+        if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+            return Path(runtime) / "thor-policy"
+        if os.geteuid() == 0 and not in_checkout():
+            return Path("/run/thor-policy")
+        return self.state_dir
+
+    def _check_endpoint(self) -> None:
+        scheme, _, rest = self.endpoint.partition("://")
+        if scheme == "tcp":
+            raise ConfigError(
+                f"endpoint is {self.endpoint!r}; tcp is refused without CURVE keys, which this version "
+                "does not have yet: use ipc:///path/to/socket"
+            )
+        if scheme != "ipc" or not rest.startswith("/"):
+            raise ConfigError(f"endpoint is {self.endpoint!r}; it must look like ipc:///path/to/socket")
+        if (size := len(os.fsencode(rest))) > MAX_IPC_PATH_BYTES:
+            raise ConfigError(
+                f"the socket path of endpoint {self.endpoint!r} has {size} bytes; the system allows "
+                f"{MAX_IPC_PATH_BYTES}: choose a shorter one with --endpoint ipc:///tmp/policy.sock"
+            )
+
+    @property
+    def socket_path(self) -> Path:
+        """File behind the ipc endpoint."""
+        return Path(self.endpoint.removeprefix("ipc://"))
+
+    @property
+    def journal_path(self) -> Path:
+        """The SQLite file of the journal."""
+        return self.state_dir / "policy_decisions.db"
+
+
+def load(
+    path: Path | None = None,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    flags: Mapping[str, Any] | None = None,
+) -> Config:
+    """Build a Config from file, environment and flags, the later winning.
+
+    Raises ConfigError naming the source, the key and what was expected.
+    """
+    known = {f.name: f for f in fields(Config)}
+    hints = typing.get_type_hints(Config)
+    values: dict[str, Any] = {}
+    if path is None and (named := environ.get("THOR_POLICY_CONFIG")):
+        path = Path(named)
+    if path is not None:
+        for key, raw in _read_toml(path).items():
+            if key not in known:
+                raise ConfigError(f"{path}: unknown setting {key!r}; known: {', '.join(sorted(known))}")
+            values[key] = _convert(raw, hints[key], f"{path}: {key}")
+    for name in known:
+        if (text := environ.get(variable := f"THOR_POLICY_{name.upper()}")) is not None:
+            values[name] = _convert(text, hints[name], variable)
+    for name, raw in (flags or {}).items():
+        if raw is not None:
+            values[name] = _convert(raw, hints[name], f"--{name.replace('_', '-')}")
+    return Config(**values)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def _convert(raw: Any, kind: Any, where: str) -> Any:
+    if typing.get_origin(kind) in (tuple, types.GenericAlias):
+        items = raw.split(",") if isinstance(raw, str) else raw
+        if isinstance(items, list | tuple) and all(isinstance(item, str) for item in items):
+            return tuple(item.strip() for item in items if item.strip())
+        raise ConfigError(f"{where} must be a list of strings, not {raw!r}")
+    if kind is Path and isinstance(raw, str | Path) and str(raw):
+        return Path(raw).expanduser().absolute()
+    if kind is str and isinstance(raw, str):
+        return raw
+    if kind in (int, float) and not isinstance(raw, bool):
+        try:
+            if isinstance(raw, str):
+                return int(raw, 0) if kind is int else float(raw)
+            if kind is float or isinstance(raw, int):
+                return kind(raw)
+        except ValueError:
+            pass
+    raise ConfigError(f"{where} must be of type {kind.__name__}, not {raw!r}")
+
+
+def settings() -> list[dataclasses.Field[Any]]:
+    """The settings in order, for whoever documents or parses them."""
+    return list(fields(Config))

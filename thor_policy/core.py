@@ -1,0 +1,320 @@
+"""The nouns of the system and the seams between its rooms.
+
+Owns every value that crosses a thread or a room. Invariant: all of them are frozen, none of them does
+any input or output, and none imports anything but msgspec. Used by every thread.
+
+The words are those of OpenID AuthZEN 1.0 (subject, action, resource, context, decision).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol, TypeAlias
+
+from msgspec import Struct
+
+#: JSON as decoded: str, int, float, bool, None, list, dict.
+Json: TypeAlias = Any
+
+Risk = Literal["low", "medium", "high", "critical"]
+#: Who answered: a rule alone, the exact cache, the model, or nobody (fail closed).
+Tier = Literal["rule", "cache", "model", "fallback"]
+Explain = Literal["none", "inline"]
+
+#: Risks from the mildest to the gravest.
+RISKS: tuple[Risk, ...] = ("low", "medium", "high", "critical")
+
+
+# ---------------------------------------------------------------- the question
+
+
+class Entity(Struct, frozen=True, kw_only=True):
+    """A subject or a resource: a type, an id within it, and properties."""
+
+    type: str
+    id: str
+    properties: dict[str, Json] = {}
+
+
+class Action(Struct, frozen=True, kw_only=True):
+    """What the subject wants to do."""
+
+    name: str
+    properties: dict[str, Json] = {}
+
+
+class Evaluation(Struct, frozen=True, kw_only=True):
+    """One question: may `subject` do `action` on `resource`, in `context`?"""
+
+    subject: Entity
+    action: Action
+    resource: Entity
+    context: dict[str, Json] = {}
+
+
+class Annotations(Struct, frozen=True, kw_only=True):
+    """What a test knows about a question. Logged with the decision, never shown to rules or model.
+
+    `expected` lists every outcome that counts as right.
+    """
+
+    scenario_id: str | None = None
+    expected: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+
+class Caller(Struct, frozen=True, kw_only=True):
+    """Who sent the request, as the kernel vouches for it; never taken from a payload."""
+
+    transport: Literal["ipc", "inproc"]
+    uid: int | None = None
+    gid: int | None = None
+    pid: int | None = None
+
+
+class Request(Struct, frozen=True, kw_only=True):
+    """An admitted question on its way to the engine thread.
+
+    `ticket` is the server's own handle for the reply. `received_at` is Unix time in seconds, stamped once
+    at receipt and recorded; `received_ns` and `deadline_ns` are monotonic nanoseconds.
+    """
+
+    ticket: int
+    evaluation: Evaluation
+    caller: Caller
+    received_at: float
+    received_ns: int
+    deadline_ns: int
+    explain: Explain = "none"
+    annotations: Annotations = Annotations()
+
+
+# ---------------------------------------------------------------- the answer
+
+
+class Obligation(Struct, frozen=True, kw_only=True):
+    """Something the caller must see to before it acts (AuthZEN obligations profile)."""
+
+    id: str
+    type: str
+    properties: dict[str, Json] = {}
+
+
+class Floor(Struct, frozen=True, kw_only=True):
+    """What the operator's rules demand: no answer is looser than `outcome`.
+
+    `rules` are the ids that fired, strictest first; `clauses` and `because` are theirs. `errors` maps the
+    id of each rule or fact that failed to its message. `final` says that no model is needed.
+    """
+
+    outcome: str
+    final: bool
+    rules: tuple[str, ...] = ()
+    clauses: tuple[str, ...] = ()
+    because: str | None = None
+    classification: str | None = None
+    facts: dict[str, Json] = {}
+    errors: dict[str, str] = {}
+    risk: Risk = "critical"
+
+    def settles(self, outcome: str) -> bool:
+        """True when the rules alone demand `outcome` and say why."""
+        return outcome == self.outcome and bool(self.because)
+
+
+class Scored(Struct, frozen=True, kw_only=True):
+    """What the model said: one label of the closed list.
+
+    `probabilities` sums to 1 over the labels, in pack order. `logits` holds the raw logit of each edge of
+    the label trie, in trie order, so that the probabilities can be derived again. `suffix_tokens` are the
+    token ids that followed the prefix; `score_ms` is wall time.
+    """
+
+    label: str
+    probabilities: dict[str, float]
+    logits: tuple[float, ...]
+    suffix_tokens: tuple[int, ...]
+    prefix_tokens: int
+    prefix_digest: str
+    score_ms: float
+
+
+class Explanation(Struct, frozen=True, kw_only=True):
+    """Why: always well-formed, because its structure is forced and its enums are closed.
+
+    `text` is the whole answer as the model would have written it; `generated_tokens` counts the tokens
+    that the model chose; `explain_ms` is wall time from the decision on.
+    """
+
+    classification: str | None
+    clauses: tuple[str, ...]
+    reasoning: str
+    text: str
+    truncated: bool = False
+    generated_tokens: int = 0
+    explain_ms: float = 0.0
+
+
+class ModelInfo(Struct, frozen=True, kw_only=True):
+    """Identity of the loaded model. `sha256` is that of the file; `build` names the inference library."""
+
+    name: str
+    sha256: str
+    quantisation: str
+    architecture: str
+    parameters: int
+    build: str
+    device: str
+
+
+class PackInfo(Struct, frozen=True, kw_only=True):
+    """Identity of a policy pack. `sha256` over its files *is* the policy version."""
+
+    name: str
+    version: str
+    sha256: str
+
+
+class Timings(Struct, frozen=True, kw_only=True):
+    """Where the time went, in milliseconds."""
+
+    queue_ms: float = 0.0
+    rules_ms: float = 0.0
+    score_ms: float = 0.0
+
+
+class Decision(Struct, frozen=True, kw_only=True):
+    """One answer, with everything needed to explain it and to derive it again."""
+
+    id: str
+    at: float
+    evaluation: Evaluation
+    caller: Caller
+    outcome: str
+    allow: bool
+    tier: Tier
+    floor: Floor
+    risk: Risk
+    pack: PackInfo
+    model: ModelInfo | None
+    reason_code: str | None = None
+    label: str | None = None
+    confidence: float | None = None
+    probabilities: dict[str, float] = {}
+    scored: Scored | None = None
+    explanation: Explanation | None = None
+    obligations: tuple[Obligation, ...] = ()
+    annotations: Annotations = Annotations()
+    timings: Timings = Timings()
+
+
+# ---------------------------------------------------------------- the prompt
+
+
+class Turn(Struct, frozen=True, kw_only=True):
+    """One chat turn. Every byte of `text` is content: it can never become a special token."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+
+
+class PromptPrefix(Struct, frozen=True, kw_only=True):
+    """Everything of a pack's prompt that does not depend on the request.
+
+    `turns` are the system turn and the few-shot examples; `answer_head` opens the answer and ends where a
+    label follows; `labels` is the closed list, loosest first.
+    """
+
+    pack_sha256: str
+    turns: tuple[Turn, ...]
+    answer_head: str
+    labels: tuple[str, ...]
+
+
+class Fixed(Struct, frozen=True, kw_only=True, tag="fixed"):
+    """Text that is fed to the model, not asked of it."""
+
+    text: str
+
+
+class OneOf(Struct, frozen=True, kw_only=True, tag="one_of"):
+    """The model chooses exactly one of `options`."""
+
+    name: str
+    options: tuple[str, ...]
+
+
+class SomeOf(Struct, frozen=True, kw_only=True, tag="some_of"):
+    """The model chooses one to `most` different `options`, written with `separator` between them."""
+
+    name: str
+    options: tuple[str, ...]
+    most: int
+    separator: str = ","
+
+
+class FreeText(Struct, frozen=True, kw_only=True, tag="free_text"):
+    """The model writes up to `max_tokens` tokens, greedily, to the end of the line."""
+
+    name: str
+    max_tokens: int
+
+
+Step: TypeAlias = Fixed | OneOf | SomeOf | FreeText
+
+
+class Written(Struct, frozen=True, kw_only=True):
+    """An explanation as it came out of the engine: the value of each named step, and the whole text.
+
+    `truncated` when the deadline or the stream's length ended it; then late steps are missing.
+    """
+
+    ticket: int
+    values: dict[str, tuple[str, ...]]
+    text: str
+    truncated: bool
+    generated_tokens: int
+    explain_ms: float
+
+
+# ---------------------------------------------------------------- the seams
+
+
+class Engine(Protocol):
+    """A model that scores a closed list of labels. One thread owns it and makes every call.
+
+    `score` leaves the scored stream as it is until the next `score` of that prefix, so that `explain`,
+    called next, can continue from it.
+    """
+
+    @property
+    def model(self) -> ModelInfo: ...
+
+    @property
+    def explaining(self) -> int:
+        """How many explanations are running or waiting."""
+
+    def load(self, prefix: PromptPrefix) -> int:
+        """Make `prefix` resident; returns its length in tokens. Raises EngineError if it does not fit."""
+
+    def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
+        """Score the labels. Raises RequestError `too_large`, DeadlineExceeded or EngineError."""
+
+    def explain(
+        self, ticket: int, pack_sha256: str, scored: Scored, steps: tuple[Step, ...], deadline_ns: int
+    ) -> None:
+        """Begin an explanation that continues `scored`; `step` moves it on until `deadline_ns`."""
+
+    def step(self) -> list[Written]:
+        """Advance every running explanation by one batched decode; returns those that ended."""
+
+    def close(self) -> None: ...
+
+
+class DecisionLog(Protocol):
+    """Where decisions go to be recorded. Calls return at once; the commit is reported elsewhere."""
+
+    def decided(self, decision: Decision, ticket: int | None = None) -> None: ...
+
+    def explained(
+        self, decision_id: str, explanation: Explanation, at: float, ticket: int | None = None
+    ) -> None: ...

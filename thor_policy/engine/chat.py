@@ -1,0 +1,50 @@
+"""Chat templates: which bytes of a prompt are the model's own markup, and which are content.
+
+Owns the model file's chat template (Jinja, run in a sandbox: the file may come from anywhere). Invariant:
+the template never sees content. It is rendered over stand-ins, and the result is cut at them, so content
+cannot change the markup around it. Pure; any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from thor_policy.core import Turn
+from thor_policy.errors import EngineError
+
+
+def markup(template: str, turns: Sequence[Turn], *, bos: str = "", eos: str = "") -> list[str]:
+    """The markup around each turn: n turns give n + 1 strings, and the last one opens the answer.
+
+    The text of the turns plays no part. Raises EngineError if the template fails, or drops, repeats or
+    reorders a turn.
+    """
+    stand_ins = [f"\u2063turn-{number}\u2063" for number in range(len(turns))]
+    messages = [
+        {"role": turn.role, "content": stand_in} for turn, stand_in in zip(turns, stand_ins, strict=True)
+    ]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = _raise
+    try:
+        text = environment.from_string(template).render(
+            messages=messages, add_generation_prompt=True, bos_token=bos, eos_token=eos
+        )
+    except TemplateError as error:
+        raise EngineError(f"the model's chat template cannot be used: {error}") from error
+    pieces = []
+    for stand_in in stand_ins:
+        before, found, text = text.partition(stand_in)
+        if not found or "\u2063" in before:
+            raise EngineError("the model's chat template drops, repeats or reorders turns")
+        pieces.append(before)
+    if "\u2063" in text:
+        raise EngineError("the model's chat template repeats a turn")
+    return [*pieces, text]
+
+
+def _raise(message: str) -> NoReturn:
+    raise TemplateError(message)

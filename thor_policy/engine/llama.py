@@ -1,0 +1,542 @@
+"""The in-process engine: llama.cpp through ctypes. The only module that imports llama_cpp.
+
+Owns the model, its one context and every stream in it. Invariant: a decision is decoded alone, in its
+pack's own stream, from the same start, in one call; only explanations share batches. So the same tokens
+give the same bits whatever else is running. All calls come from the one thread that made it.
+
+Streams: 0 .. packs-1 hold pack prefixes, the rest one running explanation each (`kv_unified=False` gives
+each its own memory, so a neighbour cannot move the logits). What follows a prefix in its stream is the
+last scored question, dropped before the next one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from llama_cpp import llama_cpp as lib
+
+from thor_policy.core import ModelInfo, PromptPrefix, Scored, Step, Turn, Written
+from thor_policy.engine.chat import markup
+from thor_policy.engine.writing import Trie, Writing
+from thor_policy.errors import DeadlineExceeded, EngineError, RequestError
+
+log = logging.getLogger(__name__)
+
+#: Tokens that one explanation may feed in one step: bounds how long a decision can wait.
+STEP_TOKENS = 64
+#: Room kept behind a question for its explanation.
+ANSWER_TOKENS = 192
+
+_recent: deque[str] = deque(maxlen=8)
+
+
+@lib.llama_log_callback  # type: ignore[untyped-decorator]
+def _collect_log(level: int, text: bytes, _user_data: Any) -> None:
+    if level >= 3:  # warnings and errors; the rest is chatter
+        _recent.append(text.decode("utf-8", "replace").strip())
+
+
+def _start_backend() -> None:
+    lib.llama_log_set(_collect_log, ctypes.c_void_p(0))
+    lib.llama_backend_init()
+
+
+def build_name() -> str:
+    """Name of the inference library, as recorded with each decision."""
+    return f"llama-cpp-python {llama_cpp.__version__}"
+
+
+def gpu_offload() -> bool:
+    """True when llama.cpp was built for, and sees, a GPU."""
+    return bool(lib.llama_supports_gpu_offload())
+
+
+class Vocabulary:
+    """Tokens and chat template of a GGUF file; with `vocab_only` nothing else of it is read."""
+
+    def __init__(self, path: Path, *, vocab_only: bool = False, gpu_layers: int = -1) -> None:
+        _start_backend()
+        _recent.clear()
+        params = lib.llama_model_default_params()
+        params.vocab_only = vocab_only
+        params.n_gpu_layers = gpu_layers
+        self.model = lib.llama_model_load_from_file(os.fsencode(path), params)
+        if not self.model:
+            reason = "; ".join(_recent) or "llama.cpp gave no reason"
+            raise EngineError(f"{path} cannot be loaded as a model: {reason}")
+        self.vocab = lib.llama_model_get_vocab(self.model)
+        self.size = lib.llama_vocab_n_tokens(self.vocab)
+        template = lib.llama_model_chat_template(self.model, None)
+        if not template:
+            raise EngineError(f"{path} carries no chat template; an instruct model is needed")
+        self._template = template.decode("utf-8")
+        self._bos = lib.llama_vocab_bos(self.vocab) if lib.llama_vocab_get_add_bos(self.vocab) else -1
+
+    def close(self) -> None:
+        if self.model:
+            lib.llama_model_free(self.model)
+            self.model = None
+
+    def tokenise(self, text: str, *, special: bool = False) -> list[int]:
+        """Token ids of `text`; only with `special` may text become a special token."""
+        raw = text.encode("utf-8")
+        buffer = (lib.llama_token * (len(raw) + 2))()
+        count = lib.llama_tokenize(self.vocab, raw, len(raw), buffer, len(buffer), False, special)
+        if count < 0:
+            raise EngineError(f"a text of {len(raw)} bytes could not be tokenised")
+        return list(buffer[:count])
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """Text of token ids; special tokens have none."""
+        parts = []
+        buffer = ctypes.create_string_buffer(256)
+        for token in tokens:
+            count = lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
+            parts.append(buffer.raw[:count] if count > 0 else b"")
+        return b"".join(parts).decode("utf-8", "replace")
+
+    def ends_turn(self, token: int) -> bool:
+        """True for end-of-turn and end-of-text tokens."""
+        return bool(lib.llama_vocab_is_eog(self.vocab, token))
+
+    def prompt(self, prefix: PromptPrefix) -> tuple[list[int], list[int]]:
+        """Token ids before the question, and between the question and the label."""
+        turns = (*prefix.turns, Turn(role="user", text=""))
+        marks = markup(self._template, turns, bos=self._special_text(self._bos))
+        tokens = []
+        for mark, turn in zip(marks, prefix.turns, strict=False):
+            tokens += self.tokenise(mark, special=True) + self.tokenise(turn.text)
+        tokens += self.tokenise(marks[-2], special=True)
+        if self._bos >= 0 and tokens[0] != self._bos:
+            tokens.insert(0, self._bos)
+        return tokens, self.tokenise(marks[-1], special=True) + self.tokenise(prefix.answer_head)
+
+    def info(self, name: str, sha256: str, *, device: str) -> ModelInfo:
+        buffer = ctypes.create_string_buffer(256)
+        lib.llama_model_desc(self.model, buffer, len(buffer))
+        architecture, _, quantisation = (buffer.value.decode() + "  ").split(" ", 2)
+        return ModelInfo(
+            name=name,
+            sha256=sha256,
+            quantisation=quantisation.strip(),
+            architecture=architecture,
+            parameters=lib.llama_model_n_params(self.model),
+            build=build_name(),
+            device=device,
+        )
+
+    def _special_text(self, token: int) -> str:
+        return lib.llama_vocab_get_text(self.vocab, token).decode() if token >= 0 else ""
+
+
+@dataclass
+class _Resident:
+    """A pack in its stream."""
+
+    stream: int
+    tokens: list[int]
+    tail: list[int]
+    digest: str
+    labels: Trie
+    ride: tuple[int, ...]
+    names: tuple[str, ...]
+
+
+@dataclass
+class _Run:
+    """An explanation: waiting for a stream (-1), or running in one from position `position`."""
+
+    ticket: int
+    pack: str
+    writing: Writing
+    suffix: tuple[int, ...]
+    deadline_ns: int
+    started_ns: int
+    stream: int = -1
+    position: int = 0
+    pending: list[int] = field(default_factory=list)
+
+
+class LlamaEngine:
+    """A GGUF model in this process.
+
+    `context_tokens` is the length of each stream; `packs` and `explanations` count the streams. Prefix
+    states are kept in `states_dir` (None: not kept). Raises EngineError if the model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        name: str,
+        sha256: str,
+        context_tokens: int = 2048,
+        question_tokens: int = 512,
+        packs: int = 1,
+        explanations: int = 4,
+        threads: int = 0,
+        gpu_layers: int = -1,
+        states_dir: Path | None = None,
+    ) -> None:
+        self.vocabulary = Vocabulary(path, gpu_layers=gpu_layers)
+        self._context_tokens = context_tokens
+        self._batch_tokens = max(question_tokens, explanations * STEP_TOKENS)
+        self._question_tokens = question_tokens
+        self._threads = threads or len(os.sched_getaffinity(0))
+        params = lib.llama_context_default_params()
+        params.n_seq_max = packs + explanations
+        params.n_ctx = context_tokens * params.n_seq_max
+        params.n_batch = params.n_ubatch = self._batch_tokens
+        params.n_threads = params.n_threads_batch = self._threads
+        params.kv_unified = False
+        self._context = lib.llama_init_from_model(self.vocabulary.model, params)
+        if not self._context:
+            self.vocabulary.close()
+            raise EngineError(f"no context of {params.n_ctx} tokens for {path}: {'; '.join(_recent)}")
+        self._memory = lib.llama_get_memory(self._context)
+        self._batch = _Batch(self._batch_tokens)
+        device = "gpu" if gpu_layers != 0 and gpu_offload() else "cpu"
+        self._model = self.vocabulary.info(name, sha256, device=device)
+        self._states_dir = states_dir
+        self._free_packs = list(range(packs))
+        self._free_streams = list(range(packs, packs + explanations))
+        self._packs: dict[str, _Resident] = {}
+        self._runs: list[_Run] = []
+        self._waiting: deque[_Run] = deque()
+        self._last_scored: Scored | None = None
+
+    @property
+    def model(self) -> ModelInfo:
+        return self._model
+
+    @property
+    def explaining(self) -> int:
+        return len(self._runs) + len(self._waiting)
+
+    def close(self) -> None:
+        """Free everything; safe to call twice."""
+        if self._context:
+            self._batch.close()
+            lib.llama_free(self._context)
+            self._context = None
+            self.vocabulary.close()
+
+    # ------------------------------------------------------------ prefixes
+
+    def load(self, prefix: PromptPrefix) -> int:
+        """Make a pack's prefix resident, from its saved state if there is a sound one."""
+        if prefix.pack_sha256 in self._packs:
+            return len(self._packs[prefix.pack_sha256].tokens)
+        if not self._free_packs:
+            raise EngineError(f"all {len(self._packs)} pack streams are taken")
+        tokens, tail = self.vocabulary.prompt(prefix)
+        room = self._context_tokens - len(tokens) - ANSWER_TOKENS
+        if room < len(tail) + 64:
+            raise EngineError(
+                f"the pack's prefix has {len(tokens)} tokens; a stream holds {self._context_tokens} and must "
+                f"leave room for a question: raise context_tokens or shorten the pack"
+            )
+        labels = Trie.of({label: self.vocabulary.tokenise(label) for label in prefix.labels})
+        for path, node in labels.branches():
+            if node.value is not None:
+                raise EngineError(f"label {node.value!r} opens another label; path {path}")
+        resident = _Resident(
+            stream=self._free_packs[0],
+            tokens=tokens,
+            tail=tail,
+            digest=hashlib.sha256(np.asarray(tokens, np.int32).tobytes()).hexdigest(),
+            labels=labels,
+            ride=max((path for path, _ in labels.branches()), key=len, default=()),
+            names=prefix.labels,
+        )
+        state = self._state_path(resident)
+        if state is None or not self._restore(resident, state):
+            self._prefill(resident)
+            if state is not None:
+                self._save(resident, state)
+        self._packs[prefix.pack_sha256] = resident
+        self._free_packs.pop(0)
+        return len(tokens)
+
+    def _prefill(self, resident: _Resident) -> None:
+        lib.llama_memory_seq_rm(self._memory, resident.stream, -1, -1)
+        for start in range(0, len(resident.tokens), self._batch_tokens):
+            self._batch.clear()
+            chunk = resident.tokens[start : start + self._batch_tokens]
+            self._batch.add(chunk, start, resident.stream)
+            self._decode()
+
+    def _state_path(self, resident: _Resident) -> Path | None:
+        """Where this prefix's state is kept: its name is a digest of everything it depends on."""
+        if self._states_dir is None:
+            return None
+        key = "\0".join(
+            (
+                self._model.sha256,
+                self._model.build,
+                self._model.device,
+                str((self._context_tokens, self._batch_tokens, self._threads)),
+                resident.digest,
+            )
+        )
+        return self._states_dir / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.state"
+
+    def _restore(self, resident: _Resident, path: Path) -> bool:
+        try:
+            expected = path.with_suffix(".sha256").read_text().strip()
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:
+            return False
+        if found != expected:
+            log.warning("prefix state %s is damaged (sha256 %s, expected %s): rebuilt", path, found, expected)
+            return False
+        count = ctypes.c_size_t(0)
+        buffer = (lib.llama_token * len(resident.tokens))()
+        read = lib.llama_state_seq_load_file(
+            self._context, os.fsencode(path), resident.stream, buffer, len(buffer), ctypes.byref(count)
+        )
+        if read == 0 or list(buffer[: count.value]) != resident.tokens:
+            log.warning("prefix state %s does not fit this model: rebuilt", path)
+            return False
+        return True
+
+    def _save(self, resident: _Resident, path: Path) -> None:
+        """Keep the state for the next start; failing to is no error, only a slower start."""
+        tokens = (lib.llama_token * len(resident.tokens))(*resident.tokens)
+        partial = path.with_suffix(f".{os.getpid()}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not lib.llama_state_seq_save_file(
+                self._context, os.fsencode(partial), resident.stream, tokens, len(tokens)
+            ):
+                raise OSError("llama.cpp could not write it")
+            with partial.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            path.with_suffix(".sha256").write_text(f"{digest}\n")
+            partial.replace(path)
+        except OSError as error:
+            log.warning("prefix state %s is not kept: %s", path, error)
+            partial.unlink(missing_ok=True)
+
+    # ------------------------------------------------------------ decisions
+
+    def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
+        """One decode of the question; tokens that several labels share ride along in it."""
+        started_ns = time.monotonic_ns()
+        if started_ns >= deadline_ns:
+            raise DeadlineExceeded("the deadline passed before the question was read")
+        pack = self._packs[pack_sha256]
+        start = len(pack.tokens)
+        suffix = self.vocabulary.tokenise(question) + pack.tail
+        room = min(self._question_tokens, self._context_tokens - start - ANSWER_TOKENS) - len(pack.ride)
+        if len(suffix) > room:
+            raise RequestError(
+                "too_large", f"request: the situation has {len(suffix)} tokens; the limit is {room}"
+            )
+        lib.llama_memory_seq_rm(self._memory, pack.stream, start, -1)
+        label_at = len(suffix) - 1
+        self._batch.clear()
+        self._batch.add([*suffix, *pack.ride], start, pack.stream, logits_from=label_at)
+        self._decode()
+        logits: dict[tuple[int, ...], np.ndarray[Any, np.dtype[np.float32]]] = {}
+        for path, node in pack.labels.branches():
+            if path == pack.ride[: len(path)]:
+                logits[path] = self._logits_of(node, label_at + len(path))
+        for path, node in pack.labels.branches():
+            if path not in logits:
+                if time.monotonic_ns() >= deadline_ns:
+                    raise DeadlineExceeded("the deadline passed while labels were scored")
+                lib.llama_memory_seq_rm(self._memory, pack.stream, start + label_at + 1, -1)
+                self._batch.clear()
+                self._batch.add(path, start + label_at + 1, pack.stream, logits_from=len(path) - 1)
+                self._decode()
+                logits[path] = self._logits_of(node, len(path) - 1)
+        probabilities = _closed_set(pack.labels, logits)
+        names = [name for name in pack.names if name in probabilities]
+        scored = Scored(
+            label=max(names, key=probabilities.__getitem__).strip(),
+            probabilities={name.strip(): probabilities[name] for name in names},
+            logits=tuple(float(x) for path, _ in pack.labels.branches() for x in logits[path]),
+            suffix_tokens=tuple(suffix),
+            prefix_tokens=start,
+            prefix_digest=pack.digest,
+            score_ms=(time.monotonic_ns() - started_ns) / 1e6,
+        )
+        self._last_scored = scored
+        return scored
+
+    def _logits_of(self, node: Trie, output: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        return self._logits(output)[list(node.children)].copy()
+
+    # ------------------------------------------------------------ explanations
+
+    def explain(
+        self, ticket: int, pack_sha256: str, scored: Scored, steps: tuple[Step, ...], deadline_ns: int
+    ) -> None:
+        """Continue `scored` in a stream of its own, or wait for one."""
+        run = _Run(
+            ticket=ticket,
+            pack=pack_sha256,
+            writing=Writing(
+                steps,
+                tokenise=self.vocabulary.tokenise,
+                text_of=self.vocabulary.text_of,
+                ends=self.vocabulary.ends_turn,
+            ),
+            suffix=scored.suffix_tokens,
+            deadline_ns=deadline_ns,
+            started_ns=time.monotonic_ns(),
+        )
+        if self._free_streams and self._last_scored is scored:
+            self._take_stream(run, keep=len(scored.suffix_tokens))
+        else:
+            self._waiting.append(run)
+
+    def step(self) -> list[Written]:
+        """One shared decode; fixed text is fed together with the token before it."""
+        ended = [self._finish(run, truncated=True) for run in self._expire()]
+        while self._waiting and self._free_streams:
+            self._take_stream(self._waiting.popleft(), keep=0)
+        self._batch.clear()
+        outputs: list[tuple[_Run, int]] = []
+        for run in list(self._runs):
+            feed, rest = run.pending[:STEP_TOKENS], run.pending[STEP_TOKENS:]
+            if run.writing.done or run.position + len(feed) > self._context_tokens:
+                ended.append(self._finish(run, truncated=not run.writing.done))
+                continue
+            last = self._batch.add(feed, run.position, run.stream, logits_from=len(feed) - 1)
+            run.position += len(feed)
+            run.pending = rest
+            if not rest:
+                outputs.append((run, last))
+        if not self._batch.used:
+            return ended
+        self._decode()
+        for run, output in outputs:
+            logits, allowed = self._logits(output), run.writing.allowed()
+            if allowed is None:
+                token = int(np.argmax(logits))
+            else:
+                token = max(allowed, key=lambda candidate: logits[candidate])
+            run.pending = run.writing.take(token)
+            if run.writing.done:
+                ended.append(self._finish(run, truncated=False))
+        return ended
+
+    def _expire(self) -> list[_Run]:
+        now = time.monotonic_ns()
+        late = [run for run in (*self._runs, *self._waiting) if now >= run.deadline_ns]
+        if late:
+            self._waiting = deque(run for run in self._waiting if now < run.deadline_ns)
+        return late
+
+    def _take_stream(self, run: _Run, *, keep: int) -> None:
+        """Copy the pack's stream for `run`: its prefix and the first `keep` tokens of its question."""
+        pack = self._packs[run.pack]
+        run.stream = self._free_streams.pop()
+        run.position = len(pack.tokens) + keep
+        run.pending = [*run.suffix[keep:], *run.writing.begin()]
+        lib.llama_memory_seq_rm(self._memory, run.stream, -1, -1)
+        lib.llama_memory_seq_cp(self._memory, pack.stream, run.stream, -1, -1)
+        lib.llama_memory_seq_rm(self._memory, run.stream, run.position, -1)
+        self._runs.append(run)
+
+    def _finish(self, run: _Run, *, truncated: bool) -> Written:
+        if run.stream >= 0:
+            self._runs.remove(run)
+            self._free_streams.append(run.stream)
+        return Written(
+            ticket=run.ticket,
+            values=run.writing.values,
+            text=run.writing.text,
+            truncated=truncated,
+            generated_tokens=run.writing.generated_tokens,
+            explain_ms=(time.monotonic_ns() - run.started_ns) / 1e6,
+        )
+
+    # ------------------------------------------------------------ decoding
+
+    def _decode(self) -> None:
+        self._last_scored = None
+        code = lib.llama_decode(self._context, self._batch.raw())
+        if code != 0:
+            raise EngineError(f"llama_decode failed with code {code}: {'; '.join(_recent)}")
+
+    def _logits(self, output: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Logits after batch token `output`: a view that lasts until the next decode."""
+        pointer = lib.llama_get_logits_ith(self._context, output)
+        return np.ctypeslib.as_array(pointer, (self.vocabulary.size,))
+
+
+class _Batch:
+    """A llama_batch seen through numpy; tokens of several streams may be in it."""
+
+    def __init__(self, capacity: int) -> None:
+        self._batch = lib.llama_batch_init(capacity, 0, 1)
+        shape = (capacity,)
+        self._tokens = np.ctypeslib.as_array(self._batch.token, shape)
+        self._positions = np.ctypeslib.as_array(self._batch.pos, shape)
+        self._outputs = np.ctypeslib.as_array(self._batch.logits, shape)
+        for index in range(capacity):
+            self._batch.n_seq_id[index] = 1
+        self.used = 0
+
+    def clear(self) -> None:
+        self.used = 0
+
+    def add(self, tokens: Sequence[int], position: int, stream: int, *, logits_from: int = -1) -> int:
+        """Append tokens; logits are kept from index `logits_from` on. Returns the last one's place."""
+        start, end = self.used, self.used + len(tokens)
+        self._tokens[start:end] = tokens
+        self._positions[start:end] = range(position, position + len(tokens))
+        self._outputs[start:end] = 0
+        if logits_from >= 0:
+            self._outputs[start + logits_from : end] = 1
+        for index in range(start, end):
+            self._batch.seq_id[index][0] = stream
+        self.used = end
+        return end - 1
+
+    def raw(self) -> Any:
+        self._batch.n_tokens = self.used
+        return self._batch
+
+    def close(self) -> None:
+        lib.llama_batch_free(self._batch)
+
+
+def _closed_set(
+    labels: Trie, logits: dict[tuple[int, ...], np.ndarray[Any, np.dtype[np.float32]]]
+) -> dict[str, float]:
+    """Probability of every label: at each branch a softmax over its children only, multiplied along.
+
+    This is the distribution of sampling under a grammar that admits exactly the labels.
+    """
+    probabilities: dict[str, float] = {}
+
+    def descend(node: Trie, path: tuple[int, ...], mass: float) -> None:
+        if node.value is not None:
+            probabilities[node.value] = mass
+        if len(node.children) == 1:
+            ((token, child),) = node.children.items()
+            descend(child, (*path, token), mass)
+        elif node.children:
+            raw = logits[path].astype(np.float64)
+            weights = np.exp(raw - raw.max())
+            for share, (token, child) in zip(weights / weights.sum(), node.children.items(), strict=True):
+                descend(child, (*path, token), mass * float(share))
+
+    descend(labels, (), 1.0)
+    return probabilities

@@ -1,0 +1,165 @@
+"""The operator's rules: CEL over the request, and the floor they set.
+
+Owns CEL. Invariant: rules only ever tighten, and an error tightens too: a rule that fails raises the floor
+to its outcome, and any failure disables every `final` allow of that request. Pure: the same evaluation and
+receipt time give the same floor; no clock is read. Compiled once, applied on the engine thread.
+
+Expressions see `subject`, `action`, `resource`, `context` (as AuthZEN has them), `facts` (those computed so
+far), and `now` (the daemon's receipt time, a timestamp).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import cel
+import msgspec
+from cel.stdlib import add_stdlib_to_context
+from msgspec import Struct
+
+from thor_policy.core import RISKS, Evaluation, Floor, Json, Risk
+from thor_policy.errors import PackError
+
+
+class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When `when` holds, no answer is looser than `outcome`.
+
+    `final` (only with the loosest outcome) lets the rule answer without the model when nothing stricter
+    matched. `clause` is the policy clause it enforces; `because` is what people read.
+    """
+
+    id: str
+    when: str
+    outcome: str
+    because: str
+    clause: str | None = None
+    classification: str | None = None
+    final: bool = False
+
+
+class RuleBook:
+    """Compiled facts, rules and risk of one pack.
+
+    `outcomes` lists the labels, loosest first. Raises PackError naming the expression that does not
+    compile, an outcome that is not in the list, or a `final` that is not an allow.
+    """
+
+    def __init__(
+        self,
+        *,
+        outcomes: Sequence[str],
+        facts: Mapping[str, str],
+        rules: Sequence[Rule],
+        risk: str,
+        where: str = "pack",
+    ) -> None:
+        self._rank = {outcome: rank for rank, outcome in enumerate(outcomes)}
+        self._loosest, self._strictest = outcomes[0], outcomes[-1]
+        self.rules = tuple(rules)
+        for rule in rules:
+            if rule.outcome not in self._rank:
+                known = ", ".join(outcomes)
+                raise PackError(f"{where}: rule {rule.id}: outcome {rule.outcome!r} is not one of {known}")
+            if rule.final and rule.outcome != self._loosest:
+                raise PackError(
+                    f"{where}: rule {rule.id}: `final` goes only with {self._loosest!r}, the loosest outcome"
+                )
+        self._facts = [(name, _compile(text, f"{where}: fact {name}")) for name, text in facts.items()]
+        self._programs = [(rule, _compile(rule.when, f"{where}: rule {rule.id}: when")) for rule in rules]
+        self._risk = _compile(risk, f"{where}: risk")
+
+    def apply(self, evaluation: Evaluation, received_at: float) -> Floor:
+        """Facts, rules and risk of one evaluation; `received_at` is Unix time in seconds.
+
+        Never raises: what fails is named in `Floor.errors` and tightens the answer.
+        """
+        context = cel.Context(msgspec.to_builtins(evaluation))
+        add_stdlib_to_context(context)
+        context.add_variable("now", datetime.fromtimestamp(received_at, UTC))
+        errors: dict[str, str] = {}
+        facts: dict[str, Json] = {}
+        context.add_variable("facts", facts)
+        for name, program in self._facts:
+            value = _run(program, context, errors, f"fact:{name}", bool | int | float | str)
+            if value is not None:
+                facts[name] = value
+                context.add_variable("facts", facts)
+
+        fired: list[Rule] = []
+        finals: list[Rule] = []
+        for rule, program in self._programs:
+            holds = _run(program, context, errors, rule.id, bool)
+            if holds is None:
+                if rule.outcome != self._loosest:
+                    fired.append(rule)
+            elif holds:
+                (finals if rule.final else fired).append(rule)
+        fired.sort(key=lambda rule: -self._rank[rule.outcome])
+
+        risk = _run(self._risk, context, errors, "risk", str)
+        outcome = fired[0].outcome if fired else self._loosest
+        deciding = [rule for rule in fired if rule.outcome == outcome]
+        final = outcome == self._strictest
+        if outcome == self._loosest and finals and not errors:
+            deciding, final = finals, True
+        return Floor(
+            outcome=outcome,
+            final=final,
+            rules=tuple(rule.id for rule in dict.fromkeys((*fired, *deciding))),
+            clauses=tuple(dict.fromkeys(rule.clause for rule in deciding if rule.clause)),
+            because=_because(deciding, errors),
+            classification=next((rule.classification for rule in deciding if rule.classification), None),
+            facts=facts,
+            errors=errors,
+            risk=_as_risk(risk),
+        )
+
+    def stricter(self, *outcomes: str) -> str:
+        """The strictest of `outcomes`."""
+        return max(outcomes, key=self._rank.__getitem__)
+
+
+def asserted_properties(rule: Rule) -> bool:
+    """True when a rule looks at nothing but what the caller asserts about the subject."""
+    paths = re.findall(r"\b(subject|action|resource|context|facts|now)\b(?:\.(\w+))?", rule.when)
+    return bool(paths) and all(root == "subject" and part == "properties" for root, part in paths)
+
+
+def _because(deciding: Sequence[Rule], errors: Mapping[str, str]) -> str | None:
+    reasons = [
+        f"Rule {rule.id} could not be evaluated and counts as matched." if rule.id in errors else rule.because
+        for rule in deciding
+    ]
+    return " ".join(dict.fromkeys(reasons)) or None
+
+
+def _as_risk(value: Any) -> Risk:
+    """The value if it is a risk; otherwise the gravest, for an unknown risk is no small one."""
+    return next((risk for risk in RISKS if risk == value), RISKS[-1])
+
+
+def _compile(text: str, where: str) -> cel.Program:
+    try:
+        return cel.compile(text)
+    except ValueError as error:
+        reason = str(error).splitlines()[0].removeprefix("Failed to parse expression ")
+        raise PackError(f"{where}: not valid CEL: {reason}") from error
+
+
+def _run(program: cel.Program, context: cel.Context, errors: dict[str, str], name: str, kind: Any) -> Any:
+    """Value of `program`, or None with the reason in `errors`."""
+    try:
+        value = program.execute(context)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic in the Rust library is no subclass of Exception
+        errors[name] = f"{type(error).__name__}: {error}"
+        return None
+    if not isinstance(value, kind) or (isinstance(value, float) and math.isnan(value)):
+        errors[name] = f"gave {value!r}, not a {getattr(kind, '__name__', 'plain value')}"
+        return None
+    return value

@@ -1,0 +1,151 @@
+"""Public stand-ins for tests of the rooms around the engine and the journal.
+
+Owns `StubEngine` and nothing that production code imports. Invariant: everything here keeps the contract of
+the seam it stands in for; tests/test_engine.py runs the same contract over the stub and over llama.cpp.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from thor_policy.config import Config
+from thor_policy.core import ModelInfo, PromptPrefix, Scored, Step, Written
+from thor_policy.engine.writing import Writing
+from thor_policy.errors import DeadlineExceeded, EngineError, RequestError
+from thor_policy.journal.events import Event
+from thor_policy.journal.writer import Committed, Journal, OnCommitted
+
+#: The stub's context, in characters: its tokens are characters.
+STUB_CONTEXT_CHARS = 4_096
+
+
+class StubEngine:
+    """An engine whose label is a digest of the question: deterministic, instant, and no judge at all.
+
+    `bias` makes it answer that label, with probability 0.9, whenever the pack has it.
+    """
+
+    def __init__(self, *, bias: str | None = None) -> None:
+        self._bias = bias
+        self._prefixes: dict[str, PromptPrefix] = {}
+        self._running: deque[tuple[int, Writing, int, int]] = deque()
+        self.closed = False
+
+    @property
+    def model(self) -> ModelInfo:
+        return ModelInfo(
+            name="stub",
+            sha256=hashlib.sha256(b"stub").hexdigest(),
+            quantisation="none",
+            architecture="stub",
+            parameters=0,
+            build="thor_policy.testing",
+            device="none",
+        )
+
+    @property
+    def explaining(self) -> int:
+        return len(self._running)
+
+    def load(self, prefix: PromptPrefix) -> int:
+        self._prefixes[prefix.pack_sha256] = prefix
+        return sum(len(turn.text) for turn in prefix.turns)
+
+    def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
+        if pack_sha256 not in self._prefixes:
+            raise EngineError(f"the pack {pack_sha256} is not loaded")
+        if time.monotonic_ns() >= deadline_ns:
+            raise DeadlineExceeded("the deadline passed before the question was read")
+        if len(question) > STUB_CONTEXT_CHARS:
+            raise RequestError(
+                "too_large",
+                f"request: the situation has {len(question)} tokens; the limit is {STUB_CONTEXT_CHARS}",
+            )
+        labels = [label.strip() for label in self._prefixes[pack_sha256].labels]
+        digest = hashlib.sha256(question.encode()).digest()
+        weights = [1 + byte for byte in digest[: len(labels)]]
+        if self._bias in labels:
+            weights = [9 * (len(labels) - 1) if label == self._bias else 1 for label in labels]
+        probabilities = {label: w / sum(weights) for label, w in zip(labels, weights, strict=True)}
+        return Scored(
+            label=max(labels, key=probabilities.__getitem__),
+            probabilities=probabilities,
+            logits=tuple(float(weight) for weight in weights),
+            suffix_tokens=tuple(map(ord, question)),
+            prefix_tokens=self.load(self._prefixes[pack_sha256]),
+            prefix_digest=pack_sha256,
+            score_ms=0.0,
+        )
+
+    def explain(
+        self, ticket: int, pack_sha256: str, scored: Scored, steps: tuple[Step, ...], deadline_ns: int
+    ) -> None:
+        writing = Writing(
+            steps,
+            tokenise=lambda text: [ord(c) for c in text],
+            text_of=_text_of,
+            ends=lambda token: token == 0,
+        )
+        writing.begin()
+        self._running.append((ticket, writing, deadline_ns, time.monotonic_ns()))
+
+    def step(self) -> list[Written]:
+        ended = []
+        for ticket, writing, deadline_ns, started_ns in list(self._running):
+            late = time.monotonic_ns() >= deadline_ns
+            if not writing.done and not late:
+                allowed = writing.allowed()
+                writing.take(min(allowed) if allowed is not None else ord("\n"))
+            if writing.done or late:
+                self._running.remove((ticket, writing, deadline_ns, started_ns))
+                ended.append(
+                    Written(
+                        ticket=ticket,
+                        values=writing.values,
+                        text=writing.text,
+                        truncated=not writing.done,
+                        generated_tokens=writing.generated_tokens,
+                        explain_ms=(time.monotonic_ns() - started_ns) / 1e6,
+                    )
+                )
+        return ended
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def load_stub_engine(_config: Config) -> StubEngine:
+    """For `app.open_service(load_engine=..)`."""
+    return StubEngine()
+
+
+class HastyJournal(Journal):
+    """A journal that breaks the promise: it acknowledges a decision before its commit.
+
+    It exists so that the crash test can show that it would notice.
+    """
+
+    def append(self, event: Event) -> None:
+        if event.ticket is not None:
+            self._on_committed([Committed(ticket=event.ticket, kind=event.kind)])
+        super().append(event)
+
+    def _commit(self, batch: list[tuple[Event, int]]) -> list[Committed]:
+        return [fate for fate in super()._commit(batch) if fate.ticket is None]
+
+
+def open_hasty_journal(config: Config, on_committed: OnCommitted) -> Journal:
+    """For `app.open_service(open_journal=..)`."""
+    return HastyJournal(
+        config.journal_path,
+        on_committed=on_committed,
+        synchronous=config.synchronous,
+        erasable=config.erasable,
+    )
+
+
+def _text_of(tokens: Sequence[int]) -> str:
+    return "".join(map(chr, tokens))

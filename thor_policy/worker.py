@@ -1,0 +1,133 @@
+"""The engine thread: one loop that decides, and explains when nobody waits for a decision.
+
+Owns the thread that owns the engine. Invariant: a waiting decision goes before the next explanation step,
+and each request ends in exactly one outcome: a decision handed to the journal, or a refusal. Nothing here
+waits for the disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from thor_policy.core import Decision, DecisionLog, Request
+from thor_policy.errors import EngineError, RequestError
+from thor_policy.policy import Explained, Policy, Unexplained
+
+log = logging.getLogger(__name__)
+
+#: Weight of the newest decision in the running mean of how long one takes.
+_MEAN_WEIGHT = 0.1
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A request that got no decision."""
+
+    ticket: int
+    error: RequestError
+
+
+Outcome = Decision | Explained | Unexplained | Refused
+
+
+class Worker:
+    """Runs `policy` on a thread of its own.
+
+    Each decision and explanation goes to `log` with its ticket; `tell` hears of it first, on this thread,
+    and must not block.
+    """
+
+    def __init__(self, policy: Policy, journal: DecisionLog, tell: Callable[[int, Outcome], None]) -> None:
+        self._policy = policy
+        self._journal = journal
+        self._tell = tell
+        self._queue: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self.mean_decision_ms = 0.0
+        self.decisions = 0
+        self.explanations = 0
+        self.unexplained = 0
+        self.refused = 0
+        self.internal_errors = 0
+        self.step_ms_max = 0.0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """False when the engine thread has ended."""
+        return self._thread.is_alive()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for the model."""
+        return self._queue.qsize()
+
+    def submit(self, request: Request) -> None:
+        """Queue an admitted request; returns at once."""
+        self._queue.put(request)
+
+    def stop(self, timeout_s: float) -> bool:
+        """Finish what is queued, then end; False if it did not within `timeout_s`."""
+        self._queue.put(None)
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        engine = self._policy.engine
+        try:
+            while True:
+                try:
+                    request = self._queue.get(block=not engine.explaining)
+                except queue.Empty:
+                    self._explain()
+                    continue
+                if request is None:
+                    break
+                self._decide(request)
+            while engine.explaining:
+                self._explain()
+        finally:
+            engine.close()
+
+    def _decide(self, request: Request) -> None:
+        started_ns = time.monotonic_ns()
+        try:
+            decision = self._policy.decide(request)
+        except RequestError as error:
+            self.refused += 1
+            self._tell(request.ticket, Refused(request.ticket, error))
+            return
+        except Exception:
+            log.exception("a decision failed for a reason that no code foresaw")
+            self.internal_errors += 1
+            internal = RequestError("internal", "the decision failed; the daemon's log says why")
+            self._tell(request.ticket, Refused(request.ticket, internal))
+            return
+        took_ms = (time.monotonic_ns() - started_ns) / 1e6
+        self.mean_decision_ms += _MEAN_WEIGHT * (took_ms - self.mean_decision_ms)
+        self.decisions += 1
+        self._tell(request.ticket, decision)
+        self._journal.decided(decision, request.ticket)
+
+    def _explain(self) -> None:
+        started_ns = time.monotonic_ns()
+        try:
+            ended = self._policy.step()
+        except EngineError as error:
+            log.error("explanations given up: %s", error)
+            ended = list(self._policy.abandon())
+        self.step_ms_max = max(self.step_ms_max, (time.monotonic_ns() - started_ns) / 1e6)
+        for outcome in ended:
+            self._tell(outcome.ticket, outcome)
+            if isinstance(outcome, Explained):
+                self.explanations += 1
+                self._journal.explained(outcome.decision_id, outcome.explanation, time.time(), outcome.ticket)
+            else:
+                self.unexplained += 1
