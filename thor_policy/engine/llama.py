@@ -97,12 +97,12 @@ class Vocabulary:
             raise EngineError(f"a text of {len(raw)} bytes could not be tokenised")
         return list(buffer[:count])
 
-    def text_of(self, tokens: Sequence[int]) -> str:
-        """Text of token ids; special tokens have none."""
+    def text_of(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """Text of token ids; special tokens have none, unless `special`."""
         parts = []
         buffer = ctypes.create_string_buffer(256)
         for token in tokens:
-            count = lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
+            count = lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
             parts.append(buffer.raw[:count] if count > 0 else b"")
         return b"".join(parts).decode("utf-8", "replace")
 
@@ -121,6 +121,11 @@ class Vocabulary:
         if self._bos >= 0 and tokens[0] != self._bos:
             tokens.insert(0, self._bos)
         return tokens, self.tokenise(marks[-1], special=True) + self.tokenise(prefix.answer_head)
+
+    def question(self, prefix: PromptPrefix, question: str) -> tuple[list[int], list[int]]:
+        """The exact token ids (prefix, suffix) of one question."""
+        before, tail = self.prompt(prefix)
+        return before, self.tokenise(question) + tail
 
     def info(self, name: str, sha256: str, *, device: str) -> ModelInfo:
         buffer = ctypes.create_string_buffer(256)

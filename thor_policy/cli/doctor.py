@@ -1,0 +1,28 @@
+"""`doctor`: what this machine has and lacks."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+
+from thor_policy.cli import render
+from thor_policy.cli.options import as_json, configured
+from thor_policy.config import Config
+from thor_policy.doctor import examine
+
+
+@click.command()
+@configured()
+@as_json
+@click.pass_context
+def doctor(ctx: click.Context, config: Config, as_json: bool) -> None:
+    """Check device, engine, model, pack, disk, SQLite and daemon; exit status 1 if something is missing."""
+    findings = examine(config)
+    if as_json:
+        render.as_json(msgspec.to_builtins(findings))
+    else:
+        render.table(("check", "state", "found"), [(f.name, f.state, f.found) for f in findings])
+        for finding in findings:
+            if finding.cure:
+                render.line(f"  {finding.name}: {finding.cure}")
+    ctx.exit(1 if any(finding.state == "missing" for finding in findings) else 0)

@@ -1,0 +1,68 @@
+"""Entry point of `thorpolicy`: the commands, and what becomes of errors.
+
+Owns the exit statuses: 0 done, 1 a check failed, 2 wrong use, setting or state, 3 no daemon answered,
+4 the daemon refused the request. Commands are imported when they are called, so that none pays for another.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from thor_policy import __version__
+from thor_policy.errors import RequestError, ThorPolicyError
+
+#: Every command and the module in `thor_policy.cli` that holds it.
+COMMANDS = {
+    "serve": "daemon",
+    "ask": "daemon",
+    "status": "daemon",
+    "test": "suites",
+    "log": "journal",
+    "stats": "journal",
+    "models": "models",
+    "packs": "packs",
+    "doctor": "doctor",
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"thor_policy.cli.{COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ThorPolicyError as error:
+            code = f"{error.code}: " if isinstance(error, RequestError) else ""
+            click.echo(f"thorpolicy: {code}{error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="thorpolicy")
+def cli() -> None:
+    """Policy decisions on the device they protect.
+
+    \b
+    Exit status: 0 done; 1 a check failed; 2 wrong use, setting or state;
+    3 no daemon answered; 4 the daemon refused the request.
+    """
+
+
+def main() -> None:
+    """Console script."""
+    try:
+        cli.main(prog_name="thorpolicy")
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        sys.stderr.close()

@@ -1,0 +1,83 @@
+"""`models`: the catalog and the files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from thor_policy import catalog
+from thor_policy.cli import render
+from thor_policy.cli.options import as_json, configured
+from thor_policy.config import Config
+
+
+@click.group()
+def models() -> None:
+    """List, fetch and check model files."""
+
+
+@models.command(name="list")
+@configured("models_dir")
+@as_json
+def list_models(config: Config, as_json: bool) -> None:
+    """The models of the catalog, and which are there."""
+    rows = catalog.listing(config.models_dir)
+    if as_json:
+        render.as_json(msgspec.to_builtins(rows))
+        return
+    render.table(
+        ("model", "size", "for", "licence", "here"),
+        [
+            (
+                row.model.name,
+                f"{row.model.size_bytes / 1e9:.1f} GB",
+                row.model.recommended_on,
+                row.model.licence,
+                "ok" if row.present else "missing",
+            )
+            for row in rows
+        ],
+    )
+
+
+@models.command()
+@configured("models_dir")
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Fetch again and replace the file and its recorded digest.")
+def pull(config: Config, name: str, force: bool) -> None:
+    """Fetch a model of the catalog."""
+    model = catalog.Catalog.load().get(name)
+    with render.download(name) as progress:
+        file = catalog.pull(model, config.models_dir, progress=progress, force=force)
+    render.line(f"{file.path} sha256 {file.sha256}")
+
+
+@models.command()
+@configured("models_dir")
+@click.argument("name", required=False)
+@as_json
+@click.pass_context
+def verify(ctx: click.Context, config: Config, name: str | None, as_json: bool) -> None:
+    """Hash whole files and compare; exit status 1 if one is wrong."""
+    known = catalog.Catalog.load()
+    here = [row.model for row in catalog.listing(config.models_dir) if row.present]
+    verdicts = [catalog.verify(one, config.models_dir) for one in ([known.get(name)] if name else here)]
+    if as_json:
+        render.as_json([msgspec.to_builtins(v) | {"status": v.status} for v in verdicts])
+    else:
+        for verdict in verdicts:
+            render.pairs(
+                {"status": verdict.status, "expected": verdict.expected, "found": verdict.found},
+                title=str(verdict.path),
+            )
+    ctx.exit(0 if all(v.status == "ok" for v in verdicts) else 1)
+
+
+@models.command()
+@configured("models_dir")
+@click.argument("name")
+def path(config: Config, name: str) -> None:
+    """Print where a model's file is."""
+    render.line(str(Path(catalog.resolve(name, config.models_dir).path)))

@@ -1,0 +1,52 @@
+"""Command-line options, made from the settings in `config.Config`.
+
+Owns the `configured` and `as_json` decorators. Invariant: help texts and names of settings are written in
+Config alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from thor_policy import config
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def configured(*names: str) -> Callable[[F], F]:
+    """Options --config and those settings (all that are flags, if none are named), as one `config`."""
+
+    def decorate(command: F) -> F:
+        chosen = [f for f in config.settings() if (f.name in names if names else f.metadata["flag"])]
+
+        @functools.wraps(command)
+        def wrapper(*args: Any, config_file: Path | None, **kwargs: Any) -> Any:
+            flags = {f.name: kwargs.pop(f.name) for f in chosen}
+            return command(*args, config=config.load(config_file, flags=flags), **kwargs)
+
+        wrapped: Any = wrapper
+        for f in reversed(chosen):
+            wrapped = click.option(
+                f"--{f.name.replace('_', '-')}",
+                f.name,
+                metavar=f.metadata["metavar"],
+                help=f.metadata["help"],
+            )(wrapped)
+        result: F = click.option(
+            "--config",
+            "config_file",
+            metavar="FILE",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="TOML file of settings; also THOR_POLICY_CONFIG.",
+        )(wrapped)
+        return result
+
+    return decorate
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")

@@ -1,0 +1,136 @@
+"""`packs`: list, show, check and render policy packs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+import click
+import msgspec
+
+from thor_policy import catalog, wire
+from thor_policy import packs as room
+from thor_policy.cli import render
+from thor_policy.cli.options import as_json, configured
+from thor_policy.config import Config, data_path
+from thor_policy.core import Json
+from thor_policy.errors import RequestError
+
+
+@click.group()
+def packs() -> None:
+    """List, show, check and render policy packs."""
+
+
+@packs.command(name="list")
+@as_json
+def list_packs(as_json: bool) -> None:
+    """The packs that ship with this version."""
+    loaded = [_load(name) for name in room.available(data_path("prompts"))]
+    if as_json:
+        render.as_json([msgspec.to_builtins(pack.info) for pack in loaded])
+        return
+    render.table(
+        ("pack", "version", "clauses", "rules", "examples", "sha256"),
+        [
+            (
+                pack.info.name,
+                pack.info.version,
+                len(pack.clauses),
+                len(pack.book.rules),
+                len(pack.examples),
+                pack.info.sha256[:12],
+            )
+            for pack in loaded
+        ],
+    )
+
+
+@packs.command()
+@click.argument("pack", metavar="NAME|DIR")
+@as_json
+def show(pack: str, as_json: bool) -> None:
+    """The clauses, rules and outcomes of a pack."""
+    loaded = _load(pack)
+    if as_json:
+        render.as_json(
+            {
+                "pack": msgspec.to_builtins(loaded.info),
+                "manifest": msgspec.to_builtins(loaded.manifest),
+                "clauses": loaded.clauses,
+                "rules": msgspec.to_builtins(loaded.book.rules),
+                "examples": msgspec.to_builtins(loaded.examples),
+            }
+        )
+        return
+    render.line(f"{loaded.info.name} {loaded.info.version}: {loaded.manifest.description}")
+    render.line(f"sha256 {loaded.info.sha256}")
+    render.line(f"outcomes, loosest first: {', '.join(loaded.labels)}\n")
+    render.table(("clause", "text"), list(loaded.clauses.items()))
+    render.line("")
+    render.table(
+        ("rule", "outcome", "final", "clause", "because"),
+        [(r.id, r.outcome, "yes" if r.final else "", r.clause, r.because) for r in loaded.book.rules],
+    )
+
+
+@packs.command()
+@click.argument("pack", metavar="NAME|DIR")
+@as_json
+@click.pass_context
+def lint(ctx: click.Context, pack: str, as_json: bool) -> None:
+    """What is wrong with a pack; exit status 1 if anything makes it unusable."""
+    findings = room.lint(_load(pack))
+    if as_json:
+        render.as_json(msgspec.to_builtins(findings))
+    else:
+        for finding in findings:
+            render.line(f"{finding.level}: {finding.where}: {finding.message}")
+        if not findings:
+            render.line("nothing to say against it")
+    ctx.exit(1 if any(finding.level == "error" for finding in findings) else 0)
+
+
+@packs.command(name="render")
+@configured("model", "models_dir")
+@click.argument("pack", metavar="NAME|DIR")
+@click.argument("question", metavar="FILE|-", type=click.File("r", encoding="utf-8"))
+@as_json
+def render_prompt(config: Config, pack: str, question: TextIO, as_json: bool) -> None:
+    """Print the exact prompt of one request."""
+    from thor_policy.engine.llama import Vocabulary
+
+    loaded = _load(pack)
+    evaluation = _evaluation(question.read())
+    floor = loaded.book.apply(evaluation, time.time())
+    text = loaded.question(evaluation, floor.facts)
+    vocabulary = Vocabulary(catalog.resolve(config.model, config.models_dir).path, vocab_only=True)
+    prefix_tokens, suffix_tokens = vocabulary.question(loaded.prefix, text)
+    shown = {
+        "prefix": vocabulary.text_of(prefix_tokens, special=True),
+        "suffix": vocabulary.text_of(suffix_tokens, special=True),
+        "prefix_tokens": prefix_tokens,
+        "suffix_tokens": suffix_tokens,
+    }
+    if as_json:
+        render.as_json(shown)
+        return
+    sys.stdout.write(f"{shown['prefix']}{shown['suffix']}\n")
+    render.line(
+        f"{len(prefix_tokens)} tokens of prefix, {len(suffix_tokens)} of suffix; "
+        f"floor {floor.outcome}{' (final: the model is not asked)' if floor.final else ''}",
+        stderr=True,
+    )
+
+
+def _load(name_or_dir: str) -> room.Pack:
+    return room.load(room.find(name_or_dir, data_path("prompts")))
+
+
+def _evaluation(text: str) -> Json:
+    try:
+        raw = msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise RequestError("bad_request", f"the request is not valid JSON: {error}") from error
+    return wire.evaluation_from(wire.question_fields(raw))

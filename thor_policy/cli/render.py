@@ -1,0 +1,130 @@
+"""What people see: rich tables within 80 columns, colours only on a terminal.
+
+Owns rich. Invariant: functions take plain values and print; they fetch and decide nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+from thor_policy.core import Json
+
+_STYLES = {
+    "allow": "green",
+    "deny": "red",
+    "passed": "green",
+    "failed": "red",
+    "error": "red bold",
+    "skipped": "dim",
+    "ok": "green",
+    "missing": "yellow",
+    "warning": "yellow",
+    "wrong": "red bold",
+    "critical": "red",
+    "high": "red",
+    "medium": "yellow",
+}
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console on standard output (or error), no wider than it has to be for a plain terminal."""
+    return Console(stderr=stderr, highlight=False, soft_wrap=False)
+
+
+def as_json(value: Json) -> None:
+    """One JSON value on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> None:
+    """A plain table; cells that name a state are coloured."""
+    out = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for index, column in enumerate(columns):
+        out.add_column(column, overflow="fold", no_wrap=index == 0)
+    for row in rows:
+        out.add_row(*(styled(cell) for cell in row))
+    console().print(out)
+
+
+def pairs(values: Mapping[str, Any], *, title: str | None = None) -> None:
+    """Names and values, one a line."""
+    width = max((len(name) for name in values), default=0)
+    if title:
+        console().print(f"[bold]{escape(title)}[/bold]")
+    for name, value in values.items():
+        console().print(f"  {name:<{width}}  {styled(value)}", soft_wrap=True)
+
+
+def line(text: str, *, stderr: bool = False) -> None:
+    """One line of plain text."""
+    console(stderr=stderr).print(escape(text), soft_wrap=True)
+
+
+def styled(cell: Any) -> str:
+    """Text of a cell, safe for rich, coloured when it names a state."""
+    if cell is None:
+        return "-"
+    if isinstance(cell, float):
+        return f"{cell:.3g}" if abs(cell) < 100 else f"{cell:,.0f}"
+    text = escape(str(cell))
+    style = _STYLES.get(str(cell))
+    return f"[{style}]{text}[/{style}]" if style else text
+
+
+@contextmanager
+def progress(total: int, told: str) -> Iterator[Callable[[], None]]:
+    """A progress bar on standard error for `total` items; call what it yields after each."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console(stderr=True),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(told, total=total)
+        yield lambda: bar.advance(task)
+
+
+@contextmanager
+def counting(told: str) -> Iterator[Callable[[int], None]]:
+    """A running count on standard error; call what it yields with the number so far."""
+    with Progress(
+        TextColumn("{task.description} {task.completed:,}"), console=console(stderr=True), transient=True
+    ) as bar:
+        task = bar.add_task(told, total=None)
+        yield lambda count: bar.update(task, completed=count)
+
+
+@contextmanager
+def download(told: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar for bytes; call what it yields with (bytes so far, bytes in all)."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=console(stderr=True),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(told, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
