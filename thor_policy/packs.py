@@ -91,6 +91,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     classifications: tuple[str, ...]
     fields: tuple[Field, ...]
     risk: str
+    words: dict[str, tuple[str, ...]] = {}
     facts: dict[str, str] = {}
     default_floor: str = ""
     supersedes: str | None = None
@@ -146,6 +147,7 @@ class Pack:
             facts=manifest.facts,
             rules=rules,
             risk=manifest.risk,
+            words=manifest.words,
             where=str(path),
         )
         self.prefix = self._prefix()

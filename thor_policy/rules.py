@@ -4,14 +4,18 @@ Owns CEL. Invariant: rules only ever tighten, and an error tightens too: a rule 
 to its outcome, and any failure disables every `final` allow of that request. Pure: the same evaluation and
 receipt time give the same floor; no clock is read. Compiled once, applied on the engine thread.
 
-Expressions see `subject`, `action`, `resource`, `context` (as AuthZEN has them), `facts` (those computed so
-far), and `now` (the daemon's receipt time, a timestamp).
+Expressions see `subject`, `action`, `resource` and `context` (as AuthZEN has them), `now` (the daemon's
+receipt time, a timestamp), and each fact computed so far as a variable of its own name. A fact that failed
+is no variable, so whatever rests on it fails too. `mentions(text, "list")` says whether a word list of the
+pack occurs in a text, whichever way its words are joined (deleteAuditLog, delete-audit-log, DELETE_AUDIT).
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -23,6 +27,12 @@ from msgspec import Struct
 
 from thor_policy.core import RISKS, Evaluation, Floor, Json, Risk
 from thor_policy.errors import PackError
+
+
+_ROOTS = ("subject", "action", "resource", "context", "now")
+#: A run of capitals, a word with or without a capital, digits, or letters without case.
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W\d_a-zA-Z]+")
+_FACT = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,8 +65,10 @@ class RuleBook:
         facts: Mapping[str, str],
         rules: Sequence[Rule],
         risk: str,
+        words: Mapping[str, Sequence[str]] | None = None,
         where: str = "pack",
     ) -> None:
+        self._words = {name: _word_pattern(entries) for name, entries in (words or {}).items()}
         self._rank = {outcome: rank for rank, outcome in enumerate(outcomes)}
         self._loosest, self._strictest = outcomes[0], outcomes[-1]
         self.rules = tuple(rules)
@@ -67,6 +79,11 @@ class RuleBook:
             if rule.final and rule.outcome != self._loosest:
                 raise PackError(
                     f"{where}: rule {rule.id}: `final` goes only with {self._loosest!r}, the loosest outcome"
+                )
+        for name in facts:
+            if name in _ROOTS or not _FACT.fullmatch(name):
+                raise PackError(
+                    f"{where}: fact {name!r}: must be lower case letters, digits and '_', and new"
                 )
         self._facts = [(name, _compile(text, f"{where}: fact {name}")) for name, text in facts.items()]
         self._programs = [(rule, _compile(rule.when, f"{where}: rule {rule.id}: when")) for rule in rules]
@@ -79,15 +96,15 @@ class RuleBook:
         """
         context = cel.Context(msgspec.to_builtins(evaluation))
         add_stdlib_to_context(context)
+        context.add_function("mentions", self._mentions)
         context.add_variable("now", datetime.fromtimestamp(received_at, UTC))
         errors: dict[str, str] = {}
         facts: dict[str, Json] = {}
-        context.add_variable("facts", facts)
         for name, program in self._facts:
             value = _run(program, context, errors, f"fact:{name}", bool | int | float | str)
             if value is not None:
                 facts[name] = value
-                context.add_variable("facts", facts)
+                context.add_variable(name, value)
 
         fired: list[Rule] = []
         finals: list[Rule] = []
@@ -118,6 +135,9 @@ class RuleBook:
             risk=_as_risk(risk),
         )
 
+    def _mentions(self, text: str, name: str) -> bool:
+        return self._words[name].search(_plain_words(text)) is not None
+
     def stricter(self, *outcomes: str) -> str:
         """The strictest of `outcomes`."""
         return max(outcomes, key=self._rank.__getitem__)
@@ -125,8 +145,24 @@ class RuleBook:
 
 def asserted_properties(rule: Rule) -> bool:
     """True when a rule looks at nothing but what the caller asserts about the subject."""
-    paths = re.findall(r"\b(subject|action|resource|context|facts|now)\b(?:\.(\w+))?", rule.when)
+    paths = re.findall(r"\b(subject|action|resource|context|now)\b(?:\.(\w+))?", rule.when)
     return bool(paths) and all(root == "subject" and part == "properties" for root, part in paths)
+
+
+@functools.lru_cache(maxsize=4096)
+def _plain_words(text: str) -> str:
+    """The words of a text in lower case with one space around each: `deleteAuditLog` is " delete audit log "."""
+    parts = _WORD.findall(unicodedata.normalize("NFKC", text))
+    return f" {' '.join(parts).lower()} "
+
+
+def _word_pattern(entries: Sequence[str]) -> re.Pattern[str]:
+    """Pattern for any entry as whole words; an entry may have several words, and end in `*` for any ending."""
+    alternatives = []
+    for entry in entries:
+        stem = entry.removesuffix("*")
+        alternatives.append(re.escape(_plain_words(stem).strip()) + (r"\w*" if stem != entry else ""))
+    return re.compile(f" (?:{'|'.join(alternatives)}) ")
 
 
 def _because(deciding: Sequence[Rule], errors: Mapping[str, str]) -> str | None:
