@@ -28,10 +28,10 @@ from msgspec import Struct
 from thor_policy.core import RISKS, Evaluation, Floor, Json, Risk
 from thor_policy.errors import PackError
 
-
 _ROOTS = ("subject", "action", "resource", "context", "now")
-#: A run of capitals, a word with or without a capital, digits, or letters without case.
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W\d_a-zA-Z]+")
+#: Where a capital starts a new word: `deleteLog`, `HTTPServer`.
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_WORD = re.compile(r"[^\W\d_]+|[0-9]+")
 _FACT = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -151,13 +151,17 @@ def asserted_properties(rule: Rule) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _plain_words(text: str) -> str:
-    """The words of a text in lower case with one space around each: `deleteAuditLog` is " delete audit log "."""
-    parts = _WORD.findall(unicodedata.normalize("NFKC", text))
-    return f" {' '.join(parts).lower()} "
+    """The words of a text, lower case, a space around each: `deleteAuditLog` is " delete audit log ".
+
+    Capitals inside a word part it, but the word stands there unparted too: `dElete` hides nothing.
+    """
+    text = unicodedata.normalize("NFKC", text)
+    parted, whole = (" ".join(_WORD.findall(form.lower())) for form in (_CAMEL.sub(" ", text), text))
+    return f" {parted} " if parted == whole else f" {parted} | {whole} "
 
 
 def _word_pattern(entries: Sequence[str]) -> re.Pattern[str]:
-    """Pattern for any entry as whole words; an entry may have several words, and end in `*` for any ending."""
+    """Pattern for any entry; an entry is one or more whole words, of which the last may end in `*`."""
     alternatives = []
     for entry in entries:
         stem = entry.removesuffix("*")
