@@ -96,8 +96,9 @@ def progress(total: int, told: str) -> Iterator[Callable[[], None]]:
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=console(stderr=True),
+        console=(shown := console(stderr=True)),
         transient=True,
+        disable=not shown.is_terminal,
     )
     with bar:
         task = bar.add_task(told, total=total)
@@ -107,9 +108,13 @@ def progress(total: int, told: str) -> Iterator[Callable[[], None]]:
 @contextmanager
 def counting(told: str) -> Iterator[Callable[[int], None]]:
     """A running count on standard error; call what it yields with the number so far."""
-    with Progress(
-        TextColumn("{task.description} {task.completed:,}"), console=console(stderr=True), transient=True
-    ) as bar:
+    bar = Progress(
+        TextColumn("{task.description} {task.completed:,}"),
+        console=(shown := console(stderr=True)),
+        transient=True,
+        disable=not shown.is_terminal,
+    )
+    with bar:
         task = bar.add_task(told, total=None)
         yield lambda count: bar.update(task, completed=count)
 
@@ -122,8 +127,9 @@ def download(told: str) -> Iterator[Callable[[int, int], None]]:
         BarColumn(bar_width=24),
         DownloadColumn(),
         TransferSpeedColumn(),
-        console=console(stderr=True),
+        console=(shown := console(stderr=True)),
         transient=True,
+        disable=not shown.is_terminal,
     )
     with bar:
         task = bar.add_task(told, total=None)
