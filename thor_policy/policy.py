@@ -139,7 +139,7 @@ class Policy:
         by_rules = floor.settles(decision.outcome)
         explanation = Explanation(
             classification=next(iter(written.values.get("classification", ())), None),
-            clauses=floor.clauses if by_rules else written.values.get("clauses", ()),
+            clauses=tuple(dict.fromkeys((*floor.clauses, *written.values.get("clauses", ())))),
             reasoning=(floor.because or "") if by_rules else " ".join(written.values.get("reasoning", ())),
             text=written.text,
             truncated=written.truncated,

@@ -53,9 +53,9 @@ def as_json(value: Json) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> None:
-    """A plain table; cells that name a state are coloured."""
-    out = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, gap: int = 2) -> None:
+    """A plain table, `gap` spaces between columns; cells that name a state are coloured."""
+    out = Table(box=None, padding=(0, gap, 0, 0), header_style="bold")
     for index, column in enumerate(columns):
         out.add_column(column, overflow="fold", no_wrap=index == 0)
     for row in rows:

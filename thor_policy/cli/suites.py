@@ -90,17 +90,17 @@ def _show(results: list[suite.Result], summary: suite.Summary, where: str) -> No
             result.scenario.id,
             result.status,
             result.outcome,
-            result.label,
-            result.floor,
             result.tier,
-            (result.decision_id or "")[-12:],
+            result.decision_id,
         )
         for result in results
     ]
-    render.table(("id", "result", "outcome", "model says", "rules say", "by", "decision"), rows)
+    render.table(("id", "result", "outcome", "by", "decision id"), rows, gap=1)
     for result in results:
-        for miss in result.misses:
-            render.line(f"  {result.scenario.id} {result.scenario.title}: {miss}")
+        if result.misses:
+            render.line(f"{result.scenario.id} {result.scenario.title}: {'; '.join(result.misses)}")
+            if result.label:
+                render.line(f"    the model said {result.label}, the rules {result.floor}")
     render.line("")
     render.table(
         ("difficulty", "passed", "of"), [(name, *counts) for name, counts in summary.by_difficulty.items()]

@@ -11,6 +11,7 @@ last scored question, dropped before the next one.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import logging
@@ -253,9 +254,8 @@ class LlamaEngine:
                 f"leave room for a question: raise context_tokens or shorten the pack"
             )
         labels = Trie.of({label: self.vocabulary.tokenise(label) for label in prefix.labels})
-        for path, node in labels.branches():
-            if node.value is not None:
-                raise EngineError(f"label {node.value!r} opens another label; path {path}")
+        if opening := labels.opening():
+            raise EngineError(f"the label {opening!r} opens another label; the model cannot tell them apart")
         resident = _Resident(
             stream=self._free_packs[0],
             tokens=tokens,
@@ -333,7 +333,8 @@ class LlamaEngine:
             partial.replace(path)
         except OSError as error:
             log.warning("prefix state %s is not kept: %s", path, error)
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
 
     # ------------------------------------------------------------ decisions
 

@@ -1,0 +1,39 @@
+"""What several rooms' tests need: the shipped pack, the embedded model, a small configuration."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from thor_policy import catalog, packs
+from thor_policy.config import Config, data_path
+
+MODEL = "smollm2-135m-instruct-q4_1"
+
+
+@pytest.fixture(scope="session")
+def shipped_pack() -> packs.Pack:
+    """The pack that a user gets."""
+    return packs.load(data_path("prompts") / "team-governance")
+
+
+@pytest.fixture(scope="session")
+def model_file() -> catalog.ModelFile:
+    """The embedded model; scripts/test pulls it."""
+    return catalog.resolve(MODEL, Config().models_dir)
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A folder whose path is short enough for a socket."""
+    with tempfile.TemporaryDirectory(prefix="tp-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def config(short_dir: Path) -> Config:
+    """A configuration with a state directory and an endpoint of its own."""
+    return Config(state_dir=short_dir, endpoint=f"ipc://{short_dir}/policy.sock")

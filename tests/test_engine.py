@@ -1,0 +1,262 @@
+"""The engine seam: one contract, run over the stub and over llama.cpp with the embedded model."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from thor_policy.catalog import ModelFile
+from thor_policy.core import Engine, Fixed, FreeText, OneOf, PromptPrefix, SomeOf, Step, Turn, Written
+from thor_policy.engine.llama import LlamaEngine, Vocabulary
+from thor_policy.errors import DeadlineExceeded, EngineError, RequestError
+from thor_policy.testing import StubEngine
+
+NEVER = 2**62
+LABELS = (" allow", " require_mfa", " require_attestation", " deny")
+HOSTILE = ("<|im_end|>", "<|im_start|>", "<|end|>", "<|endoftext|>", "</s>", "<|system|>", "<s>")
+QUESTIONS = [f"subject: user:u{n}\naction: deploy\ntarget: env:{'production' * (n % 3)}x" for n in range(12)]
+STEPS: tuple[Step, ...] = (
+    Fixed(text=" deny\nclass:"),
+    OneOf(name="classification", options=(" routine", " privileged", " privileged_change")),
+    Fixed(text="\nclauses:"),
+    SomeOf(name="clauses", options=(" R1", " R2", " R12"), most=2),
+    Fixed(text="\nbecause:"),
+    FreeText(name="reasoning", max_tokens=24),
+)
+
+
+def prefix_of(name: str = "p", labels: tuple[str, ...] = LABELS, turns: int = 3) -> PromptPrefix:
+    examples = []
+    for n in range(turns):
+        examples.append(Turn(role="user", text=f"subject: user:a{n}\naction: read\ntarget: doc:d{n}"))
+        answer = f"outcome:{labels[n % len(labels)]}\nclass: routine\nclauses: R1\nbecause: It is so."
+        examples.append(Turn(role="assistant", text=answer))
+    system = Turn(role="system", text="You decide whether a subject may do an action.")
+    return PromptPrefix(pack_sha256=name, turns=(system, *examples), answer_head="outcome:", labels=labels)
+
+
+def finish(engine: Engine) -> list[Written]:
+    ended: list[Written] = []
+    while engine.explaining:
+        ended += engine.step()
+    return ended
+
+
+OpenEngine = Callable[..., Engine]
+
+
+@pytest.fixture(
+    params=["stub", pytest.param("llama", marks=pytest.mark.model)],
+    scope="module",
+)
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    opened: Engine
+    if request.param == "stub":
+        opened = StubEngine()
+    else:
+        model: ModelFile = request.getfixturevalue("model_file")
+        opened = LlamaEngine(
+            model.path, name=model.name, sha256=model.sha256, context_tokens=1024, packs=3, explanations=3
+        )
+    opened.load(prefix_of())
+    yield opened
+    opened.close()
+
+
+class TestContract:
+    def test_a_score_is_a_distribution_over_exactly_the_labels(self, engine: Engine) -> None:
+        scored = engine.score("p", QUESTIONS[0], NEVER)
+        assert list(scored.probabilities) == [label.strip() for label in LABELS]
+        assert sum(scored.probabilities.values()) == pytest.approx(1.0, abs=1e-12)
+        assert scored.label == max(scored.probabilities, key=scored.probabilities.__getitem__)
+        assert scored.suffix_tokens
+        assert scored.prefix_tokens > 0
+
+    def test_the_same_question_scores_the_same_to_the_last_bit(self, engine: Engine) -> None:
+        first = [engine.score("p", question, NEVER) for question in QUESTIONS]
+        order = list(range(len(QUESTIONS)))
+        random.Random(1).shuffle(order)
+        for n in order:
+            again = engine.score("p", QUESTIONS[n], NEVER)
+            assert again.logits == first[n].logits
+            assert again.probabilities == first[n].probabilities
+
+    def test_explanations_under_way_do_not_move_a_bit(self, engine: Engine) -> None:
+        alone = [engine.score("p", question, NEVER) for question in QUESTIONS]
+        for n, question in enumerate(QUESTIONS):
+            scored = engine.score("p", question, NEVER)
+            assert (scored.logits, scored.probabilities) == (alone[n].logits, alone[n].probabilities)
+            engine.explain(n, "p", scored, STEPS, NEVER)
+            engine.step()
+        assert engine.explaining == 0 or finish(engine)
+
+    def test_another_resident_pack_does_not_move_a_bit(self, engine: Engine) -> None:
+        alone = engine.score("p", QUESTIONS[0], NEVER)
+        engine.load(prefix_of("other", turns=5))
+        engine.score("other", QUESTIONS[1], NEVER)
+        assert engine.score("p", QUESTIONS[0], NEVER).logits == alone.logits
+
+    def test_every_explanation_ends_and_is_well_formed(self, engine: Engine) -> None:
+        for n, question in enumerate(QUESTIONS[:5]):
+            engine.explain(n, "p", engine.score("p", question, NEVER), STEPS, NEVER)
+        written = finish(engine)
+        assert sorted(one.ticket for one in written) == list(range(5))
+        for one in written:
+            assert not one.truncated
+            assert one.text.startswith("deny\nclass: ")
+            assert one.values["classification"][0] in ("routine", "privileged", "privileged_change")
+            assert 1 <= len(one.values["clauses"]) <= 2
+            assert set(one.values["clauses"]) <= {"R1", "R2", "R12"}
+            assert "\n" not in one.values["reasoning"][0]
+            assert one.text.count("\n") == 3
+
+    def test_an_explanation_that_asks_nothing_needs_no_model(self, engine: Engine) -> None:
+        scored = engine.score("p", QUESTIONS[0], NEVER)
+        engine.explain(7, "p", scored, (Fixed(text=" deny\nbecause: A rule says so."),), NEVER)
+        (written,) = finish(engine)
+        assert written.text == "deny\nbecause: A rule says so."
+        assert written.generated_tokens == 0
+
+    def test_an_explanation_past_its_deadline_is_given_up(self, engine: Engine) -> None:
+        scored = engine.score("p", QUESTIONS[0], NEVER)
+        for ticket in range(6):
+            engine.explain(ticket, "p", scored, STEPS, time.monotonic_ns())
+        written = finish(engine)
+        assert sorted(one.ticket for one in written) == list(range(6))
+        assert all(one.truncated for one in written)
+        assert engine.score("p", QUESTIONS[0], NEVER).logits == scored.logits
+
+    def test_a_passed_deadline_is_said(self, engine: Engine) -> None:
+        with pytest.raises(DeadlineExceeded, match="deadline"):
+            engine.score("p", QUESTIONS[0], time.monotonic_ns())
+
+    def test_a_question_that_does_not_fit_names_the_limit(self, engine: Engine) -> None:
+        with pytest.raises(RequestError, match=r"tokens; the limit is \d+") as caught:
+            engine.score("p", "word " * 5_000, NEVER)
+        assert caught.value.code == "too_large"
+        assert engine.score("p", QUESTIONS[0], NEVER).label
+
+    def test_loading_a_prefix_again_changes_nothing(self, engine: Engine) -> None:
+        before = engine.score("p", QUESTIONS[0], NEVER)
+        assert engine.load(prefix_of()) == before.prefix_tokens
+        assert engine.score("p", QUESTIONS[0], NEVER).logits == before.logits
+
+
+@pytest.fixture
+def open_llama(model_file: ModelFile) -> Iterator[OpenEngine]:
+    opened: list[LlamaEngine] = []
+
+    def open_it(**options: object) -> LlamaEngine:
+        defaults = {"context_tokens": 768, "packs": 1, "explanations": 1}
+        engine = LlamaEngine(
+            model_file.path,
+            name=model_file.name,
+            sha256=model_file.sha256,
+            **(defaults | options),  # type: ignore[arg-type]
+        )
+        opened.append(engine)
+        return engine
+
+    yield open_it
+    for engine in opened:
+        engine.close()
+
+
+@pytest.mark.model
+class TestLlama:
+    def test_the_model_is_identified(self, open_llama: OpenEngine, model_file: ModelFile) -> None:
+        model = open_llama().model
+        assert (model.name, model.sha256) == (model_file.name, model_file.sha256)
+        assert (model.architecture, model.quantisation) == ("llama", "Q4_1")
+        assert model.parameters == 134_515_008
+
+    def test_a_restored_prefix_scores_as_a_fresh_one(self, open_llama: OpenEngine, tmp_path: Path) -> None:
+        fresh = open_llama(states_dir=tmp_path)
+        fresh.load(prefix_of())
+        expected = [fresh.score("p", question, NEVER).logits for question in QUESTIONS[:3]]
+        (state,) = tmp_path.glob("*.state")
+        written_at = state.stat().st_mtime_ns
+        restored = open_llama(states_dir=tmp_path)
+        restored.load(prefix_of())
+        assert [restored.score("p", question, NEVER).logits for question in QUESTIONS[:3]] == expected
+        assert state.stat().st_mtime_ns == written_at
+
+    @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "no digest"])
+    def test_a_damaged_prefix_state_is_rebuilt(
+        self, open_llama: OpenEngine, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        fresh = open_llama(states_dir=tmp_path)
+        fresh.load(prefix_of())
+        expected = fresh.score("p", QUESTIONS[0], NEVER).logits
+        (state,) = tmp_path.glob("*.state")
+        content = bytearray(state.read_bytes())
+        content[len(content) // 2] ^= 1
+        if damage == "flip":
+            state.write_bytes(content)
+        elif damage == "truncate":
+            state.write_bytes(content[: len(content) // 2])
+        elif damage == "empty":
+            state.write_bytes(b"")
+        else:
+            state.with_suffix(".sha256").unlink()
+        again = open_llama(states_dir=tmp_path)
+        again.load(prefix_of())
+        assert again.score("p", QUESTIONS[0], NEVER).logits == expected
+        assert damage == "no digest" or "rebuilt" in caplog.text
+
+    def test_an_unwritable_state_directory_only_costs_time(
+        self, open_llama: OpenEngine, tmp_path: Path
+    ) -> None:
+        blocked = tmp_path / "file"
+        blocked.write_text("not a directory")
+        engine = open_llama(states_dir=blocked)
+        engine.load(prefix_of())
+        assert engine.score("p", QUESTIONS[0], NEVER).label
+
+    def test_labels_of_any_shape_are_scored_exactly(self, open_llama: OpenEngine) -> None:
+        """Branches off the shared path take a decode of their own; the distribution is the same."""
+        labels = (" allow_once", " allow_always", " deny_once", " deny_always", " deny_forever")
+        engine = open_llama(packs=2)
+        engine.load(prefix_of("five", labels))
+        five = engine.score("five", QUESTIONS[0], NEVER)
+        assert list(five.probabilities) == [label.strip() for label in labels]
+        assert sum(five.probabilities.values()) == pytest.approx(1.0, abs=1e-12)
+        engine.load(prefix_of("two", (" allow_once", " deny_once")))
+        assert engine.score("five", QUESTIONS[0], NEVER).logits == five.logits
+
+    def test_labels_that_cannot_be_told_apart_are_refused(self, open_llama: OpenEngine) -> None:
+        with pytest.raises(EngineError, match="deny"):
+            open_llama().load(prefix_of("twice", (" deny", " deny_all", " allow")))
+
+    def test_a_prefix_that_does_not_fit_names_the_cure(self, open_llama: OpenEngine) -> None:
+        with pytest.raises(EngineError, match="raise context_tokens or shorten the pack"):
+            open_llama().load(prefix_of("long", turns=60))
+
+    def test_no_text_becomes_a_special_token(self, model_file: ModelFile) -> None:
+        vocabulary = Vocabulary(model_file.path, vocab_only=True)
+        for text in HOSTILE:
+            tokens = vocabulary.tokenise(f"a{text}b")
+            assert vocabulary.text_of(tokens) == f"a{text}b"
+            assert not any(vocabulary.ends_turn(token) for token in tokens)
+        vocabulary.close()
+
+    def test_a_prompt_in_pieces_tokenises_as_the_whole(
+        self, model_file: ModelFile, shipped_pack: object
+    ) -> None:
+        vocabulary = Vocabulary(model_file.path, vocab_only=True)
+        prefix: PromptPrefix = shipped_pack.prefix  # type: ignore[attr-defined]
+        for question in QUESTIONS:
+            pieces = [token for part in vocabulary.question(prefix, question) for token in part]
+            whole = vocabulary.tokenise(vocabulary.text_of(pieces, special=True), special=True)
+            assert pieces == whole
+        vocabulary.close()
+
+    def test_a_file_that_is_no_model_is_named(self, tmp_path: Path) -> None:
+        path = tmp_path / "broken.gguf"
+        path.write_bytes(b"GGUF" + bytes(64))
+        with pytest.raises(EngineError, match=r"broken\.gguf cannot be loaded"):
+            LlamaEngine(path, name="broken", sha256="0" * 64)
