@@ -1,0 +1,219 @@
+"""Decision semantics: the strictest of rules, model and abstention, and a closed failure for the rest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from thor_policy import packs
+from thor_policy.core import Action, Caller, Entity, Evaluation, Request, Scored
+from thor_policy.errors import DeadlineExceeded, EngineError, RequestError
+from thor_policy.policy import Explained, Policy
+from thor_policy.testing import StubEngine
+
+NEVER = 2**62
+LABELS = ("allow", "require_mfa", "deny")
+
+PACK = """
+name: small
+version: "1"
+description: Three outcomes and a rule for each way to answer.
+outcomes: [{label: allow}, {label: require_mfa, obligations: [{id: mfa, type: step-up}]}, {label: deny}]
+classifications: [routine, odd]
+fields: [{name: who, value: subject.id}, {name: does, value: action.name}]
+risk: 'action.name == "grave" ? "high" : "low"'
+limits: {abstain: {outcome: require_mfa, below: {high: 0.95}}}
+"""
+RULES = """
+- {id: banned, when: 'action.name == "banned"', outcome: deny, clause: R1, because: It is banned.}
+- {id: step, when: 'action.name == "step"', outcome: require_mfa, clause: R2, because: It needs MFA.}
+- {id: free, when: 'action.name == "free"', outcome: allow, final: true, clause: R1, because: It is free.}
+- {id: broken, when: 'action.name == "broken" && context.missing == 1', outcome: require_mfa,
+   clause: R2, because: never read}
+"""
+EXAMPLE = """
+- {id: X1, evaluation: {subject: {type: user, id: a}, action: {name: look}, resource: {type: doc, id: d}},
+   outcome: allow, classification: routine, risk: low, clauses: [R1], reasoning: Fine.}
+"""
+
+
+class FailingEngine(StubEngine):
+    """An engine whose scores fail with a given error."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
+    def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
+        raise self._error
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> packs.Pack:
+    folder: Path = tmp_path_factory.mktemp("small")
+    texts = {
+        "pack.yaml": PACK,
+        "rules.yaml": RULES,
+        "examples.yaml": EXAMPLE,
+        "clauses.yaml": "R1: One.\nR2: Two.\n",
+        "system.md": "Decide.\n",
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    return packs.load(folder)
+
+
+@pytest.fixture
+def policy(pack: packs.Pack) -> Callable[..., Policy]:
+    def with_label(label: str | None = "allow", error: Exception | None = None) -> Policy:
+        return Policy(FailingEngine(error) if error else StubEngine(bias=label), pack)
+
+    return with_label
+
+
+def request(action: str = "look", **changes: Any) -> Request:
+    evaluation = Evaluation(
+        subject=Entity(type="user", id="alice"),
+        action=Action(name=action),
+        resource=Entity(type="doc", id="guide"),
+    )
+    values: dict[str, Any] = {
+        "ticket": 1,
+        "evaluation": evaluation,
+        "caller": Caller(transport="inproc"),
+        "received_at": 1.8e9,
+        "received_ns": time.monotonic_ns(),
+        "deadline_ns": NEVER,
+    }
+    return Request(**(values | changes))
+
+
+class TestOutcome:
+    @pytest.mark.parametrize("label", LABELS)
+    @pytest.mark.parametrize(("action", "floor"), [("look", 0), ("step", 1)])
+    def test_is_the_strictest_of_floor_and_label(
+        self, policy: Callable[..., Policy], label: str, action: str, floor: int
+    ) -> None:
+        decision = policy(label).decide(request(action))
+        assert decision.outcome == LABELS[max(floor, LABELS.index(label))]
+        assert (decision.label, decision.floor.outcome) == (label, LABELS[floor])
+        assert decision.tier == "model"
+        assert decision.allow == (decision.outcome == "allow")
+
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        label=st.sampled_from(LABELS),
+        action=st.sampled_from(["look", "step", "banned", "free", "broken", "grave"]) | st.text(min_size=1),
+        subject=st.text(min_size=1),
+    )
+    def test_is_never_looser_than_the_floor(
+        self, policy: Callable[..., Policy], label: str, action: str, subject: str
+    ) -> None:
+        evaluation = Evaluation(
+            subject=Entity(type="user", id=subject),
+            action=Action(name=action),
+            resource=Entity(type="doc", id="guide"),
+        )
+        decision = policy(label).decide(request(evaluation=evaluation))
+        assert LABELS.index(decision.outcome) >= LABELS.index(decision.floor.outcome)
+
+    def test_a_strictest_floor_does_not_ask_the_model(self, policy: Callable[..., Policy]) -> None:
+        decision = policy(error=EngineError("asked")).decide(request("banned"))
+        assert (decision.outcome, decision.tier, decision.model) == ("deny", "rule", None)
+        assert decision.explanation is not None
+        assert decision.explanation.reasoning == "It is banned."
+        assert decision.explanation.clauses == ("R1",)
+
+    def test_a_final_allow_does_not_ask_the_model(self, policy: Callable[..., Policy]) -> None:
+        decision = policy(error=EngineError("asked")).decide(request("free"))
+        assert (decision.outcome, decision.tier, decision.confidence) == ("allow", "rule", None)
+
+    def test_a_failing_rule_tightens_and_is_named(self, policy: Callable[..., Policy]) -> None:
+        decision = policy("allow").decide(request("broken"))
+        assert decision.outcome == "require_mfa"
+        assert "broken" in decision.floor.errors
+        assert "could not be evaluated" in (decision.floor.because or "")
+
+    def test_an_unsure_allow_becomes_the_review_outcome(self, policy: Callable[..., Policy]) -> None:
+        decision = policy("allow").decide(request("grave"))
+        assert decision.risk == "high"
+        assert (decision.label, decision.outcome) == ("allow", "require_mfa")
+        assert decision.reason_code == "low_confidence"
+        assert not decision.allow
+
+    def test_confidence_is_the_probability_of_the_served_outcome(self, policy: Callable[..., Policy]) -> None:
+        decision = policy("allow").decide(request("step"))
+        assert decision.confidence == decision.probabilities["require_mfa"]
+
+    def test_obligations_come_with_the_outcome(self, policy: Callable[..., Policy]) -> None:
+        assert [duty.type for duty in policy("require_mfa").decide(request()).obligations] == ["step-up"]
+        assert policy("allow").decide(request()).obligations == ()
+
+
+class TestFailure:
+    @pytest.mark.parametrize(
+        ("error", "code"),
+        [(EngineError("lost"), "engine_failed"), (DeadlineExceeded("late"), "deadline_exceeded")],
+    )
+    def test_ends_in_the_strictest_outcome_with_a_reason(
+        self, policy: Callable[..., Policy], error: Exception, code: str
+    ) -> None:
+        decision = policy(error=error).decide(request())
+        assert (decision.outcome, decision.tier, decision.reason_code) == ("deny", "fallback", code)
+        assert not decision.allow
+        assert decision.explanation is not None
+
+    def test_a_request_that_waited_too_long_is_no_decision(self, policy: Callable[..., Policy]) -> None:
+        with pytest.raises(RequestError) as caught:
+            policy().decide(request(deadline_ns=time.monotonic_ns()))
+        assert caught.value.code == "expired"
+
+    def test_a_question_that_does_not_fit_is_no_decision(self, policy: Callable[..., Policy]) -> None:
+        error = RequestError("too_large", "too long")
+        with pytest.raises(RequestError):
+            policy(error=error).decide(request())
+
+
+class TestExplanation:
+    def test_is_begun_only_when_asked_for(self, policy: Callable[..., Policy]) -> None:
+        one = policy("allow")
+        one.decide(request())
+        assert one.engine.explaining == 0
+        one.decide(request(explain="inline"))
+        assert one.engine.explaining == 1
+
+    def test_of_the_rules_states_their_reason_and_clause(self, policy: Callable[..., Policy]) -> None:
+        one = policy("allow")
+        one.decide(request("step", explain="inline"))
+        explained = finish(one)
+        assert explained.explanation.reasoning == "It needs MFA."
+        assert explained.explanation.clauses == ("R2",)
+        assert explained.explanation.text.startswith("require_mfa\nclass: ")
+
+    def test_of_the_model_cites_the_rules_that_set_the_floor_first(
+        self, policy: Callable[..., Policy]
+    ) -> None:
+        one = policy("deny")
+        one.decide(request("step", explain="inline"))
+        explained = finish(one)
+        assert explained.explanation.clauses[0] == "R2"
+
+    def test_abandon_names_every_ticket(self, policy: Callable[..., Policy]) -> None:
+        one = policy("allow")
+        for ticket in (4, 5):
+            one.decide(request(explain="inline", ticket=ticket))
+        assert [left.ticket for left in one.abandon()] == [4, 5]
+
+
+def finish(policy: Policy) -> Explained:
+    while policy.engine.explaining:
+        for ended in policy.step():
+            assert isinstance(ended, Explained)
+            return ended
+    raise AssertionError("no explanation was running")

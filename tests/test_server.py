@@ -1,0 +1,359 @@
+"""The sockets, with real ZeroMQ, a real journal and the stub engine: every request gets exactly one reply,
+and no decision leaves before its commit."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import zmq
+
+from thor_policy.app import serving
+from thor_policy.client import Client
+from thor_policy.config import Config
+from thor_policy.core import Json, Scored
+from thor_policy.errors import AlreadyRunning, RequestError, Unreachable
+from thor_policy.journal.reader import Reader
+from thor_policy.journal.verify import verify
+from thor_policy.testing import StubEngine, load_stub_engine
+
+#: No test waits longer than this for anything, in milliseconds.
+PATIENCE_MS = 20_000
+
+#: A question that the rules leave to the model.
+DEPLOY: dict[str, Json] = {
+    "subject": {
+        "type": "user",
+        "id": "alice",
+        "properties": {
+            "role": "engineer",
+            "trust": {"competence": 0.9, "reliability": 0.9, "integrity": 0.9},
+        },
+    },
+    "action": {"name": "deploy"},
+    "resource": {"type": "env", "id": "production"},
+    "context": {"timestamp": "2026-05-13T10:00:00Z", "details": "Release 8."},
+}
+
+
+class GatedEngine(StubEngine):
+    """A stub that scores nothing until its gate opens; `asked` tells that it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.asked = threading.Semaphore(0)
+
+    def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
+        if self._warm:
+            self.asked.release()
+            assert self.gate.wait(PATIENCE_MS / 1000)
+        self._warm = True
+        return super().score(pack_sha256, question, deadline_ns)
+
+    _warm = False
+
+
+class BrokenEngine(StubEngine):
+    """A stub whose second score raises something that no code foresees."""
+
+    scores = 0
+
+    def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
+        self.scores += 1
+        if self.scores == 2:
+            raise ZeroDivisionError("a bug")
+        return super().score(pack_sha256, question, deadline_ns)
+
+
+@pytest.fixture
+def served(config: Config) -> Iterator[Config]:
+    with serving(config, load_engine=load_stub_engine):
+        yield config
+
+
+@pytest.fixture
+def client(served: Config) -> Iterator[Client]:
+    with Client(served.endpoint, timeout_ms=PATIENCE_MS) as opened:
+        yield opened
+
+
+@contextmanager
+def raw_socket(config: Config, kind: int) -> Iterator[zmq.Socket[bytes]]:
+    with zmq.Context() as context, context.socket(kind) as opened:
+        opened.set(zmq.LINGER, 0)
+        opened.set(zmq.RCVTIMEO, PATIENCE_MS)
+        opened.connect(config.endpoint)
+        yield opened
+
+
+def evaluate_frame(**changes: Any) -> bytes:
+    return json.dumps({"v": 1, "id": "q", "op": "evaluate", "request": DEPLOY} | changes).encode()
+
+
+def error_of(call: Callable[[], object]) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        call()
+    return caught.value
+
+
+class TestReplies:
+    def test_have_the_members_of_the_protocol(self, client: Client) -> None:
+        reply = client.evaluate(DEPLOY, explain="inline")
+        assert set(reply) == {"v", "id", "decision", "context"}
+        context = reply["context"]
+        assert set(context) - {"reason_code"} == {
+            "decision_id", "outcome", "classification", "risk", "reasoning", "clauses", "confidence",
+            "probabilities", "tier", "floor", "obligations", "precedents", "pack", "model", "timings_ms",
+        }  # fmt: skip
+        assert reply["decision"] == (context["outcome"] == "allow")
+        assert context["reasoning"] is not None
+        assert context["classification"] is not None
+
+    def test_without_explanation_show_none(self, client: Client) -> None:
+        context = client.evaluate(DEPLOY, explain="none")["context"]
+        assert (context["reasoning"], context["classification"]) == (None, None)
+
+    @pytest.mark.parametrize("kind", [zmq.REQ, zmq.DEALER])
+    def test_reach_any_kind_of_client(self, served: Config, kind: int) -> None:
+        with raw_socket(served, kind) as opened:
+            opened.send(evaluate_frame(id="mine"))
+            reply = json.loads(opened.recv())
+        assert (reply["v"], reply["id"]) == (1, "mine")
+        assert "decision" in reply
+
+    def test_are_the_same_for_the_flat_situation(self, client: Client) -> None:
+        flat = {
+            "actor_id": "user:alice",
+            "actor_role": "engineer",
+            "t3_tensor": DEPLOY["subject"]["properties"]["trust"],
+            "action_type": "deploy",
+            "resource": "env:production",
+            **DEPLOY["context"],
+        }
+        first, second = client.evaluate(DEPLOY)["context"], client.evaluate(flat)["context"]
+        assert first["probabilities"] == second["probabilities"]
+        assert first["outcome"] == second["outcome"]
+
+    def test_come_after_the_commit(self, served: Config, client: Client) -> None:
+        for explain in ("none", "inline"):
+            decision_id = client.evaluate(DEPLOY, explain=explain)["context"]["decision_id"]
+            with Reader(served.journal_path) as reader:
+                row = reader.get(decision_id)
+            assert row is not None
+            assert explain == "none" or row["reasoning"] is not None
+
+    def test_go_to_whoever_asked(self, served: Config) -> None:
+        def ask(number: int) -> bool:
+            question = DEPLOY | {"subject": {"type": "user", "id": f"user{number}"}}
+            with (
+                Client(served.endpoint, timeout_ms=PATIENCE_MS) as own,
+                Reader(served.journal_path) as reader,
+            ):
+                for _ in range(5):
+                    row = reader.get(own.evaluate(question)["context"]["decision_id"])
+                    if row is None or row["subject_id"] != f"user{number}":
+                        return False
+            return True
+
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(ask, range(8)))
+
+
+class TestCaller:
+    def test_is_whom_the_kernel_names_not_whom_the_payload_claims(
+        self, served: Config, client: Client
+    ) -> None:
+        question = DEPLOY | {"caller": {"uid": 4711}, "context": {"caller": {"uid": 4711}, "uid": 4711}}
+        decision_id = client.evaluate(question)["context"]["decision_id"]
+        with Reader(served.journal_path) as reader:
+            row = reader.get(decision_id)
+        assert row is not None
+        assert row["caller_uid"] == os.getuid()
+
+    def test_needs_the_right_to_open_the_socket(self, served: Config) -> None:
+        assert served.socket_path.stat().st_mode & 0o777 == 0o660
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("frame", "code", "told"),
+        [
+            (b"{", "bad_request", "not valid JSON"),
+            (b"\xff\xfe", "bad_request", "not valid"),
+            (b"[" * 50_000, "bad_request", ""),
+            (b'{"v":1,"request":NaN}', "bad_request", "not valid JSON"),
+            (evaluate_frame(v=2), "version_mismatch", "version 1"),
+            (evaluate_frame(request={"action": {"name": "x"}}), "bad_request", "subject"),
+            (evaluate_frame(pack="payroll"), "not_found", "payroll"),
+            (evaluate_frame(pack="../../etc"), "not_found", "not loaded"),
+            (evaluate_frame(padding="x" * 2_000_000), "too_large", "65536"),
+            (
+                evaluate_frame(request=DEPLOY | {"context": {"details": ["word " * 200] * 50}}),
+                "too_large",
+                "context.details: has 50000 characters; the limit is 2000",
+            ),
+        ],
+    )
+    def test_name_code_field_and_limit_and_the_daemon_serves_on(
+        self, served: Config, frame: bytes, code: str, told: str
+    ) -> None:
+        with raw_socket(served, zmq.REQ) as opened:
+            opened.send(frame)
+            error = json.loads(opened.recv())["error"]
+            assert error["code"] == code, error
+            assert told in error["message"]
+            opened.send(evaluate_frame())
+            assert "decision" in json.loads(opened.recv())
+
+    def test_of_several_frames(self, served: Config) -> None:
+        with raw_socket(served, zmq.DEALER) as opened:
+            opened.send_multipart([b"one", b"two", evaluate_frame()])
+            reply = json.loads(opened.recv_multipart()[-1])
+        assert "one JSON frame" in reply["error"]["message"]
+
+    def test_leave_no_row(self, served: Config, client: Client) -> None:
+        error_of(lambda: client.evaluate({"subject": {}, "action": {}}))
+        with Reader(served.journal_path) as reader:
+            assert reader.decisions() == []
+
+    def test_are_counted_by_code(self, client: Client) -> None:
+        error_of(lambda: client.call("evaluate", {"situation": {}}))
+        assert client.status()["counters"]["refused_bad_request"] == 1
+
+
+class TestLoad:
+    @pytest.fixture
+    def engine(self) -> GatedEngine:
+        return GatedEngine()
+
+    @pytest.fixture
+    def gated(self, config: Config, engine: GatedEngine) -> Iterator[Config]:
+        with serving(replace(config, max_in_flight=2), load_engine=lambda _: engine) as running:
+            try:
+                yield running
+            finally:
+                engine.gate.set()
+
+    def test_status_is_answered_while_the_model_works(self, gated: Config, engine: GatedEngine) -> None:
+        with raw_socket(gated, zmq.DEALER) as opened, Client(gated.endpoint) as own:
+            opened.send(evaluate_frame())
+            assert engine.asked.acquire(timeout=PATIENCE_MS / 1000)
+            assert own.status()["in_flight"] == 1
+            engine.gate.set()
+            assert "decision" in json.loads(opened.recv())
+
+    def test_a_full_queue_says_busy_and_when_to_come_again(self, gated: Config, engine: GatedEngine) -> None:
+        with raw_socket(gated, zmq.DEALER) as opened, Client(gated.endpoint) as own:
+            for number in range(2):
+                opened.send(evaluate_frame(id=str(number)))
+            assert engine.asked.acquire(timeout=PATIENCE_MS / 1000)
+            error = error_of(lambda: own.evaluate(DEPLOY))
+            assert error.code == "busy"
+            assert error.retry_after_ms is not None
+            assert "the limit is 2" in error.message
+            engine.gate.set()
+            assert {json.loads(opened.recv())["id"] for _ in range(2)} == {"0", "1"}
+
+    def test_a_deadline_is_kept_while_the_model_hangs(self, gated: Config, engine: GatedEngine) -> None:
+        with Client(gated.endpoint) as own:
+            error = error_of(lambda: own.evaluate(DEPLOY, deadline_ms=50))
+            assert error.code == "expired"
+            engine.gate.set()
+            assert own.evaluate(DEPLOY)["context"]["decision_id"]
+
+    def test_a_client_that_left_is_counted(self, gated: Config, engine: GatedEngine) -> None:
+        with raw_socket(gated, zmq.DEALER) as opened:
+            opened.send(evaluate_frame())
+            assert engine.asked.acquire(timeout=PATIENCE_MS / 1000)
+        with Client(gated.endpoint) as own:
+            engine.gate.set()
+            own.evaluate(DEPLOY)
+            assert own.status()["counters"]["replies_dropped"] == 1
+
+    def test_an_unforeseen_failure_is_said_and_survived(self, config: Config) -> None:
+        with (
+            serving(config, load_engine=lambda _: BrokenEngine()),
+            Client(config.endpoint, timeout_ms=PATIENCE_MS) as own,
+        ):
+            assert error_of(lambda: own.evaluate(DEPLOY)).code == "internal"
+            assert own.evaluate(DEPLOY)["context"]["decision_id"]
+
+
+class TestStalledJournal:
+    def test_never_stalls_the_engine_and_holds_back_every_reply(self, served: Config) -> None:
+        """Another process holds SQLite's write lock: the disk is as slow as can be."""
+        with (
+            closing(sqlite3.connect(served.journal_path, isolation_level=None)) as other,
+            raw_socket(served, zmq.DEALER) as opened,
+            Client(served.endpoint, timeout_ms=PATIENCE_MS) as own,
+        ):
+            other.execute("BEGIN IMMEDIATE")
+            for number in range(50):
+                opened.send(evaluate_frame(id=str(number)))
+            while own.status()["engine"]["decisions"] < 50:
+                assert own.status()["state"] == "serving"
+            assert not opened.poll(0)
+            other.execute("ROLLBACK")
+            assert {json.loads(opened.recv())["id"] for _ in range(50)} == {str(n) for n in range(50)}
+
+
+class TestLife:
+    def test_a_stop_answers_what_is_in_flight(self, config: Config) -> None:
+        engine = GatedEngine()
+        with raw_socket(config, zmq.DEALER) as opened:
+            with serving(config, load_engine=lambda _: engine):
+                opened.send(evaluate_frame())
+                assert engine.asked.acquire(timeout=PATIENCE_MS / 1000)
+                engine.gate.set()
+            assert "decision" in json.loads(opened.recv())
+        assert engine.closed
+        assert not config.socket_path.exists()
+        assert verify(config.journal_path).ok
+
+    def test_start_and_what_it_loaded_are_on_the_chain(self, served: Config, client: Client) -> None:
+        client.evaluate(DEPLOY)
+        with closing(sqlite3.connect(served.journal_path)) as connection:
+            kinds = [row[0] for row in connection.execute("SELECT kind FROM events ORDER BY seq")]
+        assert kinds == ["model_loaded", "pack_activated", "decision"]
+
+    def test_an_endpoint_is_served_once(self, served: Config, short_dir: Any) -> None:
+        second = replace(served, state_dir=short_dir / "elsewhere")
+        with pytest.raises(AlreadyRunning, match="--endpoint"), serving(second, load_engine=load_stub_engine):
+            pass
+
+    def test_a_state_directory_is_used_once(self, served: Config) -> None:
+        second = replace(served, endpoint=f"{served.endpoint}.second")
+        with (
+            pytest.raises(AlreadyRunning, match="--state-dir"),
+            serving(second, load_engine=load_stub_engine),
+        ):
+            pass
+
+    def test_a_failed_start_releases_everything(self, config: Config) -> None:
+        def no_engine(_: Config) -> StubEngine:
+            raise RequestError("internal", "no engine")
+
+        for _ in range(2):
+            with pytest.raises(RequestError), serving(config, load_engine=no_engine):
+                pass
+        with serving(config, load_engine=load_stub_engine), Client(config.endpoint) as own:
+            assert own.status()["state"] == "serving"
+
+    def test_nobody_there_is_said_at_once(self, config: Config) -> None:
+        with pytest.raises(Unreachable, match="thorpolicy serve"), Client(config.endpoint) as own:
+            own.status()
+
+    def test_a_client_survives_a_restart_of_the_daemon(self, config: Config) -> None:
+        with Client(config.endpoint, timeout_ms=PATIENCE_MS) as own:
+            for _ in range(2):
+                with serving(config, load_engine=load_stub_engine):
+                    assert own.evaluate(DEPLOY)["context"]["decision_id"]
