@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from thor_policy import config
 from thor_policy.cli.main import COMMANDS, cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,6 +104,10 @@ def test_every_command_is_in_the_readme() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for command in COMMANDS:
         assert f"thorpolicy {command}" in text, f"README.md does not show thorpolicy {command}"
+
+
+def test_the_settings_are_documented_as_they_are() -> None:
+    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == config.document()
 
 
 def test_every_command_has_help() -> None:

@@ -237,7 +237,10 @@ def _convert(raw: Any, kind: Any, where: str) -> Any:
             return tuple(item.strip() for item in items if item.strip())
         raise ConfigError(f"{where} must be a list of strings, not {raw!r}")
     if kind is Path and isinstance(raw, str | Path) and str(raw):
-        return Path(raw).expanduser().absolute()
+        try:
+            return Path(raw).expanduser().absolute()
+        except RuntimeError as error:
+            raise ConfigError(f"{where} is {str(raw)!r}: {error}") from error
     if kind is str and isinstance(raw, str):
         return raw
     if kind in (int, float) and not isinstance(raw, bool):
@@ -246,11 +249,39 @@ def _convert(raw: Any, kind: Any, where: str) -> Any:
                 return int(raw, 0) if kind is int else float(raw)
             if kind is float or isinstance(raw, int):
                 return kind(raw)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     raise ConfigError(f"{where} must be of type {kind.__name__}, not {raw!r}")
 
 
 def settings() -> list[dataclasses.Field[Any]]:
-    """The settings in order, for whoever documents or parses them."""
+    """The settings in order, for whoever parses them."""
     return list(fields(Config))
+
+
+#: Defaults that depend on where the package lives, in words.
+_DEFAULTS_IN_WORDS = {
+    "state_dir": "`results/` of a checkout, otherwise the user's state directory",
+    "models_dir": "`models/` of a checkout, otherwise the user's data directory",
+    "endpoint": "`$XDG_RUNTIME_DIR/thor-policy/policy.sock`, `/run/thor-policy/policy.sock` for root, "
+    "otherwise in the state directory",
+    "socket_mode": "`0o660`",
+}
+
+
+def document() -> str:
+    """docs/settings.md: every setting with its default, range and help, as Markdown."""
+    lines = [
+        "# Settings",
+        "",
+        "Written by `scripts/settings-doc`. Keys of the TOML file; `THOR_POLICY_<NAME>` sets one from the",
+        "environment; those marked with a flag are options of the commands too.",
+        "",
+    ]
+    for f in fields(Config):
+        meta = f.metadata
+        default = _DEFAULTS_IN_WORDS.get(f.name) or f"`{f.default!r}`".replace("'", '"')
+        bounds = "" if meta["least"] is None else f"; {meta['least']} to {meta['most']}"
+        flag = f", flag `--{f.name.replace('_', '-')}`" if meta["flag"] else ""
+        lines += [f"**`{f.name}`**{flag}: {meta['help']}", f"Default: {default}{bounds}", ""]
+    return "\n".join(lines)
