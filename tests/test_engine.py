@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -142,7 +143,7 @@ class TestContract:
 
     def test_loading_a_prefix_again_changes_nothing(self, engine: Engine) -> None:
         before = engine.score("p", QUESTIONS[0], NEVER)
-        assert engine.load(prefix_of()) == before.prefix_tokens
+        assert engine.load(prefix_of()).prefix_tokens == before.prefix_tokens
         assert engine.score("p", QUESTIONS[0], NEVER).logits == before.logits
 
 
@@ -176,16 +177,16 @@ class TestLlama:
 
     def test_a_restored_prefix_scores_as_a_fresh_one(self, open_llama: OpenEngine, tmp_path: Path) -> None:
         fresh = open_llama(states_dir=tmp_path)
-        fresh.load(prefix_of())
+        assert not fresh.load(prefix_of()).restored
         expected = [fresh.score("p", question, NEVER).logits for question in QUESTIONS[:3]]
         (state,) = tmp_path.glob("*.state")
         written_at = state.stat().st_mtime_ns
         restored = open_llama(states_dir=tmp_path)
-        restored.load(prefix_of())
+        assert restored.load(prefix_of()).restored
         assert [restored.score("p", question, NEVER).logits for question in QUESTIONS[:3]] == expected
         assert state.stat().st_mtime_ns == written_at
 
-    @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "no digest"])
+    @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "no record", "other bits"])
     def test_a_damaged_prefix_state_is_rebuilt(
         self, open_llama: OpenEngine, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -201,12 +202,16 @@ class TestLlama:
             state.write_bytes(content[: len(content) // 2])
         elif damage == "empty":
             state.write_bytes(b"")
+        elif damage == "no record":
+            state.with_suffix(".json").unlink()
         else:
-            state.with_suffix(".sha256").unlink()
+            record = json.loads(state.with_suffix(".json").read_text())
+            record["golden"][""][0] += 0.5
+            state.with_suffix(".json").write_text(json.dumps(record))
         again = open_llama(states_dir=tmp_path)
-        again.load(prefix_of())
+        assert not again.load(prefix_of()).restored
         assert again.score("p", QUESTIONS[0], NEVER).logits == expected
-        assert damage == "no digest" or "rebuilt" in caplog.text
+        assert damage == "no record" or "rebuilt" in caplog.text
 
     def test_an_unwritable_state_directory_only_costs_time(
         self, open_llama: OpenEngine, tmp_path: Path

@@ -53,23 +53,19 @@ class GatedEngine(StubEngine):
         self.asked = threading.Semaphore(0)
 
     def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
-        if self._warm:
-            self.asked.release()
-            assert self.gate.wait(PATIENCE_MS / 1000)
-        self._warm = True
+        self.asked.release()
+        assert self.gate.wait(PATIENCE_MS / 1000)
         return super().score(pack_sha256, question, deadline_ns)
-
-    _warm = False
 
 
 class BrokenEngine(StubEngine):
-    """A stub whose second score raises something that no code foresees."""
+    """A stub whose first score raises something that no code foresees."""
 
     scores = 0
 
     def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
         self.scores += 1
-        if self.scores == 2:
+        if self.scores == 1:
             raise ZeroDivisionError("a bug")
         return super().score(pack_sha256, question, deadline_ns)
 

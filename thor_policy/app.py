@@ -24,9 +24,6 @@ from thor_policy.worker import Worker
 
 log = logging.getLogger(__name__)
 
-#: How long the warm-up decision may take.
-_WARM_UP_S = 120
-
 OpenJournal = Callable[[Config, OnCommitted], Journal]
 
 
@@ -84,7 +81,6 @@ def open_service(
         engine = load_engine(config)
         try:
             policy = Policy(engine, pack)
-            _warm_up(policy)
         except BaseException:
             engine.close()
             raise
@@ -123,21 +119,15 @@ def serving(
             thread.join(config.shutdown_s + 5)
 
 
-def _warm_up(policy: Policy) -> None:
-    """One real decision, so that the first request pays for nothing but itself."""
-    example = policy.pack.examples[0]
-    facts = policy.pack.book.apply(example.evaluation, example.at).facts
-    question = policy.pack.question(example.evaluation, facts)
-    policy.engine.score(policy.pack.info.sha256, question, time.monotonic_ns() + _WARM_UP_S * 10**9)
-
-
 def _describe(policy: Policy, worker: Worker, journal: Journal) -> dict[str, Json]:
     return {
         "engine": {
             "alive": worker.alive,
             "waiting": worker.waiting,
             "explaining": policy.engine.explaining,
-            "prefix_tokens": policy.prefix_tokens,
+            "prefix_tokens": policy.loaded.prefix_tokens,
+            "prefix_restored": policy.loaded.restored,
+            "self_test": f"passed, golden question scored {policy.loaded.golden_scores} times",
             "decisions": worker.decisions,
             "explanations": worker.explanations,
             "unexplained": worker.unexplained,

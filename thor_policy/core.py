@@ -276,6 +276,16 @@ class Written(Struct, frozen=True, kw_only=True):
     explain_ms: float
 
 
+class Loaded(Struct, frozen=True, kw_only=True):
+    """How a prefix became resident: its length, whether a saved state was restored, and how often the
+    golden question (no text at all) was scored with equal bits before anything was served.
+    """
+
+    prefix_tokens: int
+    restored: bool
+    golden_scores: int
+
+
 # ---------------------------------------------------------------- the seams
 
 
@@ -293,8 +303,11 @@ class Engine(Protocol):
     def explaining(self) -> int:
         """How many explanations are running or waiting."""
 
-    def load(self, prefix: PromptPrefix) -> int:
-        """Make `prefix` resident; returns its length in tokens. Raises EngineError if it does not fit."""
+    def load(self, prefix: PromptPrefix) -> Loaded:
+        """Make `prefix` resident and test that it scores the same each time.
+
+        Raises EngineError if it does not fit, or if the test fails.
+        """
 
     def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
         """Score the labels. Raises RequestError `too_large`, DeadlineExceeded or EngineError."""

@@ -49,7 +49,7 @@ class Policy:
     def __init__(self, engine: Engine, pack: Pack) -> None:
         self.engine = engine
         self.pack = pack
-        self.prefix_tokens = engine.load(pack.prefix)
+        self.loaded = engine.load(pack.prefix)
         self._explaining: dict[int, Decision] = {}
 
     def decide(self, request: Request) -> Decision:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from thor_policy.config import Config
-from thor_policy.core import ModelInfo, PromptPrefix, Scored, Step, Written
+from thor_policy.core import Loaded, ModelInfo, PromptPrefix, Scored, Step, Written
 from thor_policy.engine.writing import Writing
 from thor_policy.errors import DeadlineExceeded, EngineError, RequestError
 from thor_policy.journal.events import Event
@@ -50,9 +50,9 @@ class StubEngine:
     def explaining(self) -> int:
         return len(self._running)
 
-    def load(self, prefix: PromptPrefix) -> int:
+    def load(self, prefix: PromptPrefix) -> Loaded:
         self._prefixes[prefix.pack_sha256] = prefix
-        return sum(len(turn.text) for turn in prefix.turns)
+        return Loaded(prefix_tokens=_size(prefix), restored=False, golden_scores=2)
 
     def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
         if pack_sha256 not in self._prefixes:
@@ -75,7 +75,7 @@ class StubEngine:
             probabilities=probabilities,
             logits=tuple(float(weight) for weight in weights),
             suffix_tokens=tuple(map(ord, question)),
-            prefix_tokens=self.load(self._prefixes[pack_sha256]),
+            prefix_tokens=_size(self._prefixes[pack_sha256]),
             prefix_digest=pack_sha256,
             score_ms=0.0,
         )
@@ -145,6 +145,10 @@ def open_hasty_journal(config: Config, on_committed: OnCommitted) -> Journal:
         synchronous=config.synchronous,
         erasable=config.erasable,
     )
+
+
+def _size(prefix: PromptPrefix) -> int:
+    return sum(len(turn.text) for turn in prefix.turns)
 
 
 def _text_of(tokens: Sequence[int]) -> str:

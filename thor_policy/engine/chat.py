@@ -33,7 +33,7 @@ def markup(template: str, turns: Sequence[Turn], *, bos: str = "", eos: str = ""
         text = environment.from_string(template).render(
             messages=messages, add_generation_prompt=True, bos_token=bos, eos_token=eos
         )
-    except TemplateError as error:
+    except Exception as error:  # whatever a stranger's template runs into
         raise EngineError(f"the model's chat template cannot be used: {error}") from error
     pieces = []
     for stand_in in stand_ins:

@@ -15,19 +15,22 @@ import contextlib
 import ctypes
 import hashlib
 import logging
+import math
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
+import msgspec
 import numpy as np
 from llama_cpp import llama_cpp as lib
+from msgspec import Struct
 
-from thor_policy.core import ModelInfo, PromptPrefix, Scored, Step, Turn, Written
+from thor_policy.core import Loaded, ModelInfo, PromptPrefix, Scored, Step, Turn, Written
 from thor_policy.engine.chat import markup
 from thor_policy.engine.writing import Trie, Writing
 from thor_policy.errors import DeadlineExceeded, EngineError, RequestError
@@ -38,6 +41,9 @@ log = logging.getLogger(__name__)
 STEP_TOKENS = 64
 #: Room kept behind a question for its explanation.
 ANSWER_TOKENS = 192
+
+#: A deadline that does not come.
+NEVER_NS = 2**63 - 1
 
 _recent: deque[str] = deque(maxlen=8)
 
@@ -146,6 +152,13 @@ class Vocabulary:
         return lib.llama_vocab_get_text(self.vocab, token).decode() if token >= 0 else ""
 
 
+class _StateRecord(Struct, frozen=True):
+    """What is kept beside a prefix state: its digest, and how the golden question scored with it."""
+
+    sha256: str
+    golden: dict[str, list[float]]
+
+
 @dataclass
 class _Resident:
     """A pack in its stream."""
@@ -240,12 +253,36 @@ class LlamaEngine:
 
     # ------------------------------------------------------------ prefixes
 
-    def load(self, prefix: PromptPrefix) -> int:
-        """Make a pack's prefix resident, from its saved state if there is a sound one."""
+    def load(self, prefix: PromptPrefix) -> Loaded:
+        """Make a pack's prefix resident, from its saved state if there is a sound one.
+
+        A fresh prefix scores the golden question twice; a restored one must give the bits that were kept
+        with its state.
+        """
         if prefix.pack_sha256 in self._packs:
-            return len(self._packs[prefix.pack_sha256].tokens)
+            resident = self._packs[prefix.pack_sha256]
+            return Loaded(prefix_tokens=len(resident.tokens), restored=True, golden_scores=0)
         if not self._free_packs:
             raise EngineError(f"all {len(self._packs)} pack streams are taken")
+        resident = self._reside(prefix)
+        state = self._state_path(resident)
+        restored = state is not None and self._restore(resident, state)
+        if not restored:
+            self._prefill(resident)
+            golden = self._score(resident, resident.tail, NEVER_NS)
+            if self._score(resident, resident.tail, NEVER_NS) != golden:
+                raise EngineError(
+                    "the golden question scored differently twice; this device is not fit to decide"
+                )
+            if state is not None:
+                self._save(resident, state, golden)
+        self._packs[prefix.pack_sha256] = resident
+        self._free_packs.pop(0)
+        return Loaded(
+            prefix_tokens=len(resident.tokens), restored=restored, golden_scores=1 if restored else 2
+        )
+
+    def _reside(self, prefix: PromptPrefix) -> _Resident:
         tokens, tail = self.vocabulary.prompt(prefix)
         room = self._context_tokens - len(tokens) - ANSWER_TOKENS
         if room < len(tail) + 64:
@@ -256,7 +293,7 @@ class LlamaEngine:
         labels = Trie.of({label: self.vocabulary.tokenise(label) for label in prefix.labels})
         if opening := labels.opening():
             raise EngineError(f"the label {opening!r} opens another label; the model cannot tell them apart")
-        resident = _Resident(
+        return _Resident(
             stream=self._free_packs[0],
             tokens=tokens,
             tail=tail,
@@ -265,14 +302,6 @@ class LlamaEngine:
             ride=max((path for path, _ in labels.branches()), key=len, default=()),
             names=prefix.labels,
         )
-        state = self._state_path(resident)
-        if state is None or not self._restore(resident, state):
-            self._prefill(resident)
-            if state is not None:
-                self._save(resident, state)
-        self._packs[prefix.pack_sha256] = resident
-        self._free_packs.pop(0)
-        return len(tokens)
 
     def _prefill(self, resident: _Resident) -> None:
         lib.llama_memory_seq_rm(self._memory, resident.stream, -1, -1)
@@ -298,14 +327,18 @@ class LlamaEngine:
         return self._states_dir / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.state"
 
     def _restore(self, resident: _Resident, path: Path) -> bool:
+        """Load the state at `path`; False, with a notice, if it is not what was saved."""
         try:
-            expected = path.with_suffix(".sha256").read_text().strip()
+            kept = msgspec.json.decode(path.with_suffix(".json").read_bytes(), type=_StateRecord)
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError:
+        except FileNotFoundError:
             return False
-        if found != expected:
-            log.warning("prefix state %s is damaged (sha256 %s, expected %s): rebuilt", path, found, expected)
+        except (OSError, msgspec.MsgspecError) as error:
+            log.warning("prefix state %s cannot be read: %s: rebuilt", path, error)
+            return False
+        if found != kept.sha256:
+            log.warning("prefix state %s is damaged: sha256 %s, not %s: rebuilt", path, found, kept.sha256)
             return False
         count = ctypes.c_size_t(0)
         buffer = (lib.llama_token * len(resident.tokens))()
@@ -315,12 +348,16 @@ class LlamaEngine:
         if read == 0 or list(buffer[: count.value]) != resident.tokens:
             log.warning("prefix state %s does not fit this model: rebuilt", path)
             return False
+        if self._score(resident, resident.tail, NEVER_NS) != kept.golden:
+            log.warning("prefix state %s does not score as it did when it was saved: rebuilt", path)
+            return False
         return True
 
-    def _save(self, resident: _Resident, path: Path) -> None:
+    def _save(self, resident: _Resident, path: Path, golden: dict[str, list[float]]) -> None:
         """Keep the state for the next start; failing to is no error, only a slower start."""
         tokens = (lib.llama_token * len(resident.tokens))(*resident.tokens)
         partial = path.with_suffix(f".{os.getpid()}.part")
+        lib.llama_memory_seq_rm(self._memory, resident.stream, len(resident.tokens), -1)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not lib.llama_state_seq_save_file(
@@ -329,7 +366,9 @@ class LlamaEngine:
                 raise OSError("llama.cpp could not write it")
             with partial.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-            path.with_suffix(".sha256").write_text(f"{digest}\n")
+            path.with_suffix(".json").write_bytes(
+                msgspec.json.encode(_StateRecord(sha256=digest, golden=golden))
+            )
             partial.replace(path)
         except OSError as error:
             log.warning("prefix state %s is not kept: %s", path, error)
@@ -351,30 +390,12 @@ class LlamaEngine:
             raise RequestError(
                 "too_large", f"request: the situation has {len(suffix)} tokens; the limit is {room}"
             )
-        lib.llama_memory_seq_rm(self._memory, pack.stream, start, -1)
-        label_at = len(suffix) - 1
-        self._batch.clear()
-        self._batch.add([*suffix, *pack.ride], start, pack.stream, logits_from=label_at)
-        self._decode()
-        logits: dict[tuple[int, ...], np.ndarray[Any, np.dtype[np.float32]]] = {}
-        for path, node in pack.labels.branches():
-            if path == pack.ride[: len(path)]:
-                logits[path] = self._logits_of(node, label_at + len(path))
-        for path, node in pack.labels.branches():
-            if path not in logits:
-                if time.monotonic_ns() >= deadline_ns:
-                    raise DeadlineExceeded("the deadline passed while labels were scored")
-                lib.llama_memory_seq_rm(self._memory, pack.stream, start + label_at + 1, -1)
-                self._batch.clear()
-                self._batch.add(path, start + label_at + 1, pack.stream, logits_from=len(path) - 1)
-                self._decode()
-                logits[path] = self._logits_of(node, len(path) - 1)
+        logits = self._score(pack, suffix, deadline_ns)
         probabilities = _closed_set(pack.labels, logits)
-        names = [name for name in pack.names if name in probabilities]
         scored = Scored(
-            label=max(names, key=probabilities.__getitem__).strip(),
-            probabilities={name.strip(): probabilities[name] for name in names},
-            logits=tuple(float(x) for path, _ in pack.labels.branches() for x in logits[path]),
+            label=max(pack.names, key=probabilities.__getitem__).strip(),
+            probabilities={name.strip(): probabilities[name] for name in pack.names},
+            logits=tuple(logit for edge_logits in logits.values() for logit in edge_logits),
             suffix_tokens=tuple(suffix),
             prefix_tokens=start,
             prefix_digest=pack.digest,
@@ -383,8 +404,34 @@ class LlamaEngine:
         self._last_scored = scored
         return scored
 
-    def _logits_of(self, node: Trie, output: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-        return self._logits(output)[list(node.children)].copy()
+    def _score(self, pack: _Resident, suffix: Sequence[int], deadline_ns: int) -> dict[str, list[float]]:
+        """Logits of the edges at each branch of the label trie, by the path to it, in trie order."""
+        start, label_at = len(pack.tokens), len(suffix) - 1
+        lib.llama_memory_seq_rm(self._memory, pack.stream, start, -1)
+        self._batch.clear()
+        self._batch.add([*suffix, *pack.ride], start, pack.stream, logits_from=label_at)
+        self._decode()
+        branches = list(pack.labels.branches())
+        logits = {
+            path: self._edge_logits(node, label_at + len(path))
+            for path, node in branches
+            if path == pack.ride[: len(path)]
+        }
+        for path, node in branches:
+            if path in logits:
+                continue
+            if time.monotonic_ns() >= deadline_ns:
+                raise DeadlineExceeded("the deadline passed while labels were scored")
+            lib.llama_memory_seq_rm(self._memory, pack.stream, start + label_at + 1, -1)
+            self._batch.clear()
+            self._batch.add(path, start + label_at + 1, pack.stream, logits_from=len(path) - 1)
+            self._decode()
+            logits[path] = self._edge_logits(node, len(path) - 1)
+        return {_path_name(path): logits[path] for path, _ in branches}
+
+    def _edge_logits(self, node: Trie, output: int) -> list[float]:
+        values: list[float] = self._logits(output)[list(node.children)].tolist()
+        return values
 
     # ------------------------------------------------------------ explanations
 
@@ -523,9 +570,11 @@ class _Batch:
         lib.llama_batch_free(self._batch)
 
 
-def _closed_set(
-    labels: Trie, logits: dict[tuple[int, ...], np.ndarray[Any, np.dtype[np.float32]]]
-) -> dict[str, float]:
+def _path_name(path: Sequence[int]) -> str:
+    return " ".join(map(str, path))
+
+
+def _closed_set(labels: Trie, logits: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Probability of every label: at each branch a softmax over its children only, multiplied along.
 
     This is the distribution of sampling under a grammar that admits exactly the labels.
@@ -539,10 +588,10 @@ def _closed_set(
             ((token, child),) = node.children.items()
             descend(child, (*path, token), mass)
         elif node.children:
-            raw = logits[path].astype(np.float64)
-            weights = np.exp(raw - raw.max())
-            for share, (token, child) in zip(weights / weights.sum(), node.children.items(), strict=True):
-                descend(child, (*path, token), mass * float(share))
+            raw = logits[_path_name(path)]
+            weights = [math.exp(logit - max(raw)) for logit in raw]
+            for weight, (token, child) in zip(weights, node.children.items(), strict=True):
+                descend(child, (*path, token), mass * weight / sum(weights))
 
     descend(labels, (), 1.0)
     return probabilities

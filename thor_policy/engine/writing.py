@@ -42,12 +42,11 @@ class Trie:
         for token, child in self.children.items():
             yield from child.branches((*path, token))
 
-    def leaves(self) -> Iterable[str]:
-        """The names below this node, in the order they were given."""
-        if self.value is not None:
-            yield self.value
-        for child in self.children.values():
-            yield from child.leaves()
+    def opening(self) -> str | None:
+        """The name of a sequence that is the beginning of another one, if there is any."""
+        if self.value is not None and self.children:
+            return self.value
+        return next(filter(None, (child.opening() for child in self.children.values())), None)
 
 
 class Writing:
@@ -131,7 +130,8 @@ class Writing:
             self._free.append(token)
             self._write([token])
         if not text or line_end or len(self._free) >= step.max_tokens:
-            self.values[step.name] = ((self._text_of(self._free) + line).strip(),)
+            said = self._text_of(self._free) + (line if line_end else "")
+            self.values[step.name] = (" ".join(said.split()),)
             self._next_step()
 
     def _accept_closing(self, step: OneOf | SomeOf, token: int) -> None:
@@ -139,7 +139,7 @@ class Writing:
         self.values[step.name] = (*self.values.get(step.name, ()), chosen.strip())
         del self._options[chosen]
         if isinstance(step, SomeOf) and token == self._separator(step):
-            self._write([token])
+            self._write(self._tokenise(step.separator))
             self._node = Trie.of(self._options)
         else:
             self._next_step()
