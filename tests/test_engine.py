@@ -12,7 +12,8 @@ import pytest
 
 from thor_policy.catalog import ModelFile
 from thor_policy.core import Engine, Fixed, FreeText, OneOf, PromptPrefix, SomeOf, Step, Turn, Written
-from thor_policy.engine.llama import LlamaEngine, Vocabulary
+from thor_policy.engine.llama import LlamaEngine
+from thor_policy.engine.native import Vocabulary
 from thor_policy.errors import DeadlineExceeded, EngineError, RequestError
 from thor_policy.testing import StubEngine
 

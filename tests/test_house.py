@@ -83,7 +83,7 @@ def test_each_library_has_one_room(path: Path) -> None:
 
 def test_llama_cpp_is_imported_by_one_module() -> None:
     users = [path.name for path in MODULES if any(n.split(".")[0] == "llama_cpp" for n in imports_of(path))]
-    assert users == ["llama.py"]
+    assert users == ["native.py"]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -62,7 +62,7 @@ def _device(_config: Config) -> Finding:
 
 def _engine(_config: Config) -> Finding:
     try:
-        from thor_policy.engine.llama import build_name, gpu_offload
+        from thor_policy.engine.native import build_name, gpu_offload
     except (ImportError, OSError, RuntimeError) as error:
         return Finding(
             name="engine", state="missing", found=str(error), cure="pip install llama-cpp-python==0.3.36"

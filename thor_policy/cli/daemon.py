@@ -32,7 +32,9 @@ def serve(config: Config) -> None:
 
 @click.command()
 @configured("endpoint", "state_dir")
-@click.argument("question", metavar="JSON|FILE|-", default="-")
+@click.argument(
+    "question", metavar="JSON|FILE|-", default="-", help="The question itself, or where it is; - is stdin."
+)
 @click.option(
     "--explain", type=click.Choice(["inline", "none"]), default="inline", help="Ask for the reasoning too."
 )

@@ -15,7 +15,9 @@ from thor_policy.journal.verify import verify as verify_journal
 
 @click.group(invoke_without_command=True)
 @configured("state_dir")
-@click.option("-n", "--limit", default=20, show_default=True, type=click.IntRange(1, 10_000))
+@click.option(
+    "-n", "--limit", default=20, show_default=True, type=click.IntRange(1, 10_000), help="How many."
+)
 @click.option("--outcome", help="Only this outcome.")
 @click.option("--tier", help="Only this tier: rule, model or fallback.")
 @click.option("--risk", type=click.Choice(RISKS), help="Only this risk.")
@@ -57,7 +59,7 @@ def log(
 
 @log.command()
 @configured("state_dir")
-@click.argument("decision_id")
+@click.argument("decision_id", help="As `log` or a reply gives it.")
 @as_json
 def show(config: Config, decision_id: str, as_json: bool) -> None:
     """Show one decision with every column."""

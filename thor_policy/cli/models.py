@@ -25,7 +25,7 @@ def list_models(config: Config, as_json: bool) -> None:
     """The models of the catalog, and which are there."""
     rows = catalog.listing(config.models_dir)
     if as_json:
-        render.as_json(msgspec.to_builtins(rows))
+        render.as_json(msgspec.to_builtins(rows, enc_hook=str))
         return
     render.table(
         ("model", "size", "for", "licence", "here"),
@@ -44,19 +44,21 @@ def list_models(config: Config, as_json: bool) -> None:
 
 @models.command()
 @configured("models_dir")
-@click.argument("name")
+@click.argument("name", help="As `models list` shows it.")
 @click.option("--force", is_flag=True, help="Fetch again and replace the file and its recorded digest.")
 def pull(config: Config, name: str, force: bool) -> None:
     """Fetch a model of the catalog."""
+    from thor_policy.catalog import fetching  # it brings httpx, which no other command needs
+
     model = catalog.Catalog.load().get(name)
     with render.download(name) as progress:
-        file = catalog.pull(model, config.models_dir, progress=progress, force=force)
+        file = fetching.pull(model, config.models_dir, progress=progress, force=force)
     render.line(f"{file.path} sha256 {file.sha256}")
 
 
 @models.command()
 @configured("models_dir")
-@click.argument("name", required=False)
+@click.argument("name", required=False, help="One model; all that are here if none is given.")
 @as_json
 @click.pass_context
 def verify(ctx: click.Context, config: Config, name: str | None, as_json: bool) -> None:
@@ -65,7 +67,7 @@ def verify(ctx: click.Context, config: Config, name: str | None, as_json: bool) 
     here = [row.model for row in catalog.listing(config.models_dir) if row.present]
     verdicts = [catalog.verify(one, config.models_dir) for one in ([known.get(name)] if name else here)]
     if as_json:
-        render.as_json([msgspec.to_builtins(v) | {"status": v.status} for v in verdicts])
+        render.as_json([msgspec.to_builtins(v, enc_hook=str) | {"status": v.status} for v in verdicts])
     else:
         for verdict in verdicts:
             render.pairs(
@@ -77,7 +79,7 @@ def verify(ctx: click.Context, config: Config, name: str | None, as_json: bool) 
 
 @models.command()
 @configured("models_dir")
-@click.argument("name")
+@click.argument("name", help="As `models list` shows it, or the path of a GGUF file.")
 def path(config: Config, name: str) -> None:
     """Print where a model's file is."""
     render.line(str(Path(catalog.resolve(name, config.models_dir).path)))

@@ -48,7 +48,7 @@ def list_packs(as_json: bool) -> None:
 
 
 @packs.command()
-@click.argument("pack", metavar="NAME|DIR")
+@click.argument("pack", metavar="NAME|DIR", help="A pack of `packs list`, or a directory.")
 @as_json
 def show(pack: str, as_json: bool) -> None:
     """The clauses, rules and outcomes of a pack."""
@@ -76,7 +76,7 @@ def show(pack: str, as_json: bool) -> None:
 
 
 @packs.command()
-@click.argument("pack", metavar="NAME|DIR")
+@click.argument("pack", metavar="NAME|DIR", help="A pack of `packs list`, or a directory.")
 @as_json
 @click.pass_context
 def lint(ctx: click.Context, pack: str, as_json: bool) -> None:
@@ -94,12 +94,12 @@ def lint(ctx: click.Context, pack: str, as_json: bool) -> None:
 
 @packs.command(name="render")
 @configured("model", "models_dir")
-@click.argument("pack", metavar="NAME|DIR")
-@click.argument("question", metavar="FILE|-", type=click.File("r", encoding="utf-8"))
+@click.argument("pack", metavar="NAME|DIR", help="A pack of `packs list`, or a directory.")
+@click.argument("question", metavar="FILE|-", type=click.File("r", encoding="utf-8"), help="A question.")
 @as_json
 def render_prompt(config: Config, pack: str, question: TextIO, as_json: bool) -> None:
     """Print the exact prompt of one request."""
-    from thor_policy.engine.llama import Vocabulary
+    from thor_policy.engine.native import Vocabulary
 
     loaded = _load(pack)
     evaluation = _evaluation(question.read())

@@ -21,7 +21,12 @@ from thor_policy.errors import SuiteError
 
 @click.command()
 @configured()
-@click.argument("files", nargs=-1, type=click.Path(dir_okay=False, path_type=Path))
+@click.argument(
+    "files",
+    nargs=-1,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Suite files; those that ship with this version if none is given.",
+)
 @click.option("--full", is_flag=True, help="Every scenario of every suite, not the three quick ones.")
 @as_json
 @click.pass_context

@@ -1,4 +1,4 @@
-"""The in-process engine: llama.cpp through ctypes. The only module that imports llama_cpp.
+"""The in-process engine: a GGUF model, scored and explained by llama.cpp.
 
 Owns the model, its one context and every stream in it. Invariant: a decision is decoded alone, in its
 pack's own stream, from the same start, in one call; only explanations share batches. So the same tokens
@@ -15,24 +15,21 @@ import contextlib
 import ctypes
 import hashlib
 import logging
-import math
 import os
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import msgspec
 import numpy as np
-from llama_cpp import llama_cpp as lib
 from msgspec import Struct
 
-from thor_policy.core import Loaded, ModelInfo, PromptPrefix, Scored, Step, Turn, Written
-from thor_policy.engine.chat import markup
-from thor_policy.engine.writing import Trie, Writing
+from thor_policy.core import Loaded, ModelInfo, PromptPrefix, Scored, Step, Written
+from thor_policy.engine.native import Batch, Vocabulary, gpu_offload, lib, recent_complaints
+from thor_policy.engine.writing import Trie, Writing, closed_set, path_name
 from thor_policy.errors import DeadlineExceeded, EngineError, RequestError
 
 log = logging.getLogger(__name__)
@@ -44,112 +41,6 @@ ANSWER_TOKENS = 192
 
 #: A deadline that does not come.
 NEVER_NS = 2**63 - 1
-
-_recent: deque[str] = deque(maxlen=8)
-
-
-@lib.llama_log_callback  # type: ignore[untyped-decorator]
-def _collect_log(level: int, text: bytes, _user_data: Any) -> None:
-    if level >= 3:  # warnings and errors; the rest is chatter
-        _recent.append(text.decode("utf-8", "replace").strip())
-
-
-def _start_backend() -> None:
-    lib.llama_log_set(_collect_log, ctypes.c_void_p(0))
-    lib.llama_backend_init()
-
-
-def build_name() -> str:
-    """Name of the inference library, as recorded with each decision."""
-    return f"llama-cpp-python {llama_cpp.__version__}"
-
-
-def gpu_offload() -> bool:
-    """True when llama.cpp was built for, and sees, a GPU."""
-    return bool(lib.llama_supports_gpu_offload())
-
-
-class Vocabulary:
-    """Tokens and chat template of a GGUF file; with `vocab_only` nothing else of it is read."""
-
-    def __init__(self, path: Path, *, vocab_only: bool = False, gpu_layers: int = -1) -> None:
-        _start_backend()
-        _recent.clear()
-        params = lib.llama_model_default_params()
-        params.vocab_only = vocab_only
-        params.n_gpu_layers = gpu_layers
-        self.model = lib.llama_model_load_from_file(os.fsencode(path), params)
-        if not self.model:
-            reason = "; ".join(_recent) or "llama.cpp gave no reason"
-            raise EngineError(f"{path} cannot be loaded as a model: {reason}")
-        self.vocab = lib.llama_model_get_vocab(self.model)
-        self.size = lib.llama_vocab_n_tokens(self.vocab)
-        template = lib.llama_model_chat_template(self.model, None)
-        if not template:
-            raise EngineError(f"{path} carries no chat template; an instruct model is needed")
-        self._template = template.decode("utf-8")
-        self._bos = lib.llama_vocab_bos(self.vocab) if lib.llama_vocab_get_add_bos(self.vocab) else -1
-
-    def close(self) -> None:
-        if self.model:
-            lib.llama_model_free(self.model)
-            self.model = None
-
-    def tokenise(self, text: str, *, special: bool = False) -> list[int]:
-        """Token ids of `text`; only with `special` may text become a special token."""
-        raw = text.encode("utf-8")
-        buffer = (lib.llama_token * (len(raw) + 2))()
-        count = lib.llama_tokenize(self.vocab, raw, len(raw), buffer, len(buffer), False, special)
-        if count < 0:
-            raise EngineError(f"a text of {len(raw)} bytes could not be tokenised")
-        return list(buffer[:count])
-
-    def text_of(self, tokens: Sequence[int], *, special: bool = False) -> str:
-        """Text of token ids; special tokens have none, unless `special`."""
-        parts = []
-        buffer = ctypes.create_string_buffer(256)
-        for token in tokens:
-            count = lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
-            parts.append(buffer.raw[:count] if count > 0 else b"")
-        return b"".join(parts).decode("utf-8", "replace")
-
-    def ends_turn(self, token: int) -> bool:
-        """True for end-of-turn and end-of-text tokens."""
-        return bool(lib.llama_vocab_is_eog(self.vocab, token))
-
-    def prompt(self, prefix: PromptPrefix) -> tuple[list[int], list[int]]:
-        """Token ids before the question, and between the question and the label."""
-        turns = (*prefix.turns, Turn(role="user", text=""))
-        marks = markup(self._template, turns, bos=self._special_text(self._bos))
-        tokens = []
-        for mark, turn in zip(marks, prefix.turns, strict=False):
-            tokens += self.tokenise(mark, special=True) + self.tokenise(turn.text)
-        tokens += self.tokenise(marks[-2], special=True)
-        if self._bos >= 0 and tokens[0] != self._bos:
-            tokens.insert(0, self._bos)
-        return tokens, self.tokenise(marks[-1], special=True) + self.tokenise(prefix.answer_head)
-
-    def question(self, prefix: PromptPrefix, question: str) -> tuple[list[int], list[int]]:
-        """The exact token ids (prefix, suffix) of one question."""
-        before, tail = self.prompt(prefix)
-        return before, self.tokenise(question) + tail
-
-    def info(self, name: str, sha256: str, *, device: str) -> ModelInfo:
-        buffer = ctypes.create_string_buffer(256)
-        lib.llama_model_desc(self.model, buffer, len(buffer))
-        architecture, _, quantisation = (buffer.value.decode() + "  ").split(" ", 2)
-        return ModelInfo(
-            name=name,
-            sha256=sha256,
-            quantisation=quantisation.strip(),
-            architecture=architecture,
-            parameters=lib.llama_model_n_params(self.model),
-            build=build_name(),
-            device=device,
-        )
-
-    def _special_text(self, token: int) -> str:
-        return lib.llama_vocab_get_text(self.vocab, token).decode() if token >= 0 else ""
 
 
 class _StateRecord(Struct, frozen=True):
@@ -222,9 +113,9 @@ class LlamaEngine:
         self._context = lib.llama_init_from_model(self.vocabulary.model, params)
         if not self._context:
             self.vocabulary.close()
-            raise EngineError(f"no context of {params.n_ctx} tokens for {path}: {'; '.join(_recent)}")
+            raise EngineError(f"no context of {params.n_ctx} tokens for {path}: {recent_complaints()}")
         self._memory = lib.llama_get_memory(self._context)
-        self._batch = _Batch(self._batch_tokens)
+        self._batch = Batch(self._batch_tokens)
         device = "gpu" if gpu_layers != 0 and gpu_offload() else "cpu"
         self._model = self.vocabulary.info(name, sha256, device=device)
         self._states_dir = states_dir
@@ -391,7 +282,7 @@ class LlamaEngine:
                 "too_large", f"request: the situation has {len(suffix)} tokens; the limit is {room}"
             )
         logits = self._score(pack, suffix, deadline_ns)
-        probabilities = _closed_set(pack.labels, logits)
+        probabilities = closed_set(pack.labels, logits)
         scored = Scored(
             label=max(pack.names, key=probabilities.__getitem__).strip(),
             probabilities={name.strip(): probabilities[name] for name in pack.names},
@@ -427,7 +318,7 @@ class LlamaEngine:
             self._batch.add(path, start + label_at + 1, pack.stream, logits_from=len(path) - 1)
             self._decode()
             logits[path] = self._edge_logits(node, len(path) - 1)
-        return {_path_name(path): logits[path] for path, _ in branches}
+        return {path_name(path): logits[path] for path, _ in branches}
 
     def _edge_logits(self, node: Trie, output: int) -> list[float]:
         values: list[float] = self._logits(output)[list(node.children)].tolist()
@@ -525,73 +416,9 @@ class LlamaEngine:
         self._last_scored = None
         code = lib.llama_decode(self._context, self._batch.raw())
         if code != 0:
-            raise EngineError(f"llama_decode failed with code {code}: {'; '.join(_recent)}")
+            raise EngineError(f"llama_decode failed with code {code}: {recent_complaints()}")
 
     def _logits(self, output: int) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Logits after batch token `output`: a view that lasts until the next decode."""
         pointer = lib.llama_get_logits_ith(self._context, output)
         return np.ctypeslib.as_array(pointer, (self.vocabulary.size,))
-
-
-class _Batch:
-    """A llama_batch seen through numpy; tokens of several streams may be in it."""
-
-    def __init__(self, capacity: int) -> None:
-        self._batch = lib.llama_batch_init(capacity, 0, 1)
-        shape = (capacity,)
-        self._tokens = np.ctypeslib.as_array(self._batch.token, shape)
-        self._positions = np.ctypeslib.as_array(self._batch.pos, shape)
-        self._outputs = np.ctypeslib.as_array(self._batch.logits, shape)
-        for index in range(capacity):
-            self._batch.n_seq_id[index] = 1
-        self.used = 0
-
-    def clear(self) -> None:
-        self.used = 0
-
-    def add(self, tokens: Sequence[int], position: int, stream: int, *, logits_from: int = -1) -> int:
-        """Append tokens; logits are kept from index `logits_from` on. Returns the last one's place."""
-        start, end = self.used, self.used + len(tokens)
-        self._tokens[start:end] = tokens
-        self._positions[start:end] = range(position, position + len(tokens))
-        self._outputs[start:end] = 0
-        if logits_from >= 0:
-            self._outputs[start + logits_from : end] = 1
-        for index in range(start, end):
-            self._batch.seq_id[index][0] = stream
-        self.used = end
-        return end - 1
-
-    def raw(self) -> Any:
-        self._batch.n_tokens = self.used
-        return self._batch
-
-    def close(self) -> None:
-        lib.llama_batch_free(self._batch)
-
-
-def _path_name(path: Sequence[int]) -> str:
-    return " ".join(map(str, path))
-
-
-def _closed_set(labels: Trie, logits: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Probability of every label: at each branch a softmax over its children only, multiplied along.
-
-    This is the distribution of sampling under a grammar that admits exactly the labels.
-    """
-    probabilities: dict[str, float] = {}
-
-    def descend(node: Trie, path: tuple[int, ...], mass: float) -> None:
-        if node.value is not None:
-            probabilities[node.value] = mass
-        if len(node.children) == 1:
-            ((token, child),) = node.children.items()
-            descend(child, (*path, token), mass)
-        elif node.children:
-            raw = logits[_path_name(path)]
-            weights = [math.exp(logit - max(raw)) for logit in raw]
-            for weight, (token, child) in zip(weights, node.children.items(), strict=True):
-                descend(child, (*path, token), mass * weight / sum(weights))
-
-    descend(labels, (), 1.0)
-    return probabilities

@@ -1,12 +1,13 @@
 """Token tries and the course of an explanation: what may come next, and what must.
 
-Owns `Trie` (closed lists of token sequences) and `Writing` (one explanation under way). Invariant: whatever
-the logits, the text that comes out follows the steps: fixed text verbatim, enums from their list, free text
-on one line. Pure: no model, no clock. Used by the engine thread.
+Owns `Trie` (closed lists of token sequences), their distribution, and `Writing` (one explanation under way).
+Invariant: whatever the logits, the text that comes out follows the steps: fixed text verbatim, enums from
+their list, free text on one line. Pure: no model, no clock. Used by the engine thread.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from thor_policy.core import Fixed, FreeText, OneOf, SomeOf, Step
@@ -47,6 +48,34 @@ class Trie:
         if self.value is not None and self.children:
             return self.value
         return next(filter(None, (child.opening() for child in self.children.values())), None)
+
+
+def path_name(path: Sequence[int]) -> str:
+    """A path in a trie as text, for keys that go into JSON."""
+    return " ".join(map(str, path))
+
+
+def closed_set(labels: Trie, logits: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Probability of every label: at each branch a softmax over its children only, multiplied along.
+
+    This is the distribution of sampling under a grammar that admits exactly the labels.
+    """
+    probabilities: dict[str, float] = {}
+
+    def descend(node: Trie, path: tuple[int, ...], mass: float) -> None:
+        if node.value is not None:
+            probabilities[node.value] = mass
+        if len(node.children) == 1:
+            ((token, child),) = node.children.items()
+            descend(child, (*path, token), mass)
+        elif node.children:
+            raw = logits[path_name(path)]
+            weights = [math.exp(logit - max(raw)) for logit in raw]
+            for weight, (token, child) in zip(weights, node.children.items(), strict=True):
+                descend(child, (*path, token), mass * weight / sum(weights))
+
+    descend(labels, (), 1.0)
+    return probabilities
 
 
 class Writing:

@@ -1,0 +1,328 @@
+"""The model files: which there are, which may be loaded, and whether one is still the file we know.
+
+Owns the reading of models/catalog.toml, and `digests.json` in the models directory with its lock.
+Invariant: a `ModelFile` carries the sha256 of the bytes at its path, and those of a catalog model are the
+pinned bytes or the bytes of first use.
+
+Hashing 9 GB at every start is slow, so `digests.json` remembers each digest with the file's size, mtime,
+inode and ctime, and only a file whose stat changed is read again. It is a memory, not a seal: whoever may
+write the models directory may rewrite it. The `.*.lock` files stay; deleting one that another process is
+about to take would let two in. Downloading is another module's, so that a daemon starts without httpx.
+
+Called from the main thread at start and by the `models` commands; never from the engine thread.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta, Struct
+
+from thor_policy.config import data_path
+from thor_policy.errors import CatalogError, DigestMismatch
+
+#: The first bytes of every GGUF file.
+MAGIC = b"GGUF"
+
+#: llama.cpp loads the other parts of a split model by itself, and the digest of one part is not theirs.
+_SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf\Z")
+
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+
+
+class WheelSource(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="wheel"
+):
+    """A file inside a Python wheel."""
+
+    package: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
+    version: Annotated[str, Meta(pattern=r"^[0-9][A-Za-z0-9.+!_-]*\Z")]
+    member: Annotated[str, Meta(min_length=1)]
+
+
+class HubSource(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="hub"):
+    """A file of a model hub repository; `revision` is a branch, tag or commit."""
+
+    repo: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")]
+    file: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][\w./-]*\Z")]
+    revision: Annotated[str, Meta(min_length=1)] = "main"
+
+
+class CatalogModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One entry of the catalog. Without `sha256` the digest of the first use is recorded and held to."""
+
+    name: Annotated[str, Meta(pattern=r"^(?!.*\.gguf\Z)[a-z0-9][a-z0-9._-]*\Z")]
+    file: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.gguf\Z")]
+    size_bytes: Annotated[int, Meta(gt=0)]
+    licence: str
+    description: str
+    recommended_on: Literal["cpu", "cuda"]
+    source: WheelSource | HubSource
+    sha256: Sha256 | None = None
+
+
+class ModelFile(Struct, frozen=True, kw_only=True):
+    """A model file that may be loaded. `name` is the catalog's, or the file name of a path."""
+
+    name: str
+    path: Path
+    sha256: str
+
+
+class Verdict(Struct, frozen=True, kw_only=True):
+    """What `verify` found: `expected` is the pinned or recorded sha256, `found` that of the file."""
+
+    path: Path
+    expected: str | None
+    found: str | None
+
+    @property
+    def status(self) -> Literal["ok", "missing", "wrong", "unrecorded"]:
+        if self.found is None:
+            return "missing"
+        if self.expected is None:
+            return "unrecorded"
+        return "ok" if self.found == self.expected else "wrong"
+
+
+class Listed(Struct, frozen=True, kw_only=True):
+    """A row of `listing`. `sha256` is the remembered digest of the file as it stands, or None."""
+
+    model: CatalogModel
+    present: bool
+    sha256: str | None
+    path: Path
+
+
+class _File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    model: tuple[CatalogModel, ...]
+
+
+class Catalog(Struct, frozen=True, kw_only=True):
+    """The models that have a name, in the order of the file."""
+
+    models: tuple[CatalogModel, ...]
+
+    @classmethod
+    def load(cls, path: Path | None = None) -> Catalog:
+        """Read a catalog file (default: the one that ships). Raises CatalogError naming file and field."""
+        path = path or data_path("models") / "catalog.toml"
+        with _reading(path):
+            return cls.parse(path.read_bytes(), str(path))
+
+    @classmethod
+    def parse(cls, text: bytes, where: str) -> Catalog:
+        """Read the TOML of a catalog; a CatalogError calls it `where`."""
+        try:
+            models = msgspec.toml.decode(text, type=_File).model
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            raise CatalogError(f"{where} is not a model catalog: {error}") from error
+        for field in ("name", "file"):
+            values = [getattr(model, field) for model in models]
+            if twice := {value for value in values if values.count(value) > 1}:
+                raise CatalogError(f"{where}: two models have the {field} {min(twice)!r}")
+        return cls(models=models)
+
+    def get(self, name: str) -> CatalogModel:
+        """The model called `name`. Raises CatalogError listing the names there are."""
+        for model in self.models:
+            if model.name == name:
+                return model
+        known = ", ".join(model.name for model in self.models)
+        raise CatalogError(f"no model is called {name!r}; known: {known}; the path of a GGUF file works too")
+
+
+def resolve(name_or_path: str, models_dir: Path, *, catalog: Catalog | None = None) -> ModelFile:
+    """The file to load for a catalog name or a path, and its sha256.
+
+    A name must be in `models_dir` already and be the file that was pinned or first used; the record of
+    first use is kept. A path (anything with a `/`, ending in `.gguf`, or a file that exists) may be any
+    GGUF. It is the user's own: when it changed it is hashed again, and decisions record the new digest. A
+    path to a catalog model's file in `models_dir` counts as its name. Where the models directory cannot
+    be written, the digest is computed each time. Raises CatalogError, or DigestMismatch.
+    """
+    catalog = catalog or Catalog.load()
+    path = Path(os.path.expanduser(name_or_path)).absolute()  # noqa: PTH111  an unknown ~user stays as it is
+    key = _key(path, models_dir)
+    for model in catalog.models:
+        if name_or_path == model.name or key == model.file:
+            return _resolve_model(model, models_dir)
+    with _reading(path):
+        if "/" not in name_or_path and not name_or_path.endswith(".gguf") and not path.is_file():
+            catalog.get(name_or_path)
+        if not path.is_file():
+            raise CatalogError(f"there is no model file {path}; see: thorpolicy models list")
+        if _SPLIT.search(path.name):
+            raise CatalogError(f"{path} is one part of a model; join the parts: llama-gguf-split --merge")
+        _require_gguf(path)
+        found, known = _look(path, models_dir, key)
+    _keep(models_dir, key, found, known)
+    return ModelFile(name=path.name, path=path, sha256=found.sha256)
+
+
+def _resolve_model(model: CatalogModel, models_dir: Path) -> ModelFile:
+    path = models_dir.absolute() / model.file
+    with _reading(path):
+        if not path.is_file():
+            raise CatalogError(
+                f"{model.name} is not in {models_dir}; run: thorpolicy models pull {model.name}"
+            )
+        found, known = _look(path, models_dir, model.file)
+    cure = f"to fetch and accept it anew: thorpolicy models pull {model.name} --force"
+    expected, size_bytes = expected_sha256(model, known), found.stat[0]
+    if expected not in (None, found.sha256):
+        raise DigestMismatch(
+            f"{path} is not the known file of {model.name}: expected sha256 {expected}, "
+            f"found {found.sha256} ({size_bytes} bytes); {cure}"
+        )
+    if size_bytes != model.size_bytes:
+        raise CatalogError(f"{path}: expected {model.size_bytes} bytes, found {size_bytes}; {cure}")
+    _require_gguf(path)
+    _keep(models_dir, model.file, found, known)
+    return ModelFile(name=model.name, path=path, sha256=found.sha256)
+
+
+def verify(model: CatalogModel | Path, models_dir: Path) -> Verdict:
+    """Hash the whole file, whatever is remembered, and compare; changes nothing. Raises CatalogError."""
+    path = model.absolute() if isinstance(model, Path) else models_dir.absolute() / model.file
+    known = recorded(models_dir).get(_key(path, models_dir))
+    expected = expected_sha256(None if isinstance(model, Path) else model, known)
+    with _reading(path):
+        found = hash_file(path).sha256 if path.is_file() else None
+    return Verdict(path=path, expected=expected, found=found)
+
+
+def listing(models_dir: Path, *, catalog: Catalog | None = None) -> list[Listed]:
+    """Every model of the catalog and whether its file is there; hashes nothing. Raises CatalogError."""
+    records, rows = recorded(models_dir), []
+    for model in (catalog or Catalog.load()).models:
+        path, known, sha256 = models_dir.absolute() / model.file, records.get(model.file), None
+        with _reading(path):
+            present = path.is_file()
+            if present and known and known.stat == stat_of(path.stat()):
+                sha256 = known.sha256 if known.sha256 == expected_sha256(model, known) else None
+        rows.append(Listed(model=model, present=present, sha256=sha256, path=path))
+    return rows
+
+
+# ---------------------------------------------------------------- digests
+
+#: Size in bytes, mtime in ns, inode, ctime in ns.
+Stat: TypeAlias = tuple[int, int, int, int]
+
+
+class Digest(Struct, frozen=True, kw_only=True):
+    """The sha256 of a file, and the stat of the file when it was taken."""
+
+    sha256: Sha256
+    stat: Stat
+
+
+def stat_of(stat: os.stat_result) -> Stat:
+    """The part of a stat that changes with the file."""
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns
+
+
+def expected_sha256(model: CatalogModel | None, known: Digest | None) -> str | None:
+    """What a file has to be: its pin, else what is recorded of it; None before the first use."""
+    return (model and model.sha256) or (known.sha256 if known else None)
+
+
+def hash_file(path: Path) -> Digest:
+    """Read the whole file. Raises OSError, and CatalogError if it changed meanwhile."""
+    with path.open("rb") as file:
+        before = stat_of(os.fstat(file.fileno()))
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if stat_of(os.fstat(file.fileno())) != before:
+            raise CatalogError(f"{path} changed while it was read; wait until whoever writes it is done")
+    return Digest(sha256=sha256, stat=before)
+
+
+def recorded(models_dir: Path) -> dict[str, Digest]:
+    """Every digest on record, by file name, or by path for a file elsewhere. Raises CatalogError."""
+    path = models_dir / "digests.json"
+    with _reading(path):
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=dict[str, Digest])
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise CatalogError(
+                f"the recorded digests in {path} are damaged ({error}); restore the file, or delete it to "
+                "accept the models as they are now"
+            ) from error
+
+
+def record(models_dir: Path, key: str, found: Digest) -> None:
+    """Put a digest on record, in the place of an older one. Raises OSError or CatalogError."""
+    models_dir.mkdir(parents=True, exist_ok=True)
+    with lock(models_dir / ".digests.lock"):
+        new = models_dir / ".digests.new"
+        records = recorded(models_dir) | {key: found}
+        with new.open("wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(records), indent=1))
+            file.flush()
+            os.fsync(file.fileno())
+        rename_durably(new, models_dir / "digests.json")
+
+
+def rename_durably(source: Path, target: Path) -> None:
+    """Give a file that is on disk already its final name, so that the name outlives a power cut."""
+    source.replace(target)
+    directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+@contextmanager
+def lock(path: Path, *, busy: str | None = None) -> Iterator[None]:
+    """Hold a lock file; with `busy`, raise CatalogError with that text instead of waiting."""
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError as error:
+            raise CatalogError(f"{busy}: it holds {path}; wait for it") from error
+        yield
+
+
+def _key(path: Path, models_dir: Path) -> str:
+    return path.name if path.parent.resolve() == models_dir.resolve() else str(path)
+
+
+def _look(path: Path, models_dir: Path, key: str) -> tuple[Digest, Digest | None]:
+    """What the file is now, and what is recorded of it; reads the file only if its stat changed."""
+    known = recorded(models_dir).get(key)
+    if known is not None and known.stat == stat_of(path.stat()):
+        return known, known
+    return hash_file(path), known
+
+
+def _keep(models_dir: Path, key: str, found: Digest, known: Digest | None) -> None:
+    # Where the directory cannot be written, the next start hashes again.
+    with suppress(OSError):
+        if found != known:
+            record(models_dir, key, found)
+
+
+def _require_gguf(path: Path) -> None:
+    with _reading(path), path.open("rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise CatalogError(f"{path} is not a GGUF file: its first bytes are not {MAGIC.decode()}")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CatalogError(f"cannot read {path}: {error.strerror}") from error

@@ -1,0 +1,173 @@
+"""llama.cpp through ctypes: the only module that imports llama_cpp.
+
+Owns the library's start, its log, the vocabulary of a model file and the batch that goes into a decode.
+Invariant: callbacks handed to the library live as long as the process, and everything allocated here has a
+`close`. Used by the engine thread, and by commands that only tokenise.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from llama_cpp import llama_cpp as lib
+
+from thor_policy.core import ModelInfo, PromptPrefix, Turn
+from thor_policy.engine.chat import markup
+from thor_policy.errors import EngineError
+
+__all__ = ["Batch", "Vocabulary", "build_name", "gpu_offload", "lib", "recent_complaints"]
+
+_recent: deque[str] = deque(maxlen=8)
+
+
+@lib.llama_log_callback  # type: ignore[untyped-decorator]
+def _collect_log(level: int, text: bytes, _user_data: Any) -> None:
+    if level >= 3:  # warnings and errors; the rest is chatter
+        _recent.append(text.decode("utf-8", "replace").strip())
+
+
+def recent_complaints() -> str:
+    """The last warnings and errors of the library, for an error message."""
+    return "; ".join(_recent)
+
+
+def _start_backend() -> None:
+    lib.llama_log_set(_collect_log, ctypes.c_void_p(0))
+    lib.llama_backend_init()
+
+
+def build_name() -> str:
+    """Name of the inference library, as recorded with each decision."""
+    return f"llama-cpp-python {llama_cpp.__version__}"
+
+
+def gpu_offload() -> bool:
+    """True when llama.cpp was built for, and sees, a GPU."""
+    return bool(lib.llama_supports_gpu_offload())
+
+
+class Vocabulary:
+    """Tokens and chat template of a GGUF file; with `vocab_only` nothing else of it is read."""
+
+    def __init__(self, path: Path, *, vocab_only: bool = False, gpu_layers: int = -1) -> None:
+        _start_backend()
+        _recent.clear()
+        params = lib.llama_model_default_params()
+        params.vocab_only = vocab_only
+        params.n_gpu_layers = gpu_layers
+        self.model = lib.llama_model_load_from_file(os.fsencode(path), params)
+        if not self.model:
+            reason = recent_complaints() or "llama.cpp gave no reason"
+            raise EngineError(f"{path} cannot be loaded as a model: {reason}")
+        self.vocab = lib.llama_model_get_vocab(self.model)
+        self.size = lib.llama_vocab_n_tokens(self.vocab)
+        template = lib.llama_model_chat_template(self.model, None)
+        if not template:
+            raise EngineError(f"{path} carries no chat template; an instruct model is needed")
+        self._template = template.decode("utf-8")
+        self._bos = lib.llama_vocab_bos(self.vocab) if lib.llama_vocab_get_add_bos(self.vocab) else -1
+
+    def close(self) -> None:
+        if self.model:
+            lib.llama_model_free(self.model)
+            self.model = None
+
+    def tokenise(self, text: str, *, special: bool = False) -> list[int]:
+        """Token ids of `text`; only with `special` may text become a special token."""
+        raw = text.encode("utf-8")
+        buffer = (lib.llama_token * (len(raw) + 2))()
+        count = lib.llama_tokenize(self.vocab, raw, len(raw), buffer, len(buffer), False, special)
+        if count < 0:
+            raise EngineError(f"a text of {len(raw)} bytes could not be tokenised")
+        return list(buffer[:count])
+
+    def text_of(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """Text of token ids; special tokens have none, unless `special`."""
+        parts = []
+        buffer = ctypes.create_string_buffer(256)
+        for token in tokens:
+            count = lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
+            parts.append(buffer.raw[:count] if count > 0 else b"")
+        return b"".join(parts).decode("utf-8", "replace")
+
+    def ends_turn(self, token: int) -> bool:
+        """True for end-of-turn and end-of-text tokens."""
+        return bool(lib.llama_vocab_is_eog(self.vocab, token))
+
+    def prompt(self, prefix: PromptPrefix) -> tuple[list[int], list[int]]:
+        """Token ids before the question, and between the question and the label."""
+        turns = (*prefix.turns, Turn(role="user", text=""))
+        marks = markup(self._template, turns, bos=self._special_text(self._bos))
+        tokens = []
+        for mark, turn in zip(marks, prefix.turns, strict=False):
+            tokens += self.tokenise(mark, special=True) + self.tokenise(turn.text)
+        tokens += self.tokenise(marks[-2], special=True)
+        if self._bos >= 0 and tokens[0] != self._bos:
+            tokens.insert(0, self._bos)
+        return tokens, self.tokenise(marks[-1], special=True) + self.tokenise(prefix.answer_head)
+
+    def question(self, prefix: PromptPrefix, question: str) -> tuple[list[int], list[int]]:
+        """The exact token ids (prefix, suffix) of one question."""
+        before, tail = self.prompt(prefix)
+        return before, self.tokenise(question) + tail
+
+    def info(self, name: str, sha256: str, *, device: str) -> ModelInfo:
+        buffer = ctypes.create_string_buffer(256)
+        lib.llama_model_desc(self.model, buffer, len(buffer))
+        architecture, _, quantisation = (buffer.value.decode() + "  ").split(" ", 2)
+        return ModelInfo(
+            name=name,
+            sha256=sha256,
+            quantisation=quantisation.strip(),
+            architecture=architecture,
+            parameters=lib.llama_model_n_params(self.model),
+            build=build_name(),
+            device=device,
+        )
+
+    def _special_text(self, token: int) -> str:
+        return lib.llama_vocab_get_text(self.vocab, token).decode() if token >= 0 else ""
+
+
+class Batch:
+    """A llama_batch seen through numpy; tokens of several streams may be in it."""
+
+    def __init__(self, capacity: int) -> None:
+        self._batch = lib.llama_batch_init(capacity, 0, 1)
+        shape = (capacity,)
+        self._tokens = np.ctypeslib.as_array(self._batch.token, shape)
+        self._positions = np.ctypeslib.as_array(self._batch.pos, shape)
+        self._outputs = np.ctypeslib.as_array(self._batch.logits, shape)
+        for index in range(capacity):
+            self._batch.n_seq_id[index] = 1
+        self.used = 0
+
+    def clear(self) -> None:
+        self.used = 0
+
+    def add(self, tokens: Sequence[int], position: int, stream: int, *, logits_from: int = -1) -> int:
+        """Append tokens; logits are kept from index `logits_from` on. Returns the last one's place."""
+        start, end = self.used, self.used + len(tokens)
+        self._tokens[start:end] = tokens
+        self._positions[start:end] = range(position, position + len(tokens))
+        self._outputs[start:end] = 0
+        if logits_from >= 0:
+            self._outputs[start + logits_from : end] = 1
+        for index in range(start, end):
+            self._batch.seq_id[index][0] = stream
+        self.used = end
+        return end - 1
+
+    def raw(self) -> Any:
+        self._batch.n_tokens = self.used
+        return self._batch
+
+    def close(self) -> None:
+        lib.llama_batch_free(self._batch)
