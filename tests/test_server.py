@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import zmq
@@ -19,15 +19,17 @@ import zmq
 from thor_policy.app import serving
 from thor_policy.client import Client
 from thor_policy.config import Config
-from thor_policy.core import Json, Scored
+from thor_policy.core import Json, PackInfo, Request, Scored
 from thor_policy.errors import AlreadyRunning, RequestError, Unreachable
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.verify import verify
+from thor_policy.server import Mailbox, Server
 from thor_policy.testing import StubEngine, load_stub_engine
 
 #: No test waits longer than this for anything, in milliseconds.
 PATIENCE_MS = 20_000
 
+PACK = PackInfo(name="team-governance", version="1", sha256="0" * 64)
 #: A question that the rules leave to the model.
 DEPLOY: dict[str, Json] = {
     "subject": {
@@ -164,6 +166,116 @@ class TestReplies:
             assert all(pool.map(ask, range(8)))
 
 
+class TestBatch:
+    """Evaluations with AuthZEN semantics: in order, defaults replaced whole, errors are denials."""
+
+    READ: Json = {
+        "action": {"name": "read"},
+        "resource": {"type": "doc", "id": "guide"},
+    }  # the rules allow it
+    TAMPER: Json = {"action": {"name": "delete"}, "resource": {"type": "audit", "id": "log"}}  # denied by rule
+
+    def ask(self, client: Client, items: list[Json], semantic: str = "execute_all") -> list[dict[str, Json]]:
+        fields = {
+            "request": DEPLOY,
+            "evaluations": items,
+            "options": {"evaluations_semantic": semantic},
+        }
+        answers: list[dict[str, Json]] = client.call("evaluate", fields)["evaluations"]
+        return answers
+
+    def test_is_answered_in_order_with_a_row_each(self, served: Config, client: Client) -> None:
+        answers = self.ask(client, [self.READ, self.TAMPER, {}, self.READ])
+        assert [answer["decision"] for answer in (answers[0], answers[1], answers[3])] == [True, False, True]
+        with Reader(served.journal_path) as reader:
+            rows = [reader.get(answer["context"]["decision_id"]) for answer in answers]
+        assert [row and row["action"] for row in rows] == ["read", "delete", "deploy", "read"]
+
+    def test_a_malformed_item_is_a_denial_with_its_error(self, client: Client) -> None:
+        answers = self.ask(client, [self.READ, {"action": {"name": ""}}, 5, self.READ])
+        assert [answer["decision"] for answer in answers] == [True, False, False, True]
+        error = answers[1]["context"]["error"]
+        assert error["status"] == 400
+        assert error["message"].startswith("evaluations.1.action.name")
+
+    @pytest.mark.parametrize(
+        ("semantic", "expected"),
+        [
+            ("deny_on_first_deny", [True, False]),
+            ("permit_on_first_permit", [True]),
+            ("execute_all", [True, False, True]),
+        ],
+    )
+    def test_stops_where_its_semantic_says(self, client: Client, semantic: str, expected: list[bool]) -> None:
+        answers = self.ask(client, [self.READ, self.TAMPER, self.READ], semantic)
+        assert [answer["decision"] for answer in answers] == expected
+
+    def test_of_no_items_is_a_single_question(self, client: Client) -> None:
+        reply = client.call("evaluate", {"request": DEPLOY, "evaluations": []})
+        assert reply["context"]["decision_id"]
+
+    @pytest.mark.parametrize(
+        ("fields", "told"),
+        [
+            ({"evaluations": [{}] * 65}, "the limit is 64"),
+            ({"evaluations": {}}, "evaluations: must be an array"),
+            ({"evaluations": [{}], "options": {"evaluations_semantic": "maybe"}}, "must be one of"),
+            ({"evaluations": [{}], "situation": {}}, "situation"),
+        ],
+    )
+    def test_refusals_name_the_member(self, client: Client, fields: dict[str, Json], told: str) -> None:
+        assert told in error_of(lambda: client.call("evaluate", fields)).message
+
+
+class TestLater:
+    def test_replies_at_once_and_the_explanation_follows_as_an_event(
+        self, served: Config, client: Client
+    ) -> None:
+        with zmq.Context() as context, context.socket(zmq.SUB) as events:
+            events.set(zmq.LINGER, 0)
+            events.set(zmq.RCVTIMEO, PATIENCE_MS)
+            events.subscribe(b"")
+            events.connect(served.events_endpoint)
+            seen: list[tuple[bytes, dict[str, Json]]] = []
+            decision_id = ""
+            while not any(kind == b"explanation" for kind, _ in seen):  # a subscription takes a moment
+                answer = client.evaluate(DEPLOY, explain="later")["context"]
+                decision_id = answer["decision_id"]
+                assert answer["reasoning"] is None
+                while events.poll(50):
+                    kind, body = events.recv_multipart()
+                    seen.append((kind, json.loads(body)))
+        explained = [body for kind, body in seen if kind == b"explanation"]
+        assert explained[-1]["reasoning"] is not None
+        assert any(body["decision_id"] == decision_id for kind, body in seen if kind == b"decision")
+        with Reader(served.journal_path) as reader:
+            row = reader.get(explained[-1]["decision_id"])
+        assert row is not None
+        assert row["reasoning"] == explained[-1]["reasoning"]
+
+    def test_a_subscriber_hears_of_no_decision_before_its_commit(self, served: Config) -> None:
+        with (
+            zmq.Context() as context,
+            context.socket(zmq.SUB) as events,
+            Client(served.endpoint, timeout_ms=PATIENCE_MS) as own,
+            closing(sqlite3.connect(served.journal_path, isolation_level=None)) as other,
+        ):
+            events.set(zmq.LINGER, 0)
+            events.subscribe(b"decision")
+            events.connect(served.events_endpoint)
+            while not events.poll(50):
+                own.evaluate(DEPLOY)
+            while events.poll(50):
+                events.recv_multipart()
+            other.execute("BEGIN IMMEDIATE")
+            assert error_of(lambda: own.evaluate(DEPLOY, deadline_ms=100)).code == "expired"
+            assert not events.poll(50)
+            other.execute("ROLLBACK")
+            assert events.poll(PATIENCE_MS)
+            while own.status()["counters"].get("decisions_late") != 1:
+                pass
+
+
 class TestCaller:
     def test_is_whom_the_kernel_names_not_whom_the_payload_claims(
         self, served: Config, client: Client
@@ -282,6 +394,33 @@ class TestLoad:
         ):
             assert error_of(lambda: own.evaluate(DEPLOY)).code == "internal"
             assert own.evaluate(DEPLOY)["context"]["decision_id"]
+
+
+class TestAdmission:
+    def test_refuses_what_would_wait_past_its_deadline(self, config: Config) -> None:
+        """The engine is said to need 100 ms a decision and to have 20 waiting."""
+
+        class Slow:
+            alive, waiting, mean_decision_ms = True, 20, 100.0
+            submitted: ClassVar[list[Request]] = []
+
+            def submit(self, request: Request) -> None:
+                self.submitted.append(request)
+
+        mailbox = Mailbox()
+        server = Server(config, mailbox=mailbox, work=Slow(), pack=PACK, model=StubEngine().model)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        with Client(config.endpoint, timeout_ms=PATIENCE_MS) as own:
+            error = error_of(lambda: own.evaluate(DEPLOY, deadline_ms=500))
+            assert error.code == "busy"
+            assert error.retry_after_ms == 1501
+            assert error_of(lambda: own.evaluate(DEPLOY, deadline_ms=2001)).code == "expired"
+        server.stop()
+        thread.join()
+        server.close()
+        mailbox.close()
+        assert len(Slow.submitted) == 1
 
 
 class TestStalledJournal:

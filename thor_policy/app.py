@@ -80,7 +80,7 @@ def open_service(
         stack.callback(_close_journal, journal, config.shutdown_s)
         engine = load_engine(config)
         try:
-            policy = Policy(engine, pack)
+            policy = Policy(engine, pack, max_explanations=config.max_explanations)
         except BaseException:
             engine.close()
             raise

@@ -23,6 +23,8 @@ from thor_policy.errors import ConfigError
 
 #: sockaddr_un holds 108 bytes with the terminating zero.
 MAX_IPC_PATH_BYTES = 107
+#: Added to the socket's path for the socket that events go out of.
+EVENTS_SUFFIX = ".events"
 
 _PACKAGE = Path(__file__).resolve().parent
 _CHECKOUT = _PACKAGE.parent
@@ -107,6 +109,10 @@ class Config:
         4, "Explanations that share each decode; each holds a stream of memory.", least=1, most=64
     )
 
+    max_explanations: int = _setting(
+        64, "Explanations running or waiting; a decision above that goes unexplained.", least=1, most=100_000
+    )
+
     deadline_ms: int = _setting(
         10_000, "Deadline of a request that states none, in milliseconds.", least=1, most=600_000
     )
@@ -175,16 +181,27 @@ class Config:
             )
         if scheme != "ipc" or not rest.startswith("/"):
             raise ConfigError(f"endpoint is {self.endpoint!r}; it must look like ipc:///path/to/socket")
-        if (size := len(os.fsencode(rest))) > MAX_IPC_PATH_BYTES:
+        limit = MAX_IPC_PATH_BYTES - len(EVENTS_SUFFIX)
+        if (size := len(os.fsencode(rest))) > limit:
             raise ConfigError(
-                f"the socket path of endpoint {self.endpoint!r} has {size} bytes; the system allows "
-                f"{MAX_IPC_PATH_BYTES}: choose a shorter one with --endpoint ipc:///tmp/policy.sock"
+                f"the socket path of endpoint {self.endpoint!r} has {size} bytes; the limit is "
+                f"{limit}: choose a shorter one with --endpoint ipc:///tmp/policy.sock"
             )
 
     @property
     def socket_path(self) -> Path:
         """File behind the ipc endpoint."""
         return Path(self.endpoint.removeprefix("ipc://"))
+
+    @property
+    def events_endpoint(self) -> str:
+        """Where decisions and explanations are published as they are recorded."""
+        return self.endpoint + EVENTS_SUFFIX
+
+    @property
+    def events_path(self) -> Path:
+        """File behind the events endpoint."""
+        return Path(self.events_endpoint.removeprefix("ipc://"))
 
     @property
     def journal_path(self) -> Path:

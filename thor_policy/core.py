@@ -18,7 +18,8 @@ Json: TypeAlias = Any
 Risk = Literal["low", "medium", "high", "critical"]
 #: Who answered: a rule alone, the exact cache, the model, or nobody (fail closed).
 Tier = Literal["rule", "cache", "model", "fallback"]
-Explain = Literal["none", "inline"]
+#: Whether a decision is explained: not at all, in its reply, or afterwards as an event of its own.
+Explain = Literal["none", "inline", "later"]
 
 #: Risks from the mildest to the gravest.
 RISKS: tuple[Risk, ...] = ("low", "medium", "high", "critical")

@@ -13,12 +13,13 @@ import hashlib
 import json
 import re
 from collections.abc import Hashable, Mapping
+from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import yaml
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from thor_policy.core import (
     RISKS,
@@ -36,7 +37,7 @@ from thor_policy.core import (
     Step,
     Turn,
 )
-from thor_policy.errors import PackError
+from thor_policy.errors import PackError, RequestError
 from thor_policy.rules import Rule, RuleBook, asserted_properties
 
 #: The files of a pack, all required; the digest covers them in this order.
@@ -69,15 +70,19 @@ class Abstention(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An allow that the model is less sure of than `below` (by risk) becomes `outcome`."""
 
     outcome: str
-    below: dict[Risk, float]
+    below: dict[Risk, Annotated[float, Meta(ge=0, le=1)]]
 
 
 class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`max_field_chars` cuts each rendered value; `max_clauses` bounds citations."""
+    """A value longer than `max_field_chars` (its quotes aside) is shown cut short, with an ellipsis; one
+    longer than `max_text_chars` is refused, for too much of it would go unread. `max_clauses` bounds
+    citations.
+    """
 
-    max_reasoning_tokens: int = 48
-    max_field_chars: int = 160
-    max_clauses: int = 3
+    max_reasoning_tokens: Annotated[int, Meta(ge=1)] = 48
+    max_field_chars: Annotated[int, Meta(ge=1)] = 160
+    max_text_chars: Annotated[int, Meta(ge=1)] = 2000
+    max_clauses: Annotated[int, Meta(ge=1)] = 3
     abstain: Abstention | None = None
 
 
@@ -163,14 +168,22 @@ class Pack:
         return self.labels[-1]
 
     def question(self, evaluation: Evaluation, facts: Mapping[str, Json]) -> str:
-        """The text of one evaluation: a line per field that is present, in the pack's order."""
+        """The text of one evaluation: a line per field that is present, in the pack's order.
+
+        Raises RequestError `too_large` naming the field that is too long to be judged.
+        """
+        limits = self.manifest.limits
         roots = msgspec.to_builtins(evaluation) | {"facts": facts}
         lines = []
         for field in self.manifest.fields:
             value = _look_up(roots, field.value)
             if value is not None:
-                shown = _show(value, self.manifest.limits.max_field_chars)
-                lines.append(f"{field.name}: {shown}")
+                if (size := _text_size(value)) > limits.max_text_chars:
+                    raise RequestError(
+                        "too_large",
+                        f"{field.value}: has {size} characters; the limit is {limits.max_text_chars}",
+                    )
+                lines.append(f"{field.name}: {_show(value, limits.max_field_chars)}")
         return "\n".join(lines)
 
     def explanation_steps(self, outcome: str, floor: Floor) -> tuple[Step, ...]:
@@ -230,7 +243,10 @@ def find(name_or_dir: str, prompts_dir: Path) -> Path:
     """Directory of a pack given by name (under `prompts_dir`) or by path."""
     if _NAME.fullmatch(name_or_dir) and (prompts_dir / name_or_dir / "pack.yaml").is_file():
         return prompts_dir / name_or_dir
-    path = Path(name_or_dir).expanduser()
+    try:
+        path = Path(name_or_dir).expanduser()
+    except RuntimeError as error:
+        raise PackError(f"no pack {name_or_dir!r}: {error}") from error
     if "/" in name_or_dir or path.is_dir():
         if (path / "pack.yaml").is_file():
             return path.absolute()
@@ -282,7 +298,7 @@ def parse_yaml(text: str, kind: Any, where: Path | str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
         raise PackError(f"{where}:{line} {getattr(error, 'problem', error)}") from error
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, ValueError, TypeError, RecursionError) as error:
         raise PackError(f"{where}: {error}") from error
 
 
@@ -321,14 +337,16 @@ def _check(
     for label in labels:
         if not _LABEL.fullmatch(label):
             refuse("pack.yaml", f"outcomes: {label!r} must be lower case letters, digits and '_'")
-    for one in labels:
-        for other in labels:
-            if one is not other and other.startswith(one):
-                refuse("pack.yaml", f"outcomes: {one!r} and {other!r} cannot be told apart")
+    for one, other in permutations(labels, 2):
+        if other.startswith(one):
+            refuse("pack.yaml", f"outcomes: {one!r} and {other!r} cannot be told apart")
     if manifest.default_floor and manifest.default_floor not in labels:
         refuse("pack.yaml", f"default_floor {manifest.default_floor!r} is not one of the outcomes")
     if not manifest.classifications:
         refuse("pack.yaml", "classifications: at least one is needed")
+    for name in manifest.classifications:
+        if manifest.classifications.count(name) > 1:
+            refuse("pack.yaml", f"classifications: {name!r} appears twice")
     if not manifest.fields:
         refuse("pack.yaml", "fields: at least one is needed, or the model is asked nothing")
     abstain = manifest.limits.abstain
@@ -414,10 +432,19 @@ def _look_up(roots: Mapping[str, Json], path: str) -> Json:
     return value
 
 
+def _text_size(value: Json) -> int:
+    """Characters in all strings of a JSON value."""
+    if isinstance(value, Mapping):
+        return sum(len(key) + _text_size(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return sum(map(_text_size, value))
+    return len(value) if isinstance(value, str) else 0
+
+
 def _show(value: Json, max_chars: int) -> str:
     """One line of text for any JSON value; equal values look equal whatever their key order."""
     if isinstance(value, Mapping):
-        pairs = (f"{_show(key, 64)} {_show(value[key], max_chars)}" for key in sorted(value))
+        pairs = (f"{_show(key, 64)} {_show(value[key], max_chars)}" for key in sorted(value, key=str))
         return _cut(", ".join(pairs), max_chars)
     if isinstance(value, list | tuple):
         return _cut(", ".join(_show(item, max_chars) for item in value), max_chars)
@@ -430,20 +457,30 @@ def _show(value: Json, max_chars: int) -> str:
     text = str(value)
     if _PLAIN.fullmatch(text):
         return text
-    return _quote(_cut(text, max_chars))
+    return _quote(text, max_chars)
 
 
 def _cut(text: str, max_chars: int) -> str:
     return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
 
 
-def _quote(text: str) -> str:
-    """JSON string in which every character that does not print is escaped: no line ends, no bidi tricks."""
-    quoted = json.dumps(text, ensure_ascii=False)
-    return "".join(char if char.isprintable() else _escape(char) for char in quoted)
+def _quote(text: str, max_chars: int) -> str:
+    """JSON string in which every character that does not print is escaped: no line ends, no bidi tricks.
+
+    It is cut between two characters, so that escapes stay whole and the closing quote stays.
+    """
+    shown = [_escaped(char) for char in text[: max_chars + 1]]
+    if sum(map(len, shown)) > max_chars:
+        while sum(map(len, shown)) > max_chars - 1:
+            shown.pop()
+        shown.append("…")
+    return f'"{"".join(shown)}"'
 
 
-def _escape(char: str) -> str:
+def _escaped(char: str) -> str:
+    shown = json.dumps(char, ensure_ascii=False)[1:-1]
+    if shown.isprintable():
+        return shown
     code = ord(char)
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 

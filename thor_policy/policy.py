@@ -26,6 +26,9 @@ from thor_policy.core import (
 from thor_policy.errors import DeadlineExceeded, EngineError, RequestError
 from thor_policy.packs import Pack
 
+#: How long an explanation that nobody waits for may take, in seconds.
+EXPLAIN_LATER_S = 120
+
 
 @dataclass(frozen=True)
 class Explained:
@@ -46,9 +49,10 @@ class Unexplained:
 class Policy:
     """One pack judged by one engine."""
 
-    def __init__(self, engine: Engine, pack: Pack) -> None:
+    def __init__(self, engine: Engine, pack: Pack, *, max_explanations: int = 64) -> None:
         self.engine = engine
         self.pack = pack
+        self._max_explanations = max_explanations
         self.loaded = engine.load(pack.prefix)
         self._explaining: dict[int, Decision] = {}
 
@@ -103,9 +107,13 @@ class Policy:
                 score_ms=scored.score_ms if scored else 0.0,
             ),
         )
-        if scored and request.explain == "inline":
+        if scored and request.explain != "none" and len(self._explaining) < self._max_explanations:
             self._begin_explanation(request, decision, scored)
         return decision
+
+    def is_explaining(self, ticket: int) -> bool:
+        """True while an explanation for `ticket` runs or waits."""
+        return ticket in self._explaining
 
     def step(self) -> list[Explained | Unexplained]:
         """Advance the running explanations by one decode; returns those that ended."""
@@ -129,7 +137,9 @@ class Policy:
     def _begin_explanation(self, request: Request, decision: Decision, scored: Scored) -> None:
         steps = self.pack.explanation_steps(decision.outcome, decision.floor)
         self._explaining[request.ticket] = decision
-        self.engine.explain(request.ticket, self.pack.info.sha256, scored, steps, request.deadline_ns)
+        later_ns = time.monotonic_ns() + EXPLAIN_LATER_S * 10**9
+        deadline_ns = request.deadline_ns if request.explain == "inline" else later_ns
+        self.engine.explain(request.ticket, self.pack.info.sha256, scored, steps, deadline_ns)
 
     def _ended(self, written: Written) -> Explained | Unexplained:
         decision = self._explaining.pop(written.ticket, None)

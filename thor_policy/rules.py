@@ -7,7 +7,9 @@ receipt time give the same floor; no clock is read. Compiled once, applied on th
 Expressions see `subject`, `action`, `resource` and `context` (as AuthZEN has them), `now` (the daemon's
 receipt time, a timestamp), and each fact computed so far as a variable of its own name. A fact that failed
 is no variable, so whatever rests on it fails too. `mentions(text, "list")` says whether a word list of the
-pack occurs in a text, whichever way its words are joined (deleteAuditLog, delete-audit-log, DELETE_AUDIT).
+pack occurs in a text, whichever way its words are joined (deleteAuditLog, delete-audit-log, DELETE_AUDIT);
+`starts(text, "list")` whether the text begins with it. `given("context.timestamp", "")` is the value at a
+path, or the default where it is absent or null; a value of another type than the default's is an error.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any
 
 import cel
 import msgspec
-from cel.stdlib import add_stdlib_to_context
+from cel.stdlib import STDLIB_FUNCTIONS
 from msgspec import Struct
 
 from thor_policy.core import RISKS, Evaluation, Floor, Json, Risk
@@ -88,23 +90,31 @@ class RuleBook:
         self._facts = [(name, _compile(text, f"{where}: fact {name}")) for name, text in facts.items()]
         self._programs = [(rule, _compile(rule.when, f"{where}: rule {rule.id}: when")) for rule in rules]
         self._risk = _compile(risk, f"{where}: risk")
+        programs = [self._risk, *(program for _, program in (*self._facts, *self._programs))]
+        used = {name for program in programs for name in program.functions()}
+        # Only what is called: each costs time in every request. `math.round` is known there as `round`.
+        self._functions = {
+            name: function
+            for name, function in STDLIB_FUNCTIONS.items()
+            if name.rpartition(".")[2] in used
+        } | {"mentions": self._mentions, "starts": self._starts}
 
     def apply(self, evaluation: Evaluation, received_at: float) -> Floor:
         """Facts, rules and risk of one evaluation; `received_at` is Unix time in seconds.
 
         Never raises: what fails is named in `Floor.errors` and tightens the answer.
         """
-        context = cel.Context(msgspec.to_builtins(evaluation))
-        add_stdlib_to_context(context)
-        context.add_function("mentions", self._mentions)
+        request = msgspec.to_builtins(evaluation)
+        context = cel.Context(request, self._functions)
+        context.add_function("given", functools.partial(_given, request))
         context.add_variable("now", datetime.fromtimestamp(received_at, UTC))
         errors: dict[str, str] = {}
         facts: dict[str, Json] = {}
+        context.set_variable_resolver(facts.get)  # add_variable would rebuild the context for every fact
         for name, program in self._facts:
             value = _run(program, context, errors, f"fact:{name}", bool | int | float | str)
             if value is not None:
                 facts[name] = value
-                context.add_variable(name, value)
 
         fired: list[Rule] = []
         finals: list[Rule] = []
@@ -138,6 +148,9 @@ class RuleBook:
     def _mentions(self, text: str, name: str) -> bool:
         return self._words[name].search(_plain_words(text)) is not None
 
+    def _starts(self, text: str, name: str) -> bool:
+        return self._words[name].match(_plain_words(text)) is not None
+
     def stricter(self, *outcomes: str) -> str:
         """The strictest of `outcomes`."""
         return max(outcomes, key=self._rank.__getitem__)
@@ -161,12 +174,28 @@ def _plain_words(text: str) -> str:
 
 
 def _word_pattern(entries: Sequence[str]) -> re.Pattern[str]:
-    """Pattern for any entry; an entry is one or more whole words, of which the last may end in `*`."""
+    """Pattern for any entry: one or more whole words, where a `*` at either end stands for any letters."""
     alternatives = []
     for entry in entries:
-        stem = entry.removesuffix("*")
-        alternatives.append(re.escape(_plain_words(stem).strip()) + (r"\w*" if stem != entry else ""))
+        words = re.escape(_plain_words(entry.strip("*")).strip())
+        alternatives.append(r"\w*" * entry.startswith("*") + words + r"\w*" * entry.endswith("*"))
     return re.compile(f" (?:{'|'.join(alternatives)}) ")
+
+
+def _given(request: Mapping[str, Json], path: str, default: Json) -> Json:
+    """Value at a dotted path; `default` where there is none. A default of null takes any type."""
+    value: Json = request
+    for key in path.split("."):
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{path}: {key!r} is looked up in a {type(value).__name__}")
+        value = value.get(key)
+        if value is None:
+            return default
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if default is not None and type(value) is not type(default):
+        raise TypeError(f"{path}: a {type(value).__name__}, not a {type(default).__name__}")
+    return value
 
 
 def _because(deciding: Sequence[Rule], errors: Mapping[str, str]) -> str | None:

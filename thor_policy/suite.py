@@ -133,6 +133,8 @@ def load(path: Path) -> Suite:
         suite: Suite = packs.parse_yaml(path.read_text(encoding="utf-8"), Suite, path)
     except OSError as error:
         raise SuiteError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SuiteError(f"{path}: cannot be read: {error}") from error
     except PackError as error:
         raise SuiteError(str(error)) from error
     seen: set[str] = set()

@@ -7,21 +7,49 @@ the limit. Everything inside a request is hostile text. Pure; called by the main
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias, get_args
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from thor_policy.core import Action, Annotations, Decision, Entity, Evaluation, Explain, Json, Timings
-from thor_policy.errors import RequestError
+from thor_policy.core import (
+    Action,
+    Annotations,
+    Decision,
+    Entity,
+    Evaluation,
+    Explain,
+    Explanation,
+    Json,
+    Timings,
+)
+from thor_policy.errors import ErrorCode, RequestError
 
 PROTOCOL_VERSION = 1
 #: Objects and lists inside one another, counted from `request`.
 MAX_DEPTH = 8
 #: Values (of any kind) in one request.
 MAX_VALUES = 1024
+#: Evaluations in one batch.
+MAX_EVALUATIONS = 64
 #: Characters of an id, a type or an action's name.
 MAX_NAME_CHARS = 256
+#: The HTTP status that AuthZEN gives an error of each code.
+HTTP_STATUS: dict[ErrorCode, int] = {
+    "bad_request": 400,
+    "version_mismatch": 400,
+    "unauthorized": 403,
+    "not_found": 404,
+    "conflict": 409,
+    "too_large": 413,
+    "busy": 429,
+    "expired": 504,
+    "unavailable": 503,
+    "disk_full": 507,
+    "shutting_down": 503,
+    "internal": 500,
+}
 #: Bounds of the integers that rules, SQLite and other languages can hold.
 MIN_INT, MAX_INT = -(2**63), 2**63 - 1
 
@@ -37,6 +65,18 @@ class Evaluate(Struct, frozen=True, kw_only=True):
     annotations: Annotations
 
 
+#: When a batch may stop early (AuthZEN evaluations semantics).
+Semantic = Literal["execute_all", "deny_on_first_deny", "permit_on_first_permit"]
+
+
+class EvaluateMany(Struct, frozen=True, kw_only=True):
+    """A batch as it came in: `items` in order, a malformed one as the error it gets for an answer."""
+
+    id: str
+    items: tuple[Evaluate | RequestError, ...]
+    semantic: Semantic
+
+
 class Inquire(Struct, frozen=True, kw_only=True):
     """A question about the daemon itself, answered without the model."""
 
@@ -44,7 +84,7 @@ class Inquire(Struct, frozen=True, kw_only=True):
     op: Literal["status", "metrics"]
 
 
-Message: TypeAlias = Evaluate | Inquire
+Message: TypeAlias = Evaluate | EvaluateMany | Inquire
 
 
 class _Envelope(Struct, frozen=True):
@@ -59,6 +99,7 @@ class _Envelope(Struct, frozen=True):
     request: Raw | UnsetType = UNSET
     situation: Raw | UnsetType = UNSET
     evaluations: Raw | UnsetType = UNSET
+    options: Raw | UnsetType = UNSET
 
 
 _envelopes = msgspec.json.Decoder(_Envelope)
@@ -98,35 +139,78 @@ def request_id(frame: bytes, max_bytes: int) -> str:
     return found if isinstance(found, str) and len(found) <= MAX_NAME_CHARS else ""
 
 
-def _decode_evaluate(envelope: _Envelope, max_deadline_ms: int) -> Evaluate:
-    for field in ("idempotency_key", "evaluations"):
-        if getattr(envelope, field) is not UNSET:
-            raise RequestError("bad_request", f"{field}: is not supported by this version; leave it out")
-    if envelope.explain not in ("none", "inline"):
-        raise RequestError("bad_request", "explain: must be none or inline")
+def _decode_evaluate(envelope: _Envelope, max_deadline_ms: int) -> Evaluate | EvaluateMany:
+    if envelope.idempotency_key is not UNSET:
+        raise RequestError("bad_request", "idempotency_key: is not supported by this version; leave it out")
+    if envelope.explain not in get_args(Explain):
+        raise RequestError("bad_request", f"explain: must be one of {', '.join(get_args(Explain))}")
     if envelope.pack is not UNSET:
         _name(envelope.pack, "pack")
     deadline_ms = None if envelope.deadline_ms is UNSET else envelope.deadline_ms
     if deadline_ms is not None and not (type(deadline_ms) is int and 1 <= deadline_ms <= max_deadline_ms):
         raise RequestError("bad_request", f"deadline_ms: must be a whole number from 1 to {max_deadline_ms}")
-    if (envelope.request is UNSET) == (envelope.situation is UNSET):
-        raise RequestError("bad_request", "request: give either `request` or `situation`, and only one")
     annotations = Annotations()
     if isinstance(envelope.annotations, Raw):
-        annotations = _convert(_decode_json(envelope.annotations), Annotations, "annotations")
+        told = _decode_json(envelope.annotations, where="annotations")
+        annotations = _convert(told, Annotations, "annotations")
+
+    def asked(evaluation: Evaluation) -> Evaluate:
+        return Evaluate(
+            id=envelope.id,
+            evaluation=evaluation,
+            explain=envelope.explain,
+            deadline_ms=deadline_ms,
+            pack=None if envelope.pack is UNSET else envelope.pack,
+            annotations=annotations,
+        )
+
+    if isinstance(envelope.evaluations, Raw):
+        many = _decode_many(envelope, _decode_json(envelope.evaluations, where="evaluations"), asked)
+        if many is not None:
+            return many
+    if (envelope.request is UNSET) == (envelope.situation is UNSET):
+        raise RequestError("bad_request", "request: give either `request` or `situation`, and only one")
     if isinstance(envelope.request, Raw):
-        evaluation = evaluation_of(_decode_json(envelope.request), "request")
-    else:
-        assert isinstance(envelope.situation, Raw)  # noqa: S101
-        evaluation = from_situation(_decode_json(envelope.situation))
-    return Evaluate(
-        id=envelope.id,
-        evaluation=evaluation,
-        explain=envelope.explain,
-        deadline_ms=deadline_ms,
-        pack=None if envelope.pack is UNSET else envelope.pack,
-        annotations=annotations,
-    )
+        return asked(evaluation_of(_decode_json(envelope.request, where="request"), "request"))
+    assert isinstance(envelope.situation, Raw)  # noqa: S101
+    return asked(from_situation(_decode_json(envelope.situation, where="situation")))
+
+
+def _decode_many(
+    envelope: _Envelope, items: Json, asked: Callable[[Evaluation], Evaluate]
+) -> EvaluateMany | None:
+    """The batch of an envelope, `request` giving defaults; None if it is empty: a single question."""
+    if not isinstance(items, list):
+        raise RequestError("bad_request", "evaluations: must be an array")
+    if len(items) > MAX_EVALUATIONS:
+        raise RequestError(
+            "too_large", f"evaluations: holds {len(items)} items; the limit is {MAX_EVALUATIONS}"
+        )
+    if envelope.situation is not UNSET:
+        raise RequestError(
+            "bad_request", "situation: cannot go with `evaluations`; give `request`, or neither"
+        )
+    options = _decode_json(envelope.options, where="options") if isinstance(envelope.options, Raw) else {}
+    semantic: Any = options.get("evaluations_semantic", "execute_all") if isinstance(options, dict) else 0
+    if semantic not in get_args(Semantic):
+        raise RequestError(
+            "bad_request", f"options.evaluations_semantic: must be one of {', '.join(get_args(Semantic))}"
+        )
+    if not items:
+        return None
+    defaults = _decode_json(envelope.request, where="request") if isinstance(envelope.request, Raw) else {}
+    if not isinstance(defaults, dict):
+        raise RequestError("bad_request", "request: must be an object")
+    decoded: list[Evaluate | RequestError] = []
+    for number, item in enumerate(items):
+        where = f"evaluations.{number}"
+        try:
+            if not isinstance(item, dict):
+                raise RequestError("bad_request", f"{where}: must be an object")
+            decoded.append(asked(evaluation_of(defaults | item, where)))
+        except RequestError as error:
+            decoded.append(error)
+    return EvaluateMany(id=envelope.id, items=tuple(decoded), semantic=semantic)
 
 
 def evaluation_of(raw: Json, where: str) -> Evaluation:
@@ -187,10 +271,10 @@ def _split(name: str, default_type: str) -> tuple[str, str]:
 # ---------------------------------------------------------------- replies
 
 
-def decision_reply(
-    request_id: str, decision: Decision, *, explained: bool, commit_ms: float, total_ms: float
-) -> bytes:
-    """The reply to an evaluation; `explained` shows classification and reasoning, otherwise null."""
+def decision_item(
+    decision: Decision, *, explained: bool, commit_ms: float, total_ms: float
+) -> dict[str, Json]:
+    """`decision` and `context` of an answer; not `explained`, classification and reasoning are null."""
     explanation = decision.explanation if explained else None
     model = decision.model
     context = {
@@ -212,9 +296,23 @@ def decision_reply(
     }
     if decision.reason_code is not None:
         context["reason_code"] = decision.reason_code
-    return _encoder.encode(
-        {"v": PROTOCOL_VERSION, "id": request_id, "decision": decision.allow, "context": context}
-    )
+    return {"decision": decision.allow, "context": context}
+
+
+def error_item(error: RequestError) -> dict[str, Json]:
+    """What a failed item of a batch gets in place of an answer: never an allow."""
+    told = {"status": HTTP_STATUS[error.code], "code": error.code, "message": error.message}
+    return {"decision": False, "context": {"error": told}}
+
+
+def explanation_item(explanation: Explanation) -> dict[str, Json]:
+    """What an explanation that came later says."""
+    return {
+        "classification": explanation.classification,
+        "clauses": explanation.clauses,
+        "reasoning": explanation.reasoning,
+        "truncated": explanation.truncated,
+    }
 
 
 def timings_ms(timings: Timings) -> dict[str, float]:
@@ -228,6 +326,11 @@ def error_reply(request_id: str, error: RequestError) -> bytes:
     if error.retry_after_ms is not None:
         body["retry_after_ms"] = error.retry_after_ms
     return _encoder.encode({"v": PROTOCOL_VERSION, "id": request_id, "error": body})
+
+
+def event(kind: str, decision_id: str, members: dict[str, Json]) -> list[bytes]:
+    """A message of the event stream: the kind, by which subscribers choose, and a JSON object."""
+    return [kind.encode(), _encoder.encode({"v": PROTOCOL_VERSION, "decision_id": decision_id} | members)]
 
 
 def reply(request_id: str, **members: Json) -> bytes:
@@ -254,17 +357,19 @@ def decode_reply(frame: bytes) -> dict[str, Json]:
 # ---------------------------------------------------------------- checks
 
 
-def _decode_json(data: bytes | Raw, decoder: Any = None) -> Any:
+def _decode_json(data: bytes | Raw, decoder: Any = None, *, where: str = "") -> Any:
     try:
         return decoder.decode(data) if decoder else msgspec.json.decode(data)
     except msgspec.ValidationError as error:
-        raise RequestError("bad_request", _told(error, "")) from error
+        raise RequestError("bad_request", _told(error, where)) from error
     except msgspec.DecodeError as error:
         raise RequestError("bad_request", f"the request is not valid JSON: {error}") from error
     except UnicodeDecodeError as error:
         raise RequestError("bad_request", "the request is not valid UTF-8") from error
     except RecursionError as error:
-        raise RequestError("bad_request", f"nested deeper than {MAX_DEPTH} levels") from error
+        raise RequestError(
+            "bad_request", f"{where or 'the request'}: nested deeper than {MAX_DEPTH} levels"
+        ) from error
 
 
 def _convert(raw: Json, kind: Any, where: str) -> Any:

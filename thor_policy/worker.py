@@ -115,6 +115,10 @@ class Worker:
         self.decisions += 1
         self._tell(request.ticket, decision)
         self._journal.decided(decision, request.ticket)
+        wanted = request.explain != "none" and decision.explanation is None
+        if wanted and not self._policy.is_explaining(request.ticket):
+            self.unexplained += 1
+            self._tell(request.ticket, Unexplained(request.ticket))
 
     def _explain(self) -> None:
         started_ns = time.monotonic_ns()

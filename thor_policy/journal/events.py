@@ -114,8 +114,8 @@ def split(body: dict[str, Json], pointers: Sequence[str]) -> tuple[dict[str, Jso
 
 
 def join(body: dict[str, Json], private: dict[str, Json]) -> dict[str, Json]:
-    """The inverse of `split`."""
-    for pointer, value in private.items():
+    """The inverse of `split`; changes `body`. What was taken last goes back first."""
+    for pointer, value in reversed(private.items()):
         *parents, last = (part.replace("~1", "/").replace("~0", "~") for part in pointer[1:].split("/"))
         holder = body
         for parent in parents:
@@ -138,7 +138,10 @@ def decode(text: str) -> Any:
 
 
 def project(connection: sqlite3.Connection, kind: str, seq: int, at: str, body: dict[str, Json]) -> None:
-    """Write what one event (its private values joined in again) means for the tables people query."""
+    """Write what one event means for the tables people query.
+
+    `body` has its private values joined in again, which puts them last: their order shows in JSON columns.
+    """
     if kind == "decision":
         row = _decision_row(seq, at, body)
         connection.execute(_INSERT_DECISION, row)

@@ -8,7 +8,9 @@ each.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -28,10 +30,16 @@ class Reader:
         if not path.is_file():
             raise JournalError(f"there is no journal at {path}; `thorpolicy serve` makes one")
         try:
-            self._connection = _open_read_only(path)
-            self._connection.execute("SELECT count(*) FROM events WHERE seq = 0")
+            self._connection = sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None)
         except sqlite3.Error as error:
             raise JournalError(f"{path} cannot be read as a journal: {error}") from error
+        try:
+            with self._reading():
+                self._connection.execute("PRAGMA busy_timeout = 5000")
+                self._connection.execute("SELECT count(*) FROM events WHERE seq = 0")
+        except JournalError:
+            self.close()
+            raise
 
     def __enter__(self) -> Reader:
         return self
@@ -62,13 +70,15 @@ class Reader:
         reviewed: bool | None = None,
         correct: bool | None = None,
     ) -> list[Record]:
-        """Newest first, at most `limit`; `since` is RFC 3339, `before_seq` continues a page."""
+        """Newest first, at most `limit`; `since` is RFC 3339, in UTC unless it says otherwise; `before_seq`
+        continues a page.
+        """
         filters: list[tuple[str, Any]] = [
             ("decision = ?", outcome),
             ("tier = ?", tier),
             ("risk_level = ?", risk),
             ("subject_id = ?", subject),
-            ("timestamp >= ?", since),
+            ("timestamp >= ?", _instant(since)),
             ("seq < ?", before_seq),
             ("reviewed = ?", None if reviewed is None else int(reviewed)),
             ("decision_correct = ?", None if correct is None else int(correct)),
@@ -79,24 +89,24 @@ class Reader:
 
     def statistics(self, *, since: str | None = None) -> Record:
         """Counts by outcome, tier and risk, accuracy where an expectation is known, latency in ms."""
-        where, values = ("WHERE timestamp >= ?", [since]) if since else ("", [])
-        run = self._connection.execute
-        total, expected, correct, first, last = run(
-            "SELECT count(*), count(decision_correct), sum(decision_correct), min(timestamp), "
-            f"max(timestamp) FROM decisions {where}",
-            values,
-        ).fetchone()
-        return {
-            "decisions": total,
-            "first": first,
-            "last": last,
-            "outcomes": self._counts("decision", where, values),
-            "tiers": self._counts("tier", where, values),
-            "risks": self._counts("risk_level", where, values),
-            "expected": expected,
-            "correct": correct or 0,
-            "score_ms": self._percentiles("score_ms", where, values),
-        }
+        where, values = ("WHERE timestamp >= ?", [_instant(since)]) if since else ("", [])
+        with self._reading():
+            total, expected, correct, first, last = self._connection.execute(
+                "SELECT count(*), count(decision_correct), sum(decision_correct), min(timestamp), "
+                f"max(timestamp) FROM decisions {where}",
+                values,
+            ).fetchone()
+            return {
+                "decisions": total,
+                "first": first,
+                "last": last,
+                "outcomes": self._counts("decision", where, values),
+                "tiers": self._counts("tier", where, values),
+                "risks": self._counts("risk_level", where, values),
+                "expected": expected,
+                "correct": correct or 0,
+                "score_ms": self._percentiles("score_ms", where, values),
+            }
 
     def _counts(self, column: str, where: str, values: Sequence[Any]) -> dict[str, int]:
         rows = self._connection.execute(
@@ -106,7 +116,7 @@ class Reader:
         return dict(rows.fetchall())
 
     def _percentiles(self, column: str, where: str, values: Sequence[Any]) -> dict[str, float] | None:
-        """p50, p90, p99 of the decisions for which the model was asked."""
+        """p50, p90, p99 (nearest rank) of the decisions for which the model was asked."""
         condition = f"{where} AND" if where else "WHERE"
         rows = self._connection.execute(
             f"SELECT {column} FROM decisions {condition} tier = 'model' ORDER BY 1",
@@ -114,15 +124,29 @@ class Reader:
         ).fetchall()
         if not rows:
             return None
-        return {f"p{p}": rows[min(len(rows) - 1, len(rows) * p // 100)][0] for p in (50, 90, 99)}
+        return {f"p{p}": rows[(len(rows) * p - 1) // 100][0] for p in (50, 90, 99)}
 
     def _records(self, clause: str, values: Sequence[Any], limit: int) -> list[Record]:
-        cursor = self._connection.execute(
-            f"SELECT * FROM decisions {clause} LIMIT ?",
-            (*values, limit),
-        )
-        names = [column[0] for column in cursor.description]
-        return [_decoded(dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
+        with self._reading():
+            cursor = self._connection.execute(
+                f"SELECT * FROM decisions {clause} LIMIT ?",
+                (*values, limit),
+            )
+            names = [column[0] for column in cursor.description]
+            return [_decoded(dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """One snapshot for all that is read inside; what cannot be read is a JournalError."""
+        try:
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+        except (sqlite3.Error, ValueError) as error:
+            raise JournalError(f"{self.path} cannot be read as a journal: {error}") from error
 
 
 def read_only_uri(path: Path) -> str:
@@ -130,10 +154,15 @@ def read_only_uri(path: Path) -> str:
     return f"file:{quote(str(path.absolute()))}?mode=ro"
 
 
-def _open_read_only(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None)
-    connection.execute("PRAGMA busy_timeout = 5000")
-    return connection
+def _instant(since: str | None) -> str | None:
+    """An RFC 3339 time as timestamps are stored, so that the two compare as text."""
+    if since is None:
+        return None
+    try:
+        at = datetime.fromisoformat(since)
+    except ValueError as error:
+        raise JournalError(f"since: {since!r} is no RFC 3339 time such as 2026-07-01T12:00:00Z") from error
+    return events.timestamp((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp())
 
 
 def _decoded(record: Record) -> Record:

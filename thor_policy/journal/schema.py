@@ -7,6 +7,7 @@ version is refused, never guessed at. Used by whoever opens the file for writing
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 
 from sqlite_utils import Database, Migrations
 
@@ -106,7 +107,8 @@ def _decisions(db: Database) -> None:
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring a file up to date. Raises JournalError if a newer version wrote it."""
     db = Database(connection)
-    ours = {migration.name for migration in migrations.pending(Database(memory=True))}
+    with closing(Database(memory=True)) as empty:
+        ours = {migration.name for migration in migrations.pending(empty)}
     if newer := sorted({migration.name for migration in migrations.applied(db)} - ours):
         raise JournalError(
             f"the journal was written by a newer version (it has {', '.join(newer)}); upgrade thor-policy"

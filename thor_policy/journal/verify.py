@@ -53,6 +53,8 @@ def verify(path: Path, *, progress: Callable[[int], None] = lambda _: None) -> V
         scratch = Path(folder) / "rebuilt.db"
         with closing(sqlite3.connect(scratch, isolation_level=None, uri=True)) as connection:
             connection.execute("PRAGMA synchronous = OFF")
+            # bytes that are no UTF-8 are a wrong event to be named, not a file that cannot be read
+            connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
             schema.migrate(connection)
             try:
                 connection.execute("ATTACH ? AS stored", (read_only_uri(path),))
@@ -68,6 +70,7 @@ class _Verification:
         self._connection = connection
         self._progress = progress
         self._count, self._head = 0, chain.GENESIS
+        self._sealed = 0
 
     def run(self) -> Verdict:
         try:
@@ -135,8 +138,9 @@ class _Verification:
         ).fetchone()
         if found is None:
             raise _Bad(row.seq, "its private value is gone, and no event says that it was erased")
-        if chain.sealed_digest(*found) != digest:
+        if len(found[0]) != chain.SALT_BYTES or chain.sealed_digest(*found) != digest:
             raise _Bad(row.seq, "its private value was changed")
+        self._sealed += 1
         return events.join(body, events.decode(found[1]))
 
     def _compare(self) -> str | None:
@@ -150,8 +154,9 @@ class _Verification:
                 f"EXCEPT SELECT * FROM {other}.decisions) LIMIT 1"
             ).fetchone()
             if row:
-                return f"the row of decision {row[0]} {told}"
-        return None
+                return f"the row of decision {row[0]!a} {told}"
+        (private,) = self._connection.execute("SELECT count(*) FROM stored.private").fetchone()
+        return "a private value belongs to no event" if private != self._sealed else None
 
 
 class _Bad(Exception):

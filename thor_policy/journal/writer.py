@@ -16,6 +16,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 MAX_BATCH = 512
 #: How long a transaction waits for a lock that some other process should not hold.
 BUSY_TIMEOUT_MS = 5_000
+#: What SQLite raises when the file or the disk is at fault; any other error is that of one event.
+DISK_ERRORS = (sqlite3.OperationalError, sqlite3.DatabaseError, sqlite3.InternalError)
 
 
 class Committed(Struct, frozen=True, kw_only=True):
@@ -72,8 +75,7 @@ class Journal:
         self.failing: str | None = None
         self._lock = _take_lock(path)
         try:
-            self._connection = _connect(path, synchronous)
-            self._seq, self._head = _head(self._connection)
+            self._connection, self._seq, self._head = _open(path, synchronous)
         except BaseException:
             os.close(self._lock)
             raise
@@ -155,6 +157,7 @@ class Journal:
         return batch
 
     def _commit(self, batch: list[tuple[Event, int]]) -> list[Committed]:
+        """Record a batch in one transaction; an event that cannot be stored fails alone."""
         connection = self._connection
         seq, head = self._seq, self._head
         try:
@@ -163,7 +166,11 @@ class Journal:
                 seq += 1
                 head = self._insert(event, seq, head)
             connection.execute("COMMIT")
-        except Exception as error:  # whatever it was: nothing of this batch may be acknowledged
+        except Exception as error:  # whatever it was: nothing of this transaction may be acknowledged
+            self._roll_back()
+            if len(batch) > 1 and type(error) not in DISK_ERRORS:
+                middle = len(batch) // 2
+                return self._commit(batch[:middle]) + self._commit(batch[middle:])
             return self._failed(batch, error)
         first = self._seq + 1
         self._seq, self._head = seq, head
@@ -182,20 +189,27 @@ class Journal:
         body, private = events.split(event.body, self._erasable)
         if private:
             value = events.encode(private)
-            salt, body["private"] = chain.seal(value)
+            salt, digest = chain.seal(value)
             self._connection.execute("INSERT INTO private VALUES (?, ?, ?)", (seq, salt, value))
-        at, text, mono_ns = events.timestamp(event.at), events.encode(body), time.monotonic_ns()
+            text = events.encode(body | {"private": digest})
+            body = events.join(body, private)
+        else:
+            text = events.encode(body)
+        at, mono_ns = events.timestamp(event.at), time.monotonic_ns()
         link = chain.hash_of(prev_hash, seq, at, self._boot_id, mono_ns, event.kind, event.subject_id, text)
         self._connection.execute(
             "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (seq, at, self._boot_id, mono_ns, event.kind, event.subject_id, text, prev_hash, link),
         )
-        events.project(self._connection, event.kind, seq, at, event.body)
+        events.project(self._connection, event.kind, seq, at, body)
         return link
 
-    def _failed(self, batch: list[tuple[Event, int]], error: Exception) -> list[Committed]:
+    def _roll_back(self) -> None:
         if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
+            with suppress(sqlite3.Error):  # then the next BEGIN fails, and its batch hears of it
+                self._connection.execute("ROLLBACK")
+
+    def _failed(self, batch: list[tuple[Event, int]], error: Exception) -> list[Committed]:
         self.failing = f"{type(error).__name__}: {error}"
         self.failed_events += len(batch)
         log.error("the journal lost %d events, which stay unanswered: %s", len(batch), self.failing)
@@ -227,22 +241,23 @@ def _take_lock(path: Path) -> int:
     return lock
 
 
-def _connect(path: Path, synchronous: str) -> sqlite3.Connection:
-    try:
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(f"PRAGMA synchronous = {synchronous}")
-        schema.migrate(connection)
-    except sqlite3.Error as error:
-        raise JournalError(f"{path} cannot be used as a journal: {error}") from error
-    path.chmod(0o640)
-    return connection
-
-
-def _head(connection: sqlite3.Connection) -> tuple[int, bytes]:
-    row = connection.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
-    return (row[0], row[1]) if row else (0, chain.GENESIS)
+def _open(path: Path, synchronous: str) -> tuple[sqlite3.Connection, int, bytes]:
+    """The connection, and sequence number and hash of the newest event."""
+    with ExitStack() as undo:
+        try:
+            path.touch(mode=0o640)
+            path.chmod(0o640)  # before SQLite gives the log beside it the same mode
+            connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            undo.callback(connection.close)
+            connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(f"PRAGMA synchronous = {synchronous}")
+            schema.migrate(connection)
+            newest = connection.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+        except (sqlite3.Error, OSError) as error:
+            raise JournalError(f"{path} cannot be used as a journal: {error}") from error
+        undo.pop_all()
+    return connection, *(newest or (0, chain.GENESIS))
 
 
 def _boot_id() -> str:

@@ -1,0 +1,216 @@
+"""Requests in flight: what each still waits for, and when it is answered.
+
+Owns tickets and deadlines. Invariant: each ticket is answered exactly once, with a decision only after the
+journal said that it is committed. No socket, no clock: outcomes, fates and times come in as arguments.
+Main thread.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, TypeAlias
+
+from msgspec.structs import replace
+
+from thor_policy import wire
+from thor_policy.core import Decision, Explain, Json
+from thor_policy.errors import ErrorCode, RequestError
+from thor_policy.policy import Explained, Unexplained
+from thor_policy.worker import Outcome, Refused
+
+#: Takes the answer to one question: `decision` and `context`, or why there is none.
+Answer: TypeAlias = Callable[[dict[str, Json] | RequestError], None]
+#: Takes what was recorded: kind, decision id, and the members of the event.
+Publish: TypeAlias = Callable[[str, str, dict[str, Json]], None]
+
+
+class Fate(Protocol):
+    """What the journal reports of an event (`journal.writer.Committed`)."""
+
+    @property
+    def ticket(self) -> int | None: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def commit_ms(self) -> float: ...
+    @property
+    def error(self) -> ErrorCode | None: ...
+
+
+@dataclass
+class _Pending:
+    """One question in flight. It is answered when nothing it waits for is missing."""
+
+    answer: Answer
+    received_ns: int
+    explain: Explain
+    decision: Decision | None = None
+    committed: bool = False
+    commit_ms: float = 0.0
+    awaits_explanation: bool = False
+
+
+class InFlight:
+    """All questions that were admitted and not answered; `counters` gets every loss by name."""
+
+    def __init__(self, *, publish: Publish, counters: Counter[str]) -> None:
+        self._publish = publish
+        self._counters = counters
+        self._tickets = itertools.count(1)
+        self._pending: dict[int, _Pending] = {}
+        self._deadlines: list[tuple[int, int]] = []
+        self._unrecorded: dict[tuple[int, str], Decision | Explained] = {}
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    @property
+    def next_deadline_ns(self) -> int | None:
+        """When `expire` next has something to do, monotonic nanoseconds."""
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def admit(self, answer: Answer, *, received_ns: int, deadline_ns: int, explain: Explain) -> int:
+        """A ticket for a question whose answer goes to `answer`."""
+        ticket = next(self._tickets)
+        self._pending[ticket] = _Pending(answer=answer, received_ns=received_ns, explain=explain)
+        heapq.heappush(self._deadlines, (deadline_ns, ticket))
+        return ticket
+
+    def note(self, ticket: int, outcome: Outcome, now_ns: int) -> None:
+        """Hear from the engine thread, which speaks before the journal does."""
+        pending = self._pending.get(ticket)
+        if isinstance(outcome, Decision):
+            self._unrecorded[ticket, "decision"] = outcome
+        elif isinstance(outcome, Explained):
+            self._unrecorded[ticket, "explanation"] = outcome
+        if pending is None:
+            return
+        if isinstance(outcome, Refused):
+            self._answer(ticket, outcome.error)
+        elif isinstance(outcome, Decision):
+            pending.decision = outcome
+            pending.awaits_explanation = pending.explain == "inline" and outcome.explanation is None
+        elif isinstance(outcome, Unexplained):
+            pending.awaits_explanation = False
+            self._answer_if_complete(ticket, pending, now_ns)
+
+    def note_fate(self, ticket: int, fate: Fate, now_ns: int) -> None:
+        """Hear from the journal that an event is on disk, or that it never will be."""
+        self._counters[f"{fate.kind}s_{'lost' if fate.error else 'recorded'}"] += 1
+        recorded = self._unrecorded.pop((ticket, fate.kind), None)
+        if fate.error is None and recorded is not None:
+            self._publish_recorded(recorded, fate)
+        pending = self._pending.get(ticket)
+        if pending is None:
+            self._counters[f"{fate.kind}s_late"] += fate.kind == "decision"
+        elif fate.kind == "explanation":
+            pending.awaits_explanation = False
+            if fate.error is None and pending.decision and isinstance(recorded, Explained):
+                pending.decision = replace(pending.decision, explanation=recorded.explanation)
+            self._answer_if_complete(ticket, pending, now_ns)
+        elif fate.error is not None:
+            why = "the disk is full" if fate.error == "disk_full" else "the journal failed"
+            self._answer(ticket, RequestError(fate.error, f"the decision could not be recorded: {why}"))
+        else:
+            pending.committed, pending.commit_ms = True, fate.commit_ms
+            self._answer_if_complete(ticket, pending, now_ns)
+
+    def expire(self, now_ns: int) -> None:
+        """Answer what is due: with the decision if it is committed, otherwise with `expired`."""
+        while self._deadlines and self._deadlines[0][0] <= now_ns:
+            _, ticket = heapq.heappop(self._deadlines)
+            pending = self._pending.get(ticket)
+            if pending is None:
+                continue
+            if pending.committed:
+                self._counters["explanations_late"] += 1
+                self._answer_decision(ticket, pending, now_ns)
+            else:
+                self._answer(ticket, RequestError("expired", "no decision was recorded before the deadline"))
+
+    def refuse_all(self, error: RequestError, now_ns: int) -> None:
+        """Answer everything at once: with what is committed, otherwise with `error`."""
+        for ticket, pending in list(self._pending.items()):
+            if pending.committed:
+                self._answer_decision(ticket, pending, now_ns)
+            else:
+                self._answer(ticket, error)
+
+    def _answer_if_complete(self, ticket: int, pending: _Pending, now_ns: int) -> None:
+        if pending.committed and not pending.awaits_explanation:
+            self._answer_decision(ticket, pending, now_ns)
+
+    def _answer_decision(self, ticket: int, pending: _Pending, now_ns: int) -> None:
+        assert pending.decision is not None  # noqa: S101  committed, so the engine thread told of it
+        self._counters[f"served_{pending.decision.tier}"] += 1
+        item = wire.decision_item(
+            pending.decision,
+            explained=pending.explain == "inline",
+            commit_ms=pending.commit_ms,
+            total_ms=(now_ns - pending.received_ns) / 1e6,
+        )
+        self._answer(ticket, item)
+
+    def _answer(self, ticket: int, answer: dict[str, Json] | RequestError) -> None:
+        self._pending.pop(ticket).answer(answer)
+
+    def _publish_recorded(self, recorded: Decision | Explained, fate: Fate) -> None:
+        if isinstance(recorded, Decision):
+            item = wire.decision_item(
+                recorded, explained=True, commit_ms=fate.commit_ms, total_ms=fate.commit_ms
+            )
+            self._publish("decision", recorded.id, item)
+        else:
+            self._publish("explanation", recorded.decision_id, wire.explanation_item(recorded.explanation))
+
+
+class Batch:
+    """Questions that are answered together, in order, and perhaps not all (AuthZEN semantics).
+
+    `submit` admits one question or raises RequestError; `done` gets the answers.
+    """
+
+    def __init__(
+        self,
+        message: wire.EvaluateMany,
+        *,
+        submit: Callable[[wire.Evaluate, Answer], None],
+        done: Callable[[Sequence[dict[str, Json]]], None],
+    ) -> None:
+        self._message = message
+        self._submit = submit
+        self._done = done
+        self._answers: dict[int, dict[str, Json]] = {}
+
+    def start(self) -> None:
+        """Submit all items, or the first where the next depends on its answer."""
+        count = len(self._message.items) if self._message.semantic == "execute_all" else 1
+        for number in range(count):
+            self._ask(number)
+
+    def _ask(self, number: int) -> None:
+        item = self._message.items[number]
+        if isinstance(item, RequestError):
+            self._take(number, item)
+            return
+        try:
+            self._submit(item, partial(self._take, number))
+        except RequestError as error:
+            self._take(number, error)
+
+    def _take(self, number: int, answer: dict[str, Json] | RequestError) -> None:
+        item = wire.error_item(answer) if isinstance(answer, RequestError) else answer
+        self._answers[number] = item
+        semantic, last = self._message.semantic, len(self._message.items) - 1
+        if semantic == "execute_all":
+            if len(self._answers) <= last:
+                return
+        elif number < last and item["decision"] == (semantic == "deny_on_first_deny"):
+            self._ask(number + 1)
+            return
+        self._done([self._answers[index] for index in sorted(self._answers)])

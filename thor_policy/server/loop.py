@@ -1,0 +1,287 @@
+"""The main thread's loop: read, admit, deliver, expire.
+
+Owns the ROUTER and the event publisher. Invariant: each request that arrives gets exactly one reply, or is
+counted as lost with its peer. Nothing here waits for the model or the disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import zmq
+
+from thor_policy import __version__, wire
+from thor_policy.config import Config
+from thor_policy.core import Caller, Json, ModelInfo, PackInfo, Request
+from thor_policy.errors import RequestError
+from thor_policy.server.endpoint import Mailbox, bind_publisher, bind_router, caller_of, stop_on_signals
+from thor_policy.server.inflight import Answer, Batch, InFlight
+
+log = logging.getLogger(__name__)
+
+#: Requests read before replies and deadlines get their turn.
+_READ_BURST = 64
+#: How long an idle loop sleeps at most, in milliseconds.
+_IDLE_MS = 1_000
+
+
+class Work(Protocol):
+    """The engine thread, as far as the server needs it (`worker.Worker`)."""
+
+    @property
+    def alive(self) -> bool: ...
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def mean_decision_ms(self) -> float: ...
+
+    def submit(self, request: Request) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Asker:
+    """Where a reply goes: the peer, the empty frame of a REQ socket, and the id to echo."""
+
+    route: bytes
+    framing: tuple[bytes, ...]
+    request_id: str = ""
+
+
+class Server:
+    """Serves one endpoint, whose lock the caller holds (`endpoint_lock`).
+
+    `describe` adds what other parts say of themselves to the status. Raises ConfigError if the endpoint
+    cannot be opened.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        mailbox: Mailbox,
+        work: Work,
+        pack: PackInfo,
+        model: ModelInfo,
+        describe: Callable[[], dict[str, Json]] = dict,
+    ) -> None:
+        self._config = config
+        self._mailbox = mailbox
+        self._work = work
+        self._pack = pack
+        self._model = model
+        self._describe = describe
+        self._started_at = time.time()
+        self._stopping = False
+        self.counters: Counter[str] = Counter()
+        self._in_flight = InFlight(publish=self._publish, counters=self.counters)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        try:
+            self._router = bind_router(self._context, config)
+            self._publisher = bind_publisher(self._context, config)
+        except BaseException:
+            self._context.destroy(linger=0)
+            raise
+
+    # ------------------------------------------------------------ the loop
+
+    def run(self, *, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until `stop` (or SIGTERM, SIGINT on the main thread), then drain and return."""
+        with stop_on_signals(self.stop):
+            poller = zmq.Poller()
+            poller.register(self._router, zmq.POLLIN)
+            poller.register(self._mailbox.wakeup_fd, zmq.POLLIN)
+            ready()
+            drained_by_ns: int | None = None
+            while True:
+                events = dict(poller.poll(self._wait_ms()))
+                self._deliver()
+                if self._router in events:
+                    self._read()
+                self._in_flight.expire(time.monotonic_ns())
+                if self._stopping:
+                    drained_by_ns = drained_by_ns or time.monotonic_ns() + int(self._config.shutdown_s * 1e9)
+                    if not self._in_flight or time.monotonic_ns() > drained_by_ns:
+                        break
+            late = RequestError("shutting_down", "the daemon stopped before it could answer")
+            self._in_flight.refuse_all(late, time.monotonic_ns())
+
+    def stop(self) -> None:
+        """Ask the loop to drain and return; safe from any thread and from signal handlers."""
+        self._stopping = True
+        self._mailbox.put()
+
+    def close(self) -> None:
+        """Send what is queued and release the endpoint; safe to call twice."""
+        if not self._context.closed:
+            self._deliver()
+            self._context.destroy(linger=1_000)
+            self._config.socket_path.unlink(missing_ok=True)
+            self._config.events_path.unlink(missing_ok=True)
+
+    def _wait_ms(self) -> int:
+        due_ns = self._in_flight.next_deadline_ns
+        if due_ns is None:
+            return _IDLE_MS
+        return max(0, min(_IDLE_MS, (due_ns - time.monotonic_ns()) // 1_000_000 + 1))
+
+    def _deliver(self) -> None:
+        now_ns = time.monotonic_ns()
+        for item in self._mailbox.take():
+            if isinstance(item, tuple):
+                self._in_flight.note(*item, now_ns)
+            elif item.ticket is not None:
+                self._in_flight.note_fate(item.ticket, item, now_ns)
+
+    # ------------------------------------------------------------ in
+
+    def _read(self) -> None:
+        for _ in range(_READ_BURST):
+            try:
+                frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            self.counters["received"] += 1
+            route, *framing, frame = frames
+            asker = _Asker(route.bytes, tuple(one.bytes for one in framing))
+            if asker.framing not in ((), (b"",)):
+                asker = _Asker(asker.route, asker.framing[:1])
+                self._refuse(asker, RequestError("bad_request", "a request is one JSON frame"))
+                continue
+            self._take(asker, frame, time.monotonic_ns())
+
+    def _take(self, asker: _Asker, frame: zmq.Frame, received_ns: int) -> None:
+        data, limit = frame.bytes, self._config.max_request_bytes
+        try:
+            message = wire.decode(data, max_bytes=limit, max_deadline_ms=self._config.max_deadline_ms)
+        except RequestError as error:
+            self._refuse(_Asker(asker.route, asker.framing, wire.request_id(data, limit)), error)
+            return
+        asker = _Asker(asker.route, asker.framing, message.id)
+        if isinstance(message, wire.Inquire):
+            self._send(asker, self._tell(message))
+            return
+        caller, received_at = caller_of(frame), time.time()
+
+        def submit(one: wire.Evaluate, answer: Answer) -> None:
+            self._submit(one, answer, caller, received_ns, received_at)
+
+        if isinstance(message, wire.EvaluateMany):
+            Batch(message, submit=submit, done=lambda items: self._reply_many(asker, items)).start()
+            return
+        try:
+            submit(message, lambda answer: self._reply(asker, answer))
+        except RequestError as error:
+            self._refuse(asker, error)
+
+    def _submit(
+        self, message: wire.Evaluate, answer: Answer, caller: Caller, received_ns: int, received_at: float
+    ) -> None:
+        deadline_ms = message.deadline_ms or self._config.deadline_ms
+        self._check_admission(message, deadline_ms)
+        deadline_ns = received_ns + deadline_ms * 1_000_000
+        ticket = self._in_flight.admit(
+            answer, received_ns=received_ns, deadline_ns=deadline_ns, explain=message.explain
+        )
+        self._work.submit(
+            Request(
+                ticket=ticket,
+                evaluation=message.evaluation,
+                caller=caller,
+                received_at=received_at,
+                received_ns=received_ns,
+                deadline_ns=deadline_ns,
+                explain=message.explain,
+                annotations=message.annotations,
+            )
+        )
+
+    def _check_admission(self, message: wire.Evaluate, deadline_ms: int) -> None:
+        """Refuse what cannot be served, and what would wait past its deadline anyway."""
+        if self._stopping:
+            raise RequestError("shutting_down", "the daemon is stopping")
+        if message.pack is not None and message.pack != self._pack.name:
+            raise RequestError(
+                "not_found", f"pack: {message.pack[:64]!r} is not loaded; {self._pack.name} is"
+            )
+        if not self._work.alive:
+            raise RequestError("unavailable", "the engine has stopped; the daemon must be restarted")
+        expected_ms = int(self._work.waiting * self._work.mean_decision_ms)
+        if len(self._in_flight) >= self._config.max_in_flight:
+            raise RequestError(
+                "busy",
+                f"{len(self._in_flight)} requests are in flight; the limit is {self._config.max_in_flight}",
+                retry_after_ms=expected_ms + 1,
+            )
+        if expected_ms > deadline_ms:
+            raise RequestError(
+                "busy",
+                f"the requests before it take about {expected_ms} ms; its deadline is {deadline_ms} ms",
+                retry_after_ms=expected_ms - deadline_ms + 1,
+            )
+
+    # ------------------------------------------------------------ out
+
+    def _reply(self, asker: _Asker, answer: dict[str, Json] | RequestError) -> None:
+        if isinstance(answer, RequestError):
+            self._refuse(asker, answer)
+        else:
+            self._send(asker, wire.reply(asker.request_id, **answer))
+
+    def _reply_many(self, asker: _Asker, items: Sequence[dict[str, Json]]) -> None:
+        self._send(asker, wire.reply(asker.request_id, evaluations=items))
+
+    def _refuse(self, asker: _Asker, error: RequestError) -> None:
+        self.counters[f"refused_{error.code}"] += 1
+        self._send(asker, wire.error_reply(asker.request_id, error))
+
+    def _send(self, asker: _Asker, frame: bytes) -> None:
+        try:
+            self._router.send_multipart([asker.route, *asker.framing, frame], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
+            self.counters["replies_dropped"] += 1
+
+    def _publish(self, kind: str, decision_id: str, members: dict[str, Json]) -> None:
+        try:
+            self._publisher.send_multipart(wire.event(kind, decision_id, members), zmq.NOBLOCK)
+        except zmq.Again:
+            self.counters["events_dropped"] += 1
+
+    def _tell(self, message: wire.Inquire) -> bytes:
+        if message.op == "metrics":
+            return wire.reply(message.id, metrics=dict(self.counters) | {"in_flight": len(self._in_flight)})
+        return wire.reply(message.id, status=self.status())
+
+    def status(self) -> dict[str, Json]:
+        """The truth about each part, as plain JSON values."""
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "state": "stopping" if self._stopping else "serving" if self._work.alive else "failed",
+            "uptime_s": round(time.time() - self._started_at, 1),
+            "endpoint": self._config.endpoint,
+            "events_endpoint": self._config.events_endpoint,
+            "pack": {
+                "name": self._pack.name,
+                "version": self._pack.version,
+                "sha256": self._pack.sha256,
+            },
+            "model": {
+                "name": self._model.name,
+                "sha256": self._model.sha256,
+                "quantisation": self._model.quantisation,
+                "device": self._model.device,
+                "build": self._model.build,
+            },
+            "in_flight": len(self._in_flight),
+            "max_in_flight": self._config.max_in_flight,
+            "counters": dict(sorted(self.counters.items())),
+            **self._describe(),
+        }
