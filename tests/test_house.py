@@ -18,6 +18,7 @@ PACKAGE = ROOT / "thor_policy"
 #: own room. docs/architecture.md draws the same.
 FLOORS = (
     ("cli", "testing"),
+    ("bench",),
     ("app", "doctor"),
     ("server", "client"),
     ("worker", "suite"),
@@ -32,17 +33,17 @@ FLOORS = (
 LIBRARIES = {
     "cel": {"rules"},
     "click": {"cli"},
-    "httpx": {"catalog"},
+    "httpx": {"catalog", "bench"},
     "jinja2": {"engine"},
     "llama_cpp": {"engine"},
-    "numpy": {"engine"},
+    "numpy": {"engine", "bench"},
     "platformdirs": {"config"},
     "rich": {"cli"},
     "sqlite3": {"journal", "doctor"},
     "sqlite_utils": {"journal"},
     "uuid_utils": {"policy"},
     "yaml": {"packs"},
-    "zmq": {"server", "client"},
+    "zmq": {"server", "client", "bench"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

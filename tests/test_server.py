@@ -173,7 +173,10 @@ class TestBatch:
         "action": {"name": "read"},
         "resource": {"type": "doc", "id": "guide"},
     }  # the rules allow it
-    TAMPER: Json = {"action": {"name": "delete"}, "resource": {"type": "audit", "id": "log"}}  # denied by rule
+    TAMPER: Json = {
+        "action": {"name": "delete"},
+        "resource": {"type": "audit", "id": "log"},
+    }  # denied by rule
 
     def ask(self, client: Client, items: list[Json], semantic: str = "execute_all") -> list[dict[str, Json]]:
         fields = {

@@ -25,6 +25,7 @@ COMMANDS = {
     "stats": "journal",
     "models": "models",
     "packs": "packs",
+    "bench": "bench",
     "doctor": "doctor",
 }
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from xml.sax.saxutils import escape as escape_xml
 
 from rich.console import Console
 from rich.markup import escape
@@ -89,7 +90,7 @@ def styled(cell: Any) -> str:
 
 
 @contextmanager
-def progress(total: int, told: str) -> Iterator[Callable[[], None]]:
+def progress(total: int | None, told: str) -> Iterator[Callable[[], None]]:
     """A progress bar on standard error for `total` items; call what it yields after each."""
     bar = Progress(
         TextColumn("{task.description}"),
@@ -134,3 +135,24 @@ def download(told: str) -> Iterator[Callable[[int, int], None]]:
     with bar:
         task = bar.add_task(told, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def bars_svg(title: str, values_ms: Mapping[str, float]) -> str:
+    """A bar chart of milliseconds as an SVG document."""
+    longest = max(values_ms.values(), default=1.0) or 1.0
+    rows = []
+    for number, (name, value) in enumerate(values_ms.items()):
+        y, width = 40 + 28 * number, max(1.0, 380 * value / longest)
+        rows.append(
+            f'<text x="250" y="{y + 14}" text-anchor="end">{escape_xml(name)}</text>'
+            f'<rect x="260" y="{y}" width="{width:.1f}" height="18" fill="#4a7a9c"/>'
+            f'<text x="{266 + width:.1f}" y="{y + 14}">{value:.2f} ms</text>'
+        )
+    height = 56 + 28 * len(values_ms)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}" '
+        f'font-family="sans-serif" font-size="13">'
+        f'<rect width="100%" height="100%" fill="white"/>'
+        f'<text x="20" y="24" font-size="15" font-weight="bold">{escape_xml(title)}: median, one run</text>'
+        f"{''.join(rows)}</svg>\n"
+    )

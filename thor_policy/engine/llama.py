@@ -320,6 +320,18 @@ class LlamaEngine:
             logits[path] = self._edge_logits(node, len(path) - 1)
         return {path_name(path): logits[path] for path, _ in branches}
 
+    def bare_decode_ms(self, pack_sha256: str, question: str) -> float:
+        """What one decode of the same tokens costs by itself, in ms: the floor under `score`."""
+        pack = self._packs[pack_sha256]
+        suffix = self.vocabulary.tokenise(question) + pack.tail
+        lib.llama_memory_seq_rm(self._memory, pack.stream, len(pack.tokens), -1)
+        self._batch.clear()
+        self._batch.add([*suffix, *pack.ride], len(pack.tokens), pack.stream, logits_from=len(suffix) - 1)
+        started_ns = time.monotonic_ns()
+        self._decode()
+        lib.llama_synchronize(self._context)
+        return (time.monotonic_ns() - started_ns) / 1e6
+
     def _edge_logits(self, node: Trie, output: int) -> list[float]:
         values: list[float] = self._logits(output)[list(node.children)].tolist()
         return values

@@ -1,0 +1,899 @@
+"""The wire: what a frame may say, and how a refusal names what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from thor_policy import wire
+from thor_policy.core import (
+    Action,
+    Annotations,
+    Caller,
+    Decision,
+    Entity,
+    Evaluation,
+    Explanation,
+    Floor,
+    ModelInfo,
+    Obligation,
+    PackInfo,
+    Timings,
+)
+from thor_policy.errors import ERROR_CODES, RequestError
+
+MAX_BYTES = 65_536
+MAX_DEADLINE_MS = 120_000
+#: A request that takes longer to read than this is an attack that works.
+LONGEST = timedelta(seconds=1)
+
+ALICE = {
+    "subject": {"type": "user", "id": "alice"},
+    "action": {"name": "read"},
+    "resource": {"type": "doc", "id": "handbook"},
+}
+ALICE_READS = Evaluation(
+    subject=Entity(type="user", id="alice"),
+    action=Action(name="read"),
+    resource=Entity(type="doc", id="handbook"),
+)
+
+
+def decode(frame: bytes, *, max_bytes: int = MAX_BYTES) -> wire.Message:
+    return wire.decode(frame, max_bytes=max_bytes, max_deadline_ms=MAX_DEADLINE_MS)
+
+
+def frame(**members: Any) -> bytes:
+    """A frame in which every member is right but those given here; `...` leaves one out."""
+    whole = {"v": 1, "id": "q-1", "op": "evaluate", "request": ALICE} | members
+    return json.dumps({name: value for name, value in whole.items() if value is not ...}).encode()
+
+
+def with_context(context: bytes) -> bytes:
+    """A frame whose context is these very bytes."""
+    return frame(request=ALICE | {"context": "HERE"}).replace(b'"HERE"', context)
+
+
+def evaluate(**members: Any) -> wire.Evaluate:
+    message = decode(frame(**members))
+    assert isinstance(message, wire.Evaluate)
+    return message
+
+
+def situation(**members: Any) -> Evaluation:
+    whole = {"actor_id": "user:alice", "action_type": "read", "resource": "doc:handbook"} | members
+    return evaluate(request=..., situation=whole).evaluation
+
+
+def refused(raw: bytes, *, max_bytes: int = MAX_BYTES) -> RequestError:
+    with pytest.raises(RequestError) as refusal:
+        decode(raw, max_bytes=max_bytes)
+    assert refusal.value.code in ERROR_CODES
+    return refusal.value
+
+
+# ---------------------------------------------------------------- what is accepted
+
+
+def test_the_smallest_request_gets_the_defaults() -> None:
+    assert decode(frame(id=..., op=...)) == wire.Evaluate(
+        id="",
+        evaluation=ALICE_READS,
+        explain="none",
+        deadline_ms=None,
+        pack=None,
+        annotations=Annotations(),
+    )
+
+
+def test_every_member_arrives_where_it_belongs() -> None:
+    request = {
+        "subject": {"type": "user", "id": "alice", "properties": {"role": "developer"}},
+        "action": {"name": "read", "properties": {"method": "GET"}},
+        "resource": {"type": "doc", "id": "handbook", "properties": {"pages": 3}},
+        "context": {"nested": [{"deep": None}, 0.5, True]},
+    }
+    annotations = {"scenario_id": "E01", "expected": ["allow", "deny"], "tags": ["easy"]}
+    assert decode(
+        frame(request=request, explain="inline", deadline_ms=2000, pack="small", annotations=annotations)
+    ) == wire.Evaluate(
+        id="q-1",
+        evaluation=Evaluation(
+            subject=Entity(type="user", id="alice", properties={"role": "developer"}),
+            action=Action(name="read", properties={"method": "GET"}),
+            resource=Entity(type="doc", id="handbook", properties={"pages": 3}),
+            context={"nested": [{"deep": None}, 0.5, True]},
+        ),
+        explain="inline",
+        deadline_ms=2000,
+        pack="small",
+        annotations=Annotations(scenario_id="E01", expected=("allow", "deny"), tags=("easy",)),
+    )
+
+
+def test_unknown_members_are_ignored_everywhere() -> None:
+    request = {part: value | {"unknown": 1} for part, value in ALICE.items()} | {"unknown": [{}]}
+    message = evaluate(request=request, annotations={"unknown": 1}, unknown={"a": [1]})
+    assert message.evaluation == ALICE_READS
+    assert message.annotations == Annotations()
+
+
+@pytest.mark.parametrize("op", ["status", "metrics"])
+def test_questions_about_the_daemon_need_no_request(op: str) -> None:
+    assert decode(frame(op=op, request=...)) == wire.Inquire(id="q-1", op=op)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("explain", ["none", "inline", "later"])
+def test_an_explanation_may_come_not_at_all_or_inline_or_later(explain: str) -> None:
+    assert evaluate(explain=explain).explain == explain
+
+
+def test_a_deadline_of_null_is_none_stated() -> None:
+    assert evaluate(deadline_ms=None).deadline_ms is None
+
+
+@pytest.mark.parametrize("deadline_ms", [1, MAX_DEADLINE_MS])
+def test_a_deadline_may_be_as_short_or_long_as_the_limits_say(deadline_ms: int) -> None:
+    assert evaluate(deadline_ms=deadline_ms).deadline_ms == deadline_ms
+
+
+def test_names_may_have_256_characters_of_any_width() -> None:
+    name = "ü" * 256
+    request = {
+        "subject": {"type": name, "id": name},
+        "action": {"name": name},
+        "resource": {"type": name, "id": name},
+    }
+    message = evaluate(id=name, pack=name, request=request)
+    assert (message.id, message.pack, message.evaluation.subject.id) == (name, name, name)
+
+
+@pytest.mark.parametrize("number", [2**63 - 1, -(2**63)])
+def test_integers_may_be_as_large_as_64_bits_hold(number: int) -> None:
+    assert evaluate(request=ALICE | {"context": {"n": number}}).evaluation.context == {"n": number}
+
+
+# ---------------------------------------------------------------- the envelope's refusals
+
+
+@pytest.mark.parametrize(
+    ("members", "code", "told"),
+    [
+        ({"v": ...}, "bad_request", "v: the protocol version is missing; this is 1"),
+        ({"v": 0}, "version_mismatch", "v: this daemon speaks protocol version 1 only"),
+        ({"v": 2}, "version_mismatch", "v: this daemon speaks protocol version 1 only"),
+        ({"v": "1"}, "version_mismatch", "v: this daemon speaks protocol version 1 only"),
+        ({"v": True}, "version_mismatch", "v: this daemon speaks protocol version 1 only"),
+        ({"v": None}, "version_mismatch", "v: this daemon speaks protocol version 1 only"),
+        ({"id": 7}, "bad_request", "id: must be a string"),
+        ({"id": None}, "bad_request", "id: must be a string"),
+        ({"id": "i" * 257}, "too_large", "id: has 257 characters; the limit is 256"),
+        ({"op": "forget"}, "bad_request", "op: must be evaluate, status or metrics"),
+        ({"op": ["status"]}, "bad_request", "op: must be evaluate, status or metrics"),
+        ({"explain": "sometime"}, "bad_request", "explain: must be one of none, inline, later"),
+        ({"explain": True}, "bad_request", "explain: must be one of none, inline, later"),
+        ({"explain": ["none"]}, "bad_request", "explain: must be one of none, inline, later"),
+        ({"pack": 1}, "bad_request", "pack: must be a string"),
+        ({"pack": ""}, "bad_request", "pack: must not be empty"),
+        ({"pack": "p" * 257}, "too_large", "pack: has 257 characters; the limit is 256"),
+        (
+            {"idempotency_key": "k"},
+            "bad_request",
+            "idempotency_key: is not supported by this version; leave it out",
+        ),
+        (
+            {"request": ...},
+            "bad_request",
+            "request: give either `request` or `situation`, and only one",
+        ),
+        (
+            {"situation": {}},
+            "bad_request",
+            "request: give either `request` or `situation`, and only one",
+        ),
+        ({"annotations": 5}, "bad_request", "annotations: expected `object`, got `int`"),
+        ({"annotations": {"tags": [1]}}, "bad_request", "annotations.tags[0]: expected `str`, got `int`"),
+    ],
+)
+def test_a_bad_envelope_is_refused_with_field_and_limit(
+    members: dict[str, Any], code: str, told: str
+) -> None:
+    error = refused(frame(**members))
+    assert (error.code, error.message) == (code, told)
+
+
+@pytest.mark.parametrize("deadline_ms", [0, -1, True, 1.5, 2000.0, "2000", [], MAX_DEADLINE_MS + 1])
+def test_a_deadline_is_a_whole_number_of_milliseconds_within_the_limit(deadline_ms: Any) -> None:
+    error = refused(frame(deadline_ms=deadline_ms))
+    assert error.code == "bad_request"
+    assert error.message == "deadline_ms: must be a whole number from 1 to 120000"
+
+
+def test_an_oversized_frame_is_refused_unread_with_both_sizes() -> None:
+    assert decode(frame(), max_bytes=len(frame()))
+    error = refused(b"[" * 1001, max_bytes=1000)
+    assert error.code == "too_large"
+    assert error.message == "the request has 1001 bytes; the limit is 1000"
+
+
+# ---------------------------------------------------------------- what is not JSON
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b'{"v":1,}',
+        b"evaluate",
+        b'{"v":1} {"v":1}',
+        b"\xff\xfe{\x00}\x00",
+        b"\xef\xbb\xbf{}",
+        b"{'v':1}",
+        with_context(b'{"n":NaN}'),
+        with_context(b'{"n":Infinity}'),
+        with_context(b'{"n":-Infinity}'),
+        with_context(b'{"s":"\\ud800"}'),
+        with_context(b'{"s":"\\udc00\\ud800"}'),
+        with_context(b'{"\\ud800":1}'),
+        with_context(b'{"s":"\n"}'),
+    ],
+)
+def test_what_is_not_json_is_called_that(raw: bytes) -> None:
+    error = refused(raw)
+    assert error.code == "bad_request"
+    assert error.message.startswith("the request is not valid JSON: ")
+
+
+@pytest.mark.parametrize("broken", [b"\xff", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82"])
+def test_what_is_not_utf8_is_called_that(broken: bytes) -> None:
+    error = refused(with_context(b'{"s":"' + broken + b'"}'))
+    assert (error.code, error.message) == ("bad_request", "the request is not valid UTF-8")
+
+
+@pytest.mark.parametrize("raw", [b"[]", b"null", b"1", b'"x"', b"true"])
+def test_a_frame_that_is_no_object_says_what_it_is_instead(raw: bytes) -> None:
+    assert refused(raw).message.startswith("the request: expected `object`, got ")
+
+
+@pytest.mark.parametrize("number", [b"1e999", b"-1e999", b"9" * 5000])
+def test_a_number_out_of_range_is_refused_with_its_part_of_the_frame(number: bytes) -> None:
+    error = refused(with_context(b'{"n":' + number + b"}"))
+    assert error.code == "bad_request"
+    assert error.message.startswith("request[")
+    assert error.message.endswith("out of range")
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 2**64, 10**30])
+def test_an_integer_beyond_64_bits_is_refused_with_its_path(number: int) -> None:
+    error = refused(frame(request=ALICE | {"context": {"n": [number]}}))
+    assert error.code == "bad_request"
+    assert error.message == "request.context.n.0: the integer does not fit 64 bits"
+
+
+# ---------------------------------------------------------------- the request's refusals
+
+
+def without(part: str) -> dict[str, Any]:
+    return {name: value for name, value in ALICE.items() if name != part}
+
+
+@pytest.mark.parametrize(
+    ("request_", "told"),
+    [
+        (7, "request: expected `object`, got `int`"),
+        ([], "request: expected `object`, got `array`"),
+        (without("subject"), "request: object missing required field `subject`"),
+        (without("action"), "request: object missing required field `action`"),
+        (without("resource"), "request: object missing required field `resource`"),
+        (ALICE | {"subject": "alice"}, "request.subject: expected `object`, got `str`"),
+        (ALICE | {"subject": {"id": "a"}}, "request.subject: object missing required field `type`"),
+        (ALICE | {"subject": {"type": 1, "id": "a"}}, "request.subject.type: expected `str`, got `int`"),
+        (ALICE | {"resource": {"type": "d"}}, "request.resource: object missing required field `id`"),
+        (ALICE | {"resource": {"type": "d", "id": None}}, "request.resource.id: expected `str`, got `null`"),
+        (ALICE | {"action": {"name": True}}, "request.action.name: expected `str`, got `bool`"),
+        (
+            ALICE | {"action": {"name": "r", "properties": []}},
+            "request.action.properties: expected `object`, got `array`",
+        ),
+        (ALICE | {"context": None}, "request.context: expected `object`, got `null`"),
+        (ALICE | {"context": "c"}, "request.context: expected `object`, got `str`"),
+        (ALICE | {"subject": {"type": "", "id": "a"}}, "request.subject.type: must not be empty"),
+        (ALICE | {"subject": {"type": "u", "id": ""}}, "request.subject.id: must not be empty"),
+        (ALICE | {"action": {"name": ""}}, "request.action.name: must not be empty"),
+        (ALICE | {"resource": {"type": "d", "id": ""}}, "request.resource.id: must not be empty"),
+    ],
+)
+def test_a_bad_request_is_refused_with_the_path_of_the_field(request_: Any, told: str) -> None:
+    error = refused(frame(request=request_))
+    assert (error.code, error.message) == ("bad_request", told)
+
+
+@pytest.mark.parametrize(
+    "path", ["subject.type", "subject.id", "action.name", "resource.type", "resource.id"]
+)
+def test_a_name_of_257_characters_is_refused_with_its_path_and_the_limit(path: str) -> None:
+    part, member = path.split(".")
+    error = refused(frame(request=ALICE | {part: ALICE[part] | {member: "n" * 257}}))
+    assert error.code == "too_large"
+    assert error.message == f"request.{path}: has 257 characters; the limit is 256"
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for level in range(levels):
+        value = [value] if level % 2 else {"k": value}
+    return value
+
+
+def test_eight_levels_of_nesting_are_allowed_and_a_ninth_is_refused_where_it_begins() -> None:
+    context = {"c": nested(6)}
+    assert evaluate(request=ALICE | {"context": context}).evaluation.context == context
+    error = refused(frame(request=ALICE | {"context": {"c": nested(7)}}))
+    assert error.code == "bad_request"
+    assert error.message == "request.context.c.k.0.k.0.k.0: nested deeper than 8 levels"
+
+
+@pytest.mark.parametrize("field", ["request", "situation", "annotations", "elsewhere"])
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "left open"])
+def test_a_hundred_thousand_brackets_are_refused_not_followed(field: str, closed: bool) -> None:
+    deep = b"[" * 100_000 + (b"]" * 100_000 if closed else b"")
+    raw = frame(**{"request": ..., field: "HERE"}).replace(b'"HERE"', deep)
+    error = refused(raw, max_bytes=1_000_000)
+    assert (error.code, error.message) == ("bad_request", "the request: nested deeper than 8 levels")
+    assert wire.request_id(raw, 1_000_000) == ""
+
+
+def test_a_request_may_hold_1024_values_and_no_more() -> None:
+    others = sum(1 + len(part) for part in ALICE.values()) + 3  # request, context and the list
+    assert evaluate(request=ALICE | {"context": {"c": [0] * (1024 - others)}})
+    error = refused(frame(request=ALICE | {"context": {"c": [0] * (1025 - others)}}))
+    assert (error.code, error.message) == ("too_large", "request: holds more than 1024 values")
+
+
+@pytest.mark.parametrize("many", [[0] * 1025, {f"k{n}": 0 for n in range(1025)}], ids=["list", "object"])
+def test_a_list_or_object_that_is_too_long_alone_is_named(many: Any) -> None:
+    error = refused(frame(request=ALICE | {"context": {"c": many}}))
+    assert (error.code, error.message) == ("too_large", "request.context.c: holds more than 1024 values")
+
+
+def test_a_refusal_does_not_repeat_long_keys() -> None:
+    error = refused(frame(request=ALICE | {"context": {"k" * 5000: 2**64}}))
+    assert error.message == f"request.context.{'k' * 40}: the integer does not fit 64 bits"
+
+
+# ---------------------------------------------------------------- batches
+
+
+SEMANTICS = ("execute_all", "deny_on_first_deny", "permit_on_first_permit")
+
+
+def batch(*items: Any, **members: Any) -> wire.EvaluateMany:
+    message = decode(frame(**{"request": ..., "evaluations": list(items)} | members))
+    assert isinstance(message, wire.EvaluateMany)
+    return message
+
+
+def test_the_items_of_a_batch_are_questions_in_order() -> None:
+    other = ALICE | {"action": {"name": "write"}}
+    found = batch(ALICE, other, explain="later", deadline_ms=2000, pack="small")
+    assert (found.id, found.semantic) == ("q-1", "execute_all")
+    assert [item for item in found.items if isinstance(item, RequestError)] == []
+    assert found.items == (
+        evaluate(explain="later", deadline_ms=2000, pack="small"),
+        evaluate(request=other, explain="later", deadline_ms=2000, pack="small"),
+    )
+
+
+def test_the_request_beside_a_batch_gives_each_item_what_it_leaves_out() -> None:
+    found = batch({}, {"action": {"name": "write"}}, request=ALICE | {"context": {"k": 1}})
+    assert found.items == (
+        evaluate(request=ALICE | {"context": {"k": 1}}),
+        evaluate(request=ALICE | {"context": {"k": 1}, "action": {"name": "write"}}),
+    )
+
+
+@pytest.mark.parametrize("semantic", SEMANTICS)
+def test_a_batch_may_say_when_it_stops(semantic: str) -> None:
+    assert batch(ALICE, options={"evaluations_semantic": semantic}).semantic == semantic
+
+
+def test_a_malformed_item_is_an_error_in_its_place_and_the_others_are_asked() -> None:
+    found = batch(ALICE, {}, 7, ALICE | {"context": {"n": 2**64}}, ALICE)
+    errors = {n: item.message for n, item in enumerate(found.items) if isinstance(item, RequestError)}
+    assert errors == {
+        1: "evaluations.1: object missing required field `subject`",
+        2: "evaluations.2: must be an object",
+        3: "evaluations.3.context.n: the integer does not fit 64 bits",
+    }
+    assert found.items[0] == found.items[4] == evaluate()
+
+
+def test_an_empty_batch_is_a_single_question() -> None:
+    assert evaluate(evaluations=[]) == evaluate()
+
+
+@pytest.mark.parametrize(
+    ("members", "code", "told"),
+    [
+        ({"evaluations": {}}, "bad_request", "evaluations: must be an array"),
+        ({"evaluations": None}, "bad_request", "evaluations: must be an array"),
+        (
+            {"evaluations": [ALICE] * 65},
+            "too_large",
+            "evaluations: holds 65 items; the limit is 64",
+        ),
+        (
+            {"evaluations": [ALICE], "situation": {}},
+            "bad_request",
+            "situation: cannot go with `evaluations`; give `request`, or neither",
+        ),
+        ({"evaluations": [ALICE], "request": []}, "bad_request", "request: must be an object"),
+        (
+            {"evaluations": [], "request": ...},
+            "bad_request",
+            "request: give either `request` or `situation`, and only one",
+        ),
+        *(
+            (
+                {"evaluations": [ALICE], "options": options},
+                "bad_request",
+                f"options.evaluations_semantic: must be one of {', '.join(SEMANTICS)}",
+            )
+            for options in ({"evaluations_semantic": "sometimes"}, {"evaluations_semantic": []}, [], 7)
+        ),
+    ],
+)
+def test_a_bad_batch_is_refused_whole(members: dict[str, Any], code: str, told: str) -> None:
+    error = refused(frame(**members))
+    assert (error.code, error.message) == (code, told)
+
+
+def test_64_items_are_a_batch() -> None:
+    assert len(batch(*[ALICE] * 64).items) == 64
+
+
+# ---------------------------------------------------------------- the flat situation
+
+
+@pytest.mark.parametrize(
+    ("actor_id", "subject"),
+    [
+        ("user:alice", ("user", "alice")),
+        ("service:deployer", ("service", "deployer")),
+        ("alice", ("user", "alice")),
+        ("user:a:b", ("user", "a:b")),
+        ("user:", ("user", "user:")),
+        (":alice", ("user", ":alice")),
+    ],
+)
+def test_actor_id_is_the_subject_with_its_type_before_the_first_colon(
+    actor_id: str, subject: tuple[str, str]
+) -> None:
+    found = situation(actor_id=actor_id).subject
+    assert (found.type, found.id) == subject
+
+
+@pytest.mark.parametrize(
+    ("resource", "entity"),
+    [
+        ("env:production", ("env", "production")),
+        ("production", ("resource", "production")),
+        ("path:/srv:80", ("path", "/srv:80")),
+    ],
+)
+def test_resource_is_the_resource_with_its_type_before_the_first_colon(
+    resource: str, entity: tuple[str, str]
+) -> None:
+    found = situation(resource=resource).resource
+    assert (found.type, found.id, found.properties) == (*entity, {})
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "value"),
+    [
+        ("actor_role", "role", "developer"),
+        ("t3_tensor", "trust", {"competence": 0.5, "reliability": 0.6, "integrity": 0.7}),
+        ("identity_metrics", "identity", {"account": "active"}),
+    ],
+)
+def test_what_is_known_of_the_actor_becomes_a_property_of_the_subject(
+    key: str, name: str, value: Any
+) -> None:
+    found = situation(**{key: value})
+    assert found.subject.properties == {name: value}
+    assert found.context == {}
+
+
+def test_action_type_is_the_name_of_the_action() -> None:
+    assert situation(action_type="deploy").action == Action(name="deploy")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "team_context",
+        "recent_history",
+        "details",
+        "timestamp",
+        "incident_status",
+        "approval_pending",
+        "anything_else",
+        "subject",
+        "now",
+    ],
+)
+def test_any_other_key_is_context_under_the_same_name(key: str) -> None:
+    found = situation(**{key: ["a value"]})
+    assert found == Evaluation(
+        subject=ALICE_READS.subject,
+        action=ALICE_READS.action,
+        resource=ALICE_READS.resource,
+        context={key: ["a value"]},
+    )
+
+
+@pytest.mark.parametrize("key", ["actor_id", "action_type", "resource"])
+@pytest.mark.parametrize(
+    ("value", "code", "told"),
+    [
+        (..., "bad_request", "is missing"),
+        ("", "bad_request", "must not be empty"),
+        (7, "bad_request", "must be a string"),
+        (None, "bad_request", "must be a string"),
+        ("n" * 257, "too_large", "has 257 characters; the limit is 256"),
+    ],
+)
+def test_a_situation_without_who_what_or_which_is_refused(key: str, value: Any, code: str, told: str) -> None:
+    whole = {"actor_id": "user:alice", "action_type": "read", "resource": "doc:handbook"} | {key: value}
+    flat = {name: value for name, value in whole.items() if value is not ...}
+    error = refused(frame(request=..., situation=flat))
+    assert (error.code, error.message) == (code, f"situation.{key}: {told}")
+
+
+def test_a_situation_is_held_to_the_same_limits() -> None:
+    assert refused(frame(request=..., situation=[])).message == "situation: must be an object"
+    for members, told in (
+        ({"deep": nested(8)}, "situation.deep.0.k.0.k.0.k.0: nested deeper than 8 levels"),
+        ({"many": [0] * 1025}, "situation.many: holds more than 1024 values"),
+        ({"n": 2**63}, "situation.n: the integer does not fit 64 bits"),
+    ):
+        flat = {"actor_id": "a", "action_type": "b", "resource": "c"} | members
+        assert refused(frame(request=..., situation=flat)).message == told
+
+
+@pytest.mark.parametrize(
+    ("value", "form"),
+    [
+        (ALICE, "request"),
+        ({"request": ALICE}, "request"),
+        ({"situation": {"actor_id": "alice"}}, "situation"),
+        ({"actor_id": "alice", "action_type": "read", "resource": "doc"}, "situation"),
+        ({"subject": {}, "request": 1}, "request"),
+        ([], "request"),
+    ],
+)
+def test_clients_may_give_either_form_bare_or_wrapped(value: Any, form: str) -> None:
+    (name,) = wire.question_fields(value)
+    assert name == form
+
+
+def test_both_forms_of_one_question_are_the_same_evaluation() -> None:
+    flat = {"actor_id": "user:alice", "action_type": "read", "resource": "doc:handbook"}
+    assert wire.evaluation_from({"request": ALICE}) == wire.evaluation_from({"situation": flat})
+
+
+# ---------------------------------------------------------------- the id of a refused request
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        frame(v=2),
+        frame(op="forget"),
+        frame(request=...),
+        frame(request=7),
+        frame(deadline_ms=0),
+        frame(request=ALICE | {"context": {"n": 2**64}}),
+        frame(request=ALICE | {"context": nested(9)}),
+        with_context(b'{"s":"\xff"}'),
+        with_context(b'{"n":1e999}'),
+    ],
+)
+def test_a_refusal_can_be_told_which_request_it_answers(raw: bytes) -> None:
+    refused(raw)
+    assert wire.request_id(raw, MAX_BYTES) == "q-1"
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff", frame(id=7), frame(id=...), frame(id="i" * 257)])
+def test_an_id_that_cannot_be_told_is_empty(raw: bytes) -> None:
+    assert wire.request_id(raw, MAX_BYTES) == ""
+
+
+def test_the_id_of_an_oversized_frame_is_not_looked_for() -> None:
+    assert wire.request_id(frame(), len(frame())) == "q-1"
+    assert wire.request_id(frame(), len(frame()) - 1) == ""
+
+
+# ---------------------------------------------------------------- properties
+
+NAMES = st.text(min_size=1, max_size=256)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=20)
+)
+#: Three levels at most, so that it fits below a context or properties.
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+).filter(lambda value: depth(value) <= 4)
+OBJECTS = st.dictionaries(st.text(max_size=12), VALUES, max_size=4)
+ENTITIES = st.builds(Entity, type=NAMES, id=NAMES, properties=OBJECTS)
+EVALUATIONS = st.builds(
+    Evaluation,
+    subject=ENTITIES,
+    action=st.builds(Action, name=NAMES, properties=OBJECTS),
+    resource=ENTITIES,
+    context=OBJECTS,
+)
+#: JSON of any kind, among it the names that the wire knows, so that most of it gets past the first check.
+MEMBERS = st.sampled_from(
+    [
+        "v",
+        "id",
+        "op",
+        "deadline_ms",
+        "explain",
+        "pack",
+        "annotations",
+        "request",
+        "situation",
+        "subject",
+        "action",
+        "resource",
+        "context",
+        "type",
+        "name",
+        "properties",
+        "actor_id",
+        "action_type",
+        "actor_role",
+        "tags",
+        "evaluations",
+        "options",
+        "idempotency_key",
+    ]
+)
+ANY_JSON = st.recursive(
+    SCALARS | st.integers() | st.sampled_from([1, "evaluate", "status", "inline", "user:alice"]),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(MEMBERS | st.text(max_size=4), inner, max_size=6)
+    ),
+    max_leaves=30,
+)
+
+
+def depth(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max((depth(one) for one in inner), default=0)
+
+
+def answer_to(raw: bytes) -> Any:
+    """What a daemon would send back."""
+    try:
+        message = decode(raw)
+    except RequestError as error:
+        return json.loads(wire.error_reply(wire.request_id(raw, MAX_BYTES), error))
+    return json.loads(wire.reply(message.id))
+
+
+def decoded_or_refused(raw: bytes) -> None:
+    answer = answer_to(raw)
+    assert answer["id"] == wire.request_id(raw, MAX_BYTES)
+    if "error" in answer:
+        assert answer["error"]["code"] in ERROR_CODES
+        assert answer["error"]["message"]
+
+
+@settings(deadline=LONGEST)
+@given(st.binary(max_size=300))
+def test_arbitrary_bytes_are_decoded_or_refused(raw: bytes) -> None:
+    decoded_or_refused(raw)
+
+
+@settings(deadline=LONGEST)
+@given(ANY_JSON)
+def test_arbitrary_json_is_decoded_or_refused(value: Any) -> None:
+    decoded_or_refused(json.dumps(value).encode())
+
+
+@settings(deadline=LONGEST)
+@given(MEMBERS, ANY_JSON)
+def test_any_member_may_hold_arbitrary_json(member: str, value: Any) -> None:
+    decoded_or_refused(frame(**{member: value}))
+    decoded_or_refused(frame(request=ALICE | {member: value}))
+    flat = {"actor_id": "user:alice", "action_type": "read", "resource": "doc:handbook"}
+    decoded_or_refused(frame(request=..., situation=flat | {member: value}))
+
+
+@settings(deadline=LONGEST)
+@given(st.data())
+def test_a_valid_frame_with_a_few_bytes_changed_is_decoded_or_refused(data: st.DataObject) -> None:
+    raw = bytearray(frame(request=ALICE | {"context": {"k": [1.5, "s", None]}}))
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    decoded_or_refused(bytes(raw))
+
+
+@pytest.mark.parametrize(
+    "filling",
+    [b"[" * 8_000_000, b"[0," * 2_000_000, b'{"":' * 2_000_000, b"0" * 8_000_000, b'"\\u0041' * 1_000_000],
+    ids=["brackets", "list", "objects", "digits", "escapes"],
+)
+def test_the_largest_frame_that_config_allows_is_refused_at_once(
+    filling: bytes,
+) -> None:
+    raw = with_context(b'{"c":' + filling)[: 8 * 1024 * 1024]
+    start = time.process_time()  # another process's load does not count
+    refused(raw, max_bytes=8 * 1024 * 1024)
+    assert time.process_time() - start < LONGEST.total_seconds()
+
+
+@given(EVALUATIONS)
+def test_a_valid_evaluation_survives_the_way_over_the_wire(evaluation: Evaluation) -> None:
+    raw = wire.encode_request("q", "evaluate", {"request": msgspec.to_builtins(evaluation)})
+    message = decode(raw, max_bytes=1_000_000)
+    assert isinstance(message, wire.Evaluate)
+    assert message.evaluation == evaluation
+
+
+# ---------------------------------------------------------------- replies
+
+DECISION = Decision(
+    id="0198",
+    at=1_767_279_600.0,
+    evaluation=ALICE_READS,
+    caller=Caller(transport="ipc", uid=1000),
+    outcome="require_mfa",
+    allow=False,
+    tier="model",
+    floor=Floor(outcome="allow", final=False, clauses=("R7",)),
+    risk="medium",
+    pack=PackInfo(name="small", version="1.0.0", sha256="ab" * 32),
+    model=ModelInfo(
+        name="stub",
+        sha256="cd" * 32,
+        quantisation="none",
+        architecture="stub",
+        parameters=0,
+        build="1",
+        device="cpu",
+    ),
+    confidence=0.75,
+    probabilities={"allow": 0.25, "require_mfa": 0.75},
+    explanation=Explanation(
+        classification="routine", clauses=("R1", "R2"), reasoning="It is so.", text="whole"
+    ),
+    obligations=(Obligation(id="step-up", type="step-up", properties={"acr_value": "phr"}),),
+    timings=Timings(queue_ms=1.0, rules_ms=2.0, score_ms=3.0),
+)
+
+
+def replied(decision: Decision = DECISION, *, explained: bool = True) -> dict[str, Any]:
+    item = wire.decision_item(decision, explained=explained, commit_ms=4.0, total_ms=11.0)
+    return wire.decode_reply(wire.reply("q-1", **item))
+
+
+def test_the_reply_to_an_evaluation_has_the_documented_shape() -> None:
+    assert replied() == {
+        "v": 1,
+        "id": "q-1",
+        "decision": False,
+        "context": {
+            "decision_id": "0198",
+            "outcome": "require_mfa",
+            "classification": "routine",
+            "risk": "medium",
+            "reasoning": "It is so.",
+            "clauses": ["R1", "R2"],
+            "confidence": 0.75,
+            "probabilities": {"allow": 0.25, "require_mfa": 0.75},
+            "tier": "model",
+            "floor": "allow",
+            "obligations": [{"id": "step-up", "type": "step-up", "properties": {"acr_value": "phr"}}],
+            "precedents": [],
+            "pack": {"name": "small", "version": "1.0.0", "sha256": "ab" * 32},
+            "model": {"name": "stub", "sha256": "cd" * 32, "build": "1"},
+            "timings_ms": {"queue": 1.0, "rules": 2.0, "score": 3.0, "commit": 4.0, "total": 11.0},
+        },
+    }
+
+
+def test_a_reply_that_was_not_to_explain_shows_the_rules_clauses_and_no_reasoning() -> None:
+    context = replied(explained=False)["context"]
+    assert (context["classification"], context["reasoning"], context["clauses"]) == (None, None, ["R7"])
+    assert context.keys() == replied()["context"].keys()
+
+
+def test_an_explanation_that_never_came_looks_the_same() -> None:
+    unexplained = msgspec.structs.replace(DECISION, explanation=None)
+    assert replied(unexplained) == replied(explained=False)
+
+
+def test_a_reason_code_is_there_only_when_there_is_one() -> None:
+    fallen = msgspec.structs.replace(
+        DECISION, tier="fallback", reason_code="deadline_exceeded", model=None, confidence=None
+    )
+    context = replied(fallen)["context"]
+    assert "reason_code" not in replied()["context"]
+    assert context.keys() - replied()["context"].keys() == {"reason_code"}
+    assert (context["reason_code"], context["model"], context["confidence"]) == (
+        "deadline_exceeded",
+        None,
+        None,
+    )
+
+
+def test_decision_is_true_only_for_a_decision_that_allows() -> None:
+    allowed = msgspec.structs.replace(DECISION, outcome="allow", allow=True)
+    assert replied(allowed)["decision"] is True
+    assert replied()["decision"] is False
+
+
+def test_an_error_reply_is_the_same_error_at_the_client() -> None:
+    for error in (
+        RequestError("busy", "the queue is full", retry_after_ms=250),
+        RequestError("bad_request", "v: the protocol version is missing; this is 1"),
+    ):
+        raw = wire.error_reply("q-1", error)
+        body = json.loads(raw)
+        assert (body["v"], body["id"], body["error"]["code"]) == (1, "q-1", error.code)
+        assert ("retry_after_ms" in body["error"]) == (error.retry_after_ms is not None)
+        with pytest.raises(RequestError) as refusal:
+            wire.decode_reply(raw)
+        assert (refusal.value.code, refusal.value.message, refusal.value.retry_after_ms) == (
+            error.code,
+            error.message,
+            error.retry_after_ms,
+        )
+
+
+@pytest.mark.parametrize("code", ERROR_CODES)
+def test_an_item_of_a_batch_that_failed_is_never_an_allow(code: Any) -> None:
+    item = wire.error_item(RequestError(code, "told"))
+    assert item["decision"] is False
+    assert item["context"]["error"].keys() == {"status", "code", "message"}
+    assert 400 <= item["context"]["error"]["status"] <= 599
+
+
+def test_an_event_is_its_kind_and_a_json_object() -> None:
+    assert DECISION.explanation is not None
+    kind, body = wire.event("explanation", "0198", wire.explanation_item(DECISION.explanation))
+    assert kind == b"explanation"
+    assert json.loads(body) == {
+        "v": 1,
+        "decision_id": "0198",
+        "classification": "routine",
+        "clauses": ["R1", "R2"],
+        "reasoning": "It is so.",
+        "truncated": False,
+    }
+
+
+def test_any_other_reply_carries_version_and_id() -> None:
+    assert wire.decode_reply(wire.reply("q-1", status={"ok": True})) == {
+        "v": 1,
+        "id": "q-1",
+        "status": {"ok": True},
+    }

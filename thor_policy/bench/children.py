@@ -1,0 +1,177 @@
+"""Child processes of a measurement: a daemon of ours, llama-server, a chat loop.
+
+Owns every process that a benchmark starts. Invariant: each listens on loopback only and ends with the block
+that started it. Main thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+
+from thor_policy.config import Config
+from thor_policy.core import Json
+from thor_policy.errors import EngineError
+
+#: How long a child may take to come up or to answer, in seconds.
+PATIENCE_S = 180
+
+
+class Child:
+    """A process that is talked to line by line."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.PIPE, text=True
+        )
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=20)
+        self._process.kill()
+        self._process.wait()
+        self._reader.join(timeout=5)
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                pipe.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def say(self, line: str) -> None:
+        """Write one line to its standard input."""
+        assert self._process.stdin is not None  # noqa: S101
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+
+    def hear(self, word: str) -> None:
+        """Wait until it prints a line with `word`. Raises EngineError if it ends first."""
+        tail: list[str] = []
+        while True:
+            try:
+                line = self._lines.get(timeout=PATIENCE_S)
+            except queue.Empty:
+                raise EngineError(f"a child said nothing of {word!r} for {PATIENCE_S} s") from None
+            tail = [*tail[-5:], line.strip()]
+            if word in line:
+                return
+            if not line:
+                raise EngineError(f"a child ended before it said {word!r}: {' '.join(tail)}")
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None  # noqa: S101
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put("")
+
+
+@contextlib.contextmanager
+def own_place(config: Config) -> Iterator[Config]:
+    """The same settings with a state directory and an endpoint that nobody else uses."""
+    with tempfile.TemporaryDirectory(prefix="tp-bench-") as folder:
+        yield replace(config, state_dir=Path(folder), endpoint=f"ipc://{folder}/policy.sock")
+
+
+_SERVE = """
+import sys
+from pathlib import Path
+from thor_policy import app, config
+loaded = config.load(Path(sys.argv[1]), environ={})
+options = {}
+if sys.argv[2] == "stub":
+    from thor_policy.testing import load_stub_engine
+    options["load_engine"] = load_stub_engine
+with app.open_service(loaded, **options) as server:
+    server.run(ready=lambda: print("ready", flush=True))
+"""
+#: Settings that a daemon under measurement takes over.
+_SETTINGS = (
+    "state_dir", "endpoint", "model", "models_dir", "pack", "threads", "gpu_layers", "context_tokens",
+    "parallel_explanations", "max_question_tokens", "synchronous",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def daemon(place: Config, *, stub: bool = False) -> Iterator[Child]:
+    """A daemon of ours with these settings; with `stub`, the stub engine in place of the model."""
+    settings = place.state_dir / "bench.toml"
+    values = {name: getattr(place, name) for name in _SETTINGS}
+    lines = [f"{name} = {json.dumps(value, default=str)}\n" for name, value in values.items()]
+    settings.write_text("".join(lines), encoding="utf-8")
+    with Child([sys.executable, "-c", _SERVE, str(settings), "stub" if stub else "model"]) as child:
+        child.hear("ready")
+        yield child
+
+
+@contextlib.contextmanager
+def llama_server(
+    program: Path, model: Path, threads: int, *, slots: int, context: int
+) -> Iterator[httpx.Client]:
+    """llama-server on a free port, `slots` at once, `context` tokens each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(program), "--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--threads", str(threads), "--parallel", str(slots), "--ctx-size", str(context * slots)]
+    with Child(command), httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as http:
+        deadline = time.monotonic() + PATIENCE_S
+        while not _healthy(http):
+            if time.monotonic() > deadline:
+                raise EngineError("llama-server did not come up")
+            time.sleep(0.05)
+        yield http
+
+
+def _healthy(http: httpx.Client) -> bool:
+    try:
+        return http.get("/health").status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False
+
+
+_CHAT = """
+import json, sys
+from llama_cpp import Llama
+model = Llama(sys.argv[1], n_ctx=int(sys.argv[3]), n_threads=int(sys.argv[2]),
+              n_threads_batch=int(sys.argv[2]), verbose=False)
+print("ready", flush=True)
+for line in sys.stdin:
+    messages, schema = json.loads(line)
+    model.create_chat_completion(
+        messages, response_format={"type": "json_object", "schema": schema}, temperature=0.0, max_tokens=48
+    )
+    print("answered", flush=True)
+"""
+
+
+@contextlib.contextmanager
+def chat_completion(model: Path, threads: int, *, context: int) -> Iterator[Callable[[Json, Json], None]]:
+    """llama-cpp-python's chat completion, as its users call it: messages and schema in, an answer made."""
+    with Child([sys.executable, "-c", _CHAT, str(model), str(threads), str(context)]) as child:
+        child.hear("ready")
+
+        def ask(messages: Json, schema: Json) -> None:
+            child.say(json.dumps([messages, schema]))
+            child.hear("answered")
+
+        yield ask

@@ -1,0 +1,95 @@
+"""Figures of a measurement: series, ratios with intervals, rates, one report.
+
+Owns the statistics of `thorpolicy bench`. Invariant: a ratio is between two series of the same run, paired
+question by question. Pure.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from msgspec import Struct
+
+#: Resamplings behind each interval.
+BOOTSTRAP = 2_000
+
+
+class Series(Struct, frozen=True, kw_only=True):
+    """Milliseconds of one way of doing it, one per question and round, in the order asked."""
+
+    name: str
+    ms: tuple[float, ...]
+
+    @property
+    def median_ms(self) -> float:
+        return statistics.median(self.ms)
+
+
+class Ratio(Struct, frozen=True, kw_only=True):
+    """Median of `of` over median of `against`, with a paired 95 % bootstrap interval.
+
+    `extra_ms` is the median of the paired differences. `bound` is what was promised, in words.
+    """
+
+    of: str
+    against: str
+    ratio: float
+    low: float
+    high: float
+    extra_ms: float
+    bound: str | None = None
+
+
+class Rate(Struct, frozen=True, kw_only=True):
+    """Things done per second by many clients at once."""
+
+    name: str
+    per_s: float
+    count: int
+    note: str = ""
+
+
+class Report(Struct, frozen=True, kw_only=True):
+    """One run of one benchmark; `facts` are single figures with their unit in the name."""
+
+    name: str
+    machine: str
+    versions: Mapping[str, str]
+    questions: int
+    rounds: int
+    series: tuple[Series, ...] = ()
+    ratios: tuple[Ratio, ...] = ()
+    rates: tuple[Rate, ...] = ()
+    facts: dict[str, float] = {}
+
+
+def ratio(of: Series, against: Series, *, bound: str | None = None) -> Ratio:
+    """Ratio of medians; pairs are resampled together, so what slows both down cancels."""
+    pairs = np.array([of.ms, against.ms])
+    draws = np.random.default_rng(0).integers(0, pairs.shape[1], (BOOTSTRAP, pairs.shape[1]))
+    medians = np.median(pairs[:, draws], axis=2)
+    low, high = np.quantile(medians[0] / medians[1], [0.025, 0.975])
+    return Ratio(
+        of=of.name,
+        against=against.name,
+        ratio=of.median_ms / against.median_ms,
+        low=float(low),
+        high=float(high),
+        extra_ms=float(np.median(pairs[0] - pairs[1])),
+        bound=bound,
+    )
+
+
+def machine() -> str:
+    """What ran the measurement: processor, cores usable, system."""
+    model = platform.machine()
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith("model name"):
+            model = line.split(":", 1)[1].strip()
+            break
+    return f"{model}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.release()}"

@@ -1,0 +1,216 @@
+"""What people use instead: llama-server and llama-cpp-python's chat completion, on the same questions.
+
+Owns the `peers` measurement. Invariant: all get the same model file, threads and prompt; one decision is
+measured in turn, question by question. Main thread, and a pool of clients for the explained run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import httpx
+from msgspec import Struct
+
+from thor_policy import app, catalog, packs
+from thor_policy.bench.children import chat_completion, daemon, llama_server, own_place
+from thor_policy.bench.figures import Rate, Report, Series, machine, ratio
+from thor_policy.bench.runs import Advance, for_the_model, plain, shuffled
+from thor_policy.client import Client
+from thor_policy.config import Config
+from thor_policy.core import Evaluation, Json
+from thor_policy.engine.native import Vocabulary, build_name
+
+#: Free text of an explanation: at most so many tokens for ours, characters for the peer.
+REASON_TOKENS, REASON_CHARS = 24, 110
+#: Explained questions per client.
+EXPLAINED_EACH = 6
+
+
+class Prompt(Struct, frozen=True):
+    """Token ids of one question: up to the label, and up to the model's turn."""
+
+    scored: list[int]
+    bare: list[int]
+
+
+def peers(
+    config: Config,
+    evaluations: Sequence[Evaluation],
+    *,
+    rounds: int,
+    server: Path,
+    clients: int = 16,
+    advance: Advance,
+) -> Report:
+    """One decision by each in turn; then explained ones by `clients` at once. `server` is llama-server."""
+    pack = app.load_pack(config)
+    asked = for_the_model(pack, evaluations)
+    model = catalog.resolve(config.model, config.models_dir).path
+    vocabulary = Vocabulary(model, vocab_only=True)
+    prompts = [_prompt(vocabulary, pack, one) for one in asked]
+    threads = config.threads or len(os.sched_getaffinity(0))
+    schema = _schema(pack, explained=False)
+    times: dict[str, list[float]] = {}
+    with contextlib.ExitStack() as stack:
+        place = stack.enter_context(own_place(config))
+        stack.enter_context(daemon(place))
+        client = stack.enter_context(Client(place.endpoint, timeout_ms=60_000))
+        http = stack.enter_context(
+            llama_server(server, model, threads, slots=1, context=config.context_tokens)
+        )
+        chat = stack.enter_context(chat_completion(model, threads, context=config.context_tokens))
+        order = random.Random(0)  # noqa: S311  (a shuffle, not a secret)
+        for turn, number in enumerate([0, *shuffled(range(len(asked)), rounds, order)]):
+            prompt = prompts[number]
+            ways: dict[str, Callable[[], object]] = {
+                "ours": partial(client.evaluate, plain(asked[number])),
+                "llama-server, one token": partial(_complete, http, prompt.scored, 1),
+                "llama-server, JSON schema": partial(_complete, http, prompt.bare, 48, schema),
+                "llama-cpp-python, JSON chat": partial(chat, _messages(pack, asked[number]), schema),
+            }
+            names = list(ways)
+            order.shuffle(names)
+            for name in names:
+                started_ns = time.monotonic_ns()
+                ways[name]()
+                if turn > 0:  # the first turn fills every cache
+                    times.setdefault(name, []).append((time.monotonic_ns() - started_ns) / 1e6)
+            advance()
+    by_name = {name: Series(name=name, ms=tuple(ms)) for name, ms in times.items()}
+    ours = by_name["ours"]
+    ratios = (
+        ratio(ours, by_name["llama-server, one token"], bound="at most 1.05"),
+        ratio(ours, by_name["llama-server, JSON schema"]),
+        ratio(ours, by_name["llama-cpp-python, JSON chat"], bound="at most 0.35 on a CPU"),
+    )
+    rates, facts = _explained(config, pack, asked, prompts, server, clients)
+    return Report(
+        name="peers",
+        machine=machine(),
+        versions={"engine": build_name(), "model": config.model, "threads": str(threads)},
+        questions=len(asked),
+        rounds=rounds,
+        series=tuple(by_name.values()),
+        ratios=ratios,
+        rates=rates,
+        facts=facts,
+    )
+
+
+def _explained(
+    config: Config,
+    pack: packs.Pack,
+    asked: Sequence[Evaluation],
+    prompts: Sequence[Prompt],
+    server: Path,
+    clients: int,
+) -> tuple[tuple[Rate, ...], dict[str, float]]:
+    """Explained decisions per second by `clients` clients; how much free text each wrote is told beside."""
+    total = clients * EXPLAINED_EACH
+    model = catalog.resolve(config.model, config.models_dir).path
+    threads = config.threads or len(os.sched_getaffinity(0))
+    with own_place(config) as place, ThreadPoolExecutor(clients) as pool:
+        short = _with_reason_tokens(pack, place.state_dir, REASON_TOKENS)
+        place = replace(place, pack=str(short), parallel_explanations=clients)
+        local = threading.local()
+
+        def ask(number: int) -> str:
+            if not hasattr(local, "client"):
+                local.client = Client(place.endpoint, timeout_ms=120_000)
+            question = plain(asked[number % len(asked)])
+            reply = local.client.evaluate(question, explain="inline", deadline_ms=100_000)
+            return str(reply["context"]["reasoning"] or "")
+
+        with daemon(place):
+            ours_s, ours = _timed(pool, ask, total)
+    schema = _schema(pack, explained=True)
+    with (
+        llama_server(server, model, threads, slots=clients, context=config.context_tokens) as http,
+        ThreadPoolExecutor(clients) as pool,
+    ):
+
+        def complete(number: int) -> str:
+            text = _complete(http, prompts[number % len(prompts)].bare, 160, schema)
+            with contextlib.suppress(ValueError):
+                return str(json.loads(text)["because"])
+            return text
+
+        theirs_s, theirs = _timed(pool, complete, total)
+    vocabulary = Vocabulary(model, vocab_only=True)
+    words = [statistics.mean(len(vocabulary.tokenise(text)) for text in texts) for texts in (ours, theirs)]
+    rates = (
+        Rate(name=f"ours, explained, {clients} clients", per_s=total / ours_s, count=total),
+        Rate(name=f"llama-server, JSON schema, {clients} slots", per_s=total / theirs_s, count=total),
+    )
+    facts = {
+        "explained_per_s_ours_over_llama_server": theirs_s / ours_s,
+        "free_text_tokens_each_ours": words[0],
+        "free_text_tokens_each_llama_server": words[1],
+        "free_text_tokens_per_s_ours_over_llama_server": (words[0] / ours_s) / (words[1] / theirs_s),
+    }
+    return rates, facts
+
+
+def _timed(pool: ThreadPoolExecutor, ask: Callable[[int], str], total: int) -> tuple[float, list[str]]:
+    """Seconds for `total` questions, after some that fill every cache; and the texts that came."""
+    list(pool.map(ask, range(16)))
+    started = time.monotonic()
+    texts = list(pool.map(ask, range(total)))
+    return time.monotonic() - started, texts
+
+
+def _complete(http: httpx.Client, prompt: Sequence[int], n_predict: int, schema: Json = None) -> str:
+    body: dict[str, Json] = {"prompt": prompt, "n_predict": n_predict, "cache_prompt": True}
+    body |= {"temperature": 0.0, "top_k": 1}
+    if schema is not None:
+        body["json_schema"] = schema
+    answer = http.post("/completion", json=body)
+    answer.raise_for_status()
+    return str(answer.json()["content"])
+
+
+def _prompt(vocabulary: Vocabulary, pack: packs.Pack, evaluation: Evaluation) -> Prompt:
+    facts = pack.book.apply(evaluation, time.time()).facts
+    prefix, suffix = vocabulary.question(pack.prefix, pack.question(evaluation, facts))
+    head = len(vocabulary.tokenise(pack.prefix.answer_head))
+    return Prompt([*prefix, *suffix], [*prefix, *suffix[:-head]])
+
+
+def _messages(pack: packs.Pack, evaluation: Evaluation) -> list[dict[str, str]]:
+    facts = pack.book.apply(evaluation, time.time()).facts
+    turns = [{"role": turn.role, "content": turn.text} for turn in pack.prefix.turns]
+    return [*turns, {"role": "user", "content": pack.question(evaluation, facts)}]
+
+
+def _schema(pack: packs.Pack, *, explained: bool) -> Json:
+    properties: dict[str, Json] = {"outcome": {"enum": list(pack.labels)}}
+    if explained:
+        clauses = {"type": "array", "items": {"enum": list(pack.clauses)}, "minItems": 1, "maxItems": 3}
+        properties |= {
+            "class": {"enum": list(pack.manifest.classifications)},
+            "clauses": clauses,
+            "because": {"type": "string", "maxLength": REASON_CHARS},
+        }
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _with_reason_tokens(pack: packs.Pack, folder: Path, tokens: int) -> Path:
+    """A copy of the pack whose reasons have at most `tokens` tokens."""
+    copy = folder / pack.info.name
+    copy.mkdir()
+    old = f"max_reasoning_tokens: {pack.manifest.limits.max_reasoning_tokens}"
+    for name in packs.FILES:
+        text = (pack.path / name).read_text(encoding="utf-8")
+        (copy / name).write_text(text.replace(old, f"max_reasoning_tokens: {tokens}"), encoding="utf-8")
+    return copy

@@ -1,0 +1,117 @@
+"""`bench`: measure ours beside the bare floor and the peers, in one run."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import msgspec
+
+from thor_policy import suite
+from thor_policy.bench import figures
+from thor_policy.cli import render
+from thor_policy.cli.options import as_json, configured
+from thor_policy.config import Config, data_path
+from thor_policy.core import Evaluation
+from thor_policy.errors import SuiteError
+
+report_dir = click.option(
+    "--report-dir",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Also write report and plot there.",
+)
+
+
+@click.group()
+def bench() -> None:
+    """Measure on this machine; ratios within one run, medians, paired 95 % intervals."""
+
+
+@bench.command()
+@configured("model", "models_dir", "pack", "state_dir")
+@click.option("--rounds", default=5, show_default=True, help="How often each question is asked.")
+@report_dir
+@as_json
+def engine(config: Config, rounds: int, report_dir: Path | None, as_json: bool) -> None:
+    """Scoring a question against one bare decode of its tokens."""
+    from thor_policy.bench import runs
+
+    asked = _evaluations()
+    with render.progress(len(asked) * rounds, "scoring") as advance:
+        report = runs.engine(config, asked, rounds=rounds, advance=advance)
+    _show(report, as_json, report_dir)
+
+
+@bench.command()
+@configured("model", "models_dir", "pack", "state_dir")
+@click.option("--requests", default=100, show_default=True, help="Questions to the real model.")
+@report_dir
+@as_json
+def daemon(config: Config, requests: int, report_dir: Path | None, as_json: bool) -> None:
+    """A daemon with one client, and with many requests in flight over a stub engine."""
+    from thor_policy.bench import runs
+
+    with render.progress(requests, "asking") as advance:
+        report = runs.daemon(config, _evaluations(), requests=requests, advance=advance)
+    _show(report, as_json, report_dir)
+
+
+@bench.command()
+@configured("model", "models_dir", "pack", "state_dir")
+@click.option("--rounds", default=2, show_default=True, help="How often each question is asked.")
+@click.option(
+    "--llama-server",
+    "server",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The program; scripts/build-llama-server makes it.",
+)
+@report_dir
+@as_json
+def peers(config: Config, rounds: int, server: Path, report_dir: Path | None, as_json: bool) -> None:
+    """Ours, llama-server and llama-cpp-python on the same model, prompt and questions."""
+    from thor_policy.bench.peers import peers as measure
+
+    with render.progress(None, "asking everybody") as advance:
+        report = measure(config, _evaluations(), rounds=rounds, server=server, advance=advance)
+    _show(report, as_json, report_dir)
+
+
+def _evaluations() -> list[Evaluation]:
+    """The questions of the shipped scenarios."""
+    suites = [suite.load(path) for path in suite.available(data_path("scenarios"))]
+    found = [scenario.evaluation() for one in suites for scenario in one.scenarios]
+    if not found:
+        raise SuiteError("there are no scenarios to take questions from")
+    return found
+
+
+def _show(report: figures.Report, as_json: bool, report_dir: Path | None) -> None:
+    plain = msgspec.to_builtins(report) | {"at": datetime.now(UTC).isoformat(timespec="seconds")}
+    if report_dir is not None:
+        report_dir.mkdir(parents=True, exist_ok=True)
+        (report_dir / f"bench-{report.name}.json").write_bytes(
+            msgspec.json.format(msgspec.json.encode(plain), indent=1) + b"\n"
+        )
+        (report_dir / f"bench-{report.name}.svg").write_text(render.bars_svg(report.name, _medians(report)))
+    if as_json:
+        render.as_json(plain)
+        return
+    render.line(f"{report.machine}; {', '.join(f'{k} {v}' for k, v in report.versions.items())}")
+    render.line(f"{report.questions} questions, {report.rounds} rounds")
+    render.table(("what", "median ms", "runs"), [(s.name, s.median_ms, len(s.ms)) for s in report.series])
+    if report.ratios:
+        rows = [
+            (f"{r.of} / {r.against}", r.ratio, f"{r.low:.2f} to {r.high:.2f}", r.extra_ms, r.bound)
+            for r in report.ratios
+        ]
+        render.table(("ratio of medians", "", "95 %", "more, ms", "promised"), rows)
+    if report.rates:
+        render.table(("rate", "per second", "of"), [(r.name, r.per_s, r.count) for r in report.rates])
+    render.pairs(report.facts)
+
+
+def _medians(report: figures.Report) -> dict[str, float]:
+    return {series.name: series.median_ms for series in report.series}
