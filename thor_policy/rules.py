@@ -94,9 +94,7 @@ class RuleBook:
         used = {name for program in programs for name in program.functions()}
         # Only what is called: each costs time in every request. `math.round` is known there as `round`.
         self._functions = {
-            name: function
-            for name, function in STDLIB_FUNCTIONS.items()
-            if name.rpartition(".")[2] in used
+            name: function for name, function in STDLIB_FUNCTIONS.items() if name.rpartition(".")[2] in used
         } | {"mentions": self._mentions, "starts": self._starts}
 
     def apply(self, evaluation: Evaluation, received_at: float) -> Floor:
@@ -186,7 +184,7 @@ def _given(request: Mapping[str, Json], path: str, default: Json) -> Json:
     """Value at a dotted path; `default` where there is none. A default of null takes any type."""
     value: Json = request
     for key in path.split("."):
-        if not isinstance(value, Mapping):
+        if not isinstance(value, dict):
             raise TypeError(f"{path}: {key!r} is looked up in a {type(value).__name__}")
         value = value.get(key)
         if value is None:
