@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -326,12 +327,35 @@ def test_any_text_mentions_a_word_put_beside_it(text: str) -> None:
     assert mentioned(f"{text}-DELETE-{text}", "delete")
 
 
-@pytest.mark.parametrize(
-    "call", ['mentions(context.text, "nonsuch")', 'mentions(1, "list")', 'mentions(null, "list")']
-)
-def test_mentions_of_no_text_or_no_list_fails_and_so_tightens(call: str) -> None:
+@pytest.mark.parametrize("call", ['mentions(1, "list")', 'mentions(null, "list")'])
+def test_mentions_of_no_text_fails_and_so_tightens(call: str) -> None:
     found = floor(rule("hit", call), words={"list": ["a"]}, context={"text": "a"})
     assert (found.outcome, list(found.errors)) == ("deny", ["hit"])
+
+
+@pytest.mark.parametrize(
+    ("words", "call", "told"),
+    [
+        ({"list": ["a"]}, 'mentions(context.text, "nonsuch")', "no word list 'nonsuch'"),
+        ({"list": ["a"]}, 'starts(context.text.trim(), "nonsuch")', "no word list 'nonsuch'"),
+        ({"list": []}, "true", "words list: the list is empty"),
+        ({"list": ["a", "--"]}, "true", "words list: the entry '--' holds no word"),
+    ],
+)
+def test_word_lists_are_checked_at_load(words: dict[str, list[str]], call: str, told: str) -> None:
+    with pytest.raises(PackError, match=re.escape(told)):
+        floor(rule("hit", call), words=words)
+
+
+def test_mentions_sees_through_characters_that_nobody_sees() -> None:
+    hit = rule("hit", 'mentions(context.text, "list")')
+    assert floor(hit, words={"list": ["delete"]}, context={"text": "de\u200blete"}).outcome == "deny"
+
+
+def test_errors_hold_no_more_than_a_line_of_a_request() -> None:
+    text = "x" * 10_000
+    found = floor(rule("hit", "int(context.text) == 1"), context={"text": text})
+    assert len(found.errors["hit"]) <= 200
 
 
 # ---------------------------------------------------------------- what does not compile

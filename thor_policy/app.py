@@ -14,13 +14,13 @@ from contextlib import ExitStack, contextmanager
 
 from thor_policy import catalog, packs
 from thor_policy.config import Config, data_path
-from thor_policy.core import Engine, Json
+from thor_policy.core import Decision, Engine, Json
 from thor_policy.errors import JournalError
 from thor_policy.journal import events
 from thor_policy.journal.writer import Journal, OnCommitted
-from thor_policy.policy import Policy
+from thor_policy.policy import Explained, Policy
 from thor_policy.server import Mailbox, Server, endpoint_lock
-from thor_policy.worker import Worker
+from thor_policy.worker import Outcome, Worker
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,12 @@ def open_service(
         except BaseException:
             engine.close()
             raise
-        worker = Worker(policy, journal, lambda ticket, outcome: mailbox.put((ticket, outcome)))
+
+        def tell(ticket: int, outcome: Outcome) -> None:
+            # what is going to be recorded needs no waking: the journal's word on it will follow, and wake
+            mailbox.put((ticket, outcome), wake=not isinstance(outcome, Decision | Explained))
+
+        worker = Worker(policy, journal, tell)
         now = time.time()
         journal.append(events.model_loaded(engine.model, now))
         journal.append(events.pack_activated(pack.info, now))

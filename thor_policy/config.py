@@ -142,6 +142,7 @@ class Config:
             "/evaluation/subject/properties",
             "/evaluation/context",
             "/floor/facts",
+            "/floor/errors",
             "/prompt/suffix_tokens",
             "/reasoning",
             "/text",

@@ -22,7 +22,6 @@ import yaml
 from msgspec import Meta, Struct
 
 from thor_policy.core import (
-    RISKS,
     Evaluation,
     Fixed,
     Floor,
@@ -469,6 +468,8 @@ def _quote(text: str, max_chars: int) -> str:
 
     It is cut between two characters, so that escapes stay whole and the closing quote stays.
     """
+    if len(text) <= max_chars and text.isprintable() and '"' not in text and "\\" not in text:
+        return f'"{text}"'
     shown = [_escaped(char) for char in text[: max_chars + 1]]
     if sum(map(len, shown)) > max_chars:
         while sum(map(len, shown)) > max_chars - 1:
@@ -483,8 +484,3 @@ def _escaped(char: str) -> str:
         return shown
     code = ord(char)
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
-def risk_rank(risk: Risk) -> int:
-    """0 for low up to 3 for critical."""
-    return RISKS.index(risk)

@@ -15,6 +15,7 @@ path, or the default where it is absent or null; a value of another type than th
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import re
 import unicodedata
@@ -30,11 +31,18 @@ from msgspec import Struct
 from thor_policy.core import RISKS, Evaluation, Floor, Json, Risk
 from thor_policy.errors import PackError
 
+# Its warnings quote what hostile requests hold; what they tell is in Floor.errors.
+logging.getLogger("cel").disabled = True
+
+#: Characters kept of what an expression says of its failure.
+_MAX_ERROR_CHARS = 200
 _ROOTS = ("subject", "action", "resource", "context", "now")
 #: Where a capital starts a new word: `deleteLog`, `HTTPServer`.
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _WORD = re.compile(r"[^\W\d_]+|[0-9]+")
 _FACT = re.compile(r"[a-z][a-z0-9_]*")
+#: A word list that an expression names: the last argument of `mentions` or `starts`.
+_LISTED = re.compile(r"""\b(?:mentions|starts)\((?:[^()]|\([^()]*\))*,\s*["'](\w+)["']\s*\)""")
 
 
 class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,7 +78,9 @@ class RuleBook:
         words: Mapping[str, Sequence[str]] | None = None,
         where: str = "pack",
     ) -> None:
-        self._words = {name: _word_pattern(entries) for name, entries in (words or {}).items()}
+        self._words = {
+            name: _word_pattern(entries, f"{where}: words {name}") for name, entries in (words or {}).items()
+        }
         self._rank = {outcome: rank for rank, outcome in enumerate(outcomes)}
         self._loosest, self._strictest = outcomes[0], outcomes[-1]
         self.rules = tuple(rules)
@@ -90,6 +100,10 @@ class RuleBook:
         self._facts = [(name, _compile(text, f"{where}: fact {name}")) for name, text in facts.items()]
         self._programs = [(rule, _compile(rule.when, f"{where}: rule {rule.id}: when")) for rule in rules]
         self._risk = _compile(risk, f"{where}: risk")
+        for text in (*facts.values(), *(rule.when for rule in rules), risk):
+            for name in _LISTED.findall(text):
+                if name not in self._words:
+                    raise PackError(f"{where}: there is no word list {name!r} (in {text[:60]!r})")
         programs = [self._risk, *(program for _, program in (*self._facts, *self._programs))]
         used = {name for program in programs for name in program.functions()}
         # Only what is called: each costs time in every request. `math.round` is known there as `round`.
@@ -164,19 +178,26 @@ def asserted_properties(rule: Rule) -> bool:
 def _plain_words(text: str) -> str:
     """The words of a text, lower case, a space around each: `deleteAuditLog` is " delete audit log ".
 
-    Capitals inside a word part it, but the word stands there unparted too: `dElete` hides nothing.
+    Capitals inside a word part it, but the word stands there unparted too: `dElete` hides nothing. Nor do
+    characters that nobody sees.
     """
     text = unicodedata.normalize("NFKC", text)
+    if not text.isascii():
+        text = "".join(char for char in text if unicodedata.category(char) != "Cf")
     parted, whole = (" ".join(_WORD.findall(form.lower())) for form in (_CAMEL.sub(" ", text), text))
     return f" {parted} " if parted == whole else f" {parted} | {whole} "
 
 
-def _word_pattern(entries: Sequence[str]) -> re.Pattern[str]:
+def _word_pattern(entries: Sequence[str], where: str) -> re.Pattern[str]:
     """Pattern for any entry: one or more whole words, where a `*` at either end stands for any letters."""
     alternatives = []
     for entry in entries:
         words = re.escape(_plain_words(entry.strip("*")).strip())
+        if not words:
+            raise PackError(f"{where}: the entry {entry!r} holds no word")
         alternatives.append(r"\w*" * entry.startswith("*") + words + r"\w*" * entry.endswith("*"))
+    if not alternatives:
+        raise PackError(f"{where}: the list is empty")
     return re.compile(f" (?:{'|'.join(alternatives)}) ")
 
 
@@ -224,9 +245,9 @@ def _run(program: cel.Program, context: cel.Context, errors: dict[str, str], nam
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic in the Rust library is no subclass of Exception
-        errors[name] = f"{type(error).__name__}: {error}"
+        errors[name] = f"{type(error).__name__}: {error}"[:_MAX_ERROR_CHARS]
         return None
     if not isinstance(value, kind) or (isinstance(value, float) and math.isnan(value)):
-        errors[name] = f"gave {value!r}, not a {getattr(kind, '__name__', 'plain value')}"
+        errors[name] = f"gave a {type(value).__name__}, not a {getattr(kind, '__name__', 'plain value')}"
         return None
     return value

@@ -123,7 +123,9 @@ class _Verification:
         if chain.hash_of(self._head, *row[:7]) != row.hash:
             raise _Bad(row.seq, "its content does not match its hash")
         try:
-            events.project(self._connection, row.kind, row.seq, row.at, self._body(row))
+            inserts = events.Inserts(self._connection)
+            events.project(inserts, row.kind, row.seq, row.at, self._body(row))
+            inserts.flush()
         except (ValueError, KeyError, TypeError, sqlite3.IntegrityError) as error:
             raise _Bad(row.seq, f"its body cannot be read: {error}") from error
         self._count, self._head = row.seq, row.hash

@@ -162,9 +162,11 @@ class Journal:
         seq, head = self._seq, self._head
         try:
             connection.execute("BEGIN IMMEDIATE")
+            inserts = events.Inserts(connection)
             for event, _ in batch:
                 seq += 1
-                head = self._insert(event, seq, head)
+                head = self._insert(inserts, event, seq, head)
+            inserts.flush()
             connection.execute("COMMIT")
         except Exception as error:  # whatever it was: nothing of this transaction may be acknowledged
             self._roll_back()
@@ -185,23 +187,22 @@ class Journal:
             for index, (event, put_ns) in enumerate(batch)
         ]
 
-    def _insert(self, event: Event, seq: int, prev_hash: bytes) -> bytes:
+    def _insert(self, inserts: events.Inserts, event: Event, seq: int, prev_hash: bytes) -> bytes:
         body, private = events.split(event.body, self._erasable)
         if private:
             value = events.encode(private)
             salt, digest = chain.seal(value)
-            self._connection.execute("INSERT INTO private VALUES (?, ?, ?)", (seq, salt, value))
+            inserts.add("private", (seq, salt, value))
             text = events.encode(body | {"private": digest})
             body = events.join(body, private)
         else:
             text = events.encode(body)
         at, mono_ns = events.timestamp(event.at), time.monotonic_ns()
         link = chain.hash_of(prev_hash, seq, at, self._boot_id, mono_ns, event.kind, event.subject_id, text)
-        self._connection.execute(
-            "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (seq, at, self._boot_id, mono_ns, event.kind, event.subject_id, text, prev_hash, link),
+        inserts.add(
+            "events", (seq, at, self._boot_id, mono_ns, event.kind, event.subject_id, text, prev_hash, link)
         )
-        events.project(self._connection, event.kind, seq, at, body)
+        events.project(inserts, event.kind, seq, at, body)
         return link
 
     def _roll_back(self) -> None:

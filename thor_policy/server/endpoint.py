@@ -37,10 +37,11 @@ class Mailbox:
     items: deque[tuple[int, Outcome] | Fate] = field(default_factory=deque)
     wakeup_fd: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
 
-    def put(self, *items: tuple[int, Outcome] | Fate) -> None:
-        """Any thread; never blocks."""
+    def put(self, *items: tuple[int, Outcome] | Fate, wake: bool = True) -> None:
+        """Any thread; never blocks. Without `wake` the items lie until something else wakes the loop."""
         self.items.extend(items)
-        os.eventfd_write(self.wakeup_fd, 1)
+        if wake:
+            os.eventfd_write(self.wakeup_fd, 1)
 
     def take(self) -> Iterator[tuple[int, Outcome] | Fate]:
         """Main thread: everything that has arrived."""
