@@ -193,7 +193,7 @@ def test_no_setting_is_infinite_or_not_a_number(value: str) -> None:
 def test_synchronous_is_full_or_normal() -> None:
     assert Config(synchronous="NORMAL").synchronous == "NORMAL"
     for value in ("OFF", "full", ""):
-        with pytest.raises(ConfigError, match=f"^synchronous is '{value}'; it must be FULL or NORMAL"):
+        with pytest.raises(ConfigError, match=f"^synchronous is '{value}'; it must be one of FULL, NORMAL"):
             Config(synchronous=value)
 
 

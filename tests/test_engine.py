@@ -132,6 +132,16 @@ class TestContract:
         assert all(one.truncated for one in written)
         assert engine.score("p", QUESTIONS[0], NEVER).logits == scored.logits
 
+    def test_explanations_can_be_given_up_at_any_point(self, engine: Engine) -> None:
+        scored = engine.score("p", QUESTIONS[0], NEVER)
+        for ticket in range(6):
+            engine.explain(ticket, "p", scored, STEPS, NEVER)
+        engine.step()
+        engine.give_up()
+        assert engine.explaining == 0
+        engine.explain(9, "p", engine.score("p", QUESTIONS[0], NEVER), STEPS, NEVER)
+        assert [one.ticket for one in finish(engine)] == [9]
+
     def test_a_passed_deadline_is_said(self, engine: Engine) -> None:
         with pytest.raises(DeadlineExceeded, match="deadline"):
             engine.score("p", QUESTIONS[0], time.monotonic_ns())

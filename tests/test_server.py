@@ -19,8 +19,8 @@ import zmq
 from thor_policy.app import serving
 from thor_policy.client import Client
 from thor_policy.config import Config
-from thor_policy.core import Json, PackInfo, Request, Scored
-from thor_policy.errors import AlreadyRunning, RequestError, Unreachable
+from thor_policy.core import Json, PackInfo, Request, Scored, Written
+from thor_policy.errors import AlreadyRunning, EngineError, RequestError, Unreachable
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.verify import verify
 from thor_policy.server import Mailbox, Server
@@ -70,6 +70,13 @@ class BrokenEngine(StubEngine):
         if self.scores == 1:
             raise ZeroDivisionError("a bug")
         return super().score(pack_sha256, question, deadline_ns)
+
+
+class SpeechlessEngine(StubEngine):
+    """A stub whose explanations all fail."""
+
+    def step(self) -> list[Written]:
+        raise EngineError("a decode failed")
 
 
 @pytest.fixture
@@ -389,6 +396,16 @@ class TestLoad:
             engine.gate.set()
             own.evaluate(DEPLOY)
             assert own.status()["counters"]["replies_dropped"] == 1
+
+    def test_a_failed_explanation_costs_the_explanation_only(self, config: Config) -> None:
+        with (
+            serving(config, load_engine=lambda _: SpeechlessEngine()),
+            Client(config.endpoint, timeout_ms=PATIENCE_MS) as own,
+        ):
+            for _ in range(2):
+                answer = own.evaluate(DEPLOY, explain="inline")["context"]
+                assert (answer["tier"], answer["reasoning"]) == ("model", None)
+            assert own.status()["engine"]["unexplained"] == 2
 
     def test_an_unforeseen_failure_is_said_and_survived(self, config: Config) -> None:
         with (

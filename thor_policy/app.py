@@ -46,6 +46,8 @@ def load_engine(config: Config) -> Engine:
         explanations=config.parallel_explanations,
         threads=config.threads,
         gpu_layers=config.gpu_layers,
+        flash_attention=config.flash_attention,
+        kv_type=config.kv_type,
         states_dir=config.state_dir / "prefix-states",
     )
 
@@ -138,6 +140,8 @@ def _describe(policy: Policy, worker: Worker, journal: Journal) -> dict[str, Jso
             "unexplained": worker.unexplained,
             "internal_errors": worker.internal_errors,
             "mean_decision_ms": round(worker.mean_decision_ms, 3),
+            "explanation_step_ms_max": round(worker.step_ms_max, 3),
+            "wait_for_step_ms_max": round(worker.step_wait_ms_max, 3),
         },
         "journal": {
             "alive": journal.alive,

@@ -56,8 +56,16 @@ def _setting(
     metavar: str | None = None,
     least: float | None = None,
     most: float | None = None,
+    choices: tuple[str, ...] | None = None,
 ) -> Any:
-    meta = {"help": help, "flag": flag, "metavar": metavar, "least": least, "most": most}
+    meta = {
+        "help": help,
+        "flag": flag,
+        "metavar": metavar,
+        "least": least,
+        "most": most,
+        "choices": choices,
+    }
     if callable(default):
         return field(default_factory=default, metadata=meta)
     return field(default=default, metadata=meta)
@@ -99,6 +107,12 @@ class Config:
     gpu_layers: int = _setting(
         -1, "Model layers kept on the GPU; -1: all, when the build has one.", least=-1, most=1000
     )
+    flash_attention: str = _setting(
+        "auto", "Flash attention: where the device has it, always, never.", choices=("auto", "on", "off")
+    )
+    kv_type: str = _setting(
+        "f16", "Number format of the attention cache; q8_0 halves its memory.", choices=("f32", "f16", "q8_0")
+    )
     context_tokens: int = _setting(
         2048, "Tokens of one stream: prefix, question and explanation.", least=256, most=131072
     )
@@ -135,6 +149,7 @@ class Config:
     synchronous: str = _setting(
         "FULL",
         "SQLite's synchronous: FULL, or NORMAL (power loss can take the last commits).",
+        choices=("FULL", "NORMAL"),
     )
     erasable: tuple[str, ...] = _setting(
         (
@@ -157,8 +172,8 @@ class Config:
                 raise ConfigError(
                     f"{f.name} is {value}; it must be between {meta['least']} and {meta['most']}"
                 )
-        if self.synchronous not in ("FULL", "NORMAL"):
-            raise ConfigError(f"synchronous is {self.synchronous!r}; it must be FULL or NORMAL")
+            if meta["choices"] is not None and value not in meta["choices"]:
+                raise ConfigError(f"{f.name} is {value!r}; it must be one of {', '.join(meta['choices'])}")
         for pointer in self.erasable:
             if not pointer.startswith("/"):
                 raise ConfigError(f"erasable holds {pointer!r}; a JSON pointer starts with '/'")
@@ -300,6 +315,7 @@ def document() -> str:
         meta = f.metadata
         default = _DEFAULTS_IN_WORDS.get(f.name) or f"`{f.default!r}`".replace("'", '"')
         bounds = "" if meta["least"] is None else f"; {meta['least']} to {meta['most']}"
+        bounds += f"; one of {', '.join(meta['choices'])}" if meta["choices"] else ""
         flag = f", flag `--{f.name.replace('_', '-')}`" if meta["flag"] else ""
         lines += [f"**`{f.name}`**{flag}: {meta['help']}", f"Default: {default}{bounds}", ""]
     return "\n".join(lines)

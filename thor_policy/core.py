@@ -321,6 +321,9 @@ class Engine(Protocol):
     def step(self) -> list[Written]:
         """Advance every running explanation by one batched decode; returns those that ended."""
 
+    def give_up(self) -> None:
+        """Forget every explanation that runs or waits."""
+
     def close(self) -> None: ...
 
 

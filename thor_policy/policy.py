@@ -120,7 +120,8 @@ class Policy:
         return [self._ended(written) for written in self.engine.step()]
 
     def abandon(self) -> list[Unexplained]:
-        """Forget every running explanation (the engine failed, or the daemon stops)."""
+        """Give up every running explanation, for the engine failed."""
+        self.engine.give_up()
         left = [Unexplained(ticket) for ticket in self._explaining]
         self._explaining.clear()
         return left

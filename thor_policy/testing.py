@@ -113,6 +113,9 @@ class StubEngine:
                 )
         return ended
 
+    def give_up(self) -> None:
+        self._running.clear()
+
     def close(self) -> None:
         self.closed = True
 

@@ -54,7 +54,9 @@ class Worker:
         self.unexplained = 0
         self.refused = 0
         self.internal_errors = 0
+        #: Longest explanation step, and longest that a decision waited for one to end, in ms.
         self.step_ms_max = 0.0
+        self.step_wait_ms_max = 0.0
 
     def start(self) -> None:
         self._thread.start()
@@ -81,15 +83,19 @@ class Worker:
 
     def _run(self) -> None:
         engine = self._policy.engine
+        step_ended_ns = 0  # 0: something was decided since
         try:
             while True:
                 try:
                     request = self._queue.get(block=not engine.explaining)
                 except queue.Empty:
-                    self._explain()
+                    step_ended_ns = self._explain()
                     continue
                 if request is None:
                     break
+                waited_ms = (step_ended_ns - request.received_ns) / 1e6
+                self.step_wait_ms_max = max(self.step_wait_ms_max, waited_ms)
+                step_ended_ns = 0
                 self._decide(request)
             while engine.explaining:
                 self._explain()
@@ -120,14 +126,21 @@ class Worker:
             self.unexplained += 1
             self._tell(request.ticket, Unexplained(request.ticket))
 
-    def _explain(self) -> None:
+    def _explain(self) -> int:
+        """One step of all explanations; returns when it ended, in monotonic nanoseconds."""
         started_ns = time.monotonic_ns()
+        ended: list[Explained | Unexplained]
         try:
             ended = self._policy.step()
         except EngineError as error:
             log.error("explanations given up: %s", error)
             ended = list(self._policy.abandon())
-        self.step_ms_max = max(self.step_ms_max, (time.monotonic_ns() - started_ns) / 1e6)
+        except Exception:
+            log.exception("explanations failed for a reason that no code foresaw")
+            self.internal_errors += 1
+            ended = list(self._policy.abandon())
+        ended_ns = time.monotonic_ns()
+        self.step_ms_max = max(self.step_ms_max, (ended_ns - started_ns) / 1e6)
         for outcome in ended:
             self._tell(outcome.ticket, outcome)
             if isinstance(outcome, Explained):
@@ -135,3 +148,4 @@ class Worker:
                 self._journal.explained(outcome.decision_id, outcome.explanation, time.time(), outcome.ticket)
             else:
                 self.unexplained += 1
+        return ended_ns

@@ -28,7 +28,15 @@ import numpy as np
 from msgspec import Struct
 
 from thor_policy.core import Loaded, ModelInfo, PromptPrefix, Scored, Step, Written
-from thor_policy.engine.native import Batch, Vocabulary, gpu_offload, lib, recent_complaints
+from thor_policy.engine.native import (
+    FLASH_ATTENTION,
+    KV_TYPES,
+    Batch,
+    Vocabulary,
+    gpu_offload,
+    lib,
+    recent_complaints,
+)
 from thor_policy.engine.writing import Trie, Writing, closed_set, path_name
 from thor_policy.errors import DeadlineExceeded, EngineError, RequestError
 
@@ -97,12 +105,15 @@ class LlamaEngine:
         explanations: int = 4,
         threads: int = 0,
         gpu_layers: int = -1,
+        flash_attention: str = "auto",
+        kv_type: str = "f16",
         states_dir: Path | None = None,
     ) -> None:
         self.vocabulary = Vocabulary(path, gpu_layers=gpu_layers)
         self._context_tokens = context_tokens
         self._batch_tokens = max(question_tokens, explanations * STEP_TOKENS)
         self._question_tokens = question_tokens
+        self._attention = (flash_attention, kv_type)
         self._threads = threads or len(os.sched_getaffinity(0))
         params = lib.llama_context_default_params()
         params.n_seq_max = packs + explanations
@@ -110,6 +121,8 @@ class LlamaEngine:
         params.n_batch = params.n_ubatch = self._batch_tokens
         params.n_threads = params.n_threads_batch = self._threads
         params.kv_unified = False
+        params.flash_attn_type = FLASH_ATTENTION[flash_attention]
+        params.type_k = params.type_v = KV_TYPES[kv_type]
         self._context = lib.llama_init_from_model(self.vocabulary.model, params)
         if not self._context:
             self.vocabulary.close()
@@ -211,7 +224,7 @@ class LlamaEngine:
                 self._model.sha256,
                 self._model.build,
                 self._model.device,
-                str((self._context_tokens, self._batch_tokens, self._threads)),
+                str((self._context_tokens, self._batch_tokens, self._threads, self._attention)),
                 resident.digest,
             )
         )
@@ -390,6 +403,12 @@ class LlamaEngine:
             if run.writing.done:
                 ended.append(self._finish(run, truncated=False))
         return ended
+
+    def give_up(self) -> None:
+        """Forget every explanation and free its stream."""
+        self._waiting.clear()
+        self._free_streams += [run.stream for run in self._runs]
+        self._runs.clear()
 
     def _expire(self) -> list[_Run]:
         now = time.monotonic_ns()

@@ -22,7 +22,24 @@ from thor_policy.core import ModelInfo, PromptPrefix, Turn
 from thor_policy.engine.chat import markup
 from thor_policy.errors import EngineError
 
-__all__ = ["Batch", "Vocabulary", "build_name", "gpu_offload", "lib", "recent_complaints"]
+__all__ = [
+    "FLASH_ATTENTION",
+    "KV_TYPES",
+    "Batch",
+    "Vocabulary",
+    "build_name",
+    "gpu_offload",
+    "lib",
+    "recent_complaints",
+]
+
+#: Values of Config.flash_attention and Config.kv_type, as the library numbers them.
+FLASH_ATTENTION = {
+    "auto": lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    "on": lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": lib.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
+KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 
 _recent: deque[str] = deque(maxlen=8)
 
