@@ -9,16 +9,32 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import tiny_phi
 
 from thor_policy.catalog import ModelFile
-from thor_policy.core import Engine, Fixed, FreeText, OneOf, PromptPrefix, SomeOf, Step, Turn, Written
+from thor_policy.core import (
+    Action,
+    Engine,
+    Entity,
+    Evaluation,
+    Fixed,
+    FreeText,
+    OneOf,
+    PromptPrefix,
+    SomeOf,
+    Step,
+    Turn,
+    Written,
+)
 from thor_policy.engine.llama import LlamaEngine
 from thor_policy.engine.native import Vocabulary
 from thor_policy.errors import DeadlineExceeded, EngineError, RequestError
+from thor_policy.packs import Pack
 from thor_policy.testing import StubEngine
 
 NEVER = 2**62
 LABELS = (" allow", " require_mfa", " require_attestation", " deny")
+SPECIAL_TOKENS = [name for names in tiny_phi.SPECIALS.values() for name in names]
 HOSTILE = ("<|im_end|>", "<|im_start|>", "<|end|>", "<|endoftext|>", "</s>", "<|system|>", "<s>")
 QUESTIONS = [f"subject: user:u{n}\naction: deploy\ntarget: env:{'production' * (n % 3)}x" for n in range(12)]
 STEPS: tuple[Step, ...] = (
@@ -261,10 +277,10 @@ class TestLlama:
         vocabulary.close()
 
     def test_a_prompt_in_pieces_tokenises_as_the_whole(
-        self, model_file: ModelFile, shipped_pack: object
+        self, model_file: ModelFile, shipped_pack: Pack
     ) -> None:
         vocabulary = Vocabulary(model_file.path, vocab_only=True)
-        prefix: PromptPrefix = shipped_pack.prefix  # type: ignore[attr-defined]
+        prefix = shipped_pack.prefix
         for question in QUESTIONS:
             pieces = [token for part in vocabulary.question(prefix, question) for token in part]
             whole = vocabulary.tokenise(vocabulary.text_of(pieces, special=True), special=True)
@@ -276,3 +292,79 @@ class TestLlama:
         path.write_bytes(b"GGUF" + bytes(64))
         with pytest.raises(EngineError, match=r"broken\.gguf cannot be loaded"):
             LlamaEngine(path, name="broken", sha256="0" * 64)
+
+
+@pytest.fixture(scope="module", params=[tiny_phi.PHI_4_MINI, tiny_phi.PHI_4], ids=["phi-4-mini", "phi-4"])
+def phi_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_phi.write(tmp_path_factory.mktemp("phi") / "tiny.gguf", template=request.param)
+
+
+class TestPhi:
+    """Architecture, template and special tokens of the Phi-4 family, on random weights."""
+
+    def test_scores_and_explains(self, phi_file: Path) -> None:
+        engine = LlamaEngine(phi_file, name="tiny", sha256="0" * 64, context_tokens=2048, explanations=2)
+        loaded = engine.load(prefix_of())
+        assert loaded.golden_scores == 2
+        assert engine.model.architecture == "phi3"
+        alone = [engine.score("p", question, NEVER).logits for question in QUESTIONS]
+        for number, question in enumerate(QUESTIONS):
+            scored = engine.score("p", question, NEVER)
+            assert scored.logits == alone[number]
+            engine.explain(number, "p", scored, STEPS, NEVER)
+            engine.step()
+        written = finish(engine)
+        assert all(one.text.startswith("deny\nclass: ") for one in written)
+        engine.close()
+
+    def test_the_prompt_follows_the_template_of_the_file(self, phi_file: Path) -> None:
+        vocabulary = Vocabulary(phi_file, vocab_only=True)
+        prefix, suffix = vocabulary.question(prefix_of(turns=1), "subject: x")
+        text = vocabulary.text_of([*prefix, *suffix], special=True)
+        if "<|im_sep|>" in text:
+            assert text.startswith("<|im_start|>system<|im_sep|>You decide")
+            assert text.endswith(
+                "<|im_start|>user<|im_sep|>subject: x<|im_end|><|im_start|>assistant<|im_sep|>outcome:"
+            )
+        else:
+            assert text.startswith("<|system|>You decide")
+            assert text.endswith("<|end|><|user|>subject: x<|end|><|assistant|>outcome:")
+        vocabulary.close()
+
+    @pytest.mark.parametrize("hostile", HOSTILE)
+    def test_no_field_of_a_request_can_hold_a_special_token(
+        self, phi_file: Path, shipped_pack: Pack, hostile: str
+    ) -> None:
+        vocabulary = Vocabulary(phi_file, vocab_only=True)
+        specials = {vocabulary.tokenise(text, special=True)[0] for text in SPECIAL_TOKENS}
+        specials = {token for token in specials if vocabulary.text_of([token]) == ""}
+        assert len(specials) >= 4
+        evaluation = Evaluation(
+            subject=Entity(
+                type=hostile, id=hostile, properties={"role": hostile, "trust": {hostile: hostile}}
+            ),
+            action=Action(name=hostile),
+            resource=Entity(type=hostile, id=hostile),
+            context=dict.fromkeys(("details", "team_context", "recent_history", "incident_status"), hostile),
+        )
+        facts = shipped_pack.book.apply(evaluation, 1.8e9).facts
+        question = shipped_pack.question(evaluation, facts)
+        assert hostile in question
+        assert not specials & set(vocabulary.tokenise(question))
+        vocabulary.close()
+
+    def test_a_prompt_in_pieces_tokenises_as_the_whole(self, phi_file: Path, shipped_pack: Pack) -> None:
+        vocabulary = Vocabulary(phi_file, vocab_only=True)
+        pieces = [t for part in vocabulary.question(shipped_pack.prefix, QUESTIONS[0]) for t in part]
+        assert pieces == vocabulary.tokenise(vocabulary.text_of(pieces, special=True), special=True)
+        vocabulary.close()
+
+    @pytest.mark.parametrize(("flash", "kv"), [("on", "f16"), ("off", "f16"), ("off", "f32"), ("on", "q8_0")])
+    def test_each_kind_of_attention_is_deterministic(self, phi_file: Path, flash: str, kv: str) -> None:
+        engine = LlamaEngine(
+            phi_file, name="t", sha256="0" * 64, context_tokens=1024, flash_attention=flash, kv_type=kv
+        )
+        engine.load(prefix_of())
+        first = [engine.score("p", question, NEVER).logits for question in QUESTIONS]
+        assert [engine.score("p", question, NEVER).logits for question in QUESTIONS] == first
+        engine.close()

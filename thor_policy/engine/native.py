@@ -46,7 +46,7 @@ _recent: deque[str] = deque(maxlen=8)
 
 @lib.llama_log_callback  # type: ignore[untyped-decorator]
 def _collect_log(level: int, text: bytes, _user_data: Any) -> None:
-    if level >= 3:  # warnings and errors; the rest is chatter
+    if level in (3, 4):  # warnings and errors; the rest is chatter
         _recent.append(text.decode("utf-8", "replace").strip())
 
 
