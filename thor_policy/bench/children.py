@@ -55,8 +55,10 @@ class Child:
                 pipe.close()
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
+    def rss_mb(self) -> float:
+        """Resident memory in MiB."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii")
+        return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS"))
 
     def say(self, line: str) -> None:
         """Write one line to its standard input."""
@@ -120,6 +122,30 @@ def daemon(place: Config, *, stub: bool = False) -> Iterator[Child]:
     settings.write_text("".join(lines), encoding="utf-8")
     with Child([sys.executable, "-c", _SERVE, str(settings), "stub" if stub else "model"]) as child:
         child.hear("ready")
+        yield child
+
+
+_BARE = """
+import sys
+from llama_cpp import llama_cpp as lib
+lib.llama_backend_init()
+model = lib.llama_model_load_from_file(sys.argv[1].encode(), lib.llama_model_default_params())
+params = lib.llama_context_default_params()
+params.n_seq_max, params.n_ctx, params.n_batch = map(int, sys.argv[2:5])
+params.n_ubatch, params.kv_unified = params.n_batch, False
+context = lib.llama_init_from_model(model, params)
+print("bare ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+@contextlib.contextmanager
+def bare_model(config: Config, model: Path) -> Iterator[Child]:
+    """A process with the same model and context and nothing else, once both are there."""
+    streams = 1 + config.parallel_explanations
+    sizes = (streams, streams * config.context_tokens, config.max_question_tokens)
+    with Child([sys.executable, "-c", _BARE, str(model), *map(str, sizes)]) as child:
+        child.hear("bare ready")
         yield child
 
 

@@ -94,7 +94,12 @@ def peers(
         ratio(ours, by_name["llama-server, JSON schema"]),
         ratio(ours, by_name["llama-cpp-python, JSON chat"], bound="at most 0.35 on a CPU"),
     )
-    rates, facts = _explained(config, pack, asked, prompts, server, clients)
+    open_ended = [
+        (one, prompt)
+        for one, prompt in zip(asked, prompts, strict=True)
+        if not pack.book.apply(one, time.time()).because
+    ]
+    rates, facts = _explained(config, pack, open_ended, server, clients)
     return Report(
         name="peers",
         machine=machine(),
@@ -111,12 +116,14 @@ def peers(
 def _explained(
     config: Config,
     pack: packs.Pack,
-    asked: Sequence[Evaluation],
-    prompts: Sequence[Prompt],
+    asked: Sequence[tuple[Evaluation, Prompt]],
     server: Path,
     clients: int,
 ) -> tuple[tuple[Rate, ...], dict[str, float]]:
-    """Explained decisions per second by `clients` clients; how much free text each wrote is told beside."""
+    """Explained decisions per second by `clients` clients, where no rule states the reason.
+
+    How much free text each side wrote is told beside.
+    """
     total = clients * EXPLAINED_EACH
     model = catalog.resolve(config.model, config.models_dir).path
     threads = config.threads or len(os.sched_getaffinity(0))
@@ -128,7 +135,7 @@ def _explained(
         def ask(number: int) -> str:
             if not hasattr(local, "client"):
                 local.client = Client(place.endpoint, timeout_ms=120_000)
-            question = plain(asked[number % len(asked)])
+            question = plain(asked[number % len(asked)][0])
             reply = local.client.evaluate(question, explain="inline", deadline_ms=100_000)
             return str(reply["context"]["reasoning"] or "")
 
@@ -141,7 +148,7 @@ def _explained(
     ):
 
         def complete(number: int) -> str:
-            text = _complete(http, prompts[number % len(prompts)].bare, 160, schema)
+            text = _complete(http, asked[number % len(asked)][1].bare, 160, schema)
             with contextlib.suppress(ValueError):
                 return str(json.loads(text)["because"])
             return text

@@ -13,15 +13,14 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 import zmq
 
-from thor_policy import app, packs
+from thor_policy import app, catalog, packs
+from thor_policy.bench.children import bare_model, own_place
 from thor_policy.bench.children import daemon as daemon_child
-from thor_policy.bench.children import own_place
 from thor_policy.bench.figures import Rate, Report, Series, machine, ratio
 from thor_policy.client import Client
 from thor_policy.config import Config
@@ -80,7 +79,8 @@ def daemon(config: Config, evaluations: Sequence[Evaluation], *, requests: int, 
                 for stage, ms in answer["timings_ms"].items():
                     stages.setdefault(stage, []).append(ms)
                 advance()
-        facts["daemon_rss_mb"] = _rss_mb(child.pid)
+        facts["rss_mb_daemon"] = child.rss_mb
+    facts |= _start(config)
     rest = [t - s - c for t, s, c in zip(stages["total"], stages["score"], stages["commit"], strict=True)]
     series = [Series(name=f"model: {stage}", ms=tuple(ms)) for stage, ms in stages.items()]
     series.append(Series(name="model: total less score and commit", ms=tuple(rest)))
@@ -104,6 +104,26 @@ def daemon(config: Config, evaluations: Sequence[Evaluation], *, requests: int, 
         rates=(rate,),
         facts=facts,
     )
+
+
+def _start(config: Config) -> dict[str, float]:
+    """Seconds from a process's start to ready, medians of 3: bare model and context, and a warm daemon."""
+    model = catalog.resolve(config.model, config.models_dir).path
+    bare_s, warm_s, facts = [], [], {}
+    with own_place(config) as place:
+        with daemon_child(place):
+            pass  # keeps the prefix state
+        for _ in range(3):
+            started = time.monotonic()
+            with bare_model(config, model) as bare:
+                bare_s.append(time.monotonic() - started)
+                facts["rss_mb_bare_model_and_context"] = bare.rss_mb
+            started = time.monotonic()
+            with daemon_child(place):
+                warm_s.append(time.monotonic() - started)
+    facts["start_s_bare_model_and_context"] = statistics.median(bare_s)
+    facts["start_s_daemon_warm"] = statistics.median(warm_s)
+    return facts
 
 
 def for_the_model(pack: packs.Pack, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
@@ -168,10 +188,3 @@ def _pipelined(place: Config, frames: Sequence[bytes], *, total: int, window: in
             opened.recv()
             got += 1
         return total / (time.monotonic() - started)
-
-
-def _rss_mb(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) / 1024
-    return 0.0
