@@ -54,7 +54,13 @@ def prefix_of(name: str = "p", labels: tuple[str, ...] = LABELS, turns: int = 3)
         answer = f"outcome:{labels[n % len(labels)]}\nclass: routine\nclauses: R1\nbecause: It is so."
         examples.append(Turn(role="assistant", text=answer))
     system = Turn(role="system", text="You decide whether a subject may do an action.")
-    return PromptPrefix(pack_sha256=name, turns=(system, *examples), answer_head="outcome:", labels=labels)
+    return PromptPrefix(
+        pack_sha256=name,
+        turns=(system, *examples),
+        answer_head="outcome:",
+        labels=labels,
+        question_head="subject:",
+    )
 
 
 def finish(engine: Engine) -> list[Written]:

@@ -221,14 +221,15 @@ class Turn(Struct, frozen=True, kw_only=True):
 class PromptPrefix(Struct, frozen=True, kw_only=True):
     """Everything of a pack's prompt that does not depend on the request.
 
-    `turns` are the system turn and the few-shot examples; `answer_head` opens the answer and ends where a
-    label follows; `labels` is the closed list, loosest first.
+    `turns` are the system turn and the few-shot examples; `question_head` is how every question begins;
+    `answer_head` opens the answer and ends where a label follows; `labels` is the closed list, loosest first.
     """
 
     pack_sha256: str
     turns: tuple[Turn, ...]
     answer_head: str
     labels: tuple[str, ...]
+    question_head: str = ""
 
 
 class Fixed(Struct, frozen=True, kw_only=True, tag="fixed"):

@@ -44,6 +44,8 @@ FILES = ("pack.yaml", "clauses.yaml", "rules.yaml", "system.md", "examples.yaml"
 
 #: Strings of this form need no quotes: no space, no quote, no line end, no bracket of a special token.
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@+-]{0,63}")
+#: Parts that every request has: a first field that shows one begins every question alike.
+_ALWAYS_THERE = ("subject.type", "subject.id", "action.name", "resource.type", "resource.id")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _LABEL = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
@@ -215,6 +217,7 @@ class Pack:
         clauses = "\n".join(f"{name}: {text}" for name, text in self.clauses.items())
         order = " < ".join(self.labels)
         system = f"{self.system.strip()}\n\nClauses:\n{clauses}\n\nOutcomes, loosest first: {order}"
+        first = self.manifest.fields[0]
         turns = [Turn(role="system", text=system)]
         for example in self.examples:
             facts = self.book.apply(example.evaluation, example.at).facts
@@ -231,6 +234,7 @@ class Pack:
             pack_sha256=self.info.sha256,
             turns=tuple(turns),
             answer_head="outcome:",
+            question_head=f"{first.name}:" if first.value in _ALWAYS_THERE else "",
             labels=tuple(f" {label}" for label in self.labels),
         )
 

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import httpx
@@ -25,16 +24,16 @@ from msgspec import Struct
 from thor_policy import app, catalog, packs
 from thor_policy.bench.children import chat_completion, daemon, llama_server, own_place
 from thor_policy.bench.figures import Rate, Report, Series, machine, ratio
-from thor_policy.bench.runs import Advance, for_the_model, plain, shuffled
+from thor_policy.bench.runs import Advance, for_the_model, plain
 from thor_policy.client import Client
 from thor_policy.config import Config
 from thor_policy.core import Evaluation, Json
 from thor_policy.engine.native import Vocabulary, build_name
 
-#: Free text of an explanation: at most so many tokens for ours, characters for the peer.
-REASON_TOKENS, REASON_CHARS = 24, 110
+#: Tokens of free text in an explanation of ours; the peer then gets as many characters as ours had.
+REASON_TOKENS = 24
 #: Explained questions per client.
-EXPLAINED_EACH = 6
+EXPLAINED_EACH = 4
 
 
 class Prompt(Struct, frozen=True):
@@ -60,33 +59,21 @@ def peers(
     vocabulary = Vocabulary(model, vocab_only=True)
     prompts = [_prompt(vocabulary, pack, one) for one in asked]
     threads = config.threads or len(os.sched_getaffinity(0))
-    schema = _schema(pack, explained=False)
-    times: dict[str, list[float]] = {}
+    schema = _schema(pack)
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(own_place(config))
         stack.enter_context(daemon(place))
         client = stack.enter_context(Client(place.endpoint, timeout_ms=60_000))
-        http = stack.enter_context(
-            llama_server(server, model, threads, slots=1, context=config.context_tokens)
-        )
-        chat = stack.enter_context(chat_completion(model, threads, context=config.context_tokens))
-        order = random.Random(0)  # noqa: S311  (a shuffle, not a secret)
-        for turn, number in enumerate([0, *shuffled(range(len(asked)), rounds, order)]):
-            prompt = prompts[number]
-            ways: dict[str, Callable[[], object]] = {
-                "ours": partial(client.evaluate, plain(asked[number])),
-                "llama-server, one token": partial(_complete, http, prompt.scored, 1),
-                "llama-server, JSON schema": partial(_complete, http, prompt.bare, 48, schema),
-                "llama-cpp-python, JSON chat": partial(chat, _messages(pack, asked[number]), schema),
-            }
-            names = list(ways)
-            order.shuffle(names)
-            for name in names:
-                started_ns = time.monotonic_ns()
-                ways[name]()
-                if turn > 0:  # the first turn fills every cache
-                    times.setdefault(name, []).append((time.monotonic_ns() - started_ns) / 1e6)
-            advance()
+        context = config.context_tokens
+        http = stack.enter_context(llama_server(server, model, threads, slots=1, context=context))
+        chat = stack.enter_context(chat_completion(model, threads, context=context))
+        ways: dict[str, Callable[[int], object]] = {
+            "ours": lambda n: client.evaluate(plain(asked[n])),
+            "llama-server, one token": lambda n: _complete(http, prompts[n].scored, 1),
+            "llama-server, JSON schema": lambda n: _complete(http, prompts[n].bare, 48, schema),
+            "llama-cpp-python, JSON chat": lambda n: chat(_messages(pack, asked[n]), schema),
+        }
+        times = _in_turn(ways, len(asked), rounds, advance)
     by_name = {name: Series(name=name, ms=tuple(ms)) for name, ms in times.items()}
     ours = by_name["ours"]
     ratios = (
@@ -111,6 +98,34 @@ def peers(
         rates=rates,
         facts=facts,
     )
+
+
+def _in_turn(
+    ways: dict[str, Callable[[int], object]], questions: int, rounds: int, advance: Advance
+) -> dict[str, list[float]]:
+    """Milliseconds of each way for each question and round, paired by both.
+
+    The ways alternate, but are always at different questions: a peer that was asked the same one just
+    before would find it in its cache.
+    """
+    order = random.Random(0)  # noqa: S311  (a shuffle, not a secret)
+    times = {name: [0.0] * (questions * rounds) for name in ways}
+    for round_number in range(-1, rounds):  # round -1, of a few, fills every cache
+        shuffled_questions = list(range(questions))
+        order.shuffle(shuffled_questions)
+        for turn in range(3 if round_number < 0 else questions):
+            names = list(ways)
+            order.shuffle(names)
+            for name in names:
+                shift = list(ways).index(name) * questions // len(ways)
+                number = shuffled_questions[(turn + shift) % questions]
+                started_ns = time.monotonic_ns()
+                ways[name](number)
+                if round_number >= 0:
+                    took_ms = (time.monotonic_ns() - started_ns) / 1e6
+                    times[name][round_number * questions + number] = took_ms
+            advance()
+    return times
 
 
 def _explained(
@@ -141,7 +156,7 @@ def _explained(
 
         with daemon(place):
             ours_s, ours = _timed(pool, ask, total)
-    schema = _schema(pack, explained=True)
+    schema = _schema(pack, reason_chars=round(statistics.mean(map(len, ours))))
     with (
         llama_server(server, model, threads, slots=clients, context=config.context_tokens) as http,
         ThreadPoolExecutor(clients) as pool,
@@ -200,14 +215,15 @@ def _messages(pack: packs.Pack, evaluation: Evaluation) -> list[dict[str, str]]:
     return [*turns, {"role": "user", "content": pack.question(evaluation, facts)}]
 
 
-def _schema(pack: packs.Pack, *, explained: bool) -> Json:
+def _schema(pack: packs.Pack, *, reason_chars: int = 0) -> Json:
+    """The answer as a JSON schema: the outcome, and with `reason_chars` all that an explanation has."""
     properties: dict[str, Json] = {"outcome": {"enum": list(pack.labels)}}
-    if explained:
+    if reason_chars:
         clauses = {"type": "array", "items": {"enum": list(pack.clauses)}, "minItems": 1, "maxItems": 3}
         properties |= {
             "class": {"enum": list(pack.manifest.classifications)},
             "clauses": clauses,
-            "because": {"type": "string", "maxLength": REASON_CHARS},
+            "because": {"type": "string", "maxLength": reason_chars},
         }
     return {"type": "object", "properties": properties, "required": list(properties)}
 

@@ -69,6 +69,7 @@ class _Resident:
     labels: Trie
     ride: tuple[int, ...]
     names: tuple[str, ...]
+    head: str
 
 
 @dataclass
@@ -205,6 +206,7 @@ class LlamaEngine:
             labels=labels,
             ride=max((path for path, _ in labels.branches()), key=len, default=()),
             names=prefix.labels,
+            head=prefix.question_head,
         )
 
     def _prefill(self, resident: _Resident) -> None:
@@ -288,7 +290,7 @@ class LlamaEngine:
             raise DeadlineExceeded("the deadline passed before the question was read")
         pack = self._packs[pack_sha256]
         start = len(pack.tokens)
-        suffix = self.vocabulary.tokenise(question) + pack.tail
+        suffix = self.vocabulary.tokenise(question.removeprefix(pack.head)) + pack.tail
         room = min(self._question_tokens, self._context_tokens - start - ANSWER_TOKENS) - len(pack.ride)
         if len(suffix) > room:
             raise RequestError(
@@ -336,7 +338,7 @@ class LlamaEngine:
     def bare_decode_ms(self, pack_sha256: str, question: str) -> float:
         """What one decode of the same tokens costs by itself, in ms: the floor under `score`."""
         pack = self._packs[pack_sha256]
-        suffix = self.vocabulary.tokenise(question) + pack.tail
+        suffix = self.vocabulary.tokenise(question.removeprefix(pack.head)) + pack.tail
         lib.llama_memory_seq_rm(self._memory, pack.stream, len(pack.tokens), -1)
         self._batch.clear()
         self._batch.add([*suffix, *pack.ride], len(pack.tokens), pack.stream, logits_from=len(suffix) - 1)

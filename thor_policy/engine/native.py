@@ -119,13 +119,13 @@ class Vocabulary:
         return bool(lib.llama_vocab_is_eog(self.vocab, token))
 
     def prompt(self, prefix: PromptPrefix) -> tuple[list[int], list[int]]:
-        """Token ids before the question, and between the question and the label."""
+        """Token ids up to what differs between questions, and between the question and the label."""
         turns = (*prefix.turns, Turn(role="user", text=""))
         marks = markup(self._template, turns, bos=self._special_text(self._bos))
         tokens = []
         for mark, turn in zip(marks, prefix.turns, strict=False):
             tokens += self.tokenise(mark, special=True) + self.tokenise(turn.text)
-        tokens += self.tokenise(marks[-2], special=True)
+        tokens += self.tokenise(marks[-2], special=True) + self.tokenise(prefix.question_head)
         if self._bos >= 0 and tokens[0] != self._bos:
             tokens.insert(0, self._bos)
         return tokens, self.tokenise(marks[-1], special=True) + self.tokenise(prefix.answer_head)
@@ -133,7 +133,7 @@ class Vocabulary:
     def question(self, prefix: PromptPrefix, question: str) -> tuple[list[int], list[int]]:
         """The exact token ids (prefix, suffix) of one question."""
         before, tail = self.prompt(prefix)
-        return before, self.tokenise(question) + tail
+        return before, self.tokenise(question.removeprefix(prefix.question_head)) + tail
 
     def info(self, name: str, sha256: str, *, device: str) -> ModelInfo:
         buffer = ctypes.create_string_buffer(256)
