@@ -10,8 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import zmq
@@ -416,31 +416,56 @@ class TestLoad:
             assert own.evaluate(DEPLOY)["context"]["decision_id"]
 
 
-class TestAdmission:
-    def test_refuses_what_would_wait_past_its_deadline(self, config: Config) -> None:
-        """The engine is said to need 100 ms a decision and to have 20 waiting."""
+@dataclass
+class Idle:
+    """An engine thread that takes requests and does nothing."""
 
-        class Slow:
-            alive, waiting, mean_decision_ms = True, 20, 100.0
-            submitted: ClassVar[list[Request]] = []
+    waiting: int = 0
+    mean_decision_ms: float = 0.0
+    alive: bool = True
+    submitted: list[Request] = field(default_factory=list)
 
-            def submit(self, request: Request) -> None:
-                self.submitted.append(request)
+    def submit(self, request: Request) -> None:
+        self.submitted.append(request)
 
-        mailbox = Mailbox()
-        server = Server(config, mailbox=mailbox, work=Slow(), pack=PACK, model=StubEngine().model)
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        with Client(config.endpoint, timeout_ms=PATIENCE_MS) as own:
-            error = error_of(lambda: own.evaluate(DEPLOY, deadline_ms=500))
-            assert error.code == "busy"
-            assert error.retry_after_ms == 1501
-            assert error_of(lambda: own.evaluate(DEPLOY, deadline_ms=2001)).code == "expired"
+
+@contextmanager
+def served_by(server: Server, mailbox: Mailbox) -> Iterator[None]:
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield
+    finally:
         server.stop()
         thread.join()
         server.close()
         mailbox.close()
-        assert len(Slow.submitted) == 1
+
+
+class TestAdmission:
+    def test_refuses_what_would_wait_past_its_deadline(self, config: Config) -> None:
+        """The engine is said to need 100 ms a decision and to have 20 waiting."""
+
+        mailbox, work = Mailbox(), Idle(waiting=20, mean_decision_ms=100.0)
+        server = Server(config, mailbox=mailbox, work=work, pack=PACK, model=StubEngine().model)
+        with served_by(server, mailbox), Client(config.endpoint, timeout_ms=PATIENCE_MS) as own:
+            error = error_of(lambda: own.evaluate(DEPLOY, deadline_ms=500))
+            assert error.code == "busy"
+            assert error.retry_after_ms == 1501
+            assert error_of(lambda: own.evaluate(DEPLOY, deadline_ms=2001)).code == "expired"
+        assert len(work.submitted) == 1
+
+    def test_a_fault_of_ours_costs_one_request_and_not_the_loop(self, config: Config) -> None:
+        def describe() -> dict[str, Json]:
+            raise ZeroDivisionError("a bug")
+
+        mailbox, work = Mailbox(), Idle()
+        server = Server(
+            config, mailbox=mailbox, work=work, pack=PACK, model=StubEngine().model, describe=describe
+        )
+        with served_by(server, mailbox), Client(config.endpoint, timeout_ms=PATIENCE_MS) as own:
+            assert error_of(own.status).code == "internal"
+            assert own.call("metrics", {})["metrics"]["refused_internal"] == 1
 
 
 class TestStalledJournal:

@@ -78,33 +78,34 @@ def open_service(
         stack.enter_context(endpoint_lock(config.socket_path))
         mailbox = Mailbox()
         stack.callback(mailbox.close)
+        sockets = stack.enter_context(ExitStack())  # closed after worker and journal, whose last words go out
         journal = open_journal(config, lambda fates: mailbox.put(*fates))
         stack.callback(_close_journal, journal, config.shutdown_s)
-        engine = load_engine(config)
-        try:
-            policy = Policy(engine, pack, max_explanations=config.max_explanations)
-        except BaseException:
-            engine.close()
-            raise
+
+        def open_policy() -> Policy:
+            engine = load_engine(config)
+            try:
+                return Policy(engine, pack, max_explanations=config.max_explanations)
+            except BaseException:
+                engine.close()
+                raise
 
         def tell(ticket: int, outcome: Outcome) -> None:
             # what is going to be recorded needs no waking: the journal's word on it will follow, and wake
             mailbox.put((ticket, outcome), wake=not isinstance(outcome, Decision | Explained))
 
-        worker = Worker(policy, journal, tell)
-        now = time.time()
-        journal.append(events.model_loaded(engine.model, now))
+        worker = Worker(open_policy, journal, tell)
+        policy = worker.start()
+        stack.callback(_stop_worker, worker, config.shutdown_s)
+        model, now = policy.engine.model, time.time()
+        journal.append(events.model_loaded(model, now))
         journal.append(events.pack_activated(pack.info, now))
 
         def describe() -> dict[str, Json]:
             return _describe(policy, worker, journal)
 
-        server = Server(
-            config, mailbox=mailbox, work=worker, pack=pack.info, model=engine.model, describe=describe
-        )
-        stack.callback(server.close)
-        worker.start()
-        stack.callback(_stop_worker, worker, config.shutdown_s)
+        server = Server(config, mailbox=mailbox, work=worker, pack=pack.info, model=model, describe=describe)
+        sockets.callback(server.close)
         yield server
 
 

@@ -153,7 +153,11 @@ class Server:
                 asker = _Asker(asker.route, asker.framing[:1])
                 self._refuse(asker, RequestError("bad_request", "a request is one JSON frame"))
                 continue
-            self._take(asker, frame, time.monotonic_ns())
+            try:
+                self._take(asker, frame, time.monotonic_ns())
+            except Exception:  # no request may end the loop that serves all others
+                log.exception("a request failed for a reason that no code foresaw")
+                self._refuse(asker, RequestError("internal", "the request failed; the daemon's log says why"))
 
     def _take(self, asker: _Asker, frame: zmq.Frame, received_ns: int) -> None:
         data, limit = frame.bytes, self._config.max_request_bytes
