@@ -70,8 +70,8 @@ def show(pack: str, as_json: bool) -> None:
     render.table(("clause", "text"), list(loaded.clauses.items()))
     render.line("")
     render.table(
-        ("rule", "outcome", "final", "clause", "because"),
-        [(r.id, r.outcome, "yes" if r.final else "", r.clause, r.because) for r in loaded.book.rules],
+        ("rule", "outcome", "final", "clause"),
+        [(r.id, r.outcome, "yes" if r.final else "", r.clause) for r in loaded.book.rules],
     )
 
 

@@ -13,7 +13,7 @@ import click
 from thor_policy import packs, suite
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured
-from thor_policy.client import Client
+from thor_policy.client import GRACE_MS, Client
 from thor_policy.config import Config, data_path
 from thor_policy.core import Json
 from thor_policy.errors import SuiteError
@@ -45,7 +45,8 @@ def test(ctx: click.Context, config: Config, files: tuple[Path, ...], full: bool
         results: list[suite.Result] = []
         with render.progress(len(chosen), f"asking {where}") as advance:
             for one in suites:
-                for result in suite.run(one, _asking(client), labels=pack.labels, quick=not full):
+                ask = _asking(client, config.max_deadline_ms)
+                for result in suite.run(one, ask, labels=pack.labels, quick=not full):
                     results.append(result)
                     advance()
     summary = suite.summarise(results)
@@ -82,9 +83,13 @@ def _daemon(config: Config) -> Iterator[tuple[Client, str, packs.Pack]]:
         yield client, where, pack
 
 
-def _asking(client: Client) -> suite.Ask:
+def _asking(client: Client, deadline_ms: int) -> suite.Ask:
+    """Asks with all the time there is: a slow machine is no wrong answer."""
+
     def ask(fields: dict[str, Json]) -> dict[str, Json]:
-        return client.call("evaluate", fields)
+        return client.call(
+            "evaluate", fields | {"deadline_ms": deadline_ms}, timeout_ms=deadline_ms + GRACE_MS
+        )
 
     return ask
 
