@@ -39,7 +39,7 @@ scenarios:
     situation: {actor_id: user:a, action_type: deploy, resource: env:x, timestamp: "2026-05-13T10:00:00Z"}
     expect: {one_of: [allow, require_mfa, require_attestation, deny]}
 """
-HOPELESS = SUITE.replace("[allow, require_mfa, require_attestation, deny]", "[never_this]")
+HOPELESS = SUITE.replace("deny]}", "deny], clauses: [R99]}")
 
 Run = Callable[..., Result]
 
@@ -173,9 +173,7 @@ class TestSuites:
     def test_some_failed_is_1(self, run: Run, suite_file: Callable[[str], str]) -> None:
         result = run("test", suite_file(HOPELESS))
         assert result.exit_code == 1
-        assert "expected never_this" in result.stdout
-        (row,) = json.loads(run("log", "--json", "--incorrect").stdout)
-        assert row["decision_correct"] == 0
+        assert "did not cite R99" in result.stdout
 
     @pytest.mark.parametrize(
         "text", ["not: a suite", "name: [", SUITE.replace("quick: true", "quick: false")]

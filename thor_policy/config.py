@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import tomllib
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -264,7 +263,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _convert(raw: Any, kind: Any, where: str) -> Any:
-    if typing.get_origin(kind) in (tuple, types.GenericAlias):
+    if typing.get_origin(kind) is tuple:
         items = raw.split(",") if isinstance(raw, str) else raw
         if isinstance(items, list | tuple) and all(isinstance(item, str) for item in items):
             return tuple(item.strip() for item in items if item.strip())

@@ -161,7 +161,19 @@ def available(folder: Path) -> list[Path]:
 
 
 def run(suite: Suite, ask: Ask, *, labels: Sequence[str], quick: bool) -> Iterator[Result]:
-    """Ask every scenario (or the quick ones) in order; a result as soon as each is there."""
+    """Ask every scenario (or the quick ones) in order; a result as soon as each is there.
+
+    Raises SuiteError if one expects an outcome that the pack does not have: it would be right or wrong
+    whatever the answer.
+    """
+    for scenario in suite.scenarios:
+        expect = scenario.expect
+        for named in (expect.outcome, expect.never, *expect.one_of):
+            if named is not None and named not in labels:
+                known = ", ".join(labels)
+                raise SuiteError(
+                    f"{suite.name}: scenario {scenario.id}: expects {named!r}, not one of {known}"
+                )
     for scenario in suite.scenarios:
         if quick and not scenario.quick:
             continue
