@@ -422,7 +422,6 @@ class Idle:
 
     waiting: int = 0
     mean_decision_ms: float = 0.0
-    alive: bool = True
     submitted: list[Request] = field(default_factory=list)
 
     def submit(self, request: Request) -> None:
@@ -454,6 +453,18 @@ class TestAdmission:
             assert error.retry_after_ms == 1501
             assert error_of(lambda: own.evaluate(DEPLOY, deadline_ms=2001)).code == "expired"
         assert len(work.submitted) == 1
+
+    @pytest.mark.parametrize("part", ["engine", "journal"])
+    def test_refuses_everything_once_a_part_has_stopped(self, config: Config, part: str) -> None:
+        mailbox, work = Mailbox(), Idle()
+        server = Server(
+            config, mailbox=mailbox, work=work, pack=PACK, model=StubEngine().model, broken=lambda: part
+        )
+        with served_by(server, mailbox), Client(config.endpoint, timeout_ms=PATIENCE_MS) as own:
+            error = error_of(lambda: own.evaluate(DEPLOY))
+            assert (error.code, error.message.split()[1]) == ("unavailable", part)
+            assert own.status()["state"] == "failed"
+        assert work.submitted == []
 
     def test_a_fault_of_ours_costs_one_request_and_not_the_loop(self, config: Config) -> None:
         def describe() -> dict[str, Json]:

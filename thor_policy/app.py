@@ -104,7 +104,18 @@ def open_service(
         def describe() -> dict[str, Json]:
             return _describe(policy, worker, journal)
 
-        server = Server(config, mailbox=mailbox, work=worker, pack=pack.info, model=model, describe=describe)
+        def broken() -> str | None:
+            return None if worker.alive and journal.alive else "journal" if worker.alive else "engine"
+
+        server = Server(
+            config,
+            mailbox=mailbox,
+            work=worker,
+            pack=pack.info,
+            model=model,
+            describe=describe,
+            broken=broken,
+        )
         sockets.callback(server.close)
         yield server
 

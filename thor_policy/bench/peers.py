@@ -154,8 +154,9 @@ def _explained(
             reply = local.client.evaluate(question, explain="inline", deadline_ms=100_000)
             return str(reply["context"]["reasoning"] or "")
 
-        with daemon(place):
+        with daemon(place), Client(place.endpoint) as client:
             ours_s, ours = _timed(pool, ask, total)
+            waits = client.status()["engine"]
     schema = _schema(pack, reason_chars=round(statistics.mean(map(len, ours))))
     with (
         llama_server(server, model, threads, slots=clients, context=config.context_tokens) as http,
@@ -180,6 +181,8 @@ def _explained(
         "free_text_tokens_each_ours": words[0],
         "free_text_tokens_each_llama_server": words[1],
         "free_text_tokens_per_s_ours_over_llama_server": (words[0] / ours_s) / (words[1] / theirs_s),
+        "explanation_step_ms_max": waits["explanation_step_ms_max"],
+        "wait_of_a_decision_for_a_step_ms_max": waits["wait_for_step_ms_max"],
     }
     return rates, facts
 

@@ -35,8 +35,6 @@ class Work(Protocol):
     """The engine thread, as far as the server needs it (`worker.Worker`)."""
 
     @property
-    def alive(self) -> bool: ...
-    @property
     def waiting(self) -> int: ...
     @property
     def mean_decision_ms(self) -> float: ...
@@ -56,8 +54,8 @@ class _Asker:
 class Server:
     """Serves one endpoint, whose lock the caller holds (`endpoint_lock`).
 
-    `describe` adds what other parts say of themselves to the status. Raises ConfigError if the endpoint
-    cannot be opened.
+    `describe` adds what other parts say of themselves to the status; `broken` says which part has stopped,
+    for then nothing is admitted. Raises ConfigError if the endpoint cannot be opened.
     """
 
     def __init__(
@@ -69,6 +67,7 @@ class Server:
         pack: PackInfo,
         model: ModelInfo,
         describe: Callable[[], dict[str, Json]] = dict,
+        broken: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._config = config
         self._mailbox = mailbox
@@ -76,6 +75,7 @@ class Server:
         self._pack = pack
         self._model = model
         self._describe = describe
+        self._broken = broken
         self._started_at = time.time()
         self._stopping = False
         self.counters: Counter[str] = Counter()
@@ -213,8 +213,8 @@ class Server:
             raise RequestError(
                 "not_found", f"pack: {message.pack[:64]!r} is not loaded; {self._pack.name} is"
             )
-        if not self._work.alive:
-            raise RequestError("unavailable", "the engine has stopped; the daemon must be restarted")
+        if part := self._broken():
+            raise RequestError("unavailable", f"the {part} has stopped; the daemon must be restarted")
         expected_ms = int(self._work.waiting * self._work.mean_decision_ms)
         if len(self._in_flight) >= self._config.max_in_flight:
             raise RequestError(
@@ -268,7 +268,7 @@ class Server:
         return {
             "version": __version__,
             "pid": os.getpid(),
-            "state": "stopping" if self._stopping else "serving" if self._work.alive else "failed",
+            "state": "stopping" if self._stopping else "failed" if self._broken() else "serving",
             "uptime_s": round(time.time() - self._started_at, 1),
             "endpoint": self._config.endpoint,
             "events_endpoint": self._config.events_endpoint,
