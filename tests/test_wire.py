@@ -29,7 +29,6 @@ from thor_policy.errors import ERROR_CODES, RequestError
 
 MAX_BYTES = 65_536
 MAX_DEADLINE_MS = 120_000
-#: A request that takes longer to read than this is an attack that works.
 
 ALICE = {
     "subject": {"type": "user", "id": "alice"},
