@@ -109,8 +109,13 @@ class TestDaemon:
             ]
             for one in done:
                 one.result(timeout=PATIENCE_S)
-            daemon.send_signal(signal.SIGKILL)
-        assert len(acknowledged) == 200
+            assert len(acknowledged) == 200
+            with closing(sqlite3.connect(config.journal_path, isolation_level=None)) as stalled:
+                # the disk stands still: what is acknowledged from here on cannot have been committed
+                stalled.execute("BEGIN IMMEDIATE")
+                ask_until_dead(config, range(200, 202, 2), acknowledged, patience_s=3)
+                daemon.send_signal(signal.SIGKILL)
+                daemon.wait()
         with Reader(config.journal_path) as reader:
             assert [one for one in acknowledged if reader.get(one) is None] == []
         assert verify(config.journal_path).ok

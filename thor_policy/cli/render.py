@@ -19,6 +19,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -92,16 +93,7 @@ def styled(cell: Any) -> str:
 @contextmanager
 def progress(total: int | None, told: str) -> Iterator[Callable[[], None]]:
     """A progress bar on standard error for `total` items; call what it yields after each."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=(shown := console(stderr=True)),
-        transient=True,
-        disable=not shown.is_terminal,
-    )
-    with bar:
+    with _bar(BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task(told, total=total)
         yield lambda: bar.advance(task)
 
@@ -109,13 +101,7 @@ def progress(total: int | None, told: str) -> Iterator[Callable[[], None]]:
 @contextmanager
 def counting(told: str) -> Iterator[Callable[[int], None]]:
     """A running count on standard error; call what it yields with the number so far."""
-    bar = Progress(
-        TextColumn("{task.description} {task.completed:,}"),
-        console=(shown := console(stderr=True)),
-        transient=True,
-        disable=not shown.is_terminal,
-    )
-    with bar:
+    with _bar(TextColumn("{task.completed:,}")) as bar:
         task = bar.add_task(told, total=None)
         yield lambda count: bar.update(task, completed=count)
 
@@ -123,18 +109,16 @@ def counting(told: str) -> Iterator[Callable[[int], None]]:
 @contextmanager
 def download(told: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar for bytes; call what it yields with (bytes so far, bytes in all)."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        console=(shown := console(stderr=True)),
-        transient=True,
-        disable=not shown.is_terminal,
-    )
-    with bar:
+    with _bar(BarColumn(bar_width=24), DownloadColumn(), TransferSpeedColumn()) as bar:
         task = bar.add_task(told, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _bar(*columns: ProgressColumn) -> Progress:
+    """A bar that goes when it is done, and shows only on a terminal."""
+    shown = console(stderr=True)
+    told = TextColumn("{task.description}")
+    return Progress(told, *columns, console=shown, transient=True, disable=not shown.is_terminal)
 
 
 def bars_svg(title: str, values_ms: Mapping[str, float]) -> str:
