@@ -1,0 +1,143 @@
+"""What hangs on a decision, and decisions that others made: the nouns of a decision trace.
+
+Owns the records that services and people send to be kept: decisions made elsewhere, data consulted,
+outcomes in the world, reviews, approvals, nodes and edges of the graph of work. Invariant: all of them are
+frozen, bounded by their types, and none does any input or output. Used by every thread.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from msgspec import Meta, Struct
+
+from thor_policy.core import Json, Risk
+
+#: Characters of a name or an id; of a text that people or models wrote.
+MAX_NAME_CHARS, MAX_TEXT_CHARS = 256, 32_768
+
+Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS)]
+Text: TypeAlias = Annotated[str, Meta(max_length=MAX_TEXT_CHARS)]
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
+#: Milliseconds.
+Ms: TypeAlias = Annotated[float, Meta(ge=0, le=1e12)]
+Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+
+#: How a decision turned out in the world.
+Status: TypeAlias = Literal["SUCCESS", "FAILURE", "PENDING"]
+#: Who made a decision that is only recorded here.
+MadeBy: TypeAlias = Literal["agent", "human", "committee", "system"]
+Verdict: TypeAlias = Literal["accept", "correct_decision", "correct_reasoning", "correct_both"]
+
+
+class Reported(Struct, frozen=True, kw_only=True):
+    """A decision that somebody else made, for the record.
+
+    `type` is the kind of decision (`signal`, `risk`, `exception`, ...), `entity` the symbol or resource it
+    is about, `outcome` what was decided. `prompt` and `response` are those of the agent's own model.
+    """
+
+    agent: Name
+    outcome: Name
+    type: Name = "policy_application"
+    made_by: MadeBy = "agent"
+    entity: Name | None = None
+    session: Name | None = None
+    model: Name | None = None
+    prompt: Text | None = None
+    response: Text | None = None
+    reasoning: Text | None = None
+    context: dict[str, Json] = {}
+    confidence: Share | None = None
+    risk: Risk | None = None
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
+    latency_ms: Ms | None = None
+    is_exception: bool = False
+    precedents: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
+    tags: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
+
+
+class Consulted(Struct, frozen=True, kw_only=True):
+    """Data that was gathered for a decision: from which system, about what, how fresh.
+
+    It belongs to `decision_id`, or to a `session` whose decision comes later. `fresh_at` is the time the
+    value was true at, RFC 3339; `took_ms` what the look-up cost.
+    """
+
+    system: Name
+    decision_id: Name | None = None
+    session: Name | None = None
+    entity: Name | None = None
+    query: Text | None = None
+    value: Json = None
+    relevance: Share | None = None
+    took_ms: Ms | None = None
+    fresh_at: Name | None = None
+
+
+class Happened(Struct, frozen=True, kw_only=True):
+    """How a decision turned out; `value` is a number such as profit or loss. The newest one counts."""
+
+    decision_id: Name
+    status: Status
+    value: float | None = None
+    note: Text | None = None
+
+
+class Review(Struct, frozen=True, kw_only=True):
+    """A person's verdict on a decision. `decision` and `reasoning` are what they should have been."""
+
+    decision_id: Name
+    reviewer: Name
+    verdict: Verdict
+    decision: Name | None = None
+    reasoning: Text | None = None
+
+
+class Approval(Struct, frozen=True, kw_only=True):
+    """A person's consent to a decision, wherever it was given; `step` counts along a chain of approvals."""
+
+    decision_id: Name
+    approver: Name
+    verdict: Literal["approved", "rejected"] = "approved"
+    role: Name | None = None
+    channel: Name | None = None
+    evidence: Text | None = None
+    step: Count = 1
+
+
+class Node(Struct, frozen=True, kw_only=True):
+    """A goal, option, action, observation, ... in the graph of work."""
+
+    type: Literal["goal", "decision", "option", "action", "outcome", "observation", "revisit"]
+    title: Name
+    description: Text | None = None
+    status: Literal["active", "superseded", "abandoned"] = "active"
+    confidence: Annotated[int, Meta(ge=0, le=100)] | None = None
+    session: Name | None = None
+    metadata: dict[str, Json] = {}
+
+
+class Edge(Struct, frozen=True, kw_only=True):
+    """A link between two nodes or decisions, by their ids."""
+
+    source: Name
+    target: Name
+    type: Name
+    weight: float | None = None
+    rationale: Text | None = None
+
+
+Record: TypeAlias = Reported | Consulted | Happened | Review | Approval | Node | Edge
+
+#: Fields that hold people's names or free text: they live beside the chain and can be erased.
+PRIVATE_FIELDS: dict[type, tuple[str, ...]] = {
+    Reported: ("agent", "entity", "prompt", "response", "reasoning", "context"),
+    Consulted: ("entity", "query", "value"),
+    Happened: ("note",),
+    Review: ("reviewer", "reasoning"),
+    Approval: ("approver", "role", "evidence"),
+    Node: ("title", "description", "metadata"),
+    Edge: ("rationale",),
+}
