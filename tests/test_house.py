@@ -26,6 +26,7 @@ FLOORS = (
     ("packs",),
     ("wire", "rules", "catalog", "engine", "journal"),
     ("config",),
+    ("trace",),
     ("core",),
     ("errors",),
 )
@@ -33,6 +34,7 @@ FLOORS = (
 LIBRARIES = {
     "cel": {"rules"},
     "click": {"cli"},
+    "cryptography": {"journal"},
     "httpx": {"catalog", "bench"},
     "jinja2": {"engine"},
     "llama_cpp": {"engine"},
