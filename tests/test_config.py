@@ -82,22 +82,22 @@ def test_values_of_the_environment_take_the_type_of_their_setting() -> None:
         "THOR_POLICY_SOCKET_MODE": "0o600",
         "THOR_POLICY_SHUTDOWN_S": "2.5",
         "THOR_POLICY_GPU_LAYERS": "-1",
-        "THOR_POLICY_ERASABLE": "/text, /reasoning,",
+        "THOR_POLICY_MASKED": "/context/text, /context/pin,",
     }
     loaded = config.load(environ=environ)
     assert (loaded.socket_mode, loaded.shutdown_s, loaded.gpu_layers) == (0o600, 2.5, -1)
-    assert loaded.erasable == ("/text", "/reasoning")
+    assert loaded.masked == ("/context/text", "/context/pin")
 
 
 def test_values_of_the_file_take_the_type_of_their_setting(tmp_path: Path) -> None:
-    path = toml(tmp_path, 'socket_mode = 0o600\nshutdown_s = 2\nerasable = ["/text"]')
+    path = toml(tmp_path, 'socket_mode = 0o600\nshutdown_s = 2\nmasked = ["/context/text"]')
     loaded = config.load(path, environ={})
-    assert (loaded.socket_mode, loaded.shutdown_s, loaded.erasable) == (0o600, 2.0, ("/text",))
+    assert (loaded.socket_mode, loaded.shutdown_s, loaded.masked) == (0o600, 2.0, ("/context/text",))
     assert isinstance(loaded.shutdown_s, float)
 
 
 def test_a_list_may_be_empty() -> None:
-    assert config.load(environ={"THOR_POLICY_ERASABLE": ""}).erasable == ()
+    assert config.load(environ={"THOR_POLICY_MASKED": ""}).masked == ()
 
 
 def test_paths_become_absolute_and_know_the_home_directory(
@@ -131,8 +131,8 @@ def test_a_config_cannot_be_changed() -> None:
         ("model = 3", r"toml: model must be of type str, not 3"),
         ('state_dir = ""', r"toml: state_dir must be of type Path, not ''"),
         ("state_dir = 3", r"toml: state_dir must be of type Path, not 3"),
-        ("erasable = 3", r"toml: erasable must be a list of strings, not 3"),
-        ("erasable = [3]", r"toml: erasable must be a list of strings, not \[3\]"),
+        ("masked = 3", r"toml: masked must be a list of strings, not 3"),
+        ("masked = [3]", r"toml: masked must be a list of strings, not \[3\]"),
         (f"shutdown_s = 1{'0' * 400}", r"toml: shutdown_s must be of type float, not 10"),
         ('state_dir = "~nobody-of-that-name/x"', r"toml: state_dir is '~nobody-of-that-name/x': "),
         ("threads = ", r"toml is not valid TOML: Invalid value \(at end of document\)"),
@@ -197,9 +197,19 @@ def test_synchronous_is_full_or_normal() -> None:
             Config(synchronous=value)
 
 
-def test_what_is_erasable_is_named_by_json_pointers() -> None:
-    with pytest.raises(ConfigError, match=r"^erasable holds 'reasoning'; a JSON pointer starts with '/'"):
-        Config(erasable=("/text", "reasoning"))
+@pytest.mark.parametrize("pointer", ["context/pin", "/context", "/context/", "/subject/id", "/", ""])
+def test_what_is_masked_lies_below_context_or_properties(pointer: str) -> None:
+    with pytest.raises(ConfigError, match=r"^masked holds .*; it must name something below /context/"):
+        Config(masked=("/context/text", pointer))
+
+
+def test_checkpoints_and_their_key_lie_in_the_state_directory_unless_told_otherwise(tmp_path: Path) -> None:
+    ours = Config(state_dir=tmp_path)
+    assert (ours.checkpoint_dir, ours.checkpoint_key) == (
+        tmp_path / "checkpoints",
+        tmp_path / "checkpoint.key",
+    )
+    assert Config(state_dir=tmp_path, checkpoint_dir=Path("/else")).checkpoint_dir == Path("/else")
 
 
 @given(st.sampled_from(config.settings()), st.text(st.characters(codec="utf-8", exclude_characters="\0")))

@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import sqlite3
+import subprocess
+import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -16,13 +20,16 @@ from typing import Any
 import pytest
 import zmq
 
+from thor_policy import trace
 from thor_policy.app import serving
-from thor_policy.client import Client
+from thor_policy.clerk import Tended
+from thor_policy.client import Client, Tracked
 from thor_policy.config import Config
-from thor_policy.core import Json, PackInfo, Request, Scored, Written
+from thor_policy.core import Caller, Json, PackInfo, Request, Scored, Written
 from thor_policy.errors import AlreadyRunning, EngineError, RequestError, Unreachable
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.verify import verify
+from thor_policy.journal.writer import Committed
 from thor_policy.server import Mailbox, Server
 from thor_policy.testing import StubEngine, load_stub_engine
 
@@ -165,7 +172,7 @@ class TestReplies:
             ):
                 for _ in range(5):
                     row = reader.get(own.evaluate(question)["context"]["decision_id"])
-                    if row is None or row["subject_id"] != f"user{number}":
+                    if row is None or row["actor"] != f"user:user{number}":
                         return False
             return True
 
@@ -428,6 +435,67 @@ class Idle:
         self.submitted.append(request)
 
 
+#: What the journal calls the event of each noun.
+KINDS: dict[type, str] = {
+    trace.Reported: "reported",
+    trace.Consulted: "consulted",
+    trace.Happened: "outcome",
+    trace.Review: "review",
+    trace.Approval: "approval",
+    trace.Node: "node",
+    trace.Edge: "edge",
+}
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A record as a recorder got it."""
+
+    record: trace.Record
+    record_id: str
+    at: float
+    caller: Caller
+    ticket: int
+
+
+@dataclass
+class Ledger:
+    """A recorder with no disk: it tells the fate of a record when it is asked to, or (`prompt`) at once."""
+
+    mailbox: Mailbox
+    prompt: bool = False
+    taken: queue.SimpleQueue[Taken] = field(default_factory=queue.SimpleQueue)
+
+    def write(self, record: trace.Record, *, record_id: str, at: float, caller: Caller, ticket: int) -> None:
+        taken = Taken(record, record_id, at, caller, ticket)
+        self.taken.put(taken)
+        if self.prompt:
+            self.tell(taken)
+
+    def next(self) -> Taken:
+        return self.taken.get(timeout=PATIENCE_MS / 1000)
+
+    def tell(self, taken: Taken, **fate: Any) -> None:
+        kind = KINDS[type(taken.record)]
+        self.mailbox.put(Committed(**{"ticket": taken.ticket, "kind": kind, "seq": 17} | fate))
+
+
+@dataclass
+class Desk:
+    """A clerk that takes work and does none of it."""
+
+    taken: queue.SimpleQueue[tuple[int, trace.Upkeep, Caller]] = field(default_factory=queue.SimpleQueue)
+
+    def submit(self, ticket: int, upkeep: trace.Upkeep, caller: Caller) -> None:
+        self.taken.put((ticket, upkeep, caller))
+
+
+def stopped(asked: str, part: str | None) -> RequestError | None:
+    """What is said of the part that is asked for, when `part` has stopped."""
+    told = f"the {part} has stopped; the daemon must be restarted"
+    return RequestError("unavailable", told) if asked == part else None
+
+
 @contextmanager
 def served_by(server: Server, mailbox: Mailbox) -> Iterator[None]:
     thread = threading.Thread(target=server.run)
@@ -446,7 +514,15 @@ class TestAdmission:
         """The engine is said to need 100 ms a decision and to have 20 waiting."""
 
         mailbox, work = Mailbox(), Idle(waiting=20, mean_decision_ms=100.0)
-        server = Server(config, mailbox=mailbox, work=work, pack=PACK, model=StubEngine().model)
+        server = Server(
+            config,
+            mailbox=mailbox,
+            work=work,
+            recorder=Ledger(mailbox),
+            clerk=Desk(),
+            pack=PACK,
+            model=StubEngine().model,
+        )
         with served_by(server, mailbox), Client(config.endpoint, timeout_ms=PATIENCE_MS) as own:
             error = error_of(lambda: own.evaluate(DEPLOY, deadline_ms=500))
             assert error.code == "busy"
@@ -458,12 +534,19 @@ class TestAdmission:
     def test_refuses_everything_once_a_part_has_stopped(self, config: Config, part: str) -> None:
         mailbox, work = Mailbox(), Idle()
         server = Server(
-            config, mailbox=mailbox, work=work, pack=PACK, model=StubEngine().model, broken=lambda: part
+            config,
+            mailbox=mailbox,
+            work=work,
+            recorder=Ledger(mailbox),
+            clerk=Desk(),
+            pack=PACK,
+            model=StubEngine().model,
+            refusal=lambda asked: stopped(asked, part),
         )
         with served_by(server, mailbox), Client(config.endpoint, timeout_ms=PATIENCE_MS) as own:
             error = error_of(lambda: own.evaluate(DEPLOY))
             assert (error.code, error.message.split()[1]) == ("unavailable", part)
-            assert own.status()["state"] == "failed"
+            assert (own.status()["state"], own.status()["trouble"]) == ("refusing", error.message)
         assert work.submitted == []
 
     def test_a_fault_of_ours_costs_one_request_and_not_the_loop(self, config: Config) -> None:
@@ -472,11 +555,425 @@ class TestAdmission:
 
         mailbox, work = Mailbox(), Idle()
         server = Server(
-            config, mailbox=mailbox, work=work, pack=PACK, model=StubEngine().model, describe=describe
+            config,
+            mailbox=mailbox,
+            work=work,
+            recorder=Ledger(mailbox),
+            clerk=Desk(),
+            pack=PACK,
+            model=StubEngine().model,
+            describe=describe,
         )
         with served_by(server, mailbox), Client(config.endpoint, timeout_ms=PATIENCE_MS) as own:
             assert error_of(own.status).code == "internal"
             assert own.call("metrics", {})["metrics"]["refused_internal"] == 1
+
+
+HAPPENED: dict[str, Json] = {"decision_id": "0198", "status": "SUCCESS", "value": 12.5}
+
+
+def record_frame(**changes: Any) -> bytes:
+    return json.dumps({"v": 1, "id": "r", "op": "outcome", "record": HAPPENED} | changes).encode()
+
+
+class TestRecords:
+    """Decisions of others, outcomes, reviews and the like: kept by the journal, past the engine."""
+
+    @contextmanager
+    def recording(
+        self, config: Config, *, prompt: bool = False, broken: str | None = None
+    ) -> Iterator[tuple[Server, Ledger]]:
+        mailbox = Mailbox()
+        ledger = Ledger(mailbox, prompt)
+        server = Server(
+            config,
+            mailbox=mailbox,
+            work=Idle(),
+            recorder=ledger,
+            clerk=Desk(),
+            pack=PACK,
+            model=StubEngine().model,
+            refusal=lambda asked: stopped(asked, broken),
+        )
+        with served_by(server, mailbox):
+            yield server, ledger
+
+    def told(self, opened: zmq.Socket[bytes]) -> dict[str, Json]:
+        reply: dict[str, Json] = json.loads(opened.recv())
+        return reply
+
+    def counters(self, opened: zmq.Socket[bytes]) -> dict[str, Json]:
+        """Replies of one server come in order, so whatever it sent before has come before this."""
+        opened.send(json.dumps({"v": 1, "id": "m", "op": "metrics"}).encode())
+        reply = self.told(opened)
+        assert reply["id"] == "m"
+        metrics: dict[str, Json] = reply["metrics"]
+        return metrics
+
+    def test_are_answered_after_the_commit_and_not_before(self, config: Config) -> None:
+        with self.recording(config) as (_, ledger), raw_socket(config, zmq.DEALER) as opened:
+            opened.send(record_frame())
+            taken = ledger.next()
+            assert self.counters(opened)["in_flight"] == 1
+            ledger.tell(taken)
+            assert self.told(opened) == {
+                "v": 1,
+                "id": "r",
+                "recorded": {"id": taken.record_id, "kind": "outcome", "seq": 17},
+            }
+            assert self.counters(opened) == {"received": 3, "in_flight": 0, "outcomes_recorded": 1}
+
+    def test_reach_the_journal_as_they_were_sent(self, config: Config) -> None:
+        with self.recording(config, prompt=True) as (_, ledger), Client(config.endpoint) as own:
+            ids = [own.outcome("0198", "SUCCESS", 12.5, "sold"), own.outcome("0198", "PENDING")]
+            first, second = ledger.next(), ledger.next()
+        assert first.record == trace.Happened(decision_id="0198", status="SUCCESS", value=12.5, note="sold")
+        assert second.record == trace.Happened(decision_id="0198", status="PENDING")
+        assert ids == [first.record_id, second.record_id] == sorted(ids)
+        assert first.at <= second.at
+        assert {uuid.UUID(record_id).version for record_id in ids} == {7}
+
+    def test_come_with_the_caller_that_the_kernel_names(self, config: Config) -> None:
+        claim = {"caller": {"uid": 0, "pid": 1}, "uid": 0}
+        with self.recording(config) as (_, ledger), raw_socket(config, zmq.DEALER) as opened:
+            opened.send(record_frame(record=HAPPENED | claim, **claim))
+            taken = ledger.next()
+            ledger.tell(taken)
+        assert taken.caller == Caller(transport="ipc", uid=os.getuid(), gid=os.getgid(), pid=os.getpid())
+
+    def test_of_an_unknown_decision_are_refused_in_the_words_of_the_journal(self, config: Config) -> None:
+        with self.recording(config) as (_, ledger), raw_socket(config, zmq.DEALER) as opened:
+            opened.send(record_frame())
+            message = "decision_id: there is no decision '0198'"
+            ledger.tell(ledger.next(), error="not_found", message=message)
+            assert self.told(opened)["error"] == {"code": "not_found", "message": message}
+            assert self.counters(opened) == {"received": 2, "in_flight": 0, "refused_not_found": 1}
+
+    @pytest.mark.parametrize(
+        ("code", "why"), [("disk_full", "the disk is full"), ("unavailable", "the journal failed")]
+    )
+    def test_that_the_journal_lost_are_refused_and_counted(self, config: Config, code: str, why: str) -> None:
+        with self.recording(config) as (_, ledger), raw_socket(config, zmq.DEALER) as opened:
+            opened.send(record_frame())
+            ledger.tell(ledger.next(), error=code)
+            assert self.told(opened)["error"] == {
+                "code": code,
+                "message": f"it could not be recorded: {why}",
+            }
+            assert self.counters(opened) == {
+                "received": 2,
+                "in_flight": 0,
+                "outcomes_lost": 1,
+                f"refused_{code}": 1,
+            }
+
+    def test_expire_when_the_journal_says_nothing_and_are_counted_when_it_does(self, config: Config) -> None:
+        patient = replace(config, deadline_ms=config.max_deadline_ms)
+        with self.recording(patient) as (_, ledger), raw_socket(patient, zmq.DEALER) as opened:
+            opened.send(record_frame(deadline_ms=50))
+            taken = ledger.next()
+            assert self.told(opened)["error"] == {
+                "code": "expired",
+                "message": f"{taken.record_id} was not committed before the deadline; it may be yet",
+            }
+            ledger.tell(taken)
+            assert self.counters(opened) == {
+                "received": 2,
+                "in_flight": 0,
+                "refused_expired": 1,
+                "outcomes_recorded": 1,
+                "outcomes_late": 1,
+            }
+
+    def test_have_the_deadline_of_the_settings_if_they_state_none(self, config: Config) -> None:
+        brief = replace(config, deadline_ms=50)
+        with self.recording(brief) as (_, ledger), raw_socket(brief, zmq.DEALER) as opened:
+            opened.send(record_frame(id="patient", deadline_ms=PATIENCE_MS // 4))
+            opened.send(record_frame(id="brief"))
+            reply = self.told(opened)
+            assert (reply["id"], reply["error"]["code"]) == ("brief", "expired")
+            ledger.tell(ledger.next())
+            assert self.told(opened)["id"] == "patient"
+
+    def test_count_among_the_requests_in_flight(self, config: Config) -> None:
+        narrow = replace(config, max_in_flight=1)
+        with self.recording(narrow) as (_, ledger), raw_socket(narrow, zmq.DEALER) as opened:
+            opened.send(record_frame())
+            first = ledger.next()
+            for frame in (record_frame(id="late"), evaluate_frame(id="late")):
+                opened.send(frame)
+                reply = self.told(opened)
+                assert (reply["id"], reply["error"]["code"]) == ("late", "busy")
+                assert "the limit is 1" in reply["error"]["message"]
+                assert reply["error"]["retry_after_ms"] == 1
+            ledger.tell(first)
+            assert "recorded" in self.told(opened)
+            opened.send(record_frame())
+            ledger.tell(ledger.next())
+            assert "recorded" in self.told(opened)
+
+    def test_need_the_journal_and_no_engine(self, config: Config) -> None:
+        with (
+            self.recording(config, prompt=True, broken="engine"),
+            Client(config.endpoint, timeout_ms=PATIENCE_MS) as own,
+        ):
+            assert own.outcome("0198", "SUCCESS")
+            assert error_of(lambda: own.evaluate(DEPLOY)).code == "unavailable"
+
+    def test_are_refused_once_the_journal_has_stopped(self, config: Config) -> None:
+        with (
+            self.recording(config, broken="journal") as (_, ledger),
+            Client(config.endpoint, timeout_ms=PATIENCE_MS) as own,
+        ):
+            error = error_of(lambda: own.outcome("0198", "SUCCESS"))
+        assert error.code == "unavailable"
+        assert error.message == "the journal has stopped; the daemon must be restarted"
+        assert ledger.taken.empty()
+
+    def test_in_flight_are_answered_by_a_stop_which_takes_no_more(self, config: Config) -> None:
+        with self.recording(config) as (server, ledger), raw_socket(config, zmq.DEALER) as opened:
+            opened.send(record_frame())
+            first = ledger.next()
+            server.stop()
+            opened.send(record_frame(id="late"))
+            reply = self.told(opened)
+            assert (reply["id"], reply["error"]["code"]) == ("late", "shutting_down")
+            ledger.tell(first)
+            assert self.told(opened)["recorded"]["id"] == first.record_id
+        assert ledger.taken.empty()
+
+    def test_that_a_stop_cannot_wait_for_are_answered_all_the_same(self, config: Config) -> None:
+        hasty = replace(config, shutdown_s=0.1)
+        with self.recording(hasty) as (server, ledger), raw_socket(hasty, zmq.DEALER) as opened:
+            opened.send(record_frame())
+            ledger.next()
+            server.stop()
+            assert self.told(opened)["error"]["code"] == "shutting_down"
+
+    def test_are_refused_with_the_path_of_the_field(self, served: Config) -> None:
+        with raw_socket(served, zmq.REQ) as opened:
+            opened.send(record_frame(record=HAPPENED | {"status": "WON"}))
+            error = self.told(opened)["error"]
+        assert error["code"] == "bad_request"
+        assert error["message"] == "record.status: must be one of SUCCESS, FAILURE, PENDING"
+
+    def test_of_every_kind_have_a_call_in_the_client_and_a_counter(self, config: Config) -> None:
+        reported = trace.Reported(agent="desk", outcome="HOLD", tags=("t",))
+        consulted = trace.Consulted(system="crm", session="s", value={"tier": [1, None]})
+        review = trace.Review(decision_id="0198", reviewer="ines", verdict="accept")
+        approval = trace.Approval(decision_id="0198", approver="ines")
+        node = trace.Node(type="goal", title="Ship")
+        edge = trace.Edge(source="0198", target="0199", type="led_to")
+        with self.recording(config, prompt=True) as (_, ledger), Client(config.endpoint) as own:
+            ids = [
+                own.record(reported),
+                own.context(consulted),
+                own.outcome("0198", "FAILURE"),
+                own.review(review),
+                own.approve(approval),
+                own.node(node),
+                own.link(edge),
+            ]
+            taken = [ledger.next() for _ in ids]
+            counters = own.status()["counters"]
+        assert ids == [one.record_id for one in taken]
+        happened = trace.Happened(decision_id="0198", status="FAILURE")
+        assert [one.record for one in taken] == [
+            reported, consulted, happened, review, approval, node, edge,
+        ]  # fmt: skip
+        assert counters == {"received": 8} | {
+            f"{kinds}_recorded": 1
+            for kinds in ("reports", "consultations", "outcomes", "reviews", "approvals", "nodes", "edges")
+        }
+
+    def test_of_agents_that_trade_take_one_call(self, config: Config) -> None:
+        told: Tracked = {
+            "prompt": "Buy?",
+            "response": "Buy.",
+            "model": "m",
+            "input_tokens": 10,
+            "output_tokens": 2,
+            "latency_ms": 31.5,
+            "confidence": 0.75,
+            "context": {"price": 12.5},
+            "session": "s",
+        }
+        with self.recording(config, prompt=True) as (_, ledger), Client(config.endpoint) as own:
+            signal_id = own.track_signal(agent="scout", symbol="ACME", signal="BUY", **told)
+            risk_id = own.track_risk(agent="warden", symbol="ACME", outcome="REDUCE")
+            signal, risk = ledger.next(), ledger.next()
+        assert (signal.record_id, risk.record_id) == (signal_id, risk_id)
+        assert signal.record == trace.Reported(
+            type="signal", agent="scout", entity="ACME", outcome="BUY", **told
+        )
+        assert risk.record == trace.Reported(type="risk", agent="warden", entity="ACME", outcome="REDUCE")
+
+    def test_are_on_the_chain_when_they_are_answered(self, served: Config, client: Client) -> None:
+        decision_id = client.evaluate(DEPLOY)["context"]["decision_id"]
+        before = client.status()["journal"]["seq"]
+        client.outcome(decision_id, "SUCCESS", 12.5)
+        client.review(trace.Review(decision_id=decision_id, reviewer="ines", verdict="accept"))
+        reported_id = client.track_signal(agent="scout", symbol="ACME", signal="BUY")
+        client.outcome(reported_id, "FAILURE")
+        with closing(sqlite3.connect(served.journal_path)) as connection:
+            rows = connection.execute("SELECT kind FROM events WHERE seq > ? ORDER BY seq", (before,))
+            assert [kind for (kind,) in rows] == ["outcome", "review", "reported", "outcome"]
+        assert verify(served.journal_path).ok
+
+    def test_are_no_events_of_the_stream(self, served: Config, client: Client) -> None:
+        with zmq.Context() as context, context.socket(zmq.SUB) as events:
+            events.set(zmq.LINGER, 0)
+            events.set(zmq.RCVTIMEO, PATIENCE_MS)
+            events.subscribe(b"")
+            events.connect(served.events_endpoint)
+            decision_id = ""
+            while not events.poll(50):  # a subscription takes a moment
+                decision_id = client.evaluate(DEPLOY)["context"]["decision_id"]
+            while json.loads(events.recv_multipart()[1])["decision_id"] != decision_id:
+                pass
+            client.track_signal(agent="scout", symbol="ACME", signal="BUY")
+            later_id = client.evaluate(DEPLOY)["context"]["decision_id"]
+            kind, body = events.recv_multipart()
+        assert (kind, json.loads(body)["decision_id"]) == (b"decision", later_id)
+
+
+def upkeep_frame(**record: Json) -> bytes:
+    return json.dumps({"v": 1, "id": "u", "op": "upkeep", "record": record}).encode()
+
+
+#: A client that becomes another user, asks for upkeep, and prints what it is told.
+STRANGER = """
+import os, sys, zmq
+endpoint, frame, uid = sys.argv[1:]
+os.setgroups([])
+os.setgid(int(uid))
+os.setuid(int(uid))
+with zmq.Context() as context, context.socket(zmq.REQ) as opened:
+    opened.set(zmq.LINGER, 0)
+    opened.set(zmq.RCVTIMEO, 20_000)
+    opened.connect(endpoint)
+    opened.send(frame.encode())
+    print(opened.recv().decode())
+"""
+
+
+class TestUpkeep:
+    """Long work on the journal: for the daemon's own user and root, done by the clerk."""
+
+    @contextmanager
+    def tended(self, config: Config, *, broken: str | None = None) -> Iterator[tuple[Server, Mailbox, Desk]]:
+        mailbox, desk = Mailbox(), Desk()
+        server = Server(
+            config,
+            mailbox=mailbox,
+            work=Idle(),
+            recorder=Ledger(mailbox),
+            clerk=desk,
+            pack=PACK,
+            model=StubEngine().model,
+            refusal=lambda asked: stopped(asked, broken),
+        )
+        with served_by(server, mailbox):
+            yield server, mailbox, desk
+
+    def test_is_answered_when_the_clerk_has_done_it_and_not_before(self, config: Config) -> None:
+        with self.tended(config) as (_, mailbox, desk), raw_socket(config, zmq.DEALER) as opened:
+            opened.send(upkeep_frame(task="erase", actor="user:alice"))
+            ticket, upkeep, caller = desk.taken.get(timeout=PATIENCE_MS / 1000)
+            opened.send(json.dumps({"v": 1, "id": "m", "op": "metrics"}).encode())
+            assert json.loads(opened.recv())["metrics"]["in_flight"] == 1
+            mailbox.put((ticket, Tended({"done": {"own": 3}})))
+            assert json.loads(opened.recv()) == {"v": 1, "id": "u", "done": {"own": 3}}
+        assert upkeep == trace.Upkeep(task="erase", actor="user:alice")
+        assert caller == Caller(transport="ipc", uid=os.getuid(), gid=os.getgid(), pid=os.getpid())
+
+    def test_that_fails_is_refused_in_the_words_of_the_clerk(self, config: Config) -> None:
+        with self.tended(config) as (_, mailbox, desk), raw_socket(config, zmq.DEALER) as opened:
+            opened.send(upkeep_frame(task="checkpoint"))
+            ticket, _, _ = desk.taken.get(timeout=PATIENCE_MS / 1000)
+            mailbox.put((ticket, Tended(RequestError("unavailable", "the disk is full"))))
+            error = json.loads(opened.recv())["error"]
+        assert error == {"code": "unavailable", "message": "the disk is full"}
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+    def test_is_refused_to_another_user_whom_the_socket_lets_in(self, config: Config) -> None:
+        config.state_dir.chmod(0o711)
+        with self.tended(replace(config, socket_mode=0o666)) as (server, _, desk):
+            frame = upkeep_frame(task="checkpoint").decode()
+            told = subprocess.run(
+                [sys.executable, "-c", STRANGER, config.endpoint, frame, "65534"],
+                capture_output=True,
+                check=True,
+                text=True,
+            )
+            assert json.loads(told.stdout)["error"] == {
+                "code": "unauthorized",
+                "message": "op: upkeep is for the user that the daemon runs as, and root",
+            }
+            assert server.counters["refused_unauthorized"] == 1
+        assert desk.taken.empty()
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may do it whoever the daemon is")
+    def test_is_refused_to_whoever_is_not_the_user_of_the_daemon(
+        self, config: Config, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with self.tended(config) as (_, _, desk), Client(config.endpoint, timeout_ms=PATIENCE_MS) as own:
+            monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+            error = error_of(lambda: own.upkeep(trace.Upkeep(task="checkpoint")))
+        assert error.code == "unauthorized"
+        assert desk.taken.empty()
+
+    def test_is_refused_once_the_journal_has_stopped(self, config: Config) -> None:
+        with (
+            self.tended(config, broken="journal") as (_, _, desk),
+            Client(config.endpoint, timeout_ms=PATIENCE_MS) as own,
+        ):
+            error = error_of(lambda: own.upkeep(trace.Upkeep(task="checkpoint")))
+        assert (error.code, error.message.split()[:2]) == ("unavailable", ["the", "journal"])
+        assert desk.taken.empty()
+
+    def test_needs_no_engine(self, config: Config) -> None:
+        with (
+            self.tended(config, broken="engine") as (_, mailbox, desk),
+            raw_socket(config, zmq.DEALER) as own,
+        ):
+            own.send(upkeep_frame(task="checkpoint"))
+            ticket, _, _ = desk.taken.get(timeout=PATIENCE_MS / 1000)
+            mailbox.put((ticket, Tended({"done": {}})))
+            assert json.loads(own.recv())["done"] == {}
+
+    def test_in_flight_is_answered_by_a_stop_which_takes_no_more(self, config: Config) -> None:
+        with self.tended(config) as (server, mailbox, desk), raw_socket(config, zmq.DEALER) as opened:
+            opened.send(upkeep_frame(task="checkpoint"))
+            ticket, _, _ = desk.taken.get(timeout=PATIENCE_MS / 1000)
+            server.stop()
+            opened.send(upkeep_frame(task="checkpoint"))
+            assert json.loads(opened.recv())["error"]["code"] == "shutting_down"
+            mailbox.put((ticket, Tended({"done": {}})))
+            assert json.loads(opened.recv())["done"] == {}
+        assert desk.taken.empty()
+
+    def test_is_done_by_a_daemon_that_decides_meanwhile(self, served: Config, client: Client) -> None:
+        decided = [client.evaluate(DEPLOY)["context"]["decision_id"] for _ in range(3)]
+        done = client.upkeep(trace.Upkeep(task="erase", actor="user:alice"))
+        assert (done["own"], done["left"]) == (3, [])
+        assert client.upkeep(trace.Upkeep(task="archive", before="2026-01-01T00:00:00Z"))["archived"] == 0
+        assert client.upkeep(trace.Upkeep(task="archive", before="9999-01-01T00:00:00Z"))["archived"] > 3
+        seq = client.upkeep(trace.Upkeep(task="checkpoint"))["checkpoint"]
+        assert client.evaluate(DEPLOY)["context"]["decision_id"]
+        with Reader(served.journal_path) as reader:
+            assert [row and row["actor"] for row in map(reader.get, decided)] == [None] * 3
+        verdict = verify(served.journal_path)
+        assert (verdict.ok, verdict.erased, verdict.checkpoint_seq) == (True, 3, seq)
+
+    def test_that_cannot_be_done_says_why(self, served: Config, client: Client) -> None:
+        client.evaluate(DEPLOY)  # so that something is there to be archived
+        done = client.upkeep(trace.Upkeep(task="archive", before="9999-01-01T00:00:00Z"))
+        (segment,) = done["segments"]
+        (served.state_dir / "archive" / segment).unlink()
+        error = error_of(lambda: client.upkeep(trace.Upkeep(task="erase", actor="user:alice")))
+        assert error.code == "unavailable"
+        assert segment in error.message
 
 
 class TestStalledJournal:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import re
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thor_policy import wire
+from thor_policy import trace, wire
 from thor_policy.core import (
     Action,
     Annotations,
@@ -158,6 +160,8 @@ def test_integers_may_be_as_large_as_64_bits_hold(number: int) -> None:
 
 # ---------------------------------------------------------------- the envelope's refusals
 
+OPS = "evaluate, status, metrics, record, context, outcome, review, approve, node, link, upkeep"
+
 
 @pytest.mark.parametrize(
     ("members", "code", "told"),
@@ -171,8 +175,9 @@ def test_integers_may_be_as_large_as_64_bits_hold(number: int) -> None:
         ({"id": 7}, "bad_request", "id: must be a string"),
         ({"id": None}, "bad_request", "id: must be a string"),
         ({"id": "i" * 257}, "too_large", "id: has 257 characters; the limit is 256"),
-        ({"op": "forget"}, "bad_request", "op: must be evaluate, status or metrics"),
-        ({"op": ["status"]}, "bad_request", "op: must be evaluate, status or metrics"),
+        ({"op": "forget"}, "bad_request", f"op: must be one of {OPS}"),
+        ({"op": ["status"]}, "bad_request", f"op: must be one of {OPS}"),
+        ({"op": {"record": 1}}, "bad_request", f"op: must be one of {OPS}"),
         ({"explain": "sometime"}, "bad_request", "explain: must be one of none, inline, later"),
         ({"explain": True}, "bad_request", "explain: must be one of none, inline, later"),
         ({"explain": ["none"]}, "bad_request", "explain: must be one of none, inline, later"),
@@ -456,6 +461,425 @@ def test_64_items_are_a_batch() -> None:
     assert len(batch(*[ALICE] * 64).items) == 64
 
 
+# ---------------------------------------------------------------- records
+
+#: For each op the least that its record says, and what that is.
+LEAST: dict[str, tuple[dict[str, Any], trace.Record]] = {
+    "record": (
+        {"agent": "trader", "outcome": "BUY"},
+        trace.Reported(agent="trader", outcome="BUY", type="policy_application", made_by="agent"),
+    ),
+    "context": ({"system": "crm", "session": "s"}, trace.Consulted(system="crm", session="s")),
+    "outcome": (
+        {"decision_id": "d", "status": "SUCCESS"},
+        trace.Happened(decision_id="d", status="SUCCESS"),
+    ),
+    "review": (
+        {"decision_id": "d", "reviewer": "ines", "verdict": "accept"},
+        trace.Review(decision_id="d", reviewer="ines", verdict="accept"),
+    ),
+    "approve": (
+        {"decision_id": "d", "approver": "ines"},
+        trace.Approval(decision_id="d", approver="ines", verdict="approved", step=1),
+    ),
+    "node": ({"type": "goal", "title": "t"}, trace.Node(type="goal", title="t", status="active")),
+    "link": (
+        {"source": "a", "target": "b", "type": "led_to"},
+        trace.Edge(source="a", target="b", type="led_to"),
+    ),
+}
+#: For each op a record that leaves nothing out.
+WHOLE: dict[str, trace.Record] = {
+    "record": trace.Reported(
+        agent="trader",
+        outcome="BUY",
+        type="signal",
+        made_by="committee",
+        entity="ACME",
+        session="s",
+        model="m",
+        prompt="Now?",
+        response="Now.",
+        reasoning="It is low.",
+        context={"price": [{"low": 1.5}]},
+        confidence=0.5,
+        risk="high",
+        input_tokens=2**53,
+        output_tokens=0,
+        latency_ms=12.5,
+        is_exception=True,
+        precedents=("p",),
+        tags=("t", "u"),
+    ),
+    "context": trace.Consulted(
+        system="crm",
+        decision_id="d",
+        session="s",
+        entity="ACME",
+        query="tier of ACME",
+        value={"tier": 1},
+        relevance=1.0,
+        took_ms=0.0,
+        fresh_at="2026-05-13T10:00:00.5+02:00",
+    ),
+    "outcome": trace.Happened(decision_id="d", status="FAILURE", value=-12.5, note="stopped out"),
+    "review": trace.Review(
+        decision_id="d", reviewer="ines", verdict="correct_both", decision="HOLD", reasoning="Too early."
+    ),
+    "approve": trace.Approval(
+        decision_id="d",
+        approver="ines",
+        verdict="rejected",
+        role="lead",
+        channel="phone",
+        evidence="call 12",
+        step=2,
+    ),
+    "node": trace.Node(
+        type="observation",
+        title="t",
+        description="long",
+        status="abandoned",
+        confidence=100,
+        session="s",
+        metadata={"k": None},
+    ),
+    "link": trace.Edge(source="a", target="b", type="led_to", weight=-0.5, rationale="so"),
+}
+
+
+def record_frame(op: str, record: Any = ..., **members: Any) -> bytes:
+    return frame(**{"op": op, "request": ..., "record": record} | members)
+
+
+def kept(op: str, **fields: Any) -> Any:
+    message = decode(record_frame(op, LEAST[op][0] | fields))
+    assert isinstance(message, wire.Keep)
+    return message.record
+
+
+def test_each_noun_of_a_trace_has_its_op() -> None:
+    assert set(wire.RECORDS.values()) == set(get_args(trace.Record))
+    assert wire.RECORDS.keys() == LEAST.keys() == WHOLE.keys()
+
+
+@pytest.mark.parametrize("op", LEAST)
+def test_a_record_may_say_no_more_than_it_must(op: str) -> None:
+    fields, record = LEAST[op]
+    assert decode(record_frame(op, fields, id=...)) == wire.Keep(id="", record=record, deadline_ms=None)
+
+
+@pytest.mark.parametrize("op", WHOLE)
+def test_a_whole_record_survives_the_way_over_the_wire(op: str) -> None:
+    raw = wire.encode_request("q", op, {"record": WHOLE[op], "deadline_ms": 50})
+    assert decode(raw) == wire.Keep(id="q", record=WHOLE[op], deadline_ms=50)
+
+
+@pytest.mark.parametrize("op", LEAST)
+def test_unknown_members_of_a_record_are_ignored(op: str) -> None:
+    assert kept(op, unknown={"a": [1]}, caller={"uid": 0}) == LEAST[op][1]
+
+
+@pytest.mark.parametrize("op", LEAST)
+@pytest.mark.parametrize(
+    ("members", "told"),
+    [
+        ({"record": ...}, "record: is missing; the op {op} needs one"),
+        ({"record": None}, "record: expected `object`, got `null`"),
+        ({"record": []}, "record: expected `object`, got `array`"),
+        ({"deadline_ms": 0}, "deadline_ms: must be a whole number from 1 to 120000"),
+        ({"idempotency_key": "k"}, "idempotency_key: is not supported by this version; leave it out"),
+    ],
+)
+def test_an_op_without_a_good_record_is_refused(op: str, members: dict[str, Any], told: str) -> None:
+    error = refused(record_frame(op, **{"record": LEAST[op][0]} | members))
+    assert (error.code, error.message) == ("bad_request", told.format(op=op))
+
+
+@pytest.mark.parametrize(
+    ("op", "field"),
+    [
+        (op, field)
+        for op, (fields, _) in LEAST.items()
+        for field in fields
+        if (op, field) != ("context", "session")
+    ],
+)
+def test_what_a_record_must_say_may_not_be_left_out(op: str, field: str) -> None:
+    fields = {name: value for name, value in LEAST[op][0].items() if name != field}
+    error = refused(record_frame(op, fields))
+    assert (error.code, error.message) == ("bad_request", f"record: object missing required field `{field}`")
+
+
+def test_data_consulted_belongs_to_a_decision_or_a_session() -> None:
+    assert kept("context", session=None, decision_id="d").decision_id == "d"
+    error = refused(record_frame("context", {"system": "crm"}))
+    assert error.code == "bad_request"
+    assert error.message == "record.decision_id: is missing; give it, or `session`"
+
+
+@pytest.mark.parametrize(
+    "time", ["2026-05-13T10:00:00Z", "2026-05-13T10:00:00.123456-05:30", "2026-05-13 10:00:00z"]
+)
+def test_fresh_at_is_kept_as_it_was_said(time: str) -> None:
+    assert kept("context", fresh_at=time).fresh_at == time
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        "yesterday",
+        "2026-05-13",
+        "2026-05-13T10:00:00",
+        "2026-02-30T10:00:00Z",
+        "1778666400",
+        "0001-01-01T00:00:00+23:59",
+        "9999-12-31T23:59:59-23:59",
+    ],
+)
+def test_fresh_at_is_a_time_with_its_zone_that_utc_can_say(time: str) -> None:
+    error = refused(record_frame("context", LEAST["context"][0] | {"fresh_at": time}))
+    assert error.code == "bad_request"
+    assert error.message == "record.fresh_at: must be an RFC 3339 time such as 2026-05-13T10:00:00Z"
+
+
+#: Fields by what bounds them: (op, field).
+NAME_FIELDS = [
+    *(("record", name) for name in ("agent", "outcome", "type", "entity", "session", "model")),
+    *(("context", name) for name in ("system", "decision_id", "session", "entity", "fresh_at")),
+    ("outcome", "decision_id"),
+    *(("review", name) for name in ("decision_id", "reviewer", "decision")),
+    *(("approve", name) for name in ("decision_id", "approver", "role", "channel")),
+    *(("node", name) for name in ("title", "session")),
+    *(("link", name) for name in ("source", "target", "type")),
+]
+TEXT_FIELDS = [
+    *(("record", name) for name in ("prompt", "response", "reasoning")),
+    ("context", "query"),
+    ("outcome", "note"),
+    ("review", "reasoning"),
+    ("approve", "evidence"),
+    ("node", "description"),
+    ("link", "rationale"),
+]
+#: (op, field, least, most); the least and the most are good.
+NUMBER_FIELDS = [
+    ("record", "confidence", 0, 1),
+    ("record", "latency_ms", 0, 10**12),
+    ("record", "input_tokens", 0, 2**53),
+    ("record", "output_tokens", 0, 2**53),
+    ("context", "relevance", 0, 1),
+    ("context", "took_ms", 0, 10**12),
+    ("approve", "step", 0, 2**53),
+    ("node", "confidence", 0, 100),
+]
+CHOICE_FIELDS = [
+    ("record", "made_by", "agent, human, committee, system"),
+    ("record", "risk", "low, medium, high, critical"),
+    ("outcome", "status", "SUCCESS, FAILURE, PENDING"),
+    ("review", "verdict", "accept, correct_decision, correct_reasoning, correct_both"),
+    ("approve", "verdict", "approved, rejected"),
+    ("node", "type", "goal, decision, option, action, outcome, observation, revisit"),
+    ("node", "status", "active, superseded, abandoned"),
+]
+#: Fields that other tests speak of, or whose type alone bounds them.
+OTHER_FIELDS = {
+    *(("record", name) for name in ("context", "is_exception", "precedents", "tags")),
+    ("context", "value"),
+    ("outcome", "value"),
+    ("node", "metadata"),
+    ("link", "weight"),
+}
+
+
+def refused_field(op: str, field: str, value: Any) -> tuple[str, str]:
+    error = refused(record_frame(op, LEAST[op][0] | {field: value}))
+    return error.code, error.message
+
+
+def test_no_field_of_a_record_is_without_its_limit_here() -> None:
+    fields = {(op, name) for op, noun in wire.RECORDS.items() for name in noun.__struct_fields__}
+    limited = [
+        *NAME_FIELDS,
+        *TEXT_FIELDS,
+        *((op, name) for op, name, *_ in (*NUMBER_FIELDS, *CHOICE_FIELDS)),
+        *OTHER_FIELDS,
+    ]
+    assert sorted(limited) == sorted(fields)
+
+
+@pytest.mark.parametrize(("op", "field"), NAME_FIELDS)
+def test_a_name_has_1_to_256_characters(op: str, field: str) -> None:
+    assert refused_field(op, field, "") == ("bad_request", f"record.{field}: must not be empty")
+    assert refused_field(op, field, "n" * 257) == (
+        "too_large",
+        f"record.{field}: has more than 256 characters",
+    )
+    if field != "fresh_at":
+        assert getattr(kept(op, **{field: "ü" * 256}), field) == "ü" * 256
+
+
+@pytest.mark.parametrize(("op", "field"), TEXT_FIELDS)
+def test_a_text_has_up_to_32768_characters(op: str, field: str) -> None:
+    assert getattr(kept(op, **{field: ""}), field) == ""
+    assert getattr(kept(op, **{field: "t" * 32_768}), field) == "t" * 32_768
+    assert refused_field(op, field, "t" * 32_769) == (
+        "too_large",
+        f"record.{field}: has more than 32768 characters",
+    )
+
+
+@pytest.mark.parametrize(("op", "field", "least", "most"), NUMBER_FIELDS)
+def test_a_number_lies_within_its_bounds(op: str, field: str, least: int, most: int) -> None:
+    assert getattr(kept(op, **{field: least}), field) == least
+    assert getattr(kept(op, **{field: most}), field) == most
+    assert refused_field(op, field, least - 1) == ("bad_request", f"record.{field}: must be at least {least}")
+    assert refused_field(op, field, most + 1) == ("bad_request", f"record.{field}: must be at most {most}")
+
+
+@pytest.mark.parametrize(("op", "field", "choices"), CHOICE_FIELDS)
+@pytest.mark.parametrize("other", ["", "other", "' - at `$.agent`", "\u0000`\n"])
+def test_a_choice_that_is_none_is_told_which_there_are(op: str, field: str, choices: str, other: str) -> None:
+    assert refused_field(op, field, other) == ("bad_request", f"record.{field}: must be one of {choices}")
+    for choice in choices.split(", "):
+        assert getattr(kept(op, **{field: choice}), field) == choice
+
+
+@pytest.mark.parametrize(
+    ("op", "field", "value", "told"),
+    [
+        ("record", "agent", 5, "record.agent: expected `str`, got `int`"),
+        ("record", "type", None, "record.type: expected `str`, got `null`"),
+        ("record", "context", [], "record.context: expected `object`, got `array`"),
+        ("record", "is_exception", 1, "record.is_exception: expected `bool`, got `int`"),
+        ("record", "input_tokens", 1.5, "record.input_tokens: expected `int | null`, got `float`"),
+        ("record", "tags", "t", "record.tags: expected `array`, got `str`"),
+        ("record", "tags", ["t", 5], "record.tags[1]: expected `str`, got `int`"),
+        ("record", "tags", ["t", ""], "record.tags[1]: must not be empty"),
+        ("outcome", "status", 5, "record.status: expected `str`, got `int`"),
+        ("outcome", "value", "12", "record.value: expected `float | null`, got `str`"),
+        ("outcome", "value", 2**63, "record.value: the integer does not fit 64 bits"),
+        ("node", "metadata", None, "record.metadata: expected `object`, got `null`"),
+        ("link", "weight", True, "record.weight: expected `float | null`, got `bool`"),
+        ("context", "value", {"n": 2**64}, "record.value.n: the integer does not fit 64 bits"),
+    ],
+)
+def test_a_field_of_another_type_is_refused_with_its_path(op: str, field: str, value: Any, told: str) -> None:
+    assert refused_field(op, field, value) == ("bad_request", told)
+
+
+@pytest.mark.parametrize("field", ["tags", "precedents"])
+def test_a_record_has_up_to_64_tags_and_precedents_with_names(field: str) -> None:
+    assert getattr(kept("record", **{field: ["t"] * 64}), field) == ("t",) * 64
+    told = f"record.{field}: holds more than 64 items"
+    assert refused_field("record", field, ["t"] * 65) == ("too_large", told)
+    told = f"record.{field}[63]: has more than 256 characters"
+    assert refused_field("record", field, ["t"] * 63 + ["t" * 257]) == ("too_large", told)
+
+
+def test_a_record_is_held_to_the_same_depth_and_number_of_values() -> None:
+    assert kept("context", value=nested(7)).value == nested(7)
+    told = "record.value.0.k.0.k.0.k.0: nested deeper than 8 levels"
+    assert refused_field("context", "value", nested(8)) == ("bad_request", told)
+    others = 1 + len(LEAST["context"][0]) + 1  # the record, its fields and the list
+    assert kept("context", value=[0] * (1024 - others))
+    told = "record: holds more than 1024 values"
+    assert refused_field("context", "value", [0] * (1025 - others)) == ("too_large", told)
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"1e999"])
+def test_no_number_of_a_record_is_infinite_or_none(number: bytes) -> None:
+    raw = record_frame("outcome", LEAST["outcome"][0] | {"value": "HERE"}).replace(b'"HERE"', number)
+    assert refused(raw).code == "bad_request"
+
+
+def test_the_protocol_document_lists_every_op_and_member_of_a_record() -> None:
+    document = Path(__file__).parents[1] / "docs" / "protocol.md"
+    rows = [re.findall(r"`(\w+)`", line) for line in document.read_text(encoding="utf-8").splitlines()]
+    documented = {row[0]: set(row[2:]) for row in rows if len(row) > 3 and row[0] in wire.RECORDS}
+    assert documented == {op: set(noun.__struct_fields__) for op, noun in wire.RECORDS.items()}
+
+
+# ---------------------------------------------------------------- work on the journal
+
+
+def upkeep_frame(**record: Any) -> bytes:
+    return record_frame("upkeep", record)
+
+
+@pytest.mark.parametrize(
+    "upkeep",
+    [
+        trace.Upkeep(task="erase", actor="user:alice"),
+        trace.Upkeep(task="archive", before="2026-05-13T10:00:00+02:00"),
+        trace.Upkeep(task="checkpoint"),
+    ],
+)
+def test_work_on_the_journal_survives_the_way_over_the_wire(upkeep: trace.Upkeep) -> None:
+    raw = wire.encode_request("q", "upkeep", {"record": upkeep})
+    assert decode(raw) == wire.Tend(id="q", upkeep=upkeep)
+
+
+@pytest.mark.parametrize(
+    ("record", "code", "told"),
+    [
+        ({}, "bad_request", "record: object missing required field `task`"),
+        ({"task": "burn"}, "bad_request", "record.task: must be one of erase, archive, checkpoint"),
+        ({"task": "erase"}, "bad_request", "record.actor: is missing; the task erase needs it"),
+        (
+            {"task": "erase", "actor": None},
+            "bad_request",
+            "record.actor: is missing; the task erase needs it",
+        ),
+        ({"task": "erase", "actor": ""}, "bad_request", "record.actor: must not be empty"),
+        (
+            {"task": "erase", "actor": "user: "},
+            "bad_request",
+            "record.actor: must name somebody, as `user:alice`",
+        ),
+        ({"task": "erase", "actor": "a" * 257}, "too_large", "record.actor: has more than 256 characters"),
+        ({"task": "erase", "actor": 7}, "bad_request", "record.actor: expected `str | null`, got `int`"),
+        ({"task": "archive"}, "bad_request", "record.before: is missing; the task archive needs it"),
+        (
+            {"task": "archive", "before": "yesterday"},
+            "bad_request",
+            "record.before: must be an RFC 3339 time such as 2026-05-13T10:00:00Z",
+        ),
+        (
+            {"task": "archive", "before": "2026-05-13T10:00:00"},
+            "bad_request",
+            "record.before: must be an RFC 3339 time such as 2026-05-13T10:00:00Z",
+        ),
+    ],
+)
+def test_work_on_the_journal_that_is_not_told_whole_is_refused(
+    record: dict[str, Any], code: str, told: str
+) -> None:
+    error = refused(upkeep_frame(**record))
+    assert (error.code, error.message) == (code, told)
+
+
+def test_work_on_the_journal_is_told_in_a_record() -> None:
+    error = refused(record_frame("upkeep"))
+    assert (error.code, error.message) == ("bad_request", "record: is missing; the op upkeep needs one")
+
+
+def test_the_protocol_document_lists_every_task_of_upkeep() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text(encoding="utf-8")
+    section = text.partition("\n## Upkeep\n")[2].partition("\n## ")[0]
+    _, *rows = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert tuple(rows) == get_args(get_type_hints(trace.Upkeep)["task"])
+
+
+def test_the_reply_to_a_record_says_where_it_is_kept() -> None:
+    raw = wire.reply("q-1", **wire.recorded_item("0198", "outcome", 17))
+    assert wire.decode_reply(raw) == {
+        "v": 1,
+        "id": "q-1",
+        "recorded": {"id": "0198", "kind": "outcome", "seq": 17},
+    }
+
+
 # ---------------------------------------------------------------- the flat situation
 
 
@@ -669,15 +1093,20 @@ MEMBERS = st.sampled_from(
         "evaluations",
         "options",
         "idempotency_key",
+        "record",
     ]
 )
 ANY_JSON = st.recursive(
-    SCALARS | st.integers() | st.sampled_from([1, "evaluate", "status", "inline", "user:alice"]),
+    SCALARS | st.integers() | st.sampled_from([1, "evaluate", "status", "outcome", "inline", "user:alice"]),
     lambda inner: (
         st.lists(inner, max_size=4) | st.dictionaries(MEMBERS | st.text(max_size=4), inner, max_size=6)
     ),
     max_leaves=30,
 )
+
+
+#: A member of any noun of a trace.
+FIELDS = st.sampled_from(sorted({name for noun in wire.RECORDS.values() for name in noun.__struct_fields__}))
 
 
 def depth(value: Any) -> int:
@@ -718,6 +1147,13 @@ def test_any_member_may_hold_arbitrary_json(member: str, value: Any) -> None:
     decoded_or_refused(frame(request=ALICE | {member: value}))
     flat = {"actor_id": "user:alice", "action_type": "read", "resource": "doc:handbook"}
     decoded_or_refused(frame(request=..., situation=flat | {member: value}))
+
+
+@given(st.sampled_from(sorted(LEAST)), st.dictionaries(FIELDS, ANY_JSON, max_size=3) | ANY_JSON)
+def test_a_record_may_hold_arbitrary_json(op: str, value: Any) -> None:
+    decoded_or_refused(record_frame(op, value))
+    if isinstance(value, dict):
+        decoded_or_refused(record_frame(op, LEAST[op][0] | value))
 
 
 @given(st.data())

@@ -7,19 +7,25 @@ they started, also when a start fails half-way. Called on the main thread.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
-from thor_policy import catalog, packs
+from thor_policy import catalog, packs, trace
+from thor_policy.clerk import Clerk
+from thor_policy.client import Client
 from thor_policy.config import Config, data_path
-from thor_policy.core import Decision, Engine, Json
-from thor_policy.errors import JournalError
+from thor_policy.core import Caller, Decision, Engine, Json
+from thor_policy.errors import JournalError, RequestError
 from thor_policy.journal import events
-from thor_policy.journal.writer import Journal, OnCommitted
-from thor_policy.policy import Explained, Policy
-from thor_policy.server import Mailbox, Server, endpoint_lock
+from thor_policy.journal.checkpoints import Signer, key_path
+from thor_policy.journal.upkeep import tend as do_upkeep
+from thor_policy.journal.writer import Checkpoints, Journal, OnCommitted
+from thor_policy.policy import Explained, Policy, new_id
+from thor_policy.server import Mailbox, Part, Server, endpoint_lock
 from thor_policy.worker import Outcome, Worker
 
 log = logging.getLogger(__name__)
@@ -52,14 +58,57 @@ def load_engine(config: Config) -> Engine:
     )
 
 
+def journal_options(config: Config) -> dict[str, Any]:
+    """What the settings say of a journal, as arguments. Raises JournalError if the key cannot be used."""
+    signer = Signer.load(key_path(config.checkpoint_key, os.environ))
+    signer.publish(config.checkpoint_dir)
+    return {
+        "synchronous": config.synchronous,
+        "min_free_mb": config.min_free_mb,
+        "ballast_mb": config.ballast_mb,
+        "masked": config.masked,
+        "checkpoints": Checkpoints(
+            signer, config.checkpoint_dir, config.checkpoint_events, config.checkpoint_s
+        ),
+    }
+
+
 def open_journal(config: Config, on_committed: OnCommitted) -> Journal:
     """The journal of the state directory, open for writing."""
-    return Journal(
-        config.journal_path,
-        on_committed=on_committed,
-        synchronous=config.synchronous,
-        erasable=config.erasable,
-    )
+    return Journal(config.journal_path, on_committed=on_committed, **journal_options(config))
+
+
+def keep(config: Config, record: trace.Record) -> str:
+    """Record something, through the daemon where one runs, otherwise by hand; returns the record's id.
+
+    Raises RequestError, Unreachable, JournalError.
+    """
+    with Client(config.endpoint) as client:
+        if client.alive():
+            return client.keep(record)
+    record_id, us = new_id(), Caller(transport="inproc", uid=os.geteuid(), gid=os.getegid(), pid=os.getpid())
+    with open_journal(config, lambda _: None) as journal:
+        event = events.recorded(record, record_id=record_id, at=time.time(), caller=us, masked=config.masked)
+        fate = journal.commit(event).result()
+    if fate.error is not None:
+        raise RequestError(fate.error, fate.message or "the journal could not record it")
+    return record_id
+
+
+def tend(
+    config: Config, upkeep: trace.Upkeep, *, progress: Callable[[int], None] = lambda _: None
+) -> dict[str, Json]:
+    """Do long work on the journal, through the daemon where one runs, otherwise by hand; says what was done.
+
+    `progress` hears of it only where no daemon does it. Raises RequestError, Unreachable, JournalError.
+    """
+    with Client(config.endpoint) as client:
+        if client.alive():
+            return client.upkeep(upkeep)
+    if not config.journal_path.is_file():
+        raise JournalError(f"there is no journal at {config.journal_path}; `thorpolicy serve` makes one")
+    with open_journal(config, lambda _: None) as journal:
+        return do_upkeep(journal, upkeep, by_uid=os.geteuid(), progress=progress)
 
 
 @contextmanager
@@ -101,20 +150,25 @@ def open_service(
         journal.append(events.model_loaded(model, now))
         journal.append(events.pack_activated(pack.info, now))
 
+        clerk = Clerk(journal, lambda ticket, tended: mailbox.put((ticket, tended)))
+        stack.callback(clerk.stop, config.shutdown_s)
+
         def describe() -> dict[str, Json]:
             return _describe(policy, worker, journal)
 
-        def broken() -> str | None:
-            return None if worker.alive and journal.alive else "journal" if worker.alive else "engine"
+        def refusal(part: Part) -> RequestError | None:
+            return journal.refusal() if part == "journal" else worker.refusal()
 
         server = Server(
             config,
             mailbox=mailbox,
             work=worker,
+            recorder=journal,
+            clerk=clerk,
             pack=pack.info,
             model=model,
             describe=describe,
-            broken=broken,
+            refusal=refusal,
         )
         sockets.callback(server.close)
         yield server
@@ -139,6 +193,10 @@ def serving(
 
 
 def _describe(policy: Policy, worker: Worker, journal: Journal) -> dict[str, Json]:
+    try:
+        free_mb = journal.room.free_bytes() // 2**20
+    except OSError:  # a disk that cannot even say so; `failing` and `trouble` tell why
+        free_mb = None
     return {
         "engine": {
             "alive": worker.alive,
@@ -161,9 +219,11 @@ def _describe(policy: Policy, worker: Worker, journal: Journal) -> dict[str, Jso
             "seq": journal.seq,
             "waiting": journal.waiting,
             "batches": journal.batches,
-            "committed_events": journal.committed_events,
-            "failed_events": journal.failed_events,
             "failing": journal.failing,
+            "free_mb": free_mb,
+            "min_free_mb": journal.room.min_free_bytes // 2**20,
+            "ballast": journal.room.has_ballast,
+            "counters": dict(sorted(journal.counters.items())),
         },
     }
 

@@ -1,4 +1,4 @@
-"""The Python client: ask a daemon, with a timeout on everything.
+"""The Python client: ask a daemon, and have it keep records, with a timeout on everything.
 
 Owns one socket and its correlation ids. Invariant: each call returns the reply to that call or raises; a
 reply that comes after its timeout is dropped with the socket it came to. One client per thread.
@@ -11,15 +11,30 @@ import os
 import socket
 from collections.abc import Sequence
 from types import TracebackType
+from typing import TypedDict, Unpack
 
 import zmq
 
-from thor_policy import wire
+from thor_policy import trace, wire
 from thor_policy.core import Json
 from thor_policy.errors import Unreachable
 
 #: Added to a deadline before the client gives up: the daemon answers at the deadline, not before.
 GRACE_MS = 1_000
+
+
+class Tracked(TypedDict, total=False):
+    """What an agent may tell of a decision it made with a model of its own (fields of `trace.Reported`)."""
+
+    prompt: str | None
+    response: str | None
+    model: str | None
+    input_tokens: int | None
+    output_tokens: int | None
+    latency_ms: float | None
+    confidence: float | None
+    context: dict[str, Json]
+    session: str | None
 
 
 class Client:
@@ -82,6 +97,63 @@ class Client:
         """What the daemon says of itself."""
         status: dict[str, Json] = self.call("status", {})["status"]
         return status
+
+    # ------------------------------------------------------------ records: each returns its id once committed
+
+    def record(self, reported: trace.Reported) -> str:
+        """Keep a decision that was made elsewhere; returns its decision id.
+
+        Raises RequestError if it is refused (as all that follow do), Unreachable if no reply comes in time:
+        then it may have been kept all the same.
+        """
+        return self.keep(reported)
+
+    def context(self, consulted: trace.Consulted) -> str:
+        """Keep data that was gathered for a decision, or for a session whose decision comes later."""
+        return self.keep(consulted)
+
+    def outcome(
+        self, decision_id: str, status: trace.Status, value: float | None = None, note: str | None = None
+    ) -> str:
+        """Keep how a decision turned out; `value` is a number such as profit or loss. The newest counts."""
+        happened = trace.Happened(decision_id=decision_id, status=status, value=value, note=note)
+        return self.keep(happened)
+
+    def review(self, review: trace.Review) -> str:
+        """Keep a person's verdict on a decision."""
+        return self.keep(review)
+
+    def approve(self, approval: trace.Approval) -> str:
+        """Keep a person's consent to a decision, or refusal of it."""
+        return self.keep(approval)
+
+    def node(self, node: trace.Node) -> str:
+        """Keep a goal, option, action or the like of the graph of work; returns the id that edges name."""
+        return self.keep(node)
+
+    def link(self, edge: trace.Edge) -> str:
+        """Keep a link between two nodes or decisions."""
+        return self.keep(edge)
+
+    def track_signal(self, *, agent: str, symbol: str, signal: str, **told: Unpack[Tracked]) -> str:
+        """Keep what an agent made of a symbol (`BUY`, ..); returns its decision id."""
+        return self.record(trace.Reported(type="signal", agent=agent, entity=symbol, outcome=signal, **told))
+
+    def track_risk(self, *, agent: str, symbol: str, outcome: str, **told: Unpack[Tracked]) -> str:
+        """Keep what an agent made of the risk of a symbol (`REDUCE`, ..); returns its decision id."""
+        return self.record(trace.Reported(type="risk", agent=agent, entity=symbol, outcome=outcome, **told))
+
+    def upkeep(self, upkeep: trace.Upkeep, *, timeout_ms: int = 3_600_000) -> dict[str, Json]:
+        """Have long work done on the journal; for the daemon's own user and root. Returns what it did."""
+        done: dict[str, Json] = self.call("upkeep", {"record": upkeep}, timeout_ms=timeout_ms)["done"]
+        return done
+
+    def keep(self, record: trace.Record) -> str:
+        """Keep any of these records."""
+        record_id: str = self.call(wire.OP_OF[type(record)], {"record": record})["recorded"]["id"]
+        return record_id
+
+    # ------------------------------------------------------------ the round trip
 
     def call(self, op: str, fields: dict[str, Json], *, timeout_ms: int | None = None) -> dict[str, Json]:
         """One round trip of any operation."""

@@ -22,6 +22,8 @@ from thor_policy.errors import ConfigError
 
 #: sockaddr_un holds 108 bytes with the terminating zero.
 MAX_IPC_PATH_BYTES = 107
+#: Where a JSON pointer of `masked` may lead.
+MASKABLE = ("/context/", "/subject/properties/", "/action/properties/", "/resource/properties/")
 #: Added to the socket's path for the socket that events go out of.
 EVENTS_SUFFIX = ".events"
 
@@ -150,18 +152,38 @@ class Config:
         "SQLite's synchronous: FULL, or NORMAL (power loss can take the last commits).",
         choices=("FULL", "NORMAL"),
     )
-    erasable: tuple[str, ...] = _setting(
-        (
-            "/evaluation/subject/id",
-            "/evaluation/subject/properties",
-            "/evaluation/context",
-            "/floor/facts",
-            "/floor/errors",
-            "/prompt/suffix_tokens",
-            "/reasoning",
-            "/text",
-        ),
-        "JSON pointers into event bodies whose values live in the erasable side table.",
+    masked: tuple[str, ...] = _setting(
+        (),
+        "JSON pointers into an evaluation whose values are never recorded, such as `/context/password`. "
+        "A decision that has one cannot be replayed.",
+    )
+    min_free_mb: int = _setting(
+        64, "Free space below which nothing new is admitted, in MiB.", least=0, most=1_048_576
+    )
+    ballast_mb: int = _setting(
+        16,
+        "Size of a file that is given up when the disk is full, so that admitted requests can end, in MiB.",
+        least=0,
+        most=65_536,
+    )
+    on_full: str = _setting(
+        "refuse",
+        "When the disk is full: refuse requests until there is room, or halt (exit status 5).",
+        choices=("refuse", "halt"),
+    )
+    checkpoint_dir: Path = _setting(
+        Path, "Where signed checkpoints are kept; better on another disk, or collected by another machine."
+    )
+    checkpoint_key: Path = _setting(
+        Path,
+        "Ed25519 key that signs checkpoints (PEM, mode 0600; made if missing). A systemd credential "
+        "`checkpoint.key` goes first.",
+    )
+    checkpoint_events: int = _setting(
+        10_000, "Events between two checkpoints, at most.", least=1, most=1_000_000_000
+    )
+    checkpoint_s: float = _setting(
+        3_600.0, "Seconds between two checkpoints while there are new events.", least=1, most=31_536_000
     )
 
     def __post_init__(self) -> None:
@@ -173,9 +195,15 @@ class Config:
                 )
             if meta["choices"] is not None and value not in meta["choices"]:
                 raise ConfigError(f"{f.name} is {value!r}; it must be one of {', '.join(meta['choices'])}")
-        for pointer in self.erasable:
-            if not pointer.startswith("/"):
-                raise ConfigError(f"erasable holds {pointer!r}; a JSON pointer starts with '/'")
+        for pointer in self.masked:
+            if not pointer.startswith(MASKABLE) or pointer.endswith("/"):
+                raise ConfigError(
+                    f"masked holds {pointer!r}; it must name something below {' or '.join(MASKABLE)}"
+                )
+        if self.checkpoint_dir == Path():
+            object.__setattr__(self, "checkpoint_dir", self.state_dir / "checkpoints")
+        if self.checkpoint_key == Path():
+            object.__setattr__(self, "checkpoint_key", self.state_dir / "checkpoint.key")
         if not self.endpoint:
             object.__setattr__(self, "endpoint", f"ipc://{self._runtime_dir() / 'policy.sock'}")
         self._check_endpoint()
@@ -298,6 +326,8 @@ _DEFAULTS_IN_WORDS = {
     "endpoint": "`$XDG_RUNTIME_DIR/thor-policy/policy.sock`, `/run/thor-policy/policy.sock` for root, "
     "otherwise in the state directory",
     "socket_mode": "`0o660`",
+    "checkpoint_dir": "`checkpoints/` in the state directory",
+    "checkpoint_key": "`checkpoint.key` in the state directory",
 }
 
 

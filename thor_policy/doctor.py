@@ -145,10 +145,12 @@ def _sqlite(_config: Config) -> Finding:
 def _daemon(config: Config) -> Finding:
     with Client(config.endpoint, timeout_ms=2_000) as client:
         try:
-            state = client.status()["state"]
+            status = client.status()
         except ThorPolicyError as error:
             return Finding(name="daemon", state="warning", found=str(error), cure="thorpolicy serve")
-    return Finding(name="daemon", state="ok", found=f"{state} at {config.endpoint}")
+    if trouble := status["trouble"]:
+        return Finding(name="daemon", state="warning", found=trouble, cure="see thorpolicy status")
+    return Finding(name="daemon", state="ok", found=f"{status['state']} at {config.endpoint}")
 
 
 def _read(path: Path) -> str:

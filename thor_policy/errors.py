@@ -13,6 +13,7 @@ its message names the field, the limit and the cure. Callable from any thread.
     ├── EngineError           the model cannot be loaded or a decode failed           exit 2
     │   └── DeadlineExceeded  the deadline passed between two decodes
     ├── JournalError          the journal cannot be opened, written or trusted        exit 2
+    │   └── DiskFull          the disk is full, and `on_full` is halt                 exit 5
     ├── Unreachable           no daemon answered in time                              exit 3
     └── RequestError          a request is refused; `code` is the wire code           exit 4
 
@@ -82,6 +83,12 @@ class DeadlineExceeded(EngineError):
 
 class JournalError(ThorPolicyError):
     """The journal cannot be opened, written or trusted."""
+
+
+class DiskFull(JournalError):
+    """The disk is full, and the daemon was told to stop rather than to wait for room."""
+
+    exit_code = 5
 
 
 class Unreachable(ThorPolicyError):

@@ -46,6 +46,11 @@ class Unexplained:
     ticket: int
 
 
+def new_id() -> str:
+    """An id for a decision or a record: unique, and sorted by the time it was made."""
+    return str(uuid_utils.uuid7())
+
+
 class Policy:
     """One pack judged by one engine."""
 
@@ -82,7 +87,7 @@ class Policy:
             except EngineError:
                 tier, outcome, reason_code = "fallback", self.pack.strictest, "engine_failed"
         decision = Decision(
-            id=str(uuid_utils.uuid7()),
+            id=new_id(),
             at=request.received_at,
             evaluation=request.evaluation,
             caller=request.caller,

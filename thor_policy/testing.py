@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
+from thor_policy.app import journal_options
 from thor_policy.config import Config
 from thor_policy.core import Loaded, ModelInfo, PromptPrefix, Scored, Step, Written
 from thor_policy.engine.writing import Writing
@@ -136,18 +137,13 @@ class HastyJournal(Journal):
             self._on_committed([Committed(ticket=event.ticket, kind=event.kind)])
         super().append(event)
 
-    def _commit(self, batch: list[tuple[Event, int]]) -> list[Committed]:
-        return [fate for fate in super()._commit(batch) if fate.ticket is None]
+    def _tell(self, fates: list[Committed]) -> None:
+        super()._tell([fate for fate in fates if fate.ticket is None])
 
 
 def open_hasty_journal(config: Config, on_committed: OnCommitted) -> Journal:
     """For `app.open_service(open_journal=..)`."""
-    return HastyJournal(
-        config.journal_path,
-        on_committed=on_committed,
-        synchronous=config.synchronous,
-        erasable=config.erasable,
-    )
+    return HastyJournal(config.journal_path, on_committed=on_committed, **journal_options(config))
 
 
 def _size(prefix: PromptPrefix) -> int:

@@ -129,6 +129,14 @@ class Edge(Struct, frozen=True, kw_only=True):
     rationale: Text | None = None
 
 
+class Upkeep(Struct, frozen=True, kw_only=True):
+    """Long work on the journal: erase `actor`, archive what is older than `before`, sign a checkpoint now."""
+
+    task: Literal["erase", "archive", "checkpoint"]
+    actor: Name | None = None
+    before: Name | None = None
+
+
 Record: TypeAlias = Reported | Consulted | Happened | Review | Approval | Node | Edge
 
 #: Fields that hold people's names or free text: they live beside the chain and can be erased.

@@ -7,12 +7,15 @@ the limit. Everything inside a request is hostile text. Pure; called by the main
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, get_args
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, TypeAlias, get_args, get_type_hints
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
+from thor_policy import trace
 from thor_policy.core import (
     Action,
     Annotations,
@@ -27,9 +30,9 @@ from thor_policy.core import (
 from thor_policy.errors import ErrorCode, RequestError
 
 PROTOCOL_VERSION = 1
-#: Objects and lists inside one another, counted from `request`.
+#: Objects and lists inside one another, counted from `request` or `record`.
 MAX_DEPTH = 8
-#: Values (of any kind) in one request.
+#: Values (of any kind) in one request or record.
 MAX_VALUES = 1024
 #: Evaluations in one batch.
 MAX_EVALUATIONS = 64
@@ -52,6 +55,18 @@ HTTP_STATUS: dict[ErrorCode, int] = {
 }
 #: Bounds of the integers that rules, SQLite and other languages can hold.
 MIN_INT, MAX_INT = -(2**63), 2**63 - 1
+#: The operations that hand over a record, and what each carries.
+RECORDS: dict[str, type[trace.Record]] = {
+    "record": trace.Reported,
+    "context": trace.Consulted,
+    "outcome": trace.Happened,
+    "review": trace.Review,
+    "approve": trace.Approval,
+    "node": trace.Node,
+    "link": trace.Edge,
+}
+OP_OF = {noun: op for op, noun in RECORDS.items()}
+OPS = ("evaluate", "status", "metrics", *RECORDS, "upkeep")
 
 
 class Evaluate(Struct, frozen=True, kw_only=True):
@@ -84,7 +99,22 @@ class Inquire(Struct, frozen=True, kw_only=True):
     op: Literal["status", "metrics"]
 
 
-Message: TypeAlias = Evaluate | EvaluateMany | Inquire
+class Keep(Struct, frozen=True, kw_only=True):
+    """A record to be kept, as it came in. `deadline_ms` is None when the request states none."""
+
+    id: str
+    record: trace.Record
+    deadline_ms: int | None
+
+
+class Tend(Struct, frozen=True, kw_only=True):
+    """Long work on the journal that is asked for."""
+
+    id: str
+    upkeep: trace.Upkeep
+
+
+Message: TypeAlias = Evaluate | EvaluateMany | Inquire | Keep | Tend
 
 
 class _Envelope(Struct, frozen=True):
@@ -100,8 +130,21 @@ class _Envelope(Struct, frozen=True):
     situation: Raw | UnsetType = UNSET
     evaluations: Raw | UnsetType = UNSET
     options: Raw | UnsetType = UNSET
+    record: Raw | UnsetType = UNSET
 
 
+_Time = Annotated[datetime, Meta(tz=True)]
+#: How msgspec words what is wrong, and where: the place comes last, behind what may be hostile text.
+_TOLD = re.compile(r"(.*?)(?: - at `\$([^`]*)`)?", re.DOTALL)
+#: How it words a value outside the bounds of its type, and how this room says so.
+_BOUND = re.compile(r"expected `(?:int|float|(str|array))` (?:of length )?([<>]=) (\d+)(?:\.0)?")
+_BOUND_TOLD: dict[tuple[str | None, str], tuple[ErrorCode, str]] = {
+    ("str", ">="): ("bad_request", "must not be empty"),
+    ("str", "<="): ("too_large", "has more than {} characters"),
+    ("array", "<="): ("too_large", "holds more than {} items"),
+    (None, ">="): ("bad_request", "must be at least {}"),
+    (None, "<="): ("bad_request", "must be at most {}"),
+}
 _envelopes = msgspec.json.Decoder(_Envelope)
 _encoder = msgspec.json.Encoder()
 
@@ -123,9 +166,18 @@ def decode(frame: bytes, *, max_bytes: int, max_deadline_ms: int) -> Message:
     _name(envelope.id, "id", empty=True)
     if envelope.op in ("status", "metrics"):
         return Inquire(id=envelope.id, op=envelope.op)
-    if envelope.op != "evaluate":
-        raise RequestError("bad_request", "op: must be evaluate, status or metrics")
-    return _decode_evaluate(envelope, max_deadline_ms)
+    if envelope.op not in OPS:
+        raise RequestError("bad_request", f"op: must be one of {', '.join(OPS)}")
+    if envelope.idempotency_key is not UNSET:
+        raise RequestError("bad_request", "idempotency_key: is not supported by this version; leave it out")
+    deadline_ms = None if envelope.deadline_ms is UNSET else envelope.deadline_ms
+    if deadline_ms is not None and not (type(deadline_ms) is int and 1 <= deadline_ms <= max_deadline_ms):
+        raise RequestError("bad_request", f"deadline_ms: must be a whole number from 1 to {max_deadline_ms}")
+    if envelope.op == "evaluate":
+        return _decode_evaluate(envelope, deadline_ms)
+    if envelope.op == "upkeep":
+        return Tend(id=envelope.id, upkeep=_decode_upkeep(envelope))
+    return Keep(id=envelope.id, record=_decode_record(envelope), deadline_ms=deadline_ms)
 
 
 def request_id(frame: bytes, max_bytes: int) -> str:
@@ -139,16 +191,11 @@ def request_id(frame: bytes, max_bytes: int) -> str:
     return found if isinstance(found, str) and len(found) <= MAX_NAME_CHARS else ""
 
 
-def _decode_evaluate(envelope: _Envelope, max_deadline_ms: int) -> Evaluate | EvaluateMany:
-    if envelope.idempotency_key is not UNSET:
-        raise RequestError("bad_request", "idempotency_key: is not supported by this version; leave it out")
+def _decode_evaluate(envelope: _Envelope, deadline_ms: int | None) -> Evaluate | EvaluateMany:
     if envelope.explain not in get_args(Explain):
         raise RequestError("bad_request", f"explain: must be one of {', '.join(get_args(Explain))}")
     if envelope.pack is not UNSET:
         _name(envelope.pack, "pack")
-    deadline_ms = None if envelope.deadline_ms is UNSET else envelope.deadline_ms
-    if deadline_ms is not None and not (type(deadline_ms) is int and 1 <= deadline_ms <= max_deadline_ms):
-        raise RequestError("bad_request", f"deadline_ms: must be a whole number from 1 to {max_deadline_ms}")
     annotations = Annotations()
     if isinstance(envelope.annotations, Raw):
         told = _decode_json(envelope.annotations, where="annotations")
@@ -211,6 +258,40 @@ def _decode_many(
         except RequestError as error:
             decoded.append(error)
     return EvaluateMany(id=envelope.id, items=tuple(decoded), semantic=semantic)
+
+
+def _decode_upkeep(envelope: _Envelope) -> trace.Upkeep:
+    upkeep: trace.Upkeep = _convert(_record_member(envelope), trace.Upkeep, "record")
+    needed = {"erase": "actor", "archive": "before"}.get(upkeep.task)
+    if needed is not None and getattr(upkeep, needed) is None:
+        raise RequestError("bad_request", f"record.{needed}: is missing; the task {upkeep.task} needs it")
+    if upkeep.task == "erase" and not _split(upkeep.actor or "", "user")[1].strip():
+        raise RequestError("bad_request", "record.actor: must name somebody, as `user:alice`")
+    if upkeep.task == "archive" and not _is_time(upkeep.before or ""):
+        raise RequestError(
+            "bad_request", "record.before: must be an RFC 3339 time such as 2026-05-13T10:00:00Z"
+        )
+    return upkeep
+
+
+def _record_member(envelope: _Envelope) -> Json:
+    if not isinstance(envelope.record, Raw):
+        raise RequestError("bad_request", f"record: is missing; the op {envelope.op} needs one")
+    raw = _decode_json(envelope.record, where="record")
+    _check(raw, "record")
+    return raw
+
+
+def _decode_record(envelope: _Envelope) -> trace.Record:
+    record: trace.Record = _convert(_record_member(envelope), RECORDS[envelope.op], "record")
+    if isinstance(record, trace.Consulted):
+        if record.decision_id is None and record.session is None:
+            raise RequestError("bad_request", "record.decision_id: is missing; give it, or `session`")
+        if record.fresh_at is not None and not _is_time(record.fresh_at):
+            raise RequestError(
+                "bad_request", "record.fresh_at: must be an RFC 3339 time such as 2026-05-13T10:00:00Z"
+            )
+    return record
 
 
 def evaluation_of(raw: Json, where: str) -> Evaluation:
@@ -315,6 +396,11 @@ def explanation_item(explanation: Explanation) -> dict[str, Json]:
     }
 
 
+def recorded_item(record_id: str, kind: str, seq: int) -> dict[str, Json]:
+    """What the reply to a record says: its id, and the kind and number of its event in the journal."""
+    return {"recorded": {"id": record_id, "kind": kind, "seq": seq}}
+
+
 def timings_ms(timings: Timings) -> dict[str, float]:
     """Stage names and their milliseconds."""
     return {"queue": timings.queue_ms, "rules": timings.rules_ms, "score": timings.score_ms}
@@ -342,7 +428,7 @@ def reply(request_id: str, **members: Json) -> bytes:
 
 
 def encode_request(request_id: str, op: str, fields: dict[str, Json]) -> bytes:
-    """A request frame."""
+    """A request frame; a field may be a struct."""
     return _encoder.encode({"v": PROTOCOL_VERSION, "id": request_id, "op": op} | fields)
 
 
@@ -361,7 +447,7 @@ def _decode_json(data: bytes | Raw, decoder: Any = None, *, where: str = "") -> 
     try:
         return decoder.decode(data) if decoder else msgspec.json.decode(data)
     except msgspec.ValidationError as error:
-        raise RequestError("bad_request", _told(error, where)) from error
+        raise RequestError("bad_request", ": ".join(_told(error, where))) from error
     except msgspec.DecodeError as error:
         raise RequestError("bad_request", f"the request is not valid JSON: {error}") from error
     except UnicodeDecodeError as error:
@@ -376,14 +462,37 @@ def _convert(raw: Json, kind: Any, where: str) -> Any:
     try:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
-        raise RequestError("bad_request", _told(error, where)) from error
+        place, problem = _told(error, where)
+        code: ErrorCode = "bad_request"
+        if bound := _BOUND.fullmatch(problem):
+            code, problem = _BOUND_TOLD[bound[1], bound[2]]
+            problem = problem.format(bound[3])
+        elif problem.startswith("invalid enum value"):
+            problem = f"must be one of {', '.join(_choices(kind, place.removeprefix(f'{where}.')))}"
+        raise RequestError(code, f"{place}: {problem}") from error
 
 
-def _told(error: msgspec.ValidationError, where: str) -> str:
-    """msgspec's message with the path in front: `request.subject.id: expected ..`."""
-    message, _, path = str(error).partition(" - at `$")
-    place = where + path.rstrip("`")
-    return f"{place.lstrip('.') or 'the request'}: {message[:1].lower()}{message[1:]}"
+def _told(error: msgspec.ValidationError, where: str) -> tuple[str, str]:
+    """Where and what, from msgspec's message: `request.subject.id` and `expected ..`."""
+    found = _TOLD.fullmatch(str(error))
+    assert found is not None  # noqa: S101  any text matches
+    message, path = found[1], found[2] or ""
+    return f"{where}{path}".lstrip(".") or "the request", f"{message[:1].lower()}{message[1:]}"
+
+
+def _choices(kind: Any, field: str) -> list[str]:
+    """The strings that a field of literals admits, be it optional or not."""
+    parts = get_args(get_type_hints(kind)[field])
+    return [choice for part in parts for choice in (get_args(part) or (part,)) if isinstance(choice, str)]
+
+
+def _is_time(text: str) -> bool:
+    """True for an RFC 3339 time that can be said in UTC."""
+    try:
+        msgspec.convert(text, _Time).astimezone(UTC)
+    except (msgspec.ValidationError, OverflowError):
+        return False
+    return True
 
 
 def _name(value: Json, where: str, *, empty: bool = False) -> None:

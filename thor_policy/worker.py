@@ -78,6 +78,12 @@ class Worker:
         """False when the engine thread has ended."""
         return self._thread.is_alive()
 
+    def refusal(self) -> RequestError | None:
+        """Why no request should be submitted; None while they are decided."""
+        if self.alive:
+            return None
+        return RequestError("unavailable", "the engine has stopped; the daemon must be restarted")
+
     @property
     def waiting(self) -> int:
         """Requests that wait for the model."""

@@ -79,6 +79,27 @@ def peers(config: Config, rounds: int, server: Path, report_dir: Path | None, as
     _show(report, as_json, report_dir)
 
 
+@bench.command()
+@configured("model", "models_dir", "pack", "state_dir")
+@click.option("--rows", default=100_000, show_default=True, help="Decisions to write.")
+@click.option(
+    "--blocks",
+    default=20,
+    show_default=True,
+    help="Blocks of decisions by the model, with the journal and without; 0: none.",
+)
+@report_dir
+@as_json
+def journal(config: Config, rows: int, blocks: int, report_dir: Path | None, as_json: bool) -> None:
+    """Writing, looking up, verifying; and what the journal costs the model."""
+    from thor_policy.bench import journal as measure
+
+    config.state_dir.mkdir(parents=True, exist_ok=True)
+    with render.progress(None, "writing and reading") as advance:
+        report = measure.journal(config, _evaluations(), rows=rows, blocks=blocks, advance=advance)
+    _show(report, as_json, report_dir)
+
+
 def _evaluations() -> list[Evaluation]:
     """The questions of the shipped scenarios."""
     suites = [suite.load(path) for path in suite.available(data_path("scenarios"))]

@@ -1,7 +1,8 @@
 """Entry point of `thorpolicy`: the commands, and what becomes of errors.
 
 Owns the exit statuses: 0 done, 1 a check failed, 2 wrong use, setting or state, 3 no daemon answered,
-4 the daemon refused the request. Commands are imported when they are called, so that none pays for another.
+4 the daemon refused the request, 5 the disk is full and `on_full` is halt. Commands are imported when they
+are called, so that none pays for another.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def cli() -> None:
 
     \b
     Exit status: 0 done; 1 a check failed; 2 wrong use, setting or state;
-    3 no daemon answered; 4 the daemon refused the request.
+    3 no daemon answered; 4 the daemon refused the request;
+    5 the disk is full and on_full is halt.
     """
 
 

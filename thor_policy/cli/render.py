@@ -5,6 +5,7 @@ Owns rich. Invariant: functions take plain values and print; they fetch and deci
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,9 @@ from rich.table import Table
 
 from thor_policy.core import Json
 
+_BARS = " ▁▂▃▄▅▆▇█"
+#: Characters to which a column is not cut any shorter.
+_LEAST = 6
 _STYLES = {
     "allow": "green",
     "deny": "red",
@@ -55,23 +59,70 @@ def as_json(value: Json) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, gap: int = 2) -> None:
-    """A plain table, `gap` spaces between columns; cells that name a state are coloured."""
-    out = Table(box=None, padding=(0, gap, 0, 0), header_style="bold")
+def as_json_line(value: Json) -> None:
+    """One JSON value on a line of its own, at once."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def as_csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows as CSV with a header; lists and objects as JSON."""
+    writer = csv.writer(sys.stdout)
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([_csv_cell(row[name]) for name in columns])
+
+
+def _csv_cell(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula."""
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"
+    return value
+
+
+def sparkline(counts: Sequence[int]) -> str:
+    """A row of bars, one a number, the highest full."""
+    highest = max(counts, default=0) or 1
+    return "".join(_BARS[max(1, round(count / highest * 8)) if count else 0] for count in counts)
+
+
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], *, gap: int = 2, clipped: Sequence[int] = ()
+) -> None:
+    """A plain table, `gap` spaces between columns; cells that name a state are coloured.
+
+    Where it does not fit, cells of the columns with the indexes `clipped` are cut short, the widest first.
+    """
+    out, shown = Table(box=None, padding=(0, gap, 0, 0), header_style="bold"), console()
+    widths = [max(len(_told(cell)) for cell in cells) for cells in zip(columns, *rows, strict=True)]
+    while clipped and sum(widths) + gap * len(widths) > shown.width:
+        widest = max(clipped, key=widths.__getitem__)
+        if widths[widest] <= _LEAST:
+            break
+        widths[widest] -= 1
     for index, column in enumerate(columns):
         out.add_column(column, overflow="fold", no_wrap=index == 0)
     for row in rows:
-        out.add_row(*(styled(cell) for cell in row))
-    console().print(out)
+        cells = [clip(cell, widths[i]) if i in clipped else cell for i, cell in enumerate(row)]
+        out.add_row(*map(styled, cells))
+    shown.print(out)
+
+
+def clip(cell: Any, width: int) -> Any:
+    """A text of at most so many characters; anything else as it is."""
+    return f"{cell[: width - 1]}…" if isinstance(cell, str) and len(cell) > width else cell
 
 
 def pairs(values: Mapping[str, Any], *, title: str | None = None) -> None:
-    """Names and values, one a line."""
+    """Names and values, one a line; further lines of a value stand under its first."""
     width = max((len(name) for name in values), default=0)
     if title:
         console().print(f"[bold]{escape(title)}[/bold]")
     for name, value in values.items():
-        console().print(f"  {name:<{width}}  {styled(value)}", soft_wrap=True)
+        text = styled(value).replace("\n", f"\n{' ' * (width + 4)}")
+        console().print(f"  {name:<{width}}  {text}", soft_wrap=True)
 
 
 def line(text: str, *, stderr: bool = False) -> None:
@@ -81,13 +132,16 @@ def line(text: str, *, stderr: bool = False) -> None:
 
 def styled(cell: Any) -> str:
     """Text of a cell, safe for rich, coloured when it names a state."""
+    text, style = escape(_told(cell)), _STYLES.get(str(cell))
+    return f"[{style}]{text}[/{style}]" if style else text
+
+
+def _told(cell: Any) -> str:
     if cell is None:
         return "-"
     if isinstance(cell, float):
         return f"{cell:.3g}" if abs(cell) < 100 else f"{cell:,.0f}"
-    text = escape(str(cell))
-    style = _STYLES.get(str(cell))
-    return f"[{style}]{text}[/{style}]" if style else text
+    return json.dumps(cell, ensure_ascii=False) if isinstance(cell, dict | list) else str(cell)
 
 
 @contextmanager

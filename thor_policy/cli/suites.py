@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,30 +31,61 @@ from thor_policy.errors import SuiteError
 @as_json
 @click.pass_context
 def test(ctx: click.Context, config: Config, files: tuple[Path, ...], full: bool, as_json: bool) -> None:
-    """Run scenario suites and record each decision.
+    """Run scenario suites, each against its pack, and record each decision.
 
-    Exit status 0: all passed; 1: some failed; 2: could not run.
+    While a daemon is up, only suites of the pack it serves are run. Exit status 0: all passed; 1: some
+    failed; 2: could not run.
     """
     suites = [suite.load(path) for path in files or suite.available(data_path("scenarios"))]
+    own = packs.load(packs.find(config.pack, data_path("prompts"))).manifest.name
+    if not (full or files) or _is_up(config):
+        suites = [one for one in suites if one.pack == own]
+    results: dict[str, list[suite.Result]] = {}
+    for name in dict.fromkeys(one.pack for one in suites):
+        chosen = [one for one in suites if one.pack == name]
+        count = sum(full or scenario.quick for one in chosen for scenario in one.scenarios)
+        if count:
+            # The pack of the settings may be a directory of its own, so its name alone would find another.
+            setting = config if name == own else replace(config, pack=name)
+            results[name], where = _run(setting, chosen, full=full, count=count)
+    if not results:
+        raise SuiteError(f"no scenario to run for the pack {own}")
+    everything = [result for of_pack in results.values() for result in of_pack]
+    summary = suite.summarise(everything)
+    if as_json:
+        rows = [_plain(r) | {"pack": name} for name, of_pack in results.items() for r in of_pack]
+        render.as_json({"summary": _plain(summary), "results": rows})
+    else:
+        for name, of_pack in results.items():
+            if len(results) > 1:
+                render.line(f"\n{name}")
+            _show_results(of_pack)
+        render.line("")
+        if len(results) > 1:
+            _show_packs(results)
+        _show_summary(summary, where)
+    ctx.exit(0 if summary.ok else 1)
+
+
+def _is_up(config: Config) -> bool:
+    with Client(config.endpoint) as client:
+        return client.alive()
+
+
+def _run(
+    config: Config, suites: Sequence[suite.Suite], *, full: bool, count: int
+) -> tuple[list[suite.Result], str]:
+    """What came of the suites of one pack, and where they were asked."""
     with ExitStack() as stack:
         client, where, pack = stack.enter_context(_daemon(config))
-        suites = [one for one in suites if one.pack == pack.manifest.name]
-        chosen = [s for one in suites for s in one.scenarios if full or s.quick]
-        if not chosen:
-            raise SuiteError(f"no scenario to run for the pack {pack.manifest.name}")
-        results: list[suite.Result] = []
-        with render.progress(len(chosen), f"asking {where}") as advance:
-            for one in suites:
-                ask = _asking(client, config.max_deadline_ms)
-                for result in suite.run(one, ask, labels=pack.labels, quick=not full):
-                    results.append(result)
-                    advance()
-    summary = suite.summarise(results)
-    if as_json:
-        render.as_json({"summary": _plain(summary), "results": [_plain(r) for r in results]})
-    else:
-        _show(results, summary, where)
-    ctx.exit(0 if summary.ok else 1)
+        advance = stack.enter_context(render.progress(count, f"asking {where}"))
+        ask = _asking(client, config.max_deadline_ms)
+        results = []
+        for one in suites:
+            for result in suite.run(one, ask, labels=pack.labels, quick=not full):
+                results.append(result)
+                advance()
+        return results, where
 
 
 @contextmanager
@@ -76,7 +107,8 @@ def _daemon(config: Config) -> Iterator[tuple[Client, str, packs.Pack]]:
 
             where = "in process"
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="thor-policy-"))
-            render.line(f"no daemon is up: loading {config.model} ...", stderr=True)
+            told = f"no daemon is up: loading {config.model} with {pack.manifest.name} ..."
+            render.line(told, stderr=True)
             private = replace(config, endpoint=f"ipc://{folder}/policy.sock")
             stack.enter_context(app.serving(private))
             client = stack.enter_context(Client(private.endpoint, timeout_ms=config.max_deadline_ms))
@@ -94,7 +126,7 @@ def _asking(client: Client, deadline_ms: int) -> suite.Ask:
     return ask
 
 
-def _show(results: list[suite.Result], summary: suite.Summary, where: str) -> None:
+def _show_results(results: list[suite.Result]) -> None:
     rows = [
         (
             result.scenario.id,
@@ -111,7 +143,19 @@ def _show(results: list[suite.Result], summary: suite.Summary, where: str) -> No
             render.line(f"{result.scenario.id} {result.scenario.title}: {'; '.join(result.misses)}")
             if result.label:
                 render.line(f"    the model said {result.label}, the rules {result.floor}")
+
+
+def _show_packs(results: dict[str, list[suite.Result]]) -> None:
+    rows = []
+    for name, of_pack in results.items():
+        found = suite.summarise(of_pack)
+        asked = found.scenarios - found.skipped
+        rows.append((name, asked, found.passed, found.decisions_right, found.floors_right))
+    render.table(("pack", "asked", "passed", "decided right", "rules alone"), rows)
     render.line("")
+
+
+def _show_summary(summary: suite.Summary, where: str) -> None:
     render.table(
         ("difficulty", "passed", "of"), [(name, *counts) for name, counts in summary.by_difficulty.items()]
     )

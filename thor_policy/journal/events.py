@@ -1,257 +1,353 @@
-"""What is stored: values into event bodies, and bodies into the tables people query.
+"""What happened, as it is stored: a body on the chain, and a private part beside it that can be erased.
 
-Owns the JSON of event bodies and every projection. Invariant: a projection depends on the events (and
-their private values) alone, so it can be rebuilt from them at any time. Pure but for the connection it is
-handed; called by the journal thread, and by readers that rebuild.
+Owns the shape of every stored event. Invariant: names of people, and text that people or models wrote, are
+in the private part and nowhere else, so that erasing it erases them; a body says what we decided and counted.
+Pure; any thread.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeAlias
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import fields, replace
 
-from thor_policy.core import Decision, Explanation, Json, ModelInfo, PackInfo
+from thor_policy import trace
+from thor_policy.core import (
+    Annotations,
+    Caller,
+    Decision,
+    Evaluation,
+    Explanation,
+    Json,
+    ModelInfo,
+    Obligation,
+    PackInfo,
+    Risk,
+    Tier,
+    Timings,
+)
 
-_encoder = msgspec.json.Encoder()
+#: A body or a private part: a struct of this module, or plain JSON values.
+Part: TypeAlias = Struct | dict[str, Json]
+
+#: What stands in place of a value that is not recorded.
+MASK = "[masked]"
+
+encode = msgspec.json.Encoder().encode
+decode = msgspec.json.decode
 
 
-class Event(Struct, frozen=True, kw_only=True):
-    """Something that happened, before it has a place in the chain. `at` is Unix time in seconds."""
+class Event(Struct, frozen=True, kw_only=True, gc=False):
+    """Something that happened, before it has a place in the chain. `at` is Unix time in seconds.
+
+    `subject_id` is what it is about: a decision's id, a digest, an id of its own. `ticket` comes back with
+    the event's fate. `effect` is what else the transaction must do (`erasing`), and is not stored.
+    """
 
     kind: str
     subject_id: str
     at: float
-    body: dict[str, Json]
+    body: Part
+    private: Part | None = None
     ticket: int | None = None
+    effect: Any = None
 
 
-def decided(decision: Decision, ticket: int | None = None) -> Event:
-    """The event of a decision: all that is needed to explain it and to derive it again."""
-    scored, explanation = decision.scored, decision.explanation
-    body: dict[str, Json] = {
-        "decision_id": decision.id,
-        "evaluation": msgspec.to_builtins(decision.evaluation),
-        "caller": msgspec.to_builtins(decision.caller),
-        "outcome": decision.outcome,
-        "allow": decision.allow,
-        "tier": decision.tier,
-        "reason_code": decision.reason_code,
-        "floor": msgspec.to_builtins(decision.floor),
-        "label": decision.label,
-        "confidence": decision.confidence,
-        "probabilities": decision.probabilities,
-        "risk": decision.risk,
-        "pack": msgspec.to_builtins(decision.pack),
-        "model": msgspec.to_builtins(decision.model),
-        "obligations": msgspec.to_builtins(decision.obligations),
-        "annotations": msgspec.to_builtins(decision.annotations),
-        "timings": msgspec.to_builtins(decision.timings),
-    }
-    if scored:
-        body["prompt"] = {
-            "prefix_digest": scored.prefix_digest,
-            "prefix_tokens": scored.prefix_tokens,
-            "suffix_tokens": scored.suffix_tokens,
-            "logits": scored.logits,
-        }
-    if explanation:
-        body |= _explanation_body(explanation)
-    return Event(kind="decision", subject_id=decision.id, at=decision.at, body=body, ticket=ticket)
+# ---------------------------------------------------------------- decisions
 
 
-def explained(decision_id: str, explanation: Explanation, at: float, ticket: int | None = None) -> Event:
-    """The event of an explanation that was written after its decision."""
-    body = {"decision_id": decision_id} | _explanation_body(explanation)
-    return Event(kind="explanation", subject_id=decision_id, at=at, body=body, ticket=ticket)
+class Floored(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """What the rules said, without facts and errors, which quote the request."""
+
+    outcome: str
+    final: bool = False
+    rules: tuple[str, ...] = ()
+    clauses: tuple[str, ...] = ()
+    because: str | None = None
+    classification: str | None = None
 
 
-def pack_activated(pack: PackInfo, at: float) -> Event:
-    """From here on, this pack decides."""
-    return Event(kind="pack_activated", subject_id=pack.sha256, at=at, body=msgspec.to_builtins(pack))
+class ModelName(Struct, frozen=True, kw_only=True, gc=False):
+    """Which model judged; the `model_loaded` event with its digest says the rest."""
+
+    name: str
+    sha256: str
+    quantisation: str
 
 
-def model_loaded(model: ModelInfo, at: float) -> Event:
-    """From here on, this model judges."""
-    return Event(kind="model_loaded", subject_id=model.sha256, at=at, body=msgspec.to_builtins(model))
+class Prompt(Struct, frozen=True, kw_only=True, gc=False):
+    """With the private suffix tokens: all that scoring can be repeated from."""
+
+    prefix_digest: str
+    prefix_tokens: int
+    logits: tuple[float, ...]
 
 
-def _explanation_body(explanation: Explanation) -> dict[str, Json]:
-    return {
-        "classification": explanation.classification,
-        "clauses": explanation.clauses,
-        "reasoning": explanation.reasoning,
-        "text": explanation.text,
-        "truncated": explanation.truncated,
-        "generated_tokens": explanation.generated_tokens,
-        "explain_ms": explanation.explain_ms,
-    }
+class Explained(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """The closed part of an explanation; its words are private."""
+
+    classification: str | None = None
+    clauses: tuple[str, ...] = ()
+    truncated: bool = False
+    generated_tokens: int = 0
+    explain_ms: float = 0.0
 
 
-# ---------------------------------------------------------------- erasable values
+class Shown(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """What the table of decisions shows of the body of a `decision` event."""
+
+    outcome: str
+    allow: bool
+    tier: Tier
+    risk: Risk
+    subject_type: str
+    action: str
+    resource_type: str
+    caller: Caller
+    floor: Floored
+    pack: PackInfo
+    timings: Timings
+    model: ModelName | None = None
+    reason_code: str | None = None
+    label: str | None = None
+    confidence: float | None = None
+    probabilities: dict[str, float] = {}
+    explanation: Explained | None = None
+    annotations: Annotations | None = None
 
 
-def split(body: dict[str, Json], pointers: Sequence[str]) -> tuple[dict[str, Json], dict[str, Json]]:
-    """Take the values at JSON pointers out of a body: (what stays, {pointer: value})."""
-    private: dict[str, Json] = {}
-    kept = dict(body)
+class Decided(Shown, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Body of a `decision` event, whose subject is the decision's id."""
+
+    prompt: Prompt | None = None
+    obligations: tuple[Obligation, ...] = ()
+
+
+class ShownOn(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """What the table of decisions shows of the private part of a `decision` event."""
+
+    evaluation: Evaluation
+    reasoning: str | None = None
+    text: str | None = None
+
+
+class DecidedOn(ShownOn, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Private part of a `decision` event.
+
+    `facts` that are false, zero or empty are left out, as is `reasoning` where the floor's `because` is all
+    there is. `masked` are the JSON pointers whose values were not recorded; then neither are facts, errors
+    and suffix tokens, which are made of them.
+    """
+
+    facts: dict[str, Json] = {}
+    errors: dict[str, str] = {}
+    suffix_tokens: tuple[int, ...] = ()
+    masked: tuple[str, ...] = ()
+
+
+class Said(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Private part of an `explanation` event."""
+
+    reasoning: str | None = None
+    text: str | None = None
+
+
+def decided(decision: Decision, ticket: int | None = None, *, masked: Sequence[str] = ()) -> Event:
+    """The event of a decision: all that is needed to explain it and to derive it again.
+
+    Values of the evaluation at the JSON pointers `masked` are not recorded.
+    """
+    scored, floor, model, told = decision.scored, decision.floor, decision.model, decision.explanation
+    evaluation = decision.evaluation
+    body = Decided(
+        outcome=decision.outcome,
+        allow=decision.allow,
+        tier=decision.tier,
+        risk=decision.risk,
+        subject_type=evaluation.subject.type,
+        action=evaluation.action.name,
+        resource_type=evaluation.resource.type,
+        caller=decision.caller,
+        floor=Floored(
+            outcome=floor.outcome,
+            final=floor.final,
+            rules=floor.rules,
+            clauses=floor.clauses,
+            because=floor.because,
+            classification=floor.classification,
+        ),
+        pack=decision.pack,
+        timings=decision.timings,
+        model=ModelName(name=model.name, sha256=model.sha256, quantisation=model.quantisation)
+        if model
+        else None,
+        reason_code=decision.reason_code,
+        label=decision.label,
+        confidence=decision.confidence,
+        probabilities=decision.probabilities,
+        prompt=Prompt(
+            prefix_digest=scored.prefix_digest, prefix_tokens=scored.prefix_tokens, logits=scored.logits
+        )
+        if scored
+        else None,
+        explanation=_closed_part(told) if told else None,
+        obligations=decision.obligations,
+        annotations=None if decision.annotations == Annotations() else decision.annotations,
+    )
+    private = DecidedOn(
+        evaluation=evaluation,
+        facts={name: value for name, value in floor.facts.items() if value},
+        errors=floor.errors,
+        suffix_tokens=scored.suffix_tokens if scored else (),
+        reasoning=told.reasoning if told and told.reasoning != floor.because else None,
+        text=(told.text or None) if told else None,
+    )
+    if masked:
+        private = _masked(private, masked)
+    return Event(
+        kind="decision", subject_id=decision.id, at=decision.at, body=body, private=private, ticket=ticket
+    )
+
+
+def _masked(private: DecidedOn, pointers: Sequence[str]) -> DecidedOn:
+    plain, hidden = mask(msgspec.to_builtins(private.evaluation), pointers)
+    if not hidden:
+        return private
+    evaluation = msgspec.convert(plain, Evaluation)
+    return replace(
+        private, evaluation=evaluation, facts={}, errors={}, suffix_tokens=(), masked=tuple(hidden)
+    )
+
+
+def mask(value: Json, pointers: Sequence[str]) -> tuple[Json, list[str]]:
+    """`value` with `MASK` at every JSON pointer (RFC 6901) that leads to something, and those pointers."""
+    hidden = []
     for pointer in pointers:
         *parents, last = (part.replace("~1", "/").replace("~0", "~") for part in pointer[1:].split("/"))
-        holder: Json = kept
+        new = holder = dict(value) if isinstance(value, dict) else value
         for parent in parents:
-            child = holder.get(parent)
+            child = holder.get(parent) if isinstance(holder, dict) else None
             if not isinstance(child, dict):
                 break
             holder[parent] = holder = dict(child)
         else:
-            if last in holder:
-                private[pointer] = holder.pop(last)
-    return kept, private
+            if isinstance(holder, dict) and last in holder:
+                holder[last] = MASK
+                value = new
+                hidden.append(pointer)
+    return value, hidden
 
 
-def join(body: dict[str, Json], private: dict[str, Json]) -> dict[str, Json]:
-    """The inverse of `split`; changes `body`. What was taken last goes back first."""
-    for pointer, value in reversed(private.items()):
-        *parents, last = (part.replace("~1", "/").replace("~0", "~") for part in pointer[1:].split("/"))
-        holder = body
-        for parent in parents:
-            holder = holder.setdefault(parent, {})
-        holder[last] = value
-    return body
+def explained(decision_id: str, explanation: Explanation, at: float, ticket: int | None = None) -> Event:
+    """The event of an explanation that was written after its decision."""
+    return Event(
+        kind="explanation",
+        subject_id=decision_id,
+        at=at,
+        body=_closed_part(explanation),
+        private=Said(reasoning=explanation.reasoning, text=explanation.text),
+        ticket=ticket,
+    )
 
 
-def encode(value: Json) -> str:
-    """JSON text as stored."""
-    return _encoder.encode(value).decode()
+def _closed_part(explanation: Explanation) -> Explained:
+    return Explained(
+        classification=explanation.classification,
+        clauses=explanation.clauses,
+        truncated=explanation.truncated,
+        generated_tokens=explanation.generated_tokens,
+        explain_ms=explanation.explain_ms,
+    )
 
 
-def decode(text: str) -> Any:
-    """The inverse of `encode`."""
-    return msgspec.json.decode(text)
+# ---------------------------------------------------------------- what others send
+
+#: The kind of event that each record becomes.
+KINDS: dict[type, str] = {
+    trace.Reported: "reported",
+    trace.Consulted: "consulted",
+    trace.Happened: "outcome",
+    trace.Review: "review",
+    trace.Approval: "approval",
+    trace.Node: "node",
+    trace.Edge: "edge",
+}
+#: Kinds about a decision that has to be there already (a consultation may come before its decision).
+ABOUT_DECISION = frozenset({"explanation", "review", "outcome", "approval", "consulted"})
 
 
-# ---------------------------------------------------------------- projections
+def recorded(
+    record: trace.Record,
+    *,
+    record_id: str,
+    at: float,
+    caller: Caller,
+    ticket: int | None = None,
+    masked: Sequence[str] = (),
+) -> Event:
+    """The event of a record that somebody sent: `decision_id` says what it is about, else its own id.
 
-
-class Inserts:
-    """Rows on their way into the file, many to a statement.
-
-    Each statement gives up the interpreter lock and waits for it again, which beside a busy engine thread
-    costs more than the insertion. Rows of a table keep their order; `flush` before reading or updating.
+    What it holds at the JSON pointers `masked` is not recorded.
     """
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        self._rows: dict[str, list[tuple[Any, ...]]] = {}
-
-    def add(self, table: str, row: tuple[Any, ...]) -> None:
-        """`table` is a name, with its columns in brackets if the row does not have them all."""
-        self._rows.setdefault(table, []).append(row)
-
-    def execute(self, sql: str, values: tuple[Any, ...]) -> None:
-        """Run a statement that must see every row so far."""
-        self.flush()
-        self._connection.execute(sql, values)
-
-    def flush(self) -> None:
-        """Write what was added: the rows of a table in statements of 32, 16, 8, 4, 2 and 1."""
-        for table, rows in self._rows.items():
-            marks = f"({', '.join('?' * len(rows[0]))})"
-            start = 0
-            while start < len(rows):
-                size = min(32, 1 << (len(rows) - start).bit_length() - 1)
-                values = [value for row in rows[start : start + size] for value in row]
-                self._connection.execute(f"INSERT INTO {table} VALUES {', '.join([marks] * size)}", values)
-                start += size
-        self._rows.clear()
+    kind = KINDS[type(record)]
+    private_names = trace.PRIVATE_FIELDS[type(record)]
+    body: dict[str, Json] = {"id": record_id, "caller": msgspec.to_builtins(caller)}
+    private: dict[str, Json] = {}
+    about = getattr(record, "decision_id", None)
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if field.name != "decision_id" and value not in (None, {}, ()):
+            (private if field.name in private_names else body)[field.name] = value
+    private, hidden = mask(private, masked)
+    if hidden:
+        private["masked"] = hidden
+    return Event(
+        kind=kind,
+        subject_id=about or record_id,
+        at=at,
+        body=body,
+        private=private or None,
+        ticket=ticket,
+    )
 
 
-def project(inserts: Inserts, kind: str, seq: int, at: str, body: dict[str, Json]) -> None:
-    """Write what one event means for the tables people query.
+# ---------------------------------------------------------------- the daemon's own life
 
-    `body` has its private values joined in again, which puts them last: their order shows in JSON columns.
-    """
-    if kind == "decision":
-        inserts.add(_DECISIONS, _decision_row(seq, at, body))
-    elif kind == "explanation":
-        inserts.execute(
-            "UPDATE decisions SET classification = ?, clauses = ?, reasoning = ?, full_response = ?, "
-            "explain_ms = ? WHERE decision_id = ?",
-            (
-                body["classification"],
-                encode(body["clauses"]),
-                body.get("reasoning"),
-                body.get("text"),
-                body["explain_ms"],
-                body["decision_id"],
-            ),
-        )
+
+def pack_activated(pack: PackInfo, at: float) -> Event:
+    """From here on, this pack decides."""
+    return Event(kind="pack_activated", subject_id=pack.sha256, at=at, body=pack)
+
+
+def model_loaded(model: ModelInfo, at: float) -> Event:
+    """From here on, this model judges."""
+    return Event(kind="model_loaded", subject_id=model.sha256, at=at, body=model)
+
+
+def checkpoint(key: str, at: float) -> Event:
+    """A checkpoint file signs the chain up to and including this event; `key` names the key."""
+    return Event(kind="checkpoint", subject_id=key, at=at, body={"key": key})
+
+
+def gap(reason: str, at: float, **lost: Json) -> Event:
+    """Something that should be here is not: `lost` says what."""
+    return Event(kind="gap", subject_id="gap", at=at, body={"reason": reason, **lost})
+
+
+# ---------------------------------------------------------------- text forms
 
 
 def timestamp(at: float) -> str:
     """Unix seconds as RFC 3339 in UTC, microseconds; sorts as text."""
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    seconds, micros = divmod(round(at * 1_000_000), 1_000_000)
+    return f"{_to_the_second(seconds)}.{micros:06d}Z"
 
 
-_DECISIONS = (
-    "decisions (decision_id, seq, timestamp, situation, team_context, model_name, model_version, "
-    "prompt_version, decision, classification, risk_level, reasoning, full_response, expected_decision, "
-    "decision_correct, "
-    "scenario_id, tags, allow, tier, reason_code, floor, label, confidence, probabilities, clauses, "
-    "subject_type, subject_id, action, resource_type, resource_id, caller_uid, pack_name, pack_sha256, "
-    "model_sha256, queue_ms, rules_ms, score_ms, explain_ms)"
-)
-
-
-def _decision_row(seq: int, at: str, body: dict[str, Json]) -> tuple[Any, ...]:
-    evaluation, pack, model = body["evaluation"], body["pack"], body["model"] or {}
-    subject, resource = evaluation["subject"], evaluation["resource"]
-    annotations, timings, floor = body["annotations"], body["timings"], body["floor"]
-    expected = annotations["expected"]
-    team_context = evaluation.get("context", {}).get("team_context")
-    if not isinstance(team_context, str | None):
-        team_context = encode(team_context)
-    return (
-        body["decision_id"],
-        seq,
-        at,
-        encode(evaluation),
-        team_context,
-        model.get("name"),
-        model.get("quantisation"),
-        f"{pack['name']}@{pack['version']}+{pack['sha256'][:12]}",
-        body["outcome"],
-        body.get("classification"),
-        body["risk"],
-        body.get("reasoning"),
-        body.get("text"),
-        "|".join(expected) or None,
-        int(body["outcome"] in expected) if expected else None,
-        annotations["scenario_id"],
-        encode(annotations["tags"]),
-        int(body["allow"]),
-        body["tier"],
-        body["reason_code"],
-        floor["outcome"],
-        body["label"],
-        body["confidence"],
-        encode(body["probabilities"]),
-        encode(body.get("clauses", floor["clauses"])),
-        subject["type"],
-        subject.get("id", ""),
-        evaluation["action"]["name"],
-        resource["type"],
-        resource["id"],
-        body["caller"]["uid"],
-        pack["name"],
-        pack["sha256"],
-        model.get("sha256"),
-        timings["queue_ms"],
-        timings["rules_ms"],
-        timings["score_ms"],
-        body.get("explain_ms"),
-    )
+@lru_cache(maxsize=4)
+def _to_the_second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")

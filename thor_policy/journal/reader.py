@@ -1,4 +1,4 @@
-"""Looking things up in the journal: decisions by filter, statistics.
+"""Looking things up in the journal: one decision with all that hangs on it, and pages by filter.
 
 Owns the read-only connections. Invariant: nothing here can change the file, and no transaction stays open
 between calls, so a slow reader never holds the write-ahead log back. Any thread or process; one connection
@@ -15,11 +15,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
+
 from thor_policy.core import Json
 from thor_policy.errors import JournalError
-from thor_policy.journal import events
+from thor_policy.journal import archive, events
+from thor_policy.journal.projections import JSON_COLUMNS
 
 Record = dict[str, Json]
+
+#: Characters of an id's end that may stand for it.
+ENDING_CHARS = 8
+#: Tables whose rows hang on a decision.
+_TRACE = ("consultations", "approvals", "reviews", "outcomes")
 
 
 class Reader:
@@ -34,9 +42,9 @@ class Reader:
         except sqlite3.Error as error:
             raise JournalError(f"{path} cannot be read as a journal: {error}") from error
         try:
-            with self._reading():
-                self._connection.execute("PRAGMA busy_timeout = 5000")
-                self._connection.execute("SELECT count(*) FROM events WHERE seq = 0")
+            with self.snapshot() as connection:
+                connection.execute("PRAGMA busy_timeout = 5000")
+                connection.execute("SELECT explained_seq FROM decisions WHERE seq = 0")
         except JournalError:
             self.close()
             raise
@@ -50,102 +58,160 @@ class Reader:
     def close(self) -> None:
         self._connection.close()
 
-    # ------------------------------------------------------------ look-ups
+    # ------------------------------------------------------------ one decision
 
     def get(self, decision_id: str) -> Record | None:
         """One decision as a record, its JSON columns decoded; None if there is none."""
-        found = self._records("WHERE decision_id = ?", (decision_id,), 1)
+        found = self._records("SELECT * FROM decisions WHERE decision_id = ?", (decision_id,))
         return found[0] if found else None
+
+    def resolve(self, told: str) -> str:
+        """The decision id that is `told`, or the only one that ends so. Raises JournalError."""
+        if self.get(told) is not None:
+            return told
+        with self.snapshot() as connection:
+            found = connection.execute(
+                "SELECT decision_id FROM decisions WHERE substr(decision_id, ?) = ? LIMIT 2",
+                (-len(told), told),
+            ).fetchall()
+        if len(told) < ENDING_CHARS or not found:
+            raise JournalError(f"there is no decision {told[:64]!r} in {self.path}")
+        if len(found) > 1:
+            raise JournalError(f"several decisions end in {told!r}; give the whole id")
+        return str(found[0][0])
+
+    def trace(self, decision_id: str) -> Record:
+        """One decision with its event, its consultations, approvals, reviews and outcomes.
+
+        The event is what was recorded when it was made, with its private part (None if that was erased),
+        wherever it lies. Raises JournalError if there is no such decision.
+        """
+        decision = self.get(decision_id)
+        if decision is None:
+            raise JournalError(f"there is no decision {decision_id[:64]!r} in {self.path}")
+        hung: Record = {
+            table: self._records(f"SELECT * FROM {table} WHERE decision_id = ? ORDER BY seq", (decision_id,))
+            for table in _TRACE
+        }
+        return {"decision": decision, "event": self._event(decision["seq"]), **hung}
+
+    def _event(self, seq: int) -> Record:
+        with self.snapshot() as connection:
+            row = connection.execute(
+                "SELECT e.at, e.kind, e.body, e.hash, p.value FROM events e "
+                "LEFT JOIN private p ON p.seq = e.seq WHERE e.seq = ?",
+                (seq,),
+            ).fetchone()
+            if row is None:
+                row = _archived(connection, self.path, seq)
+        at, kind, body, link, private = row
+        return {
+            "seq": seq,
+            "at": at,
+            "kind": kind,
+            "hash": link.hex(),
+            "body": events.decode(body),
+            "private": private and events.decode(private),
+        }
+
+    # ------------------------------------------------------------ pages
 
     def decisions(
         self,
         *,
         limit: int = 20,
+        before: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        actor: str | None = None,
+        entity: str | None = None,
         outcome: str | None = None,
         tier: str | None = None,
         risk: str | None = None,
-        subject: str | None = None,
-        since: str | None = None,
-        before_seq: int | None = None,
+        type: str | None = None,
+        session: str | None = None,
         reviewed: bool | None = None,
         correct: bool | None = None,
+        status: str | None = None,
     ) -> list[Record]:
-        """Newest first, at most `limit`; `since` is RFC 3339, in UTC unless it says otherwise; `before_seq`
-        continues a page.
+        """Newest first, at most `limit`; `before` is the id of the last decision of the page before.
+
+        `since` and `until` are RFC 3339, in UTC unless they say otherwise; an `actor` without `:` is a user.
+        `correct` is that of a scenario or a review, `status` that of the outcome in the world.
         """
         filters: list[tuple[str, Any]] = [
+            ("timestamp >= ?", instant(since, "since")),
+            ("timestamp < ?", instant(until, "until")),
+            ("actor = ?", actor if actor is None or ":" in actor else f"user:{actor}"),
+            ("entity = ?", entity),
             ("decision = ?", outcome),
             ("tier = ?", tier),
             ("risk_level = ?", risk),
-            ("subject_id = ?", subject),
-            ("timestamp >= ?", _instant(since)),
-            ("seq < ?", before_seq),
+            ("session = ?", session),
             ("reviewed = ?", None if reviewed is None else int(reviewed)),
             ("decision_correct = ?", None if correct is None else int(correct)),
+            ("outcome_status = ?", status),
+            ("decision_type = ?", type),
         ]
         used = [(condition, value) for condition, value in filters if value is not None]
-        where = "WHERE " + " AND ".join(condition for condition, _ in used) if used else ""
-        return self._records(f"{where} ORDER BY seq DESC", [value for _, value in used], limit)
-
-    def statistics(self, *, since: str | None = None) -> Record:
-        """Counts by outcome, tier and risk, accuracy where an expectation is known, latency in ms."""
-        where, values = ("WHERE timestamp >= ?", [_instant(since)]) if since else ("", [])
-        with self._reading():
-            total, expected, correct, first, last = self._connection.execute(
-                "SELECT count(*), count(decision_correct), sum(decision_correct), min(timestamp), "
-                f"max(timestamp) FROM decisions {where}",
-                values,
-            ).fetchone()
-            return {
-                "decisions": total,
-                "first": first,
-                "last": last,
-                "outcomes": self._counts("decision", where, values),
-                "tiers": self._counts("tier", where, values),
-                "risks": self._counts("risk_level", where, values),
-                "expected": expected,
-                "correct": correct or 0,
-                "score_ms": self._percentiles("score_ms", where, values),
-            }
-
-    def _counts(self, column: str, where: str, values: Sequence[Any]) -> dict[str, int]:
-        rows = self._connection.execute(
-            f"SELECT {column}, count(*) FROM decisions {where} GROUP BY 1 ORDER BY 2 DESC",
-            values,
+        conditions = [condition for condition, _ in used]
+        if type not in (None, "policy_application"):
+            conditions.append("decision_type <> 'policy_application'")  # as the index says
+        values = [value for _, value in used]
+        if before is not None:
+            page = self._records("SELECT timestamp, seq FROM decisions WHERE decision_id = ?", (before,))
+            if not page:
+                raise JournalError(f"before: there is no decision {before[:64]!r}")
+            conditions.append("(timestamp, seq) < (?, ?)")
+            values += [page[0]["timestamp"], page[0]["seq"]]
+        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+        return self._records(
+            f"SELECT * FROM decisions {where} ORDER BY timestamp DESC, seq DESC LIMIT ?", (*values, limit)
         )
-        return dict(rows.fetchall())
 
-    def _percentiles(self, column: str, where: str, values: Sequence[Any]) -> dict[str, float] | None:
-        """p50, p90, p99 (nearest rank) of the decisions for which the model was asked."""
-        condition = f"{where} AND" if where else "WHERE"
-        rows = self._connection.execute(
-            f"SELECT {column} FROM decisions {condition} tier = 'model' ORDER BY 1",
-            values,
-        ).fetchall()
-        if not rows:
-            return None
-        return {f"p{p}": rows[(len(rows) * p - 1) // 100][0] for p in (50, 90, 99)}
+    def unreviewed(self, limit: int = 20) -> list[Record]:
+        """Decisions that nobody has looked at yet, newest first."""
+        return self.decisions(limit=limit, reviewed=False)
 
-    def _records(self, clause: str, values: Sequence[Any], limit: int) -> list[Record]:
-        with self._reading():
-            cursor = self._connection.execute(
-                f"SELECT * FROM decisions {clause} LIMIT ?",
-                (*values, limit),
-            )
+    def incorrect(self, limit: int = 20) -> list[Record]:
+        """Decisions that a scenario or a reviewer wanted otherwise, newest first."""
+        return self.decisions(limit=limit, correct=False)
+
+    def corrections(self, limit: int = 1_000, *, after_seq: int = 0) -> list[Record]:
+        """What reviewers said decisions should have been, oldest first; `after_seq` continues a page."""
+        return self._records(
+            "SELECT d.*, r.seq AS review_seq, r.reviewer, r.verdict FROM reviews r JOIN decisions d "
+            "ON d.decision_id = r.decision_id WHERE r.verdict <> 'accept' AND r.seq > ? "
+            "ORDER BY r.seq LIMIT ?",
+            (after_seq, limit),
+        )
+
+    def newer_than(self, seq: int, limit: int = 1_000) -> list[Record]:
+        """Decisions recorded after the event `seq`, in order of recording."""
+        return self._records("SELECT * FROM decisions WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit))
+
+    def newest_seq(self) -> int:
+        """Sequence number of the newest event; 0 before the first."""
+        with self.snapshot() as connection:
+            return int(connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0])
+
+    def _records(self, sql: str, values: Sequence[Any]) -> list[Record]:
+        with self.snapshot() as connection:
+            cursor = connection.execute(sql, values)
             names = [column[0] for column in cursor.description]
             return [_decoded(dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
 
     @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """One snapshot for all that is read inside; what cannot be read is a JournalError."""
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """One moment of the journal for all that is read inside; what cannot be read is a JournalError."""
         try:
             self._connection.execute("BEGIN")
             try:
-                yield
+                yield self._connection
             finally:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
-        except (sqlite3.Error, ValueError) as error:
+        except (sqlite3.Error, ValueError, OSError, EOFError) as error:
             raise JournalError(f"{self.path} cannot be read as a journal: {error}") from error
 
 
@@ -154,18 +220,27 @@ def read_only_uri(path: Path) -> str:
     return f"file:{quote(str(path.absolute()))}?mode=ro"
 
 
-def _instant(since: str | None) -> str | None:
-    """An RFC 3339 time as timestamps are stored, so that the two compare as text."""
-    if since is None:
+def instant(told: str | None, name: str) -> str | None:
+    """An RFC 3339 time as timestamps are stored, so that the two compare as text. Raises JournalError."""
+    if told is None:
         return None
     try:
-        at = datetime.fromisoformat(since)
-    except ValueError as error:
-        raise JournalError(f"since: {since!r} is no RFC 3339 time such as 2026-07-01T12:00:00Z") from error
-    return events.timestamp((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp())
+        at = datetime.fromisoformat(told)
+        return events.timestamp((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp())
+    except (ValueError, OverflowError) as error:
+        raise JournalError(f"{name}: {told!r} is no RFC 3339 time such as 2026-07-01T12:00:00Z") from error
+
+
+def _archived(connection: sqlite3.Connection, path: Path, seq: int) -> tuple[Any, ...]:
+    found = archive.event(connection, path, seq)
+    if found is None:
+        raise ValueError(f"event {seq} is neither there nor archived")
+    row, part = found
+    return row.at.decode(), row.kind.decode(), row.body, row.hash, part and part[1]
 
 
 def _decoded(record: Record) -> Record:
-    for column in ("situation", "probabilities", "clauses", "tags"):
-        record[column] = events.decode(record[column])
+    for column in JSON_COLUMNS & record.keys():
+        if record[column] is not None:
+            record[column] = msgspec.json.decode(record[column])
     return record

@@ -2,6 +2,9 @@
 
 Owns the DDL. Invariant: a file that opens has exactly the migrations of this list; a file from a newer
 version is refused, never guessed at. Used by whoever opens the file for writing, before anything else.
+
+An index on (column, timestamp) ends in the row's number, so each of them serves pages, newest first, of one
+value and of one value since some time.
 """
 
 from __future__ import annotations
@@ -16,31 +19,44 @@ from thor_policy.errors import JournalError
 migrations = Migrations("thor_policy")
 
 
-@migrations(name="0001_events")
-def _events(db: Database) -> None:
-    """The chain, and the side table whose values can be erased without breaking it."""
+@migrations(name="0001_chain")
+def _chain(db: Database) -> None:
+    """The chain, and beside it what can be erased without breaking it."""
     db.execute(
         """
         CREATE TABLE events (
-            seq        INTEGER PRIMARY KEY,
-            at         TEXT NOT NULL,
-            boot_id    TEXT NOT NULL,
-            mono_ns    INTEGER NOT NULL,
-            kind       TEXT NOT NULL,
-            subject_id TEXT NOT NULL,
-            body       TEXT NOT NULL,
-            prev_hash  BLOB NOT NULL,
-            hash       BLOB NOT NULL
+            seq            INTEGER PRIMARY KEY,
+            at             TEXT NOT NULL,
+            boot_id        TEXT NOT NULL,
+            mono_ns        INTEGER NOT NULL,
+            kind           TEXT NOT NULL,
+            subject_id     TEXT NOT NULL,
+            body           TEXT NOT NULL,
+            private_digest BLOB NOT NULL,
+            prev_hash      BLOB NOT NULL,
+            hash           BLOB NOT NULL
         ) STRICT
         """
     )
-    db.execute("CREATE INDEX events_subject ON events (subject_id)")
+    # a decision's own event is found by its row in `decisions`
+    db.execute(
+        "CREATE INDEX events_subject ON events (subject_id) WHERE kind NOT IN ('decision', 'reported')"
+    )
     db.execute(
         """
         CREATE TABLE private (
             seq   INTEGER PRIMARY KEY,
             salt  BLOB NOT NULL,
             value TEXT NOT NULL
+        ) STRICT
+        """
+    )
+    db.execute(
+        """
+        CREATE TABLE erasures (
+            seq    INTEGER PRIMARY KEY,
+            by_seq INTEGER NOT NULL,
+            digest BLOB NOT NULL
         ) STRICT
         """
     )
@@ -52,60 +68,112 @@ def _decisions(db: Database) -> None:
     db.execute(
         """
         CREATE TABLE decisions (
-            decision_id        TEXT PRIMARY KEY,
-            seq                INTEGER NOT NULL,
+            seq                INTEGER PRIMARY KEY,
+            decision_id        TEXT NOT NULL UNIQUE,
             timestamp          TEXT NOT NULL,
-            situation          TEXT NOT NULL,
+            situation          TEXT,
             team_context       TEXT,
             model_name         TEXT,
             model_version      TEXT,
-            prompt_version     TEXT NOT NULL,
+            prompt_version     TEXT,
             decision           TEXT NOT NULL,
             classification     TEXT,
-            risk_level         TEXT NOT NULL,
+            risk_level         TEXT,
             reasoning          TEXT,
             full_response      TEXT,
             expected_decision  TEXT,
             decision_correct   INTEGER,
             reasoning_coverage REAL,
-            reviewed           INTEGER NOT NULL DEFAULT 0,
+            reviewed           INTEGER NOT NULL,
             review_decision    TEXT,
             review_reasoning   TEXT,
             review_timestamp   TEXT,
             scenario_id        TEXT,
-            tags               TEXT NOT NULL DEFAULT '[]',
-            allow              INTEGER NOT NULL,
+            tags               TEXT NOT NULL,
+            decision_type      TEXT NOT NULL,
+            actor              TEXT,
+            action             TEXT,
+            entity             TEXT,
+            session            TEXT,
+            allow              INTEGER,
             tier               TEXT NOT NULL,
             reason_code        TEXT,
-            floor              TEXT NOT NULL,
+            floor              TEXT,
             label              TEXT,
             confidence         REAL,
             probabilities      TEXT NOT NULL,
             clauses            TEXT NOT NULL,
-            subject_type       TEXT NOT NULL,
-            subject_id         TEXT NOT NULL,
-            action             TEXT NOT NULL,
-            resource_type      TEXT NOT NULL,
-            resource_id        TEXT NOT NULL,
+            is_exception       INTEGER NOT NULL,
+            input_tokens       INTEGER,
+            output_tokens      INTEGER,
             caller_uid         INTEGER,
-            pack_name          TEXT NOT NULL,
-            pack_sha256        TEXT NOT NULL,
-            model_sha256       TEXT,
-            queue_ms           REAL NOT NULL,
-            rules_ms           REAL NOT NULL,
-            score_ms           REAL NOT NULL,
-            explain_ms         REAL
+            queue_ms           REAL,
+            rules_ms           REAL,
+            score_ms           REAL,
+            explain_ms         REAL,
+            latency_ms         REAL,
+            outcome_status     TEXT,
+            outcome_value      REAL,
+            explained_seq      INTEGER,
+            reviewed_seq       INTEGER,
+            outcome_seq        INTEGER
         ) STRICT
         """
     )
     db.execute("CREATE INDEX decisions_timestamp ON decisions (timestamp)")
-    db.execute("CREATE INDEX decisions_reviewed ON decisions (reviewed, timestamp)")
-    db.execute("CREATE INDEX decisions_correct ON decisions (decision_correct, timestamp)")
-    db.execute("CREATE INDEX decisions_subject ON decisions (subject_id, timestamp)")
+    for column in ("reviewed", "decision", "tier", "risk_level", "actor", "entity"):
+        db.execute(f"CREATE INDEX decisions_{column} ON decisions ({column}, timestamp)")
+    # nearly all decisions are of the plain type, which the index on timestamp serves
+    db.execute(
+        "CREATE INDEX decisions_decision_type ON decisions (decision_type, timestamp) "
+        "WHERE decision_type <> 'policy_application'"
+    )
+    for column in ("decision_correct", "session", "outcome_status"):
+        db.execute(
+            f"CREATE INDEX decisions_{column} ON decisions ({column}, timestamp) WHERE {column} IS NOT NULL"
+        )
+
+
+@migrations(name="0003_traces")
+def _traces(db: Database) -> None:
+    """What hangs on a decision, and the daemon's own life: one row an event."""
+    tables = {
+        "consultations": "id TEXT NOT NULL, decision_id TEXT, session TEXT, system TEXT NOT NULL, "
+        "entity TEXT, query TEXT, answer TEXT, relevance REAL, took_ms REAL, fresh_at TEXT, "
+        "caller_uid INTEGER",
+        "outcomes": "id TEXT NOT NULL, decision_id TEXT NOT NULL, status TEXT NOT NULL, value REAL, "
+        "note TEXT, caller_uid INTEGER",
+        "reviews": "id TEXT NOT NULL, decision_id TEXT NOT NULL, reviewer TEXT, verdict TEXT NOT NULL, "
+        "decision TEXT, reasoning TEXT, caller_uid INTEGER",
+        "approvals": "id TEXT NOT NULL, decision_id TEXT NOT NULL, approver TEXT, role TEXT, channel TEXT, "
+        "verdict TEXT NOT NULL, step INTEGER NOT NULL, evidence TEXT, caller_uid INTEGER",
+        "nodes": "id TEXT NOT NULL, type TEXT NOT NULL, title TEXT, description TEXT, status TEXT NOT NULL, "
+        "confidence INTEGER, session TEXT, metadata TEXT, caller_uid INTEGER",
+        "edges": "id TEXT NOT NULL, source TEXT NOT NULL, target TEXT NOT NULL, type TEXT NOT NULL, "
+        "weight REAL, rationale TEXT, caller_uid INTEGER",
+        "packs": "name TEXT NOT NULL, version TEXT NOT NULL, sha256 TEXT NOT NULL",
+        "models": "name TEXT NOT NULL, sha256 TEXT NOT NULL, quantisation TEXT NOT NULL, "
+        "architecture TEXT NOT NULL, parameters INTEGER NOT NULL, build TEXT NOT NULL, device TEXT NOT NULL",
+        "checkpoints": "key TEXT NOT NULL",
+        "gaps": "reason TEXT NOT NULL, lost TEXT NOT NULL",
+        "archives": "file TEXT NOT NULL, first_seq INTEGER NOT NULL, last_seq INTEGER NOT NULL, "
+        "events INTEGER NOT NULL, head TEXT NOT NULL, chain TEXT NOT NULL",
+    }
+    for table, columns in tables.items():
+        db.execute(
+            f"CREATE TABLE {table} (seq INTEGER PRIMARY KEY, timestamp TEXT NOT NULL, {columns}) STRICT"
+        )
+    for table in ("consultations", "outcomes", "reviews", "approvals"):
+        db.execute(f"CREATE INDEX {table}_decision ON {table} (decision_id)")
+    for table in ("nodes", "edges"):
+        db.execute(f"CREATE UNIQUE INDEX {table}_id ON {table} (id)")
+    db.execute("CREATE INDEX consultations_session ON consultations (session) WHERE session IS NOT NULL")
+    db.execute("CREATE INDEX edges_source ON edges (source)")
+    db.execute("CREATE INDEX edges_target ON edges (target)")
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Bring a file up to date. Raises JournalError if a newer version wrote it."""
+    """Bring a file up to date. Raises JournalError if a version that this one does not know wrote it."""
     db = Database(connection)
     with closing(Database(memory=True)) as empty:
         ours = {migration.name for migration in migrations.pending(empty)}

@@ -1,43 +1,69 @@
 """The one connection that writes, and the thread that owns it.
 
-Owns the journal file while the process lives (an flock says so). Invariant: an event is acknowledged only
-after the transaction that holds it, its place in the chain and its projections is committed. `append`
-never waits: what arrives during a commit is the next batch, so the disk sets the pace and no timer adds
-delay.
+Owns the journal file while the process lives. Invariant: an event is acknowledged only after the transaction
+that holds it, its place in the chain and its projections is committed. `append` never waits: what arrives
+during a commit is the next batch, so the disk sets the pace and no timer adds delay.
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import queue
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from msgspec import Struct
 
-from thor_policy.core import Decision, Explanation
-from thor_policy.errors import AlreadyRunning, ErrorCode, JournalError
-from thor_policy.journal import chain, events, schema
+from thor_policy import trace
+from thor_policy.core import Caller, Decision, Explanation
+from thor_policy.errors import ErrorCode, JournalError, RequestError
+from thor_policy.journal import chain, events, projections
+from thor_policy.journal.checkpoints import Signer, found, keep
 from thor_policy.journal.events import Event
+from thor_policy.journal.storage import (
+    BUSY_TIMEOUT_MS,
+    Room,
+    boot_id,
+    open_for_writing,
+    reopen,
+    take_lock,
+)
 
 log = logging.getLogger(__name__)
 
 #: Events in one transaction; bounds how long a commit can hold back the events behind it.
 MAX_BATCH = 512
-#: How long a transaction waits for a lock that some other process should not hold.
-BUSY_TIMEOUT_MS = 5_000
+#: Bytes of write-ahead log above which the writer waits for readers, so that the log can begin anew.
+WAL_LIMIT_BYTES = 128 * 2**20
+#: How long it then waits, and how much more is written before it waits again.
+WAL_WAIT_MS, WAL_STEP_BYTES = 250, 32 * 2**20
+#: How long the thread rests before it looks after checkpoints and the disk, in seconds.
+IDLE_S = 1.0
 #: What SQLite raises when the file or the disk is at fault; any other error is that of one event.
 DISK_ERRORS = (sqlite3.OperationalError, sqlite3.DatabaseError, sqlite3.InternalError)
 
+T = TypeVar("T")
 
-class Committed(Struct, frozen=True, kw_only=True):
+
+class _Mark(Enum):
+    """In place of an item of the queue: there is none, or there will be none."""
+
+    NOTHING = 0
+    END = 1
+
+
+class Committed(Struct, frozen=True, kw_only=True, gc=False):
     """The fate of one event: on disk, or (with `error`) not. `commit_ms` is queue plus transaction time."""
 
     ticket: int | None
@@ -45,9 +71,59 @@ class Committed(Struct, frozen=True, kw_only=True):
     seq: int = 0
     commit_ms: float = 0.0
     error: ErrorCode | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """When to sign the chain, with which key, and where the signed checkpoints are kept."""
+
+    signer: Signer
+    directory: Path
+    every_events: int
+    every_s: float
+
+
+class Rewrite(Struct, frozen=True, kw_only=True):
+    """What an `erased` event does to one earlier event: its new private part, and what follows from it.
+
+    `private` is salt and value, or None: then nothing is left of it. That of an `archived` event is not in
+    the database.
+    """
+
+    seq: int
+    kind: str
+    subject_id: str
+    private: tuple[bytes, str] | None
+    projection: projections.Projection
+    archived: bool = False
+
+    @property
+    def digest(self) -> bytes:
+        """What the private part is verified against from now on; empty if nothing is left."""
+        if self.private is None:
+            return b""
+        salt, value = self.private
+        return chain.sealed_digest(salt, value.encode())
 
 
 OnCommitted = Callable[[list[Committed]], None]
+
+
+class _Ready(Struct, frozen=True, gc=False):
+    """An event with all that does not depend on its place in the chain; the projection has a zero for it."""
+
+    event: Event
+    put_ns: int
+    at: str
+    hashed: tuple[bytes, bytes, bytes, bytes]  # at, kind, subject, body
+    body: str
+    digest: bytes
+    private: tuple[bytes, str] | None  # salt, value
+    projection: projections.Projection
+
+
+_Item: TypeAlias = "tuple[Event, int] | _Task[Any] | _Mark"
 
 
 class Journal:
@@ -61,25 +137,53 @@ class Journal:
         self,
         path: Path,
         *,
-        on_committed: OnCommitted,
+        on_committed: OnCommitted = lambda _: None,
         synchronous: str = "FULL",
-        erasable: Sequence[str] = (),
+        min_free_mb: int = 0,
+        ballast_mb: int = 0,
+        checkpoints: Checkpoints | None = None,
+        masked: tuple[str, ...] = (),
+        max_batch: int = MAX_BATCH,
     ) -> None:
         self.path = path
         self._on_committed = on_committed
-        self._erasable = tuple(erasable)
-        self._queue: queue.SimpleQueue[tuple[Event, int] | None] = queue.SimpleQueue()
-        self.committed_events = 0
-        self.failed_events = 0
+        self._synchronous = synchronous
+        self._max_batch = max_batch
+        self._masked = masked
+        self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self.batches = 0
         self.failing: str | None = None
-        self._lock = _take_lock(path)
-        try:
-            self._connection, self._seq, self._head = _open(path, synchronous)
-        except BaseException:
-            os.close(self._lock)
-            raise
-        self._boot_id = _boot_id()
+        self._full = False
+        #: Events by fate (`committed`, `refused`, `lost`), and what else is worth counting.
+        self.counters: Counter[str] = Counter()
+        #: Events that no gap tells of yet, and those that the newest gap told of, by kind.
+        self._lost: Counter[str] = Counter()
+        self._told: Counter[str] = Counter()
+        self._ended = False
+        self._wal = path.with_name(f"{path.name}-wal")
+        self._wal_limit = WAL_LIMIT_BYTES
+        self._boot_id = boot_id().encode()
+        self._checkpoints = checkpoints
+        self._signed_seq, self._signed_s = 0, time.monotonic()
+        self.room = Room(path.parent, min_free_mb=min_free_mb, ballast_mb=ballast_mb)
+        self._lock = take_lock(path)
+        with ExitStack() as undo:
+            undo.callback(os.close, self._lock)
+            opened = open_for_writing(path, synchronous, self.room)
+            undo.callback(opened.connection.close)
+            self._connection, self._seq, self._head = opened.connection, opened.seq, opened.head
+            self._first = opened.first
+            self.room.restore()
+            if checkpoints is not None:
+                self._sign_what_a_crash_left(checkpoints)
+            undo.pop_all()
+        if opened.aside is not None:
+            why = f"the journal was damaged and is kept as {opened.aside.name}: {opened.why}"
+            self.append(events.gap(why, time.time(), file=opened.aside.name))
+        #: Events that are ready to be committed, and an item that must wait until they are.
+        self._ahead: list[_Ready] = []
+        self._held: _Item = _Mark.NOTHING
+        self._committer = ThreadPoolExecutor(1, thread_name_prefix="journal-commit")
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
 
@@ -106,13 +210,36 @@ class Journal:
         """Sequence number of the newest committed event; 0 before the first."""
         return self._seq
 
+    def refusal(self) -> RequestError | None:
+        """Why nothing new should be admitted; None while it would be recorded. Any thread."""
+        if not self.alive:
+            return RequestError("unavailable", "the journal has stopped; the daemon must be restarted")
+        try:
+            free, wanted = self.room.free_bytes(), self.room.min_free_bytes
+        except OSError as error:
+            return RequestError("unavailable", f"the disk of {self.path.parent} fails: {error.strerror}")
+        failing = self.failing
+        if free < wanted or (failing and self._full):
+            return RequestError(
+                "disk_full",
+                f"{free / 2**20:.1f} MiB are free in {self.path.parent}; min_free_mb wants "
+                f"{wanted // 2**20} MiB: make room",
+            )
+        if failing:
+            return RequestError(
+                "unavailable", f"the journal cannot be written ({failing}); it is tried again every second"
+            )
+        return None
+
     def append(self, event: Event) -> None:
         """Hand over an event; returns at once. Its fate comes to `on_committed`."""
         self._queue.put((event, time.monotonic_ns()))
+        if self._ended:
+            self._turn_away()
 
     def decided(self, decision: Decision, ticket: int | None = None) -> None:
         """Record a decision."""
-        self.append(events.decided(decision, ticket))
+        self.append(events.decided(decision, ticket, masked=self._masked))
 
     def explained(
         self, decision_id: str, explanation: Explanation, at: float, ticket: int | None = None
@@ -120,11 +247,50 @@ class Journal:
         """Record an explanation that was written after its decision; `at` is Unix time in seconds."""
         self.append(events.explained(decision_id, explanation, at, ticket))
 
+    def write(
+        self, record: trace.Record, *, record_id: str, at: float, caller: Caller, ticket: int | None = None
+    ) -> None:
+        """Record what somebody sent; its fate is `not_found` if it names a decision that is not there."""
+        self.append(
+            events.recorded(
+                record, record_id=record_id, at=at, caller=caller, ticket=ticket, masked=self._masked
+            )
+        )
+
+    def commit(self, event: Event) -> Future[Committed]:
+        """Record one event in a transaction of its own; for what must know that it is on disk."""
+        return self.run(lambda _: self._commit([_ready(event, time.monotonic_ns())])[-1])
+
+    def checkpoint(self) -> Future[int]:
+        """Sign the chain as it is now; the result is the newest event that a checkpoint vouches for."""
+
+        def task(_: sqlite3.Connection) -> int:
+            self._checkpoint()
+            return self._signed_seq
+
+        return self.run(task)
+
+    @property
+    def chain(self) -> str:
+        """The chain's name: the hash of its first event, in hex; empty before that."""
+        return self._first.hex()
+
+    def run(self, task: Callable[[sqlite3.Connection], T]) -> Future[T]:
+        """Call `task` with the connection between two batches; it must be short, for decisions wait.
+
+        The result is a JournalError if the journal is closed before its turn comes.
+        """
+        future: Future[T] = Future()
+        self._queue.put(_Task(task, future))
+        if self._ended:
+            self._turn_away()
+        return future
+
     def close(self, timeout_s: float = 30.0) -> None:
         """Commit what was appended, then release the file; safe to call twice."""
         if self._lock < 0:
             return
-        self._queue.put(None)
+        self._queue.put(_Mark.END)
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             raise JournalError(f"the journal did not drain within {timeout_s} s; {self.waiting} events left")
@@ -135,134 +301,426 @@ class Journal:
 
     def _run(self) -> None:
         try:
-            while batch := self._next_batch():
-                self._on_committed(self._commit(batch))
+            while self._gather():
+                batch, self._ahead = self._ahead, []
+                self._tell(self._commit(batch))
+                self._bound_wal()
+                if self._checkpoint_due():
+                    self._checkpoint()
+            self._checkpoint()
         finally:
+            self._committer.shutdown()
             self._connection.close()
+            self._ended = True
+            self._turn_away()
 
-    def _next_batch(self) -> list[tuple[Event, int]]:
-        """What has arrived since the last commit, at least one event; empty at the end."""
-        batch: list[tuple[Event, int]] = []
-        item = self._queue.get()
-        while item is not None:
-            batch.append(item)
-            if len(batch) == MAX_BATCH:
-                return batch
+    def _turn_away(self) -> None:
+        """Whatever comes after the end gets its fate too, on the thread that finds it."""
+        told = "the journal is closed"
+        while True:
             try:
                 item = self._queue.get_nowait()
             except queue.Empty:
-                return batch
-        if batch:
-            self._queue.put(None)
-        return batch
+                return
+            if isinstance(item, tuple):
+                event, _ = item
+                self.counters["lost"] += 1
+                fate = Committed(ticket=event.ticket, kind=event.kind, error="shutting_down", message=told)
+                self._on_committed([fate])
+            elif isinstance(item, _Task):
+                item.fail(JournalError(told))
 
-    def _commit(self, batch: list[tuple[Event, int]]) -> list[Committed]:
-        """Record a batch in one transaction; an event that cannot be stored fails alone."""
-        connection = self._connection
-        seq, head = self._seq, self._head
+    def _gather(self) -> bool:
+        """Wait until something is ready to be committed; False at the end."""
+        while not self._ahead:
+            item = self._next() if self._held is _Mark.NOTHING else self._held
+            self._held = _Mark.NOTHING
+            if isinstance(item, tuple):
+                self._encode(*item)
+            elif isinstance(item, _Task):
+                item.run(self._connection)
+            else:
+                return False
+        self._gather_more(lambda: False)
+        return True
+
+    def _gather_more(self, enough: Callable[[], bool]) -> None:
+        """Get ready what has arrived, up to a full batch or to what is no event."""
+        while len(self._ahead) < self._max_batch and self._held is _Mark.NOTHING and not enough():
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return
+            if isinstance(item, tuple):
+                self._encode(*item)
+            else:
+                self._held = item
+
+    def _next(self) -> _Item:
+        """The next item; while there is none, what has to be done now and then."""
+        while True:
+            try:
+                return self._queue.get(timeout=IDLE_S)
+            except queue.Empty:
+                if self.failing:
+                    self._recover()
+                self.room.restore()
+                if self._checkpoint_due():
+                    self._checkpoint()
+
+    def _encode(self, event: Event, put_ns: int) -> None:
+        """Get an event ready, or say that it cannot be stored."""
         try:
-            connection.execute("BEGIN IMMEDIATE")
-            inserts = events.Inserts(connection)
-            for event, _ in batch:
-                seq += 1
-                head = self._insert(inserts, event, seq, head)
-            inserts.flush()
-            connection.execute("COMMIT")
+            self._ahead.append(_ready(event, put_ns))
+        except Exception as error:  # text that is no Unicode, a time that is none, a value that is no JSON
+            self._tell([self._lose(event, "unavailable", f"it cannot be stored: {error}")])
+
+    def _tell(self, fates: list[Committed]) -> None:
+        if fates:
+            self._on_committed(fates)
+
+    def _commit(self, batch: list[_Ready]) -> list[Committed]:
+        """Record a batch in one transaction; an event that cannot be stored fails alone."""
+        if not batch:
+            return []
+        try:
+            if self.failing:
+                self._reopen()
+            return self._transaction(batch)
         except Exception as error:  # whatever it was: nothing of this transaction may be acknowledged
             self._roll_back()
-            if len(batch) > 1 and type(error) not in DISK_ERRORS:
+            code = getattr(error, "sqlite_errorcode", 0)
+            if code == sqlite3.SQLITE_FULL and self.room.release():
+                self.counters["ballast_released"] += 1
+                return self._commit(batch)
+            full = code == sqlite3.SQLITE_FULL
+            if type(error) in (*DISK_ERRORS, JournalError):
+                self._fail(error)
+            elif len(batch) > 1:
                 middle = len(batch) // 2
                 return self._commit(batch[:middle]) + self._commit(batch[middle:])
-            return self._failed(batch, error)
-        first = self._seq + 1
-        self._seq, self._head = seq, head
-        self.committed_events += len(batch)
+            log.error("the journal could not record %d events: %s", len(batch), error)
+            told = "the disk is full" if full else "the journal failed"
+            return [self._lose(one.event, "disk_full" if full else "unavailable", told) for one in batch]
+
+    def _transaction(self, batch: list[_Ready]) -> list[Committed]:
+        placed = Placed(self._seq, self._head, self._boot_id)
+        if self._lost:
+            lost = events.gap("events could not be recorded", time.time(), **self._lost)
+            placed.add(_ready(lost, time.monotonic_ns()))
+            self._told = Counter(self._lost)
+        places = [placed.add(ready) if self._is_known(ready.event, placed) else 0 for ready in batch]
+        self._connection.execute("BEGIN IMMEDIATE")
+        placed.write(self._connection)
+        if self._queue.empty():
+            self._connection.execute("COMMIT")
+        else:  # the disk works without the interpreter, so what has arrived can be made ready meanwhile
+            begun = threading.Event()
+            commit = self._committer.submit(self._commit_aside, begun)
+            begun.wait()
+            self._gather_more(commit.done)
+            commit.result()
+        self._seq, self._head = placed.seq, placed.head
+        self._first = self._first or placed.first
+        self.counters["committed"] += len(placed.events)
         self.batches += 1
         self.failing = None
+        self._lost.clear()
         now_ns = time.monotonic_ns()
         return [
             Committed(
-                ticket=event.ticket, kind=event.kind, seq=first + index, commit_ms=(now_ns - put_ns) / 1e6
+                ticket=ready.event.ticket,
+                kind=ready.event.kind,
+                seq=seq,
+                commit_ms=(now_ns - ready.put_ns) / 1e6,
             )
-            for index, (event, put_ns) in enumerate(batch)
+            if seq
+            else self._refused(ready.event)
+            for seq, ready in zip(places, batch, strict=True)
         ]
 
-    def _insert(self, inserts: events.Inserts, event: Event, seq: int, prev_hash: bytes) -> bytes:
-        body, private = events.split(event.body, self._erasable)
-        if private:
-            value = events.encode(private)
-            salt, digest = chain.seal(value)
-            inserts.add("private", (seq, salt, value))
-            text = events.encode(body | {"private": digest})
-            body = events.join(body, private)
-        else:
-            text = events.encode(body)
-        at, mono_ns = events.timestamp(event.at), time.monotonic_ns()
-        link = chain.hash_of(prev_hash, seq, at, self._boot_id, mono_ns, event.kind, event.subject_id, text)
-        inserts.add(
-            "events", (seq, at, self._boot_id, mono_ns, event.kind, event.subject_id, text, prev_hash, link)
-        )
-        events.project(inserts, event.kind, seq, at, body)
-        return link
+    def _commit_aside(self, begun: threading.Event) -> None:
+        begun.set()
+        self._connection.execute("COMMIT")
+
+    def _refused(self, event: Event) -> Committed:
+        self.counters["refused"] += 1
+        told = f"decision_id: there is no decision {event.subject_id[:64]!r}"
+        return Committed(ticket=event.ticket, kind=event.kind, error="not_found", message=told)
+
+    def _is_known(self, event: Event, placed: Placed) -> bool:
+        """False if the event is about a decision that is not there."""
+        if event.kind not in events.ABOUT_DECISION:
+            return True
+        if event.kind == "consulted" and event.subject_id == event.body["id"]:  # type: ignore[index]
+            return True
+        if event.subject_id in placed.decisions:
+            return True
+        found = self._connection.execute(
+            "SELECT 1 FROM decisions WHERE decision_id = ?", (event.subject_id,)
+        ).fetchone()
+        return found is not None
+
+    def _lose(self, event: Event, error: ErrorCode, message: str) -> Committed:
+        self.counters["lost"] += 1
+        self._lost[str(event.kind)] += 1
+        return Committed(ticket=event.ticket, kind=event.kind, error=error, message=message)
 
     def _roll_back(self) -> None:
-        if self._connection.in_transaction:
-            with suppress(sqlite3.Error):  # then the next BEGIN fails, and its batch hears of it
+        with suppress(sqlite3.Error):  # closed, or stuck: the next BEGIN fails, and its batch hears of it
+            if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
 
-    def _failed(self, batch: list[tuple[Event, int]], error: Exception) -> list[Committed]:
+    def _fail(self, error: Exception) -> None:
+        """Admit nothing from here on, until `_recover` or a transaction succeeds."""
         self.failing = f"{type(error).__name__}: {error}"
-        self.failed_events += len(batch)
-        log.error("the journal lost %d events, which stay unanswered: %s", len(batch), self.failing)
-        full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-        code: ErrorCode = "disk_full" if full else "unavailable"
-        return [Committed(ticket=event.ticket, kind=event.kind, error=code) for event, _ in batch]
+        self._full = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL or self.room.is_full()
 
+    # ------------------------------------------------------------ the file and its log
 
-# ---------------------------------------------------------------- opening
-
-
-def _take_lock(path: Path) -> int:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
-        lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    except OSError as error:
-        raise JournalError(f"cannot write in the state directory {path.parent}: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip()
-        os.close(lock)
-        raise AlreadyRunning(
-            f"the state directory {path.parent} is in use by process {holder or 'unknown'}; "
-            "stop it, or choose another with --state-dir"
-        ) from error
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-    return lock
-
-
-def _open(path: Path, synchronous: str) -> tuple[sqlite3.Connection, int, bytes]:
-    """The connection, and sequence number and hash of the newest event."""
-    with ExitStack() as undo:
+    def _recover(self) -> None:
+        """Try whether the disk takes a commit again, if only that of the gap; `failing` is None if so."""
+        self.counters["recoveries_tried"] += 1
         try:
-            path.touch(mode=0o640)
-            path.chmod(0o640)  # before SQLite gives the log beside it the same mode
-            connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            undo.callback(connection.close)
-            connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute(f"PRAGMA synchronous = {synchronous}")
-            schema.migrate(connection)
-            newest = connection.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
-        except (sqlite3.Error, OSError) as error:
-            raise JournalError(f"{path} cannot be used as a journal: {error}") from error
-        undo.pop_all()
-    return connection, *(newest or (0, chain.GENESIS))
+            self._reopen()
+            if self._lost:
+                self._transaction([])
+                return
+            self._connection.execute("BEGIN IMMEDIATE")
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+            self._connection.execute(f"PRAGMA user_version = {version}")  # the same, but written
+            self._connection.execute("COMMIT")
+            self.failing = None
+        except (sqlite3.Error, JournalError) as error:
+            self._roll_back()
+            self._fail(error)
+
+    def _reopen(self) -> None:
+        """Begin anew with what is on disk: after a failed sync nobody else knows what that is.
+
+        A commit that failed may be there all the same; and a disk may have lost one that succeeded.
+        """
+        with suppress(sqlite3.Error):
+            self._connection.close()
+        opened = reopen(self.path, self._synchronous)
+        known, self._seq, self._head, self._first = self._seq, opened.seq, opened.head, opened.first
+        self._connection = opened.connection
+        self.counters["reopened"] += 1
+        if self._seq < known:
+            log.critical("%s ends at event %d; %d were acknowledged", self.path, self._seq, known)
+            self._lost["acknowledged"] += known - self._seq
+        back = Counter(
+            dict(
+                self._connection.execute(
+                    "SELECT kind, count(*) FROM events WHERE seq > ? GROUP BY kind", (known,)
+                )
+            )
+        )
+        self._lost -= back
+        if back["gap"]:
+            self._lost -= self._told
+
+    def _bound_wal(self) -> None:
+        """Wait a moment for readers that keep the write-ahead log from beginning anew."""
+        try:
+            size = self._wal.stat().st_size
+        except OSError:
+            return
+        if size < self._wal_limit:
+            return
+        try:
+            self._connection.execute(f"PRAGMA busy_timeout = {WAL_WAIT_MS}")
+            (blocked, _, _) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+        except sqlite3.Error as error:
+            self._fail(error)
+            return
+        self.counters["wal_blocked"] += blocked
+        self._wal_limit = size + WAL_STEP_BYTES if blocked else WAL_LIMIT_BYTES
+
+    # ------------------------------------------------------------ checkpoints
+
+    def _checkpoint_due(self) -> bool:
+        rule = self._checkpoints
+        if rule is None or self.failing or self._seq == self._signed_seq:
+            return False
+        late = time.monotonic() - self._signed_s >= rule.every_s
+        return late or self._seq - self._signed_seq >= rule.every_events
+
+    def _checkpoint(self) -> None:
+        """Note a checkpoint on the chain, and sign the chain up to that note."""
+        rule = self._checkpoints
+        if rule is None or self.failing or self._seq == self._signed_seq:
+            return
+        at = time.time()
+        fate = self._commit([_ready(events.checkpoint(rule.signer.key, at), time.monotonic_ns())])[-1]
+        if fate.error is None:
+            self._sign(rule, self._seq, self._head, events.timestamp(at))
+        self._signed_seq, self._signed_s = self._seq, time.monotonic()
+
+    def _sign(self, rule: Checkpoints, seq: int, head: bytes, at: str) -> None:
+        try:
+            keep(rule.directory, rule.signer.sign(self._first.hex(), seq, head.hex(), at))
+            self.counters["checkpoints"] += 1
+        except JournalError as error:
+            self.counters["checkpoints_failed"] += 1
+            log.error("%s", error)
+
+    def _sign_what_a_crash_left(self, rule: Checkpoints) -> None:
+        """The newest note of a checkpoint may have been committed without its file."""
+        newest = self._connection.execute(
+            "SELECT seq, at, hash FROM events WHERE seq = (SELECT max(seq) FROM checkpoints)"
+        ).fetchone()
+        if newest is None:
+            return
+        self._signed_seq = newest[0]
+        there = {(one.chain, one.seq) for one in found(rule.directory).checkpoints}
+        if (self._first.hex(), newest[0]) not in there:
+            self._sign(rule, newest[0], newest[2], newest[1])
 
 
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
+def _ready(event: Event, put_ns: int) -> _Ready:
+    body, at = events.encode(event.body), events.timestamp(event.at)
+    private, digest = None, b""
+    if event.private is not None:
+        value = events.encode(event.private)
+        salt, digest = chain.seal(value)
+        private = salt, value.decode()
+    return _Ready(
+        event,
+        put_ns,
+        at,
+        (at.encode(), event.kind.encode(), event.subject_id.encode(), body),
+        body.decode(),
+        digest,
+        private,
+        projections.project(event.kind, 0, at, event.subject_id, event.body, event.private),
+    )
+
+
+class _Task(Generic[T]):
+    """Something to be done with the connection, and whoever waits for it."""
+
+    def __init__(self, call: Callable[[sqlite3.Connection], T], future: Future[T]) -> None:
+        self._call, self._future = call, future
+
+    def run(self, connection: sqlite3.Connection) -> None:
+        try:
+            self._future.set_result(self._call(connection))
+        except BaseException as error:
+            self._future.set_exception(error)
+
+    def fail(self, error: JournalError) -> None:
+        self._future.set_exception(error)
+
+
+class Placed:
+    """A batch with its places in the chain, as rows."""
+
+    def __init__(self, seq: int, head: bytes, boot: bytes) -> None:
+        self.seq, self.head, self.first = seq, head, b""
+        self._boot, self._boot_text = boot, boot.decode()
+        self.events: list[tuple[Any, ...]] = []
+        self.decisions: set[str] = set()
+        self._private: list[tuple[int, bytes, str]] = []
+        self._rows: dict[str, list[projections.Row]] = {}
+        self._changes: list[tuple[str, str, int, projections.Row]] = []
+        self._rewrites: list[tuple[int, Rewrite]] = []
+
+    def add(self, ready: _Ready) -> int:
+        """Give an event its place; returns its sequence number."""
+        event, digest, (table, row, changes) = ready.event, ready.digest, ready.projection
+        at, kind, subject_id, body = ready.hashed
+        self.seq += 1
+        seq, previous, mono_ns = self.seq, self.head, time.monotonic_ns()
+        self.head = chain.hash_of(previous, seq, at, self._boot, mono_ns, kind, subject_id, body, digest)
+        if seq == 1:
+            self.first = self.head
+        self.events.append(
+            (
+                *(seq, ready.at, self._boot_text, mono_ns, event.kind, event.subject_id, ready.body),
+                *(digest, previous, self.head),
+            )
+        )
+        if ready.private is not None:
+            self._private.append((seq, *ready.private))
+        if table == "decisions":
+            self.decisions.add(event.subject_id)
+        if table is not None:
+            self._rows.setdefault(table, []).append((seq, *row[1:]))
+        if changes is not None:
+            self._changes.append((event.kind, event.subject_id, seq, changes))
+        if event.effect is not None:
+            self._rewrites += [(seq, one) for one in event.effect]
+        return seq
+
+    def again(self, row: chain.Row, part: tuple[bytes, bytes] | None, *, tables_only: bool = False) -> None:
+        """Take an event that has its place already, to make its rows (and perhaps itself) anew."""
+        kind, subject_id, at = row.kind.decode(), row.subject_id.decode(), row.at.decode()
+        body, private = projections.read(kind, row.body, part and part[1])
+        table, columns, changes = projections.project(kind, row.seq, at, subject_id, body, private)
+        self.seq, self.head = row.seq, row.hash
+        if table is not None:
+            self._rows.setdefault(table, []).append(columns)
+        if changes is not None:
+            self._changes.append((kind, subject_id, row.seq, changes))
+        if tables_only:
+            return
+        texts = (row.at, row.boot_id, row.kind, row.subject_id, row.body)
+        at, boot, kind, subject_id, told = (one.decode() for one in texts)
+        self.events.append(
+            (
+                *(row.seq, at, boot, row.mono_ns, kind, subject_id, told),
+                *(row.private_digest, row.prev_hash, row.hash),
+            )
+        )
+        if part is not None:
+            self._private.append((row.seq, part[0], part[1].decode()))
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        """Write everything, inside the caller's transaction."""
+        _insert(connection, "events", self.events)
+        _insert(connection, "private", self._private)
+        for table, rows in self._rows.items():
+            _insert(connection, table, rows)
+        for kind, decision_id, seq, changes in self._changes:
+            group = projections.GROUP_OF[kind]
+            values = dict(zip(projections.GROUPS[group], changes, strict=True))
+            _update(connection, {**values, group: seq}, "decision_id = ?", decision_id)
+        for seq, rewrite in self._rewrites:
+            _rewrite(connection, seq, rewrite)
+
+
+def _insert(connection: sqlite3.Connection, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    if rows:
+        marks = ", ".join("?" * len(rows[0]))
+        connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
+
+
+def _rewrite(connection: sqlite3.Connection, by_seq: int, rewrite: Rewrite) -> None:
+    """Put what is left of a private part in its place, and the values that follow from it."""
+    seq = rewrite.seq
+    connection.execute("DELETE FROM private WHERE seq = ?", (seq,))
+    if rewrite.private is not None and not rewrite.archived:
+        connection.execute("INSERT INTO private VALUES (?, ?, ?)", (seq, *rewrite.private))
+    connection.execute("INSERT OR REPLACE INTO erasures VALUES (?, ?, ?)", (seq, by_seq, rewrite.digest))
+    table, row, changes = rewrite.projection
+    if table == "decisions":
+        values = dict(zip(projections.DECISION_COLUMNS, row, strict=True))
+        for group, columns in projections.GROUPS.items():
+            ours = {name: values.pop(name) for name in columns}
+            _update(connection, ours, f"seq = ? AND {group} IS NULL", seq)
+            values.pop(group)
+        _update(connection, values, "seq = ?", seq)
+    elif table is not None:
+        connection.execute(f"DELETE FROM {table} WHERE seq = ?", (seq,))
+        _insert(connection, table, [row])
+    if changes is not None:
+        group = projections.GROUP_OF[rewrite.kind]
+        ours = dict(zip(projections.GROUPS[group], changes, strict=True))
+        _update(connection, ours, f"decision_id = ? AND {group} = ?", rewrite.subject_id, seq)
+
+
+def _update(connection: sqlite3.Connection, columns: dict[str, Any], where: str, *which: Any) -> None:
+    told = ", ".join(f"{name} = ?" for name in columns)
+    connection.execute(f"UPDATE decisions SET {told} WHERE {where}", (*columns.values(), *which))

@@ -5,6 +5,6 @@
 """
 
 from thor_policy.server.endpoint import Mailbox, endpoint_lock
-from thor_policy.server.loop import Server
+from thor_policy.server.loop import Part, Server
 
-__all__ = ["Mailbox", "Server", "endpoint_lock"]
+__all__ = ["Mailbox", "Part", "Server", "endpoint_lock"]

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import zmq
 
+from thor_policy.clerk import Tended
 from thor_policy.config import Config
 from thor_policy.core import Caller
 from thor_policy.errors import AlreadyRunning, ConfigError
@@ -34,16 +35,16 @@ PEER_QUEUE = 10_000
 class Mailbox:
     """What other threads have to tell the main thread, and how they wake it."""
 
-    items: deque[tuple[int, Outcome] | Fate] = field(default_factory=deque)
+    items: deque[tuple[int, Outcome | Tended] | Fate] = field(default_factory=deque)
     wakeup_fd: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
 
-    def put(self, *items: tuple[int, Outcome] | Fate, wake: bool = True) -> None:
+    def put(self, *items: tuple[int, Outcome | Tended] | Fate, wake: bool = True) -> None:
         """Any thread; never blocks. Without `wake` the items lie until something else wakes the loop."""
         self.items.extend(items)
         if wake:
             os.eventfd_write(self.wakeup_fd, 1)
 
-    def take(self) -> Iterator[tuple[int, Outcome] | Fate]:
+    def take(self) -> Iterator[tuple[int, Outcome | Tended] | Fate]:
         """Main thread: everything that has arrived."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.wakeup_fd)

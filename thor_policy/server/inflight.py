@@ -1,8 +1,8 @@
 """Requests in flight: what each still waits for, and when it is answered.
 
-Owns tickets and deadlines. Invariant: each ticket is answered exactly once, with a decision only after the
-journal said that it is committed. No socket, no clock: outcomes, fates and times come in as arguments.
-Main thread.
+Owns tickets and deadlines. Invariant: each ticket is answered exactly once, with a decision or a record's id
+only after the journal said that it is committed. No socket, no clock: outcomes, fates and times come in as
+arguments. Main thread.
 """
 
 from __future__ import annotations
@@ -18,37 +18,48 @@ from typing import Protocol, TypeAlias
 from msgspec.structs import replace
 
 from thor_policy import wire
+from thor_policy.clerk import Tended
 from thor_policy.core import Decision, Explain, Json
 from thor_policy.errors import ErrorCode, RequestError
 from thor_policy.policy import Explained, Unexplained
 from thor_policy.worker import Outcome, Refused
 
-#: Takes the answer to one question: `decision` and `context`, or why there is none.
+#: Takes the answer to one request: `decision` and `context`, or `recorded`, or why there is none.
 Answer: TypeAlias = Callable[[dict[str, Json] | RequestError], None]
 #: Takes what was recorded: kind, decision id, and the members of the event.
 Publish: TypeAlias = Callable[[str, str, dict[str, Json]], None]
+#: What the counters call events of a kind whose name takes no s.
+_PLURALS = {"reported": "reports", "consulted": "consultations"}
 
 
 class Fate(Protocol):
-    """What the journal reports of an event (`journal.writer.Committed`)."""
+    """What the journal reports of an event (`journal.writer.Committed`): its place, or an error and why."""
 
     @property
     def ticket(self) -> int | None: ...
     @property
     def kind(self) -> str: ...
     @property
+    def seq(self) -> int: ...
+    @property
     def commit_ms(self) -> float: ...
     @property
     def error(self) -> ErrorCode | None: ...
+    @property
+    def message(self) -> str | None: ...
 
 
 @dataclass
 class _Pending:
-    """One question in flight. It is answered when nothing it waits for is missing."""
+    """One request in flight. It is answered when nothing it waits for is missing.
+
+    A record (with `record_id`) waits for its fate alone; the members below are those of a question.
+    """
 
     answer: Answer
     received_ns: int
-    explain: Explain
+    record_id: str | None = None
+    explain: Explain = "none"
     decision: Decision | None = None
     committed: bool = False
     commit_ms: float = 0.0
@@ -56,7 +67,7 @@ class _Pending:
 
 
 class InFlight:
-    """All questions that were admitted and not answered; `counters` gets every loss by name."""
+    """All requests that were admitted and not answered; `counters` gets every loss by name."""
 
     def __init__(self, *, publish: Publish, counters: Counter[str]) -> None:
         self._publish = publish
@@ -74,15 +85,25 @@ class InFlight:
         """When `expire` next has something to do, monotonic nanoseconds."""
         return self._deadlines[0][0] if self._deadlines else None
 
-    def admit(self, answer: Answer, *, received_ns: int, deadline_ns: int, explain: Explain) -> int:
-        """A ticket for a question whose answer goes to `answer`."""
+    def admit(
+        self,
+        answer: Answer,
+        *,
+        received_ns: int,
+        deadline_ns: int,
+        explain: Explain = "none",
+        record_id: str | None = None,
+    ) -> int:
+        """A ticket for a question, or for the record `record_id`, whose answer goes to `answer`."""
         ticket = next(self._tickets)
-        self._pending[ticket] = _Pending(answer=answer, received_ns=received_ns, explain=explain)
+        self._pending[ticket] = _Pending(
+            answer=answer, received_ns=received_ns, explain=explain, record_id=record_id
+        )
         heapq.heappush(self._deadlines, (deadline_ns, ticket))
         return ticket
 
-    def note(self, ticket: int, outcome: Outcome, now_ns: int) -> None:
-        """Hear from the engine thread, which speaks before the journal does."""
+    def note(self, ticket: int, outcome: Outcome | Tended, now_ns: int) -> None:
+        """Hear from the engine thread, which speaks before the journal does, or from the clerk."""
         pending = self._pending.get(ticket)
         if isinstance(outcome, Decision):
             self._unrecorded[ticket, "decision"] = outcome
@@ -92,6 +113,8 @@ class InFlight:
             return
         if isinstance(outcome, Refused):
             self._answer(ticket, outcome.error)
+        elif isinstance(outcome, Tended):
+            self._answer(ticket, outcome.answer)
         elif isinstance(outcome, Decision):
             pending.decision = outcome
             pending.awaits_explanation = pending.explain == "inline" and outcome.explanation is None
@@ -101,13 +124,18 @@ class InFlight:
 
     def note_fate(self, ticket: int, fate: Fate, now_ns: int) -> None:
         """Hear from the journal that an event is on disk, or that it never will be."""
-        self._counters[f"{fate.kind}s_{'lost' if fate.error else 'recorded'}"] += 1
+        kinds = _PLURALS.get(fate.kind, f"{fate.kind}s")
+        if fate.error is None:
+            self._counters[f"{kinds}_recorded"] += 1
+        elif wire.HTTP_STATUS[fate.error] >= 500:  # below that the request was at fault, and nothing is lost
+            self._counters[f"{kinds}_lost"] += 1
         recorded = self._unrecorded.pop((ticket, fate.kind), None)
         if fate.error is None and recorded is not None:
             self._publish_recorded(recorded, fate)
         pending = self._pending.get(ticket)
         if pending is None:
-            self._counters[f"{fate.kind}s_late"] += fate.kind == "decision"
+            if fate.kind != "explanation":  # which nobody need wait for
+                self._counters[f"{kinds}_late"] += 1
         elif fate.kind == "explanation":
             pending.awaits_explanation = False
             if fate.error is None and pending.decision and isinstance(recorded, Explained):
@@ -115,7 +143,9 @@ class InFlight:
             self._answer_if_complete(ticket, pending, now_ns)
         elif fate.error is not None:
             why = "the disk is full" if fate.error == "disk_full" else "the journal failed"
-            self._answer(ticket, RequestError(fate.error, f"the decision could not be recorded: {why}"))
+            self._answer(ticket, RequestError(fate.error, fate.message or f"it could not be recorded: {why}"))
+        elif pending.record_id is not None:
+            self._answer(ticket, wire.recorded_item(pending.record_id, fate.kind, fate.seq))
         else:
             pending.committed, pending.commit_ms = True, fate.commit_ms
             self._answer_if_complete(ticket, pending, now_ns)
@@ -131,7 +161,10 @@ class InFlight:
                 self._counters["explanations_late"] += 1
                 self._answer_decision(ticket, pending, now_ns)
             else:
-                self._answer(ticket, RequestError("expired", "no decision was recorded before the deadline"))
+                told = "no decision was recorded before the deadline"
+                if pending.record_id is not None:
+                    told = f"{pending.record_id} was not committed before the deadline; it may be yet"
+                self._answer(ticket, RequestError("expired", told))
 
     def refuse_all(self, error: RequestError, now_ns: int) -> None:
         """Answer everything at once: with what is committed, otherwise with `error`."""

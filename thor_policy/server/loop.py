@@ -12,23 +12,31 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Literal, Protocol, TypeAlias
 
 import zmq
 
-from thor_policy import __version__, wire
+from thor_policy import __version__, trace, wire
 from thor_policy.config import Config
 from thor_policy.core import Caller, Json, ModelInfo, PackInfo, Request
-from thor_policy.errors import RequestError
+from thor_policy.errors import DiskFull, RequestError
+from thor_policy.policy import new_id
 from thor_policy.server.endpoint import Mailbox, bind_publisher, bind_router, caller_of, stop_on_signals
 from thor_policy.server.inflight import Answer, Batch, InFlight
 
 log = logging.getLogger(__name__)
 
+#: How long work on the journal may take before whoever asked is told so, in seconds.
+UPKEEP_S = 3_600
+
 #: Requests read before replies and deadlines get their turn.
 _READ_BURST = 64
 #: How long an idle loop sleeps at most, in milliseconds.
 _IDLE_MS = 1_000
+
+#: What a request may need: a question needs both, a record the journal alone.
+Part: TypeAlias = Literal["journal", "engine"]
 
 
 class Work(Protocol):
@@ -40,6 +48,22 @@ class Work(Protocol):
     def mean_decision_ms(self) -> float: ...
 
     def submit(self, request: Request) -> None: ...
+
+
+class Recorder(Protocol):
+    """Where records go to be kept (`journal.writer.Journal`)."""
+
+    def write(self, record: trace.Record, *, record_id: str, at: float, caller: Caller, ticket: int) -> None:
+        """Take a record that `caller` sent at Unix time `at`; returns at once and does not fail.
+
+        Its fate, with `ticket`, comes to the mailbox: committed, or why not.
+        """
+
+
+class Tending(Protocol):
+    """Who does long work on the journal (`clerk.Clerk`); the answer comes through the mailbox."""
+
+    def submit(self, ticket: int, upkeep: trace.Upkeep, caller: Caller) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -54,8 +78,9 @@ class _Asker:
 class Server:
     """Serves one endpoint, whose lock the caller holds (`endpoint_lock`).
 
-    `describe` adds what other parts say of themselves to the status; `broken` says which part has stopped,
-    for then nothing is admitted. Raises ConfigError if the endpoint cannot be opened.
+    `describe` adds what other parts say of themselves to the status; `refusal` says why a part can take
+    nothing new, None while it can: without the engine only records are admitted, without the journal nothing.
+    Raises ConfigError if the endpoint cannot be opened.
     """
 
     def __init__(
@@ -64,18 +89,22 @@ class Server:
         *,
         mailbox: Mailbox,
         work: Work,
+        recorder: Recorder,
+        clerk: Tending,
         pack: PackInfo,
         model: ModelInfo,
         describe: Callable[[], dict[str, Json]] = dict,
-        broken: Callable[[], str | None] = lambda: None,
+        refusal: Callable[[Part], RequestError | None] = lambda _: None,
     ) -> None:
         self._config = config
         self._mailbox = mailbox
         self._work = work
+        self._recorder = recorder
+        self._clerk = clerk
         self._pack = pack
         self._model = model
         self._describe = describe
-        self._broken = broken
+        self._refusal = refusal
         self._started_at = time.time()
         self._stopping = False
         self.counters: Counter[str] = Counter()
@@ -91,25 +120,34 @@ class Server:
     # ------------------------------------------------------------ the loop
 
     def run(self, *, ready: Callable[[], None] = lambda: None) -> None:
-        """Serve until `stop` (or SIGTERM, SIGINT on the main thread), then drain and return."""
+        """Serve until `stop` (or SIGTERM, SIGINT on the main thread), then drain and return.
+
+        Raises DiskFull, after the same drain, when the disk is full and the setting `on_full` is halt.
+        """
         with stop_on_signals(self.stop):
             poller = zmq.Poller()
             poller.register(self._router, zmq.POLLIN)
             poller.register(self._mailbox.wakeup_fd, zmq.POLLIN)
             ready()
             drained_by_ns: int | None = None
+            full: RequestError | None = None
             while True:
                 events = dict(poller.poll(self._wait_ms()))
                 self._deliver()
                 if self._router in events:
                     self._read()
                 self._in_flight.expire(time.monotonic_ns())
+                if self._config.on_full == "halt" and not self._stopping:
+                    full = self._refusal("journal")
+                    self._stopping = full is not None and full.code == "disk_full"
                 if self._stopping:
                     drained_by_ns = drained_by_ns or time.monotonic_ns() + int(self._config.shutdown_s * 1e9)
                     if not self._in_flight or time.monotonic_ns() > drained_by_ns:
                         break
             late = RequestError("shutting_down", "the daemon stopped before it could answer")
             self._in_flight.refuse_all(late, time.monotonic_ns())
+        if full is not None and full.code == "disk_full":
+            raise DiskFull(f"on_full is halt: {full}")
 
     def stop(self) -> None:
         """Ask the loop to drain and return; safe from any thread and from signal handlers."""
@@ -178,8 +216,14 @@ class Server:
         if isinstance(message, wire.EvaluateMany):
             Batch(message, submit=submit, done=lambda items: self._reply_many(asker, items)).start()
             return
+        answer = partial(self._reply, asker)
         try:
-            submit(message, lambda answer: self._reply(asker, answer))
+            if isinstance(message, wire.Keep):
+                self._record(message, answer, caller, received_ns, received_at)
+            elif isinstance(message, wire.Tend):
+                self._tend(message, answer, caller, received_ns)
+            else:
+                submit(message, answer)
         except RequestError as error:
             self._refuse(asker, error)
 
@@ -205,29 +249,62 @@ class Server:
             )
         )
 
+    def _record(
+        self, message: wire.Keep, answer: Answer, caller: Caller, received_ns: int, received_at: float
+    ) -> None:
+        self._check_open(needs=("journal",))
+        deadline_ms, record_id = message.deadline_ms or self._config.deadline_ms, new_id()
+        ticket = self._in_flight.admit(
+            answer,
+            received_ns=received_ns,
+            deadline_ns=received_ns + deadline_ms * 1_000_000,
+            record_id=record_id,
+        )
+        self._recorder.write(
+            message.record, record_id=record_id, at=received_at, caller=caller, ticket=ticket
+        )
+
+    def _tend(self, message: wire.Tend, answer: Answer, caller: Caller, received_ns: int) -> None:
+        if caller.uid not in (0, os.geteuid()):
+            raise RequestError("unauthorized", "op: upkeep is for the user that the daemon runs as, and root")
+        self._check_open(needs=("journal",))
+        deadline_ns = received_ns + UPKEEP_S * 1_000_000_000
+        ticket = self._in_flight.admit(answer, received_ns=received_ns, deadline_ns=deadline_ns)
+        self._clerk.submit(ticket, message.upkeep, caller)
+
     def _check_admission(self, message: wire.Evaluate, deadline_ms: int) -> None:
         """Refuse what cannot be served, and what would wait past its deadline anyway."""
-        if self._stopping:
-            raise RequestError("shutting_down", "the daemon is stopping")
         if message.pack is not None and message.pack != self._pack.name:
             raise RequestError(
                 "not_found", f"pack: {message.pack[:64]!r} is not loaded; {self._pack.name} is"
             )
-        if part := self._broken():
-            raise RequestError("unavailable", f"the {part} has stopped; the daemon must be restarted")
-        expected_ms = int(self._work.waiting * self._work.mean_decision_ms)
-        if len(self._in_flight) >= self._config.max_in_flight:
-            raise RequestError(
-                "busy",
-                f"{len(self._in_flight)} requests are in flight; the limit is {self._config.max_in_flight}",
-                retry_after_ms=expected_ms + 1,
-            )
+        self._check_open(needs=("journal", "engine"))
+        expected_ms = self._expected_ms
         if expected_ms > deadline_ms:
             raise RequestError(
                 "busy",
                 f"the requests before it take about {expected_ms} ms; its deadline is {deadline_ms} ms",
                 retry_after_ms=expected_ms - deadline_ms + 1,
             )
+
+    def _check_open(self, *, needs: Sequence[Part]) -> None:
+        """Refuse any request while stopping, without the parts that it needs, and above the limit."""
+        if self._stopping:
+            raise RequestError("shutting_down", "the daemon is stopping")
+        for part in needs:
+            if (error := self._refusal(part)) is not None:
+                raise error
+        if len(self._in_flight) >= self._config.max_in_flight:
+            raise RequestError(
+                "busy",
+                f"{len(self._in_flight)} requests are in flight; the limit is {self._config.max_in_flight}",
+                retry_after_ms=self._expected_ms + 1,
+            )
+
+    @property
+    def _expected_ms(self) -> int:
+        """How long the questions that wait for the engine are going to take."""
+        return int(self._work.waiting * self._work.mean_decision_ms)
 
     # ------------------------------------------------------------ out
 
@@ -265,10 +342,12 @@ class Server:
 
     def status(self) -> dict[str, Json]:
         """The truth about each part, as plain JSON values."""
+        trouble = self._refusal("journal") or self._refusal("engine")
         return {
             "version": __version__,
             "pid": os.getpid(),
-            "state": "stopping" if self._stopping else "failed" if self._broken() else "serving",
+            "state": "stopping" if self._stopping else "refusing" if trouble else "serving",
+            "trouble": trouble and trouble.message,
             "uptime_s": round(time.time() - self._started_at, 1),
             "endpoint": self._config.endpoint,
             "events_endpoint": self._config.events_endpoint,

@@ -1,0 +1,77 @@
+"""The clerk: long work on the journal, one piece at a time, while decisions go on.
+
+Owns a thread that may wait. Invariant: each piece of work ends in exactly one answer; when it is stopped,
+what runs is finished, and what waits or comes later is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from thor_policy.core import Caller, Json
+from thor_policy.errors import JournalError, RequestError
+from thor_policy.journal.upkeep import tend
+from thor_policy.journal.writer import Journal
+from thor_policy.trace import Upkeep
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tended:
+    """What became of a piece of work."""
+
+    answer: dict[str, Json] | RequestError
+
+
+class Clerk:
+    """Does upkeep on `journal`, on a thread of its own; `tell` must not block."""
+
+    def __init__(self, journal: Journal, tell: Callable[[int, Tended], None]) -> None:
+        self._journal = journal
+        self._tell = tell
+        self._stopping = False
+        self._entry = threading.Lock()
+        self._queue: queue.SimpleQueue[tuple[int, Upkeep, Caller] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="clerk", daemon=True)
+        self._thread.start()
+
+    def submit(self, ticket: int, upkeep: Upkeep, caller: Caller) -> None:
+        """Queue a piece of work; returns at once. After a stop it is refused at once."""
+        with self._entry:
+            if not self._stopping:
+                self._queue.put((ticket, upkeep, caller))
+                return
+        self._tell(ticket, Tended(_stopping()))
+
+    def stop(self, timeout_s: float) -> bool:
+        """Finish what runs, then end; False if it did not within `timeout_s`."""
+        with self._entry:
+            self._stopping = True
+            self._queue.put(None)
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            ticket, upkeep, caller = item
+            self._tell(ticket, Tended(self._do(upkeep, caller)))
+
+    def _do(self, upkeep: Upkeep, caller: Caller) -> dict[str, Json] | RequestError:
+        if self._stopping:
+            return _stopping()
+        try:
+            return {"done": tend(self._journal, upkeep, by_uid=caller.uid)}
+        except JournalError as error:
+            return RequestError("unavailable", str(error))
+        except Exception:
+            log.exception("%s failed for a reason that no code foresaw", upkeep.task)
+            return RequestError("internal", f"{upkeep.task} failed; the daemon's log says why")
+
+
+def _stopping() -> RequestError:
+    return RequestError("shutting_down", "the daemon is stopping")

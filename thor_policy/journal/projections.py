@@ -1,0 +1,275 @@
+"""What events mean for the tables people query.
+
+Owns the rows of every table but `events` and `private`. Invariant: a row is a function of events alone (of
+their bodies and of what is left of their private parts), so it can be computed again at any time: the writer,
+`verify` and `rebuild` all call `project`. Pure; any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from thor_policy.core import Json, ModelInfo, PackInfo
+from thor_policy.journal import events
+from thor_policy.journal.events import Explained, Part, Said, Shown, ShownOn
+
+Row = tuple[Any, ...]
+
+#: Columns of `decisions`, in order; the names of the first block are those that other tools know.
+# fmt: off
+DECISION_COLUMNS = (
+    "seq", "decision_id", "timestamp", "situation", "team_context", "model_name", "model_version",
+    "prompt_version", "decision", "classification", "risk_level", "reasoning", "full_response",
+    "expected_decision", "decision_correct", "reasoning_coverage", "reviewed", "review_decision",
+    "review_reasoning", "review_timestamp", "scenario_id", "tags", "decision_type", "actor", "action",
+    "entity", "session", "allow", "tier", "reason_code", "floor", "label", "confidence", "probabilities",
+    "clauses", "is_exception", "input_tokens", "output_tokens", "caller_uid", "queue_ms", "rules_ms",
+    "score_ms", "explain_ms", "latency_ms", "outcome_status", "outcome_value", "explained_seq",
+    "reviewed_seq", "outcome_seq",
+)
+# fmt: on
+#: Where each column of `decisions` stands.
+AT = {name: index for index, name in enumerate(DECISION_COLUMNS)}
+#: Groups of columns of `decisions` that a later event changes together, by the column that says which event.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "explained_seq": ("classification", "clauses", "reasoning", "full_response", "explain_ms"),
+    "reviewed_seq": (
+        "reviewed",
+        "review_decision",
+        "review_reasoning",
+        "review_timestamp",
+        "decision_correct",
+    ),
+    "outcome_seq": ("outcome_status", "outcome_value"),
+}
+#: The kinds of event that change each group; those whose subject must be a decision that is there.
+GROUP_OF = {"explanation": "explained_seq", "review": "reviewed_seq", "outcome": "outcome_seq"}
+#: Columns that hold JSON, in any table.
+JSON_COLUMNS = frozenset({"situation", "probabilities", "clauses", "tags", "metadata", "lost", "answer"})
+
+#: Table of each kind of event that has a row of its own, with its columns after `seq` and `timestamp`.
+_PLAIN: dict[str, tuple[str, tuple[str, ...]]] = {
+    "consulted": (
+        "consultations",
+        (
+            *("id", "decision_id", "session", "system", "entity", "query", "answer", "relevance"),
+            *("took_ms", "fresh_at", "caller_uid"),
+        ),
+    ),
+    "outcome": ("outcomes", ("id", "decision_id", "status", "value", "note", "caller_uid")),
+    "review": (
+        "reviews",
+        ("id", "decision_id", "reviewer", "verdict", "decision", "reasoning", "caller_uid"),
+    ),
+    "approval": (
+        "approvals",
+        ("id", "decision_id", "approver", "role", "channel", "verdict", "step", "evidence", "caller_uid"),
+    ),
+    "node": (
+        "nodes",
+        ("id", "type", "title", "description", "status", "confidence", "session", "metadata", "caller_uid"),
+    ),
+    "edge": ("edges", ("id", "source", "target", "type", "weight", "rationale", "caller_uid")),
+    "pack_activated": ("packs", ("name", "version", "sha256")),
+    "model_loaded": (
+        "models",
+        ("name", "sha256", "quantisation", "architecture", "parameters", "build", "device"),
+    ),
+    "checkpoint": ("checkpoints", ("key",)),
+    "gap": ("gaps", ("reason", "lost")),
+    "archived": ("archives", ("file", "first_seq", "last_seq", "events", "head", "chain")),
+}
+#: Every table that events are projected into, and the kinds that make its rows.
+TABLES: dict[str, tuple[str, ...]] = {"decisions": ("decision", "reported")} | {
+    table: (kind,) for kind, (table, _) in _PLAIN.items()
+}
+
+
+class Projection(NamedTuple):
+    """One event's row, and the values of its group of columns in the row of the decision it is about."""
+
+    table: str | None = None
+    row: Row = ()
+    changes: Row | None = None
+
+
+def read(kind: str, body: bytes, private: bytes | None) -> tuple[Part, Part | None]:
+    """The parts of a stored event, as far as `project` needs them. Raises msgspec.MsgspecError."""
+    body_type, private_type = _TYPES.get(kind, (_OBJECT, _OBJECT))
+    return body_type(body), None if private is None else private_type(private)
+
+
+def project(kind: str, seq: int, at: str, subject_id: str, body: Any, private: Any) -> Projection:
+    """What one event means; `private` is None where it never was, or was erased."""
+    if isinstance(body, Shown):
+        return Projection("decisions", _decided(seq, at, subject_id, body, private))
+    if kind == "reported":
+        return Projection("decisions", _reported(seq, at, subject_id, body, private or {}))
+    if isinstance(body, Explained):
+        return Projection(changes=_explained(body, private))
+    if kind not in _PLAIN:
+        return Projection()
+    table, columns = _PLAIN[kind]
+    fields = (msgspec.to_builtins(body) if isinstance(body, msgspec.Struct) else body) | (private or {})
+    if kind in events.ABOUT_DECISION:
+        fields["decision_id"] = None if subject_id == fields["id"] else subject_id
+        fields["answer"] = fields.get("value")  # of a consultation: any JSON, not a number
+    elif kind == "gap":
+        fields = {"reason": fields["reason"], "lost": {k: v for k, v in fields.items() if k != "reason"}}
+    if caller := fields.get("caller"):
+        fields["caller_uid"] = caller["uid"]
+    row = (seq, at, *[_cell(name, fields.get(name)) for name in columns])
+    return Projection(table, row, _CHANGES[kind](at, fields) if kind in _CHANGES else None)
+
+
+def _cell(name: str, value: Json) -> Any:
+    if name in JSON_COLUMNS and value is not None:
+        return _text(value)
+    return int(value) if isinstance(value, bool) else value
+
+
+def _text(value: Any) -> str:
+    return events.encode(value).decode()
+
+
+_OBJECT = msgspec.json.Decoder(dict[str, Any]).decode
+_TYPES: dict[str, tuple[Callable[[bytes], Part], Callable[[bytes], Part]]] = {
+    "decision": (msgspec.json.Decoder(Shown).decode, msgspec.json.Decoder(ShownOn).decode),
+    "explanation": (msgspec.json.Decoder(Explained).decode, msgspec.json.Decoder(Said).decode),
+    "pack_activated": (msgspec.json.Decoder(PackInfo).decode, _OBJECT),
+    "model_loaded": (msgspec.json.Decoder(ModelInfo).decode, _OBJECT),
+}
+
+
+# ---------------------------------------------------------------- decisions
+
+
+def _decided(seq: int, at: str, decision_id: str, body: Shown, private: Any) -> Row:
+    situation = team_context = reasoning = text = actor = entity = None
+    told, notes, timings, model, pack = (
+        body.explanation,
+        body.annotations,
+        body.timings,
+        body.model,
+        body.pack,
+    )
+    if private is not None:
+        evaluation = private.evaluation
+        situation = _text(evaluation)
+        team_context = evaluation.context.get("team_context")
+        if not isinstance(team_context, str | None):
+            team_context = _text(team_context)
+        actor = f"{body.subject_type}:{evaluation.subject.id}"
+        entity = f"{body.resource_type}:{evaluation.resource.id}"
+        text = private.text
+        if told:
+            reasoning = private.reasoning or body.floor.because
+    expected = notes.expected if notes else ()
+    return (
+        seq,
+        decision_id,
+        at,
+        situation,
+        team_context,
+        model.name if model else None,
+        f"{model.quantisation}+{model.sha256[:12]}" if model else None,
+        f"{pack.name}@{pack.version}+{pack.sha256[:12]}",
+        body.outcome,
+        told.classification if told else None,
+        body.risk,
+        reasoning,
+        text,
+        "|".join(expected) or None,
+        int(body.outcome in expected) if expected else None,
+        None,
+        0,
+        None,
+        None,
+        None,
+        notes.scenario_id if notes else None,
+        _text(notes.tags) if notes else "[]",
+        "policy_application",
+        actor,
+        body.action,
+        entity,
+        None,
+        int(body.allow),
+        body.tier,
+        body.reason_code,
+        body.floor.outcome,
+        body.label,
+        body.confidence,
+        _text(body.probabilities),
+        _text(told.clauses if told else body.floor.clauses),
+        0,
+        None,
+        None,
+        body.caller.uid,
+        timings.queue_ms,
+        timings.rules_ms,
+        timings.score_ms,
+        told.explain_ms if told else None,
+        timings.queue_ms + timings.rules_ms + timings.score_ms,
+        None,
+        None,
+        None,
+        None,
+        None,
+    )
+
+
+def _reported(seq: int, at: str, decision_id: str, body: Any, private: dict[str, Json]) -> Row:
+    made_by, agent = body.get("made_by", "agent"), private.get("agent")
+    situation = {name: private[name] for name in ("prompt", "context") if name in private}
+    columns = {
+        "seq": seq,
+        "decision_id": decision_id,
+        "timestamp": at,
+        "situation": _text(situation) if private else None,
+        "model_name": body.get("model"),
+        "decision": body["outcome"],
+        "risk_level": body.get("risk"),
+        "reasoning": private.get("reasoning"),
+        "full_response": private.get("response"),
+        "reviewed": 0,
+        "tags": _text(body.get("tags", [])),
+        "decision_type": body.get("type", "policy_application"),
+        "actor": agent and f"{made_by}:{agent}",
+        "entity": private.get("entity"),
+        "session": body.get("session"),
+        "tier": made_by,
+        "confidence": body.get("confidence"),
+        "probabilities": "{}",
+        "clauses": "[]",
+        "is_exception": int(body.get("is_exception", False)),
+        "input_tokens": body.get("input_tokens"),
+        "output_tokens": body.get("output_tokens"),
+        "caller_uid": body["caller"]["uid"],
+        "latency_ms": body.get("latency_ms"),
+    }
+    return tuple(map(columns.get, DECISION_COLUMNS))
+
+
+def _explained(body: Explained, private: Any) -> Row:
+    return (
+        body.classification,
+        _text(body.clauses),
+        private.reasoning if private else None,
+        private.text if private else None,
+        body.explain_ms,
+    )
+
+
+def _reviewed(at: str, fields: dict[str, Json]) -> Row:
+    right = fields["verdict"] in ("accept", "correct_reasoning")
+    return 1, fields.get("decision"), fields.get("reasoning"), at, int(right)
+
+
+def _turned_out(at: str, fields: dict[str, Json]) -> Row:
+    return fields["status"], fields.get("value")
+
+
+_CHANGES: dict[str, Callable[[str, dict[str, Json]], Row]] = {"review": _reviewed, "outcome": _turned_out}

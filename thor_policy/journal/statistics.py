@@ -1,0 +1,145 @@
+"""What many decisions have in common: counts, accuracy, latency, by actor, model, pack, confidence and hour.
+
+Owns the aggregating queries. Invariant: one snapshot and one pass over the decisions since a time, so the
+figures of one report belong together. Any thread or process.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from thor_policy.core import Json
+from thor_policy.journal.reader import Reader, Record, instant
+
+#: What a report can be broken down by, and the column behind it.
+DIMENSIONS = {"actor": "actor", "model": "model_name", "pack": "prompt_version", "type": "decision_type"}
+#: Lower bounds of the confidence buckets.
+BUCKETS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+#: Rows of a breakdown.
+MOST_ROWS = 50
+
+
+def statistics(reader: Reader, *, since: str | None = None) -> Record:
+    """Counts by outcome, tier and risk, accuracy where it is known, outcomes in the world, latency in ms."""
+    where, values = _window(since)
+    with reader.snapshot() as connection:
+        rows = connection.execute(
+            "SELECT decision, tier, risk_level, count(*), count(decision_correct), sum(decision_correct), "
+            "sum(reviewed), count(outcome_status), sum(outcome_status = 'SUCCESS'), "
+            "sum(outcome_status = 'FAILURE'), sum(outcome_value), min(timestamp), max(timestamp) "
+            f"FROM decisions INDEXED BY decisions_timestamp {where} GROUP BY 1, 2, 3",
+            values,
+        ).fetchall()
+        score = connection.execute(
+            f"SELECT score_ms FROM decisions INDEXED BY decisions_timestamp {where} AND tier = 'model'",
+            values,
+        ).fetchall()
+    known = sum(row[7] for row in rows)
+    won, lost = (sum(row[index] or 0 for row in rows) for index in (8, 9))
+    return {
+        "decisions": sum(row[3] for row in rows),
+        "first": min((row[11] for row in rows), default=None),
+        "last": max((row[12] for row in rows), default=None),
+        "outcomes": _counts(rows, 0),
+        "tiers": _counts(rows, 1),
+        "risks": _counts(rows, 2),
+        "expected": sum(row[4] for row in rows),
+        "correct": sum(row[5] or 0 for row in rows),
+        "reviewed": sum(row[6] or 0 for row in rows),
+        "turned_out": {"SUCCESS": won, "FAILURE": lost, "PENDING": known - won - lost} if known else {},
+        "value": sum(row[10] or 0 for row in rows) if known else None,
+        "score_ms": percentiles([row[0] for row in score]),
+    }
+
+
+def breakdown(reader: Reader, by: str, *, since: str | None = None) -> list[Record]:
+    """One record for each value of a dimension (`DIMENSIONS`), the busiest first, at most `MOST_ROWS`."""
+    column = DIMENSIONS[by]
+    where, values = _window(since)
+    with reader.snapshot() as connection:
+        rows = connection.execute(
+            f"SELECT {column}, count(*), sum(allow), count(decision_correct), sum(decision_correct), "
+            "sum(outcome_status = 'SUCCESS'), sum(outcome_status = 'FAILURE'), "
+            "sum(outcome_status = 'PENDING'), avg(outcome_value), sum(outcome_value), avg(latency_ms), "
+            "sum(input_tokens), sum(output_tokens), avg(confidence) "
+            f"FROM decisions INDEXED BY decisions_timestamp {where} GROUP BY 1 ORDER BY 2 DESC LIMIT ?",
+            (*values, MOST_ROWS),
+        ).fetchall()
+    names = (
+        *("total", "allowed", "expected", "correct", "successful", "failed", "pending"),
+        *("average_value", "total_value", "average_latency_ms", "input_tokens", "output_tokens"),
+        "average_confidence",
+    )
+    found = []
+    for row in rows:
+        record = {by: row[0]} | dict(zip(names, row[1:], strict=True))
+        for name in ("allowed", "correct", "successful", "failed", "pending"):
+            record[name] = record[name] or 0
+        ended = record["successful"] + record["failed"]
+        record["success_rate"] = record["successful"] / ended if ended else None
+        found.append(record)
+    return found
+
+
+def latency(reader: Reader, *, since: str | None = None) -> list[Record]:
+    """p50, p90 and p99 of the milliseconds that each model took, where it was asked."""
+    where, values = _window(since)
+    with reader.snapshot() as connection:
+        rows = connection.execute(
+            "SELECT model_name, latency_ms FROM decisions INDEXED BY decisions_timestamp "
+            f"{where} AND model_name IS NOT NULL AND latency_ms IS NOT NULL",
+            values,
+        ).fetchall()
+    by_model: dict[str, list[float]] = {}
+    for model, took_ms in rows:
+        by_model.setdefault(model, []).append(took_ms)
+    return [
+        {"model": model, "decisions": len(took), **(percentiles(took) or {})}
+        for model, took in sorted(by_model.items(), key=lambda item: -len(item[1]))
+    ]
+
+
+def confidence(reader: Reader, *, since: str | None = None) -> list[Record]:
+    """For each bucket of confidence: how many, how many were judged, and how many of those were right."""
+    where, values = _window(since)
+    cases = " ".join(f"WHEN confidence >= {low} THEN {low}" for low in reversed(BUCKETS))
+    with reader.snapshot() as connection:
+        rows = connection.execute(
+            f"SELECT CASE {cases} END, count(*), count(decision_correct), sum(decision_correct), "
+            "avg(confidence) FROM decisions INDEXED BY decisions_timestamp "
+            f"{where} AND confidence IS NOT NULL GROUP BY 1 ORDER BY 1",
+            values,
+        ).fetchall()
+    return [
+        {"from": low, "decisions": count, "judged": judged, "correct": correct or 0, "confidence": mean}
+        for low, count, judged, correct, mean in rows
+    ]
+
+
+def hourly(reader: Reader, *, since: str | None = None) -> list[tuple[str, int]]:
+    """Decisions of each hour that has any, oldest first: (`2026-07-01T12`, count)."""
+    where, values = _window(since)
+    with reader.snapshot() as connection:
+        return connection.execute(
+            f"SELECT substr(timestamp, 1, 13), count(*) FROM decisions {where} GROUP BY 1 ORDER BY 1", values
+        ).fetchall()
+
+
+def percentiles(took_ms: list[float]) -> dict[str, float] | None:
+    """p50, p90, p99 (nearest rank); None of nothing."""
+    if not took_ms:
+        return None
+    ordered = sorted(took_ms)
+    return {f"p{p}": ordered[(len(ordered) * p - 1) // 100] for p in (50, 90, 99)}
+
+
+def _window(since: str | None) -> tuple[str, list[Any]]:
+    return "WHERE timestamp >= ?", [instant(since, "since") or ""]
+
+
+def _counts(rows: list[tuple[Json, ...]], column: int) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for row in rows:
+        if row[column] is not None:  # a report need not name its risk
+            counts[row[column]] = counts.get(row[column], 0) + row[3]
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))

@@ -1,0 +1,247 @@
+"""The journal's file and the disk under it: lock, opening, room, and what to do with a broken file.
+
+Owns the state directory while the process lives (an flock says so), the connection's settings and the
+ballast file. Invariant: a file that cannot be trusted is kept aside under another name, never overwritten and
+never written to. Called by the journal thread, and before it starts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import sqlite3
+import time
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+
+from msgspec import Struct
+
+from thor_policy.errors import AlreadyRunning, JournalError
+from thor_policy.journal import chain, schema
+
+log = logging.getLogger(__name__)
+
+#: How long a transaction waits for a lock that some other process should not hold.
+BUSY_TIMEOUT_MS = 5_000
+#: Pages that a commit may leave in the write-ahead log before SQLite copies them back (64 MiB of 4 KiB).
+CHECKPOINT_PAGES = 16_000
+#: Newest events whose hashes are checked when a file is opened for writing.
+TAIL_EVENTS = 100
+#: Free space below which an error of the disk is taken for a lack of room: SQLite does not always say so.
+NO_ROOM_BYTES = 2**20
+#: Endings of the files that SQLite keeps beside a database.
+SIDE_FILES = ("", "-wal", "-shm")
+
+#: Columns of an event in the order of `chain.Row`.
+EVENT_COLUMNS = "seq, at, boot_id, mono_ns, kind, subject_id, body, private_digest, prev_hash, hash"
+
+
+class Opened(Struct, frozen=True, kw_only=True):
+    """A journal file ready to be written.
+
+    `seq` and `head` are those of the newest event (0 and GENESIS before the first), `first` the hash of
+    event 1, which names the chain. `aside` is where a file went that could not be trusted, `why` says why.
+    """
+
+    connection: sqlite3.Connection
+    seq: int
+    head: bytes
+    first: bytes
+    aside: Path | None = None
+    why: str | None = None
+
+
+def take_lock(path: Path) -> int:
+    """The lock beside the journal at `path`, as a descriptor. Raises AlreadyRunning, JournalError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+        lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        raise JournalError(f"cannot write in the state directory {path.parent}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip()
+        os.close(lock)
+        raise AlreadyRunning(
+            f"the state directory {path.parent} is in use by process {holder or 'unknown'}; "
+            "stop it, or choose another with --state-dir"
+        ) from error
+    with suppress(OSError):  # the number is a courtesy; a full disk must not keep the lock from being taken
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
+
+
+def open_for_writing(path: Path, synchronous: str, room: Room) -> Opened:
+    """Open the journal, or make it. A damaged one is kept aside, and a new one begun in its place.
+
+    On a full disk the ballast makes the room that this needs. Raises JournalError where a new file would be
+    no cure: wrong rights, no such directory, a file of a newer version.
+    """
+    try:
+        return _open(path, synchronous)
+    except JournalError as error:
+        if not room.is_full():
+            raise
+        if room.release():
+            return open_for_writing(path, synchronous, room)
+        raise JournalError(f"{error}; the disk is full: make room") from error
+    except _Damaged as error:
+        aside = _keep_aside(path)
+        log.critical(
+            "%s is damaged (%s); it is kept as %s, and a new journal begins", path, error, aside.name
+        )
+        opened = _open(path, synchronous)
+        return Opened(
+            connection=opened.connection, seq=0, head=chain.GENESIS, first=b"", aside=aside, why=str(error)
+        )
+
+
+def reopen(path: Path, synchronous: str) -> Opened:
+    """Open again after an error of the disk. Raises JournalError if it cannot be read to the end."""
+    try:
+        return _open(path, synchronous)
+    except _Damaged as error:
+        raise JournalError(f"{path} is damaged: {error}") from error
+
+
+class _Damaged(Exception):
+    """The bytes of the file are not those of a journal."""
+
+
+def _open(path: Path, synchronous: str) -> Opened:
+    with ExitStack() as undo:
+        try:
+            if path.is_dir():
+                raise JournalError(f"{path} cannot be used as a journal: it is a directory")
+            path.touch(mode=0o640)
+            path.chmod(0o640)  # before SQLite gives the log beside it the same mode
+            connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            undo.callback(connection.close)
+            connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(f"PRAGMA synchronous = {synchronous}")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+            connection.execute("PRAGMA cache_size = -32768")  # KiB
+            connection.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten
+            schema.migrate(connection)
+            seq, head = _check_tail(connection)
+            first = connection.execute("SELECT hash FROM events WHERE seq = 1").fetchone()
+            if first is None:  # archived
+                first = connection.execute("SELECT chain FROM archives LIMIT 1").fetchone()
+                first = first and (bytes.fromhex(first[0]),)
+        except sqlite3.DatabaseError as error:
+            if _is_damage(error):
+                raise _Damaged(str(error)) from error
+            raise JournalError(f"{path} cannot be used as a journal: {error}") from error
+        except OSError as error:
+            raise JournalError(f"{path} cannot be used as a journal: {error}") from error
+        undo.pop_all()
+    return Opened(connection=connection, seq=seq, head=head, first=first[0] if first else b"")
+
+
+def _check_tail(connection: sqlite3.Connection) -> tuple[int, bytes]:
+    """Sequence number and hash of the newest event, if the newest events are sound."""
+    with closing(connection.cursor()) as cursor:
+        connection.text_factory = bytes
+        rows = cursor.execute(
+            f"SELECT {EVENT_COLUMNS} FROM events ORDER BY seq DESC LIMIT {TAIL_EVENTS}"
+        ).fetchall()
+        connection.text_factory = str
+    for row in map(chain.Row._make, rows):
+        if chain.hash_of(row.prev_hash, *row[:8]) != row.hash:
+            raise _Damaged(f"the content of event {row.seq} does not match its hash")
+    return (rows[0][0], rows[0][9]) if rows else (0, chain.GENESIS)
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    """True for what only another file can cure."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    missing = "no such table" in str(error) or "no such column" in str(error)
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or missing
+
+
+def _keep_aside(path: Path) -> Path:
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    number = 0
+    while (aside := path.with_name(f"{path.name}.damaged-{stamp}{f'-{number}' if number else ''}")).exists():
+        number += 1
+    for ending in SIDE_FILES:
+        with suppress(FileNotFoundError):
+            path.with_name(path.name + ending).rename(aside.with_name(aside.name + ending))
+    return aside
+
+
+# ---------------------------------------------------------------- room on the disk
+
+
+class Room:
+    """How much space the disk has left, and a ballast file that is given up when there is none.
+
+    Below `min_free_mb` nothing new should be admitted. The ballast lets what was already admitted be
+    recorded; it comes back when there is room for it again.
+    """
+
+    def __init__(self, directory: Path, *, min_free_mb: int, ballast_mb: int) -> None:
+        self._directory = directory
+        self._ballast = directory / "ballast"
+        self._min_free = min_free_mb * 2**20
+        self._ballast_bytes = ballast_mb * 2**20
+
+    def free_bytes(self) -> int:
+        """Bytes that this process may still write."""
+        found = os.statvfs(self._directory)
+        return found.f_bavail * found.f_frsize
+
+    @property
+    def min_free_bytes(self) -> int:
+        """Bytes below which nothing new should be admitted."""
+        return self._min_free
+
+    def is_full(self) -> bool:
+        """True when an error is due to a lack of room."""
+        try:
+            return self.free_bytes() < NO_ROOM_BYTES
+        except OSError:
+            return False
+
+    @property
+    def has_ballast(self) -> bool:
+        """False when there is none to give up, or none any more."""
+        return os.path.exists(self._ballast)  # noqa: PTH110  unlike Path.exists, False on a disk that fails
+
+    def release(self) -> bool:
+        """Give the ballast up; False if there is none."""
+        try:
+            self._ballast.unlink()
+        except OSError:
+            return False
+        log.error("the disk of %s is full; the ballast was given up", self._directory)
+        return True
+
+    def restore(self) -> None:
+        """Put the ballast back if it is missing and there is room to spare."""
+        if self._ballast_bytes == 0 or self.has_ballast:
+            return
+        try:
+            if self.free_bytes() < self._min_free + 2 * self._ballast_bytes:
+                return
+            descriptor = os.open(self._ballast, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, self._ballast_bytes)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            log.warning("no ballast: %s", error)
+            with suppress(OSError):
+                self._ballast.unlink()
+
+
+def boot_id() -> str:
+    """Which boot of the machine this is; empty where the kernel does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
