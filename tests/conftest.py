@@ -41,5 +41,5 @@ def short_dir() -> Iterator[Path]:
 
 @pytest.fixture
 def config(short_dir: Path) -> Config:
-    """A configuration with a state directory and an endpoint of its own."""
-    return Config(state_dir=short_dir, endpoint=f"ipc://{short_dir}/policy.sock")
+    """A configuration with a state directory and an endpoint of its own; every question is scored."""
+    return Config(state_dir=short_dir, endpoint=f"ipc://{short_dir}/policy.sock", cache_size=0)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from thor_policy import trace
+from thor_policy.calibration import Calibration
 from thor_policy.core import (
     Action,
     Caller,
@@ -261,6 +262,9 @@ def erasing(path: Path, *seqs: int, keep: str | None = None) -> Event:
     return Event(kind="erased", subject_id="erased", at=NOON, body={"parts": parts_told}, effect=effect)
 
 
+CALIBRATION = Calibration(temperature=2.0, pack_sha256="a" * 64, model_sha256="b" * 64, judged=60)
+
+
 def one_of_each() -> list[Event]:
     """Events of every kind, with reviews, outcomes and explanations, some of them twice on one decision.
 
@@ -315,7 +319,7 @@ def one_of_each() -> list[Event]:
         ),
         sent(trace.Approval(decision_id=asked.id, approver="kim", verdict="rejected", step=2)),
         sent(trace.Node(type="goal", title="ship", description="it", confidence=80, metadata={"k": [1]})),
-        sent(trace.Node(type="action", title="build", session="s1")),
+        events.calibrated(CALIBRATION, NOON),
         sent(trace.Edge(source="n1", target="n2", type="leads_to", weight=0.5, rationale=told)),
         events.gap("something was lost", NOON, decision=2),
         events.decided(fallback()),

@@ -18,16 +18,20 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from journals import CALLER, MODEL, NOON, by_model
+from msgspec.structs import replace
 
-from thor_policy import app, trace
+from thor_policy import app, catalog, packs, trace
 from thor_policy.app import serving
+from thor_policy.calibration import Calibration
 from thor_policy.cli.main import cli
 from thor_policy.client import Client
 from thor_policy.config import Config
 from thor_policy.core import Json
 from thor_policy.journal.checkpoints import Signer
 from thor_policy.journal.projections import DECISION_COLUMNS
-from thor_policy.testing import load_stub_engine
+from thor_policy.journal.writer import Journal
+from thor_policy.testing import StubEngine, load_stub_engine
 
 #: No test waits longer than this for another process, in seconds.
 PATIENCE_S = 60
@@ -713,3 +717,74 @@ def test_an_installed_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert told in done.stdout
     assert list((installed / "thor_policy" / "data" / "scenarios").glob("*.yaml"))
+
+
+@pytest.mark.model
+class TestCalibrate:
+    """The catalog's model and the shipped pack name what is calibrated; their answers are made up here."""
+
+    @pytest.fixture
+    def judged(self, config: Config, shipped_pack: packs.Pack, model_file: catalog.ModelFile) -> int:
+        """Decisions of a model that is far too sure of itself, each reviewed."""
+        model = replace(MODEL, sha256=model_file.sha256)
+        with Journal(config.journal_path) as journal:
+            for number in range(120):
+                decision = by_model(
+                    pack=shipped_pack.info, model=model, probabilities={"allow": 0.02, "deny": 0.98}
+                )
+                journal.decided(decision)
+                right = "deny" if number % 4 else "allow"
+                verdict: trace.Verdict = "accept" if right == "deny" else "correct_decision"
+                review = trace.Review(
+                    decision_id=decision.id, reviewer="kim", verdict=verdict, decision=right
+                )
+                journal.write(review, record_id=f"r{number}", at=NOON, caller=CALLER)
+        return 120
+
+    def test_tells_what_it_does_to_an_unseen_half_and_puts_it_in_force(
+        self, run: Run, judged: int, config: Config, tmp_path: Path
+    ) -> None:
+        told = json.loads(run("calibrate", "--json", "--report-dir", str(tmp_path)).stdout)
+        assert (told["judged"], told["in_force"]) == (judged, True)
+        assert told["temperature"] > 2
+        assert told["after"]["ece"] < told["before"]["ece"] / 2
+        assert told["after"]["accuracy"] == told["before"]["accuracy"]
+        assert "<svg" in (tmp_path / "calibration.svg").read_text()
+        assert json.loads((tmp_path / "calibration.json").read_text())["fitted"]["judged"] == judged
+        with closing(sqlite3.connect(config.journal_path)) as db:
+            assert db.execute("SELECT temperature, judged FROM calibrations").fetchall() == [
+                (told["temperature"], judged)
+            ]
+        assert "in force" in run("calibrate").stdout
+        assert run("log", "verify").exit_code == 0
+
+    def test_a_dry_run_puts_nothing_in_force(self, run: Run, judged: int, config: Config) -> None:
+        assert "not put in force" in run("calibrate", "--dry-run").stdout
+        with closing(sqlite3.connect(config.journal_path)) as db:
+            assert db.execute("SELECT count(*) FROM calibrations").fetchone() == (0,)
+
+    def test_says_how_much_is_missing(self, run: Run, judged: int) -> None:
+        ended = run("calibrate", "--by", "suites")
+        assert ended.exit_code == 2
+        assert "there are 0 judged decisions of this pack and model" in ended.output
+        assert "50 are missing" in ended.output
+
+    def test_a_daemon_takes_it_over_at_its_start_and_for_its_next_decision(
+        self, run: Run, config: Config, shipped_pack: packs.Pack
+    ) -> None:
+        stub = StubEngine().model.sha256
+        soft, softer = (
+            Calibration(temperature=t, pack_sha256=shipped_pack.info.sha256, model_sha256=stub, judged=60)
+            for t in (4.0, 8.0)
+        )
+        Journal(config.journal_path).close()
+        app.tend(config, trace.Upkeep(task="calibrate", calibration=soft))
+        with serving(config, load_engine=load_stub_engine), Client(config.endpoint) as client:
+            asked = [client.evaluate(QUESTION)]
+            app.tend(config, trace.Upkeep(task="calibrate", calibration=softer))
+            asked.append(client.evaluate(QUESTION))
+        shares = [reply["context"]["probabilities"] for reply in asked]
+        assert max(shares[1].values()) < max(shares[0].values())
+        rows = json.loads(run("log", "--json", "-n", "2").stdout)
+        assert [row["temperature"] for row in rows] == [8.0, 4.0]
+        assert rows[0]["label"] == rows[1]["label"]

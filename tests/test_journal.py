@@ -1027,7 +1027,11 @@ def test_a_damaged_file_is_kept_aside_and_a_new_journal_begins(
     assert verify(path).ok
 
 
-def test_what_the_log_beside_a_damaged_file_held_is_kept_with_it(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["its pages", "all of it"])
+def test_what_the_log_beside_a_damaged_file_held_is_kept_with_it(
+    path: Path, tmp_path: Path, damage: str
+) -> None:
+    """SQLite copies the log back where it can; where it cannot the log goes aside too."""
     crashed = tmp_path / "crashed" / "journal.db"
     crashed.parent.mkdir()
     record(path, *(by_model() for _ in range(20)))
@@ -1038,12 +1042,16 @@ def test_what_the_log_beside_a_damaged_file_held_is_kept_with_it(path: Path, tmp
         for ending in ("", "-wal", "-shm"):
             shutil.copy(f"{path}{ending}", f"{crashed}{ending}")
     assert b"in the log alone" not in crashed.read_bytes()
-    with crashed.open("r+b") as file:
-        file.seek(4_096)
-        file.write(b"\xa5" * (crashed.stat().st_size - 4_096))
+    whole = crashed.read_bytes()
+    crashed.write_bytes(
+        whole[:4_096] + b"\xa5" * len(whole) if damage == "its pages" else b"no journal" * 999
+    )
     record(crashed, note())
-    kept = b"".join(file.read_bytes() for file in crashed.parent.glob("journal.db.damaged-*"))
-    assert b"in the log alone" in kept
+    aside = list(crashed.parent.glob("journal.db.damaged-*"))
+    assert b"in the log alone" in b"".join(file.read_bytes() for file in aside)
+    assert {file.name.partition("Z")[2] for file in aside} == (
+        {""} if damage == "its pages" else {"", "-wal", "-shm"}
+    )
     assert kinds(crashed) == ["gap", "note"]
 
 

@@ -60,7 +60,8 @@ def question(number: int) -> Json:
 @contextmanager
 def process(*command: str) -> Iterator[subprocess.Popen[str]]:
     """A child that says "ready" on standard error; killed at the end, whatever happened."""
-    child = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True)
+    no_cache = os.environ | {"THOR_POLICY_CACHE_SIZE": "0"}  # every question is put to the model
+    child = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True, env=no_cache)
     said: queue.SimpleQueue[str] = queue.SimpleQueue()
     assert child.stderr is not None
     errors = child.stderr

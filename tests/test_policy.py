@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from thor_policy import packs
+from thor_policy.calibration import Calibration
 from thor_policy.core import Action, Caller, Entity, Evaluation, Request, Scored
 from thor_policy.errors import DeadlineExceeded, EngineError, RequestError
-from thor_policy.policy import Explained, Policy
+from thor_policy.policy import Explained, Policy, ScoreCache
 from thor_policy.testing import StubEngine
 
 NEVER = 2**62
@@ -217,3 +220,132 @@ def finish(policy: Policy) -> Explained:
             assert isinstance(ended, Explained)
             return ended
     raise AssertionError("no explanation was running")
+
+
+class CountingEngine(StubEngine):
+    """An engine that counts what it was asked."""
+
+    scores = 0
+
+    def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
+        self.scores += 1
+        return super().score(pack_sha256, question, deadline_ns)
+
+
+class TestCache:
+    def test_a_question_asked_before_gets_its_score_again_and_names_the_first_decision(
+        self, pack: packs.Pack
+    ) -> None:
+        engine = CountingEngine()
+        policy = Policy(engine, pack, cache=ScoreCache(10, 60))
+        first, again = policy.decide(request()), policy.decide(request(ticket=2))
+        assert engine.scores == 1
+        assert (first.tier, first.original) == ("model", None)
+        assert (again.tier, again.original) == ("cache", first.id)
+        assert again.id != first.id
+        assert (again.outcome, again.probabilities, again.scored) == (
+            first.outcome,
+            first.probabilities,
+            first.scored,
+        )
+        assert again.timings.score_ms == 0
+
+    def test_rules_are_applied_to_each_request_whatever_the_cache_has(self, pack: packs.Pack) -> None:
+        policy = Policy(StubEngine(bias="allow"), pack, cache=ScoreCache(10, 60))
+        evaluation = request().evaluation
+        assert policy.decide(request()).outcome == "allow"
+        broken = replace(evaluation, action=Action(name="broken"))
+        assert policy.decide(request(evaluation=broken)).outcome == "require_mfa"
+        assert policy.decide(request(evaluation=broken)).outcome == "require_mfa"
+
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(data=st.data())
+    def test_no_part_of_the_key_can_change_unseen(self, data: st.DataObject, pack: packs.Pack) -> None:
+        """Pack, model, build, and each text that the model would read."""
+        names = st.text(
+            st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Cf")), min_size=1, max_size=8
+        )
+        cache = ScoreCache(10, 60)
+        engine = CountingEngine()
+        Policy(engine, pack, cache=cache).decide(request())
+        part = data.draw(st.sampled_from(("subject", "action", "model", "build", "pack")))
+        other, asked = CountingEngine(), request()
+        if part == "subject":
+            subject = Entity(type="user", id=data.draw(names.filter(lambda name: name.strip() != "alice")))
+            asked = request(evaluation=replace(asked.evaluation, subject=subject))
+        elif part == "action":
+            action = Action(name=data.draw(names.filter(lambda name: name not in ("banned", "free", "look"))))
+            asked = request(evaluation=replace(asked.evaluation, action=action))
+        elif part in ("model", "build"):
+            other.identity = replace(other.model, **{"sha256" if part == "model" else "build": "other"})
+        changed = copy.copy(pack)
+        if part == "pack":
+            changed.info = replace(pack.info, sha256="f" * 64)
+            changed.prefix = replace(pack.prefix, pack_sha256="f" * 64)
+        decision = Policy(other, changed, cache=cache).decide(asked)
+        assert (decision.tier, decision.original, other.scores) == ("model", None, 1)
+
+    def test_a_pack_can_do_without(self, pack: packs.Pack) -> None:
+        bare = copy.copy(pack)
+        bare.manifest = replace(pack.manifest, cache=False)
+        policy = Policy(StubEngine(), bare, cache=ScoreCache(10, 60))
+        assert [policy.decide(request()).tier for _ in range(2)] == ["model", "model"]
+
+    def test_the_least_used_makes_room_and_the_old_are_forgotten(self) -> None:
+        scored = some_score()
+        cache = ScoreCache(2, 60)
+        for name in ("a", "b"):
+            cache.put((name,), name, scored, now_ns=0)
+        assert cache.get(("a",), 1) == ("a", scored)
+        cache.put(("c",), "c", scored, now_ns=2)
+        assert [cache.get((name,), 3) is None for name in ("a", "b", "c")] == [False, True, False]
+        assert cache.get(("a",), 60 * 10**9) == ("a", scored)
+        assert cache.get(("a",), 60 * 10**9 + 1) is None
+        assert len(cache) == 1
+
+    def test_of_size_zero_keeps_nothing(self) -> None:
+        cache = ScoreCache(0, 60)
+        cache.put(("a",), "a", some_score(), now_ns=0)
+        assert cache.get(("a",), 0) is None
+
+    def test_a_failure_is_not_kept(self, pack: packs.Pack) -> None:
+        cache = ScoreCache(10, 60)
+        assert (
+            Policy(FailingEngine(EngineError("no")), pack, cache=cache).decide(request()).tier == "fallback"
+        )
+        assert len(cache) == 0
+
+
+def some_score() -> Scored:
+    return Scored(
+        label="allow",
+        probabilities={"allow": 1.0},
+        logits=(1.0,),
+        suffix_tokens=(1,),
+        prefix_tokens=1,
+        prefix_digest="d",
+        score_ms=1.0,
+    )
+
+
+class TestCalibration:
+    def test_scales_probabilities_and_never_the_label(self, pack: packs.Pack) -> None:
+        soft = Calibration(temperature=4.0, pack_sha256=pack.info.sha256, model_sha256="a" * 64, judged=60)
+        plain = Policy(StubEngine(bias="allow"), pack).decide(request())
+        scaled = Policy(StubEngine(bias="allow"), pack, calibration=soft).decide(request())
+        assert (plain.label, plain.outcome, plain.temperature) == ("allow", "allow", 1.0)
+        assert (scaled.label, scaled.outcome, scaled.temperature) == ("allow", "allow", 4.0)
+        assert plain.confidence is not None
+        assert scaled.confidence is not None
+        assert scaled.confidence < plain.confidence
+        assert scaled.scored is not None
+        assert scaled.scored.probabilities == plain.probabilities
+
+    def test_an_allow_that_is_unsure_once_calibrated_becomes_the_review_outcome(
+        self, pack: packs.Pack
+    ) -> None:
+        sharp = Calibration(temperature=0.3, pack_sha256=pack.info.sha256, model_sha256="a" * 64, judged=60)
+        unsure = Policy(StubEngine(bias="allow"), pack).decide(request("grave"))
+        assert (unsure.outcome, unsure.reason_code) == ("require_mfa", "low_confidence")
+        sure = Policy(StubEngine(bias="allow"), pack, calibration=sharp).decide(request("grave"))
+        assert (sure.outcome, sure.reason_code) == ("allow", None)

@@ -192,6 +192,8 @@ def test_a_decision_by_the_model(path: Path) -> None:
         "latency_ms": 13.25,
         "outcome_status": None,
         "outcome_value": None,
+        "original_id": None,
+        "temperature": 1.0,
         "explained_seq": None,
         "reviewed_seq": None,
         "outcome_seq": None,
@@ -809,6 +811,7 @@ def test_whatever_is_recorded_follows_from_the_stored_bytes(
 
 def test_one_event_of_each_kind_follows_from_the_stored_bytes(path: Path) -> None:
     record(path, *one_of_each(), checkpoints=signing(path))
+    assert rows(path, "SELECT temperature, judged FROM calibrations") == [(2.0, 60)]
     for table, expected in computed(path).items():
         assert {stored[0]: stored for stored in rows(path, f"SELECT * FROM {table}")} == expected
         assert expected or table == "archives", f"nothing of the table {table} was tried"

@@ -54,7 +54,9 @@ DEPLOY: dict[str, Json] = {
 
 
 class GatedEngine(StubEngine):
-    """A stub that scores nothing until its gate opens; `asked` tells that it was asked."""
+    """A stub that scores nothing after the warm-up until its gate opens; `asked` tells that it was asked."""
+
+    warm = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,19 +64,21 @@ class GatedEngine(StubEngine):
         self.asked = threading.Semaphore(0)
 
     def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
-        self.asked.release()
-        assert self.gate.wait(PATIENCE_MS / 1000)
+        if self.warm:
+            self.asked.release()
+            assert self.gate.wait(PATIENCE_MS / 1000)
+        self.warm = True
         return super().score(pack_sha256, question, deadline_ns)
 
 
 class BrokenEngine(StubEngine):
-    """A stub whose first score raises something that no code foresees."""
+    """A stub whose first score after the warm-up raises something that no code foresees."""
 
     scores = 0
 
     def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
         self.scores += 1
-        if self.scores == 1:
+        if self.scores == 2:
             raise ZeroDivisionError("a bug")
         return super().score(pack_sha256, question, deadline_ns)
 
@@ -178,6 +182,23 @@ class TestReplies:
 
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(ask, range(8)))
+
+
+class TestCache:
+    def test_a_question_asked_before_is_answered_from_its_score_with_a_row_of_its_own(
+        self, config: Config
+    ) -> None:
+        kept = replace(config, cache_size=10)
+        with serving(kept, load_engine=load_stub_engine), Client(kept.endpoint) as own:
+            first, again = (own.evaluate(DEPLOY)["context"] for _ in range(2))
+        assert (first["tier"], again["tier"]) == ("model", "cache")
+        assert "original_decision_id" not in first
+        assert again["original_decision_id"] == first["decision_id"]
+        assert again["probabilities"] == first["probabilities"]
+        with Reader(kept.journal_path) as reader:
+            row = reader.get(again["decision_id"])
+        assert row is not None
+        assert (row["tier"], row["original_id"], row["outcome_seq"]) == ("cache", first["decision_id"], None)
 
 
 class TestBatch:

@@ -428,6 +428,12 @@ def test_an_edit_of_any_column_of_any_table_is_found(
 
 # ---------------------------------------------------------------- what the verdict says
 
+PLANTED = (
+    "INSERT INTO decisions (seq, decision_id, timestamp, decision, reviewed, tags, decision_type, tier, "
+    "probabilities, clauses, is_exception) "
+    "VALUES (5, 'x', '2026', 'deny', 0, '[]', 'signal', 'rule', '{}', '[]', 0)"
+)
+
 
 @pytest.mark.parametrize(
     ("sql", "bad_seq", "problem"),
@@ -512,6 +518,11 @@ def test_where_the_chain_breaks(copied: Callable[[], Path], sql: str, bad_seq: i
             None,
             "the table gaps has rows that no event made",
         ),
+        (
+            PLANTED,
+            5,
+            "the table decisions has a row for it that it did not make",
+        ),
         ("UPDATE decisions SET seq = 5 WHERE seq = 4", 4, "its row in the table decisions is missing"),
         (
             "UPDATE erasures SET by_seq = 9999 WHERE seq = 3",
@@ -561,6 +572,41 @@ def test_a_decision_whose_change_was_copied_to_another_is_found(copied: Callable
             "FROM decisions WHERE seq = 3) WHERE seq = 4"
         )
     assert "by explained_seq" in str(verify(path).problem)
+
+
+def test_a_decision_cannot_be_set_back_to_an_older_review(path: Path) -> None:
+    decision = by_model()
+    record(path, decision, sent(trace.Review(decision_id=decision.id, reviewer="kim", verdict="accept")))
+    older = rows(path, "SELECT * FROM decisions")
+    record(path, sent(trace.Review(decision_id=decision.id, reviewer="kim", verdict="correct_decision")))
+    assert verify(path).ok
+    with writing(path) as db:
+        db.execute("DELETE FROM decisions")
+        db.execute(f"INSERT INTO decisions VALUES ({', '.join('?' * len(older[0]))})", older[0])
+    assert verify(path).problem == "event 3: its decision's row does not know of it"
+
+
+def test_an_erasure_cannot_be_undone(path: Path) -> None:
+    """Not even by somebody who has kept what was erased."""
+    record(path, by_model(), note())
+    with writing(path) as db:
+        kept = {t: db.execute(f"SELECT * FROM {t}").fetchall() for t in ("private", "decisions")}
+    record(path, erasing(path, 1))
+    assert verify(path).ok
+    with writing(path) as db:
+        db.execute("DELETE FROM erasures")
+        for table, before in kept.items():
+            db.execute(f"DELETE FROM {table}")
+            db.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(before[0]))})", before)
+    assert verify(path).problem == "event 3: it erased a part of event 1, which is not so"
+
+
+def test_of_two_erasures_that_no_event_tells_of_the_first_is_named(copied: Callable[[], Path]) -> None:
+    path = copied()
+    with writing(path) as db:
+        db.execute("UPDATE erasures SET by_seq = 60 WHERE seq = 29")
+        db.execute("UPDATE erasures SET by_seq = 9999 WHERE seq = 3")
+    assert verify(path).bad_seq == 3
 
 
 def test_bytes_cannot_move_between_a_salt_and_its_value(path: Path) -> None:

@@ -824,7 +824,11 @@ def test_work_on_the_journal_survives_the_way_over_the_wire(upkeep: trace.Upkeep
     ("record", "code", "told"),
     [
         ({}, "bad_request", "record: object missing required field `task`"),
-        ({"task": "burn"}, "bad_request", "record.task: must be one of erase, archive, checkpoint"),
+        (
+            {"task": "burn"},
+            "bad_request",
+            "record.task: must be one of erase, archive, checkpoint, calibrate",
+        ),
         ({"task": "erase"}, "bad_request", "record.actor: is missing; the task erase needs it"),
         (
             {"task": "erase", "actor": None},
@@ -1237,7 +1241,7 @@ def test_the_reply_to_an_evaluation_has_the_documented_shape() -> None:
             "obligations": [{"id": "step-up", "type": "step-up", "properties": {"acr_value": "phr"}}],
             "precedents": [],
             "pack": {"name": "small", "version": "1.0.0", "sha256": "ab" * 32},
-            "model": {"name": "stub", "sha256": "cd" * 32, "build": "1"},
+            "model": {"name": "stub", "sha256": "cd" * 32, "build": "1", "exact": True},
             "timings_ms": {"queue": 1.0, "rules": 2.0, "score": 3.0, "commit": 4.0, "total": 11.0},
         },
     }

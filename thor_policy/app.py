@@ -15,16 +15,19 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from thor_policy import catalog, packs, trace
+from thor_policy.calibration import Calibration
 from thor_policy.clerk import Clerk
 from thor_policy.client import Client
 from thor_policy.config import Config, data_path
-from thor_policy.core import Caller, Decision, Engine, Json
+from thor_policy.core import Caller, Decision, Engine, Json, ModelInfo, PackInfo
 from thor_policy.errors import JournalError, RequestError
 from thor_policy.journal import events
 from thor_policy.journal.checkpoints import Signer, key_path
+from thor_policy.journal.reader import Reader
 from thor_policy.journal.upkeep import tend as do_upkeep
 from thor_policy.journal.writer import Checkpoints, Journal, OnCommitted
-from thor_policy.policy import Explained, Policy, new_id
+from thor_policy.notify import Supervisor
+from thor_policy.policy import Explained, Policy, ScoreCache, new_id
 from thor_policy.server import Mailbox, Part, Server, endpoint_lock
 from thor_policy.worker import Outcome, Worker
 
@@ -39,7 +42,21 @@ def load_pack(config: Config) -> packs.Pack:
 
 
 def load_engine(config: Config) -> Engine:
-    """The model that the settings name, with no prefix resident yet. Raises CatalogError, EngineError."""
+    """The model that the settings name, here or on a server, with no prefix resident yet.
+
+    Raises CatalogError, ConfigError, EngineError.
+    """
+    if config.engine_url:
+        from thor_policy.engine.link import read_key
+        from thor_policy.engine.remote import RemoteEngine
+
+        return RemoteEngine(
+            config.engine_url,
+            key=read_key(config.engine_key),
+            model=config.engine_model,
+            template=config.engine_template,
+            question_tokens=config.max_question_tokens,
+        )
     from thor_policy.engine.llama import LlamaEngine
 
     model = catalog.resolve(config.model, config.models_dir)
@@ -56,6 +73,13 @@ def load_engine(config: Config) -> Engine:
         kv_type=config.kv_type,
         states_dir=config.state_dir / "prefix-states",
     )
+
+
+def calibration_of(config: Config, pack: PackInfo, model: ModelInfo) -> Calibration | None:
+    """The newest calibration of this pack on this model, if there is one."""
+    with Reader(config.journal_path) as reader:
+        found = reader.calibration(pack.sha256, model.sha256)
+    return Calibration(**found) if found else None
 
 
 def journal_options(config: Config) -> dict[str, Any]:
@@ -117,9 +141,11 @@ def open_service(
     *,
     load_engine: Callable[[Config], Engine] = load_engine,
     open_journal: OpenJournal = open_journal,
+    supervisor: Supervisor | None = None,
 ) -> Iterator[Server]:
     """A server that is warm and bound, ready to `run`; everything is stopped on the way out.
 
+    `supervisor` learns what it has to watch; what it is told besides is up to the caller.
     Raises ThorPolicyError where a part cannot start.
     """
     with ExitStack() as stack:
@@ -134,7 +160,15 @@ def open_service(
         def open_policy() -> Policy:
             engine = load_engine(config)
             try:
-                return Policy(engine, pack, max_explanations=config.max_explanations)
+                policy = Policy(
+                    engine,
+                    pack,
+                    max_explanations=config.max_explanations,
+                    cache=ScoreCache(config.cache_size, config.cache_ttl_s),
+                    calibration=calibration_of(config, pack.info, engine.model),
+                )
+                policy.warm_up(time.time())
+                return policy
             except BaseException:
                 engine.close()
                 raise
@@ -150,11 +184,15 @@ def open_service(
         journal.append(events.model_loaded(model, now))
         journal.append(events.pack_activated(pack.info, now))
 
-        clerk = Clerk(journal, lambda ticket, tended: mailbox.put((ticket, tended)))
+        def calibrated(calibration: Calibration) -> None:
+            if (calibration.pack_sha256, calibration.model_sha256) == (pack.info.sha256, model.sha256):
+                policy.calibration = calibration  # for the next decision
+
+        clerk = Clerk(journal, lambda ticket, tended: mailbox.put((ticket, tended)), calibrated=calibrated)
         stack.callback(clerk.stop, config.shutdown_s)
 
         def describe() -> dict[str, Json]:
-            return _describe(policy, worker, journal)
+            return _describe(policy, worker, journal, clerk)
 
         def refusal(part: Part) -> RequestError | None:
             return journal.refusal() if part == "journal" else worker.refusal()
@@ -171,6 +209,8 @@ def open_service(
             refusal=refusal,
         )
         sockets.callback(server.close)
+        if supervisor is not None:  # the clerk is left out: a piece of its work may take an hour
+            supervisor.watch({"engine": worker, "journal": journal})
         yield server
 
 
@@ -192,19 +232,23 @@ def serving(
             thread.join(config.shutdown_s + 5)
 
 
-def _describe(policy: Policy, worker: Worker, journal: Journal) -> dict[str, Json]:
+def _describe(policy: Policy, worker: Worker, journal: Journal, clerk: Clerk) -> dict[str, Json]:
     try:
         free_mb = journal.room.free_bytes() // 2**20
     except OSError:  # a disk that cannot even say so; `failing` and `trouble` tell why
         free_mb = None
     return {
+        "model": {"file": policy.engine.file_state()},
         "engine": {
             "alive": worker.alive,
+            "stands_still_s": round(worker.pulse.stands_still_s, 3),
             "waiting": worker.waiting,
             "explaining": policy.engine.explaining,
             "prefix_tokens": policy.loaded.prefix_tokens,
             "prefix_restored": policy.loaded.restored,
-            "self_test": f"passed, golden question scored {policy.loaded.golden_scores} times",
+            "self_test": f"passed, golden question scored {policy.loaded.golden_scores} times"
+            + ("" if policy.engine.model.exact else "; the labels were equal, bits are not promised"),
+            "warm_up_ms": round(policy.warm_up_ms, 3),
             "decisions": worker.decisions,
             "explanations": worker.explanations,
             "unexplained": worker.unexplained,
@@ -215,6 +259,7 @@ def _describe(policy: Policy, worker: Worker, journal: Journal) -> dict[str, Jso
         },
         "journal": {
             "alive": journal.alive,
+            "stands_still_s": round(journal.pulse.stands_still_s, 3),
             "path": str(journal.path),
             "seq": journal.seq,
             "waiting": journal.waiting,
@@ -224,6 +269,12 @@ def _describe(policy: Policy, worker: Worker, journal: Journal) -> dict[str, Jso
             "min_free_mb": journal.room.min_free_bytes // 2**20,
             "ballast": journal.room.has_ballast,
             "counters": dict(sorted(journal.counters.items())),
+        },
+        "clerk": {
+            "alive": clerk.alive,
+            "stands_still_s": round(clerk.pulse.stands_still_s, 3),
+            "task": clerk.task,
+            "waiting": clerk.waiting,
         },
     }
 

@@ -12,10 +12,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from thor_policy.calibration import Calibration
 from thor_policy.core import Caller, Json
 from thor_policy.errors import JournalError, RequestError
 from thor_policy.journal.upkeep import tend
 from thor_policy.journal.writer import Journal
+from thor_policy.notify import Pulse
 from thor_policy.trace import Upkeep
 
 log = logging.getLogger(__name__)
@@ -29,16 +31,40 @@ class Tended:
 
 
 class Clerk:
-    """Does upkeep on `journal`, on a thread of its own; `tell` must not block."""
+    """Does upkeep on `journal`, on a thread of its own; `tell` must not block.
 
-    def __init__(self, journal: Journal, tell: Callable[[int, Tended], None]) -> None:
+    `calibrated` hears of each calibration that was recorded.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        tell: Callable[[int, Tended], None],
+        *,
+        calibrated: Callable[[Calibration], None] = lambda _: None,
+    ) -> None:
         self._journal = journal
         self._tell = tell
+        self._calibrated = calibrated
         self._stopping = False
         self._entry = threading.Lock()
+        #: Beats with each bit of progress in a piece of work.
+        self.pulse = Pulse()
+        #: What is being done.
+        self.task: str | None = None
         self._queue: queue.SimpleQueue[tuple[int, Upkeep, Caller] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="clerk", daemon=True)
         self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """False when the thread has ended."""
+        return self._thread.is_alive()
+
+    @property
+    def waiting(self) -> int:
+        """Pieces of work that have not begun."""
+        return self._queue.qsize()
 
     def submit(self, ticket: int, upkeep: Upkeep, caller: Caller) -> None:
         """Queue a piece of work; returns at once. After a stop it is refused at once."""
@@ -59,18 +85,28 @@ class Clerk:
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
             ticket, upkeep, caller = item
+            self.task = upkeep.task
+            self.pulse.beat()
             self._tell(ticket, Tended(self._do(upkeep, caller)))
+            self.pulse.rest()
+            self.task = None
 
     def _do(self, upkeep: Upkeep, caller: Caller) -> dict[str, Json] | RequestError:
         if self._stopping:
             return _stopping()
         try:
-            return {"done": tend(self._journal, upkeep, by_uid=caller.uid)}
+            done = tend(self._journal, upkeep, by_uid=caller.uid, progress=self._beat)
+            if upkeep.calibration is not None:
+                self._calibrated(upkeep.calibration)
+            return {"done": done}
         except JournalError as error:
             return RequestError("unavailable", str(error))
         except Exception:
             log.exception("%s failed for a reason that no code foresaw", upkeep.task)
             return RequestError("internal", f"{upkeep.task} failed; the daemon's log says why")
+
+    def _beat(self, _done: int) -> None:
+        self.pulse.beat()
 
 
 def _stopping() -> RequestError:

@@ -8,13 +8,16 @@ the main thread; frozen after that.
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import os
+import re
 import tomllib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from platformdirs import user_data_path, user_state_path
 
@@ -26,6 +29,9 @@ MAX_IPC_PATH_BYTES = 107
 MASKABLE = ("/context/", "/subject/properties/", "/action/properties/", "/resource/properties/")
 #: Added to the socket's path for the socket that events go out of.
 EVENTS_SUFFIX = ".events"
+
+#: What `engine_key` may look like: a variable's name, or an absolute path. Few keys look like either.
+_KEY_PLACE = re.compile(r"[A-Z_][A-Z0-9_]*|/.+")
 
 _PACKAGE = Path(__file__).resolve().parent
 _CHECKOUT = _PACKAGE.parent
@@ -104,6 +110,23 @@ class Config:
         metavar="NAME|DIR",
     )
 
+    engine_url: str = _setting(
+        "",
+        "A llama-server or vLLM that judges in place of the model in this process: https, or http on "
+        "loopback, where an ssh tunnel may end. Empty: the model in this process.",
+    )
+    engine_key: str = _setting(
+        "",
+        "Where that server's bearer key is: the name of an environment variable, or the absolute path of a "
+        "file of mode 0600; never the key itself. Empty: no key.",
+    )
+    engine_model: str = _setting("", "Which of that server's models judges; empty: the only one that it has.")
+    engine_template: str = _setting(
+        "",
+        "Chat template for that server's model; empty: the one that the server tells.",
+        choices=("", "chatml", "phi-4", "phi-4-mini"),
+    )
+
     threads: int = _setting(0, "CPU threads of the engine; 0: one per usable core.", least=0, most=512)
     gpu_layers: int = _setting(
         -1, "Model layers kept on the GPU; -1: all, when the build has one.", least=-1, most=1000
@@ -126,6 +149,13 @@ class Config:
 
     max_explanations: int = _setting(
         64, "Explanations running or waiting; a decision above that goes unexplained.", least=1, most=100_000
+    )
+
+    cache_size: int = _setting(
+        10_000, "Scores of questions asked before that are kept; 0: none.", least=0, most=10_000_000
+    )
+    cache_ttl_s: float = _setting(
+        3_600.0, "Seconds that a kept score is used again.", least=0, most=31_536_000
     )
 
     deadline_ms: int = _setting(
@@ -194,7 +224,7 @@ class Config:
                     f"{f.name} is {value}; it must be between {meta['least']} and {meta['most']}"
                 )
             if meta["choices"] is not None and value not in meta["choices"]:
-                raise ConfigError(f"{f.name} is {value!r}; it must be one of {', '.join(meta['choices'])}")
+                raise ConfigError(f"{f.name} is {value!r}; it must be one of {_listed(meta['choices'])}")
         for pointer in self.masked:
             if not pointer.startswith(MASKABLE) or pointer.endswith("/"):
                 raise ConfigError(
@@ -207,6 +237,8 @@ class Config:
         if not self.endpoint:
             object.__setattr__(self, "endpoint", f"ipc://{self._runtime_dir() / 'policy.sock'}")
         self._check_endpoint()
+        object.__setattr__(self, "engine_url", self.engine_url.rstrip("/").removesuffix("/v1"))
+        self._check_engine()
 
     def _runtime_dir(self) -> Path:
         if runtime := os.environ.get("XDG_RUNTIME_DIR"):
@@ -229,6 +261,30 @@ class Config:
             raise ConfigError(
                 f"the socket path of endpoint {self.endpoint!r} has {size} bytes; the limit is "
                 f"{limit}: choose a shorter one with --endpoint ipc:///tmp/policy.sock"
+            )
+
+    def _check_engine(self) -> None:
+        if self.engine_key and not _KEY_PLACE.fullmatch(self.engine_key):
+            raise ConfigError(
+                "engine_key is neither the name of an environment variable (capitals, digits, _) nor the "
+                "absolute path of a file; if it is the key itself, put that into a file of mode 0600 and set "
+                "engine_key to its path (it is not repeated here)"
+            )
+        if not self.engine_url:
+            return
+        try:
+            url = urlsplit(self.engine_url)
+            host, _ = url.hostname or "", url.port
+        except ValueError:  # its message may repeat a password
+            raise ConfigError("engine_url is no URL; it must look like https://host:port") from None
+        if url.username is not None or url.password is not None:
+            raise ConfigError("engine_url holds a user or a password; keep the key where engine_key says")
+        if url.scheme not in ("http", "https") or not host or url.query or url.fragment:
+            raise ConfigError(f"engine_url is {self.engine_url!r}; it must look like https://host:port")
+        if url.scheme == "http" and not _on_loopback(host):
+            raise ConfigError(
+                f"engine_url is {self.engine_url!r}; questions leave this machine over https only: use "
+                "https, or http to an ssh tunnel that ends at 127.0.0.1"
             )
 
     @property
@@ -314,6 +370,17 @@ def _convert(raw: Any, kind: Any, where: str) -> Any:
     raise ConfigError(f"{where} must be of type {kind.__name__}, not {raw!r}")
 
 
+def _listed(choices: tuple[str, ...]) -> str:
+    return ", ".join(choice or "empty" for choice in choices)
+
+
+def _on_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def settings() -> list[dataclasses.Field[Any]]:
     """The settings in order, for whoever parses them."""
     return list(fields(Config))
@@ -344,7 +411,7 @@ def document() -> str:
         meta = f.metadata
         default = _DEFAULTS_IN_WORDS.get(f.name) or f"`{f.default!r}`".replace("'", '"')
         bounds = "" if meta["least"] is None else f"; {meta['least']} to {meta['most']}"
-        bounds += f"; one of {', '.join(meta['choices'])}" if meta["choices"] else ""
+        bounds += f"; one of {_listed(meta['choices'])}" if meta["choices"] else ""
         flag = f", flag `--{f.name.replace('_', '-')}`" if meta["flag"] else ""
         lines += [f"**`{f.name}`**{flag}: {meta['help']}", f"Default: {default}{bounds}", ""]
     return "\n".join(lines)

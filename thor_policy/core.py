@@ -156,7 +156,11 @@ class Explanation(Struct, frozen=True, kw_only=True):
 
 
 class ModelInfo(Struct, frozen=True, kw_only=True):
-    """Identity of the loaded model. `sha256` is that of the file; `build` names the inference library."""
+    """Identity of the loaded model. `sha256` is that of the file; `build` names the inference library.
+
+    `exact`: the same question gives the same bits. An engine that cannot promise it (a server elsewhere,
+    where no file can be hashed either) says so here, and each of its decisions carries it.
+    """
 
     name: str
     sha256: str
@@ -165,6 +169,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     parameters: int
     build: str
     device: str
+    exact: bool = True
 
 
 class PackInfo(Struct, frozen=True, kw_only=True):
@@ -184,7 +189,11 @@ class Timings(Struct, frozen=True, kw_only=True):
 
 
 class Decision(Struct, frozen=True, kw_only=True):
-    """One answer, with everything needed to explain it and to derive it again."""
+    """One answer, with everything needed to explain it and to derive it again.
+
+    `original` is the decision whose score the cache gave again. `probabilities` are those of the score at
+    `temperature`: calibrated where a calibration is in force, otherwise as the model gave them.
+    """
 
     id: str
     at: float
@@ -206,6 +215,8 @@ class Decision(Struct, frozen=True, kw_only=True):
     obligations: tuple[Obligation, ...] = ()
     annotations: Annotations = Annotations()
     timings: Timings = Timings()
+    original: str | None = None
+    temperature: float = 1.0
 
 
 # ---------------------------------------------------------------- the prompt
@@ -280,7 +291,8 @@ class Written(Struct, frozen=True, kw_only=True):
 
 class Loaded(Struct, frozen=True, kw_only=True):
     """How a prefix became resident: its length, whether a saved state was restored, and how often the
-    golden question (no text at all) was scored with equal bits before anything was served.
+    golden question (no text at all) was scored alike before anything was served: with equal bits, or, where
+    the model is not `exact`, with the same label.
     """
 
     prefix_tokens: int
@@ -304,6 +316,9 @@ class Engine(Protocol):
     @property
     def explaining(self) -> int:
         """How many explanations are running or waiting."""
+
+    def file_state(self) -> str | None:
+        """What became of the model's file since it was loaded; None if there is none. Any thread."""
 
     def load(self, prefix: PromptPrefix) -> Loaded:
         """Make `prefix` resident and test that it scores the same each time.

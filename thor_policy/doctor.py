@@ -60,7 +60,9 @@ def _device(_config: Config) -> Finding:
     return Finding(name="device", state="ok", found=found)
 
 
-def _engine(_config: Config) -> Finding:
+def _engine(config: Config) -> Finding:
+    if config.engine_url:
+        return _server(config)
     try:
         from thor_policy.engine.native import build_name, gpu_offload
     except (ImportError, OSError, RuntimeError) as error:
@@ -80,7 +82,28 @@ def _engine(_config: Config) -> Finding:
     return Finding(name="engine", state="ok", found=f"{build_name()}, CPU; no CUDA device here")
 
 
+def _server(config: Config) -> Finding:
+    from thor_policy.engine.link import read_key
+    from thor_policy.engine.remote import RemoteEngine
+
+    try:
+        engine = RemoteEngine(
+            config.engine_url,
+            key=read_key(config.engine_key),
+            model=config.engine_model,
+            template=config.engine_template,
+        )
+    except ThorPolicyError as error:
+        cure = "start it, or leave engine_url empty to judge in this process"
+        return Finding(name="engine", state="missing", found=str(error), cure=cure)
+    engine.close()
+    found = f"{engine.model.name} on {engine.model.build} at {config.engine_url}, not bit-exact"
+    return Finding(name="engine", state="ok", found=found)
+
+
 def _model(config: Config) -> Finding:
+    if config.engine_url:
+        return Finding(name="model", state="ok", found="not needed here: engine_url names a server")
     try:
         file = catalog.resolve(config.model, config.models_dir)
     except ThorPolicyError as error:

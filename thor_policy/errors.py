@@ -12,6 +12,7 @@ its message names the field, the limit and the cure. Callable from any thread.
     ├── SuiteError            a scenario file cannot be used                          exit 2
     ├── EngineError           the model cannot be loaded or a decode failed           exit 2
     │   └── DeadlineExceeded  the deadline passed between two decodes
+    ├── CalibrationError      there is too little to calibrate confidence with          exit 2
     ├── JournalError          the journal cannot be opened, written or trusted        exit 2
     │   └── DiskFull          the disk is full, and `on_full` is halt                 exit 5
     ├── Unreachable           no daemon answered in time                              exit 3
@@ -79,6 +80,10 @@ class EngineError(ThorPolicyError):
 
 class DeadlineExceeded(EngineError):
     """The request's deadline passed between two decodes."""
+
+
+class CalibrationError(ThorPolicyError):
+    """There is too little to calibrate confidence with."""
 
 
 class JournalError(ThorPolicyError):

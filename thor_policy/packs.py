@@ -88,7 +88,7 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """pack.yaml."""
+    """pack.yaml. Without `cache`, every question is put to the model, however often it was asked before."""
 
     name: str
     version: str
@@ -102,6 +102,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     default_floor: str = ""
     supersedes: str | None = None
     limits: Limits = Limits()
+    cache: bool = True
 
 
 class Example(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -8,13 +8,18 @@ monotonic one, for timings and deadlines.
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import uuid_utils
 
+from thor_policy.calibration import Calibration, scaled
 from thor_policy.core import (
+    Action,
     Decision,
     Engine,
+    Entity,
+    Evaluation,
     Explanation,
     Floor,
     Request,
@@ -28,6 +33,14 @@ from thor_policy.packs import Pack
 
 #: How long an explanation that nobody waits for may take, in seconds.
 EXPLAIN_LATER_S = 120
+#: What is asked before anything is served.
+_WARM_UP = Evaluation(
+    subject=Entity(type="service", id="thor-policy"),
+    action=Action(name="warm_up"),
+    resource=Entity(type="service", id="thor-policy"),
+)
+#: A deadline that does not come, in monotonic nanoseconds.
+_NEVER_NS = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -51,15 +64,85 @@ def new_id() -> str:
     return str(uuid_utils.uuid7())
 
 
-class Policy:
-    """One pack judged by one engine."""
+class ScoreCache:
+    """Scores of questions that were asked before, newest last; at most `size`, each for `ttl_s`.
 
-    def __init__(self, engine: Engine, pack: Pack, *, max_explanations: int = 64) -> None:
+    The key is all that a score follows from: pack, model and the question as rendered, which holds the
+    evaluation and the facts that rules made of it. Rules are applied to each request anew, so an answer from
+    here is as strict as any. Times are monotonic nanoseconds.
+    """
+
+    def __init__(self, size: int, ttl_s: float) -> None:
+        self._size, self._ttl_ns = size, int(ttl_s * 1e9)
+        self._found: OrderedDict[tuple[str, ...], tuple[int, str, Scored]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def get(self, key: tuple[str, ...], now_ns: int) -> tuple[str, Scored] | None:
+        """The decision that was first given this score, and the score; None if there is none, or too old."""
+        entry = self._found.get(key)
+        if entry is None or now_ns - entry[0] > self._ttl_ns:
+            self._found.pop(key, None)
+            return None
+        self._found.move_to_end(key)
+        return entry[1], entry[2]
+
+    def put(self, key: tuple[str, ...], decision_id: str, scored: Scored, now_ns: int) -> None:
+        """Keep a score; the one that was not used for longest makes room."""
+        if self._size == 0:
+            return
+        self._found[key] = (now_ns, decision_id, scored)
+        self._found.move_to_end(key)
+        if len(self._found) > self._size:
+            self._found.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._found.clear()
+
+
+class Policy:
+    """One pack judged by one engine.
+
+    `calibration` says how sure a label's probability is; None: as sure as it sounds.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        pack: Pack,
+        *,
+        max_explanations: int = 64,
+        cache: ScoreCache | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
         self.engine = engine
         self.pack = pack
+        self.calibration = calibration
         self._max_explanations = max_explanations
+        self._cache = cache if cache is not None and pack.manifest.cache else ScoreCache(0, 0)
         self.loaded = engine.load(pack.prefix)
         self._explaining: dict[int, Decision] = {}
+        #: How long the warm-up took, in milliseconds; 0 before it.
+        self.warm_up_ms = 0.0
+
+    def warm_up(self, at: float) -> None:
+        """Take a question of our own through rules, prompt and model, as at Unix time `at`.
+
+        The model is asked even where the rules alone would answer. Nothing comes out of it and nothing is
+        recorded: nobody asked, and a row would count in every statistic as if somebody had. Raises
+        EngineError.
+        """
+        started_ns = time.monotonic_ns()
+        floor = self.pack.book.apply(_WARM_UP, at)
+        try:
+            question = self.pack.question(_WARM_UP, floor.facts)
+            scored = self.engine.score(self.pack.info.sha256, question, _NEVER_NS)
+            self._strictest(floor, scored.label, scored.probabilities)
+        except (RequestError, EngineError) as error:
+            raise EngineError(f"the model cannot answer a question of three short fields: {error}") from error
+        self.warm_up_ms = (time.monotonic_ns() - started_ns) / 1e6
 
     def decide(self, request: Request) -> Decision:
         """The decision on an admitted request; starts its explanation if one is wanted and needed.
@@ -73,21 +156,24 @@ class Policy:
         floor = self.pack.book.apply(request.evaluation, request.received_at)
         rules_done_ns = time.monotonic_ns()
         scored: Scored | None = None
-        reason_code: str | None = None
+        reason_code = original = None
         tier: Tier = "rule"
-        outcome = floor.outcome
+        outcome, decision_id = floor.outcome, new_id()
+        temperature = self.calibration.temperature if self.calibration else 1.0
+        probabilities: dict[str, float] = {}
         if not floor.final:
             try:
                 question = self.pack.question(request.evaluation, floor.facts)
-                scored = self.engine.score(self.pack.info.sha256, question, request.deadline_ns)
-                tier = "model"
-                outcome, reason_code = self._strictest(floor, scored)
+                scored, original = self._score(question, request, decision_id)
+                tier = "cache" if original else "model"
+                probabilities = scaled(scored.probabilities, temperature)
+                outcome, reason_code = self._strictest(floor, scored.label, probabilities)
             except DeadlineExceeded:
                 tier, outcome, reason_code = "fallback", self.pack.strictest, "deadline_exceeded"
             except EngineError:
                 tier, outcome, reason_code = "fallback", self.pack.strictest, "engine_failed"
         decision = Decision(
-            id=new_id(),
+            id=decision_id,
             at=request.received_at,
             evaluation=request.evaluation,
             caller=request.caller,
@@ -97,20 +183,22 @@ class Policy:
             floor=floor,
             risk=floor.risk,
             pack=self.pack.info,
-            model=self.engine.model if tier == "model" else None,
+            model=self.engine.model if scored else None,
             reason_code=reason_code,
             label=scored.label if scored else None,
-            confidence=scored.probabilities[outcome] if scored else None,
-            probabilities=scored.probabilities if scored else {},
+            confidence=probabilities[outcome] if scored else None,
+            probabilities=probabilities,
             scored=scored,
-            explanation=None if tier == "model" else _without_model(floor, tier, outcome),
+            explanation=None if scored else _without_model(floor, tier, outcome),
             obligations=self.pack.obligations[outcome],
             annotations=request.annotations,
             timings=Timings(
                 queue_ms=(started_ns - request.received_ns) / 1e6,
                 rules_ms=(rules_done_ns - started_ns) / 1e6,
-                score_ms=scored.score_ms if scored else 0.0,
+                score_ms=scored.score_ms if scored and not original else 0.0,
             ),
+            original=original,
+            temperature=temperature if scored else 1.0,
         )
         if scored and request.explain != "none" and len(self._explaining) < self._max_explanations:
             self._begin_explanation(request, decision, scored)
@@ -131,11 +219,21 @@ class Policy:
         self._explaining.clear()
         return left
 
-    def _strictest(self, floor: Floor, scored: Scored) -> tuple[str, str | None]:
+    def _score(self, question: str, request: Request, decision_id: str) -> tuple[Scored, str | None]:
+        """The score of a question, and the decision that was first given it if it was asked before."""
+        key = (self.pack.info.sha256, self.engine.model.sha256, self.engine.model.build, question)
+        now_ns = time.monotonic_ns()
+        if found := self._cache.get(key, now_ns):
+            return found[1], found[0]
+        scored = self.engine.score(self.pack.info.sha256, question, request.deadline_ns)
+        self._cache.put(key, decision_id, scored, now_ns)
+        return scored, None
+
+    def _strictest(self, floor: Floor, label: str, probabilities: dict[str, float]) -> tuple[str, str | None]:
         """Outcome and, where the model was too unsure of an allow, the reason."""
-        outcome = self.pack.book.stricter(floor.outcome, self.pack.default_floor, scored.label)
+        outcome = self.pack.book.stricter(floor.outcome, self.pack.default_floor, label)
         abstain = self.pack.manifest.limits.abstain
-        unsure = abstain and scored.probabilities[outcome] < abstain.below.get(floor.risk, 0.0)
+        unsure = abstain and probabilities[outcome] < abstain.below.get(floor.risk, 0.0)
         if abstain and unsure and outcome == self.pack.loosest:
             return abstain.outcome, "low_confidence"
         return outcome, None
@@ -167,12 +265,10 @@ class Policy:
 
 def _without_model(floor: Floor, tier: Tier, outcome: str) -> Explanation:
     """The reason for an answer that took no model: the rules' own words, or what failed."""
-    if tier == "rule":
-        reasoning = floor.because or ""
-    else:
-        reasoning = f"The model gave no answer, so the answer is {outcome}."
-    text = f"outcome: {outcome}\nclass: {floor.classification or 'none'}\nclauses: "
-    text += f"{', '.join(floor.clauses) or 'none'}\nbecause: {reasoning}"
+    failed = f"The model gave no answer, so the answer is {outcome}."
     return Explanation(
-        classification=floor.classification, clauses=floor.clauses, reasoning=reasoning, text=text
+        classification=floor.classification,
+        clauses=floor.clauses,
+        reasoning=(floor.because or "") if tier == "rule" else failed,
+        text="",
     )

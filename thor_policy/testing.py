@@ -34,10 +34,8 @@ class StubEngine:
         self._prefixes: dict[str, PromptPrefix] = {}
         self._running: deque[tuple[int, Writing, int, int]] = deque()
         self.closed = False
-
-    @property
-    def model(self) -> ModelInfo:
-        return ModelInfo(
+        #: What it says it is; another model for whoever compares.
+        self.identity = ModelInfo(
             name="stub",
             sha256=hashlib.sha256(b"stub").hexdigest(),
             quantisation="none",
@@ -48,8 +46,15 @@ class StubEngine:
         )
 
     @property
+    def model(self) -> ModelInfo:
+        return self.identity
+
+    @property
     def explaining(self) -> int:
         return len(self._running)
+
+    def file_state(self) -> str | None:
+        return None
 
     def load(self, prefix: PromptPrefix) -> Loaded:
         self._prefixes[prefix.pack_sha256] = prefix

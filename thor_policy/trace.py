@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
+from thor_policy.calibration import Calibration
 from thor_policy.core import Json, Risk
 
 #: Characters of a name or an id; of a text that people or models wrote.
@@ -130,11 +131,14 @@ class Edge(Struct, frozen=True, kw_only=True):
 
 
 class Upkeep(Struct, frozen=True, kw_only=True):
-    """Long work on the journal: erase `actor`, archive what is older than `before`, sign a checkpoint now."""
+    """Work on the journal: erase `actor`, archive what is older than `before`, sign a checkpoint now, put a
+    `calibration` in force.
+    """
 
-    task: Literal["erase", "archive", "checkpoint"]
+    task: Literal["erase", "archive", "checkpoint", "calibrate"]
     actor: Name | None = None
     before: Name | None = None
+    calibration: Calibration | None = None
 
 
 Record: TypeAlias = Reported | Consulted | Happened | Review | Approval | Node | Edge

@@ -262,7 +262,7 @@ def _decode_many(
 
 def _decode_upkeep(envelope: _Envelope) -> trace.Upkeep:
     upkeep: trace.Upkeep = _convert(_record_member(envelope), trace.Upkeep, "record")
-    needed = {"erase": "actor", "archive": "before"}.get(upkeep.task)
+    needed = {"erase": "actor", "archive": "before", "calibrate": "calibration"}.get(upkeep.task)
     if needed is not None and getattr(upkeep, needed) is None:
         raise RequestError("bad_request", f"record.{needed}: is missing; the task {upkeep.task} needs it")
     if upkeep.task == "erase" and not _split(upkeep.actor or "", "user")[1].strip():
@@ -372,9 +372,12 @@ def decision_item(
         "obligations": decision.obligations,
         "precedents": (),
         "pack": decision.pack,
-        "model": model and {"name": model.name, "sha256": model.sha256, "build": model.build},
+        "model": model
+        and {"name": model.name, "sha256": model.sha256, "build": model.build, "exact": model.exact},
         "timings_ms": timings_ms(decision.timings) | {"commit": commit_ms, "total": total_ms},
     }
+    if decision.original is not None:
+        context["original_decision_id"] = decision.original
     if decision.reason_code is not None:
         context["reason_code"] = decision.reason_code
     return {"decision": decision.allow, "context": context}

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from thor_policy.core import Decision, DecisionLog, Request
 from thor_policy.errors import EngineError, RequestError
+from thor_policy.notify import Pulse
 from thor_policy.policy import Explained, Policy, Unexplained
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ class Worker:
         self._tell = tell
         self._queue: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        #: Beats with each decision and each explanation step.
+        self.pulse = Pulse()
         self.mean_decision_ms = 0.0
         self.decisions = 0
         self.explanations = 0
@@ -110,11 +113,16 @@ class Worker:
         step_ended_ns = 0  # 0: something was decided since
         try:
             while True:
+                explaining = engine.explaining > 0
+                if not explaining:
+                    self.pulse.rest()
                 try:
-                    request = self._queue.get(block=not engine.explaining)
+                    request = self._queue.get(block=not explaining)
                 except queue.Empty:
+                    self.pulse.beat()
                     step_ended_ns = self._explain()
                     continue
+                self.pulse.beat()
                 if request is None:
                     break
                 waited_ms = (step_ended_ns - request.received_ns) / 1e6
@@ -166,10 +174,10 @@ class Worker:
         ended_ns = time.monotonic_ns()
         self.step_ms_max = max(self.step_ms_max, (ended_ns - started_ns) / 1e6)
         for outcome in ended:
+            explained = isinstance(outcome, Explained)
+            self.explanations += explained  # before anybody hears of it, and looks
+            self.unexplained += not explained
             self._tell(outcome.ticket, outcome)
             if isinstance(outcome, Explained):
-                self.explanations += 1
                 self._journal.explained(outcome.decision_id, outcome.explanation, time.time(), outcome.ticket)
-            else:
-                self.unexplained += 1
         return ended_ns

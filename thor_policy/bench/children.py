@@ -89,9 +89,9 @@ class Child:
 
 @contextlib.contextmanager
 def own_place(config: Config) -> Iterator[Config]:
-    """The same settings with a state directory and an endpoint that nobody else uses."""
+    """The same settings with a state directory and an endpoint that nobody else uses, and no cache."""
     with tempfile.TemporaryDirectory(prefix="tp-bench-") as folder:
-        yield replace(config, state_dir=Path(folder), endpoint=f"ipc://{folder}/policy.sock")
+        yield replace(config, state_dir=Path(folder), endpoint=f"ipc://{folder}/policy.sock", cache_size=0)
 
 
 _SERVE = """
@@ -109,7 +109,7 @@ with app.open_service(loaded, **options) as server:
 #: Settings that a daemon under measurement takes over.
 _SETTINGS = (
     "state_dir", "endpoint", "model", "models_dir", "pack", "threads", "gpu_layers", "context_tokens",
-    "parallel_explanations", "max_question_tokens", "synchronous",
+    "parallel_explanations", "max_question_tokens", "synchronous", "cache_size",
 )  # fmt: skip
 
 

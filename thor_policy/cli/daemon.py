@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -14,6 +16,7 @@ from thor_policy.cli.options import as_json, configured
 from thor_policy.client import Client
 from thor_policy.config import Config
 from thor_policy.core import Json
+from thor_policy.notify import Supervisor
 
 
 @click.command()
@@ -23,10 +26,18 @@ def serve(config: Config) -> None:
     from thor_policy import app
 
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO, stream=sys.stderr)
-    render.line(f"loading {config.model} and {config.pack} ...", stderr=True)
-    with app.open_service(config) as server:
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # otherwise it tells of every request
+    faulthandler.enable()  # a watchdog ends a hung daemon with SIGABRT: then each thread says where it hangs
+    supervisor, judge = Supervisor(), config.engine_url or config.model
+    supervisor.loading(f"loading {judge} and {config.pack}")
+    render.line(f"loading {judge} and {config.pack} ...", stderr=True)
+
+    def ready() -> None:
+        supervisor.ready(f"{judge} judges by {config.pack} at {config.endpoint}", time.monotonic_ns())
         render.line(f"ready at {config.endpoint}, journal {config.journal_path}", stderr=True)
-        server.run()
+
+    with app.open_service(config, supervisor=supervisor) as server:
+        server.run(ready=ready, turn=supervisor.turn)
         render.line("stopping: the last replies are out, the journal is closing", stderr=True)
 
 
@@ -63,14 +74,19 @@ def status(config: Config, as_json: bool) -> None:
     if as_json:
         render.as_json(answer)
         return
-    engine, journal = answer.pop("engine"), answer.pop("journal")
+    engine, journal, clerk = (answer.pop(part) for part in ("engine", "journal", "clerk"))
     counters = answer.pop("counters")
     answer["pack"] = f"{answer['pack']['name']} {answer['pack']['version']} {answer['pack']['sha256'][:12]}"
     model = answer["model"]
-    answer["model"] = f"{model['name']} {model['quantisation']} on {model['device']} {model['sha256'][:12]}"
+    bits = "" if model["exact"] else ", not bit-exact"
+    answer["model"] = (
+        f"{model['name']} {model['quantisation']} on {model['device']} {model['sha256'][:12]}{bits}"
+    )
+    answer["model file"] = model["file"]
     render.pairs(answer, title="daemon")
     render.pairs(engine, title="engine")
     render.pairs(journal, title="journal")
+    render.pairs(clerk, title="clerk")
     if counters:
         render.pairs(counters, title="counters")
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "test": "suites",
     "log": "journal",
     "stats": "journal",
+    "calibrate": "calibrate",
     "models": "models",
     "packs": "packs",
     "bench": "bench",

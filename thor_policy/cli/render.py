@@ -175,6 +175,39 @@ def _bar(*columns: ProgressColumn) -> Progress:
     return Progress(told, *columns, console=shown, transient=True, disable=not shown.is_terminal)
 
 
+def reliability_svg(title: str, series: Mapping[str, Sequence[tuple[float, float, int]]]) -> str:
+    """Confidence against accuracy as an SVG document: (confidence, accuracy, count) by name."""
+    size, left, top = 360, 60, 50
+    parts = [
+        f'<rect x="{left}" y="{top}" width="{size}" height="{size}" fill="none" stroke="#999"/>',
+        f'<line x1="{left}" y1="{top + size}" x2="{left + size}" y2="{top}" stroke="#bbb"/>',
+        f'<text x="{left + size / 2}" y="{top + size + 36}" text-anchor="middle">confidence</text>',
+        f'<text x="{left}" y="{top - 8}">share that was right</text>',
+    ]
+    for tick in (0, 0.5, 1):
+        x, y = left + tick * size, top + size - tick * size
+        parts.append(f'<text x="{x}" y="{top + size + 18}" text-anchor="middle">{tick}</text>')
+        parts.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{tick}</text>')
+    for number, (name, points) in enumerate(series.items()):
+        colour = ("#c05a3c", "#2f6f9f", "#5a8f4a")[number % 3]
+        most = max((count for _, _, count in points), default=1)
+        for confidence, accuracy, count in points:
+            parts.append(
+                f'<circle cx="{left + confidence * size:.1f}" cy="{top + size - accuracy * size:.1f}" '
+                f'r="{3 + 9 * (count / most) ** 0.5:.1f}" fill="{colour}" fill-opacity="0.6"/>'
+            )
+        parts.append(
+            f'<circle cx="{left + size + 30}" cy="{top + 14 + 24 * number}" r="6" fill="{colour}"/>'
+            f'<text x="{left + size + 42}" y="{top + 18 + 24 * number}">{escape_xml(name)}</text>'
+        )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="620" height="{top + size + 56}" '
+        'font-family="sans-serif" font-size="13"><rect width="100%" height="100%" fill="white"/>'
+        f'<text x="20" y="22" font-size="15" font-weight="bold">{escape_xml(title)}</text>'
+        f"{''.join(parts)}</svg>\n"
+    )
+
+
 def bars_svg(title: str, values_ms: Mapping[str, float]) -> str:
     """A bar chart of milliseconds as an SVG document."""
     longest = max(values_ms.values(), default=1.0) or 1.0

@@ -110,6 +110,7 @@ class LlamaEngine:
         kv_type: str = "f16",
         states_dir: Path | None = None,
     ) -> None:
+        self._path, self._file = path, _file_at(path)
         self.vocabulary = Vocabulary(path, gpu_layers=gpu_layers)
         self._context_tokens = context_tokens
         self._batch_tokens = max(question_tokens, explanations * STEP_TOKENS)
@@ -147,6 +148,20 @@ class LlamaEngine:
     @property
     def explaining(self) -> int:
         return len(self._runs) + len(self._waiting)
+
+    def file_state(self) -> str:
+        """What became of the model's file: the daemon keeps the one it loaded mapped.
+
+        A file that was replaced or removed lives on for it; one that was written to does not.
+        """
+        found, loaded = _file_at(self._path), self._file
+        if found is None or loaded is None:
+            return "gone since it was loaded"
+        if (found.st_dev, found.st_ino) != (loaded.st_dev, loaded.st_ino):
+            return "replaced since it was loaded"
+        if (found.st_size, found.st_mtime_ns) != (loaded.st_size, loaded.st_mtime_ns):
+            return "written to since it was loaded"
+        return "as it was loaded"
 
     def close(self) -> None:
         """Free everything; safe to call twice."""
@@ -455,3 +470,10 @@ class LlamaEngine:
         """Logits after batch token `output`: a view that lasts until the next decode."""
         pointer = lib.llama_get_logits_ith(self._context, output)
         return np.ctypeslib.as_array(pointer, (self.vocabulary.size,))
+
+
+def _file_at(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None

@@ -18,8 +18,8 @@ import llama_cpp
 import numpy as np
 from llama_cpp import llama_cpp as lib
 
-from thor_policy.core import ModelInfo, PromptPrefix, Turn
-from thor_policy.engine.chat import markup
+from thor_policy.core import ModelInfo, PromptPrefix
+from thor_policy.engine.chat import around, prompt
 from thor_policy.errors import EngineError
 
 __all__ = [
@@ -120,15 +120,10 @@ class Vocabulary:
 
     def prompt(self, prefix: PromptPrefix) -> tuple[list[int], list[int]]:
         """Token ids up to what differs between questions, and between the question and the label."""
-        turns = (*prefix.turns, Turn(role="user", text=""))
-        marks = markup(self._template, turns, bos=self._special_text(self._bos))
-        tokens = []
-        for mark, turn in zip(marks, prefix.turns, strict=False):
-            tokens += self.tokenise(mark, special=True) + self.tokenise(turn.text)
-        tokens += self.tokenise(marks[-2], special=True) + self.tokenise(prefix.question_head)
-        if self._bos >= 0 and tokens[0] != self._bos:
-            tokens.insert(0, self._bos)
-        return tokens, self.tokenise(marks[-1], special=True) + self.tokenise(prefix.answer_head)
+        marks = around(self._template, prefix, bos=self._special_text(self._bos))
+        return prompt(
+            marks, prefix, lambda text, special: self.tokenise(text, special=special), bos=self._bos
+        )
 
     def question(self, prefix: PromptPrefix, question: str) -> tuple[list[int], list[int]]:
         """The exact token ids (prefix, suffix) of one question."""

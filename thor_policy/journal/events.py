@@ -7,16 +7,18 @@ Pure; any thread.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, TypeAlias
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, to_builtins
 from msgspec.structs import fields, replace
 
 from thor_policy import trace
+from thor_policy.calibration import Calibration
 from thor_policy.core import (
     Annotations,
     Caller,
@@ -119,6 +121,8 @@ class Shown(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     probabilities: dict[str, float] = {}
     explanation: Explained | None = None
     annotations: Annotations | None = None
+    original: str | None = None
+    temperature: float = 1.0
 
 
 class Decided(Shown, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -198,6 +202,8 @@ def decided(decision: Decision, ticket: int | None = None, *, masked: Sequence[s
         explanation=_closed_part(told) if told else None,
         obligations=decision.obligations,
         annotations=None if decision.annotations == Annotations() else decision.annotations,
+        original=decision.original,
+        temperature=decision.temperature,
     )
     private = DecidedOn(
         evaluation=evaluation,
@@ -301,6 +307,8 @@ def recorded(
     about = getattr(record, "decision_id", None)
     for field in fields(record):
         value = getattr(record, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            value = None  # which JSON cannot carry
         if field.name != "decision_id" and value not in (None, {}, ()):
             (private if field.name in private_names else body)[field.name] = value
     private, hidden = mask(private, masked)
@@ -327,6 +335,11 @@ def pack_activated(pack: PackInfo, at: float) -> Event:
 def model_loaded(model: ModelInfo, at: float) -> Event:
     """From here on, this model judges."""
     return Event(kind="model_loaded", subject_id=model.sha256, at=at, body=model)
+
+
+def calibrated(calibration: Calibration, at: float) -> Event:
+    """From here on, confidence in this pack's answers by this model is scaled so."""
+    return Event(kind="calibration", subject_id=calibration.digest, at=at, body=to_builtins(calibration))
 
 
 def checkpoint(key: str, at: float) -> Event:

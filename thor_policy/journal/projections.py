@@ -27,8 +27,8 @@ DECISION_COLUMNS = (
     "review_reasoning", "review_timestamp", "scenario_id", "tags", "decision_type", "actor", "action",
     "entity", "session", "allow", "tier", "reason_code", "floor", "label", "confidence", "probabilities",
     "clauses", "is_exception", "input_tokens", "output_tokens", "caller_uid", "queue_ms", "rules_ms",
-    "score_ms", "explain_ms", "latency_ms", "outcome_status", "outcome_value", "explained_seq",
-    "reviewed_seq", "outcome_seq",
+    "score_ms", "explain_ms", "latency_ms", "outcome_status", "outcome_value", "original_id",
+    "temperature", "explained_seq", "reviewed_seq", "outcome_seq",
 )
 # fmt: on
 #: Where each column of `decisions` stands.
@@ -78,6 +78,7 @@ _PLAIN: dict[str, tuple[str, tuple[str, ...]]] = {
         "models",
         ("name", "sha256", "quantisation", "architecture", "parameters", "build", "device"),
     ),
+    "calibration": ("calibrations", ("temperature", "pack_sha256", "model_sha256", "judged")),
     "checkpoint": ("checkpoints", ("key",)),
     "gap": ("gaps", ("reason", "lost")),
     "archived": ("archives", ("file", "first_seq", "last_seq", "events", "head", "chain")),
@@ -215,6 +216,8 @@ def _decided(seq: int, at: str, decision_id: str, body: Shown, private: Any) -> 
         timings.queue_ms + timings.rules_ms + timings.score_ms,
         None,
         None,
+        body.original,
+        body.temperature,
         None,
         None,
         None,

@@ -186,6 +186,39 @@ class Reader:
             (after_seq, limit),
         )
 
+    def calibration(self, pack_sha256: str, model_sha256: str) -> Record | None:
+        """The newest calibration of a pack on a model; None if there is none."""
+        found = self._records(
+            "SELECT temperature, pack_sha256, model_sha256, judged FROM calibrations "
+            "WHERE pack_sha256 = ? AND model_sha256 = ? ORDER BY seq DESC LIMIT 1",
+            (pack_sha256, model_sha256),
+        )
+        return found[0] if found else None
+
+    def judged(self, pack_sha256: str, model_sha256: str, *, by: str) -> Iterator[Record]:
+        """Decisions by one pack on one model whose right outcome is known, oldest first, a page at a time.
+
+        `by` is `reviews` (what reviewers accepted or corrected) or `suites` (what a scenario expected, where
+        that is one outcome). Each record has `probabilities`, `temperature` and `right`.
+        """
+        right = {
+            "reviews": "coalesce(review_decision, decision)",
+            "suites": "expected_decision",
+        }[by]
+        known = {
+            "reviews": "reviewed_seq IS NOT NULL AND (decision_correct = 1 OR review_decision IS NOT NULL)",
+            "suites": "scenario_id IS NOT NULL AND expected_decision NOT LIKE '%|%'",
+        }[by]
+        seq = 0
+        while page := self._records(
+            f"SELECT seq, probabilities, temperature, {right} AS right FROM decisions "
+            f"WHERE decision_correct IS NOT NULL AND {known} AND seq > ? AND substr(prompt_version, -12) = ? "
+            "AND substr(model_version, -12) = ? AND label IS NOT NULL ORDER BY seq LIMIT 1000",
+            (seq, pack_sha256[:12], model_sha256[:12]),
+        ):
+            yield from page
+            seq = page[-1]["seq"]
+
     def newer_than(self, seq: int, limit: int = 1_000) -> list[Record]:
         """Decisions recorded after the event `seq`, in order of recording."""
         return self._records("SELECT * FROM decisions WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit))

@@ -114,6 +114,8 @@ def _decisions(db: Database) -> None:
             latency_ms         REAL,
             outcome_status     TEXT,
             outcome_value      REAL,
+            original_id        TEXT,
+            temperature        REAL,
             explained_seq      INTEGER,
             reviewed_seq       INTEGER,
             outcome_seq        INTEGER
@@ -154,6 +156,8 @@ def _traces(db: Database) -> None:
         "packs": "name TEXT NOT NULL, version TEXT NOT NULL, sha256 TEXT NOT NULL",
         "models": "name TEXT NOT NULL, sha256 TEXT NOT NULL, quantisation TEXT NOT NULL, "
         "architecture TEXT NOT NULL, parameters INTEGER NOT NULL, build TEXT NOT NULL, device TEXT NOT NULL",
+        "calibrations": "temperature REAL NOT NULL, pack_sha256 TEXT NOT NULL, model_sha256 TEXT NOT NULL, "
+        "judged INTEGER NOT NULL",
         "checkpoints": "key TEXT NOT NULL",
         "gaps": "reason TEXT NOT NULL, lost TEXT NOT NULL",
         "archives": "file TEXT NOT NULL, first_seq INTEGER NOT NULL, last_seq INTEGER NOT NULL, "

@@ -576,6 +576,9 @@ def tend(
     if upkeep.task == "archive":
         made = archive_before(journal, upkeep.before or "", progress=progress)
         return {"archived": sum(one.events for one in made), "segments": [one.path.name for one in made]}
+    if upkeep.task == "calibrate" and upkeep.calibration is not None:
+        _commit(journal, events.calibrated(upkeep.calibration, time.time()))
+        return {"calibration": upkeep.calibration.digest}
     return {"checkpoint": _done(journal.checkpoint())}
 
 

@@ -39,6 +39,7 @@ from thor_policy.journal.storage import (
     reopen,
     take_lock,
 )
+from thor_policy.notify import Pulse
 
 log = logging.getLogger(__name__)
 
@@ -154,6 +155,8 @@ class Journal:
         self.batches = 0
         self.failing: str | None = None
         self._full = False
+        #: Beats with each batch, task and look after the disk; an attempt that fails is progress too.
+        self.pulse = Pulse()
         #: Events by fate (`committed`, `refused`, `lost`), and what else is worth counting.
         self.counters: Counter[str] = Counter()
         #: Events that no gap tells of yet, and those that the newest gap told of, by kind.
@@ -332,6 +335,7 @@ class Journal:
 
     def _gather(self) -> bool:
         """Wait until something is ready to be committed; False at the end."""
+        self.pulse.beat()
         while not self._ahead:
             item = self._next() if self._held is _Mark.NOTHING else self._held
             self._held = _Mark.NOTHING
@@ -359,9 +363,13 @@ class Journal:
     def _next(self) -> _Item:
         """The next item; while there is none, what has to be done now and then."""
         while True:
+            self.pulse.rest()
             try:
-                return self._queue.get(timeout=IDLE_S)
+                item = self._queue.get(timeout=IDLE_S)
+                self.pulse.beat()
+                return item
             except queue.Empty:
+                self.pulse.beat()
                 if self.failing:
                     self._recover()
                 self.room.restore()

@@ -119,8 +119,16 @@ class Server:
 
     # ------------------------------------------------------------ the loop
 
-    def run(self, *, ready: Callable[[], None] = lambda: None) -> None:
+    def run(
+        self,
+        *,
+        ready: Callable[[], None] = lambda: None,
+        turn: Callable[[bool, int], None] = lambda stopping, now_ns: None,
+    ) -> None:
         """Serve until `stop` (or SIGTERM, SIGINT on the main thread), then drain and return.
+
+        `turn` is called at each turn of the loop, at least once a second: whether the server is stopping,
+        and the time in monotonic nanoseconds.
 
         Raises DiskFull, after the same drain, when the disk is full and the setting `on_full` is halt.
         """
@@ -136,11 +144,15 @@ class Server:
                 self._deliver()
                 if self._router in events:
                     self._read()
-                self._in_flight.expire(time.monotonic_ns())
+                now_ns = time.monotonic_ns()
+                self._in_flight.expire(now_ns)
                 if self._config.on_full == "halt" and not self._stopping:
-                    full = self._refusal("journal")
-                    self._stopping = full is not None and full.code == "disk_full"
-                if self._stopping:
+                    found = self._refusal("journal")
+                    if found is not None and found.code == "disk_full":
+                        full, self._stopping = found, True
+                stopping = self._stopping  # once: it may change at any moment
+                turn(stopping, now_ns)
+                if stopping:
                     drained_by_ns = drained_by_ns or time.monotonic_ns() + int(self._config.shutdown_s * 1e9)
                     if not self._in_flight or time.monotonic_ns() > drained_by_ns:
                         break
@@ -342,6 +354,7 @@ class Server:
 
     def status(self) -> dict[str, Json]:
         """The truth about each part, as plain JSON values."""
+        described = self._describe()
         trouble = self._refusal("journal") or self._refusal("engine")
         return {
             "version": __version__,
@@ -362,9 +375,11 @@ class Server:
                 "quantisation": self._model.quantisation,
                 "device": self._model.device,
                 "build": self._model.build,
+                "exact": self._model.exact,
+                **described.pop("model", {}),
             },
             "in_flight": len(self._in_flight),
             "max_in_flight": self._config.max_in_flight,
             "counters": dict(sorted(self.counters.items())),
-            **self._describe(),
+            **described,
         }
