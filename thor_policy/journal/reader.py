@@ -19,7 +19,7 @@ import msgspec
 
 from thor_policy.core import Json
 from thor_policy.errors import JournalError
-from thor_policy.journal import archive, events
+from thor_policy.journal import archive, events, schema
 from thor_policy.journal.projections import JSON_COLUMNS
 
 Record = dict[str, Json]
@@ -155,8 +155,12 @@ class Reader:
         ]
         used = [(condition, value) for condition, value in filters if value is not None]
         conditions = [condition for condition, _ in used]
-        if type not in (None, "policy_application"):
-            conditions.append("decision_type <> 'policy_application'")  # as the index says
+        asked = {"decision_type": type, "tier": tier, "risk_level": risk}
+        conditions += [
+            schema.is_rare(column, common)
+            for column, common in schema.COMMON.items()
+            if asked[column] not in (None, *common)
+        ]
         values = [value for _, value in used]
         if before is not None:
             page = self._records("SELECT timestamp, seq FROM decisions WHERE decision_id = ?", (before,))

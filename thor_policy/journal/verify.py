@@ -13,6 +13,7 @@ checkpoint of this chain is on it, so nothing up to the newest one was cut off o
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sqlite3
@@ -34,7 +35,7 @@ from thor_policy.journal.reader import read_only_uri
 from thor_policy.journal.storage import EVENT_COLUMNS
 
 #: Events read in one transaction, and in one task of a process.
-PAGE, RANGE = 500, 50_000
+PAGE, RANGE = 500, 25_000
 #: Events above which starting processes pays.
 MANY = 100_000
 
@@ -194,7 +195,7 @@ class _Verification:
             yield from map(_check_range, tasks)
             return
         spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+        with ProcessPoolExecutor(workers, mp_context=spawn, initializer=gc.disable) as pool:
             try:
                 yield from pool.map(_check_range, tasks)
             finally:
