@@ -30,8 +30,9 @@ from thor_policy.core import (
 from thor_policy.journal import chain, events, projections
 from thor_policy.journal.checkpoints import Signer
 from thor_policy.journal.events import Event
+from thor_policy.journal.placing import Rewrite
 from thor_policy.journal.reader import read_only_uri
-from thor_policy.journal.writer import Checkpoints, Committed, Journal, Rewrite
+from thor_policy.journal.writer import Checkpoints, Committed, Journal
 
 #: How long a test waits for what must come; far more than it takes.
 WAIT_S = 60.0

@@ -27,9 +27,10 @@ from thor_policy.errors import JournalError
 from thor_policy.journal import archive, chain, events, projections, schema
 from thor_policy.journal.archive import SEGMENT_EVENTS, Part
 from thor_policy.journal.events import Event
+from thor_policy.journal.placing import Placed, Rewrite
 from thor_policy.journal.reader import instant, read_only_uri
 from thor_policy.journal.storage import BUSY_TIMEOUT_MS, SIDE_FILES
-from thor_policy.journal.writer import WAL_WAIT_MS, Journal, Placed, Rewrite
+from thor_policy.journal.writer import WAL_WAIT_MS, Journal
 from thor_policy.trace import Upkeep
 
 log = logging.getLogger(__name__)

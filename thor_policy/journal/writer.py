@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -28,9 +28,10 @@ from msgspec import Struct
 from thor_policy import trace
 from thor_policy.core import Caller, Decision, Explanation
 from thor_policy.errors import ErrorCode, JournalError, RequestError
-from thor_policy.journal import chain, events, projections
+from thor_policy.journal import events
 from thor_policy.journal.checkpoints import Signer, found, keep
 from thor_policy.journal.events import Event
+from thor_policy.journal.placing import Placed, Ready, make_ready
 from thor_policy.journal.storage import (
     BUSY_TIMEOUT_MS,
     Room,
@@ -85,43 +86,7 @@ class Checkpoints:
     every_s: float
 
 
-class Rewrite(Struct, frozen=True, kw_only=True):
-    """What an `erased` event does to one earlier event: its new private part, and what follows from it.
-
-    `private` is salt and value, or None: then nothing is left of it. That of an `archived` event is not in
-    the database.
-    """
-
-    seq: int
-    kind: str
-    subject_id: str
-    private: tuple[bytes, str] | None
-    projection: projections.Projection
-    archived: bool = False
-
-    @property
-    def digest(self) -> bytes:
-        """What the private part is verified against from now on; empty if nothing is left."""
-        if self.private is None:
-            return b""
-        salt, value = self.private
-        return chain.sealed_digest(salt, value.encode())
-
-
 OnCommitted = Callable[[list[Committed]], None]
-
-
-class _Ready(Struct, frozen=True, gc=False):
-    """An event with all that does not depend on its place in the chain; the projection has a zero for it."""
-
-    event: Event
-    put_ns: int
-    at: str
-    hashed: tuple[bytes, bytes, bytes, bytes]  # at, kind, subject, body
-    body: str
-    digest: bytes
-    private: tuple[bytes, str] | None  # salt, value
-    projection: projections.Projection
 
 
 _Item: TypeAlias = "tuple[Event, int] | _Task[Any] | _Mark"
@@ -184,7 +149,7 @@ class Journal:
             why = f"the journal was damaged and is kept as {opened.aside.name}: {opened.why}"
             self.append(events.gap(why, time.time(), file=opened.aside.name))
         #: Events that are ready to be committed, and an item that must wait until they are.
-        self._ahead: list[_Ready] = []
+        self._ahead: list[Ready] = []
         self._held: _Item = _Mark.NOTHING
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="journal-commit")
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
@@ -262,7 +227,7 @@ class Journal:
 
     def commit(self, event: Event) -> Future[Committed]:
         """Record one event in a transaction of its own; for what must know that it is on disk."""
-        return self.run(lambda _: self._commit([_ready(event, time.monotonic_ns())])[-1])
+        return self.run(lambda _: self._commit([make_ready(event, time.monotonic_ns())])[-1])
 
     def checkpoint(self) -> Future[int]:
         """Sign the chain as it is now; the result is the newest event that a checkpoint vouches for."""
@@ -379,7 +344,7 @@ class Journal:
     def _encode(self, event: Event, put_ns: int) -> None:
         """Get an event ready, or say that it cannot be stored."""
         try:
-            self._ahead.append(_ready(event, put_ns))
+            self._ahead.append(make_ready(event, put_ns))
         except Exception as error:  # text that is no Unicode, a time that is none, a value that is no JSON
             self._tell([self._lose(event, "unavailable", f"it cannot be stored: {error}")])
 
@@ -387,7 +352,7 @@ class Journal:
         if fates:
             self._on_committed(fates)
 
-    def _commit(self, batch: list[_Ready]) -> list[Committed]:
+    def _commit(self, batch: list[Ready]) -> list[Committed]:
         """Record a batch in one transaction; an event that cannot be stored fails alone."""
         if not batch:
             return []
@@ -411,11 +376,11 @@ class Journal:
             told = "the disk is full" if full else "the journal failed"
             return [self._lose(one.event, "disk_full" if full else "unavailable", told) for one in batch]
 
-    def _transaction(self, batch: list[_Ready]) -> list[Committed]:
+    def _transaction(self, batch: list[Ready]) -> list[Committed]:
         placed = Placed(self._seq, self._head, self._boot_id)
         if self._lost:
             lost = events.gap("events could not be recorded", time.time(), **self._lost)
-            placed.add(_ready(lost, time.monotonic_ns()))
+            placed.add(make_ready(lost, time.monotonic_ns()))
             self._told = Counter(self._lost)
         places = [placed.add(ready) if self._is_known(ready.event, placed) else 0 for ready in batch]
         self._connection.execute("BEGIN IMMEDIATE")
@@ -561,7 +526,7 @@ class Journal:
         if rule is None or self.failing or self._seq == self._signed_seq:
             return
         at = time.time()
-        fate = self._commit([_ready(events.checkpoint(rule.signer.key, at), time.monotonic_ns())])[-1]
+        fate = self._commit([make_ready(events.checkpoint(rule.signer.key, at), time.monotonic_ns())])[-1]
         if fate.error is None:
             self._sign(rule, self._seq, self._head, events.timestamp(at))
         self._signed_seq, self._signed_s = self._seq, time.monotonic()
@@ -587,25 +552,6 @@ class Journal:
             self._sign(rule, newest[0], newest[2], newest[1])
 
 
-def _ready(event: Event, put_ns: int) -> _Ready:
-    body, at = events.encode(event.body), events.timestamp(event.at)
-    private, digest = None, b""
-    if event.private is not None:
-        value = events.encode(event.private)
-        salt, digest = chain.seal(value)
-        private = salt, value.decode()
-    return _Ready(
-        event,
-        put_ns,
-        at,
-        (at.encode(), event.kind.encode(), event.subject_id.encode(), body),
-        body.decode(),
-        digest,
-        private,
-        projections.project(event.kind, 0, at, event.subject_id, event.body, event.private),
-    )
-
-
 class _Task(Generic[T]):
     """Something to be done with the connection, and whoever waits for it."""
 
@@ -620,115 +566,3 @@ class _Task(Generic[T]):
 
     def fail(self, error: JournalError) -> None:
         self._future.set_exception(error)
-
-
-class Placed:
-    """A batch with its places in the chain, as rows."""
-
-    def __init__(self, seq: int, head: bytes, boot: bytes) -> None:
-        self.seq, self.head, self.first = seq, head, b""
-        self._boot, self._boot_text = boot, boot.decode()
-        self.events: list[tuple[Any, ...]] = []
-        self.decisions: set[str] = set()
-        self._private: list[tuple[int, bytes, str]] = []
-        self._rows: dict[str, list[projections.Row]] = {}
-        self._changes: list[tuple[str, str, int, projections.Row]] = []
-        self._rewrites: list[tuple[int, Rewrite]] = []
-
-    def add(self, ready: _Ready) -> int:
-        """Give an event its place; returns its sequence number."""
-        event, digest, (table, row, changes) = ready.event, ready.digest, ready.projection
-        at, kind, subject_id, body = ready.hashed
-        self.seq += 1
-        seq, previous, mono_ns = self.seq, self.head, time.monotonic_ns()
-        self.head = chain.hash_of(previous, seq, at, self._boot, mono_ns, kind, subject_id, body, digest)
-        if seq == 1:
-            self.first = self.head
-        self.events.append(
-            (
-                *(seq, ready.at, self._boot_text, mono_ns, event.kind, event.subject_id, ready.body),
-                *(digest, previous, self.head),
-            )
-        )
-        if ready.private is not None:
-            self._private.append((seq, *ready.private))
-        if table == "decisions":
-            self.decisions.add(event.subject_id)
-        if table is not None:
-            self._rows.setdefault(table, []).append((seq, *row[1:]))
-        if changes is not None:
-            self._changes.append((event.kind, event.subject_id, seq, changes))
-        if event.effect is not None:
-            self._rewrites += [(seq, one) for one in event.effect]
-        return seq
-
-    def again(self, row: chain.Row, part: tuple[bytes, bytes] | None, *, tables_only: bool = False) -> None:
-        """Take an event that has its place already, to make its rows (and perhaps itself) anew."""
-        kind, subject_id, at = row.kind.decode(), row.subject_id.decode(), row.at.decode()
-        body, private = projections.read(kind, row.body, part and part[1])
-        table, columns, changes = projections.project(kind, row.seq, at, subject_id, body, private)
-        self.seq, self.head = row.seq, row.hash
-        if table is not None:
-            self._rows.setdefault(table, []).append(columns)
-        if changes is not None:
-            self._changes.append((kind, subject_id, row.seq, changes))
-        if tables_only:
-            return
-        texts = (row.at, row.boot_id, row.kind, row.subject_id, row.body)
-        at, boot, kind, subject_id, told = (one.decode() for one in texts)
-        self.events.append(
-            (
-                *(row.seq, at, boot, row.mono_ns, kind, subject_id, told),
-                *(row.private_digest, row.prev_hash, row.hash),
-            )
-        )
-        if part is not None:
-            self._private.append((row.seq, part[0], part[1].decode()))
-
-    def write(self, connection: sqlite3.Connection) -> None:
-        """Write everything, inside the caller's transaction."""
-        _insert(connection, "events", self.events)
-        _insert(connection, "private", self._private)
-        for table, rows in self._rows.items():
-            _insert(connection, table, rows)
-        for kind, decision_id, seq, changes in self._changes:
-            group = projections.GROUP_OF[kind]
-            values = dict(zip(projections.GROUPS[group], changes, strict=True))
-            _update(connection, {**values, group: seq}, "decision_id = ?", decision_id)
-        for seq, rewrite in self._rewrites:
-            _rewrite(connection, seq, rewrite)
-
-
-def _insert(connection: sqlite3.Connection, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
-    if rows:
-        marks = ", ".join("?" * len(rows[0]))
-        connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
-
-
-def _rewrite(connection: sqlite3.Connection, by_seq: int, rewrite: Rewrite) -> None:
-    """Put what is left of a private part in its place, and the values that follow from it."""
-    seq = rewrite.seq
-    connection.execute("DELETE FROM private WHERE seq = ?", (seq,))
-    if rewrite.private is not None and not rewrite.archived:
-        connection.execute("INSERT INTO private VALUES (?, ?, ?)", (seq, *rewrite.private))
-    connection.execute("INSERT OR REPLACE INTO erasures VALUES (?, ?, ?)", (seq, by_seq, rewrite.digest))
-    table, row, changes = rewrite.projection
-    if table == "decisions":
-        values = dict(zip(projections.DECISION_COLUMNS, row, strict=True))
-        for group, columns in projections.GROUPS.items():
-            ours = {name: values.pop(name) for name in columns}
-            _update(connection, ours, f"seq = ? AND {group} IS NULL", seq)
-            values.pop(group)
-        _update(connection, values, "seq = ?", seq)
-    elif table is not None:
-        connection.execute(f"DELETE FROM {table} WHERE seq = ?", (seq,))
-        _insert(connection, table, [row])
-    if changes is not None:
-        group = projections.GROUP_OF[rewrite.kind]
-        ours = dict(zip(projections.GROUPS[group], changes, strict=True))
-        _update(connection, ours, f"decision_id = ? AND {group} = ?", rewrite.subject_id, seq)
-
-
-def _update(connection: sqlite3.Connection, columns: dict[str, Any], where: str, *which: Any) -> None:
-    told = ", ".join(f"{name} = ?" for name in columns)
-    connection.execute(f"UPDATE decisions SET {told} WHERE {where}", (*columns.values(), *which))
