@@ -986,3 +986,12 @@ def test_verification_beside_a_live_writer_ends_and_finds_nothing(
             writer.join(WAIT_S)
     assert {(verdict.problem, verdict.incomplete) for verdict in seen} == {(None, None)}
     assert seen[-1].events > seen[0].events
+
+
+def test_an_event_with_a_number_far_out_is_soon_found(copied: Callable[[], Path]) -> None:
+    """Ranges up to it would fill any memory."""
+    path = copied()
+    with writing(path) as db:
+        db.execute("UPDATE events SET seq = ? WHERE seq = 30", (2**62,))
+    verdict = verify(path)
+    assert (verdict.chain_ok, verdict.bad_seq, verdict.problem) == (False, 30, "event 30: it is missing")

@@ -74,7 +74,7 @@ def meet(link: Link, model: str, deadline_ns: int) -> Server:
         ) from None
 
 
-def placeholder(*told: Json) -> str:
+def digest_of_what_is_told(*told: Json) -> str:
     """In place of a file's digest: that of everything the server tells of itself, in canonical JSON."""
     return hashlib.sha256(msgspec.json.encode(told, order="deterministic")).hexdigest()
 
@@ -164,7 +164,7 @@ class LlamaServer:
         parameters = meta.get("n_params")
         return ModelInfo(
             name=model.id,
-            sha256=placeholder(self._link.url, model.id, props, meta),
+            sha256=digest_of_what_is_told(self._link.url, model.id, props, meta),
             quantisation=props.model_ftype,
             architecture="unknown",
             parameters=parameters if isinstance(parameters, int) else 0,
@@ -295,7 +295,7 @@ class Vllm:
         version = self._link.get("/version", _Version, deadline_ns).version
         return ModelInfo(
             name=model.id,
-            sha256=placeholder(self._link.url, model, version, info),
+            sha256=digest_of_what_is_told(self._link.url, model, version, info),
             quantisation="unknown",
             architecture="unknown",
             parameters=0,
