@@ -139,38 +139,46 @@ class Reader:
         `since` and `until` are RFC 3339, in UTC unless they say otherwise; an `actor` without `:` is a user.
         `correct` is that of a scenario or a review, `status` that of the outcome in the world.
         """
-        filters: list[tuple[str, Any]] = [
-            ("timestamp >= ?", instant(since, "since")),
-            ("timestamp < ?", instant(until, "until")),
-            ("actor = ?", actor if actor is None or ":" in actor else f"user:{actor}"),
-            ("entity = ?", entity),
-            ("decision = ?", outcome),
-            ("tier = ?", tier),
-            ("risk_level = ?", risk),
-            ("session = ?", session),
-            ("reviewed = ?", None if reviewed is None else int(reviewed)),
-            ("decision_correct = ?", None if correct is None else int(correct)),
-            ("outcome_status = ?", status),
-            ("decision_type = ?", type),
+        since, until = instant(since, "since"), instant(until, "until")
+        columns: dict[str, Any] = {
+            "actor": actor if actor is None or ":" in actor else f"user:{actor}",
+            "entity": entity,
+            "decision": outcome,
+            "tier": tier,
+            "risk_level": risk,
+            "session": session,
+            "reviewed": None if reviewed is None else int(reviewed),
+            "decision_correct": None if correct is None else int(correct),
+            "outcome_status": status,
+            "decision_type": type,
+        }
+        columns = {name: value for name, value in columns.items() if value is not None}
+        rare = [name for name in columns if columns[name] not in schema.COMMON.get(name, ())]
+        where: list[tuple[str, tuple[Any, ...]]] = [
+            (f"{name} = ?", (value,)) for name, value in columns.items()
         ]
-        used = [(condition, value) for condition, value in filters if value is not None]
-        conditions = [condition for condition, _ in used]
-        asked = {"decision_type": type, "tier": tier, "risk_level": risk}
-        conditions += [
-            schema.is_rare(column, common)
-            for column, common in schema.COMMON.items()
-            if asked[column] not in (None, *common)
-        ]
-        values = [value for _, value in used]
+        where += [(schema.is_rare(name, schema.COMMON[name]), ()) for name in schema.COMMON if name in rare]
+        bounds = [("timestamp >= ?", since), ("timestamp < ?", until)]
+        where += [(condition, (at,)) for condition, at in bounds if at is not None]
+        newest = until
         if before is not None:
             page = self._records("SELECT timestamp, seq FROM decisions WHERE decision_id = ?", (before,))
             if not page:
                 raise JournalError(f"before: there is no decision {before[:64]!r}")
-            conditions.append("(timestamp, seq) < (?, ?)")
-            values += [page[0]["timestamp"], page[0]["seq"]]
-        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+            newest = page[0]["timestamp"]
+            where.append(("(timestamp, seq) < (?, ?)", (newest, page[0]["seq"])))
+        order = "timestamp DESC, seq DESC"
+        if rare:  # then an index on one of these columns and the second serves the page
+            order = f"{schema.SECOND} DESC, {order}"
+            bounds = [
+                (f"{schema.SECOND} >= unixepoch(?)", since),
+                (f"{schema.SECOND} <= unixepoch(?)", newest),
+            ]
+            where += [(condition, (at,)) for condition, at in bounds if at is not None]
+        conditions = f"WHERE {' AND '.join(condition for condition, _ in where)}" if where else ""
+        values = [value for _, values in where for value in values]
         return self._records(
-            f"SELECT * FROM decisions {where} ORDER BY timestamp DESC, seq DESC LIMIT ?", (*values, limit)
+            f"SELECT * FROM decisions {conditions} ORDER BY {order} LIMIT ?", (*values, limit)
         )
 
     def unreviewed(self, limit: int = 20) -> list[Record]:
