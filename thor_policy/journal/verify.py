@@ -200,7 +200,7 @@ class _Verification:
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(others, mp_context=spawn, initializer=gc.disable) as pool:
             try:
-                yield from _shared(tasks, [pool.submit(_check_range, one) for one in tasks])
+                yield from _shared(tasks, pool, 2 * others)
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -337,17 +337,23 @@ class _Verification:
 # ---------------------------------------------------------------- one range of events
 
 
-def _shared(tasks: Sequence[_Task], futures: Sequence[Future[_Done]]) -> Iterator[_Done]:
-    """What others find, who begin with the first task; what they have not begun is done here, last first."""
+def _shared(tasks: Sequence[_Task], pool: ProcessPoolExecutor, ahead: int) -> Iterator[_Done]:
+    """What each task found, in order: others begin at the first, at most `ahead` of them, this process at the
+    last."""
+    begun: dict[int, Future[_Done]] = {}
     done: dict[int, _Done] = {}
-    last = len(tasks)
-    for number, future in enumerate(futures):
-        while number < last and not future.done():
+    first, last = 0, len(tasks)
+    for number in range(len(tasks)):
+        while True:
+            while first < last and len(begun) < ahead:
+                begun[first] = pool.submit(_check_range, tasks[first])
+                first += 1
+            if number in done or begun[number].done() or first == last:
+                break
             last -= 1
-            if futures[last].cancel():
-                with _no_collection():
-                    done[last] = _check_range(tasks[last])
-        yield done.pop(number) if number in done else future.result()
+            with _no_collection():
+                done[last] = _check_range(tasks[last])
+        yield begun.pop(number).result() if number in begun else done.pop(number)
 
 
 @contextmanager
