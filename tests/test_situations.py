@@ -1,0 +1,101 @@
+"""Generated situations: the same for the same seed, balanced, and labelled by a policy that agrees with the
+rules wherever rules have a say. scripts/make-training-data, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thor_policy import packs, suite, wire
+from thor_policy.config import data_path
+from thor_policy.core import Evaluation
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from situations import Chance, drawn, flat, team  # noqa: E402
+
+DOMAINS = [pytest.param(team, id=team.PACK)]
+LOADED = {
+    domain.values[0].PACK: packs.load(packs.find(domain.values[0].PACK, data_path("prompts")))
+    for domain in DOMAINS
+}
+
+
+def make(*arguments: str) -> str:
+    command = [sys.executable, str(ROOT / "scripts" / "make_training_data.py"), *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True
+    ).stdout
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_as_many_of_each_outcome_and_the_same_for_the_same_seed(domain: ModuleType) -> None:
+    found = list(drawn(domain.make, 80, 3, domain.OUTCOMES))
+    assert set(Counter(one.outcome for one in found).values()) == {80 // len(domain.OUTCOMES)}
+    assert found == list(drawn(domain.make, 80, 3, domain.OUTCOMES))
+    assert found != list(drawn(domain.make, 80, 4, domain.OUTCOMES))
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+@given(seed=st.integers(0, 2**32))
+def test_no_label_is_looser_than_the_rules_of_the_pack(domain: ModuleType, seed: int) -> None:
+    """Two readings of the same clauses, by different hands: what rules settle, the labels settle alike."""
+    one, pack = domain.make(Chance(seed)), LOADED[domain.PACK]
+    floor = pack.book.apply(msgspec.convert(one.evaluation, Evaluation), time.time())
+    assert not floor.errors
+    assert domain.OUTCOMES.index(floor.outcome) <= domain.OUTCOMES.index(one.outcome), (floor.rules, one)
+    if floor.final:
+        assert one.outcome == floor.outcome
+    assert floor.risk == one.risk
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+@given(seed=st.integers(0, 2**32))
+def test_both_forms_say_the_same(domain: ModuleType, seed: int) -> None:
+    one = domain.make(Chance(seed))
+
+    def read(**question: Any) -> Evaluation:
+        frame = json.dumps({"v": 1, **question}).encode()
+        message = wire.decode(frame, max_bytes=65_536, max_deadline_ms=1_000)
+        assert isinstance(message, wire.Evaluate)
+        return message.evaluation
+
+    assert read(situation=flat(one)) == read(request=one.evaluation)
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_no_text_of_a_suite_is_used(domain: ModuleType) -> None:
+    """What a suite asks must not be learned by heart."""
+    suites = " ".join(path.read_text(encoding="utf-8") for path in data_path("scenarios").glob("*.yaml"))
+    texts = [way for _, ways in domain.TEXTS.values() for way in ways]
+    assert [text for text in texts if text in suites] == []
+
+
+def test_a_suite_of_them_loads_and_lines_hold_labels(tmp_path: Path) -> None:
+    path = tmp_path / "generated.yaml"
+    path.write_text(make("--count", "12", "--seed", "5", "--suite", "--only-judged"), encoding="utf-8")
+    loaded = suite.load(path)
+    assert len(loaded.scenarios) == 12
+    assert {"request", "situation"} <= {
+        key for one in yaml.safe_load(path.read_text())["scenarios"] for key in one
+    }
+    lines = [json.loads(line) for line in make("--count", "12", "--seed", "5").splitlines()]
+    assert len(lines) == 12
+    assert {"evaluation", "outcome", "risk", "clauses", "reasoning", "template", "evidence"} <= lines[
+        0
+    ].keys()
