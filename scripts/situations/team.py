@@ -286,7 +286,7 @@ TEXTS: dict[str, tuple[Finding | None, tuple[str, ...]]] = {
 }
 #: Which kinds of text make sense beside which kinds of action.
 FITS = {
-    "read": ("plain", "claims", "unusual"),
+    "read": ("plain", "claims"),
     "change": ("plain", "claims", "freeze", "conflict", "unusual", "pending", "hides", "own gain"),
     "deletion": ("plain", "claims", "freeze", "conflict", "unusual", "pending", "hides"),
     "rotation": ("plain", "claims", "conflict", "unusual", "pending"),
