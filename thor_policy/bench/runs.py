@@ -12,6 +12,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -28,6 +29,9 @@ from thor_policy.core import Evaluation, Json
 from thor_policy.engine.llama import NEVER_NS, LlamaEngine
 from thor_policy.engine.native import build_name
 from thor_policy.errors import EngineError
+
+#: Questions that were asked before, whose answers are timed.
+HITS = 200
 
 Advance = Callable[[], None]
 T = TypeVar("T")
@@ -84,14 +88,18 @@ def daemon(config: Config, evaluations: Sequence[Evaluation], *, requests: int, 
     rest = [t - s - c for t, s, c in zip(stages["total"], stages["score"], stages["commit"], strict=True)]
     series = [Series(name=f"model: {stage}", ms=tuple(ms)) for stage, ms in stages.items()]
     series.append(Series(name="model: total less score and commit", ms=tuple(rest)))
+    with own_place(config) as place, daemon_child(replace(place, cache_size=len(asked))):
+        again = [json.dumps({"v": 1, "id": "b", "request": plain(one)}).encode() for one in asked[:20]]
+        _one_client(place, again, len(again))
+        trips, commits = _one_client(place, again, HITS)
+        series.append(Series(name="asked before: round trip", ms=tuple(trips)))
+        facts["cache_hit_less_commit_p50_ms"] = _less_commit_ms(trips, commits)
     with own_place(config) as place, daemon_child(place, stub=True):
         frames = [json.dumps({"v": 1, "id": "b", "request": plain(e)}).encode() for e in evaluations]
         trips, commits = _one_client(place, frames, 1_000)
         series.append(Series(name="stub: round trip", ms=tuple(trips)))
         series.append(Series(name="stub: commit", ms=tuple(commits)))
-        facts["stub_round_trip_less_commit_p50_ms"] = statistics.median(
-            trip - commit for trip, commit in zip(trips, commits, strict=True)
-        )
+        facts["stub_round_trip_less_commit_p50_ms"] = _less_commit_ms(trips, commits)
         rates = sorted(_pipelined(place, frames, total=5_000, window=256) for _ in range(3))
     rate = Rate(name="stub engine, 256 in flight, median of 3", per_s=rates[1], count=5_000)
     return Report(
@@ -174,6 +182,11 @@ def _one_client(place: Config, frames: Sequence[bytes], total: int) -> tuple[lis
             trips.append((time.monotonic_ns() - started_ns) / 1e6)
             commits.append(json.loads(reply)["context"]["timings_ms"]["commit"])
     return trips, commits
+
+
+def _less_commit_ms(trips: Sequence[float], commits: Sequence[float]) -> float:
+    """What a round trip takes beside its commit, in ms, median."""
+    return statistics.median(trip - commit for trip, commit in zip(trips, commits, strict=True))
 
 
 def _pipelined(place: Config, frames: Sequence[bytes], *, total: int, window: int) -> float:
