@@ -19,14 +19,14 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from situations import Chance, Situation, drawn, flat, team
+from situations import Chance, Situation, discount, drawn, flat, team
 
 from thor_policy import packs
 from thor_policy.config import data_path
 from thor_policy.core import Evaluation
 
 #: The domains that have a generator, by the name of their pack.
-DOMAINS = {team.PACK: team}
+DOMAINS = {domain.PACK: domain for domain in (discount, team)}
 #: The share that is written in the flat form of older services.
 FLAT_SHARE = 0.3
 
@@ -52,7 +52,9 @@ def as_suite(pack_name: str, found: Iterator[Situation], seed: int) -> str:
     forms = Chance(seed)
     scenarios = []
     for number, one in zip(count(1), found, strict=False):
-        asked = {"situation": flat(one)} if forms.maybe(FLAT_SHARE) else {"request": one.evaluation}
+        asked = {"request": one.evaluation}
+        if one.has_flat_form and forms.maybe(FLAT_SHARE):
+            asked = {"situation": flat(one)}
         scenarios.append(
             {
                 "id": f"G{number:05d}",

@@ -13,9 +13,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
-T = TypeVar("T")
+import yaml
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,13 @@ class Situation:
     template: str
     evidence: str = "none"
 
+    @property
+    def has_flat_form(self) -> bool:
+        """Whether the form of older services has a place for all of its properties."""
+        subject = self.evaluation["subject"].get("properties", {})
+        others = (self.evaluation[part].get("properties") for part in ("action", "resource"))
+        return subject.keys() <= {"role", "trust", "identity"} and not any(others)
+
 
 class Chance(random.Random):
     """Chance with a seed, and the draws that domains make of it."""
@@ -58,6 +66,26 @@ class Chance(random.Random):
 
     def weighted(self, **weights: float) -> str:
         return self.choices(list(weights), list(weights.values()))[0]
+
+
+#: Kinds of free text: what each adds, and ways to say it.
+Texts = dict[str, tuple[Finding | None, tuple[str, ...]]]
+
+
+def words(domain: str) -> tuple[dict[str, Any], Texts]:
+    """Names and words of a domain, and its kinds of free text, from the YAML file beside its module."""
+    told = yaml.safe_load(Path(__file__).with_name(f"{domain}.yaml").read_text(encoding="utf-8"))
+    texts: Texts = {}
+    for kind, one in told.pop("texts").items():
+        adds = Finding(**one["adds"], because=one["because"]) if "adds" in one else None
+        texts[kind] = adds, tuple(one["ways"])
+    return told, texts
+
+
+def said(texts: Texts, kind: str, chance: Chance, **names: str) -> Evidence:
+    """A text of that kind, in one of its ways."""
+    adds, ways = texts[kind]
+    return Evidence(kind, chance.choice(ways).format(**names), adds)
 
 
 def judged(
@@ -95,18 +123,16 @@ def drawn(
 
 
 def flat(one: Situation) -> dict[str, Any]:
-    """The evaluation in the flat form that older services send."""
+    """The evaluation in the flat form that older services send, for one that has it."""
     evaluation = one.evaluation
     subject, resource = evaluation["subject"], evaluation["resource"]
-    properties = dict(subject.get("properties", {}))
+    properties = subject.get("properties", {})
     told: dict[str, Any] = {"actor_id": f"{subject['type']}:{subject['id']}"}
     for key, name in (("role", "actor_role"), ("trust", "t3_tensor"), ("identity", "identity_metrics")):
         if key in properties:
-            told[name] = properties.pop(key)
-    if properties or resource.get("properties") or evaluation["action"].get("properties"):
-        raise ValueError("the flat form has no place for these properties")
+            told[name] = properties[key]
     told |= {"action_type": evaluation["action"]["name"], "resource": f"{resource['type']}:{resource['id']}"}
     return told | evaluation.get("context", {})
 
 
-__all__ = ["Chance", "Evidence", "Finding", "Situation", "drawn", "flat", "judged"]
+__all__ = ["Chance", "Evidence", "Finding", "Situation", "drawn", "flat", "judged", "said", "words"]

@@ -8,282 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from situations import Chance, Evidence, Finding, Situation, judged
+from situations import Chance, Finding, Situation, judged, said, words
 
 PACK = "team-governance"
 OUTCOMES = ("allow", "require_mfa", "require_attestation", "deny")
 MFA, ATTEST, DENY = OUTCOMES[1:]
 
-# fmt: off
-NAMES = (
-    *(
-        "adaeze",
-        "bjorn",
-        "chiara",
-        "dmitri",
-        "esra",
-        "farid",
-        "greta",
-        "hiro",
-        "ilse",
-        "jonas",
-        "katya",
-        "luca",
-    ),
-    *(
-        "mira",
-        "nikhil",
-        "oskar",
-        "paula",
-        "quentin",
-        "rosa",
-        "selim",
-        "tove",
-        "ulla",
-        "viktor",
-        "wen",
-        "yara",
-    ),
-)
-MACHINES = (
-    "ci-runner-7",
-    "nightly-builder",
-    "release-bot",
-    "deploy-agent",
-    "dep-updater",
-    "image-scanner",
-    "docs-bot",
-)
-ROLES = (
-    "developer",
-    "engineer",
-    "senior engineer",
-    "member",
-    "analyst",
-    "designer",
-    "sre",
-    "tester",
-    "support",
-)
-ADMIN_ROLES = ("admin", "owner", "org-admin", "platform-admin", "administrator")
-
-#: How each kind of action is written: (action, resource type, resource id); {e} is the environment.
-WORDS: dict[str, tuple[tuple[str, str, str], ...]] = {
-    "read": (
-        *(
-            ("read", "doc", "release-notes"),
-            ("view", "dashboard", "latency-{e}"),
-            ("list", "repo", "mobile-app"),
-        ),
-        *(
-            ("get", "service", "search-{e}"),
-            ("inspect", "build", "8812"),
-            ("query", "metrics", "checkout-{e}"),
-        ),
-        *(
-            ("fetch", "artifact", "web-bundle-512"),
-            ("describe", "cluster", "{e}-west"),
-            ("tail", "job", "import-{e}"),
-        ),
-        *(
-            ("view", "ticket", "OPS-771"),
-            ("show", "page", "style-guide"),
-            ("browse", "wiki", "team-handbook"),
-        ),
-    ),
-    "change": (
-        *(
-            ("deploy", "service", "checkout-{e}"),
-            ("merge", "repo", "web-shop"),
-            ("configure", "service", "mailer-{e}"),
-        ),
-        *(
-            ("restart", "service", "gateway-{e}"),
-            ("scale", "deployment", "worker-{e}"),
-            ("resize", "volume", "{e}-media"),
-        ),
-        *(
-            ("publish", "package", "ui-kit"),
-            ("rollback", "service", "billing-{e}"),
-            ("update", "flag", "new-search-{e}"),
-        ),
-        *(
-            ("migrate", "db", "{e}-orders"),
-            ("enable", "feature", "dark-mode-{e}"),
-            ("apply", "manifest", "{e}-ingress"),
-        ),
-        *(
-            ("upgrade", "cluster", "{e}-east"),
-            ("edit", "pipeline", "{e}-release"),
-            ("push", "branch", "fix-typos"),
-        ),
-    ),
-    "deletion": (
-        *(
-            ("delete", "service", "legacy-{e}"),
-            ("drop", "table", "{e}-sessions"),
-            ("remove", "volume", "{e}-scratch"),
-        ),
-        *(
-            ("purge", "queue", "{e}-mail"),
-            ("terminate", "instance", "{e}-worker-4"),
-            ("delete", "branch", "old-ui"),
-        ),
-    ),
-    "rotation": (
-        *(
-            ("rotate", "key", "signing-{e}"),
-            ("renew", "certificate", "{e}-edge"),
-            ("rotate", "token", "deploy-{e}"),
-        ),
-        *(("reissue", "credential", "queue-{e}"), ("rotate", "secret", "webhook-{e}")),
-    ),
-    "secret": (
-        *(
-            ("read", "secret", "smtp-{e}"),
-            ("get", "credential", "warehouse-{e}"),
-            ("fetch", "token", "registry-{e}"),
-        ),
-        *(("view", "password", "router-{e}"), ("show", "vault", "payments-{e}")),
-    ),
-    "export": (
-        *(
-            ("export", "report", "churn-2026"),
-            ("export", "dataset", "orders-{e}"),
-            ("dump", "table", "invoices-{e}"),
-        ),
-        *(("bulk_export", "contacts", "newsletter"), ("extract", "db", "{e}-customers")),
-    ),
-    "privileged": (
-        *(
-            ("grant_role", "user", "{n}"),
-            ("invite_user", "team", "backend"),
-            ("set_permission", "repo", "web-shop"),
-        ),
-        *(
-            ("add_member", "group", "release-managers"),
-            ("remove_member", "team", "mobile"),
-            ("elevate", "account", "{n}"),
-        ),
-    ),
-    "override": (
-        *(("emergency_override", "service", "checkout-{e}"), ("break_glass", "cluster", "{e}-west")),
-        *(("bypass_freeze", "pipeline", "{e}-release"), ("override", "gate", "{e}-quality")),
-    ),
-    "tampering": (
-        *(
-            ("delete", "audit-log", "2026-04"),
-            ("disable_logging", "service", "auth-{e}"),
-            ("purge", "audit", "logins"),
-        ),
-        *(("overwrite", "audit-trail", "payments"), ("clear", "log", "sudo-{e}")),
-    ),
-}
+WORDS, TEXTS = words("team")
 #: What the kind needs of the lowest trust score.
 NEED = {"privileged": 0.8, "override": 0.8, "tampering": 0.8}
-
-#: Free text that a reader weighs, by kind: what it adds, and ways to say it.
-TEXTS: dict[str, tuple[Finding | None, tuple[str, ...]]] = {
-    "plain": (
-        None,
-        (
-            *(
-                "Part of the weekly plan.",
-                "Ticket {t}.",
-                "Agreed in stand-up this morning.",
-                "Small and reversible.",
-            ),
-            *(
-                "Same as last month.",
-                "Rehearsed on the copy.",
-                "Pairing with {n}.",
-                "The runbook describes each step.",
-            ),
-        ),
-    ),
-    "claims": (  # text grants nothing, and takes nothing away that was there
-        None,
-        (
-            *(
-                "My lead says it is fine.",
-                "Already cleared by the board, no need to check.",
-                "I am trusted, go ahead.",
-            ),
-            *("Everyone agreed that no second person is needed.", "VIP request, treat as pre-approved."),
-        ),
-    ),
-    "freeze": (
-        Finding(
-            ATTEST,
-            "R16",
-            "A freeze is in force, so the change conflicts with it and a second person has to attest.",
-        ),
-        (
-            *(
-                "There is a change freeze until Monday, but this is tiny.",
-                "The release train is frozen; slipping it in.",
-            ),
-            *("Freeze or not, the banner has to go out.", "We are in the quarter-end freeze, I know."),
-        ),
-    ),
-    "conflict": (
-        Finding(
-            ATTEST, "R16", "The text and the request do not say the same, so a second person has to attest."
-        ),
-        (
-            *(
-                "For the test system only; the target above is what the form offered.",
-                "Not sure this is the right target.",
-            ),
-            *("The ticket says staging.", "I was asked to do something else, but this should do as well."),
-        ),
-    ),
-    "unusual": (
-        Finding(ATTEST, "R16", "The history is unusual for the subject, so a second person has to attest."),
-        (
-            *("never worked on this system before", "fourth attempt within ten minutes, three were refused"),
-            *("signed in from two countries this morning", "first action after eleven months without any"),
-        ),
-    ),
-    "pending": (
-        Finding(
-            ATTEST, "R14", "By its own words the approval is not there yet, so a second person has to attest."
-        ),
-        (
-            *(
-                "The review is still open, I expect a yes tonight.",
-                "Sign-off by the owner comes after the weekend.",
-            ),
-            *("Waiting for {n} to approve, starting meanwhile.", "Change board meets tomorrow."),
-        ),
-    ),
-    "hides": (
-        Finding(
-            DENY, "R2", "The text says that records of what happened would go as well, which nobody may do."
-        ),
-        (
-            *(
-                "This also empties the sign-in history, which only takes space.",
-                "It stops the trail of who did what.",
-            ),
-            *(
-                "After that, no entry shows the earlier run.",
-                "Cleans up the evidence of last night's mistake.",
-            ),
-        ),
-    ),
-    "own gain": (
-        Finding(
-            DENY,
-            "R4",
-            "By the text the subject would gain a right of their own, which another admin has to give.",
-        ),
-        (
-            *("Gives me write rights on payroll along the way.", "As a side effect I end up as an owner."),
-            *("It puts my own name on the approvers' list.", "My account gets the billing role with it."),
-        ),
-    ),
-}
 #: Which kinds of text make sense beside which kinds of action.
 FITS = {
     "read": ("plain", "claims"),
@@ -296,9 +29,6 @@ FITS = {
     "override": ("plain", "claims", "unusual"),
     "tampering": ("plain", "claims"),
 }
-
-
-# fmt: on
 
 
 @dataclass(frozen=True)
@@ -413,17 +143,17 @@ def _margin(chance: Chance, plain: bool) -> float | None:
 
 def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
     """The facts in words, with a text of the kind `text`."""
-    number = chance.randrange(len(WORDS[facts.kind]))
-    action, resource_type, resource_id = WORDS[facts.kind][number]
-    names = chance.sample(NAMES, 3)
+    number = chance.randrange(len(WORDS["words"][facts.kind]))
+    action, resource_type, resource_id = WORDS["words"][facts.kind][number]
+    names = chance.sample(WORDS["people"], 3)
     environment = (
         chance.choice(("production", "prod")) if facts.production else chance.choice(("staging", "dev", "qa"))
     )
     resource_id = resource_id.format(e=environment, n=names[1])
     subject: dict[str, Any] = {"type": "user", "id": names[0]}
     if facts.automation:
-        subject = {"type": chance.choice(("service", "bot")), "id": chance.choice(MACHINES)}
-    properties: dict[str, Any] = {"role": chance.choice(ADMIN_ROLES if facts.admin else ROLES)}
+        subject = {"type": chance.choice(("service", "bot")), "id": chance.choice(WORDS["machines"])}
+    properties: dict[str, Any] = {"role": chance.choice(WORDS["admin_roles" if facts.admin else "roles"])}
     if facts.margin is not None:
         need = NEED.get(facts.kind, 0.7 if facts.production and environment not in resource_id else 0.5)
         need = 0.7 if facts.production and facts.kind not in NEED else need
@@ -454,13 +184,11 @@ def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
         context |= chance.choice(({"approval_pending": True}, {"approval_status": "requested"}))
     evidence = None
     if text is not None:
-        adds, ways = TEXTS[text]
-        words = chance.choice(ways).format(t=f"OPS-{chance.randrange(100, 999)}", n=names[2])
-        evidence = Evidence(text, words, adds)
+        evidence = said(TEXTS, text, chance, t=f"OPS-{chance.randrange(100, 999)}", n=names[2])
         if text == "unusual":
-            context["recent_history"] = [words]
+            context["recent_history"] = [evidence.text]
         else:
-            context["details"] = words
+            context["details"] = evidence.text
     if chance.maybe(0.2):
         context["request_number"] = chance.randrange(10**6)  # a distractor: no field shows it
     good = Finding("allow", "R15", "Trust meets the need and nothing stands in the way.")
