@@ -19,14 +19,14 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from situations import Chance, Situation, discount, drawn, flat, invoice, team, trade
+from situations import Chance, Situation, agent, device, discount, drawn, flat, invoice, team, trade
 
 from thor_policy import packs
 from thor_policy.config import data_path
 from thor_policy.core import Evaluation
 
 #: The domains that have a generator, by the name of their pack.
-DOMAINS = {domain.PACK: domain for domain in (discount, invoice, team, trade)}
+DOMAINS = {domain.PACK: domain for domain in (agent, device, discount, invoice, team, trade)}
 #: The share that is written in the flat form of older services.
 FLAT_SHARE = 0.3
 

@@ -26,10 +26,10 @@ from thor_policy.core import Evaluation
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from situations import Chance, discount, drawn, flat, invoice, team, trade  # noqa: E402
+from situations import Chance, agent, device, discount, drawn, flat, invoice, team, trade  # noqa: E402
 
 RISKS = ("low", "medium", "high", "critical")
-DOMAINS = [pytest.param(domain, id=domain.PACK) for domain in (discount, invoice, team, trade)]
+DOMAINS = [pytest.param(domain, id=domain.PACK) for domain in (agent, device, discount, invoice, team, trade)]
 LOADED = {
     domain.values[0].PACK: packs.load(packs.find(domain.values[0].PACK, data_path("prompts")))
     for domain in DOMAINS
