@@ -102,7 +102,8 @@ def risk_of(facts: Facts) -> str:
     watching = kind in ("camera", "footage")
     if kind in ("shell", "reset", "protection", "protection ended", "logs ended"):
         return "critical"
-    if (facts.software and (not facts.signed or facts.older)) or (watching and facts.private) or facts.exposed:
+    doubtful = facts.software and (not facts.signed or facts.older)
+    if doubtful or (watching and facts.private) or facts.exposed:
         return "critical"
     if kind == "motion":
         return "critical" if facts.near or facts.interlock == "open" else "high"
