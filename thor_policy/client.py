@@ -10,17 +10,22 @@ import itertools
 import os
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TypedDict, Unpack
+from urllib.parse import urlsplit
 
 import zmq
 
 from thor_policy import trace, wire
 from thor_policy.core import Json
-from thor_policy.errors import Unreachable
+from thor_policy.errors import ConfigError, Unreachable
+from thor_policy.identity import Held, held
 
 #: Added to a deadline before the client gives up: the daemon answers at the deadline, not before.
 GRACE_MS = 1_000
+#: How long a daemon elsewhere may take to accept a connection, in seconds.
+_CONNECT_S = 3.0
 
 
 class Tracked(TypedDict, total=False):
@@ -40,11 +45,20 @@ class Tracked(TypedDict, total=False):
 class Client:
     """A connection to the daemon at `endpoint`; it reconnects by itself.
 
-    `timeout_ms` bounds calls that carry no deadline of their own.
+    `timeout_ms` bounds calls that carry no deadline of their own. A tcp endpoint needs the file of a CURVE
+    `key`; an ipc endpoint needs none, and ignores it. Raises ConfigError if the key cannot be used.
     """
 
-    def __init__(self, endpoint: str, *, timeout_ms: int = 30_000) -> None:
+    def __init__(self, endpoint: str, *, key: Path | None = None, timeout_ms: int = 30_000) -> None:
         self.endpoint = endpoint
+        self._held: Held | None = None
+        if endpoint.startswith("tcp://"):
+            if key is None:
+                raise ConfigError(
+                    f"the endpoint {endpoint} needs a key: --key FILE, as `thorpolicy keys new` made it "
+                    "beside the daemon"
+                )
+            self._held = held(key)
         self._timeout_ms = timeout_ms
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
@@ -63,14 +77,23 @@ class Client:
         if not self._context.closed:
             self._context.destroy(linger=0)
 
+    @property
+    def remote(self) -> bool:
+        """True for a daemon elsewhere, whose journal is not at hand."""
+        return self._held is not None
+
     def alive(self) -> bool:
-        """True when somebody listens at an ipc endpoint; answers at once."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(1.0)
-            try:
+        """True when somebody listens at the endpoint; answers at once, or over tcp within seconds."""
+        try:
+            if self._held is not None:
+                url = urlsplit(self.endpoint)
+                socket.create_connection((url.hostname, url.port), timeout=_CONNECT_S).close()
+                return True
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.settimeout(1.0)
                 probe.connect(self.endpoint.removeprefix("ipc://"))
-            except OSError:
-                return False
+        except OSError:
+            return False
         return True
 
     def evaluate(
@@ -168,7 +191,10 @@ class Client:
             return connection.recv_multipart()
         connection.close(linger=0)
         self._socket = None
-        raise Unreachable(f"the daemon at {self.endpoint} gave no reply within {timeout_ms} ms")
+        told = f"the daemon at {self.endpoint} gave no reply within {timeout_ms} ms"
+        if self._held is not None:
+            told += f"; if it runs, it does not know the key {self._held.name!r}, or holds another one itself"
+        raise Unreachable(told)
 
     def _connection(self) -> zmq.Socket[bytes]:
         if self._socket is None:
@@ -177,5 +203,10 @@ class Client:
             self._socket = self._context.socket(zmq.DEALER)
             self._socket.set(zmq.LINGER, 0)
             self._socket.set(zmq.MAXMSGSIZE, 16 * 1024 * 1024)
+            if self._held is not None:
+                self._socket.set(zmq.CURVE_SERVERKEY, self._held.server.encode())
+                self._socket.set(zmq.CURVE_PUBLICKEY, self._held.public.encode())
+                self._socket.set(zmq.CURVE_SECRETKEY, self._held.secret.encode())
+                self._socket.set(zmq.IPV6, int("[" in self.endpoint))
             self._socket.connect(self.endpoint)
         return self._socket

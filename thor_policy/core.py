@@ -20,6 +20,8 @@ Risk = Literal["low", "medium", "high", "critical"]
 Tier = Literal["rule", "cache", "model", "fallback"]
 #: Whether a decision is explained: not at all, in its reply, or afterwards as an event of its own.
 Explain = Literal["none", "inline", "later"]
+#: What a caller may do: ask, hand over records, approve, review, work on the journal.
+Role = Literal["ask", "record", "approve", "review", "control"]
 
 #: Risks from the mildest to the gravest.
 RISKS: tuple[Risk, ...] = ("low", "medium", "high", "critical")
@@ -63,13 +65,17 @@ class Annotations(Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...] = ()
 
 
-class Caller(Struct, frozen=True, kw_only=True):
-    """Who sent the request, as the kernel vouches for it; never taken from a payload."""
+class Caller(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Who sent the request, as the kernel or a key vouches for it; never taken from a payload.
 
-    transport: Literal["ipc", "inproc"]
+    `key` is the name of the CURVE key that a caller over tcp holds; the kernel's numbers are those of ipc.
+    """
+
+    transport: Literal["ipc", "tcp", "inproc"]
     uid: int | None = None
     gid: int | None = None
     pid: int | None = None
+    key: str | None = None
 
 
 class Request(Struct, frozen=True, kw_only=True):

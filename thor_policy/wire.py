@@ -152,8 +152,17 @@ _encoder = msgspec.json.Encoder()
 # ---------------------------------------------------------------- requests
 
 
-def decode(frame: bytes, *, max_bytes: int, max_deadline_ms: int) -> Message:
-    """Message in `frame`. Raises RequestError; `request_id` recovers the id for its reply."""
+def decode(
+    frame: bytes,
+    *,
+    max_bytes: int,
+    max_deadline_ms: int,
+    authorise: Callable[[str], None] = lambda op: None,
+) -> Message:
+    """Message in `frame`. Raises RequestError; `request_id` recovers the id for its reply.
+
+    `authorise` hears of the op before anything else of the request is looked at, and may raise.
+    """
     if len(frame) > max_bytes:
         raise RequestError("too_large", f"the request has {len(frame)} bytes; the limit is {max_bytes}")
     envelope = _decode_json(frame, _envelopes)
@@ -164,10 +173,11 @@ def decode(frame: bytes, *, max_bytes: int, max_deadline_ms: int) -> Message:
             "version_mismatch", f"v: this daemon speaks protocol version {PROTOCOL_VERSION} only"
         )
     _name(envelope.id, "id", empty=True)
-    if envelope.op in ("status", "metrics"):
-        return Inquire(id=envelope.id, op=envelope.op)
     if envelope.op not in OPS:
         raise RequestError("bad_request", f"op: must be one of {', '.join(OPS)}")
+    authorise(envelope.op)
+    if envelope.op in ("status", "metrics"):
+        return Inquire(id=envelope.id, op=envelope.op)
     if envelope.idempotency_key is not UNSET:
         raise RequestError("bad_request", "idempotency_key: is not supported by this version; leave it out")
     deadline_ms = None if envelope.deadline_ms is UNSET else envelope.deadline_ms

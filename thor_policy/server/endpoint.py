@@ -56,7 +56,7 @@ class Mailbox:
 
 
 def bind_router(context: zmq.Context[zmq.Socket[bytes]], config: Config) -> zmq.Socket[bytes]:
-    """The socket that requests come to. Raises ConfigError."""
+    """The socket that local requests come to. Raises ConfigError."""
     router = context.socket(zmq.ROUTER)
     router.set(zmq.ROUTER_MANDATORY, 1)
     _bind(router, config.endpoint, config.socket_path, config.socket_mode)
@@ -71,11 +71,16 @@ def bind_publisher(context: zmq.Context[zmq.Socket[bytes]], config: Config) -> z
     return publisher
 
 
-def _bind(opened: zmq.Socket[bytes], endpoint: str, path: Path, mode: int) -> None:
+def bound(opened: zmq.Socket[bytes]) -> None:
+    """Limit what a socket of ours holds for its peers."""
     opened.set(zmq.LINGER, 1_000)
     opened.set(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
     opened.set(zmq.SNDHWM, PEER_QUEUE)
     opened.set(zmq.RCVHWM, PEER_QUEUE)
+
+
+def _bind(opened: zmq.Socket[bytes], endpoint: str, path: Path, mode: int) -> None:
+    bound(opened)
     old_mask = os.umask(0o177)
     try:
         opened.bind(endpoint)
@@ -87,7 +92,7 @@ def _bind(opened: zmq.Socket[bytes], endpoint: str, path: Path, mode: int) -> No
 
 
 def caller_of(frame: zmq.Frame) -> Caller:
-    """Who sent a frame, as the kernel vouches for it: `Peer-Address` is `localhost:UID:GID:PID` on ipc."""
+    """Who sent a frame over ipc, as the kernel vouches for it: `Peer-Address` is `localhost:UID:GID:PID`."""
     _, uid, gid, pid = str(frame.get("Peer-Address")).split(":")
     return Caller(transport="ipc", uid=int(uid), gid=int(gid), pid=int(pid))
 
