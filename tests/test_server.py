@@ -495,7 +495,16 @@ class Ledger:
     prompt: bool = False
     taken: queue.SimpleQueue[Taken] = field(default_factory=queue.SimpleQueue)
 
-    def write(self, record: trace.Record, *, record_id: str, at: float, caller: Caller, ticket: int) -> None:
+    def write(
+        self,
+        record: trace.Record,
+        *,
+        record_id: str,
+        at: float,
+        caller: Caller,
+        ticket: int,
+        idempotency: str | None = None,
+    ) -> None:
         taken = Taken(record, record_id, at, caller, ticket)
         self.taken.put(taken)
         if self.prompt:

@@ -103,9 +103,11 @@ class Client:
         explain: str = "none",
         deadline_ms: int | None = None,
         annotations: dict[str, Json] | None = None,
+        idempotency_key: str | None = None,
     ) -> dict[str, Json]:
         """The reply to an AuthZEN evaluation or a flat situation (docs/protocol.md).
 
+        With an `idempotency_key` it can be sent again after any error: there is one decision all the same.
         Raises RequestError if it is refused, Unreachable if no reply comes in time.
         """
         fields = wire.question_fields(question) | {"explain": explain}
@@ -113,6 +115,8 @@ class Client:
             fields["deadline_ms"] = deadline_ms
         if annotations:
             fields["annotations"] = annotations
+        if idempotency_key is not None:
+            fields["idempotency_key"] = idempotency_key
         timeout_ms = deadline_ms + GRACE_MS if deadline_ms else self._timeout_ms
         return self.call("evaluate", fields, timeout_ms=timeout_ms)
 
@@ -123,13 +127,13 @@ class Client:
 
     # ------------------------------------------------------------ records: each returns its id once committed
 
-    def record(self, reported: trace.Reported) -> str:
+    def record(self, reported: trace.Reported, *, idempotency_key: str | None = None) -> str:
         """Keep a decision that was made elsewhere; returns its decision id.
 
         Raises RequestError if it is refused (as all that follow do), Unreachable if no reply comes in time:
-        then it may have been kept all the same.
+        then it may have been kept all the same, and with an `idempotency_key` can be sent again.
         """
-        return self.keep(reported)
+        return self.keep(reported, idempotency_key=idempotency_key)
 
     def context(self, consulted: trace.Consulted) -> str:
         """Keep data that was gathered for a decision, or for a session whose decision comes later."""
@@ -171,9 +175,12 @@ class Client:
         done: dict[str, Json] = self.call("upkeep", {"record": upkeep}, timeout_ms=timeout_ms)["done"]
         return done
 
-    def keep(self, record: trace.Record) -> str:
-        """Keep any of these records."""
-        record_id: str = self.call(wire.OP_OF[type(record)], {"record": record})["recorded"]["id"]
+    def keep(self, record: trace.Record, *, idempotency_key: str | None = None) -> str:
+        """Keep any of these records; one with the same key and the same content is kept once."""
+        fields: dict[str, Json] = {"record": record}
+        if idempotency_key is not None:
+            fields["idempotency_key"] = idempotency_key
+        record_id: str = self.call(wire.OP_OF[type(record)], fields)["recorded"]["id"]
         return record_id
 
     # ------------------------------------------------------------ the round trip

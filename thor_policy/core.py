@@ -82,7 +82,8 @@ class Request(Struct, frozen=True, kw_only=True):
     """An admitted question on its way to the engine thread.
 
     `ticket` is the server's own handle for the reply. `received_at` is Unix time in seconds, stamped once
-    at receipt and recorded; `received_ns` and `deadline_ns` are monotonic nanoseconds.
+    at receipt and recorded; `received_ns` and `deadline_ns` are monotonic nanoseconds. `idempotency` is
+    recorded with the decision.
     """
 
     ticket: int
@@ -93,6 +94,7 @@ class Request(Struct, frozen=True, kw_only=True):
     deadline_ns: int
     explain: Explain = "none"
     annotations: Annotations = Annotations()
+    idempotency: str | None = None
 
 
 # ---------------------------------------------------------------- the answer
@@ -198,7 +200,8 @@ class Decision(Struct, frozen=True, kw_only=True):
     """One answer, with everything needed to explain it and to derive it again.
 
     `original` is the decision whose score the cache gave again. `probabilities` are those of the score at
-    `temperature`: calibrated where a calibration is in force, otherwise as the model gave them.
+    `temperature`: calibrated where a calibration is in force, otherwise as the model gave them. `idempotency`
+    is there if the request had a key: a digest of caller and key, a dash, a digest of what was asked.
     """
 
     id: str
@@ -223,6 +226,20 @@ class Decision(Struct, frozen=True, kw_only=True):
     timings: Timings = Timings()
     original: str | None = None
     temperature: float = 1.0
+    idempotency: str | None = None
+
+
+class Recorded(Struct, frozen=True, kw_only=True):
+    """What was recorded for an idempotency key: an event, and the decision that it tells of.
+
+    `content` is the digest of what was asked; `id` that of the decision or record.
+    """
+
+    content: str
+    kind: str
+    id: str
+    seq: int
+    decision: Decision | None = None
 
 
 # ---------------------------------------------------------------- the prompt

@@ -187,6 +187,15 @@ def _traces(db: Database) -> None:
     db.execute("CREATE INDEX edges_target ON edges (target)")
 
 
+@migrations(name="0006_idempotency")
+def _idempotency(db: Database) -> None:
+    """Events that carry an idempotency key, found by the digest that their bodies begin with (`recall`)."""
+    db.execute(
+        "CREATE INDEX events_idempotency ON events (substr(body, 17, 64)) "
+        """WHERE substr(body, 1, 16) = '{"idempotency":"'"""
+    )
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring a file up to date. Raises JournalError if a version that this one does not know wrote it."""
     db = Database(connection)

@@ -24,7 +24,7 @@ from msgspec import Struct, to_builtins
 
 from thor_policy.core import Json
 from thor_policy.errors import JournalError
-from thor_policy.journal import archive, chain, events, projections, schema
+from thor_policy.journal import archive, chain, events, projections, recall, schema
 from thor_policy.journal.archive import SEGMENT_EVENTS, Part
 from thor_policy.journal.events import Event
 from thor_policy.journal.placing import Placed, Rewrite
@@ -61,6 +61,8 @@ def archive_before(
 ) -> list[archive.Segment]:
     """Move the events before a time (RFC 3339) into compressed segments; the newest event always stays.
 
+    So do the first one whose idempotency key is still remembered, and what came after it.
+
     `progress` gets the number of events moved. Raises JournalError if the time is none, the disk refuses, or
     the events do not make a chain.
     """
@@ -69,6 +71,8 @@ def archive_before(
     with closing(_connect(journal.path)) as connection:
         done, head = _tidy(journal, connection)
         last = _last_before(connection, done, until)
+        keyed = recall.first_since(connection, time.time() - recall.WINDOW_S)
+        last = last if keyed is None else min(last, keyed - 1)
         moved = 0
         for first in range(done + 1, last + 1, SEGMENT_EVENTS):
             segment = _archive_one(journal, connection, first, min(first + SEGMENT_EVENTS - 1, last), head)

@@ -23,6 +23,7 @@ from thor_policy.config import Config
 from thor_policy.core import Caller
 from thor_policy.errors import AlreadyRunning, ConfigError
 from thor_policy.server.inflight import Fate
+from thor_policy.server.once import Recalled
 from thor_policy.worker import Outcome
 
 #: Frames above this drop the connection inside ZeroMQ; the limit with a reply is Config.max_request_bytes.
@@ -35,16 +36,16 @@ PEER_QUEUE = 10_000
 class Mailbox:
     """What other threads have to tell the main thread, and how they wake it."""
 
-    items: deque[tuple[int, Outcome | Tended] | Fate] = field(default_factory=deque)
+    items: deque[tuple[int, Outcome | Tended | Recalled] | Fate] = field(default_factory=deque)
     wakeup_fd: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
 
-    def put(self, *items: tuple[int, Outcome | Tended] | Fate, wake: bool = True) -> None:
+    def put(self, *items: tuple[int, Outcome | Tended | Recalled] | Fate, wake: bool = True) -> None:
         """Any thread; never blocks. Without `wake` the items lie until something else wakes the loop."""
         self.items.extend(items)
         if wake:
             os.eventfd_write(self.wakeup_fd, 1)
 
-    def take(self) -> Iterator[tuple[int, Outcome | Tended] | Fate]:
+    def take(self) -> Iterator[tuple[int, Outcome | Tended | Recalled] | Fate]:
         """Main thread: everything that has arrived."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.wakeup_fd)

@@ -20,13 +20,15 @@ import zmq
 
 from thor_policy import __version__, trace, wire
 from thor_policy.config import Config
-from thor_policy.core import Caller, Json, ModelInfo, PackInfo, Request, Role
+from thor_policy.core import Caller, Json, ModelInfo, PackInfo, Recorded, Request, Role
 from thor_policy.errors import DiskFull, RequestError
 from thor_policy.identity import Holder, Roles, authorise
 from thor_policy.policy import new_id
 from thor_policy.server.endpoint import Mailbox, bind_publisher, bind_router, caller_of, stop_on_signals
 from thor_policy.server.gate import Gate
 from thor_policy.server.inflight import Answer, Batch, InFlight
+from thor_policy.server.once import Keyed, Once, Recalled, digest_of
+from thor_policy.worker import Refused
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +58,23 @@ class Work(Protocol):
 class Recorder(Protocol):
     """Where records go to be kept (`journal.writer.Journal`)."""
 
-    def write(self, record: trace.Record, *, record_id: str, at: float, caller: Caller, ticket: int) -> None:
+    def write(
+        self,
+        record: trace.Record,
+        *,
+        record_id: str,
+        at: float,
+        caller: Caller,
+        ticket: int,
+        idempotency: str | None,
+    ) -> None:
         """Take a record that `caller` sent at Unix time `at`; returns at once and does not fail.
 
         Its fate, with `ticket`, comes to the mailbox: committed, or why not.
         """
+
+    def recall(self, digest: str, tell: Callable[[Recorded | RequestError | None], None]) -> None:
+        """Look up what was recorded for an idempotency key; returns at once, `tell` hears on any thread."""
 
 
 class Tending(Protocol):
@@ -120,6 +134,7 @@ class Server:
         self.counters: Counter[str] = Counter()
         self._roles = Roles(config.roles)
         self._in_flight = InFlight(publish=self._publish, counters=self.counters)
+        self._once = Once(self._in_flight, recall=self._recall, counters=self.counters)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         try:
             self._router = bind_router(self._context, config)
@@ -202,9 +217,17 @@ class Server:
         now_ns = time.monotonic_ns()
         for item in self._mailbox.take():
             if isinstance(item, tuple):
-                self._in_flight.note(*item, now_ns)
+                ticket, outcome = item
+                if isinstance(outcome, Recalled):
+                    self._once.recalled(ticket, outcome.found)
+                    continue
+                self._in_flight.note(ticket, outcome, now_ns)
+                if isinstance(outcome, Refused):
+                    self._once.ended(ticket)
             elif item.ticket is not None:
                 self._in_flight.note_fate(item.ticket, item, now_ns)
+                if item.kind != "explanation":
+                    self._once.ended(item.ticket)
 
     # ------------------------------------------------------------ in
 
@@ -282,28 +305,46 @@ class Server:
         self, message: wire.Evaluate, answer: Answer, caller: Caller, received_ns: int, received_at: float
     ) -> None:
         deadline_ms = message.deadline_ms or self._config.deadline_ms
-        self._check_admission(message, deadline_ms)
+        if message.idempotency is None:
+            self._check_admission(message, deadline_ms)
+        else:  # what was recorded is told again even where nothing new would be decided
+            self._check_open(needs=("journal",))
+        self._check_room()
         deadline_ns = received_ns + deadline_ms * 1_000_000
         ticket = self._in_flight.admit(
             answer, received_ns=received_ns, deadline_ns=deadline_ns, explain=message.explain
         )
-        self._work.submit(
-            Request(
-                ticket=ticket,
-                evaluation=message.evaluation,
-                caller=caller,
-                received_at=received_at,
-                received_ns=received_ns,
-                deadline_ns=deadline_ns,
-                explain=message.explain,
-                annotations=message.annotations,
+
+        def start(idempotency: str | None) -> None:
+            if idempotency is not None:
+                self._check_admission(message, deadline_ms)
+            self._work.submit(
+                Request(
+                    ticket=ticket,
+                    evaluation=message.evaluation,
+                    caller=caller,
+                    received_at=received_at,
+                    received_ns=received_ns,
+                    deadline_ns=deadline_ns,
+                    explain=message.explain,
+                    annotations=message.annotations,
+                    idempotency=idempotency,
+                )
             )
-        )
+
+        def retell(found: Recorded) -> dict[str, Json]:
+            assert found.decision is not None  # noqa: S101  the digest of its content says that it was a question
+            total_ms = (time.monotonic_ns() - received_ns) / 1e6
+            inline = message.explain == "inline"
+            return wire.decision_item(found.decision, explained=inline, commit_ms=0.0, total_ms=total_ms)
+
+        self._begin(ticket, caller, message.idempotency, start, retell)
 
     def _record(
         self, message: wire.Keep, answer: Answer, caller: Caller, received_ns: int, received_at: float
     ) -> None:
         self._check_open(needs=("journal",))
+        self._check_room()
         deadline_ms, record_id = message.deadline_ms or self._config.deadline_ms, new_id()
         ticket = self._in_flight.admit(
             answer,
@@ -311,12 +352,44 @@ class Server:
             deadline_ns=received_ns + deadline_ms * 1_000_000,
             record_id=record_id,
         )
-        self._recorder.write(
-            message.record, record_id=record_id, at=received_at, caller=caller, ticket=ticket
-        )
+
+        def start(idempotency: str | None) -> None:
+            self._recorder.write(
+                message.record,
+                record_id=record_id,
+                at=received_at,
+                caller=caller,
+                ticket=ticket,
+                idempotency=idempotency,
+            )
+
+        def retell(found: Recorded) -> dict[str, Json]:
+            return wire.recorded_item(found.id, found.kind, found.seq)
+
+        self._begin(ticket, caller, message.idempotency, start, retell)
+
+    def _begin(
+        self,
+        ticket: int,
+        caller: Caller,
+        asked: wire.Idempotency | None,
+        start: Callable[[str | None], None],
+        retell: Callable[[Recorded], dict[str, Json]],
+    ) -> None:
+        """Do what a request asks for: at once, or if it has a key, unless that was done before."""
+        if asked is None:
+            start(None)
+            return
+        digest = digest_of(caller, asked.key)
+        begin = partial(start, f"{digest}-{asked.content}")
+        self._once.enter(Keyed(ticket, digest, asked.content, begin, retell))
+
+    def _recall(self, digest: str, ticket: int) -> None:
+        self._recorder.recall(digest, lambda found: self._mailbox.put((ticket, Recalled(found))))
 
     def _tend(self, message: wire.Tend, answer: Answer, caller: Caller, received_ns: int) -> None:
         self._check_open(needs=("journal",))
+        self._check_room()
         deadline_ns = received_ns + UPKEEP_S * 1_000_000_000
         ticket = self._in_flight.admit(answer, received_ns=received_ns, deadline_ns=deadline_ns)
         self._clerk.submit(ticket, message.upkeep, caller)
@@ -337,12 +410,15 @@ class Server:
             )
 
     def _check_open(self, *, needs: Sequence[Part]) -> None:
-        """Refuse any request while stopping, without the parts that it needs, and above the limit."""
+        """Refuse any request while stopping, and without the parts that it needs."""
         if self._stopping:
             raise RequestError("shutting_down", "the daemon is stopping")
         for part in needs:
             if (error := self._refusal(part)) is not None:
                 raise error
+
+    def _check_room(self) -> None:
+        """Refuse any request above the limit."""
         if len(self._in_flight) >= self._config.max_in_flight:
             raise RequestError(
                 "busy",
