@@ -8,12 +8,13 @@ import os
 import pwd
 import shutil
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -242,6 +243,16 @@ class TestRing:
         for _ in range(2):
             assert ring.find(public) is None
 
+    def test_knows_a_change_of_a_young_file_that_left_its_stamp_as_it_was(self, tmp_path: Path) -> None:
+        path = tmp_path / "clients.json"
+        public = held(Keys(tmp_path).new("desk", ("ask",), NOON)).public
+        stamp = path.stat()
+        ring = KeyRing(tmp_path, lambda: stamp.st_mtime_ns + 1)
+        assert ring.find(public)
+        path.write_text(path.read_text().replace(public, "x" * 40))
+        os.utime(path, ns=(stamp.st_mtime_ns, stamp.st_mtime_ns))
+        assert ring.find(public) is None
+
     def test_reads_a_settled_file_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         public = held(Keys(tmp_path).new("desk", ("ask",), NOON)).public
         os.utime(tmp_path / "clients.json", (NOON, NOON))
@@ -301,8 +312,9 @@ def counters(config: Config) -> dict[str, Json]:
 
 def counted(config: Config, name: str, *, above: int = 0) -> dict[str, Json]:
     """The counters, once this one is above a number."""
+    until = time.monotonic() + PATIENCE_MS / 1000
     while (found := counters(config)).get(name, 0) <= above:
-        pass
+        assert time.monotonic() < until, f"{name} is not counted: {found}"
     return found
 
 
@@ -355,9 +367,9 @@ class TestTcp:
         ):
             reply = own.evaluate(READ)
         with Reader(keyed.journal_path) as reader:
-            trace = reader.trace(reply["context"]["decision_id"])
-        assert trace["event"]["body"]["caller"] == {"transport": "tcp", "key": "desk"}
-        assert trace["decision"]["caller_uid"] is None
+            found = reader.trace(reply["context"]["decision_id"])
+        assert found["event"]["body"]["caller"] == {"transport": "tcp", "key": "desk"}
+        assert found["decision"]["caller_uid"] is None
         assert verify(keyed.journal_path).ok
 
     def test_roles_are_those_of_the_key_and_a_refusal_names_the_one_that_is_missing(
@@ -384,8 +396,10 @@ class TestTcp:
         with serving(keyed, load_engine=load_stub_engine):
             with curve(keyed.tcp_endpoint, server=desk.server, public=public, secret=secret) as stranger:
                 stranger.send(frame())
-                told = counted(keyed, "keys_refused")
+                counted(keyed, "keys_refused")
                 assert not stranger.poll(SILENCE_MS)
+            told = counters(keyed)
+            assert "requests_of_revoked_keys" not in told, "the handshake lets nothing in"
             assert {"keys_accepted", "decisions_recorded"} & told.keys() == set()
 
     def test_nobody_gets_in_without_curve_or_with_another_servers_key(self, keyed: Config) -> None:
@@ -423,6 +437,19 @@ class TestTcp:
                 told = counted(keyed, "keys_refused")
                 assert not again.poll(SILENCE_MS)
         assert told["decisions_recorded"] == 1
+
+    def test_an_erasure_over_tcp_says_whose_key_wanted_it(self, keyed: Config) -> None:
+        path = Keys(keyed.keys_dir).new("desk", ("ask", "control"), NOON)
+        with (
+            serving(keyed, load_engine=load_stub_engine),
+            Client(keyed.tcp_endpoint, key=path, timeout_ms=PATIENCE_MS) as own,
+        ):
+            own.evaluate(READ)
+            assert own.upkeep(trace.Upkeep(task="erase", actor="user:alice"))["own"] == 1
+        with closing(sqlite3.connect(keyed.journal_path)) as connection:
+            (body,) = connection.execute("SELECT body FROM events WHERE kind = 'erased'").fetchone()
+        assert (json.loads(body)["by_key"], json.loads(body)["by_uid"]) == ("desk", None)
+        assert verify(keyed.journal_path).ok
 
     def test_a_key_that_is_made_while_the_daemon_runs_counts_at_once(self, keyed: Config) -> None:
         keys = Keys(keyed.keys_dir)

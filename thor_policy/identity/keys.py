@@ -95,6 +95,7 @@ class Keys:
     def server(self) -> Pair:
         """The server's own pair."""
         path = self._directory / "server.key"
+        _need_curve()
         if not path.exists():
             raise ConfigError(
                 f"there is no server key in {self._directory}; run `thorpolicy keys new --server`"
@@ -206,7 +207,13 @@ class KeyRing:
 # ---------------------------------------------------------------- files
 
 
+def _need_curve() -> None:
+    if not zmq.has("curve"):
+        raise ConfigError("this ZeroMQ was built without CURVE; install pyzmq from its wheel")
+
+
 def _new_pair() -> Pair:
+    _need_curve()
     public, secret = zmq.curve_keypair()
     return Pair(public=public.decode(), secret=secret.decode())
 

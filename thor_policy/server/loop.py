@@ -174,7 +174,8 @@ class Server:
                 if self._router in events:
                     self._read(self._router)
                 if self._gate is not None:
-                    self._gate.turn()
+                    if not events.keys().isdisjoint(self._gate.sockets):
+                        self._gate.turn()
                     if self._gate.router in events:
                         self._read(self._gate.router)
                 now_ns = time.monotonic_ns()
