@@ -24,6 +24,7 @@ import zmq
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from journals import stalled
 
 from thor_policy import app, trace, wire
 from thor_policy.app import serving
@@ -289,10 +290,15 @@ def keyed(config: Config, tcp_endpoint: str) -> Config:
 
 
 @contextmanager
-def curve(endpoint: str, *, server: str, public: bytes, secret: bytes) -> Iterator[zmq.Socket[bytes]]:
+def curve(
+    endpoint: str, *, server: str, public: bytes, secret: bytes, routing_id: bytes | None = None
+) -> Iterator[zmq.Socket[bytes]]:
     """A client of any implementation: a socket and three keys."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as opened:
         opened.set(zmq.LINGER, 0)
+        opened.set(zmq.RCVTIMEO, PATIENCE_MS)
+        if routing_id is not None:
+            opened.set(zmq.ROUTING_ID, routing_id)
         opened.set(zmq.CURVE_SERVERKEY, server.encode())
         opened.set(zmq.CURVE_PUBLICKEY, public)
         opened.set(zmq.CURVE_SECRETKEY, secret)
@@ -438,6 +444,19 @@ class TestTcp:
                 assert not again.poll(SILENCE_MS)
         assert told["decisions_recorded"] == 1
 
+    def test_a_reply_that_is_due_when_a_key_is_revoked_is_not_sent_and_counted(self, keyed: Config) -> None:
+        keys = Keys(keyed.keys_dir)
+        desk = held(keys.new("desk", ("ask",), NOON))
+        place = {"server": desk.server, "public": desk.public.encode(), "secret": desk.secret.encode()}
+        with serving(keyed, load_engine=load_stub_engine), curve(keyed.tcp_endpoint, **place) as own:
+            with stalled(keyed.journal_path):
+                own.send(frame())
+                counted(keyed, "in_flight")
+                keys.revoke("desk", NOON)
+            told = counted(keyed, "replies_to_revoked_keys")
+            assert not own.poll(SILENCE_MS)
+        assert told["decisions_recorded"] == 1
+
     def test_an_erasure_over_tcp_says_whose_key_wanted_it(self, keyed: Config) -> None:
         path = Keys(keyed.keys_dir).new("desk", ("ask", "control"), NOON)
         with (
@@ -450,6 +469,35 @@ class TestTcp:
             (body,) = connection.execute("SELECT body FROM events WHERE kind = 'erased'").fetchone()
         assert (json.loads(body)["by_key"], json.loads(body)["by_uid"]) == ("desk", None)
         assert verify(keyed.journal_path).ok
+
+    def test_a_socket_that_names_itself_is_refused_for_its_name_may_be_taken_over(
+        self, keyed: Config
+    ) -> None:
+        desk = held(Keys(keyed.keys_dir).new("desk", ("ask",), NOON))
+        place = {"server": desk.server, "public": desk.public.encode(), "secret": desk.secret.encode()}
+        with (
+            serving(keyed, load_engine=load_stub_engine),
+            curve(keyed.tcp_endpoint, **place, routing_id=b"desk") as own,
+            curve(keyed.tcp_endpoint, **place) as plain,
+        ):
+            own.send(frame())
+            assert "routing id" in json.loads(own.recv())["error"]["message"]
+            plain.send(frame())
+            assert "decision" in json.loads(plain.recv())
+
+    @pytest.mark.parametrize(
+        "garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\xff" + bytes(8) + b"\x7f\x03\x01CURVE", b"\0" * 999]
+    )
+    def test_bytes_that_are_no_handshake_do_no_harm(self, keyed: Config, garbage: bytes) -> None:
+        path = Keys(keyed.keys_dir).new("desk", ("ask",), NOON)
+        host, port = keyed.tcp_endpoint.removeprefix("tcp://").split(":")
+        with serving(keyed, load_engine=load_stub_engine):
+            for _ in range(20):
+                with socket.create_connection((host, int(port))) as raw:
+                    raw.sendall(garbage)
+            with Client(keyed.tcp_endpoint, key=path, timeout_ms=PATIENCE_MS) as own:
+                assert own.evaluate(READ)["context"]["decision_id"]
+            assert counters(keyed)["received"] == 2
 
     def test_a_key_that_is_made_while_the_daemon_runs_counts_at_once(self, keyed: Config) -> None:
         keys = Keys(keyed.keys_dir)

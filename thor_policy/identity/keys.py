@@ -241,6 +241,8 @@ def _read(path: Path, kind: type[T], *, secret: bool = False) -> T:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         cure = "; `thorpolicy keys new` makes one" if isinstance(error, FileNotFoundError) else ""
+        if isinstance(error, PermissionError):
+            cure = "; give it with `chown` to the user who has to read it"
         raise ConfigError(f"the key file {path} cannot be read: {error.strerror}{cure}") from error
     if len(content) > MAX_BYTES:
         raise ConfigError(f"the key file {path} has more than {MAX_BYTES} bytes")

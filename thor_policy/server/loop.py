@@ -248,6 +248,10 @@ class Server:
                 asker = replace(asker, framing=asker.framing[:1])
                 self._refuse(asker, RequestError("bad_request", "a request is one JSON frame"))
                 continue
+            if asker.holder is not None and not route.bytes.startswith(b"\0"):
+                told = "over tcp a socket sets no routing id of its own: another key could take it over"
+                self._refuse(asker, RequestError("bad_request", told))
+                continue
             try:
                 self._take(asker, frame, time.monotonic_ns())
             except Exception:  # no request may end the loop that serves all others
