@@ -520,17 +520,57 @@ class TestClient:
         with pytest.raises(ConfigError, match="needs a key: --key FILE"):
             Client("tcp://127.0.0.1:5555")
 
-    def test_says_that_silence_may_be_about_the_key(self, keyed: Config) -> None:
+    def test_is_told_at_once_that_its_key_does_not_count(self, keyed: Config) -> None:
         keys = Keys(keyed.keys_dir)
         path, kept = keys.new("desk", ("ask",), NOON), keyed.state_dir / "desk.key"
         shutil.copy(path, kept)
         keys.revoke("desk", NOON)
         with (
             serving(keyed, load_engine=load_stub_engine),
-            Client(keyed.tcp_endpoint, key=kept, timeout_ms=SILENCE_MS) as own,
-            pytest.raises(Unreachable, match="it does not know the key 'desk'"),
+            Client(keyed.tcp_endpoint, key=kept) as own,
+        ):
+            for _ in range(2):
+                with pytest.raises(Unreachable, match="does not know the key 'desk', or it was revoked"):
+                    own.status()
+            assert not own.alive()
+            assert counters(keyed)["keys_refused"] == 3
+
+    def test_is_told_by_silence_that_its_key_was_revoked_meanwhile(self, keyed: Config) -> None:
+        keys = Keys(keyed.keys_dir)
+        path = keys.new("desk", ("ask",), NOON)
+        with (
+            serving(keyed, load_engine=load_stub_engine),
+            Client(keyed.tcp_endpoint, key=path, timeout_ms=SILENCE_MS) as own,
+        ):
+            assert own.alive()
+            keys.revoke("desk", NOON)
+            with pytest.raises(Unreachable, match="gives none once the key 'desk' is revoked"):
+                own.status()
+
+    def test_trusts_no_other_server(self, keyed: Config, tmp_path: Path) -> None:
+        Keys(keyed.keys_dir).new("desk", ("ask",), NOON)
+        elsewhere = Keys(tmp_path).new("desk", ("ask",), NOON)
+        with (
+            serving(keyed, load_engine=load_stub_engine),
+            Client(keyed.tcp_endpoint, key=elsewhere) as own,
+            pytest.raises(Unreachable, match="is not the daemon that made the key 'desk'"),
         ):
             own.status()
+
+    def test_that_is_honest_fails_no_handshake(self, keyed: Config) -> None:
+        path = Keys(keyed.keys_dir).new("desk", ("ask",), NOON)
+        with serving(keyed, load_engine=load_stub_engine):
+            with Client(keyed.tcp_endpoint, key=path, timeout_ms=PATIENCE_MS) as own:
+                assert own.alive()
+                own.evaluate(READ)
+            assert "handshakes_failed" not in counters(keyed)
+
+    def test_survives_a_restart_of_the_daemon(self, keyed: Config) -> None:
+        path = Keys(keyed.keys_dir).new("desk", ("ask",), NOON)
+        with Client(keyed.tcp_endpoint, key=path, timeout_ms=PATIENCE_MS) as own:
+            for _ in range(2):
+                with serving(keyed, load_engine=load_stub_engine):
+                    assert own.evaluate(READ)["context"]["decision_id"]
 
     def test_nobody_there_is_said_at_once(self, keyed: Config) -> None:
         path = Keys(keyed.keys_dir).new("desk", ("ask",), NOON)

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TypedDict, Unpack
-from urllib.parse import urlsplit
 
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
 from thor_policy import trace, wire
 from thor_policy.core import Json
@@ -24,8 +24,16 @@ from thor_policy.identity import Held, held
 
 #: Added to a deadline before the client gives up: the daemon answers at the deadline, not before.
 GRACE_MS = 1_000
-#: How long a daemon elsewhere may take to accept a connection, in seconds.
-_CONNECT_S = 3.0
+#: How long a daemon elsewhere may take to accept a connection and our key, in seconds.
+_CONNECT_S = 5.0
+#: What can come of that.
+_CONNECTED = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_CONNECT_RETRIED
+)
 
 
 class Tracked(TypedDict, total=False):
@@ -83,16 +91,17 @@ class Client:
         return self._held is not None
 
     def alive(self) -> bool:
-        """True when somebody listens at the endpoint; answers at once, or over tcp within seconds."""
+        """True when somebody listens at an ipc endpoint, or knows our key at a tcp endpoint; answers at once,
+        or from far away within seconds.
+        """
         try:
             if self._held is not None:
-                url = urlsplit(self.endpoint)
-                socket.create_connection((url.hostname, url.port), timeout=_CONNECT_S).close()
+                self._connection()
                 return True
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
                 probe.settimeout(1.0)
                 probe.connect(self.endpoint.removeprefix("ipc://"))
-        except OSError:
+        except (OSError, Unreachable):
             return False
         return True
 
@@ -200,20 +209,49 @@ class Client:
         self._socket = None
         told = f"the daemon at {self.endpoint} gave no reply within {timeout_ms} ms"
         if self._held is not None:
-            told += f"; if it runs, it does not know the key {self._held.name!r}, or holds another one itself"
+            told += f"; it gives none once the key {self._held.name!r} is revoked"
         raise Unreachable(told)
 
     def _connection(self) -> zmq.Socket[bytes]:
         if self._socket is None:
-            if not self.alive():
+            if self._held is None and not self.alive():
                 raise Unreachable(f"no daemon listens at {self.endpoint}; start one: thorpolicy serve")
-            self._socket = self._context.socket(zmq.DEALER)
-            self._socket.set(zmq.LINGER, 0)
-            self._socket.set(zmq.MAXMSGSIZE, 16 * 1024 * 1024)
-            if self._held is not None:
-                self._socket.set(zmq.CURVE_SERVERKEY, self._held.server.encode())
-                self._socket.set(zmq.CURVE_PUBLICKEY, self._held.public.encode())
-                self._socket.set(zmq.CURVE_SECRETKEY, self._held.secret.encode())
-                self._socket.set(zmq.IPV6, int("[" in self.endpoint))
-            self._socket.connect(self.endpoint)
+            opened = self._context.socket(zmq.DEALER)
+            opened.set(zmq.LINGER, 0)
+            opened.set(zmq.MAXMSGSIZE, 16 * 1024 * 1024)
+            if self._held is None:
+                opened.connect(self.endpoint)
+            else:
+                try:
+                    self._shake_hands(opened, self._held)
+                except Unreachable:
+                    opened.close(linger=0)
+                    raise
+            self._socket = opened
         return self._socket
+
+    def _shake_hands(self, opened: zmq.Socket[bytes], ours: Held) -> None:
+        """Connect with our key, and wait until the daemon has taken it. Raises Unreachable."""
+        opened.set(zmq.CURVE_SERVERKEY, ours.server.encode())
+        opened.set(zmq.CURVE_PUBLICKEY, ours.public.encode())
+        opened.set(zmq.CURVE_SECRETKEY, ours.secret.encode())
+        opened.set(zmq.IPV6, int("[" in self.endpoint))
+        monitor: zmq.Socket[bytes] = opened.get_monitor_socket(_CONNECTED)
+        try:
+            opened.connect(self.endpoint)
+            if not monitor.poll(int(_CONNECT_S * 1_000)):
+                raise Unreachable(f"no daemon answers at {self.endpoint} within {_CONNECT_S} s")
+            event = parse_monitor_message(monitor.recv_multipart())["event"]
+        except zmq.ZMQError as error:
+            raise Unreachable(f"{self.endpoint} cannot be connected to: {error}") from error
+        finally:
+            opened.disable_monitor()
+            monitor.close(linger=0)
+        if event == zmq.EVENT_CONNECT_RETRIED:
+            raise Unreachable(f"no daemon listens at {self.endpoint}; is its tcp_endpoint set?")
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            told = f"does not know the key {ours.name!r}, or it was revoked; `thorpolicy keys list` there"
+            raise Unreachable(f"the daemon at {self.endpoint} {told}")
+        if event != zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            told = f"is not the daemon that made the key {ours.name!r}: it cannot show that server key"
+            raise Unreachable(f"what listens at {self.endpoint} {told}")

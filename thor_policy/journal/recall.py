@@ -3,7 +3,7 @@
 Owns the form in which an event carries a key, and the way back from an event to an answer. Invariant: what is
 found was committed, and an event younger than the window is found, for it is not archived before. The key is
 stored as a digest, as the first member of the body, where a partial index finds it without reading any other
-event. Called on the journal's thread with its connection; short.
+event. Each call is one look-up: `find` is for the journal's thread, `first_since` for any.
 """
 
 from __future__ import annotations
