@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,14 @@ def short_dir() -> Iterator[Path]:
     """A folder whose path is short enough for a socket."""
     with tempfile.TemporaryDirectory(prefix="tp-") as folder:
         yield Path(folder)
+
+
+@pytest.fixture
+def tcp_endpoint() -> str:
+    """A tcp endpoint that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
 
 
 @pytest.fixture

@@ -224,8 +224,11 @@ def test_whatever_a_variable_holds_it_is_taken_or_refused(setting: dataclasses.F
 @pytest.mark.parametrize(
     ("endpoint", "told"),
     [
-        ("tcp://127.0.0.1:5555", "tcp is refused without CURVE keys"),
-        ("tcp://*:5555", "tcp is refused without CURVE keys"),
+        ("tcp://127.0.0.1", "it must look like ipc:///path/to/socket"),
+        ("tcp://*:5555", "it must look like ipc:///path/to/socket"),
+        ("tcp://a@b:5555", "it must look like ipc:///path/to/socket"),
+        ("tcp://b:5555/x", "it must look like ipc:///path/to/socket"),
+        ("tcp://b:99999", "it must look like ipc:///path/to/socket"),
         ("ipc://policy.sock", "it must look like ipc:///path/to/socket"),
         ("ipc://", "it must look like ipc:///path/to/socket"),
         ("ipc://@abstract", "it must look like ipc:///path/to/socket"),
@@ -233,10 +236,31 @@ def test_whatever_a_variable_holds_it_is_taken_or_refused(setting: dataclasses.F
         ("/run/policy.sock", "it must look like ipc:///path/to/socket"),
     ],
 )
-def test_only_an_absolute_local_socket_is_an_endpoint(endpoint: str, told: str) -> None:
+def test_only_an_absolute_local_socket_or_an_address_elsewhere_is_an_endpoint(
+    endpoint: str, told: str
+) -> None:
     with pytest.raises(ConfigError) as refusal:
         Config(endpoint=endpoint)
     assert str(refusal.value).startswith(f"endpoint is '{endpoint}'; {told}")
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://policy.example:5555", "tcp://192.0.2.7:1", "tcp://[::1]:65535"])
+def test_commands_may_ask_a_daemon_elsewhere(endpoint: str) -> None:
+    assert Config(endpoint=endpoint).endpoint == Config(tcp_endpoint=endpoint).tcp_endpoint == endpoint
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://", "tcp://*", "ipc:///tmp/x", "tcp://h:0", "tcp://h:x", "h:5"])
+def test_a_daemon_listens_besides_at_an_address_and_a_port_or_not_at_all(endpoint: str) -> None:
+    assert Config(tcp_endpoint="tcp://*:5555").tcp_endpoint == "tcp://*:5555"
+    with pytest.raises(ConfigError, match=r"^tcp_endpoint is .*; it must look like tcp://192\.0\.2\.7:5555"):
+        Config(tcp_endpoint=endpoint)
+
+
+def test_a_key_is_a_name_or_a_path() -> None:
+    ours = Config(state_dir=Path("/srv/state"))
+    assert (ours.key_file, ours.keys_dir) == (None, Path("/srv/state/keys"))
+    assert dataclasses.replace(ours, key="desk").key_file == Path("/srv/state/keys/desk.key")
+    assert dataclasses.replace(ours, key="./desk.key").key_file == Path("desk.key")
 
 
 def test_a_socket_path_that_the_system_cannot_hold_is_refused_with_its_size() -> None:

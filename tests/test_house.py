@@ -24,7 +24,7 @@ FLOORS = (
     ("worker", "clerk", "suite"),
     ("policy",),
     ("packs",),
-    ("wire", "rules", "catalog", "engine", "journal"),
+    ("wire", "rules", "catalog", "engine", "journal", "identity"),
     ("config", "notify"),
     ("trace",),
     ("calibration",),
@@ -47,7 +47,7 @@ LIBRARIES = {
     "sqlite_utils": {"journal"},
     "uuid_utils": {"policy"},
     "yaml": {"packs"},
-    "zmq": {"server", "client", "bench"},
+    "zmq": {"server", "client", "identity", "bench"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import zmq
@@ -25,8 +25,9 @@ from thor_policy.app import serving
 from thor_policy.clerk import Tended
 from thor_policy.client import Client, Tracked
 from thor_policy.config import Config
-from thor_policy.core import Caller, Json, PackInfo, Request, Scored, Written
+from thor_policy.core import Caller, Json, PackInfo, Request, Role, Scored, Written
 from thor_policy.errors import AlreadyRunning, EngineError, RequestError, Unreachable
+from thor_policy.identity import Keys
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.verify import verify
 from thor_policy.journal.writer import Committed
@@ -91,14 +92,22 @@ class SpeechlessEngine(StubEngine):
 
 
 @pytest.fixture
-def served(config: Config) -> Iterator[Config]:
-    with serving(config, load_engine=load_stub_engine):
-        yield config
+def served(config: Config, tcp_endpoint: str) -> Iterator[Config]:
+    Keys(config.keys_dir).new("all", get_args(Role), 0.0)
+    both = replace(config, tcp_endpoint=tcp_endpoint)
+    with serving(both, load_engine=load_stub_engine):
+        yield both
 
 
-@pytest.fixture
-def client(served: Config) -> Iterator[Client]:
-    with Client(served.endpoint, timeout_ms=PATIENCE_MS) as opened:
+@pytest.fixture(params=["ipc", "tcp"])
+def client(served: Config, request: pytest.FixtureRequest) -> Iterator[Client]:
+    """A client of the daemon, on its host and elsewhere: the same calls, the same answers."""
+    key = served.keys_dir / "all.key"
+    with (
+        Client(served.endpoint, timeout_ms=PATIENCE_MS)
+        if request.param == "ipc"
+        else Client(served.tcp_endpoint, key=key, timeout_ms=PATIENCE_MS) as opened
+    ):
         yield opened
 
 
@@ -315,11 +324,10 @@ class TestLater:
 
 
 class TestCaller:
-    def test_is_whom_the_kernel_names_not_whom_the_payload_claims(
-        self, served: Config, client: Client
-    ) -> None:
+    def test_is_whom_the_kernel_names_not_whom_the_payload_claims(self, served: Config) -> None:
         question = DEPLOY | {"caller": {"uid": 4711}, "context": {"caller": {"uid": 4711}, "uid": 4711}}
-        decision_id = client.evaluate(question)["context"]["decision_id"]
+        with Client(served.endpoint, timeout_ms=PATIENCE_MS) as own:
+            decision_id = own.evaluate(question)["context"]["decision_id"]
         with Reader(served.journal_path) as reader:
             row = reader.get(decision_id)
         assert row is not None
@@ -487,7 +495,16 @@ class Ledger:
     prompt: bool = False
     taken: queue.SimpleQueue[Taken] = field(default_factory=queue.SimpleQueue)
 
-    def write(self, record: trace.Record, *, record_id: str, at: float, caller: Caller, ticket: int) -> None:
+    def write(
+        self,
+        record: trace.Record,
+        *,
+        record_id: str,
+        at: float,
+        caller: Caller,
+        ticket: int,
+        idempotency: str | None = None,
+    ) -> None:
         taken = Taken(record, record_id, at, caller, ticket)
         self.taken.put(taken)
         if self.prompt:
@@ -929,7 +946,8 @@ class TestUpkeep:
             )
             assert json.loads(told.stdout)["error"] == {
                 "code": "unauthorized",
-                "message": "op: upkeep is for the user that the daemon runs as, and root",
+                "message": "op: upkeep needs the role control, which uid 65534 does not have; "
+                "see the setting `roles`",
             }
             assert server.counters["refused_unauthorized"] == 1
         assert desk.taken.empty()
@@ -1035,12 +1053,12 @@ class TestLife:
         assert kinds == ["model_loaded", "pack_activated", "decision"]
 
     def test_an_endpoint_is_served_once(self, served: Config, short_dir: Any) -> None:
-        second = replace(served, state_dir=short_dir / "elsewhere")
+        second = replace(served, state_dir=short_dir / "elsewhere", tcp_endpoint="")
         with pytest.raises(AlreadyRunning, match="--endpoint"), serving(second, load_engine=load_stub_engine):
             pass
 
     def test_a_state_directory_is_used_once(self, served: Config) -> None:
-        second = replace(served, endpoint=f"{served.endpoint}.second")
+        second = replace(served, endpoint=f"{served.endpoint}.second", tcp_endpoint="")
         with (
             pytest.raises(AlreadyRunning, match="--state-dir"),
             serving(second, load_engine=load_stub_engine),

@@ -184,10 +184,12 @@ OPS = "evaluate, status, metrics, record, context, outcome, review, approve, nod
         ({"pack": 1}, "bad_request", "pack: must be a string"),
         ({"pack": ""}, "bad_request", "pack: must not be empty"),
         ({"pack": "p" * 257}, "too_large", "pack: has 257 characters; the limit is 256"),
+        ({"idempotency_key": 7}, "bad_request", "idempotency_key: must be a string"),
+        ({"idempotency_key": ""}, "bad_request", "idempotency_key: must not be empty"),
         (
-            {"idempotency_key": "k"},
-            "bad_request",
-            "idempotency_key: is not supported by this version; leave it out",
+            {"idempotency_key": "k" * 257},
+            "too_large",
+            "idempotency_key: has 257 characters; the limit is 256",
         ),
         (
             {"request": ...},
@@ -588,7 +590,7 @@ def test_unknown_members_of_a_record_are_ignored(op: str) -> None:
         ({"record": None}, "record: expected `object`, got `null`"),
         ({"record": []}, "record: expected `object`, got `array`"),
         ({"deadline_ms": 0}, "deadline_ms: must be a whole number from 1 to 120000"),
-        ({"idempotency_key": "k"}, "idempotency_key: is not supported by this version; leave it out"),
+        ({"idempotency_key": None}, "idempotency_key: must be a string"),
     ],
 )
 def test_an_op_without_a_good_record_is_refused(op: str, members: dict[str, Any], told: str) -> None:

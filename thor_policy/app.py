@@ -28,7 +28,7 @@ from thor_policy.journal.upkeep import tend as do_upkeep
 from thor_policy.journal.writer import Checkpoints, Journal, OnCommitted
 from thor_policy.notify import Supervisor
 from thor_policy.policy import Explained, Policy, ScoreCache, new_id
-from thor_policy.server import Mailbox, Part, Server, endpoint_lock
+from thor_policy.server import Mailbox, Part, Server, check_identity, endpoint_lock
 from thor_policy.worker import Outcome, Worker
 
 log = logging.getLogger(__name__)
@@ -107,8 +107,8 @@ def keep(config: Config, record: trace.Record) -> str:
 
     Raises RequestError, Unreachable, JournalError.
     """
-    with Client(config.endpoint) as client:
-        if client.alive():
+    with Client(config.endpoint, key=config.key_file) as client:
+        if client.remote or client.alive():
             return client.keep(record)
     record_id, us = new_id(), Caller(transport="inproc", uid=os.geteuid(), gid=os.getegid(), pid=os.getpid())
     with open_journal(config, lambda _: None) as journal:
@@ -126,8 +126,8 @@ def tend(
 
     `progress` hears of it only where no daemon does it. Raises RequestError, Unreachable, JournalError.
     """
-    with Client(config.endpoint) as client:
-        if client.alive():
+    with Client(config.endpoint, key=config.key_file) as client:
+        if client.remote or client.alive():
             return client.upkeep(upkeep)
     if not config.journal_path.is_file():
         raise JournalError(f"there is no journal at {config.journal_path}; `thorpolicy serve` makes one")
@@ -149,6 +149,7 @@ def open_service(
     Raises ThorPolicyError where a part cannot start.
     """
     with ExitStack() as stack:
+        check_identity(config)
         pack = load_pack(config)
         stack.enter_context(endpoint_lock(config.socket_path))
         mailbox = Mailbox()

@@ -95,7 +95,7 @@ class Clerk:
         if self._stopping:
             return _stopping()
         try:
-            done = tend(self._journal, upkeep, by_uid=caller.uid, progress=self._beat)
+            done = tend(self._journal, upkeep, by_uid=caller.uid, by_key=caller.key, progress=self._beat)
             if upkeep.calibration is not None:
                 self._calibrated(upkeep.calibration)
             return {"done": done}

@@ -10,17 +10,30 @@ import itertools
 import os
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TypedDict, Unpack
 
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
 from thor_policy import trace, wire
 from thor_policy.core import Json
-from thor_policy.errors import Unreachable
+from thor_policy.errors import ConfigError, Unreachable
+from thor_policy.identity import Held, held
 
 #: Added to a deadline before the client gives up: the daemon answers at the deadline, not before.
 GRACE_MS = 1_000
+#: How long a daemon elsewhere may take to accept a connection and our key, in seconds.
+_CONNECT_S = 5.0
+#: What can come of that.
+_CONNECTED = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_CONNECT_RETRIED
+)
 
 
 class Tracked(TypedDict, total=False):
@@ -40,11 +53,20 @@ class Tracked(TypedDict, total=False):
 class Client:
     """A connection to the daemon at `endpoint`; it reconnects by itself.
 
-    `timeout_ms` bounds calls that carry no deadline of their own.
+    `timeout_ms` bounds calls that carry no deadline of their own. A tcp endpoint needs the file of a CURVE
+    `key`; an ipc endpoint needs none, and ignores it. Raises ConfigError if the key cannot be used.
     """
 
-    def __init__(self, endpoint: str, *, timeout_ms: int = 30_000) -> None:
+    def __init__(self, endpoint: str, *, key: Path | None = None, timeout_ms: int = 30_000) -> None:
         self.endpoint = endpoint
+        self._held: Held | None = None
+        if endpoint.startswith("tcp://"):
+            if key is None:
+                raise ConfigError(
+                    f"the endpoint {endpoint} needs a key: --key FILE, as `thorpolicy keys new` made it "
+                    "beside the daemon"
+                )
+            self._held = held(key)
         self._timeout_ms = timeout_ms
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
@@ -63,14 +85,24 @@ class Client:
         if not self._context.closed:
             self._context.destroy(linger=0)
 
+    @property
+    def remote(self) -> bool:
+        """True for a daemon elsewhere, whose journal is not at hand."""
+        return self._held is not None
+
     def alive(self) -> bool:
-        """True when somebody listens at an ipc endpoint; answers at once."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(1.0)
-            try:
+        """True when somebody listens at an ipc endpoint, or knows our key at a tcp endpoint; answers at once,
+        or from far away within seconds.
+        """
+        try:
+            if self._held is not None:
+                self._connection()
+                return True
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.settimeout(1.0)
                 probe.connect(self.endpoint.removeprefix("ipc://"))
-            except OSError:
-                return False
+        except (OSError, Unreachable):
+            return False
         return True
 
     def evaluate(
@@ -80,9 +112,11 @@ class Client:
         explain: str = "none",
         deadline_ms: int | None = None,
         annotations: dict[str, Json] | None = None,
+        idempotency_key: str | None = None,
     ) -> dict[str, Json]:
         """The reply to an AuthZEN evaluation or a flat situation (docs/protocol.md).
 
+        With an `idempotency_key` it can be sent again after any error: there is one decision all the same.
         Raises RequestError if it is refused, Unreachable if no reply comes in time.
         """
         fields = wire.question_fields(question) | {"explain": explain}
@@ -90,6 +124,8 @@ class Client:
             fields["deadline_ms"] = deadline_ms
         if annotations:
             fields["annotations"] = annotations
+        if idempotency_key is not None:
+            fields["idempotency_key"] = idempotency_key
         timeout_ms = deadline_ms + GRACE_MS if deadline_ms else self._timeout_ms
         return self.call("evaluate", fields, timeout_ms=timeout_ms)
 
@@ -100,13 +136,13 @@ class Client:
 
     # ------------------------------------------------------------ records: each returns its id once committed
 
-    def record(self, reported: trace.Reported) -> str:
+    def record(self, reported: trace.Reported, *, idempotency_key: str | None = None) -> str:
         """Keep a decision that was made elsewhere; returns its decision id.
 
         Raises RequestError if it is refused (as all that follow do), Unreachable if no reply comes in time:
-        then it may have been kept all the same.
+        then it may have been kept all the same, and with an `idempotency_key` can be sent again.
         """
-        return self.keep(reported)
+        return self.keep(reported, idempotency_key=idempotency_key)
 
     def context(self, consulted: trace.Consulted) -> str:
         """Keep data that was gathered for a decision, or for a session whose decision comes later."""
@@ -148,9 +184,12 @@ class Client:
         done: dict[str, Json] = self.call("upkeep", {"record": upkeep}, timeout_ms=timeout_ms)["done"]
         return done
 
-    def keep(self, record: trace.Record) -> str:
-        """Keep any of these records."""
-        record_id: str = self.call(wire.OP_OF[type(record)], {"record": record})["recorded"]["id"]
+    def keep(self, record: trace.Record, *, idempotency_key: str | None = None) -> str:
+        """Keep any of these records; one with the same key and the same content is kept once."""
+        fields: dict[str, Json] = {"record": record}
+        if idempotency_key is not None:
+            fields["idempotency_key"] = idempotency_key
+        record_id: str = self.call(wire.OP_OF[type(record)], fields)["recorded"]["id"]
         return record_id
 
     # ------------------------------------------------------------ the round trip
@@ -168,14 +207,51 @@ class Client:
             return connection.recv_multipart()
         connection.close(linger=0)
         self._socket = None
-        raise Unreachable(f"the daemon at {self.endpoint} gave no reply within {timeout_ms} ms")
+        told = f"the daemon at {self.endpoint} gave no reply within {timeout_ms} ms"
+        if self._held is not None:
+            told += f"; it gives none once the key {self._held.name!r} is revoked"
+        raise Unreachable(told)
 
     def _connection(self) -> zmq.Socket[bytes]:
         if self._socket is None:
-            if not self.alive():
+            if self._held is None and not self.alive():
                 raise Unreachable(f"no daemon listens at {self.endpoint}; start one: thorpolicy serve")
-            self._socket = self._context.socket(zmq.DEALER)
-            self._socket.set(zmq.LINGER, 0)
-            self._socket.set(zmq.MAXMSGSIZE, 16 * 1024 * 1024)
-            self._socket.connect(self.endpoint)
+            opened = self._context.socket(zmq.DEALER)
+            opened.set(zmq.LINGER, 0)
+            opened.set(zmq.MAXMSGSIZE, 16 * 1024 * 1024)
+            if self._held is None:
+                opened.connect(self.endpoint)
+            else:
+                try:
+                    self._shake_hands(opened, self._held)
+                except Unreachable:
+                    opened.close(linger=0)
+                    raise
+            self._socket = opened
         return self._socket
+
+    def _shake_hands(self, opened: zmq.Socket[bytes], ours: Held) -> None:
+        """Connect with our key, and wait until the daemon has taken it. Raises Unreachable."""
+        opened.set(zmq.CURVE_SERVERKEY, ours.server.encode())
+        opened.set(zmq.CURVE_PUBLICKEY, ours.public.encode())
+        opened.set(zmq.CURVE_SECRETKEY, ours.secret.encode())
+        opened.set(zmq.IPV6, int("[" in self.endpoint))
+        monitor: zmq.Socket[bytes] = opened.get_monitor_socket(_CONNECTED)
+        try:
+            opened.connect(self.endpoint)
+            if not monitor.poll(int(_CONNECT_S * 1_000)):
+                raise Unreachable(f"no daemon answers at {self.endpoint} within {_CONNECT_S} s")
+            event = parse_monitor_message(monitor.recv_multipart())["event"]
+        except zmq.ZMQError as error:
+            raise Unreachable(f"{self.endpoint} cannot be connected to: {error}") from error
+        finally:
+            opened.disable_monitor()
+            monitor.close(linger=0)
+        if event == zmq.EVENT_CONNECT_RETRIED:
+            raise Unreachable(f"no daemon listens at {self.endpoint}; is its tcp_endpoint set?")
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            told = f"does not know the key {ours.name!r}, or it was revoked; `thorpolicy keys list` there"
+            raise Unreachable(f"the daemon at {self.endpoint} {told}")
+        if event != zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            told = f"is not the daemon that made the key {ours.name!r}: it cannot show that server key"
+            raise Unreachable(f"what listens at {self.endpoint} {told}")

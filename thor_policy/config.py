@@ -16,11 +16,12 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from platformdirs import user_data_path, user_state_path
 
+from thor_policy.core import Role
 from thor_policy.errors import ConfigError
 
 #: sockaddr_un holds 108 bytes with the terminating zero.
@@ -29,6 +30,9 @@ MAX_IPC_PATH_BYTES = 107
 MASKABLE = ("/context/", "/subject/properties/", "/action/properties/", "/resource/properties/")
 #: Added to the socket's path for the socket that events go out of.
 EVENTS_SUFFIX = ".events"
+
+#: An entry of `roles`: whom it is about, and what they may do.
+GRANT = re.compile(r"(local|(?:user|group):[^\s=:]+|(?:uid|gid):[0-9]{1,10})=([a-z+]+)")
 
 #: What `engine_key` may look like: a variable's name, or an absolute path. Few keys look like either.
 _KEY_PLACE = re.compile(r"[A-Z_][A-Z0-9_]*|/.+")
@@ -90,9 +94,31 @@ class Config:
     )
     endpoint: str = _setting(
         "",
-        "Where the daemon listens: ipc:///path/to/socket. Empty: policy.sock in the runtime directory.",
+        "Where the daemon listens: ipc:///path/to/socket. Empty: policy.sock in the runtime directory. "
+        "Commands that ask a daemon elsewhere take its tcp://HOST:PORT, and a key.",
         flag=True,
         metavar="URL",
+    )
+    tcp_endpoint: str = _setting(
+        "",
+        "Where the daemon listens besides, for holders of a key: tcp://ADDRESS:PORT. Empty: nowhere.",
+        flag=True,
+        metavar="URL",
+    )
+    key: str = _setting(
+        "",
+        "The CURVE key that a command shows at a tcp endpoint: a name in keys_dir, or the path (with a /) of "
+        "a file that `thorpolicy keys new` made.",
+        flag=True,
+        metavar="NAME|FILE",
+    )
+    keys_dir: Path = _setting(Path, "Where CURVE keys are kept: the server's, and which clients it knows.")
+    roles: tuple[str, ...] = _setting(
+        ("local=ask+record",),
+        "What callers on the ipc socket may do, as WHO=ROLE+ROLE: WHO is local (whoever may open the "
+        "socket), user:NAME, group:NAME, uid:NUMBER or gid:NUMBER; the roles are ask, record, approve, "
+        "review, control. What several entries say of a caller adds up. Root and the user of the daemon have "
+        "every role; the roles of a key are given with `thorpolicy keys new`.",
     )
     model: str = _setting(
         "smollm2-135m-instruct-q4_1",
@@ -171,7 +197,7 @@ class Config:
         65_536, "Largest request frame, in bytes; more gets `too_large`.", least=1024, most=8_388_608
     )
     socket_mode: int = _setting(
-        0o660, "File mode of the ipc socket: who may open it may ask.", least=0, most=0o777
+        0o660, "File mode of the ipc socket: who may open it has the roles of local.", least=0, most=0o777
     )
     shutdown_s: float = _setting(
         10.0, "Seconds a stop may take to drain before it is forced.", least=0.1, most=600
@@ -230,6 +256,15 @@ class Config:
                 raise ConfigError(
                     f"masked holds {pointer!r}; it must name something below {' or '.join(MASKABLE)}"
                 )
+        for entry in self.roles:
+            found = GRANT.fullmatch(entry)
+            if found is None or not set(found[2].split("+")) <= set(get_args(Role)):
+                raise ConfigError(
+                    f"roles holds {entry!r}; it must look like local=ask+record, user:NAME=review, "
+                    f"group:NAME=.., uid:NUMBER=.. or gid:NUMBER=.., of the roles {', '.join(get_args(Role))}"
+                )
+        if self.keys_dir == Path():
+            object.__setattr__(self, "keys_dir", self.state_dir / "keys")
         if self.checkpoint_dir == Path():
             object.__setattr__(self, "checkpoint_dir", self.state_dir / "checkpoints")
         if self.checkpoint_key == Path():
@@ -248,14 +283,19 @@ class Config:
         return self.state_dir
 
     def _check_endpoint(self) -> None:
-        scheme, _, rest = self.endpoint.partition("://")
-        if scheme == "tcp":
+        if self.tcp_endpoint and _tcp_address(self.tcp_endpoint) is None:
             raise ConfigError(
-                f"endpoint is {self.endpoint!r}; tcp is refused without CURVE keys, which this version "
-                "does not have yet: use ipc:///path/to/socket"
+                f"tcp_endpoint is {self.tcp_endpoint!r}; it must look like tcp://192.0.2.7:5555, with the "
+                "address of an interface of this machine, or *"
             )
+        scheme, _, rest = self.endpoint.partition("://")
+        if scheme == "tcp" and (address := _tcp_address(self.endpoint)) and address[0] != "*":
+            return
         if scheme != "ipc" or not rest.startswith("/"):
-            raise ConfigError(f"endpoint is {self.endpoint!r}; it must look like ipc:///path/to/socket")
+            raise ConfigError(
+                f"endpoint is {self.endpoint!r}; it must look like ipc:///path/to/socket, or for commands "
+                "that ask a daemon elsewhere like tcp://host:port"
+            )
         limit = MAX_IPC_PATH_BYTES - len(EVENTS_SUFFIX)
         if (size := len(os.fsencode(rest))) > limit:
             raise ConfigError(
@@ -286,6 +326,13 @@ class Config:
                 f"engine_url is {self.engine_url!r}; questions leave this machine over https only: use "
                 "https, or http to an ssh tunnel that ends at 127.0.0.1"
             )
+
+    @property
+    def key_file(self) -> Path | None:
+        """The file of the key that `key` names; None if it names none."""
+        if not self.key:
+            return None
+        return Path(self.key).expanduser() if "/" in self.key else self.keys_dir / f"{self.key}.key"
 
     @property
     def socket_path(self) -> Path:
@@ -374,6 +421,16 @@ def _listed(choices: tuple[str, ...]) -> str:
     return ", ".join(choice or "empty" for choice in choices)
 
 
+def _tcp_address(endpoint: str) -> tuple[str, int] | None:
+    """Host and port of `tcp://host:port`; None if it is something else."""
+    try:
+        url = urlsplit(endpoint)
+        plain = endpoint == f"tcp://{url.netloc}" and "@" not in url.netloc
+        return (url.hostname, url.port) if plain and url.hostname and url.port else None
+    except ValueError:
+        return None
+
+
 def _on_loopback(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -393,6 +450,7 @@ _DEFAULTS_IN_WORDS = {
     "endpoint": "`$XDG_RUNTIME_DIR/thor-policy/policy.sock`, `/run/thor-policy/policy.sock` for root, "
     "otherwise in the state directory",
     "socket_mode": "`0o660`",
+    "keys_dir": "`keys/` in the state directory",
     "checkpoint_dir": "`checkpoints/` in the state directory",
     "checkpoint_key": "`checkpoint.key` in the state directory",
 }

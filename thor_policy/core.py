@@ -20,6 +20,8 @@ Risk = Literal["low", "medium", "high", "critical"]
 Tier = Literal["rule", "cache", "model", "fallback"]
 #: Whether a decision is explained: not at all, in its reply, or afterwards as an event of its own.
 Explain = Literal["none", "inline", "later"]
+#: What a caller may do: ask, hand over records, approve, review, work on the journal.
+Role = Literal["ask", "record", "approve", "review", "control"]
 
 #: Risks from the mildest to the gravest.
 RISKS: tuple[Risk, ...] = ("low", "medium", "high", "critical")
@@ -63,20 +65,25 @@ class Annotations(Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...] = ()
 
 
-class Caller(Struct, frozen=True, kw_only=True):
-    """Who sent the request, as the kernel vouches for it; never taken from a payload."""
+class Caller(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Who sent the request, as the kernel or a key vouches for it; never taken from a payload.
 
-    transport: Literal["ipc", "inproc"]
+    `key` is the name of the CURVE key that a caller over tcp holds; the kernel's numbers are those of ipc.
+    """
+
+    transport: Literal["ipc", "tcp", "inproc"]
     uid: int | None = None
     gid: int | None = None
     pid: int | None = None
+    key: str | None = None
 
 
 class Request(Struct, frozen=True, kw_only=True):
     """An admitted question on its way to the engine thread.
 
     `ticket` is the server's own handle for the reply. `received_at` is Unix time in seconds, stamped once
-    at receipt and recorded; `received_ns` and `deadline_ns` are monotonic nanoseconds.
+    at receipt and recorded; `received_ns` and `deadline_ns` are monotonic nanoseconds. `idempotency` is
+    recorded with the decision.
     """
 
     ticket: int
@@ -87,6 +94,7 @@ class Request(Struct, frozen=True, kw_only=True):
     deadline_ns: int
     explain: Explain = "none"
     annotations: Annotations = Annotations()
+    idempotency: str | None = None
 
 
 # ---------------------------------------------------------------- the answer
@@ -192,7 +200,8 @@ class Decision(Struct, frozen=True, kw_only=True):
     """One answer, with everything needed to explain it and to derive it again.
 
     `original` is the decision whose score the cache gave again. `probabilities` are those of the score at
-    `temperature`: calibrated where a calibration is in force, otherwise as the model gave them.
+    `temperature`: calibrated where a calibration is in force, otherwise as the model gave them. `idempotency`
+    is there if the request had a key: a digest of caller and key, a dash, a digest of what was asked.
     """
 
     id: str
@@ -217,6 +226,20 @@ class Decision(Struct, frozen=True, kw_only=True):
     timings: Timings = Timings()
     original: str | None = None
     temperature: float = 1.0
+    idempotency: str | None = None
+
+
+class Recorded(Struct, frozen=True, kw_only=True):
+    """What was recorded for an idempotency key: an event, and the decision that it tells of.
+
+    `content` is the digest of what was asked; `id` that of the decision or record.
+    """
+
+    content: str
+    kind: str
+    id: str
+    seq: int
+    decision: Decision | None = None
 
 
 # ---------------------------------------------------------------- the prompt

@@ -166,11 +166,11 @@ def _sqlite(_config: Config) -> Finding:
 
 
 def _daemon(config: Config) -> Finding:
-    with Client(config.endpoint, timeout_ms=2_000) as client:
-        try:
+    try:
+        with Client(config.endpoint, key=config.key_file, timeout_ms=2_000) as client:
             status = client.status()
-        except ThorPolicyError as error:
-            return Finding(name="daemon", state="warning", found=str(error), cure="thorpolicy serve")
+    except ThorPolicyError as error:
+        return Finding(name="daemon", state="warning", found=str(error), cure="thorpolicy serve")
     if trouble := status["trouble"]:
         return Finding(name="daemon", state="warning", found=trouble, cure="see thorpolicy status")
     return Finding(name="daemon", state="ok", found=f"{status['state']} at {config.endpoint}")

@@ -199,6 +199,7 @@ class Policy:
             ),
             original=original,
             temperature=temperature if scored else 1.0,
+            idempotency=request.idempotency,
         )
         if scored and request.explain != "none" and len(self._explaining) < self._max_explanations:
             self._begin_explanation(request, decision, scored)

@@ -7,6 +7,7 @@ the limit. Everything inside a request is hostile text. Pure; called by the main
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -69,6 +70,13 @@ OP_OF = {noun: op for op, noun in RECORDS.items()}
 OPS = ("evaluate", "status", "metrics", *RECORDS, "upkeep")
 
 
+class Idempotency(Struct, frozen=True, kw_only=True):
+    """Which request this is in its caller's words, and the sha256 of what it asks, in hex."""
+
+    key: str
+    content: str
+
+
 class Evaluate(Struct, frozen=True, kw_only=True):
     """A question as it came in. `deadline_ms` is None when the request states none."""
 
@@ -78,6 +86,7 @@ class Evaluate(Struct, frozen=True, kw_only=True):
     deadline_ms: int | None
     pack: str | None
     annotations: Annotations
+    idempotency: Idempotency | None = None
 
 
 #: When a batch may stop early (AuthZEN evaluations semantics).
@@ -105,6 +114,7 @@ class Keep(Struct, frozen=True, kw_only=True):
     id: str
     record: trace.Record
     deadline_ms: int | None
+    idempotency: Idempotency | None = None
 
 
 class Tend(Struct, frozen=True, kw_only=True):
@@ -152,8 +162,17 @@ _encoder = msgspec.json.Encoder()
 # ---------------------------------------------------------------- requests
 
 
-def decode(frame: bytes, *, max_bytes: int, max_deadline_ms: int) -> Message:
-    """Message in `frame`. Raises RequestError; `request_id` recovers the id for its reply."""
+def decode(
+    frame: bytes,
+    *,
+    max_bytes: int,
+    max_deadline_ms: int,
+    authorise: Callable[[str], None] = lambda op: None,
+) -> Message:
+    """Message in `frame`. Raises RequestError; `request_id` recovers the id for its reply.
+
+    `authorise` hears of the op before anything else of the request is looked at, and may raise.
+    """
     if len(frame) > max_bytes:
         raise RequestError("too_large", f"the request has {len(frame)} bytes; the limit is {max_bytes}")
     envelope = _decode_json(frame, _envelopes)
@@ -164,12 +183,17 @@ def decode(frame: bytes, *, max_bytes: int, max_deadline_ms: int) -> Message:
             "version_mismatch", f"v: this daemon speaks protocol version {PROTOCOL_VERSION} only"
         )
     _name(envelope.id, "id", empty=True)
-    if envelope.op in ("status", "metrics"):
-        return Inquire(id=envelope.id, op=envelope.op)
     if envelope.op not in OPS:
         raise RequestError("bad_request", f"op: must be one of {', '.join(OPS)}")
+    authorise(envelope.op)
+    if envelope.op in ("status", "metrics"):
+        return Inquire(id=envelope.id, op=envelope.op)
     if envelope.idempotency_key is not UNSET:
-        raise RequestError("bad_request", "idempotency_key: is not supported by this version; leave it out")
+        _name(envelope.idempotency_key, "idempotency_key")
+        if envelope.op == "upkeep":
+            raise RequestError(
+                "bad_request", "idempotency_key: goes with questions and records only; leave it out"
+            )
     deadline_ms = None if envelope.deadline_ms is UNSET else envelope.deadline_ms
     if deadline_ms is not None and not (type(deadline_ms) is int and 1 <= deadline_ms <= max_deadline_ms):
         raise RequestError("bad_request", f"deadline_ms: must be a whole number from 1 to {max_deadline_ms}")
@@ -177,7 +201,9 @@ def decode(frame: bytes, *, max_bytes: int, max_deadline_ms: int) -> Message:
         return _decode_evaluate(envelope, deadline_ms)
     if envelope.op == "upkeep":
         return Tend(id=envelope.id, upkeep=_decode_upkeep(envelope))
-    return Keep(id=envelope.id, record=_decode_record(envelope), deadline_ms=deadline_ms)
+    record = _decode_record(envelope)
+    once = _idempotency(envelope, record)
+    return Keep(id=envelope.id, record=record, deadline_ms=deadline_ms, idempotency=once)
 
 
 def request_id(frame: bytes, max_bytes: int) -> str:
@@ -201,14 +227,17 @@ def _decode_evaluate(envelope: _Envelope, deadline_ms: int | None) -> Evaluate |
         told = _decode_json(envelope.annotations, where="annotations")
         annotations = _convert(told, Annotations, "annotations")
 
-    def asked(evaluation: Evaluation) -> Evaluate:
+    pack = None if envelope.pack is UNSET else envelope.pack
+
+    def asked(evaluation: Evaluation, number: int | None = None) -> Evaluate:
         return Evaluate(
             id=envelope.id,
             evaluation=evaluation,
             explain=envelope.explain,
             deadline_ms=deadline_ms,
-            pack=None if envelope.pack is UNSET else envelope.pack,
+            pack=pack,
             annotations=annotations,
+            idempotency=_idempotency(envelope, [evaluation, annotations, pack], number),
         )
 
     if isinstance(envelope.evaluations, Raw):
@@ -224,7 +253,7 @@ def _decode_evaluate(envelope: _Envelope, deadline_ms: int | None) -> Evaluate |
 
 
 def _decode_many(
-    envelope: _Envelope, items: Json, asked: Callable[[Evaluation], Evaluate]
+    envelope: _Envelope, items: Json, asked: Callable[[Evaluation, int], Evaluate]
 ) -> EvaluateMany | None:
     """The batch of an envelope, `request` giving defaults; None if it is empty: a single question."""
     if not isinstance(items, list):
@@ -254,10 +283,19 @@ def _decode_many(
         try:
             if not isinstance(item, dict):
                 raise RequestError("bad_request", f"{where}: must be an object")
-            decoded.append(asked(evaluation_of(defaults | item, where)))
+            decoded.append(asked(evaluation_of(defaults | item, where), number))
         except RequestError as error:
             decoded.append(error)
     return EvaluateMany(id=envelope.id, items=tuple(decoded), semantic=semantic)
+
+
+def _idempotency(envelope: _Envelope, content: Any, number: int | None = None) -> Idempotency | None:
+    """The key of an envelope, and the digest of what it asks; each item of a batch has a key of its own."""
+    if envelope.idempotency_key is UNSET:
+        return None
+    told = msgspec.json.encode([envelope.op, content], order="deterministic")
+    key = msgspec.json.encode([envelope.idempotency_key, number]).decode()
+    return Idempotency(key=key, content=hashlib.sha256(told).hexdigest())
 
 
 def _decode_upkeep(envelope: _Envelope) -> trace.Upkeep:

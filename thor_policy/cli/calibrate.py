@@ -17,7 +17,7 @@ from thor_policy.journal.reader import Reader
 
 
 @click.command()
-@configured("state_dir", "endpoint", "pack", "model", "models_dir")
+@configured("state_dir", "endpoint", "key", "pack", "model", "models_dir")
 @click.option(
     "--by",
     type=click.Choice(["reviews", "suites"]),

@@ -42,7 +42,7 @@ def serve(config: Config) -> None:
 
 
 @click.command()
-@configured("endpoint", "state_dir")
+@configured("endpoint", "key", "state_dir")
 @click.argument(
     "question", metavar="JSON|FILE|-", default="-", help="The question itself, or where it is; - is stdin."
 )
@@ -56,7 +56,7 @@ def ask(config: Config, question: str, explain: str, deadline_ms: int | None, as
 
     JSON is an AuthZEN evaluation or a flat situation, given as an argument, in a file or on standard input.
     """
-    with Client(config.endpoint) as client:
+    with Client(config.endpoint, key=config.key_file) as client:
         reply = client.evaluate(_read_question(question), explain=explain, deadline_ms=deadline_ms)
     if as_json:
         render.as_json(reply)
@@ -65,11 +65,11 @@ def ask(config: Config, question: str, explain: str, deadline_ms: int | None, as
 
 
 @click.command()
-@configured("endpoint", "state_dir")
+@configured("endpoint", "key", "state_dir")
 @as_json
 def status(config: Config, as_json: bool) -> None:
     """What a running daemon says of itself."""
-    with Client(config.endpoint, timeout_ms=5_000) as client:
+    with Client(config.endpoint, key=config.key_file, timeout_ms=5_000) as client:
         answer = client.status()
     if as_json:
         render.as_json(answer)

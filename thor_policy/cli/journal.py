@@ -195,7 +195,7 @@ def verify(
 
 
 @log.command()
-@configured("state_dir", "endpoint")
+@configured("state_dir", "endpoint", "key")
 @click.argument("decision_id", help="As `log` or a reply gives it; the end of it will do.")
 @click.argument("status", type=click.Choice(["SUCCESS", "FAILURE", "PENDING"]), help="How it turned out.")
 @click.option("--value", type=float, help="A number, such as profit or loss.")
@@ -223,7 +223,7 @@ def outcome(
 
 
 @log.command()
-@configured("state_dir", "endpoint")
+@configured("state_dir", "endpoint", "key")
 @click.argument("actor", help="user:alice, agent:trader, or a user's bare id.")
 @click.confirmation_option(prompt="Erase this actor from the journal and its archives, for good?")
 @as_json
@@ -249,7 +249,7 @@ def erase(ctx: click.Context, config: Config, actor: str, as_json: bool) -> None
 
 
 @log.command()
-@configured("state_dir", "endpoint")
+@configured("state_dir", "endpoint", "key")
 @click.option("--before", required=True, help="Archive events older than this RFC 3339 time.")
 @as_json
 def archive(config: Config, before: str, as_json: bool) -> None:
@@ -262,7 +262,7 @@ def archive(config: Config, before: str, as_json: bool) -> None:
 
 
 @log.command()
-@configured("state_dir", "endpoint")
+@configured("state_dir", "endpoint", "key")
 @as_json
 def checkpoint(config: Config, as_json: bool) -> None:
     """Sign the chain as it is now."""

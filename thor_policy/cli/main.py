@@ -27,6 +27,7 @@ COMMANDS = {
     "calibrate": "calibrate",
     "models": "models",
     "packs": "packs",
+    "keys": "keys",
     "bench": "bench",
     "doctor": "doctor",
 }

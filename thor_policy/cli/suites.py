@@ -68,7 +68,7 @@ def test(ctx: click.Context, config: Config, files: tuple[Path, ...], full: bool
 
 
 def _is_up(config: Config) -> bool:
-    with Client(config.endpoint) as client:
+    with Client(config.endpoint, key=config.key_file) as client:
         return client.alive()
 
 
@@ -92,7 +92,8 @@ def _run(
 def _daemon(config: Config) -> Iterator[tuple[Client, str, packs.Pack]]:
     """A client of the daemon that is up, or of one in this process; and the pack that it serves."""
     with ExitStack() as stack:
-        client = stack.enter_context(Client(config.endpoint, timeout_ms=config.max_deadline_ms))
+        patience_ms = config.max_deadline_ms
+        client = stack.enter_context(Client(config.endpoint, key=config.key_file, timeout_ms=patience_ms))
         where = "the daemon"
         pack = packs.load(packs.find(config.pack, data_path("prompts")))
         if client.alive():
@@ -109,9 +110,9 @@ def _daemon(config: Config) -> Iterator[tuple[Client, str, packs.Pack]]:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="thor-policy-"))
             told = f"no daemon is up: loading {config.model} with {pack.manifest.name} ..."
             render.line(told, stderr=True)
-            private = replace(config, endpoint=f"ipc://{folder}/policy.sock")
+            private = replace(config, endpoint=f"ipc://{folder}/policy.sock", tcp_endpoint="")
             stack.enter_context(app.serving(private))
-            client = stack.enter_context(Client(private.endpoint, timeout_ms=config.max_deadline_ms))
+            client = stack.enter_context(Client(private.endpoint, timeout_ms=patience_ms))
         yield client, where, pack
 
 

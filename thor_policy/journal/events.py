@@ -101,8 +101,12 @@ class Explained(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False)
 
 
 class Shown(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """What the table of decisions shows of the body of a `decision` event."""
+    """What the table of decisions shows of the body of a `decision` event.
 
+    `idempotency` comes first, where `recall` looks for it.
+    """
+
+    idempotency: str | None = None
     outcome: str
     allow: bool
     tier: Tier
@@ -169,6 +173,7 @@ def decided(decision: Decision, ticket: int | None = None, *, masked: Sequence[s
     scored, floor, model, told = decision.scored, decision.floor, decision.model, decision.explanation
     evaluation = decision.evaluation
     body = Decided(
+        idempotency=decision.idempotency,
         outcome=decision.outcome,
         allow=decision.allow,
         tier=decision.tier,
@@ -295,14 +300,17 @@ def recorded(
     caller: Caller,
     ticket: int | None = None,
     masked: Sequence[str] = (),
+    idempotency: str | None = None,
 ) -> Event:
     """The event of a record that somebody sent: `decision_id` says what it is about, else its own id.
 
-    What it holds at the JSON pointers `masked` is not recorded.
+    What it holds at the JSON pointers `masked` is not recorded. `idempotency` comes first in the body, where
+    `recall` looks for it.
     """
     kind = KINDS[type(record)]
     private_names = trace.PRIVATE_FIELDS[type(record)]
-    body: dict[str, Json] = {"id": record_id, "caller": msgspec.to_builtins(caller)}
+    body: dict[str, Json] = {} if idempotency is None else {"idempotency": idempotency}
+    body |= {"id": record_id, "caller": msgspec.to_builtins(caller)}
     private: dict[str, Json] = {}
     about = getattr(record, "decision_id", None)
     for field in fields(record):

@@ -121,7 +121,7 @@ def project(kind: str, seq: int, at: str, subject_id: str, body: Any, private: A
     elif kind == "gap":
         fields = {"reason": fields["reason"], "lost": {k: v for k, v in fields.items() if k != "reason"}}
     if caller := fields.get("caller"):
-        fields["caller_uid"] = caller["uid"]
+        fields["caller_uid"] = caller.get("uid")
     row = (seq, at, *[_cell(name, fields.get(name)) for name in columns])
     return Projection(table, row, _CHANGES[kind](at, fields) if kind in _CHANGES else None)
 
@@ -250,7 +250,7 @@ def _reported(seq: int, at: str, decision_id: str, body: Any, private: dict[str,
         "is_exception": int(body.get("is_exception", False)),
         "input_tokens": body.get("input_tokens"),
         "output_tokens": body.get("output_tokens"),
-        "caller_uid": body["caller"]["uid"],
+        "caller_uid": body["caller"].get("uid"),
         "latency_ms": body.get("latency_ms"),
     }
     return tuple(map(columns.get, DECISION_COLUMNS))

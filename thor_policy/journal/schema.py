@@ -207,6 +207,15 @@ def _short_indexes(db: Database) -> None:
         db.execute(f"CREATE INDEX decisions_{column} ON decisions ({column}, {SECOND}) {where}")
 
 
+@migrations(name="0006_idempotency")
+def _idempotency(db: Database) -> None:
+    """Events that carry an idempotency key, found by the digest that their bodies begin with (`recall`)."""
+    db.execute(
+        "CREATE INDEX events_idempotency ON events (substr(body, 17, 64)) "
+        """WHERE substr(body, 1, 16) = '{"idempotency":"'"""
+    )
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring a file up to date. Raises JournalError if a version that this one does not know wrote it."""
     db = Database(connection)

@@ -24,7 +24,7 @@ from msgspec import Struct, to_builtins
 
 from thor_policy.core import Json
 from thor_policy.errors import JournalError
-from thor_policy.journal import archive, chain, events, projections, schema
+from thor_policy.journal import archive, chain, events, projections, recall, schema
 from thor_policy.journal.archive import SEGMENT_EVENTS, Part
 from thor_policy.journal.events import Event
 from thor_policy.journal.placing import Placed, Rewrite
@@ -61,6 +61,8 @@ def archive_before(
 ) -> list[archive.Segment]:
     """Move the events before a time (RFC 3339) into compressed segments; the newest event always stays.
 
+    So do the first one whose idempotency key is still remembered, and what came after it.
+
     `progress` gets the number of events moved. Raises JournalError if the time is none, the disk refuses, or
     the events do not make a chain.
     """
@@ -69,6 +71,8 @@ def archive_before(
     with closing(_connect(journal.path)) as connection:
         done, head = _tidy(journal, connection)
         last = _last_before(connection, done, until)
+        keyed = recall.first_since(connection, time.time() - recall.WINDOW_S)
+        last = last if keyed is None else min(last, keyed - 1)
         moved = 0
         for first in range(done + 1, last + 1, SEGMENT_EVENTS):
             segment = _archive_one(journal, connection, first, min(first + SEGMENT_EVENTS - 1, last), head)
@@ -175,13 +179,19 @@ class Erasure(Struct, frozen=True, kw_only=True):
 
 
 def erase(
-    journal: Journal, actor: str, *, by_uid: int | None = None, progress: Progress = lambda _: None
+    journal: Journal,
+    actor: str,
+    *,
+    by_uid: int | None = None,
+    by_key: str | None = None,
+    progress: Progress = lambda _: None,
 ) -> Erasure:
     """Erase an actor (`user:alice`, or a user's bare id) from the journal and its archives.
 
-    The chain keeps its events; their private parts go, and an `erased` event says which. `progress` gets
-    the number of events looked at. Raises JournalError.
+    The chain keeps its events; their private parts go, and an `erased` event says which, and who wanted it: a
+    user, or the name of a key. `progress` gets the number of events looked at. Raises JournalError.
     """
+    by: dict[str, Json] = {"by_uid": by_uid} | ({} if by_key is None else {"by_key": by_key})
     kind, colon, told = actor.partition(":")
     kind, told = (kind, told) if colon and kind and told else ("user", actor)
     if not told.strip():
@@ -195,7 +205,7 @@ def erase(
         for segment in old:
             with _readable(segment.path), archive.reading(segment.path) as lines:
                 found = [one for row, part in lines if (one := hunt.judge(row, part, archived=True))]
-            _record(journal, found, by_uid)
+            _record(journal, found, by)
             if found:
                 _rewrite_segment(segment, {one.seq: one.private for one in found})
             archived, looked = archived + len(found), looked + segment.events
@@ -204,7 +214,7 @@ def erase(
             (newest,) = connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()
             live = archive.live_events(connection, seen + 1, newest)
             while page := list(islice(live, STEP)):
-                _record(journal, [one for row, part in page if (one := hunt.judge(row, part))], by_uid)
+                _record(journal, [one for row, part in page if (one := hunt.judge(row, part))], by)
                 looked += len(page)
                 progress(looked)
             seen = newest
@@ -327,12 +337,12 @@ def _without_derived(kind: str, private: dict[str, Json]) -> bytes:
     return events.encode(private)
 
 
-def _record(journal: Journal, found: list[Rewrite], by_uid: int | None) -> None:
+def _record(journal: Journal, found: list[Rewrite], by: dict[str, Json]) -> None:
     """Have the journal say what was erased, and do it, in one transaction for each step."""
     for start in range(0, len(found), STEP):
         chosen = found[start : start + STEP]
         parts = {str(one.seq): one.digest.hex() for one in chosen}
-        body: dict[str, Json] = {"parts": parts, "by_uid": by_uid}
+        body: dict[str, Json] = {"parts": parts, **by}
         _commit(journal, Event(kind="erased", subject_id="erased", at=time.time(), body=body, effect=chosen))
 
 
@@ -567,11 +577,16 @@ def _until(found: Found, until: str | None, last: int | None) -> Found:
 
 
 def tend(
-    journal: Journal, upkeep: Upkeep, *, by_uid: int | None = None, progress: Progress = lambda _: None
+    journal: Journal,
+    upkeep: Upkeep,
+    *,
+    by_uid: int | None = None,
+    by_key: str | None = None,
+    progress: Progress = lambda _: None,
 ) -> dict[str, Json]:
     """Do what is asked for, and say what was done. Raises JournalError."""
     if upkeep.task == "erase":
-        erasure = erase(journal, upkeep.actor or "", by_uid=by_uid, progress=progress)
+        erasure = erase(journal, upkeep.actor or "", by_uid=by_uid, by_key=by_key, progress=progress)
         done: dict[str, Json] = to_builtins(erasure)
         return done
     if upkeep.task == "archive":

@@ -26,9 +26,9 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from msgspec import Struct
 
 from thor_policy import trace
-from thor_policy.core import Caller, Decision, Explanation
+from thor_policy.core import Caller, Decision, Explanation, Recorded
 from thor_policy.errors import ErrorCode, JournalError, RequestError
-from thor_policy.journal import events
+from thor_policy.journal import events, recall
 from thor_policy.journal.checkpoints import Signer, found, keep
 from thor_policy.journal.events import Event
 from thor_policy.journal.placing import Placed, Ready, make_ready
@@ -216,14 +216,44 @@ class Journal:
         self.append(events.explained(decision_id, explanation, at, ticket))
 
     def write(
-        self, record: trace.Record, *, record_id: str, at: float, caller: Caller, ticket: int | None = None
+        self,
+        record: trace.Record,
+        *,
+        record_id: str,
+        at: float,
+        caller: Caller,
+        ticket: int | None = None,
+        idempotency: str | None = None,
     ) -> None:
         """Record what somebody sent; its fate is `not_found` if it names a decision that is not there."""
         self.append(
             events.recorded(
-                record, record_id=record_id, at=at, caller=caller, ticket=ticket, masked=self._masked
+                record,
+                record_id=record_id,
+                at=at,
+                caller=caller,
+                ticket=ticket,
+                masked=self._masked,
+                idempotency=idempotency,
             )
         )
+
+    def recall(self, digest: str, tell: Callable[[Recorded | RequestError | None], None]) -> None:
+        """Look up what was recorded for an idempotency key, of whatever has been committed by then.
+
+        `digest` is that of caller and key. Returns at once; `tell` gets the answer on the journal's thread
+        and must not block.
+        """
+
+        def told(future: Future[Recorded | None]) -> None:
+            error = future.exception()
+            if error is None:
+                tell(future.result())
+            else:
+                tell(RequestError("unavailable", f"the idempotency key could not be looked up: {error}"))
+
+        since = time.time() - recall.WINDOW_S
+        self.run(lambda connection: recall.find(connection, digest, since)).add_done_callback(told)
 
     def commit(self, event: Event) -> Future[Committed]:
         """Record one event in a transaction of its own; for what must know that it is on disk."""

@@ -23,6 +23,7 @@ from thor_policy.config import Config
 from thor_policy.core import Caller
 from thor_policy.errors import AlreadyRunning, ConfigError
 from thor_policy.server.inflight import Fate
+from thor_policy.server.once import Recalled
 from thor_policy.worker import Outcome
 
 #: Frames above this drop the connection inside ZeroMQ; the limit with a reply is Config.max_request_bytes.
@@ -35,16 +36,16 @@ PEER_QUEUE = 10_000
 class Mailbox:
     """What other threads have to tell the main thread, and how they wake it."""
 
-    items: deque[tuple[int, Outcome | Tended] | Fate] = field(default_factory=deque)
+    items: deque[tuple[int, Outcome | Tended | Recalled] | Fate] = field(default_factory=deque)
     wakeup_fd: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
 
-    def put(self, *items: tuple[int, Outcome | Tended] | Fate, wake: bool = True) -> None:
+    def put(self, *items: tuple[int, Outcome | Tended | Recalled] | Fate, wake: bool = True) -> None:
         """Any thread; never blocks. Without `wake` the items lie until something else wakes the loop."""
         self.items.extend(items)
         if wake:
             os.eventfd_write(self.wakeup_fd, 1)
 
-    def take(self) -> Iterator[tuple[int, Outcome | Tended] | Fate]:
+    def take(self) -> Iterator[tuple[int, Outcome | Tended | Recalled] | Fate]:
         """Main thread: everything that has arrived."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.wakeup_fd)
@@ -56,7 +57,7 @@ class Mailbox:
 
 
 def bind_router(context: zmq.Context[zmq.Socket[bytes]], config: Config) -> zmq.Socket[bytes]:
-    """The socket that requests come to. Raises ConfigError."""
+    """The socket that local requests come to. Raises ConfigError."""
     router = context.socket(zmq.ROUTER)
     router.set(zmq.ROUTER_MANDATORY, 1)
     _bind(router, config.endpoint, config.socket_path, config.socket_mode)
@@ -71,11 +72,16 @@ def bind_publisher(context: zmq.Context[zmq.Socket[bytes]], config: Config) -> z
     return publisher
 
 
-def _bind(opened: zmq.Socket[bytes], endpoint: str, path: Path, mode: int) -> None:
+def bound(opened: zmq.Socket[bytes]) -> None:
+    """Limit what a socket of ours holds for its peers."""
     opened.set(zmq.LINGER, 1_000)
     opened.set(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
     opened.set(zmq.SNDHWM, PEER_QUEUE)
     opened.set(zmq.RCVHWM, PEER_QUEUE)
+
+
+def _bind(opened: zmq.Socket[bytes], endpoint: str, path: Path, mode: int) -> None:
+    bound(opened)
     old_mask = os.umask(0o177)
     try:
         opened.bind(endpoint)
@@ -87,7 +93,7 @@ def _bind(opened: zmq.Socket[bytes], endpoint: str, path: Path, mode: int) -> No
 
 
 def caller_of(frame: zmq.Frame) -> Caller:
-    """Who sent a frame, as the kernel vouches for it: `Peer-Address` is `localhost:UID:GID:PID` on ipc."""
+    """Who sent a frame over ipc, as the kernel vouches for it: `Peer-Address` is `localhost:UID:GID:PID`."""
     _, uid, gid, pid = str(frame.get("Peer-Address")).split(":")
     return Caller(transport="ipc", uid=int(uid), gid=int(gid), pid=int(pid))
 

@@ -80,6 +80,10 @@ class InFlight:
     def __len__(self) -> int:
         return len(self._pending)
 
+    def __contains__(self, ticket: int) -> bool:
+        """True while the ticket is not answered."""
+        return ticket in self._pending
+
     @property
     def next_deadline_ns(self) -> int | None:
         """When `expire` next has something to do, monotonic nanoseconds."""
@@ -101,6 +105,11 @@ class InFlight:
         )
         heapq.heappush(self._deadlines, (deadline_ns, ticket))
         return ticket
+
+    def settle(self, ticket: int, answer: dict[str, Json] | RequestError) -> None:
+        """Answer a ticket, unless it is answered, with what is recorded already, or never will be."""
+        if ticket in self._pending:
+            self._answer(ticket, answer)
 
     def note(self, ticket: int, outcome: Outcome | Tended, now_ns: int) -> None:
         """Hear from the engine thread, which speaks before the journal does, or from the clerk."""

@@ -1,7 +1,8 @@
 """The main thread's loop: read, admit, deliver, expire.
 
-Owns the ROUTER and the event publisher. Invariant: each request that arrives gets exactly one reply, or is
-counted as lost with its peer. Nothing here waits for the model or the disk.
+Owns the ROUTERs and the event publisher. Invariant: each request that arrives gets exactly one reply, or is
+counted as lost with its peer or its key; what its caller may not do is refused before anything else happens
+to it. Nothing here waits for the model or the disk.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Protocol, TypeAlias
 
@@ -19,11 +20,15 @@ import zmq
 
 from thor_policy import __version__, trace, wire
 from thor_policy.config import Config
-from thor_policy.core import Caller, Json, ModelInfo, PackInfo, Request
+from thor_policy.core import Caller, Json, ModelInfo, PackInfo, Recorded, Request, Role
 from thor_policy.errors import DiskFull, RequestError
+from thor_policy.identity import Holder, Roles, authorise
 from thor_policy.policy import new_id
 from thor_policy.server.endpoint import Mailbox, bind_publisher, bind_router, caller_of, stop_on_signals
+from thor_policy.server.gate import Gate
 from thor_policy.server.inflight import Answer, Batch, InFlight
+from thor_policy.server.once import Keyed, Once, Recalled, digest_of
+from thor_policy.worker import Refused
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +58,23 @@ class Work(Protocol):
 class Recorder(Protocol):
     """Where records go to be kept (`journal.writer.Journal`)."""
 
-    def write(self, record: trace.Record, *, record_id: str, at: float, caller: Caller, ticket: int) -> None:
+    def write(
+        self,
+        record: trace.Record,
+        *,
+        record_id: str,
+        at: float,
+        caller: Caller,
+        ticket: int,
+        idempotency: str | None,
+    ) -> None:
         """Take a record that `caller` sent at Unix time `at`; returns at once and does not fail.
 
         Its fate, with `ticket`, comes to the mailbox: committed, or why not.
         """
+
+    def recall(self, digest: str, tell: Callable[[Recorded | RequestError | None], None]) -> None:
+        """Look up what was recorded for an idempotency key; returns at once, `tell` hears on any thread."""
 
 
 class Tending(Protocol):
@@ -68,10 +85,17 @@ class Tending(Protocol):
 
 @dataclass(frozen=True)
 class _Asker:
-    """Where a reply goes: the peer, the empty frame of a REQ socket, and the id to echo."""
+    """Who asked, and where the reply goes: the peer, the empty frame of a REQ socket, and the id to echo.
 
+    `holder` is the key of a caller over tcp.
+    """
+
+    router: zmq.Socket[bytes]
     route: bytes
     framing: tuple[bytes, ...]
+    caller: Caller
+    roles: Collection[Role]
+    holder: Holder | None = None
     request_id: str = ""
 
 
@@ -108,11 +132,14 @@ class Server:
         self._started_at = time.time()
         self._stopping = False
         self.counters: Counter[str] = Counter()
+        self._roles = Roles(config.roles)
         self._in_flight = InFlight(publish=self._publish, counters=self.counters)
+        self._once = Once(self._in_flight, recall=self._recall, counters=self.counters)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         try:
             self._router = bind_router(self._context, config)
             self._publisher = bind_publisher(self._context, config)
+            self._gate = Gate(self._context, config, self.counters) if config.tcp_endpoint else None
         except BaseException:
             self._context.destroy(linger=0)
             raise
@@ -136,6 +163,8 @@ class Server:
             poller = zmq.Poller()
             poller.register(self._router, zmq.POLLIN)
             poller.register(self._mailbox.wakeup_fd, zmq.POLLIN)
+            for socket in (self._gate.router, *self._gate.sockets) if self._gate else ():
+                poller.register(socket, zmq.POLLIN)
             ready()
             drained_by_ns: int | None = None
             full: RequestError | None = None
@@ -143,7 +172,12 @@ class Server:
                 events = dict(poller.poll(self._wait_ms()))
                 self._deliver()
                 if self._router in events:
-                    self._read()
+                    self._read(self._router)
+                if self._gate is not None:
+                    if not events.keys().isdisjoint(self._gate.sockets):
+                        self._gate.turn()
+                    if self._gate.router in events:
+                        self._read(self._gate.router)
                 now_ns = time.monotonic_ns()
                 self._in_flight.expire(now_ns)
                 if self._config.on_full == "halt" and not self._stopping:
@@ -184,24 +218,39 @@ class Server:
         now_ns = time.monotonic_ns()
         for item in self._mailbox.take():
             if isinstance(item, tuple):
-                self._in_flight.note(*item, now_ns)
+                ticket, outcome = item
+                if isinstance(outcome, Recalled):
+                    self._once.recalled(ticket, outcome.found)
+                    continue
+                self._in_flight.note(ticket, outcome, now_ns)
+                if isinstance(outcome, Refused):
+                    self._once.ended(ticket)
             elif item.ticket is not None:
                 self._in_flight.note_fate(item.ticket, item, now_ns)
+                if item.kind != "explanation":
+                    self._once.ended(item.ticket)
 
     # ------------------------------------------------------------ in
 
-    def _read(self) -> None:
+    def _read(self, router: zmq.Socket[bytes]) -> None:
         for _ in range(_READ_BURST):
             try:
-                frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
+                frames = router.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
             self.counters["received"] += 1
             route, *framing, frame = frames
-            asker = _Asker(route.bytes, tuple(one.bytes for one in framing))
+            asker = self._asker(router, route.bytes, tuple(one.bytes for one in framing), frame)
+            if asker is None:
+                self.counters["requests_of_revoked_keys"] += 1
+                continue
             if asker.framing not in ((), (b"",)):
-                asker = _Asker(asker.route, asker.framing[:1])
+                asker = replace(asker, framing=asker.framing[:1])
                 self._refuse(asker, RequestError("bad_request", "a request is one JSON frame"))
+                continue
+            if asker.holder is not None and not route.bytes.startswith(b"\0"):
+                told = "over tcp a socket sets no routing id of its own: another key could take it over"
+                self._refuse(asker, RequestError("bad_request", told))
                 continue
             try:
                 self._take(asker, frame, time.monotonic_ns())
@@ -209,18 +258,36 @@ class Server:
                 log.exception("a request failed for a reason that no code foresaw")
                 self._refuse(asker, RequestError("internal", "the request failed; the daemon's log says why"))
 
+    def _asker(
+        self, router: zmq.Socket[bytes], route: bytes, framing: tuple[bytes, ...], frame: zmq.Frame
+    ) -> _Asker | None:
+        """Who sent a frame, as the kernel or the handshake vouches for it; None if the key was revoked."""
+        if self._gate is None or router is not self._gate.router:
+            caller = caller_of(frame)
+            return _Asker(router, route, framing, caller, self._roles.of(caller))
+        holder = self._gate.holder_of(frame)
+        if holder is None:
+            return None
+        caller = Caller(transport="tcp", key=holder.name)
+        return _Asker(router, route, framing, caller, holder.roles, holder)
+
     def _take(self, asker: _Asker, frame: zmq.Frame, received_ns: int) -> None:
-        data, limit = frame.bytes, self._config.max_request_bytes
+        data, limit, caller = frame.bytes, self._config.max_request_bytes, asker.caller
         try:
-            message = wire.decode(data, max_bytes=limit, max_deadline_ms=self._config.max_deadline_ms)
+            message = wire.decode(
+                data,
+                max_bytes=limit,
+                max_deadline_ms=self._config.max_deadline_ms,
+                authorise=lambda op: authorise(op, caller, asker.roles),
+            )
         except RequestError as error:
-            self._refuse(_Asker(asker.route, asker.framing, wire.request_id(data, limit)), error)
+            self._refuse(replace(asker, request_id=wire.request_id(data, limit)), error)
             return
-        asker = _Asker(asker.route, asker.framing, message.id)
+        asker = replace(asker, request_id=message.id)
         if isinstance(message, wire.Inquire):
             self._send(asker, self._tell(message))
             return
-        caller, received_at = caller_of(frame), time.time()
+        received_at = time.time()
 
         def submit(one: wire.Evaluate, answer: Answer) -> None:
             self._submit(one, answer, caller, received_ns, received_at)
@@ -243,28 +310,46 @@ class Server:
         self, message: wire.Evaluate, answer: Answer, caller: Caller, received_ns: int, received_at: float
     ) -> None:
         deadline_ms = message.deadline_ms or self._config.deadline_ms
-        self._check_admission(message, deadline_ms)
+        if message.idempotency is None:
+            self._check_admission(message, deadline_ms)
+        else:  # what was recorded is told again even where nothing new would be decided
+            self._check_open(needs=("journal",))
+        self._check_room()
         deadline_ns = received_ns + deadline_ms * 1_000_000
         ticket = self._in_flight.admit(
             answer, received_ns=received_ns, deadline_ns=deadline_ns, explain=message.explain
         )
-        self._work.submit(
-            Request(
-                ticket=ticket,
-                evaluation=message.evaluation,
-                caller=caller,
-                received_at=received_at,
-                received_ns=received_ns,
-                deadline_ns=deadline_ns,
-                explain=message.explain,
-                annotations=message.annotations,
+
+        def start(idempotency: str | None) -> None:
+            if idempotency is not None:
+                self._check_admission(message, deadline_ms)
+            self._work.submit(
+                Request(
+                    ticket=ticket,
+                    evaluation=message.evaluation,
+                    caller=caller,
+                    received_at=received_at,
+                    received_ns=received_ns,
+                    deadline_ns=deadline_ns,
+                    explain=message.explain,
+                    annotations=message.annotations,
+                    idempotency=idempotency,
+                )
             )
-        )
+
+        def retell(found: Recorded) -> dict[str, Json]:
+            assert found.decision is not None  # noqa: S101  the digest of its content says that it was a question
+            total_ms = (time.monotonic_ns() - received_ns) / 1e6
+            inline = message.explain == "inline"
+            return wire.decision_item(found.decision, explained=inline, commit_ms=0.0, total_ms=total_ms)
+
+        self._begin(ticket, caller, message.idempotency, start, retell)
 
     def _record(
         self, message: wire.Keep, answer: Answer, caller: Caller, received_ns: int, received_at: float
     ) -> None:
         self._check_open(needs=("journal",))
+        self._check_room()
         deadline_ms, record_id = message.deadline_ms or self._config.deadline_ms, new_id()
         ticket = self._in_flight.admit(
             answer,
@@ -272,14 +357,44 @@ class Server:
             deadline_ns=received_ns + deadline_ms * 1_000_000,
             record_id=record_id,
         )
-        self._recorder.write(
-            message.record, record_id=record_id, at=received_at, caller=caller, ticket=ticket
-        )
+
+        def start(idempotency: str | None) -> None:
+            self._recorder.write(
+                message.record,
+                record_id=record_id,
+                at=received_at,
+                caller=caller,
+                ticket=ticket,
+                idempotency=idempotency,
+            )
+
+        def retell(found: Recorded) -> dict[str, Json]:
+            return wire.recorded_item(found.id, found.kind, found.seq)
+
+        self._begin(ticket, caller, message.idempotency, start, retell)
+
+    def _begin(
+        self,
+        ticket: int,
+        caller: Caller,
+        asked: wire.Idempotency | None,
+        start: Callable[[str | None], None],
+        retell: Callable[[Recorded], dict[str, Json]],
+    ) -> None:
+        """Do what a request asks for: at once, or if it has a key, unless that was done before."""
+        if asked is None:
+            start(None)
+            return
+        digest = digest_of(caller, asked.key)
+        begin = partial(start, f"{digest}-{asked.content}")
+        self._once.enter(Keyed(ticket, digest, asked.content, begin, retell))
+
+    def _recall(self, digest: str, ticket: int) -> None:
+        self._recorder.recall(digest, lambda found: self._mailbox.put((ticket, Recalled(found))))
 
     def _tend(self, message: wire.Tend, answer: Answer, caller: Caller, received_ns: int) -> None:
-        if caller.uid not in (0, os.geteuid()):
-            raise RequestError("unauthorized", "op: upkeep is for the user that the daemon runs as, and root")
         self._check_open(needs=("journal",))
+        self._check_room()
         deadline_ns = received_ns + UPKEEP_S * 1_000_000_000
         ticket = self._in_flight.admit(answer, received_ns=received_ns, deadline_ns=deadline_ns)
         self._clerk.submit(ticket, message.upkeep, caller)
@@ -300,12 +415,15 @@ class Server:
             )
 
     def _check_open(self, *, needs: Sequence[Part]) -> None:
-        """Refuse any request while stopping, without the parts that it needs, and above the limit."""
+        """Refuse any request while stopping, and without the parts that it needs."""
         if self._stopping:
             raise RequestError("shutting_down", "the daemon is stopping")
         for part in needs:
             if (error := self._refusal(part)) is not None:
                 raise error
+
+    def _check_room(self) -> None:
+        """Refuse any request above the limit."""
         if len(self._in_flight) >= self._config.max_in_flight:
             raise RequestError(
                 "busy",
@@ -334,8 +452,11 @@ class Server:
         self._send(asker, wire.error_reply(asker.request_id, error))
 
     def _send(self, asker: _Asker, frame: bytes) -> None:
+        if self._gate is not None and asker.holder is not None and not self._gate.admits(asker.holder):
+            self.counters["replies_to_revoked_keys"] += 1  # not sent
+            return
         try:
-            self._router.send_multipart([asker.route, *asker.framing, frame], zmq.NOBLOCK)
+            asker.router.send_multipart([asker.route, *asker.framing, frame], zmq.NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 raise
@@ -363,6 +484,7 @@ class Server:
             "trouble": trouble and trouble.message,
             "uptime_s": round(time.time() - self._started_at, 1),
             "endpoint": self._config.endpoint,
+            "tcp_endpoint": self._config.tcp_endpoint or None,
             "events_endpoint": self._config.events_endpoint,
             "pack": {
                 "name": self._pack.name,
