@@ -133,6 +133,10 @@ class _Envelope(Struct, frozen=True):
     record: Raw | UnsetType = UNSET
 
 
+class _Reply(Struct, frozen=True):
+    id: str = ""
+
+
 _Time = Annotated[datetime, Meta(tz=True)]
 #: How msgspec words what is wrong, and where: the place comes last, behind what may be hostile text.
 _TOLD = re.compile(r"(.*?)(?: - at `\$([^`]*)`)?", re.DOTALL)
@@ -146,6 +150,7 @@ _BOUND_TOLD: dict[tuple[str | None, str], tuple[ErrorCode, str]] = {
     (None, "<="): ("bad_request", "must be at most {}"),
 }
 _envelopes = msgspec.json.Decoder(_Envelope)
+_replies = msgspec.json.Decoder(_Reply)
 _encoder = msgspec.json.Encoder()
 
 
@@ -441,6 +446,14 @@ def decode_reply(frame: bytes) -> dict[str, Json]:
     if error := answer.get("error"):
         raise RequestError(error["code"], error["message"], retry_after_ms=error.get("retry_after_ms"))
     return answer
+
+
+def reply_id(frame: bytes) -> str:
+    """Whose reply a frame is; empty if that cannot be told."""
+    try:
+        return _replies.decode(frame).id
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ""
 
 
 # ---------------------------------------------------------------- checks
