@@ -461,7 +461,13 @@ class TestStatus:
             status = client.status()
         assert status["engine"]["stands_still_s"] == 0
         assert status["engine"]["warm_up_ms"] > 0
-        assert status["clerk"] == {"alive": True, "stands_still_s": 0.0, "task": None, "waiting": 0}
+        assert status["clerk"] == {
+            "alive": True,
+            "stands_still_s": 0.0,
+            "task": None,
+            "waiting": 0,
+            "counters": {"done": 0, "failed": 0, "refused": 0},
+        }
         assert status["model"]["file"] is None
 
     def test_names_a_model_file_that_was_replaced_and_the_daemon_serves_on(

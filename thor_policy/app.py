@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from thor_policy import catalog, packs, trace
+import msgspec
+
+from thor_policy import catalog, metrics, packs, trace
 from thor_policy.calibration import Calibration
 from thor_policy.clerk import Clerk
 from thor_policy.client import Client
@@ -209,6 +211,8 @@ def open_service(
             refusal=refusal,
         )
         sockets.callback(server.close)
+        if config.metrics_port:
+            stack.enter_context(metrics.endpoint(config.metrics_port, server.measured))
         if supervisor is not None:  # the clerk is left out: a piece of its work may take an hour
             supervisor.watch({"engine": worker, "journal": journal})
         yield server
@@ -244,6 +248,7 @@ def _describe(policy: Policy, worker: Worker, journal: Journal, clerk: Clerk) ->
             "stands_still_s": round(worker.pulse.stands_still_s, 3),
             "waiting": worker.waiting,
             "explaining": policy.engine.explaining,
+            "memory": [msgspec.to_builtins(one) for one in policy.engine.memory()],
             "prefix_tokens": policy.loaded.prefix_tokens,
             "prefix_restored": policy.loaded.restored,
             "self_test": f"passed, golden question scored {policy.loaded.golden_scores} times"
@@ -252,11 +257,13 @@ def _describe(policy: Policy, worker: Worker, journal: Journal, clerk: Clerk) ->
             "decisions": worker.decisions,
             "explanations": worker.explanations,
             "unexplained": worker.unexplained,
+            "refused": worker.refused,
             "internal_errors": worker.internal_errors,
             "mean_decision_ms": round(worker.mean_decision_ms, 3),
             "explanation_step_ms_max": round(worker.step_ms_max, 3),
             "wait_for_step_ms_max": round(worker.step_wait_ms_max, 3),
         },
+        "cache": {"entries": len(policy.cache), "counters": dict(policy.cache.counters)},
         "journal": {
             "alive": journal.alive,
             "stands_still_s": round(journal.pulse.stands_still_s, 3),
@@ -275,6 +282,7 @@ def _describe(policy: Policy, worker: Worker, journal: Journal, clerk: Clerk) ->
             "stands_still_s": round(clerk.pulse.stands_still_s, 3),
             "task": clerk.task,
             "waiting": clerk.waiting,
+            "counters": dict(clerk.counters),
         },
     }
 

@@ -173,6 +173,13 @@ class Config:
     socket_mode: int = _setting(
         0o660, "File mode of the ipc socket: who may open it may ask.", least=0, most=0o777
     )
+    metrics_port: int = _setting(
+        0,
+        "Port of 127.0.0.1 where Prometheus may read the metrics, as may every process of this machine; "
+        "0: none. `thorpolicy metrics` needs none.",
+        least=0,
+        most=65_535,
+    )
     shutdown_s: float = _setting(
         10.0, "Seconds a stop may take to drain before it is forced.", least=0.1, most=600
     )

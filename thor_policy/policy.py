@@ -8,7 +8,7 @@ monotonic one, for timings and deadlines.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
 import uuid_utils
@@ -74,6 +74,8 @@ class ScoreCache:
 
     def __init__(self, size: int, ttl_s: float) -> None:
         self._size, self._ttl_ns = size, int(ttl_s * 1e9)
+        #: What became of each question (`hits`, `misses`), and of scores that are kept no more.
+        self.counters = Counter(hits=0, misses=0, expired=0, evicted=0)
         self._found: OrderedDict[tuple[str, ...], tuple[int, str, Scored]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -83,8 +85,10 @@ class ScoreCache:
         """The decision that was first given this score, and the score; None if there is none, or too old."""
         entry = self._found.get(key)
         if entry is None or now_ns - entry[0] > self._ttl_ns:
-            self._found.pop(key, None)
+            self.counters["misses"] += 1
+            self.counters["expired"] += self._found.pop(key, None) is not None
             return None
+        self.counters["hits"] += 1
         self._found.move_to_end(key)
         return entry[1], entry[2]
 
@@ -96,6 +100,7 @@ class ScoreCache:
         self._found.move_to_end(key)
         if len(self._found) > self._size:
             self._found.popitem(last=False)
+            self.counters["evicted"] += 1
 
     def clear(self) -> None:
         """Forget everything."""
@@ -121,7 +126,8 @@ class Policy:
         self.pack = pack
         self.calibration = calibration
         self._max_explanations = max_explanations
-        self._cache = cache if cache is not None and pack.manifest.cache else ScoreCache(0, 0)
+        #: Scores of questions asked before; of size 0 where the pack wants none kept.
+        self.cache = cache if cache is not None and pack.manifest.cache else ScoreCache(0, 0)
         self.loaded = engine.load(pack.prefix)
         self._explaining: dict[int, Decision] = {}
         #: How long the warm-up took, in milliseconds; 0 before it.
@@ -223,10 +229,10 @@ class Policy:
         """The score of a question, and the decision that was first given it if it was asked before."""
         key = (self.pack.info.sha256, self.engine.model.sha256, self.engine.model.build, question)
         now_ns = time.monotonic_ns()
-        if found := self._cache.get(key, now_ns):
+        if found := self.cache.get(key, now_ns):
             return found[1], found[0]
         scored = self.engine.score(self.pack.info.sha256, question, request.deadline_ns)
-        self._cache.put(key, decision_id, scored, now_ns)
+        self.cache.put(key, decision_id, scored, now_ns)
         return scored, None
 
     def _strictest(self, floor: Floor, label: str, probabilities: dict[str, float]) -> tuple[str, str | None]:

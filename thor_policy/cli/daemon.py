@@ -74,7 +74,7 @@ def status(config: Config, as_json: bool) -> None:
     if as_json:
         render.as_json(answer)
         return
-    engine, journal, clerk = (answer.pop(part) for part in ("engine", "journal", "clerk"))
+    engine, cache, journal, clerk = (answer.pop(part) for part in ("engine", "cache", "journal", "clerk"))
     counters = answer.pop("counters")
     answer["pack"] = f"{answer['pack']['name']} {answer['pack']['version']} {answer['pack']['sha256'][:12]}"
     model = answer["model"]
@@ -85,10 +85,33 @@ def status(config: Config, as_json: bool) -> None:
     answer["model file"] = model["file"]
     render.pairs(answer, title="daemon")
     render.pairs(engine, title="engine")
+    render.pairs(cache, title="cache")
     render.pairs(journal, title="journal")
     render.pairs(clerk, title="clerk")
     if counters:
         render.pairs(counters, title="counters")
+
+
+@click.command()
+@configured("endpoint", "state_dir")
+@click.option("--prometheus", is_flag=True, help="Print the text that Prometheus reads.")
+@as_json
+def metrics(config: Config, prometheus: bool, as_json: bool) -> None:
+    """What a running daemon measures: times, outcomes, confidence, and everything it counts."""
+    from thor_policy.metrics import exposition, lines
+
+    with Client(config.endpoint, timeout_ms=5_000) as client:
+        told = client.metrics()
+    if as_json:
+        render.as_json(told)
+    elif prometheus:
+        sys.stdout.write(exposition(told))
+    else:
+        render.table(
+            ("metric", "labels", "value", "mean", "half within", "99 % within"),
+            [(one.name, one.labels, one.value, one.mean, one.half, one.most) for one in lines(told)],
+            clipped=(1,),
+        )
 
 
 def _read_question(source: str) -> Json:

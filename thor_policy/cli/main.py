@@ -21,6 +21,7 @@ COMMANDS = {
     "serve": "daemon",
     "ask": "daemon",
     "status": "daemon",
+    "metrics": "daemon",
     "test": "suites",
     "log": "journal",
     "stats": "journal",

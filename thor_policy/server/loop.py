@@ -21,6 +21,7 @@ from thor_policy import __version__, trace, wire
 from thor_policy.config import Config
 from thor_policy.core import Caller, Json, ModelInfo, PackInfo, Request
 from thor_policy.errors import DiskFull, RequestError
+from thor_policy.metrics import Families, Metrics, as_json
 from thor_policy.policy import new_id
 from thor_policy.server.endpoint import Mailbox, bind_publisher, bind_router, caller_of, stop_on_signals
 from thor_policy.server.inflight import Answer, Batch, InFlight
@@ -108,7 +109,8 @@ class Server:
         self._started_at = time.time()
         self._stopping = False
         self.counters: Counter[str] = Counter()
-        self._in_flight = InFlight(publish=self._publish, counters=self.counters)
+        self._metrics = Metrics()
+        self._in_flight = InFlight(publish=self._publish, counters=self.counters, metrics=self._metrics)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         try:
             self._router = bind_router(self._context, config)
@@ -349,11 +351,15 @@ class Server:
 
     def _tell(self, message: wire.Inquire) -> bytes:
         if message.op == "metrics":
-            return wire.reply(message.id, metrics=dict(self.counters) | {"in_flight": len(self._in_flight)})
+            return wire.reply(message.id, metrics=as_json(self.measured()))
         return wire.reply(message.id, status=self.status())
 
+    def measured(self) -> Families:
+        """Everything that the daemon measures. Any thread."""
+        return self._metrics.families(self.status())
+
     def status(self) -> dict[str, Json]:
-        """The truth about each part, as plain JSON values."""
+        """The truth about each part, as plain JSON values. Any thread."""
         described = self._describe()
         trouble = self._refusal("journal") or self._refusal("engine")
         return {
