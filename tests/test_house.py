@@ -25,7 +25,7 @@ FLOORS = (
     ("policy",),
     ("packs",),
     ("wire", "rules", "catalog", "engine", "journal"),
-    ("config", "notify", "metrics"),
+    ("config", "notify", "metrics", "logs"),
     ("trace",),
     ("calibration",),
     ("core",),

@@ -434,7 +434,7 @@ class TestDaemon:
     def test_tells_its_supervisor_what_stands_still(self, config: Config, listener: Listener) -> None:
         with hung(config, listener) as (opened, client):
             wait_until(lambda: bool(client.status()))
-            opened.wait_for("ERROR thor_policy.notify: engine got nothing done")
+            opened.wait_for("ERROR notify: engine got nothing done")
 
     def test_that_hangs_and_is_aborted_says_in_which_call(self, config: Config, listener: Listener) -> None:
         with hung(config, listener) as (opened, _):

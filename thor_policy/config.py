@@ -173,6 +173,17 @@ class Config:
     socket_mode: int = _setting(
         0o660, "File mode of the ipc socket: who may open it may ask.", least=0, most=0o777
     )
+    log_format: str = _setting(
+        "auto",
+        "Lines of JSON, or lines for people; auto: JSON where systemd's journal reads them.",
+        choices=("auto", "json", "pretty"),
+    )
+    log_level: str = _setting(
+        "info",
+        "What is logged: at debug each decision by its id, too, and the texts of refusals and exceptions, "
+        "which may repeat what a request says.",
+        choices=("debug", "info", "warning", "error"),
+    )
     metrics_port: int = _setting(
         0,
         "Port of 127.0.0.1 where Prometheus may read the metrics, as may every process of this machine; "

@@ -62,7 +62,7 @@ _FROM_ZERO: dict[str, tuple[str, ...]] = {
             for kinds in ("decisions", "explanations")
             for fate in ("recorded", "lost", "late")
         ),
-        *("replies_dropped", "events_dropped"),
+        *("replies_dropped", "events_dropped", "unlogged"),
     ),
     "journal": ("committed", "refused", "lost", "checkpoints_failed", "ballast_released", "recoveries_tried"),
 }

@@ -7,12 +7,14 @@ monotonic one, for timings and deadlines.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
 import uuid_utils
 
+from thor_policy import logs
 from thor_policy.calibration import Calibration, scaled
 from thor_policy.core import (
     Action,
@@ -30,6 +32,8 @@ from thor_policy.core import (
 )
 from thor_policy.errors import DeadlineExceeded, EngineError, RequestError
 from thor_policy.packs import Pack
+
+log = logging.getLogger(__name__)
 
 #: How long an explanation that nobody waits for may take, in seconds.
 EXPLAIN_LATER_S = 120
@@ -130,6 +134,7 @@ class Policy:
         self.cache = cache if cache is not None and pack.manifest.cache else ScoreCache(0, 0)
         self.loaded = engine.load(pack.prefix)
         self._explaining: dict[int, Decision] = {}
+        self._limit = logs.Limit()
         #: How long the warm-up took, in milliseconds; 0 before it.
         self.warm_up_ms = 0.0
 
@@ -176,8 +181,11 @@ class Policy:
                 outcome, reason_code = self._strictest(floor, scored.label, probabilities)
             except DeadlineExceeded:
                 tier, outcome, reason_code = "fallback", self.pack.strictest, "deadline_exceeded"
-            except EngineError:
+            except EngineError as error:
                 tier, outcome, reason_code = "fallback", self.pack.strictest, "engine_failed"
+                if (unlogged := self._limit.admit(started_ns)) is not None:
+                    told = logs.fields(decision_id=decision_id, unlogged=unlogged or None)
+                    log.warning("the model gave no answer: %s", error, extra=told)
         decision = Decision(
             id=decision_id,
             at=request.received_at,

@@ -196,6 +196,15 @@ def request_id(frame: bytes, max_bytes: int) -> str:
     return found if isinstance(found, str) and len(found) <= MAX_NAME_CHARS else ""
 
 
+def op_of(message: Message) -> str:
+    """The operation that a message asks for."""
+    if isinstance(message, Keep):
+        return OP_OF[type(message.record)]
+    if isinstance(message, Inquire):
+        return message.op
+    return "upkeep" if isinstance(message, Tend) else "evaluate"
+
+
 def _decode_evaluate(envelope: _Envelope, deadline_ms: int | None) -> Evaluate | EvaluateMany:
     if envelope.explain not in get_args(Explain):
         raise RequestError("bad_request", f"explain: must be one of {', '.join(get_args(Explain))}")

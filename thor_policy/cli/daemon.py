@@ -11,12 +11,15 @@ from pathlib import Path
 
 import click
 
+from thor_policy import logs
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured
 from thor_policy.client import Client
 from thor_policy.config import Config
 from thor_policy.core import Json
 from thor_policy.notify import Supervisor
+
+log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -25,20 +28,19 @@ def serve(config: Config) -> None:
     """Run the daemon until SIGTERM or Ctrl-C; a second signal forces it."""
     from thor_policy import app
 
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO, stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # otherwise it tells of every request
+    logs.set_up(config.log_format, config.log_level, stream=sys.stderr, pretty=render.LogHandler())
     faulthandler.enable()  # a watchdog ends a hung daemon with SIGABRT: then each thread says where it hangs
     supervisor, judge = Supervisor(), config.engine_url or config.model
     supervisor.loading(f"loading {judge} and {config.pack}")
-    render.line(f"loading {judge} and {config.pack} ...", stderr=True)
+    log.info("loading %s and %s ...", judge, config.pack)
 
     def ready() -> None:
         supervisor.ready(f"{judge} judges by {config.pack} at {config.endpoint}", time.monotonic_ns())
-        render.line(f"ready at {config.endpoint}, journal {config.journal_path}", stderr=True)
+        log.info("ready at %s, journal %s", config.endpoint, config.journal_path)
 
     with app.open_service(config, supervisor=supervisor) as server:
         server.run(ready=ready, turn=supervisor.turn)
-        render.line("stopping: the last replies are out, the journal is closing", stderr=True)
+        log.info("stopping: the last replies are out, the journal is closing")
 
 
 @click.command()

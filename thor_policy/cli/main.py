@@ -8,13 +8,16 @@ are called, so that none pays for another.
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from typing import Any
 
 import click
 
-from thor_policy import __version__
+from thor_policy import __version__, logs
 from thor_policy.errors import RequestError, ThorPolicyError
+
+log = logging.getLogger(__name__)
 
 #: Every command and the module in `thor_policy.cli` that holds it.
 COMMANDS = {
@@ -48,6 +51,9 @@ class _LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except ThorPolicyError as error:
+            if logs.structured():
+                log.error("%s", error, extra=logs.fields(exit_status=error.exit_code))
+                ctx.exit(error.exit_code)
             code = f"{error.code}: " if isinstance(error, RequestError) else ""
             click.echo(f"thorpolicy: {code}{error}", err=True)
             ctx.exit(error.exit_code)

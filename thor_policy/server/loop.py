@@ -9,15 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Protocol, TypeAlias
 
 import zmq
 
-from thor_policy import __version__, trace, wire
+from thor_policy import __version__, logs, trace, wire
 from thor_policy.config import Config
 from thor_policy.core import Caller, Json, ModelInfo, PackInfo, Request
 from thor_policy.errors import DiskFull, RequestError
@@ -69,11 +69,17 @@ class Tending(Protocol):
 
 @dataclass(frozen=True)
 class _Asker:
-    """Where a reply goes: the peer, the empty frame of a REQ socket, and the id to echo."""
+    """Where a reply goes: the peer, the empty frame of a REQ socket, and the id to echo.
+
+    The rest is for the log: what was asked, by whom as the kernel names them, and when it came.
+    """
 
     route: bytes
     framing: tuple[bytes, ...]
     request_id: str = ""
+    op: str | None = None
+    uid: int | None = None
+    received_ns: int = 0
 
 
 class Server:
@@ -110,6 +116,8 @@ class Server:
         self._stopping = False
         self.counters: Counter[str] = Counter()
         self._metrics = Metrics()
+        #: By what is logged, so that a flood of one hides no other.
+        self._limits: defaultdict[str, logs.Limit] = defaultdict(logs.Limit)
         self._in_flight = InFlight(publish=self._publish, counters=self.counters, metrics=self._metrics)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         try:
@@ -200,13 +208,13 @@ class Server:
                 return
             self.counters["received"] += 1
             route, *framing, frame = frames
-            asker = _Asker(route.bytes, tuple(one.bytes for one in framing))
+            asker = _Asker(route.bytes, tuple(one.bytes for one in framing), received_ns=time.monotonic_ns())
             if asker.framing not in ((), (b"",)):
-                asker = _Asker(asker.route, asker.framing[:1])
+                asker = replace(asker, framing=asker.framing[:1])
                 self._refuse(asker, RequestError("bad_request", "a request is one JSON frame"))
                 continue
             try:
-                self._take(asker, frame, time.monotonic_ns())
+                self._take(asker, frame, asker.received_ns)
             except Exception:  # no request may end the loop that serves all others
                 log.exception("a request failed for a reason that no code foresaw")
                 self._refuse(asker, RequestError("internal", "the request failed; the daemon's log says why"))
@@ -216,13 +224,15 @@ class Server:
         try:
             message = wire.decode(data, max_bytes=limit, max_deadline_ms=self._config.max_deadline_ms)
         except RequestError as error:
-            self._refuse(_Asker(asker.route, asker.framing, wire.request_id(data, limit)), error)
+            uid = caller_of(frame).uid
+            self._refuse(replace(asker, request_id=wire.request_id(data, limit), uid=uid), error)
             return
-        asker = _Asker(asker.route, asker.framing, message.id)
+        caller, received_at = caller_of(frame), time.time()
+        op = wire.op_of(message)
+        asker = _Asker(asker.route, asker.framing, message.id, op, caller.uid, received_ns)
         if isinstance(message, wire.Inquire):
             self._send(asker, self._tell(message))
             return
-        caller, received_at = caller_of(frame), time.time()
 
         def submit(one: wire.Evaluate, answer: Answer) -> None:
             self._submit(one, answer, caller, received_ns, received_at)
@@ -326,14 +336,46 @@ class Server:
         if isinstance(answer, RequestError):
             self._refuse(asker, answer)
         else:
+            self._log_decision(asker, answer)
             self._send(asker, wire.reply(asker.request_id, **answer))
 
     def _reply_many(self, asker: _Asker, items: Sequence[dict[str, Json]]) -> None:
+        for item in items:
+            if "error" in item["context"]:
+                code, message = (item["context"]["error"][member] for member in ("code", "message"))
+                self._count_refusal(asker, code, message)
+            else:
+                self._log_decision(asker, item)
         self._send(asker, wire.reply(asker.request_id, evaluations=items))
 
     def _refuse(self, asker: _Asker, error: RequestError) -> None:
-        self.counters[f"refused_{error.code}"] += 1
+        self._count_refusal(asker, error.code, error.message)
         self._send(asker, wire.error_reply(asker.request_id, error))
+
+    def _count_refusal(self, asker: _Asker, code: str, message: str) -> None:
+        self.counters[f"refused_{code}"] += 1
+        text = message if logs.is_verbose() else None  # it may repeat what the request says
+        self._log_bounded(asker, "refused", code=code, text=text)
+
+    def _log_decision(self, asker: _Asker, item: dict[str, Json]) -> None:
+        """A line for a decision that the model failed to give; at level debug for any other too."""
+        decided = item.get("context")  # of a record there is none
+        if decided is None:
+            return
+        if decided["tier"] == "fallback":
+            code, decision_id = decided["reason_code"], decided["decision_id"]
+            self._log_bounded(asker, "decided without the model", code=code, decision_id=decision_id)
+        elif log.isEnabledFor(logging.DEBUG):
+            told = {name: decided[name] for name in ("decision_id", "outcome", "tier")}
+            log.debug("decided", extra=logs.fields(**told, **_of(asker)))
+
+    def _log_bounded(self, asker: _Asker, message: str, *, code: str, **told: str | None) -> None:
+        unlogged = self._limits[code].admit(time.monotonic_ns())
+        if unlogged is None:
+            self.counters["unlogged"] += 1
+        else:
+            extra = logs.fields(code=code, **told, **_of(asker), unlogged=unlogged or None)
+            log.warning("%s", message, extra=extra)
 
     def _send(self, asker: _Asker, frame: bytes) -> None:
         try:
@@ -389,3 +431,9 @@ class Server:
             "counters": dict(sorted(self.counters.items())),
             **described,
         }
+
+
+def _of(asker: _Asker) -> dict[str, Json]:
+    """What the log says of a request."""
+    ms = (time.monotonic_ns() - asker.received_ns) / 1e6
+    return {"op": asker.op, "uid": asker.uid, "ms": round(ms, 3)}
