@@ -22,7 +22,7 @@ from thor_policy.clerk import Clerk
 from thor_policy.client import Client
 from thor_policy.config import Config, data_path
 from thor_policy.core import Caller, Decision, Engine, Json, ModelInfo, PackInfo
-from thor_policy.errors import JournalError, RequestError
+from thor_policy.errors import JournalError, RequestError, Stalled
 from thor_policy.journal import events
 from thor_policy.journal.checkpoints import Signer, key_path
 from thor_policy.journal.reader import Reader
@@ -148,7 +148,7 @@ def open_service(
     """A server that is warm and bound, ready to `run`; everything is stopped on the way out.
 
     `supervisor` learns what it has to watch; what it is told besides is up to the caller.
-    Raises ThorPolicyError where a part cannot start.
+    Raises ThorPolicyError where a part cannot start, Stalled where a thread does not end in time.
     """
     with ExitStack() as stack:
         pack = load_pack(config)
@@ -289,11 +289,11 @@ def _describe(policy: Policy, worker: Worker, journal: Journal, clerk: Clerk) ->
 
 def _stop_worker(worker: Worker, timeout_s: float) -> None:
     if not worker.stop(timeout_s):
-        log.error("the engine thread did not end within %s s", timeout_s)
+        raise Stalled(f"the engine thread did not end within {timeout_s:g} s")
 
 
 def _close_journal(journal: Journal, timeout_s: float) -> None:
     try:
         journal.close(timeout_s)
     except JournalError as error:
-        log.error("%s", error)
+        raise Stalled(str(error)) from error

@@ -191,6 +191,14 @@ class Config:
         least=0,
         most=65_535,
     )
+    stall_s: float = _setting(
+        300.0,
+        "Seconds that engine or journal may get nothing done while work waits; then the daemon says so, "
+        "refuses what is in flight and ends with status 6, to be started again; 0: never. It has to exceed "
+        "the longest decode.",
+        least=0,
+        most=86_400,
+    )
     shutdown_s: float = _setting(
         10.0, "Seconds a stop may take to drain before it is forced.", least=0.1, most=600
     )

@@ -30,7 +30,7 @@ def serve(config: Config) -> None:
 
     logs.set_up(config.log_format, config.log_level, stream=sys.stderr, pretty=render.LogHandler())
     faulthandler.enable()  # a watchdog ends a hung daemon with SIGABRT: then each thread says where it hangs
-    supervisor, judge = Supervisor(), config.engine_url or config.model
+    supervisor, judge = Supervisor(stall_s=config.stall_s), config.engine_url or config.model
     supervisor.loading(f"loading {judge} and {config.pack}")
     log.info("loading %s and %s ...", judge, config.pack)
 

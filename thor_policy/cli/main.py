@@ -1,21 +1,22 @@
 """Entry point of `thorpolicy`: the commands, and what becomes of errors.
 
 Owns the exit statuses: 0 done, 1 a check failed, 2 wrong use, setting or state, 3 no daemon answered,
-4 the daemon refused the request, 5 the disk is full and `on_full` is halt. Commands are imported when they
-are called, so that none pays for another.
+4 the daemon refused the request, 5 the disk is full and `on_full` is halt, 6 a thread of the daemon never
+came back. Commands are imported when they are called, so that none pays for another.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from typing import Any
 
 import click
 
 from thor_policy import __version__, logs
-from thor_policy.errors import RequestError, ThorPolicyError
+from thor_policy.errors import RequestError, Stalled, ThorPolicyError
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +54,12 @@ class _LazyGroup(click.Group):
         except ThorPolicyError as error:
             if logs.structured():
                 log.error("%s", error, extra=logs.fields(exit_status=error.exit_code))
-                ctx.exit(error.exit_code)
-            code = f"{error.code}: " if isinstance(error, RequestError) else ""
-            click.echo(f"thorpolicy: {code}{error}", err=True)
+            else:
+                code = f"{error.code}: " if isinstance(error, RequestError) else ""
+                click.echo(f"thorpolicy: {code}{error}", err=True)
+            if isinstance(error, Stalled):  # an orderly end would wait for that thread
+                sys.stdout.flush()
+                os._exit(error.exit_code)
             ctx.exit(error.exit_code)
 
 
@@ -67,7 +71,8 @@ def cli() -> None:
     \b
     Exit status: 0 done; 1 a check failed; 2 wrong use, setting or state;
     3 no daemon answered; 4 the daemon refused the request;
-    5 the disk is full and on_full is halt.
+    5 the disk is full and on_full is halt; 6 a thread of the daemon
+    never came back.
     """
 
 

@@ -20,7 +20,7 @@ import zmq
 from thor_policy import __version__, logs, trace, wire
 from thor_policy.config import Config
 from thor_policy.core import Caller, Json, ModelInfo, PackInfo, Request
-from thor_policy.errors import DiskFull, RequestError
+from thor_policy.errors import DiskFull, RequestError, Stalled
 from thor_policy.metrics import Families, Metrics, as_json
 from thor_policy.policy import new_id
 from thor_policy.server.endpoint import Mailbox, bind_publisher, bind_router, caller_of, stop_on_signals
@@ -140,7 +140,8 @@ class Server:
         `turn` is called at each turn of the loop, at least once a second: whether the server is stopping,
         and the time in monotonic nanoseconds.
 
-        Raises DiskFull, after the same drain, when the disk is full and the setting `on_full` is halt.
+        Raises DiskFull, after the same drain, when the disk is full and the setting `on_full` is halt;
+        Stalled, after refusing what is in flight, when `turn` does.
         """
         with stop_on_signals(self.stop):
             poller = zmq.Poller()
@@ -161,7 +162,11 @@ class Server:
                     if found is not None and found.code == "disk_full":
                         full, self._stopping = found, True
                 stopping = self._stopping  # once: it may change at any moment
-                turn(stopping, now_ns)
+                try:
+                    turn(stopping, now_ns)
+                except Stalled as stalled:
+                    self._in_flight.refuse_all(RequestError("unavailable", str(stalled)), now_ns)
+                    raise
                 if stopping:
                     drained_by_ns = drained_by_ns or time.monotonic_ns() + int(self._config.shutdown_s * 1e9)
                     if not self._in_flight or time.monotonic_ns() > drained_by_ns:
