@@ -73,7 +73,7 @@ class Engine(testing.StubEngine):
             self.warmed()
         elif HANGS:
             print("hanging", file=sys.stderr, flush=True)
-            threading.Thread(target=threading.Event().wait).start()  # which an orderly end would wait for
+            threading.Thread(target=threading.Event().wait, daemon=False).start()  # an orderly end waits for it
             threading.Event().wait()
         return super().score(*question)
 
