@@ -73,7 +73,7 @@ class Engine(testing.StubEngine):
             self.warmed()
         elif HANGS:
             print("hanging", file=sys.stderr, flush=True)
-            threading.Thread(target=threading.Event().wait, daemon=False).start()  # an orderly end waits for it
+            threading.Thread(target=threading.Event().wait, daemon=False).start()  # awaited by an orderly end
             threading.Event().wait()
         return super().score(*question)
 
@@ -422,8 +422,8 @@ def hung(
         asker.connect(config.endpoint)
         asker.send(json.dumps({"v": 1, "id": "q", "situation": question(), "deadline_ms": 60_000}).encode())
         opened.wait_for("hanging")
-        for _ in range(2):
-            client.status()
+        while "engine" not in (told := listener.hear()) or "got nothing done" not in told:
+            pass
         listener.heard()
         yield opened, client, asker
 
