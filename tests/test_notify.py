@@ -467,7 +467,7 @@ class TestDaemon:
 
     def test_tells_its_supervisor_what_stands_still(self, config: Config, listener: Listener) -> None:
         with hung(config, listener) as (opened, _, _):
-            told = "ERROR notify: engine "  # the journal too, it may be; perhaps before the decode had begun to hang
+            told = "ERROR notify: engine "  # perhaps with the journal, perhaps before the decode hung
             if not any(line.startswith(told) for line in opened.said):
                 opened.wait_for(told)
 

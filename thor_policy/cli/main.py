@@ -34,6 +34,7 @@ COMMANDS = {
     "packs": "packs",
     "bench": "bench",
     "doctor": "doctor",
+    "completion": "completion",
 }
 
 
