@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import urllib.error
 import urllib.request
@@ -11,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.core import Metric
@@ -18,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from thor_policy import metrics
 from thor_policy.app import serving
+from thor_policy.cli.main import cli
 from thor_policy.client import Client
 from thor_policy.config import Config
 from thor_policy.core import Json
@@ -286,3 +289,25 @@ def test_llama_cpp_tells_the_memory_of_its_devices() -> None:
     cpu = device_memory(kinds=(0,))
     assert [one.device for one in cpu] == ["CPU"]
     assert cpu[0].total_bytes >= cpu[0].free_bytes > 10**8
+
+
+class TestCommand:
+    def run(self, config: Config, *options: str) -> str:
+        result = CliRunner().invoke(cli, ["metrics", "--endpoint", config.endpoint, *options])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    def test_shows_what_is_not_zero(self, served: Config, client: Client) -> None:
+        client.evaluate(TAMPER)
+        shown = self.run(served)
+        (latency,) = (line for line in shown.splitlines() if line.startswith("decision_seconds"))
+        assert latency.split()[:3] == ["decision_seconds", "tier=rule", "1"]
+        assert "  decisions_total outcome=deny tier=rule" in shown
+        assert "refused_busy" not in shown
+
+    def test_prints_json_and_what_prometheus_reads(self, served: Config, client: Client) -> None:
+        client.evaluate(TAMPER)
+        as_json = json.loads(self.run(served, "--json"))
+        samples = parsed(self.run(served, "--prometheus"))
+        assert as_json.keys() == client.metrics().keys()
+        assert value(samples, "decisions_total", outcome="deny", tier="rule") == 1

@@ -99,7 +99,10 @@ def status(config: Config, as_json: bool) -> None:
 @click.option("--prometheus", is_flag=True, help="Print the text that Prometheus reads.")
 @as_json
 def metrics(config: Config, prometheus: bool, as_json: bool) -> None:
-    """What a running daemon measures: times, outcomes, confidence, and everything it counts."""
+    """What a running daemon measures: times, outcomes, confidence, and everything it counts.
+
+    Without --json or --prometheus, what is zero is left out.
+    """
     from thor_policy.metrics import exposition, lines
 
     with Client(config.endpoint, timeout_ms=5_000) as client:
@@ -109,11 +112,16 @@ def metrics(config: Config, prometheus: bool, as_json: bool) -> None:
     elif prometheus:
         sys.stdout.write(exposition(told))
     else:
+        shown = [
+            (f"{one.name.removeprefix('thorpolicy_')} {one.labels}", one)
+            for one in lines(told)
+            if not one.name.endswith("_info")  # `status` says it better
+        ]
         render.table(
-            ("metric", "labels", "value", "mean", "half within", "99 % within"),
-            [(one.name, one.labels, one.value, one.mean, one.half, one.most) for one in lines(told)],
-            clipped=(1,),
+            ("seconds, or a share", "count", "mean", "half within", "99 % within"),
+            [(name, one.value, one.mean, one.half, one.most) for name, one in shown if one.mean is not None],
         )
+        render.pairs({name: one.value for name, one in shown if one.mean is None and one.value})
 
 
 def _read_question(source: str) -> Json:
