@@ -92,6 +92,7 @@ def test_what_the_journal_cannot_do_is_refused_in_its_words_and_the_next_is_done
         assert answers.get(timeout=WAIT_S) == (2, {"done": {"checkpoint": 0}})
     error = refusal(answer)
     assert (ticket, error.code) == (1, "unavailable")
+    assert clerk.counters == {"done": 1, "failed": 1, "refused": 0}
     assert error.message.startswith("before: 'yesterday'")
 
 
@@ -135,6 +136,7 @@ def test_a_stop_finishes_what_runs_and_refuses_what_waits_or_comes_later(journal
     ticket, answer = answers.get(timeout=WAIT_S)
     assert (ticket, refusal(answer).code) == (2, "shutting_down")
     assert answers.empty()
+    assert clerk.counters == {"done": 1, "failed": 0, "refused": 2}
 
 
 def test_a_clerk_without_work_stops_at_once_and_may_be_stopped_twice(journal: Journal) -> None:

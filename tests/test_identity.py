@@ -312,8 +312,8 @@ def frame(op: str = "evaluate", **members: Json) -> bytes:
 
 def counters(config: Config) -> dict[str, Json]:
     with Client(config.endpoint, timeout_ms=PATIENCE_MS) as local:
-        found: dict[str, Json] = local.call("metrics", {})["metrics"]
-        return found
+        status = local.status()
+        return {**status["counters"], "in_flight": status["in_flight"]}
 
 
 def counted(config: Config, name: str, *, above: int = 0) -> dict[str, Json]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_phi
@@ -36,12 +37,14 @@ from thor_policy.core import (
     Scored,
     Written,
 )
+from thor_policy.errors import RequestError, Stalled
 from thor_policy.journal import events
-from thor_policy.journal.writer import Committed, Journal
+from thor_policy.journal.verify import verify
+from thor_policy.journal.writer import Committed, Journal, OnCommitted
 from thor_policy.notify import Pulse, Supervisor
 from thor_policy.packs import Pack
 from thor_policy.policy import Explained, Policy
-from thor_policy.testing import StubEngine
+from thor_policy.testing import StubEngine, load_stub_engine
 from thor_policy.worker import Outcome, Worker
 
 #: No test waits longer than this for anything, in seconds.
@@ -51,7 +54,7 @@ HALF_NS = 30 * 10**9
 WATCHDOG = {"WATCHDOG_USEC": "60000000", "WATCHDOG_PID": str(os.getpid())}
 
 #: `thorpolicy serve` on an engine that says what it does on standard error: it begins its warm-up when it
-#: reads a line, and (hangs) the first score after that never returns.
+#: reads a line, and (hangs) the first score after that never returns. A further line holds the disk.
 DAEMON = """
 import functools, resource, sys, threading
 from thor_policy import app, testing
@@ -67,13 +70,33 @@ class Engine(testing.StubEngine):
             if sys.stdin.readline() != "go\\n":
                 raise EngineError("a decode failed")
             self.warm = True
+            self.warmed()
         elif HANGS:
             print("hanging", file=sys.stderr, flush=True)
+            threading.Thread(target=threading.Event().wait, daemon=False).start()  # awaited by an orderly end
             threading.Event().wait()
         return super().score(*question)
 
+def hold(connection):  # from here on no commit returns
+    def stop(sql):
+        if sql == "COMMIT":
+            threading.Event().wait()
+    connection.set_trace_callback(stop)
+
+def open_journal(config, on_committed, open_it=app.open_journal):
+    journal = open_it(config, on_committed)
+    def listen():
+        for line in sys.stdin:
+            if line == "hold the disk\\n":
+                journal.run(hold).result()
+                print("held", file=sys.stderr, flush=True)
+    Engine.warmed = threading.Thread(target=listen, daemon=True).start
+    return journal
+
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-app.open_service = functools.partial(app.open_service, load_engine=lambda _: Engine())
+app.open_service = functools.partial(
+    app.open_service, load_engine=lambda _: Engine(), open_journal=open_journal
+)
 main()
 """
 
@@ -310,6 +333,12 @@ def signed(supervisor: Supervisor, listener: Listener) -> bool:
     return "WATCHDOG=1" in listener.heard()
 
 
+def refused(call: Callable[[], object]) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        call()
+    return caught.value
+
+
 def wait_until(holds: Callable[[], bool]) -> None:
     deadline_s = time.monotonic() + PATIENCE_S
     while not holds():
@@ -319,7 +348,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
 class Daemon:
     """A `thorpolicy serve` process under a supervisor that wants a sign of life at each turn of its loop."""
 
-    def __init__(self, config: Config, listener: Listener, *, hangs: bool) -> None:
+    def __init__(self, config: Config, listener: Listener, *, hangs: bool, **settings: str) -> None:
         arguments = ("serve", "--state-dir", str(config.state_dir), "--endpoint", config.endpoint)
         program = DAEMON.replace("HANGS", str(hangs))
         self.process = subprocess.Popen(
@@ -327,7 +356,10 @@ class Daemon:
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | listener.environ | {"WATCHDOG_USEC": "1"},
+            env=os.environ
+            | listener.environ
+            | {"WATCHDOG_USEC": "1"}
+            | {f"THOR_POLICY_{name.upper()}": value for name, value in settings.items()},
         )
         self.said: list[str] = []
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -363,9 +395,9 @@ class Daemon:
 
 
 @contextmanager
-def daemon(config: Config, listener: Listener, *, hangs: bool = False) -> Iterator[Daemon]:
+def daemon(config: Config, listener: Listener, *, hangs: bool = False, **settings: str) -> Iterator[Daemon]:
     """A daemon in its warm-up, killed at the end."""
-    opened = Daemon(config, listener, hangs=hangs)
+    opened = Daemon(config, listener, hangs=hangs, **settings)
     try:
         opened.wait_for("warming")
         yield opened
@@ -374,10 +406,12 @@ def daemon(config: Config, listener: Listener, *, hangs: bool = False) -> Iterat
 
 
 @contextmanager
-def hung(config: Config, listener: Listener) -> Iterator[tuple[Daemon, Client]]:
-    """A daemon one of whose decodes never returns, after its last sign of life."""
+def hung(
+    config: Config, listener: Listener, **settings: str
+) -> Iterator[tuple[Daemon, Client, zmq.Socket[bytes]]]:
+    """A daemon one of whose decodes never returns, after its last sign of life, and who waits for it."""
     with (
-        daemon(config, listener, hangs=True) as opened,
+        daemon(config, listener, hangs=True, **settings) as opened,
         zmq.Context() as context,
         context.socket(zmq.DEALER) as asker,
         Client(config.endpoint, timeout_ms=PATIENCE_S * 1000) as client,
@@ -388,10 +422,10 @@ def hung(config: Config, listener: Listener) -> Iterator[tuple[Daemon, Client]]:
         asker.connect(config.endpoint)
         asker.send(json.dumps({"v": 1, "id": "q", "situation": question(), "deadline_ms": 60_000}).encode())
         opened.wait_for("hanging")
-        for _ in range(2):
-            client.status()
+        while "engine" not in (told := listener.hear()) or "got nothing done" not in told:
+            pass
         listener.heard()
-        yield opened, client
+        yield opened, client, asker
 
 
 class TestDaemon:
@@ -423,7 +457,7 @@ class TestDaemon:
     def test_whose_decode_never_returns_signs_no_more_though_it_answers(
         self, config: Config, listener: Listener
     ) -> None:
-        with hung(config, listener) as (_, client):
+        with hung(config, listener) as (_, client, _):
             states = [client.status() for _ in range(20)]
             assert "WATCHDOG=1" not in listener.heard()
         times = [state["engine"]["stands_still_s"] for state in states]
@@ -432,24 +466,154 @@ class TestDaemon:
         assert any(state["journal"]["stands_still_s"] == 0 for state in states)
 
     def test_tells_its_supervisor_what_stands_still(self, config: Config, listener: Listener) -> None:
-        with hung(config, listener) as (opened, client):
-            wait_until(lambda: bool(client.status()))
-            opened.wait_for("ERROR thor_policy.notify: engine got nothing done")
+        with hung(config, listener) as (opened, _, _):
+            told = "ERROR notify: engine "  # perhaps with the journal, perhaps before the decode hung
+            if not any(line.startswith(told) for line in opened.said):
+                opened.wait_for(told)
 
     def test_that_hangs_and_is_aborted_says_in_which_call(self, config: Config, listener: Listener) -> None:
-        with hung(config, listener) as (opened, _):
+        with hung(config, listener) as (opened, _, _):
             opened.process.send_signal(signal.SIGABRT)
             assert opened.process.wait(PATIENCE_S) == -signal.SIGABRT
             opened.wait_for("")
         assert any(line.strip().endswith("in score") for line in opened.said)
 
     def test_that_hangs_is_forced_by_a_second_signal(self, config: Config, listener: Listener) -> None:
-        with hung(config, listener) as (opened, _):
+        with hung(config, listener) as (opened, _, _):
             opened.process.send_signal(signal.SIGTERM)
             while not listener.hear().startswith("STOPPING=1"):
                 pass
             opened.process.send_signal(signal.SIGTERM)
             assert opened.process.wait(PATIENCE_S) == -signal.SIGTERM
+
+    def test_that_hangs_ends_by_itself_after_stall_s_and_refuses_who_waits(
+        self, config: Config, listener: Listener
+    ) -> None:
+        with hung(config, listener, stall_s="2", shutdown_s="0.5") as (opened, client, asker):
+            assert client.status()["engine"]["stands_still_s"] > 0
+            asker.set(zmq.RCVTIMEO, PATIENCE_S * 1000)
+            error = json.loads(asker.recv())["error"]
+            assert opened.process.wait(PATIENCE_S) == 6
+            opened.wait_for("thorpolicy: ")
+        assert error["code"] == "unavailable"
+        assert error["message"].startswith("engine got nothing done for 2 s; stall_s is 2")
+        assert "WATCHDOG=1" not in listener.heard()
+        assert verify(config.journal_path).ok
+
+    def test_that_hangs_ends_by_itself_after_a_signal(self, config: Config, listener: Listener) -> None:
+        with hung(config, listener, stall_s="0", shutdown_s="0.5") as (opened, _, _):
+            opened.process.send_signal(signal.SIGTERM)
+            assert opened.process.wait(PATIENCE_S) == 6
+            opened.wait_for("thorpolicy: the engine thread did not end within 0.5 s")
+
+    def test_whose_commit_never_returns_ends_by_itself_after_stall_s(
+        self, config: Config, listener: Listener
+    ) -> None:
+        with (
+            daemon(config, listener, stall_s="2", shutdown_s="0.5") as opened,
+            Client(config.endpoint) as own,
+        ):
+            opened.tell("go")
+            opened.wait_for("ready")
+            opened.tell("hold the disk")
+            opened.wait_for("held")
+            error = refused(lambda: own.evaluate(question(), deadline_ms=60_000))
+            assert opened.process.wait(PATIENCE_S) == 6
+        assert (error.code, error.message.split(";")[0]) == (
+            "unavailable",
+            "journal got nothing done for 2 s",
+        )
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+class TestThreadThatEnded:
+    """A fault that no code foresaw took a thread: status tells, and new requests are refused."""
+
+    def test_of_the_engine(self, config: Config) -> None:
+        class Engine(StubEngine):
+            def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
+                if "leave" in question:
+                    raise SystemExit
+                return super().score(pack_sha256, question, deadline_ns)
+
+        with serving(config, load_engine=lambda _: Engine()), Client(config.endpoint) as own:
+            leave = question() | {"action_type": "leave"}
+            assert refused(lambda: own.evaluate(leave, deadline_ms=500)).code == "expired"
+            wait_until(lambda: not own.status()["engine"]["alive"])
+            status, error = own.status(), refused(lambda: own.evaluate(question()))
+            kept = own.track_signal(agent="scout", symbol="ACME", signal="BUY")
+        assert (status["state"], status["journal"]["alive"]) == ("refusing", True)
+        assert status["trouble"] == error.message == "the engine has stopped; the daemon must be restarted"
+        assert error.code == "unavailable"
+        assert kept  # a record needs no engine
+
+    def test_of_the_journal(self, config: Config) -> None:
+        opened: list[Journal] = []
+
+        class Leaving(Journal):
+            leaves = False
+
+            def _transaction(self, batch: list[Any]) -> list[Committed]:
+                if self.leaves:
+                    raise SystemExit
+                return super()._transaction(batch)
+
+        def open_leaving(config: Config, on_committed: OnCommitted) -> Journal:
+            opened.append(Leaving(config.journal_path, on_committed=on_committed))
+            return opened[0]
+
+        with (
+            serving(config, load_engine=load_stub_engine, open_journal=open_leaving),
+            Client(config.endpoint) as own,
+        ):
+            assert own.evaluate(question())["context"]["decision_id"]
+            opened[0].leaves = True  # type: ignore[attr-defined]
+            assert refused(lambda: own.evaluate(question(), deadline_ms=500)).code == "expired"
+            wait_until(lambda: not own.status()["journal"]["alive"])
+            status, error = own.status(), refused(lambda: own.evaluate(question()))
+            of_record = refused(lambda: own.track_signal(agent="scout", symbol="ACME", signal="BUY"))
+        assert (status["state"], status["engine"]["alive"]) == ("refusing", True)
+        assert status["trouble"] == error.message == "the journal has stopped; the daemon must be restarted"
+        assert (error.code, of_record.code) == ("unavailable", "unavailable")
+        assert verify(config.journal_path).ok
+
+    def test_is_stalled_from_when_it_was_found(self) -> None:
+        supervisor = Supervisor({}, stall_s=30)
+        supervisor.watch({"engine": Thread(alive=False)})
+        supervisor.turn(False, 10**15)
+        supervisor.turn(False, 10**15 + 29 * 10**9)
+        with pytest.raises(Stalled, match="engine has ended for 30 s; stall_s is 30"):
+            supervisor.turn(False, 10**15 + 30 * 10**9)
+
+
+class TestStall:
+    """A part that stands still for `stall_s` with work waiting ends the daemon; time is an argument."""
+
+    def turns(self, stall_s: float, thread: Thread, *, stopping: bool = False, after_s: float) -> None:
+        supervisor = Supervisor({}, stall_s=stall_s)
+        supervisor.watch({"engine": Thread(), "journal": thread})
+        supervisor.turn(stopping, max(thread.pulse.since_ns, 1) + int(after_s * 1e9))
+
+    @pytest.fixture
+    def busy(self) -> Thread:
+        thread = Thread()
+        thread.pulse.beat()
+        return thread
+
+    def test_comes_with_the_part_and_the_setting(self, busy: Thread) -> None:
+        self.turns(300, busy, after_s=299.9)
+        with pytest.raises(Stalled, match="journal got nothing done for 300 s; stall_s is 300") as caught:
+            self.turns(300, busy, after_s=300)
+        assert caught.value.exit_code == 6
+
+    def test_never_comes_where_nothing_waits(self) -> None:
+        self.turns(300, Thread(), after_s=10**6)
+
+    def test_never_comes_if_it_is_zero(self, busy: Thread) -> None:
+        self.turns(0, busy, after_s=10**6)
+
+    def test_never_comes_while_stopping_which_has_a_bound_of_its_own(self, busy: Thread) -> None:
+        self.turns(300, busy, stopping=True, after_s=10**6)
 
 
 class TestStatus:
@@ -461,7 +625,13 @@ class TestStatus:
             status = client.status()
         assert status["engine"]["stands_still_s"] == 0
         assert status["engine"]["warm_up_ms"] > 0
-        assert status["clerk"] == {"alive": True, "stands_still_s": 0.0, "task": None, "waiting": 0}
+        assert status["clerk"] == {
+            "alive": True,
+            "stands_still_s": 0.0,
+            "task": None,
+            "waiting": 0,
+            "counters": {"done": 0, "failed": 0, "refused": 0},
+        }
         assert status["model"]["file"] is None
 
     def test_names_a_model_file_that_was_replaced_and_the_daemon_serves_on(

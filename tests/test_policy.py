@@ -302,6 +302,7 @@ class TestCache:
         assert cache.get(("a",), 60 * 10**9) == ("a", scored)
         assert cache.get(("a",), 60 * 10**9 + 1) is None
         assert len(cache) == 1
+        assert cache.counters == {"hits": 4, "misses": 2, "expired": 1, "evicted": 1}
 
     def test_of_size_zero_keeps_nothing(self) -> None:
         cache = ScoreCache(0, 60)

@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from thor_policy import catalog, packs, trace
+import msgspec
+
+from thor_policy import catalog, metrics, packs, trace
 from thor_policy.calibration import Calibration
 from thor_policy.clerk import Clerk
 from thor_policy.client import Client
 from thor_policy.config import Config, data_path
 from thor_policy.core import Caller, Decision, Engine, Json, ModelInfo, PackInfo
-from thor_policy.errors import JournalError, RequestError
+from thor_policy.errors import JournalError, RequestError, Stalled
 from thor_policy.journal import events
 from thor_policy.journal.checkpoints import Signer, key_path
 from thor_policy.journal.reader import Reader
@@ -146,7 +148,7 @@ def open_service(
     """A server that is warm and bound, ready to `run`; everything is stopped on the way out.
 
     `supervisor` learns what it has to watch; what it is told besides is up to the caller.
-    Raises ThorPolicyError where a part cannot start.
+    Raises ThorPolicyError where a part cannot start, Stalled where a thread does not end in time.
     """
     with ExitStack() as stack:
         check_identity(config)
@@ -210,6 +212,8 @@ def open_service(
             refusal=refusal,
         )
         sockets.callback(server.close)
+        if config.metrics_port:
+            stack.enter_context(metrics.endpoint(config.metrics_port, server.measured))
         if supervisor is not None:  # the clerk is left out: a piece of its work may take an hour
             supervisor.watch({"engine": worker, "journal": journal})
         yield server
@@ -245,6 +249,7 @@ def _describe(policy: Policy, worker: Worker, journal: Journal, clerk: Clerk) ->
             "stands_still_s": round(worker.pulse.stands_still_s, 3),
             "waiting": worker.waiting,
             "explaining": policy.engine.explaining,
+            "memory": [msgspec.to_builtins(one) for one in policy.engine.memory()],
             "prefix_tokens": policy.loaded.prefix_tokens,
             "prefix_restored": policy.loaded.restored,
             "self_test": f"passed, golden question scored {policy.loaded.golden_scores} times"
@@ -253,11 +258,13 @@ def _describe(policy: Policy, worker: Worker, journal: Journal, clerk: Clerk) ->
             "decisions": worker.decisions,
             "explanations": worker.explanations,
             "unexplained": worker.unexplained,
+            "refused": worker.refused,
             "internal_errors": worker.internal_errors,
             "mean_decision_ms": round(worker.mean_decision_ms, 3),
             "explanation_step_ms_max": round(worker.step_ms_max, 3),
             "wait_for_step_ms_max": round(worker.step_wait_ms_max, 3),
         },
+        "cache": {"entries": len(policy.cache), "counters": dict(policy.cache.counters)},
         "journal": {
             "alive": journal.alive,
             "stands_still_s": round(journal.pulse.stands_still_s, 3),
@@ -276,17 +283,18 @@ def _describe(policy: Policy, worker: Worker, journal: Journal, clerk: Clerk) ->
             "stands_still_s": round(clerk.pulse.stands_still_s, 3),
             "task": clerk.task,
             "waiting": clerk.waiting,
+            "counters": dict(clerk.counters),
         },
     }
 
 
 def _stop_worker(worker: Worker, timeout_s: float) -> None:
     if not worker.stop(timeout_s):
-        log.error("the engine thread did not end within %s s", timeout_s)
+        raise Stalled(f"the engine thread did not end within {timeout_s:g} s")
 
 
 def _close_journal(journal: Journal, timeout_s: float) -> None:
     try:
         journal.close(timeout_s)
     except JournalError as error:
-        log.error("%s", error)
+        raise Stalled(str(error)) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -50,6 +51,8 @@ class Clerk:
         self._entry = threading.Lock()
         #: Beats with each bit of progress in a piece of work.
         self.pulse = Pulse()
+        #: Pieces of work by what became of them.
+        self.counters = Counter(done=0, failed=0, refused=0)
         #: What is being done.
         self.task: str | None = None
         self._queue: queue.SimpleQueue[tuple[int, Upkeep, Caller] | None] = queue.SimpleQueue()
@@ -72,6 +75,7 @@ class Clerk:
             if not self._stopping:
                 self._queue.put((ticket, upkeep, caller))
                 return
+            self.counters["refused"] += 1
         self._tell(ticket, Tended(_stopping()))
 
     def stop(self, timeout_s: float) -> bool:
@@ -93,15 +97,20 @@ class Clerk:
 
     def _do(self, upkeep: Upkeep, caller: Caller) -> dict[str, Json] | RequestError:
         if self._stopping:
+            with self._entry:
+                self.counters["refused"] += 1
             return _stopping()
         try:
             done = tend(self._journal, upkeep, by_uid=caller.uid, by_key=caller.key, progress=self._beat)
             if upkeep.calibration is not None:
                 self._calibrated(upkeep.calibration)
+            self.counters["done"] += 1
             return {"done": done}
         except JournalError as error:
+            self.counters["failed"] += 1
             return RequestError("unavailable", str(error))
         except Exception:
+            self.counters["failed"] += 1
             log.exception("%s failed for a reason that no code foresaw", upkeep.task)
             return RequestError("internal", f"{upkeep.task} failed; the daemon's log says why")
 

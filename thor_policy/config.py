@@ -199,6 +199,32 @@ class Config:
     socket_mode: int = _setting(
         0o660, "File mode of the ipc socket: who may open it has the roles of local.", least=0, most=0o777
     )
+    log_format: str = _setting(
+        "auto",
+        "Lines of JSON, or lines for people; auto: JSON where systemd's journal reads them.",
+        choices=("auto", "json", "pretty"),
+    )
+    log_level: str = _setting(
+        "info",
+        "What is logged: at debug each decision by its id, too, and the texts of refusals and exceptions, "
+        "which may repeat what a request says.",
+        choices=("debug", "info", "warning", "error"),
+    )
+    metrics_port: int = _setting(
+        0,
+        "Port of 127.0.0.1 where Prometheus may read the metrics, as may every process of this machine; "
+        "0: none. `thorpolicy metrics` needs none.",
+        least=0,
+        most=65_535,
+    )
+    stall_s: float = _setting(
+        300.0,
+        "Seconds that engine or journal may get nothing done while work waits; then the daemon says so, "
+        "refuses what is in flight and ends with status 6, to be started again; 0: never. It has to exceed "
+        "the longest decode.",
+        least=0,
+        most=86_400,
+    )
     shutdown_s: float = _setting(
         10.0, "Seconds a stop may take to drain before it is forced.", least=0.1, most=600
     )

@@ -180,6 +180,14 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     exact: bool = True
 
 
+class DeviceMemory(Struct, frozen=True, kw_only=True):
+    """Memory of a GPU that a model may be on."""
+
+    device: str
+    free_bytes: int
+    total_bytes: int
+
+
 class PackInfo(Struct, frozen=True, kw_only=True):
     """Identity of a policy pack. `sha256` over its files *is* the policy version."""
 
@@ -342,6 +350,9 @@ class Engine(Protocol):
 
     def file_state(self) -> str | None:
         """What became of the model's file since it was loaded; None if there is none. Any thread."""
+
+    def memory(self) -> tuple[DeviceMemory, ...]:
+        """Memory of each GPU; empty where there is none, or it cannot be told. Any thread."""
 
     def load(self, prefix: PromptPrefix) -> Loaded:
         """Make `prefix` resident and test that it scores the same each time.

@@ -15,6 +15,7 @@ its message names the field, the limit and the cure. Callable from any thread.
     ├── CalibrationError      there is too little to calibrate confidence with          exit 2
     ├── JournalError          the journal cannot be opened, written or trusted        exit 2
     │   └── DiskFull          the disk is full, and `on_full` is halt                 exit 5
+    ├── Stalled               a thread of the daemon never came back                  exit 6
     ├── Unreachable           no daemon answered in time                              exit 3
     └── RequestError          a request is refused; `code` is the wire code           exit 4
 
@@ -94,6 +95,12 @@ class DiskFull(JournalError):
     """The disk is full, and the daemon was told to stop rather than to wait for room."""
 
     exit_code = 5
+
+
+class Stalled(ThorPolicyError):
+    """A thread of the daemon got nothing done for too long, or did not end; the process has to."""
+
+    exit_code = 6
 
 
 class Unreachable(ThorPolicyError):

@@ -2,8 +2,9 @@
 
 Owns the notify socket of sd_notify(3) and the pulses of the threads. Invariant: a sign of life is sent only
 if each watched part got something done since the last one, or has nothing to do; so a decode or a commit that
-never returns ends the signs, however lively the other threads are. Nothing here blocks or raises. Main
-thread, but for `Pulse`, which the thread of its part writes and any thread reads.
+never returns ends the signs, however lively the other threads are; and after a while the daemon too, where
+no supervisor does. Nothing here blocks. Main thread, but for `Pulse`, which the thread of its part writes and
+any thread reads.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import socket
 import time
 from collections.abc import Mapping
 from typing import Protocol
+
+from thor_policy.errors import Stalled
 
 log = logging.getLogger(__name__)
 
@@ -52,16 +55,20 @@ class Part(Protocol):
 class Supervisor:
     """Whoever started the daemon, as far as the environment names one; without one, calls do nothing.
 
-    A sign of life is due each half of WATCHDOG_USEC. `turn` has to be called more often than that.
+    A sign of life is due each half of WATCHDOG_USEC. `turn` has to be called more often than that. Whoever
+    started it or not, a part that stands still for `stall_s` seconds (0: never) ends it.
     """
 
-    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, environ: Mapping[str, str] = os.environ, *, stall_s: float = 0.0) -> None:
         address = environ.get("NOTIFY_SOCKET", "")
         self._address = address.replace("@", "\0", 1) if address.startswith("@") else address
         ours = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         limit_us = environ.get("WATCHDOG_USEC", "") if ours else ""
         self._every_ns = int(limit_us) * 500 if limit_us.isdecimal() else 0
+        self._stall_s = stall_s
         self._parts: Mapping[str, Part] = {}
+        #: When a part was first found to have ended, monotonic nanoseconds.
+        self._ended_ns: dict[str, int] = {}
         self._state = ""
         self._signed_ns = 0
         self._still: tuple[str, ...] = ()
@@ -82,7 +89,12 @@ class Supervisor:
         self._tell(f"READY=1\nSTATUS={state}")
 
     def turn(self, stopping: bool, now_ns: int) -> None:
-        """Called again and again by the main thread: says that it stops, or what is due."""
+        """Called again and again by the main thread: says that it stops, or what is due.
+
+        Raises Stalled when a part has stood still for too long, unless the daemon is stopping anyway.
+        """
+        if self._stall_s and not stopping:
+            self._check_stall(now_ns)
         if stopping:
             if not self._stopping:
                 self._tell("STOPPING=1\nSTATUS=stopping: answering what is in flight")
@@ -93,6 +105,15 @@ class Supervisor:
                 self._signed_ns = now_ns
             if still != self._still:
                 self._say_what_stands_still(still, now_ns)
+
+    def _check_stall(self, now_ns: int) -> None:
+        for name, part in self._parts.items():
+            since_ns = part.pulse.since_ns if part.alive else self._ended_ns.setdefault(name, now_ns)
+            if since_ns and (now_ns - since_ns) / 1e9 >= self._stall_s:
+                what = "got nothing done" if part.alive else "has ended"
+                told = f"{name} {what} for {(now_ns - since_ns) / 1e9:.0f} s; stall_s is {self._stall_s:g}"
+                self._tell(f"STATUS={told}")
+                raise Stalled(f"{told}: the daemon ends, to be started again")
 
     def _stands_still(self, part: Part) -> bool:
         return not part.alive or 0 < part.pulse.since_ns <= self._signed_ns

@@ -7,12 +7,14 @@ monotonic one, for timings and deadlines.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
 import uuid_utils
 
+from thor_policy import logs
 from thor_policy.calibration import Calibration, scaled
 from thor_policy.core import (
     Action,
@@ -30,6 +32,8 @@ from thor_policy.core import (
 )
 from thor_policy.errors import DeadlineExceeded, EngineError, RequestError
 from thor_policy.packs import Pack
+
+log = logging.getLogger(__name__)
 
 #: How long an explanation that nobody waits for may take, in seconds.
 EXPLAIN_LATER_S = 120
@@ -74,6 +78,8 @@ class ScoreCache:
 
     def __init__(self, size: int, ttl_s: float) -> None:
         self._size, self._ttl_ns = size, int(ttl_s * 1e9)
+        #: What became of each question (`hits`, `misses`), and of scores that are kept no more.
+        self.counters = Counter(hits=0, misses=0, expired=0, evicted=0)
         self._found: OrderedDict[tuple[str, ...], tuple[int, str, Scored]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -83,8 +89,10 @@ class ScoreCache:
         """The decision that was first given this score, and the score; None if there is none, or too old."""
         entry = self._found.get(key)
         if entry is None or now_ns - entry[0] > self._ttl_ns:
-            self._found.pop(key, None)
+            self.counters["misses"] += 1
+            self.counters["expired"] += self._found.pop(key, None) is not None
             return None
+        self.counters["hits"] += 1
         self._found.move_to_end(key)
         return entry[1], entry[2]
 
@@ -96,6 +104,7 @@ class ScoreCache:
         self._found.move_to_end(key)
         if len(self._found) > self._size:
             self._found.popitem(last=False)
+            self.counters["evicted"] += 1
 
     def clear(self) -> None:
         """Forget everything."""
@@ -121,9 +130,11 @@ class Policy:
         self.pack = pack
         self.calibration = calibration
         self._max_explanations = max_explanations
-        self._cache = cache if cache is not None and pack.manifest.cache else ScoreCache(0, 0)
+        #: Scores of questions asked before; of size 0 where the pack wants none kept.
+        self.cache = cache if cache is not None and pack.manifest.cache else ScoreCache(0, 0)
         self.loaded = engine.load(pack.prefix)
         self._explaining: dict[int, Decision] = {}
+        self._limit = logs.Limit()
         #: How long the warm-up took, in milliseconds; 0 before it.
         self.warm_up_ms = 0.0
 
@@ -170,8 +181,11 @@ class Policy:
                 outcome, reason_code = self._strictest(floor, scored.label, probabilities)
             except DeadlineExceeded:
                 tier, outcome, reason_code = "fallback", self.pack.strictest, "deadline_exceeded"
-            except EngineError:
+            except EngineError as error:
                 tier, outcome, reason_code = "fallback", self.pack.strictest, "engine_failed"
+                if (unlogged := self._limit.admit(started_ns)) is not None:
+                    told = logs.fields(decision_id=decision_id, unlogged=unlogged or None)
+                    log.warning("the model gave no answer: %s", error, extra=told)
         decision = Decision(
             id=decision_id,
             at=request.received_at,
@@ -224,10 +238,10 @@ class Policy:
         """The score of a question, and the decision that was first given it if it was asked before."""
         key = (self.pack.info.sha256, self.engine.model.sha256, self.engine.model.build, question)
         now_ns = time.monotonic_ns()
-        if found := self._cache.get(key, now_ns):
+        if found := self.cache.get(key, now_ns):
             return found[1], found[0]
         scored = self.engine.score(self.pack.info.sha256, question, request.deadline_ns)
-        self._cache.put(key, decision_id, scored, now_ns)
+        self.cache.put(key, decision_id, scored, now_ns)
         return scored, None
 
     def _strictest(self, floor: Floor, label: str, probabilities: dict[str, float]) -> tuple[str, str | None]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from thor_policy.app import journal_options
 from thor_policy.config import Config
-from thor_policy.core import Loaded, ModelInfo, PromptPrefix, Scored, Step, Written
+from thor_policy.core import DeviceMemory, Loaded, ModelInfo, PromptPrefix, Scored, Step, Written
 from thor_policy.engine.writing import Writing
 from thor_policy.errors import DeadlineExceeded, EngineError, RequestError
 from thor_policy.journal.events import Event
@@ -55,6 +55,9 @@ class StubEngine:
 
     def file_state(self) -> str | None:
         return None
+
+    def memory(self) -> tuple[DeviceMemory, ...]:
+        return ()
 
     def load(self, prefix: PromptPrefix) -> Loaded:
         self._prefixes[prefix.pack_sha256] = prefix

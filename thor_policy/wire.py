@@ -143,6 +143,10 @@ class _Envelope(Struct, frozen=True):
     record: Raw | UnsetType = UNSET
 
 
+class _Reply(Struct, frozen=True):
+    id: str = ""
+
+
 _Time = Annotated[datetime, Meta(tz=True)]
 #: How msgspec words what is wrong, and where: the place comes last, behind what may be hostile text.
 _TOLD = re.compile(r"(.*?)(?: - at `\$([^`]*)`)?", re.DOTALL)
@@ -156,6 +160,7 @@ _BOUND_TOLD: dict[tuple[str | None, str], tuple[ErrorCode, str]] = {
     (None, "<="): ("bad_request", "must be at most {}"),
 }
 _envelopes = msgspec.json.Decoder(_Envelope)
+_replies = msgspec.json.Decoder(_Reply)
 _encoder = msgspec.json.Encoder()
 
 
@@ -215,6 +220,15 @@ def request_id(frame: bytes, max_bytes: int) -> str:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return ""
     return found if isinstance(found, str) and len(found) <= MAX_NAME_CHARS else ""
+
+
+def op_of(message: Message) -> str:
+    """The operation that a message asks for."""
+    if isinstance(message, Keep):
+        return OP_OF[type(message.record)]
+    if isinstance(message, Inquire):
+        return message.op
+    return "upkeep" if isinstance(message, Tend) else "evaluate"
 
 
 def _decode_evaluate(envelope: _Envelope, deadline_ms: int | None) -> Evaluate | EvaluateMany:
@@ -479,6 +493,14 @@ def decode_reply(frame: bytes) -> dict[str, Json]:
     if error := answer.get("error"):
         raise RequestError(error["code"], error["message"], retry_after_ms=error.get("retry_after_ms"))
     return answer
+
+
+def reply_id(frame: bytes) -> str:
+    """Whose reply a frame is; empty if that cannot be told."""
+    try:
+        return _replies.decode(frame).id
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ""
 
 
 # ---------------------------------------------------------------- checks

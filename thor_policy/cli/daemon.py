@@ -11,12 +11,15 @@ from pathlib import Path
 
 import click
 
+from thor_policy import logs
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured
 from thor_policy.client import Client
 from thor_policy.config import Config
 from thor_policy.core import Json
 from thor_policy.notify import Supervisor
+
+log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -25,20 +28,19 @@ def serve(config: Config) -> None:
     """Run the daemon until SIGTERM or Ctrl-C; a second signal forces it."""
     from thor_policy import app
 
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO, stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # otherwise it tells of every request
+    logs.set_up(config.log_format, config.log_level, stream=sys.stderr, pretty=render.LogHandler())
     faulthandler.enable()  # a watchdog ends a hung daemon with SIGABRT: then each thread says where it hangs
-    supervisor, judge = Supervisor(), config.engine_url or config.model
+    supervisor, judge = Supervisor(stall_s=config.stall_s), config.engine_url or config.model
     supervisor.loading(f"loading {judge} and {config.pack}")
-    render.line(f"loading {judge} and {config.pack} ...", stderr=True)
+    log.info("loading %s and %s ...", judge, config.pack)
 
     def ready() -> None:
         supervisor.ready(f"{judge} judges by {config.pack} at {config.endpoint}", time.monotonic_ns())
-        render.line(f"ready at {config.endpoint}, journal {config.journal_path}", stderr=True)
+        log.info("ready at %s, journal %s", config.endpoint, config.journal_path)
 
     with app.open_service(config, supervisor=supervisor) as server:
         server.run(ready=ready, turn=supervisor.turn)
-        render.line("stopping: the last replies are out, the journal is closing", stderr=True)
+        log.info("stopping: the last replies are out, the journal is closing")
 
 
 @click.command()
@@ -74,7 +76,7 @@ def status(config: Config, as_json: bool) -> None:
     if as_json:
         render.as_json(answer)
         return
-    engine, journal, clerk = (answer.pop(part) for part in ("engine", "journal", "clerk"))
+    engine, cache, journal, clerk = (answer.pop(part) for part in ("engine", "cache", "journal", "clerk"))
     counters = answer.pop("counters")
     answer["pack"] = f"{answer['pack']['name']} {answer['pack']['version']} {answer['pack']['sha256'][:12]}"
     model = answer["model"]
@@ -85,10 +87,41 @@ def status(config: Config, as_json: bool) -> None:
     answer["model file"] = model["file"]
     render.pairs(answer, title="daemon")
     render.pairs(engine, title="engine")
+    render.pairs(cache, title="cache")
     render.pairs(journal, title="journal")
     render.pairs(clerk, title="clerk")
     if counters:
         render.pairs(counters, title="counters")
+
+
+@click.command()
+@configured("endpoint", "state_dir")
+@click.option("--prometheus", is_flag=True, help="Print the text that Prometheus reads.")
+@as_json
+def metrics(config: Config, prometheus: bool, as_json: bool) -> None:
+    """What a running daemon measures: times, outcomes, confidence, and everything it counts.
+
+    Without --json or --prometheus, what is zero is left out.
+    """
+    from thor_policy.metrics import exposition, lines
+
+    with Client(config.endpoint, timeout_ms=5_000) as client:
+        told = client.metrics()
+    if as_json:
+        render.as_json(told)
+    elif prometheus:
+        sys.stdout.write(exposition(told))
+    else:
+        shown = [
+            (f"{one.name.removeprefix('thorpolicy_')} {one.labels}", one)
+            for one in lines(told)
+            if not one.name.endswith("_info")  # `status` says it better
+        ]
+        render.table(
+            ("seconds, or a share", "count", "mean", "half within", "99 % within"),
+            [(name, one.value, one.mean, one.half, one.most) for name, one in shown if one.mean is not None],
+        )
+        render.pairs({name: one.value for name, one in shown if one.mean is None and one.value})
 
 
 def _read_question(source: str) -> Json:

@@ -1,26 +1,31 @@
 """Entry point of `thorpolicy`: the commands, and what becomes of errors.
 
 Owns the exit statuses: 0 done, 1 a check failed, 2 wrong use, setting or state, 3 no daemon answered,
-4 the daemon refused the request, 5 the disk is full and `on_full` is halt. Commands are imported when they
-are called, so that none pays for another.
+4 the daemon refused the request, 5 the disk is full and `on_full` is halt, 6 a thread of the daemon never
+came back. Commands are imported when they are called, so that none pays for another.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
+import os
 import sys
 from typing import Any
 
 import click
 
-from thor_policy import __version__
-from thor_policy.errors import RequestError, ThorPolicyError
+from thor_policy import __version__, logs
+from thor_policy.errors import RequestError, Stalled, ThorPolicyError
+
+log = logging.getLogger(__name__)
 
 #: Every command and the module in `thor_policy.cli` that holds it.
 COMMANDS = {
     "serve": "daemon",
     "ask": "daemon",
     "status": "daemon",
+    "metrics": "daemon",
     "test": "suites",
     "log": "journal",
     "stats": "journal",
@@ -30,6 +35,7 @@ COMMANDS = {
     "keys": "keys",
     "bench": "bench",
     "doctor": "doctor",
+    "completion": "completion",
 }
 
 
@@ -48,8 +54,14 @@ class _LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except ThorPolicyError as error:
-            code = f"{error.code}: " if isinstance(error, RequestError) else ""
-            click.echo(f"thorpolicy: {code}{error}", err=True)
+            if logs.structured():
+                log.error("%s", error, extra=logs.fields(exit_status=error.exit_code))
+            else:
+                code = f"{error.code}: " if isinstance(error, RequestError) else ""
+                click.echo(f"thorpolicy: {code}{error}", err=True)
+            if isinstance(error, Stalled):  # an orderly end would wait for that thread
+                sys.stdout.flush()
+                os._exit(error.exit_code)
             ctx.exit(error.exit_code)
 
 
@@ -61,7 +73,8 @@ def cli() -> None:
     \b
     Exit status: 0 done; 1 a check failed; 2 wrong use, setting or state;
     3 no daemon answered; 4 the daemon refused the request;
-    5 the disk is full and on_full is halt.
+    5 the disk is full and on_full is halt; 6 a thread of the daemon
+    never came back.
     """
 
 

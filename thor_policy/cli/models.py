@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from thor_policy import catalog
-from thor_policy.cli import render
+from thor_policy.cli import completion, render
 from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config
 
@@ -44,7 +44,7 @@ def list_models(config: Config, as_json: bool) -> None:
 
 @models.command()
 @configured("models_dir")
-@click.argument("name", help="As `models list` shows it.")
+@click.argument("name", help="As `models list` shows it.", shell_complete=completion.models)
 @click.option("--force", is_flag=True, help="Fetch again and replace the file and its recorded digest.")
 def pull(config: Config, name: str, force: bool) -> None:
     """Fetch a model of the catalog."""
@@ -58,7 +58,12 @@ def pull(config: Config, name: str, force: bool) -> None:
 
 @models.command()
 @configured("models_dir")
-@click.argument("name", required=False, help="One model; all that are here if none is given.")
+@click.argument(
+    "name",
+    required=False,
+    help="One model; all that are here if none is given.",
+    shell_complete=completion.models,
+)
 @as_json
 @click.pass_context
 def verify(ctx: click.Context, config: Config, name: str | None, as_json: bool) -> None:
@@ -79,7 +84,9 @@ def verify(ctx: click.Context, config: Config, name: str | None, as_json: bool) 
 
 @models.command()
 @configured("models_dir")
-@click.argument("name", help="As `models list` shows it, or the path of a GGUF file.")
+@click.argument(
+    "name", help="As `models list` shows it, or the path of a GGUF file.", shell_complete=completion.models
+)
 def path(config: Config, name: str) -> None:
     """Print where a model's file is."""
     render.line(str(Path(catalog.resolve(name, config.models_dir).path)))

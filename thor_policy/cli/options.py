@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from thor_policy import config
+from thor_policy.cli.completion import OF_SETTINGS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,6 +37,7 @@ def configured(*names: str) -> Callable[[F], F]:
                 f.name,
                 metavar=f.metadata["metavar"],
                 help=f.metadata["help"],
+                shell_complete=OF_SETTINGS.get(f.name),
             )(wrapped)
         result: F = click.option(
             "--config",

@@ -11,7 +11,7 @@ import msgspec
 
 from thor_policy import catalog, wire
 from thor_policy import packs as room
-from thor_policy.cli import render
+from thor_policy.cli import completion, render
 from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config, data_path
 from thor_policy.core import Json
@@ -48,7 +48,12 @@ def list_packs(as_json: bool) -> None:
 
 
 @packs.command()
-@click.argument("pack", metavar="NAME|DIR", help="A pack of `packs list`, or a directory.")
+@click.argument(
+    "pack",
+    metavar="NAME|DIR",
+    help="A pack of `packs list`, or a directory.",
+    shell_complete=completion.packs,
+)
 @as_json
 def show(pack: str, as_json: bool) -> None:
     """The clauses, rules and outcomes of a pack."""
@@ -76,7 +81,12 @@ def show(pack: str, as_json: bool) -> None:
 
 
 @packs.command()
-@click.argument("pack", metavar="NAME|DIR", help="A pack of `packs list`, or a directory.")
+@click.argument(
+    "pack",
+    metavar="NAME|DIR",
+    help="A pack of `packs list`, or a directory.",
+    shell_complete=completion.packs,
+)
 @as_json
 @click.pass_context
 def lint(ctx: click.Context, pack: str, as_json: bool) -> None:
@@ -94,7 +104,12 @@ def lint(ctx: click.Context, pack: str, as_json: bool) -> None:
 
 @packs.command(name="render")
 @configured("model", "models_dir")
-@click.argument("pack", metavar="NAME|DIR", help="A pack of `packs list`, or a directory.")
+@click.argument(
+    "pack",
+    metavar="NAME|DIR",
+    help="A pack of `packs list`, or a directory.",
+    shell_complete=completion.packs,
+)
 @click.argument("question", metavar="FILE|-", type=click.File("r", encoding="utf-8"), help="A question.")
 @as_json
 def render_prompt(config: Config, pack: str, question: TextIO, as_json: bool) -> None:

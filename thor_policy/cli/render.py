@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,7 +28,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
+from thor_policy import logs
 from thor_policy.core import Json
 
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -128,6 +132,31 @@ def pairs(values: Mapping[str, Any], *, title: str | None = None) -> None:
 def line(text: str, *, stderr: bool = False) -> None:
     """One line of plain text."""
     console(stderr=stderr).print(escape(text), soft_wrap=True)
+
+
+class LogHandler(logging.Handler):
+    """Log lines for people, on standard error; from warnings on they name level and room."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            console(stderr=True).print(self._told(record), soft_wrap=True)
+        except Exception:  # a terminal that went away ends no daemon
+            self.handleError(record)
+
+    def _told(self, record: logging.LogRecord) -> Text:
+        told = Text()
+        if sys.stderr.isatty():
+            told.append(time.strftime("%H:%M:%S ", time.localtime(record.created)), style="dim")
+        if record.levelno >= logging.WARNING:
+            style = "yellow" if record.levelno == logging.WARNING else "red bold"
+            told.append(f"{record.levelname} {logs.room_of(record)}: ", style=style)
+        told.append(logs.printable(record.getMessage()))
+        for name, value in logs.fields_of(record).items():
+            told.append(f" {name}={logs.printable(str(value))}", style="dim")
+        if record.exc_info and record.exc_info[1] is not None:
+            for line in logs.stack_of(record.exc_info[1], with_text=logs.is_verbose()):
+                told.append(f"\n    {logs.printable(line)}", style="dim")
+        return told
 
 
 def styled(cell: Any) -> str:

@@ -27,12 +27,13 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from thor_policy.core import Loaded, ModelInfo, PromptPrefix, Scored, Step, Written
+from thor_policy.core import DeviceMemory, Loaded, ModelInfo, PromptPrefix, Scored, Step, Written
 from thor_policy.engine.native import (
     FLASH_ATTENTION,
     KV_TYPES,
     Batch,
     Vocabulary,
+    device_memory,
     gpu_offload,
     lib,
     recent_complaints,
@@ -162,6 +163,10 @@ class LlamaEngine:
         if (found.st_size, found.st_mtime_ns) != (loaded.st_size, loaded.st_mtime_ns):
             return "written to since it was loaded"
         return "as it was loaded"
+
+    def memory(self) -> tuple[DeviceMemory, ...]:
+        """Memory of each GPU that the library sees."""
+        return device_memory()
 
     def close(self) -> None:
         """Free everything; safe to call twice."""

@@ -18,7 +18,7 @@ import llama_cpp
 import numpy as np
 from llama_cpp import llama_cpp as lib
 
-from thor_policy.core import ModelInfo, PromptPrefix
+from thor_policy.core import DeviceMemory, ModelInfo, PromptPrefix
 from thor_policy.engine.chat import around, prompt
 from thor_policy.errors import EngineError
 
@@ -28,6 +28,7 @@ __all__ = [
     "Batch",
     "Vocabulary",
     "build_name",
+    "device_memory",
     "gpu_offload",
     "lib",
     "recent_complaints",
@@ -68,6 +69,33 @@ def build_name() -> str:
 def gpu_offload() -> bool:
     """True when llama.cpp was built for, and sees, a GPU."""
     return bool(lib.llama_supports_gpu_offload())
+
+
+#: Kinds of ggml_backend_dev_type that have, or share, the memory of a GPU.
+_GPUS = (1, 2)
+
+
+def device_memory(kinds: Sequence[int] = _GPUS) -> tuple[DeviceMemory, ...]:
+    """Free and total memory of the devices of those kinds, as their backends tell it. Any thread."""
+    backends = lib._lib  # llama_cpp has no names for these functions of the library that it loads
+    device_at = backends.ggml_backend_dev_get
+    device_at.restype, device_at.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    kind_of = backends.ggml_backend_dev_type
+    kind_of.restype, kind_of.argtypes = ctypes.c_int, [ctypes.c_void_p]
+    name_of = backends.ggml_backend_dev_name
+    name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
+    ask = backends.ggml_backend_dev_memory
+    ask.restype, ask.argtypes = None, [ctypes.c_void_p, *[ctypes.POINTER(ctypes.c_size_t)] * 2]
+    count = backends.ggml_backend_dev_count
+    count.restype, count.argtypes = ctypes.c_size_t, []
+    found = []
+    for device in map(device_at, range(count())):
+        if kind_of(device) in kinds:
+            free, total = ctypes.c_size_t(), ctypes.c_size_t()
+            ask(device, ctypes.byref(free), ctypes.byref(total))
+            name = name_of(device).decode("utf-8", "replace")
+            found.append(DeviceMemory(device=name, free_bytes=free.value, total_bytes=total.value))
+    return tuple(found)
 
 
 class Vocabulary:

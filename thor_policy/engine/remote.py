@@ -21,7 +21,7 @@ from typing import Final
 
 import numpy as np
 
-from thor_policy.core import Loaded, ModelInfo, PromptPrefix, Scored, Step, Written
+from thor_policy.core import DeviceMemory, Loaded, ModelInfo, PromptPrefix, Scored, Step, Written
 from thor_policy.engine import chat
 from thor_policy.engine.link import Link
 from thor_policy.engine.servers import Server, meet
@@ -113,6 +113,10 @@ class RemoteEngine:
     def file_state(self) -> str | None:
         """The file lies elsewhere."""
         return None
+
+    def memory(self) -> tuple[DeviceMemory, ...]:
+        """So does the memory."""
+        return ()
 
     def close(self) -> None:
         """Close the connection; safe to call twice."""

@@ -21,6 +21,7 @@ from thor_policy import wire
 from thor_policy.clerk import Tended
 from thor_policy.core import Decision, Explain, Json
 from thor_policy.errors import ErrorCode, RequestError
+from thor_policy.metrics import Metrics
 from thor_policy.policy import Explained, Unexplained
 from thor_policy.worker import Outcome, Refused
 
@@ -67,11 +68,13 @@ class _Pending:
 
 
 class InFlight:
-    """All requests that were admitted and not answered; `counters` gets every loss by name."""
+    """All requests that were admitted and not answered; `counters` gets every loss by name,
+    `metrics` the times."""
 
-    def __init__(self, *, publish: Publish, counters: Counter[str]) -> None:
+    def __init__(self, *, publish: Publish, counters: Counter[str], metrics: Metrics) -> None:
         self._publish = publish
         self._counters = counters
+        self._metrics = metrics
         self._tickets = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
         self._deadlines: list[tuple[int, int]] = []
@@ -140,6 +143,7 @@ class InFlight:
             self._counters[f"{kinds}_lost"] += 1
         recorded = self._unrecorded.pop((ticket, fate.kind), None)
         if fate.error is None and recorded is not None:
+            self._measure_recorded(recorded, fate)
             self._publish_recorded(recorded, fate)
         pending = self._pending.get(ticket)
         if pending is None:
@@ -190,16 +194,21 @@ class InFlight:
     def _answer_decision(self, ticket: int, pending: _Pending, now_ns: int) -> None:
         assert pending.decision is not None  # noqa: S101  committed, so the engine thread told of it
         self._counters[f"served_{pending.decision.tier}"] += 1
+        inline, total_ms = pending.explain == "inline", (now_ns - pending.received_ns) / 1e6
+        self._metrics.served(pending.decision, pending.commit_ms, total_ms, waited=inline)
         item = wire.decision_item(
-            pending.decision,
-            explained=pending.explain == "inline",
-            commit_ms=pending.commit_ms,
-            total_ms=(now_ns - pending.received_ns) / 1e6,
+            pending.decision, explained=inline, commit_ms=pending.commit_ms, total_ms=total_ms
         )
         self._answer(ticket, item)
 
     def _answer(self, ticket: int, answer: dict[str, Json] | RequestError) -> None:
         self._pending.pop(ticket).answer(answer)
+
+    def _measure_recorded(self, recorded: Decision | Explained, fate: Fate) -> None:
+        if isinstance(recorded, Decision):
+            self._metrics.decided(recorded, fate.commit_ms)
+        else:
+            self._metrics.explained(recorded.explanation.explain_ms)
 
     def _publish_recorded(self, recorded: Decision | Explained, fate: Fate) -> None:
         if isinstance(recorded, Decision):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,11 +18,12 @@ from typing import Literal, Protocol, TypeAlias
 
 import zmq
 
-from thor_policy import __version__, trace, wire
+from thor_policy import __version__, logs, trace, wire
 from thor_policy.config import Config
 from thor_policy.core import Caller, Json, ModelInfo, PackInfo, Recorded, Request, Role
-from thor_policy.errors import DiskFull, RequestError
+from thor_policy.errors import DiskFull, RequestError, Stalled
 from thor_policy.identity import Holder, Roles, authorise
+from thor_policy.metrics import Families, Metrics, as_json
 from thor_policy.policy import new_id
 from thor_policy.server.endpoint import Mailbox, bind_publisher, bind_router, caller_of, stop_on_signals
 from thor_policy.server.gate import Gate
@@ -87,7 +88,7 @@ class Tending(Protocol):
 class _Asker:
     """Who asked, and where the reply goes: the peer, the empty frame of a REQ socket, and the id to echo.
 
-    `holder` is the key of a caller over tcp.
+    `holder` is the key of a caller over tcp; `op` and `received_ns` are for the log.
     """
 
     router: zmq.Socket[bytes]
@@ -97,6 +98,8 @@ class _Asker:
     roles: Collection[Role]
     holder: Holder | None = None
     request_id: str = ""
+    op: str | None = None
+    received_ns: int = 0
 
 
 class Server:
@@ -133,7 +136,10 @@ class Server:
         self._stopping = False
         self.counters: Counter[str] = Counter()
         self._roles = Roles(config.roles)
-        self._in_flight = InFlight(publish=self._publish, counters=self.counters)
+        self._metrics = Metrics()
+        #: By what is logged, so that a flood of one hides no other.
+        self._limits: defaultdict[str, logs.Limit] = defaultdict(logs.Limit)
+        self._in_flight = InFlight(publish=self._publish, counters=self.counters, metrics=self._metrics)
         self._once = Once(self._in_flight, recall=self._recall, counters=self.counters)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         try:
@@ -157,7 +163,8 @@ class Server:
         `turn` is called at each turn of the loop, at least once a second: whether the server is stopping,
         and the time in monotonic nanoseconds.
 
-        Raises DiskFull, after the same drain, when the disk is full and the setting `on_full` is halt.
+        Raises DiskFull, after the same drain, when the disk is full and the setting `on_full` is halt;
+        Stalled, after refusing what is in flight, when `turn` does.
         """
         with stop_on_signals(self.stop):
             poller = zmq.Poller()
@@ -185,7 +192,11 @@ class Server:
                     if found is not None and found.code == "disk_full":
                         full, self._stopping = found, True
                 stopping = self._stopping  # once: it may change at any moment
-                turn(stopping, now_ns)
+                try:
+                    turn(stopping, now_ns)
+                except Stalled as stalled:
+                    self._in_flight.refuse_all(RequestError("unavailable", str(stalled)), now_ns)
+                    raise
                 if stopping:
                     drained_by_ns = drained_by_ns or time.monotonic_ns() + int(self._config.shutdown_s * 1e9)
                     if not self._in_flight or time.monotonic_ns() > drained_by_ns:
@@ -240,7 +251,9 @@ class Server:
                 return
             self.counters["received"] += 1
             route, *framing, frame = frames
-            asker = self._asker(router, route.bytes, tuple(one.bytes for one in framing), frame)
+            asker = self._asker(
+                router, route.bytes, tuple(one.bytes for one in framing), frame, time.monotonic_ns()
+            )
             if asker is None:
                 self.counters["requests_of_revoked_keys"] += 1
                 continue
@@ -253,23 +266,29 @@ class Server:
                 self._refuse(asker, RequestError("bad_request", told))
                 continue
             try:
-                self._take(asker, frame, time.monotonic_ns())
+                self._take(asker, frame, asker.received_ns)
             except Exception:  # no request may end the loop that serves all others
                 log.exception("a request failed for a reason that no code foresaw")
                 self._refuse(asker, RequestError("internal", "the request failed; the daemon's log says why"))
 
     def _asker(
-        self, router: zmq.Socket[bytes], route: bytes, framing: tuple[bytes, ...], frame: zmq.Frame
+        self,
+        router: zmq.Socket[bytes],
+        route: bytes,
+        framing: tuple[bytes, ...],
+        frame: zmq.Frame,
+        received_ns: int,
     ) -> _Asker | None:
         """Who sent a frame, as the kernel or the handshake vouches for it; None if the key was revoked."""
         if self._gate is None or router is not self._gate.router:
             caller = caller_of(frame)
-            return _Asker(router, route, framing, caller, self._roles.of(caller))
+            roles = self._roles.of(caller)
+            return _Asker(router, route, framing, caller, roles, received_ns=received_ns)
         holder = self._gate.holder_of(frame)
         if holder is None:
             return None
         caller = Caller(transport="tcp", key=holder.name)
-        return _Asker(router, route, framing, caller, holder.roles, holder)
+        return _Asker(router, route, framing, caller, holder.roles, holder, received_ns=received_ns)
 
     def _take(self, asker: _Asker, frame: zmq.Frame, received_ns: int) -> None:
         data, limit, caller = frame.bytes, self._config.max_request_bytes, asker.caller
@@ -283,11 +302,11 @@ class Server:
         except RequestError as error:
             self._refuse(replace(asker, request_id=wire.request_id(data, limit)), error)
             return
-        asker = replace(asker, request_id=message.id)
+        received_at = time.time()
+        asker = replace(asker, request_id=message.id, op=wire.op_of(message))
         if isinstance(message, wire.Inquire):
             self._send(asker, self._tell(message))
             return
-        received_at = time.time()
 
         def submit(one: wire.Evaluate, answer: Answer) -> None:
             self._submit(one, answer, caller, received_ns, received_at)
@@ -442,14 +461,46 @@ class Server:
         if isinstance(answer, RequestError):
             self._refuse(asker, answer)
         else:
+            self._log_decision(asker, answer)
             self._send(asker, wire.reply(asker.request_id, **answer))
 
     def _reply_many(self, asker: _Asker, items: Sequence[dict[str, Json]]) -> None:
+        for item in items:
+            if "error" in item["context"]:
+                code, message = (item["context"]["error"][member] for member in ("code", "message"))
+                self._count_refusal(asker, code, message)
+            else:
+                self._log_decision(asker, item)
         self._send(asker, wire.reply(asker.request_id, evaluations=items))
 
     def _refuse(self, asker: _Asker, error: RequestError) -> None:
-        self.counters[f"refused_{error.code}"] += 1
+        self._count_refusal(asker, error.code, error.message)
         self._send(asker, wire.error_reply(asker.request_id, error))
+
+    def _count_refusal(self, asker: _Asker, code: str, message: str) -> None:
+        self.counters[f"refused_{code}"] += 1
+        text = message if logs.is_verbose() else None  # it may repeat what the request says
+        self._log_bounded(asker, "refused", code=code, text=text)
+
+    def _log_decision(self, asker: _Asker, item: dict[str, Json]) -> None:
+        """A line for a decision that the model failed to give; at level debug for any other too."""
+        decided = item.get("context")  # of a record there is none
+        if decided is None:
+            return
+        if decided["tier"] == "fallback":
+            code, decision_id = decided["reason_code"], decided["decision_id"]
+            self._log_bounded(asker, "decided without the model", code=code, decision_id=decision_id)
+        elif log.isEnabledFor(logging.DEBUG):
+            told = {name: decided[name] for name in ("decision_id", "outcome", "tier")}
+            log.debug("decided", extra=logs.fields(**told, **_of(asker)))
+
+    def _log_bounded(self, asker: _Asker, message: str, *, code: str, **told: str | None) -> None:
+        unlogged = self._limits[code].admit(time.monotonic_ns())
+        if unlogged is None:
+            self.counters["unlogged"] += 1
+        else:
+            extra = logs.fields(code=code, **told, **_of(asker), unlogged=unlogged or None)
+            log.warning("%s", message, extra=extra)
 
     def _send(self, asker: _Asker, frame: bytes) -> None:
         if self._gate is not None and asker.holder is not None and not self._gate.admits(asker.holder):
@@ -470,11 +521,15 @@ class Server:
 
     def _tell(self, message: wire.Inquire) -> bytes:
         if message.op == "metrics":
-            return wire.reply(message.id, metrics=dict(self.counters) | {"in_flight": len(self._in_flight)})
+            return wire.reply(message.id, metrics=as_json(self.measured()))
         return wire.reply(message.id, status=self.status())
 
+    def measured(self) -> Families:
+        """Everything that the daemon measures. Any thread."""
+        return self._metrics.families(self.status())
+
     def status(self) -> dict[str, Json]:
-        """The truth about each part, as plain JSON values."""
+        """The truth about each part, as plain JSON values. Any thread."""
         described = self._describe()
         trouble = self._refusal("journal") or self._refusal("engine")
         return {
@@ -505,3 +560,10 @@ class Server:
             "counters": dict(sorted(self.counters.items())),
             **described,
         }
+
+
+def _of(asker: _Asker) -> dict[str, Json]:
+    """What the log says of a request."""
+    ms = (time.monotonic_ns() - asker.received_ns) / 1e6
+    caller = asker.caller
+    return {"op": asker.op, "uid": caller.uid, "key": caller.key, "ms": round(ms, 3)}
