@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -624,6 +626,16 @@ class TestWithoutDaemon:
         assert found.exit_code == 0, found.output
         rows = json.loads(found.stdout)["results"]
         assert [row["pack"] for row in rows] == ["team-governance", "device-operations"]
+
+    def test_a_suite_in_process_takes_no_port_from_a_daemon(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "suite.yaml").write_text(SUITE)
+        monkeypatch.setattr(app, "serving", partial(app.serving, load_engine=load_stub_engine))
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            monkeypatch.setenv("THOR_POLICY_METRICS_PORT", str(taken.getsockname()[1]))
+            assert run("test", str(tmp_path / "suite.yaml")).exit_code == 0
 
     def test_nobody_there_is_status_3(self, run: Run) -> None:
         for command in (["ask", json.dumps(QUESTION)], ["status"]):

@@ -28,6 +28,15 @@ from thor_policy.errors import ConfigError, RequestError
 from thor_policy.metrics import CONFIDENCES, SECONDS, STAGES, Histogram, Line
 from thor_policy.testing import StubEngine, load_stub_engine
 
+#: A status of a server whose parts say nothing of themselves.
+BARE: dict[str, Json] = {
+    "version": "1",
+    "state": "serving",
+    "counters": {},
+    "in_flight": 2,
+    "model": dict.fromkeys(("name", "sha256", "quantisation", "device", "build", "exact"), ""),
+    "pack": {"name": "", "version": "", "sha256": ""},
+}
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 #: The model is asked for it.
@@ -138,6 +147,7 @@ class TestOfTheDaemon:
         assert value(samples, "events_total", part="engine", event="internal_errors") == 0
 
     def test_the_state_of_each_part_is_there(self, client: Client) -> None:
+        client.evaluate(TAMPER)  # whose reply comes when everything before it is committed
         samples, status = told(client), client.status()
         for part in ("engine", "journal", "clerk"):
             assert value(samples, "alive", part=part) == 1
@@ -180,13 +190,13 @@ class TestOfTheDaemon:
         text = metrics.exposition(client.metrics())
         assert not [word for word in ("mallory", "deploy", "production", "secret") if word in text]
 
+    def test_a_part_that_has_counted_nothing_yet_counts_from_zero(self) -> None:
+        bare = BARE | {"journal": {"counters": {}}}
+        samples = parsed(metrics.exposition(metrics.as_json(metrics.Metrics().families(bare))))
+        assert value(samples, "events_total", part="journal", event="lost") == 0
+
     def test_a_status_of_parts_that_say_nothing_is_enough(self) -> None:
-        bare = {
-            "version": "1", "state": "serving", "counters": {}, "in_flight": 2,
-            "model": dict.fromkeys(("name", "sha256", "quantisation", "device", "build", "exact"), ""),
-            "pack": {"name": "", "version": "", "sha256": ""},
-            "journal": {"free_mb": None},
-        }  # fmt: skip
+        bare = BARE | {"journal": {"free_mb": None}}
         samples = parsed(metrics.exposition(metrics.as_json(metrics.Metrics().families(bare))))
         assert value(samples, "in_flight") == 2
         assert ("thorpolicy_journal_free_bytes", frozenset()) not in samples

@@ -73,7 +73,8 @@ class Engine(testing.StubEngine):
             self.warmed()
         elif HANGS:
             print("hanging", file=sys.stderr, flush=True)
-            threading.Thread(target=threading.Event().wait, daemon=False).start()  # awaited by an orderly end
+            if AWAITED:  # by an orderly end
+                threading.Thread(target=threading.Event().wait, daemon=False).start()
             threading.Event().wait()
         return super().score(*question)
 
@@ -350,7 +351,7 @@ class Daemon:
 
     def __init__(self, config: Config, listener: Listener, *, hangs: bool, **settings: str) -> None:
         arguments = ("serve", "--state-dir", str(config.state_dir), "--endpoint", config.endpoint)
-        program = DAEMON.replace("HANGS", str(hangs))
+        program = DAEMON.replace("HANGS", str(hangs)).replace("AWAITED", str("stall_s" in settings))
         self.process = subprocess.Popen(
             [sys.executable, "-c", program, *arguments],
             stdin=subprocess.PIPE,
@@ -500,11 +501,28 @@ class TestDaemon:
         assert "WATCHDOG=1" not in listener.heard()
         assert verify(config.journal_path).ok
 
-    def test_that_hangs_ends_by_itself_after_a_signal(self, config: Config, listener: Listener) -> None:
-        with hung(config, listener, stall_s="0", shutdown_s="0.5") as (opened, _, _):
+    def test_that_hangs_ends_after_a_signal_and_refuses_who_waits(
+        self, config: Config, listener: Listener
+    ) -> None:
+        with hung(config, listener, shutdown_s="0.5") as (opened, _, asker):
+            opened.process.send_signal(signal.SIGTERM)
+            asker.set(zmq.RCVTIMEO, PATIENCE_S * 1000)
+            assert json.loads(asker.recv())["error"]["code"] == "shutting_down"
+            assert opened.process.wait(PATIENCE_S) == 0
+            opened.wait_for("ERROR app: the engine thread did not end within 0.5 s")
+
+    def test_whose_commit_never_returns_ends_after_a_signal_with_status_6(
+        self, config: Config, listener: Listener
+    ) -> None:
+        with daemon(config, listener, shutdown_s="0.5") as opened, Client(config.endpoint) as own:
+            opened.tell("go")
+            opened.wait_for("ready")
+            opened.tell("hold the disk")
+            opened.wait_for("held")
+            assert refused(lambda: own.evaluate(question(), deadline_ms=500)).code == "expired"
             opened.process.send_signal(signal.SIGTERM)
             assert opened.process.wait(PATIENCE_S) == 6
-            opened.wait_for("thorpolicy: the engine thread did not end within 0.5 s")
+            opened.wait_for("thorpolicy: the journal did not drain within 0.5 s")
 
     def test_whose_commit_never_returns_ends_by_itself_after_stall_s(
         self, config: Config, listener: Listener

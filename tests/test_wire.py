@@ -1326,3 +1326,22 @@ def test_any_other_reply_carries_version_and_id() -> None:
         "id": "q-1",
         "status": {"ok": True},
     }
+
+
+@pytest.mark.parametrize(
+    ("op", "record"),
+    [
+        ("evaluate", ...),
+        ("status", ...),
+        ("metrics", ...),
+        ("outcome", {"decision_id": "0198", "status": "SUCCESS"}),
+        ("review", {"decision_id": "0198", "reviewer": "ines", "verdict": "accept"}),
+        ("upkeep", {"task": "checkpoint"}),
+    ],
+)
+def test_the_op_of_a_message_is_the_one_it_asked_for(op: str, record: Any) -> None:
+    assert wire.op_of(decode(frame(op=op, record=record))) == op
+
+
+def test_the_op_of_a_batch_is_evaluate() -> None:
+    assert wire.op_of(decode(frame(evaluations=[{}, {}]))) == "evaluate"

@@ -98,7 +98,7 @@ class DiskFull(JournalError):
 
 
 class Stalled(ThorPolicyError):
-    """A thread of the daemon got nothing done for too long, or did not end; the process has to."""
+    """A thread of the daemon got nothing done for too long, or the journal did not drain; it ends."""
 
     exit_code = 6
 

@@ -234,9 +234,8 @@ def counted(status: Mapping[str, Json]) -> dict[str, dict[str, int]]:
     for name, part in status.items():
         if isinstance(part, dict):
             members = _ENGINE_COUNTS if name == "engine" else ()
-            counters = {member: part[member] for member in members} | part.get("counters", {})
-            if counters:
-                parts[name] = counters
+            if members or "counters" in part:
+                parts[name] = {member: part[member] for member in members} | part.get("counters", {})
     return parts
 
 

@@ -110,7 +110,7 @@ def _daemon(config: Config) -> Iterator[tuple[Client, str, packs.Pack]]:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="thor-policy-"))
             told = f"no daemon is up: loading {config.model} with {pack.manifest.name} ..."
             render.line(told, stderr=True)
-            private = replace(config, endpoint=f"ipc://{folder}/policy.sock", tcp_endpoint="")
+            private = replace(config, endpoint=f"ipc://{folder}/policy.sock", tcp_endpoint="", metrics_port=0)
             stack.enter_context(app.serving(private))
             client = stack.enter_context(Client(private.endpoint, timeout_ms=patience_ms))
         yield client, where, pack
