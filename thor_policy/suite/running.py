@@ -1,25 +1,19 @@
-"""Scenario suites: questions with expected answers, and what came of them.
+"""Asking a suite: one question after another, a verdict on each answer, figures over all.
 
-Owns the scenario format and the verdict on each answer. Invariant: a suite takes a plain callable from
-request fields to a reply, so it runs the same against a live daemon and in process, and it never sees more
-than a client does. Main thread.
+Owns the verdict. Invariant: an answer is held against what its scenario says and nothing else; a refusal is
+an error of its scenario, not of the run. Main thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Literal, get_args
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import Struct
 
-from thor_policy import packs, wire
-from thor_policy.core import Evaluation, Json, Risk
-from thor_policy.errors import PackError, RequestError, SuiteError
-
-Difficulty = Literal["easy", "medium", "hard", "edge_case", "attack"]
-#: Difficulties in the order in which reports show them.
-DIFFICULTIES: tuple[Difficulty, ...] = get_args(Difficulty)
+from thor_policy.core import Json
+from thor_policy.errors import RequestError, SuiteError
+from thor_policy.suite.scenarios import DIFFICULTIES, Scenario, Suite
 
 Status = Literal["passed", "failed", "error", "skipped"]
 #: Asks one question: request fields in, the reply out; raises RequestError.
@@ -31,58 +25,10 @@ _STRUCTURE = ("outcome", "classification", "risk", "clauses", "reasoning")
 STRUCTURE_NEEDED = 0.67
 
 
-class Expectation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What counts as right: exactly one of `outcome`, `one_of`, `never`; the rest is optional."""
-
-    outcome: str | None = None
-    one_of: tuple[str, ...] = ()
-    never: str | None = None
-    risk: Risk | None = None
-    clauses: tuple[str, ...] = ()
-    reasoning: tuple[str, ...] = ()
-
-    def accepted(self, labels: Sequence[str]) -> tuple[str, ...]:
-        """Every outcome that counts as right, of those the pack has."""
-        if self.outcome is not None:
-            return (self.outcome,)
-        return self.one_of or tuple(label for label in labels if label != self.never)
-
-
-class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One question and its expected answer. `quick` ones make up the short run."""
-
-    id: str
-    title: str
-    difficulty: Difficulty
-    expect: Expectation
-    request: dict[str, Json] | UnsetType = UNSET
-    situation: dict[str, Json] | UnsetType = UNSET
-    tags: tuple[str, ...] = ()
-    quick: bool = False
-    skip: str | None = None
-
-    def question(self) -> dict[str, Json]:
-        """The request fields that ask it."""
-        if isinstance(self.request, dict):
-            return {"request": self.request}
-        return {"situation": self.situation}
-
-    def evaluation(self) -> Evaluation:
-        """The question as rules and model see it. Raises RequestError if it is malformed."""
-        return wire.evaluation_from(self.question())
-
-
-class Suite(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A file of scenarios for one pack."""
-
-    name: str
-    pack: str
-    scenarios: tuple[Scenario, ...]
-    description: str = ""
-
-
 class Result(Struct, frozen=True, kw_only=True):
-    """What came of one scenario. `structure` is the share of answer parts that were there."""
+    """What came of one scenario. `structure` is the share of answer parts that were there; `clauses` are
+    those that the answer cites, `reason` is what it says.
+    """
 
     scenario: Scenario
     status: Status
@@ -95,6 +41,8 @@ class Result(Struct, frozen=True, kw_only=True):
     structure: float = 0.0
     misses: tuple[str, ...] = ()
     total_ms: float = 0.0
+    clauses: tuple[str, ...] = ()
+    reason: str | None = None
 
     @property
     def decided_right(self) -> bool:
@@ -125,39 +73,6 @@ class Summary(Struct, frozen=True, kw_only=True):
     def ok(self) -> bool:
         """True when something ran and all of it passed."""
         return self.passed > 0 and not self.failed and not self.errors
-
-
-def load(path: Path) -> Suite:
-    """The suite in a YAML file. Raises SuiteError naming file and scenario."""
-    try:
-        suite: Suite = packs.parse_yaml(path.read_text(encoding="utf-8"), Suite, path)
-    except OSError as error:
-        raise SuiteError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise SuiteError(f"{path}: cannot be read: {error}") from error
-    except PackError as error:
-        raise SuiteError(str(error)) from error
-    seen: set[str] = set()
-    for scenario in suite.scenarios:
-        where = f"{path}: scenario {scenario.id}"
-        if scenario.id in seen:
-            raise SuiteError(f"{where}: the id appears twice")
-        seen.add(scenario.id)
-        expect = scenario.expect
-        if sum((expect.outcome is not None, bool(expect.one_of), expect.never is not None)) != 1:
-            raise SuiteError(f"{where}: expect needs exactly one of outcome, one_of, never")
-        if (scenario.request is UNSET) == (scenario.situation is UNSET):
-            raise SuiteError(f"{where}: needs either request or situation")
-        try:
-            scenario.evaluation()
-        except RequestError as error:
-            raise SuiteError(f"{where}: {error.message}") from error
-    return suite
-
-
-def available(folder: Path) -> list[Path]:
-    """The suite files in a folder."""
-    return sorted(folder.glob("*.yaml"))
 
 
 def run(suite: Suite, ask: Ask, *, labels: Sequence[str], quick: bool) -> Iterator[Result]:
@@ -213,6 +128,9 @@ def judge(scenario: Scenario, answer: dict[str, Json], accepted: tuple[str, ...]
     structure = sum(bool(answer.get(part)) for part in _STRUCTURE) / len(_STRUCTURE)
     if structure < STRUCTURE_NEEDED:
         misses.append(f"structure {structure:.2f}, needed {STRUCTURE_NEEDED}")
+    total_ms = answer["timings_ms"]["total"]
+    if expect.max_latency_ms is not None and total_ms > expect.max_latency_ms:
+        misses.append(f"took {total_ms:.1f} ms, expected at most {expect.max_latency_ms:g}")
     probabilities: dict[str, float] = answer["probabilities"]
     return Result(
         scenario=scenario,
@@ -225,7 +143,9 @@ def judge(scenario: Scenario, answer: dict[str, Json], accepted: tuple[str, ...]
         tier=answer["tier"],
         structure=structure,
         misses=tuple(misses),
-        total_ms=answer["timings_ms"]["total"],
+        total_ms=total_ms,
+        clauses=tuple(answer["clauses"]),
+        reason=answer["reasoning"],
     )
 
 
