@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from thor_policy import packs, suite
-from thor_policy.cli import render
+from thor_policy.cli import checks, render
 from thor_policy.cli.options import as_json, configured
 from thor_policy.client import GRACE_MS, Client
 from thor_policy.config import Config, data_path
@@ -28,9 +28,17 @@ from thor_policy.errors import SuiteError
     help="Suite files; those that ship with this version if none is given.",
 )
 @click.option("--full", is_flag=True, help="Every scenario of every suite, not the three quick ones.")
+@click.option("--allow-leak", is_flag=True, help="Run although an example of the pack gives a scenario away.")
 @as_json
 @click.pass_context
-def test(ctx: click.Context, config: Config, files: tuple[Path, ...], full: bool, as_json: bool) -> None:
+def test(
+    ctx: click.Context,
+    config: Config,
+    files: tuple[Path, ...],
+    full: bool,
+    allow_leak: bool,
+    as_json: bool,
+) -> None:
     """Run scenario suites, each against its pack, and record each decision.
 
     While a daemon is up, only suites of the pack it serves are run. Exit status 0: all passed; 1: some
@@ -41,12 +49,16 @@ def test(ctx: click.Context, config: Config, files: tuple[Path, ...], full: bool
     if not (full or files) or _is_up(config):
         suites = [one for one in suites if one.pack == own]
     results: dict[str, list[suite.Result]] = {}
+    embedder, embedder_told = checks.embedder(config)
+    leaks: list[checks.LeakCheck] = []
     for name in dict.fromkeys(one.pack for one in suites):
         chosen = [one for one in suites if one.pack == name]
         count = sum(full or scenario.quick for one in chosen for scenario in one.scenarios)
         if count:
             # The pack of the settings may be a directory of its own, so its name alone would find another.
             setting = config if name == own else replace(config, pack=name)
+            pack = packs.load(packs.find(setting.pack, data_path("prompts")))
+            leaks.append(checks.refuse_leaks(chosen, pack, embedder, allow=allow_leak))
             results[name], where = _run(setting, chosen, full=full, count=count)
     if not results:
         raise SuiteError(f"no scenario to run for the pack {own}")
@@ -54,7 +66,8 @@ def test(ctx: click.Context, config: Config, files: tuple[Path, ...], full: bool
     summary = suite.summarise(everything)
     if as_json:
         rows = [_plain(r) | {"pack": name} for name, of_pack in results.items() for r in of_pack]
-        render.as_json({"summary": _plain(summary), "results": rows})
+        stamps = {"leaks": _plain(leaks)}
+        render.as_json({"summary": _plain(summary), "results": rows} | stamps)
     else:
         for name, of_pack in results.items():
             if len(results) > 1:
@@ -64,6 +77,7 @@ def test(ctx: click.Context, config: Config, files: tuple[Path, ...], full: bool
         if len(results) > 1:
             _show_packs(results)
         _show_summary(summary, where)
+        render.pairs({"leaks": f"{checks.show_leaks(leaks)} ({embedder_told})"})
     ctx.exit(0 if summary.ok else 1)
 
 
@@ -179,7 +193,7 @@ def _share(part: int, whole: int) -> str:
     return f"{part} of {whole}" + (f" ({100 * part / whole:.0f} %)" if whole else "")
 
 
-def _plain(value: suite.Result | suite.Summary) -> Json:
+def _plain(value: suite.Result | suite.Summary | list[checks.LeakCheck]) -> Json:
     import msgspec
 
     return msgspec.to_builtins(value)

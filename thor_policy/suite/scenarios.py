@@ -7,7 +7,7 @@ its file are in it already - so whoever asks it needs no file. Any thread.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, Protocol, get_args
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -99,3 +99,13 @@ class Suite(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     scenarios: tuple[Scenario, ...]
     description: str = ""
     reasoning: Reasoning = Reasoning()
+
+
+class Embedder(Protocol):
+    """Says how similar texts are in meaning."""
+
+    @property
+    def name(self) -> str: ...
+
+    def similarities(self, texts: Sequence[str], others: Sequence[str]) -> list[list[float]]:
+        """Cosine of each text (row) with each of the others (column), -1 to 1."""

@@ -1,0 +1,91 @@
+"""`test` beside its scenarios: leaks refuse a run, and what was looked for is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from msgspec import to_builtins
+
+from thor_policy import packs
+from thor_policy.app import serving
+from thor_policy.cli.main import cli
+from thor_policy.config import Config
+from thor_policy.testing import load_stub_engine
+
+ANY = ["allow", "require_mfa", "require_attestation", "deny"]
+HARMLESS: dict[str, Any] = {
+    "id": "T1",
+    "title": "Whatever the stub says is right",
+    "difficulty": "easy",
+    "quick": True,
+    "situation": {
+        "actor_id": "user:a",
+        "action_type": "deploy",
+        "resource": "env:x",
+        "timestamp": "2026-05-13T10:00:00Z",
+    },
+    "expect": {"one_of": ANY},
+}
+
+Run = Callable[..., Result]
+Write = Callable[..., str]
+
+
+@pytest.fixture
+def run(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """The command line beside a daemon on a stub engine, without an embedder."""
+    monkeypatch.setenv("THOR_POLICY_STATE_DIR", str(config.state_dir))
+    monkeypatch.setenv("THOR_POLICY_ENDPOINT", config.endpoint)
+    monkeypatch.setenv("THOR_POLICY_MODELS_DIR", str(tmp_path))
+    with serving(config, load_engine=load_stub_engine):
+        yield lambda *arguments: CliRunner().invoke(cli, arguments)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(*scenarios: dict[str, Any]) -> str:
+        path = tmp_path / "suite.yaml"
+        whole = {"name": "tiny", "pack": "team-governance", "scenarios": list(scenarios)}
+        path.write_text(yaml.safe_dump(whole), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def copied(shipped_pack: packs.Pack) -> dict[str, Any]:
+    """A scenario that somebody copied from the examples of the pack."""
+    asked = {name: value for name, value in HARMLESS.items() if name != "situation"}
+    return asked | {"id": "COPY", "request": to_builtins(shipped_pack.examples[0].evaluation)}
+
+
+class TestLeaks:
+    def test_a_suite_with_one_scenario_copied_from_the_examples_is_refused_by_its_name(
+        self, run: Run, write: Write, copied: dict[str, Any]
+    ) -> None:
+        result = run("test", "--full", write(HARMLESS, copied))
+        assert result.exit_code == 2
+        assert "COPY is X1 (exact 1.00)" in result.stderr
+        assert "T1" not in result.stderr
+        assert run("log", "--json").stdout.strip() == "[]"
+
+    def test_it_runs_when_it_is_told_to_and_the_report_says_so(
+        self, run: Run, write: Write, copied: dict[str, Any]
+    ) -> None:
+        path = write(HARMLESS, copied)
+        assert "allowed: COPY is X1 (exact 1.00)" in run("test", "--full", "--allow-leak", path).stdout
+        (stamp,) = json.loads(run("test", "--full", "--allow-leak", "--json", path).stdout)["leaks"]
+        assert stamp == {
+            "embedder": None,
+            "allowed": True,
+            "found": [{"scenario": "COPY", "example": "X1", "look": "exact", "similarity": 1.0}],
+        }
+
+    def test_a_clean_run_says_how_it_looked(self, run: Run, write: Write) -> None:
+        assert "none found, by wording alone (no embedder: " in run("test", write(HARMLESS)).stdout
