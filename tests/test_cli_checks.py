@@ -89,3 +89,26 @@ class TestLeaks:
 
     def test_a_clean_run_says_how_it_looked(self, run: Run, write: Write) -> None:
         assert "none found, by wording alone (no embedder: " in run("test", write(HARMLESS)).stdout
+
+
+class TestCoverage:
+    def test_a_run_says_what_it_reached_of_the_pack_and_what_never(self, run: Run, write: Write) -> None:
+        shown = run("test", "--full", write(HARMLESS)).stdout
+        assert "coverage of team-governance" in shown
+        assert "clauses cited" in shown
+        assert "rules fired" in shown
+        assert "never R" in shown
+
+    def test_below_the_threshold_is_1_and_says_so(self, run: Run, write: Write) -> None:
+        path = write(HARMLESS)
+        assert run("test", "--full", path).exit_code == 0
+        result = run("test", "--full", "--coverage-threshold", "90", path)
+        assert result.exit_code == 1
+        assert "is below the threshold of 90 %" in result.stdout
+        assert run("test", "--full", "--coverage-threshold", "0", path).exit_code == 0
+
+    def test_counts_for_machines(self, run: Run, write: Write, shipped_pack: packs.Pack) -> None:
+        (told,) = json.loads(run("test", "--full", "--json", write(HARMLESS)).stdout)["coverage"]
+        assert told["pack"] == "team-governance"
+        assert list(told["clauses"]) == list(shipped_pack.clauses)
+        assert told["scenarios"] == 1

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 from msgspec import Struct
 
 from thor_policy import embedding, packs, suite
+from thor_policy.cli import render
 from thor_policy.config import Config
 from thor_policy.errors import SuiteError
 from thor_policy.suite import Embedder, leaks
+from thor_policy.suite.coverage import Coverage
 from thor_policy.suite.leaks import Leak
 
 
@@ -56,3 +58,22 @@ def _told(found: Sequence[Leak]) -> str:
     return "; ".join(
         f"{leak.scenario} is {leak.example} ({leak.look} {leak.similarity:.2f})" for leak in found
     )
+
+
+def show_coverage(covered: Sequence[Coverage], threshold_percent: float | None) -> None:
+    """What a run reached of each pack, and what it never did."""
+    for one in covered:
+        rows = (("clauses cited", one.clauses, one.never_cited), ("rules fired", one.rules, one.never_fired))
+        pairs = {
+            name: f"{len(counts) - len(never)} of {len(counts)}"
+            + (f"; never {', '.join(never)}" if never else "")
+            for name, counts, never in rows
+        }
+        render.pairs(pairs, title=f"coverage of {one.pack}")
+        if threshold_percent is not None and too_low(one, threshold_percent):
+            render.line(f"coverage {100 * one.share:.0f} % is below the threshold of {threshold_percent:g} %")
+
+
+def too_low(covered: Coverage, threshold_percent: float | None) -> bool:
+    """True when a run reached less of a pack than was asked for."""
+    return threshold_percent is not None and 100 * covered.share < threshold_percent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -17,6 +18,8 @@ from thor_policy.client import GRACE_MS, Client
 from thor_policy.config import Config, data_path
 from thor_policy.core import Json
 from thor_policy.errors import SuiteError
+from thor_policy.suite import coverage
+from thor_policy.suite.coverage import Coverage
 
 
 @click.command()
@@ -29,6 +32,12 @@ from thor_policy.errors import SuiteError
 )
 @click.option("--full", is_flag=True, help="Every scenario of every suite, not the three quick ones.")
 @click.option("--allow-leak", is_flag=True, help="Run although an example of the pack gives a scenario away.")
+@click.option(
+    "--coverage-threshold",
+    metavar="PERCENT",
+    type=click.FloatRange(0, 100),
+    help="Fail if fewer of a pack's clauses are cited, or of its rules fire.",
+)
 @as_json
 @click.pass_context
 def test(
@@ -37,6 +46,7 @@ def test(
     files: tuple[Path, ...],
     full: bool,
     allow_leak: bool,
+    coverage_threshold: float | None,
     as_json: bool,
 ) -> None:
     """Run scenario suites, each against its pack, and record each decision.
@@ -51,6 +61,7 @@ def test(
     results: dict[str, list[suite.Result]] = {}
     embedder, embedder_told = checks.embedder(config)
     leaks: list[checks.LeakCheck] = []
+    covered: list[Coverage] = []
     for name in dict.fromkeys(one.pack for one in suites):
         chosen = [one for one in suites if one.pack == name]
         count = sum(full or scenario.quick for one in chosen for scenario in one.scenarios)
@@ -60,13 +71,14 @@ def test(
             pack = packs.load(packs.find(setting.pack, data_path("prompts")))
             leaks.append(checks.refuse_leaks(chosen, pack, embedder, allow=allow_leak))
             results[name], where = _run(setting, chosen, full=full, count=count)
+            covered.append(coverage.cover(pack, results[name], time.time()))
     if not results:
         raise SuiteError(f"no scenario to run for the pack {own}")
     everything = [result for of_pack in results.values() for result in of_pack]
     summary = suite.summarise(everything)
     if as_json:
         rows = [_plain(r) | {"pack": name} for name, of_pack in results.items() for r in of_pack]
-        stamps = {"leaks": _plain(leaks)}
+        stamps = {"leaks": _plain(leaks), "coverage": _plain(covered)}
         render.as_json({"summary": _plain(summary), "results": rows} | stamps)
     else:
         for name, of_pack in results.items():
@@ -78,7 +90,10 @@ def test(
             _show_packs(results)
         _show_summary(summary, where)
         render.pairs({"leaks": f"{checks.show_leaks(leaks)} ({embedder_told})"})
-    ctx.exit(0 if summary.ok else 1)
+        if full or coverage_threshold is not None:
+            checks.show_coverage(covered, coverage_threshold)
+    uncovered = any(checks.too_low(one, coverage_threshold) for one in covered)
+    ctx.exit(0 if summary.ok and not uncovered else 1)
 
 
 def _is_up(config: Config) -> bool:
@@ -193,7 +208,7 @@ def _share(part: int, whole: int) -> str:
     return f"{part} of {whole}" + (f" ({100 * part / whole:.0f} %)" if whole else "")
 
 
-def _plain(value: suite.Result | suite.Summary | list[checks.LeakCheck]) -> Json:
+def _plain(value: suite.Result | suite.Summary | Sequence[checks.LeakCheck | Coverage]) -> Json:
     import msgspec
 
     return msgspec.to_builtins(value)

@@ -2,7 +2,8 @@
 
 Owns the format of suites and every judgement on an answer. `scenarios` has the nouns, `files` reads them
 from YAML, `running` asks and judges, `leaks` looks for scenarios that the
-model is shown as examples. Invariant: a suite takes a plain callable from request fields to a
+model is shown as examples, `coverage` counts what of a pack a run reached, `invariance` asks again in other
+words. Invariant: a suite takes a plain callable from request fields to a
 reply, so it runs the same against a live daemon and in process, and it never sees more than a client does.
 Main thread.
 """
