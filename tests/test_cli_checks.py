@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -88,7 +90,27 @@ class TestLeaks:
         }
 
     def test_a_clean_run_says_how_it_looked(self, run: Run, write: Write) -> None:
-        assert "none found, by wording alone (no embedder: " in run("test", write(HARMLESS)).stdout
+        assert "none found, by wording alone" in run("test", write(HARMLESS)).stdout
+
+
+class TestReasons:
+    def test_without_an_embedder_coverage_is_not_measured_and_the_cure_is_told(
+        self, run: Run, write: Write
+    ) -> None:
+        expecting = HARMLESS | {"expect": {"one_of": ANY, "reasoning": ["a rule"]}}
+        shown = run("test", write(expecting)).stdout
+        assert "not measured (no embedder: all-MiniLM-L6-v2.onnx is not in" in " ".join(shown.split())
+        (result,) = json.loads(run("test", "--json", write(expecting)).stdout)["results"]
+        assert (result["coverage"], result["elements"]) == (None, [])
+
+    def test_neither_torch_nor_an_inference_library_comes_with_the_command(self) -> None:
+        """Nor with what the daemon imports; the embedder's libraries come when one is opened."""
+        told = (
+            "import sys, thor_policy.app, thor_policy.cli.suites, thor_policy.cli.checks, thor_policy.worker;"
+            "print({'torch', 'transformers', 'onnxruntime', 'tokenizers'} & set(sys.modules))"
+        )
+        done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "set()"
 
 
 class TestCoverage:

@@ -60,6 +60,13 @@ def _told(found: Sequence[Leak]) -> str:
     )
 
 
+def show_reasons(summary: suite.Summary, embedder_told: str) -> str:
+    """How much of what reasons should hold they do, or why that was not measured."""
+    if summary.mean_coverage is None:
+        return f"not measured ({embedder_told})"
+    return f"{summary.mean_coverage:.2f} over {summary.reasons_measured} reasons ({embedder_told})"
+
+
 def show_coverage(covered: Sequence[Coverage], threshold_percent: float | None) -> None:
     """What a run reached of each pack, and what it never did."""
     for one in covered:

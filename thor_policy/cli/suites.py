@@ -70,7 +70,7 @@ def test(
             setting = config if name == own else replace(config, pack=name)
             pack = packs.load(packs.find(setting.pack, data_path("prompts")))
             leaks.append(checks.refuse_leaks(chosen, pack, embedder, allow=allow_leak))
-            results[name], where = _run(setting, chosen, full=full, count=count)
+            results[name], where = _run(setting, chosen, full=full, count=count, embedder=embedder)
             covered.append(coverage.cover(pack, results[name], time.time()))
     if not results:
         raise SuiteError(f"no scenario to run for the pack {own}")
@@ -88,8 +88,8 @@ def test(
         render.line("")
         if len(results) > 1:
             _show_packs(results)
-        _show_summary(summary, where)
-        render.pairs({"leaks": f"{checks.show_leaks(leaks)} ({embedder_told})"})
+        _show_summary(summary, where, checks.show_reasons(summary, embedder_told))
+        render.pairs({"leaks": checks.show_leaks(leaks)})
         if full or coverage_threshold is not None:
             checks.show_coverage(covered, coverage_threshold)
     uncovered = any(checks.too_low(one, coverage_threshold) for one in covered)
@@ -102,7 +102,12 @@ def _is_up(config: Config) -> bool:
 
 
 def _run(
-    config: Config, suites: Sequence[suite.Suite], *, full: bool, count: int
+    config: Config,
+    suites: Sequence[suite.Suite],
+    *,
+    full: bool,
+    count: int,
+    embedder: suite.Embedder | None,
 ) -> tuple[list[suite.Result], str]:
     """What came of the suites of one pack, and where they were asked."""
     with ExitStack() as stack:
@@ -111,7 +116,7 @@ def _run(
         ask = _asking(client, config.max_deadline_ms)
         results = []
         for one in suites:
-            for result in suite.run(one, ask, labels=pack.labels, quick=not full):
+            for result in suite.run(one, ask, labels=pack.labels, quick=not full, embedder=embedder):
                 results.append(result)
                 advance()
         return results, where
@@ -184,7 +189,7 @@ def _show_packs(results: dict[str, list[suite.Result]]) -> None:
     render.line("")
 
 
-def _show_summary(summary: suite.Summary, where: str) -> None:
+def _show_summary(summary: suite.Summary, where: str, reasons: str) -> None:
     render.table(
         ("difficulty", "passed", "of"), [(name, *counts) for name, counts in summary.by_difficulty.items()]
     )
@@ -197,7 +202,7 @@ def _show_summary(summary: suite.Summary, where: str) -> None:
             "rules alone": _share(summary.floors_right, asked),
             "model alone": _share(summary.labels_right, summary.model_asked),
             "output structure": f"{summary.mean_structure:.2f}",
-            "reasoning coverage": "not measured (no embedder yet)",
+            "reasoning coverage": reasons,
             "errors": summary.errors,
             "skipped": summary.skipped,
         }

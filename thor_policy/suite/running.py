@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args
 
+import msgspec
 from msgspec import Struct
 
 from thor_policy.core import Json
 from thor_policy.errors import RequestError, SuiteError
-from thor_policy.suite.scenarios import DIFFICULTIES, Scenario, Suite
+from thor_policy.suite import reasoning
+from thor_policy.suite.reasoning import Element
+from thor_policy.suite.scenarios import DIFFICULTIES, Embedder, Reasoning, Scenario, Suite
 
 Status = Literal["passed", "failed", "error", "skipped"]
 #: Asks one question: request fields in, the reply out; raises RequestError.
@@ -27,7 +30,8 @@ STRUCTURE_NEEDED = 0.67
 
 class Result(Struct, frozen=True, kw_only=True):
     """What came of one scenario. `structure` is the share of answer parts that were there; `clauses` are
-    those that the answer cites, `reason` is what it says.
+    those that the answer cites, `reason` is what it says. `elements` are those of a good reason and
+    `coverage` the share that is there; None where nothing was measured.
     """
 
     scenario: Scenario
@@ -43,6 +47,8 @@ class Result(Struct, frozen=True, kw_only=True):
     total_ms: float = 0.0
     clauses: tuple[str, ...] = ()
     reason: str | None = None
+    elements: tuple[Element, ...] = ()
+    coverage: float | None = None
 
     @property
     def decided_right(self) -> bool:
@@ -54,7 +60,7 @@ class Summary(Struct, frozen=True, kw_only=True):
     """Figures over a run. Rates are shares of the scenarios that were asked, 0 to 1.
 
     `labels_right` counts the model's own label where the model was asked; `floors_right` what the rules
-    alone would have answered.
+    alone would have answered. `mean_coverage` is that of the reasons that were measured.
     """
 
     scenarios: int
@@ -68,6 +74,8 @@ class Summary(Struct, frozen=True, kw_only=True):
     floors_right: int
     mean_structure: float
     by_difficulty: dict[str, tuple[int, int]]
+    reasons_measured: int = 0
+    mean_coverage: float | None = None
 
     @property
     def ok(self) -> bool:
@@ -75,8 +83,12 @@ class Summary(Struct, frozen=True, kw_only=True):
         return self.passed > 0 and not self.failed and not self.errors
 
 
-def run(suite: Suite, ask: Ask, *, labels: Sequence[str], quick: bool) -> Iterator[Result]:
+def run(
+    suite: Suite, ask: Ask, *, labels: Sequence[str], quick: bool, embedder: Embedder | None = None
+) -> Iterator[Result]:
     """Ask every scenario (or the quick ones) in order; a result as soon as each is there.
+
+    Without an embedder the coverage of reasons is not measured.
 
     Raises SuiteError if one expects an outcome that the pack does not have: it would be right or wrong
     whatever the answer.
@@ -112,7 +124,8 @@ def run(suite: Suite, ask: Ask, *, labels: Sequence[str], quick: bool) -> Iterat
                 scenario=scenario, status="error", accepted=accepted, misses=(f"{error.code}: {error}",)
             )
             continue
-        yield judge(scenario, reply["context"], accepted)
+        result = judge(scenario, reply["context"], accepted)
+        yield covered(result, suite.reasoning, embedder) if embedder else result
 
 
 def judge(scenario: Scenario, answer: dict[str, Json], accepted: tuple[str, ...]) -> Result:
@@ -149,10 +162,26 @@ def judge(scenario: Scenario, answer: dict[str, Json], accepted: tuple[str, ...]
     )
 
 
+def covered(result: Result, how: Reasoning, embedder: Embedder) -> Result:
+    """The result with the coverage of its reason; it fails if the suite needs more than is there."""
+    expected = result.scenario.expect.reasoning
+    if not expected:
+        return result
+    elements = reasoning.measure(expected, result.reason, embedder, how.similarity)
+    coverage = reasoning.share(elements)
+    measured = msgspec.structs.replace(result, elements=elements, coverage=coverage)
+    if how.needed is None or coverage >= how.needed:
+        return measured
+    lacking = ", ".join(element.text for element in elements if not element.covered)
+    miss = f"the reason covers {coverage:.2f} of its elements, needed {how.needed:g}; it lacks {lacking}"
+    return msgspec.structs.replace(measured, status="failed", misses=(*result.misses, miss))
+
+
 def summarise(results: Sequence[Result]) -> Summary:
     """Figures over the results of one or more suites."""
     asked = [result for result in results if result.outcome is not None]
     counts = {status: sum(r.status == status for r in results) for status in get_args(Status)}
+    coverages = [result.coverage for result in results if result.coverage is not None]
     by_difficulty: dict[str, tuple[int, int]] = {}
     for difficulty in DIFFICULTIES:
         of_it = [r for r in results if r.scenario.difficulty == difficulty and r.status != "skipped"]
@@ -170,4 +199,6 @@ def summarise(results: Sequence[Result]) -> Summary:
         floors_right=sum(r.floor in r.accepted for r in asked),
         mean_structure=sum(r.structure for r in asked) / len(asked) if asked else 0.0,
         by_difficulty=by_difficulty,
+        reasons_measured=len(coverages),
+        mean_coverage=sum(coverages) / len(coverages) if coverages else None,
     )

@@ -87,7 +87,7 @@ class Reasoning(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     coverage is told and fails nothing.
     """
 
-    similarity: Share = 0.6
+    similarity: Share = 0.57
     needed: Share | None = None
 
 
