@@ -48,13 +48,18 @@ class MiniLM:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self._numpy = numpy
-        self._tokenizer = Tokenizer.from_file(str(models_dir / TOKENIZER_FILE))
+        try:
+            self._tokenizer = Tokenizer.from_file(str(models_dir / TOKENIZER_FILE))
+            self._session = onnxruntime.InferenceSession(
+                str(models_dir / MODEL_FILE), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # both libraries raise bare exceptions of their own
+            raise CatalogError(
+                f"{models_dir}: the embedder cannot be loaded: {error}; run: ./scripts/export-embedder"
+            ) from error
         # The file bakes in padding and a cut at 128 tokens.
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(MAX_TOKENS)
-        self._session = onnxruntime.InferenceSession(
-            str(models_dir / MODEL_FILE), options, providers=["CPUExecutionProvider"]
-        )
         self._vectors: dict[str, Any] = {}
 
     def embed(self, text: str) -> Any:
