@@ -134,3 +134,62 @@ class TestCoverage:
         assert told["pack"] == "team-governance"
         assert list(told["clauses"]) == list(shipped_pack.clauses)
         assert told["scenarios"] == 1
+
+
+class TestInvariance:
+    def test_what_should_change_nothing_changes_nothing(self, run: Run) -> None:
+        """The stub answers by a digest of the question, so any difference in what it reads would show."""
+        kinds = [
+            part
+            for kind in ("key_order", "unknown_fields", "irrelevant_context")
+            for part in ("--kind", kind)
+        ]
+        result = run("invariance", "--json", "--sample", "60", *kinds)
+        assert result.exit_code == 0, result.output
+        told = json.loads(result.stdout)
+        assert (told["asked"], told["changed"]) == (60, [])
+        assert [figures["name"] for figures in told["figures"]] == kinds[1::2]
+
+    def test_answers_that_got_looser_are_1_and_told_with_the_text(self, run: Run) -> None:
+        result = run("invariance", "--kind", "injections", "--sample", "110")
+        assert result.exit_code == 1
+        assert "loosened by the model" in result.stdout
+        assert "injections: encoding" in result.stdout
+        assert "110 of 93456 variants, seed 0, the daemon" in result.stdout
+
+    def test_a_sample_is_the_same_for_a_seed_and_none_falls_below_the_floor(self, run: Run) -> None:
+        told = [
+            json.loads(run("invariance", "--json", "--sample", "44", "--seed", seed).stdout)
+            for seed in ("1", "1", "2")
+        ]
+        assert told[0] == told[1] != told[2]
+        assert sum(figures["below_floor"] for one in told for figures in one["figures"]) == 0
+
+    def test_the_questions_count_as_no_scenario(self, run: Run) -> None:
+        run("invariance", "--kind", "key_order", "--sample", "3")
+        rows = json.loads(run("log", "--json").stdout)
+        assert len(rows) == 6
+        assert {row["scenario_id"] for row in rows} == {None}
+
+    def test_without_a_scenario_for_the_pack_it_cannot_run(self, run: Run, tmp_path: Path) -> None:
+        path = tmp_path / "other.yaml"
+        path.write_text(yaml.safe_dump({"name": "o", "pack": "other", "scenarios": [HARMLESS]}))
+        result = run("invariance", str(path))
+        assert result.exit_code == 2
+        assert "no scenario to vary for the pack team-governance" in result.stderr
+
+
+@pytest.mark.model
+def test_the_embedded_model_is_asked(config: Config, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A suite with its checks, and an order of members that changes nothing, as users run them."""
+    monkeypatch.setenv("THOR_POLICY_STATE_DIR", str(config.state_dir))
+    monkeypatch.setenv("THOR_POLICY_ENDPOINT", config.endpoint)
+    path = write(HARMLESS | {"expect": {"one_of": ANY, "reasoning": ["trust"]}})
+    with serving(config):
+        told = json.loads(CliRunner().invoke(cli, ["test", "--json", path]).stdout)
+        changed = CliRunner().invoke(cli, ["invariance", "--json", "--kind", "key_order", path])
+    (result,) = told["results"]
+    assert (result["tier"], result["status"]) == ("model", "passed")
+    measured = told["leaks"][0]["embedder"] is not None
+    assert (result["coverage"] is not None) is measured
+    assert (changed.exit_code, json.loads(changed.stdout)["changed"]) == (0, [])

@@ -15,7 +15,6 @@ Variants are generated in a fixed order, so a sample can be drawn again. Main th
 
 from __future__ import annotations
 
-import copy
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -173,14 +172,17 @@ def text_places(question: Json, path: _Path = ()) -> list[_Path]:
 
 
 def injected(question: dict[str, Json], path: _Path, text: str) -> dict[str, Json]:
-    """The question with a text at the end of the string at `path`."""
-    changed: Json = copy.deepcopy(question)
-    holder = changed
-    for key in path[:-1]:
-        holder = holder[key]
-    holder[path[-1]] = f"{holder[path[-1]]} {text}"
-    whole: dict[str, Json] = changed
-    return whole
+    """The question with a text at the end of the string at `path`; it shares what is not on the way there."""
+    changed: dict[str, Json] = _with_text(question, path, text)
+    return changed
+
+
+def _with_text(value: Json, path: _Path, text: str) -> Json:
+    if not path:
+        return f"{value} {text}"
+    held: Json = list(value) if isinstance(value, list) else dict(value)
+    held[path[0]] = _with_text(held[path[0]], path[1:], text)
+    return held
 
 
 def _reversed(value: Json) -> Json:
