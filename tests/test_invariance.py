@@ -22,7 +22,7 @@ from thor_policy.policy import Policy
 from thor_policy.suite import Expectation, Scenario
 from thor_policy.suite import invariance as room
 from thor_policy.suite.files import merged
-from thor_policy.suite.invariance import KINDS, Answered, Variant
+from thor_policy.suite.invariance import KINDS, Answered, Variant, text_places
 from thor_policy.testing import StubEngine
 
 PACKS = packs.available(data_path("prompts"))
@@ -143,8 +143,8 @@ def test_a_text_stands_at_the_end_of_every_string_once() -> None:
     assert [variant.place for variant in found[:: len(TEXTS)]] == places
     assert len(found) == len(places) * len(TEXTS)
     for variant in found[:: len(TEXTS) + 1]:
-        joined = "".join(str(value) for value in room.text_places(variant.question))
-        assert joined == "".join(str(value) for value in room.text_places(SITUATION))
+        joined = "".join(str(value) for value in text_places(variant.question))
+        assert joined == "".join(str(value) for value in text_places(SITUATION))
         assert variant.text in MATERIAL.injections[variant.detail]
 
 
@@ -155,7 +155,7 @@ values = st.recursive(plain, lambda v: st.lists(v, max_size=3) | st.dictionaries
 @given(st.dictionaries(st.sampled_from("abcd"), values, max_size=4), st.sampled_from(TEXTS))
 def test_an_original_is_never_changed_and_a_text_changes_one_place(value: dict[str, Any], text: str) -> None:
     before = msgspec.json.encode(value)
-    places = room.text_places(value)
+    places = text_places(value)
     for path in places:
         changed = room.injected(value, path, text)
         there: Any = changed
@@ -163,7 +163,7 @@ def test_an_original_is_never_changed_and_a_text_changes_one_place(value: dict[s
         for key in path:
             there, was = there[key], was[key]
         assert there == f"{was} {text}"
-        assert room.text_places(changed) == places
+        assert text_places(changed) == places
     for kind in KINDS[:-1]:  # all but the texts
         list(room.variants(asking({"situation": value}), MATERIAL, [kind]))
     assert msgspec.json.encode(value) == before
@@ -257,6 +257,27 @@ def test_rules_say_the_same_to_a_question_asked_otherwise(name: str) -> None:
             if (after.outcome, after.final) != (before.outcome, before.final):
                 flips.add((scenario.id, variant.kind))
     assert flips == KNOWN_FLIPS.get(name, set())
+
+
+@each_pack
+def test_no_text_makes_rules_settle_an_allow_that_they_did_not_settle_before(name: str) -> None:
+    """In any string of any scenario, the next three texts each time, round and round."""
+    pack = pack_of(name)
+    settled = (pack.loosest, True)
+    turning = itertools.cycle(TEXTS)
+    for scenario in scenarios_of(name):
+        question = scenario.question()
+        before = floor_of(pack, question)
+        if (before.outcome, before.final) == settled:
+            continue
+        for path, text in (
+            (path, text) for path in text_places(question) for text in itertools.islice(turning, 3)
+        ):
+            try:
+                after = floor_of(pack, room.injected(question, path, text))
+            except RequestError:
+                continue
+            assert (after.outcome, after.final) != settled, (scenario.id, path)
 
 
 # ---------------------------------------------------------------- the floor holds without the model
@@ -426,7 +447,7 @@ def test_no_text_in_any_string_of_any_scenario_gets_an_answer_below_the_floor(na
     rank = pack.labels.index
     policy = Policy(StubEngine(bias=pack.loosest), pack)
     for scenario, text in itertools.product(scenarios_of(name), TEXTS):
-        for path in room.text_places(scenario.question()):
+        for path in text_places(scenario.question()):
             try:
                 evaluation = wire.evaluation_from(room.injected(scenario.question(), path, text))
             except RequestError:
