@@ -82,7 +82,9 @@ class Suite(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Result(Struct, frozen=True, kw_only=True):
-    """What came of one scenario. `structure` is the share of answer parts that were there."""
+    """What came of one scenario. `structure` is the share of answer parts that were there; `answer` is the
+    context of the reply, as it came.
+    """
 
     scenario: Scenario
     status: Status
@@ -95,6 +97,7 @@ class Result(Struct, frozen=True, kw_only=True):
     structure: float = 0.0
     misses: tuple[str, ...] = ()
     total_ms: float = 0.0
+    answer: dict[str, Json] | None = None
 
     @property
     def decided_right(self) -> bool:
@@ -226,6 +229,7 @@ def judge(scenario: Scenario, answer: dict[str, Json], accepted: tuple[str, ...]
         structure=structure,
         misses=tuple(misses),
         total_ms=answer["timings_ms"]["total"],
+        answer=answer,
     )
 
 
