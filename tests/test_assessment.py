@@ -11,81 +11,16 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_runs import JUDGE, LABELS, answered, error, many, run_of, skipped
 from msgspec.structs import replace
 
 from thor_policy import suite
 from thor_policy.assessment import baselines
 from thor_policy.assessment.comparing import Comparison, compare
 from thor_policy.assessment.figures import figures, flips, pass_k, rate
-from thor_policy.assessment.runs import (
-    Item,
-    Judge,
-    Run,
-    Tokens,
-    how_wrong,
-    item,
-    load,
-    plain,
-    worst,
-)
-from thor_policy.core import PackInfo
+from thor_policy.assessment.runs import Item, Run, Tokens, how_wrong, item, load, plain, worst
 from thor_policy.errors import SuiteError
 from thor_policy.suite import Expectation, Scenario
-
-LABELS = ("allow", "mfa", "deny")
-JUDGE = Judge(
-    pack=PackInfo(name="small", version="1.0.0", sha256="ab" * 32),
-    labels=LABELS,
-    model="tiny-q4",
-    model_sha256="cd" * 32,
-)
-
-
-def answered(id: str, outcome: str | None = "deny", *, wanted: str = "deny", **changes: Any) -> Item:
-    """An item that the model answered; `wanted` may name several outcomes, with a `|` between."""
-    accepted = tuple(wanted.split("|"))
-    fields: dict[str, Any] = {
-        "suite": "trial",
-        "pack": "small",
-        "title": f"About {id}",
-        "difficulty": "easy",
-        "status": "passed" if outcome in accepted else "failed",
-        "accepted": accepted,
-        "outcome": outcome,
-        "label": outcome,
-        "floor": "allow",
-        "tier": "model",
-        "wrong": how_wrong(outcome, accepted, LABELS),
-        "probabilities": {label: 0.8 if label == outcome else 0.1 for label in LABELS},
-        "structure": 1.0,
-        "total_ms": 100.0,
-        "score_ms": 80.0,
-        "tokens": Tokens(prefix=1000, question=70, explanation=10),
-    }
-    return Item(id=id, **fields | changes)
-
-
-def run_of(*items: Item, repeats: int = 1, **changes: Any) -> Run:
-    fields: dict[str, Any] = {
-        "at": "2026-05-13T10:00:00Z",
-        "version": "0.1.0",
-        "where": "in process",
-        "machine": "a desk",
-        "selection": "full",
-        "judges": (JUDGE,),
-    }
-    return Run(repeats=repeats, results=items, **fields | changes)
-
-
-def error(id: str, **changes: Any) -> Item:
-    return answered(id, None, status="error", tier=None, floor=None, probabilities={}, tokens=None, **changes)
-
-
-def many(right: int, wrong: int) -> list[Item]:
-    """So many scenarios decided right and, after them, wrong (too strict)."""
-    outcomes = ["mfa"] * right + ["deny"] * wrong
-    return [answered(f"Q{n}", outcome, wanted="mfa") for n, outcome in enumerate(outcomes)]
-
 
 # ---------------------------------------------------------------- the form of a run
 
@@ -143,8 +78,8 @@ def test_an_item_keeps_what_figures_need_and_nothing_of_the_question() -> None:
 
 
 def test_an_item_of_a_scenario_that_was_not_answered() -> None:
-    skipped = suite.Result(scenario=SCENARIO, status="skipped", misses=("needs a calendar",))
-    kept = item(skipped, suite="trial", pack="small", labels=LABELS)
+    unasked = suite.Result(scenario=SCENARIO, status="skipped", misses=("needs a calendar",))
+    kept = item(unasked, suite="trial", pack="small", labels=LABELS)
     assert (kept.status, kept.outcome, kept.wrong, kept.tokens) == ("skipped", None, None, None)
     assert kept.misses == ("needs a calendar",)
 
@@ -253,7 +188,7 @@ MIXED = run_of(
     answered("Q4", "deny", label=None, floor="deny", tier="rule", probabilities={}, tokens=None),
     answered("Q5", "mfa", wanted="allow|mfa", difficulty="hard", tags=("night", "critical")),
     error("Q6", difficulty="attack"),
-    answered("Q7", None, status="skipped"),
+    skipped("Q7"),
 )
 
 
@@ -337,7 +272,7 @@ def test_nothing_asked_gives_no_figures_and_no_failure() -> None:
     found = figures(run_of())
     assert (found.scenarios, found.passing.share, found.pass_k, found.ok) == (0, None, (), False)
     assert found.balanced_accuracy is None
-    assert not figures(run_of(answered("Q1", None, status="skipped"))).ok
+    assert not figures(run_of(skipped("Q1"))).ok
     assert figures(run_of(answered("Q1"))).ok
 
 
@@ -461,7 +396,7 @@ def test_every_change_is_listed() -> None:
 
 
 def test_only_scenarios_that_both_asked_are_compared_and_the_others_named() -> None:
-    before = [answered("Q1"), answered("Q2"), answered("Q3", None, status="skipped")]
+    before = [answered("Q1"), answered("Q2"), skipped("Q3")]
     after = [answered("Q2"), answered("Q3"), answered("Q4")]
     found = compared(before, after)
     assert found.paired == 1
@@ -581,7 +516,7 @@ def test_a_critical_scenario_may_not_newly_fail_though_its_decision_is_right(tmp
 
 def test_a_scenario_that_was_dropped_or_skipped_fails_a_whole_run_but_not_a_selection(tmp_path: Path) -> None:
     baselines.bless(tmp_path, run_of(*[answered(f"Q{number}") for number in range(14)]))
-    (reason,) = gated(tmp_path, answered("Q0"), answered("Q1", None, status="skipped"))
+    (reason,) = gated(tmp_path, answered("Q0"), skipped("Q1"))
     assert reason.startswith("trial: of the baseline were not asked: Q1, Q2, ")
     assert reason.endswith("Q10 and 3 more")
     assert gated(tmp_path, answered("Q0"), whole=False) == ()
@@ -607,8 +542,7 @@ def test_a_scenario_that_was_edited_is_another_one(tmp_path: Path, change: dict[
 
 def test_nothing_asked_does_not_pass(tmp_path: Path) -> None:
     baselines.bless(tmp_path, run_of(answered("Q0")))
-    skipped = answered("Q0", None, status="skipped")
-    assert "nothing was asked" in gated(tmp_path, skipped, whole=False)
+    assert "nothing was asked" in gated(tmp_path, skipped("Q0"), whole=False)
     assert gated(tmp_path) == ("nothing was asked",)
 
 

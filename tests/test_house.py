@@ -18,6 +18,7 @@ PACKAGE = ROOT / "thor_policy"
 #: own room. docs/architecture.md draws the same.
 FLOORS = (
     ("cli", "testing"),
+    ("trial",),
     ("bench",),
     ("app", "doctor", "report"),
     ("server", "client", "assessment"),

@@ -337,6 +337,18 @@ def load(
     return Config(**values)
 
 
+def changed(config: Config, text: str) -> Config:
+    """The settings with those changed that a text names: `model=NAME,kv_type=q8_0`. Raises ConfigError."""
+    hints = typing.get_type_hints(Config)
+    values: dict[str, Any] = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        if name not in hints:
+            raise ConfigError(f"{text!r}: unknown setting {name!r}; known: {', '.join(sorted(hints))}")
+        values[name] = _convert(value, hints[name], f"{text!r}: {name}")
+    return dataclasses.replace(config, **values)
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
