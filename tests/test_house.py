@@ -22,7 +22,7 @@ FLOORS = (
     ("bench",),
     ("app", "doctor", "report"),
     ("server", "client", "assessment"),
-    ("worker", "clerk", "suite"),
+    ("worker", "clerk", "suite", "drift"),
     ("policy",),
     ("packs",),
     ("wire", "rules", "catalog", "engine", "journal"),
