@@ -18,7 +18,7 @@ AT = 1_767_279_600.0
 
 def answered(scenario: Scenario, *clauses: str, outcome: str | None = "deny") -> Result:
     status: Any = "passed" if outcome else "error"
-    return Result(scenario=scenario, status=status, outcome=outcome, clauses=clauses)
+    return Result(scenario=scenario, status=status, outcome=outcome, answer={"clauses": clauses})
 
 
 @pytest.fixture

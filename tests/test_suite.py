@@ -208,8 +208,7 @@ def test_a_whole_and_right_answer_passes_and_is_kept() -> None:
         tier="model",
         structure=1.0,
         total_ms=12.5,
-        clauses=("R1", "R2"),
-        reason="An ordinary read.",
+        answer=ANSWER,
     )
     assert found.decided_right
 

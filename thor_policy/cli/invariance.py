@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 import click
 import msgspec
 
-from thor_policy import suite
+from thor_policy import trial
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured
-from thor_policy.cli.suites import _asking, _daemon
-from thor_policy.config import Config, data_path
-from thor_policy.errors import SuiteError
+from thor_policy.config import Config
 from thor_policy.suite import invariance as room
 from thor_policy.suite.invariance import Compared, Kind
 
@@ -54,34 +52,30 @@ def invariance(
     A variant differs in nothing that should matter: order of members, unknown members, irrelevant context,
     synonyms, ways to write a number, a text that asks for an allow. Exit status 1: some answer got looser.
     """
-    suites = [suite.load(path) for path in files or suite.available(data_path("scenarios"))]
-    material = room.material(data_path("scenarios") / room.MATERIAL_DIR)
-    with _daemon(config) as (client, where, pack):
-        own = [one for one in suites if one.pack == pack.info.name]
-        scenarios = [scenario for one in own for scenario in one.scenarios if scenario.skip is None]
-        if not scenarios:
-            raise SuiteError(f"no scenario to vary for the pack {pack.info.name}")
-        every = list(
-            chain.from_iterable(room.variants(each, material, kinds or room.KINDS) for each in scenarios)
-        )
-        drawn = every if full else room.sample(every, sample, seed)
-        compared = []
-        with render.progress(len(drawn), f"asking {where}") as advance:
-            for one in room.compare(scenarios, drawn, _asking(client, config.max_deadline_ms), pack.labels):
-                compared.append(one)
-                advance()
+    suites = trial.find([str(path) for path in files])
+    varied = trial.vary(
+        config,
+        suites,
+        kinds or room.KINDS,
+        count=None if full else sample,
+        seed=seed,
+        asking=lambda count, where: render.progress(count, f"asking {where}"),
+        announce=lambda told: render.line(told, stderr=True),
+    )
+    compared = varied.compared
     figures = room.figures(compared)
     if as_json:
         changed = [one for one in compared if one.flipped or one.refused]
-        told = {"variants": len(every), "asked": len(drawn), "seed": None if full else seed}
+        told = {"variants": varied.variants, "asked": len(compared), "seed": varied.seed}
         render.as_json(told | msgspec.to_builtins({"figures": figures, "changed": changed}))
     else:
         _show(compared, figures)
-        render.line(f"\n{len(drawn)} of {len(every)} variants, {'all' if full else f'seed {seed}'}, {where}")
+        which = "all" if full else f"seed {seed}"
+        render.line(f"\n{len(compared)} of {varied.variants} variants, {which}, {varied.where}")
     ctx.exit(1 if any(one.loosened_by or one.below_floor for one in compared) else 0)
 
 
-def _show(compared: list[Compared], figures: tuple[room.Figures, ...]) -> None:
+def _show(compared: Sequence[Compared], figures: tuple[room.Figures, ...]) -> None:
     for one in compared:
         if one.loosened_by or one.below_floor:
             variant = one.variant

@@ -22,6 +22,7 @@ COMMANDS = {
     "ask": "daemon",
     "status": "daemon",
     "test": "suites",
+    "compare": "suites",
     "invariance": "invariance",
     "log": "journal",
     "stats": "journal",

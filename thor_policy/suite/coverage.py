@@ -37,6 +37,10 @@ class Coverage(Struct, frozen=True, kw_only=True):
         """The lower of two shares, 0 to 1: of clauses that were cited, and of rules that fired."""
         return min(_share(self.clauses), _share(self.rules))
 
+    def reaches(self, threshold_percent: float | None) -> bool:
+        """True when that share was reached, or none is asked for."""
+        return threshold_percent is None or 100 * self.share >= threshold_percent
+
 
 def cover(pack: Pack, results: Sequence[Result], at: float) -> Coverage:
     """What the answered scenarios of a run reach in their pack.
@@ -44,7 +48,7 @@ def cover(pack: Pack, results: Sequence[Result], at: float) -> Coverage:
     Rules take them as received at Unix time `at`.
     """
     answered = [result for result in results if result.outcome is not None]
-    cited = Counter(clause for result in answered for clause in set(result.clauses))
+    cited = Counter(clause for result in answered for clause in set((result.answer or {}).get("clauses", ())))
     fired = Counter(
         rule for result in answered for rule in pack.book.apply(result.scenario.evaluation(), at).rules
     )

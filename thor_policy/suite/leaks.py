@@ -26,8 +26,9 @@ import msgspec
 from msgspec import Struct
 
 from thor_policy.core import Evaluation, Json
+from thor_policy.errors import SuiteError
 from thor_policy.packs import Pack
-from thor_policy.suite.scenarios import Embedder, Scenario
+from thor_policy.suite.scenarios import Embedder, Scenario, Suite
 
 Look = Literal["exact", "canonical", "text", "embedding"]
 #: From here on two questions are too similar, by wording and by meaning.
@@ -75,6 +76,27 @@ def find(scenarios: Sequence[Scenario], pack: Pack, embedder: Embedder | None = 
         if found:
             leaks.append(max(found, key=lambda leak: leak.similarity))
     return tuple(leaks)
+
+
+def check(suites: Sequence[Suite], pack: Pack, embedder: Embedder | None, *, allow: bool) -> tuple[Leak, ...]:
+    """The leaks of these suites. Raises SuiteError naming those of the first suite, unless allowed."""
+    leaks: list[Leak] = []
+    for one in suites:
+        found = find(one.scenarios, pack, embedder)
+        if found and not allow:
+            raise SuiteError(
+                f"{one.name}: the examples of {pack.info.name} show what is asked: {told(found)}; write "
+                "other scenarios or examples, or run with --allow-leak, which the report then says"
+            )
+        leaks += found
+    return tuple(leaks)
+
+
+def told(found: Sequence[Leak]) -> str:
+    """Leaks in words."""
+    return "; ".join(
+        f"{leak.scenario} is {leak.example} ({leak.look} {leak.similarity:.2f})" for leak in found
+    )
 
 
 def similarities(

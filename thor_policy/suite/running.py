@@ -29,9 +29,9 @@ STRUCTURE_NEEDED = 0.67
 
 
 class Result(Struct, frozen=True, kw_only=True):
-    """What came of one scenario. `structure` is the share of answer parts that were there; `clauses` are
-    those that the answer cites, `reason` is what it says. `elements` are those of a good reason and
-    `coverage` the share that is there; None where nothing was measured.
+    """What came of one scenario. `structure` is the share of answer parts that were there; `answer` is the
+    context of the reply, as it came. `elements` are those of a good reason and `coverage` the share that is
+    there; None where nothing was measured.
     """
 
     scenario: Scenario
@@ -45,8 +45,7 @@ class Result(Struct, frozen=True, kw_only=True):
     structure: float = 0.0
     misses: tuple[str, ...] = ()
     total_ms: float = 0.0
-    clauses: tuple[str, ...] = ()
-    reason: str | None = None
+    answer: dict[str, Json] | None = None
     elements: tuple[Element, ...] = ()
     coverage: float | None = None
 
@@ -157,8 +156,7 @@ def judge(scenario: Scenario, answer: dict[str, Json], accepted: tuple[str, ...]
         structure=structure,
         misses=tuple(misses),
         total_ms=total_ms,
-        clauses=tuple(answer["clauses"]),
-        reason=answer["reasoning"],
+        answer=answer,
     )
 
 
@@ -167,7 +165,7 @@ def covered(result: Result, how: Reasoning, embedder: Embedder) -> Result:
     expected = result.scenario.expect.reasoning
     if not expected:
         return result
-    elements = reasoning.measure(expected, result.reason, embedder, how.similarity)
+    elements = reasoning.measure(expected, (result.answer or {}).get("reasoning"), embedder, how.similarity)
     coverage = reasoning.share(elements)
     measured = msgspec.structs.replace(result, elements=elements, coverage=coverage)
     if how.needed is None or coverage >= how.needed:
