@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import runpy
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,16 @@ def test_a_vector_has_unit_length_and_depends_on_its_text_alone(minilm: MiniLM) 
     for vector in once:
         assert len(vector) == 384
         assert sum(number * number for number in vector) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.embedder
+def test_torch_is_not_imported_where_texts_are_embedded(minilm: MiniLM) -> None:
+    told = (
+        "import sys; from thor_policy.config import Config; from thor_policy.embedding import MiniLM;"
+        "MiniLM(Config().models_dir).embed('text'); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.embedder
