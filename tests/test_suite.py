@@ -119,7 +119,9 @@ def test_a_scenario_that_asks_or_expects_nothing_definite_is_refused_by_its_id(
     path = write(entry(id="E0"), bad)
     with pytest.raises(SuiteError) as refusal:
         suite.load(path)
-    assert str(refusal.value).startswith(f"{path}: scenario {bad['id']}: {told}")
+    line, _, rest = str(refusal.value).removeprefix(f"{path}: line ").partition(": ")
+    assert rest.startswith(f"scenario {bad['id']}: {told}")
+    assert line.isdecimal()
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,9 @@ def test_a_scenario_of_the_wrong_form_is_refused_with_its_place(
         (b"name: [", "line 2: did not find expected node content"),
         (b"name: a\nname: b\n", "line 2: the key 'name' appears twice"),
         (b"name: \xff", "cannot be read: 'utf-8'"),
-        (b"", "Expected `object`, got `null`"),
+        (b"", "line 1: Expected `object`, got `null`"),
+        (b"name: a\npack: b\n", "line 1: there is no scenario in it"),
+        (b"name: a\npack: b\nscenarios: []\n", "line 1: there is no scenario in it"),
     ],
 )
 def test_what_is_no_suite_is_refused_by_file(tmp_path: Path, content: bytes, told: str) -> None:
@@ -204,6 +208,7 @@ def test_a_whole_and_right_answer_passes_and_is_kept() -> None:
         tier="model",
         structure=1.0,
         total_ms=12.5,
+        answer=ANSWER,
     )
     assert found.decided_right
 
@@ -224,6 +229,13 @@ def test_a_wrong_risk_fails_a_right_decision() -> None:
 def test_a_clause_that_was_not_cited_fails() -> None:
     found = judged(clauses=("R1", "R7", "R9"))
     assert (found.status, found.misses) == ("failed", ("did not cite R7, R9",))
+
+
+def test_an_answer_that_took_too_long_fails_a_right_decision() -> None:
+    found = judged(max_latency_ms=12)
+    assert (found.status, found.misses) == ("failed", ("took 12.5 ms, expected at most 12",))
+    assert found.decided_right
+    assert judged(max_latency_ms=12.5).status == "passed"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from journals import (
     EXPLAINED,
+    MODEL,
     NOON,
+    PACK,
     WAIT_S,
     Fates,
     about,
@@ -66,7 +68,9 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     record(path, erasing(path, 3, 6, 9), erasing(path, 26, keep=kept), checkpoints=rule)
     last = by_model()
     last_words = [last, events.explained(last.id, EXPLAINED, NOON), erasing(path, 26, 29)]
-    record(path, *last_words, by_rule(), *(note() for _ in range(EVENTS - 54)), checkpoints=rule)
+    drifted = events.drift(golden="X1", before="a", now="b", shift=0.5, pack=PACK, model=MODEL, at=NOON)
+    notes = [note() for _ in range(EVENTS - 55)]
+    record(path, *last_words, by_rule(), drifted, *notes, checkpoints=rule)
     verdict = verify(path)
     assert (verdict.events, verdict.problem, verdict.complete, verdict.checkpoint_seq) == (
         EVENTS,

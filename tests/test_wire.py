@@ -25,6 +25,7 @@ from thor_policy.core import (
     ModelInfo,
     Obligation,
     PackInfo,
+    Scored,
     Timings,
 )
 from thor_policy.errors import ERROR_CODES, RequestError
@@ -1212,7 +1213,20 @@ DECISION = Decision(
     confidence=0.75,
     probabilities={"allow": 0.25, "require_mfa": 0.75},
     explanation=Explanation(
-        classification="routine", clauses=("R1", "R2"), reasoning="It is so.", text="whole"
+        classification="routine",
+        clauses=("R1", "R2"),
+        reasoning="It is so.",
+        text="whole",
+        generated_tokens=9,
+    ),
+    scored=Scored(
+        label="require_mfa",
+        probabilities={"allow": 0.25, "require_mfa": 0.75},
+        logits=(0.0, 1.0),
+        suffix_tokens=(7, 8, 9),
+        prefix_tokens=1241,
+        prefix_digest="ef" * 32,
+        score_ms=3.0,
     ),
     obligations=(Obligation(id="step-up", type="step-up", properties={"acr_value": "phr"}),),
     timings=Timings(queue_ms=1.0, rules_ms=2.0, score_ms=3.0),
@@ -1244,6 +1258,7 @@ def test_the_reply_to_an_evaluation_has_the_documented_shape() -> None:
             "precedents": [],
             "pack": {"name": "small", "version": "1.0.0", "sha256": "ab" * 32},
             "model": {"name": "stub", "sha256": "cd" * 32, "build": "1", "exact": True},
+            "tokens": {"prefix": 1241, "question": 3, "explanation": 9},
             "timings_ms": {"queue": 1.0, "rules": 2.0, "score": 3.0, "commit": 4.0, "total": 11.0},
         },
     }
@@ -1253,6 +1268,12 @@ def test_a_reply_that_was_not_to_explain_shows_the_rules_clauses_and_no_reasonin
     context = replied(explained=False)["context"]
     assert (context["classification"], context["reasoning"], context["clauses"]) == (None, None, ["R7"])
     assert context.keys() == replied()["context"].keys()
+
+
+def test_a_reply_counts_the_tokens_of_the_model_and_none_where_it_was_not_asked() -> None:
+    assert replied(explained=False)["context"]["tokens"] == {"prefix": 1241, "question": 3, "explanation": 0}
+    by_rules = msgspec.structs.replace(DECISION, tier="rule", model=None, scored=None)
+    assert replied(by_rules)["context"]["tokens"] is None
 
 
 def test_an_explanation_that_never_came_looks_the_same() -> None:

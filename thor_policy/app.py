@@ -22,6 +22,7 @@ from thor_policy.clerk import Clerk
 from thor_policy.client import Client
 from thor_policy.config import Config, data_path
 from thor_policy.core import Caller, Decision, Engine, Json, ModelInfo, PackInfo
+from thor_policy.drift import Sentinel
 from thor_policy.errors import JournalError, RequestError, Stalled
 from thor_policy.journal import events
 from thor_policy.journal.checkpoints import Signer, key_path
@@ -180,7 +181,13 @@ def open_service(
             # what is going to be recorded needs no waking: the journal's word on it will follow, and wake
             mailbox.put((ticket, outcome), wake=not isinstance(outcome, Decision | Explained))
 
-        worker = Worker(open_policy, journal, tell)
+        sentinel = Sentinel(
+            journal.append,
+            every_s=config.drift_every_s,
+            tolerance=config.drift_tolerance,
+            now_ns=time.monotonic_ns(),
+        )
+        worker = Worker(open_policy, journal, tell, idle=sentinel)
         policy = worker.start()
         stack.callback(_stop_worker, worker, config.shutdown_s)
         model, now = policy.engine.model, time.time()
@@ -195,7 +202,7 @@ def open_service(
         stack.callback(clerk.stop, config.shutdown_s)
 
         def describe() -> dict[str, Json]:
-            return _describe(policy, worker, journal, clerk)
+            return _describe(policy, worker, journal, clerk) | {"drift": sentinel.describe()}
 
         def refusal(part: Part) -> RequestError | None:
             return journal.refusal() if part == "journal" else worker.refusal()

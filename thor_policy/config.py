@@ -184,6 +184,17 @@ class Config:
         3_600.0, "Seconds that a kept score is used again.", least=0, most=31_536_000
     )
 
+    drift_every_s: float = _setting(
+        900.0,
+        "Seconds between two replays of the pack's examples by an idle daemon, each held against the first; "
+        "0: never.",
+        least=0,
+        most=31_536_000,
+    )
+    drift_tolerance: float = _setting(
+        0.01, "Change of a logit of a replayed example that is no drift yet.", least=0, most=100
+    )
+
     deadline_ms: int = _setting(
         10_000, "Deadline of a request that states none, in milliseconds.", least=1, most=600_000
     )
@@ -408,6 +419,18 @@ def load(
         if raw is not None:
             values[name] = _convert(raw, hints[name], f"--{name.replace('_', '-')}")
     return Config(**values)
+
+
+def changed(config: Config, text: str) -> Config:
+    """The settings with those changed that a text names: `model=NAME,kv_type=q8_0`. Raises ConfigError."""
+    hints = typing.get_type_hints(Config)
+    values: dict[str, Any] = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        if name not in hints:
+            raise ConfigError(f"{text!r}: unknown setting {name!r}; known: {', '.join(sorted(hints))}")
+        values[name] = _convert(value, hints[name], f"{text!r}: {name}")
+    return dataclasses.replace(config, **values)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

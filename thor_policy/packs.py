@@ -46,6 +46,9 @@ FILES = ("pack.yaml", "clauses.yaml", "rules.yaml", "system.md", "examples.yaml"
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@+-]{0,63}")
 #: Parts that every request has: a first field that shows one begins every question alike.
 _ALWAYS_THERE = ("subject.type", "subject.id", "action.name", "resource.type", "resource.id")
+#: Where msgspec found something wrong, and the steps that lead there: a name, or a number in a list.
+_PLACE = re.compile(r" - at `(?:key in )?(\$[^`]*)`")
+_STEP = re.compile(r"\.([^.\[\]]+)|\[([^\]]*)\]")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _LABEL = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
@@ -302,8 +305,28 @@ def parse_yaml(text: str, kind: Any, where: Path | str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
         raise PackError(f"{where}:{line} {getattr(error, 'problem', error)}") from error
-    except (msgspec.ValidationError, ValueError, TypeError, RecursionError) as error:
+    except msgspec.ValidationError as error:
+        place = _PLACE.search(str(error))
+        raise PackError(f"{where}: line {line_of(text, place[1] if place else '$')}: {error}") from error
+    except (ValueError, TypeError, RecursionError) as error:
         raise PackError(f"{where}: {error}") from error
+
+
+def line_of(text: str, place: str) -> int:
+    """Line, from 1, of a place such as `$.rules[2].when` in YAML that parses; else of what is around it."""
+    node, line = yaml.compose(text, Loader=yaml.CSafeLoader), 1
+    for key, index in _STEP.findall(place):
+        if isinstance(node, yaml.SequenceNode) and index.isdecimal() and int(index) < len(node.value):
+            node = node.value[int(index)]
+            line = node.start_mark.line + 1
+        elif isinstance(node, yaml.MappingNode) and key:
+            found = [pair for pair in node.value if pair[0].value == key]
+            if not found:
+                break
+            line, node = found[-1][0].start_mark.line + 1, found[-1][1]
+        else:
+            break
+    return line
 
 
 class _StrictLoader(yaml.CSafeLoader):

@@ -1,7 +1,8 @@
 """Public stand-ins for tests of the rooms around the engine and the journal.
 
-Owns `StubEngine` and nothing that production code imports. Invariant: everything here keeps the contract of
-the seam it stands in for; tests/test_engine.py runs the same contract over the stub and over llama.cpp.
+Owns `StubEngine`, `StubEmbedder` and nothing that production code imports. Invariant: everything here keeps
+the contract of the seam it stands in for; tests/test_engine.py runs the same contract over the stub and over
+llama.cpp.
 """
 
 from __future__ import annotations
@@ -127,6 +128,23 @@ class StubEngine:
 
     def close(self) -> None:
         self.closed = True
+
+
+class StubEmbedder:
+    """Takes texts for alike (0.95) that stand together in one of `groups`; others have nothing in common."""
+
+    name = "stub"
+
+    def __init__(self, *groups: Sequence[str]) -> None:
+        self._groups = [frozenset(group) for group in groups]
+
+    def similarities(self, texts: Sequence[str], others: Sequence[str]) -> list[list[float]]:
+        return [[self._similarity(text, other) for other in others] for text in texts]
+
+    def _similarity(self, text: str, other: str) -> float:
+        if text == other:
+            return 1.0
+        return 0.95 if any({text, other} <= group for group in self._groups) else 0.0
 
 
 def load_stub_engine(_config: Config) -> StubEngine:

@@ -409,7 +409,7 @@ def decision_item(
 ) -> dict[str, Json]:
     """`decision` and `context` of an answer; not `explained`, classification and reasoning are null."""
     explanation = decision.explanation if explained else None
-    model = decision.model
+    model, scored = decision.model, decision.scored
     context = {
         "decision_id": decision.id,
         "outcome": decision.outcome,
@@ -426,6 +426,12 @@ def decision_item(
         "pack": decision.pack,
         "model": model
         and {"name": model.name, "sha256": model.sha256, "build": model.build, "exact": model.exact},
+        "tokens": scored
+        and {
+            "prefix": scored.prefix_tokens,
+            "question": len(scored.suffix_tokens),
+            "explanation": explanation.generated_tokens if explanation else 0,
+        },
         "timings_ms": timings_ms(decision.timings) | {"commit": commit_ms, "total": total_ms},
     }
     if decision.original is not None:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from thor_policy.core import Decision, DecisionLog, Request
 from thor_policy.errors import EngineError, RequestError
@@ -36,6 +37,15 @@ class Refused:
 Outcome = Decision | Explained | Unexplained | Refused
 
 
+class Idle(Protocol):
+    """Work for when nobody waits and nothing is explained, in turns of one decode at most."""
+
+    def wait_s(self, now_ns: int) -> float | None:
+        """Seconds until there is something to do; None: never."""
+
+    def turn(self, policy: Policy, now_ns: int, at: float) -> None: ...
+
+
 class Worker:
     """Runs a policy on a thread of its own, which also opens it.
 
@@ -43,12 +53,17 @@ class Worker:
     each thread that calls, and beside a second pool they stop spinning at barriers, which cost 8 % here.
 
     Each decision and explanation goes to `log` with its ticket; `tell` hears of it first, on this thread,
-    and must not block.
+    and must not block. `idle` gets a turn when there is nothing else to do.
     """
 
     def __init__(
-        self, open_policy: Callable[[], Policy], journal: DecisionLog, tell: Callable[[int, Outcome], None]
+        self,
+        open_policy: Callable[[], Policy],
+        journal: DecisionLog,
+        tell: Callable[[int, Outcome], None],
+        idle: Idle | None = None,
     ) -> None:
+        self._idle = idle
         self._open_policy = open_policy
         self._opened: queue.SimpleQueue[Policy | BaseException] = queue.SimpleQueue()
         self._journal = journal
@@ -116,11 +131,14 @@ class Worker:
                 explaining = engine.explaining > 0
                 if not explaining:
                     self.pulse.rest()
+                wait_s = None
+                if self._idle is not None and not explaining:
+                    wait_s = self._idle.wait_s(time.monotonic_ns())
                 try:
-                    request = self._queue.get(block=not explaining)
+                    request = self._queue.get(block=not explaining, timeout=wait_s)
                 except queue.Empty:
                     self.pulse.beat()
-                    step_ended_ns = self._explain()
+                    step_ended_ns = self._explain() if explaining else self._idle_turn()
                     continue
                 self.pulse.beat()
                 if request is None:
@@ -157,6 +175,17 @@ class Worker:
         if wanted and not self._policy.is_explaining(request.ticket):
             self.unexplained += 1
             self._tell(request.ticket, Unexplained(request.ticket))
+
+    def _idle_turn(self) -> int:
+        """One turn of idle work; returns when it ended, in monotonic nanoseconds."""
+        try:
+            if self._idle is not None:
+                self._idle.turn(self._policy, time.monotonic_ns(), time.time())
+        except Exception:
+            log.exception("idle work failed for a reason that no code foresaw; there is no more of it")
+            self.internal_errors += 1
+            self._idle = None
+        return time.monotonic_ns()
 
     def _explain(self) -> int:
         """One step of all explanations; returns when it ended, in monotonic nanoseconds."""

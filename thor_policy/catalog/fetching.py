@@ -146,13 +146,14 @@ class _Part:
             raise _wrong_size(self._model, str(self._held_bytes))
         self._file.seek(0)
         sha256, magic = self._sha256.hexdigest(), self._file.read(len(MAGIC))
-        if magic == MAGIC and expected in (None, sha256):
+        right_kind = magic == MAGIC or not self._model.is_gguf
+        if right_kind and expected in (None, sha256):
             self._file.flush()
             os.fsync(self._file.fileno())
             rename_durably(self._path, path)
             return Digest(sha256=sha256, stat=stat_of(path.stat()))
         self._path.unlink()
-        if magic != MAGIC:
+        if not right_kind:
             raise CatalogError(f"what arrived as {self._model.name} is not a GGUF file; nothing was kept")
         cure = f"try once more: thorpolicy models pull {self._model.name}"
         if self._model.sha256 is None:

@@ -57,16 +57,23 @@ class HubSource(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, t
 
 
 class CatalogModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One entry of the catalog. Without `sha256` the digest of the first use is recorded and held to."""
+    """One entry of the catalog. Without `sha256` the digest of the first use is recorded and held to.
+
+    Only a GGUF can judge; other files are parts of the embedder, and those are always pinned.
+    """
 
     name: Annotated[str, Meta(pattern=r"^(?!.*\.gguf\Z)[a-z0-9][a-z0-9._-]*\Z")]
-    file: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.gguf\Z")]
+    file: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.(gguf|safetensors|json)\Z")]
     size_bytes: Annotated[int, Meta(gt=0)]
     licence: str
     description: str
     recommended_on: Literal["cpu", "cuda"]
     source: WheelSource | HubSource
     sha256: Sha256 | None = None
+
+    @property
+    def is_gguf(self) -> bool:
+        return self.file.endswith(".gguf")
 
 
 class ModelFile(Struct, frozen=True, kw_only=True):
@@ -129,6 +136,9 @@ class Catalog(Struct, frozen=True, kw_only=True):
             values = [getattr(model, field) for model in models]
             if twice := {value for value in values if values.count(value) > 1}:
                 raise CatalogError(f"{where}: two models have the {field} {min(twice)!r}")
+        for model in models:
+            if not (model.is_gguf or model.sha256):
+                raise CatalogError(f"{where}: {model.name}: a file that is no GGUF needs its sha256")
         return cls(models=models)
 
     def get(self, name: str) -> CatalogModel:
@@ -185,7 +195,8 @@ def _resolve_model(model: CatalogModel, models_dir: Path) -> ModelFile:
         )
     if size_bytes != model.size_bytes:
         raise CatalogError(f"{path}: expected {model.size_bytes} bytes, found {size_bytes}; {cure}")
-    _require_gguf(path)
+    if model.is_gguf:
+        _require_gguf(path)
     _keep(models_dir, model.file, found, known)
     return ModelFile(name=model.name, path=path, sha256=found.sha256)
 

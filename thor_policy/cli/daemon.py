@@ -77,7 +77,7 @@ def status(config: Config, as_json: bool) -> None:
         render.as_json(answer)
         return
     engine, cache, journal, clerk = (answer.pop(part) for part in ("engine", "cache", "journal", "clerk"))
-    counters = answer.pop("counters")
+    counters, drift = answer.pop("counters"), answer.pop("drift")
     answer["pack"] = f"{answer['pack']['name']} {answer['pack']['version']} {answer['pack']['sha256'][:12]}"
     model = answer["model"]
     bits = "" if model["exact"] else ", not bit-exact"
@@ -85,6 +85,11 @@ def status(config: Config, as_json: bool) -> None:
         f"{model['name']} {model['quantisation']} on {model['device']} {model['sha256'][:12]}{bits}"
     )
     answer["model file"] = model["file"]
+    answer["drift"] = (
+        f"{drift['drifted']} changes in {drift['asked']} golden answers, {drift['failed']} without one"
+        if drift["every_s"]
+        else "not looked for"
+    )
     render.pairs(answer, title="daemon")
     render.pairs(engine, title="engine")
     render.pairs(cache, title="cache")

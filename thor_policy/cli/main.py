@@ -27,6 +27,8 @@ COMMANDS = {
     "status": "daemon",
     "metrics": "daemon",
     "test": "suites",
+    "compare": "suites",
+    "invariance": "invariance",
     "log": "journal",
     "stats": "journal",
     "calibrate": "calibrate",

@@ -182,6 +182,22 @@ def progress(total: int | None, told: str) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
+def asking(total: int) -> Iterator[Callable[[str, str], None]]:
+    """A progress bar for `total` scenarios; call what it yields with the id and the status of each."""
+    counts = {"passed": 0, "failed": 0, "error": 0, "skipped": 0}
+    tally = TextColumn("{task.fields[told]}")
+    with _bar(BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(), tally) as bar:
+        task = bar.add_task("asking", total=total, told="")
+
+        def advance(id: str, status: str) -> None:
+            counts[status] += 1
+            told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+            bar.update(task, advance=1, told=escape(f"{told}; {id}"))
+
+        yield advance
+
+
+@contextmanager
 def counting(told: str) -> Iterator[Callable[[int], None]]:
     """A running count on standard error; call what it yields with the number so far."""
     with _bar(TextColumn("{task.completed:,}")) as bar:

@@ -1,186 +1,259 @@
-"""`test`: scenario suites, against the live daemon if one is up, otherwise in process."""
+"""`test` and `compare`: scenario suites, against the live daemon if one is up, otherwise in process."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
+import msgspec
 
-from thor_policy import packs, suite
-from thor_policy.cli import render
+from thor_policy import config as settings
+from thor_policy import trial
+from thor_policy.assessment import baselines, comparing, figures, runs
+from thor_policy.cli import render, verdicts
 from thor_policy.cli.options import as_json, configured
-from thor_policy.client import GRACE_MS, Client
-from thor_policy.config import Config, data_path
-from thor_policy.core import Json
-from thor_policy.errors import SuiteError
+from thor_policy.config import Config
+from thor_policy.errors import ThorPolicyError
+from thor_policy.report.junit import could_not_run, junit
+from thor_policy.suite import Suite
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _selecting(command: F) -> F:
+    """Options that say which scenarios are asked, and how often."""
+    for option in (
+        click.option(
+            "--repeat",
+            type=click.IntRange(1, 1000),
+            default=1,
+            show_default=True,
+            help="How often each is asked; it counts by its worst answer.",
+        ),
+        click.option(
+            "--filter",
+            "filters",
+            multiple=True,
+            metavar="PATTERN",
+            help="Only scenarios with such an id, tag or difficulty, quick or not (`*`, `?`); repeatable.",
+        ),
+        click.option(
+            "--suite",
+            "also",
+            multiple=True,
+            metavar="NAME|FILE",
+            help="Only this suite; repeatable. Without any: those that ship with this version.",
+        ),
+        click.option("--full", is_flag=True, help="Every scenario, not the three quick ones of a suite."),
+        click.option(
+            "--allow-leak", is_flag=True, help="Run although an example of the pack gives a scenario away."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _file(name: str, help: str) -> Callable[[F], F]:
+    return click.option(name, metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help=help)
 
 
 @click.command()
 @configured()
-@click.argument(
-    "files",
-    nargs=-1,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Suite files; those that ship with this version if none is given.",
+@click.argument("named", metavar="[SUITE]...", nargs=-1, help="Suites by name or file, as with --suite.")
+@_selecting
+@click.option(
+    "--coverage-threshold",
+    metavar="PERCENT",
+    type=click.FloatRange(0, 100),
+    help="Fail if fewer of a pack's clauses are cited, or of its rules fire.",
 )
-@click.option("--full", is_flag=True, help="Every scenario of every suite, not the three quick ones.")
+@click.option("--gate", "gated", is_flag=True, help="Hold the run against its baselines; they decide.")
+@click.option("--bless", is_flag=True, help="Make this run the baseline of its suites; needs --full.")
+@click.option(
+    "--baselines",
+    "folder",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where baselines lie; default: `baselines` in the state directory.",
+)
+@click.option("--against", metavar="URL", help="Ask the daemon there, and nobody else.")
+@_file("--junit", "Also write a JUnit file, whatever comes of the run.")
+@_file("--html", "Also write one page for people.")
 @as_json
 @click.pass_context
-def test(ctx: click.Context, config: Config, files: tuple[Path, ...], full: bool, as_json: bool) -> None:
+def test(
+    ctx: click.Context,
+    config: Config,
+    named: tuple[str, ...],
+    also: tuple[str, ...],
+    full: bool,
+    filters: tuple[str, ...],
+    repeat: int,
+    allow_leak: bool,
+    coverage_threshold: float | None,
+    gated: bool,
+    bless: bool,
+    folder: Path | None,
+    against: str | None,
+    junit: Path | None,
+    html: Path | None,
+    as_json: bool,
+) -> None:
     """Run scenario suites, each against its pack, and record each decision.
 
-    While a daemon is up, only suites of the pack it serves are run. Exit status 0: all passed; 1: some
-    failed; 2: could not run.
+    While a daemon is up, only suites of the pack it serves are run. Exit status 0: all passed (with --gate:
+    nothing got worse); 1: some did not; 2: could not run.
     """
-    suites = [suite.load(path) for path in files or suite.available(data_path("scenarios"))]
-    own = packs.load(packs.find(config.pack, data_path("prompts"))).manifest.name
-    if not (full or files) or _is_up(config):
-        suites = [one for one in suites if one.pack == own]
-    results: dict[str, list[suite.Result]] = {}
-    for name in dict.fromkeys(one.pack for one in suites):
-        chosen = [one for one in suites if one.pack == name]
-        count = sum(full or scenario.quick for one in chosen for scenario in one.scenarios)
-        if count:
-            # The pack of the settings may be a directory of its own, so its name alone would find another.
-            setting = config if name == own else replace(config, pack=name)
-            results[name], where = _run(setting, chosen, full=full, count=count)
-    if not results:
-        raise SuiteError(f"no scenario to run for the pack {own}")
-    everything = [result for of_pack in results.values() for result in of_pack]
-    summary = suite.summarise(everything)
+    whole = full and not filters
+    if bless and (gated or not whole):
+        raise click.UsageError("--bless needs --full, and neither --filter nor --gate")
+    with _reports(junit, html) as report:
+        config = replace(config, endpoint=against) if against else config
+        whom: trial.Whom = "daemon" if against else "either"
+        chosen = _chosen(config, named + also, full=full, filters=filters, own=bool(against))
+        run = _ask(
+            config, chosen, full=full, filters=filters, repeat=repeat, whom=whom, allow_leak=allow_leak
+        )
+        found = figures.figures(run)
+        folder = folder or config.state_dir / "baselines"
+        gate = baselines.gate(folder, run, whole=whole) if gated else None
+        report(run, found, gate)
+        blessed = baselines.bless(folder, run) if bless else []
     if as_json:
-        rows = [_plain(r) | {"pack": name} for name, of_pack in results.items() for r in of_pack]
-        render.as_json({"summary": _plain(summary), "results": rows})
+        beside = {"summary": found} | ({"gate": gate} if gate else {})
+        render.as_json(runs.plain(run, **beside))
     else:
-        for name, of_pack in results.items():
-            if len(results) > 1:
-                render.line(f"\n{name}")
-            _show_results(of_pack)
-        render.line("")
-        if len(results) > 1:
-            _show_packs(results)
-        _show_summary(summary, where)
-    ctx.exit(0 if summary.ok else 1)
+        verdicts.show_run(run, found)
+        if full or coverage_threshold is not None:
+            verdicts.show_coverage(run.coverage, coverage_threshold)
+        if gate is not None:
+            verdicts.show_gate(gate)
+        for path in blessed:
+            render.line(f"blessed: {path}")
+    reached = all(one.reaches(coverage_threshold) for one in run.coverage)
+    ctx.exit(0 if bless or (reached and (gate.ok if gate is not None else found.ok)) else 1)
 
 
-def _is_up(config: Config) -> bool:
-    with Client(config.endpoint, key=config.key_file) as client:
-        return client.alive()
+@click.command()
+@configured()
+@click.argument("before", help="What is there now.")
+@click.argument("after", help="What might take its place.")
+@_selecting
+@as_json
+def compare(
+    config: Config,
+    before: str,
+    after: str,
+    also: tuple[str, ...],
+    full: bool,
+    filters: tuple[str, ...],
+    repeat: int,
+    allow_leak: bool,
+    as_json: bool,
+) -> None:
+    """Hold two runs against each other, scenario by scenario, and say which to take, if any.
+
+    Each side is a file that `test --json` printed, or settings: model=NAME, pack=DIR, kv_type=q8_0,
+    several with a comma between, or `-` for those in force. Settings are tried in this process, one side
+    after the other; against a file, with the scenarios of that file.
+    """
+    sides = [_side(config, text) for text in (before, after)]
+    saved = [side for side in sides if isinstance(side, runs.Run)]
+    keys = {item.key for run in saved for item in run.results} if saved else None
+    for number, side in enumerate(sides):
+        if isinstance(side, Config):
+            chosen = _chosen(side, also, full=full, filters=filters, keys=keys, own=True)
+            sides[number] = _ask(
+                side, chosen, full=full, filters=filters, repeat=repeat, whom="process", allow_leak=allow_leak
+            )
+    old, new = (side for side in sides if isinstance(side, runs.Run))
+    found = comparing.compare(old, new, names=_names(before, after))
+    if as_json:
+        render.as_json(msgspec.to_builtins(found))
+    else:
+        verdicts.show_comparison(found)
 
 
-def _run(
-    config: Config, suites: Sequence[suite.Suite], *, full: bool, count: int
-) -> tuple[list[suite.Result], str]:
-    """What came of the suites of one pack, and where they were asked."""
-    with ExitStack() as stack:
-        client, where, pack = stack.enter_context(_daemon(config))
-        advance = stack.enter_context(render.progress(count, f"asking {where}"))
-        ask = _asking(client, config.max_deadline_ms)
-        results = []
-        for one in suites:
-            for result in suite.run(one, ask, labels=pack.labels, quick=not full):
-                results.append(result)
-                advance()
-        return results, where
+def _side(config: Config, text: str) -> runs.Run | Config:
+    """A saved run, or the settings with the changes that a text names."""
+    if text == "-":
+        return config
+    return settings.changed(config, text) if "=" in text else runs.load(Path(text))
+
+
+def _names(before: str, after: str) -> tuple[str, str]:
+    names = ["as configured" if text == "-" else Path(text).stem for text in (before, after)]
+    return (names[0], names[1]) if names[0] != names[1] else (before, after)
+
+
+def _chosen(
+    config: Config,
+    named: Sequence[str],
+    *,
+    full: bool,
+    filters: Sequence[str],
+    keys: set[runs.Key] | None = None,
+    own: bool,
+) -> list[Suite]:
+    """What is asked; `own`: only of the pack of the settings."""
+    suites = trial.find(named)
+    if own or not (full or named or filters) or trial.is_up(config):
+        pack = trial.own_pack(config)
+        suites = [one for one in suites if one.pack == pack]
+    return trial.choose(suites, full=full, filters=filters, keys=keys)
+
+
+def _ask(
+    config: Config,
+    chosen: Sequence[Suite],
+    *,
+    full: bool,
+    filters: Sequence[str],
+    repeat: int,
+    whom: trial.Whom,
+    allow_leak: bool,
+) -> runs.Run:
+    selection = f"filter {', '.join(filters)}" if filters else "full" if full else "quick"
+    count = repeat * sum(len(one.scenarios) for one in chosen)
+    with render.asking(count) as advance:
+        return trial.ask(
+            config,
+            chosen,
+            selection=selection,
+            repeat=repeat,
+            whom=whom,
+            allow_leak=allow_leak,
+            advance=lambda item: advance(item.id, item.status),
+            announce=lambda told: render.line(told, stderr=True),
+        )
 
 
 @contextmanager
-def _daemon(config: Config) -> Iterator[tuple[Client, str, packs.Pack]]:
-    """A client of the daemon that is up, or of one in this process; and the pack that it serves."""
-    with ExitStack() as stack:
-        patience_ms = config.max_deadline_ms
-        client = stack.enter_context(Client(config.endpoint, key=config.key_file, timeout_ms=patience_ms))
-        where = "the daemon"
-        pack = packs.load(packs.find(config.pack, data_path("prompts")))
-        if client.alive():
-            served = client.status()["pack"]
-            if served["sha256"] != pack.info.sha256:
-                raise SuiteError(
-                    f"the daemon serves {served['name']} {served['sha256'][:12]}, but --pack is "
-                    f"{pack.info.name} {pack.info.sha256[:12]}; restart it, or stop it to test in process"
-                )
-        else:
-            from thor_policy import app
+def _reports(
+    junit_file: Path | None, html_file: Path | None
+) -> Iterator[Callable[[runs.Run, figures.Figures, baselines.Gate | None], None]]:
+    """Writes the files that were asked for; a run that cannot be is a JUnit file too."""
+    for file in (junit_file, html_file):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
 
-            where = "in process"
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="thor-policy-"))
-            told = f"no daemon is up: loading {config.model} with {pack.manifest.name} ..."
-            render.line(told, stderr=True)
-            private = replace(config, endpoint=f"ipc://{folder}/policy.sock", tcp_endpoint="", metrics_port=0)
-            stack.enter_context(app.serving(private))
-            client = stack.enter_context(Client(private.endpoint, timeout_ms=patience_ms))
-        yield client, where, pack
+    def write(run: runs.Run, found: figures.Figures, gate: baselines.Gate | None) -> None:
+        if junit_file is not None:
+            junit_file.write_bytes(junit(run, gate))
+        if html_file is not None:
+            from thor_policy.report.page import page
 
+            html_file.write_text(page(run, found, gate), encoding="utf-8")
 
-def _asking(client: Client, deadline_ms: int) -> suite.Ask:
-    """Asks with all the time there is: a slow machine is no wrong answer."""
-
-    def ask(fields: dict[str, Json]) -> dict[str, Json]:
-        return client.call(
-            "evaluate", fields | {"deadline_ms": deadline_ms}, timeout_ms=deadline_ms + GRACE_MS
-        )
-
-    return ask
-
-
-def _show_results(results: list[suite.Result]) -> None:
-    rows = [
-        (
-            result.scenario.id,
-            result.status,
-            result.outcome,
-            result.tier,
-            result.decision_id,
-        )
-        for result in results
-    ]
-    render.table(("id", "result", "outcome", "by", "decision id"), rows, gap=1)
-    for result in results:
-        if result.misses:
-            render.line(f"{result.scenario.id} {result.scenario.title}: {'; '.join(result.misses)}")
-            if result.label:
-                render.line(f"    the model said {result.label}, the rules {result.floor}")
-
-
-def _show_packs(results: dict[str, list[suite.Result]]) -> None:
-    rows = []
-    for name, of_pack in results.items():
-        found = suite.summarise(of_pack)
-        asked = found.scenarios - found.skipped
-        rows.append((name, asked, found.passed, found.decisions_right, found.floors_right))
-    render.table(("pack", "asked", "passed", "decided right", "rules alone"), rows)
-    render.line("")
-
-
-def _show_summary(summary: suite.Summary, where: str) -> None:
-    render.table(
-        ("difficulty", "passed", "of"), [(name, *counts) for name, counts in summary.by_difficulty.items()]
-    )
-    asked = summary.scenarios - summary.skipped
-    render.pairs(
-        {
-            "asked": f"{asked} scenarios, {where}",
-            "passed": _share(summary.passed, asked),
-            "decision accuracy": _share(summary.decisions_right, asked),
-            "rules alone": _share(summary.floors_right, asked),
-            "model alone": _share(summary.labels_right, summary.model_asked),
-            "output structure": f"{summary.mean_structure:.2f}",
-            "reasoning coverage": "not measured (no embedder yet)",
-            "errors": summary.errors,
-            "skipped": summary.skipped,
-        }
-    )
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part} of {whole}" + (f" ({100 * part / whole:.0f} %)" if whole else "")
-
-
-def _plain(value: suite.Result | suite.Summary) -> Json:
-    import msgspec
-
-    return msgspec.to_builtins(value)
+    try:
+        yield write
+    except ThorPolicyError as error:
+        if junit_file is not None:
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            junit_file.write_bytes(could_not_run(str(error), now))
+        raise

@@ -350,6 +350,21 @@ def calibrated(calibration: Calibration, at: float) -> Event:
     return Event(kind="calibration", subject_id=calibration.digest, at=at, body=to_builtins(calibration))
 
 
+def drift(
+    *, golden: str, before: str, now: str, shift: float, pack: PackInfo, model: ModelInfo, at: float
+) -> Event:
+    """The model answers a golden question otherwise than it did; a shift that is no number is null."""
+    body = {
+        "golden": golden,
+        "label_before": before,
+        "label": now,
+        "shift": shift if math.isfinite(shift) else None,
+        "pack_sha256": pack.sha256,
+        "model_sha256": model.sha256,
+    }
+    return Event(kind="drift", subject_id=pack.sha256, at=at, body=body)
+
+
 def checkpoint(key: str, at: float) -> Event:
     """A checkpoint file signs the chain up to and including this event; `key` names the key."""
     return Event(kind="checkpoint", subject_id=key, at=at, body={"key": key})

@@ -79,6 +79,7 @@ _PLAIN: dict[str, tuple[str, tuple[str, ...]]] = {
         ("name", "sha256", "quantisation", "architecture", "parameters", "build", "device"),
     ),
     "calibration": ("calibrations", ("temperature", "pack_sha256", "model_sha256", "judged")),
+    "drift": ("drifts", ("golden", "label_before", "label", "shift", "pack_sha256", "model_sha256")),
     "checkpoint": ("checkpoints", ("key",)),
     "gap": ("gaps", ("reason", "lost")),
     "archived": ("archives", ("file", "first_seq", "last_seq", "events", "head", "chain")),

@@ -216,6 +216,25 @@ def _idempotency(db: Database) -> None:
     )
 
 
+@migrations(name="0007_drift")
+def _drift(db: Database) -> None:
+    """Each change of what the model says to a golden question."""
+    db.execute(
+        """
+        CREATE TABLE drifts (
+            seq          INTEGER PRIMARY KEY,
+            timestamp    TEXT NOT NULL,
+            golden       TEXT NOT NULL,
+            label_before TEXT NOT NULL,
+            label        TEXT NOT NULL,
+            shift        REAL,
+            pack_sha256  TEXT NOT NULL,
+            model_sha256 TEXT NOT NULL
+        ) STRICT
+        """
+    )
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring a file up to date. Raises JournalError if a version that this one does not know wrote it."""
     db = Database(connection)

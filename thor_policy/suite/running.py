@@ -1,25 +1,22 @@
-"""Scenario suites: questions with expected answers, and what came of them.
+"""Asking a suite: one question after another, a verdict on each answer, figures over all.
 
-Owns the scenario format and the verdict on each answer. Invariant: a suite takes a plain callable from
-request fields to a reply, so it runs the same against a live daemon and in process, and it never sees more
-than a client does. Main thread.
+Owns the verdict. Invariant: an answer is held against what its scenario says and nothing else; a refusal is
+an error of its scenario, not of the run. Main thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Literal, get_args
 
-from msgspec import UNSET, Struct, UnsetType
+import msgspec
+from msgspec import Struct
 
-from thor_policy import packs, wire
-from thor_policy.core import Evaluation, Json, Risk
-from thor_policy.errors import PackError, RequestError, SuiteError
-
-Difficulty = Literal["easy", "medium", "hard", "edge_case", "attack"]
-#: Difficulties in the order in which reports show them.
-DIFFICULTIES: tuple[Difficulty, ...] = get_args(Difficulty)
+from thor_policy.core import Json
+from thor_policy.errors import RequestError, SuiteError
+from thor_policy.suite import reasoning
+from thor_policy.suite.reasoning import Element
+from thor_policy.suite.scenarios import DIFFICULTIES, Embedder, Reasoning, Scenario, Suite
 
 Status = Literal["passed", "failed", "error", "skipped"]
 #: Asks one question: request fields in, the reply out; raises RequestError.
@@ -31,58 +28,11 @@ _STRUCTURE = ("outcome", "classification", "risk", "clauses", "reasoning")
 STRUCTURE_NEEDED = 0.67
 
 
-class Expectation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What counts as right: exactly one of `outcome`, `one_of`, `never`; the rest is optional."""
-
-    outcome: str | None = None
-    one_of: tuple[str, ...] = ()
-    never: str | None = None
-    risk: Risk | None = None
-    clauses: tuple[str, ...] = ()
-    reasoning: tuple[str, ...] = ()
-
-    def accepted(self, labels: Sequence[str]) -> tuple[str, ...]:
-        """Every outcome that counts as right, of those the pack has."""
-        if self.outcome is not None:
-            return (self.outcome,)
-        return self.one_of or tuple(label for label in labels if label != self.never)
-
-
-class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One question and its expected answer. `quick` ones make up the short run."""
-
-    id: str
-    title: str
-    difficulty: Difficulty
-    expect: Expectation
-    request: dict[str, Json] | UnsetType = UNSET
-    situation: dict[str, Json] | UnsetType = UNSET
-    tags: tuple[str, ...] = ()
-    quick: bool = False
-    skip: str | None = None
-
-    def question(self) -> dict[str, Json]:
-        """The request fields that ask it."""
-        if isinstance(self.request, dict):
-            return {"request": self.request}
-        return {"situation": self.situation}
-
-    def evaluation(self) -> Evaluation:
-        """The question as rules and model see it. Raises RequestError if it is malformed."""
-        return wire.evaluation_from(self.question())
-
-
-class Suite(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A file of scenarios for one pack."""
-
-    name: str
-    pack: str
-    scenarios: tuple[Scenario, ...]
-    description: str = ""
-
-
 class Result(Struct, frozen=True, kw_only=True):
-    """What came of one scenario. `structure` is the share of answer parts that were there."""
+    """What came of one scenario. `structure` is the share of answer parts that were there; `answer` is the
+    context of the reply, as it came. `elements` are those of a good reason and `coverage` the share that is
+    there; None where nothing was measured.
+    """
 
     scenario: Scenario
     status: Status
@@ -95,6 +45,9 @@ class Result(Struct, frozen=True, kw_only=True):
     structure: float = 0.0
     misses: tuple[str, ...] = ()
     total_ms: float = 0.0
+    answer: dict[str, Json] | None = None
+    elements: tuple[Element, ...] = ()
+    coverage: float | None = None
 
     @property
     def decided_right(self) -> bool:
@@ -106,7 +59,7 @@ class Summary(Struct, frozen=True, kw_only=True):
     """Figures over a run. Rates are shares of the scenarios that were asked, 0 to 1.
 
     `labels_right` counts the model's own label where the model was asked; `floors_right` what the rules
-    alone would have answered.
+    alone would have answered. `mean_coverage` is that of the reasons that were measured.
     """
 
     scenarios: int
@@ -120,6 +73,8 @@ class Summary(Struct, frozen=True, kw_only=True):
     floors_right: int
     mean_structure: float
     by_difficulty: dict[str, tuple[int, int]]
+    reasons_measured: int = 0
+    mean_coverage: float | None = None
 
     @property
     def ok(self) -> bool:
@@ -127,41 +82,12 @@ class Summary(Struct, frozen=True, kw_only=True):
         return self.passed > 0 and not self.failed and not self.errors
 
 
-def load(path: Path) -> Suite:
-    """The suite in a YAML file. Raises SuiteError naming file and scenario."""
-    try:
-        suite: Suite = packs.parse_yaml(path.read_text(encoding="utf-8"), Suite, path)
-    except OSError as error:
-        raise SuiteError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise SuiteError(f"{path}: cannot be read: {error}") from error
-    except PackError as error:
-        raise SuiteError(str(error)) from error
-    seen: set[str] = set()
-    for scenario in suite.scenarios:
-        where = f"{path}: scenario {scenario.id}"
-        if scenario.id in seen:
-            raise SuiteError(f"{where}: the id appears twice")
-        seen.add(scenario.id)
-        expect = scenario.expect
-        if sum((expect.outcome is not None, bool(expect.one_of), expect.never is not None)) != 1:
-            raise SuiteError(f"{where}: expect needs exactly one of outcome, one_of, never")
-        if (scenario.request is UNSET) == (scenario.situation is UNSET):
-            raise SuiteError(f"{where}: needs either request or situation")
-        try:
-            scenario.evaluation()
-        except RequestError as error:
-            raise SuiteError(f"{where}: {error.message}") from error
-    return suite
-
-
-def available(folder: Path) -> list[Path]:
-    """The suite files in a folder."""
-    return sorted(folder.glob("*.yaml"))
-
-
-def run(suite: Suite, ask: Ask, *, labels: Sequence[str], quick: bool) -> Iterator[Result]:
+def run(
+    suite: Suite, ask: Ask, *, labels: Sequence[str], quick: bool, embedder: Embedder | None = None
+) -> Iterator[Result]:
     """Ask every scenario (or the quick ones) in order; a result as soon as each is there.
+
+    Without an embedder the coverage of reasons is not measured.
 
     Raises SuiteError if one expects an outcome that the pack does not have: it would be right or wrong
     whatever the answer.
@@ -197,7 +123,8 @@ def run(suite: Suite, ask: Ask, *, labels: Sequence[str], quick: bool) -> Iterat
                 scenario=scenario, status="error", accepted=accepted, misses=(f"{error.code}: {error}",)
             )
             continue
-        yield judge(scenario, reply["context"], accepted)
+        result = judge(scenario, reply["context"], accepted)
+        yield covered(result, suite.reasoning, embedder) if embedder else result
 
 
 def judge(scenario: Scenario, answer: dict[str, Json], accepted: tuple[str, ...]) -> Result:
@@ -213,6 +140,9 @@ def judge(scenario: Scenario, answer: dict[str, Json], accepted: tuple[str, ...]
     structure = sum(bool(answer.get(part)) for part in _STRUCTURE) / len(_STRUCTURE)
     if structure < STRUCTURE_NEEDED:
         misses.append(f"structure {structure:.2f}, needed {STRUCTURE_NEEDED}")
+    total_ms = answer["timings_ms"]["total"]
+    if expect.max_latency_ms is not None and total_ms > expect.max_latency_ms:
+        misses.append(f"took {total_ms:.1f} ms, expected at most {expect.max_latency_ms:g}")
     probabilities: dict[str, float] = answer["probabilities"]
     return Result(
         scenario=scenario,
@@ -225,14 +155,31 @@ def judge(scenario: Scenario, answer: dict[str, Json], accepted: tuple[str, ...]
         tier=answer["tier"],
         structure=structure,
         misses=tuple(misses),
-        total_ms=answer["timings_ms"]["total"],
+        total_ms=total_ms,
+        answer=answer,
     )
+
+
+def covered(result: Result, how: Reasoning, embedder: Embedder) -> Result:
+    """The result with the coverage of its reason; it fails if the suite needs more than is there."""
+    expected = result.scenario.expect.reasoning
+    if not expected:
+        return result
+    elements = reasoning.measure(expected, (result.answer or {}).get("reasoning"), embedder, how.similarity)
+    coverage = reasoning.share(elements)
+    measured = msgspec.structs.replace(result, elements=elements, coverage=coverage)
+    if how.needed is None or coverage >= how.needed:
+        return measured
+    lacking = ", ".join(element.text for element in elements if not element.covered)
+    miss = f"the reason covers {coverage:.2f} of its elements, needed {how.needed:g}; it lacks {lacking}"
+    return msgspec.structs.replace(measured, status="failed", misses=(*result.misses, miss))
 
 
 def summarise(results: Sequence[Result]) -> Summary:
     """Figures over the results of one or more suites."""
     asked = [result for result in results if result.outcome is not None]
     counts = {status: sum(r.status == status for r in results) for status in get_args(Status)}
+    coverages = [result.coverage for result in results if result.coverage is not None]
     by_difficulty: dict[str, tuple[int, int]] = {}
     for difficulty in DIFFICULTIES:
         of_it = [r for r in results if r.scenario.difficulty == difficulty and r.status != "skipped"]
@@ -250,4 +197,6 @@ def summarise(results: Sequence[Result]) -> Summary:
         floors_right=sum(r.floor in r.accepted for r in asked),
         mean_structure=sum(r.structure for r in asked) / len(asked) if asked else 0.0,
         by_difficulty=by_difficulty,
+        reasons_measured=len(coverages),
+        mean_coverage=sum(coverages) / len(coverages) if coverages else None,
     )

@@ -1,0 +1,90 @@
+"""Write the weights of all-MiniLM-L6-v2 as an ONNX file: python scripts/export_embedder.py MODELS_DIR
+
+Owns the shape of the network, which its weights do not state. Invariant: the ONNX file gets its name only
+when it gives the vectors that torch gives. Needs the extra [train]; what runs the file needs none of it.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+#: The network as its authors describe it.
+CONFIG = {
+    "architectures": ["BertModel"],
+    "hidden_act": "gelu",
+    "hidden_size": 384,
+    "intermediate_size": 1536,
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 512,
+    "model_type": "bert",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 6,
+    "type_vocab_size": 2,
+    "vocab_size": 30522,
+}
+WEIGHTS_FILE = "all-MiniLM-L6-v2.safetensors"
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+OUTPUT = "last_hidden_state"
+#: Largest difference of a number in the output that rounding explains.
+MAX_DIFFERENCE = 1e-4
+
+
+def main(models_dir: Path) -> None:
+    """Read the weights, write the ONNX file, compare both on lengths that the export never saw."""
+    import numpy
+    import onnxruntime
+    import torch
+    from safetensors.torch import load_file
+    from transformers import BertConfig, BertModel
+
+    from thor_policy.embedding import MODEL_FILE
+
+    network = BertModel(BertConfig(**CONFIG, attn_implementation="eager"))
+    weights = load_file(models_dir / WEIGHTS_FILE)
+    weights.pop("embeddings.position_ids", None)
+    network.load_state_dict(weights)
+
+    class States(torch.nn.Module):  # the hidden states alone, by position
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
+            return self.network(input_ids=ids, attention_mask=mask, token_type_ids=types)[0]
+
+    states = States().eval()
+    made = models_dir / f".{MODEL_FILE}.part"
+    example = torch.ones(2, 7, dtype=torch.long)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter speaks of its own future
+        torch.onnx.export(
+            states,
+            (example, example, example * 0),
+            str(made),
+            input_names=list(INPUTS),
+            output_names=[OUTPUT],
+            dynamic_axes={name: {0: "texts", 1: "tokens"} for name in (*INPUTS, OUTPUT)},
+            opset_version=18,
+            dynamo=False,
+        )
+    session = onnxruntime.InferenceSession(str(made), providers=["CPUExecutionProvider"])
+    generator = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for tokens in (1, 5, 40, 256):
+        ids = torch.randint(1000, 30000, (1, tokens), generator=generator)
+        fed = dict(zip(INPUTS, (ids, torch.ones_like(ids), torch.zeros_like(ids)), strict=True))
+        with torch.no_grad():
+            wanted = states(*fed.values()).numpy()
+        (found,) = session.run([OUTPUT], {name: value.numpy() for name, value in fed.items()})
+        worst = max(worst, float(numpy.abs(wanted - found).max()))
+    if worst > MAX_DIFFERENCE:
+        made.unlink()
+        sys.exit(f"export-embedder: the ONNX file differs from torch by {worst:.1e}; nothing was kept")
+    made.replace(models_dir / MODEL_FILE)
+    print(f"{models_dir / MODEL_FILE}: differs from torch by {worst:.1e} at most")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
