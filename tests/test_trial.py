@@ -314,6 +314,16 @@ def test_a_comparison_fits_80_columns(run: Run, tmp_path: Path) -> None:
         assert len(line) <= 80 or line.startswith(("  ", "recommended")), line
 
 
+def test_settings_are_not_tried_beside_a_daemon_that_holds_the_journal(
+    run: Run, write: Write, tmp_path: Path, daemon: Config
+) -> None:
+    file = tmp_path / "run.json"
+    path = write(entry("E1"))
+    file.write_text(run("test", path, "--json").stdout)
+    ended = run("compare", file, "-", "--suite", path)
+    assert (ended.exit_code, str(daemon.state_dir) in ended.stderr) == (2, True), ended.output
+
+
 @pytest.mark.parametrize(
     ("side", "told"),
     [
