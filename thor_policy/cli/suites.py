@@ -107,20 +107,21 @@ def test(
         chosen = _chosen(config, named + also, full=full, filters=filters, own=bool(against))
         run = _ask(config, chosen, full=full, filters=filters, repeat=repeat, whom=whom)
         found = figures.figures(run)
+        if not as_json:
+            verdicts.show_run(run, found)
         folder = folder or config.state_dir / "baselines"
-        gate = baselines.gate(folder, run, whole=whole) if gated else None
-        report(run, found, gate)
         blessed = baselines.bless(folder, run) if bless else []
+        gate = baselines.gate(folder, run, whole=whole) if gated or bless else None
+        report(run, found, gate)
     if as_json:
         beside = {"summary": found} | ({"gate": gate} if gate else {})
         render.as_json(runs.plain(run, **beside))
     else:
-        verdicts.show_run(run, found)
-        if gate is not None:
-            verdicts.show_gate(gate)
         for path in blessed:
             render.line(f"blessed: {path}")
-    ctx.exit(0 if bless or (gate.ok if gate is not None else found.ok) else 1)
+        if gate is not None:
+            verdicts.show_gate(gate)
+    ctx.exit(0 if (gate.ok if gate is not None else found.ok) else 1)
 
 
 @click.command()
