@@ -729,6 +729,7 @@ def test_an_installed_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert told in done.stdout
     assert list((installed / "thor_policy" / "data" / "scenarios").glob("*.yaml"))
+    assert (installed / "thor_policy" / "report" / "page.html").is_file()
 
 
 @pytest.mark.model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace as changed
@@ -67,11 +68,11 @@ def policy(engine: ShiftingEngine, shipped_pack: packs.Pack) -> Policy:
 class Watched:
     """A sentinel, what it recorded, and a whole replay at a time."""
 
-    def __init__(self, policy: Policy, *, tolerance: float = 0.01) -> None:
+    def __init__(self, policy: Policy, *, tolerance: float = 0.01, now_ns: int = 0) -> None:
         self.recorded: list[Event] = []
         self.policy = policy
-        self.sentinel = Sentinel(self.recorded.append, every_s=EVERY_S, tolerance=tolerance, now_ns=0)
-        self.now_ns = 0
+        self.sentinel = Sentinel(self.recorded.append, every_s=EVERY_S, tolerance=tolerance, now_ns=now_ns)
+        self.now_ns = now_ns
 
     def replay(self) -> list[Event]:
         """Wait until a replay is due and take every turn of it; what it recorded."""
@@ -260,7 +261,7 @@ def test_the_embedded_model_does_not_drift(
     """Two replays: equal to the last bit."""
     engine = load_engine(config)
     try:
-        watched = Watched(Policy(engine, shipped_pack), tolerance=0.0)
+        watched = Watched(Policy(engine, shipped_pack), tolerance=0.0, now_ns=time.monotonic_ns())
         assert watched.replay() == watched.replay() == []
         assert (watched.sentinel.asked, watched.sentinel.failed) == (2 * len(shipped_pack.examples), 0)
         assert watched.sentinel.shift_max == 0.0

@@ -267,13 +267,22 @@ def test_the_gate_fails_until_blessed_and_then_lets_known_failures_pass(
     first = run("test", path, "--full", "--gate", "--junit", file)
     assert (first.exit_code, "there is no baseline tiny@stub.json" in first.stdout) == (1, True)
     assert fallen(checked(file.read_bytes())) == 1
-    blessed = run("test", path, "--full", "--bless")
-    assert blessed.exit_code == 0
+    blessed = run("test", path, "--full", "--bless", "--junit", file)
+    assert (blessed.exit_code, fallen(checked(file.read_bytes()))) == (0, 0)
     assert str(config.state_dir / "baselines" / "tiny@stub.json") in blessed.stdout
     then = run("test", path, "--full", "--gate", "--junit", file)
     assert (then.exit_code, "gate passed" in then.stdout) == (0, True), then.output
     assert fallen(checked(file.read_bytes())) == 0
     assert json.loads(run("test", path, "--full", "--gate", "--json").stdout)["gate"]["reasons"] == []
+
+
+@pytest.mark.usefixtures("daemon")
+def test_a_run_with_errors_is_shown_and_not_blessed(run: Run, write: Write, tmp_path: Path) -> None:
+    file = tmp_path / "run.xml"
+    ended = run("test", write(entry("X1", **TOO_LONG)), "--full", "--bless", "--junit", file)
+    assert (ended.exit_code, "no answer to X1" in ended.stderr) == (2, True)
+    assert "too_large" in ended.stdout
+    assert fallen(checked(file.read_bytes())) == 1
 
 
 def test_a_looser_model_does_not_pass_the_gate(run: Run, write: Write, config: Config) -> None:
@@ -312,6 +321,16 @@ def test_a_comparison_fits_80_columns(run: Run, tmp_path: Path) -> None:
     old, new = saved(tmp_path, "a-run-with-a-rather-long-name-of-its-own", 4, 6), saved(tmp_path, "b", 8, 2)
     for line in run("compare", old, new).stdout.splitlines():
         assert len(line) <= 80 or line.startswith(("  ", "recommended")), line
+
+
+def test_settings_are_not_tried_beside_a_daemon_that_holds_the_journal(
+    run: Run, write: Write, tmp_path: Path, daemon: Config
+) -> None:
+    file = tmp_path / "run.json"
+    path = write(entry("E1"))
+    file.write_text(run("test", path, "--json").stdout)
+    ended = run("compare", file, "-", "--suite", path)
+    assert (ended.exit_code, str(daemon.state_dir) in ended.stderr) == (2, True), ended.output
 
 
 @pytest.mark.parametrize(

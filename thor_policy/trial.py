@@ -235,7 +235,7 @@ def _asked(
                 tcp_endpoint="",
                 metrics_port=0,
                 cache_size=0,
-                drift_s=0,
+                drift_every_s=0,
             )
             stack.enter_context(app.serving(private))
             client = stack.enter_context(Client(private.endpoint, timeout_ms=patience_ms))

@@ -110,7 +110,7 @@ def metrics(config: Config, prometheus: bool, as_json: bool) -> None:
     """
     from thor_policy.metrics import exposition, lines
 
-    with Client(config.endpoint, timeout_ms=5_000) as client:
+    with Client(config.endpoint, key=config.key_file, timeout_ms=5_000) as client:
         told = client.metrics()
     if as_json:
         render.as_json(told)
