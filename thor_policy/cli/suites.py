@@ -130,23 +130,14 @@ def test(
         beside = {"summary": found} | ({"gate": gate} if gate else {})
         render.as_json(runs.plain(run, **beside))
     else:
-<<<<<<< HEAD
-        verdicts.show_run(run, found)
         if full or coverage_threshold is not None:
             verdicts.show_coverage(run.coverage, coverage_threshold)
-        if gate is not None:
-            verdicts.show_gate(gate)
         for path in blessed:
             render.line(f"blessed: {path}")
+        if gate is not None:
+            verdicts.show_gate(gate)
     reached = all(one.reaches(coverage_threshold) for one in run.coverage)
-    ctx.exit(0 if bless or (reached and (gate.ok if gate is not None else found.ok)) else 1)
-=======
-        for path in blessed:
-            render.line(f"blessed: {path}")
-        if gate is not None:
-            verdicts.show_gate(gate)
-    ctx.exit(0 if (gate.ok if gate is not None else found.ok) else 1)
->>>>>>> h-figures
+    ctx.exit(0 if reached and (gate.ok if gate is not None else found.ok) else 1)
 
 
 @click.command()
