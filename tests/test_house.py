@@ -21,7 +21,7 @@ FLOORS = (
     ("bench",),
     ("app", "doctor"),
     ("server", "client"),
-    ("worker", "clerk", "suite"),
+    ("worker", "clerk", "suite", "replay"),
     ("policy",),
     ("packs",),
     ("wire", "rules", "catalog", "engine", "journal"),

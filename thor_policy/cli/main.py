@@ -24,6 +24,7 @@ COMMANDS = {
     "test": "suites",
     "log": "journal",
     "stats": "journal",
+    "replay": "replay",
     "calibrate": "calibrate",
     "models": "models",
     "packs": "packs",
