@@ -26,6 +26,7 @@ COMMANDS = {
     "stats": "journal",
     "replay": "replay",
     "calibrate": "calibrate",
+    "export": "export",
     "models": "models",
     "packs": "packs",
     "bench": "bench",
