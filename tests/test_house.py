@@ -21,7 +21,7 @@ FLOORS = (
     ("bench",),
     ("app", "doctor"),
     ("server", "client"),
-    ("worker", "clerk", "suite", "replay", "export"),
+    ("worker", "clerk", "suite", "replay", "export", "patterns"),
     ("policy", "report"),
     ("packs",),
     ("wire", "rules", "catalog", "engine", "journal"),

@@ -27,6 +27,7 @@ COMMANDS = {
     "replay": "replay",
     "calibrate": "calibrate",
     "export": "export",
+    "patterns": "patterns",
     "models": "models",
     "packs": "packs",
     "bench": "bench",
