@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from journals import NOON, erasing, record, sent
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from journals import NOON, erasing, note, record, sent
+from msgspec import structs
 from msgspec.structs import replace
 
 from thor_policy import packs, trace
@@ -24,8 +28,9 @@ from thor_policy.client import Client
 from thor_policy.config import Config, data_path
 from thor_policy.core import Action, Caller, Decision, Entity, Evaluation, Request, Scored
 from thor_policy.errors import EngineError
-from thor_policy.journal import events
+from thor_policy.journal import events, upkeep
 from thor_policy.journal.reader import Reader
+from thor_policy.journal.writer import Journal
 from thor_policy.policy import Policy, ScoreCache
 from thor_policy.replay import Replayed, Replayer, difference
 from thor_policy.testing import StubEngine
@@ -143,11 +148,84 @@ class TestIdentical:
         assert (second.tier, second.original) == ("cache", first.id)
         assert again(journal, folder, second).verdict == "identical"
 
-    def test_an_archived_or_reviewed_decision_is_still_what_it_was(self, folder: Path, journal: Path) -> None:
+    def test_a_reviewed_and_archived_decision_is_still_what_it_was(self, folder: Path, journal: Path) -> None:
         decision = taken(folder)
         review = trace.Review(decision_id=decision.id, reviewer="kim", verdict="accept")
-        record(journal, decision, sent(review))
+        record(journal, decision, sent(review), note())
+        with Journal(journal, on_committed=lambda _: None, synchronous="OFF") as opened:
+            (segment,) = upkeep.archive_before(opened, "2030-01-01")
+        assert segment.events == 2
         assert again(journal, folder, decision).verdict == "identical"
+
+
+CONTEXT = st.dictionaries(
+    st.sampled_from(["team_context", "details", "timestamp", "change", "approval_pending", "recent_history"]),
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers(-(2**63), 2**63 - 1)
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(max_size=30)
+        | st.sampled_from(["2026-07-01T23:00:00Z", "unusual", "as agreed"]),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        max_leaves=5,
+    ),
+    max_size=4,
+)
+QUESTIONS = st.tuples(
+    st.builds(
+        Evaluation,
+        subject=st.builds(
+            Entity,
+            type=st.sampled_from(["user", "service"]),
+            id=st.text(min_size=1, max_size=20),
+            properties=st.fixed_dictionaries(
+                {"role": st.sampled_from(["admin", "intern"])},
+                optional={"trust": st.dictionaries(st.sampled_from(["competence"]), st.floats(0, 1))},
+            ),
+        ),
+        action=st.builds(Action, name=st.sampled_from(["deploy", "read", "deleteAuditLog", "rotate_key"])),
+        resource=st.builds(
+            Entity, type=st.sampled_from(["env", "doc"]), id=st.sampled_from(["production", "guide"])
+        ),
+        context=CONTEXT,
+    ),
+    st.floats(1.7e9, 1.9e9),
+)
+
+
+@settings(max_examples=25)
+@given(st.lists(QUESTIONS, max_size=8), st.sampled_from([1.0, 0.37, 3.25]))
+def test_whatever_was_asked_is_identical_on_the_engine_that_answered(
+    shipped_pack: packs.Pack, asked: list[tuple[Evaluation, float]], temperature: float
+) -> None:
+    engine = StubEngine()
+    calibration = Calibration(
+        temperature=temperature,
+        pack_sha256=shipped_pack.info.sha256,
+        model_sha256=engine.model.sha256,
+        judged=60,
+    )
+    policy = Policy(engine, shipped_pack, calibration=calibration, cache=ScoreCache(8, 1e6))
+    decisions = [
+        policy.decide(
+            Request(
+                ticket=1,
+                evaluation=evaluation,
+                caller=Caller(transport="inproc"),
+                received_at=at,
+                received_ns=0,
+                deadline_ns=NEVER,
+            )
+        )
+        for evaluation, at in (*asked, *asked[:1])
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "policy_decisions.db"
+        record(path, events.calibrated(calibration, NOON), *decisions)
+        with Reader(path) as reader:
+            replayer = Replayer(reader, StubEngine(), shipped_pack, text_of=_letters)
+            assert [replayer.replay(one.id).verdict for one in decisions] == ["identical"] * len(decisions)
 
 
 class TestDiverged:
@@ -259,6 +337,20 @@ class TestRefused:
         assert found.verdict == "refused"
         assert decision.model is not None
         assert f"had sha256 {decision.model.sha256}; the model here has {'0' * 64}" in str(found.reason)
+
+    def test_by_a_model_without_what_the_record_names_besides(self, folder: Path, journal: Path) -> None:
+        class Adapted(events.ModelName, frozen=True, kw_only=True):
+            adapter_sha256: str
+
+        decision = taken(folder)
+        event = events.decided(decision)
+        assert isinstance(event.body, events.Decided)
+        assert event.body.model is not None
+        model = Adapted(**structs.asdict(event.body.model), adapter_sha256="a" * 64)
+        record(journal, replace(event, body=replace(event.body, model=model)))
+        found = again(journal, folder, decision)
+        assert found.verdict == "refused"
+        assert f"had adapter_sha256 {'a' * 64}; the model here has None" in str(found.reason)
 
     def test_but_a_rule_needs_no_model(self, folder: Path, journal: Path) -> None:
         decision = taken(folder, "banned")
