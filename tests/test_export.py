@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from journals import MODEL, NOON, by_model, by_rule, erasing, record, sent
 from msgspec.structs import replace
+from sqlite_utils.utils import Format, rows_from_file
 
 from thor_policy import export, likeness, packs, trace
 from thor_policy.cli.main import cli
@@ -260,6 +261,9 @@ class TestFiles:
             lines = lines_of(folder / f"{form}.{side}.jsonl")
             assert all(shape(line) == shape(lines[0]) for line in lines)
             assert all(line["provenance"]["decision_id"] for line in lines)
+            with (folder / f"{form}.{side}.jsonl").open("rb") as file:  # a reader that is not ours
+                rows, _ = rows_from_file(file, format=Format.NL)
+                assert list(rows) == lines
 
     def test_the_forms_are_those_that_trainers_read(self, folder: Path, pack: packs.Pack) -> None:
         def roles(turns: Json) -> list[str]:

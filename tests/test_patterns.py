@@ -18,7 +18,8 @@ from thor_policy import packs, patterns, trace
 from thor_policy.cli.main import cli
 from thor_policy.core import Action, Decision, Entity, Evaluation, Json
 from thor_policy.journal.reader import Reader
-from thor_policy.patterns import Found, wilson_low
+from thor_policy.patterns import Found
+from thor_policy.report import wilson_low
 from thor_policy.rules import Rule
 
 MANIFEST = """
@@ -308,7 +309,9 @@ class TestPatterns:
         with Reader(journal) as reader:
             seq = reader.trace(wrong[0].id)["event"]["seq"]
         record(journal, erasing(journal, seq))
-        assert found(journal, pack).patterns == ()
+        told = found(journal, pack)
+        assert told.patterns == ()
+        assert {rate.value: rate.corrected for rate in told.rates["actor type"]} == {"user": 5}
 
     def test_only_since(self, pack: packs.Pack, journal: Path) -> None:
         early = [payment(pack, euros=200, team="west") for _ in range(3)]

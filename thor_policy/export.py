@@ -107,12 +107,16 @@ class _LeftOut(Exception):
 # ---------------------------------------------------------------- gathering
 
 
-def gather(reader: Reader, pack: Pack) -> Gathered:
-    """The corrections of a journal, as `pack` asks and answers. Raises JournalError."""
+def gather(reader: Reader, pack: Pack, *, progress: Callable[[int], None] = lambda _: None) -> Gathered:
+    """The corrections of a journal, as `pack` asks and answers. Raises JournalError.
+
+    `progress` hears how many reviews were read so far.
+    """
     corrections: list[Correction] = []
     changes: list[Change] = []
     left_out: Counter[str] = Counter()
-    for row in _reviews(reader):
+    for number, row in enumerate(_reviews(reader), 1):
+        progress(number)
         if row["review_seq"] != row["reviewed_seq"]:
             left_out["reviewed again later"] += 1
             continue
@@ -352,7 +356,14 @@ def lines(correction: Correction, pack: Pack, form: Format) -> list[Json]:
 
 
 def export(
-    reader: Reader, pack: Pack, directory: Path, *, formats: Sequence[Format], least: int = LEAST, at: str
+    reader: Reader,
+    pack: Pack,
+    directory: Path,
+    *,
+    formats: Sequence[Format],
+    least: int = LEAST,
+    at: str,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Exported:
     """Write the export to a directory that is not there yet, or empty; `at` is the time that it tells.
 
@@ -362,7 +373,7 @@ def export(
         raise ExportError(f"min_corrections: {least} is below {LEAST}; it can only be raised")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ExportError(f"{directory} is not empty; name a directory that is not there yet")
-    gathered = gather(reader, pack)
+    gathered = gather(reader, pack, progress=progress)
     corrections, count = gathered.corrections, len(gathered.corrections)
     if count < least:
         why = "; ".join(f"{number} {reason}" for reason, number in gathered.left_out.items())

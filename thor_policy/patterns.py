@@ -30,6 +30,7 @@ from thor_policy.core import Evaluation, Floor, Json
 from thor_policy.errors import PackError
 from thor_policy.journal.reader import Reader, Record
 from thor_policy.packs import Pack, as_yaml, lint
+from thor_policy.report import Rate, is_corrected, rates_of, trend_of
 from thor_policy.rules import Rule
 
 #: Decisions looked at, the newest ones: each costs an evaluation of all rules.
@@ -55,8 +56,6 @@ CANNOT_SEE = (
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.:/@+-]{0,39}")
 #: An expression that takes the time of receipt.
 _CLOCK = re.compile(r"\bnow\b")
-#: Standard normal quantile of a 95 % interval.
-_Z = 1.96
 _PAGE = 1_000
 #: Decisions that say how rare a condition is.
 _SAMPLE = 2_000
@@ -115,20 +114,6 @@ class Pattern(Struct, frozen=True, kw_only=True):
     why_not: str | None = None
 
 
-class Rate(Struct, frozen=True, kw_only=True):
-    """How often reviewers corrected what has this value.
-
-    `systematic`: more often than all reviewed decisions, beyond chance (the lower end of a 95 % Wilson
-    interval lies above their share).
-    """
-
-    value: str
-    reviewed: int
-    corrected: int
-    systematic: bool
-    most_often: str | None
-
-
 class Found(Struct, frozen=True, kw_only=True):
     """All that was found in `looked_at` decisions; `complete` is False where older ones were left aside."""
 
@@ -173,14 +158,16 @@ def find(
         looked_at=len(rows),
         complete=complete,
         reviewed=len(reviewed),
-        corrected=sum(_is_corrected(row) for row in reviewed),
+        corrected=sum(is_corrected(row) for row in reviewed),
         patterns=tuple(sorted((*patterns, *strange), key=lambda one: (-len(one.cases), one.cases))),
         rates={
-            "actor type": _rates(reviewed, lambda row: [str(row["actor"]).partition(":")[0]]),
-            "clause": _rates(reviewed, lambda row: row["clauses"] or []),
-            "model": _rates(reviewed, lambda row: [row["model_name"]] if row["model_name"] else []),
+            "actor type": rates_of(
+                reviewed, lambda row: [row["actor"].partition(":")[0]] if row["actor"] else []
+            ),
+            "clause": rates_of(reviewed, lambda row: row["clauses"] or []),
+            "model": rates_of(reviewed, lambda row: [row["model_name"]] if row["model_name"] else []),
         },
-        trend=_trend(reviewed),
+        trend=trend_of(reviewed),
     )
 
 
@@ -200,10 +187,6 @@ def _rows(reader: Reader, since: str | None) -> tuple[list[Record], bool]:
     return rows, False
 
 
-def _is_corrected(row: Record) -> bool:
-    return row["review_decision"] is not None and row["review_decision"] != row["decision"]
-
-
 def _case(row: Record, pack: Pack) -> Case | None:
     """A decision that this pack took here and that is not erased; None for any other."""
     ours = (row["prompt_version"] or "").startswith(f"{pack.info.name}@")
@@ -216,7 +199,7 @@ def _case(row: Record, pack: Pack) -> Case | None:
         decision_id=row["decision_id"],
         at=row["timestamp"],
         outcome=row["decision"],
-        right=row["review_decision"] if _is_corrected(row) else row["decision"],
+        right=row["review_decision"] if is_corrected(row) else row["decision"],
         reviewed=bool(row["reviewed"]),
         evaluation=evaluation,
         floor=floor,
@@ -496,46 +479,3 @@ def _weighed(rule: Rule, cases: Mapping[str, Case], pack: Pack) -> tuple[Proposa
         unreviewed=verdicts["unreviewed"],
         warnings=tuple(f"{one.where}: {one.message}" for one in new),
     ), None
-
-
-# ---------------------------------------------------------------- figures
-
-
-def _rates(reviewed: Sequence[Record], values: Callable[[Record], Sequence[str]]) -> tuple[Rate, ...]:
-    """For each value how often it was corrected, most often first."""
-    overall = sum(map(_is_corrected, reviewed)) / len(reviewed) if reviewed else 0.0
-    rows_of: defaultdict[str, list[Record]] = defaultdict(list)
-    for row in reviewed:
-        for value in values(row):
-            rows_of[value].append(row)
-    found = []
-    for value, rows in rows_of.items():
-        wrong = Counter(
-            f"{row['decision']} -> {row['review_decision']}" for row in rows if _is_corrected(row)
-        )
-        found.append(
-            Rate(
-                value=value,
-                reviewed=len(rows),
-                corrected=wrong.total(),
-                systematic=wilson_low(wrong.total(), len(rows)) > overall,
-                most_often=min(wrong, key=lambda change: (-wrong[change], change)) if wrong else None,
-            )
-        )
-    return tuple(sorted(found, key=lambda rate: (-rate.corrected, rate.value)))
-
-
-def wilson_low(hits: int, trials: int) -> float:
-    """Lower end of the 95 % Wilson interval of a share (Wilson 1927)."""
-    share, square = hits / trials, _Z * _Z / trials
-    spread = _Z * math.sqrt(share * (1 - share) / trials + square / (4 * trials))
-    return (share + square / 2 - spread) / (1 + square)
-
-
-def _trend(reviewed: Sequence[Record]) -> tuple[tuple[str, int, int], ...]:
-    """For each ISO week of decisions: how many were reviewed, how many of them corrected."""
-    weeks: defaultdict[str, list[bool]] = defaultdict(list)
-    for row in reviewed:
-        year, week, _ = datetime.fromisoformat(row["timestamp"]).isocalendar()
-        weeks[f"{year}-W{week:02}"].append(_is_corrected(row))
-    return tuple((week, len(wrong), sum(wrong)) for week, wrong in sorted(weeks.items()))

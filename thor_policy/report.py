@@ -1,24 +1,29 @@
 """Report: what reviewers changed, in figures and as one page.
 
-Owns the analysis of corrections and its HTML (Jinja with autoescape: names and words of requests are on it).
+Owns the analysis of corrections, how often they are made, and the page (Jinja with autoescape, for names and
+words of requests are on it).
 Invariant: the page is one file that loads and runs nothing; the figures are those of the JSON beside it.
 Read-only on the journal; any thread.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from datetime import datetime
 
 from jinja2 import Environment
 from msgspec import Struct
 
 from thor_policy.core import Json
 from thor_policy.journal import statistics
-from thor_policy.journal.reader import Reader
+from thor_policy.journal.reader import Reader, Record
 
 #: Rows of a distribution; the rest is told as a number.
 _MOST_ROWS = 30
+#: Standard normal quantile of a 95 % interval.
+_Z = 1.96
 
 
 class Change(Struct, frozen=True, kw_only=True):
@@ -38,6 +43,20 @@ class Change(Struct, frozen=True, kw_only=True):
         """`allow -> deny`; `deny (reasoning)` where only the words were wrong."""
         same = self.decided == self.corrected
         return f"{self.decided} (reasoning)" if same else f"{self.decided} -> {self.corrected}"
+
+
+class Rate(Struct, frozen=True, kw_only=True):
+    """How often reviewers corrected what has this value.
+
+    `systematic`: more often than all reviewed decisions, beyond chance (the lower end of a 95 % Wilson
+    interval lies above their share).
+    """
+
+    value: str
+    reviewed: int
+    corrected: int
+    systematic: bool
+    most_often: str | None
 
 
 #: What changes are counted by, and the values that one has.
@@ -99,6 +118,55 @@ def _by(changes: Sequence[Change], values: Callable[[Change], tuple[str | None, 
         }
         for value, counts in ordered[:_MOST_ROWS]
     ]
+
+
+# ---------------------------------------------------------------- rates
+
+
+def is_corrected(row: Record) -> bool:
+    """True if the newest review of a decision (a row of `decisions`) wants another outcome."""
+    return row["review_decision"] is not None and row["review_decision"] != row["decision"]
+
+
+def rates_of(reviewed: Sequence[Record], values: Callable[[Record], Sequence[str]]) -> tuple[Rate, ...]:
+    """For each value how often it was corrected, most often first."""
+    overall = sum(map(is_corrected, reviewed)) / len(reviewed) if reviewed else 0.0
+    rows_of: defaultdict[str, list[Record]] = defaultdict(list)
+    for row in reviewed:
+        for value in values(row):
+            rows_of[value].append(row)
+    found = []
+    for value, rows in rows_of.items():
+        wrong = Counter(f"{row['decision']} -> {row['review_decision']}" for row in rows if is_corrected(row))
+        found.append(
+            Rate(
+                value=value,
+                reviewed=len(rows),
+                corrected=wrong.total(),
+                systematic=wilson_low(wrong.total(), len(rows)) > overall,
+                most_often=min(wrong, key=lambda change: (-wrong[change], change)) if wrong else None,
+            )
+        )
+    return tuple(sorted(found, key=lambda rate: (-rate.corrected, rate.value)))
+
+
+def wilson_low(hits: int, trials: int) -> float:
+    """Lower end of the 95 % Wilson interval of a share (Wilson 1927)."""
+    share, square = hits / trials, _Z * _Z / trials
+    spread = _Z * math.sqrt(share * (1 - share) / trials + square / (4 * trials))
+    return (share + square / 2 - spread) / (1 + square)
+
+
+def trend_of(reviewed: Sequence[Record]) -> tuple[tuple[str, int, int], ...]:
+    """For each ISO week of decisions: how many were reviewed, how many of them corrected."""
+    weeks: defaultdict[str, list[bool]] = defaultdict(list)
+    for row in reviewed:
+        year, week, _ = datetime.fromisoformat(row["timestamp"]).isocalendar()
+        weeks[f"{year}-W{week:02}"].append(is_corrected(row))
+    return tuple((week, len(wrong), sum(wrong)) for week, wrong in sorted(weeks.items()))
+
+
+# ---------------------------------------------------------------- the page
 
 
 def page(analysis: dict[str, Json]) -> str:

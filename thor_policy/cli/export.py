@@ -49,8 +49,16 @@ def export(config: Config, directory: Path, form: str, least: int, as_json: bool
     """
     chosen = [name for name in room.FORMATS if form in (name, "all")]
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    with Reader(config.journal_path) as reader:
-        done = room.export(reader, app.load_pack(config), directory, formats=chosen, least=least, at=at)
+    with Reader(config.journal_path) as reader, render.counting("reviews read") as progress:
+        done = room.export(
+            reader,
+            app.load_pack(config),
+            directory,
+            formats=chosen,
+            least=least,
+            at=at,
+            progress=progress,
+        )
     if as_json:
         render.as_json(msgspec.to_builtins(done))
         return
