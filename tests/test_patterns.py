@@ -313,6 +313,14 @@ class TestPatterns:
         assert told.patterns == ()
         assert {rate.value: rate.corrected for rate in told.rates["actor type"]} == {"user": 5}
 
+    def test_nor_are_outcomes_that_the_pack_does_not_have(self, pack: packs.Pack, journal: Path) -> None:
+        payments(pack, journal)
+        before, strange = payment(pack, "ask_a_friend", euros=200), payment(pack, euros=200)
+        record(journal, before, strange, review(before, "deny"), review(strange, "maybe"))
+        (one,) = found(journal, pack).patterns
+        assert len(one.cases) == 15
+        assert one.proposal is not None
+
     def test_only_since(self, pack: packs.Pack, journal: Path) -> None:
         early = [payment(pack, euros=200, team="west") for _ in range(3)]
         late = [payment(pack, euros=200, team="west", at=NOON + 3600) for _ in range(4)]
@@ -370,6 +378,16 @@ class TestCommand:
             assert text in shown.stdout
         told = json.loads(run("--pack", str(pack.path), "--json").stdout)
         assert told["patterns"][0]["proposal"]["changes"] == {"allow -> deny": 17}
+
+    def test_what_a_request_says_cannot_move_the_terminal(
+        self, pack: packs.Pack, journal: Path, run: Callable[..., Any]
+    ) -> None:
+        told = {"agent": "desk", "outcome": "so\x1b[31m", "prompt": "one\u202etwo", "is_exception": True}
+        record(journal, *(sent(trace.Reported(**told)) for _ in range(3)))
+        shown = run("--pack", str(pack.path)).stdout
+        assert "\x1b" not in shown
+        assert "\u202e" not in shown
+        assert "so\\x1b[31m" in shown
 
     def test_of_an_empty_time_it_shows_nothing(
         self, pack: packs.Pack, journal: Path, run: Callable[..., Any]

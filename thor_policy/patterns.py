@@ -188,9 +188,15 @@ def _rows(reader: Reader, since: str | None) -> tuple[list[Record], bool]:
 
 
 def _case(row: Record, pack: Pack) -> Case | None:
-    """A decision that this pack took here and that is not erased; None for any other."""
+    """A decision that this pack took here and that is not erased; None for any other.
+
+    An outcome that the pack does not have any more, or never had, cannot be weighed against others.
+    """
     ours = (row["prompt_version"] or "").startswith(f"{pack.info.name}@")
+    right = row["review_decision"] if is_corrected(row) else row["decision"]
     if not ours or row["situation"] is None or row["tier"] not in ("model", "cache", "rule"):
+        return None
+    if not {row["decision"], right} <= set(pack.labels):
         return None
     evaluation = msgspec.convert(row["situation"], Evaluation)
     floor = pack.book.apply(evaluation, datetime.fromisoformat(row["timestamp"]).timestamp())
@@ -199,7 +205,7 @@ def _case(row: Record, pack: Pack) -> Case | None:
         decision_id=row["decision_id"],
         at=row["timestamp"],
         outcome=row["decision"],
-        right=row["review_decision"] if is_corrected(row) else row["decision"],
+        right=right,
         reviewed=bool(row["reviewed"]),
         evaluation=evaluation,
         floor=floor,
@@ -368,8 +374,6 @@ def _proposal(
 ) -> tuple[Proposal | None, str | None]:
     """A rule for these cases with what it would change; else why there is none."""
     right = alike[0].right
-    if right not in pack.labels:
-        return None, f"the pack has no outcome {right!r}"
     tightens = pack.book.stricter(alike[0].outcome, right) == right
     if not tightens and right != pack.loosest:
         return None, f"no rule can loosen an answer to {right}: rules set a floor, or answer {pack.loosest}"
