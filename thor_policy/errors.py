@@ -13,6 +13,7 @@ its message names the field, the limit and the cure. Callable from any thread.
     ├── EngineError           the model cannot be loaded or a decode failed           exit 2
     │   └── DeadlineExceeded  the deadline passed between two decodes
     ├── CalibrationError      there is too little to calibrate confidence with          exit 2
+    ├── ExportError           there are too few corrections, or the place is taken   exit 2
     ├── JournalError          the journal cannot be opened, written or trusted        exit 2
     │   └── DiskFull          the disk is full, and `on_full` is halt                 exit 5
     ├── Stalled               a thread of the daemon never came back                  exit 6
@@ -85,6 +86,10 @@ class DeadlineExceeded(EngineError):
 
 class CalibrationError(ThorPolicyError):
     """There is too little to calibrate confidence with."""
+
+
+class ExportError(ThorPolicyError):
+    """There are too few corrections to export, or the directory cannot be written."""
 
 
 class JournalError(ThorPolicyError):

@@ -12,14 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import yaml
-from msgspec import Meta, Struct
+from msgspec import NODEFAULT, Meta, Struct
 
 from thor_policy.core import (
     Evaluation,
@@ -49,6 +49,8 @@ _ALWAYS_THERE = ("subject.type", "subject.id", "action.name", "resource.type", "
 #: Where msgspec found something wrong, and the steps that lead there: a name, or a number in a list.
 _PLACE = re.compile(r" - at `(?:key in )?(\$[^`]*)`")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[([^\]]*)\]")
+#: How an answer begins; a label follows.
+_ANSWER_HEAD = "outcome:"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _LABEL = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
@@ -217,6 +219,23 @@ class Pack:
             steps.append(FreeText(name="reasoning", max_tokens=limits.max_reasoning_tokens))
         return tuple(steps)
 
+    def revised(
+        self, *, rules: Sequence[Rule] | None = None, examples: Sequence[Example] | None = None
+    ) -> Pack:
+        """This pack with other rules or examples, for lint and for trying out; no file has its digest.
+
+        Raises PackError where a rule cannot be used.
+        """
+        return Pack(
+            path=self.path,
+            manifest=self.manifest,
+            clauses=self.clauses,
+            rules=self.book.rules if rules is None else tuple(rules),
+            system=self.system,
+            examples=self.examples if examples is None else tuple(examples),
+            sha256="",
+        )
+
     def _prefix(self) -> PromptPrefix:
         clauses = "\n".join(f"{name}: {text}" for name, text in self.clauses.items())
         order = " < ".join(self.labels)
@@ -226,21 +245,21 @@ class Pack:
         for example in self.examples:
             facts = self.book.apply(example.evaluation, example.at).facts
             turns.append(Turn(role="user", text=self.question(example.evaluation, facts)))
-            cited = ", ".join(example.clauses)
-            turns.append(
-                Turn(
-                    role="assistant",
-                    text=f"outcome: {example.outcome}\nclass: {example.classification}\n"
-                    f"clauses: {cited}\nbecause: {example.reasoning}",
-                )
-            )
+            told = answer(example.outcome, example.classification, example.clauses, example.reasoning)
+            turns.append(Turn(role="assistant", text=told))
         return PromptPrefix(
             pack_sha256=self.info.sha256,
             turns=tuple(turns),
-            answer_head="outcome:",
+            answer_head=_ANSWER_HEAD,
             question_head=f"{first.name}:" if first.value in _ALWAYS_THERE else "",
             labels=tuple(f" {label}" for label in self.labels),
         )
+
+
+def answer(outcome: str, classification: str, clauses: Sequence[str], reasoning: str) -> str:
+    """A whole answer as examples show it; `reasoning` is one line."""
+    cited = ", ".join(clauses) or "none"
+    return f"{_ANSWER_HEAD} {outcome}\nclass: {classification}\nclauses: {cited}\nbecause: {reasoning}"
 
 
 # ---------------------------------------------------------------- loading
@@ -327,6 +346,22 @@ def line_of(text: str, place: str) -> int:
         else:
             break
     return line
+
+
+def as_yaml(items: Sequence[Rule | Example]) -> str:
+    """Rules or examples as their files have them; fields that are empty or at their default are left out."""
+    told = [_lean(item) for item in items]
+    return yaml.dump(told, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _lean(item: Struct) -> dict[str, Any]:
+    """The fields of a struct that are not at their default, as plain values."""
+    lean: dict[str, Any] = {}
+    for field in msgspec.structs.fields(item):
+        value = getattr(item, field.name)
+        if value != (field.default_factory() if field.default_factory is not NODEFAULT else field.default):
+            lean[field.name] = _lean(value) if isinstance(value, Struct) else msgspec.to_builtins(value)
+    return lean
 
 
 class _StrictLoader(yaml.CSafeLoader):

@@ -123,7 +123,7 @@ def pairs(values: Mapping[str, Any], *, title: str | None = None) -> None:
     """Names and values, one a line; further lines of a value stand under its first."""
     width = max((len(name) for name in values), default=0)
     if title:
-        console().print(f"[bold]{escape(title)}[/bold]")
+        console().print(f"[bold]{escape(_visible(title))}[/bold]")
     for name, value in values.items():
         text = styled(value).replace("\n", f"\n{' ' * (width + 4)}")
         console().print(f"  {name:<{width}}  {text}", soft_wrap=True)
@@ -131,7 +131,7 @@ def pairs(values: Mapping[str, Any], *, title: str | None = None) -> None:
 
 def line(text: str, *, stderr: bool = False) -> None:
     """One line of plain text."""
-    console(stderr=stderr).print(escape(text), soft_wrap=True)
+    console(stderr=stderr).print(escape(_visible(text)), soft_wrap=True)
 
 
 class LogHandler(logging.Handler):
@@ -170,7 +170,12 @@ def _told(cell: Any) -> str:
         return "-"
     if isinstance(cell, float):
         return f"{cell:.3g}" if abs(cell) < 100 else f"{cell:,.0f}"
-    return json.dumps(cell, ensure_ascii=False) if isinstance(cell, dict | list) else str(cell)
+    return _visible(json.dumps(cell, ensure_ascii=False) if isinstance(cell, dict | list) else str(cell))
+
+
+def _visible(text: str) -> str:
+    """Text in which what does not print is escaped, so that nothing in a request can move the cursor."""
+    return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
 
 
 @contextmanager

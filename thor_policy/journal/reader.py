@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import quote
 
 import msgspec
 
-from thor_policy.core import Json
+from thor_policy.core import Json, Tier
 from thor_policy.errors import JournalError
 from thor_policy.journal import archive, events, schema
 from thor_policy.journal.projections import JSON_COLUMNS
@@ -28,6 +28,8 @@ Record = dict[str, Json]
 ENDING_CHARS = 8
 #: Tables whose rows hang on a decision.
 _TRACE = ("consultations", "approvals", "reviews", "outcomes")
+#: Who takes a decision here; others report theirs.
+_TIERS = get_args(Tier)
 
 
 class Reader:
@@ -198,14 +200,40 @@ class Reader:
             (after_seq, limit),
         )
 
-    def calibration(self, pack_sha256: str, model_sha256: str) -> Record | None:
-        """The newest calibration of a pack on a model; None if there is none."""
+    def calibration(
+        self, pack_sha256: str, model_sha256: str, *, temperature: float | None = None
+    ) -> Record | None:
+        """The newest calibration of a pack on a model (of that temperature); None if there is none."""
         found = self._records(
             "SELECT temperature, pack_sha256, model_sha256, judged FROM calibrations "
-            "WHERE pack_sha256 = ? AND model_sha256 = ? ORDER BY seq DESC LIMIT 1",
-            (pack_sha256, model_sha256),
+            "WHERE pack_sha256 = ? AND model_sha256 = ? AND temperature = coalesce(?, temperature) "
+            "ORDER BY seq DESC LIMIT 1",
+            (pack_sha256, model_sha256, temperature),
         )
         return found[0] if found else None
+
+    def loaded_model(self, sha256: str, *, before_seq: int) -> Record | None:
+        """What a model was when it was last loaded before an event; None if that was never recorded."""
+        found = self._records(
+            "SELECT name, build, device FROM models WHERE sha256 = ? AND seq < ? ORDER BY seq DESC LIMIT 1",
+            (sha256, before_seq),
+        )
+        return found[0] if found else None
+
+    def erasure(self, seq: int) -> int | None:
+        """The event that erased something of the event `seq`; None if it is as it was recorded."""
+        found = self._records("SELECT by_seq FROM erasures WHERE seq = ?", (seq,))
+        return int(found[0]["by_seq"]) if found else None
+
+    def decided_here(self, *, since: str | None = None, sample: int | None = None) -> list[str]:
+        """Ids of the decisions that a daemon took itself, oldest first; at most `sample`, drawn by chance."""
+        drawn = "ORDER BY random() LIMIT ?" if sample is not None else "ORDER BY seq LIMIT ?"
+        found = self._records(
+            "SELECT decision_id, seq FROM decisions INDEXED BY decisions_timestamp WHERE timestamp >= ? "
+            f"AND tier IN ({', '.join('?' * len(_TIERS))}) {drawn}",
+            (instant(since, "since") or "", *_TIERS, -1 if sample is None else sample),
+        )
+        return [row["decision_id"] for row in sorted(found, key=lambda row: row["seq"])]
 
     def judged(self, pack_sha256: str, model_sha256: str, *, by: str) -> Iterator[Record]:
         """Decisions by one pack on one model whose right outcome is known, oldest first, a page at a time.

@@ -1,0 +1,75 @@
+"""`export`: corrections as examples and as lines to train on."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import msgspec
+
+from thor_policy import app
+from thor_policy import export as room
+from thor_policy.cli import render
+from thor_policy.cli.options import as_json, configured
+from thor_policy.config import Config
+from thor_policy.journal.reader import Reader
+
+
+@click.command()
+@configured("state_dir", "pack")
+@click.argument(
+    "directory",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where to: a directory that is not there yet.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice([*room.FORMATS, "all"]),
+    default="all",
+    show_default=True,
+    help="Which files.",
+)
+@click.option(
+    "--min-corrections",
+    "least",
+    type=click.IntRange(room.LEAST),
+    default=room.LEAST,
+    show_default=True,
+    help="Write nothing below so many; can only be raised.",
+)
+@as_json
+def export(config: Config, directory: Path, form: str, least: int, as_json: bool) -> None:
+    """Export what reviewers corrected: few-shot examples, training lines, a report.
+
+    \b
+    The files hold what requests said and who reviewed them. Erasing somebody later does not reach them.
+    """
+    chosen = [name for name in room.FORMATS if form in (name, "all")]
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    with Reader(config.journal_path) as reader, render.counting("reviews read") as progress:
+        done = room.export(
+            reader,
+            app.load_pack(config),
+            directory,
+            formats=chosen,
+            least=least,
+            at=at,
+            progress=progress,
+        )
+    if as_json:
+        render.as_json(msgspec.to_builtins(done))
+        return
+    render.pairs(
+        {
+            "corrections": done.corrections,
+            "to train on": done.train,
+            "held out": done.test,
+            "groups of near-duplicates": f"{done.groups}, the largest of {done.largest_group}",
+            **{f"left out, {reason}": count for reason, count in done.left_out.items()},
+        }
+    )
+    render.table(("file", "lines"), list(done.files.items()))
+    render.line(f"and report.json, report.html in {directory}")
