@@ -31,6 +31,7 @@ from thor_policy.journal.reader import Reader
 from thor_policy.journal.upkeep import archive_before, rebuild
 from thor_policy.journal.verify import verify
 from thor_policy.journal.writer import Journal
+from thor_policy.metrics import Metrics
 from thor_policy.server.inflight import InFlight
 from thor_policy.server.once import Keyed, Once, digest_of
 from thor_policy.testing import StubEngine, load_stub_engine
@@ -166,7 +167,7 @@ class Scene:
     contents: dict[int, tuple[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.in_flight = InFlight(publish=lambda *_: None, counters=Counter())
+        self.in_flight = InFlight(publish=lambda *_: None, counters=Counter(), metrics=Metrics())
         self.once = Once(self.in_flight, recall=lambda *told: self.asked.append(told), counters=Counter())
 
     def arrive(self, key: str, text: str, *, refused: bool = False) -> int:

@@ -224,7 +224,7 @@ class TestFailedStart:
             (["--model", "phi-4-q4_k_m"], "thorpolicy models pull phi-4-q4_k_m"),
             (["--pack", "nowhere"], "known packs"),
             (["--config", "/nonexistent.toml"], "/nonexistent.toml"),
-            (["--endpoint", "tcp://127.0.0.1:5555"], "CURVE"),
+            (["--endpoint", "tcp://127.0.0.1:5555"], "--tcp-endpoint"),
         ],
     )
     def test_is_one_clear_line_and_status_2(

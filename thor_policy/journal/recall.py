@@ -22,6 +22,7 @@ from thor_policy.core import (
     Floor,
     ModelInfo,
     Recorded,
+    Scored,
 )
 from thor_policy.journal import events
 from thor_policy.journal.events import Decided, DecidedOn, Explained, ModelName, Said
@@ -96,12 +97,28 @@ def _decision(
         label=body.label,
         confidence=body.confidence,
         probabilities=body.probabilities,
+        scored=_scored(body, rest),
         explanation=_explanation(connection, decision_id, body, rest),
         obligations=body.obligations,
         timings=body.timings,
         original=body.original,
         temperature=body.temperature,
         idempotency=body.idempotency,
+    )
+
+
+def _scored(body: Decided, rest: DecidedOn | None) -> Scored | None:
+    """What the model said; the question's tokens are gone if they were masked or erased."""
+    if body.prompt is None or body.label is None:
+        return None
+    return Scored(
+        label=body.label,
+        probabilities=body.probabilities,
+        logits=body.prompt.logits,
+        suffix_tokens=rest.suffix_tokens if rest else (),
+        prefix_tokens=body.prompt.prefix_tokens,
+        prefix_digest=body.prompt.prefix_digest,
+        score_ms=body.timings.score_ms,
     )
 
 
