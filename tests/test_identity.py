@@ -347,7 +347,7 @@ class TestTcp:
     def test_is_no_endpoint_of_a_daemon_alone(self, keyed: Config) -> None:
         alone = replace(keyed, endpoint=keyed.tcp_endpoint)
         with (
-            pytest.raises(ConfigError, match="besides with --tcp-endpoint tcp://127"),
+            pytest.raises(ConfigError, match="of a CURVE key, with --tcp-endpoint tcp://127"),
             serving(alone, load_engine=load_stub_engine),
         ):
             pass

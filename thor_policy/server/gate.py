@@ -35,8 +35,8 @@ def check_identity(config: Config) -> None:
     Roles(config.roles)
     if not config.endpoint.startswith("ipc://"):
         raise ConfigError(
-            f"endpoint is {config.endpoint!r}, but a daemon listens at an ipc endpoint; it listens at a tcp "
-            f"address besides with --tcp-endpoint {config.endpoint}"
+            f"endpoint is {config.endpoint!r}, but a daemon listens at an ipc endpoint; besides, for holders "
+            f"of a CURVE key, with --tcp-endpoint {config.endpoint}"
         )
     if config.tcp_endpoint:
         _server_key(config)
