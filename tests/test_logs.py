@@ -320,6 +320,25 @@ class TestServer:
             decision_id, "engine_failed",
         )  # fmt: skip
 
+    def test_faults_that_no_code_foresaw_are_logged_in_part_with_their_stack_and_counted_in_full(
+        self, config: Config, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class Engine(StubEngine):
+            def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
+                if PRIVATE in question:
+                    raise ZeroDivisionError(question)
+                return super().score(pack_sha256, question, deadline_ns)
+
+        with serving(config, load_engine=lambda _: Engine()), Client(config.endpoint) as own:
+            for _ in range(60):
+                with pytest.raises(RequestError, match="the daemon's log says why"):
+                    own.evaluate(DEPLOY)
+            assert own.status()["engine"]["internal_errors"] == 60
+        faults = [one for one in caplog.records if one.exc_info]
+        assert 0 < len(faults) < 40
+        lines = [logs.JsonFormatter().format(one) for one in faults]
+        assert all("in score" in line and PRIVATE not in line for line in lines)
+
 
 class TestDaemon:
     """The path that users take: `thorpolicy serve` in a process of its own, on a stub engine."""

@@ -196,9 +196,10 @@ class TestOfTheDaemon:
         assert value(samples, "events_total", part="journal", event="lost") == 0
 
     def test_a_status_of_parts_that_say_nothing_is_enough(self) -> None:
-        bare = BARE | {"journal": {"free_mb": None}}
+        bare = BARE | {"journal": {"free_mb": None}, "helper": {"alive": False}}
         samples = parsed(metrics.exposition(metrics.as_json(metrics.Metrics().families(bare))))
         assert value(samples, "in_flight") == 2
+        assert value(samples, "alive", part="helper") == 0
         assert ("thorpolicy_journal_free_bytes", frozenset()) not in samples
 
 

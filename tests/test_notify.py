@@ -490,8 +490,7 @@ class TestDaemon:
     def test_that_hangs_ends_by_itself_after_stall_s_and_refuses_who_waits(
         self, config: Config, listener: Listener
     ) -> None:
-        with hung(config, listener, stall_s="2", shutdown_s="0.5") as (opened, client, asker):
-            assert client.status()["engine"]["stands_still_s"] > 0
+        with hung(config, listener, stall_s="2", shutdown_s="0.5") as (opened, _, asker):
             asker.set(zmq.RCVTIMEO, PATIENCE_S * 1000)
             error = json.loads(asker.recv())["error"]
             assert opened.process.wait(PATIENCE_S) == 6

@@ -141,6 +141,28 @@ class TestDaemon:
         assert all("decision" in one or one["error"]["code"] == "shutting_down" for one in rest)
         assert not config.socket_path.exists()
 
+    def test_a_term_signal_that_has_no_time_cuts_a_decode_off_and_ends_with_status_0(
+        self, config: Config, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("THOR_POLICY_SHUTDOWN_S", "0.1")
+        with (
+            process(*serve(config)) as daemon,
+            zmq.Context() as context,
+            context.socket(zmq.DEALER) as opened,
+        ):
+            opened.set(zmq.LINGER, 0)
+            opened.set(zmq.RCVTIMEO, PATIENCE_S * 1000)
+            opened.connect(config.endpoint)
+            for number in range(1, 13, 2):
+                body = {"v": 1, "id": str(number), "situation": question(number), "deadline_ms": DEADLINE_MS}
+                opened.send(json.dumps(body).encode())
+            opened.recv()
+            daemon.send_signal(signal.SIGTERM)
+            last = [json.loads(opened.recv()) for _ in range(5)][-1]
+            assert daemon.wait(timeout=PATIENCE_S) == 0
+        assert last["error"]["code"] == "shutting_down"
+        assert verify(config.journal_path).ok
+
     def test_the_command_line_and_a_plain_socket_get_the_same(self, config: Config) -> None:
         environment = os.environ | {"THOR_POLICY_ENDPOINT": config.endpoint}
         ask = [sys.executable, "-c", "from thor_policy.cli.main import main; main()", "ask", "--json"]

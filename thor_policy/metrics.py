@@ -208,7 +208,8 @@ def _of_status(status: Mapping[str, Json]) -> Families:
     for name, told, member in _GAUGES_OF_PARTS:
         gauge = GaugeMetricFamily(f"thorpolicy_{name}", told, labels=["part"])
         for part, described in parts.items():
-            gauge.add_metric([part], float(described[member]))
+            if member in described:
+                gauge.add_metric([part], float(described[member]))
         yield gauge
     for member, told in (("free_bytes", "Free memory of a GPU."), ("total_bytes", "Memory of a GPU.")):
         gauge = GaugeMetricFamily(f"thorpolicy_device_memory_{member}", told, labels=["device"])

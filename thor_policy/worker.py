@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from thor_policy import logs
 from thor_policy.core import Decision, DecisionLog, Request
 from thor_policy.errors import EngineError, RequestError
 from thor_policy.notify import Pulse
@@ -78,6 +79,7 @@ class Worker:
         self.unexplained = 0
         self.refused = 0
         self.internal_errors = 0
+        self._limit = logs.Limit()
         #: Longest explanation step, and longest that a decision waited for one to end, in ms.
         self.step_ms_max = 0.0
         self.step_wait_ms_max = 0.0
@@ -161,8 +163,7 @@ class Worker:
             self._tell(request.ticket, Refused(request.ticket, error))
             return
         except Exception:
-            log.exception("a decision failed for a reason that no code foresaw")
-            self.internal_errors += 1
+            self._log_fault("a decision failed for a reason that no code foresaw")
             internal = RequestError("internal", "the decision failed; the daemon's log says why")
             self._tell(request.ticket, Refused(request.ticket, internal))
             return
@@ -182,10 +183,15 @@ class Worker:
             if self._idle is not None:
                 self._idle.turn(self._policy, time.monotonic_ns(), time.time())
         except Exception:
-            log.exception("idle work failed for a reason that no code foresaw; there is no more of it")
-            self.internal_errors += 1
+            self._log_fault("idle work failed for a reason that no code foresaw; there is no more of it")
             self._idle = None
         return time.monotonic_ns()
+
+    def _log_fault(self, message: str) -> None:
+        """Count and log the exception that is being handled; a flood of them is logged in part."""
+        self.internal_errors += 1
+        if (unlogged := self._limit.admit(time.monotonic_ns())) is not None:
+            log.exception("%s", message, extra=logs.fields(unlogged=unlogged or None))
 
     def _explain(self) -> int:
         """One step of all explanations; returns when it ended, in monotonic nanoseconds."""
@@ -197,8 +203,7 @@ class Worker:
             log.error("explanations given up: %s", error)
             ended = list(self._policy.abandon())
         except Exception:
-            log.exception("explanations failed for a reason that no code foresaw")
-            self.internal_errors += 1
+            self._log_fault("explanations failed for a reason that no code foresaw")
             ended = list(self._policy.abandon())
         ended_ns = time.monotonic_ns()
         self.step_ms_max = max(self.step_ms_max, (ended_ns - started_ns) / 1e6)

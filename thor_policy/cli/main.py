@@ -11,12 +11,13 @@ import importlib
 import logging
 import os
 import sys
+import threading
 from typing import Any
 
 import click
 
 from thor_policy import __version__, logs
-from thor_policy.errors import RequestError, Stalled, ThorPolicyError
+from thor_policy.errors import RequestError, ThorPolicyError
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +65,6 @@ class _LazyGroup(click.Group):
             else:
                 code = f"{error.code}: " if isinstance(error, RequestError) else ""
                 click.echo(f"thorpolicy: {code}{error}", err=True)
-            if isinstance(error, Stalled):  # an orderly end would wait for that thread
-                sys.stdout.flush()
-                os._exit(error.exit_code)
             ctx.exit(error.exit_code)
 
 
@@ -89,3 +87,17 @@ def main() -> None:
         cli.main(prog_name="thorpolicy")
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
+    except SystemExit as end:
+        if threading.active_count() > 1:
+            _leave_threads(end.code if isinstance(end.code, int) else 1)
+        raise
+
+
+def _leave_threads(status: int) -> None:
+    """End at once: a thread that did not end in time hangs in the disk, or decodes.
+
+    An orderly end would wait for the one, and take the library away from under the other.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
