@@ -269,8 +269,8 @@ class Server:
                 self._take(asker, frame, asker.received_ns)
             except Exception:  # no request may end the loop that serves all others
                 if (unlogged := self._limits["fault"].admit(time.monotonic_ns())) is not None:
-                    told = logs.fields(unlogged=unlogged or None)
-                    log.exception("a request failed for a reason that no code foresaw", extra=told)
+                    extra = logs.fields(unlogged=unlogged or None)
+                    log.exception("a request failed for a reason that no code foresaw", extra=extra)
                 self._refuse(asker, RequestError("internal", "the request failed; the daemon's log says why"))
 
     def _asker(
