@@ -65,8 +65,11 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kept = events.encode({"evaluation": about(team_context="night")}).decode()
     record(path, erasing(path, 3, 6, 9), erasing(path, 26, keep=kept), checkpoints=rule)
     last = by_model()
+    given = sent(
+        trace.Assignment(decision_id=last.id, reviewer="kim", type="lease", given_by="bo", seconds=9)
+    )
     last_words = [last, events.explained(last.id, EXPLAINED, NOON), erasing(path, 26, 29)]
-    record(path, *last_words, by_rule(), *(note() for _ in range(EVENTS - 54)), checkpoints=rule)
+    record(path, *last_words, by_rule(), *(note() for _ in range(EVENTS - 55)), given, checkpoints=rule)
     verdict = verify(path)
     assert (verdict.events, verdict.problem, verdict.complete, verdict.checkpoint_seq) == (
         EVENTS,
