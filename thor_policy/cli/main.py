@@ -24,6 +24,7 @@ COMMANDS = {
     "test": "suites",
     "log": "journal",
     "stats": "journal",
+    "review": "review",
     "calibrate": "calibrate",
     "models": "models",
     "packs": "packs",
