@@ -24,7 +24,7 @@ Line = list[Span]
 SHORT_CHARS = 200
 #: Columns of the names on the left.
 _NAMES = 11
-_BAR_CELLS = 24
+_LABEL_CELLS, _BAR_CELLS = 22, 24
 #: Marks that may stand on one character; more could pile up over other lines.
 _MARKS = 2
 _BAD = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -55,21 +55,32 @@ def _escape(point: int) -> str:
 def wrapped(text: str, width: int) -> list[str]:
     """Lines of at most so many columns, broken at spaces where there are any."""
     lines: list[str] = []
-    line = ""
+    line, used = "", 0
     for word in text.split(" "):
-        joined = f"{line} {word}" if line else word
-        if cell_len(joined) <= width:
-            line = joined
+        size = cell_len(word)
+        if line and used + 1 + size <= width:
+            line, used = f"{line} {word}", used + 1 + size
             continue
         if line:
             lines.append(line)
-        line = ""
-        for char in word:
-            if cell_len(line + char) > width:
-                lines.append(line)
-                line = ""
-            line += char
+        line, used = word, size
+        if size > width:
+            *whole, line = _chopped(word, width)
+            lines += whole
+            used = cell_len(line)
     return [*lines, line]
+
+
+def _chopped(word: str, width: int) -> list[str]:
+    parts: list[str] = []
+    start = used = 0
+    for place, char in enumerate(word):
+        size = cell_len(char)
+        if used + size > width:
+            parts.append(word[start:place])
+            start, used = place, 0
+        used += size
+    return [*parts, word[start:]]
 
 
 # ---------------------------------------------------------------- a decision
@@ -86,7 +97,7 @@ def page(
     parts = [
         _headline(row, width),
         _outcome(row, width),
-        *_probabilities(row, plain=plain),
+        *_probabilities(row, width, plain=plain),
         [],
         *_fields("question", _question(row["situation"], full), width),
         *_fields("facts", ", ".join(_facts(private.get("facts", {}), full)), width),
@@ -114,16 +125,14 @@ def _headline(row: Mapping[str, Json], width: int) -> Line:
     what = visible(row["action"] or row["decision_type"])
     about = visible(row["entity"] or "-")
     when = row["timestamp"][:19].replace("T", " ")
-    right = f"{when}  {visible(row['decision_id'][-8:])}"
-    left = _fit(f"{who}  {what}  {about}", max(10, width - len(right) - 3))
+    right = f"{when}  {_fit(visible(row['decision_id'][-8:]), 8)}"
+    left = _fit(f"{who}  {what}  {about}", max(4, width - cell_len(right) - 3))
     gap = " " * max(2, width - 1 - cell_len(left) - cell_len(right))
     return [("name", f" {left}"), ("", gap[1:]), ("quiet", right)]
 
 
 def _fit(text: str, width: int) -> str:
-    while cell_len(text) > width:
-        text = f"{text[:-2]}…"
-    return text
+    return text if cell_len(text) <= width else f"{_chopped(text, width - 1)[0]}…"
 
 
 def _outcome(row: Mapping[str, Json], width: int) -> Line:
@@ -133,7 +142,7 @@ def _outcome(row: Mapping[str, Json], width: int) -> Line:
         told.append(visible(row["reason_code"]))
     if row["floor"]:
         told.append(f"floor {visible(row['floor'])}")
-    outcome = visible(row["decision"]).upper()
+    outcome = _fit(visible(row["decision"]).upper(), width // 2)
     rest = _fit(f"   {' · '.join(told)}", max(4, width - 1 - cell_len(outcome)))
     return [(_style(row["decision"]), f" {outcome}"), ("", rest)]
 
@@ -142,24 +151,28 @@ def _style(outcome: str) -> str:
     return {"allow": "allow", "deny": "deny"}.get(outcome, "between")
 
 
-def _probabilities(row: Mapping[str, Json], *, plain: bool) -> Iterator[Line]:
+def _probabilities(row: Mapping[str, Json], width: int, *, plain: bool) -> Iterator[Line]:
     probabilities: dict[str, float] = row["probabilities"]
+    room = width - 17  # for the label and its bar, beside the number and the word `served`
+    cells = min(_LABEL_CELLS, room // 2)
+    most = min(_BAR_CELLS, room - cells)
     for label, share in probabilities.items():
         served = label == row["decision"]
         mark = "  served" if served else ""
-        shown = _fit(visible(label), 22)
+        shown = _fit(visible(label), cells)
+        gap = " " * (cells - cell_len(shown))
         if plain:
             yield [("", f" {shown}: {share:.3f}{mark}")]
         else:
             yield [
-                ("name" if served else "", f"  {shown:<22} "),
-                (_style(label), f"{_bar(share):<{_BAR_CELLS}}"),
+                ("name" if served else "", f"  {shown}{gap} "),
+                (_style(label), f"{_bar(share, most):<{most}}"),
                 ("", f" {share:.3f}{mark}"),
             ]
 
 
-def _bar(share: float) -> str:
-    eighths = round(max(0.0, min(1.0, share)) * _BAR_CELLS * 8)
+def _bar(share: float, cells: int) -> str:
+    eighths = round(max(0.0, min(1.0, share)) * cells * 8)
     return "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
 
 
@@ -168,7 +181,8 @@ def _fields(name: str, text: str, width: int, style: str = "") -> list[Line]:
     if not text:
         return []
     first, *rest = wrapped(text, width - _NAMES - 2)
-    head: Line = [("name", f" {name:<{_NAMES - 1}} "), (style, first)]
+    name = _fit(name, _NAMES - 1)
+    head: Line = [("name", f" {name}{' ' * (_NAMES - 1 - cell_len(name))} "), (style, first)]
     return [head, *([("", " " * (_NAMES + 1)), (style, line)] for line in rest)]
 
 

@@ -63,7 +63,7 @@ Keys
   u        undo the last step, and the one before it if pressed again
   p, Left  back to the decision before this one; a new verdict replaces yours
   g        give this decision to another reviewer
-  /        search: the next decision that holds a text
+  /        search: the next decision that holds a text; Enter alone: the next again
   z        show long values whole; again: short
   Space    further down a long page; Backspace: up
   t        figures: progress, agreement, each reviewer
@@ -244,17 +244,17 @@ class Screen:
         self._enter("judge")
 
         def step() -> str:
+            about = self._about()
             self._session.judge(verdict, decision=decision, reasoning=reasoning.strip())
-            return f"kept: {verdict.replace('_', ' ')}{f', {decision}' if decision else ''}"
+            return f"kept: {verdict.replace('_', ' ')}{f', {decision}' if decision else ''} ({about})"
 
         self._attempt(step)
 
-    def _enter(self, mode: Mode, text: str = "") -> None:
+    def _enter(self, mode: Mode) -> None:
         self._mode, self._scroll = mode, 0
         self._message = ("", "")
         if mode in _PROMPTS:
-            self._input.text = text
-            self._input.buffer.cursor_position = len(text)
+            self._input.text = ""
             self._app.layout.focus(self._input)
         else:
             self._app.layout.focus(self._pane)
@@ -292,8 +292,8 @@ class Screen:
         elif mode == "give" and text.strip():
             self._enter("judge")
             self._attempt(lambda: self._give(text.strip()))
-        elif mode == "search" and text:
-            self._searched = text
+        elif mode == "search" and (text or self._searched):
+            self._searched = text or self._searched
             self._enter("judge")
             self._attempt(self._search)
         return False
@@ -303,12 +303,19 @@ class Screen:
             action()
 
     def _give(self, to: str) -> str:
+        about = self._about()
         self._session.delegate(to)
-        return f"given to {to}"
+        return f"given to {to} ({about})"
 
     def _skip(self) -> str:
+        about = self._about()
         self._session.skip()
-        return "skipped"
+        return f"skipped ({about})"
+
+    def _about(self) -> str:
+        """The end of the id of the decision that is shown, as `log` and the page have it."""
+        item = self._session.item
+        return item.decision_id[-8:] if item is not None else ""
 
     def _search(self) -> str | None:
         found = self._session.find(self._searched)
@@ -318,7 +325,8 @@ class Screen:
         last = self._session.undo()
         if last is None:
             return "nothing to undo"
-        return f"taken back: {(last.verdict or last.step).replace('_', ' ')}"
+        about = self._session.picks[last.place].decision_id[-8:]
+        return f"taken back: {(last.verdict or last.step).replace('_', ' ')} ({about})"
 
     def _show_figures(self) -> None:
         if self._attempt(lambda: setattr(self, "_told", self._figures())):
@@ -356,7 +364,7 @@ class Screen:
         on("p", "left")(lambda: self._attempt(self._session.back))
         on("enter")(lambda: None if self._session.item else self._attempt(lambda: self._session.open()))
         on("g")(lambda: self._if_shown(lambda: self._enter("give")))
-        on("/")(lambda: self._enter("search", self._searched))
+        on("/")(lambda: self._enter("search"))
         on("z")(lambda: setattr(self, "_full", not self._full))
         on("t")(self._show_figures)
         on("?")(lambda: self._enter("help"))
