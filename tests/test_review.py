@@ -180,6 +180,13 @@ def test_a_disagreement_lasts_until_it_is_settled_and_is_opened_again_by_a_new_v
     assert agreement.report(rows).disagreements == 1
 
 
+def test_who_settles_a_disagreement_of_their_own_still_disagreed() -> None:
+    rows = [review("d", "kim", 1), allowed("d", "bo", 2, blind=1), allowed("d", "kim", 3, adjudicates=1)]
+    found = agreement.report(rows)
+    assert (found.disagreements, found.outcomes_right_all.hits) == (0, 0)
+    assert [(one.kappa.count, one.kappa.agreement) for one in found.pairs] == [(1, 0.0)]
+
+
 def test_a_correction_without_an_outcome_is_a_label_of_its_own() -> None:
     rows = [review("d", "kim", 1, verdict="correct_decision"), review("d", "bo", 2, blind=1)]
     assert agreement.report(rows).disagreements == 1
@@ -451,6 +458,14 @@ def test_undo_appends_and_leaves_the_decision_as_it_was(office: Office, expected
     assert kim.undo() is None
 
 
+def test_a_correction_names_another_outcome_than_the_one_that_was_served(office: Office) -> None:
+    kim = office.session("kim")
+    kim.open()
+    with pytest.raises(RequestError, match="deny was served; accept it, or name another"):
+        kim.judge("correct_decision", decision="deny")
+    assert (shown(kim), office.reviews()) == ("d1", [])
+
+
 def test_undo_goes_back_step_by_step(office: Office) -> None:
     kim = office.session("kim")
     kim.open()
@@ -547,6 +562,9 @@ def test_a_second_verdict_is_blind_and_of_another_person(office: Office) -> None
     bo.judge("accept")
     assert office.reviews()[-1] == ("bo", "d1", "accept", None, None, 1, 0, 0)
     assert "d1" not in ids(office.picks("ada", by="priority", second_share=1.0))
+    assert "d1" in ids(office.picks("ada", by="priority", second_share=1.0, verdicts=3))
+    assert "d1" not in ids(office.picks("bo", by="priority", second_share=1.0, verdicts=3))
+    assert "d1" not in ids(office.picks("ada", by="priority", second_share=0.0, verdicts=3))
 
 
 def test_a_disagreement_is_settled_by_a_verdict_that_counts(office: Office) -> None:

@@ -105,18 +105,18 @@ def page(
         *_fields("errors", ", ".join(_pairs(private.get("errors", {}), full)), width),
         *_fields("reasoning", _cut(row["reasoning"] or "(none)", full), width, "reasoning"),
     ]
-    for clause in row["clauses"]:
-        parts += _fields(visible(clause), _cut(clauses.get(clause, "(its text is not here)"), full), width)
     if row["expected_decision"]:
         wanted = " or ".join(visible(one) for one in row["expected_decision"].split("|"))
         scenario = f" (scenario {visible(row['scenario_id'])})" if row["scenario_id"] else ""
         parts += _fields("expected", wanted + scenario, width)
     for one in item.ratings:
         parts += _fields("verdict", _rating(one, full), width)
+    if item.hidden:
+        parts += _fields("verdict", "given before by somebody else, and hidden until you have judged", width)
+    for clause in row["clauses"]:
+        parts += _fields(visible(clause), _cut(clauses.get(clause, "(its text is not here)"), full), width)
     if full and row["prompt_version"]:
         parts += _fields("pack", visible(row["prompt_version"]), width)
-    if item.hidden:
-        parts += _fields("verdict", "one was given before; you judge without sight of it", width)
     return parts
 
 
@@ -259,20 +259,25 @@ def figures(report: Report) -> list[str]:
         told.append(f"{f'all, {report.raters} verdicts each':<28}{_kappa(report.fleiss)}")
     if not report.pairs:
         told.append("nobody has judged a decision after somebody else, without sight of the verdict")
-    told += ["", f"{'reviewer':<20} reviews accepted blind settled undone  agrees with others"]
+    told += ["", f"{'reviewer':<16} reviews accepted blind settled undone  agrees with others"]
     for one in report.people:
         told.append(
-            f"{_fit(visible(one.reviewer), 20):<20} {one.reviews:>7} {one.accepted:>8} {one.blind:>5} "
-            f"{one.adjudicated:>7} {one.withdrawn:>6}  {share(one.agrees)}"
+            f"{_fit(visible(one.reviewer), 16):<16} {one.reviews:>7} {one.accepted:>8} {one.blind:>5} "
+            f"{one.adjudicated:>7} {one.withdrawn:>6}  {interval(one.agrees)}"
         )
     return told
 
 
 def share(one: Proportion) -> str:
     """A share with its interval; `-` of nothing."""
+    return "-" if one.share is None else f"{one.hits} of {one.count}, {interval(one)}"
+
+
+def interval(one: Proportion) -> str:
+    """A share in per cent with its interval."""
     if one.share is None or one.low is None or one.high is None:
         return "-"
-    return f"{one.hits} of {one.count}, {one.share:.0%} ({one.low:.0%} to {one.high:.0%})"
+    return f"{one.share:.0%} ({one.low:.0%} to {one.high:.0%})"
 
 
 def _kappa(kappa: Kappa) -> str:

@@ -67,7 +67,14 @@ q                   quit"""
     type=click.FloatRange(0, 1),
     default=order.SECOND_SHARE,
     show_default=True,
-    help="Share that a second person judges without sight of the first verdict.",
+    help="Share that others judge again without sight of earlier verdicts.",
+)
+@click.option(
+    "--verdicts",
+    type=click.IntRange(1, 10),
+    default=2,
+    show_default=True,
+    help="How many verdicts each decision of that share gets.",
 )
 @decision_filters
 @click.option("-n", "--limit", type=click.IntRange(1, 10_000), help="Only the first so many of the queue.")
@@ -85,6 +92,7 @@ def review(
     by: desk.Order,
     random_share: float,
     second_share: float,
+    verdicts: int,
     limit: int | None,
     assignee: str | None,
     plain: bool,
@@ -111,6 +119,7 @@ def review(
             by=by,
             random_share=random_share,
             second_share=second_share,
+            verdicts=verdicts,
             type=type_,
             **filters,
         )[:limit]

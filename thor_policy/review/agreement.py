@@ -144,7 +144,8 @@ def rating(row: Mapping[str, Json]) -> Rating:
 
 def standing(rows: Iterable[Mapping[str, Json]]) -> list[Rating]:
     """What counts of rows of reviews: the newest verdict of each reviewer on each decision that was not taken
-    back, in the order in which they were given. Only its own reviewer takes a verdict back.
+    back, in the order in which they were given. A verdict that settles a disagreement stands beside those of
+    its reviewer that do not. Only its own reviewer takes a verdict back.
     """
     rows = sorted(rows, key=lambda row: row["seq"])
     back = {
@@ -152,12 +153,12 @@ def standing(rows: Iterable[Mapping[str, Json]]) -> list[Rating]:
         for row in rows
         if row["verdict"] == "withdrawn"
     }
-    newest: dict[tuple[str, str], Rating] = {}
+    newest: dict[tuple[str, str, bool], Rating] = {}
     for row in rows:
         if row["verdict"] == "withdrawn" or (row["id"], row["decision_id"], row["reviewer"]) in back:
             continue
         who = row["reviewer"] or f"\0{row['id']}"  # an erased name may be anybody's
-        newest[row["decision_id"], who] = rating(row)
+        newest[row["decision_id"], who, bool(row["adjudicates"])] = rating(row)
     return sorted(newest.values(), key=lambda one: one.seq)
 
 

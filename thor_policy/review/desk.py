@@ -49,11 +49,13 @@ def picks(
     at: float | None = None,
     random_share: float = order.RANDOM_SHARE,
     second_share: float = order.SECOND_SHARE,
+    verdicts: int = 2,
     **filters: Any,
 ) -> list[Pick]:
     """The decisions that this reviewer should look at, in order; at most `order.WINDOW` of the newest.
 
-    `filters` are those of `Reader.decisions`. Raises JournalError.
+    The `second_share` of all decisions gets `verdicts` blind to one another. `filters` are those of
+    `Reader.decisions`. Raises JournalError.
     """
     if queue in ("incorrect", "all"):
         filters = filters | ({"correct": False} if queue == "incorrect" else {})
@@ -78,12 +80,14 @@ def picks(
         row
         for row in ([] if queue == "mine" else judged)
         if order.drawn(row["decision_id"], "second", second_share)
-        and [one.reviewer != reviewer for one in ratings[row["decision_id"]]] == [True]
+        and 0 < len(ratings[row["decision_id"]]) < verdicts
+        and not any(one.adjudicates or one.reviewer == reviewer for one in ratings[row["decision_id"]])
     ]
     return order.queue(
         free,
         reviewed=judged[: order.COMPARED],
         again=_free(reader, again, reviewer, at)[0],
+        verdicts=verdicts,
         mine=mine,
         random_share=0.0 if queue == "mine" else random_share,
     )

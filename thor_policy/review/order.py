@@ -143,12 +143,14 @@ def queue(
     again: Sequence[Mapping[str, Json]] = (),
     mine: frozenset[str] = frozenset(),
     random_share: float = RANDOM_SHARE,
+    verdicts: int = 2,
 ) -> list[Pick]:
     """The decisions `rows` in the order in which they should be reviewed.
 
     `reviewed` are rows of reviewed decisions to compare with, the newest first; `again` those that wait for a
-    second, blind verdict; `mine` the ids assigned to this reviewer, which come before all. The random sample
-    has every n-th place (n = 1 / `random_share`), a blind verdict every tenth; the score orders the rest.
+    blind verdict, up to `verdicts` each; `mine` the ids assigned to this reviewer, which come before all. The
+    random sample has every n-th place (n = 1 / `random_share`), a blind verdict every tenth; the score orders
+    the rest.
     """
     known = [words(row) for row in reviewed[:COMPARED]]
     own: list[Pick] = []
@@ -173,9 +175,9 @@ def queue(
     blind = [
         Pick(
             decision_id=row["decision_id"],
-            why="a second verdict, without sight of the first",
+            why="judged before; your verdict, without sight of that one, tells how far people agree",
             blind=True,
-            others=1,
+            others=verdicts - 1,
         )
         for row in sorted(again, key=lambda row: lot(row["decision_id"], "second"))
     ]

@@ -199,9 +199,12 @@ class Session:
     ) -> str:
         """Keep a verdict on the decision that is shown, and show the next; returns the review's id.
 
-        Raises RequestError `conflict` if the lease ran out and somebody else has taken the decision.
+        Raises RequestError: `bad_request` if the right outcome is the one that was served, `conflict` if the
+        lease ran out and somebody else has taken the decision.
         """
         item = self._shown()
+        if decision is not None and decision == item.decision["decision"]:
+            raise RequestError("bad_request", f"decision: {decision} was served; accept it, or name another")
         if self._clock() - self._leased_s >= self._lease_s - 1 and not self._lease(item.pick):
             raise RequestError("conflict", "your time with this decision ran out and somebody else took it")
         review_id = self._desk.keep(
