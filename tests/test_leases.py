@@ -64,6 +64,10 @@ def test_a_review_or_a_release_of_its_holder_ends_it(path: Path, end: Event, tog
     assert fates(path, *([asked] if together else [[one] for one in asked])) == [None, None, None]
 
 
+def test_a_verdict_before_a_lease_does_not_end_it(path: Path) -> None:
+    assert fates(path, [verdict("kim")], [lease("kim")], [lease("robin")]) == [None, None, "conflict"]
+
+
 @pytest.mark.parametrize("together", [True, False])
 def test_nobody_else_ends_it(path: Path, together: bool) -> None:
     others = [verdict("robin"), lease("robin", type="release", seconds=None), lease("robin")]

@@ -401,6 +401,26 @@ def test_what_somebody_else_judged_since_is_passed_over(office: Office) -> None:
     bo.close()
     kim.open()
     assert (shown(kim), kim.passed_over) == ("d2", 1)
+    taken = rows(office.path, "SELECT decision_id FROM assignments WHERE reviewer = 'kim'")
+    assert taken == [("d2",)], "nothing is recorded for what is not shown"
+
+
+def test_a_verdict_in_the_moment_before_the_lease_is_seen(office: Office) -> None:
+    judged_by_bo = trace.Review(decision_id="d1", reviewer="bo", verdict="accept")
+
+    def keep(record: trace.Record) -> str:
+        if isinstance(record, trace.Assignment) and record.decision_id == "d1" and record.type == "lease":
+            office.keep(judged_by_bo)
+        return office.keep(record)
+
+    kim = Session(office.picks("kim"), desk.JournalDesk(office.reader, keep), "kim")
+    kim.open()
+    assert (shown(kim), kim.passed_over) == ("d2", 1)
+    assert rows(office.path, "SELECT decision_id, type FROM assignments ORDER BY seq") == [
+        ("d1", "lease"),
+        ("d1", "release"),
+        ("d2", "lease"),
+    ]
 
 
 def test_a_skipped_decision_is_free_at_once(office: Office) -> None:
