@@ -372,6 +372,24 @@ def test_nothing_of_a_request_acts_on_plain_output(config: Config, run: Run) -> 
     assert "\\u202eeuqinu" in shown.stdout
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a\tb\nc\r", "a\\tb\\nc\\r"),
+        ("\x00\x7f\x85", "\\x00\\x7f\\x85"),
+        ("\u202e\u200f\u2069", "\\u202e\\u200f\\u2069"),
+        ("\u200b\ufeff\u2060", "\\u200b\\ufeff\\u2060"),
+        ("a\ufe0f\U000e0101\U000e0041", "a\\ufe0f\\U000e0101\\U000e0041"),
+        ("e\u0301\u0301\u0301\u0301", "e\u0301\u0301\\u0301\\u0301"),
+        ("\u2028\ue000", "\\u2028\\ue000"),
+        ("\u00a0\u3000", "  "),
+        ("Zoë 東京 naïve ☕", "Zoë 東京 naïve ☕"),
+    ],
+)
+def test_what_acts_hides_or_reorders_is_an_escape(text: str, told: str) -> None:
+    assert page.visible(text) == told
+
+
 @given(st.text())
 def test_visible_text_acts_on_nothing_and_loses_nothing_plain(text: str) -> None:
     told = page.visible(text)
@@ -439,6 +457,14 @@ def test_a_line_that_makes_no_sense_is_told_and_is_status_1(
     result = run("--plain", stdin=f"{line}\na\n")
     assert (result.exit_code, result.stderr.strip()) == (1, told)
     assert [row[2] for row in reviews(config)] == ["accept"]
+
+
+def test_what_a_daemon_would_refuse_is_refused_without_one(config: Config, run: Run) -> None:
+    record(config.journal_path, *decisions(1))
+    result = run("--plain", "--reviewer", "x" * 257, stdin="a\n")
+    assert "record.reviewer: has more than 256 characters" in str(result.stderr)
+    assert result.exit_code == 4
+    assert reviews(config) == []
 
 
 def test_a_journal_of_an_earlier_version_is_brought_up_to_date(config: Config, run: Run) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from thor_policy import catalog, packs, trace
+from thor_policy import catalog, packs, trace, wire
 from thor_policy.calibration import Calibration
 from thor_policy.clerk import Clerk
 from thor_policy.client import Client
@@ -138,6 +138,8 @@ def keep(config: Config, record: trace.Record) -> str:
 
 
 def _keep_by_hand(config: Config, record: trace.Record) -> str:
+    frame = wire.encode_request("", wire.OP_OF[type(record)], {"record": record})
+    wire.decode(frame, max_bytes=config.max_request_bytes, max_deadline_ms=1)  # what a daemon would refuse
     record_id, us = new_id(), Caller(transport="inproc", uid=os.geteuid(), gid=os.getegid(), pid=os.getpid())
     with open_journal(config, lambda _: None) as journal:
         event = events.recorded(record, record_id=record_id, at=time.time(), caller=us, masked=config.masked)

@@ -107,7 +107,7 @@ def review(
     --json prints the queue, or with --stats the figures.
     With --plain, exit status 1 if a line was not understood or was refused.
     """
-    name = reviewer or getpass.getuser()
+    name = reviewer or _user()
     with app.open_reader(config) as reader:
         if stats:
             _tell(reader, filters["since"], as_json=as_json)
@@ -140,6 +140,13 @@ def review(
             from thor_policy.cli.screen import Screen  # a tenth of a second that no other use needs
 
             Screen(session, queue, page=told.page, labels=told.labels, figures=told.figures).run()
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as error:  # a user without a name, as containers have them
+        raise click.UsageError("--reviewer: your user has no name here; say who you are") from error
 
 
 def _assigned(pick: order.Pick, *, to: str, by: str) -> trace.Assignment:

@@ -220,12 +220,15 @@ class Screen:
         return told
 
     def _choices(self) -> list[tuple[int, str]]:
-        """The outcomes but the one that was served, each with its number from the loosest."""
+        """The outcomes but the one that was served, each with its number from the loosest.
+
+        None where there are more than there are digits: then the right one is typed.
+        """
         item = self._session.item
-        if item is None:
+        labels = self._labels(item) if item is not None else ()
+        if item is None or len(labels) > 9:
             return []
-        served = item.decision["decision"]
-        return [(n, label) for n, label in enumerate(self._labels(item), 1) if label != served and n < 10]
+        return [(n, label) for n, label in enumerate(labels, 1) if label != item.decision["decision"]]
 
     # ------------------------------------------------------------ what is done
 
