@@ -31,6 +31,7 @@ from thor_policy import app, trace
 from thor_policy.app import serving
 from thor_policy.cli import page
 from thor_policy.cli.main import cli
+from thor_policy.client import Client
 from thor_policy.config import Config
 from thor_policy.core import Annotations, Decision, Floor
 from thor_policy.journal.verify import verify
@@ -251,6 +252,32 @@ def test_without_a_daemon_reviewers_take_turns_at_the_file(config: Config) -> No
                 person.step()
     assert reviews(config) == typed
     assert len(typed) >= 4
+    assert verify(config.journal_path).ok
+
+
+@pytest.mark.model
+def test_a_decision_of_the_embedded_model_is_reviewed_at_its_daemon(config: Config) -> None:
+    question = {
+        "actor_id": "user:ivo",
+        "actor_role": "engineer",
+        "t3_tensor": {"competence": 0.9, "reliability": 0.85, "integrity": 0.8},
+        "action_type": "deploy",
+        "resource": "env:production",
+        "timestamp": "2026-05-13T10:00:00Z",
+    }
+    with serving(config), Client(config.endpoint) as client:
+        reply = client.evaluate(question, explain="inline", deadline_ms=110_000)["context"]
+        with Terminal(config, "--reviewer", "robin") as terminal:
+            ending = reply["decision_id"][-8:]
+            terminal.until(f"user:ivo  deploy  env:production.*{ending}.*q quit")
+            assert reply["outcome"].upper() in terminal.text
+            for label, share in reply["probabilities"].items():
+                assert re.search(rf"{label} .*{share:.3f}", terminal.text)
+            for clause in reply["clauses"]:
+                assert re.search(rf"{clause} +[A-Z]", terminal.text), "the clause is shown with its text"
+            terminal.type("a", rf"kept: accept \({ending}\)")
+            assert terminal.quit() == 0
+    assert reviews(config) == [("robin", ending, "accept", None, None)]
     assert verify(config.journal_path).ok
 
 
