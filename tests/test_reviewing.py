@@ -23,7 +23,7 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
-from journals import ASKED, EXPLAINED, NOON, about, by_model, decision_row, record, rows
+from journals import ASKED, EXPLAINED, NOON, about, by_model, decision_row, erasing, record, rows, sent
 from msgspec.structs import replace
 from rich.cells import cell_len
 
@@ -34,6 +34,7 @@ from thor_policy.cli.main import cli
 from thor_policy.client import Client
 from thor_policy.config import Config
 from thor_policy.core import Annotations, Decision, Floor
+from thor_policy.errors import RequestError
 from thor_policy.journal.verify import verify
 from thor_policy.review.order import Pick
 from thor_policy.review.session import Item
@@ -237,6 +238,23 @@ def test_two_reviewers_go_through_sixty_decisions_at_one_daemon(config: Config) 
     marked = rows(config.journal_path, "SELECT substr(decision_id, -8) FROM decisions WHERE reviewed")
     assert {one for (one,) in marked} == {one for one, count in standing.items() if count}
     assert verify(config.journal_path).ok
+
+
+def test_a_daemon_gives_one_lease_a_decision(config: Config) -> None:
+    record(config.journal_path, *decisions(1))
+    lease = trace.Assignment(decision_id="018f-00000000", reviewer="kim", type="lease", seconds=60)
+    with serving(config, load_engine=load_stub_engine), Client(config.endpoint) as client:
+        client.assign(lease)
+        with pytest.raises(RequestError, match="another reviewer has this decision") as told:
+            client.assign(replace(lease, reviewer="bo"))
+        assert told.value.code == "conflict"
+        client.assign(replace(lease, type="release", seconds=None))
+        client.assign(replace(lease, reviewer="bo"))
+    assert rows(config.journal_path, "SELECT reviewer, type FROM assignments ORDER BY seq") == [
+        ("kim", "lease"),
+        ("kim", "release"),
+        ("bo", "lease"),
+    ]
 
 
 def test_without_a_daemon_reviewers_take_turns_at_the_file(config: Config) -> None:
@@ -466,6 +484,27 @@ def test_plain_lines_do_what_keys_do(config: Config, run: Run) -> None:
     ]
     assert "3 judged, 0 skipped" in result.stdout
     assert not re.search("[█▏─]", result.stdout)
+
+
+def test_decisions_that_others_made_and_erased_ones_are_reviewed_too(config: Config, run: Run) -> None:
+    reported = trace.Reported(
+        agent="trader",
+        outcome="BUY",
+        type="signal",
+        entity="ACME",
+        prompt="what now?",
+        reasoning="it is cheap",
+    )
+    record(config.journal_path, *decisions(1), sent(reported, record_id="018f-00000077", at=NOON + 9))
+    record(config.journal_path, erasing(config.journal_path, 1))
+    result = run("--plain", *NEWEST, "--reviewer", "kim", stdin="d SELL\na\n")
+    assert result.exit_code == 0, result.output
+    for shown in ("agent:trader  signal  ACME", "prompt what now?", "it is cheap", "(erased)"):
+        assert shown in result.stdout
+    assert reviews(config) == [
+        ("kim", "00000077", "correct_decision", "SELL", None),
+        ("kim", "00000000", "accept", None, None),
+    ]
 
 
 @pytest.mark.parametrize(

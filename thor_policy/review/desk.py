@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from thor_policy import trace
 from thor_policy.core import Json
+from thor_policy.errors import JournalError
 from thor_policy.journal import reviewing
 from thor_policy.journal.reader import Reader, Record
 from thor_policy.review import agreement, order
@@ -35,6 +36,12 @@ class JournalDesk:
 
     def load(self, decision_id: str) -> Record:
         return self._reader.trace(decision_id)
+
+    def row(self, decision_id: str) -> Record:
+        found = self._reader.get(decision_id)
+        if found is None:
+            raise JournalError(f"there is no decision {decision_id[:64]!r} in {self._reader.path}")
+        return found
 
     def reviews(self, decision_id: str) -> list[Record]:
         return reviewing.reviews_of(self._reader, [decision_id])

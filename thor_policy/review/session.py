@@ -53,6 +53,9 @@ class Desk(Protocol):
     def load(self, decision_id: str) -> dict[str, Json]:
         """One decision with its event (`Reader.trace`)."""
 
+    def row(self, decision_id: str) -> Mapping[str, Json]:
+        """Its row of the table of decisions alone."""
+
     def reviews(self, decision_id: str) -> Sequence[Mapping[str, Json]]:
         """Every row of the table of reviews about it, each with the `outcome` that was served."""
 
@@ -129,7 +132,7 @@ class Session:
         low = text.casefold()
         for step in range(1, len(self.picks) + 1):
             place = (self.place + step) % len(self.picks)
-            row = self._desk.load(self.picks[place].decision_id)["decision"]
+            row = self._desk.row(self.picks[place].decision_id)
             told = (row["situation"], row["reasoning"], row["actor"], row["entity"], row["decision_id"])
             if low in repr(told).casefold():
                 return self.open(place)
@@ -262,8 +265,8 @@ class Session:
         rows = self._desk.reviews(decision_id)
         left = agreement.standing([row for row in rows if row["id"] != review_id])
         stands: Any = left[-1].verdict if left else None
-        expected = self._desk.load(decision_id)["decision"]["expected_decision"]
-        outcome = next((row["outcome"] for row in rows), None)
+        row = self._desk.row(decision_id)
+        expected = row["expected_decision"]
         return trace.Review(
             decision_id=decision_id,
             reviewer=self.reviewer,
@@ -271,7 +274,7 @@ class Session:
             withdraws=review_id,
             stands=stands,
             decision=left[-1].decision if left else None,
-            right=outcome in expected.split("|") if expected and not left else None,
+            right=row["decision"] in expected.split("|") if expected and not left else None,
         )
 
     def _shown(self) -> Item:
