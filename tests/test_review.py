@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from journals import CALLER, NOON, about, by_model, decision_row, rows
 
@@ -441,6 +441,19 @@ def test_a_lease_runs_out_and_a_verdict_that_comes_too_late_is_refused(office: O
     with pytest.raises(RequestError, match="somebody else took it"):
         kim.judge("accept")
     assert office.reviews() == []
+    with pytest.raises(RequestError, match="no decision is shown"):
+        kim.judge("accept")
+    kim.open()
+    assert shown(kim) == "d2"
+
+
+def test_a_lease_that_somebody_else_has_by_now_needs_no_release(office: Office) -> None:
+    kim, bo = office.session("kim"), office.session("bo")
+    kim.open()
+    office.now_s = LEASE_S + 1
+    bo.open()
+    kim.skip()
+    assert (shown(bo), shown(kim)) == ("d1", "d2")
 
 
 def test_a_late_verdict_is_kept_if_nobody_took_the_decision(office: Office) -> None:
@@ -623,3 +636,48 @@ def test_a_verdict_says_that_its_decision_was_drawn_at_random(office: Office) ->
     kim.open()
     kim.judge("accept")
     assert office.reviews()[0][7] == 1
+
+
+# ---------------------------------------------------------------- whatever two people do
+
+STEPS = st.sampled_from(["accept", "correct_decision", "skip", "undo", "back", "late"])
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(st.integers(0, 1), STEPS), max_size=25))
+def test_whatever_two_people_do_the_tables_say_what_stands(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, str]]
+) -> None:
+    office = Office(tmp_path_factory.mktemp("any") / "journal.db")
+    office.decide("d4", "d3", "d2", "d1", annotations=Annotations(expected=("allow",)))
+    people = [office.session("kim"), office.session("bo")]
+    for person in people:
+        person.open()
+    for who, step in steps:
+        one, other = people[who], people[1 - who]
+        if step == "undo":
+            one.undo()
+        elif step == "back":
+            one.back()
+        elif step == "late":
+            office.now_s += LEASE_S + 1
+            one.open()
+        elif one.item is not None:
+            try:
+                if step == "skip":
+                    one.skip()
+                else:
+                    right = "allow" if step == "correct_decision" else None
+                    one.judge("correct_decision" if right else "accept", decision=right)
+            except RequestError as error:
+                assert error.code == "conflict"  # noqa: PT017
+        late = office.now_s - min(one._leased_s, other._leased_s) >= LEASE_S
+        assert shown(one) is None or shown(one) != shown(other) or late
+    for name in ("d1", "d2", "d3", "d4"):
+        standing = agreement.standing(office.reader_rows(name))
+        row = decision_row(office.path, name)
+        assert row["reviewed"] == bool(standing)
+        assert row["decision_correct"] == (standing[-1].accepts_outcome if standing else 0)
+        assert row["review_decision"] == (standing[-1].decision if standing else None)
+    office.close()
+    assert verify(office.path).ok

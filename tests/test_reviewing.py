@@ -240,6 +240,18 @@ def test_two_reviewers_go_through_sixty_decisions_at_one_daemon(config: Config) 
     assert verify(config.journal_path).ok
 
 
+def test_who_lost_a_decision_goes_on_with_the_next(config: Config) -> None:
+    record(config.journal_path, *decisions(2))
+    with Terminal(config, "--reviewer", "robin", *NEWEST) as terminal:
+        terminal.until("00000001.*q quit")
+        with config.journal_path.with_suffix(".lock").open("r+") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            terminal.type("s", "is in use by process")
+        terminal.type("\r", "00000001")
+        terminal.type("s", r"1 skipped.*00000000.*skipped \(00000001\)")
+        assert terminal.quit() == 0
+
+
 def test_a_daemon_gives_one_lease_a_decision(config: Config) -> None:
     record(config.journal_path, *decisions(1))
     lease = trace.Assignment(decision_id="018f-00000000", reviewer="kim", type="lease", seconds=60)

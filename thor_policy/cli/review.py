@@ -260,8 +260,10 @@ class _Plain:
         except (ThorPolicyError, click.UsageError) as error:
             self._good = False
             render.line(page.visible(str(error)), stderr=True)
-        else:
-            self._show()
+            if self._session.item is not None:
+                return
+            self._session.open()
+        self._show()
 
     def _judged(self, verdict: trace.Judgement, decision: str = "", reasoning: str = "") -> str:
         if verdict in ("correct_decision", "correct_both"):

@@ -185,7 +185,7 @@ class Screen:
     def _ending(self) -> str:
         session = self._session
         if session.place < len(session.picks):
-            return "This decision could not be shown; Enter tries again."
+            return "Nothing is shown now; Enter goes on."
         over = f"; {session.passed_over} were somebody else's by then" if session.passed_over else ""
         return f"That is all: {session.count('judged')} judged, {session.count('skipped')} skipped{over}."
 

@@ -78,7 +78,7 @@ class Done(Struct, frozen=True, kw_only=True):
 class Session:
     """A reviewer going through a queue. `open` first; `item` is None at the end of the queue.
 
-    Whatever the desk raises passes through, and leaves the session as it was.
+    Whatever the desk raises passes through, and nothing that was not kept counts as done.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Session:
 
     def _lease(self, pick: Pick) -> bool:
         """Keep others away from a decision; False if somebody else has it, or has settled it meanwhile."""
-        self._leased_s = self._clock()
+        begun_s = self._clock()
         lease = trace.Assignment(
             decision_id=pick.decision_id, reviewer=self.reviewer, type="lease", seconds=self._lease_s
         )
@@ -172,6 +172,7 @@ class Session:
         if self._settled(pick):  # in the moment before the lease was ours
             self._release(pick.decision_id)
             return False
+        self._leased_s = begun_s
         return True
 
     def _settled(self, pick: Pick) -> bool:
@@ -193,7 +194,11 @@ class Session:
             self._release(item.decision_id)
 
     def _release(self, decision_id: str) -> None:
-        self._desk.keep(trace.Assignment(decision_id=decision_id, reviewer=self.reviewer, type="release"))
+        try:
+            self._desk.keep(trace.Assignment(decision_id=decision_id, reviewer=self.reviewer, type="release"))
+        except RequestError as error:
+            if error.code != "conflict":  # the lease ran out and somebody else has it: nothing is ours
+                raise
 
     # ------------------------------------------------------------ what is done
 
@@ -209,6 +214,7 @@ class Session:
         if decision is not None and decision == item.decision["decision"]:
             raise RequestError("bad_request", f"decision: {decision} was served; accept it, or name another")
         if self._clock() - self._leased_s >= self._lease_s - 1 and not self._lease(item.pick):
+            self.item = None  # and is somebody else's; `open` shows the next
             raise RequestError("conflict", "your time with this decision ran out and somebody else took it")
         review_id = self._desk.keep(
             trace.Review(
@@ -279,7 +285,7 @@ class Session:
 
     def _shown(self) -> Item:
         if self.item is None:
-            raise RequestError("not_found", "no decision is shown; the queue has come to its end")
+            raise RequestError("not_found", "no decision is shown")
         return self.item
 
     def _note(self, step: Step, **told: str) -> None:
