@@ -471,6 +471,7 @@ def test_what_the_journal_refuses_leaves_the_session_as_it_was(office: Office) -
     with pytest.raises(JournalError):
         kim.judge("accept")
     assert (shown(kim), kim.done) == ("d1", [])
+    kim.close()  # the lease will run out by itself
 
 
 @pytest.mark.parametrize("expected", [(), ("deny",), ("allow",)])

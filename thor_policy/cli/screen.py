@@ -12,12 +12,10 @@ from typing import Literal
 from prompt_toolkit.application import Application
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text import StyleAndTextTuples
-from prompt_toolkit.input import Input
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.key_binding.key_processor import KeyPressEvent
 from prompt_toolkit.layout import ConditionalContainer, HSplit, Layout, Window
 from prompt_toolkit.layout.controls import FormattedTextControl
-from prompt_toolkit.output import Output
 from prompt_toolkit.styles import Style
 from prompt_toolkit.widgets import TextArea
 
@@ -96,8 +94,6 @@ class Screen:
         page: Callable[[Item, int, bool], list[Line]],
         labels: Callable[[Item], Sequence[str]],
         figures: Callable[[], list[str]],
-        input: Input | None = None,
-        output: Output | None = None,
     ) -> None:
         self._session, self._title = session, title
         self._page, self._labels, self._figures = page, labels, figures
@@ -117,8 +113,6 @@ class Screen:
             key_bindings=self._bindings(),
             style=_STYLE,
             full_screen=True,
-            input=input,
-            output=output,
         )
 
     def run(self) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
 from thor_policy import trace
 from thor_policy.core import Json
-from thor_policy.errors import RequestError
+from thor_policy.errors import RequestError, ThorPolicyError
 from thor_policy.review import agreement
 from thor_policy.review.agreement import Rating
 from thor_policy.review.order import Pick
@@ -139,8 +140,9 @@ class Session:
         return None
 
     def close(self) -> None:
-        """Give the decision that is shown to others."""
-        self._let_go()
+        """Give the decision that is shown to others; where that cannot be told, its lease runs out."""
+        with suppress(ThorPolicyError):
+            self._let_go()
 
     def _take(self, pick: Pick) -> Item | None:
         if self._settled(pick):
