@@ -30,6 +30,7 @@ from thor_policy.cli.main import cli
 from thor_policy.client import Client
 from thor_policy.config import Config
 from thor_policy.core import Json
+from thor_policy.errors import AlreadyRunning
 from thor_policy.journal.checkpoints import Signer
 from thor_policy.journal.projections import DECISION_COLUMNS
 from thor_policy.journal.writer import Journal
@@ -117,6 +118,20 @@ class TestAsk:
     @pytest.mark.parametrize("text", ["{broken", "/no/such/file", ""])
     def test_what_is_no_json_is_status_2(self, run: Run, text: str) -> None:
         assert run("ask", text).exit_code == 2
+
+
+class TestKeeping:
+    def test_a_command_waits_for_another_that_holds_the_journal(
+        self, config: Config, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        journal = Journal(config.journal_path)
+        monkeypatch.setattr(app.time, "sleep", lambda _: journal.close())
+        assert app.keep(config, trace.Node(type="goal", title="t"))
+
+    def test_but_not_for_ever(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(app, "LOCK_WAIT_S", 0.0)
+        with Journal(config.journal_path), pytest.raises(AlreadyRunning):
+            app.keep(config, trace.Node(type="goal", title="t"))
 
 
 @pytest.mark.usefixtures("daemon")

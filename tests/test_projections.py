@@ -409,7 +409,65 @@ def test_a_review_marks_its_decision_right_or_wrong(path: Path, verdict: Any, co
         "decision": "allow",
         "reasoning": "he may",
         "caller_uid": 1000,
+        "blind": 0,
+        "adjudicates": 0,
+        "sampled": 0,
+        "withdraws": None,
     }
+    assert verify(path).ok
+
+
+def test_a_review_that_is_taken_back_leaves_what_stood_before_it(path: Path) -> None:
+    decision = by_model(annotations=Annotations(expected=("deny",)))
+    record(path, decision)
+    before = decision_row(path, decision.id)
+    first = trace.Review(
+        decision_id=decision.id, reviewer="kim", verdict="correct_both", decision="allow", reasoning="he may"
+    )
+    second = trace.Review(decision_id=decision.id, reviewer="robin", verdict="accept", blind=True)
+    taken_back = trace.Review(
+        decision_id=decision.id,
+        reviewer="robin",
+        verdict="withdrawn",
+        withdraws="r2",
+        stands="correct_both",
+        decision="allow",
+    )
+    record(path, sent(first, record_id="r1"), sent(second, record_id="r2"), sent(taken_back, at=NOON + 1))
+    assert decision_row(path, decision.id) == before | {
+        "reviewed": 1,
+        "review_decision": "allow",
+        "review_reasoning": None,  # text stays where it was written, so that it is erased in one place
+        "review_timestamp": "2026-07-01T12:00:01.000000Z",
+        "decision_correct": 0,
+        "reviewed_seq": 4,
+    }
+    nothing_stands = trace.Review(
+        decision_id=decision.id, reviewer="kim", verdict="withdrawn", withdraws="r1", right=True
+    )
+    record(path, sent(nothing_stands))
+    assert decision_row(path, decision.id) == before | {"reviewed_seq": 5}
+    assert rows(path, "SELECT verdict, blind, withdraws FROM reviews ORDER BY seq") == [
+        ("correct_both", 0, None),
+        ("accept", 1, None),
+        ("withdrawn", 0, "r2"),
+        ("withdrawn", 0, "r1"),
+    ]
+    assert verify(path).ok
+
+
+def test_an_assignment_is_a_row_of_its_own_and_leaves_the_decision_alone(path: Path) -> None:
+    decision = by_model()
+    record(path, decision)
+    before = decision_row(path, decision.id)
+    given = trace.Assignment(decision_id=decision.id, reviewer="kim", type="assign", given_by="robin")
+    leased = trace.Assignment(decision_id=decision.id, reviewer="kim", type="lease", seconds=600)
+    record(path, sent(given, record_id="a1"), sent(leased, record_id="a2"))
+    assert rows(path, "SELECT * FROM assignments") == [
+        (2, TIME, "a1", decision.id, "kim", "assign", "robin", None, 1000),
+        (3, TIME, "a2", decision.id, "kim", "lease", None, 600, 1000),
+    ]
+    assert decision_row(path, decision.id) == before
     assert verify(path).ok
 
 
@@ -742,6 +800,18 @@ def hung_on(decision_id: str) -> st.SearchStrategy[trace.Record]:
         verdict=st.sampled_from(get_args(trace.Verdict)),
         decision=maybe,
         reasoning=st.none() | text,
+        blind=st.booleans(),
+        withdraws=maybe,
+        stands=st.sampled_from([None, *get_args(trace.Judgement)]),
+        right=st.none() | st.booleans(),
+    )
+    assignment = st.builds(
+        trace.Assignment,
+        decision_id=this,
+        reviewer=st.just("kim"),
+        type=st.sampled_from(["lease", "release", "assign", "unassign"]),
+        given_by=maybe,
+        seconds=st.none() | st.integers(1, 3_600),
     )
     approval = st.builds(
         trace.Approval,
@@ -753,7 +823,7 @@ def hung_on(decision_id: str) -> st.SearchStrategy[trace.Record]:
         evidence=st.none() | text,
         step=counts,
     )
-    return happened | review | approval | consulted(this)
+    return happened | review | assignment | approval | consulted(this)
 
 
 @st.composite
@@ -823,8 +893,10 @@ def test_whatever_is_recorded_follows_from_the_stored_bytes(
 
 
 def test_one_event_of_each_kind_follows_from_the_stored_bytes(path: Path) -> None:
+    told = one_of_each()
+    given = trace.Assignment(decision_id=told[2].subject_id, reviewer="kim", type="assign", given_by="bo")
     drifted = events.drift(golden="X1", before="a", now="b", shift=0.5, pack=PACK, model=MODEL, at=NOON)
-    record(path, *one_of_each(), drifted, checkpoints=signing(path))
+    record(path, *told, sent(given), drifted, checkpoints=signing(path))
     assert rows(path, "SELECT temperature, judged FROM calibrations") == [(2.0, 60)]
     for table, expected in computed(path).items():
         assert {stored[0]: stored for stored in rows(path, f"SELECT * FROM {table}")} == expected

@@ -67,10 +67,13 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kept = events.encode({"evaluation": about(team_context="night")}).decode()
     record(path, erasing(path, 3, 6, 9), erasing(path, 26, keep=kept), checkpoints=rule)
     last = by_model()
+    given = sent(
+        trace.Assignment(decision_id=last.id, reviewer="kim", type="lease", given_by="bo", seconds=9)
+    )
     last_words = [last, events.explained(last.id, EXPLAINED, NOON), erasing(path, 26, 29)]
     drifted = events.drift(golden="X1", before="a", now="b", shift=0.5, pack=PACK, model=MODEL, at=NOON)
-    notes = [note() for _ in range(EVENTS - 55)]
-    record(path, *last_words, by_rule(), drifted, *notes, checkpoints=rule)
+    notes = [note() for _ in range(EVENTS - 56)]
+    record(path, *last_words, by_rule(), drifted, *notes, given, checkpoints=rule)
     verdict = verify(path)
     assert (verdict.events, verdict.problem, verdict.complete, verdict.checkpoint_seq) == (
         EVENTS,

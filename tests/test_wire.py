@@ -161,7 +161,7 @@ def test_integers_may_be_as_large_as_64_bits_hold(number: int) -> None:
 
 # ---------------------------------------------------------------- the envelope's refusals
 
-OPS = "evaluate, status, metrics, record, context, outcome, review, approve, node, link, upkeep"
+OPS = "evaluate, status, metrics, record, context, outcome, review, assign, approve, node, link, upkeep"
 
 
 @pytest.mark.parametrize(
@@ -481,6 +481,10 @@ LEAST: dict[str, tuple[dict[str, Any], trace.Record]] = {
         {"decision_id": "d", "reviewer": "ines", "verdict": "accept"},
         trace.Review(decision_id="d", reviewer="ines", verdict="accept"),
     ),
+    "assign": (
+        {"decision_id": "d", "reviewer": "ines", "type": "assign"},
+        trace.Assignment(decision_id="d", reviewer="ines", type="assign"),
+    ),
     "approve": (
         {"decision_id": "d", "approver": "ines"},
         trace.Approval(decision_id="d", approver="ines", verdict="approved", step=1),
@@ -529,6 +533,7 @@ WHOLE: dict[str, trace.Record] = {
     "review": trace.Review(
         decision_id="d", reviewer="ines", verdict="correct_both", decision="HOLD", reasoning="Too early."
     ),
+    "assign": trace.Assignment(decision_id="d", reviewer="ines", type="lease", given_by="bo", seconds=3_600),
     "approve": trace.Approval(
         decision_id="d",
         approver="ines",
@@ -651,7 +656,8 @@ NAME_FIELDS = [
     *(("record", name) for name in ("agent", "outcome", "type", "entity", "session", "model")),
     *(("context", name) for name in ("system", "decision_id", "session", "entity", "fresh_at")),
     ("outcome", "decision_id"),
-    *(("review", name) for name in ("decision_id", "reviewer", "decision")),
+    *(("review", name) for name in ("decision_id", "reviewer", "decision", "withdraws")),
+    *(("assign", name) for name in ("decision_id", "reviewer", "given_by")),
     *(("approve", name) for name in ("decision_id", "approver", "role", "channel")),
     *(("node", name) for name in ("title", "session")),
     *(("link", name) for name in ("source", "target", "type")),
@@ -673,6 +679,7 @@ NUMBER_FIELDS = [
     ("record", "output_tokens", 0, 2**53),
     ("context", "relevance", 0, 1),
     ("context", "took_ms", 0, 10**12),
+    ("assign", "seconds", 1, 3_600),
     ("approve", "step", 0, 2**53),
     ("node", "confidence", 0, 100),
 ]
@@ -680,7 +687,9 @@ CHOICE_FIELDS = [
     ("record", "made_by", "agent, human, committee, system"),
     ("record", "risk", "low, medium, high, critical"),
     ("outcome", "status", "SUCCESS, FAILURE, PENDING"),
-    ("review", "verdict", "accept, correct_decision, correct_reasoning, correct_both"),
+    ("review", "verdict", "accept, correct_decision, correct_reasoning, correct_both, withdrawn"),
+    ("review", "stands", "accept, correct_decision, correct_reasoning, correct_both"),
+    ("assign", "type", "lease, release, assign, unassign"),
     ("approve", "verdict", "approved, rejected"),
     ("node", "type", "goal, decision, option, action, outcome, observation, revisit"),
     ("node", "status", "active, superseded, abandoned"),
@@ -688,6 +697,7 @@ CHOICE_FIELDS = [
 #: Fields that other tests speak of, or whose type alone bounds them.
 OTHER_FIELDS = {
     *(("record", name) for name in ("context", "is_exception", "precedents", "tags")),
+    *(("review", name) for name in ("blind", "adjudicates", "sampled", "right")),
     ("context", "value"),
     ("outcome", "value"),
     ("node", "metadata"),
@@ -745,7 +755,20 @@ def test_a_number_lies_within_its_bounds(op: str, field: str, least: int, most: 
 def test_a_choice_that_is_none_is_told_which_there_are(op: str, field: str, choices: str, other: str) -> None:
     assert refused_field(op, field, other) == ("bad_request", f"record.{field}: must be one of {choices}")
     for choice in choices.split(", "):
-        assert getattr(kept(op, **{field: choice}), field) == choice
+        needed = {"lease": {"seconds": 60}, "withdrawn": {"withdraws": "r"}}.get(choice, {})
+        assert getattr(kept(op, **{field: choice}, **needed), field) == choice
+
+
+@pytest.mark.parametrize(
+    ("op", "members", "told"),
+    [
+        ("review", {"verdict": "withdrawn"}, "record.withdraws: is missing; the verdict withdrawn needs it"),
+        ("assign", {"type": "lease"}, "record.seconds: is missing; a lease needs it"),
+    ],
+)
+def test_what_takes_back_says_what_and_a_lease_how_long(op: str, members: dict[str, Any], told: str) -> None:
+    error = refused(record_frame(op, LEAST[op][0] | members))
+    assert (error.code, error.message) == ("bad_request", told)
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,14 @@ from typing import Any
 
 import msgspec
 
-from thor_policy import catalog, metrics, packs, trace
+from thor_policy import catalog, metrics, packs, trace, wire
 from thor_policy.calibration import Calibration
 from thor_policy.clerk import Clerk
 from thor_policy.client import Client
 from thor_policy.config import Config, data_path
 from thor_policy.core import Caller, Decision, Engine, Json, ModelInfo, PackInfo
 from thor_policy.drift import Sentinel
-from thor_policy.errors import JournalError, RequestError, Stalled
+from thor_policy.errors import AlreadyRunning, JournalError, RequestError, Stalled
 from thor_policy.journal import events
 from thor_policy.journal.checkpoints import Signer, key_path
 from thor_policy.journal.reader import Reader
@@ -35,6 +35,9 @@ from thor_policy.server import Mailbox, Part, Server, check_identity, endpoint_l
 from thor_policy.worker import Outcome, Worker
 
 log = logging.getLogger(__name__)
+
+#: How long a command waits for another that holds the journal, and how often it looks, in seconds.
+LOCK_WAIT_S, _LOCK_STEP_S = 3.0, 0.02
 
 OpenJournal = Callable[[Config, OnCommitted], Journal]
 
@@ -105,14 +108,41 @@ def open_journal(config: Config, on_committed: OnCommitted) -> Journal:
     return Journal(config.journal_path, on_committed=on_committed, **journal_options(config))
 
 
+def open_reader(config: Config) -> Reader:
+    """A reader of the journal; one that an earlier version wrote is brought up to date first.
+
+    Raises JournalError, and AlreadyRunning where a daemon of the earlier version runs still.
+    """
+    reader = Reader(config.journal_path)
+    if reader.is_current():
+        return reader
+    reader.close()
+    open_journal(config, lambda _: None).close()
+    return Reader(config.journal_path)
+
+
 def keep(config: Config, record: trace.Record) -> str:
     """Record something, through the daemon where one runs, otherwise by hand; returns the record's id.
 
-    Raises RequestError, Unreachable, JournalError.
+    Another command may hold the journal for a moment; that is waited for, up to `LOCK_WAIT_S`.
+    Raises RequestError, Unreachable, JournalError, AlreadyRunning.
     """
-    with Client(config.endpoint, key=config.key_file) as client:
-        if client.remote or client.alive():
-            return client.keep(record)
+    until = time.monotonic() + LOCK_WAIT_S
+    while True:
+        with Client(config.endpoint, key=config.key_file) as client:
+            if client.remote or client.alive():
+                return client.keep(record)
+        try:
+            return _keep_by_hand(config, record)
+        except AlreadyRunning:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(_LOCK_STEP_S)
+
+
+def _keep_by_hand(config: Config, record: trace.Record) -> str:
+    frame = wire.encode_request("", wire.OP_OF[type(record)], {"record": record})
+    wire.decode(frame, max_bytes=config.max_request_bytes, max_deadline_ms=1)  # what a daemon would refuse
     record_id, us = new_id(), Caller(transport="inproc", uid=os.geteuid(), gid=os.getegid(), pid=os.getpid())
     with open_journal(config, lambda _: None) as journal:
         event = events.recorded(record, record_id=record_id, at=time.time(), caller=us, masked=config.masked)

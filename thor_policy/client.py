@@ -294,6 +294,10 @@ class Client:
         """Keep a person's verdict on a decision."""
         return self.keep(review)
 
+    def assign(self, assignment: trace.Assignment) -> str:
+        """Keep who reviews a decision; a lease that somebody else has is a RequestError `conflict`."""
+        return self.keep(assignment)
+
     def approve(self, approval: trace.Approval) -> str:
         """Keep a person's consent to a decision, or refusal of it."""
         return self.keep(approval)
@@ -432,6 +436,9 @@ class AsyncClient:
 
     async def review(self, review: trace.Review) -> str:
         return await self.keep(review)
+
+    async def assign(self, assignment: trace.Assignment) -> str:
+        return await self.keep(assignment)
 
     async def approve(self, approval: trace.Approval) -> str:
         return await self.keep(approval)

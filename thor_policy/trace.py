@@ -17,6 +17,9 @@ from thor_policy.core import Json, Risk
 #: Characters of a name or an id; of a text that people or models wrote.
 MAX_NAME_CHARS, MAX_TEXT_CHARS = 256, 32_768
 
+#: Seconds for which one lease keeps a decision from other reviewers, at most.
+MAX_LEASE_S = 3_600
+
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS)]
 Text: TypeAlias = Annotated[str, Meta(max_length=MAX_TEXT_CHARS)]
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
@@ -28,7 +31,9 @@ Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
 Status: TypeAlias = Literal["SUCCESS", "FAILURE", "PENDING"]
 #: Who made a decision that is only recorded here.
 MadeBy: TypeAlias = Literal["agent", "human", "committee", "system"]
-Verdict: TypeAlias = Literal["accept", "correct_decision", "correct_reasoning", "correct_both"]
+#: What a person may say of a decision.
+Judgement: TypeAlias = Literal["accept", "correct_decision", "correct_reasoning", "correct_both"]
+Verdict: TypeAlias = Literal["accept", "correct_decision", "correct_reasoning", "correct_both", "withdrawn"]
 
 
 class Reported(Struct, frozen=True, kw_only=True):
@@ -87,13 +92,38 @@ class Happened(Struct, frozen=True, kw_only=True):
 
 
 class Review(Struct, frozen=True, kw_only=True):
-    """A person's verdict on a decision. `decision` and `reasoning` are what they should have been."""
+    """A person's verdict on a decision. `decision` and `reasoning` are what they should have been.
+
+    `blind`: without sight of earlier verdicts; `adjudicates`: settles a disagreement; `sampled`: the decision
+    was drawn at random, not by its priority. `withdrawn` takes the review with the id `withdraws` back:
+    `stands` and `decision` are the verdict that counts again, if there is one; else `right` says whether a
+    scenario expected the outcome.
+    """
 
     decision_id: Name
     reviewer: Name
     verdict: Verdict
     decision: Name | None = None
     reasoning: Text | None = None
+    blind: bool = False
+    adjudicates: bool = False
+    sampled: bool = False
+    withdraws: Name | None = None
+    stands: Judgement | None = None
+    right: bool | None = None
+
+
+class Assignment(Struct, frozen=True, kw_only=True):
+    """Who reviews a decision: a `lease` keeps others away for some seconds, an `assign` until an `unassign`.
+
+    A review by its holder, or a `release`, ends a lease. The newest of either pair counts.
+    """
+
+    decision_id: Name
+    reviewer: Name
+    type: Literal["lease", "release", "assign", "unassign"]
+    given_by: Name | None = None
+    seconds: Annotated[int, Meta(ge=1, le=MAX_LEASE_S)] | None = None
 
 
 class Approval(Struct, frozen=True, kw_only=True):
@@ -141,7 +171,7 @@ class Upkeep(Struct, frozen=True, kw_only=True):
     calibration: Calibration | None = None
 
 
-Record: TypeAlias = Reported | Consulted | Happened | Review | Approval | Node | Edge
+Record: TypeAlias = Reported | Consulted | Happened | Review | Assignment | Approval | Node | Edge
 
 #: Fields that hold people's names or free text: they live beside the chain and can be erased.
 PRIVATE_FIELDS: dict[type, tuple[str, ...]] = {
@@ -149,6 +179,7 @@ PRIVATE_FIELDS: dict[type, tuple[str, ...]] = {
     Consulted: ("entity", "query", "value"),
     Happened: ("note",),
     Review: ("reviewer", "reasoning"),
+    Assignment: ("reviewer", "given_by"),
     Approval: ("approver", "role", "evidence"),
     Node: ("title", "description", "metadata"),
     Edge: ("rationale",),

@@ -62,6 +62,7 @@ RECORDS: dict[str, type[trace.Record]] = {
     "context": trace.Consulted,
     "outcome": trace.Happened,
     "review": trace.Review,
+    "assign": trace.Assignment,
     "approve": trace.Approval,
     "node": trace.Node,
     "link": trace.Edge,
@@ -343,6 +344,10 @@ def _decode_record(envelope: _Envelope) -> trace.Record:
             raise RequestError(
                 "bad_request", "record.fresh_at: must be an RFC 3339 time such as 2026-05-13T10:00:00Z"
             )
+    if isinstance(record, trace.Review) and record.verdict == "withdrawn" and record.withdraws is None:
+        raise RequestError("bad_request", "record.withdraws: is missing; the verdict withdrawn needs it")
+    if isinstance(record, trace.Assignment) and record.type == "lease" and record.seconds is None:
+        raise RequestError("bad_request", "record.seconds: is missing; a lease needs it")
     return record
 
 

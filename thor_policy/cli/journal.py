@@ -12,9 +12,9 @@ import click
 
 from thor_policy import trace
 from thor_policy.cli import render
-from thor_policy.cli.options import as_json, configured
+from thor_policy.cli.options import as_json, configured, decision_filters
 from thor_policy.config import Config
-from thor_policy.core import RISKS, Json
+from thor_policy.core import Json
 from thor_policy.journal import statistics, upkeep
 from thor_policy.journal.checkpoints import trusted_keys
 from thor_policy.journal.projections import DECISION_COLUMNS
@@ -32,18 +32,7 @@ FOLLOW_S = 0.5
     "-n", "--limit", default=20, show_default=True, type=click.IntRange(1, 10_000), help="How many."
 )
 @click.option("--before", metavar="ID", help="Those before this decision: the next page.")
-@click.option("--outcome", help="Only this outcome.")
-@click.option("--tier", help="Only this tier: rule, model, fallback; agent, human for reported ones.")
-@click.option("--risk", type=click.Choice(RISKS), help="Only this risk.")
-@click.option("--actor", help="Only this actor: user:alice, agent:trader, or a user's bare id.")
-@click.option("--entity", help="Only about this resource or symbol: env:production.")
-@click.option("--type", "type_", help="Only this type of decision: signal, risk, exception, ...")
-@click.option("--session", help="Only this session.")
-@click.option("--since", help="Only from this RFC 3339 time on.")
-@click.option("--until", help="Only before this RFC 3339 time.")
-@click.option(
-    "--status", type=click.Choice(["SUCCESS", "FAILURE", "PENDING"]), help="Only those that turned out so."
-)
+@decision_filters
 @click.option("--unreviewed", is_flag=True, help="Only decisions that nobody has reviewed.")
 @click.option("--incorrect", is_flag=True, help="Only those that a scenario or a reviewer wanted otherwise.")
 @click.option("--follow", is_flag=True, help="Then go on with each new decision, until Ctrl-C.")

@@ -15,6 +15,7 @@ import click
 
 from thor_policy import config
 from thor_policy.cli.completion import OF_SETTINGS
+from thor_policy.core import RISKS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,6 +50,32 @@ def configured(*names: str) -> Callable[[F], F]:
         return result
 
     return decorate
+
+
+#: Which decisions a command is about: the filters of `Reader.decisions`.
+_FILTERS = (
+    click.option("--outcome", help="Only this outcome."),
+    click.option("--tier", help="Only this tier: rule, model, fallback; agent, human for reported ones."),
+    click.option("--risk", type=click.Choice(RISKS), help="Only this risk."),
+    click.option("--actor", help="Only this actor: user:alice, agent:trader, or a user's bare id."),
+    click.option("--entity", help="Only about this resource or symbol: env:production."),
+    click.option("--type", "type_", help="Only this type of decision: signal, risk, exception, ..."),
+    click.option("--session", help="Only this session."),
+    click.option("--since", help="Only from this RFC 3339 time on."),
+    click.option("--until", help="Only before this RFC 3339 time."),
+    click.option(
+        "--status",
+        type=click.Choice(["SUCCESS", "FAILURE", "PENDING"]),
+        help="Only those that turned out so.",
+    ),
+)
+
+
+def decision_filters(command: F) -> F:
+    """Options that choose decisions; `type_` is the filter `type`."""
+    for option in reversed(_FILTERS):
+        command = option(command)
+    return command
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")

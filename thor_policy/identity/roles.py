@@ -29,6 +29,7 @@ ROLE_OF: dict[str, Role | None] = {
     "node": "record",
     "link": "record",
     "review": "review",
+    "assign": "review",
     "approve": "approve",
     "upkeep": "control",
 }

@@ -284,12 +284,13 @@ KINDS: dict[type, str] = {
     trace.Consulted: "consulted",
     trace.Happened: "outcome",
     trace.Review: "review",
+    trace.Assignment: "assignment",
     trace.Approval: "approval",
     trace.Node: "node",
     trace.Edge: "edge",
 }
 #: Kinds about a decision that has to be there already (a consultation may come before its decision).
-ABOUT_DECISION = frozenset({"explanation", "review", "outcome", "approval", "consulted"})
+ABOUT_DECISION = frozenset({"explanation", "review", "assignment", "outcome", "approval", "consulted"})
 
 
 def recorded(

@@ -14,7 +14,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from thor_policy.journal import chain, events, projections
+from thor_policy.journal import chain, events, leases, projections
 from thor_policy.journal.events import Event
 
 
@@ -81,6 +81,8 @@ class Placed:
         self._boot, self._boot_text = boot, boot.decode()
         self.events: list[tuple[Any, ...]] = []
         self.decisions: set[str] = set()
+        #: Of each decision whose lease changed in this batch: who holds it now.
+        self.leases: dict[str, str | None] = {}
         self._private: list[tuple[int, bytes, str]] = []
         self._rows: dict[str, list[projections.Row]] = {}
         self._changes: list[tuple[str, str, int, projections.Row]] = []
@@ -105,6 +107,8 @@ class Placed:
             self._private.append((seq, *ready.private))
         if table == "decisions":
             self.decisions.add(event.subject_id)
+        elif event.kind in leases.KINDS:
+            leases.note(self.leases, event)
         if table is not None:
             self._rows.setdefault(table, []).append((seq, *row[1:]))
         if changes is not None:

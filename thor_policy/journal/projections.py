@@ -62,7 +62,14 @@ _PLAIN: dict[str, tuple[str, tuple[str, ...]]] = {
     "outcome": ("outcomes", ("id", "decision_id", "status", "value", "note", "caller_uid")),
     "review": (
         "reviews",
-        ("id", "decision_id", "reviewer", "verdict", "decision", "reasoning", "caller_uid"),
+        (
+            *("id", "decision_id", "reviewer", "verdict", "decision", "reasoning", "caller_uid"),
+            *("blind", "adjudicates", "sampled", "withdraws"),
+        ),
+    ),
+    "assignment": (
+        "assignments",
+        ("id", "decision_id", "reviewer", "type", "given_by", "seconds", "caller_uid"),
     ),
     "approval": (
         "approvals",
@@ -268,7 +275,14 @@ def _explained(body: Explained, private: Any) -> Row:
 
 
 def _reviewed(at: str, fields: dict[str, Json]) -> Row:
-    right = fields["verdict"] in ("accept", "correct_reasoning")
+    verdict = fields["verdict"]
+    if verdict == "withdrawn":
+        verdict = fields.get("stands")
+        if verdict is None:
+            right = fields.get("right")
+            return 0, None, None, None, None if right is None else int(right)
+        fields = fields | {"reasoning": None}  # is with the review that stands, and nowhere else
+    right = verdict in ("accept", "correct_reasoning")
     return 1, fields.get("decision"), fields.get("reasoning"), at, int(right)
 
 

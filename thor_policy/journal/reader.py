@@ -60,6 +60,11 @@ class Reader:
     def close(self) -> None:
         self._connection.close()
 
+    def is_current(self) -> bool:
+        """False if an earlier version wrote the file, so that tables of this one may be missing."""
+        with self.snapshot() as connection:
+            return not schema.pending(connection)
+
     # ------------------------------------------------------------ one decision
 
     def get(self, decision_id: str) -> Record | None:
@@ -195,7 +200,8 @@ class Reader:
         """What reviewers said decisions should have been, oldest first; `after_seq` continues a page."""
         return self._records(
             "SELECT d.*, r.seq AS review_seq, r.reviewer, r.verdict FROM reviews r JOIN decisions d "
-            "ON d.decision_id = r.decision_id WHERE r.verdict <> 'accept' AND r.seq > ? "
+            "ON d.decision_id = r.decision_id WHERE r.verdict NOT IN ('accept', 'withdrawn') AND r.seq > ? "
+            "AND r.id NOT IN (SELECT withdraws FROM reviews WHERE verdict = 'withdrawn') "
             "ORDER BY r.seq LIMIT ?",
             (after_seq, limit),
         )
@@ -246,7 +252,7 @@ class Reader:
             "suites": "expected_decision",
         }[by]
         known = {
-            "reviews": "reviewed_seq IS NOT NULL AND (decision_correct = 1 OR review_decision IS NOT NULL)",
+            "reviews": "reviewed = 1 AND (decision_correct = 1 OR review_decision IS NOT NULL)",
             "suites": "scenario_id IS NOT NULL AND expected_decision NOT LIKE '%|%'",
         }[by]
         seq = 0

@@ -235,6 +235,25 @@ def _drift(db: Database) -> None:
     )
 
 
+@migrations(name="0008_reviewing")
+def _reviewing(db: Database) -> None:
+    """How a review came about, which one it takes back, and who reviews what."""
+    for column in ("blind INTEGER", "adjudicates INTEGER", "sampled INTEGER", "withdraws TEXT"):
+        db.execute(f"ALTER TABLE reviews ADD COLUMN {column}")
+    db.execute("CREATE INDEX reviews_withdraws ON reviews (withdraws) WHERE withdraws IS NOT NULL")
+    db.execute(
+        "CREATE TABLE assignments (seq INTEGER PRIMARY KEY, timestamp TEXT NOT NULL, id TEXT NOT NULL, "
+        "decision_id TEXT NOT NULL, reviewer TEXT, type TEXT NOT NULL, given_by TEXT, seconds INTEGER, "
+        "caller_uid INTEGER) STRICT"
+    )
+    db.execute("CREATE INDEX assignments_decision ON assignments (decision_id)")
+
+
+def pending(connection: sqlite3.Connection) -> list[str]:
+    """The migrations that a file has not had yet."""
+    return [migration.name for migration in migrations.pending(Database(connection))]
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring a file up to date. Raises JournalError if a version that this one does not know wrote it."""
     db = Database(connection)

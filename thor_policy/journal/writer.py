@@ -28,7 +28,7 @@ from msgspec import Struct
 from thor_policy import trace
 from thor_policy.core import Caller, Decision, Explanation, Recorded
 from thor_policy.errors import ErrorCode, JournalError, RequestError
-from thor_policy.journal import events, recall
+from thor_policy.journal import events, leases, recall
 from thor_policy.journal.checkpoints import Signer, found, keep
 from thor_policy.journal.events import Event
 from thor_policy.journal.placing import Placed, Ready, make_ready
@@ -412,7 +412,12 @@ class Journal:
             lost = events.gap("events could not be recorded", time.time(), **self._lost)
             placed.add(make_ready(lost, time.monotonic_ns()))
             self._told = Counter(self._lost)
-        places = [placed.add(ready) if self._is_known(ready.event, placed) else 0 for ready in batch]
+        objections: dict[int, RequestError] = {}
+        places = []
+        for number, ready in enumerate(batch):
+            if (objection := self._objection(ready.event, placed)) is not None:
+                objections[number] = objection
+            places.append(0 if objection else placed.add(ready))
         self._connection.execute("BEGIN IMMEDIATE")
         placed.write(self._connection)
         if self._queue.empty():
@@ -438,18 +443,25 @@ class Journal:
                 commit_ms=(now_ns - ready.put_ns) / 1e6,
             )
             if seq
-            else self._refused(ready.event)
-            for seq, ready in zip(places, batch, strict=True)
+            else self._refused(ready.event, objections[number])
+            for number, (seq, ready) in enumerate(zip(places, batch, strict=True))
         ]
 
     def _commit_aside(self, begun: threading.Event) -> None:
         begun.set()
         self._connection.execute("COMMIT")
 
-    def _refused(self, event: Event) -> Committed:
+    def _refused(self, event: Event, why: RequestError) -> Committed:
         self.counters["refused"] += 1
-        told = f"decision_id: there is no decision {event.subject_id[:64]!r}"
-        return Committed(ticket=event.ticket, kind=event.kind, error="not_found", message=told)
+        return Committed(ticket=event.ticket, kind=event.kind, error=why.code, message=why.message)
+
+    def _objection(self, event: Event, placed: Placed) -> RequestError | None:
+        """Why an event cannot have a place; None if it can."""
+        if not self._is_known(event, placed):
+            return RequestError("not_found", f"decision_id: there is no decision {event.subject_id[:64]!r}")
+        if event.kind == "assignment" and leases.held_by_another(self._connection, placed.leases, event):
+            return RequestError("conflict", "decision_id: another reviewer has this decision; take the next")
+        return None
 
     def _is_known(self, event: Event, placed: Placed) -> bool:
         """False if the event is about a decision that is not there."""

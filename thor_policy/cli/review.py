@@ -1,0 +1,301 @@
+"""`review`: people's verdicts on decisions, on a full screen, line by line, or counted."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, get_args
+
+import click
+import msgspec
+
+from thor_policy import app, packs, trace
+from thor_policy.cli import page, render
+from thor_policy.cli.options import as_json, configured, decision_filters
+from thor_policy.config import Config
+from thor_policy.core import Json
+from thor_policy.errors import ThorPolicyError
+from thor_policy.journal import reviewing
+from thor_policy.journal.reader import Reader
+from thor_policy.review import agreement, desk, order
+from thor_policy.review.session import Item, Session
+
+PLAIN_HELP = """\
+a                   accept
+d OUTCOME           the outcome is wrong; this is right
+r TEXT              the reasoning is wrong; this is right
+b OUTCOME TEXT      both are wrong
+s                   skip
+u                   undo the last step
+p                   back to the decision before
+g NAME              give this decision to another reviewer
+/TEXT               the next decision that holds the text
+z                   show long values whole
+t                   figures
+q                   quit"""
+
+
+@click.command()
+@configured("state_dir", "endpoint", "pack")
+@click.option(
+    "--queue",
+    type=click.Choice(get_args(desk.Queue)),
+    default="unreviewed",
+    show_default=True,
+    help="Which decisions: those assigned to you (mine), found wrong, judged differently, ...",
+)
+@click.option("--reviewer", metavar="NAME", help="Who you are; otherwise your user name here.")
+@click.option(
+    "--order",
+    "by",
+    type=click.Choice(get_args(desk.Order)),
+    default="priority",
+    show_default=True,
+    help="Order of unreviewed decisions.",
+)
+@click.option(
+    "--random-share",
+    type=click.FloatRange(0, 1),
+    default=order.RANDOM_SHARE,
+    show_default=True,
+    help="Share that is drawn at random, whatever its priority.",
+)
+@click.option(
+    "--second-share",
+    type=click.FloatRange(0, 1),
+    default=order.SECOND_SHARE,
+    show_default=True,
+    help="Share that others judge again without sight of earlier verdicts.",
+)
+@click.option(
+    "--verdicts",
+    type=click.IntRange(1, 10),
+    default=2,
+    show_default=True,
+    help="How many verdicts each decision of that share gets.",
+)
+@decision_filters
+@click.option("-n", "--limit", type=click.IntRange(1, 10_000), help="Only the first so many of the queue.")
+@click.option("--assign", "assignee", metavar="NAME", help="Assign the queue to this reviewer, and end.")
+@click.option("--plain", is_flag=True, help="Line by line: for scripts and screen readers.")
+@click.option("--stats", is_flag=True, help="Only count: agreement, accuracy, each reviewer; heeds --since.")
+@as_json
+@click.pass_context
+def review(
+    ctx: click.Context,
+    /,
+    config: Config,
+    queue: desk.Queue,
+    reviewer: str | None,
+    by: desk.Order,
+    random_share: float,
+    second_share: float,
+    verdicts: int,
+    limit: int | None,
+    assignee: str | None,
+    plain: bool,
+    stats: bool,
+    as_json: bool,
+    type_: str | None,
+    **filters: Any,
+) -> None:
+    """Review decisions: one key a verdict, each kept as it is typed.
+
+    \b
+    --json prints the queue, or with --stats the figures.
+    With --plain, exit status 1 if a line was not understood or was refused.
+    """
+    name = reviewer or _user()
+    with app.open_reader(config) as reader:
+        if stats:
+            _tell(reader, filters["since"], as_json=as_json)
+            return
+        picks = desk.picks(
+            reader,
+            name,
+            queue=queue,
+            by=by,
+            random_share=random_share,
+            second_share=second_share,
+            verdicts=verdicts,
+            type=type_,
+            **filters,
+        )[:limit]
+        keep = partial(app.keep, config)
+        if as_json:
+            render.as_json(msgspec.to_builtins(picks))
+        elif assignee is not None:
+            for pick in picks:
+                keep(_assigned(pick, to=assignee, by=name))
+            render.line(f"assigned to {page.visible(assignee)}: {len(picks)} decisions")
+        elif not picks:
+            render.line("there is nothing to review")
+        else:
+            session = Session(picks, desk.JournalDesk(reader, keep), name)
+            told = _Words(config, reader)
+            if plain or not (sys.stdin.isatty() and sys.stdout.isatty()):
+                ctx.exit(0 if _Plain(session, told).run(sys.stdin) else 1)
+            from thor_policy.cli.screen import Screen  # a tenth of a second that no other use needs
+
+            Screen(session, queue, page=told.page, labels=told.labels, figures=told.figures).run()
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as error:  # a user without a name, as containers have them
+        raise click.UsageError("--reviewer: your user has no name here; say who you are") from error
+
+
+def _assigned(pick: order.Pick, *, to: str, by: str) -> trace.Assignment:
+    return trace.Assignment(decision_id=pick.decision_id, reviewer=to, type="assign", given_by=by)
+
+
+def _tell(reader: Reader, since: str | None, *, as_json: bool) -> None:
+    report = agreement.report(reviewing.reviews(reader, since=since))
+    if as_json:
+        render.as_json(msgspec.to_builtins(report))
+    else:
+        for line in page.figures(report):
+            click.echo(line)
+
+
+class _Words:
+    """What pages need besides the decision: the texts and outcomes of its pack, and the figures."""
+
+    def __init__(self, config: Config, reader: Reader) -> None:
+        self._reader = reader
+        try:
+            self._pack: packs.Pack | None = app.load_pack(config)
+        except ThorPolicyError:  # a pack that cannot be used here is none that decisions could be shown with
+            self._pack = None
+
+    def page(self, item: Item, width: int, full: bool) -> list[page.Line]:
+        return page.page(item, width=width, clauses=self._clauses(item), full=full)
+
+    def plain(self, item: Item, full: bool) -> list[str]:
+        lines = page.page(item, clauses=self._clauses(item), full=full, plain=True)
+        return [line for line in page.as_text(lines) if line]
+
+    def labels(self, item: Item) -> Sequence[str]:
+        """The outcomes to choose from, loosest first; empty where nothing tells."""
+        pack = self._of(item)
+        return item.labels or (tuple(pack.labels) if pack is not None else ())
+
+    def figures(self) -> list[str]:
+        return page.figures(agreement.report(reviewing.reviews(self._reader)))
+
+    def _clauses(self, item: Item) -> Mapping[str, str]:
+        pack = self._of(item)
+        return pack.clauses if pack is not None else {}
+
+    def _of(self, item: Item) -> packs.Pack | None:
+        """The pack, if it is the one that decided: of another version the texts may differ."""
+        version: Json = item.decision["prompt_version"]
+        pack = self._pack
+        return pack if pack is not None and (version or "").endswith(f"+{pack.info.sha256[:12]}") else None
+
+
+class _Plain:
+    """A session line by line."""
+
+    def __init__(self, session: Session, words: _Words) -> None:
+        self._session, self._words = session, words
+        self._full = False
+        self._good = True
+
+    def run(self, lines: Iterator[str]) -> bool:
+        """Serve lines until `q` or the end; False if any of them was not understood or was refused."""
+        session = self._session
+        try:
+            session.open()
+            self._show()
+            for line in lines:
+                told = line.strip()
+                if told == "q":
+                    break
+                if told:
+                    self._do(told[:1], told[1:].strip())
+        finally:
+            session.close()
+        counts = f"{session.count('judged')} judged, {session.count('skipped')} skipped"
+        render.line(f"{counts}, {session.passed_over} were somebody else's by then")
+        return self._good
+
+    def _show(self) -> None:
+        item, session = self._session.item, self._session
+        if item is None:
+            render.line("the queue has come to its end")
+            return
+        order = "first" if session.place == 0 else "next"
+        render.line(
+            f"{session.place + 1} of {len(session.picks)}, {order} because: {page.visible(item.pick.why)}"
+        )
+        for line in self._words.plain(item, self._full):
+            click.echo(line)
+
+    def _do(self, key: str, rest: str) -> None:
+        steps: dict[str, Callable[[str], str | None]] = {
+            "a": lambda _: self._judged("accept"),
+            "d": lambda told: self._judged("correct_decision", told),
+            "r": lambda told: self._judged("correct_reasoning", "", told),
+            "b": lambda told: self._judged("correct_both", *_two(told)),
+            "s": lambda _: self._skipped(),
+            "u": lambda _: self._undone(),
+            "p": lambda _: "back" if self._session.back() else None,
+            "g": self._given,
+            "/": self._found,
+            "z": lambda _: self._toggled(),
+        }
+        if key in ("t", "?"):
+            for line in self._words.figures() if key == "t" else PLAIN_HELP.splitlines():
+                click.echo(line)
+            return
+        try:
+            if key not in steps:
+                raise click.UsageError(f"{key!r} is no command; ? lists them")
+            render.line(steps[key](rest) or "done")
+        except (ThorPolicyError, click.UsageError) as error:
+            self._good = False
+            render.line(page.visible(str(error)), stderr=True)
+            if self._session.item is not None:
+                return
+            self._session.open()
+        self._show()
+
+    def _judged(self, verdict: trace.Judgement, decision: str = "", reasoning: str = "") -> str:
+        if verdict in ("correct_decision", "correct_both"):
+            item = self._session.item
+            labels = self._words.labels(item) if item is not None else ()
+            if not decision or (labels and decision not in labels):
+                known = f"one of {', '.join(map(page.visible, labels))}" if labels else "an outcome"
+                raise click.UsageError(f"say which outcome is right: {known}")
+        return f"kept as {self._session.judge(verdict, decision=decision, reasoning=reasoning)}"
+
+    def _skipped(self) -> str:
+        self._session.skip()
+        return "skipped"
+
+    def _undone(self) -> str:
+        last = self._session.undo()
+        return f"taken back: {last.verdict or last.step}" if last else "nothing to undo"
+
+    def _given(self, to: str) -> str:
+        if not to:
+            raise click.UsageError("say to whom: g NAME")
+        self._session.delegate(to)
+        return f"given to {page.visible(to)}"
+
+    def _found(self, text: str) -> str:
+        return "found" if text and self._session.find(text) else f"nothing holds {page.visible(text)!r}"
+
+    def _toggled(self) -> str:
+        self._full = not self._full
+        return "long values whole" if self._full else "long values short"
+
+
+def _two(told: str) -> tuple[str, str]:
+    outcome, _, text = told.partition(" ")
+    return outcome, text.strip()
