@@ -3,8 +3,9 @@
 Owns the daemon that it starts, the clients' threads and the folder that they work in. Each client sends one
 request after another, drawn by weight: questions that rules answer, that the model answers, that were asked
 before, with explanations and in batches, with deadlines that cannot be kept; records of all kinds; requests
-that are malformed, too large or for nobody; upkeep; and clients that leave before their reply. Meanwhile
-others read the journal, and `/proc` is read each second. At the end each request must have had one reply (or
+that are malformed, too large or for nobody; upkeep; and clients that leave before their reply. Meanwhile an
+operator has another pack judge every minute (the same rules, another digest), others read the journal, and
+`/proc` is read each second. At the end each request must have had one reply (or
 its client must have left), every acknowledged id must be in the journal, and the journal must verify.
 
 A slope is that of Theil and Sen over all samples after the first fifth, with its 95 % interval.
@@ -16,6 +17,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,9 +35,9 @@ from rich.progress import Progress
 from rich.table import Table
 from scipy.stats import theilslopes
 
-from thor_policy import trace
+from thor_policy import packs, trace
 from thor_policy.client import Client
-from thor_policy.config import Config
+from thor_policy.config import Config, data_path
 from thor_policy.core import Json
 from thor_policy.errors import JournalError, RequestError, ThorPolicyError, Unreachable
 from thor_policy.journal import statistics
@@ -52,6 +54,8 @@ PATIENCE_MS = 120_000
 WARM_SHARE = 0.2
 #: What counts as flat: growth in an hour below this share of the level, or an interval that holds zero.
 FLAT_SHARE_PER_H = 0.02
+#: How often the operator has the other pack judge, in seconds.
+SWAP_S = 60
 #: Below so many minutes a slope says nothing.
 LEAST_MIN = 5
 #: Deadline of a question, in milliseconds.
@@ -64,7 +68,7 @@ SERVE_STUB = """
 import sys
 from pathlib import Path
 from thor_policy import app, testing
-from thor_policy.config import Config
+from thor_policy.config import Config, data_path
 config = Config(state_dir=Path(sys.argv[1]), endpoint=sys.argv[2], cache_size=int(sys.argv[3]))
 with app.open_service(config, load_engine=testing.load_stub_engine) as server:
     server.run()
@@ -341,6 +345,35 @@ def read_journal(config: Config, until: float, tally: Tally) -> None:
         time.sleep(2)
 
 
+def operate(config: Config, folders: list[Path], until: float, tally: Tally) -> None:
+    """Have the packs judge in turn, the first of `folders` last."""
+    with Client(config.endpoint, timeout_ms=PATIENCE_MS) as client:
+        turn = 0
+        while time.monotonic() < until:
+            turn += 1
+            folder = folders[turn % len(folders)]
+            tally.send("another pack")
+            try:
+                client.control(trace.Control(task="activate", pack=str(folder)))
+                tally.end("done: another pack")
+            except (RequestError, Unreachable) as error:
+                tally.end("refused: another pack")
+                tally.complain(f"activating {folder.name}: {error}")
+            due = min(until, time.monotonic() + SWAP_S)
+            while time.monotonic() < due:
+                time.sleep(0.2)
+
+
+def two_packs(config: Config, folder: Path) -> list[Path]:
+    """The pack of the settings, and a copy of another version."""
+    own = packs.find(config.pack, data_path("prompts"))
+    copy = folder / "packs" / own.name
+    shutil.copytree(own, copy)
+    manifest = (copy / "pack.yaml").read_text(encoding="utf-8")
+    (copy / "pack.yaml").write_text(manifest.replace("version: ", "version: 9.", 1), encoding="utf-8")
+    return [own, copy]
+
+
 # ---------------------------------------------------------------- what the daemon grows by
 
 
@@ -390,6 +423,9 @@ def run(minutes: float, *, stub: bool, seed: int, folder: Path, advance: Callabl
         users = [User(config, tally, seed * 1_000 + number) for number in range(CLIENTS)]
         threads = [threading.Thread(target=one.run, args=(until,)) for one in users]
         threads.append(threading.Thread(target=read_journal, args=(config, until, tally)))
+        threads.append(
+            threading.Thread(target=operate, args=(config, two_packs(config, folder), until, tally))
+        )
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):

@@ -27,9 +27,14 @@ def test_each_request_is_accounted_for_whatever_clients_do() -> None:
     figures = json.loads(done.stdout)
     assert figures["problems"] == []
     assert sum(figures["sent"].values()) == sum(figures["ended"].values())
-    assert {"decided: rule", "decided: model", "decided: cache", "recorded", "left"} <= figures[
-        "ended"
-    ].keys()
+    assert {
+        "decided: rule",
+        "decided: model",
+        "decided: cache",
+        "recorded",
+        "left",
+        "done: another pack",
+    } <= figures["ended"].keys()
     refusals = {
         "refused: bad_request",
         "refused: not_found",
