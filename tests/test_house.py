@@ -21,6 +21,7 @@ FLOORS = (
     ("bench",),
     ("app", "doctor"),
     ("server", "client"),
+    ("steward",),
     ("worker", "clerk", "suite"),
     ("policy",),
     ("packs",),

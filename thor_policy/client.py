@@ -148,6 +148,11 @@ class Client:
         done: dict[str, Json] = self.call("upkeep", {"record": upkeep}, timeout_ms=timeout_ms)["done"]
         return done
 
+    def control(self, control: trace.Control, *, timeout_ms: int = 3_600_000) -> dict[str, Json]:
+        """Have it changed what judges; for the daemon's own user and root. Returns what is so now."""
+        done: dict[str, Json] = self.call("control", {"record": control}, timeout_ms=timeout_ms)["done"]
+        return done
+
     def keep(self, record: trace.Record) -> str:
         """Keep any of these records."""
         record_id: str = self.call(wire.OP_OF[type(record)], {"record": record})["recorded"]["id"]

@@ -66,7 +66,7 @@ RECORDS: dict[str, type[trace.Record]] = {
     "link": trace.Edge,
 }
 OP_OF = {noun: op for op, noun in RECORDS.items()}
-OPS = ("evaluate", "status", "metrics", *RECORDS, "upkeep")
+OPS = ("evaluate", "status", "metrics", *RECORDS, "upkeep", "control")
 
 
 class Evaluate(Struct, frozen=True, kw_only=True):
@@ -114,7 +114,14 @@ class Tend(Struct, frozen=True, kw_only=True):
     upkeep: trace.Upkeep
 
 
-Message: TypeAlias = Evaluate | EvaluateMany | Inquire | Keep | Tend
+class Steer(Struct, frozen=True, kw_only=True):
+    """A change of what judges that is asked for."""
+
+    id: str
+    control: trace.Control
+
+
+Message: TypeAlias = Evaluate | EvaluateMany | Inquire | Keep | Tend | Steer
 
 
 class _Envelope(Struct, frozen=True):
@@ -177,6 +184,8 @@ def decode(frame: bytes, *, max_bytes: int, max_deadline_ms: int) -> Message:
         return _decode_evaluate(envelope, deadline_ms)
     if envelope.op == "upkeep":
         return Tend(id=envelope.id, upkeep=_decode_upkeep(envelope))
+    if envelope.op == "control":
+        return Steer(id=envelope.id, control=_decode_control(envelope))
     return Keep(id=envelope.id, record=_decode_record(envelope), deadline_ms=deadline_ms)
 
 
@@ -272,6 +281,14 @@ def _decode_upkeep(envelope: _Envelope) -> trace.Upkeep:
             "bad_request", "record.before: must be an RFC 3339 time such as 2026-05-13T10:00:00Z"
         )
     return upkeep
+
+
+def _decode_control(envelope: _Envelope) -> trace.Control:
+    control: trace.Control = _convert(_record_member(envelope), trace.Control, "record")
+    needed = {"adapter": "adapter"}.get(control.task, "pack")
+    if control.task != "reload" and getattr(control, needed) is None:
+        raise RequestError("bad_request", f"record.{needed}: is missing; the task {control.task} needs it")
+    return control
 
 
 def _record_member(envelope: _Envelope) -> Json:
@@ -373,7 +390,13 @@ def decision_item(
         "precedents": (),
         "pack": decision.pack,
         "model": model
-        and {"name": model.name, "sha256": model.sha256, "build": model.build, "exact": model.exact},
+        and {
+            "name": model.name,
+            "sha256": model.sha256,
+            "build": model.build,
+            "exact": model.exact,
+            "adapter": model.adapter,
+        },
         "timings_ms": timings_ms(decision.timings) | {"commit": commit_ms, "total": total_ms},
     }
     if decision.original is not None:

@@ -57,7 +57,10 @@ class HubSource(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, t
 
 
 class CatalogModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One entry of the catalog. Without `sha256` the digest of the first use is recorded and held to."""
+    """One entry of the catalog. Without `sha256` the digest of the first use is recorded and held to.
+
+    An entry with `base` is a LoRA adapter for the model of that name.
+    """
 
     name: Annotated[str, Meta(pattern=r"^(?!.*\.gguf\Z)[a-z0-9][a-z0-9._-]*\Z")]
     file: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.gguf\Z")]
@@ -67,14 +70,19 @@ class CatalogModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     recommended_on: Literal["cpu", "cuda"]
     source: WheelSource | HubSource
     sha256: Sha256 | None = None
+    base: str | None = None
 
 
 class ModelFile(Struct, frozen=True, kw_only=True):
-    """A model file that may be loaded. `name` is the catalog's, or the file name of a path."""
+    """A model file that may be loaded. `name` is the catalog's, or the file name of a path.
+
+    `base` is that of an adapter of the catalog.
+    """
 
     name: str
     path: Path
     sha256: str
+    base: str | None = None
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
@@ -129,6 +137,10 @@ class Catalog(Struct, frozen=True, kw_only=True):
             values = [getattr(model, field) for model in models]
             if twice := {value for value in values if values.count(value) > 1}:
                 raise CatalogError(f"{where}: two models have the {field} {min(twice)!r}")
+        whole = {model.name for model in models if model.base is None}
+        for model in models:
+            if model.base is not None and model.base not in whole:
+                raise CatalogError(f"{where}: {model.name} is for {model.base!r}, which is no model of it")
         return cls(models=models)
 
     def get(self, name: str) -> CatalogModel:
@@ -168,6 +180,15 @@ def resolve(name_or_path: str, models_dir: Path, *, catalog: Catalog | None = No
     return ModelFile(name=path.name, path=path, sha256=found.sha256)
 
 
+def resolve_adapter(name_or_path: str, models_dir: Path, *, catalog: Catalog | None = None) -> ModelFile:
+    """The same for a LoRA adapter. Raises CatalogError, also where the name is that of a whole model."""
+    catalog = catalog or Catalog.load()
+    file = resolve(name_or_path, models_dir, catalog=catalog)
+    if file.base is None and file.name in {model.name for model in catalog.models}:
+        raise CatalogError(f"{file.name} is a whole model, no adapter; see: thorpolicy adapters list")
+    return file
+
+
 def _resolve_model(model: CatalogModel, models_dir: Path) -> ModelFile:
     path = models_dir.absolute() / model.file
     with _reading(path):
@@ -187,7 +208,7 @@ def _resolve_model(model: CatalogModel, models_dir: Path) -> ModelFile:
         raise CatalogError(f"{path}: expected {model.size_bytes} bytes, found {size_bytes}; {cure}")
     _require_gguf(path)
     _keep(models_dir, model.file, found, known)
-    return ModelFile(name=model.name, path=path, sha256=found.sha256)
+    return ModelFile(name=model.name, path=path, sha256=found.sha256, base=model.base)
 
 
 def verify(model: CatalogModel | Path, models_dir: Path) -> Verdict:

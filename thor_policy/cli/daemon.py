@@ -74,7 +74,8 @@ def status(config: Config, as_json: bool) -> None:
     if as_json:
         render.as_json(answer)
         return
-    engine, journal, clerk = (answer.pop(part) for part in ("engine", "journal", "clerk"))
+    engine, journal, clerk, steward = (answer.pop(part) for part in ("engine", "journal", "clerk", "steward"))
+    packs = answer.pop("packs")
     counters = answer.pop("counters")
     answer["pack"] = f"{answer['pack']['name']} {answer['pack']['version']} {answer['pack']['sha256'][:12]}"
     model = answer["model"]
@@ -83,10 +84,14 @@ def status(config: Config, as_json: bool) -> None:
         f"{model['name']} {model['quantisation']} on {model['device']} {model['sha256'][:12]}{bits}"
     )
     answer["model file"] = model["file"]
+    adapter = model["adapter"]
+    answer["adapter"] = adapter and f"{adapter['name']} x {adapter['scale']} {adapter['sha256'][:12]}"
     render.pairs(answer, title="daemon")
+    render.residents(packs)
     render.pairs(engine, title="engine")
     render.pairs(journal, title="journal")
     render.pairs(clerk, title="clerk")
+    render.pairs(steward, title="steward")
     if counters:
         render.pairs(counters, title="counters")
 

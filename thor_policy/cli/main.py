@@ -27,6 +27,7 @@ COMMANDS = {
     "calibrate": "calibrate",
     "models": "models",
     "packs": "packs",
+    "adapters": "adapters",
     "bench": "bench",
     "doctor": "doctor",
 }

@@ -1,18 +1,20 @@
-"""`packs`: list, show, check and render policy packs."""
+"""`packs`: list, show, check and render policy packs, and change which of them a daemon has resident."""
 
 from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import TextIO
 
 import click
 import msgspec
 
-from thor_policy import catalog, wire
+from thor_policy import catalog, trace, wire
 from thor_policy import packs as room
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured
+from thor_policy.client import Client
 from thor_policy.config import Config, data_path
 from thor_policy.core import Json
 from thor_policy.errors import RequestError
@@ -20,7 +22,7 @@ from thor_policy.errors import RequestError
 
 @click.group()
 def packs() -> None:
-    """List, show, check and render policy packs."""
+    """List, show, check and render policy packs; load and activate them in a running daemon."""
 
 
 @packs.command(name="list")
@@ -122,6 +124,73 @@ def render_prompt(config: Config, pack: str, question: TextIO, as_json: bool) ->
         f"floor {floor.outcome}{' (final: the model is not asked)' if floor.final else ''}",
         stderr=True,
     )
+
+
+@packs.command()
+@configured("endpoint", "state_dir")
+@click.argument("pack", metavar="NAME|DIR", help="A pack of `packs list`, or a directory.")
+@as_json
+def load(config: Config, pack: str, as_json: bool) -> None:
+    """Make a pack resident in the running daemon; it decides where a request names it."""
+    _control(config, trace.Control(task="load", pack=_place(pack)), as_json)
+
+
+@packs.command()
+@configured("endpoint", "state_dir")
+@click.argument("pack", metavar="NAME|DIR", help="A resident pack, one of `packs list`, or a directory.")
+@as_json
+def activate(config: Config, pack: str, as_json: bool) -> None:
+    """Let a pack decide from now on; it is loaded first if it is not resident.
+
+    A resident pack may be named NAME@VERSION, or by the first 12 digits of its sha256, too.
+    """
+    _control(config, trace.Control(task="activate", pack=_place(pack)), as_json)
+
+
+@packs.command()
+@configured("endpoint", "state_dir")
+@click.argument("pack", metavar="NAME|DIR|none", help="A resident pack, one of `packs list`, or a directory.")
+@as_json
+def shadow(config: Config, pack: str, as_json: bool) -> None:
+    """Let a pack answer the same questions unheard, where there is time; `none` ends that."""
+    _control(config, trace.Control(task="shadow", pack=_place(pack)), as_json)
+
+
+@packs.command()
+@configured("endpoint", "state_dir")
+@click.argument("pack", metavar="NAME", help="A resident pack that is not active.")
+@as_json
+def unload(config: Config, pack: str, as_json: bool) -> None:
+    """Free what a resident pack holds."""
+    _control(config, trace.Control(task="unload", pack=pack), as_json)
+
+
+@packs.command()
+@configured("endpoint", "state_dir")
+@as_json
+@click.pass_context
+def reload(ctx: click.Context, config: Config, as_json: bool) -> None:
+    """Read every resident pack anew from its directory; exit status 1 if one of them is refused."""
+    done = _control(config, trace.Control(task="reload"), as_json)
+    ctx.exit(1 if done["refused"] else 0)
+
+
+def _control(config: Config, control: trace.Control, as_json: bool) -> dict[str, Json]:
+    with Client(config.endpoint) as client:
+        done = client.control(control)
+    if as_json:
+        render.as_json(done)
+        return done
+    render.residents(done["packs"])
+    for which, why in done.get("refused", {}).items():
+        render.line(f"refused: {which} stays as it is: {why}", stderr=True)
+    return done
+
+
+def _place(name_or_dir: str) -> str:
+    """The daemon has another working directory."""
+    path = Path(name_or_dir).expanduser()
+    return str(path.absolute()) if "/" in name_or_dir or (path / "pack.yaml").is_file() else name_or_dir
 
 
 def _load(name_or_dir: str) -> room.Pack:
