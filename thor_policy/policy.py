@@ -255,6 +255,8 @@ class Policy:
         self._unshadowed: deque[tuple[Request, Decision]] = deque()
         #: Questions that the shadow pack was not asked: too many waited, or it was gone; it could not read.
         self.shadows_dropped = self.shadows_failed = 0
+        #: True while a change cannot go on before explanations do, however many decisions wait.
+        self.awaits_explanations = False
         #: How long the warm-up took, in milliseconds; 0 before it.
         self.warm_up_ms = 0.0
 
@@ -289,7 +291,9 @@ class Policy:
     def retiring(self, resident: Resident) -> Steps[None]:
         """Free what a pack without a role holds, once no explanation waits that begins with it."""
         while self.engine.needs(resident.key):
+            self.awaits_explanations = True
             yield
+        self.awaits_explanations = False
         self.engine.unload(resident.key)
 
     def calibrate(self, calibration: Calibration, *, unless_known: bool = False) -> None:

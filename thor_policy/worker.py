@@ -181,6 +181,8 @@ class Worker:
                 self._decide(item)
         if self._errands:
             self._step_ended_ns = self._run_errand()
+            if policy.awaits_explanations:
+                self._step_ended_ns = self._explain()
         return True
 
     def _run_errand(self) -> int:
