@@ -348,12 +348,23 @@ class TestLlama:
         half, whole = (Adapter(name="tuned", sha256="1" * 64, scale=scale) for scale in (0.5, 1.0))
         restored = []
         for adapter in (None, half, whole, None, half, whole):
-            engine = open_llama(states_dir=tmp_path / "states", packs=1)
+            engine = open_llama(states_dir=tmp_path / "states", packs=2)
             if adapter is not None:
                 engine.adopt(adapter, path)
             restored.append(engine.load(prefix_of(turns=1), adapter).restored)
             engine.close()
         assert restored == [False, False, False, True, True, True]
+
+    def test_old_prefix_states_make_room_for_new_ones(self, open_llama: OpenEngine, tmp_path: Path) -> None:
+        kept = []
+        for turns in (1, 2, 3):
+            engine = open_llama(states_dir=tmp_path, packs=1)
+            engine.load(prefix_of(str(turns), turns=turns))
+            engine.close()
+            kept.append({path.name for path in tmp_path.glob("*.state")})
+        assert [len(names) for names in kept] == [1, 2, 2]
+        assert not kept[0] & kept[2]
+        assert len(list(tmp_path.iterdir())) == 4
 
     @pytest.mark.parametrize(
         ("told", "why"),

@@ -191,8 +191,15 @@ def open_service(
             # what is going to be recorded needs no waking: the journal's word on it will follow, and wake
             mailbox.put((ticket, outcome), wake=not isinstance(outcome, Decision | Explained))
 
+        def answer(ticket: int, tended: Tended) -> None:
+            mailbox.put((ticket, tended))
+
         worker = Worker(open_policy, journal, tell)
         policy = worker.start()
+        steward = Steward(
+            config, worker, policy, journal, answer, calibration_of=partial(calibration_of, config)
+        )
+        stack.callback(steward.stop, config.shutdown_s)  # after the worker, which cuts off what it waits for
         stack.callback(_stop_worker, worker, config.shutdown_s)
         model, now = policy.engine.model, time.time()
         journal.append(events.model_loaded(model, now))
@@ -200,15 +207,8 @@ def open_service(
             journal.append(events.adapter_activated(adapter.adapter, model.sha256, now))
         journal.append(events.pack_activated(pack.info, now))
 
-        def answer(ticket: int, tended: Tended) -> None:
-            mailbox.put((ticket, tended))
-
         clerk = Clerk(journal, answer, calibrated=policy.calibrate)
         stack.callback(clerk.stop, config.shutdown_s)
-        steward = Steward(
-            config, worker, policy, journal, answer, calibration_of=partial(calibration_of, config)
-        )
-        stack.callback(steward.stop, config.shutdown_s)
 
         def describe_all() -> dict[str, Json]:
             return _describe(policy, worker, journal, clerk, steward)

@@ -155,6 +155,7 @@ class LlamaEngine:
         self._model = self.vocabulary.info(name, sha256, device=device)
         self._adapters = Adapters(self.vocabulary.model, self._context, self._model, path)
         self._states_dir = states_dir
+        self._pack_streams = packs
         self._free_packs = list(range(packs))
         self._free_streams = list(range(packs, packs + explanations))
         self._packs: dict[str, _Resident] = {}
@@ -348,10 +349,18 @@ class LlamaEngine:
                 msgspec.json.encode(_StateRecord(sha256=digest, golden=golden))
             )
             partial.replace(path)
+            self._forget_old_states(path.parent)
         except OSError as error:
             log.warning("prefix state %s is not kept: %s", path, error)
             with contextlib.suppress(OSError):
                 partial.unlink()
+
+    def _forget_old_states(self, directory: Path) -> None:
+        """Each edit of a pack, each adapter and scale leaves a state: keep the newest two a stream."""
+        states = sorted(directory.glob("*.state"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        for path in states[2 * self._pack_streams :]:
+            path.unlink()
+            path.with_suffix(".json").unlink(missing_ok=True)
 
     # ------------------------------------------------------------ decisions
 

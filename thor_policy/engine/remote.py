@@ -148,12 +148,12 @@ class RemoteEngine:
             raise EngineError(f"{self._link.url} takes no adapter from here, so {adapter.name} is not there")
         if resident := self._packs.get(prefix.pack_sha256):
             return Loaded(prefix_tokens=len(resident.tokens), restored=True, golden_scores=0)
-        deadline_ns = _from_now(START_S)
-        resident = self._reside(prefix, deadline_ns)
+        limit_s = STEP_S if self._packs else START_S  # once it serves, decisions wait for each step
+        resident = self._reside(prefix, _from_now(limit_s))
         golden = []
         for _ in range(GOLDEN_SCORES):
             yield
-            golden.append(self._probabilities(resident, resident.tail, deadline_ns)[0])
+            golden.append(self._probabilities(resident, resident.tail, _from_now(limit_s))[0])
         labels = {max(one, key=one.__getitem__).strip() for one in golden}
         if len(labels) > 1:
             raise EngineError(
