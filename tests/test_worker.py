@@ -104,11 +104,12 @@ Open = Callable[..., tuple[Worker, Log, "queue.SimpleQueue[Any]"]]
 def open_worker(pack: Pack) -> Iterator[Open]:
     opened: list[Worker] = []
 
-    def open_it(engine: StubEngine | None = None, **options: Any) -> Any:
+    def open_it(
+        engine: StubEngine | None = None, *, tell: Callable[..., None] | None = None, **options: Any
+    ) -> Any:
         log, told = Log(), queue.SimpleQueue[Any]()
-        worker = Worker(
-            lambda: Policy(engine or StubEngine(), pack, **options), log, lambda *one: told.put(one)
-        )
+        heard = tell or (lambda *one: told.put(one))
+        worker = Worker(lambda: Policy(engine or StubEngine(), pack, **options), log, heard)
         worker.start()
         opened.append(worker)
         return worker, log, told
@@ -207,20 +208,24 @@ class TestRetiring:
             def needs(self, key: str) -> bool:
                 return self.explaining > 0
 
-        worker, _, told = open_worker(Needy())
+        tickets, ended = itertools.count(1), threading.Event()
+
+        def ask_again(*_: Any) -> None:  # on the engine's thread, so that its queue is never empty
+            if not ended.is_set():
+                worker.submit(request(next(tickets)))
+
+        worker, _, _ = open_worker(Needy(), tell=ask_again)
 
         def errand(policy: Policy) -> Steps[None]:
             resident = yield from policy.loading(other, None, 0.0)
             policy.engine.explain(0, resident.key, policy.engine.score(resident.key, "", NEVER), STEPS, NEVER)
             yield from policy.retiring(resident)
 
-        future = worker.do(errand)
-        tickets = itertools.count(1)
-        worker.submit(request(next(tickets)))
-        while not future.done():  # one waits whenever the loop looks
-            worker.submit(request(next(tickets)))
-            told.get(timeout=PATIENCE_S)
-        assert result(future) is None
+        ask_again()
+        try:
+            assert result(worker.do(errand)) is None
+        finally:
+            ended.set()
 
 
 class TestShadow:
