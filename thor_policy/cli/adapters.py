@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 import msgspec
 
 from thor_policy import catalog, trace
 from thor_policy.cli import render
-from thor_policy.cli.options import as_json, configured
+from thor_policy.cli.options import as_json, configured, there
 from thor_policy.client import Client
 from thor_policy.config import Config
 
@@ -48,14 +46,8 @@ def list_adapters(config: Config, as_json: bool) -> None:
 def activate(config: Config, adapter: str, scale: float, as_json: bool) -> None:
     """Judge with an adapter from now on, or with none; every resident pack is loaded anew."""
     with Client(config.endpoint) as client:
-        done = client.control(trace.Control(task="adapter", adapter=_place(adapter), scale=scale))
+        done = client.control(trace.Control(task="adapter", adapter=there(adapter), scale=scale))
     if as_json:
         render.as_json(done)
     else:
         render.residents(done["packs"])
-
-
-def _place(name_or_path: str) -> str:
-    """The daemon has another working directory."""
-    path = Path(name_or_path).expanduser()
-    return str(path.absolute()) if "/" in name_or_path or path.is_file() else name_or_path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 from typing import TextIO
 
 import click
@@ -13,7 +12,7 @@ import msgspec
 from thor_policy import catalog, trace, wire
 from thor_policy import packs as room
 from thor_policy.cli import render
-from thor_policy.cli.options import as_json, configured
+from thor_policy.cli.options import as_json, configured, there
 from thor_policy.client import Client
 from thor_policy.config import Config, data_path
 from thor_policy.core import Json
@@ -132,7 +131,7 @@ def render_prompt(config: Config, pack: str, question: TextIO, as_json: bool) ->
 @as_json
 def load(config: Config, pack: str, as_json: bool) -> None:
     """Make a pack resident in the running daemon; it decides where a request names it."""
-    _control(config, trace.Control(task="load", pack=_place(pack)), as_json)
+    _control(config, trace.Control(task="load", pack=there(pack, holding="pack.yaml")), as_json)
 
 
 @packs.command()
@@ -144,7 +143,7 @@ def activate(config: Config, pack: str, as_json: bool) -> None:
 
     A resident pack may be named NAME@VERSION, or by the first 12 digits of its sha256, too.
     """
-    _control(config, trace.Control(task="activate", pack=_place(pack)), as_json)
+    _control(config, trace.Control(task="activate", pack=there(pack, holding="pack.yaml")), as_json)
 
 
 @packs.command()
@@ -153,7 +152,7 @@ def activate(config: Config, pack: str, as_json: bool) -> None:
 @as_json
 def shadow(config: Config, pack: str, as_json: bool) -> None:
     """Let a pack answer the same questions unheard, where there is time; `none` ends that."""
-    _control(config, trace.Control(task="shadow", pack=_place(pack)), as_json)
+    _control(config, trace.Control(task="shadow", pack=there(pack, holding="pack.yaml")), as_json)
 
 
 @packs.command()
@@ -185,12 +184,6 @@ def _control(config: Config, control: trace.Control, as_json: bool) -> dict[str,
     for which, why in done.get("refused", {}).items():
         render.line(f"refused: {which} stays as it is: {why}", stderr=True)
     return done
-
-
-def _place(name_or_dir: str) -> str:
-    """The daemon has another working directory."""
-    path = Path(name_or_dir).expanduser()
-    return str(path.absolute()) if "/" in name_or_dir or (path / "pack.yaml").is_file() else name_or_dir
 
 
 def _load(name_or_dir: str) -> room.Pack:
