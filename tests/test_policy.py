@@ -424,22 +424,22 @@ class TestShadow:
         policy = Policy(StubEngine(), pack, cache=ScoreCache(10, 60))
         other = packs.load(small_packs.write(tmp_path))
         resident = all_steps(policy.loading(other, None, 0.0))
-        policy.residents = policy.residents.joined_by(resident).with_shadow(resident)
+        policy.change_to(policy.residents.joined_by(resident).with_shadow(resident))
         for _ in range(2):
             policy.decide(request())
         tiers = [shadow.tier for _, shadow in filter(None, (policy.shadow(), policy.shadow()))]
         assert tiers == ["model", "model"]
-        policy.residents = policy.residents.with_active(resident)
+        policy.change_to(policy.residents.with_active(resident))
         assert policy.decide(request()).tier == "model"
 
     def test_is_of_what_the_active_pack_decided_alone(self, pack: packs.Pack, tmp_path: Path) -> None:
         policy = Policy(StubEngine(), pack)
         resident = all_steps(policy.loading(packs.load(small_packs.write(tmp_path)), None, 0.0))
-        policy.residents = policy.residents.joined_by(resident).with_shadow(resident)
+        policy.change_to(policy.residents.joined_by(resident).with_shadow(resident))
         policy.decide(request(pack=resident.pack.info.sha256))
         assert policy.shadowing == 0
         policy.decide(request())
-        policy.residents = policy.residents.with_shadow(None)
+        policy.change_to(policy.residents.with_shadow(None))
         assert (policy.shadowing, policy.shadow(), policy.shadows_dropped) == (1, None, 1)
         policy.decide(request())
         assert policy.shadowing == 0

@@ -35,6 +35,7 @@ from journals import (
 )
 
 from thor_policy import trace
+from thor_policy.core import Adapter
 from thor_policy.errors import JournalError
 from thor_policy.journal import chain, checkpoints, events, schema
 from thor_policy.journal import verify as verification
@@ -66,7 +67,9 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     record(path, erasing(path, 3, 6, 9), erasing(path, 26, keep=kept), checkpoints=rule)
     last = by_model()
     last_words = [last, events.explained(last.id, EXPLAINED, NOON), erasing(path, 26, 29)]
-    record(path, *last_words, by_rule(), *(note() for _ in range(EVENTS - 54)), checkpoints=rule)
+    adapter = events.adapter_activated(Adapter(name="tuned", sha256="c" * 64), "d" * 64, NOON)
+    judged = [events.shadowed(last, by_model(), NOON), adapter]
+    record(path, *last_words, by_rule(), *judged, *(note() for _ in range(EVENTS - 56)), checkpoints=rule)
     verdict = verify(path)
     assert (verdict.events, verdict.problem, verdict.complete, verdict.checkpoint_seq) == (
         EVENTS,

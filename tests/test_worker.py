@@ -228,6 +228,44 @@ class TestRetiring:
             ended.set()
 
 
+class TestLeaving:
+    def test_a_pack_answers_those_who_named_it_before_it_left(
+        self, open_worker: Open, pack: Pack, other: Pack
+    ) -> None:
+        engine = Gate()
+        worker, _, told = open_worker(engine)
+        loading = worker.do(lambda policy: policy.loading(other, None, 0.0))
+        engine.open.release()  # our own question
+        resident, digest = result(loading), other.info.sha256
+
+        def joining(policy: Policy) -> Steps[None]:
+            yield
+            policy.change_to(policy.residents.joined_by(resident))
+
+        def leaving(policy: Policy) -> Steps[None]:
+            yield
+            policy.change_to(policy.residents.without(resident))
+
+        result(worker.do(joining))
+        engine.asked.get(timeout=PATIENCE_S)
+        worker.submit(request(1))
+        engine.asked.get(timeout=PATIENCE_S)
+        left = worker.do(leaving)
+        for ticket in (2, 3):
+            worker.submit(request(ticket, pack=digest))
+        engine.open.release()
+        engine.open.release()
+        result(left)
+        retired = worker.do(lambda policy: policy.retiring(resident))
+        engine.open.release()
+        result(retired)
+        answers = [told.get(timeout=PATIENCE_S) for _ in range(3)]
+        assert [answer.pack for _, answer in answers] == [pack.info, other.info, other.info]
+        worker.submit(request(4, pack=digest))
+        _, refused = told.get(timeout=PATIENCE_S)
+        assert refused.error.code == "not_found"
+
+
 class TestShadow:
     @pytest.fixture
     def shadowing(self, open_worker: Open, other: Pack) -> Callable[..., Any]:
@@ -236,7 +274,7 @@ class TestShadow:
 
             def errand(policy: Policy) -> Steps[None]:
                 resident = yield from policy.loading(other, None, 0.0)
-                policy.residents = policy.residents.joined_by(resident).with_shadow(resident)
+                policy.change_to(policy.residents.joined_by(resident).with_shadow(resident))
 
             future = worker.do(errand)
             if isinstance(engine, Gate):

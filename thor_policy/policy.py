@@ -248,8 +248,9 @@ class Policy:
         self._max_shadows = max_shadows
         self._cache = cache if cache is not None else ScoreCache(0, 0)
         first = Resident(pack, self._model_with(adapter), engine.load(pack.prefix, adapter))
-        #: Any thread may read it; it is replaced as a whole, by the engine thread.
+        #: Any thread may read it; it is replaced as a whole, by the engine thread (`change_to`).
         self.residents = Residents(first)
+        self._leaving: tuple[Resident, ...] = ()
         self._calibrations = {first.judged: calibration} if calibration else {}
         self._explaining: dict[int, Decision] = {}
         self._unshadowed: deque[tuple[Request, Decision]] = deque()
@@ -288,12 +289,26 @@ class Policy:
             raise
         return resident
 
+    def change_to(self, residents: Residents) -> None:
+        """Put another table in force, for the next decision.
+
+        A pack that is not in it any more answers requests that name it and were admitted before, until it is
+        retired.
+        """
+        gone = tuple(one for one in self.residents if residents.holding(one.key) is not one)
+        self._leaving = (*self._leaving, *gone)
+        self.residents = residents
+
     def retiring(self, resident: Resident) -> Steps[None]:
-        """Free what a pack without a role holds, once no explanation waits that begins with it."""
+        """Free what a pack that is in the table no more holds, once no explanation waits that begins with it.
+
+        Begin it behind the requests that were admitted while the pack was there.
+        """
         while self.engine.needs(resident.key):
             self.awaits_explanations = True
             yield
         self.awaits_explanations = False
+        self._leaving = tuple(one for one in self._leaving if one is not resident)
         self.engine.unload(resident.key)
 
     def calibrate(self, calibration: Calibration, *, unless_known: bool = False) -> None:
@@ -328,12 +343,12 @@ class Policy:
         """The decision on an admitted request; starts its explanation if one is wanted and needed.
 
         Raises RequestError `expired` when the deadline passed in the queue, `too_large` when the question
-        does not fit the model's context, `not_found` when the pack that it names was unloaded meanwhile.
+        does not fit the model's context, `not_found` when no pack is there that it may mean.
         """
         if time.monotonic_ns() >= request.deadline_ns:
             raise RequestError("expired", "the deadline passed while the request waited for the model")
         residents = self.residents
-        resident = residents.active if request.pack is None else residents.named(request.pack)
+        resident = residents.active if request.pack is None else self._named(request.pack)
         cache = self._cache if resident.pack.manifest.cache else None
         decision = self._decide(resident, request, cache)
         scored = decision.scored
@@ -342,6 +357,16 @@ class Policy:
         if residents.shadow is not None and resident is residents.active:
             self._remember_for_shadow(request, decision)
         return decision
+
+    def _named(self, told: str) -> Resident:
+        """The pack that a request means, be it on its way out."""
+        try:
+            return self.residents.named(told)
+        except RequestError:
+            for resident in self._leaving:
+                if resident.answers_to(told):
+                    return resident
+            raise
 
     def _decide(self, resident: Resident, request: Request, cache: ScoreCache | None) -> Decision:
         started_ns = time.monotonic_ns()

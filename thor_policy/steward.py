@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from msgspec import to_builtins
 from msgspec.structs import replace
@@ -42,6 +43,8 @@ from thor_policy.trace import Control
 from thor_policy.worker import Worker
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: In place of a name: no shadow, no adapter.
 NONE = "none"
@@ -184,16 +187,30 @@ class Steward:
         if control.task == "adapter":
             return self._adapt(find_adapter(control.adapter or "", control.scale, self._models_dir))
         if control.task == "unload":
-            self._worker.do(lambda policy: self._unloading(policy, told)).result()
+            self._retire(self._done(partial(self._unloading, told=told)))
         elif control.task == "shadow" and told == NONE:
-            self._worker.do(self._ending_shadow).result()
+            self._done(self._ending_shadow)
         else:
             change = {"load": _stay, "activate": self._activate, "shadow": self._shadow}[control.task]
             resident = None if control.task == "load" else _only(self._policy.residents, told)
             pack = resident.pack if resident else open_pack(told)
             self._know_calibration(pack, self._policy.residents.active.model)
-            self._worker.do(lambda policy: self._changing(policy, pack, change)).result()
+            self._done(partial(self._changing, pack=pack, change=change))
         return {}
+
+    def _done(self, errand: Callable[[Policy], Steps[T]]) -> T:
+        """What an errand of the engine's thread comes to; raises what it raises."""
+        return self._worker.do(errand).result()
+
+    def _retire(self, resident: Resident) -> None:
+        """An errand of its own, so that it comes behind the requests that may name the pack."""
+        self._done(partial(Policy.retiring, resident=resident))
+
+    def _exchange(self, old: Resident, pack: Pack, adapter: Adapter | None) -> Resident:
+        """Load a pack in the place of one, which decides until then; then free what that one held."""
+        new = self._done(partial(self._exchanging, old=old, pack=pack, adapter=adapter))
+        self._retire(old)
+        return new
 
     def _record(self, event: Event) -> None:
         """Engine thread: put an event on the chain, in its place between the decisions."""
@@ -227,47 +244,44 @@ class Steward:
                     f"{self._most}: unload one, or raise it",
                 )
             resident = yield from policy.loading(pack, adapter, time.time())
-            policy.residents = policy.residents.joined_by(resident)
+            policy.change_to(policy.residents.joined_by(resident))
             self._record(events.pack_loaded(pack.info, time.time()))
         change(policy, resident)
 
     def _activate(self, policy: Policy, resident: Resident) -> None:
         if resident is not policy.residents.active:
-            policy.residents = policy.residents.with_active(resident)
+            policy.change_to(policy.residents.with_active(resident))
             self._record(events.pack_activated(resident.pack.info, time.time()))
 
     def _shadow(self, policy: Policy, resident: Resident) -> None:
         if resident is policy.residents.active:
             raise RequestError("conflict", f"pack: {resident} is active; it cannot be its own shadow")
         if resident is not policy.residents.shadow:
-            policy.residents = policy.residents.with_shadow(resident)
+            policy.change_to(policy.residents.with_shadow(resident))
             self._record(events.pack_shadowed(resident.pack.info, time.time()))
 
     def _ending_shadow(self, policy: Policy) -> Steps[None]:
         if policy.residents.shadow is not None:
-            policy.residents = policy.residents.with_shadow(None)
+            policy.change_to(policy.residents.with_shadow(None))
             self._record(events.pack_shadowed(None, time.time()))
         yield
 
-    def _unloading(self, policy: Policy, told: str) -> Steps[None]:
-        resident = _only(policy.residents, told)
-        if resident is None:
-            policy.residents.named(told)  # raises what there is instead
-            return
+    def _unloading(self, policy: Policy, told: str) -> Steps[Resident]:
+        yield
+        resident = _only(policy.residents, told) or policy.residents.named(told)
         if resident is policy.residents.active:
             raise RequestError("conflict", f"pack: {resident} is active; activate another one first")
         if resident is policy.residents.shadow:
             self._record(events.pack_shadowed(None, time.time()))
-        policy.residents = policy.residents.without(resident)
+        policy.change_to(policy.residents.without(resident))
         self._record(events.pack_unloaded(resident.pack.info, time.time()))
-        yield from policy.retiring(resident)
+        return resident
 
     def _exchanging(
         self, policy: Policy, old: Resident, pack: Pack, adapter: Adapter | None
     ) -> Steps[Resident]:
-        """Load a pack in the place of one, which decides until then; then free what that one held."""
         new = yield from policy.loading(pack, adapter, time.time())
-        policy.residents = policy.residents.with_exchanged(old, new)
+        policy.change_to(policy.residents.with_exchanged(old, new))
         if old.pack.info != pack.info:
             told = {"active": events.pack_activated, "shadow": events.pack_shadowed}
             role = policy.residents.role_of(new)
@@ -275,7 +289,6 @@ class Steward:
             self._record(events.pack_unloaded(old.pack.info, time.time()))
         if old.model.adapter != adapter and new is policy.residents.active:
             self._record(events.adapter_activated(adapter, new.model.sha256, time.time()))
-        yield from policy.retiring(old)
         return new
 
     # ------------------------------------------------------------ what lies in their directories now
@@ -291,7 +304,9 @@ class Steward:
                 if pack.info.sha256 == old.pack.info.sha256:
                     continue
                 self._know_calibration(pack, old.model)
-                new = self._worker.do(partial(self._renewing, old=old, pack=pack)).result()
+                if self._policy.residents.holding(resident_key(pack.info.sha256, old.model.adapter)):
+                    raise PackError(f"{old.pack.path} now holds {pack.info.sha256}, which is resident")
+                new = self._exchange(old, pack, old.model.adapter)
                 reloaded.append(str(new))
                 log.warning("%s takes the place of %s", new, old)
             except ThorPolicyError as error:
@@ -299,43 +314,31 @@ class Steward:
                 log.error("%s stays as it is: %s", old, error)
         return {"reloaded": reloaded, "refused": refused}
 
-    def _renewing(self, policy: Policy, old: Resident, pack: Pack) -> Steps[Resident]:
-        adapter = policy.residents.active.model.adapter
-        if policy.residents.holding(old.key) is not old:
-            raise RequestError("conflict", f"{old} was unloaded meanwhile")
-        if policy.residents.holding(resident_key(pack.info.sha256, adapter)) is not None:
-            raise RequestError("conflict", f"its directory now holds {pack.info.sha256}, which is resident")
-        return (yield from self._exchanging(policy, old, pack, adapter))
-
     # ------------------------------------------------------------ the adapter
 
     def _adapt(self, found: OpenAdapter | None) -> dict[str, Json]:
-        adapter = found.adapter if found else None
-        for resident in self._policy.residents:
-            self._know_calibration(resident.pack, replace(resident.model, adapter=adapter))
-        self._worker.do(lambda policy: self._adapting(policy, found)).result()
-        return {"adapter": to_builtins(adapter)}
-
-    def _adapting(self, policy: Policy, found: OpenAdapter | None) -> Steps[None]:
         """Load every pack under the adapter, each in the place of itself, the active one first.
 
         A pack decides under the adapter that it had until it is loaded under the new one. Where one cannot
         be, those before it get back what they had.
         """
-        before, after = policy.residents.active.model.adapter, found.adapter if found else None
+        adapter = found.adapter if found else None
+        for resident in self._policy.residents:
+            self._know_calibration(resident.pack, replace(resident.model, adapter=adapter))
+        before = self._policy.residents.active.model.adapter
         if found is not None:
-            found.adopt(policy.engine)
-            yield
+            self._done(partial(_adopting, found=found))
         try:
-            yield from self._loading_all_under(policy, after)
+            self._load_all_under(adapter)
         except EngineError:
-            yield from self._loading_all_under(policy, before)
+            self._load_all_under(before)
             raise
+        return {"adapter": to_builtins(adapter)}
 
-    def _loading_all_under(self, policy: Policy, adapter: Adapter | None) -> Steps[None]:
-        for resident in policy.residents:
+    def _load_all_under(self, adapter: Adapter | None) -> None:
+        for resident in self._policy.residents:
             if resident.model.adapter != adapter:
-                yield from self._exchanging(policy, resident, resident.pack, adapter)
+                self._exchange(resident, resident.pack, adapter)
 
 
 def describe(policy: Policy) -> list[dict[str, Json]]:
@@ -354,6 +357,11 @@ def describe(policy: Policy) -> list[dict[str, Json]]:
         }
         for one in residents
     ]
+
+
+def _adopting(policy: Policy, found: OpenAdapter) -> Steps[None]:
+    yield
+    found.adopt(policy.engine)
 
 
 def _stay(_policy: Policy, _resident: Resident) -> None:
