@@ -8,7 +8,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,14 @@ def roles(client: Client) -> dict[str, str]:
     return {pack["version"]: pack["role"] for pack in client.status()["packs"]}
 
 
+def until(client: Client, told: Callable[[dict[str, Json]], Any]) -> Any:
+    """What the status tells, once it is something."""
+    patient_until = time.monotonic() + PATIENCE_S
+    while not (found := told(client.status())):
+        assert time.monotonic() < patient_until
+    return found
+
+
 def refused(client: Client, **control: Any) -> RequestError:
     before = client.status()["packs"]
     with pytest.raises(RequestError) as caught:
@@ -166,8 +175,7 @@ class TestPacks:
     ) -> None:
         client.control(Control(task="shadow", pack=str(other)))
         answer = asked(client)
-        while not client.status()["engine"]["shadows"]:
-            pass
+        until(client, lambda status: status["engine"]["shadows"])
         client.control(Control(task="shadow", pack="none"))  # after that nothing is shadowed any more
         asked(client)
         with Reader(served.journal_path) as reader:
@@ -302,13 +310,10 @@ class TestReload:
         ):
             small_packs.write(folder, version="1.1")
             daemon.send_signal(signal.SIGHUP)
-            while client.status()["pack"]["version"] != "1.1":
-                pass
+            until(client, lambda status: status["pack"]["version"] == "1.1")
             small_packs.write(folder, rules=BAD_RULE)
             daemon.send_signal(signal.SIGHUP)
-            while not (refused := client.status()["steward"]["refused"]):
-                pass
-            (why,) = refused.values()
+            (why,) = until(client, lambda status: status["steward"]["refused"]).values()
             assert "R9" in why
             assert asked(client)["pack"]["version"] == "1.1"
 
