@@ -438,6 +438,8 @@ class TestCommands:
 
     def test_show_what_is_resident_then(self, run: Any, other: Path, adapter: Path) -> None:
         assert "candidate" in run("packs", "load", str(other)).stdout
+        answer = json.loads(run("ask", json.dumps(QUESTION), "--pack", "small@2", "--json").stdout)
+        assert answer["context"]["pack"]["version"] == "2"
         assert "shadow" in run("packs", "shadow", "small@2").stdout
         done = json.loads(run("packs", "activate", "small@2", "--json").stdout)
         assert [pack["role"] for pack in done["packs"]] == ["active", "candidate"]

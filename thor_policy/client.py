@@ -80,8 +80,11 @@ class Client:
         explain: str = "none",
         deadline_ms: int | None = None,
         annotations: dict[str, Json] | None = None,
+        pack: str | None = None,
     ) -> dict[str, Json]:
         """The reply to an AuthZEN evaluation or a flat situation (docs/protocol.md).
+
+        It is decided by the resident `pack` of that name, or else by the active one.
 
         Raises RequestError if it is refused, Unreachable if no reply comes in time.
         """
@@ -90,6 +93,8 @@ class Client:
             fields["deadline_ms"] = deadline_ms
         if annotations:
             fields["annotations"] = annotations
+        if pack is not None:
+            fields["pack"] = pack
         timeout_ms = deadline_ms + GRACE_MS if deadline_ms else self._timeout_ms
         return self.call("evaluate", fields, timeout_ms=timeout_ms)
 

@@ -50,14 +50,17 @@ def serve(config: Config) -> None:
     "--explain", type=click.Choice(["inline", "none"]), default="inline", help="Ask for the reasoning too."
 )
 @click.option("--deadline-ms", type=int, help="Milliseconds the daemon has to answer.")
+@click.option("--pack", metavar="NAME", help="Which resident pack decides; if none is named, the active one.")
 @as_json
-def ask(config: Config, question: str, explain: str, deadline_ms: int | None, as_json: bool) -> None:
+def ask(
+    config: Config, question: str, explain: str, deadline_ms: int | None, pack: str | None, as_json: bool
+) -> None:
     """Ask a running daemon one question.
 
     JSON is an AuthZEN evaluation or a flat situation, given as an argument, in a file or on standard input.
     """
     with Client(config.endpoint) as client:
-        reply = client.evaluate(_read_question(question), explain=explain, deadline_ms=deadline_ms)
+        reply = client.evaluate(_read_question(question), explain=explain, deadline_ms=deadline_ms, pack=pack)
     if as_json:
         render.as_json(reply)
     else:
