@@ -204,7 +204,7 @@ class Steward:
 
     def _retire(self, resident: Resident) -> None:
         """An errand of its own, so that it comes behind the requests that may name the pack."""
-        self._done(partial(Policy.retiring, resident=resident))
+        self._done(partial(self._retiring, resident=resident))
 
     def _exchange(self, old: Resident, pack: Pack, adapter: Adapter | None) -> Resident:
         """Load a pack in the place of one, which decides until then; then free what that one held."""
@@ -274,8 +274,12 @@ class Steward:
         if resident is policy.residents.shadow:
             self._record(events.pack_shadowed(None, time.time()))
         policy.change_to(policy.residents.without(resident))
-        self._record(events.pack_unloaded(resident.pack.info, time.time()))
         return resident
+
+    def _retiring(self, policy: Policy, resident: Resident) -> Steps[None]:
+        yield from policy.retiring(resident)
+        if all(one.pack.info != resident.pack.info for one in policy.residents):  # not so under an adapter
+            self._record(events.pack_unloaded(resident.pack.info, time.time()))
 
     def _exchanging(
         self, policy: Policy, old: Resident, pack: Pack, adapter: Adapter | None
@@ -286,7 +290,6 @@ class Steward:
             told = {"active": events.pack_activated, "shadow": events.pack_shadowed}
             role = policy.residents.role_of(new)
             self._record(told.get(role, events.pack_loaded)(pack.info, time.time()))
-            self._record(events.pack_unloaded(old.pack.info, time.time()))
         if old.model.adapter != adapter and new is policy.residents.active:
             self._record(events.adapter_activated(adapter, new.model.sha256, time.time()))
         return new
