@@ -24,6 +24,7 @@ FLOORS = (
     ("steward",),
     ("worker", "clerk", "suite"),
     ("policy",),
+    ("residents",),
     ("packs",),
     ("wire", "rules", "catalog", "engine", "journal"),
     ("config", "notify"),

@@ -38,7 +38,8 @@ from thor_policy.journal import events
 from thor_policy.journal.events import Event
 from thor_policy.journal.writer import Committed, Journal
 from thor_policy.packs import Pack
-from thor_policy.policy import Policy, Resident, Residents
+from thor_policy.policy import Policy
+from thor_policy.residents import Resident, Residents
 from thor_policy.trace import Control
 from thor_policy.worker import Worker
 
