@@ -38,6 +38,7 @@ COMMANDS = {
     "patterns": "patterns",
     "models": "models",
     "packs": "packs",
+    "adapters": "adapters",
     "keys": "keys",
     "bench": "bench",
     "doctor": "doctor",

@@ -31,6 +31,7 @@ ROLE_OF: dict[str, Role | None] = {
     "review": "review",
     "approve": "approve",
     "upkeep": "control",
+    "control": "control",
 }
 
 
