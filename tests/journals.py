@@ -11,10 +11,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from thor_policy import trace
 from thor_policy.calibration import Calibration
 from thor_policy.core import (
     Action,
+    Adapter,
     Caller,
     Decision,
     Entity,
@@ -325,4 +328,21 @@ def one_of_each() -> list[Event]:
         events.gap("something was lost", NOON, decision=2),
         events.decided(fallback()),
         note("a kind of its own"),
+    ]
+
+
+def what_judges() -> list[Event]:
+    """Events of packs and adapters that come and go, and of a pack in the shadow of another."""
+    tuned = replace(MODEL, adapter=Adapter(name="tuned", sha256="c" * 64, scale=0.5))
+    served, other = by_model(), by_model(model=tuned, outcome="allow")
+    return [
+        events.pack_loaded(PACK, NOON),
+        events.pack_shadowed(PACK, NOON),
+        events.decided(served),
+        events.shadowed(served, other, NOON + 1),
+        events.shadowed(served, fallback(), NOON + 1),
+        events.pack_shadowed(None, NOON),
+        events.pack_unloaded(PACK, NOON),
+        events.adapter_activated(tuned.adapter, MODEL.sha256, NOON),
+        events.adapter_activated(None, MODEL.sha256, NOON),
     ]

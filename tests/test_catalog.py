@@ -216,6 +216,14 @@ file = "tiny.gguf"
         (('file = "tiny.gguf"', 'file = "tiny.py"'), "$.model[0].file"),
         (("[[model]]", VALID + "[[model]]"), "two models have the name 'tiny'"),
         (("[[model]]", "[[model"), "line 2"),
+        (
+            ('licence = "MIT"', 'licence = "MIT"\nbase = "large"'),
+            "tiny is for 'large', which is no model of it",
+        ),
+        (
+            ('licence = "MIT"', 'licence = "MIT"\nbase = "tiny"'),
+            "tiny is for 'tiny', which is no model of it",
+        ),
     ],
 )
 def test_a_bad_catalog_is_refused_by_file_and_field(
@@ -661,6 +669,22 @@ def test_a_file_called_like_a_model_does_not_stand_in_for_it(
     (tmp_path / "tiny").write_bytes(BODY)
     with pytest.raises(CatalogError, match="thorpolicy models pull tiny"):
         catalog.resolve("tiny", models_dir, catalog=Catalog(models=(hub_model(),)))
+
+
+def test_an_adapter_is_an_entry_with_a_base_and_no_model(models_dir: Path, tmp_path: Path) -> None:
+    tuned = hub_model(name="tuned", file="tuned.gguf", base="tiny")
+    known = Catalog(models=(hub_model(), tuned))
+    models_dir.mkdir(exist_ok=True)
+    for model in known.models:
+        (models_dir / model.file).write_bytes(BODY)
+    found = catalog.resolve_adapter("tuned", models_dir, catalog=known)
+    assert (found.name, found.base, found.sha256) == ("tuned", "tiny", sha256(BODY))
+    assert catalog.resolve("tiny", models_dir, catalog=known).base is None
+    with pytest.raises(CatalogError, match="tiny is a whole model, no adapter"):
+        catalog.resolve_adapter("tiny", models_dir, catalog=known)
+    (tmp_path / "own.gguf").write_bytes(BODY)
+    own = catalog.resolve_adapter(str(tmp_path / "own.gguf"), models_dir, catalog=known)
+    assert (own.name, own.base) == ("own.gguf", None)
 
 
 def test_a_path_to_a_catalog_model_is_held_to_its_record(hub: Hub, models_dir: Path) -> None:

@@ -37,7 +37,7 @@ def test_of_another_shell_there_is_none() -> None:
 
 def test_commands_are_completed() -> None:
     assert set(completed("me")) == {"metrics"}
-    assert set(completed("packs", "l")) == {"list", "lint"}
+    assert set(completed("packs", "l")) == {"list", "lint", "load"}
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,11 @@ def test_names_of_models_are(words: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("serve", "--pack"), ("packs", "show"), ("packs", "lint"), ("packs", "render")]
+    "words",
+    [
+        ("serve", "--pack"),
+        *(("packs", one) for one in ("show", "lint", "render", "load", "activate", "shadow")),
+    ],
 )
 def test_names_of_packs_are(words: tuple[str, ...]) -> None:
     assert set(completed(*words, "team-")) == {"team-governance"}
@@ -58,3 +62,10 @@ def test_names_of_packs_are(words: tuple[str, ...]) -> None:
 def test_a_path_that_is_begun_is_completed_by_the_shell() -> None:
     assert completed("serve", "--model", "./mo") == {"./mo": "file"}
     assert completed("packs", "show", "/etc/pa") == {"/etc/pa": "dir"}
+    for words in (("replay", "--adapter"), ("adapters", "activate")):
+        assert completed(*words, "./tu") == {"./tu": "file"}
+
+
+@pytest.mark.parametrize("words", [("replay", "--adapter"), ("adapters", "activate")])
+def test_a_whole_model_is_no_adapter(words: tuple[str, ...]) -> None:
+    assert set(completed(*words, "phi")) == set()

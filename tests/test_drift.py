@@ -9,8 +9,11 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace as changed
+from pathlib import Path
+from typing import Any
 
 import pytest
+import small_packs
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,14 +24,16 @@ from thor_policy.app import load_engine, serving
 from thor_policy.cli.main import cli
 from thor_policy.client import Client
 from thor_policy.config import Config
-from thor_policy.core import Json, Scored
+from thor_policy.core import Adapter, Json, Scored, all_steps, identity_of
 from thor_policy.drift import Sentinel, shifted
 from thor_policy.errors import EngineError
 from thor_policy.journal.events import Event
 from thor_policy.journal.verify import verify
 from thor_policy.policy import Policy
+from thor_policy.residents import Resident
 from thor_policy.testing import StubEngine
 
+ADAPTER = Adapter(name="tuned", sha256="c" * 64, scale=0.5)
 EVERY_S = 60.0
 S = 10**9
 
@@ -39,15 +44,17 @@ class ShiftingEngine(StubEngine):
     def __init__(self) -> None:
         super().__init__(bias="deny")
         self.asked: list[str] = []
+        self.keys: list[str] = []
         self.shift = 0.0
         self.told: str | None = None
         self.failing = False
 
-    def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
+    def score(self, key: str, question: str, deadline_ns: int) -> Scored:
         if self.failing:
             raise EngineError("the decode failed")
         self.asked.append(question)
-        scored = super().score(pack_sha256, question, 2**63 - 1)
+        self.keys.append(key)
+        scored = super().score(key, question, 2**63 - 1)
         return replace(
             scored,
             label=self.told or scored.label,
@@ -73,6 +80,15 @@ class Watched:
         self.policy = policy
         self.sentinel = Sentinel(self.recorded.append, every_s=EVERY_S, tolerance=tolerance, now_ns=now_ns)
         self.now_ns = now_ns
+
+    def judged_by(self, **model: Any) -> None:
+        """Exchange the active pack for itself under a model that differs so."""
+        policy = self.policy
+        old = policy.residents.active
+        policy.engine.adopt(ADAPTER, Path())
+        all_steps(policy.engine.loading(old.pack.prefix, model.get("adapter")))
+        new = Resident(old.pack, replace(old.model, **model), old.loaded)
+        policy.change_to(policy.residents.with_exchanged(old, new))
 
     def replay(self) -> list[Event]:
         """Wait until a replay is due and take every turn of it; what it recorded."""
@@ -155,7 +171,7 @@ def test_another_label_is_drift_whatever_the_logits(watched: Watched, engine: Sh
 
 
 def test_where_bits_are_not_promised_only_labels_count(watched: Watched, engine: ShiftingEngine) -> None:
-    engine.identity = replace(engine.identity, exact=False)
+    watched.judged_by(exact=False)
     watched.replay()
     engine.shift = 5.0
     assert watched.replay() == []
@@ -163,13 +179,43 @@ def test_where_bits_are_not_promised_only_labels_count(watched: Watched, engine:
     assert watched.replay() != []
 
 
-def test_another_model_is_no_drift_and_begins_anew(watched: Watched, engine: ShiftingEngine) -> None:
+@pytest.mark.parametrize("other", [{"sha256": "9" * 64}, {"build": "newer"}, {"adapter": ADAPTER}])
+def test_another_model_is_no_drift_and_begins_anew(
+    watched: Watched, engine: ShiftingEngine, other: Json
+) -> None:
     watched.replay()
-    engine.identity = replace(engine.identity, sha256="9" * 64)
+    watched.judged_by(**other)
     engine.shift = 5.0
     assert watched.replay() == watched.replay() == []
     engine.shift = 6.0
     assert watched.replay() != []
+
+
+def test_another_pack_that_was_activated_is_asked_its_own_examples(
+    watched: Watched, engine: ShiftingEngine, tmp_path: Path
+) -> None:
+    watched.replay()
+    other = packs.load(small_packs.write(tmp_path / "small"))
+    resident = all_steps(watched.policy.loading(other, None, 0.0))
+    watched.policy.change_to(watched.policy.residents.joined_by(resident).with_active(resident))
+    engine.shift = 5.0
+    engine.asked.clear()
+    assert watched.replay() == []
+    assert len(engine.asked) == len(other.examples)
+    engine.shift = 6.0
+    assert {event.body["pack_sha256"] for event in watched.replay()} == {other.info.sha256}
+
+
+def test_a_drift_under_an_adapter_is_one_of_the_weights_that_judge(
+    watched: Watched, engine: ShiftingEngine
+) -> None:
+    watched.judged_by(adapter=ADAPTER)
+    watched.replay()
+    engine.shift = 5.0
+    assert {event.body["model_sha256"] for event in watched.replay()} == {
+        identity_of(engine.model.sha256, ADAPTER)
+    }
+    assert set(engine.keys[1:]) == {watched.policy.residents.active.key}
 
 
 def test_a_question_without_an_answer_is_counted_and_the_next_is_asked(
@@ -213,8 +259,8 @@ class Stepping(ShiftingEngine):
         super().__init__()
         self._replays = replays
 
-    def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
-        scored = super().score(pack_sha256, question, deadline_ns)
+    def score(self, key: str, question: str, deadline_ns: int) -> Scored:
+        scored = super().score(key, question, deadline_ns)
         self._replays()
         return scored
 

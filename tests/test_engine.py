@@ -7,13 +7,16 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny_lora
 import tiny_phi
 
 from thor_policy.catalog import ModelFile
 from thor_policy.core import (
     Action,
+    Adapter,
     Engine,
     Entity,
     Evaluation,
@@ -26,6 +29,7 @@ from thor_policy.core import (
     Step,
     Turn,
     Written,
+    resident_key,
 )
 from thor_policy.engine.llama import LlamaEngine
 from thor_policy.engine.native import Vocabulary
@@ -190,6 +194,66 @@ class TestContract:
         assert engine.load(prefix_of()).prefix_tokens == before.prefix_tokens
         same(engine, engine.score("p", QUESTIONS[0], NEVER), before)
 
+    def test_decisions_between_the_steps_of_a_load_move_no_bit(self, engine: Engine) -> None:
+        alone = engine.score("p", QUESTIONS[0], NEVER)
+        steps = 0
+        for _ in engine.loading(prefix_of("new", turns=5)):
+            same(engine, engine.score("p", QUESTIONS[0], NEVER), alone)
+            steps += 1
+        assert steps > 1
+        undisturbed = engine.score("new", QUESTIONS[1], NEVER)
+        engine.unload("new")
+        engine.load(prefix_of("new", turns=5))
+        same(engine, engine.score("new", QUESTIONS[1], NEVER), undisturbed)
+        engine.unload("new")
+        with pytest.raises(EngineError, match="not loaded"):
+            engine.score("new", QUESTIONS[1], NEVER)
+
+    def test_a_load_that_is_given_up_leaves_its_room(self, engine: Engine) -> None:
+        for _ in range(4):
+            steps = engine.loading(prefix_of("cut"))
+            next(steps)
+            steps.close()
+        engine.load(prefix_of("cut"))
+        engine.unload("cut")
+
+
+class TestAdapterContract:
+    """Of the engines that take adapters, which a server elsewhere does not."""
+
+    def test_a_prefix_under_an_adapter_lies_beside_the_one_under_none(
+        self, engine: Engine, lora: Path
+    ) -> None:
+        alone = engine.score("p", QUESTIONS[0], NEVER)
+        adapter = Adapter(name="tuned", sha256="1" * 64, scale=0.5)
+        key = resident_key("p", adapter)
+        with pytest.raises(EngineError, match="tuned is not open"):
+            engine.load(prefix_of(), adapter)
+        engine.adopt(adapter, lora)
+        for _ in engine.loading(prefix_of(), adapter):
+            same(engine, engine.score("p", QUESTIONS[0], NEVER), alone)
+        tuned = engine.score(key, QUESTIONS[0], NEVER)
+        assert tuned.probabilities != alone.probabilities
+        for _ in range(2):
+            same(engine, engine.score("p", QUESTIONS[0], NEVER), alone)
+            same(engine, engine.score(key, QUESTIONS[0], NEVER), tuned)
+        for ticket, (name, scored) in enumerate([("p", alone), (key, tuned), ("p", alone), (key, tuned)]):
+            engine.explain(ticket, name, scored, STEPS, NEVER)
+        written = {one.ticket: one.text for one in finish(engine)}
+        assert (written[0], written[1]) == (written[2], written[3])
+        assert not engine.needs(key)
+        engine.unload(key)
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory, engine: Engine, request: pytest.FixtureRequest) -> Path:
+    """An adapter for the engine; the stub takes any file."""
+    path = tmp_path_factory.mktemp("lora") / "tuned.gguf"
+    if not isinstance(engine, LlamaEngine):
+        return path
+    model: ModelFile = request.getfixturevalue("model_file")
+    return tiny_lora.write(path, base=model.path, base_sha256=model.sha256)
+
 
 @pytest.fixture
 def open_llama(model_file: ModelFile) -> Iterator[OpenEngine]:
@@ -276,6 +340,62 @@ class TestLlama:
         assert sum(five.probabilities.values()) == pytest.approx(1.0, abs=1e-12)
         engine.load(prefix_of("two", (" allow_once", " deny_once")))
         assert engine.score("five", QUESTIONS[0], NEVER).logits == five.logits
+
+    def test_a_prefix_state_is_that_of_one_adapter_and_scale(
+        self, open_llama: OpenEngine, model_file: ModelFile, tmp_path: Path
+    ) -> None:
+        path = tiny_lora.write(tmp_path / "tuned.gguf", base=model_file.path, base_sha256=model_file.sha256)
+        half, whole = (Adapter(name="tuned", sha256="1" * 64, scale=scale) for scale in (0.5, 1.0))
+        restored = []
+        for adapter in (None, half, whole, None, half, whole):
+            engine = open_llama(states_dir=tmp_path / "states", packs=2)
+            if adapter is not None:
+                engine.adopt(adapter, path)
+            restored.append(engine.load(prefix_of(turns=1), adapter).restored)
+            engine.close()
+        assert restored == [False, False, False, True, True, True]
+
+    def test_old_prefix_states_make_room_for_new_ones(self, open_llama: OpenEngine, tmp_path: Path) -> None:
+        kept = []
+        for turns in (1, 2, 3):
+            engine = open_llama(states_dir=tmp_path, packs=1)
+            engine.load(prefix_of(str(turns), turns=turns))
+            engine.close()
+            kept.append({path.name for path in tmp_path.glob("*.state")})
+        assert [len(names) for names in kept] == [1, 2, 2]
+        assert not kept[0] & kept[2]
+        assert len(list(tmp_path.iterdir())) == 4
+
+    @pytest.mark.parametrize(
+        ("told", "why"),
+        [
+            ({}, "does not say which model it was trained on"),
+            ({"base_sha256": "0" * 64}, "the model's sha256 is"),
+            ({"base_sha256": "0" * 64, "base_name": "SmolLM2 135M Instruct"}, "the model's sha256 is"),
+            ({"base_name": "SmolLM2 135M"}, "it was trained on 'SmolLM2 135M'"),
+            ({"base_name": "SmolLM2 135M Instruct", "narrower": 32}, "incorrect shape"),
+            ({"base_name": "SmolLM2 135M Instruct", "architecture": "phi3"}, "arch mismatch"),
+        ],
+    )
+    def test_an_adapter_for_another_model_is_refused(
+        self, open_llama: OpenEngine, model_file: ModelFile, tmp_path: Path, told: dict[str, Any], why: str
+    ) -> None:
+        path = tiny_lora.write(tmp_path / "odd.gguf", base=model_file.path, blocks=1, **told)
+        with pytest.raises(EngineError, match=why):
+            open_llama().adopt(Adapter(name="odd", sha256="2" * 64), path)
+
+    def test_an_adapter_that_names_its_model_or_is_vouched_for_is_taken(
+        self, open_llama: OpenEngine, model_file: ModelFile, tmp_path: Path
+    ) -> None:
+        named = tiny_lora.write(
+            tmp_path / "named.gguf", base=model_file.path, base_name="SmolLM2 135M Instruct"
+        )
+        silent = tiny_lora.write(tmp_path / "silent.gguf", base=model_file.path)
+        engine = open_llama()
+        engine.adopt(Adapter(name="named", sha256="3" * 64), named)
+        engine.adopt(Adapter(name="silent", sha256="4" * 64), silent, vouched=True)
+        with pytest.raises(EngineError, match=r"general\.type"):
+            engine.adopt(Adapter(name="whole", sha256="5" * 64), model_file.path)
 
     def test_labels_that_cannot_be_told_apart_are_refused(self, open_llama: OpenEngine) -> None:
         with pytest.raises(EngineError, match="deny"):

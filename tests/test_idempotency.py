@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import small_packs
 import zmq
 from hypothesis import given
 from hypothesis import strategies as st
@@ -133,8 +134,9 @@ class TestContent:
         assert len({item.idempotency.key for item in once} | {decode().idempotency.key}) == 4
         assert [item.idempotency for item in once] == [item.idempotency for item in again]
 
-    def test_of_upkeep_takes_no_key(self) -> None:
-        error = error_of(lambda: decode(op="upkeep", record={"task": "checkpoint"}))
+    @pytest.mark.parametrize(("op", "task"), [("upkeep", "checkpoint"), ("control", "reload")])
+    def test_of_work_and_of_changes_takes_no_key(self, op: str, task: str) -> None:
+        error = error_of(lambda: decode(op=op, record={"task": task}))
         assert error.message == "idempotency_key: goes with questions and records only; leave it out"
 
 
@@ -436,6 +438,26 @@ class TestQuestions:
             assert "another request of yours was sent with this key" in error.message
             assert own.status()["counters"]["refused_conflict"] == 1
         assert rows(served) == 1
+
+    def test_are_answered_again_by_the_pack_and_the_adapter_that_decided(
+        self, config: Config, tmp_path: Path
+    ) -> None:
+        adapter = tmp_path / "tuned.gguf"
+        adapter.write_bytes(b"GGUF, as far as the stub looks")
+        named = str(small_packs.write(tmp_path / "small"))
+        tuned = replace(config, adapter=str(adapter), adapter_scale=0.5)
+        with serving(tuned, load_engine=load_stub_engine), asking(config) as own:
+            own.control(trace.Control(task="load", pack=named))
+            first = own.evaluate(DEPLOY, idempotency_key="k", pack="small")
+            assert error_of(lambda: own.evaluate(DEPLOY, idempotency_key="k")).code == "conflict"
+            own.control(trace.Control(task="adapter", adapter="none"))
+            own.control(trace.Control(task="unload", pack="small"))
+            again = own.evaluate(DEPLOY, idempotency_key="k", pack="small")
+            assert error_of(lambda: own.evaluate(DEPLOY, pack="small")).code == "not_found"
+        assert retold(first) == retold(again)
+        assert again["context"]["pack"]["name"] == "small"
+        assert again["context"]["model"]["adapter"]["scale"] == 0.5
+        assert rows(config) == 1
 
     def test_are_answered_again_after_a_restart(self, config: Config) -> None:
         replies = []

@@ -8,10 +8,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import small_packs
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +29,7 @@ from thor_policy.core import Json
 from thor_policy.errors import ConfigError, RequestError
 from thor_policy.metrics import CONFIDENCES, SECONDS, STAGES, Histogram, Line
 from thor_policy.testing import StubEngine, load_stub_engine
+from thor_policy.trace import Control
 
 #: A status of a server whose parts say nothing of themselves.
 BARE: dict[str, Json] = {
@@ -78,6 +81,12 @@ def told(client: Client) -> Samples:
 
 def value(samples: Samples, name: str, **labels: str) -> float:
     return samples[f"thorpolicy_{name}", frozenset(labels.items())]
+
+
+def infos(client: Client) -> dict[str, dict[str, str]]:
+    """Labels of what tells who judges, by the name that it has without `thorpolicy_` and `_info`."""
+    labels = {name: dict(labels) for name, labels in told(client)}
+    return {name: labels[f"thorpolicy_{name}_info"] for name in ("model", "pack", "build")}
 
 
 def counters(found: Json, path: str = "") -> Iterator[tuple[str, str, int]]:
@@ -132,7 +141,7 @@ class TestOfTheDaemon:
             client.evaluate({"subject": {}, "action": {}})
         status, samples = client.status(), told(client)
         found = list(counters(status))
-        assert {part for part, _, _ in found} == {"server", "cache", "journal", "clerk"}
+        assert {part for part, _, _ in found} == {"server", "engine", "cache", "journal", "clerk"}
         for part, event, count in found:
             moved = (part, event) == ("server", "received")  # by asking for the metrics
             assert value(samples, "events_total", part=part, event=event) == count + moved
@@ -149,9 +158,10 @@ class TestOfTheDaemon:
     def test_the_state_of_each_part_is_there(self, client: Client) -> None:
         client.evaluate(TAMPER)  # whose reply comes when everything before it is committed
         samples, status = told(client), client.status()
-        for part in ("engine", "journal", "clerk"):
+        for part in ("engine", "journal", "clerk", "steward"):
             assert value(samples, "alive", part=part) == 1
             assert value(samples, "waiting", part=part) == 0
+        for part in ("engine", "journal", "clerk"):
             assert value(samples, "stands_still_seconds", part=part) >= 0
         assert value(samples, "serving") == 1
         assert value(samples, "in_flight") == 0
@@ -164,6 +174,22 @@ class TestOfTheDaemon:
         assert labels["thorpolicy_model_info"]["sha256"] == status["model"]["sha256"]
         assert labels["thorpolicy_pack_info"] == status["pack"]
         assert labels["thorpolicy_build_info"] == {"version": status["version"]}
+
+    def test_the_pack_that_was_activated_and_the_adapter_are_named(
+        self, client: Client, tmp_path: Path
+    ) -> None:
+        adapter = tmp_path / "tuned.gguf"
+        adapter.write_bytes(b"GGUF, as far as the stub looks")
+        assert infos(client)["model"]["adapter"] == ""
+        client.control(Control(task="activate", pack=str(small_packs.write(tmp_path / "small"))))
+        client.control(Control(task="adapter", adapter=str(adapter), scale=0.5))
+        status, told_of = client.status(), infos(client)
+        assert told_of["pack"] == status["pack"]
+        assert told_of["pack"]["name"] == "small"
+        assert told_of["model"]["sha256"] == status["model"]["sha256"]
+        assert told_of["model"]["adapter"] == "tuned.gguf"
+        assert told_of["model"]["adapter_sha256"] == status["model"]["adapter"]["sha256"]
+        assert told_of["model"]["adapter_scale"] == "0.5"
 
     def test_memory_and_open_files_of_the_process_are_there(self, client: Client) -> None:
         samples = told(client)

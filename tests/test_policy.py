@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_packs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from thor_policy import packs
 from thor_policy.calibration import Calibration
-from thor_policy.core import Action, Caller, Entity, Evaluation, Request, Scored
+from thor_policy.core import Action, Caller, Entity, Evaluation, Request, Scored, all_steps
 from thor_policy.errors import DeadlineExceeded, EngineError, RequestError
 from thor_policy.policy import Explained, Policy, ScoreCache
 from thor_policy.testing import StubEngine
@@ -350,3 +351,40 @@ class TestCalibration:
         assert (unsure.outcome, unsure.reason_code) == ("require_mfa", "low_confidence")
         sure = Policy(StubEngine(bias="allow"), pack, calibration=sharp).decide(request("grave"))
         assert (sure.outcome, sure.reason_code) == ("allow", None)
+
+
+class TestShadow:
+    def test_is_not_answered_out_of_the_cache_nor_kept_in_it(self, pack: packs.Pack, tmp_path: Path) -> None:
+        policy = Policy(StubEngine(), pack, cache=ScoreCache(10, 60))
+        other = packs.load(small_packs.write(tmp_path))
+        resident = all_steps(policy.loading(other, None, 0.0))
+        policy.change_to(policy.residents.joined_by(resident).with_shadow(resident))
+        for _ in range(2):
+            policy.decide(request())
+        tiers = [shadow.tier for _, shadow in filter(None, (policy.shadow(), policy.shadow()))]
+        assert tiers == ["model", "model"]
+        policy.change_to(policy.residents.with_active(resident))
+        assert policy.decide(request()).tier == "model"
+
+    def test_is_of_what_the_active_pack_decided_alone(self, pack: packs.Pack, tmp_path: Path) -> None:
+        policy = Policy(StubEngine(), pack)
+        resident = all_steps(policy.loading(packs.load(small_packs.write(tmp_path)), None, 0.0))
+        policy.change_to(policy.residents.joined_by(resident).with_shadow(resident))
+        policy.decide(request(pack=resident.pack.info.sha256))
+        assert policy.shadowing == 0
+        policy.decide(request())
+        policy.change_to(policy.residents.with_shadow(None))
+        assert (policy.shadowing, policy.shadow(), policy.shadows_dropped) == (1, None, 1)
+        policy.decide(request())
+        assert policy.shadowing == 0
+
+    def test_a_pack_that_fails_on_our_own_question_is_not_left_behind(self, pack: packs.Pack) -> None:
+        engine = StubEngine()
+        policy = Policy(engine, pack)
+        bad = copy.copy(pack)
+        bad.info = replace(pack.info, sha256="f" * 64)
+        bad.prefix = replace(pack.prefix, pack_sha256="f" * 64, labels=(" other", " labels"))
+        with pytest.raises(KeyError):  # its labels are not those that it orders by strictness
+            all_steps(policy.loading(bad, None, 0.0))
+        with pytest.raises(EngineError, match="not loaded"):
+            engine.score("f" * 64, "", NEVER)

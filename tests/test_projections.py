@@ -33,11 +33,14 @@ from journals import (
     rows,
     sent,
     signing,
+    what_judges,
 )
+from msgspec.structs import replace
 
 from thor_policy import trace
 from thor_policy.core import (
     Action,
+    Adapter,
     Annotations,
     Caller,
     Decision,
@@ -594,6 +597,48 @@ def test_a_drift_is_a_row_and_a_shift_that_is_no_number_has_none(path: Path) -> 
     ]
 
 
+def test_what_a_pack_in_the_shadow_would_have_answered_is_no_decision(path: Path) -> None:
+    record(path, *what_judges())
+    assert rows(path, "SELECT count(*) FROM decisions") == [(1,)]
+    (served,) = rows(path, "SELECT decision_id FROM decisions")[0]
+    columns = "decision_id, served, decision, agrees, tier, reason_code, label, confidence, model_name"
+    assert rows(path, f"SELECT {columns} FROM shadows") == [
+        (served, "deny", "allow", 0, "model", None, "deny", 0.75, "phi-4-mini+tuned"),
+        (served, "deny", "deny", 1, "fallback", "engine_failed", None, None, None),
+    ]
+    assert rows(path, "SELECT prompt_version FROM shadows") == [("core@1.2.0+c0ffee000000",)] * 2
+    assert verify(path).ok
+
+
+def test_a_shadow_of_a_decision_that_is_not_there_is_refused(path: Path) -> None:
+    fates = Fates()
+    with Journal(path, on_committed=fates) as journal:
+        journal.shadowed(by_model(), by_model(), NOON)
+        assert fates.wait(1)[0].error == "not_found"
+    assert rows(path, "SELECT * FROM shadows") == []
+
+
+def test_a_model_with_an_adapter_is_another_one_in_every_row(path: Path) -> None:
+    half, whole = (
+        replace(MODEL, adapter=Adapter(name="tuned", sha256="c" * 64, scale=scale)) for scale in (0.5, 1.0)
+    )
+    record(path, by_model(), by_model(model=half), by_model(model=whole))
+    found = rows(path, "SELECT model_name, model_version FROM decisions ORDER BY seq")
+    assert [name for name, _ in found] == ["phi-4-mini", "phi-4-mini+tuned", "phi-4-mini+tuned"]
+    assert [version for _, version in found] == [
+        f"Q4_K_M+{one.identity[:12]}" for one in (MODEL, half, whole)
+    ]
+    assert len({version for _, version in found}) == 3
+
+
+def test_which_adapter_judges_is_told_of(path: Path) -> None:
+    record(path, *what_judges())
+    assert rows(path, "SELECT name, sha256, scale, model_sha256 FROM adapters") == [
+        ("tuned", "c" * 64, 0.5, MODEL.sha256),
+        (None, None, None, MODEL.sha256),
+    ]
+
+
 # ---------------------------------------------------------------- what is erased
 
 
@@ -896,7 +941,7 @@ def test_one_event_of_each_kind_follows_from_the_stored_bytes(path: Path) -> Non
     told = one_of_each()
     given = trace.Assignment(decision_id=told[2].subject_id, reviewer="kim", type="assign", given_by="bo")
     drifted = events.drift(golden="X1", before="a", now="b", shift=0.5, pack=PACK, model=MODEL, at=NOON)
-    record(path, *told, sent(given), drifted, checkpoints=signing(path))
+    record(path, *told, sent(given), *what_judges(), drifted, checkpoints=signing(path))
     assert rows(path, "SELECT temperature, judged FROM calibrations") == [(2.0, 60)]
     for table, expected in computed(path).items():
         assert {stored[0]: stored for stored in rows(path, f"SELECT * FROM {table}")} == expected

@@ -144,6 +144,7 @@ def test_a_trace_is_a_decision_with_all_that_hangs_on_it(library: Path, reader: 
         "approvals": ["a1"],
         "reviews": [],
         "outcomes": ["o1", "o2"],
+        "shadows": [],
     }
     assert found["consultations"][0]["answer"] == {"tier": "gold"}
     event = found["event"]

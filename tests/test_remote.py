@@ -22,7 +22,17 @@ from thor_policy.bench.children import llama_server
 from thor_policy.catalog import ModelFile
 from thor_policy.client import Client
 from thor_policy.config import Config, load
-from thor_policy.core import Action, Caller, Engine, Entity, Evaluation, FreeText, PromptPrefix, Request
+from thor_policy.core import (
+    Action,
+    Adapter,
+    Caller,
+    Engine,
+    Entity,
+    Evaluation,
+    FreeText,
+    PromptPrefix,
+    Request,
+)
 from thor_policy.engine import chat, link
 from thor_policy.engine.llama import LlamaEngine
 from thor_policy.engine.native import Vocabulary
@@ -130,6 +140,15 @@ def ask(policy: Policy, *, deadline_ns: int = NEVER) -> tuple[str, str, str | No
 
 
 # ---------------------------------------------------------------- what it says of itself
+
+
+def test_it_takes_no_adapter_and_says_where_it_belongs(tiny: TinyServer, open_remote: OpenRemote) -> None:
+    adapter = Adapter(name="tuned", sha256="0" * 64)
+    engine = open_remote(tiny.url)
+    with pytest.raises(EngineError, match=r"takes no adapter from here.*--lora"):
+        engine.adopt(adapter, Path("tuned.gguf"))
+    with pytest.raises(EngineError, match="tuned is not there"):
+        engine.load(prefix_of(), adapter)
 
 
 def test_it_says_that_it_is_not_exact_and_where_it_is(tiny: TinyServer, open_remote: OpenRemote) -> None:

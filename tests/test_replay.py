@@ -26,7 +26,17 @@ from thor_policy.calibration import Calibration
 from thor_policy.cli.main import cli
 from thor_policy.client import Client
 from thor_policy.config import Config, data_path
-from thor_policy.core import Action, Caller, Decision, Entity, Evaluation, Request, Scored
+from thor_policy.core import (
+    Action,
+    Adapter,
+    Caller,
+    Decision,
+    Entity,
+    Evaluation,
+    Request,
+    Scored,
+    identity_of,
+)
 from thor_policy.errors import EngineError
 from thor_policy.journal import events, upkeep
 from thor_policy.journal.reader import Reader
@@ -36,6 +46,7 @@ from thor_policy.replay import Replayed, Replayer, difference
 from thor_policy.testing import StubEngine
 
 NEVER = 2**62
+TUNED = Adapter(name="tuned", sha256="c" * 64, scale=0.5)
 PACK = """
 name: small
 version: "1"
@@ -91,13 +102,28 @@ def asked(action: str, at: float = NOON) -> Request:
 
 
 def taken(folder: Path, action: str = "look", at: float = NOON, **options: Any) -> Decision:
-    return Policy(StubEngine(), packs.load(folder), **options).decide(asked(action, at))
+    return Policy(holding(options.get("adapter")), packs.load(folder), **options).decide(asked(action, at))
 
 
-def again(journal: Path, folder: Path, decision: Decision, engine: StubEngine | None = None) -> Replayed:
+def again(
+    journal: Path,
+    folder: Path,
+    decision: Decision,
+    engine: StubEngine | None = None,
+    adapter: Adapter | None = None,
+) -> Replayed:
+    engine = engine or holding(adapter)
     with Reader(journal) as reader:
-        found = Replayer(reader, engine or StubEngine(), packs.load(folder), text_of=_letters)
+        found = Replayer(reader, engine, packs.load(folder), adapter=adapter, text_of=_letters)
         return found.replay(decision.id)
+
+
+def holding(adapter: Adapter | None) -> StubEngine:
+    """A stub engine with an adapter open, if there is one."""
+    engine = StubEngine()
+    if adapter is not None:
+        engine.adopt(adapter, Path())
+    return engine
 
 
 def _letters(tokens: Any) -> str:
@@ -140,6 +166,19 @@ class TestIdentical:
         later = events.calibrated(replace(calibration, temperature=0.5), NOON + 9)
         record(journal, events.calibrated(calibration, NOON), decision, later)
         assert again(journal, folder, decision).verdict == "identical"
+
+    def test_so_is_the_adapter_with_its_own_temperature(self, folder: Path, journal: Path) -> None:
+        sha, model = packs.load(folder).info.sha256, StubEngine().model
+        told = {"temperature": 2.5, "pack_sha256": sha, "judged": 60}
+        calibration = Calibration(model_sha256=identity_of(model.sha256, TUNED), **told)
+        decision = taken(folder, adapter=TUNED, calibration=calibration)
+        plain = taken(folder, adapter=TUNED)
+        assert decision.model is not None
+        assert decision.model.adapter == TUNED
+        assert (decision.temperature, plain.temperature) == (2.5, 1.0)
+        record(journal, events.calibrated(calibration, NOON), decision, plain)
+        for one in (decision, plain):
+            assert again(journal, folder, one, adapter=replace(TUNED, name="renamed")).verdict == "identical"
 
     def test_what_the_cache_answered_is_the_score_of_the_original(self, folder: Path, journal: Path) -> None:
         policy = Policy(StubEngine(), packs.load(folder), cache=ScoreCache(8, 1e6))
@@ -351,6 +390,26 @@ class TestRefused:
         found = again(journal, folder, decision)
         assert found.verdict == "refused"
         assert f"had adapter_sha256 {'a' * 64}; the model here has None" in str(found.reason)
+
+    @pytest.mark.parametrize(
+        ("then", "now"),
+        [
+            (TUNED, None),
+            (None, TUNED),
+            (TUNED, replace(TUNED, scale=1.0)),
+            (TUNED, replace(TUNED, sha256="d" * 64)),
+        ],
+    )
+    def test_under_another_adapter_or_scale(
+        self, folder: Path, journal: Path, then: Adapter | None, now: Adapter | None
+    ) -> None:
+        decision = taken(folder, adapter=then)
+        record(journal, decision)
+        found = again(journal, folder, decision, adapter=now)
+        assert found.verdict == "refused"
+        for one in (then, now):
+            told = f"{one.name} {one.sha256} at scale {one.scale:g}" if one else "by none"
+            assert told in str(found.reason)
 
     def test_but_a_rule_needs_no_model(self, folder: Path, journal: Path) -> None:
         decision = taken(folder, "banned")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,8 +19,8 @@ from thor_policy import trial
 from thor_policy.app import serving
 from thor_policy.assessment.runs import load, plain
 from thor_policy.cli.main import cli
-from thor_policy.config import Config
-from thor_policy.core import Json
+from thor_policy.config import Config, changed
+from thor_policy.core import Adapter, Json, identity_of
 from thor_policy.errors import SuiteError
 from thor_policy.suite import Suite
 from thor_policy.testing import StubEngine, load_stub_engine
@@ -321,6 +322,21 @@ def test_a_comparison_fits_80_columns(run: Run, tmp_path: Path) -> None:
     old, new = saved(tmp_path, "a-run-with-a-rather-long-name-of-its-own", 4, 6), saved(tmp_path, "b", 8, 2)
     for line in run("compare", old, new).stdout.splitlines():
         assert len(line) <= 80 or line.startswith(("  ", "recommended")), line
+
+
+def test_a_run_under_an_adapter_names_it_and_the_weights_that_judged(
+    run: Run, write: Write, config: Config, tmp_path: Path
+) -> None:
+    adapter = tmp_path / "tuned.gguf"
+    adapter.write_bytes(b"GGUF, as far as the stub looks")
+    judges = []
+    for setting in (config, changed(config, f"adapter={adapter},adapter_scale=0.5")):
+        with serving(setting, load_engine=load_stub_engine):
+            judges += json.loads(run("test", write(entry("E1")), "--json").stdout)["judges"]
+    plain, tuned = judges
+    found = Adapter(name="tuned.gguf", sha256=hashlib.sha256(adapter.read_bytes()).hexdigest(), scale=0.5)
+    assert (plain["model"], tuned["model"]) == ("stub", "stub+tuned.gguf")
+    assert tuned["model_sha256"] == identity_of(plain["model_sha256"], found)
 
 
 def test_settings_are_not_tried_beside_a_daemon_that_holds_the_journal(

@@ -37,6 +37,7 @@ from journals import (
 )
 
 from thor_policy import trace
+from thor_policy.core import Adapter
 from thor_policy.errors import JournalError
 from thor_policy.journal import chain, checkpoints, events, schema
 from thor_policy.journal import verify as verification
@@ -72,8 +73,10 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     last_words = [last, events.explained(last.id, EXPLAINED, NOON), erasing(path, 26, 29)]
     drifted = events.drift(golden="X1", before="a", now="b", shift=0.5, pack=PACK, model=MODEL, at=NOON)
-    notes = [note() for _ in range(EVENTS - 56)]
-    record(path, *last_words, by_rule(), drifted, *notes, given, checkpoints=rule)
+    adapter = events.adapter_activated(Adapter(name="tuned", sha256="c" * 64), "d" * 64, NOON)
+    judged = [events.shadowed(last, by_model(), NOON), adapter]
+    notes = [note() for _ in range(EVENTS - 58)]
+    record(path, *last_words, by_rule(), drifted, *judged, *notes, given, checkpoints=rule)
     verdict = verify(path)
     assert (verdict.events, verdict.problem, verdict.complete, verdict.checkpoint_seq) == (
         EVENTS,

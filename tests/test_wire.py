@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from thor_policy import trace, wire
 from thor_policy.core import (
     Action,
+    Adapter,
     Annotations,
     Caller,
     Decision,
@@ -161,7 +162,10 @@ def test_integers_may_be_as_large_as_64_bits_hold(number: int) -> None:
 
 # ---------------------------------------------------------------- the envelope's refusals
 
-OPS = "evaluate, status, metrics, record, context, outcome, review, assign, approve, node, link, upkeep"
+OPS = (
+    "evaluate, status, metrics, record, context, outcome, review, assign, approve, node, link, upkeep, "
+    "control"
+)
 
 
 @pytest.mark.parametrize(
@@ -901,6 +905,66 @@ def test_the_protocol_document_lists_every_task_of_upkeep() -> None:
     assert tuple(rows) == get_args(get_type_hints(trace.Upkeep)["task"])
 
 
+# ---------------------------------------------------------------- packs and adapters
+
+
+@pytest.mark.parametrize(
+    "control",
+    [
+        trace.Control(task="load", pack="/srv/packs/next"),
+        trace.Control(task="activate", pack="team-governance@2"),
+        trace.Control(task="shadow", pack="none"),
+        trace.Control(task="unload", pack="0" * 64),
+        trace.Control(task="reload"),
+        trace.Control(task="adapter", adapter="tuned", scale=0.5),
+    ],
+)
+def test_a_change_of_what_judges_survives_the_way_over_the_wire(control: trace.Control) -> None:
+    raw = wire.encode_request("q", "control", {"record": control})
+    assert decode(raw) == wire.Steer(id="q", control=control)
+
+
+@pytest.mark.parametrize(
+    ("record", "code", "told"),
+    [
+        ({}, "bad_request", "record: object missing required field `task`"),
+        (
+            {"task": "swap"},
+            "bad_request",
+            "record.task: must be one of load, activate, shadow, unload, reload, adapter",
+        ),
+        ({"task": "load"}, "bad_request", "record.pack: is missing; the task load needs it"),
+        ({"task": "unload", "pack": ""}, "bad_request", "record.pack: must not be empty"),
+        ({"task": "load", "pack": "p" * 4097}, "too_large", "record.pack: has more than 4096 characters"),
+        ({"task": "adapter"}, "bad_request", "record.adapter: is missing; the task adapter needs it"),
+        ({"task": "adapter", "adapter": "a", "scale": 0}, "bad_request", None),
+        ({"task": "adapter", "adapter": "a", "scale": 11}, "bad_request", "record.scale: must be at most 10"),
+    ],
+)
+def test_a_change_of_what_judges_that_is_not_told_whole_is_refused(
+    record: dict[str, Any], code: str, told: str | None
+) -> None:
+    error = refused(record_frame("control", record))
+    assert error.code == code
+    assert "record.scale" in error.message if told is None else error.message == told
+
+
+def test_the_protocol_document_lists_every_task_of_control() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text(encoding="utf-8")
+    section = text.partition("\n## Control\n")[2].partition("\n## ")[0]
+    _, *rows = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert tuple(rows) == get_args(get_type_hints(trace.Control)["task"])
+
+
+def test_a_reply_names_the_adapter_and_its_scale() -> None:
+    adapter = Adapter(name="tuned", sha256="ef" * 32, scale=0.5)
+    assert DECISION.model is not None
+    told = replied(
+        msgspec.structs.replace(DECISION, model=msgspec.structs.replace(DECISION.model, adapter=adapter))
+    )
+    assert told["context"]["model"]["adapter"] == {"name": "tuned", "sha256": "ef" * 32, "scale": 0.5}
+
+
 def test_the_reply_to_a_record_says_where_it_is_kept() -> None:
     raw = wire.reply("q-1", **wire.recorded_item("0198", "outcome", 17))
     assert wire.decode_reply(raw) == {
@@ -1280,7 +1344,7 @@ def test_the_reply_to_an_evaluation_has_the_documented_shape() -> None:
             "obligations": [{"id": "step-up", "type": "step-up", "properties": {"acr_value": "phr"}}],
             "precedents": [],
             "pack": {"name": "small", "version": "1.0.0", "sha256": "ab" * 32},
-            "model": {"name": "stub", "sha256": "cd" * 32, "build": "1", "exact": True},
+            "model": {"name": "stub", "sha256": "cd" * 32, "build": "1", "exact": True, "adapter": None},
             "tokens": {"prefix": 1241, "question": 3, "explanation": 9},
             "timings_ms": {"queue": 1.0, "rules": 2.0, "score": 3.0, "commit": 4.0, "total": 11.0},
         },

@@ -12,18 +12,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from thor_policy import catalog, metrics, packs, trace, wire
 from thor_policy.calibration import Calibration
-from thor_policy.clerk import Clerk
+from thor_policy.clerk import Clerk, Tended
 from thor_policy.client import Client
 from thor_policy.config import Config, data_path
-from thor_policy.core import Caller, Decision, Engine, Json, ModelInfo, PackInfo
+from thor_policy.core import Adapter, Caller, Decision, Engine, Json, ModelInfo, PackInfo
 from thor_policy.drift import Sentinel
-from thor_policy.errors import AlreadyRunning, JournalError, RequestError, Stalled
+from thor_policy.errors import AlreadyRunning, CatalogError, JournalError, RequestError, Stalled
 from thor_policy.journal import events
 from thor_policy.journal.checkpoints import Signer, key_path
 from thor_policy.journal.reader import Reader
@@ -32,6 +33,7 @@ from thor_policy.journal.writer import Checkpoints, Journal, OnCommitted
 from thor_policy.notify import Supervisor
 from thor_policy.policy import Explained, Policy, ScoreCache, new_id
 from thor_policy.server import Mailbox, Part, Server, check_identity, endpoint_lock
+from thor_policy.steward import Steward, describe, find_adapter
 from thor_policy.worker import Outcome, Worker
 
 log = logging.getLogger(__name__)
@@ -66,12 +68,15 @@ def load_engine(config: Config) -> Engine:
     from thor_policy.engine.llama import LlamaEngine
 
     model = catalog.resolve(config.model, config.models_dir)
+    if model.base is not None:
+        raise CatalogError(f"{model.name} is an adapter for {model.base}; set model to that, adapter to this")
     return LlamaEngine(
         model.path,
         name=model.name,
         sha256=model.sha256,
         context_tokens=config.context_tokens,
         question_tokens=config.max_question_tokens,
+        packs=config.resident_packs + 1,  # one to load into while all others decide
         explanations=config.parallel_explanations,
         threads=config.threads,
         gpu_layers=config.gpu_layers,
@@ -81,10 +86,19 @@ def load_engine(config: Config) -> Engine:
     )
 
 
+def adopt_adapter(config: Config, engine: Engine) -> Adapter | None:
+    """Open the adapter of the settings in an engine, if they name one. Raises CatalogError, EngineError."""
+    found = find_adapter(config.adapter, config.adapter_scale, config.models_dir)
+    if found is None:
+        return None
+    found.adopt(engine)
+    return found.adapter
+
+
 def calibration_of(config: Config, pack: PackInfo, model: ModelInfo) -> Calibration | None:
-    """The newest calibration of this pack on this model, if there is one."""
+    """The newest calibration of this pack on this model with its adapter, if there is one."""
     with Reader(config.journal_path) as reader:
-        found = reader.calibration(pack.sha256, model.sha256)
+        found = reader.calibration(pack.sha256, model.identity)
     return Calibration(**found) if found else None
 
 
@@ -191,16 +205,23 @@ def open_service(
         journal = open_journal(config, lambda fates: mailbox.put(*fates))
         stack.callback(_close_journal, journal, config.shutdown_s)
 
+        adapter = find_adapter(config.adapter, config.adapter_scale, config.models_dir)
+
         def open_policy() -> Policy:
             engine = load_engine(config)
             try:
+                if adapter is not None:
+                    adapter.adopt(engine)
                 policy = Policy(
                     engine,
                     pack,
+                    adapter=adapter.adapter if adapter else None,
                     max_explanations=config.max_explanations,
+                    max_shadows=config.max_shadows,
                     cache=ScoreCache(config.cache_size, config.cache_ttl_s),
-                    calibration=calibration_of(config, pack.info, engine.model),
                 )
+                if found := calibration_of(config, pack.info, policy.residents.active.model):
+                    policy.calibrate(found)
                 policy.warm_up(time.time())
                 return policy
             except BaseException:
@@ -211,6 +232,9 @@ def open_service(
             # what is going to be recorded needs no waking: the journal's word on it will follow, and wake
             mailbox.put((ticket, outcome), wake=not isinstance(outcome, Decision | Explained))
 
+        def answer(ticket: int, tended: Tended) -> None:
+            mailbox.put((ticket, tended))
+
         sentinel = Sentinel(
             journal.append,
             every_s=config.drift_every_s,
@@ -219,20 +243,22 @@ def open_service(
         )
         worker = Worker(open_policy, journal, tell, idle=sentinel)
         policy = worker.start()
+        steward = Steward(
+            config, worker, policy, journal, answer, calibration_of=partial(calibration_of, config)
+        )
+        stack.callback(steward.stop, config.shutdown_s)  # after the worker, which cuts off what it waits for
         stack.callback(_stop_worker, worker, config.shutdown_s)
         model, now = policy.engine.model, time.time()
         journal.append(events.model_loaded(model, now))
+        if adapter is not None:
+            journal.append(events.adapter_activated(adapter.adapter, model.sha256, now))
         journal.append(events.pack_activated(pack.info, now))
 
-        def calibrated(calibration: Calibration) -> None:
-            if (calibration.pack_sha256, calibration.model_sha256) == (pack.info.sha256, model.sha256):
-                policy.calibration = calibration  # for the next decision
-
-        clerk = Clerk(journal, lambda ticket, tended: mailbox.put((ticket, tended)), calibrated=calibrated)
+        clerk = Clerk(journal, answer, calibrated=policy.calibrate)
         stack.callback(clerk.stop, config.shutdown_s)
 
-        def describe() -> dict[str, Json]:
-            return _describe(policy, worker, journal, clerk) | {"drift": sentinel.describe()}
+        def describe_all() -> dict[str, Json]:
+            return _describe(policy, worker, journal, clerk, steward) | {"drift": sentinel.describe()}
 
         def refusal(part: Part) -> RequestError | None:
             return journal.refusal() if part == "journal" else worker.refusal()
@@ -245,8 +271,10 @@ def open_service(
             clerk=clerk,
             pack=pack.info,
             model=model,
-            describe=describe,
+            describe=describe_all,
             refusal=refusal,
+            steward=steward,
+            find_pack=lambda told: policy.residents.named(told),
         )
         sockets.callback(server.close)
         if config.metrics_port:
@@ -274,22 +302,31 @@ def serving(
             thread.join(config.shutdown_s + 5)
 
 
-def _describe(policy: Policy, worker: Worker, journal: Journal, clerk: Clerk) -> dict[str, Json]:
+def _describe(
+    policy: Policy, worker: Worker, journal: Journal, clerk: Clerk, steward: Steward
+) -> dict[str, Json]:
+    active = policy.residents.active
+    loaded, adapter = active.loaded, active.model.adapter
     try:
         free_mb = journal.room.free_bytes() // 2**20
     except OSError:  # a disk that cannot even say so; `failing` and `trouble` tell why
         free_mb = None
     return {
-        "model": {"file": policy.engine.file_state()},
+        "pack": msgspec.to_builtins(active.pack.info),
+        "packs": describe(policy),
+        "model": {
+            "file": policy.engine.file_state(),
+            "adapter": adapter and msgspec.to_builtins(adapter),
+        },
         "engine": {
             "alive": worker.alive,
             "stands_still_s": round(worker.pulse.stands_still_s, 3),
             "waiting": worker.waiting,
             "explaining": policy.engine.explaining,
             "memory": [msgspec.to_builtins(one) for one in policy.engine.memory()],
-            "prefix_tokens": policy.loaded.prefix_tokens,
-            "prefix_restored": policy.loaded.restored,
-            "self_test": f"passed, golden question scored {policy.loaded.golden_scores} times"
+            "prefix_tokens": loaded.prefix_tokens,
+            "prefix_restored": loaded.restored,
+            "self_test": f"passed, golden question scored {loaded.golden_scores} times"
             + ("" if policy.engine.model.exact else "; the labels were equal, bits are not promised"),
             "warm_up_ms": round(policy.warm_up_ms, 3),
             "decisions": worker.decisions,
@@ -299,7 +336,14 @@ def _describe(policy: Policy, worker: Worker, journal: Journal, clerk: Clerk) ->
             "internal_errors": worker.internal_errors,
             "mean_decision_ms": round(worker.mean_decision_ms, 3),
             "explanation_step_ms_max": round(worker.step_ms_max, 3),
+            "loading_step_ms_max": round(worker.errand_step_ms_max, 3),
             "wait_for_step_ms_max": round(worker.step_wait_ms_max, 3),
+            "shadows_waiting": policy.shadowing,
+            "counters": {
+                "shadows": worker.shadows,
+                "shadows_dropped": policy.shadows_dropped,
+                "shadows_failed": policy.shadows_failed,
+            },
         },
         "cache": {"entries": len(policy.cache), "counters": dict(policy.cache.counters)},
         "journal": {
@@ -321,6 +365,12 @@ def _describe(policy: Policy, worker: Worker, journal: Journal, clerk: Clerk) ->
             "task": clerk.task,
             "waiting": clerk.waiting,
             "counters": dict(clerk.counters),
+        },
+        "steward": {
+            "alive": steward.alive,
+            "task": steward.task,
+            "waiting": steward.waiting,
+            "refused": dict(steward.refused),
         },
     }
 

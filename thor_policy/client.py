@@ -76,12 +76,15 @@ def _evaluation(
     deadline_ms: int | None,
     annotations: dict[str, Json] | None,
     idempotency_key: str | None,
+    pack: str | None,
 ) -> _Request:
     fields = wire.question_fields(question) | {"explain": explain} | _once(idempotency_key)
     if deadline_ms is not None:
         fields["deadline_ms"] = deadline_ms
     if annotations:
         fields["annotations"] = annotations
+    if pack is not None:
+        fields["pack"] = pack
     return _Request("evaluate", fields, deadline_ms + GRACE_MS if deadline_ms else None)
 
 
@@ -100,6 +103,10 @@ def _id_of(answer: dict[str, Json]) -> str:
 
 def _upkeep(upkeep: trace.Upkeep, timeout_ms: int) -> _Request:
     return _Request("upkeep", {"record": upkeep}, timeout_ms)
+
+
+def _control(control: trace.Control, timeout_ms: int) -> _Request:
+    return _Request("control", {"record": control}, timeout_ms)
 
 
 def _signal(agent: str, symbol: str, signal: str, told: Tracked) -> trace.Reported:
@@ -252,13 +259,16 @@ class Client:
         deadline_ms: int | None = None,
         annotations: dict[str, Json] | None = None,
         idempotency_key: str | None = None,
+        pack: str | None = None,
     ) -> dict[str, Json]:
         """The reply to an AuthZEN evaluation or a flat situation (docs/protocol.md).
 
-        With an `idempotency_key` it can be sent again after any error: there is one decision all the same.
+        It is decided by the resident `pack` of that name, or else by the active one. With an
+        `idempotency_key` it can be sent again after any error: there is one decision all the same.
+
         Raises RequestError if it is refused, Unreachable if no reply comes in time.
         """
-        return self._do(_evaluation(question, explain, deadline_ms, annotations, idempotency_key))
+        return self._do(_evaluation(question, explain, deadline_ms, annotations, idempotency_key, pack))
 
     def status(self) -> dict[str, Json]:
         """What the daemon says of itself."""
@@ -321,6 +331,11 @@ class Client:
     def upkeep(self, upkeep: trace.Upkeep, *, timeout_ms: int = 3_600_000) -> dict[str, Json]:
         """Have long work done on the journal; for the daemon's own user and root. Returns what it did."""
         done: dict[str, Json] = self._do(_upkeep(upkeep, timeout_ms))["done"]
+        return done
+
+    def control(self, control: trace.Control, *, timeout_ms: int = 3_600_000) -> dict[str, Json]:
+        """Have it change what judges; for who has the role control. Returns what is so now."""
+        done: dict[str, Json] = self._do(_control(control, timeout_ms))["done"]
         return done
 
     def keep(self, record: trace.Record, *, idempotency_key: str | None = None) -> str:
@@ -412,8 +427,9 @@ class AsyncClient:
         deadline_ms: int | None = None,
         annotations: dict[str, Json] | None = None,
         idempotency_key: str | None = None,
+        pack: str | None = None,
     ) -> dict[str, Json]:
-        return await self._do(_evaluation(question, explain, deadline_ms, annotations, idempotency_key))
+        return await self._do(_evaluation(question, explain, deadline_ms, annotations, idempotency_key, pack))
 
     async def status(self) -> dict[str, Json]:
         status: dict[str, Json] = (await self._do(_STATUS))["status"]
@@ -457,6 +473,10 @@ class AsyncClient:
 
     async def upkeep(self, upkeep: trace.Upkeep, *, timeout_ms: int = 3_600_000) -> dict[str, Json]:
         done: dict[str, Json] = (await self._do(_upkeep(upkeep, timeout_ms)))["done"]
+        return done
+
+    async def control(self, control: trace.Control, *, timeout_ms: int = 3_600_000) -> dict[str, Json]:
+        done: dict[str, Json] = (await self._do(_control(control, timeout_ms)))["done"]
         return done
 
     async def keep(self, record: trace.Record, *, idempotency_key: str | None = None) -> str:

@@ -136,6 +136,25 @@ class Config:
         metavar="NAME|DIR",
     )
 
+    resident_packs: int = _setting(
+        3,
+        "Packs that may be resident at once; each holds a stream of memory, and one more stream is kept "
+        "free for an exchange.",
+        least=1,
+        most=16,
+    )
+    max_shadows: int = _setting(
+        256,
+        "Questions that may wait for the pack in the shadow; it is not asked those above that.",
+        least=1,
+        most=100_000,
+    )
+    adapter: str = _setting(
+        "",
+        "A LoRA adapter for the model: a name of the model catalog, or the path of a GGUF file. Empty: none.",
+    )
+    adapter_scale: float = _setting(1.0, "How strongly the adapter counts.", least=0.01, most=10)
+
     engine_url: str = _setting(
         "",
         "A llama-server or vLLM that judges in place of the model in this process: https, or http on "

@@ -8,12 +8,19 @@ The words are those of OpenID AuthZEN 1.0 (subject, action, resource, context, d
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, TypeAlias
+import hashlib
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 from msgspec import Struct
 
 #: JSON as decoded: str, int, float, bool, None, list, dict.
 Json: TypeAlias = Any
+
+T = TypeVar("T")
+#: Work in bounded steps, between which its thread may do something else; it ends in a value.
+Steps: TypeAlias = Generator[None, None, T]
 
 Risk = Literal["low", "medium", "high", "critical"]
 #: Who answered: a rule alone, the exact cache, the model, or nobody (fail closed).
@@ -25,6 +32,16 @@ Role = Literal["ask", "record", "approve", "review", "control"]
 
 #: Risks from the mildest to the gravest.
 RISKS: tuple[Risk, ...] = ("low", "medium", "high", "critical")
+
+
+def all_steps(steps: Steps[T]) -> T:
+    """What work in steps comes to, with nothing done in between."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            value: T = end.value
+            return value
 
 
 # ---------------------------------------------------------------- the question
@@ -82,7 +99,8 @@ class Request(Struct, frozen=True, kw_only=True):
     """An admitted question on its way to the engine thread.
 
     `ticket` is the server's own handle for the reply. `received_at` is Unix time in seconds, stamped once
-    at receipt and recorded; `received_ns` and `deadline_ns` are monotonic nanoseconds. `idempotency` is
+    at receipt and recorded; `received_ns` and `deadline_ns` are monotonic nanoseconds. `pack` is what the
+    request calls the pack that it wants to be judged by; None: whichever is active. `idempotency` is
     recorded with the decision.
     """
 
@@ -95,6 +113,7 @@ class Request(Struct, frozen=True, kw_only=True):
     explain: Explain = "none"
     annotations: Annotations = Annotations()
     idempotency: str | None = None
+    pack: str | None = None
 
 
 # ---------------------------------------------------------------- the answer
@@ -163,11 +182,37 @@ class Explanation(Struct, frozen=True, kw_only=True):
     explain_ms: float = 0.0
 
 
+class Adapter(Struct, frozen=True, kw_only=True, gc=False):
+    """Identity of a LoRA adapter: `sha256` is that of its file, `scale` how strongly it counts."""
+
+    name: str
+    sha256: str
+    scale: float = 1.0
+
+    @property
+    def key(self) -> str:
+        """Text that differs wherever the weights that an adapter adds differ."""
+        return f"{self.sha256}*{self.scale!r}"
+
+
+def identity_of(model_sha256: str, adapter: Adapter | None) -> str:
+    """Digest of the weights that judge: that of the file, or of file, adapter and scale together."""
+    if adapter is None:
+        return model_sha256
+    return hashlib.sha256(f"{model_sha256}+{adapter.key}".encode()).hexdigest()
+
+
+def resident_key(pack_sha256: str, adapter: Adapter | None) -> str:
+    """What an engine calls a prefix that was loaded under an adapter, or under none."""
+    return pack_sha256 if adapter is None else f"{pack_sha256}+{adapter.key}"
+
+
 class ModelInfo(Struct, frozen=True, kw_only=True):
     """Identity of the loaded model. `sha256` is that of the file; `build` names the inference library.
 
     `exact`: the same question gives the same bits. An engine that cannot promise it (a server elsewhere,
-    where no file can be hashed either) says so here, and each of its decisions carries it.
+    where no file can be hashed either) says so here, and each of its decisions carries it. `adapter` is the
+    one it judges with.
     """
 
     name: str
@@ -178,6 +223,12 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     build: str
     device: str
     exact: bool = True
+    adapter: Adapter | None = None
+
+    @property
+    def identity(self) -> str:
+        """Digest of the weights that judge, adapter and scale included."""
+        return identity_of(self.sha256, self.adapter)
 
 
 class DeviceMemory(Struct, frozen=True, kw_only=True):
@@ -342,7 +393,8 @@ class Engine(Protocol):
     """
 
     @property
-    def model(self) -> ModelInfo: ...
+    def model(self) -> ModelInfo:
+        """The model by itself, without an adapter."""
 
     @property
     def explaining(self) -> int:
@@ -354,17 +406,34 @@ class Engine(Protocol):
     def memory(self) -> tuple[DeviceMemory, ...]:
         """Memory of each GPU; empty where there is none, or it cannot be told. Any thread."""
 
-    def load(self, prefix: PromptPrefix) -> Loaded:
-        """Make `prefix` resident and test that it scores the same each time.
+    def adopt(self, adapter: Adapter, path: Path, *, vouched: bool = False) -> None:
+        """Open a LoRA adapter, so that prefixes can be loaded under it.
 
-        Raises EngineError if it does not fit, or if the test fails.
+        `vouched`: somebody we trust says that it was trained on this model. Raises EngineError if it is none,
+        or not for this model.
         """
 
-    def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
+    def loading(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> Steps[Loaded]:
+        """Make `prefix` resident under an adopted adapter, in bounded steps with other calls in between.
+
+        Its name is `resident_key`; it can be used once the last step is done. It is tested to score the same
+        each time. Raises EngineError if it does not fit, or if the test fails.
+        """
+
+    def load(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> Loaded:
+        """All steps of `loading` at once."""
+
+    def unload(self, key: str) -> None:
+        """Forget a resident prefix; nothing may need it any more."""
+
+    def needs(self, key: str) -> bool:
+        """True while an explanation waits that begins with this prefix."""
+
+    def score(self, key: str, question: str, deadline_ns: int) -> Scored:
         """Score the labels. Raises RequestError `too_large`, DeadlineExceeded or EngineError."""
 
     def explain(
-        self, ticket: int, pack_sha256: str, scored: Scored, steps: tuple[Step, ...], deadline_ns: int
+        self, ticket: int, key: str, scored: Scored, steps: tuple[Step, ...], deadline_ns: int
     ) -> None:
         """Begin an explanation that continues `scored`; `step` moves it on until `deadline_ns`."""
 
@@ -381,6 +450,9 @@ class DecisionLog(Protocol):
     """Where decisions go to be recorded. Calls return at once; the commit is reported elsewhere."""
 
     def decided(self, decision: Decision, ticket: int | None = None) -> None: ...
+
+    def shadowed(self, served: Decision, shadow: Decision, at: float) -> None:
+        """What another pack would have answered in the place of `served`; nobody was told."""
 
     def explained(
         self, decision_id: str, explanation: Explanation, at: float, ticket: int | None = None

@@ -1,11 +1,12 @@
 """The drift sentinel: does the model still answer as it did?
 
-Owns the golden questions (the examples of the pack) and what the model said to each when it was first asked.
-Invariant: it asks only when nobody waits, one question at a time, and tells each change once: what the model
-says now is what it is held against from then on. Engine thread; its counters may be read from any.
+Owns the golden questions (the examples of the active pack) and what the model said to each when it was first
+asked. Invariant: it asks only when nobody waits, one question at a time, and tells each change once: what the
+model says now is what it is held against from then on. Engine thread; its counters may be read from any.
 
 A file that was changed on disk, a driver that computes otherwise, memory that has gone bad: each shows here
-before it shows in decisions. Nothing is drift where pack, model or build are others: that begins anew.
+before it shows in decisions. The active pack is asked, under the adapter that it judges with. Nothing is
+drift where pack, model, adapter or build are others: that begins anew.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from thor_policy.errors import EngineError, RequestError
 from thor_policy.journal import events
 from thor_policy.journal.events import Event
 from thor_policy.policy import Policy
+from thor_policy.residents import Resident
 
 log = logging.getLogger(__name__)
 
@@ -69,30 +71,31 @@ class Sentinel:
 
     def turn(self, policy: Policy, now_ns: int, at: float) -> None:
         """Ask the next golden question."""
-        pack, model = policy.pack, policy.engine.model
-        if (of := (pack.info.sha256, model.sha256, model.build)) != self._of:
+        active = policy.residents.active
+        pack = active.pack
+        if (of := (*active.judged, active.model.build)) != self._of:
             self._of, self._known, self._place = of, {}, 0
         if self._place < len(pack.examples):
             example = pack.examples[self._place]
             try:
                 facts = pack.book.apply(example.evaluation, example.at).facts
                 question = pack.question(example.evaluation, facts)
-                scored = policy.engine.score(pack.info.sha256, question, now_ns + DEADLINE_S * 10**9)
+                scored = policy.engine.score(active.key, question, now_ns + DEADLINE_S * 10**9)
             except (RequestError, EngineError) as error:
                 self.failed += 1
                 log.warning("the golden question %s got no answer: %s", example.id, error)
             else:
                 self.asked += 1
-                self._hold(example.id, scored, policy, at)
+                self._hold(example.id, scored, active, at)
         self._place += 1
         if self._place >= len(pack.examples):
             self._place, self._due_ns = 0, now_ns + self._every_ns
 
-    def _hold(self, id: str, scored: Scored, policy: Policy, at: float) -> None:
+    def _hold(self, id: str, scored: Scored, active: Resident, at: float) -> None:
         known = self._known.setdefault(id, scored)
         shift = shifted(known.logits, scored.logits)
         self.shift_max = max(self.shift_max, shift)
-        moved = policy.engine.model.exact and shift > self._tolerance
+        moved = active.model.exact and shift > self._tolerance
         if known.label == scored.label and not moved:
             return
         self._known[id] = scored
@@ -107,8 +110,8 @@ class Sentinel:
                 before=known.label,
                 now=scored.label,
                 shift=shift,
-                pack=policy.pack.info,
-                model=policy.engine.model,
+                pack=active.pack.info,
+                model=active.model,
                 at=at,
             )
         )

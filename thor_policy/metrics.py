@@ -74,6 +74,7 @@ _GAUGES: tuple[tuple[str, str, str, float], ...] = (
     ("in_flight", "Requests admitted and not answered.", "in_flight", 1),
     ("in_flight_limit", "How many may be.", "max_in_flight", 1),
     ("explaining", "Explanations that run or wait.", "engine.explaining", 1),
+    ("shadows_waiting", "Questions that wait for the pack in the shadow.", "engine.shadows_waiting", 1),
     ("mean_decision_seconds", "Running mean of one decision.", "engine.mean_decision_ms", 1e-3),
     ("warm_up_seconds", "How long the question before the first took.", "engine.warm_up_ms", 1e-3),
     ("cache_entries", "Scores that are kept.", "cache.entries", 1),
@@ -88,10 +89,30 @@ _GAUGES_OF_PARTS = (
     ("waiting", "What waits for a part.", "waiting"),
     ("stands_still_seconds", "How long a part got nothing done though it had to.", "stands_still_s"),
 )
+
+
+def _model_of(status: Mapping[str, Json]) -> Mapping[str, Json]:
+    """The model of a status, its adapter told flat; empty where none judges."""
+    adapter = status["model"].get("adapter") or dict.fromkeys(("name", "sha256", "scale"), "")
+    return {
+        **status["model"],
+        "adapter": adapter["name"],
+        "adapter_sha256": adapter["sha256"],
+        "adapter_scale": adapter["scale"],
+    }
+
+
 #: Who is judging by what: a metric of value 1 whose labels say it.
 _INFOS: tuple[tuple[str, Callable[[Mapping[str, Json]], Json], tuple[str, ...]], ...] = (
     ("build", lambda status: status, ("version",)),
-    ("model", itemgetter("model"), ("name", "sha256", "quantisation", "device", "build", "exact")),
+    (
+        "model",
+        _model_of,
+        (
+            *("name", "sha256", "quantisation", "device", "build", "exact"),
+            *("adapter", "adapter_sha256", "adapter_scale"),
+        ),
+    ),
     ("pack", itemgetter("pack"), ("name", "version", "sha256")),
 )
 

@@ -1,37 +1,43 @@
 """How a question becomes a decision: rules, then the model, then the strictest of all.
 
-Owns the decision semantics. Invariant: the outcome is never looser than the floor, and every failure ends
-in the strictest outcome with a reason. Called by the engine thread only; it reads no clock but the
-monotonic one, for timings and deadlines.
+Owns the decision semantics. Invariant: the outcome is never looser than the floor, every failure ends in the
+strictest outcome with a reason, and a decision is made by one `Resident` from beginning to end, whose digests
+it carries. Called by the engine thread only, but for what says otherwise; it reads no clock but the monotonic
+one, for timings and deadlines.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
 
 import uuid_utils
+from msgspec import structs
 
 from thor_policy import logs
 from thor_policy.calibration import Calibration, scaled
 from thor_policy.core import (
     Action,
+    Adapter,
     Decision,
     Engine,
     Entity,
     Evaluation,
     Explanation,
     Floor,
+    ModelInfo,
     Request,
     Scored,
+    Steps,
     Tier,
     Timings,
     Written,
 )
 from thor_policy.errors import DeadlineExceeded, EngineError, RequestError
 from thor_policy.packs import Pack
+from thor_policy.residents import Resident, Residents
 
 log = logging.getLogger(__name__)
 
@@ -71,9 +77,9 @@ def new_id() -> str:
 class ScoreCache:
     """Scores of questions that were asked before, newest last; at most `size`, each for `ttl_s`.
 
-    The key is all that a score follows from: pack, model and the question as rendered, which holds the
-    evaluation and the facts that rules made of it. Rules are applied to each request anew, so an answer from
-    here is as strict as any. Times are monotonic nanoseconds.
+    The key is all that a score follows from: pack, weights, build and the question as rendered, which holds
+    the evaluation and the facts that rules made of it. Rules are applied to each request anew, so an answer
+    from here is as strict as any. Times are monotonic nanoseconds.
     """
 
     def __init__(self, size: int, ttl_s: float) -> None:
@@ -112,9 +118,9 @@ class ScoreCache:
 
 
 class Policy:
-    """One pack judged by one engine.
+    """Packs judged by one engine: `pack` decides from the start, under `adapter` if one is given.
 
-    `calibration` says how sure a label's probability is; None: as sure as it sounds.
+    `calibration` says how sure a label's probability is by that pack; None: as sure as it sounds.
     """
 
     def __init__(
@@ -122,21 +128,33 @@ class Policy:
         engine: Engine,
         pack: Pack,
         *,
+        adapter: Adapter | None = None,
         max_explanations: int = 64,
+        max_shadows: int = 256,
         cache: ScoreCache | None = None,
         calibration: Calibration | None = None,
     ) -> None:
         self.engine = engine
-        self.pack = pack
-        self.calibration = calibration
         self._max_explanations = max_explanations
-        #: Scores of questions asked before; of size 0 where the pack wants none kept.
-        self.cache = cache if cache is not None and pack.manifest.cache else ScoreCache(0, 0)
-        self.loaded = engine.load(pack.prefix)
+        self._max_shadows = max_shadows
+        #: Scores of questions asked before, of those packs that want them kept.
+        self.cache = cache if cache is not None else ScoreCache(0, 0)
+        first = Resident(pack, self._model_with(adapter), engine.load(pack.prefix, adapter))
+        #: Any thread may read it; it is replaced as a whole, by the engine thread (`change_to`).
+        self.residents = Residents(first)
+        self._leaving: tuple[Resident, ...] = ()
+        self._calibrations = {first.judged: calibration} if calibration else {}
         self._explaining: dict[int, Decision] = {}
+        self._unshadowed: deque[tuple[Request, Decision]] = deque()
+        #: Questions that the shadow pack was not asked: too many waited, or it was gone; it could not read.
+        self.shadows_dropped = self.shadows_failed = 0
+        #: True while a change cannot go on before explanations do, however many decisions wait.
+        self.awaits_explanations = False
         self._limit = logs.Limit()
         #: How long the warm-up took, in milliseconds; 0 before it.
         self.warm_up_ms = 0.0
+
+    # ------------------------------------------------------------ what is resident
 
     def warm_up(self, at: float) -> None:
         """Take a question of our own through rules, prompt and model, as at Unix time `at`.
@@ -146,65 +164,151 @@ class Policy:
         EngineError.
         """
         started_ns = time.monotonic_ns()
-        floor = self.pack.book.apply(_WARM_UP, at)
+        self._try(self.residents.active, at)
+        self.warm_up_ms = (time.monotonic_ns() - started_ns) / 1e6
+
+    def loading(self, pack: Pack, adapter: Adapter | None, at: float) -> Steps[Resident]:
+        """Make another pack resident, in bounded steps, and put our own question to it; it has no role yet.
+
+        Raises EngineError.
+        """
+        loaded = yield from self.engine.loading(pack.prefix, adapter)
+        resident = Resident(pack, self._model_with(adapter), loaded)
+        yield
         try:
-            question = self.pack.question(_WARM_UP, floor.facts)
-            scored = self.engine.score(self.pack.info.sha256, question, _NEVER_NS)
-            self._strictest(floor, scored.label, scored.probabilities)
+            self._try(resident, at)
+        except BaseException:
+            self.engine.unload(resident.key)
+            raise
+        return resident
+
+    def change_to(self, residents: Residents) -> None:
+        """Put another table in force, for the next decision.
+
+        A pack that is not in it any more answers requests that name it and were admitted before, until it is
+        retired.
+        """
+        gone = tuple(one for one in self.residents if residents.holding(one.key) is not one)
+        self._leaving = (*self._leaving, *gone)
+        self.residents = residents
+
+    def retiring(self, resident: Resident) -> Steps[None]:
+        """Free what a pack that is in the table no more holds, once no explanation waits that begins with it.
+
+        Begin it behind the requests that were admitted while the pack was there.
+        """
+        while self.engine.needs(resident.key):
+            self.awaits_explanations = True
+            yield
+        self.awaits_explanations = False
+        self._leaving = tuple(one for one in self._leaving if one is not resident)
+        self.engine.unload(resident.key)
+
+    def calibrate(self, calibration: Calibration, *, unless_known: bool = False) -> None:
+        """Put a calibration in force, for every decision from now on by its pack and weights. Any thread."""
+        judged = (calibration.pack_sha256, calibration.model_sha256)
+        if unless_known:
+            self._calibrations.setdefault(judged, calibration)
+        else:
+            self._calibrations[judged] = calibration
+
+    def forget_calibrations(self) -> None:
+        """Put none in force any more: every probability counts as it is. Any thread."""
+        self._calibrations = {}
+
+    def temperature_of(self, resident: Resident) -> float:
+        """The temperature of a resident's confidence; 1 where no calibration is in force. Any thread."""
+        calibration = self._calibrations.get(resident.judged)
+        return calibration.temperature if calibration else 1.0
+
+    def _model_with(self, adapter: Adapter | None) -> ModelInfo:
+        return structs.replace(self.engine.model, adapter=adapter)
+
+    def _try(self, resident: Resident, at: float) -> None:
+        pack = resident.pack
+        floor = pack.book.apply(_WARM_UP, at)
+        try:
+            question = pack.question(_WARM_UP, floor.facts)
+            scored = self.engine.score(resident.key, question, _NEVER_NS)
+            _strictest(pack, floor, scored.label, scored.probabilities)
         except (RequestError, EngineError) as error:
             raise EngineError(f"the model cannot answer a question of three short fields: {error}") from error
-        self.warm_up_ms = (time.monotonic_ns() - started_ns) / 1e6
+
+    # ------------------------------------------------------------ decisions
 
     def decide(self, request: Request) -> Decision:
         """The decision on an admitted request; starts its explanation if one is wanted and needed.
 
         Raises RequestError `expired` when the deadline passed in the queue, `too_large` when the question
-        does not fit the model's context.
+        does not fit the model's context, `not_found` when no pack is there that it may mean.
         """
-        started_ns = time.monotonic_ns()
-        if started_ns >= request.deadline_ns:
+        if time.monotonic_ns() >= request.deadline_ns:
             raise RequestError("expired", "the deadline passed while the request waited for the model")
-        floor = self.pack.book.apply(request.evaluation, request.received_at)
+        residents = self.residents
+        resident = residents.active if request.pack is None else self._named(request.pack)
+        cache = self.cache if resident.pack.manifest.cache else None
+        decision = self._decide(resident, request, cache)
+        scored = decision.scored
+        if scored and request.explain != "none" and len(self._explaining) < self._max_explanations:
+            self._begin_explanation(resident, request, decision, scored)
+        if residents.shadow is not None and resident is residents.active:
+            self._remember_for_shadow(request, decision)
+        return decision
+
+    def _named(self, told: str) -> Resident:
+        """The pack that a request means, be it on its way out."""
+        try:
+            return self.residents.named(told)
+        except RequestError:
+            for resident in self._leaving:
+                if resident.answers_to(told):
+                    return resident
+            raise
+
+    def _decide(self, resident: Resident, request: Request, cache: ScoreCache | None) -> Decision:
+        started_ns = time.monotonic_ns()
+        pack = resident.pack
+        floor = pack.book.apply(request.evaluation, request.received_at)
         rules_done_ns = time.monotonic_ns()
         scored: Scored | None = None
         reason_code = original = None
         tier: Tier = "rule"
         outcome, decision_id = floor.outcome, new_id()
-        temperature = self.calibration.temperature if self.calibration else 1.0
+        temperature = self.temperature_of(resident)
         probabilities: dict[str, float] = {}
         if not floor.final:
             try:
-                question = self.pack.question(request.evaluation, floor.facts)
-                scored, original = self._score(question, request, decision_id)
+                question = pack.question(request.evaluation, floor.facts)
+                scored, original = self._score(resident, question, request.deadline_ns, decision_id, cache)
                 tier = "cache" if original else "model"
                 probabilities = scaled(scored.probabilities, temperature)
-                outcome, reason_code = self._strictest(floor, scored.label, probabilities)
+                outcome, reason_code = _strictest(pack, floor, scored.label, probabilities)
             except DeadlineExceeded:
-                tier, outcome, reason_code = "fallback", self.pack.strictest, "deadline_exceeded"
+                tier, outcome, reason_code = "fallback", pack.strictest, "deadline_exceeded"
             except EngineError as error:
-                tier, outcome, reason_code = "fallback", self.pack.strictest, "engine_failed"
+                tier, outcome, reason_code = "fallback", pack.strictest, "engine_failed"
                 if (unlogged := self._limit.admit(started_ns)) is not None:
                     told = logs.fields(decision_id=decision_id, unlogged=unlogged or None)
                     log.warning("the model gave no answer: %s", error, extra=told)
-        decision = Decision(
+        return Decision(
             id=decision_id,
             at=request.received_at,
             evaluation=request.evaluation,
             caller=request.caller,
             outcome=outcome,
-            allow=outcome == self.pack.loosest,
+            allow=outcome == pack.loosest,
             tier=tier,
             floor=floor,
             risk=floor.risk,
-            pack=self.pack.info,
-            model=self.engine.model if scored else None,
+            pack=pack.info,
+            model=resident.model if scored else None,
             reason_code=reason_code,
             label=scored.label if scored else None,
             confidence=probabilities[outcome] if scored else None,
             probabilities=probabilities,
             scored=scored,
             explanation=None if scored else _without_model(floor, tier, outcome),
-            obligations=self.pack.obligations[outcome],
+            obligations=pack.obligations[outcome],
             annotations=request.annotations,
             timings=Timings(
                 queue_ms=(started_ns - request.received_ns) / 1e6,
@@ -215,9 +319,38 @@ class Policy:
             temperature=temperature if scored else 1.0,
             idempotency=request.idempotency,
         )
-        if scored and request.explain != "none" and len(self._explaining) < self._max_explanations:
-            self._begin_explanation(request, decision, scored)
-        return decision
+
+    # ------------------------------------------------------------ the shadow
+
+    @property
+    def shadowing(self) -> int:
+        """Questions that wait for the shadow pack. Any thread."""
+        return len(self._unshadowed)
+
+    def shadow(self) -> tuple[Decision, Decision] | None:
+        """Decide the question that has waited longest by the shadow pack: what was served, and what was not.
+
+        None if it cannot be: the pack is gone, or it is too long for it.
+        """
+        request, served = self._unshadowed.popleft()
+        resident = self.residents.shadow
+        if resident is None:
+            self.shadows_dropped += 1
+            return None
+        try:
+            # not by the cache: what it holds names the decision that first got a score, and this is none
+            return served, self._decide(resident, structs.replace(request, deadline_ns=_NEVER_NS), None)
+        except RequestError:
+            self.shadows_failed += 1
+            return None
+
+    def _remember_for_shadow(self, request: Request, decision: Decision) -> None:
+        if len(self._unshadowed) >= self._max_shadows:
+            self.shadows_dropped += 1
+        else:
+            self._unshadowed.append((request, decision))
+
+    # ------------------------------------------------------------ explanations
 
     def is_explaining(self, ticket: int) -> bool:
         """True while an explanation for `ticket` runs or waits."""
@@ -234,31 +367,28 @@ class Policy:
         self._explaining.clear()
         return left
 
-    def _score(self, question: str, request: Request, decision_id: str) -> tuple[Scored, str | None]:
+    def _score(
+        self, resident: Resident, question: str, deadline_ns: int, decision_id: str, cache: ScoreCache | None
+    ) -> tuple[Scored, str | None]:
         """The score of a question, and the decision that was first given it if it was asked before."""
-        key = (self.pack.info.sha256, self.engine.model.sha256, self.engine.model.build, question)
+        if cache is None:
+            return self.engine.score(resident.key, question, deadline_ns), None
+        key = (*resident.judged, resident.model.build, question)
         now_ns = time.monotonic_ns()
-        if found := self.cache.get(key, now_ns):
+        if found := cache.get(key, now_ns):
             return found[1], found[0]
-        scored = self.engine.score(self.pack.info.sha256, question, request.deadline_ns)
-        self.cache.put(key, decision_id, scored, now_ns)
+        scored = self.engine.score(resident.key, question, deadline_ns)
+        cache.put(key, decision_id, scored, now_ns)
         return scored, None
 
-    def _strictest(self, floor: Floor, label: str, probabilities: dict[str, float]) -> tuple[str, str | None]:
-        """Outcome and, where the model was too unsure of an allow, the reason."""
-        outcome = self.pack.book.stricter(floor.outcome, self.pack.default_floor, label)
-        abstain = self.pack.manifest.limits.abstain
-        unsure = abstain and probabilities[outcome] < abstain.below.get(floor.risk, 0.0)
-        if abstain and unsure and outcome == self.pack.loosest:
-            return abstain.outcome, "low_confidence"
-        return outcome, None
-
-    def _begin_explanation(self, request: Request, decision: Decision, scored: Scored) -> None:
-        steps = self.pack.explanation_steps(decision.outcome, decision.floor)
+    def _begin_explanation(
+        self, resident: Resident, request: Request, decision: Decision, scored: Scored
+    ) -> None:
+        steps = resident.pack.explanation_steps(decision.outcome, decision.floor)
         self._explaining[request.ticket] = decision
         later_ns = time.monotonic_ns() + EXPLAIN_LATER_S * 10**9
         deadline_ns = request.deadline_ns if request.explain == "inline" else later_ns
-        self.engine.explain(request.ticket, self.pack.info.sha256, scored, steps, deadline_ns)
+        self.engine.explain(request.ticket, resident.key, scored, steps, deadline_ns)
 
     def _ended(self, written: Written) -> Explained | Unexplained:
         decision = self._explaining.pop(written.ticket, None)
@@ -276,6 +406,18 @@ class Policy:
             explain_ms=written.explain_ms,
         )
         return Explained(written.ticket, decision.id, explanation)
+
+
+def _strictest(
+    pack: Pack, floor: Floor, label: str, probabilities: dict[str, float]
+) -> tuple[str, str | None]:
+    """Outcome and, where the model was too unsure of an allow, the reason."""
+    outcome = pack.book.stricter(floor.outcome, pack.default_floor, label)
+    abstain = pack.manifest.limits.abstain
+    unsure = abstain and probabilities[outcome] < abstain.below.get(floor.risk, 0.0)
+    if abstain and unsure and outcome == pack.loosest:
+        return abstain.outcome, "low_confidence"
+    return outcome, None
 
 
 def _without_model(floor: Floor, tier: Tier, outcome: str) -> Explanation:

@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from thor_policy.calibration import Calibration
-from thor_policy.core import Caller, Engine, Evaluation, Json, Request
+from thor_policy.core import Adapter, Caller, Engine, Evaluation, Json, Request, identity_of
 from thor_policy.errors import RequestError
 from thor_policy.journal import events
 from thor_policy.journal.reader import Reader, Record
@@ -61,7 +61,7 @@ class _Refused(Exception):
 
 
 class Replayer:
-    """Takes decisions of one journal again, by one pack on one engine.
+    """Takes decisions of one journal again, by one pack on one engine, under an adopted `adapter` if any.
 
     `text_of` makes text of the engine's token ids, to tell a question that reads otherwise from one that is
     only cut into other tokens; without it both count as other tokens.
@@ -73,9 +73,11 @@ class Replayer:
         engine: Engine,
         pack: Pack,
         *,
+        adapter: Adapter | None = None,
         text_of: Callable[[Sequence[int]], str] | None = None,
     ) -> None:
         self._reader, self._engine, self._pack, self._text_of = reader, engine, pack, text_of
+        self._adapter = adapter
         self._policy: Policy | None = None
 
     def replay(self, decision_id: str) -> Replayed:
@@ -102,7 +104,9 @@ class Replayer:
         body, private = event["body"], event["private"]
         self._refuse_what_is_not_there(event)
         policy = self._the_policy()
-        policy.calibration = self._calibration(body)
+        policy.forget_calibrations()
+        if calibration := self._calibration(body):
+            policy.calibrate(calibration)
         decision = policy.decide(
             Request(
                 ticket=0,
@@ -123,7 +127,7 @@ class Replayer:
 
     def _the_policy(self) -> Policy:
         if self._policy is None:
-            self._policy = Policy(self._engine, self._pack)
+            self._policy = Policy(self._engine, self._pack, adapter=self._adapter)
         return self._policy
 
     def _refuse_what_is_not_there(self, event: Record) -> None:
@@ -144,19 +148,26 @@ class Replayer:
                 f"pack: {then['name']} {then['version']} had sha256 {then['sha256']}; "
                 f"{pack.name} {pack.version} here has {pack.sha256}"
             )
-        # whatever a record says of its model is compared, what an adapter adds to it too
-        for name, value in (body.get("model") or {}).items():
+        if model := body.get("model"):
+            self._refuse_another_model(model)
+
+    def _refuse_another_model(self, model: Record) -> None:
+        """Whatever a record says of its model is compared, what an adapter adds to it too."""
+        for name, value in model.items():
             now = getattr(self._engine.model, name, None)
-            if name not in _NAMES and value != now:
-                raise _Refused(f"model: {body['model']['name']} had {name} {value}; the model here has {now}")
+            if name not in (*_NAMES, "adapter") and value != now:
+                raise _Refused(f"model: {model['name']} had {name} {value}; the model here has {now}")
+        then = msgspec.convert(model.get("adapter"), Adapter | None)
+        if (then and then.key) != (self._adapter and self._adapter.key):
+            raise _Refused(f"adapter: judged by {_shown(then)} then, by {_shown(self._adapter)} here")
 
     def _calibration(self, body: Record) -> Calibration | None:
         """The calibration that was in force. Raises _Refused if none of that temperature is recorded."""
         temperature = body.get("temperature", 1.0)
         if temperature == 1.0:
             return None
-        identity = body["pack"]["sha256"], body["model"]["sha256"]
-        found = self._reader.calibration(*identity, temperature=temperature)
+        judge = identity_of(body["model"]["sha256"], self._adapter)
+        found = self._reader.calibration(body["pack"]["sha256"], judge, temperature=temperature)
         if found is None:
             raise _Refused(
                 f"calibration: none of this pack and model with temperature {temperature} is recorded"
@@ -248,6 +259,10 @@ def _rules(record: Record) -> Record:
         "floor": record["floor"],
         "risk": record["risk"],
     }
+
+
+def _shown(adapter: Adapter | None) -> str:
+    return f"{adapter.name} {adapter.sha256} at scale {adapter.scale:g}" if adapter else "none"
 
 
 def _plain(part: Json) -> Record:

@@ -11,10 +11,23 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 
 from thor_policy.app import journal_options
 from thor_policy.config import Config
-from thor_policy.core import DeviceMemory, Loaded, ModelInfo, PromptPrefix, Scored, Step, Written
+from thor_policy.core import (
+    Adapter,
+    DeviceMemory,
+    Loaded,
+    ModelInfo,
+    PromptPrefix,
+    Scored,
+    Step,
+    Steps,
+    Written,
+    all_steps,
+    resident_key,
+)
 from thor_policy.engine.writing import Writing
 from thor_policy.errors import DeadlineExceeded, EngineError, RequestError
 from thor_policy.journal.events import Event
@@ -27,12 +40,16 @@ STUB_CONTEXT_CHARS = 4_096
 class StubEngine:
     """An engine whose label is a digest of the question: deterministic, instant, and no judge at all.
 
-    `bias` makes it answer that label, with probability 0.9, whenever the pack has it.
+    `bias` makes it answer that label, with probability 0.9, whenever the pack has it. Under an adapter the
+    digest is another one. A prefix is loaded in `LOADING_STEPS` steps.
     """
+
+    LOADING_STEPS = 3
 
     def __init__(self, *, bias: str | None = None) -> None:
         self._bias = bias
         self._prefixes: dict[str, PromptPrefix] = {}
+        self._adapters: set[str] = set()
         self._running: deque[tuple[int, Writing, int, int]] = deque()
         self.closed = False
         #: What it says it is; another model for whoever compares.
@@ -60,13 +77,29 @@ class StubEngine:
     def memory(self) -> tuple[DeviceMemory, ...]:
         return ()
 
-    def load(self, prefix: PromptPrefix) -> Loaded:
-        self._prefixes[prefix.pack_sha256] = prefix
+    def adopt(self, adapter: Adapter, path: Path, *, vouched: bool = False) -> None:
+        self._adapters.add(adapter.sha256)
+
+    def load(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> Loaded:
+        return all_steps(self.loading(prefix, adapter))
+
+    def loading(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> Steps[Loaded]:
+        if adapter is not None and adapter.sha256 not in self._adapters:
+            raise EngineError(f"the adapter {adapter.name} is not open")
+        for _ in range(self.LOADING_STEPS):
+            yield
+        self._prefixes[resident_key(prefix.pack_sha256, adapter)] = prefix
         return Loaded(prefix_tokens=_size(prefix), restored=False, golden_scores=2)
 
-    def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
-        if pack_sha256 not in self._prefixes:
-            raise EngineError(f"the pack {pack_sha256} is not loaded")
+    def unload(self, key: str) -> None:
+        del self._prefixes[key]
+
+    def needs(self, key: str) -> bool:
+        return False
+
+    def score(self, key: str, question: str, deadline_ns: int) -> Scored:
+        if key not in self._prefixes:
+            raise EngineError(f"the pack {key} is not loaded")
         if time.monotonic_ns() >= deadline_ns:
             raise DeadlineExceeded("the deadline passed before the question was read")
         if len(question) > STUB_CONTEXT_CHARS:
@@ -74,8 +107,9 @@ class StubEngine:
                 "too_large",
                 f"request: the situation has {len(question)} tokens; the limit is {STUB_CONTEXT_CHARS}",
             )
-        labels = [label.strip() for label in self._prefixes[pack_sha256].labels]
-        digest = hashlib.sha256(question.encode()).digest()
+        labels = [label.strip() for label in self._prefixes[key].labels]
+        _, _, adapter = key.partition("+")
+        digest = hashlib.sha256((question + adapter).encode()).digest()
         weights = [1 + byte for byte in digest[: len(labels)]]
         if self._bias in labels:
             weights = [9 * (len(labels) - 1) if label == self._bias else 1 for label in labels]
@@ -85,13 +119,13 @@ class StubEngine:
             probabilities=probabilities,
             logits=tuple(float(weight) for weight in weights),
             suffix_tokens=tuple(map(ord, question)),
-            prefix_tokens=_size(self._prefixes[pack_sha256]),
-            prefix_digest=pack_sha256,
+            prefix_tokens=_size(self._prefixes[key]),
+            prefix_digest=key.partition("+")[0],
             score_ms=0.0,
         )
 
     def explain(
-        self, ticket: int, pack_sha256: str, scored: Scored, steps: tuple[Step, ...], deadline_ns: int
+        self, ticket: int, key: str, scored: Scored, steps: tuple[Step, ...], deadline_ns: int
     ) -> None:
         writing = Writing(
             steps,

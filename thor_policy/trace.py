@@ -171,6 +171,22 @@ class Upkeep(Struct, frozen=True, kw_only=True):
     calibration: Calibration | None = None
 
 
+#: A name, or a path on the daemon's machine.
+Place: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096)]
+
+
+class Control(Struct, frozen=True, kw_only=True):
+    """A change of what judges: make `pack` resident, activate it, let it shadow the active one (`none` ends
+    that), unload it, read every resident pack anew from its directory, judge with `adapter` at `scale`
+    (`none` ends that).
+    """
+
+    task: Literal["load", "activate", "shadow", "unload", "reload", "adapter"]
+    pack: Place | None = None
+    adapter: Place | None = None
+    scale: Annotated[float, Meta(ge=0.01, le=10)] = 1.0
+
+
 Record: TypeAlias = Reported | Consulted | Happened | Review | Assignment | Approval | Node | Edge
 
 #: Fields that hold people's names or free text: they live beside the chain and can be erased.

@@ -25,7 +25,7 @@ from thor_policy.assessment.runs import Item, Judge, Key, Run, item
 from thor_policy.bench.figures import machine
 from thor_policy.client import GRACE_MS, Client
 from thor_policy.config import Config, data_path
-from thor_policy.core import Json, PackInfo
+from thor_policy.core import Adapter, Json, PackInfo, identity_of
 from thor_policy.errors import SuiteError, Unreachable
 from thor_policy.suite import Embedder, Scenario, Suite, coverage, invariance, leaks
 from thor_policy.suite.invariance import Compared, Kind
@@ -245,11 +245,12 @@ def _asked(
 def _judge(client: Client, pack: packs.Pack) -> Judge:
     status = client.status()
     model: dict[str, Json] = status["model"]
+    adapter = Adapter(**model["adapter"]) if model["adapter"] else None
     return Judge(
         pack=PackInfo(**status["pack"]),
         labels=tuple(pack.labels),
-        model=model["name"],
-        model_sha256=model["sha256"],
+        model=f"{model['name']}+{adapter.name}" if adapter else model["name"],
+        model_sha256=identity_of(model["sha256"], adapter),
         quantisation=model["quantisation"],
         device=model["device"],
         build=model["build"],

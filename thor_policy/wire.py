@@ -68,7 +68,7 @@ RECORDS: dict[str, type[trace.Record]] = {
     "link": trace.Edge,
 }
 OP_OF = {noun: op for op, noun in RECORDS.items()}
-OPS = ("evaluate", "status", "metrics", *RECORDS, "upkeep")
+OPS = ("evaluate", "status", "metrics", *RECORDS, "upkeep", "control")
 
 
 class Idempotency(Struct, frozen=True, kw_only=True):
@@ -125,7 +125,14 @@ class Tend(Struct, frozen=True, kw_only=True):
     upkeep: trace.Upkeep
 
 
-Message: TypeAlias = Evaluate | EvaluateMany | Inquire | Keep | Tend
+class Steer(Struct, frozen=True, kw_only=True):
+    """A change of what judges that is asked for."""
+
+    id: str
+    control: trace.Control
+
+
+Message: TypeAlias = Evaluate | EvaluateMany | Inquire | Keep | Tend | Steer
 
 
 class _Envelope(Struct, frozen=True):
@@ -196,7 +203,7 @@ def decode(
         return Inquire(id=envelope.id, op=envelope.op)
     if envelope.idempotency_key is not UNSET:
         _name(envelope.idempotency_key, "idempotency_key")
-        if envelope.op == "upkeep":
+        if envelope.op in ("upkeep", "control"):
             raise RequestError(
                 "bad_request", "idempotency_key: goes with questions and records only; leave it out"
             )
@@ -207,6 +214,8 @@ def decode(
         return _decode_evaluate(envelope, deadline_ms)
     if envelope.op == "upkeep":
         return Tend(id=envelope.id, upkeep=_decode_upkeep(envelope))
+    if envelope.op == "control":
+        return Steer(id=envelope.id, control=_decode_control(envelope))
     record = _decode_record(envelope)
     once = _idempotency(envelope, record)
     return Keep(id=envelope.id, record=record, deadline_ms=deadline_ms, idempotency=once)
@@ -229,6 +238,8 @@ def op_of(message: Message) -> str:
         return OP_OF[type(message.record)]
     if isinstance(message, Inquire):
         return message.op
+    if isinstance(message, Steer):
+        return "control"
     return "upkeep" if isinstance(message, Tend) else "evaluate"
 
 
@@ -325,6 +336,14 @@ def _decode_upkeep(envelope: _Envelope) -> trace.Upkeep:
             "bad_request", "record.before: must be an RFC 3339 time such as 2026-05-13T10:00:00Z"
         )
     return upkeep
+
+
+def _decode_control(envelope: _Envelope) -> trace.Control:
+    control: trace.Control = _convert(_record_member(envelope), trace.Control, "record")
+    needed = {"adapter": "adapter"}.get(control.task, "pack")
+    if control.task != "reload" and getattr(control, needed) is None:
+        raise RequestError("bad_request", f"record.{needed}: is missing; the task {control.task} needs it")
+    return control
 
 
 def _record_member(envelope: _Envelope) -> Json:
@@ -430,7 +449,13 @@ def decision_item(
         "precedents": (),
         "pack": decision.pack,
         "model": model
-        and {"name": model.name, "sha256": model.sha256, "build": model.build, "exact": model.exact},
+        and {
+            "name": model.name,
+            "sha256": model.sha256,
+            "build": model.build,
+            "exact": model.exact,
+            "adapter": model.adapter,
+        },
         "tokens": scored
         and {
             "prefix": scored.prefix_tokens,

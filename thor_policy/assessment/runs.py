@@ -36,7 +36,11 @@ _GRAVITY: tuple[Status, ...] = ("error", "failed", "passed", "skipped")
 
 
 class Judge(Struct, frozen=True, kw_only=True):
-    """What was judged: a pack on a model. `labels` are the outcomes of the pack, loosest first."""
+    """What was judged: a pack on a model. `labels` are the outcomes of the pack, loosest first.
+
+    Under an adapter, `model` is the names of both with a plus between, and `model_sha256` the digest of the
+    weights that judge, adapter and scale included.
+    """
 
     pack: PackInfo
     labels: tuple[str, ...]

@@ -321,6 +321,9 @@ class _Switch:
     def explained(self, *_: Any) -> None:
         pass
 
+    def shadowed(self, *_: Any) -> None:
+        pass
+
 
 def _request(evaluation: Evaluation) -> Request:
     now_ns = time.monotonic_ns()

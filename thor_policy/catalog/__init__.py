@@ -16,7 +16,18 @@ from thor_policy.catalog.files import (
     Verdict,
     listing,
     resolve,
+    resolve_adapter,
     verify,
 )
 
-__all__ = ["Catalog", "CatalogModel", "Listed", "ModelFile", "Verdict", "listing", "resolve", "verify"]
+__all__ = [
+    "Catalog",
+    "CatalogModel",
+    "Listed",
+    "ModelFile",
+    "Verdict",
+    "listing",
+    "resolve",
+    "resolve_adapter",
+    "verify",
+]

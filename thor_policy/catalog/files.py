@@ -59,7 +59,8 @@ class HubSource(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, t
 class CatalogModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One entry of the catalog. Without `sha256` the digest of the first use is recorded and held to.
 
-    Only a GGUF can judge; other files are parts of the embedder, and those are always pinned.
+    Only a GGUF can judge; other files are parts of the embedder, and those are always pinned. An entry with
+    `base` is a LoRA adapter for the model of that name.
     """
 
     name: Annotated[str, Meta(pattern=r"^(?!.*\.gguf\Z)[a-z0-9][a-z0-9._-]*\Z")]
@@ -70,6 +71,7 @@ class CatalogModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     recommended_on: Literal["cpu", "cuda"]
     source: WheelSource | HubSource
     sha256: Sha256 | None = None
+    base: str | None = None
 
     @property
     def is_gguf(self) -> bool:
@@ -77,11 +79,15 @@ class CatalogModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class ModelFile(Struct, frozen=True, kw_only=True):
-    """A model file that may be loaded. `name` is the catalog's, or the file name of a path."""
+    """A model file that may be loaded. `name` is the catalog's, or the file name of a path.
+
+    `base` is that of an adapter of the catalog.
+    """
 
     name: str
     path: Path
     sha256: str
+    base: str | None = None
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
@@ -139,6 +145,10 @@ class Catalog(Struct, frozen=True, kw_only=True):
         for model in models:
             if not (model.is_gguf or model.sha256):
                 raise CatalogError(f"{where}: {model.name}: a file that is no GGUF needs its sha256")
+        whole = {model.name for model in models if model.base is None}
+        for model in models:
+            if model.base is not None and model.base not in whole:
+                raise CatalogError(f"{where}: {model.name} is for {model.base!r}, which is no model of it")
         return cls(models=models)
 
     def get(self, name: str) -> CatalogModel:
@@ -178,6 +188,15 @@ def resolve(name_or_path: str, models_dir: Path, *, catalog: Catalog | None = No
     return ModelFile(name=path.name, path=path, sha256=found.sha256)
 
 
+def resolve_adapter(name_or_path: str, models_dir: Path, *, catalog: Catalog | None = None) -> ModelFile:
+    """The same for a LoRA adapter. Raises CatalogError, also where the name is that of a whole model."""
+    catalog = catalog or Catalog.load()
+    file = resolve(name_or_path, models_dir, catalog=catalog)
+    if file.base is None and file.name in {model.name for model in catalog.models}:
+        raise CatalogError(f"{file.name} is a whole model, no adapter; see: thorpolicy adapters list")
+    return file
+
+
 def _resolve_model(model: CatalogModel, models_dir: Path) -> ModelFile:
     path = models_dir.absolute() / model.file
     with _reading(path):
@@ -198,7 +217,7 @@ def _resolve_model(model: CatalogModel, models_dir: Path) -> ModelFile:
     if model.is_gguf:
         _require_gguf(path)
     _keep(models_dir, model.file, found, known)
-    return ModelFile(name=model.name, path=path, sha256=found.sha256)
+    return ModelFile(name=model.name, path=path, sha256=found.sha256, base=model.base)
 
 
 def verify(model: CatalogModel | Path, models_dir: Path) -> Verdict:

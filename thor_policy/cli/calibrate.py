@@ -13,11 +13,13 @@ from thor_policy.calibration import Judged, Quality
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config
+from thor_policy.core import identity_of
 from thor_policy.journal.reader import Reader
+from thor_policy.steward import find_adapter
 
 
 @click.command()
-@configured("state_dir", "endpoint", "key", "pack", "model", "models_dir")
+@configured("state_dir", "endpoint", "key", "pack", "model", "models_dir", "adapter", "adapter_scale")
 @click.option(
     "--by",
     type=click.Choice(["reviews", "suites"]),
@@ -41,9 +43,11 @@ def calibrate(config: Config, by: str, dry_run: bool, report_dir: Path | None, a
     """
     pack = app.load_pack(config).info
     model = catalog.resolve(config.model, config.models_dir)
-    identity = {"pack_sha256": pack.sha256, "model_sha256": model.sha256}
+    adapter = find_adapter(config.adapter, config.adapter_scale, config.models_dir)
+    judge = identity_of(model.sha256, adapter.adapter if adapter else None)
+    identity = {"pack_sha256": pack.sha256, "model_sha256": judge}
     with Reader(config.journal_path) as reader:
-        judged = [_raw(row) for row in reader.judged(pack.sha256, model.sha256, by=by)]
+        judged = [_raw(row) for row in reader.judged(pack.sha256, judge, by=by)]
     fitted = calibration.fit(judged, **identity)
     random.Random(0).shuffle(judged)  # noqa: S311  (halves that no pattern in time divides)
     half = calibration.fit(judged[::2], **identity) if len(judged) >= 2 * calibration.LEAST else fitted

@@ -1,4 +1,4 @@
-"""`completion`: the script that makes a shell complete commands, options and names of models and packs."""
+"""`completion`: the script that makes a shell complete commands, options and names of what can be named."""
 
 from __future__ import annotations
 
@@ -24,6 +24,15 @@ def completion(ctx: click.Context, shell: str) -> None:
 
 def models(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
     """Names of the model catalog; files, once a path is begun."""
+    return _of_catalog(typed)
+
+
+def adapters(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
+    """Names of adapters of the catalog; files, once a path is begun."""
+    return _of_catalog(typed, only_adapters=True)
+
+
+def _of_catalog(typed: str, *, only_adapters: bool = False) -> list[CompletionItem]:
     if "/" in typed:
         return [CompletionItem(typed, type="file")]
     from thor_policy import catalog
@@ -32,7 +41,11 @@ def models(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[Com
         known = catalog.Catalog.load().models
     except ThorPolicyError:  # whoever runs the command will be told
         return []
-    return [CompletionItem(one.name, help=one.recommended_on) for one in known if one.name.startswith(typed)]
+    return [
+        CompletionItem(one.name, help=one.recommended_on)
+        for one in known
+        if one.name.startswith(typed) and not (only_adapters and one.base is None)
+    ]
 
 
 def packs(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
@@ -45,4 +58,4 @@ def packs(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[Comp
 
 
 #: What completes the settings that name something.
-OF_SETTINGS = {"model": models, "pack": packs}
+OF_SETTINGS = {"model": models, "pack": packs, "adapter": adapters}

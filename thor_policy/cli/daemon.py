@@ -52,14 +52,17 @@ def serve(config: Config) -> None:
     "--explain", type=click.Choice(["inline", "none"]), default="inline", help="Ask for the reasoning too."
 )
 @click.option("--deadline-ms", type=int, help="Milliseconds the daemon has to answer.")
+@click.option("--pack", metavar="NAME", help="Which resident pack decides; if none is named, the active one.")
 @as_json
-def ask(config: Config, question: str, explain: str, deadline_ms: int | None, as_json: bool) -> None:
+def ask(
+    config: Config, question: str, explain: str, deadline_ms: int | None, pack: str | None, as_json: bool
+) -> None:
     """Ask a running daemon one question.
 
     JSON is an AuthZEN evaluation or a flat situation, given as an argument, in a file or on standard input.
     """
     with Client(config.endpoint, key=config.key_file) as client:
-        reply = client.evaluate(_read_question(question), explain=explain, deadline_ms=deadline_ms)
+        reply = client.evaluate(_read_question(question), explain=explain, deadline_ms=deadline_ms, pack=pack)
     if as_json:
         render.as_json(reply)
     else:
@@ -76,8 +79,9 @@ def status(config: Config, as_json: bool) -> None:
     if as_json:
         render.as_json(answer)
         return
-    engine, cache, journal, clerk = (answer.pop(part) for part in ("engine", "cache", "journal", "clerk"))
-    counters, drift = answer.pop("counters"), answer.pop("drift")
+    parts = ("engine", "cache", "journal", "clerk", "steward")
+    engine, cache, journal, clerk, steward = (answer.pop(part) for part in parts)
+    packs, counters, drift = (answer.pop(part) for part in ("packs", "counters", "drift"))
     answer["pack"] = f"{answer['pack']['name']} {answer['pack']['version']} {answer['pack']['sha256'][:12]}"
     model = answer["model"]
     bits = "" if model["exact"] else ", not bit-exact"
@@ -85,22 +89,26 @@ def status(config: Config, as_json: bool) -> None:
         f"{model['name']} {model['quantisation']} on {model['device']} {model['sha256'][:12]}{bits}"
     )
     answer["model file"] = model["file"]
+    adapter = model["adapter"]
+    answer["adapter"] = adapter and f"{adapter['name']} x {adapter['scale']} {adapter['sha256'][:12]}"
     answer["drift"] = (
         f"{drift['drifted']} changes in {drift['asked']} golden answers, {drift['failed']} without one"
         if drift["every_s"]
         else "not looked for"
     )
     render.pairs(answer, title="daemon")
+    render.residents(packs)
     render.pairs(engine, title="engine")
     render.pairs(cache, title="cache")
     render.pairs(journal, title="journal")
     render.pairs(clerk, title="clerk")
+    render.pairs(steward, title="steward")
     if counters:
         render.pairs(counters, title="counters")
 
 
 @click.command()
-@configured("endpoint", "state_dir")
+@configured("endpoint", "key", "state_dir")
 @click.option("--prometheus", is_flag=True, help="Print the text that Prometheus reads.")
 @as_json
 def metrics(config: Config, prometheus: bool, as_json: bool) -> None:

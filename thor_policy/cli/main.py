@@ -39,6 +39,7 @@ COMMANDS = {
     "patterns": "patterns",
     "models": "models",
     "packs": "packs",
+    "adapters": "adapters",
     "keys": "keys",
     "bench": "bench",
     "doctor": "doctor",

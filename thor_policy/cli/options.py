@@ -7,6 +7,7 @@ Config alone.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,6 +51,15 @@ def configured(*names: str) -> Callable[[F], F]:
         return result
 
     return decorate
+
+
+def there(told: str, *, holding: str = "") -> str:
+    """A path as a daemon finds it, which has another working directory; a name as it is.
+
+    `holding` is the file that makes a directory one that is meant.
+    """
+    path = Path(os.path.expanduser(told)).absolute()  # noqa: PTH111  an unknown ~user stays as it is
+    return str(path) if "/" in told or (path / holding).is_file() else told
 
 
 #: Which decisions a command is about: the filters of `Reader.decisions`.

@@ -1,4 +1,4 @@
-"""`packs`: list, show, check and render policy packs."""
+"""`packs`: list, show, check and render policy packs, and change which of them a daemon has resident."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import TextIO
 import click
 import msgspec
 
-from thor_policy import catalog, wire
+from thor_policy import catalog, trace, wire
 from thor_policy import packs as room
 from thor_policy.cli import completion, render
-from thor_policy.cli.options import as_json, configured
+from thor_policy.cli.options import as_json, configured, there
+from thor_policy.client import Client
 from thor_policy.config import Config, data_path
 from thor_policy.core import Json
 from thor_policy.errors import RequestError
@@ -20,7 +21,7 @@ from thor_policy.errors import RequestError
 
 @click.group()
 def packs() -> None:
-    """List, show, check and render policy packs."""
+    """List, show, check and render policy packs; load and activate them in a running daemon."""
 
 
 @packs.command(name="list")
@@ -137,6 +138,82 @@ def render_prompt(config: Config, pack: str, question: TextIO, as_json: bool) ->
         f"floor {floor.outcome}{' (final: the model is not asked)' if floor.final else ''}",
         stderr=True,
     )
+
+
+@packs.command()
+@configured("endpoint", "key", "state_dir")
+@click.argument(
+    "pack",
+    metavar="NAME|DIR",
+    help="A pack of `packs list`, or a directory.",
+    shell_complete=completion.packs,
+)
+@as_json
+def load(config: Config, pack: str, as_json: bool) -> None:
+    """Make a pack resident in the running daemon; it decides where a request names it."""
+    _control(config, trace.Control(task="load", pack=there(pack, holding="pack.yaml")), as_json)
+
+
+@packs.command()
+@configured("endpoint", "key", "state_dir")
+@click.argument(
+    "pack",
+    metavar="NAME|DIR",
+    help="A resident pack, one of `packs list`, or a directory.",
+    shell_complete=completion.packs,
+)
+@as_json
+def activate(config: Config, pack: str, as_json: bool) -> None:
+    """Let a pack decide from now on; it is loaded first if it is not resident.
+
+    A resident pack may be named NAME@VERSION, or by the first 12 digits of its sha256, too.
+    """
+    _control(config, trace.Control(task="activate", pack=there(pack, holding="pack.yaml")), as_json)
+
+
+@packs.command()
+@configured("endpoint", "key", "state_dir")
+@click.argument(
+    "pack",
+    metavar="NAME|DIR|none",
+    help="A resident pack, one of `packs list`, or a directory.",
+    shell_complete=completion.packs,
+)
+@as_json
+def shadow(config: Config, pack: str, as_json: bool) -> None:
+    """Let a pack answer the same questions unheard, where there is time; `none` ends that."""
+    _control(config, trace.Control(task="shadow", pack=there(pack, holding="pack.yaml")), as_json)
+
+
+@packs.command()
+@configured("endpoint", "key", "state_dir")
+@click.argument("pack", metavar="NAME", help="A resident pack that is not active.")
+@as_json
+def unload(config: Config, pack: str, as_json: bool) -> None:
+    """Free what a resident pack holds."""
+    _control(config, trace.Control(task="unload", pack=pack), as_json)
+
+
+@packs.command()
+@configured("endpoint", "key", "state_dir")
+@as_json
+@click.pass_context
+def reload(ctx: click.Context, config: Config, as_json: bool) -> None:
+    """Read every resident pack anew from its directory; exit status 1 if one of them is refused."""
+    done = _control(config, trace.Control(task="reload"), as_json)
+    ctx.exit(1 if done["refused"] else 0)
+
+
+def _control(config: Config, control: trace.Control, as_json: bool) -> dict[str, Json]:
+    with Client(config.endpoint, key=config.key_file) as client:
+        done = client.control(control)
+    if as_json:
+        render.as_json(done)
+        return done
+    render.residents(done["packs"])
+    for which, why in done.get("refused", {}).items():
+        render.line(f"refused: {which} stays as it is: {why}", stderr=True)
+    return done
 
 
 def _load(name_or_dir: str) -> room.Pack:

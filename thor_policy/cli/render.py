@@ -119,6 +119,13 @@ def clip(cell: Any, width: int) -> Any:
     return f"{cell[: width - 1]}…" if isinstance(cell, str) and len(cell) > width else cell
 
 
+def residents(packs: Sequence[Mapping[str, Json]]) -> None:
+    """The packs that a daemon has resident."""
+    columns = ("name", "version", "role", "prefix_tokens", "temperature", "adapter")
+    rows = [[*(pack[name] for name in columns), pack["sha256"][:12]] for pack in packs]
+    table(("pack", "version", "role", "tokens", "temperature", "adapter", "sha256"), rows, clipped=(0, 5))
+
+
 def pairs(values: Mapping[str, Any], *, title: str | None = None) -> None:
     """Names and values, one a line; further lines of a value stand under its first."""
     width = max((len(name) for name in values), default=0)

@@ -18,7 +18,7 @@ from thor_policy.replay import Replayed, Replayer
 
 
 @click.command()
-@configured("state_dir", "pack", "model", "models_dir")
+@configured("state_dir", "pack", "model", "models_dir", "adapter", "adapter_scale")
 @click.argument("decision_ids", nargs=-1, metavar="[ID]...", help="As `log` shows them; their ends will do.")
 @click.option(
     "--random", "sample", metavar="N", type=click.IntRange(1), help="So many, drawn by chance (of --since)."
@@ -50,7 +50,13 @@ def replay(
         else:
             ids = reader.decided_here(since=since, sample=sample)
         with closing(app.load_engine(config)) as engine, render.progress(len(ids), "replayed") as advance:
-            replayer = Replayer(reader, engine, app.load_pack(config), text_of=_text_of(config))
+            replayer = Replayer(
+                reader,
+                engine,
+                app.load_pack(config),
+                adapter=app.adopt_adapter(config, engine),
+                text_of=_text_of(config),
+            )
             done: list[Replayed] = []
             for decision_id in ids:
                 done.append(replayer.replay(decision_id))

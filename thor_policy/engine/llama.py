@@ -6,7 +6,9 @@ give the same bits whatever else is running. All calls come from the one thread 
 
 Streams: 0 .. packs-1 hold pack prefixes, the rest one running explanation each (`kv_unified=False` gives
 each its own memory, so a neighbour cannot move the logits). What follows a prefix in its stream is the
-last scored question, dropped before the next one.
+last scored question, dropped before the next one. A stream is decoded under one adapter, or none, for as
+long as it holds the same prefix, so prefixes under different adapters lie side by side while one takes the
+place of the other.
 """
 
 from __future__ import annotations
@@ -27,7 +29,20 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from thor_policy.core import DeviceMemory, Loaded, ModelInfo, PromptPrefix, Scored, Step, Written
+from thor_policy.core import (
+    Adapter,
+    DeviceMemory,
+    Loaded,
+    ModelInfo,
+    PromptPrefix,
+    Scored,
+    Step,
+    Steps,
+    Written,
+    all_steps,
+    resident_key,
+)
+from thor_policy.engine.adapters import Adapters
 from thor_policy.engine.native import (
     FLASH_ATTENTION,
     KV_TYPES,
@@ -45,6 +60,9 @@ log = logging.getLogger(__name__)
 
 #: Tokens that one explanation may feed in one step: bounds how long a decision can wait.
 STEP_TOKENS = 64
+#: Tokens of a prefix that are decoded at once: bounds how long a decision can wait while a pack is loaded.
+#: Fewer at once may score other bits, so every prefix is decoded in pieces of this size.
+PREFILL_TOKENS = 128
 #: Room kept behind a question for its explanation.
 ANSWER_TOKENS = 192
 
@@ -61,9 +79,10 @@ class _StateRecord(Struct, frozen=True):
 
 @dataclass
 class _Resident:
-    """A pack in its stream."""
+    """A pack in its stream, decoded under `adapter`."""
 
     stream: int
+    adapter: Adapter | None
     tokens: list[int]
     tail: list[int]
     digest: str
@@ -79,6 +98,7 @@ class _Run:
 
     ticket: int
     pack: str
+    adapter: Adapter | None
     writing: Writing
     suffix: tuple[int, ...]
     deadline_ns: int
@@ -115,6 +135,7 @@ class LlamaEngine:
         self.vocabulary = Vocabulary(path, gpu_layers=gpu_layers)
         self._context_tokens = context_tokens
         self._batch_tokens = max(question_tokens, explanations * STEP_TOKENS)
+        self._prefill_tokens = min(PREFILL_TOKENS, self._batch_tokens)
         self._question_tokens = question_tokens
         self._attention = (flash_attention, kv_type)
         self._threads = threads or len(os.sched_getaffinity(0))
@@ -134,7 +155,9 @@ class LlamaEngine:
         self._batch = Batch(self._batch_tokens)
         device = "gpu" if gpu_layers != 0 and gpu_offload() else "cpu"
         self._model = self.vocabulary.info(name, sha256, device=device)
+        self._adapters = Adapters(self.vocabulary.model, self._context, self._model, path)
         self._states_dir = states_dir
+        self._pack_streams = packs
         self._free_packs = list(range(packs))
         self._free_streams = list(range(packs, packs + explanations))
         self._packs: dict[str, _Resident] = {}
@@ -171,6 +194,7 @@ class LlamaEngine:
     def close(self) -> None:
         """Free everything; safe to call twice."""
         if self._context:
+            self._adapters.close()
             self._batch.close()
             lib.llama_free(self._context)
             self._context = None
@@ -178,36 +202,67 @@ class LlamaEngine:
 
     # ------------------------------------------------------------ prefixes
 
-    def load(self, prefix: PromptPrefix) -> Loaded:
+    def adopt(self, adapter: Adapter, path: Path, *, vouched: bool = False) -> None:
+        """Open an adapter's file; those that no stream was decoded under are closed."""
+        packs, runs = self._packs.values(), (*self._runs, *self._waiting)
+        used = [pack.adapter for pack in packs] + [run.adapter for run in runs]
+        needed = {one.sha256 for one in used if one is not None}
+        self._adapters.adopt(adapter, path, vouched=vouched, needed=needed)
+
+    def load(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> Loaded:
+        """All steps of `loading` at once."""
+        return all_steps(self.loading(prefix, adapter))
+
+    def loading(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> Steps[Loaded]:
         """Make a pack's prefix resident, from its saved state if there is a sound one.
 
         A fresh prefix scores the golden question twice; a restored one must give the bits that were kept
         with its state.
         """
-        if prefix.pack_sha256 in self._packs:
-            resident = self._packs[prefix.pack_sha256]
-            return Loaded(prefix_tokens=len(resident.tokens), restored=True, golden_scores=0)
+        key = resident_key(prefix.pack_sha256, adapter)
+        if key in self._packs:
+            return Loaded(prefix_tokens=len(self._packs[key].tokens), restored=True, golden_scores=0)
         if not self._free_packs:
             raise EngineError(f"all {len(self._packs)} pack streams are taken")
-        resident = self._reside(prefix)
-        state = self._state_path(resident)
-        restored = state is not None and self._restore(resident, state)
-        if not restored:
-            self._prefill(resident)
-            golden = self._score(resident, resident.tail, NEVER_NS)
-            if self._score(resident, resident.tail, NEVER_NS) != golden:
-                raise EngineError(
-                    "the golden question scored differently twice; this device is not fit to decide"
-                )
-            if state is not None:
-                self._save(resident, state, golden)
-        self._packs[prefix.pack_sha256] = resident
-        self._free_packs.pop(0)
+        resident = self._reside(prefix, adapter)
+        self._free_packs.remove(resident.stream)
+        try:
+            restored = yield from self._fill(resident)
+        except BaseException:
+            self._free_packs.append(resident.stream)
+            raise
+        self._packs[key] = resident
         return Loaded(
             prefix_tokens=len(resident.tokens), restored=restored, golden_scores=1 if restored else 2
         )
 
-    def _reside(self, prefix: PromptPrefix) -> _Resident:
+    def unload(self, key: str) -> None:
+        """Free a prefix's stream."""
+        self._free_packs.append(self._packs.pop(key).stream)
+        self._last_scored = None
+
+    def needs(self, key: str) -> bool:
+        """A running explanation has a stream of its own; one that waits copies the prefix's."""
+        return any(run.pack == key for run in self._waiting)
+
+    def _fill(self, resident: _Resident) -> Steps[bool]:
+        """Restore or decode a prefix, and test it; true if it was restored."""
+        state = self._state_path(resident)
+        if state is not None and self._restore(resident, state):
+            return True
+        yield from self._prefill(resident)
+        golden = self._score(resident, resident.tail, NEVER_NS)
+        yield
+        if self._score(resident, resident.tail, NEVER_NS) != golden:
+            raise EngineError(
+                "the golden question scored differently twice; this device is not fit to decide"
+            )
+        if state is not None:
+            yield
+            self._save(resident, state, golden)
+        return False
+
+    def _reside(self, prefix: PromptPrefix, adapter: Adapter | None) -> _Resident:
         tokens, tail = self.vocabulary.prompt(prefix)
         room = self._context_tokens - len(tokens) - ANSWER_TOKENS
         if room < len(tail) + 64:
@@ -220,6 +275,7 @@ class LlamaEngine:
             raise EngineError(f"the label {opening!r} opens another label; the model cannot tell them apart")
         return _Resident(
             stream=self._free_packs[0],
+            adapter=adapter,
             tokens=tokens,
             tail=tail,
             digest=hashlib.sha256(np.asarray(tokens, np.int32).tobytes()).hexdigest(),
@@ -229,13 +285,14 @@ class LlamaEngine:
             head=prefix.question_head,
         )
 
-    def _prefill(self, resident: _Resident) -> None:
+    def _prefill(self, resident: _Resident) -> Steps[None]:
         lib.llama_memory_seq_rm(self._memory, resident.stream, -1, -1)
-        for start in range(0, len(resident.tokens), self._batch_tokens):
+        for start in range(0, len(resident.tokens), self._prefill_tokens):
             self._batch.clear()
-            chunk = resident.tokens[start : start + self._batch_tokens]
+            chunk = resident.tokens[start : start + self._prefill_tokens]
             self._batch.add(chunk, start, resident.stream)
-            self._decode()
+            self._decode(resident.adapter)
+            yield
 
     def _state_path(self, resident: _Resident) -> Path | None:
         """Where this prefix's state is kept: its name is a digest of everything it depends on."""
@@ -246,7 +303,9 @@ class LlamaEngine:
                 self._model.sha256,
                 self._model.build,
                 self._model.device,
-                str((self._context_tokens, self._batch_tokens, self._threads, self._attention)),
+                str((self._context_tokens, self._batch_tokens, self._prefill_tokens)),
+                str((self._threads, self._attention)),
+                resident.adapter.key if resident.adapter else "",
                 resident.digest,
             )
         )
@@ -296,19 +355,29 @@ class LlamaEngine:
                 msgspec.json.encode(_StateRecord(sha256=digest, golden=golden))
             )
             partial.replace(path)
+            self._forget_old_states(path.parent)
         except OSError as error:
             log.warning("prefix state %s is not kept: %s", path, error)
             with contextlib.suppress(OSError):
                 partial.unlink()
 
+    def _forget_old_states(self, directory: Path) -> None:
+        """Each edit of a pack, each adapter and scale leaves a state: keep the newest two a stream."""
+        states = sorted(directory.glob("*.state"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        for path in states[2 * self._pack_streams :]:
+            path.unlink()
+            path.with_suffix(".json").unlink(missing_ok=True)
+
     # ------------------------------------------------------------ decisions
 
-    def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
+    def score(self, key: str, question: str, deadline_ns: int) -> Scored:
         """One decode of the question; tokens that several labels share ride along in it."""
         started_ns = time.monotonic_ns()
         if started_ns >= deadline_ns:
             raise DeadlineExceeded("the deadline passed before the question was read")
-        pack = self._packs[pack_sha256]
+        pack = self._packs.get(key)
+        if pack is None:
+            raise EngineError(f"the pack {key} is not loaded")
         start = len(pack.tokens)
         suffix = self.vocabulary.tokenise(question.removeprefix(pack.head)) + pack.tail
         room = min(self._question_tokens, self._context_tokens - start - ANSWER_TOKENS) - len(pack.ride)
@@ -336,7 +405,7 @@ class LlamaEngine:
         lib.llama_memory_seq_rm(self._memory, pack.stream, start, -1)
         self._batch.clear()
         self._batch.add([*suffix, *pack.ride], start, pack.stream, logits_from=label_at)
-        self._decode()
+        self._decode(pack.adapter)
         branches = list(pack.labels.branches())
         logits = {
             path: self._edge_logits(node, label_at + len(path))
@@ -351,19 +420,19 @@ class LlamaEngine:
             lib.llama_memory_seq_rm(self._memory, pack.stream, start + label_at + 1, -1)
             self._batch.clear()
             self._batch.add(path, start + label_at + 1, pack.stream, logits_from=len(path) - 1)
-            self._decode()
+            self._decode(pack.adapter)
             logits[path] = self._edge_logits(node, len(path) - 1)
         return {path_name(path): logits[path] for path, _ in branches}
 
-    def bare_decode_ms(self, pack_sha256: str, question: str) -> float:
+    def bare_decode_ms(self, key: str, question: str) -> float:
         """What one decode of the same tokens costs by itself, in ms: the floor under `score`."""
-        pack = self._packs[pack_sha256]
+        pack = self._packs[key]
         suffix = self.vocabulary.tokenise(question.removeprefix(pack.head)) + pack.tail
         lib.llama_memory_seq_rm(self._memory, pack.stream, len(pack.tokens), -1)
         self._batch.clear()
         self._batch.add([*suffix, *pack.ride], len(pack.tokens), pack.stream, logits_from=len(suffix) - 1)
         started_ns = time.monotonic_ns()
-        self._decode()
+        self._decode(pack.adapter)
         lib.llama_synchronize(self._context)
         return (time.monotonic_ns() - started_ns) / 1e6
 
@@ -374,12 +443,13 @@ class LlamaEngine:
     # ------------------------------------------------------------ explanations
 
     def explain(
-        self, ticket: int, pack_sha256: str, scored: Scored, steps: tuple[Step, ...], deadline_ns: int
+        self, ticket: int, key: str, scored: Scored, steps: tuple[Step, ...], deadline_ns: int
     ) -> None:
         """Continue `scored` in a stream of its own, or wait for one."""
         run = _Run(
             ticket=ticket,
-            pack=pack_sha256,
+            pack=key,
+            adapter=self._packs[key].adapter,
             writing=Writing(
                 steps,
                 tokenise=self.vocabulary.tokenise,
@@ -396,13 +466,17 @@ class LlamaEngine:
             self._waiting.append(run)
 
     def step(self) -> list[Written]:
-        """One shared decode; fixed text is fed together with the token before it."""
+        """One shared decode; fixed text is fed together with the token before it.
+
+        A decode is done under one adapter, so explanations under another than that of the oldest one wait.
+        """
         ended = [self._finish(run, truncated=True) for run in self._expire()]
         while self._waiting and self._free_streams:
             self._take_stream(self._waiting.popleft(), keep=0)
         self._batch.clear()
         outputs: list[tuple[_Run, int]] = []
-        for run in list(self._runs):
+        adapter = self._runs[0].adapter if self._runs else None
+        for run in [run for run in self._runs if run.adapter == adapter]:
             feed, rest = run.pending[:STEP_TOKENS], run.pending[STEP_TOKENS:]
             if run.writing.done or run.position + len(feed) > self._context_tokens:
                 ended.append(self._finish(run, truncated=not run.writing.done))
@@ -414,7 +488,7 @@ class LlamaEngine:
                 outputs.append((run, last))
         if not self._batch.used:
             return ended
-        self._decode()
+        self._decode(adapter)
         for run, output in outputs:
             logits, allowed = self._logits(output), run.writing.allowed()
             if allowed is None:
@@ -465,7 +539,9 @@ class LlamaEngine:
 
     # ------------------------------------------------------------ decoding
 
-    def _decode(self) -> None:
+    def _decode(self, adapter: Adapter | None) -> None:
+        """Decode the batch under what its streams were decoded under so far."""
+        self._adapters.use(adapter)
         self._last_scored = None
         code = lib.llama_decode(self._context, self._batch.raw())
         if code != 0:

@@ -26,12 +26,14 @@ __all__ = [
     "FLASH_ATTENTION",
     "KV_TYPES",
     "Batch",
+    "Lora",
     "Vocabulary",
     "build_name",
     "device_memory",
     "gpu_offload",
     "lib",
     "recent_complaints",
+    "set_adapter",
 ]
 
 #: Values of Config.flash_attention and Config.kv_type, as the library numbers them.
@@ -174,6 +176,42 @@ class Vocabulary:
 
     def _special_text(self, token: int) -> str:
         return lib.llama_vocab_get_text(self.vocab, token).decode() if token >= 0 else ""
+
+
+class Lora:
+    """A LoRA adapter of an open model. Raises EngineError if it is none, or of another shape."""
+
+    def __init__(self, model: Any, path: Path) -> None:
+        _recent.clear()
+        self.handle = lib.llama_adapter_lora_init(model, os.fsencode(path))
+        if not self.handle:
+            reason = recent_complaints() or "llama.cpp gave no reason"
+            raise EngineError(f"{path} cannot be used as an adapter of this model: {reason}")
+
+    @property
+    def is_activated(self) -> bool:
+        """True for one that counts only behind certain tokens."""
+        return bool(lib.llama_adapter_get_alora_n_invocation_tokens(self.handle))
+
+    def told(self, key: str) -> str | None:
+        """What its file says under `key`, as text; None if nothing."""
+        buffer = ctypes.create_string_buffer(1024)
+        count = lib.llama_adapter_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if count >= 0 else None
+
+    def close(self) -> None:
+        if self.handle:
+            lib.llama_adapter_lora_free(self.handle)
+            self.handle = None
+
+
+def set_adapter(context: Any, lora: Lora | None, scale: float) -> None:
+    """Decode with `lora` at `scale` from here on, or with none; takes effect in every stream."""
+    count = 0 if lora is None else 1
+    handles = (lib.llama_adapter_lora_p_ctypes * 1)(lora.handle) if lora else None
+    scales = (ctypes.c_float * 1)(scale) if lora else None
+    if lib.llama_set_adapters_lora(context, handles, count, scales) != 0:
+        raise EngineError(f"the adapter could not be set: {recent_complaints()}")
 
 
 class Batch:

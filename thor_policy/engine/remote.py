@@ -17,11 +17,23 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from thor_policy.core import DeviceMemory, Loaded, ModelInfo, PromptPrefix, Scored, Step, Written
+from thor_policy.core import (
+    Adapter,
+    DeviceMemory,
+    Loaded,
+    ModelInfo,
+    PromptPrefix,
+    Scored,
+    Step,
+    Steps,
+    Written,
+    all_steps,
+)
 from thor_policy.engine import chat
 from thor_policy.engine.link import Link
 from thor_policy.engine.servers import Server, meet
@@ -124,13 +136,29 @@ class RemoteEngine:
 
     # ------------------------------------------------------------ prefixes
 
-    def load(self, prefix: PromptPrefix) -> Loaded:
+    def adopt(self, adapter: Adapter, path: Path, *, vouched: bool = False) -> None:
+        """Refuse: the weights lie elsewhere."""
+        raise EngineError(
+            f"{self._link.url} takes no adapter from here, so {adapter.name} cannot be used: leave the "
+            "setting adapter empty, and start the server with it (llama-server --lora, vLLM --lora-modules)"
+        )
+
+    def load(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> Loaded:
+        """All steps of `loading` at once."""
+        return all_steps(self.loading(prefix, adapter))
+
+    def loading(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> Steps[Loaded]:
         """Turn a pack's prefix into tokens and score the golden question; its label must not change."""
+        if adapter is not None:
+            raise EngineError(f"{self._link.url} takes no adapter from here, so {adapter.name} is not there")
         if resident := self._packs.get(prefix.pack_sha256):
             return Loaded(prefix_tokens=len(resident.tokens), restored=True, golden_scores=0)
-        deadline_ns = _from_now(START_S)
-        resident = self._reside(prefix, deadline_ns)
-        golden = [self._probabilities(resident, resident.tail, deadline_ns)[0] for _ in range(GOLDEN_SCORES)]
+        limit_s = STEP_S if self._packs else START_S  # once it serves, decisions wait for each step
+        resident = self._reside(prefix, _from_now(limit_s))
+        golden = []
+        for _ in range(GOLDEN_SCORES):
+            yield
+            golden.append(self._probabilities(resident, resident.tail, _from_now(limit_s))[0])
         labels = {max(one, key=one.__getitem__).strip() for one in golden}
         if len(labels) > 1:
             raise EngineError(
@@ -141,6 +169,14 @@ class RemoteEngine:
         log.info("golden question: the same label %d times, probabilities within %.1e", len(golden), apart)
         self._packs[prefix.pack_sha256] = resident
         return Loaded(prefix_tokens=len(resident.tokens), restored=False, golden_scores=len(golden))
+
+    def unload(self, key: str) -> None:
+        """Forget a prefix's tokens."""
+        del self._packs[key]
+
+    def needs(self, key: str) -> bool:
+        """Every explanation has its tokens already."""
+        return False
 
     def _reside(self, prefix: PromptPrefix, deadline_ns: int) -> _Resident:
         server = self._server
@@ -190,14 +226,14 @@ class RemoteEngine:
 
     # ------------------------------------------------------------ decisions
 
-    def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
+    def score(self, key: str, question: str, deadline_ns: int) -> Scored:
         """Tokens of the question, then the choices at each branch of the labels."""
         started_ns = time.monotonic_ns()
         if started_ns >= deadline_ns:
             raise DeadlineExceeded("the deadline passed before the question was read")
-        pack = self._packs.get(pack_sha256)
+        pack = self._packs.get(key)
         if pack is None:
-            raise EngineError(f"the pack {pack_sha256} is not loaded")
+            raise EngineError(f"the pack {key} is not loaded")
         try:
             suffix = self._content(question.removeprefix(pack.head), deadline_ns) + pack.tail
             room = min(self._question_tokens, self._server.context_tokens - len(pack.tokens) - ANSWER_TOKENS)
@@ -255,11 +291,11 @@ class RemoteEngine:
     # ------------------------------------------------------------ explanations
 
     def explain(
-        self, ticket: int, pack_sha256: str, scored: Scored, steps: tuple[Step, ...], deadline_ns: int
+        self, ticket: int, key: str, scored: Scored, steps: tuple[Step, ...], deadline_ns: int
     ) -> None:
         """Put an explanation last in the row; nothing is asked yet."""
         writing = Writing(steps, tokenise=self._known_text, text_of=self._text_of, ends=_END.__eq__)
-        before = [*self._packs[pack_sha256].tokens, *scored.suffix_tokens]
+        before = [*self._packs[key].tokens, *scored.suffix_tokens]
         self._waiting.append(_Run(ticket, writing, before, deadline_ns, time.monotonic_ns()))
 
     def step(self) -> list[Written]:

@@ -32,6 +32,7 @@ ROLE_OF: dict[str, Role | None] = {
     "assign": "review",
     "approve": "approve",
     "upkeep": "control",
+    "control": "control",
 }
 
 

@@ -20,6 +20,7 @@ from msgspec.structs import fields, replace
 from thor_policy import trace
 from thor_policy.calibration import Calibration
 from thor_policy.core import (
+    Adapter,
     Annotations,
     Caller,
     Decision,
@@ -32,6 +33,7 @@ from thor_policy.core import (
     Risk,
     Tier,
     Timings,
+    identity_of,
 )
 
 #: A body or a private part: a struct of this module, or plain JSON values.
@@ -74,12 +76,19 @@ class Floored(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     classification: str | None = None
 
 
-class ModelName(Struct, frozen=True, kw_only=True, gc=False):
-    """Which model judged; the `model_loaded` event with its digest says the rest."""
+class ModelName(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Which model judged, with which adapter; the `model_loaded` event with its digest says the rest."""
 
     name: str
     sha256: str
     quantisation: str
+    adapter: Adapter | None = None
+
+    @property
+    def shown(self) -> tuple[str, str]:
+        """Name and version, adapter included, as tables have them."""
+        name = f"{self.name}+{self.adapter.name}" if self.adapter else self.name
+        return name, f"{self.quantisation}+{identity_of(self.sha256, self.adapter)[:12]}"
 
 
 class Prompt(Struct, frozen=True, kw_only=True, gc=False):
@@ -134,6 +143,24 @@ class Decided(Shown, frozen=True, kw_only=True, omit_defaults=True, gc=False):
 
     prompt: Prompt | None = None
     obligations: tuple[Obligation, ...] = ()
+
+
+class Shadowed(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Body of a `shadowed` event, whose subject is the id of the decision that was `served` instead."""
+
+    served: str
+    outcome: str
+    tier: Tier
+    floor: str
+    pack: PackInfo
+    rules: tuple[str, ...] = ()
+    model: ModelName | None = None
+    reason_code: str | None = None
+    label: str | None = None
+    confidence: float | None = None
+    probabilities: dict[str, float] = {}
+    temperature: float = 1.0
+    score_ms: float = 0.0
 
 
 class ShownOn(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -192,9 +219,7 @@ def decided(decision: Decision, ticket: int | None = None, *, masked: Sequence[s
         ),
         pack=decision.pack,
         timings=decision.timings,
-        model=ModelName(name=model.name, sha256=model.sha256, quantisation=model.quantisation)
-        if model
-        else None,
+        model=_name_of(model) if model else None,
         reason_code=decision.reason_code,
         label=decision.label,
         confidence=decision.confidence,
@@ -223,6 +248,33 @@ def decided(decision: Decision, ticket: int | None = None, *, masked: Sequence[s
     return Event(
         kind="decision", subject_id=decision.id, at=decision.at, body=body, private=private, ticket=ticket
     )
+
+
+def _name_of(model: ModelInfo) -> ModelName:
+    return ModelName(
+        name=model.name, sha256=model.sha256, quantisation=model.quantisation, adapter=model.adapter
+    )
+
+
+def shadowed(served: Decision, shadow: Decision, at: float) -> Event:
+    """What another pack would have answered in the place of `served`; nobody was told. At Unix time `at`."""
+    model = shadow.model
+    body = Shadowed(
+        served=served.outcome,
+        outcome=shadow.outcome,
+        tier=shadow.tier,
+        floor=shadow.floor.outcome,
+        rules=shadow.floor.rules,
+        pack=shadow.pack,
+        model=_name_of(model) if model else None,
+        reason_code=shadow.reason_code,
+        label=shadow.label,
+        confidence=shadow.confidence,
+        probabilities=shadow.probabilities,
+        temperature=shadow.temperature,
+        score_ms=shadow.timings.score_ms,
+    )
+    return Event(kind="shadowed", subject_id=served.id, at=at, body=body)
 
 
 def _masked(private: DecidedOn, pointers: Sequence[str]) -> DecidedOn:
@@ -290,7 +342,9 @@ KINDS: dict[type, str] = {
     trace.Edge: "edge",
 }
 #: Kinds about a decision that has to be there already (a consultation may come before its decision).
-ABOUT_DECISION = frozenset({"explanation", "review", "assignment", "outcome", "approval", "consulted"})
+ABOUT_DECISION = frozenset(
+    {"explanation", "review", "assignment", "outcome", "approval", "consulted", "shadowed"}
+)
 
 
 def recorded(
@@ -341,6 +395,37 @@ def pack_activated(pack: PackInfo, at: float) -> Event:
     return Event(kind="pack_activated", subject_id=pack.sha256, at=at, body=pack)
 
 
+def pack_loaded(pack: PackInfo, at: float) -> Event:
+    """From here on, this pack decides where a request names it."""
+    return Event(kind="pack_loaded", subject_id=pack.sha256, at=at, body=pack)
+
+
+def pack_shadowed(pack: PackInfo | None, at: float) -> Event:
+    """From here on, this pack is the shadow, or none is."""
+    return Event(
+        kind="pack_shadowed",
+        subject_id=pack.sha256 if pack else "none",
+        at=at,
+        body={} if pack is None else to_builtins(pack),
+    )
+
+
+def pack_unloaded(pack: PackInfo, at: float) -> Event:
+    """From here on, nothing is decided by this pack."""
+    return Event(kind="pack_unloaded", subject_id=pack.sha256, at=at, body=pack)
+
+
+def adapter_activated(adapter: Adapter | None, model_sha256: str, at: float) -> Event:
+    """From here on, the active pack is judged with this adapter, or with none, on that model."""
+    told = {} if adapter is None else to_builtins(adapter)
+    return Event(
+        kind="adapter_activated",
+        subject_id=identity_of(model_sha256, adapter),
+        at=at,
+        body=told | {"model_sha256": model_sha256},
+    )
+
+
 def model_loaded(model: ModelInfo, at: float) -> Event:
     """From here on, this model judges."""
     return Event(kind="model_loaded", subject_id=model.sha256, at=at, body=model)
@@ -354,14 +439,17 @@ def calibrated(calibration: Calibration, at: float) -> Event:
 def drift(
     *, golden: str, before: str, now: str, shift: float, pack: PackInfo, model: ModelInfo, at: float
 ) -> Event:
-    """The model answers a golden question otherwise than it did; a shift that is no number is null."""
+    """The model answers a golden question otherwise than it did; a shift that is no number is null.
+
+    Its digest is that of the weights that judge, adapter and scale included.
+    """
     body = {
         "golden": golden,
         "label_before": before,
         "label": now,
         "shift": shift if math.isfinite(shift) else None,
         "pack_sha256": pack.sha256,
-        "model_sha256": model.sha256,
+        "model_sha256": model.identity,
     }
     return Event(kind="drift", subject_id=pack.sha256, at=at, body=body)
 

@@ -14,7 +14,7 @@ import msgspec
 
 from thor_policy.core import Json, ModelInfo, PackInfo
 from thor_policy.journal import events
-from thor_policy.journal.events import Explained, Part, Said, Shown, ShownOn
+from thor_policy.journal.events import Explained, Part, Said, Shadowed, Shown, ShownOn
 
 Row = tuple[Any, ...]
 
@@ -87,6 +87,15 @@ _PLAIN: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "calibration": ("calibrations", ("temperature", "pack_sha256", "model_sha256", "judged")),
     "drift": ("drifts", ("golden", "label_before", "label", "shift", "pack_sha256", "model_sha256")),
+    "adapter_activated": ("adapters", ("name", "sha256", "scale", "model_sha256")),
+    "shadowed": (
+        "shadows",
+        (
+            *("decision_id", "served", "decision", "agrees", "prompt_version", "model_name", "model_version"),
+            *("tier", "reason_code", "floor", "label", "confidence", "probabilities", "temperature"),
+            "score_ms",
+        ),
+    ),
     "checkpoint": ("checkpoints", ("key",)),
     "gap": ("gaps", ("reason", "lost")),
     "archived": ("archives", ("file", "first_seq", "last_seq", "events", "head", "chain")),
@@ -119,6 +128,8 @@ def project(kind: str, seq: int, at: str, subject_id: str, body: Any, private: A
         return Projection("decisions", _reported(seq, at, subject_id, body, private or {}))
     if isinstance(body, Explained):
         return Projection(changes=_explained(body, private))
+    if isinstance(body, Shadowed):
+        return Projection("shadows", _shadowed(seq, at, subject_id, body))
     if kind not in _PLAIN:
         return Projection()
     table, columns = _PLAIN[kind]
@@ -148,6 +159,7 @@ _OBJECT = msgspec.json.Decoder(dict[str, Any]).decode
 _TYPES: dict[str, tuple[Callable[[bytes], Part], Callable[[bytes], Part]]] = {
     "decision": (msgspec.json.Decoder(Shown).decode, msgspec.json.Decoder(ShownOn).decode),
     "explanation": (msgspec.json.Decoder(Explained).decode, msgspec.json.Decoder(Said).decode),
+    "shadowed": (msgspec.json.Decoder(Shadowed).decode, _OBJECT),
     "pack_activated": (msgspec.json.Decoder(PackInfo).decode, _OBJECT),
     "model_loaded": (msgspec.json.Decoder(ModelInfo).decode, _OBJECT),
 }
@@ -183,9 +195,8 @@ def _decided(seq: int, at: str, decision_id: str, body: Shown, private: Any) -> 
         at,
         situation,
         team_context,
-        model.name if model else None,
-        f"{model.quantisation}+{model.sha256[:12]}" if model else None,
-        f"{pack.name}@{pack.version}+{pack.sha256[:12]}",
+        *(model.shown if model else (None, None)),
+        _version_of(pack),
         body.outcome,
         told.classification if told else None,
         body.risk,
@@ -229,6 +240,31 @@ def _decided(seq: int, at: str, decision_id: str, body: Shown, private: Any) -> 
         None,
         None,
         None,
+    )
+
+
+def _version_of(pack: PackInfo) -> str:
+    return f"{pack.name}@{pack.version}+{pack.sha256[:12]}"
+
+
+def _shadowed(seq: int, at: str, decision_id: str, body: Shadowed) -> Row:
+    return (
+        seq,
+        at,
+        decision_id,
+        body.served,
+        body.outcome,
+        int(body.served == body.outcome),
+        _version_of(body.pack),
+        *(body.model.shown if body.model else (None, None)),
+        body.tier,
+        body.reason_code,
+        body.floor,
+        body.label,
+        body.confidence,
+        _text(body.probabilities),
+        body.temperature,
+        body.score_ms,
     )
 
 

@@ -27,7 +27,7 @@ Record = dict[str, Json]
 #: Characters of an id's end that may stand for it.
 ENDING_CHARS = 8
 #: Tables whose rows hang on a decision.
-_TRACE = ("consultations", "approvals", "reviews", "outcomes")
+_TRACE = ("consultations", "approvals", "reviews", "outcomes", "shadows")
 #: Who takes a decision here; others report theirs.
 _TIERS = get_args(Tier)
 

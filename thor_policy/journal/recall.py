@@ -167,7 +167,8 @@ def _model(connection: sqlite3.Connection, name: ModelName) -> ModelInfo:
         (name.sha256,),
     ).fetchone()
     if row is not None:
-        return msgspec.json.decode(row[0], type=ModelInfo)
+        loaded = msgspec.json.decode(row[0], type=ModelInfo)
+        return msgspec.structs.replace(loaded, adapter=name.adapter)
     row = connection.execute(
         "SELECT architecture, parameters, build, device FROM models "
         "WHERE sha256 = ? ORDER BY seq DESC LIMIT 1",
@@ -183,4 +184,5 @@ def _model(connection: sqlite3.Connection, name: ModelName) -> ModelInfo:
         build=build,
         device=device,
         exact=False,  # which the row does not say
+        adapter=name.adapter,
     )

@@ -207,6 +207,47 @@ def _short_indexes(db: Database) -> None:
         db.execute(f"CREATE INDEX decisions_{column} ON decisions ({column}, {SECOND}) {where}")
 
 
+@migrations(name="0005_shadows")
+def _shadows(db: Database) -> None:
+    """What a pack in the shadow would have answered, and which adapter judges: one row an event."""
+    db.execute(
+        """
+        CREATE TABLE shadows (
+            seq            INTEGER PRIMARY KEY,
+            timestamp      TEXT NOT NULL,
+            decision_id    TEXT NOT NULL,
+            served         TEXT NOT NULL,
+            decision       TEXT NOT NULL,
+            agrees         INTEGER NOT NULL,
+            prompt_version TEXT NOT NULL,
+            model_name     TEXT,
+            model_version  TEXT,
+            tier           TEXT NOT NULL,
+            reason_code    TEXT,
+            floor          TEXT NOT NULL,
+            label          TEXT,
+            confidence     REAL,
+            probabilities  TEXT NOT NULL,
+            temperature    REAL NOT NULL,
+            score_ms       REAL NOT NULL
+        ) STRICT
+        """
+    )
+    db.execute("CREATE INDEX shadows_decision ON shadows (decision_id)")
+    db.execute(
+        """
+        CREATE TABLE adapters (
+            seq          INTEGER PRIMARY KEY,
+            timestamp    TEXT NOT NULL,
+            name         TEXT,
+            sha256       TEXT,
+            scale        REAL,
+            model_sha256 TEXT NOT NULL
+        ) STRICT
+        """
+    )
+
+
 @migrations(name="0006_idempotency")
 def _idempotency(db: Database) -> None:
     """Events that carry an idempotency key, found by the digest that their bodies begin with (`recall`)."""

@@ -259,6 +259,10 @@ class Journal:
         """Record one event in a transaction of its own; for what must know that it is on disk."""
         return self.run(lambda _: self._commit([make_ready(event, time.monotonic_ns())])[-1])
 
+    def shadowed(self, served: Decision, shadow: Decision, at: float) -> None:
+        """Record what another pack would have answered in the place of a decision that is recorded before."""
+        self.append(events.shadowed(served, shadow, at))
+
     def checkpoint(self) -> Future[int]:
         """Sign the chain as it is now; the result is the newest event that a checkpoint vouches for."""
 

@@ -123,8 +123,8 @@ def endpoint_lock(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stop_on_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGTERM and SIGINT call `stop`; a second one ends the process at once.
+def stop_on_signals(stop: Callable[[], None], *, reload: Callable[[], None] | None = None) -> Iterator[None]:
+    """SIGTERM and SIGINT call `stop`; a second one ends the process at once. SIGHUP calls `reload`.
 
     Off the main thread nothing happens: whoever runs there handles signals. A poll is retried after a
     signal, but `stop` makes the mailbox readable, so the loop wakes all the same.
@@ -142,6 +142,8 @@ def stop_on_signals(stop: Callable[[], None]) -> Iterator[None]:
         stop()
 
     old = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    if reload is not None:
+        old[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: reload())
     try:
         yield
     finally:

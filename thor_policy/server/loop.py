@@ -33,7 +33,7 @@ from thor_policy.worker import Refused
 
 log = logging.getLogger(__name__)
 
-#: How long work on the journal may take before whoever asked is told so, in seconds.
+#: How long work on the journal, or a change of packs, may take before whoever asked is told so, in seconds.
 UPKEEP_S = 3_600
 
 #: Requests read before replies and deadlines get their turn.
@@ -84,6 +84,15 @@ class Tending(Protocol):
     def submit(self, ticket: int, upkeep: trace.Upkeep, caller: Caller) -> None: ...
 
 
+class Steering(Protocol):
+    """Who changes what judges (`steward.Steward`); the answer comes through the mailbox."""
+
+    def submit(self, ticket: int, control: trace.Control) -> None: ...
+
+    def reload(self) -> None:
+        """Read the packs anew from their directories; from a signal handler."""
+
+
 @dataclass(frozen=True)
 class _Asker:
     """Who asked, and where the reply goes: the peer, the empty frame of a REQ socket, and the id to echo.
@@ -105,9 +114,11 @@ class _Asker:
 class Server:
     """Serves one endpoint, whose lock the caller holds (`endpoint_lock`).
 
-    `describe` adds what other parts say of themselves to the status; `refusal` says why a part can take
-    nothing new, None while it can: without the engine only records are admitted, without the journal nothing.
-    Raises ConfigError if the endpoint cannot be opened.
+    `pack` and `model` are those of the start. `describe` adds what other parts say of themselves to the
+    status, and tells of the packs and the model that came after those; `find_pack` raises RequestError where
+    no resident pack is called so; without a `steward` nothing can be changed. `refusal` says why a part can
+    take nothing new, None while it can: without the engine only records are admitted, without the journal
+    nothing. Raises ConfigError if the endpoint cannot be opened.
     """
 
     def __init__(
@@ -122,7 +133,11 @@ class Server:
         model: ModelInfo,
         describe: Callable[[], dict[str, Json]] = dict,
         refusal: Callable[[Part], RequestError | None] = lambda _: None,
+        steward: Steering | None = None,
+        find_pack: Callable[[str], object] | None = None,
     ) -> None:
+        self._steward = steward
+        self._find_pack = find_pack or self._is_ours
         self._config = config
         self._mailbox = mailbox
         self._work = work
@@ -166,7 +181,7 @@ class Server:
         Raises DiskFull, after the same drain, when the disk is full and the setting `on_full` is halt;
         Stalled, after refusing what is in flight, when `turn` does.
         """
-        with stop_on_signals(self.stop):
+        with stop_on_signals(self.stop, reload=self._steward.reload if self._steward else None):
             poller = zmq.Poller()
             poller.register(self._router, zmq.POLLIN)
             poller.register(self._mailbox.wakeup_fd, zmq.POLLIN)
@@ -322,6 +337,8 @@ class Server:
                 self._record(message, answer, caller, received_ns, received_at)
             elif isinstance(message, wire.Tend):
                 self._tend(message, answer, caller, received_ns)
+            elif isinstance(message, wire.Steer):
+                self._steer(message, answer, received_ns)
             else:
                 submit(message, answer)
         except RequestError as error:
@@ -354,6 +371,7 @@ class Server:
                     deadline_ns=deadline_ns,
                     explain=message.explain,
                     annotations=message.annotations,
+                    pack=message.pack,
                     idempotency=idempotency,
                 )
             )
@@ -420,12 +438,23 @@ class Server:
         ticket = self._in_flight.admit(answer, received_ns=received_ns, deadline_ns=deadline_ns)
         self._clerk.submit(ticket, message.upkeep, caller)
 
+    def _steer(self, message: wire.Steer, answer: Answer, received_ns: int) -> None:
+        self._check_open(needs=("journal", "engine"))
+        self._check_room()
+        if self._steward is None:
+            raise RequestError("unavailable", "op: this server cannot change what judges")
+        deadline_ns = received_ns + UPKEEP_S * 1_000_000_000
+        ticket = self._in_flight.admit(answer, received_ns=received_ns, deadline_ns=deadline_ns)
+        self._steward.submit(ticket, message.control)
+
+    def _is_ours(self, pack: str) -> None:
+        if pack != self._pack.name:
+            raise RequestError("not_found", f"pack: {pack[:64]!r} is not loaded; {self._pack.name} is")
+
     def _check_admission(self, message: wire.Evaluate, deadline_ms: int) -> None:
         """Refuse what cannot be served, and what would wait past its deadline anyway."""
-        if message.pack is not None and message.pack != self._pack.name:
-            raise RequestError(
-                "not_found", f"pack: {message.pack[:64]!r} is not loaded; {self._pack.name} is"
-            )
+        if message.pack is not None:
+            self._find_pack(message.pack)
         self._check_open(needs=("journal", "engine"))
         expected_ms = self._expected_ms
         if expected_ms > deadline_ms:
