@@ -20,7 +20,7 @@ from sqlite_utils.utils import Format, rows_from_file
 
 from thor_policy import export, likeness, packs, trace
 from thor_policy.cli.main import cli
-from thor_policy.core import Action, Decision, Entity, Evaluation, Explanation, Floor, Json
+from thor_policy.core import Action, Adapter, Decision, Entity, Evaluation, Explanation, Floor, Json
 from thor_policy.errors import ExportError
 from thor_policy.export import FORMATS, Gathered
 from thor_policy.journal import events
@@ -106,11 +106,13 @@ def review(
     return sent(trace.Review(decision_id=decision.id, **fields | more), at=decision.at + 2)
 
 
-def corrected(pack: packs.Pack, count: int, outcomes: tuple[str, ...] = ("deny", "require_mfa")) -> list[Any]:
+def corrected(
+    pack: packs.Pack, count: int, outcomes: tuple[str, ...] = ("deny", "require_mfa"), **changes: Any
+) -> list[Any]:
     """So many corrected decisions, with their explanations."""
     what: list[Any] = []
     for number in range(count):
-        decision = decided(pack, number)
+        decision = decided(pack, number, **changes)
         what += [decision, explained(decision), review(decision, outcomes[number % len(outcomes)])]
     return what
 
@@ -149,9 +151,19 @@ class TestWhichCorrectionsCount:
             pack_sha256=pack.info.sha256,
             model=MODEL.name,
             model_sha256=MODEL.sha256,
+            adapter=None,
             rendered_by=pack.info.sha256,
             masked=(),
         )
+
+    def test_the_adapter_that_judged_is_named(self, pack: packs.Pack, journal: Path, tmp_path: Path) -> None:
+        tuned = Adapter(name="tuned", sha256="c" * 64, scale=0.5)
+        record(journal, *corrected(pack, 50, model=replace(MODEL, adapter=tuned)))
+        written(journal, pack, tmp_path / "out")
+        for line in lines_of(tmp_path / "out" / "chat.train.jsonl"):
+            assert line["provenance"]["adapter"] == {"name": "tuned", "sha256": "c" * 64, "scale": 0.5}
+        examples = (tmp_path / "out" / "examples.yaml").read_text()
+        assert f"{MODEL.sha256} under the adapter {'c' * 64} at scale 0.5" in examples
 
     def test_without_a_reason_or_a_class_only_the_outcome_is_taught(
         self, pack: packs.Pack, journal: Path

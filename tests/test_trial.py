@@ -18,6 +18,7 @@ from test_report import checked, fallen
 from thor_policy import trial
 from thor_policy.app import serving
 from thor_policy.assessment.runs import load, plain
+from thor_policy.cli import suites
 from thor_policy.cli.main import cli
 from thor_policy.config import Config, changed
 from thor_policy.core import Adapter, Json, identity_of
@@ -316,6 +317,18 @@ def test_two_saved_runs_are_compared_without_a_model(run: Run, tmp_path: Path) -
     assert (found["fixed"], found["broken"], found["choice"]) == (10, 0, "after")
     same = run("compare", old, old).stdout
     assert "recommended: neither: no difference shown" in same
+
+
+@pytest.mark.parametrize(
+    ("side", "name"),
+    [
+        ("runs/old.json", "old"),
+        ("-", "as configured"),
+        ("model=a,adapter=/srv/tuned.gguf,adapter_scale=0.5", "model=a,adapter=tuned.gguf,adapter_scale=0.5"),
+    ],
+)
+def test_a_side_is_called_by_its_file_or_its_settings(side: str, name: str) -> None:
+    assert suites._names(side, "b.json") == (name, "b")
 
 
 def test_a_comparison_fits_80_columns(run: Run, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from thor_policy import likeness
 from thor_policy.changes import Change, analysis, page
-from thor_policy.core import Evaluation, Json, Turn
+from thor_policy.core import Adapter, Evaluation, Json, Turn
 from thor_policy.errors import ExportError, PackError, RequestError
 from thor_policy.journal.reader import Reader, Record
 from thor_policy.packs import Example, Pack, answer, as_yaml, lint
@@ -57,6 +57,7 @@ class Provenance(Struct, frozen=True, kw_only=True):
     pack_sha256: str
     model: str | None
     model_sha256: str | None
+    adapter: Adapter | None
     rendered_by: str
     masked: tuple[str, ...]
 
@@ -210,6 +211,7 @@ def _correction(row: Record, event: Record, pack: Pack) -> Correction:
             pack_sha256=body["pack"]["sha256"],
             model=model.get("name"),
             model_sha256=model.get("sha256"),
+            adapter=msgspec.convert(model.get("adapter"), Adapter | None),
             rendered_by=pack.info.sha256,
             masked=tuple(private.get("masked", ())),
         ),
@@ -436,9 +438,13 @@ def _commented(examples: Sequence[Example], gathered: Gathered, pack: Pack) -> s
         parts.append(
             f"# {example.id}: decision {source.decision_id} of {source.decided_at}, reviewed "
             f"{source.reviewed_at}\n#   by {source.reviewer!a}\n#   pack {source.pack_sha256}\n"
-            f"#   model {source.model_sha256}\n" + as_yaml((example,))
+            f"#   model {source.model_sha256}{_under(source.adapter)}\n" + as_yaml((example,))
         )
     return head + "\n".join(parts)
+
+
+def _under(adapter: Adapter | None) -> str:
+    return f" under the adapter {adapter.sha256} at scale {adapter.scale:g}" if adapter else ""
 
 
 def _write(directory: Path, contents: dict[str, bytes]) -> None:

@@ -188,8 +188,15 @@ def _side(config: Config, text: str) -> runs.Run | Config:
 
 
 def _names(before: str, after: str) -> tuple[str, str]:
-    names = ["as configured" if text == "-" else Path(text).stem for text in (before, after)]
+    names = ["as configured" if text == "-" else _name(text) for text in (before, after)]
     return (names[0], names[1]) if names[0] != names[1] else (before, after)
+
+
+def _name(side: str) -> str:
+    """A file, or settings, without the folders of the paths in it."""
+    if "=" not in side:
+        return Path(side).stem
+    return ",".join("=".join(Path(one).name for one in part.split("=")) for part in side.split(","))
 
 
 def _chosen(
