@@ -63,6 +63,7 @@ DEADLINE_MS = 20_000
 #: Scores that the daemon keeps: few, so that the cache is full while it warms up.
 CACHE_SIZE = 500
 
+SERVE = "from thor_policy.cli.main import main; main()"
 #: A daemon with the stub engine, for a short run without a model.
 SERVE_STUB = """
 import sys
@@ -83,7 +84,7 @@ class Failure(Exception):
 def daemon_of(config: Config, *, stub: bool, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A daemon that answers; it is dead after the block."""
     place = ["--state-dir", str(config.state_dir), "--endpoint", config.endpoint]
-    command = [sys.executable, "-m", "thor_policy.cli.main", "serve", *place]
+    command = [sys.executable, "-c", SERVE, "serve", *place]
     if stub:
         command = [sys.executable, "-c", SERVE_STUB, str(config.state_dir), config.endpoint, str(CACHE_SIZE)]
     with log.open("wb") as told:
