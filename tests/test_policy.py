@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from thor_policy import packs
 from thor_policy.calibration import Calibration
-from thor_policy.core import Action, Caller, Entity, Evaluation, Request, Scored, all_steps
+from thor_policy.core import Action, Adapter, Caller, Entity, Evaluation, Request, Scored, all_steps
 from thor_policy.errors import DeadlineExceeded, EngineError, RequestError
 from thor_policy.policy import Explained, Policy, ScoreCache
 from thor_policy.testing import StubEngine
@@ -262,15 +262,23 @@ class TestCache:
     @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
     def test_no_part_of_the_key_can_change_unseen(self, data: st.DataObject, pack: packs.Pack) -> None:
-        """Pack, model, build, and each text that the model would read."""
+        """Pack, model, build, adapter and scale, and each text that the model would read."""
         names = st.text(
             st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Cf")), min_size=1, max_size=8
         )
         cache = ScoreCache(10, 60)
         engine = CountingEngine()
-        Policy(engine, pack, cache=cache).decide(request())
-        part = data.draw(st.sampled_from(("subject", "action", "model", "build", "pack")))
+        tuned = Adapter(name="tuned", sha256="a" * 64, scale=0.5)
+        parts = ("subject", "action", "model", "build", "pack", "adapter", "scale", "no adapter")
+        part = data.draw(st.sampled_from(parts))
+        engine.adopt(tuned, Path("tuned.gguf"))
+        Policy(engine, pack, adapter=tuned, cache=cache).decide(request())
         other, asked = CountingEngine(), request()
+        adapter = {
+            "adapter": replace(tuned, sha256="b" * 64),
+            "scale": replace(tuned, scale=data.draw(st.floats(0.01, 10).filter(lambda scale: scale != 0.5))),
+            "no adapter": None,
+        }.get(part, tuned)
         if part == "subject":
             subject = Entity(type="user", id=data.draw(names.filter(lambda name: name.strip() != "alice")))
             asked = request(evaluation=replace(asked.evaluation, subject=subject))
@@ -283,8 +291,21 @@ class TestCache:
         if part == "pack":
             changed.info = replace(pack.info, sha256="f" * 64)
             changed.prefix = replace(pack.prefix, pack_sha256="f" * 64)
-        decision = Policy(other, changed, cache=cache).decide(asked)
+        if adapter is not None:
+            other.adopt(adapter, Path("other.gguf"))
+        decision = Policy(other, changed, adapter=adapter, cache=cache).decide(asked)
         assert (decision.tier, decision.original, other.scores) == ("model", None, 1)
+
+    def test_an_answer_from_it_is_as_sure_as_the_calibration_of_today(self, pack: packs.Pack) -> None:
+        policy = Policy(StubEngine(), pack, cache=ScoreCache(10, 60))
+        first = policy.decide(request())
+        softer = Calibration(
+            temperature=3.0, pack_sha256=pack.info.sha256, model_sha256=policy.engine.model.sha256, judged=60
+        )
+        policy.calibrate(softer)
+        again = policy.decide(request())
+        assert (again.tier, again.temperature, again.label) == ("cache", 3.0, first.label)
+        assert max(again.probabilities.values()) < max(first.probabilities.values())
 
     def test_a_pack_can_do_without(self, pack: packs.Pack) -> None:
         bare = copy.copy(pack)
