@@ -636,25 +636,31 @@ class TestAnotherUser:
                 frame(),
                 frame("node", record={"type": "goal", "title": "Ship"}),
                 frame("status"),
-                *(frame(op, record="malformed") for op in ("review", "approve", "upkeep")),
+                *(frame(op, record="malformed") for op in ("review", "approve", "upkeep", "control")),
             )
             told = counters(opened)
         assert [next(iter(reply.keys() - {"v", "id", "context"})) for reply in asked] == [
-            "decision", "recorded", "status", "error", "error", "error",
+            "decision", "recorded", "status", "error", "error", "error", "error",
         ]  # fmt: skip
-        for reply, role in zip(asked[3:], ("review", "approve", "control"), strict=True):
+        for reply, role in zip(asked[3:], ("review", "approve", "control", "control"), strict=True):
             assert reply["error"]["code"] == "unauthorized"
             assert (
                 f"needs the role {role}, which uid {STRANGER_UID} does not have" in reply["error"]["message"]
             )
-        assert told["refused_unauthorized"] == 3
+        assert told["refused_unauthorized"] == 4
         assert "decision" in asked[0]
 
     def test_may_do_what_the_settings_say(self, opened: Config) -> None:
         given = replace(opened, roles=(f"uid:{STRANGER_UID}=control",))
         with serving(given, load_engine=load_stub_engine):
-            upkeep, ask = told_to_another_user(given, frame("upkeep", record={"task": "checkpoint"}), frame())
+            upkeep, control, ask = told_to_another_user(
+                given,
+                frame("upkeep", record={"task": "checkpoint"}),
+                frame("control", record={"task": "reload"}),
+                frame(),
+            )
         assert upkeep["done"]["checkpoint"] > 0
+        assert control["done"]["refused"] == {}
         assert ask["error"]["code"] == "unauthorized"
 
     def test_without_any_role_may_not_even_ask_how_it_goes(self, opened: Config) -> None:

@@ -177,8 +177,11 @@ class TestIdentical:
         assert decision.model.adapter == TUNED
         assert (decision.temperature, plain.temperature) == (2.5, 1.0)
         record(journal, events.calibrated(calibration, NOON), decision, plain)
-        for one in (decision, plain):
-            assert again(journal, folder, one, adapter=replace(TUNED, name="renamed")).verdict == "identical"
+        renamed = replace(TUNED, name="renamed")
+        with Reader(journal) as reader:
+            replayer = Replayer(reader, holding(renamed), packs.load(folder), adapter=renamed)
+            for one in (decision, plain, decision):
+                assert replayer.replay(one.id).verdict == "identical"
 
     def test_what_the_cache_answered_is_the_score_of_the_original(self, folder: Path, journal: Path) -> None:
         policy = Policy(StubEngine(), packs.load(folder), cache=ScoreCache(8, 1e6))

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -410,11 +411,14 @@ class TestLoad:
         with raw_socket(gated, zmq.DEALER) as opened, Client(gated.endpoint) as own:
             for number in range(2):
                 opened.send(evaluate_frame(id=str(number)))
-            assert engine.asked.acquire(timeout=PATIENCE_MS / 1000)
+            patient_until = time.monotonic() + PATIENCE_MS / 1000
+            while own.status()["in_flight"] < 2:
+                assert time.monotonic() < patient_until
             error = error_of(lambda: own.evaluate(DEPLOY))
             assert error.code == "busy"
             assert error.retry_after_ms is not None
             assert "the limit is 2" in error.message
+            assert error_of(lambda: own.control(trace.Control(task="reload"))).code == "busy"
             engine.gate.set()
             assert {json.loads(opened.recv())["id"] for _ in range(2)} == {"0", "1"}
 

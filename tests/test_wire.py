@@ -1445,6 +1445,7 @@ def test_any_other_reply_carries_version_and_id() -> None:
         ("outcome", {"decision_id": "0198", "status": "SUCCESS"}),
         ("review", {"decision_id": "0198", "reviewer": "ines", "verdict": "accept"}),
         ("upkeep", {"task": "checkpoint"}),
+        ("control", {"task": "reload"}),
     ],
 )
 def test_the_op_of_a_message_is_the_one_it_asked_for(op: str, record: Any) -> None:
