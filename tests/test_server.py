@@ -22,12 +22,12 @@ import pytest
 import zmq
 
 from thor_policy import trace
-from thor_policy.app import serving
+from thor_policy.app import open_service, serving
 from thor_policy.clerk import Tended
 from thor_policy.client import Client, Tracked
 from thor_policy.config import Config
 from thor_policy.core import Caller, Json, PackInfo, Request, Role, Scored, Written
-from thor_policy.errors import AlreadyRunning, EngineError, RequestError, Unreachable
+from thor_policy.errors import AlreadyRunning, ConfigError, EngineError, RequestError, Unreachable
 from thor_policy.identity import Keys
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.verify import verify
@@ -550,6 +550,59 @@ def served_by(server: Server, mailbox: Mailbox) -> Iterator[None]:
         thread.join()
         server.close()
         mailbox.close()
+
+
+class TestSettingsReadAnew:
+    """SIGHUP, as the handler calls it."""
+
+    @contextmanager
+    def reading(self, config: Config, *told: Config | ConfigError) -> Iterator[Callable[[], dict[str, Any]]]:
+        """A daemon whose settings read so, one after the other; the result asks for that, and tells of it."""
+        given = iter(told)
+
+        def reread() -> Config:
+            one = next(given)
+            if isinstance(one, ConfigError):
+                raise one
+            return one
+
+        with (
+            open_service(config, load_engine=load_stub_engine, reread=reread) as server,
+            Client(config.endpoint, timeout_ms=PATIENCE_MS) as own,
+        ):
+            thread = threading.Thread(target=server.run)
+            thread.start()
+
+            def renew() -> dict[str, Any]:
+                server.reload()
+                return own.status() | {"deadline": error_of(lambda: own.evaluate(DEPLOY, deadline_ms=9_000))}
+
+            try:
+                yield renew
+            finally:
+                server.stop()
+                thread.join()
+
+    def test_count_from_then_on_and_name_what_needs_a_restart(self, config: Config) -> None:
+        narrower = replace(config, max_deadline_ms=8_000, deadline_ms=2_000, max_in_flight=7, cache_size=77)
+        with self.reading(config, narrower) as renew:
+            status = renew()
+        assert status["settings"] == {
+            "refused": None,
+            "changed": ["deadline_ms", "max_deadline_ms", "max_in_flight"],
+            "need_restart": ["cache_size"],
+        }
+        assert status["max_in_flight"] == 7
+        assert "deadline_ms" in status["deadline"].message
+
+    def test_that_cannot_be_read_change_nothing_and_say_why(self, config: Config) -> None:
+        narrow = replace(config, max_deadline_ms=8_000, deadline_ms=2_000)
+        broken = ConfigError("the.toml: unknown setting 'deadlines'")
+        with self.reading(narrow, broken, replace(narrow, roles=("user:nobody-of-that-name=ask",))) as renew:
+            first, second = renew(), renew()
+        assert first["settings"]["refused"] == "the.toml: unknown setting 'deadlines'"
+        assert "nobody-of-that-name" in second["settings"]["refused"]
+        assert "deadline_ms" in second["deadline"].message
 
 
 class TestAdmission:

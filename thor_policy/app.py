@@ -189,10 +189,12 @@ def open_service(
     load_engine: Callable[[Config], Engine] = load_engine,
     open_journal: OpenJournal = open_journal,
     supervisor: Supervisor | None = None,
+    reread: Callable[[], Config] | None = None,
 ) -> Iterator[Server]:
     """A server that is warm and bound, ready to `run`; everything is stopped on the way out.
 
-    `supervisor` learns what it has to watch; what it is told besides is up to the caller.
+    `supervisor` learns what it has to watch; what it is told besides is up to the caller. `reread` reads the
+    settings anew when the server is asked to reload, and raises ConfigError.
     Raises ThorPolicyError where a part cannot start, Stalled where the journal does not drain in time.
     """
     with ExitStack() as stack:
@@ -275,6 +277,7 @@ def open_service(
             refusal=refusal,
             steward=steward,
             find_pack=lambda told: policy.residents.named(told),
+            reread=reread,
         )
         sockets.callback(server.close)
         if config.metrics_port:

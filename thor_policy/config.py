@@ -31,6 +31,11 @@ MASKABLE = ("/context/", "/subject/properties/", "/action/properties/", "/resour
 #: Added to the socket's path for the socket that events go out of.
 EVENTS_SUFFIX = ".events"
 
+#: Settings that a running daemon takes from its file anew; any other needs a restart.
+LIVE = (
+    *("deadline_ms", "max_deadline_ms", "max_in_flight", "max_request_bytes", "on_full", "roles"),
+    "log_level",
+)
 #: An entry of `roles`: whom it is about, and what they may do.
 GRANT = re.compile(r"(local|(?:user|group):[^\s=:]+|(?:uid|gid):[0-9]{1,10})=([a-z+]+)")
 
@@ -440,6 +445,16 @@ def load(
     return Config(**values)
 
 
+def renewed(config: Config, told: Config) -> tuple[Config, tuple[str, ...]]:
+    """What a running daemon takes of settings that were read anew, and the others that differ.
+
+    Raises ConfigError if the two do not fit together.
+    """
+    differ = tuple(f.name for f in fields(Config) if getattr(config, f.name) != getattr(told, f.name))
+    taken = {name: getattr(told, name) for name in differ if name in LIVE}
+    return dataclasses.replace(config, **taken), tuple(name for name in differ if name not in LIVE)
+
+
 def changed(config: Config, text: str) -> Config:
     """The settings with those changed that a text names: `model=NAME,kv_type=q8_0`. Raises ConfigError."""
     hints = typing.get_type_hints(Config)
@@ -530,7 +545,8 @@ def document() -> str:
         "# Settings",
         "",
         "Written by `scripts/settings-doc`. Keys of the TOML file; `THOR_POLICY_<NAME>` sets one from the",
-        "environment; those marked with a flag are options of the commands too.",
+        "environment; those marked with a flag are options of the commands too. Those marked live change in",
+        "a running daemon when it gets SIGHUP; any other needs a restart.",
         "",
     ]
     for f in fields(Config):
@@ -539,5 +555,6 @@ def document() -> str:
         bounds = "" if meta["least"] is None else f"; {meta['least']} to {meta['most']}"
         bounds += f"; one of {_listed(meta['choices'])}" if meta["choices"] else ""
         flag = f", flag `--{f.name.replace('_', '-')}`" if meta["flag"] else ""
+        flag += ", live" if f.name in LIVE else ""
         lines += [f"**`{f.name}`**{flag}: {meta['help']}", f"Default: {default}{bounds}", ""]
     return "\n".join(lines)

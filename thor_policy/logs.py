@@ -136,8 +136,13 @@ def set_up(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    logging.getLogger(_PACKAGE).setLevel(level.upper())
+    set_level(level)
     threading.excepthook = _log_the_end
+
+
+def set_level(level: str) -> None:
+    """Log from this level on: debug, info, warning or error."""
+    logging.getLogger(_PACKAGE).setLevel(level.upper())
 
 
 def structured() -> bool:

@@ -13,7 +13,7 @@ import click
 
 from thor_policy import logs
 from thor_policy.cli import render
-from thor_policy.cli.options import as_json, configured
+from thor_policy.cli.options import READ, as_json, configured
 from thor_policy.client import Client
 from thor_policy.config import Config
 from thor_policy.core import Json
@@ -25,7 +25,10 @@ log = logging.getLogger(__name__)
 @click.command()
 @configured()
 def serve(config: Config) -> None:
-    """Run the daemon until SIGTERM or Ctrl-C; a second signal forces it."""
+    """Run the daemon until SIGTERM or Ctrl-C; a second signal forces it.
+
+    SIGHUP reads packs and settings anew.
+    """
     from thor_policy import app
 
     logs.set_up(config.log_format, config.log_level, stream=sys.stderr, pretty=render.LogHandler())
@@ -38,7 +41,8 @@ def serve(config: Config) -> None:
         supervisor.ready(f"{judge} judges by {config.pack} at {config.endpoint}", time.monotonic_ns())
         log.info("ready at %s, journal %s", config.endpoint, config.journal_path)
 
-    with app.open_service(config, supervisor=supervisor) as server:
+    reread = click.get_current_context().meta[READ]
+    with app.open_service(config, supervisor=supervisor, reread=reread) as server:
         server.run(ready=ready, turn=supervisor.turn)
         log.info("stopping: the last replies are out, the journal is closing")
 

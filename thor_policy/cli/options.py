@@ -20,6 +20,9 @@ from thor_policy.core import RISKS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+#: Where a command finds what reads its settings anew, in the context's `meta`.
+READ = "thor_policy.read_settings"
+
 
 def configured(*names: str) -> Callable[[F], F]:
     """Options --config and those settings (all that are flags, if none are named), as one `config`."""
@@ -30,7 +33,9 @@ def configured(*names: str) -> Callable[[F], F]:
         @functools.wraps(command)
         def wrapper(*args: Any, config_file: Path | None, **kwargs: Any) -> Any:
             flags = {f.name: kwargs.pop(f.name) for f in chosen}
-            return command(*args, config=config.load(config_file, flags=flags), **kwargs)
+            read = functools.partial(config.load, config_file, flags=flags)
+            click.get_current_context().meta[READ] = read
+            return command(*args, config=read(), **kwargs)
 
         wrapped: Any = wrapper
         for f in reversed(chosen):

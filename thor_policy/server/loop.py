@@ -19,9 +19,9 @@ from typing import Literal, Protocol, TypeAlias
 import zmq
 
 from thor_policy import __version__, logs, trace, wire
-from thor_policy.config import Config
+from thor_policy.config import LIVE, Config, renewed
 from thor_policy.core import Caller, Json, ModelInfo, PackInfo, Recorded, Request, Role
-from thor_policy.errors import DiskFull, RequestError, Stalled
+from thor_policy.errors import ConfigError, DiskFull, RequestError, Stalled
 from thor_policy.identity import Holder, Roles, authorise
 from thor_policy.metrics import Families, Metrics, as_json
 from thor_policy.policy import new_id
@@ -116,9 +116,9 @@ class Server:
 
     `pack` and `model` are those of the start. `describe` adds what other parts say of themselves to the
     status, and tells of the packs and the model that came after those; `find_pack` raises RequestError where
-    no resident pack is called so; without a `steward` nothing can be changed. `refusal` says why a part can
-    take nothing new, None while it can: without the engine only records are admitted, without the journal
-    nothing. Raises ConfigError if the endpoint cannot be opened.
+    no resident pack is called so; without a `steward` nothing can be changed; `reread` reads the settings
+    anew. `refusal` says why a part can take nothing new, None while it can: without the engine only records
+    are admitted, without the journal nothing. Raises ConfigError if the endpoint cannot be opened.
     """
 
     def __init__(
@@ -135,8 +135,13 @@ class Server:
         refusal: Callable[[Part], RequestError | None] = lambda _: None,
         steward: Steering | None = None,
         find_pack: Callable[[str], object] | None = None,
+        reread: Callable[[], Config] | None = None,
     ) -> None:
         self._steward = steward
+        self._reread = reread
+        self._renewal_due = False
+        #: What came of reading the settings anew, if that was ever asked for.
+        self._renewal: dict[str, Json] | None = None
         self._find_pack = find_pack or self._is_ours
         self._config = config
         self._mailbox = mailbox
@@ -181,7 +186,7 @@ class Server:
         Raises DiskFull, after the same drain, when the disk is full and the setting `on_full` is halt;
         Stalled, after refusing what is in flight, when `turn` does.
         """
-        with stop_on_signals(self.stop, reload=self._steward.reload if self._steward else None):
+        with stop_on_signals(self.stop, reload=self.reload):
             poller = zmq.Poller()
             poller.register(self._router, zmq.POLLIN)
             poller.register(self._mailbox.wakeup_fd, zmq.POLLIN)
@@ -192,6 +197,8 @@ class Server:
             full: RequestError | None = None
             while True:
                 events = dict(poller.poll(self._wait_ms()))
+                if self._renewal_due:
+                    self._renew()
                 self._deliver()
                 if self._router in events:
                     self._read(self._router)
@@ -225,6 +232,34 @@ class Server:
         """Ask the loop to drain and return; safe from any thread and from signal handlers."""
         self._stopping = True
         self._mailbox.put()
+
+    def reload(self) -> None:
+        """Ask for packs and settings to be read anew; safe from any thread and from signal handlers."""
+        if self._steward is not None:
+            self._steward.reload()
+        self._renewal_due = True
+        self._mailbox.put()
+
+    def _renew(self) -> None:
+        """Take those settings that need no restart; if they cannot be read, all stay as they were."""
+        self._renewal_due = False
+        if self._reread is None:
+            return
+        before = self._config
+        try:
+            config, others = renewed(before, self._reread())
+            roles = Roles(config.roles)
+        except ConfigError as error:
+            self._renewal = {"refused": str(error), "changed": [], "need_restart": []}
+            log.error("the settings stay as they were: %s", error)
+            return
+        self._config, self._roles = config, roles
+        logs.set_level(config.log_level)
+        taken = [name for name in LIVE if getattr(before, name) != getattr(config, name)]
+        self._renewal = {"refused": None, "changed": taken, "need_restart": list(others)}
+        log.info("settings read anew: %s", ", ".join(taken) or "none changed")
+        if others:
+            log.warning("these settings changed, and need a restart: %s", ", ".join(others))
 
     def close(self) -> None:
         """Send what is queued and release the endpoint; safe to call twice."""
@@ -588,6 +623,7 @@ class Server:
             },
             "in_flight": len(self._in_flight),
             "max_in_flight": self._config.max_in_flight,
+            "settings": self._renewal,
             "counters": dict(sorted(self.counters.items())),
             **described,
         }
