@@ -157,12 +157,6 @@ class TestPretty:
         assert PRIVATE not in told
 
 
-@given(st.text())
-def test_printable_text_is_printable(text: str) -> None:
-    assert logs.printable(text).isprintable()
-    assert logs.printable(text) == text or not text.isprintable()
-
-
 class TestJournalStream:
     def test_is_recognised_by_the_file_it_names(self, tmp_path: Path) -> None:
         with (tmp_path / "a").open("w") as ours, (tmp_path / "b").open("w") as other:

@@ -31,6 +31,7 @@ from thor_policy import app, trace
 from thor_policy.app import serving
 from thor_policy.cli import page
 from thor_policy.cli.main import cli
+from thor_policy.cli.visible import visible
 from thor_policy.client import Client
 from thor_policy.config import Config
 from thor_policy.core import Annotations, Decision, Floor
@@ -444,23 +445,23 @@ def test_nothing_of_a_request_acts_on_plain_output(config: Config, run: Run) -> 
     ],
 )
 def test_what_acts_hides_or_reorders_is_an_escape(text: str, told: str) -> None:
-    assert page.visible(text) == told
+    assert visible(text) == told
 
 
 @given(st.text())
 def test_visible_text_acts_on_nothing_and_loses_nothing_plain(text: str) -> None:
-    told = page.visible(text)
+    told = visible(text)
     assert all(char == " " or char.isprintable() for char in told)
-    assert page.visible(told) == told
+    assert visible(told) == told
     if text.isascii() and text.isprintable():
         assert told == text
 
 
 @given(st.text(), st.integers(2, 100))
 def test_wrapped_lines_keep_to_their_width(text: str, width: int) -> None:
-    lines = page.wrapped(page.visible(text), width)
+    lines = page.wrapped(visible(text), width)
     assert all(cell_len(line) <= width for line in lines)
-    assert "".join(lines).replace(" ", "") == page.visible(text).replace(" ", "")
+    assert "".join(lines).replace(" ", "") == visible(text).replace(" ", "")
 
 
 @given(st.text(max_size=500), st.text(min_size=1, max_size=300), st.integers(40, 200), st.booleans())

@@ -38,11 +38,6 @@ def room_of(record: logging.LogRecord) -> str:
     return rest.split(".")[0] if package == _PACKAGE and rest else record.name
 
 
-def printable(text: str) -> str:
-    """A text that cannot move a cursor, begin a line or colour a terminal."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
-
-
 def stack_of(error: BaseException, *, with_text: bool) -> list[str]:
     """Types and stacks of an exception and of those behind it, the first cause last."""
     lines: list[str] = []

@@ -7,11 +7,11 @@ Owns the words and the order of a page. Invariant: what comes from a request or 
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
 from rich.cells import cell_len
 
+from thor_policy.cli.visible import visible
 from thor_policy.core import Json
 from thor_policy.review.agreement import Kappa, Proportion, Rating, Report
 from thor_policy.review.session import Item
@@ -25,31 +25,6 @@ SHORT_CHARS = 200
 #: Columns of the names on the left.
 _NAMES = 11
 _LABEL_CELLS, _BAR_CELLS = 22, 24
-#: Marks that may stand on one character; more could pile up over other lines.
-_MARKS = 2
-_BAD = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-
-
-def visible(text: str) -> str:
-    """The text with every character that acts, hides or reorders as an escape (`\\x1b`, `\\u202e`)."""
-    out: list[str] = []
-    marks = 0
-    for char in text:
-        category = unicodedata.category(char)
-        marks = marks + 1 if category in ("Mn", "Me") else 0
-        selector = "\ufe00" <= char <= "\ufe0f" or "\U000e0100" <= char <= "\U000e01ef"
-        if category in _BAD or marks > _MARKS or selector:
-            out.append(_SHORT.get(char) or _escape(ord(char)))
-        else:
-            out.append(" " if category == "Zs" else char)
-    return "".join(out)
-
-
-def _escape(point: int) -> str:
-    if point < 0x100:
-        return f"\\x{point:02x}"
-    return f"\\u{point:04x}" if point < 0x10000 else f"\\U{point:08x}"
 
 
 def wrapped(text: str, width: int) -> list[str]:

@@ -31,6 +31,7 @@ from rich.table import Table
 from rich.text import Text
 
 from thor_policy import logs
+from thor_policy.cli.visible import visible
 from thor_policy.core import Json
 
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -130,7 +131,7 @@ def pairs(values: Mapping[str, Any], *, title: str | None = None) -> None:
     """Names and values, one a line; further lines of a value stand under its first."""
     width = max((len(name) for name in values), default=0)
     if title:
-        console().print(f"[bold]{escape(_visible(title))}[/bold]")
+        console().print(f"[bold]{escape(visible(title, lines=True))}[/bold]")
     for name, value in values.items():
         text = styled(value).replace("\n", f"\n{' ' * (width + 4)}")
         console().print(f"  {name:<{width}}  {text}", soft_wrap=True)
@@ -138,7 +139,7 @@ def pairs(values: Mapping[str, Any], *, title: str | None = None) -> None:
 
 def line(text: str, *, stderr: bool = False) -> None:
     """One line of plain text."""
-    console(stderr=stderr).print(escape(_visible(text)), soft_wrap=True)
+    console(stderr=stderr).print(escape(visible(text, lines=True)), soft_wrap=True)
 
 
 class LogHandler(logging.Handler):
@@ -157,12 +158,12 @@ class LogHandler(logging.Handler):
         if record.levelno >= logging.WARNING:
             style = "yellow" if record.levelno == logging.WARNING else "red bold"
             told.append(f"{record.levelname} {logs.room_of(record)}: ", style=style)
-        told.append(logs.printable(record.getMessage()))
+        told.append(visible(record.getMessage()))
         for name, value in logs.fields_of(record).items():
-            told.append(f" {name}={logs.printable(str(value))}", style="dim")
+            told.append(f" {name}={visible(str(value))}", style="dim")
         if record.exc_info and record.exc_info[1] is not None:
             for line in logs.stack_of(record.exc_info[1], with_text=logs.is_verbose()):
-                told.append(f"\n    {logs.printable(line)}", style="dim")
+                told.append(f"\n    {visible(line)}", style="dim")
         return told
 
 
@@ -177,12 +178,8 @@ def _told(cell: Any) -> str:
         return "-"
     if isinstance(cell, float):
         return f"{cell:.3g}" if abs(cell) < 100 else f"{cell:,.0f}"
-    return _visible(json.dumps(cell, ensure_ascii=False) if isinstance(cell, dict | list) else str(cell))
-
-
-def _visible(text: str) -> str:
-    """Text in which what does not print is escaped, so that nothing in a request can move the cursor."""
-    return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
+    told = json.dumps(cell, ensure_ascii=False) if isinstance(cell, dict | list) else str(cell)
+    return visible(told, lines=True)
 
 
 @contextmanager

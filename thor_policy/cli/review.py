@@ -14,6 +14,7 @@ import msgspec
 from thor_policy import app, packs, trace
 from thor_policy.cli import page, render
 from thor_policy.cli.options import as_json, configured, decision_filters
+from thor_policy.cli.visible import visible
 from thor_policy.config import Config
 from thor_policy.core import Json
 from thor_policy.errors import ThorPolicyError
@@ -129,7 +130,7 @@ def review(
         elif assignee is not None:
             for pick in picks:
                 keep(_assigned(pick, to=assignee, by=name))
-            render.line(f"assigned to {page.visible(assignee)}: {len(picks)} decisions")
+            render.line(f"assigned to {visible(assignee)}: {len(picks)} decisions")
         elif not picks:
             render.line("there is nothing to review")
         else:
@@ -230,9 +231,7 @@ class _Plain:
             render.line("the queue has come to its end")
             return
         order = "first" if session.place == 0 else "next"
-        render.line(
-            f"{session.place + 1} of {len(session.picks)}, {order} because: {page.visible(item.pick.why)}"
-        )
+        render.line(f"{session.place + 1} of {len(session.picks)}, {order} because: {visible(item.pick.why)}")
         for line in self._words.plain(item, self._full):
             click.echo(line)
 
@@ -259,7 +258,7 @@ class _Plain:
             render.line(steps[key](rest) or "done")
         except (ThorPolicyError, click.UsageError) as error:
             self._good = False
-            render.line(page.visible(str(error)), stderr=True)
+            render.line(visible(str(error)), stderr=True)
             if self._session.item is not None:
                 return
             self._session.open()
@@ -270,7 +269,7 @@ class _Plain:
             item = self._session.item
             labels = self._words.labels(item) if item is not None else ()
             if not decision or (labels and decision not in labels):
-                known = f"one of {', '.join(map(page.visible, labels))}" if labels else "an outcome"
+                known = f"one of {', '.join(map(visible, labels))}" if labels else "an outcome"
                 raise click.UsageError(f"say which outcome is right: {known}")
         return f"kept as {self._session.judge(verdict, decision=decision, reasoning=reasoning)}"
 
@@ -286,10 +285,10 @@ class _Plain:
         if not to:
             raise click.UsageError("say to whom: g NAME")
         self._session.delegate(to)
-        return f"given to {page.visible(to)}"
+        return f"given to {visible(to)}"
 
     def _found(self, text: str) -> str:
-        return "found" if text and self._session.find(text) else f"nothing holds {page.visible(text)!r}"
+        return "found" if text and self._session.find(text) else f"nothing holds {visible(text)!r}"
 
     def _toggled(self) -> str:
         self._full = not self._full

@@ -20,7 +20,8 @@ from prompt_toolkit.styles import Style
 from prompt_toolkit.widgets import TextArea
 
 from thor_policy import trace
-from thor_policy.cli.page import Line, visible
+from thor_policy.cli.page import Line
+from thor_policy.cli.visible import visible
 from thor_policy.errors import ThorPolicyError
 from thor_policy.review.session import Item, Session
 
