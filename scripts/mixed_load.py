@@ -4,7 +4,8 @@ Owns the daemon that it starts, the clients' threads and the folder that they wo
 request after another, drawn by weight: questions that rules answer, that the model answers, that were asked
 before, with explanations and in batches, with deadlines that cannot be kept; records of all kinds; requests
 that are malformed, too large or for nobody; upkeep; and clients that leave before their reply. Meanwhile an
-operator has another pack judge every minute (the same rules, another digest), others read the journal, and
+operator has another pack judge every minute (the same rules, another digest), a busy service sends what needs
+no model (so that SQLite's page cache, 32 MiB, is full while the daemon warms up), others read the journal, and
 `/proc` is read each second. At the end each request must have had one reply (or
 its client must have left), every acknowledged id must be in the journal, and the journal must verify.
 
@@ -46,6 +47,8 @@ from thor_policy.journal.verify import verify
 
 #: Clients that send one request after another.
 CLIENTS = 8
+#: How long the busy service rests between two requests, in seconds.
+BUSY_PAUSE_S = 0.02
 #: How long the daemon may take to come up or to stop, in seconds.
 START_S, STOP_S = 180, 60
 #: How long a client waits for a reply: much longer than any deadline.
@@ -168,10 +171,14 @@ class User:
             "left early": (2, self._leave_early),
         }
 
-    def run(self, until: float) -> None:
-        names, weights = list(self._kinds), [weight for weight, _ in self._kinds.values()]
+    def run(self, until: float, *, busy: bool = False) -> None:
+        """Send until then; `busy`: one thing after another that needs no model."""
+        kinds = [name for name in self._kinds if not busy or name in ("by rule", "report", "node, edge")]
+        names, weights = kinds, [self._kinds[name][0] for name in kinds]
         with self._client:
             while time.monotonic() < until:
+                if busy:
+                    time.sleep(BUSY_PAUSE_S)
                 (name,) = self._random.choices(names, weights)
                 self._tally.send(name)
                 try:
@@ -423,6 +430,8 @@ def run(minutes: float, *, stub: bool, seed: int, folder: Path, advance: Callabl
         until = began + minutes * 60
         users = [User(config, tally, seed * 1_000 + number) for number in range(CLIENTS)]
         threads = [threading.Thread(target=one.run, args=(until,)) for one in users]
+        busy = User(config, tally, seed * 1_000 + CLIENTS)
+        threads.append(threading.Thread(target=busy.run, args=(until,), kwargs={"busy": True}))
         threads.append(threading.Thread(target=read_journal, args=(config, until, tally)))
         threads.append(
             threading.Thread(target=operate, args=(config, two_packs(config, folder), until, tally))
