@@ -5,9 +5,9 @@ request after another, drawn by weight: questions that rules answer, that the mo
 before, with explanations and in batches, with deadlines that cannot be kept; records of all kinds; requests
 that are malformed, too large or for nobody; upkeep; and clients that leave before their reply. Meanwhile an
 operator has another pack judge every minute (the same rules, another digest), a busy service sends what needs
-no model (so that SQLite's page cache, 32 MiB, is full while the daemon warms up), others read the journal, and
-`/proc` is read each second. At the end each request must have had one reply (or
-its client must have left), every acknowledged id must be in the journal, and the journal must verify.
+no model (so that SQLite's page cache, 32 MiB, is full while the daemon warms up), others read the journal,
+and `/proc` is read each second. At the end each request must have had one reply (or its client must have
+left), every acknowledged id must be in the journal, and the journal must verify.
 
 A slope is that of Theil and Sen over all samples after the first fifth, with its 95 % interval.
 """
