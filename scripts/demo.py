@@ -157,7 +157,7 @@ def _show(replies: list[tuple[str, dict[str, Json]]], config: Config) -> None:
     render.table(
         ("decision_id", "subject", "action", "decision"),
         [
-            (row["decision_id"], row["subject_id"], row["action"], row["decision"])
+            (row["decision_id"], row["actor"], row["action"], row["decision"])
             for row in rows
             if row is not None
         ],

@@ -1,0 +1,31 @@
+"""The README's first command, from where its set-up is done: scripts/demo.py, as a newcomer runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from thor_policy.catalog import ModelFile
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.model
+def test_the_demonstration_shows_six_decisions_and_their_rows(model_file: ModelFile, tmp_path: Path) -> None:
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "THOR_POLICY_MODELS_DIR": str(model_file.path.parent),
+    }
+    command = [sys.executable, str(ROOT / "scripts" / "demo.py")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    shown = done.stdout.split("== their rows in the journal")[1]
+    actions = ("read", "grant_admin", "deploy", "rotate_key")
+    assert [action for action in actions if action not in shown] == []
+    assert shown.count(" deny ") + shown.count(" allow ") == 6
+    assert "stopped with status 0; journal of" in shown
