@@ -48,7 +48,7 @@ LIBRARIES = {
     "prometheus_client": {"metrics"},
     "prompt_toolkit": {"cli"},
     "rich": {"cli"},
-    "scipy": {"calibration", "assessment"},
+    "scipy": {"calibration", "assessment", "changes"},
     "sqlite3": {"journal", "doctor", "bench"},
     "sqlite_utils": {"journal"},
     "tokenizers": {"embedding"},

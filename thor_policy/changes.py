@@ -8,7 +8,6 @@ Read-only on the journal; any thread.
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -22,8 +21,6 @@ from thor_policy.journal.reader import Reader, Record
 
 #: Rows of a distribution; the rest is told as a number.
 _MOST_ROWS = 30
-#: Standard normal quantile of a 95 % interval.
-_Z = 1.96
 
 
 class Change(Struct, frozen=True, kw_only=True):
@@ -152,9 +149,9 @@ def rates_of(reviewed: Sequence[Record], values: Callable[[Record], Sequence[str
 
 def wilson_low(hits: int, trials: int) -> float:
     """Lower end of the 95 % Wilson interval of a share (Wilson 1927)."""
-    share, square = hits / trials, _Z * _Z / trials
-    spread = _Z * math.sqrt(share * (1 - share) / trials + square / (4 * trials))
-    return (share + square / 2 - spread) / (1 + square)
+    from scipy.stats import binomtest  # a second to import
+
+    return float(binomtest(hits, trials).proportion_ci(0.95, method="wilson").low)
 
 
 def trend_of(reviewed: Sequence[Record]) -> tuple[tuple[str, int, int], ...]:
