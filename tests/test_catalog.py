@@ -13,12 +13,14 @@ import threading
 import venv
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import tiny_lora
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -672,19 +674,76 @@ def test_a_file_called_like_a_model_does_not_stand_in_for_it(
 
 
 def test_an_adapter_is_an_entry_with_a_base_and_no_model(models_dir: Path, tmp_path: Path) -> None:
-    tuned = hub_model(name="tuned", file="tuned.gguf", base="tiny")
-    known = Catalog(models=(hub_model(), tuned))
     models_dir.mkdir(exist_ok=True)
-    for model in known.models:
-        (models_dir / model.file).write_bytes(BODY)
+    content = tiny_lora.write_header(models_dir / "tuned.gguf").read_bytes()
+    (models_dir / "tiny.gguf").write_bytes(BODY)
+    tuned = hub_model(name="tuned", file="tuned.gguf", base="tiny", size_bytes=len(content))
+    known = Catalog(models=(hub_model(), tuned))
     found = catalog.resolve_adapter("tuned", models_dir, catalog=known)
-    assert (found.name, found.base, found.sha256) == ("tuned", "tiny", sha256(BODY))
+    assert (found.name, found.base, found.sha256) == ("tuned", "tiny", sha256(content))
     assert catalog.resolve("tiny", models_dir, catalog=known).base is None
     with pytest.raises(CatalogError, match="tiny is a whole model, no adapter"):
         catalog.resolve_adapter("tiny", models_dir, catalog=known)
-    (tmp_path / "own.gguf").write_bytes(BODY)
+    (tmp_path / "own.gguf").write_bytes(content)
     own = catalog.resolve_adapter(str(tmp_path / "own.gguf"), models_dir, catalog=known)
-    assert (own.name, own.base) == ("own.gguf", None)
+    assert (own.name, own.base, own.rendering) == ("own.gguf", None, "full")
+
+
+def test_an_adapter_says_how_it_wants_to_be_asked(models_dir: Path, tmp_path: Path) -> None:
+    path = tiny_lora.write_header(tmp_path / "brief.gguf", thor_policy__rendering="brief")
+    assert catalog.resolve_adapter(str(path), models_dir).rendering == "brief"
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ({"general__type": "model"}, "is a whole model, or none"),
+        ({"general__type": 1.0}, "general.type must be one string value"),
+        ({"adapter__lora__alpha": "8"}, "adapter.lora.alpha must be one float32 value"),
+        ({"adapter__type": True}, "adapter.type must be one string value"),
+        ({"thor_policy__base_sha256": 2.0}, "base_sha256 must be one string value"),
+        ({"thor_policy__rendering": "haiku"}, "this version knows full, brief"),
+    ],
+)
+def test_an_adapter_that_llama_cpp_would_choke_on_is_refused(
+    models_dir: Path, tmp_path: Path, told: dict[str, Any], why: str
+) -> None:
+    path = tiny_lora.write_header(tmp_path / "odd.gguf", **told)
+    with pytest.raises(CatalogError, match=why):
+        catalog.resolve_adapter(str(path), models_dir)
+
+
+@given(cut=st.integers(4, 150), flipped=st.integers(4, 150), bits=st.integers(1, 255))
+def test_no_bytes_of_an_adapter_do_worse_than_be_refused(
+    tmp_path_factory: pytest.TempPathFactory, cut: int, flipped: int, bits: int
+) -> None:
+    folder = tmp_path_factory.mktemp("bytes")
+    content = bytearray(tiny_lora.write_header(folder / "a.gguf").read_bytes())
+    content[flipped] ^= bits
+    for damaged in (bytes(content), bytes(content[:cut])):
+        (folder / "b.gguf").write_bytes(damaged)
+        with suppress(CatalogError):
+            catalog.resolve_adapter(str(folder / "b.gguf"), folder)
+
+
+def test_the_companion_is_the_adapter_that_a_model_names(models_dir: Path) -> None:
+    tuned = hub_model(name="tuned", file="tuned.gguf", base="tiny")
+    known = Catalog(models=(hub_model(companion="tuned"), tuned))
+    for told in ("tiny", str(models_dir / "tiny.gguf")):
+        assert catalog.companion_of(told, models_dir, catalog=known) == "tuned"
+    for told in ("tuned", "/elsewhere/tiny.gguf", "unknown"):
+        assert catalog.companion_of(told, models_dir, catalog=known) is None
+
+
+@pytest.mark.parametrize("companion", ["tiny", "nobody"])
+def test_a_companion_is_an_adapter_for_that_model(companion: str) -> None:
+    entry = (
+        '[[model]]\nname = "tiny"\nfile = "tiny.gguf"\nsize_bytes = 1\nlicence = "MIT"\ndescription = ""\n'
+        f'recommended_on = "cpu"\ncompanion = "{companion}"\n[model.source]\nkind = "hub"\nrepo = "a/b"\n'
+        'file = "c"\n'
+    )
+    with pytest.raises(CatalogError, match="companion of tiny, is not for it"):
+        Catalog.parse(entry.encode(), "catalog.toml")
 
 
 def test_a_path_to_a_catalog_model_is_held_to_its_record(hub: Hub, models_dir: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import small_packs
+import tiny_lora
 from click.testing import CliRunner
 
 from thor_policy.app import serving
@@ -70,7 +71,7 @@ def third(tmp_path: Path) -> Path:
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
     path = tmp_path / "tuned.gguf"
-    path.write_bytes(b"GGUF, as far as the stub looks")
+    tiny_lora.write_header(path)
     return path
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_lora
 import yaml
 from click.testing import CliRunner, Result
 from made_runs import many, run_of
@@ -341,7 +342,7 @@ def test_a_run_under_an_adapter_names_it_and_the_weights_that_judged(
     run: Run, write: Write, config: Config, tmp_path: Path
 ) -> None:
     adapter = tmp_path / "tuned.gguf"
-    adapter.write_bytes(b"GGUF, as far as the stub looks")
+    tiny_lora.write_header(adapter)
     judges = []
     for setting in (config, changed(config, f"adapter={adapter},adapter_scale=0.5")):
         with serving(setting, load_engine=load_stub_engine):

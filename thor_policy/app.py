@@ -88,7 +88,7 @@ def load_engine(config: Config) -> Engine:
 
 def adopt_adapter(config: Config, engine: Engine) -> Adapter | None:
     """Open the adapter of the settings in an engine, if they name one. Raises CatalogError, EngineError."""
-    found = find_adapter(config.adapter, config.adapter_scale, config.models_dir)
+    found = find_adapter(config.adapter, config.adapter_scale, config)
     if found is None:
         return None
     found.adopt(engine)
@@ -207,7 +207,7 @@ def open_service(
         journal = open_journal(config, lambda fates: mailbox.put(*fates))
         stack.callback(_close_journal, journal, config.shutdown_s)
 
-        adapter = find_adapter(config.adapter, config.adapter_scale, config.models_dir)
+        adapter = find_adapter(config.adapter, config.adapter_scale, config)
 
         def open_policy() -> Policy:
             engine = load_engine(config)

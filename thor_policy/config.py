@@ -155,8 +155,9 @@ class Config:
         most=100_000,
     )
     adapter: str = _setting(
-        "",
-        "A LoRA adapter for the model: a name of the model catalog, or the path of a GGUF file. Empty: none.",
+        "auto",
+        "A LoRA adapter for the model: a name of the model catalog, the path of a GGUF file, `auto` for the "
+        "one that the catalog names with the model, if it does, or `none`.",
     )
     adapter_scale: float = _setting(1.0, "How strongly the adapter counts.", least=0.01, most=10)
 

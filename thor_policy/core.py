@@ -182,12 +182,20 @@ class Explanation(Struct, frozen=True, kw_only=True):
     explain_ms: float = 0.0
 
 
+#: How a question is put: with clauses and examples before it, or with the rules' floor at its end.
+Rendering: TypeAlias = Literal["full", "brief"]
+
+
 class Adapter(Struct, frozen=True, kw_only=True, gc=False):
-    """Identity of a LoRA adapter: `sha256` is that of its file, `scale` how strongly it counts."""
+    """Identity of a LoRA adapter: `sha256` is that of its file, `scale` how strongly it counts.
+
+    `rendering` is how the questions were put that it was trained on.
+    """
 
     name: str
     sha256: str
     scale: float = 1.0
+    rendering: Rendering = "full"
 
     @property
     def key(self) -> str:

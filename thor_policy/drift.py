@@ -78,8 +78,8 @@ class Sentinel:
         if self._place < len(pack.examples):
             example = pack.examples[self._place]
             try:
-                facts = pack.book.apply(example.evaluation, example.at).facts
-                question = pack.question(example.evaluation, facts)
+                floor = pack.book.apply(example.evaluation, example.at)
+                question = active.question(example.evaluation, floor)
                 scored = policy.engine.score(active.key, question, now_ns + DEADLINE_S * 10**9)
             except (RequestError, EngineError) as error:
                 self.failed += 1

@@ -14,6 +14,7 @@ its message names the field, the limit and the cure. Callable from any thread.
     │   └── DeadlineExceeded  the deadline passed between two decodes
     ├── CalibrationError      there is too little to calibrate confidence with          exit 2
     ├── ExportError           there are too few corrections, or the place is taken   exit 2
+    ├── TrainingError         an adapter cannot be trained, or is not what torch made exit 2
     ├── JournalError          the journal cannot be opened, written or trusted        exit 2
     │   └── DiskFull          the disk is full, and `on_full` is halt                 exit 5
     ├── Stalled               a thread of the daemon never came back                  exit 6
@@ -90,6 +91,10 @@ class CalibrationError(ThorPolicyError):
 
 class ExportError(ThorPolicyError):
     """There are too few corrections to export, or the directory cannot be written."""
+
+
+class TrainingError(ThorPolicyError):
+    """An adapter cannot be trained from this, or the file is not what was trained."""
 
 
 class JournalError(ThorPolicyError):

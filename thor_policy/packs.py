@@ -162,7 +162,8 @@ class Pack:
             words=manifest.words,
             where=str(path),
         )
-        self.prefix = self._prefix()
+        self.prefix = self._full_prefix()
+        self.brief_prefix = self._prefix([Turn(role="system", text=f"{manifest.description}\n{self._order}")])
 
     @property
     def loosest(self) -> str:
@@ -192,6 +193,13 @@ class Pack:
                     )
                 lines.append(f"{field.name}: {_show(value, limits.max_field_chars)}")
         return "\n".join(lines)
+
+    def brief_question(self, evaluation: Evaluation, floor: Floor) -> str:
+        """The text of one evaluation behind `brief_prefix`: no clause is shown there, so it ends with what
+        the rules demand and why. Raises RequestError `too_large`.
+        """
+        because = f", for {floor.because}" if floor.because else ""
+        return f"{self.question(evaluation, floor.facts)}\nrules ask: {floor.outcome}{because}"
 
     def explanation_steps(self, outcome: str, floor: Floor) -> tuple[Step, ...]:
         """How an answer goes on after `outcome:`.
@@ -236,17 +244,22 @@ class Pack:
             sha256="",
         )
 
-    def _prefix(self) -> PromptPrefix:
+    def _full_prefix(self) -> PromptPrefix:
         clauses = "\n".join(f"{name}: {text}" for name, text in self.clauses.items())
-        order = " < ".join(self.labels)
-        system = f"{self.system.strip()}\n\nClauses:\n{clauses}\n\nOutcomes, loosest first: {order}"
-        first = self.manifest.fields[0]
-        turns = [Turn(role="system", text=system)]
+        turns = [Turn(role="system", text=f"{self.system.strip()}\n\nClauses:\n{clauses}\n\n{self._order}")]
         for example in self.examples:
             facts = self.book.apply(example.evaluation, example.at).facts
             turns.append(Turn(role="user", text=self.question(example.evaluation, facts)))
             told = answer(example.outcome, example.classification, example.clauses, example.reasoning)
             turns.append(Turn(role="assistant", text=told))
+        return self._prefix(turns)
+
+    @property
+    def _order(self) -> str:
+        return f"Outcomes, loosest first: {' < '.join(self.labels)}"
+
+    def _prefix(self, turns: Sequence[Turn]) -> PromptPrefix:
+        first = self.manifest.fields[0]
         return PromptPrefix(
             pack_sha256=self.info.sha256,
             turns=tuple(turns),

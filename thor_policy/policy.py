@@ -28,6 +28,7 @@ from thor_policy.core import (
     Explanation,
     Floor,
     ModelInfo,
+    PromptPrefix,
     Request,
     Scored,
     Steps,
@@ -139,7 +140,7 @@ class Policy:
         self._max_shadows = max_shadows
         #: Scores of questions asked before, of those packs that want them kept.
         self.cache = cache if cache is not None else ScoreCache(0, 0)
-        first = Resident(pack, self._model_with(adapter), engine.load(pack.prefix, adapter))
+        first = Resident(pack, self._model_with(adapter), engine.load(_prefix(pack, adapter), adapter))
         #: Any thread may read it; it is replaced as a whole, by the engine thread (`change_to`).
         self.residents = Residents(first)
         self._leaving: tuple[Resident, ...] = ()
@@ -172,7 +173,7 @@ class Policy:
 
         Raises EngineError.
         """
-        loaded = yield from self.engine.loading(pack.prefix, adapter)
+        loaded = yield from self.engine.loading(_prefix(pack, adapter), adapter)
         resident = Resident(pack, self._model_with(adapter), loaded)
         yield
         try:
@@ -228,7 +229,7 @@ class Policy:
         pack = resident.pack
         floor = pack.book.apply(_WARM_UP, at)
         try:
-            question = pack.question(_WARM_UP, floor.facts)
+            question = resident.question(_WARM_UP, floor)
             scored = self.engine.score(resident.key, question, _NEVER_NS)
             _strictest(pack, floor, scored.label, scored.probabilities)
         except (RequestError, EngineError) as error:
@@ -278,7 +279,7 @@ class Policy:
         probabilities: dict[str, float] = {}
         if not floor.final:
             try:
-                question = pack.question(request.evaluation, floor.facts)
+                question = resident.question(request.evaluation, floor)
                 scored, original = self._score(resident, question, request.deadline_ns, decision_id, cache)
                 tier = "cache" if original else "model"
                 probabilities = scaled(scored.probabilities, temperature)
@@ -406,6 +407,11 @@ class Policy:
             explain_ms=written.explain_ms,
         )
         return Explained(written.ticket, decision.id, explanation)
+
+
+def _prefix(pack: Pack, adapter: Adapter | None) -> PromptPrefix:
+    """What comes before every question, as the adapter was trained to be asked."""
+    return pack.brief_prefix if adapter and adapter.rendering == "brief" else pack.prefix
 
 
 def _strictest(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, TypeAlias
 
-from thor_policy.core import Loaded, ModelInfo, resident_key
+from thor_policy.core import Evaluation, Floor, Loaded, ModelInfo, Rendering, resident_key
 from thor_policy.errors import RequestError
 from thor_policy.packs import Pack
 
@@ -36,6 +36,17 @@ class Resident:
     @cached_property
     def key(self) -> str:
         return resident_key(self.pack.info.sha256, self.model.adapter)
+
+    @property
+    def rendering(self) -> Rendering:
+        """How questions are put to it."""
+        return self.model.adapter.rendering if self.model.adapter else "full"
+
+    def question(self, evaluation: Evaluation, floor: Floor) -> str:
+        """The text of one evaluation. Raises RequestError where it is too long."""
+        if self.rendering == "brief":
+            return self.pack.brief_question(evaluation, floor)
+        return self.pack.question(evaluation, floor.facts)
 
     @cached_property
     def judged(self) -> tuple[str, str]:

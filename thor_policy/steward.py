@@ -47,8 +47,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: In place of a name: no shadow, no adapter.
-NONE = "none"
+#: In place of a name: no shadow, no adapter; the adapter that goes with the model.
+NONE, AUTO = "none", "auto"
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,19 @@ class OpenAdapter:
         engine.adopt(self.adapter, self.path, vouched=self.base is not None)
 
 
-def find_adapter(told: str, scale: float, models_dir: Path) -> OpenAdapter | None:
-    """The adapter of that name or path; None for an empty one or `none`. Raises CatalogError."""
+def find_adapter(told: str, scale: float, config: Config) -> OpenAdapter | None:
+    """The adapter of that name or path, or with `auto` the one that goes with the model of the settings.
+
+    None for an empty one or `none`, and where no adapter goes with the model. Raises CatalogError.
+    """
+    if told == AUTO:
+        served = bool(config.engine_url)
+        told = "" if served else catalog.companion_of(config.model, config.models_dir) or ""
     if told in ("", NONE):
         return None
-    file = catalog.resolve_adapter(told, models_dir)
-    return OpenAdapter(Adapter(name=file.name, sha256=file.sha256, scale=scale), file.path, file.base)
+    file = catalog.resolve_adapter(told, config.models_dir)
+    adapter = Adapter(name=file.name, sha256=file.sha256, scale=scale, rendering=file.rendering)
+    return OpenAdapter(adapter, file.path, file.base)
 
 
 def open_pack(told: str) -> Pack:
@@ -104,7 +111,7 @@ class Steward:
         *,
         calibration_of: Callable[[PackInfo, ModelInfo], Calibration | None],
     ) -> None:
-        self._models_dir, self._most = config.models_dir, config.resident_packs
+        self._config, self._most = config, config.resident_packs
         self._worker, self._policy, self._journal = worker, policy, journal
         self._tell = tell
         self._calibration_of = calibration_of
@@ -186,7 +193,7 @@ class Steward:
         if control.task == "reload":
             return self._reload()
         if control.task == "adapter":
-            return self._adapt(find_adapter(control.adapter or "", control.scale, self._models_dir))
+            return self._adapt(find_adapter(control.adapter or "", control.scale, self._config))
         if control.task == "unload":
             self._retire(self._done(partial(self._unloading, told=told)))
         elif control.task == "shadow" and told == NONE:

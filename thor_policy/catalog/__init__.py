@@ -1,7 +1,8 @@
 """The catalog: which models there are, where their files come from, and whether a file is the one we know.
 
 The room owns models/catalog.toml, the model files in the models directory, and the record of their digests.
-`files` reads: it resolves a name or path to a checked file, verifies and lists. `fetching` downloads, for
+`files` reads: it resolves a name or path to a checked file, verifies and lists; `adapters` reads what an
+adapter's file says. `fetching` downloads, for
 the `models pull` command alone, and is imported by that name: httpx must not come with this package,
 because the daemon imports it at start and never downloads.
 
@@ -14,6 +15,7 @@ from thor_policy.catalog.files import (
     Listed,
     ModelFile,
     Verdict,
+    companion_of,
     listing,
     resolve,
     resolve_adapter,
@@ -26,6 +28,7 @@ __all__ = [
     "Listed",
     "ModelFile",
     "Verdict",
+    "companion_of",
     "listing",
     "resolve",
     "resolve_adapter",

@@ -35,6 +35,7 @@ from thor_policy.catalog.files import (
     Digest,
     HubSource,
     ModelFile,
+    ShippedSource,
     WheelSource,
     expected_sha256,
     lock,
@@ -89,7 +90,7 @@ def pull(
     """
     path = models_dir.absolute() / model.file
     try:
-        if path.is_file() and not force:
+        if isinstance(model.source, ShippedSource) or (path.is_file() and not force):
             return resolve(model.name, models_dir, catalog=Catalog(models=(model,)))
         models_dir.mkdir(parents=True, exist_ok=True)
         with lock(models_dir / f".{model.name}.lock", busy=f"another pull of {model.name} is running"):

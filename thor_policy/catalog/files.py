@@ -26,7 +26,9 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
+from thor_policy.catalog.adapters import rendering_of
 from thor_policy.config import data_path
+from thor_policy.core import Rendering
 from thor_policy.errors import CatalogError, DigestMismatch
 
 #: The first bytes of every GGUF file.
@@ -56,11 +58,20 @@ class HubSource(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, t
     revision: Annotated[str, Meta(min_length=1)] = "main"
 
 
+class ShippedSource(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="shipped"
+):
+    """A small file of ours that comes with this version: below models/, in `folder`."""
+
+    folder: Annotated[str, Meta(pattern=r"^[a-z]+\Z")]
+
+
 class CatalogModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One entry of the catalog. Without `sha256` the digest of the first use is recorded and held to.
 
     Only a GGUF can judge; other files are parts of the embedder, and those are always pinned. An entry with
-    `base` is a LoRA adapter for the model of that name.
+    `base` is a LoRA adapter for the model of that name; `companion` names the adapter that a model judges
+    with unless the settings say otherwise.
     """
 
     name: Annotated[str, Meta(pattern=r"^(?!.*\.gguf\Z)[a-z0-9][a-z0-9._-]*\Z")]
@@ -69,25 +80,33 @@ class CatalogModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     licence: str
     description: str
     recommended_on: Literal["cpu", "cuda"]
-    source: WheelSource | HubSource
+    source: WheelSource | HubSource | ShippedSource
     sha256: Sha256 | None = None
     base: str | None = None
+    companion: str | None = None
 
     @property
     def is_gguf(self) -> bool:
         return self.file.endswith(".gguf")
 
+    def path(self, models_dir: Path) -> Path:
+        """Where its file is, or will be."""
+        if isinstance(self.source, ShippedSource):
+            return data_path("models") / self.source.folder / self.file
+        return models_dir.absolute() / self.file
+
 
 class ModelFile(Struct, frozen=True, kw_only=True):
     """A model file that may be loaded. `name` is the catalog's, or the file name of a path.
 
-    `base` is that of an adapter of the catalog.
+    `base` is that of an adapter of the catalog; `rendering` is how an adapter wants questions put.
     """
 
     name: str
     path: Path
     sha256: str
     base: str | None = None
+    rendering: Rendering = "full"
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
@@ -145,10 +164,15 @@ class Catalog(Struct, frozen=True, kw_only=True):
         for model in models:
             if not (model.is_gguf or model.sha256):
                 raise CatalogError(f"{where}: {model.name}: a file that is no GGUF needs its sha256")
+            if isinstance(model.source, ShippedSource) and not model.sha256:
+                raise CatalogError(f"{where}: {model.name}: a file that ships needs its sha256")
         whole = {model.name for model in models if model.base is None}
         for model in models:
             if model.base is not None and model.base not in whole:
                 raise CatalogError(f"{where}: {model.name} is for {model.base!r}, which is no model of it")
+            bases = [one.base for one in models if one.name == model.companion]
+            if model.companion is not None and bases != [model.name]:
+                raise CatalogError(f"{where}: {model.companion!r}, companion of {model.name}, is not for it")
         return cls(models=models)
 
     def get(self, name: str) -> CatalogModel:
@@ -194,13 +218,25 @@ def resolve_adapter(name_or_path: str, models_dir: Path, *, catalog: Catalog | N
     file = resolve(name_or_path, models_dir, catalog=catalog)
     if file.base is None and file.name in {model.name for model in catalog.models}:
         raise CatalogError(f"{file.name} is a whole model, no adapter; see: thorpolicy adapters list")
-    return file
+    return msgspec.structs.replace(file, rendering=rendering_of(file.path))
+
+
+def companion_of(name_or_path: str, models_dir: Path, *, catalog: Catalog | None = None) -> str | None:
+    """The name of the adapter that a model judges with unless told otherwise; None if it has none."""
+    path = Path(os.path.expanduser(name_or_path)).absolute()  # noqa: PTH111  an unknown ~user stays as it is
+    key = _key(path, models_dir)
+    for model in (catalog or Catalog.load()).models:
+        if name_or_path == model.name or key == model.file:
+            return model.companion
+    return None
 
 
 def _resolve_model(model: CatalogModel, models_dir: Path) -> ModelFile:
-    path = models_dir.absolute() / model.file
+    path = model.path(models_dir)
     with _reading(path):
         if not path.is_file():
+            if isinstance(model.source, ShippedSource):
+                raise CatalogError(f"{path} comes with this version and is gone; install thor-policy again")
             raise CatalogError(
                 f"{model.name} is not in {models_dir}; run: thorpolicy models pull {model.name}"
             )
@@ -222,8 +258,9 @@ def _resolve_model(model: CatalogModel, models_dir: Path) -> ModelFile:
 
 def verify(model: CatalogModel | Path, models_dir: Path) -> Verdict:
     """Hash the whole file, whatever is remembered, and compare; changes nothing. Raises CatalogError."""
-    path = model.absolute() if isinstance(model, Path) else models_dir.absolute() / model.file
-    known = recorded(models_dir).get(_key(path, models_dir))
+    path = model.absolute() if isinstance(model, Path) else model.path(models_dir)
+    key = _key(path, models_dir) if isinstance(model, Path) else model.file
+    known = recorded(models_dir).get(key)
     expected = expected_sha256(None if isinstance(model, Path) else model, known)
     with _reading(path):
         found = hash_file(path).sha256 if path.is_file() else None
@@ -234,7 +271,7 @@ def listing(models_dir: Path, *, catalog: Catalog | None = None) -> list[Listed]
     """Every model of the catalog and whether its file is there; hashes nothing. Raises CatalogError."""
     records, rows = recorded(models_dir), []
     for model in (catalog or Catalog.load()).models:
-        path, known, sha256 = models_dir.absolute() / model.file, records.get(model.file), None
+        path, known, sha256 = model.path(models_dir), records.get(model.file), None
         with _reading(path):
             present = path.is_file()
             if present and known and known.stat == stat_of(path.stat()):

@@ -1,0 +1,99 @@
+"""The second half of scripts/train-adapter: the adapter that ships, from generated and written situations.
+
+Owns the command and what the training set is made of. Invariant: what is trained on depends on the arguments
+alone, and no case of it is one that the figures are taken from (`training_cases` says which those are).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from training_cases import DOMAINS, generated, training_set
+
+from thor_policy import catalog, packs
+from thor_policy.config import Config, data_path
+from thor_policy.errors import ThorPolicyError
+from thor_policy.training.making import make
+from thor_policy.training.settings import Point, Settings
+
+
+def main() -> int:
+    config = Config()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default=config.model, help="a name of the catalog, or a GGUF file")
+    parser.add_argument("--models-dir", type=Path, default=config.models_dir)
+    parser.add_argument("--out", type=Path, required=True, help="the folder that is written, or gone on from")
+    parser.add_argument("--name", default="smollm2-135m-judge")
+    parser.add_argument("--count", type=int, default=1_200, help="generated situations of each pack")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--epochs", type=float, default=Settings().epochs)
+    parser.add_argument("--rank", type=int, default=Settings().rank)
+    parser.add_argument("--rate", type=float, default=Settings().learning_rate)
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
+    told = parser.parse_args()
+    console = Console(stderr=True)
+    settings = Settings(
+        rank=told.rank, alpha=2 * told.rank, learning_rate=told.rate, epochs=told.epochs, seed=told.seed
+    )
+    loaded = {name: packs.load(packs.find(name, data_path("prompts"))) for name in DOMAINS}
+    train, notes = training_set(told.count, told.seed)
+    held_out = [
+        case for name in DOMAINS for part in ("kinds", "templates") for case in generated(name, 24, 2, part)
+    ]
+    began = time.monotonic()
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+    def checked(point: Point) -> None:
+        console.print(
+            f"step {point.step} of {point.steps}: loss {point.label_loss:.3f}, of the rest "
+            f"{point.rest_loss:.3f}; held out: loss {point.held_out_loss:.3f}, "
+            f"balanced accuracy {point.held_out_accuracy:.3f}"
+        )
+
+    with bars:
+        task = bars.add_task("training", total=None)
+        try:
+            made = make(
+                catalog.resolve(told.model, told.models_dir),
+                loaded,
+                train,
+                random.Random(told.seed).sample(held_out, len(held_out)),
+                settings,
+                name=told.name,
+                folder=told.out,
+                threads=told.threads,
+                notes=notes,
+                announce=console.print,
+                advance=lambda step, steps, _loss: bars.update(task, total=steps, completed=step),
+                checked=checked,
+            )
+        except ThorPolicyError as error:
+            print(f"train-adapter: {error}", file=sys.stderr)
+            return error.exit_code
+    print(
+        json.dumps(
+            {"adapter": made.adapter, "sha256": made.sha256, "minutes": (time.monotonic() - began) / 60}
+        )
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""Training an adapter: samples are what the daemon would decode, and what is written is what was learned.
+
+Those marked `train` need the extra [train]; they learn on a model of two layers with random weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import tiny_phi
+
+from thor_policy import packs
+from thor_policy.catalog import ModelFile, resolve, resolve_adapter
+from thor_policy.core import Evaluation, resident_key
+from thor_policy.engine.native import Vocabulary
+from thor_policy.errors import TrainingError
+from thor_policy.packs import Pack
+from thor_policy.training import convert
+from thor_policy.training.samples import Case, Renderer, Unfit
+
+NEVER_NS = 2**63 - 1
+
+
+def case(number: int = 0, **changes: Any) -> Case:
+    fields: dict[str, Any] = {
+        "pack": "team-governance",
+        "evaluation": {
+            "subject": {"type": "user", "id": f"user-{number}", "properties": {"role": "developer"}},
+            "action": {"name": "deploy"},
+            "resource": {"type": "env", "id": ("staging", "production")[number % 2]},
+            "context": {"details": f"Release {number}."},
+        },
+        "outcome": "deny" if number % 2 else "require_attestation",
+        "clauses": ("R1",),
+        "reasoning": "It says so.",
+        "source": "test",
+    }
+    return Case(**fields | changes)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> ModelFile:
+    folder = tmp_path_factory.mktemp("tiny")
+    return resolve(str(tiny_phi.write(folder / "tiny-phi.gguf")), folder)
+
+
+@pytest.fixture
+def vocabulary(tiny: ModelFile) -> Any:
+    opened = Vocabulary(tiny.path, vocab_only=True)
+    yield opened
+    opened.close()
+
+
+def test_a_sample_holds_the_very_tokens_that_the_daemon_decodes(
+    vocabulary: Vocabulary, shipped_pack: Pack
+) -> None:
+    one = case()
+    sample = Renderer(vocabulary, {"team-governance": shipped_pack}).sample(one)
+    evaluation = msgspec.convert(one.evaluation, Evaluation)
+    floor = shipped_pack.book.apply(evaluation, one.at)
+    question = shipped_pack.brief_question(evaluation, floor)
+    prefix, suffix = vocabulary.question(shipped_pack.brief_prefix, question)
+    assert list(sample.prompt) == prefix + suffix
+    assert vocabulary.text_of(sample.label) == f" {one.outcome}"
+    why = f", for {floor.because}" if floor.because else ""
+    assert question.endswith(f"\nrules ask: {floor.outcome}{why}")
+
+
+def test_the_rest_is_the_answer_as_examples_show_it_but_a_class_that_nobody_named_is_not_learned(
+    vocabulary: Vocabulary, shipped_pack: Pack
+) -> None:
+    sample = Renderer(vocabulary, {"team-governance": shipped_pack}).sample(case(1))
+    text = vocabulary.text_of(sample.rest)
+    name = shipped_pack.manifest.classifications[0]
+    assert text == f"\nclass: {name}\nclauses: R1\nbecause: It says so."
+    learned = vocabulary.text_of([t for t, counts in zip(sample.rest, sample.graded, strict=True) if counts])
+    assert learned == "\nclauses: R1\nbecause: It says so."
+
+
+def test_a_case_that_is_looser_than_the_rules_is_left_out(vocabulary: Vocabulary, shipped_pack: Pack) -> None:
+    renderer = Renderer(vocabulary, {"team-governance": shipped_pack})
+    audit = {"action": {"name": "disable"}, "resource": {"type": "audit_log", "id": "main"}}
+    loose = case(evaluation=case().evaluation | audit, outcome="allow")
+    with pytest.raises(Unfit, match="demand deny"):
+        renderer.sample(loose)
+    left_out: list[str] = []
+    assert len(list(renderer.samples([loose, case(1)], left_out))) == 1
+    assert left_out
+    assert left_out[0].startswith("test: allow, but ")
+
+
+def test_an_adapter_of_another_shape_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no projection"):
+        convert.write(
+            tmp_path / "a.gguf",
+            {"base_model.model.lm_head.lora_A.weight": np.zeros((2, 4))},
+            name="a",
+            architecture="llama",
+            heads=2,
+            kv_heads=1,
+            alpha=4,
+            base_name="b",
+            base_sha256="0" * 64,
+            rendering="brief",
+            licence="MIT",
+            training_sha256="0" * 64,
+        )
+
+
+@pytest.mark.train
+@pytest.mark.filterwarnings("ignore")  # those libraries warn of each other
+class TestLearning:
+    """On a model of two layers: what is learned, kept, gone on with and written."""
+
+    @pytest.fixture(autouse=True)
+    def torch_is_there(self) -> None:
+        pytest.importorskip("torch")
+
+    def test_an_adapter_is_made_that_llama_cpp_agrees_with(self, tiny: ModelFile, tmp_path: Path) -> None:
+        from thor_policy.training.making import make
+        from thor_policy.training.settings import Settings
+
+        pack = packs.load(packs.find("team-governance", Path(__file__).parents[1] / "prompts"))
+        cases = [case(number) for number in range(48)]
+        settings = Settings(rank=4, alpha=8, epochs=2, batch_size=8, check_every=4, learning_rate=0.01)
+        made = make(
+            tiny, {"team-governance": pack}, cases[:40], cases[40:], settings, name="learned", folder=tmp_path
+        )
+        assert made.parity.same_label == made.parity.prompts == 8
+        assert made.curve[-1]["label_loss"] < made.curve[0]["label_loss"]
+        file = resolve_adapter(str(tmp_path / "learned.gguf"), tmp_path)
+        assert (file.sha256, file.rendering) == (made.sha256, "brief")
+
+        again = make(
+            tiny, {"team-governance": pack}, cases[:40], cases[40:], settings, name="again", folder=tmp_path
+        )
+        assert again.curve == made.curve, "the checkpoint was at its end"
+        with pytest.raises(TrainingError, match="of a run with other settings or cases"):
+            make(
+                tiny,
+                {"team-governance": pack},
+                cases[:39],
+                cases[40:],
+                settings,
+                name="other",
+                folder=tmp_path,
+            )
+
+    def test_a_run_that_was_cut_ends_where_one_that_was_not_ends(
+        self, tiny: ModelFile, vocabulary: Vocabulary, shipped_pack: Pack, tmp_path: Path
+    ) -> None:
+        from thor_policy.training.lora import Learner
+        from thor_policy.training.settings import Settings
+
+        renderer = Renderer(vocabulary, {"team-governance": shipped_pack})
+        samples = [renderer.sample(case(number)) for number in range(24)]
+        labels = {"team-governance": renderer.labels("team-governance")}
+        settings = Settings(rank=2, alpha=4, epochs=1, batch_size=4, check_every=2, learning_rate=0.01)
+
+        class Cut(Exception):
+            pass
+
+        def cut(step: int, _steps: int, _loss: float) -> None:
+            if step == 5:
+                raise Cut
+
+        def run(folder: Path, **extra: Any) -> Any:
+            learner = Learner(tiny.path, settings)
+            learner.fit(samples, samples[:8], labels, folder=folder, training="t", **extra)
+            return learner.weights()
+
+        whole = run(tmp_path / "whole")
+        with pytest.raises(Cut):
+            run(
+                tmp_path / "cut", advance=lambda step, *_: (_ for _ in ()).throw(Cut()) if step == 5 else None
+            )
+        resumed = run(tmp_path / "cut")
+        assert whole.keys() == resumed.keys()
+        assert all((whole[name] == resumed[name]).all() for name in whole)
+
+    def test_what_is_read_is_what_the_engine_reads(
+        self, tiny: ModelFile, vocabulary: Vocabulary, shipped_pack: Pack
+    ) -> None:
+        from thor_policy.engine.llama import LlamaEngine
+        from thor_policy.training.lora import Learner
+        from thor_policy.training.settings import Settings
+
+        renderer = Renderer(vocabulary, {"team-governance": shipped_pack})
+        one = case()
+        (read,) = Learner(tiny.path, Settings(rank=2)).read(
+            [renderer.prompt(one)], [renderer.labels("team-governance")]
+        )
+        engine = LlamaEngine(tiny.path, name="tiny", sha256=tiny.sha256)
+        engine.load(shipped_pack.brief_prefix, None)
+        evaluation = msgspec.convert(one.evaluation, Evaluation)
+        question = shipped_pack.brief_question(evaluation, shipped_pack.book.apply(evaluation, one.at))
+        scored = engine.score(resident_key(shipped_pack.info.sha256, None), question, NEVER_NS)
+        engine.close()
+        assert read == pytest.approx(scored.probabilities, abs=0.02)

@@ -1,0 +1,42 @@
+"""How an adapter is trained, and how far a training is.
+
+Owns these frozen types and nothing else. Invariant: they say all that a result depends on but for the cases.
+Pure.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """How an adapter is trained; all of it goes into its card.
+
+    `rest_weight` is what a token's loss counts in the rest of an answer, against the label's loss, both as
+    means over a batch. Every `check_every` steps the held-out cases are read; the best weights are kept, and
+    after `patience` checks without a better one training ends.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.05
+    learning_rate: float = 6e-4
+    warm_up_share: float = 0.05
+    batch_size: int = 16
+    epochs: float = 1.0
+    rest_weight: float = 0.15
+    seed: int = 1
+    check_every: int = 50
+    patience: int = 6
+
+
+class Point(Struct, frozen=True, kw_only=True):
+    """One point of the curve: mean losses (nats) since the last one, and how held-out cases are judged."""
+
+    step: int
+    steps: int
+    seconds: float
+    label_loss: float
+    rest_loss: float
+    held_out_loss: float
+    held_out_accuracy: float
