@@ -186,7 +186,7 @@ def measure(
         part: [case for name in DOMAINS for case in generated(name, count // len(DOMAINS), seed, part)]
         for part in ("templates", "kinds")
     }
-    by_hand = [case for name in DOMAINS for case, is_held in written(name) if is_held]
+    by_hand = [case for name in DOMAINS for case in written(name, "held")]
     majority = {
         name: Counter(case.outcome for case, _, _ in frozen if case.pack == name).most_common(1)[0][0]
         for name in loaded

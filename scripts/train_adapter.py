@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from training_cases import DOMAINS, generated, training_set
+from training_cases import DOMAINS, check_set, training_set
 
 from thor_policy import catalog, packs
+from thor_policy.cli import render
 from thor_policy.config import Config, data_path
 from thor_policy.errors import ThorPolicyError
 from thor_policy.training.making import make
-from thor_policy.training.settings import Point, Settings
+from thor_policy.training.settings import Settings
+
+#: Generated cases of each pack that weights are chosen by.
+CHECKED = 36
 
 
 def main() -> int:
@@ -42,46 +43,27 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=Settings().learning_rate)
     parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
     told = parser.parse_args()
-    console = Console(stderr=True)
     settings = Settings(
         rank=told.rank, alpha=2 * told.rank, learning_rate=told.rate, epochs=told.epochs, seed=told.seed
     )
     loaded = {name: packs.load(packs.find(name, data_path("prompts"))) for name in DOMAINS}
     train, notes = training_set(told.count, told.seed)
-    held_out = [
-        case for name in DOMAINS for part in ("kinds", "templates") for case in generated(name, 24, 2, part)
-    ]
+    held_out = check_set(CHECKED, told.seed + 1)
     began = time.monotonic()
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
-
-    def checked(point: Point) -> None:
-        console.print(
-            f"step {point.step} of {point.steps}: loss {point.label_loss:.3f}, of the rest "
-            f"{point.rest_loss:.3f}; held out: loss {point.held_out_loss:.3f}, "
-            f"balanced accuracy {point.held_out_accuracy:.3f}"
-        )
-
-    with bars:
-        task = bars.add_task("training", total=None)
+    with render.training() as (advance, checked):
         try:
             made = make(
                 catalog.resolve(told.model, told.models_dir),
                 loaded,
                 train,
-                random.Random(told.seed).sample(held_out, len(held_out)),
+                held_out,
                 settings,
                 name=told.name,
                 folder=told.out,
                 threads=told.threads,
                 notes=notes,
-                announce=console.print,
-                advance=lambda step, steps, _loss: bars.update(task, total=steps, completed=step),
+                announce=lambda said: render.line(said, stderr=True),
+                advance=advance,
                 checked=checked,
             )
         except ThorPolicyError as error:

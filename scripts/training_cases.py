@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -25,33 +24,27 @@ from thor_policy.training.samples import AT, Case
 #: The domains that have a generator, by the name of their pack.
 DOMAINS: dict[str, Any] = {one.PACK: one for one in (agent, device, discount, invoice, team, trade)}
 WRITTEN = Path(__file__).parent / "situations" / "written"
-#: One of so many templates, kinds of evidence and written situations is held back.
+#: One of so many templates, kinds of evidence and written situations is held back, and one more to check by.
 TEMPLATES_HELD, KINDS_HELD, WRITTEN_HELD = 7, 6, 6
 
-#: What a case may serve for: training, or one of the questions of transfer.
-Part = Literal["train", "templates", "kinds"]
+#: What a case may serve for: training, choosing weights while training, or one of two questions of transfer.
+Part = Literal["train", "check", "templates", "kinds"]
 
 
-def _falls(text: str, one_of: int) -> bool:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % one_of == 0
-
-
-def kind_is_held(pack: str, kind: str) -> bool:
-    """True for a kind of evidence that no training sees."""
-    return kind != "none" and _falls(f"{pack}: kind {kind}", KINDS_HELD)
-
-
-def template_is_held(pack: str, template: str) -> bool:
-    """True for a template that no training sees."""
-    return _falls(f"{pack}: template {template}", TEMPLATES_HELD)
+def _place(text: str, of: int) -> int:
+    """A number below `of` that a text falls to."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % of
 
 
 def part_of(one: Situation) -> Part | None:
-    """What a generated situation serves for; None: nothing, for both are held back."""
-    kind, template = kind_is_held(one.pack, one.evidence), template_is_held(one.pack, one.template)
-    if kind and template:
-        return None
-    return "kinds" if kind else "templates" if template else "train"
+    """What a generated situation serves for; None: nothing, for it would be of two parts."""
+    kind = _place(f"{one.pack}: kind {one.evidence}", KINDS_HELD) if one.evidence != "none" else KINDS_HELD
+    template = _place(f"{one.pack}: template {one.template}", TEMPLATES_HELD)
+    if kind > 1 and template > 1:
+        return "train"
+    if kind == 0 or template == 0:
+        return None if kind <= 1 and template <= 1 else "kinds" if kind == 0 else "templates"
+    return "check"
 
 
 def case_of(one: Situation, source: str) -> Case:
@@ -90,23 +83,26 @@ def generated(pack: str, count: int, seed: int, part: Part) -> list[Case]:
     return found
 
 
-def written(pack: str) -> Iterator[tuple[Case, bool]]:
-    """Each written case of a domain, and whether it is held back."""
-    path = WRITTEN / f"{pack}.yaml"
-    if not path.is_file():
-        return
+def written(pack: str, part: Literal["train", "check", "held"]) -> list[Case]:
+    """The written cases of a domain that serve for that."""
+    path, found = WRITTEN / f"{pack}.yaml", []
     for one in yaml.safe_load(path.read_text(encoding="utf-8")):
-        case = Case(
-            pack=pack,
-            evaluation=one["evaluation"],
-            outcome=one["outcome"],
-            clauses=tuple(one["clauses"]),
-            reasoning=one["rationale"],
-            source=f"written {pack} {one['id']}",
-            group=one["kind"],
-            at=_seconds(one["evaluation"].get("context", {}).get("timestamp")),
+        place = _place(f"{pack}: written {one['id']}", WRITTEN_HELD)
+        if part != ("held" if place == 0 else "check" if place == 1 else "train"):
+            continue
+        found.append(
+            Case(
+                pack=pack,
+                evaluation=one["evaluation"],
+                outcome=one["outcome"],
+                clauses=tuple(one["clauses"]),
+                reasoning=one["rationale"],
+                source=f"written {pack} {one['id']}",
+                group=one["kind"],
+                at=_seconds(one["evaluation"].get("context", {}).get("timestamp")),
+            )
         )
-        yield case, _falls(f"{pack}: written {one['id']}", WRITTEN_HELD)
+    return found
 
 
 #: How often a written case is repeated beside the generated ones: each is another idea.
@@ -119,7 +115,7 @@ def training_set(count: int, seed: int) -> tuple[list[Case], tuple[str, ...]]:
     notes = []
     for pack in DOMAINS:
         made = generated(pack, count, seed, "train")
-        by_hand = [case for case, held in written(pack) if not held]
+        by_hand = written(pack, "train")
         cases += made + by_hand * WRITTEN_REPEATS
         outcomes = Counter(case.outcome for case in made + by_hand)
         told = ", ".join(f"{outcome} {had}" for outcome, had in sorted(outcomes.items()))
@@ -127,3 +123,10 @@ def training_set(count: int, seed: int) -> tuple[list[Case], tuple[str, ...]]:
             f"{pack}: {len(made)} generated, {len(by_hand)} written (each {WRITTEN_REPEATS} times): {told}"
         )
     return cases, tuple(notes)
+
+
+def check_set(count: int, seed: int) -> list[Case]:
+    """Cases to choose weights by while training: `count` generated ones of each domain, and written ones."""
+    return [
+        case for pack in DOMAINS for case in (*generated(pack, count, seed, "check"), *written(pack, "check"))
+    ]

@@ -161,7 +161,12 @@ class TestWhichCorrectionsCount:
         record(journal, *corrected(pack, 50, model=replace(MODEL, adapter=tuned)))
         written(journal, pack, tmp_path / "out")
         for line in lines_of(tmp_path / "out" / "chat.train.jsonl"):
-            assert line["provenance"]["adapter"] == {"name": "tuned", "sha256": "c" * 64, "scale": 0.5}
+            assert line["provenance"]["adapter"] == {
+                "name": "tuned",
+                "sha256": "c" * 64,
+                "scale": 0.5,
+                "rendering": "full",
+            }
         examples = (tmp_path / "out" / "examples.yaml").read_text()
         assert f"{MODEL.sha256} under the adapter {'c' * 64} at scale 0.5" in examples
 
@@ -356,7 +361,9 @@ class TestRefused:
     ) -> None:
         unusable = decided(pack, 99)
         record(journal, *corrected(pack, 49), unusable, review(unusable, "unheard_of"))
-        with pytest.raises(ExportError, match=r"there are 49 .* needs 50, so 1 are missing.*no such outcome"):
+        with pytest.raises(
+            ExportError, match=r"there are 49 .* 50 are needed, so 1 are missing.*no such outcome"
+        ):
             written(journal, pack, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 

@@ -132,6 +132,24 @@ def gather(reader: Reader, pack: Pack, *, progress: Callable[[int], None] = lamb
     )
 
 
+def require(gathered: Gathered, pack: Pack, least: int = LEAST) -> None:
+    """Raises ExportError if there are fewer corrections than `least`, and says how many are missing."""
+    count = len(gathered.corrections)
+    if count < least:
+        why = "; ".join(f"{number} {reason}" for reason, number in gathered.left_out.items())
+        raise ExportError(
+            f"there are {count} corrections that {pack.info.name} can use; {least} are needed, so "
+            f"{least - count} are missing: review more" + (f" (left out: {why})" if why else "")
+        )
+
+
+def divided(corrections: Sequence[Correction]) -> tuple[list[list[int]], frozenset[int]]:
+    """Indexes in groups of near-duplicates, and those that are held out: whole groups."""
+    grouped = likeness.groups([likeness.shingles(one.question) for one in corrections], ALIKE)
+    names = [one.provenance.decision_id for one in corrections]
+    return grouped, likeness.held_out(grouped, names, TEST_SHARE)
+
+
 def _reviews(reader: Reader) -> Iterator[Record]:
     seq = 0
     while page := reader.corrections(_PAGE, after_seq=seq):
@@ -377,15 +395,8 @@ def export(
         raise ExportError(f"{directory} is not empty; name a directory that is not there yet")
     gathered = gather(reader, pack, progress=progress)
     corrections, count = gathered.corrections, len(gathered.corrections)
-    if count < least:
-        why = "; ".join(f"{number} {reason}" for reason, number in gathered.left_out.items())
-        raise ExportError(
-            f"there are {count} corrections that {pack.info.name} can use; an export needs {least}, so "
-            f"{least - count} are missing: review more" + (f" (left out: {why})" if why else "")
-        )
-    grouped = likeness.groups([likeness.shingles(one.question) for one in corrections], ALIKE)
-    names = [one.provenance.decision_id for one in corrections]
-    test = likeness.held_out(grouped, names, TEST_SHARE)
+    require(gathered, pack, least)
+    grouped, test = divided(corrections)
     sides = {"train": sorted(set(range(count)) - test), "test": sorted(test)}
     files: dict[str, tuple[bytes, int]] = {}
     for form in formats:

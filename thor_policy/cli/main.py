@@ -37,6 +37,7 @@ COMMANDS = {
     "calibrate": "calibrate",
     "export": "export",
     "patterns": "patterns",
+    "train": "train",
     "models": "models",
     "packs": "packs",
     "adapters": "adapters",

@@ -24,6 +24,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
@@ -33,6 +34,7 @@ from rich.text import Text
 from thor_policy import logs
 from thor_policy.cli.visible import visible
 from thor_policy.core import Json
+from thor_policy.training.settings import Point
 
 _BARS = " ▁▂▃▄▅▆▇█"
 #: Characters to which a column is not cut any shorter.
@@ -212,6 +214,23 @@ def counting(told: str) -> Iterator[Callable[[int], None]]:
     with _bar(TextColumn("{task.completed:,}")) as bar:
         task = bar.add_task(told, total=None)
         yield lambda count: bar.update(task, completed=count)
+
+
+@contextmanager
+def training() -> Iterator[tuple[Callable[[int, int, float], None], Callable[[Point], None]]]:
+    """A bar for the steps of a training, and a line on standard error for each look at held-out cases."""
+    with _bar(BarColumn(bar_width=24), TimeElapsedColumn(), TimeRemainingColumn()) as bar:
+        task = bar.add_task("training", total=None)
+
+        def checked(point: Point) -> None:
+            line(
+                f"step {point.step} of {point.steps}: loss {point.label_loss:.3f}, of the rest "
+                f"{point.rest_loss:.3f}; held out: loss {point.held_out_loss:.3f}, balanced accuracy "
+                f"{point.held_out_accuracy:.3f}",
+                stderr=True,
+            )
+
+        yield lambda step, steps, _loss: bar.update(task, completed=step, total=steps), checked
 
 
 @contextmanager

@@ -1,0 +1,166 @@
+"""`train`: an adapter from what reviewers corrected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import msgspec
+
+from thor_policy import app, catalog, export, trial
+from thor_policy.assessment.comparing import Comparison, compare
+from thor_policy.catalog import companion_of
+from thor_policy.cli import render
+from thor_policy.cli.options import as_json, configured
+from thor_policy.config import Config, data_path
+from thor_policy.errors import TrainingError
+from thor_policy.journal.reader import Reader
+from thor_policy.packs import Pack
+from thor_policy.policy import Policy
+from thor_policy.training import lessons
+from thor_policy.training.samples import Case
+from thor_policy.training.settings import Settings
+
+#: How an adapter is called until it was judged.
+CANDIDATE = "candidate"
+
+
+@click.command()
+@configured("state_dir", "pack", "model", "models_dir")
+@click.argument(
+    "directory",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where to; a run that was cut goes on there.",
+)
+@click.option("--name", default="corrected", show_default=True, help="What the adapter is called.")
+@click.option(
+    "--before",
+    type=click.Path(dir_okay=False, exists=True, path_type=Path),
+    multiple=True,
+    help="Cases to keep in mind, JSON lines; default: those that the model's own adapter was trained on.",
+)
+@click.option("--epochs", type=click.FloatRange(0.1, 100), default=2.0, show_default=True, help="Passes.")
+@click.option(
+    "--rank", type=click.IntRange(1, 256), default=Settings().rank, show_default=True, help="Of the adapter."
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the order and the first weights.")
+@click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: as many as cores.")
+@as_json
+@click.pass_context
+def train(
+    ctx: click.Context,
+    config: Config,
+    directory: Path,
+    name: str,
+    before: tuple[Path, ...],
+    epochs: float,
+    rank: int,
+    seed: int,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Train an adapter from corrections, and judge it before it may be activated.
+
+    Needs 50 corrections and the extra [train]; uses a GPU where there is one. It is held against the adapter
+    of the settings, on the suites of the pack and on corrections that it did not learn.
+
+    \b
+    Exit status: 0 it is better or as good: DIR/NAME.gguf may be activated;
+    1 it is refused, with reasons: only DIR/NAME-candidate.gguf is there.
+    """
+    pack, model = app.load_pack(config), catalog.resolve(config.model, config.models_dir)
+    with Reader(config.journal_path) as reader, render.counting("reviews read") as progress:
+        gathered = export.gather(reader, pack, progress=progress)
+    export.require(gathered, pack)
+    files = before or _shipped(config)
+    known = [case for path in files for case in lessons.read(path, (pack.info.name,))]
+    lesson = lessons.lesson(gathered.corrections, pack, known, seed=seed)
+    try:
+        from thor_policy.training.making import make
+    except ImportError as error:
+        raise TrainingError(f"{error.name} is not installed: pip install 'thor-policy[train]'") from error
+    settings = Settings(rank=rank, alpha=2 * rank, epochs=epochs, seed=seed)
+    with render.training() as (advance, checked):
+        made = make(
+            model,
+            {pack.info.name: pack},
+            lesson.train,
+            lesson.held_out,
+            settings,
+            name=f"{name}-{CANDIDATE}",
+            folder=directory,
+            threads=threads,
+            notes=(f"{lesson.corrections} corrections, {lesson.replayed} cases of before",),
+            announce=lambda told: render.line(told, stderr=True),
+            advance=advance,
+            checked=checked,
+        )
+    candidate = directory / f"{made.adapter}.gguf"
+    reasons, told = _judged(config, pack, candidate, lesson.held_out)
+    final = directory / f"{name}.gguf"
+    if not reasons:
+        candidate.replace(final)
+    told |= {"adapter": str(candidate if reasons else final), "refused": reasons}
+    if as_json:
+        render.as_json(told | {"card": msgspec.to_builtins(made)})
+    else:
+        render.pairs({key: value for key, value in told.items() if key != "refused"})
+        for reason in reasons:
+            render.line(f"refused: {reason}")
+        if not reasons:
+            render.line(f"to judge with it: thorpolicy adapters activate {final}")
+    ctx.exit(1 if reasons else 0)
+
+
+def _shipped(config: Config) -> tuple[Path, ...]:
+    """The cases that the model's own adapter was trained on, if they are there."""
+    own = companion_of(config.model, config.models_dir)
+    path = data_path("models") / "adapters" / f"{own}.cases.jsonl.gz"
+    return (path,) if own and path.is_file() else ()
+
+
+def _judged(
+    config: Config, pack: Pack, candidate: Path, held_out: Sequence[Case]
+) -> tuple[list[str], dict[str, object]]:
+    """Why the candidate may not take over, and the figures: suites and held-out corrections."""
+    settings = {"now": config, "candidate": replace(config, adapter=str(candidate), adapter_scale=1.0)}
+    right = {}
+    for which, setting in settings.items():
+        with closing(app.load_engine(setting)) as engine:
+            policy = Policy(engine, pack, adapter=app.adopt_adapter(setting, engine))
+            decided = lessons.outcomes(policy, held_out)
+        right[which] = sum(one == case.outcome for one, case in zip(decided, held_out, strict=True))
+    told: dict[str, object] = {
+        f"held-out corrections, {which}": f"{count} of {len(held_out)} right"
+        for which, count in right.items()
+    }
+    reasons = []
+    if right["candidate"] < right["now"]:
+        reasons.append(
+            f"of {len(held_out)} held-out corrections it decides {right['candidate']} right; "
+            f"{right['now']} are right now"
+        )
+    suites = [one for one in trial.find([]) if one.pack == pack.info.name]
+    if not suites:
+        return reasons, told | {"suites": "none for this pack"}
+    runs = [
+        trial.ask(setting, trial.choose(suites, full=True), selection="all scenarios", whom="process")
+        for setting in settings.values()
+    ]
+    found = compare(*runs, names=("now", "candidate"))
+    told["suites, now"] = f"{found.decided_before.hits} of {found.paired} right"
+    told["suites, candidate"] = f"{found.decided_after.hits} of {found.paired} right"
+    return reasons + _worse(found), told
+
+
+def _worse(found: Comparison) -> list[str]:
+    """Scenarios that were right and would not be."""
+    return [
+        f"{one.suite} {one.id}: {one.before} now, {one.after} by the candidate"
+        for one in found.changes
+        if one.right_before and not one.right_after
+    ]
