@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from thor_policy import packs, suite, wire
 from thor_policy.config import data_path
-from thor_policy.core import Evaluation
+from thor_policy.core import Evaluation, Floor
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -86,6 +87,55 @@ def test_no_text_of_a_suite_is_used(domain: ModuleType) -> None:
     suites = " ".join(path.read_text(encoding="utf-8") for path in data_path("scenarios").glob("*.yaml"))
     texts = [way for _, ways in domain.TEXTS.values() for way in ways]
     assert [text for text in texts if text in suites] == []
+
+
+def leaves(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    if isinstance(tree, dict | list):
+        inside = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {
+            leaf: value for name, one in inside for leaf, value in leaves(one, (*path, str(name))).items()
+        }
+    return {path: tree}
+
+
+@pytest.mark.parametrize("domain", [d for d in DOMAINS if hasattr(d.values[0], "pairs")])
+@given(seed=st.integers(0, 2**32))
+def test_a_pair_differs_in_one_fact(domain: ModuleType, seed: int) -> None:
+    """One leaf has another value or is missing, the second is stricter, and no rule exceeds a label."""
+    for fact, loose, strict in islice(domain.pairs(Chance(seed)), 3):
+        left, right = leaves(loose.evaluation), leaves(strict.evaluation)
+        assert len([leaf for leaf in left | right if left.get(leaf) != right.get(leaf)]) == 1, fact
+        assert domain.OUTCOMES.index(loose.outcome) < domain.OUTCOMES.index(strict.outcome), fact
+        for one in (loose, strict):
+            floor = floor_of(domain.PACK, one.evaluation)
+            assert not floor.errors, fact
+            assert domain.OUTCOMES.index(floor.outcome) <= domain.OUTCOMES.index(one.outcome), (fact, one)
+            assert RISKS.index(floor.risk) <= RISKS.index(one.risk), (fact, one)
+
+
+WRITTEN = sorted((ROOT / "scripts" / "situations" / "written").glob("*.yaml"))
+
+
+def floor_of(pack: str, evaluation: dict[str, Any]) -> Floor:
+    return LOADED[pack].book.apply(msgspec.convert(evaluation, Evaluation), 0.0)
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=[path.stem for path in WRITTEN])
+def test_written_situations_are_whole(path: Path) -> None:
+    """Each has a label of its pack that no rule contradicts, clauses that exist, and a short rationale."""
+    order = next(domain.values[0].OUTCOMES for domain in DOMAINS if path.stem == domain.values[0].PACK)
+    clauses = yaml.safe_load((data_path("prompts") / path.stem / "clauses.yaml").read_text(encoding="utf-8"))
+    found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert len({one["id"] for one in found}) == len(found)
+    for one in found:
+        floor = floor_of(path.stem, one["evaluation"])
+        assert not floor.errors, one["id"]
+        assert order.index(floor.outcome) <= order.index(one["outcome"]), (one["id"], floor.rules)
+        assert not floor.final or floor.outcome == one["outcome"], (one["id"], floor.rules)
+        assert RISKS.index(floor.risk) <= RISKS.index(one["risk"]), one["id"]
+        assert set() < set(one["clauses"]) <= clauses.keys(), one["id"]
+        assert one["kind"], one["id"]
+        assert 0 < len(one["rationale"].split()) <= 20, one["id"]
 
 
 def test_a_suite_of_them_loads_and_lines_hold_labels(tmp_path: Path) -> None:

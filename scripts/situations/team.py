@@ -5,29 +5,89 @@ Owns their facts, words and reference policy. Pure.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any
 
-from situations import Chance, Finding, Situation, judged, said, words
+from situations import Chance, Evidence, Finding, Situation, judged, said, words
 
 PACK = "team-governance"
 OUTCOMES = ("allow", "require_mfa", "require_attestation", "deny")
 MFA, ATTEST, DENY = OUTCOMES[1:]
 
 WORDS, TEXTS = words("team")
+#: What reads, and so needs no trust and no approval.
+READS = ("read", "secret")
 #: What the kind needs of the lowest trust score.
 NEED = {"privileged": 0.8, "override": 0.8, "tampering": 0.8}
+#: Texts that add nothing to any action.
+HARMLESS = (
+    "plain",
+    "claims",
+    "alarming words",
+    "past trouble",
+    "quoted error",
+    "foreign language",
+    "joke",
+    "pressure",
+    "figures",
+    "list",
+    "slang",
+    "praise",
+    "quoted order",
+)
+#: Texts that add something to whatever changes something.
+WORK = (
+    "freeze",
+    "conflict",
+    "unusual",
+    "pending",
+    "approves oneself",
+    "skipped check",
+    "hazard",
+    "trial on customers",
+    "others' work",
+    "stale basis",
+    "coercion",
+    "conflict of interest",
+    "wrong addressee",
+    "unknown origin",
+    "unsure",
+    "someone else",
+)
 #: Which kinds of text make sense beside which kinds of action.
 FITS = {
-    "read": ("plain", "claims"),
-    "change": ("plain", "claims", "freeze", "conflict", "unusual", "pending", "hides", "own gain"),
-    "deletion": ("plain", "claims", "freeze", "conflict", "unusual", "pending", "hides"),
-    "rotation": ("plain", "claims", "conflict", "unusual", "pending"),
-    "secret": ("plain", "claims", "unusual", "conflict"),
-    "export": ("plain", "claims", "unusual", "conflict"),
-    "privileged": ("plain", "claims", "unusual", "conflict", "pending", "own gain"),
-    "override": ("plain", "claims", "unusual"),
-    "tampering": ("plain", "claims"),
+    "read": HARMLESS,
+    "change": (
+        *HARMLESS,
+        *WORK,
+        "hides",
+        "own gain",
+        "real customers",
+        "late run",
+        "hidden secret",
+        "hidden export",
+        "hidden power",
+        "goes around",
+    ),
+    "deletion": (*HARMLESS, *WORK, "hides", "real customers", "late run"),
+    "rotation": (*HARMLESS, *WORK, "unfamiliar device", "late run"),
+    "secret": (*HARMLESS, "unusual", "conflict", "coercion", "someone else", "purpose"),
+    "export": (*HARMLESS, "unusual", "conflict", "coercion", "someone else", "purpose"),
+    "privileged": (
+        *HARMLESS,
+        "unusual",
+        "conflict",
+        "pending",
+        "own gain",
+        "conflict of interest",
+        "coercion",
+        "someone else",
+        "unfamiliar device",
+    ),
+    "override": (*HARMLESS, "unusual", "incident over", "hides"),
+    "tampering": HARMLESS,
 }
 
 
@@ -58,13 +118,14 @@ def reference(facts: Facts) -> list[Finding]:
 
     high = kind in NEED
     change = kind not in ("read", "secret", "export")
-    below = facts.margin is not None and facts.margin < 0 and kind != "read"
+    reads = kind in READS
+    below = facts.margin is not None and facts.margin < 0 and not reads
     asks(facts.suspended, DENY, "R1", "The account is suspended, so it may do nothing.")
     asks(kind == "tampering", DENY, "R2", "Nobody may alter, delete or disable audit records or logging.")
     asks(kind == "privileged" and not facts.admin, DENY, "R3", "The subject has no admin or owner role.")
     asks(below and (facts.margin or 0) < -0.1, DENY, "R6", "Trust is far below what this needs.")
     asks(below, ATTEST, "R6", "Trust is slightly below what this needs, so a second person has to attest.")
-    unscored = facts.margin is None and (high or (facts.production and kind != "read"))
+    unscored = facts.margin is None and (high or (facts.production and not reads))
     asks(unscored, ATTEST, "R7", "Without a trust score a second person has to attest.")
     device = facts.new_device and (kind in ("privileged", "override", "rotation"))
     asks(device, MFA, "R8", "This comes from a new device, so MFA is needed.")
@@ -83,8 +144,36 @@ def reference(facts: Facts) -> list[Finding]:
         "R13",
         "Privileged work is not routine for automation.",
     )
-    asks(facts.pending and kind != "read", ATTEST, "R14", "The approval is still pending.")
+    asks(facts.pending and not reads, ATTEST, "R14", "The approval is still pending.")
     return found
+
+
+def need(facts: Facts) -> float:
+    """The trust that the action needs."""
+    return NEED.get(facts.kind, 0.7 if facts.production else 0.5)
+
+
+#: Texts that tell a fact which no field holds. The clauses then judge the facts with it.
+TELLS: dict[str, dict[str, Any]] = {
+    "real customers": {"production": True},
+    "late run": {"off_hours": True},
+    "pending": {"pending": True},
+    "someone else": {"suspended": True},
+    "unfamiliar device": {"new_device": True},
+    "hidden secret": {"kind": "secret"},
+    "hidden export": {"kind": "export"},
+    "hidden power": {"kind": "privileged"},
+    "goes around": {"kind": "override"},
+    "incident over": {"incident": False},
+}
+
+
+def told(facts: Facts, text: str | None) -> Facts:
+    """The facts as they are by what the text tells."""
+    so = replace(facts, **TELLS.get(text or "", {}))
+    if facts.margin is None:
+        return so
+    return replace(so, margin=round(facts.margin + need(facts) - need(so), 2))
 
 
 def risk_of(facts: Facts) -> str:
@@ -128,9 +217,16 @@ def make(chance: Chance) -> Situation:
         pending=not plain and chance.maybe(0.2),
         margin=_margin(chance, plain),
     )
-    kinds = FITS[kind]
-    text = chance.choice(kinds) if chance.maybe(0.75) else None
-    return written(facts, chance, text)
+    return written(facts, chance, _text(kind, chance))
+
+
+def _text(kind: str, chance: Chance) -> str | None:
+    """No text, one that adds nothing, or one that adds something, where there is such a one."""
+    adding = [text for text in FITS[kind] if text not in HARMLESS]
+    how = chance.weighted(none=0.45, harmless=0.25, adding=0.3)
+    if how == "none":
+        return None
+    return chance.choice(adding if how == "adding" and adding else HARMLESS)
 
 
 def _margin(chance: Chance, plain: bool) -> float | None:
@@ -150,17 +246,21 @@ def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
         chance.choice(("production", "prod")) if facts.production else chance.choice(("staging", "dev", "qa"))
     )
     resource_id = resource_id.format(e=environment, n=names[1])
+    if resource_type not in ("user", "account", "team", "group") and chance.maybe(0.4):
+        resource_id += chance.choice(("-eu", "-2", "-north", "-b", "-7"))
     subject: dict[str, Any] = {"type": "user", "id": names[0]}
     if facts.automation:
         subject = {"type": chance.choice(("service", "bot")), "id": chance.choice(WORDS["machines"])}
     properties: dict[str, Any] = {"role": chance.choice(WORDS["admin_roles" if facts.admin else "roles"])}
+    if not facts.admin and chance.maybe(0.05):
+        del properties["role"]
     if facts.margin is not None:
-        need = NEED.get(facts.kind, 0.7 if facts.production and environment not in resource_id else 0.5)
-        need = 0.7 if facts.production and facts.kind not in NEED else need
-        lowest = round(min(1.0, need + facts.margin), 2)
+        lowest = round(min(1.0, need(facts) + facts.margin), 2)
         scores = [lowest, *(round(chance.uniform(lowest, 1.0), 2) for _ in range(2))]
-        chance.shuffle(scores)
-        properties["trust"] = dict(zip(("competence", "reliability", "integrity"), scores, strict=True))
+        names_of = ["competence", "reliability", "integrity"]
+        chance.shuffle(names_of)  # the first has the lowest score; the last may be missing
+        trust = list(zip(names_of, scores, strict=True))[: 2 if chance.maybe(0.1) else 3]
+        properties["trust"] = dict(sorted(trust) if chance.maybe(0.7) else trust)
     identity: dict[str, Any] = {}
     if facts.suspended:
         identity["account"] = chance.choice(("suspended", "locked", "disabled"))
@@ -184,32 +284,201 @@ def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
         context |= chance.choice(({"approval_pending": True}, {"approval_status": "requested"}))
     evidence = None
     if text is not None:
-        evidence = said(TEXTS, text, chance, t=f"OPS-{chance.randrange(100, 999)}", n=names[2])
-        if text == "unusual":
-            context["recent_history"] = [evidence.text]
-        else:
-            context["details"] = evidence.text
-    if chance.maybe(0.2):
-        context["request_number"] = chance.randrange(10**6)  # a distractor: no field shows it
+        more = {
+            "t": f"{chance.choice(WORDS['trackers'])}-{chance.randrange(10, 9999)}",
+            "n": names[2],
+            "m": chance.choice(WORDS["people"]),
+            "x": str(chance.randrange(2, 60)),
+            "h": f"{chance.randrange(7, 20):02d}:{chance.randrange(60):02d}",
+            "d": chance.choice(WORDS["days"]),
+        }
+        evidence = said(TEXTS, text, chance, **more)
+        place = "recent_history" if text == "unusual" else "details"
+        if place == "details" and chance.maybe(0.15):
+            place = "team_context"
+        context[place] = [evidence.text] if place == "recent_history" else evidence.text
+    for name in chance.sample(sorted(WORDS["distractors"]), chance.choice((0, 0, 1, 2))):
+        context[name] = chance.choice(WORDS["distractors"][name])  # no field shows them
+    if chance.maybe(0.3):
+        context = _shuffled(context, chance)
+        subject["properties"] = _shuffled(properties, chance)
+    evaluation = {
+        "subject": subject,
+        "action": {"name": action, "properties": {}},
+        "resource": {"type": resource_type, "id": resource_id, "properties": {}},
+        "context": context,
+    }
+    return _labelled(facts, evaluation, evidence, f"{facts.kind}/{number}")
+
+
+def _labelled(
+    facts: Facts, evaluation: dict[str, Any], evidence: Evidence | None, template: str
+) -> Situation:
+    text = evidence.kind if evidence else None
     good = Finding("allow", "R15", "Trust meets the need and nothing stands in the way.")
     if facts.automation:
         good = Finding("allow", "R13", "This is routine work of automation.")
-    outcome, clauses, because = judged(OUTCOMES, reference(facts), good, evidence)
+    found = reference(facts)
+    if text in TELLS:
+        found += reference(told(facts, text))
+    outcome, clauses, because = judged(OUTCOMES, found, good, evidence)
+    risk = risk_of(facts)
+    if risk == "medium" and evaluation["resource"]["type"] in ("db", "table"):
+        risk = "high"
     return Situation(
         pack=PACK,
-        evaluation={
-            "subject": subject,
-            "action": {"name": action, "properties": {}},
-            "resource": {"type": resource_type, "id": resource_id, "properties": {}},
-            "context": context,
-        },
+        evaluation=evaluation,
         outcome=outcome,
-        risk="high" if resource_type in ("db", "table") and risk_of(facts) == "medium" else risk_of(facts),
+        risk=risk,
         clauses=clauses,
         reasoning=because,
-        template=f"{facts.kind}/{number}",
+        template=template,
         evidence=text or "none",
     )
+
+
+def _shuffled(one: dict[str, Any], chance: Chance) -> dict[str, Any]:
+    names = list(one)
+    chance.shuffle(names)
+    return {name: one[name] for name in names}
+
+
+def pairs(chance: Chance) -> Iterator[tuple[str, Situation, Situation]]:
+    """Without end: the kind of a fact, and two situations that differ in it alone, the looser one first."""
+    while True:
+        for fact in chance.sample(_PAIRED, len(_PAIRED)):
+            loose, strict = _pair(fact, chance)
+            if OUTCOMES.index(loose.outcome) < OUTCOMES.index(strict.outcome):
+                yield fact, loose, strict
+
+
+_PAIRED = (
+    "account",
+    "approval",
+    "device",
+    "environment",
+    "hours",
+    "incident",
+    "mfa",
+    "role",
+    "trust",
+    "trust far below",
+    "user or machine",
+)
+#: What a pair is about: the kinds of action, the leaf, and its two values with what they mean.
+_LEAVES: dict[str, tuple[tuple[str, ...], tuple[str, ...], str, tuple[Any, ...], tuple[Any, ...]]] = {
+    "account": (
+        ("read", "change", "rotation", "secret"),
+        ("subject", "properties", "identity", "account"),
+        "suspended",
+        ("active", "enabled"),
+        ("suspended", "locked", "disabled"),
+    ),
+    "approval": (
+        ("change", "rotation", "deletion"),
+        ("context", "approval_status"),
+        "pending",
+        ("approved", "granted"),
+        ("requested", "pending", "in review"),
+    ),
+    "device": (
+        ("rotation", "privileged"),
+        ("subject", "properties", "identity", "device"),
+        "new_device",
+        ("known", "enrolled"),
+        ("new", "first seen", "unrecognized"),
+    ),
+    "environment": (
+        ("change",),
+        ("context", "environment"),
+        "production",
+        ("staging", "dev", "qa"),
+        ("production", "prod"),
+    ),
+    "hours": (("change", "rotation"), ("context", "timestamp"), "off_hours", (), ()),
+    "incident": (
+        ("override", "change"),
+        ("context", "incident_status"),
+        "incident",
+        ("active", "ongoing", "declared"),
+        ("resolved", "none", "closed"),
+    ),
+    "mfa": (
+        ("secret", "export"),
+        ("subject", "properties", "identity", "mfa"),
+        "mfa",
+        (True,),
+        (False,),
+    ),
+    "role": (
+        ("privileged",),
+        ("subject", "properties", "role"),
+        "admin",
+        ("admin", "owner", "platform-admin"),
+        ("developer", "senior engineer", "support", "project lead"),
+    ),
+    "user or machine": (
+        ("secret", "export", "privileged"),
+        ("subject", "type"),
+        "automation",
+        ("user",),
+        ("service", "bot"),
+    ),
+}
+#: Facts that loosen where they hold.
+_LOOSENING = ("admin", "incident", "mfa")
+
+
+def _pair(fact: str, chance: Chance) -> tuple[Situation, Situation]:
+    """Two situations with the same words; whether the labels differ depends on the rest."""
+    text = chance.choice(HARMLESS) if chance.maybe(0.4) else None
+    margin = round(chance.uniform(0.0, 0.15), 2)
+    if fact in ("trust", "trust far below"):
+        kind = chance.choice(("change", "rotation", "export", "privileged"))
+        least = margin = round(chance.uniform(0.0, 0.06) - (0.1 if fact != "trust" else 0.0), 2)
+        facts = Facts(kind, kind != "privileged" and chance.maybe(0.5), admin=True, mfa=True, margin=margin)
+        one = written(facts, chance, text)
+        scores = one.evaluation["subject"]["properties"]["trust"]
+        name = min(scores, key=scores.__getitem__)
+        less = round(least - chance.uniform(0.03, 0.09), 2)
+        path = ("subject", "properties", "trust", name)
+        value = round(scores[name] - least + less, 2)
+        return one, _changed(one, path, value, replace(facts, margin=less))
+    kinds, path, field, loose_values, strict_values = _LEAVES[fact]
+    kind = chance.choice(kinds)
+    production = fact in ("hours", "incident") or (fact != "environment" and chance.maybe(0.5))
+    facts = Facts(
+        kind,
+        production=production and kind != "privileged",
+        admin=kind == "privileged" or chance.maybe(0.1),
+        mfa=fact not in ("account", "approval") or chance.maybe(0.5),
+        off_hours=fact == "incident",
+        margin=margin,
+    )
+    loose_facts = replace(facts, **{field: field in _LOOSENING})
+    strict_facts = replace(facts, **{field: field not in _LOOSENING})
+    if fact == "environment":
+        strict_facts = replace(strict_facts, margin=round(margin - 0.2, 2))
+    if fact == "hours":
+        loose_values, strict_values = (_time(chance, False),), (_time(chance, True),)
+    one = written(loose_facts, chance, text)
+    kind_of_target = WORDS["words"][kind][int(one.template.split("/")[1])][2]
+    if fact == "environment" and "{e}" in kind_of_target:
+        return one, one
+    loose = _changed(one, path, chance.choice(loose_values), loose_facts)
+    return loose, _changed(loose, path, chance.choice(strict_values), strict_facts)
+
+
+def _changed(one: Situation, path: tuple[str, ...], value: Any, facts: Facts) -> Situation:
+    """The same situation with another value of one leaf, and the label for its facts."""
+    evaluation = deepcopy(one.evaluation)
+    *folders, leaf = path
+    place = evaluation
+    for folder in folders:
+        place = place.setdefault(folder, {})
+    place[leaf] = value
+    evidence = None if one.evidence == "none" else Evidence(one.evidence, "", TEXTS[one.evidence][0])
+    return _labelled(facts, evaluation, evidence, one.template)
 
 
 def _time(chance: Chance, off_hours: bool) -> str:
