@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -64,6 +65,61 @@ def test_no_label_is_looser_than_the_rules_of_the_pack(domain: ModuleType, seed:
     if floor.final:
         assert one.outcome == floor.outcome
     assert RISKS.index(floor.risk) <= RISKS.index(one.risk)
+
+
+def leaves(told: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Each plain value of an evaluation by its place; lists are values."""
+    if not isinstance(told, dict):
+        return {path: told}
+    return {
+        place: value for key, inner in told.items() for place, value in leaves(inner, (*path, key)).items()
+    }
+
+
+@pytest.mark.parametrize("domain", [d for d in DOMAINS if hasattr(d.values[0], "pairs")])
+@given(seed=st.integers(0, 2**32))
+def test_a_pair_differs_in_one_fact(domain: ModuleType, seed: int) -> None:
+    """One fact, the same names and text, and another label: what a judge has to see is the fact."""
+    pack, kinds = LOADED[domain.PACK], set()
+    for kind, loose, strict in domain.pairs(Chance(seed)):
+        kinds.add(kind)
+        one, other = leaves(loose.evaluation), leaves(strict.evaluation)
+        differing = [place for place in one.keys() | other.keys() if one.get(place) != other.get(place)]
+        assert len(differing) == 1, (kind, differing)
+        assert domain.OUTCOMES.index(loose.outcome) < domain.OUTCOMES.index(strict.outcome), kind
+        assert loose.evidence == strict.evidence
+        for told in (loose, strict):
+            floor = pack.book.apply(msgspec.convert(told.evaluation, Evaluation), time.time())
+            assert not floor.errors
+            assert domain.OUTCOMES.index(floor.outcome) <= domain.OUTCOMES.index(told.outcome), (kind, told)
+            assert RISKS.index(floor.risk) <= RISKS.index(told.risk), (kind, told)
+    assert kinds
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "scripts/situations/written").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_written_situations_are_whole(path: Path) -> None:
+    """Labels are those of the pack, cite its clauses, and are never looser than its rules."""
+    pack = packs.load(packs.find(path.stem, data_path("prompts")))
+    outcomes = [one.label for one in pack.manifest.outcomes]
+    written = yaml.safe_load(path.read_text(encoding="utf-8"))
+    suites = " ".join(one.read_text(encoding="utf-8") for one in data_path("scenarios").glob("*.yaml"))
+    assert len({one["id"] for one in written}) == len(written) >= 100
+    for one in written:
+        at = datetime.fromisoformat(one["evaluation"]["context"]["timestamp"]).timestamp()
+        floor = pack.book.apply(msgspec.convert(one["evaluation"], Evaluation), at)
+        assert not floor.errors, one["id"]
+        assert outcomes.index(floor.outcome) <= outcomes.index(one["outcome"]), (one["id"], floor.rules)
+        assert not floor.final or floor.outcome == one["outcome"], one["id"]
+        assert RISKS.index(floor.risk) <= RISKS.index(one["risk"]), one["id"]
+        assert one["clauses"], one["id"]
+        assert set(one["clauses"]) <= pack.clauses.keys(), one["id"]
+        assert one["kind"], one["id"]
+        text = one["evaluation"]["context"].get("details")
+        learned_by_heart = bool(text) and text in suites
+        assert not learned_by_heart, one["id"]
+        assert 0 < len(one["rationale"].split()) <= 20, one["id"]
 
 
 @pytest.mark.parametrize("domain", [team])

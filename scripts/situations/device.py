@@ -1,36 +1,46 @@
 """Situations of edge devices, by the clauses of prompts/device-operations.
 
-Owns their facts, words and reference policy. Pure.
+Owns their facts, words and reference policy, and pairs of situations that one fact sets apart. Pure.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
-from situations import Chance, Finding, Situation, judged, said, words
+from situations import Chance, Evidence, Finding, Situation, judged, said, words
 
 PACK = "device-operations"
 OUTCOMES = ("allow", "require_operator", "require_attestation", "deny")
 OPERATOR, ATTEST, DENY = OUTCOMES[1:]
 WORDS, TEXTS = words("device")
-#: Which kinds of text make sense beside which kinds of operation.
-FITS = {
-    "safe": ("plain", "claims"),
-    "software": ("plain", "claims", "wrong seal", "sensors doubted"),
-    "model": ("plain", "claims", "wrong seal", "sensors doubted"),
-    "restart": ("plain", "claims", "sensors doubted"),
-    "motion": ("plain", "claims", "somebody near", "sensors doubted"),
-    "camera": ("plain", "claims", "into privacy", "goes out"),
-    "footage": ("plain", "claims", "into privacy"),
-    "network": ("plain", "claims", "sensors doubted"),
-    "shell": ("plain", "claims"),
-    "reset": ("plain", "claims", "sensors doubted"),
-    "logs kept": ("plain", "claims", "loses records", "sensors doubted"),
-    "logs changed": ("plain", "claims", "loses records"),
-    "logs ended": ("plain", "claims"),
-    "protection": ("plain", "claims"),
-    "protection ended": ("plain", "claims"),
+#: Kinds of text that add nothing, and so fit any operation.
+IDLE = tuple(kind for kind, (adds, _) in TEXTS.items() if adds is None)
+_DOUBTS = ("wrong device", "borrowed login", "sensors doubted")
+_POWER = ("battery doubted", "not on mains")
+_BOOTS = ("opens network", "leaves a shell", "erases the device", "switches protection off", "loses records")
+_FILES = (*_BOOTS, "wrong seal", "unsigned part", "old version inside", "phones home", "switches ears on")
+_INSTALLS = (*_FILES, "reaches internet", "window not ours", "runs later", *_POWER, *_DOUBTS)
+_MOVES = ("somebody near", "sensor covered", "presence not known", "guard bridged", "stop doubted")
+#: Which kinds of text that add something make sense beside which kinds of operation.
+FITS: dict[str, tuple[str, ...]] = {
+    "safe": (),
+    "software": _INSTALLS,
+    "model": _INSTALLS,
+    "restart": (*_BOOTS, "switches ears on", "window not ours", "runs later", *_DOUBTS),
+    "motion": (*_MOVES, *_DOUBTS),
+    "camera": ("into privacy", "goes out", "wrong device", "borrowed login"),
+    "footage": ("into privacy", "borrowed login"),
+    "network": ("reaches internet", "leaves a shell", "switches protection off", *_DOUBTS),
+    "shell": ("leaves a shell", "session has no end", "switches protection off", "loses records", *_DOUBTS),
+    "reset": ("loses records", "switches protection off", *_POWER, *_DOUBTS),
+    "logs kept": ("loses records", "wrong device", "borrowed login"),
+    "logs changed": ("loses records", "wrong device", "borrowed login"),
+    "logs ended": ("borrowed login",),
+    "protection": ("switches protection off", "leaves a shell", *_DOUBTS),
+    "protection ended": ("borrowed login",),
 }
 
 
@@ -114,21 +124,59 @@ def risk_of(facts: Facts) -> str:
 
 def make(chance: Chance) -> Situation:
     """One situation; in about half of them only the text could stand in the way."""
-    kind = chance.choices(list(FITS), [1, 4, 2, 2, 4, 2, 1, 2, 1, 1, 2, 1, 0.5, 0.7, 0.5])[0]
+    kind = chance.choices(list(FITS), [0.6, 4, 2, 2, 5, 3, 1.5, 2, 2, 1.5, 3, 1, 0.3, 0.7, 0.3])[0]
     plain = chance.maybe(0.5)
-    facts = Facts(
-        kind=kind,
-        battery=None if chance.maybe(0.6) else chance.randint(52, 100),
-        minutes=chance.choice((5, 10, 15, 30, 60)),
-        private=kind in ("camera", "footage") and not plain and chance.maybe(0.3),
-        exposed=kind == "network" and not plain and chance.maybe(0.5),
+    facts = _drawn(
+        kind, chance, private=not plain and chance.maybe(0.3), exposed=not plain and chance.maybe(0.5)
     )
     if not plain:
         for _ in range(chance.choice((1, 1, 2))):
             facts = _hardened(facts, chance)
-    kinds = FITS[kind]
-    text = chance.choice(kinds) if chance.maybe(0.7) else None
-    return written(facts, chance, text)
+    return _situation(facts, _told(facts, chance), _text(facts, chance, matters=0.7 if plain else 0.3))
+
+
+def _drawn(kind: str, chance: Chance, *, private: bool, exposed: bool) -> Facts:
+    """Facts that speak against nothing, but for what a private zone or the internet does."""
+    return Facts(
+        kind=kind,
+        window=kind in ("software", "model", "restart") or chance.maybe(0.6),
+        battery=None if chance.maybe(0.6) else chance.randint(50, 100),
+        minutes=chance.choice((3, 5, 10, 15, 20, 30, 45, 60)),
+        private=private and kind in ("camera", "footage"),
+        exposed=exposed and kind == "network",
+    )
+
+
+def _text(facts: Facts, chance: Chance, *, matters: float) -> Evidence | None:
+    """Free text in about half of them; that share of it adds something, rarely a mere doubt."""
+    if chance.maybe(0.4):
+        return None
+    fitting = [one for one in FITS[facts.kind] if _fits(one, facts)]
+    if not fitting or not chance.maybe(matters):
+        kind = chance.choice(IDLE)
+    else:
+        telling = [one for one in fitting if one not in _DOUBTS]
+        kind = chance.choice(telling if telling and chance.maybe(0.8) else fitting)
+    return said(
+        TEXTS,
+        kind,
+        chance,
+        t=f"{chance.choice(('MT', 'WO', 'CHG'))}-{chance.randrange(100, 9999)}",
+        n=chance.choice(WORDS["names"]),
+        d=_device(chance),
+        z=chance.choice(WORDS["zones"]),
+        h=f"{chance.randrange(6, 22)}:{chance.randrange(0, 60, 5):02d}",
+        k=str(chance.randrange(2, 9)),
+    )
+
+
+def _fits(kind: str, facts: Facts) -> bool:
+    """Whether that text can be meant: nobody doubts a window that is not open."""
+    if kind in ("window not ours", "runs later"):
+        return facts.window
+    if kind == "battery doubted":
+        return facts.battery is not None and facts.battery >= 0
+    return kind != "not on mains" or facts.battery is None
 
 
 def _hardened(facts: Facts, chance: Chance) -> Facts:
@@ -150,23 +198,36 @@ def _hardened(facts: Facts, chance: Chance) -> Facts:
     return replace(facts, **chance.choice(changes))
 
 
-def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
-    """The facts in words, with a text of the kind `text`."""
+def _device(chance: Chance) -> str:
+    return f"{chance.choice(WORDS['devices'])}-{chance.randrange(1, 140)}"
+
+
+def _told(facts: Facts, chance: Chance) -> dict[str, Any]:
+    """The facts as an evaluation, without the text."""
     action: dict[str, Any] = {}
     resource: dict[str, Any] = {"zone": chance.choice(WORDS["private_zones" if facts.private else "zones"])}
+    if not facts.private and chance.maybe(0.1):
+        del resource["zone"]
     if facts.software:
-        signer = "fleet" if facts.signed else chance.choice(("vendor", "unknown", "lab", "fleet"))
+        signer = (
+            "fleet" if facts.signed else chance.choice(("vendor", "unknown", "lab", "fleet", "ci", "self"))
+        )
         action["image"] = {"signed": facts.signed or signer != "fleet", "signer": signer}
-        major, minor = chance.randint(1, 5), chance.randint(2, 12)
-        installed, new = f"{major}.{minor}.0", f"{major}.{minor + chance.randint(0, 3)}.1"
+        if not facts.signed and chance.maybe(0.15):
+            del action["image"]
+        major, minor = chance.randint(1, 9), chance.randint(0, 12)
+        installed = f"{major}.{minor}.{chance.randint(0, 3)}"
+        new = f"{major}.{minor + chance.randint(0, 3)}.{chance.randint(4, 11)}"
         if facts.older:
             installed, new = new, installed
         if facts.versions or facts.older:
             action["version"] = new
             resource["version"] = installed
+        elif chance.maybe(0.5):  # one of the two alone, or no plain number
+            resource["version"] = chance.choice((installed, "latest", "v-next"))
     if facts.kind == "network":
-        inside = ("10.3.0.0/16", "192.168.7.0/24", "172.20.0.0/14")
-        outside = ("0.0.0.0/0", "203.0.113.0/24", "::/0", "any")
+        inside = ("10.3.0.0/16", "192.168.7.0/24", "172.20.0.0/14", "10.44.1.0/24", "fd12::/16")
+        outside = ("0.0.0.0/0", "203.0.113.0/24", "::/0", "any", "198.51.100.9")
         action["reachable_from"] = chance.choice(outside if facts.exposed else inside)
     if facts.kind in ("shell", "camera", "footage") and facts.minutes:
         action["minutes"] = facts.minutes
@@ -174,6 +235,8 @@ def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
         resource["power"] = "mains"
     elif facts.battery >= 0:
         resource |= {"power": "battery", "battery_percent": facts.battery}
+    elif chance.maybe(0.5):
+        resource["power"] = "battery"
     if facts.kind == "motion":
         for name, value in (
             ("people_near", facts.near),
@@ -182,14 +245,37 @@ def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
         ):
             if value is not None:
                 resource[name] = value
-    context: dict[str, Any] = {"maintenance_window": facts.window, "timestamp": "2026-06-10T09:00:00Z"}
-    evidence = None
-    if text is not None:
-        evidence = said(TEXTS, text, chance, t=f"MT-{chance.randrange(100, 999)}")
-        context["details"] = evidence.text
-    subject = {"type": "user", "id": chance.choice(WORDS["people"]), "properties": {"role": "technician"}}
+    context: dict[str, Any] = {"maintenance_window": facts.window}
+    if not facts.window and chance.maybe(0.25):
+        del context["maintenance_window"]
+    for place in (action, resource, context):
+        if chance.maybe(0.2):
+            name = chance.choice(sorted(WORDS["distractors"]))
+            place[name] = chance.choice(WORDS["distractors"][name])
+    month, day = chance.randint(1, 12), chance.randint(1, 28)
+    context["timestamp"] = (
+        f"2026-{month:02d}-{day:02d}T{chance.randrange(24):02d}:{chance.randrange(60):02d}:00Z"
+    )
+    subject = {"type": "user", "id": chance.choice(WORDS["people"]), "properties": {}}
+    if chance.maybe(0.9):
+        subject["properties"] = {"role": chance.choice(WORDS["roles"])}
     if chance.maybe(0.4):
         subject = {"type": "service", "id": chance.choice(WORDS["services"]), "properties": {}}
+    return {
+        "subject": subject,
+        "action": {"name": chance.choice(WORDS["words"][facts.kind]), "properties": _mixed(action, chance)},
+        "resource": {"type": "device", "id": _device(chance), "properties": _mixed(resource, chance)},
+        "context": _mixed(context, chance),
+    }
+
+
+def _mixed(told: dict[str, Any], chance: Chance) -> dict[str, Any]:
+    """The same members in an order of chance."""
+    return dict(chance.sample(list(told.items()), len(told)))
+
+
+def _situation(facts: Facts, evaluation: dict[str, Any], evidence: Evidence | None) -> Situation:
+    """With its label, and with the text put in its place."""
     good = Finding("allow", "R3", "It is signed, powered and in a maintenance window.")
     if facts.kind == "safe":
         good = Finding("allow", "R1", "Reading and stopping are always allowed.")
@@ -198,18 +284,131 @@ def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
     elif facts.kind == "logs kept":
         good = Finding("allow", "R13", "Every record is kept.")
     outcome, clauses, because = judged(OUTCOMES, reference(facts), good, evidence)
+    if evidence is not None:
+        evaluation["context"]["details"] = evidence.text
     return Situation(
         pack=PACK,
-        evaluation={
-            "subject": subject,
-            "action": {"name": chance.choice(WORDS["words"][facts.kind]), "properties": action},
-            "resource": {"type": "device", "id": chance.choice(WORDS["devices"]), "properties": resource},
-            "context": context,
-        },
+        evaluation=evaluation,
         outcome=outcome,
         risk=risk_of(facts),
         clauses=clauses,
         reasoning=because,
         template=f"device/{facts.kind}",
-        evidence=text or "none",
+        evidence=evidence.kind if evidence else "none",
     )
+
+
+@dataclass(frozen=True)
+class _Contrast:
+    """One fact that may be so or worse: the operations that it matters to, and where it stands."""
+
+    kinds: tuple[str, ...]
+    #: What holds of both, and the looser fact.
+    loose: dict[str, Any]
+    #: The stricter fact; `path` says where it stands, and `value` what stands there then (None: nothing).
+    strict: dict[str, Any]
+    path: tuple[str, ...]
+    value: Callable[[Chance], Any]
+
+
+_RESOURCE, _ACTION = ("resource", "properties"), ("action", "properties")
+_PERCENT = (*_RESOURCE, "battery_percent")
+_INSTALL, _POWERED = ("software", "model"), ("software", "model", "reset")
+
+
+def _contrasts(chance: Chance) -> dict[str, _Contrast]:
+    """The facts that pairs differ in, some of them just over or just under a limit."""
+    low, empty = chance.randint(40, 49), chance.randint(11, 19)
+    long = chance.choice((61, 62, 65, 75, 90))
+    return {
+        "battery below 50": _Contrast(
+            _INSTALL, {"battery": chance.randint(50, 57)}, {"battery": low}, _PERCENT, lambda _: low
+        ),
+        "battery below 20": _Contrast(
+            _POWERED, {"battery": chance.randint(20, 26)}, {"battery": empty}, _PERCENT, lambda _: empty
+        ),
+        "battery unknown": _Contrast(
+            _INSTALL, {"battery": chance.randint(50, 99)}, {"battery": -1}, _PERCENT, lambda _: None
+        ),
+        "window closed": _Contrast(
+            (*_INSTALL, "restart"),
+            {},
+            {"window": False},
+            ("context", "maintenance_window"),
+            lambda chance: chance.choice((False, None)),
+        ),
+        "other signer": _Contrast(
+            _INSTALL,
+            {},
+            {"signed": False},
+            (*_ACTION, "image", "signer"),
+            lambda chance: chance.choice(("vendor", "lab", "ci", "contractor", None)),
+        ),
+        "not signed": _Contrast(
+            _INSTALL,
+            {},
+            {"signed": False},
+            (*_ACTION, "image", "signed"),
+            lambda chance: chance.choice((False, None)),
+        ),
+        "older version": _Contrast(
+            _INSTALL,
+            {},
+            {"older": True},
+            (*_ACTION, "version"),
+            lambda chance: f"0.{chance.randint(1, 12)}.0",
+        ),
+        "somebody near": _Contrast(
+            ("motion",), {}, {"near": 1}, (*_RESOURCE, "people_near"), lambda chance: chance.randint(1, 4)
+        ),
+        "presence unknown": _Contrast(
+            ("motion",), {}, {"near": None}, (*_RESOURCE, "people_near"), lambda _: None
+        ),
+        "interlock open": _Contrast(
+            ("motion",), {}, {"interlock": "open"}, (*_RESOURCE, "interlock"), lambda _: "open"
+        ),
+        "interlock unknown": _Contrast(
+            ("motion",), {}, {"interlock": None}, (*_RESOURCE, "interlock"), lambda _: None
+        ),
+        "stop pressed": _Contrast(
+            ("motion",), {}, {"stop": "pressed"}, (*_RESOURCE, "emergency_stop"), lambda _: "pressed"
+        ),
+        "private zone": _Contrast(
+            ("camera", "footage"),
+            {},
+            {"private": True},
+            (*_RESOURCE, "zone"),
+            lambda chance: chance.choice(WORDS["private_zones"]),
+        ),
+        "from the internet": _Contrast(
+            ("network",), {}, {"exposed": True}, (*_ACTION, "reachable_from"), lambda _: "0.0.0.0/0"
+        ),
+        "shell above an hour": _Contrast(
+            ("shell",), {"minutes": 60}, {"minutes": long}, (*_ACTION, "minutes"), lambda _: long
+        ),
+    }
+
+
+def pairs(chance: Chance) -> Iterator[tuple[str, Situation, Situation]]:
+    """For each kind of fact two situations that it alone sets apart, the looser one first."""
+    contrasts = _contrasts(chance)
+    for name in chance.sample(list(contrasts), len(contrasts)):
+        one = contrasts[name]
+        plain = _drawn(chance.choice(one.kinds), chance, private=False, exposed=False)
+        facts = replace(plain, **one.loose)
+        worse = replace(facts, **one.strict)
+        told, evidence = _told(facts, chance), _text(facts, chance, matters=0.4)
+        if one.path[-1] == "zone":
+            told["resource"]["properties"]["zone"] = chance.choice(WORDS["zones"])
+        changed = deepcopy(told)
+        place = changed
+        for part in one.path[:-1]:
+            place = place[part]
+        value = one.value(chance)
+        if value is None:
+            del place[one.path[-1]]
+        else:
+            place[one.path[-1]] = value
+        loose, strict = _situation(facts, told, evidence), _situation(worse, changed, evidence)
+        if loose.outcome != strict.outcome:  # a text may ask for as much as the fact
+            yield name, loose, strict

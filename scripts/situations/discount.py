@@ -1,23 +1,38 @@
 """Situations of a sales team, by the clauses of prompts/discount-approval.
 
-Owns their facts, words and reference policy. Pure.
+Owns their facts, words and reference policy, and pairs of situations that one fact sets apart. Pure.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
-from situations import Chance, Finding, Situation, judged, said, words
+from situations import Chance, Evidence, Finding, Situation, judged, said, words
 
 PACK = "discount-approval"
 OUTCOMES = ("allow", "require_manager", "require_finance", "deny")
 MANAGER, FINANCE, DENY = OUTCOMES[1:]
 
 WORDS, TEXTS = words("discount")
+#: Kinds of text that add nothing, those that add percents to the total, and all that may add something.
+IDLE = tuple(kind for kind, (adds, _) in TEXTS.items() if adds is None)
+COUNTED = ("extras for free", "other rebates")
+TELLING = tuple(kind for kind, (adds, _) in TEXTS.items() if adds is not None)
 #: What each role may give alone, in percent.
-ROLES = {"rep": 10.0, "account executive": 10.0, "manager": 20.0, "sales manager": 20.0, "director": 30.0}
-ACTIONS = ("give_discount", "grant_discount", "approve_quote", "apply_discount", "quote_price")
+ROLES = {
+    "rep": 10.0,
+    "sales rep": 10.0,
+    "account executive": 10.0,
+    "manager": 20.0,
+    "sales manager": 20.0,
+    "director": 30.0,
+    "sales director": 30.0,
+}
+ACTIONS = ("give_discount", "grant_discount", "approve_quote", "apply_discount", "quote_price", "set_price")
+QUOTES = ("Q", "OFF", "AN", "S26", "QT")
 
 
 @dataclass(frozen=True)
@@ -107,14 +122,21 @@ def risk_of(facts: Facts, text: str | None) -> str:
 
 def make(chance: Chance) -> Situation:
     """One situation; in about half of them only the text could stand in the way."""
-    role = chance.choice(tuple(ROLES))
     plain = chance.maybe(0.55)
+    facts = _drawn(chance, within=plain)
+    if not plain:
+        facts = _hardened(facts, chance)
+    evidence, percents = _text(chance, matters=0.7 if plain else 0.3)
+    return _situation(facts, _told(facts, chance), evidence, percents)
+
+
+def _drawn(chance: Chance, *, within: bool) -> Facts:
+    """Facts of a common deal; `within`: nothing above the own limit."""
+    role = chance.choice(tuple(ROLES))
     limit = ROLES[role]
-    share = chance.weighted(
-        within=6, little_above=0 if plain else 2, far_above=0 if plain else 2, beyond=0 if plain else 1
-    )
+    share = "within" if within else chance.weighted(within=6, little_above=2, far_above=2, beyond=1)
     whole = {
-        "within": chance.randint(1, int(min(limit, 20))),
+        "within": chance.randint(1, int(limit)),
         "little_above": limit + chance.randint(1, 6),
         "far_above": chance.randint(21, 40),
         "beyond": chance.randint(41, 70),
@@ -123,20 +145,16 @@ def make(chance: Chance) -> Situation:
     if whole > 4 and chance.maybe(0.2):  # the same, in two pieces
         piece = chance.randint(1, int(whole) // 2)
         whole, others = whole - piece, (float(piece),)
-    facts = Facts(
+    return Facts(
         role=role,
         discount=float(whole),
         others=others,
-        arr=chance.randrange(8, 190) * 1_000,
-        term=chance.choice((12, 24, 36)),
-        payment_days=chance.choice((14, 30, 45, 60)),
+        arr=chance.randrange(80, 1_990) * 100,
+        term=chance.choice((12, 12, 18, 24, 36)),
+        payment_days=chance.choice((None, 14, 30, 45, 60)),
         offer=chance.choice((None, None, None, "on file")),
-        severity=chance.choice((None, None, "3", "4")),
+        severity=chance.choice((None, None, "3", "4", "low")),
     )
-    if not plain:
-        facts = _hardened(facts, chance)
-    text = chance.choice(tuple(TEXTS)) if chance.maybe(0.75) else None
-    return written(facts, chance, text)
 
 
 def _hardened(facts: Facts, chance: Chance) -> Facts:
@@ -145,23 +163,56 @@ def _hardened(facts: Facts, chance: Chance) -> Facts:
         nothing=2, missing=1, large=1, fixed=1, short=1, severe=1, claimed=1, late=1, overdue=1, months=1
     )
     if kind == "missing":
-        return replace(facts, **chance.choice(({"role": None}, {"arr": None}, {"discount": None})))
+        missing: dict[str, Any] = {chance.choice(("role", "arr", "discount", "term")): None}
+        return replace(facts, **missing)
     changes: dict[str, dict[str, Any]] = {
         "nothing": {},
         "large": {"arr": chance.randrange(200, 900) * 1_000},
-        "fixed": {"fixed": chance.choice((48, 60))},
-        "short": {"term": chance.choice((3, 6, 9))},
+        "fixed": {"fixed": chance.choice((37, 48, 60))},
+        "short": {"term": chance.choice((1, 3, 6, 9, 11))},
         "severe": {"severity": chance.choice(("1", "2", "sev1", "critical"))},
         "claimed": {"offer": "claimed"},
-        "late": {"payment_days": chance.choice((75, 90, 120))},
-        "overdue": {"overdue_days": chance.randint(3, 90)},
+        "late": {"payment_days": chance.choice((61, 75, 90, 120))},
+        "overdue": {"overdue_days": chance.randint(1, 90)},
         "months": {"free_months": chance.choice((1, 2, 3))},
     }
     return replace(facts, **changes[kind])
 
 
-def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
-    """The facts in words, with a text of the kind `text`."""
+def _text(chance: Chance, *, matters: float) -> tuple[Evidence | None, int]:
+    """Free text in about half of them, that share of it adding something, and the percents that it adds."""
+    if chance.maybe(0.4):
+        return None, 0
+    kind = chance.choice(TELLING if chance.maybe(matters) else IDLE)
+    percents = chance.randint(3, 30)
+    evidence = said(
+        TEXTS,
+        kind,
+        chance,
+        n=chance.choice(WORDS["contacts"]),
+        c=chance.choice(WORDS["customers"]),
+        k=str(chance.randrange(2, 9)),
+        p=str(percents),
+    )
+    return evidence, percents if kind in COUNTED else 0
+
+
+def _weighed(evidence: Evidence, percents: int, facts: Facts) -> Evidence:
+    """What the text adds beside these facts."""
+    if evidence.kind == "rival" and facts.offer == "on file":
+        return replace(evidence, adds=None)  # the written offer is there
+    if not percents or evidence.adds is None:
+        return evidence
+    total, limit = facts.total + percents, facts.limit
+    if facts.discount is None or total <= limit:
+        return replace(evidence, adds=None)
+    outcome = DENY if total > 40 else FINANCE if total > 20 else MANAGER
+    because = f"With the {percents} percent of the text it is {total:g} percent."
+    return replace(evidence, adds=Finding(outcome, "R4", because))
+
+
+def _told(facts: Facts, chance: Chance) -> dict[str, Any]:
+    """The facts as an evaluation, without the text."""
     action: dict[str, Any] = {}
     if facts.discount is not None:
         action["discount_percent"] = int(facts.discount) if chance.maybe(0.7) else facts.discount
@@ -176,38 +227,167 @@ def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
     ):
         if value is not None:
             resource[name] = value
-    month, day = chance.choice((1, 2, 4, 5, 7, 8, 10, 11)), chance.randint(1, 28)
+    month, day = chance.randint(1, 12), chance.randint(1, 28)
     time = f"2026-{month:02d}-{day:02d}T{chance.randint(7, 18):02d}:{chance.randrange(60):02d}:00Z"
-    context: dict[str, Any] = {"customer": chance.choice(WORDS["customers"]), "timestamp": time}
+    context: dict[str, Any] = {"timestamp": time}
+    if chance.maybe(0.85):
+        context["customer"] = chance.choice(WORDS["customers"])
     if facts.severity is not None:
-        context["open_incidents"] = [
-            {"id": f"INC-{chance.randrange(1000, 9999)}", "severity": facts.severity}
-        ]
+        incident = {"id": f"INC-{chance.randrange(1000, 9999)}", "severity": facts.severity}
+        context["open_incidents"] = [incident]
+    elif chance.maybe(0.2):
+        context["open_incidents"] = []
     if facts.overdue_days or chance.maybe(0.3):
         context["overdue_days"] = facts.overdue_days
     if facts.offer is not None:
         context["competitor_offer"] = facts.offer
-    evidence = None
-    if text is not None:
-        evidence = said(TEXTS, text, chance, n=chance.choice(WORDS["contacts"]))
-        if text == "rival" and facts.offer == "on file":
-            evidence = replace(evidence, adds=None)  # the written offer is there
-        context["details"] = evidence.text
+    for place in (action, resource, context):
+        if chance.maybe(0.2):
+            name = chance.choice(sorted(WORDS["distractors"]))
+            place[name] = chance.choice(WORDS["distractors"][name])
+    quote = f"{chance.choice(QUOTES)}-{chance.randrange(200, 9999)}"
     properties = {} if facts.role is None else {"role": facts.role}
+    return {
+        "subject": {"type": "user", "id": chance.choice(WORDS["people"]), "properties": properties},
+        "action": {"name": chance.choice(ACTIONS), "properties": _mixed(action, chance)},
+        "resource": {"type": "quote", "id": quote, "properties": _mixed(resource, chance)},
+        "context": _mixed(context, chance),
+    }
+
+
+def _mixed(told: dict[str, Any], chance: Chance) -> dict[str, Any]:
+    """The same members in an order of chance."""
+    return dict(chance.sample(list(told.items()), len(told)))
+
+
+def _situation(
+    facts: Facts, evaluation: dict[str, Any], evidence: Evidence | None, percents: int
+) -> Situation:
+    """With its label, and with the text put in its place."""
+    kind = None
+    if evidence is not None:
+        evaluation["context"]["details"] = evidence.text
+        kind, evidence = evidence.kind, _weighed(evidence, percents, facts)
     good = Finding("allow", "R1", "The total is within the seller's own limit and nothing else is asked for.")
     outcome, clauses, because = judged(OUTCOMES, reference(facts), good, evidence)
     return Situation(
         pack=PACK,
-        evaluation={
-            "subject": {"type": "user", "id": chance.choice(WORDS["people"]), "properties": properties},
-            "action": {"name": chance.choice(ACTIONS), "properties": action},
-            "resource": {"type": "quote", "id": f"Q-{chance.randrange(2000, 9999)}", "properties": resource},
-            "context": context,
-        },
+        evaluation=evaluation,
         outcome=outcome,
-        risk=risk_of(facts, text),
+        risk=risk_of(facts, kind),
         clauses=clauses,
         reasoning=because,
         template="discount/0",
-        evidence=text or "none",
+        evidence=kind or "none",
     )
+
+
+@dataclass(frozen=True)
+class _Contrast:
+    """One fact that may be so or worse, and where it stands."""
+
+    loose: dict[str, Any]
+    strict: dict[str, Any]
+    path: tuple[str, ...]
+    #: What stands there in the stricter case, made of what stands there in the looser (None: nothing).
+    value: Callable[[Any], Any]
+
+
+def _contrasts(chance: Chance) -> dict[str, _Contrast]:
+    """The facts that pairs differ in, many of them just over or just under a limit."""
+    role = chance.choice(("rep", "sales rep", "account executive"))
+    above = chance.choice((10.5, 11, 12, 14))
+    lower = chance.choice((*("rep", "sales rep"), *("", "intern", "partner"), None))
+    long, short, late = chance.choice((37, 48, 60)), chance.choice((3, 6, 9, 11)), chance.choice((61, 75, 90))
+    large, overdue = chance.randrange(2_000, 2_100) * 100, chance.randint(1, 30)
+    severity = chance.choice(("1", "2", "sev1", "critical"))
+    small, deal, terms = {"discount": 5.0, "others": ()}, ("action", "properties"), ("resource", "properties")
+    percent = (*deal, "discount_percent")
+    return {
+        "above a rep's limit": _Contrast(
+            {"role": role, "discount": 10.0, "others": ()},
+            {"discount": float(above)},
+            percent,
+            lambda _: above,
+        ),
+        "above a manager's limit": _Contrast(
+            {"role": "manager", "discount": 20.0, "others": ()}, {"discount": 21.0}, percent, lambda _: 21
+        ),
+        "above a director's limit": _Contrast(
+            {"role": "director", "discount": 30.0, "others": ()}, {"discount": 31.0}, percent, lambda _: 31
+        ),
+        "above the ceiling": _Contrast(
+            {"discount": 40.0, "others": ()}, {"discount": 41.0}, percent, lambda _: 41
+        ),
+        "discount missing": _Contrast(small, {"discount": None}, percent, lambda _: None),
+        "lower role": _Contrast(
+            {"role": "manager", "discount": float(chance.randint(11, 20)), "others": ()},
+            {"role": lower if lower in ROLES else None},
+            ("subject", "properties", "role"),
+            lambda _: lower,
+        ),
+        "more free months": _Contrast(
+            {"role": role, "discount": 1.0, "others": (), "term": 12, "free_months": 1},
+            {"free_months": 2},
+            (*deal, "free_months"),
+            lambda _: 2,
+        ),
+        "another discount": _Contrast(
+            {"role": role, "discount": 6.0, "others": (2.0,)},
+            {"others": (7.0,)},
+            (*deal, "other_discounts"),
+            lambda _: [7.0],
+        ),
+        "large deal": _Contrast(
+            {"arr": chance.randrange(1_900, 2_000) * 100}, {"arr": large}, (*terms, "arr"), lambda _: large
+        ),
+        "arr missing": _Contrast({}, {"arr": None}, (*terms, "arr"), lambda _: None),
+        "short term": _Contrast({"term": 12}, {"term": short}, (*terms, "term_months"), lambda _: short),
+        "long price": _Contrast(
+            {"fixed": chance.choice((12, 24, 36))},
+            {"fixed": long},
+            (*terms, "price_fixed_months"),
+            lambda _: long,
+        ),
+        "late payment": _Contrast(
+            {"payment_days": chance.choice((30, 45, 60))},
+            {"payment_days": late},
+            (*terms, "payment_days"),
+            lambda _: late,
+        ),
+        "overdue": _Contrast({}, {"overdue_days": overdue}, ("context", "overdue_days"), lambda _: overdue),
+        "severe incident": _Contrast(
+            {"severity": chance.choice(("3", "4", "low"))},
+            {"severity": severity},
+            ("context", "open_incidents"),
+            lambda found: [found[0] | {"severity": severity}],
+        ),
+        "offer only claimed": _Contrast(
+            {"offer": "on file"}, {"offer": "claimed"}, ("context", "competitor_offer"), lambda _: "claimed"
+        ),
+    }
+
+
+def pairs(chance: Chance) -> Iterator[tuple[str, Situation, Situation]]:
+    """For each kind of fact two situations that it alone sets apart, the looser one first."""
+    contrasts = _contrasts(chance)
+    for name in chance.sample(list(contrasts), len(contrasts)):
+        one = contrasts[name]
+        facts = replace(_drawn(chance, within=True), **one.loose)
+        worse = replace(facts, **one.strict)
+        told = _told(facts, chance)
+        evidence, percents = _text(chance, matters=0.4)
+        changed = deepcopy(told)
+        *way, last = one.path
+        place = changed
+        for part in way:
+            place = place[part]
+        value = one.value(place.get(last))
+        if value is None:
+            del place[last]
+        else:
+            place[last] = value
+        loose = _situation(facts, told, evidence, percents)
+        strict = _situation(worse, changed, evidence, percents)
+        if loose.outcome != strict.outcome:  # a text may ask for as much as the fact
+            yield name, loose, strict
