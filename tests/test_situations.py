@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -101,3 +102,60 @@ def test_a_suite_of_them_loads_and_lines_hold_labels(tmp_path: Path) -> None:
     assert {"evaluation", "outcome", "risk", "clauses", "reasoning", "template", "evidence"} <= lines[
         0
     ].keys()
+
+
+def leaves(value: Any, *path: str | int) -> dict[tuple[str | int, ...], Any]:
+    """What stands at each path of an evaluation."""
+    if not isinstance(value, dict | list):
+        return {path: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {at: leaf for step, one in items for at, leaf in leaves(one, *path, step).items()}
+
+
+@pytest.mark.parametrize("domain", [d for d in DOMAINS if hasattr(d.values[0], "pairs")])
+@given(seed=st.integers(0, 2**32))
+def test_a_pair_differs_in_one_fact(domain: ModuleType, seed: int) -> None:
+    """And in its outcome; neither label is looser than the rules."""
+    pack, order, kinds = LOADED[domain.PACK], domain.OUTCOMES, []
+    for kind, loose, strict in domain.pairs(Chance(seed)):
+        kinds.append(kind)
+        first, second = leaves(loose.evaluation), leaves(strict.evaluation)
+        differing = {at for at in first.keys() | second.keys() if first.get(at) != second.get(at)}
+        assert len(differing) == 1, (kind, differing)
+        assert differing <= first.keys(), (kind, differing)
+        assert order.index(loose.outcome) < order.index(strict.outcome)
+        for one in (loose, strict):
+            floor = pack.book.apply(msgspec.convert(one.evaluation, Evaluation), time.time())
+            assert not floor.errors
+            assert order.index(floor.outcome) <= order.index(one.outcome), (kind, floor.rules, one)
+            assert RISKS.index(floor.risk) <= RISKS.index(one.risk), (kind, one)
+            assert one.outcome == floor.outcome or not floor.final
+    assert len(set(kinds)) >= 6
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "scripts" / "situations" / "written").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_written_situations_are_whole(path: Path) -> None:
+    """Labels that the pack knows, none looser than its rules, and each situation once."""
+    pack = LOADED[path.stem]
+    order = next(domain.values[0].OUTCOMES for domain in DOMAINS if domain.id == path.stem)
+    clauses = yaml.safe_load((data_path("prompts") / path.stem / "clauses.yaml").read_text(encoding="utf-8"))
+    found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert len(found) >= 110
+    assert len({one["id"] for one in found}) == len(found)
+    texts = [one["evaluation"]["context"].get("details") for one in found]
+    assert max(Counter(text for text in texts if text).values()) == 1
+    for one in found:
+        assert one.keys() == {"id", "evaluation", "outcome", "risk", "clauses", "rationale", "kind"}, one[
+            "id"
+        ]
+        at = datetime.fromisoformat(one["evaluation"]["context"]["timestamp"]).timestamp()
+        floor = pack.book.apply(msgspec.convert(one["evaluation"], Evaluation), at)
+        assert not floor.errors, one["id"]
+        assert order.index(floor.outcome) <= order.index(one["outcome"]), (one["id"], floor.rules)
+        assert one["outcome"] == floor.outcome or not floor.final, one["id"]
+        assert RISKS.index(floor.risk) <= RISKS.index(one["risk"]), one["id"]
+        assert set() < set(one["clauses"]) <= clauses.keys(), one["id"]
+        assert 1 <= len(one["rationale"].split()) <= 20, one["id"]
+        assert one["kind"], one["id"]
