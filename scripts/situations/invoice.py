@@ -5,10 +5,12 @@ Owns their facts, words and reference policy. Pure.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from situations import Chance, Finding, Situation, judged, said, words
+from situations import Chance, Evidence, Finding, Situation, judged, said, words
+from situations.pairing import GONE, Difference, changed
 
 PACK = "invoice-exception"
 OUTCOMES = ("allow", "require_second_approval", "hold", "deny")
@@ -93,16 +95,45 @@ def risk_of(facts: Facts) -> str:
 def make(chance: Chance) -> Situation:
     """One situation; in about half of them only the text could stand in the way."""
     plain = chance.maybe(0.5)
-    amount = round(chance.choice((chance.uniform(60, 990), chance.uniform(1_000, 9_400))), 2)
-    ordered: float | None = round(amount * chance.choice((1.0, 1.0, 1.01, 1.05)), 2)
-    facts = Facts(amount=amount, ordered=ordered, receipt=chance.choice(("full", "full", "accepted")))
-    if chance.maybe(0.1):
-        facts = replace(facts, ordered=None, contract=True)
+    facts = _good(chance)
     if not plain:
         for _ in range(chance.choice((1, 1, 2))):
             facts = _hardened(facts, chance)
-    text = chance.choice(tuple(TEXTS)) if chance.maybe(0.75) else None
+    text = _kind(facts, chance) if chance.maybe(0.55) else None
+    if text == "doubtful call":
+        facts = replace(facts, bank="confirmed")
     return written(facts, chance, text)
+
+
+def _good(chance: Chance) -> Facts:
+    """Facts that nothing stands against."""
+    amount = round(chance.choice((chance.uniform(60, 990), chance.uniform(1_000, 9_400))), 2)
+    if chance.maybe(0.4):
+        amount = float(chance.choice((round(amount), round(amount, -1))))
+    ordered: float | None = round(amount * chance.choice((1.0, 1.0, 1.01, 1.05)), 2)
+    facts = Facts(amount=amount, ordered=ordered, receipt=chance.choice(("full", "full", "accepted")))
+    return replace(facts, ordered=None, contract=True) if chance.maybe(0.1) else facts
+
+
+def _kind(facts: Facts, chance: Chance) -> str:
+    """A kind of text that can be said of these facts; as often one that adds something as not."""
+    amount, adds = facts.amount or 0.0, chance.maybe(0.5)
+    unfit = {
+        "split": facts.ordered is None,
+        "order is lower": facts.ordered is None,
+        "order is void": facts.ordered is None or amount <= 1_000,
+        "explained difference": facts.ordered is None or facts.ordered == amount,
+        "old account change": facts.bank != "same",
+        "doubtful call": facts.bank == "changed",
+        "new supplier": facts.earlier in ("same", "twin"),
+    }
+    return chance.choice(
+        [
+            kind
+            for kind, (finding, _) in TEXTS.items()
+            if (finding is not None) == adds and not unfit.get(kind)
+        ]
+    )
 
 
 def _hardened(facts: Facts, chance: Chance) -> Facts:
@@ -149,9 +180,9 @@ def _hardened(facts: Facts, chance: Chance) -> Facts:
 
 def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
     """The facts in words, with a text of the kind `text`."""
-    people = chance.sample(WORDS["people"], 3)
+    people = chance.sample(WORDS["people"], 4)
     supplier, other = chance.sample(WORDS["suppliers"], 2)
-    number = f"{chance.choice(('RE', 'INV', 'A', 'F'))}-{chance.randrange(1000, 9999)}"
+    number = _number(chance)
     resource: dict[str, Any] = {"supplier": supplier, "currency": "EUR"}
     if facts.amount is not None:
         resource["amount"] = facts.amount
@@ -165,22 +196,18 @@ def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
             chance.choice((3.0, 40.0, -25.0)) if facts.sums_wrong else 0.0
         )
         resource |= {"lines_total": round(lines, 2), "tax": tax}
-    context: dict[str, Any] = {
-        "timestamp": f"2026-{chance.randint(1, 9):02d}-{chance.randint(1, 28):02d}T09:30:00Z"
-    }
+    context: dict[str, Any] = {}
     if facts.ordered is not None:
-        currency = chance.choice(("USD", "CHF")) if facts.other_currency else "EUR"
-        order = {
-            "number": f"PO-{chance.randrange(10_000, 99_999)}",
-            "amount": facts.ordered,
-            "currency": currency,
-        }
-        context["order"] = order | {"entered_by": people[0] if facts.own else people[1]}
+        currency = chance.choice(("USD", "CHF", "GBP")) if facts.other_currency else "EUR"
+        order = {"number": _order_number(chance), "amount": facts.ordered, "currency": currency}
+        if facts.own or chance.maybe(0.85):
+            order["entered_by"] = people[0] if facts.own else people[1]
+        context["order"] = order
     elif facts.own:
         resource["entered_by"] = people[0]
     if facts.contract:
         context["contract"] = {
-            "number": f"C-{chance.randrange(100, 999)}",
+            "number": f"{chance.choice(('C-', 'V', 'CTR/'))}{chance.randrange(100, 999)}",
             "kind": chance.choice(WORDS["contracts"]),
         }
     if facts.receipt is not None:
@@ -189,40 +216,207 @@ def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
             receipt["value"] = round((facts.amount or 100.0) * chance.uniform(0.3, 0.8), 2)
         context["receipt"] = receipt
     if facts.earlier != "unknown":
-        earlier = [f"X-{chance.randrange(1000, 9999)}" for _ in range(0 if facts.earlier == "none" else 2)]
-        earlier += {"twin": [number + "A"], "same": [number.lower().replace("-", " ")]}.get(facts.earlier, [])
+        known = 0 if facts.earlier == "none" else chance.choice((1, 2, 2, 3))
+        earlier = [f"X-{chance.randrange(1000, 9999)}" for _ in range(known)]
+        same = chance.choice((number, number.lower().replace("-", " "), number.replace("-", ".")))
+        earlier += {"twin": [number + chance.choice("ABX")], "same": [same]}.get(facts.earlier, [])
         context["earlier_numbers"] = earlier
-    context["bank"] = {"changed": facts.bank != "same"}
+    if facts.bank != "same" or chance.maybe(0.8):
+        context["bank"] = {"changed": facts.bank != "same"}
     if facts.bank != "same":
         context["bank"]["confirmed_by_call"] = facts.bank == "confirmed"
     if facts.others:
         context["same_supplier_30_days"] = [facts.others]
     evidence = None
     if text is not None:
-        evidence = said(TEXTS, text, chance, n=people[2])
+        amount = facts.amount or 100.0
+        names = {
+            "n": people[2],
+            "m": people[3],
+            "s": supplier,
+            "other": other,
+            "item": chance.choice(WORDS["items"]),
+            "ref": _order_number(chance),
+            "day": f"{chance.randint(1, 28)} {chance.choice(('March', 'April', 'May', 'September'))}",
+            "amt": f"{amount:,.2f}",
+            "part": f"{round(amount * chance.uniform(0.05, 0.2), 2):,.2f}",
+            "rest": f"{round(max(0.0, 10_000 - amount) + chance.choice((150, 480, 1_200, 3_000)), -1):,.0f}",
+        }
+        evidence = said(TEXTS, text, chance, **names)
         context["details"] = evidence.text
+    for part, name, values in chance.sample(WORDS["distractors"], chance.choice((0, 0, 1, 2, 3))):
+        (resource if part == "resource" else context)[name] = chance.choice(values)
+    context = _shuffled(context, chance)
+    context["timestamp"] = (
+        f"2026-{chance.randint(1, 9):02d}-{chance.randint(1, 28):02d}T{chance.randint(6, 19):02d}:30:00Z"
+    )
+    evaluation = {
+        "subject": {"type": "user", "id": people[0], "properties": {"role": chance.choice(WORDS["roles"])}},
+        "action": {"name": chance.choice(WORDS["actions"]), "properties": {}},
+        "resource": {"type": "invoice", "id": number, "properties": _shuffled(resource, chance)},
+        "context": context,
+    }
+    return _labelled(evaluation, facts, evidence)
+
+
+def _labelled(evaluation: dict[str, Any], facts: Facts, evidence: Evidence | None) -> Situation:
+    """The situation of these facts and this text, with what the clauses make of it."""
     good = Finding("allow", "R1", "Invoice, order and receipt agree.")
     if facts.contract:
         good = Finding("allow", "R3", "A standing contract covers it.")
     outcome, clauses, because = judged(OUTCOMES, reference(facts), good, evidence)
+    risk = risk_of(facts)
+    if evidence and evidence.adds and evidence.adds.clause == "R13" and risk != "critical":
+        risk = "high"
+    template = "contract" if facts.contract else "order" if facts.ordered else "none"
     return Situation(
         pack=PACK,
-        evaluation={
-            "subject": {"type": "user", "id": people[0], "properties": {"role": "approver"}},
-            "action": {"name": chance.choice(("pay", "release", "approve_payment")), "properties": {}},
-            "resource": {"type": "invoice", "id": number, "properties": resource},
-            "context": context,
-        },
+        evaluation=evaluation,
         outcome=outcome,
-        risk="high"
-        if text in ("secrecy", "wants no check") and risk_of(facts) != "critical"
-        else risk_of(facts),
+        risk=risk,
         clauses=clauses,
         reasoning=because,
-        template="invoice/contract"
-        if facts.contract
-        else "invoice/order"
-        if facts.ordered
-        else "invoice/none",
-        evidence=text or "none",
+        template=f"invoice/{template}",
+        evidence=evidence.kind if evidence else "none",
     )
+
+
+def _number(chance: Chance) -> str:
+    """The number of an invoice, in one of the ways that suppliers have; it ends in a digit."""
+    count = chance.randrange(1000, 9999)
+    return chance.choice(
+        (
+            f"{chance.choice(('RE', 'INV', 'A', 'F', 'VK'))}-{count}",
+            f"2026-{count}",
+            f"{count}-{chance.randint(10, 99)}",
+            f"R{count}",
+        )
+    )
+
+
+def _order_number(chance: Chance) -> str:
+    return chance.choice(("PO-", "B", "45000", "ORD/", "26-")) + str(chance.randrange(10_000, 99_999))
+
+
+def _shuffled(told: dict[str, Any], chance: Chance) -> dict[str, Any]:
+    return dict(chance.sample(list(told.items()), len(told)))
+
+
+def _differences(facts: Facts, chance: Chance) -> dict[str, Difference]:
+    """What a pair can differ in, by the kind of the fact; numbers lie just under and over their limit."""
+    amount = facts.amount or 500.0
+    little, order = chance.uniform(1, 60), ("context", "order")
+    free = {"ordered": None, "contract": False}
+    standing = {"ordered": None, "contract": True}
+    ordered = {"ordered": facts.ordered or amount, "contract": False}
+
+    def at_most(percent: float) -> float:
+        return round(amount / (1 + percent / 100), 2)
+
+    def above(kind: str, under: float, over: float) -> Difference:
+        start = {"ordered": at_most(under), "contract": False}
+        return Difference(start, (*order, "amount"), lambda _: at_most(over), {kind: at_most(over)})
+
+    def amounts(start: dict[str, Any], limit: float) -> Difference:
+        under, over = round(limit - little, 2), round(limit + little, 2)
+        return Difference(
+            start | {"amount": under},
+            ("resource", "properties", "amount"),
+            lambda _: over,
+            {"amount": over},
+            suits=lambda one: "lines_total" not in one["resource"]["properties"],
+        )
+
+    others = round(10_000 - amount + little, 2)
+    properties, context = ("resource", "properties"), "context"
+    return {
+        "above order": above("ordered", 1.8, 2.2),
+        "far above order": above("ordered", 9.7, 10.4),
+        "large": amounts(standing, 10_000.0),
+        "small without order": amounts(free, 1_000.0),
+        "others of 30 days": Difference(
+            ordered | {"others": round(others - 2 * little, 2)},
+            (context, "same_supplier_30_days", 0),
+            lambda _: others,
+            {"others": others},
+        ),
+        "receipt": Difference(
+            ordered,
+            (context, "receipt", "status"),
+            lambda _: chance.choice(("none", "partial")),
+            {"receipt": "none"},
+        ),
+        "receipt unknown": Difference(
+            ordered, (context, "receipt", "status"), lambda _: GONE, {"receipt": None}
+        ),
+        "bank": Difference({}, (context, "bank", "changed"), lambda _: True, {"bank": "changed"}),
+        "call": Difference(
+            {"bank": "confirmed"},
+            (context, "bank", "confirmed_by_call"),
+            lambda _: False,
+            {"bank": "changed"},
+        ),
+        "twin": Difference(
+            {}, (context, "earlier_numbers", 0), lambda one: one["resource"]["id"] + "A", {"earlier": "twin"}
+        ),
+        "number paid before": Difference(
+            {},
+            (context, "earlier_numbers", 0),
+            lambda one: one["resource"]["id"].lower(),
+            {"earlier": "same"},
+        ),
+        "first": Difference(
+            {},
+            (context, "earlier_numbers", 0),
+            lambda _: GONE,
+            {"earlier": "none"},
+            suits=lambda one: len(one["context"]["earlier_numbers"]) == 1,
+        ),
+        "payee": Difference(
+            {}, (*properties, "payee"), lambda _: chance.choice(WORDS["payees"]), {"other_payee": True}
+        ),
+        "own": Difference(
+            ordered, (context, "order", "entered_by"), lambda one: one["subject"]["id"], {"own": True}
+        ),
+        "currency": Difference(
+            ordered,
+            (context, "order", "currency"),
+            lambda _: chance.choice(("USD", "CHF")),
+            {"other_currency": True},
+        ),
+        "sums": Difference(
+            {},
+            (*properties, "lines_total"),
+            lambda one: round(one["resource"]["properties"]["lines_total"] - little, 2),
+            {"sums_wrong": True},
+        ),
+        "order": Difference(ordered, (context, "order", "number"), lambda _: GONE, free),
+        "contract": Difference(
+            standing, (context, "contract", "kind"), lambda _: chance.choice(("maintenance", "frame")), free
+        ),
+    }
+
+
+def pairs(chance: Chance) -> Iterator[tuple[str, Situation, Situation]]:
+    """Two situations that differ in one fact alone and in their outcome: its kind, the looser, the stricter.
+
+    Each kind of fact at most once, with facts, names and text of its own; about half of them with a text.
+    """
+    kinds = list(_differences(_good(chance), chance))
+    for kind in chance.sample(kinds, len(kinds)):
+        for _ in range(40):
+            facts = _good(chance)
+            difference = _differences(facts, chance)[kind]
+            facts = replace(facts, **difference.start)
+            text = _kind(facts, chance) if chance.maybe(0.5) else None
+            loose = written(facts, chance, text if text != "doubtful call" else None)
+            evaluation = changed(loose.evaluation, difference)
+            if evaluation is None:
+                continue
+            said = None
+            if loose.evidence != "none":
+                said = Evidence(loose.evidence, evaluation["context"]["details"], TEXTS[loose.evidence][0])
+            strict = _labelled(evaluation, replace(facts, **difference.made), said)
+            if OUTCOMES.index(strict.outcome) > OUTCOMES.index(loose.outcome):
+                yield kind, loose, strict
+                break
