@@ -34,6 +34,13 @@ HARMLESS = (
     "slang",
     "about limits of others",
 )
+#: Texts near those that add something, with a word that turns the meaning: they add nothing either.
+REASSURING = {
+    "read": ("no keys", "keeps private", "limits untouched"),
+    "change": ("no keys", "stays here", "no more than asked", "limits untouched"),
+    "command": ("stays here", "no more than asked", "limits untouched"),
+    "message": ("keeps private", "no keys", "right person"),
+}
 #: Content that was read. The second kind orders something else than the call, which the call leaves undone.
 RETRIEVED = ("orders of others", "unheeded order", "dull page")
 #: Texts that add something to whatever writes or runs.
@@ -156,7 +163,9 @@ def _text(kind: str, chance: Chance) -> str | None:
         return None
     if how == "retrieved":
         return chance.choice(("unheeded order", "dull page"))
-    return chance.choice(FITS[kind] if how == "adding" and FITS[kind] else HARMLESS)
+    if how == "adding" and FITS[kind]:
+        return chance.choice(FITS[kind])
+    return chance.choice(REASSURING[kind] if kind in REASSURING and chance.maybe(0.4) else HARMLESS)
 
 
 def _twists(kind: str) -> tuple[str, ...]:

@@ -37,6 +37,16 @@ HARMLESS = (
     "praise",
     "quoted order",
 )
+#: Texts near those that add something, with a word that turns the meaning: they add nothing either.
+REASSURING = (
+    "freeze over",
+    "hazard ruled out",
+    "records kept",
+    "no gain",
+    "checked",
+    "right target",
+    "nothing leaves",
+)
 #: Texts that add something to whatever changes something.
 WORK = (
     "freeze",
@@ -66,13 +76,11 @@ FITS = {
         "own gain",
         "real customers",
         "late run",
-        "hidden secret",
-        "hidden export",
-        "hidden power",
-        "goes around",
+        *("hidden secret", "hidden export") * 4,  # hardly anything else in text asks for MFA
+        *("hidden power", "goes around") * 2,
     ),
     "deletion": (*HARMLESS, *WORK, "hides", "real customers", "late run"),
-    "rotation": (*HARMLESS, *WORK, "unfamiliar device", "late run"),
+    "rotation": (*HARMLESS, *WORK, *("unfamiliar device",) * 6, "late run"),
     "secret": (*HARMLESS, "unusual", "conflict", "coercion", "someone else", "purpose"),
     "export": (*HARMLESS, "unusual", "conflict", "coercion", "someone else", "purpose"),
     "privileged": (
@@ -84,7 +92,7 @@ FITS = {
         "conflict of interest",
         "coercion",
         "someone else",
-        "unfamiliar device",
+        *("unfamiliar device",) * 3,
     ),
     "override": (*HARMLESS, "unusual", "incident over", "hides"),
     "tampering": HARMLESS,
@@ -226,7 +234,10 @@ def _text(kind: str, chance: Chance) -> str | None:
     how = chance.weighted(none=0.45, harmless=0.25, adding=0.3)
     if how == "none":
         return None
-    return chance.choice(adding if how == "adding" and adding else HARMLESS)
+    if how == "adding" and adding:
+        return chance.choice(adding)
+    near = kind in ("change", "deletion", "rotation") and chance.maybe(0.5)
+    return chance.choice(REASSURING if near else HARMLESS)
 
 
 def _margin(chance: Chance, plain: bool) -> float | None:
