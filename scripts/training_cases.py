@@ -26,6 +26,8 @@ DOMAINS: dict[str, Any] = {one.PACK: one for one in (agent, device, discount, in
 WRITTEN = Path(__file__).parent / "situations" / "written"
 #: One of so many templates, kinds of evidence and written situations is held back, and one more to check by.
 TEMPLATES_HELD, KINDS_HELD, WRITTEN_HELD = 7, 6, 6
+#: Written situations that stay together, whichever part they serve for.
+NEIGHBOURS = 6
 
 #: What a case may serve for: training, choosing weights while training, or one of two questions of transfer.
 Part = Literal["train", "check", "templates", "kinds"]
@@ -87,7 +89,8 @@ def written(pack: str, part: Literal["train", "check", "held"]) -> list[Case]:
     """The written cases of a domain that serve for that."""
     path, found = WRITTEN / f"{pack}.yaml", []
     for one in yaml.safe_load(path.read_text(encoding="utf-8")):
-        place = _place(f"{pack}: written {one['id']}", WRITTEN_HELD)
+        block = int(one["id"][1:]) // NEIGHBOURS  # neighbours are contrasts of each other
+        place = _place(f"{pack}: written {block}", WRITTEN_HELD)
         if part != ("held" if place == 0 else "check" if place == 1 else "train"):
             continue
         found.append(

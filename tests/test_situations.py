@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -113,25 +114,23 @@ def leaves(value: Any, *path: str | int) -> dict[tuple[str | int, ...], Any]:
     return {at: leaf for step, one in items for at, leaf in leaves(one, *path, step).items()}
 
 
-@pytest.mark.parametrize("domain", [d for d in DOMAINS if hasattr(d.values[0], "pairs")])
+@pytest.mark.parametrize("domain", DOMAINS)
 @given(seed=st.integers(0, 2**32))
 def test_a_pair_differs_in_one_fact(domain: ModuleType, seed: int) -> None:
     """And in its outcome; neither label is looser than the rules."""
-    pack, order, kinds = LOADED[domain.PACK], domain.OUTCOMES, []
-    for kind, loose, strict in domain.pairs(Chance(seed)):
-        kinds.append(kind)
+    pack, order = LOADED[domain.PACK], domain.OUTCOMES
+    for kind, loose, strict in islice(domain.pairs(Chance(seed)), 20):
         first, second = leaves(loose.evaluation), leaves(strict.evaluation)
         differing = {at for at in first.keys() | second.keys() if first.get(at) != second.get(at)}
         assert len(differing) == 1, (kind, differing)
-        assert differing <= first.keys(), (kind, differing)
-        assert order.index(loose.outcome) < order.index(strict.outcome)
+        assert order.index(loose.outcome) < order.index(strict.outcome), kind
+        assert loose.evidence == strict.evidence
         for one in (loose, strict):
             floor = pack.book.apply(msgspec.convert(one.evaluation, Evaluation), time.time())
             assert not floor.errors
             assert order.index(floor.outcome) <= order.index(one.outcome), (kind, floor.rules, one)
             assert RISKS.index(floor.risk) <= RISKS.index(one.risk), (kind, one)
             assert one.outcome == floor.outcome or not floor.final
-    assert len(set(kinds)) >= 6
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=[path.stem for path in WRITTEN])
