@@ -24,7 +24,7 @@ from thor_policy.training.making import make
 from thor_policy.training.settings import Settings
 
 #: Generated cases of each pack that weights are chosen by.
-CHECKED = 36
+CHECKED = 24
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,9 @@ TEMPLATES_HELD, KINDS_HELD, WRITTEN_HELD = 7, 6, 6
 #: Written situations that stay together, whichever part they serve for.
 NEIGHBOURS = 6
 
+#: Domains whose situations are written after jobs, each with words of its own.
+OF_JOBS = ("agent-tools", "device-operations", "team-governance")
+
 #: What a case may serve for: training, choosing weights while training, or one of two questions of transfer.
 Part = Literal["train", "check", "templates", "kinds"]
 
@@ -38,10 +42,16 @@ def _place(text: str, of: int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % of
 
 
-def part_of(one: Situation) -> Part | None:
-    """What a generated situation serves for; None: nothing, for it would be of two parts."""
+def part_of(one: Situation, ways: Sequence[str]) -> Part | None:
+    """What a generated situation serves for; None: nothing, for it would be of two parts.
+
+    A template is the job that it was written with, or a way to say a kind of text (`ways`).
+    """
     kind = _place(f"{one.pack}: kind {one.evidence}", KINDS_HELD) if one.evidence != "none" else KINDS_HELD
-    template = _place(f"{one.pack}: template {one.template}", TEMPLATES_HELD)
+    templates = [f"way {way}" for way in ways]
+    if one.pack in OF_JOBS:
+        templates.append(f"template {one.template}")
+    template = min((_place(f"{one.pack}: {told}", TEMPLATES_HELD) for told in templates), default=2)
     if kind > 1 and template > 1:
         return "train"
     if kind == 0 or template == 0:
@@ -76,8 +86,9 @@ def generated(pack: str, count: int, seed: int, part: Part) -> list[Case]:
     chance, found, had = Chance(seed), [], Counter[str]()
     most = -(-count // len(domain.OUTCOMES))
     for _ in range(400 * count):
+        chance.ways.clear()
         one = domain.make(chance)
-        if part_of(one) == part and had[one.outcome] < most:
+        if part_of(one, chance.ways) == part and had[one.outcome] < most:
             had[one.outcome] += 1
             found.append(case_of(one, f"generated {pack} {seed}"))
         if len(found) == count:

@@ -59,7 +59,11 @@ class Situation:
 
 
 class Chance(random.Random):
-    """Chance with a seed, and the draws that domains make of it."""
+    """Chance with a seed, and the draws that domains make of it; `ways` are those of texts drawn so far."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.ways: list[str] = []
 
     def maybe(self, share: float) -> bool:
         return self.random() < share
@@ -85,7 +89,9 @@ def words(domain: str) -> tuple[dict[str, Any], Texts]:
 def said(texts: Texts, kind: str, chance: Chance, **names: str) -> Evidence:
     """A text of that kind, in one of its ways."""
     adds, ways = texts[kind]
-    return Evidence(kind, chance.choice(ways).format(**names), adds)
+    way = chance.choice(ways)
+    chance.ways.append(f"{kind}: {way}")
+    return Evidence(kind, way.format(**names), adds)
 
 
 def judged(

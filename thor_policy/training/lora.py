@@ -95,17 +95,23 @@ class Learner:
         order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
         with torch.inference_mode():
             for start in range(0, len(order), _READ_BATCH):
-                rows, places = [], []
+                rows: list[list[int]] = []
+                places: list[tuple[int, int, int, tuple[int, ...], Trie]] = []  # row, place, prompt, branch
                 for number in order[start : start + _READ_BATCH]:
-                    for path, node in tries[number].branches():
-                        rows.append([*prompts[number], *path])
-                        places.append((number, path, node))
+                    ridden: dict[tuple[int, ...], int] = {}
+                    branches = sorted(tries[number].branches(), key=lambda one: -len(one[0]))
+                    for path, node in branches:
+                        row = next((ridden[ride] for ride in ridden if ride[: len(path)] == path), None)
+                        if row is None:
+                            row = ridden[path] = len(rows)
+                            rows.append([*prompts[number], *path])
+                        places.append((row, len(prompts[number]) + len(path) - 1, number, path, node))
                 hidden = self._hidden(rows)
-                last = torch.tensor([len(row) - 1 for row in rows], device=self.device)
-                logits = self._logits(hidden[torch.arange(len(rows), device=self.device), last]).cpu()
+                at = torch.tensor([one[:2] for one in places], device=self.device)
+                logits = self._logits(hidden[at[:, 0], at[:, 1]]).cpu()
                 edges: dict[int, dict[str, list[float]]] = defaultdict(dict)
-                for row, (number, path, node) in enumerate(places):
-                    edges[number][path_name(path)] = logits[row, list(node.children)].tolist()
+                for index, (_, _, number, path, node) in enumerate(places):
+                    edges[number][path_name(path)] = logits[index, list(node.children)].tolist()
                 for number, told in edges.items():
                     found[number] = closed_set(tries[number], told)
         return found

@@ -26,8 +26,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     epochs: float = 1.0
     rest_weight: float = 0.15
     seed: int = 1
-    check_every: int = 50
-    patience: int = 6
+    check_every: int = 100
+    patience: int = 4
 
 
 class Point(Struct, frozen=True, kw_only=True):
