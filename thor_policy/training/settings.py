@@ -19,14 +19,14 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     rank: int = 16
     alpha: int = 32
-    dropout: float = 0.05
-    learning_rate: float = 6e-4
+    dropout: float = 0.0
+    learning_rate: float = 5e-4
     warm_up_share: float = 0.05
-    batch_size: int = 16
+    batch_size: int = 8
     epochs: float = 1.0
     rest_weight: float = 0.15
     seed: int = 1
-    check_every: int = 100
+    check_every: int = 150
     patience: int = 4
 
 
