@@ -5,7 +5,7 @@ request after another, drawn by weight: questions that rules answer, that the mo
 before, with explanations and in batches, with deadlines that cannot be kept; records of all kinds; requests
 that are malformed, too large or for nobody; upkeep; and clients that leave before their reply. Meanwhile an
 operator has another pack judge every minute (the same rules, another digest), a busy service sends what needs
-no model (so that SQLite's page cache, 32 MiB, is full while the daemon warms up), others read the journal,
+no model (so that SQLite's page cache, 8 MiB, is full while the daemon warms up), others read the journal,
 and `/proc` is read each second. At the end each request must have had one reply (or its client must have
 left), every acknowledged id must be in the journal, and the journal must verify.
 
@@ -65,6 +65,9 @@ LEAST_MIN = 5
 DEADLINE_MS = 20_000
 #: Scores that the daemon keeps: few, so that the cache is full while it warms up.
 CACHE_SIZE = 500
+
+#: Of the samples, one in so many is told in the JSON: seconds, MiB, open files, threads.
+SAMPLE_SHOWN_S = 10
 
 SERVE = "from thor_policy.cli.main import main; main()"
 #: A daemon with the stub engine, for a short run without a model.
@@ -476,6 +479,7 @@ def run(minutes: float, *, stub: bool, seed: int, folder: Path, advance: Callabl
         "missing": len(missing),
         "events": verdict.events,
         "slopes": slopes,
+        "samples": [list(one) for one in gauge.samples[::SAMPLE_SHOWN_S]],
         "daemon": {"server": status["counters"], "journal": status["journal"]["counters"]},
         "problems": problems,
     }

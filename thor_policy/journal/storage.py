@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 BUSY_TIMEOUT_MS = 5_000
 #: Pages that a commit may leave in the write-ahead log before SQLite copies them back (64 MiB of 4 KiB).
 CHECKPOINT_PAGES = 16_000
+#: SQLite's cache of pages, in KiB: it fills with the file, and four times as much gave no more events a second.
+PAGE_CACHE_KIB = 8_192
 #: Newest events whose hashes are checked when a file is opened for writing.
 TAIL_EVENTS = 100
 #: Free space below which an error of the disk is taken for a lack of room: SQLite does not always say so.
@@ -124,7 +126,7 @@ def _open(path: Path, synchronous: str) -> Opened:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(f"PRAGMA synchronous = {synchronous}")
             connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-            connection.execute("PRAGMA cache_size = -32768")  # KiB
+            connection.execute(f"PRAGMA cache_size = -{PAGE_CACHE_KIB}")
             connection.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten
             schema.migrate(connection)
             seq, head = _check_tail(connection)
