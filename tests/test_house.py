@@ -28,7 +28,7 @@ FLOORS = (
     ("residents",),
     ("packs", "embedding"),
     ("wire", "rules", "catalog", "engine", "journal", "identity"),
-    ("config", "notify", "metrics", "logs"),
+    ("config", "notify", "metrics", "logs", "signing"),
     ("trace",),
     ("calibration", "likeness"),
     ("core",),
@@ -38,7 +38,7 @@ FLOORS = (
 LIBRARIES = {
     "cel": {"rules"},
     "click": {"cli"},
-    "cryptography": {"journal"},
+    "cryptography": {"signing"},
     "httpx": {"catalog", "bench", "engine"},
     "jinja2": {"engine", "report", "changes"},
     "llama_cpp": {"engine"},

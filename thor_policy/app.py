@@ -46,7 +46,7 @@ OpenJournal = Callable[[Config, OnCommitted], Journal]
 
 def load_pack(config: Config) -> packs.Pack:
     """The pack that the settings name. Raises PackError."""
-    return packs.load(packs.find(config.pack, data_path("prompts")))
+    return packs.load(packs.find(config.pack, data_path("prompts")), config.pack_keys)
 
 
 def load_engine(config: Config) -> Engine:
