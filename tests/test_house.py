@@ -30,7 +30,7 @@ FLOORS = (
     ("wire", "rules", "catalog", "engine", "journal", "identity"),
     ("config", "notify", "metrics", "logs", "signing"),
     ("trace",),
-    ("calibration", "likeness"),
+    ("calibration", "likeness", "intervals"),
     ("core",),
     ("errors",),
 )
@@ -48,7 +48,7 @@ LIBRARIES = {
     "prometheus_client": {"metrics"},
     "prompt_toolkit": {"cli"},
     "rich": {"cli"},
-    "scipy": {"calibration", "assessment", "changes"},
+    "scipy": {"calibration", "assessment", "intervals"},
     "sqlite3": {"journal", "doctor", "bench"},
     "sqlite_utils": {"journal"},
     "tokenizers": {"embedding"},
