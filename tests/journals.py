@@ -267,6 +267,17 @@ def erasing(path: Path, *seqs: int, keep: str | None = None) -> Event:
 
 
 CALIBRATION = Calibration(temperature=2.0, pack_sha256="a" * 64, model_sha256="b" * 64, judged=60)
+PROMOTION = trace.Promotion(
+    name="team",
+    version="2",
+    sha256="d" * 64,
+    against=PACK.sha256,
+    model_sha256="b" * 64,
+    passed=True,
+    report='{"checks":[{"name":"lint","passed":true}]}',
+    key="ab" * 8,
+    signature="cd" * 64,
+)
 
 
 def one_of_each() -> list[Event]:

@@ -19,6 +19,7 @@ from journals import (
     MODEL,
     NOON,
     PACK,
+    PROMOTION,
     Fates,
     about,
     by_model,
@@ -941,11 +942,27 @@ def test_one_event_of_each_kind_follows_from_the_stored_bytes(path: Path) -> Non
     told = one_of_each()
     given = trace.Assignment(decision_id=told[2].subject_id, reviewer="kim", type="assign", given_by="bo")
     drifted = events.drift(golden="X1", before="a", now="b", shift=0.5, pack=PACK, model=MODEL, at=NOON)
-    record(path, *told, sent(given), *what_judges(), drifted, checkpoints=signing(path))
+    promoted = events.promoted(PROMOTION, NOON, by_uid=1000, by_key=None)
+    record(path, *told, sent(given), *what_judges(), drifted, promoted, checkpoints=signing(path))
     assert rows(path, "SELECT temperature, judged FROM calibrations") == [(2.0, 60)]
     for table, expected in computed(path).items():
         assert {stored[0]: stored for stored in rows(path, f"SELECT * FROM {table}")} == expected
         assert expected or table == "archives", f"nothing of the table {table} was tried"
+
+
+def test_a_promotion_says_who_let_which_pack_in_and_by_what_report(path: Path) -> None:
+    refused = replace(PROMOTION, passed=False, key=None, signature=None)
+    told = [
+        events.promoted(PROMOTION, NOON, by_uid=1000, by_key="desk"),
+        events.promoted(refused, NOON, by_uid=None, by_key=None),
+    ]
+    record(path, *told)
+    assert rows(path, "SELECT name, version, sha256, against, passed, by_uid, key FROM promotions") == [
+        ("team", "2", "d" * 64, PACK.sha256, 1, 1000, "ab" * 8),
+        ("team", "2", "d" * 64, PACK.sha256, 0, None, None),
+    ]
+    assert rows(path, "SELECT report ->> '$.checks[0].name' FROM promotions") == [("lint",), ("lint",)]
+    assert verify(path).ok
 
 
 def test_an_event_of_a_kind_that_no_table_shows_is_on_the_chain_alone(path: Path) -> None:

@@ -31,6 +31,17 @@ from thor_policy.core import (
 )
 from thor_policy.errors import ERROR_CODES, RequestError
 
+PROMOTION = trace.Promotion(
+    name="team",
+    version="2",
+    sha256="a" * 64,
+    against="b" * 64,
+    model_sha256="c" * 64,
+    passed=True,
+    report="{}",
+    key="ab" * 8,
+    signature="cd" * 64,
+)
 MAX_BYTES = 65_536
 MAX_DEADLINE_MS = 120_000
 
@@ -843,6 +854,7 @@ def upkeep_frame(**record: Any) -> bytes:
         trace.Upkeep(task="erase", actor="user:alice"),
         trace.Upkeep(task="archive", before="2026-05-13T10:00:00+02:00"),
         trace.Upkeep(task="checkpoint"),
+        trace.Upkeep(task="promote", promotion=PROMOTION),
     ],
 )
 def test_work_on_the_journal_survives_the_way_over_the_wire(upkeep: trace.Upkeep) -> None:
@@ -857,7 +869,7 @@ def test_work_on_the_journal_survives_the_way_over_the_wire(upkeep: trace.Upkeep
         (
             {"task": "burn"},
             "bad_request",
-            "record.task: must be one of erase, archive, checkpoint, calibrate",
+            "record.task: must be one of erase, archive, checkpoint, calibrate, promote",
         ),
         ({"task": "erase"}, "bad_request", "record.actor: is missing; the task erase needs it"),
         (
@@ -883,6 +895,17 @@ def test_work_on_the_journal_survives_the_way_over_the_wire(upkeep: trace.Upkeep
             {"task": "archive", "before": "2026-05-13T10:00:00"},
             "bad_request",
             "record.before: must be an RFC 3339 time such as 2026-05-13T10:00:00Z",
+        ),
+        ({"task": "promote"}, "bad_request", "record.promotion: is missing; the task promote needs it"),
+        (
+            {"task": "promote", "promotion": msgspec.to_builtins(PROMOTION) | {"signature": None}},
+            "bad_request",
+            "record.promotion.signature: goes with key; give both, or neither",
+        ),
+        (
+            {"task": "promote", "promotion": msgspec.to_builtins(PROMOTION) | {"report": "x" * 32_769}},
+            "too_large",
+            "record.promotion.report: has more than 32768 characters",
         ),
     ],
 )

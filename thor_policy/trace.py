@@ -160,15 +160,37 @@ class Edge(Struct, frozen=True, kw_only=True):
     rationale: Text | None = None
 
 
-class Upkeep(Struct, frozen=True, kw_only=True):
-    """Work on the journal: erase `actor`, archive what is older than `before`, sign a checkpoint now, put a
-    `calibration` in force.
+Sha256: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+
+
+class Promotion(Struct, frozen=True, kw_only=True):
+    """What became of a pack that was to take the place of the pack `against`, on a model's weights.
+
+    `report` is what was found, as JSON; `signature` is that of the key `key` over the sha256 of report and
+    pack (`signing`). Neither is there where nobody signed, or where the pack was refused.
     """
 
-    task: Literal["erase", "archive", "checkpoint", "calibrate"]
+    name: Name
+    version: Name
+    sha256: Sha256
+    against: Sha256
+    model_sha256: Sha256
+    passed: bool
+    report: Text
+    key: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")] | None = None
+    signature: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")] | None = None
+
+
+class Upkeep(Struct, frozen=True, kw_only=True):
+    """Work on the journal: erase `actor`, archive what is older than `before`, sign a checkpoint now, put a
+    `calibration` in force, record a `promotion`.
+    """
+
+    task: Literal["erase", "archive", "checkpoint", "calibrate", "promote"]
     actor: Name | None = None
     before: Name | None = None
     calibration: Calibration | None = None
+    promotion: Promotion | None = None
 
 
 #: A name, or a path on the daemon's machine.

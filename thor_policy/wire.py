@@ -326,7 +326,12 @@ def _idempotency(envelope: _Envelope, content: Any, number: int | None = None) -
 
 def _decode_upkeep(envelope: _Envelope) -> trace.Upkeep:
     upkeep: trace.Upkeep = _convert(_record_member(envelope), trace.Upkeep, "record")
-    needed = {"erase": "actor", "archive": "before", "calibrate": "calibration"}.get(upkeep.task)
+    needed = {
+        "erase": "actor",
+        "archive": "before",
+        "calibrate": "calibration",
+        "promote": "promotion",
+    }.get(upkeep.task)
     if needed is not None and getattr(upkeep, needed) is None:
         raise RequestError("bad_request", f"record.{needed}: is missing; the task {upkeep.task} needs it")
     if upkeep.task == "erase" and not _split(upkeep.actor or "", "user")[1].strip():
@@ -335,6 +340,8 @@ def _decode_upkeep(envelope: _Envelope) -> trace.Upkeep:
         raise RequestError(
             "bad_request", "record.before: must be an RFC 3339 time such as 2026-05-13T10:00:00Z"
         )
+    if (told := upkeep.promotion) is not None and (told.key is None) != (told.signature is None):
+        raise RequestError("bad_request", "record.promotion.signature: goes with key; give both, or neither")
     return upkeep
 
 

@@ -436,6 +436,13 @@ def calibrated(calibration: Calibration, at: float) -> Event:
     return Event(kind="calibration", subject_id=calibration.digest, at=at, body=to_builtins(calibration))
 
 
+def promoted(promotion: trace.Promotion, at: float, *, by_uid: int | None, by_key: str | None) -> Event:
+    """A pack passed the gate of promotion, or was refused there; who asked for it."""
+    told = {name: value for name, value in to_builtins(promotion).items() if value is not None}
+    by = {"by_uid": by_uid} | ({} if by_key is None else {"by_key": by_key})
+    return Event(kind="promotion", subject_id=promotion.sha256, at=at, body=told | by)
+
+
 def drift(
     *, golden: str, before: str, now: str, shift: float, pack: PackInfo, model: ModelInfo, at: float
 ) -> Event:

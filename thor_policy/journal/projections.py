@@ -86,6 +86,13 @@ _PLAIN: dict[str, tuple[str, tuple[str, ...]]] = {
         ("name", "sha256", "quantisation", "architecture", "parameters", "build", "device"),
     ),
     "calibration": ("calibrations", ("temperature", "pack_sha256", "model_sha256", "judged")),
+    "promotion": (
+        "promotions",
+        (
+            *("name", "version", "sha256", "against", "model_sha256", "passed", "report"),
+            *("key", "signature", "by_uid"),
+        ),
+    ),
     "drift": ("drifts", ("golden", "label_before", "label", "shift", "pack_sha256", "model_sha256")),
     "adapter_activated": ("adapters", ("name", "sha256", "scale", "model_sha256")),
     "shadowed": (

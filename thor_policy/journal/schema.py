@@ -290,6 +290,16 @@ def _reviewing(db: Database) -> None:
     db.execute("CREATE INDEX assignments_decision ON assignments (decision_id)")
 
 
+@migrations(name="0010_promotions")
+def _promotions(db: Database) -> None:
+    """Packs that passed the gate of promotion, or were refused there: one row an event."""
+    db.execute(
+        "CREATE TABLE promotions (seq INTEGER PRIMARY KEY, timestamp TEXT NOT NULL, name TEXT NOT NULL, "
+        "version TEXT NOT NULL, sha256 TEXT NOT NULL, against TEXT NOT NULL, model_sha256 TEXT NOT NULL, "
+        "passed INTEGER NOT NULL, report TEXT NOT NULL, key TEXT, signature TEXT, by_uid INTEGER) STRICT"
+    )
+
+
 def pending(connection: sqlite3.Connection) -> list[str]:
     """The migrations that a file has not had yet."""
     return [migration.name for migration in migrations.pending(Database(connection))]

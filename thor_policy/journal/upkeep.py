@@ -595,6 +595,10 @@ def tend(
     if upkeep.task == "calibrate" and upkeep.calibration is not None:
         _commit(journal, events.calibrated(upkeep.calibration, time.time()))
         return {"calibration": upkeep.calibration.digest}
+    if upkeep.task == "promote" and upkeep.promotion is not None:
+        event = events.promoted(upkeep.promotion, time.time(), by_uid=by_uid, by_key=by_key)
+        _commit(journal, event)
+        return {"promotion": upkeep.promotion.sha256}
     return {"checkpoint": _done(journal.checkpoint())}
 
 
