@@ -23,7 +23,7 @@ FLOORS = (
     ("app", "doctor", "report"),
     ("server", "client", "assessment"),
     ("steward",),
-    ("worker", "clerk", "suite", "drift", "replay", "export", "patterns", "review"),
+    ("worker", "clerk", "suite", "drift", "replay", "whatif", "export", "patterns", "review"),
     ("policy", "changes"),
     ("residents",),
     ("packs", "embedding"),

@@ -1,0 +1,285 @@
+"""What past requests would have been answered by another pack, model or adapter.
+
+Owns the counterfactual: which past decisions are decided again, how the two answers compare, and what all of
+them come to. Invariant: a request is decided by the code that decides (`policy`), from its record alone (the
+evaluation and the time of receipt), under the pack, the weights and the calibration that would judge now;
+`then` is what the record says was served. What cannot be compared is counted by its reason, never left out.
+One thread, which also owns the engine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from thor_policy.calibration import Calibration
+from thor_policy.core import Adapter, Engine, ModelInfo, PackInfo
+from thor_policy.errors import RequestError
+from thor_policy.intervals import Paired, Rate, paired, rate
+from thor_policy.journal.asked import Lack, Unasked, request_of
+from thor_policy.journal.reader import Reader, Record
+from thor_policy.packs import Pack
+from thor_policy.policy import Policy, ScoreCache
+
+#: Where an answer went. What becomes the loosest outcome is loosened, what was the loosest is tightened; of
+#: two others the order is that of the pack that decides now.
+Direction = Literal["same", "loosened", "tightened"]
+#: Why two answers cannot be compared. Beside what a record lacks: another pack than the one to be replaced
+#: decided; its outcome is none that the pack knows; the model gave no answer then, or now; the question does
+#: not fit the model's context.
+Reason = Lack | Literal["another_pack", "unknown_outcome", "no_answer_then", "no_answer_now", "too_large"]
+
+#: Scores kept, for questions that were asked again and again.
+_CACHED, _CACHED_S = 1_024, 1e6
+
+
+class Answer(Struct, frozen=True, kw_only=True):
+    """One of the two answers. `clauses` are those told with it; none are cited anew by the model."""
+
+    outcome: str
+    tier: str
+    floor: str
+    label: str | None = None
+    confidence: float | None = None
+    clauses: tuple[str, ...] = ()
+    reason_code: str | None = None
+
+
+class Counterfactual(Struct, frozen=True, kw_only=True):
+    """A past decision, taken again. `at` is its time, RFC 3339; `score_ms` the model's part of `took_ms`."""
+
+    decision_id: str
+    at: str
+    actor: str | None
+    then: Answer
+    now: Answer
+    direction: Direction
+    score_ms: float
+    took_ms: float
+
+
+class Skipped(Struct, frozen=True, kw_only=True):
+    """A past decision that was not compared; `told` says why in words."""
+
+    decision_id: str
+    reason: Reason
+    told: str
+
+
+class Group(Struct, frozen=True, kw_only=True):
+    """Compared decisions that share a value: an actor, a clause of either answer; None: they have none."""
+
+    value: str | None
+    compared: int
+    loosened: int
+    tightened: int
+
+
+class Change(Struct, frozen=True, kw_only=True):
+    """How often one outcome became another."""
+
+    then: str
+    now: str
+    direction: Direction
+    count: int
+
+
+class Summary(Struct, frozen=True, kw_only=True):
+    """What all comparisons come to; groups with most loosened first.
+
+    `flipped` and `loosened_share` have Wilson intervals. `balance` holds loosened against tightened: its
+    difference is the share loosened less the share tightened, its p-value McNemar's exact one.
+    """
+
+    compared: int
+    same: int
+    loosened: int
+    tightened: int
+    flipped: Rate
+    loosened_share: Rate
+    balance: Paired
+    skipped: dict[Reason, int]
+    changes: tuple[Change, ...]
+    by_actor: tuple[Group, ...]
+    by_clause: tuple[Group, ...]
+    score_ms: float
+    took_ms: float
+
+
+class Redecider:
+    """Decides past requests of one journal again, by one pack on one engine, under an adopted `adapter`.
+
+    Only decisions of the pack called `instead_of` are compared, by default of an earlier `pack` of the same
+    name. Raises EngineError if the pack cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        engine: Engine,
+        pack: Pack,
+        *,
+        adapter: Adapter | None = None,
+        instead_of: str | None = None,
+    ) -> None:
+        self._reader, self._pack = reader, pack
+        self._instead_of = pack.info.name if instead_of is None else instead_of
+        self._rank = {label: rank for rank, label in enumerate(pack.labels)}
+        #: What decides now.
+        self.pack: PackInfo = pack.info
+        self.model: ModelInfo = replace(engine.model, adapter=adapter)
+        found = reader.calibration(pack.info.sha256, self.model.identity)
+        calibration = Calibration(**found) if found else None
+        self.temperature = calibration.temperature if calibration else 1.0
+        self._policy = Policy(
+            engine,
+            pack,
+            adapter=adapter,
+            cache=ScoreCache(_CACHED, _CACHED_S),
+            calibration=calibration,
+        )
+
+    def redecide(self, decision_id: str) -> Counterfactual | Skipped:
+        """Take one decision again. Raises JournalError if there is no such decision."""
+        row, event = self._reader.recorded(decision_id)
+
+        def skipped(reason: Reason, told: str) -> Skipped:
+            return Skipped(decision_id=decision_id, reason=reason, told=told)
+
+        try:
+            request = request_of(self._reader, event)
+        except Unasked as error:
+            return skipped(error.lack, str(error))
+        decided_by: str = event["body"]["pack"]["name"]
+        if decided_by != self._instead_of:
+            return skipped("another_pack", f"the pack {decided_by} decided, not {self._instead_of}")
+        then = then_of(row)
+        if then.tier == "fallback":
+            return skipped("no_answer_then", f"the model gave no answer then: {then.reason_code}")
+        if then.outcome not in self._rank:
+            told = f"{then.outcome} is none of {', '.join(self._rank)}, which {self.pack.name} decides"
+            return skipped("unknown_outcome", told)
+        started_ns = time.monotonic_ns()
+        try:
+            decision = self._policy.decide(request)
+        except RequestError as error:
+            return skipped("too_large", error.message)
+        took_ms = (time.monotonic_ns() - started_ns) / 1e6
+        if decision.tier == "fallback":
+            return skipped("no_answer_now", f"the model gave no answer: {decision.reason_code}")
+        now = Answer(
+            outcome=decision.outcome,
+            tier=decision.tier,
+            floor=decision.floor.outcome,
+            label=decision.label,
+            confidence=decision.confidence,
+            clauses=decision.floor.clauses,
+            reason_code=decision.reason_code,
+        )
+        return Counterfactual(
+            decision_id=decision_id,
+            at=row["timestamp"],
+            actor=row["actor"],
+            then=then,
+            now=now,
+            direction=self._direction(then, now, was_allow=bool(row["allow"]), is_allow=decision.allow),
+            score_ms=decision.timings.score_ms,
+            took_ms=took_ms,
+        )
+
+    def _direction(self, then: Answer, now: Answer, *, was_allow: bool, is_allow: bool) -> Direction:
+        if was_allow or is_allow:
+            return "same" if was_allow and is_allow else "loosened" if is_allow else "tightened"
+        moved = self._rank[now.outcome] - self._rank[then.outcome]
+        return "same" if moved == 0 else "tightened" if moved > 0 else "loosened"
+
+
+def redecide(
+    reader: Reader,
+    engine: Engine,
+    pack: Pack,
+    decision_ids: Sequence[str],
+    *,
+    adapter: Adapter | None = None,
+    instead_of: str | None = None,
+) -> Iterator[Counterfactual | Skipped]:
+    """Decide these past requests again (`Reader.past` finds them), one at a time, as they are asked for.
+
+    The arguments are those of `Redecider`. Raises EngineError, JournalError.
+    """
+    redecider = Redecider(reader, engine, pack, adapter=adapter, instead_of=instead_of)
+    for decision_id in decision_ids:
+        yield redecider.redecide(decision_id)
+
+
+def summarise(results: Iterable[Counterfactual | Skipped]) -> Summary:
+    """What comparisons come to; they are read once."""
+    directions: Counter[Direction] = Counter()
+    skipped: Counter[Reason] = Counter()
+    changes: Counter[tuple[str, str, Direction]] = Counter()
+    actors: defaultdict[str | None, Counter[Direction]] = defaultdict(Counter)
+    clauses: defaultdict[str | None, Counter[Direction]] = defaultdict(Counter)
+    score_ms = took_ms = 0.0
+    for one in results:
+        if isinstance(one, Skipped):
+            skipped[one.reason] += 1
+            continue
+        then, now, direction = one.then, one.now, one.direction
+        directions[direction] += 1
+        if direction != "same":
+            changes[then.outcome, now.outcome, direction] += 1
+        actors[one.actor][direction] += 1
+        for clause in {*then.clauses, *now.clauses} or (None,):
+            clauses[clause][direction] += 1
+        score_ms += one.score_ms
+        took_ms += one.took_ms
+    compared, loosened, tightened = directions.total(), directions["loosened"], directions["tightened"]
+    return Summary(
+        compared=compared,
+        same=directions["same"],
+        loosened=loosened,
+        tightened=tightened,
+        flipped=rate(loosened + tightened, compared),
+        loosened_share=rate(loosened, compared),
+        balance=paired(loosened, tightened, compared),
+        skipped=dict(sorted(skipped.items())),
+        changes=tuple(
+            Change(then=then, now=now, direction=direction, count=count)
+            for (then, now, direction), count in sorted(changes.items(), key=lambda item: (-item[1], item[0]))
+        ),
+        by_actor=_groups(actors),
+        by_clause=_groups(clauses),
+        score_ms=score_ms,
+        took_ms=took_ms,
+    )
+
+
+def then_of(row: Record) -> Answer:
+    """What was served, from a row of `decisions`."""
+    return Answer(
+        outcome=row["decision"],
+        tier=row["tier"],
+        floor=row["floor"],
+        label=row["label"],
+        confidence=row["confidence"],
+        clauses=tuple(row["clauses"]),
+        reason_code=row["reason_code"],
+    )
+
+
+def _groups(counted: dict[str | None, Counter[Direction]]) -> tuple[Group, ...]:
+    groups = [
+        Group(
+            value=value,
+            compared=counts.total(),
+            loosened=counts["loosened"],
+            tightened=counts["tightened"],
+        )
+        for value, counts in counted.items()
+    ]
+    return tuple(sorted(groups, key=lambda one: (-one.loosened, -one.tightened, one.value or "")))
