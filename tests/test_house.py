@@ -18,6 +18,7 @@ PACKAGE = ROOT / "thor_policy"
 #: own room. docs/architecture.md draws the same.
 FLOORS = (
     ("cli", "testing"),
+    ("promotion",),
     ("trial",),
     ("bench",),
     ("app", "doctor", "report"),

@@ -203,7 +203,7 @@ def _decided(seq: int, at: str, decision_id: str, body: Shown, private: Any) -> 
         situation,
         team_context,
         *(model.shown if model else (None, None)),
-        _version_of(pack),
+        version_of(pack),
         body.outcome,
         told.classification if told else None,
         body.risk,
@@ -250,7 +250,8 @@ def _decided(seq: int, at: str, decision_id: str, body: Shown, private: Any) -> 
     )
 
 
-def _version_of(pack: PackInfo) -> str:
+def version_of(pack: PackInfo) -> str:
+    """A pack as tables name it."""
     return f"{pack.name}@{pack.version}+{pack.sha256[:12]}"
 
 
@@ -262,7 +263,7 @@ def _shadowed(seq: int, at: str, decision_id: str, body: Shadowed) -> Row:
         body.served,
         body.outcome,
         int(body.served == body.outcome),
-        _version_of(body.pack),
+        version_of(body.pack),
         *(body.model.shown if body.model else (None, None)),
         body.tier,
         body.reason_code,
