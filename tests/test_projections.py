@@ -30,6 +30,7 @@ from journals import (
     note,
     one_of_each,
     record,
+    redecided,
     row,
     rows,
     sent,
@@ -61,6 +62,7 @@ from thor_policy.core import (
 from thor_policy.journal import events, projections, schema
 from thor_policy.journal.events import Event
 from thor_policy.journal.projections import AT, DECISION_COLUMNS, GROUP_OF, GROUPS, TABLES
+from thor_policy.journal.reader import Reader
 from thor_policy.journal.verify import verify
 from thor_policy.journal.writer import Journal
 
@@ -617,6 +619,28 @@ def test_a_shadow_of_a_decision_that_is_not_there_is_refused(path: Path) -> None
         journal.shadowed(by_model(), by_model(), NOON)
         assert fates.wait(1)[0].error == "not_found"
     assert rows(path, "SELECT * FROM shadows") == []
+
+
+def test_what_a_decision_would_have_been_is_a_row_and_no_decision(path: Path) -> None:
+    one, other = by_model(), by_rule(outcome="allow", allow=True)
+    record(path, one, other, *events.redecided(redecided(one, other), NOON))
+    tuned = replace(MODEL, adapter=Adapter(name="tuned", sha256="c" * 64, scale=0.5))
+    model = ("phi-4-mini+tuned", f"Q4_K_M+{tuned.identity[:12]}", tuned.identity)
+    judge = ("core@2+dddddddddddd", "d" * 64, *model)
+    said = ("model", None, "allow", "allow", 0.75, '["R1"]', 1.5, 12.5, 13.25)
+    assert rows(path, "SELECT * FROM counterfactuals") == [
+        (3, TIME, "run-1", one.id, "deny", "allow", "loosened", *judge, *said),
+        (4, TIME, "run-1", other.id, "allow", "deny", "tightened", *judge, *said),
+    ]
+    assert rows(path, "SELECT count(*) FROM decisions") == [(2,)]
+    with Reader(path) as reader:
+        (shown,) = reader.trace(one.id)["counterfactuals"]
+        assert (shown["decision"], shown["clauses"]) == ("allow", ["R1"])
+        assert reader.newest_run("d" * 64, tuned.identity, 1.5) == "run-1"
+        assert reader.newest_run("d" * 64, tuned.identity, 1.0) is None
+        assert reader.newest_run("d" * 64, MODEL.identity, 1.5) is None
+        assert [row["decision_id"] for row in reader.counterfactuals("run-1")] == [one.id, other.id]
+    assert verify(path).ok
 
 
 def test_a_model_with_an_adapter_is_another_one_in_every_row(path: Path) -> None:

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import os
 import shutil
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace as replace_config
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
-from journals import NOON, erasing, record, sent
+from journals import NOON, erasing, record, rows, sent
 from msgspec.structs import replace
 from small_packs import write
 
-from thor_policy import packs, trace
+from thor_policy import app, packs, trace
+from thor_policy.app import serving
 from thor_policy.calibration import Calibration
-from thor_policy.config import data_path
+from thor_policy.cli.main import cli
+from thor_policy.client import Client
+from thor_policy.config import Config, data_path
 from thor_policy.core import (
     Action,
     Adapter,
@@ -31,12 +42,28 @@ from thor_policy.core import (
     Scored,
     identity_of,
 )
-from thor_policy.errors import EngineError
-from thor_policy.journal import events
+from thor_policy.errors import AlreadyRunning, ConfigError, EngineError, JournalError, RequestError
+from thor_policy.journal import events, upkeep
 from thor_policy.journal.reader import Reader
+from thor_policy.journal.verify import verify
+from thor_policy.journal.writer import Journal
 from thor_policy.policy import Policy
 from thor_policy.testing import StubEngine
-from thor_policy.whatif import Answer, Counterfactual, Direction, Skipped, Summary, redecide, summarise
+from thor_policy.trace import Direction
+from thor_policy.whatif import (
+    NICENESS,
+    REST_S,
+    Answer,
+    Counterfactual,
+    Redecider,
+    Skipped,
+    Summary,
+    moment,
+    on_idle_time,
+    redecide,
+    run,
+    summarise,
+)
 
 NEVER = 2**62
 TUNED = Adapter(name="tuned", sha256="c" * 64, scale=0.5)
@@ -370,3 +397,380 @@ def test_what_is_much_looser_is_told_so() -> None:
     assert told.balance.low > 0
     assert told.loosened_share.low == pytest.approx(0.2993, abs=1e-4)  # Wilson of 10 of 20
     assert (told.score_ms, told.took_ms) == (20.0, 40.0)
+
+
+# ---------------------------------------------------------------- a run
+
+
+class CountingEngine(StubEngine):
+    """Counts what it scores; its questions are never answered from a cache, for they differ."""
+
+    def __init__(self, *, interrupted_at: int | None = None) -> None:
+        super().__init__()
+        self.scored = 0
+        self._interrupted_at = interrupted_at
+
+    def score(self, key: str, question: str, deadline_ns: int) -> Scored:
+        if self.scored == self._interrupted_at:
+            raise KeyboardInterrupt
+        self.scored += 1
+        return super().score(key, question, deadline_ns)
+
+
+#: More than two batches.
+MANY = 2 * trace.MAX_REDECIDED + 5
+
+
+class TestARun:
+    @pytest.fixture
+    def pack(self, tmp_path: Path) -> packs.Pack:
+        return packs.load(write(tmp_path / "small"))
+
+    @pytest.fixture
+    def asked(self, pack: packs.Pack, journal: Path) -> list[str]:
+        """Decisions of an engine that answers allow; those of a run are of one that answers this and that."""
+        decisions = taken(pack, *(request("look", who=f"u{number}") for number in range(MANY)))
+        record(journal, *decisions)
+        return [one.id for one in decisions]
+
+    def keeping(self, journal: Path) -> Callable[[trace.Counterfactuals], None]:
+        def keep(told: trace.Counterfactuals) -> None:
+            with Journal(journal, synchronous="OFF") as opened:
+                upkeep.tend(opened, trace.Upkeep(task="counterfactual", counterfactuals=told))
+
+        return keep
+
+    def deciding(
+        self, journal: Path, pack: packs.Pack, engine: StubEngine, *, many: int | None = None, **options: Any
+    ) -> list[Counterfactual | Skipped]:
+        """What a run comes to; with `many`, one that is given up after so many."""
+        adapter = options.pop("adapter", None)
+        if adapter is not None:
+            engine.adopt(adapter, Path())
+        with Reader(journal) as reader:
+            redecider = Redecider(reader, engine, pack, adapter=adapter)
+            keep = options.pop("keep", self.keeping(journal))
+            with closing(run(redecider, reader.past(), keep=keep, **options)) as results:
+                return list(itertools.islice(results, many))
+
+    def test_keeps_what_it_came_to_decision_by_decision(
+        self, journal: Path, pack: packs.Pack, asked: list[str]
+    ) -> None:
+        found = self.deciding(journal, pack, StubEngine())
+        assert [one.decision_id for one in found] == asked
+        kept = rows(
+            journal, "SELECT decision_id, served, decision, direction FROM counterfactuals ORDER BY seq"
+        )
+        assert kept == [
+            (one.decision_id, one.then.outcome, one.now.outcome, one.direction)
+            for one in found
+            if isinstance(one, Counterfactual)
+        ]
+        assert len(rows(journal, "SELECT DISTINCT run FROM counterfactuals")) == 1
+        assert verify(journal).ok
+
+    @pytest.mark.parametrize("many", [0, 1, trace.MAX_REDECIDED, MANY - 1, MANY])
+    def test_that_was_cut_off_decides_none_twice_and_ends_as_if_it_had_not_been(
+        self, journal: Path, pack: packs.Pack, asked: list[str], many: int
+    ) -> None:
+        whole = summarise(self.deciding(journal, pack, StubEngine(), keep=None))
+        engine = CountingEngine()
+        self.deciding(journal, pack, engine, many=many)
+        assert engine.scored == many
+        assert rows(journal, "SELECT count(*) FROM counterfactuals") == [(many,)]
+        found = self.deciding(journal, pack, engine, resume=True)
+        assert engine.scored == MANY
+        assert replace(summarise(found), took_ms=0.0) == replace(whole, took_ms=0.0)
+        kept = "SELECT count(*), count(DISTINCT decision_id), count(DISTINCT run) FROM counterfactuals"
+        assert rows(journal, kept) == [(MANY, MANY, 1)]
+        assert self.deciding(journal, pack, engine, resume=True) == found
+        assert engine.scored == MANY
+
+    def test_that_somebody_interrupts_keeps_what_it_has(
+        self, journal: Path, pack: packs.Pack, asked: list[str]
+    ) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            self.deciding(journal, pack, CountingEngine(interrupted_at=7))
+        assert rows(journal, "SELECT decision_id FROM counterfactuals ORDER BY seq") == [
+            (id,) for id in asked[:7]
+        ]
+
+    def test_that_is_not_resumed_is_another_one(
+        self, journal: Path, pack: packs.Pack, asked: list[str]
+    ) -> None:
+        engine = CountingEngine()
+        for _ in range(2):
+            self.deciding(journal, pack, engine)
+        assert engine.scored == 2 * MANY
+        assert rows(journal, "SELECT count(DISTINCT run) FROM counterfactuals") == [(2,)]
+
+    def test_goes_on_only_with_what_the_same_judge_decided(
+        self, journal: Path, pack: packs.Pack, asked: list[str], tmp_path: Path
+    ) -> None:
+        engine = CountingEngine()
+        self.deciding(journal, pack, engine)
+        other = packs.load(write(tmp_path / "other", version="2"))
+        self.deciding(journal, other, engine, resume=True)
+        assert engine.scored == 2 * MANY
+        self.deciding(journal, pack, engine, resume=True, adapter=TUNED)
+        assert engine.scored == 3 * MANY
+        told = {"pack_sha256": pack.info.sha256, "model_sha256": engine.model.sha256}
+        record(journal, events.calibrated(Calibration(temperature=2.0, judged=60, **told), NOON))
+        self.deciding(journal, pack, engine, resume=True)
+        assert engine.scored == 4 * MANY
+
+    def test_does_not_tell_again_of_what_was_erased_meanwhile(
+        self, journal: Path, pack: packs.Pack, asked: list[str]
+    ) -> None:
+        self.deciding(journal, pack, StubEngine(), many=3)
+        record(journal, erasing(journal, 1))
+        found = self.deciding(journal, pack, StubEngine(), resume=True)
+        assert reasons(found) == {asked[0]: "erased"}
+
+    def test_tries_again_to_keep_what_could_not_be_kept(
+        self, journal: Path, pack: packs.Pack, asked: list[str]
+    ) -> None:
+        keep, calls = self.keeping(journal), itertools.count()
+
+        def failing_twice(told: trace.Counterfactuals) -> None:
+            if next(calls) in (1, 2):
+                raise AlreadyRunning("a daemon starts")
+            keep(told)
+
+        self.deciding(journal, pack, StubEngine(), keep=failing_twice)
+        assert rows(journal, "SELECT decision_id FROM counterfactuals ORDER BY seq") == [
+            (id,) for id in asked
+        ]
+
+    def test_ends_with_an_error_if_it_cannot_keep_the_rest(
+        self, journal: Path, pack: packs.Pack, asked: list[str]
+    ) -> None:
+        calls = itertools.count()
+
+        def failing(_: trace.Counterfactuals) -> None:
+            if next(calls):
+                raise JournalError("the disk is full")
+
+        with pytest.raises(JournalError, match="the disk is full"):
+            self.deciding(journal, pack, StubEngine(), keep=failing)
+
+    def test_does_not_begin_where_nothing_would_be_kept(
+        self, journal: Path, pack: packs.Pack, asked: list[str]
+    ) -> None:
+        def refusing(_: trace.Counterfactuals) -> None:
+            raise RequestError("unauthorized", "op: upkeep needs the role control")
+
+        engine = CountingEngine()
+        with pytest.raises(RequestError, match="role control"):
+            self.deciding(journal, pack, engine, keep=refusing)
+        assert engine.scored == 0
+
+    def test_rests_while_the_daemon_is_busy(self, journal: Path, pack: packs.Pack, asked: list[str]) -> None:
+        engine, rested = CountingEngine(), []
+        busy = itertools.chain([False, True, True], itertools.repeat(False))
+        self.deciding(
+            journal,
+            pack,
+            engine,
+            busy=lambda: next(busy),
+            waiting=lambda: rested.append(engine.scored),
+            sleep=lambda seconds: rested.append(seconds),
+        )
+        assert rested == [1, REST_S] * 2
+        assert engine.scored == MANY
+
+
+def test_a_run_has_the_lowest_priority_and_leaves_that_of_others_alone() -> None:
+    def inside() -> int:
+        with on_idle_time():
+            return os.getpriority(os.PRIO_PROCESS, 0)
+
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    assert aside(inside) == NICENESS
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
+def aside(call: Callable[[], Any]) -> Any:
+    """What a call comes to on a thread of its own, which has a priority of its own."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("7d", "2026-06-24T12:00:00.000000Z"),
+        ("1w", "2026-06-24T12:00:00.000000Z"),
+        ("12h", "2026-07-01T00:00:00.000000Z"),
+        ("30m", "2026-07-01T11:30:00.000000Z"),
+        ("0s", "2026-07-01T12:00:00.000000Z"),
+        ("2026-07-01", "2026-07-01"),
+        ("7 days", "7 days"),  # for who reads times to refuse
+        (None, None),
+    ],
+)
+def test_a_time_may_be_told_as_an_age(told: str | None, expected: str | None) -> None:
+    assert moment(told, "since", NOON) == expected
+
+
+def test_an_age_from_before_all_times_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^since: 999999999w ago was before 1970; give a shorter age"):
+        moment("999999999w", "since", NOON)
+
+
+# ---------------------------------------------------------------- the command, beside a daemon
+
+
+class Gate(StubEngine):
+    """An engine that answers allow, once it is let."""
+
+    def __init__(self) -> None:
+        super().__init__(bias="allow")
+        self.open = threading.Event()
+
+    def score(self, key: str, question: str, deadline_ns: int) -> Scored:
+        assert self.open.wait(60)
+        return super().score(key, question, deadline_ns)
+
+
+def test_a_daemon_is_busy_while_it_has_a_request_in_flight(config: Config) -> None:
+    gate = Gate()
+    with app.daemon_busy(config) as busy:
+        assert not busy()
+        gate.open.set()
+        with serving(config, load_engine=lambda _: gate), ThreadPoolExecutor(1) as pool:
+            assert not busy()
+            gate.open.clear()
+            asked = pool.submit(ask, config, "u1", deadline_ms=20_000)
+            while not busy():
+                assert not asked.done()
+            gate.open.set()
+            assert asked.result()
+            assert not busy()
+        assert not busy()
+
+
+def ask(config: Config, who: str, deadline_ms: int = 20_000, **properties: Json) -> str:
+    question = {
+        "subject": {"type": "user", "id": who, "properties": TRUSTED | properties},
+        "action": {"name": "approve_budget"},
+        "resource": {"type": "doc", "id": "guide"},
+    }
+    with Client(config.endpoint, timeout_ms=60_000) as client:
+        decision_id: str = client.evaluate(question, deadline_ms=deadline_ms)["context"]["decision_id"]
+        return decision_id
+
+
+@pytest.fixture
+def invoke(config: Config, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """The command on the stub engine, in the state directory of `config`."""
+    monkeypatch.setenv("THOR_POLICY_STATE_DIR", str(config.state_dir))
+    monkeypatch.setenv("THOR_POLICY_ENDPOINT", config.endpoint)
+    monkeypatch.setattr(app, "load_engine", lambda _: StubEngine(bias="allow"))
+    return lambda *arguments: aside(lambda: CliRunner().invoke(cli, ["whatif", *map(str, arguments)]))
+
+
+@pytest.fixture
+def daemon(config: Config) -> Iterator[Config]:
+    with serving(config, load_engine=lambda _: StubEngine(bias="allow")):
+        yield config
+
+
+class TestTheCommand:
+    def test_beside_a_daemon_tells_what_got_looser_and_the_daemon_keeps_it(
+        self, daemon: Config, invoke: Callable[..., Result], tmp_path: Path
+    ) -> None:
+        plain, eve, bob = (
+            ask(daemon, "ivo"),
+            ask(daemon, "eve", suspended=True),
+            ask(daemon, "bob", suspended=True),
+        )
+        without(tmp_path / "looser", "suspended-account")
+        shown = invoke("--pack", tmp_path / "looser")
+        assert shown.exit_code == 1, shown.output
+        assert "3 compared: 1 the same, 2 loosened, 0 tightened" in shown.stdout
+        assert max(map(len, shown.stdout.splitlines())) <= 80
+        for told in ("user:eve", "user:bob", "R1", eve[-8:], bob[-8:]):
+            assert told in shown.stdout
+        assert plain[-8:] not in shown.stdout
+        kept = rows(daemon.journal_path, "SELECT decision_id, direction FROM counterfactuals ORDER BY seq")
+        assert kept == [(plain, "same"), (eve, "loosened"), (bob, "loosened")]
+        trace_of = CliRunner().invoke(cli, ["log", "show", eve])
+        assert "counterfactual" in trace_of.stdout
+        assert "loosened" in trace_of.stdout
+        assert verify(daemon.journal_path).ok
+
+    def test_tells_nothing_of_the_same_pack_and_machines_get_json(
+        self, daemon: Config, invoke: Callable[..., Result]
+    ) -> None:
+        ids = [ask(daemon, f"u{number}") for number in range(3)]
+        told = invoke("--json", "--dry-run")
+        assert told.exit_code == 0, told.output
+        found = json.loads(told.stdout)
+        assert (found["summary"]["compared"], found["summary"]["same"], found["flips"]) == (3, 3, [])
+        assert rows(daemon.journal_path, "SELECT * FROM counterfactuals") == []
+        chosen = invoke("--json", "--dry-run", "--actor", "u1", "--action", "approve_budget", "--since", "1h")
+        assert json.loads(chosen.stdout)["summary"]["compared"] == 1
+        assert json.loads(invoke("--json", "--dry-run", "-n", 2).stdout)["summary"]["compared"] == 2
+        assert len(ids) == 3
+
+    def test_without_a_daemon_writes_the_journal_itself_and_can_be_resumed(
+        self, config: Config, invoke: Callable[..., Result]
+    ) -> None:
+        with serving(config, load_engine=lambda _: StubEngine(bias="allow")):
+            for number in range(3):
+                ask(config, f"u{number}")
+        assert invoke("-n", 2).exit_code == 0
+        assert invoke("--resume").exit_code == 0
+        kept = "SELECT count(*), count(DISTINCT decision_id), count(DISTINCT run) FROM counterfactuals"
+        assert rows(config.journal_path, kept) == [(3, 3, 1)]
+        assert verify(config.journal_path).ok
+
+    def test_with_nothing_to_compare_shows_nothing(
+        self, daemon: Config, invoke: Callable[..., Result]
+    ) -> None:
+        ask(daemon, "ivo")
+        for selection in (("--until", "2020-01-01", "--since", "2019-01-01"), ("--pack", "trade-risk")):
+            shown = invoke(*selection)
+            assert shown.exit_code == 2, shown.output
+            assert "0 compared" in shown.stdout
+        assert "another pack decided" in shown.stdout
+        assert invoke("--since", "yesterday").exit_code == 2
+
+    def test_of_another_state_directory_says_that_the_daemon_does_not_know_the_decisions(
+        self, daemon: Config, invoke: Callable[..., Result], shipped_pack: packs.Pack, tmp_path: Path
+    ) -> None:
+        record(tmp_path / "policy_decisions.db", *taken(shipped_pack, request("read", **TRUSTED)))
+        shown = invoke("--state-dir", tmp_path, "--since", "2026-01-01")
+        assert shown.exit_code == 2
+        assert "keeps another journal; name its state_dir" in shown.stderr
+
+
+@pytest.mark.model
+def test_the_real_model_decides_as_it_did_and_without_a_rule_what_the_rule_decided(
+    config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("THOR_POLICY_STATE_DIR", str(config.state_dir))
+    monkeypatch.setenv("THOR_POLICY_ENDPOINT", config.endpoint)
+    pack = write(tmp_path / "small")
+    actions = ("look", "burn", "banned")
+    with (
+        serving(replace_config(config, pack=str(pack))),
+        Client(config.endpoint, timeout_ms=120_000) as client,
+    ):
+        for action in actions:
+            question = {"actor_id": "user:ivo", "action_type": action, "resource": "doc:d"}
+            client.evaluate(question, deadline_ms=100_000)
+
+    def told(folder: Path) -> tuple[int, dict[str, Any]]:
+        shown = aside(lambda: CliRunner().invoke(cli, ["whatif", "--json", "--pack", str(folder)]))
+        return shown.exit_code, json.loads(shown.stdout)
+
+    status, same = told(pack)
+    assert (status, same["summary"]["same"], same["summary"]["skipped"]) == (0, 3, {})
+    assert same["summary"]["score_ms"] > 0
+    status, other = told(write(tmp_path / "looser", rules="[]\n"))
+    assert other["summary"]["compared"] == 3
+    assert status == (1 if other["summary"]["loosened"] else 0)
+    kept = rows(config.journal_path, "SELECT tier FROM counterfactuals WHERE served = 'deny' ORDER BY seq")
+    assert kept[-1] == ("model",)

@@ -5,30 +5,36 @@ them come to. Invariant: a request is decided by the code that decides (`policy`
 evaluation and the time of receipt), under the pack, the weights and the calibration that would judge now;
 `then` is what the record says was served. What cannot be compared is counted by its reason, never left out.
 One thread, which also owns the engine.
+
+A run is many of them on idle time. It keeps its results in batches, through whoever writes the journal, so
+that one that was cut off is taken up where it ended.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from thor_policy import trace
 from thor_policy.calibration import Calibration
-from thor_policy.core import Adapter, Engine, ModelInfo, PackInfo
-from thor_policy.errors import RequestError
+from thor_policy.core import Adapter, Engine, ModelInfo, PackInfo, Tier
+from thor_policy.errors import ConfigError, RequestError, ThorPolicyError
 from thor_policy.intervals import Paired, Rate, paired, rate
+from thor_policy.journal import events
 from thor_policy.journal.asked import Lack, Unasked, request_of
 from thor_policy.journal.reader import Reader, Record
 from thor_policy.packs import Pack
-from thor_policy.policy import Policy, ScoreCache
+from thor_policy.policy import Policy, ScoreCache, new_id
+from thor_policy.trace import Direction
 
-#: Where an answer went. What becomes the loosest outcome is loosened, what was the loosest is tightened; of
-#: two others the order is that of the pack that decides now.
-Direction = Literal["same", "loosened", "tightened"]
 #: Why two answers cannot be compared. Beside what a record lacks: another pack than the one to be replaced
 #: decided; its outcome is none that the pack knows; the model gave no answer then, or now; the question does
 #: not fit the model's context.
@@ -36,13 +42,20 @@ Reason = Lack | Literal["another_pack", "unknown_outcome", "no_answer_then", "no
 
 #: Scores kept, for questions that were asked again and again.
 _CACHED, _CACHED_S = 1_024, 1e6
+#: How long a run rests before it asks again whether the daemon is idle, in seconds.
+REST_S = 0.1
+#: Priority of a run, beside whatever else the machine does: the lowest.
+NICENESS = 19
+#: A time told as an age, and the seconds of each unit.
+_AGE = re.compile(r"([0-9]{1,9})([smhdw])")
+_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
 class Answer(Struct, frozen=True, kw_only=True):
     """One of the two answers. `clauses` are those told with it; none are cited anew by the model."""
 
     outcome: str
-    tier: str
+    tier: Tier
     floor: str
     label: str | None = None
     confidence: float | None = None
@@ -110,6 +123,11 @@ class Summary(Struct, frozen=True, kw_only=True):
     score_ms: float
     took_ms: float
 
+    @property
+    def mean_ms(self) -> float:
+        """What a compared decision took on average, in milliseconds."""
+        return self.took_ms / self.compared if self.compared else 0.0
+
 
 class Redecider:
     """Decides past requests of one journal again, by one pack on one engine, under an adopted `adapter`.
@@ -144,8 +162,11 @@ class Redecider:
             calibration=calibration,
         )
 
-    def redecide(self, decision_id: str) -> Counterfactual | Skipped:
-        """Take one decision again. Raises JournalError if there is no such decision."""
+    def redecide(self, decision_id: str, *, known: Record | None = None) -> Counterfactual | Skipped:
+        """Take one decision again, or tell what is `known` of it: a row of the table `counterfactuals`.
+
+        Raises JournalError if there is no such decision.
+        """
         row, event = self._reader.recorded(decision_id)
 
         def skipped(reason: Reason, told: str) -> Skipped:
@@ -158,12 +179,14 @@ class Redecider:
         decided_by: str = event["body"]["pack"]["name"]
         if decided_by != self._instead_of:
             return skipped("another_pack", f"the pack {decided_by} decided, not {self._instead_of}")
-        then = then_of(row)
+        then = _answer(row)
         if then.tier == "fallback":
             return skipped("no_answer_then", f"the model gave no answer then: {then.reason_code}")
         if then.outcome not in self._rank:
             told = f"{then.outcome} is none of {', '.join(self._rank)}, which {self.pack.name} decides"
             return skipped("unknown_outcome", told)
+        if known is not None:
+            return _known(row, then, known)
         started_ns = time.monotonic_ns()
         try:
             decision = self._policy.decide(request)
@@ -192,7 +215,23 @@ class Redecider:
             took_ms=took_ms,
         )
 
+    @property
+    def told(self) -> str:
+        """What decides now, in words."""
+        pack, model = self.pack, self.model
+        adapter = f" with {model.adapter.name} x {model.adapter.scale:g}" if model.adapter else ""
+        return f"{pack.name} {pack.version} ({pack.sha256[:12]}) on {model.name}{adapter}"
+
+    def newest_run(self) -> str | None:
+        """The newest run by what decides now; None if there is none."""
+        return self._reader.newest_run(self.pack.sha256, self.model.identity, self.temperature)
+
+    def results_of(self, run: str) -> dict[str, Record]:
+        """What a run has come to so far, by decision."""
+        return {row["decision_id"]: row for row in self._reader.counterfactuals(run)}
+
     def _direction(self, then: Answer, now: Answer, *, was_allow: bool, is_allow: bool) -> Direction:
+        """What becomes an allow is loosened, what was one is tightened; of others the pack's order tells."""
         if was_allow or is_allow:
             return "same" if was_allow and is_allow else "loosened" if is_allow else "tightened"
         moved = self._rank[now.outcome] - self._rank[then.outcome]
@@ -215,6 +254,133 @@ def redecide(
     redecider = Redecider(reader, engine, pack, adapter=adapter, instead_of=instead_of)
     for decision_id in decision_ids:
         yield redecider.redecide(decision_id)
+
+
+# ---------------------------------------------------------------- a run
+
+
+def run(
+    redecider: Redecider,
+    decision_ids: Sequence[str],
+    *,
+    keep: Callable[[trace.Counterfactuals], None] | None,
+    resume: bool = False,
+    busy: Callable[[], bool] = lambda: False,
+    waiting: Callable[[], None] = lambda: None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Generator[Counterfactual | Skipped, None, None]:
+    """Decide these past requests again while nothing is `busy`, and `keep` what comes of them, in batches.
+
+    To `resume` is to go on with the newest run of the same pack, weights and temperature: what it has kept is
+    told, not decided again. `waiting` hears of each rest. What cannot be kept at the moment is tried again
+    with the next batch. Closed early, it keeps what it has. Without `keep`, nothing is kept.
+
+    Raises what `keep` raises before the first decision and at the end; EngineError, JournalError.
+    """
+    earlier = redecider.newest_run() if resume else None
+    found = redecider.results_of(earlier) if earlier is not None else {}
+    book = _Book(redecider, earlier or new_id(), keep)
+    book.ask()
+    try:
+        for decision_id in decision_ids:
+            known = found.get(decision_id)
+            while known is None and busy():
+                waiting()
+                sleep(REST_S)
+            one = redecider.redecide(decision_id, known=known)
+            if known is None and isinstance(one, Counterfactual):
+                book.enter(one)
+            yield one
+    finally:
+        book.close()
+
+
+class _Book:
+    """Results of a run on their way to the journal."""
+
+    def __init__(
+        self, redecider: Redecider, run: str, keep: Callable[[trace.Counterfactuals], None] | None
+    ) -> None:
+        pack, model = redecider.pack, redecider.model
+        adapter = model.adapter
+        self._keep = keep
+        self._waiting: list[trace.Redecided] = []
+        self._batch = trace.Counterfactuals(
+            run=run,
+            pack=trace.JudgePack(name=pack.name, version=pack.version, sha256=pack.sha256),
+            model=trace.JudgeModel(
+                name=model.name,
+                sha256=model.sha256,
+                quantisation=model.quantisation,
+                adapter=trace.JudgeAdapter(name=adapter.name, sha256=adapter.sha256, scale=adapter.scale)
+                if adapter
+                else None,
+            ),
+            temperature=redecider.temperature,
+        )
+
+    def ask(self) -> None:
+        """Whether results will be taken: hand over none. Raises what stands in the way."""
+        if self._keep is not None:
+            self._keep(self._batch)
+
+    def enter(self, one: Counterfactual) -> None:
+        now = one.now
+        self._waiting.append(
+            trace.Redecided(
+                decision_id=one.decision_id,
+                served=one.then.outcome,
+                outcome=now.outcome,
+                direction=one.direction,
+                tier=now.tier,
+                floor=now.floor,
+                label=now.label,
+                confidence=now.confidence,
+                clauses=now.clauses[: trace.MAX_CLAUSES],
+                reason_code=now.reason_code,
+                score_ms=one.score_ms,
+                took_ms=one.took_ms,
+            )
+        )
+        if len(self._waiting) % trace.MAX_REDECIDED == 0:
+            with suppress(ThorPolicyError):  # a daemon that starts or stops, a full disk: they may pass
+                self.close()
+
+    def close(self) -> None:
+        """Hand over all that waits. Raises what stands in the way."""
+        while self._keep is not None and self._waiting:
+            results = tuple(self._waiting[: trace.MAX_REDECIDED])
+            self._keep(replace(self._batch, results=results))
+            del self._waiting[: len(results)]
+
+
+@contextmanager
+def on_idle_time() -> Iterator[None]:
+    """Lowest priority for this thread and those that it starts, until the end of the block.
+
+    Where a process may not raise its priority again, it stays low.
+    """
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
+    try:
+        yield
+    finally:
+        with suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, before)
+
+
+def moment(told: str | None, name: str, now: float) -> str | None:
+    """A time told as an age (`7d`, `12h`, `30m`) at Unix time `now`, as RFC 3339; any other as it is."""
+    age = _AGE.fullmatch(told) if told is not None else None
+    if age is None:
+        return told
+    at = now - int(age[1]) * _SECONDS[age[2]]
+    if at < 0:
+        raise ConfigError(f"{name}: {told} ago was before 1970; give a shorter age, as 7d")
+    return events.timestamp(at)
+
+
+# ---------------------------------------------------------------- what it comes to
 
 
 def summarise(results: Iterable[Counterfactual | Skipped]) -> Summary:
@@ -259,8 +425,8 @@ def summarise(results: Iterable[Counterfactual | Skipped]) -> Summary:
     )
 
 
-def then_of(row: Record) -> Answer:
-    """What was served, from a row of `decisions`."""
+def _answer(row: Record) -> Answer:
+    """An answer, from a row of `decisions` or of `counterfactuals`."""
     return Answer(
         outcome=row["decision"],
         tier=row["tier"],
@@ -269,6 +435,20 @@ def then_of(row: Record) -> Answer:
         confidence=row["confidence"],
         clauses=tuple(row["clauses"]),
         reason_code=row["reason_code"],
+    )
+
+
+def _known(row: Record, then: Answer, known: Record) -> Counterfactual:
+    """What an earlier run came to, from a row of `decisions` and one of `counterfactuals`."""
+    return Counterfactual(
+        decision_id=row["decision_id"],
+        at=row["timestamp"],
+        actor=row["actor"],
+        then=then,
+        now=_answer(known),
+        direction=known["direction"],
+        score_ms=known["score_ms"],
+        took_ms=known["took_ms"],
     )
 
 

@@ -330,6 +330,7 @@ def _decode_upkeep(envelope: _Envelope) -> trace.Upkeep:
         "erase": "actor",
         "archive": "before",
         "calibrate": "calibration",
+        "counterfactual": "counterfactuals",
         "promote": "promotion",
     }.get(upkeep.task)
     if needed is not None and getattr(upkeep, needed) is None:
@@ -586,10 +587,18 @@ def _told(error: msgspec.ValidationError, where: str) -> tuple[str, str]:
     return f"{where}{path}".lstrip(".") or "the request", f"{message[:1].lower()}{message[1:]}"
 
 
-def _choices(kind: Any, field: str) -> list[str]:
-    """The strings that a field of literals admits, be it optional or not."""
-    parts = get_args(get_type_hints(kind)[field])
-    return [choice for part in parts for choice in (get_args(part) or (part,)) if isinstance(choice, str)]
+def _choices(kind: Any, place: str) -> list[str]:
+    """The strings that a field of literals admits, be it optional or inside other structs."""
+    parts: list[Any] = []
+    for field in place.split("."):
+        parts = _leaves(get_type_hints(kind)[field.partition("[")[0]])
+        kind = next((one for one in parts if isinstance(one, type) and issubclass(one, Struct)), kind)
+    return [one for one in parts if isinstance(one, str)]
+
+
+def _leaves(hint: Any) -> list[Any]:
+    """What a type is made of, taken apart to the end."""
+    return [leaf for part in get_args(hint) for leaf in _leaves(part)] or [hint]
 
 
 def _is_time(text: str) -> bool:

@@ -33,6 +33,7 @@ COMMANDS = {
     "log": "journal",
     "stats": "journal",
     "replay": "replay",
+    "whatif": "whatif",
     "review": "review",
     "calibrate": "calibrate",
     "export": "export",

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from thor_policy.core import Json, ModelInfo, PackInfo
+from thor_policy.core import Json, ModelInfo, PackInfo, identity_of
 from thor_policy.journal import events
-from thor_policy.journal.events import Explained, Part, Said, Shadowed, Shown, ShownOn
+from thor_policy.journal.events import Explained, Part, Redecided, Said, Shadowed, Shown, ShownOn
 
 Row = tuple[Any, ...]
 
@@ -103,6 +103,14 @@ _PLAIN: dict[str, tuple[str, tuple[str, ...]]] = {
             "score_ms",
         ),
     ),
+    "counterfactual": (
+        "counterfactuals",
+        (
+            *("run", "decision_id", "served", "decision", "direction", "prompt_version", "pack_sha256"),
+            *("model_name", "model_version", "model_sha256", "tier", "reason_code", "floor", "label"),
+            *("confidence", "clauses", "temperature", "score_ms", "took_ms"),
+        ),
+    ),
     "checkpoint": ("checkpoints", ("key",)),
     "gap": ("gaps", ("reason", "lost")),
     "archived": ("archives", ("file", "first_seq", "last_seq", "events", "head", "chain")),
@@ -137,6 +145,8 @@ def project(kind: str, seq: int, at: str, subject_id: str, body: Any, private: A
         return Projection(changes=_explained(body, private))
     if isinstance(body, Shadowed):
         return Projection("shadows", _shadowed(seq, at, subject_id, body))
+    if isinstance(body, Redecided):
+        return Projection("counterfactuals", _redecided(seq, at, subject_id, body))
     if kind not in _PLAIN:
         return Projection()
     table, columns = _PLAIN[kind]
@@ -167,6 +177,7 @@ _TYPES: dict[str, tuple[Callable[[bytes], Part], Callable[[bytes], Part]]] = {
     "decision": (msgspec.json.Decoder(Shown).decode, msgspec.json.Decoder(ShownOn).decode),
     "explanation": (msgspec.json.Decoder(Explained).decode, msgspec.json.Decoder(Said).decode),
     "shadowed": (msgspec.json.Decoder(Shadowed).decode, _OBJECT),
+    "counterfactual": (msgspec.json.Decoder(Redecided).decode, _OBJECT),
     "pack_activated": (msgspec.json.Decoder(PackInfo).decode, _OBJECT),
     "model_loaded": (msgspec.json.Decoder(ModelInfo).decode, _OBJECT),
 }
@@ -273,6 +284,31 @@ def _shadowed(seq: int, at: str, decision_id: str, body: Shadowed) -> Row:
         _text(body.probabilities),
         body.temperature,
         body.score_ms,
+    )
+
+
+def _redecided(seq: int, at: str, decision_id: str, body: Redecided) -> Row:
+    return (
+        seq,
+        at,
+        body.run,
+        decision_id,
+        body.served,
+        body.outcome,
+        body.direction,
+        version_of(body.pack),
+        body.pack.sha256,
+        *body.model.shown,
+        identity_of(body.model.sha256, body.model.adapter),
+        body.tier,
+        body.reason_code,
+        body.floor,
+        body.label,
+        body.confidence,
+        _text(body.clauses),
+        body.temperature,
+        body.score_ms,
+        body.took_ms,
     )
 
 

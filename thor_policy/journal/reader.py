@@ -27,7 +27,7 @@ Record = dict[str, Json]
 #: Characters of an id's end that may stand for it.
 ENDING_CHARS = 8
 #: Tables whose rows hang on a decision.
-_TRACE = ("consultations", "approvals", "reviews", "outcomes", "shadows")
+_TRACE = ("consultations", "approvals", "reviews", "outcomes", "shadows", "counterfactuals")
 #: Who takes a decision here; others report theirs.
 _TIERS = get_args(Tier)
 
@@ -272,6 +272,19 @@ class Reader:
             ),
         )
         return [row["decision_id"] for row in reversed(found)]
+
+    def newest_run(self, pack_sha256: str, model_sha256: str, temperature: float) -> str | None:
+        """The newest run over past decisions by this judge; None if there is none."""
+        found = self._records(
+            "SELECT run FROM counterfactuals WHERE pack_sha256 = ? AND model_sha256 = ? AND temperature = ? "
+            "ORDER BY seq DESC LIMIT 1",
+            (pack_sha256, model_sha256, temperature),
+        )
+        return found[0]["run"] if found else None
+
+    def counterfactuals(self, run: str) -> list[Record]:
+        """What a run has come to so far, in order of recording."""
+        return self._records("SELECT * FROM counterfactuals WHERE run = ? ORDER BY seq", (run,))
 
     def judged(self, pack_sha256: str, model_sha256: str, *, by: str) -> Iterator[Record]:
         """Decisions by one pack on one model whose right outcome is known, oldest first, a page at a time.
