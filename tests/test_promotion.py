@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,8 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
+from thor_policy import config as config_module
 from thor_policy import packs, signing, trace
 from thor_policy.app import keep, serving, tend
+from thor_policy.catalog import ModelFile
+from thor_policy.cli.promotion import show
 from thor_policy.client import Client
 from thor_policy.config import Config, data_path
 from thor_policy.core import Json, PackInfo, Scored
@@ -688,3 +693,71 @@ def test_of_several_candidates_the_best_takes_over_and_those_refused_are_recorde
         assert client.status()["pack"]["version"] == "3"
     assert done.why.startswith("3 is the best of 2 that passed: reviewed 1 of 1 ")
     assert [row[:2] for row in promotions(settings)] == [("2", 0), ("3", 1)]
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_a_refusal_is_told_in_eighty_columns_and_with_every_reason(
+    settings: Config, loose: Path, past: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    review(settings, past["risky kim"], None)
+    done = send(settings, loose, dry_run=True)
+    show(done, as_json=False)
+    told = capsys.readouterr().out
+    assert max(map(len, told.splitlines())) <= 80
+    for reason in (one for each in done.reports[0].checks for one in each.reasons):
+        assert " ".join(reason.split()) in " ".join(told.split())
+    assert "2 is refused by: held out, counterfactual" in told
+    show(done, as_json=True)
+    plain = msgspec.json.decode(capsys.readouterr().out)
+    assert [one["name"] for one in plain["reports"][0]["checks"] if not one["passed"]] == [
+        "held out",
+        "counterfactual",
+    ]
+
+
+@pytest.mark.model
+def test_with_the_real_model_the_command_refuses_and_then_promotes(
+    short_dir: Path, tmp_path: Path, model_file: ModelFile
+) -> None:
+    """The way that users take: a daemon, questions, two commands with a model of their own."""
+    final = RISKY.replace("outcome: require_mfa,", "outcome: allow, final: true,")
+    active = small_packs.write(tmp_path / "active", version="1", rules=STRICT)
+    loose = small_packs.write(tmp_path / "loose", version="2", rules=small_packs.RULES + final)
+    fixed = small_packs.write(tmp_path / "fixed", version="3", rules=STRICT)
+    suite = tmp_path / "small.yaml"
+    scenarios = [msgspec.to_builtins(scenario("S1", "banned", "deny"))]
+    suite.write_bytes(msgspec.json.encode({"name": "small", "pack": "small", "scenarios": scenarios}))
+    file = tmp_path / "config.toml"
+    file.write_text(
+        f'state_dir = "{short_dir}"\nendpoint = "ipc://{short_dir}/policy.sock"\npack = "{active}"\n'
+        f'model = "{model_file.path}"\ncontext_tokens = 768\nparallel_explanations = 1\nthreads = 1\n'
+    )
+
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        program = "from thor_policy.cli.main import main; main()"
+        told = [sys.executable, "-c", program, *arguments, "--config", str(file), "--suite", str(suite)]
+        return subprocess.run(told, capture_output=True, text=True, check=False, timeout=10 * PATIENCE_S)
+
+    with (
+        serving(config_module.load(file, environ={})) as served,
+        Client(served.endpoint, timeout_ms=PATIENCE_S * 1000) as client,
+    ):
+        ids = [client.evaluate(question("risky", who))["context"]["decision_id"] for who in ("kim", "bo")]
+        client.evaluate(question("look"))
+        refused = command("packs", "promote", str(loose))
+        assert refused.returncode == 1, refused.stderr
+        assert all(f"{id} is loosened: " in " ".join(refused.stdout.split()) for id in ids), refused.stdout
+        assert client.status()["pack"]["version"] == "1"
+        done = command("packs", "promote", str(fixed), "--json", "--key", str(tmp_path / "desk.key"))
+        assert done.returncode == 0, done.stderr
+        assert msgspec.json.decode(done.stdout)["activated"] is True
+        assert client.status()["pack"]["version"] == "3"
+        assert client.evaluate(question("risky"))["context"]["pack"]["version"] == "3"
+    with Reader(served.journal_path) as reader, reader.snapshot() as connection:
+        assert connection.execute("SELECT version, passed FROM promotions ORDER BY seq").fetchall() == [
+            ("2", 0),
+            ("3", 1),
+        ]
+    assert verify(served.journal_path).ok

@@ -14,6 +14,7 @@ from thor_policy import catalog, signing, trace, wire
 from thor_policy import packs as room
 from thor_policy.cli import completion, render
 from thor_policy.cli.options import as_json, configured, there
+from thor_policy.cli.promotion import promote
 from thor_policy.client import Client
 from thor_policy.config import Config, data_path
 from thor_policy.core import Json
@@ -249,6 +250,9 @@ def reload(ctx: click.Context, config: Config, as_json: bool) -> None:
     """Read every resident pack anew from its directory; exit status 1 if one of them is refused."""
     done = _control(config, trace.Control(task="reload"), as_json)
     ctx.exit(1 if done["refused"] else 0)
+
+
+packs.add_command(promote)
 
 
 def _control(config: Config, control: trace.Control, as_json: bool) -> dict[str, Json]:
