@@ -163,6 +163,8 @@ class TestWhatAnotherPackWouldHaveAnswered:
         ]
         assert next((one.value, one.loosened) for one in told.by_clause) == ("R1", 2)
         assert [(one.then, one.now, one.count) for one in told.changes] == [("deny", "allow", 2)]
+        version = f"team-governance@1.0.0+{shipped_pack.info.sha256[:12]}"
+        assert [(one.value, one.compared) for one in told.by_judge] == [(f"{version}, its rules", 5)]
 
     def test_the_other_way_round_they_are_tightened(
         self, shipped_pack: packs.Pack, journal: Path, tmp_path: Path
@@ -332,6 +334,7 @@ COMPARED = st.builds(
     decision_id=st.uuids().map(str),
     at=st.just("2026-07-01T12:00:00.000000Z"),
     actor=st.sampled_from([None, "user:a", "user:b"]),
+    judge=st.sampled_from(["a pack on a model", "another"]),
     then=ANSWERS,
     now=ANSWERS,
     direction=st.sampled_from(["same", "loosened", "tightened"]),
@@ -385,6 +388,7 @@ def test_what_is_much_looser_is_told_so() -> None:
         decision_id="d",
         at="",
         actor=None,
+        judge="",
         then=deny,
         now=allow,
         direction="loosened",

@@ -64,11 +64,15 @@ class Answer(Struct, frozen=True, kw_only=True):
 
 
 class Counterfactual(Struct, frozen=True, kw_only=True):
-    """A past decision, taken again. `at` is its time, RFC 3339; `score_ms` the model's part of `took_ms`."""
+    """A past decision, taken again. `at` is its time, RFC 3339, `judge` the pack and the model of then.
+
+    `score_ms` is the model's part of `took_ms`.
+    """
 
     decision_id: str
     at: str
     actor: str | None
+    judge: str
     then: Answer
     now: Answer
     direction: Direction
@@ -85,7 +89,10 @@ class Skipped(Struct, frozen=True, kw_only=True):
 
 
 class Group(Struct, frozen=True, kw_only=True):
-    """Compared decisions that share a value: an actor, a clause of either answer; None: they have none."""
+    """Compared decisions that share a value: an actor, a judge of then, a clause of either answer.
+
+    None: they have none.
+    """
 
     value: str | None
     compared: int
@@ -118,6 +125,7 @@ class Summary(Struct, frozen=True, kw_only=True):
     balance: Paired
     skipped: dict[Reason, int]
     changes: tuple[Change, ...]
+    by_judge: tuple[Group, ...]
     by_actor: tuple[Group, ...]
     by_clause: tuple[Group, ...]
     score_ms: float
@@ -205,9 +213,7 @@ class Redecider:
             reason_code=decision.reason_code,
         )
         return Counterfactual(
-            decision_id=decision_id,
-            at=row["timestamp"],
-            actor=row["actor"],
+            **_of(row),
             then=then,
             now=now,
             direction=self._direction(then, now, was_allow=bool(row["allow"]), is_allow=decision.allow),
@@ -388,6 +394,7 @@ def summarise(results: Iterable[Counterfactual | Skipped]) -> Summary:
     directions: Counter[Direction] = Counter()
     skipped: Counter[Reason] = Counter()
     changes: Counter[tuple[str, str, Direction]] = Counter()
+    judges: defaultdict[str | None, Counter[Direction]] = defaultdict(Counter)
     actors: defaultdict[str | None, Counter[Direction]] = defaultdict(Counter)
     clauses: defaultdict[str | None, Counter[Direction]] = defaultdict(Counter)
     score_ms = took_ms = 0.0
@@ -399,6 +406,7 @@ def summarise(results: Iterable[Counterfactual | Skipped]) -> Summary:
         directions[direction] += 1
         if direction != "same":
             changes[then.outcome, now.outcome, direction] += 1
+        judges[one.judge][direction] += 1
         actors[one.actor][direction] += 1
         for clause in {*then.clauses, *now.clauses} or (None,):
             clauses[clause][direction] += 1
@@ -418,6 +426,7 @@ def summarise(results: Iterable[Counterfactual | Skipped]) -> Summary:
             Change(then=then, now=now, direction=direction, count=count)
             for (then, now, direction), count in sorted(changes.items(), key=lambda item: (-item[1], item[0]))
         ),
+        by_judge=_groups(judges),
         by_actor=_groups(actors),
         by_clause=_groups(clauses),
         score_ms=score_ms,
@@ -441,15 +450,24 @@ def _answer(row: Record) -> Answer:
 def _known(row: Record, then: Answer, known: Record) -> Counterfactual:
     """What an earlier run came to, from a row of `decisions` and one of `counterfactuals`."""
     return Counterfactual(
-        decision_id=row["decision_id"],
-        at=row["timestamp"],
-        actor=row["actor"],
+        **_of(row),
         then=then,
         now=_answer(known),
         direction=known["direction"],
         score_ms=known["score_ms"],
         took_ms=known["took_ms"],
     )
+
+
+def _of(row: Record) -> Record:
+    """What a row of `decisions` says of whom it was about, and who took it."""
+    pack, model = row["prompt_version"], row["model_name"]
+    return {
+        "decision_id": row["decision_id"],
+        "at": row["timestamp"],
+        "actor": row["actor"],
+        "judge": f"{pack} on {model}" if model else f"{pack}, its rules",
+    }
 
 
 def _groups(counted: dict[str | None, Counter[Direction]]) -> tuple[Group, ...]:

@@ -137,7 +137,8 @@ def _show(found: Summary, flips: Sequence[Counterfactual]) -> None:
         [(one.then, one.now, one.direction, one.count) for one in found.changes],
         clipped=(0, 1),
     )
-    for name, groups in (("actor", found.by_actor), ("clause", found.by_clause)):
+    by = (("judged then by", found.by_judge), ("actor", found.by_actor), ("clause", found.by_clause))
+    for name, groups in by:
         _show_groups(name, groups)
     loosened = [one for one in flips if one.direction == "loosened"]
     if loosened:
