@@ -18,21 +18,24 @@ import small_packs
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from hypothesis import given
 from hypothesis import strategies as st
+from journals import NOON, by_model, record, sent
 from msgspec import structs
 
 from thor_policy import config as config_module
 from thor_policy import packs, signing, trace
 from thor_policy.app import keep, serving, tend
 from thor_policy.catalog import ModelFile
-from thor_policy.cli.promotion import show
+from thor_policy.cli.promotion import plain, show
 from thor_policy.client import Client
 from thor_policy.config import Config, data_path
-from thor_policy.core import Json, PackInfo, Scored
-from thor_policy.errors import ConfigError, EngineError, PackError
+from thor_policy.core import Explanation, Floor, Json, PackInfo, Scored
+from thor_policy.errors import ConfigError, EngineError, ExportError, PackError
 from thor_policy.intervals import rate
+from thor_policy.journal import events
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.verify import verify
-from thor_policy.promotion import Check, Gate, Merit, Report, Terms, choose, promote
+from thor_policy.promotion import Check, Gate, Improvement, Merit, Report, Terms, choose, improve, promote
+from thor_policy.promotion.proposing import next_version
 from thor_policy.promotion.report import MAX_BYTES
 from thor_policy.signing import Key
 from thor_policy.suite import Scenario, Suite, invariance
@@ -695,6 +698,172 @@ def test_of_several_candidates_the_best_takes_over_and_those_refused_are_recorde
     assert [row[:2] for row in promotions(settings)] == [("2", 0), ("3", 1)]
 
 
+# ---------------------------------------------------------------- the next pack
+
+#: Corrections that are enough, and how many of them say what.
+ENOUGH = 50
+
+
+def correct(settings: Config, count: int, **changes: Any) -> None:
+    """So many decisions that were corrected, with their explanations, in a journal of their own."""
+    info = packs.load(Path(settings.pack)).info
+    told: list[Any] = []
+    for number in range(count):
+        decision = by_model(
+            evaluation=msgspec.convert(question("look", f"u{number}"), packs.Evaluation),
+            pack=info,
+            outcome="allow",
+            allow=True,
+            label="allow",
+            at=NOON + number,
+            floor=Floor(outcome="allow", final=False, risk="low"),
+            **changes,
+        )
+        explanation = Explanation(
+            classification="routine", clauses=("R1",), reasoning="Fine.", text=" allow\nclass: routine"
+        )
+        verdict = trace.Review(
+            decision_id=decision.id,
+            reviewer="kim",
+            verdict="correct_both",
+            decision=("deny", "require_mfa")[number % 2],
+            reasoning=f"By R2, as u{number} is new.",
+        )
+        told += [
+            decision,
+            events.explained(decision.id, explanation, decision.at + 1),
+            sent(verdict, at=decision.at + 2),
+        ]
+    record(settings.journal_path, *told)
+
+
+def proposed(settings: Config, folder: Path, **told: Any) -> Improvement:
+    return improve(settings, folder, TERMS, **{"now": NOW, "load_engine": lenient} | told)
+
+
+def test_corrections_become_the_examples_of_the_next_pack_and_nothing_else_changes(
+    settings: Config, active: Path, tmp_path: Path
+) -> None:
+    correct(settings, ENOUGH)
+    before = {name: (active / name).read_bytes() for name in packs.FILES}
+    done = proposed(settings, tmp_path / "packs")
+    made = packs.load(tmp_path / "packs" / "small-2")
+    assert (done.pack, done.path, done.corrections) == (made.info, str(made.path), ENOUGH)
+    assert done.promotion.chosen == made.info
+    assert not done.promotion.recorded
+    assert promotions(settings) == []
+    assert {name: (active / name).read_bytes() for name in packs.FILES} == before
+    old = packs.load(active)
+    assert made.manifest == structs.replace(
+        old.manifest, version="2", supersedes=f"small@1+{old.info.sha256[:12]}"
+    )
+    assert [made.path / name for name in packs.FILES if (made.path / name).read_bytes() != before[name]] == [
+        made.path / "pack.yaml",
+        made.path / "examples.yaml",
+    ]
+    assert [example.id for example in made.examples] == [*done.kept, *done.corrected]
+    assert [example.outcome for example in made.examples] == ["allow", "require_mfa", "deny"]
+    assert not [one for one in packs.lint(made) if one.level == "error"]
+    assert "kim" not in (made.path / "examples.yaml").read_text(), "who reviewed is not the model's business"
+
+
+def test_what_became_an_example_is_not_held_out(settings: Config, tmp_path: Path) -> None:
+    correct(settings, ENOUGH)
+    done = proposed(settings, tmp_path / "packs")
+    assert len(done.corrected) == 2
+    assert check(done.promotion.reports[0], "held out").figure == f"0 of {ENOUGH - 2} agree, 0 now"
+
+
+def test_a_proposal_that_passes_decides_if_it_may_and_then_there_is_nothing_to_swap_in(
+    settings: Config, tmp_path: Path
+) -> None:
+    correct(settings, ENOUGH)
+    with daemon(settings) as client:
+        done = proposed(settings, tmp_path / "packs", in_force=True)
+        assert done.promotion.activated
+        assert client.status()["pack"] == msgspec.to_builtins(done.pack)
+        with pytest.raises(ExportError, match="give small no example that it does not show yet"):
+            proposed(settings, tmp_path / "packs")
+    assert [row[:2] for row in promotions(settings)] == [("2", 1)]
+    assert [path.name for path in (tmp_path / "packs").iterdir()] == ["small-2"]
+
+
+def test_too_few_corrections_propose_nothing(settings: Config, tmp_path: Path) -> None:
+    correct(settings, ENOUGH - 1)
+    with pytest.raises(
+        ExportError,
+        match="there are 49 corrections that small can use; the next pack needs 50, so 1 are missing",
+    ):
+        proposed(settings, tmp_path / "packs")
+    assert not (tmp_path / "packs").exists()
+
+
+def test_a_version_that_is_taken_is_passed_over_and_no_pack_written_over(
+    settings: Config, tmp_path: Path
+) -> None:
+    correct(settings, ENOUGH)
+    first, second = (proposed(settings, tmp_path / "packs").path for _ in range(2))
+    assert (Path(first).name, Path(second).name) == ("small-2", "small-3")
+
+
+def test_an_example_that_asks_what_a_scenario_asks_is_not_proposed(settings: Config, tmp_path: Path) -> None:
+    correct(settings, ENOUGH)
+    one = proposed(settings, tmp_path / "packs")
+    shown = packs.load(Path(one.path)).examples[-1]
+    asked = {
+        "id": "S1",
+        "title": "Shown",
+        "difficulty": "easy",
+        "request": msgspec.to_builtins(shown.evaluation),
+        "expect": {"outcome": "allow"},
+    }
+    suite = tmp_path / "small.yaml"
+    suite.write_bytes(msgspec.json.encode({"name": "small", "pack": "small", "scenarios": [asked]}))
+    with pytest.raises(ExportError, match="no example that it does not show yet"):  # all look alike to it
+        proposed(settings, tmp_path / "packs", suites=[str(suite)])
+
+
+def test_a_proposal_is_signed_by_the_key_that_is_given(settings: Config, tmp_path: Path) -> None:
+    correct(settings, ENOUGH)
+    Key.open(tmp_path / "desk.key")
+    told = replace(settings, pack_keys=(str(tmp_path / "desk.key.pub"),))
+    signing.sign_pack(
+        packs.load(Path(settings.pack)).info,
+        Path(settings.pack) / packs.SIGNATURE,
+        Key.open(tmp_path / "desk.key"),
+    )
+    assert failed(proposed(told, tmp_path / "packs").promotion.reports[0]) == ["signature"]
+    signed = proposed(told, tmp_path / "packs", key=tmp_path / "desk.key")
+    assert signed.promotion.chosen is not None
+    assert packs.load(Path(signed.path), told.pack_keys).info == signed.pack
+
+
+def test_a_manifest_that_cannot_be_edited_leaves_nothing_behind(
+    settings: Config, active: Path, tmp_path: Path
+) -> None:
+    text = (active / "pack.yaml").read_text().replace('version: "1"', '"version": "1"')
+    (active / "pack.yaml").write_text(text)
+    correct(settings, ENOUGH)
+    with pytest.raises(PackError, match=r"put `version: \.\.\.` on a line of its own"):
+        proposed(settings, tmp_path / "packs")
+    assert list(tmp_path.glob("packs/*")) == []
+
+
+@given(
+    st.from_regex(r"[0-9]{1,3}(\.[0-9]{1,3}){0,2}(-rc[0-9]|-beta)?", fullmatch=True) | st.text(max_size=20)
+)
+def test_the_next_version_is_another_one_each_time(version: str) -> None:
+    seen = [version]
+    for _ in range(3):
+        seen.append(next_version(seen[-1]))
+    assert len(set(seen)) == 4
+
+
+def test_versions_count_up_their_last_number() -> None:
+    told = {"1.0.9": "1.0.10", "2": "3", "1.0-beta": "1.1-beta", "beta": "beta.1"}
+    assert {version: next_version(version) for version in told} == told
+
+
 # ---------------------------------------------------------------- the command
 
 
@@ -703,18 +872,14 @@ def test_a_refusal_is_told_in_eighty_columns_and_with_every_reason(
 ) -> None:
     review(settings, past["risky kim"], None)
     done = send(settings, loose, dry_run=True)
-    show(done, as_json=False)
+    show(done)
     told = capsys.readouterr().out
     assert max(map(len, told.splitlines())) <= 80
     for reason in (one for each in done.reports[0].checks for one in each.reasons):
         assert " ".join(reason.split()) in " ".join(told.split())
     assert "2 is refused by: held out, counterfactual" in told
-    show(done, as_json=True)
-    plain = msgspec.json.decode(capsys.readouterr().out)
-    assert [one["name"] for one in plain["reports"][0]["checks"] if not one["passed"]] == [
-        "held out",
-        "counterfactual",
-    ]
+    checks = plain(done)["reports"][0]["checks"]
+    assert [one["name"] for one in checks if not one["passed"]] == ["held out", "counterfactual"]
 
 
 @pytest.mark.model

@@ -271,13 +271,18 @@ def few_shot(
     return chosen
 
 
+def example_id(correction: Correction) -> str:
+    """What a correction is called among examples."""
+    return f"C-{correction.provenance.decision_id[-12:]}"
+
+
 def _example(correction: Correction, pack: Pack) -> Example | None:
     """The correction as the pack's examples are written; None where lint would refuse it."""
     if correction.classification is None or correction.reasoning is None:
         return None
     floor = pack.book.apply(correction.evaluation, correction.received_at)
     example = Example(
-        id=f"C-{correction.provenance.decision_id[-12:]}",
+        id=example_id(correction),
         evaluation=correction.evaluation,
         outcome=correction.outcome,
         classification=correction.classification,
@@ -377,12 +382,7 @@ def export(
         raise ExportError(f"{directory} is not empty; name a directory that is not there yet")
     gathered = gather(reader, pack, progress=progress)
     corrections, count = gathered.corrections, len(gathered.corrections)
-    if count < least:
-        why = "; ".join(f"{number} {reason}" for reason, number in gathered.left_out.items())
-        raise ExportError(
-            f"there are {count} corrections that {pack.info.name} can use; an export needs {least}, so "
-            f"{least - count} are missing: review more" + (f" (left out: {why})" if why else "")
-        )
+    refuse_too_few(gathered, pack, least, "an export")
     grouped = likeness.groups([likeness.shingles(one.question) for one in corrections], ALIKE)
     names = [one.provenance.decision_id for one in corrections]
     test = likeness.held_out(grouped, names, TEST_SHARE)
@@ -420,6 +420,17 @@ def export(
     }
     _write(directory, contents)
     return done
+
+
+def refuse_too_few(gathered: Gathered, pack: Pack, least: int, what: str) -> None:
+    """Raises ExportError if there are fewer corrections than `what` needs, with what was left out and why."""
+    count = len(gathered.corrections)
+    if count < least:
+        why = "; ".join(f"{number} {reason}" for reason, number in gathered.left_out.items())
+        raise ExportError(
+            f"there are {count} corrections that {pack.info.name} can use; {what} needs {least}, so "
+            f"{least - count} are missing: review more" + (f" (left out: {why})" if why else "")
+        )
 
 
 def _renumbered(grouped: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -37,6 +37,7 @@ COMMANDS = {
     "review": "review",
     "calibrate": "calibrate",
     "export": "export",
+    "improve": "promotion",
     "patterns": "patterns",
     "models": "models",
     "packs": "packs",

@@ -1,10 +1,11 @@
-"""`packs promote`: the gate that a pack passes before it decides."""
+"""`packs promote` and `improve`: the gate that a pack passes before it decides, and the next pack."""
 
 from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,9 +16,10 @@ import msgspec
 from thor_policy.cli import completion, render
 from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config
+from thor_policy.core import Json
 
 if TYPE_CHECKING:
-    from thor_policy.promotion import Promotion
+    from thor_policy.promotion import Promotion, Terms
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -122,48 +124,89 @@ def promote(
     \b
     Exit status: 0 it decides from now on, or would; 1 it is refused, and why.
     """
-    done = through_the_gate(config, named, best=best, dry_run=dry_run, **gate)
-    show(done, as_json=as_json)
+    from thor_policy import promotion  # with all that the gate needs, half a second that other commands save
+
+    with _terms(gate) as (terms, rest):
+        done = promotion.promote(config, named, terms, best=best, dry_run=dry_run, **rest)
+    if as_json:
+        render.as_json(plain(done))
+    else:
+        show(done)
     ctx.exit(0 if done.chosen else 1)
 
 
-def through_the_gate(
-    config: Config, named: tuple[str, ...], *, dry_run: bool, best: bool = False, **told: Any
-) -> Promotion:
-    """What becomes of these packs, given the values of `gate_options`."""
-    from thor_policy import whatif  # with all that the gate needs, half a second that other commands save
-    from thor_policy.promotion import Terms, promote
+@click.command()
+@gate_options
+@click.argument(
+    "folder",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where packs are kept; the proposal goes to DIR/NAME-VERSION.",
+)
+@click.option("--promote", "in_force", is_flag=True, help="Record it, and activate it if it passes.")
+@as_json
+@click.pass_context
+def improve(
+    ctx: click.Context, /, config: Config, folder: Path, in_force: bool, as_json: bool, **gate: Any
+) -> None:
+    """Propose the next pack: reviewers' corrections as its examples, and through the gate.
+
+    It is the active pack with another version and other examples, written to a directory of its own, and
+    signed if --key is given. Needs 50 corrections. Run it as the daemon's user, who has to read it.
+
+    \b
+    Exit status: 0 it passes; 1 it is refused, and why;
+    2 there are too few corrections, or nothing to swap in.
+    """
+    from thor_policy import promotion  # with all that the gate needs, half a second that other commands save
+
+    with _terms(gate) as (terms, rest):
+        done = promotion.improve(config, folder, terms, in_force=in_force, **rest)
+    if as_json:
+        told = msgspec.to_builtins(done)
+        render.as_json(told | {"promotion": plain(done.promotion)})
+    else:
+        render.pairs(
+            {
+                "proposed": f"{done.pack.name} {done.pack.version} in {done.path}",
+                "corrections": done.corrections,
+                "new examples": ", ".join(done.corrected),
+                "examples that stay": ", ".join(done.kept) or "none",
+            }
+        )
+        render.line("")
+        show(done.promotion)
+    ctx.exit(0 if done.promotion.chosen else 1)
+
+
+@contextmanager
+def _terms(gate: Mapping[str, Any]) -> Iterator[tuple[Terms, dict[str, Any]]]:
+    """The values of `gate_options` as the gate takes them, at the lowest priority for the block."""
+    from thor_policy import whatif
+    from thor_policy.promotion import Terms
 
     now = time.time()
     terms = Terms(
-        since=whatif.moment(told["since"], "since", now) or "",
-        past=told["past"],
-        reviewed=told["reviewed"],
-        variants=told["variants"],
-        seed=told["seed"],
-        accepted=told["accepted"],
+        since=whatif.moment(gate["since"], "since", now) or "",
+        past=gate["past"],
+        reviewed=gate["reviewed"],
+        variants=gate["variants"],
+        seed=gate["seed"],
+        accepted=gate["accepted"],
     )
+    announce = partial(render.line, stderr=True)
     with whatif.on_idle_time():
-        return promote(
-            config,
-            named,
-            terms,
-            now=now,
-            suites=told["suites"],
-            best=best,
-            key=told["key_file"],
-            dry_run=dry_run,
-            announce=partial(render.line, stderr=True),
-        )
+        yield terms, {"now": now, "suites": gate["suites"], "key": gate["key_file"], "announce": announce}
 
 
-def show(done: Promotion, *, as_json: bool) -> None:
+def plain(done: Promotion) -> dict[str, Json]:
+    """What came of it as JSON values, with the verdicts."""
+    told: dict[str, Json] = msgspec.to_builtins(done)
+    return told | {"reports": [report.plain() for report in done.reports]}
+
+
+def show(done: Promotion) -> None:
     """Every check of every pack, every reason against one, and what came of it."""
-    if as_json:
-        told = msgspec.to_builtins(done)
-        told["reports"] = [report.plain() for report in done.reports]
-        render.as_json(told)
-        return
     for report in done.reports:
         info, against = report.pack, report.against
         render.line(f"{info.name} {info.version} ({info.sha256[:12]}) in the place of {against.version}")

@@ -9,6 +9,18 @@ which also owns the engine.
 
 from thor_policy.promotion.gate import Gate
 from thor_policy.promotion.promoting import choose, promote
+from thor_policy.promotion.proposing import Improvement, improve
 from thor_policy.promotion.report import Check, Merit, Promotion, Report, Terms
 
-__all__ = ["Check", "Gate", "Merit", "Promotion", "Report", "Terms", "choose", "promote"]
+__all__ = [
+    "Check",
+    "Gate",
+    "Improvement",
+    "Merit",
+    "Promotion",
+    "Report",
+    "Terms",
+    "choose",
+    "improve",
+    "promote",
+]

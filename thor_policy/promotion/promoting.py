@@ -58,7 +58,7 @@ def promote(
             f"{len(terms.accepted)} decisions are accepted as loosened; the limit is {MOST_ACCEPTED}"
         )
     signer = signing.Key.open(key) if key is not None else None
-    active, status = _active(config)
+    active, status = active_pack(config)
     candidates = [packs.load(packs.find(name, data_path("prompts"))) for name in named]
     own = [one for one in trial.find(suites) if one.pack == active.info.name]
     no_embedder = embedding.missing(config.models_dir)
@@ -151,7 +151,7 @@ def _only(report: Report) -> tuple[Report | None, str]:
     return None, f"{report.pack.version} is refused by: {failed}"
 
 
-def _active(config: Config) -> tuple[Pack, dict[str, Json] | None]:
+def active_pack(config: Config) -> tuple[Pack, dict[str, Json] | None]:
     """The pack that decides, and the daemon's status; without a daemon, the pack of the settings."""
     if config.endpoint.startswith("tcp:"):
         raise ConfigError(
