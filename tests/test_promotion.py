@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 import small_packs
+from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +26,7 @@ from thor_policy import config as config_module
 from thor_policy import packs, signing, trace
 from thor_policy.app import keep, serving, tend
 from thor_policy.catalog import ModelFile
+from thor_policy.cli.main import cli
 from thor_policy.cli.promotion import plain, show
 from thor_policy.client import Client
 from thor_policy.config import Config, data_path
@@ -570,13 +572,31 @@ def test_what_is_activated_is_what_was_checked(settings: Config, fixed: Path, pa
     """Whoever can write the directory may not slip another pack in behind the gate."""
 
     def slip_in(told: str) -> None:
-        if "variants" in told or "past decisions" in told:
+        if "past decisions" in told:
             (fixed / "rules.yaml").write_text(small_packs.RULES)
 
     with daemon(settings) as client:
         with pytest.raises(PackError, match="has changed since it was checked; promote it again"):
             send(settings, fixed, announce=slip_in)
-        assert client.status()["pack"]["version"] == "1"
+        assert [one["version"] for one in client.status()["packs"]] == ["1"]
+    assert promotions(settings) == []
+
+
+def test_a_pack_does_not_take_the_place_of_one_that_it_was_not_held_against(
+    settings: Config, fixed: Path, tmp_path: Path, past: dict[str, str]
+) -> None:
+    other = small_packs.write(tmp_path / "other", version="9", system="Weigh.", rules=STRICT)
+    with daemon(settings) as client:
+
+        def another(told: str) -> None:
+            if "past decisions" in told:
+                client.control(trace.Control(task="activate", pack=str(other)))
+
+        with pytest.raises(
+            PackError, match=r"small 9 on stub decides by now, which 2\.1 was not held against"
+        ):
+            send(settings, fixed, announce=another)
+        assert client.status()["pack"]["version"] == "9"
     assert promotions(settings) == []
 
 
@@ -882,6 +902,32 @@ def test_a_refusal_is_told_in_eighty_columns_and_with_every_reason(
     assert [one["name"] for one in checks if not one["passed"]] == ["held out", "counterfactual"]
 
 
+def test_what_was_promoted_and_refused_is_listed_with_what_its_signature_is_worth(
+    settings: Config, loose: Path, fixed: Path, past: dict[str, str], tmp_path: Path
+) -> None:
+    send(settings, loose, key=tmp_path / "desk.key")
+    send(settings, fixed, key=tmp_path / "desk.key")
+    KEY.put_public(tmp_path / "other.pub")
+
+    def listed(*arguments: str) -> Any:
+        state = ["--state-dir", str(settings.state_dir)]
+        return CliRunner().invoke(cli, ["packs", "promotions", *state, *arguments])
+
+    plainly = listed()
+    assert plainly.exit_code == 0, plainly.output
+    assert max(map(len, plainly.output.splitlines())) <= 80
+    assert [line.split()[2:5] for line in plainly.output.splitlines()[1:]] == [
+        ["small", "2.1", "passed"],
+        ["small", "2", "failed"],
+    ]
+    good = listed("--public-key", str(tmp_path / "desk.key.pub"), "--json")
+    assert good.exit_code == 0
+    assert [row["problem"] for row in msgspec.json.decode(good.output)] == [None, None]
+    bad = listed("--public-key", str(tmp_path / "other.pub"))
+    assert bad.exit_code == 1
+    assert "is not among the trusted ones" in " ".join(bad.output.split())
+
+
 @pytest.mark.model
 def test_with_the_real_model_the_command_refuses_and_then_promotes(
     short_dir: Path, tmp_path: Path, model_file: ModelFile
@@ -892,7 +938,9 @@ def test_with_the_real_model_the_command_refuses_and_then_promotes(
     loose = small_packs.write(tmp_path / "loose", version="2", rules=small_packs.RULES + final)
     fixed = small_packs.write(tmp_path / "fixed", version="3", rules=STRICT)
     suite = tmp_path / "small.yaml"
-    scenarios = [msgspec.to_builtins(scenario("S1", "banned", "deny"))]
+    scenarios: list[Any] = [msgspec.to_builtins(scenario("S1", "banned", "deny"))]
+    explained = {"expect": {"one_of": ["allow", "require_mfa", "deny"]}}  # whatever the model says, and why
+    scenarios.append(scenarios[0] | {"id": "S2", "request": question("wave")} | explained)
     suite.write_bytes(msgspec.json.encode({"name": "small", "pack": "small", "scenarios": scenarios}))
     file = tmp_path / "config.toml"
     file.write_text(
@@ -917,7 +965,11 @@ def test_with_the_real_model_the_command_refuses_and_then_promotes(
         assert client.status()["pack"]["version"] == "1"
         done = command("packs", "promote", str(fixed), "--json", "--key", str(tmp_path / "desk.key"))
         assert done.returncode == 0, done.stderr
-        assert msgspec.json.decode(done.stdout)["activated"] is True
+        told = msgspec.json.decode(done.stdout)
+        assert told["activated"] is True
+        found = {one["name"]: one["figure"] for one in told["reports"][0]["checks"]}
+        assert found["suites"] == "2 of 2 pass, 2 now"
+        assert found["counterfactual"] == "0 of 3 loosened, 0 tightened"
         assert client.status()["pack"]["version"] == "3"
         assert client.evaluate(question("risky"))["context"]["pack"]["version"] == "3"
     with Reader(served.journal_path) as reader, reader.snapshot() as connection:

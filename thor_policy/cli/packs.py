@@ -14,7 +14,7 @@ from thor_policy import catalog, signing, trace, wire
 from thor_policy import packs as room
 from thor_policy.cli import completion, render
 from thor_policy.cli.options import as_json, configured, there
-from thor_policy.cli.promotion import promote
+from thor_policy.cli.promotion import promote, promotions
 from thor_policy.client import Client
 from thor_policy.config import Config, data_path
 from thor_policy.core import Json
@@ -253,6 +253,7 @@ def reload(ctx: click.Context, config: Config, as_json: bool) -> None:
 
 
 packs.add_command(promote)
+packs.add_command(promotions)
 
 
 def _control(config: Config, control: trace.Control, as_json: bool) -> dict[str, Json]:

@@ -179,6 +179,52 @@ def improve(
     ctx.exit(0 if done.promotion.chosen else 1)
 
 
+@click.command()
+@configured("state_dir")
+@click.option(
+    "--public-key",
+    "public_keys",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Check signatures with this key (PEM); may be given again.",
+)
+@click.option("-n", "--limit", default=20, show_default=True, metavar="N", type=click.IntRange(1))
+@as_json
+@click.pass_context
+def promotions(
+    ctx: click.Context, config: Config, public_keys: tuple[Path, ...], limit: int, as_json: bool
+) -> None:
+    """Which packs were promoted or refused, newest first; exit status 1 if a signature counts for nothing."""
+    from thor_policy import app
+    from thor_policy.promotion import recorded
+
+    with app.open_reader(config) as reader:
+        rows = recorded(reader, public_keys, limit=limit)
+    if as_json:
+        render.as_json([row | {"report": msgspec.json.decode(row["report"])} for row in rows])
+    else:
+        render.table(
+            ("time", "pack", "version", "result", "asked by", "signed by"),
+            [
+                (
+                    row["timestamp"][:16].replace("T", " "),
+                    row["name"],
+                    row["version"],
+                    "passed" if row["passed"] else "failed",
+                    "-" if row["by_uid"] is None else f"uid {row['by_uid']}",
+                    row["key"],
+                )
+                for row in rows
+            ],
+            clipped=(1, 2),
+        )
+        for row in rows:
+            if row["problem"]:
+                _wrapped(f"{row['name']} {row['version']} of {row['timestamp']}: {row['problem']}")
+    ctx.exit(1 if any(row["problem"] for row in rows) else 0)
+
+
 @contextmanager
 def _terms(gate: Mapping[str, Any]) -> Iterator[tuple[Terms, dict[str, Any]]]:
     """The values of `gate_options` as the gate takes them, at the lowest priority for the block."""

@@ -223,6 +223,10 @@ class Reader:
         )
         return found[0] if found else None
 
+    def promotions(self, limit: int = 20) -> list[Record]:
+        """Packs that passed the gate of promotion or were refused there, newest first."""
+        return self._records("SELECT * FROM promotions ORDER BY seq DESC LIMIT ?", (limit,))
+
     def loaded_model(self, sha256: str, *, before_seq: int) -> Record | None:
         """What a model was when it was last loaded before an event; None if that was never recorded."""
         found = self._records(

@@ -8,7 +8,7 @@ which also owns the engine.
 """
 
 from thor_policy.promotion.gate import Gate
-from thor_policy.promotion.promoting import choose, promote
+from thor_policy.promotion.promoting import choose, promote, recorded
 from thor_policy.promotion.proposing import Improvement, improve
 from thor_policy.promotion.report import Check, Merit, Promotion, Report, Terms
 
@@ -23,4 +23,5 @@ __all__ = [
     "choose",
     "improve",
     "promote",
+    "recorded",
 ]

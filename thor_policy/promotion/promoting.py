@@ -19,6 +19,7 @@ from thor_policy.client import Client
 from thor_policy.config import Config, data_path
 from thor_policy.core import Adapter, Engine, Json, identity_of
 from thor_policy.errors import ConfigError, PackError, RequestError
+from thor_policy.journal.reader import Reader, Record
 from thor_policy.packs import Pack
 from thor_policy.promotion.gate import Gate
 from thor_policy.promotion.report import Promotion, Report, Terms
@@ -57,7 +58,7 @@ def promote(
         raise PackError(
             f"{len(terms.accepted)} decisions are accepted as loosened; the limit is {MOST_ACCEPTED}"
         )
-    signer = signing.Key.open(key) if key is not None else None
+    signer = signing.Key.open(key) if key is not None and not dry_run else None
     active, status = active_pack(config)
     candidates = [packs.load(packs.find(name, data_path("prompts"))) for name in named]
     own = [one for one in trial.find(suites) if one.pack == active.info.name]
@@ -96,7 +97,7 @@ def promote(
     if status is None:
         app.tend(config, event)
     else:
-        _put_in_force(config, pack, event)
+        _put_in_force(config, pack, event, chosen)
     return Promotion(
         reports=reports,
         chosen=pack.info,
@@ -176,13 +177,18 @@ def active_pack(config: Config) -> tuple[Pack, dict[str, Json] | None]:
 def _same_judge(status: dict[str, Json], engine: Engine, adapter: Adapter | None) -> None:
     """Raises ConfigError unless the daemon judges by the weights that are loaded here."""
     model = status["model"]
-    theirs = identity_of(model["sha256"], Adapter(**model["adapter"]) if model["adapter"] else None)
-    if theirs != identity_of(engine.model.sha256, adapter):
+    if _weights(status) != identity_of(engine.model.sha256, adapter):
         tuned = f" with the adapter {model['adapter']['name']}" if model["adapter"] else ""
         raise ConfigError(
             f"the daemon judges by {model['name']}{tuned}, and other weights are loaded here: give the same "
             "--model, --adapter and --adapter-scale"
         )
+
+
+def _weights(status: dict[str, Json]) -> str:
+    """Digest of the weights that a daemon judges by."""
+    model = status["model"]
+    return identity_of(model["sha256"], Adapter(**model["adapter"]) if model["adapter"] else None)
 
 
 def _event(report: Report, signer: signing.Key | None) -> Recorded:
@@ -202,34 +208,63 @@ def _event(report: Report, signer: signing.Key | None) -> Recorded:
     )
 
 
-def _put_in_force(config: Config, pack: Pack, event: Upkeep) -> None:
-    """Load, record, activate. Raises RequestError, Unreachable; PackError if the files changed meanwhile."""
+def _put_in_force(config: Config, pack: Pack, event: Upkeep, checked: Report) -> None:
+    """Load, record, activate. Raises RequestError, Unreachable; PackError if anything changed meanwhile."""
     with Client(config.endpoint, key=config.key_file) as client:
+        before = client.status()
+        if (before["pack"]["sha256"], _weights(before)) != (checked.against.sha256, checked.model_sha256):
+            now, model = before["pack"], before["model"]
+            raise PackError(
+                f"{now['name']} {now['version']} on {model['name']} decides by now, which {pack.info.version} "
+                "was not held against; promote it again"
+            )
         load = Control(task="load", pack=str(pack.path))
         try:
             done = client.control(load)
         except RequestError as error:
-            former = _oldest_candidate(client, pack)
+            former = _oldest_candidate(before, pack)
             if error.code != "conflict" or former is None:
                 raise
             client.control(Control(task="unload", pack=former))
             done = client.control(load)
-        if pack.info.sha256 not in [one["sha256"] for one in done["packs"]]:
+        there = [one["sha256"] for one in done["packs"]]
+        if pack.info.sha256 not in there:
+            for slipped_in in set(there) - {one["sha256"] for one in before["packs"]}:
+                client.control(Control(task="unload", pack=slipped_in))
             raise PackError(f"{pack.path} has changed since it was checked; promote it again")
         client.upkeep(event)
         client.control(Control(task="activate", pack=pack.info.sha256))
 
 
-def _oldest_candidate(client: Client, pack: Pack) -> str | None:
+def _oldest_candidate(status: dict[str, Json], pack: Pack) -> str | None:
     """The digest of the resident pack of this name that was longest out of force; None if there is none."""
     return next(
         (
             str(one["sha256"])
-            for one in client.status()["packs"]
+            for one in status["packs"]
             if one["role"] == "candidate" and one["name"] == pack.info.name
         ),
         None,
     )
+
+
+def recorded(reader: Reader, trusted: Sequence[Path] = (), *, limit: int) -> list[Record]:
+    """The newest promotions and refusals, newest first, each with the `problem` of its signature.
+
+    That is None where it is good, or nothing is `trusted` to check it with. Raises PackError if a key cannot
+    be used, JournalError.
+    """
+    try:
+        keys = signing.public_keys(trusted)
+    except ValueError as error:
+        raise PackError(str(error)) from error
+
+    def problem(row: Record) -> str | None:
+        if row["signature"] is None or not trusted:
+            return None
+        return signing.promotion_problem(row["report"], row["sha256"], row["key"], row["signature"], keys)
+
+    return [row | {"problem": problem(row)} for row in reader.promotions(limit)]
 
 
 def _advice(config: Config, pack: Pack) -> str | None:
