@@ -17,7 +17,7 @@ import pytest
 import small_packs
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric import ed25519
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from journals import NOON, by_model, record, sent
 from msgspec import structs
@@ -220,6 +220,20 @@ def test_what_a_correction_asked_for_may_be_loosened_and_no_more(
     assert found.figure == "1 of 6 loosened, 0 tightened, 1 as reviewed"
     review(settings, past["risky bo"], None)
     assert check(judged(settings, loose), "counterfactual").reasons == found.reasons
+
+
+def test_a_correction_excuses_no_outcome_looser_than_its_own(
+    settings: Config, tmp_path: Path, past: dict[str, str]
+) -> None:
+    """Denied then, and a second factor would have been right: that is no reason to allow it."""
+    review(settings, past["banned kim"], "require_mfa")
+    unbound = small_packs.write(tmp_path / "unbound", version="2", rules=RISKY)
+    found = check(judged(settings, unbound), "counterfactual")
+    assert found.reasons == (f"{past['banned kim']} is loosened: deny was served, allow would be",)
+    asked = RISKY + small_packs.RULES.replace("outcome: deny", "outcome: require_mfa")
+    small_packs.write(unbound, version="2", rules=asked)
+    found = check(judged(settings, unbound), "counterfactual")
+    assert (found.reasons, found.figure) == ((), "0 of 6 loosened, 0 tightened, 1 as reviewed")
 
 
 def test_what_somebody_accepts_by_its_id_may_be_loosened(
@@ -431,6 +445,7 @@ reasons = st.lists(st.text(max_size=2_000), max_size=60).map(tuple)
 @given(
     st.tuples(*[reasons] * 8), st.lists(st.text("0123456789abcdef-", min_size=36, max_size=36), max_size=100)
 )
+@example(tuple(("\x01" * 400,) * 60 for _ in range(8)), ["a" * 36] * 100)
 def test_a_report_fits_on_the_chain_whatever_it_says_and_keeps_its_verdicts(
     told: tuple[tuple[str, ...], ...], accepted: list[str]
 ) -> None:
@@ -559,10 +574,12 @@ def test_without_a_daemon_it_is_recorded_and_the_settings_are_named(
 
 
 def test_a_dry_run_writes_and_activates_nothing(
-    settings: Config, fixed: Path, loose: Path, past: dict[str, str]
+    settings: Config, fixed: Path, loose: Path, tmp_path: Path, past: dict[str, str]
 ) -> None:
     with daemon(settings) as client:
-        assert send(settings, fixed, dry_run=True).chosen == packs.load(fixed).info
+        dry = send(settings, fixed, dry_run=True, key=tmp_path / "desk.key")
+        assert dry.chosen == packs.load(fixed).info
+        assert not (tmp_path / "desk.key").exists()
         assert send(settings, loose, dry_run=True).chosen is None
         assert [one["version"] for one in client.status()["packs"]] == ["1"]
     assert promotions(settings) == []
@@ -724,20 +741,21 @@ def test_of_several_candidates_the_best_takes_over_and_those_refused_are_recorde
 ENOUGH = 50
 
 
-def correct(settings: Config, count: int, **changes: Any) -> None:
+def correct(settings: Config, count: int, *, masked: tuple[str, ...] = ()) -> None:
     """So many decisions that were corrected, with their explanations, in a journal of their own."""
     info = packs.load(Path(settings.pack)).info
     told: list[Any] = []
     for number in range(count):
+        asked = question("look", f"u{number}")
+        asked["subject"]["properties"] = {"secret": "s"} if masked else {}
         decision = by_model(
-            evaluation=msgspec.convert(question("look", f"u{number}"), packs.Evaluation),
+            evaluation=msgspec.convert(asked, packs.Evaluation),
             pack=info,
             outcome="allow",
             allow=True,
             label="allow",
             at=NOON + number,
             floor=Floor(outcome="allow", final=False, risk="low"),
-            **changes,
         )
         explanation = Explanation(
             classification="routine", clauses=("R1",), reasoning="Fine.", text=" allow\nclass: routine"
@@ -750,7 +768,7 @@ def correct(settings: Config, count: int, **changes: Any) -> None:
             reasoning=f"By R2, as u{number} is new.",
         )
         told += [
-            decision,
+            events.decided(decision, masked=masked),
             events.explained(decision.id, explanation, decision.at + 1),
             sent(verdict, at=decision.at + 2),
         ]
@@ -841,6 +859,12 @@ def test_an_example_that_asks_what_a_scenario_asks_is_not_proposed(settings: Con
     suite.write_bytes(msgspec.json.encode({"name": "small", "pack": "small", "scenarios": [asked]}))
     with pytest.raises(ExportError, match="no example that it does not show yet"):  # all look alike to it
         proposed(settings, tmp_path / "packs", suites=[str(suite)])
+
+
+def test_what_was_not_recorded_whole_is_no_example(settings: Config, tmp_path: Path) -> None:
+    correct(settings, ENOUGH, masked=("/subject/properties/secret",))
+    with pytest.raises(ExportError, match="the 50 corrections give small no example"):
+        proposed(settings, tmp_path / "packs")
 
 
 def test_a_proposal_is_signed_by_the_key_that_is_given(settings: Config, tmp_path: Path) -> None:

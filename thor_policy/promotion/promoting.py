@@ -201,10 +201,8 @@ def _event(report: Report, signer: signing.Key | None) -> Recorded:
         model_sha256=report.model_sha256,
         passed=report.passed,
         report=text,
-        key=signer.key if signer and report.passed else None,
-        signature=signing.sign_promotion(text, report.pack.sha256, signer)
-        if signer and report.passed
-        else None,
+        key=signer.key if signer else None,
+        signature=signing.sign_promotion(text, report.pack.sha256, signer) if signer else None,
     )
 
 
@@ -215,8 +213,8 @@ def _put_in_force(config: Config, pack: Pack, event: Upkeep, checked: Report) ->
         if (before["pack"]["sha256"], _weights(before)) != (checked.against.sha256, checked.model_sha256):
             now, model = before["pack"], before["model"]
             raise PackError(
-                f"{now['name']} {now['version']} on {model['name']} decides by now, which {pack.info.version} "
-                "was not held against; promote it again"
+                f"{now['name']} {now['version']} on {model['name']} decides by now, which "
+                f"{pack.info.version} was not held against; promote it again"
             )
         load = Control(task="load", pack=str(pack.path))
         try:
