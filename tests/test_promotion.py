@@ -952,6 +952,17 @@ def test_what_was_promoted_and_refused_is_listed_with_what_its_signature_is_wort
     assert "is not among the trusted ones" in " ".join(bad.output.split())
 
 
+def test_improve_says_how_many_corrections_are_missing(settings: Config, tmp_path: Path) -> None:
+    correct(settings, 1)
+    told = ["--state-dir", str(settings.state_dir), "--pack", settings.pack, "--endpoint", settings.endpoint]
+    ended = CliRunner().invoke(cli, ["improve", str(tmp_path / "packs"), *told])
+    assert ended.exit_code == 2
+    assert (
+        "there are 1 corrections that small can use; the next pack needs 50, so 49 are missing"
+        in ended.output
+    )
+
+
 @pytest.mark.model
 def test_with_the_real_model_the_command_refuses_and_then_promotes(
     short_dir: Path, tmp_path: Path, model_file: ModelFile

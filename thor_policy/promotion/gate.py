@@ -77,9 +77,9 @@ class _Bench:
     def ask(self, fields: dict[str, Json]) -> dict[str, Json]:
         """The reply to a question as a client puts it, explained in it if it asks for that.
 
-        Raises RequestError.
+        It states no time: at the lowest priority, beside a daemon, that would say nothing of the pack. Raises
+        RequestError.
         """
-        started_ns = time.monotonic_ns()
         frame = wire.encode_request("", "evaluate", fields)
         message = wire.decode(frame, max_bytes=self._max_request_bytes, max_deadline_ms=1)
         assert isinstance(message, wire.Evaluate)  # noqa: S101  what this room asks is one question
@@ -90,7 +90,7 @@ class _Bench:
                 evaluation=message.evaluation,
                 caller=Caller(transport="inproc"),
                 received_at=self._now,
-                received_ns=started_ns,
+                received_ns=time.monotonic_ns(),
                 deadline_ns=_NEVER_NS,
                 explain=message.explain,
                 annotations=message.annotations,
@@ -101,17 +101,16 @@ class _Bench:
             for ended in self._policy.step():
                 if isinstance(ended, Explained):
                     decision = structs.replace(decision, explanation=ended.explanation)
-        total_ms = (time.monotonic_ns() - started_ns) / 1e6
-        told = wire.decision_item(decision, explained=True, commit_ms=0.0, total_ms=total_ms)
+        told = wire.decision_item(decision, explained=True, commit_ms=0.0, total_ms=0.0)
         return wire.decode_reply(wire.reply("", **told))
 
-    def run(self, suites: Sequence[Suite], judge: Judge) -> Run:
+    def run(self, suites: Sequence[Suite], judge: Judge, embedder: Embedder | None) -> Run:
         """Every scenario once. Raises SuiteError if one expects what the pack does not have."""
         labels, name = self.pack.labels, self.pack.info.name
         found = [
             item(result, suite=one.name, pack=name, labels=labels)
             for one in suites
-            for result in run_suite(one, self.ask, labels=labels, quick=False)
+            for result in run_suite(one, self.ask, labels=labels, quick=False, embedder=embedder)
         ]
         return Run(
             at=events.timestamp(self._now),
@@ -271,7 +270,7 @@ class Gate:
             model=self._model.name,
             model_sha256=self._model.identity,
         )
-        return bench.run(self._suites, judge)
+        return bench.run(self._suites, judge, self._embedder)
 
     def _held_out(self, bench: _Bench, terms: Terms) -> tuple[Check, tuple[Rate, Rate]]:
         """Reviewed decisions that no example shows, and whether both packs agree with the reviewers."""
