@@ -20,7 +20,7 @@ import yaml
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
-from journals import NOON, erasing, record, rows, sent
+from journals import NOON, erasing, record, rows, sent, writing
 from msgspec.structs import replace
 from small_packs import write
 
@@ -728,6 +728,17 @@ class TestTheCommand:
         assert invoke("--resume").exit_code == 0
         kept = "SELECT count(*), count(DISTINCT decision_id), count(DISTINCT run) FROM counterfactuals"
         assert rows(config.journal_path, kept) == [(3, 3, 1)]
+        assert verify(config.journal_path).ok
+
+    def test_of_a_journal_of_an_earlier_version_brings_it_up_to_date(
+        self, config: Config, invoke: Callable[..., Result], shipped_pack: packs.Pack
+    ) -> None:
+        record(config.journal_path, *taken(shipped_pack, request("read", **TRUSTED)))
+        with writing(config.journal_path) as db:
+            db.execute("DROP TABLE counterfactuals")
+            db.execute("DELETE FROM _sqlite_migrations WHERE name = '0009_counterfactuals'")
+        assert invoke("--since", "2026-01-01").exit_code == 0
+        assert rows(config.journal_path, "SELECT direction FROM counterfactuals") == [("same",)]
         assert verify(config.journal_path).ok
 
     def test_with_nothing_to_compare_shows_nothing(
