@@ -267,6 +267,17 @@ def erasing(path: Path, *seqs: int, keep: str | None = None) -> Event:
 
 
 CALIBRATION = Calibration(temperature=2.0, pack_sha256="a" * 64, model_sha256="b" * 64, judged=60)
+PROMOTION = trace.Promotion(
+    name="team",
+    version="2",
+    sha256="d" * 64,
+    against=PACK.sha256,
+    model_sha256="b" * 64,
+    passed=True,
+    report='{"checks":[{"name":"lint","passed":true}]}',
+    key="ab" * 8,
+    signature="cd" * 64,
+)
 
 
 def one_of_each() -> list[Event]:
@@ -331,6 +342,38 @@ def one_of_each() -> list[Event]:
     ]
 
 
+def redecided(*decisions: Decision, **changes: Any) -> trace.Counterfactuals:
+    """What these decisions would have been in a run: the opposite, by another pack on a tuned model."""
+    fields: dict[str, Any] = {
+        "run": "run-1",
+        "pack": trace.JudgePack(name="core", version="2", sha256="d" * 64),
+        "model": trace.JudgeModel(
+            name=MODEL.name,
+            sha256=MODEL.sha256,
+            quantisation=MODEL.quantisation,
+            adapter=trace.JudgeAdapter(name="tuned", sha256="c" * 64, scale=0.5),
+        ),
+        "temperature": 1.5,
+        "results": tuple(
+            trace.Redecided(
+                decision_id=one.id,
+                served=one.outcome,
+                outcome="deny" if one.allow else "allow",
+                direction="tightened" if one.allow else "loosened",
+                tier="model",
+                floor="allow",
+                label="allow",
+                confidence=0.75,
+                clauses=("R1",),
+                score_ms=12.5,
+                took_ms=13.25,
+            )
+            for one in decisions
+        ),
+    }
+    return trace.Counterfactuals(**fields | changes)
+
+
 def what_judges() -> list[Event]:
     """Events of packs and adapters that come and go, and of a pack in the shadow of another."""
     tuned = replace(MODEL, adapter=Adapter(name="tuned", sha256="c" * 64, scale=0.5))
@@ -341,6 +384,7 @@ def what_judges() -> list[Event]:
         events.decided(served),
         events.shadowed(served, other, NOON + 1),
         events.shadowed(served, fallback(), NOON + 1),
+        *events.redecided(redecided(served), NOON + 2),
         events.pack_shadowed(None, NOON),
         events.pack_unloaded(PACK, NOON),
         events.adapter_activated(tuned.adapter, MODEL.sha256, NOON),

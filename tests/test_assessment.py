@@ -17,9 +17,10 @@ from msgspec.structs import replace
 from thor_policy import suite
 from thor_policy.assessment import baselines
 from thor_policy.assessment.comparing import Comparison, compare
-from thor_policy.assessment.figures import figures, flips, pass_k, rate
+from thor_policy.assessment.figures import figures, flips, pass_k
 from thor_policy.assessment.runs import Item, Run, Tokens, how_wrong, item, load, plain, worst
 from thor_policy.errors import SuiteError
+from thor_policy.intervals import rate
 from thor_policy.suite import Expectation, Scenario
 
 # ---------------------------------------------------------------- the form of a run

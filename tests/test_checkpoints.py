@@ -19,10 +19,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, x25519
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thor_policy import signing
 from thor_policy.errors import JournalError
 from thor_policy.journal import checkpoints
 from thor_policy.journal.checkpoints import (
-    MAX_BYTES,
     Checkpoint,
     Found,
     Signer,
@@ -32,6 +32,7 @@ from thor_policy.journal.checkpoints import (
     key_path,
     trusted_keys,
 )
+from thor_policy.signing import MAX_BYTES
 
 #: How long a test waits for what must come; far more than it takes.
 WAIT_S = 60.0
@@ -287,7 +288,7 @@ def test_a_key_for_its_owner_alone_is_taken(key: Path, mode: int) -> None:
 def test_a_key_is_ours_or_roots_and_closed_to_others(
     owner: int, mode: int, me: int, problem: str | None
 ) -> None:
-    assert checkpoints._exposed(owner, stat.S_IFREG | mode, me) == problem
+    assert signing.exposed(owner, stat.S_IFREG | mode, me) == problem
 
 
 @pytest.mark.parametrize(
@@ -636,7 +637,7 @@ def test_no_content_breaks_the_reading(content: bytes) -> None:
     with pytest.raises(ValueError, match="is no checkpoint: "):
         checkpoints._decode(content)
     with pytest.raises(ValueError, match="is no Ed25519 public key in PEM"):
-        checkpoints._public_key(content)
+        signing.public_key(content)
 
 
 @pytest.mark.parametrize(

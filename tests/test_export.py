@@ -361,9 +361,7 @@ class TestRefused:
     ) -> None:
         unusable = decided(pack, 99)
         record(journal, *corrected(pack, 49), unusable, review(unusable, "unheard_of"))
-        with pytest.raises(
-            ExportError, match=r"there are 49 .* 50 are needed, so 1 are missing.*no such outcome"
-        ):
+        with pytest.raises(ExportError, match=r"there are 49 .* needs 50, so 1 are missing.*no such outcome"):
             written(journal, pack, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 

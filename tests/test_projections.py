@@ -19,6 +19,7 @@ from journals import (
     MODEL,
     NOON,
     PACK,
+    PROMOTION,
     Fates,
     about,
     by_model,
@@ -29,6 +30,7 @@ from journals import (
     note,
     one_of_each,
     record,
+    redecided,
     row,
     rows,
     sent,
@@ -60,6 +62,7 @@ from thor_policy.core import (
 from thor_policy.journal import events, projections, schema
 from thor_policy.journal.events import Event
 from thor_policy.journal.projections import AT, DECISION_COLUMNS, GROUP_OF, GROUPS, TABLES
+from thor_policy.journal.reader import Reader
 from thor_policy.journal.verify import verify
 from thor_policy.journal.writer import Journal
 
@@ -618,6 +621,28 @@ def test_a_shadow_of_a_decision_that_is_not_there_is_refused(path: Path) -> None
     assert rows(path, "SELECT * FROM shadows") == []
 
 
+def test_what_a_decision_would_have_been_is_a_row_and_no_decision(path: Path) -> None:
+    one, other = by_model(), by_rule(outcome="allow", allow=True)
+    record(path, one, other, *events.redecided(redecided(one, other), NOON))
+    tuned = replace(MODEL, adapter=Adapter(name="tuned", sha256="c" * 64, scale=0.5))
+    model = ("phi-4-mini+tuned", f"Q4_K_M+{tuned.identity[:12]}", tuned.identity)
+    judge = ("core@2+dddddddddddd", "d" * 64, *model)
+    said = ("model", None, "allow", "allow", 0.75, '["R1"]', 1.5, 12.5, 13.25)
+    assert rows(path, "SELECT * FROM counterfactuals") == [
+        (3, TIME, "run-1", one.id, "deny", "allow", "loosened", *judge, *said),
+        (4, TIME, "run-1", other.id, "allow", "deny", "tightened", *judge, *said),
+    ]
+    assert rows(path, "SELECT count(*) FROM decisions") == [(2,)]
+    with Reader(path) as reader:
+        (shown,) = reader.trace(one.id)["counterfactuals"]
+        assert (shown["decision"], shown["clauses"]) == ("allow", ["R1"])
+        assert reader.newest_run("d" * 64, tuned.identity, 1.5) == "run-1"
+        assert reader.newest_run("d" * 64, tuned.identity, 1.0) is None
+        assert reader.newest_run("d" * 64, MODEL.identity, 1.5) is None
+        assert [row["decision_id"] for row in reader.counterfactuals("run-1")] == [one.id, other.id]
+    assert verify(path).ok
+
+
 def test_a_model_with_an_adapter_is_another_one_in_every_row(path: Path) -> None:
     half, whole = (
         replace(MODEL, adapter=Adapter(name="tuned", sha256="c" * 64, scale=scale)) for scale in (0.5, 1.0)
@@ -941,11 +966,27 @@ def test_one_event_of_each_kind_follows_from_the_stored_bytes(path: Path) -> Non
     told = one_of_each()
     given = trace.Assignment(decision_id=told[2].subject_id, reviewer="kim", type="assign", given_by="bo")
     drifted = events.drift(golden="X1", before="a", now="b", shift=0.5, pack=PACK, model=MODEL, at=NOON)
-    record(path, *told, sent(given), *what_judges(), drifted, checkpoints=signing(path))
+    promoted = events.promoted(PROMOTION, NOON, by_uid=1000, by_key=None)
+    record(path, *told, sent(given), *what_judges(), drifted, promoted, checkpoints=signing(path))
     assert rows(path, "SELECT temperature, judged FROM calibrations") == [(2.0, 60)]
     for table, expected in computed(path).items():
         assert {stored[0]: stored for stored in rows(path, f"SELECT * FROM {table}")} == expected
         assert expected or table == "archives", f"nothing of the table {table} was tried"
+
+
+def test_a_promotion_says_who_let_which_pack_in_and_by_what_report(path: Path) -> None:
+    refused = replace(PROMOTION, passed=False, key=None, signature=None)
+    told = [
+        events.promoted(PROMOTION, NOON, by_uid=1000, by_key="desk"),
+        events.promoted(refused, NOON, by_uid=None, by_key=None),
+    ]
+    record(path, *told)
+    assert rows(path, "SELECT name, version, sha256, against, passed, by_uid, key FROM promotions") == [
+        ("team", "2", "d" * 64, PACK.sha256, 1, 1000, "ab" * 8),
+        ("team", "2", "d" * 64, PACK.sha256, 0, None, None),
+    ]
+    assert rows(path, "SELECT report ->> '$.checks[0].name' FROM promotions") == [("lint",), ("lint",)]
+    assert verify(path).ok
 
 
 def test_an_event_of_a_kind_that_no_table_shows_is_on_the_chain_alone(path: Path) -> None:

@@ -145,6 +145,7 @@ def test_a_trace_is_a_decision_with_all_that_hangs_on_it(library: Path, reader: 
         "reviews": [],
         "outcomes": ["o1", "o2"],
         "shadows": [],
+        "counterfactuals": [],
     }
     assert found["consultations"][0]["answer"] == {"tier": "gold"}
     event = found["event"]

@@ -39,6 +39,8 @@ class Tree:
         program.write_text("#!/bin/sh\n")
         program.chmod(0o755)
         self.unit = self.root / "etc/systemd/system/thor-policy.service"
+        self.improve = self.unit.with_name("thor-policy-improve.service")
+        self.timer = self.unit.with_name("thor-policy-improve.timer")
         self.settings = self.root / "etc/thor-policy/config.toml"
         self.state = self.root / "var/lib/thor-policy"
 
@@ -159,6 +161,42 @@ class TestUnit:
         assert service["WatchdogSec"] == ["2min"]
 
 
+@needs_systemd
+class TestImprove:
+    """The unit that proposes the next pack, and its timer."""
+
+    def test_is_verified_without_a_word_and_exposed_to_as_little(self, installed: Tree) -> None:
+        assert verified(installed.improve) == (0, "")
+        assert verified(installed.timer) == (0, "")
+        status, told = exposure(installed.improve)
+        assert status == 0, told
+
+    def test_may_do_what_the_daemon_may_and_lower_its_priority(self, installed: Tree) -> None:
+        """systemd says less of a unit than two units beside each other do."""
+        own = {"Type", "ExecStart", "SuccessExitStatus", "TimeoutStartSec", "Nice", "IOSchedulingClass"}
+        ours, theirs = section(installed.improve, "Service"), section(installed.unit, "Service")
+        more = {name: values for name, values in ours.items() if name not in own}
+        assert more.pop("SystemCallFilter") == [*theirs["SystemCallFilter"], "setpriority"]
+        assert {name: theirs.get(name) for name in more} == more
+        missing = set(theirs) - set(ours) - {"ExecReload", "TimeoutStopSec", "WatchdogSec", "NotifyAccess"}
+        assert missing == {
+            *("Restart", "RestartSec", "RestartPreventExitStatus", "LoadCredential"),
+            *("RuntimeDirectory", "RuntimeDirectoryMode"),
+        }
+
+    def test_starts_what_there_is_where_the_daemon_keeps_its_state(self, installed: Tree) -> None:
+        (command,) = section(installed.improve, "Service")["ExecStart"]
+        program, name, folder, *_ = command.split()
+        assert os.access(program, os.X_OK)
+        assert cli.get_command(cli.make_context("thorpolicy", [name]), name) is not None
+        assert Path(folder).parent == config.load(installed.settings, environ={}).state_dir
+        assert "--promote" not in command
+
+    def test_is_begun_by_a_timer_that_nobody_has_enabled(self, installed: Tree) -> None:
+        assert section(installed.timer, "Install")["WantedBy"] == ["timers.target"]
+        assert list(installed.root.rglob("*.wants")) == []
+
+
 #: Serves one question on llama.cpp where memory may not be both writable and executable.
 STRICT = """
 import ctypes, json, mmap, sys
@@ -202,6 +240,8 @@ class TestInstall:
         modes = {path: stat.S_IMODE((installed.root / path).stat().st_mode) for path in installed.files()}
         assert modes == {
             "etc/systemd/system/thor-policy.service": 0o644,
+            "etc/systemd/system/thor-policy-improve.service": 0o644,
+            "etc/systemd/system/thor-policy-improve.timer": 0o644,
             "etc/sysusers.d/thor-policy.conf": 0o644,
             "etc/tmpfiles.d/thor-policy.conf": 0o644,
             "etc/thor-policy/config.toml": 0o644,

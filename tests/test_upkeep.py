@@ -1151,6 +1151,54 @@ def test_a_rebuild_brings_archived_events_back(path: Path, journal: Journal) -> 
     assert sound(other).head == sound(path).head
 
 
+def test_a_rebuild_brings_back_what_decisions_would_have_been(path: Path, journal: Journal) -> None:
+    ids = [decide(journal) for _ in range(2)]
+    done = tend(journal, would_have_been(*ids, "nobody's"))
+    assert done == {"recorded": 2, "unknown": ["nobody's"]}
+    assert journal.batches == 2 + 1  # all of them in one transaction
+    before = tables(path)
+    assert before.count("'run-1'") == 2
+    other = path.parent / "copies" / "journal.db"
+    rebuild(path, other)
+    assert tables(other) == before
+    assert sound(other).head == sound(path).head
+    rebuild_in_place(journal)
+    assert tables(path) == before
+    assert tend(journal, would_have_been()) == {"recorded": 0, "unknown": []}
+    assert journal.seq == 4
+    archive_before(journal, ALWAYS)
+    assert tables(path).count("'run-1'") == 2
+    sound(path)
+
+
+def test_what_decisions_would_have_been_is_not_kept_by_a_journal_that_fails(journal: Journal) -> None:
+    told = would_have_been(decide(journal))
+    journal.run(lambda connection: connection.execute("DROP TABLE counterfactuals")).result()
+    with pytest.raises(JournalError, match="could not record it: the journal failed"):
+        tend(journal, told)
+
+
+def would_have_been(*decision_ids: str) -> trace.Upkeep:
+    results = tuple(
+        trace.Redecided(
+            decision_id=decision_id,
+            served="deny",
+            outcome="allow",
+            direction="loosened",
+            tier="rule",
+            floor="allow",
+        )
+        for decision_id in decision_ids
+    )
+    told = trace.Counterfactuals(
+        run="run-1",
+        pack=trace.JudgePack(name="core", version="2", sha256="d" * 64),
+        model=trace.JudgeModel(name="phi", sha256="f" * 64, quantisation=""),
+        results=results,
+    )
+    return trace.Upkeep(task="counterfactual", counterfactuals=told)
+
+
 def test_a_rebuild_brings_nothing_back_that_was_erased(path: Path, journal: Journal) -> None:
     busy(journal)
     archive_before(journal, "2026-07-01T13:30:00Z")

@@ -31,6 +31,17 @@ from thor_policy.core import (
 )
 from thor_policy.errors import ERROR_CODES, RequestError
 
+PROMOTION = trace.Promotion(
+    name="team",
+    version="2",
+    sha256="a" * 64,
+    against="b" * 64,
+    model_sha256="c" * 64,
+    passed=True,
+    report="{}",
+    key="ab" * 8,
+    signature="cd" * 64,
+)
 MAX_BYTES = 65_536
 MAX_DEADLINE_MS = 120_000
 
@@ -833,6 +844,38 @@ def test_the_protocol_document_lists_every_op_and_member_of_a_record() -> None:
 # ---------------------------------------------------------------- work on the journal
 
 
+COUNTERFACTUALS = trace.Counterfactuals(
+    run="r1",
+    pack=trace.JudgePack(name="core", version="2", sha256="a" * 64),
+    model=trace.JudgeModel(
+        name="phi",
+        sha256="b" * 64,
+        quantisation="Q4_K_M",
+        adapter=trace.JudgeAdapter(name="tuned", sha256="c" * 64, scale=0.5),
+    ),
+    temperature=1.5,
+    results=tuple(
+        trace.Redecided(
+            decision_id=f"d{number}",
+            served="deny",
+            outcome="allow",
+            direction="loosened",
+            tier="model",
+            floor="allow",
+            label="allow",
+            confidence=0.75,
+            clauses=tuple(f"R{clause}" for clause in range(trace.MAX_CLAUSES)),
+            reason_code="low_confidence",
+            score_ms=12.5,
+            took_ms=13.25,
+        )
+        for number in range(trace.MAX_REDECIDED)
+    ),
+)
+PLAIN = msgspec.to_builtins(COUNTERFACTUALS)
+REDECIDED = PLAIN["results"][0] | {"clauses": []}
+
+
 def upkeep_frame(**record: Any) -> bytes:
     return record_frame("upkeep", record)
 
@@ -843,6 +886,8 @@ def upkeep_frame(**record: Any) -> bytes:
         trace.Upkeep(task="erase", actor="user:alice"),
         trace.Upkeep(task="archive", before="2026-05-13T10:00:00+02:00"),
         trace.Upkeep(task="checkpoint"),
+        trace.Upkeep(task="counterfactual", counterfactuals=COUNTERFACTUALS),
+        trace.Upkeep(task="promote", promotion=PROMOTION),
     ],
 )
 def test_work_on_the_journal_survives_the_way_over_the_wire(upkeep: trace.Upkeep) -> None:
@@ -857,7 +902,7 @@ def test_work_on_the_journal_survives_the_way_over_the_wire(upkeep: trace.Upkeep
         (
             {"task": "burn"},
             "bad_request",
-            "record.task: must be one of erase, archive, checkpoint, calibrate",
+            "record.task: must be one of erase, archive, checkpoint, calibrate, counterfactual, promote",
         ),
         ({"task": "erase"}, "bad_request", "record.actor: is missing; the task erase needs it"),
         (
@@ -875,6 +920,24 @@ def test_work_on_the_journal_survives_the_way_over_the_wire(upkeep: trace.Upkeep
         ({"task": "erase", "actor": 7}, "bad_request", "record.actor: expected `str | null`, got `int`"),
         ({"task": "archive"}, "bad_request", "record.before: is missing; the task archive needs it"),
         (
+            {"task": "counterfactual"},
+            "bad_request",
+            "record.counterfactuals: is missing; the task counterfactual needs it",
+        ),
+        (
+            {"task": "counterfactual", "counterfactuals": PLAIN | {"results": [REDECIDED] * 21}},
+            "too_large",
+            "record.counterfactuals.results: holds more than 20 items",
+        ),
+        (
+            {
+                "task": "counterfactual",
+                "counterfactuals": PLAIN | {"results": [REDECIDED, REDECIDED | {"direction": "up"}]},
+            },
+            "bad_request",
+            "record.counterfactuals.results[1].direction: must be one of same, loosened, tightened",
+        ),
+        (
             {"task": "archive", "before": "yesterday"},
             "bad_request",
             "record.before: must be an RFC 3339 time such as 2026-05-13T10:00:00Z",
@@ -883,6 +946,17 @@ def test_work_on_the_journal_survives_the_way_over_the_wire(upkeep: trace.Upkeep
             {"task": "archive", "before": "2026-05-13T10:00:00"},
             "bad_request",
             "record.before: must be an RFC 3339 time such as 2026-05-13T10:00:00Z",
+        ),
+        ({"task": "promote"}, "bad_request", "record.promotion: is missing; the task promote needs it"),
+        (
+            {"task": "promote", "promotion": msgspec.to_builtins(PROMOTION) | {"signature": None}},
+            "bad_request",
+            "record.promotion.signature: goes with key; give both, or neither",
+        ),
+        (
+            {"task": "promote", "promotion": msgspec.to_builtins(PROMOTION) | {"report": "x" * 32_769}},
+            "too_large",
+            "record.promotion.report: has more than 32768 characters",
         ),
     ],
 )

@@ -24,7 +24,14 @@ from thor_policy.client import Client
 from thor_policy.config import Config, data_path
 from thor_policy.core import Adapter, Caller, Decision, Engine, Json, ModelInfo, PackInfo
 from thor_policy.drift import Sentinel
-from thor_policy.errors import AlreadyRunning, CatalogError, JournalError, RequestError, Stalled
+from thor_policy.errors import (
+    AlreadyRunning,
+    CatalogError,
+    JournalError,
+    RequestError,
+    Stalled,
+    Unreachable,
+)
 from thor_policy.journal import events
 from thor_policy.journal.checkpoints import Signer, key_path
 from thor_policy.journal.reader import Reader
@@ -41,12 +48,15 @@ log = logging.getLogger(__name__)
 #: How long a command waits for another that holds the journal, and how often it looks, in seconds.
 LOCK_WAIT_S, _LOCK_STEP_S = 3.0, 0.02
 
+#: How long a daemon may take to say how it is, in milliseconds.
+STATUS_MS = 5_000
+
 OpenJournal = Callable[[Config, OnCommitted], Journal]
 
 
 def load_pack(config: Config) -> packs.Pack:
     """The pack that the settings name. Raises PackError."""
-    return packs.load(packs.find(config.pack, data_path("prompts")))
+    return packs.load(packs.find(config.pack, data_path("prompts")), config.pack_keys)
 
 
 def load_engine(config: Config) -> Engine:
@@ -180,6 +190,36 @@ def tend(
         raise JournalError(f"there is no journal at {config.journal_path}; `thorpolicy serve` makes one")
     with open_journal(config, lambda _: None) as journal:
         return do_upkeep(journal, upkeep, by_uid=os.geteuid(), progress=progress)
+
+
+def keep_counterfactuals(config: Config, told: trace.Counterfactuals) -> None:
+    """Record what past decisions would have been, as `tend` does.
+
+    Raises JournalError too if whoever records them does not know a decision: then it has another journal.
+    """
+    done = tend(config, trace.Upkeep(task="counterfactual", counterfactuals=told))
+    if unknown := done["unknown"]:
+        raise JournalError(
+            f"{len(unknown)} of {len(told.results)} decisions of {config.journal_path} are unknown to the "
+            f"daemon at {config.endpoint}, which keeps another journal; name its state_dir"
+        )
+
+
+@contextmanager
+def daemon_busy(config: Config) -> Iterator[Callable[[], bool]]:
+    """Tells, each time it is called, whether a daemon at the endpoint has requests in flight.
+
+    One that does not say so in time has. It raises RequestError if the caller may not ask.
+    """
+    with Client(config.endpoint, key=config.key_file, timeout_ms=STATUS_MS) as client:
+
+        def told() -> bool:
+            try:
+                return client.alive() and client.status()["in_flight"] > 0
+            except Unreachable:
+                return True
+
+        yield told
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from jinja2 import Environment
 from msgspec import Struct
 
 from thor_policy.core import Json
+from thor_policy.intervals import rate
 from thor_policy.journal import statistics
 from thor_policy.journal.reader import Reader, Record
 
@@ -149,9 +150,7 @@ def rates_of(reviewed: Sequence[Record], values: Callable[[Record], Sequence[str
 
 def wilson_low(hits: int, trials: int) -> float:
     """Lower end of the 95 % Wilson interval of a share (Wilson 1927)."""
-    from scipy.stats import binomtest  # a second to import
-
-    return float(binomtest(hits, trials).proportion_ci(0.95, method="wilson").low)
+    return rate(hits, trials).low
 
 
 def trend_of(reviewed: Sequence[Record]) -> tuple[tuple[str, int, int], ...]:

@@ -141,6 +141,11 @@ class Config:
         metavar="NAME|DIR",
     )
 
+    pack_keys: tuple[str, ...] = _setting(
+        (),
+        "Files with Ed25519 public keys (PEM). Where there are any, a pack is loaded only if one of them "
+        "signed it (`thorpolicy packs sign`). Empty: unsigned packs are loaded.",
+    )
     resident_packs: int = _setting(
         3,
         "Packs that may be resident at once; each holds a stream of memory, and one more stream is kept "
@@ -325,6 +330,8 @@ class Config:
                     f"roles holds {entry!r}; it must look like local=ask+record, user:NAME=review, "
                     f"group:NAME=.., uid:NUMBER=.. or gid:NUMBER=.., of the roles {', '.join(get_args(Role))}"
                 )
+        keys = tuple(os.path.abspath(os.path.expanduser(path)) for path in self.pack_keys)  # noqa: PTH100, PTH111
+        object.__setattr__(self, "pack_keys", keys)
         if self.keys_dir == Path():
             object.__setattr__(self, "keys_dir", self.state_dir / "keys")
         if self.checkpoint_dir == Path():

@@ -115,7 +115,7 @@ def _model(config: Config) -> Finding:
 
 def _pack(config: Config) -> Finding:
     try:
-        pack = packs.load(packs.find(config.pack, data_path("prompts")))
+        pack = packs.load(packs.find(config.pack, data_path("prompts")), config.pack_keys)
     except ThorPolicyError as error:
         return Finding(name="pack", state="missing", found=str(error), cure="thorpolicy packs list")
     wrong = [finding for finding in packs.lint(pack) if finding.level == "error"]

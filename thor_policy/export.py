@@ -132,17 +132,6 @@ def gather(reader: Reader, pack: Pack, *, progress: Callable[[int], None] = lamb
     )
 
 
-def require(gathered: Gathered, pack: Pack, least: int = LEAST) -> None:
-    """Raises ExportError if there are fewer corrections than `least`, and says how many are missing."""
-    count = len(gathered.corrections)
-    if count < least:
-        why = "; ".join(f"{number} {reason}" for reason, number in gathered.left_out.items())
-        raise ExportError(
-            f"there are {count} corrections that {pack.info.name} can use; {least} are needed, so "
-            f"{least - count} are missing: review more" + (f" (left out: {why})" if why else "")
-        )
-
-
 def divided(corrections: Sequence[Correction]) -> tuple[list[list[int]], frozenset[int]]:
     """Indexes in groups of near-duplicates, and those that are held out: whole groups."""
     grouped = likeness.groups([likeness.shingles(one.question) for one in corrections], ALIKE)
@@ -289,13 +278,18 @@ def few_shot(
     return chosen
 
 
+def example_id(correction: Correction) -> str:
+    """What a correction is called among examples."""
+    return f"C-{correction.provenance.decision_id[-12:]}"
+
+
 def _example(correction: Correction, pack: Pack) -> Example | None:
     """The correction as the pack's examples are written; None where lint would refuse it."""
     if correction.classification is None or correction.reasoning is None:
         return None
     floor = pack.book.apply(correction.evaluation, correction.received_at)
     example = Example(
-        id=f"C-{correction.provenance.decision_id[-12:]}",
+        id=example_id(correction),
         evaluation=correction.evaluation,
         outcome=correction.outcome,
         classification=correction.classification,
@@ -395,7 +389,7 @@ def export(
         raise ExportError(f"{directory} is not empty; name a directory that is not there yet")
     gathered = gather(reader, pack, progress=progress)
     corrections, count = gathered.corrections, len(gathered.corrections)
-    require(gathered, pack, least)
+    refuse_too_few(gathered, pack, least, "an export")
     grouped, test = divided(corrections)
     sides = {"train": sorted(set(range(count)) - test), "test": sorted(test)}
     files: dict[str, tuple[bytes, int]] = {}
@@ -431,6 +425,17 @@ def export(
     }
     _write(directory, contents)
     return done
+
+
+def refuse_too_few(gathered: Gathered, pack: Pack, least: int, what: str) -> None:
+    """Raises ExportError if there are fewer corrections than `what` needs, with what was left out and why."""
+    count = len(gathered.corrections)
+    if count < least:
+        why = "; ".join(f"{number} {reason}" for reason, number in gathered.left_out.items())
+        raise ExportError(
+            f"there are {count} corrections that {pack.info.name} can use; {what} needs {least}, so "
+            f"{least - count} are missing: review more" + (f" (left out: {why})" if why else "")
+        )
 
 
 def _renumbered(grouped: Sequence[Sequence[int]]) -> list[list[int]]:

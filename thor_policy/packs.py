@@ -4,7 +4,7 @@ Owns the files under `prompts/` and every byte of prompt text. Invariant: the pr
 alone, the question on the evaluation and its facts alone, and nothing inside a request can end the line
 that holds it. Loaded on the main thread; immutable, so any thread may render.
 
-A pack's sha256 covers its five files and is the policy version.
+A pack's sha256 covers its five files and is the policy version. A sixth may say who vouches for it.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ from thor_policy.rules import Rule, RuleBook, asserted_properties
 
 #: The files of a pack, all required; the digest covers them in this order.
 FILES = ("pack.yaml", "clauses.yaml", "rules.yaml", "system.md", "examples.yaml")
+#: The file that the digest does not cover: who vouches for the pack (`signing`).
+SIGNATURE = "pack.sig"
 
 #: Strings of this form need no quotes: no space, no quote, no line end, no bracket of a special token.
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@+-]{0,63}")
@@ -299,8 +301,11 @@ def available(prompts_dir: Path) -> list[str]:
     return sorted(path.parent.name for path in prompts_dir.glob("*/pack.yaml"))
 
 
-def load(path: Path) -> Pack:
-    """Load the pack in directory `path`. Raises PackError naming file and field."""
+def load(path: Path, trusted: Sequence[str] = ()) -> Pack:
+    """Load the pack in directory `path`. Raises PackError naming file and field.
+
+    `trusted` names files with public keys; where there are any, one of them has to have signed what was read.
+    """
     digest = hashlib.sha256()
     texts: dict[str, str] = {}
     for name in FILES:
@@ -317,7 +322,7 @@ def load(path: Path) -> Pack:
     rules = parse_yaml(texts["rules.yaml"], tuple[Rule, ...], path / "rules.yaml")
     examples = parse_yaml(texts["examples.yaml"], tuple[Example, ...], path / "examples.yaml")
     _check(path, manifest, clauses, rules, examples)
-    return Pack(
+    pack = Pack(
         path=path,
         manifest=manifest,
         clauses=clauses,
@@ -326,6 +331,11 @@ def load(path: Path) -> Pack:
         examples=examples,
         sha256=digest.hexdigest(),
     )
+    if trusted:
+        from thor_policy import signing  # cryptography, which nobody else here needs
+
+        signing.check_pack(pack.info, path / SIGNATURE, map(Path, trusted))
+    return pack
 
 
 def parse_yaml(text: str, kind: Any, where: Path | str) -> Any:
@@ -490,7 +500,7 @@ def lint(pack: Pack) -> list[Finding]:
     for clause in pack.clauses:
         if clause not in cited:
             warn(f"clauses.yaml {clause}", "no rule and no example cites it")
-    for stray in sorted(path.name for path in pack.path.iterdir() if path.name not in FILES):
+    for stray in sorted(path.name for path in pack.path.iterdir() if path.name not in (*FILES, SIGNATURE)):
         warn(stray, "is not part of a pack; the digest does not cover it")
     return findings
 

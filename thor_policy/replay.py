@@ -12,16 +12,16 @@ The steps, in the order in which a decision is taken: `rules` (facts, floor, ris
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
 from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
 from thor_policy.calibration import Calibration
-from thor_policy.core import Adapter, Caller, Engine, Evaluation, Json, Request, identity_of
+from thor_policy.core import Adapter, Engine, Json, Request, identity_of
 from thor_policy.errors import RequestError
 from thor_policy.journal import events
+from thor_policy.journal.asked import Unasked, request_of
 from thor_policy.journal.reader import Reader, Record
 from thor_policy.packs import Pack
 from thor_policy.policy import Policy
@@ -32,8 +32,6 @@ Verdict = Literal["identical", "same_label", "diverged", "refused"]
 
 #: What a model is called is no part of its identity.
 _NAMES = ("name", "quantisation")
-#: A deadline that does not come, in monotonic nanoseconds.
-_NEVER_NS = 2**63 - 1
 #: Characters kept of a value that differs.
 _MOST_CHARS = 400
 
@@ -89,7 +87,7 @@ class Replayer:
         try:
             then, now = self._again(trace["event"])
             found = self._compared(trace["event"], then, now)
-        except _Refused as refusal:
+        except (_Refused, Unasked) as refusal:
             return Replayed(decision_id=decision_id, verdict="refused", reason=str(refusal), **told)
         except RequestError as error:  # the question was taken then
             return Replayed(
@@ -102,21 +100,12 @@ class Replayer:
     def _again(self, event: Record) -> tuple[Record, Record]:
         """The record and the decision taken again, as flat records of the same form."""
         body, private = event["body"], event["private"]
-        self._refuse_what_is_not_there(event)
+        request = self._request(event)
         policy = self._the_policy()
         policy.forget_calibrations()
         if calibration := self._calibration(body):
             policy.calibrate(calibration)
-        decision = policy.decide(
-            Request(
-                ticket=0,
-                evaluation=msgspec.convert(private["evaluation"], Evaluation),
-                caller=msgspec.convert(body["caller"], Caller),
-                received_at=datetime.fromisoformat(event["at"]).timestamp(),
-                received_ns=0,
-                deadline_ns=_NEVER_NS,
-            )
-        )
+        decision = policy.decide(request)
         if decision.tier == "fallback" and body["tier"] != "fallback":
             raise _Refused(f"the model gave no answer now: {decision.reason_code}")
         again = events.decided(decision)
@@ -130,18 +119,9 @@ class Replayer:
             self._policy = Policy(self._engine, self._pack, adapter=self._adapter)
         return self._policy
 
-    def _refuse_what_is_not_there(self, event: Record) -> None:
-        """Raises _Refused if the record, the pack or the model is not what it was."""
-        body, private, pack = event["body"], event["private"], self._pack.info
-        if event["kind"] != "decision":
-            raise _Refused("it was reported, not taken here: there are no rules and no question to repeat")
-        by_seq = self._reader.erasure(event["seq"])
-        if by_seq is not None:
-            raise _Refused(f"erased by event {by_seq}: what the question said is gone")
-        if private is None:
-            raise _Refused("its private part is missing: `thorpolicy log verify` says more")
-        if masked := private.get("masked"):
-            raise _Refused(f"masked: {', '.join(masked)} was not recorded")
+    def _request(self, event: Record) -> Request:
+        """What was asked. Raises Unasked, or _Refused if the pack or the model is not what it was."""
+        request, body, pack = request_of(self._reader, event), event["body"], self._pack.info
         then = body["pack"]
         if then["sha256"] != pack.sha256:
             raise _Refused(
@@ -150,6 +130,7 @@ class Replayer:
             )
         if model := body.get("model"):
             self._refuse_another_model(model)
+        return request
 
     def _refuse_another_model(self, model: Record) -> None:
         """Whatever a record says of its model is compared, what an adapter adds to it too."""

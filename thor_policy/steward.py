@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -82,9 +82,12 @@ def find_adapter(told: str, scale: float, config: Config) -> OpenAdapter | None:
     return OpenAdapter(adapter, file.path, file.base)
 
 
-def open_pack(told: str) -> Pack:
-    """The pack of that name or in that directory, if lint finds no error in it. Raises PackError."""
-    pack = packs.load(packs.find(told, data_path("prompts")))
+def open_pack(told: str, trusted: Sequence[str] = ()) -> Pack:
+    """The pack of that name or in that directory, if lint finds no error in it. Raises PackError.
+
+    `trusted` names files with public keys; where there are any, one of them has to have signed the pack.
+    """
+    pack = packs.load(packs.find(told, data_path("prompts")), trusted)
     errors = [finding for finding in packs.lint(pack) if finding.level == "error"]
     if errors:
         more = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
@@ -112,6 +115,7 @@ class Steward:
         calibration_of: Callable[[PackInfo, ModelInfo], Calibration | None],
     ) -> None:
         self._config, self._most = config, config.resident_packs
+        self._trusted = config.pack_keys
         self._worker, self._policy, self._journal = worker, policy, journal
         self._tell = tell
         self._calibration_of = calibration_of
@@ -201,7 +205,7 @@ class Steward:
         else:
             change = {"load": _stay, "activate": self._activate, "shadow": self._shadow}[control.task]
             resident = None if control.task == "load" else _only(self._policy.residents, told)
-            pack = resident.pack if resident else open_pack(told)
+            pack = resident.pack if resident else open_pack(told, self._trusted)
             self._know_calibration(pack, self._policy.residents.active.model)
             self._done(partial(self._changing, pack=pack, change=change))
         return {}
@@ -311,7 +315,7 @@ class Steward:
         reloaded: list[str] = []
         for old in self._policy.residents:
             try:
-                pack = open_pack(str(old.pack.path))
+                pack = open_pack(str(old.pack.path), self._trusted)
                 if pack.info.sha256 == old.pack.info.sha256:
                     continue
                 self._know_calibration(pack, old.model)

@@ -11,8 +11,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
-from thor_policy.calibration import Calibration
-from thor_policy.core import Json, Risk
+from thor_policy.calibration import Calibration, Digest
+from thor_policy.core import Json, Risk, Tier
 
 #: Characters of a name or an id; of a text that people or models wrote.
 MAX_NAME_CHARS, MAX_TEXT_CHARS = 256, 32_768
@@ -160,15 +160,97 @@ class Edge(Struct, frozen=True, kw_only=True):
     rationale: Text | None = None
 
 
-class Upkeep(Struct, frozen=True, kw_only=True):
-    """Work on the journal: erase `actor`, archive what is older than `before`, sign a checkpoint now, put a
-    `calibration` in force.
+#: Where the answer to a past question goes under another judge.
+Direction: TypeAlias = Literal["same", "loosened", "tightened"]
+#: Results of one run that are handed over together, and clauses told of one; so that no batch has more values
+#: than a record may have.
+MAX_REDECIDED, MAX_CLAUSES = 20, 32
+
+
+class Redecided(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What became of one past decision, of which `served` was the outcome, when it was taken again.
+
+    `score_ms` is the model's part of the milliseconds that it took.
     """
 
-    task: Literal["erase", "archive", "checkpoint", "calibrate"]
+    decision_id: Name
+    served: Name
+    outcome: Name
+    direction: Direction
+    tier: Tier
+    floor: Name
+    label: Name | None = None
+    confidence: Share | None = None
+    clauses: Annotated[tuple[Name, ...], Meta(max_length=MAX_CLAUSES)] = ()
+    reason_code: Name | None = None
+    score_ms: Ms = 0.0
+    took_ms: Ms = 0.0
+
+
+class JudgePack(Struct, frozen=True, kw_only=True):
+    """The pack of a run (`core.PackInfo`)."""
+
+    name: Name
+    version: Name
+    sha256: Digest
+
+
+class JudgeAdapter(Struct, frozen=True, kw_only=True):
+    """The adapter of a run (`core.Adapter`)."""
+
+    name: Name
+    sha256: Digest
+    scale: Annotated[float, Meta(ge=0.01, le=10)] = 1.0
+
+
+class JudgeModel(Struct, frozen=True, kw_only=True):
+    """The model of a run: identity of its file, and the adapter that it judged with."""
+
+    name: Name
+    sha256: Digest
+    quantisation: Annotated[str, Meta(max_length=MAX_NAME_CHARS)]
+    adapter: JudgeAdapter | None = None
+
+
+class Counterfactuals(Struct, frozen=True, kw_only=True):
+    """Results of one `run` over past decisions, and what decided in it."""
+
+    run: Name
+    pack: JudgePack
+    model: JudgeModel
+    temperature: Annotated[float, Meta(gt=0)] = 1.0
+    results: Annotated[tuple[Redecided, ...], Meta(max_length=MAX_REDECIDED)] = ()
+
+
+class Promotion(Struct, frozen=True, kw_only=True):
+    """What became of a pack that was to take the place of the pack `against`, on a model's weights.
+
+    `report` is what was found, as JSON; `signature` is that of the key `key` over the sha256 of report and
+    pack (`signing`). Neither is there where nobody signed, or where the pack was refused.
+    """
+
+    name: Name
+    version: Name
+    sha256: Digest
+    against: Digest
+    model_sha256: Digest
+    passed: bool
+    report: Text
+    key: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")] | None = None
+    signature: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")] | None = None
+
+
+class Upkeep(Struct, frozen=True, kw_only=True):
+    """Work on the journal: erase `actor`, archive what is older than `before`, sign a checkpoint now, put a
+    `calibration` in force, keep `counterfactuals`, record a `promotion`.
+    """
+
+    task: Literal["erase", "archive", "checkpoint", "calibrate", "counterfactual", "promote"]
     actor: Name | None = None
     before: Name | None = None
     calibration: Calibration | None = None
+    counterfactuals: Counterfactuals | None = None
+    promotion: Promotion | None = None
 
 
 #: A name, or a path on the daemon's machine.

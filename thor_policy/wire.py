@@ -326,7 +326,13 @@ def _idempotency(envelope: _Envelope, content: Any, number: int | None = None) -
 
 def _decode_upkeep(envelope: _Envelope) -> trace.Upkeep:
     upkeep: trace.Upkeep = _convert(_record_member(envelope), trace.Upkeep, "record")
-    needed = {"erase": "actor", "archive": "before", "calibrate": "calibration"}.get(upkeep.task)
+    needed = {
+        "erase": "actor",
+        "archive": "before",
+        "calibrate": "calibration",
+        "counterfactual": "counterfactuals",
+        "promote": "promotion",
+    }.get(upkeep.task)
     if needed is not None and getattr(upkeep, needed) is None:
         raise RequestError("bad_request", f"record.{needed}: is missing; the task {upkeep.task} needs it")
     if upkeep.task == "erase" and not _split(upkeep.actor or "", "user")[1].strip():
@@ -335,6 +341,8 @@ def _decode_upkeep(envelope: _Envelope) -> trace.Upkeep:
         raise RequestError(
             "bad_request", "record.before: must be an RFC 3339 time such as 2026-05-13T10:00:00Z"
         )
+    if (told := upkeep.promotion) is not None and (told.key is None) != (told.signature is None):
+        raise RequestError("bad_request", "record.promotion.signature: goes with key; give both, or neither")
     return upkeep
 
 
@@ -579,10 +587,18 @@ def _told(error: msgspec.ValidationError, where: str) -> tuple[str, str]:
     return f"{where}{path}".lstrip(".") or "the request", f"{message[:1].lower()}{message[1:]}"
 
 
-def _choices(kind: Any, field: str) -> list[str]:
-    """The strings that a field of literals admits, be it optional or not."""
-    parts = get_args(get_type_hints(kind)[field])
-    return [choice for part in parts for choice in (get_args(part) or (part,)) if isinstance(choice, str)]
+def _choices(kind: Any, place: str) -> list[str]:
+    """The strings that a field of literals admits, be it optional or inside other structs."""
+    parts: list[Any] = []
+    for field in place.split("."):
+        parts = _leaves(get_type_hints(kind)[field.partition("[")[0]])
+        kind = next((one for one in parts if isinstance(one, type) and issubclass(one, Struct)), kind)
+    return [one for one in parts if isinstance(one, str)]
+
+
+def _leaves(hint: Any) -> list[Any]:
+    """What a type is made of, taken apart to the end."""
+    return [leaf for part in get_args(hint) for leaf in _leaves(part)] or [hint]
 
 
 def _is_time(text: str) -> bool:

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from thor_policy.assessment.figures import CONFIDENCE, Rate, rate
 from thor_policy.assessment.runs import Item, Key, Run, rounds, worst
+from thor_policy.intervals import CONFIDENCE, Rate, paired, rate
 
 #: Probability of a difference by chance alone below which it counts as shown.
 SIGNIFICANT = 0.05
@@ -99,7 +99,7 @@ def compare(before: Run, after: Run, *, names: tuple[str, str] = ("before", "aft
     fixed = sum(not a.decided_right and b.decided_right for a, b in pairs)
     broken = sum(a.decided_right and not b.decided_right for a, b in pairs)
     both = sum(a.decided_right and b.decided_right for a, b in pairs)
-    p_value, low, high = _mcnemar(fixed, broken, len(pairs))
+    found = paired(fixed, broken, len(pairs))
     changes = tuple(
         _change(a, b)
         for a, b in pairs
@@ -111,10 +111,10 @@ def compare(before: Run, after: Run, *, names: tuple[str, str] = ("before", "aft
     choice, reason = _recommend(
         names=names,
         paired=len(pairs),
-        p_value=p_value,
+        p_value=found.p_value,
         gain=fixed - broken,
-        low=low,
-        high=high,
+        low=found.low,
+        high=found.high,
         loosened=loosened,
         tightened=tightened,
         latency=latency if same_machine else None,
@@ -129,10 +129,10 @@ def compare(before: Run, after: Run, *, names: tuple[str, str] = ("before", "aft
         fixed=fixed,
         broken=broken,
         both_wrong=len(pairs) - both - fixed - broken,
-        p_value=p_value,
-        difference=(fixed - broken) / len(pairs) if pairs else 0.0,
-        low=low,
-        high=high,
+        p_value=found.p_value,
+        difference=found.difference,
+        low=found.low,
+        high=found.high,
         loosened=loosened,
         tightened=tightened,
         latency=latency,
@@ -154,25 +154,6 @@ def _asked(run: Run) -> Mapping[Key, Item]:
 
 def _same(a: Item, b: Item) -> bool:
     return (a.question, set(a.accepted)) == (b.question, set(b.accepted))
-
-
-def _mcnemar(fixed: int, broken: int, paired: int) -> tuple[float, float, float]:
-    """The exact p-value, and an interval of the difference of shares.
-
-    Given how many pairs differ, those fixed among them are binomial; their Clopper-Pearson interval, times
-    the share that differs, bounds the difference. Where none differs, so does the share that might (the
-    upper bound of none of `paired`).
-    """
-    from scipy.stats import binomtest
-
-    differ = fixed + broken
-    if not differ:
-        most = float(binomtest(0, paired).proportion_ci(CONFIDENCE, method="wilson").high) if paired else 1.0
-        return 1.0, -most, most
-    test = binomtest(fixed, differ)
-    inside = test.proportion_ci(CONFIDENCE, method="exact")
-    share = differ / paired
-    return float(test.pvalue), (2 * float(inside.low) - 1) * share, (2 * float(inside.high) - 1) * share
 
 
 def _change(a: Item, b: Item) -> Change:

@@ -17,20 +17,8 @@ from msgspec import Struct
 from thor_policy import calibration
 from thor_policy.assessment.runs import Item, Run, rounds, worst
 from thor_policy.calibration import Quality
+from thor_policy.intervals import Rate, rate
 from thor_policy.suite import DIFFICULTIES
-
-#: Confidence of every interval.
-CONFIDENCE = 0.95
-
-
-class Rate(Struct, frozen=True, kw_only=True):
-    """`hits` of `of`, with the 95 % Wilson interval of the share; of nothing, there is no share."""
-
-    hits: int
-    of: int
-    share: float | None
-    low: float
-    high: float
 
 
 class Group(Struct, frozen=True, kw_only=True):
@@ -125,16 +113,6 @@ class Figures(Struct, frozen=True, kw_only=True):
     def ok(self) -> bool:
         """True when something ran and all of it passed, in every round."""
         return self.passed > 0 and not self.failed and not self.errors
-
-
-def rate(hits: int, of: int) -> Rate:
-    """A share with its Wilson interval."""
-    from scipy.stats import binomtest  # a second to import
-
-    if not of:
-        return Rate(hits=0, of=0, share=None, low=0.0, high=1.0)
-    found = binomtest(hits, of).proportion_ci(CONFIDENCE, method="wilson")
-    return Rate(hits=hits, of=of, share=hits / of, low=float(found.low), high=float(found.high))
 
 
 def figures(run: Run) -> Figures:

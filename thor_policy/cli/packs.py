@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import TextIO
 
 import click
 import msgspec
 
-from thor_policy import catalog, trace, wire
+from thor_policy import catalog, signing, trace, wire
 from thor_policy import packs as room
 from thor_policy.cli import completion, render
 from thor_policy.cli.options import as_json, configured, there
+from thor_policy.cli.promotion import promote, promotions
 from thor_policy.client import Client
 from thor_policy.config import Config, data_path
 from thor_policy.core import Json
@@ -101,6 +103,52 @@ def lint(ctx: click.Context, pack: str, as_json: bool) -> None:
         if not findings:
             render.line("nothing to say against it")
     ctx.exit(1 if any(finding.level == "error" for finding in findings) else 0)
+
+
+@packs.command()
+@click.argument(
+    "directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path), help="The pack's directory."
+)
+@click.option(
+    "--key",
+    "key_file",
+    required=True,
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Ed25519 key (PEM, mode 0600); made if it is missing, with its public half in FILE.pub.",
+)
+@as_json
+def sign(directory: Path, key_file: Path, as_json: bool) -> None:
+    """Vouch for a pack as it lies in its directory: leaves `pack.sig` there.
+
+    Daemons with that key's public half among their pack_keys then load it, and refuse it once it is altered.
+    """
+    pack = _load(f"{directory}/")
+    key = signing.Key.open(key_file)
+    signed = signing.sign_pack(pack.info, pack.path / room.SIGNATURE, key)
+    if as_json:
+        render.as_json(msgspec.to_builtins(signed))
+        return
+    render.line(f"{signed.name} {signed.version} {signed.sha256} is signed by the key {signed.key}")
+
+
+@packs.command()
+@configured("pack_keys")
+@click.argument(
+    "pack",
+    metavar="NAME|DIR",
+    help="A pack of `packs list`, or a directory.",
+    shell_complete=completion.packs,
+)
+@as_json
+def verify(config: Config, pack: str, as_json: bool) -> None:
+    """Say who signed a pack, or why nobody did that --pack-keys trusts; then the exit status is 2."""
+    loaded = _load(pack)
+    signed = signing.check_pack(loaded.info, loaded.path / room.SIGNATURE, map(Path, config.pack_keys))
+    if as_json:
+        render.as_json(msgspec.to_builtins(signed))
+        return
+    render.line(f"{signed.name} {signed.version} {signed.sha256} is signed by the key {signed.key}")
 
 
 @packs.command(name="render")
@@ -202,6 +250,10 @@ def reload(ctx: click.Context, config: Config, as_json: bool) -> None:
     """Read every resident pack anew from its directory; exit status 1 if one of them is refused."""
     done = _control(config, trace.Control(task="reload"), as_json)
     ctx.exit(1 if done["refused"] else 0)
+
+
+packs.add_command(promote)
+packs.add_command(promotions)
 
 
 def _control(config: Config, control: trace.Control, as_json: bool) -> dict[str, Json]:

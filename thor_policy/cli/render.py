@@ -209,6 +209,25 @@ def asking(total: int) -> Iterator[Callable[[str, str], None]]:
 
 
 @contextmanager
+def redeciding(total: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar for `total` past decisions; call what it yields with where each went, or `waiting`."""
+    counts = {"loosened": 0, "tightened": 0}
+    tally = TextColumn("{task.fields[told]}")
+    with _bar(BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(), tally) as bar:
+        task = bar.add_task("deciding again", total=total, told="")
+
+        def advance(what: str) -> None:
+            if what in counts:
+                counts[what] += 1
+            shown = [f"{count} {name}" for name, count in counts.items() if count]
+            if what == "waiting":
+                shown.append("the daemon is busy")
+            bar.update(task, advance=int(what != "waiting"), told=", ".join(shown))
+
+        yield advance
+
+
+@contextmanager
 def counting(told: str) -> Iterator[Callable[[int], None]]:
     """A running count on standard error; call what it yields with the number so far."""
     with _bar(TextColumn("{task.completed:,}")) as bar:

@@ -75,7 +75,7 @@ def train(
     pack, model = app.load_pack(config), catalog.resolve(config.model, config.models_dir)
     with Reader(config.journal_path) as reader, render.counting("reviews read") as progress:
         gathered = export.gather(reader, pack, progress=progress)
-    export.require(gathered, pack)
+    export.refuse_too_few(gathered, pack, export.LEAST, "training")
     files = before or _shipped(config)
     known = [case for path in files for case in lessons.read(path, (pack.info.name,))]
     lesson = lessons.lesson(gathered.corrections, pack, known, seed=seed)

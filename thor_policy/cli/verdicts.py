@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from thor_policy.assessment.baselines import Gate
 from thor_policy.assessment.comparing import Change, Comparison
-from thor_policy.assessment.figures import Figures, Group, Rate
+from thor_policy.assessment.figures import Figures, Group
 from thor_policy.assessment.runs import Item, Run, worst
 from thor_policy.cli import render
+from thor_policy.intervals import Rate
 from thor_policy.suite import leaks
 from thor_policy.suite.coverage import Coverage
 

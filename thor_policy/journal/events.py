@@ -163,6 +163,29 @@ class Shadowed(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     score_ms: float = 0.0
 
 
+class Redecided(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Body of a `counterfactual` event, whose subject is the id of a past decision, `served` its outcome.
+
+    `pack` and `model` are those of the `run` that took it again; the model need not have been asked.
+    """
+
+    run: str
+    served: str
+    outcome: str
+    direction: trace.Direction
+    tier: Tier
+    floor: str
+    pack: PackInfo
+    model: ModelName
+    label: str | None = None
+    confidence: float | None = None
+    clauses: tuple[str, ...] = ()
+    reason_code: str | None = None
+    temperature: float = 1.0
+    score_ms: float = 0.0
+    took_ms: float = 0.0
+
+
 class ShownOn(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What the table of decisions shows of the private part of a `decision` event."""
 
@@ -277,6 +300,43 @@ def shadowed(served: Decision, shadow: Decision, at: float) -> Event:
     return Event(kind="shadowed", subject_id=served.id, at=at, body=body)
 
 
+def redecided(told: trace.Counterfactuals, at: float) -> list[Event]:
+    """What past decisions would have been: one event for each result, at Unix time `at`."""
+    pack = PackInfo(name=told.pack.name, version=told.pack.version, sha256=told.pack.sha256)
+    adapter = Adapter(**to_builtins(told.model.adapter)) if told.model.adapter else None
+    model = ModelName(
+        name=told.model.name,
+        sha256=told.model.sha256,
+        quantisation=told.model.quantisation,
+        adapter=adapter,
+    )
+    return [
+        Event(
+            kind="counterfactual",
+            subject_id=one.decision_id,
+            at=at,
+            body=Redecided(
+                run=told.run,
+                served=one.served,
+                outcome=one.outcome,
+                direction=one.direction,
+                tier=one.tier,
+                floor=one.floor,
+                pack=pack,
+                model=model,
+                label=one.label,
+                confidence=one.confidence,
+                clauses=one.clauses,
+                reason_code=one.reason_code,
+                temperature=told.temperature,
+                score_ms=one.score_ms,
+                took_ms=one.took_ms,
+            ),
+        )
+        for one in told.results
+    ]
+
+
 def _masked(private: DecidedOn, pointers: Sequence[str]) -> DecidedOn:
     plain, hidden = mask(msgspec.to_builtins(private.evaluation), pointers)
     if not hidden:
@@ -343,7 +403,10 @@ KINDS: dict[type, str] = {
 }
 #: Kinds about a decision that has to be there already (a consultation may come before its decision).
 ABOUT_DECISION = frozenset(
-    {"explanation", "review", "assignment", "outcome", "approval", "consulted", "shadowed"}
+    {
+        *("explanation", "review", "assignment", "outcome", "approval", "consulted", "shadowed"),
+        "counterfactual",
+    }
 )
 
 
@@ -434,6 +497,13 @@ def model_loaded(model: ModelInfo, at: float) -> Event:
 def calibrated(calibration: Calibration, at: float) -> Event:
     """From here on, confidence in this pack's answers by this model is scaled so."""
     return Event(kind="calibration", subject_id=calibration.digest, at=at, body=to_builtins(calibration))
+
+
+def promoted(promotion: trace.Promotion, at: float, *, by_uid: int | None, by_key: str | None) -> Event:
+    """A pack passed the gate of promotion, or was refused there; who asked for it."""
+    told = {name: value for name, value in to_builtins(promotion).items() if value is not None}
+    by = {"by_uid": by_uid} | ({} if by_key is None else {"by_key": by_key})
+    return Event(kind="promotion", subject_id=promotion.sha256, at=at, body=told | by)
 
 
 def drift(

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from thor_policy.core import Json, ModelInfo, PackInfo
+from thor_policy.core import Json, ModelInfo, PackInfo, identity_of
 from thor_policy.journal import events
-from thor_policy.journal.events import Explained, Part, Said, Shadowed, Shown, ShownOn
+from thor_policy.journal.events import Explained, Part, Redecided, Said, Shadowed, Shown, ShownOn
 
 Row = tuple[Any, ...]
 
@@ -86,6 +86,13 @@ _PLAIN: dict[str, tuple[str, tuple[str, ...]]] = {
         ("name", "sha256", "quantisation", "architecture", "parameters", "build", "device"),
     ),
     "calibration": ("calibrations", ("temperature", "pack_sha256", "model_sha256", "judged")),
+    "promotion": (
+        "promotions",
+        (
+            *("name", "version", "sha256", "against", "model_sha256", "passed", "report"),
+            *("key", "signature", "by_uid"),
+        ),
+    ),
     "drift": ("drifts", ("golden", "label_before", "label", "shift", "pack_sha256", "model_sha256")),
     "adapter_activated": ("adapters", ("name", "sha256", "scale", "model_sha256")),
     "shadowed": (
@@ -94,6 +101,14 @@ _PLAIN: dict[str, tuple[str, tuple[str, ...]]] = {
             *("decision_id", "served", "decision", "agrees", "prompt_version", "model_name", "model_version"),
             *("tier", "reason_code", "floor", "label", "confidence", "probabilities", "temperature"),
             "score_ms",
+        ),
+    ),
+    "counterfactual": (
+        "counterfactuals",
+        (
+            *("run", "decision_id", "served", "decision", "direction", "prompt_version", "pack_sha256"),
+            *("model_name", "model_version", "model_sha256", "tier", "reason_code", "floor", "label"),
+            *("confidence", "clauses", "temperature", "score_ms", "took_ms"),
         ),
     ),
     "checkpoint": ("checkpoints", ("key",)),
@@ -130,6 +145,8 @@ def project(kind: str, seq: int, at: str, subject_id: str, body: Any, private: A
         return Projection(changes=_explained(body, private))
     if isinstance(body, Shadowed):
         return Projection("shadows", _shadowed(seq, at, subject_id, body))
+    if isinstance(body, Redecided):
+        return Projection("counterfactuals", _redecided(seq, at, subject_id, body))
     if kind not in _PLAIN:
         return Projection()
     table, columns = _PLAIN[kind]
@@ -160,6 +177,7 @@ _TYPES: dict[str, tuple[Callable[[bytes], Part], Callable[[bytes], Part]]] = {
     "decision": (msgspec.json.Decoder(Shown).decode, msgspec.json.Decoder(ShownOn).decode),
     "explanation": (msgspec.json.Decoder(Explained).decode, msgspec.json.Decoder(Said).decode),
     "shadowed": (msgspec.json.Decoder(Shadowed).decode, _OBJECT),
+    "counterfactual": (msgspec.json.Decoder(Redecided).decode, _OBJECT),
     "pack_activated": (msgspec.json.Decoder(PackInfo).decode, _OBJECT),
     "model_loaded": (msgspec.json.Decoder(ModelInfo).decode, _OBJECT),
 }
@@ -196,7 +214,7 @@ def _decided(seq: int, at: str, decision_id: str, body: Shown, private: Any) -> 
         situation,
         team_context,
         *(model.shown if model else (None, None)),
-        _version_of(pack),
+        version_of(pack),
         body.outcome,
         told.classification if told else None,
         body.risk,
@@ -243,7 +261,8 @@ def _decided(seq: int, at: str, decision_id: str, body: Shown, private: Any) -> 
     )
 
 
-def _version_of(pack: PackInfo) -> str:
+def version_of(pack: PackInfo) -> str:
+    """A pack as tables name it."""
     return f"{pack.name}@{pack.version}+{pack.sha256[:12]}"
 
 
@@ -255,7 +274,7 @@ def _shadowed(seq: int, at: str, decision_id: str, body: Shadowed) -> Row:
         body.served,
         body.outcome,
         int(body.served == body.outcome),
-        _version_of(body.pack),
+        version_of(body.pack),
         *(body.model.shown if body.model else (None, None)),
         body.tier,
         body.reason_code,
@@ -265,6 +284,31 @@ def _shadowed(seq: int, at: str, decision_id: str, body: Shadowed) -> Row:
         _text(body.probabilities),
         body.temperature,
         body.score_ms,
+    )
+
+
+def _redecided(seq: int, at: str, decision_id: str, body: Redecided) -> Row:
+    return (
+        seq,
+        at,
+        body.run,
+        decision_id,
+        body.served,
+        body.outcome,
+        body.direction,
+        version_of(body.pack),
+        body.pack.sha256,
+        *body.model.shown,
+        identity_of(body.model.sha256, body.model.adapter),
+        body.tier,
+        body.reason_code,
+        body.floor,
+        body.label,
+        body.confidence,
+        _text(body.clauses),
+        body.temperature,
+        body.score_ms,
+        body.took_ms,
     )
 
 

@@ -27,7 +27,7 @@ Record = dict[str, Json]
 #: Characters of an id's end that may stand for it.
 ENDING_CHARS = 8
 #: Tables whose rows hang on a decision.
-_TRACE = ("consultations", "approvals", "reviews", "outcomes", "shadows")
+_TRACE = ("consultations", "approvals", "reviews", "outcomes", "shadows", "counterfactuals")
 #: Who takes a decision here; others report theirs.
 _TIERS = get_args(Tier)
 
@@ -93,14 +93,19 @@ class Reader:
         The event is what was recorded when it was made, with its private part (None if that was erased),
         wherever it lies. Raises JournalError if there is no such decision.
         """
-        decision = self.get(decision_id)
-        if decision is None:
-            raise JournalError(f"there is no decision {decision_id[:64]!r} in {self.path}")
+        decision, event = self.recorded(decision_id)
         hung: Record = {
             table: self._records(f"SELECT * FROM {table} WHERE decision_id = ? ORDER BY seq", (decision_id,))
             for table in _TRACE
         }
-        return {"decision": decision, "event": self._event(decision["seq"]), **hung}
+        return {"decision": decision, "event": event, **hung}
+
+    def recorded(self, decision_id: str) -> tuple[Record, Record]:
+        """The first two parts of a `trace`: the decision and its event. Raises JournalError."""
+        decision = self.get(decision_id)
+        if decision is None:
+            raise JournalError(f"there is no decision {decision_id[:64]!r} in {self.path}")
+        return decision, self._event(decision["seq"])
 
     def _event(self, seq: int) -> Record:
         with self.snapshot() as connection:
@@ -148,7 +153,7 @@ class Reader:
         """
         since, until = instant(since, "since"), instant(until, "until")
         columns: dict[str, Any] = {
-            "actor": actor if actor is None or ":" in actor else f"user:{actor}",
+            "actor": _actor(actor),
             "entity": entity,
             "decision": outcome,
             "tier": tier,
@@ -218,6 +223,10 @@ class Reader:
         )
         return found[0] if found else None
 
+    def promotions(self, limit: int = 20) -> list[Record]:
+        """Packs that passed the gate of promotion or were refused there, newest first."""
+        return self._records("SELECT * FROM promotions ORDER BY seq DESC LIMIT ?", (limit,))
+
     def loaded_model(self, sha256: str, *, before_seq: int) -> Record | None:
         """What a model was when it was last loaded before an event; None if that was never recorded."""
         found = self._records(
@@ -240,6 +249,46 @@ class Reader:
             (instant(since, "since") or "", *_TIERS, -1 if sample is None else sample),
         )
         return [row["decision_id"] for row in sorted(found, key=lambda row: row["seq"])]
+
+    def past(
+        self,
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        actor: str | None = None,
+        action: str | None = None,
+        limit: int | None = None,
+    ) -> list[str]:
+        """Ids of all decisions of a time, taken here or reported, oldest first; of too many the newest.
+
+        `since`, `until` and `actor` are those of `decisions`.
+        """
+        found = self._records(
+            "SELECT decision_id FROM decisions INDEXED BY decisions_timestamp WHERE timestamp >= ? "
+            "AND timestamp < ? AND actor IS coalesce(?, actor) AND action IS coalesce(?, action) "
+            "ORDER BY seq DESC LIMIT ?",
+            (
+                instant(since, "since") or "",
+                instant(until, "until") or "~",
+                _actor(actor),
+                action,
+                -1 if limit is None else limit,
+            ),
+        )
+        return [row["decision_id"] for row in reversed(found)]
+
+    def newest_run(self, pack_sha256: str, model_sha256: str, temperature: float) -> str | None:
+        """The newest run over past decisions by this judge; None if there is none."""
+        found = self._records(
+            "SELECT run FROM counterfactuals WHERE pack_sha256 = ? AND model_sha256 = ? AND temperature = ? "
+            "ORDER BY seq DESC LIMIT 1",
+            (pack_sha256, model_sha256, temperature),
+        )
+        return found[0]["run"] if found else None
+
+    def counterfactuals(self, run: str) -> list[Record]:
+        """What a run has come to so far, in order of recording."""
+        return self._records("SELECT * FROM counterfactuals WHERE run = ? ORDER BY seq", (run,))
 
     def judged(self, pack_sha256: str, model_sha256: str, *, by: str) -> Iterator[Record]:
         """Decisions by one pack on one model whose right outcome is known, oldest first, a page at a time.
@@ -308,6 +357,11 @@ def instant(told: str | None, name: str) -> str | None:
         return events.timestamp((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp())
     except (ValueError, OverflowError) as error:
         raise JournalError(f"{name}: {told!r} is no RFC 3339 time such as 2026-07-01T12:00:00Z") from error
+
+
+def _actor(told: str | None) -> str | None:
+    """An actor as rows have it: without a type it is a user."""
+    return told if told is None or ":" in told else f"user:{told}"
 
 
 def _archived(connection: sqlite3.Connection, path: Path, seq: int) -> tuple[Any, ...]:

@@ -290,6 +290,51 @@ def _reviewing(db: Database) -> None:
     db.execute("CREATE INDEX assignments_decision ON assignments (decision_id)")
 
 
+@migrations(name="0009_counterfactuals")
+def _counterfactuals(db: Database) -> None:
+    """What past decisions would have been by another pack, model or adapter: one row an event."""
+    db.execute(
+        """
+        CREATE TABLE counterfactuals (
+            seq            INTEGER PRIMARY KEY,
+            timestamp      TEXT NOT NULL,
+            run            TEXT NOT NULL,
+            decision_id    TEXT NOT NULL,
+            served         TEXT NOT NULL,
+            decision       TEXT NOT NULL,
+            direction      TEXT NOT NULL,
+            prompt_version TEXT NOT NULL,
+            pack_sha256    TEXT NOT NULL,
+            model_name     TEXT NOT NULL,
+            model_version  TEXT NOT NULL,
+            model_sha256   TEXT NOT NULL,
+            tier           TEXT NOT NULL,
+            reason_code    TEXT,
+            floor          TEXT NOT NULL,
+            label          TEXT,
+            confidence     REAL,
+            clauses        TEXT NOT NULL,
+            temperature    REAL NOT NULL,
+            score_ms       REAL NOT NULL,
+            took_ms        REAL NOT NULL
+        ) STRICT
+        """
+    )
+    db.execute("CREATE INDEX counterfactuals_decision ON counterfactuals (decision_id)")
+    db.execute("CREATE INDEX counterfactuals_run ON counterfactuals (run)")
+    db.execute("CREATE INDEX counterfactuals_judge ON counterfactuals (pack_sha256, model_sha256)")
+
+
+@migrations(name="0010_promotions")
+def _promotions(db: Database) -> None:
+    """Packs that passed the gate of promotion, or were refused there: one row an event."""
+    db.execute(
+        "CREATE TABLE promotions (seq INTEGER PRIMARY KEY, timestamp TEXT NOT NULL, name TEXT NOT NULL, "
+        "version TEXT NOT NULL, sha256 TEXT NOT NULL, against TEXT NOT NULL, model_sha256 TEXT NOT NULL, "
+        "passed INTEGER NOT NULL, report TEXT NOT NULL, key TEXT, signature TEXT, by_uid INTEGER) STRICT"
+    )
+
+
 def pending(connection: sqlite3.Connection) -> list[str]:
     """The migrations that a file has not had yet."""
     return [migration.name for migration in migrations.pending(Database(connection))]

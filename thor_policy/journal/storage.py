@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 BUSY_TIMEOUT_MS = 5_000
 #: Pages that a commit may leave in the write-ahead log before SQLite copies them back (64 MiB of 4 KiB).
 CHECKPOINT_PAGES = 16_000
-#: SQLite's cache of pages, in KiB: it fills with the file, and four times as much gave no more events a second.
+#: SQLite's cache of pages, in KiB: it fills with the file; four times as much gave no more events a second.
 PAGE_CACHE_KIB = 8_192
 #: Newest events whose hashes are checked when a file is opened for writing.
 TAIL_EVENTS = 100

@@ -595,7 +595,23 @@ def tend(
     if upkeep.task == "calibrate" and upkeep.calibration is not None:
         _commit(journal, events.calibrated(upkeep.calibration, time.time()))
         return {"calibration": upkeep.calibration.digest}
+    if upkeep.task == "counterfactual" and upkeep.counterfactuals is not None:
+        return _keep_counterfactuals(journal, events.redecided(upkeep.counterfactuals, time.time()))
+    if upkeep.task == "promote" and upkeep.promotion is not None:
+        event = events.promoted(upkeep.promotion, time.time(), by_uid=by_uid, by_key=by_key)
+        _commit(journal, event)
+        return {"promotion": upkeep.promotion.sha256}
     return {"checkpoint": _done(journal.checkpoint())}
+
+
+def _keep_counterfactuals(journal: Journal, told: list[Event]) -> dict[str, Json]:
+    """Record them, and say how many there are and which decisions are unknown here."""
+    fates = _done(journal.commit_all(told))
+    unknown = [event.subject_id for event, fate in zip(told, fates, strict=True) if fate.error == "not_found"]
+    failed = [fate for fate in fates if fate.error not in (None, "not_found")]
+    if failed:
+        raise JournalError(f"the journal could not record it: {failed[0].message or failed[0].error}")
+    return {"recorded": len(told) - len(unknown), "unknown": unknown}
 
 
 def _commit(journal: Journal, event: Event) -> None:

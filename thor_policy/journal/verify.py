@@ -33,6 +33,7 @@ from thor_policy.journal import archive, chain, checkpoints, projections
 from thor_policy.journal.projections import AT, GROUP_OF, GROUPS, TABLES
 from thor_policy.journal.reader import read_only_uri
 from thor_policy.journal.storage import EVENT_COLUMNS
+from thor_policy.signing import PublicKeys
 
 #: Events read in one transaction, and in one task of a process.
 PAGE, RANGE = 500, 25_000
@@ -71,7 +72,7 @@ def verify(
     path: Path,
     *,
     checkpoint_dir: Path | None = None,
-    public_keys: checkpoints.PublicKeys | None = None,
+    public_keys: PublicKeys | None = None,
     anchors: Sequence[tuple[int, str]] = (),
     progress: Callable[[int], None] = lambda _: None,
 ) -> Verdict:
@@ -136,7 +137,7 @@ class _Verification:
         path: Path,
         found: checkpoints.Found,
         newest_note: int,
-        public_keys: checkpoints.PublicKeys | None,
+        public_keys: PublicKeys | None,
         anchors: Sequence[tuple[int, str]],
         progress: Callable[[int], None],
     ) -> None:

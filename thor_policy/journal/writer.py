@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -258,6 +258,10 @@ class Journal:
     def commit(self, event: Event) -> Future[Committed]:
         """Record one event in a transaction of its own; for what must know that it is on disk."""
         return self.run(lambda _: self._commit([make_ready(event, time.monotonic_ns())])[-1])
+
+    def commit_all(self, several: Sequence[Event]) -> Future[list[Committed]]:
+        """Record these in one transaction; one that cannot be recorded has its own fate."""
+        return self.run(lambda _: self._commit([make_ready(event, time.monotonic_ns()) for event in several]))
 
     def shadowed(self, served: Decision, shadow: Decision, at: float) -> None:
         """Record what another pack would have answered in the place of a decision that is recorded before."""

@@ -15,8 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from msgspec import Struct
 
 from thor_policy.assessment.baselines import Gate
-from thor_policy.assessment.figures import Confusion, Figures, Rate
+from thor_policy.assessment.figures import Confusion, Figures
 from thor_policy.assessment.runs import Item, Run, worst
+from thor_policy.intervals import Rate
 
 #: Width of every chart, in units of its own drawing; a phone shows them about one to one.
 WIDTH = 360
