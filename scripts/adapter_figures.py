@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import jinja2
 import msgspec
 from rich.console import Console
 from rich.progress import track
@@ -220,6 +222,7 @@ def measure(
         "adapter": adapter.name,
         "adapter_sha256": adapter.sha256,
         "packs": {name: pack.info.sha256 for name, pack in loaded.items()},
+        "suites_commit": _commit("scenarios"),
         "suites": {},
         "difficulty": {},
         "confusion": {},
@@ -292,6 +295,12 @@ def measure(
     return result
 
 
+def _commit(folder: str) -> str:
+    """The last commit that changed a folder of this checkout."""
+    command = ["git", "log", "-1", "--format=%h", "--", folder]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def show(found: Mapping[str, Any], console: Console) -> None:
     table = Table("balanced accuracy", *(name[:10] for name in (*found["packs"], "all")), box=None)
     for judge, by_pack in found["suites"].items():
@@ -317,6 +326,18 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         )
 
 
+def card(made: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """The model card in Markdown: how it was made, what it can do beside what, and what it is not for."""
+    template = Path(__file__).with_name("adapter_card.md.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)  # noqa: S701  Markdown
+    return environment.from_string(template).render(
+        made=made,
+        found=found,
+        names=[*found["packs"], "all"],
+        best=min(made["curve"], key=lambda point: point["held_out_loss"]),
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -327,6 +348,9 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=77)
     parser.add_argument("--out", type=Path, help="write the figures there as JSON")
+    parser.add_argument(
+        "--card", type=Path, help="write the model card there; its JSON lies beside the adapter"
+    )
     told = parser.parse_args()
     config, console = Config(), Console(stderr=True)
     try:
@@ -339,6 +363,9 @@ def main() -> int:
         return error.exit_code
     if told.out:
         told.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if told.card:
+        made = json.loads(file.path.with_suffix(".json").read_text(encoding="utf-8"))
+        told.card.write_text(card(made, found), encoding="utf-8")
     show(found, Console(width=100))
     return 0
 

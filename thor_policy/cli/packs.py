@@ -19,6 +19,7 @@ from thor_policy.client import Client
 from thor_policy.config import Config, data_path
 from thor_policy.core import Json
 from thor_policy.errors import RequestError
+from thor_policy.steward import find_adapter
 
 
 @click.group()
@@ -152,7 +153,7 @@ def verify(config: Config, pack: str, as_json: bool) -> None:
 
 
 @packs.command(name="render")
-@configured("model", "models_dir")
+@configured("model", "models_dir", "adapter")
 @click.argument(
     "pack",
     metavar="NAME|DIR",
@@ -162,15 +163,18 @@ def verify(config: Config, pack: str, as_json: bool) -> None:
 @click.argument("question", metavar="FILE|-", type=click.File("r", encoding="utf-8"), help="A question.")
 @as_json
 def render_prompt(config: Config, pack: str, question: TextIO, as_json: bool) -> None:
-    """Print the exact prompt of one request."""
+    """Print the exact prompt of one request, as the adapter of the settings wants it put."""
     from thor_policy.engine.native import Vocabulary
 
     loaded = _load(pack)
     evaluation = _evaluation(question.read())
     floor = loaded.book.apply(evaluation, time.time())
-    text = loaded.question(evaluation, floor.facts)
+    adapter = find_adapter(config.adapter, 1.0, config)
+    brief = adapter is not None and adapter.adapter.rendering == "brief"
+    prefix = loaded.brief_prefix if brief else loaded.prefix
+    text = loaded.brief_question(evaluation, floor) if brief else loaded.question(evaluation, floor.facts)
     vocabulary = Vocabulary(catalog.resolve(config.model, config.models_dir).path, vocab_only=True)
-    prefix_tokens, suffix_tokens = vocabulary.question(loaded.prefix, text)
+    prefix_tokens, suffix_tokens = vocabulary.question(prefix, text)
     shown = {
         "prefix": vocabulary.text_of(prefix_tokens, special=True),
         "suffix": vocabulary.text_of(suffix_tokens, special=True),
