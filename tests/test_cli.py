@@ -34,6 +34,7 @@ from thor_policy.errors import AlreadyRunning
 from thor_policy.journal.checkpoints import Signer
 from thor_policy.journal.projections import DECISION_COLUMNS
 from thor_policy.journal.writer import Journal
+from thor_policy.steward import find_adapter
 from thor_policy.testing import StubEngine, load_stub_engine
 
 #: No test waits longer than this for another process, in seconds.
@@ -716,7 +717,7 @@ class TestPacks:
             run("packs", "render", "team-governance", "-", "--json", stdin=json.dumps(QUESTION)).stdout
         )
         assert set(shown) == {"prefix", "suffix", "prefix_tokens", "suffix_tokens"}
-        assert len(shown["suffix_tokens"]) < 120
+        assert len(shown["suffix_tokens"]) < 160
         assert shown["suffix"].endswith("<|im_start|>assistant\noutcome:")
         text = run("packs", "render", "team-governance", "-", stdin=json.dumps(QUESTION)).stdout
         assert text == shown["prefix"] + shown["suffix"] + "\n"
@@ -754,7 +755,8 @@ class TestCalibrate:
     @pytest.fixture
     def judged(self, config: Config, shipped_pack: packs.Pack, model_file: catalog.ModelFile) -> int:
         """Decisions of a model that is far too sure of itself, each reviewed."""
-        model = replace(MODEL, sha256=model_file.sha256)
+        companion = find_adapter("auto", 1.0, config)
+        model = replace(MODEL, sha256=model_file.sha256, adapter=companion.adapter if companion else None)
         with Journal(config.journal_path) as journal:
             for number in range(120):
                 decision = by_model(

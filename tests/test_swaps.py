@@ -4,6 +4,7 @@ every answer is that of the pack, model, adapter and scale that it names, to the
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -98,8 +99,11 @@ def derived_again(config: Config, replies: list[Any], folders: list[Path], adapt
                 engine.adopt(lora, file.path)
             pack = by_digest[answer["pack"]["sha256"]]
             assert answer["model"]["sha256"] == engine.model.sha256
-            engine.load(pack.prefix, lora)
-            text = pack.question(wire.evaluation_of(question(number), "request"), {})
+            evaluation = wire.evaluation_of(question(number), "request")
+            floor = pack.book.apply(evaluation, time.time())
+            brief = lora is not None and lora.rendering == "brief"
+            engine.load(pack.brief_prefix if brief else pack.prefix, lora)
+            text = pack.brief_question(evaluation, floor) if brief else pack.question(evaluation, floor.facts)
             scored = engine.score(resident_key(pack.info.sha256, lora), text, NEVER_NS)
             assert scored.probabilities == answer["probabilities"]
             seen.add((pack.info.sha256, lora))
@@ -116,10 +120,13 @@ def test_packs_and_adapters_change_under_load_and_no_answer_is_of_a_mixed_state(
         small_packs.write(tmp_path / "one", version="1", system="Decide what people may do."),
         small_packs.write(tmp_path / "two", version="2", system="Decide. Be careful with fire."),
     ]
-    adapter = tiny_lora.write(tmp_path / "tuned.gguf", base=model_file.path, base_sha256=model_file.sha256)
+    adapter = tiny_lora.write(
+        tmp_path / "tuned.gguf", base=model_file.path, base_sha256=model_file.sha256, rendering="brief"
+    )
     small = replace(
         config,
         pack=str(folders[0]),
+        adapter="none",
         context_tokens=768,
         parallel_explanations=1,
         threads=1,

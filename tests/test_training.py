@@ -5,21 +5,34 @@ Those marked `train` need the extra [train]; they learn on a model of two layers
 
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+import small_packs
 import tiny_phi
+from click.testing import CliRunner
+from journals import record
+from made_runs import answered, run_of
+from test_export import corrected
 
 from thor_policy import packs
+from thor_policy.assessment.comparing import compare
 from thor_policy.catalog import ModelFile, resolve, resolve_adapter
+from thor_policy.cli.main import cli
+from thor_policy.cli.train import worse
+from thor_policy.config import Config
 from thor_policy.core import Evaluation, resident_key
 from thor_policy.engine.native import Vocabulary
 from thor_policy.errors import TrainingError
+from thor_policy.export import Correction, gather
+from thor_policy.journal.reader import Reader
 from thor_policy.packs import Pack
-from thor_policy.training import convert
+from thor_policy.training import convert, lessons
 from thor_policy.training.samples import Case, Renderer, Unfit
 
 NEVER_NS = 2**63 - 1
@@ -111,6 +124,63 @@ def test_an_adapter_of_another_shape_is_no_file(tmp_path: Path) -> None:
         )
 
 
+class TestLessons:
+    """What a device learns from: corrections, none alike to one that is held out, and cases of before."""
+
+    @pytest.fixture
+    def pack(self, tmp_path: Path) -> Pack:
+        return packs.load(small_packs.write(tmp_path / "small"))
+
+    def gathered(self, pack: Pack, tmp_path: Path, count: int) -> tuple[Correction, ...]:
+        journal = tmp_path / "policy_decisions.db"
+        record(journal, *corrected(pack, count))
+        with Reader(journal) as reader:
+            return gather(reader, pack).corrections
+
+    def test_corrections_count_more_often_than_cases_of_before_and_a_fifth_is_held_out(
+        self, pack: Pack, tmp_path: Path
+    ) -> None:
+        before = [case(number, pack=pack.info.name) for number in range(500)]
+        corrections = self.gathered(pack, tmp_path, 60)
+        made = lessons.lesson(corrections, pack, before, seed=1)
+        assert (made.corrections, len(made.held_out), made.replayed) == (48, 12, lessons.LEAST_REPLAYED)
+        assert len(made.train) == 48 * lessons.REPEATS + lessons.LEAST_REPLAYED
+        learned = {one.evaluation["context"]["details"] for one in made.train}
+        assert not learned & {one.evaluation["context"]["details"] for one in made.held_out}
+        assert lessons.lesson(corrections, pack, before, seed=1) == made
+        assert lessons.lesson(corrections, pack, before, seed=2) != made
+
+    def test_without_cases_of_before_the_examples_of_the_pack_stand_in(
+        self, pack: Pack, tmp_path: Path
+    ) -> None:
+        made = lessons.lesson(self.gathered(pack, tmp_path, 50), pack, [], seed=1)
+        shown = [one.source for one in made.train if one.source.startswith("example")]
+        assert sorted(shown) == sorted(f"example {one.id}" for one in pack.examples)
+
+    def test_cases_are_read_from_lines_of_the_generator_compressed_or_not(self, tmp_path: Path) -> None:
+        told = [case(number) for number in range(3)] + [case(4, pack="other")]
+        lines = b"".join(msgspec.json.encode(one) + b"\n" for one in told)
+        (tmp_path / "cases.jsonl").write_bytes(lines)
+        (tmp_path / "cases.jsonl.gz").write_bytes(gzip.compress(lines))
+        for name in ("cases.jsonl", "cases.jsonl.gz"):
+            assert lessons.read(tmp_path / name, ("team-governance",)) == told[:3]
+
+    @pytest.mark.parametrize("content", [b"{", b"[1]\n", b'{"pack": "a"}\n', b"\x1f\x8b"])
+    def test_what_holds_no_cases_is_refused(self, tmp_path: Path, content: bytes) -> None:
+        for name in ("cases.jsonl", "cases.jsonl.gz"):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(TrainingError, match="holds no cases"):
+                lessons.read(tmp_path / name, ("team-governance",))
+
+    def test_a_scenario_that_was_right_and_would_be_wrong_speaks_against_a_candidate(self) -> None:
+        now, then = (
+            run_of(answered("Q1", one, wanted="mfa"), answered("Q2", "deny", wanted="mfa"))
+            for one in ("mfa", "deny")
+        )
+        assert worse(compare(now, then)) == ["small Q1: mfa now, deny by the candidate"]
+        assert worse(compare(then, now)) == []
+
+
 @pytest.mark.train
 @pytest.mark.filterwarnings("ignore")  # those libraries warn of each other
 class TestLearning:
@@ -149,6 +219,30 @@ class TestLearning:
                 name="other",
                 folder=tmp_path,
             )
+
+    def test_corrections_become_an_adapter_that_may_be_activated(
+        self, tiny: ModelFile, short_dir: Path, tmp_path: Path
+    ) -> None:
+        pack = packs.load(small_packs.write(tmp_path / "small"))
+        config = Config(state_dir=short_dir)
+        record(config.journal_path, *corrected(pack, 50, outcomes=("deny",)))
+        arguments = ["--state-dir", str(short_dir), "--pack", str(pack.path), "--model", str(tiny.path)]
+        arguments += ["--rank", "4", "--epochs", "4", "--json"]
+        done = CliRunner().invoke(cli, ["train", str(tmp_path / "out"), *arguments])
+        assert done.exit_code == 0, done.output
+        told = json.loads(done.stdout)
+        assert told["held-out corrections, candidate"] == "10 of 10 right"
+        assert told["suites"] == "none for this pack"
+        assert resolve_adapter(str(tmp_path / "out" / "corrected.gguf"), tmp_path).rendering == "brief"
+        assert not (tmp_path / "out" / "corrected-candidate.gguf").exists()
+
+    def test_49_corrections_are_too_few(self, tiny: ModelFile, short_dir: Path, tmp_path: Path) -> None:
+        pack = packs.load(small_packs.write(tmp_path / "small"))
+        record(Config(state_dir=short_dir).journal_path, *corrected(pack, 49))
+        arguments = ["--state-dir", str(short_dir), "--pack", str(pack.path), "--model", str(tiny.path)]
+        done = CliRunner().invoke(cli, ["train", str(tmp_path / "out"), *arguments])
+        assert (done.exit_code, (tmp_path / "out").exists()) == (2, False)
+        assert "needs 50, so 1 are missing" in done.stderr
 
     def test_a_run_that_was_cut_ends_where_one_that_was_not_ends(
         self, tiny: ModelFile, vocabulary: Vocabulary, shipped_pack: Pack, tmp_path: Path

@@ -154,10 +154,10 @@ def _judged(
     found = compare(*runs, names=("now", "candidate"))
     told["suites, now"] = f"{found.decided_before.hits} of {found.paired} right"
     told["suites, candidate"] = f"{found.decided_after.hits} of {found.paired} right"
-    return reasons + _worse(found), told
+    return reasons + worse(found), told
 
 
-def _worse(found: Comparison) -> list[str]:
+def worse(found: Comparison) -> list[str]:
     """Scenarios that were right and would not be."""
     return [
         f"{one.suite} {one.id}: {one.before} now, {one.after} by the candidate"
