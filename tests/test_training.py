@@ -33,6 +33,7 @@ from thor_policy.export import Correction, gather
 from thor_policy.journal.reader import Reader
 from thor_policy.packs import Pack
 from thor_policy.training import convert, lessons
+from thor_policy.training.making import digest_of
 from thor_policy.training.samples import Case, Renderer, Unfit
 
 NEVER_NS = 2**63 - 1
@@ -204,6 +205,8 @@ class TestLearning:
         assert made.curve[-1]["label_loss"] < made.curve[0]["label_loss"]
         file = resolve_adapter(str(tmp_path / "learned.gguf"), tmp_path)
         assert (file.sha256, file.rendering) == (made.sha256, "brief")
+        told = lessons.read(tmp_path / "learned.cases.jsonl.gz", ("team-governance",))
+        assert (told, digest_of(told)) == (cases[:40], made.training_sha256)
 
         again = make(
             tiny, {"team-governance": pack}, cases[:40], cases[40:], settings, name="again", folder=tmp_path

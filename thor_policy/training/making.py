@@ -7,6 +7,7 @@ called an adapter. Main thread of a command.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import random
 from collections import Counter
@@ -81,7 +82,8 @@ def make(
     advance: Callable[[int, int, float], None] = lambda *_: None,
     checked: Callable[[Point], None] = lambda _: None,
 ) -> Made:
-    """Train on `train`, keep what judges `held_out` best, write `folder`/NAME.gguf and NAME.json.
+    """Train on `train`, keep what judges `held_out` best, write `folder`/NAME.gguf, its card NAME.json
+    and what it was trained on, NAME.cases.jsonl.gz.
 
     `announce` hears of each part, `advance` and `checked` of the training. Raises TrainingError where there
     is nothing to learn, or where llama.cpp does not make of the file what torch made of the weights.
@@ -150,6 +152,7 @@ def make(
         curve=tuple(msgspec.to_builtins(point) for point in curve),
         notes=tuple(notes),
     )
+    write_cases(folder / f"{name}.cases.jsonl.gz", train)
     card = folder / f"{name}.json"
     card.write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n")
     if parity.mean > TOLERANCE / 10 or parity.largest > TOLERANCE:
@@ -200,6 +203,12 @@ def compare(
         largest=max(differences),
         same_label=same,
     )
+
+
+def write_cases(path: Path, cases: Sequence[Case]) -> None:
+    """The cases as compressed JSON lines, in order; the same cases give the same bytes."""
+    lines = b"".join(msgspec.json.encode(case, order="sorted") + b"\n" for case in cases)
+    path.write_bytes(gzip.compress(lines, mtime=0))
 
 
 def digest_of(cases: Sequence[Case]) -> str:
