@@ -39,12 +39,18 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1_200, help="generated situations of each pack")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--epochs", type=float, default=Settings().epochs)
+    parser.add_argument("--stop-after", type=int, default=0, help="end at this step; 0: at the last")
     parser.add_argument("--rank", type=int, default=Settings().rank)
     parser.add_argument("--rate", type=float, default=Settings().learning_rate)
     parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
     told = parser.parse_args()
     settings = Settings(
-        rank=told.rank, alpha=2 * told.rank, learning_rate=told.rate, epochs=told.epochs, seed=told.seed
+        rank=told.rank,
+        alpha=2 * told.rank,
+        learning_rate=told.rate,
+        epochs=told.epochs,
+        stop_after=told.stop_after,
+        seed=told.seed,
     )
     loaded = {name: packs.load(packs.find(name, data_path("prompts"))) for name in DOMAINS}
     train, notes = training_set(told.count, told.seed)

@@ -153,7 +153,8 @@ class Learner:
         points: list[Point] = state["points"]
         began = time.monotonic() - state["seconds"]
         totals: defaultdict[str, float] = defaultdict(float)
-        for step, batch in enumerate(self._batches(samples, steps)):
+        last = min(steps, settings.stop_after or steps)
+        for step, batch in enumerate(self._batches(samples, last)):
             if step < state["step"]:
                 continue
             model.train()
@@ -168,7 +169,7 @@ class Learner:
             totals["label"] += label_loss.item()
             totals["rest"] += rest_loss.item()
             advance(step + 1, steps, label_loss.item())
-            if (step + 1) % settings.check_every and step + 1 != steps:
+            if (step + 1) % settings.check_every and step + 1 != last:
                 continue
             loss, accuracy = self._judged(held_out, labels)
             points.append(

@@ -13,8 +13,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     """How an adapter is trained; all of it goes into its card.
 
     `rest_weight` is what a token's loss counts in the rest of an answer, against the label's loss, both as
-    means over a batch. Every `check_every` steps the held-out cases are read; the best weights are kept, and
-    after `patience` checks without a better one training ends.
+    means over a batch. The learning rate falls over all steps of `epochs`; `stop_after` ends training at a
+    step before that (0: it does not). Every `check_every` steps the held-out cases are read; the best weights
+    are kept, and after `patience` checks without better ones training ends.
     """
 
     rank: int = 16
@@ -24,6 +25,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     warm_up_share: float = 0.05
     batch_size: int = 8
     epochs: float = 1.0
+    stop_after: int = 0
     rest_weight: float = 0.15
     seed: int = 1
     check_every: int = 150
