@@ -33,6 +33,8 @@ from thor_policy.core import Adapter, Evaluation, Floor, resident_key
 from thor_policy.engine.llama import LlamaEngine
 from thor_policy.errors import ThorPolicyError
 from thor_policy.packs import Pack
+from thor_policy.suite import leaks
+from thor_policy.training import lessons
 from thor_policy.training.samples import AT, Case
 
 NEVER_NS = 2**63 - 1
@@ -107,18 +109,29 @@ def figures_of(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     }
 
 
-def suites(loaded: Mapping[str, Pack]) -> list[tuple[Case, str, str]]:
-    """Every scenario of the shipped suites with one right outcome, with its difficulty and id."""
-    found = []
+def suites(loaded: Mapping[str, Pack], trained: Path) -> tuple[list[tuple[Case, str, str]], list[str]]:
+    """Every scenario of the shipped suites with one right outcome, with its difficulty and id.
+
+    Those that a case in the file `trained` gives away are no evidence: their ids are told apart.
+    """
+    found, given_away = [], []
     for path in suite.available(data_path("scenarios")):
         one = suite.load(path)
+        known = [
+            (str(number), msgspec.convert(case.evaluation, Evaluation))
+            for number, case in enumerate(lessons.read(trained, (one.pack,)))
+        ]
+        leaked = {leak.scenario for leak in leaks.among(one.scenarios, known)}
+        given_away += [f"{one.name} {id}" for id in sorted(leaked)]
         for scenario in one.scenarios:
+            if scenario.id in leaked:
+                continue
             if scenario.expect.outcome is None or scenario.skip or one.pack not in loaded:
                 continue
             evaluation = msgspec.to_builtins(scenario.evaluation())
             case = Case(pack=one.pack, evaluation=evaluation, outcome=scenario.expect.outcome, at=AT)
             found.append((case, scenario.difficulty, scenario.id))
-    return found
+    return found, given_away
 
 
 def quality(judged: Sequence[calibration.Judged]) -> dict[str, float]:
@@ -182,7 +195,7 @@ def measure(
     def floor_of(case: Case) -> Floor:
         return loaded[case.pack].book.apply(msgspec.convert(case.evaluation, Evaluation), case.at)
 
-    frozen = suites(loaded)
+    frozen, given_away = suites(loaded, path.with_suffix(".cases.jsonl.gz"))
     held = {
         part: [case for name in DOMAINS for case in generated(name, count // len(DOMAINS), seed, part)]
         for part in ("templates", "kinds")
@@ -223,6 +236,7 @@ def measure(
         "adapter_sha256": adapter.sha256,
         "packs": {name: pack.info.sha256 for name, pack in loaded.items()},
         "suites_commit": _commit("scenarios"),
+        "given_away": given_away,
         "suites": {},
         "difficulty": {},
         "confusion": {},

@@ -14,17 +14,37 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import msgspec
 from training_cases import DOMAINS, check_set, training_set
 
-from thor_policy import catalog, packs
+from thor_policy import catalog, packs, suite
 from thor_policy.cli import render
 from thor_policy.config import Config, data_path
+from thor_policy.core import Evaluation
 from thor_policy.errors import ThorPolicyError
+from thor_policy.suite import leaks
 from thor_policy.training.making import make
+from thor_policy.training.samples import Case
 from thor_policy.training.settings import Settings
 
 #: Generated cases of each pack that weights are chosen by.
 CHECKED = 24
+
+
+def without_leaks(cases: list[Case]) -> tuple[list[Case], str]:
+    """The cases without those that are too similar to a scenario of a suite, and how many those were."""
+    evaluations = [msgspec.convert(case.evaluation, Evaluation) for case in cases]
+    given_away: set[str] = set()
+    for path in suite.available(data_path("scenarios")):
+        one = suite.load(path)
+        known = [
+            (str(number), evaluations[number]) for number, case in enumerate(cases) if case.pack == one.pack
+        ]
+        while found := leaks.among(one.scenarios, known):
+            given_away |= {leak.example for leak in found}
+            known = [(name, evaluation) for name, evaluation in known if name not in given_away]
+    kept = [case for number, case in enumerate(cases) if str(number) not in given_away]
+    return kept, f"{len(given_away)} left out as too similar to a scenario of a suite"
 
 
 def main() -> int:
@@ -54,6 +74,7 @@ def main() -> int:
     )
     loaded = {name: packs.load(packs.find(name, data_path("prompts"))) for name in DOMAINS}
     train, notes = training_set(told.count, told.seed)
+    train, leaked = without_leaks(train)
     held_out = check_set(CHECKED, told.seed + 1)
     began = time.monotonic()
     with render.training() as (advance, checked):
@@ -67,7 +88,7 @@ def main() -> int:
                 name=told.name,
                 folder=told.out,
                 threads=told.threads,
-                notes=notes,
+                notes=(*notes, leaked),
                 announce=lambda said: render.line(said, stderr=True),
                 advance=advance,
                 checked=checked,

@@ -62,7 +62,16 @@ class _Side(Struct, frozen=True):
 
 def find(scenarios: Sequence[Scenario], pack: Pack, embedder: Embedder | None = None) -> tuple[Leak, ...]:
     """The scenarios that an example of the pack gives away, each with its most similar example."""
-    shown = [(example.id, _side(example.evaluation)) for example in pack.examples]
+    return among(scenarios, [(example.id, example.evaluation) for example in pack.examples], embedder)
+
+
+def among(
+    scenarios: Sequence[Scenario],
+    known: Sequence[tuple[str, Evaluation]],
+    embedder: Embedder | None = None,
+) -> tuple[Leak, ...]:
+    """The scenarios that something with a name gives away: an example, or a case that was trained on."""
+    shown = [(name, _side(evaluation)) for name, evaluation in known]
     asked = [(scenario.id, _side(scenario.evaluation())) for scenario in scenarios]
     texts = [side.text for _, side in asked]
     meaning = embedder.similarities(texts, [side.text for _, side in shown]) if embedder else None
