@@ -21,6 +21,7 @@ from journals import (
     MODEL,
     NOON,
     PACK,
+    PROMOTION,
     WAIT_S,
     Fates,
     about,
@@ -30,6 +31,7 @@ from journals import (
     note,
     one_of_each,
     record,
+    redecided,
     rows,
     sent,
     signing,
@@ -48,7 +50,7 @@ from thor_policy.journal.verify import Verdict, verify
 from thor_policy.journal.writer import Journal
 
 #: Events of the original journal: all kinds, an erasure, a replacement, and four checkpoints among them.
-EVENTS = 60
+EVENTS = 62
 #: Every table of a journal.
 STORED = ("events", "private", "erasures", *TABLES)
 
@@ -75,7 +77,9 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     drifted = events.drift(golden="X1", before="a", now="b", shift=0.5, pack=PACK, model=MODEL, at=NOON)
     adapter = events.adapter_activated(Adapter(name="tuned", sha256="c" * 64), "d" * 64, NOON)
     judged = [events.shadowed(last, by_model(), NOON), adapter]
-    notes = [note() for _ in range(EVENTS - 58)]
+    judged += events.redecided(redecided(last), NOON)
+    judged.append(events.promoted(PROMOTION, NOON, by_uid=1000, by_key=None))
+    notes = [note() for _ in range(EVENTS - 60)]
     record(path, *last_words, by_rule(), drifted, *judged, *notes, given, checkpoints=rule)
     verdict = verify(path)
     assert (verdict.events, verdict.problem, verdict.complete, verdict.checkpoint_seq) == (

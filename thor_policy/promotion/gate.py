@@ -242,7 +242,8 @@ class Gate:
     # ------------------------------------------------------------ by its answers
 
     def _scenarios(self, bench: _Bench) -> tuple[Check, tuple[Rate, Rate]]:
-        self._announce(f"asking the suites of {bench.pack.info.name}")
+        count = sum(len(suite.scenarios) for suite in self._suites)
+        self._announce(f"asking {count} scenarios by {bench.pack.info.version}")
         if self._active_run is None:
             self._active_run = self._run(self._active)
         before, after = self._active_run, self._run(bench)
