@@ -42,8 +42,8 @@ def list_adapters(config: Config, as_json: bool) -> None:
 @configured("endpoint", "key", "state_dir")
 @click.argument(
     "adapter",
-    metavar="NAME|PATH|none",
-    help="As `adapters list` shows it, or a GGUF file.",
+    metavar="NAME|PATH|auto|none",
+    help="As `adapters list` shows it, or a GGUF file; auto: the one that goes with the model.",
     shell_complete=completion.adapters,
 )
 @click.option("--scale", type=float, default=1.0, show_default=True, help="How strongly it counts.")
