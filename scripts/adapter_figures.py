@@ -348,7 +348,7 @@ def card(made: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         made=made,
         found=found,
         names=[*found["packs"], "all"],
-        best=min(made["curve"], key=lambda point: point["held_out_loss"]),
+        best=max(made["curve"], key=lambda point: (point["held_out_accuracy"], -point["held_out_loss"])),
     )
 
 

@@ -186,7 +186,7 @@ class Learner:
             totals.clear()
             checked(points[-1])
             self._keep(folder, optimiser, schedule, points, step + 1, training)
-            best = min(range(len(points)), key=lambda number: points[number].held_out_loss)
+            best = max(range(len(points)), key=lambda number: points[number].merit)
             if len(points) - 1 - best >= settings.patience:
                 break
         self._load(folder / "best.pt")
@@ -265,7 +265,7 @@ class Learner:
         self, folder: Path, optimiser: Any, schedule: Any, points: list[Point], step: int, training: str
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        if points[-1].held_out_loss <= min(point.held_out_loss for point in points):
+        if points[-1].merit >= max(point.merit for point in points):
             _save({"weights": self.weights()}, folder / "best.pt")
         _save(
             {
