@@ -304,7 +304,7 @@ def measure(
                 for name in {case.pack for case in by_hand}
             },
         }
-    result["pairs"] = one_fact_pairs(asked, loaded, 60, seed)
+    result["pairs"] = one_fact_pairs(asked, loaded, 30, seed)
     engine.close()
     return result
 
