@@ -368,7 +368,7 @@ def main() -> int:
     told = parser.parse_args()
     config, console = Config(), Console(stderr=True)
     try:
-        name = told.adapter or catalog.companion_of(config.model, config.models_dir) or ""
+        name = told.adapter or catalog.companion_of(config.model) or ""
         file = catalog.resolve_adapter(name, config.models_dir)
         adapter = Adapter(name=file.name, sha256=file.sha256, rendering=file.rendering)
         found = measure(config, adapter, file.path, told.count, told.seed, console)

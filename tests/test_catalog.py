@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -173,7 +174,8 @@ def interrupt_at(stop_bytes: int) -> Callable[[int, int], None]:
 
 
 def test_the_catalog_that_ships_holds_the_default_model_and_two_for_a_gpu() -> None:
-    models = {model.name: model for model in Catalog.load().models if model.is_gguf}
+    every = Catalog.load().models
+    models = {model.name: model for model in every if model.is_gguf and model.base is None}
     assert list(models) == ["smollm2-135m-instruct-q4_1", "phi-4-mini-instruct-q4_k_m", "phi-4-q4_k_m"]
     embedded = models[Config().model]
     assert isinstance(embedded.source, WheelSource)
@@ -726,13 +728,12 @@ def test_no_bytes_of_an_adapter_do_worse_than_be_refused(
             catalog.resolve_adapter(str(folder / "b.gguf"), folder)
 
 
-def test_the_companion_is_the_adapter_that_a_model_names(models_dir: Path) -> None:
+def test_the_companion_is_the_adapter_that_a_model_names() -> None:
     tuned = hub_model(name="tuned", file="tuned.gguf", base="tiny")
     known = Catalog(models=(hub_model(companion="tuned"), tuned))
-    for told in ("tiny", str(models_dir / "tiny.gguf")):
-        assert catalog.companion_of(told, models_dir, catalog=known) == "tuned"
-    for told in ("tuned", "/elsewhere/tiny.gguf", "unknown"):
-        assert catalog.companion_of(told, models_dir, catalog=known) is None
+    assert catalog.companion_of("tiny", catalog=known) == "tuned"
+    for told in ("tuned", "tiny.gguf", "unknown"):
+        assert catalog.companion_of(told, catalog=known) is None
 
 
 @pytest.mark.parametrize("companion", ["tiny", "nobody"])
@@ -841,8 +842,26 @@ def test_a_listing_tells_what_is_there_and_what_is_known_of_it(hub: Hub, models_
     assert catalog.listing(models_dir, catalog=known)[0].sha256 is None
 
 
-def test_a_listing_of_a_directory_that_is_not_there_shows_nothing_present(models_dir: Path) -> None:
-    assert [row.present for row in catalog.listing(models_dir)] == [False] * 5
+def test_a_listing_of_a_directory_that_is_not_there_shows_what_ships_and_nothing_else(
+    models_dir: Path,
+) -> None:
+    here = [row.model.name for row in catalog.listing(models_dir) if row.present]
+    assert here == [Catalog.load().get(Config().model).companion]
+
+
+def test_the_adapter_that_ships_is_the_file_that_its_card_and_the_catalog_name(models_dir: Path) -> None:
+    """And what it was trained on lies beside it, to the digest."""
+    model = Catalog.load().get(Config().model)
+    file = catalog.resolve_adapter(str(model.companion), models_dir)
+    made = json.loads(file.path.with_suffix(".json").read_text(encoding="utf-8"))
+    cases = gzip.decompress(file.path.with_suffix(".cases.jsonl.gz").read_bytes())
+    assert (file.base, file.rendering) == (model.name, "brief") == (made["base"], made["rendering"])
+    assert (file.sha256, model.sha256) == (made["sha256"], made["base_sha256"])
+    assert file.path.stat().st_size <= 12_000_000
+    assert hashlib.sha256(cases).hexdigest() == made["training_sha256"]
+    card = file.path.with_suffix(".md").read_text(encoding="utf-8")
+    assert file.sha256 in card
+    assert made["training_sha256"] in card
 
 
 # ---------------------------------------------------------------- fetching out of a wheel

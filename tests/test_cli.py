@@ -755,7 +755,7 @@ class TestCalibrate:
     @pytest.fixture
     def judged(self, config: Config, shipped_pack: packs.Pack, model_file: catalog.ModelFile) -> int:
         """Decisions of a model that is far too sure of itself, each reviewed."""
-        companion = find_adapter("auto", 1.0, config)
+        companion = find_adapter("auto", 1.0, config, model_file.name)
         model = replace(MODEL, sha256=model_file.sha256, adapter=companion.adapter if companion else None)
         with Journal(config.journal_path) as journal:
             for number in range(120):

@@ -13,6 +13,16 @@ from thor_policy.catalog import ModelFile
 
 ROOT = Path(__file__).resolve().parents[1]
 
+#: What a person would expect of the six questions, as far as the table's column shows it.
+SENSIBLE = {
+    "routine read": "allow",
+    "admin action by a member": "deny",
+    "borderline production deploy": "require_attestat",
+    "trusted automation": "allow",
+    "tampering with the audit trail": "deny",
+    "key rotation from a new device": "require_mfa",
+}
+
 
 @pytest.mark.model
 def test_the_demonstration_shows_six_decisions_and_their_rows(model_file: ModelFile, tmp_path: Path) -> None:
@@ -24,8 +34,10 @@ def test_the_demonstration_shows_six_decisions_and_their_rows(model_file: ModelF
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    shown = done.stdout.split("== their rows in the journal")[1]
-    actions = ("read", "grant_admin", "deploy", "rotate_key")
-    assert [action for action in actions if action not in shown] == []
-    assert shown.count(" deny ") + shown.count(" allow ") == 6
-    assert "stopped with status 0; journal of" in shown
+    decisions, rows = done.stdout.split("== their rows in the journal")
+    lines = {line[:32].strip(): line[32:].split() for line in decisions.splitlines()}
+    assert {name: lines[name][0] for name in SENSIBLE} == SENSIBLE
+    assert lines["borderline production deploy"][1] == "model"
+    actions = ("read", "grant_admin", "deploy", "run_tests", "delete", "rotate_key")
+    assert [action for action in actions if action not in rows] == []
+    assert "stopped with status 0; journal of" in rows

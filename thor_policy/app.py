@@ -98,7 +98,7 @@ def load_engine(config: Config) -> Engine:
 
 def adopt_adapter(config: Config, engine: Engine) -> Adapter | None:
     """Open the adapter of the settings in an engine, if they name one. Raises CatalogError, EngineError."""
-    found = find_adapter(config.adapter, config.adapter_scale, config)
+    found = find_adapter(config.adapter, config.adapter_scale, config, engine.model.name)
     if found is None:
         return None
     found.adopt(engine)
@@ -247,17 +247,13 @@ def open_service(
         journal = open_journal(config, lambda fates: mailbox.put(*fates))
         stack.callback(_close_journal, journal, config.shutdown_s)
 
-        adapter = find_adapter(config.adapter, config.adapter_scale, config)
-
         def open_policy() -> Policy:
             engine = load_engine(config)
             try:
-                if adapter is not None:
-                    adapter.adopt(engine)
                 policy = Policy(
                     engine,
                     pack,
-                    adapter=adapter.adapter if adapter else None,
+                    adapter=adopt_adapter(config, engine),
                     max_explanations=config.max_explanations,
                     max_shadows=config.max_shadows,
                     cache=ScoreCache(config.cache_size, config.cache_ttl_s),
@@ -292,8 +288,8 @@ def open_service(
         stack.callback(_stop_worker, worker, config.shutdown_s)
         model, now = policy.engine.model, time.time()
         journal.append(events.model_loaded(model, now))
-        if adapter is not None:
-            journal.append(events.adapter_activated(adapter.adapter, model.sha256, now))
+        if (adapter := policy.residents.active.model.adapter) is not None:
+            journal.append(events.adapter_activated(adapter, model.sha256, now))
         journal.append(events.pack_activated(pack.info, now))
 
         clerk = Clerk(journal, answer, calibrated=policy.calibrate)

@@ -67,14 +67,13 @@ class OpenAdapter:
         engine.adopt(self.adapter, self.path, vouched=self.base is not None)
 
 
-def find_adapter(told: str, scale: float, config: Config) -> OpenAdapter | None:
-    """The adapter of that name or path, or with `auto` the one that goes with the model of the settings.
+def find_adapter(told: str, scale: float, config: Config, model: str) -> OpenAdapter | None:
+    """The adapter of that name or path, or with `auto` the one that goes with the model of that name.
 
     None for an empty one or `none`, and where no adapter goes with the model. Raises CatalogError.
     """
     if told == AUTO:
-        served = bool(config.engine_url)
-        told = "" if served else catalog.companion_of(config.model, config.models_dir) or ""
+        told = "" if config.engine_url else catalog.companion_of(model) or ""
     if told in ("", NONE):
         return None
     file = catalog.resolve_adapter(told, config.models_dir)
@@ -197,7 +196,8 @@ class Steward:
         if control.task == "reload":
             return self._reload()
         if control.task == "adapter":
-            return self._adapt(find_adapter(control.adapter or "", control.scale, self._config))
+            model = self._policy.engine.model.name
+            return self._adapt(find_adapter(control.adapter or "", control.scale, self._config, model))
         if control.task == "unload":
             self._retire(self._done(partial(self._unloading, told=told)))
         elif control.task == "shadow" and told == NONE:

@@ -221,14 +221,10 @@ def resolve_adapter(name_or_path: str, models_dir: Path, *, catalog: Catalog | N
     return msgspec.structs.replace(file, rendering=rendering_of(file.path))
 
 
-def companion_of(name_or_path: str, models_dir: Path, *, catalog: Catalog | None = None) -> str | None:
+def companion_of(name: str, *, catalog: Catalog | None = None) -> str | None:
     """The name of the adapter that a model judges with unless told otherwise; None if it has none."""
-    path = Path(os.path.expanduser(name_or_path)).absolute()  # noqa: PTH111  an unknown ~user stays as it is
-    key = _key(path, models_dir)
-    for model in (catalog or Catalog.load()).models:
-        if name_or_path == model.name or key == model.file:
-            return model.companion
-    return None
+    companions = {model.name: model.companion for model in (catalog or Catalog.load()).models}
+    return companions.get(name)
 
 
 def _resolve_model(model: CatalogModel, models_dir: Path) -> ModelFile:

@@ -43,7 +43,7 @@ def calibrate(config: Config, by: str, dry_run: bool, report_dir: Path | None, a
     """
     pack = app.load_pack(config).info
     model = catalog.resolve(config.model, config.models_dir)
-    adapter = find_adapter(config.adapter, config.adapter_scale, config)
+    adapter = find_adapter(config.adapter, config.adapter_scale, config, model.name)
     judge = identity_of(model.sha256, adapter.adapter if adapter else None)
     identity = {"pack_sha256": pack.sha256, "model_sha256": judge}
     with Reader(config.journal_path) as reader:

@@ -169,11 +169,12 @@ def render_prompt(config: Config, pack: str, question: TextIO, as_json: bool) ->
     loaded = _load(pack)
     evaluation = _evaluation(question.read())
     floor = loaded.book.apply(evaluation, time.time())
-    adapter = find_adapter(config.adapter, 1.0, config)
+    model = catalog.resolve(config.model, config.models_dir)
+    adapter = find_adapter(config.adapter, 1.0, config, model.name)
     brief = adapter is not None and adapter.adapter.rendering == "brief"
     prefix = loaded.brief_prefix if brief else loaded.prefix
     text = loaded.brief_question(evaluation, floor) if brief else loaded.question(evaluation, floor.facts)
-    vocabulary = Vocabulary(catalog.resolve(config.model, config.models_dir).path, vocab_only=True)
+    vocabulary = Vocabulary(model.path, vocab_only=True)
     prefix_tokens, suffix_tokens = vocabulary.question(prefix, text)
     shown = {
         "prefix": vocabulary.text_of(prefix_tokens, special=True),

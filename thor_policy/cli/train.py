@@ -118,7 +118,7 @@ def train(
 
 def _shipped(config: Config) -> tuple[Path, ...]:
     """The cases that the model's own adapter was trained on, if they are there."""
-    own = companion_of(config.model, config.models_dir)
+    own = companion_of(config.model)
     path = data_path("models") / "adapters" / f"{own}.cases.jsonl.gz"
     return (path,) if own and path.is_file() else ()
 
