@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import pytest
 import small_packs
+import tiny_lora
 import zmq
 from hypothesis import given
 from hypothesis import strategies as st
@@ -443,7 +444,7 @@ class TestQuestions:
         self, config: Config, tmp_path: Path
     ) -> None:
         adapter = tmp_path / "tuned.gguf"
-        adapter.write_bytes(b"GGUF, as far as the stub looks")
+        tiny_lora.write_header(adapter)
         named = str(small_packs.write(tmp_path / "small"))
         tuned = replace(config, adapter=str(adapter), adapter_scale=0.5)
         with serving(tuned, load_engine=load_stub_engine), asking(config) as own:

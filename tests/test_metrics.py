@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 import small_packs
+import tiny_lora
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -179,7 +180,7 @@ class TestOfTheDaemon:
         self, client: Client, tmp_path: Path
     ) -> None:
         adapter = tmp_path / "tuned.gguf"
-        adapter.write_bytes(b"GGUF, as far as the stub looks")
+        tiny_lora.write_header(adapter)
         assert infos(client)["model"]["adapter"] == ""
         client.control(Control(task="activate", pack=str(small_packs.write(tmp_path / "small"))))
         client.control(Control(task="adapter", adapter=str(adapter), scale=0.5))

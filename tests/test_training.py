@@ -178,7 +178,7 @@ class TestLessons:
             run_of(answered("Q1", one, wanted="mfa"), answered("Q2", "deny", wanted="mfa"))
             for one in ("mfa", "deny")
         )
-        assert worse(compare(now, then)) == ["small Q1: mfa now, deny by the candidate"]
+        assert worse(compare(now, then)) == ["trial Q1: mfa now, deny by the candidate"]
         assert worse(compare(then, now)) == []
 
 

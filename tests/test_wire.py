@@ -1030,13 +1030,18 @@ def test_the_protocol_document_lists_every_task_of_control() -> None:
     assert tuple(rows) == get_args(get_type_hints(trace.Control)["task"])
 
 
-def test_a_reply_names_the_adapter_and_its_scale() -> None:
+def test_a_reply_names_the_adapter_its_scale_and_its_rendering() -> None:
     adapter = Adapter(name="tuned", sha256="ef" * 32, scale=0.5)
     assert DECISION.model is not None
     told = replied(
         msgspec.structs.replace(DECISION, model=msgspec.structs.replace(DECISION.model, adapter=adapter))
     )
-    assert told["context"]["model"]["adapter"] == {"name": "tuned", "sha256": "ef" * 32, "scale": 0.5}
+    assert told["context"]["model"]["adapter"] == {
+        "name": "tuned",
+        "sha256": "ef" * 32,
+        "scale": 0.5,
+        "rendering": "full",
+    }
 
 
 def test_the_reply_to_a_record_says_where_it_is_kept() -> None:
