@@ -23,6 +23,7 @@ from thor_policy import app, calibration, packs, trace
 from thor_policy.calibration import Judged
 from thor_policy.client import Client
 from thor_policy.config import Config, data_path
+from thor_policy.core import Adapter, identity_of
 from thor_policy.errors import ThorPolicyError
 from thor_policy.journal.reader import Reader
 
@@ -66,8 +67,9 @@ def run(config: Config, pack_name: str, number: int, seed: int) -> int:
         ]
         model = client.status()["model"]
         pack = packs.load(packs.find(pack_name, data_path("prompts"))).info
-        judged = judged_by(config, pack.sha256, model["sha256"])
-        fitted = calibration.fit(judged[::2], pack_sha256=pack.sha256, model_sha256=model["sha256"])
+        judge = identity_of(model["sha256"], Adapter(**model["adapter"]) if model["adapter"] else None)
+        judged = judged_by(config, pack.sha256, judge)
+        fitted = calibration.fit(judged[::2], pack_sha256=pack.sha256, model_sha256=judge)
         client.upkeep(trace.Upkeep(task="calibrate", calibration=fitted))
         after = [ask(client, place, one) for place, one in enumerate(found[:AGAIN])]
     unseen = judged[1::2]  # the order is one of chance

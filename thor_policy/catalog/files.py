@@ -26,7 +26,6 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
-from thor_policy.catalog.adapters import rendering_of
 from thor_policy.config import data_path
 from thor_policy.core import Rendering
 from thor_policy.errors import CatalogError, DigestMismatch
@@ -218,6 +217,8 @@ def resolve_adapter(name_or_path: str, models_dir: Path, *, catalog: Catalog | N
     file = resolve(name_or_path, models_dir, catalog=catalog)
     if file.base is None and file.name in {model.name for model in catalog.models}:
         raise CatalogError(f"{file.name} is a whole model, no adapter; see: thorpolicy adapters list")
+    from thor_policy.catalog.adapters import rendering_of  # gguf, which only an adapter needs
+
     return msgspec.structs.replace(file, rendering=rendering_of(file.path))
 
 
