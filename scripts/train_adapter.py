@@ -73,7 +73,7 @@ def main() -> int:
         seed=told.seed,
     )
     loaded = {name: packs.load(packs.find(name, data_path("prompts"))) for name in DOMAINS}
-    train, notes = training_set(told.count, told.seed)
+    train, notes = training_set(loaded, told.count, told.seed)
     train, leaked = without_leaks(train)
     held_out = check_set(CHECKED, told.seed + 1)
     began = time.monotonic()

@@ -9,17 +9,20 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from situations import Chance, Situation, agent, device, discount, invoice, team, trade
 
+from thor_policy.core import Evaluation
+from thor_policy.packs import Pack
 from thor_policy.training.samples import AT, Case
 
 #: The domains that have a generator, by the name of their pack.
@@ -119,22 +122,69 @@ def written(pack: str, part: Literal["train", "check", "held"]) -> list[Case]:
     return found
 
 
+#: What the generated part of a training set is made of. `read`: text asks for more than the rules; `text`:
+#: there is text, and what rules ask stands; `bare`: no text; `pairs`: two cases that differ in one fact.
+#: Drawn as they come only one case in six has to be read, and an adapter learns to repeat the rules.
+SHARES = {"read": 0.30, "text": 0.35, "bare": 0.25, "pairs": 0.10}
 #: How often a written case is repeated beside the generated ones: each is another idea.
 WRITTEN_REPEATS = 3
 
 
-def training_set(count: int, seed: int) -> tuple[list[Case], tuple[str, ...]]:
+def composed(pack: Pack, count: int, seed: int) -> Iterator[Case]:
+    """About `count` generated cases to train with, by `SHARES`.
+
+    Kinds of text that ask for more are drawn about equally often, the outcomes of the others equally.
+    """
+    name, domain = pack.info.name, DOMAINS[pack.info.name]
+    chance, source = Chance(seed), f"generated {pack.info.name} {seed}"
+    adding = sum(adds is not None for adds, _ in domain.TEXTS.values())
+    most = {
+        "read": -(-2 * count // adding),
+        "text": -(-count // len(domain.OUTCOMES)),
+        "bare": -(-count // len(domain.OUTCOMES)),
+    }
+    left = {what: int(count * SHARES[what]) for what in most}
+    most = {what: int(each * SHARES[what]) for what, each in most.items()}
+    had = Counter[tuple[str, str]]()
+    for _ in range(400 * count):
+        chance.ways.clear()
+        one = domain.make(chance)
+        if part_of(one, chance.ways) != "train":
+            continue
+        case = case_of(one, source)
+        floor = pack.book.apply(msgspec.convert(case.evaluation, Evaluation), case.at)
+        what = "bare" if one.evidence == "none" else "text" if floor.outcome == one.outcome else "read"
+        group = (what, one.evidence if what == "read" else one.outcome)
+        if left[what] and had[group] < most[what]:
+            left[what] -= 1
+            had[group] += 1
+            yield case
+        if not any(left.values()):
+            break
+    wanted = int(count * SHARES["pairs"]) // 2
+    for _ in range(100):
+        chance.ways.clear()
+        for _, *sides in domain.pairs(chance):
+            if wanted and all(part_of(side, chance.ways) == "train" for side in sides):
+                wanted -= 1
+                yield from (case_of(side, f"pair {name} {seed}") for side in sides)
+            if not wanted:
+                return
+            chance.ways.clear()
+
+
+def training_set(packs: Mapping[str, Pack], count: int, seed: int) -> tuple[list[Case], tuple[str, ...]]:
     """`count` generated cases of each domain, the written ones that are not held back, and what they are."""
     cases: list[Case] = []
     notes = []
-    for pack in DOMAINS:
-        made = generated(pack, count, seed, "train")
-        by_hand = written(pack, "train")
+    for name in DOMAINS:
+        made = list(composed(packs[name], count, seed))
+        by_hand = written(name, "train")
         cases += made + by_hand * WRITTEN_REPEATS
         outcomes = Counter(case.outcome for case in made + by_hand)
         told = ", ".join(f"{outcome} {had}" for outcome, had in sorted(outcomes.items()))
         notes.append(
-            f"{pack}: {len(made)} generated, {len(by_hand)} written (each {WRITTEN_REPEATS} times): {told}"
+            f"{name}: {len(made)} generated, {len(by_hand)} written (each {WRITTEN_REPEATS} times): {told}"
         )
     return cases, tuple(notes)
 

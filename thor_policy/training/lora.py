@@ -54,6 +54,7 @@ class Learner:
             path.parent,
             gguf_file=path.name,
             dtype=torch.bfloat16,
+            attn_implementation="eager",  # on two cores a quarter faster than the fused one in bfloat16
             pad_token_id=0,  # padding is behind what counts; a default may lie beyond a small vocabulary
             quantization_config=GgufConfig(gguf_file=path.name, dequantize=True),
         )
