@@ -16,30 +16,71 @@ PACK = "device-operations"
 OUTCOMES = ("allow", "require_operator", "require_attestation", "deny")
 OPERATOR, ATTEST, DENY = OUTCOMES[1:]
 WORDS, TEXTS = words("device")
-#: Kinds of text that add nothing, and so fit any operation.
-IDLE = tuple(kind for kind, (adds, _) in TEXTS.items() if adds is None)
-_DOUBTS = ("wrong device", "borrowed login", "sensors doubted")
-_POWER = ("battery doubted", "not on mains")
-_BOOTS = ("opens network", "leaves a shell", "erases the device", "switches protection off", "loses records")
-_FILES = (*_BOOTS, "wrong seal", "unsigned part", "old version inside", "phones home", "switches ears on")
-_INSTALLS = (*_FILES, "reaches internet", "window not ours", "runs later", *_POWER, *_DOUBTS)
-_MOVES = ("somebody near", "sensor covered", "presence not known", "guard bridged", "stop doubted")
+#: Which kinds of text that add nothing make sense beside some kinds of operation only.
+CALM: dict[str, tuple[str, ...]] = {
+    "software": ("nothing of that kind", "seal in order", "power in order"),
+    "model": ("nothing of that kind", "seal in order", "power in order"),
+    "restart": ("nothing of that kind",),
+    "motion": ("nobody there", "guard whole"),
+    "camera": ("nothing private",),
+    "network": ("only inside",),
+    "shell": ("session ends",),
+    "reset": ("power in order",),
+    "logs kept": ("records kept whole",),
+    "logs changed": ("records kept whole",),
+}
+_CALM = frozenset(kind for kinds in CALM.values() for kind in kinds)
+#: Kinds of text that add nothing, and fit any operation.
+IDLE = tuple(kind for kind, (adds, _) in TEXTS.items() if adds is None and kind not in _CALM)
+_DOUBTS = ("wrong device", "borrowed login", "sensors doubted", "fields guessed", "another action meant")
+_POWER = ("battery doubted", "not on mains", "almost empty", "half empty")
+_LOOSE = ("leaves a shell", "switches protection off", "left unlocked", "loses records", "records paused")
+_BOOTS = (*_LOOSE, "opens network", "erases the device", "short shell", "cleared for a new owner")
+_WAKES = ("moves by itself", "swings with somebody there")
+_FILES = (*_BOOTS, "wrong seal", "altered on the way", "unsigned part", "old version inside")
+_BRINGS = (
+    "older by the evidence",
+    "phones home",
+    "switches ears on",
+    "ignores its stops",
+    "reaches internet",
+)
+_TIMES = ("window not ours", "runs later", "spreads to others")
+_INSTALLS = (*_FILES, *_BRINGS, *_TIMES, *_POWER, *_DOUBTS)
+_NEAR = ("somebody near", "people on their way", "carries a person", "caught in it", "sensor covered")
+_UNSEEN = ("presence not known", "moves more", "films along", "films the private", "steered from outside")
+_STOPS = ("guard bridged", "stop pressed elsewhere", "stop doubted")
+_MOVES = (*_NEAR, *_UNSEEN, *_STOPS, "records paused")
+_LOGS = ("loses records", "rewrites records", "pictures in the bundle", "short shell")
 #: Which kinds of text that add something make sense beside which kinds of operation.
 FITS: dict[str, tuple[str, ...]] = {
     "safe": (),
-    "software": _INSTALLS,
-    "model": _INSTALLS,
-    "restart": (*_BOOTS, "switches ears on", "window not ours", "runs later", *_DOUBTS),
+    "software": (*_INSTALLS, *_WAKES),
+    "model": (*_INSTALLS, "moves by itself"),
+    "restart": (*_BOOTS, *_WAKES, "switches ears on", "window not ours", "runs later", *_DOUBTS),
     "motion": (*_MOVES, *_DOUBTS),
-    "camera": ("into privacy", "goes out", "wrong device", "borrowed login"),
-    "footage": ("into privacy", "borrowed login"),
-    "network": ("reaches internet", "leaves a shell", "switches protection off", *_DOUBTS),
-    "shell": ("leaves a shell", "session has no end", "switches protection off", "loses records", *_DOUBTS),
-    "reset": ("loses records", "switches protection off", *_POWER, *_DOUBTS),
-    "logs kept": ("loses records", "wrong device", "borrowed login"),
-    "logs changed": ("loses records", "wrong device", "borrowed login"),
+    "camera": (
+        *("into privacy", "dressing room for a day", "goes out", "steered from outside"),
+        *("wrong device", "borrowed login", "another action meant"),
+    ),
+    "footage": ("into privacy", "dressing room for a day", "borrowed login"),
+    "network": (
+        *("reaches internet", "lets pictures through", "leaves a shell", "short shell"),
+        *("switches protection off", "records paused", *_DOUBTS),
+    ),
+    "shell": (*_LOOSE, "session has no end", "rewrites records", *_DOUBTS),
+    "reset": (
+        "loses records",
+        "records paused",
+        "switches protection off",
+        "left unlocked",
+        *_POWER,
+        *_DOUBTS,
+    ),
+    "logs kept": (*_LOGS, "wrong device", "borrowed login", "another action meant"),
+    "logs changed": (*_LOGS, "wrong device", "borrowed login", "another action meant"),
     "logs ended": ("borrowed login",),
-    "protection": ("switches protection off", "leaves a shell", *_DOUBTS),
+    "protection": ("switches protection off", "leaves a shell", "records paused", *_DOUBTS),
     "protection ended": ("borrowed login",),
 }
 
@@ -153,7 +194,8 @@ def _text(facts: Facts, chance: Chance, *, matters: float) -> Evidence | None:
         return None
     fitting = [one for one in FITS[facts.kind] if _fits(one, facts)]
     if not fitting or not chance.maybe(matters):
-        kind = chance.choice(IDLE)
+        near = CALM.get(facts.kind, ())
+        kind = chance.choice(near if near and chance.maybe(0.25) else IDLE)
     else:
         telling = [one for one in fitting if one not in _DOUBTS]
         kind = chance.choice(telling if telling and chance.maybe(0.8) else fitting)
@@ -174,7 +216,7 @@ def _fits(kind: str, facts: Facts) -> bool:
     """Whether that text can be meant: nobody doubts a window that is not open."""
     if kind in ("window not ours", "runs later"):
         return facts.window
-    if kind == "battery doubted":
+    if kind in ("battery doubted", "almost empty", "half empty"):
         return facts.battery is not None and facts.battery >= 0
     return kind != "not on mains" or facts.battery is None
 
