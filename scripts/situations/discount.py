@@ -17,12 +17,12 @@ OUTCOMES = ("allow", "require_manager", "require_finance", "deny")
 MANAGER, FINANCE, DENY = OUTCOMES[1:]
 
 WORDS, TEXTS = words("discount")
-#: Kinds of text that add nothing, those that add percents or free months to the total, those that say that no
-#: written offer is behind the price, and all that may add something.
+#: Kinds of text that add nothing, those that add percents or free months to the total, those that cannot
+#: stand beside a written offer of another firm, and all that may add something.
 IDLE = tuple(kind for kind, (adds, _) in TEXTS.items() if adds is None)
 COUNTED = ("extras for free", "other rebates", "credits and trade-ins")
 MONTHS = ("months for free",)
-UNWRITTEN = ("others' price", "price from the net")
+UNWRITTEN = ("others' price", "price from the net", "nobody else in the race")
 TELLING = tuple(kind for kind, (adds, _) in TEXTS.items() if adds is not None)
 #: What each role may give alone, in percent.
 ROLES = {
@@ -203,7 +203,7 @@ def _text(chance: Chance, *, matters: float) -> tuple[Evidence | None, int]:
 
 
 def _beside(facts: Facts, evidence: Evidence | None) -> Facts:
-    """The facts that such a text can stand beside: no written offer where it says that there is none."""
+    """The facts beside such a text: no written offer on file where it says that there is none."""
     unwritten = evidence is not None and evidence.kind in UNWRITTEN and facts.offer == "on file"
     return replace(facts, offer=None) if unwritten else facts
 
