@@ -17,9 +17,12 @@ OUTCOMES = ("allow", "require_manager", "require_finance", "deny")
 MANAGER, FINANCE, DENY = OUTCOMES[1:]
 
 WORDS, TEXTS = words("discount")
-#: Kinds of text that add nothing, those that add percents to the total, and all that may add something.
+#: Kinds of text that add nothing, those that add percents or free months to the total, those that cannot
+#: stand beside a written offer of another firm, and all that may add something.
 IDLE = tuple(kind for kind, (adds, _) in TEXTS.items() if adds is None)
-COUNTED = ("extras for free", "other rebates")
+COUNTED = ("extras for free", "other rebates", "credits and trade-ins")
+MONTHS = ("months for free",)
+UNWRITTEN = ("others' price", "price from the net", "nobody else in the race")
 TELLING = tuple(kind for kind, (adds, _) in TEXTS.items() if adds is not None)
 #: What each role may give alone, in percent.
 ROLES = {
@@ -126,8 +129,9 @@ def make(chance: Chance) -> Situation:
     facts = _drawn(chance, within=plain)
     if not plain:
         facts = _hardened(facts, chance)
-    evidence, percents = _text(chance, matters=0.7 if plain else 0.3)
-    return _situation(facts, _told(facts, chance), evidence, percents)
+    evidence, counted = _text(chance, matters=0.7 if plain else 0.3)
+    facts = _beside(facts, evidence)
+    return _situation(facts, _told(facts, chance), evidence, counted)
 
 
 def _drawn(chance: Chance, *, within: bool) -> Facts:
@@ -180,34 +184,44 @@ def _hardened(facts: Facts, chance: Chance) -> Facts:
 
 
 def _text(chance: Chance, *, matters: float) -> tuple[Evidence | None, int]:
-    """Free text in about half of them, that share of it adding something, and the percents that it adds."""
+    """Free text in about half of them, that share of it adding something, and what of it counts: percents, or
+    months without pay."""
     if chance.maybe(0.4):
         return None, 0
     kind = chance.choice(TELLING if chance.maybe(matters) else IDLE)
-    percents = chance.randint(3, 30)
+    percents, digit = chance.randint(3, 30), chance.randrange(2, 9)
     evidence = said(
         TEXTS,
         kind,
         chance,
         n=chance.choice(WORDS["contacts"]),
         c=chance.choice(WORDS["customers"]),
-        k=str(chance.randrange(2, 9)),
+        k=str(digit),
         p=str(percents),
     )
-    return evidence, percents if kind in COUNTED else 0
+    return evidence, percents if kind in COUNTED else digit if kind in MONTHS else 0
 
 
-def _weighed(evidence: Evidence, percents: int, facts: Facts) -> Evidence:
+def _beside(facts: Facts, evidence: Evidence | None) -> Facts:
+    """The facts beside such a text: no written offer on file where it says that there is none."""
+    unwritten = evidence is not None and evidence.kind in UNWRITTEN and facts.offer == "on file"
+    return replace(facts, offer=None) if unwritten else facts
+
+
+def _weighed(evidence: Evidence, counted: int, facts: Facts) -> Evidence:
     """What the text adds beside these facts."""
     if evidence.kind == "rival" and facts.offer == "on file":
         return replace(evidence, adds=None)  # the written offer is there
-    if not percents or evidence.adds is None:
+    if not counted or evidence.adds is None:
         return evidence
+    percents = float(counted)
+    if evidence.kind in MONTHS:
+        percents = round(100.0 * counted / facts.term, 1) if facts.term else 0.0
     total, limit = facts.total + percents, facts.limit
     if facts.discount is None or total <= limit:
         return replace(evidence, adds=None)
     outcome = DENY if total > 40 else FINANCE if total > 20 else MANAGER
-    because = f"With the {percents} percent of the text it is {total:g} percent."
+    because = f"With the {percents:g} percent of the text it is {total:g} percent."
     return replace(evidence, adds=Finding(outcome, "R4", because))
 
 
@@ -261,13 +275,13 @@ def _mixed(told: dict[str, Any], chance: Chance) -> dict[str, Any]:
 
 
 def _situation(
-    facts: Facts, evaluation: dict[str, Any], evidence: Evidence | None, percents: int
+    facts: Facts, evaluation: dict[str, Any], evidence: Evidence | None, counted: int
 ) -> Situation:
     """With its label, and with the text put in its place."""
     kind = None
     if evidence is not None:
         evaluation["context"]["details"] = evidence.text
-        kind, evidence = evidence.kind, _weighed(evidence, percents, facts)
+        kind, evidence = evidence.kind, _weighed(evidence, counted, facts)
     good = Finding("allow", "R1", "The total is within the seller's own limit and nothing else is asked for.")
     outcome, clauses, because = judged(OUTCOMES, reference(facts), good, evidence)
     return Situation(
@@ -373,10 +387,10 @@ def pairs(chance: Chance) -> Iterator[tuple[str, Situation, Situation]]:
     contrasts = _contrasts(chance)
     for name in chance.sample(list(contrasts), len(contrasts)):
         one = contrasts[name]
-        facts = replace(_drawn(chance, within=True), **one.loose)
+        evidence, counted = _text(chance, matters=0.4)
+        facts = _beside(replace(_drawn(chance, within=True), **one.loose), evidence)
         worse = replace(facts, **one.strict)
         told = _told(facts, chance)
-        evidence, percents = _text(chance, matters=0.4)
         changed = deepcopy(told)
         *way, last = one.path
         place = changed
@@ -387,7 +401,7 @@ def pairs(chance: Chance) -> Iterator[tuple[str, Situation, Situation]]:
             del place[last]
         else:
             place[last] = value
-        loose = _situation(facts, told, evidence, percents)
-        strict = _situation(worse, changed, evidence, percents)
+        loose = _situation(facts, told, evidence, counted)
+        strict = _situation(worse, changed, evidence, counted)
         if loose.outcome != strict.outcome:  # a text may ask for as much as the fact
             yield name, loose, strict
