@@ -124,7 +124,7 @@ def _kind(facts: Facts, chance: Chance) -> str:
         "split": facts.ordered is None,
         "order is lower": facts.ordered is None,
         "deposit before": facts.ordered is None,
-        "order used up": facts.ordered is None,
+        "order used up": facts.ordered is None or amount <= 1_000,
         "unkeyed rebate": facts.ordered is None or facts.above > 0,
         "order is void": facts.ordered is None or amount <= 1_000,
         "small order void": facts.ordered is None or not 0 < amount <= 1_000,
