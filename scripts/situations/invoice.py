@@ -16,6 +16,8 @@ PACK = "invoice-exception"
 OUTCOMES = ("allow", "require_second_approval", "hold", "deny")
 SECOND, HOLD, DENY = OUTCOMES[1:]
 WORDS, TEXTS = words("invoice")
+#: Kinds of text on a call about new bank details, which were thus confirmed.
+CALLS = ("doubtful call", "planted number")
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def make(chance: Chance) -> Situation:
         for _ in range(chance.choice((1, 1, 2))):
             facts = _hardened(facts, chance)
     text = _kind(facts, chance) if chance.maybe(0.55) else None
-    if text == "doubtful call":
+    if text in CALLS:
         facts = replace(facts, bank="confirmed")
     return written(facts, chance, text)
 
@@ -121,11 +123,21 @@ def _kind(facts: Facts, chance: Chance) -> str:
     unfit = {
         "split": facts.ordered is None,
         "order is lower": facts.ordered is None,
+        "deposit before": facts.ordered is None,
+        "order used up": facts.ordered is None or amount <= 1_000,
+        "unkeyed rebate": facts.ordered is None or facts.above > 0,
         "order is void": facts.ordered is None or amount <= 1_000,
+        "small order void": facts.ordered is None or not 0 < amount <= 1_000,
+        "limit dodged": amount >= 10_000,
         "explained difference": facts.ordered is None or facts.ordered == amount,
         "old account change": facts.bank != "same",
         "doubtful call": facts.bank == "changed",
+        "planted number": facts.bank == "changed",
+        "negated danger": facts.bank != "same",
         "new supplier": facts.earlier in ("same", "twin"),
+        "successor firm": facts.earlier in ("same", "twin"),
+        "separate things": facts.earlier == "none",
+        "month before was paid": facts.earlier == "none",
     }
     return chance.choice(
         [
@@ -409,7 +421,7 @@ def pairs(chance: Chance) -> Iterator[tuple[str, Situation, Situation]]:
             difference = _differences(facts, chance)[kind]
             facts = replace(facts, **difference.start)
             text = _kind(facts, chance) if chance.maybe(0.5) else None
-            loose = written(facts, chance, text if text != "doubtful call" else None)
+            loose = written(facts, chance, None if text in CALLS else text)
             evaluation = changed(loose.evaluation, difference)
             if evaluation is None:
                 continue
