@@ -36,6 +36,18 @@ HARMLESS = (
     "slang",
     "praise",
     "quoted order",
+    "hearsay",
+    "homonyms",
+    "drill",
+    "small talk",
+    "politeness",
+    "long detail",
+    "titles",
+    "footer",
+    "side question",
+    "later on",
+    "other hardware",
+    "others' locks",
 )
 #: Texts near those that add something, with a word that turns the meaning: they add nothing either.
 REASSURING = (
@@ -46,9 +58,24 @@ REASSURING = (
     "checked",
     "right target",
     "nothing leaves",
+    "objection settled",
+    "approval in hand",
+    "exactly as asked",
+    "open to all",
+    "quick run",
+)
+#: Texts about who asks and why: they add something to whatever is more than a read.
+PERSON = (
+    "open objection",
+    "secrecy",
+    "garbled",
+    "account in doubt",
+    "never asked",
+    "lock on the way",
 )
 #: Texts that add something to whatever changes something.
 WORK = (
+    *PERSON,
     "freeze",
     "conflict",
     "unusual",
@@ -65,6 +92,23 @@ WORK = (
     "unknown origin",
     "unsure",
     "someone else",
+    "audit settings",
+    "approval gone",
+    "more than asked",
+    "must stay",
+    "score fell",
+    "fabricated trail",
+    "recording paused",
+)
+#: Texts that add something to an access to data.
+DATA = (
+    *PERSON,
+    "unusual",
+    "conflict",
+    "coercion",
+    "someone else",
+    "purpose",
+    *("unattended script",) * 2,
 )
 #: Which kinds of text make sense beside which kinds of action.
 FITS = {
@@ -75,14 +119,24 @@ FITS = {
         "hides",
         "own gain",
         "real customers",
-        "late run",
-        *("hidden secret", "hidden export") * 4,  # hardly anything else in text asks for MFA
-        *("hidden power", "goes around") * 2,
+        *("late run", "runs into the night", "split up", "hidden deletion", "gain by detour"),
+        # hardly anything else in text asks for MFA
+        *("hidden secret", "hidden export", "secret exposed", "data to a tool", "tracker") * 4,
+        *("hidden power", "new accounts", "goes around") * 2,
     ),
-    "deletion": (*HARMLESS, *WORK, "hides", "real customers", "late run"),
-    "rotation": (*HARMLESS, *WORK, *("unfamiliar device",) * 6, "late run"),
-    "secret": (*HARMLESS, "unusual", "conflict", "coercion", "someone else", "purpose"),
-    "export": (*HARMLESS, "unusual", "conflict", "coercion", "someone else", "purpose"),
+    "deletion": (
+        *HARMLESS,
+        *WORK,
+        *("hides", "real customers", "late run", "runs into the night", "split up"),
+    ),
+    "rotation": (
+        *HARMLESS,
+        *WORK,
+        *("unfamiliar device", "fresh enrolment") * 6,
+        *("late run", "runs into the night"),
+    ),
+    "secret": (*HARMLESS, *DATA),
+    "export": (*HARMLESS, *DATA, "score fell"),
     "privileged": (
         *HARMLESS,
         "unusual",
@@ -92,9 +146,15 @@ FITS = {
         "conflict of interest",
         "coercion",
         "someone else",
-        *("unfamiliar device",) * 3,
+        *PERSON,
+        *("approval gone", "gain by detour", "score fell"),
+        *("role ended", "unattended script") * 2,
+        *("unfamiliar device", "fresh enrolment") * 3,
     ),
-    "override": (*HARMLESS, "unusual", "incident over", "hides"),
+    "override": (
+        *HARMLESS,
+        *("unusual", "incident over", "hides", "fabricated trail", "recording paused", "lock on the way"),
+    ),
     "tampering": HARMLESS,
 }
 
@@ -173,6 +233,15 @@ TELLS: dict[str, dict[str, Any]] = {
     "hidden power": {"kind": "privileged"},
     "goes around": {"kind": "override"},
     "incident over": {"incident": False},
+    "runs into the night": {"off_hours": True},
+    "lock on the way": {"suspended": True},
+    "role ended": {"admin": False},
+    "unattended script": {"automation": True},
+    "fresh enrolment": {"new_device": True},
+    "secret exposed": {"kind": "secret"},
+    "data to a tool": {"kind": "export"},
+    "tracker": {"kind": "export"},
+    "new accounts": {"kind": "privileged"},
 }
 
 
