@@ -175,8 +175,16 @@ def _kind(facts: Facts, chance: Chance) -> str:
     unfit = {
         "out only": not facts.shrinks,
         "confused effect": facts.position == 0,
-        "hidden exposure": not facts.shrinks and not 0.5 <= abs(facts.after) <= 4.8,
+        **dict.fromkeys(
+            ("hidden exposure", "open orders", "other lines"),
+            not facts.shrinks and not 0.5 <= abs(facts.after) <= 4.8,
+        ),
         "works elsewhere": facts.volume > 1,
+        "thinner volume": facts.volume > 1,
+        # An order that only shrinks a position needs none of the figures that these cast doubt on.
+        "worse than shown": facts.shrinks,
+        "broken signal": facts.shrinks,
+        "filled with defaults": facts.shrinks,
     }
     adds = chance.maybe(0.55)
     return chance.choice(
