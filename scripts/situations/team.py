@@ -245,6 +245,10 @@ TELLS: dict[str, dict[str, Any]] = {
 }
 
 
+#: Texts that ask for MFA: with it done already a reader might want more than R12 says.
+ASKS_MFA = tuple(text for text, so in TELLS.items() if so.get("kind") in ("secret", "export"))
+
+
 def told(facts: Facts, text: str | None) -> Facts:
     """The facts as they are by what the text tells."""
     so = replace(facts, **TELLS.get(text or "", {}))
@@ -294,7 +298,8 @@ def make(chance: Chance) -> Situation:
         pending=not plain and chance.maybe(0.2),
         margin=_margin(chance, plain),
     )
-    return written(facts, chance, _text(kind, chance))
+    text = _text(kind, chance)
+    return written(replace(facts, mfa=facts.mfa and text not in ASKS_MFA), chance, text)
 
 
 def _text(kind: str, chance: Chance) -> str | None:

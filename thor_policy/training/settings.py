@@ -28,7 +28,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     stop_after: int = 0
     rest_weight: float = 0.15
     seed: int = 1
-    check_every: int = 150
+    check_every: int = 250
     patience: int = 4
 
 
