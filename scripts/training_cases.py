@@ -138,13 +138,9 @@ def composed(pack: Pack, count: int, seed: int) -> Iterator[Case]:
     name, domain = pack.info.name, DOMAINS[pack.info.name]
     chance, source = Chance(seed), f"generated {pack.info.name} {seed}"
     adding = sum(adds is not None for adds, _ in domain.TEXTS.values())
-    most = {
-        "read": -(-2 * count // adding),
-        "text": -(-count // len(domain.OUTCOMES)),
-        "bare": -(-count // len(domain.OUTCOMES)),
-    }
-    left = {what: int(count * SHARES[what]) for what in most}
-    most = {what: int(each * SHARES[what]) for what, each in most.items()}
+    left = {what: int(count * SHARES[what]) for what in ("read", "text", "bare")}
+    most = {what: -(-left[what] // len(domain.OUTCOMES)) for what in ("text", "bare")}
+    most["read"] = -(-2 * left["read"] // adding)
     had = Counter[tuple[str, str]]()
     for _ in range(400 * count):
         chance.ways.clear()

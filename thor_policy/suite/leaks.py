@@ -127,6 +127,8 @@ def _looks(one: _Side, other: _Side, meaning: float | None) -> Iterator[tuple[Lo
         yield "canonical", 1.0
         return
     form = _same_form(one.form, other.form)
+    if _both(form, one.text, other.text, 1.0) < min(TEXT_THRESHOLD, EMBEDDING_THRESHOLD):
+        return  # no wording could make up for it
     by_text = _both(form, one.text, other.text, _same_wording(one.text, other.text))
     if by_text >= TEXT_THRESHOLD:
         yield "text", by_text
