@@ -147,6 +147,17 @@ def calibrated(judged: Sequence[calibration.Judged]) -> dict[str, Any]:
     return {"temperature": fitted.temperature, "before": quality(unseen), "after": quality(after)}
 
 
+def by_need(judged: Iterable[tuple[str, str, str]]) -> dict[str, list[int]]:
+    """Of (right, told, floor): how many are found where text asks for more than the rules (`read`), and how
+    many are kept where the rules are right (`stands`); each [right, of]."""
+    found = {"read": [0, 0], "stands": [0, 0]}
+    for right, told, floor in judged:
+        one = found["stands" if right == floor else "read"]
+        one[0] += right == told
+        one[1] += 1
+    return found
+
+
 def one_fact_pairs(asked: Asked, loaded: Mapping[str, Pack], count: int, seed: int) -> dict[str, Any]:
     """Shares of pairs of which both sides are judged right, by pack and fact."""
     found: dict[str, dict[str, list[bool]]] = {}
@@ -283,6 +294,10 @@ def measure(
             "balanced": sum(map(balanced, pairs_of.values())) / len(pairs_of),
             "accuracy": sum(a == b for pairs in pairs_of.values() for a, b in pairs) / len(cases),
             "rules_only_accuracy": sum(a == b for a, b in rules) / len(rules),
+            "by_need": by_need(
+                (case.outcome, best(answer), floor)
+                for case, answer, (_, floor) in zip(cases, found, rules, strict=True)
+            ),
             "by_pack": {name: figures_of(pairs) for name, pairs in pairs_of.items()},
             "by_kind": {kind: [sum(group), len(group)] for kind, group in sorted(kinds.items())},
             "quality": calibrated(
@@ -297,6 +312,10 @@ def measure(
             "cases": len(by_hand),
             "accuracy": sum(a == b for a, b in pairs_written) / len(by_hand),
             "rules_only_accuracy": rules_right / len(by_hand),
+            "by_need": by_need(
+                (right, told, floor_of(case).outcome)
+                for case, (right, told) in zip(by_hand, pairs_written, strict=True)
+            ),
             "by_pack": {
                 name: figures_of(
                     [p for p, case in zip(pairs_written, by_hand, strict=True) if case.pack == name]

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from thor_policy.calibration import LEAST, Calibration, Judged, fit, quality, scaled
+from thor_policy.catalog import ModelFile
 from thor_policy.errors import CalibrationError
+
+ROOT = Path(__file__).resolve().parents[1]
 
 PACK, MODEL = "a" * 64, "b" * 64
 LABELS = ("allow", "require_mfa", "require_attestation", "deny")
@@ -107,3 +114,17 @@ def test_the_digest_changes_with_every_part() -> None:
         Calibration(temperature=2.0, pack_sha256=PACK, model_sha256=MODEL, judged=61),
     ]
     assert len({one.digest, *(other.digest for other in others)}) == 5
+
+
+@pytest.mark.model
+def test_the_trial_calibrates_a_daemon_and_no_label_changes_its_place(model_file: ModelFile) -> None:
+    """scripts/calibration-trial as a user runs it, with as few questions as a fit takes."""
+    command = [sys.executable, str(ROOT / "scripts" / "calibration_trial.py"), "--count", str(2 * LEAST)]
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "THOR_POLICY_MODELS_DIR": str(model_file.path.parent),
+    }
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode in (0, 1), done.stderr  # 1: of so few the other half may be no better for it
+    assert f"{2 * LEAST} judged" in done.stdout
+    assert "asked again: 25 of 25 with every label in its place" in done.stdout

@@ -87,8 +87,13 @@ class ModelName(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False)
     @property
     def shown(self) -> tuple[str, str]:
         """Name and version, adapter included, as tables have them."""
-        name = f"{self.name}+{self.adapter.name}" if self.adapter else self.name
-        return name, f"{self.quantisation}+{identity_of(self.sha256, self.adapter)[:12]}"
+        return _shown(self)
+
+
+@lru_cache(maxsize=64)  # few models judge many decisions, and this is asked of each
+def _shown(model: ModelName) -> tuple[str, str]:
+    name = f"{model.name}+{model.adapter.name}" if model.adapter else model.name
+    return name, f"{model.quantisation}+{identity_of(model.sha256, model.adapter)[:12]}"
 
 
 class Prompt(Struct, frozen=True, kw_only=True, gc=False):

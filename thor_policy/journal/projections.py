@@ -8,6 +8,7 @@ their bodies and of what is left of their private parts), so it can be computed 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -261,6 +262,7 @@ def _decided(seq: int, at: str, decision_id: str, body: Shown, private: Any) -> 
     )
 
 
+@lru_cache(maxsize=64)
 def version_of(pack: PackInfo) -> str:
     """A pack as tables name it."""
     return f"{pack.name}@{pack.version}+{pack.sha256[:12]}"
