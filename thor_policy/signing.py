@@ -23,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -58,14 +58,17 @@ class Key:
         self.key = key_id(private.public_key())
 
     @classmethod
-    def open(cls, path: Path) -> Key:
-        """The key in a file; made if it is missing, as is `<path>.pub`. Raises PackError."""
+    def open(cls, path: Path, announce: Callable[[str], None] = lambda _: None) -> Key:
+        """The key in a file; made if it is missing, as is `<path>.pub`, and announced. Raises PackError."""
+        missing = not path.exists()
         try:
             key = cls(private_key(path))
         except (OSError, ValueError) as error:
             raise PackError(f"the key {path} {files.reason(error)}") from error
         with suppress(OSError):  # it can be derived again
             key.put_public(path.with_name(f"{path.name}.pub"))
+        if missing:
+            announce(f"{path} was missing: made a new key; who checks it needs {path}.pub")
         return key
 
     def signature(self, content: bytes) -> str:
