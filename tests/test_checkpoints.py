@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from thor_policy import signing
 from thor_policy.errors import JournalError
+from thor_policy.files import MAX_BYTES
 from thor_policy.journal import checkpoints
 from thor_policy.journal.checkpoints import (
     Checkpoint,
@@ -32,7 +33,6 @@ from thor_policy.journal.checkpoints import (
     key_path,
     trusted_keys,
 )
-from thor_policy.signing import MAX_BYTES
 
 #: How long a test waits for what must come; far more than it takes.
 WAIT_S = 60.0
@@ -564,7 +564,7 @@ def test_names_are_on_disk_when_it_returns(
 ) -> None:
     """The file before its name, the name before the return, and the new directory's name too."""
     told: list[str] = []
-    fsync, link = os.fsync, os.link
+    fsync, link, replace = os.fsync, os.link, os.replace
 
     def synced(descriptor: int) -> None:
         path = Path(f"/proc/self/fd/{descriptor}").readlink()
@@ -576,8 +576,13 @@ def test_names_are_on_disk_when_it_returns(
         told.append("name")
         link(source, target)
 
+    def replaced(source: Path, target: Path) -> None:
+        told.append("name")
+        replace(source, target)
+
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "link", linked)
+    monkeypatch.setattr(os, "replace", replaced)
     size = put(directory).stat().st_size
     assert told == [str(directory.parent), f"file of {size}", "name", str(directory)]
 

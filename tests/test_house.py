@@ -32,7 +32,7 @@ FLOORS = (
     ("config", "notify", "metrics", "logs", "signing"),
     ("trace",),
     ("calibration", "likeness", "intervals"),
-    ("core",),
+    ("core", "files"),
     ("errors",),
 )
 #: Third-party libraries and the one room that may import each.

@@ -244,8 +244,11 @@ def test_sign_makes_a_key_and_verify_finds_the_pack_signed_by_it(folder: Path, t
     key = tmp_path / "keys" / "release.key"
     done = CliRunner().invoke(cli, ["packs", "sign", str(folder), "--key", str(key), "--json"])
     assert done.exit_code == 0, done.output
-    told = msgspec.json.decode(done.output)
+    told = msgspec.json.decode(done.stdout)
+    assert "made a new key" in done.stderr  # a mistyped path shows
     assert key.stat().st_mode & 0o777 == 0o600
+    again = CliRunner().invoke(cli, ["packs", "sign", str(folder), "--key", str(key)])
+    assert (again.exit_code, again.stderr) == (0, "")
     verified = CliRunner().invoke(cli, ["packs", "verify", str(folder), "--pack-keys", f"{key}.pub"])
     assert (verified.exit_code, verified.output) == (
         0,

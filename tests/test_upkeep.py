@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from thor_policy import trace
+from thor_policy import files, trace
 from thor_policy.core import (
     Action,
     Caller,
@@ -498,7 +498,7 @@ def test_a_directory_that_cannot_be_written_leaves_everything_as_it_was(path: Pa
     ("where", "name", "after"),
     [
         (archive, "_to_line", 4),  # half a segment
-        (archive, "_sync", 0),
+        (files, "rename", 0),
         (upkeep, "_commit", 0),  # a segment that no event names
         (upkeep, "_commit", 1),
         (upkeep, "_trim", 0),  # archived events that are in the database too

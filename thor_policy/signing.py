@@ -23,9 +23,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import stat
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -36,13 +34,12 @@ from cryptography.hazmat.primitives import serialization as pem
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from msgspec import Meta, Struct
 
+from thor_policy import files
 from thor_policy.core import PackInfo
 from thor_policy.errors import PackError
 
 #: First lines of what is signed; another form gets another number.
 PACK_HEADING, PROMOTION_HEADING = "thor-policy pack 1", "thor-policy promotion 1"
-#: Most bytes of a key or signature file.
-MAX_BYTES = 65_536
 #: What a version has to look like to be a line of its own.
 _VERSION = re.compile(r"[!-~]{1,64}")
 
@@ -61,14 +58,17 @@ class Key:
         self.key = key_id(private.public_key())
 
     @classmethod
-    def open(cls, path: Path) -> Key:
-        """The key in a file; made if it is missing, as is `<path>.pub`. Raises PackError."""
+    def open(cls, path: Path, announce: Callable[[str], None] = lambda _: None) -> Key:
+        """The key in a file; made if it is missing, as is `<path>.pub`, and announced. Raises PackError."""
+        missing = not path.exists()
         try:
             key = cls(private_key(path))
         except (OSError, ValueError) as error:
-            raise PackError(f"the key {path} {reason(error)}") from error
+            raise PackError(f"the key {path} {files.reason(error)}") from error
         with suppress(OSError):  # it can be derived again
             key.put_public(path.with_name(f"{path.name}.pub"))
+        if missing:
+            announce(f"{path} was missing: made a new key; who checks it needs {path}.pub")
         return key
 
     def signature(self, content: bytes) -> str:
@@ -80,11 +80,9 @@ class Key:
         form = pem.PublicFormat.SubjectPublicKeyInfo
         content = self._private.public_key().public_bytes(pem.Encoding.PEM, form)
         with suppress(OSError, ValueError):
-            if read(path, os.O_NOFOLLOW) == content:
+            if files.read(path, os.O_NOFOLLOW) == content:
                 return
-        path.unlink(missing_ok=True)
-        with suppress(FileExistsError):  # another process puts the same one there
-            place(path, content, 0o644)
+        files.place(path, content, 0o644, over=True)
 
 
 def key_id(public_key: Ed25519PublicKey) -> str:
@@ -97,9 +95,9 @@ def public_keys(paths: Iterable[Path]) -> dict[str, Ed25519PublicKey]:
     found = {}
     for path in paths:
         try:
-            public = public_key(read(path))
+            public = public_key(files.read(path))
         except (OSError, ValueError) as error:
-            raise ValueError(f"the public key {path} {reason(error)}") from error
+            raise ValueError(f"the public key {path} {files.reason(error)}") from error
         found[key_id(public)] = public
     return found
 
@@ -151,8 +149,7 @@ def sign_pack(pack: PackInfo, path: Path, key: Key) -> PackSignature:
     )
     signed = msgspec.structs.replace(blank, signature=key.signature(blank.signed))
     try:
-        path.unlink(missing_ok=True)
-        place(path, _text(signed), 0o644)
+        files.place(path, _text(signed), 0o644, over=True)
     except OSError as error:
         raise PackError(f"{path} cannot be written: {error.strerror}") from error
     return signed
@@ -171,14 +168,14 @@ def check_pack(pack: PackInfo, path: Path, trusted: Iterable[Path]) -> PackSigna
         raise PackError(f"{what}: pack_keys: {error}; name readable public keys in PEM there") from error
     known = f"trusted keys: {', '.join(sorted(keys)) or 'none'}"
     try:
-        content = read(path)
+        content = files.read(path)
         found = msgspec.json.decode(content, type=PackSignature)
         if _text(found) != content:
             raise ValueError("is not in the form in which it was written")
     except FileNotFoundError:
         raise PackError(f"{what}: is not signed ({known}); {cure}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise PackError(f"{what}: {path.name} {reason(error)} ({known}); {cure}") from error
+        raise PackError(f"{what}: {path.name} {files.reason(error)} ({known}); {cure}") from error
     if (found.name, found.version, found.sha256) != (pack.name, pack.version, pack.sha256):
         raise PackError(
             f"{what}: is not what the key {found.key} signed: it has the sha256 {pack.sha256}, signed was "
@@ -234,7 +231,7 @@ def private_key(path: Path) -> Ed25519PrivateKey:
 
 
 def _private_key(path: Path) -> Ed25519PrivateKey:
-    content = read(path, private=True)
+    content = files.read(path, trouble=lambda status: exposed(status.st_uid, status.st_mode, os.geteuid()))
     with suppress(ValueError, TypeError, UnsupportedAlgorithm):
         private = pem.load_pem_private_key(content, password=None)
         if isinstance(private, Ed25519PrivateKey):
@@ -248,7 +245,7 @@ def _make_key(path: Path) -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
     with suppress(FileExistsError):  # another process was first: its key is the key
-        place(path, content, 0o600)
+        files.place(path, content, 0o600)
 
 
 def exposed(owner: int, mode: int, me: int) -> str | None:
@@ -263,46 +260,3 @@ def exposed(owner: int, mode: int, me: int) -> str | None:
     if mode & others:
         return f"has mode {mode & 0o777:04o}, so others may come at it; run `chmod {cure}` on it"
     return None
-
-
-def reason(error: OSError | ValueError | RecursionError) -> str:
-    """What is wrong with a file, to follow its name."""
-    return f"cannot be used: {error.strerror}" if isinstance(error, OSError) else str(error)
-
-
-def read(path: Path, flags: int = 0, *, private: bool = False) -> bytes:
-    """A regular file, if it is not too large. Nothing else is waited for or read: it may be a trap."""
-    with open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags | os.O_NONBLOCK)) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("is no regular file")
-        if private and (trouble := exposed(status.st_uid, status.st_mode, os.geteuid())):
-            raise ValueError(trouble)
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"has more than {MAX_BYTES} bytes")
-    return content
-
-
-def place(path: Path, content: bytes, mode: int) -> None:
-    """Make a file that is whole and on disk when its name appears. Raises FileExistsError if it is there."""
-    descriptor, new = tempfile.mkstemp(prefix=".", suffix=".new", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fchmod(descriptor, mode)
-            os.fsync(descriptor)
-        path.hardlink_to(new)  # a rename would overwrite
-    finally:
-        Path(new).unlink(missing_ok=True)
-        sync(path.parent)  # also if the name was there: it may be as young as this
-
-
-def sync(directory: Path) -> None:
-    """Have the names in a directory on disk."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

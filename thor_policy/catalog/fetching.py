@@ -28,6 +28,7 @@ from urllib.parse import quote
 
 import httpx
 
+from thor_policy import files
 from thor_policy.catalog.files import (
     MAGIC,
     Catalog,
@@ -41,7 +42,6 @@ from thor_policy.catalog.files import (
     lock,
     record,
     recorded,
-    rename_durably,
     resolve,
     stat_of,
 )
@@ -151,7 +151,7 @@ class _Part:
         if right_kind and expected in (None, sha256):
             self._file.flush()
             os.fsync(self._file.fileno())
-            rename_durably(self._path, path)
+            files.rename(self._path, path)
             return Digest(sha256=sha256, stat=stat_of(path.stat()))
         self._path.unlink()
         if not right_kind:

@@ -26,6 +26,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
+from thor_policy import files
 from thor_policy.config import data_path
 from thor_policy.core import Rendering
 from thor_policy.errors import CatalogError, DigestMismatch
@@ -329,23 +330,9 @@ def record(models_dir: Path, key: str, found: Digest) -> None:
     """Put a digest on record, in the place of an older one. Raises OSError or CatalogError."""
     models_dir.mkdir(parents=True, exist_ok=True)
     with lock(models_dir / ".digests.lock"):
-        new = models_dir / ".digests.new"
         records = recorded(models_dir) | {key: found}
-        with new.open("wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(records), indent=1))
-            file.flush()
-            os.fsync(file.fileno())
-        rename_durably(new, models_dir / "digests.json")
-
-
-def rename_durably(source: Path, target: Path) -> None:
-    """Give a file that is on disk already its final name, so that the name outlives a power cut."""
-    source.replace(target)
-    directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+        content = msgspec.json.format(msgspec.json.encode(records), indent=1)
+        files.place(models_dir / "digests.json", content, 0o644, over=True)
 
 
 @contextmanager

@@ -125,7 +125,7 @@ def sign(directory: Path, key_file: Path, as_json: bool) -> None:
     Daemons with that key's public half among their pack_keys then load it, and refuse it once it is altered.
     """
     pack = _load(f"{directory}/")
-    key = signing.Key.open(key_file)
+    key = signing.Key.open(key_file, announce=lambda said: render.line(said, stderr=True))
     signed = signing.sign_pack(pack.info, pack.path / room.SIGNATURE, key)
     if as_json:
         render.as_json(msgspec.to_builtins(signed))

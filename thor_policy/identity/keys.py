@@ -17,11 +17,9 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -29,6 +27,7 @@ import msgspec
 import zmq
 from msgspec import Meta, Struct
 
+from thor_policy import files
 from thor_policy.core import Role
 from thor_policy.errors import ConfigError
 
@@ -123,8 +122,9 @@ class Keys:
             pair = _new_pair()
             held = Held(name=name, server=self.server().public, public=pair.public, secret=pair.secret)
             holder = Holder(name=name, public=pair.public, roles=tuple(roles), made_at=_time(at))
-            _place(path, _json(held), 0o600)  # before it counts: a key that nobody holds is no use
-            _place(self._register, _json(_Register(keys=(*self.clients(), holder))), 0o644)
+            # before it counts: a key that nobody holds is no use
+            files.place(path, _json(held), 0o600, over=True)
+            files.place(self._register, _json(_Register(keys=(*self.clients(), holder))), 0o644, over=True)
             return path
 
     def revoke(self, name: str, at: float) -> Holder:
@@ -137,7 +137,7 @@ class Keys:
                 raise ConfigError(f"there is no key {name!r} to revoke; known: {known}")
             revoked = msgspec.structs.replace(active[0], revoked_at=_time(at))
             left = tuple(revoked if one is active[0] else one for one in keys)
-            _place(self._register, _json(_Register(keys=left)), 0o644)
+            files.place(self._register, _json(_Register(keys=left)), 0o644, over=True)
             (self._directory / f"{name}.key").unlink(missing_ok=True)
             return revoked
 
@@ -145,8 +145,8 @@ class Keys:
         public, path = self._directory / "server.pub", self._directory / "server.key"
         if not path.exists():
             pair = _new_pair()
-            _place(path, _json(pair), 0o600)
-        _place(public, f"{self.server().public}\n".encode(), 0o644)
+            files.place(path, _json(pair), 0o600, over=True)
+        files.place(public, f"{self.server().public}\n".encode(), 0o644, over=True)
         return public
 
     @contextmanager
@@ -229,44 +229,21 @@ def _json(value: Struct) -> bytes:
 def _read(path: Path, kind: type[T], *, secret: bool = False) -> T:
     """What a file of keys holds. Raises ConfigError, which never repeats it."""
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if not stat.S_ISREG(mode):
-                raise ConfigError(f"the key file {path} is no regular file")
-            if secret and mode & 0o077:
-                raise ConfigError(
-                    f"the key file {path} has mode {mode & 0o777:04o}, so others may come at it; "
-                    "run `chmod 600` on it"
-                )
-            content = file.read(MAX_BYTES + 1)
+        content = files.read(path, max_bytes=MAX_BYTES, trouble=_exposed if secret else lambda _: None)
+    except ValueError as error:
+        raise ConfigError(f"the key file {path} {error}") from None
     except OSError as error:
         cure = "; `thorpolicy keys new` makes one" if isinstance(error, FileNotFoundError) else ""
         if isinstance(error, PermissionError):
             cure = "; give it with `chown` to the user who has to read it"
         raise ConfigError(f"the key file {path} cannot be read: {error.strerror}{cure}") from error
-    if len(content) > MAX_BYTES:
-        raise ConfigError(f"the key file {path} has more than {MAX_BYTES} bytes")
     try:
         return msgspec.json.decode(content, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise ConfigError(f"{path} is no key file of `thorpolicy keys`") from None
 
 
-def _place(path: Path, content: bytes, mode: int) -> None:
-    """Put a file there whole and on disk, in place of the one that was."""
-    descriptor, new = tempfile.mkstemp(prefix=".", suffix=".new", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fchmod(descriptor, mode)
-            os.fsync(descriptor)
-        Path(new).replace(path)
-    finally:
-        with suppress(FileNotFoundError):
-            Path(new).unlink()
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _exposed(status: os.stat_result) -> str | None:
+    if status.st_mode & 0o077:
+        return f"has mode {status.st_mode & 0o777:04o}, so others may come at it; run `chmod 600` on it"
+    return None

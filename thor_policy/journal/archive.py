@@ -24,6 +24,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from thor_policy import files
 from thor_policy.core import Json
 from thor_policy.errors import JournalError
 from thor_policy.journal import chain
@@ -172,16 +173,17 @@ def write_segment(path: Path, found: Iterable[tuple[chain.Row, Part | None]]) ->
     last: chain.Row | None = None
     try:
         path.parent.mkdir(mode=0o750, exist_ok=True)
-        with half.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
+        with half.open("wb") as raw:
             os.fchmod(raw.fileno(), 0o640)
-            for row, part in found:
-                file.write(_to_line(row, part))
-                last = row
+            with gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
+                for row, part in found:
+                    file.write(_to_line(row, part))
+                    last = row
+            raw.flush()
+            os.fsync(raw.fileno())
         if last is None:
             raise JournalError("there is nothing to archive")
-        _sync(half)
-        half.replace(path)
-        _sync(path.parent)
+        files.rename(half, path)
     except BaseException as error:
         with suppress(OSError):
             half.unlink(missing_ok=True)
@@ -189,14 +191,6 @@ def write_segment(path: Path, found: Iterable[tuple[chain.Row, Part | None]]) ->
             raise JournalError(f"the archive {path} cannot be written: {error.strerror or error}") from error
         raise
     return last
-
-
-def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 def live_events(

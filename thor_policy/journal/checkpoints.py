@@ -30,7 +30,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from thor_policy import signing
+from thor_policy import files, signing
 from thor_policy.errors import JournalError
 from thor_policy.signing import Digest, Key, KeyId, PublicKeys, Signature
 
@@ -82,7 +82,7 @@ class Signer(Key):
         try:
             signer = cls(signing.private_key(path))
         except (OSError, ValueError) as error:
-            raise JournalError(f"the checkpoint key {path} {signing.reason(error)}") from error
+            raise JournalError(f"the checkpoint key {path} {files.reason(error)}") from error
         with suppress(OSError):  # beside a credential nothing can be written; `publish` does without
             signer.put_public(path.with_name(f"{path.name}.pub"))
         return signer
@@ -94,7 +94,7 @@ class Signer(Key):
             _make_directory(directory)
             self.put_public(path)
         except OSError as error:
-            raise JournalError(f"the public key {path} {signing.reason(error)}") from error
+            raise JournalError(f"the public key {path} {files.reason(error)}") from error
         return path
 
     def sign(self, chain: str, seq: int, head: str, at: str) -> Checkpoint:
@@ -127,16 +127,16 @@ def keep(directory: Path, checkpoint: Checkpoint) -> Path:
     try:
         _make_directory(directory)
         try:
-            signing.place(path, content, 0o644)
+            files.place(path, content, 0o644)
         except FileExistsError:
-            there = _decode(signing.read(path, os.O_NOFOLLOW))
+            there = _decode(files.read(path, os.O_NOFOLLOW))
             if (there.chain, there.seq, there.head) != (checkpoint.chain, checkpoint.seq, checkpoint.head):
                 raise ValueError(
                     f"says {there.head} of event {there.seq}, the journal {checkpoint.head}: the journal is "
                     "not the one that was signed; keep that file, and run `thorpolicy log verify`"
                 ) from None
     except (OSError, ValueError) as error:
-        raise JournalError(f"the checkpoint {path} {signing.reason(error)}") from error
+        raise JournalError(f"the checkpoint {path} {files.reason(error)}") from error
     return path
 
 
@@ -145,24 +145,24 @@ def found(directory: Path) -> Found:
     checkpoints, public_keys, unreadable = [], {}, []
     try:
         with os.scandir(directory) as entries:
-            files = (e for e in entries if e.name.endswith((".json", ".pub")) and not e.name.startswith("."))
-            for number, entry in enumerate(files):
+            listed = (e for e in entries if e.name.endswith((".json", ".pub")) and not e.name.startswith("."))
+            for number, entry in enumerate(listed):
                 if number == MAX_FILES:
                     unreadable.append(f"there are more than {MAX_FILES} files; the rest was not read")
                     break
                 try:
-                    content = signing.read(Path(entry.path), os.O_NOFOLLOW)
+                    content = files.read(Path(entry.path), os.O_NOFOLLOW)
                     if entry.name.endswith(".json"):
                         checkpoints.append(_decode(content))
                     else:
                         public_key = signing.public_key(content)
                         public_keys[signing.key_id(public_key)] = public_key
                 except (OSError, ValueError) as error:
-                    unreadable.append(f"{entry.name!a} {signing.reason(error)}")
+                    unreadable.append(f"{entry.name!a} {files.reason(error)}")
     except FileNotFoundError:
         return Found()
     except OSError as error:
-        raise JournalError(f"the checkpoint directory {directory} {signing.reason(error)}") from error
+        raise JournalError(f"the checkpoint directory {directory} {files.reason(error)}") from error
     checkpoints.sort(key=lambda checkpoint: (checkpoint.chain, checkpoint.seq))
     return Found(
         checkpoints=tuple(checkpoints), public_keys=public_keys, unreadable=tuple(sorted(unreadable))
@@ -215,4 +215,4 @@ def _make_directory(directory: Path) -> None:
     except FileExistsError:
         return
     directory.chmod(0o755)  # whatever the umask: auditors read here
-    signing.sync(directory.parent)
+    files.sync(directory.parent)

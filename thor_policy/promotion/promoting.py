@@ -58,7 +58,7 @@ def promote(
         raise PackError(
             f"{len(terms.accepted)} decisions are accepted as loosened; the limit is {MOST_ACCEPTED}"
         )
-    signer = signing.Key.open(key) if key is not None and not dry_run else None
+    signer = signing.Key.open(key, announce) if key is not None and not dry_run else None
     active, status = active_pack(config)
     candidates = [packs.load(packs.find(name, data_path("prompts"))) for name in named]
     own = [one for one in trial.find(suites) if one.pack == active.info.name]

@@ -81,7 +81,7 @@ def improve(
         )
     pack = write(active, examples, folder, of=len(corrected))
     if key is not None:
-        signing.sign_pack(pack.info, pack.path / packs.SIGNATURE, signing.Key.open(key))
+        signing.sign_pack(pack.info, pack.path / packs.SIGNATURE, signing.Key.open(key, announce))
     promotion = promote(
         config,
         [str(pack.path)],
