@@ -403,5 +403,6 @@ def pairs(chance: Chance) -> Iterator[tuple[str, Situation, Situation]]:
             place[last] = value
         loose = _situation(facts, told, evidence, counted)
         strict = _situation(worse, changed, evidence, counted)
-        if loose.outcome != strict.outcome:  # a text may ask for as much as the fact
+        # a text may ask for as much as the fact, or count only beside what was taken away
+        if OUTCOMES.index(loose.outcome) < OUTCOMES.index(strict.outcome):
             yield name, loose, strict
