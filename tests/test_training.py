@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,29 @@ class TestLearning:
         assert told["suites"] == "none for this pack"
         assert resolve_adapter(str(tmp_path / "out" / "corrected.gguf"), tmp_path).rendering == "brief"
         assert not (tmp_path / "out" / "corrected-candidate.gguf").exists()
+
+    def test_what_the_suites_speak_against_is_refused(
+        self, tiny: ModelFile, short_dir: Path, tmp_path: Path, shipped_pack: Pack
+    ) -> None:
+        record(Config(state_dir=short_dir).journal_path, *corrected(shipped_pack, 50, outcomes=("deny",)))
+        arguments = ["--state-dir", str(short_dir), "--pack", str(shipped_pack.path)]
+        arguments += ["--model", str(tiny.path), "--rank", "4", "--epochs", "4", "--json"]
+        done = CliRunner().invoke(cli, ["train", str(tmp_path / "out"), *arguments])
+        assert (done.exit_code, (tmp_path / "out").exists()) == (2, False), "told before the long part"
+        assert "raise context_tokens" in done.stderr
+
+        wide = {"THOR_POLICY_CONTEXT_TOKENS": "8192"}  # a vocabulary of 315 tokens makes long prompts
+        done = CliRunner().invoke(cli, ["train", str(tmp_path / "out"), *arguments], env=wide)
+        assert done.exit_code == 1, done.output
+        told = json.loads(done.stdout)
+        assert told["held-out corrections, candidate"] == "10 of 10 right", "it learned to deny"
+        assert any(
+            re.fullmatch(r"team-governance \w+: (?!deny).* now, deny by the candidate", one)
+            for one in told["refused"]
+        ), told["refused"]
+        assert not (tmp_path / "out" / "corrected.gguf").exists()
+        assert told["adapter"] == str(tmp_path / "out" / "corrected-candidate.gguf")
+        assert resolve_adapter(told["adapter"], tmp_path).rendering == "brief"
 
     def test_49_corrections_are_too_few(self, tiny: ModelFile, short_dir: Path, tmp_path: Path) -> None:
         pack = packs.load(small_packs.write(tmp_path / "small"))

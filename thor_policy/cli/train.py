@@ -12,6 +12,7 @@ import msgspec
 
 from thor_policy import app, catalog, export, trial
 from thor_policy.assessment.comparing import Comparison, compare
+from thor_policy.assessment.runs import Run
 from thor_policy.catalog import companion_of
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured
@@ -84,6 +85,8 @@ def train(
     except ImportError as error:
         raise TrainingError(f"{error.name} is not installed: pip install 'thor-policy[train]'") from error
     settings = Settings(rank=rank, alpha=2 * rank, epochs=epochs, seed=seed)
+    # First, so that what cannot be asked is told before the long part.
+    now = _examined(config, pack, lesson.held_out, "now")
     with render.training() as (advance, checked):
         made = make(
             model,
@@ -100,7 +103,9 @@ def train(
             checked=checked,
         )
     candidate = directory / f"{made.adapter}.gguf"
-    reasons, told = _judged(config, pack, candidate, lesson.held_out)
+    by_candidate = replace(config, adapter=str(candidate), adapter_scale=1.0)
+    after = _examined(by_candidate, pack, lesson.held_out, "of the candidate")
+    reasons, told = _compared(now, after, len(lesson.held_out))
     final = directory / f"{name}.gguf"
     if not reasons:
         candidate.replace(final)
@@ -123,35 +128,40 @@ def _shipped(config: Config) -> tuple[Path, ...]:
     return (path,) if own and path.is_file() else ()
 
 
-def _judged(
-    config: Config, pack: Pack, candidate: Path, held_out: Sequence[Case]
+def _examined(config: Config, pack: Pack, held_out: Sequence[Case], who: str) -> tuple[int, Run | None]:
+    """How many held-out corrections are decided right, and all scenarios of the pack, if it has some."""
+    suites = [one for one in trial.find([]) if one.pack == pack.info.name]
+    chosen = trial.choose(suites, full=True)
+    total = len(held_out) + sum(len(one.scenarios) for one in chosen)
+    with render.progress(total, f"corrections and scenarios asked {who}") as advance:
+        with closing(app.load_engine(config)) as engine:
+            policy = Policy(engine, pack, adapter=app.adopt_adapter(config, engine))
+            decided = lessons.outcomes(policy, held_out, advance=advance)
+        right = sum(one == case.outcome for one, case in zip(decided, held_out, strict=True))
+        if not suites:
+            return right, None
+        told = trial.ask(
+            config, chosen, selection="all scenarios", whom="process", advance=lambda _: advance()
+        )
+    return right, told
+
+
+def _compared(
+    now: tuple[int, Run | None], candidate: tuple[int, Run | None], held_out: int
 ) -> tuple[list[str], dict[str, object]]:
-    """Why the candidate may not take over, and the figures: suites and held-out corrections."""
-    settings = {"now": config, "candidate": replace(config, adapter=str(candidate), adapter_scale=1.0)}
-    right = {}
-    for which, setting in settings.items():
-        with closing(app.load_engine(setting)) as engine:
-            policy = Policy(engine, pack, adapter=app.adopt_adapter(setting, engine))
-            decided = lessons.outcomes(policy, held_out)
-        right[which] = sum(one == case.outcome for one, case in zip(decided, held_out, strict=True))
+    """Why the candidate may not take over, and the figures: held-out corrections and suites."""
     told: dict[str, object] = {
-        f"held-out corrections, {which}": f"{count} of {len(held_out)} right"
-        for which, count in right.items()
+        f"held-out corrections, {which}": f"{right} of {held_out} right"
+        for which, (right, _) in (("now", now), ("candidate", candidate))
     }
     reasons = []
-    if right["candidate"] < right["now"]:
+    if candidate[0] < now[0]:
         reasons.append(
-            f"of {len(held_out)} held-out corrections it decides {right['candidate']} right; "
-            f"{right['now']} are right now"
+            f"of {held_out} held-out corrections it decides {candidate[0]} right; {now[0]} are right now"
         )
-    suites = [one for one in trial.find([]) if one.pack == pack.info.name]
-    if not suites:
+    if now[1] is None or candidate[1] is None:
         return reasons, told | {"suites": "none for this pack"}
-    runs = [
-        trial.ask(setting, trial.choose(suites, full=True), selection="all scenarios", whom="process")
-        for setting in settings.values()
-    ]
-    found = compare(*runs, names=("now", "candidate"))
+    found = compare(now[1], candidate[1], names=("now", "candidate"))
     told["suites, now"] = f"{found.decided_before.hits} of {found.paired} right"
     told["suites, candidate"] = f"{found.decided_after.hits} of {found.paired} right"
     return reasons + worse(found), told

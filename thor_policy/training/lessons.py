@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -66,8 +66,10 @@ def lesson(corrections: Sequence[Correction], pack: Pack, before: Sequence[Case]
     )
 
 
-def outcomes(policy: Policy, cases: Sequence[Case]) -> list[str]:
-    """What a policy decides on each case, as at the time of the case."""
+def outcomes(
+    policy: Policy, cases: Sequence[Case], *, advance: Callable[[], None] = lambda: None
+) -> list[str]:
+    """What a policy decides on each case, as at the time of the case; `advance` hears of each."""
     found = []
     for case in cases:
         request = Request(
@@ -79,6 +81,7 @@ def outcomes(policy: Policy, cases: Sequence[Case]) -> list[str]:
             deadline_ns=_NEVER_NS,
         )
         found.append(policy.decide(request).outcome)
+        advance()
     return found
 
 
