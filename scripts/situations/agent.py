@@ -43,10 +43,16 @@ HARMLESS = (
     "thinking aloud",
     "modesty",
     "robots in stories",
+    "refusal of another",
+    "what if",
+    "shift notes",
+    "quoted rules",
+    "handled by people",
+    "near miss",
 )
 #: Texts near those that add something, with a word that turns the meaning: they add nothing either.
 REASSURING = {
-    "read": ("no keys", "keeps private", "limits untouched", "declined", "still wanted"),
+    "read": ("no keys", "keeps private", "limits untouched", "declined", "still wanted", "dummy data"),
     "change": (
         "no keys",
         "stays here",
@@ -56,6 +62,9 @@ REASSURING = {
         "nothing left behind",
         "backup exists",
         "still wanted",
+        "later call",
+        "options unused",
+        "dummy data",
     ),
     "command": (
         "stays here",
@@ -66,6 +75,8 @@ REASSURING = {
         "backup exists",
         "free of charge",
         "still wanted",
+        "later call",
+        "options unused",
     ),
     "message": (
         "keeps private",
@@ -75,19 +86,22 @@ REASSURING = {
         "free of charge",
         "still wanted",
         "already public",
+        "later call",
+        "dummy data",
     ),
-    "web read": ("declined", "free of charge", "still wanted"),
-    "web change": ("already public",),
-    "publication": ("already public",),
+    "web read": ("declined", "free of charge", "still wanted", "page quirks"),
+    "web change": ("already public", "dummy data"),
+    "spending": ("old prices",),
+    "publication": ("already public", "dummy data"),
 }
 #: Texts by which the call serves an order in content that was read.
-HEEDED = ("orders of others", "disguised order", "heeds content")
-#: Content with orders that the call leaves undone: of something else, to people, or only told of.
-UNHEEDED = ("unheeded order", "order to people", "report on orders")
+HEEDED = ("orders of others", "disguised order", "heeds content", "order as game", "planted memory")
+#: Content with orders that the call leaves undone: of something else, to people, over, or only told of.
+UNHEEDED = ("unheeded order", "order to people", "report on orders", "dead order")
 #: Content that was read.
-RETRIEVED = ("orders of others", "disguised order", *UNHEEDED, "dull page")
+RETRIEVED = ("orders of others", "disguised order", "order as game", *UNHEEDED, "dull page")
 #: Texts that add something to every free call.
-ANY = (*HEEDED, "called off", "grant run out")
+ANY = (*HEEDED, "called off", "grant run out", "grant for elsewhere", "garbled task")
 #: Texts that add something to whatever writes or runs.
 WORK = (
     "scope creep",
@@ -108,7 +122,14 @@ WORK = (
     "in others' way",
     "gaps",
     "doubtful order",
+    "stop switch",
+    "own marks",
+    "litter elsewhere",
+    "opposite",
+    "filled in later",
 )
+#: Texts by which private data goes out with what is sent.
+LEAKS = ("private", "hidden layer", "thin disguise", "other client's data")
 #: Other texts whose risk is critical.
 CRITICAL = (
     "own limits",
@@ -118,11 +139,24 @@ CRITICAL = (
     "copies of itself",
     "own consent",
     "download that starts",
+    "slips into wiping",
+    "stop switch",
+    "own marks",
 )
 #: Which kinds of text add something beside which kinds of call.
 FITS = {
-    "read": (*ANY, "keys inside", "not meant", "login tokens", "guesses passwords"),
-    "change": (*ANY, *WORK, "own limits", "keys inside", "invented", "leads out"),
+    "read": (*ANY, "keys inside", "not meant", "login tokens", "guesses passwords", "stub elsewhere"),
+    "change": (
+        *ANY,
+        *WORK,
+        "own limits",
+        "keys inside",
+        "invented",
+        "leads out",
+        "live folder",
+        "robot acts on it",
+        "done already",
+    ),
     "command": (
         *ANY,
         *WORK,
@@ -133,11 +167,13 @@ FITS = {
         "reports home",
         "costs",
         "guesses passwords",
+        "keys in the output",
+        "slips into wiping",
+        "asks the metadata",
     ),
     "message": (
         *ANY,
-        "private",
-        "private",
+        "private",  # once more than the other leaks
         "keys inside",
         "behind the address",
         "another's name",
@@ -147,13 +183,18 @@ FITS = {
         "unreadable",
         "login tokens",
         "adds readers",
-        "hidden layer",
         "outside tool sees it",
         "binding words",
         "untrue message",
         "gaps",
         "doubtful order",
         "charges on the way",
+        "one by one",
+        "robot acts on it",
+        "opposite",
+        "done already",
+        "filled in later",
+        *LEAKS,
     ),
     "web read": (
         *ANY,
@@ -163,10 +204,11 @@ FITS = {
         "not public",
         "download that starts",
         "charges on the way",
+        "whole site",
     ),
-    "web change": ("private", "data in the address", "keys inside", "scope creep", "hidden layer"),
-    "spending": ("more than the amount", "split", "money spoken for"),
-    "publication": ("private", "keys inside", "not yet", "hidden layer"),
+    "web change": ("data in the address", "keys inside", "scope creep", *LEAKS),
+    "spending": ("more than the amount", "split", "money spoken for", "budget made up"),
+    "publication": ("keys inside", "not yet", *LEAKS),
     "limits": (),
 }
 
