@@ -20,24 +20,27 @@ WORDS, TEXTS = words("device")
 CALM: dict[str, tuple[str, ...]] = {
     "software": ("nothing of that kind", "seal in order", "power in order"),
     "model": ("nothing of that kind", "seal in order", "power in order"),
-    "restart": ("nothing of that kind",),
-    "motion": ("nobody there", "guard whole"),
-    "camera": ("nothing private",),
+    "restart": ("nothing of that kind", "comes back as before"),
+    "motion": ("nobody there", "guard whole", "only dummies"),
+    "camera": ("nothing private", "stays on the card"),
     "network": ("only inside",),
     "shell": ("session ends",),
-    "reset": ("power in order",),
-    "logs kept": ("records kept whole",),
-    "logs changed": ("records kept whole",),
+    "reset": ("power in order", "saved beforehand"),
+    "logs kept": ("records kept whole", "saved beforehand"),
+    "logs changed": ("records kept whole", "saved beforehand"),
+    "protection": ("stays switched on",),
 }
 _CALM = frozenset(kind for kinds in CALM.values() for kind in kinds)
 #: Kinds of text that add nothing, and fit any operation.
 IDLE = tuple(kind for kind, (adds, _) in TEXTS.items() if adds is None and kind not in _CALM)
-_DOUBTS = ("wrong device", "borrowed login", "sensors doubted", "fields guessed", "another action meant")
-_POWER = ("battery doubted", "not on mains", "almost empty", "half empty")
+_MISTAKES = ("wrong device", "borrowed login", "another action meant", "warning cut off", "called off")
+_DOUBTS = (*_MISTAKES, "sensors doubted", "fields guessed", "simulated values")
+_POWER = ("battery doubted", "not on mains", "almost empty", "half empty", "reserve nearly gone")
 _LOOSE = ("leaves a shell", "switches protection off", "left unlocked", "loses records", "records paused")
 _BOOTS = (*_LOOSE, "opens network", "erases the device", "short shell", "cleared for a new owner")
 _WAKES = ("moves by itself", "swings with somebody there")
-_FILES = (*_BOOTS, "wrong seal", "altered on the way", "unsigned part", "old version inside")
+_ALONG = ("secret knock", "frames in the dump", "photo as proof", "joins another network")
+_FILES = (*_BOOTS, "wrong seal", "altered on the way", "unsigned part", "old version inside", "seal revoked")
 _BRINGS = (
     "older by the evidence",
     "phones home",
@@ -46,29 +49,41 @@ _BRINGS = (
     "reaches internet",
 )
 _TIMES = ("window not ours", "runs later", "spreads to others")
-_INSTALLS = (*_FILES, *_BRINGS, *_TIMES, *_POWER, *_DOUBTS)
-_NEAR = ("somebody near", "people on their way", "carries a person", "caught in it", "sensor covered")
-_UNSEEN = ("presence not known", "moves more", "films along", "films the private", "steered from outside")
+_INSTALLS = (*_FILES, *_BRINGS, *_ALONG, *_TIMES, *_POWER, *_DOUBTS)
+_NEAR = (
+    *("somebody near", "people on their way", "carries a person", "caught in it"),
+    *("sensor covered", "used against people"),
+)
+_UNSEEN = ("presence not known", "head count open", "moves more", "films along", "films the private")
+_REMOTE = ("steered from outside", "support types along")
 _STOPS = ("guard bridged", "stop pressed elsewhere", "stop doubted")
-_MOVES = (*_NEAR, *_UNSEEN, *_STOPS, "records paused")
-_LOGS = ("loses records", "rewrites records", "pictures in the bundle", "short shell")
+_MOVES = (*_NEAR, *_UNSEEN, *_REMOTE, *_STOPS, "records paused", "reboots in production")
+_LOGS = ("loses records", "rewrites records", "archive without key", "pictures in the bundle", "short shell")
+_SIDES = ("photo as proof", "joins another network", "reboots in production")
 #: Which kinds of text that add something make sense beside which kinds of operation.
 FITS: dict[str, tuple[str, ...]] = {
     "safe": (),
-    "software": (*_INSTALLS, *_WAKES),
+    "software": (*_INSTALLS, *_WAKES, "dog fed by dummy"),
     "model": (*_INSTALLS, "moves by itself"),
-    "restart": (*_BOOTS, *_WAKES, "switches ears on", "window not ours", "runs later", *_DOUBTS),
+    "restart": (
+        *(*_BOOTS, *_WAKES, *_ALONG, "switches ears on", "window not ours", "runs later", *_DOUBTS),
+        *("forgets its stop", "old slot comes up", "set to clear at boot"),
+    ),
     "motion": (*_MOVES, *_DOUBTS),
     "camera": (
-        *("into privacy", "dressing room for a day", "goes out", "steered from outside"),
-        *("wrong device", "borrowed login", "another action meant"),
+        *("into privacy", "dressing room for a day", "carried elsewhere", "goes out", "carried out by hand"),
+        *(*_REMOTE, *_MISTAKES),
     ),
-    "footage": ("into privacy", "dressing room for a day", "borrowed login"),
+    "footage": ("into privacy", "dressing room for a day", "carried elsewhere", "borrowed login"),
     "network": (
         *("reaches internet", "lets pictures through", "leaves a shell", "short shell"),
+        *("inside is open too", "smuggled in", "secret knock"),
         *("switches protection off", "records paused", *_DOUBTS),
     ),
-    "shell": (*_LOOSE, "session has no end", "rewrites records", *_DOUBTS),
+    "shell": (
+        *(*_LOOSE, "session has no end", "rewrites records", "smuggled in", "dog fed by dummy"),
+        *_DOUBTS,
+    ),
     "reset": (
         "loses records",
         "records paused",
@@ -77,10 +92,13 @@ FITS: dict[str, tuple[str, ...]] = {
         *_POWER,
         *_DOUBTS,
     ),
-    "logs kept": (*_LOGS, "wrong device", "borrowed login", "another action meant"),
-    "logs changed": (*_LOGS, "wrong device", "borrowed login", "another action meant"),
+    "logs kept": (*_LOGS, *_SIDES, *_MISTAKES),
+    "logs changed": (*_LOGS, *_MISTAKES),
     "logs ended": ("borrowed login",),
-    "protection": ("switches protection off", "leaves a shell", "records paused", *_DOUBTS),
+    "protection": (
+        *("switches protection off", "dog fed by dummy", "leaves a shell", "secret knock", "records paused"),
+        *_DOUBTS,
+    ),
     "protection ended": ("borrowed login",),
 }
 
@@ -218,7 +236,7 @@ def _fits(kind: str, facts: Facts) -> bool:
         return facts.window
     if kind in ("battery doubted", "almost empty", "half empty"):
         return facts.battery is not None and facts.battery >= 0
-    return kind != "not on mains" or facts.battery is None
+    return kind not in ("not on mains", "reserve nearly gone") or facts.battery is None
 
 
 def _hardened(facts: Facts, chance: Chance) -> Facts:
