@@ -20,9 +20,9 @@ WORDS, TEXTS = words("discount")
 #: Kinds of text that add nothing, those that add percents or free months to the total, those that cannot
 #: stand beside a written offer of another firm, and all that may add something.
 IDLE = tuple(kind for kind, (adds, _) in TEXTS.items() if adds is None)
-COUNTED = ("extras for free", "other rebates", "credits and trade-ins")
+COUNTED = ("extras for free", "other rebates", "credits and trade-ins", "costs we carry")
 MONTHS = ("months for free",)
-UNWRITTEN = ("others' price", "price from the net", "nobody else in the race")
+UNWRITTEN = ("others' price", "price from the net", "nobody else in the race", "auction screen")
 TELLING = tuple(kind for kind, (adds, _) in TEXTS.items() if adds is not None)
 #: What each role may give alone, in percent.
 ROLES = {
