@@ -48,6 +48,14 @@ HARMLESS = (
     "later on",
     "other hardware",
     "others' locks",
+    "others' requests",
+    "shift log",
+    "if ever",
+    "quoted rule",
+    "idea rejected",
+    "claimed safeguards",
+    "zero counts",
+    "phish reported",
 )
 #: Texts near those that add something, with a word that turns the meaning: they add nothing either.
 REASSURING = (
@@ -63,6 +71,10 @@ REASSURING = (
     "exactly as asked",
     "open to all",
     "quick run",
+    "made-up data",
+    "nothing hangs on it",
+    "real author",
+    "caller checked",
 )
 #: Texts about who asks and why: they add something to whatever is more than a read.
 PERSON = (
@@ -72,6 +84,9 @@ PERSON = (
     "account in doubt",
     "never asked",
     "lock on the way",
+    "run as locked",
+    "agent strays",
+    "unverified caller",
 )
 #: Texts that add something to whatever changes something.
 WORK = (
@@ -99,6 +114,11 @@ WORK = (
     "score fell",
     "fabricated trail",
     "recording paused",
+    "wrong author",
+    "records lost along",
+    "namesake score",
+    "silence as yes",
+    "unfit approver",
 )
 #: Texts that add something to an access to data.
 DATA = (
@@ -108,6 +128,7 @@ DATA = (
     "coercion",
     "someone else",
     "purpose",
+    "fetched for others",
     *("unattended script",) * 2,
 )
 #: Which kinds of text make sense beside which kinds of action.
@@ -120,23 +141,27 @@ FITS = {
         "own gain",
         "real customers",
         *("late run", "runs into the night", "split up", "hidden deletion", "gain by detour"),
+        *("cascading loss", "own rights prolonged"),
+        *("unscored on live", "delayed live rollout", "wired to live"),
         # hardly anything else in text asks for MFA
         *("hidden secret", "hidden export", "secret exposed", "data to a tool", "tracker") * 4,
-        *("hidden power", "new accounts", "goes around") * 2,
+        *("share link", "debug dump", "test copy") * 4,
+        *("hidden power", "new accounts", "members removed", "group nested", "goes around") * 2,
     ),
     "deletion": (
         *HARMLESS,
         *WORK,
         *("hides", "real customers", "late run", "runs into the night", "split up"),
+        *("cascading loss", "unscored on live", "wired to live"),
     ),
     "rotation": (
         *HARMLESS,
         *WORK,
-        *("unfamiliar device", "fresh enrolment") * 6,
-        *("late run", "runs into the night"),
+        *("unfamiliar device", "fresh enrolment", "device not listed") * 6,
+        *("late run", "runs into the night", "unscored on live", "wired to live"),
     ),
     "secret": (*HARMLESS, *DATA),
-    "export": (*HARMLESS, *DATA, "score fell"),
+    "export": (*HARMLESS, *DATA, "score fell", "namesake score"),
     "privileged": (
         *HARMLESS,
         "unusual",
@@ -148,12 +173,14 @@ FITS = {
         "someone else",
         *PERSON,
         *("approval gone", "gain by detour", "score fell"),
-        *("role ended", "unattended script") * 2,
-        *("unfamiliar device", "fresh enrolment") * 3,
+        *("own rights prolonged", "namesake score", "silence as yes", "unfit approver"),
+        *("role ended", "unattended script", "score void") * 2,
+        *("unfamiliar device", "fresh enrolment", "device not listed") * 3,
     ),
     "override": (
         *HARMLESS,
         *("unusual", "incident over", "hides", "fabricated trail", "recording paused", "lock on the way"),
+        *("run as locked", "wrong author", "records lost along"),
     ),
     "tampering": HARMLESS,
 }
@@ -242,6 +269,15 @@ TELLS: dict[str, dict[str, Any]] = {
     "data to a tool": {"kind": "export"},
     "tracker": {"kind": "export"},
     "new accounts": {"kind": "privileged"},
+    "members removed": {"kind": "privileged"},
+    "group nested": {"kind": "privileged"},
+    "unscored on live": {"production": True, "margin": None},
+    "share link": {"kind": "export"},
+    "debug dump": {"kind": "secret"},
+    "test copy": {"kind": "export"},
+    "device not listed": {"new_device": True},
+    "delayed live rollout": {"production": True, "off_hours": True},
+    "wired to live": {"production": True},
 }
 
 
@@ -252,7 +288,7 @@ ASKS_MFA = tuple(text for text, so in TELLS.items() if so.get("kind") in ("secre
 def told(facts: Facts, text: str | None) -> Facts:
     """The facts as they are by what the text tells."""
     so = replace(facts, **TELLS.get(text or "", {}))
-    if facts.margin is None:
+    if so.margin is None:
         return so
     return replace(so, margin=round(facts.margin + need(facts) - need(so), 2))
 
