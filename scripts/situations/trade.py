@@ -176,15 +176,17 @@ def _kind(facts: Facts, chance: Chance) -> str:
         "out only": not facts.shrinks,
         "confused effect": facts.position == 0,
         **dict.fromkeys(
-            ("hidden exposure", "open orders", "other lines"),
+            ("hidden exposure", "open orders", "other lines", "mirrored order", "past ten percent"),
             not facts.shrinks and not 0.5 <= abs(facts.after) <= 4.8,
         ),
-        "works elsewhere": facts.volume > 1,
-        "thinner volume": facts.volume > 1,
+        **dict.fromkeys(
+            ("works elsewhere", "thinner volume", "repeats all day", "past five of volume"), facts.volume > 1
+        ),
         # An order that only shrinks a position needs none of the figures that these cast doubt on.
         "worse than shown": facts.shrinks,
         "broken signal": facts.shrinks,
         "filled with defaults": facts.shrinks,
+        "figures bent": facts.shrinks,
     }
     adds = chance.maybe(0.55)
     return chance.choice(
