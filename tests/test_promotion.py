@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from journals import NOON, by_model, record, sent
 from msgspec import structs
 
 from thor_policy import config as config_module
-from thor_policy import packs, signing, trace
+from thor_policy import doctor, packs, signing, trace
 from thor_policy.app import keep, serving, tend
 from thor_policy.catalog import ModelFile
 from thor_policy.cli.main import cli
@@ -571,6 +572,28 @@ def test_without_a_daemon_it_is_recorded_and_the_settings_are_named(
     assert (version, passed, key, signature) == ("2.1", 1, None, None)
     assert against == packs.load(Path(settings.pack)).info.sha256
     assert msgspec.json.decode(report) == msgspec.json.decode(msgspec.json.encode(done.reports[0].plain()))
+
+
+def test_a_start_that_goes_back_to_a_pack_that_lost_its_place_is_told(
+    settings: Config, fixed: Path, past: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    def told() -> list[str]:
+        caplog.clear()
+        with daemon(settings):
+            return [one.message for one in caplog.records if "took its place" in one.message]
+
+    assert told() == []
+    assert doctor._pack(settings).state == "ok"
+    with daemon(settings):
+        assert send(settings, fixed).activated
+    (warned,) = told()
+    assert re.match(r"the settings name small 1, but 2\.1 took its place by a promotion at 20", warned)
+    found = doctor._pack(settings)
+    assert (found.state, "2.1 took its place" in found.found) == ("warning", True)
+
+    settings = replace(settings, pack=str(fixed))
+    assert told() == []
+    assert doctor._pack(settings).state == "ok"
 
 
 def test_a_dry_run_writes_and_activates_nothing(

@@ -246,6 +246,13 @@ def open_service(
         sockets = stack.enter_context(ExitStack())  # closed after worker and journal, whose last words go out
         journal = open_journal(config, lambda fates: mailbox.put(*fates))
         stack.callback(_close_journal, journal, config.shutdown_s)
+        with Reader(config.journal_path) as reader:
+            if newer := reader.taken_over(pack.info):
+                log.warning(
+                    "the settings name %s %s, but %s took its place by a promotion at %s and does not decide "
+                    "now: name its folder as pack in the settings",
+                    *(pack.info.name, pack.info.version, newer["version"], newer["timestamp"]),
+                )
 
         def open_policy() -> Policy:
             engine = load_engine(config)

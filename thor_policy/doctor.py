@@ -13,14 +13,16 @@ import sqlite3
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct
 
 from thor_policy import catalog, packs
 from thor_policy.client import Client
 from thor_policy.config import Config, data_path
+from thor_policy.core import PackInfo
 from thor_policy.errors import ThorPolicyError
+from thor_policy.journal.reader import Reader
 
 #: SQLite versions in which two connections can corrupt a write-ahead log by resetting it at once.
 WAL_RESET_BUG = ((3, 7, 0), (3, 51, 2))
@@ -123,7 +125,19 @@ def _pack(config: Config) -> Finding:
     if wrong:
         cure = f"thorpolicy packs lint {config.pack}"
         return Finding(name="pack", state="warning", found=f"{found}: {len(wrong)} errors", cure=cure)
+    if newer := _taken_over(config, pack.info):
+        told = f"{found}; {newer['version']} took its place by a promotion at {newer['timestamp']}"
+        cure = "name the folder of that one as pack in the settings: a start goes back to this one"
+        return Finding(name="pack", state="warning", found=told, cure=cure)
     return Finding(name="pack", state="ok", found=found)
+
+
+def _taken_over(config: Config, pack: PackInfo) -> dict[str, Any] | None:
+    try:
+        with Reader(config.journal_path) as reader:
+            return reader.taken_over(pack)
+    except ThorPolicyError:  # no journal, or none that can be read: there are other checks for that
+        return None
 
 
 def _state_dir(config: Config) -> Finding:

@@ -8,7 +8,7 @@ each.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from thor_policy.core import Json, Tier
+from thor_policy.core import Json, PackInfo, Tier
 from thor_policy.errors import JournalError
 from thor_policy.journal import archive, events, schema
 from thor_policy.journal.projections import JSON_COLUMNS
@@ -227,6 +227,19 @@ class Reader:
         """Packs that passed the gate of promotion or were refused there, newest first."""
         return self._records("SELECT * FROM promotions ORDER BY seq DESC LIMIT ?", (limit,))
 
+    def taken_over(self, pack: PackInfo) -> Record | None:
+        """The pack promoted last under that name, if `pack` had its place taken; None if it holds it.
+
+        `version`, `sha256` and `timestamp` of the promotion.
+        """
+        found = self._records(
+            "SELECT version, sha256, timestamp FROM promotions WHERE sha256 != :sha256 "
+            "AND seq = (SELECT max(seq) FROM promotions WHERE name = :name AND passed) "
+            "AND EXISTS (SELECT 1 FROM promotions WHERE name = :name AND passed AND against = :sha256)",
+            {"name": pack.name, "sha256": pack.sha256},
+        )
+        return found[0] if found else None
+
     def loaded_model(self, sha256: str, *, before_seq: int) -> Record | None:
         """What a model was when it was last loaded before an event; None if that was never recorded."""
         found = self._records(
@@ -323,7 +336,7 @@ class Reader:
         with self.snapshot() as connection:
             return int(connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0])
 
-    def _records(self, sql: str, values: Sequence[Any]) -> list[Record]:
+    def _records(self, sql: str, values: Sequence[Any] | Mapping[str, Any]) -> list[Record]:
         with self.snapshot() as connection:
             cursor = connection.execute(sql, values)
             names = [column[0] for column in cursor.description]
