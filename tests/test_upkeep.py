@@ -41,6 +41,7 @@ from thor_policy.journal.storage import BUSY_TIMEOUT_MS
 from thor_policy.journal.upkeep import Erasure, archive_before, erase, rebuild, rebuild_in_place, tend
 from thor_policy.journal.verify import Verdict, verify
 from thor_policy.journal.writer import Journal
+from thor_policy.notify import Pulse
 
 #: How long a test waits for what must come; far more than it takes.
 WAIT_S = 60.0
@@ -860,6 +861,36 @@ def test_what_lies_in_free_space_is_overwritten(path: Path, journal: Journal) ->
     assert erase(journal, "alice") == Erasure(own=0, mentions=0, archived=0, left=(), parts=())
     assert holds(path, "alice") == []
     sound(path)
+
+
+def test_a_file_that_is_long_written_anew_gives_signs_of_life(
+    path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever watches the journal would end the daemon, each time that the erasure is begun again."""
+
+    class Counted(Pulse):
+        beats = 0
+
+        def beat(self) -> None:
+            super().beat()
+            self.beats += 1
+
+    def beats(who: str) -> int:
+        journal.pulse = Counted()
+        erase(journal, who)
+        return journal.pulse.beats
+
+    monkeypatch.setattr(upkeep, "BEAT_STEPS", 10)
+    decide(journal, "zoe")
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA secure_delete = OFF")
+        connection.execute("CREATE TABLE t (x TEXT)")
+        connection.executemany("INSERT INTO t VALUES (?)", [("alice " * 50,)] * 500)
+        connection.execute("DELETE FROM t WHERE rowid % 2")
+        connection.execute("UPDATE t SET x = replace(x, 'alice', 'smith')")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert beats("nobody here") < 100
+    assert beats("alice") > 100
 
 
 def test_two_values_that_spell_a_name_side_by_side_are_no_name(path: Path, journal: Journal) -> None:

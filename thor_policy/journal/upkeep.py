@@ -16,6 +16,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -31,6 +32,7 @@ from thor_policy.journal.placing import Placed, Rewrite
 from thor_policy.journal.reader import instant, read_only_uri
 from thor_policy.journal.storage import BUSY_TIMEOUT_MS, SIDE_FILES
 from thor_policy.journal.writer import WAL_WAIT_MS, Journal
+from thor_policy.notify import Pulse
 from thor_policy.trace import Upkeep
 
 log = logging.getLogger(__name__)
@@ -43,10 +45,12 @@ ERASED = "[erased]"
 FREE = frozenset({"properties", "context", "facts", "metadata", "value"})
 #: Columns all of which is like that.
 FREE_COLUMNS = frozenset({"metadata", "answer"})
-#: How long a step on the journal's thread may take, in seconds.
+#: How long a short step on the journal's thread may take, in seconds.
 PATIENCE_S = 300
 #: How often an erasure asks for an empty write-ahead log while a reader needs it, and the pause between.
 LOG_TRIES, LOG_PAUSE_S = 20, 0.25
+#: Steps of SQLite's machine between two signs of life of a file that is written anew: some milliseconds.
+BEAT_STEPS = 10_000
 
 T = TypeVar("T")
 Progress = Callable[[int], None]
@@ -368,7 +372,7 @@ def _what_is_left(
     files = _files_with(_own_files(journal.path), name)
     if files and not tables:
         log.info("remains of erased rows may lie in free space; the file is written anew")
-        _done(journal.run(lambda writing: writing.execute("VACUUM")))
+        _done(journal.run(partial(_write_anew, journal.pulse)), patience_s=None)
         _empty_the_log(journal)
         if not parts:  # all that there is is in the tables now: side by side, two values can spell a name
             parts = _files_with(_own_files(journal.path), name)
@@ -376,6 +380,15 @@ def _what_is_left(
     archives, parts_of_archives = _archives_with(old, name)
     others = _files_with(_other_files(journal.path, set(old)), name)
     return (*tables, *files, *archives, *others), (*parts, *parts_of_archives)
+
+
+def _write_anew(pulse: Pulse, connection: sqlite3.Connection) -> None:
+    """VACUUM, however long it takes: whoever watches the journal sees that it gets on."""
+    connection.set_progress_handler(pulse.beat, BEAT_STEPS)
+    try:
+        connection.execute("VACUUM")
+    finally:
+        connection.set_progress_handler(None, 0)
 
 
 def _empty_the_log(journal: Journal) -> None:
@@ -620,12 +633,12 @@ def _commit(journal: Journal, event: Event) -> None:
         raise JournalError(f"the journal could not record it: {fate.message or fate.error}")
 
 
-def _done(future: Future[T]) -> T:
-    """The result of a step on the journal's thread. Raises JournalError."""
+def _done(future: Future[T], patience_s: float | None = PATIENCE_S) -> T:
+    """The result of a step on the journal's thread (None: however long it takes). Raises JournalError."""
     try:
-        return future.result(PATIENCE_S)
+        return future.result(patience_s)
     except TimeoutError as error:
-        raise JournalError(f"the journal did not come to it within {PATIENCE_S} s") from error
+        raise JournalError(f"the journal did not come to it within {patience_s} s") from error
     except sqlite3.Error as error:
         raise JournalError(f"the journal failed: {error}") from error
 
