@@ -29,8 +29,9 @@ from thor_policy.core import Caller, Decision, Json, Recorded, Role, Scored
 from thor_policy.errors import RequestError
 from thor_policy.identity import Keys
 from thor_policy.journal import recall, schema
+from thor_policy.journal.archiving import archive_before
 from thor_policy.journal.reader import Reader
-from thor_policy.journal.upkeep import archive_before, rebuild
+from thor_policy.journal.rebuilding import rebuild
 from thor_policy.journal.verify import verify
 from thor_policy.journal.writer import Journal
 from thor_policy.metrics import Metrics

@@ -38,7 +38,8 @@ from thor_policy.core import (
     identity_of,
 )
 from thor_policy.errors import EngineError
-from thor_policy.journal import events, upkeep
+from thor_policy.journal import events
+from thor_policy.journal.archiving import archive_before
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.writer import Journal
 from thor_policy.policy import Policy, ScoreCache
@@ -195,7 +196,7 @@ class TestIdentical:
         review = trace.Review(decision_id=decision.id, reviewer="kim", verdict="accept")
         record(journal, decision, sent(review), note())
         with Journal(journal, on_committed=lambda _: None, synchronous="OFF") as opened:
-            (segment,) = upkeep.archive_before(opened, "2030-01-01")
+            (segment,) = archive_before(opened, "2030-01-01")
         assert segment.events == 2
         assert again(journal, folder, decision).verdict == "identical"
 

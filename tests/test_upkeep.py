@@ -33,12 +33,15 @@ from thor_policy.core import (
     Timings,
 )
 from thor_policy.errors import JournalError
-from thor_policy.journal import archive, events, upkeep
+from thor_policy.journal import archive, archiving, erasing, events, rebuilding
+from thor_policy.journal.archiving import archive_before
+from thor_policy.journal.erasing import Erasure, erase
 from thor_policy.journal.events import Event
 from thor_policy.journal.projections import TABLES
 from thor_policy.journal.reader import Reader
+from thor_policy.journal.rebuilding import rebuild, rebuild_in_place
 from thor_policy.journal.storage import BUSY_TIMEOUT_MS
-from thor_policy.journal.upkeep import Erasure, archive_before, erase, rebuild, rebuild_in_place, tend
+from thor_policy.journal.upkeep import tend
 from thor_policy.journal.verify import Verdict, verify
 from thor_policy.journal.writer import Journal
 from thor_policy.notify import Pulse
@@ -68,8 +71,9 @@ _numbers = itertools.count(1)
 @pytest.fixture(scope="module", autouse=True)
 def few_events_are_many() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(upkeep, "SEGMENT_EVENTS", SEGMENT)
-        patch.setattr(upkeep, "STEP", STEP)
+        patch.setattr(archiving, "SEGMENT_EVENTS", SEGMENT)
+        for room in (archiving, erasing, rebuilding):
+            patch.setattr(room, "STEP", STEP)
         yield
 
 
@@ -500,10 +504,10 @@ def test_a_directory_that_cannot_be_written_leaves_everything_as_it_was(path: Pa
     [
         (archive, "_to_line", 4),  # half a segment
         (files, "rename", 0),
-        (upkeep, "_commit", 0),  # a segment that no event names
-        (upkeep, "_commit", 1),
-        (upkeep, "_trim", 0),  # archived events that are in the database too
-        (upkeep, "_trim", 1),
+        (archiving, "commit", 0),  # a segment that no event names
+        (archiving, "commit", 1),
+        (archiving, "_trim", 0),  # archived events that are in the database too
+        (archiving, "_trim", 1),
     ],
 )
 def test_an_archive_that_was_cut_off_is_sound_and_can_be_begun_again(
@@ -880,7 +884,7 @@ def test_a_file_that_is_long_written_anew_gives_signs_of_life(
         erase(journal, who)
         return journal.pulse.beats
 
-    monkeypatch.setattr(upkeep, "BEAT_STEPS", 10)
+    monkeypatch.setattr(erasing, "BEAT_STEPS", 10)
     decide(journal, "zoe")
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA secure_delete = OFF")
@@ -992,16 +996,16 @@ def test_the_newest_of_several_explanations_reviews_and_outcomes_still_counts(
 @pytest.mark.parametrize(
     ("where", "name", "after"),
     [
-        (upkeep, "_commit", 0),
-        (upkeep, "_commit", 1),
-        (upkeep, "_commit", 2),
-        (upkeep, "_commit", 5),
-        (upkeep, "_commit", 9),
-        (upkeep, "_rewrite_segment", 0),  # the chain says it is erased, and the archive has it yet
-        (upkeep, "_rewrite_segment", 1),
+        (erasing, "commit", 0),
+        (erasing, "commit", 1),
+        (erasing, "commit", 2),
+        (erasing, "commit", 5),
+        (erasing, "commit", 9),
+        (erasing, "_rewrite_segment", 0),  # the chain says it is erased, and the archive has it yet
+        (erasing, "_rewrite_segment", 1),
         (archive, "_to_line", 3),
-        (upkeep, "_what_is_left", 0),
-        (upkeep, "_empty_the_log", 0),
+        (erasing, "_what_is_left", 0),
+        (erasing, "_empty_the_log", 0),
     ],
 )
 def test_an_erasure_that_was_cut_off_is_finished_when_it_is_begun_again(
@@ -1033,7 +1037,7 @@ def test_half_a_segment_that_a_crash_left_does_not_keep_the_name(
     archive.directory(path).mkdir()
     half = archive.directory(path) / f".{name}.new"
     half.write_bytes(gzip.compress(b"alice"))
-    with cut_off(monkeypatch, upkeep, "_commit"):
+    with cut_off(monkeypatch, archiving, "commit"):
         archive_before(journal, ALWAYS)
     assert len(segments(path)) == 1  # whole, and no event names it
     half.write_bytes(gzip.compress(b"alice"))
@@ -1046,7 +1050,7 @@ def test_an_erasure_after_an_archive_that_was_cut_off_erases_it_all(
     path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     everything_about(journal, "alice")
-    with cut_off(monkeypatch, upkeep, "_trim"):
+    with cut_off(monkeypatch, archiving, "_trim"):
         archive_before(journal, ALWAYS)
     assert erase(journal, "alice").left == ()
     assert holds(path, "alice") == []
@@ -1063,8 +1067,8 @@ def test_a_file_that_was_kept_aside_is_told_if_it_has_the_name(path: Path, journ
 def test_a_reader_that_holds_the_log_back_is_told_and_once_it_is_gone_it_works(
     path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upkeep, "LOG_TRIES", 1)
-    monkeypatch.setattr(upkeep, "LOG_PAUSE_S", 0.0)
+    monkeypatch.setattr(erasing, "LOG_TRIES", 1)
+    monkeypatch.setattr(erasing, "LOG_PAUSE_S", 0.0)
     own = decide(journal, "alice")
     with closing(sqlite3.connect(path, isolation_level=None)) as reader:
         reader.execute("BEGIN")

@@ -15,7 +15,7 @@ from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured, decision_filters
 from thor_policy.config import Config
 from thor_policy.core import Json
-from thor_policy.journal import statistics, upkeep
+from thor_policy.journal import rebuilding, statistics
 from thor_policy.journal.checkpoints import trusted_keys
 from thor_policy.journal.projections import DECISION_COLUMNS
 from thor_policy.journal.reader import ENDING_CHARS, Reader, instant
@@ -284,11 +284,11 @@ def rebuild(config: Config, target: Path | None, at: str | None, as_json: bool) 
         if target is None:
             Reader(config.journal_path).close()  # which there must be
             with Journal(config.journal_path) as journal:
-                events = upkeep.rebuild_in_place(journal, progress=count)
+                events = rebuilding.rebuild_in_place(journal, progress=count)
         else:
             until = int(at) if at is not None and at.isdecimal() else at
             path = target / config.journal_path.name
-            events = upkeep.rebuild(config.journal_path, path, at=until, progress=count)
+            events = rebuilding.rebuild(config.journal_path, path, at=until, progress=count)
     if as_json:
         render.as_json({"events": events})
     else:
