@@ -7,6 +7,7 @@ had not been. Main thread of a command; torch, peft and transformers are importe
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import random
@@ -36,6 +37,9 @@ TARGETS = (
 _WINDOW_BATCHES = 8
 #: Prompts in one forward pass where nothing is learned.
 _READ_BATCH = 16
+#: Settings of the C library's allocator (malloc.h), and what makes it keep the memory that it was given back.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_KEPT = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, 2**28))
 
 
 class Learner:
@@ -47,6 +51,7 @@ class Learner:
     def __init__(self, path: Path, settings: Settings, *, threads: int = 0) -> None:
         self.threads = threads or len(os.sched_getaffinity(0))
         torch.set_num_threads(self.threads)
+        _keep_memory()
         torch.manual_seed(settings.seed)
         self.settings = settings
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -298,6 +303,13 @@ class Learner:
 
     def _load(self, path: Path) -> None:
         set_peft_model_state_dict(self.model, torch.load(path, weights_only=True)["weights"])
+
+
+def _keep_memory() -> None:
+    """Large tensors come and go in every step; fresh pages each time cost more than the arithmetic."""
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:  # glibc's
+        for setting, value in _KEPT:
+            mallopt(setting, value)
 
 
 def _save(state: dict[str, Any], path: Path) -> None:
