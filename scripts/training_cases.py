@@ -125,9 +125,9 @@ def written(pack: str, part: Literal["train", "check", "held"]) -> list[Case]:
 #: What the generated part of a training set is made of. `read`: text asks for more than the rules; `text`:
 #: there is text, and what rules ask stands; `bare`: no text; `pairs`: two cases that differ in one fact.
 #: Drawn as they come only one case in six has to be read, and an adapter learns to repeat the rules.
-SHARES = {"read": 0.24, "text": 0.38, "bare": 0.26, "pairs": 0.12}
+SHARES = {"read": 0.30, "text": 0.35, "bare": 0.25, "pairs": 0.10}
 #: How often a written case is repeated beside the generated ones: each is another idea.
-WRITTEN_REPEATS = 2
+WRITTEN_REPEATS = 3
 
 
 def composed(pack: Pack, count: int, seed: int) -> Iterator[Case]:
