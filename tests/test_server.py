@@ -558,9 +558,10 @@ class TestSettingsReadAnew:
     @contextmanager
     def reading(self, config: Config, *told: Config | ConfigError) -> Iterator[Callable[[], dict[str, Any]]]:
         """A daemon whose settings read so, one after the other; the result asks for that, and tells of it."""
-        given = iter(told)
+        given, asked = iter(told), threading.Event()
 
         def reread() -> Config:
+            asked.set()  # on the thread that answers `status`, and does so only once it has taken them
             one = next(given)
             if isinstance(one, ConfigError):
                 raise one
@@ -574,7 +575,9 @@ class TestSettingsReadAnew:
             thread.start()
 
             def renew() -> dict[str, Any]:
+                asked.clear()
                 server.reload()
+                assert asked.wait(PATIENCE_MS / 1000)
                 return own.status() | {"deadline": error_of(lambda: own.evaluate(DEPLOY, deadline_ms=9_000))}
 
             try:
