@@ -62,6 +62,7 @@ def main() -> int:
     parser.add_argument("--stop-after", type=int, default=0, help="end at this step; 0: at the last")
     parser.add_argument("--rank", type=int, default=Settings().rank)
     parser.add_argument("--rate", type=float, default=Settings().learning_rate)
+    parser.add_argument("--start", help="an adapter that is gone on from, of its rank; none: random weights")
     parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
     told = parser.parse_args()
     settings = Settings(
@@ -87,6 +88,7 @@ def main() -> int:
                 settings,
                 name=told.name,
                 folder=told.out,
+                start=catalog.resolve_adapter(told.start, told.models_dir).path if told.start else None,
                 threads=told.threads,
                 notes=(*notes, leaked),
                 announce=lambda said: render.line(said, stderr=True),

@@ -9,8 +9,9 @@ import gzip
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import gguf
 import msgspec
 import numpy as np
 import pytest
@@ -126,6 +127,55 @@ def test_an_adapter_of_another_shape_is_no_file(tmp_path: Path) -> None:
         )
 
 
+class TestAFileIsReadBack:
+    """What an adapter's file holds are the weights that another training goes on from."""
+
+    SHAPE: ClassVar[dict[str, Any]] = {"architecture": "llama", "heads": 3, "kv_heads": 1}
+
+    def weights(self, *, rank: int = 2) -> dict[str, np.ndarray]:
+        random = np.random.default_rng(1)
+        rows = {"q_proj": 24, "k_proj": 8, "o_proj": 24}  # heads of eight rows
+        return {
+            f"base_model.model.model.layers.{block}.self_attn.{name}.lora_{side}.weight": random.normal(
+                size=(rank, 24) if side == "A" else (rows[name], rank)
+            ).astype(np.float16)
+            for block in range(2)
+            for name in rows
+            for side in "AB"
+        }
+
+    def written(self, path: Path, weights: dict[str, np.ndarray]) -> Path:
+        told = {"base_name": "b", "base_sha256": "0" * 64, "licence": "MIT", "training_sha256": "0" * 64}
+        convert.write(path, weights, name="a", alpha=6, rendering="brief", **self.SHAPE, **told)
+        return path
+
+    def test_as_it_was_written_whatever_order_llama_cpp_wants(self, tmp_path: Path) -> None:
+        weights = self.weights()
+        path = self.written(tmp_path / "a.gguf", weights)
+        read = convert.read(path, weights, **self.SHAPE)
+        assert read.keys() == weights.keys()
+        assert all((read[name] == weights[name]).all() for name in weights)
+        assert convert.strength_of(path) == (2, 6)
+        turned = next(
+            one for one in gguf.GGUFReader(path).tensors if one.name == "blk.0.attn_q.weight.lora_b"
+        )
+        query = weights["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"]
+        assert (turned.data[:8] == query[[0, 4, 1, 5, 2, 6, 3, 7]]).all()
+
+    def test_of_other_projections_it_is_refused(self, tmp_path: Path) -> None:
+        weights = self.weights()
+        fewer = {name: one for name, one in weights.items() if "o_proj" not in name}
+        for held, wanted in ((fewer, weights), (weights, fewer)):
+            with pytest.raises(TrainingError, match=r"adapts other projections.*start without it"):
+                convert.read(self.written(tmp_path / "a.gguf", held), wanted, **self.SHAPE)
+
+    def test_of_several_ranks_it_is_refused(self, tmp_path: Path) -> None:
+        name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+        mixed = self.weights() | {name: self.weights(rank=4)[name]}
+        with pytest.raises(TrainingError, match="is of 2 ranks"):
+            convert.strength_of(self.written(tmp_path / "a.gguf", mixed))
+
+
 class TestLessons:
     """What a device learns from: corrections, none alike to one that is held out, and cases of before."""
 
@@ -224,6 +274,46 @@ class TestLearning:
                 folder=tmp_path,
             )
 
+    def test_a_training_goes_on_from_an_adapter(self, tiny: ModelFile, tmp_path: Path) -> None:
+        from thor_policy.training.making import make
+        from thor_policy.training.settings import Settings
+
+        pack = packs.load(packs.find("team-governance", Path(__file__).parents[1] / "prompts"))
+        cases = [case(number) for number in range(48)]
+        settings = Settings(rank=4, alpha=8, epochs=2, check_every=4, learning_rate=0.01)
+
+        def made(name: str, **changes: Any) -> Any:
+            told = msgspec.structs.replace(settings, **changes.pop("settings", {}))
+            folder = tmp_path / name
+            return make(
+                tiny,
+                {pack.info.name: pack},
+                cases[:40],
+                cases[40:],
+                told,
+                name=name,
+                folder=folder,
+                **changes,
+            )
+
+        first, start = made("first"), tmp_path / "first" / "first.gguf"
+        brief = {"stop_after": 1, "learning_rate": 0.0, "rank": 16}
+        nothing = made("nothing", settings=brief, start=start)
+        assert nothing.settings | {"rank": 4, "alpha": 8, "started_from": first.sha256} == nothing.settings
+        ours, theirs = (gguf.GGUFReader(tmp_path / one / f"{one}.gguf") for one in ("first", "nothing"))
+        assert [one.name for one in ours.tensors] == [one.name for one in theirs.tensors]
+        assert all(
+            (one.data == two.data).all() for one, two in zip(ours.tensors, theirs.tensors, strict=True)
+        )
+        assert nothing.parity.same_label == nothing.parity.prompts
+
+        (tmp_path / "second" / "checkpoints").mkdir(parents=True)
+        (tmp_path / "first" / "checkpoints" / "last.pt").rename(
+            tmp_path / "second" / "checkpoints" / "last.pt"
+        )
+        with pytest.raises(TrainingError, match="of a run with other settings or cases"):
+            made("second", start=start)
+
     def test_corrections_become_an_adapter_that_may_be_activated(
         self, tiny: ModelFile, short_dir: Path, tmp_path: Path
     ) -> None:
@@ -239,6 +329,18 @@ class TestLearning:
         assert told["suites"] == "none for this pack"
         assert resolve_adapter(str(tmp_path / "out" / "corrected.gguf"), tmp_path).rendering == "brief"
         assert not (tmp_path / "out" / "corrected-candidate.gguf").exists()
+
+        in_use = {"THOR_POLICY_ADAPTER": str(tmp_path / "out" / "corrected.gguf")}
+        done = CliRunner().invoke(cli, ["train", str(tmp_path / "next"), *arguments], env=in_use)
+        assert (done.exit_code, (tmp_path / "next").exists()) == (2, False)
+        assert "--rank needs --anew: what goes on from corrected.gguf has its rank" in done.stderr
+
+        arguments[arguments.index("--rank") : arguments.index("--epochs")] = []
+        done = CliRunner().invoke(cli, ["train", str(tmp_path / "next"), *arguments], env=in_use)
+        assert done.exit_code == 0, done.output
+        by_now = json.loads(done.stdout)["card"]
+        assert by_now["settings"]["started_from"] == told["card"]["sha256"]
+        assert by_now["curve"][0]["label_loss"] < told["card"]["curve"][0]["label_loss"]
 
     def test_what_the_suites_speak_against_is_refused(
         self, tiny: ModelFile, short_dir: Path, tmp_path: Path, shipped_pack: Pack

@@ -21,6 +21,7 @@ from thor_policy.errors import TrainingError
 from thor_policy.journal.reader import Reader
 from thor_policy.packs import Pack
 from thor_policy.policy import Policy
+from thor_policy.steward import find_adapter
 from thor_policy.training import lessons
 from thor_policy.training.samples import Case
 from thor_policy.training.settings import Settings
@@ -44,9 +45,12 @@ CANDIDATE = "candidate"
     multiple=True,
     help="Cases to keep in mind, JSON lines; default: those that the model's own adapter was trained on.",
 )
+@click.option("--anew", is_flag=True, help="Start from random weights, not from the adapter of the settings.")
 @click.option("--epochs", type=click.FloatRange(0.1, 100), default=2.0, show_default=True, help="Passes.")
 @click.option(
-    "--rank", type=click.IntRange(1, 256), default=Settings().rank, show_default=True, help="Of the adapter."
+    "--rank",
+    type=click.IntRange(1, 256),
+    help=f"Of an adapter that starts anew.  [default: {Settings().rank}]",
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the order and the first weights.")
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: as many as cores.")
@@ -58,16 +62,17 @@ def train(
     directory: Path,
     name: str,
     before: tuple[Path, ...],
+    anew: bool,
     epochs: float,
-    rank: int,
+    rank: int | None,
     seed: int,
     threads: int,
     as_json: bool,
 ) -> None:
     """Train an adapter from corrections, and judge it before it may be activated.
 
-    Needs 50 corrections and the extra [train]; uses a GPU where there is one. It is held against the adapter
-    of the settings, on the suites of the pack and on corrections that it did not learn.
+    Needs 50 corrections and the extra [train]; uses a GPU where there is one. It goes on from the adapter of
+    the settings, and is held against it, on the suites of the pack and on corrections that it did not learn.
 
     \b
     Exit status: 0 it is better or as good: DIR/NAME.gguf may be activated;
@@ -84,6 +89,10 @@ def train(
         from thor_policy.training.making import make
     except ImportError as error:
         raise TrainingError(f"{error.name} is not installed: pip install 'thor-policy[train]'") from error
+    in_use = None if anew else find_adapter(config.adapter, config.adapter_scale, config, model.name)
+    if in_use and rank:
+        raise click.UsageError(f"--rank needs --anew: what goes on from {in_use.adapter.name} has its rank")
+    rank = rank or Settings().rank
     settings = Settings(rank=rank, alpha=2 * rank, epochs=epochs, seed=seed)
     # First, so that what cannot be asked is told before the long part.
     now = _examined(config, pack, lesson.held_out, "now")
@@ -96,6 +105,7 @@ def train(
             settings,
             name=f"{name}-{CANDIDATE}",
             folder=directory,
+            start=in_use.path if in_use else None,
             threads=threads,
             notes=(f"{lesson.corrections} corrections, {lesson.replayed} cases of before",),
             announce=lambda told: render.line(told, stderr=True),

@@ -1,7 +1,7 @@
-"""What was trained as a GGUF file that llama.cpp loads beside the base model.
+"""What was trained as a GGUF file that llama.cpp loads beside the base model, and back.
 
 Owns the names and the order of numbers in that file. Invariant: the file says which model it belongs to (by
-sha256), how questions are put, and at what strength, so nobody has to be told. Pure but for the file written.
+sha256), how questions are put, and at what strength, so nobody has to be told. Pure but for the files.
 
 llama.cpp keeps the rows of query and key projections of the architecture `llama` in another order (halves of
 a rotary pair beside each other), so the output side of their adapters is put into that order.
@@ -10,7 +10,7 @@ a rotary pair beside each other), so the output side of their adapters is put in
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import gguf
 import numpy as np
 
 from thor_policy.core import Rendering
+from thor_policy.errors import TrainingError
 
 #: Names of the projections in a GGUF file.
 NAMES = {
@@ -61,22 +62,67 @@ def write(
     writer.add_string("thor_policy.rendering", rendering)
     writer.add_string("thor_policy.training_sha256", training_sha256)
     for key in sorted(weights):
-        found = _KEY.search(key)
-        if found is None or found[2] not in NAMES:
-            raise ValueError(f"{key} is no projection that an adapter file has a name for")
-        block, projection, side = found.groups()
         tensor = np.asarray(weights[key])
-        if side == "B" and architecture == "llama" and projection[-6:] in ("q_proj", "k_proj"):
-            tensor = _paired(tensor, heads if projection.endswith("q_proj") else kv_heads)
-        told = f"blk.{block}.{NAMES[projection]}.weight.lora_{side.lower()}"
-        writer.add_tensor(told, np.ascontiguousarray(tensor, dtype=np.float16))
+        if of := _turned(key, architecture, heads, kv_heads):
+            tensor = _swapped(tensor, of, 2)
+        writer.add_tensor(_name_in_file(key), np.ascontiguousarray(tensor, dtype=np.float16))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def _paired(tensor: Any, heads: int) -> Any:
-    """Rows of a head, first half and second half, as pairs of one of each."""
-    rows, columns = tensor.shape
-    return tensor.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+def read(
+    path: Path, keys: Iterable[str], *, architecture: str, heads: int, kv_heads: int
+) -> dict[str, np.ndarray]:
+    """The tensors of an adapter that `write` wrote, by the names `keys` that peft has for them.
+
+    Raises TrainingError if the file holds others.
+    """
+    tensors = {one.name: one for one in gguf.GGUFReader(path).tensors}
+    weights = {}
+    for key in keys:
+        tensor = tensors.pop(_name_in_file(key), None)
+        if tensor is None:
+            break
+        weights[key] = np.asarray(gguf.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        if of := _turned(key, architecture, heads, kv_heads):
+            rows = len(weights[key])
+            weights[key] = _swapped(weights[key], of, rows // of // 2)
+    else:
+        if not tensors:
+            return weights
+    raise TrainingError(f"{path} adapts other projections than are trained here: start without it")
+
+
+def strength_of(path: Path) -> tuple[int, int]:
+    """Rank and alpha of the adapter at `path`. Raises TrainingError if its tensors are of several ranks."""
+    reader = gguf.GGUFReader(path)
+    ranks = {int(one.shape[1]) for one in reader.tensors if one.name.endswith(".lora_a")}
+    if len(ranks) != 1:
+        raise TrainingError(f"{path} is of {len(ranks)} ranks, not of one: start without it")
+    return ranks.pop(), round(reader.fields[gguf.Keys.Adapter.LORA_ALPHA].contents())
+
+
+def _name_in_file(key: str) -> str:
+    found = _KEY.search(key)
+    if found is None or found[2] not in NAMES:
+        raise ValueError(f"{key} is no projection that an adapter file has a name for")
+    block, projection, side = found.groups()
+    return f"blk.{block}.{NAMES[projection]}.weight.lora_{side.lower()}"
+
+
+def _turned(key: str, architecture: str, heads: int, kv_heads: int) -> int:
+    """How many heads a tensor has whose rows llama.cpp keeps in another order; 0: it keeps them."""
+    if architecture != "llama" or "lora_B" not in key:
+        return 0
+    return heads if ".q_proj." in key else kv_heads if ".k_proj." in key else 0
+
+
+def _swapped(tensor: Any, heads: int, groups: int) -> Any:
+    """Rows of each head, in `groups` groups one after the other, as the first of each group, then the second.
+
+    Two groups make pairs of the halves of a head; as many groups as there are pairs make halves of those.
+    """
+    apart = tensor.reshape(heads, groups, -1, tensor.shape[1])
+    return apart.swapaxes(1, 2).reshape(tensor.shape)

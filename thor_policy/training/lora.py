@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from msgspec import convert, to_builtins
 from peft import LoraConfig, get_peft_model
@@ -266,6 +267,10 @@ class Learner:
         """The adapter's tensors by peft's names, float32 on the CPU."""
         state: dict[str, torch.Tensor] = get_peft_model_state_dict(self.model)
         return {name: tensor.detach().float().cpu() for name, tensor in state.items()}
+
+    def start_from(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Take these for the first ones, by the names and of the shapes of `weights()`."""
+        set_peft_model_state_dict(self.model, {name: torch.from_numpy(one) for name, one in weights.items()})
 
     def _keep(
         self, folder: Path, optimiser: Any, schedule: Any, points: list[Point], step: int, training: str

@@ -13,7 +13,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
@@ -76,6 +76,7 @@ def make(
     *,
     name: str,
     folder: Path,
+    start: Path | None = None,
     threads: int = 0,
     notes: Sequence[str] = (),
     announce: Callable[[str], None] = lambda _: None,
@@ -85,8 +86,10 @@ def make(
     """Train on `train`, keep what judges `held_out` best, write `folder`/NAME.gguf, its card NAME.json
     and what it was trained on, NAME.cases.jsonl.gz.
 
-    `announce` hears of each part, `advance` and `checked` of the training. Raises TrainingError where there
-    is nothing to learn, or where llama.cpp does not make of the file what torch made of the weights.
+    `start` is the file of an adapter of `model` that is gone on from, with its rank and alpha. `announce`
+    hears of each part, `advance` and `checked` of the training. Raises TrainingError where there is nothing
+    to learn, where `start` cannot be gone on from, or where llama.cpp does not make of the file what torch
+    made of the weights.
     """
     from thor_policy.training import convert
     from thor_policy.training.lora import Learner
@@ -104,7 +107,19 @@ def make(
         f"{len(samples):,} samples of {tokens / len(samples):.0f} tokens, {len(judged):,} held out, "
         f"{len(left_out)} left out; loading {model.path.name}"
     )
+    if start is not None:
+        rank, alpha = convert.strength_of(start)
+        started_from = hashlib.sha256(start.read_bytes()).hexdigest()
+        settings = msgspec.structs.replace(settings, rank=rank, alpha=alpha, started_from=started_from)
     learner = Learner(model.path, settings, threads=threads)
+    shape: dict[str, Any] = {
+        "architecture": learner.architecture,
+        "heads": learner.shape.num_attention_heads,
+        "kv_heads": learner.shape.num_key_value_heads,
+    }
+    if start is not None:
+        announce(f"going on from {start.stem}")
+        learner.start_from(convert.read(start, learner.weights(), **shape))
     training = digest_of(train)
     curve = learner.fit(
         samples,
@@ -121,9 +136,7 @@ def make(
         path,
         {key: tensor.numpy() for key, tensor in learner.weights().items()},
         name=name,
-        architecture=learner.architecture,
-        heads=learner.shape.num_attention_heads,
-        kv_heads=learner.shape.num_key_value_heads,
+        **shape,
         alpha=settings.alpha,
         base_name=model.name,
         base_sha256=model.sha256,

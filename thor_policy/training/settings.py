@@ -15,7 +15,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     `rest_weight` is what a token's loss counts in the rest of an answer, against the label's loss, both as
     means over a batch. The learning rate falls over all steps of `epochs`; `stop_after` ends training at a
     step before that (0: it does not). Every `check_every` steps the held-out cases are read; the best weights
-    are kept, and after `patience` checks without better ones training ends.
+    are kept, and after `patience` checks without better ones training ends. `started_from` is the sha256 of
+    the adapter whose weights were the first ones; empty: random ones.
     """
 
     rank: int = 16
@@ -30,6 +31,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     seed: int = 1
     check_every: int = 250
     patience: int = 4
+    started_from: str = ""
 
 
 class Point(Struct, frozen=True, kw_only=True):
