@@ -40,7 +40,7 @@ OF_JOBS = ("agent-tools", "device-operations", "team-governance")
 Part = Literal["train", "check", "templates", "kinds"]
 
 
-def _place(text: str, of: int) -> int:
+def place_of(text: str, of: int) -> int:
     """A number below `of` that a text falls to."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % of
 
@@ -50,11 +50,11 @@ def part_of(one: Situation, ways: Sequence[str]) -> Part | None:
 
     A template is the job that it was written with, or a way to say a kind of text (`ways`).
     """
-    kind = _place(f"{one.pack}: kind {one.evidence}", KINDS_HELD) if one.evidence != "none" else KINDS_HELD
+    kind = place_of(f"{one.pack}: kind {one.evidence}", KINDS_HELD) if one.evidence != "none" else KINDS_HELD
     templates = [f"way {way}" for way in ways]
     if one.pack in OF_JOBS:
         templates.append(f"template {one.template}")
-    template = min((_place(f"{one.pack}: {told}", TEMPLATES_HELD) for told in templates), default=2)
+    template = min((place_of(f"{one.pack}: {told}", TEMPLATES_HELD) for told in templates), default=2)
     if kind > 1 and template > 1:
         return "train"
     if kind == 0 or template == 0:
@@ -104,7 +104,7 @@ def written(pack: str, part: Literal["train", "check", "held"]) -> list[Case]:
     path, found = WRITTEN / f"{pack}.yaml", []
     for one in yaml.safe_load(path.read_text(encoding="utf-8")):
         block = int(one["id"][1:]) // NEIGHBOURS  # neighbours are contrasts of each other
-        place = _place(f"{pack}: written {block}", WRITTEN_HELD)
+        place = place_of(f"{pack}: written {block}", WRITTEN_HELD)
         if part != ("held" if place == 0 else "check" if place == 1 else "train"):
             continue
         found.append(

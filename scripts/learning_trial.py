@@ -1,0 +1,160 @@
+"""The second half of scripts/learning-trial: one daemon, a reviewer who corrects it, `thorpolicy train`.
+
+Owns the daemon in this process and the folder that it works in. What is corrected is of kinds of text that no
+adapter of ours was trained on. Invariant: what is asked afterwards uses none of the sentences that were
+corrected; half of it is of the same kinds, half of kinds that were known before, to see what is forgotten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.progress import Progress, track
+from rich.table import Table
+from situations import Chance, team
+from training_cases import DOMAINS, Part, case_of, part_of, place_of
+
+from thor_policy import app, packs, trace
+from thor_policy.client import Client
+from thor_policy.config import Config, data_path
+from thor_policy.core import Evaluation
+from thor_policy.errors import ThorPolicyError
+from thor_policy.policy import Policy
+from thor_policy.training import lessons
+from thor_policy.training.samples import Case
+
+DEADLINE_MS = 60_000
+#: Situations asked before it is given up that enough of them are decided wrong, for each correction wanted.
+PATIENCE = 20
+#: What is asked afterwards: the part, and the half of its sentences.
+ASKED_AFTER: dict[str, tuple[Part, int | None]] = {
+    "same kinds, other words": ("kinds", 1),
+    "kinds known before": ("templates", None),
+}
+
+
+def drawn(pack: str, seed: int, part: Part, half: int | None) -> Iterator[Case]:
+    """Situations of a part in which text asks for more than rules, of half of the sentences, or of all."""
+    loaded = packs.load(packs.find(pack, data_path("prompts")))
+    chance = Chance(seed)
+    while True:
+        chance.ways.clear()
+        one = DOMAINS[pack].make(chance)
+        if part_of(one, chance.ways) != part:
+            continue
+        if half is not None and place_of("; ".join(chance.ways), 2) != half:
+            continue
+        case = case_of(one, f"{part} {pack} {seed}")
+        floor = loaded.book.apply(msgspec.convert(case.evaluation, Evaluation), case.at)
+        if floor.outcome != case.outcome or chance.maybe(0.2):  # and some where it does not
+            yield case
+
+
+def correct(config: Config, cases: Iterator[Case], wanted: int) -> int:
+    """Ask until as many decisions were corrected; how many were asked."""
+    corrected = 0
+    with (
+        app.serving(config),
+        Client(config.endpoint) as client,
+        Progress(console=Console(stderr=True)) as shown,
+    ):
+        task = shown.add_task("corrected", total=wanted)
+        for asked, case in enumerate(islice(cases, PATIENCE * wanted), 1):
+            told = client.evaluate(case.evaluation, deadline_ms=DEADLINE_MS)["context"]
+            if told["outcome"] == case.outcome:
+                continue
+            client.review(
+                trace.Review(
+                    decision_id=told["decision_id"],
+                    reviewer="trial",
+                    verdict="correct_both",
+                    decision=case.outcome,
+                    reasoning=case.reasoning,
+                )
+            )
+            corrected += 1
+            shown.advance(task)
+            if corrected == wanted:
+                return asked
+    raise ThorPolicyError(f"{corrected} of {PATIENCE * wanted} decisions were wrong; {wanted} are asked for")
+
+
+def right(config: Config, cases: list[Case], what: str) -> int:
+    """How many of the cases are decided as labelled."""
+    with closing(app.load_engine(config)) as engine:
+        pack = app.load_pack(config)
+        policy = Policy(engine, pack, adapter=app.adopt_adapter(config, engine))
+        shown = track(cases, description=what, console=Console(stderr=True))
+        return sum(lessons.outcomes(policy, [case]) == [case.outcome] for case in shown)
+
+
+def run(config: Config, corrections: int, asked_after: int, seed: int) -> int:
+    console = Console(width=80)
+    asked = correct(config, drawn(config.pack, seed, "kinds", 0), corrections)
+    out = config.state_dir / "trained"
+    command = [
+        str(Path(sys.executable).with_name("thorpolicy")),
+        "train",
+        str(out),
+        "--json",
+        "--pack",
+        config.pack,
+    ]
+    command += ["--state-dir", str(config.state_dir), "--threads", str(config.threads)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    if done.returncode not in (0, 1):
+        return done.returncode
+    told = json.loads(done.stdout)
+    after = replace(config, adapter=told["adapter"])
+    table = Table("decided right", "now", "candidate", "of")
+    for name, (part, half) in ASKED_AFTER.items():
+        cases = list(islice(drawn(config.pack, seed + 1, part, half), asked_after))
+        counts = [right(one, cases, name) for one in (config, after)]
+        table.add_row(name, *map(str, counts), str(len(cases)))
+    console.print(f"{config.pack}: {corrections} of {asked} decisions corrected, all of kinds never learned")
+    console.print(table)
+    for name in told:
+        if name.startswith(("held-out", "suites")):
+            console.print(f"{name}: {told[name]}")
+    console.print(
+        f"{len(told['refused'])} reasons to refuse it" if told["refused"] else "it may be activated"
+    )
+    for reason in told["refused"]:
+        console.print(f"  {reason}")
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pack", choices=sorted(DOMAINS), default=team.PACK)
+    parser.add_argument("--corrections", type=int, default=60)
+    parser.add_argument("--asked-after", type=int, default=200, help="situations of each of two sorts")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=0)
+    told = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="tp-learning-") as folder:
+        config = Config(
+            state_dir=Path(folder), endpoint=f"ipc://{folder}/p.sock", pack=told.pack, threads=told.threads
+        )
+        try:
+            return run(config, told.corrections, told.asked_after, told.seed)
+        except ThorPolicyError as error:
+            print(f"learning-trial: {error}", file=sys.stderr)
+            return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
