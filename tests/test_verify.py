@@ -41,7 +41,7 @@ from journals import (
 from thor_policy import trace
 from thor_policy.core import Adapter
 from thor_policy.errors import JournalError
-from thor_policy.journal import chain, checkpoints, events, schema
+from thor_policy.journal import chain, checkpoints, events, ranges, schema
 from thor_policy.journal import verify as verification
 from thor_policy.journal.checkpoints import Signer
 from thor_policy.journal.projections import GROUPS, TABLES
@@ -902,7 +902,7 @@ def test_the_size_of_a_page_changes_nothing(
 ) -> None:
     path = copied()
     sound = verify(path)
-    monkeypatch.setattr(verification, "PAGE", page)
+    monkeypatch.setattr(ranges, "PAGE", page)
     assert verify(path) == sound
     with writing(path) as db:
         db.execute("DELETE FROM events WHERE seq = 15")
@@ -916,8 +916,8 @@ def test_verification_reads_pages_and_holds_nothing_between_them(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record(path, *(note() for _ in range(25)), by_rule())
-    monkeypatch.setattr(verification, "PAGE", 10)
-    turn = verification._Range._live_page
+    monkeypatch.setattr(ranges, "PAGE", 10)
+    turn = ranges._Range._live_page
     turns = []
 
     with writing(path) as db:
@@ -929,7 +929,7 @@ def test_verification_reads_pages_and_holds_nothing_between_them(
             turns.append(busy)
             return turn(self)
 
-        monkeypatch.setattr(verification._Range, "_live_page", turned)
+        monkeypatch.setattr(ranges._Range, "_live_page", turned)
         assert verify(path).ok
     assert turns == [0, 0, 0], "a reader holds the log back"
 
@@ -970,7 +970,7 @@ def test_what_is_written_meanwhile_does_not_count(path: Path, monkeypatch: pytes
 def test_verification_beside_a_live_writer_ends_and_finds_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verification, "PAGE", 8)
+    monkeypatch.setattr(ranges, "PAGE", 8)
     monkeypatch.setattr(verification, "RANGE", 32)
     stop, fates = threading.Event(), Fates()
     kept: list[str] = []
