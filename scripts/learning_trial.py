@@ -53,7 +53,7 @@ def drawn(pack: str, seed: int, part: Part, half: int | None) -> Iterator[Case]:
         one = DOMAINS[pack].make(chance)
         if part_of(one, chance.ways) != part:
             continue
-        if half is not None and place_of("; ".join(chance.ways), 2) != half:
+        if half is not None and any(place_of(way, 2) != half for way in chance.ways):
             continue
         case = case_of(one, f"{part} {pack} {seed}")
         floor = loaded.book.apply(msgspec.convert(case.evaluation, Evaluation), case.at)

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from situations import Chance, agent, device, discount, drawn, flat, invoice, team, trade  # noqa: E402
+from training_cases import part_of  # noqa: E402
 
 RISKS = ("low", "medium", "high", "critical")
 DOMAINS = [pytest.param(domain, id=domain.PACK) for domain in (agent, device, discount, invoice, team, trade)]
@@ -53,6 +54,21 @@ def test_as_many_of_each_outcome_and_the_same_for_the_same_seed(domain: ModuleTy
     assert set(Counter(one.outcome for one in found).values()) == {84 // len(domain.OUTCOMES)}
     assert found == list(drawn(domain.make, 84, 3, domain.OUTCOMES))
     assert found != list(drawn(domain.make, 84, 4, domain.OUTCOMES))
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_what_figures_are_taken_from_was_not_learned_in_that_kind_or_those_words(domain: ModuleType) -> None:
+    chance, kinds, words = Chance(5), defaultdict(set), defaultdict(list)
+    for _ in range(4_000):
+        chance.ways.clear()
+        one = domain.make(chance)
+        part = part_of(one, chance.ways)
+        kinds[part].add(one.evidence)
+        words[part].append({one.template, *chance.ways})
+    learned = set().union(*words["train"])
+    assert all(words[part] for part in ("train", "check", "templates", "kinds"))
+    assert kinds["kinds"].isdisjoint(kinds["train"] | kinds["check"] | kinds["templates"])
+    assert all(used - learned for used in words["templates"]), "each says something in a way of its own"
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
