@@ -144,10 +144,11 @@ def _show(replies: list[tuple[str, dict[str, Json]]], config: Config) -> None:
                 answer["tier"],
                 answer["risk"],
                 answer["confidence"],
-                answer["timings_ms"]["total"],
+                round(answer["timings_ms"]["total"]),
             )
             for name, answer in replies
         ],
+        gap=1,
     )
     for name, answer in replies:
         render.line(f"   {name}: {answer['reasoning']} [{', '.join(answer['clauses'])}]")
@@ -161,6 +162,7 @@ def _show(replies: list[tuple[str, dict[str, Json]]], config: Config) -> None:
             for row in rows
             if row is not None
         ],
+        gap=1,
     )
     render.line("")
 

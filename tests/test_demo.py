@@ -13,11 +13,11 @@ from thor_policy.catalog import ModelFile
 
 ROOT = Path(__file__).resolve().parents[1]
 
-#: What a person would expect of the six questions, as far as the table's column shows it.
+#: What a person would expect of the six questions.
 SENSIBLE = {
     "routine read": "allow",
     "admin action by a member": "deny",
-    "borderline production deploy": "require_attestat",
+    "borderline production deploy": "require_attestation",
     "trusted automation": "allow",
     "tampering with the audit trail": "deny",
     "key rotation from a new device": "require_mfa",
@@ -35,8 +35,13 @@ def test_the_demonstration_shows_six_decisions_and_their_rows(model_file: ModelF
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     decisions, rows = done.stdout.split("== their rows in the journal")
-    lines = {line[:32].strip(): line[32:].split() for line in decisions.splitlines()}
-    assert {name: lines[name][0] for name in SENSIBLE} == SENSIBLE
+    lines = {
+        name: line.removeprefix(name).split()
+        for name in SENSIBLE
+        for line in decisions.splitlines()
+        if line.startswith(name)
+    }
+    assert {name: told[0] for name, told in lines.items()} == SENSIBLE
     assert lines["borderline production deploy"][1] == "model"
     actions = ("read", "grant_admin", "deploy", "run_tests", "delete", "rotate_key")
     assert [action for action in actions if action not in rows] == []
