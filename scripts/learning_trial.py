@@ -19,13 +19,11 @@ from itertools import islice
 from pathlib import Path
 
 import msgspec
-from rich.console import Console
-from rich.progress import Progress, track
-from rich.table import Table
 from situations import Chance, team
 from training_cases import DOMAINS, Part, case_of, part_of, place_of
 
 from thor_policy import app, packs, trace
+from thor_policy.cli import render
 from thor_policy.client import Client
 from thor_policy.config import Config, data_path
 from thor_policy.core import Evaluation
@@ -67,9 +65,8 @@ def correct(config: Config, cases: Iterator[Case], wanted: int) -> int:
     with (
         app.serving(config),
         Client(config.endpoint) as client,
-        Progress(console=Console(stderr=True)) as shown,
+        render.progress(wanted, "decisions corrected") as advance,
     ):
-        task = shown.add_task("corrected", total=wanted)
         for asked, case in enumerate(islice(cases, PATIENCE * wanted), 1):
             told = client.evaluate(case.evaluation, deadline_ms=DEADLINE_MS)["context"]
             if told["outcome"] == case.outcome:
@@ -84,7 +81,7 @@ def correct(config: Config, cases: Iterator[Case], wanted: int) -> int:
                 )
             )
             corrected += 1
-            shown.advance(task)
+            advance()
             if corrected == wanted:
                 return asked
     raise ThorPolicyError(f"{corrected} of {PATIENCE * wanted} decisions were wrong; {wanted} are asked for")
@@ -95,12 +92,12 @@ def right(config: Config, cases: list[Case], what: str) -> int:
     with closing(app.load_engine(config)) as engine:
         pack = app.load_pack(config)
         policy = Policy(engine, pack, adapter=app.adopt_adapter(config, engine))
-        shown = track(cases, description=what, console=Console(stderr=True))
-        return sum(lessons.outcomes(policy, [case]) == [case.outcome] for case in shown)
+        with render.progress(len(cases), what) as advance:
+            decided = lessons.outcomes(policy, cases, advance=advance)
+    return sum(one == case.outcome for one, case in zip(decided, cases, strict=True))
 
 
 def run(config: Config, corrections: int, asked_after: int, seed: int) -> int:
-    console = Console(width=80)
     asked = correct(config, drawn(config.pack, seed, "kinds", 0), corrections)
     out = config.state_dir / "trained"
     command = [
@@ -117,21 +114,19 @@ def run(config: Config, corrections: int, asked_after: int, seed: int) -> int:
         return done.returncode
     told = json.loads(done.stdout)
     after = replace(config, adapter=told["adapter"])
-    table = Table("decided right", "now", "candidate", "of")
+    rows = []
     for name, (part, half) in ASKED_AFTER.items():
         cases = list(islice(drawn(config.pack, seed + 1, part, half), asked_after))
-        counts = [right(one, cases, name) for one in (config, after)]
-        table.add_row(name, *map(str, counts), str(len(cases)))
-    console.print(f"{config.pack}: {corrections} of {asked} decisions corrected, all of kinds never learned")
-    console.print(table)
+        counts = [right(one, cases, f"{name}, {who}") for one, who in ((config, "now"), (after, "candidate"))]
+        rows.append((name, *counts, len(cases)))
+    render.line(f"{config.pack}: {corrections} of {asked} decisions corrected, all of kinds never learned")
+    render.table(("decided right", "now", "candidate", "of"), rows)
     for name in told:
         if name.startswith(("held-out", "suites")):
-            console.print(f"{name}: {told[name]}")
-    console.print(
-        f"{len(told['refused'])} reasons to refuse it" if told["refused"] else "it may be activated"
-    )
+            render.line(f"{name}: {told[name]}")
+    render.line(f"{len(told['refused'])} reasons to refuse it" if told["refused"] else "it may be activated")
     for reason in told["refused"]:
-        console.print(f"  {reason}")
+        render.line(f"  {reason}")
     return 0
 
 

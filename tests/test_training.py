@@ -240,7 +240,7 @@ class TestLearning:
 
     @pytest.fixture(autouse=True)
     def torch_is_there(self) -> None:
-        pytest.importorskip("torch")
+        pytest.importorskip("torch", reason="torch comes with the extra [train]")
 
     def test_an_adapter_is_made_that_llama_cpp_agrees_with(self, tiny: ModelFile, tmp_path: Path) -> None:
         from thor_policy.training.making import make

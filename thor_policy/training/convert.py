@@ -80,19 +80,16 @@ def read(
     Raises TrainingError if the file holds others.
     """
     tensors = {one.name: one for one in gguf.GGUFReader(path).tensors}
+    names = {key: _name_in_file(key) for key in keys}
+    if set(names.values()) != tensors.keys():
+        raise TrainingError(f"{path} adapts other projections than are trained here: start without it")
     weights = {}
-    for key in keys:
-        tensor = tensors.pop(_name_in_file(key), None)
-        if tensor is None:
-            break
-        weights[key] = np.asarray(gguf.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+    for key, name in names.items():
+        tensor = np.asarray(gguf.dequantize(tensors[name].data, tensors[name].tensor_type), dtype=np.float32)
         if of := _turned(key, architecture, heads, kv_heads):
-            rows = len(weights[key])
-            weights[key] = _swapped(weights[key], of, rows // of // 2)
-    else:
-        if not tensors:
-            return weights
-    raise TrainingError(f"{path} adapts other projections than are trained here: start without it")
+            tensor = _swapped(tensor, of, len(tensor) // of // 2)
+        weights[key] = tensor
+    return weights
 
 
 def strength_of(path: Path) -> tuple[int, int]:
