@@ -124,9 +124,9 @@ def run(config: Config, corrections: int, asked_after: int, seed: int) -> int:
     for name in told:
         if name.startswith(("held-out", "suites")):
             render.line(f"{name}: {told[name]}")
-    render.line(f"{len(told['refused'])} reasons to refuse it" if told["refused"] else "it may be activated")
-    for reason in told["refused"]:
-        render.line(f"  {reason}")
+    for one in told["tried"]:
+        reasons = [f"  {reason}" for reason in one["refused"]] or ["  it may be activated"]
+        render.line("\n".join((f"{one['of_the_way']:.0%} of the way from the adapter in use:", *reasons)))
     return 0
 
 

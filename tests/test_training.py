@@ -242,6 +242,9 @@ class TestLearning:
     def torch_is_there(self) -> None:
         pytest.importorskip("torch", reason="torch comes with the extra [train]")
 
+    def tensors(self, path: Path) -> dict[str, np.ndarray]:
+        return {one.name: one.data.astype(np.float32) for one in gguf.GGUFReader(path).tensors}
+
     def test_an_adapter_is_made_that_llama_cpp_agrees_with(self, tiny: ModelFile, tmp_path: Path) -> None:
         from thor_policy.training.making import make
         from thor_policy.training.settings import Settings
@@ -300,12 +303,18 @@ class TestLearning:
         brief = {"stop_after": 1, "learning_rate": 0.0, "rank": 16}
         nothing = made("nothing", settings=brief, start=start)
         assert nothing.settings | {"rank": 4, "alpha": 8, "started_from": first.sha256} == nothing.settings
-        ours, theirs = (gguf.GGUFReader(tmp_path / one / f"{one}.gguf") for one in ("first", "nothing"))
-        assert [one.name for one in ours.tensors] == [one.name for one in theirs.tensors]
-        assert all(
-            (one.data == two.data).all() for one, two in zip(ours.tensors, theirs.tensors, strict=True)
-        )
+        ours, theirs = self.tensors(start), self.tensors(tmp_path / "nothing" / "nothing.gguf")
+        assert ours.keys() == theirs.keys()
+        assert all((ours[name] == theirs[name]).all() for name in ours)
         assert nothing.parity.same_label == nothing.parity.prompts
+
+        whole, end = made("next", start=start), self.tensors(tmp_path / "next" / "next.gguf")
+        half, midway = made("next", start=start, share=0.5), self.tensors(tmp_path / "next" / "next.gguf")
+        begin = self.tensors(start)
+        assert (whole.share, half.share, half.curve) == (1.0, 0.5, whole.curve), "it was trained once"
+        assert half.parity.same_label == half.parity.prompts
+        assert all(np.allclose(midway[name], (begin[name] + end[name]) / 2, atol=1e-3) for name in begin)
+        assert any(not np.allclose(begin[name], end[name], atol=1e-3) for name in begin)
 
         (tmp_path / "second" / "checkpoints").mkdir(parents=True)
         (tmp_path / "first" / "checkpoints" / "last.pt").rename(
@@ -364,6 +373,20 @@ class TestLearning:
         assert not (tmp_path / "out" / "corrected.gguf").exists()
         assert told["adapter"] == str(tmp_path / "out" / "corrected-candidate.gguf")
         assert resolve_adapter(told["adapter"], tmp_path).rendering == "brief"
+        assert [one["of_the_way"] for one in told["tried"]] == [1.0], "there is nothing to go back to"
+
+        # Where an adapter is in use, less and less of the way from it is gone.
+        record(Config(state_dir=tmp_path / "other").journal_path, *corrected(shipped_pack, 50))
+        arguments[1] = str(tmp_path / "other")
+        arguments[arguments.index("--rank") : arguments.index("--epochs")] = []
+        in_use = wide | {"THOR_POLICY_ADAPTER": told["adapter"]}
+        done = CliRunner().invoke(cli, ["train", str(tmp_path / "next"), *arguments], env=in_use)
+        told = json.loads(done.stdout)
+        *before, last = told["tried"]
+        assert [one["of_the_way"] for one in told["tried"]] == [1.0, 0.5, 0.25][: len(before) + 1]
+        assert all(one["refused"] for one in before)
+        assert (last["refused"], last["of_the_way"]) == (told["refused"], told["card"]["share"])
+        assert done.exit_code == bool(told["refused"]), done.output
 
     def test_49_corrections_are_too_few(self, tiny: ModelFile, short_dir: Path, tmp_path: Path) -> None:
         pack = packs.load(small_packs.write(tmp_path / "small"))

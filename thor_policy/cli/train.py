@@ -28,6 +28,9 @@ from thor_policy.training.settings import Settings
 
 #: How an adapter is called until it was judged.
 CANDIDATE = "candidate"
+#: How much of the way from the adapter in use to what was learned is tried, until the suites let it pass.
+#: Between two sets of weights of one training lies what keeps more of the first than the last does.
+SHARES = (1.0, 0.5, 0.25)
 
 
 @click.command()
@@ -73,6 +76,7 @@ def train(
 
     Needs 50 corrections and the extra [train]; uses a GPU where there is one. It goes on from the adapter of
     the settings, and is held against it, on the suites of the pack and on corrections that it did not learn.
+    Where these speak against it, half of the way from there to what was learned is tried, then a quarter.
 
     \b
     Exit status: 0 it is better or as good: DIR/NAME.gguf may be activated;
@@ -96,36 +100,50 @@ def train(
     settings = Settings(rank=rank, alpha=2 * rank, epochs=epochs, seed=seed)
     # First, so that what cannot be asked is told before the long part.
     now = _examined(config, pack, lesson.held_out, "now")
-    with render.training() as (advance, checked):
-        made = make(
-            model,
-            {pack.info.name: pack},
-            lesson.train,
-            lesson.held_out,
-            settings,
-            name=f"{name}-{CANDIDATE}",
-            folder=directory,
-            start=in_use.path if in_use else None,
-            threads=threads,
-            notes=(f"{lesson.corrections} corrections, {lesson.replayed} cases of before",),
-            announce=lambda told: render.line(told, stderr=True),
-            advance=advance,
-            checked=checked,
-        )
-    candidate = directory / f"{made.adapter}.gguf"
-    by_candidate = replace(config, adapter=str(candidate), adapter_scale=1.0)
-    after = _examined(by_candidate, pack, lesson.held_out, "of the candidate")
-    reasons, told = _compared(now, after, len(lesson.held_out))
+    tried: list[tuple[float, list[str]]] = []
+    for share in SHARES if in_use else SHARES[:1]:
+        with render.training() as (advance, checked):
+            made = make(
+                model,
+                {pack.info.name: pack},
+                lesson.train,
+                lesson.held_out,
+                settings,
+                name=f"{name}-{CANDIDATE}",
+                folder=directory,
+                start=in_use.path if in_use else None,
+                share=share,
+                threads=threads,
+                notes=(f"{lesson.corrections} corrections, {lesson.replayed} cases of before",),
+                announce=lambda told: render.line(told, stderr=True),
+                advance=advance,
+                checked=checked,
+            )
+        candidate = directory / f"{made.adapter}.gguf"
+        by_candidate = replace(config, adapter=str(candidate), adapter_scale=1.0)
+        after = _examined(by_candidate, pack, lesson.held_out, f"of the candidate, {share:.0%} of the way")
+        reasons, told = _compared(now, after, len(lesson.held_out))
+        tried.append((share, reasons))
+        if not reasons:
+            break
     final = directory / f"{name}.gguf"
     if not reasons:
         candidate.replace(final)
-    told |= {"adapter": str(candidate if reasons else final), "refused": reasons}
+    told |= {"adapter": str(candidate if reasons else final), "of the way": f"{made.share:.0%}"}
     if as_json:
-        render.as_json(told | {"card": msgspec.to_builtins(made)})
+        render.as_json(
+            told
+            | {
+                "refused": reasons,
+                "tried": [{"of_the_way": share, "refused": found} for share, found in tried],
+                "card": msgspec.to_builtins(made),
+            }
+        )
     else:
-        render.pairs({key: value for key, value in told.items() if key != "refused"})
-        for reason in reasons:
-            render.line(f"refused: {reason}")
+        render.pairs(told)
+        for share, found in tried:
+            for reason in found:
+                render.line(f"refused at {share:.0%} of the way: {reason}")
         if not reasons:
             render.line(f"to judge with it: thorpolicy adapters activate {final}")
     ctx.exit(1 if reasons else 0)

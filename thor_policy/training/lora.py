@@ -264,13 +264,18 @@ class Learner:
     # ------------------------------------------------------------ checkpoints
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The adapter's tensors by peft's names, float32 on the CPU."""
+        """A copy of the adapter's tensors by peft's names, float32 on the CPU."""
         state: dict[str, torch.Tensor] = get_peft_model_state_dict(self.model)
-        return {name: tensor.detach().float().cpu() for name, tensor in state.items()}
+        return {name: tensor.detach().to("cpu", torch.float32, copy=True) for name, tensor in state.items()}
 
     def start_from(self, weights: Mapping[str, np.ndarray]) -> None:
         """Take these for the first ones, by the names and of the shapes of `weights()`."""
         set_peft_model_state_dict(self.model, {name: torch.from_numpy(one) for name, one in weights.items()})
+
+    def go_back(self, first: Mapping[str, torch.Tensor], share: float) -> None:
+        """Take the weights that lie `share` of the way from `first` to those of now."""
+        state = {name: first[name] + share * (now - first[name]) for name, now in self.weights().items()}
+        set_peft_model_state_dict(self.model, state)
 
     def _keep(
         self, folder: Path, optimiser: Any, schedule: Any, points: list[Point], step: int, training: str

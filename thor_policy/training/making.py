@@ -46,7 +46,10 @@ class Parity(Struct, frozen=True, kw_only=True):
 
 
 class Made(Struct, frozen=True, kw_only=True):
-    """An adapter, and all that is to be said of how it came to be: its card."""
+    """An adapter, and all that is to be said of how it came to be: its card.
+
+    Its weights lie `share` of the way from the first ones to those that training ended with.
+    """
 
     adapter: str
     sha256: str
@@ -64,6 +67,7 @@ class Made(Struct, frozen=True, kw_only=True):
     held_out: int
     parity: Parity
     curve: tuple[dict[str, Json], ...]
+    share: float = 1.0
     notes: tuple[str, ...] = ()
 
 
@@ -77,6 +81,7 @@ def make(
     name: str,
     folder: Path,
     start: Path | None = None,
+    share: float = 1.0,
     threads: int = 0,
     notes: Sequence[str] = (),
     announce: Callable[[str], None] = lambda _: None,
@@ -86,10 +91,11 @@ def make(
     """Train on `train`, keep what judges `held_out` best, write `folder`/NAME.gguf, its card NAME.json
     and what it was trained on, NAME.cases.jsonl.gz.
 
-    `start` is the file of an adapter of `model` that is gone on from, with its rank and alpha. `announce`
-    hears of each part, `advance` and `checked` of the training. Raises TrainingError where there is nothing
-    to learn, where `start` cannot be gone on from, or where llama.cpp does not make of the file what torch
-    made of the weights.
+    `start` is the file of an adapter of `model` that is gone on from, with its rank and alpha; `share` is how
+    much of the way from there to what was learned is gone. Called again with another share, it trains no
+    more. `announce` hears of each part, `advance` and `checked` of the training. Raises TrainingError where
+    there is nothing to learn, where `start` cannot be gone on from, or where llama.cpp does not make of the
+    file what torch made of the weights.
     """
     from thor_policy.training import convert
     from thor_policy.training.lora import Learner
@@ -120,6 +126,7 @@ def make(
     if start is not None:
         announce(f"going on from {start.stem}")
         learner.start_from(convert.read(start, learner.weights(), **shape))
+    first = learner.weights()
     training = digest_of(train)
     curve = learner.fit(
         samples,
@@ -130,7 +137,8 @@ def make(
         advance=advance,
         checked=checked,
     )
-    announce("writing the adapter and asking llama.cpp the same as torch")
+    learner.go_back(first, share)
+    announce(f"writing the adapter, {share:.0%} of the way, and asking llama.cpp the same as torch")
     path = folder / f"{name}.gguf"
     convert.write(
         path,
@@ -163,6 +171,7 @@ def make(
         held_out=len(judged),
         parity=parity,
         curve=tuple(msgspec.to_builtins(point) for point in curve),
+        share=share,
         notes=tuple(notes),
     )
     write_cases(folder / f"{name}.cases.jsonl.gz", train)
