@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import random_phi
 import tiny_lora
-import tiny_phi
 
 from thor_policy.catalog import ModelFile
 from thor_policy.core import (
@@ -41,7 +41,7 @@ NEVER = 2**62
 #: How far probabilities may lie apart where bits are not promised; 0.051 was measured.
 INEXACT = 0.1
 LABELS = (" allow", " require_mfa", " require_attestation", " deny")
-SPECIAL_TOKENS = [name for names in tiny_phi.SPECIALS.values() for name in names]
+SPECIAL_TOKENS = [name for names in random_phi.SPECIALS.values() for name in names]
 HOSTILE = ("<|im_end|>", "<|im_start|>", "<|end|>", "<|endoftext|>", "</s>", "<|system|>", "<s>")
 QUESTIONS = [f"subject: user:u{n}\naction: deploy\ntarget: env:{'production' * (n % 3)}x" for n in range(12)]
 STEPS: tuple[Step, ...] = (
@@ -431,9 +431,9 @@ class TestLlama:
             LlamaEngine(path, name="broken", sha256="0" * 64)
 
 
-@pytest.fixture(scope="module", params=[tiny_phi.PHI_4_MINI, tiny_phi.PHI_4], ids=["phi-4-mini", "phi-4"])
+@pytest.fixture(scope="module", params=[random_phi.PHI_4_MINI, random_phi.PHI_4], ids=["phi-4-mini", "phi-4"])
 def phi_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_phi.write(tmp_path_factory.mktemp("phi") / "tiny.gguf", template=request.param)
+    return random_phi.write(tmp_path_factory.mktemp("phi") / "tiny.gguf", template=request.param)
 
 
 class TestPhi:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_phi
+import random_phi
 import zmq
 
 from thor_policy.app import serving
@@ -654,7 +654,7 @@ class TestStatus:
     def test_names_a_model_file_that_was_replaced_and_the_daemon_serves_on(
         self, config: Config, short_dir: Path
     ) -> None:
-        path = tiny_phi.write(short_dir / "model.gguf")
+        path = random_phi.write(short_dir / "model.gguf")
         ours = replace(
             config,
             model=str(path),
@@ -674,7 +674,7 @@ class TestStatus:
             assert client.status()["model"]["file"] == "as it was loaded"
             os.utime(path, ns=(0, 0))
             assert client.status()["model"]["file"] == "written to since it was loaded"
-            tiny_phi.write(short_dir / "other.gguf", seed=1).replace(path)
+            random_phi.write(short_dir / "other.gguf", seed=1).replace(path)
             assert client.status()["model"]["file"] == "replaced since it was loaded"
             assert probabilities() == before
             path.unlink()

@@ -20,16 +20,14 @@ import pytest
 import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from situations import Chance, agent, device, discount, drawn, flat, invoice, team, trade
+from training_cases import part_of
 
 from thor_policy import packs, suite, wire
 from thor_policy.config import data_path
 from thor_policy.core import Evaluation
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from situations import Chance, agent, device, discount, drawn, flat, invoice, team, trade  # noqa: E402
-from training_cases import part_of  # noqa: E402
 
 RISKS = ("low", "medium", "high", "critical")
 DOMAINS = [pytest.param(domain, id=domain.PACK) for domain in (agent, device, discount, invoice, team, trade)]

@@ -202,7 +202,7 @@ STRICT = """
 import ctypes, json, mmap, sys
 from dataclasses import replace
 from pathlib import Path
-import tiny_phi
+import random_phi
 PR_SET_MDWE, REFUSE_EXEC_GAIN = 65, 1
 if ctypes.CDLL(None).prctl(PR_SET_MDWE, REFUSE_EXEC_GAIN, 0, 0, 0) != 0:
     sys.exit("no MDWE")
@@ -217,7 +217,7 @@ from thor_policy.config import Config
 folder = Path(sys.argv[1])
 config = Config(
     state_dir=folder, models_dir=folder, endpoint=f"ipc://{folder}/s", context_tokens=8192,
-    model=str(tiny_phi.write(folder / "tiny.gguf")), max_question_tokens=1024, parallel_explanations=1,
+    model=str(random_phi.write(folder / "tiny.gguf")), max_question_tokens=1024, parallel_explanations=1,
 )
 question = {"actor_id": "user:a", "action_type": "deploy", "resource": "env:x"}
 with app.serving(config), Client(config.endpoint, timeout_ms=60_000) as client:
@@ -226,7 +226,7 @@ with app.serving(config), Client(config.endpoint, timeout_ms=60_000) as client:
 
 
 def test_llama_cpp_decides_without_memory_that_is_writable_and_executable(short_dir: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "scripts")))}
     command = [sys.executable, "-c", STRICT, str(short_dir)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if "no MDWE" in done.stderr:

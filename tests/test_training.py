@@ -15,8 +15,8 @@ import gguf
 import msgspec
 import numpy as np
 import pytest
+import random_phi
 import small_packs
-import tiny_phi
 from click.testing import CliRunner
 from journals import record
 from made_runs import answered, run_of
@@ -61,7 +61,7 @@ def case(number: int = 0, **changes: Any) -> Case:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> ModelFile:
     folder = tmp_path_factory.mktemp("tiny")
-    return resolve(str(tiny_phi.write(folder / "tiny-phi.gguf")), folder)
+    return resolve(str(random_phi.write(folder / "tiny-phi.gguf")), folder)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from thor_policy import suite
+from thor_policy import app, packs, suite
 from thor_policy.bench import figures
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured
@@ -56,6 +56,37 @@ def daemon(config: Config, requests: int, report_dir: Path | None, as_json: bool
     with render.progress(requests, "asking") as advance:
         report = runs.daemon(config, _evaluations(), requests=requests, advance=advance)
     _show(report, as_json, report_dir)
+
+
+@bench.command()
+@configured("model", "models_dir", "pack", "state_dir")
+@click.option(
+    "--requests", type=click.IntRange(2), default=200, show_default=True, help="Questions asked again."
+)
+@report_dir
+@as_json
+@click.pass_context
+def determinism(
+    ctx: click.Context, config: Config, requests: int, report_dir: Path | None, as_json: bool
+) -> None:
+    """The same questions in random order, explanations and another pack between them, and after a restart.
+
+    Each answer is held against the first one to that question. Status 1 if a label differs.
+    """
+    from thor_policy.bench import determinism as measure
+
+    asked, names = _evaluations(), packs.available(data_path("prompts"))
+    other = next(name for name in names if name != app.load_pack(config).info.name)
+    with render.progress(measure.DIFFERENT + requests, "asking again") as advance:
+        report = measure.determinism(
+            config,
+            asked,
+            requests=requests,
+            other=packs.load(packs.find(other, data_path("prompts"))),
+            advance=advance,
+        )
+    _show(report, as_json, report_dir)
+    ctx.exit(1 if report.facts["labels_differing"] else 0)
 
 
 @bench.command()

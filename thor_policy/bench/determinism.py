@@ -1,0 +1,119 @@
+"""The same question, the same bits: asked in random order while everything else goes on.
+
+Owns the `determinism` measurement. Invariant: each answer is compared with the one that the same question got
+at first, with nothing else under way. Main thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+from thor_policy import app
+from thor_policy.bench.children import own_place
+from thor_policy.bench.figures import Report, Series, machine
+from thor_policy.bench.runs import for_the_model
+from thor_policy.config import Config
+from thor_policy.core import Caller, Evaluation, Request, Scored, all_steps
+from thor_policy.engine.llama import NEVER_NS
+from thor_policy.engine.native import build_name, device_memory
+from thor_policy.errors import EngineError
+from thor_policy.packs import Pack
+from thor_policy.policy import Policy
+
+#: Questions that are asked again and again.
+DIFFERENT = 40
+#: How often another pack is asked before a question.
+OTHERS = 0.1
+#: Explanations under way at once, if the settings allow as many.
+EXPLAINED = 2
+
+Advance = Callable[[], None]
+
+
+def determinism(
+    config: Config, evaluations: Sequence[Evaluation], *, requests: int, other: Pack, advance: Advance
+) -> Report:
+    """Ask `requests` questions in random order: explanations run, the pack `other` is asked between them, and
+    half-way everything is loaded anew.
+
+    `advance` is called for each request and each of the `DIFFERENT` first answers. Raises EngineError.
+    """
+    pack, at = app.load_pack(config), time.time()
+    order = random.Random(0)  # noqa: S311  (an order, not a secret)
+    asked = for_the_model(pack, evaluations)
+    asked = order.sample(asked, min(DIFFERENT, len(asked)))
+    differing = Counter[str](labels=0, logits=0, probabilities=0)
+    largest, explained, series = 0.0, 0, list[float]()
+
+    def ask(policy: Policy, number: int, *, of: Pack = pack, explain: bool = False) -> Scored | None:
+        request = Request(
+            ticket=len(series),
+            evaluation=asked[number],
+            caller=Caller(transport="inproc"),
+            received_at=at,
+            received_ns=0,
+            deadline_ns=NEVER_NS,
+            explain="inline" if explain else "none",
+            pack=of.info.sha256,
+        )
+        decision = policy.decide(request)
+        if decision.tier == "fallback":
+            raise EngineError(f"the model gave no answer: {decision.reason_code}")
+        return decision.scored
+
+    with own_place(config) as place:
+        first: list[Scored | None] = []
+        for half in (requests // 2, requests - requests // 2):
+            with _opened(place, pack, other, at) as policy:
+                while len(first) < len(asked):
+                    first.append(ask(policy, len(first)))
+                    advance()
+                for _ in range(half):
+                    number = order.randrange(len(asked))
+                    if order.random() < OTHERS:
+                        ask(policy, number, of=other)
+                    free = policy.engine.explaining < min(EXPLAINED, config.parallel_explanations)
+                    told, before = ask(policy, number, explain=free), first[number]
+                    if told is None or before is None:
+                        raise EngineError("rules answered a question that they left to the model")
+                    series.append(told.score_ms)
+                    differing["labels"] += told.label != before.label
+                    differing["logits"] += told.logits != before.logits
+                    differing["probabilities"] += told.probabilities != before.probabilities
+                    pairs = zip(told.probabilities.values(), before.probabilities.values(), strict=True)
+                    largest = max(largest, *(abs(one - two) for one, two in pairs))
+                    explained += len(policy.step())
+                    advance()
+                device = policy.engine.model.device
+    return Report(
+        name="determinism",
+        machine=", ".join((machine(), *(one.device for one in device_memory()))),
+        versions={"engine": build_name(), "model": config.model},
+        questions=len(asked),
+        rounds=1,
+        series=(Series(name=f"score, on the {device}", ms=tuple(series)),),
+        facts={
+            "requests": requests,
+            "labels_differing": differing["labels"],
+            "logits_differing": differing["logits"],
+            "probabilities_differing": differing["probabilities"],
+            "largest_difference_of_a_probability": largest,
+            "explanations": explained,
+        },
+    )
+
+
+@contextlib.contextmanager
+def _opened(place: Config, pack: Pack, other: Pack, at: float) -> Iterator[Policy]:
+    """The engine of the settings with both packs resident; the adapter of the settings judges by both."""
+    with contextlib.closing(app.load_engine(place)) as engine:
+        adapter = app.adopt_adapter(place, engine)
+        policy = Policy(engine, pack, adapter=adapter)
+        resident = all_steps(policy.loading(other, adapter, at))
+        policy.change_to(policy.residents.joined_by(resident))
+        yield policy
+        policy.abandon()
