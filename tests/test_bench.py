@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import pytest
 import random_phi
 import small_packs
@@ -18,7 +16,7 @@ from thor_policy.bench.determinism import DIFFERENT, determinism
 from thor_policy.catalog import ModelFile
 from thor_policy.cli.main import cli
 from thor_policy.config import Config
-from thor_policy.core import Evaluation
+from thor_policy.core import Action, Entity, Evaluation
 from thor_policy.engine.llama import NEVER_NS, LlamaEngine
 
 #: Small enough to be made in a second, with blocks of 256 numbers in each row as the quantisation wants them.
@@ -38,13 +36,10 @@ SMALL = random_phi.Shape(
 
 def evaluations() -> list[Evaluation]:
     return [
-        msgspec.convert(
-            {
-                "subject": {"type": "user", "id": f"u{number}"},
-                "action": {"name": verb},
-                "resource": {"type": "doc", "id": "d"},
-            },
-            Evaluation,
+        Evaluation(
+            subject=Entity(type="user", id=f"u{number}"),
+            action=Action(name=verb),
+            resource=Entity(type="doc", id="d"),
         )
         for number in range(5)
         for verb in ("look", "burn", "banned")
@@ -85,6 +80,7 @@ class TestAModelOfRandomWeights:
 class TestDeterminism:
     """The same questions, in random order, while everything else goes on."""
 
+    @pytest.mark.model
     def test_no_bit_differs_and_what_was_done_is_told(
         self, model_file: ModelFile, short_dir: Path, tmp_path: Path
     ) -> None:
@@ -92,9 +88,7 @@ class TestDeterminism:
             small_packs.write(tmp_path / name, system=f"{name}.", version=version)
             for name, version in (("one", "1"), ("other", "2"))
         )
-        config = replace(
-            Config(state_dir=short_dir, pack=str(pack), model=str(model_file.path)), context_tokens=512
-        )
+        config = Config(state_dir=short_dir, pack=str(pack), model=str(model_file.path), context_tokens=512)
         asked: list[int] = []
         report = determinism(
             config,
