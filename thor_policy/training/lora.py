@@ -12,6 +12,7 @@ import math
 import os
 import random
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from msgspec import convert, to_builtins
 from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
@@ -56,6 +58,7 @@ class Learner:
         torch.manual_seed(settings.seed)
         self.settings = settings
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        transformers.utils.logging.disable_progress_bar()  # a line for each tensor, in two seconds
         base = AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,
@@ -72,7 +75,9 @@ class Learner:
             target_modules=list(TARGETS),
             task_type="CAUSAL_LM",
         )
-        self.model: Any = get_peft_model(base, config).to(self.device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks the model by a name that will go
+            self.model: Any = get_peft_model(base, config).to(self.device)
         self.shape = base.config
         #: As GGUF files call it, which for these is what transformers calls it.
         self.architecture = str(base.config.model_type)
@@ -265,7 +270,7 @@ class Learner:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """A copy of the adapter's tensors by peft's names, float32 on the CPU."""
-        state: dict[str, torch.Tensor] = get_peft_model_state_dict(self.model)
+        state: dict[str, torch.Tensor] = get_peft_model_state_dict(self.model, save_embedding_layers=False)
         return {name: tensor.detach().to("cpu", torch.float32, copy=True) for name, tensor in state.items()}
 
     def start_from(self, weights: Mapping[str, np.ndarray]) -> None:
