@@ -62,12 +62,14 @@ def main() -> int:
     parser.add_argument("--stop-after", type=int, default=0, help="end at this step; 0: at the last")
     parser.add_argument("--rank", type=int, default=Settings().rank)
     parser.add_argument("--rate", type=float, default=Settings().learning_rate)
+    parser.add_argument("--dropout", type=float, default=Settings().dropout, help="of the adapter's inputs")
     parser.add_argument("--start", help="an adapter that is gone on from, of its rank; none: random weights")
     parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
     told = parser.parse_args()
     settings = Settings(
         rank=told.rank,
         alpha=2 * told.rank,
+        dropout=told.dropout,
         learning_rate=told.rate,
         epochs=told.epochs,
         stop_after=told.stop_after,

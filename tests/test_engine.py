@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -505,3 +508,20 @@ class TestPhi:
         first = [engine.score("p", question, NEVER).logits for question in QUESTIONS]
         assert [engine.score("p", question, NEVER).logits for question in QUESTIONS] == first
         engine.close()
+
+
+@pytest.mark.parametrize(
+    ("told", "spins"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)],
+    ids=["by itself", "as told", "by the policy that was told"],
+)
+def test_threads_that_wait_for_each_other_soon_sleep(told: dict[str, str], spins: str | None) -> None:
+    """Beside another program that computes a decode takes ten times as long where they spin instead."""
+    program = (
+        "import thor_policy.engine.native, json, os; print(json.dumps(os.environ.get('GOMP_SPINCOUNT')))"
+    )
+    others = {
+        name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    done = subprocess.run([sys.executable, "-c", program], env=others | told, capture_output=True, check=True)
+    assert json.loads(done.stdout) == spins

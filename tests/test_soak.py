@@ -2,43 +2,61 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
-import small_packs
+from test_engine import LABELS, NEVER, STEPS, prefix_of
 
-from thor_policy import packs
-from thor_policy.bench.determinism import determinism
 from thor_policy.catalog import ModelFile
-from thor_policy.config import Config
-from thor_policy.core import Action, Entity, Evaluation
+from thor_policy.engine.llama import LlamaEngine
 
 pytestmark = [pytest.mark.soak, pytest.mark.model]
 
 REQUESTS = 10_000
 #: Short ones, so that ten thousand take minutes; what is compared does not depend on their length.
-SHORT = [
-    Evaluation(
-        subject=Entity(type="user", id=f"u{thing}"),
-        action=Action(name=verb),
-        resource=Entity(type="doc", id="d"),
-    )
-    for verb in ("read", "deploy", "delete", "rotate")
-    for thing in range(10)
-]
+SHORT = [f"does: {verb} {thing}" for verb in ("read", "deploy", "delete", "rotate") for thing in range(10)]
 
 
-def test_ten_thousand_requests_give_the_same_bits(
-    model_file: ModelFile, short_dir: Path, tmp_path: Path
-) -> None:
+def test_ten_thousand_requests_give_the_same_bits(model_file: ModelFile, tmp_path: Path) -> None:
     """In random order, with explanations running, another pack resident, and after a restart."""
-    pack, other = (
-        small_packs.write(tmp_path / name, system=f"{name}.", version=version)
-        for name, version in (("one", "1"), ("other", "2"))
-    )
-    config = Config(state_dir=short_dir, pack=str(pack), model=str(model_file.path), context_tokens=512)
-    report = determinism(config, SHORT, requests=REQUESTS, other=packs.load(other), advance=lambda: None)
-    print(report.facts)
-    assert report.facts["explanations"] > 100
-    differing = {name: found for name, found in report.facts.items() if "differ" in name}
-    assert differing == dict.fromkeys(differing, 0)
+
+    def opened() -> LlamaEngine:
+        engine = LlamaEngine(
+            model_file.path,
+            name=model_file.name,
+            sha256=model_file.sha256,
+            context_tokens=768,
+            packs=2,
+            explanations=2,
+            states_dir=tmp_path,
+        )
+        engine.load(prefix_of("p"))
+        engine.load(prefix_of("other", LABELS[:3], turns=2))
+        return engine
+
+    engine = opened()
+    expected = {question: engine.score("p", question, NEVER) for question in SHORT}
+    order = random.Random(7)
+    differing: Counter[str] = Counter()
+    explained = 0
+    for number in range(REQUESTS):
+        if number == REQUESTS // 2:
+            engine.close()
+            engine = opened()
+        question = order.choice(SHORT)
+        if order.random() < 0.1:
+            engine.score("other", question, NEVER)
+        scored = engine.score("p", question, NEVER)
+        differing["labels"] += scored.label != expected[question].label
+        differing["logits"] += scored.logits != expected[question].logits
+        differing["probabilities"] += scored.probabilities != expected[question].probabilities
+        if engine.explaining < 2:
+            engine.explain(number, "p", scored, STEPS, NEVER)
+        if order.random() < 0.3:
+            explained += len(engine.step())
+    engine.close()
+    print(f"{REQUESTS} requests, {explained} explanations, differing: {dict(differing)}")
+    assert explained > 100
+    assert sum(differing.values()) == 0
