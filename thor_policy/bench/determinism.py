@@ -9,15 +9,15 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from thor_policy import app
 from thor_policy.bench.children import own_place
 from thor_policy.bench.figures import Report, Series, machine
 from thor_policy.bench.runs import for_the_model
 from thor_policy.config import Config
-from thor_policy.core import Caller, Evaluation, Request, Scored, all_steps
+from thor_policy.core import Caller, Decision, Evaluation, Request, Scored, all_steps
 from thor_policy.engine.llama import NEVER_NS
 from thor_policy.engine.native import build_name, device_memory
 from thor_policy.errors import EngineError
@@ -34,6 +34,23 @@ EXPLAINED = 2
 Advance = Callable[[], None]
 
 
+@dataclass
+class _Differing:
+    """How many answers were not the first one to their question, and how far a probability was off at most."""
+
+    labels: int = 0
+    logits: int = 0
+    probabilities: int = 0
+    largest: float = 0.0
+
+    def count(self, told: Scored, before: Scored) -> None:
+        self.labels += told.label != before.label
+        self.logits += told.logits != before.logits
+        self.probabilities += told.probabilities != before.probabilities
+        pairs = zip(told.probabilities.values(), before.probabilities.values(), strict=True)
+        self.largest = max(self.largest, *(abs(one - two) for one, two in pairs))
+
+
 def determinism(
     config: Config, evaluations: Sequence[Evaluation], *, requests: int, other: Pack, advance: Advance
 ) -> Report:
@@ -46,46 +63,25 @@ def determinism(
     order = random.Random(0)  # noqa: S311  (an order, not a secret)
     asked = for_the_model(pack, evaluations)
     asked = order.sample(asked, min(DIFFERENT, len(asked)))
-    differing = Counter[str](labels=0, logits=0, probabilities=0)
-    largest, explained, series = 0.0, 0, list[float]()
-
-    def ask(policy: Policy, number: int, *, of: Pack = pack, explain: bool = False) -> Scored | None:
-        request = Request(
-            ticket=len(series),
-            evaluation=asked[number],
-            caller=Caller(transport="inproc"),
-            received_at=at,
-            received_ns=0,
-            deadline_ns=NEVER_NS,
-            explain="inline" if explain else "none",
-            pack=of.info.sha256,
-        )
-        decision = policy.decide(request)
-        if decision.tier == "fallback":
-            raise EngineError(f"the model gave no answer: {decision.reason_code}")
-        return decision.scored
-
+    if not asked:
+        raise EngineError(f"{pack.info.name}: rules alone answer every question, so the model has none")
+    first: list[Scored] = []
+    series: list[float] = []
+    differing, explained, device = _Differing(), 0, ""
     with own_place(config) as place:
-        first: list[Scored | None] = []
         for half in (requests // 2, requests - requests // 2):
             with _opened(place, pack, other, at) as policy:
                 while len(first) < len(asked):
-                    first.append(ask(policy, len(first)))
+                    first.append(_scored(_decided(policy, asked[len(first)], at)))
                     advance()
                 for _ in range(half):
                     number = order.randrange(len(asked))
                     if order.random() < OTHERS:
-                        ask(policy, number, of=other)
+                        _decided(policy, asked[number], at, of=other)
                     free = policy.engine.explaining < min(EXPLAINED, config.parallel_explanations)
-                    told, before = ask(policy, number, explain=free), first[number]
-                    if told is None or before is None:
-                        raise EngineError("rules answered a question that they left to the model")
+                    told = _scored(_decided(policy, asked[number], at, ticket=len(series) if free else None))
                     series.append(told.score_ms)
-                    differing["labels"] += told.label != before.label
-                    differing["logits"] += told.logits != before.logits
-                    differing["probabilities"] += told.probabilities != before.probabilities
-                    pairs = zip(told.probabilities.values(), before.probabilities.values(), strict=True)
-                    largest = max(largest, *(abs(one - two) for one, two in pairs))
+                    differing.count(told, first[number])
                     explained += len(policy.step())
                     advance()
                 device = policy.engine.model.device
@@ -98,13 +94,36 @@ def determinism(
         series=(Series(name=f"score, on the {device}", ms=tuple(series)),),
         facts={
             "requests": requests,
-            "labels_differing": differing["labels"],
-            "logits_differing": differing["logits"],
-            "probabilities_differing": differing["probabilities"],
-            "largest_difference_of_a_probability": largest,
+            "labels_differing": differing.labels,
+            "logits_differing": differing.logits,
+            "probabilities_differing": differing.probabilities,
+            "largest_difference_of_a_probability": differing.largest,
             "explanations": explained,
         },
     )
+
+
+def _decided(
+    policy: Policy, evaluation: Evaluation, at: float, *, of: Pack | None = None, ticket: int | None = None
+) -> Decision:
+    """The decision of the pack `of`, or of the active one; with a ticket its explanation begins as well."""
+    request = Request(
+        ticket=ticket or 0,
+        evaluation=evaluation,
+        caller=Caller(transport="inproc"),
+        received_at=at,
+        received_ns=0,
+        deadline_ns=NEVER_NS,
+        explain="none" if ticket is None else "inline",
+        pack=of.info.sha256 if of else None,
+    )
+    return policy.decide(request)
+
+
+def _scored(decision: Decision) -> Scored:
+    if decision.scored is None:
+        raise EngineError(f"the model gave no answer: {decision.reason_code or decision.tier}")
+    return decision.scored
 
 
 @contextlib.contextmanager
