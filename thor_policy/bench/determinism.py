@@ -36,7 +36,7 @@ Advance = Callable[[], None]
 
 @dataclass
 class _Differing:
-    """How many answers were not the first one to their question, and how far a probability was off at most."""
+    """How many answers were not the first one to their question; how far a probability was off at most."""
 
     labels: int = 0
     logits: int = 0
