@@ -279,7 +279,7 @@ class Learner:
 
     def go_back(self, first: Mapping[str, torch.Tensor], share: float) -> None:
         """Take the weights that lie `share` of the way from `first` to those of now."""
-        state = {name: first[name] + share * (now - first[name]) for name, now in self.weights().items()}
+        state = {name: torch.lerp(first[name], now, share) for name, now in self.weights().items()}
         set_peft_model_state_dict(self.model, state)
 
     def _keep(
