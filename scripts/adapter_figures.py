@@ -1,7 +1,7 @@
 """The second half of scripts/adapter-figures: how an adapter judges, beside what it has to be better than.
 
-Owns the command and the figures. Invariant: nothing that is counted here took part in training; the model's
-own label is its likeliest one, before any floor. One engine, asked as the daemon asks.
+Owns the command and the figures. Invariant: nothing that is counted here took part in training; the
+model's own label is its likeliest one, before any floor. One engine, asked as the daemon asks.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ from scipy.stats import bootstrap
 from situations import Chance
 from training_cases import DOMAINS, case_of, generated, written
 
-from thor_policy import calibration, catalog, packs, suite
+from thor_policy import catalog
 from thor_policy.config import Config, data_path
-from thor_policy.core import Adapter, Evaluation, Floor, resident_key
+from thor_policy.core.decisions import Adapter, Floor, resident_key
+from thor_policy.core.errors import ThorPolicyError
+from thor_policy.core.requests import Evaluation
 from thor_policy.engine.llama import LlamaEngine
-from thor_policy.errors import ThorPolicyError
-from thor_policy.packs import Pack
-from thor_policy.suite import leaks
-from thor_policy.training import lessons
-from thor_policy.training.samples import AT, Case
+from thor_policy.learning.training import dataset
+from thor_policy.learning.training.samples import AT, Case
+from thor_policy.policy import calibration, pack_files
+from thor_policy.policy.pack import Pack
+from thor_policy.suites import leaks, suite_files
 
 NEVER_NS = 2**63 - 1
 #: Draws of the bootstrap for an interval of balanced accuracy.
@@ -115,11 +117,11 @@ def suites(loaded: Mapping[str, Pack], trained: Path) -> tuple[list[tuple[Case, 
     Those that a case in the file `trained` gives away are no evidence: their ids are told apart.
     """
     found, given_away = [], []
-    for path in suite.available(data_path("scenarios")):
-        one = suite.load(path)
+    for path in suite_files.available(data_path("scenarios")):
+        one = suite_files.load(path)
         known = [
             (str(number), msgspec.convert(case.evaluation, Evaluation))
-            for number, case in enumerate(lessons.read(trained, (one.pack,)))
+            for number, case in enumerate(dataset.read(trained, (one.pack,)))
         ]
         leaked = {leak.scenario for leak in leaks.among(one.scenarios, known)}
         given_away += [f"{one.name} {id}" for id in sorted(leaked)]
@@ -191,7 +193,7 @@ def rows_of(cases: Iterable[Case], judges: Mapping[str, Judge]) -> dict[str, lis
 def measure(
     config: Config, adapter: Adapter, path: Path, count: int, seed: int, console: Console
 ) -> dict[str, Any]:
-    loaded = {name: packs.load(packs.find(name, data_path("prompts"))) for name in DOMAINS}
+    loaded = {name: pack_files.load(pack_files.find(name, data_path("prompts"))) for name in DOMAINS}
     model = catalog.resolve(config.model, config.models_dir)
     engine = LlamaEngine(
         model.path,

@@ -1,7 +1,8 @@
 """The second half of scripts/bench-gpu: our measurements on a CUDA device, with two models.
 
-Owns the folder of reports and the random-weight model. Invariant: each figure is of `thorpolicy bench`, run
-as its users run it; nothing is measured here. What a device does not have is said, and nothing is made up.
+Owns the folder of reports and the random-weight model. Invariant: each figure is of `thorpolicy bench`,
+run as its users run it; nothing is measured here. What a device does not have is said, and nothing is
+made up.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from pathlib import Path
 
 import random_phi
 
-from thor_policy import suite
 from thor_policy.cli import render
 from thor_policy.config import Config, data_path
 from thor_policy.engine.native import device_memory, gpu_offload
+from thor_policy.suites import suite_files
 
 #: Words that the made-up vocabulary knows, of the packs and the scenarios.
 WORDS = 4_000
@@ -33,7 +34,7 @@ def made(folder: Path, layers: int) -> Path:
     shape = replace(random_phi.MINI, layers=layers, name=f"phi-4-mini-shape-{layers}")
     path = folder / f"{shape.name}.gguf"
     if not path.is_file():
-        files = (*data_path("prompts").rglob("*.*"), *suite.available(data_path("scenarios")))
+        files = (*data_path("prompts").rglob("*.*"), *suite_files.available(data_path("scenarios")))
         words = random_phi.words_of((one.read_text(encoding="utf-8") for one in sorted(files)), WORDS)
         folder.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(".part")

@@ -1,8 +1,8 @@
 """The second half of scripts/calibration-trial: one daemon, generated situations, `thorpolicy calibrate`.
 
-Owns the daemon in this process and the folder that it works in. Each situation is asked once, with its right
-outcome as an annotation; then the command fits a temperature and tells of the half that the fit did not see,
-and some are asked again: their labels must be what they were, and their order too.
+Owns the daemon in this process and the folder that it works in. Each situation is asked once, with its
+right outcome as an annotation; then the command fits a temperature and tells of the half that the fit did
+not see, and some are asked again: their labels must be what they were, and their order too.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from rich.console import Console
 from rich.progress import Progress
 from situations import Situation, team
 
-from thor_policy import app, calibration, packs, trace
-from thor_policy.calibration import Judged
-from thor_policy.client import Client
+from thor_policy.client.blocking import Client
 from thor_policy.config import Config, data_path
-from thor_policy.core import Adapter, identity_of
-from thor_policy.errors import ThorPolicyError
+from thor_policy.core import records
+from thor_policy.core.decisions import Adapter, identity_of
+from thor_policy.core.errors import ThorPolicyError
+from thor_policy.daemon import service
 from thor_policy.journal.reader import Reader
+from thor_policy.policy import calibration, pack_files
+from thor_policy.policy.calibration import Judged
 
 #: Situations that are asked again once the calibration is in force.
 AGAIN = 25
@@ -57,7 +59,7 @@ def run(config: Config, pack_name: str, number: int, seed: int) -> int:
     console = Console(width=80)
     found = list(situations(pack_name, number, seed, only_judged=True))
     with (
-        app.serving(config),
+        service.serving(config),
         Client(config.endpoint) as client,
         Progress(console=Console(stderr=True)) as shown,
     ):
@@ -66,11 +68,11 @@ def run(config: Config, pack_name: str, number: int, seed: int) -> int:
             for place, one in shown.track(list(enumerate(found)), description="asking")
         ]
         model = client.status()["model"]
-        pack = packs.load(packs.find(pack_name, data_path("prompts"))).info
+        pack = pack_files.load(pack_files.find(pack_name, data_path("prompts"))).info
         judge = identity_of(model["sha256"], Adapter(**model["adapter"]) if model["adapter"] else None)
         judged = judged_by(config, pack.sha256, judge)
         fitted = calibration.fit(judged[::2], pack_sha256=pack.sha256, model_sha256=judge)
-        client.upkeep(trace.Upkeep(task="calibrate", calibration=fitted))
+        client.upkeep(records.Upkeep(task="calibrate", calibration=fitted))
         after = [ask(client, place, one) for place, one in enumerate(found[:AGAIN])]
     unseen = judged[1::2]  # the order is one of chance
     raw, scaled = calibration.quality(unseen), calibration.quality(unseen, fitted.temperature)

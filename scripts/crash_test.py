@@ -1,14 +1,14 @@
 """The second half of scripts/crash-test: daemons under load, killed at random moments, and what they leave.
 
-Owns every process that it starts and the folder that they work in. Each round starts a daemon with the stub
-engine on a state directory, sends it questions and records from several clients, and ends it with SIGKILL:
-at a random moment under load, while it opens its journal, or while another process holds the journal's lock,
-so that no commit can end. Then every decision and record that was acknowledged must be in the journal, those
-of earlier rounds too, and the chain must be valid. A state directory serves several rounds, each of which
-begins with what the last kill left.
+Owns every process that it starts and the folder that they work in. Each round starts a daemon with the
+stub engine on a state directory, sends it questions and records from several clients, and ends it with
+SIGKILL: at a random moment under load, while it opens its journal, or while another process holds the
+journal's lock, so that no commit can end. Then every decision and record that was acknowledged must be in
+the journal, those of earlier rounds too, and the chain must be valid. A state directory serves several
+rounds, each of which begins with what the last kill left.
 
-A hard kill takes what the process held. It takes nothing that the kernel holds, so this says nothing about a
-loss of power: that rests on `synchronous=FULL` and the disk.
+A hard kill takes what the process held. It takes nothing that the kernel holds, so this says nothing
+about a loss of power: that rests on `synchronous=FULL` and the disk.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from typing import Any
 import zmq
 
 from thor_policy.config import Config
-from thor_policy.errors import JournalError, ThorPolicyError
+from thor_policy.core.errors import JournalError, ThorPolicyError
 from thor_policy.journal.reader import Reader
-from thor_policy.journal.verify import verify
+from thor_policy.journal.verification.verify import verify
 
 #: Clients, and requests that each has on the way.
 CLIENTS, DEPTH = 6, 12
@@ -56,15 +56,16 @@ TABLES = {"decision": "decisions.decision_id", "outcome": "outcomes.id", "review
 SERVE = """
 import sys
 from pathlib import Path
-from thor_policy import app, testing
+from thor_policy import testing
+from thor_policy.daemon import loading, service
 from thor_policy.config import Config
 from thor_policy.journal import storage
 storage.CHECKPOINT_PAGES = 100
 config = Config(
     state_dir=Path(sys.argv[1]), endpoint=sys.argv[2], checkpoint_events=60, ballast_mb=1, min_free_mb=1
 )
-journal = testing.open_hasty_journal if sys.argv[3] == "hasty" else app.open_journal
-with app.open_service(config, load_engine=testing.load_stub_engine, open_journal=journal) as server:
+journal = testing.open_hasty_journal if sys.argv[3] == "hasty" else loading.open_journal
+with service.open_service(config, load_engine=testing.load_stub_engine, open_journal=journal) as server:
     server.run(ready=lambda: print("ready", flush=True))
 """
 

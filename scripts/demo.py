@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 from thor_policy.cli import render
-from thor_policy.client import Client
+from thor_policy.client.blocking import Client
 from thor_policy.config import Config
-from thor_policy.core import Json
-from thor_policy.errors import ThorPolicyError
+from thor_policy.core.errors import ThorPolicyError
+from thor_policy.core.requests import Json
 from thor_policy.journal.reader import Reader
-from thor_policy.journal.verify import verify
+from thor_policy.journal.verification.verify import verify
 
 #: How long the daemon may take until it answers, in seconds: the first start reads the whole prompt.
 START_S = 120

@@ -39,7 +39,7 @@ def main(models_dir: Path) -> None:
     from safetensors.torch import load_file
     from transformers import BertConfig, BertModel
 
-    from thor_policy.embedding import MODEL_FILE
+    from thor_policy.engine.embedder import MODEL_FILE
 
     network = BertModel(BertConfig(**CONFIG, attn_implementation="eager"))
     weights = load_file(models_dir / WEIGHTS_FILE)

@@ -1,8 +1,9 @@
 """The second half of scripts/learning-trial: one daemon, a reviewer who corrects it, `thorpolicy train`.
 
-Owns the daemon in this process and the folder that it works in. What is corrected is of kinds of text that no
-adapter of ours was trained on. Invariant: what is asked afterwards uses none of the sentences that were
-corrected; half of it is of the same kinds, half of kinds that were known before, to see what is forgotten.
+Owns the daemon in this process and the folder that it works in. What is corrected is of kinds of text
+that no adapter of ours was trained on. Invariant: what is asked afterwards uses none of the sentences
+that were corrected; half of it is of the same kinds, half of kinds that were known before, to see what is
+forgotten.
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ import msgspec
 from situations import Chance, team
 from training_cases import DOMAINS, Part, case_of, part_of, place_of
 
-from thor_policy import app, packs, trace
 from thor_policy.cli import render
-from thor_policy.client import Client
+from thor_policy.client.blocking import Client
 from thor_policy.config import Config, data_path
-from thor_policy.core import Evaluation
-from thor_policy.errors import ThorPolicyError
-from thor_policy.policy import Policy
-from thor_policy.training import lessons
-from thor_policy.training.samples import Case
+from thor_policy.core import records
+from thor_policy.core.errors import ThorPolicyError
+from thor_policy.core.requests import Evaluation
+from thor_policy.daemon import loading, service
+from thor_policy.learning.training import dataset
+from thor_policy.learning.training.samples import Case
+from thor_policy.policy import pack_files
+from thor_policy.policy.decider import Policy
 
 DEADLINE_MS = 60_000
 #: Situations asked before it is given up that enough of them are decided wrong, for each correction wanted.
@@ -44,7 +47,7 @@ ASKED_AFTER: dict[str, tuple[Part, int | None]] = {
 
 def drawn(pack: str, seed: int, part: Part, half: int | None) -> Iterator[Case]:
     """Situations of a part in which text asks for more than rules, of half of the sentences, or of all."""
-    loaded = packs.load(packs.find(pack, data_path("prompts")))
+    loaded = pack_files.load(pack_files.find(pack, data_path("prompts")))
     chance = Chance(seed)
     while True:
         chance.ways.clear()
@@ -63,7 +66,7 @@ def correct(config: Config, cases: Iterator[Case], wanted: int) -> int:
     """Ask until as many decisions were corrected; how many were asked."""
     corrected = 0
     with (
-        app.serving(config),
+        service.serving(config),
         Client(config.endpoint) as client,
         render.progress(wanted, "decisions corrected") as advance,
     ):
@@ -72,7 +75,7 @@ def correct(config: Config, cases: Iterator[Case], wanted: int) -> int:
             if told["outcome"] == case.outcome:
                 continue
             client.review(
-                trace.Review(
+                records.Review(
                     decision_id=told["decision_id"],
                     reviewer="trial",
                     verdict="correct_both",
@@ -89,11 +92,11 @@ def correct(config: Config, cases: Iterator[Case], wanted: int) -> int:
 
 def right(config: Config, cases: list[Case], what: str) -> int:
     """How many of the cases are decided as labelled."""
-    with closing(app.load_engine(config)) as engine:
-        pack = app.load_pack(config)
-        policy = Policy(engine, pack, adapter=app.adopt_adapter(config, engine))
+    with closing(loading.load_engine(config)) as engine:
+        pack = loading.load_pack(config)
+        policy = Policy(engine, pack, adapter=loading.adopt_adapter(config, engine))
         with render.progress(len(cases), what) as advance:
-            decided = lessons.outcomes(policy, cases, advance=advance)
+            decided = dataset.outcomes(policy, cases, advance=advance)
     return sum(one == case.outcome for one, case in zip(decided, cases, strict=True))
 
 

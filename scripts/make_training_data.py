@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from situations import Chance, Situation, agent, device, discount, drawn, flat, invoice, team, trade
 
-from thor_policy import packs
 from thor_policy.config import data_path
-from thor_policy.core import Evaluation
+from thor_policy.core.requests import Evaluation
+from thor_policy.policy import pack_files
 
 #: The domains that have a generator, by the name of their pack.
 DOMAINS = {domain.PACK: domain for domain in (agent, device, discount, invoice, team, trade)}
@@ -34,7 +34,7 @@ FLAT_SHARE = 0.3
 def situations(pack_name: str, number: int, seed: int, *, only_judged: bool) -> Iterator[Situation]:
     """As many situations; `only_judged` leaves out those that the pack's rules settle without the model."""
     domain = DOMAINS[pack_name]
-    book = packs.load(packs.find(pack_name, data_path("prompts"))).book
+    book = pack_files.load(pack_files.find(pack_name, data_path("prompts"))).book
 
     def make(chance: Chance) -> Situation:
         while True:

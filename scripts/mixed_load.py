@@ -1,13 +1,13 @@
 """The second half of scripts/mixed-load: one daemon, everything that clients do to it, and what it grows by.
 
-Owns the daemon that it starts, the clients' threads and the folder that they work in. Each client sends one
-request after another, drawn by weight: questions that rules answer, that the model answers, that were asked
-before, with explanations and in batches, with deadlines that cannot be kept; records of all kinds; requests
-that are malformed, too large or for nobody; upkeep; and clients that leave before their reply. Meanwhile an
-operator has another pack judge every minute (the same rules, another digest), a busy service sends what needs
-no model (so that SQLite's page cache, 8 MiB, is full while the daemon warms up), others read the journal,
-and `/proc` is read each second. At the end each request must have had one reply (or its client must have
-left), every acknowledged id must be in the journal, and the journal must verify.
+Owns the daemon that it starts, the clients' threads and the folder that they work in. Each client sends
+one request after another, drawn by weight: questions that rules answer, that the model answers, that were
+asked before, with explanations and in batches, with deadlines that cannot be kept; records of all kinds;
+requests that are malformed, too large or for nobody; upkeep; and clients that leave before their reply.
+Meanwhile an operator has another pack judge every minute (the same rules, another digest), a busy service
+sends what needs no model (so that SQLite's page cache, 8 MiB, is full while the daemon warms up), others
+read the journal, and `/proc` is read each second. At the end each request must have had one reply (or its
+client must have left), every acknowledged id must be in the journal, and the journal must verify.
 
 A slope is that of Theil and Sen over all samples after the first fifth, with its 95 % interval.
 """
@@ -36,14 +36,15 @@ from rich.progress import Progress
 from rich.table import Table
 from scipy.stats import theilslopes
 
-from thor_policy import packs, trace
-from thor_policy.client import Client
+from thor_policy.client.blocking import Client
 from thor_policy.config import Config, data_path
-from thor_policy.core import Json
-from thor_policy.errors import JournalError, RequestError, ThorPolicyError, Unreachable
+from thor_policy.core import records
+from thor_policy.core.errors import JournalError, RequestError, ThorPolicyError, Unreachable
+from thor_policy.core.requests import Json
 from thor_policy.journal import statistics
 from thor_policy.journal.reader import Reader
-from thor_policy.journal.verify import verify
+from thor_policy.journal.verification.verify import verify
+from thor_policy.policy import pack_files
 
 #: Clients that send one request after another.
 CLIENTS = 8
@@ -74,10 +75,11 @@ SERVE = "from thor_policy.cli.main import main; main()"
 SERVE_STUB = """
 import sys
 from pathlib import Path
-from thor_policy import app, testing
+from thor_policy import testing
+from thor_policy.daemon import service
 from thor_policy.config import Config, data_path
 config = Config(state_dir=Path(sys.argv[1]), endpoint=sys.argv[2], cache_size=int(sys.argv[3]))
-with app.open_service(config, load_engine=testing.load_stub_engine) as server:
+with service.open_service(config, load_engine=testing.load_stub_engine) as server:
     server.run()
 """
 
@@ -251,7 +253,7 @@ class User:
 
     # ------------------------------------------------------------ records
 
-    def _keep(self, place: str, record: trace.Record) -> str:
+    def _keep(self, place: str, record: records.Record) -> str:
         record_id = self._client.keep(record)
         self._tally.acknowledge(place, record_id)
         if place == "decisions.decision_id":
@@ -260,7 +262,7 @@ class User:
 
     def _report(self) -> str:
         agent, symbol = f"trader{self._random.randrange(5)}", f"S{self._random.randrange(30)}"
-        reported = trace.Reported(
+        reported = records.Reported(
             type="signal", agent=agent, entity=symbol, outcome="BUY", prompt="Why? " * 40
         )
         return self._keep("decisions.decision_id", reported)
@@ -273,32 +275,32 @@ class User:
             (
                 (
                     "outcomes.id",
-                    trace.Happened(decision_id=about, status="SUCCESS", value=self._random.random()),
+                    records.Happened(decision_id=about, status="SUCCESS", value=self._random.random()),
                 ),
-                ("reviews.id", trace.Review(decision_id=about, reviewer="kim", verdict="accept")),
-                ("approvals.id", trace.Approval(decision_id=about, approver="bo", channel="email")),
+                ("reviews.id", records.Review(decision_id=about, reviewer="kim", verdict="accept")),
+                ("approvals.id", records.Approval(decision_id=about, approver="bo", channel="email")),
             )
         )
         return self._keep(place, record)
 
     def _consultation(self) -> str:
         session = f"s{self._random.randrange(100)}"
-        consulted = trace.Consulted(system="crm", session=session, entity="acme", value={"open": 3})
+        consulted = records.Consulted(system="crm", session=session, entity="acme", value={"open": 3})
         return self._keep("consultations.id", consulted)
 
     def _graph(self) -> str:
         if len(self._nodes) < 2 or self._random.random() < 0.5:
-            node_id = self._client.node(trace.Node(type="goal", title="Less downtime"))
+            node_id = self._client.node(records.Node(type="goal", title="Less downtime"))
             self._nodes = [*self._nodes[-20:], node_id]
             self._tally.acknowledge("nodes.id", node_id)
             return "recorded"
         source, target = self._random.sample(self._nodes, 2)
-        return self._keep("edges.id", trace.Edge(source=source, target=target, type="leads_to"))
+        return self._keep("edges.id", records.Edge(source=source, target=target, type="leads_to"))
 
     # ------------------------------------------------------------ what goes wrong, and the rest
 
     def _about_nothing(self) -> str:
-        return self._keep("outcomes.id", trace.Happened(decision_id="no-such-decision", status="SUCCESS"))
+        return self._keep("outcomes.id", records.Happened(decision_id="no-such-decision", status="SUCCESS"))
 
     def _malformed(self) -> str:
         frame = self._random.choice((b"{", b"[]", b'{"v": 7}', b'{"v": 1, "op": "dance"}', b"\xff\xfe", b""))
@@ -338,7 +340,7 @@ class User:
         return "told"
 
     def _upkeep(self) -> str:
-        self._client.upkeep(trace.Upkeep(task="checkpoint"))
+        self._client.upkeep(records.Upkeep(task="checkpoint"))
         return "done: upkeep"
 
 
@@ -365,7 +367,7 @@ def operate(config: Config, folders: list[Path], until: float, tally: Tally) -> 
             folder = folders[turn % len(folders)]
             tally.send("another pack")
             try:
-                client.control(trace.Control(task="activate", pack=str(folder)))
+                client.control(records.Control(task="activate", pack=str(folder)))
                 tally.end("done: another pack")
             except (RequestError, Unreachable) as error:
                 tally.end("refused: another pack")
@@ -377,7 +379,7 @@ def operate(config: Config, folders: list[Path], until: float, tally: Tally) -> 
 
 def two_packs(config: Config, folder: Path) -> list[Path]:
     """The pack of the settings, and a copy of another version."""
-    own = packs.find(config.pack, data_path("prompts"))
+    own = pack_files.find(config.pack, data_path("prompts"))
     copy = folder / "packs" / own.name
     shutil.copytree(own, copy)
     manifest = (copy / "pack.yaml").read_text(encoding="utf-8")

@@ -1,7 +1,8 @@
 """The second half of scripts/train-adapter: the adapter that ships, from generated and written situations.
 
-Owns the command and what the training set is made of. Invariant: what is trained on depends on the arguments
-alone, and no case of it is one that the figures are taken from (`training_cases` says which those are).
+Owns the command and what the training set is made of. Invariant: what is trained on depends on the
+arguments alone, and no case of it is one that the figures are taken from (`training_cases` says which
+those are).
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 import msgspec
 from training_cases import DOMAINS, check_set, training_set
 
-from thor_policy import catalog, packs, suite
+from thor_policy import catalog
 from thor_policy.cli import render
 from thor_policy.config import Config, data_path
-from thor_policy.core import Evaluation
-from thor_policy.errors import ThorPolicyError
-from thor_policy.suite import leaks
-from thor_policy.training.making import make
-from thor_policy.training.samples import Case
-from thor_policy.training.settings import Settings
+from thor_policy.core.errors import ThorPolicyError
+from thor_policy.core.requests import Evaluation
+from thor_policy.learning.training.build import make
+from thor_policy.learning.training.samples import Case
+from thor_policy.learning.training.settings import Settings
+from thor_policy.policy import pack_files
+from thor_policy.suites import leaks, suite_files
 
 #: Generated cases of each pack that weights are chosen by.
 CHECKED = 24
@@ -35,8 +37,8 @@ def without_leaks(cases: list[Case]) -> tuple[list[Case], str]:
     """The cases without those that are too similar to a scenario of a suite, and how many those were."""
     evaluations = [msgspec.convert(case.evaluation, Evaluation) for case in cases]
     given_away: set[str] = set()
-    for path in suite.available(data_path("scenarios")):
-        one = suite.load(path)
+    for path in suite_files.available(data_path("scenarios")):
+        one = suite_files.load(path)
         known = [
             (str(number), evaluations[number]) for number, case in enumerate(cases) if case.pack == one.pack
         ]
@@ -75,7 +77,7 @@ def main() -> int:
         stop_after=told.stop_after,
         seed=told.seed,
     )
-    loaded = {name: packs.load(packs.find(name, data_path("prompts"))) for name in DOMAINS}
+    loaded = {name: pack_files.load(pack_files.find(name, data_path("prompts"))) for name in DOMAINS}
     train, notes = training_set(loaded, told.count, told.seed)
     train, leaked = without_leaks(train)
     held_out = check_set(CHECKED, told.seed + 1)

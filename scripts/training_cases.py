@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from situations import Chance, Situation, agent, device, discount, invoice, team, trade
 
-from thor_policy.core import Evaluation
-from thor_policy.packs import Pack
-from thor_policy.training.samples import AT, Case
+from thor_policy.core.requests import Evaluation
+from thor_policy.learning.training.samples import AT, Case
+from thor_policy.policy.pack import Pack
 
 #: The domains that have a generator, by the name of their pack.
 DOMAINS: dict[str, Any] = {one.PACK: one for one in (agent, device, discount, invoice, team, trade)}

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from thor_policy import catalog, packs
+from thor_policy import catalog
 from thor_policy.config import Config, data_path
+from thor_policy.policy import pack_files
+from thor_policy.policy.pack import Pack
 
 # A slow machine is no failure; and where nobody looks on, a run can be repeated as it was.
 settings.register_profile("house", deadline=None, derandomize=bool(os.environ.get("CI")))
@@ -27,9 +29,9 @@ MODEL = "smollm2-135m-instruct-q4_1"
 
 
 @pytest.fixture(scope="session")
-def shipped_pack() -> packs.Pack:
+def shipped_pack() -> Pack:
     """The pack that a user gets."""
-    return packs.load(data_path("prompts") / "team-governance")
+    return pack_files.load(data_path("prompts") / "team-governance")
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from thor_policy import config
 from thor_policy.config import MAX_IPC_PATH_BYTES, Config
-from thor_policy.errors import ConfigError
+from thor_policy.core.errors import ConfigError
 
 ENDPOINT = "ipc:///tmp/policy.sock"
 

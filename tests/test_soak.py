@@ -7,9 +7,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from test_engine import LABELS, NEVER, STEPS, prefix_of
 
-from thor_policy.catalog import ModelFile
+from tests.engine.test_engine import LABELS, NEVER, STEPS, prefix_of
+from thor_policy.catalog.files import ModelFile
 from thor_policy.engine.llama import LlamaEngine
 
 pytestmark = [pytest.mark.soak, pytest.mark.model]

@@ -14,7 +14,7 @@ import pytest
 
 from thor_policy import config
 from thor_policy.cli.main import cli
-from thor_policy.errors import ThorPolicyError
+from thor_policy.core.errors import ThorPolicyError
 
 ROOT = Path(__file__).resolve().parents[1]
 INSTALL = ROOT / "scripts" / "install-systemd"
@@ -211,7 +211,7 @@ try:
     sys.exit("MDWE does not bind")
 except PermissionError:
     pass
-from thor_policy import app
+from thor_policy.daemon import service
 from thor_policy.client import Client
 from thor_policy.config import Config
 folder = Path(sys.argv[1])
@@ -220,7 +220,7 @@ config = Config(
     model=str(random_phi.write(folder / "tiny.gguf")), max_question_tokens=1024, parallel_explanations=1,
 )
 question = {"actor_id": "user:a", "action_type": "deploy", "resource": "env:x"}
-with app.serving(config), Client(config.endpoint, timeout_ms=60_000) as client:
+with service.serving(config), Client(config.endpoint, timeout_ms=60_000) as client:
     print(client.evaluate(question, explain="none", deadline_ms=60_000)["context"]["tier"])
 """
 

@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 
 from platformdirs import user_data_path, user_state_path
 
-from thor_policy.core import Role
-from thor_policy.errors import ConfigError
+from thor_policy.core.errors import ConfigError
+from thor_policy.core.requests import Role
 
 #: sockaddr_un holds 108 bytes with the terminating zero.
 MAX_IPC_PATH_BYTES = 107

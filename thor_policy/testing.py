@@ -1,8 +1,8 @@
 """Public stand-ins for tests of the rooms around the engine and the journal.
 
-Owns `StubEngine`, `StubEmbedder` and nothing that production code imports. Invariant: everything here keeps
-the contract of the seam it stands in for; tests/test_engine.py runs the same contract over the stub and over
-llama.cpp.
+Owns `StubEngine`, `StubEmbedder` and nothing that production code imports. Invariant: everything here
+keeps the contract of the seam it stands in for; tests/test_engine.py runs the same contract over the stub
+and over llama.cpp.
 """
 
 from __future__ import annotations
@@ -13,25 +13,15 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-from thor_policy.app import journal_options
 from thor_policy.config import Config
-from thor_policy.core import (
-    Adapter,
-    DeviceMemory,
-    Loaded,
-    ModelInfo,
-    PromptPrefix,
-    Scored,
-    Step,
-    Steps,
-    Written,
-    all_steps,
-    resident_key,
-)
-from thor_policy.engine.writing import Writing
-from thor_policy.errors import DeadlineExceeded, EngineError, RequestError
+from thor_policy.core.decisions import Adapter, ModelInfo, Scored, resident_key
+from thor_policy.core.engine import DeviceMemory, Loaded, PromptPrefix, Step, Steps, Written, all_steps
+from thor_policy.core.errors import DeadlineExceeded, EngineError, RequestError
+from thor_policy.core.results import Committed
+from thor_policy.daemon.loading import journal_options
+from thor_policy.engine.explanations import Writing
 from thor_policy.journal.events import Event
-from thor_policy.journal.writer import Committed, Journal, OnCommitted
+from thor_policy.journal.writer import Journal, OnCommitted
 
 #: The stub's context, in characters: its tokens are characters.
 STUB_CONTEXT_CHARS = 4_096

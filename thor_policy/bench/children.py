@@ -1,7 +1,7 @@
 """Child processes of a measurement: a daemon of ours, llama-server, a chat loop.
 
-Owns every process that a benchmark starts. Invariant: each listens on loopback only and ends with the block
-that started it. Main thread.
+Owns every process that a benchmark starts. Invariant: each listens on loopback only and ends with the
+block that started it. Main thread.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pathlib import Path
 import httpx
 
 from thor_policy.config import Config
-from thor_policy.core import Json
-from thor_policy.errors import EngineError
+from thor_policy.core.errors import EngineError
+from thor_policy.core.requests import Json
 
 #: How long a child may take to come up or to answer, in seconds.
 PATIENCE_S = 180
@@ -97,13 +97,14 @@ def own_place(config: Config) -> Iterator[Config]:
 _SERVE = """
 import sys
 from pathlib import Path
-from thor_policy import app, config
+from thor_policy import config
+from thor_policy.daemon import service
 loaded = config.load(Path(sys.argv[1]), environ={})
 options = {}
 if sys.argv[2] == "stub":
     from thor_policy.testing import load_stub_engine
     options["load_engine"] = load_stub_engine
-with app.open_service(loaded, **options) as server:
+with service.open_service(loaded, **options) as server:
     server.run(ready=lambda: print("ready", flush=True))
 """
 #: Settings that a daemon under measurement takes over.

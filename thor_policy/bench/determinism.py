@@ -1,7 +1,7 @@
 """The same question, the same bits: asked in random order while everything else goes on.
 
-Owns the `determinism` measurement. Invariant: each answer is compared with the one that the same question got
-at first, with nothing else under way. Main thread.
+Owns the `determinism` measurement. Invariant: each answer is compared with the one that the same question
+got at first, with nothing else under way. Main thread.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from thor_policy import app
 from thor_policy.bench.children import own_place
-from thor_policy.bench.figures import Report, Series, machine
+from thor_policy.bench.figures import Report, Series
 from thor_policy.bench.runs import for_the_model
 from thor_policy.config import Config
-from thor_policy.core import Caller, Decision, Evaluation, Request, Scored, all_steps
+from thor_policy.core.decisions import Decision, Scored
+from thor_policy.core.engine import all_steps
+from thor_policy.core.errors import EngineError
+from thor_policy.core.requests import Caller, Evaluation, Request
+from thor_policy.daemon import loading
 from thor_policy.engine.llama import NEVER_NS
 from thor_policy.engine.native import build_name, device_memory
-from thor_policy.errors import EngineError
-from thor_policy.packs import Pack
-from thor_policy.policy import Policy
+from thor_policy.policy.decider import Policy
+from thor_policy.policy.pack import Pack
+from thor_policy.telemetry.machine import machine
 
 #: Questions that are asked again and again.
 DIFFERENT = 40
@@ -59,7 +62,7 @@ def determinism(
 
     `advance` is called for each request and each of the `DIFFERENT` first answers. Raises EngineError.
     """
-    pack, at = app.load_pack(config), time.time()
+    pack, at = loading.load_pack(config), time.time()
     order = random.Random(0)  # noqa: S311  (an order, not a secret)
     asked = for_the_model(pack, evaluations)
     asked = order.sample(asked, min(DIFFERENT, len(asked)))
@@ -129,8 +132,8 @@ def _scored(decision: Decision) -> Scored:
 @contextlib.contextmanager
 def _opened(place: Config, pack: Pack, other: Pack, at: float) -> Iterator[Policy]:
     """The engine of the settings with both packs resident; the adapter of the settings judges by both."""
-    with contextlib.closing(app.load_engine(place)) as engine:
-        adapter = app.adopt_adapter(place, engine)
+    with contextlib.closing(loading.load_engine(place)) as engine:
+        adapter = loading.adopt_adapter(place, engine)
         policy = Policy(engine, pack, adapter=adapter)
         resident = all_steps(policy.loading(other, adapter, at))
         policy.change_to(policy.residents.joined_by(resident))

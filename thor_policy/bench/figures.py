@@ -6,11 +6,8 @@ question by question. Pure.
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 from msgspec import Struct
@@ -83,13 +80,3 @@ def ratio(of: Series, against: Series, *, bound: str | None = None) -> Ratio:
         extra_ms=float(np.median(pairs[0] - pairs[1])),
         bound=bound,
     )
-
-
-def machine() -> str:
-    """What ran the measurement: processor, cores usable, system."""
-    model = platform.machine()
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-        if line.startswith("model name"):
-            model = line.split(":", 1)[1].strip()
-            break
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.release()}"

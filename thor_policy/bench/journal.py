@@ -1,7 +1,8 @@
-"""What the journal costs: events written a second, look-ups as it grows, verification, and a model beside it.
+"""What the journal costs: events written a second, look-ups as it grows, verification, and a model beside
+it.
 
-Owns the `journal` measurement. Invariant: everything is written through the journal that a daemon uses, with
-all tables and indexes, and read through the reader that commands use. Main thread.
+Owns the `journal` measurement. Invariant: everything is written through the journal that a daemon uses,
+with all tables and indexes, and read through the reader that commands use. Main thread.
 """
 
 from __future__ import annotations
@@ -22,18 +23,23 @@ from typing import Any
 
 from msgspec import Struct, structs
 
-from thor_policy import app, packs
-from thor_policy.bench.figures import Rate, Ratio, Report, Series, machine, ratio
+from thor_policy.bench.figures import Rate, Ratio, Report, Series, ratio
 from thor_policy.bench.runs import Advance, for_the_model
 from thor_policy.config import Config
-from thor_policy.core import Caller, Decision, Entity, Evaluation, ModelInfo, Request, Scored, Timings
+from thor_policy.core.decisions import Decision, ModelInfo, Scored, Timings
+from thor_policy.core.ids import new_id
+from thor_policy.core.requests import Caller, Entity, Evaluation, Request
+from thor_policy.core.results import Committed
+from thor_policy.daemon import loading
+from thor_policy.daemon.engine_thread import Worker
 from thor_policy.journal import events, statistics
 from thor_policy.journal.events import Event
 from thor_policy.journal.reader import Reader
-from thor_policy.journal.verify import verify
-from thor_policy.journal.writer import Committed, Journal
-from thor_policy.policy import Policy, new_id
-from thor_policy.worker import Worker
+from thor_policy.journal.verification.verify import verify
+from thor_policy.journal.writer import Journal
+from thor_policy.policy.decider import Policy
+from thor_policy.policy.pack import Pack
+from thor_policy.telemetry.machine import machine
 
 #: Events in one transaction, and events made ready before they are written.
 BATCH, CHUNK = 64, 20_000
@@ -49,7 +55,7 @@ def journal(
     config: Config, evaluations: list[Evaluation], *, rows: int, blocks: int, advance: Advance
 ) -> Report:
     """Write `rows` decisions, look things up at a tenth of them and at all, verify; then ask the model."""
-    pack = app.load_pack(config)
+    pack = loading.load_pack(config)
     with tempfile.TemporaryDirectory(prefix="tp-bench-", dir=config.state_dir) as folder:
         path = Path(folder) / config.journal_path.name
         source = _decisions(pack, evaluations, rows)
@@ -104,7 +110,7 @@ def journal(
 # ---------------------------------------------------------------- writing
 
 
-def _decisions(pack: packs.Pack, evaluations: list[Evaluation], rows: int) -> Iterator[Event]:
+def _decisions(pack: Pack, evaluations: list[Evaluation], rows: int) -> Iterator[Event]:
     """Events of decisions as a model makes them, `rows` in all, spread over `DAYS`."""
     order = random.Random(0)  # noqa: S311  (a workload, not a secret)
     actors = order.choices(range(ACTORS), [1 / (rank + 1) for rank in range(ACTORS)], k=8_192)
@@ -130,7 +136,7 @@ def _decisions(pack: packs.Pack, evaluations: list[Evaluation], rows: int) -> It
         yield events.decided(decision)
 
 
-def _template(pack: packs.Pack, evaluation: Evaluation) -> Decision:
+def _template(pack: Pack, evaluation: Evaluation) -> Decision:
     floor = pack.book.apply(evaluation, time.time())
     share = {label: 1 / len(pack.labels) for label in pack.labels}
     scored = Scored(
@@ -274,7 +280,7 @@ class _NoLog(Struct):
 
 
 def _beside_the_model(
-    config: Config, pack: packs.Pack, evaluations: list[Evaluation], blocks: int, advance: Advance
+    config: Config, pack: Pack, evaluations: list[Evaluation], blocks: int, advance: Advance
 ) -> tuple[Series, Series]:
     """Milliseconds a decision in blocks of `BLOCK`, with the journal and without it, in turn."""
     asked = for_the_model(pack, evaluations)
@@ -286,7 +292,9 @@ def _beside_the_model(
         with Journal(place.journal_path, synchronous=config.synchronous) as kept:
             logs = {"journal": kept, "no journal": _NoLog()}
             log = _Switch(logs)
-            worker = Worker(lambda: Policy(app.load_engine(config), pack), log, lambda *_: answered.release())
+            worker = Worker(
+                lambda: Policy(loading.load_engine(config), pack), log, lambda *_: answered.release()
+            )
             worker.start()
             try:
                 for number in range(-1, blocks):  # the first fills caches

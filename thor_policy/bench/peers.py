@@ -21,14 +21,18 @@ from pathlib import Path
 import httpx
 from msgspec import Struct
 
-from thor_policy import app, catalog, packs
+from thor_policy import catalog
 from thor_policy.bench.children import chat_completion, daemon, llama_server, own_place
-from thor_policy.bench.figures import Rate, Report, Series, machine, ratio
+from thor_policy.bench.figures import Rate, Report, Series, ratio
 from thor_policy.bench.runs import Advance, for_the_model, plain
-from thor_policy.client import Client
+from thor_policy.client.blocking import Client
 from thor_policy.config import Config
-from thor_policy.core import Evaluation, Json
+from thor_policy.core.requests import Evaluation, Json
+from thor_policy.daemon import loading
 from thor_policy.engine.native import Vocabulary, build_name
+from thor_policy.policy import pack_files
+from thor_policy.policy.pack import Pack
+from thor_policy.telemetry.machine import machine
 
 #: Tokens of free text in an explanation of ours; the peer then gets as many characters as ours had.
 REASON_TOKENS = 24
@@ -53,7 +57,7 @@ def peers(
     advance: Advance,
 ) -> Report:
     """One decision by each in turn; then explained ones by `clients` at once. `server` is llama-server."""
-    pack = app.load_pack(config)
+    pack = loading.load_pack(config)
     asked = for_the_model(pack, evaluations)
     model = catalog.resolve(config.model, config.models_dir).path
     vocabulary = Vocabulary(model, vocab_only=True)
@@ -130,7 +134,7 @@ def _in_turn(
 
 def _explained(
     config: Config,
-    pack: packs.Pack,
+    pack: Pack,
     asked: Sequence[tuple[Evaluation, Prompt]],
     server: Path,
     clients: int,
@@ -205,20 +209,20 @@ def _complete(http: httpx.Client, prompt: Sequence[int], n_predict: int, schema:
     return str(answer.json()["content"])
 
 
-def _prompt(vocabulary: Vocabulary, pack: packs.Pack, evaluation: Evaluation) -> Prompt:
+def _prompt(vocabulary: Vocabulary, pack: Pack, evaluation: Evaluation) -> Prompt:
     facts = pack.book.apply(evaluation, time.time()).facts
     prefix, suffix = vocabulary.question(pack.prefix, pack.question(evaluation, facts))
     head = len(vocabulary.tokenise(pack.prefix.answer_head))
     return Prompt([*prefix, *suffix], [*prefix, *suffix[:-head]])
 
 
-def _messages(pack: packs.Pack, evaluation: Evaluation) -> list[dict[str, str]]:
+def _messages(pack: Pack, evaluation: Evaluation) -> list[dict[str, str]]:
     facts = pack.book.apply(evaluation, time.time()).facts
     turns = [{"role": turn.role, "content": turn.text} for turn in pack.prefix.turns]
     return [*turns, {"role": "user", "content": pack.question(evaluation, facts)}]
 
 
-def _schema(pack: packs.Pack, *, reason_chars: int = 0) -> Json:
+def _schema(pack: Pack, *, reason_chars: int = 0) -> Json:
     """The answer as a JSON schema: the outcome, and with `reason_chars` all that an explanation has."""
     properties: dict[str, Json] = {"outcome": {"enum": list(pack.labels)}}
     if reason_chars:
@@ -231,12 +235,12 @@ def _schema(pack: packs.Pack, *, reason_chars: int = 0) -> Json:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
-def _with_reason_tokens(pack: packs.Pack, folder: Path, tokens: int) -> Path:
+def _with_reason_tokens(pack: Pack, folder: Path, tokens: int) -> Path:
     """A copy of the pack whose reasons have at most `tokens` tokens."""
     copy = folder / pack.info.name
     copy.mkdir()
     old = f"max_reasoning_tokens: {pack.manifest.limits.max_reasoning_tokens}"
-    for name in packs.FILES:
+    for name in pack_files.FILES:
         text = (pack.path / name).read_text(encoding="utf-8")
         (copy / name).write_text(text.replace(old, f"max_reasoning_tokens: {tokens}"), encoding="utf-8")
     return copy

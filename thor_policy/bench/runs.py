@@ -19,16 +19,19 @@ from typing import TypeVar
 import msgspec
 import zmq
 
-from thor_policy import app, catalog, packs
+from thor_policy import catalog
 from thor_policy.bench.children import bare_model, own_place
 from thor_policy.bench.children import daemon as daemon_child
-from thor_policy.bench.figures import Rate, Report, Series, machine, ratio
-from thor_policy.client import Client
+from thor_policy.bench.figures import Rate, Report, Series, ratio
+from thor_policy.client.blocking import Client
 from thor_policy.config import Config
-from thor_policy.core import Evaluation, Json
+from thor_policy.core.errors import EngineError
+from thor_policy.core.requests import Evaluation, Json
+from thor_policy.daemon import loading
 from thor_policy.engine.llama import NEVER_NS, LlamaEngine
 from thor_policy.engine.native import build_name
-from thor_policy.errors import EngineError
+from thor_policy.policy.pack import Pack
+from thor_policy.telemetry.machine import machine
 
 #: Questions that were asked before, whose answers are timed.
 HITS = 200
@@ -39,11 +42,11 @@ T = TypeVar("T")
 
 def engine(config: Config, evaluations: Sequence[Evaluation], *, rounds: int, advance: Advance) -> Report:
     """`score` against one bare decode of the same tokens in the same stream."""
-    pack = app.load_pack(config)
+    pack = loading.load_pack(config)
     questions = [pack.question(e, pack.book.apply(e, time.time()).facts) for e in evaluations]
     floor: list[float] = []
     score: list[float] = []
-    with contextlib.closing(app.load_engine(config)) as running:
+    with contextlib.closing(loading.load_engine(config)) as running:
         if not isinstance(running, LlamaEngine):
             raise EngineError("the floor can be measured for an engine in this process only")
         running.load(pack.prefix)
@@ -72,7 +75,7 @@ def engine(config: Config, evaluations: Sequence[Evaluation], *, rounds: int, ad
 
 def daemon(config: Config, evaluations: Sequence[Evaluation], *, requests: int, advance: Advance) -> Report:
     """A daemon with the real model and one client; one with the stub engine, one client and 256 in flight."""
-    pack = app.load_pack(config)
+    pack = loading.load_pack(config)
     asked = for_the_model(pack, evaluations)
     facts: dict[str, float] = {}
     stages: dict[str, list[float]] = {}
@@ -134,7 +137,7 @@ def _start(config: Config) -> dict[str, float]:
     return facts
 
 
-def for_the_model(pack: packs.Pack, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+def for_the_model(pack: Pack, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """Those that rules alone do not settle."""
     return [one for one in evaluations if not pack.book.apply(one, time.time()).final]
 
@@ -152,7 +155,7 @@ def shuffled(items: Sequence[T], rounds: int, order: random.Random) -> Iterator[
         yield from again
 
 
-def _append(into: list[float], measure: Callable[[str, str], float], pack: packs.Pack, question: str) -> None:
+def _append(into: list[float], measure: Callable[[str, str], float], pack: Pack, question: str) -> None:
     into.append(measure(pack.info.sha256, question))
 
 

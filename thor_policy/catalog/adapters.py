@@ -11,8 +11,8 @@ from typing import Any, get_args
 
 import gguf
 
-from thor_policy.core import Rendering
-from thor_policy.errors import CatalogError
+from thor_policy.core.decisions import Rendering
+from thor_policy.core.errors import CatalogError
 
 #: How questions were put in training; absent: in full, as to a model without an adapter.
 RENDERING = "thor_policy.rendering"

@@ -28,7 +28,6 @@ from urllib.parse import quote
 
 import httpx
 
-from thor_policy import files
 from thor_policy.catalog.files import (
     MAGIC,
     Catalog,
@@ -45,7 +44,8 @@ from thor_policy.catalog.files import (
     resolve,
     stat_of,
 )
-from thor_policy.errors import CatalogError, DigestMismatch
+from thor_policy.core.errors import CatalogError, DigestMismatch
+from thor_policy.security import files
 
 #: The hub that a hub file comes from, unless HF_ENDPOINT or `hub_url` says otherwise.
 HUB_URL = "https://huggingface.co"

@@ -26,10 +26,10 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
-from thor_policy import files
 from thor_policy.config import data_path
-from thor_policy.core import Rendering
-from thor_policy.errors import CatalogError, DigestMismatch
+from thor_policy.core.decisions import Rendering
+from thor_policy.core.errors import CatalogError, DigestMismatch
+from thor_policy.security import files
 
 #: The first bytes of every GGUF file.
 MAGIC = b"GGUF"

@@ -8,13 +8,15 @@ from pathlib import Path
 import click
 import msgspec
 
-from thor_policy import app, packs, suite
 from thor_policy.bench import figures
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config, data_path
-from thor_policy.core import Evaluation
-from thor_policy.errors import SuiteError
+from thor_policy.core.errors import SuiteError
+from thor_policy.core.requests import Evaluation
+from thor_policy.daemon import loading
+from thor_policy.policy import pack_files
+from thor_policy.suites import suite_files
 
 report_dir = click.option(
     "--report-dir",
@@ -75,14 +77,14 @@ def determinism(
     """
     from thor_policy.bench import determinism as measure
 
-    asked, names = _evaluations(), packs.available(data_path("prompts"))
-    other = next(name for name in names if name != app.load_pack(config).info.name)
+    asked, names = _evaluations(), pack_files.available(data_path("prompts"))
+    other = next(name for name in names if name != loading.load_pack(config).info.name)
     with render.progress(measure.DIFFERENT + requests, "asking again") as advance:
         report = measure.determinism(
             config,
             asked,
             requests=requests,
-            other=packs.load(packs.find(other, data_path("prompts"))),
+            other=pack_files.load(pack_files.find(other, data_path("prompts"))),
             advance=advance,
         )
     _show(report, as_json, report_dir)
@@ -133,7 +135,7 @@ def journal(config: Config, rows: int, blocks: int, report_dir: Path | None, as_
 
 def _evaluations() -> list[Evaluation]:
     """The questions of the shipped scenarios."""
-    suites = [suite.load(path) for path in suite.available(data_path("scenarios"))]
+    suites = [suite_files.load(path) for path in suite_files.available(data_path("scenarios"))]
     found = [scenario.evaluation() for one in suites for scenario in one.scenarios]
     if not found:
         raise SuiteError("there are no scenarios to take questions from")

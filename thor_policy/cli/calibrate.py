@@ -8,14 +8,17 @@ from pathlib import Path
 import click
 import msgspec
 
-from thor_policy import app, calibration, catalog, trace
-from thor_policy.calibration import Judged, Quality
+from thor_policy import catalog
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config
-from thor_policy.core import identity_of
+from thor_policy.core import records
+from thor_policy.core.decisions import identity_of
+from thor_policy.daemon import journal_access, loading
+from thor_policy.daemon.loading import find_adapter
 from thor_policy.journal.reader import Reader
-from thor_policy.steward import find_adapter
+from thor_policy.policy import calibration
+from thor_policy.policy.calibration import Judged, Quality
 
 
 @click.command()
@@ -41,7 +44,7 @@ def calibrate(config: Config, by: str, dry_run: bool, report_dir: Path | None, a
     The figures are of the half that the fit did not see; what is put in force is fitted to all.
     The label never changes, only how sure it sounds.
     """
-    pack = app.load_pack(config).info
+    pack = loading.load_pack(config).info
     model = catalog.resolve(config.model, config.models_dir)
     adapter = find_adapter(config.adapter, config.adapter_scale, config, model.name)
     judge = identity_of(model.sha256, adapter.adapter if adapter else None)
@@ -50,7 +53,7 @@ def calibrate(config: Config, by: str, dry_run: bool, report_dir: Path | None, a
         judged = [_raw(row) for row in reader.judged(pack.sha256, judge, by=by)]
     fitted = calibration.fit(judged, **identity)
     random.Random(0).shuffle(judged)  # noqa: S311  (halves that no pattern in time divides)
-    half = calibration.fit(judged[::2], **identity) if len(judged) >= 2 * calibration.LEAST else fitted
+    half = calibration.fit(judged[::2], **identity) if len(judged) >= 2 * records.LEAST else fitted
     unseen = judged[1::2]
     before, after = calibration.quality(unseen), calibration.quality(unseen, half.temperature)
     if report_dir is not None:
@@ -61,7 +64,7 @@ def calibrate(config: Config, by: str, dry_run: bool, report_dir: Path | None, a
         told = {"fitted": fitted, "before": before, "after": after}
         (report_dir / "calibration.json").write_bytes(msgspec.json.format(msgspec.json.encode(told)) + b"\n")
     if not dry_run:
-        app.tend(config, trace.Upkeep(task="calibrate", calibration=fitted))
+        journal_access.tend(config, records.Upkeep(task="calibrate", calibration=fitted))
     if as_json:
         render.as_json(
             {

@@ -8,7 +8,7 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from thor_policy.config import data_path
-from thor_policy.errors import ThorPolicyError
+from thor_policy.core.errors import ThorPolicyError
 
 
 @click.command()
@@ -52,9 +52,11 @@ def packs(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[Comp
     """Names of the packs that ship; directories, once a path is begun."""
     if "/" in typed:
         return [CompletionItem(typed, type="dir")]
-    from thor_policy import packs
+    from thor_policy.policy import pack_files
 
-    return [CompletionItem(name) for name in packs.available(data_path("prompts")) if name.startswith(typed)]
+    return [
+        CompletionItem(name) for name in pack_files.available(data_path("prompts")) if name.startswith(typed)
+    ]
 
 
 #: What completes the settings that name something.

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import click
 
-from thor_policy import logs
 from thor_policy.cli import render
 from thor_policy.cli.options import READ, as_json, configured
-from thor_policy.client import Client
+from thor_policy.client.blocking import Client
 from thor_policy.config import Config
-from thor_policy.core import Json
-from thor_policy.notify import Supervisor
+from thor_policy.core.requests import Json
+from thor_policy.telemetry import logs
+from thor_policy.telemetry.watchdog import Supervisor
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def serve(config: Config) -> None:
 
     SIGHUP reads packs and settings anew.
     """
-    from thor_policy import app
+    from thor_policy.daemon import service
 
     logs.set_up(config.log_format, config.log_level, stream=sys.stderr, pretty=render.LogHandler())
     faulthandler.enable()  # a watchdog ends a hung daemon with SIGABRT: then each thread says where it hangs
@@ -42,7 +42,7 @@ def serve(config: Config) -> None:
         log.info("ready at %s, journal %s", config.endpoint, config.journal_path)
 
     reread = click.get_current_context().meta[READ]
-    with app.open_service(config, supervisor=supervisor, reread=reread) as server:
+    with service.open_service(config, supervisor=supervisor, reread=reread) as server:
         server.run(ready=ready, turn=supervisor.turn)
         log.info("stopping: the last replies are out, the journal is closing")
 
@@ -120,7 +120,7 @@ def metrics(config: Config, prometheus: bool, as_json: bool) -> None:
 
     Without --json or --prometheus, what is zero is left out.
     """
-    from thor_policy.metrics import exposition, lines
+    from thor_policy.telemetry.metrics import exposition, lines
 
     with Client(config.endpoint, key=config.key_file, timeout_ms=5_000) as client:
         told = client.metrics()

@@ -8,7 +8,7 @@ import msgspec
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config
-from thor_policy.doctor import examine
+from thor_policy.daemon.doctor import examine
 
 
 @click.command()

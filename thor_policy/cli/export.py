@@ -8,12 +8,12 @@ from pathlib import Path
 import click
 import msgspec
 
-from thor_policy import app
-from thor_policy import export as room
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config
+from thor_policy.daemon import loading
 from thor_policy.journal.reader import Reader
+from thor_policy.learning import export as exporting
 
 
 @click.command()
@@ -27,7 +27,7 @@ from thor_policy.journal.reader import Reader
 @click.option(
     "--format",
     "form",
-    type=click.Choice([*room.FORMATS, "all"]),
+    type=click.Choice([*exporting.FORMATS, "all"]),
     default="all",
     show_default=True,
     help="Which files.",
@@ -35,8 +35,8 @@ from thor_policy.journal.reader import Reader
 @click.option(
     "--min-corrections",
     "least",
-    type=click.IntRange(room.LEAST),
-    default=room.LEAST,
+    type=click.IntRange(exporting.LEAST),
+    default=exporting.LEAST,
     show_default=True,
     help="Write nothing below so many; can only be raised.",
 )
@@ -47,12 +47,12 @@ def export(config: Config, directory: Path, form: str, least: int, as_json: bool
     \b
     The files hold what requests said and who reviewed them. Erasing somebody later does not reach them.
     """
-    chosen = [name for name in room.FORMATS if form in (name, "all")]
+    chosen = [name for name in exporting.FORMATS if form in (name, "all")]
     at = datetime.now(UTC).isoformat(timespec="seconds")
     with Reader(config.journal_path) as reader, render.counting("reviews read") as progress:
-        done = room.export(
+        done = exporting.export(
             reader,
-            app.load_pack(config),
+            loading.load_pack(config),
             directory,
             formats=chosen,
             least=least,

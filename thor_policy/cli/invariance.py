@@ -9,12 +9,12 @@ from typing import get_args
 import click
 import msgspec
 
-from thor_policy import trial
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config
-from thor_policy.suite import invariance as room
-from thor_policy.suite.invariance import Compared, Kind
+from thor_policy.suites import runner
+from thor_policy.suites.invariance import KINDS, Compared, Figures, Kind
+from thor_policy.suites.invariance import figures as figures_of
 
 
 @click.command()
@@ -52,18 +52,18 @@ def invariance(
     A variant differs in nothing that should matter: order of members, unknown members, irrelevant context,
     synonyms, ways to write a number, a text that asks for an allow. Exit status 1: some answer got looser.
     """
-    suites = trial.find([str(path) for path in files])
-    varied = trial.vary(
+    suites = runner.find([str(path) for path in files])
+    varied = runner.vary(
         config,
         suites,
-        kinds or room.KINDS,
+        kinds or KINDS,
         count=None if full else sample,
         seed=seed,
         asking=lambda count, where: render.progress(count, f"asking {where}"),
         announce=lambda told: render.line(told, stderr=True),
     )
     compared = varied.compared
-    figures = room.figures(compared)
+    figures = figures_of(compared)
     if as_json:
         changed = [one for one in compared if one.flipped or one.refused]
         told = {"variants": varied.variants, "asked": len(compared), "seed": varied.seed}
@@ -75,7 +75,7 @@ def invariance(
     ctx.exit(1 if any(one.loosened_by or one.below_floor for one in compared) else 0)
 
 
-def _show(compared: Sequence[Compared], figures: tuple[room.Figures, ...]) -> None:
+def _show(compared: Sequence[Compared], figures: tuple[Figures, ...]) -> None:
     for one in compared:
         if one.loosened_by or one.below_floor:
             variant = one.variant

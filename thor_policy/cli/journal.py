@@ -10,16 +10,18 @@ from pathlib import Path
 
 import click
 
-from thor_policy import trace
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured, decision_filters
 from thor_policy.config import Config
-from thor_policy.core import Json
-from thor_policy.journal import rebuilding, statistics
+from thor_policy.core import records
+from thor_policy.core.requests import Json
+from thor_policy.journal import statistics
 from thor_policy.journal.checkpoints import trusted_keys
+from thor_policy.journal.maintenance.rebuild import rebuild as rebuild_aside
+from thor_policy.journal.maintenance.rebuild import rebuild_in_place
 from thor_policy.journal.projections import DECISION_COLUMNS
 from thor_policy.journal.reader import ENDING_CHARS, Reader, instant
-from thor_policy.journal.verify import verify as verify_journal
+from thor_policy.journal.verification.verify import verify as verify_journal
 from thor_policy.journal.writer import Journal
 
 #: How often `--follow` looks for something new, in seconds.
@@ -193,18 +195,18 @@ def verify(
 def outcome(
     config: Config,
     decision_id: str,
-    status: trace.Status,
+    status: records.Status,
     value: float | None,
     note: str | None,
     as_json: bool,
 ) -> None:
     """Record how a decision turned out in the world; the newest counts."""
-    from thor_policy import app
+    from thor_policy.daemon import journal_access
 
     with Reader(config.journal_path) as reader:
         decision_id = reader.resolve(decision_id)
-    happened = trace.Happened(decision_id=decision_id, status=status, value=value, note=note)
-    record_id = app.keep(config, happened)
+    happened = records.Happened(decision_id=decision_id, status=status, value=value, note=note)
+    record_id = journal_access.keep(config, happened)
     if as_json:
         render.as_json({"id": record_id})
     else:
@@ -222,7 +224,7 @@ def erase(ctx: click.Context, config: Config, actor: str, as_json: bool) -> None
 
     Exit status 1 if the name is left somewhere, which is then told.
     """
-    done = _tend(config, trace.Upkeep(task="erase", actor=actor), "events looked at")
+    done = _tend(config, records.Upkeep(task="erase", actor=actor), "events looked at")
     if as_json:
         render.as_json(done)
     else:
@@ -243,7 +245,7 @@ def erase(ctx: click.Context, config: Config, actor: str, as_json: bool) -> None
 @as_json
 def archive(config: Config, before: str, as_json: bool) -> None:
     """Move old events into compressed files; tables, queries and `verify` still know them."""
-    done = _tend(config, trace.Upkeep(task="archive", before=instant(before, "before")), "events archived")
+    done = _tend(config, records.Upkeep(task="archive", before=instant(before, "before")), "events archived")
     if as_json:
         render.as_json(done)
     else:
@@ -255,7 +257,7 @@ def archive(config: Config, before: str, as_json: bool) -> None:
 @as_json
 def checkpoint(config: Config, as_json: bool) -> None:
     """Sign the chain as it is now."""
-    done = _tend(config, trace.Upkeep(task="checkpoint"), "")
+    done = _tend(config, records.Upkeep(task="checkpoint"), "")
     if as_json:
         render.as_json(done)
     else:
@@ -284,11 +286,11 @@ def rebuild(config: Config, target: Path | None, at: str | None, as_json: bool) 
         if target is None:
             Reader(config.journal_path).close()  # which there must be
             with Journal(config.journal_path) as journal:
-                events = rebuilding.rebuild_in_place(journal, progress=count)
+                events = rebuild_in_place(journal, progress=count)
         else:
             until = int(at) if at is not None and at.isdecimal() else at
             path = target / config.journal_path.name
-            events = rebuilding.rebuild(config.journal_path, path, at=until, progress=count)
+            events = rebuild_aside(config.journal_path, path, at=until, progress=count)
     if as_json:
         render.as_json({"events": events})
     else:
@@ -390,11 +392,11 @@ def _share(part: int, whole: int) -> str | None:
     return f"{100 * part / whole:.0f} %" if whole else None
 
 
-def _tend(config: Config, upkeep: trace.Upkeep, told: str) -> dict[str, Json]:
-    from thor_policy import app
+def _tend(config: Config, upkeep: records.Upkeep, told: str) -> dict[str, Json]:
+    from thor_policy.daemon import journal_access
 
     with render.counting(told) as count:
-        return app.tend(config, upkeep, progress=count)
+        return journal_access.tend(config, upkeep, progress=count)
 
 
 def _anchor(told: str) -> tuple[int, str]:

@@ -11,8 +11,8 @@ import msgspec
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config
-from thor_policy.core import Role
-from thor_policy.identity import Keys
+from thor_policy.core.requests import Role
+from thor_policy.security.curve_keys import Keys
 
 
 @click.group()

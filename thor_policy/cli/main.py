@@ -16,8 +16,9 @@ from typing import Any
 
 import click
 
-from thor_policy import __version__, logs
-from thor_policy.errors import RequestError, ThorPolicyError
+from thor_policy import __version__
+from thor_policy.core.errors import RequestError, ThorPolicyError
+from thor_policy.telemetry import logs
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import click
 
 from thor_policy import config
 from thor_policy.cli.completion import OF_SETTINGS
-from thor_policy.core import RISKS
+from thor_policy.core.requests import RISKS
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -10,16 +10,21 @@ from typing import TextIO
 import click
 import msgspec
 
-from thor_policy import catalog, signing, trace, wire
-from thor_policy import packs as room
+from thor_policy import catalog
 from thor_policy.cli import completion, render
 from thor_policy.cli.options import as_json, configured, there
 from thor_policy.cli.promotion import promote, promotions
-from thor_policy.client import Client
+from thor_policy.client.blocking import Client
 from thor_policy.config import Config, data_path
-from thor_policy.core import Json
-from thor_policy.errors import RequestError
-from thor_policy.steward import find_adapter
+from thor_policy.core import records
+from thor_policy.core.errors import RequestError
+from thor_policy.core.requests import Json
+from thor_policy.daemon.loading import find_adapter
+from thor_policy.policy import pack_files
+from thor_policy.policy.lint import lint_pack
+from thor_policy.policy.pack import Pack
+from thor_policy.protocol.requests import evaluation_from, question_fields
+from thor_policy.security import signatures
 
 
 @click.group()
@@ -31,7 +36,7 @@ def packs() -> None:
 @as_json
 def list_packs(as_json: bool) -> None:
     """The packs that ship with this version."""
-    loaded = [_load(name) for name in room.available(data_path("prompts"))]
+    loaded = [_load(name) for name in pack_files.available(data_path("prompts"))]
     if as_json:
         render.as_json([msgspec.to_builtins(pack.info) for pack in loaded])
         return
@@ -95,7 +100,7 @@ def show(pack: str, as_json: bool) -> None:
 @click.pass_context
 def lint(ctx: click.Context, pack: str, as_json: bool) -> None:
     """What is wrong with a pack; exit status 1 if anything makes it unusable."""
-    findings = room.lint(_load(pack))
+    findings = lint_pack(_load(pack))
     if as_json:
         render.as_json(msgspec.to_builtins(findings))
     else:
@@ -125,8 +130,8 @@ def sign(directory: Path, key_file: Path, as_json: bool) -> None:
     Daemons with that key's public half among their pack_keys then load it, and refuse it once it is altered.
     """
     pack = _load(f"{directory}/")
-    key = signing.Key.open(key_file, announce=lambda said: render.line(said, stderr=True))
-    signed = signing.sign_pack(pack.info, pack.path / room.SIGNATURE, key)
+    key = signatures.Key.open(key_file, announce=lambda said: render.line(said, stderr=True))
+    signed = signatures.sign_pack(pack.info, pack.path / pack_files.SIGNATURE, key)
     if as_json:
         render.as_json(msgspec.to_builtins(signed))
         return
@@ -145,7 +150,9 @@ def sign(directory: Path, key_file: Path, as_json: bool) -> None:
 def verify(config: Config, pack: str, as_json: bool) -> None:
     """Say who signed a pack, or why nobody did that --pack-keys trusts; then the exit status is 2."""
     loaded = _load(pack)
-    signed = signing.check_pack(loaded.info, loaded.path / room.SIGNATURE, map(Path, config.pack_keys))
+    signed = signatures.check_pack(
+        loaded.info, loaded.path / pack_files.SIGNATURE, map(Path, config.pack_keys)
+    )
     if as_json:
         render.as_json(msgspec.to_builtins(signed))
         return
@@ -204,7 +211,7 @@ def render_prompt(config: Config, pack: str, question: TextIO, as_json: bool) ->
 @as_json
 def load(config: Config, pack: str, as_json: bool) -> None:
     """Make a pack resident in the running daemon; it decides where a request names it."""
-    _control(config, trace.Control(task="load", pack=there(pack, holding="pack.yaml")), as_json)
+    _control(config, records.Control(task="load", pack=there(pack, holding="pack.yaml")), as_json)
 
 
 @packs.command()
@@ -221,7 +228,7 @@ def activate(config: Config, pack: str, as_json: bool) -> None:
 
     A resident pack may be named NAME@VERSION, or by the first 12 digits of its sha256, too.
     """
-    _control(config, trace.Control(task="activate", pack=there(pack, holding="pack.yaml")), as_json)
+    _control(config, records.Control(task="activate", pack=there(pack, holding="pack.yaml")), as_json)
 
 
 @packs.command()
@@ -235,7 +242,7 @@ def activate(config: Config, pack: str, as_json: bool) -> None:
 @as_json
 def shadow(config: Config, pack: str, as_json: bool) -> None:
     """Let a pack answer the same questions unheard, where there is time; `none` ends that."""
-    _control(config, trace.Control(task="shadow", pack=there(pack, holding="pack.yaml")), as_json)
+    _control(config, records.Control(task="shadow", pack=there(pack, holding="pack.yaml")), as_json)
 
 
 @packs.command()
@@ -244,7 +251,7 @@ def shadow(config: Config, pack: str, as_json: bool) -> None:
 @as_json
 def unload(config: Config, pack: str, as_json: bool) -> None:
     """Free what a resident pack holds."""
-    _control(config, trace.Control(task="unload", pack=pack), as_json)
+    _control(config, records.Control(task="unload", pack=pack), as_json)
 
 
 @packs.command()
@@ -253,7 +260,7 @@ def unload(config: Config, pack: str, as_json: bool) -> None:
 @click.pass_context
 def reload(ctx: click.Context, config: Config, as_json: bool) -> None:
     """Read every resident pack anew from its directory; exit status 1 if one of them is refused."""
-    done = _control(config, trace.Control(task="reload"), as_json)
+    done = _control(config, records.Control(task="reload"), as_json)
     ctx.exit(1 if done["refused"] else 0)
 
 
@@ -261,7 +268,7 @@ packs.add_command(promote)
 packs.add_command(promotions)
 
 
-def _control(config: Config, control: trace.Control, as_json: bool) -> dict[str, Json]:
+def _control(config: Config, control: records.Control, as_json: bool) -> dict[str, Json]:
     with Client(config.endpoint, key=config.key_file) as client:
         done = client.control(control)
     if as_json:
@@ -273,8 +280,8 @@ def _control(config: Config, control: trace.Control, as_json: bool) -> dict[str,
     return done
 
 
-def _load(name_or_dir: str) -> room.Pack:
-    return room.load(room.find(name_or_dir, data_path("prompts")))
+def _load(name_or_dir: str) -> Pack:
+    return pack_files.load(pack_files.find(name_or_dir, data_path("prompts")))
 
 
 def _evaluation(text: str) -> Json:
@@ -282,4 +289,4 @@ def _evaluation(text: str) -> Json:
         raw = msgspec.json.decode(text)
     except msgspec.DecodeError as error:
         raise RequestError("bad_request", f"the request is not valid JSON: {error}") from error
-    return wire.evaluation_from(wire.question_fields(raw))
+    return evaluation_from(question_fields(raw))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import click
 import msgspec
 
-from thor_policy import app
-from thor_policy import patterns as room
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config
+from thor_policy.daemon import loading
 from thor_policy.journal.reader import Reader
+from thor_policy.learning.patterns import Pattern
+from thor_policy.learning.patterns import find as find_patterns
 
 
 @click.command()
@@ -23,7 +24,7 @@ def patterns(config: Config, since: str | None, as_json: bool) -> None:
     Nothing is put in force: a proposal is text for the pack's rules.yaml, with its effect on past decisions.
     """
     with Reader(config.journal_path) as reader, render.counting("decisions weighed") as progress:
-        found = room.find(reader, app.load_pack(config), since=since, progress=progress)
+        found = find_patterns(reader, loading.load_pack(config), since=since, progress=progress)
     if as_json:
         render.as_json(msgspec.to_builtins(found))
         return
@@ -49,7 +50,7 @@ def patterns(config: Config, since: str | None, as_json: bool) -> None:
     render.line("\nNot seen here: " + "; ".join(found.cannot_see) + ".")
 
 
-def _show(number: int, one: room.Pattern) -> None:
+def _show(number: int, one: Pattern) -> None:
     render.line("")
     told: dict[str, object] = {
         "cases": f"{len(one.cases)}, from {one.first[:10]} to {one.last[:10]}",

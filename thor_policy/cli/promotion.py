@@ -16,10 +16,10 @@ import msgspec
 from thor_policy.cli import completion, render
 from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config
-from thor_policy.core import Json
+from thor_policy.core.requests import Json
 
 if TYPE_CHECKING:
-    from thor_policy.promotion import Promotion, Terms
+    from thor_policy.learning.promotion.report import Promotion, Terms
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -124,10 +124,12 @@ def promote(
     \b
     Exit status: 0 it decides from now on, or would; 1 it is refused, and why.
     """
-    from thor_policy import promotion  # with all that the gate needs, half a second that other commands save
+    from thor_policy.learning.promotion import (
+        promote,  # with all that the gate needs, half a second that other commands save
+    )
 
     with _terms(gate) as (terms, rest):
-        done = promotion.promote(config, named, terms, best=best, dry_run=dry_run, **rest)
+        done = promote.promote(config, named, terms, best=best, dry_run=dry_run, **rest)
     if as_json:
         render.as_json(plain(done))
     else:
@@ -158,10 +160,12 @@ def improve(
     Exit status: 0 it passes; 1 it is refused, and why;
     2 there are too few corrections, or nothing to swap in.
     """
-    from thor_policy import promotion  # with all that the gate needs, half a second that other commands save
+    from thor_policy.learning.promotion import (
+        improve,  # with all that the gate needs, half a second that other commands save
+    )
 
     with _terms(gate) as (terms, rest):
-        done = promotion.improve(config, folder, terms, in_force=in_force, **rest)
+        done = improve.improve(config, folder, terms, in_force=in_force, **rest)
     if as_json:
         told = msgspec.to_builtins(done)
         render.as_json(told | {"promotion": plain(done.promotion)})
@@ -196,10 +200,10 @@ def promotions(
     ctx: click.Context, config: Config, public_keys: tuple[Path, ...], limit: int, as_json: bool
 ) -> None:
     """Which packs were promoted or refused, newest first; exit status 1 if a signature counts for nothing."""
-    from thor_policy import app
-    from thor_policy.promotion import recorded
+    from thor_policy.daemon import journal_access
+    from thor_policy.learning.promotion.promote import recorded
 
-    with app.open_reader(config) as reader:
+    with journal_access.open_reader(config) as reader:
         rows = recorded(reader, public_keys, limit=limit)
     if as_json:
         render.as_json([row | {"report": msgspec.json.decode(row["report"])} for row in rows])
@@ -228,12 +232,12 @@ def promotions(
 @contextmanager
 def _terms(gate: Mapping[str, Any]) -> Iterator[tuple[Terms, dict[str, Any]]]:
     """The values of `gate_options` as the gate takes them, at the lowest priority for the block."""
-    from thor_policy import whatif
-    from thor_policy.promotion import Terms
+    from thor_policy.learning import counterfactual
+    from thor_policy.learning.promotion.report import Terms
 
     now = time.time()
     terms = Terms(
-        since=whatif.moment(gate["since"], "since", now) or "",
+        since=counterfactual.moment(gate["since"], "since", now) or "",
         past=gate["past"],
         reviewed=gate["reviewed"],
         variants=gate["variants"],
@@ -241,7 +245,7 @@ def _terms(gate: Mapping[str, Any]) -> Iterator[tuple[Terms, dict[str, Any]]]:
         accepted=gate["accepted"],
     )
     announce = partial(render.line, stderr=True)
-    with whatif.on_idle_time():
+    with counterfactual.on_idle_time():
         yield terms, {"now": now, "suites": gate["suites"], "key": gate["key_file"], "announce": announce}
 
 

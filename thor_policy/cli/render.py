@@ -31,10 +31,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from thor_policy import logs
-from thor_policy.cli.visible import visible
-from thor_policy.core import Json
-from thor_policy.training.settings import Point
+from thor_policy.cli.escape import visible
+from thor_policy.core.requests import Json
+from thor_policy.learning.training.settings import Point
+from thor_policy.telemetry import logs
 
 _BARS = " ▁▂▃▄▅▆▇█"
 #: Characters to which a column is not cut any shorter.
@@ -159,7 +159,7 @@ class LogHandler(logging.Handler):
             told.append(time.strftime("%H:%M:%S ", time.localtime(record.created)), style="dim")
         if record.levelno >= logging.WARNING:
             style = "yellow" if record.levelno == logging.WARNING else "red bold"
-            told.append(f"{record.levelname} {logs.room_of(record)}: ", style=style)
+            told.append(f"{record.levelname} {logs.component_of(record)}: ", style=style)
         told.append(visible(record.getMessage()))
         for name, value in logs.fields_of(record).items():
             told.append(f" {name}={visible(str(value))}", style="dim")

@@ -9,12 +9,13 @@ from contextlib import closing
 import click
 import msgspec
 
-from thor_policy import app, catalog
+from thor_policy import catalog
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config
+from thor_policy.daemon import loading
 from thor_policy.journal.reader import ENDING_CHARS, Reader
-from thor_policy.replay import Replayed, Replayer
+from thor_policy.learning.replay import Replayed, Replayer
 
 
 @click.command()
@@ -49,12 +50,12 @@ def replay(
             ids = [reader.resolve(told) for told in decision_ids]
         else:
             ids = reader.decided_here(since=since, sample=sample)
-        with closing(app.load_engine(config)) as engine, render.progress(len(ids), "replayed") as advance:
+        with closing(loading.load_engine(config)) as engine, render.progress(len(ids), "replayed") as advance:
             replayer = Replayer(
                 reader,
                 engine,
-                app.load_pack(config),
-                adapter=app.adopt_adapter(config, engine),
+                loading.load_pack(config),
+                adapter=loading.adopt_adapter(config, engine),
                 text_of=_text_of(config),
             )
             done: list[Replayed] = []

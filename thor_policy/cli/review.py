@@ -11,16 +11,19 @@ from typing import Any, get_args
 import click
 import msgspec
 
-from thor_policy import app, packs, trace
-from thor_policy.cli import page, render
+from thor_policy.cli import render, review_page
+from thor_policy.cli.escape import visible
 from thor_policy.cli.options import as_json, configured, decision_filters
-from thor_policy.cli.visible import visible
 from thor_policy.config import Config
-from thor_policy.core import Json
-from thor_policy.errors import ThorPolicyError
-from thor_policy.journal import reviewing
+from thor_policy.core import records
+from thor_policy.core.errors import ThorPolicyError
+from thor_policy.core.requests import Json
+from thor_policy.daemon import journal_access, loading
+from thor_policy.journal import review_queries
 from thor_policy.journal.reader import Reader
-from thor_policy.review import agreement, desk, order
+from thor_policy.policy.pack import Pack
+from thor_policy.review import agreement, ranking
+from thor_policy.review import queue as review_queue
 from thor_policy.review.session import Item, Session
 
 PLAIN_HELP = """\
@@ -42,7 +45,7 @@ q                   quit"""
 @configured("state_dir", "endpoint", "pack")
 @click.option(
     "--queue",
-    type=click.Choice(get_args(desk.Queue)),
+    type=click.Choice(get_args(review_queue.Queue)),
     default="unreviewed",
     show_default=True,
     help="Which decisions: those assigned to you (mine), found wrong, judged differently, ...",
@@ -51,7 +54,7 @@ q                   quit"""
 @click.option(
     "--order",
     "by",
-    type=click.Choice(get_args(desk.Order)),
+    type=click.Choice(get_args(review_queue.Order)),
     default="priority",
     show_default=True,
     help="Order of unreviewed decisions.",
@@ -59,14 +62,14 @@ q                   quit"""
 @click.option(
     "--random-share",
     type=click.FloatRange(0, 1),
-    default=order.RANDOM_SHARE,
+    default=ranking.RANDOM_SHARE,
     show_default=True,
     help="Share that is drawn at random, whatever its priority.",
 )
 @click.option(
     "--second-share",
     type=click.FloatRange(0, 1),
-    default=order.SECOND_SHARE,
+    default=ranking.SECOND_SHARE,
     show_default=True,
     help="Share that others judge again without sight of earlier verdicts.",
 )
@@ -88,9 +91,9 @@ def review(
     ctx: click.Context,
     /,
     config: Config,
-    queue: desk.Queue,
+    queue: review_queue.Queue,
     reviewer: str | None,
-    by: desk.Order,
+    by: review_queue.Order,
     random_share: float,
     second_share: float,
     verdicts: int,
@@ -109,11 +112,11 @@ def review(
     With --plain, exit status 1 if a line was not understood or was refused.
     """
     name = reviewer or _user()
-    with app.open_reader(config) as reader:
+    with journal_access.open_reader(config) as reader:
         if stats:
             _tell(reader, filters["since"], as_json=as_json)
             return
-        picks = desk.picks(
+        picks = review_queue.picks(
             reader,
             name,
             queue=queue,
@@ -124,7 +127,7 @@ def review(
             type=type_,
             **filters,
         )[:limit]
-        keep = partial(app.keep, config)
+        keep = partial(journal_access.keep, config)
         if as_json:
             render.as_json(msgspec.to_builtins(picks))
         elif assignee is not None:
@@ -134,11 +137,11 @@ def review(
         elif not picks:
             render.line("there is nothing to review")
         else:
-            session = Session(picks, desk.JournalDesk(reader, keep), name)
+            session = Session(picks, review_queue.JournalDesk(reader, keep), name)
             told = _Words(config, reader)
             if plain or not (sys.stdin.isatty() and sys.stdout.isatty()):
                 ctx.exit(0 if _Plain(session, told).run(sys.stdin) else 1)
-            from thor_policy.cli.screen import Screen  # a tenth of a second that no other use needs
+            from thor_policy.cli.review_screen import Screen  # a tenth of a second that no other use needs
 
             Screen(session, queue, page=told.page, labels=told.labels, figures=told.figures).run()
 
@@ -150,16 +153,16 @@ def _user() -> str:
         raise click.UsageError("--reviewer: your user has no name here; say who you are") from error
 
 
-def _assigned(pick: order.Pick, *, to: str, by: str) -> trace.Assignment:
-    return trace.Assignment(decision_id=pick.decision_id, reviewer=to, type="assign", given_by=by)
+def _assigned(pick: ranking.Pick, *, to: str, by: str) -> records.Assignment:
+    return records.Assignment(decision_id=pick.decision_id, reviewer=to, type="assign", given_by=by)
 
 
 def _tell(reader: Reader, since: str | None, *, as_json: bool) -> None:
-    report = agreement.report(reviewing.reviews(reader, since=since))
+    report = agreement.report(review_queries.reviews(reader, since=since))
     if as_json:
         render.as_json(msgspec.to_builtins(report))
     else:
-        for line in page.figures(report):
+        for line in review_page.figures(report):
             click.echo(line)
 
 
@@ -169,16 +172,16 @@ class _Words:
     def __init__(self, config: Config, reader: Reader) -> None:
         self._reader = reader
         try:
-            self._pack: packs.Pack | None = app.load_pack(config)
+            self._pack: Pack | None = loading.load_pack(config)
         except ThorPolicyError:  # a pack that cannot be used here is none that decisions could be shown with
             self._pack = None
 
-    def page(self, item: Item, width: int, full: bool) -> list[page.Line]:
-        return page.page(item, width=width, clauses=self._clauses(item), full=full)
+    def page(self, item: Item, width: int, full: bool) -> list[review_page.Line]:
+        return review_page.page(item, width=width, clauses=self._clauses(item), full=full)
 
     def plain(self, item: Item, full: bool) -> list[str]:
-        lines = page.page(item, clauses=self._clauses(item), full=full, plain=True)
-        return [line for line in page.as_text(lines) if line]
+        lines = review_page.page(item, clauses=self._clauses(item), full=full, plain=True)
+        return [line for line in review_page.as_text(lines) if line]
 
     def labels(self, item: Item) -> Sequence[str]:
         """The outcomes to choose from, loosest first; empty where nothing tells."""
@@ -186,13 +189,13 @@ class _Words:
         return item.labels or (tuple(pack.labels) if pack is not None else ())
 
     def figures(self) -> list[str]:
-        return page.figures(agreement.report(reviewing.reviews(self._reader)))
+        return review_page.figures(agreement.report(review_queries.reviews(self._reader)))
 
     def _clauses(self, item: Item) -> Mapping[str, str]:
         pack = self._of(item)
         return pack.clauses if pack is not None else {}
 
-    def _of(self, item: Item) -> packs.Pack | None:
+    def _of(self, item: Item) -> Pack | None:
         """The pack, if it is the one that decided: of another version the texts may differ."""
         version: Json = item.decision["prompt_version"]
         pack = self._pack
@@ -230,8 +233,10 @@ class _Plain:
         if item is None:
             render.line("the queue has come to its end")
             return
-        order = "first" if session.place == 0 else "next"
-        render.line(f"{session.place + 1} of {len(session.picks)}, {order} because: {visible(item.pick.why)}")
+        position = "first" if session.place == 0 else "next"
+        render.line(
+            f"{session.place + 1} of {len(session.picks)}, {position} because: {visible(item.pick.why)}"
+        )
         for line in self._words.plain(item, self._full):
             click.echo(line)
 
@@ -264,7 +269,7 @@ class _Plain:
             self._session.open()
         self._show()
 
-    def _judged(self, verdict: trace.Judgement, decision: str = "", reasoning: str = "") -> str:
+    def _judged(self, verdict: records.Judgement, decision: str = "", reasoning: str = "") -> str:
         if verdict in ("correct_decision", "correct_both"):
             item = self._session.item
             labels = self._words.labels(item) if item is not None else ()

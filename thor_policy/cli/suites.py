@@ -13,14 +13,13 @@ import click
 import msgspec
 
 from thor_policy import config as settings
-from thor_policy import trial
-from thor_policy.assessment import baselines, comparing, figures, runs
-from thor_policy.cli import render, verdicts
+from thor_policy.cli import render, suite_tables
 from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config
-from thor_policy.errors import ThorPolicyError
-from thor_policy.report.junit import could_not_run, junit
-from thor_policy.suite import Suite
+from thor_policy.core.errors import ThorPolicyError
+from thor_policy.suites import baselines, comparison, figures, run_files, runner
+from thor_policy.suites.junit import could_not_run, junit
+from thor_policy.suites.scenarios import Suite
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -114,28 +113,28 @@ def test(
         raise click.UsageError("--bless needs --full, and neither --filter nor --gate")
     with _reports(junit, html) as report:
         config = replace(config, endpoint=against) if against else config
-        whom: trial.Whom = "daemon" if against else "either"
+        whom: runner.Whom = "daemon" if against else "either"
         chosen = _chosen(config, named + also, full=full, filters=filters, own=bool(against))
         run = _ask(
             config, chosen, full=full, filters=filters, repeat=repeat, whom=whom, allow_leak=allow_leak
         )
         found = figures.figures(run)
         if not as_json:
-            verdicts.show_run(run, found)
+            suite_tables.show_run(run, found)
         folder = folder or config.state_dir / "baselines"
         blessed = baselines.bless(folder, run) if bless else []
         gate = baselines.gate(folder, run, whole=whole) if gated or bless else None
         report(run, found, gate)
     if as_json:
         beside = {"summary": found} | ({"gate": gate} if gate else {})
-        render.as_json(runs.plain(run, **beside))
+        render.as_json(run_files.plain(run, **beside))
     else:
         if full or coverage_threshold is not None:
-            verdicts.show_coverage(run.coverage, coverage_threshold)
+            suite_tables.show_coverage(run.coverage, coverage_threshold)
         for path in blessed:
             render.line(f"blessed: {path}")
         if gate is not None:
-            verdicts.show_gate(gate)
+            suite_tables.show_gate(gate)
     reached = all(one.reaches(coverage_threshold) for one in run.coverage)
     ctx.exit(0 if reached and (gate.ok if gate is not None else found.ok) else 1)
 
@@ -164,7 +163,7 @@ def compare(
     after the other; against a file, with the scenarios of that file.
     """
     sides = [_side(config, text) for text in (before, after)]
-    saved = [side for side in sides if isinstance(side, runs.Run)]
+    saved = [side for side in sides if isinstance(side, run_files.Run)]
     keys = {item.key for run in saved for item in run.results} if saved else None
     for number, side in enumerate(sides):
         if isinstance(side, Config):
@@ -172,19 +171,19 @@ def compare(
             sides[number] = _ask(
                 side, chosen, full=full, filters=filters, repeat=repeat, whom="process", allow_leak=allow_leak
             )
-    old, new = (side for side in sides if isinstance(side, runs.Run))
-    found = comparing.compare(old, new, names=_names(before, after))
+    old, new = (side for side in sides if isinstance(side, run_files.Run))
+    found = comparison.compare(old, new, names=_names(before, after))
     if as_json:
         render.as_json(msgspec.to_builtins(found))
     else:
-        verdicts.show_comparison(found)
+        suite_tables.show_comparison(found)
 
 
-def _side(config: Config, text: str) -> runs.Run | Config:
+def _side(config: Config, text: str) -> run_files.Run | Config:
     """A saved run, or the settings with the changes that a text names."""
     if text == "-":
         return config
-    return settings.changed(config, text) if "=" in text else runs.load(Path(text))
+    return settings.changed(config, text) if "=" in text else run_files.load(Path(text))
 
 
 def _names(before: str, after: str) -> tuple[str, str]:
@@ -205,15 +204,15 @@ def _chosen(
     *,
     full: bool,
     filters: Sequence[str],
-    keys: set[runs.Key] | None = None,
+    keys: set[run_files.Key] | None = None,
     own: bool,
 ) -> list[Suite]:
     """What is asked; `own`: only of the pack of the settings."""
-    suites = trial.find(named)
-    if own or not (full or named or filters) or trial.is_up(config):
-        pack = trial.own_pack(config)
+    suites = runner.find(named)
+    if own or not (full or named or filters) or runner.is_up(config):
+        pack = runner.own_pack(config)
         suites = [one for one in suites if one.pack == pack]
-    return trial.choose(suites, full=full, filters=filters, keys=keys)
+    return runner.choose(suites, full=full, filters=filters, keys=keys)
 
 
 def _ask(
@@ -223,13 +222,13 @@ def _ask(
     full: bool,
     filters: Sequence[str],
     repeat: int,
-    whom: trial.Whom,
+    whom: runner.Whom,
     allow_leak: bool,
-) -> runs.Run:
+) -> run_files.Run:
     selection = f"filter {', '.join(filters)}" if filters else "full" if full else "quick"
     count = repeat * sum(len(one.scenarios) for one in chosen)
     with render.asking(count) as advance:
-        return trial.ask(
+        return runner.ask(
             config,
             chosen,
             selection=selection,
@@ -244,17 +243,17 @@ def _ask(
 @contextmanager
 def _reports(
     junit_file: Path | None, html_file: Path | None
-) -> Iterator[Callable[[runs.Run, figures.Figures, baselines.Gate | None], None]]:
+) -> Iterator[Callable[[run_files.Run, figures.Figures, baselines.Gate | None], None]]:
     """Writes the files that were asked for; a run that cannot be is a JUnit file too."""
     for file in (junit_file, html_file):
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
 
-    def write(run: runs.Run, found: figures.Figures, gate: baselines.Gate | None) -> None:
+    def write(run: run_files.Run, found: figures.Figures, gate: baselines.Gate | None) -> None:
         if junit_file is not None:
             junit_file.write_bytes(junit(run, gate))
         if html_file is not None:
-            from thor_policy.report.page import page
+            from thor_policy.suites.html_report import page
 
             html_file.write_text(page(run, found, gate), encoding="utf-8")
 

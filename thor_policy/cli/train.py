@@ -10,21 +10,24 @@ from pathlib import Path
 import click
 import msgspec
 
-from thor_policy import app, catalog, export, trial
-from thor_policy.assessment.comparing import Comparison, compare
-from thor_policy.assessment.runs import Run
-from thor_policy.catalog import companion_of
+from thor_policy import catalog
+from thor_policy.catalog.files import companion_of
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config, data_path
-from thor_policy.errors import TrainingError
+from thor_policy.core.errors import TrainingError
+from thor_policy.daemon import loading
+from thor_policy.daemon.loading import find_adapter
 from thor_policy.journal.reader import Reader
-from thor_policy.packs import Pack
-from thor_policy.policy import Policy
-from thor_policy.steward import find_adapter
-from thor_policy.training import lessons
-from thor_policy.training.samples import Case
-from thor_policy.training.settings import Settings
+from thor_policy.learning import export
+from thor_policy.learning.training import dataset
+from thor_policy.learning.training.samples import Case
+from thor_policy.learning.training.settings import Settings
+from thor_policy.policy.decider import Policy
+from thor_policy.policy.pack import Pack
+from thor_policy.suites import runner
+from thor_policy.suites.comparison import Comparison, compare
+from thor_policy.suites.run_files import Run
 
 #: How an adapter is called until it was judged.
 CANDIDATE = "candidate"
@@ -82,15 +85,15 @@ def train(
     Exit status: 0 it is better or as good: DIR/NAME.gguf may be activated;
     1 it is refused, with reasons: only DIR/NAME-candidate.gguf is there.
     """
-    pack, model = app.load_pack(config), catalog.resolve(config.model, config.models_dir)
+    pack, model = loading.load_pack(config), catalog.resolve(config.model, config.models_dir)
     with Reader(config.journal_path) as reader, render.counting("reviews read") as progress:
         gathered = export.gather(reader, pack, progress=progress)
     export.refuse_too_few(gathered, pack, export.LEAST, "training")
     files = before or _shipped(config)
-    known = [case for path in files for case in lessons.read(path, (pack.info.name,))]
-    lesson = lessons.lesson(gathered.corrections, pack, known, seed=seed)
+    known = [case for path in files for case in dataset.read(path, (pack.info.name,))]
+    lesson = dataset.lesson(gathered.corrections, pack, known, seed=seed)
     try:
-        from thor_policy.training.making import make
+        from thor_policy.learning.training.build import make
     except ImportError as error:
         raise TrainingError(f"{error.name} is not installed: pip install 'thor-policy[train]'") from error
     in_use = None if anew else find_adapter(config.adapter, config.adapter_scale, config, model.name)
@@ -158,17 +161,17 @@ def _shipped(config: Config) -> tuple[Path, ...]:
 
 def _examined(config: Config, pack: Pack, held_out: Sequence[Case], who: str) -> tuple[int, Run | None]:
     """How many held-out corrections are decided right, and all scenarios of the pack, if it has some."""
-    suites = [one for one in trial.find([]) if one.pack == pack.info.name]
-    chosen = trial.choose(suites, full=True)
+    suites = [one for one in runner.find([]) if one.pack == pack.info.name]
+    chosen = runner.choose(suites, full=True)
     total = len(held_out) + sum(len(one.scenarios) for one in chosen)
     with render.progress(total, f"corrections and scenarios asked {who}") as advance:
-        with closing(app.load_engine(config)) as engine:
-            policy = Policy(engine, pack, adapter=app.adopt_adapter(config, engine))
-            decided = lessons.outcomes(policy, held_out, advance=advance)
+        with closing(loading.load_engine(config)) as engine:
+            policy = Policy(engine, pack, adapter=loading.adopt_adapter(config, engine))
+            decided = dataset.outcomes(policy, held_out, advance=advance)
         right = sum(one == case.outcome for one, case in zip(decided, held_out, strict=True))
         if not suites:
             return right, None
-        told = trial.ask(
+        told = runner.ask(
             config, chosen, selection="all scenarios", whom="process", advance=lambda _: advance()
         )
     return right, told

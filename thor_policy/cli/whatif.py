@@ -10,14 +10,14 @@ from functools import partial
 import click
 import msgspec
 
-from thor_policy import app
-from thor_policy import whatif as room
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config
-from thor_policy.intervals import Rate
+from thor_policy.daemon import journal_access, loading
 from thor_policy.journal.reader import ENDING_CHARS
-from thor_policy.whatif import Counterfactual, Group, Redecider, Skipped, Summary
+from thor_policy.learning import counterfactual
+from thor_policy.learning.counterfactual import Counterfactual, Group, Redecider, Skipped, Summary
+from thor_policy.suites.intervals import Rate
 
 #: Rows of a list; the rest is told as a number.
 _MOST_ROWS = 15
@@ -68,24 +68,26 @@ def whatif(
     """
     now = time.time()
     with ExitStack() as stack:
-        stack.enter_context(room.on_idle_time())
-        reader = stack.enter_context(app.open_reader(config))
+        stack.enter_context(counterfactual.on_idle_time())
+        reader = stack.enter_context(journal_access.open_reader(config))
         chosen = reader.past(
-            since=room.moment(since, "since", now),
-            until=room.moment(until, "until", now),
+            since=counterfactual.moment(since, "since", now),
+            until=counterfactual.moment(until, "until", now),
             actor=actor,
             action=action,
             limit=limit,
         )
-        busy = stack.enter_context(app.daemon_busy(config))
-        engine = stack.enter_context(closing(app.load_engine(config)))
-        adapter = app.adopt_adapter(config, engine)
-        redecider = Redecider(reader, engine, app.load_pack(config), adapter=adapter, instead_of=instead_of)
+        busy = stack.enter_context(journal_access.daemon_busy(config))
+        engine = stack.enter_context(closing(loading.load_engine(config)))
+        adapter = loading.adopt_adapter(config, engine)
+        redecider = Redecider(
+            reader, engine, loading.load_pack(config), adapter=adapter, instead_of=instead_of
+        )
         advance = stack.enter_context(render.redeciding(len(chosen)))
-        results = room.run(
+        results = counterfactual.run(
             redecider,
             chosen,
-            keep=None if dry_run else partial(app.keep_counterfactuals, config),
+            keep=None if dry_run else partial(journal_access.keep_counterfactuals, config),
             resume=resume,
             busy=busy,
             waiting=lambda: advance("waiting"),
@@ -94,7 +96,7 @@ def whatif(
         for one in stack.enter_context(closing(results)):
             advance(one.direction if isinstance(one, Counterfactual) else one.reason)
             found.append(one)
-    summary = room.summarise(found)
+    summary = counterfactual.summarise(found)
     flips = [one for one in found if isinstance(one, Counterfactual) and one.direction != "same"]
     if as_json:
         told = {"pack": redecider.pack, "model": redecider.model, "temperature": redecider.temperature}
@@ -181,7 +183,7 @@ def _shares(one: Rate) -> tuple[str, str]:
 
 
 #: What each reason is called.
-_WORDS: dict[room.Reason, str] = {
+_WORDS: dict[counterfactual.Reason, str] = {
     "reported": "decided elsewhere",
     "erased": "erased, or a name in it",
     "missing": "its private part is missing",

@@ -1,8 +1,8 @@
 """LoRA adapters of the model in this process: which may be used, and which one a decode is done under.
 
-Owns the open adapters and the one that is set on the context. Invariant: what is decoded under an adapter was
-admitted as one for this model: its file says so (or somebody we trust does), and architecture, tensor names
-and shapes agree, which llama.cpp checks. Engine thread.
+Owns the open adapters and the one that is set on the context. Invariant: what is decoded under an adapter
+was admitted as one for this model: its file says so (or somebody we trust does), and architecture, tensor
+names and shapes agree, which llama.cpp checks. Engine thread.
 
 llama.cpp keeps an adapter on the context, not on a stream, and a prefix that was decoded under one and is
 continued under another loads silently and is wrong by whole logits. So no caller sets an adapter and then
@@ -16,9 +16,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from thor_policy.core import Adapter, ModelInfo
+from thor_policy.core.decisions import Adapter, ModelInfo
+from thor_policy.core.errors import EngineError
 from thor_policy.engine.native import Lora, set_adapter
-from thor_policy.errors import EngineError
 
 #: Key of an adapter's file with the sha256 of the model file that it was trained on.
 BASE_DIGEST = "thor_policy.base_sha256"

@@ -13,8 +13,8 @@ from typing import NoReturn
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from thor_policy.core import PromptPrefix, Turn
-from thor_policy.errors import EngineError
+from thor_policy.core.engine import PromptPrefix, Turn
+from thor_policy.core.errors import EngineError
 
 
 def _simple(opening: str, separator: str, closing: str) -> str:

@@ -29,20 +29,11 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from thor_policy.core import (
-    Adapter,
-    DeviceMemory,
-    Loaded,
-    ModelInfo,
-    PromptPrefix,
-    Scored,
-    Step,
-    Steps,
-    Written,
-    all_steps,
-    resident_key,
-)
+from thor_policy.core.decisions import Adapter, ModelInfo, Scored, resident_key
+from thor_policy.core.engine import DeviceMemory, Loaded, PromptPrefix, Step, Steps, Written, all_steps
+from thor_policy.core.errors import DeadlineExceeded, EngineError, RequestError
 from thor_policy.engine.adapters import Adapters
+from thor_policy.engine.explanations import Trie, Writing, closed_set, path_name
 from thor_policy.engine.native import (
     FLASH_ATTENTION,
     KV_TYPES,
@@ -53,8 +44,6 @@ from thor_policy.engine.native import (
     lib,
     recent_complaints,
 )
-from thor_policy.engine.writing import Trie, Writing, closed_set, path_name
-from thor_policy.errors import DeadlineExceeded, EngineError, RequestError
 
 log = logging.getLogger(__name__)
 

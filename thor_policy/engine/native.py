@@ -24,9 +24,10 @@ import llama_cpp
 import numpy as np
 from llama_cpp import llama_cpp as lib
 
-from thor_policy.core import DeviceMemory, ModelInfo, PromptPrefix
+from thor_policy.core.decisions import ModelInfo
+from thor_policy.core.engine import DeviceMemory, PromptPrefix
+from thor_policy.core.errors import EngineError
 from thor_policy.engine.chat import around, prompt
-from thor_policy.errors import EngineError
 
 __all__ = [
     "FLASH_ATTENTION",

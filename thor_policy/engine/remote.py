@@ -22,23 +22,13 @@ from typing import Final
 
 import numpy as np
 
-from thor_policy.core import (
-    Adapter,
-    DeviceMemory,
-    Loaded,
-    ModelInfo,
-    PromptPrefix,
-    Scored,
-    Step,
-    Steps,
-    Written,
-    all_steps,
-)
+from thor_policy.core.decisions import Adapter, ModelInfo, Scored
+from thor_policy.core.engine import DeviceMemory, Loaded, PromptPrefix, Step, Steps, Written, all_steps
+from thor_policy.core.errors import DeadlineExceeded, EngineError, RequestError
 from thor_policy.engine import chat
-from thor_policy.engine.link import Link
-from thor_policy.engine.servers import Server, meet
-from thor_policy.engine.writing import Trie, Writing, closed_set, path_name
-from thor_policy.errors import DeadlineExceeded, EngineError, RequestError
+from thor_policy.engine.backends import Server, meet
+from thor_policy.engine.explanations import Trie, Writing, closed_set, path_name
+from thor_policy.engine.http import Link
 
 log = logging.getLogger(__name__)
 

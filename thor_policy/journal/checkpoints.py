@@ -1,9 +1,9 @@
 """Signed checkpoints: what shows a cut tail and a chain that was stamped anew.
 
 Owns the checkpoint files beside the journal, the key that signs them, and the form of what is signed.
-Invariant: a checkpoint or key file is on disk whole or not visible, and a checkpoint is never overwritten;
-a crash can leave a `.*.new` behind, which nothing reads. It waits for the disk, so the journal's thread and
-commands call it, never the main or the engine thread.
+Invariant: a checkpoint or key file is on disk whole or not visible, and a checkpoint is never
+overwritten; a crash can leave a `.*.new` behind, which nothing reads. It waits for the disk, so the
+journal's thread and commands call it, never the main or the engine thread.
 
 The signature is Ed25519 (RFC 8032) over these six lines of ASCII, each ended by one newline, where every
 value has the form that `Checkpoint` allows and so holds no newline:
@@ -15,8 +15,9 @@ Any tool can check it: `openssl pkeyutl -verify -pubin -inkey ID.pub -rawin -in 
 the signature as 64 raw bytes.
 
 Trust: a signature says as much as the public key it is checked with. The `.pub` files that lie in the
-checkpoint directory show tampering only by somebody who cannot write there, and only while the checkpoints
-are still there. An auditor keeps checkpoints and public key elsewhere, and gives both to the verification.
+checkpoint directory show tampering only by somebody who cannot write there, and only while the
+checkpoints are still there. An auditor keeps checkpoints and public key elsewhere, and gives both to the
+verification.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from thor_policy import files, signing
-from thor_policy.errors import JournalError
-from thor_policy.signing import Digest, Key, KeyId, PublicKeys, Signature
+from thor_policy.core.errors import JournalError
+from thor_policy.security import files, signatures
+from thor_policy.security.signatures import Digest, Key, KeyId, PublicKeys, Signature
 
 #: First line of what is signed; another form of checkpoint gets another number.
 HEADING = "thor-policy checkpoint 1"
@@ -80,7 +81,7 @@ class Signer(Key):
         Raises JournalError if others may read or write it, or if it is no Ed25519 key.
         """
         try:
-            signer = cls(signing.private_key(path))
+            signer = cls(signatures.private_key(path))
         except (OSError, ValueError) as error:
             raise JournalError(f"the checkpoint key {path} {files.reason(error)}") from error
         with suppress(OSError):  # beside a credential nothing can be written; `publish` does without
@@ -155,8 +156,8 @@ def found(directory: Path) -> Found:
                     if entry.name.endswith(".json"):
                         checkpoints.append(_decode(content))
                     else:
-                        public_key = signing.public_key(content)
-                        public_keys[signing.key_id(public_key)] = public_key
+                        public_key = signatures.public_key(content)
+                        public_keys[signatures.key_id(public_key)] = public_key
                 except (OSError, ValueError) as error:
                     unreadable.append(f"{entry.name!a} {files.reason(error)}")
     except FileNotFoundError:
@@ -172,7 +173,7 @@ def found(directory: Path) -> Found:
 def trusted_keys(paths: Iterable[Path]) -> PublicKeys:
     """The public keys in these PEM files. Raises JournalError naming the first that holds none."""
     try:
-        return signing.public_keys(paths)
+        return signatures.public_keys(paths)
     except ValueError as error:
         raise JournalError(str(error)) from error
 
@@ -181,14 +182,14 @@ def check(checkpoint: Checkpoint, public_keys: PublicKeys) -> str | None:
     """None if one of these keys signed exactly this checkpoint, else why it counts for nothing."""
     if problem := _malformed(checkpoint):
         return f"it is malformed: {problem}"
-    return signing.problem(checkpoint.key, checkpoint.signature, _signed_bytes(checkpoint), public_keys)
+    return signatures.problem(checkpoint.key, checkpoint.signature, _signed_bytes(checkpoint), public_keys)
 
 
 # ---------------------------------------------------------------- forms
 
 
 def _signed_bytes(checkpoint: Checkpoint) -> bytes:
-    return signing.lines(
+    return signatures.lines(
         HEADING, checkpoint.chain, checkpoint.seq, checkpoint.head, checkpoint.at, checkpoint.key
     )
 

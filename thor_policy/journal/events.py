@@ -1,8 +1,8 @@
 """What happened, as it is stored: a body on the chain, and a private part beside it that can be erased.
 
-Owns the shape of every stored event. Invariant: names of people, and text that people or models wrote, are
-in the private part and nowhere else, so that erasing it erases them; a body says what we decided and counted.
-Pure; any thread.
+Owns the shape of every stored event. Invariant: names of people, and text that people or models wrote,
+are in the private part and nowhere else, so that erasing it erases them; a body says what we decided and
+counted. Pure; any thread.
 """
 
 from __future__ import annotations
@@ -17,24 +17,20 @@ import msgspec
 from msgspec import Struct, to_builtins
 from msgspec.structs import fields, replace
 
-from thor_policy import trace
-from thor_policy.calibration import Calibration
-from thor_policy.core import (
+from thor_policy.core import records
+from thor_policy.core.decisions import (
     Adapter,
-    Annotations,
-    Caller,
     Decision,
-    Evaluation,
     Explanation,
-    Json,
     ModelInfo,
     Obligation,
     PackInfo,
-    Risk,
     Tier,
     Timings,
     identity_of,
 )
+from thor_policy.core.records import Calibration
+from thor_policy.core.requests import Annotations, Caller, Evaluation, Json, Risk
 
 #: A body or a private part: a struct of this module, or plain JSON values.
 Part: TypeAlias = Struct | dict[str, Json]
@@ -177,7 +173,7 @@ class Redecided(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False)
     run: str
     served: str
     outcome: str
-    direction: trace.Direction
+    direction: records.Direction
     tier: Tier
     floor: str
     pack: PackInfo
@@ -305,7 +301,7 @@ def shadowed(served: Decision, shadow: Decision, at: float) -> Event:
     return Event(kind="shadowed", subject_id=served.id, at=at, body=body)
 
 
-def redecided(told: trace.Counterfactuals, at: float) -> list[Event]:
+def redecided(told: records.Counterfactuals, at: float) -> list[Event]:
     """What past decisions would have been: one event for each result, at Unix time `at`."""
     pack = PackInfo(name=told.pack.name, version=told.pack.version, sha256=told.pack.sha256)
     adapter = Adapter(**to_builtins(told.model.adapter)) if told.model.adapter else None
@@ -397,14 +393,14 @@ def _closed_part(explanation: Explanation) -> Explained:
 
 #: The kind of event that each record becomes.
 KINDS: dict[type, str] = {
-    trace.Reported: "reported",
-    trace.Consulted: "consulted",
-    trace.Happened: "outcome",
-    trace.Review: "review",
-    trace.Assignment: "assignment",
-    trace.Approval: "approval",
-    trace.Node: "node",
-    trace.Edge: "edge",
+    records.Reported: "reported",
+    records.Consulted: "consulted",
+    records.Happened: "outcome",
+    records.Review: "review",
+    records.Assignment: "assignment",
+    records.Approval: "approval",
+    records.Node: "node",
+    records.Edge: "edge",
 }
 #: Kinds about a decision that has to be there already (a consultation may come before its decision).
 ABOUT_DECISION = frozenset(
@@ -416,7 +412,7 @@ ABOUT_DECISION = frozenset(
 
 
 def recorded(
-    record: trace.Record,
+    record: records.Record,
     *,
     record_id: str,
     at: float,
@@ -431,7 +427,7 @@ def recorded(
     `recall` looks for it.
     """
     kind = KINDS[type(record)]
-    private_names = trace.PRIVATE_FIELDS[type(record)]
+    private_names = records.PRIVATE_FIELDS[type(record)]
     body: dict[str, Json] = {} if idempotency is None else {"idempotency": idempotency}
     body |= {"id": record_id, "caller": msgspec.to_builtins(caller)}
     private: dict[str, Json] = {}
@@ -504,7 +500,7 @@ def calibrated(calibration: Calibration, at: float) -> Event:
     return Event(kind="calibration", subject_id=calibration.digest, at=at, body=to_builtins(calibration))
 
 
-def promoted(promotion: trace.Promotion, at: float, *, by_uid: int | None, by_key: str | None) -> Event:
+def promoted(promotion: records.Promotion, at: float, *, by_uid: int | None, by_key: str | None) -> Event:
     """A pack passed the gate of promotion, or was refused there; who asked for it."""
     told = {name: value for name, value in to_builtins(promotion).items() if value is not None}
     by = {"by_uid": by_uid} | ({} if by_key is None else {"by_key": by_key})

@@ -1,8 +1,8 @@
 """What events mean for the tables people query.
 
-Owns the rows of every table but `events` and `private`. Invariant: a row is a function of events alone (of
-their bodies and of what is left of their private parts), so it can be computed again at any time: the writer,
-`verify` and `rebuild` all call `project`. Pure; any thread.
+Owns the rows of every table but `events` and `private`. Invariant: a row is a function of events alone
+(of their bodies and of what is left of their private parts), so it can be computed again at any time: the
+writer, `verify` and `rebuild` all call `project`. Pure; any thread.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from thor_policy.core import Json, ModelInfo, PackInfo, identity_of
+from thor_policy.core.decisions import ModelInfo, PackInfo, identity_of
+from thor_policy.core.requests import Json
 from thor_policy.journal import events
 from thor_policy.journal.events import Explained, Part, Redecided, Said, Shadowed, Shown, ShownOn
 

@@ -17,9 +17,10 @@ from urllib.parse import quote
 
 import msgspec
 
-from thor_policy.core import Json, PackInfo, Tier
-from thor_policy.errors import JournalError
-from thor_policy.journal import archive, events, schema
+from thor_policy.core.decisions import PackInfo, Tier
+from thor_policy.core.errors import JournalError
+from thor_policy.core.requests import Json
+from thor_policy.journal import events, schema, segments
 from thor_policy.journal.projections import JSON_COLUMNS
 
 Record = dict[str, Json]
@@ -378,7 +379,7 @@ def _actor(told: str | None) -> str | None:
 
 
 def _archived(connection: sqlite3.Connection, path: Path, seq: int) -> tuple[Any, ...]:
-    found = archive.event(connection, path, seq)
+    found = segments.event(connection, path, seq)
     if found is None:
         raise ValueError(f"event {seq} is neither there nor archived")
     row, part = found

@@ -3,9 +3,9 @@
 Owns the DDL. Invariant: a file that opens has exactly the migrations of this list; a file from a newer
 version is refused, never guessed at. Used by whoever opens the file for writing, before anything else.
 
-An index on (column, second) serves pages, newest first, of one value and of one value since some time: what
-is in one second is sorted as it is read. The second as a number is 24 bytes shorter than the timestamp; each
-commit writes one entry of each index, and most of them to a page of its own.
+An index on (column, second) serves pages, newest first, of one value and of one value since some time:
+what is in one second is sorted as it is read. The second as a number is 24 bytes shorter than the
+timestamp; each commit writes one entry of each index, and most of them to a page of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import closing
 
 from sqlite_utils import Database, Migrations
 
-from thor_policy.errors import JournalError
+from thor_policy.core.errors import JournalError
 
 #: Values that so many decisions have that a page of them is soon found by the index on timestamp; an index
 #: of each of them would cost every commit. Another list is another migration (0002, 0004).

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from thor_policy.core import Json
+from thor_policy.core.requests import Json
 from thor_policy.journal.reader import Reader, Record, instant
 
 #: What a report can be broken down by, and the column behind it.

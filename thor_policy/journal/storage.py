@@ -1,8 +1,8 @@
 """The journal's file and the disk under it: lock, opening, room, and what to do with a broken file.
 
 Owns the state directory while the process lives (an flock says so), the connection's settings and the
-ballast file. Invariant: a file that cannot be trusted is kept aside under another name, never overwritten and
-never written to. Called by the journal thread, and before it starts.
+ballast file. Invariant: a file that cannot be trusted is kept aside under another name, never overwritten
+and never written to. Called by the journal thread, and before it starts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from thor_policy.errors import AlreadyRunning, JournalError
+from thor_policy.core.errors import AlreadyRunning, JournalError
 from thor_policy.journal import chain, schema
 
 log = logging.getLogger(__name__)

@@ -1,8 +1,8 @@
 """The one connection that writes, and the thread that owns it.
 
-Owns the journal file while the process lives. Invariant: an event is acknowledged only after the transaction
-that holds it, its place in the chain and its projections is committed. `append` never waits: what arrives
-during a commit is the next batch, so the disk sets the pace and no timer adds delay.
+Owns the journal file while the process lives. Invariant: an event is acknowledged only after the
+transaction that holds it, its place in the chain and its projections is committed. `append` never waits:
+what arrives during a commit is the next batch, so the disk sets the pace and no timer adds delay.
 """
 
 from __future__ import annotations
@@ -23,24 +23,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from msgspec import Struct
-
-from thor_policy import trace
-from thor_policy.core import Caller, Decision, Explanation, Recorded
-from thor_policy.errors import ErrorCode, JournalError, RequestError
-from thor_policy.journal import events, leases, recall
+from thor_policy.core import records
+from thor_policy.core.decisions import Decision, Explanation, Recorded
+from thor_policy.core.errors import ErrorCode, JournalError, RequestError
+from thor_policy.core.requests import Caller
+from thor_policy.core.results import Committed
+from thor_policy.journal import events, leases
+from thor_policy.journal.batch import Placed, Ready, make_ready
 from thor_policy.journal.checkpoints import Signer, found, keep
 from thor_policy.journal.events import Event
-from thor_policy.journal.placing import Placed, Ready, make_ready
-from thor_policy.journal.storage import (
-    BUSY_TIMEOUT_MS,
-    Room,
-    boot_id,
-    open_for_writing,
-    reopen,
-    take_lock,
-)
-from thor_policy.notify import Pulse
+from thor_policy.journal.idempotency import KEY_WINDOW_S, find_recorded
+from thor_policy.journal.storage import BUSY_TIMEOUT_MS, Room, boot_id, open_for_writing, reopen, take_lock
+from thor_policy.telemetry.watchdog import Pulse
 
 log = logging.getLogger(__name__)
 
@@ -63,17 +57,6 @@ class _Mark(Enum):
 
     NOTHING = 0
     END = 1
-
-
-class Committed(Struct, frozen=True, kw_only=True, gc=False):
-    """The fate of one event: on disk, or (with `error`) not. `commit_ms` is queue plus transaction time."""
-
-    ticket: int | None
-    kind: str
-    seq: int = 0
-    commit_ms: float = 0.0
-    error: ErrorCode | None = None
-    message: str | None = None
 
 
 @dataclass(frozen=True)
@@ -217,7 +200,7 @@ class Journal:
 
     def write(
         self,
-        record: trace.Record,
+        record: records.Record,
         *,
         record_id: str,
         at: float,
@@ -252,8 +235,8 @@ class Journal:
             else:
                 tell(RequestError("unavailable", f"the idempotency key could not be looked up: {error}"))
 
-        since = time.time() - recall.WINDOW_S
-        self.run(lambda connection: recall.find(connection, digest, since)).add_done_callback(told)
+        since = time.time() - KEY_WINDOW_S
+        self.run(lambda connection: find_recorded(connection, digest, since)).add_done_callback(told)
 
     def commit(self, event: Event) -> Future[Committed]:
         """Record one event in a transaction of its own; for what must know that it is on disk."""

@@ -1,12 +1,12 @@
 """How far reviewers agree, beyond what chance gives, and how often the decisions were right.
 
 Owns the standing verdicts and every figure made of them. Invariant: agreement is counted only between
-verdicts that were given independently, and accuracy is estimated only from decisions drawn at random; what
-else was reviewed is counted and told apart. Pure; any thread.
+verdicts that were given independently, and accuracy is estimated only from decisions drawn at random;
+what else was reviewed is counted and told apart. Pure; any thread.
 
-Kappa is (po - pe) / (1 - pe): po the share of pairs that agree, pe what chance would give. Cohen's (1960) is
-of two reviewers, with the large-sample variance of Fleiss, Cohen and Everitt (1969); Fleiss' (1971) is of
-any number of verdicts a decision, with the jackknife's variance over decisions. Intervals are at 95 %.
+Kappa is (po - pe) / (1 - pe): po the share of pairs that agree, pe what chance would give. Cohen's (1960)
+is of two reviewers, with the large-sample variance of Fleiss, Cohen and Everitt (1969); Fleiss' (1971) is
+of any number of verdicts a decision, with the jackknife's variance over decisions. Intervals are at 95 %.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from itertools import combinations
 
 from msgspec import Struct
 
-from thor_policy.core import Json
+from thor_policy.core.requests import Json
 
 #: Quantile of the normal distribution for an interval at 95 %.
 _Z = 1.959963984540054

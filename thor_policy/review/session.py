@@ -1,8 +1,9 @@
 """One reviewer at work: what is shown next, and what a verdict, a skip, an undo leaves behind.
 
-Owns the course of a session. Invariant: a decision is shown only once its reviewer holds the lease on it, and
-every verdict is kept before the next decision is shown; nothing is held back to be written later. An undo is
-a record of its own, for the chain is only ever appended to. Time is an argument. The reviewer's thread.
+Owns the course of a session. Invariant: a decision is shown only once its reviewer holds the lease on it,
+and every verdict is kept before the next decision is shown; nothing is held back to be written later. An
+undo is a record of its own, for the chain is only ever appended to. Time is an argument. The reviewer's
+thread.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
-from thor_policy import trace
-from thor_policy.core import Json
-from thor_policy.errors import RequestError, ThorPolicyError
+from thor_policy.core import records
+from thor_policy.core.errors import RequestError, ThorPolicyError
+from thor_policy.core.requests import Json
 from thor_policy.review import agreement
 from thor_policy.review.agreement import Rating
-from thor_policy.review.order import Pick
+from thor_policy.review.ranking import Pick
 
 #: How long a decision stays with a reviewer who does nothing, in seconds.
 LEASE_S = 600
@@ -60,7 +61,7 @@ class Desk(Protocol):
     def reviews(self, decision_id: str) -> Sequence[Mapping[str, Json]]:
         """Every row of the table of reviews about it, each with the `outcome` that was served."""
 
-    def keep(self, record: trace.Record) -> str:
+    def keep(self, record: records.Record) -> str:
         """Record something and return its id. Raises RequestError; `conflict` where another has the lease."""
 
 
@@ -162,7 +163,7 @@ class Session:
     def _lease(self, pick: Pick) -> bool:
         """Keep others away from a decision; False if somebody else has it, or has settled it meanwhile."""
         begun_s = self._clock()
-        lease = trace.Assignment(
+        lease = records.Assignment(
             decision_id=pick.decision_id, reviewer=self.reviewer, type="lease", seconds=self._lease_s
         )
         try:
@@ -197,7 +198,9 @@ class Session:
 
     def _release(self, decision_id: str) -> None:
         try:
-            self._desk.keep(trace.Assignment(decision_id=decision_id, reviewer=self.reviewer, type="release"))
+            self._desk.keep(
+                records.Assignment(decision_id=decision_id, reviewer=self.reviewer, type="release")
+            )
         except RequestError as error:
             if error.code != "conflict":  # the lease ran out and somebody else has it: nothing is ours
                 raise
@@ -205,7 +208,7 @@ class Session:
     # ------------------------------------------------------------ what is done
 
     def judge(
-        self, verdict: trace.Judgement, *, decision: str | None = None, reasoning: str | None = None
+        self, verdict: records.Judgement, *, decision: str | None = None, reasoning: str | None = None
     ) -> str:
         """Keep a verdict on the decision that is shown, and show the next; returns the review's id.
 
@@ -219,7 +222,7 @@ class Session:
             self.item = None  # and is somebody else's; `open` shows the next
             raise RequestError("conflict", "your time with this decision ran out and somebody else took it")
         review_id = self._desk.keep(
-            trace.Review(
+            records.Review(
                 decision_id=item.decision_id,
                 reviewer=self.reviewer,
                 verdict=verdict,
@@ -244,7 +247,9 @@ class Session:
         """Assign the decision that is shown to somebody else, and show the next."""
         item = self._shown()
         self._desk.keep(
-            trace.Assignment(decision_id=item.decision_id, reviewer=to, type="assign", given_by=self.reviewer)
+            records.Assignment(
+                decision_id=item.decision_id, reviewer=to, type="assign", given_by=self.reviewer
+            )
         )
         self._let_go()
         self._note("delegated")
@@ -263,19 +268,19 @@ class Session:
             self._desk.keep(self._withdrawal(pick.decision_id, last.review_id))
         elif last.step == "delegated":
             self._desk.keep(
-                trace.Assignment(decision_id=pick.decision_id, reviewer=self.reviewer, type="unassign")
+                records.Assignment(decision_id=pick.decision_id, reviewer=self.reviewer, type="unassign")
             )
         self.done.pop()
         self.open(last.place)
         return last
 
-    def _withdrawal(self, decision_id: str, review_id: str | None) -> trace.Review:
+    def _withdrawal(self, decision_id: str, review_id: str | None) -> records.Review:
         rows = self._desk.reviews(decision_id)
         left = agreement.standing([row for row in rows if row["id"] != review_id])
         stands: Any = left[-1].verdict if left else None
         row = self._desk.row(decision_id)
         expected = row["expected_decision"]
-        return trace.Review(
+        return records.Review(
             decision_id=decision_id,
             reviewer=self.reviewer,
             verdict="withdrawn",

@@ -1,0 +1,563 @@
+"""What the tests of the journal share: values to record, a callback that waits, and looks at the file."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from msgspec.structs import replace
+
+from thor_policy.core import records
+from thor_policy.core.decisions import (
+    Adapter,
+    Decision,
+    Explanation,
+    Floor,
+    ModelInfo,
+    PackInfo,
+    Scored,
+    Timings,
+)
+from thor_policy.core.records import Calibration
+from thor_policy.core.requests import Action, Caller, Entity, Evaluation, Json
+from thor_policy.core.results import Committed
+from thor_policy.journal import chain, events, projections
+from thor_policy.journal.batch import Rewrite
+from thor_policy.journal.checkpoints import Signer
+from thor_policy.journal.events import Event
+from thor_policy.journal.reader import read_only_uri
+from thor_policy.journal.writer import Checkpoints, Journal
+from thor_policy.suites.run_files import Item, Judge, Run, Tokens, how_wrong
+
+#: How long a test waits for what must come; far more than it takes.
+WAIT_S = 60.0
+#: 2026-07-01T12:00:00Z.
+NOON = 1_782_907_200.0
+
+PACK = PackInfo(name="core", version="1.2.0", sha256="c0ffee" + "0" * 58)
+MODEL = ModelInfo(
+    name="phi-4-mini",
+    sha256="f" * 64,
+    quantisation="Q4_K_M",
+    architecture="phi3",
+    parameters=3_800_000_000,
+    build="llama-cpp-python 0.3.36",
+    device="cpu",
+)
+CALLER = Caller(transport="ipc", uid=1000, gid=1000, pid=42)
+ASKED = Evaluation(
+    subject=Entity(type="user", id="alice", properties={"role": "developer", "trust": {"competence": 0.9}}),
+    action=Action(name="deploy"),
+    resource=Entity(type="env", id="production"),
+    context={"team_context": "platform", "details": "the release, on a Friday", "change/~7": [1, 2]},
+)
+SCORED = Scored(
+    label="deny",
+    probabilities={"allow": 0.25, "deny": 0.75},
+    logits=(1.5, 2.25, -3.0),
+    suffix_tokens=(17, 4, 99),
+    prefix_tokens=1527,
+    prefix_digest="ab" * 32,
+    score_ms=12.5,
+)
+EXPLAINED = Explanation(
+    classification="freeze_violation",
+    clauses=("R3", "R1"),
+    reasoning="Nobody deploys on a Friday.",
+    text="deny\nR3,R1\nNobody deploys on a Friday.",
+    generated_tokens=9,
+    explain_ms=80.5,
+)
+_numbers = itertools.count(1)
+
+
+def by_model(**changes: Any) -> Decision:
+    """A decision that the model took, not explained yet."""
+    fields: dict[str, Any] = {
+        "id": f"018f-{next(_numbers):08}",
+        "at": NOON,
+        "evaluation": ASKED,
+        "caller": CALLER,
+        "outcome": "deny",
+        "allow": False,
+        "tier": "model",
+        "floor": Floor(outcome="allow", final=False, facts={"friday": True}, risk="high"),
+        "risk": "high",
+        "pack": PACK,
+        "model": MODEL,
+        "label": "deny",
+        "confidence": 0.75,
+        "probabilities": SCORED.probabilities,
+        "scored": SCORED,
+        "timings": Timings(queue_ms=0.5, rules_ms=0.25, score_ms=12.5),
+    }
+    return Decision(**fields | changes)
+
+
+def without_model(**changes: Any) -> Decision:
+    """A decision for which no model was asked."""
+    nothing = {"model": None, "label": None, "confidence": None, "probabilities": {}, "scored": None}
+    return by_model(**nothing | {"timings": Timings()} | changes)
+
+
+def by_rule(**changes: Any) -> Decision:
+    """A decision that a rule took alone, with its reason."""
+    floor = Floor(
+        outcome="deny",
+        final=True,
+        rules=("freeze",),
+        clauses=("R3",),
+        because="the freeze is on",
+        classification="freeze_violation",
+    )
+    explanation = Explanation(
+        classification="freeze_violation", clauses=("R3",), reasoning="the freeze is on", text=""
+    )
+    return without_model(**{"tier": "rule", "floor": floor, "explanation": explanation} | changes)
+
+
+def fallback(**changes: Any) -> Decision:
+    """A decision that nobody could take, so that it is the strictest."""
+    return without_model(**{"tier": "fallback", "reason_code": "engine_failed"} | changes)
+
+
+def note(text: str = "", **changes: Any) -> Event:
+    """An event of a kind that no table shows: it stands on the chain alone."""
+    fields: dict[str, Any] = {"kind": "note", "subject_id": "n", "at": NOON, "body": {"text": text}}
+    return Event(**fields | changes)
+
+
+def about(**properties: Json) -> Evaluation:
+    """The usual question, with this context."""
+    return Evaluation(subject=ASKED.subject, action=ASKED.action, resource=ASKED.resource, context=properties)
+
+
+def sent(record: records.Record, *, at: float = NOON, **changes: Any) -> Event:
+    """The event of a record that somebody sent, with an id of its own."""
+    return events.recorded(
+        record, record_id=changes.pop("record_id", f"r-{next(_numbers):08}"), at=at, caller=CALLER, **changes
+    )
+
+
+class Fates:
+    """The callback of a journal: what became of each event, in the order in which it was told."""
+
+    def __init__(self) -> None:
+        self._told: queue.SimpleQueue[list[Committed]] = queue.SimpleQueue()
+        self._go_on = threading.Event()
+        self._go_on.set()
+
+    def __call__(self, batch: list[Committed]) -> None:
+        self._told.put(batch)
+        assert self._go_on.wait(WAIT_S)
+
+    @property
+    def silent(self) -> bool:
+        return self._told.empty()
+
+    def batch(self) -> list[Committed]:
+        """The next batch."""
+        return self._told.get(timeout=WAIT_S)
+
+    def wait(self, count: int) -> list[Committed]:
+        """The fates of the next `count` events, which whole batches must make up."""
+        fates: list[Committed] = []
+        while len(fates) < count:
+            fates += self.batch()
+        assert len(fates) == count
+        return fates
+
+    @contextmanager
+    def one_batch(self, journal: Journal) -> Iterator[None]:
+        """What is appended inside arrives while the journal is busy with an event of ours."""
+        self._go_on.clear()
+        journal.append(note("keeps the journal busy"))
+        self.batch()
+        try:
+            yield
+        finally:
+            self._go_on.set()
+
+
+def record(path: Path, *what: Decision | Event, **options: Any) -> list[Committed]:
+    """Open the journal, record all this, and close it. No test pulls the plug, so nothing is synced."""
+    fates = Fates()
+    with Journal(path, on_committed=fates, **{"synchronous": "OFF"} | options) as journal:
+        for one in what:
+            if isinstance(one, Decision):
+                journal.decided(one)
+            else:
+                journal.append(one)
+        told = fates.wait(len(what))
+    assert [fate.error for fate in told] == [None] * len(what)
+    return told
+
+
+def signing(path: Path, *, every_events: int = 1_000_000, every_s: float = 1e9) -> Checkpoints:
+    """Checkpoints beside the journal at `path`; by default only a clean stop makes one."""
+    signer = Signer.load(path.parent / "checkpoint.key")
+    signer.publish(path.parent / "checkpoints")
+    return Checkpoints(signer, path.parent / "checkpoints", every_events, every_s)
+
+
+def rows(path: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+    """What a process beside the daemon sees."""
+    with closing(sqlite3.connect(read_only_uri(path), uri=True)) as connection:
+        return connection.execute(sql, values).fetchall()
+
+
+def row(path: Path, table: str, where: str = "1", *values: Any) -> dict[str, Any]:
+    """The only stored row of a table that fits, as it stands, nothing decoded."""
+    with closing(sqlite3.connect(read_only_uri(path), uri=True)) as connection:
+        connection.row_factory = sqlite3.Row
+        (found,) = connection.execute(f"SELECT * FROM {table} WHERE {where}", values).fetchall()
+        return dict(found)
+
+
+def decision_row(path: Path, decision_id: str) -> dict[str, Any]:
+    """The stored row of a decision."""
+    return row(path, "decisions", "decision_id = ?", decision_id)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that may write, as somebody has who owns the file."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA synchronous = OFF")
+        yield connection
+
+
+@contextmanager
+def stalled(path: Path) -> Iterator[None]:
+    """While this lasts no commit comes through: somebody else holds the write lock."""
+    with writing(path) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+
+
+def erasing(path: Path, *seqs: int, keep: str | None = None) -> Event:
+    """The event that erases the private parts of these events, or puts `keep` in their place."""
+    effect = []
+    for seq in seqs:
+        ((kind, subject_id, at, body),) = rows(
+            path, "SELECT kind, subject_id, at, body FROM events WHERE seq = ?", seq
+        )
+        private = None if keep is None else (chain.seal(b"")[0], keep)
+        parts = projections.read(kind, body.encode(), keep.encode() if keep is not None else None)
+        effect.append(
+            Rewrite(
+                seq=seq,
+                kind=kind,
+                subject_id=subject_id,
+                private=private,
+                projection=projections.project(kind, seq, at, subject_id, *parts),
+            )
+        )
+    parts_told = {str(one.seq): one.digest.hex() for one in effect}
+    return Event(kind="erased", subject_id="erased", at=NOON, body={"parts": parts_told}, effect=effect)
+
+
+CALIBRATION = Calibration(temperature=2.0, pack_sha256="a" * 64, model_sha256="b" * 64, judged=60)
+PROMOTION = records.Promotion(
+    name="team",
+    version="2",
+    sha256="d" * 64,
+    against=PACK.sha256,
+    model_sha256="b" * 64,
+    passed=True,
+    report='{"checks":[{"name":"lint","passed":true}]}',
+    key="ab" * 8,
+    signature="cd" * 64,
+)
+
+
+def one_of_each() -> list[Event]:
+    """Events of every kind, with reviews, outcomes and explanations, some of them twice on one decision.
+
+    Twenty-two events, in an order that the journal takes.
+    """
+    asked, other, told = (
+        by_model(evaluation=about(details="a change", team_context="platform")),
+        by_rule(),
+        "b",
+    )
+    reported = sent(
+        records.Reported(
+            agent="trader",
+            outcome="buy",
+            type="signal",
+            entity="ACME",
+            prompt="what now?",
+            response="buy",
+            reasoning="it is cheap",
+            context={"price": 7.5},
+            confidence=0.625,
+            session="s1",
+            tags=("x",),
+            latency_ms=12.0,
+            input_tokens=5,
+            output_tokens=1,
+        ),
+        record_id=f"reported-{next(_numbers)}",
+    )
+    subject = reported.subject_id
+    return [
+        events.model_loaded(MODEL, NOON),
+        events.pack_activated(PACK, NOON),
+        events.decided(asked),
+        events.decided(other),
+        sent(records.Consulted(system="prices", session="s1", entity="ACME", query="q", value={"p": 7.5})),
+        reported,
+        sent(records.Consulted(system="risk", decision_id=subject, value=[1], relevance=0.5, took_ms=1.5)),
+        events.explained(asked.id, EXPLAINED, NOON + 1),
+        sent(records.Review(decision_id=asked.id, reviewer="robin", verdict="accept")),
+        sent(
+            records.Review(
+                decision_id=asked.id, reviewer="kim", verdict="correct_both", decision="allow", reasoning="no"
+            )
+        ),
+        sent(
+            records.Review(decision_id=other.id, reviewer="kim", verdict="correct_reasoning", reasoning="it")
+        ),
+        sent(records.Happened(decision_id=subject, status="PENDING")),
+        sent(records.Happened(decision_id=subject, status="SUCCESS", value=12.5, note="sold")),
+        sent(records.Happened(decision_id=asked.id, status="FAILURE", value=-3.0)),
+        sent(
+            records.Approval(
+                decision_id=asked.id, approver="robin", role="lead", channel="mail", evidence="ok"
+            )
+        ),
+        sent(records.Approval(decision_id=asked.id, approver="kim", verdict="rejected", step=2)),
+        sent(records.Node(type="goal", title="ship", description="it", confidence=80, metadata={"k": [1]})),
+        events.calibrated(CALIBRATION, NOON),
+        sent(records.Edge(source="n1", target="n2", type="leads_to", weight=0.5, rationale=told)),
+        events.gap("something was lost", NOON, decision=2),
+        events.decided(fallback()),
+        note("a kind of its own"),
+    ]
+
+
+def redecided(*decisions: Decision, **changes: Any) -> records.Counterfactuals:
+    """What these decisions would have been in a run: the opposite, by another pack on a tuned model."""
+    fields: dict[str, Any] = {
+        "run": "run-1",
+        "pack": records.JudgePack(name="core", version="2", sha256="d" * 64),
+        "model": records.JudgeModel(
+            name=MODEL.name,
+            sha256=MODEL.sha256,
+            quantisation=MODEL.quantisation,
+            adapter=records.JudgeAdapter(name="tuned", sha256="c" * 64, scale=0.5),
+        ),
+        "temperature": 1.5,
+        "results": tuple(
+            records.Redecided(
+                decision_id=one.id,
+                served=one.outcome,
+                outcome="deny" if one.allow else "allow",
+                direction="tightened" if one.allow else "loosened",
+                tier="model",
+                floor="allow",
+                label="allow",
+                confidence=0.75,
+                clauses=("R1",),
+                score_ms=12.5,
+                took_ms=13.25,
+            )
+            for one in decisions
+        ),
+    }
+    return records.Counterfactuals(**fields | changes)
+
+
+def what_judges() -> list[Event]:
+    """Events of packs and adapters that come and go, and of a pack in the shadow of another."""
+    tuned = replace(MODEL, adapter=Adapter(name="tuned", sha256="c" * 64, scale=0.5))
+    served, other = by_model(), by_model(model=tuned, outcome="allow")
+    return [
+        events.pack_loaded(PACK, NOON),
+        events.pack_shadowed(PACK, NOON),
+        events.decided(served),
+        events.shadowed(served, other, NOON + 1),
+        events.shadowed(served, fallback(), NOON + 1),
+        *events.redecided(redecided(served), NOON + 2),
+        events.pack_shadowed(None, NOON),
+        events.pack_unloaded(PACK, NOON),
+        events.adapter_activated(tuned.adapter, MODEL.sha256, NOON),
+        events.adapter_activated(None, MODEL.sha256, NOON),
+    ]
+
+
+LABELS = ("allow", "mfa", "deny")
+JUDGE = Judge(
+    pack=PackInfo(name="small", version="1.0.0", sha256="ab" * 32),
+    labels=LABELS,
+    model="tiny-q4",
+    model_sha256="cd" * 32,
+)
+
+
+def answered(id: str, outcome: str | None = "deny", *, wanted: str = "deny", **changes: Any) -> Item:
+    """An item that the model answered; `wanted` may name several outcomes, with a `|` between."""
+    accepted = tuple(wanted.split("|"))
+    fields: dict[str, Any] = {
+        "suite": "trial",
+        "pack": "small",
+        "title": f"About {id}",
+        "difficulty": "easy",
+        "status": "passed" if outcome in accepted else "failed",
+        "accepted": accepted,
+        "outcome": outcome,
+        "label": outcome,
+        "floor": "allow",
+        "tier": "model",
+        "wrong": how_wrong(outcome, accepted, LABELS),
+        "probabilities": {label: 0.8 if label == outcome else 0.1 for label in LABELS},
+        "structure": 1.0,
+        "total_ms": 100.0,
+        "score_ms": 80.0,
+        "tokens": Tokens(prefix=1000, question=70, explanation=10),
+    }
+    return Item(id=id, **fields | changes)
+
+
+def run_of(*items: Item, repeats: int = 1, **changes: Any) -> Run:
+    fields: dict[str, Any] = {
+        "at": "2026-05-13T10:00:00Z",
+        "version": "0.1.0",
+        "where": "in process",
+        "machine": "a desk",
+        "selection": "full",
+        "judges": (JUDGE,),
+    }
+    return Run(repeats=repeats, results=items, **fields | changes)
+
+
+def error(id: str, **changes: Any) -> Item:
+    return answered(id, None, status="error", tier=None, floor=None, probabilities={}, tokens=None, **changes)
+
+
+def skipped(id: str, **changes: Any) -> Item:
+    unasked = {"tier": None, "floor": None, "label": None, "probabilities": {}, "tokens": None}
+    return answered(id, None, status="skipped", **unasked | changes)
+
+
+def many(right: int, wrong: int) -> list[Item]:
+    """So many scenarios decided right and, after them, wrong (too strict)."""
+    outcomes = ["mfa"] * right + ["deny"] * wrong
+    return [answered(f"Q{n}", outcome, wanted="mfa") for n, outcome in enumerate(outcomes)]
+
+
+PACK_MANIFEST = """
+name: small
+version: "{version}"
+description: Three outcomes and a rule for each way to answer.
+outcomes: [{{label: allow}}, {{label: require_mfa}}, {{label: deny}}]
+classifications: [routine, odd]
+fields: [{{name: who, value: subject.id}}, {{name: does, value: action.name}}]
+risk: '"low"'
+limits: {{max_reasoning_tokens: 4}}
+"""
+PACK_RULES = """
+- {id: banned, when: 'action.name == "banned"', outcome: deny, clause: R1, because: It is banned.}
+"""
+PACK_EXAMPLES = """
+- {id: X1, evaluation: {subject: {type: user, id: a}, action: {name: look}, resource: {type: doc, id: d}},
+   outcome: allow, classification: routine, risk: low, clauses: [R1], reasoning: Fine.}
+- {id: X2, evaluation: {subject: {type: user, id: b}, action: {name: burn}, resource: {type: doc, id: d}},
+   outcome: deny, classification: odd, risk: low, clauses: [R2], reasoning: Never.}
+"""
+
+
+def write_pack(folder: Path, *, version: str = "1", system: str = "Decide.", rules: str = PACK_RULES) -> Path:
+    """Write a pack called small to `folder`; another `system` makes it another pack."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "pack.yaml": PACK_MANIFEST.format(version=version),
+        "rules.yaml": rules,
+        "examples.yaml": PACK_EXAMPLES,
+        "clauses.yaml": "R1: Looking is free.\nR2: Nothing may be destroyed.\n",
+        "system.md": f"{system}\n",
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+ADAPTER_RANK = 4
+
+
+def write_adapter(
+    path: Path,
+    *,
+    base: Path,
+    base_sha256: str | None = None,
+    base_name: str | None = None,
+    architecture: str | None = None,
+    seed: int = 0,
+    blocks: int = 2,
+    narrower: int = 0,
+    rendering: str | None = None,
+) -> Path:
+    """Write an adapter of the first `blocks` blocks of the model `base`; the same seed gives the same bytes.
+
+    It says that it was trained on the file with `base_sha256`, or on the model `base_name`, or nothing.
+    `narrower` makes its tensors too small for the model.
+    """
+    model = gguf.GGUFReader(base)
+    told = str(model.fields["general.architecture"].contents())
+    out = gguf.GGUFWriter(path, architecture or told)
+    out.add_type(gguf.GGUFType.ADAPTER)
+    out.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    out.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(2 * ADAPTER_RANK))
+    if base_sha256 is not None:
+        out.add_string("thor_policy.base_sha256", base_sha256)
+    if rendering is not None:
+        out.add_string("thor_policy.rendering", rendering)
+    if base_name is not None:
+        out.add_string("general.base_model.0.name", base_name)
+    wanted = tuple(f"blk.{block}.ffn_{part}.weight" for block in range(blocks) for part in ("up", "down"))
+    for tensor in model.tensors:
+        if tensor.name in wanted:
+            width, height = (int(size) - narrower for size in tensor.shape)
+            random = np.random.default_rng([seed, *tensor.name.encode()])
+            out.add_tensor(
+                f"{tensor.name}.lora_a", random.normal(0, 0.3, (ADAPTER_RANK, width)).astype(np.float32)
+            )
+            out.add_tensor(
+                f"{tensor.name}.lora_b", random.normal(0, 0.3, (height, ADAPTER_RANK)).astype(np.float32)
+            )
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return path
+
+
+def write_adapter_header(path: Path, **told: str | float | bool) -> Path:
+    """Write an adapter without tensors that says what `told` says, `__` for `.`; enough to be read, not used.
+
+    The four things that each must say are said where `told` does not say otherwise.
+    """
+    out = gguf.GGUFWriter(path, "llama")
+    kinds = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 8.0}
+    for name, value in (kinds | {key.replace("__", "."): value for key, value in told.items()}).items():
+        if isinstance(value, bool):
+            out.add_bool(name, value)
+        elif isinstance(value, float):
+            out.add_float32(name, value)
+        else:
+            out.add_string(name, value)
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return path

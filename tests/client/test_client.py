@@ -1,0 +1,287 @@
+"""The clients: one contract for both, and what only the one for an event loop has to keep."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import pytest
+import zmq
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thor_policy.client.aio import AsyncClient
+from thor_policy.client.blocking import Client
+from thor_policy.config import Config
+from thor_policy.core import records
+from thor_policy.core.errors import RequestError, Unreachable
+from thor_policy.core.requests import Json
+from thor_policy.daemon.service import serving
+from thor_policy.protocol.replies import reply_id
+from thor_policy.testing import load_stub_engine
+
+#: No test waits longer than this for anything, in milliseconds.
+PATIENCE_MS = 20_000
+QUESTION: Json = {
+    "subject": {"type": "user", "id": "ivo", "properties": {"role": "developer"}},
+    "action": {"name": "deploy"},
+    "resource": {"type": "env", "id": "production"},
+}
+
+
+@pytest.fixture
+def served(config: Config) -> Iterator[Config]:
+    with serving(config, load_engine=load_stub_engine):
+        yield config
+
+
+class Calls:
+    """Either client, called as if it were the one that blocks; every call is made in a client of its own."""
+
+    def __init__(self, endpoint: str, *, awaited: bool) -> None:
+        self._endpoint, self._awaited = endpoint, awaited
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any, timeout: int = PATIENCE_MS, **kwargs: Any) -> Any:
+            if not self._awaited:
+                with Client(self._endpoint, timeout_ms=timeout) as client:
+                    return getattr(client, name)(*args, **kwargs)
+
+            async def ask() -> Any:
+                async with AsyncClient(self._endpoint, timeout_ms=timeout) as client:
+                    return await getattr(client, name)(*args, **kwargs)
+
+            return asyncio.run(ask())
+
+        return call
+
+
+@pytest.fixture(params=[False, True], ids=["blocking", "awaited"])
+def awaited(request: pytest.FixtureRequest) -> bool:
+    chosen: bool = request.param
+    return chosen
+
+
+class TestEither:
+    """What holds for both clients."""
+
+    @pytest.fixture
+    def calls(self, served: Config, awaited: bool) -> Calls:
+        return Calls(served.endpoint, awaited=awaited)
+
+    def test_gets_a_decision(self, calls: Calls) -> None:
+        reply = calls.evaluate(QUESTION, explain="inline", deadline_ms=PATIENCE_MS)
+        assert reply["context"]["tier"] == "model"
+        assert reply["context"]["reasoning"] is not None
+
+    def test_gets_status_and_metrics(self, calls: Calls) -> None:
+        assert calls.status()["state"] == "serving"
+        assert calls.metrics()
+
+    def test_keeps_records_of_every_kind(self, calls: Calls) -> None:
+        decision_id = calls.track_signal(agent="scout", symbol="ACME", signal="BUY", confidence=0.5)
+        kept = [
+            calls.track_risk(agent="warden", symbol="ACME", outcome="REDUCE"),
+            calls.record(records.Reported(agent="desk", outcome="HOLD")),
+            calls.context(records.Consulted(system="crm", session="s")),
+            calls.outcome(decision_id, "SUCCESS", 12.5, note="sold"),
+            calls.review(records.Review(decision_id=decision_id, reviewer="ines", verdict="accept")),
+            calls.approve(records.Approval(decision_id=decision_id, approver="ines")),
+            calls.node(records.Node(type="goal", title="Ship")),
+            calls.link(records.Edge(source=decision_id, target=decision_id, type="led_to")),
+        ]
+        assert len({decision_id, *kept}) == 9
+        recorded = calls.status()["counters"]
+        assert sum(count for name, count in recorded.items() if name.endswith("_recorded")) == 9
+
+    def test_has_upkeep_done(self, calls: Calls) -> None:
+        assert calls.upkeep(records.Upkeep(task="checkpoint"))["checkpoint"] > 0
+
+    def test_raises_the_refusal_it_got(self, calls: Calls) -> None:
+        with pytest.raises(RequestError, match=r"situation\.action_type") as caught:
+            calls.evaluate({"actor_id": "user:ivo"})
+        assert caught.value.code == "bad_request"
+
+    def test_raises_the_refusal_of_a_request_too_large_to_be_read(self, calls: Calls) -> None:
+        with pytest.raises(RequestError, match="65536") as caught:
+            calls.evaluate({"padding": "x" * 70_000})
+        assert caught.value.code == "too_large"
+
+    def test_says_at_once_when_nobody_listens(self, config: Config, awaited: bool) -> None:
+        with pytest.raises(Unreachable, match="thorpolicy serve"):
+            Calls(config.endpoint, awaited=awaited).status()
+
+    def test_gives_up_after_its_timeout(self, config: Config, awaited: bool) -> None:
+        with silent(config), pytest.raises(Unreachable, match="no reply within 50 ms"):
+            Calls(config.endpoint, awaited=awaited).status(timeout=50)
+
+
+def test_both_have_the_same_calls_with_the_same_arguments() -> None:
+    def signatures(kind: type) -> dict[str, inspect.Signature]:
+        return {
+            name: inspect.signature(function).replace(return_annotation=None)
+            for name, function in inspect.getmembers(kind, inspect.isfunction)
+            if not name.startswith("_")
+        }
+
+    assert signatures(Client) == signatures(AsyncClient)
+    assert all(
+        inspect.iscoroutinefunction(getattr(AsyncClient, name))
+        for name in signatures(Client).keys() - {"alive"}
+    )
+
+
+@contextmanager
+def silent(config: Config) -> Iterator[zmq.Socket[bytes]]:
+    """A daemon's socket behind which nobody answers unless the test does."""
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.set(zmq.LINGER, 0)
+        router.set(zmq.RCVTIMEO, PATIENCE_MS)
+        router.bind(config.endpoint)
+        yield router
+
+
+def in_loop(
+    config: Config, use: Callable[[AsyncClient], Coroutine[Any, Any, None]], timeout_ms: int = PATIENCE_MS
+) -> None:
+    async def run() -> None:
+        async with AsyncClient(config.endpoint, timeout_ms=timeout_ms) as client:
+            await use(client)
+
+    asyncio.run(run())
+
+
+async def taken(router: zmq.Socket[bytes], count: int) -> list[tuple[bytes, dict[str, Json]]]:
+    """The next requests, with the peers they came from."""
+    got = [await asyncio.to_thread(router.recv_multipart) for _ in range(count)]
+    return [(route, json.loads(frame)) for route, frame in got]
+
+
+def answer(router: zmq.Socket[bytes], route: bytes, request: dict[str, Json], **members: Json) -> None:
+    router.send_multipart([route, msgspec.json.encode({"v": 1, "id": request["id"]} | members)])
+
+
+class TestAwaited:
+    """Many calls at once over one socket; the test is the daemon, and answers as it likes."""
+
+    def test_calls_get_their_own_replies_in_whatever_order_they_come(self, config: Config) -> None:
+        with silent(config) as router:
+
+            async def use(client: AsyncClient) -> None:
+                calls = [asyncio.create_task(client.call("evaluate", {"n": n})) for n in range(20)]
+                requests = await taken(router, 20)
+                assert len({route for route, _ in requests}) == 1
+                for route, request in reversed(requests):
+                    answer(router, route, request, echo=request["n"])
+                assert [reply["echo"] for reply in await asyncio.gather(*calls)] == list(range(20))
+
+            in_loop(config, use)
+
+    def test_a_cancelled_call_costs_no_other_call_anything(self, config: Config) -> None:
+        with silent(config) as router:
+
+            async def use(client: AsyncClient) -> None:
+                calls = [asyncio.create_task(client.call("evaluate", {"n": n})) for n in range(3)]
+                requests = await taken(router, 3)
+                calls[1].cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await calls[1]
+                for route, request in requests:  # that of the cancelled one too
+                    answer(router, route, request, echo=request["n"])
+                assert [(await calls[n])["echo"] for n in (0, 2)] == [0, 2]
+                later = asyncio.create_task(client.call("evaluate", {"n": 3}))
+                ((route, request),) = await taken(router, 1)
+                answer(router, route, request, echo=3)
+                assert (await later)["echo"] == 3
+
+            in_loop(config, use)
+
+    def test_a_reply_that_comes_after_its_timeout_is_nobody_elses(self, config: Config) -> None:
+        with silent(config) as router:
+
+            async def use(client: AsyncClient) -> None:
+                with pytest.raises(Unreachable, match="no reply within 50 ms"):
+                    await client.call("evaluate", {"n": 0}, timeout_ms=50)
+                ((route, late),) = await taken(router, 1)
+                second = asyncio.create_task(client.call("evaluate", {"n": 1}))
+                ((_, request),) = await taken(router, 1)
+                answer(router, route, late, echo=0)
+                answer(router, route, request, echo=1)
+                assert (await second)["echo"] == 1
+
+            in_loop(config, use)
+
+    def test_a_reply_that_names_nobody_is_that_to_the_largest_request_that_waits(
+        self, config: Config
+    ) -> None:
+        with silent(config) as router:
+
+            async def use(client: AsyncClient) -> None:
+                with pytest.raises(Unreachable):
+                    await client.call("evaluate", {"padding": "x" * 200}, timeout_ms=50)
+                await taken(router, 1)
+                small, large = (
+                    asyncio.create_task(client.call("evaluate", {"padding": "x" * size})) for size in (1, 100)
+                )
+                (route, request), _ = await taken(router, 2)
+                answer(router, route, {"id": ""}, error={"code": "too_large", "message": "too large"})
+                with pytest.raises(RequestError, match="too large"):
+                    await large
+                answer(router, route, request, echo=1)
+                assert (await small)["echo"] == 1
+
+            in_loop(config, use)
+
+    def test_closing_ends_the_calls_that_wait(self, config: Config) -> None:
+        with silent(config) as router:
+
+            async def use(client: AsyncClient) -> None:
+                waits = asyncio.create_task(client.status())
+                await taken(router, 1)
+                await client.close()
+                await client.close()
+                with pytest.raises(Unreachable, match="closed"):
+                    await waits
+
+            in_loop(config, use)
+
+    def test_a_daemon_that_is_gone_ends_them_all_and_one_that_comes_back_is_found(
+        self, config: Config
+    ) -> None:
+        async def use(client: AsyncClient) -> None:
+            with silent(config) as router:
+                waits = asyncio.create_task(client.status())
+                await taken(router, 1)
+                router.unbind(config.endpoint)
+                config.socket_path.unlink(missing_ok=True)
+                with pytest.raises(Unreachable):
+                    await client.call("status", {}, timeout_ms=50)
+                with pytest.raises(Unreachable, match="any more"):
+                    await waits
+                with pytest.raises(Unreachable, match="thorpolicy serve"):
+                    await client.status()
+            with silent(config) as router:
+                again = asyncio.create_task(client.status())
+                ((route, request),) = await taken(router, 1)
+                answer(router, route, request, status={"state": "serving"})
+                assert await again == {"state": "serving"}
+
+        in_loop(config, use)
+
+    def test_one_daemon_answers_hundreds_at_once(self, served: Config) -> None:
+        async def use(client: AsyncClient) -> None:
+            questions = [QUESTION | {"resource": {"type": "env", "id": f"e{n}"}} for n in range(200)]
+            replies = await asyncio.gather(*map(client.evaluate, questions))
+            assert len({reply["context"]["decision_id"] for reply in replies}) == 200
+
+        in_loop(served, use)
+
+
+@given(st.one_of(st.binary(), st.builds(msgspec.json.encode, st.dictionaries(st.text(), st.integers()))))
+def test_a_frame_that_is_no_reply_names_nobody(frame: bytes) -> None:
+    assert reply_id(frame) == ""

@@ -1,0 +1,621 @@
+"""Idempotency keys: a request that is sent again is answered again, and done once."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import zmq
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.build import by_model, by_rule, fallback, write_adapter_header, write_pack
+from thor_policy.client.blocking import Client
+from thor_policy.config import Config
+from thor_policy.core import records
+from thor_policy.core.decisions import Decision, Recorded, Scored
+from thor_policy.core.errors import RequestError
+from thor_policy.core.requests import Caller, Json, Role
+from thor_policy.daemon.idempotency import Keyed, Once, digest_of
+from thor_policy.daemon.inflight import InFlight
+from thor_policy.daemon.service import serving
+from thor_policy.journal import schema
+from thor_policy.journal.idempotency import IS_KEYED, KEY_DIGEST, find_recorded
+from thor_policy.journal.maintenance.archive import archive_before
+from thor_policy.journal.maintenance.rebuild import rebuild
+from thor_policy.journal.reader import Reader
+from thor_policy.journal.verification.verify import verify
+from thor_policy.journal.writer import Journal
+from thor_policy.protocol.messages import Evaluate
+from thor_policy.protocol.replies import decision_item
+from thor_policy.protocol.requests import decode_request
+from thor_policy.security.curve_keys import Keys
+from thor_policy.telemetry.metrics import Metrics
+from thor_policy.testing import StubEngine, load_stub_engine
+
+PATIENCE_MS = 20_000
+NOON = 1_778_668_800.0
+CALLER = Caller(transport="ipc", uid=1000, gid=1000, pid=42)
+#: A question that the rules leave to the model.
+DEPLOY: dict[str, Json] = {
+    "subject": {
+        "type": "user",
+        "id": "alice",
+        "properties": {"role": "engineer", "trust": {"competence": 0.9, "reliability": 0.9}},
+    },
+    "action": {"name": "deploy"},
+    "resource": {"type": "env", "id": "production"},
+    "context": {"timestamp": "2026-05-13T10:00:00Z", "details": "Release 8."},
+}
+#: Questions that the rules answer alone: with an allow, and with a denial.
+READ = {**DEPLOY, "action": {"name": "read"}, "resource": {"type": "doc", "id": "guide"}}
+TAMPER = {**DEPLOY, "action": {"name": "delete"}, "resource": {"type": "audit", "id": "log"}}
+
+
+def decode(**members: Json) -> Any:
+    frame = json.dumps({"v": 1, "request": DEPLOY, "idempotency_key": "k"} | members).encode()
+    return decode_request(frame, max_bytes=2**20, max_deadline_ms=60_000)
+
+
+def content(**members: Json) -> str:
+    text: str = decode(**members).idempotency.content
+    return text
+
+
+def error_of(call: Callable[[], object]) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        call()
+    return caught.value
+
+
+def rows(config: Config, table: str = "decisions") -> int:
+    with closing(sqlite3.connect(config.journal_path)) as connection:
+        (count,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+        return int(count)
+
+
+def retold(reply: dict[str, Json]) -> dict[str, Json]:
+    """A reply without what is about this very round trip."""
+    context = dict(reply["context"])
+    timings = {name: ms for name, ms in context.pop("timings_ms").items() if name not in ("total", "commit")}
+    return {"decision": reply["decision"], "context": context, "timings": timings}
+
+
+# ---------------------------------------------------------------- what is the same
+
+
+class TestContent:
+    def test_is_what_is_asked_in_whatever_order_and_form(self) -> None:
+        flat = {
+            "actor_id": "user:alice",
+            "actor_role": "engineer",
+            "t3_tensor": DEPLOY["subject"]["properties"]["trust"],
+            "action_type": "deploy",
+            "resource": "env:production",
+            **DEPLOY["context"],
+        }
+        turned = {name: DEPLOY[name] for name in reversed(DEPLOY)}
+        frame = {"v": 1, "idempotency_key": "k", "situation": flat}
+        message = decode_request(json.dumps(frame).encode(), max_bytes=2**20, max_deadline_ms=60_000)
+        assert isinstance(message, Evaluate)
+        assert message.idempotency is not None
+        assert content() == content(request=turned) == message.idempotency.content
+
+    def test_is_not_how_it_is_asked(self) -> None:
+        assert content() == content(id="again", deadline_ms=7, explain="inline")
+
+    @given(
+        st.dictionaries(
+            st.text(st.characters(codec="utf-8"), max_size=3),
+            st.integers(-9, 9) | st.booleans() | st.none(),
+            max_size=4,
+        )
+    )
+    def test_that_differs_has_another_digest(self, context: dict[str, Json]) -> None:
+        same = json.dumps(context, sort_keys=True) == json.dumps({"a": 1}, sort_keys=True)
+        one, other = (content(request=DEPLOY | {"context": told}) for told in (context, {"a": 1}))
+        assert (one == other) == same
+
+    @pytest.mark.parametrize("members", [{"pack": "p"}, {"annotations": {"tags": ["t"]}}, {"request": READ}])
+    def test_differs_with_what_is_decided_or_recorded(self, members: dict[str, Json]) -> None:
+        assert content(**members) != content()
+
+    def test_of_a_record_differs_with_the_op(self) -> None:
+        told = {"decision_id": "d", "status": "SUCCESS"}
+        assert content(op="outcome", record=told) != content(op="outcome", record=told | {"value": 1})
+        assert content(op="node", record={"type": "goal", "title": "t"}) != content(op="outcome", record=told)
+
+    def test_of_a_batch_has_a_key_for_each_item(self) -> None:
+        once, again = (decode(evaluations=[{}, {}, READ]).items for _ in range(2))
+        assert len({item.idempotency.key for item in once} | {decode().idempotency.key}) == 4
+        assert [item.idempotency for item in once] == [item.idempotency for item in again]
+
+    @pytest.mark.parametrize(("op", "task"), [("upkeep", "checkpoint"), ("control", "reload")])
+    def test_of_work_and_of_changes_takes_no_key(self, op: str, task: str) -> None:
+        error = error_of(lambda: decode(op=op, record={"task": task}))
+        assert error.message == "idempotency_key: goes with questions and records only; leave it out"
+
+
+class TestDigest:
+    @given(st.text(max_size=5), st.text(max_size=5))
+    def test_is_of_the_key_and_of_who_holds_it(self, one: str, other: str) -> None:
+        ipc, tcp = CALLER, Caller(transport="tcp", key="desk")
+        assert (digest_of(ipc, one) == digest_of(ipc, other)) == (one == other)
+        assert digest_of(ipc, one) != digest_of(tcp, one)
+        assert digest_of(tcp, one) != digest_of(Caller(transport="tcp", key="till"), one)
+
+    def test_is_not_of_the_process_which_may_be_another_when_it_asks_again(self) -> None:
+        again = Caller(transport="ipc", uid=1000, gid=1000, pid=43)
+        assert (
+            digest_of(CALLER, "k") == digest_of(again, "k") != digest_of(Caller(transport="ipc", uid=1), "k")
+        )
+
+
+# ---------------------------------------------------------------- requests in flight
+
+
+@dataclass
+class Scene:
+    """Requests with keys, and of the rest of the daemon what may happen next, in any order."""
+
+    committed: dict[str, Recorded] = field(default_factory=dict)
+    answers: dict[int, list[Json]] = field(default_factory=dict)
+    started: list[Keyed] = field(default_factory=list)
+    asked: list[tuple[str, int]] = field(default_factory=list)
+    contents: dict[int, tuple[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.in_flight = InFlight(publish=lambda *_: None, counters=Counter(), metrics=Metrics())
+        self.once = Once(self.in_flight, recall=lambda *told: self.asked.append(told), counters=Counter())
+
+    def arrive(self, key: str, text: str, *, refused: bool = False) -> int:
+        answers: list[Json] = []
+        ticket = self.in_flight.admit(answers.append, received_ns=0, deadline_ns=10, record_id="r")
+        self.answers[ticket], self.contents[ticket] = answers, (key, text)
+
+        def start() -> None:
+            if refused:
+                raise RequestError("busy", "come again")
+            assert all(one.digest != key for one in self.started), "two with one key are under way"
+            self.started.append(keyed)
+
+        keyed = Keyed(ticket, key, text, start, lambda found: {"id": found.id, "content": found.content})
+        self.once.enter(keyed)
+        return ticket
+
+    def look_up(self) -> None:
+        """The journal answers the oldest question."""
+        if self.asked:
+            digest, ticket = self.asked.pop(0)
+            self.once.recalled(ticket, self.committed.get(digest))
+
+    def end(self, *, lost: bool) -> None:
+        """The oldest that was started is committed, or cannot be."""
+        if self.started:
+            one = self.started.pop(0)
+            if lost:
+                self.in_flight.settle(one.ticket, RequestError("unavailable", "lost"))
+            else:
+                assert one.digest not in self.committed, "a key got two decisions"
+                found = Recorded(content=one.content, kind="node", id=f"d{one.ticket}", seq=1)
+                self.committed[one.digest] = found
+                self.in_flight.settle(one.ticket, one.retell(found))
+            self.once.ended(one.ticket)
+
+
+class TestInFlight:
+    @given(st.lists(st.integers(0, 9), max_size=60))
+    def test_no_order_of_events_gives_a_key_two_decisions_or_a_request_two_answers(
+        self, happening: list[int]
+    ) -> None:
+        scene = Scene()
+        for step in happening:
+            if step < 4:
+                scene.arrive(f"k{step % 2}", f"c{step // 3}")
+            elif step == 4:
+                scene.arrive("k0", "c0", refused=True)
+            elif step == 5:
+                scene.end(lost=True)
+            elif step == 6:
+                scene.end(lost=False)
+            elif step == 7:
+                scene.in_flight.expire(10)
+            else:
+                scene.look_up()
+        while scene.asked or scene.started:
+            scene.look_up()
+            scene.end(lost=False)
+        scene.in_flight.expire(10)
+        for ticket, answers in scene.answers.items():
+            assert len(answers) == 1
+            key, text = scene.contents[ticket]
+            if isinstance(answers[0], dict):
+                assert answers[0] == {"id": scene.committed[key].id, "content": text}
+        assert not scene.once._first
+        assert not scene.once._waiting
+
+    def test_a_second_one_waits_for_the_first_and_is_told_the_same(self) -> None:
+        scene = Scene()
+        first, second = scene.arrive("k", "c"), scene.arrive("k", "c")
+        scene.look_up()
+        assert not scene.asked
+        scene.end(lost=False)
+        scene.look_up()
+        assert scene.answers[first] == scene.answers[second] == [{"id": f"d{first}", "content": "c"}]
+
+    def test_a_second_one_is_begun_where_the_first_was_lost(self) -> None:
+        scene = Scene()
+        _, second = scene.arrive("k", "c"), scene.arrive("k", "c")
+        scene.look_up()
+        scene.end(lost=True)
+        scene.look_up()
+        scene.end(lost=False)
+        assert scene.answers[second] == [{"id": f"d{second}", "content": "c"}]
+
+    def test_an_expired_one_is_waited_for_all_the_same(self) -> None:
+        scene = Scene()
+        first = scene.arrive("k", "c")
+        scene.look_up()
+        scene.in_flight.expire(10)
+        second = scene.arrive("k", "c")
+        scene.look_up()
+        assert len(scene.started) == 1
+        scene.end(lost=False)
+        scene.look_up()
+        assert scene.answers[first][0].code == "expired"
+        assert scene.answers[second] == [{"id": f"d{first}", "content": "c"}]
+
+    def test_those_that_expired_behind_a_first_that_hangs_are_forgotten(self) -> None:
+        scene = Scene()
+        scene.arrive("k", "c")
+        for _ in range(100):
+            scene.arrive("k", "c")
+            scene.in_flight.expire(10)
+        assert len(scene.once._waiting["k"]) <= 2
+
+
+# ---------------------------------------------------------------- in the journal
+
+
+class TestJournal:
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        return tmp_path / "policy_decisions.db"
+
+    def node(self, journal: Journal, name: str, idempotency: str | None, at: float = NOON) -> None:
+        told = records.Node(type="goal", title=name)
+        journal.write(told, record_id=name, at=at, caller=CALLER, idempotency=idempotency)
+
+    def find(self, journal: Journal, digest: str, since: float = 0) -> Recorded | None:
+        return journal.run(lambda connection: find_recorded(connection, digest, since)).result()
+
+    def test_finds_what_was_recorded_for_a_key_within_the_window(self, path: Path) -> None:
+        one, other = "1" * 64, "2" * 64
+        with Journal(path) as journal:
+            self.node(journal, "n1", f"{one}-c")
+            self.node(journal, "n2", None)
+            assert self.find(journal, one) == Recorded(content="c", kind="node", id="n1", seq=1)
+            assert self.find(journal, one, since=NOON) is not None
+            assert self.find(journal, one, since=NOON + 1) is None
+            assert self.find(journal, other) is None
+
+    @pytest.mark.parametrize("decision", [by_model, by_rule, fallback])
+    def test_tells_a_decision_as_it_was(self, path: Path, decision: Callable[..., Decision]) -> None:
+        digest = "1" * 64
+        told = decision(idempotency=f"{digest}-c")
+        with Journal(path) as journal:
+            journal.decided(told)
+            found = self.find(journal, digest)
+        assert found is not None
+        assert found.decision is not None
+        ours, theirs = (
+            decision_item(one, explained=True, commit_ms=0.0, total_ms=0.0) for one in (found.decision, told)
+        )
+        for item in (ours, theirs):  # no model was loaded here, so how exact it is nobody says
+            item["context"]["model"] = None
+        assert ours == theirs
+        assert found.decision.evaluation == told.evaluation
+
+    def test_asks_the_index_alone(self, path: Path) -> None:
+        def plan(connection: sqlite3.Connection) -> str:
+            sql = f"SELECT 1 FROM events e WHERE {IS_KEYED} AND {KEY_DIGEST} = ? AND e.at >= ?"
+            return str(connection.execute(f"EXPLAIN QUERY PLAN {sql}", ("", "")).fetchone()[3])
+
+        with Journal(path) as journal:
+            assert "USING INDEX events_idempotency (<expr>=?)" in journal.run(plan).result()
+
+    def test_of_an_older_version_gets_the_index(self, path: Path) -> None:
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            schema.migrate(connection)
+            connection.execute("DROP INDEX events_idempotency")
+            connection.execute("DELETE FROM _sqlite_migrations WHERE name = '0006_idempotency'")
+        with Journal(path) as journal:
+            self.node(journal, "n1", f"{'1' * 64}-c")
+            assert self.find(journal, "1" * 64) is not None
+
+    def test_verifies_and_is_rebuilt_with_its_keys(self, path: Path, tmp_path: Path) -> None:
+        with Journal(path) as journal:
+            self.node(journal, "n1", f"{'1' * 64}-c")
+        assert verify(path).ok
+        rebuild(path, tmp_path / "copy" / path.name)
+        with Journal(tmp_path / "copy" / path.name) as copy:
+            assert self.find(copy, "1" * 64) is not None
+
+    def test_archives_no_event_whose_key_is_remembered(self, path: Path) -> None:
+        with Journal(path) as journal:
+            self.node(journal, "old", f"{'1' * 64}-c")
+            self.node(journal, "plain", None, at=time.time())
+            self.node(journal, "young", f"{'2' * 64}-c", at=time.time())
+            self.node(journal, "later", None, at=time.time())
+            assert self.find(journal, "2" * 64) is not None  # so all of them are committed
+            (segment,) = archive_before(journal, "9999-01-01T00:00:00Z")
+            assert (segment.first_seq, segment.last_seq) == (1, 2)
+            assert self.find(journal, "2" * 64) is not None
+        assert verify(path).ok
+
+    @given(st.text("0123456789abcdef'-\"{}", max_size=70))
+    def test_no_digest_is_a_statement_of_sql(self, digest: str) -> None:
+        with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+            schema.migrate(connection)
+            assert find_recorded(connection, digest, 0) is None
+
+
+# ---------------------------------------------------------------- over the sockets
+
+
+class GatedEngine(StubEngine):
+    """A stub that scores nothing after the warm-up until its gate opens; `scores` counts."""
+
+    scores = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.asked = threading.Semaphore(0)
+
+    def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
+        self.scores += 1
+        if self.scores > 1:
+            self.asked.release()
+            assert self.gate.wait(PATIENCE_MS / 1000)
+        return super().score(pack_sha256, question, deadline_ns)
+
+
+class BrokenEngine(StubEngine):
+    """A stub whose first score after the warm-up raises something that no code foresees."""
+
+    scores = 0
+
+    def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
+        self.scores += 1
+        if self.scores == 2:
+            raise ZeroDivisionError("a bug")
+        return super().score(pack_sha256, question, deadline_ns)
+
+
+@pytest.fixture
+def served(config: Config) -> Iterator[Config]:
+    with serving(config, load_engine=load_stub_engine):
+        yield config
+
+
+@contextmanager
+def asking(config: Config) -> Iterator[Client]:
+    with Client(config.endpoint, timeout_ms=PATIENCE_MS) as opened:
+        yield opened
+
+
+class TestQuestions:
+    @pytest.mark.parametrize("explain", ["none", "inline"])
+    @pytest.mark.parametrize("question", [DEPLOY, READ, TAMPER], ids=["model", "allowed", "denied"])
+    def test_are_answered_again_word_for_word_without_a_second_row(
+        self, served: Config, question: dict[str, Json], explain: str
+    ) -> None:
+        with asking(served) as own:
+            first, again = (own.evaluate(question, explain=explain, idempotency_key="k") for _ in range(2))
+            status = own.status()
+        assert retold(first) == retold(again)
+        assert rows(served) == 1
+        assert status["engine"]["decisions"] == status["counters"]["repeats_answered"] == 1
+
+    def test_without_a_key_are_decided_each_time(self, served: Config) -> None:
+        with asking(served) as own:
+            ids = {own.evaluate(READ)["context"]["decision_id"] for _ in range(2)}
+            ids.add(own.evaluate(READ, idempotency_key="k")["context"]["decision_id"])
+            ids.add(own.evaluate(READ, idempotency_key="other")["context"]["decision_id"])
+        assert len(ids) == rows(served) == 4
+
+    def test_that_differ_get_a_conflict_and_no_row(self, served: Config) -> None:
+        with asking(served) as own:
+            own.evaluate(READ, idempotency_key="k")
+            error = error_of(lambda: own.evaluate(TAMPER, idempotency_key="k"))
+            assert error.code == "conflict"
+            assert "another request of yours was sent with this key" in error.message
+            assert own.status()["counters"]["refused_conflict"] == 1
+        assert rows(served) == 1
+
+    def test_are_answered_again_by_the_pack_and_the_adapter_that_decided(
+        self, config: Config, tmp_path: Path
+    ) -> None:
+        adapter = tmp_path / "tuned.gguf"
+        write_adapter_header(adapter)
+        named = str(write_pack(tmp_path / "small"))
+        tuned = replace(config, adapter=str(adapter), adapter_scale=0.5)
+        with serving(tuned, load_engine=load_stub_engine), asking(config) as own:
+            own.control(records.Control(task="load", pack=named))
+            first = own.evaluate(DEPLOY, idempotency_key="k", pack="small")
+            assert error_of(lambda: own.evaluate(DEPLOY, idempotency_key="k")).code == "conflict"
+            own.control(records.Control(task="adapter", adapter="none"))
+            own.control(records.Control(task="unload", pack="small"))
+            again = own.evaluate(DEPLOY, idempotency_key="k", pack="small")
+            assert error_of(lambda: own.evaluate(DEPLOY, pack="small")).code == "not_found"
+        assert retold(first) == retold(again)
+        assert again["context"]["pack"]["name"] == "small"
+        assert again["context"]["model"]["adapter"]["scale"] == 0.5
+        assert rows(config) == 1
+
+    def test_are_answered_again_after_a_restart(self, config: Config) -> None:
+        replies = []
+        for _ in range(2):
+            with serving(config, load_engine=load_stub_engine), asking(config) as own:
+                replies.append(own.evaluate(DEPLOY, explain="inline", idempotency_key="k"))
+        assert retold(replies[0]) == retold(replies[1])
+        assert rows(config) == 1
+        assert verify(config.journal_path).ok
+
+    def test_of_one_caller_are_not_those_of_another(self, config: Config, tcp_endpoint: str) -> None:
+        keys = Keys(config.keys_dir)
+        paths = [keys.new(name, ("ask",), NOON) for name in ("desk", "till")]
+        both = replace(config, tcp_endpoint=tcp_endpoint)
+        ids = []
+        with serving(both, load_engine=load_stub_engine):
+            for path in (None, *paths):
+                with Client(tcp_endpoint if path else both.endpoint, key=path, timeout_ms=PATIENCE_MS) as own:
+                    replies = [own.evaluate(READ, idempotency_key="k") for _ in range(2)]
+                assert retold(replies[0]) == retold(replies[1])
+                ids.append(replies[0]["context"]["decision_id"])
+        assert len(set(ids)) == rows(config) == 3
+
+    def test_two_at_once_are_one_decision(self, config: Config) -> None:
+        engine = GatedEngine()
+        frame = {"v": 1, "op": "evaluate", "request": DEPLOY, "idempotency_key": "k"}
+        with (
+            serving(config, load_engine=lambda _: engine),
+            zmq.Context() as context,
+            context.socket(zmq.DEALER) as opened,
+        ):
+            opened.set(zmq.LINGER, 0)
+            opened.set(zmq.RCVTIMEO, PATIENCE_MS)
+            opened.connect(config.endpoint)
+            for number in range(5):
+                opened.send(json.dumps(frame | {"id": str(number)}).encode())
+            opened.send(json.dumps(frame | {"id": "other", "request": READ}).encode())
+            refused = json.loads(opened.recv())
+            assert (refused["id"], refused["error"]["code"]) == ("other", "conflict")
+            assert engine.asked.acquire(timeout=PATIENCE_MS / 1000)
+            engine.gate.set()
+            replies = [json.loads(opened.recv()) for _ in range(5)]
+        assert {reply["id"] for reply in replies} == set("01234")
+        assert len({reply["context"]["decision_id"] for reply in replies}) == 1
+        assert (engine.scores, rows(config)) == (2, 1)
+
+    def test_that_expired_are_answered_with_what_became_of_them(self, config: Config) -> None:
+        engine = GatedEngine()
+        with serving(config, load_engine=lambda _: engine), asking(config) as own:
+            late = error_of(lambda: own.evaluate(DEPLOY, deadline_ms=50, idempotency_key="k"))
+            assert late.code == "expired"
+            assert engine.asked.acquire(timeout=PATIENCE_MS / 1000)
+            engine.gate.set()
+            reply = own.evaluate(DEPLOY, idempotency_key="k")
+            counters = own.status()["counters"]
+        assert (counters["decisions_recorded"], counters["decisions_late"]) == (1, 1)
+        with Reader(config.journal_path) as reader:
+            assert [row["decision_id"] for row in reader.decisions()] == [reply["context"]["decision_id"]]
+
+    def test_that_were_refused_are_tried_again(self, config: Config) -> None:
+        broken = BrokenEngine()
+        with serving(config, load_engine=lambda _: broken), asking(config) as own:
+            unknown = {"request": READ, "pack": "payroll", "idempotency_key": "unknown"}
+            for _ in range(2):
+                assert error_of(lambda: own.call("evaluate", unknown)).code == "not_found"
+            assert error_of(lambda: own.evaluate(DEPLOY, idempotency_key="k")).code == "internal"
+            assert own.evaluate(DEPLOY, idempotency_key="k")["context"]["decision_id"]
+        assert rows(config) == 1
+
+    def test_of_a_person_who_was_erased_are_answered_without_the_reasons(self, served: Config) -> None:
+        with asking(served) as own:
+            first = own.evaluate(TAMPER, explain="inline", idempotency_key="k")["context"]
+            assert first["reasoning"]
+            own.upkeep(records.Upkeep(task="erase", actor="user:alice"))
+            again = own.evaluate(TAMPER, explain="inline", idempotency_key="k")["context"]
+        assert (again["decision_id"], again["outcome"]) == (first["decision_id"], first["outcome"])
+        assert not again["reasoning"]
+
+    def test_of_a_batch_are_answered_again_one_by_one(self, served: Config) -> None:
+        asked = {"request": DEPLOY, "evaluations": [READ, {}, TAMPER], "idempotency_key": "k"}
+        with asking(served) as own:
+            first, again = (own.call("evaluate", asked)["evaluations"] for _ in range(2))
+            changed = own.call("evaluate", asked | {"evaluations": [READ, TAMPER]})["evaluations"]
+        assert [retold(item) for item in first] == [retold(item) for item in again]
+        assert retold(changed[0]) == retold(first[0])
+        assert changed[1]["context"]["error"]["code"] == "conflict"
+        assert rows(served) == 3
+
+    def test_are_answered_again_while_nothing_new_would_be_decided(self, config: Config) -> None:
+        engine = GatedEngine()
+        engine.gate.set()
+        with serving(config, load_engine=lambda _: engine), asking(config) as own:
+            first = own.evaluate(DEPLOY, idempotency_key="k")
+            engine.gate.clear()
+            frame = {"v": 1, "op": "evaluate", "request": DEPLOY | {"context": {}}}
+            with zmq.Context() as context, context.socket(zmq.DEALER) as other:
+                other.set(zmq.LINGER, 0)
+                other.connect(config.endpoint)
+                other.send(json.dumps(frame).encode())
+                assert engine.asked.acquire(timeout=PATIENCE_MS / 1000)
+                again = own.evaluate(DEPLOY, idempotency_key="k")
+                engine.gate.set()
+        assert retold(again) == retold(first)
+
+
+class TestRecords:
+    def test_of_every_kind_are_kept_once(self, served: Config) -> None:
+        with asking(served) as own:
+            decision_id = own.record(records.Reported(agent="desk", outcome="HOLD"), idempotency_key="r")
+            samples: dict[str, records.Record] = {
+                "decisions": records.Reported(agent="desk", outcome="HOLD"),
+                "consultations": records.Consulted(system="crm", session="s"),
+                "outcomes": records.Happened(decision_id=decision_id, status="SUCCESS"),
+                "reviews": records.Review(decision_id=decision_id, reviewer="ines", verdict="accept"),
+                "approvals": records.Approval(decision_id=decision_id, approver="ines"),
+                "nodes": records.Node(type="goal", title="Ship"),
+                "edges": records.Edge(source="a", target="b", type="led_to"),
+            }
+            for table, record in samples.items():
+                key = "r" if table == "decisions" else table
+                assert len({own.keep(record, idempotency_key=key) for _ in range(3)}) == 1
+                assert rows(served, table) == 1
+            other = records.Node(type="goal", title="Sink")
+            assert error_of(lambda: own.keep(other, idempotency_key="nodes")).code == "conflict"
+        assert verify(served.journal_path).ok
+
+    def test_have_the_keys_of_questions_too(self, served: Config) -> None:
+        with asking(served) as own:
+            own.evaluate(READ, idempotency_key="k")
+            node = records.Node(type="goal", title="Ship")
+            assert error_of(lambda: own.keep(node, idempotency_key="k")).code == "conflict"
+
+    def test_that_were_refused_by_the_journal_may_be_sent_again(self, served: Config) -> None:
+        with asking(served) as own:
+            early = records.Happened(decision_id="0198", status="SUCCESS")
+            for _ in range(2):
+                assert error_of(lambda: own.keep(early, idempotency_key="k")).code == "not_found"
+
+
+# ---------------------------------------------------------------- the path that users take
+
+
+@pytest.mark.model
+def test_a_client_elsewhere_asks_the_model_once_however_often_it_sends(
+    config: Config, tcp_endpoint: str
+) -> None:
+    path = Keys(config.keys_dir).new("desk", get_args(Role), NOON)
+    both = replace(config, tcp_endpoint=tcp_endpoint)
+    asked = {"explain": "inline", "deadline_ms": 60_000, "idempotency_key": "k"}
+    with serving(both), Client(tcp_endpoint, key=path, timeout_ms=120_000) as own:
+        replies = [own.evaluate(DEPLOY, **asked) for _ in range(2)]
+        status = own.status()
+    assert retold(replies[0]) == retold(replies[1])
+    assert replies[0]["context"]["model"]["exact"]
+    assert replies[0]["context"]["reasoning"]
+    assert (rows(config), status["engine"]["decisions"]) == (1, 1)
+    assert verify(config.journal_path).ok

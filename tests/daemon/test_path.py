@@ -1,0 +1,263 @@
+"""The path users take: a daemon process, the embedded model, a real socket, a real journal, a hard kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+import zmq
+
+from thor_policy.client.blocking import Client
+from thor_policy.config import Config
+from thor_policy.core.errors import ThorPolicyError
+from thor_policy.core.requests import Json
+from thor_policy.daemon.service import serving
+from thor_policy.journal.reader import Reader
+from thor_policy.journal.verification.verify import verify
+
+#: No test waits longer than this for anything, in seconds.
+PATIENCE_S = 120
+
+#: A deadline that a busy machine keeps too, in milliseconds.
+DEADLINE_MS = 110_000
+
+HASTY = """
+import sys
+from pathlib import Path
+from thor_policy import testing
+from thor_policy.daemon import loading, service
+from thor_policy.config import Config
+config = Config(state_dir=Path(sys.argv[1]), endpoint=sys.argv[2])
+journal = testing.open_hasty_journal if sys.argv[3] == "hasty" else loading.open_journal
+with service.open_service(config, load_engine=testing.load_stub_engine, open_journal=journal) as server:
+    server.run(ready=lambda: print("ready", file=sys.stderr, flush=True))
+"""
+
+
+def question(number: int) -> Json:
+    """Alternately one for the rules and one for the model."""
+    trust = {"competence": 0.9, "reliability": 0.85, "integrity": 0.8 + number % 10 / 100}
+    return {
+        "actor_id": f"user:u{number}",
+        "actor_role": "engineer",
+        "t3_tensor": trust,
+        "action_type": "deploy" if number % 2 else "read",
+        "resource": "env:production" if number % 2 else "doc:guide",
+        "timestamp": "2026-05-13T10:00:00Z",
+    }
+
+
+@contextmanager
+def process(*command: str) -> Iterator[subprocess.Popen[str]]:
+    """A child that says "ready" on standard error; killed at the end, whatever happened."""
+    no_cache = os.environ | {"THOR_POLICY_CACHE_SIZE": "0"}  # every question is put to the model
+    child = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True, env=no_cache)
+    said: queue.SimpleQueue[str] = queue.SimpleQueue()
+    assert child.stderr is not None
+    errors = child.stderr
+    reader = threading.Thread(target=lambda: [said.put(line) for line in errors] + [said.put("")])
+    reader.start()
+    try:
+        while line := said.get(timeout=PATIENCE_S):
+            if line.startswith("ready"):
+                break
+        else:
+            pytest.fail(f"the daemon ended with status {child.wait()} before it was ready")
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+        reader.join()
+        errors.close()
+
+
+def serve(config: Config) -> tuple[str, ...]:
+    arguments = ("--state-dir", str(config.state_dir), "--endpoint", config.endpoint)
+    return ("-c", "from thor_policy.cli.main import main; main()", "serve", *arguments)
+
+
+def ask_until_dead(
+    config: Config, numbers: range, acknowledged: list[str], *, patience_s: int = PATIENCE_S
+) -> None:
+    with Client(config.endpoint) as client:
+        for number in numbers:
+            try:
+                fields = {"situation": question(number), "deadline_ms": DEADLINE_MS}
+                reply = client.call("evaluate", fields, timeout_ms=patience_s * 1000)
+            except ThorPolicyError:
+                return
+            acknowledged.append(reply["context"]["decision_id"])
+
+
+@pytest.mark.model
+class TestDaemon:
+    def test_after_a_hard_kill_every_acknowledged_decision_is_there(self, config: Config) -> None:
+        acknowledged: list[str] = []
+        with process(*serve(config)) as daemon, ThreadPoolExecutor(8) as pool:
+            done = [
+                pool.submit(ask_until_dead, config, range(n * 25, n * 25 + 25), acknowledged)
+                for n in range(8)
+            ]
+            for one in done:
+                one.result(timeout=PATIENCE_S)
+            assert len(acknowledged) == 200
+            with closing(sqlite3.connect(config.journal_path, isolation_level=None)) as stalled:
+                # the disk stands still: what is acknowledged from here on cannot have been committed
+                stalled.execute("BEGIN IMMEDIATE")
+                ask_until_dead(config, range(200, 202, 2), acknowledged, patience_s=3)
+                daemon.send_signal(signal.SIGKILL)
+                daemon.wait()
+        with Reader(config.journal_path) as reader:
+            assert [one for one in acknowledged if reader.get(one) is None] == []
+        assert verify(config.journal_path).ok
+
+    def test_a_term_signal_drains_and_ends_with_status_0(self, config: Config) -> None:
+        with (
+            process(*serve(config)) as daemon,
+            zmq.Context() as context,
+            context.socket(zmq.DEALER) as opened,
+        ):
+            opened.set(zmq.LINGER, 0)
+            opened.set(zmq.RCVTIMEO, PATIENCE_S * 1000)
+            opened.connect(config.endpoint)
+            for number in range(6):
+                body = {"v": 1, "id": str(number), "situation": question(number), "deadline_ms": DEADLINE_MS}
+                opened.send(json.dumps(body).encode())
+            first = json.loads(opened.recv())
+            daemon.send_signal(signal.SIGTERM)
+            rest = [json.loads(opened.recv()) for _ in range(5)]
+            assert daemon.wait(timeout=PATIENCE_S) == 0
+        assert "decision" in first
+        assert all("decision" in one or one["error"]["code"] == "shutting_down" for one in rest)
+        assert not config.socket_path.exists()
+
+    def test_a_term_signal_that_has_no_time_cuts_a_decode_off_and_ends_with_status_0(
+        self, config: Config, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("THOR_POLICY_SHUTDOWN_S", "0.1")
+        with (
+            process(*serve(config)) as daemon,
+            zmq.Context() as context,
+            context.socket(zmq.DEALER) as opened,
+        ):
+            opened.set(zmq.LINGER, 0)
+            opened.set(zmq.RCVTIMEO, PATIENCE_S * 1000)
+            opened.connect(config.endpoint)
+            for number in range(1, 13, 2):
+                body = {"v": 1, "id": str(number), "situation": question(number), "deadline_ms": DEADLINE_MS}
+                opened.send(json.dumps(body).encode())
+            opened.recv()
+            daemon.send_signal(signal.SIGTERM)
+            last = [json.loads(opened.recv()) for _ in range(5)][-1]
+            assert daemon.wait(timeout=PATIENCE_S) == 0
+        assert last["error"]["code"] == "shutting_down"
+        assert verify(config.journal_path).ok
+
+    def test_the_command_line_and_a_plain_socket_get_the_same(self, config: Config) -> None:
+        environment = os.environ | {"THOR_POLICY_ENDPOINT": config.endpoint}
+        ask = [sys.executable, "-c", "from thor_policy.cli.main import main; main()", "ask", "--json"]
+        body = json.dumps(question(1))
+        with process(*serve(config)), zmq.Context() as context, context.socket(zmq.REQ) as opened:
+            by_command = json.loads(subprocess.check_output([*ask, body], env=environment, text=True))
+            opened.set(zmq.LINGER, 0)
+            opened.set(zmq.RCVTIMEO, PATIENCE_S * 1000)
+            opened.connect(config.endpoint)
+            frame = {"v": 1, "id": "plain", "explain": "inline", "situation": question(1)}
+            opened.send(json.dumps(frame).encode())
+            by_socket = json.loads(opened.recv())
+        for reply in (by_command, by_socket):
+            assert set(reply) == {"v", "id", "decision", "context"}
+            assert reply["context"]["tier"] == "model"
+        for member in ("outcome", "probabilities", "confidence", "reasoning", "clauses", "pack", "model"):
+            assert by_command["context"][member] == by_socket["context"][member]
+
+
+@pytest.mark.model
+def test_the_same_request_is_the_same_decision_alone_and_while_explanations_run(config: Config) -> None:
+    with serving(config), ThreadPoolExecutor(3) as pool:
+
+        def ask(explain: str, times: int) -> list[dict[str, Json]]:
+            with Client(config.endpoint, timeout_ms=PATIENCE_S * 1000) as client:
+                return [
+                    client.evaluate(question(1), explain=explain, deadline_ms=DEADLINE_MS)["context"]
+                    for _ in range(times)
+                ]
+
+        def explain_others(offset: int) -> int:
+            with Client(config.endpoint, timeout_ms=PATIENCE_S * 1000) as client:
+                asked = 0
+                while not alone_done.is_set():
+                    client.evaluate(
+                        question(2 * (offset + asked) + 1), explain="inline", deadline_ms=DEADLINE_MS
+                    )
+                    asked += 1
+                return asked
+
+        alone_done = threading.Event()
+        alone = ask("none", 50)
+        others = [pool.submit(explain_others, n * 1000) for n in range(2)]
+        beside = ask("none", 50)
+        alone_done.set()
+        assert sum(one.result(timeout=PATIENCE_S) for one in others) > 2
+    assert {one["outcome"] for one in alone + beside} == {alone[0]["outcome"]}
+    assert {json.dumps(one["probabilities"]) for one in alone + beside} == {
+        json.dumps(alone[0]["probabilities"])
+    }
+
+
+class TestPromise:
+    """Reply after commit, with the stub engine and a disk that does not move."""
+
+    @pytest.mark.parametrize(("journal", "kept"), [("honest", True), ("hasty", False)])
+    def test_is_kept_and_its_breach_would_show(self, config: Config, journal: str, kept: bool) -> None:
+        acknowledged: list[str] = []
+        with (
+            process("-c", HASTY, str(config.state_dir), config.endpoint, journal) as daemon,
+            closing(sqlite3.connect(config.journal_path, isolation_level=None)) as stalled,
+        ):
+            ask_until_dead(config, range(10), acknowledged)
+            stalled.execute("BEGIN IMMEDIATE")
+            ask_until_dead(config, range(10, 20), acknowledged, patience_s=2)
+            daemon.send_signal(signal.SIGKILL)
+            daemon.wait()
+            stalled.execute("ROLLBACK")
+        with Reader(config.journal_path) as reader:
+            missing = [one for one in acknowledged if reader.get(one) is None]
+        assert len(acknowledged) >= 10
+        assert (missing == []) == kept
+        assert verify(config.journal_path).ok
+
+
+class TestFailedStart:
+    @pytest.mark.parametrize(
+        ("arguments", "told"),
+        [
+            (["--model", "phi-9"], "phi-9"),
+            (["--model", "phi-4-q4_k_m"], "thorpolicy models pull phi-4-q4_k_m"),
+            (["--pack", "nowhere"], "known packs"),
+            (["--config", "/nonexistent.toml"], "/nonexistent.toml"),
+            (["--endpoint", "tcp://127.0.0.1:5555"], "--tcp-endpoint"),
+        ],
+    )
+    def test_is_one_clear_line_and_status_2(
+        self, config: Config, tmp_path: Path, arguments: list[str], told: str
+    ) -> None:
+        state = ["--state-dir", str(config.state_dir), "--models-dir", str(tmp_path)]
+        command = [sys.executable, *serve(config)[:3], *state, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        assert done.returncode == 2
+        last = done.stderr.strip().splitlines()[-1]
+        assert last.startswith("thorpolicy: ")
+        assert told in last
+        assert "Traceback" not in done.stderr

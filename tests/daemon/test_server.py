@@ -1,0 +1,1155 @@
+"""The sockets, with real ZeroMQ, a real journal and the stub engine: every request gets exactly one reply,
+and no decision leaves before its commit."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
+
+import pytest
+import zmq
+
+from thor_policy.client.blocking import Client
+from thor_policy.client.requests import Tracked
+from thor_policy.config import Config
+from thor_policy.core import records
+from thor_policy.core.decisions import PackInfo, Scored
+from thor_policy.core.engine import Written
+from thor_policy.core.errors import AlreadyRunning, ConfigError, EngineError, RequestError, Unreachable
+from thor_policy.core.requests import Caller, Json, Request, Role
+from thor_policy.core.results import Committed, Tended
+from thor_policy.daemon.server import Server
+from thor_policy.daemon.service import open_service, serving
+from thor_policy.daemon.sockets import Mailbox
+from thor_policy.journal.reader import Reader
+from thor_policy.journal.verification.verify import verify
+from thor_policy.security.curve_keys import Keys
+from thor_policy.testing import StubEngine, load_stub_engine
+
+#: No test waits longer than this for anything, in milliseconds.
+PATIENCE_MS = 20_000
+
+PACK = PackInfo(name="team-governance", version="1", sha256="0" * 64)
+#: A question that the rules leave to the model.
+DEPLOY: dict[str, Json] = {
+    "subject": {
+        "type": "user",
+        "id": "alice",
+        "properties": {
+            "role": "engineer",
+            "trust": {"competence": 0.9, "reliability": 0.9, "integrity": 0.9},
+        },
+    },
+    "action": {"name": "deploy"},
+    "resource": {"type": "env", "id": "production"},
+    "context": {"timestamp": "2026-05-13T10:00:00Z", "details": "Release 8."},
+}
+
+
+class GatedEngine(StubEngine):
+    """A stub that scores nothing after the warm-up until its gate opens; `asked` tells that it was asked."""
+
+    warm = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.asked = threading.Semaphore(0)
+
+    def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
+        if self.warm:
+            self.asked.release()
+            assert self.gate.wait(PATIENCE_MS / 1000)
+        self.warm = True
+        return super().score(pack_sha256, question, deadline_ns)
+
+
+class BrokenEngine(StubEngine):
+    """A stub whose first score after the warm-up raises something that no code foresees."""
+
+    scores = 0
+
+    def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
+        self.scores += 1
+        if self.scores == 2:
+            raise ZeroDivisionError("a bug")
+        return super().score(pack_sha256, question, deadline_ns)
+
+
+class SpeechlessEngine(StubEngine):
+    """A stub whose explanations all fail."""
+
+    def step(self) -> list[Written]:
+        raise EngineError("a decode failed")
+
+
+@pytest.fixture
+def served(config: Config, tcp_endpoint: str) -> Iterator[Config]:
+    Keys(config.keys_dir).new("all", get_args(Role), 0.0)
+    both = replace(config, tcp_endpoint=tcp_endpoint)
+    with serving(both, load_engine=load_stub_engine):
+        yield both
+
+
+@pytest.fixture(params=["ipc", "tcp"])
+def client(served: Config, request: pytest.FixtureRequest) -> Iterator[Client]:
+    """A client of the daemon, on its host and elsewhere: the same calls, the same answers."""
+    key = served.keys_dir / "all.key"
+    with (
+        Client(served.endpoint, timeout_ms=PATIENCE_MS)
+        if request.param == "ipc"
+        else Client(served.tcp_endpoint, key=key, timeout_ms=PATIENCE_MS) as opened
+    ):
+        yield opened
+
+
+@contextmanager
+def raw_socket(config: Config, kind: int) -> Iterator[zmq.Socket[bytes]]:
+    with zmq.Context() as context, context.socket(kind) as opened:
+        opened.set(zmq.LINGER, 0)
+        opened.set(zmq.RCVTIMEO, PATIENCE_MS)
+        opened.connect(config.endpoint)
+        yield opened
+
+
+def evaluate_frame(**changes: Any) -> bytes:
+    return json.dumps({"v": 1, "id": "q", "op": "evaluate", "request": DEPLOY} | changes).encode()
+
+
+def error_of(call: Callable[[], object]) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        call()
+    return caught.value
+
+
+class TestReplies:
+    def test_have_the_members_of_the_protocol(self, client: Client) -> None:
+        reply = client.evaluate(DEPLOY, explain="inline")
+        assert set(reply) == {"v", "id", "decision", "context"}
+        context = reply["context"]
+        assert set(context) - {"reason_code"} == {
+            "decision_id", "outcome", "classification", "risk", "reasoning", "clauses", "confidence",
+            "probabilities", "tier", "floor", "obligations", "precedents", "pack", "model", "tokens",
+            "timings_ms",
+        }  # fmt: skip
+        assert reply["decision"] == (context["outcome"] == "allow")
+        assert context["reasoning"] is not None
+        assert context["classification"] is not None
+
+    def test_without_explanation_show_none(self, client: Client) -> None:
+        context = client.evaluate(DEPLOY, explain="none")["context"]
+        assert (context["reasoning"], context["classification"]) == (None, None)
+
+    @pytest.mark.parametrize("kind", [zmq.REQ, zmq.DEALER])
+    def test_reach_any_kind_of_client(self, served: Config, kind: int) -> None:
+        with raw_socket(served, kind) as opened:
+            opened.send(evaluate_frame(id="mine"))
+            reply = json.loads(opened.recv())
+        assert (reply["v"], reply["id"]) == (1, "mine")
+        assert "decision" in reply
+
+    def test_are_the_same_for_the_flat_situation(self, client: Client) -> None:
+        flat = {
+            "actor_id": "user:alice",
+            "actor_role": "engineer",
+            "t3_tensor": DEPLOY["subject"]["properties"]["trust"],
+            "action_type": "deploy",
+            "resource": "env:production",
+            **DEPLOY["context"],
+        }
+        first, second = client.evaluate(DEPLOY)["context"], client.evaluate(flat)["context"]
+        assert first["probabilities"] == second["probabilities"]
+        assert first["outcome"] == second["outcome"]
+
+    def test_come_after_the_commit(self, served: Config, client: Client) -> None:
+        for explain in ("none", "inline"):
+            decision_id = client.evaluate(DEPLOY, explain=explain)["context"]["decision_id"]
+            with Reader(served.journal_path) as reader:
+                row = reader.get(decision_id)
+            assert row is not None
+            assert explain == "none" or row["reasoning"] is not None
+
+    def test_go_to_whoever_asked(self, served: Config) -> None:
+        def ask(number: int) -> bool:
+            question = DEPLOY | {"subject": {"type": "user", "id": f"user{number}"}}
+            with (
+                Client(served.endpoint, timeout_ms=PATIENCE_MS) as own,
+                Reader(served.journal_path) as reader,
+            ):
+                for _ in range(5):
+                    row = reader.get(own.evaluate(question)["context"]["decision_id"])
+                    if row is None or row["actor"] != f"user:user{number}":
+                        return False
+            return True
+
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(ask, range(8)))
+
+
+class TestCache:
+    def test_a_question_asked_before_is_answered_from_its_score_with_a_row_of_its_own(
+        self, config: Config
+    ) -> None:
+        kept = replace(config, cache_size=10)
+        with serving(kept, load_engine=load_stub_engine), Client(kept.endpoint) as own:
+            first, again = (own.evaluate(DEPLOY)["context"] for _ in range(2))
+        assert (first["tier"], again["tier"]) == ("model", "cache")
+        assert "original_decision_id" not in first
+        assert again["original_decision_id"] == first["decision_id"]
+        assert again["probabilities"] == first["probabilities"]
+        with Reader(kept.journal_path) as reader:
+            row = reader.get(again["decision_id"])
+        assert row is not None
+        assert (row["tier"], row["original_id"], row["outcome_seq"]) == ("cache", first["decision_id"], None)
+
+
+class TestBatch:
+    """Evaluations with AuthZEN semantics: in order, defaults replaced whole, errors are denials."""
+
+    READ: Json = {
+        "action": {"name": "read"},
+        "resource": {"type": "doc", "id": "guide"},
+    }  # the rules allow it
+    TAMPER: Json = {
+        "action": {"name": "delete"},
+        "resource": {"type": "audit", "id": "log"},
+    }  # denied by rule
+
+    def ask(self, client: Client, items: list[Json], semantic: str = "execute_all") -> list[dict[str, Json]]:
+        fields = {
+            "request": DEPLOY,
+            "evaluations": items,
+            "options": {"evaluations_semantic": semantic},
+        }
+        answers: list[dict[str, Json]] = client.call("evaluate", fields)["evaluations"]
+        return answers
+
+    def test_is_answered_in_order_with_a_row_each(self, served: Config, client: Client) -> None:
+        answers = self.ask(client, [self.READ, self.TAMPER, {}, self.READ])
+        assert [answer["decision"] for answer in (answers[0], answers[1], answers[3])] == [True, False, True]
+        with Reader(served.journal_path) as reader:
+            rows = [reader.get(answer["context"]["decision_id"]) for answer in answers]
+        assert [row and row["action"] for row in rows] == ["read", "delete", "deploy", "read"]
+
+    def test_a_malformed_item_is_a_denial_with_its_error(self, client: Client) -> None:
+        answers = self.ask(client, [self.READ, {"action": {"name": ""}}, 5, self.READ])
+        assert [answer["decision"] for answer in answers] == [True, False, False, True]
+        error = answers[1]["context"]["error"]
+        assert error["status"] == 400
+        assert error["message"].startswith("evaluations.1.action.name")
+
+    @pytest.mark.parametrize(
+        ("semantic", "expected"),
+        [
+            ("deny_on_first_deny", [True, False]),
+            ("permit_on_first_permit", [True]),
+            ("execute_all", [True, False, True]),
+        ],
+    )
+    def test_stops_where_its_semantic_says(self, client: Client, semantic: str, expected: list[bool]) -> None:
+        answers = self.ask(client, [self.READ, self.TAMPER, self.READ], semantic)
+        assert [answer["decision"] for answer in answers] == expected
+
+    def test_of_no_items_is_a_single_question(self, client: Client) -> None:
+        reply = client.call("evaluate", {"request": DEPLOY, "evaluations": []})
+        assert reply["context"]["decision_id"]
+
+    @pytest.mark.parametrize(
+        ("fields", "told"),
+        [
+            ({"evaluations": [{}] * 65}, "the limit is 64"),
+            ({"evaluations": {}}, "evaluations: must be an array"),
+            ({"evaluations": [{}], "options": {"evaluations_semantic": "maybe"}}, "must be one of"),
+            ({"evaluations": [{}], "situation": {}}, "situation"),
+        ],
+    )
+    def test_refusals_name_the_member(self, client: Client, fields: dict[str, Json], told: str) -> None:
+        assert told in error_of(lambda: client.call("evaluate", fields)).message
+
+
+class TestLater:
+    def test_replies_at_once_and_the_explanation_follows_as_an_event(
+        self, served: Config, client: Client
+    ) -> None:
+        with zmq.Context() as context, context.socket(zmq.SUB) as events:
+            events.set(zmq.LINGER, 0)
+            events.set(zmq.RCVTIMEO, PATIENCE_MS)
+            events.subscribe(b"")
+            events.connect(served.events_endpoint)
+            seen: list[tuple[bytes, dict[str, Json]]] = []
+            decision_id = ""
+            while not any(kind == b"explanation" for kind, _ in seen):  # a subscription takes a moment
+                answer = client.evaluate(DEPLOY, explain="later")["context"]
+                decision_id = answer["decision_id"]
+                assert answer["reasoning"] is None
+                while events.poll(50):
+                    kind, body = events.recv_multipart()
+                    seen.append((kind, json.loads(body)))
+        explained = [body for kind, body in seen if kind == b"explanation"]
+        assert explained[-1]["reasoning"] is not None
+        assert any(body["decision_id"] == decision_id for kind, body in seen if kind == b"decision")
+        with Reader(served.journal_path) as reader:
+            row = reader.get(explained[-1]["decision_id"])
+        assert row is not None
+        assert row["reasoning"] == explained[-1]["reasoning"]
+
+    def test_a_subscriber_hears_of_no_decision_before_its_commit(self, served: Config) -> None:
+        with (
+            zmq.Context() as context,
+            context.socket(zmq.SUB) as events,
+            Client(served.endpoint, timeout_ms=PATIENCE_MS) as own,
+            closing(sqlite3.connect(served.journal_path, isolation_level=None)) as other,
+        ):
+            events.set(zmq.LINGER, 0)
+            events.subscribe(b"decision")
+            events.connect(served.events_endpoint)
+            while not events.poll(50):
+                own.evaluate(DEPLOY)
+            while events.poll(50):
+                events.recv_multipart()
+            other.execute("BEGIN IMMEDIATE")
+            assert error_of(lambda: own.evaluate(DEPLOY, deadline_ms=100)).code == "expired"
+            assert not events.poll(50)
+            other.execute("ROLLBACK")
+            assert events.poll(PATIENCE_MS)
+            while own.status()["counters"].get("decisions_late") != 1:
+                pass
+
+
+class TestCaller:
+    def test_is_whom_the_kernel_names_not_whom_the_payload_claims(self, served: Config) -> None:
+        question = DEPLOY | {"caller": {"uid": 4711}, "context": {"caller": {"uid": 4711}, "uid": 4711}}
+        with Client(served.endpoint, timeout_ms=PATIENCE_MS) as own:
+            decision_id = own.evaluate(question)["context"]["decision_id"]
+        with Reader(served.journal_path) as reader:
+            row = reader.get(decision_id)
+        assert row is not None
+        assert row["caller_uid"] == os.getuid()
+
+    def test_needs_the_right_to_open_the_socket(self, served: Config) -> None:
+        assert served.socket_path.stat().st_mode & 0o777 == 0o660
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("frame", "code", "told"),
+        [
+            (b"{", "bad_request", "not valid JSON"),
+            (b"\xff\xfe", "bad_request", "not valid"),
+            (b"[" * 50_000, "bad_request", ""),
+            (b'{"v":1,"request":NaN}', "bad_request", "not valid JSON"),
+            (evaluate_frame(v=2), "version_mismatch", "version 1"),
+            (evaluate_frame(request={"action": {"name": "x"}}), "bad_request", "subject"),
+            (evaluate_frame(pack="payroll"), "not_found", "payroll"),
+            (evaluate_frame(pack="../../etc"), "not_found", "not loaded"),
+            (evaluate_frame(padding="x" * 2_000_000), "too_large", "65536"),
+            (
+                evaluate_frame(request=DEPLOY | {"context": {"details": ["word " * 200] * 50}}),
+                "too_large",
+                "context.details: has 50000 characters; the limit is 2000",
+            ),
+        ],
+    )
+    def test_name_code_field_and_limit_and_the_daemon_serves_on(
+        self, served: Config, frame: bytes, code: str, told: str
+    ) -> None:
+        with raw_socket(served, zmq.REQ) as opened:
+            opened.send(frame)
+            error = json.loads(opened.recv())["error"]
+            assert error["code"] == code, error
+            assert told in error["message"]
+            opened.send(evaluate_frame())
+            assert "decision" in json.loads(opened.recv())
+
+    def test_of_several_frames(self, served: Config) -> None:
+        with raw_socket(served, zmq.DEALER) as opened:
+            opened.send_multipart([b"one", b"two", evaluate_frame()])
+            reply = json.loads(opened.recv_multipart()[-1])
+        assert "one JSON frame" in reply["error"]["message"]
+
+    def test_leave_no_row(self, served: Config, client: Client) -> None:
+        error_of(lambda: client.evaluate({"subject": {}, "action": {}}))
+        with Reader(served.journal_path) as reader:
+            assert reader.decisions() == []
+
+    def test_are_counted_by_code(self, client: Client) -> None:
+        error_of(lambda: client.call("evaluate", {"situation": {}}))
+        assert client.status()["counters"]["refused_bad_request"] == 1
+
+
+class TestLoad:
+    @pytest.fixture
+    def engine(self) -> GatedEngine:
+        return GatedEngine()
+
+    @pytest.fixture
+    def gated(self, config: Config, engine: GatedEngine) -> Iterator[Config]:
+        with serving(replace(config, max_in_flight=2), load_engine=lambda _: engine) as running:
+            try:
+                yield running
+            finally:
+                engine.gate.set()
+
+    def test_status_is_answered_while_the_model_works(self, gated: Config, engine: GatedEngine) -> None:
+        with raw_socket(gated, zmq.DEALER) as opened, Client(gated.endpoint) as own:
+            opened.send(evaluate_frame())
+            assert engine.asked.acquire(timeout=PATIENCE_MS / 1000)
+            assert own.status()["in_flight"] == 1
+            engine.gate.set()
+            assert "decision" in json.loads(opened.recv())
+
+    def test_a_full_queue_says_busy_and_when_to_come_again(self, gated: Config, engine: GatedEngine) -> None:
+        with raw_socket(gated, zmq.DEALER) as opened, Client(gated.endpoint) as own:
+            for number in range(2):
+                opened.send(evaluate_frame(id=str(number)))
+            patient_until = time.monotonic() + PATIENCE_MS / 1000
+            while own.status()["in_flight"] < 2:
+                assert time.monotonic() < patient_until
+            error = error_of(lambda: own.evaluate(DEPLOY))
+            assert error.code == "busy"
+            assert error.retry_after_ms is not None
+            assert "the limit is 2" in error.message
+            assert error_of(lambda: own.control(records.Control(task="reload"))).code == "busy"
+            engine.gate.set()
+            assert {json.loads(opened.recv())["id"] for _ in range(2)} == {"0", "1"}
+
+    def test_a_deadline_is_kept_while_the_model_hangs(self, gated: Config, engine: GatedEngine) -> None:
+        with Client(gated.endpoint) as own:
+            error = error_of(lambda: own.evaluate(DEPLOY, deadline_ms=50))
+            assert error.code == "expired"
+            engine.gate.set()
+            assert own.evaluate(DEPLOY)["context"]["decision_id"]
+
+    def test_a_client_that_left_is_counted(self, gated: Config, engine: GatedEngine) -> None:
+        with raw_socket(gated, zmq.DEALER) as opened:
+            opened.send(evaluate_frame())
+            assert engine.asked.acquire(timeout=PATIENCE_MS / 1000)
+        with Client(gated.endpoint) as own:
+            engine.gate.set()
+            own.evaluate(DEPLOY)
+            assert own.status()["counters"]["replies_dropped"] == 1
+
+    def test_a_failed_explanation_costs_the_explanation_only(self, config: Config) -> None:
+        with (
+            serving(config, load_engine=lambda _: SpeechlessEngine()),
+            Client(config.endpoint, timeout_ms=PATIENCE_MS) as own,
+        ):
+            for _ in range(2):
+                answer = own.evaluate(DEPLOY, explain="inline")["context"]
+                assert (answer["tier"], answer["reasoning"]) == ("model", None)
+            assert own.status()["engine"]["unexplained"] == 2
+
+    def test_an_unforeseen_failure_is_said_and_survived(self, config: Config) -> None:
+        with (
+            serving(config, load_engine=lambda _: BrokenEngine()),
+            Client(config.endpoint, timeout_ms=PATIENCE_MS) as own,
+        ):
+            assert error_of(lambda: own.evaluate(DEPLOY)).code == "internal"
+            assert own.evaluate(DEPLOY)["context"]["decision_id"]
+
+
+@dataclass
+class Idle:
+    """An engine thread that takes requests and does nothing."""
+
+    waiting: int = 0
+    mean_decision_ms: float = 0.0
+    submitted: list[Request] = field(default_factory=list)
+
+    def submit(self, request: Request) -> None:
+        self.submitted.append(request)
+
+
+#: What the journal calls the event of each noun.
+KINDS: dict[type, str] = {
+    records.Reported: "reported",
+    records.Consulted: "consulted",
+    records.Happened: "outcome",
+    records.Review: "review",
+    records.Approval: "approval",
+    records.Node: "node",
+    records.Edge: "edge",
+}
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A record as a recorder got it."""
+
+    record: records.Record
+    record_id: str
+    at: float
+    caller: Caller
+    ticket: int
+
+
+@dataclass
+class Ledger:
+    """A recorder with no disk: it tells the fate of a record when it is asked to, or (`prompt`) at once."""
+
+    mailbox: Mailbox
+    prompt: bool = False
+    taken: queue.SimpleQueue[Taken] = field(default_factory=queue.SimpleQueue)
+
+    def write(
+        self,
+        record: records.Record,
+        *,
+        record_id: str,
+        at: float,
+        caller: Caller,
+        ticket: int,
+        idempotency: str | None = None,
+    ) -> None:
+        taken = Taken(record, record_id, at, caller, ticket)
+        self.taken.put(taken)
+        if self.prompt:
+            self.tell(taken)
+
+    def next(self) -> Taken:
+        return self.taken.get(timeout=PATIENCE_MS / 1000)
+
+    def tell(self, taken: Taken, **fate: Any) -> None:
+        kind = KINDS[type(taken.record)]
+        self.mailbox.put(Committed(**{"ticket": taken.ticket, "kind": kind, "seq": 17} | fate))
+
+
+@dataclass
+class Desk:
+    """A clerk that takes work and does none of it."""
+
+    taken: queue.SimpleQueue[tuple[int, records.Upkeep, Caller]] = field(default_factory=queue.SimpleQueue)
+
+    def submit(self, ticket: int, upkeep: records.Upkeep, caller: Caller) -> None:
+        self.taken.put((ticket, upkeep, caller))
+
+
+def stopped(asked: str, part: str | None) -> RequestError | None:
+    """What is said of the part that is asked for, when `part` has stopped."""
+    told = f"the {part} has stopped; the daemon must be restarted"
+    return RequestError("unavailable", told) if asked == part else None
+
+
+@contextmanager
+def served_by(server: Server, mailbox: Mailbox) -> Iterator[None]:
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.stop()
+        thread.join()
+        server.close()
+        mailbox.close()
+
+
+class TestSettingsReadAnew:
+    """SIGHUP, as the handler calls it."""
+
+    @contextmanager
+    def reading(self, config: Config, *told: Config | ConfigError) -> Iterator[Callable[[], dict[str, Any]]]:
+        """A daemon whose settings read so, one after the other; the result asks for that, and tells of it."""
+        given, asked = iter(told), threading.Event()
+
+        def reread() -> Config:
+            asked.set()  # on the thread that answers `status`, and does so only once it has taken them
+            one = next(given)
+            if isinstance(one, ConfigError):
+                raise one
+            return one
+
+        with (
+            open_service(config, load_engine=load_stub_engine, reread=reread) as server,
+            Client(config.endpoint, timeout_ms=PATIENCE_MS) as own,
+        ):
+            thread = threading.Thread(target=server.run)
+            thread.start()
+
+            def renew() -> dict[str, Any]:
+                asked.clear()
+                server.reload()
+                assert asked.wait(PATIENCE_MS / 1000)
+                return own.status() | {"deadline": error_of(lambda: own.evaluate(DEPLOY, deadline_ms=9_000))}
+
+            try:
+                yield renew
+            finally:
+                server.stop()
+                thread.join()
+
+    def test_count_from_then_on_and_name_what_needs_a_restart(self, config: Config) -> None:
+        narrower = replace(config, max_deadline_ms=8_000, deadline_ms=2_000, max_in_flight=7, cache_size=77)
+        with self.reading(config, narrower) as renew:
+            status = renew()
+        assert status["settings"] == {
+            "refused": None,
+            "changed": ["deadline_ms", "max_deadline_ms", "max_in_flight"],
+            "need_restart": ["cache_size"],
+        }
+        assert status["max_in_flight"] == 7
+        assert "deadline_ms" in status["deadline"].message
+
+    def test_that_cannot_be_read_change_nothing_and_say_why(self, config: Config) -> None:
+        narrow = replace(config, max_deadline_ms=8_000, deadline_ms=2_000)
+        broken = ConfigError("the.toml: unknown setting 'deadlines'")
+        with self.reading(narrow, broken, replace(narrow, roles=("user:nobody-of-that-name=ask",))) as renew:
+            first, second = renew(), renew()
+        assert first["settings"]["refused"] == "the.toml: unknown setting 'deadlines'"
+        assert "nobody-of-that-name" in second["settings"]["refused"]
+        assert "deadline_ms" in second["deadline"].message
+
+
+class TestAdmission:
+    def test_refuses_what_would_wait_past_its_deadline(self, config: Config) -> None:
+        """The engine is said to need 100 ms a decision and to have 20 waiting."""
+
+        mailbox, work = Mailbox(), Idle(waiting=20, mean_decision_ms=100.0)
+        server = Server(
+            config,
+            mailbox=mailbox,
+            work=work,
+            recorder=Ledger(mailbox),
+            clerk=Desk(),
+            pack=PACK,
+            model=StubEngine().model,
+        )
+        with served_by(server, mailbox), Client(config.endpoint, timeout_ms=PATIENCE_MS) as own:
+            error = error_of(lambda: own.evaluate(DEPLOY, deadline_ms=500))
+            assert error.code == "busy"
+            assert error.retry_after_ms == 1501
+            assert error_of(lambda: own.evaluate(DEPLOY, deadline_ms=2001)).code == "expired"
+        assert len(work.submitted) == 1
+
+    @pytest.mark.parametrize("part", ["engine", "journal"])
+    def test_refuses_everything_once_a_part_has_stopped(self, config: Config, part: str) -> None:
+        mailbox, work = Mailbox(), Idle()
+        server = Server(
+            config,
+            mailbox=mailbox,
+            work=work,
+            recorder=Ledger(mailbox),
+            clerk=Desk(),
+            pack=PACK,
+            model=StubEngine().model,
+            refusal=lambda asked: stopped(asked, part),
+        )
+        with served_by(server, mailbox), Client(config.endpoint, timeout_ms=PATIENCE_MS) as own:
+            error = error_of(lambda: own.evaluate(DEPLOY))
+            assert (error.code, error.message.split()[1]) == ("unavailable", part)
+            assert (own.status()["state"], own.status()["trouble"]) == ("refusing", error.message)
+        assert work.submitted == []
+
+    def test_a_fault_of_ours_costs_one_request_and_not_the_loop(self, config: Config) -> None:
+        faults: list[Exception] = [ZeroDivisionError("a bug")]
+
+        def describe() -> dict[str, Json]:
+            if faults:
+                raise faults.pop()
+            return {}
+
+        mailbox, work = Mailbox(), Idle()
+        server = Server(
+            config,
+            mailbox=mailbox,
+            work=work,
+            recorder=Ledger(mailbox),
+            clerk=Desk(),
+            pack=PACK,
+            model=StubEngine().model,
+            describe=describe,
+        )
+        with served_by(server, mailbox), Client(config.endpoint, timeout_ms=PATIENCE_MS) as own:
+            assert error_of(own.status).code == "internal"
+            assert own.status()["counters"]["refused_internal"] == 1
+
+
+HAPPENED: dict[str, Json] = {"decision_id": "0198", "status": "SUCCESS", "value": 12.5}
+
+
+def record_frame(**changes: Any) -> bytes:
+    return json.dumps({"v": 1, "id": "r", "op": "outcome", "record": HAPPENED} | changes).encode()
+
+
+class TestRecords:
+    """Decisions of others, outcomes, reviews and the like: kept by the journal, past the engine."""
+
+    @contextmanager
+    def recording(
+        self, config: Config, *, prompt: bool = False, broken: str | None = None
+    ) -> Iterator[tuple[Server, Ledger]]:
+        mailbox = Mailbox()
+        ledger = Ledger(mailbox, prompt)
+        server = Server(
+            config,
+            mailbox=mailbox,
+            work=Idle(),
+            recorder=ledger,
+            clerk=Desk(),
+            pack=PACK,
+            model=StubEngine().model,
+            refusal=lambda asked: stopped(asked, broken),
+        )
+        with served_by(server, mailbox):
+            yield server, ledger
+
+    def told(self, opened: zmq.Socket[bytes]) -> dict[str, Json]:
+        reply: dict[str, Json] = json.loads(opened.recv())
+        return reply
+
+    def counters(self, opened: zmq.Socket[bytes]) -> dict[str, Json]:
+        """Replies of one server come in order, so whatever it sent before has come before this."""
+        opened.send(json.dumps({"v": 1, "id": "m", "op": "status"}).encode())
+        reply = self.told(opened)
+        assert reply["id"] == "m"
+        status: dict[str, Json] = reply["status"]
+        return {"in_flight": status["in_flight"], **status["counters"]}
+
+    def test_are_answered_after_the_commit_and_not_before(self, config: Config) -> None:
+        with self.recording(config) as (_, ledger), raw_socket(config, zmq.DEALER) as opened:
+            opened.send(record_frame())
+            taken = ledger.next()
+            assert self.counters(opened)["in_flight"] == 1
+            ledger.tell(taken)
+            assert self.told(opened) == {
+                "v": 1,
+                "id": "r",
+                "recorded": {"id": taken.record_id, "kind": "outcome", "seq": 17},
+            }
+            assert self.counters(opened) == {"received": 3, "in_flight": 0, "outcomes_recorded": 1}
+
+    def test_reach_the_journal_as_they_were_sent(self, config: Config) -> None:
+        with self.recording(config, prompt=True) as (_, ledger), Client(config.endpoint) as own:
+            ids = [own.outcome("0198", "SUCCESS", 12.5, "sold"), own.outcome("0198", "PENDING")]
+            first, second = ledger.next(), ledger.next()
+        assert first.record == records.Happened(decision_id="0198", status="SUCCESS", value=12.5, note="sold")
+        assert second.record == records.Happened(decision_id="0198", status="PENDING")
+        assert ids == [first.record_id, second.record_id] == sorted(ids)
+        assert first.at <= second.at
+        assert {uuid.UUID(record_id).version for record_id in ids} == {7}
+
+    def test_come_with_the_caller_that_the_kernel_names(self, config: Config) -> None:
+        claim = {"caller": {"uid": 0, "pid": 1}, "uid": 0}
+        with self.recording(config) as (_, ledger), raw_socket(config, zmq.DEALER) as opened:
+            opened.send(record_frame(record=HAPPENED | claim, **claim))
+            taken = ledger.next()
+            ledger.tell(taken)
+        assert taken.caller == Caller(transport="ipc", uid=os.getuid(), gid=os.getgid(), pid=os.getpid())
+
+    def test_of_an_unknown_decision_are_refused_in_the_words_of_the_journal(self, config: Config) -> None:
+        with self.recording(config) as (_, ledger), raw_socket(config, zmq.DEALER) as opened:
+            opened.send(record_frame())
+            message = "decision_id: there is no decision '0198'"
+            ledger.tell(ledger.next(), error="not_found", message=message)
+            assert self.told(opened)["error"] == {"code": "not_found", "message": message}
+            assert self.counters(opened) == {"received": 2, "in_flight": 0, "refused_not_found": 1}
+
+    @pytest.mark.parametrize(
+        ("code", "why"), [("disk_full", "the disk is full"), ("unavailable", "the journal failed")]
+    )
+    def test_that_the_journal_lost_are_refused_and_counted(self, config: Config, code: str, why: str) -> None:
+        with self.recording(config) as (_, ledger), raw_socket(config, zmq.DEALER) as opened:
+            opened.send(record_frame())
+            ledger.tell(ledger.next(), error=code)
+            assert self.told(opened)["error"] == {
+                "code": code,
+                "message": f"it could not be recorded: {why}",
+            }
+            assert self.counters(opened) == {
+                "received": 2,
+                "in_flight": 0,
+                "outcomes_lost": 1,
+                f"refused_{code}": 1,
+            }
+
+    def test_expire_when_the_journal_says_nothing_and_are_counted_when_it_does(self, config: Config) -> None:
+        patient = replace(config, deadline_ms=config.max_deadline_ms)
+        with self.recording(patient) as (_, ledger), raw_socket(patient, zmq.DEALER) as opened:
+            opened.send(record_frame(deadline_ms=50))
+            taken = ledger.next()
+            assert self.told(opened)["error"] == {
+                "code": "expired",
+                "message": f"{taken.record_id} was not committed before the deadline; it may be yet",
+            }
+            ledger.tell(taken)
+            assert self.counters(opened) == {
+                "received": 2,
+                "in_flight": 0,
+                "refused_expired": 1,
+                "outcomes_recorded": 1,
+                "outcomes_late": 1,
+            }
+
+    def test_have_the_deadline_of_the_settings_if_they_state_none(self, config: Config) -> None:
+        brief = replace(config, deadline_ms=50)
+        with self.recording(brief) as (_, ledger), raw_socket(brief, zmq.DEALER) as opened:
+            opened.send(record_frame(id="patient", deadline_ms=PATIENCE_MS // 4))
+            opened.send(record_frame(id="brief"))
+            reply = self.told(opened)
+            assert (reply["id"], reply["error"]["code"]) == ("brief", "expired")
+            ledger.tell(ledger.next())
+            assert self.told(opened)["id"] == "patient"
+
+    def test_count_among_the_requests_in_flight(self, config: Config) -> None:
+        narrow = replace(config, max_in_flight=1)
+        with self.recording(narrow) as (_, ledger), raw_socket(narrow, zmq.DEALER) as opened:
+            opened.send(record_frame())
+            first = ledger.next()
+            for frame in (record_frame(id="late"), evaluate_frame(id="late")):
+                opened.send(frame)
+                reply = self.told(opened)
+                assert (reply["id"], reply["error"]["code"]) == ("late", "busy")
+                assert "the limit is 1" in reply["error"]["message"]
+                assert reply["error"]["retry_after_ms"] == 1
+            ledger.tell(first)
+            assert "recorded" in self.told(opened)
+            opened.send(record_frame())
+            ledger.tell(ledger.next())
+            assert "recorded" in self.told(opened)
+
+    def test_need_the_journal_and_no_engine(self, config: Config) -> None:
+        with (
+            self.recording(config, prompt=True, broken="engine"),
+            Client(config.endpoint, timeout_ms=PATIENCE_MS) as own,
+        ):
+            assert own.outcome("0198", "SUCCESS")
+            assert error_of(lambda: own.evaluate(DEPLOY)).code == "unavailable"
+
+    def test_are_refused_once_the_journal_has_stopped(self, config: Config) -> None:
+        with (
+            self.recording(config, broken="journal") as (_, ledger),
+            Client(config.endpoint, timeout_ms=PATIENCE_MS) as own,
+        ):
+            error = error_of(lambda: own.outcome("0198", "SUCCESS"))
+        assert error.code == "unavailable"
+        assert error.message == "the journal has stopped; the daemon must be restarted"
+        assert ledger.taken.empty()
+
+    def test_in_flight_are_answered_by_a_stop_which_takes_no_more(self, config: Config) -> None:
+        with self.recording(config) as (server, ledger), raw_socket(config, zmq.DEALER) as opened:
+            opened.send(record_frame())
+            first = ledger.next()
+            server.stop()
+            opened.send(record_frame(id="late"))
+            reply = self.told(opened)
+            assert (reply["id"], reply["error"]["code"]) == ("late", "shutting_down")
+            ledger.tell(first)
+            assert self.told(opened)["recorded"]["id"] == first.record_id
+        assert ledger.taken.empty()
+
+    def test_that_a_stop_cannot_wait_for_are_answered_all_the_same(self, config: Config) -> None:
+        hasty = replace(config, shutdown_s=0.1)
+        with self.recording(hasty) as (server, ledger), raw_socket(hasty, zmq.DEALER) as opened:
+            opened.send(record_frame())
+            ledger.next()
+            server.stop()
+            assert self.told(opened)["error"]["code"] == "shutting_down"
+
+    def test_are_refused_with_the_path_of_the_field(self, served: Config) -> None:
+        with raw_socket(served, zmq.REQ) as opened:
+            opened.send(record_frame(record=HAPPENED | {"status": "WON"}))
+            error = self.told(opened)["error"]
+        assert error["code"] == "bad_request"
+        assert error["message"] == "record.status: must be one of SUCCESS, FAILURE, PENDING"
+
+    def test_of_every_kind_have_a_call_in_the_client_and_a_counter(self, config: Config) -> None:
+        reported = records.Reported(agent="desk", outcome="HOLD", tags=("t",))
+        consulted = records.Consulted(system="crm", session="s", value={"tier": [1, None]})
+        review = records.Review(decision_id="0198", reviewer="ines", verdict="accept")
+        approval = records.Approval(decision_id="0198", approver="ines")
+        node = records.Node(type="goal", title="Ship")
+        edge = records.Edge(source="0198", target="0199", type="led_to")
+        with self.recording(config, prompt=True) as (_, ledger), Client(config.endpoint) as own:
+            ids = [
+                own.record(reported),
+                own.context(consulted),
+                own.outcome("0198", "FAILURE"),
+                own.review(review),
+                own.approve(approval),
+                own.node(node),
+                own.link(edge),
+            ]
+            taken = [ledger.next() for _ in ids]
+            counters = own.status()["counters"]
+        assert ids == [one.record_id for one in taken]
+        happened = records.Happened(decision_id="0198", status="FAILURE")
+        assert [one.record for one in taken] == [
+            reported, consulted, happened, review, approval, node, edge,
+        ]  # fmt: skip
+        assert counters == {"received": 8} | {
+            f"{kinds}_recorded": 1
+            for kinds in ("reports", "consultations", "outcomes", "reviews", "approvals", "nodes", "edges")
+        }
+
+    def test_of_agents_that_trade_take_one_call(self, config: Config) -> None:
+        told: Tracked = {
+            "prompt": "Buy?",
+            "response": "Buy.",
+            "model": "m",
+            "input_tokens": 10,
+            "output_tokens": 2,
+            "latency_ms": 31.5,
+            "confidence": 0.75,
+            "context": {"price": 12.5},
+            "session": "s",
+        }
+        with self.recording(config, prompt=True) as (_, ledger), Client(config.endpoint) as own:
+            signal_id = own.track_signal(agent="scout", symbol="ACME", signal="BUY", **told)
+            risk_id = own.track_risk(agent="warden", symbol="ACME", outcome="REDUCE")
+            signal, risk = ledger.next(), ledger.next()
+        assert (signal.record_id, risk.record_id) == (signal_id, risk_id)
+        assert signal.record == records.Reported(
+            type="signal", agent="scout", entity="ACME", outcome="BUY", **told
+        )
+        assert risk.record == records.Reported(type="risk", agent="warden", entity="ACME", outcome="REDUCE")
+
+    def test_are_on_the_chain_when_they_are_answered(self, served: Config, client: Client) -> None:
+        decision_id = client.evaluate(DEPLOY)["context"]["decision_id"]
+        before = client.status()["journal"]["seq"]
+        client.outcome(decision_id, "SUCCESS", 12.5)
+        client.review(records.Review(decision_id=decision_id, reviewer="ines", verdict="accept"))
+        reported_id = client.track_signal(agent="scout", symbol="ACME", signal="BUY")
+        client.outcome(reported_id, "FAILURE")
+        with closing(sqlite3.connect(served.journal_path)) as connection:
+            rows = connection.execute("SELECT kind FROM events WHERE seq > ? ORDER BY seq", (before,))
+            assert [kind for (kind,) in rows] == ["outcome", "review", "reported", "outcome"]
+        assert verify(served.journal_path).ok
+
+    def test_are_no_events_of_the_stream(self, served: Config, client: Client) -> None:
+        with zmq.Context() as context, context.socket(zmq.SUB) as events:
+            events.set(zmq.LINGER, 0)
+            events.set(zmq.RCVTIMEO, PATIENCE_MS)
+            events.subscribe(b"")
+            events.connect(served.events_endpoint)
+            decision_id = ""
+            while not events.poll(50):  # a subscription takes a moment
+                decision_id = client.evaluate(DEPLOY)["context"]["decision_id"]
+            while json.loads(events.recv_multipart()[1])["decision_id"] != decision_id:
+                pass
+            client.track_signal(agent="scout", symbol="ACME", signal="BUY")
+            later_id = client.evaluate(DEPLOY)["context"]["decision_id"]
+            kind, body = events.recv_multipart()
+        assert (kind, json.loads(body)["decision_id"]) == (b"decision", later_id)
+
+
+def upkeep_frame(**record: Json) -> bytes:
+    return json.dumps({"v": 1, "id": "u", "op": "upkeep", "record": record}).encode()
+
+
+#: A client that becomes another user, asks for upkeep, and prints what it is told.
+STRANGER = """
+import os, sys, zmq
+endpoint, frame, uid = sys.argv[1:]
+os.setgroups([])
+os.setgid(int(uid))
+os.setuid(int(uid))
+with zmq.Context() as context, context.socket(zmq.REQ) as opened:
+    opened.set(zmq.LINGER, 0)
+    opened.set(zmq.RCVTIMEO, 20_000)
+    opened.connect(endpoint)
+    opened.send(frame.encode())
+    print(opened.recv().decode())
+"""
+
+
+class TestUpkeep:
+    """Long work on the journal: for the daemon's own user and root, done by the clerk."""
+
+    @contextmanager
+    def tended(self, config: Config, *, broken: str | None = None) -> Iterator[tuple[Server, Mailbox, Desk]]:
+        mailbox, desk = Mailbox(), Desk()
+        server = Server(
+            config,
+            mailbox=mailbox,
+            work=Idle(),
+            recorder=Ledger(mailbox),
+            clerk=desk,
+            pack=PACK,
+            model=StubEngine().model,
+            refusal=lambda asked: stopped(asked, broken),
+        )
+        with served_by(server, mailbox):
+            yield server, mailbox, desk
+
+    def test_is_answered_when_the_clerk_has_done_it_and_not_before(self, config: Config) -> None:
+        with self.tended(config) as (_, mailbox, desk), raw_socket(config, zmq.DEALER) as opened:
+            opened.send(upkeep_frame(task="erase", actor="user:alice"))
+            ticket, upkeep, caller = desk.taken.get(timeout=PATIENCE_MS / 1000)
+            opened.send(json.dumps({"v": 1, "id": "m", "op": "metrics"}).encode())
+            in_flight = json.loads(opened.recv())["metrics"]["thorpolicy_in_flight"]
+            assert in_flight["samples"][0]["value"] == 1
+            mailbox.put((ticket, Tended({"done": {"own": 3}})))
+            assert json.loads(opened.recv()) == {"v": 1, "id": "u", "done": {"own": 3}}
+        assert upkeep == records.Upkeep(task="erase", actor="user:alice")
+        assert caller == Caller(transport="ipc", uid=os.getuid(), gid=os.getgid(), pid=os.getpid())
+
+    def test_that_fails_is_refused_in_the_words_of_the_clerk(self, config: Config) -> None:
+        with self.tended(config) as (_, mailbox, desk), raw_socket(config, zmq.DEALER) as opened:
+            opened.send(upkeep_frame(task="checkpoint"))
+            ticket, _, _ = desk.taken.get(timeout=PATIENCE_MS / 1000)
+            mailbox.put((ticket, Tended(RequestError("unavailable", "the disk is full"))))
+            error = json.loads(opened.recv())["error"]
+        assert error == {"code": "unavailable", "message": "the disk is full"}
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+    def test_is_refused_to_another_user_whom_the_socket_lets_in(self, config: Config) -> None:
+        config.state_dir.chmod(0o711)
+        with self.tended(replace(config, socket_mode=0o666)) as (server, _, desk):
+            frame = upkeep_frame(task="checkpoint").decode()
+            told = subprocess.run(
+                [sys.executable, "-c", STRANGER, config.endpoint, frame, "65534"],
+                capture_output=True,
+                check=True,
+                text=True,
+            )
+            assert json.loads(told.stdout)["error"] == {
+                "code": "unauthorized",
+                "message": "op: upkeep needs the role control, which uid 65534 does not have; "
+                "see the setting `roles`",
+            }
+            assert server.counters["refused_unauthorized"] == 1
+        assert desk.taken.empty()
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may do it whoever the daemon is")
+    def test_is_refused_to_whoever_is_not_the_user_of_the_daemon(
+        self, config: Config, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with self.tended(config) as (_, _, desk), Client(config.endpoint, timeout_ms=PATIENCE_MS) as own:
+            monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+            error = error_of(lambda: own.upkeep(records.Upkeep(task="checkpoint")))
+        assert error.code == "unauthorized"
+        assert desk.taken.empty()
+
+    def test_is_refused_once_the_journal_has_stopped(self, config: Config) -> None:
+        with (
+            self.tended(config, broken="journal") as (_, _, desk),
+            Client(config.endpoint, timeout_ms=PATIENCE_MS) as own,
+        ):
+            error = error_of(lambda: own.upkeep(records.Upkeep(task="checkpoint")))
+        assert (error.code, error.message.split()[:2]) == ("unavailable", ["the", "journal"])
+        assert desk.taken.empty()
+
+    def test_needs_no_engine(self, config: Config) -> None:
+        with (
+            self.tended(config, broken="engine") as (_, mailbox, desk),
+            raw_socket(config, zmq.DEALER) as own,
+        ):
+            own.send(upkeep_frame(task="checkpoint"))
+            ticket, _, _ = desk.taken.get(timeout=PATIENCE_MS / 1000)
+            mailbox.put((ticket, Tended({"done": {}})))
+            assert json.loads(own.recv())["done"] == {}
+
+    def test_in_flight_is_answered_by_a_stop_which_takes_no_more(self, config: Config) -> None:
+        with self.tended(config) as (server, mailbox, desk), raw_socket(config, zmq.DEALER) as opened:
+            opened.send(upkeep_frame(task="checkpoint"))
+            ticket, _, _ = desk.taken.get(timeout=PATIENCE_MS / 1000)
+            server.stop()
+            opened.send(upkeep_frame(task="checkpoint"))
+            assert json.loads(opened.recv())["error"]["code"] == "shutting_down"
+            mailbox.put((ticket, Tended({"done": {}})))
+            assert json.loads(opened.recv())["done"] == {}
+        assert desk.taken.empty()
+
+    def test_is_done_by_a_daemon_that_decides_meanwhile(self, served: Config, client: Client) -> None:
+        decided = [client.evaluate(DEPLOY)["context"]["decision_id"] for _ in range(3)]
+        done = client.upkeep(records.Upkeep(task="erase", actor="user:alice"))
+        assert (done["own"], done["left"]) == (3, [])
+        assert client.upkeep(records.Upkeep(task="archive", before="2026-01-01T00:00:00Z"))["archived"] == 0
+        assert client.upkeep(records.Upkeep(task="archive", before="9999-01-01T00:00:00Z"))["archived"] > 3
+        seq = client.upkeep(records.Upkeep(task="checkpoint"))["checkpoint"]
+        assert client.evaluate(DEPLOY)["context"]["decision_id"]
+        with Reader(served.journal_path) as reader:
+            assert [row and row["actor"] for row in map(reader.get, decided)] == [None] * 3
+        verdict = verify(served.journal_path)
+        assert (verdict.ok, verdict.erased, verdict.checkpoint_seq) == (True, 3, seq)
+
+    def test_that_cannot_be_done_says_why(self, served: Config, client: Client) -> None:
+        client.evaluate(DEPLOY)  # so that something is there to be archived
+        done = client.upkeep(records.Upkeep(task="archive", before="9999-01-01T00:00:00Z"))
+        (segment,) = done["segments"]
+        (served.state_dir / "archive" / segment).unlink()
+        error = error_of(lambda: client.upkeep(records.Upkeep(task="erase", actor="user:alice")))
+        assert error.code == "unavailable"
+        assert segment in error.message
+
+
+class TestStalledJournal:
+    def test_never_stalls_the_engine_and_holds_back_every_reply(self, served: Config) -> None:
+        """Another process holds SQLite's write lock: the disk is as slow as can be."""
+        with (
+            closing(sqlite3.connect(served.journal_path, isolation_level=None)) as other,
+            raw_socket(served, zmq.DEALER) as opened,
+            Client(served.endpoint, timeout_ms=PATIENCE_MS) as own,
+        ):
+            other.execute("BEGIN IMMEDIATE")
+            for number in range(50):
+                opened.send(evaluate_frame(id=str(number)))
+            while own.status()["engine"]["decisions"] < 50:
+                assert own.status()["state"] == "serving"
+            assert not opened.poll(0)
+            other.execute("ROLLBACK")
+            assert {json.loads(opened.recv())["id"] for _ in range(50)} == {str(n) for n in range(50)}
+
+
+class TestLife:
+    def test_a_stop_answers_what_is_in_flight(self, config: Config) -> None:
+        engine = GatedEngine()
+        with raw_socket(config, zmq.DEALER) as opened:
+            with serving(config, load_engine=lambda _: engine):
+                opened.send(evaluate_frame())
+                assert engine.asked.acquire(timeout=PATIENCE_MS / 1000)
+                engine.gate.set()
+            assert "decision" in json.loads(opened.recv())
+        assert engine.closed
+        assert not config.socket_path.exists()
+        assert verify(config.journal_path).ok
+
+    def test_start_and_what_it_loaded_are_on_the_chain(self, served: Config, client: Client) -> None:
+        client.evaluate(DEPLOY)
+        with closing(sqlite3.connect(served.journal_path)) as connection:
+            kinds = [row[0] for row in connection.execute("SELECT kind FROM events ORDER BY seq")]
+        assert kinds == ["model_loaded", "pack_activated", "decision"]
+
+    def test_an_endpoint_is_served_once(self, served: Config, short_dir: Any) -> None:
+        second = replace(served, state_dir=short_dir / "elsewhere", tcp_endpoint="")
+        with pytest.raises(AlreadyRunning, match="--endpoint"), serving(second, load_engine=load_stub_engine):
+            pass
+
+    def test_a_state_directory_is_used_once(self, served: Config) -> None:
+        second = replace(served, endpoint=f"{served.endpoint}.second", tcp_endpoint="")
+        with (
+            pytest.raises(AlreadyRunning, match="--state-dir"),
+            serving(second, load_engine=load_stub_engine),
+        ):
+            pass
+
+    def test_a_failed_start_releases_everything(self, config: Config) -> None:
+        def no_engine(_: Config) -> StubEngine:
+            raise RequestError("internal", "no engine")
+
+        for _ in range(2):
+            with pytest.raises(RequestError), serving(config, load_engine=no_engine):
+                pass
+        with serving(config, load_engine=load_stub_engine), Client(config.endpoint) as own:
+            assert own.status()["state"] == "serving"
+
+    def test_nobody_there_is_said_at_once(self, config: Config) -> None:
+        with pytest.raises(Unreachable, match="thorpolicy serve"), Client(config.endpoint) as own:
+            own.status()
+
+    def test_a_client_survives_a_restart_of_the_daemon(self, config: Config) -> None:
+        with Client(config.endpoint, timeout_ms=PATIENCE_MS) as own:
+            for _ in range(2):
+                with serving(config, load_engine=load_stub_engine):
+                    assert own.evaluate(DEPLOY)["context"]["decision_id"]

@@ -1,0 +1,152 @@
+"""Packs and adapters that are exchanged while requests are answered, on the real model: nothing fails, and
+every answer is that of the pack, model, adapter and scale that it names, to the last bit."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.build import write_adapter, write_pack
+from thor_policy.catalog.files import ModelFile, resolve_adapter
+from thor_policy.client.blocking import Client
+from thor_policy.config import Config
+from thor_policy.core import records
+from thor_policy.core.decisions import Adapter, resident_key
+from thor_policy.core.requests import Json
+from thor_policy.daemon.loading import load_engine
+from thor_policy.daemon.service import serving
+from thor_policy.engine.llama import NEVER_NS
+from thor_policy.journal.reader import Reader
+from thor_policy.journal.verification.verify import verify
+from thor_policy.policy import pack_files
+from thor_policy.protocol.requests import evaluation_of
+
+#: No test waits longer than this for a reply, in seconds.
+PATIENCE_S = 120
+ASKERS = 2
+
+
+def question(number: int) -> dict[str, Json]:
+    return {
+        "subject": {"type": "user", "id": f"u{number % 5}"},
+        "action": {"name": ("look", "burn", "move")[number % 3]},
+        "resource": {"type": "doc", "id": "d"},
+    }
+
+
+class Load:
+    """Askers that never stop: each asks the next question as soon as it has its answer."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._done = threading.Event()
+        self._answered = threading.Semaphore(0)
+        self._pool = ThreadPoolExecutor(ASKERS)
+        self._running = [self._pool.submit(self._ask, first) for first in range(ASKERS)]
+
+    def _ask(self, number: int) -> list[tuple[int, dict[str, Json]]]:
+        replies = []
+        with Client(self._config.endpoint) as client:
+            while not self._done.is_set():
+                explain = "later" if number % 16 == 0 else "none"
+                reply = client.evaluate(question(number), explain=explain, deadline_ms=PATIENCE_S * 1000)
+                replies.append((number, reply["context"]))
+                self._answered.release()
+                number += ASKERS
+        return replies
+
+    def wait_for(self, replies: int) -> None:
+        """Until so many more are there."""
+        for _ in range(replies):
+            assert self._answered.acquire(timeout=PATIENCE_S)
+
+    def stop(self) -> list[tuple[int, dict[str, Json]]]:
+        """Every question that was asked with its answer; raises what an asker was refused."""
+        self._done.set()
+        found = [reply for one in self._running for reply in one.result(timeout=PATIENCE_S)]
+        self._pool.shutdown()
+        return found
+
+
+def swap_under_load(config: Config, folders: list[Path], adapter: Path, rounds: int) -> list[Any]:
+    """Activate the packs in turn, `rounds` times, and judge with the adapter from the third to the sixth."""
+    load = Load(config)
+    with Client(config.endpoint) as client:
+        for number in range(rounds):
+            if number == 3:
+                client.control(records.Control(task="adapter", adapter=str(adapter), scale=0.5))
+            elif number == 7:
+                client.control(records.Control(task="adapter", adapter="none"))
+            client.control(records.Control(task="activate", pack=str(folders[number % len(folders)])))
+            load.wait_for(ASKERS + 1)
+    return load.stop()
+
+
+def derived_again(config: Config, replies: list[Any], folders: list[Path], adapter: Path) -> set[Any]:
+    """Score every question on a fresh engine by the digests of its answer; returns those digests."""
+    by_digest = {pack.info.sha256: pack for pack in map(pack_files.load, folders)}
+    file = resolve_adapter(str(adapter), config.models_dir)
+    engine, seen = load_engine(replace(config, state_dir=config.state_dir / "fresh")), set()
+    try:
+        for number, answer in replies:
+            told = answer["model"]["adapter"]
+            lora = told and Adapter(**told)
+            if lora:
+                assert lora.sha256 == file.sha256
+                engine.adopt(lora, file.path)
+            pack = by_digest[answer["pack"]["sha256"]]
+            assert answer["model"]["sha256"] == engine.model.sha256
+            evaluation = evaluation_of(question(number), "request")
+            floor = pack.book.apply(evaluation, time.time())
+            brief = lora is not None and lora.rendering == "brief"
+            engine.load(pack.brief_prefix if brief else pack.prefix, lora)
+            text = pack.brief_question(evaluation, floor) if brief else pack.question(evaluation, floor.facts)
+            scored = engine.score(resident_key(pack.info.sha256, lora), text, NEVER_NS)
+            assert scored.probabilities == answer["probabilities"]
+            seen.add((pack.info.sha256, lora))
+    finally:
+        engine.close()
+    return seen
+
+
+@pytest.mark.model
+def test_packs_and_adapters_change_under_load_and_no_answer_is_of_a_mixed_state(
+    config: Config, tmp_path: Path, model_file: ModelFile
+) -> None:
+    folders = [
+        write_pack(tmp_path / "one", version="1", system="Decide what people may do."),
+        write_pack(tmp_path / "two", version="2", system="Decide. Be careful with fire."),
+    ]
+    adapter = write_adapter(
+        tmp_path / "tuned.gguf", base=model_file.path, base_sha256=model_file.sha256, rendering="brief"
+    )
+    small = replace(
+        config,
+        pack=str(folders[0]),
+        adapter="none",
+        context_tokens=768,
+        parallel_explanations=1,
+        threads=1,
+        shutdown_s=PATIENCE_S,
+    )  # one thread, for a second one waits for the first wherever something else runs
+    with serving(small):
+        replies = swap_under_load(small, folders, adapter, rounds=10)
+        with Client(small.endpoint) as client:
+            status = client.status()
+    assert {answer["tier"] for _, answer in replies} == {"model"}
+    assert status["engine"]["internal_errors"] == 0
+    assert not any(name.startswith("refused_") for name in status["counters"])
+    seen = derived_again(small, replies, folders, adapter)
+    assert len(seen) == 4, "both packs with the adapter and without it"
+    with Reader(small.journal_path) as reader, reader.snapshot() as connection:
+        rows = connection.execute("SELECT kind, body FROM events ORDER BY seq").fetchall()
+        adapters = connection.execute("SELECT name, scale FROM adapters").fetchall()
+    assert sum(kind == "pack_activated" for kind, _ in rows) == 10  # the first is active from the start
+    assert adapters == [("tuned.gguf", 0.5), (None, None)]
+    assert verify(small.journal_path).ok

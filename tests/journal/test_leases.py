@@ -1,0 +1,103 @@
+"""Leases on decisions: one holder at a time, whoever writes, and an end to each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.build import NOON, Fates, by_model, decision_row, record, rows, sent
+from thor_policy.core import records
+from thor_policy.core.results import Committed
+from thor_policy.journal.events import Event
+from thor_policy.journal.verification.verify import verify
+from thor_policy.journal.writer import Journal
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    record(tmp_path / "journal.db", by_model(id="d1"), by_model(id="d2"))
+    return tmp_path / "journal.db"
+
+
+def lease(reviewer: str, at: float = NOON, **changes: Any) -> Event:
+    fields: dict[str, Any] = {"decision_id": "d1", "type": "lease", "seconds": 600} | changes
+    return sent(records.Assignment(reviewer=reviewer, **fields), at=at)
+
+
+def verdict(reviewer: str, at: float = NOON) -> Event:
+    return sent(records.Review(decision_id="d1", reviewer=reviewer, verdict="accept"), at=at)
+
+
+def fates(path: Path, *batches: list[Event]) -> list[str | None]:
+    """What became of events that come in these batches, each to a journal that was just opened."""
+    told: list[Committed] = []
+    for batch in batches:
+        heard = Fates()
+        with Journal(path, on_committed=heard, synchronous="OFF") as journal:
+            with heard.one_batch(journal):
+                for event in batch:
+                    journal.append(event)
+            told += heard.wait(len(batch))
+    return [fate.error for fate in told]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_one_reviewer_at_a_time_has_a_decision(path: Path, together: bool) -> None:
+    asked = [lease("kim"), lease("robin"), lease("kim", NOON + 1), lease("robin", decision_id="d2")]
+    batches = [asked] if together else [[one] for one in asked]
+    assert fates(path, *batches) == [None, "conflict", None, None]
+    assert rows(path, "SELECT decision_id, reviewer FROM assignments ORDER BY seq") == [
+        ("d1", "kim"),
+        ("d1", "kim"),
+        ("d2", "robin"),
+    ]
+    assert verify(path).ok
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize(
+    "end", [verdict("kim"), lease("kim", type="release", seconds=None)], ids=["review", "release"]
+)
+def test_a_review_or_a_release_of_its_holder_ends_it(path: Path, end: Event, together: bool) -> None:
+    asked = [lease("kim"), end, lease("robin")]
+    assert fates(path, *([asked] if together else [[one] for one in asked])) == [None, None, None]
+
+
+def test_a_verdict_before_a_lease_does_not_end_it(path: Path) -> None:
+    assert fates(path, [verdict("kim")], [lease("kim")], [lease("robin")]) == [None, None, "conflict"]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_nobody_else_ends_it(path: Path, together: bool) -> None:
+    others = [verdict("robin"), lease("robin", type="release", seconds=None), lease("robin")]
+    asked = [lease("kim"), *others]
+    assert fates(path, *([asked] if together else [[one] for one in asked])) == [
+        None,
+        None,  # a verdict is taken from anybody at any time
+        "conflict",
+        "conflict",
+    ]
+    assert decision_row(path, "d1")["reviewed"] == 1
+
+
+def test_it_ends_by_itself(path: Path) -> None:
+    batches = [[lease("kim")], [lease("robin", NOON + 599)], [lease("robin", NOON + 600)]]
+    assert fates(path, *batches) == [None, "conflict", None]
+
+
+def test_an_assignment_is_given_to_anybody_and_is_no_lease(path: Path) -> None:
+    given = lease("robin", type="assign", seconds=None)
+    assert fates(path, [lease("kim")], [given], [lease("robin")]) == [None, None, "conflict"]
+
+
+def test_a_refused_lease_is_no_loss_and_leaves_the_chain_as_it_was(path: Path) -> None:
+    heard = Fates()
+    record(path, lease("kim"))
+    with Journal(path, on_committed=heard) as journal:
+        journal.append(lease("robin"))
+        (fate,) = heard.wait(1)
+        assert fate.message == "decision_id: another reviewer has this decision; take the next"
+        assert (journal.counters["refused"], journal.counters["lost"]) == (1, 0)
+    assert verify(path).events == 3

@@ -1,0 +1,1406 @@
+"""Upkeep: old events move into archives, people are erased, tables are made anew, and it stays one chain."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from thor_policy.core import records
+from thor_policy.core.decisions import Decision, Explanation, Floor, ModelInfo, PackInfo, Scored, Timings
+from thor_policy.core.errors import JournalError
+from thor_policy.core.requests import Action, Caller, Entity, Evaluation, Json
+from thor_policy.journal import chain, events, segments
+from thor_policy.journal.events import Event
+from thor_policy.journal.maintenance import archive as archive_module
+from thor_policy.journal.maintenance import erase as erase_module
+from thor_policy.journal.maintenance import rebuild as rebuild_module
+from thor_policy.journal.maintenance.archive import archive_before
+from thor_policy.journal.maintenance.dispatch import tend
+from thor_policy.journal.maintenance.erase import Erasure, erase
+from thor_policy.journal.maintenance.rebuild import rebuild, rebuild_in_place
+from thor_policy.journal.projections import TABLES
+from thor_policy.journal.reader import Reader
+from thor_policy.journal.storage import BUSY_TIMEOUT_MS
+from thor_policy.journal.verification.verify import Verdict, verify
+from thor_policy.journal.writer import Journal
+from thor_policy.security import files
+from thor_policy.telemetry.watchdog import Pulse
+
+#: How long a test waits for what must come; far more than it takes.
+WAIT_S = 60.0
+#: 2026-07-01T12:00:00Z.
+NOON = 1_782_907_200.0
+#: Events in a segment and in a step, so that few events make many of both.
+SEGMENT, STEP = 10, 3
+
+ALWAYS = "9999-01-01T00:00:00Z"
+CALLER = Caller(transport="ipc", uid=1000, gid=1000, pid=42)
+PACK = PackInfo(name="core", version="1.2.0", sha256="c0ffee" + "0" * 58)
+MODEL = ModelInfo(
+    name="phi-4-mini",
+    sha256="f" * 64,
+    quantisation="Q4_K_M",
+    architecture="phi3",
+    parameters=3_800_000_000,
+    build="llama-cpp-python 0.3.36",
+    device="cpu",
+)
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_events_are_many() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(archive_module, "SEGMENT_EVENTS", SEGMENT)
+        for room in (archive_module, erase_module, rebuild_module):
+            patch.setattr(room, "STEP", STEP)
+        yield
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.db"
+
+
+@pytest.fixture
+def journal(path: Path) -> Iterator[Journal]:
+    with opened(path) as journal:
+        yield journal
+
+
+def opened(path: Path) -> Journal:
+    """No test pulls the plug, so nothing is synced."""
+    return Journal(path, synchronous="OFF")
+
+
+def new_id() -> str:
+    return f"018f-{next(_numbers):08}"
+
+
+def keep(journal: Journal, event: Event) -> str:
+    fate = journal.commit(event).result(WAIT_S)
+    assert fate.error is None, fate.message
+    return event.subject_id
+
+
+def decide(journal: Journal, subject: str = "alice", /, *, at: float = NOON, **context: Json) -> str:
+    """Record what the model decided for a user, with a fact, a rule's error and tokens of the question."""
+    decision = Decision(
+        id=new_id(),
+        at=at,
+        evaluation=Evaluation(
+            subject=Entity(type="user", id=subject, properties={"role": "developer"}),
+            action=Action(name="deploy"),
+            resource=Entity(type="env", id="production"),
+            context={"team_context": "platform"} | context,
+        ),
+        caller=CALLER,
+        outcome="deny",
+        allow=False,
+        tier="model",
+        floor=Floor(outcome="allow", final=False, facts={"friday": True}, errors={"r9": "no such key"}),
+        risk="high",
+        pack=PACK,
+        model=MODEL,
+        label="deny",
+        confidence=0.75,
+        probabilities={"allow": 0.25, "deny": 0.75},
+        scored=Scored(
+            label="deny",
+            probabilities={"allow": 0.25, "deny": 0.75},
+            logits=(1.5, 2.25),
+            suffix_tokens=(17, 4, 99),
+            prefix_tokens=1527,
+            prefix_digest="ab" * 32,
+            score_ms=12.5,
+        ),
+        timings=Timings(queue_ms=0.5, rules_ms=0.25, score_ms=12.5),
+    )
+    return keep(journal, events.decided(decision))
+
+
+def explain(journal: Journal, decision_id: str, words: str = "Nobody deploys on a Friday.") -> None:
+    told = Explanation(
+        classification="freeze", clauses=("R3",), reasoning=words, text=f"deny\n{words}", explain_ms=80.5
+    )
+    keep(journal, events.explained(decision_id, told, NOON))
+
+
+def record(journal: Journal, told: records.Record, *, at: float = NOON) -> str:
+    """Keep a record that somebody sent; returns its id, by which a reported decision is named."""
+    record_id = new_id()
+    keep(journal, events.recorded(told, record_id=record_id, at=at, caller=CALLER))
+    return record_id
+
+
+def rows(path: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(sql, values).fetchall()
+
+
+def change(path: Path, sql: str, *values: Any) -> None:
+    """What somebody does who owns the file."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        assert connection.execute(sql, values).rowcount
+
+
+def tables(path: Path) -> str:
+    """Every table that events are projected into, to the last byte; 1 and 1.0 differ."""
+    return "\n".join(repr((table, rows(path, f"SELECT * FROM {table} ORDER BY seq"))) for table in TABLES)
+
+
+def live(path: Path) -> list[int]:
+    return [seq for (seq,) in rows(path, "SELECT seq FROM events ORDER BY seq")]
+
+
+def sound(path: Path) -> Verdict:
+    verdict = verify(path)
+    assert verdict.ok, verdict
+    return verdict
+
+
+def segment_files(path: Path) -> list[Path]:
+    return sorted((path.parent / "archive").glob("*"))
+
+
+def segment_lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]
+
+
+def write_lines(file: Path, lines: list[dict[str, Any]]) -> None:
+    file.write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
+
+
+def holds(path: Path, name: str) -> list[str]:
+    """Files of the state directory that hold the bytes of a name, as text or as JSON; archives unpacked."""
+    needles = {
+        name.encode(),
+        json.dumps(name)[1:-1].encode(),
+        json.dumps(name, ensure_ascii=False)[1:-1].encode(),
+    }
+    found = []
+    for file in sorted(path.parent.rglob("*")):
+        if file.is_file():
+            content = file.read_bytes()
+            content = gzip.decompress(content) if file.suffix == ".gz" else content
+            if any(needle in content for needle in needles):
+                found.append(file.name)
+    return found
+
+
+@contextmanager
+def cut_off(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, *, after: int = 0) -> Iterator[None]:
+    """The power fails at the call of a function, once it was called `after` times."""
+    real, calls = getattr(where, name), itertools.count()
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == after:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, call)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+# ---------------------------------------------------------------- archives
+
+
+def test_an_archived_journal_is_one_chain_as_before(path: Path, journal: Journal) -> None:
+    for _ in range(25):
+        decide(journal)
+    head = sound(path).head
+    moved: list[int] = []
+    made = archive_before(journal, ALWAYS, progress=moved.append)
+    assert [(one.first_seq, one.last_seq, one.events) for one in made] == [
+        (1, 10, 10),
+        (11, 20, 10),
+        (21, 24, 4),
+    ]
+    assert moved == [10, 20, 24]
+    assert live(path) == [25, 26, 27, 28]  # the newest, and the events that tell of the three segments
+    verdict = sound(path)
+    assert (verdict.events, verdict.archived) == (28, 24)
+    assert rows(path, "SELECT hex(hash) FROM events WHERE seq = 25") == [(head.upper(),)]
+    assert rows(path, "SELECT count(*) FROM private WHERE seq < 25") == [(0,)]
+
+
+def test_a_segment_holds_every_column_of_its_events_and_their_private_parts(
+    path: Path, journal: Journal
+) -> None:
+    decide(journal, details="a secret")
+    record(journal, records.Node(type="goal", title="Ship"))
+    decide(journal)
+    columns = (
+        "seq, at, boot_id, mono_ns, kind, subject_id, body, lower(hex(private_digest)), lower(hex(prev_hash))"
+    )
+    stored = rows(path, f"SELECT {columns}, lower(hex(hash)) FROM events WHERE seq < 3 ORDER BY seq")
+    private = rows(path, "SELECT lower(hex(salt)), value FROM private WHERE seq < 3 ORDER BY seq")
+    (made,) = archive_before(journal, ALWAYS)
+    assert stat_mode(made.path) == 0o640
+    lines = segment_lines(made.path)
+    assert [tuple(line.values())[:10] for line in lines] == stored
+    assert [(line["salt"], line["private"]) for line in lines] == private
+    assert "a secret" in lines[0]["private"]
+
+
+def stat_mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def test_only_events_before_the_time_are_archived(path: Path, journal: Journal) -> None:
+    for hour in range(5):
+        decide(journal, at=NOON + 3600 * hour)
+    archive_before(journal, "2026-07-01T16:00:00+02:00")  # 14:00 in UTC
+    assert live(path)[:2] == [3, 4]
+    assert archive_before(journal, "2026-07-01T14:00:00Z") == []
+    sound(path)
+
+
+def test_an_event_that_is_younger_than_those_after_it_holds_them_back(path: Path, journal: Journal) -> None:
+    for hour in (0, 1, 9, 2, 3):
+        decide(journal, at=NOON + 3600 * hour)
+    archive_before(journal, "2026-07-01T17:00:00Z")
+    assert live(path)[:3] == [3, 4, 5]
+    sound(path)
+
+
+def test_the_newest_event_always_stays(path: Path, journal: Journal) -> None:
+    assert archive_before(journal, ALWAYS) == []
+    decide(journal)
+    assert archive_before(journal, ALWAYS) == []
+    decide(journal)
+    assert [one.events for one in archive_before(journal, ALWAYS)] == [1]
+    assert [one.events for one in archive_before(journal, ALWAYS)] == [1]
+    assert live(path) == [3, 4]
+    assert sound(path).archived == 2
+
+
+def test_a_journal_with_archives_is_opened_and_continued(path: Path) -> None:
+    with opened(path) as journal:
+        for _ in range(5):
+            decide(journal)
+        archive_before(journal, ALWAYS)
+        name = journal.chain
+    with opened(path) as journal:
+        assert journal.chain == name
+        decide(journal)
+        archive_before(journal, ALWAYS)
+    assert sound(path).archived == 6
+    assert len(segment_files(path)) == 2
+
+
+def test_what_comes_later_about_an_archived_decision_counts(path: Path, journal: Journal) -> None:
+    decision_id = decide(journal)
+    decide(journal)
+    archive_before(journal, ALWAYS)
+    explain(journal, decision_id)
+    record(journal, records.Review(decision_id=decision_id, reviewer="ines", verdict="correct_decision"))
+    record(journal, records.Happened(decision_id=decision_id, status="FAILURE", value=-2.5))
+    record(journal, records.Consulted(system="crm", decision_id=decision_id))
+    sound(path)
+    with Reader(path) as reader:
+        row = reader.get(decision_id)
+    assert row is not None
+    assert (row["reasoning"], row["reviewed"], row["outcome_value"]) == (
+        "Nobody deploys on a Friday.",
+        1,
+        -2.5,
+    )
+    archive_before(journal, ALWAYS)
+    sound(path)
+
+
+def test_an_archived_decision_is_traced_as_before(path: Path, journal: Journal) -> None:
+    decision_id = decide(journal, details="the release")
+    record(journal, records.Happened(decision_id=decision_id, status="SUCCESS"))
+    decide(journal)
+    with Reader(path) as reader:
+        before = reader.trace(decision_id)
+        archive_before(journal, ALWAYS)
+        assert reader.trace(decision_id) == before
+        assert reader.resolve(decision_id[-9:]) == decision_id
+    assert before["event"]["private"]["evaluation"]["context"]["details"] == "the release"
+
+
+def archived(journal: Journal, count: int = 25) -> list[str]:
+    decided = [decide(journal, f"user{number}") for number in range(count)]
+    archive_before(journal, ALWAYS)
+    return decided
+
+
+def test_a_missing_segment_is_found_and_named(path: Path, journal: Journal) -> None:
+    decided = archived(journal)
+    second = segment_files(path)[1]
+    second.unlink()
+    verdict = verify(path)
+    assert (verdict.ok, verdict.chain_ok, verdict.bad_seq) == (False, False, 11)
+    assert second.name in (verdict.problem or "")
+    with Reader(path) as reader, pytest.raises(JournalError, match=second.name):
+        reader.trace(decided[11])
+    with pytest.raises(JournalError, match=second.name):
+        erase(journal, "user:nobody")
+    with pytest.raises(JournalError, match=second.name):
+        rebuild(path, path.with_name("other.db"))
+    with pytest.raises(JournalError, match=second.name):
+        rebuild_in_place(journal)
+    decide(journal)
+    assert not path.with_name("other.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "column", "value", "bad_seq", "in_chain"),
+    [
+        (3, "body", "{}", 14, True),
+        (3, "at", "2026-07-01T12:00:01.000000Z", 14, True),
+        (9, "hash", "0" * 64, 20, True),
+        (0, "private", "{}", 11, False),
+        (0, "private", None, 11, False),
+    ],
+)
+def test_an_altered_segment_is_found(
+    path: Path, journal: Journal, number: int, column: str, value: Any, bad_seq: int, in_chain: bool
+) -> None:
+    archived(journal)
+    file = segment_files(path)[1]
+    lines = segment_lines(file)
+    if value is None:
+        del lines[number][column], lines[number]["salt"]
+    else:
+        lines[number][column] = value
+    write_lines(file, lines)
+    verdict = verify(path)
+    assert (verdict.ok, verdict.bad_seq, not verdict.chain_ok) == (False, bad_seq, in_chain)
+
+
+@pytest.mark.parametrize("lost", [0, 4, 9])
+def test_a_segment_that_lost_an_event_is_found(path: Path, journal: Journal, lost: int) -> None:
+    archived(journal)
+    file = segment_files(path)[1]
+    lines = segment_lines(file)
+    write_lines(file, lines[:lost] + lines[lost + 1 :])
+    verdict = verify(path)
+    assert (verdict.chain_ok, verdict.bad_seq) == (False, 11 + lost)
+
+
+def test_a_damaged_segment_is_found_wherever_it_is_damaged(path: Path, journal: Journal) -> None:
+    archived(journal)
+    file = segment_files(path)[1]
+    whole = file.read_bytes()
+    for place in range(0, len(whole), max(1, len(whole) // 60)):
+        if 4 <= place < 10:  # time and system in gzip's header mean nothing
+            continue
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        assert not verify(path).ok, place
+        file.write_bytes(whole[:place])
+        assert not verify(path).ok, place
+    file.write_bytes(whole)
+    sound(path)
+
+
+def test_a_damaged_segment_is_an_error_that_names_it_to_whoever_needs_it(
+    path: Path, journal: Journal
+) -> None:
+    decided = archived(journal)
+    file = segment_files(path)[1]
+    file.write_bytes(file.read_bytes()[:100])
+    with Reader(path) as reader, pytest.raises(JournalError):
+        reader.trace(decided[15])
+    for call in (
+        lambda: erase(journal, "user:nobody"),
+        lambda: rebuild(path, path.with_name("other.db")),
+        lambda: rebuild_in_place(journal),
+    ):
+        with pytest.raises(JournalError, match="cannot be read"):
+            call()
+    decide(journal)
+
+
+@pytest.mark.parametrize(
+    ("sql", "told"),
+    [
+        ("UPDATE events SET body = '{}' WHERE seq = 4", "event 4 does not match its hash"),
+        ("UPDATE events SET hash = zeroblob(32) WHERE seq = 4", "event 4 does not match its hash"),
+        ("DELETE FROM events WHERE seq = 1", "event 1 is missing"),
+        ("DELETE FROM events WHERE seq = 4", "event 4 is missing"),
+        ("DELETE FROM events WHERE seq = 9", "event 9 is missing"),
+        ("DELETE FROM events WHERE seq = 13", "event 13 is missing"),
+    ],
+)
+def test_events_that_make_no_chain_are_not_archived(
+    path: Path, journal: Journal, sql: str, told: str
+) -> None:
+    for _ in range(15):
+        decide(journal)
+    change(path, sql)
+    with pytest.raises(JournalError, match=told):
+        archive_before(journal, ALWAYS if "13" in told else "2026-07-01T12:00:00.000001Z")
+    made = [first for (first,) in rows(path, "SELECT first_seq FROM archives")]
+    assert made == ([1] if "13" in told else [])
+    assert len(segment_files(path)) == len(made)
+
+
+def test_a_gap_as_wide_as_a_segment_is_not_archived(path: Path, journal: Journal) -> None:
+    for _ in range(25):
+        decide(journal)
+    change(path, "DELETE FROM events WHERE seq BETWEEN 11 AND 20")
+    with pytest.raises(JournalError, match="event 11 is missing"):
+        archive_before(journal, ALWAYS)
+    assert len(segment_files(path)) == 1
+
+
+def test_a_chain_that_was_stamped_anew_behind_an_archive_is_not_archived(
+    path: Path, journal: Journal
+) -> None:
+    """Each event matches its own hash, and the first of them follows nothing."""
+    for _ in range(4):
+        decide(journal)
+    archive_before(journal, ALWAYS)
+    for _ in range(3):
+        decide(journal)
+    change(path, "UPDATE archives SET head = ?", "0" * 64)
+    with pytest.raises(JournalError, match="event 4 does not match"):
+        archive_before(journal, ALWAYS)
+
+
+def test_a_time_that_is_none_is_refused(journal: Journal) -> None:
+    with pytest.raises(JournalError, match="before: 'yesterday' is no RFC 3339 time"):
+        archive_before(journal, "yesterday")
+
+
+def test_a_directory_that_cannot_be_written_leaves_everything_as_it_was(path: Path, journal: Journal) -> None:
+    for _ in range(3):
+        decide(journal)
+    segments.directory(path).write_text("no directory")
+    with pytest.raises(JournalError):
+        archive_before(journal, ALWAYS)
+    assert live(path) == [1, 2, 3]
+    sound(path)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "after"),
+    [
+        (segments, "_to_line", 4),  # half a segment
+        (files, "rename", 0),
+        (archive_module, "commit", 0),  # a segment that no event names
+        (archive_module, "commit", 1),
+        (archive_module, "_trim", 0),  # archived events that are in the database too
+        (archive_module, "_trim", 1),
+    ],
+)
+def test_an_archive_that_was_cut_off_is_sound_and_can_be_begun_again(
+    path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, after: int
+) -> None:
+    decided = [decide(journal, f"user{number}") for number in range(25)]
+    before = tables(path)
+    with cut_off(monkeypatch, where, name, after=after):
+        archive_before(journal, "2026-07-01T12:00:00.5Z")
+    sound(path)
+    with Reader(path) as reader:
+        assert [reader.trace(one)["event"]["seq"] for one in decided] == list(range(1, 26))
+    archive_before(journal, ALWAYS)
+    assert sound(path).archived == live(path)[0] - 1 >= 24
+    assert len(segment_files(path)) == rows(path, "SELECT count(*) FROM archives")[0][0]
+    assert tables(path).partition("('archives'")[0] == before.partition("('archives'")[0]
+
+
+def test_trimming_goes_on_where_it_was_cut_off(
+    path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decided = [decide(journal, f"user{number}") for number in range(12)]
+    real = journal.run
+    steps: list[int] = []
+
+    def run(task: Callable[[sqlite3.Connection], Any]) -> Any:
+        if task.__qualname__.startswith("_trim"):
+            if len(steps) == 2:
+                raise KeyboardInterrupt
+            steps.append(1)
+        return real(task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "run", run)
+        with pytest.raises(KeyboardInterrupt):
+            archive_before(journal, ALWAYS)
+    assert live(path)[0] == 2 * STEP + 1  # in the middle of a segment
+    assert sound(path).events == 13
+    with Reader(path) as reader:
+        assert [reader.trace(one)["event"]["seq"] for one in decided] == list(range(1, 13))
+    other = path.with_name("other.db")
+    assert rebuild(path, other) == 13
+    assert live(other) == list(range(1, 14))
+    archive_before(journal, "2000-01-01T00:00:00Z")
+    assert live(path)[0] == SEGMENT + 1
+    sound(path)
+
+
+def test_a_step_that_fails_leaves_no_transaction_open(path: Path, journal: Journal) -> None:
+    for _ in range(5):
+        decide(journal)
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(
+            "CREATE TRIGGER stop BEFORE DELETE ON events BEGIN SELECT raise(ABORT, 'not now'); END"
+        )
+        with pytest.raises(JournalError, match="not now"):
+            archive_before(journal, ALWAYS)
+        decide(journal)
+        connection.execute("DROP TRIGGER stop")
+    archive_before(journal, "2000-01-01T00:00:00Z")
+    assert live(path)[0] == 5
+    sound(path)
+
+
+def test_a_journal_that_begins_anew_writes_over_no_archive_of_the_old_one(path: Path) -> None:
+    for _ in range(2):
+        path.unlink(missing_ok=True)
+        with opened(path) as journal:
+            for _ in range(3):
+                decide(journal)
+            archive_before(journal, ALWAYS)
+    assert len(segment_files(path)) == 2
+    sound(path)
+
+
+def test_a_file_that_holds_what_the_database_has_not_is_left_alone(path: Path) -> None:
+    """The database is a copy from before the archive: the segment may be all there is of its events."""
+    with opened(path) as journal:
+        for _ in range(3):
+            decide(journal)
+    shutil.copy(path, path.with_name("copy"))
+    with opened(path) as journal:
+        for _ in range(3):
+            decide(journal)
+        (made,) = archive_before(journal, ALWAYS)
+    path.with_name("copy").replace(path)
+    with opened(path) as journal:
+        decide(journal)
+        archive_before(journal, ALWAYS)
+        erase(journal, "user:nobody")
+    assert made.path in segment_files(path)
+    assert len(segment_files(path)) == 2
+
+
+# ---------------------------------------------------------------- erasures
+
+
+def everything_about(journal: Journal, name: str) -> list[str]:
+    """One of each kind of event that a name can stand in, and two decisions of its own; returns those."""
+    own = [decide(journal, name, details=f"for {name}"), decide(journal, name)]
+    explain(journal, own[0], f"{name} may not.")
+    explain(journal, own[1], "He may not.")
+    record(
+        journal, records.Review(decision_id=own[0], reviewer="ines", verdict="accept", reasoning="Poor him.")
+    )
+    record(journal, records.Happened(decision_id=own[0], status="SUCCESS", value=3.0, note="He sold."))
+    record(journal, records.Approval(decision_id=own[0], approver="otto", evidence="mail of 8 May"))
+    record(journal, records.Consulted(decision_id=own[0], system="crm", query="his name", value={"age": 41}))
+    own.append(
+        record(
+            journal,
+            records.Reported(agent=name, outcome="BUY", prompt="Buy?", response="Yes.", context={"a": 1}),
+        )
+    )
+    other = decide(journal, "zoe", details=f"asked by {name}, at noon", people={name: {"boss": name}})
+    explain(journal, other, f"Because of {name}, no.")
+    record(journal, records.Review(decision_id=other, reviewer=name, verdict="accept", reasoning="Fine."))
+    record(journal, records.Approval(decision_id=other, approver=name, evidence=f"({name})"))
+    record(journal, records.Happened(decision_id=other, status="SUCCESS", note=f"{name}'s doing"))
+    record(journal, records.Consulted(session="s", system="crm", entity=name, value=[name, 1]))
+    record(journal, records.Node(type="goal", title=f"Help {name}", metadata={name: name, "rest": 2.5}))
+    record(journal, records.Edge(source=own[0], target=other, type="led_to", rationale=f"{name} said so"))
+    record(
+        journal, records.Reported(agent="desk", outcome="HOLD", prompt=f"Ask {name}?", context={"by": name})
+    )
+    return own
+
+
+def test_erased_is_nowhere_and_the_chain_says_so(path: Path, journal: Journal) -> None:
+    """The acceptance: no byte of the name is left in database, write-ahead log or archives."""
+    own = everything_about(journal, "alice")
+    archive_before(journal, ALWAYS)
+    own += everything_about(journal, "alice")
+    assert len(holds(path, "alice")) >= 2
+    before = sound(path)
+    done = erase(journal, "user:alice", by_uid=1000)
+    assert holds(path, "alice") == []
+    assert (done.left, done.parts) == ((), ())
+    assert (done.own, done.mentions) == (2 * 9, 2 * 9)
+    after = sound(path)
+    assert after.erased == 36
+    assert after.events > before.events
+    kinds = rows(path, "SELECT kind, body FROM events WHERE seq > ?", before.events)
+    assert {kind for kind, _ in kinds} == {"erased"}
+    told = [json.loads(body) for _, body in kinds]
+    assert {body["by_uid"] for body in told} == {1000}
+    parts: dict[str, str] = {}
+    for body in told:
+        parts |= body["parts"]
+    assert len(parts) == 36
+    assert sum(digest == "" for digest in parts.values()) == 18
+    assert own
+    for one in own:
+        (row,) = rows(
+            path, "SELECT situation, actor, entity, reasoning FROM decisions WHERE decision_id = ?", one
+        )
+        assert row == (None, None, None, None)
+
+
+def test_a_decision_of_the_erased_keeps_what_was_decided(path: Path, journal: Journal) -> None:
+    own = everything_about(journal, "alice")
+    erase(journal, "alice")
+    with Reader(path) as reader:
+        row, found = reader.get(own[0]), reader.trace(own[0])
+    assert row is not None
+    assert (row["decision"], row["confidence"], row["action"]) == ("deny", 0.75, "deploy")
+    assert (row["classification"], row["clauses"]) == ("freeze", ["R3"])
+    assert (row["outcome_status"], row["outcome_value"], row["reviewed"]) == ("SUCCESS", 3.0, 1)
+    assert found["event"]["private"] is None
+    (consulted,), (approval,) = found["consultations"], found["approvals"]
+    assert (consulted["system"], consulted["query"], consulted["answer"]) == ("crm", None, None)
+    assert (approval["verdict"], approval["approver"]) == ("approved", None)
+
+
+def test_a_mention_loses_the_name_and_what_was_computed_from_it_and_keeps_the_rest(
+    path: Path, journal: Journal
+) -> None:
+    other = decide(journal, "zoe", details="asked by Alice, at noon", people={"alice": ["alice", 7, None]})
+    explain(journal, other, "Because of alice.")
+    record(
+        journal,
+        records.Review(decision_id=other, reviewer="alice", verdict="accept", reasoning="Fine, Alice"),
+    )
+    node = record(journal, records.Node(type="goal", title="Help alice", metadata={"alice": 1, "rest": 2.5}))
+    done = erase(journal, "alice")
+    assert (done.own, done.mentions, done.left) == (0, 4, ())
+    with Reader(path) as reader:
+        found = reader.trace(other)
+    private = found["event"]["private"]
+    assert set(private) == {"evaluation"}  # no facts, errors and tokens of the question
+    assert private["evaluation"]["context"] == {
+        "team_context": "platform",
+        "details": "asked by [erased], at noon",
+        "people": {"[erased]": ["[erased]", 7, None]},
+    }
+    assert found["decision"]["actor"] == "user:zoe"
+    assert found["decision"]["reasoning"] == "Because of [erased]."
+    assert found["reviews"][0]["reviewer"] == "[erased]"
+    assert found["decision"]["review_reasoning"] == "Fine, [erased]"
+    ((title, metadata),) = rows(path, "SELECT title, metadata FROM nodes WHERE id = ?", node)
+    assert (title, json.loads(metadata)) == ("Help [erased]", {"[erased]": 1, "rest": 2.5})
+    sound(path)
+
+
+NAMES = (
+    "alice",
+    "Ödön Żółć",
+    "Jürgen",
+    'Robert "Bob" O\'Neil',
+    "back\\slash\\n",
+    "a.b*c+(d)[e]{2}|^$?",
+    "tab\there",
+    "li\nne",
+    "李小龍",
+    "spiffe://prod/ns/app",
+    "it's; DROP TABLE events;--",
+    "%_%",
+    "-",
+    "x" * 200,
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_can_be_erased(path: Path, journal: Journal, name: str) -> None:
+    name = name if name != "-" else "-q-"
+    everything_about(journal, name)
+    archive_before(journal, ALWAYS)
+    everything_about(journal, name)
+    done = erase(journal, f"user:{name}")
+    assert done == Erasure(own=18, mentions=18, archived=done.archived, left=(), parts=())
+    assert holds(path, name) == []
+    sound(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "({})",
+        "a\n{}",
+        "\t{}\r\n",
+        '"{}"',
+        "{}'s",
+        "user:{}",
+        "/home/{}/x",
+        '{{"by":"{}"}}',
+        '{{"a":"b\\n{}"}}',
+    ],
+)
+def test_a_name_is_found_wherever_it_is_a_word(path: Path, journal: Journal, text: str) -> None:
+    decide(journal, "zoe", details=text.format("ann"))
+    done = erase(journal, "ann")
+    assert (done.mentions, done.left) == (1, ())
+    (context,) = rows(path, "SELECT situation FROM decisions")
+    assert json.loads(context[0])["context"]["details"] == text.format("[erased]")
+    sound(path)
+
+
+@pytest.mark.parametrize("text", ["{}a", "jo{}", "{}_x", "{}2", "{}é"])
+def test_a_name_that_is_part_of_a_longer_word_is_not_that_name(
+    path: Path, journal: Journal, text: str
+) -> None:
+    decide(journal, text.format("ann"), annotations=[text.format("ann")])
+    before = tables(path)
+    done = erase(journal, "ann")
+    assert (done.own, done.mentions, done.left) == (0, 0, ())
+    assert set(done.parts) == {"table private", "table decisions", "schema"}  # which has a `channel`
+    assert tables(path) == before
+
+
+def test_a_name_is_erased_beside_longer_words_that_hold_it(path: Path, journal: Journal) -> None:
+    own, other = decide(journal, "ann"), decide(journal, "anna", details="annotations of ann")
+    done = erase(journal, "ann")
+    assert (done.own, done.mentions, done.left) == (1, 1, ())
+    assert "table private" in done.parts
+    (row,) = rows(path, "SELECT actor, situation FROM decisions WHERE decision_id = ?", other)
+    assert row[0] == "user:anna"
+    assert json.loads(row[1])["context"]["details"] == "annotations of [erased]"
+    assert rows(path, "SELECT actor FROM decisions WHERE decision_id = ?", own) == [(None,)]
+    sound(path)
+
+
+def test_a_name_is_found_in_either_composition_of_its_letters(path: Path, journal: Journal) -> None:
+    decide(journal, "J\u00fcrgen")
+    decide(journal, "zoe", details="fu\u0308r Ju\u0308rgen")
+    done = erase(journal, "user:J\u00fcrgen")
+    assert (done.own, done.mentions, done.left) == (1, 1, ())
+    assert holds(path, "Ju\u0308rgen") == []
+
+
+@pytest.mark.parametrize(
+    "name", ["context", "id", "evaluation", "subject", "reasoning", "text", "properties"]
+)
+def test_a_name_that_is_a_key_of_our_records_costs_no_record_its_keys(
+    path: Path, journal: Journal, name: str
+) -> None:
+    own = decide(journal, name)
+    other = decide(journal, "zoe", **{name: 1})
+    unrelated = decide(journal, "zoe")
+    explain(journal, unrelated)
+    untouched = rows(path, "SELECT * FROM decisions WHERE decision_id = ?", unrelated)
+    done = erase(journal, name)
+    assert (done.own, done.mentions, done.left) == (1, 1, ())
+    assert rows(path, "SELECT actor FROM decisions WHERE decision_id = ?", own) == [(None,)]
+    (situation,) = rows(path, "SELECT situation FROM decisions WHERE decision_id = ?", other)
+    assert json.loads(situation[0])["context"] == {"team_context": "platform", "[erased]": 1}
+    assert rows(path, "SELECT * FROM decisions WHERE decision_id = ?", unrelated) == untouched
+    with Reader(path) as reader:
+        assert reader.trace(unrelated)["event"]["private"]["suffix_tokens"] == [17, 4, 99]
+    sound(path)
+
+
+def test_a_name_of_digits_is_erased_where_it_is_a_number(path: Path, journal: Journal) -> None:
+    decide(journal, "4711")
+    other = decide(journal, "zoe", employee=4711, amount=47110, text="of 4711")
+    unrelated = decide(journal, "zoe", amount=47110)
+    done = erase(journal, "user:4711")
+    assert (done.own, done.mentions, done.left) == (1, 1, ())
+    (situation,) = rows(path, "SELECT situation FROM decisions WHERE decision_id = ?", other)
+    assert json.loads(situation[0])["context"] == {
+        "team_context": "platform", "employee": "[erased]", "amount": 47110, "text": "of [erased]",
+    }  # fmt: skip
+    assert rows(
+        path, "SELECT count(*) FROM erasures JOIN decisions USING (seq) WHERE decision_id = ?", unrelated
+    ) == [(0,)]
+    sound(path)
+
+
+def test_what_the_chain_itself_says_cannot_be_erased_and_is_told(path: Path, journal: Journal) -> None:
+    record(journal, records.Reported(agent="desk", outcome="HOLD", session="alice", tags=("alice",)))
+    done = erase(journal, "alice")
+    assert done.mentions == 0
+    assert set(done.left) == {"table events", "table decisions", "journal.db"}
+    sound(path)
+
+
+def test_what_an_archive_says_on_the_chain_is_told_by_its_file(path: Path, journal: Journal) -> None:
+    record(journal, records.Reported(agent="desk", outcome="HOLD", session="alice", tags=("annotated",)))
+    decide(journal, "zoe")
+    (made,) = archive_before(journal, ALWAYS)
+    done = erase(journal, "alice")
+    assert set(done.left) == {"table decisions", "journal.db", made.path.name}
+    done = erase(journal, "ann")
+    assert done.left == ()
+    assert made.path.name in done.parts
+
+
+def test_what_lies_in_free_space_is_overwritten(path: Path, journal: Journal) -> None:
+    decide(journal, "zoe")
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA secure_delete = OFF")
+        connection.execute("CREATE TABLE t (x TEXT)")
+        connection.execute("INSERT INTO t VALUES (?)", ("alice " * 5_000,))
+        connection.execute("DROP TABLE t")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert holds(path, "alice") == ["journal.db"]
+    assert erase(journal, "alice") == Erasure(own=0, mentions=0, archived=0, left=(), parts=())
+    assert holds(path, "alice") == []
+    sound(path)
+
+
+def test_a_file_that_is_long_written_anew_gives_signs_of_life(
+    path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever watches the journal would end the daemon, each time that the erasure is begun again."""
+
+    class Counted(Pulse):
+        beats = 0
+
+        def beat(self) -> None:
+            super().beat()
+            self.beats += 1
+
+    def beats(who: str) -> int:
+        journal.pulse = Counted()
+        erase(journal, who)
+        return journal.pulse.beats
+
+    monkeypatch.setattr(erase_module, "BEAT_STEPS", 10)
+    decide(journal, "zoe")
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA secure_delete = OFF")
+        connection.execute("CREATE TABLE t (x TEXT)")
+        connection.executemany("INSERT INTO t VALUES (?)", [("alice " * 50,)] * 500)
+        connection.execute("DELETE FROM t WHERE rowid % 2")
+        connection.execute("UPDATE t SET x = replace(x, 'alice', 'smith')")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert beats("nobody here") < 100
+    assert beats("alice") > 100
+
+
+def test_two_values_that_spell_a_name_side_by_side_are_no_name(path: Path, journal: Journal) -> None:
+    """In the file nothing stands between `agent:ann` and the `agent` of another column."""
+    record(journal, records.Reported(agent="ann", outcome="BUY"))
+    done = erase(journal, "anna")
+    assert (done.mentions, done.left, done.parts) == (0, (), ("journal.db",))
+
+
+def test_an_agent_is_erased_by_its_name(path: Path, journal: Journal) -> None:
+    own = record(journal, records.Reported(agent="trader", outcome="BUY", prompt="Buy?", entity="ACME"))
+    record(journal, records.Reported(agent="clerk", outcome="HOLD", made_by="human"))
+    done = erase(journal, "agent:trader")
+    assert (done.own, done.mentions, done.left) == (1, 0, ())
+    (row,) = rows(
+        path, "SELECT actor, situation, entity, decision, tier FROM decisions WHERE decision_id = ?", own
+    )
+    assert row == (None, None, None, "BUY", "agent")
+    sound(path)
+
+
+def test_a_subject_of_another_type_is_another_one_who_is_only_called_so(path: Path, journal: Journal) -> None:
+    decision_id = decide(journal, "alice")
+    done = erase(journal, "service:alice")
+    assert (done.own, done.mentions, done.left) == (0, 1, ())
+    assert rows(path, "SELECT actor FROM decisions WHERE decision_id = ?", decision_id) == [
+        ("user:[erased]",)
+    ]
+
+
+def test_erasing_twice_finds_nothing_more(path: Path, journal: Journal) -> None:
+    everything_about(journal, "alice")
+    archive_before(journal, ALWAYS)
+    erase(journal, "alice")
+    before, files = live(path), [file.read_bytes() for file in segment_files(path)]
+    assert erase(journal, "alice") == Erasure(own=0, mentions=0, archived=0, left=(), parts=())
+    assert live(path) == before
+    assert [file.read_bytes() for file in segment_files(path)] == files
+    sound(path)
+
+
+def test_erasing_somebody_who_is_not_there_changes_nothing(path: Path, journal: Journal) -> None:
+    everything_about(journal, "alice")
+    before = tables(path), live(path)
+    assert erase(journal, "user:bob") == Erasure(own=0, mentions=0, archived=0, left=(), parts=())
+    assert (tables(path), live(path)) == before
+    assert erase(journal, "user:bob").own == 0
+
+
+@pytest.mark.parametrize("actor", ["", " ", "user: ", "\n"])
+def test_nobody_cannot_be_erased(journal: Journal, actor: str) -> None:
+    with pytest.raises(JournalError, match="actor: must not be empty"):
+        erase(journal, actor)
+
+
+def test_whoever_was_erased_may_come_back_and_be_erased_again(path: Path, journal: Journal) -> None:
+    old = decide(journal, "alice")
+    erase(journal, "alice")
+    record(journal, records.Review(decision_id=old, reviewer="ines", verdict="accept", reasoning="Quite so."))
+    decide(journal, "alice")
+    done = erase(journal, "alice")
+    assert (done.own, done.left) == (1, ())
+    with Reader(path) as reader:
+        assert reader.trace(old)["reviews"][0]["reasoning"] == "Quite so."
+    sound(path)
+
+
+def test_two_people_are_erased_one_after_the_other(path: Path, journal: Journal) -> None:
+    decide(journal, "alice", details="with bob")
+    decide(journal, "bob", details="with alice")
+    other = decide(journal, "zoe", details="alice and bob")
+    for name, own, mentions in (("alice", 1, 2), ("bob", 1, 1)):
+        done = erase(journal, name)
+        assert (done.own, done.mentions, done.left) == (own, mentions, ())
+        sound(path)
+    (situation,) = rows(path, "SELECT situation FROM decisions WHERE decision_id = ?", other)
+    assert json.loads(situation[0])["context"]["details"] == "[erased] and [erased]"
+
+
+def test_the_newest_of_several_explanations_reviews_and_outcomes_still_counts(
+    path: Path, journal: Journal
+) -> None:
+    other = decide(journal, "zoe")
+    for words in ("of alice", "of nobody", "of alice again"):
+        explain(journal, other, words)
+        record(journal, records.Review(decision_id=other, reviewer="ines", verdict="accept", reasoning=words))
+        record(
+            journal,
+            records.Happened(decision_id=other, status="SUCCESS", note=words, value=float(len(words))),
+        )
+    erase(journal, "alice")
+    with Reader(path) as reader:
+        row = reader.get(other)
+    assert row is not None
+    assert (row["reasoning"], row["review_reasoning"]) == ("of [erased] again",) * 2
+    assert row["outcome_value"] == 14.0
+    sound(path)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "after"),
+    [
+        (erase_module, "commit", 0),
+        (erase_module, "commit", 1),
+        (erase_module, "commit", 2),
+        (erase_module, "commit", 5),
+        (erase_module, "commit", 9),
+        (erase_module, "_rewrite_segment", 0),  # the chain says it is erased, and the archive has it yet
+        (erase_module, "_rewrite_segment", 1),
+        (segments, "_to_line", 3),
+        (erase_module, "_what_is_left", 0),
+        (erase_module, "_empty_the_log", 0),
+    ],
+)
+def test_an_erasure_that_was_cut_off_is_finished_when_it_is_begun_again(
+    path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, after: int
+) -> None:
+    own = everything_about(journal, "alice")
+    unnamed = "a sentence without the name"
+    explain(journal, own[0], unnamed)
+    everything_about(journal, "alice")
+    archive_before(journal, ALWAYS)
+    everything_about(journal, "alice")
+    explain(journal, own[1], unnamed)
+    with cut_off(monkeypatch, where, name, after=after):
+        erase(journal, "alice")
+    done = erase(journal, "alice")
+    assert done.left == ()
+    assert holds(path, "alice") == holds(path, unnamed) == []
+    sound(path)
+    assert not [file for file in segment_files(path) if file.suffix != ".gz"]
+
+
+def test_half_a_segment_that_a_crash_left_does_not_keep_the_name(
+    path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(5):
+        decide(journal, "alice")
+    decide(journal, "zoe")
+    name = segments.file_name(journal.chain, 1, 5)
+    segments.directory(path).mkdir()
+    half = segments.directory(path) / f".{name}.new"
+    half.write_bytes(gzip.compress(b"alice"))
+    with cut_off(monkeypatch, archive_module, "commit"):
+        archive_before(journal, ALWAYS)
+    assert len(segment_files(path)) == 1  # whole, and no event names it
+    half.write_bytes(gzip.compress(b"alice"))
+    assert erase(journal, "alice").left == ()
+    assert segment_files(path) == []
+    sound(path)
+
+
+def test_an_erasure_after_an_archive_that_was_cut_off_erases_it_all(
+    path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything_about(journal, "alice")
+    with cut_off(monkeypatch, archive_module, "_trim"):
+        archive_before(journal, ALWAYS)
+    assert erase(journal, "alice").left == ()
+    assert holds(path, "alice") == []
+    sound(path)
+
+
+def test_a_file_that_was_kept_aside_is_told_if_it_has_the_name(path: Path, journal: Journal) -> None:
+    decide(journal, "alice")
+    path.with_name("journal.db.damaged-20260701T120000Z").write_bytes(b"\0\0user:alice\0")
+    path.with_name("journal.db.damaged-20260702T120000Z").write_bytes(b"\0\0user:bob\0")
+    assert erase(journal, "alice").left == ("journal.db.damaged-20260701T120000Z",)
+
+
+def test_a_reader_that_holds_the_log_back_is_told_and_once_it_is_gone_it_works(
+    path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erase_module, "LOG_TRIES", 1)
+    monkeypatch.setattr(erase_module, "LOG_PAUSE_S", 0.0)
+    own = decide(journal, "alice")
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM decisions").fetchall()
+        with pytest.raises(JournalError, match="a reader keeps erased values in the write-ahead log"):
+            erase(journal, "alice")
+        decide(journal, "zoe")
+        assert reader.execute("SELECT actor FROM decisions").fetchall() == [("user:alice",)]
+    waits = journal.run(lambda connection: connection.execute("PRAGMA busy_timeout").fetchone()[0])
+    assert waits.result(WAIT_S) == BUSY_TIMEOUT_MS  # as patient as before
+    assert rows(path, "SELECT actor FROM decisions WHERE decision_id = ?", own) == [(None,)]
+    done = erase(journal, "alice")
+    assert (done.own, done.left) == (0, ())
+    assert holds(path, "alice") == []
+    sound(path)
+
+
+def test_what_comes_in_during_an_erasure_is_erased_too(path: Path, journal: Journal) -> None:
+    decided = [decide(journal, "alice") for _ in range(5)]
+    late = iter(("alice", "alice"))
+
+    def progress(_: int) -> None:
+        if (name := next(late, None)) is not None:
+            decided.append(decide(journal, name, details=name))
+
+    assert erase(journal, "alice", progress=progress).own == 7
+    assert holds(path, "alice") == []
+    assert len(decided) == 7
+    sound(path)
+
+
+# ---------------------------------------------------------------- rebuilding
+
+
+def busy(journal: Journal, *, dumps: dict[int, str] | None = None) -> None:
+    """Every kind of event, an hour apart; `dumps` gets the tables as they were after each of them."""
+    hours = itertools.count()
+    keep(journal, events.model_loaded(MODEL, NOON))
+    keep(journal, events.pack_activated(PACK, NOON))
+    decided: list[str] = []
+
+    def noted() -> None:
+        if dumps is not None:
+            dumps[journal.seq] = tables(journal.path)
+
+    for name in ("alice", "bob", "zoe"):
+        at = NOON + 3600 * next(hours)
+        decided.append(decide(journal, name, at=at, details=f"{name}'s"))
+        noted()
+        for told in (
+            records.Reported(agent=name, outcome="BUY", prompt="Buy?", latency_ms=3, tags=("a", "b")),
+            records.Review(
+                decision_id=decided[-1], reviewer="ines", verdict="correct_both", decision="allow"
+            ),
+            records.Happened(decision_id=decided[0], status="SUCCESS", value=len(decided)),
+            records.Approval(decision_id=decided[0], approver=name),
+            records.Consulted(session="s", system="crm", value={"a": [1, 2.0, None]}),
+            records.Node(type="goal", title=name, metadata={"x": name}),
+            records.Edge(source=decided[0], target="b", type="led_to", weight=1),
+        ):
+            record(journal, told, at=at)
+            noted()
+        explain(journal, decided[0], f"{name} is why")
+        noted()
+    keep(journal, events.gap("a disk", NOON + 3600 * next(hours), decision=2))
+    noted()
+
+
+def test_a_full_rebuild_gives_the_same_journal_byte_for_byte(path: Path, journal: Journal) -> None:
+    busy(journal)
+    other = path.parent / "copies" / "journal.db"
+    done: list[int] = []
+    assert rebuild(path, other, progress=done.append) == journal.seq == done[-1]
+    assert done == sorted(done)
+    assert [file.name for file in other.parent.iterdir()] == ["journal.db"]
+    assert tables(other) == tables(path)
+    for table in ("events", "private", "erasures"):
+        everything = f"SELECT * FROM {table} ORDER BY seq"
+        assert rows(other, everything) == rows(path, everything)
+    assert sound(other).head == sound(path).head
+    assert stat_mode(other) == 0o640
+
+
+def test_a_rebuild_at_a_past_event_gives_the_tables_as_they_were_then(path: Path, journal: Journal) -> None:
+    dumps: dict[int, str] = {}
+    busy(journal, dumps=dumps)
+    archive_before(journal, ALWAYS)
+    for seq, dump in dumps.items():
+        other = path.with_name(f"at-{seq}.db")
+        assert rebuild(path, other, at=seq) == seq
+        assert tables(other) == dump
+        assert live(other) == list(range(1, seq + 1))
+        sound(other)
+
+
+def test_a_rebuild_at_a_past_time_ends_before_it(path: Path, journal: Journal) -> None:
+    dumps: dict[str, str] = {}
+    for hour in range(4):
+        dumps[f"2026-07-01T{12 + hour}:00:00Z"] = tables(path)
+        decide(journal, at=NOON + 3600 * hour)
+        record(journal, records.Node(type="goal", title="t"), at=NOON + 3600 * hour)
+    for number, (at, dump) in enumerate(dumps.items()):
+        other = path.with_name(f"{number}.db")
+        assert rebuild(path, other, at=at) == 2 * number
+        assert tables(other) == dump
+        sound(other)
+
+
+def test_a_rebuild_brings_archived_events_back(path: Path, journal: Journal) -> None:
+    busy(journal)
+    archive_before(journal, ALWAYS)
+    other = path.parent / "copies" / "journal.db"
+    rebuild(path, other)
+    assert live(other) == list(range(1, journal.seq + 1))
+    assert tables(other) == tables(path)
+    assert sound(other).archived == 0
+    assert sound(other).head == sound(path).head
+
+
+def test_a_rebuild_brings_back_what_decisions_would_have_been(path: Path, journal: Journal) -> None:
+    ids = [decide(journal) for _ in range(2)]
+    done = tend(journal, would_have_been(*ids, "nobody's"))
+    assert done == {"recorded": 2, "unknown": ["nobody's"]}
+    assert journal.batches == 2 + 1  # all of them in one transaction
+    before = tables(path)
+    assert before.count("'run-1'") == 2
+    other = path.parent / "copies" / "journal.db"
+    rebuild(path, other)
+    assert tables(other) == before
+    assert sound(other).head == sound(path).head
+    rebuild_in_place(journal)
+    assert tables(path) == before
+    assert tend(journal, would_have_been()) == {"recorded": 0, "unknown": []}
+    assert journal.seq == 4
+    archive_before(journal, ALWAYS)
+    assert tables(path).count("'run-1'") == 2
+    sound(path)
+
+
+def test_what_decisions_would_have_been_is_not_kept_by_a_journal_that_fails(journal: Journal) -> None:
+    told = would_have_been(decide(journal))
+    journal.run(lambda connection: connection.execute("DROP TABLE counterfactuals")).result()
+    with pytest.raises(JournalError, match="could not record it: the journal failed"):
+        tend(journal, told)
+
+
+def would_have_been(*decision_ids: str) -> records.Upkeep:
+    results = tuple(
+        records.Redecided(
+            decision_id=decision_id,
+            served="deny",
+            outcome="allow",
+            direction="loosened",
+            tier="rule",
+            floor="allow",
+        )
+        for decision_id in decision_ids
+    )
+    told = records.Counterfactuals(
+        run="run-1",
+        pack=records.JudgePack(name="core", version="2", sha256="d" * 64),
+        model=records.JudgeModel(name="phi", sha256="f" * 64, quantisation=""),
+        results=results,
+    )
+    return records.Upkeep(task="counterfactual", counterfactuals=told)
+
+
+def test_a_rebuild_brings_nothing_back_that_was_erased(path: Path, journal: Journal) -> None:
+    busy(journal)
+    archive_before(journal, "2026-07-01T13:30:00Z")
+    erase(journal, "alice")
+    erase(journal, "bob")
+    other = path.parent / "copies" / "journal.db"
+    rebuild(path, other)
+    assert tables(other) == tables(path)
+    assert holds(other, "alice") == holds(other, "bob") == []
+    assert sound(other).erased == sound(path).erased > 0
+
+
+def test_a_rebuilt_journal_can_be_continued(path: Path, journal: Journal) -> None:
+    busy(journal)
+    archive_before(journal, ALWAYS)
+    other = path.parent / "copies" / "journal.db"
+    rebuild(path, other)
+    with opened(other) as copy:
+        assert copy.chain == journal.chain
+        decide(copy)
+        erase(copy, "alice")
+        assert live(other)[0] == 1  # its archives are not here, whatever the chain tells of them
+        archive_before(copy, "2026-07-01T13:30:00Z")
+        assert len(live(other)) > 10
+        sound(other)
+        archive_before(copy, ALWAYS)
+    assert holds(other, "alice") == []
+    sound(other)
+
+
+def test_a_rebuild_writes_over_nothing(path: Path, journal: Journal) -> None:
+    decide(journal)
+    other = path.with_name("other.db")
+    other.write_text("mine")
+    with pytest.raises(JournalError, match="exists already"):
+        rebuild(path, other)
+    assert other.read_text() == "mine"
+
+
+def test_a_rebuild_of_nothing_or_at_no_time_makes_nothing(path: Path, journal: Journal) -> None:
+    other = path.with_name("other.db")
+    with pytest.raises(JournalError, match="there is no journal"):
+        rebuild(path.with_name("nowhere.db"), other)
+    with pytest.raises(JournalError, match="at: 'then' is no RFC 3339 time"):
+        rebuild(path, other, at="then")
+    assert not other.exists()
+
+
+def test_a_rebuild_that_was_cut_off_leaves_nothing_in_the_way(
+    path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy(journal)
+    other = path.parent / "copies" / "journal.db"
+    with cut_off(monkeypatch, chain.Row, "_make", after=9):
+        rebuild(path, other)
+    assert list(other.parent.iterdir()) == []
+    other.with_name(".journal.db.new").write_text("half of it, after a crash")
+    rebuild(path, other)
+    assert tables(other) == tables(path)
+
+
+def test_tables_that_were_changed_are_made_anew_in_place(path: Path, journal: Journal) -> None:
+    busy(journal)
+    archive_before(journal, "2026-07-01T13:30:00Z")
+    erase(journal, "alice")
+    before = tables(path)
+    change(path, "UPDATE decisions SET decision = 'allow', reasoning = 'forged'")
+    change(path, "DELETE FROM reviews")
+    change(path, "INSERT INTO gaps VALUES (4000, 'now', 'none', '{}')")
+    assert not verify(path).ok
+    done: list[int] = []
+    assert rebuild_in_place(journal, progress=done.append) == journal.seq == done[-1]
+    assert tables(path) == before
+    sound(path)
+    decide(journal)
+    sound(path)
+
+
+def test_a_rebuild_in_place_that_fails_changes_nothing(path: Path, journal: Journal) -> None:
+    busy(journal)
+    before = tables(path)
+    body = rows(path, "SELECT body FROM events WHERE seq = 20")[0][0]
+    change(path, "UPDATE events SET body = '{' WHERE seq = 20")
+    with pytest.raises(JournalError, match="cannot be read"):
+        rebuild_in_place(journal)
+    assert tables(path) == before
+    change(path, "UPDATE events SET body = ? WHERE seq = 20", body)
+    decide(journal)
+    sound(path)
+
+
+# ---------------------------------------------------------------- all of them
+
+
+def test_each_task_says_what_it_did(path: Path, journal: Journal) -> None:
+    for _ in range(4):
+        decide(journal)
+    done = tend(journal, records.Upkeep(task="archive", before=ALWAYS))
+    assert done == {"archived": 3, "segments": [file.name for file in segment_files(path)]}
+    done = tend(journal, records.Upkeep(task="erase", actor="alice"), by_uid=7)
+    assert done == {"own": 4, "mentions": 0, "archived": 3, "left": (), "parts": ()}
+    assert tend(journal, records.Upkeep(task="checkpoint")) == {"checkpoint": 0}  # no key, no checkpoint
+
+
+NAMES_OF_MANY = ("alice", "ann", "anna", "bob", "id")
+operations = st.lists(
+    st.one_of(
+        st.tuples(st.just("decide"), st.sampled_from(NAMES_OF_MANY), st.sampled_from(NAMES_OF_MANY)),
+        st.tuples(st.just("report"), st.sampled_from(NAMES_OF_MANY), st.sampled_from(NAMES_OF_MANY)),
+        st.tuples(
+            st.sampled_from(["explain", "review", "outcome"]),
+            st.integers(0, 9),
+            st.sampled_from(NAMES_OF_MANY),
+        ),
+        st.tuples(st.just("archive"), st.integers(0, 40), st.none()),
+        st.tuples(st.just("erase"), st.sampled_from(NAMES_OF_MANY), st.none()),
+        st.tuples(st.just("restart"), st.none(), st.none()),
+    ),
+    max_size=30,
+)
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@given(operations)
+def test_whatever_is_done_in_whatever_order_it_verifies_and_is_rebuilt_as_it_is(
+    done: list[tuple[str, Any, Any]],
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state" / "journal.db"
+        journal = opened(path)
+        try:
+            decided: list[str] = []
+            gone: set[str] = set()
+            for minute, (what, which, name) in enumerate(done):
+                at = NOON + 60 * minute
+                if what == "decide":
+                    decided.append(decide(journal, which, at=at, details=f"with {name}"))
+                elif what == "report":
+                    told = records.Reported(agent=which, outcome="BUY", prompt=f"Ask {name}?")
+                    decided.append(record(journal, told, at=at))
+                elif what == "archive":
+                    archive_before(journal, events.timestamp(NOON + 60 * which))
+                elif what == "erase":
+                    assert erase(journal, which).left == ()
+                elif what == "restart":
+                    journal.close()
+                    journal = opened(path)
+                elif decided and what == "explain":
+                    explain(journal, decided[which % len(decided)], f"Because of {name}.")
+                elif decided and what == "review":
+                    about = decided[which % len(decided)]
+                    told_by = records.Review(
+                        decision_id=about, reviewer=name, verdict="accept", reasoning=name
+                    )
+                    record(journal, told_by, at=at)
+                elif decided and what == "outcome":
+                    about = decided[which % len(decided)]
+                    record(journal, records.Happened(decision_id=about, status="SUCCESS", note=name), at=at)
+                gone = (gone | {which}) if what == "erase" else gone - {which, name}
+            for name in gone - {"id", "ann"}:  # of which the bytes are in other words
+                assert name == "anna" or holds(path, name) == [], name
+            sound(path)
+            if journal.seq:
+                other = Path(folder) / "copy" / "journal.db"
+                assert rebuild(path, other) == journal.seq
+                assert tables(other) == tables(path)
+                sound(other)
+                before = tables(path)
+                rebuild_in_place(journal)
+                assert tables(path) == before
+        finally:
+            journal.close()

@@ -1,0 +1,625 @@
+"""Reading the journal: one decision with all that hangs on it, pages by filter, figures that add up."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.build import (
+    ASKED,
+    EXPLAINED,
+    NOON,
+    WAIT_S,
+    Fates,
+    by_model,
+    by_rule,
+    erasing,
+    fallback,
+    note,
+    record,
+    rows,
+    sent,
+    writing,
+)
+from thor_policy.core import records
+from thor_policy.core.decisions import Timings
+from thor_policy.core.errors import JournalError
+from thor_policy.core.requests import Action, Annotations, Entity, Evaluation
+from thor_policy.journal import events, statistics
+from thor_policy.journal.reader import Reader
+from thor_policy.journal.writer import Journal
+
+HOUR = 3_600.0
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.db"
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight decisions, an hour apart, from noon on; what came of them, and what people said. Only read it."""
+    path = tmp_path_factory.mktemp("library") / "journal.db"
+    bob = Entity(type="user", id="bob")
+    by_bob = Evaluation(subject=bob, action=Action(name="read"), resource=Entity(type="doc", id="guide"))
+    signal = records.Reported(
+        agent="trader",
+        outcome="buy",
+        type="signal",
+        entity="ACME",
+        session="s1",
+        model="gpt",
+        confidence=0.96,
+        risk="low",
+        latency_ms=300.0,
+        input_tokens=10,
+        output_tokens=2,
+    )
+    other = records.Reported(agent="trader", outcome="sell", type="signal", entity="ACME", session="s2")
+    record(
+        path,
+        by_model(id="d1", at=NOON, annotations=Annotations(expected=("deny",))),
+        by_model(id="d2", at=NOON + HOUR, outcome="allow", allow=True, risk="low", evaluation=by_bob),
+        note(),
+        by_rule(id="d3", at=NOON + 2 * HOUR, annotations=Annotations(expected=("allow",))),
+        fallback(id="d4", at=NOON + 3 * HOUR, risk="critical"),
+        by_model(id="d5", at=NOON + 4 * HOUR, annotations=Annotations(expected=("allow",))),
+        by_model(id="d6", at=NOON + 5 * HOUR, outcome="allow", allow=True),
+        sent(signal, at=NOON + 6 * HOUR, record_id="d7"),
+        sent(other, at=NOON + 7 * HOUR, record_id="d8"),
+        events.explained("d1", EXPLAINED, NOON + 1),
+        sent(records.Consulted(system="crm", decision_id="d7", value={"tier": "gold"}), record_id="c1"),
+        sent(records.Approval(decision_id="d7", approver="kim"), record_id="a1"),
+        sent(records.Happened(decision_id="d7", status="PENDING"), record_id="o1"),
+        sent(records.Happened(decision_id="d7", status="SUCCESS", value=12.5), record_id="o2"),
+        sent(records.Happened(decision_id="d8", status="FAILURE", value=-2.5), record_id="o3"),
+        sent(records.Happened(decision_id="d2", status="PENDING"), record_id="o4"),
+        sent(records.Review(decision_id="d2", reviewer="kim", verdict="accept"), record_id="r1"),
+        sent(
+            records.Review(
+                decision_id="d6", reviewer="kim", verdict="correct_both", decision="deny", reasoning="no"
+            ),
+            record_id="r2",
+        ),
+        sent(
+            records.Review(decision_id="d1", reviewer="bo", verdict="correct_reasoning", reasoning="so"),
+            record_id="r3",
+        ),
+    )
+    return path
+
+
+@pytest.fixture
+def reader(library: Path) -> Iterator[Reader]:
+    with Reader(library) as reader:
+        yield reader
+
+
+def ids(found: list[dict[str, Any]]) -> str:
+    return " ".join(one["decision_id"] for one in found)
+
+
+# ---------------------------------------------------------------- one decision
+
+
+def test_one_decision_with_its_json_decoded(reader: Reader) -> None:
+    shown = reader.get("d3")
+    assert shown is not None
+    assert (shown["decision"], shown["clauses"], shown["tags"], shown["probabilities"]) == (
+        "deny",
+        ["R3"],
+        [],
+        {},
+    )
+    assert shown["situation"]["subject"]["id"] == "alice"
+    assert reader.get("d9") is None
+
+
+def test_an_id_can_be_told_by_its_end(path: Path) -> None:
+    record(path, by_model(id="0001-abcdefgh"), by_model(id="0002-abcdefgh"), by_model(id="short"))
+    with Reader(path) as reader:
+        assert reader.resolve("0001-abcdefgh") == "0001-abcdefgh"
+        assert reader.resolve("1-abcdefgh") == "0001-abcdefgh"
+        assert reader.resolve("short") == "short"
+        with pytest.raises(JournalError, match="several decisions end in 'abcdefgh'; give the whole id"):
+            reader.resolve("abcdefgh")
+        for nothing in ("hort", "", "1-bcdefgh", "%abcdefgh"):
+            with pytest.raises(JournalError, match="there is no decision"):
+                reader.resolve(nothing)
+
+
+def test_a_trace_is_a_decision_with_all_that_hangs_on_it(library: Path, reader: Reader) -> None:
+    found = reader.trace("d7")
+    assert found["decision"] == reader.get("d7")
+    assert {
+        name: [one["id"] for one in found[name]] for name in found if name not in ("decision", "event")
+    } == {
+        "consultations": ["c1"],
+        "approvals": ["a1"],
+        "reviews": [],
+        "outcomes": ["o1", "o2"],
+        "shadows": [],
+        "counterfactuals": [],
+    }
+    assert found["consultations"][0]["answer"] == {"tier": "gold"}
+    event = found["event"]
+    assert (event["seq"], event["kind"], event["at"]) == (8, "reported", "2026-07-01T18:00:00.000000Z")
+    assert (event["body"]["outcome"], event["private"]["agent"]) == ("buy", "trader")
+    assert [(event["hash"],)] == rows(library, "SELECT lower(hex(hash)) FROM events WHERE seq = 8")
+
+
+def test_a_trace_shows_what_the_decision_was_made_on(reader: Reader) -> None:
+    event = reader.trace("d1")["event"]
+    assert event["body"]["prompt"]["prefix_tokens"] == 1527
+    assert event["private"]["evaluation"]["context"] == ASKED.context
+    assert [one["verdict"] for one in reader.trace("d1")["reviews"]] == ["correct_reasoning"]
+
+
+def test_a_trace_of_nothing_is_refused(reader: Reader) -> None:
+    with pytest.raises(JournalError, match="there is no decision 'd9'"):
+        reader.trace("d9")
+
+
+def test_a_trace_says_what_was_erased(path: Path) -> None:
+    record(path, by_model(id="d1"))
+    record(path, erasing(path, 1))
+    with Reader(path) as reader:
+        found = reader.trace("d1")
+    assert (found["event"]["private"], found["decision"]["actor"]) == (None, None)
+    assert found["decision"]["decision"] == found["event"]["body"]["outcome"] == "deny"
+
+
+# ---------------------------------------------------------------- pages
+
+
+@pytest.mark.parametrize(
+    ("filters", "found"),
+    [
+        ({}, "d8 d7 d6 d5 d4 d3 d2 d1"),
+        ({"limit": 2}, "d8 d7"),
+        ({"limit": 0}, ""),
+        ({"outcome": "allow"}, "d6 d2"),
+        ({"outcome": "buy"}, "d7"),
+        ({"tier": "rule"}, "d3"),
+        ({"tier": "agent"}, "d8 d7"),
+        ({"risk": "critical"}, "d4"),
+        ({"risk": "low"}, "d7 d2"),
+        ({"actor": "user:bob"}, "d2"),
+        ({"actor": "bob"}, "d2"),
+        ({"actor": "agent:trader"}, "d8 d7"),
+        ({"actor": "trader"}, ""),
+        ({"actor": "' OR 1 = 1 --"}, ""),
+        ({"entity": "ACME"}, "d8 d7"),
+        ({"entity": "doc:guide"}, "d2"),
+        ({"type": "signal"}, "d8 d7"),
+        ({"type": "policy_application"}, "d6 d5 d4 d3 d2 d1"),
+        ({"type": "other"}, ""),
+        ({"session": "s1"}, "d7"),
+        ({"correct": True}, "d2 d1"),
+        ({"correct": False}, "d6 d5 d3"),
+        ({"reviewed": False}, "d8 d7 d5 d4 d3"),
+        ({"reviewed": True}, "d6 d2 d1"),
+        ({"status": "SUCCESS"}, "d7"),
+        ({"status": "PENDING"}, "d2"),
+        ({"since": "2026-07-01T18:00:00Z"}, "d8 d7"),
+        ({"since": "2026-07-01T18:00:00.000001Z"}, "d8"),
+        ({"since": "2026-07-01T20:00:00+02:00"}, "d8 d7"),
+        ({"since": "2026-07-01 18:00"}, "d8 d7"),
+        ({"since": "2026-07-02"}, ""),
+        ({"until": "2026-07-01T13:00:00Z"}, "d1"),
+        ({"until": "2026-07-01T13:00:00.000001Z"}, "d2 d1"),
+        ({"since": "2026-07-01T13:00:00Z", "until": "2026-07-01T15:00:00Z"}, "d3 d2"),
+        ({"outcome": "deny", "tier": "model", "correct": False}, "d5"),
+        ({"type": "signal", "before": "d8"}, "d7"),
+        ({"outcome": "deny", "before": "d4"}, "d3 d1"),
+        ({"before": "d1"}, ""),
+    ],
+)
+def test_decisions_are_found_by_what_is_asked(reader: Reader, filters: dict[str, Any], found: str) -> None:
+    assert ids(reader.decisions(**filters)) == found
+
+
+#: How versions of SQLite say that they sort what is equal in the index, and only that.
+PARTLY_SORTED = tuple([f"USE TEMP B-TREE FOR {part} OF ORDER BY"] for part in ("RIGHT PART", "LAST 2 TERMS"))
+
+
+def test_a_page_of_some_time_is_read_from_there(library: Path) -> None:
+    class Explaining(Reader):
+        def _records(self, sql: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+            if "SELECT timestamp, seq" in sql:
+                return super()._records(sql, values)
+            return [{"plan": one[3]} for one in self._connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
+
+    with Reader(library) as reader:
+        last = reader.decisions(limit=3, outcome="allow")[-1]["decision_id"]
+    with Explaining(library) as reader:
+        step, *_ = reader.decisions(outcome="allow", since="2026-01-01T00:00:00Z", before=last)
+    assert step["plan"] == (
+        "SEARCH decisions USING INDEX decisions_decision (decision=? AND <expr>>? AND <expr><?)"
+    )
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {},
+        {"actor": "alice"},
+        {"entity": "ACME"},
+        {"outcome": "deny"},
+        {"tier": "fallback"},
+        {"risk": "critical"},
+        {"session": "s1"},
+        {"type": "signal"},
+        {"reviewed": False},
+        {"correct": False},
+        {"status": "SUCCESS"},
+    ],
+    ids=lambda filters: "".join(filters) or "all",
+)
+def test_every_filter_reads_its_page_from_an_index(library: Path, filters: dict[str, Any]) -> None:
+    """A page is as quick among millions: nothing is read that does not fit."""
+
+    class Explaining(Reader):
+        def _records(self, sql: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+            return [{"plan": one[3]} for one in self._connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
+
+    with Explaining(library) as reader:
+        step, *more = reader.decisions(**filters)
+    assert "USING INDEX decisions_" in step["plan"]
+    # what is in one second is sorted, and nothing else
+    assert [one["plan"] for one in more] in ([], *PARTLY_SORTED)
+    if filters:
+        (name,) = filters
+        column = {
+            "outcome": "decision",
+            "risk": "risk_level",
+            "type": "decision_type",
+            "correct": "decision_correct",
+            "status": "outcome_status",
+        }.get(name, name)
+        assert step["plan"] == f"SEARCH decisions USING INDEX decisions_{column} ({column}=?)"
+
+
+@pytest.mark.parametrize("filters", [{"tier": "rule"}, {"risk": "low"}, {"type": "policy_application"}])
+def test_what_most_decisions_have_is_read_in_their_order_in_time(
+    library: Path, filters: dict[str, Any]
+) -> None:
+    """Nothing is sorted, and soon enough are found: an index of each common value would cost every commit."""
+
+    class Explaining(Reader):
+        def _records(self, sql: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+            return [{"plan": one[3]} for one in self._connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
+
+    with Explaining(library) as reader:
+        assert [step["plan"] for step in reader.decisions(**filters)] == [
+            "SCAN decisions USING INDEX decisions_timestamp"
+        ]
+
+
+@pytest.mark.parametrize(
+    "filters", [{}, {"reviewed": False}, {"tier": "model"}], ids=["all", "rare", "common"]
+)
+def test_pages_go_on_where_the_last_one_ended(path: Path, filters: dict[str, Any]) -> None:
+    """Also where decisions have one time, and where they were recorded in another order than made."""
+    chance = random.Random(5)
+    decisions = [by_model(at=NOON + chance.randrange(8) / 4) for _ in range(20)]
+    record(path, *decisions)
+    numbered = {decision.id: (decision.at, number) for number, decision in enumerate(decisions)}
+    with Reader(path) as reader:
+        pages = [reader.decisions(limit=3, **filters)]
+        while pages[-1] and len(pages) < 20:
+            pages.append(reader.decisions(limit=3, before=pages[-1][-1]["decision_id"], **filters))
+    assert [len(page) for page in pages] == [3, 3, 3, 3, 3, 3, 2, 0]
+    found = [one["decision_id"] for page in pages for one in page]
+    assert found == sorted(numbered, key=numbered.__getitem__, reverse=True)
+
+
+def test_a_page_needs_a_decision_to_go_on_from(reader: Reader) -> None:
+    with pytest.raises(JournalError, match="before: there is no decision 'd9'"):
+        reader.decisions(before="d9")
+
+
+def test_a_time_must_be_one(reader: Reader) -> None:
+    with pytest.raises(JournalError, match="since: 'yesterday' is no RFC 3339 time such as"):
+        reader.decisions(since="yesterday")
+    with pytest.raises(JournalError, match="until: '2026-13-01' is no RFC 3339 time"):
+        reader.decisions(until="2026-13-01")
+    figures: tuple[Callable[..., Any], ...] = (
+        statistics.statistics,
+        statistics.latency,
+        statistics.confidence,
+    )
+    for ask in (*figures, statistics.hourly):
+        with pytest.raises(JournalError, match="since: '' is no RFC 3339 time"):
+            ask(reader, since="")
+
+
+def test_what_waits_for_a_reviewer_and_what_was_wrong(reader: Reader) -> None:
+    assert ids(reader.unreviewed()) == "d8 d7 d5 d4 d3"
+    assert ids(reader.unreviewed(limit=1)) == "d8"
+    assert ids(reader.incorrect()) == "d6 d5 d3"
+    assert ids(reader.incorrect(limit=2)) == "d6 d5"
+
+
+def test_corrections_are_what_reviewers_wanted_oldest_first(reader: Reader) -> None:
+    found = reader.corrections()
+    assert [(one["decision_id"], one["reviewer"], one["verdict"]) for one in found] == [
+        ("d6", "kim", "correct_both"),
+        ("d1", "bo", "correct_reasoning"),
+    ]
+    assert (found[0]["review_decision"], found[0]["review_reasoning"]) == ("deny", "no")
+    assert found[0]["situation"]["action"] == {"name": "deploy", "properties": {}}
+    assert ids(reader.corrections(limit=1)) == "d6"
+    assert ids(reader.corrections(after_seq=found[0]["review_seq"])) == "d1"
+    assert reader.corrections(after_seq=found[1]["review_seq"]) == []
+
+
+def test_what_is_newer_comes_in_order_of_recording(reader: Reader) -> None:
+    assert ids(reader.newer_than(0)) == "d1 d2 d3 d4 d5 d6 d7 d8"
+    assert ids(reader.newer_than(6, limit=2)) == "d6 d7"
+    assert reader.newer_than(reader.newest_seq()) == []
+    assert reader.newest_seq() == 19
+
+
+# ---------------------------------------------------------------- figures
+
+
+def test_statistics_count_and_compare(reader: Reader) -> None:
+    assert statistics.statistics(reader) == {
+        "decisions": 8,
+        "first": "2026-07-01T12:00:00.000000Z",
+        "last": "2026-07-01T19:00:00.000000Z",
+        "outcomes": {"deny": 4, "allow": 2, "buy": 1, "sell": 1},
+        "tiers": {"model": 4, "agent": 2, "rule": 1, "fallback": 1},
+        "risks": {"high": 4, "low": 2, "critical": 1},
+        "expected": 5,
+        "correct": 2,
+        "reviewed": 3,
+        "turned_out": {"SUCCESS": 1, "FAILURE": 1, "PENDING": 1},
+        "value": 10.0,
+        "score_ms": {"p50": 12.5, "p90": 12.5, "p99": 12.5},
+    }
+
+
+def test_statistics_since_a_time(reader: Reader) -> None:
+    later = statistics.statistics(reader, since="2026-07-01T15:30:00Z")
+    assert (later["decisions"], later["expected"], later["correct"]) == (4, 2, 0)
+    assert (later["first"], later["tiers"]) == ("2026-07-01T16:00:00.000000Z", {"model": 2, "agent": 2})
+    before = statistics.statistics(reader, since="2026-07-02T00:00:00Z")
+    assert (before["decisions"], before["first"], before["score_ms"]) == (0, None, None)
+
+
+def test_statistics_of_nothing(path: Path) -> None:
+    record(path)
+    with Reader(path) as reader:
+        nothing = statistics.statistics(reader)
+        assert (nothing["decisions"], nothing["first"], nothing["outcomes"]) == (0, None, {})
+        assert (nothing["expected"], nothing["correct"], nothing["score_ms"]) == (0, 0, None)
+        assert (nothing["turned_out"], nothing["value"], nothing["reviewed"]) == ({}, None, 0)
+        assert reader.decisions() == reader.corrections() == []
+        assert statistics.hourly(reader) == statistics.latency(reader) == statistics.confidence(reader) == []
+        assert [statistics.breakdown(reader, by) for by in statistics.DIMENSIONS] == [[]] * 4
+        assert reader.newest_seq() == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "percentiles"),
+    [
+        (1, {"p50": 1, "p90": 1, "p99": 1}),
+        (2, {"p50": 1, "p90": 2, "p99": 2}),
+        (100, {"p50": 50, "p90": 90, "p99": 99}),
+        (1_000, {"p50": 500, "p90": 900, "p99": 990}),
+    ],
+)
+def test_percentiles_are_those_of_the_model(path: Path, count: int, percentiles: dict[str, float]) -> None:
+    taken_ms = list(range(1, count + 1))
+    random.Random(count).shuffle(taken_ms)
+    record(
+        path,
+        *(by_model(timings=Timings(score_ms=float(ms))) for ms in taken_ms),
+        *(by_rule() for _ in range(count)),
+    )
+    with Reader(path) as reader:
+        assert statistics.statistics(reader)["score_ms"] == percentiles
+        assert statistics.latency(reader) == [{"model": "phi-4-mini", "decisions": count, **percentiles}]
+
+
+def test_latency_is_told_of_each_model_the_busiest_first(reader: Reader) -> None:
+    assert statistics.latency(reader) == [
+        {"model": "phi-4-mini", "decisions": 4, "p50": 13.25, "p90": 13.25, "p99": 13.25},
+        {"model": "gpt", "decisions": 1, "p50": 300.0, "p90": 300.0, "p99": 300.0},
+    ]
+
+
+def test_a_breakdown_has_a_record_for_each_actor(reader: Reader) -> None:
+    found = statistics.breakdown(reader, "actor")
+    assert [(one["actor"], one["total"]) for one in found] == [
+        ("user:alice", 5),
+        ("agent:trader", 2),
+        ("user:bob", 1),
+    ]
+    assert found[1] == {
+        "actor": "agent:trader",
+        "total": 2,
+        "allowed": 0,
+        "expected": 0,
+        "correct": 0,
+        "successful": 1,
+        "failed": 1,
+        "pending": 0,
+        "average_value": 5.0,
+        "total_value": 10.0,
+        "average_latency_ms": 300.0,
+        "input_tokens": 10,
+        "output_tokens": 2,
+        "average_confidence": 0.96,
+        "success_rate": 0.5,
+    }
+    assert (found[2]["pending"], found[2]["success_rate"], found[2]["correct"]) == (1, None, 1)
+    assert (found[0]["expected"], found[0]["correct"], found[0]["allowed"]) == (4, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("by", "totals"),
+    [
+        ("model", {"phi-4-mini": 4, "gpt": 1, None: 3}),
+        ("pack", {"core@1.2.0+c0ffee000000": 6, None: 2}),
+        ("type", {"policy_application": 6, "signal": 2}),
+    ],
+)
+def test_a_breakdown_by_every_dimension(reader: Reader, by: str, totals: dict[str | None, int]) -> None:
+    found = statistics.breakdown(reader, by)
+    assert {one[by]: one["total"] for one in found} == totals
+    assert [one["total"] for one in found] == sorted(totals.values(), reverse=True)
+    later = statistics.breakdown(reader, by, since="2026-07-01T18:30:00Z")
+    assert sum(one["total"] for one in later) == 1
+
+
+def test_a_breakdown_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "MOST_ROWS", 3)
+    record(path, *(sent(records.Reported(agent=f"a{n}", outcome="x")) for n in (1, 2, 3, 3, 4, 4, 4)))
+    with Reader(path) as reader:
+        found = statistics.breakdown(reader, "actor")
+    assert [one["total"] for one in found] == [3, 2, 1]
+
+
+def test_confidence_is_told_in_buckets(path: Path) -> None:
+    """A bucket begins with its bound and ends before the next."""
+    right, wrong = Annotations(expected=("deny",)), Annotations(expected=("allow",))
+    record(
+        path,
+        by_model(confidence=0.0, annotations=right),
+        by_model(confidence=0.49, annotations=wrong),
+        by_model(confidence=0.5),
+        by_model(confidence=0.95, annotations=right),
+        by_model(confidence=1.0, annotations=right),
+        by_model(confidence=0.9499, annotations=wrong),
+        by_rule(),
+    )
+    with Reader(path) as reader:
+        assert statistics.confidence(reader) == [
+            {"from": 0.0, "decisions": 2, "judged": 2, "correct": 1, "confidence": 0.245},
+            {"from": 0.5, "decisions": 1, "judged": 0, "correct": 0, "confidence": 0.5},
+            {"from": 0.9, "decisions": 1, "judged": 1, "correct": 0, "confidence": 0.9499},
+            {"from": 0.95, "decisions": 2, "judged": 2, "correct": 2, "confidence": 0.975},
+        ]
+        assert statistics.confidence(reader, since="2026-07-02") == []
+
+
+def test_decisions_by_the_hour(path: Path) -> None:
+    record(path, *(by_model(at=NOON + offset) for offset in (0, 10, HOUR - 1e-6, HOUR, 30 * HOUR)))
+    with Reader(path) as reader:
+        assert statistics.hourly(reader) == [("2026-07-01T12", 3), ("2026-07-01T13", 1), ("2026-07-02T18", 1)]
+        assert statistics.hourly(reader, since="2026-07-01T12:30:00Z") == [
+            ("2026-07-01T12", 1),
+            ("2026-07-01T13", 1),
+            ("2026-07-02T18", 1),
+        ]
+
+
+# ---------------------------------------------------------------- beside a live writer
+
+
+def test_a_reader_sees_what_was_committed_since_it_opened(path: Path) -> None:
+    fates = Fates()
+    with Journal(path, on_committed=fates) as journal, Reader(path) as reader:
+        assert statistics.statistics(reader)["decisions"] == 0
+        journal.decided(by_model(id="new"))
+        fates.wait(1)
+        assert reader.get("new") is not None
+
+
+def test_a_reader_holds_no_transaction_between_calls(path: Path) -> None:
+    record(path, by_model(id="d1"))
+    with Reader(path) as reader, writing(path) as db:
+        db.execute("PRAGMA busy_timeout = 0")
+        for ask in (
+            lambda: reader.get("d1"),
+            lambda: reader.trace("d1"),
+            reader.decisions,
+            reader.newest_seq,
+            lambda: statistics.statistics(reader),
+            lambda: statistics.hourly(reader),
+        ):
+            ask()
+            db.execute("UPDATE _sqlite_migrations SET applied_at = applied_at || '.'")
+            ((busy, _, _),) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            assert not busy, "a reader holds the log back"
+
+
+def test_statistics_beside_a_live_writer_are_of_one_moment(path: Path) -> None:
+    stop, fates = threading.Event(), Fates()
+
+    def write() -> None:
+        while not stop.is_set():
+            journal.decided(by_model())
+            fates.wait(1)
+
+    with Journal(path, on_committed=fates, synchronous="OFF") as journal:
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            with Reader(path) as reader:
+                while writer.is_alive() and (figures := statistics.statistics(reader))["decisions"] < 200:
+                    for counts in ("outcomes", "tiers", "risks"):
+                        assert sum(figures[counts].values()) == figures["decisions"]
+        finally:
+            stop.set()
+            writer.join(WAIT_S)
+
+
+# ---------------------------------------------------------------- what cannot be read
+
+
+def test_a_reader_says_how_a_journal_comes_to_be(path: Path) -> None:
+    with pytest.raises(JournalError, match=r"no journal at .*journal\.db; `thorpolicy serve` makes one"):
+        Reader(path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("sql", ["DELETE FROM events", "INSERT INTO gaps VALUES (1, '', '', '')", "VACUUM"])
+def test_a_reader_cannot_write(library: Path, sql: str) -> None:
+    before = library.read_bytes()
+    with Reader(library) as reader, pytest.raises(sqlite3.OperationalError, match="readonly"):
+        reader._connection.execute(sql)
+    assert library.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "UPDATE decisions SET tags = 'not json'",
+        "UPDATE decisions SET decision = CAST(x'ff' AS TEXT)",
+        "DROP TABLE decisions",
+    ],
+)
+def test_a_reader_refuses_what_it_cannot_read_in_words(path: Path, sql: str) -> None:
+    record(path, by_model(id="d1"))
+    with Reader(path) as reader:
+        with writing(path) as db:
+            db.execute(sql)
+        for ask in (reader.decisions, lambda: reader.get("d1"), lambda: reader.trace("d1")):
+            with pytest.raises(JournalError, match="cannot be read as a journal"):
+                ask()
+
+
+def test_a_decision_whose_event_is_gone_is_refused_in_words(path: Path) -> None:
+    record(path, by_model(id="d1"))
+    with writing(path) as db:
+        db.execute("DELETE FROM events")
+    with Reader(path) as reader, pytest.raises(JournalError, match="event 1 is neither there nor archived"):
+        reader.trace("d1")
+
+
+def test_a_reader_whose_name_is_odd(tmp_path: Path) -> None:
+    path = tmp_path / "50% ?mode=rwc#x é" / "journal.db"
+    record(path, by_model(id="d1"))
+    with Reader(path) as reader:
+        assert ids(reader.decisions()) == "d1"

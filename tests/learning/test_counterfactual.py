@@ -1,0 +1,782 @@
+"""What past requests would be answered by another pack: which are compared, how, and what it comes to."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace as replace_config
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from tests.build import NOON, erasing, record, rows, sent, write_pack, writing
+from thor_policy.cli.main import cli
+from thor_policy.client.blocking import Client
+from thor_policy.config import Config, data_path
+from thor_policy.core import records
+from thor_policy.core.decisions import Adapter, Decision, Scored, identity_of
+from thor_policy.core.errors import AlreadyRunning, ConfigError, EngineError, JournalError, RequestError
+from thor_policy.core.records import Calibration, Direction
+from thor_policy.core.requests import Action, Caller, Entity, Evaluation, Json, Request
+from thor_policy.daemon import journal_access, loading
+from thor_policy.daemon.service import serving
+from thor_policy.journal import events
+from thor_policy.journal.maintenance import dispatch
+from thor_policy.journal.reader import Reader
+from thor_policy.journal.verification.verify import verify
+from thor_policy.journal.writer import Journal
+from thor_policy.learning.counterfactual import (
+    NICENESS,
+    REST_S,
+    Answer,
+    Counterfactual,
+    Redecider,
+    Skipped,
+    Summary,
+    moment,
+    on_idle_time,
+    redecide,
+    run,
+    summarise,
+)
+from thor_policy.policy import pack_files
+from thor_policy.policy.decider import Policy
+from thor_policy.policy.pack import Pack
+from thor_policy.testing import StubEngine
+
+NEVER = 2**62
+TUNED = Adapter(name="tuned", sha256="c" * 64, scale=0.5)
+TRUSTED = {"role": "developer", "trust": {"competence": 0.9, "reliability": 0.9, "integrity": 0.9}}
+SUSPENDED = TRUSTED | {"suspended": True}
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    return tmp_path / "policy_decisions.db"
+
+
+def request(
+    action: str, *, who: str = "ivo", at: float = NOON, resource: str = "guide", **properties: Json
+) -> Request:
+    return Request(
+        ticket=1,
+        evaluation=Evaluation(
+            subject=Entity(type="user", id=who, properties=properties),
+            action=Action(name=action),
+            resource=Entity(type="doc", id=resource),
+        ),
+        caller=Caller(transport="ipc", uid=1000, gid=1000, pid=1),
+        received_at=at,
+        received_ns=0,
+        deadline_ns=NEVER,
+    )
+
+
+def taken(pack: Pack, *requests: Request, engine: StubEngine | None = None, **options: Any) -> list[Decision]:
+    """The decisions of a pack, as a daemon would have recorded them."""
+    policy = Policy(engine or StubEngine(bias="allow"), pack, **options)
+    return [policy.decide(one) for one in requests]
+
+
+def without(folder: Path, rule: str) -> Pack:
+    """A copy of the shipped pack without one of its rules."""
+    shutil.copytree(data_path("prompts") / "team-governance", folder)
+    rules = yaml.safe_load((folder / "rules.yaml").read_text(encoding="utf-8"))
+    left = [one for one in rules if one["id"] != rule]
+    assert len(left) == len(rules) - 1
+    (folder / "rules.yaml").write_text(yaml.safe_dump(left), encoding="utf-8")
+    return pack_files.load(folder)
+
+
+def again(
+    journal: Path,
+    pack: Pack,
+    *,
+    engine: StubEngine | None = None,
+    adapter: Adapter | None = None,
+    instead_of: str | None = None,
+    **selection: Any,
+) -> list[Counterfactual | Skipped]:
+    engine = engine or StubEngine(bias="allow")
+    if adapter is not None:
+        engine.adopt(adapter, Path())
+    with Reader(journal) as reader:
+        chosen = reader.past(**selection)
+        return list(redecide(reader, engine, pack, chosen, adapter=adapter, instead_of=instead_of))
+
+
+def changed(found: Sequence[Counterfactual | Skipped], direction: Direction) -> set[str]:
+    return {
+        one.decision_id for one in found if isinstance(one, Counterfactual) and one.direction == direction
+    }
+
+
+def reasons(found: Sequence[Counterfactual | Skipped]) -> dict[str, str]:
+    return {one.decision_id: one.reason for one in found if isinstance(one, Skipped)}
+
+
+class TestWhatAnotherPackWouldHaveAnswered:
+    def test_a_pack_without_a_rule_loosens_those_that_the_rule_alone_denied(
+        self, shipped_pack: Pack, journal: Path, tmp_path: Path
+    ) -> None:
+        decisions = taken(
+            shipped_pack,
+            request("read", **TRUSTED),
+            request("read", who="eve", **SUSPENDED),
+            request("delete_audit_log", **SUSPENDED),  # another rule denies that too
+            request("edit", who="eve", **SUSPENDED),
+            request("delete_audit_log", **TRUSTED),
+        )
+        assert [one.outcome for one in decisions] == ["allow", "deny", "deny", "deny", "deny"]
+        record(journal, *decisions)
+        found = again(journal, without(tmp_path / "looser", "suspended-account"))
+        assert changed(found, "loosened") == {decisions[1].id, decisions[3].id}
+        assert changed(found, "tightened") == set()
+        told = summarise(found)
+        assert (told.compared, told.same, told.loosened, told.skipped) == (5, 3, 2, {})
+        assert [(one.value, one.compared, one.loosened) for one in told.by_actor] == [
+            ("user:eve", 2, 2),
+            ("user:ivo", 3, 0),
+        ]
+        assert next((one.value, one.loosened) for one in told.by_clause) == ("R1", 2)
+        assert [(one.then, one.now, one.count) for one in told.changes] == [("deny", "allow", 2)]
+        version = f"team-governance@1.0.0+{shipped_pack.info.sha256[:12]}"
+        assert [(one.value, one.compared) for one in told.by_judge] == [(f"{version}, its rules", 5)]
+
+    def test_the_other_way_round_they_are_tightened(
+        self, shipped_pack: Pack, journal: Path, tmp_path: Path
+    ) -> None:
+        (decision,) = taken(without(tmp_path / "looser", "suspended-account"), request("read", **SUSPENDED))
+        record(journal, decision)
+        (found,) = again(journal, shipped_pack)
+        assert isinstance(found, Counterfactual)
+        assert (found.then.outcome, found.now.outcome, found.direction) == ("allow", "deny", "tightened")
+        assert "R1" in found.now.clauses
+        assert "R1" not in found.then.clauses
+
+    def test_the_same_pack_changes_nothing(self, shipped_pack: Pack, journal: Path) -> None:
+        asked = [request("read", who=f"u{number}", **TRUSTED) for number in range(5)]
+        engine = StubEngine()  # which answers each question otherwise
+        decisions = taken(shipped_pack, *asked, request("read", **SUSPENDED), engine=engine)
+        record(journal, *decisions)
+        told = summarise(again(journal, shipped_pack, engine=StubEngine()))
+        assert (told.compared, told.same, told.flipped.hits) == (6, 6, 0)
+        assert told.balance.p_value == 1.0
+
+    def test_another_model_or_adapter_may(self, journal: Path, tmp_path: Path) -> None:
+        pack = pack_files.load(write_pack(tmp_path / "small"))
+        asked = [request("look", who=f"u{number}") for number in range(20)]
+        record(journal, *taken(pack, *asked, engine=StubEngine()))
+        assert summarise(again(journal, pack, engine=StubEngine(bias="allow"))).tightened == 0
+        assert summarise(again(journal, pack, engine=StubEngine(bias="deny"))).loosened == 0
+        tuned = summarise(again(journal, pack, engine=StubEngine(), adapter=TUNED))
+        assert tuned.loosened > 0
+        assert tuned.tightened > 0
+
+    def test_the_time_is_that_of_the_record(self, journal: Path, tmp_path: Path) -> None:
+        folder = write_pack(
+            tmp_path / "small",
+            rules="- {id: late, when: now.getHours() >= 18, outcome: deny, clause: R1, because: Late.}\n",
+        )
+        pack = pack_files.load(folder)
+        decisions = taken(pack, request("look"), request("look", at=NOON + 8 * 3600))
+        assert [one.outcome for one in decisions] == ["allow", "deny"]
+        record(journal, *decisions)
+        assert summarise(again(journal, pack)).same == 2
+
+    def test_what_is_calibrated_today_counts_today(self, journal: Path, tmp_path: Path) -> None:
+        folder = write_pack(tmp_path / "small")
+        text = (folder / "pack.yaml").read_text(encoding="utf-8")
+        unsure = "limits: {abstain: {outcome: deny, below: {low: 0.8}}, "
+        (folder / "pack.yaml").write_text(text.replace("limits: {", unsure), encoding="utf-8")
+        pack = pack_files.load(folder)
+        (decision,) = taken(pack, request("look"))
+        assert decision.outcome == "allow"
+        told = {"pack_sha256": pack.info.sha256, "judged": 60, "temperature": 5.0}
+        other = Calibration(model_sha256=identity_of(StubEngine().model.sha256, TUNED), **told)
+        record(journal, decision, events.calibrated(other, NOON))
+        assert summarise(again(journal, pack)).same == 1
+        ours = Calibration(model_sha256=StubEngine().model.sha256, **told)
+        record(journal, events.calibrated(ours, NOON))
+        (found,) = again(journal, pack)
+        assert isinstance(found, Counterfactual)
+        assert (found.direction, found.now.reason_code) == ("tightened", "low_confidence")
+
+    def test_whatever_becomes_the_loosest_is_loosened_however_a_pack_orders_its_outcomes(
+        self, journal: Path, tmp_path: Path
+    ) -> None:
+        decisions = taken(pack_files.load(write_pack(tmp_path / "small")), request("look"), request("banned"))
+        record(journal, *decisions)
+        folder = write_pack(tmp_path / "turned", version="2", rules="[]\n")
+        text = (folder / "pack.yaml").read_text(encoding="utf-8")
+        turned = text.replace("label: allow", "label: x").replace("label: deny", "label: allow")
+        (folder / "pack.yaml").write_text(turned.replace("label: x", "label: deny"), encoding="utf-8")
+        found = again(journal, pack_files.load(folder), engine=StubEngine(bias="deny"))
+        assert changed(found, "same") == {decisions[0].id}
+        assert changed(found, "loosened") == {decisions[1].id}
+
+
+class TestWhatIsNotCompared:
+    def test_is_counted_by_its_reason(self, journal: Path, tmp_path: Path) -> None:
+        pack = pack_files.load(write_pack(tmp_path / "small"))
+        other = pack_files.load(data_path("prompts") / "team-governance")
+        whole, erased, masked, bare = taken(pack, *(request("look", who=f"u{n}") for n in range(4)))
+        (elsewhere,) = taken(other, request("read", **TRUSTED))
+        unknown = replace(whole, id="of-an-earlier-pack", outcome="require_attestation")
+        record(
+            journal,
+            whole,
+            erased,
+            unknown,
+            elsewhere,
+            sent(records.Reported(agent="a", outcome="buy"), record_id="r"),
+        )
+        record(journal, masked, masked=("/subject/id",))
+        no_part = events.decided(bare)
+        record(journal, replace(no_part, private=None), erasing(journal, 2))
+        long = replace(whole, id="long", evaluation=request("x" * 3000).evaluation)
+        record(journal, long)
+        found = again(journal, pack)
+        assert reasons(found) == {
+            erased.id: "erased",
+            unknown.id: "unknown_outcome",
+            elsewhere.id: "another_pack",
+            "r": "reported",
+            masked.id: "masked",
+            bare.id: "missing",
+            "long": "too_large",
+        }
+        told = summarise(found)
+        assert (told.compared, sum(told.skipped.values())) == (1, 7)
+
+    def test_a_model_that_gave_no_answer_is_no_change_of_the_policy(
+        self, journal: Path, tmp_path: Path
+    ) -> None:
+        class Failing(StubEngine):
+            def score(self, key: str, question: str, deadline_ns: int) -> Scored:
+                if "u1" in question:
+                    raise EngineError("no")
+                return super().score(key, question, deadline_ns)
+
+        pack, asked = (
+            pack_files.load(write_pack(tmp_path / "small")),
+            [request("look", who=f"u{n}") for n in range(3)],
+        )
+        (then,), (now, both) = taken(pack, asked[1], engine=Failing()), taken(pack, asked[1], asked[2])
+        assert then.tier == "fallback"
+        record(journal, then, now, both)
+        found = again(journal, pack, engine=Failing(bias="allow"))
+        assert reasons(found) == {then.id: "no_answer_then", now.id: "no_answer_now"}
+        assert changed(found, "same") == {both.id}
+
+    def test_a_pack_under_another_name_is_compared_with_the_one_that_it_replaces(
+        self, shipped_pack: Pack, journal: Path, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "renamed"
+        shutil.copytree(data_path("prompts") / "team-governance", folder)
+        text = (folder / "pack.yaml").read_text(encoding="utf-8")
+        (folder / "pack.yaml").write_text(
+            text.replace("name: team-governance", "name: renamed"), encoding="utf-8"
+        )
+        (decision,) = taken(shipped_pack, request("read", **TRUSTED))
+        record(journal, decision)
+        renamed = pack_files.load(folder)
+        assert reasons(again(journal, renamed)) == {decision.id: "another_pack"}
+        assert changed(again(journal, renamed, instead_of="team-governance"), "same") == {decision.id}
+
+
+def test_past_decisions_are_chosen_by_time_actor_and_action_the_newest_first_to_stay(
+    journal: Path, tmp_path: Path
+) -> None:
+    pack = pack_files.load(write_pack(tmp_path / "small"))
+    asked = [request("look" if n % 2 else "edit", who="ab"[n % 3 == 0], at=NOON + n) for n in range(6)]
+    ids = [one.id for one in taken(pack, *asked)]
+    record(journal, *(replace(one, id=id) for one, id in zip(taken(pack, *asked), ids, strict=True)))
+    with Reader(journal) as reader:
+        assert reader.past() == ids
+        assert reader.past(limit=2) == ids[-2:]
+        assert reader.past(since="2026-07-01T12:00:02Z", until="2026-07-01T12:00:04Z") == ids[2:4]
+        assert reader.past(actor="b") == reader.past(actor="user:b") == [ids[0], ids[3]]
+        assert reader.past(actor="a", action="look") == [ids[1], ids[5]]
+
+
+# ---------------------------------------------------------------- the summary
+
+ANSWERS = st.builds(
+    Answer,
+    outcome=st.sampled_from(["allow", "deny"]),
+    tier=st.just("model"),
+    floor=st.just("allow"),
+    clauses=st.lists(st.sampled_from(["R1", "R2", "R3"]), unique=True, max_size=3).map(tuple),
+)
+COMPARED = st.builds(
+    Counterfactual,
+    decision_id=st.uuids().map(str),
+    at=st.just("2026-07-01T12:00:00.000000Z"),
+    actor=st.sampled_from([None, "user:a", "user:b"]),
+    judge=st.sampled_from(["a pack on a model", "another"]),
+    then=ANSWERS,
+    now=ANSWERS,
+    direction=st.sampled_from(["same", "loosened", "tightened"]),
+    score_ms=st.floats(0, 1e3),
+    took_ms=st.floats(0, 1e3),
+)
+SKIPPED = st.builds(
+    Skipped,
+    decision_id=st.uuids().map(str),
+    reason=st.sampled_from(["erased", "masked", "too_large"]),
+    told=st.just(""),
+)
+
+
+@given(st.lists(COMPARED | SKIPPED, max_size=40))
+def test_every_decision_counts_once_and_every_interval_holds_its_share(
+    results: list[Counterfactual | Skipped],
+) -> None:
+    told = summarise(iter(results))
+    compared = [one for one in results if isinstance(one, Counterfactual)]
+    assert told.compared == len(compared) == told.same + told.loosened + told.tightened
+    assert told.compared + sum(told.skipped.values()) == len(results)
+    assert sum(one.count for one in told.changes) == told.loosened + told.tightened
+    assert Counter({one.value: one.compared for one in told.by_actor}) == Counter(
+        one.actor for one in compared
+    )
+    for group in told.by_clause:
+        with_it = [one for one in compared if group.value in (*one.then.clauses, *one.now.clauses)]
+        if group.value is not None:
+            assert group.compared == len(with_it)
+            assert group.loosened == sum(one.direction == "loosened" for one in with_it)
+    for share in (told.flipped, told.loosened_share):
+        assert share.low - 1e-9 <= (share.share or 0.0) <= share.high + 1e-9
+    balance = told.balance
+    assert balance.low - 1e-9 <= balance.difference <= balance.high + 1e-9
+    assert (balance.p_value < 0.05) == (balance.low > 0 or balance.high < 0)
+    assert told == summarise(reversed(results)) or _costs_apart(told, summarise(reversed(results)))
+
+
+def _costs_apart(one: Summary, other: Summary) -> bool:
+    """Equal but for the order in which floats were added."""
+    same = replace(one, score_ms=0.0, took_ms=0.0) == replace(other, score_ms=0.0, took_ms=0.0)
+    return (
+        same and one.score_ms == pytest.approx(other.score_ms) and one.took_ms == pytest.approx(other.took_ms)
+    )
+
+
+def test_what_is_much_looser_is_told_so() -> None:
+    allow, deny = (Answer(outcome=label, tier="model", floor="allow") for label in ("allow", "deny"))
+    one = Counterfactual(
+        decision_id="d",
+        at="",
+        actor=None,
+        judge="",
+        then=deny,
+        now=allow,
+        direction="loosened",
+        score_ms=1.0,
+        took_ms=2.0,
+    )
+    told = summarise([one] * 10 + [replace(one, then=allow, direction="same")] * 10)
+    assert told.balance.difference == 0.5
+    assert told.balance.p_value == pytest.approx(2 / 2**10)
+    assert told.balance.low > 0
+    assert told.loosened_share.low == pytest.approx(0.2993, abs=1e-4)  # Wilson of 10 of 20
+    assert (told.score_ms, told.took_ms) == (20.0, 40.0)
+
+
+# ---------------------------------------------------------------- a run
+
+
+class CountingEngine(StubEngine):
+    """Counts what it scores; its questions are never answered from a cache, for they differ."""
+
+    def __init__(self, *, interrupted_at: int | None = None) -> None:
+        super().__init__()
+        self.scored = 0
+        self._interrupted_at = interrupted_at
+
+    def score(self, key: str, question: str, deadline_ns: int) -> Scored:
+        if self.scored == self._interrupted_at:
+            raise KeyboardInterrupt
+        self.scored += 1
+        return super().score(key, question, deadline_ns)
+
+
+#: More than two batches.
+MANY = 2 * records.MAX_REDECIDED + 5
+
+
+class TestARun:
+    @pytest.fixture
+    def pack(self, tmp_path: Path) -> Pack:
+        return pack_files.load(write_pack(tmp_path / "small"))
+
+    @pytest.fixture
+    def asked(self, pack: Pack, journal: Path) -> list[str]:
+        """Decisions of an engine that answers allow; those of a run are of one that answers this and that."""
+        decisions = taken(pack, *(request("look", who=f"u{number}") for number in range(MANY)))
+        record(journal, *decisions)
+        return [one.id for one in decisions]
+
+    def keeping(self, journal: Path) -> Callable[[records.Counterfactuals], None]:
+        def keep(told: records.Counterfactuals) -> None:
+            with Journal(journal, synchronous="OFF") as opened:
+                dispatch.tend(opened, records.Upkeep(task="counterfactual", counterfactuals=told))
+
+        return keep
+
+    def deciding(
+        self, journal: Path, pack: Pack, engine: StubEngine, *, many: int | None = None, **options: Any
+    ) -> list[Counterfactual | Skipped]:
+        """What a run comes to; with `many`, one that is given up after so many."""
+        adapter = options.pop("adapter", None)
+        if adapter is not None:
+            engine.adopt(adapter, Path())
+        with Reader(journal) as reader:
+            redecider = Redecider(reader, engine, pack, adapter=adapter)
+            keep = options.pop("keep", self.keeping(journal))
+            with closing(run(redecider, reader.past(), keep=keep, **options)) as results:
+                return list(itertools.islice(results, many))
+
+    def test_keeps_what_it_came_to_decision_by_decision(
+        self, journal: Path, pack: Pack, asked: list[str]
+    ) -> None:
+        found = self.deciding(journal, pack, StubEngine())
+        assert [one.decision_id for one in found] == asked
+        kept = rows(
+            journal, "SELECT decision_id, served, decision, direction FROM counterfactuals ORDER BY seq"
+        )
+        assert kept == [
+            (one.decision_id, one.then.outcome, one.now.outcome, one.direction)
+            for one in found
+            if isinstance(one, Counterfactual)
+        ]
+        assert len(rows(journal, "SELECT DISTINCT run FROM counterfactuals")) == 1
+        assert verify(journal).ok
+
+    @pytest.mark.parametrize("many", [0, 1, records.MAX_REDECIDED, MANY - 1, MANY])
+    def test_that_was_cut_off_decides_none_twice_and_ends_as_if_it_had_not_been(
+        self, journal: Path, pack: Pack, asked: list[str], many: int
+    ) -> None:
+        whole = summarise(self.deciding(journal, pack, StubEngine(), keep=None))
+        engine = CountingEngine()
+        self.deciding(journal, pack, engine, many=many)
+        assert engine.scored == many
+        assert rows(journal, "SELECT count(*) FROM counterfactuals") == [(many,)]
+        found = self.deciding(journal, pack, engine, resume=True)
+        assert engine.scored == MANY
+        assert replace(summarise(found), took_ms=0.0) == replace(whole, took_ms=0.0)
+        kept = "SELECT count(*), count(DISTINCT decision_id), count(DISTINCT run) FROM counterfactuals"
+        assert rows(journal, kept) == [(MANY, MANY, 1)]
+        assert self.deciding(journal, pack, engine, resume=True) == found
+        assert engine.scored == MANY
+
+    def test_that_somebody_interrupts_keeps_what_it_has(
+        self, journal: Path, pack: Pack, asked: list[str]
+    ) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            self.deciding(journal, pack, CountingEngine(interrupted_at=7))
+        assert rows(journal, "SELECT decision_id FROM counterfactuals ORDER BY seq") == [
+            (id,) for id in asked[:7]
+        ]
+
+    def test_that_is_not_resumed_is_another_one(self, journal: Path, pack: Pack, asked: list[str]) -> None:
+        engine = CountingEngine()
+        for _ in range(2):
+            self.deciding(journal, pack, engine)
+        assert engine.scored == 2 * MANY
+        assert rows(journal, "SELECT count(DISTINCT run) FROM counterfactuals") == [(2,)]
+
+    def test_goes_on_only_with_what_the_same_judge_decided(
+        self, journal: Path, pack: Pack, asked: list[str], tmp_path: Path
+    ) -> None:
+        engine = CountingEngine()
+        self.deciding(journal, pack, engine)
+        other = pack_files.load(write_pack(tmp_path / "other", version="2"))
+        self.deciding(journal, other, engine, resume=True)
+        assert engine.scored == 2 * MANY
+        self.deciding(journal, pack, engine, resume=True, adapter=TUNED)
+        assert engine.scored == 3 * MANY
+        told = {"pack_sha256": pack.info.sha256, "model_sha256": engine.model.sha256}
+        record(journal, events.calibrated(Calibration(temperature=2.0, judged=60, **told), NOON))
+        self.deciding(journal, pack, engine, resume=True)
+        assert engine.scored == 4 * MANY
+
+    def test_does_not_tell_again_of_what_was_erased_meanwhile(
+        self, journal: Path, pack: Pack, asked: list[str]
+    ) -> None:
+        self.deciding(journal, pack, StubEngine(), many=3)
+        record(journal, erasing(journal, 1))
+        found = self.deciding(journal, pack, StubEngine(), resume=True)
+        assert reasons(found) == {asked[0]: "erased"}
+
+    def test_tries_again_to_keep_what_could_not_be_kept(
+        self, journal: Path, pack: Pack, asked: list[str]
+    ) -> None:
+        keep, calls = self.keeping(journal), itertools.count()
+
+        def failing_twice(told: records.Counterfactuals) -> None:
+            if next(calls) in (1, 2):
+                raise AlreadyRunning("a daemon starts")
+            keep(told)
+
+        self.deciding(journal, pack, StubEngine(), keep=failing_twice)
+        assert rows(journal, "SELECT decision_id FROM counterfactuals ORDER BY seq") == [
+            (id,) for id in asked
+        ]
+
+    def test_ends_with_an_error_if_it_cannot_keep_the_rest(
+        self, journal: Path, pack: Pack, asked: list[str]
+    ) -> None:
+        calls = itertools.count()
+
+        def failing(_: records.Counterfactuals) -> None:
+            if next(calls):
+                raise JournalError("the disk is full")
+
+        with pytest.raises(JournalError, match="the disk is full"):
+            self.deciding(journal, pack, StubEngine(), keep=failing)
+
+    def test_does_not_begin_where_nothing_would_be_kept(
+        self, journal: Path, pack: Pack, asked: list[str]
+    ) -> None:
+        def refusing(_: records.Counterfactuals) -> None:
+            raise RequestError("unauthorized", "op: upkeep needs the role control")
+
+        engine = CountingEngine()
+        with pytest.raises(RequestError, match="role control"):
+            self.deciding(journal, pack, engine, keep=refusing)
+        assert engine.scored == 0
+
+    def test_rests_while_the_daemon_is_busy(self, journal: Path, pack: Pack, asked: list[str]) -> None:
+        engine, rested = CountingEngine(), []
+        busy = itertools.chain([False, True, True], itertools.repeat(False))
+        self.deciding(
+            journal,
+            pack,
+            engine,
+            busy=lambda: next(busy),
+            waiting=lambda: rested.append(engine.scored),
+            sleep=lambda seconds: rested.append(seconds),
+        )
+        assert rested == [1, REST_S] * 2
+        assert engine.scored == MANY
+
+
+def test_a_run_has_the_lowest_priority_and_leaves_that_of_others_alone() -> None:
+    def inside() -> int:
+        with on_idle_time():
+            return os.getpriority(os.PRIO_PROCESS, 0)
+
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    assert aside(inside) == NICENESS
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
+def aside(call: Callable[[], Any]) -> Any:
+    """What a call comes to on a thread of its own, which has a priority of its own."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("7d", "2026-06-24T12:00:00.000000Z"),
+        ("1w", "2026-06-24T12:00:00.000000Z"),
+        ("12h", "2026-07-01T00:00:00.000000Z"),
+        ("30m", "2026-07-01T11:30:00.000000Z"),
+        ("0s", "2026-07-01T12:00:00.000000Z"),
+        ("2026-07-01", "2026-07-01"),
+        ("7 days", "7 days"),  # for who reads times to refuse
+        (None, None),
+    ],
+)
+def test_a_time_may_be_told_as_an_age(told: str | None, expected: str | None) -> None:
+    assert moment(told, "since", NOON) == expected
+
+
+def test_an_age_from_before_all_times_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^since: 999999999w ago was before 1970; give a shorter age"):
+        moment("999999999w", "since", NOON)
+
+
+# ---------------------------------------------------------------- the command, beside a daemon
+
+
+class Gate(StubEngine):
+    """An engine that answers allow, once it is let."""
+
+    def __init__(self) -> None:
+        super().__init__(bias="allow")
+        self.open = threading.Event()
+
+    def score(self, key: str, question: str, deadline_ns: int) -> Scored:
+        assert self.open.wait(60)
+        return super().score(key, question, deadline_ns)
+
+
+def test_a_daemon_is_busy_while_it_has_a_request_in_flight(config: Config) -> None:
+    gate = Gate()
+    with journal_access.daemon_busy(config) as busy:
+        assert not busy()
+        gate.open.set()
+        with serving(config, load_engine=lambda _: gate), ThreadPoolExecutor(1) as pool:
+            assert not busy()
+            gate.open.clear()
+            asked = pool.submit(ask, config, "u1", deadline_ms=20_000)
+            while not busy():
+                assert not asked.done()
+            gate.open.set()
+            assert asked.result()
+            assert not busy()
+        assert not busy()
+
+
+def ask(config: Config, who: str, deadline_ms: int = 20_000, **properties: Json) -> str:
+    question = {
+        "subject": {"type": "user", "id": who, "properties": TRUSTED | properties},
+        "action": {"name": "approve_budget"},
+        "resource": {"type": "doc", "id": "guide"},
+    }
+    with Client(config.endpoint, timeout_ms=60_000) as client:
+        decision_id: str = client.evaluate(question, deadline_ms=deadline_ms)["context"]["decision_id"]
+        return decision_id
+
+
+@pytest.fixture
+def invoke(config: Config, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """The command on the stub engine, in the state directory of `config`."""
+    monkeypatch.setenv("THOR_POLICY_STATE_DIR", str(config.state_dir))
+    monkeypatch.setenv("THOR_POLICY_ENDPOINT", config.endpoint)
+    monkeypatch.setattr(loading, "load_engine", lambda _: StubEngine(bias="allow"))
+    return lambda *arguments: aside(lambda: CliRunner().invoke(cli, ["whatif", *map(str, arguments)]))
+
+
+@pytest.fixture
+def daemon(config: Config) -> Iterator[Config]:
+    with serving(config, load_engine=lambda _: StubEngine(bias="allow")):
+        yield config
+
+
+class TestTheCommand:
+    def test_beside_a_daemon_tells_what_got_looser_and_the_daemon_keeps_it(
+        self, daemon: Config, invoke: Callable[..., Result], tmp_path: Path
+    ) -> None:
+        plain, eve, bob = (
+            ask(daemon, "ivo"),
+            ask(daemon, "eve", suspended=True),
+            ask(daemon, "bob", suspended=True),
+        )
+        without(tmp_path / "looser", "suspended-account")
+        shown = invoke("--pack", tmp_path / "looser")
+        assert shown.exit_code == 1, shown.output
+        assert "3 compared: 1 the same, 2 loosened, 0 tightened" in shown.stdout
+        assert max(map(len, shown.stdout.splitlines())) <= 80
+        for told in ("user:eve", "user:bob", "R1", eve[-8:], bob[-8:]):
+            assert told in shown.stdout
+        assert plain[-8:] not in shown.stdout
+        kept = rows(daemon.journal_path, "SELECT decision_id, direction FROM counterfactuals ORDER BY seq")
+        assert kept == [(plain, "same"), (eve, "loosened"), (bob, "loosened")]
+        trace_of = CliRunner().invoke(cli, ["log", "show", eve])
+        assert "counterfactual" in trace_of.stdout
+        assert "loosened" in trace_of.stdout
+        assert verify(daemon.journal_path).ok
+
+    def test_tells_nothing_of_the_same_pack_and_machines_get_json(
+        self, daemon: Config, invoke: Callable[..., Result]
+    ) -> None:
+        ids = [ask(daemon, f"u{number}") for number in range(3)]
+        told = invoke("--json", "--dry-run")
+        assert told.exit_code == 0, told.output
+        found = json.loads(told.stdout)
+        assert (found["summary"]["compared"], found["summary"]["same"], found["flips"]) == (3, 3, [])
+        assert rows(daemon.journal_path, "SELECT * FROM counterfactuals") == []
+        chosen = invoke("--json", "--dry-run", "--actor", "u1", "--action", "approve_budget", "--since", "1h")
+        assert json.loads(chosen.stdout)["summary"]["compared"] == 1
+        assert json.loads(invoke("--json", "--dry-run", "-n", 2).stdout)["summary"]["compared"] == 2
+        assert len(ids) == 3
+
+    def test_without_a_daemon_writes_the_journal_itself_and_can_be_resumed(
+        self, config: Config, invoke: Callable[..., Result]
+    ) -> None:
+        with serving(config, load_engine=lambda _: StubEngine(bias="allow")):
+            for number in range(3):
+                ask(config, f"u{number}")
+        assert invoke("-n", 2).exit_code == 0
+        assert invoke("--resume").exit_code == 0
+        kept = "SELECT count(*), count(DISTINCT decision_id), count(DISTINCT run) FROM counterfactuals"
+        assert rows(config.journal_path, kept) == [(3, 3, 1)]
+        assert verify(config.journal_path).ok
+
+    def test_of_a_journal_of_an_earlier_version_brings_it_up_to_date(
+        self, config: Config, invoke: Callable[..., Result], shipped_pack: Pack
+    ) -> None:
+        record(config.journal_path, *taken(shipped_pack, request("read", **TRUSTED)))
+        with writing(config.journal_path) as db:
+            db.execute("DROP TABLE counterfactuals")
+            db.execute("DELETE FROM _sqlite_migrations WHERE name = '0009_counterfactuals'")
+        assert invoke("--since", "2026-01-01").exit_code == 0
+        assert rows(config.journal_path, "SELECT direction FROM counterfactuals") == [("same",)]
+        assert verify(config.journal_path).ok
+
+    def test_with_nothing_to_compare_shows_nothing(
+        self, daemon: Config, invoke: Callable[..., Result]
+    ) -> None:
+        ask(daemon, "ivo")
+        for selection in (("--until", "2020-01-01", "--since", "2019-01-01"), ("--pack", "trade-risk")):
+            shown = invoke(*selection)
+            assert shown.exit_code == 2, shown.output
+            assert "0 compared" in shown.stdout
+        assert "another pack decided" in shown.stdout
+        assert invoke("--since", "yesterday").exit_code == 2
+
+    def test_of_another_state_directory_says_that_the_daemon_does_not_know_the_decisions(
+        self, daemon: Config, invoke: Callable[..., Result], shipped_pack: Pack, tmp_path: Path
+    ) -> None:
+        record(tmp_path / "policy_decisions.db", *taken(shipped_pack, request("read", **TRUSTED)))
+        shown = invoke("--state-dir", tmp_path, "--since", "2026-01-01")
+        assert shown.exit_code == 2
+        assert "keeps another journal; name its state_dir" in shown.stderr
+
+
+@pytest.mark.model
+def test_the_real_model_decides_as_it_did_and_without_a_rule_what_the_rule_decided(
+    config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("THOR_POLICY_STATE_DIR", str(config.state_dir))
+    monkeypatch.setenv("THOR_POLICY_ENDPOINT", config.endpoint)
+    pack = write_pack(tmp_path / "small")
+    actions = ("look", "burn", "banned")
+    with (
+        serving(replace_config(config, pack=str(pack))),
+        Client(config.endpoint, timeout_ms=120_000) as client,
+    ):
+        for action in actions:
+            question = {"actor_id": "user:ivo", "action_type": action, "resource": "doc:d"}
+            client.evaluate(question, deadline_ms=100_000)
+
+    def told(folder: Path) -> tuple[int, dict[str, Any]]:
+        shown = aside(lambda: CliRunner().invoke(cli, ["whatif", "--json", "--pack", str(folder)]))
+        return shown.exit_code, json.loads(shown.stdout)
+
+    status, same = told(pack)
+    assert (status, same["summary"]["same"], same["summary"]["skipped"]) == (0, 3, {})
+    assert same["summary"]["score_ms"] > 0
+    status, other = told(write_pack(tmp_path / "looser", rules="[]\n"))
+    assert other["summary"]["compared"] == 3
+    assert status == (1 if other["summary"]["loosened"] else 0)
+    kept = rows(config.journal_path, "SELECT tier FROM counterfactuals WHERE served = 'deny' ORDER BY seq")
+    assert kept[-1] == ("model",)

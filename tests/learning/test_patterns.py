@@ -1,0 +1,394 @@
+"""Patterns: which errors are systematic, which rule is proposed and what it would change, and why none is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from tests.build import NOON, by_model, erasing, record, sent
+from thor_policy.cli.main import cli
+from thor_policy.core import records
+from thor_policy.core.decisions import Decision
+from thor_policy.core.requests import Action, Entity, Evaluation, Json
+from thor_policy.journal.reader import Reader
+from thor_policy.learning import patterns
+from thor_policy.learning.corrections import wilson_low
+from thor_policy.learning.patterns import Found
+from thor_policy.policy import pack_files
+from thor_policy.policy.lint import lint_pack
+from thor_policy.policy.pack import Pack
+from thor_policy.policy.rules import Rule
+
+MANIFEST = """
+name: small
+version: "1"
+description: Facts of each kind, and a rule.
+outcomes: [{label: allow}, {label: require_mfa}, {label: deny}]
+classifications: [routine, odd]
+fields:
+  - {name: who, value: subject.id}
+  - {name: does, value: action.name}
+  - {name: team, value: context.team}
+  - {name: details, value: context.details}
+facts:
+  large: given("context.euros", 0) > 100
+  size: given("context.euros", 0)
+  share: given("context.share", 0.0)
+  seconds: (now - timestamp("1970-01-05T00:00:00Z")).getSeconds()
+risk: '"low"'
+"""
+RULES = '- {id: banned, when: action.name == "banned", outcome: deny, clause: R1, because: It is banned.}\n'
+EXAMPLE = """
+- {id: X1, evaluation: {subject: {type: user, id: a}, action: {name: pay}, resource: {type: doc, id: d},
+   context: {euros: 500, team: west}},
+   outcome: deny, classification: routine, risk: low, clauses: [R1], reasoning: No.}
+- {id: X2, evaluation: {subject: {type: user, id: a}, action: {name: look}, resource: {type: doc, id: d}},
+   outcome: allow, classification: routine, risk: low, clauses: [R1], reasoning: Fine.}
+"""
+
+
+@pytest.fixture
+def pack(tmp_path: Path) -> Pack:
+    texts = {
+        "pack.yaml": MANIFEST,
+        "rules.yaml": RULES,
+        "examples.yaml": EXAMPLE,
+        "clauses.yaml": "R1: One.\nR2: Two.\n",
+        "system.md": "Decide.\n",
+    }
+    (tmp_path / "small").mkdir()
+    for name, text in texts.items():
+        (tmp_path / "small" / name).write_text(text)
+    return pack_files.load(tmp_path / "small")
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    return tmp_path / "policy_decisions.db"
+
+
+def payment(
+    pack: Pack, outcome: str = "allow", action: str = "pay", at: float = NOON, **context: Json
+) -> Decision:
+    return by_model(
+        evaluation=Evaluation(
+            subject=Entity(type="user", id="ivo"),
+            action=Action(name=action),
+            resource=Entity(type="invoice", id="i"),
+            context=context,
+        ),
+        pack=pack.info,
+        outcome=outcome,
+        allow=outcome == "allow",
+        label=outcome,
+        at=at,
+    )
+
+
+def review(decision: Decision, outcome: str | None, reasoning: str | None = "R2, too much.") -> Any:
+    verdict: Any = "accept" if outcome is None else "correct_both"
+    told = records.Review(
+        decision_id=decision.id, reviewer="kim", verdict=verdict, decision=outcome, reasoning=reasoning
+    )
+    return sent(told, at=decision.at)
+
+
+def payments(pack: Pack, journal: Path, count: int = 15) -> list[Decision]:
+    """Large payments of the west that should have been denied, among small ones, and others of the east."""
+    wrong = [payment(pack, euros=200 + n, team="west", share=0.5) for n in range(count)]
+    fine = [payment(pack, euros=10 + n, team="west", share=0.5) for n in range(20)]
+    fine += [payment(pack, euros=200 + n, team="east", share=0.5) for n in range(20)]
+    # one that nobody looked at, and one that a reviewer accepted, of the same kind
+    same = [payment(pack, euros=205, team="west", share=0.5) for _ in range(2)]
+    reviews = [review(same[0], None, None), *(review(one, "deny") for one in wrong)]
+    record(journal, *wrong, *fine, *same, *reviews)
+    return wrong
+
+
+def found(journal: Path, pack: Pack, **more: Any) -> Found:
+    with Reader(journal) as reader:
+        return patterns.find(reader, pack, **more)
+
+
+class TestProposal:
+    def test_says_what_the_cases_have_in_common_and_few_others(self, pack: Pack, journal: Path) -> None:
+        wrong = payments(pack, journal)
+        (one,) = found(journal, pack).patterns
+        assert (one.kind, one.change) == ("correction", "allow -> deny")
+        assert set(one.cases) == {case.id for case in wrong}
+        assert one.proposal is not None
+        (rule,) = pack_files.parse_yaml(one.proposal.rule, tuple[Rule, ...], "here")
+        assert set(rule.when.split(" && ")) <= set(one.common)
+        assert {"large", 'given("context.team", "") == "west"'} == set(rule.when.split(" && "))
+        assert (rule.outcome, rule.clause, rule.final) == ("deny", "R2", False)
+        for case in wrong:
+            revised = pack.revised(rules=(*pack.book.rules, rule))
+            assert revised.book.apply(case.evaluation, case.at).outcome == "deny"
+
+    def test_its_effect_is_counted_over_past_decisions_by_direction(self, pack: Pack, journal: Path) -> None:
+        payments(pack, journal)
+        (one,) = found(journal, pack).patterns
+        assert one.proposal is not None
+        assert one.proposal.changes == {"allow -> deny": 17}
+        assert (one.proposal.agree, one.proposal.against, one.proposal.unreviewed) == (15, 1, 1)
+
+    def test_decisions_that_nobody_reviewed_do_not_stand_in_the_way_while_they_are_few(
+        self, pack: Pack, journal: Path
+    ) -> None:
+        wrong = [payment(pack, euros=200, team="west") for _ in range(15)]
+        same = [payment(pack, euros=200, team="west") for _ in range(30)]
+        fine = [payment(pack, euros=5, team="west") for _ in range(150)]
+        accepted = [review(one, None, None) for one in fine[:20]]
+        record(journal, *wrong, *same, *fine, *accepted, *(review(one, "deny") for one in wrong))
+        (one,) = found(journal, pack).patterns
+        assert one.common[0] == "large"
+        assert one.proposal is not None
+        assert (one.proposal.agree, one.proposal.against, one.proposal.unreviewed) == (15, 0, 30)
+
+    def test_passes_lint_in_the_pack(self, pack: Pack, journal: Path) -> None:
+        payments(pack, journal)
+        (one,) = found(journal, pack).patterns
+        assert one.proposal is not None
+        rules = pack.path / "rules.yaml"
+        rules.write_text(rules.read_text() + one.proposal.rule)
+        assert [each for each in lint_pack(pack_files.load(pack.path)) if each.level == "error"] == []
+
+    def test_a_looser_answer_is_a_final_rule(self, pack: Pack, journal: Path) -> None:
+        wrong = [payment(pack, "deny", "look", euros=n) for n in range(15)]
+        others = [payment(pack, "deny", "write", euros=n) for n in range(15)]
+        record(journal, *wrong, *others, *(review(one, "allow", "Fine.") for one in wrong))
+        (one,) = found(journal, pack).patterns
+        assert one.proposal is not None
+        (rule,) = pack_files.parse_yaml(one.proposal.rule, tuple[Rule, ...], "here")
+        assert (rule.when, rule.outcome, rule.final) == ('action.name == "look"', "allow", True)
+        assert one.proposal.changes == {"deny -> allow": 15}
+
+    def test_the_cases_of_exceptions_are_the_decisions_they_name(self, pack: Pack, journal: Path) -> None:
+        denied = [payment(pack, "deny", "look", euros=n) for n in range(15)]
+        others = [payment(pack, "deny", "write", euros=n) for n in range(15)]
+        exceptions = [
+            sent(records.Reported(agent="desk", outcome="allow", is_exception=True, precedents=(one.id,)))
+            for one in denied
+        ]
+        record(journal, *denied, *others, *exceptions)
+        (one,) = found(journal, pack).patterns
+        assert (one.kind, one.change) == ("exception", "deny -> allow")
+        assert one.proposal is not None
+        assert (one.proposal.changes, one.proposal.agree) == ({"deny -> allow": 15}, 15)
+
+    def test_a_name_that_a_request_gave_is_quoted_or_not_used(self, pack: Pack, journal: Path) -> None:
+        hostile = '" || true || "'
+        wrong = [payment(pack, euros=200 + n, team=hostile) for n in range(15)]
+        others = [payment(pack, euros=200 + n, team="east") for n in range(15)]
+        record(journal, *wrong, *others, *(review(one, "deny") for one in wrong))
+        (one,) = found(journal, pack).patterns
+        assert not any("true" in text for text in one.common)
+
+    def test_a_number_made_of_the_clock_is_no_condition(self, pack: Pack, journal: Path) -> None:
+        wrong = [payment(pack, euros=200, team="west", at=NOON + n) for n in range(15)]
+        others = [payment(pack, euros=200, team="west", at=NOON + 99) for n in range(15)]
+        record(journal, *wrong, *others, *(review(one, "deny") for one in wrong))
+        (one,) = found(journal, pack).patterns
+        assert "size >= 200" in one.common
+        assert not any("seconds" in text for text in one.common)
+
+
+class TestNoProposal:
+    def why(self, journal: Path, pack: Pack) -> str:
+        (one,) = found(journal, pack).patterns
+        assert one.proposal is None
+        return str(one.why_not)
+
+    def test_of_fewer_than_fifteen(self, pack: Pack, journal: Path) -> None:
+        payments(pack, journal, count=14)
+        assert "from 15 cases on" in self.why(journal, pack)
+
+    def test_where_nothing_tells_the_cases_from_others(self, pack: Pack, journal: Path) -> None:
+        wrong = [payment(pack, euros=200, team="west") for _ in range(15)]
+        same = [payment(pack, euros=200, team="west") for _ in range(15)]
+        record(journal, *wrong, *same, *(review(one, "deny") for one in wrong))
+        assert "15 of 15 other decisions" in self.why(journal, pack)
+
+    def test_where_reviewers_wanted_too_many_of_them_otherwise(self, pack: Pack, journal: Path) -> None:
+        wrong = [payment(pack, euros=200, team="west") for _ in range(15)]
+        right = [payment(pack, euros=200, team="west") for _ in range(4)]
+        others = [payment(pack, euros=5, team="east") for _ in range(40)]
+        accepted = [review(one, None, None) for one in right]
+        record(journal, *wrong, *right, *others, *accepted, *(review(one, "deny") for one in wrong))
+        assert "4 of which reviewers wanted otherwise" in self.why(journal, pack)
+
+    def test_where_there_are_no_others(self, pack: Pack, journal: Path) -> None:
+        wrong = [payment(pack, euros=200, team="west") for _ in range(15)]
+        record(journal, *wrong, *(review(one, "deny") for one in wrong))
+        assert "no other decisions" in self.why(journal, pack)
+
+    def test_that_would_loosen_to_something_between(self, pack: Pack, journal: Path) -> None:
+        wrong = [payment(pack, "deny", euros=n) for n in range(15)]
+        record(journal, *wrong, *(review(one, "require_mfa") for one in wrong))
+        assert "no rule can loosen an answer to require_mfa" in self.why(journal, pack)
+
+    def test_where_a_rule_stands_in_the_way_which_is_named(self, pack: Pack, journal: Path) -> None:
+        wrong = [payment(pack, "deny", "banned", euros=n) for n in range(15)]
+        record(journal, *wrong, *(review(one, "allow") for one in wrong))
+        assert "banned in 15" in self.why(journal, pack)
+
+    def test_where_the_rules_of_today_say_so(self, pack: Pack, journal: Path) -> None:
+        wrong = [payment(pack, "allow", "banned", euros=n) for n in range(15)]
+        record(journal, *wrong, *(review(one, "deny") for one in wrong))
+        assert "rules of today" in self.why(journal, pack)
+
+    def test_that_a_failing_fact_would_disable(self, pack: Pack, journal: Path) -> None:
+        wrong = [payment(pack, "deny", "look", euros="no number") for _ in range(15)]
+        others = [payment(pack, "deny", "write", euros=n) for n in range(15)]
+        record(journal, *wrong, *others, *(review(one, "allow", "Fine.") for one in wrong))
+        assert "would change nothing" in self.why(journal, pack)
+
+    def test_that_is_against_an_example_of_the_pack(self, pack: Pack, journal: Path) -> None:
+        wrong = [payment(pack, "allow", "look") for _ in range(15)]
+        others = [payment(pack, "allow", "pay") for _ in range(15)]
+        record(journal, *wrong, *others, *(review(one, "deny") for one in wrong))
+        assert "examples.yaml X2: says allow" in self.why(journal, pack)
+
+
+class TestPatterns:
+    def test_cases_of_another_kind_or_change_are_not_one_pattern(self, pack: Pack, journal: Path) -> None:
+        what: list[Any] = []
+        for n in range(4):
+            words = f"the quarterly invoice of the bakery number {n}"
+            one = payment(pack, action="pay", euros=500, team="west", details=words)
+            two = payment(pack, action="read", details="somebody looks at a page about holidays in may")
+            three = payment(pack, action="pay", euros=500, team="west", details=words)
+            what += [one, two, three, review(one, "deny"), review(two, "deny"), review(three, "require_mfa")]
+        record(journal, *what)
+        assert sorted((one.change, len(one.cases)) for one in found(journal, pack).patterns) == [
+            ("allow -> deny", 4),
+            ("allow -> deny", 4),
+            ("allow -> require_mfa", 4),
+        ]
+
+    def test_exceptions_that_name_no_decision_are_grouped_by_what_they_say(
+        self, pack: Pack, journal: Path
+    ) -> None:
+        def exception(region: str, prompt: str) -> Any:
+            return sent(
+                records.Reported(
+                    agent="desk",
+                    outcome="granted",
+                    type="exception",
+                    prompt=prompt,
+                    context={"region": region},
+                    is_exception=True,
+                )
+            )
+
+        record(
+            journal,
+            *(exception("north", f"a discount above the limit for customer {n}") for n in range(3)),
+            exception("south", "please open the door of the warehouse at night"),
+        )
+        (one,) = found(journal, pack).patterns
+        assert (one.kind, one.change, len(one.cases)) == ("exception", "granted", 3)
+        assert "context.region=north" in one.common
+        assert one.proposal is None
+
+    def test_erased_cases_and_other_packs_are_no_cases(self, pack: Pack, journal: Path) -> None:
+        wrong = [payment(pack, euros=200, team="west") for _ in range(3)]
+        other = [replace(one, id=f"{one.id}-other", pack=replace(pack.info, name="other")) for one in wrong]
+        record(journal, *wrong, *other, *(review(one, "deny") for one in (*wrong, *other)))
+        (one,) = found(journal, pack).patterns
+        assert set(one.cases) == {case.id for case in wrong}
+        with Reader(journal) as reader:
+            seq = reader.trace(wrong[0].id)["event"]["seq"]
+        record(journal, erasing(journal, seq))
+        told = found(journal, pack)
+        assert told.patterns == ()
+        assert {rate.value: rate.corrected for rate in told.rates["actor type"]} == {"user": 5}
+
+    def test_nor_are_outcomes_that_the_pack_does_not_have(self, pack: Pack, journal: Path) -> None:
+        payments(pack, journal)
+        before, strange = payment(pack, "ask_a_friend", euros=200), payment(pack, euros=200)
+        record(journal, before, strange, review(before, "deny"), review(strange, "maybe"))
+        (one,) = found(journal, pack).patterns
+        assert len(one.cases) == 15
+        assert one.proposal is not None
+
+    def test_only_since(self, pack: Pack, journal: Path) -> None:
+        early = [payment(pack, euros=200, team="west") for _ in range(3)]
+        late = [payment(pack, euros=200, team="west", at=NOON + 3600) for _ in range(4)]
+        record(journal, *early, *late, *(review(one, "deny") for one in (*early, *late)))
+        (one,) = found(journal, pack, since="2026-07-01T12:30:00Z").patterns
+        assert len(one.cases) == 4
+
+
+class TestFigures:
+    def test_rates_name_what_is_corrected_more_often_than_the_rest(self, pack: Pack, journal: Path) -> None:
+        what: list[Any] = []
+        for n in range(40):
+            kind = "service" if n % 4 == 0 else "user"
+            plain = payment(pack, euros=5)
+            subject = Entity(type=kind, id=f"s{n}")
+            one = replace(plain, evaluation=replace(plain.evaluation, subject=subject))
+            what += [one, review(one, "deny" if kind == "service" else None)]
+        record(journal, *what)
+        told = found(journal, pack)
+        assert (told.reviewed, told.corrected) == (40, 10)
+        rates = {rate.value: rate for rate in told.rates["actor type"]}
+        assert (rates["service"].corrected, rates["service"].systematic) == (10, True)
+        assert rates["service"].most_often == "allow -> deny"
+        assert (rates["user"].corrected, rates["user"].systematic) == (0, False)
+
+    def test_the_trend_is_by_week(self, pack: Pack, journal: Path) -> None:
+        first, second = payment(pack, euros=5), payment(pack, euros=5, at=NOON + 7 * 86_400)
+        record(journal, first, second, review(first, "deny"), review(second, None))
+        assert found(journal, pack).trend == (("2026-W27", 1, 1), ("2026-W28", 1, 0))
+
+    @given(st.integers(1, 10_000), st.data())
+    def test_an_interval_begins_below_its_share(self, trials: int, data: st.DataObject) -> None:
+        hits = data.draw(st.integers(0, trials))
+        assert -1e-9 <= wilson_low(hits, trials) <= hits / trials + 1e-9
+
+    def test_an_interval_is_that_of_the_literature(self) -> None:
+        assert wilson_low(8, 10) == pytest.approx(0.4902, abs=1e-4)
+
+
+class TestCommand:
+    @pytest.fixture
+    def run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+        monkeypatch.setenv("THOR_POLICY_STATE_DIR", str(tmp_path))
+        return lambda *arguments: CliRunner().invoke(cli, ["patterns", *arguments])
+
+    def test_shows_the_proposal_its_effect_and_what_it_cannot_see(
+        self, pack: Pack, journal: Path, run: Callable[..., Any]
+    ) -> None:
+        payments(pack, journal)
+        shown = run("--pack", str(pack.path))
+        assert shown.exit_code == 0, shown.output
+        for text in ("allow -> deny: 17", "- id: proposed-", "against them", "Not seen here"):
+            assert text in shown.stdout
+        told = json.loads(run("--pack", str(pack.path), "--json").stdout)
+        assert told["patterns"][0]["proposal"]["changes"] == {"allow -> deny": 17}
+
+    def test_what_a_request_says_cannot_move_the_terminal(
+        self, pack: Pack, journal: Path, run: Callable[..., Any]
+    ) -> None:
+        told = {"agent": "desk", "outcome": "so\x1b[31m", "prompt": "one\u202etwo", "is_exception": True}
+        record(journal, *(sent(records.Reported(**told)) for _ in range(3)))
+        shown = run("--pack", str(pack.path)).stdout
+        assert "\x1b" not in shown
+        assert "\u202e" not in shown
+        assert "so\\x1b[31m" in shown
+
+    def test_of_an_empty_time_it_shows_nothing(
+        self, pack: Pack, journal: Path, run: Callable[..., Any]
+    ) -> None:
+        payments(pack, journal)
+        told = json.loads(run("--pack", str(pack.path), "--since", "2030-01-01", "--json").stdout)
+        assert (told["looked_at"], told["patterns"], told["trend"]) == (0, [], [])

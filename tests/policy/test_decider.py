@@ -1,0 +1,414 @@
+"""Decision semantics: the strictest of rules, model and abstention, and a closed failure for the rest."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from tests.build import write_pack
+from thor_policy.core.decisions import Adapter, Scored
+from thor_policy.core.engine import all_steps
+from thor_policy.core.errors import DeadlineExceeded, EngineError, RequestError
+from thor_policy.core.records import Calibration
+from thor_policy.core.requests import Action, Caller, Entity, Evaluation, Request
+from thor_policy.core.results import Explained
+from thor_policy.policy import pack_files
+from thor_policy.policy.decider import Policy
+from thor_policy.policy.pack import Pack
+from thor_policy.policy.score_cache import ScoreCache
+from thor_policy.testing import StubEngine
+
+NEVER = 2**62
+LABELS = ("allow", "require_mfa", "deny")
+
+PACK = """
+name: small
+version: "1"
+description: Three outcomes and a rule for each way to answer.
+outcomes: [{label: allow}, {label: require_mfa, obligations: [{id: mfa, type: step-up}]}, {label: deny}]
+classifications: [routine, odd]
+fields: [{name: who, value: subject.id}, {name: does, value: action.name}]
+risk: 'action.name == "grave" ? "high" : "low"'
+limits: {abstain: {outcome: require_mfa, below: {high: 0.95}}}
+"""
+RULES = """
+- {id: banned, when: 'action.name == "banned"', outcome: deny, clause: R1, because: It is banned.}
+- {id: step, when: 'action.name == "step"', outcome: require_mfa, clause: R2, because: It needs MFA.}
+- {id: free, when: 'action.name == "free"', outcome: allow, final: true, clause: R1, because: It is free.}
+- {id: broken, when: 'action.name == "broken" && context.missing == 1', outcome: require_mfa,
+   clause: R2, because: never read}
+"""
+EXAMPLE = """
+- {id: X1, evaluation: {subject: {type: user, id: a}, action: {name: look}, resource: {type: doc, id: d}},
+   outcome: allow, classification: routine, risk: low, clauses: [R1], reasoning: Fine.}
+"""
+
+
+class FailingEngine(StubEngine):
+    """An engine whose scores fail with a given error."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
+    def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
+        raise self._error
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    folder: Path = tmp_path_factory.mktemp("small")
+    texts = {
+        "pack.yaml": PACK,
+        "rules.yaml": RULES,
+        "examples.yaml": EXAMPLE,
+        "clauses.yaml": "R1: One.\nR2: Two.\n",
+        "system.md": "Decide.\n",
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    return pack_files.load(folder)
+
+
+@pytest.fixture
+def policy(pack: Pack) -> Callable[..., Policy]:
+    def with_label(label: str | None = "allow", error: Exception | None = None) -> Policy:
+        return Policy(FailingEngine(error) if error else StubEngine(bias=label), pack)
+
+    return with_label
+
+
+def request(action: str = "look", **changes: Any) -> Request:
+    evaluation = Evaluation(
+        subject=Entity(type="user", id="alice"),
+        action=Action(name=action),
+        resource=Entity(type="doc", id="guide"),
+    )
+    values: dict[str, Any] = {
+        "ticket": 1,
+        "evaluation": evaluation,
+        "caller": Caller(transport="inproc"),
+        "received_at": 1.8e9,
+        "received_ns": time.monotonic_ns(),
+        "deadline_ns": NEVER,
+    }
+    return Request(**(values | changes))
+
+
+class TestOutcome:
+    @pytest.mark.parametrize("label", LABELS)
+    @pytest.mark.parametrize(("action", "floor"), [("look", 0), ("step", 1)])
+    def test_is_the_strictest_of_floor_and_label(
+        self, policy: Callable[..., Policy], label: str, action: str, floor: int
+    ) -> None:
+        decision = policy(label).decide(request(action))
+        assert decision.outcome == LABELS[max(floor, LABELS.index(label))]
+        assert (decision.label, decision.floor.outcome) == (label, LABELS[floor])
+        assert decision.tier == "model"
+        assert decision.allow == (decision.outcome == "allow")
+
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        label=st.sampled_from(LABELS),
+        action=st.sampled_from(["look", "step", "banned", "free", "broken", "grave"]) | st.text(min_size=1),
+        subject=st.text(min_size=1),
+    )
+    def test_is_never_looser_than_the_floor(
+        self, policy: Callable[..., Policy], label: str, action: str, subject: str
+    ) -> None:
+        evaluation = Evaluation(
+            subject=Entity(type="user", id=subject),
+            action=Action(name=action),
+            resource=Entity(type="doc", id="guide"),
+        )
+        decision = policy(label).decide(request(evaluation=evaluation))
+        assert LABELS.index(decision.outcome) >= LABELS.index(decision.floor.outcome)
+
+    def test_a_strictest_floor_does_not_ask_the_model(self, policy: Callable[..., Policy]) -> None:
+        decision = policy(error=EngineError("asked")).decide(request("banned"))
+        assert (decision.outcome, decision.tier, decision.model) == ("deny", "rule", None)
+        assert decision.explanation is not None
+        assert decision.explanation.reasoning == "It is banned."
+        assert decision.explanation.clauses == ("R1",)
+
+    def test_a_final_allow_does_not_ask_the_model(self, policy: Callable[..., Policy]) -> None:
+        decision = policy(error=EngineError("asked")).decide(request("free"))
+        assert (decision.outcome, decision.tier, decision.confidence) == ("allow", "rule", None)
+
+    def test_a_failing_rule_tightens_and_is_named(self, policy: Callable[..., Policy]) -> None:
+        decision = policy("allow").decide(request("broken"))
+        assert decision.outcome == "require_mfa"
+        assert "broken" in decision.floor.errors
+        assert "could not be evaluated" in (decision.floor.because or "")
+
+    def test_an_unsure_allow_becomes_the_review_outcome(self, policy: Callable[..., Policy]) -> None:
+        decision = policy("allow").decide(request("grave"))
+        assert decision.risk == "high"
+        assert (decision.label, decision.outcome) == ("allow", "require_mfa")
+        assert decision.reason_code == "low_confidence"
+        assert not decision.allow
+
+    def test_confidence_is_the_probability_of_the_served_outcome(self, policy: Callable[..., Policy]) -> None:
+        decision = policy("allow").decide(request("step"))
+        assert decision.confidence == decision.probabilities["require_mfa"]
+
+    def test_obligations_come_with_the_outcome(self, policy: Callable[..., Policy]) -> None:
+        assert [duty.type for duty in policy("require_mfa").decide(request()).obligations] == ["step-up"]
+        assert policy("allow").decide(request()).obligations == ()
+
+
+class TestFailure:
+    @pytest.mark.parametrize(
+        ("error", "code"),
+        [(EngineError("lost"), "engine_failed"), (DeadlineExceeded("late"), "deadline_exceeded")],
+    )
+    def test_ends_in_the_strictest_outcome_with_a_reason(
+        self, policy: Callable[..., Policy], error: Exception, code: str
+    ) -> None:
+        decision = policy(error=error).decide(request())
+        assert (decision.outcome, decision.tier, decision.reason_code) == ("deny", "fallback", code)
+        assert not decision.allow
+        assert decision.explanation is not None
+
+    def test_a_request_that_waited_too_long_is_no_decision(self, policy: Callable[..., Policy]) -> None:
+        with pytest.raises(RequestError) as caught:
+            policy().decide(request(deadline_ns=time.monotonic_ns()))
+        assert caught.value.code == "expired"
+
+    def test_a_question_that_does_not_fit_is_no_decision(self, policy: Callable[..., Policy]) -> None:
+        error = RequestError("too_large", "too long")
+        with pytest.raises(RequestError):
+            policy(error=error).decide(request())
+
+
+class TestExplanation:
+    def test_is_begun_only_when_asked_for(self, policy: Callable[..., Policy]) -> None:
+        one = policy("allow")
+        one.decide(request())
+        assert one.engine.explaining == 0
+        one.decide(request(explain="inline"))
+        assert one.engine.explaining == 1
+
+    def test_of_the_rules_states_their_reason_and_clause(self, policy: Callable[..., Policy]) -> None:
+        one = policy("allow")
+        one.decide(request("step", explain="inline"))
+        explained = finish(one)
+        assert explained.explanation.reasoning == "It needs MFA."
+        assert explained.explanation.clauses == ("R2",)
+        assert explained.explanation.text.startswith("require_mfa\nclass: ")
+
+    def test_of_the_model_cites_the_rules_that_set_the_floor_first(
+        self, policy: Callable[..., Policy]
+    ) -> None:
+        one = policy("deny")
+        one.decide(request("step", explain="inline"))
+        explained = finish(one)
+        assert explained.explanation.clauses[0] == "R2"
+
+    def test_abandon_names_every_ticket(self, policy: Callable[..., Policy]) -> None:
+        one = policy("allow")
+        for ticket in (4, 5):
+            one.decide(request(explain="inline", ticket=ticket))
+        assert [left.ticket for left in one.abandon()] == [4, 5]
+
+
+def finish(policy: Policy) -> Explained:
+    while policy.engine.explaining:
+        for ended in policy.step():
+            assert isinstance(ended, Explained)
+            return ended
+    raise AssertionError("no explanation was running")
+
+
+class CountingEngine(StubEngine):
+    """An engine that counts what it was asked."""
+
+    scores = 0
+
+    def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
+        self.scores += 1
+        return super().score(pack_sha256, question, deadline_ns)
+
+
+class TestCache:
+    def test_a_question_asked_before_gets_its_score_again_and_names_the_first_decision(
+        self, pack: Pack
+    ) -> None:
+        engine = CountingEngine()
+        policy = Policy(engine, pack, cache=ScoreCache(10, 60))
+        first, again = policy.decide(request()), policy.decide(request(ticket=2))
+        assert engine.scores == 1
+        assert (first.tier, first.original) == ("model", None)
+        assert (again.tier, again.original) == ("cache", first.id)
+        assert again.id != first.id
+        assert (again.outcome, again.probabilities, again.scored) == (
+            first.outcome,
+            first.probabilities,
+            first.scored,
+        )
+        assert again.timings.score_ms == 0
+
+    def test_rules_are_applied_to_each_request_whatever_the_cache_has(self, pack: Pack) -> None:
+        policy = Policy(StubEngine(bias="allow"), pack, cache=ScoreCache(10, 60))
+        evaluation = request().evaluation
+        assert policy.decide(request()).outcome == "allow"
+        broken = replace(evaluation, action=Action(name="broken"))
+        assert policy.decide(request(evaluation=broken)).outcome == "require_mfa"
+        assert policy.decide(request(evaluation=broken)).outcome == "require_mfa"
+
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(data=st.data())
+    def test_no_part_of_the_key_can_change_unseen(self, data: st.DataObject, pack: Pack) -> None:
+        """Pack, model, build, adapter and scale, and each text that the model would read."""
+        names = st.text(
+            st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Cf")), min_size=1, max_size=8
+        )
+        cache = ScoreCache(10, 60)
+        engine = CountingEngine()
+        tuned = Adapter(name="tuned", sha256="a" * 64, scale=0.5)
+        parts = ("subject", "action", "model", "build", "pack", "adapter", "scale", "no adapter")
+        part = data.draw(st.sampled_from(parts))
+        engine.adopt(tuned, Path("tuned.gguf"))
+        Policy(engine, pack, adapter=tuned, cache=cache).decide(request())
+        other, asked = CountingEngine(), request()
+        adapter = {
+            "adapter": replace(tuned, sha256="b" * 64),
+            "scale": replace(tuned, scale=data.draw(st.floats(0.01, 10).filter(lambda scale: scale != 0.5))),
+            "no adapter": None,
+        }.get(part, tuned)
+        if part == "subject":
+            subject = Entity(type="user", id=data.draw(names.filter(lambda name: name.strip() != "alice")))
+            asked = request(evaluation=replace(asked.evaluation, subject=subject))
+        elif part == "action":
+            action = Action(name=data.draw(names.filter(lambda name: name not in ("banned", "free", "look"))))
+            asked = request(evaluation=replace(asked.evaluation, action=action))
+        elif part in ("model", "build"):
+            other.identity = replace(other.model, **{"sha256" if part == "model" else "build": "other"})
+        changed = copy.copy(pack)
+        if part == "pack":
+            changed.info = replace(pack.info, sha256="f" * 64)
+            changed.prefix = replace(pack.prefix, pack_sha256="f" * 64)
+        if adapter is not None:
+            other.adopt(adapter, Path("other.gguf"))
+        decision = Policy(other, changed, adapter=adapter, cache=cache).decide(asked)
+        assert (decision.tier, decision.original, other.scores) == ("model", None, 1)
+
+    def test_an_answer_from_it_is_as_sure_as_the_calibration_of_today(self, pack: Pack) -> None:
+        policy = Policy(StubEngine(), pack, cache=ScoreCache(10, 60))
+        first = policy.decide(request())
+        softer = Calibration(
+            temperature=3.0, pack_sha256=pack.info.sha256, model_sha256=policy.engine.model.sha256, judged=60
+        )
+        policy.calibrate(softer)
+        again = policy.decide(request())
+        assert (again.tier, again.temperature, again.label) == ("cache", 3.0, first.label)
+        assert max(again.probabilities.values()) < max(first.probabilities.values())
+
+    def test_a_pack_can_do_without(self, pack: Pack) -> None:
+        bare = copy.copy(pack)
+        bare.manifest = replace(pack.manifest, cache=False)
+        policy = Policy(StubEngine(), bare, cache=ScoreCache(10, 60))
+        assert [policy.decide(request()).tier for _ in range(2)] == ["model", "model"]
+
+    def test_the_least_used_makes_room_and_the_old_are_forgotten(self) -> None:
+        scored = some_score()
+        cache = ScoreCache(2, 60)
+        for name in ("a", "b"):
+            cache.put((name,), name, scored, now_ns=0)
+        assert cache.get(("a",), 1) == ("a", scored)
+        cache.put(("c",), "c", scored, now_ns=2)
+        assert [cache.get((name,), 3) is None for name in ("a", "b", "c")] == [False, True, False]
+        assert cache.get(("a",), 60 * 10**9) == ("a", scored)
+        assert cache.get(("a",), 60 * 10**9 + 1) is None
+        assert len(cache) == 1
+        assert cache.counters == {"hits": 4, "misses": 2, "expired": 1, "evicted": 1}
+
+    def test_of_size_zero_keeps_nothing(self) -> None:
+        cache = ScoreCache(0, 60)
+        cache.put(("a",), "a", some_score(), now_ns=0)
+        assert cache.get(("a",), 0) is None
+
+    def test_a_failure_is_not_kept(self, pack: Pack) -> None:
+        cache = ScoreCache(10, 60)
+        assert (
+            Policy(FailingEngine(EngineError("no")), pack, cache=cache).decide(request()).tier == "fallback"
+        )
+        assert len(cache) == 0
+
+
+def some_score() -> Scored:
+    return Scored(
+        label="allow",
+        probabilities={"allow": 1.0},
+        logits=(1.0,),
+        suffix_tokens=(1,),
+        prefix_tokens=1,
+        prefix_digest="d",
+        score_ms=1.0,
+    )
+
+
+class TestCalibration:
+    def test_scales_probabilities_and_never_the_label(self, pack: Pack) -> None:
+        soft = Calibration(temperature=4.0, pack_sha256=pack.info.sha256, model_sha256="a" * 64, judged=60)
+        plain = Policy(StubEngine(bias="allow"), pack).decide(request())
+        scaled = Policy(StubEngine(bias="allow"), pack, calibration=soft).decide(request())
+        assert (plain.label, plain.outcome, plain.temperature) == ("allow", "allow", 1.0)
+        assert (scaled.label, scaled.outcome, scaled.temperature) == ("allow", "allow", 4.0)
+        assert plain.confidence is not None
+        assert scaled.confidence is not None
+        assert scaled.confidence < plain.confidence
+        assert scaled.scored is not None
+        assert scaled.scored.probabilities == plain.probabilities
+
+    def test_an_allow_that_is_unsure_once_calibrated_becomes_the_review_outcome(self, pack: Pack) -> None:
+        sharp = Calibration(temperature=0.3, pack_sha256=pack.info.sha256, model_sha256="a" * 64, judged=60)
+        unsure = Policy(StubEngine(bias="allow"), pack).decide(request("grave"))
+        assert (unsure.outcome, unsure.reason_code) == ("require_mfa", "low_confidence")
+        sure = Policy(StubEngine(bias="allow"), pack, calibration=sharp).decide(request("grave"))
+        assert (sure.outcome, sure.reason_code) == ("allow", None)
+
+
+class TestShadow:
+    def test_is_not_answered_out_of_the_cache_nor_kept_in_it(self, pack: Pack, tmp_path: Path) -> None:
+        policy = Policy(StubEngine(), pack, cache=ScoreCache(10, 60))
+        other = pack_files.load(write_pack(tmp_path))
+        resident = all_steps(policy.loading(other, None, 0.0))
+        policy.change_to(policy.residents.joined_by(resident).with_shadow(resident))
+        for _ in range(2):
+            policy.decide(request())
+        tiers = [shadow.tier for _, shadow in filter(None, (policy.shadow(), policy.shadow()))]
+        assert tiers == ["model", "model"]
+        policy.change_to(policy.residents.with_active(resident))
+        assert policy.decide(request()).tier == "model"
+
+    def test_is_of_what_the_active_pack_decided_alone(self, pack: Pack, tmp_path: Path) -> None:
+        policy = Policy(StubEngine(), pack)
+        resident = all_steps(policy.loading(pack_files.load(write_pack(tmp_path)), None, 0.0))
+        policy.change_to(policy.residents.joined_by(resident).with_shadow(resident))
+        policy.decide(request(pack=resident.pack.info.sha256))
+        assert policy.shadowing == 0
+        policy.decide(request())
+        policy.change_to(policy.residents.with_shadow(None))
+        assert (policy.shadowing, policy.shadow(), policy.shadows_dropped) == (1, None, 1)
+        policy.decide(request())
+        assert policy.shadowing == 0
+
+    def test_a_pack_that_fails_on_our_own_question_is_not_left_behind(self, pack: Pack) -> None:
+        engine = StubEngine()
+        policy = Policy(engine, pack)
+        bad = copy.copy(pack)
+        bad.info = replace(pack.info, sha256="f" * 64)
+        bad.prefix = replace(pack.prefix, pack_sha256="f" * 64, labels=(" other", " labels"))
+        with pytest.raises(KeyError):  # its labels are not those that it orders by strictness
+            all_steps(policy.loading(bad, None, 0.0))
+        with pytest.raises(EngineError, match="not loaded"):
+            engine.score("f" * 64, "", NEVER)

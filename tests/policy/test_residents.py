@@ -1,0 +1,90 @@
+"""The table of resident packs: whatever changes, one pack is active, and none has two roles."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from tests.build import write_pack
+from thor_policy.core.engine import Loaded
+from thor_policy.core.errors import RequestError
+from thor_policy.policy import pack_files
+from thor_policy.policy.pack import Pack
+from thor_policy.policy.residents import Resident, Residents
+from thor_policy.testing import StubEngine
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    return pack_files.load(write_pack(tmp_path_factory.mktemp("small")))
+
+
+def resident_of(pack: Pack, version: str) -> Resident:
+    """A pack that differs in version and digest, as if it were resident."""
+    made = copy.copy(pack)
+    made.info = replace(pack.info, version=version, sha256=version.zfill(2) * 32)
+    return Resident(made, StubEngine().model, Loaded(prefix_tokens=1, restored=False, golden_scores=2))
+
+
+class TestResidents:
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(st.data())
+    def test_whatever_changes_one_is_active_and_none_has_two_roles(
+        self, pack: Pack, data: st.DataObject
+    ) -> None:
+        made = [resident_of(pack, str(number)) for number in range(6)]
+        table, spare = Residents(made[0]), made[1:]
+        for _ in range(data.draw(st.integers(0, 12))):
+            there = list(table)
+            before = {one.key for one in table}
+            chosen = data.draw(st.sampled_from(there))
+            change = data.draw(
+                st.sampled_from(["join", "leave", "activate", "shadow", "unshadow", "exchange"])
+            )
+            if change == "join" and spare:
+                table = table.joined_by(new := spare.pop())
+                before.add(new.key)
+                assert table.role_of(new) == "candidate"
+            elif change == "leave" and chosen is not table.active:
+                table = table.without(chosen)
+                before.remove(chosen.key)
+                spare.append(chosen)
+            elif change == "activate":
+                table = table.with_active(chosen)
+                assert table.role_of(chosen) == "active"
+            elif change == "shadow" and chosen is not table.active:
+                table = table.with_shadow(chosen)
+                assert table.role_of(chosen) == "shadow"
+            elif change == "unshadow":
+                table = table.with_shadow(None)
+                assert table.shadow is None
+            elif change == "exchange" and spare:
+                role = table.role_of(chosen)
+                table = table.with_exchanged(chosen, new := spare.pop())
+                before = before - {chosen.key} | {new.key}
+                spare.append(chosen)
+                assert table.role_of(new) == role
+            keys = [one.key for one in table]
+            assert len(keys) == len(set(keys)) == len(table)
+            assert set(keys) == before
+            assert sum(table.role_of(one) == "active" for one in table) == 1
+
+    def test_are_found_by_name_version_and_digest(self, pack: Pack) -> None:
+        one, two, three = (resident_of(pack, version) for version in ("1", "2", "3"))
+        table = Residents(one, candidates=(two, three))
+        assert table.named("small") is one
+        assert table.named("small@2") is two
+        assert table.named(three.pack.info.sha256[:12]) is three
+        for told in ("small@4", three.pack.info.sha256[:11], "", "other"):
+            with pytest.raises(RequestError, match="is not loaded"):
+                table.named(told)
+
+    def test_of_one_name_of_which_none_is_active_are_not_guessed(self, pack: Pack) -> None:
+        one, two, three = (resident_of(pack, version) for version in ("1", "2", "3"))
+        one.pack.info = replace(one.pack.info, name="large")
+        with pytest.raises(RequestError, match="give its digest"):
+            Residents(one, candidates=(two, three)).named("small")

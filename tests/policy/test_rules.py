@@ -1,0 +1,549 @@
+"""Rules: the floor they set, and that whatever goes wrong only tightens it."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thor_policy.core.decisions import Floor
+from thor_policy.core.errors import PackError
+from thor_policy.core.requests import RISKS, Action, Entity, Evaluation
+from thor_policy.policy.rules import Rule, RuleBook, asserted_properties
+
+OUTCOMES = ("allow", "require_mfa", "require_attestation", "deny")
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC).timestamp()
+
+
+def rule(id: str, when: str = "true", outcome: str = "deny", **more: Any) -> Rule:
+    return Rule(id=id, when=when, outcome=outcome, because=f"Because of {id}.", **more)
+
+
+def final(id: str, when: str = "true") -> Rule:
+    return rule(id, when, "allow", final=True)
+
+
+def book(
+    *rules: Rule,
+    facts: Mapping[str, str] | None = None,
+    risk: str = '"low"',
+    words: Mapping[str, Sequence[str]] | None = None,
+) -> RuleBook:
+    return RuleBook(outcomes=OUTCOMES, facts=facts or {}, rules=rules, risk=risk, words=words)
+
+
+def evaluation(**context: Any) -> Evaluation:
+    return Evaluation(
+        subject=Entity(type="user", id="alice", properties={"role": "developer"}),
+        action=Action(name="read", properties={"method": "GET"}),
+        resource=Entity(type="doc", id="handbook", properties={"pages": 3}),
+        context=context,
+    )
+
+
+def floor(*rules: Rule, at: float = NOON, context: Mapping[str, Any] | None = None, **more: Any) -> Floor:
+    return book(*rules, **more).apply(evaluation(**context or {}), at)
+
+
+# ---------------------------------------------------------------- the floor
+
+
+def test_without_a_match_the_floor_is_the_loosest_outcome_and_the_model_is_asked() -> None:
+    assert floor(rule("never", "false")) == Floor(outcome="allow", final=False, risk="low")
+
+
+def test_the_strictest_match_sets_the_floor_whatever_its_place() -> None:
+    rules = (rule("a", outcome="require_mfa"), rule("b", outcome="deny"), rule("c", outcome="allow"))
+    for order in itertools.permutations(rules):
+        found = floor(*order)
+        assert (found.outcome, found.because, found.rules[0]) == ("deny", "Because of b.", "b")
+        assert set(found.rules) == {"a", "b", "c"}
+
+
+def test_the_floor_tells_clause_class_and_reason_of_the_rules_that_set_it() -> None:
+    found = floor(
+        rule("a", outcome="require_mfa", clause="R1", classification="first"),
+        rule("b", outcome="require_attestation", clause="R2"),
+        rule("c", outcome="require_attestation", clause="R3", classification="third"),
+        rule("d", outcome="require_attestation", clause="R2", classification="fourth"),
+    )
+    assert found.outcome == "require_attestation"
+    assert found.clauses == ("R2", "R3")
+    assert found.classification == "third"
+    assert found.because == "Because of b. Because of c. Because of d."
+    assert found.rules == ("b", "c", "d", "a")
+
+
+def test_the_same_reason_is_given_once() -> None:
+    twins = [Rule(id=name, when="true", outcome="deny", because="Nobody may.") for name in "ab"]
+    assert floor(*twins).because == "Nobody may."
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_only_the_strictest_outcome_needs_no_model(outcome: str) -> None:
+    assert floor(rule("one", outcome=outcome)).final == (outcome == "deny")
+
+
+def test_every_part_of_the_request_can_be_asked_about() -> None:
+    asked = {
+        "who": 'subject.type + ":" + subject.id',
+        "role": "subject.properties.role",
+        "what": "action.name",
+        "how": "action.properties.method",
+        "which": 'resource.type + ":" + resource.id',
+        "pages": "resource.properties.pages",
+        "team": "context.team[0].name",
+    }
+    found = floor(facts=asked, context={"team": [{"name": "core"}]})
+    assert found.errors == {}
+    assert found.facts == {
+        "who": "user:alice",
+        "role": "developer",
+        "what": "read",
+        "how": "GET",
+        "which": "doc:handbook",
+        "pages": 3,
+        "team": "core",
+    }
+
+
+# ---------------------------------------------------------------- final allows
+
+
+def test_a_final_allow_answers_when_nothing_stricter_matched() -> None:
+    found = floor(rule("never", "false"), final("routine"))
+    assert (found.outcome, found.final, found.rules) == ("allow", True, ("routine",))
+    assert found.because == "Because of routine."
+    assert found.settles("allow")
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES[1:])
+def test_anything_stricter_outranks_a_final_allow(outcome: str) -> None:
+    found = floor(final("routine"), rule("strict", outcome=outcome))
+    assert (found.outcome, found.rules) == (outcome, ("strict",))
+    assert found.final == (outcome == "deny")
+
+
+def test_an_allow_that_is_not_final_leaves_the_answer_to_the_model() -> None:
+    found = floor(rule("likely", outcome="allow"))
+    assert (found.outcome, found.final) == ("allow", False)
+
+
+# ---------------------------------------------------------------- failures tighten
+
+FAILING = [
+    ("context.missing == 1", "no such property"),
+    ("nonsense", "no such variable"),
+    ('subject.id + 1 == ""', "types that do not go together"),
+    ('timestamp("yesterday") < now', "a text that is no time"),
+    ("1 / 0 == 1", "division by zero"),
+    ('subject.id.matches("(")', "a broken pattern"),
+    ("[][0] == 1", "an index out of range"),
+    ("1", "a number"),
+    ('"true"', "a text"),
+    ("null", "null"),
+    ("[true]", "a list"),
+    ("0.0 / 0.0", "not a number"),
+]
+FAILING_IDS = [why for _, why in FAILING]
+
+
+@pytest.mark.parametrize("when", [when for when, _ in FAILING], ids=FAILING_IDS)
+@pytest.mark.parametrize("outcome", OUTCOMES[1:])
+def test_a_rule_that_fails_counts_as_matched(when: str, outcome: str) -> None:
+    found = floor(rule("broken", when, outcome, clause="R1"))
+    assert (found.outcome, found.rules, found.clauses) == (outcome, ("broken",), ("R1",))
+    assert found.because == "Rule broken could not be evaluated and counts as matched."
+    assert list(found.errors) == ["broken"]
+    assert found.errors["broken"]
+
+
+@pytest.mark.parametrize("when", [when for when, _ in FAILING], ids=FAILING_IDS)
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_a_rule_that_fails_disables_every_final_allow(when: str, outcome: str) -> None:
+    found = floor(final("routine"), rule("broken", when, outcome))
+    assert found.outcome == outcome
+    assert found.final == (outcome == "deny")
+    assert "routine" not in found.rules
+
+
+def test_an_allow_that_fails_does_not_count_as_matched() -> None:
+    found = floor(final("broken", "context.missing"))
+    assert (found.outcome, found.final, found.rules, found.because) == ("allow", False, (), None)
+
+
+@pytest.mark.parametrize("text", [text for text, _ in FAILING if text not in ("1", '"true"')])
+def test_a_fact_that_fails_takes_along_whatever_rests_on_it(text: str) -> None:
+    found = floor(
+        rule("resting", "derived == 1", "require_mfa"),
+        rule("apart", "sound == 2", "require_attestation"),
+        final("routine"),
+        facts={"base": text, "derived": "base + 1", "sound": "2"},
+    )
+    assert list(found.errors) == ["fact:base", "fact:derived", "resting"]
+    assert found.facts == {"sound": 2}
+    assert (found.outcome, found.final) == ("require_attestation", False)
+
+
+def test_a_fact_that_nothing_rests_on_still_disables_finals_when_it_fails() -> None:
+    found = floor(final("routine"), facts={"spare": "context.missing"})
+    assert (found.outcome, found.final) == ("allow", False)
+
+
+def test_a_fact_is_not_carried_over_from_one_request_to_the_next() -> None:
+    rules = book(rule("seen", 'kind == "x"'), facts={"kind": "context.kind"})
+    assert rules.apply(evaluation(kind="x"), NOON).facts == {"kind": "x"}
+    second = rules.apply(evaluation(), NOON)
+    assert second.facts == {}
+    assert list(second.errors) == ["fact:kind", "seen"]
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[1]", "null", "0.0 / 0.0", "now", 'duration("1s")', 'b"bytes"'], ids=str
+)
+def test_a_fact_is_a_plain_value(text: str) -> None:
+    found = floor(facts={"odd": text})
+    assert found.facts == {}
+    assert list(found.errors) == ["fact:odd"]
+
+
+# ---------------------------------------------------------------- risk
+
+
+@pytest.mark.parametrize("risk", RISKS)
+def test_risk_is_what_its_expression_says(risk: str) -> None:
+    assert floor(risk=f'context.asset == "db" ? "{risk}" : "?"', context={"asset": "db"}).risk == risk
+
+
+@pytest.mark.parametrize("text", ['"none"', '"LOW"', '""', "1", "true", "null", "context.missing", "1 / 0"])
+def test_a_risk_that_cannot_be_told_is_critical(text: str) -> None:
+    assert floor(risk=text).risk == "critical"
+
+
+def test_a_risk_that_fails_disables_finals() -> None:
+    found = floor(final("routine"), risk="context.missing")
+    assert (list(found.errors), found.final) == (["risk"], False)
+
+
+# ---------------------------------------------------------------- time
+
+
+def test_now_is_the_receipt_time_that_was_given_to_the_fraction_of_a_second() -> None:
+    found = floor(facts={"at": "string(now)"}, at=NOON + 0.25)
+    assert found.facts == {"at": "2026-01-01T12:00:00.250+00:00"}
+
+
+@pytest.mark.parametrize(("hour", "outcome"), [(7, "deny"), (8, "allow"), (19, "allow"), (20, "deny")])
+def test_rules_may_look_at_the_hour(hour: int, outcome: str) -> None:
+    at = datetime(2026, 1, 1, hour, 30, tzinfo=UTC).timestamp()
+    assert floor(rule("night", "now.getHours() < 8 || now.getHours() >= 20"), at=at).outcome == outcome
+
+
+def test_a_time_of_the_request_can_be_held_against_now() -> None:
+    stale = rule("stale", 'now - timestamp(context.timestamp) > duration("1h")')
+    for timestamp, outcome in (("2026-01-01T11:30:00Z", "allow"), ("2026-01-01T10:59:00Z", "deny")):
+        assert floor(stale, context={"timestamp": timestamp}).outcome == outcome
+
+
+# ---------------------------------------------------------------- mentions
+
+
+def mentioned(text: str, *entries: str) -> bool:
+    found = floor(
+        rule("hit", 'mentions(context.text, "list")'), words={"list": entries}, context={"text": text}
+    )
+    assert found.errors == {}
+    return found.outcome == "deny"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "delete audit log",
+        "delete-audit-log",
+        "delete_audit_log",
+        "delete.audit/log",
+        "delete::audit::log",
+        "deleteAuditLog",
+        "DeleteAuditLog",
+        "DELETE_AUDIT_LOG",
+        "Delete Audit Log",
+        "  delete\taudit\nlog  ",
+        "please deleteAuditLog now",
+        "ｄｅｌｅｔｅ　ａｕｄｉｔ　ｌｏｇ",
+        "ｄｅｌｅｔｅＡｕｄｉｔＬｏｇ",
+        "delete (audit) log!",
+    ],
+)
+def test_a_phrase_is_found_however_its_words_are_joined(text: str) -> None:
+    for entry in ("delete audit log", "delete-audit-log", "DELETE_AUDIT_LOG", "Delete Audit Log"):
+        assert mentioned(text, entry)
+    assert mentioned(text, "audit log")
+    assert mentioned(text, "log")
+    assert mentioned(text, "other", "audit")
+
+
+@pytest.mark.parametrize("text", ["dElEtE", "DELete", "deletE", "dElEtE_audit", "audit dElEtE", "DeLeTe"])
+def test_odd_capitals_hide_nothing(text: str) -> None:
+    assert mentioned(text, "delete")
+
+
+@pytest.mark.parametrize("text", ["undelete", "deleted", "deletes", "de lete", "d-e-l-e-t-e", "", "!?"])
+def test_a_word_is_a_whole_word(text: str) -> None:
+    assert not mentioned(text, "delete")
+
+
+@pytest.mark.parametrize("text", ["audit the log", "log audit", "auditlog", "my-audit", "audit, then log"])
+def test_a_phrase_is_its_words_in_order_and_next_to_each_other(text: str) -> None:
+    assert not mentioned(text, "audit log")
+
+
+@pytest.mark.parametrize("text", ["delet", "delete", "deleted", "deletion", "deleteAuditLog", "x-deleting"])
+def test_a_star_stands_for_any_end_of_the_last_word(text: str) -> None:
+    assert mentioned(text, "delet*")
+
+
+def test_a_star_does_not_stand_for_a_beginning_or_another_word() -> None:
+    assert not mentioned("undeleted", "delet*")
+    assert mentioned("audit logging on", "audit log*")
+    assert not mentioned("audit the logging", "audit log*")
+
+
+def test_signs_in_an_entry_are_no_pattern() -> None:
+    assert not mentioned("axb", "a.b")
+    assert mentioned("a.b", "a.b")
+    assert mentioned("c", "c++")
+
+
+@given(st.text(max_size=40))
+def test_any_text_mentions_a_word_put_beside_it(text: str) -> None:
+    assert mentioned(f"{text} delete", "delete")
+    assert mentioned(f"{text}-DELETE-{text}", "delete")
+
+
+@pytest.mark.parametrize("call", ['mentions(1, "list")', 'mentions(null, "list")'])
+def test_mentions_of_no_text_fails_and_so_tightens(call: str) -> None:
+    found = floor(rule("hit", call), words={"list": ["a"]}, context={"text": "a"})
+    assert (found.outcome, list(found.errors)) == ("deny", ["hit"])
+
+
+@pytest.mark.parametrize(
+    ("words", "call", "told"),
+    [
+        ({"list": ["a"]}, 'mentions(context.text, "nonsuch")', "no word list 'nonsuch'"),
+        ({"list": ["a"]}, 'starts(context.text.trim(), "nonsuch")', "no word list 'nonsuch'"),
+        ({"list": []}, "true", "words list: the list is empty"),
+        ({"list": ["a", "--"]}, "true", "words list: the entry '--' holds no word"),
+    ],
+)
+def test_word_lists_are_checked_at_load(words: dict[str, list[str]], call: str, told: str) -> None:
+    with pytest.raises(PackError, match=re.escape(told)):
+        floor(rule("hit", call), words=words)
+
+
+def test_mentions_sees_through_characters_that_nobody_sees() -> None:
+    hit = rule("hit", 'mentions(context.text, "list")')
+    assert floor(hit, words={"list": ["delete"]}, context={"text": "de\u200blete"}).outcome == "deny"
+
+
+def test_errors_hold_no_more_than_a_line_of_a_request() -> None:
+    text = "x" * 10_000
+    found = floor(rule("hit", "int(context.text) == 1"), context={"text": text})
+    assert len(found.errors["hit"]) <= 200
+
+
+# ---------------------------------------------------------------- what does not compile
+
+
+@pytest.mark.parametrize("text", ["a &&", "", "subject.", "a b", "'open", "1 ? 2"])
+def test_an_expression_that_is_not_cel_is_refused_by_its_name(text: str) -> None:
+    for broken, told in (
+        ({"rules": [rule("bad", text)]}, "here: rule bad: when: not valid CEL"),
+        ({"facts": {"bad": text}}, "here: fact bad: not valid CEL"),
+        ({"risk": text}, "here: risk: not valid CEL"),
+    ):
+        whole: dict[str, Any] = {"outcomes": OUTCOMES, "facts": {}, "rules": [], "risk": '"low"'}
+        with pytest.raises(PackError, match=f"^{told}"):
+            RuleBook(**whole | broken, where="here")
+
+
+def test_an_unknown_outcome_is_refused_with_the_known_ones() -> None:
+    told = "rule bad: outcome 'maybe' is not one of allow, require_mfa, require_attestation, deny"
+    with pytest.raises(PackError, match=told):
+        book(rule("bad", outcome="maybe"))
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES[1:])
+def test_only_an_allow_can_be_final(outcome: str) -> None:
+    with pytest.raises(PackError, match="rule bad: `final` goes only with 'allow', the loosest outcome"):
+        book(rule("bad", outcome=outcome, final=True))
+
+
+@pytest.mark.parametrize(
+    "name", ["subject", "action", "resource", "context", "now", "", "Upper", "a-b", "a.b", "1st", "_x"]
+)
+def test_a_fact_has_a_name_of_its_own(name: str) -> None:
+    with pytest.raises(PackError, match=f"fact '{name}': must be lower case letters, digits and '_'"):
+        book(facts={name: "1"})
+
+
+def test_the_strictest_of_several_outcomes() -> None:
+    assert book().stricter("allow", "require_attestation", "require_mfa") == "require_attestation"
+
+
+# ---------------------------------------------------------------- what rests on the caller's word alone
+
+
+@pytest.mark.parametrize(
+    ("when", "asserted"),
+    [
+        ('subject.properties.role == "admin"', True),
+        ("has(subject.properties.role) && subject.properties.trust.integrity > 0.5", True),
+        ('subject.properties.role == "admin" && action.name == "read"', False),
+        ('subject.id == "alice"', False),
+        ("now.getHours() < 8", False),
+        ("true", False),
+    ],
+)
+def test_a_rule_that_looks_at_nothing_but_asserted_properties_is_known(when: str, asserted: bool) -> None:
+    assert asserted_properties(rule("one", when)) == asserted
+
+
+# ---------------------------------------------------------------- properties
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=12)
+)
+KEYS = st.sampled_from(["role", "trust", "integrity", "level", "details", "now"]) | st.text(max_size=6)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+OBJECTS = st.dictionaries(KEYS, VALUES, max_size=5)
+ENTITIES = st.builds(Entity, type=st.text(max_size=8), id=st.text(max_size=8), properties=OBJECTS)
+EVALUATIONS = st.builds(
+    Evaluation,
+    subject=ENTITIES,
+    action=st.builds(Action, name=st.text(max_size=12), properties=OBJECTS),
+    resource=ENTITIES,
+    context=OBJECTS,
+)
+
+#: Expressions as packs write them; many of them fail on one request or another.
+WHENS = st.sampled_from(
+    [
+        "true",
+        "false",
+        'subject.properties.role == "admin"',
+        "subject.properties.trust.integrity < 0.5",
+        "has(subject.properties.trust) && subject.properties.trust.integrity < 0.5",
+        "context.level > 2",
+        'type(context.details) == string && mentions(context.details, "list")',
+        'mentions(action.name, "list")',
+        'resource.id.matches("^[a-m]")',
+        "context.details.size() > 3",
+        "now.getHours() > 8",
+        "level_known && level > 1",
+        "context",
+    ]
+)
+FACTS = {"level_known": '"level" in context', "level": "context.level"}
+
+
+@st.composite
+def rule_lists(draw: st.DrawFn) -> list[Rule]:
+    drawn = draw(st.lists(st.tuples(WHENS, st.sampled_from(OUTCOMES), st.booleans()), max_size=5))
+    return [
+        rule(f"rule-{number}", when, outcome, final=is_final and outcome == "allow")
+        for number, (when, outcome, is_final) in enumerate(drawn)
+    ]
+
+
+def floor_of(rules: Sequence[Rule], asked: Evaluation) -> Floor:
+    risk = 'context.level > 2 ? "high" : "low"'
+    return book(*rules, facts=FACTS, risk=risk, words={"list": ["delete*", "audit log"]}).apply(asked, NOON)
+
+
+def shuffled(value: Any) -> Any:
+    """The same JSON with the keys of every object in the opposite order."""
+    if isinstance(value, dict):
+        return {key: shuffled(value[key]) for key in reversed(value)}
+    return [shuffled(one) for one in value] if isinstance(value, list) else value
+
+
+@given(rule_lists(), EVALUATIONS)
+def test_whatever_the_request_there_is_a_floor_out_of_the_list(rules: list[Rule], asked: Evaluation) -> None:
+    found = floor_of(rules, asked)
+    assert found.outcome in OUTCOMES
+    assert found.risk in RISKS
+    assert set(found.rules) <= {one.id for one in rules}
+    assert not (found.errors and found.final and found.outcome == "allow")
+
+
+@given(rule_lists(), WHENS, st.sampled_from(OUTCOMES), EVALUATIONS)
+def test_adding_a_rule_never_loosens_the_floor(
+    rules: list[Rule], when: str, outcome: str, asked: Evaluation
+) -> None:
+    before = floor_of(rules, asked)
+    after = floor_of([*rules, rule("added", when, outcome)], asked)
+    assert OUTCOMES.index(after.outcome) >= OUTCOMES.index(before.outcome)
+    if after.final and not before.final:
+        assert after.outcome == "deny"
+
+
+@given(rule_lists(), EVALUATIONS)
+def test_a_final_allow_changes_no_outcome(rules: list[Rule], asked: Evaluation) -> None:
+    assert floor_of([*rules, final("added")], asked).outcome == floor_of(rules, asked).outcome
+
+
+@given(rule_lists(), EVALUATIONS, st.randoms(use_true_random=False))
+def test_the_order_of_rules_does_not_change_what_they_demand(
+    rules: list[Rule], asked: Evaluation, random: Any
+) -> None:
+    before = floor_of(rules, asked)
+    random.shuffle(rules)
+    after = floor_of(rules, asked)
+    assert (after.outcome, after.final, after.risk) == (before.outcome, before.final, before.risk)
+    assert (after.facts, after.errors.keys()) == (before.facts, before.errors.keys())
+    assert sorted(after.rules) == sorted(before.rules)
+
+
+@given(rule_lists(), EVALUATIONS)
+def test_the_order_of_keys_changes_nothing(rules: list[Rule], asked: Evaluation) -> None:
+    other = Evaluation(
+        subject=Entity(
+            type=asked.subject.type, id=asked.subject.id, properties=shuffled(asked.subject.properties)
+        ),
+        action=Action(name=asked.action.name, properties=shuffled(asked.action.properties)),
+        resource=asked.resource,
+        context=shuffled(asked.context),
+    )
+    before, after = floor_of(rules, asked), floor_of(rules, other)
+    assert (after.outcome, after.final, after.rules, after.facts, after.risk) == (
+        before.outcome,
+        before.final,
+        before.rules,
+        before.facts,
+        before.risk,
+    )
+    assert after.errors.keys() == before.errors.keys()
+
+
+@given(rule_lists(), EVALUATIONS)
+def test_the_same_request_at_the_same_time_gets_the_same_floor(rules: list[Rule], asked: Evaluation) -> None:
+    first, second = floor_of(rules, asked), floor_of(rules, asked)
+    # Their wording may differ: it can hold a map, and a map of the CEL library has no order.
+    assert first.errors.keys() == second.errors.keys()
+    assert msgspec.structs.replace(first, errors={}) == msgspec.structs.replace(second, errors={})

@@ -1,0 +1,48 @@
+"""The README's first command, from where its set-up is done: scripts/demo.py, as a newcomer runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from thor_policy.catalog.files import ModelFile
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: What a person would expect of the six questions.
+SENSIBLE = {
+    "routine read": "allow",
+    "admin action by a member": "deny",
+    "borderline production deploy": "require_attestation",
+    "trusted automation": "allow",
+    "tampering with the audit trail": "deny",
+    "key rotation from a new device": "require_mfa",
+}
+
+
+@pytest.mark.model
+def test_the_demonstration_shows_six_decisions_and_their_rows(model_file: ModelFile, tmp_path: Path) -> None:
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "THOR_POLICY_MODELS_DIR": str(model_file.path.parent),
+    }
+    command = [sys.executable, str(ROOT / "scripts" / "demo.py")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    decisions, rows = done.stdout.split("== their rows in the journal")
+    lines = {
+        name: line.removeprefix(name).split()
+        for name in SENSIBLE
+        for line in decisions.splitlines()
+        if line.startswith(name)
+    }
+    assert {name: told[0] for name, told in lines.items()} == SENSIBLE
+    assert lines["borderline production deploy"][1] == "model"
+    actions = ("read", "grant_admin", "deploy", "run_tests", "delete", "rotate_key")
+    assert [action for action in actions if action not in rows] == []
+    assert "stopped with status 0; journal of" in rows

@@ -1,0 +1,719 @@
+"""Who may do what: the roles of local callers, the keys of callers over tcp, and what is refused to both."""
+
+from __future__ import annotations
+
+import grp
+import json
+import os
+import pwd
+import shutil
+import socket
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import zmq
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.build import stalled
+from thor_policy.cli.main import cli
+from thor_policy.client.blocking import Client
+from thor_policy.config import GRANT, Config
+from thor_policy.core import records
+from thor_policy.core.errors import ConfigError, RequestError, Unreachable
+from thor_policy.core.requests import Caller, Json, Role
+from thor_policy.daemon import journal_access
+from thor_policy.daemon.service import serving
+from thor_policy.journal.reader import Reader
+from thor_policy.journal.verification.verify import verify
+from thor_policy.protocol.messages import OPS
+from thor_policy.security.curve_keys import KeyRing, Keys, held
+from thor_policy.security.roles import ROLE_OF, Roles, authorise
+from thor_policy.testing import load_stub_engine
+
+PATIENCE_MS = 20_000
+#: How long an answer that must not come is waited for, in milliseconds.
+SILENCE_MS = 300
+NOON = 1_778_668_800.0
+EVERY: frozenset[Role] = frozenset(get_args(Role))
+#: A user that is neither root nor whoever runs the tests.
+STRANGER_UID = 65534
+
+READ: dict[str, Json] = {
+    "subject": {"type": "user", "id": "alice"},
+    "action": {"name": "read"},
+    "resource": {"type": "doc", "id": "guide"},
+}
+
+
+def caller(**members: Any) -> Caller:
+    return Caller(**{"transport": "ipc", "uid": 1234, "gid": 1234, "pid": 1} | members)
+
+
+# ---------------------------------------------------------------- roles
+
+
+class TestRoles:
+    def test_of_every_operation_are_known(self) -> None:
+        assert set(ROLE_OF) == set(OPS)
+
+    def test_by_default_let_any_local_caller_ask_and_record_and_no_more(self) -> None:
+        assert Roles(Config().roles).of(caller()) == {"ask", "record"}
+
+    @pytest.mark.parametrize("entries", [(), Config().roles, ("local=ask", "uid:0=ask")])
+    def test_of_root_and_of_the_user_of_the_daemon_are_all(self, entries: tuple[str, ...]) -> None:
+        for uid in (0, os.geteuid()):
+            assert Roles(entries).of(caller(uid=uid)) == EVERY
+
+    def test_add_up_over_the_entries_that_speak_of_a_caller(self) -> None:
+        roles = Roles(("local=ask", "uid:1234=review", "uid:1234=approve", "gid:99=control"))
+        assert roles.of(caller()) == {"ask", "review", "approve"}
+        assert roles.of(caller(gid=99)) == EVERY - {"record"}
+        assert roles.of(caller(uid=1, gid=1)) == {"ask"}
+
+    def test_of_a_group_are_those_of_its_members_and_of_whoever_runs_with_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        users = {"ines": 501, "ivo": 502}
+        monkeypatch.setattr(grp, "getgrnam", lambda _: grp.struct_group(("ops", "", 77, ["ines", "gone"])))
+        monkeypatch.setattr(
+            pwd, "getpwnam", lambda name: pwd.struct_passwd((name, "", users[name], 1, "", "", ""))
+        )
+        roles = Roles(("group:ops=control", "user:ivo=review"))
+        assert roles.of(caller(uid=501)) == {"control"}
+        assert roles.of(caller(gid=77)) == {"control"}
+        assert roles.of(caller(uid=502)) == {"review"}
+        assert roles.of(caller()) == set()
+
+    @pytest.mark.parametrize("entry", ["user:nobody-of-that-name=ask", "group:no-such-group=ask"])
+    def test_of_somebody_unknown_are_refused_at_the_start(self, entry: str, config: Config) -> None:
+        with (
+            pytest.raises(ConfigError, match=f"^roles holds '{entry}', but this machine knows no"),
+            serving(replace(config, roles=(entry,)), load_engine=load_stub_engine),
+        ):
+            pass
+
+    @pytest.mark.parametrize(
+        "entry",
+        ["", "local", "local=", "local=all", "local=ask+", "uid:x=ask", "key:a=ask", "user:=ask", "ask"],
+    )
+    def test_that_are_none_are_no_setting(self, entry: str) -> None:
+        with pytest.raises(ConfigError, match=r"^roles holds .*; it must look like local=ask\+record"):
+            Config(roles=(entry,))
+
+    @given(st.lists(st.from_regex(GRANT, fullmatch=True), max_size=3), st.integers(1, 2**32 - 2))
+    def test_no_setting_gives_a_role_that_it_does_not_name(self, entries: list[str], uid: int) -> None:
+        try:
+            roles = Roles(Config(roles=tuple(entries)).roles)
+        except ConfigError:
+            return
+        if uid != os.geteuid():
+            named = {role for entry in entries for role in entry.rpartition("=")[2].split("+")}
+            assert roles.of(caller(uid=uid)) <= named
+
+    def test_of_whom_no_kernel_vouches_for_are_none(self) -> None:
+        assert Roles(("local=ask",)).of(Caller(transport="tcp", key="desk")) == set()
+
+
+class TestAuthorisation:
+    @pytest.mark.parametrize("op", OPS)
+    @given(roles=st.sets(st.sampled_from(get_args(Role))))
+    def test_an_operation_takes_its_role_and_no_other(self, op: str, roles: set[Role]) -> None:
+        needed = ROLE_OF[op]
+        if needed in roles or (needed is None and roles):
+            authorise(op, caller(), roles)
+            return
+        told = f"^op: {op} needs .*{needed or 'one of the roles'}.*, which uid 1234 does not have"
+        with pytest.raises(RequestError, match=told) as refusal:
+            authorise(op, caller(), roles)
+        assert refusal.value.code == "unauthorized"
+
+    def test_an_operation_of_no_known_role_needs_control(self) -> None:
+        authorise("unheard_of", caller(), {"control"})
+        with pytest.raises(RequestError, match="needs the role control"):
+            authorise("unheard_of", caller(), EVERY - {"control"})
+
+    def test_a_key_is_named(self) -> None:
+        with pytest.raises(RequestError, match="needs the role ask, which the key 'desk' does not have"):
+            authorise("evaluate", Caller(transport="tcp", key="desk"), {"record"})
+
+
+# ---------------------------------------------------------------- keys
+
+
+class TestKeys:
+    def test_a_key_is_made_with_the_servers_own_and_its_secret_is_for_its_owner(self, tmp_path: Path) -> None:
+        keys = Keys(tmp_path / "keys")
+        path = keys.new("desk", ("ask", "record"), NOON)
+        made = held(path)
+        assert (made.name, made.server) == ("desk", keys.server().public)
+        assert zmq.curve_public(made.secret.encode()).decode() == made.public
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+        assert modes == {
+            ".lock": 0o600,
+            "clients.json": 0o644,
+            "desk.key": 0o600,
+            "server.key": 0o600,
+            "server.pub": 0o644,
+        }
+        (known,) = keys.clients()
+        assert (known.name, known.roles, known.made_at) == ("desk", ("ask", "record"), "2026-05-13T10:40:00Z")
+        public = (path.parent / "clients.json").read_text() + (path.parent / "server.pub").read_text()
+        assert made.secret not in public
+        assert keys.server().secret not in public
+
+    def test_the_servers_pair_is_made_once(self, tmp_path: Path) -> None:
+        keys = Keys(tmp_path)
+        keys.new_server()
+        first = keys.server()
+        keys.new_server()
+        keys.new("desk", ("ask",), NOON)
+        assert keys.server() == first
+
+    def test_a_name_is_held_by_one_key_at_a_time(self, tmp_path: Path) -> None:
+        keys = Keys(tmp_path)
+        first = held(keys.new("desk", ("ask",), NOON))
+        with pytest.raises(ConfigError, match="revoke it first"):
+            keys.new("desk", ("ask",), NOON)
+        keys.revoke("desk", NOON)
+        second = held(keys.new("desk", ("review",), NOON))
+        ring = KeyRing(tmp_path)
+        assert ring.find(first.public) is None
+        found = ring.find(second.public)
+        assert found is not None
+        assert found.roles == ("review",)
+
+    def test_a_revocation_takes_the_secret_away_too(self, tmp_path: Path) -> None:
+        keys = Keys(tmp_path)
+        path = keys.new("desk", ("ask",), NOON)
+        assert keys.revoke("desk", NOON).revoked_at == "2026-05-13T10:40:00Z"
+        assert not path.exists()
+        with pytest.raises(ConfigError, match="there is no key 'desk' to revoke; known: none"):
+            keys.revoke("desk", NOON)
+
+    @pytest.mark.parametrize(
+        "name", ["", "..", "../x", "a/b", ".hidden", "a b", "ü", "x" * 65, "a\n", "server"]
+    )
+    def test_a_name_is_no_path(self, tmp_path: Path, name: str) -> None:
+        keys = Keys(tmp_path / "keys")
+        with pytest.raises(ConfigError):
+            keys.new(name, ("ask",), NOON)
+        assert keys.clients() == ()
+        assert {path.name for path in tmp_path.iterdir()} == {"keys"}
+
+    def test_a_secret_that_others_may_read_is_refused_with_the_cure(self, tmp_path: Path) -> None:
+        path = Keys(tmp_path).new("desk", ("ask",), NOON)
+        path.chmod(0o640)
+        with pytest.raises(ConfigError, match=r"has mode 0640, .* run `chmod 600` on it"):
+            held(path)
+
+    @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+    def test_whatever_is_no_key_file_is_refused_and_not_repeated(self, content: bytes) -> None:
+        path = Path(f"/tmp/thor-policy-{os.getpid()}.key")
+        path.touch(mode=0o600)
+        try:
+            path.write_bytes(content)
+            with pytest.raises(ConfigError) as refusal:
+                held(path)
+        finally:
+            path.unlink()
+        assert str(refusal.value) == f"{path} is no key file of `thorpolicy keys`"
+
+    def test_a_file_that_is_not_there_is_refused_with_the_cure(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"No such file .*; `thorpolicy keys new` makes one"):
+            held(tmp_path / "absent.key")
+        with pytest.raises(ConfigError, match="run `thorpolicy keys new --server`"):
+            Keys(tmp_path).server()
+
+
+class TestRing:
+    @pytest.mark.parametrize("clock_ns", [time.time_ns(), 0, 2**62])
+    def test_knows_a_change_at_once_whatever_the_clock_says(self, tmp_path: Path, clock_ns: int) -> None:
+        keys, ring = Keys(tmp_path), KeyRing(tmp_path, lambda: clock_ns)
+        public = held(keys.new("desk", ("ask",), NOON)).public
+        for _ in range(2):
+            assert ring.find(public)
+        keys.revoke("desk", NOON)
+        for _ in range(2):
+            assert ring.find(public) is None
+
+    def test_knows_a_change_of_a_young_file_that_left_its_stamp_as_it_was(self, tmp_path: Path) -> None:
+        path = tmp_path / "clients.json"
+        public = held(Keys(tmp_path).new("desk", ("ask",), NOON)).public
+        stamp = path.stat()
+        ring = KeyRing(tmp_path, lambda: stamp.st_mtime_ns + 1)
+        assert ring.find(public)
+        path.write_text(path.read_text().replace(public, "x" * 40))
+        os.utime(path, ns=(stamp.st_mtime_ns, stamp.st_mtime_ns))
+        assert ring.find(public) is None
+
+    def test_reads_a_settled_file_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        public = held(Keys(tmp_path).new("desk", ("ask",), NOON)).public
+        os.utime(tmp_path / "clients.json", (NOON, NOON))
+        ring = KeyRing(tmp_path)
+        assert ring.find(public)
+        monkeypatch.setattr(
+            "thor_policy.security.curve_keys._read", lambda *_: pytest.fail("it was read again")
+        )
+        assert ring.find(public)
+
+    @pytest.mark.parametrize("damage", [b"", b"{", b'{"keys": [{"name": "x"}]}', b"\xff"])
+    def test_of_a_file_that_cannot_be_read_knows_nobody_and_says_so_once(
+        self, tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        public = held(Keys(tmp_path).new("desk", ("ask",), NOON)).public
+        ring = KeyRing(tmp_path)
+        assert ring.find(public)
+        (tmp_path / "clients.json").write_bytes(damage)
+        for _ in range(3):
+            assert ring.find(public) is None
+        assert [record.getMessage().split(":")[0] for record in caplog.records] == ["no key counts"]
+        shutil.rmtree(tmp_path)
+        assert ring.find(public) is None
+
+    @given(st.text(max_size=60))
+    def test_knows_nobody_else(self, public: str) -> None:
+        assert KeyRing(Path("/nonexistent")).find(public) is None
+
+
+# ---------------------------------------------------------------- over tcp
+
+
+@pytest.fixture
+def keyed(config: Config, tcp_endpoint: str) -> Config:
+    return replace(config, tcp_endpoint=tcp_endpoint)
+
+
+@contextmanager
+def curve(
+    endpoint: str, *, server: str, public: bytes, secret: bytes, routing_id: bytes | None = None
+) -> Iterator[zmq.Socket[bytes]]:
+    """A client of any implementation: a socket and three keys."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as opened:
+        opened.set(zmq.LINGER, 0)
+        opened.set(zmq.RCVTIMEO, PATIENCE_MS)
+        if routing_id is not None:
+            opened.set(zmq.ROUTING_ID, routing_id)
+        opened.set(zmq.CURVE_SERVERKEY, server.encode())
+        opened.set(zmq.CURVE_PUBLICKEY, public)
+        opened.set(zmq.CURVE_SECRETKEY, secret)
+        opened.connect(endpoint)
+        yield opened
+
+
+def frame(op: str = "evaluate", **members: Json) -> bytes:
+    return json.dumps({"v": 1, "id": "q", "op": op, "request": READ} | members).encode()
+
+
+def counters(config: Config) -> dict[str, Json]:
+    with Client(config.endpoint, timeout_ms=PATIENCE_MS) as local:
+        status = local.status()
+        return {**status["counters"], "in_flight": status["in_flight"]}
+
+
+def counted(config: Config, name: str, *, above: int = 0) -> dict[str, Json]:
+    """The counters, once this one is above a number."""
+    until = time.monotonic() + PATIENCE_MS / 1000
+    while (found := counters(config)).get(name, 0) <= above:
+        assert time.monotonic() < until, f"{name} is not counted: {found}"
+    return found
+
+
+def refusal_of(client: Client, op: str) -> str | None:
+    """Why the caller may not do this; None if it may, whatever else is wrong."""
+    try:
+        client.call(op, {})
+    except RequestError as error:
+        return error.message if error.code == "unauthorized" else None
+    return None
+
+
+class TestTcp:
+    def test_is_refused_at_the_start_without_a_key_before_anything_is_loaded(self, keyed: Config) -> None:
+        def load(_: Config) -> Any:
+            pytest.fail("a model was loaded")
+
+        with (
+            pytest.raises(ConfigError, match="run `thorpolicy keys new NAME`"),
+            serving(keyed, load_engine=load),
+        ):
+            pass
+
+    def test_is_no_endpoint_of_a_daemon_alone(self, keyed: Config) -> None:
+        alone = replace(keyed, endpoint=keyed.tcp_endpoint)
+        with (
+            pytest.raises(ConfigError, match="of a CURVE key, with --tcp-endpoint tcp://127"),
+            serving(alone, load_engine=load_stub_engine),
+        ):
+            pass
+
+    def test_that_is_taken_is_said_to_be(self, keyed: Config) -> None:
+        Keys(keyed.keys_dir).new("desk", ("ask",), NOON)
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", int(keyed.tcp_endpoint.rpartition(":")[2])))
+            other.listen()
+            with (
+                pytest.raises(
+                    ConfigError, match=r"^cannot listen at tcp_endpoint .*: Address already in use"
+                ),
+                serving(keyed, load_engine=load_stub_engine),
+            ):
+                pass
+
+    def test_lets_the_holder_of_a_key_ask_and_records_its_name(self, keyed: Config) -> None:
+        path = Keys(keyed.keys_dir).new("desk", ("ask",), NOON)
+        with (
+            serving(keyed, load_engine=load_stub_engine),
+            Client(keyed.tcp_endpoint, key=path, timeout_ms=PATIENCE_MS) as own,
+        ):
+            reply = own.evaluate(READ)
+        with Reader(keyed.journal_path) as reader:
+            found = reader.trace(reply["context"]["decision_id"])
+        assert found["event"]["body"]["caller"] == {"transport": "tcp", "key": "desk"}
+        assert found["decision"]["caller_uid"] is None
+        assert verify(keyed.journal_path).ok
+
+    def test_roles_are_those_of_the_key_and_a_refusal_names_the_one_that_is_missing(
+        self, keyed: Config
+    ) -> None:
+        keys = Keys(keyed.keys_dir)
+        paths = {role: keys.new(role, (role,), NOON) for role in get_args(Role)}
+        allowed = {"status", "metrics"}
+        with serving(keyed, load_engine=load_stub_engine):
+            for role, path in paths.items():
+                with Client(keyed.tcp_endpoint, key=path, timeout_ms=PATIENCE_MS) as own:
+                    refused = {op: told for op in OPS if (told := refusal_of(own, op))}
+                assert set(ROLE_OF) - set(refused) == allowed | {op for op in ROLE_OF if ROLE_OF[op] == role}
+                for op, told in refused.items():
+                    assert f"the role {ROLE_OF[op]}, which the key {role!r} does not have" in told
+            counted = counters(keyed)
+        assert counted["refused_unauthorized"] == (len(paths) - 1) * (len(OPS) - len(allowed))
+        assert counted["keys_accepted"] == len(paths)
+
+    def test_a_wrong_key_gets_no_answer_and_is_counted(self, keyed: Config) -> None:
+        keys = Keys(keyed.keys_dir)
+        desk = held(keys.new("desk", ("ask",), NOON))
+        public, secret = zmq.curve_keypair()
+        with serving(keyed, load_engine=load_stub_engine):
+            with curve(keyed.tcp_endpoint, server=desk.server, public=public, secret=secret) as stranger:
+                stranger.send(frame())
+                counted(keyed, "keys_refused")
+                assert not stranger.poll(SILENCE_MS)
+            told = counters(keyed)
+            assert "requests_of_revoked_keys" not in told, "the handshake lets nothing in"
+            assert {"keys_accepted", "decisions_recorded"} & told.keys() == set()
+
+    def test_nobody_gets_in_without_curve_or_with_another_servers_key(self, keyed: Config) -> None:
+        desk = held(Keys(keyed.keys_dir).new("desk", ("ask",), NOON))
+        other, _ = zmq.curve_keypair()
+        with serving(keyed, load_engine=load_stub_engine):
+            with zmq.Context() as context, context.socket(zmq.DEALER) as plain:
+                plain.set(zmq.LINGER, 0)
+                plain.connect(keyed.tcp_endpoint)
+                plain.send(frame())
+                without = counted(keyed, "handshakes_failed")["handshakes_failed"]
+                assert not plain.poll(SILENCE_MS)
+            pair = {"public": desk.public.encode(), "secret": desk.secret.encode()}
+            with curve(keyed.tcp_endpoint, server=other.decode(), **pair) as misled:
+                misled.send(frame())
+                told = counted(keyed, "handshakes_failed", above=without)
+                assert not misled.poll(SILENCE_MS)
+            assert {"keys_accepted", "decisions_recorded"} & told.keys() == set()
+
+    def test_a_revoked_key_gets_no_answer_connected_or_not_and_is_counted(self, keyed: Config) -> None:
+        keys = Keys(keyed.keys_dir)
+        desk = held(keys.new("desk", ("ask", "record"), NOON))
+        place = {"server": desk.server, "public": desk.public.encode(), "secret": desk.secret.encode()}
+        with serving(keyed, load_engine=load_stub_engine), curve(keyed.tcp_endpoint, **place) as inside:
+            inside.send(frame())
+            assert "decision" in json.loads(inside.recv())
+            keys.revoke("desk", NOON)
+            inside.send(frame())
+            inside.send(frame("metrics"))
+            inside.send_multipart([b"several", b"frames", b"{"])
+            assert counted(keyed, "requests_of_revoked_keys", above=2)["requests_of_revoked_keys"] == 3
+            assert not inside.poll(SILENCE_MS)
+            with curve(keyed.tcp_endpoint, **place) as again:
+                again.send(frame())
+                told = counted(keyed, "keys_refused")
+                assert not again.poll(SILENCE_MS)
+        assert told["decisions_recorded"] == 1
+
+    def test_a_reply_that_is_due_when_a_key_is_revoked_is_not_sent_and_counted(self, keyed: Config) -> None:
+        keys = Keys(keyed.keys_dir)
+        desk = held(keys.new("desk", ("ask",), NOON))
+        place = {"server": desk.server, "public": desk.public.encode(), "secret": desk.secret.encode()}
+        with serving(keyed, load_engine=load_stub_engine), curve(keyed.tcp_endpoint, **place) as own:
+            with stalled(keyed.journal_path):
+                own.send(frame())
+                counted(keyed, "in_flight")
+                keys.revoke("desk", NOON)
+            told = counted(keyed, "replies_to_revoked_keys")
+            assert not own.poll(SILENCE_MS)
+        assert told["decisions_recorded"] == 1
+
+    def test_an_erasure_over_tcp_says_whose_key_wanted_it(self, keyed: Config) -> None:
+        path = Keys(keyed.keys_dir).new("desk", ("ask", "control"), NOON)
+        with (
+            serving(keyed, load_engine=load_stub_engine),
+            Client(keyed.tcp_endpoint, key=path, timeout_ms=PATIENCE_MS) as own,
+        ):
+            own.evaluate(READ)
+            assert own.upkeep(records.Upkeep(task="erase", actor="user:alice"))["own"] == 1
+        with closing(sqlite3.connect(keyed.journal_path)) as connection:
+            (body,) = connection.execute("SELECT body FROM events WHERE kind = 'erased'").fetchone()
+        assert (json.loads(body)["by_key"], json.loads(body)["by_uid"]) == ("desk", None)
+        assert verify(keyed.journal_path).ok
+
+    def test_a_socket_that_names_itself_is_refused_for_its_name_may_be_taken_over(
+        self, keyed: Config
+    ) -> None:
+        desk = held(Keys(keyed.keys_dir).new("desk", ("ask",), NOON))
+        place = {"server": desk.server, "public": desk.public.encode(), "secret": desk.secret.encode()}
+        with (
+            serving(keyed, load_engine=load_stub_engine),
+            curve(keyed.tcp_endpoint, **place, routing_id=b"desk") as own,
+            curve(keyed.tcp_endpoint, **place) as plain,
+        ):
+            own.send(frame())
+            assert "routing id" in json.loads(own.recv())["error"]["message"]
+            plain.send(frame())
+            assert "decision" in json.loads(plain.recv())
+
+    @pytest.mark.parametrize(
+        "garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\xff" + bytes(8) + b"\x7f\x03\x01CURVE", b"\0" * 999]
+    )
+    def test_bytes_that_are_no_handshake_do_no_harm(self, keyed: Config, garbage: bytes) -> None:
+        path = Keys(keyed.keys_dir).new("desk", ("ask",), NOON)
+        host, port = keyed.tcp_endpoint.removeprefix("tcp://").split(":")
+        with serving(keyed, load_engine=load_stub_engine):
+            for _ in range(20):
+                with socket.create_connection((host, int(port))) as raw:
+                    raw.sendall(garbage)
+            with Client(keyed.tcp_endpoint, key=path, timeout_ms=PATIENCE_MS) as own:
+                assert own.evaluate(READ)["context"]["decision_id"]
+            assert counters(keyed)["received"] == 2
+
+    def test_a_key_that_is_made_while_the_daemon_runs_counts_at_once(self, keyed: Config) -> None:
+        keys = Keys(keyed.keys_dir)
+        keys.new("first", ("ask",), NOON)
+        with serving(keyed, load_engine=load_stub_engine):
+            path = keys.new("second", ("ask",), NOON)
+            with Client(keyed.tcp_endpoint, key=path, timeout_ms=PATIENCE_MS) as own:
+                assert own.evaluate(READ)["decision"] in (True, False)
+
+    def test_a_daemon_whose_keys_are_all_revoked_starts_and_lets_nobody_in(self, keyed: Config) -> None:
+        keys = Keys(keyed.keys_dir)
+        keys.new("desk", ("ask",), NOON)
+        keys.revoke("desk", NOON)
+        with serving(keyed, load_engine=load_stub_engine), Client(keyed.endpoint) as local:
+            assert local.status()["tcp_endpoint"] == keyed.tcp_endpoint
+
+
+class TestClient:
+    def test_needs_a_key_for_tcp(self) -> None:
+        with pytest.raises(ConfigError, match="needs a key: --key FILE"):
+            Client("tcp://127.0.0.1:5555")
+
+    def test_is_told_at_once_that_its_key_does_not_count(self, keyed: Config) -> None:
+        keys = Keys(keyed.keys_dir)
+        path, kept = keys.new("desk", ("ask",), NOON), keyed.state_dir / "desk.key"
+        shutil.copy(path, kept)
+        keys.revoke("desk", NOON)
+        with (
+            serving(keyed, load_engine=load_stub_engine),
+            Client(keyed.tcp_endpoint, key=kept) as own,
+        ):
+            for _ in range(2):
+                with pytest.raises(Unreachable, match="does not know the key 'desk', or it was revoked"):
+                    own.status()
+            assert not own.alive()
+            assert counters(keyed)["keys_refused"] == 3
+
+    def test_is_told_by_silence_that_its_key_was_revoked_meanwhile(self, keyed: Config) -> None:
+        keys = Keys(keyed.keys_dir)
+        path = keys.new("desk", ("ask",), NOON)
+        with (
+            serving(keyed, load_engine=load_stub_engine),
+            Client(keyed.tcp_endpoint, key=path, timeout_ms=SILENCE_MS) as own,
+        ):
+            assert own.alive()
+            keys.revoke("desk", NOON)
+            with pytest.raises(Unreachable, match="gives none once the key 'desk' is revoked"):
+                own.status()
+
+    def test_trusts_no_other_server(self, keyed: Config, tmp_path: Path) -> None:
+        Keys(keyed.keys_dir).new("desk", ("ask",), NOON)
+        elsewhere = Keys(tmp_path).new("desk", ("ask",), NOON)
+        with (
+            serving(keyed, load_engine=load_stub_engine),
+            Client(keyed.tcp_endpoint, key=elsewhere) as own,
+            pytest.raises(Unreachable, match="is not the daemon that made the key 'desk'"),
+        ):
+            own.status()
+
+    def test_that_is_honest_fails_no_handshake(self, keyed: Config) -> None:
+        path = Keys(keyed.keys_dir).new("desk", ("ask",), NOON)
+        with serving(keyed, load_engine=load_stub_engine):
+            with Client(keyed.tcp_endpoint, key=path, timeout_ms=PATIENCE_MS) as own:
+                assert own.alive()
+                own.evaluate(READ)
+            assert "handshakes_failed" not in counters(keyed)
+
+    def test_survives_a_restart_of_the_daemon(self, keyed: Config) -> None:
+        path = Keys(keyed.keys_dir).new("desk", ("ask",), NOON)
+        with Client(keyed.tcp_endpoint, key=path, timeout_ms=PATIENCE_MS) as own:
+            for _ in range(2):
+                with serving(keyed, load_engine=load_stub_engine):
+                    assert own.evaluate(READ)["context"]["decision_id"]
+
+    def test_nobody_there_is_said_at_once(self, keyed: Config) -> None:
+        path = Keys(keyed.keys_dir).new("desk", ("ask",), NOON)
+        with (
+            Client(keyed.tcp_endpoint, key=path) as own,
+            pytest.raises(Unreachable, match="no daemon listens"),
+        ):
+            own.status()
+
+    def test_nothing_is_kept_in_the_journal_here_for_a_daemon_elsewhere(self, keyed: Config) -> None:
+        path = Keys(keyed.keys_dir).new("desk", ("ask",), NOON)
+        elsewhere = replace(keyed, endpoint=keyed.tcp_endpoint, tcp_endpoint="", key=str(path))
+        for call in (
+            lambda: journal_access.keep(elsewhere, records.Node(type="goal", title="Ship")),
+            lambda: journal_access.tend(elsewhere, records.Upkeep(task="checkpoint")),
+        ):
+            with pytest.raises(Unreachable):
+                call()
+        assert not keyed.journal_path.exists()
+
+
+# ---------------------------------------------------------------- on the ipc socket
+
+
+#: A client that becomes another user, sends what it is given line by line, and prints what it is told.
+OTHER_USER = """
+import os, sys, zmq
+endpoint, uid = sys.argv[1:]
+os.setgroups([])
+os.setgid(int(uid))
+os.setuid(int(uid))
+with zmq.Context() as context, context.socket(zmq.REQ) as opened:
+    opened.set(zmq.LINGER, 0)
+    opened.set(zmq.RCVTIMEO, 20_000)
+    opened.connect(endpoint)
+    for line in sys.stdin.buffer:
+        opened.send(line)
+        print(opened.recv().decode())
+"""
+
+
+def told_to_another_user(config: Config, *frames: bytes) -> list[dict[str, Json]]:
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER_USER, config.endpoint, str(STRANGER_UID)],
+        input=b"\n".join(frames),
+        capture_output=True,
+        check=True,
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+class TestAnotherUser:
+    @pytest.fixture
+    def opened(self, config: Config) -> Config:
+        config.state_dir.chmod(0o711)
+        return replace(config, socket_mode=0o666)
+
+    def test_may_ask_and_record_and_nothing_else_and_the_rest_is_not_even_read(self, opened: Config) -> None:
+        with serving(opened, load_engine=load_stub_engine):
+            asked = told_to_another_user(
+                opened,
+                frame(),
+                frame("node", record={"type": "goal", "title": "Ship"}),
+                frame("status"),
+                *(frame(op, record="malformed") for op in ("review", "approve", "upkeep", "control")),
+            )
+            told = counters(opened)
+        assert [next(iter(reply.keys() - {"v", "id", "context"})) for reply in asked] == [
+            "decision", "recorded", "status", "error", "error", "error", "error",
+        ]  # fmt: skip
+        for reply, role in zip(asked[3:], ("review", "approve", "control", "control"), strict=True):
+            assert reply["error"]["code"] == "unauthorized"
+            assert (
+                f"needs the role {role}, which uid {STRANGER_UID} does not have" in reply["error"]["message"]
+            )
+        assert told["refused_unauthorized"] == 4
+        assert "decision" in asked[0]
+
+    def test_may_do_what_the_settings_say(self, opened: Config) -> None:
+        given = replace(opened, roles=(f"uid:{STRANGER_UID}=control",))
+        with serving(given, load_engine=load_stub_engine):
+            upkeep, control, ask = told_to_another_user(
+                given,
+                frame("upkeep", record={"task": "checkpoint"}),
+                frame("control", record={"task": "reload"}),
+                frame(),
+            )
+        assert upkeep["done"]["checkpoint"] > 0
+        assert control["done"]["refused"] == {}
+        assert ask["error"]["code"] == "unauthorized"
+
+    def test_without_any_role_may_not_even_ask_how_it_goes(self, opened: Config) -> None:
+        with serving(replace(opened, roles=()), load_engine=load_stub_engine):
+            (reply,) = told_to_another_user(opened, frame("status"))
+        assert "needs one of the roles ask, record, approve, review, control" in reply["error"]["message"]
+
+
+# ---------------------------------------------------------------- commands
+
+
+class TestCommands:
+    @pytest.fixture
+    def run(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> Any:
+        monkeypatch.setenv("THOR_POLICY_STATE_DIR", str(config.state_dir))
+
+        def call(*arguments: str) -> tuple[int, str]:
+            found = CliRunner().invoke(cli, arguments)
+            return found.exit_code, found.output
+
+        return call
+
+    def test_make_list_and_revoke_keys(self, run: Any, config: Config) -> None:
+        path = config.state_dir / "keys" / "desk.key"
+        assert run("keys", "new", "desk", "--role", "ask", "--role", "review") == (0, f"{path}\n")
+        code, listed = run("keys", "list", "--json")
+        (known,) = json.loads(listed)
+        assert (known["name"], known["roles"], known["public"]) == (
+            "desk",
+            ["ask", "review"],
+            held(path).public,
+        )
+        assert held(path).secret not in listed
+        assert run("keys", "new", "desk")[0] == 2
+        assert run("keys", "revoke", "desk")[0] == 0
+        assert json.loads(run("keys", "list", "--json")[1])[0]["revoked_at"]
+        assert run("keys", "new")[0] == 2
+        assert run("keys", "new", "--server") == (0, f"{config.state_dir / 'keys' / 'server.pub'}\n")
+        assert code == 0
+
+    def test_ask_a_daemon_elsewhere_by_the_name_or_the_file_of_a_key(self, run: Any, keyed: Config) -> None:
+        path = Keys(keyed.keys_dir).new("desk", ("ask",), NOON)
+        with ExitStack() as stack:
+            stack.enter_context(serving(keyed, load_engine=load_stub_engine))
+            for key in ("desk", str(path)):
+                place = ("--endpoint", keyed.tcp_endpoint, "--key", key)
+                code, told = run("ask", json.dumps(READ), "--json", *place)
+                assert (code, "decision_id" in told) == (0, True)
+                assert run("status", *place)[0] == 0
+                assert run("log", "checkpoint", *place)[0] == 4
+            assert run("ask", json.dumps(READ), "--endpoint", keyed.tcp_endpoint)[0] == 2

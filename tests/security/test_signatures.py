@@ -1,0 +1,275 @@
+"""Signed packs: what counts as signed, who may have signed, and that nothing else is ever loaded."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+from cryptography.hazmat.primitives.asymmetric import ed25519
+
+from tests.build import write_pack
+from thor_policy.cli.main import cli
+from thor_policy.client.blocking import Client
+from thor_policy.config import Config
+from thor_policy.core.decisions import PackInfo
+from thor_policy.core.errors import PackError, RequestError
+from thor_policy.core.records import Control
+from thor_policy.daemon.loading import load_pack
+from thor_policy.daemon.service import serving
+from thor_policy.policy import pack_files
+from thor_policy.policy.lint import lint_pack
+from thor_policy.security import signatures
+from thor_policy.security.signatures import Key
+from thor_policy.testing import load_stub_engine
+
+#: A key whose private half is the bytes 0 to 31, and its id.
+KEY = Key(ed25519.Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
+OTHER = Key(ed25519.Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33))))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_pack(tmp_path / "small")
+
+
+@pytest.fixture
+def public(tmp_path: Path) -> str:
+    KEY.put_public(tmp_path / "key.pub")
+    return str(tmp_path / "key.pub")
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> str:
+    OTHER.put_public(tmp_path / "other.pub")
+    return str(tmp_path / "other.pub")
+
+
+def sign(folder: Path, key: Key = KEY) -> signatures.PackSignature:
+    return signatures.sign_pack(pack_files.load(folder).info, folder / pack_files.SIGNATURE, key)
+
+
+# ---------------------------------------------------------------- what counts
+
+
+def test_a_signed_pack_loads_and_the_signature_is_no_part_of_its_digest(folder: Path, public: str) -> None:
+    before = pack_files.load(folder)
+    told = sign(folder)
+    after = pack_files.load(folder, [public])
+    assert after.info == before.info
+    assert (told.name, told.version, told.sha256, told.key) == ("small", "1", before.info.sha256, KEY.key)
+    assert lint_pack(after) == lint_pack(before)
+
+
+def test_the_form_of_what_is_signed_is_fixed(folder: Path) -> None:
+    told = sign(folder)
+    assert told.signed == f"thor-policy pack 1\n{told.sha256}\nsmall\n1\n{KEY.key}\n".encode()
+    assert signatures._promotion("{}", "ab" * 32, KEY.key) == (
+        b"thor-policy promotion 1\n44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a\n"
+        + b"ab" * 32
+        + f"\n{KEY.key}\n".encode()
+    )
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not on this machine")
+def test_openssl_finds_the_signature_good(folder: Path, public: str, tmp_path: Path) -> None:
+    told = sign(folder)
+    (tmp_path / "lines").write_bytes(told.signed)
+    (tmp_path / "signature").write_bytes(bytes.fromhex(told.signature))
+    command = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", public, "-rawin", "-in"]
+    command += [str(tmp_path / "lines"), "-sigfile", str(tmp_path / "signature")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "Verified Successfully" in done.stdout
+
+
+def test_an_unsigned_pack_is_refused_with_pack_key_and_cure(folder: Path, public: str) -> None:
+    with pytest.raises(
+        PackError,
+        match=rf"small 1 in .*small: is not signed \(trusted keys: {KEY.key}\); sign it with a key of "
+        r"pack_keys: thorpolicy packs sign .*small --key FILE",
+    ):
+        pack_files.load(folder, [public])
+
+
+def test_a_key_that_nobody_named_does_not_count(folder: Path, public: str) -> None:
+    sign(folder, OTHER)
+    with pytest.raises(PackError, match=f"its key {OTHER.key} is not among the trusted ones .*{KEY.key}"):
+        pack_files.load(folder, [public])
+
+
+def test_of_two_keys_either_counts_so_that_a_key_can_be_rotated(
+    folder: Path, public: str, other: str
+) -> None:
+    for key in (KEY, OTHER):
+        sign(folder, key)
+        assert pack_files.load(folder, [public, other]).info.name == "small"
+    with pytest.raises(PackError, match="is not among the trusted ones"):
+        pack_files.load(folder, [public])
+
+
+def test_a_signature_under_the_name_of_another_key_is_wrong(folder: Path, public: str, other: str) -> None:
+    told = msgspec.structs.replace(sign(folder), key=OTHER.key)
+    (folder / pack_files.SIGNATURE).write_bytes(signatures._text(told))
+    with pytest.raises(PackError, match=r"pack\.sig counts for nothing: its signature is wrong"):
+        pack_files.load(folder, [public, other])
+
+
+def test_the_signature_of_another_pack_is_none_of_this_one(folder: Path, public: str, tmp_path: Path) -> None:
+    elsewhere = write_pack(tmp_path / "elsewhere", version="2")
+    sign(elsewhere)
+    shutil.copy(elsewhere / pack_files.SIGNATURE, folder)
+    with pytest.raises(PackError, match=f"is not what the key {KEY.key} signed: .*signed was small 2 with"):
+        pack_files.load(folder, [public])
+
+
+@contextmanager
+def altered(path: Path) -> Iterator[bytes]:
+    content = path.read_bytes()
+    yield content
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", pack_files.FILES)
+def test_a_flip_of_any_byte_of_any_file_is_refused(folder: Path, public: str, name: str) -> None:
+    sign(folder)
+    with altered(folder / name) as content:
+        for place in range(len(content)):
+            flipped = bytearray(content)
+            flipped[place] ^= 1
+            (folder / name).write_bytes(flipped)
+            with pytest.raises(PackError):
+                pack_files.load(folder, [public])
+    assert pack_files.load(folder, [public])
+
+
+def test_a_flip_of_any_bit_of_the_signature_is_refused(folder: Path, public: str) -> None:
+    sign(folder)
+    info, path = pack_files.load(folder).info, folder / pack_files.SIGNATURE
+    with altered(path) as content:
+        for place in range(8 * len(content)):
+            flipped = bytearray(content)
+            flipped[place // 8] ^= 1 << place % 8
+            path.write_bytes(flipped)
+            with pytest.raises(PackError):
+                signatures.check_pack(info, path, [Path(public)])
+        for also in (content + b" ", content.rstrip(), content.replace(b": ", b":"), content * 2, b""):
+            path.write_bytes(also)
+            with pytest.raises(PackError, match=r"pack\.sig "):
+                signatures.check_pack(info, path, [Path(public)])
+    assert signatures.check_pack(info, path, [Path(public)]).key == KEY.key
+
+
+def test_an_upper_case_signature_is_not_the_one_that_was_written(folder: Path, public: str) -> None:
+    told = sign(folder)
+    path = folder / pack_files.SIGNATURE
+    path.write_bytes(path.read_bytes().replace(told.signature.encode(), told.signature.upper().encode()))
+    with pytest.raises(PackError, match=r"pack\.sig .*Expected `str` matching regex"):
+        pack_files.load(folder, [public])
+
+
+@pytest.mark.parametrize("version", ["two words", "1\n2", "ä", "", "x" * 65])
+def test_a_version_that_is_no_line_of_its_own_cannot_be_signed(tmp_path: Path, version: str) -> None:
+    info = PackInfo(name="small", version=version, sha256="ab" * 32)
+    with pytest.raises(PackError, match="cannot be signed; make it 1 to 64 printable ASCII characters"):
+        signatures.sign_pack(info, tmp_path / pack_files.SIGNATURE, KEY)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_trusted_key_that_cannot_be_read_refuses_every_pack(folder: Path, tmp_path: Path) -> None:
+    sign(folder)
+    (tmp_path / "none.pub").write_text("not a key")
+    for name, told in (("none.pub", "is no Ed25519 public key in PEM"), ("gone.pub", "No such file")):
+        with pytest.raises(PackError, match=rf"pack_keys: the public key .*{name} .*{told}"):
+            pack_files.load(folder, [str(tmp_path / name)])
+
+
+# ---------------------------------------------------------------- the daemon
+
+
+def test_no_daemon_starts_with_a_pack_that_nobody_signed(config: Config, folder: Path, public: str) -> None:
+    told = replace(config, pack=str(folder), pack_keys=(public,))
+    with (
+        pytest.raises(PackError, match="is not signed"),
+        serving(told, load_engine=load_stub_engine),
+    ):
+        pass
+    sign(folder)
+    assert load_pack(told).info.name == "small"
+
+
+@pytest.mark.parametrize("task", ["load", "activate", "shadow"])
+def test_a_daemon_loads_activates_and_shadows_signed_packs_alone(
+    config: Config, folder: Path, public: str, tmp_path: Path, task: str
+) -> None:
+    second = write_pack(tmp_path / "second", version="2", system="Judge.")
+    sign(folder)
+    with (
+        serving(
+            replace(config, pack=str(folder), pack_keys=(public,)), load_engine=load_stub_engine
+        ) as served,
+        Client(served.endpoint) as client,
+    ):
+        control = msgspec.convert({"task": task, "pack": str(second)}, Control)
+        with pytest.raises(RequestError, match=r"small 2 in .*second: is not signed"):
+            client.control(control)
+        assert len(client.status()["packs"]) == 1
+        sign(second)
+        client.control(control)
+        assert [one["version"] for one in client.status()["packs"]] in (["1", "2"], ["2", "1"])
+
+
+def test_a_reload_refuses_what_was_altered_and_the_old_pack_goes_on(
+    config: Config, folder: Path, public: str
+) -> None:
+    sign(folder)
+    told = replace(config, pack=str(folder), pack_keys=(public,))
+    with serving(told, load_engine=load_stub_engine) as served, Client(served.endpoint) as client:
+        write_pack(folder, version="2", system="Judge otherwise.")
+        ((which, why),) = client.control(Control(task="reload"))["refused"].items()
+        assert which.startswith("small@1 (")
+        assert "is not what the key" in why
+        assert client.status()["pack"]["version"] == "1"
+        sign(folder)
+        assert client.control(Control(task="reload"))["refused"] == {}
+        assert client.status()["pack"]["version"] == "2"
+
+
+# ---------------------------------------------------------------- the commands
+
+
+def test_sign_makes_a_key_and_verify_finds_the_pack_signed_by_it(folder: Path, tmp_path: Path) -> None:
+    key = tmp_path / "keys" / "release.key"
+    done = CliRunner().invoke(cli, ["packs", "sign", str(folder), "--key", str(key), "--json"])
+    assert done.exit_code == 0, done.output
+    told = msgspec.json.decode(done.stdout)
+    assert "made a new key" in done.stderr  # a mistyped path shows
+    assert key.stat().st_mode & 0o777 == 0o600
+    again = CliRunner().invoke(cli, ["packs", "sign", str(folder), "--key", str(key)])
+    assert (again.exit_code, again.stderr) == (0, "")
+    verified = CliRunner().invoke(cli, ["packs", "verify", str(folder), "--pack-keys", f"{key}.pub"])
+    assert (verified.exit_code, verified.output) == (
+        0,
+        f"small 1 {told['sha256']} is signed by the key {told['key']}\n",
+    )
+    (folder / "system.md").write_text("Allow everything.\n")
+    refused = CliRunner().invoke(cli, ["packs", "verify", str(folder), "--pack-keys", f"{key}.pub"])
+    assert refused.exit_code == 2
+    assert "is not what the key" in refused.output
+    unknown = CliRunner().invoke(cli, ["packs", "verify", str(folder)])
+    assert unknown.exit_code == 2
+
+
+def test_a_key_that_others_may_read_signs_nothing(folder: Path, tmp_path: Path) -> None:
+    key = tmp_path / "release.key"
+    Key.open(key)
+    key.chmod(0o644)
+    done = CliRunner().invoke(cli, ["packs", "sign", str(folder), "--key", str(key)])
+    assert done.exit_code == 2
+    assert "has mode 0644, so others may come at it; run `chmod 600` on it" in done.output
+    assert not (folder / pack_files.SIGNATURE).exists()

@@ -1,0 +1,91 @@
+"""Coverage: the clauses that answers cite and the rules that questions set off, and what none reaches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from thor_policy.config import data_path
+from thor_policy.policy import pack_files
+from thor_policy.policy.pack import Pack
+from thor_policy.suites import suite_files
+from thor_policy.suites.coverage import Coverage, cover
+from thor_policy.suites.scenarios import Expectation, Scenario
+from thor_policy.suites.verdicts import Result
+
+AT = 1_767_279_600.0
+
+
+def answered(scenario: Scenario, *clauses: str, outcome: str | None = "deny") -> Result:
+    status: Any = "passed" if outcome else "error"
+    return Result(scenario=scenario, status=status, outcome=outcome, answer={"clauses": clauses})
+
+
+@pytest.fixture
+def suspended() -> Scenario:
+    """Rules deny it by clause R1."""
+    return Scenario(
+        id="S1",
+        title="A suspended account",
+        difficulty="easy",
+        situation={
+            "actor_id": "user:kofi",
+            "action_type": "push",
+            "resource": "repo:billing",
+            "identity_metrics": {"account": "suspended"},
+        },
+        expect=Expectation(outcome="deny"),
+    )
+
+
+def test_every_clause_and_rule_of_the_pack_is_counted(shipped_pack: Pack, suspended: Scenario) -> None:
+    found = cover(shipped_pack, [answered(suspended, "R1", "R1", "R2"), answered(suspended, "R1")], AT)
+    fired = shipped_pack.book.apply(suspended.evaluation(), AT).rules
+    assert (found.pack, found.scenarios) == (shipped_pack.info.name, 2)
+    assert list(found.clauses) == list(shipped_pack.clauses)
+    assert (found.clauses["R1"], found.clauses["R2"], found.clauses["R3"]) == (2, 1, 0)
+    assert list(found.rules) == [rule.id for rule in shipped_pack.book.rules]
+    assert fired
+    assert {name: count for name, count in found.rules.items() if count} == dict.fromkeys(fired, 2)
+
+
+def test_what_was_never_reached_is_named_and_the_lower_share_counts() -> None:
+    found = Coverage(
+        pack="p", scenarios=3, clauses={"R1": 2, "R2": 0}, rules={"a": 0, "b": 1, "c": 0, "d": 0}
+    )
+    assert (found.never_cited, found.never_fired, found.share) == (("R2",), ("a", "c", "d"), 0.25)
+    assert Coverage(pack="p", scenarios=0, clauses={"R1": 1}, rules={}).share == 1.0
+
+
+def test_a_scenario_without_an_answer_covers_nothing(shipped_pack: Pack, suspended: Scenario) -> None:
+    found = cover(shipped_pack, [answered(suspended, outcome=None)], AT)
+    assert (found.scenarios, found.share) == (0, 0.0)
+    assert not any(found.rules.values())
+
+
+#: Rules that no scenario of the suite of their pack sets off; the suites are frozen.
+UNREACHED = {
+    "agent-tools": ("metadata-address", "unreadable-call"),
+    "device-operations": (
+        "battery-too-low",
+        "locked-out",
+        "footage-leaves",
+        "lock-unknown",
+        "version-unknown",
+        "unknown-operation",
+    ),
+    "discount-approval": ("long-price", "plain-and-small"),
+    "invoice-exception": ("three-way-match",),
+    "team-governance": ("unreadable-subject", "automation-privileged"),
+    "trade-risk": ("deep-drawdown", "conduct", "plain-exit"),
+}
+
+
+@pytest.mark.parametrize("path", suite_files.available(data_path("scenarios")), ids=lambda path: path.stem)
+def test_the_suites_that_ship_set_off_every_rule_but_these(path: Path) -> None:
+    loaded = suite_files.load(path)
+    pack = pack_files.load(pack_files.find(loaded.pack, data_path("prompts")))
+    found = cover(pack, [answered(scenario) for scenario in loaded.scenarios], AT)
+    assert found.never_fired == UNREACHED[loaded.name]

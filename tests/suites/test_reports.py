@@ -1,0 +1,302 @@
+"""What other programs and people get of a run: a JUnit file that is well-formed and right, and one page."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import struct
+import subprocess
+import tempfile
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from tests.build import JUDGE, answered, error, many, run_of, skipped
+from thor_policy.suites.baselines import Gate
+from thor_policy.suites.figures import figures
+from thor_policy.suites.html_report import page
+from thor_policy.suites.junit import could_not_run, junit
+from thor_policy.suites.run_files import Item, Run
+
+#: What a scenario of a stranger may say.
+HOSTILE = (
+    "<script>document.title='owned'</script><img src=x onerror=alert(1)>]]>&{{ 7*7 }}\x00\x1b[2J\u202e\ud800"
+)
+
+MIXED = run_of(
+    answered("Q1"),
+    answered("Q2", "allow", misses=("answered allow, expected deny",)),
+    skipped("Q3", misses=("needs a calendar",)),
+    error("Q4", misses=("busy: the queue is full",)),
+    answered("Q1", suite="other", total_ms=50.0),
+)
+PASSED = run_of(answered("Q1"), answered("Q2"))
+
+
+# ---------------------------------------------------------------- JUnit
+
+#: The common schema: attributes that must be there, that may be, and children in their order.
+SHAPE: dict[str, tuple[set[str], set[str], tuple[str, ...]]] = {
+    "testsuites": ({"name", "tests", "failures", "errors", "time"}, set(), ("testsuite",)),
+    "testsuite": (
+        {"name", "tests", "failures", "errors", "skipped", "time", "timestamp", "hostname"},
+        set(),
+        ("properties", "testcase"),
+    ),
+    "properties": (set(), set(), ("property",)),
+    "property": ({"name", "value"}, set(), ()),
+    "testcase": ({"name", "classname", "time"}, set(), ("skipped", "error", "failure", "system-out")),
+    "skipped": ({"message"}, set(), ()),
+    "failure": ({"message", "type"}, set(), ()),
+    "error": ({"message", "type"}, set(), ()),
+    "system-out": (set(), set(), ()),
+}
+
+
+def checked(xml: bytes) -> ElementTree.Element:
+    """The root of a JUnit file that keeps to the schema and counts what it holds."""
+    root = ElementTree.fromstring(xml)  # noqa: S314  (our own)
+    assert root.tag == "testsuites"
+    for element in root.iter():
+        needed, optional, children = SHAPE[element.tag]
+        assert needed <= set(element.attrib) <= needed | optional, element.tag
+        order = [children.index(child.tag) for child in element]
+        assert order == sorted(order), element.tag
+        if "time" in element.attrib:
+            assert re.fullmatch(r"\d+\.\d{3}", element.attrib["time"])
+    for suite in root:
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", suite.attrib["timestamp"])
+        cases = suite.findall("testcase")
+        assert int(suite.attrib["tests"]) == len(cases)
+        for kind, counted in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
+            assert int(suite.attrib[counted]) == sum(case.find(kind) is not None for case in cases)
+        assert all(sum(child.tag != "system-out" for child in case) <= 1 for case in cases)
+    for counted in ("tests", "failures", "errors"):
+        assert int(root.attrib[counted]) == sum(int(suite.attrib[counted]) for suite in root)
+    return root
+
+
+def fallen(root: ElementTree.Element) -> int:
+    return int(root.attrib["failures"]) + int(root.attrib["errors"])
+
+
+def test_a_suite_is_a_suite_and_a_scenario_a_case() -> None:
+    root = checked(junit(MIXED))
+    assert [suite.attrib["name"] for suite in root] == ["trial", "other"]
+    trial = root[0]
+    assert {k: trial.attrib[k] for k in ("tests", "failures", "errors", "skipped", "time")} == {
+        "tests": "4", "failures": "1", "errors": "1", "skipped": "1", "time": "0.400",
+    }  # fmt: skip
+    first, second, third, fourth = trial.findall("testcase")
+    assert (first.attrib["name"], first.attrib["classname"]) == ("Q1 About Q1", "trial")
+    assert len(first) == 0
+    failure = second.find("failure")
+    assert failure is not None
+    assert (failure.attrib, failure.text) == (
+        {"message": "answered allow, expected deny", "type": "loose"},
+        "answered allow, expected deny",
+    )
+    assert [child.tag for child in third] == ["skipped"]
+    assert [child.tag for child in fourth] == ["error"]
+
+
+def test_a_case_names_its_decision() -> None:
+    root = checked(junit(run_of(answered("Q1", decision_id="0198"))))
+    assert root.findtext("testsuite/testcase/system-out") == "decision 0198: deny, by model"
+
+
+def test_it_says_what_was_judged() -> None:
+    told = {one.get("name"): one.get("value") for one in checked(junit(PASSED)).iter("property")}
+    assert told["model.small"] == f"tiny-q4 {JUDGE.model_sha256}"
+    assert told["pack.small"] == f"1.0.0 {JUDGE.pack.sha256}"
+
+
+def test_repeats_are_one_case_that_fails_if_one_round_did() -> None:
+    rounds = [answered("Q1", round=1), answered("Q1", "mfa", round=2), answered("Q1", round=3)]
+    root = checked(junit(run_of(*rounds, repeats=3)))
+    assert (root.attrib["tests"], root.attrib["failures"], root.attrib["time"]) == ("1", "1", "0.300")
+
+
+def test_under_a_gate_the_gate_alone_fails() -> None:
+    failing = run_of(answered("Q1", "mfa", misses=("answered mfa",)))
+    passed = checked(junit(failing, Gate(reasons=(), comparisons={})))
+    assert fallen(passed) == 0
+    kept = passed.find("testsuite/testcase/skipped")
+    assert kept is not None
+    assert kept.attrib["message"] == "failed; the gate decides: answered mfa"
+    stopped = checked(junit(failing, Gate(reasons=("Q1 is newly loosened", "and more"), comparisons={})))
+    assert (stopped.attrib["tests"], fallen(stopped)) == ("2", 1)
+    assert stopped[-1].attrib["name"] == "gate"
+
+
+def test_a_run_that_could_not_be_is_a_case_in_error() -> None:
+    root = checked(could_not_run("no scenario to run", "2026-05-13T10:00:00Z"))
+    assert (root.attrib["tests"], root.attrib["errors"]) == ("1", "1")
+
+
+@given(st.text())
+def test_it_is_well_formed_whatever_a_scenario_says(text: str) -> None:
+    told: dict[str, Any] = {"title": text, "misses": (text,), "suite": text, "tags": (text,)}
+    root = checked(junit(run_of(answered("Q1", "allow", **told), error("Q2", **told))))
+    assert fallen(root) == 2
+    checked(could_not_run(text, "2026-05-13T10:00:00Z"))
+
+
+def test_what_xml_cannot_say_is_shown_by_its_code() -> None:
+    root = checked(junit(run_of(answered("Q1", title=HOSTILE))))
+    name = root[0].findall("testcase")[0].attrib["name"]
+    assert name.startswith("Q1 <script>document.title=")
+    assert "\\x00\\x1b[2J" in name
+
+
+# ---------------------------------------------------------------- the page
+
+
+class Read(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        #: Text outside of every element that keeps a change of writing direction to itself.
+        self.loose = ""
+        self._inside: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("bdi", "text", "title"):
+            self._inside.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._inside and tag == self._inside[-1]:
+            self._inside.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        self.loose += "" if self._inside else data
+
+
+def shown(run: Run, gate: Gate | None = None) -> str:
+    return page(run, figures(run), gate)
+
+
+def words(html: str) -> str:
+    return " ".join(Read(html).text.split())
+
+
+def test_the_page_begins_with_the_verdict() -> None:
+    for run, verdict in (
+        (PASSED, "All passed"),
+        (MIXED, "2 of 4 did not pass"),
+        (run_of(skipped("Q1")), "Nothing was asked"),
+        (run_of(), "Nothing was asked"),
+    ):
+        assert f"<h1>{verdict}</h1>" in shown(run)
+    assert "<h1>The gate is passed</h1>" in shown(MIXED, Gate(reasons=(), comparisons={}))
+    stopped = shown(PASSED, Gate(reasons=("Q1 is newly loosened",), comparisons={}))
+    assert "<h1>The gate is not passed</h1>" in stopped
+    assert "Q1 is newly loosened" in stopped
+
+
+def test_the_page_tells_every_scenario_and_each_figure_with_its_interval() -> None:
+    told = words(shown(MIXED))
+    for expected in (
+        "About Q1", "answered allow, expected deny", "busy: the queue is full", "needs a calendar",
+        "2 of 4passed 15 to 85 %", "What did not pass (2)", "Skipped (1)", "Passed (2)",
+        "rules alone", "model alone, where it was asked", "always the commonest outcome",
+        "expected calibration error", "model: 3, median 100 ms", "tiny-q4", "a desk",
+    ):  # fmt: skip
+        assert expected in told, expected
+
+
+def test_flips_are_shown_where_scenarios_were_repeated() -> None:
+    rounds = [answered("Q1", round=1), answered("Q1", "mfa", round=2)]
+    told = words(shown(run_of(*rounds, repeats=2)))
+    assert "deny, mfa; probabilities moved by up to 0.700" in told
+    assert "k = 1: 50.0 %, k = 2: 0.0 %" in told
+    assert "No scenario was answered differently in any of 2 rounds" in words(
+        shown(run_of(answered("Q1", round=1), answered("Q1", round=2), repeats=2))
+    )
+    assert "Flips" not in words(shown(MIXED))
+
+
+def hostile() -> Run:
+    """A run in which every name and text is a stranger's."""
+    told: dict[str, Any] = {"title": HOSTILE, "misses": (HOSTILE,), "suite": HOSTILE, "pack": HOSTILE}
+    told |= {"tags": (HOSTILE,), "difficulty": HOSTILE, "decision_id": HOSTILE}
+    judge = replace(JUDGE, pack=replace(JUDGE.pack, name=HOSTILE, version=HOSTILE), model=HOSTILE)
+    items: list[Item] = [answered(f"{HOSTILE}{n}", "allow", **told) for n in range(3)]
+    items += [answered("Q1", "deny", round=turn, tier=HOSTILE, **told) for turn in (1, 2)]
+    items += [answered("Q1", "allow", round=3, **told), error("Q2", **told)]
+    return run_of(*items, judges=(judge,), machine=HOSTILE, selection=HOSTILE, repeats=3)
+
+
+def test_what_a_stranger_wrote_stays_text() -> None:
+    html = shown(hostile(), Gate(reasons=(HOSTILE,), comparisons={}))
+    found = Read(html)
+    assert not {"script", "img", "iframe", "object", "link", "base", "form"} & {tag for tag, _ in found.tags}
+    assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
+    assert "{{ 7*7 }}" in found.text
+    assert "7*7" not in found.loose  # nor does it turn round what stands beside it
+    assert html.encode("utf-8")
+
+
+def test_the_page_needs_nothing_but_itself_and_forbids_the_rest() -> None:
+    found = Read(shown(MIXED))
+    fetched = {"src", "href", "srcset", "data", "action", "xlink:href", "background"}
+    assert not [attributes for _, attributes in found.tags if fetched & set(attributes)]
+    policies = [a["content"] for tag, a in found.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policies == ["default-src 'none'; style-src 'unsafe-inline'"]
+    assert "url(" not in shown(MIXED)
+    assert "@import" not in shown(MIXED)
+
+
+#: Names under which a browser that takes pictures without a screen may be found; CHROMIUM names another.
+BROWSERS = (
+    "chromium",
+    "chromium-headless-shell",
+    "chrome-headless-shell",
+    "google-chrome",
+    "chromium-browser",
+)
+BROWSER = next(filter(None, map(shutil.which, (os.environ.get("CHROMIUM", ""), *BROWSERS))), None)
+
+
+def photograph(html: str, width: int, picture: Path) -> tuple[int, int]:
+    """Open a page in a browser and take a picture of it; returns width and height in pixels."""
+    assert BROWSER is not None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "report.html"
+        file.write_text(html, encoding="utf-8")
+        command = [
+            BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
+            f"--user-data-dir={folder}/profile", f"--window-size={width},2400", f"--screenshot={picture}",
+            file.as_uri(),
+        ]  # fmt: skip
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+    head = picture.read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    size: tuple[int, int] = struct.unpack(">II", head[16:24])
+    return size
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on the path, nor named by CHROMIUM")
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_browser_shows_the_page(tmp_path: Path, width: int) -> None:
+    items = [replace(item, suite=suite, pack=suite) for suite in ("small", "other") for item in many(20, 10)]
+    judges = tuple(replace(JUDGE, pack=replace(JUDGE.pack, name=name)) for name in ("small", "other"))
+    html = shown(run_of(*items, judges=judges))
+    picture = tmp_path / "report.png"
+    assert photograph(html, width, picture) == (width, 2400)
+    blank = tmp_path / "blank.png"
+    photograph("<!doctype html><title>blank</title>", width, blank)
+    assert picture.stat().st_size > 10 * blank.stat().st_size

@@ -1,0 +1,204 @@
+"""The client for asyncio.
+
+Owns one socket and the calls that wait on it. Invariant: each call returns the reply to that call or
+raises; a reply that comes after its timeout is dropped. Belongs to one event loop, with as many calls as
+are awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Unpack
+
+import zmq
+import zmq.asyncio
+
+from thor_policy.client.connection import _Way
+from thor_policy.client.requests import (
+    _METRICS,
+    _STATUS,
+    Tracked,
+    _control,
+    _evaluation,
+    _id_of,
+    _kept,
+    _new_ids,
+    _Request,
+    _risk,
+    _signal,
+    _upkeep,
+)
+from thor_policy.core import records
+from thor_policy.core.errors import Unreachable
+from thor_policy.core.requests import Json
+from thor_policy.protocol.replies import decode_reply, encode_request, reply_id
+
+
+class _Waiting(NamedTuple):
+    """A call of an `AsyncClient` that has no reply yet."""
+
+    reply: asyncio.Future[bytes]
+    frame_bytes: int
+
+
+class AsyncClient:
+    """A `Client` whose calls are awaited, as many at once as you like, over one socket; in one event loop.
+
+    Each call means what the one of the same name of `Client` means. One that is cancelled, or that nobody
+    answers in time, is forgotten here alone: the daemon may still decide it, or keep what it carried.
+    """
+
+    def __init__(self, endpoint: str, *, key: Path | None = None, timeout_ms: int = 30_000) -> None:
+        self.endpoint = endpoint
+        self._way = _Way.to(endpoint, key)
+        self._timeout_ms = timeout_ms
+        self._opening = asyncio.Lock()
+        self._context = zmq.asyncio.Context()
+        self._socket: zmq.asyncio.Socket | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._waiting: dict[str, _Waiting] = {}
+        self._ids = _new_ids()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Release the socket; calls that still wait raise Unreachable. Safe to call twice."""
+        if not self._context.closed:
+            self._disconnect(f"the client of {self.endpoint} was closed")
+            self._context.destroy(linger=0)
+
+    async def alive(self) -> bool:
+        try:
+            await asyncio.to_thread(self._way.check)
+        except Unreachable:
+            return False
+        return True
+
+    async def evaluate(
+        self,
+        question: Json,
+        *,
+        explain: str = "none",
+        deadline_ms: int | None = None,
+        annotations: dict[str, Json] | None = None,
+        idempotency_key: str | None = None,
+        pack: str | None = None,
+    ) -> dict[str, Json]:
+        return await self._do(_evaluation(question, explain, deadline_ms, annotations, idempotency_key, pack))
+
+    async def status(self) -> dict[str, Json]:
+        status: dict[str, Json] = (await self._do(_STATUS))["status"]
+        return status
+
+    async def metrics(self) -> dict[str, Json]:
+        metrics: dict[str, Json] = (await self._do(_METRICS))["metrics"]
+        return metrics
+
+    async def record(self, reported: records.Reported, *, idempotency_key: str | None = None) -> str:
+        return await self.keep(reported, idempotency_key=idempotency_key)
+
+    async def context(self, consulted: records.Consulted) -> str:
+        return await self.keep(consulted)
+
+    async def outcome(
+        self, decision_id: str, status: records.Status, value: float | None = None, note: str | None = None
+    ) -> str:
+        return await self.keep(
+            records.Happened(decision_id=decision_id, status=status, value=value, note=note)
+        )
+
+    async def review(self, review: records.Review) -> str:
+        return await self.keep(review)
+
+    async def assign(self, assignment: records.Assignment) -> str:
+        return await self.keep(assignment)
+
+    async def approve(self, approval: records.Approval) -> str:
+        return await self.keep(approval)
+
+    async def node(self, node: records.Node) -> str:
+        return await self.keep(node)
+
+    async def link(self, edge: records.Edge) -> str:
+        return await self.keep(edge)
+
+    async def track_signal(self, *, agent: str, symbol: str, signal: str, **told: Unpack[Tracked]) -> str:
+        return await self.keep(_signal(agent, symbol, signal, told))
+
+    async def track_risk(self, *, agent: str, symbol: str, outcome: str, **told: Unpack[Tracked]) -> str:
+        return await self.keep(_risk(agent, symbol, outcome, told))
+
+    async def upkeep(self, upkeep: records.Upkeep, *, timeout_ms: int = 3_600_000) -> dict[str, Json]:
+        done: dict[str, Json] = (await self._do(_upkeep(upkeep, timeout_ms)))["done"]
+        return done
+
+    async def control(self, control: records.Control, *, timeout_ms: int = 3_600_000) -> dict[str, Json]:
+        done: dict[str, Json] = (await self._do(_control(control, timeout_ms)))["done"]
+        return done
+
+    async def keep(self, record: records.Record, *, idempotency_key: str | None = None) -> str:
+        return _id_of(await self._do(_kept(record, idempotency_key)))
+
+    async def call(
+        self, op: str, fields: dict[str, Json], *, timeout_ms: int | None = None
+    ) -> dict[str, Json]:
+        return await self._do(_Request(op, fields, timeout_ms))
+
+    # ------------------------------------------------------------ many round trips at once
+
+    async def _do(self, request: _Request) -> dict[str, Json]:
+        request_id, timeout_ms = next(self._ids), request.timeout_ms or self._timeout_ms
+        frame = encode_request(request_id, request.op, request.fields)
+        connection = await self._connection()
+        reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._waiting[request_id] = _Waiting(reply, len(frame))
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                await connection.send(frame)
+                return decode_reply(await reply)
+        except TimeoutError:
+            if not await self.alive():
+                self._disconnect(f"no daemon listens at {self.endpoint} any more")
+            raise self._way.silence(timeout_ms) from None
+        finally:
+            self._waiting.pop(request_id, None)
+
+    async def _connection(self) -> zmq.asyncio.Socket:
+        async with self._opening:
+            if self._socket is None:
+                await asyncio.to_thread(self._way.check)
+                opened = self._way.prepare(self._context.socket(zmq.DEALER))
+                opened.set(zmq.IMMEDIATE, 1)  # what nobody takes is not kept for whoever comes later
+                opened.connect(self.endpoint)
+                self._socket = opened
+                self._reader = asyncio.get_running_loop().create_task(self._read(opened))
+            return self._socket
+
+    async def _read(self, connection: zmq.asyncio.Socket) -> None:
+        while True:
+            frame: bytes = (await connection.recv_multipart())[-1]
+            request_id = reply_id(frame) or self._largest()
+            waiting = self._waiting.pop(request_id, None)
+            if waiting is not None and not waiting.reply.done():
+                waiting.reply.set_result(frame)
+
+    def _largest(self) -> str:
+        """Whose reply it is that names nobody: a frame too large to be read for its id."""
+        return max(self._waiting, key=lambda one: self._waiting[one].frame_bytes, default="")
+
+    def _disconnect(self, why: str) -> None:
+        if self._reader is not None and self._socket is not None:
+            self._reader.cancel()
+            self._socket.close(linger=0)
+            self._reader = self._socket = None
+        for waiting in self._waiting.values():
+            if not waiting.reply.done():
+                waiting.reply.set_exception(Unreachable(why))

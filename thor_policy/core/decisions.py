@@ -1,0 +1,202 @@
+"""The answer: a decision, and everything needed to explain it and to derive it again.
+
+Owns floor, score, explanation, decision, and the identities of pack, model and adapter. Invariant: all
+values are frozen, and nothing here does input or output. Used by every thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal, TypeAlias
+
+from msgspec import Struct
+
+from thor_policy.core.requests import Annotations, Caller, Evaluation, Json, Risk
+
+#: Who answered: a rule alone, the exact cache, the model, or nobody (fail closed).
+Tier = Literal["rule", "cache", "model", "fallback"]
+
+
+# ---------------------------------------------------------------- the answer
+
+
+class Obligation(Struct, frozen=True, kw_only=True):
+    """Something the caller must see to before it acts (AuthZEN obligations profile)."""
+
+    id: str
+    type: str
+    properties: dict[str, Json] = {}
+
+
+class Floor(Struct, frozen=True, kw_only=True):
+    """What the operator's rules demand: no answer is looser than `outcome`.
+
+    `rules` are the ids that fired, strictest first; `clauses` and `because` are theirs. `errors` maps the
+    id of each rule or fact that failed to its message. `final` says that no model is needed.
+    """
+
+    outcome: str
+    final: bool
+    rules: tuple[str, ...] = ()
+    clauses: tuple[str, ...] = ()
+    because: str | None = None
+    classification: str | None = None
+    facts: dict[str, Json] = {}
+    errors: dict[str, str] = {}
+    risk: Risk = "critical"
+
+    def settles(self, outcome: str) -> bool:
+        """True when the rules alone demand `outcome` and say why."""
+        return outcome == self.outcome and bool(self.because)
+
+
+class Scored(Struct, frozen=True, kw_only=True):
+    """What the model said: one label of the closed list.
+
+    `probabilities` sums to 1 over the labels, in pack order. `logits` holds the raw logit of each edge of
+    the label trie, in trie order, so that the probabilities can be derived again. `suffix_tokens` are the
+    token ids that followed the prefix; `score_ms` is wall time.
+    """
+
+    label: str
+    probabilities: dict[str, float]
+    logits: tuple[float, ...]
+    suffix_tokens: tuple[int, ...]
+    prefix_tokens: int
+    prefix_digest: str
+    score_ms: float
+
+
+class Explanation(Struct, frozen=True, kw_only=True):
+    """Why: always well-formed, because its structure is forced and its enums are closed.
+
+    `text` is the whole answer as the model would have written it; `generated_tokens` counts the tokens
+    that the model chose; `explain_ms` is wall time from the decision on.
+    """
+
+    classification: str | None
+    clauses: tuple[str, ...]
+    reasoning: str
+    text: str
+    truncated: bool = False
+    generated_tokens: int = 0
+    explain_ms: float = 0.0
+
+
+#: How a question is put: with clauses and examples before it, or with the rules' floor at its end.
+Rendering: TypeAlias = Literal["full", "brief"]
+
+
+class Adapter(Struct, frozen=True, kw_only=True, gc=False):
+    """Identity of a LoRA adapter: `sha256` is that of its file, `scale` how strongly it counts.
+
+    `rendering` is how the questions were put that it was trained on.
+    """
+
+    name: str
+    sha256: str
+    scale: float = 1.0
+    rendering: Rendering = "full"
+
+    @property
+    def key(self) -> str:
+        """Text that differs wherever the weights that an adapter adds differ."""
+        return f"{self.sha256}*{self.scale!r}"
+
+
+def identity_of(model_sha256: str, adapter: Adapter | None) -> str:
+    """Digest of the weights that judge: that of the file, or of file, adapter and scale together."""
+    if adapter is None:
+        return model_sha256
+    return hashlib.sha256(f"{model_sha256}+{adapter.key}".encode()).hexdigest()
+
+
+def resident_key(pack_sha256: str, adapter: Adapter | None) -> str:
+    """What an engine calls a prefix that was loaded under an adapter, or under none."""
+    return pack_sha256 if adapter is None else f"{pack_sha256}+{adapter.key}"
+
+
+class ModelInfo(Struct, frozen=True, kw_only=True):
+    """Identity of the loaded model. `sha256` is that of the file; `build` names the inference library.
+
+    `exact`: the same question gives the same bits. An engine that cannot promise it (a server elsewhere,
+    where no file can be hashed either) says so here, and each of its decisions carries it. `adapter` is the
+    one it judges with.
+    """
+
+    name: str
+    sha256: str
+    quantisation: str
+    architecture: str
+    parameters: int
+    build: str
+    device: str
+    exact: bool = True
+    adapter: Adapter | None = None
+
+    @property
+    def identity(self) -> str:
+        """Digest of the weights that judge, adapter and scale included."""
+        return identity_of(self.sha256, self.adapter)
+
+
+class PackInfo(Struct, frozen=True, kw_only=True):
+    """Identity of a policy pack. `sha256` over its files *is* the policy version."""
+
+    name: str
+    version: str
+    sha256: str
+
+
+class Timings(Struct, frozen=True, kw_only=True):
+    """Where the time went, in milliseconds."""
+
+    queue_ms: float = 0.0
+    rules_ms: float = 0.0
+    score_ms: float = 0.0
+
+
+class Decision(Struct, frozen=True, kw_only=True):
+    """One answer, with everything needed to explain it and to derive it again.
+
+    `original` is the decision whose score the cache gave again. `probabilities` are those of the score at
+    `temperature`: calibrated where a calibration is in force, otherwise as the model gave them. `idempotency`
+    is there if the request had a key: a digest of caller and key, a dash, a digest of what was asked.
+    """
+
+    id: str
+    at: float
+    evaluation: Evaluation
+    caller: Caller
+    outcome: str
+    allow: bool
+    tier: Tier
+    floor: Floor
+    risk: Risk
+    pack: PackInfo
+    model: ModelInfo | None
+    reason_code: str | None = None
+    label: str | None = None
+    confidence: float | None = None
+    probabilities: dict[str, float] = {}
+    scored: Scored | None = None
+    explanation: Explanation | None = None
+    obligations: tuple[Obligation, ...] = ()
+    annotations: Annotations = Annotations()
+    timings: Timings = Timings()
+    original: str | None = None
+    temperature: float = 1.0
+    idempotency: str | None = None
+
+
+class Recorded(Struct, frozen=True, kw_only=True):
+    """What was recorded for an idempotency key: an event, and the decision that it tells of.
+
+    `content` is the digest of what was asked; `id` that of the decision or record.
+    """
+
+    content: str
+    kind: str
+    id: str
+    seq: int
+    decision: Decision | None = None

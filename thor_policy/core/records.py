@@ -1,0 +1,308 @@
+"""What hangs on a decision, and decisions that others made: the nouns of a decision trace.
+
+Owns the records that services and people send to be kept: decisions made elsewhere, data consulted,
+outcomes in the world, reviews, approvals, nodes and edges of the graph of work. Invariant: all of them are
+frozen, bounded by their types, and none does any input or output. Used by every thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta, Struct
+
+from thor_policy.core.decisions import Tier
+from thor_policy.core.requests import Json, Risk
+
+#: Judged decisions below which nothing is fitted.
+LEAST = 50
+#: Temperatures that are looked at.
+LOWEST, HIGHEST = 0.05, 20.0
+
+Digest: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+
+
+class Calibration(Struct, frozen=True, kw_only=True):
+    """A temperature for one pack on one model; `judged` decisions stand behind it."""
+
+    temperature: Annotated[float, Meta(ge=LOWEST, le=HIGHEST)]
+    pack_sha256: Digest
+    model_sha256: Digest
+    judged: Annotated[int, Meta(ge=LEAST)]
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what it says: the identity that decisions are recorded with."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
+
+
+#: Characters of a name or an id; of a text that people or models wrote.
+MAX_NAME_CHARS, MAX_TEXT_CHARS = 256, 32_768
+
+#: Seconds for which one lease keeps a decision from other reviewers, at most.
+MAX_LEASE_S = 3_600
+
+Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS)]
+Text: TypeAlias = Annotated[str, Meta(max_length=MAX_TEXT_CHARS)]
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
+#: Milliseconds.
+Ms: TypeAlias = Annotated[float, Meta(ge=0, le=1e12)]
+Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+
+#: How a decision turned out in the world.
+Status: TypeAlias = Literal["SUCCESS", "FAILURE", "PENDING"]
+#: Who made a decision that is only recorded here.
+MadeBy: TypeAlias = Literal["agent", "human", "committee", "system"]
+#: What a person may say of a decision.
+Judgement: TypeAlias = Literal["accept", "correct_decision", "correct_reasoning", "correct_both"]
+Verdict: TypeAlias = Literal["accept", "correct_decision", "correct_reasoning", "correct_both", "withdrawn"]
+
+
+class Reported(Struct, frozen=True, kw_only=True):
+    """A decision that somebody else made, for the record.
+
+    `type` is the kind of decision (`signal`, `risk`, `exception`, ...), `entity` the symbol or resource it
+    is about, `outcome` what was decided. `prompt` and `response` are those of the agent's own model.
+    """
+
+    agent: Name
+    outcome: Name
+    type: Name = "policy_application"
+    made_by: MadeBy = "agent"
+    entity: Name | None = None
+    session: Name | None = None
+    model: Name | None = None
+    prompt: Text | None = None
+    response: Text | None = None
+    reasoning: Text | None = None
+    context: dict[str, Json] = {}
+    confidence: Share | None = None
+    risk: Risk | None = None
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
+    latency_ms: Ms | None = None
+    is_exception: bool = False
+    precedents: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
+    tags: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
+
+
+class Consulted(Struct, frozen=True, kw_only=True):
+    """Data that was gathered for a decision: from which system, about what, how fresh.
+
+    It belongs to `decision_id`, or to a `session` whose decision comes later. `fresh_at` is the time the
+    value was true at, RFC 3339; `took_ms` what the look-up cost.
+    """
+
+    system: Name
+    decision_id: Name | None = None
+    session: Name | None = None
+    entity: Name | None = None
+    query: Text | None = None
+    value: Json = None
+    relevance: Share | None = None
+    took_ms: Ms | None = None
+    fresh_at: Name | None = None
+
+
+class Happened(Struct, frozen=True, kw_only=True):
+    """How a decision turned out; `value` is a number such as profit or loss. The newest one counts."""
+
+    decision_id: Name
+    status: Status
+    value: float | None = None
+    note: Text | None = None
+
+
+class Review(Struct, frozen=True, kw_only=True):
+    """A person's verdict on a decision. `decision` and `reasoning` are what they should have been.
+
+    `blind`: without sight of earlier verdicts; `adjudicates`: settles a disagreement; `sampled`: the decision
+    was drawn at random, not by its priority. `withdrawn` takes the review with the id `withdraws` back:
+    `stands` and `decision` are the verdict that counts again, if there is one; else `right` says whether a
+    scenario expected the outcome.
+    """
+
+    decision_id: Name
+    reviewer: Name
+    verdict: Verdict
+    decision: Name | None = None
+    reasoning: Text | None = None
+    blind: bool = False
+    adjudicates: bool = False
+    sampled: bool = False
+    withdraws: Name | None = None
+    stands: Judgement | None = None
+    right: bool | None = None
+
+
+class Assignment(Struct, frozen=True, kw_only=True):
+    """Who reviews a decision: a `lease` keeps others away for some seconds, an `assign` until an `unassign`.
+
+    A review by its holder, or a `release`, ends a lease. The newest of either pair counts.
+    """
+
+    decision_id: Name
+    reviewer: Name
+    type: Literal["lease", "release", "assign", "unassign"]
+    given_by: Name | None = None
+    seconds: Annotated[int, Meta(ge=1, le=MAX_LEASE_S)] | None = None
+
+
+class Approval(Struct, frozen=True, kw_only=True):
+    """A person's consent to a decision, wherever it was given; `step` counts along a chain of approvals."""
+
+    decision_id: Name
+    approver: Name
+    verdict: Literal["approved", "rejected"] = "approved"
+    role: Name | None = None
+    channel: Name | None = None
+    evidence: Text | None = None
+    step: Count = 1
+
+
+class Node(Struct, frozen=True, kw_only=True):
+    """A goal, option, action, observation, ... in the graph of work."""
+
+    type: Literal["goal", "decision", "option", "action", "outcome", "observation", "revisit"]
+    title: Name
+    description: Text | None = None
+    status: Literal["active", "superseded", "abandoned"] = "active"
+    confidence: Annotated[int, Meta(ge=0, le=100)] | None = None
+    session: Name | None = None
+    metadata: dict[str, Json] = {}
+
+
+class Edge(Struct, frozen=True, kw_only=True):
+    """A link between two nodes or decisions, by their ids."""
+
+    source: Name
+    target: Name
+    type: Name
+    weight: float | None = None
+    rationale: Text | None = None
+
+
+#: Where the answer to a past question goes under another judge.
+Direction: TypeAlias = Literal["same", "loosened", "tightened"]
+#: Results of one run that are handed over together, and clauses told of one; so that no batch has more values
+#: than a record may have.
+MAX_REDECIDED, MAX_CLAUSES = 20, 32
+
+
+class Redecided(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What became of one past decision, of which `served` was the outcome, when it was taken again.
+
+    `score_ms` is the model's part of the milliseconds that it took.
+    """
+
+    decision_id: Name
+    served: Name
+    outcome: Name
+    direction: Direction
+    tier: Tier
+    floor: Name
+    label: Name | None = None
+    confidence: Share | None = None
+    clauses: Annotated[tuple[Name, ...], Meta(max_length=MAX_CLAUSES)] = ()
+    reason_code: Name | None = None
+    score_ms: Ms = 0.0
+    took_ms: Ms = 0.0
+
+
+class JudgePack(Struct, frozen=True, kw_only=True):
+    """The pack of a run (`core.PackInfo`)."""
+
+    name: Name
+    version: Name
+    sha256: Digest
+
+
+class JudgeAdapter(Struct, frozen=True, kw_only=True):
+    """The adapter of a run (`core.Adapter`)."""
+
+    name: Name
+    sha256: Digest
+    scale: Annotated[float, Meta(ge=0.01, le=10)] = 1.0
+
+
+class JudgeModel(Struct, frozen=True, kw_only=True):
+    """The model of a run: identity of its file, and the adapter that it judged with."""
+
+    name: Name
+    sha256: Digest
+    quantisation: Annotated[str, Meta(max_length=MAX_NAME_CHARS)]
+    adapter: JudgeAdapter | None = None
+
+
+class Counterfactuals(Struct, frozen=True, kw_only=True):
+    """Results of one `run` over past decisions, and what decided in it."""
+
+    run: Name
+    pack: JudgePack
+    model: JudgeModel
+    temperature: Annotated[float, Meta(gt=0)] = 1.0
+    results: Annotated[tuple[Redecided, ...], Meta(max_length=MAX_REDECIDED)] = ()
+
+
+class Promotion(Struct, frozen=True, kw_only=True):
+    """What became of a pack that was to take the place of the pack `against`, on a model's weights.
+
+    `report` is what was found, as JSON; `signature` is that of the key `key` over the sha256 of report and
+    pack (`signing`). Neither is there where nobody signed, or where the pack was refused.
+    """
+
+    name: Name
+    version: Name
+    sha256: Digest
+    against: Digest
+    model_sha256: Digest
+    passed: bool
+    report: Text
+    key: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")] | None = None
+    signature: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")] | None = None
+
+
+class Upkeep(Struct, frozen=True, kw_only=True):
+    """Work on the journal: erase `actor`, archive what is older than `before`, sign a checkpoint now, put a
+    `calibration` in force, keep `counterfactuals`, record a `promotion`.
+    """
+
+    task: Literal["erase", "archive", "checkpoint", "calibrate", "counterfactual", "promote"]
+    actor: Name | None = None
+    before: Name | None = None
+    calibration: Calibration | None = None
+    counterfactuals: Counterfactuals | None = None
+    promotion: Promotion | None = None
+
+
+#: A name, or a path on the daemon's machine.
+Place: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096)]
+
+
+class Control(Struct, frozen=True, kw_only=True):
+    """A change of what judges: make `pack` resident, activate it, let it shadow the active one (`none` ends
+    that), unload it, read every resident pack anew from its directory, judge with `adapter` at `scale`
+    (`none` ends that).
+    """
+
+    task: Literal["load", "activate", "shadow", "unload", "reload", "adapter"]
+    pack: Place | None = None
+    adapter: Place | None = None
+    scale: Annotated[float, Meta(ge=0.01, le=10)] = 1.0
+
+
+Record: TypeAlias = Reported | Consulted | Happened | Review | Assignment | Approval | Node | Edge
+
+#: Fields that hold people's names or free text: they live beside the chain and can be erased.
+PRIVATE_FIELDS: dict[type, tuple[str, ...]] = {
+    Reported: ("agent", "entity", "prompt", "response", "reasoning", "context"),
+    Consulted: ("entity", "query", "value"),
+    Happened: ("note",),
+    Review: ("reviewer", "reasoning"),
+    Assignment: ("reviewer", "given_by"),
+    Approval: ("approver", "role", "evidence"),
+    Node: ("title", "description", "metadata"),
+    Edge: ("rationale",),
+}

@@ -1,0 +1,95 @@
+"""The question: subject, action, resource, context, and an admitted request.
+
+Owns the words of OpenID AuthZEN 1.0 and the caller that the kernel or a key vouches for. Invariant: all
+values are frozen, and nothing here does input or output. Used by every thread.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+from msgspec import Struct
+
+#: JSON as decoded: str, int, float, bool, None, list, dict.
+Json: TypeAlias = Any
+
+Risk = Literal["low", "medium", "high", "critical"]
+#: Whether a decision is explained: not at all, in its reply, or afterwards as an event of its own.
+Explain = Literal["none", "inline", "later"]
+#: What a caller may do: ask, hand over records, approve, review, work on the journal.
+Role = Literal["ask", "record", "approve", "review", "control"]
+
+#: Risks from the mildest to the gravest.
+RISKS: tuple[Risk, ...] = ("low", "medium", "high", "critical")
+
+
+# ---------------------------------------------------------------- the question
+
+
+class Entity(Struct, frozen=True, kw_only=True):
+    """A subject or a resource: a type, an id within it, and properties."""
+
+    type: str
+    id: str
+    properties: dict[str, Json] = {}
+
+
+class Action(Struct, frozen=True, kw_only=True):
+    """What the subject wants to do."""
+
+    name: str
+    properties: dict[str, Json] = {}
+
+
+class Evaluation(Struct, frozen=True, kw_only=True):
+    """One question: may `subject` do `action` on `resource`, in `context`?"""
+
+    subject: Entity
+    action: Action
+    resource: Entity
+    context: dict[str, Json] = {}
+
+
+class Annotations(Struct, frozen=True, kw_only=True):
+    """What a test knows about a question. Logged with the decision, never shown to rules or model.
+
+    `expected` lists every outcome that counts as right.
+    """
+
+    scenario_id: str | None = None
+    expected: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+
+class Caller(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Who sent the request, as the kernel or a key vouches for it; never taken from a payload.
+
+    `key` is the name of the CURVE key that a caller over tcp holds; the kernel's numbers are those of ipc.
+    """
+
+    transport: Literal["ipc", "tcp", "inproc"]
+    uid: int | None = None
+    gid: int | None = None
+    pid: int | None = None
+    key: str | None = None
+
+
+class Request(Struct, frozen=True, kw_only=True):
+    """An admitted question on its way to the engine thread.
+
+    `ticket` is the server's own handle for the reply. `received_at` is Unix time in seconds, stamped once
+    at receipt and recorded; `received_ns` and `deadline_ns` are monotonic nanoseconds. `pack` is what the
+    request calls the pack that it wants to be judged by; None: whichever is active. `idempotency` is
+    recorded with the decision.
+    """
+
+    ticket: int
+    evaluation: Evaluation
+    caller: Caller
+    received_at: float
+    received_ns: int
+    deadline_ns: int
+    explain: Explain = "none"
+    annotations: Annotations = Annotations()
+    idempotency: str | None = None
+    pack: str | None = None

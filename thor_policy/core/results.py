@@ -1,0 +1,64 @@
+"""What one thread reports to another: decisions, refusals, commits, results of long work.
+
+Owns the values that end in a mailbox. Invariant: each is frozen, and names the request it belongs to by
+its ticket where somebody waits for it. Made by the engine, journal, maintenance and pack threads; read by
+the main thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from msgspec import Struct
+
+from thor_policy.core.decisions import (
+    Decision,
+    Explanation,
+)
+from thor_policy.core.errors import ErrorCode, RequestError
+from thor_policy.core.requests import Json
+
+
+@dataclass(frozen=True)
+class Tended:
+    """What became of a piece of work."""
+
+    answer: dict[str, Json] | RequestError
+
+
+class Committed(Struct, frozen=True, kw_only=True, gc=False):
+    """The fate of one event: on disk, or (with `error`) not. `commit_ms` is queue plus transaction time."""
+
+    ticket: int | None
+    kind: str
+    seq: int = 0
+    commit_ms: float = 0.0
+    error: ErrorCode | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True)
+class Explained:
+    """An explanation that is ready to be recorded with decision `decision_id`."""
+
+    ticket: int
+    decision_id: str
+    explanation: Explanation
+
+
+@dataclass(frozen=True)
+class Unexplained:
+    """An explanation that could not be given before its deadline."""
+
+    ticket: int
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A request that got no decision."""
+
+    ticket: int
+    error: RequestError
+
+
+Outcome = Decision | Explained | Unexplained | Refused

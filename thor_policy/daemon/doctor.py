@@ -1,0 +1,209 @@
+"""What this machine has and lacks, and the command that fixes each lack.
+
+Owns the checks behind `thorpolicy doctor`. Invariant: a check never raises and changes nothing but an
+empty file that it removes again; what cannot be told is said to be unknown. Any process, also beside a
+daemon.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from thor_policy import catalog
+from thor_policy.client.blocking import Client
+from thor_policy.config import Config, data_path
+from thor_policy.core.decisions import PackInfo
+from thor_policy.core.errors import ThorPolicyError
+from thor_policy.journal.reader import Reader
+from thor_policy.policy import pack_files
+from thor_policy.policy.lint import lint_pack
+
+#: SQLite versions in which two connections can corrupt a write-ahead log by resetting it at once.
+WAL_RESET_BUG = ((3, 7, 0), (3, 51, 2))
+#: Free space below which a journal will soon fail, in bytes.
+LOW_DISK_BYTES = 1 << 30
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    """One check: `cure` is the command or step that mends a `warning` or `missing`."""
+
+    name: str
+    state: Literal["ok", "warning", "missing"]
+    found: str
+    cure: str | None = None
+
+
+def examine(config: Config) -> list[Finding]:
+    """Every check, in the order in which a start needs them."""
+    checks: list[Callable[[Config], Finding]] = [
+        _device,
+        _engine,
+        _model,
+        _pack,
+        _state_dir,
+        _disk,
+        _sqlite,
+        _daemon,
+    ]
+    return [check(config) for check in checks]
+
+
+def _device(_config: Config) -> Finding:
+    cores = len(os.sched_getaffinity(0))
+    board = _read(Path("/proc/device-tree/model")) or platform.machine()
+    memory_gb = _meminfo_kb("MemAvailable") / 1e6
+    found = f"{board}, {cores} cores, {memory_gb:.1f} GB free, Python {platform.python_version()}"
+    return Finding(name="device", state="ok", found=found)
+
+
+def _engine(config: Config) -> Finding:
+    if config.engine_url:
+        return _server(config)
+    try:
+        from thor_policy.engine.native import build_name, gpu_offload
+    except (ImportError, OSError, RuntimeError) as error:
+        return Finding(
+            name="engine", state="missing", found=str(error), cure="pip install llama-cpp-python==0.3.36"
+        )
+    gpu = Path("/dev/nvidiactl").exists() or Path("/dev/nvmap").exists()
+    if gpu_offload():
+        return Finding(name="engine", state="ok", found=f"{build_name()}, with CUDA")
+    if gpu:
+        return Finding(
+            name="engine",
+            state="warning",
+            found=f"{build_name()}, built for the CPU, on a machine with a GPU",
+            cure="rm -r .venv && ./scripts/demo (it sets the CUDA build flags)",
+        )
+    return Finding(name="engine", state="ok", found=f"{build_name()}, CPU; no CUDA device here")
+
+
+def _server(config: Config) -> Finding:
+    from thor_policy.engine.http import read_key
+    from thor_policy.engine.remote import RemoteEngine
+
+    try:
+        engine = RemoteEngine(
+            config.engine_url,
+            key=read_key(config.engine_key),
+            model=config.engine_model,
+            template=config.engine_template,
+        )
+    except ThorPolicyError as error:
+        cure = "start it, or leave engine_url empty to judge in this process"
+        return Finding(name="engine", state="missing", found=str(error), cure=cure)
+    engine.close()
+    found = f"{engine.model.name} on {engine.model.build} at {config.engine_url}, not bit-exact"
+    return Finding(name="engine", state="ok", found=found)
+
+
+def _model(config: Config) -> Finding:
+    if config.engine_url:
+        return Finding(name="model", state="ok", found="not needed here: engine_url names a server")
+    try:
+        file = catalog.resolve(config.model, config.models_dir)
+    except ThorPolicyError as error:
+        return Finding(
+            name="model", state="missing", found=str(error), cure=f"thorpolicy models pull {config.model}"
+        )
+    return Finding(name="model", state="ok", found=f"{file.name}, sha256 {file.sha256[:12]}, {file.path}")
+
+
+def _pack(config: Config) -> Finding:
+    try:
+        pack = pack_files.load(pack_files.find(config.pack, data_path("prompts")), config.pack_keys)
+    except ThorPolicyError as error:
+        return Finding(name="pack", state="missing", found=str(error), cure="thorpolicy packs list")
+    wrong = [finding for finding in lint_pack(pack) if finding.level == "error"]
+    found = f"{pack.info.name} {pack.info.version}, sha256 {pack.info.sha256[:12]}"
+    if wrong:
+        cure = f"thorpolicy packs lint {config.pack}"
+        return Finding(name="pack", state="warning", found=f"{found}: {len(wrong)} errors", cure=cure)
+    if newer := _taken_over(config, pack.info):
+        told = f"{found}; {newer['version']} took its place by a promotion at {newer['timestamp']}"
+        cure = "name the folder of that one as pack in the settings: a start goes back to this one"
+        return Finding(name="pack", state="warning", found=told, cure=cure)
+    return Finding(name="pack", state="ok", found=found)
+
+
+def _taken_over(config: Config, pack: PackInfo) -> dict[str, Any] | None:
+    try:
+        with Reader(config.journal_path) as reader:
+            return reader.taken_over(pack)
+    except ThorPolicyError:  # no journal, or none that can be read: there are other checks for that
+        return None
+
+
+def _state_dir(config: Config) -> Finding:
+    try:
+        config.state_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=config.state_dir):
+            pass
+    except OSError as error:
+        return Finding(
+            name="state dir",
+            state="missing",
+            found=f"{config.state_dir}: {error.strerror}",
+            cure="choose a directory that you may write: --state-dir DIR",
+        )
+    return Finding(name="state dir", state="ok", found=str(config.state_dir))
+
+
+def _disk(config: Config) -> Finding:
+    folder = next(path for path in (config.state_dir, *config.state_dir.parents) if path.is_dir())
+    free = shutil.disk_usage(folder).free
+    low = free < LOW_DISK_BYTES
+    return Finding(
+        name="disk",
+        state="warning" if low else "ok",
+        found=f"{free / 1e9:.1f} GB free for the journal",
+        cure="free some space, or choose another --state-dir" if low else None,
+    )
+
+
+def _sqlite(_config: Config) -> Finding:
+    version = sqlite3.sqlite_version_info
+    if WAL_RESET_BUG[0] <= version <= WAL_RESET_BUG[1]:
+        return Finding(
+            name="sqlite",
+            state="warning",
+            found=f"{sqlite3.sqlite_version}: two writers at once can corrupt a write-ahead log",
+            cure="nothing to do while only thorpolicy opens the file for writing; SQLite 3.51.3 mends it",
+        )
+    return Finding(name="sqlite", state="ok", found=sqlite3.sqlite_version)
+
+
+def _daemon(config: Config) -> Finding:
+    try:
+        with Client(config.endpoint, key=config.key_file, timeout_ms=2_000) as client:
+            status = client.status()
+    except ThorPolicyError as error:
+        return Finding(name="daemon", state="warning", found=str(error), cure="thorpolicy serve")
+    if trouble := status["trouble"]:
+        return Finding(name="daemon", state="warning", found=trouble, cure="see thorpolicy status")
+    return Finding(name="daemon", state="ok", found=f"{status['state']} at {config.endpoint}")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
+    except OSError:
+        return ""
+
+
+def _meminfo_kb(name: str) -> int:
+    """A value of /proc/meminfo in kB; on a Jetson, free GPU memory is MemAvailable too."""
+    for line in _read(Path("/proc/meminfo")).splitlines():
+        key, _, value = line.partition(":")
+        if key == name:
+            return int(value.split()[0])
+    return 0

@@ -1,0 +1,127 @@
+"""The drift sentinel: does the model still answer as it did?
+
+Owns the golden questions (the examples of the active pack) and what the model said to each when it was
+first asked. Invariant: it asks only when nobody waits, one question at a time, and tells each change
+once: what the model says now is what it is held against from then on. Engine thread; its counters may be
+read from any.
+
+A file that was changed on disk, a driver that computes otherwise, memory that has gone bad: each shows
+here before it shows in decisions. The active pack is asked, under the adapter that it judges with.
+Nothing is drift where pack, model, adapter or build are others: that begins anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+
+from thor_policy.core.decisions import Scored
+from thor_policy.core.errors import EngineError, RequestError
+from thor_policy.core.requests import Json
+from thor_policy.journal import events
+from thor_policy.journal.events import Event
+from thor_policy.policy.decider import Policy
+from thor_policy.policy.residents import Resident
+
+log = logging.getLogger(__name__)
+
+#: Longest that one golden question may take, in seconds.
+DEADLINE_S = 60
+
+
+class Sentinel:
+    """Asks every golden question each `every_s` seconds; 0: never. `record` must not block.
+
+    A change is another label, or a logit that moved by more than `tolerance` (where the model promises equal
+    bits at all). Times are monotonic nanoseconds; `at` is Unix time in seconds.
+    """
+
+    def __init__(
+        self, record: Callable[[Event], None], *, every_s: float, tolerance: float, now_ns: int
+    ) -> None:
+        self._record = record
+        self._every_ns = int(every_s * 1e9)
+        self._tolerance = tolerance
+        self._due_ns = now_ns + self._every_ns
+        self._place = 0
+        self._of: tuple[str, str, str] | None = None
+        self._known: dict[str, Scored] = {}
+        #: Golden questions asked, changes found, and questions that got no answer.
+        self.asked = 0
+        self.drifted = 0
+        self.failed = 0
+        #: Largest shift of a logit that was seen, within tolerance or not.
+        self.shift_max = 0.0
+
+    def describe(self) -> dict[str, Json]:
+        """What `status` says of it."""
+        return {
+            "every_s": self._every_ns / 1e9,
+            "golden": len(self._known),
+            "asked": self.asked,
+            "drifted": self.drifted,
+            "failed": self.failed,
+            "shift_max": self.shift_max,
+        }
+
+    def wait_s(self, now_ns: int) -> float | None:
+        """Seconds until there is a question to ask; None: never."""
+        if not self._every_ns:
+            return None
+        return 0.0 if self._place else max(0, self._due_ns - now_ns) / 1e9
+
+    def turn(self, policy: Policy, now_ns: int, at: float) -> None:
+        """Ask the next golden question."""
+        active = policy.residents.active
+        pack = active.pack
+        if (of := (*active.judged, active.model.build)) != self._of:
+            self._of, self._known, self._place = of, {}, 0
+        if self._place < len(pack.examples):
+            example = pack.examples[self._place]
+            try:
+                floor = pack.book.apply(example.evaluation, example.at)
+                question = active.question(example.evaluation, floor)
+                scored = policy.engine.score(active.key, question, now_ns + DEADLINE_S * 10**9)
+            except (RequestError, EngineError) as error:
+                self.failed += 1
+                log.warning("the golden question %s got no answer: %s", example.id, error)
+            else:
+                self.asked += 1
+                self._hold(example.id, scored, active, at)
+        self._place += 1
+        if self._place >= len(pack.examples):
+            self._place, self._due_ns = 0, now_ns + self._every_ns
+
+    def _hold(self, id: str, scored: Scored, active: Resident, at: float) -> None:
+        known = self._known.setdefault(id, scored)
+        shift = shifted(known.logits, scored.logits)
+        self.shift_max = max(self.shift_max, shift)
+        moved = active.model.exact and shift > self._tolerance
+        if known.label == scored.label and not moved:
+            return
+        self._known[id] = scored
+        self.drifted += 1
+        log.warning(
+            "drift: the golden question %s gets %s, a logit moved by %g; before it got %s",
+            id, scored.label, shift, known.label,
+        )  # fmt: skip
+        self._record(
+            events.drift(
+                golden=id,
+                before=known.label,
+                now=scored.label,
+                shift=shift,
+                pack=active.pack.info,
+                model=active.model,
+                at=at,
+            )
+        )
+
+
+def shifted(before: tuple[float, ...], now: tuple[float, ...]) -> float:
+    """The largest change of a logit; infinite where one is no number or there are others than before."""
+    if len(before) != len(now):
+        return math.inf
+    shifts = [abs(a - b) if a != b else 0.0 for a, b in zip(before, now, strict=True)]
+    return max((math.inf if math.isnan(shift) else shift for shift in shifts), default=0.0)

@@ -1,0 +1,217 @@
+"""Requests in flight: what each still waits for, and when it is answered.
+
+Owns tickets and deadlines. Invariant: each ticket is answered exactly once, with a decision or a record's
+id only after the journal said that it is committed. No socket, no clock: outcomes, fates and times come
+in as arguments. Main thread.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from msgspec.structs import replace
+
+from thor_policy.core.decisions import Decision
+from thor_policy.core.errors import ErrorCode, RequestError
+from thor_policy.core.requests import Explain, Json
+from thor_policy.core.results import Explained, Outcome, Refused, Tended, Unexplained
+from thor_policy.protocol.messages import HTTP_STATUS
+from thor_policy.protocol.replies import decision_item, explanation_item, recorded_item
+from thor_policy.telemetry.metrics import Metrics
+
+#: Takes the answer to one request: `decision` and `context`, or `recorded`, or why there is none.
+Answer: TypeAlias = Callable[[dict[str, Json] | RequestError], None]
+#: Takes what was recorded: kind, decision id, and the members of the event.
+Publish: TypeAlias = Callable[[str, str, dict[str, Json]], None]
+#: What the counters call events of a kind whose name takes no s.
+_PLURALS = {"reported": "reports", "consulted": "consultations"}
+
+
+class Fate(Protocol):
+    """What the journal reports of an event (`journal.writer.Committed`): its place, or an error and why."""
+
+    @property
+    def ticket(self) -> int | None: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def seq(self) -> int: ...
+    @property
+    def commit_ms(self) -> float: ...
+    @property
+    def error(self) -> ErrorCode | None: ...
+    @property
+    def message(self) -> str | None: ...
+
+
+@dataclass
+class _Pending:
+    """One request in flight. It is answered when nothing it waits for is missing.
+
+    A record (with `record_id`) waits for its fate alone; the members below are those of a question.
+    """
+
+    answer: Answer
+    received_ns: int
+    record_id: str | None = None
+    explain: Explain = "none"
+    decision: Decision | None = None
+    committed: bool = False
+    commit_ms: float = 0.0
+    awaits_explanation: bool = False
+
+
+class InFlight:
+    """All requests that were admitted and not answered; `counters` gets every loss by name,
+    `metrics` the times."""
+
+    def __init__(self, *, publish: Publish, counters: Counter[str], metrics: Metrics) -> None:
+        self._publish = publish
+        self._counters = counters
+        self._metrics = metrics
+        self._tickets = itertools.count(1)
+        self._pending: dict[int, _Pending] = {}
+        self._deadlines: list[tuple[int, int]] = []
+        self._unrecorded: dict[tuple[int, str], Decision | Explained] = {}
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def __contains__(self, ticket: int) -> bool:
+        """True while the ticket is not answered."""
+        return ticket in self._pending
+
+    @property
+    def next_deadline_ns(self) -> int | None:
+        """When `expire` next has something to do, monotonic nanoseconds."""
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def admit(
+        self,
+        answer: Answer,
+        *,
+        received_ns: int,
+        deadline_ns: int,
+        explain: Explain = "none",
+        record_id: str | None = None,
+    ) -> int:
+        """A ticket for a question, or for the record `record_id`, whose answer goes to `answer`."""
+        ticket = next(self._tickets)
+        self._pending[ticket] = _Pending(
+            answer=answer, received_ns=received_ns, explain=explain, record_id=record_id
+        )
+        heapq.heappush(self._deadlines, (deadline_ns, ticket))
+        return ticket
+
+    def settle(self, ticket: int, answer: dict[str, Json] | RequestError) -> None:
+        """Answer a ticket, unless it is answered, with what is recorded already, or never will be."""
+        if ticket in self._pending:
+            self._answer(ticket, answer)
+
+    def note(self, ticket: int, outcome: Outcome | Tended, now_ns: int) -> None:
+        """Hear from the engine thread, which speaks before the journal does, or from the clerk."""
+        pending = self._pending.get(ticket)
+        if isinstance(outcome, Decision):
+            self._unrecorded[ticket, "decision"] = outcome
+        elif isinstance(outcome, Explained):
+            self._unrecorded[ticket, "explanation"] = outcome
+        if pending is None:
+            return
+        if isinstance(outcome, Refused):
+            self._answer(ticket, outcome.error)
+        elif isinstance(outcome, Tended):
+            self._answer(ticket, outcome.answer)
+        elif isinstance(outcome, Decision):
+            pending.decision = outcome
+            pending.awaits_explanation = pending.explain == "inline" and outcome.explanation is None
+        elif isinstance(outcome, Unexplained):
+            pending.awaits_explanation = False
+            self._answer_if_complete(ticket, pending, now_ns)
+
+    def note_fate(self, ticket: int, fate: Fate, now_ns: int) -> None:
+        """Hear from the journal that an event is on disk, or that it never will be."""
+        kinds = _PLURALS.get(fate.kind, f"{fate.kind}s")
+        if fate.error is None:
+            self._counters[f"{kinds}_recorded"] += 1
+        elif HTTP_STATUS[fate.error] >= 500:  # below that the request was at fault, and nothing is lost
+            self._counters[f"{kinds}_lost"] += 1
+        recorded = self._unrecorded.pop((ticket, fate.kind), None)
+        if fate.error is None and recorded is not None:
+            self._measure_recorded(recorded, fate)
+            self._publish_recorded(recorded, fate)
+        pending = self._pending.get(ticket)
+        if pending is None:
+            if fate.kind != "explanation":  # which nobody need wait for
+                self._counters[f"{kinds}_late"] += 1
+        elif fate.kind == "explanation":
+            pending.awaits_explanation = False
+            if fate.error is None and pending.decision and isinstance(recorded, Explained):
+                pending.decision = replace(pending.decision, explanation=recorded.explanation)
+            self._answer_if_complete(ticket, pending, now_ns)
+        elif fate.error is not None:
+            why = "the disk is full" if fate.error == "disk_full" else "the journal failed"
+            self._answer(ticket, RequestError(fate.error, fate.message or f"it could not be recorded: {why}"))
+        elif pending.record_id is not None:
+            self._answer(ticket, recorded_item(pending.record_id, fate.kind, fate.seq))
+        else:
+            pending.committed, pending.commit_ms = True, fate.commit_ms
+            self._answer_if_complete(ticket, pending, now_ns)
+
+    def expire(self, now_ns: int) -> None:
+        """Answer what is due: with the decision if it is committed, otherwise with `expired`."""
+        while self._deadlines and self._deadlines[0][0] <= now_ns:
+            _, ticket = heapq.heappop(self._deadlines)
+            pending = self._pending.get(ticket)
+            if pending is None:
+                continue
+            if pending.committed:
+                self._counters["explanations_late"] += 1
+                self._answer_decision(ticket, pending, now_ns)
+            else:
+                told = "no decision was recorded before the deadline"
+                if pending.record_id is not None:
+                    told = f"{pending.record_id} was not committed before the deadline; it may be yet"
+                self._answer(ticket, RequestError("expired", told))
+
+    def refuse_all(self, error: RequestError, now_ns: int) -> None:
+        """Answer everything at once: with what is committed, otherwise with `error`."""
+        for ticket, pending in list(self._pending.items()):
+            if pending.committed:
+                self._answer_decision(ticket, pending, now_ns)
+            else:
+                self._answer(ticket, error)
+
+    def _answer_if_complete(self, ticket: int, pending: _Pending, now_ns: int) -> None:
+        if pending.committed and not pending.awaits_explanation:
+            self._answer_decision(ticket, pending, now_ns)
+
+    def _answer_decision(self, ticket: int, pending: _Pending, now_ns: int) -> None:
+        assert pending.decision is not None  # noqa: S101  committed, so the engine thread told of it
+        self._counters[f"served_{pending.decision.tier}"] += 1
+        inline, total_ms = pending.explain == "inline", (now_ns - pending.received_ns) / 1e6
+        self._metrics.served(pending.decision, pending.commit_ms, total_ms, waited=inline)
+        item = decision_item(
+            pending.decision, explained=inline, commit_ms=pending.commit_ms, total_ms=total_ms
+        )
+        self._answer(ticket, item)
+
+    def _answer(self, ticket: int, answer: dict[str, Json] | RequestError) -> None:
+        self._pending.pop(ticket).answer(answer)
+
+    def _measure_recorded(self, recorded: Decision | Explained, fate: Fate) -> None:
+        if isinstance(recorded, Decision):
+            self._metrics.decided(recorded, fate.commit_ms)
+        else:
+            self._metrics.explained(recorded.explanation.explain_ms)
+
+    def _publish_recorded(self, recorded: Decision | Explained, fate: Fate) -> None:
+        if isinstance(recorded, Decision):
+            item = decision_item(recorded, explained=True, commit_ms=fate.commit_ms, total_ms=fate.commit_ms)
+            self._publish("decision", recorded.id, item)
+        else:
+            self._publish("explanation", recorded.decision_id, explanation_item(recorded.explanation))

@@ -1,0 +1,127 @@
+"""How a command reads and changes the journal: through the running daemon, or directly where none runs.
+
+Owns that choice, and the wait for another process that holds the journal. Invariant: what a daemon would
+refuse is refused here too. Called by commands on their main thread.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from thor_policy.client.blocking import Client
+from thor_policy.config import Config
+from thor_policy.core import records
+from thor_policy.core.errors import (
+    AlreadyRunning,
+    JournalError,
+    RequestError,
+    Unreachable,
+)
+from thor_policy.core.ids import new_id
+from thor_policy.core.requests import Caller, Json
+from thor_policy.daemon.loading import open_journal
+from thor_policy.journal import events
+from thor_policy.journal.maintenance.dispatch import tend as do_upkeep
+from thor_policy.journal.reader import Reader
+from thor_policy.protocol.messages import OP_OF
+from thor_policy.protocol.replies import encode_request
+from thor_policy.protocol.requests import decode_request
+
+#: How long a command waits for another that holds the journal, and how often it looks, in seconds.
+LOCK_WAIT_S, _LOCK_STEP_S = 3.0, 0.02
+
+#: How long a daemon may take to say how it is, in milliseconds.
+STATUS_MS = 5_000
+
+
+def open_reader(config: Config) -> Reader:
+    """A reader of the journal; one that an earlier version wrote is brought up to date first.
+
+    Raises JournalError, and AlreadyRunning where a daemon of the earlier version runs still.
+    """
+    reader = Reader(config.journal_path)
+    if reader.is_current():
+        return reader
+    reader.close()
+    open_journal(config, lambda _: None).close()
+    return Reader(config.journal_path)
+
+
+def keep(config: Config, record: records.Record) -> str:
+    """Record something, through the daemon where one runs, otherwise by hand; returns the record's id.
+
+    Another command may hold the journal for a moment; that is waited for, up to `LOCK_WAIT_S`.
+    Raises RequestError, Unreachable, JournalError, AlreadyRunning.
+    """
+    until = time.monotonic() + LOCK_WAIT_S
+    while True:
+        with Client(config.endpoint, key=config.key_file) as client:
+            if client.remote or client.alive():
+                return client.keep(record)
+        try:
+            return _keep_by_hand(config, record)
+        except AlreadyRunning:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(_LOCK_STEP_S)
+
+
+def _keep_by_hand(config: Config, record: records.Record) -> str:
+    frame = encode_request("", OP_OF[type(record)], {"record": record})
+    decode_request(frame, max_bytes=config.max_request_bytes, max_deadline_ms=1)  # what a daemon would refuse
+    record_id, us = new_id(), Caller(transport="inproc", uid=os.geteuid(), gid=os.getegid(), pid=os.getpid())
+    with open_journal(config, lambda _: None) as journal:
+        event = events.recorded(record, record_id=record_id, at=time.time(), caller=us, masked=config.masked)
+        fate = journal.commit(event).result()
+    if fate.error is not None:
+        raise RequestError(fate.error, fate.message or "the journal could not record it")
+    return record_id
+
+
+def tend(
+    config: Config, upkeep: records.Upkeep, *, progress: Callable[[int], None] = lambda _: None
+) -> dict[str, Json]:
+    """Do long work on the journal, through the daemon where one runs, otherwise by hand; says what was done.
+
+    `progress` hears of it only where no daemon does it. Raises RequestError, Unreachable, JournalError.
+    """
+    with Client(config.endpoint, key=config.key_file) as client:
+        if client.remote or client.alive():
+            return client.upkeep(upkeep)
+    if not config.journal_path.is_file():
+        raise JournalError(f"there is no journal at {config.journal_path}; `thorpolicy serve` makes one")
+    with open_journal(config, lambda _: None) as journal:
+        return do_upkeep(journal, upkeep, by_uid=os.geteuid(), progress=progress)
+
+
+def keep_counterfactuals(config: Config, told: records.Counterfactuals) -> None:
+    """Record what past decisions would have been, as `tend` does.
+
+    Raises JournalError too if whoever records them does not know a decision: then it has another journal.
+    """
+    done = tend(config, records.Upkeep(task="counterfactual", counterfactuals=told))
+    if unknown := done["unknown"]:
+        raise JournalError(
+            f"{len(unknown)} of {len(told.results)} decisions of {config.journal_path} are unknown to the "
+            f"daemon at {config.endpoint}, which keeps another journal; name its state_dir"
+        )
+
+
+@contextmanager
+def daemon_busy(config: Config) -> Iterator[Callable[[], bool]]:
+    """Tells, each time it is called, whether a daemon at the endpoint has requests in flight.
+
+    One that does not say so in time has. It raises RequestError if the caller may not ask.
+    """
+    with Client(config.endpoint, key=config.key_file, timeout_ms=STATUS_MS) as client:
+
+        def told() -> bool:
+            try:
+                return client.alive() and client.status()["in_flight"] > 0
+            except Unreachable:
+                return True
+
+        yield told

@@ -1,0 +1,160 @@
+"""From settings to parts: the pack, the model, its adapter, its calibration, the journal.
+
+Owns which settings each part gets. Invariant: what cannot be used is an error that names the setting or
+the file, before anything decides. Called at a start, and by the pack manager's thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from thor_policy import catalog
+from thor_policy.config import Config, data_path
+from thor_policy.core.decisions import Adapter, ModelInfo, PackInfo
+from thor_policy.core.engine import Engine
+from thor_policy.core.errors import (
+    CatalogError,
+    EngineError,
+    PackError,
+)
+from thor_policy.core.records import Calibration
+from thor_policy.journal.checkpoints import Signer, key_path
+from thor_policy.journal.reader import Reader
+from thor_policy.journal.writer import Checkpoints, Journal, OnCommitted
+from thor_policy.policy import pack_files
+from thor_policy.policy.lint import lint_pack
+from thor_policy.policy.pack import Pack
+
+OpenJournal = Callable[[Config, OnCommitted], Journal]
+
+
+def load_pack(config: Config) -> Pack:
+    """The pack that the settings name. Raises PackError."""
+    return pack_files.load(pack_files.find(config.pack, data_path("prompts")), config.pack_keys)
+
+
+def load_engine(config: Config) -> Engine:
+    """The model that the settings name, here or on a server, with no prefix resident yet.
+
+    Raises CatalogError, ConfigError, EngineError.
+    """
+    if config.engine_url:
+        from thor_policy.engine.http import read_key
+        from thor_policy.engine.remote import RemoteEngine
+
+        return RemoteEngine(
+            config.engine_url,
+            key=read_key(config.engine_key),
+            model=config.engine_model,
+            template=config.engine_template,
+            question_tokens=config.max_question_tokens,
+        )
+    from thor_policy.engine.llama import LlamaEngine
+
+    model = catalog.resolve(config.model, config.models_dir)
+    if model.base is not None:
+        raise CatalogError(f"{model.name} is an adapter for {model.base}; set model to that, adapter to this")
+    return LlamaEngine(
+        model.path,
+        name=model.name,
+        sha256=model.sha256,
+        context_tokens=config.context_tokens,
+        question_tokens=config.max_question_tokens,
+        packs=config.resident_packs + 1,  # one to load into while all others decide
+        explanations=config.parallel_explanations,
+        threads=config.threads,
+        gpu_layers=config.gpu_layers,
+        flash_attention=config.flash_attention,
+        kv_type=config.kv_type,
+        states_dir=config.state_dir / "prefix-states",
+    )
+
+
+def adopt_adapter(config: Config, engine: Engine) -> Adapter | None:
+    """Open the adapter of the settings in an engine, if they name one. Raises CatalogError, EngineError."""
+    found = find_adapter(config.adapter, config.adapter_scale, config, engine.model.name)
+    if found is None:
+        return None
+    found.adopt(engine)
+    return found.adapter
+
+
+def calibration_of(config: Config, pack: PackInfo, model: ModelInfo) -> Calibration | None:
+    """The newest calibration of this pack on this model with its adapter, if there is one."""
+    with Reader(config.journal_path) as reader:
+        found = reader.calibration(pack.sha256, model.identity)
+    return Calibration(**found) if found else None
+
+
+def journal_options(config: Config) -> dict[str, Any]:
+    """What the settings say of a journal, as arguments. Raises JournalError if the key cannot be used."""
+    signer = Signer.load(key_path(config.checkpoint_key, os.environ))
+    signer.publish(config.checkpoint_dir)
+    return {
+        "synchronous": config.synchronous,
+        "min_free_mb": config.min_free_mb,
+        "ballast_mb": config.ballast_mb,
+        "masked": config.masked,
+        "checkpoints": Checkpoints(
+            signer, config.checkpoint_dir, config.checkpoint_events, config.checkpoint_s
+        ),
+    }
+
+
+def open_journal(config: Config, on_committed: OnCommitted) -> Journal:
+    """The journal of the state directory, open for writing."""
+    return Journal(config.journal_path, on_committed=on_committed, **journal_options(config))
+
+
+#: In place of a name: no shadow, no adapter; the adapter that goes with the model.
+NONE, AUTO = "none", "auto"
+
+
+@dataclass(frozen=True)
+class OpenAdapter:
+    """An adapter's file that may be loaded; `base` is the model it is for, where the catalog says so."""
+
+    adapter: Adapter
+    path: Path
+    base: str | None
+
+    def adopt(self, engine: Engine) -> None:
+        """Open it in the engine. Raises EngineError if it is not for this model."""
+        ours = engine.model.name
+        if self.base is not None and self.base != ours:
+            raise EngineError(f"the adapter {self.adapter.name} is for {self.base}, and {ours} judges")
+        engine.adopt(self.adapter, self.path, vouched=self.base is not None)
+
+
+def find_adapter(told: str, scale: float, config: Config, model: str) -> OpenAdapter | None:
+    """The adapter of that name or path, or with `auto` the one that goes with the model of that name.
+
+    None for an empty one or `none`, and where no adapter goes with the model. Raises CatalogError.
+    """
+    if told == AUTO:
+        told = "" if config.engine_url else catalog.companion_of(model) or ""
+    if told in ("", NONE):
+        return None
+    file = catalog.resolve_adapter(told, config.models_dir)
+    adapter = Adapter(name=file.name, sha256=file.sha256, scale=scale, rendering=file.rendering)
+    return OpenAdapter(adapter, file.path, file.base)
+
+
+def open_pack(told: str, trusted: Sequence[str] = ()) -> Pack:
+    """The pack of that name or in that directory, if lint finds no error in it. Raises PackError.
+
+    `trusted` names files with public keys; where there are any, one of them has to have signed the pack.
+    """
+    pack = pack_files.load(pack_files.find(told, data_path("prompts")), trusted)
+    errors = [finding for finding in lint_pack(pack) if finding.level == "error"]
+    if errors:
+        more = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
+        raise PackError(
+            f"{pack.path}: {errors[0].where}: {errors[0].message}{more}; "
+            f"see: thorpolicy packs lint {pack.path}"
+        )
+    return pack

@@ -1,0 +1,188 @@
+"""The composition root: the only module that knows every part.
+
+Owns the order in which parts start and stop. Invariant: parts stop in the reverse of the order in which
+they started, also when a start fails half-way. Called on the main thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+from thor_policy.config import Config
+from thor_policy.core.decisions import Decision
+from thor_policy.core.engine import Engine
+from thor_policy.core.errors import (
+    JournalError,
+    RequestError,
+    Stalled,
+)
+from thor_policy.core.requests import Json
+from thor_policy.core.results import Explained, Outcome, Tended
+from thor_policy.daemon.drift import Sentinel
+from thor_policy.daemon.engine_thread import Worker
+from thor_policy.daemon.loading import (
+    OpenJournal,
+    adopt_adapter,
+    calibration_of,
+    load_engine,
+    load_pack,
+    open_journal,
+)
+from thor_policy.daemon.maintenance_thread import Clerk
+from thor_policy.daemon.pack_manager import Steward
+from thor_policy.daemon.server import Part, Server
+from thor_policy.daemon.sockets import Mailbox, endpoint_lock
+from thor_policy.daemon.status import _describe
+from thor_policy.daemon.tcp_listener import check_identity
+from thor_policy.journal import events
+from thor_policy.journal.reader import Reader
+from thor_policy.journal.writer import Journal
+from thor_policy.policy.decider import Policy
+from thor_policy.policy.score_cache import ScoreCache
+from thor_policy.telemetry import metrics
+from thor_policy.telemetry.watchdog import Supervisor
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def open_service(
+    config: Config,
+    *,
+    load_engine: Callable[[Config], Engine] = load_engine,
+    open_journal: OpenJournal = open_journal,
+    supervisor: Supervisor | None = None,
+    reread: Callable[[], Config] | None = None,
+) -> Iterator[Server]:
+    """A server that is warm and bound, ready to `run`; everything is stopped on the way out.
+
+    `supervisor` learns what it has to watch; what it is told besides is up to the caller. `reread` reads the
+    settings anew when the server is asked to reload, and raises ConfigError.
+    Raises ThorPolicyError where a part cannot start, Stalled where the journal does not drain in time.
+    """
+    with ExitStack() as stack:
+        check_identity(config)
+        pack = load_pack(config)
+        stack.enter_context(endpoint_lock(config.socket_path))
+        mailbox = Mailbox()
+        stack.callback(mailbox.close)
+        sockets = stack.enter_context(ExitStack())  # closed after worker and journal, whose last words go out
+        journal = open_journal(config, lambda fates: mailbox.put(*fates))
+        stack.callback(_close_journal, journal, config.shutdown_s)
+        with Reader(config.journal_path) as reader:
+            if newer := reader.taken_over(pack.info):
+                log.warning(
+                    "the settings name %s %s, but %s took its place by a promotion at %s and does not decide "
+                    "now: name its folder as pack in the settings",
+                    *(pack.info.name, pack.info.version, newer["version"], newer["timestamp"]),
+                )
+
+        def open_policy() -> Policy:
+            engine = load_engine(config)
+            try:
+                policy = Policy(
+                    engine,
+                    pack,
+                    adapter=adopt_adapter(config, engine),
+                    max_explanations=config.max_explanations,
+                    max_shadows=config.max_shadows,
+                    cache=ScoreCache(config.cache_size, config.cache_ttl_s),
+                )
+                if found := calibration_of(config, pack.info, policy.residents.active.model):
+                    policy.calibrate(found)
+                policy.warm_up(time.time())
+                return policy
+            except BaseException:
+                engine.close()
+                raise
+
+        def tell(ticket: int, outcome: Outcome) -> None:
+            # what is going to be recorded needs no waking: the journal's word on it will follow, and wake
+            mailbox.put((ticket, outcome), wake=not isinstance(outcome, Decision | Explained))
+
+        def answer(ticket: int, tended: Tended) -> None:
+            mailbox.put((ticket, tended))
+
+        sentinel = Sentinel(
+            journal.append,
+            every_s=config.drift_every_s,
+            tolerance=config.drift_tolerance,
+            now_ns=time.monotonic_ns(),
+        )
+        worker = Worker(open_policy, journal, tell, idle=sentinel)
+        policy = worker.start()
+        steward = Steward(
+            config, worker, policy, journal, answer, calibration_of=partial(calibration_of, config)
+        )
+        stack.callback(steward.stop, config.shutdown_s)  # after the worker, which cuts off what it waits for
+        stack.callback(_stop_worker, worker, config.shutdown_s)
+        model, now = policy.engine.model, time.time()
+        journal.append(events.model_loaded(model, now))
+        if (adapter := policy.residents.active.model.adapter) is not None:
+            journal.append(events.adapter_activated(adapter, model.sha256, now))
+        journal.append(events.pack_activated(pack.info, now))
+
+        clerk = Clerk(journal, answer, calibrated=policy.calibrate)
+        stack.callback(clerk.stop, config.shutdown_s)
+
+        def describe_all() -> dict[str, Json]:
+            return _describe(policy, worker, journal, clerk, steward) | {"drift": sentinel.describe()}
+
+        def refusal(part: Part) -> RequestError | None:
+            return journal.refusal() if part == "journal" else worker.refusal()
+
+        server = Server(
+            config,
+            mailbox=mailbox,
+            work=worker,
+            recorder=journal,
+            clerk=clerk,
+            pack=pack.info,
+            model=model,
+            describe=describe_all,
+            refusal=refusal,
+            steward=steward,
+            find_pack=lambda told: policy.residents.named(told),
+            reread=reread,
+        )
+        sockets.callback(server.close)
+        if config.metrics_port:
+            stack.enter_context(metrics.endpoint(config.metrics_port, server.measured))
+        if supervisor is not None:  # the clerk is left out: a piece of its work may take an hour
+            supervisor.watch({"engine": worker, "journal": journal})
+        yield server
+
+
+@contextmanager
+def serving(
+    config: Config,
+    *,
+    load_engine: Callable[[Config], Engine] = load_engine,
+    open_journal: OpenJournal = open_journal,
+) -> Iterator[Config]:
+    """A whole daemon in this process, on a thread, for the length of the block."""
+    with open_service(config, load_engine=load_engine, open_journal=open_journal) as server:
+        thread = threading.Thread(target=server.run, name="server", daemon=True)
+        thread.start()
+        try:
+            yield config
+        finally:
+            server.stop()
+            thread.join(config.shutdown_s + 5)
+
+
+def _stop_worker(worker: Worker, timeout_s: float) -> None:
+    if not worker.stop(timeout_s):
+        log.error("the engine thread did not end within %g s; what it was doing is lost", timeout_s)
+
+
+def _close_journal(journal: Journal, timeout_s: float) -> None:
+    try:
+        journal.close(timeout_s)
+    except JournalError as error:
+        raise Stalled(str(error)) from error

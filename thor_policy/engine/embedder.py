@@ -1,0 +1,78 @@
+"""A sentence embedder: MiniLM on ONNX Runtime, one thread of the CPU.
+
+Owns the embedder's files and its tokens. Invariant: torch is never imported, and ONNX Runtime and its
+tokenizer only when an embedder is opened, so that neither the daemon nor a run without one pays for them.
+The vector of a text is the mean of its token vectors at unit length, as sentence-transformers makes it; a
+text is always embedded alone, so its vector depends on nothing else. Main thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from thor_policy.core.errors import CatalogError
+
+#: The embedder's files in the models directory.
+MODEL_FILE = "all-MiniLM-L6-v2.onnx"
+TOKENIZER_FILE = "all-MiniLM-L6-v2.tokenizer.json"
+#: Tokens of a text that are read; what the model was made for.
+MAX_TOKENS = 256
+
+
+def missing(models_dir: Path) -> str | None:
+    """Why there is no embedder, and the cure; None if there is one. Imports nothing."""
+    for library in ("onnxruntime", "tokenizers"):
+        if find_spec(library) is None:
+            return f"{library} is not installed; install the extra [cpu]"
+    for name in (MODEL_FILE, TOKENIZER_FILE):
+        if not (models_dir / name).is_file():
+            return f"{name} is not in {models_dir}; run: ./scripts/export-embedder"
+    return None
+
+
+class MiniLM:
+    """Embeds texts. Raises CatalogError if it is missing or a file cannot be used."""
+
+    name = "all-MiniLM-L6-v2"
+
+    def __init__(self, models_dir: Path) -> None:
+        if why := missing(models_dir):
+            raise CatalogError(f"there is no embedder: {why}")
+        import numpy
+        import onnxruntime
+        from tokenizers import Tokenizer
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._numpy = numpy
+        try:
+            self._tokenizer = Tokenizer.from_file(str(models_dir / TOKENIZER_FILE))
+            self._session = onnxruntime.InferenceSession(
+                str(models_dir / MODEL_FILE), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # both libraries raise bare exceptions of their own
+            raise CatalogError(
+                f"{models_dir}: the embedder cannot be loaded: {error}; run: ./scripts/export-embedder"
+            ) from error
+        # The file bakes in padding and a cut at 128 tokens.
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(MAX_TOKENS)
+        self._vectors: dict[str, Any] = {}
+
+    def embed(self, text: str) -> Any:
+        """Vector of a text at unit length, as an array of 384 floats."""
+        if text not in self._vectors:
+            encoding = self._tokenizer.encode(text)
+            ids = self._numpy.array([encoding.ids], dtype=self._numpy.int64)
+            fed = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
+            (states,) = self._session.run(["last_hidden_state"], fed)
+            mean = states[0].mean(axis=0)
+            self._vectors[text] = mean / max(float(self._numpy.linalg.norm(mean)), 1e-9)
+        return self._vectors[text]
+
+    def similarities(self, texts: Sequence[str], others: Sequence[str]) -> list[list[float]]:
+        """Cosine of each text (row) with each of the others (column), -1 to 1."""
+        return [[float(self.embed(text) @ self.embed(other)) for other in others] for text in texts]

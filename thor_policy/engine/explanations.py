@@ -1,0 +1,212 @@
+"""Token tries and the course of an explanation: what may come next, and what must.
+
+Owns `Trie` (closed lists of token sequences), their distribution, and `Writing` (one explanation under
+way). Invariant: whatever the logits, the text that comes out follows the steps: fixed text verbatim,
+enums from their list, free text on one line. Pure: no model, no clock. Used by the engine thread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+from thor_policy.core.engine import Fixed, FreeText, OneOf, SomeOf, Step
+from thor_policy.core.errors import EngineError
+
+
+class Trie:
+    """A closed list of token sequences. `value` is the name of the sequence that ends here, if one does."""
+
+    __slots__ = ("children", "value")
+
+    def __init__(self) -> None:
+        self.children: dict[int, Trie] = {}
+        self.value: str | None = None
+
+    @classmethod
+    def of(cls, sequences: Mapping[str, Sequence[int]]) -> Trie:
+        """Trie of named token sequences. Raises EngineError if two of them are the same tokens."""
+        root = cls()
+        for name, tokens in sequences.items():
+            node = root
+            for token in tokens:
+                node = node.children.setdefault(token, cls())
+            if node.value is not None or node is root:
+                raise EngineError(f"the model's tokens cannot tell {name!r} from {node.value!r}")
+            node.value = name
+        return root
+
+    def branches(self, path: tuple[int, ...] = ()) -> Iterable[tuple[tuple[int, ...], Trie]]:
+        """Each node where a choice has to be made, with the path to it, depth first."""
+        if len(self.children) > 1:
+            yield path, self
+        for token, child in self.children.items():
+            yield from child.branches((*path, token))
+
+    def opening(self) -> str | None:
+        """The name of a sequence that is the beginning of another one, if there is any."""
+        if self.value is not None and self.children:
+            return self.value
+        return next(filter(None, (child.opening() for child in self.children.values())), None)
+
+
+def path_name(path: Sequence[int]) -> str:
+    """A path in a trie as text, for keys that go into JSON."""
+    return " ".join(map(str, path))
+
+
+def closed_set(labels: Trie, logits: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Probability of every label: at each branch a softmax over its children only, multiplied along.
+
+    This is the distribution of sampling under a grammar that admits exactly the labels.
+    """
+    probabilities: dict[str, float] = {}
+
+    def descend(node: Trie, path: tuple[int, ...], mass: float) -> None:
+        if node.value is not None:
+            probabilities[node.value] = mass
+        if len(node.children) == 1:
+            ((token, child),) = node.children.items()
+            descend(child, (*path, token), mass)
+        elif node.children:
+            raw = logits[path_name(path)]
+            weights = [math.exp(logit - max(raw)) for logit in raw]
+            for weight, (token, child) in zip(weights, node.children.items(), strict=True):
+                descend(child, (*path, token), mass * weight / sum(weights))
+
+    descend(labels, (), 1.0)
+    return probabilities
+
+
+class Writing:
+    """One explanation under way.
+
+    `tokenise` turns text into token ids, `text_of` a token id into text; `ends` says whether a token ends
+    the model's turn. Feed what `begin` and `take` return; choose among `allowed` by the logits after it.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        *,
+        tokenise: Callable[[str], list[int]],
+        text_of: Callable[[Sequence[int]], str],
+        ends: Callable[[int], bool],
+    ) -> None:
+        self._steps = list(steps)
+        self._tokenise, self._text_of, self._ends = tokenise, text_of, ends
+        self._at = -1
+        self._node = Trie()
+        self._free: list[int] = []
+        self._pending: list[int] = []
+        self._options: dict[str, list[int]] = {}
+        self.tokens: list[int] = []
+        self.values: dict[str, tuple[str, ...]] = {}
+        self.generated_tokens = 0
+        self.done = False
+
+    @property
+    def text(self) -> str:
+        """Everything written so far."""
+        return self._text_of(self.tokens).strip()
+
+    def begin(self) -> list[int]:
+        """Tokens to feed before the first choice; empty if there is no choice at all."""
+        self._next_step()
+        return self._forced()
+
+    def allowed(self) -> Collection[int] | None:
+        """Token ids that may come next; None: any (free text)."""
+        step = self._steps[self._at]
+        if isinstance(step, FreeText):
+            return None
+        tokens = list(self._node.children)
+        if self._node.value is not None and isinstance(step, OneOf | SomeOf):
+            tokens.extend(self._closings(step))
+        return tokens
+
+    def take(self, token: int) -> list[int]:
+        """Accept the model's choice; returns the tokens to feed next, empty when `done`."""
+        self.generated_tokens += 1
+        self._accept(token)
+        return self._forced()
+
+    def _forced(self) -> list[int]:
+        """Go on while there is only one way to go; returns what was passed on the way."""
+        while not self.done:
+            allowed = self.allowed()
+            if allowed is None or len(allowed) > 1:
+                break
+            (token,) = allowed
+            self._accept(token)
+        fed, self._pending = self._pending, []
+        return fed
+
+    def _accept(self, token: int) -> None:
+        step = self._steps[self._at]
+        if isinstance(step, FreeText):
+            self._accept_free(step, token)
+        elif child := self._node.children.get(token):
+            self._write([token])
+            self._node = child
+        elif isinstance(step, OneOf | SomeOf):
+            self._accept_closing(step, token)
+
+    def _accept_free(self, step: FreeText, token: int) -> None:
+        text = "" if self._ends(token) else self._text_of([token])
+        line, line_end, _ = text.partition("\n")
+        if text and not line_end:
+            self._free.append(token)
+            self._write([token])
+        if not text or line_end or len(self._free) >= step.max_tokens:
+            said = self._text_of(self._free) + (line if line_end else "")
+            self.values[step.name] = (" ".join(said.split()),)
+            self._next_step()
+
+    def _accept_closing(self, step: OneOf | SomeOf, token: int) -> None:
+        chosen = self._node.value or ""
+        self.values[step.name] = (*self.values.get(step.name, ()), chosen.strip())
+        del self._options[chosen]
+        if isinstance(step, SomeOf) and token == self._separator(step):
+            self._write(self._tokenise(step.separator))
+            self._node = Trie.of(self._options)
+        else:
+            self._next_step()
+
+    def _closings(self, step: OneOf | SomeOf) -> list[int]:
+        """Tokens that may follow a finished option: the next fixed text, or a separator."""
+        closings = [self._after()]
+        written = len(self.values.get(step.name, ())) + 1
+        if isinstance(step, SomeOf) and len(self._options) > 1 and written < step.most:
+            closings.append(self._separator(step))
+        return closings
+
+    def _separator(self, step: SomeOf) -> int:
+        return self._tokenise(step.separator)[0]
+
+    def _after(self) -> int:
+        """First token of the fixed text that closes an enum step."""
+        following = self._steps[self._at + 1] if self._at + 1 < len(self._steps) else None
+        if not isinstance(following, Fixed):
+            raise EngineError("an enum step must be followed by fixed text")
+        return self._tokenise(following.text)[0]
+
+    def _next_step(self) -> None:
+        while True:
+            self._at += 1
+            if self._at == len(self._steps):
+                self.done = True
+                return
+            step = self._steps[self._at]
+            if not isinstance(step, Fixed):
+                break
+            self._write(self._tokenise(step.text))
+        if isinstance(step, OneOf | SomeOf):
+            self._options = {option: self._tokenise(option) for option in step.options}
+            self._node = Trie.of(self._options)
+        else:
+            self._free = []
+
+    def _write(self, tokens: list[int]) -> None:
+        self.tokens.extend(tokens)
+        self._pending.extend(tokens)

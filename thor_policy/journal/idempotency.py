@@ -1,0 +1,180 @@
+"""What an idempotency key was answered with: looked up on the chain itself.
+
+Owns the form in which an event carries a key, and the way back from an event to an answer. Invariant:
+what is found was committed, and an event younger than the window is found, for it is not archived before.
+The key is stored as a digest, as the first member of the body, where a partial index finds it without
+reading any other event. Each call is one look-up: `find` is for the journal's thread, `first_since` for
+any.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import datetime
+
+import msgspec
+
+from thor_policy.core.decisions import Decision, Explanation, Floor, ModelInfo, Recorded, Scored
+from thor_policy.core.requests import Action, Entity, Evaluation
+from thor_policy.journal import events
+from thor_policy.journal.events import Decided, DecidedOn, Explained, ModelName, Said
+
+#: How long a key is remembered, in seconds.
+KEY_WINDOW_S = 86_400
+#: How a body that carries a key begins; digest of caller and key, a dash, and digest of the content follow.
+MARK = '{"idempotency":"'
+#: Part of the index in migration 0006: a query has to repeat it to be served by it.
+IS_KEYED = f"substr(body, 1, {len(MARK)}) = '{MARK}'"
+KEY_DIGEST = f"substr(body, {len(MARK) + 1}, 64)"
+
+_bodies = msgspec.json.Decoder(Decided)
+_privates = msgspec.json.Decoder(DecidedOn)
+
+
+def find_recorded(connection: sqlite3.Connection, digest: str, since: float) -> Recorded | None:
+    """What was committed for a key since Unix time `since`; None if nothing was.
+
+    `digest` is that of caller and key (64 hex digits). Raises sqlite3.Error, msgspec.MsgspecError.
+    """
+    row = connection.execute(
+        f"SELECT e.seq, e.kind, e.subject_id, e.at, e.body, p.value FROM events e "
+        f"LEFT JOIN private p ON p.seq = e.seq WHERE {IS_KEYED} AND {KEY_DIGEST} = ? AND e.at >= ? "
+        "ORDER BY e.seq DESC LIMIT 1",
+        (digest, events.timestamp(since)),
+    ).fetchone()
+    if row is None:
+        return None
+    seq, kind, subject_id, at, body, private = row
+    decision, told = None, events.decode(body)
+    if kind == "decision":
+        decision = _decision(connection, subject_id, at, body, private)
+    content = told["idempotency"].partition("-")[2]
+    return Recorded(content=content, kind=kind, id=told.get("id", subject_id), seq=seq, decision=decision)
+
+
+def first_since(connection: sqlite3.Connection, since: float) -> int | None:
+    """The first event since Unix time `since` that carries a key; None if there is none."""
+    (seq,) = connection.execute(
+        f"SELECT min(seq) FROM events WHERE {IS_KEYED} AND at >= ?", (events.timestamp(since),)
+    ).fetchone()
+    return None if seq is None else int(seq)
+
+
+def _decision(
+    connection: sqlite3.Connection, decision_id: str, at: str, stored: str, private: str | None
+) -> Decision:
+    """A decision as far as a reply tells of it; what was erased is empty."""
+    body, rest = _bodies.decode(stored), None if private is None else _privates.decode(private)
+    floor = body.floor
+    return Decision(
+        id=decision_id,
+        at=datetime.fromisoformat(at).timestamp(),
+        evaluation=rest.evaluation if rest else _erased(body),
+        caller=body.caller,
+        outcome=body.outcome,
+        allow=body.allow,
+        tier=body.tier,
+        floor=Floor(
+            outcome=floor.outcome,
+            final=floor.final,
+            rules=floor.rules,
+            clauses=floor.clauses,
+            because=floor.because,
+            classification=floor.classification,
+        ),
+        risk=body.risk,
+        pack=body.pack,
+        model=_model(connection, body.model) if body.model else None,
+        reason_code=body.reason_code,
+        label=body.label,
+        confidence=body.confidence,
+        probabilities=body.probabilities,
+        scored=_scored(body, rest),
+        explanation=_explanation(connection, decision_id, body, rest),
+        obligations=body.obligations,
+        timings=body.timings,
+        original=body.original,
+        temperature=body.temperature,
+        idempotency=body.idempotency,
+    )
+
+
+def _scored(body: Decided, rest: DecidedOn | None) -> Scored | None:
+    """What the model said; the question's tokens are gone if they were masked or erased."""
+    if body.prompt is None or body.label is None:
+        return None
+    return Scored(
+        label=body.label,
+        probabilities=body.probabilities,
+        logits=body.prompt.logits,
+        suffix_tokens=rest.suffix_tokens if rest else (),
+        prefix_tokens=body.prompt.prefix_tokens,
+        prefix_digest=body.prompt.prefix_digest,
+        score_ms=body.timings.score_ms,
+    )
+
+
+def _erased(body: Decided) -> Evaluation:
+    return Evaluation(
+        subject=Entity(type=body.subject_type, id=""),
+        action=Action(name=body.action),
+        resource=Entity(type=body.resource_type, id=""),
+    )
+
+
+def _explanation(
+    connection: sqlite3.Connection, decision_id: str, body: Decided, rest: DecidedOn | None
+) -> Explanation | None:
+    if body.explanation is not None:
+        said = Said(reasoning=rest.reasoning or body.floor.because, text=rest.text) if rest else Said()
+        return _told(body.explanation, said)
+    row = connection.execute(
+        "SELECT e.body, p.value FROM events e LEFT JOIN private p ON p.seq = e.seq WHERE e.subject_id = ? "
+        "AND e.kind = 'explanation' AND e.kind NOT IN ('decision', 'reported')",  # as the index says
+        (decision_id,),
+    ).fetchone()
+    if row is None:
+        return None
+    said = Said() if row[1] is None else msgspec.json.decode(row[1], type=Said)
+    return _told(msgspec.json.decode(row[0], type=Explained), said)
+
+
+def _told(closed: Explained, said: Said) -> Explanation:
+    return Explanation(
+        classification=closed.classification,
+        clauses=closed.clauses,
+        reasoning=said.reasoning or "",
+        text=said.text or "",
+        truncated=closed.truncated,
+        generated_tokens=closed.generated_tokens,
+        explain_ms=closed.explain_ms,
+    )
+
+
+def _model(connection: sqlite3.Connection, name: ModelName) -> ModelInfo:
+    """The model that judged, as it was when it was loaded; of one whose loading is archived, its row."""
+    row = connection.execute(
+        "SELECT body FROM events WHERE subject_id = ? AND kind = 'model_loaded' "
+        "AND kind NOT IN ('decision', 'reported') ORDER BY seq DESC LIMIT 1",
+        (name.sha256,),
+    ).fetchone()
+    if row is not None:
+        loaded = msgspec.json.decode(row[0], type=ModelInfo)
+        return msgspec.structs.replace(loaded, adapter=name.adapter)
+    row = connection.execute(
+        "SELECT architecture, parameters, build, device FROM models "
+        "WHERE sha256 = ? ORDER BY seq DESC LIMIT 1",
+        (name.sha256,),
+    ).fetchone()
+    architecture, parameters, build, device = row or ("", 0, "", "")
+    return ModelInfo(
+        name=name.name,
+        sha256=name.sha256,
+        quantisation=name.quantisation,
+        architecture=architecture,
+        parameters=parameters,
+        build=build,
+        device=device,
+        exact=False,  # which the row does not say
+        adapter=name.adapter,
+    )

@@ -1,0 +1,136 @@
+"""Old events are moved from the database into compressed files.
+
+Owns that move. Invariant: a file is whole on the disk and on the chain before its events leave the
+database, and what was cut off is finished when it is begun again. One at a time, on a thread that may
+wait.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from contextlib import closing
+
+from thor_policy.core.errors import JournalError
+from thor_policy.core.requests import Json
+from thor_policy.journal import chain, segments
+from thor_policy.journal.events import Event
+from thor_policy.journal.idempotency import KEY_WINDOW_S, first_since
+from thor_policy.journal.maintenance.tasks import (
+    STEP,
+    Found,
+    Progress,
+    commit,
+    connect,
+    result_of,
+    transaction,
+)
+from thor_policy.journal.reader import instant
+from thor_policy.journal.segments import SEGMENT_EVENTS
+from thor_policy.journal.writer import Journal
+
+
+def archive_before(
+    journal: Journal, before: str, *, progress: Progress = lambda _: None
+) -> list[segments.Segment]:
+    """Move the events before a time (RFC 3339) into compressed segments; the newest event always stays.
+
+    So do the first one whose idempotency key is still remembered, and what came after it.
+
+    `progress` gets the number of events moved. Raises JournalError if the time is none, the disk refuses, or
+    the events do not make a chain.
+    """
+    until = instant(before, "before") or ""
+    made: list[segments.Segment] = []
+    with closing(connect(journal.path)) as connection:
+        done, head = tidy(journal, connection)
+        last = _last_before(connection, done, until)
+        keyed = first_since(connection, time.time() - KEY_WINDOW_S)
+        last = last if keyed is None else min(last, keyed - 1)
+        moved = 0
+        for first in range(done + 1, last + 1, SEGMENT_EVENTS):
+            segment = _archive_one(journal, connection, first, min(first + SEGMENT_EVENTS - 1, last), head)
+            head = bytes.fromhex(segment.head)
+            _trim(journal, segment.last_seq)
+            made.append(segment)
+            moved += segment.events
+            progress(moved)
+    return made
+
+
+def tidy(journal: Journal, connection: sqlite3.Connection) -> tuple[int, bytes]:
+    """Finish what was cut off; returns number and hash of the last archived event."""
+    segments.sweep(connection, journal.path, journal.chain)
+    (low,) = connection.execute("SELECT coalesce(min(seq), 0) FROM events").fetchone()
+    done, head = 0, chain.GENESIS
+    for segment in segments.segments(connection, journal.path):
+        if segment.last_seq >= low:
+            if not segments.is_there(segment):  # a copy of the journal, which has its events back
+                break
+            _trim(journal, segment.last_seq)
+        done, head = segment.last_seq, bytes.fromhex(segment.head)
+    return done, head
+
+
+def _last_before(connection: sqlite3.Connection, done: int, until: str) -> int:
+    """The last event of those that are older than `until` and that no younger event precedes."""
+    (newest,) = connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()
+    seq = done
+    while rows := connection.execute(
+        "SELECT seq, at FROM events WHERE seq > ? AND seq < ? ORDER BY seq LIMIT 5000", (seq, newest)
+    ).fetchall():
+        for number, at in rows:
+            if at >= until:
+                return seq
+            seq = int(number)
+    return seq
+
+
+def _archive_one(
+    journal: Journal, connection: sqlite3.Connection, first: int, last: int, head: bytes
+) -> segments.Segment:
+    """Put events `first` to `last` in a file, and say so on the chain; `head` is the hash before them."""
+    path = segments.directory(journal.path) / segments.file_name(journal.chain, first, last)
+    end = segments.write_segment(
+        path, _sound(segments.live_events(connection, first, last), first, last, head)
+    )
+    body: dict[str, Json] = {
+        "file": path.name,
+        "first_seq": first,
+        "last_seq": last,
+        "events": last - first + 1,
+        "head": end.hash.hex(),
+        "chain": journal.chain,
+    }
+    commit(journal, Event(kind="archived", subject_id=path.name, at=time.time(), body=body))
+    return segments.Segment(
+        path=path, first_seq=first, last_seq=last, events=last - first + 1, head=end.hash.hex()
+    )
+
+
+def _sound(found: Found, first: int, last: int, head: bytes) -> Found:
+    """The events `first` to `last`, as long as they make a chain that continues `head`."""
+    more = "`thorpolicy log verify` says more"
+    for row, part in found:
+        if row.seq != first:
+            raise JournalError(f"event {first} is missing; {more}")
+        if row.prev_hash != head or chain.hash_of(row.prev_hash, *row[:8]) != row.hash:
+            raise JournalError(f"event {row.seq} does not match its hash; {more}")
+        first, head = row.seq + 1, row.hash
+        yield row, part
+    if first != last + 1:
+        raise JournalError(f"event {first} is missing; {more}")
+
+
+def _trim(journal: Journal, last: int) -> None:
+    """Take archived events out of the database, some at a time."""
+
+    def step(connection: sqlite3.Connection) -> int:
+        with transaction(connection):
+            (first,) = connection.execute("SELECT min(seq) FROM events").fetchone()
+            until = min((first or last) + STEP - 1, last)
+            connection.execute("DELETE FROM private WHERE seq <= ?", (until,))
+            return connection.execute("DELETE FROM events WHERE seq <= ?", (until,)).rowcount
+
+    while result_of(journal.run(step)):
+        pass

@@ -1,0 +1,111 @@
+"""Every table of a journal is made anew from its events.
+
+Owns that work. Invariant: the events alone say what the tables hold, and a target is whole or not there.
+On a thread that may wait.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+
+from thor_policy.core.errors import JournalError
+from thor_policy.journal import projections, schema, segments
+from thor_policy.journal.batch import Placed
+from thor_policy.journal.maintenance.tasks import STEP, Found, Progress, connect, readable, transaction
+from thor_policy.journal.reader import instant
+from thor_policy.journal.storage import SIDE_FILES
+from thor_policy.journal.writer import Journal
+
+
+def rebuild(
+    source: Path, target: Path, *, at: str | int | None = None, progress: Progress = lambda _: None
+) -> int:
+    """Write a new journal from the events of another, with every table made anew; returns the newest event.
+
+    `at` ends it at an event's number or before a time (RFC 3339): the journal as it was then, but for what
+    was erased since (a copy that ends before the erasure of what it holds does not verify: no event of its
+    own tells of it). Archived events come back. Raises JournalError if `target` exists.
+    """
+    until = instant(at, "at") if isinstance(at, str) else None
+    if target.exists():
+        raise JournalError(f"{target} exists already; name a new file")
+    if not source.is_file():
+        raise JournalError(f"there is no journal at {source}")
+    half = target.with_name(f".{target.name}.new")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+        _remove(half)
+        with readable(source):
+            newest = _copy(source, half, until, at if isinstance(at, int) else None, progress)
+        half.rename(target)
+    except OSError as error:
+        raise JournalError(f"{target} cannot be written: {error.strerror or error}") from error
+    finally:
+        _remove(half)
+    return newest
+
+
+def _remove(path: Path) -> None:
+    for ending in SIDE_FILES:
+        path.with_name(path.name + ending).unlink(missing_ok=True)
+
+
+def _copy(source: Path, target: Path, until: str | None, last: int | None, progress: Progress) -> int:
+    target.touch(mode=0o640)
+    with closing(connect(source)) as reading, closing(sqlite3.connect(target, isolation_level=None)) as new:
+        new.execute("PRAGMA journal_mode = WAL")
+        schema.migrate(new)
+        new.execute("PRAGMA synchronous = OFF")
+        found = _until(segments.all_events(reading, source), until, last)
+        newest = 0
+        while page := list(islice(found, STEP)):
+            placed = Placed(newest, page[0][0].prev_hash, b"")
+            for row, part in page:
+                placed.again(row, part)
+            with transaction(new):
+                placed.write(new)
+            newest = placed.seq
+            progress(newest)
+        new.executemany(
+            "INSERT INTO erasures VALUES (?, ?, ?)",
+            reading.execute("SELECT seq, by_seq, digest FROM erasures WHERE seq <= ?", (newest,)),
+        )
+        new.execute("PRAGMA synchronous = FULL")
+        new.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return newest
+
+
+def rebuild_in_place(journal: Journal, *, progress: Progress = lambda _: None) -> int:
+    """Make every table of an open journal anew from its events, in one transaction; returns how many.
+
+    Raises JournalError if an event cannot be read; then nothing has changed.
+    """
+    with closing(connect(journal.path)) as reading:
+
+        def task(connection: sqlite3.Connection) -> int:
+            with transaction(connection):
+                for table in projections.TABLES:
+                    connection.execute(f"DELETE FROM {table}")
+                count = 0
+                found = segments.all_events(reading, journal.path)
+                while page := list(islice(found, STEP)):
+                    placed = Placed(page[0][0].seq - 1, b"", b"")
+                    for row, part in page:
+                        placed.again(row, part, tables_only=True)
+                    placed.write(connection)
+                    count += len(page)
+                    progress(count)
+            return count
+
+        with readable(journal.path):
+            return journal.run(task).result()
+
+
+def _until(found: Found, until: str | None, last: int | None) -> Found:
+    for row, part in found:
+        if (until is not None and row.at.decode() >= until) or (last is not None and row.seq > last):
+            return
+        yield row, part

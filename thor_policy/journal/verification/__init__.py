@@ -1,0 +1,1 @@
+"""Whether the journal is what was committed: chain, tables, archives and checkpoints."""

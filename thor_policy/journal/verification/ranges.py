@@ -1,0 +1,277 @@
+"""The check of one range of events, live or archived: the chain, the private parts, the rows made of them.
+
+Owns the comparison itself. Invariant: it only reads, in constant memory, a page at a time, and holds no
+transaction between pages; whatever is wrong is noted with its event, never raised. Any process.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from thor_policy.journal import chain, projections, segments
+from thor_policy.journal.projections import AT, GROUP_OF, GROUPS
+from thor_policy.journal.reader import read_only_uri
+from thor_policy.journal.storage import EVENT_COLUMNS
+
+#: Events read in one transaction.
+PAGE = 500
+
+
+class Task(Struct, frozen=True):
+    """Events `first` to `last` of the journal at `path`; `segment` is the archive file that holds them.
+
+    `wanted` are the sequence numbers whose hashes are asked for.
+    """
+
+    path: Path
+    first: int
+    last: int
+    wanted: frozenset[int]
+    segment: Path | None = None
+
+
+class Done(Struct, kw_only=True):
+    """What a task found: the first `problem`, and whether the chain goes on to the task's end."""
+
+    events: int = 0
+    before: bytes | None = None
+    head: bytes = b""
+    hashes: dict[int, bytes] = {}
+    kinds: Counter[str] = msgspec.field(default_factory=Counter)
+    #: Groups of columns that rows say were changed, less those that an event was found to have changed.
+    open_groups: Counter[str] = msgspec.field(default_factory=Counter)
+    erased: int = 0
+    bad_seq: int | None = None
+    problem: str | None = None
+    chain_ok: bool = True
+
+    def note(self, seq: int | None, problem: str) -> None:
+        """Remember the first thing that is wrong."""
+        if self.problem is None or (seq is not None and self.bad_seq is not None and seq < self.bad_seq):
+            self.bad_seq, self.problem = seq, problem
+
+
+def check_range(task: Task) -> Done:
+    """Check one range, in whatever process; nothing wrong raises."""
+    done = Done()
+    with closing(connect(task.path)) as connection:
+        try:
+            _Range(connection, task, done).run()
+        except _Broken as broken:
+            done.note(broken.seq, broken.reason)
+            done.chain_ok = False
+        except (sqlite3.Error, OSError, ValueError, EOFError) as error:
+            done.note(task.first + done.events, f"it cannot be read: {error}")
+            done.chain_ok = False
+    return done
+
+
+class _Wrong(Exception):
+    """What stands beside an event is not what the event says; the chain goes on."""
+
+    def __init__(self, seq: int, reason: str) -> None:
+        super().__init__(reason)
+        self.seq, self.reason = seq, reason
+
+
+class _Broken(_Wrong):
+    """The chain ends here."""
+
+
+class _Range:
+    """The check of one range: pages of stored bytes on one side, rows of tables on the other."""
+
+    def __init__(self, connection: sqlite3.Connection, task: Task, done: Done) -> None:
+        self._connection = connection
+        self._task = task
+        self._done = done
+        self._next = task.first
+        self._erased: dict[int, tuple[int, bytes]] = {}
+
+    def run(self) -> None:
+        if self._task.segment is None:
+            while self._next <= self._task.last:
+                with self._snapshot():
+                    self._page(*self._live_page())
+        else:
+            with segments.reading(self._task.segment) as lines:
+                while page := list(islice(lines, PAGE)):
+                    private = {row.seq: part for row, part in page if part is not None}
+                    with self._snapshot():
+                        self._page([row for row, _ in page], private)
+            if self._next <= self._task.last:
+                raise _Broken(self._next, "it is missing in its archive")
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        self._connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._connection.execute("ROLLBACK")
+
+    def _live_page(self) -> tuple[list[chain.Row], dict[int, tuple[bytes, bytes]]]:
+        connection = self._connection
+        until = min(self._next + PAGE - 1, self._task.last)
+        connection.text_factory = bytes
+        rows = connection.execute(
+            f"SELECT {EVENT_COLUMNS} FROM events WHERE seq BETWEEN ? AND ? ORDER BY seq", (self._next, until)
+        ).fetchall()
+        private = connection.execute(
+            "SELECT seq, salt, value FROM private WHERE seq BETWEEN ? AND ?", (self._next, until)
+        ).fetchall()
+        connection.text_factory = str
+        if not rows:
+            raise _Broken(self._next, "it is missing")
+        return [chain.Row._make(row) for row in rows], {seq: (salt, value) for seq, salt, value in private}
+
+    def _rows(self, sql: str, *values: Any) -> list[Any]:
+        """Rows of a table; text that is no UTF-8 any more is just another text."""
+        try:
+            return self._connection.execute(sql, values).fetchall()
+        except sqlite3.OperationalError as error:
+            if "decode" not in str(error):
+                raise
+        self._connection.text_factory = _any_text
+        try:
+            return self._connection.execute(sql, values).fetchall()
+        finally:
+            self._connection.text_factory = str
+
+    def _page(self, rows: list[chain.Row], private: dict[int, tuple[bytes, bytes]]) -> None:
+        first, last = rows[0].seq, rows[-1].seq
+        self._erased = {
+            seq: (by_seq, digest)
+            for seq, by_seq, digest in self._connection.execute(
+                "SELECT seq, by_seq, digest FROM erasures WHERE seq BETWEEN ? AND ?", (first, last)
+            )
+        }
+        stored = {
+            row[0]: row
+            for row in self._rows("SELECT * FROM decisions WHERE seq BETWEEN ? AND ?", first, last)
+        }
+        checked = self._done.events
+        try:
+            for row in rows:
+                self._check_link(row)
+                found = stored.pop(row.seq, None)
+                try:
+                    part = self._checked_part(row, private.pop(row.seq, None))
+                    self._check_projection(row, part, found)
+                except _Wrong as wrong:
+                    self._done.note(wrong.seq, wrong.reason)
+        finally:
+            kinds = Counter(row.kind for row in rows[: self._done.events - checked])
+            for kind, count in kinds.items():
+                self._done.kinds[kind.decode(errors="replace")] += count
+
+    def _check_link(self, row: chain.Row) -> None:
+        done = self._done
+        if row.seq != self._next:
+            raise _Broken(self._next, "it is missing")
+        if done.before is None:
+            done.before = done.head = row.prev_hash
+        if row.prev_hash != done.head:
+            raise _Broken(row.seq, "it does not follow the event before it")
+        try:
+            link = chain.hash_of(row.prev_hash, *row[:8])
+        except (TypeError, ValueError, OverflowError, AttributeError) as error:
+            raise _Broken(row.seq, f"its columns have the wrong types: {error}") from error
+        if link != row.hash:
+            raise _Broken(row.seq, "its content does not match its hash")
+        done.events += 1
+        done.head = row.hash
+        self._next += 1
+        if row.seq in self._task.wanted:
+            done.hashes[row.seq] = row.hash
+
+    def _checked_part(self, row: chain.Row, part: tuple[bytes, bytes] | None) -> bytes | None:
+        """The private part, if it is the one that was sealed; None where none was or it was erased."""
+        by_seq, digest = self._erased.get(row.seq, (0, row.private_digest))
+        self._done.erased += by_seq > 0
+        if not digest:
+            if part is not None:
+                raise _Wrong(row.seq, "it has a private part that it should not have")
+            return None
+        if part is None:
+            told = "its private part is gone, and no event says that it was erased"
+            raise _Wrong(row.seq, told)
+        salt, value = part
+        if len(salt) != chain.SALT_BYTES or chain.sealed_digest(salt, value) != digest:
+            raise _Wrong(row.seq, "its private part was changed")
+        return value
+
+    def _check_projection(self, row: chain.Row, part: bytes | None, found: Any) -> None:
+        try:
+            kind, subject_id, at = row.kind.decode(), row.subject_id.decode(), row.at.decode()
+            body, private = projections.read(kind, row.body, part)
+            table, expected, changes = projections.project(kind, row.seq, at, subject_id, body, private)
+        except (msgspec.MsgspecError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _Wrong(row.seq, f"its body cannot be read: {error}") from error
+        if table == "decisions":
+            self._check_decision(row.seq, found, expected)
+        elif found is not None:
+            raise _Wrong(row.seq, "the table decisions has a row for it that it did not make")
+        elif table is not None:
+            shown = self._rows(f"SELECT * FROM {table} WHERE seq = ?", row.seq)
+            if shown != [expected]:
+                raise _Wrong(row.seq, f"its row in the table {table} is not what it says")
+        if changes is not None:
+            self._check_changes(row.seq, subject_id, GROUP_OF[kind], changes)
+        elif kind == "erased":
+            self._check_erasure(row.seq, body)
+
+    def _check_decision(self, seq: int, found: projections.Row | None, expected: projections.Row) -> None:
+        if found == expected:
+            return
+        if found is None:
+            raise _Wrong(seq, "its row in the table decisions is missing")
+        row = list(found)
+        for group, columns in GROUPS.items():
+            if row[AT[group]] is not None:
+                self._done.open_groups[group] += 1
+                for column in (group, *columns):
+                    row[AT[column]] = expected[AT[column]]
+        if tuple(row) != expected:
+            raise _Wrong(seq, "its row in the table decisions is not what it says")
+
+    def _check_changes(self, seq: int, decision_id: str, group: str, changes: projections.Row) -> None:
+        columns = ", ".join(GROUPS[group])
+        rows = self._rows(f"SELECT {group}, {columns} FROM decisions WHERE decision_id = ?", decision_id)
+        found = rows[0] if rows else (None,)
+        if found[0] is None or found[0] < seq:
+            raise _Wrong(seq, "its decision's row does not know of it")
+        if found[0] == seq:
+            self._done.open_groups[group] -= 1
+            if found[1:] != changes:
+                raise _Wrong(seq, "its decision's row is not what it says")
+
+    def _check_erasure(self, by_seq: int, body: Any) -> None:
+        for seq, digest in body["parts"].items():
+            found = self._connection.execute(
+                "SELECT by_seq, digest FROM erasures WHERE seq = ?", (int(seq),)
+            ).fetchone()
+            if found is None or found[0] < by_seq or (found[0] == by_seq and found[1].hex() != digest):
+                raise _Wrong(by_seq, f"it erased a part of event {seq}, which is not so")
+
+
+def _any_text(stored: bytes) -> str:
+    return stored.decode(errors="surrogateescape")
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection that reads, for long."""
+    connection = sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None)
+    connection.execute("PRAGMA busy_timeout = 5000")
+    connection.execute("PRAGMA cache_size = -8192")
+    connection.execute(f"PRAGMA mmap_size = {2**33}")
+    return connection

@@ -1,0 +1,1 @@
+"""What past decisions and corrections are good for: replay, counterfactuals, export, promotion, training."""

@@ -1,0 +1,259 @@
+"""Replay: a recorded decision is taken again, and held against its record.
+
+Owns the comparison of a decision with its record, step by step. Invariant: a decision is taken again by
+the code that takes decisions (`policy`), from its record alone: the evaluation, the time of receipt, the
+temperature; nothing is read from a clock or from the settings, and nothing is written. Main thread of a
+command, which also owns the engine.
+
+The steps, in the order in which a decision is taken: `rules` (facts, floor, risk), `question` (its text),
+`tokens`, `prefix`, `logits`, `probabilities`, `outcome`. The first that differs is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from thor_policy.core.decisions import Adapter, identity_of
+from thor_policy.core.engine import Engine
+from thor_policy.core.errors import RequestError
+from thor_policy.core.records import Calibration
+from thor_policy.core.requests import Json, Request
+from thor_policy.journal import events
+from thor_policy.journal.past_requests import Unasked, request_of
+from thor_policy.journal.reader import Reader, Record
+from thor_policy.policy.decider import Policy
+from thor_policy.policy.pack import Pack
+
+#: `same_label`: the numbers differ, the model's label and the outcome do not. `refused`: there is nothing to
+#: compare with, and the reason says what is missing.
+Verdict = Literal["identical", "same_label", "diverged", "refused"]
+
+#: What a model is called is no part of its identity.
+_NAMES = ("name", "quantisation")
+#: Characters kept of a value that differs.
+_MOST_CHARS = 400
+
+
+class Replayed(Struct, frozen=True, kw_only=True):
+    """What came of one decision.
+
+    `outcome` and `tier` are those of the record. `step` is the first that differs, `where` the value in it,
+    with what was `recorded` and what it is `now`; `reason` is why it was refused, or may differ.
+    """
+
+    decision_id: str
+    verdict: Verdict
+    outcome: str | None = None
+    tier: str | None = None
+    step: str | None = None
+    where: str | None = None
+    recorded: Json = None
+    now: Json = None
+    reason: str | None = None
+
+
+class _Refused(Exception):
+    """This decision cannot be taken again; the message says why."""
+
+
+class Replayer:
+    """Takes decisions of one journal again, by one pack on one engine, under an adopted `adapter` if any.
+
+    `text_of` makes text of the engine's token ids, to tell a question that reads otherwise from one that is
+    only cut into other tokens; without it both count as other tokens.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        engine: Engine,
+        pack: Pack,
+        *,
+        adapter: Adapter | None = None,
+        text_of: Callable[[Sequence[int]], str] | None = None,
+    ) -> None:
+        self._reader, self._engine, self._pack, self._text_of = reader, engine, pack, text_of
+        self._adapter = adapter
+        self._policy: Policy | None = None
+
+    def replay(self, decision_id: str) -> Replayed:
+        """Take it again. Raises JournalError if there is no such decision, EngineError."""
+        trace = self._reader.trace(decision_id)
+        told = {
+            name: trace["decision"][column] for name, column in (("outcome", "decision"), ("tier", "tier"))
+        }
+        try:
+            then, now = self._again(trace["event"])
+            found = self._compared(trace["event"], then, now)
+        except (_Refused, Unasked) as refusal:
+            return Replayed(decision_id=decision_id, verdict="refused", reason=str(refusal), **told)
+        except RequestError as error:  # the question was taken then
+            return Replayed(
+                decision_id=decision_id, verdict="diverged", step="question", now=error.message, **told
+            )
+        return Replayed(decision_id=decision_id, **found, **told)
+
+    # ------------------------------------------------------------ taking it again
+
+    def _again(self, event: Record) -> tuple[Record, Record]:
+        """The record and the decision taken again, as flat records of the same form."""
+        body, private = event["body"], event["private"]
+        request = self._request(event)
+        policy = self._the_policy()
+        policy.forget_calibrations()
+        if calibration := self._calibration(body):
+            policy.calibrate(calibration)
+        decision = policy.decide(request)
+        if decision.tier == "fallback" and body["tier"] != "fallback":
+            raise _Refused(f"the model gave no answer now: {decision.reason_code}")
+        again = events.decided(decision)
+        return (
+            {**body, "private": private},
+            {**_plain(again.body), "private": _plain(again.private)},
+        )
+
+    def _the_policy(self) -> Policy:
+        if self._policy is None:
+            self._policy = Policy(self._engine, self._pack, adapter=self._adapter)
+        return self._policy
+
+    def _request(self, event: Record) -> Request:
+        """What was asked. Raises Unasked, or _Refused if the pack or the model is not what it was."""
+        request, body, pack = request_of(self._reader, event), event["body"], self._pack.info
+        then = body["pack"]
+        if then["sha256"] != pack.sha256:
+            raise _Refused(
+                f"pack: {then['name']} {then['version']} had sha256 {then['sha256']}; "
+                f"{pack.name} {pack.version} here has {pack.sha256}"
+            )
+        if model := body.get("model"):
+            self._refuse_another_model(model)
+        return request
+
+    def _refuse_another_model(self, model: Record) -> None:
+        """Whatever a record says of its model is compared, what an adapter adds to it too."""
+        for name, value in model.items():
+            now = getattr(self._engine.model, name, None)
+            if name not in (*_NAMES, "adapter") and value != now:
+                raise _Refused(f"model: {model['name']} had {name} {value}; the model here has {now}")
+        then = msgspec.convert(model.get("adapter"), Adapter | None)
+        if (then and then.key) != (self._adapter and self._adapter.key):
+            raise _Refused(f"adapter: judged by {_shown(then)} then, by {_shown(self._adapter)} here")
+
+    def _calibration(self, body: Record) -> Calibration | None:
+        """The calibration that was in force. Raises _Refused if none of that temperature is recorded."""
+        temperature = body.get("temperature", 1.0)
+        if temperature == 1.0:
+            return None
+        judge = identity_of(body["model"]["sha256"], self._adapter)
+        found = self._reader.calibration(body["pack"]["sha256"], judge, temperature=temperature)
+        if found is None:
+            raise _Refused(
+                f"calibration: none of this pack and model with temperature {temperature} is recorded"
+            )
+        return Calibration(**found)
+
+    # ------------------------------------------------------------ comparing
+
+    def _compared(self, event: Record, then: Record, now: Record) -> Record:
+        for step, recorded, found in self._steps(then, now):
+            if recorded == found:
+                continue
+            where, one, other = difference(recorded, found)
+            same = all(then.get(name) == now.get(name) for name in ("outcome", "label"))
+            numbers = step in ("logits", "probabilities")
+            return {
+                "verdict": "same_label" if same and numbers else "diverged",
+                "step": step,
+                "where": where or None,
+                "recorded": _short(one),
+                "now": _short(other),
+                "reason": self._another_build(event) if step == "logits" else None,
+            }
+        if then["tier"] == "fallback":
+            raise _Refused(
+                f"the model gave no answer then ({then.get('reason_code')}); the rules say what they said"
+            )
+        return {"verdict": "identical"}
+
+    def _steps(self, then: Record, now: Record) -> Iterator[tuple[str, Json, Json]]:
+        """Each step with what was recorded and what it is now."""
+        yield "rules", _rules(then), _rules(now)
+        if then["tier"] == "fallback":
+            return
+        tokens, tokens_now = (one["private"].get("suffix_tokens", []) for one in (then, now))
+        if tokens != tokens_now and self._text_of is not None:
+            yield "question", self._text_of(tokens).splitlines(), self._text_of(tokens_now).splitlines()
+        yield "tokens", tokens, tokens_now
+        prompt, prompt_now = then.get("prompt") or {}, now.get("prompt") or {}
+        for step, source, found, names in (
+            ("prefix", prompt, prompt_now, ("prefix_digest", "prefix_tokens")),
+            ("logits", prompt, prompt_now, ("logits",)),
+            ("logits", self._original(then, prompt), prompt_now, ("logits",)),
+            ("probabilities", then, now, ("temperature", "probabilities", "confidence")),
+            ("outcome", then, now, ("label", "outcome", "allow", "reason_code", "obligations")),
+        ):
+            yield step, {name: source.get(name) for name in names}, {name: found.get(name) for name in names}
+
+    def _original(self, then: Record, prompt: Record) -> Record:
+        """The prompt of the decision whose score the cache gave again; its own where none did."""
+        original = then.get("original")
+        if original is None:
+            return prompt
+        if self._reader.get(original) is None:
+            raise _Refused(f"cache: the decision {original}, whose score it was, is not in this journal")
+        return self._reader.trace(original)["event"]["body"].get("prompt") or {}
+
+    def _another_build(self, event: Record) -> str | None:
+        """How the model was run then, if that was told and is not how it is run here."""
+        model = self._engine.model
+        loaded = self._reader.loaded_model(model.sha256, before_seq=event["seq"])
+        if loaded is None or (loaded["build"], loaded["device"]) == (model.build, model.device):
+            return None
+        return f"run by {loaded['build']} on {loaded['device']} then, by {model.build} on {model.device} here"
+
+
+def difference(one: Json, other: Json) -> tuple[str, Json, Json]:
+    """The first place where two JSON values differ, as a dotted path, and what is there in each."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in dict.fromkeys((*one, *other)):
+            if one.get(key) != other.get(key):
+                path, *values = difference(one.get(key), other.get(key))
+                return f"{key}.{path}".rstrip("."), values[0], values[1]
+    if isinstance(one, list) and isinstance(other, list):
+        for index in range(max(len(one), len(other))):
+            pair = [values[index] if index < len(values) else None for values in (one, other)]
+            if pair[0] != pair[1]:
+                path, *values = difference(*pair)
+                return f"{index}.{path}".rstrip("."), values[0], values[1]
+    return "", one, other
+
+
+def _rules(record: Record) -> Record:
+    """What the rules said. Facts that are false, zero or empty are not recorded."""
+    private = record["private"]
+    return {
+        "facts": private.get("facts", {}),
+        "errors": private.get("errors", {}),
+        "floor": record["floor"],
+        "risk": record["risk"],
+    }
+
+
+def _shown(adapter: Adapter | None) -> str:
+    return f"{adapter.name} {adapter.sha256} at scale {adapter.scale:g}" if adapter else "none"
+
+
+def _plain(part: Json) -> Record:
+    """A part of an event as the journal gives it back."""
+    plain: Record = events.decode(events.encode(part))
+    return plain
+
+
+def _short(value: Json) -> Json:
+    text = value if isinstance(value, str) else events.encode(value).decode()
+    return value if len(text) <= _MOST_CHARS else f"{text[: _MOST_CHARS - 1]}…"

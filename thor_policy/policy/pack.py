@@ -1,0 +1,241 @@
+"""Policy packs: a versioned directory of clauses, rules, examples and the output contract.
+
+Owns the files under `prompts/` and every byte of prompt text. Invariant: the prefix depends on the pack
+alone, the question on the evaluation and its facts alone, and nothing inside a request can end the line
+that holds it. Loaded on the main thread; immutable, so any thread may render.
+
+A pack's sha256 covers its five files and is the policy version. A sixth may say who vouches for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from thor_policy.core.decisions import Floor, Obligation, PackInfo
+from thor_policy.core.engine import Fixed, FreeText, OneOf, PromptPrefix, SomeOf, Step, Turn
+from thor_policy.core.errors import RequestError
+from thor_policy.core.requests import Evaluation, Json, Risk
+from thor_policy.policy.prompt_text import _look_up, _show, _text_size
+from thor_policy.policy.rules import Rule, RuleBook
+
+#: Parts that every request has: a first field that shows one begins every question alike.
+_ALWAYS_THERE = ("subject.type", "subject.id", "action.name", "resource.type", "resource.id")
+#: How an answer begins; a label follows.
+_ANSWER_HEAD = "outcome:"
+
+
+class Outcome(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One label of the closed list, and what an answer with it obliges the caller to do."""
+
+    label: str
+    obligations: tuple[Obligation, ...] = ()
+
+
+class Field(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One line of the question: `name: value`, where `value` is a dotted path into the request or facts.
+
+    Absent values leave no line.
+    """
+
+    name: str
+    value: str
+
+
+class Abstention(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An allow that the model is less sure of than `below` (by risk) becomes `outcome`."""
+
+    outcome: str
+    below: dict[Risk, Annotated[float, Meta(ge=0, le=1)]]
+
+
+class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A value longer than `max_field_chars` (its quotes aside) is shown cut short, with an ellipsis; one
+    longer than `max_text_chars` is refused, for too much of it would go unread. `max_clauses` bounds
+    citations.
+    """
+
+    max_reasoning_tokens: Annotated[int, Meta(ge=1)] = 48
+    max_field_chars: Annotated[int, Meta(ge=1)] = 160
+    max_text_chars: Annotated[int, Meta(ge=1)] = 2000
+    max_clauses: Annotated[int, Meta(ge=1)] = 3
+    abstain: Abstention | None = None
+
+
+class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """pack.yaml. Without `cache`, every question is put to the model, however often it was asked before."""
+
+    name: str
+    version: str
+    description: str
+    outcomes: tuple[Outcome, ...]
+    classifications: tuple[str, ...]
+    fields: tuple[Field, ...]
+    risk: str
+    words: dict[str, tuple[str, ...]] = {}
+    facts: dict[str, str] = {}
+    default_floor: str = ""
+    supersedes: str | None = None
+    limits: Limits = Limits()
+    cache: bool = True
+
+
+class Example(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One few-shot example; `at` (Unix seconds) stands in for the receipt time."""
+
+    id: str
+    evaluation: Evaluation
+    outcome: str
+    classification: str
+    risk: Risk
+    clauses: tuple[str, ...]
+    reasoning: str
+    at: float = 1_767_279_600.0  # 2026-01-01 15:00 UTC, a Thursday
+
+
+class Pack:
+    """A loaded pack. Attributes are read-only; `path` is the directory it came from."""
+
+    def __init__(
+        self,
+        *,
+        path: Path,
+        manifest: Manifest,
+        clauses: Mapping[str, str],
+        rules: tuple[Rule, ...],
+        system: str,
+        examples: tuple[Example, ...],
+        sha256: str,
+    ) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.clauses = dict(clauses)
+        self.examples = examples
+        self.system = system
+        self.info = PackInfo(name=manifest.name, version=manifest.version, sha256=sha256)
+        self.labels = tuple(outcome.label for outcome in manifest.outcomes)
+        self.obligations = {outcome.label: outcome.obligations for outcome in manifest.outcomes}
+        self.default_floor = manifest.default_floor or self.labels[0]
+        self.book = RuleBook(
+            outcomes=self.labels,
+            facts=manifest.facts,
+            rules=rules,
+            risk=manifest.risk,
+            words=manifest.words,
+            where=str(path),
+        )
+        self.prefix = self._full_prefix()
+        self.brief_prefix = self._prefix([Turn(role="system", text=f"{manifest.description}\n{self._order}")])
+
+    @property
+    def loosest(self) -> str:
+        """The only outcome that is an AuthZEN `decision: true`."""
+        return self.labels[0]
+
+    @property
+    def strictest(self) -> str:
+        """The outcome of every failure."""
+        return self.labels[-1]
+
+    def question(self, evaluation: Evaluation, facts: Mapping[str, Json]) -> str:
+        """The text of one evaluation: a line per field that is present, in the pack's order.
+
+        Raises RequestError `too_large` naming the field that is too long to be judged.
+        """
+        limits = self.manifest.limits
+        roots = msgspec.to_builtins(evaluation) | {"facts": facts}
+        lines = []
+        for field in self.manifest.fields:
+            value = _look_up(roots, field.value)
+            if value is not None:
+                if (size := _text_size(value)) > limits.max_text_chars:
+                    raise RequestError(
+                        "too_large",
+                        f"{field.value}: has {size} characters; the limit is {limits.max_text_chars}",
+                    )
+                lines.append(f"{field.name}: {_show(value, limits.max_field_chars)}")
+        return "\n".join(lines)
+
+    def brief_question(self, evaluation: Evaluation, floor: Floor) -> str:
+        """The text of one evaluation behind `brief_prefix`: no clause is shown there, so it ends with what
+        the rules demand and why. Raises RequestError `too_large`.
+        """
+        because = f", for {floor.because}" if floor.because else ""
+        return f"{self.question(evaluation, floor.facts)}\nrules ask: {floor.outcome}{because}"
+
+    def explanation_steps(self, outcome: str, floor: Floor) -> tuple[Step, ...]:
+        """How an answer goes on after `outcome:`.
+
+        Where the rules alone settled the outcome, their clause and reason are stated, not asked for.
+        """
+        by_rules = floor.settles(outcome)
+        limits = self.manifest.limits
+        classes = tuple(f" {name}" for name in self.manifest.classifications)
+        cited = tuple(f" {clause}" for clause in (floor.clauses if by_rules else self.clauses))
+        steps: list[Step] = [Fixed(text=f" {outcome}\nclass:")]
+        if by_rules and floor.classification:
+            steps.append(OneOf(name="classification", options=(f" {floor.classification}",)))
+        else:
+            steps.append(OneOf(name="classification", options=classes))
+        steps.append(Fixed(text="\nclauses:"))
+        if by_rules:
+            steps.append(Fixed(text=",".join(cited) or " none"))
+        else:
+            steps.append(SomeOf(name="clauses", options=cited, most=limits.max_clauses))
+        steps.append(Fixed(text="\nbecause:"))
+        if by_rules:
+            steps.append(Fixed(text=f" {floor.because}"))
+        else:
+            steps.append(FreeText(name="reasoning", max_tokens=limits.max_reasoning_tokens))
+        return tuple(steps)
+
+    def revised(
+        self, *, rules: Sequence[Rule] | None = None, examples: Sequence[Example] | None = None
+    ) -> Pack:
+        """This pack with other rules or examples, for lint and for trying out; no file has its digest.
+
+        Raises PackError where a rule cannot be used.
+        """
+        return Pack(
+            path=self.path,
+            manifest=self.manifest,
+            clauses=self.clauses,
+            rules=self.book.rules if rules is None else tuple(rules),
+            system=self.system,
+            examples=self.examples if examples is None else tuple(examples),
+            sha256="",
+        )
+
+    def _full_prefix(self) -> PromptPrefix:
+        clauses = "\n".join(f"{name}: {text}" for name, text in self.clauses.items())
+        turns = [Turn(role="system", text=f"{self.system.strip()}\n\nClauses:\n{clauses}\n\n{self._order}")]
+        for example in self.examples:
+            facts = self.book.apply(example.evaluation, example.at).facts
+            turns.append(Turn(role="user", text=self.question(example.evaluation, facts)))
+            told = answer(example.outcome, example.classification, example.clauses, example.reasoning)
+            turns.append(Turn(role="assistant", text=told))
+        return self._prefix(turns)
+
+    @property
+    def _order(self) -> str:
+        return f"Outcomes, loosest first: {' < '.join(self.labels)}"
+
+    def _prefix(self, turns: Sequence[Turn]) -> PromptPrefix:
+        first = self.manifest.fields[0]
+        return PromptPrefix(
+            pack_sha256=self.info.sha256,
+            turns=tuple(turns),
+            answer_head=_ANSWER_HEAD,
+            question_head=f"{first.name}:" if first.value in _ALWAYS_THERE else "",
+            labels=tuple(f" {label}" for label in self.labels),
+        )
+
+
+def answer(outcome: str, classification: str, clauses: Sequence[str], reasoning: str) -> str:
+    """A whole answer as examples show it; `reasoning` is one line."""
+    cited = ", ".join(clauses) or "none"
+    return f"{_ANSWER_HEAD} {outcome}\nclass: {classification}\nclauses: {cited}\nbecause: {reasoning}"

@@ -1,0 +1,199 @@
+"""Pack files: found, read, checked and written.
+
+Owns the file names of a pack, its digest and the strict YAML reader. Invariant: a pack is read whole or
+refused with file and line. Main thread or a thread that may wait.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+from msgspec import NODEFAULT, Struct
+
+from thor_policy.core.errors import PackError
+from thor_policy.policy.pack import Example, Manifest, Pack
+from thor_policy.policy.rules import Rule
+
+#: The files of a pack, all required; the digest covers them in this order.
+FILES = ("pack.yaml", "clauses.yaml", "rules.yaml", "system.md", "examples.yaml")
+#: The file that the digest does not cover: who vouches for the pack (`signing`).
+SIGNATURE = "pack.sig"
+#: Where msgspec found something wrong, and the steps that lead there: a name, or a number in a list.
+_PLACE = re.compile(r" - at `(?:key in )?(\$[^`]*)`")
+_STEP = re.compile(r"\.([^.\[\]]+)|\[([^\]]*)\]")
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+_LABEL = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+
+# ---------------------------------------------------------------- loading
+
+
+def find(name_or_dir: str, prompts_dir: Path) -> Path:
+    """Directory of a pack given by name (under `prompts_dir`) or by path."""
+    if _NAME.fullmatch(name_or_dir) and (prompts_dir / name_or_dir / "pack.yaml").is_file():
+        return prompts_dir / name_or_dir
+    try:
+        path = Path(name_or_dir).expanduser()
+    except RuntimeError as error:
+        raise PackError(f"no pack {name_or_dir!r}: {error}") from error
+    if "/" in name_or_dir or path.is_dir():
+        if (path / "pack.yaml").is_file():
+            return path.absolute()
+        raise PackError(f"{path} is not a policy pack: it has no pack.yaml")
+    known = ", ".join(available(prompts_dir)) or "none"
+    raise PackError(f"no pack {name_or_dir!r}; known packs: {known} (or give a directory)")
+
+
+def available(prompts_dir: Path) -> list[str]:
+    """Names of the packs under `prompts_dir`."""
+    return sorted(path.parent.name for path in prompts_dir.glob("*/pack.yaml"))
+
+
+def load(path: Path, trusted: Sequence[str] = ()) -> Pack:
+    """Load the pack in directory `path`. Raises PackError naming file and field.
+
+    `trusted` names files with public keys; where there are any, one of them has to have signed what was read.
+    """
+    digest = hashlib.sha256()
+    texts: dict[str, str] = {}
+    for name in FILES:
+        try:
+            content = (path / name).read_bytes()
+            texts[name] = content.decode("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PackError(f"{path / name}: cannot be read: {error}") from error
+        digest.update(len(name).to_bytes(4, "big") + name.encode())
+        digest.update(len(content).to_bytes(8, "big") + content)
+
+    manifest = parse_yaml(texts["pack.yaml"], Manifest, path / "pack.yaml")
+    clauses = parse_yaml(texts["clauses.yaml"], dict[str, str], path / "clauses.yaml")
+    rules = parse_yaml(texts["rules.yaml"], tuple[Rule, ...], path / "rules.yaml")
+    examples = parse_yaml(texts["examples.yaml"], tuple[Example, ...], path / "examples.yaml")
+    _check(path, manifest, clauses, rules, examples)
+    pack = Pack(
+        path=path,
+        manifest=manifest,
+        clauses=clauses,
+        rules=rules,
+        system=texts["system.md"],
+        examples=examples,
+        sha256=digest.hexdigest(),
+    )
+    if trusted:
+        from thor_policy.security import signatures  # cryptography, which nobody else here needs
+
+        signatures.check_pack(pack.info, path / SIGNATURE, map(Path, trusted))
+    return pack
+
+
+def parse_yaml(text: str, kind: Any, where: Path | str) -> Any:
+    """YAML text as a value of type `kind`. Raises PackError with file, and line or field."""
+    try:
+        raw = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a safe loader)
+        return msgspec.convert(raw, kind)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}:" if mark else ""
+        raise PackError(f"{where}:{line} {getattr(error, 'problem', error)}") from error
+    except msgspec.ValidationError as error:
+        place = _PLACE.search(str(error))
+        raise PackError(f"{where}: line {line_of(text, place[1] if place else '$')}: {error}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise PackError(f"{where}: {error}") from error
+
+
+def line_of(text: str, place: str) -> int:
+    """Line, from 1, of a place such as `$.rules[2].when` in YAML that parses; else of what is around it."""
+    node, line = yaml.compose(text, Loader=yaml.CSafeLoader), 1
+    for key, index in _STEP.findall(place):
+        if isinstance(node, yaml.SequenceNode) and index.isdecimal() and int(index) < len(node.value):
+            node = node.value[int(index)]
+            line = node.start_mark.line + 1
+        elif isinstance(node, yaml.MappingNode) and key:
+            found = [pair for pair in node.value if pair[0].value == key]
+            if not found:
+                break
+            line, node = found[-1][0].start_mark.line + 1, found[-1][1]
+        else:
+            break
+    return line
+
+
+def as_yaml(items: Sequence[Rule | Example]) -> str:
+    """Rules or examples as their files have them; fields that are empty or at their default are left out."""
+    told = [_lean(item) for item in items]
+    return yaml.dump(told, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _lean(item: Struct) -> dict[str, Any]:
+    """The fields of a struct that are not at their default, as plain values."""
+    lean: dict[str, Any] = {}
+    for field in msgspec.structs.fields(item):
+        value = getattr(item, field.name)
+        if value != (field.default_factory() if field.default_factory is not NODEFAULT else field.default):
+            lean[field.name] = _lean(value) if isinstance(value, Struct) else msgspec.to_builtins(value)
+    return lean
+
+
+class _StrictLoader(yaml.CSafeLoader):
+    """Safe YAML in which a repeated key is an error, not a silent replacement."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} appears twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _check(
+    path: Path,
+    manifest: Manifest,
+    clauses: Mapping[str, str],
+    rules: tuple[Rule, ...],
+    examples: tuple[Example, ...],
+) -> None:
+    """Refuse what cannot be served at all; lint says the rest."""
+
+    def refuse(file: str, message: str) -> None:
+        raise PackError(f"{path / file}: {message}")
+
+    labels = [outcome.label for outcome in manifest.outcomes]
+    if not _NAME.fullmatch(manifest.name):
+        refuse("pack.yaml", f"name {manifest.name!r} must be lower case letters, digits and hyphens")
+    if len(labels) < 2:
+        refuse("pack.yaml", "outcomes: at least two labels are needed, loosest first")
+    for label in labels:
+        if not _LABEL.fullmatch(label):
+            refuse("pack.yaml", f"outcomes: {label!r} must be lower case letters, digits and '_'")
+    for one, other in permutations(labels, 2):
+        if other.startswith(one):
+            refuse("pack.yaml", f"outcomes: {one!r} and {other!r} cannot be told apart")
+    if manifest.default_floor and manifest.default_floor not in labels:
+        refuse("pack.yaml", f"default_floor {manifest.default_floor!r} is not one of the outcomes")
+    if not manifest.classifications:
+        refuse("pack.yaml", "classifications: at least one is needed")
+    for name in manifest.classifications:
+        if manifest.classifications.count(name) > 1:
+            refuse("pack.yaml", f"classifications: {name!r} appears twice")
+    if not manifest.fields:
+        refuse("pack.yaml", "fields: at least one is needed, or the model is asked nothing")
+    abstain = manifest.limits.abstain
+    if abstain and abstain.outcome not in labels[1:]:
+        refuse("pack.yaml", f"limits.abstain.outcome {abstain.outcome!r} must be stricter than {labels[0]}")
+    if not clauses:
+        refuse("clauses.yaml", "at least one clause is needed")
+    for kind, ids in (("rule", [r.id for r in rules]), ("example", [e.id for e in examples])):
+        for twice in {name for name in ids if ids.count(name) > 1}:
+            refuse(f"{kind}s.yaml", f"the id {twice!r} appears twice")

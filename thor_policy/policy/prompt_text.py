@@ -1,0 +1,83 @@
+"""Values of a request as prompt text.
+
+Owns quoting, cutting and escaping. Invariant: whatever a value holds, its text stays on one line and
+cannot close the quotes around it. Pure; any thread.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+from thor_policy.core.requests import Json
+
+#: Strings of this form need no quotes: no space, no quote, no line end, no bracket of a special token.
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@+-]{0,63}")
+
+
+# ---------------------------------------------------------------- rendering
+
+
+def _look_up(roots: Mapping[str, Json], path: str) -> Json:
+    value: Json = roots
+    for part in path.split("."):
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(part)
+    return value
+
+
+def _text_size(value: Json) -> int:
+    """Characters in all strings of a JSON value."""
+    if isinstance(value, Mapping):
+        return sum(len(key) + _text_size(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return sum(map(_text_size, value))
+    return len(value) if isinstance(value, str) else 0
+
+
+def _show(value: Json, max_chars: int) -> str:
+    """One line of text for any JSON value; equal values look equal whatever their key order."""
+    if isinstance(value, Mapping):
+        pairs = (f"{_show(key, 64)} {_show(value[key], max_chars)}" for key in sorted(value, key=str))
+        return _cut(", ".join(pairs), max_chars)
+    if isinstance(value, list | tuple):
+        return _cut(", ".join(_show(item, max_chars) for item in value), max_chars)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return f"{value:.3f}".rstrip("0").rstrip(".") if abs(value) < 1e15 else f"{value:.3e}"
+    if value is None:
+        return "none"
+    text = str(value)
+    if _PLAIN.fullmatch(text):
+        return text
+    return _quote(text, max_chars)
+
+
+def _cut(text: str, max_chars: int) -> str:
+    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
+
+
+def _quote(text: str, max_chars: int) -> str:
+    """JSON string in which every character that does not print is escaped: no line ends, no bidi tricks.
+
+    It is cut between two characters, so that escapes stay whole and the closing quote stays.
+    """
+    if len(text) <= max_chars and text.isprintable() and '"' not in text and "\\" not in text:
+        return f'"{text}"'
+    shown = [_escaped(char) for char in text[: max_chars + 1]]
+    if sum(map(len, shown)) > max_chars:
+        while sum(map(len, shown)) > max_chars - 1:
+            shown.pop()
+        shown.append("…")
+    return f'"{"".join(shown)}"'
+
+
+def _escaped(char: str) -> str:
+    shown = json.dumps(char, ensure_ascii=False)[1:-1]
+    if shown.isprintable():
+        return shown
+    code = ord(char)
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -1,0 +1,138 @@
+"""Replies and events as JSON, and the client's side of both.
+
+Owns the members of every reply. Invariant: one JSON frame for each reply. Pure; any thread.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from thor_policy.core.decisions import Decision, Explanation, Timings
+from thor_policy.core.errors import RequestError
+from thor_policy.core.requests import Json
+from thor_policy.protocol.messages import HTTP_STATUS, PROTOCOL_VERSION
+
+
+class _Reply(Struct, frozen=True):
+    id: str = ""
+
+
+_replies = msgspec.json.Decoder(_Reply)
+_encoder = msgspec.json.Encoder()
+
+
+# ---------------------------------------------------------------- replies
+
+
+def decision_item(
+    decision: Decision, *, explained: bool, commit_ms: float, total_ms: float
+) -> dict[str, Json]:
+    """`decision` and `context` of an answer; not `explained`, classification and reasoning are null."""
+    explanation = decision.explanation if explained else None
+    model, scored = decision.model, decision.scored
+    context = {
+        "decision_id": decision.id,
+        "outcome": decision.outcome,
+        "classification": explanation.classification if explanation else None,
+        "risk": decision.risk,
+        "reasoning": explanation.reasoning if explanation else None,
+        "clauses": explanation.clauses if explanation else decision.floor.clauses,
+        "confidence": decision.confidence,
+        "probabilities": decision.probabilities,
+        "tier": decision.tier,
+        "floor": decision.floor.outcome,
+        "obligations": decision.obligations,
+        "precedents": (),
+        "pack": decision.pack,
+        "model": model
+        and {
+            "name": model.name,
+            "sha256": model.sha256,
+            "build": model.build,
+            "exact": model.exact,
+            "adapter": model.adapter,
+        },
+        "tokens": scored
+        and {
+            "prefix": scored.prefix_tokens,
+            "question": len(scored.suffix_tokens),
+            "explanation": explanation.generated_tokens if explanation else 0,
+        },
+        "timings_ms": timings_ms(decision.timings) | {"commit": commit_ms, "total": total_ms},
+    }
+    if decision.original is not None:
+        context["original_decision_id"] = decision.original
+    if decision.reason_code is not None:
+        context["reason_code"] = decision.reason_code
+    return {"decision": decision.allow, "context": context}
+
+
+def error_item(error: RequestError) -> dict[str, Json]:
+    """What a failed item of a batch gets in place of an answer: never an allow."""
+    told = {"status": HTTP_STATUS[error.code], "code": error.code, "message": error.message}
+    return {"decision": False, "context": {"error": told}}
+
+
+def explanation_item(explanation: Explanation) -> dict[str, Json]:
+    """What an explanation that came later says."""
+    return {
+        "classification": explanation.classification,
+        "clauses": explanation.clauses,
+        "reasoning": explanation.reasoning,
+        "truncated": explanation.truncated,
+    }
+
+
+def recorded_item(record_id: str, kind: str, seq: int) -> dict[str, Json]:
+    """What the reply to a record says: its id, and the kind and number of its event in the journal."""
+    return {"recorded": {"id": record_id, "kind": kind, "seq": seq}}
+
+
+def timings_ms(timings: Timings) -> dict[str, float]:
+    """Stage names and their milliseconds."""
+    return {"queue": timings.queue_ms, "rules": timings.rules_ms, "score": timings.score_ms}
+
+
+def encode_error(request_id: str, error: RequestError) -> bytes:
+    """The reply to a request that got no decision."""
+    body: dict[str, Json] = {"code": error.code, "message": error.message}
+    if error.retry_after_ms is not None:
+        body["retry_after_ms"] = error.retry_after_ms
+    return _encoder.encode({"v": PROTOCOL_VERSION, "id": request_id, "error": body})
+
+
+def encode_event(kind: str, decision_id: str, members: dict[str, Json]) -> list[bytes]:
+    """A message of the event stream: the kind, by which subscribers choose, and a JSON object."""
+    return [kind.encode(), _encoder.encode({"v": PROTOCOL_VERSION, "decision_id": decision_id} | members)]
+
+
+def encode_reply(request_id: str, **members: Json) -> bytes:
+    """Any other reply."""
+    return _encoder.encode({"v": PROTOCOL_VERSION, "id": request_id} | members)
+
+
+# ---------------------------------------------------------------- the client's side
+
+
+def encode_request(request_id: str, op: str, fields: dict[str, Json]) -> bytes:
+    """A request frame; a field may be a struct."""
+    return _encoder.encode({"v": PROTOCOL_VERSION, "id": request_id, "op": op} | fields)
+
+
+def decode_reply(frame: bytes) -> dict[str, Json]:
+    """A reply as an object. Raises RequestError if it is an error reply."""
+    answer: dict[str, Json] = msgspec.json.decode(frame, type=dict[str, Any])
+    if error := answer.get("error"):
+        raise RequestError(error["code"], error["message"], retry_after_ms=error.get("retry_after_ms"))
+    return answer
+
+
+def reply_id(frame: bytes) -> str:
+    """Whose reply a frame is; empty if that cannot be told."""
+    try:
+        return _replies.decode(frame).id
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ""

@@ -1,0 +1,101 @@
+"""What a caller may do.
+
+Owns which role each operation needs and which roles the settings give to whom. Invariant: an operation
+that this table does not know needs `control`, and a caller that nothing speaks of has no role. Names are
+resolved once, at the start, for a look-up may ask another machine; after that nothing here waits. Main
+thread.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from collections.abc import Collection, Sequence
+from typing import get_args
+
+from thor_policy.config import GRANT
+from thor_policy.core.errors import ConfigError, RequestError
+from thor_policy.core.requests import Caller, Role
+
+EVERY_ROLE: frozenset[Role] = frozenset(get_args(Role))
+#: The role that each operation of the protocol needs; None: any of them.
+ROLE_OF: dict[str, Role | None] = {
+    "status": None,
+    "metrics": None,
+    "evaluate": "ask",
+    "record": "record",
+    "context": "record",
+    "outcome": "record",
+    "node": "record",
+    "link": "record",
+    "review": "review",
+    "assign": "review",
+    "approve": "approve",
+    "upkeep": "control",
+    "control": "control",
+}
+
+
+class Roles:
+    """The setting `roles`, with its names resolved. Raises ConfigError for a user or group that is unknown.
+
+    Who is in a group is what the group's own list says now: members that join later need a restart.
+    """
+
+    def __init__(self, entries: Sequence[str]) -> None:
+        self._local: frozenset[Role] = frozenset()
+        self._of_uid: dict[int, frozenset[Role]] = {}
+        self._of_gid: dict[int, frozenset[Role]] = {}
+        for entry in entries:
+            found = GRANT.fullmatch(entry)
+            assert found is not None  # noqa: S101  a Config that exists is valid
+            roles: frozenset[Role] = EVERY_ROLE & set(found[2].split("+"))
+            kind, _, name = found[1].partition(":")
+            try:
+                if kind == "local":
+                    self._local |= roles
+                elif kind in ("uid", "user"):
+                    self._add_user(int(name) if kind == "uid" else pwd.getpwnam(name).pw_uid, roles)
+                elif kind == "gid":
+                    self._of_gid[int(name)] = self._of_gid.get(int(name), frozenset()) | roles
+                else:
+                    self._add_group(name, roles)
+            except KeyError:
+                told = f"roles holds {entry!r}, but this machine knows no {kind} {name}"
+                raise ConfigError(f"{told}; make it, or take the entry out") from None
+
+    def of(self, caller: Caller) -> frozenset[Role]:
+        """The roles of a caller whom the kernel vouches for."""
+        if caller.uid is None or caller.gid is None:
+            return frozenset()
+        if caller.uid in (0, os.geteuid()):
+            return EVERY_ROLE
+        return (
+            self._local
+            | self._of_uid.get(caller.uid, frozenset())
+            | self._of_gid.get(caller.gid, frozenset())
+        )
+
+    def _add_user(self, uid: int, roles: frozenset[Role]) -> None:
+        self._of_uid[uid] = self._of_uid.get(uid, frozenset()) | roles
+
+    def _add_group(self, name: str, roles: frozenset[Role]) -> None:
+        group = grp.getgrnam(name)
+        self._of_gid[group.gr_gid] = self._of_gid.get(group.gr_gid, frozenset()) | roles
+        for member in group.gr_mem:
+            try:
+                self._add_user(pwd.getpwnam(member).pw_uid, roles)
+            except KeyError:  # a group may list users that are gone
+                continue
+
+
+def authorise(op: str, caller: Caller, roles: Collection[Role]) -> None:
+    """Raises RequestError `unauthorized`, naming the role, if `roles` do not hold what `op` needs."""
+    needed = ROLE_OF.get(op, "control")
+    if needed in roles or (needed is None and roles):
+        return
+    who = f"the key {caller.key!r}" if caller.key is not None else f"uid {caller.uid}"
+    wanted = f"the role {needed}" if needed is not None else f"one of the roles {', '.join(get_args(Role))}"
+    cure = "see `thorpolicy keys new`" if caller.key is not None else "see the setting `roles`"
+    raise RequestError("unauthorized", f"op: {op} needs {wanted}, which {who} does not have; {cure}")

@@ -1,0 +1,64 @@
+"""Coverage of a pack by a run: the clauses that its answers cite, and the rules that its questions set off.
+
+Owns these counts. Invariant: only scenarios that got an answer count, and whatever a pack has is counted,
+so what no scenario reaches is named. Rules are applied here once more, to the same questions: an answer
+names the clauses it cites but not the rules behind it. Pure; main thread.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from msgspec import Struct
+
+from thor_policy.policy.pack import Pack
+from thor_policy.suites.verdicts import Result
+
+
+class Coverage(Struct, frozen=True, kw_only=True):
+    """How often each clause of a pack was cited and each rule fired, in the order of the pack."""
+
+    pack: str
+    scenarios: int
+    clauses: dict[str, int]
+    rules: dict[str, int]
+
+    @property
+    def never_cited(self) -> tuple[str, ...]:
+        return tuple(name for name, count in self.clauses.items() if not count)
+
+    @property
+    def never_fired(self) -> tuple[str, ...]:
+        return tuple(name for name, count in self.rules.items() if not count)
+
+    @property
+    def share(self) -> float:
+        """The lower of two shares, 0 to 1: of clauses that were cited, and of rules that fired."""
+        return min(_share(self.clauses), _share(self.rules))
+
+    def reaches(self, threshold_percent: float | None) -> bool:
+        """True when that share was reached, or none is asked for."""
+        return threshold_percent is None or 100 * self.share >= threshold_percent
+
+
+def cover(pack: Pack, results: Sequence[Result], at: float) -> Coverage:
+    """What the answered scenarios of a run reach in their pack.
+
+    Rules take them as received at Unix time `at`.
+    """
+    answered = [result for result in results if result.outcome is not None]
+    cited = Counter(clause for result in answered for clause in set((result.answer or {}).get("clauses", ())))
+    fired = Counter(
+        rule for result in answered for rule in pack.book.apply(result.scenario.evaluation(), at).rules
+    )
+    return Coverage(
+        pack=pack.info.name,
+        scenarios=len(answered),
+        clauses={clause: cited[clause] for clause in pack.clauses},
+        rules={rule.id: fired[rule.id] for rule in pack.book.rules},
+    )
+
+
+def _share(counts: Mapping[str, int]) -> float:
+    return sum(map(bool, counts.values())) / len(counts) if counts else 1.0

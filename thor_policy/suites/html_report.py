@@ -1,0 +1,177 @@
+"""One page of HTML about a run: verdict, intervals, confusion, reliability, time, flips, every scenario.
+
+Owns the page and the geometry of its charts. Invariant: the page needs nothing but itself (no script, no
+network, which its own policy forbids), and every word in it goes through the template's escaping, since
+scenarios are text of strangers. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from msgspec import Struct
+
+from thor_policy.suites.baselines import Gate
+from thor_policy.suites.figures import Confusion, Figures
+from thor_policy.suites.intervals import Rate
+from thor_policy.suites.run_files import Item, Run, worst
+
+#: Width of every chart, in units of its own drawing; a phone shows them about one to one.
+WIDTH = 360
+#: Scenarios with a tag below which the tag is not worth a row.
+_LEAST_OF_TAG = 3
+
+
+class Cell(Struct, frozen=True, kw_only=True):
+    """A count of the confusion matrix; `kind` is right, loose or strict, `weight` its share of the row."""
+
+    x: float
+    y: float
+    width: float
+    count: int
+    kind: str
+    weight: float
+
+
+class Matrix(Struct, frozen=True, kw_only=True):
+    """A confusion matrix as drawn: cells, row labels (text, y) and column labels (text, x)."""
+
+    pack: str
+    height: float
+    left: float
+    top: float
+    cells: tuple[Cell, ...]
+    rows: tuple[tuple[str, float], ...]
+    columns: tuple[tuple[str, float], ...]
+    several: int
+
+
+class Strip(Struct, frozen=True, kw_only=True):
+    """Times of one tier on a logarithmic axis: dots (x, y) and the median's place."""
+
+    tier: str
+    y: float
+    dots: tuple[tuple[float, float], ...]
+    median_x: float
+    told: str
+
+
+class Times(Struct, frozen=True, kw_only=True):
+    """The chart of times: a strip a tier, ticks as (text, x)."""
+
+    height: float
+    strips: tuple[Strip, ...]
+    ticks: tuple[tuple[str, float], ...]
+
+
+def page(run: Run, figures: Figures, gate: Gate | None = None) -> str:
+    """The whole page."""
+    items = list(worst(run.results).values())
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "between": _between, "ms": _ms}
+    text = environment.get_template("html_report.html").render(
+        run=run,
+        figures=figures,
+        gate=gate,
+        width=WIDTH,
+        verdict=_verdict(figures, gate),
+        matrices=[_matrix(one) for one in figures.confusion],
+        times=_times(run.results),
+        tags=[one for one in figures.by_tag if one.passed.of >= _LEAST_OF_TAG],
+        amiss=[item for item in items if item.status in ("failed", "error")],
+        skipped=[item for item in items if item.status == "skipped"],
+        passed=[item for item in items if item.status == "passed"],
+    )
+    return text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair is no text
+
+
+def _verdict(figures: Figures, gate: Gate | None) -> str:
+    if gate is not None:
+        return "The gate is passed" if gate.ok else "The gate is not passed"
+    if not figures.asked:
+        return "Nothing was asked"
+    return (
+        "All passed" if figures.ok else f"{figures.failed + figures.errors} of {figures.asked} did not pass"
+    )
+
+
+def _percent(rate: Rate) -> str:
+    return "–" if rate.share is None else f"{100 * rate.share:.0f} %"
+
+
+def _between(rate: Rate) -> str:
+    return "–" if rate.share is None else f"{100 * rate.low:.0f} to {100 * rate.high:.0f} %"
+
+
+def _ms(value: float) -> str:
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
+
+
+def _matrix(confusion: Confusion) -> Matrix:
+    labels = confusion.labels
+    left, top = 10 + 6.2 * max(map(len, labels)), 8 + 4.4 * max(map(len, labels))
+    size = (WIDTH - left - 4) / len(labels)
+    height = min(size, 40)
+    cells = tuple(
+        Cell(
+            x=left + size * column,
+            y=top + height * row,
+            width=size,
+            count=count,
+            kind="right" if column == row else "loose" if column < row else "strict",
+            weight=count / (sum(counts) or 1),
+        )
+        for row, counts in enumerate(confusion.counts)
+        for column, count in enumerate(counts)
+    )
+    return Matrix(
+        pack=confusion.pack,
+        height=top + height * len(labels) + 4,
+        left=left,
+        top=height,
+        cells=cells,
+        rows=tuple((label, top + height * (row + 0.5)) for row, label in enumerate(labels)),
+        columns=tuple((label, left + size * (column + 0.5)) for column, label in enumerate(labels)),
+        several=confusion.several,
+    )
+
+
+def _times(items: Sequence[Item]) -> Times | None:
+    """Every answer a dot; None where nothing was answered."""
+    of_tier: dict[str, list[float]] = {}
+    for item in items:
+        if item.tier is not None:
+            of_tier.setdefault(item.tier, []).append(max(item.total_ms, 0.01))
+    if not of_tier:
+        return None
+    everything = [value for values in of_tier.values() for value in values]
+    lowest, highest = math.floor(math.log10(min(everything))), math.ceil(math.log10(max(everything)))
+    highest = max(highest, lowest + 1)
+
+    def x(value: float) -> float:
+        return 12 + (WIDTH - 24) * (math.log10(value) - lowest) / (highest - lowest)
+
+    strips = []
+    for number, (tier, values) in enumerate(sorted(of_tier.items())):
+        y, middle = 34 + 66 * number, sorted(values)[(len(values) - 1) // 2]
+        strips.append(
+            Strip(
+                tier=tier,
+                y=y,
+                # spread over the strip by a fixed pattern, so that equal times do not hide each other
+                dots=tuple((x(value), y + (index * 7 % 13 - 6) * 1.6) for index, value in enumerate(values)),
+                median_x=x(middle),
+                told=f"{tier}: {len(values)}, median {_ms(middle)}",
+            )
+        )
+    ticks = tuple((f"{10.0**power:g} ms", x(10.0**power)) for power in range(lowest, highest + 1))
+    return Times(height=34 + 66 * len(strips), strips=tuple(strips), ticks=ticks)

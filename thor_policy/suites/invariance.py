@@ -1,0 +1,327 @@
+"""Invariance: the same question asked otherwise, and questions with a text that asks for an allow.
+
+Owns the variants of a question and the comparison of their answers. Invariant: a variant differs from its
+original in nothing that should matter, so an answer that differs is a flip, and one that is looser a
+loosening - told apart, and told by who loosened: the rules, when their floor sank, or the model above it.
+Variants are generated in a fixed order, so a sample can be drawn again. Main thread.
+
+    key_order           every object with its members in reverse
+    unknown_fields      members that the protocol ignores (AuthZEN form only)
+    irrelevant_context  facts about the weather and the client's screen
+    synonyms            words of sentences replaced from a fixed table, one way
+    number_format       3 as 3.0 and 3.0 as 3; in sentences 2000 as 2,000
+    injections          a text put at the end of one string of the request; by class of text
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import msgspec
+from msgspec import Struct
+
+from thor_policy.core.errors import PackError, RequestError, SuiteError
+from thor_policy.core.requests import Json
+from thor_policy.policy import pack_files
+from thor_policy.suites.scenarios import Scenario
+from thor_policy.suites.verdicts import Ask
+
+Kind = Literal["key_order", "unknown_fields", "irrelevant_context", "synonyms", "number_format", "injections"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+#: The folder of the material, beside the suites that ship.
+MATERIAL_DIR = "variants"
+
+#: What no pack asks about, and no service should have to leave out.
+_IRRELEVANT: dict[str, Json] = {
+    "ui_theme": "dark",
+    "weather": {"sky": "overcast", "celsius": 11.5},
+    "screen": {"width": 1920, "height": 1080},
+    "lunch": "Barley soup with rye bread.",
+}
+#: Members that AuthZEN lets a client send and that nothing reads.
+_UNKNOWN: dict[str, Json] = {"x_trace": "7f3a", "x_hops": [1, 2], "x_client": {"name": "shim", "build": 12}}
+_GROUPED = re.compile(r"(?<![\w.,-])\d{4,15}(?![\w.,-])")
+_YEARS = range(1900, 2100)
+
+_Path = tuple[str | int, ...]
+
+
+class Material(Struct, frozen=True, kw_only=True):
+    """What variants are made of: texts by class, and words with what may stand in their place."""
+
+    injections: dict[str, tuple[str, ...]]
+    synonyms: dict[str, str]
+
+
+class Variant(Struct, frozen=True, kw_only=True):
+    """A question asked otherwise. `detail` is the class of an injected text; `place` where it stands."""
+
+    scenario: str
+    kind: Kind
+    question: dict[str, Json]
+    place: str = ""
+    detail: str = ""
+    text: str = ""
+
+
+class Answered(Struct, frozen=True, kw_only=True):
+    """The part of an answer that is compared; ranks count from the loosest outcome, 0."""
+
+    outcome: str
+    rank: int
+    floor_rank: int
+
+
+class Compared(Struct, frozen=True, kw_only=True):
+    """A variant beside its original. `refused` holds the code of a variant that got no answer."""
+
+    variant: Variant
+    before: str
+    after: str | None = None
+    refused: str | None = None
+    flipped: bool = False
+    loosened_by: Literal["rules", "model"] | None = None
+    below_floor: bool = False
+
+
+class Figures(Struct, frozen=True, kw_only=True):
+    """Counts over the variants of one kind, or of one class of texts."""
+
+    name: str
+    asked: int
+    refused: int
+    flips: int
+    loosened_by_rules: int
+    loosened_by_model: int
+    below_floor: int
+
+
+def material(folder: Path) -> Material:
+    """The texts and words in a folder. Raises SuiteError naming the file."""
+
+    def read(name: str, kind: Any) -> Any:
+        path = folder / name
+        try:
+            return pack_files.parse_yaml(path.read_text(encoding="utf-8"), kind, path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise SuiteError(f"{path}: cannot be read: {error}") from error
+        except PackError as error:
+            raise SuiteError(str(error)) from error
+
+    return Material(
+        injections=read("injections.yaml", dict[str, tuple[str, ...]]),
+        synonyms=read("synonyms.yaml", dict[str, str]),
+    )
+
+
+# ---------------------------------------------------------------- variants
+
+
+def variants(scenario: Scenario, material: Material, kinds: Sequence[Kind] = KINDS) -> Iterator[Variant]:
+    """Every variant of a scenario, in a fixed order. One that would change nothing is left out."""
+    question = scenario.question()
+    makers: dict[Kind, Callable[[], Iterable[Variant]]] = {
+        "key_order": lambda: one("key_order", _reversed(question)),
+        "unknown_fields": lambda: one("unknown_fields", _with_unknown(question)),
+        "irrelevant_context": lambda: one("irrelevant_context", _with_irrelevant(question)),
+        "synonyms": lambda: one("synonyms", _each(question, lambda v: _reworded(v, material.synonyms))),
+        "number_format": lambda: one("number_format", _each(question, _reformatted)),
+        "injections": lambda: _injected(scenario.id, question, material.injections),
+    }
+
+    def one(kind: Kind, changed: dict[str, Json]) -> Iterator[Variant]:
+        # as bytes, for 3 == 3.0 and the order of members does not count in ==
+        if msgspec.json.encode(changed) != msgspec.json.encode(question):
+            yield Variant(scenario=scenario.id, kind=kind, question=changed)
+
+    for kind in KINDS:
+        if kind in kinds:
+            yield from makers[kind]()
+
+
+def _injected(
+    scenario: str, question: dict[str, Json], injections: Mapping[str, Sequence[str]]
+) -> Iterator[Variant]:
+    for path in text_places(question):
+        for name, texts in injections.items():
+            for text in texts:
+                yield Variant(
+                    scenario=scenario,
+                    kind="injections",
+                    question=injected(question, path, text),
+                    place=".".join(map(str, path[1:])),
+                    detail=name,
+                    text=text,
+                )
+
+
+def text_places(question: Json, path: _Path = ()) -> list[_Path]:
+    """Where in a question a string stands."""
+    if isinstance(question, str):
+        return [path]
+    items: Iterable[tuple[str | int, Json]] = ()
+    if isinstance(question, dict):
+        items = question.items()
+    elif isinstance(question, list):
+        items = enumerate(question)
+    return [place for key, item in items for place in text_places(item, (*path, key))]
+
+
+def injected(question: dict[str, Json], path: _Path, text: str) -> dict[str, Json]:
+    """The question with a text at the end of the string at `path`; it shares what is not on the way there."""
+    changed: dict[str, Json] = _with_text(question, path, text)
+    return changed
+
+
+def _with_text(value: Json, path: _Path, text: str) -> Json:
+    if not path:
+        return f"{value} {text}"
+    held: Json = list(value) if isinstance(value, list) else dict(value)
+    held[path[0]] = _with_text(held[path[0]], path[1:], text)
+    return held
+
+
+def _reversed(value: Json) -> Json:
+    if isinstance(value, dict):
+        return {key: _reversed(value[key]) for key in reversed(value)}
+    return [_reversed(item) for item in value] if isinstance(value, list) else value
+
+
+def _with_unknown(question: dict[str, Json]) -> dict[str, Json]:
+    if "request" not in question:  # a flat situation has no unknown members: they are context
+        return question
+    request = question["request"]
+    parts = {name: part | _UNKNOWN for name, part in request.items() if name in ("subject", "resource")}
+    return {"request": _UNKNOWN | request | parts}
+
+
+def _with_irrelevant(question: dict[str, Json]) -> dict[str, Json]:
+    if "situation" in question:
+        return {"situation": _IRRELEVANT | question["situation"]}
+    request = question["request"]
+    return {"request": request | {"context": _IRRELEVANT | request.get("context", {})}}
+
+
+def _each(value: Json, change: Callable[[Json], Json]) -> Json:
+    """The value with every plain value in it changed."""
+    if isinstance(value, dict):
+        return {key: _each(item, change) for key, item in value.items()}
+    return [_each(item, change) for item in value] if isinstance(value, list) else change(value)
+
+
+def _reworded(value: Json, synonyms: Mapping[str, str]) -> Json:
+    if not (isinstance(value, str) and " " in value):  # a name is no sentence
+        return value
+
+    def replaced(word: re.Match[str]) -> str:
+        other = synonyms.get(word[0].lower(), word[0])
+        return other.capitalize() if word[0].istitle() else other
+
+    return re.sub(r"(?<![\w/.@-])[A-Za-z]+(?![\w/@-])", replaced, value)
+
+
+def _reformatted(value: Json) -> Json:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return float(value)
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, str) and " " in value:
+        return _GROUPED.sub(lambda m: m[0] if int(m[0]) in _YEARS else f"{int(m[0]):,}", value)
+    return value
+
+
+# ---------------------------------------------------------------- asking
+
+
+def sample(found: Iterable[Variant], count: int, seed: int) -> list[Variant]:
+    """`count` variants, as equally from each kind and class of text as they last; the same for a seed."""
+    strata: dict[tuple[str, str], list[Variant]] = {}
+    for variant in found:
+        strata.setdefault((variant.kind, variant.detail), []).append(variant)
+    shuffle = random.Random(seed)  # noqa: S311  (to be drawn again, not to be secret)
+    for stratum in strata.values():
+        shuffle.shuffle(stratum)
+    drawn: list[Variant] = []
+    while len(drawn) < count and strata:
+        for key in [*strata]:
+            if len(drawn) < count:
+                drawn.append(strata[key].pop())
+            if not strata[key]:
+                del strata[key]
+    return drawn
+
+
+def compare(
+    scenarios: Sequence[Scenario], asked: Iterable[Variant], ask: Ask, labels: Sequence[str]
+) -> Iterator[Compared]:
+    """Ask each variant, and each original once before the first of its variants.
+
+    Raises RequestError if an original is refused. The questions carry no expectation: they are no
+    scenarios, and must not count as such where confidence is calibrated.
+    """
+    known = {scenario.id: scenario for scenario in scenarios}
+    before: dict[str, Answered] = {}
+    for variant in asked:
+        name = variant.scenario
+        if name not in before:
+            before[name] = _answered(ask(_fields(known[name].question(), "original")), labels)
+        try:
+            after = _answered(ask(_fields(variant.question, variant.kind)), labels)
+        except RequestError as error:
+            yield Compared(variant=variant, before=before[name].outcome, refused=error.code)
+            continue
+        yield held(variant, before[name], after)
+
+
+def held(variant: Variant, before: Answered, after: Answered) -> Compared:
+    """The answer to a variant beside that to its original."""
+    loosened = after.rank < before.rank
+    return Compared(
+        variant=variant,
+        before=before.outcome,
+        after=after.outcome,
+        flipped=after.rank != before.rank,
+        # Where the floor is lower than it was, the rules let it; otherwise the model did.
+        loosened_by=None if not loosened else "rules" if after.floor_rank < before.floor_rank else "model",
+        below_floor=after.rank < after.floor_rank,
+    )
+
+
+def _fields(question: dict[str, Json], kind: str) -> dict[str, Json]:
+    return question | {"explain": "none", "annotations": {"tags": ("invariance", kind)}}
+
+
+def _answered(reply: dict[str, Json], labels: Sequence[str]) -> Answered:
+    context = reply["context"]
+    rank = labels.index
+    return Answered(
+        outcome=context["outcome"], rank=rank(context["outcome"]), floor_rank=rank(context["floor"])
+    )
+
+
+def figures(compared: Sequence[Compared]) -> tuple[Figures, ...]:
+    """Counts by kind, and by class of text below the kind `injections`."""
+    groups: dict[str, list[Compared]] = {kind: [] for kind in KINDS}
+    for one in compared:
+        groups[one.variant.kind].append(one)
+        if one.variant.detail:
+            groups.setdefault(f"{one.variant.kind}: {one.variant.detail}", []).append(one)
+    return tuple(
+        Figures(
+            name=name,
+            asked=len(group),
+            refused=sum(one.refused is not None for one in group),
+            flips=sum(one.flipped for one in group),
+            loosened_by_rules=sum(one.loosened_by == "rules" for one in group),
+            loosened_by_model=sum(one.loosened_by == "model" for one in group),
+            below_floor=sum(one.below_floor for one in group),
+        )
+        for name, group in groups.items()
+        if group
+    )

@@ -1,0 +1,116 @@
+"""JUnit XML of a run, for whatever collects test results.
+
+Owns that file. Invariant: it is well-formed whatever a scenario says, its counts are those of its
+elements, and it holds a failure or an error exactly when the command ends with a status other than 0.
+Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from xml.etree import ElementTree
+
+from thor_policy.suites.baselines import Gate
+from thor_policy.suites.run_files import Item, Run, rounds, worst
+
+#: What XML 1.0 cannot say, and what does not survive a reader's normalisation of line ends.
+_UNFIT = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_FALLEN = ("failure", "error", "skipped")
+
+
+def junit(run: Run, gate: Gate | None = None) -> bytes:
+    """The file of a run: a suite a suite, a case a scenario (its worst round).
+
+    Under a gate, failed scenarios are shown as skipped, for the gate's own case says whether they matter.
+    """
+    seconds = {
+        key: sum(item.total_ms for item in of_one) / 1000 for key, of_one in rounds(run.results).items()
+    }
+    suites: dict[str, list[ElementTree.Element]] = {}
+    for key, item in worst(run.results).items():
+        case = _case(item, seconds[key], gated=gate is not None)
+        suites.setdefault(item.suite, []).append(case)
+    if gate is not None:
+        case = _element("testcase", classname="gate", name="gate", time="0.000")
+        if gate.reasons:
+            case.append(_fell("failure", gate.reasons, "gate"))
+        suites["gate"] = [case]
+    properties = {"version": run.version, "where": run.where, "machine": run.machine}
+    for judge in run.judges:
+        properties[f"pack.{judge.pack.name}"] = f"{judge.pack.version} {judge.pack.sha256}"
+        properties[f"model.{judge.pack.name}"] = f"{judge.model} {judge.model_sha256}"
+    return _file([_suite(name, cases, run.at, properties) for name, cases in suites.items()])
+
+
+def could_not_run(message: str, at: str) -> bytes:
+    """The file of a run that never was: one case in error, so that nobody takes its absence for success."""
+    case = _element("testcase", classname="thorpolicy", name="thorpolicy test", time="0.000")
+    case.append(_fell("error", [message], "could not run"))
+    return _file([_suite("thorpolicy test", [case], at, {})])
+
+
+def _file(suites: Sequence[ElementTree.Element]) -> bytes:
+    whole = _element("testsuites", name="thorpolicy test")
+    for count in ("tests", "failures", "errors"):
+        whole.set(count, str(sum(int(suite.get(count, "0")) for suite in suites)))
+    whole.set("time", f"{sum(float(suite.get('time', '0')) for suite in suites):.3f}")
+    whole.extend(suites)
+    ElementTree.indent(whole)
+    text: bytes = ElementTree.tostring(whole, encoding="utf-8", xml_declaration=True)
+    return text + b"\n"
+
+
+def _suite(
+    name: str, cases: Sequence[ElementTree.Element], at: str, properties: dict[str, str]
+) -> ElementTree.Element:
+    fallen = {kind: sum(case.find(kind) is not None for case in cases) for kind in _FALLEN}
+    suite = _element(
+        "testsuite",
+        name=name,
+        tests=str(len(cases)),
+        failures=str(fallen["failure"]),
+        errors=str(fallen["error"]),
+        skipped=str(fallen["skipped"]),
+        time=f"{sum(float(case.get('time', '0')) for case in cases):.3f}",
+        timestamp=at.removesuffix("Z").partition("+")[0],
+        hostname="localhost",
+    )
+    if properties:
+        told = _element("properties")
+        told.extend(_element("property", name=name, value=value) for name, value in properties.items())
+        suite.append(told)
+    suite.extend(cases)
+    return suite
+
+
+def _case(item: Item, seconds: float, *, gated: bool) -> ElementTree.Element:
+    case = _element("testcase", classname=item.suite, name=f"{item.id} {item.title}", time=f"{seconds:.3f}")
+    if item.status == "skipped":
+        case.append(_element("skipped", message="; ".join(item.misses)))
+    elif item.status == "failed" and gated:
+        case.append(_element("skipped", message=f"failed; the gate decides: {'; '.join(item.misses)}"))
+    elif item.status != "passed":
+        kind = "failure" if item.status == "failed" else "error"
+        case.append(_fell(kind, item.misses, item.wrong or item.status))
+    if item.decision_id is not None:
+        out = _element("system-out")
+        out.text = f"decision {item.decision_id}: {item.outcome}, by {item.tier}"
+        case.append(out)
+    return case
+
+
+def _fell(kind: str, reasons: Iterable[str], type: str) -> ElementTree.Element:
+    lines = list(reasons)
+    element = _element(kind, message="; ".join(lines), type=type)
+    element.text = _fit("\n".join(lines))
+    return element
+
+
+def _element(tag: str, /, **attributes: str) -> ElementTree.Element:
+    return ElementTree.Element(tag, {name: _fit(value) for name, value in attributes.items()})
+
+
+def _fit(text: str) -> str:
+    """Text that XML can hold; what it cannot is shown by its code."""
+    return _UNFIT.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

@@ -1,0 +1,111 @@
+"""The nouns of a suite: a scenario, what counts as its right answer, and the suite that holds it.
+
+Owns nothing but these frozen types. Invariant: a `Scenario` is whole - defaults, fixtures and matrices of
+its file are in it already - so whoever asks it needs no file. Any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, Protocol, get_args
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from thor_policy.core.requests import Evaluation, Json, Risk
+from thor_policy.protocol.requests import evaluation_from
+
+Difficulty = Literal["easy", "medium", "hard", "edge_case", "attack"]
+#: Difficulties in the order in which reports show them.
+DIFFICULTIES: tuple[Difficulty, ...] = get_args(Difficulty)
+
+#: A share, 0 to 1.
+Share = Annotated[float, Meta(ge=0, le=1)]
+Milliseconds = Annotated[float, Meta(gt=0)]
+#: Why something is so, in words.
+Reason = Annotated[str, Meta(min_length=1)]
+
+
+class Expectation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What counts as right: exactly one of `outcome`, `one_of`, `never`; the rest is optional.
+
+    `reasoning` names the elements that a good reason holds. They are measured where an embedder is there,
+    and fail a scenario only if its suite says how many are needed. `max_latency_ms` bounds the time from
+    receipt to reply that the daemon states.
+    """
+
+    outcome: str | None = None
+    one_of: tuple[str, ...] = ()
+    never: str | None = None
+    risk: Risk | None = None
+    clauses: tuple[str, ...] = ()
+    reasoning: tuple[str, ...] = ()
+    max_latency_ms: Milliseconds | None = None
+
+    @property
+    def is_definite(self) -> bool:
+        """True when it says in exactly one way which outcome is right."""
+        return sum((self.outcome is not None, bool(self.one_of), self.never is not None)) == 1
+
+    def accepted(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """Every outcome that counts as right, of those the pack has."""
+        if self.outcome is not None:
+            return (self.outcome,)
+        return self.one_of or tuple(label for label in labels if label != self.never)
+
+
+class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One question and its expected answer.
+
+    `quick` ones make up the short run; `skip` says why one is not asked.
+    """
+
+    id: str
+    title: str
+    difficulty: Difficulty
+    expect: Expectation
+    request: dict[str, Json] | UnsetType = UNSET
+    situation: dict[str, Json] | UnsetType = UNSET
+    tags: tuple[str, ...] = ()
+    quick: bool = False
+    skip: Reason | None = None
+
+    def question(self) -> dict[str, Json]:
+        """The request fields that ask it."""
+        if isinstance(self.request, dict):
+            return {"request": self.request}
+        return {"situation": self.situation}
+
+    def evaluation(self) -> Evaluation:
+        """The question as rules and model see it. Raises RequestError if it is malformed."""
+        return evaluation_from(self.question())
+
+
+class Reasoning(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a suite measures reasons: an element is there from `similarity` on (cosine of embeddings).
+
+    `needed` is the share of its elements that a reason has to hold for its scenario to pass; without it
+    coverage is told and fails nothing.
+    """
+
+    similarity: Share = 0.57
+    needed: Share | None = None
+
+
+class Suite(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The scenarios of a file, for one pack."""
+
+    name: str
+    pack: str
+    scenarios: tuple[Scenario, ...]
+    description: str = ""
+    reasoning: Reasoning = Reasoning()
+
+
+class Embedder(Protocol):
+    """Says how similar texts are in meaning."""
+
+    @property
+    def name(self) -> str: ...
+
+    def similarities(self, texts: Sequence[str], others: Sequence[str]) -> list[list[float]]:
+        """Cosine of each text (row) with each of the others (column), -1 to 1."""

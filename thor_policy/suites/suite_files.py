@@ -1,0 +1,330 @@
+"""Suite files: YAML with defaults, fixtures and matrices, read into whole scenarios.
+
+Owns the file format and its JSON Schema. Invariant: a suite that loads can be asked - every scenario is
+well-formed, has an id of its own and says in exactly one way what is right - and one that does not is
+refused with file, line and cause. Main thread.
+
+    name, pack, description
+    defaults     what each scenario takes unless it says otherwise: difficulty, tags (added to its own),
+                 uses (put before its own), max_latency_ms
+    fixtures     named parts of a question, in either form; a scenario `uses` some, later ones over earlier
+                 ones and its own members over all: objects are merged, anything else is replaced
+    reasoning    how coverage of reasons is measured
+    scenarios    one question each
+    matrix       tables: every combination of the values of their axes is a scenario, with the id
+                 MATRIX/value/value; those that `expect` does not list expect `otherwise` (deny)
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from thor_policy.core.errors import PackError, RequestError, SuiteError
+from thor_policy.core.requests import Json
+from thor_policy.policy import pack_files
+from thor_policy.suites.scenarios import (
+    Difficulty,
+    Expectation,
+    Milliseconds,
+    Reason,
+    Reasoning,
+    Scenario,
+    Suite,
+)
+
+#: Name of the published schema, beside the suites that ship.
+SCHEMA_FILE = "suite.schema.json"
+#: Scenarios that one matrix may make: a forgotten axis should not become an hour of asking.
+MAX_COMBINATIONS = 1000
+
+Name = Annotated[str, Meta(min_length=1)]
+#: Stands in ids of scenarios and in tags, so it has neither slash nor space.
+_Word = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:+-]+$")]
+_Axis = Annotated[dict[_Word, dict[str, Json]], Meta(min_length=1)]
+_Combined = dict[str, str]
+
+
+class Question(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Exactly one of the two forms."""
+
+    request: dict[str, Json] | UnsetType = UNSET
+    situation: dict[str, Json] | UnsetType = UNSET
+
+    @property
+    def form(self) -> str:
+        return "request" if self.situation is UNSET else "situation"
+
+    @property
+    def members(self) -> dict[str, Json]:
+        members: dict[str, Json] = getattr(self, self.form)
+        return members
+
+
+class Fixture(Question, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A part of a question."""
+
+
+class Asked(Question, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    id: Name
+    title: str
+    difficulty: Difficulty | UnsetType = UNSET
+    tags: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
+    quick: bool = False
+    skip: Reason | None = None
+
+
+class Entry(Asked, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One question and what counts as its right answer."""
+
+    expect: Expectation
+
+
+class Cell(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Combinations that are listed: the axes it names have one of these values, the others any."""
+
+    when: dict[str, str | tuple[str, ...]]
+    expect: Expectation
+
+
+class Matrix(Asked, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of questions. Each value of an axis is a part of the question, in the form of the matrix."""
+
+    axes: Annotated[dict[_Word, _Axis], Meta(min_length=1)]
+    expect: tuple[Cell, ...] = ()
+    otherwise: str = "deny"
+
+    def combinations(self) -> Iterator[_Combined]:
+        for values in itertools.product(*self.axes.values()):
+            yield dict(zip(self.axes, values, strict=True))
+
+
+class Defaults(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What each scenario takes unless it says otherwise."""
+
+    difficulty: Difficulty | UnsetType = UNSET
+    tags: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
+    max_latency_ms: Milliseconds | None = None
+
+
+class SuiteFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A file of scenarios for one pack."""
+
+    name: str
+    pack: str
+    description: str = ""
+    defaults: Defaults = Defaults()
+    fixtures: dict[str, Fixture] = {}
+    reasoning: Reasoning = Reasoning()
+    scenarios: tuple[Entry, ...] = ()
+    matrix: tuple[Matrix, ...] = ()
+
+
+def available(folder: Path) -> list[Path]:
+    """The suite files in a folder."""
+    return sorted(folder.glob("*.yaml"))
+
+
+def load(path: Path) -> Suite:
+    """The suite in a YAML file. Raises SuiteError naming file, line and scenario."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        file: SuiteFile = pack_files.parse_yaml(text, SuiteFile, path)
+    except OSError as error:
+        raise SuiteError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SuiteError(f"{path}: cannot be read: {error}") from error
+    except PackError as error:
+        raise SuiteError(str(error)) from error
+    try:
+        scenarios = tuple(_scenarios(file))
+    except _Wrong as wrong:
+        line = pack_files.line_of(text, wrong.place)
+        raise SuiteError(f"{path}: line {line}: {wrong}") from wrong
+    return Suite(
+        name=file.name,
+        pack=file.pack,
+        description=file.description,
+        reasoning=file.reasoning,
+        scenarios=scenarios,
+    )
+
+
+class _Wrong(Exception):
+    """What is wrong at a place of the file (`$.scenarios[3].expect`)."""
+
+    def __init__(self, place: str, message: str) -> None:
+        super().__init__(message)
+        self.place = place
+
+
+def _scenarios(file: SuiteFile) -> Iterator[Scenario]:
+    """Every scenario of a file, whole and checked. Raises _Wrong."""
+    for name, fixture in file.fixtures.items():
+        _require_form(fixture, f"$.fixtures.{name}", f"fixture {name}")
+    seen: set[str] = set()
+    for place, scenario in itertools.chain(_listed(file), _tabulated(file)):
+        where = f"scenario {scenario.id}"
+        if scenario.id in seen:
+            raise _Wrong(f"{place}.id", f"{where}: the id appears twice")
+        seen.add(scenario.id)
+        try:
+            scenario.evaluation()
+        except RequestError as error:
+            question = next(iter(scenario.question()))
+            raise _Wrong(f"{place}.{question}", f"{where}: {error.message}") from error
+        yield scenario
+    if not seen:
+        raise _Wrong("$", "there is no scenario in it")
+
+
+def _listed(file: SuiteFile) -> Iterator[tuple[str, Scenario]]:
+    for number, entry in enumerate(file.scenarios):
+        place = f"$.scenarios[{number}]"
+        yield place, _whole(file, entry, place, entry.expect, f"{place}.expect")
+
+
+def _tabulated(file: SuiteFile) -> Iterator[tuple[str, Scenario]]:
+    for number, matrix in enumerate(file.matrix):
+        place = f"$.matrix[{number}]"
+        for combined in _checked(matrix, place).combinations():
+            cells = [i for i, cell in enumerate(matrix.expect) if _matches(cell.when, combined)]
+            values = tuple(combined.values())
+            if len(cells) > 1:
+                raise _Wrong(
+                    f"{place}.expect[{cells[1]}]",
+                    f"matrix {matrix.id}: {', '.join(values)} is listed twice; say each combination once",
+                )
+            expect = matrix.expect[cells[0]].expect if cells else Expectation(outcome=matrix.otherwise)
+            told = f"{place}.expect[{cells[0]}]" if cells else place
+            parts = [matrix.axes[axis][value] for axis, value in combined.items()]
+            yield place, _whole(file, matrix, place, expect, told, parts=parts, values=values)
+
+
+def _checked(matrix: Matrix, place: str) -> Matrix:
+    """The matrix, if its table is not too large and every listed combination is in it."""
+    count = 1
+    for values in matrix.axes.values():
+        count *= len(values)
+    if count > MAX_COMBINATIONS:
+        raise _Wrong(
+            f"{place}.axes",
+            f"matrix {matrix.id}: makes {count} scenarios; the limit is {MAX_COMBINATIONS}: divide it",
+        )
+    for number, cell in enumerate(matrix.expect):
+        for axis, wanted in cell.when.items():
+            at = f"{place}.expect[{number}].when"
+            if axis not in matrix.axes:
+                known = ", ".join(matrix.axes)
+                raise _Wrong(at, f"matrix {matrix.id}: there is no axis {axis!r}; there are {known}")
+            for value in _values(wanted):
+                if value not in matrix.axes[axis]:
+                    known = ", ".join(matrix.axes[axis])
+                    raise _Wrong(at, f"matrix {matrix.id}: the axis {axis} has no {value!r}; it has {known}")
+    return matrix
+
+
+def _whole(
+    file: SuiteFile,
+    entry: Asked,
+    place: str,
+    expect: Expectation,
+    told: str,
+    *,
+    parts: list[dict[str, Json]] | None = None,
+    values: tuple[str, ...] = (),
+) -> Scenario:
+    """The scenario that an entry stands for: `told` is where it says what is right."""
+    where = f"scenario {'/'.join((entry.id, *values))}"
+    if not expect.is_definite:
+        raise _Wrong(told, f"{where}: expect needs exactly one of outcome, one_of, never")
+    _require_form(entry, place, where)
+    members: dict[str, Json] = {}
+    for name in dict.fromkeys((*file.defaults.uses, *entry.uses)):
+        if name not in file.fixtures:
+            known = ", ".join(file.fixtures) or "none"
+            raise _Wrong(f"{place}.uses", f"{where}: there is no fixture {name!r}; there are: {known}")
+        fixture = file.fixtures[name]
+        if fixture.form != entry.form:
+            raise _Wrong(
+                f"{place}.uses",
+                f"{where}: fixture {name} is a part of a {fixture.form}, but this asks with a {entry.form}",
+            )
+        members = merged(members, fixture.members)
+    for part in (entry.members, *(parts or ())):
+        members = merged(members, part)
+    difficulty = file.defaults.difficulty if entry.difficulty is UNSET else entry.difficulty
+    if isinstance(difficulty, UnsetType):
+        raise _Wrong(place, f"{where}: needs a difficulty, of its own or in defaults")
+    if expect.max_latency_ms is None:
+        expect = msgspec.structs.replace(expect, max_latency_ms=file.defaults.max_latency_ms)
+    return Scenario(
+        id="/".join((entry.id, *values)),
+        title=f"{entry.title}: {', '.join(values)}" if values else entry.title,
+        difficulty=difficulty,
+        expect=expect,
+        tags=tuple(dict.fromkeys((*file.defaults.tags, *entry.tags))),
+        quick=entry.quick,
+        skip=entry.skip,
+        request=members if entry.form == "request" else UNSET,
+        situation=members if entry.form == "situation" else UNSET,
+    )
+
+
+def merged(under: Mapping[str, Json], over: Mapping[str, Json]) -> dict[str, Json]:
+    """`over` laid on `under`: objects are merged, member by member; anything else is replaced."""
+    both = dict(under)
+    for key, value in over.items():
+        below = both.get(key)
+        both[key] = merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return both
+
+
+def _require_form(question: Question, place: str, where: str) -> None:
+    if (question.request is UNSET) == (question.situation is UNSET):
+        raise _Wrong(place, f"{where}: needs either request or situation")
+
+
+def _matches(when: Mapping[str, str | tuple[str, ...]], combined: _Combined) -> bool:
+    return all(combined[axis] in _values(wanted) for axis, wanted in when.items())
+
+
+def _values(wanted: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (wanted,) if isinstance(wanted, str) else wanted
+
+
+# ---------------------------------------------------------------- the published schema
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of a suite file, made from the types: what an editor checks while one is written.
+
+    It says all that can be said of one place at a time. That ids are unique, that fixtures, axes and labels
+    exist and that a question is well-formed, only `load` and `run` can tell.
+    """
+    _, parts = msgspec.json.schema_components((SuiteFile,), ref_template="#/$defs/{name}")
+    file = parts.pop("SuiteFile")
+    file["anyOf"] = [
+        {"required": [part], "properties": {part: {"minItems": 1}}} for part in ("scenarios", "matrix")
+    ]
+    for name in ("Fixture", "Entry", "Matrix"):
+        parts[name]["oneOf"] = [{"required": ["request"]}, {"required": ["situation"]}]
+    parts["Expectation"]["oneOf"] = [
+        {"required": ["outcome"], "properties": {"outcome": {"type": "string"}}},
+        {"required": ["one_of"], "properties": {"one_of": {"minItems": 1}}},
+        {"required": ["never"], "properties": {"never": {"type": "string"}}},
+    ]
+    told = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Scenario suite of thor-policy",
+    }
+    whole = told | {key: value for key, value in file.items() if key != "title"} | {"$defs": parts}
+    plain: dict[str, Any] = msgspec.to_builtins(whole)
+    return plain

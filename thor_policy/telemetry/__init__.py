@@ -1,0 +1,1 @@
+"""What operators see: log lines, metrics, the watchdog, and facts about the machine."""
