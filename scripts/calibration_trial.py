@@ -72,7 +72,7 @@ def run(config: Config, pack_name: str, number: int, seed: int) -> int:
         judge = identity_of(model["sha256"], Adapter(**model["adapter"]) if model["adapter"] else None)
         judged = judged_by(config, pack.sha256, judge)
         fitted = calibration.fit(judged[::2], pack_sha256=pack.sha256, model_sha256=judge)
-        client.upkeep(records.Upkeep(task="calibrate", calibration=fitted))
+        client.maintenance(records.Maintenance(task="calibrate", calibration=fitted))
         after = [ask(client, place, one) for place, one in enumerate(found[:AGAIN])]
     unseen = judged[1::2]  # the order is one of chance
     raw, scaled = calibration.quality(unseen), calibration.quality(unseen, fitted.temperature)

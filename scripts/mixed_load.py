@@ -3,7 +3,7 @@
 Owns the daemon that it starts, the clients' threads and the folder that they work in. Each client sends
 one request after another, drawn by weight: questions that rules answer, that the model answers, that were
 asked before, with explanations and in batches, with deadlines that cannot be kept; records of all kinds;
-requests that are malformed, too large or for nobody; upkeep; and clients that leave before their reply.
+requests that are malformed, too large or for nobody; maintenance; and clients that leave before their reply.
 Meanwhile an operator has another pack judge every minute (the same rules, another digest), a busy service
 sends what needs no model (so that SQLite's page cache, 8 MiB, is full while the daemon warms up), others
 read the journal, and `/proc` is read each second. At the end each request must have had one reply (or its
@@ -172,7 +172,7 @@ class User:
             "malformed": (4, self._malformed),
             "too large": (1, self._too_large),
             "status, metrics": (8, self._inquire),
-            "upkeep": (1, self._upkeep),
+            "maintenance": (1, self._upkeep),
             "left early": (2, self._leave_early),
         }
 
@@ -254,7 +254,7 @@ class User:
     # ------------------------------------------------------------ records
 
     def _keep(self, place: str, record: records.Record) -> str:
-        record_id = self._client.keep(record)
+        record_id = self._client.record(record)
         self._tally.acknowledge(place, record_id)
         if place == "decisions.decision_id":
             self._decisions = [*self._decisions[-50:], record_id]
@@ -262,7 +262,7 @@ class User:
 
     def _report(self) -> str:
         agent, symbol = f"trader{self._random.randrange(5)}", f"S{self._random.randrange(30)}"
-        reported = records.Reported(
+        reported = records.DecisionReport(
             type="signal", agent=agent, entity=symbol, outcome="BUY", prompt="Why? " * 40
         )
         return self._keep("decisions.decision_id", reported)
@@ -275,7 +275,7 @@ class User:
             (
                 (
                     "outcomes.id",
-                    records.Happened(decision_id=about, status="SUCCESS", value=self._random.random()),
+                    records.Outcome(decision_id=about, status="SUCCESS", value=self._random.random()),
                 ),
                 ("reviews.id", records.Review(decision_id=about, reviewer="kim", verdict="accept")),
                 ("approvals.id", records.Approval(decision_id=about, approver="bo", channel="email")),
@@ -285,7 +285,7 @@ class User:
 
     def _consultation(self) -> str:
         session = f"s{self._random.randrange(100)}"
-        consulted = records.Consulted(system="crm", session=session, entity="acme", value={"open": 3})
+        consulted = records.Consultation(system="crm", session=session, entity="acme", value={"open": 3})
         return self._keep("consultations.id", consulted)
 
     def _graph(self) -> str:
@@ -300,7 +300,7 @@ class User:
     # ------------------------------------------------------------ what goes wrong, and the rest
 
     def _about_nothing(self) -> str:
-        return self._keep("outcomes.id", records.Happened(decision_id="no-such-decision", status="SUCCESS"))
+        return self._keep("outcomes.id", records.Outcome(decision_id="no-such-decision", status="SUCCESS"))
 
     def _malformed(self) -> str:
         frame = self._random.choice((b"{", b"[]", b'{"v": 7}', b'{"v": 1, "op": "dance"}', b"\xff\xfe", b""))
@@ -340,8 +340,8 @@ class User:
         return "told"
 
     def _upkeep(self) -> str:
-        self._client.upkeep(records.Upkeep(task="checkpoint"))
-        return "done: upkeep"
+        self._client.maintenance(records.Maintenance(task="checkpoint"))
+        return "done: maintenance"
 
 
 def read_journal(config: Config, until: float, tally: Tally) -> None:

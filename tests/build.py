@@ -142,7 +142,7 @@ def about(**properties: Json) -> Evaluation:
 
 def sent(record: records.Record, *, at: float = NOON, **changes: Any) -> Event:
     """The event of a record that somebody sent, with an id of its own."""
-    return events.recorded(
+    return events.record_event(
         record, record_id=changes.pop("record_id", f"r-{next(_numbers):08}"), at=at, caller=CALLER, **changes
     )
 
@@ -291,7 +291,7 @@ def one_of_each() -> list[Event]:
         "b",
     )
     reported = sent(
-        records.Reported(
+        records.DecisionReport(
             agent="trader",
             outcome="buy",
             type="signal",
@@ -313,12 +313,12 @@ def one_of_each() -> list[Event]:
     return [
         events.model_loaded(MODEL, NOON),
         events.pack_activated(PACK, NOON),
-        events.decided(asked),
-        events.decided(other),
-        sent(records.Consulted(system="prices", session="s1", entity="ACME", query="q", value={"p": 7.5})),
+        events.decision_event(asked),
+        events.decision_event(other),
+        sent(records.Consultation(system="prices", session="s1", entity="ACME", query="q", value={"p": 7.5})),
         reported,
-        sent(records.Consulted(system="risk", decision_id=subject, value=[1], relevance=0.5, took_ms=1.5)),
-        events.explained(asked.id, EXPLAINED, NOON + 1),
+        sent(records.Consultation(system="risk", decision_id=subject, value=[1], relevance=0.5, took_ms=1.5)),
+        events.explanation_event(asked.id, EXPLAINED, NOON + 1),
         sent(records.Review(decision_id=asked.id, reviewer="robin", verdict="accept")),
         sent(
             records.Review(
@@ -328,9 +328,9 @@ def one_of_each() -> list[Event]:
         sent(
             records.Review(decision_id=other.id, reviewer="kim", verdict="correct_reasoning", reasoning="it")
         ),
-        sent(records.Happened(decision_id=subject, status="PENDING")),
-        sent(records.Happened(decision_id=subject, status="SUCCESS", value=12.5, note="sold")),
-        sent(records.Happened(decision_id=asked.id, status="FAILURE", value=-3.0)),
+        sent(records.Outcome(decision_id=subject, status="PENDING")),
+        sent(records.Outcome(decision_id=subject, status="SUCCESS", value=12.5, note="sold")),
+        sent(records.Outcome(decision_id=asked.id, status="FAILURE", value=-3.0)),
         sent(
             records.Approval(
                 decision_id=asked.id, approver="robin", role="lead", channel="mail", evidence="ok"
@@ -338,10 +338,10 @@ def one_of_each() -> list[Event]:
         ),
         sent(records.Approval(decision_id=asked.id, approver="kim", verdict="rejected", step=2)),
         sent(records.Node(type="goal", title="ship", description="it", confidence=80, metadata={"k": [1]})),
-        events.calibrated(CALIBRATION, NOON),
+        events.calibration_event(CALIBRATION, NOON),
         sent(records.Edge(source="n1", target="n2", type="leads_to", weight=0.5, rationale=told)),
-        events.gap("something was lost", NOON, decision=2),
-        events.decided(fallback()),
+        events.gap_event("something was lost", NOON, decision=2),
+        events.decision_event(fallback()),
         note("a kind of its own"),
     ]
 
@@ -385,10 +385,10 @@ def what_judges() -> list[Event]:
     return [
         events.pack_loaded(PACK, NOON),
         events.pack_shadowed(PACK, NOON),
-        events.decided(served),
-        events.shadowed(served, other, NOON + 1),
-        events.shadowed(served, fallback(), NOON + 1),
-        *events.redecided(redecided(served), NOON + 2),
+        events.decision_event(served),
+        events.shadow_event(served, other, NOON + 1),
+        events.shadow_event(served, fallback(), NOON + 1),
+        *events.counterfactual_events(redecided(served), NOON + 2),
         events.pack_shadowed(None, NOON),
         events.pack_unloaded(PACK, NOON),
         events.adapter_activated(tuned.adapter, MODEL.sha256, NOON),

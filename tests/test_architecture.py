@@ -8,16 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.architecture import (
-    DOCUMENT,
-    PACKAGE,
-    PACKAGES,
-    ROOT,
-    imports_of,
-    name_of,
-    violations,
-    with_table,
-)
+from tests.architecture import DOCUMENT, PACKAGE, PACKAGES, ROOT, imports_of, name_of, violations, with_table
 from thor_policy import config
 from thor_policy.cli.main import COMMANDS, cli
 

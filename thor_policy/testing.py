@@ -15,11 +15,19 @@ from pathlib import Path
 
 from thor_policy.config import Config
 from thor_policy.core.decisions import Adapter, ModelInfo, Scored, resident_key
-from thor_policy.core.engine import DeviceMemory, Loaded, PromptPrefix, Step, Steps, Written, all_steps
+from thor_policy.core.engine import (
+    DeviceMemory,
+    LoadedPrefix,
+    PromptPrefix,
+    Step,
+    Steps,
+    WrittenExplanation,
+    all_steps,
+)
 from thor_policy.core.errors import DeadlineExceeded, EngineError, RequestError
 from thor_policy.core.results import Committed
 from thor_policy.daemon.loading import journal_options
-from thor_policy.engine.explanations import Writing
+from thor_policy.engine.explanations import ExplanationWriter
 from thor_policy.journal.events import Event
 from thor_policy.journal.writer import Journal, OnCommitted
 
@@ -40,7 +48,7 @@ class StubEngine:
         self._bias = bias
         self._prefixes: dict[str, PromptPrefix] = {}
         self._adapters: set[str] = set()
-        self._running: deque[tuple[int, Writing, int, int]] = deque()
+        self._running: deque[tuple[int, ExplanationWriter, int, int]] = deque()
         self.closed = False
         #: What it says it is; another model for whoever compares.
         self.identity = ModelInfo(
@@ -70,16 +78,16 @@ class StubEngine:
     def adopt(self, adapter: Adapter, path: Path, *, vouched: bool = False) -> None:
         self._adapters.add(adapter.sha256)
 
-    def load(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> Loaded:
+    def load(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> LoadedPrefix:
         return all_steps(self.loading(prefix, adapter))
 
-    def loading(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> Steps[Loaded]:
+    def loading(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> Steps[LoadedPrefix]:
         if adapter is not None and adapter.sha256 not in self._adapters:
             raise EngineError(f"the adapter {adapter.name} is not open")
         for _ in range(self.LOADING_STEPS):
             yield
         self._prefixes[resident_key(prefix.pack_sha256, adapter)] = prefix
-        return Loaded(prefix_tokens=_size(prefix), restored=False, golden_scores=2)
+        return LoadedPrefix(prefix_tokens=_size(prefix), restored=False, golden_scores=2)
 
     def unload(self, key: str) -> None:
         del self._prefixes[key]
@@ -117,7 +125,7 @@ class StubEngine:
     def explain(
         self, ticket: int, key: str, scored: Scored, steps: tuple[Step, ...], deadline_ns: int
     ) -> None:
-        writing = Writing(
+        writing = ExplanationWriter(
             steps,
             tokenise=lambda text: [ord(c) for c in text],
             text_of=_text_of,
@@ -126,7 +134,7 @@ class StubEngine:
         writing.begin()
         self._running.append((ticket, writing, deadline_ns, time.monotonic_ns()))
 
-    def step(self) -> list[Written]:
+    def step(self) -> list[WrittenExplanation]:
         ended = []
         for ticket, writing, deadline_ns, started_ns in list(self._running):
             late = time.monotonic_ns() >= deadline_ns
@@ -136,7 +144,7 @@ class StubEngine:
             if writing.done or late:
                 self._running.remove((ticket, writing, deadline_ns, started_ns))
                 ended.append(
-                    Written(
+                    WrittenExplanation(
                         ticket=ticket,
                         values=writing.values,
                         text=writing.text,

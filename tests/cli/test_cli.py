@@ -130,12 +130,12 @@ class TestKeeping:
     ) -> None:
         journal = Journal(config.journal_path)
         monkeypatch.setattr(journal_access.time, "sleep", lambda _: journal.close())
-        assert journal_access.keep(config, records.Node(type="goal", title="t"))
+        assert journal_access.submit_record(config, records.Node(type="goal", title="t"))
 
     def test_but_not_for_ever(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(journal_access, "LOCK_WAIT_S", 0.0)
         with Journal(config.journal_path), pytest.raises(AlreadyRunning):
-            journal_access.keep(config, records.Node(type="goal", title="t"))
+            journal_access.submit_record(config, records.Node(type="goal", title="t"))
 
 
 @pytest.mark.usefixtures("daemon")
@@ -181,7 +181,7 @@ class TestReading:
     def test_every_table_fits_80_columns(self, run: Run, daemon: Config) -> None:
         run("ask", json.dumps(QUESTION | {"actor_id": "user:" + "x" * 100, "action_type": "y" * 100}))
         with Client(daemon.endpoint) as client:
-            decision_id = client.record(REPORTED)
+            decision_id = client.decision_report(REPORTED)
             client.outcome(decision_id, "SUCCESS", -123_456_789.0)
         by = [["stats", "--by", dimension] for dimension in ("actor", "model", "pack", "type")]
         for command in (["log"], ["stats"], *by, ["models", "list"], ["packs", "list"], ["doctor"]):
@@ -237,7 +237,7 @@ class TestSuites:
 
 
 #: A decision with long names, and what a spreadsheet would take for a formula.
-REPORTED = records.Reported(
+REPORTED = records.DecisionReport(
     agent="an-agent-with-a-long-name" * 4,
     outcome="=REDUCE_THE_POSITION_BY_HALF",
     type="risk",
@@ -265,7 +265,7 @@ def kept(config: Config) -> dict[str, str]:
         for name in ("alice", "bob", "zoe"):
             asked = question | {"subject": {"type": "user", "id": name}}
             ids[name] = client.evaluate(asked)["context"]["decision_id"]
-        ids["agent"] = client.record(REPORTED)
+        ids["agent"] = client.decision_report(REPORTED)
         client.outcome(ids["bob"], "FAILURE", -2.5, "sold too late")
         client.review(records.Review(decision_id=ids["zoe"], reviewer="ines", verdict="correct_decision"))
     return ids
@@ -396,8 +396,10 @@ class TestLog:
             assert as_json or told() == "id"
             assert [told(), told()] == [kept["zoe"][-8:], kept["agent"][-8:]]
             for number in range(3):
-                reported = records.Reported(agent="scout", outcome="BUY", entity=str(number))
-                assert journal_access.keep(config, reported)[-8:] == told()  # with no daemon, by hand
+                reported = records.DecisionReport(agent="scout", outcome="BUY", entity=str(number))
+                assert (
+                    journal_access.submit_record(config, reported)[-8:] == told()
+                )  # with no daemon, by hand
             child.send_signal(signal.SIGINT)
             rest, errors = child.communicate(timeout=PATIENCE_S)
         assert (child.returncode, rest, errors) == (0, "", "")
@@ -811,10 +813,10 @@ class TestCalibrate:
             for t in (4.0, 8.0)
         )
         Journal(config.journal_path).close()
-        journal_access.tend(config, records.Upkeep(task="calibrate", calibration=soft))
+        journal_access.maintain(config, records.Maintenance(task="calibrate", calibration=soft))
         with serving(config, load_engine=load_stub_engine), Client(config.endpoint) as client:
             asked = [client.evaluate(QUESTION)]
-            journal_access.tend(config, records.Upkeep(task="calibrate", calibration=softer))
+            journal_access.maintain(config, records.Maintenance(task="calibrate", calibration=softer))
             asked.append(client.evaluate(QUESTION))
         shares = [reply["context"]["probabilities"] for reply in asked]
         assert max(shares[1].values()) < max(shares[0].values())

@@ -259,12 +259,12 @@ def test_a_daemon_gives_one_lease_a_decision(config: Config) -> None:
     record(config.journal_path, *decisions(1))
     lease = records.Assignment(decision_id="018f-00000000", reviewer="kim", type="lease", seconds=60)
     with serving(config, load_engine=load_stub_engine), Client(config.endpoint) as client:
-        client.assign(lease)
+        client.assignment(lease)
         with pytest.raises(RequestError, match="another reviewer has this decision") as told:
-            client.assign(replace(lease, reviewer="bo"))
+            client.assignment(replace(lease, reviewer="bo"))
         assert told.value.code == "conflict"
-        client.assign(replace(lease, type="release", seconds=None))
-        client.assign(replace(lease, reviewer="bo"))
+        client.assignment(replace(lease, type="release", seconds=None))
+        client.assignment(replace(lease, reviewer="bo"))
     assert rows(config.journal_path, "SELECT reviewer, type FROM assignments ORDER BY seq") == [
         ("kim", "lease"),
         ("kim", "release"),
@@ -405,7 +405,7 @@ def hostile() -> Decision:
 
 def test_nothing_of_a_request_acts_on_the_terminal(config: Config) -> None:
     record(config.journal_path, hostile())
-    journal_access.keep(
+    journal_access.submit_record(
         config, records.Review(decision_id="018f-00000007", reviewer=HOSTILE, verdict="accept")
     )
     with Terminal(config, "--queue", "all", "--reviewer", HOSTILE) as terminal:
@@ -424,7 +424,7 @@ def test_nothing_of_a_request_acts_on_the_terminal(config: Config) -> None:
 
 def test_nothing_of_a_request_acts_on_plain_output(config: Config, run: Run) -> None:
     record(config.journal_path, hostile())
-    journal_access.keep(
+    journal_access.submit_record(
         config, records.Review(decision_id="018f-00000007", reviewer=HOSTILE, verdict="accept")
     )
     keys = f"z\n/{HOSTILE}\ng {HOSTILE}\nd {HOSTILE}\n{HOSTILE}\nt\n?\n"
@@ -506,7 +506,7 @@ def test_plain_lines_do_what_keys_do(config: Config, run: Run) -> None:
 
 
 def test_decisions_that_others_made_and_erased_ones_are_reviewed_too(config: Config, run: Run) -> None:
-    reported = records.Reported(
+    reported = records.DecisionReport(
         agent="trader",
         outcome="BUY",
         type="signal",

@@ -87,20 +87,20 @@ class TestEither:
         decision_id = calls.track_signal(agent="scout", symbol="ACME", signal="BUY", confidence=0.5)
         kept = [
             calls.track_risk(agent="warden", symbol="ACME", outcome="REDUCE"),
-            calls.record(records.Reported(agent="desk", outcome="HOLD")),
-            calls.context(records.Consulted(system="crm", session="s")),
+            calls.decision_report(records.DecisionReport(agent="desk", outcome="HOLD")),
+            calls.consultation(records.Consultation(system="crm", session="s")),
             calls.outcome(decision_id, "SUCCESS", 12.5, note="sold"),
             calls.review(records.Review(decision_id=decision_id, reviewer="ines", verdict="accept")),
-            calls.approve(records.Approval(decision_id=decision_id, approver="ines")),
+            calls.approval(records.Approval(decision_id=decision_id, approver="ines")),
             calls.node(records.Node(type="goal", title="Ship")),
-            calls.link(records.Edge(source=decision_id, target=decision_id, type="led_to")),
+            calls.edge(records.Edge(source=decision_id, target=decision_id, type="led_to")),
         ]
         assert len({decision_id, *kept}) == 9
         recorded = calls.status()["counters"]
         assert sum(count for name, count in recorded.items() if name.endswith("_recorded")) == 9
 
     def test_has_upkeep_done(self, calls: Calls) -> None:
-        assert calls.upkeep(records.Upkeep(task="checkpoint"))["checkpoint"] > 0
+        assert calls.maintenance(records.Maintenance(task="checkpoint"))["checkpoint"] > 0
 
     def test_raises_the_refusal_it_got(self, calls: Calls) -> None:
         with pytest.raises(RequestError, match=r"situation\.action_type") as caught:

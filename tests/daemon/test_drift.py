@@ -27,7 +27,7 @@ from thor_policy.core.decisions import Adapter, Scored, identity_of
 from thor_policy.core.engine import all_steps
 from thor_policy.core.errors import EngineError
 from thor_policy.core.requests import Json
-from thor_policy.daemon.drift import Sentinel, shifted
+from thor_policy.daemon.drift import DriftSentinel, shifted
 from thor_policy.daemon.loading import load_engine
 from thor_policy.daemon.service import serving
 from thor_policy.journal.events import Event
@@ -83,7 +83,9 @@ class Watched:
     def __init__(self, policy: Policy, *, tolerance: float = 0.01, now_ns: int = 0) -> None:
         self.recorded: list[Event] = []
         self.policy = policy
-        self.sentinel = Sentinel(self.recorded.append, every_s=EVERY_S, tolerance=tolerance, now_ns=now_ns)
+        self.sentinel = DriftSentinel(
+            self.recorded.append, every_s=EVERY_S, tolerance=tolerance, now_ns=now_ns
+        )
         self.now_ns = now_ns
 
     def judged_by(self, **model: Any) -> None:
@@ -127,7 +129,7 @@ def test_it_asks_each_example_of_the_pack_in_turn_and_then_waits(
 
 
 def test_without_an_interval_it_never_asks(policy: Policy) -> None:
-    assert Sentinel(lambda _: None, every_s=0, tolerance=0, now_ns=0).wait_s(10**18) is None
+    assert DriftSentinel(lambda _: None, every_s=0, tolerance=0, now_ns=0).wait_s(10**18) is None
 
 
 def test_the_same_answers_are_no_drift(watched: Watched, engine: ShiftingEngine) -> None:

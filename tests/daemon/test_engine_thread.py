@@ -17,7 +17,7 @@ from thor_policy.core.decisions import Decision, Scored
 from thor_policy.core.engine import Fixed, FreeText, Steps
 from thor_policy.core.errors import EngineError, RequestError
 from thor_policy.core.requests import Action, Caller, Entity, Evaluation, Request
-from thor_policy.daemon.engine_thread import Idle, Worker
+from thor_policy.daemon.engine_thread import EngineThread, Idle
 from thor_policy.policy import pack_files
 from thor_policy.policy.decider import Policy
 from thor_policy.policy.pack import Pack
@@ -103,12 +103,12 @@ def request(ticket: int, **changes: Any) -> Request:
     return Request(**fields | changes)
 
 
-Open = Callable[..., tuple[Worker, Log, "queue.SimpleQueue[Any]"]]
+Open = Callable[..., tuple[EngineThread, Log, "queue.SimpleQueue[Any]"]]
 
 
 @pytest.fixture
 def open_worker(pack: Pack) -> Iterator[Open]:
-    opened: list[Worker] = []
+    opened: list[EngineThread] = []
 
     def open_it(
         engine: StubEngine | None = None,
@@ -119,7 +119,7 @@ def open_worker(pack: Pack) -> Iterator[Open]:
     ) -> Any:
         log, told = Log(), queue.SimpleQueue[Any]()
         heard = tell or (lambda *one: told.put(one))
-        worker = Worker(lambda: Policy(engine or StubEngine(), pack, **options), log, heard, idle)
+        worker = EngineThread(lambda: Policy(engine or StubEngine(), pack, **options), log, heard, idle)
         worker.start()
         opened.append(worker)
         return worker, log, told
@@ -143,7 +143,7 @@ class TestErrands:
             return policy.residents.active.loaded.golden_scores
 
         assert result(worker.do(errand)) == 2
-        assert worker.errand_step_ms_max > 0
+        assert worker.task_step_ms_max > 0
 
     def test_raise_what_they_raise_and_the_next_one_runs(self, open_worker: Open) -> None:
         worker, _, _ = open_worker()

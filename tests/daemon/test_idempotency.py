@@ -22,10 +22,10 @@ from tests.build import by_model, by_rule, fallback, write_adapter_header, write
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core import records
-from thor_policy.core.decisions import Decision, Recorded, Scored
+from thor_policy.core.decisions import Decision, PriorRecord, Scored
 from thor_policy.core.errors import RequestError
 from thor_policy.core.requests import Caller, Json, Role
-from thor_policy.daemon.idempotency import Keyed, Once, digest_of
+from thor_policy.daemon.idempotency import IdempotencyKeys, Keyed, digest_of
 from thor_policy.daemon.inflight import InFlight
 from thor_policy.daemon.service import serving
 from thor_policy.journal import schema
@@ -35,7 +35,7 @@ from thor_policy.journal.maintenance.rebuild import rebuild
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.verification.verify import verify
 from thor_policy.journal.writer import Journal
-from thor_policy.protocol.messages import Evaluate
+from thor_policy.protocol.messages import EvaluateRequest
 from thor_policy.protocol.replies import decision_item
 from thor_policy.protocol.requests import decode_request
 from thor_policy.security.curve_keys import Keys
@@ -106,7 +106,7 @@ class TestContent:
         turned = {name: DEPLOY[name] for name in reversed(DEPLOY)}
         frame = {"v": 1, "idempotency_key": "k", "situation": flat}
         message = decode_request(json.dumps(frame).encode(), max_bytes=2**20, max_deadline_ms=60_000)
-        assert isinstance(message, Evaluate)
+        assert isinstance(message, EvaluateRequest)
         assert message.idempotency is not None
         assert content() == content(request=turned) == message.idempotency.content
 
@@ -139,7 +139,7 @@ class TestContent:
         assert len({item.idempotency.key for item in once} | {decode().idempotency.key}) == 4
         assert [item.idempotency for item in once] == [item.idempotency for item in again]
 
-    @pytest.mark.parametrize(("op", "task"), [("upkeep", "checkpoint"), ("control", "reload")])
+    @pytest.mark.parametrize(("op", "task"), [("maintenance", "checkpoint"), ("control", "reload")])
     def test_of_work_and_of_changes_takes_no_key(self, op: str, task: str) -> None:
         error = error_of(lambda: decode(op=op, record={"task": task}))
         assert error.message == "idempotency_key: goes with questions and records only; leave it out"
@@ -167,7 +167,7 @@ class TestDigest:
 class Scene:
     """Requests with keys, and of the rest of the daemon what may happen next, in any order."""
 
-    committed: dict[str, Recorded] = field(default_factory=dict)
+    committed: dict[str, PriorRecord] = field(default_factory=dict)
     answers: dict[int, list[Json]] = field(default_factory=dict)
     started: list[Keyed] = field(default_factory=list)
     asked: list[tuple[str, int]] = field(default_factory=list)
@@ -175,7 +175,9 @@ class Scene:
 
     def __post_init__(self) -> None:
         self.in_flight = InFlight(publish=lambda *_: None, counters=Counter(), metrics=Metrics())
-        self.once = Once(self.in_flight, recall=lambda *told: self.asked.append(told), counters=Counter())
+        self.once = IdempotencyKeys(
+            self.in_flight, recall=lambda *told: self.asked.append(told), counters=Counter()
+        )
 
     def arrive(self, key: str, text: str, *, refused: bool = False) -> int:
         answers: list[Json] = []
@@ -206,7 +208,7 @@ class Scene:
                 self.in_flight.settle(one.ticket, RequestError("unavailable", "lost"))
             else:
                 assert one.digest not in self.committed, "a key got two decisions"
-                found = Recorded(content=one.content, kind="node", id=f"d{one.ticket}", seq=1)
+                found = PriorRecord(content=one.content, kind="node", id=f"d{one.ticket}", seq=1)
                 self.committed[one.digest] = found
                 self.in_flight.settle(one.ticket, one.retell(found))
             self.once.ended(one.ticket)
@@ -295,7 +297,7 @@ class TestJournal:
         told = records.Node(type="goal", title=name)
         journal.write(told, record_id=name, at=at, caller=CALLER, idempotency=idempotency)
 
-    def find(self, journal: Journal, digest: str, since: float = 0) -> Recorded | None:
+    def find(self, journal: Journal, digest: str, since: float = 0) -> PriorRecord | None:
         return journal.run(lambda connection: find_recorded(connection, digest, since)).result()
 
     def test_finds_what_was_recorded_for_a_key_within_the_window(self, path: Path) -> None:
@@ -303,7 +305,7 @@ class TestJournal:
         with Journal(path) as journal:
             self.node(journal, "n1", f"{one}-c")
             self.node(journal, "n2", None)
-            assert self.find(journal, one) == Recorded(content="c", kind="node", id="n1", seq=1)
+            assert self.find(journal, one) == PriorRecord(content="c", kind="node", id="n1", seq=1)
             assert self.find(journal, one, since=NOON) is not None
             assert self.find(journal, one, since=NOON + 1) is None
             assert self.find(journal, other) is None
@@ -535,7 +537,7 @@ class TestQuestions:
         with asking(served) as own:
             first = own.evaluate(TAMPER, explain="inline", idempotency_key="k")["context"]
             assert first["reasoning"]
-            own.upkeep(records.Upkeep(task="erase", actor="user:alice"))
+            own.maintenance(records.Maintenance(task="erase", actor="user:alice"))
             again = own.evaluate(TAMPER, explain="inline", idempotency_key="k")["context"]
         assert (again["decision_id"], again["outcome"]) == (first["decision_id"], first["outcome"])
         assert not again["reasoning"]
@@ -570,11 +572,13 @@ class TestQuestions:
 class TestRecords:
     def test_of_every_kind_are_kept_once(self, served: Config) -> None:
         with asking(served) as own:
-            decision_id = own.record(records.Reported(agent="desk", outcome="HOLD"), idempotency_key="r")
+            decision_id = own.decision_report(
+                records.DecisionReport(agent="desk", outcome="HOLD"), idempotency_key="r"
+            )
             samples: dict[str, records.Record] = {
-                "decisions": records.Reported(agent="desk", outcome="HOLD"),
-                "consultations": records.Consulted(system="crm", session="s"),
-                "outcomes": records.Happened(decision_id=decision_id, status="SUCCESS"),
+                "decisions": records.DecisionReport(agent="desk", outcome="HOLD"),
+                "consultations": records.Consultation(system="crm", session="s"),
+                "outcomes": records.Outcome(decision_id=decision_id, status="SUCCESS"),
                 "reviews": records.Review(decision_id=decision_id, reviewer="ines", verdict="accept"),
                 "approvals": records.Approval(decision_id=decision_id, approver="ines"),
                 "nodes": records.Node(type="goal", title="Ship"),
@@ -582,23 +586,23 @@ class TestRecords:
             }
             for table, record in samples.items():
                 key = "r" if table == "decisions" else table
-                assert len({own.keep(record, idempotency_key=key) for _ in range(3)}) == 1
+                assert len({own.record(record, idempotency_key=key) for _ in range(3)}) == 1
                 assert rows(served, table) == 1
             other = records.Node(type="goal", title="Sink")
-            assert error_of(lambda: own.keep(other, idempotency_key="nodes")).code == "conflict"
+            assert error_of(lambda: own.record(other, idempotency_key="nodes")).code == "conflict"
         assert verify(served.journal_path).ok
 
     def test_have_the_keys_of_questions_too(self, served: Config) -> None:
         with asking(served) as own:
             own.evaluate(READ, idempotency_key="k")
             node = records.Node(type="goal", title="Ship")
-            assert error_of(lambda: own.keep(node, idempotency_key="k")).code == "conflict"
+            assert error_of(lambda: own.record(node, idempotency_key="k")).code == "conflict"
 
     def test_that_were_refused_by_the_journal_may_be_sent_again(self, served: Config) -> None:
         with asking(served) as own:
-            early = records.Happened(decision_id="0198", status="SUCCESS")
+            early = records.Outcome(decision_id="0198", status="SUCCESS")
             for _ in range(2):
-                assert error_of(lambda: own.keep(early, idempotency_key="k")).code == "not_found"
+                assert error_of(lambda: own.record(early, idempotency_key="k")).code == "not_found"
 
 
 # ---------------------------------------------------------------- the path that users take

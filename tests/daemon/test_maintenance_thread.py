@@ -13,18 +13,18 @@ from pathlib import Path
 import pytest
 
 from thor_policy.core.errors import RequestError
-from thor_policy.core.records import Upkeep
+from thor_policy.core.records import Maintenance
 from thor_policy.core.requests import Caller, Json
-from thor_policy.core.results import Tended
-from thor_policy.daemon.maintenance_thread import Clerk
+from thor_policy.core.results import JobDone
+from thor_policy.daemon.maintenance_thread import MaintenanceThread
 from thor_policy.journal.events import Event
 from thor_policy.journal.writer import Journal
 
 #: How long a test waits for what must come; far more than it takes.
 WAIT_S = 60.0
 CALLER = Caller(transport="ipc", uid=1000, gid=1000, pid=42)
-ERASE = Upkeep(task="erase", actor="alice")
-CHECKPOINT = Upkeep(task="checkpoint")
+ERASE = Maintenance(task="erase", actor="alice")
+CHECKPOINT = Maintenance(task="checkpoint")
 
 Answers = queue.SimpleQueue[tuple[int, "dict[str, Json] | RequestError"]]
 
@@ -34,20 +34,20 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     with Journal(tmp_path / "journal.db", synchronous="OFF") as journal:
         private = {"agent": "alice"}
         body = {"id": "r1", "outcome": "BUY", "caller": {"uid": 7}}
-        journal.commit(Event(kind="reported", subject_id="r1", at=0.0, body=body, private=private)).result(
-            WAIT_S
-        )
+        journal.commit(
+            Event(kind="decision_report", subject_id="r1", at=0.0, body=body, private=private)
+        ).result(WAIT_S)
         yield journal
 
 
 @contextmanager
-def working(journal: Journal) -> Iterator[tuple[Clerk, Answers]]:
+def working(journal: Journal) -> Iterator[tuple[MaintenanceThread, Answers]]:
     answers: Answers = queue.SimpleQueue()
 
-    def tell(ticket: int, tended: Tended) -> None:
+    def tell(ticket: int, tended: JobDone) -> None:
         answers.put((ticket, tended.answer))
 
-    clerk = Clerk(journal, tell)
+    clerk = MaintenanceThread(journal, tell)
     try:
         yield clerk, answers
     finally:
@@ -61,10 +61,10 @@ def refusal(answer: dict[str, Json] | RequestError) -> RequestError:
 
 def test_each_piece_of_work_has_one_answer_in_order(journal: Journal) -> None:
     with working(journal) as (clerk, answers):
-        for ticket, upkeep in enumerate(
-            (CHECKPOINT, ERASE, ERASE, Upkeep(task="archive", before="1960-01-01"))
+        for ticket, maintenance in enumerate(
+            (CHECKPOINT, ERASE, ERASE, Maintenance(task="archive", before="1960-01-01"))
         ):
-            clerk.submit(ticket, upkeep, CALLER)
+            clerk.submit(ticket, maintenance, CALLER)
         told = [answers.get(timeout=WAIT_S) for _ in range(4)]
     assert answers.empty()
     erased = {"own": 1, "mentions": 0, "archived": 0, "left": (), "parts": ()}
@@ -87,7 +87,7 @@ def test_an_erasure_is_recorded_with_who_asked_for_it(journal: Journal) -> None:
 
 def test_what_the_journal_cannot_do_is_refused_in_its_words_and_the_next_is_done(journal: Journal) -> None:
     with working(journal) as (clerk, answers):
-        clerk.submit(1, Upkeep(task="archive", before="yesterday"), CALLER)
+        clerk.submit(1, Maintenance(task="archive", before="yesterday"), CALLER)
         clerk.submit(2, CHECKPOINT, CALLER)
         ticket, answer = answers.get(timeout=WAIT_S)
         assert answers.get(timeout=WAIT_S) == (2, {"done": {"checkpoint": 0}})
@@ -100,7 +100,7 @@ def test_what_the_journal_cannot_do_is_refused_in_its_words_and_the_next_is_done
 def test_what_no_code_foresaw_is_an_answer_too_and_the_log_has_it(
     journal: Journal, caplog: pytest.LogCaptureFixture
 ) -> None:
-    nothing_knows_this = Upkeep(task="archive", before=7)  # type: ignore[arg-type]
+    nothing_knows_this = Maintenance(task="archive", before=7)  # type: ignore[arg-type]
     with working(journal) as (clerk, answers):
         clerk.submit(1, nothing_knows_this, CALLER)
         clerk.submit(2, CHECKPOINT, CALLER)

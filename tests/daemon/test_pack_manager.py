@@ -25,7 +25,7 @@ from thor_policy.config import Config
 from thor_policy.core.decisions import Adapter, identity_of
 from thor_policy.core.engine import PromptPrefix, Steps
 from thor_policy.core.errors import EngineError, RequestError
-from thor_policy.core.records import Calibration, Control, Upkeep
+from thor_policy.core.records import Calibration, Control, Maintenance
 from thor_policy.core.requests import Json
 from thor_policy.daemon.service import serving
 from thor_policy.journal.reader import Reader
@@ -253,7 +253,7 @@ class TestPacks:
         calibration = Calibration(
             temperature=2.0, pack_sha256=second["sha256"], model_sha256=StubEngine().model.sha256, judged=60
         )
-        client.upkeep(Upkeep(task="calibrate", calibration=calibration))
+        client.maintenance(Maintenance(task="calibrate", calibration=calibration))
         assert [pack["temperature"] for pack in client.status()["packs"]] == [1.0, 2.0]
         client.control(Control(task="unload", pack="small@2"))
         client.control(Control(task="load", pack=str(other)))
@@ -376,7 +376,7 @@ class TestAdapter:
             model_sha256=identity_of(StubEngine().model.sha256, Adapter(**told)),
             judged=60,
         )
-        client.upkeep(Upkeep(task="calibrate", calibration=calibration))
+        client.maintenance(Maintenance(task="calibrate", calibration=calibration))
         temperatures = [client.status()["packs"][0]["temperature"]]
         for adapter_told, scale in (("none", 1.0), (str(adapter), 0.25), (str(adapter), 0.5)):
             client.control(Control(task="adapter", adapter=adapter_told, scale=scale))

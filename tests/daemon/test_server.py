@@ -26,10 +26,10 @@ from thor_policy.client.requests import Tracked
 from thor_policy.config import Config
 from thor_policy.core import records
 from thor_policy.core.decisions import PackInfo, Scored
-from thor_policy.core.engine import Written
+from thor_policy.core.engine import WrittenExplanation
 from thor_policy.core.errors import AlreadyRunning, ConfigError, EngineError, RequestError, Unreachable
 from thor_policy.core.requests import Caller, Json, Request, Role
-from thor_policy.core.results import Committed, Tended
+from thor_policy.core.results import Committed, JobDone
 from thor_policy.daemon.server import Server
 from thor_policy.daemon.service import open_service, serving
 from thor_policy.daemon.sockets import Mailbox
@@ -91,7 +91,7 @@ class BrokenEngine(StubEngine):
 class SpeechlessEngine(StubEngine):
     """A stub whose explanations all fail."""
 
-    def step(self) -> list[Written]:
+    def step(self) -> list[WrittenExplanation]:
         raise EngineError("a decode failed")
 
 
@@ -472,18 +472,6 @@ class Idle:
         self.submitted.append(request)
 
 
-#: What the journal calls the event of each noun.
-KINDS: dict[type, str] = {
-    records.Reported: "reported",
-    records.Consulted: "consulted",
-    records.Happened: "outcome",
-    records.Review: "review",
-    records.Approval: "approval",
-    records.Node: "node",
-    records.Edge: "edge",
-}
-
-
 @dataclass(frozen=True)
 class Taken:
     """A record as a recorder got it."""
@@ -522,7 +510,7 @@ class Ledger:
         return self.taken.get(timeout=PATIENCE_MS / 1000)
 
     def tell(self, taken: Taken, **fate: Any) -> None:
-        kind = KINDS[type(taken.record)]
+        kind = records.KIND_OF[type(taken.record)]
         self.mailbox.put(Committed(**{"ticket": taken.ticket, "kind": kind, "seq": 17} | fate))
 
 
@@ -530,10 +518,12 @@ class Ledger:
 class Desk:
     """A clerk that takes work and does none of it."""
 
-    taken: queue.SimpleQueue[tuple[int, records.Upkeep, Caller]] = field(default_factory=queue.SimpleQueue)
+    taken: queue.SimpleQueue[tuple[int, records.Maintenance, Caller]] = field(
+        default_factory=queue.SimpleQueue
+    )
 
-    def submit(self, ticket: int, upkeep: records.Upkeep, caller: Caller) -> None:
-        self.taken.put((ticket, upkeep, caller))
+    def submit(self, ticket: int, maintenance: records.Maintenance, caller: Caller) -> None:
+        self.taken.put((ticket, maintenance, caller))
 
 
 def stopped(asked: str, part: str | None) -> RequestError | None:
@@ -733,8 +723,8 @@ class TestRecords:
         with self.recording(config, prompt=True) as (_, ledger), Client(config.endpoint) as own:
             ids = [own.outcome("0198", "SUCCESS", 12.5, "sold"), own.outcome("0198", "PENDING")]
             first, second = ledger.next(), ledger.next()
-        assert first.record == records.Happened(decision_id="0198", status="SUCCESS", value=12.5, note="sold")
-        assert second.record == records.Happened(decision_id="0198", status="PENDING")
+        assert first.record == records.Outcome(decision_id="0198", status="SUCCESS", value=12.5, note="sold")
+        assert second.record == records.Outcome(decision_id="0198", status="PENDING")
         assert ids == [first.record_id, second.record_id] == sorted(ids)
         assert first.at <= second.at
         assert {uuid.UUID(record_id).version for record_id in ids} == {7}
@@ -864,32 +854,40 @@ class TestRecords:
         assert error["message"] == "record.status: must be one of SUCCESS, FAILURE, PENDING"
 
     def test_of_every_kind_have_a_call_in_the_client_and_a_counter(self, config: Config) -> None:
-        reported = records.Reported(agent="desk", outcome="HOLD", tags=("t",))
-        consulted = records.Consulted(system="crm", session="s", value={"tier": [1, None]})
+        reported = records.DecisionReport(agent="desk", outcome="HOLD", tags=("t",))
+        consulted = records.Consultation(system="crm", session="s", value={"tier": [1, None]})
         review = records.Review(decision_id="0198", reviewer="ines", verdict="accept")
         approval = records.Approval(decision_id="0198", approver="ines")
         node = records.Node(type="goal", title="Ship")
         edge = records.Edge(source="0198", target="0199", type="led_to")
         with self.recording(config, prompt=True) as (_, ledger), Client(config.endpoint) as own:
             ids = [
-                own.record(reported),
-                own.context(consulted),
+                own.decision_report(reported),
+                own.consultation(consulted),
                 own.outcome("0198", "FAILURE"),
                 own.review(review),
-                own.approve(approval),
+                own.approval(approval),
                 own.node(node),
-                own.link(edge),
+                own.edge(edge),
             ]
             taken = [ledger.next() for _ in ids]
             counters = own.status()["counters"]
         assert ids == [one.record_id for one in taken]
-        happened = records.Happened(decision_id="0198", status="FAILURE")
+        happened = records.Outcome(decision_id="0198", status="FAILURE")
         assert [one.record for one in taken] == [
             reported, consulted, happened, review, approval, node, edge,
         ]  # fmt: skip
         assert counters == {"received": 8} | {
             f"{kinds}_recorded": 1
-            for kinds in ("reports", "consultations", "outcomes", "reviews", "approvals", "nodes", "edges")
+            for kinds in (
+                "decision_reports",
+                "consultations",
+                "outcomes",
+                "reviews",
+                "approvals",
+                "nodes",
+                "edges",
+            )
         }
 
     def test_of_agents_that_trade_take_one_call(self, config: Config) -> None:
@@ -909,10 +907,12 @@ class TestRecords:
             risk_id = own.track_risk(agent="warden", symbol="ACME", outcome="REDUCE")
             signal, risk = ledger.next(), ledger.next()
         assert (signal.record_id, risk.record_id) == (signal_id, risk_id)
-        assert signal.record == records.Reported(
+        assert signal.record == records.DecisionReport(
             type="signal", agent="scout", entity="ACME", outcome="BUY", **told
         )
-        assert risk.record == records.Reported(type="risk", agent="warden", entity="ACME", outcome="REDUCE")
+        assert risk.record == records.DecisionReport(
+            type="risk", agent="warden", entity="ACME", outcome="REDUCE"
+        )
 
     def test_are_on_the_chain_when_they_are_answered(self, served: Config, client: Client) -> None:
         decision_id = client.evaluate(DEPLOY)["context"]["decision_id"]
@@ -923,7 +923,7 @@ class TestRecords:
         client.outcome(reported_id, "FAILURE")
         with closing(sqlite3.connect(served.journal_path)) as connection:
             rows = connection.execute("SELECT kind FROM events WHERE seq > ? ORDER BY seq", (before,))
-            assert [kind for (kind,) in rows] == ["outcome", "review", "reported", "outcome"]
+            assert [kind for (kind,) in rows] == ["outcome", "review", "decision_report", "outcome"]
         assert verify(served.journal_path).ok
 
     def test_are_no_events_of_the_stream(self, served: Config, client: Client) -> None:
@@ -944,10 +944,10 @@ class TestRecords:
 
 
 def upkeep_frame(**record: Json) -> bytes:
-    return json.dumps({"v": 1, "id": "u", "op": "upkeep", "record": record}).encode()
+    return json.dumps({"v": 1, "id": "u", "op": "maintenance", "record": record}).encode()
 
 
-#: A client that becomes another user, asks for upkeep, and prints what it is told.
+#: A client that becomes another user, asks for maintenance, and prints what it is told.
 STRANGER = """
 import os, sys, zmq
 endpoint, frame, uid = sys.argv[1:]
@@ -985,20 +985,20 @@ class TestUpkeep:
     def test_is_answered_when_the_clerk_has_done_it_and_not_before(self, config: Config) -> None:
         with self.tended(config) as (_, mailbox, desk), raw_socket(config, zmq.DEALER) as opened:
             opened.send(upkeep_frame(task="erase", actor="user:alice"))
-            ticket, upkeep, caller = desk.taken.get(timeout=PATIENCE_MS / 1000)
+            ticket, maintenance, caller = desk.taken.get(timeout=PATIENCE_MS / 1000)
             opened.send(json.dumps({"v": 1, "id": "m", "op": "metrics"}).encode())
             in_flight = json.loads(opened.recv())["metrics"]["thorpolicy_in_flight"]
             assert in_flight["samples"][0]["value"] == 1
-            mailbox.put((ticket, Tended({"done": {"own": 3}})))
+            mailbox.put((ticket, JobDone({"done": {"own": 3}})))
             assert json.loads(opened.recv()) == {"v": 1, "id": "u", "done": {"own": 3}}
-        assert upkeep == records.Upkeep(task="erase", actor="user:alice")
+        assert maintenance == records.Maintenance(task="erase", actor="user:alice")
         assert caller == Caller(transport="ipc", uid=os.getuid(), gid=os.getgid(), pid=os.getpid())
 
     def test_that_fails_is_refused_in_the_words_of_the_clerk(self, config: Config) -> None:
         with self.tended(config) as (_, mailbox, desk), raw_socket(config, zmq.DEALER) as opened:
             opened.send(upkeep_frame(task="checkpoint"))
             ticket, _, _ = desk.taken.get(timeout=PATIENCE_MS / 1000)
-            mailbox.put((ticket, Tended(RequestError("unavailable", "the disk is full"))))
+            mailbox.put((ticket, JobDone(RequestError("unavailable", "the disk is full"))))
             error = json.loads(opened.recv())["error"]
         assert error == {"code": "unavailable", "message": "the disk is full"}
 
@@ -1015,7 +1015,7 @@ class TestUpkeep:
             )
             assert json.loads(told.stdout)["error"] == {
                 "code": "unauthorized",
-                "message": "op: upkeep needs the role control, which uid 65534 does not have; "
+                "message": "op: maintenance needs the role control, which uid 65534 does not have; "
                 "see the setting `roles`",
             }
             assert server.counters["refused_unauthorized"] == 1
@@ -1027,7 +1027,7 @@ class TestUpkeep:
     ) -> None:
         with self.tended(config) as (_, _, desk), Client(config.endpoint, timeout_ms=PATIENCE_MS) as own:
             monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-            error = error_of(lambda: own.upkeep(records.Upkeep(task="checkpoint")))
+            error = error_of(lambda: own.maintenance(records.Maintenance(task="checkpoint")))
         assert error.code == "unauthorized"
         assert desk.taken.empty()
 
@@ -1036,7 +1036,7 @@ class TestUpkeep:
             self.tended(config, broken="journal") as (_, _, desk),
             Client(config.endpoint, timeout_ms=PATIENCE_MS) as own,
         ):
-            error = error_of(lambda: own.upkeep(records.Upkeep(task="checkpoint")))
+            error = error_of(lambda: own.maintenance(records.Maintenance(task="checkpoint")))
         assert (error.code, error.message.split()[:2]) == ("unavailable", ["the", "journal"])
         assert desk.taken.empty()
 
@@ -1047,7 +1047,7 @@ class TestUpkeep:
         ):
             own.send(upkeep_frame(task="checkpoint"))
             ticket, _, _ = desk.taken.get(timeout=PATIENCE_MS / 1000)
-            mailbox.put((ticket, Tended({"done": {}})))
+            mailbox.put((ticket, JobDone({"done": {}})))
             assert json.loads(own.recv())["done"] == {}
 
     def test_in_flight_is_answered_by_a_stop_which_takes_no_more(self, config: Config) -> None:
@@ -1057,17 +1057,23 @@ class TestUpkeep:
             server.stop()
             opened.send(upkeep_frame(task="checkpoint"))
             assert json.loads(opened.recv())["error"]["code"] == "shutting_down"
-            mailbox.put((ticket, Tended({"done": {}})))
+            mailbox.put((ticket, JobDone({"done": {}})))
             assert json.loads(opened.recv())["done"] == {}
         assert desk.taken.empty()
 
     def test_is_done_by_a_daemon_that_decides_meanwhile(self, served: Config, client: Client) -> None:
         decided = [client.evaluate(DEPLOY)["context"]["decision_id"] for _ in range(3)]
-        done = client.upkeep(records.Upkeep(task="erase", actor="user:alice"))
+        done = client.maintenance(records.Maintenance(task="erase", actor="user:alice"))
         assert (done["own"], done["left"]) == (3, [])
-        assert client.upkeep(records.Upkeep(task="archive", before="2026-01-01T00:00:00Z"))["archived"] == 0
-        assert client.upkeep(records.Upkeep(task="archive", before="9999-01-01T00:00:00Z"))["archived"] > 3
-        seq = client.upkeep(records.Upkeep(task="checkpoint"))["checkpoint"]
+        assert (
+            client.maintenance(records.Maintenance(task="archive", before="2026-01-01T00:00:00Z"))["archived"]
+            == 0
+        )
+        assert (
+            client.maintenance(records.Maintenance(task="archive", before="9999-01-01T00:00:00Z"))["archived"]
+            > 3
+        )
+        seq = client.maintenance(records.Maintenance(task="checkpoint"))["checkpoint"]
         assert client.evaluate(DEPLOY)["context"]["decision_id"]
         with Reader(served.journal_path) as reader:
             assert [row and row["actor"] for row in map(reader.get, decided)] == [None] * 3
@@ -1076,10 +1082,10 @@ class TestUpkeep:
 
     def test_that_cannot_be_done_says_why(self, served: Config, client: Client) -> None:
         client.evaluate(DEPLOY)  # so that something is there to be archived
-        done = client.upkeep(records.Upkeep(task="archive", before="9999-01-01T00:00:00Z"))
+        done = client.maintenance(records.Maintenance(task="archive", before="9999-01-01T00:00:00Z"))
         (segment,) = done["segments"]
         (served.state_dir / "archive" / segment).unlink()
-        error = error_of(lambda: client.upkeep(records.Upkeep(task="erase", actor="user:alice")))
+        error = error_of(lambda: client.maintenance(records.Maintenance(task="erase", actor="user:alice")))
         assert error.code == "unavailable"
         assert segment in error.message
 

@@ -24,11 +24,11 @@ import zmq
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core.decisions import Decision, Explanation, Scored
-from thor_policy.core.engine import Written
+from thor_policy.core.engine import WrittenExplanation
 from thor_policy.core.errors import RequestError, Stalled
 from thor_policy.core.requests import Action, Caller, Entity, Evaluation, Explain, Json, Request
-from thor_policy.core.results import Committed, Explained, Outcome
-from thor_policy.daemon.engine_thread import Worker
+from thor_policy.core.results import Committed, EngineResult, Explained
+from thor_policy.daemon.engine_thread import EngineThread
 from thor_policy.daemon.service import serving
 from thor_policy.journal import events
 from thor_policy.journal.verification.verify import verify
@@ -241,7 +241,7 @@ class TestSupervisor:
                 listener.heard()
                 supervisor.turn(False, time.monotonic_ns())
                 assert "WATCHDOG=1" not in listener.heard()
-                assert journal.pulse.stands_still_s > 0
+                assert journal.pulse.stalled_s > 0
             finally:
                 gate.set()
             task.result(PATIENCE_S)
@@ -258,7 +258,7 @@ class TestPulse:
         with Journal(short_dir / "journal.db", on_committed=committed, max_batch=1) as journal:
             journal.run(lambda _: gate.wait(PATIENCE_S))
             for number in range(4):
-                journal.append(events.gap(f"number {number}", 0.0))
+                journal.append(events.gap_event(f"number {number}", 0.0))
             gate.set()
         assert len(beats) == len(set(beats)) == 4
         assert beats == sorted(beats)
@@ -274,15 +274,15 @@ class TestPulse:
                 beats.append(worker.pulse.since_ns)
                 return super().score(pack_sha256, question, deadline_ns)
 
-            def step(self) -> list[Written]:
+            def step(self) -> list[WrittenExplanation]:
                 beats.append(worker.pulse.since_ns)
                 return super().step()
 
-        def tell(_: int, outcome: Outcome) -> None:
+        def tell(_: int, outcome: EngineResult) -> None:
             if isinstance(outcome, Explained):
                 explained.set()
 
-        worker = Worker(lambda: Policy(Engine(), shipped_pack), Forgetful(), tell)
+        worker = EngineThread(lambda: Policy(Engine(), shipped_pack), Forgetful(), tell)
         worker.start()
         worker.submit(request("later"))
         assert explained.wait(PATIENCE_S)
@@ -453,12 +453,12 @@ class TestDaemon:
         with hung(config, listener) as (_, client, _):
             states = [client.status() for _ in range(20)]
             assert "WATCHDOG=1" not in listener.heard()
-        times = [state["engine"]["stands_still_s"] for state in states]
+        times = [state["engine"]["stalled_s"] for state in states]
         assert times[0] < times[-1]
         assert all(state["engine"]["alive"] for state in states)
-        assert any(state["journal"]["stands_still_s"] == 0 for state in states)
+        assert any(state["journal"]["stalled_s"] == 0 for state in states)
 
-    def test_tells_its_supervisor_what_stands_still(self, config: Config, listener: Listener) -> None:
+    def test_tells_its_supervisor_what_is_stalled(self, config: Config, listener: Listener) -> None:
         with hung(config, listener) as (opened, _, _):
             told = "ERROR telemetry: engine "  # perhaps with the journal, perhaps before the decode hung
             if not any(line.startswith(told) for line in opened.said):
@@ -630,13 +630,13 @@ class TestStatus:
         with daemon(config, listener) as opened, Client(config.endpoint) as client:
             opened.tell("go")
             opened.wait_for("ready")
-            wait_until(lambda: client.status()["journal"]["stands_still_s"] == 0)
+            wait_until(lambda: client.status()["journal"]["stalled_s"] == 0)
             status = client.status()
-        assert status["engine"]["stands_still_s"] == 0
+        assert status["engine"]["stalled_s"] == 0
         assert status["engine"]["warm_up_ms"] > 0
         assert status["clerk"] == {
             "alive": True,
-            "stands_still_s": 0.0,
+            "stalled_s": 0.0,
             "task": None,
             "waiting": 0,
             "counters": {"done": 0, "failed": 0, "refused": 0},

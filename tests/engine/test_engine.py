@@ -18,7 +18,17 @@ import random_phi
 from tests.build import write_adapter
 from thor_policy.catalog.files import ModelFile
 from thor_policy.core.decisions import Adapter, Scored, resident_key
-from thor_policy.core.engine import Engine, Fixed, FreeText, OneOf, PromptPrefix, SomeOf, Step, Turn, Written
+from thor_policy.core.engine import (
+    ChatTurn,
+    Engine,
+    Fixed,
+    FreeText,
+    OneOf,
+    PromptPrefix,
+    SomeOf,
+    Step,
+    WrittenExplanation,
+)
 from thor_policy.core.errors import DeadlineExceeded, EngineError, RequestError
 from thor_policy.core.requests import Action, Entity, Evaluation
 from thor_policy.engine.llama import LlamaEngine
@@ -46,10 +56,10 @@ STEPS: tuple[Step, ...] = (
 def prefix_of(name: str = "p", labels: tuple[str, ...] = LABELS, turns: int = 3) -> PromptPrefix:
     examples = []
     for n in range(turns):
-        examples.append(Turn(role="user", text=f"subject: user:a{n}\naction: read\ntarget: doc:d{n}"))
+        examples.append(ChatTurn(role="user", text=f"subject: user:a{n}\naction: read\ntarget: doc:d{n}"))
         answer = f"outcome:{labels[n % len(labels)]}\nclass: routine\nclauses: R1\nbecause: It is so."
-        examples.append(Turn(role="assistant", text=answer))
-    system = Turn(role="system", text="You decide whether a subject may do an action.")
+        examples.append(ChatTurn(role="assistant", text=answer))
+    system = ChatTurn(role="system", text="You decide whether a subject may do an action.")
     return PromptPrefix(
         pack_sha256=name,
         turns=(system, *examples),
@@ -59,8 +69,8 @@ def prefix_of(name: str = "p", labels: tuple[str, ...] = LABELS, turns: int = 3)
     )
 
 
-def finish(engine: Engine) -> list[Written]:
-    ended: list[Written] = []
+def finish(engine: Engine) -> list[WrittenExplanation]:
+    ended: list[WrittenExplanation] = []
     while engine.explaining:
         ended += engine.step()
     return ended

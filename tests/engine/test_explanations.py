@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from thor_policy.core.engine import Fixed, FreeText, OneOf, SomeOf, Step
 from thor_policy.core.errors import EngineError
-from thor_policy.engine.explanations import Trie, Writing
+from thor_policy.engine.explanations import ExplanationWriter, Trie
 
 #: Chooses the next token; None: any token may come (free text).
 Model = Callable[[Sequence[int] | None], int]
@@ -45,11 +45,11 @@ def pieces(text: str) -> list[int]:
     return tokens
 
 
-def start(*steps: Step, tokenise: Callable[[str], list[int]] = characters) -> Writing:
-    return Writing(steps, tokenise=tokenise, text_of=text_of, ends=lambda token: token == END)
+def start(*steps: Step, tokenise: Callable[[str], list[int]] = characters) -> ExplanationWriter:
+    return ExplanationWriter(steps, tokenise=tokenise, text_of=text_of, ends=lambda token: token == END)
 
 
-def write(writing: Writing, model: Model) -> list[int]:
+def write(writing: ExplanationWriter, model: Model) -> list[int]:
     """Let `model` write to the end; the tokens that an engine would have fed."""
     fed = writing.begin()
     for _ in range(LIMIT):

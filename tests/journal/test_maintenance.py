@@ -27,7 +27,7 @@ from thor_policy.journal.maintenance import archive as archive_module
 from thor_policy.journal.maintenance import erase as erase_module
 from thor_policy.journal.maintenance import rebuild as rebuild_module
 from thor_policy.journal.maintenance.archive import archive_before
-from thor_policy.journal.maintenance.dispatch import tend
+from thor_policy.journal.maintenance.dispatch import run_maintenance
 from thor_policy.journal.maintenance.erase import Erasure, erase
 from thor_policy.journal.maintenance.rebuild import rebuild, rebuild_in_place
 from thor_policy.journal.projections import TABLES
@@ -128,20 +128,20 @@ def decide(journal: Journal, subject: str = "alice", /, *, at: float = NOON, **c
         ),
         timings=Timings(queue_ms=0.5, rules_ms=0.25, score_ms=12.5),
     )
-    return keep(journal, events.decided(decision))
+    return keep(journal, events.decision_event(decision))
 
 
 def explain(journal: Journal, decision_id: str, words: str = "Nobody deploys on a Friday.") -> None:
     told = Explanation(
         classification="freeze", clauses=("R3",), reasoning=words, text=f"deny\n{words}", explain_ms=80.5
     )
-    keep(journal, events.explained(decision_id, told, NOON))
+    keep(journal, events.explanation_event(decision_id, told, NOON))
 
 
 def record(journal: Journal, told: records.Record, *, at: float = NOON) -> str:
     """Keep a record that somebody sent; returns its id, by which a reported decision is named."""
     record_id = new_id()
-    keep(journal, events.recorded(told, record_id=record_id, at=at, caller=CALLER))
+    keep(journal, events.record_event(told, record_id=record_id, at=at, caller=CALLER))
     return record_id
 
 
@@ -309,8 +309,8 @@ def test_what_comes_later_about_an_archived_decision_counts(path: Path, journal:
     archive_before(journal, ALWAYS)
     explain(journal, decision_id)
     record(journal, records.Review(decision_id=decision_id, reviewer="ines", verdict="correct_decision"))
-    record(journal, records.Happened(decision_id=decision_id, status="FAILURE", value=-2.5))
-    record(journal, records.Consulted(system="crm", decision_id=decision_id))
+    record(journal, records.Outcome(decision_id=decision_id, status="FAILURE", value=-2.5))
+    record(journal, records.Consultation(system="crm", decision_id=decision_id))
     sound(path)
     with Reader(path) as reader:
         row = reader.get(decision_id)
@@ -326,7 +326,7 @@ def test_what_comes_later_about_an_archived_decision_counts(path: Path, journal:
 
 def test_an_archived_decision_is_traced_as_before(path: Path, journal: Journal) -> None:
     decision_id = decide(journal, details="the release")
-    record(journal, records.Happened(decision_id=decision_id, status="SUCCESS"))
+    record(journal, records.Outcome(decision_id=decision_id, status="SUCCESS"))
     decide(journal)
     with Reader(path) as reader:
         before = reader.trace(decision_id)
@@ -606,25 +606,30 @@ def everything_about(journal: Journal, name: str) -> list[str]:
     record(
         journal, records.Review(decision_id=own[0], reviewer="ines", verdict="accept", reasoning="Poor him.")
     )
-    record(journal, records.Happened(decision_id=own[0], status="SUCCESS", value=3.0, note="He sold."))
+    record(journal, records.Outcome(decision_id=own[0], status="SUCCESS", value=3.0, note="He sold."))
     record(journal, records.Approval(decision_id=own[0], approver="otto", evidence="mail of 8 May"))
-    record(journal, records.Consulted(decision_id=own[0], system="crm", query="his name", value={"age": 41}))
+    record(
+        journal, records.Consultation(decision_id=own[0], system="crm", query="his name", value={"age": 41})
+    )
     own.append(
         record(
             journal,
-            records.Reported(agent=name, outcome="BUY", prompt="Buy?", response="Yes.", context={"a": 1}),
+            records.DecisionReport(
+                agent=name, outcome="BUY", prompt="Buy?", response="Yes.", context={"a": 1}
+            ),
         )
     )
     other = decide(journal, "zoe", details=f"asked by {name}, at noon", people={name: {"boss": name}})
     explain(journal, other, f"Because of {name}, no.")
     record(journal, records.Review(decision_id=other, reviewer=name, verdict="accept", reasoning="Fine."))
     record(journal, records.Approval(decision_id=other, approver=name, evidence=f"({name})"))
-    record(journal, records.Happened(decision_id=other, status="SUCCESS", note=f"{name}'s doing"))
-    record(journal, records.Consulted(session="s", system="crm", entity=name, value=[name, 1]))
+    record(journal, records.Outcome(decision_id=other, status="SUCCESS", note=f"{name}'s doing"))
+    record(journal, records.Consultation(session="s", system="crm", entity=name, value=[name, 1]))
     record(journal, records.Node(type="goal", title=f"Help {name}", metadata={name: name, "rest": 2.5}))
     record(journal, records.Edge(source=own[0], target=other, type="led_to", rationale=f"{name} said so"))
     record(
-        journal, records.Reported(agent="desk", outcome="HOLD", prompt=f"Ask {name}?", context={"by": name})
+        journal,
+        records.DecisionReport(agent="desk", outcome="HOLD", prompt=f"Ask {name}?", context={"by": name}),
     )
     return own
 
@@ -830,7 +835,7 @@ def test_a_name_of_digits_is_erased_where_it_is_a_number(path: Path, journal: Jo
 
 
 def test_what_the_chain_itself_says_cannot_be_erased_and_is_told(path: Path, journal: Journal) -> None:
-    record(journal, records.Reported(agent="desk", outcome="HOLD", session="alice", tags=("alice",)))
+    record(journal, records.DecisionReport(agent="desk", outcome="HOLD", session="alice", tags=("alice",)))
     done = erase(journal, "alice")
     assert done.mentions == 0
     assert set(done.left) == {"table events", "table decisions", "journal.db"}
@@ -838,7 +843,9 @@ def test_what_the_chain_itself_says_cannot_be_erased_and_is_told(path: Path, jou
 
 
 def test_what_an_archive_says_on_the_chain_is_told_by_its_file(path: Path, journal: Journal) -> None:
-    record(journal, records.Reported(agent="desk", outcome="HOLD", session="alice", tags=("annotated",)))
+    record(
+        journal, records.DecisionReport(agent="desk", outcome="HOLD", session="alice", tags=("annotated",))
+    )
     decide(journal, "zoe")
     (made,) = archive_before(journal, ALWAYS)
     done = erase(journal, "alice")
@@ -894,14 +901,14 @@ def test_a_file_that_is_long_written_anew_gives_signs_of_life(
 
 def test_two_values_that_spell_a_name_side_by_side_are_no_name(path: Path, journal: Journal) -> None:
     """In the file nothing stands between `agent:ann` and the `agent` of another column."""
-    record(journal, records.Reported(agent="ann", outcome="BUY"))
+    record(journal, records.DecisionReport(agent="ann", outcome="BUY"))
     done = erase(journal, "anna")
     assert (done.mentions, done.left, done.parts) == (0, (), ("journal.db",))
 
 
 def test_an_agent_is_erased_by_its_name(path: Path, journal: Journal) -> None:
-    own = record(journal, records.Reported(agent="trader", outcome="BUY", prompt="Buy?", entity="ACME"))
-    record(journal, records.Reported(agent="clerk", outcome="HOLD", made_by="human"))
+    own = record(journal, records.DecisionReport(agent="trader", outcome="BUY", prompt="Buy?", entity="ACME"))
+    record(journal, records.DecisionReport(agent="clerk", outcome="HOLD", made_by="human"))
     done = erase(journal, "agent:trader")
     assert (done.own, done.mentions, done.left) == (1, 0, ())
     (row,) = rows(
@@ -978,7 +985,7 @@ def test_the_newest_of_several_explanations_reviews_and_outcomes_still_counts(
         record(journal, records.Review(decision_id=other, reviewer="ines", verdict="accept", reasoning=words))
         record(
             journal,
-            records.Happened(decision_id=other, status="SUCCESS", note=words, value=float(len(words))),
+            records.Outcome(decision_id=other, status="SUCCESS", note=words, value=float(len(words))),
         )
     erase(journal, "alice")
     with Reader(path) as reader:
@@ -1115,13 +1122,13 @@ def busy(journal: Journal, *, dumps: dict[int, str] | None = None) -> None:
         decided.append(decide(journal, name, at=at, details=f"{name}'s"))
         noted()
         for told in (
-            records.Reported(agent=name, outcome="BUY", prompt="Buy?", latency_ms=3, tags=("a", "b")),
+            records.DecisionReport(agent=name, outcome="BUY", prompt="Buy?", latency_ms=3, tags=("a", "b")),
             records.Review(
                 decision_id=decided[-1], reviewer="ines", verdict="correct_both", decision="allow"
             ),
-            records.Happened(decision_id=decided[0], status="SUCCESS", value=len(decided)),
+            records.Outcome(decision_id=decided[0], status="SUCCESS", value=len(decided)),
             records.Approval(decision_id=decided[0], approver=name),
-            records.Consulted(session="s", system="crm", value={"a": [1, 2.0, None]}),
+            records.Consultation(session="s", system="crm", value={"a": [1, 2.0, None]}),
             records.Node(type="goal", title=name, metadata={"x": name}),
             records.Edge(source=decided[0], target="b", type="led_to", weight=1),
         ):
@@ -1129,7 +1136,7 @@ def busy(journal: Journal, *, dumps: dict[int, str] | None = None) -> None:
             noted()
         explain(journal, decided[0], f"{name} is why")
         noted()
-    keep(journal, events.gap("a disk", NOON + 3600 * next(hours), decision=2))
+    keep(journal, events.gap_event("a disk", NOON + 3600 * next(hours), decision=2))
     noted()
 
 
@@ -1186,7 +1193,7 @@ def test_a_rebuild_brings_archived_events_back(path: Path, journal: Journal) -> 
 
 def test_a_rebuild_brings_back_what_decisions_would_have_been(path: Path, journal: Journal) -> None:
     ids = [decide(journal) for _ in range(2)]
-    done = tend(journal, would_have_been(*ids, "nobody's"))
+    done = run_maintenance(journal, would_have_been(*ids, "nobody's"))
     assert done == {"recorded": 2, "unknown": ["nobody's"]}
     assert journal.batches == 2 + 1  # all of them in one transaction
     before = tables(path)
@@ -1197,7 +1204,7 @@ def test_a_rebuild_brings_back_what_decisions_would_have_been(path: Path, journa
     assert sound(other).head == sound(path).head
     rebuild_in_place(journal)
     assert tables(path) == before
-    assert tend(journal, would_have_been()) == {"recorded": 0, "unknown": []}
+    assert run_maintenance(journal, would_have_been()) == {"recorded": 0, "unknown": []}
     assert journal.seq == 4
     archive_before(journal, ALWAYS)
     assert tables(path).count("'run-1'") == 2
@@ -1208,10 +1215,10 @@ def test_what_decisions_would_have_been_is_not_kept_by_a_journal_that_fails(jour
     told = would_have_been(decide(journal))
     journal.run(lambda connection: connection.execute("DROP TABLE counterfactuals")).result()
     with pytest.raises(JournalError, match="could not record it: the journal failed"):
-        tend(journal, told)
+        run_maintenance(journal, told)
 
 
-def would_have_been(*decision_ids: str) -> records.Upkeep:
+def would_have_been(*decision_ids: str) -> records.Maintenance:
     results = tuple(
         records.Redecided(
             decision_id=decision_id,
@@ -1229,7 +1236,7 @@ def would_have_been(*decision_ids: str) -> records.Upkeep:
         model=records.JudgeModel(name="phi", sha256="f" * 64, quantisation=""),
         results=results,
     )
-    return records.Upkeep(task="counterfactual", counterfactuals=told)
+    return records.Maintenance(task="counterfactual", counterfactuals=told)
 
 
 def test_a_rebuild_brings_nothing_back_that_was_erased(path: Path, journal: Journal) -> None:
@@ -1329,11 +1336,13 @@ def test_a_rebuild_in_place_that_fails_changes_nothing(path: Path, journal: Jour
 def test_each_task_says_what_it_did(path: Path, journal: Journal) -> None:
     for _ in range(4):
         decide(journal)
-    done = tend(journal, records.Upkeep(task="archive", before=ALWAYS))
+    done = run_maintenance(journal, records.Maintenance(task="archive", before=ALWAYS))
     assert done == {"archived": 3, "segments": [file.name for file in segment_files(path)]}
-    done = tend(journal, records.Upkeep(task="erase", actor="alice"), by_uid=7)
+    done = run_maintenance(journal, records.Maintenance(task="erase", actor="alice"), by_uid=7)
     assert done == {"own": 4, "mentions": 0, "archived": 3, "left": (), "parts": ()}
-    assert tend(journal, records.Upkeep(task="checkpoint")) == {"checkpoint": 0}  # no key, no checkpoint
+    assert run_maintenance(journal, records.Maintenance(task="checkpoint")) == {
+        "checkpoint": 0
+    }  # no key, no checkpoint
 
 
 NAMES_OF_MANY = ("alice", "ann", "anna", "bob", "id")
@@ -1370,7 +1379,7 @@ def test_whatever_is_done_in_whatever_order_it_verifies_and_is_rebuilt_as_it_is(
                 if what == "decide":
                     decided.append(decide(journal, which, at=at, details=f"with {name}"))
                 elif what == "report":
-                    told = records.Reported(agent=which, outcome="BUY", prompt=f"Ask {name}?")
+                    told = records.DecisionReport(agent=which, outcome="BUY", prompt=f"Ask {name}?")
                     decided.append(record(journal, told, at=at))
                 elif what == "archive":
                     archive_before(journal, events.timestamp(NOON + 60 * which))
@@ -1389,7 +1398,7 @@ def test_whatever_is_done_in_whatever_order_it_verifies_and_is_rebuilt_as_it_is(
                     record(journal, told_by, at=at)
                 elif decided and what == "outcome":
                     about = decided[which % len(decided)]
-                    record(journal, records.Happened(decision_id=about, status="SUCCESS", note=name), at=at)
+                    record(journal, records.Outcome(decision_id=about, status="SUCCESS", note=name), at=at)
                 gone = (gone | {which}) if what == "erase" else gone - {which, name}
             for name in gone - {"id", "ann"}:  # of which the bytes are in other words
                 assert name == "anna" or holds(path, name) == [], name

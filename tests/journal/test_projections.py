@@ -271,7 +271,7 @@ def test_the_team_context_is_text_or_json(path: Path, context: dict[str, Json], 
 
 
 def test_a_reported_decision_is_a_decision_like_others(path: Path) -> None:
-    reported = records.Reported(
+    reported = records.DecisionReport(
         agent="trader",
         outcome="buy",
         type="signal",
@@ -324,7 +324,7 @@ def test_a_reported_decision_is_a_decision_like_others(path: Path) -> None:
 
 
 def test_the_least_that_can_be_reported_fills_a_row_too(path: Path) -> None:
-    record(path, sent(records.Reported(agent="a", outcome="buy"), record_id="d1"))
+    record(path, sent(records.DecisionReport(agent="a", outcome="buy"), record_id="d1"))
     shown = decision_row(path, "d1")
     assert (shown["decision"], shown["actor"], shown["decision_type"]) == (
         "buy",
@@ -342,7 +342,7 @@ def test_an_explanation_completes_its_decision_and_no_other(path: Path) -> None:
     decision, other = by_model(), by_model()
     record(path, decision, other)
     before, untouched = decision_row(path, decision.id), decision_row(path, other.id)
-    record(path, events.explained(decision.id, EXPLAINED, NOON + 1))
+    record(path, events.explanation_event(decision.id, EXPLAINED, NOON + 1))
     assert decision_row(path, decision.id) == before | {
         "classification": "freeze_violation",
         "clauses": '["R3","R1"]',
@@ -361,9 +361,9 @@ def test_the_newest_outcome_counts_and_each_has_its_row(path: Path) -> None:
     before, untouched = decision_row(path, decision.id), decision_row(path, other.id)
     record(
         path,
-        sent(records.Happened(decision_id=decision.id, status="PENDING"), record_id="o1"),
+        sent(records.Outcome(decision_id=decision.id, status="PENDING"), record_id="o1"),
         sent(
-            records.Happened(decision_id=decision.id, status="FAILURE", value=-2, note="sold"), record_id="o2"
+            records.Outcome(decision_id=decision.id, status="FAILURE", value=-2, note="sold"), record_id="o2"
         ),
     )
     assert decision_row(path, decision.id) == before | {
@@ -490,7 +490,7 @@ def test_the_newest_review_counts(path: Path) -> None:
 
 def test_what_was_consulted(path: Path) -> None:
     decision = by_model()
-    full = records.Consulted(
+    full = records.Consultation(
         system="crm",
         decision_id=decision.id,
         session="s1",
@@ -505,7 +505,7 @@ def test_what_was_consulted(path: Path) -> None:
         path,
         decision,
         sent(full, record_id="c1"),
-        sent(records.Consulted(system="crm", value=False), record_id="c2"),
+        sent(records.Consultation(system="crm", value=False), record_id="c2"),
     )
     assert rows(path, "SELECT * FROM consultations") == [
         (
@@ -567,7 +567,7 @@ def test_the_daemons_own_life(path: Path) -> None:
         path,
         events.model_loaded(MODEL, NOON),
         events.pack_activated(PACK, NOON),
-        events.gap("lost", NOON, decision=2),
+        events.gap_event("lost", NOON, decision=2),
         checkpoints=rule,
     )
     assert rows(path, "SELECT * FROM models") == [
@@ -586,7 +586,7 @@ def test_the_daemons_own_life(path: Path) -> None:
 
 def test_a_drift_is_a_row_and_a_shift_that_is_no_number_has_none(path: Path) -> None:
     told: dict[str, Any] = {"golden": "X1", "before": "deny", "now": "allow", "pack": PACK, "model": MODEL}
-    record(path, *(events.drift(shift=shift, at=NOON, **told) for shift in (0.25, math.inf, math.nan)))
+    record(path, *(events.drift_event(shift=shift, at=NOON, **told) for shift in (0.25, math.inf, math.nan)))
     same = ("X1", "deny", "allow")
     digests = (PACK.sha256, MODEL.sha256)
     assert rows(path, "SELECT * FROM drifts") == [
@@ -619,7 +619,7 @@ def test_a_shadow_of_a_decision_that_is_not_there_is_refused(path: Path) -> None
 
 def test_what_a_decision_would_have_been_is_a_row_and_no_decision(path: Path) -> None:
     one, other = by_model(), by_rule(outcome="allow", allow=True)
-    record(path, one, other, *events.redecided(redecided(one, other), NOON))
+    record(path, one, other, *events.counterfactual_events(redecided(one, other), NOON))
     tuned = replace(MODEL, adapter=Adapter(name="tuned", sha256="c" * 64, scale=0.5))
     model = ("phi-4-mini+tuned", f"Q4_K_M+{tuned.identity[:12]}", tuned.identity)
     judge = ("core@2+dddddddddddd", "d" * 64, *model)
@@ -678,7 +678,7 @@ def test_what_is_erased_is_gone_from_every_row(path: Path) -> None:
 def test_an_erased_part_leaves_what_was_decided_and_counted(path: Path) -> None:
     decision = by_model()
     review = records.Review(decision_id=decision.id, reviewer="kim", verdict="accept", reasoning="well")
-    record(path, decision, events.explained(decision.id, EXPLAINED, NOON), sent(review))
+    record(path, decision, events.explanation_event(decision.id, EXPLAINED, NOON), sent(review))
     before = decision_row(path, decision.id)
     record(path, erasing(path, 1, 2, 3))
     gone = ("situation", "team_context", "actor", "entity", "reasoning", "full_response", "review_reasoning")
@@ -799,7 +799,7 @@ decisions = st.builds(
 )
 maybe = st.none() | name
 reported = st.builds(
-    records.Reported,
+    records.DecisionReport,
     agent=name,
     outcome=name,
     type=name,
@@ -834,9 +834,9 @@ graph = st.builds(
 )
 
 
-def consulted(decision_id: st.SearchStrategy[str | None]) -> st.SearchStrategy[records.Consulted]:
+def consulted(decision_id: st.SearchStrategy[str | None]) -> st.SearchStrategy[records.Consultation]:
     return st.builds(
-        records.Consulted,
+        records.Consultation,
         system=name,
         decision_id=decision_id,
         session=maybe,
@@ -853,7 +853,7 @@ def hung_on(decision_id: str) -> st.SearchStrategy[records.Record]:
     """Whatever can be sent about one decision."""
     this = st.just(decision_id)
     happened = st.builds(
-        records.Happened,
+        records.Outcome,
         decision_id=this,
         status=st.sampled_from(get_args(records.Status)),
         value=st.none() | finite,
@@ -898,20 +898,26 @@ def histories(draw: st.DrawFn) -> list[Event]:
     told: list[Event] = []
     known: list[str] = []
     for number in range(draw(st.integers(1, 8))):
-        choices = ["decision", "reported", "graph", "consulted", *(["hung", "explained"] if known else [])]
+        choices = [
+            "decision",
+            "decision_report",
+            "graph",
+            "consultation",
+            *(["hung", "explained"] if known else []),
+        ]
         at, chosen = draw(moments), draw(st.sampled_from(choices))
         if chosen == "decision":
             decision = draw(decisions.filter(lambda one: one.id not in known))
             known.append(decision.id)
-            told.append(events.decided(decision))
+            told.append(events.decision_event(decision))
         elif chosen == "explained":
-            told.append(events.explained(draw(st.sampled_from(known)), draw(explanations), at))
+            told.append(events.explanation_event(draw(st.sampled_from(known)), draw(explanations), at))
         else:
-            source = {"reported": reported, "graph": graph, "consulted": consulted(st.none())}
+            source = {"decision_report": reported, "graph": graph, "consultation": consulted(st.none())}
             made = draw(source[chosen] if chosen in source else hung_on(draw(st.sampled_from(known))))
             event = sent(made, at=at, record_id=f"\x00{number}")
             told.append(event)
-            if chosen == "reported":
+            if chosen == "decision_report":
                 known.append(event.subject_id)
     return told
 
@@ -961,8 +967,8 @@ def test_whatever_is_recorded_follows_from_the_stored_bytes(
 def test_one_event_of_each_kind_follows_from_the_stored_bytes(path: Path) -> None:
     told = one_of_each()
     given = records.Assignment(decision_id=told[2].subject_id, reviewer="kim", type="assign", given_by="bo")
-    drifted = events.drift(golden="X1", before="a", now="b", shift=0.5, pack=PACK, model=MODEL, at=NOON)
-    promoted = events.promoted(PROMOTION, NOON, by_uid=1000, by_key=None)
+    drifted = events.drift_event(golden="X1", before="a", now="b", shift=0.5, pack=PACK, model=MODEL, at=NOON)
+    promoted = events.promotion_event(PROMOTION, NOON, by_uid=1000, by_key=None)
     record(path, *told, sent(given), *what_judges(), drifted, promoted, checkpoints=signing(path))
     assert rows(path, "SELECT temperature, judged FROM calibrations") == [(2.0, 60)]
     for table, expected in computed(path).items():
@@ -973,8 +979,8 @@ def test_one_event_of_each_kind_follows_from_the_stored_bytes(path: Path) -> Non
 def test_a_promotion_says_who_let_which_pack_in_and_by_what_report(path: Path) -> None:
     refused = replace(PROMOTION, passed=False, key=None, signature=None)
     told = [
-        events.promoted(PROMOTION, NOON, by_uid=1000, by_key="desk"),
-        events.promoted(refused, NOON, by_uid=None, by_key=None),
+        events.promotion_event(PROMOTION, NOON, by_uid=1000, by_key="desk"),
+        events.promotion_event(refused, NOON, by_uid=None, by_key=None),
     ]
     record(path, *told)
     assert rows(path, "SELECT name, version, sha256, against, passed, by_uid, key FROM promotions") == [
@@ -993,9 +999,9 @@ def test_an_event_of_a_kind_that_no_table_shows_is_on_the_chain_alone(path: Path
 def test_a_decision_id_is_taken_once(path: Path) -> None:
     fates = Fates()
     with Journal(path, on_committed=fates) as journal:
-        journal.append(sent(records.Reported(agent="a", outcome="buy"), record_id="d1"))
+        journal.append(sent(records.DecisionReport(agent="a", outcome="buy"), record_id="d1"))
         fates.wait(1)
-        journal.append(sent(records.Reported(agent="a", outcome="sell"), record_id="d1"))
+        journal.append(sent(records.DecisionReport(agent="a", outcome="sell"), record_id="d1"))
         assert fates.wait(1)[0].error == "unavailable"
         journal.write(records.Node(type="goal", title="t"), record_id="n1", at=NOON, caller=CALLER)
         assert fates.wait(1)[0].error is None

@@ -49,7 +49,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("library") / "journal.db"
     bob = Entity(type="user", id="bob")
     by_bob = Evaluation(subject=bob, action=Action(name="read"), resource=Entity(type="doc", id="guide"))
-    signal = records.Reported(
+    signal = records.DecisionReport(
         agent="trader",
         outcome="buy",
         type="signal",
@@ -62,7 +62,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         input_tokens=10,
         output_tokens=2,
     )
-    other = records.Reported(agent="trader", outcome="sell", type="signal", entity="ACME", session="s2")
+    other = records.DecisionReport(agent="trader", outcome="sell", type="signal", entity="ACME", session="s2")
     record(
         path,
         by_model(id="d1", at=NOON, annotations=Annotations(expected=("deny",))),
@@ -74,13 +74,13 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         by_model(id="d6", at=NOON + 5 * HOUR, outcome="allow", allow=True),
         sent(signal, at=NOON + 6 * HOUR, record_id="d7"),
         sent(other, at=NOON + 7 * HOUR, record_id="d8"),
-        events.explained("d1", EXPLAINED, NOON + 1),
-        sent(records.Consulted(system="crm", decision_id="d7", value={"tier": "gold"}), record_id="c1"),
+        events.explanation_event("d1", EXPLAINED, NOON + 1),
+        sent(records.Consultation(system="crm", decision_id="d7", value={"tier": "gold"}), record_id="c1"),
         sent(records.Approval(decision_id="d7", approver="kim"), record_id="a1"),
-        sent(records.Happened(decision_id="d7", status="PENDING"), record_id="o1"),
-        sent(records.Happened(decision_id="d7", status="SUCCESS", value=12.5), record_id="o2"),
-        sent(records.Happened(decision_id="d8", status="FAILURE", value=-2.5), record_id="o3"),
-        sent(records.Happened(decision_id="d2", status="PENDING"), record_id="o4"),
+        sent(records.Outcome(decision_id="d7", status="PENDING"), record_id="o1"),
+        sent(records.Outcome(decision_id="d7", status="SUCCESS", value=12.5), record_id="o2"),
+        sent(records.Outcome(decision_id="d8", status="FAILURE", value=-2.5), record_id="o3"),
+        sent(records.Outcome(decision_id="d2", status="PENDING"), record_id="o4"),
         sent(records.Review(decision_id="d2", reviewer="kim", verdict="accept"), record_id="r1"),
         sent(
             records.Review(
@@ -150,7 +150,7 @@ def test_a_trace_is_a_decision_with_all_that_hangs_on_it(library: Path, reader: 
     }
     assert found["consultations"][0]["answer"] == {"tier": "gold"}
     event = found["event"]
-    assert (event["seq"], event["kind"], event["at"]) == (8, "reported", "2026-07-01T18:00:00.000000Z")
+    assert (event["seq"], event["kind"], event["at"]) == (8, "decision_report", "2026-07-01T18:00:00.000000Z")
     assert (event["body"]["outcome"], event["private"]["agent"]) == ("buy", "trader")
     assert [(event["hash"],)] == rows(library, "SELECT lower(hex(hash)) FROM events WHERE seq = 8")
 
@@ -484,7 +484,7 @@ def test_a_breakdown_by_every_dimension(reader: Reader, by: str, totals: dict[st
 
 def test_a_breakdown_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "MOST_ROWS", 3)
-    record(path, *(sent(records.Reported(agent=f"a{n}", outcome="x")) for n in (1, 2, 3, 3, 4, 4, 4)))
+    record(path, *(sent(records.DecisionReport(agent=f"a{n}", outcome="x")) for n in (1, 2, 3, 3, 4, 4, 4)))
     with Reader(path) as reader:
         found = statistics.breakdown(reader, "actor")
     assert [one["total"] for one in found] == [3, 2, 1]

@@ -74,12 +74,12 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     given = sent(
         records.Assignment(decision_id=last.id, reviewer="kim", type="lease", given_by="bo", seconds=9)
     )
-    last_words = [last, events.explained(last.id, EXPLAINED, NOON), erasing(path, 26, 29)]
-    drifted = events.drift(golden="X1", before="a", now="b", shift=0.5, pack=PACK, model=MODEL, at=NOON)
+    last_words = [last, events.explanation_event(last.id, EXPLAINED, NOON), erasing(path, 26, 29)]
+    drifted = events.drift_event(golden="X1", before="a", now="b", shift=0.5, pack=PACK, model=MODEL, at=NOON)
     adapter = events.adapter_activated(Adapter(name="tuned", sha256="c" * 64), "d" * 64, NOON)
-    judged = [events.shadowed(last, by_model(), NOON), adapter]
-    judged += events.redecided(redecided(last), NOON)
-    judged.append(events.promoted(PROMOTION, NOON, by_uid=1000, by_key=None))
+    judged = [events.shadow_event(last, by_model(), NOON), adapter]
+    judged += events.counterfactual_events(redecided(last), NOON)
+    judged.append(events.promotion_event(PROMOTION, NOON, by_uid=1000, by_key=None))
     record(path, *last_words, by_rule(), drifted, *judged, given, checkpoints=rule)
     verdict = verify(path)
     assert (verdict.events, verdict.problem, verdict.complete, verdict.checkpoint_seq) == (
@@ -716,7 +716,7 @@ def test_a_journal_that_begins_with_a_gap_may_follow_another(copied: Callable[[]
     """As after a damaged file; but checkpoints of the other chain say nothing of this one."""
     path = copied()
     path.unlink()
-    record(path, events.gap("the journal was damaged", NOON), note())
+    record(path, events.gap_event("the journal was damaged", NOON), note())
     verdict = verify(path)
     assert (verdict.ok, verdict.complete, verdict.checkpoint_seq, verdict.gaps) == (True, None, 0, 1)
     record(path, note(), checkpoints=signing(path))
@@ -945,7 +945,7 @@ def test_what_is_written_meanwhile_does_not_count(path: Path, monkeypatch: pytes
     ]
     rule = signing(path)
     with Journal(path, on_committed=fates, checkpoints=rule) as journal:
-        for event in (*map(events.decided, (first, second, third)), *reviews):
+        for event in (*map(events.decision_event, (first, second, third)), *reviews):
             journal.append(event)
         fates.wait(5)
         journal.checkpoint().result(WAIT_S)
@@ -954,7 +954,7 @@ def test_what_is_written_meanwhile_does_not_count(path: Path, monkeypatch: pytes
             for decision in (first, second, third):
                 journal.explained(decision.id, EXPLAINED, NOON)
                 for status in ("PENDING", "SUCCESS"):
-                    journal.append(sent(records.Happened(decision_id=decision.id, status=status)))
+                    journal.append(sent(records.Outcome(decision_id=decision.id, status=status)))
                 journal.append(
                     sent(records.Review(decision_id=decision.id, reviewer="kim", verdict="accept"))
                 )
@@ -985,7 +985,7 @@ def test_verification_beside_a_live_writer_ends_and_finds_nothing(
             kept.append(decision.id)
             journal.decided(decision)
             journal.explained(chance.choice(kept), EXPLAINED, NOON)
-            journal.append(sent(records.Happened(decision_id=chance.choice(kept), status="SUCCESS")))
+            journal.append(sent(records.Outcome(decision_id=chance.choice(kept), status="SUCCESS")))
             fates.wait(3)
 
     with Journal(

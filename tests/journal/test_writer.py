@@ -49,7 +49,7 @@ from thor_policy.core.requests import Json
 from thor_policy.core.results import Committed
 from thor_policy.journal import chain, checkpoints, events, writer
 from thor_policy.journal.events import Event
-from thor_policy.journal.storage import Room
+from thor_policy.journal.storage import DiskSpace
 from thor_policy.journal.verification.verify import verify
 from thor_policy.journal.writer import MAX_BATCH, Journal
 from thor_policy.testing import HastyJournal
@@ -347,14 +347,14 @@ def test_a_full_disk_takes_the_ballast_first(path: Path, fates: Fates) -> None:
         journal.append(note())
         fates.wait(1)
         ((pages,),) = rows(path, "PRAGMA page_count")
-        release = journal.room.release
+        release = journal.disk_space.release
 
         def released() -> bool:
             """The disk has more room when the ballast is gone."""
             journal._connection.execute("PRAGMA max_page_count = 1000000")
             return release()
 
-        journal.room.release = released  # type: ignore[method-assign]
+        journal.disk_space.release = released  # type: ignore[method-assign]
         journal._connection.execute(f"PRAGMA max_page_count = {pages}")
         journal.decided(by_model(evaluation=about(details="x" * 100_000)))
         assert fates.wait(1)[0].error is None
@@ -365,12 +365,12 @@ def test_a_full_disk_takes_the_ballast_first(path: Path, fates: Fates) -> None:
 
 def test_the_ballast_comes_back_only_when_there_is_room_to_spare(tmp_path: Path) -> None:
     free_mb = shutil.disk_usage(tmp_path).free // 2**20
-    crowded = Room(tmp_path, min_free_mb=free_mb * 2, ballast_mb=1)
+    crowded = DiskSpace(tmp_path, min_free_mb=free_mb * 2, ballast_mb=1)
     assert crowded.free_bytes() < crowded.min_free_bytes
     crowded.restore()
     assert not (tmp_path / "ballast").exists()
     assert not crowded.release()
-    roomy = Room(tmp_path, min_free_mb=0, ballast_mb=1)
+    roomy = DiskSpace(tmp_path, min_free_mb=0, ballast_mb=1)
     assert roomy.free_bytes() > roomy.min_free_bytes == 0
     roomy.restore()
     assert (tmp_path / "ballast").stat().st_size == 2**20
@@ -390,7 +390,7 @@ KNOWN = by_model()
         note(at=float("nan"), ticket=0),
         note(kind=None, ticket=0),
         Event(kind="node", subject_id="x", at=NOON, body={"not": "a node"}, ticket=0),
-        events.decided(KNOWN, ticket=0),
+        events.decision_event(KNOWN, ticket=0),
     ],
     ids=["object", "body", "subject", "infinity", "nan", "null", "incomplete", "repeated"],
 )
@@ -400,7 +400,7 @@ def test_an_event_that_cannot_be_stored_fails_alone(
 ) -> None:
     journal.decided(KNOWN)
     fates.wait(1)
-    batch = [events.decided(by_model(), ticket=number) for number in range(1, 7)]
+    batch = [events.decision_event(by_model(), ticket=number) for number in range(1, 7)]
     batch.insert(place, bad)
     with fates.one_batch(journal):
         for event in batch:
@@ -482,10 +482,10 @@ def test_the_journal_recovers_while_it_rests(
 @pytest.mark.parametrize(
     "late",
     [
-        records.Happened(decision_id="nobody", status="SUCCESS"),
+        records.Outcome(decision_id="nobody", status="SUCCESS"),
         records.Review(decision_id="nobody", reviewer="kim", verdict="accept"),
         records.Approval(decision_id="nobody", approver="kim"),
-        records.Consulted(decision_id="nobody", system="crm"),
+        records.Consultation(decision_id="nobody", system="crm"),
     ],
     ids=lambda record: type(record).__name__,
 )
@@ -509,7 +509,7 @@ def test_an_explanation_of_an_unknown_decision_is_refused(journal: Journal, fate
 
 
 def test_a_consultation_may_come_before_its_decision(path: Path, journal: Journal, fates: Fates) -> None:
-    early = records.Consulted(system="crm", session="s1", query="who?", value={"tier": "gold"})
+    early = records.Consultation(system="crm", session="s1", query="who?", value={"tier": "gold"})
     journal.write(early, record_id="c1", at=NOON, caller=CALLER)
     assert fates.wait(1)[0].error is None
     assert (row(path, "consultations")["decision_id"], row(path, "consultations")["session"]) == (None, "s1")
@@ -518,11 +518,11 @@ def test_a_consultation_may_come_before_its_decision(path: Path, journal: Journa
 def test_a_record_may_follow_its_decision_in_the_same_batch(
     path: Path, journal: Journal, fates: Fates
 ) -> None:
-    decision, reported = by_model(), sent(records.Reported(agent="a", outcome="buy"), record_id="d2")
+    decision, reported = by_model(), sent(records.DecisionReport(agent="a", outcome="buy"), record_id="d2")
     with fates.one_batch(journal):
-        journal.append(sent(records.Happened(decision_id=decision.id, status="FAILURE")))
+        journal.append(sent(records.Outcome(decision_id=decision.id, status="FAILURE")))
         journal.decided(decision)
-        journal.append(sent(records.Happened(decision_id=decision.id, status="SUCCESS", value=2.5)))
+        journal.append(sent(records.Outcome(decision_id=decision.id, status="SUCCESS", value=2.5)))
         journal.append(reported)
         journal.append(sent(records.Approval(decision_id="d2", approver="kim")))
     assert [fate.error for fate in fates.batch()] == ["not_found", None, None, None, None]
@@ -553,7 +553,7 @@ def test_a_masked_value_is_nowhere_in_the_files(path: Path) -> None:
     with Journal(path, on_committed=fates, masked=masked) as journal:
         journal.decided(decision)
         journal.write(
-            records.Reported(agent="a", outcome="buy", context={"password": SECRET, "kept": 1}),
+            records.DecisionReport(agent="a", outcome="buy", context={"password": SECRET, "kept": 1}),
             record_id="d2",
             at=NOON,
             caller=CALLER,

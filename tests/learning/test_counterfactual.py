@@ -207,10 +207,10 @@ class TestWhatAnotherPackWouldHaveAnswered:
         assert decision.outcome == "allow"
         told = {"pack_sha256": pack.info.sha256, "judged": 60, "temperature": 5.0}
         other = Calibration(model_sha256=identity_of(StubEngine().model.sha256, TUNED), **told)
-        record(journal, decision, events.calibrated(other, NOON))
+        record(journal, decision, events.calibration_event(other, NOON))
         assert summarise(again(journal, pack)).same == 1
         ours = Calibration(model_sha256=StubEngine().model.sha256, **told)
-        record(journal, events.calibrated(ours, NOON))
+        record(journal, events.calibration_event(ours, NOON))
         (found,) = again(journal, pack)
         assert isinstance(found, Counterfactual)
         assert (found.direction, found.now.reason_code) == ("tightened", "low_confidence")
@@ -242,10 +242,10 @@ class TestWhatIsNotCompared:
             erased,
             unknown,
             elsewhere,
-            sent(records.Reported(agent="a", outcome="buy"), record_id="r"),
+            sent(records.DecisionReport(agent="a", outcome="buy"), record_id="r"),
         )
         record(journal, masked, masked=("/subject/id",))
-        no_part = events.decided(bare)
+        no_part = events.decision_event(bare)
         record(journal, replace(no_part, private=None), erasing(journal, 2))
         long = replace(whole, id="long", evaluation=request("x" * 3000).evaluation)
         record(journal, long)
@@ -254,7 +254,7 @@ class TestWhatIsNotCompared:
             erased.id: "erased",
             unknown.id: "unknown_outcome",
             elsewhere.id: "another_pack",
-            "r": "reported",
+            "r": "decision_report",
             masked.id: "masked",
             bare.id: "missing",
             "long": "too_large",
@@ -433,7 +433,9 @@ class TestARun:
     def keeping(self, journal: Path) -> Callable[[records.Counterfactuals], None]:
         def keep(told: records.Counterfactuals) -> None:
             with Journal(journal, synchronous="OFF") as opened:
-                dispatch.tend(opened, records.Upkeep(task="counterfactual", counterfactuals=told))
+                dispatch.run_maintenance(
+                    opened, records.Maintenance(task="counterfactual", counterfactuals=told)
+                )
 
         return keep
 
@@ -510,7 +512,7 @@ class TestARun:
         self.deciding(journal, pack, engine, resume=True, adapter=TUNED)
         assert engine.scored == 3 * MANY
         told = {"pack_sha256": pack.info.sha256, "model_sha256": engine.model.sha256}
-        record(journal, events.calibrated(Calibration(temperature=2.0, judged=60, **told), NOON))
+        record(journal, events.calibration_event(Calibration(temperature=2.0, judged=60, **told), NOON))
         self.deciding(journal, pack, engine, resume=True)
         assert engine.scored == 4 * MANY
 
@@ -553,7 +555,7 @@ class TestARun:
         self, journal: Path, pack: Pack, asked: list[str]
     ) -> None:
         def refusing(_: records.Counterfactuals) -> None:
-            raise RequestError("unauthorized", "op: upkeep needs the role control")
+            raise RequestError("unauthorized", "op: maintenance needs the role control")
 
         engine = CountingEngine()
         with pytest.raises(RequestError, match="role control"):

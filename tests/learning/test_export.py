@@ -101,7 +101,7 @@ def explained(decision: Decision, outcome: str | None = None) -> events.Event:
         reasoning="It looks fine.",
         text=f" {label}\nclass: routine\nclauses: R1\nbecause: It looks fine.",
     )
-    return events.explained(decision.id, told, decision.at + 1)
+    return events.explanation_event(decision.id, told, decision.at + 1)
 
 
 def review(
@@ -220,7 +220,7 @@ class TestWhichCorrectionsCount:
         elsewhere = replace(decided(pack, 3), pack=replace(pack.info, name="other"))
         banned = decided(pack, 4, evaluation=replace(ordinary[0].evaluation, action=Action(name="banned")))
         long = decided(pack, 5, evaluation=replace(ordinary[0].evaluation, context={"details": "x" * 3000}))
-        reported = sent(records.Reported(agent="trader", outcome="buy"), record_id="r-1")
+        reported = sent(records.DecisionReport(agent="trader", outcome="buy"), record_id="r-1")
         record(
             journal,
             *ordinary,

@@ -175,7 +175,9 @@ class TestProposal:
         denied = [payment(pack, "deny", "look", euros=n) for n in range(15)]
         others = [payment(pack, "deny", "write", euros=n) for n in range(15)]
         exceptions = [
-            sent(records.Reported(agent="desk", outcome="allow", is_exception=True, precedents=(one.id,)))
+            sent(
+                records.DecisionReport(agent="desk", outcome="allow", is_exception=True, precedents=(one.id,))
+            )
             for one in denied
         ]
         record(journal, *denied, *others, *exceptions)
@@ -279,7 +281,7 @@ class TestPatterns:
     ) -> None:
         def exception(region: str, prompt: str) -> Any:
             return sent(
-                records.Reported(
+                records.DecisionReport(
                     agent="desk",
                     outcome="granted",
                     type="exception",
@@ -380,7 +382,7 @@ class TestCommand:
         self, pack: Pack, journal: Path, run: Callable[..., Any]
     ) -> None:
         told = {"agent": "desk", "outcome": "so\x1b[31m", "prompt": "one\u202etwo", "is_exception": True}
-        record(journal, *(sent(records.Reported(**told)) for _ in range(3)))
+        record(journal, *(sent(records.DecisionReport(**told)) for _ in range(3)))
         shown = run("--pack", str(pack.path)).stdout
         assert "\x1b" not in shown
         assert "\u202e" not in shown

@@ -33,7 +33,7 @@ from thor_policy.core.decisions import Explanation, Floor, PackInfo, Scored
 from thor_policy.core.errors import ConfigError, EngineError, ExportError, PackError
 from thor_policy.core.requests import Evaluation, Json
 from thor_policy.daemon import doctor
-from thor_policy.daemon.journal_access import keep, tend
+from thor_policy.daemon.journal_access import maintain, submit_record
 from thor_policy.daemon.service import serving
 from thor_policy.journal import events
 from thor_policy.journal.reader import Reader
@@ -128,7 +128,7 @@ def past(settings: Config) -> dict[str, str]:
 
 def review(settings: Config, decision_id: str, outcome: str | None) -> None:
     """A reviewer's word: the outcome that is right, or that what was served is."""
-    keep(
+    submit_record(
         settings,
         records.Review(
             decision_id=decision_id,
@@ -284,7 +284,7 @@ def test_a_decision_that_the_pack_cannot_take_speaks_against_it(
 
 
 def test_what_was_erased_is_counted(settings: Config, fixed: Path, past: dict[str, str]) -> None:
-    tend(settings, records.Upkeep(task="erase", actor="user:bo"))
+    maintain(settings, records.Maintenance(task="erase", actor="user:bo"))
     report = judged(settings, fixed)
     assert check(report, "counterfactual").figure == "0 of 4 loosened, 0 tightened, 2 skipped"
 
@@ -799,8 +799,8 @@ def correct(settings: Config, count: int, *, masked: tuple[str, ...] = ()) -> No
             reasoning=f"By R2, as u{number} is new.",
         )
         told += [
-            events.decided(decision, masked=masked),
-            events.explained(decision.id, explanation, decision.at + 1),
+            events.decision_event(decision, masked=masked),
+            events.explanation_event(decision.id, explanation, decision.at + 1),
             sent(verdict, at=decision.at + 2),
         ]
     record(settings.journal_path, *told)

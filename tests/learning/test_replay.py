@@ -160,8 +160,8 @@ class TestIdentical:
             temperature=2.5, pack_sha256=sha, model_sha256=engine.model.sha256, judged=60
         )
         decision = taken(folder, calibration=calibration)
-        later = events.calibrated(replace(calibration, temperature=0.5), NOON + 9)
-        record(journal, events.calibrated(calibration, NOON), decision, later)
+        later = events.calibration_event(replace(calibration, temperature=0.5), NOON + 9)
+        record(journal, events.calibration_event(calibration, NOON), decision, later)
         assert again(journal, folder, decision).verdict == "identical"
 
     def test_so_is_the_adapter_with_its_own_temperature(self, folder: Path, journal: Path) -> None:
@@ -173,7 +173,7 @@ class TestIdentical:
         assert decision.model is not None
         assert decision.model.adapter == TUNED
         assert (decision.temperature, plain.temperature) == (2.5, 1.0)
-        record(journal, events.calibrated(calibration, NOON), decision, plain)
+        record(journal, events.calibration_event(calibration, NOON), decision, plain)
         renamed = replace(TUNED, name="renamed")
         with Reader(journal) as reader:
             replayer = Replayer(reader, holding(renamed), pack_files.load(folder), adapter=renamed)
@@ -261,7 +261,7 @@ def test_whatever_was_asked_is_identical_on_the_engine_that_answered(
     ]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "policy_decisions.db"
-        record(path, events.calibrated(calibration, NOON), *decisions)
+        record(path, events.calibration_event(calibration, NOON), *decisions)
         with Reader(path) as reader:
             replayer = Replayer(reader, StubEngine(), shipped_pack, text_of=_letters)
             assert [replayer.replay(one.id).verdict for one in decisions] == ["identical"] * len(decisions)
@@ -382,8 +382,8 @@ class TestRefused:
             adapter_sha256: str
 
         decision = taken(folder)
-        event = events.decided(decision)
-        assert isinstance(event.body, events.Decided)
+        event = events.decision_event(decision)
+        assert isinstance(event.body, events.DecisionBody)
         assert event.body.model is not None
         model = Adapted(**structs.asdict(event.body.model), adapter_sha256="a" * 64)
         record(journal, replace(event, body=replace(event.body, model=model)))
@@ -445,7 +445,7 @@ class TestRefused:
         assert "/subject/id" in str(found.reason)
 
     def test_when_somebody_else_took_it(self, folder: Path, journal: Path) -> None:
-        reported = sent(records.Reported(agent="trader", outcome="buy"), record_id="r-1")
+        reported = sent(records.DecisionReport(agent="trader", outcome="buy"), record_id="r-1")
         record(journal, reported)
         with Reader(journal) as reader:
             found = Replayer(reader, StubEngine(), pack_files.load(folder)).replay("r-1")
@@ -468,7 +468,7 @@ class TestWhichDecisions:
         self, folder: Path, journal: Path
     ) -> None:
         decisions = [taken(folder, at=NOON + number) for number in range(5)]
-        record(journal, *decisions, sent(records.Reported(agent="trader", outcome="buy")))
+        record(journal, *decisions, sent(records.DecisionReport(agent="trader", outcome="buy")))
         ids = [decision.id for decision in decisions]
         with Reader(journal) as reader:
             assert reader.decided_here() == ids

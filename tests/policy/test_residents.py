@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.build import write_pack
-from thor_policy.core.engine import Loaded
+from thor_policy.core.engine import LoadedPrefix
 from thor_policy.core.errors import RequestError
 from thor_policy.policy import pack_files
 from thor_policy.policy.pack import Pack
@@ -27,7 +27,7 @@ def resident_of(pack: Pack, version: str) -> Resident:
     """A pack that differs in version and digest, as if it were resident."""
     made = copy.copy(pack)
     made.info = replace(pack.info, version=version, sha256=version.zfill(2) * 32)
-    return Resident(made, StubEngine().model, Loaded(prefix_tokens=1, restored=False, golden_scores=2))
+    return Resident(made, StubEngine().model, LoadedPrefix(prefix_tokens=1, restored=False, golden_scores=2))
 
 
 class TestResidents:

@@ -25,16 +25,16 @@ from thor_policy.core.decisions import (
     Timings,
 )
 from thor_policy.core.errors import ERROR_CODES, RequestError
+from thor_policy.core.records import RECORDS
 from thor_policy.core.requests import Action, Annotations, Caller, Entity, Evaluation
 from thor_policy.protocol.messages import (
-    RECORDS,
-    Evaluate,
-    EvaluateMany,
-    Inquire,
-    Keep,
+    ControlRequest,
+    EvaluateBatchRequest,
+    EvaluateRequest,
+    MaintenanceRequest,
     Message,
-    Steer,
-    Tend,
+    RecordRequest,
+    StatusRequest,
     op_of,
 )
 from thor_policy.protocol.replies import (
@@ -91,9 +91,9 @@ def with_context(context: bytes) -> bytes:
     return frame(request=ALICE | {"context": "HERE"}).replace(b'"HERE"', context)
 
 
-def evaluate(**members: Any) -> Evaluate:
+def evaluate(**members: Any) -> EvaluateRequest:
     message = decode(frame(**members))
-    assert isinstance(message, Evaluate)
+    assert isinstance(message, EvaluateRequest)
     return message
 
 
@@ -113,7 +113,7 @@ def refused(raw: bytes, *, max_bytes: int = MAX_BYTES) -> RequestError:
 
 
 def test_the_smallest_request_gets_the_defaults() -> None:
-    assert decode(frame(id=..., op=...)) == Evaluate(
+    assert decode(frame(id=..., op=...)) == EvaluateRequest(
         id="",
         evaluation=ALICE_READS,
         explain="none",
@@ -133,7 +133,7 @@ def test_every_member_arrives_where_it_belongs() -> None:
     annotations = {"scenario_id": "E01", "expected": ["allow", "deny"], "tags": ["easy"]}
     assert decode(
         frame(request=request, explain="inline", deadline_ms=2000, pack="small", annotations=annotations)
-    ) == Evaluate(
+    ) == EvaluateRequest(
         id="q-1",
         evaluation=Evaluation(
             subject=Entity(type="user", id="alice", properties={"role": "developer"}),
@@ -157,7 +157,7 @@ def test_unknown_members_are_ignored_everywhere() -> None:
 
 @pytest.mark.parametrize("op", ["status", "metrics"])
 def test_questions_about_the_daemon_need_no_request(op: str) -> None:
-    assert decode(frame(op=op, request=...)) == Inquire(id="q-1", op=op)  # type: ignore[arg-type]
+    assert decode(frame(op=op, request=...)) == StatusRequest(id="q-1", op=op)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("explain", ["none", "inline", "later"])
@@ -193,8 +193,8 @@ def test_integers_may_be_as_large_as_64_bits_hold(number: int) -> None:
 # ---------------------------------------------------------------- the envelope's refusals
 
 OPS = (
-    "evaluate, status, metrics, record, context, outcome, review, assign, approve, node, link, upkeep, "
-    "control"
+    "evaluate, status, metrics, decision_report, consultation, outcome, review, assignment, approval, node, "
+    "edge, maintenance, control"
 )
 
 
@@ -413,9 +413,9 @@ def test_a_refusal_does_not_repeat_long_keys() -> None:
 SEMANTICS = ("execute_all", "deny_on_first_deny", "permit_on_first_permit")
 
 
-def batch(*items: Any, **members: Any) -> EvaluateMany:
+def batch(*items: Any, **members: Any) -> EvaluateBatchRequest:
     message = decode(frame(**{"request": ..., "evaluations": list(items)} | members))
-    assert isinstance(message, EvaluateMany)
+    assert isinstance(message, EvaluateBatchRequest)
     return message
 
 
@@ -502,36 +502,36 @@ def test_64_items_are_a_batch() -> None:
 
 #: For each op the least that its record says, and what that is.
 LEAST: dict[str, tuple[dict[str, Any], records.Record]] = {
-    "record": (
+    "decision_report": (
         {"agent": "trader", "outcome": "BUY"},
-        records.Reported(agent="trader", outcome="BUY", type="policy_application", made_by="agent"),
+        records.DecisionReport(agent="trader", outcome="BUY", type="policy_application", made_by="agent"),
     ),
-    "context": ({"system": "crm", "session": "s"}, records.Consulted(system="crm", session="s")),
+    "consultation": ({"system": "crm", "session": "s"}, records.Consultation(system="crm", session="s")),
     "outcome": (
         {"decision_id": "d", "status": "SUCCESS"},
-        records.Happened(decision_id="d", status="SUCCESS"),
+        records.Outcome(decision_id="d", status="SUCCESS"),
     ),
     "review": (
         {"decision_id": "d", "reviewer": "ines", "verdict": "accept"},
         records.Review(decision_id="d", reviewer="ines", verdict="accept"),
     ),
-    "assign": (
+    "assignment": (
         {"decision_id": "d", "reviewer": "ines", "type": "assign"},
         records.Assignment(decision_id="d", reviewer="ines", type="assign"),
     ),
-    "approve": (
+    "approval": (
         {"decision_id": "d", "approver": "ines"},
         records.Approval(decision_id="d", approver="ines", verdict="approved", step=1),
     ),
     "node": ({"type": "goal", "title": "t"}, records.Node(type="goal", title="t", status="active")),
-    "link": (
+    "edge": (
         {"source": "a", "target": "b", "type": "led_to"},
         records.Edge(source="a", target="b", type="led_to"),
     ),
 }
 #: For each op a record that leaves nothing out.
 WHOLE: dict[str, records.Record] = {
-    "record": records.Reported(
+    "decision_report": records.DecisionReport(
         agent="trader",
         outcome="BUY",
         type="signal",
@@ -552,7 +552,7 @@ WHOLE: dict[str, records.Record] = {
         precedents=("p",),
         tags=("t", "u"),
     ),
-    "context": records.Consulted(
+    "consultation": records.Consultation(
         system="crm",
         decision_id="d",
         session="s",
@@ -563,14 +563,14 @@ WHOLE: dict[str, records.Record] = {
         took_ms=0.0,
         fresh_at="2026-05-13T10:00:00.5+02:00",
     ),
-    "outcome": records.Happened(decision_id="d", status="FAILURE", value=-12.5, note="stopped out"),
+    "outcome": records.Outcome(decision_id="d", status="FAILURE", value=-12.5, note="stopped out"),
     "review": records.Review(
         decision_id="d", reviewer="ines", verdict="correct_both", decision="HOLD", reasoning="Too early."
     ),
-    "assign": records.Assignment(
+    "assignment": records.Assignment(
         decision_id="d", reviewer="ines", type="lease", given_by="bo", seconds=3_600
     ),
-    "approve": records.Approval(
+    "approval": records.Approval(
         decision_id="d",
         approver="ines",
         verdict="rejected",
@@ -588,7 +588,7 @@ WHOLE: dict[str, records.Record] = {
         session="s",
         metadata={"k": None},
     ),
-    "link": records.Edge(source="a", target="b", type="led_to", weight=-0.5, rationale="so"),
+    "edge": records.Edge(source="a", target="b", type="led_to", weight=-0.5, rationale="so"),
 }
 
 
@@ -598,7 +598,7 @@ def record_frame(op: str, record: Any = ..., **members: Any) -> bytes:
 
 def kept(op: str, **fields: Any) -> Any:
     message = decode(record_frame(op, LEAST[op][0] | fields))
-    assert isinstance(message, Keep)
+    assert isinstance(message, RecordRequest)
     return message.record
 
 
@@ -610,13 +610,13 @@ def test_each_noun_of_a_trace_has_its_op() -> None:
 @pytest.mark.parametrize("op", LEAST)
 def test_a_record_may_say_no_more_than_it_must(op: str) -> None:
     fields, record = LEAST[op]
-    assert decode(record_frame(op, fields, id=...)) == Keep(id="", record=record, deadline_ms=None)
+    assert decode(record_frame(op, fields, id=...)) == RecordRequest(id="", record=record, deadline_ms=None)
 
 
 @pytest.mark.parametrize("op", WHOLE)
 def test_a_whole_record_survives_the_way_over_the_wire(op: str) -> None:
     raw = encode_request("q", op, {"record": WHOLE[op], "deadline_ms": 50})
-    assert decode(raw) == Keep(id="q", record=WHOLE[op], deadline_ms=50)
+    assert decode(raw) == RecordRequest(id="q", record=WHOLE[op], deadline_ms=50)
 
 
 @pytest.mark.parametrize("op", LEAST)
@@ -646,7 +646,7 @@ def test_an_op_without_a_good_record_is_refused(op: str, members: dict[str, Any]
         (op, field)
         for op, (fields, _) in LEAST.items()
         for field in fields
-        if (op, field) != ("context", "session")
+        if (op, field) != ("consultation", "session")
     ],
 )
 def test_what_a_record_must_say_may_not_be_left_out(op: str, field: str) -> None:
@@ -656,8 +656,8 @@ def test_what_a_record_must_say_may_not_be_left_out(op: str, field: str) -> None
 
 
 def test_data_consulted_belongs_to_a_decision_or_a_session() -> None:
-    assert kept("context", session=None, decision_id="d").decision_id == "d"
-    error = refused(record_frame("context", {"system": "crm"}))
+    assert kept("consultation", session=None, decision_id="d").decision_id == "d"
+    error = refused(record_frame("consultation", {"system": "crm"}))
     assert error.code == "bad_request"
     assert error.message == "record.decision_id: is missing; give it, or `session`"
 
@@ -666,7 +666,7 @@ def test_data_consulted_belongs_to_a_decision_or_a_session() -> None:
     "time", ["2026-05-13T10:00:00Z", "2026-05-13T10:00:00.123456-05:30", "2026-05-13 10:00:00z"]
 )
 def test_fresh_at_is_kept_as_it_was_said(time: str) -> None:
-    assert kept("context", fresh_at=time).fresh_at == time
+    assert kept("consultation", fresh_at=time).fresh_at == time
 
 
 @pytest.mark.parametrize(
@@ -682,62 +682,62 @@ def test_fresh_at_is_kept_as_it_was_said(time: str) -> None:
     ],
 )
 def test_fresh_at_is_a_time_with_its_zone_that_utc_can_say(time: str) -> None:
-    error = refused(record_frame("context", LEAST["context"][0] | {"fresh_at": time}))
+    error = refused(record_frame("consultation", LEAST["consultation"][0] | {"fresh_at": time}))
     assert error.code == "bad_request"
     assert error.message == "record.fresh_at: must be an RFC 3339 time such as 2026-05-13T10:00:00Z"
 
 
 #: Fields by what bounds them: (op, field).
 NAME_FIELDS = [
-    *(("record", name) for name in ("agent", "outcome", "type", "entity", "session", "model")),
-    *(("context", name) for name in ("system", "decision_id", "session", "entity", "fresh_at")),
+    *(("decision_report", name) for name in ("agent", "outcome", "type", "entity", "session", "model")),
+    *(("consultation", name) for name in ("system", "decision_id", "session", "entity", "fresh_at")),
     ("outcome", "decision_id"),
     *(("review", name) for name in ("decision_id", "reviewer", "decision", "withdraws")),
-    *(("assign", name) for name in ("decision_id", "reviewer", "given_by")),
-    *(("approve", name) for name in ("decision_id", "approver", "role", "channel")),
+    *(("assignment", name) for name in ("decision_id", "reviewer", "given_by")),
+    *(("approval", name) for name in ("decision_id", "approver", "role", "channel")),
     *(("node", name) for name in ("title", "session")),
-    *(("link", name) for name in ("source", "target", "type")),
+    *(("edge", name) for name in ("source", "target", "type")),
 ]
 TEXT_FIELDS = [
-    *(("record", name) for name in ("prompt", "response", "reasoning")),
-    ("context", "query"),
+    *(("decision_report", name) for name in ("prompt", "response", "reasoning")),
+    ("consultation", "query"),
     ("outcome", "note"),
     ("review", "reasoning"),
-    ("approve", "evidence"),
+    ("approval", "evidence"),
     ("node", "description"),
-    ("link", "rationale"),
+    ("edge", "rationale"),
 ]
 #: (op, field, least, most); the least and the most are good.
 NUMBER_FIELDS = [
-    ("record", "confidence", 0, 1),
-    ("record", "latency_ms", 0, 10**12),
-    ("record", "input_tokens", 0, 2**53),
-    ("record", "output_tokens", 0, 2**53),
-    ("context", "relevance", 0, 1),
-    ("context", "took_ms", 0, 10**12),
-    ("assign", "seconds", 1, 3_600),
-    ("approve", "step", 0, 2**53),
+    ("decision_report", "confidence", 0, 1),
+    ("decision_report", "latency_ms", 0, 10**12),
+    ("decision_report", "input_tokens", 0, 2**53),
+    ("decision_report", "output_tokens", 0, 2**53),
+    ("consultation", "relevance", 0, 1),
+    ("consultation", "took_ms", 0, 10**12),
+    ("assignment", "seconds", 1, 3_600),
+    ("approval", "step", 0, 2**53),
     ("node", "confidence", 0, 100),
 ]
 CHOICE_FIELDS = [
-    ("record", "made_by", "agent, human, committee, system"),
-    ("record", "risk", "low, medium, high, critical"),
+    ("decision_report", "made_by", "agent, human, committee, system"),
+    ("decision_report", "risk", "low, medium, high, critical"),
     ("outcome", "status", "SUCCESS, FAILURE, PENDING"),
     ("review", "verdict", "accept, correct_decision, correct_reasoning, correct_both, withdrawn"),
     ("review", "stands", "accept, correct_decision, correct_reasoning, correct_both"),
-    ("assign", "type", "lease, release, assign, unassign"),
-    ("approve", "verdict", "approved, rejected"),
+    ("assignment", "type", "lease, release, assign, unassign"),
+    ("approval", "verdict", "approved, rejected"),
     ("node", "type", "goal, decision, option, action, outcome, observation, revisit"),
     ("node", "status", "active, superseded, abandoned"),
 ]
 #: Fields that other tests speak of, or whose type alone bounds them.
 OTHER_FIELDS = {
-    *(("record", name) for name in ("context", "is_exception", "precedents", "tags")),
+    *(("decision_report", name) for name in ("context", "is_exception", "precedents", "tags")),
     *(("review", name) for name in ("blind", "adjudicates", "sampled", "right")),
-    ("context", "value"),
+    ("consultation", "value"),
     ("outcome", "value"),
     ("node", "metadata"),
-    ("link", "weight"),
+    ("edge", "weight"),
 }
 
 
@@ -799,7 +799,7 @@ def test_a_choice_that_is_none_is_told_which_there_are(op: str, field: str, choi
     ("op", "members", "told"),
     [
         ("review", {"verdict": "withdrawn"}, "record.withdraws: is missing; the verdict withdrawn needs it"),
-        ("assign", {"type": "lease"}, "record.seconds: is missing; a lease needs it"),
+        ("assignment", {"type": "lease"}, "record.seconds: is missing; a lease needs it"),
     ],
 )
 def test_what_takes_back_says_what_and_a_lease_how_long(op: str, members: dict[str, Any], told: str) -> None:
@@ -810,20 +810,20 @@ def test_what_takes_back_says_what_and_a_lease_how_long(op: str, members: dict[s
 @pytest.mark.parametrize(
     ("op", "field", "value", "told"),
     [
-        ("record", "agent", 5, "record.agent: expected `str`, got `int`"),
-        ("record", "type", None, "record.type: expected `str`, got `null`"),
-        ("record", "context", [], "record.context: expected `object`, got `array`"),
-        ("record", "is_exception", 1, "record.is_exception: expected `bool`, got `int`"),
-        ("record", "input_tokens", 1.5, "record.input_tokens: expected `int | null`, got `float`"),
-        ("record", "tags", "t", "record.tags: expected `array`, got `str`"),
-        ("record", "tags", ["t", 5], "record.tags[1]: expected `str`, got `int`"),
-        ("record", "tags", ["t", ""], "record.tags[1]: must not be empty"),
+        ("decision_report", "agent", 5, "record.agent: expected `str`, got `int`"),
+        ("decision_report", "type", None, "record.type: expected `str`, got `null`"),
+        ("decision_report", "context", [], "record.context: expected `object`, got `array`"),
+        ("decision_report", "is_exception", 1, "record.is_exception: expected `bool`, got `int`"),
+        ("decision_report", "input_tokens", 1.5, "record.input_tokens: expected `int | null`, got `float`"),
+        ("decision_report", "tags", "t", "record.tags: expected `array`, got `str`"),
+        ("decision_report", "tags", ["t", 5], "record.tags[1]: expected `str`, got `int`"),
+        ("decision_report", "tags", ["t", ""], "record.tags[1]: must not be empty"),
         ("outcome", "status", 5, "record.status: expected `str`, got `int`"),
         ("outcome", "value", "12", "record.value: expected `float | null`, got `str`"),
         ("outcome", "value", 2**63, "record.value: the integer does not fit 64 bits"),
         ("node", "metadata", None, "record.metadata: expected `object`, got `null`"),
-        ("link", "weight", True, "record.weight: expected `float | null`, got `bool`"),
-        ("context", "value", {"n": 2**64}, "record.value.n: the integer does not fit 64 bits"),
+        ("edge", "weight", True, "record.weight: expected `float | null`, got `bool`"),
+        ("consultation", "value", {"n": 2**64}, "record.value.n: the integer does not fit 64 bits"),
     ],
 )
 def test_a_field_of_another_type_is_refused_with_its_path(op: str, field: str, value: Any, told: str) -> None:
@@ -832,21 +832,21 @@ def test_a_field_of_another_type_is_refused_with_its_path(op: str, field: str, v
 
 @pytest.mark.parametrize("field", ["tags", "precedents"])
 def test_a_record_has_up_to_64_tags_and_precedents_with_names(field: str) -> None:
-    assert getattr(kept("record", **{field: ["t"] * 64}), field) == ("t",) * 64
+    assert getattr(kept("decision_report", **{field: ["t"] * 64}), field) == ("t",) * 64
     told = f"record.{field}: holds more than 64 items"
-    assert refused_field("record", field, ["t"] * 65) == ("too_large", told)
+    assert refused_field("decision_report", field, ["t"] * 65) == ("too_large", told)
     told = f"record.{field}[63]: has more than 256 characters"
-    assert refused_field("record", field, ["t"] * 63 + ["t" * 257]) == ("too_large", told)
+    assert refused_field("decision_report", field, ["t"] * 63 + ["t" * 257]) == ("too_large", told)
 
 
 def test_a_record_is_held_to_the_same_depth_and_number_of_values() -> None:
-    assert kept("context", value=nested(7)).value == nested(7)
+    assert kept("consultation", value=nested(7)).value == nested(7)
     told = "record.value.0.k.0.k.0.k.0: nested deeper than 8 levels"
-    assert refused_field("context", "value", nested(8)) == ("bad_request", told)
-    others = 1 + len(LEAST["context"][0]) + 1  # the record, its fields and the list
-    assert kept("context", value=[0] * (1024 - others))
+    assert refused_field("consultation", "value", nested(8)) == ("bad_request", told)
+    others = 1 + len(LEAST["consultation"][0]) + 1  # the record, its fields and the list
+    assert kept("consultation", value=[0] * (1024 - others))
     told = "record: holds more than 1024 values"
-    assert refused_field("context", "value", [0] * (1025 - others)) == ("too_large", told)
+    assert refused_field("consultation", "value", [0] * (1025 - others)) == ("too_large", told)
 
 
 @pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"1e999"])
@@ -858,7 +858,7 @@ def test_no_number_of_a_record_is_infinite_or_none(number: bytes) -> None:
 def test_the_protocol_document_lists_every_op_and_member_of_a_record() -> None:
     document = Path(__file__).parents[2] / "docs" / "protocol.md"
     rows = [re.findall(r"`(\w+)`", line) for line in document.read_text(encoding="utf-8").splitlines()]
-    documented = {row[0]: set(row[2:]) for row in rows if len(row) > 3 and row[0] in RECORDS}
+    documented = {row[0]: set(row[1:]) for row in rows if len(row) > 2 and row[0] in RECORDS}
     assert documented == {op: set(noun.__struct_fields__) for op, noun in RECORDS.items()}
 
 
@@ -897,23 +897,23 @@ PLAIN = msgspec.to_builtins(COUNTERFACTUALS)
 REDECIDED = PLAIN["results"][0] | {"clauses": []}
 
 
-def upkeep_frame(**record: Any) -> bytes:
-    return record_frame("upkeep", record)
+def maintenance_frame(**record: Any) -> bytes:
+    return record_frame("maintenance", record)
 
 
 @pytest.mark.parametrize(
-    "upkeep",
+    "maintenance",
     [
-        records.Upkeep(task="erase", actor="user:alice"),
-        records.Upkeep(task="archive", before="2026-05-13T10:00:00+02:00"),
-        records.Upkeep(task="checkpoint"),
-        records.Upkeep(task="counterfactual", counterfactuals=COUNTERFACTUALS),
-        records.Upkeep(task="promote", promotion=PROMOTION),
+        records.Maintenance(task="erase", actor="user:alice"),
+        records.Maintenance(task="archive", before="2026-05-13T10:00:00+02:00"),
+        records.Maintenance(task="checkpoint"),
+        records.Maintenance(task="counterfactual", counterfactuals=COUNTERFACTUALS),
+        records.Maintenance(task="promote", promotion=PROMOTION),
     ],
 )
-def test_work_on_the_journal_survives_the_way_over_the_wire(upkeep: records.Upkeep) -> None:
-    raw = encode_request("q", "upkeep", {"record": upkeep})
-    assert decode(raw) == Tend(id="q", upkeep=upkeep)
+def test_work_on_the_journal_survives_the_way_over_the_wire(maintenance: records.Maintenance) -> None:
+    raw = encode_request("q", "maintenance", {"record": maintenance})
+    assert decode(raw) == MaintenanceRequest(id="q", maintenance=maintenance)
 
 
 @pytest.mark.parametrize(
@@ -984,20 +984,20 @@ def test_work_on_the_journal_survives_the_way_over_the_wire(upkeep: records.Upke
 def test_work_on_the_journal_that_is_not_told_whole_is_refused(
     record: dict[str, Any], code: str, told: str
 ) -> None:
-    error = refused(upkeep_frame(**record))
+    error = refused(maintenance_frame(**record))
     assert (error.code, error.message) == (code, told)
 
 
 def test_work_on_the_journal_is_told_in_a_record() -> None:
-    error = refused(record_frame("upkeep"))
-    assert (error.code, error.message) == ("bad_request", "record: is missing; the op upkeep needs one")
+    error = refused(record_frame("maintenance"))
+    assert (error.code, error.message) == ("bad_request", "record: is missing; the op maintenance needs one")
 
 
-def test_the_protocol_document_lists_every_task_of_upkeep() -> None:
+def test_the_protocol_document_lists_every_task_of_maintenance() -> None:
     text = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
-    section = text.partition("\n## Upkeep\n")[2].partition("\n## ")[0]
+    section = text.partition("\n## Maintenance\n")[2].partition("\n## ")[0]
     _, *rows = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
-    assert tuple(rows) == get_args(get_type_hints(records.Upkeep)["task"])
+    assert tuple(rows) == get_args(get_type_hints(records.Maintenance)["task"])
 
 
 # ---------------------------------------------------------------- packs and adapters
@@ -1016,7 +1016,7 @@ def test_the_protocol_document_lists_every_task_of_upkeep() -> None:
 )
 def test_a_change_of_what_judges_survives_the_way_over_the_wire(control: records.Control) -> None:
     raw = encode_request("q", "control", {"record": control})
-    assert decode(raw) == Steer(id="q", control=control)
+    assert decode(raw) == ControlRequest(id="q", control=control)
 
 
 @pytest.mark.parametrize(
@@ -1371,7 +1371,7 @@ def test_the_largest_frame_that_config_allows_is_refused(filling: bytes) -> None
 def test_a_valid_evaluation_survives_the_way_over_the_wire(evaluation: Evaluation) -> None:
     raw = encode_request("q", "evaluate", {"request": msgspec.to_builtins(evaluation)})
     message = decode(raw, max_bytes=1_000_000)
-    assert isinstance(message, Evaluate)
+    assert isinstance(message, EvaluateRequest)
     assert message.evaluation == evaluation
 
 
@@ -1544,7 +1544,7 @@ def test_any_other_reply_carries_version_and_id() -> None:
         ("metrics", ...),
         ("outcome", {"decision_id": "0198", "status": "SUCCESS"}),
         ("review", {"decision_id": "0198", "reviewer": "ines", "verdict": "accept"}),
-        ("upkeep", {"task": "checkpoint"}),
+        ("maintenance", {"task": "checkpoint"}),
         ("control", {"task": "reload"}),
     ],
 )

@@ -325,11 +325,14 @@ class Office:
 
     def decide(self, *names: str, **changes: Any) -> None:
         for name in names:
-            assert self.journal.commit(events.decided(by_model(id=name, **changes))).result().error is None
+            assert (
+                self.journal.commit(events.decision_event(by_model(id=name, **changes))).result().error
+                is None
+            )
 
     def keep(self, record: records.Record) -> str:
         record_id = f"k{next(self._numbers)}"
-        event = events.recorded(record, record_id=record_id, at=NOON + self.now_s, caller=CALLER)
+        event = events.record_event(record, record_id=record_id, at=NOON + self.now_s, caller=CALLER)
         fate = self.journal.commit(event).result()
         if fate.error is not None:
             raise RequestError(fate.error, fate.message or "")

@@ -26,7 +26,7 @@ from training_cases import part_of
 from thor_policy.config import data_path
 from thor_policy.core.requests import Evaluation
 from thor_policy.policy import pack_files
-from thor_policy.protocol.messages import Evaluate
+from thor_policy.protocol.messages import EvaluateRequest
 from thor_policy.protocol.requests import decode_request
 from thor_policy.suites import suite_files
 
@@ -94,7 +94,7 @@ def test_both_forms_say_the_same(domain: ModuleType, seed: int) -> None:
     def read(**question: Any) -> Evaluation:
         frame = json.dumps({"v": 1, **question}).encode()
         message = decode_request(frame, max_bytes=65_536, max_deadline_ms=1_000)
-        assert isinstance(message, Evaluate)
+        assert isinstance(message, EvaluateRequest)
         return message.evaluation
 
     assert read(situation=flat(one)) == read(request=one.evaluation)

@@ -37,7 +37,7 @@ from thor_policy.daemon.service import serving
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.verification.verify import verify
 from thor_policy.protocol.messages import OPS
-from thor_policy.security.curve_keys import KeyRing, Keys, held
+from thor_policy.security.curve_keys import KeyRing, Keys, load_client_key
 from thor_policy.security.roles import ROLE_OF, Roles, authorise
 from thor_policy.testing import load_stub_engine
 
@@ -155,7 +155,7 @@ class TestKeys:
     def test_a_key_is_made_with_the_servers_own_and_its_secret_is_for_its_owner(self, tmp_path: Path) -> None:
         keys = Keys(tmp_path / "keys")
         path = keys.new("desk", ("ask", "record"), NOON)
-        made = held(path)
+        made = load_client_key(path)
         assert (made.name, made.server) == ("desk", keys.server().public)
         assert zmq.curve_public(made.secret.encode()).decode() == made.public
         modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
@@ -182,11 +182,11 @@ class TestKeys:
 
     def test_a_name_is_held_by_one_key_at_a_time(self, tmp_path: Path) -> None:
         keys = Keys(tmp_path)
-        first = held(keys.new("desk", ("ask",), NOON))
+        first = load_client_key(keys.new("desk", ("ask",), NOON))
         with pytest.raises(ConfigError, match="revoke it first"):
             keys.new("desk", ("ask",), NOON)
         keys.revoke("desk", NOON)
-        second = held(keys.new("desk", ("review",), NOON))
+        second = load_client_key(keys.new("desk", ("review",), NOON))
         ring = KeyRing(tmp_path)
         assert ring.find(first.public) is None
         found = ring.find(second.public)
@@ -215,7 +215,7 @@ class TestKeys:
         path = Keys(tmp_path).new("desk", ("ask",), NOON)
         path.chmod(0o640)
         with pytest.raises(ConfigError, match=r"has mode 0640, .* run `chmod 600` on it"):
-            held(path)
+            load_client_key(path)
 
     @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
     def test_whatever_is_no_key_file_is_refused_and_not_repeated(self, content: bytes) -> None:
@@ -224,14 +224,14 @@ class TestKeys:
         try:
             path.write_bytes(content)
             with pytest.raises(ConfigError) as refusal:
-                held(path)
+                load_client_key(path)
         finally:
             path.unlink()
         assert str(refusal.value) == f"{path} is no key file of `thorpolicy keys`"
 
     def test_a_file_that_is_not_there_is_refused_with_the_cure(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"No such file .*; `thorpolicy keys new` makes one"):
-            held(tmp_path / "absent.key")
+            load_client_key(tmp_path / "absent.key")
         with pytest.raises(ConfigError, match="run `thorpolicy keys new --server`"):
             Keys(tmp_path).server()
 
@@ -240,7 +240,7 @@ class TestRing:
     @pytest.mark.parametrize("clock_ns", [time.time_ns(), 0, 2**62])
     def test_knows_a_change_at_once_whatever_the_clock_says(self, tmp_path: Path, clock_ns: int) -> None:
         keys, ring = Keys(tmp_path), KeyRing(tmp_path, lambda: clock_ns)
-        public = held(keys.new("desk", ("ask",), NOON)).public
+        public = load_client_key(keys.new("desk", ("ask",), NOON)).public
         for _ in range(2):
             assert ring.find(public)
         keys.revoke("desk", NOON)
@@ -249,7 +249,7 @@ class TestRing:
 
     def test_knows_a_change_of_a_young_file_that_left_its_stamp_as_it_was(self, tmp_path: Path) -> None:
         path = tmp_path / "clients.json"
-        public = held(Keys(tmp_path).new("desk", ("ask",), NOON)).public
+        public = load_client_key(Keys(tmp_path).new("desk", ("ask",), NOON)).public
         stamp = path.stat()
         ring = KeyRing(tmp_path, lambda: stamp.st_mtime_ns + 1)
         assert ring.find(public)
@@ -258,7 +258,7 @@ class TestRing:
         assert ring.find(public) is None
 
     def test_reads_a_settled_file_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        public = held(Keys(tmp_path).new("desk", ("ask",), NOON)).public
+        public = load_client_key(Keys(tmp_path).new("desk", ("ask",), NOON)).public
         os.utime(tmp_path / "clients.json", (NOON, NOON))
         ring = KeyRing(tmp_path)
         assert ring.find(public)
@@ -271,7 +271,7 @@ class TestRing:
     def test_of_a_file_that_cannot_be_read_knows_nobody_and_says_so_once(
         self, tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
     ) -> None:
-        public = held(Keys(tmp_path).new("desk", ("ask",), NOON)).public
+        public = load_client_key(Keys(tmp_path).new("desk", ("ask",), NOON)).public
         ring = KeyRing(tmp_path)
         assert ring.find(public)
         (tmp_path / "clients.json").write_bytes(damage)
@@ -402,7 +402,7 @@ class TestTcp:
 
     def test_a_wrong_key_gets_no_answer_and_is_counted(self, keyed: Config) -> None:
         keys = Keys(keyed.keys_dir)
-        desk = held(keys.new("desk", ("ask",), NOON))
+        desk = load_client_key(keys.new("desk", ("ask",), NOON))
         public, secret = zmq.curve_keypair()
         with serving(keyed, load_engine=load_stub_engine):
             with curve(keyed.tcp_endpoint, server=desk.server, public=public, secret=secret) as stranger:
@@ -414,7 +414,7 @@ class TestTcp:
             assert {"keys_accepted", "decisions_recorded"} & told.keys() == set()
 
     def test_nobody_gets_in_without_curve_or_with_another_servers_key(self, keyed: Config) -> None:
-        desk = held(Keys(keyed.keys_dir).new("desk", ("ask",), NOON))
+        desk = load_client_key(Keys(keyed.keys_dir).new("desk", ("ask",), NOON))
         other, _ = zmq.curve_keypair()
         with serving(keyed, load_engine=load_stub_engine):
             with zmq.Context() as context, context.socket(zmq.DEALER) as plain:
@@ -432,7 +432,7 @@ class TestTcp:
 
     def test_a_revoked_key_gets_no_answer_connected_or_not_and_is_counted(self, keyed: Config) -> None:
         keys = Keys(keyed.keys_dir)
-        desk = held(keys.new("desk", ("ask", "record"), NOON))
+        desk = load_client_key(keys.new("desk", ("ask", "record"), NOON))
         place = {"server": desk.server, "public": desk.public.encode(), "secret": desk.secret.encode()}
         with serving(keyed, load_engine=load_stub_engine), curve(keyed.tcp_endpoint, **place) as inside:
             inside.send(frame())
@@ -451,7 +451,7 @@ class TestTcp:
 
     def test_a_reply_that_is_due_when_a_key_is_revoked_is_not_sent_and_counted(self, keyed: Config) -> None:
         keys = Keys(keyed.keys_dir)
-        desk = held(keys.new("desk", ("ask",), NOON))
+        desk = load_client_key(keys.new("desk", ("ask",), NOON))
         place = {"server": desk.server, "public": desk.public.encode(), "secret": desk.secret.encode()}
         with serving(keyed, load_engine=load_stub_engine), curve(keyed.tcp_endpoint, **place) as own:
             with stalled(keyed.journal_path):
@@ -469,7 +469,7 @@ class TestTcp:
             Client(keyed.tcp_endpoint, key=path, timeout_ms=PATIENCE_MS) as own,
         ):
             own.evaluate(READ)
-            assert own.upkeep(records.Upkeep(task="erase", actor="user:alice"))["own"] == 1
+            assert own.maintenance(records.Maintenance(task="erase", actor="user:alice"))["own"] == 1
         with closing(sqlite3.connect(keyed.journal_path)) as connection:
             (body,) = connection.execute("SELECT body FROM events WHERE kind = 'erased'").fetchone()
         assert (json.loads(body)["by_key"], json.loads(body)["by_uid"]) == ("desk", None)
@@ -478,7 +478,7 @@ class TestTcp:
     def test_a_socket_that_names_itself_is_refused_for_its_name_may_be_taken_over(
         self, keyed: Config
     ) -> None:
-        desk = held(Keys(keyed.keys_dir).new("desk", ("ask",), NOON))
+        desk = load_client_key(Keys(keyed.keys_dir).new("desk", ("ask",), NOON))
         place = {"server": desk.server, "public": desk.public.encode(), "secret": desk.secret.encode()}
         with (
             serving(keyed, load_engine=load_stub_engine),
@@ -589,8 +589,8 @@ class TestClient:
         path = Keys(keyed.keys_dir).new("desk", ("ask",), NOON)
         elsewhere = replace(keyed, endpoint=keyed.tcp_endpoint, tcp_endpoint="", key=str(path))
         for call in (
-            lambda: journal_access.keep(elsewhere, records.Node(type="goal", title="Ship")),
-            lambda: journal_access.tend(elsewhere, records.Upkeep(task="checkpoint")),
+            lambda: journal_access.submit_record(elsewhere, records.Node(type="goal", title="Ship")),
+            lambda: journal_access.maintain(elsewhere, records.Maintenance(task="checkpoint")),
         ):
             with pytest.raises(Unreachable):
                 call()
@@ -641,7 +641,7 @@ class TestAnotherUser:
                 frame(),
                 frame("node", record={"type": "goal", "title": "Ship"}),
                 frame("status"),
-                *(frame(op, record="malformed") for op in ("review", "approve", "upkeep", "control")),
+                *(frame(op, record="malformed") for op in ("review", "approval", "maintenance", "control")),
             )
             told = counters(opened)
         assert [next(iter(reply.keys() - {"v", "id", "context"})) for reply in asked] == [
@@ -658,13 +658,13 @@ class TestAnotherUser:
     def test_may_do_what_the_settings_say(self, opened: Config) -> None:
         given = replace(opened, roles=(f"uid:{STRANGER_UID}=control",))
         with serving(given, load_engine=load_stub_engine):
-            upkeep, control, ask = told_to_another_user(
+            maintenance, control, ask = told_to_another_user(
                 given,
-                frame("upkeep", record={"task": "checkpoint"}),
+                frame("maintenance", record={"task": "checkpoint"}),
                 frame("control", record={"task": "reload"}),
                 frame(),
             )
-        assert upkeep["done"]["checkpoint"] > 0
+        assert maintenance["done"]["checkpoint"] > 0
         assert control["done"]["refused"] == {}
         assert ask["error"]["code"] == "unauthorized"
 
@@ -696,9 +696,9 @@ class TestCommands:
         assert (known["name"], known["roles"], known["public"]) == (
             "desk",
             ["ask", "review"],
-            held(path).public,
+            load_client_key(path).public,
         )
-        assert held(path).secret not in listed
+        assert load_client_key(path).secret not in listed
         assert run("keys", "new", "desk")[0] == 2
         assert run("keys", "revoke", "desk")[0] == 0
         assert json.loads(run("keys", "list", "--json")[1])[0]["revoked_at"]

@@ -11,7 +11,7 @@ import yaml
 
 from thor_policy.core.errors import RequestError, SuiteError
 from thor_policy.core.requests import Action, Entity, Evaluation
-from thor_policy.protocol.messages import Evaluate
+from thor_policy.protocol.messages import EvaluateRequest
 from thor_policy.protocol.replies import encode_request
 from thor_policy.protocol.requests import decode_request
 from thor_policy.suites import suite_files, verdicts
@@ -344,7 +344,7 @@ def test_what_a_suite_asks_is_what_the_wire_accepts() -> None:
     for fields in ask.fields:
         raw = encode_request("q", "evaluate", fields)
         message = decode_request(raw, max_bytes=len(raw), max_deadline_ms=1)
-        assert isinstance(message, Evaluate)
+        assert isinstance(message, EvaluateRequest)
         assert message.evaluation == TRIAL.scenarios[0].evaluation()
         assert message.annotations.tags[0] == "trial"
 

@@ -162,7 +162,7 @@ class TestOfTheDaemon:
             assert value(samples, "alive", part=part) == 1
             assert value(samples, "waiting", part=part) == 0
         for part in ("engine", "journal", "clerk"):
-            assert value(samples, "stands_still_seconds", part=part) >= 0
+            assert value(samples, "stalled_seconds", part=part) >= 0
         assert value(samples, "serving") == 1
         assert value(samples, "in_flight") == 0
         assert value(samples, "journal_seq") == status["journal"]["seq"]

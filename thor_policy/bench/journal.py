@@ -31,7 +31,7 @@ from thor_policy.core.ids import new_id
 from thor_policy.core.requests import Caller, Entity, Evaluation, Request
 from thor_policy.core.results import Committed
 from thor_policy.daemon import loading
-from thor_policy.daemon.engine_thread import Worker
+from thor_policy.daemon.engine_thread import EngineThread
 from thor_policy.journal import events, statistics
 from thor_policy.journal.events import Event
 from thor_policy.journal.reader import Reader
@@ -133,7 +133,7 @@ def _decisions(pack: Pack, evaluations: list[Evaluation], rows: int) -> Iterator
                 resource=Entity(type=asked.resource.type, id=f"r{entities[number % 8_192]}"),
             ),
         )
-        yield events.decided(decision)
+        yield events.decision_event(decision)
 
 
 def _template(pack: Pack, evaluation: Evaluation) -> Decision:
@@ -292,7 +292,7 @@ def _beside_the_model(
         with Journal(place.journal_path, synchronous=config.synchronous) as kept:
             logs = {"journal": kept, "no journal": _NoLog()}
             log = _Switch(logs)
-            worker = Worker(
+            worker = EngineThread(
                 lambda: Policy(loading.load_engine(config), pack), log, lambda *_: answered.release()
             )
             worker.start()

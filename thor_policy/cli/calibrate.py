@@ -64,7 +64,7 @@ def calibrate(config: Config, by: str, dry_run: bool, report_dir: Path | None, a
         told = {"fitted": fitted, "before": before, "after": after}
         (report_dir / "calibration.json").write_bytes(msgspec.json.format(msgspec.json.encode(told)) + b"\n")
     if not dry_run:
-        journal_access.tend(config, records.Upkeep(task="calibrate", calibration=fitted))
+        journal_access.maintain(config, records.Maintenance(task="calibrate", calibration=fitted))
     if as_json:
         render.as_json(
             {

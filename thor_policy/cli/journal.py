@@ -205,8 +205,8 @@ def outcome(
 
     with Reader(config.journal_path) as reader:
         decision_id = reader.resolve(decision_id)
-    happened = records.Happened(decision_id=decision_id, status=status, value=value, note=note)
-    record_id = journal_access.keep(config, happened)
+    happened = records.Outcome(decision_id=decision_id, status=status, value=value, note=note)
+    record_id = journal_access.submit_record(config, happened)
     if as_json:
         render.as_json({"id": record_id})
     else:
@@ -224,7 +224,7 @@ def erase(ctx: click.Context, config: Config, actor: str, as_json: bool) -> None
 
     Exit status 1 if the name is left somewhere, which is then told.
     """
-    done = _tend(config, records.Upkeep(task="erase", actor=actor), "events looked at")
+    done = _tend(config, records.Maintenance(task="erase", actor=actor), "events looked at")
     if as_json:
         render.as_json(done)
     else:
@@ -245,7 +245,9 @@ def erase(ctx: click.Context, config: Config, actor: str, as_json: bool) -> None
 @as_json
 def archive(config: Config, before: str, as_json: bool) -> None:
     """Move old events into compressed files; tables, queries and `verify` still know them."""
-    done = _tend(config, records.Upkeep(task="archive", before=instant(before, "before")), "events archived")
+    done = _tend(
+        config, records.Maintenance(task="archive", before=instant(before, "before")), "events archived"
+    )
     if as_json:
         render.as_json(done)
     else:
@@ -257,7 +259,7 @@ def archive(config: Config, before: str, as_json: bool) -> None:
 @as_json
 def checkpoint(config: Config, as_json: bool) -> None:
     """Sign the chain as it is now."""
-    done = _tend(config, records.Upkeep(task="checkpoint"), "")
+    done = _tend(config, records.Maintenance(task="checkpoint"), "")
     if as_json:
         render.as_json(done)
     else:
@@ -392,11 +394,11 @@ def _share(part: int, whole: int) -> str | None:
     return f"{100 * part / whole:.0f} %" if whole else None
 
 
-def _tend(config: Config, upkeep: records.Upkeep, told: str) -> dict[str, Json]:
+def _tend(config: Config, maintenance: records.Maintenance, told: str) -> dict[str, Json]:
     from thor_policy.daemon import journal_access
 
     with render.counting(told) as count:
-        return journal_access.tend(config, upkeep, progress=count)
+        return journal_access.maintain(config, maintenance, progress=count)
 
 
 def _anchor(told: str) -> tuple[int, str]:

@@ -124,9 +124,7 @@ def promote(
     \b
     Exit status: 0 it decides from now on, or would; 1 it is refused, and why.
     """
-    from thor_policy.learning.promotion import (
-        promote,  # with all that the gate needs, half a second that other commands save
-    )
+    from thor_policy.learning.promotion import promote
 
     with _terms(gate) as (terms, rest):
         done = promote.promote(config, named, terms, best=best, dry_run=dry_run, **rest)
@@ -160,9 +158,7 @@ def improve(
     Exit status: 0 it passes; 1 it is refused, and why;
     2 there are too few corrections, or nothing to swap in.
     """
-    from thor_policy.learning.promotion import (
-        improve,  # with all that the gate needs, half a second that other commands save
-    )
+    from thor_policy.learning.promotion import improve
 
     with _terms(gate) as (terms, rest):
         done = improve.improve(config, folder, terms, in_force=in_force, **rest)

@@ -127,7 +127,7 @@ def review(
             type=type_,
             **filters,
         )[:limit]
-        keep = partial(journal_access.keep, config)
+        keep = partial(journal_access.submit_record, config)
         if as_json:
             render.as_json(msgspec.to_builtins(picks))
         elif assignee is not None:

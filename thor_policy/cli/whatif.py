@@ -87,7 +87,7 @@ def whatif(
         results = counterfactual.run(
             redecider,
             chosen,
-            keep=None if dry_run else partial(journal_access.keep_counterfactuals, config),
+            keep=None if dry_run else partial(journal_access.record_counterfactuals, config),
             resume=resume,
             busy=busy,
             waiting=lambda: advance("waiting"),
@@ -184,7 +184,7 @@ def _shares(one: Rate) -> tuple[str, str]:
 
 #: What each reason is called.
 _WORDS: dict[counterfactual.Reason, str] = {
-    "reported": "decided elsewhere",
+    "decision_report": "decided elsewhere",
     "erased": "erased, or a name in it",
     "missing": "its private part is missing",
     "masked": "a value was not recorded (masked)",

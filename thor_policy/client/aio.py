@@ -15,20 +15,20 @@ from typing import NamedTuple, Unpack
 import zmq
 import zmq.asyncio
 
-from thor_policy.client.connection import _Way
+from thor_policy.client.connection import Connection
 from thor_policy.client.requests import (
-    _METRICS,
-    _STATUS,
+    METRICS,
+    STATUS,
+    ClientRequest,
     Tracked,
-    _control,
-    _evaluation,
-    _id_of,
-    _kept,
-    _new_ids,
-    _Request,
-    _risk,
-    _signal,
-    _upkeep,
+    control_request,
+    evaluate_request,
+    maintenance_request,
+    new_request_ids,
+    record_id_of,
+    record_request,
+    risk_report,
+    signal_report,
 )
 from thor_policy.core import records
 from thor_policy.core.errors import Unreachable
@@ -52,14 +52,14 @@ class AsyncClient:
 
     def __init__(self, endpoint: str, *, key: Path | None = None, timeout_ms: int = 30_000) -> None:
         self.endpoint = endpoint
-        self._way = _Way.to(endpoint, key)
+        self._way = Connection.to(endpoint, key)
         self._timeout_ms = timeout_ms
         self._opening = asyncio.Lock()
         self._context = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
         self._reader: asyncio.Task[None] | None = None
         self._waiting: dict[str, _Waiting] = {}
-        self._ids = _new_ids()
+        self._ids = new_request_ids()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -92,69 +92,73 @@ class AsyncClient:
         idempotency_key: str | None = None,
         pack: str | None = None,
     ) -> dict[str, Json]:
-        return await self._do(_evaluation(question, explain, deadline_ms, annotations, idempotency_key, pack))
+        return await self._do(
+            evaluate_request(question, explain, deadline_ms, annotations, idempotency_key, pack)
+        )
 
     async def status(self) -> dict[str, Json]:
-        status: dict[str, Json] = (await self._do(_STATUS))["status"]
+        status: dict[str, Json] = (await self._do(STATUS))["status"]
         return status
 
     async def metrics(self) -> dict[str, Json]:
-        metrics: dict[str, Json] = (await self._do(_METRICS))["metrics"]
+        metrics: dict[str, Json] = (await self._do(METRICS))["metrics"]
         return metrics
 
-    async def record(self, reported: records.Reported, *, idempotency_key: str | None = None) -> str:
-        return await self.keep(reported, idempotency_key=idempotency_key)
+    async def decision_report(
+        self, report: records.DecisionReport, *, idempotency_key: str | None = None
+    ) -> str:
+        return await self.record(report, idempotency_key=idempotency_key)
 
-    async def context(self, consulted: records.Consulted) -> str:
-        return await self.keep(consulted)
+    async def consultation(self, consultation: records.Consultation) -> str:
+        return await self.record(consultation)
 
     async def outcome(
         self, decision_id: str, status: records.Status, value: float | None = None, note: str | None = None
     ) -> str:
-        return await self.keep(
-            records.Happened(decision_id=decision_id, status=status, value=value, note=note)
+        return await self.record(
+            records.Outcome(decision_id=decision_id, status=status, value=value, note=note)
         )
 
     async def review(self, review: records.Review) -> str:
-        return await self.keep(review)
+        return await self.record(review)
 
-    async def assign(self, assignment: records.Assignment) -> str:
-        return await self.keep(assignment)
+    async def assignment(self, assignment: records.Assignment) -> str:
+        return await self.record(assignment)
 
-    async def approve(self, approval: records.Approval) -> str:
-        return await self.keep(approval)
+    async def approval(self, approval: records.Approval) -> str:
+        return await self.record(approval)
 
     async def node(self, node: records.Node) -> str:
-        return await self.keep(node)
+        return await self.record(node)
 
-    async def link(self, edge: records.Edge) -> str:
-        return await self.keep(edge)
+    async def edge(self, edge: records.Edge) -> str:
+        return await self.record(edge)
 
     async def track_signal(self, *, agent: str, symbol: str, signal: str, **told: Unpack[Tracked]) -> str:
-        return await self.keep(_signal(agent, symbol, signal, told))
+        return await self.record(signal_report(agent, symbol, signal, told))
 
     async def track_risk(self, *, agent: str, symbol: str, outcome: str, **told: Unpack[Tracked]) -> str:
-        return await self.keep(_risk(agent, symbol, outcome, told))
+        return await self.record(risk_report(agent, symbol, outcome, told))
 
-    async def upkeep(self, upkeep: records.Upkeep, *, timeout_ms: int = 3_600_000) -> dict[str, Json]:
-        done: dict[str, Json] = (await self._do(_upkeep(upkeep, timeout_ms)))["done"]
+    async def maintenance(self, task: records.Maintenance, *, timeout_ms: int = 3_600_000) -> dict[str, Json]:
+        done: dict[str, Json] = (await self._do(maintenance_request(task, timeout_ms)))["done"]
         return done
 
     async def control(self, control: records.Control, *, timeout_ms: int = 3_600_000) -> dict[str, Json]:
-        done: dict[str, Json] = (await self._do(_control(control, timeout_ms)))["done"]
+        done: dict[str, Json] = (await self._do(control_request(control, timeout_ms)))["done"]
         return done
 
-    async def keep(self, record: records.Record, *, idempotency_key: str | None = None) -> str:
-        return _id_of(await self._do(_kept(record, idempotency_key)))
+    async def record(self, record: records.Record, *, idempotency_key: str | None = None) -> str:
+        return record_id_of(await self._do(record_request(record, idempotency_key)))
 
     async def call(
         self, op: str, fields: dict[str, Json], *, timeout_ms: int | None = None
     ) -> dict[str, Json]:
-        return await self._do(_Request(op, fields, timeout_ms))
+        return await self._do(ClientRequest(op, fields, timeout_ms))
 
     # ------------------------------------------------------------ many round trips at once
 
-    async def _do(self, request: _Request) -> dict[str, Json]:
+    async def _do(self, request: ClientRequest) -> dict[str, Json]:
         request_id, timeout_ms = next(self._ids), request.timeout_ms or self._timeout_ms
         frame = encode_request(request_id, request.op, request.fields)
         connection = await self._connection()

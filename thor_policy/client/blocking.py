@@ -14,20 +14,20 @@ from typing import Unpack
 import zmq
 import zmq.asyncio
 
-from thor_policy.client.connection import _Way
+from thor_policy.client.connection import Connection
 from thor_policy.client.requests import (
-    _METRICS,
-    _STATUS,
+    METRICS,
+    STATUS,
+    ClientRequest,
     Tracked,
-    _control,
-    _evaluation,
-    _id_of,
-    _kept,
-    _new_ids,
-    _Request,
-    _risk,
-    _signal,
-    _upkeep,
+    control_request,
+    evaluate_request,
+    maintenance_request,
+    new_request_ids,
+    record_id_of,
+    record_request,
+    risk_report,
+    signal_report,
 )
 from thor_policy.core import records
 from thor_policy.core.errors import Unreachable
@@ -44,11 +44,11 @@ class Client:
 
     def __init__(self, endpoint: str, *, key: Path | None = None, timeout_ms: int = 30_000) -> None:
         self.endpoint = endpoint
-        self._way = _Way.to(endpoint, key)
+        self._way = Connection.to(endpoint, key)
         self._timeout_ms = timeout_ms
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
-        self._ids = _new_ids()
+        self._ids = new_request_ids()
 
     def __enter__(self) -> Client:
         return self
@@ -98,87 +98,87 @@ class Client:
 
         Raises RequestError if it is refused, Unreachable if no reply comes in time.
         """
-        return self._do(_evaluation(question, explain, deadline_ms, annotations, idempotency_key, pack))
+        return self._do(evaluate_request(question, explain, deadline_ms, annotations, idempotency_key, pack))
 
     def status(self) -> dict[str, Json]:
         """What the daemon says of itself."""
-        status: dict[str, Json] = self._do(_STATUS)["status"]
+        status: dict[str, Json] = self._do(STATUS)["status"]
         return status
 
     def metrics(self) -> dict[str, Json]:
         """What the daemon measures, by the name of the metric (docs/operating.md)."""
-        metrics: dict[str, Json] = self._do(_METRICS)["metrics"]
+        metrics: dict[str, Json] = self._do(METRICS)["metrics"]
         return metrics
 
     # ------------------------------------------------------------ records: each returns its id once committed
 
-    def record(self, reported: records.Reported, *, idempotency_key: str | None = None) -> str:
+    def decision_report(self, report: records.DecisionReport, *, idempotency_key: str | None = None) -> str:
         """Keep a decision that was made elsewhere; returns its decision id.
 
         Raises RequestError if it is refused (as all that follow do), Unreachable if no reply comes in time:
         then it may have been kept all the same.
         """
-        return self.keep(reported, idempotency_key=idempotency_key)
+        return self.record(report, idempotency_key=idempotency_key)
 
-    def context(self, consulted: records.Consulted) -> str:
+    def consultation(self, consultation: records.Consultation) -> str:
         """Keep data that was gathered for a decision, or for a session whose decision comes later."""
-        return self.keep(consulted)
+        return self.record(consultation)
 
     def outcome(
         self, decision_id: str, status: records.Status, value: float | None = None, note: str | None = None
     ) -> str:
         """Keep how a decision turned out; `value` is a number such as profit or loss. The newest counts."""
-        return self.keep(records.Happened(decision_id=decision_id, status=status, value=value, note=note))
+        return self.record(records.Outcome(decision_id=decision_id, status=status, value=value, note=note))
 
     def review(self, review: records.Review) -> str:
         """Keep a person's verdict on a decision."""
-        return self.keep(review)
+        return self.record(review)
 
-    def assign(self, assignment: records.Assignment) -> str:
+    def assignment(self, assignment: records.Assignment) -> str:
         """Keep who reviews a decision; a lease that somebody else has is a RequestError `conflict`."""
-        return self.keep(assignment)
+        return self.record(assignment)
 
-    def approve(self, approval: records.Approval) -> str:
+    def approval(self, approval: records.Approval) -> str:
         """Keep a person's consent to a decision, or refusal of it."""
-        return self.keep(approval)
+        return self.record(approval)
 
     def node(self, node: records.Node) -> str:
         """Keep a goal, option, action or the like of the graph of work; returns the id that edges name."""
-        return self.keep(node)
+        return self.record(node)
 
-    def link(self, edge: records.Edge) -> str:
+    def edge(self, edge: records.Edge) -> str:
         """Keep a link between two nodes or decisions."""
-        return self.keep(edge)
+        return self.record(edge)
 
     def track_signal(self, *, agent: str, symbol: str, signal: str, **told: Unpack[Tracked]) -> str:
         """Keep what an agent made of a symbol (`BUY`, ..); returns its decision id."""
-        return self.keep(_signal(agent, symbol, signal, told))
+        return self.record(signal_report(agent, symbol, signal, told))
 
     def track_risk(self, *, agent: str, symbol: str, outcome: str, **told: Unpack[Tracked]) -> str:
         """Keep what an agent made of the risk of a symbol (`REDUCE`, ..); returns its decision id."""
-        return self.keep(_risk(agent, symbol, outcome, told))
+        return self.record(risk_report(agent, symbol, outcome, told))
 
-    def upkeep(self, upkeep: records.Upkeep, *, timeout_ms: int = 3_600_000) -> dict[str, Json]:
+    def maintenance(self, task: records.Maintenance, *, timeout_ms: int = 3_600_000) -> dict[str, Json]:
         """Have long work done on the journal; for the daemon's own user and root. Returns what it did."""
-        done: dict[str, Json] = self._do(_upkeep(upkeep, timeout_ms))["done"]
+        done: dict[str, Json] = self._do(maintenance_request(task, timeout_ms))["done"]
         return done
 
     def control(self, control: records.Control, *, timeout_ms: int = 3_600_000) -> dict[str, Json]:
         """Have it change what judges; for who has the role control. Returns what is so now."""
-        done: dict[str, Json] = self._do(_control(control, timeout_ms))["done"]
+        done: dict[str, Json] = self._do(control_request(control, timeout_ms))["done"]
         return done
 
-    def keep(self, record: records.Record, *, idempotency_key: str | None = None) -> str:
+    def record(self, record: records.Record, *, idempotency_key: str | None = None) -> str:
         """Keep any of these records; one with the same key and the same content is kept once."""
-        return _id_of(self._do(_kept(record, idempotency_key)))
+        return record_id_of(self._do(record_request(record, idempotency_key)))
 
     # ------------------------------------------------------------ the round trip
 
     def call(self, op: str, fields: dict[str, Json], *, timeout_ms: int | None = None) -> dict[str, Json]:
         """One round trip of any operation."""
-        return self._do(_Request(op, fields, timeout_ms))
+        return self._do(ClientRequest(op, fields, timeout_ms))
 
-    def _do(self, request: _Request) -> dict[str, Json]:
+    def _do(self, request: ClientRequest) -> dict[str, Json]:
         frame = encode_request(next(self._ids), request.op, request.fields)
         return decode_reply(self._round_trip(frame, request.timeout_ms or self._timeout_ms)[-1])
 

@@ -16,7 +16,7 @@ import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
 from thor_policy.core.errors import ConfigError, Unreachable
-from thor_policy.security.curve_keys import Held, held
+from thor_policy.security.curve_keys import ClientKey, load_client_key
 
 #: Replies above this are not taken from the socket.
 MAX_REPLY_BYTES = 16 * 1024 * 1024
@@ -35,14 +35,14 @@ _CONNECTED = (
 AnySocket = TypeVar("AnySocket", bound="zmq.Socket[Any]")
 
 
-class _Way(NamedTuple):
+class Connection(NamedTuple):
     """How to reach a daemon: `held` is the key for one elsewhere."""
 
     endpoint: str
-    held: Held | None = None
+    held: ClientKey | None = None
 
     @classmethod
-    def to(cls, endpoint: str, key: Path | None) -> _Way:
+    def to(cls, endpoint: str, key: Path | None) -> Connection:
         """The way to an endpoint, with the key in a file if it is a tcp endpoint. Raises ConfigError."""
         if not endpoint.startswith("tcp://"):
             return cls(endpoint)
@@ -51,7 +51,7 @@ class _Way(NamedTuple):
                 f"the endpoint {endpoint} needs a key: --key FILE, as `thorpolicy keys new` made it "
                 "beside the daemon"
             )
-        return cls(endpoint, held(key))
+        return cls(endpoint, load_client_key(key))
 
     def prepare(self, opened: AnySocket) -> AnySocket:
         """A new socket with our limits and our key."""
@@ -97,7 +97,7 @@ class _Way(NamedTuple):
                 return False
         return True
 
-    def _shake_hands(self, opened: zmq.Socket[bytes], ours: Held) -> None:
+    def _shake_hands(self, opened: zmq.Socket[bytes], ours: ClientKey) -> None:
         monitor: zmq.Socket[bytes] = opened.get_monitor_socket(_CONNECTED)
         try:
             opened.connect(self.endpoint)

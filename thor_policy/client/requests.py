@@ -12,7 +12,6 @@ from typing import NamedTuple, TypedDict
 
 from thor_policy.core import records
 from thor_policy.core.requests import Json
-from thor_policy.protocol.messages import OP_OF
 from thor_policy.protocol.requests import question_fields
 
 #: Added to a deadline before the client gives up: the daemon answers at the deadline, not before.
@@ -33,7 +32,7 @@ class Tracked(TypedDict, total=False):
     session: str | None
 
 
-class _Request(NamedTuple):
+class ClientRequest(NamedTuple):
     """What is asked, before it has an id: both clients send it as it is."""
 
     op: str
@@ -42,17 +41,17 @@ class _Request(NamedTuple):
     timeout_ms: int | None = None
 
 
-_STATUS, _METRICS = _Request("status", {}), _Request("metrics", {})
+STATUS, METRICS = ClientRequest("status", {}), ClientRequest("metrics", {})
 
 
-def _evaluation(
+def evaluate_request(
     question: Json,
     explain: str,
     deadline_ms: int | None,
     annotations: dict[str, Json] | None,
     idempotency_key: str | None,
     pack: str | None,
-) -> _Request:
+) -> ClientRequest:
     fields = question_fields(question) | {"explain": explain} | _once(idempotency_key)
     if deadline_ms is not None:
         fields["deadline_ms"] = deadline_ms
@@ -60,37 +59,37 @@ def _evaluation(
         fields["annotations"] = annotations
     if pack is not None:
         fields["pack"] = pack
-    return _Request("evaluate", fields, deadline_ms + GRACE_MS if deadline_ms else None)
+    return ClientRequest("evaluate", fields, deadline_ms + GRACE_MS if deadline_ms else None)
 
 
-def _kept(record: records.Record, idempotency_key: str | None) -> _Request:
-    return _Request(OP_OF[type(record)], {"record": record} | _once(idempotency_key))
+def record_request(record: records.Record, idempotency_key: str | None) -> ClientRequest:
+    return ClientRequest(records.KIND_OF[type(record)], {"record": record} | _once(idempotency_key))
 
 
 def _once(idempotency_key: str | None) -> dict[str, Json]:
     return {} if idempotency_key is None else {"idempotency_key": idempotency_key}
 
 
-def _id_of(answer: dict[str, Json]) -> str:
+def record_id_of(answer: dict[str, Json]) -> str:
     record_id: str = answer["recorded"]["id"]
     return record_id
 
 
-def _upkeep(upkeep: records.Upkeep, timeout_ms: int) -> _Request:
-    return _Request("upkeep", {"record": upkeep}, timeout_ms)
+def maintenance_request(task: records.Maintenance, timeout_ms: int) -> ClientRequest:
+    return ClientRequest("maintenance", {"record": task}, timeout_ms)
 
 
-def _control(control: records.Control, timeout_ms: int) -> _Request:
-    return _Request("control", {"record": control}, timeout_ms)
+def control_request(control: records.Control, timeout_ms: int) -> ClientRequest:
+    return ClientRequest("control", {"record": control}, timeout_ms)
 
 
-def _signal(agent: str, symbol: str, signal: str, told: Tracked) -> records.Reported:
-    return records.Reported(type="signal", agent=agent, entity=symbol, outcome=signal, **told)
+def signal_report(agent: str, symbol: str, signal: str, told: Tracked) -> records.DecisionReport:
+    return records.DecisionReport(type="signal", agent=agent, entity=symbol, outcome=signal, **told)
 
 
-def _risk(agent: str, symbol: str, outcome: str, told: Tracked) -> records.Reported:
-    return records.Reported(type="risk", agent=agent, entity=symbol, outcome=outcome, **told)
+def risk_report(agent: str, symbol: str, outcome: str, told: Tracked) -> records.DecisionReport:
+    return records.DecisionReport(type="risk", agent=agent, entity=symbol, outcome=outcome, **told)
 
 
-def _new_ids() -> Iterator[str]:
+def new_request_ids() -> Iterator[str]:
     return (f"{os.getpid()}-{number}" for number in itertools.count(1))

@@ -189,7 +189,7 @@ class Decision(Struct, frozen=True, kw_only=True):
     idempotency: str | None = None
 
 
-class Recorded(Struct, frozen=True, kw_only=True):
+class PriorRecord(Struct, frozen=True, kw_only=True):
     """What was recorded for an idempotency key: an event, and the decision that it tells of.
 
     `content` is the digest of what was asked; `id` that of the decision or record.

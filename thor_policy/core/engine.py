@@ -40,7 +40,7 @@ class DeviceMemory(Struct, frozen=True, kw_only=True):
 # ---------------------------------------------------------------- the prompt
 
 
-class Turn(Struct, frozen=True, kw_only=True):
+class ChatTurn(Struct, frozen=True, kw_only=True):
     """One chat turn. Every byte of `text` is content: it can never become a special token."""
 
     role: Literal["system", "user", "assistant"]
@@ -55,7 +55,7 @@ class PromptPrefix(Struct, frozen=True, kw_only=True):
     """
 
     pack_sha256: str
-    turns: tuple[Turn, ...]
+    turns: tuple[ChatTurn, ...]
     answer_head: str
     labels: tuple[str, ...]
     question_head: str = ""
@@ -93,7 +93,7 @@ class FreeText(Struct, frozen=True, kw_only=True, tag="free_text"):
 Step: TypeAlias = Fixed | OneOf | SomeOf | FreeText
 
 
-class Written(Struct, frozen=True, kw_only=True):
+class WrittenExplanation(Struct, frozen=True, kw_only=True):
     """An explanation as it came out of the engine: the value of each named step, and the whole text.
 
     `truncated` when the deadline or the stream's length ended it; then late steps are missing.
@@ -107,7 +107,7 @@ class Written(Struct, frozen=True, kw_only=True):
     explain_ms: float
 
 
-class Loaded(Struct, frozen=True, kw_only=True):
+class LoadedPrefix(Struct, frozen=True, kw_only=True):
     """How a prefix became resident: its length, whether a saved state was restored, and how often the
     golden question (no text at all) was scored alike before anything was served: with equal bits, or, where
     the model is not `exact`, with the same label.
@@ -149,14 +149,14 @@ class Engine(Protocol):
         or not for this model.
         """
 
-    def loading(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> Steps[Loaded]:
+    def loading(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> Steps[LoadedPrefix]:
         """Make `prefix` resident under an adopted adapter, in bounded steps with other calls in between.
 
         Its name is `resident_key`; it can be used once the last step is done. It is tested to score the same
         each time. Raises EngineError if it does not fit, or if the test fails.
         """
 
-    def load(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> Loaded:
+    def load(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> LoadedPrefix:
         """All steps of `loading` at once."""
 
     def unload(self, key: str) -> None:
@@ -173,7 +173,7 @@ class Engine(Protocol):
     ) -> None:
         """Begin an explanation that continues `scored`; `step` moves it on until `deadline_ns`."""
 
-    def step(self) -> list[Written]:
+    def step(self) -> list[WrittenExplanation]:
         """Advance every running explanation by one batched decode; returns those that ended."""
 
     def give_up(self) -> None:

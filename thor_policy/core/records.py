@@ -60,7 +60,7 @@ Judgement: TypeAlias = Literal["accept", "correct_decision", "correct_reasoning"
 Verdict: TypeAlias = Literal["accept", "correct_decision", "correct_reasoning", "correct_both", "withdrawn"]
 
 
-class Reported(Struct, frozen=True, kw_only=True):
+class DecisionReport(Struct, frozen=True, kw_only=True):
     """A decision that somebody else made, for the record.
 
     `type` is the kind of decision (`signal`, `risk`, `exception`, ...), `entity` the symbol or resource it
@@ -88,7 +88,7 @@ class Reported(Struct, frozen=True, kw_only=True):
     tags: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
 
 
-class Consulted(Struct, frozen=True, kw_only=True):
+class Consultation(Struct, frozen=True, kw_only=True):
     """Data that was gathered for a decision: from which system, about what, how fresh.
 
     It belongs to `decision_id`, or to a `session` whose decision comes later. `fresh_at` is the time the
@@ -106,7 +106,7 @@ class Consulted(Struct, frozen=True, kw_only=True):
     fresh_at: Name | None = None
 
 
-class Happened(Struct, frozen=True, kw_only=True):
+class Outcome(Struct, frozen=True, kw_only=True):
     """How a decision turned out; `value` is a number such as profit or loss. The newest one counts."""
 
     decision_id: Name
@@ -264,7 +264,7 @@ class Promotion(Struct, frozen=True, kw_only=True):
     signature: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")] | None = None
 
 
-class Upkeep(Struct, frozen=True, kw_only=True):
+class Maintenance(Struct, frozen=True, kw_only=True):
     """Work on the journal: erase `actor`, archive what is older than `before`, sign a checkpoint now, put a
     `calibration` in force, keep `counterfactuals`, record a `promotion`.
     """
@@ -293,13 +293,26 @@ class Control(Struct, frozen=True, kw_only=True):
     scale: Annotated[float, Meta(ge=0.01, le=10)] = 1.0
 
 
-Record: TypeAlias = Reported | Consulted | Happened | Review | Assignment | Approval | Node | Edge
+Record: TypeAlias = DecisionReport | Consultation | Outcome | Review | Assignment | Approval | Node | Edge
+
+#: Each record by its one name: that of the operation which hands it over, and of the event it becomes.
+RECORDS: dict[str, type[Record]] = {
+    "decision_report": DecisionReport,
+    "consultation": Consultation,
+    "outcome": Outcome,
+    "review": Review,
+    "assignment": Assignment,
+    "approval": Approval,
+    "node": Node,
+    "edge": Edge,
+}
+KIND_OF: dict[type, str] = {record: kind for kind, record in RECORDS.items()}
 
 #: Fields that hold people's names or free text: they live beside the chain and can be erased.
 PRIVATE_FIELDS: dict[type, tuple[str, ...]] = {
-    Reported: ("agent", "entity", "prompt", "response", "reasoning", "context"),
-    Consulted: ("entity", "query", "value"),
-    Happened: ("note",),
+    DecisionReport: ("agent", "entity", "prompt", "response", "reasoning", "context"),
+    Consultation: ("entity", "query", "value"),
+    Outcome: ("note",),
     Review: ("reviewer", "reasoning"),
     Assignment: ("reviewer", "given_by"),
     Approval: ("approver", "role", "evidence"),

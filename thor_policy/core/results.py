@@ -11,16 +11,13 @@ from dataclasses import dataclass
 
 from msgspec import Struct
 
-from thor_policy.core.decisions import (
-    Decision,
-    Explanation,
-)
+from thor_policy.core.decisions import Decision, Explanation
 from thor_policy.core.errors import ErrorCode, RequestError
 from thor_policy.core.requests import Json
 
 
 @dataclass(frozen=True)
-class Tended:
+class JobDone:
     """What became of a piece of work."""
 
     answer: dict[str, Json] | RequestError
@@ -61,4 +58,4 @@ class Refused:
     error: RequestError
 
 
-Outcome = Decision | Explained | Unexplained | Refused
+EngineResult = Decision | Explained | Unexplained | Refused

@@ -12,7 +12,7 @@ from functools import partial
 from thor_policy.core.errors import RequestError
 from thor_policy.core.requests import Json
 from thor_policy.daemon.inflight import Answer
-from thor_policy.protocol.messages import Evaluate, EvaluateMany
+from thor_policy.protocol.messages import EvaluateBatchRequest, EvaluateRequest
 from thor_policy.protocol.replies import error_item
 
 
@@ -24,9 +24,9 @@ class Batch:
 
     def __init__(
         self,
-        message: EvaluateMany,
+        message: EvaluateBatchRequest,
         *,
-        submit: Callable[[Evaluate, Answer], None],
+        submit: Callable[[EvaluateRequest, Answer], None],
         done: Callable[[Sequence[dict[str, Json]]], None],
     ) -> None:
         self._message = message

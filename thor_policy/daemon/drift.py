@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 DEADLINE_S = 60
 
 
-class Sentinel:
+class DriftSentinel:
     """Asks every golden question each `every_s` seconds; 0: never. `record` must not block.
 
     A change is another label, or a logit that moved by more than `tolerance` (where the model promises equal
@@ -107,7 +107,7 @@ class Sentinel:
             id, scored.label, shift, known.label,
         )  # fmt: skip
         self._record(
-            events.drift(
+            events.drift_event(
                 golden=id,
                 before=known.label,
                 now=scored.label,

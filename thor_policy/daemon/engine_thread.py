@@ -24,7 +24,7 @@ from typing import Any, Protocol, TypeVar
 from thor_policy.core.engine import DecisionLog, Steps
 from thor_policy.core.errors import EngineError, RequestError
 from thor_policy.core.requests import Request
-from thor_policy.core.results import Explained, Outcome, Refused, Unexplained
+from thor_policy.core.results import EngineResult, Explained, Refused, Unexplained
 from thor_policy.policy.decider import Policy
 from thor_policy.telemetry import logs
 from thor_policy.telemetry.watchdog import Pulse
@@ -47,14 +47,14 @@ class Idle(Protocol):
 
 
 @dataclass(frozen=True)
-class _Errand:
+class _Task:
     """Work of another kind for the engine thread, and whoever waits for what it comes to."""
 
     begin: Callable[[Policy], Steps[Any]]
     future: Future[Any]
 
 
-class Worker:
+class EngineThread:
     """Runs a policy on a thread of its own, which also opens it.
 
     The thread that loads the model has to be the one that decodes: llama.cpp's threads come in a pool for
@@ -68,7 +68,7 @@ class Worker:
         self,
         open_policy: Callable[[], Policy],
         journal: DecisionLog,
-        tell: Callable[[int, Outcome], None],
+        tell: Callable[[int, EngineResult], None],
         idle: Idle | None = None,
     ) -> None:
         self._idle = idle
@@ -76,8 +76,8 @@ class Worker:
         self._opened: queue.SimpleQueue[Policy | BaseException] = queue.SimpleQueue()
         self._journal = journal
         self._tell = tell
-        self._queue: queue.SimpleQueue[Request | _Errand | None] = queue.SimpleQueue()
-        self._errands: deque[_Errand] = deque()
+        self._queue: queue.SimpleQueue[Request | _Task | None] = queue.SimpleQueue()
+        self._tasks: deque[_Task] = deque()
         self._step_ended_ns = 0
         self._ended = False
         self._steps: Steps[Any] | None = None
@@ -95,7 +95,7 @@ class Worker:
         #: Longest explanation step, longest step of an errand, and longest that a decision waited for a step
         #: of either (or for the shadow pack) to end, in ms.
         self.step_ms_max = 0.0
-        self.errand_step_ms_max = 0.0
+        self.task_step_ms_max = 0.0
         self.step_wait_ms_max = 0.0
 
     def start(self) -> Policy:
@@ -134,7 +134,7 @@ class Worker:
         """
         future: Future[T] = Future()
         future.set_running_or_notify_cancel()
-        self._queue.put(_Errand(begin, future))
+        self._queue.put(_Task(begin, future))
         if self._ended:
             self._turn_away()
         return future
@@ -159,13 +159,13 @@ class Worker:
             while engine.explaining:
                 self._explain()
         finally:
-            self._end_errands()
+            self._end_tasks()
             engine.close()
 
     def _turn(self) -> bool:
         """What is most urgent, and a step of the errand; False at the end."""
         policy = self._policy
-        busy = bool(policy.engine.explaining or self._errands or policy.shadowing)
+        busy = bool(policy.engine.explaining or self._tasks or policy.shadowing)
         wait_s = None
         if not busy:
             self.pulse.rest()
@@ -176,7 +176,7 @@ class Worker:
             self.pulse.beat()
             if policy.engine.explaining:
                 self._step_ended_ns = self._explain()
-            elif policy.shadowing and not self._errands:
+            elif policy.shadowing and not self._tasks:
                 self._step_ended_ns = self._shadow()
             elif not busy:
                 self._step_ended_ns = self._idle_turn()
@@ -184,47 +184,47 @@ class Worker:
             self.pulse.beat()
             if item is None:
                 return False
-            if isinstance(item, _Errand):
-                self._errands.append(item)
+            if isinstance(item, _Task):
+                self._tasks.append(item)
             else:
                 waited_ms = (self._step_ended_ns - item.received_ns) / 1e6
                 self.step_wait_ms_max = max(self.step_wait_ms_max, waited_ms)
                 self._step_ended_ns = 0  # something was decided since
                 self._decide(item)
-        if self._errands:
-            self._step_ended_ns = self._run_errand()
+        if self._tasks:
+            self._step_ended_ns = self._run_task()
             if policy.awaits_explanations:
                 self._step_ended_ns = self._explain()
         return True
 
-    def _run_errand(self) -> int:
+    def _run_task(self) -> int:
         """One step of the errand that is first; returns when it ended, in monotonic nanoseconds."""
-        started_ns, errand = time.monotonic_ns(), self._errands[0]
+        started_ns, errand = time.monotonic_ns(), self._tasks[0]
         try:
             if self._steps is None:
                 self._steps = errand.begin(self._policy)
             next(self._steps)
         except StopIteration as end:
-            self._end_errand()
+            self._end_task()
             errand.future.set_result(end.value)
         except Exception as error:
-            self._end_errand()
+            self._end_task()
             errand.future.set_exception(error)
         ended_ns = time.monotonic_ns()
-        self.errand_step_ms_max = max(self.errand_step_ms_max, (ended_ns - started_ns) / 1e6)
+        self.task_step_ms_max = max(self.task_step_ms_max, (ended_ns - started_ns) / 1e6)
         return ended_ns
 
-    def _end_errand(self) -> None:
+    def _end_task(self) -> None:
         self._steps = None
-        self._errands.popleft()
+        self._tasks.popleft()
 
-    def _end_errands(self) -> None:
+    def _end_tasks(self) -> None:
         """What was begun is cut off, what waits is refused."""
         if self._steps is not None:
             self._steps.close()
-        for errand in self._errands:
+        for errand in self._tasks:
             errand.future.set_exception(_stopping())
-        self._errands.clear()
+        self._tasks.clear()
         self._ended = True
         self._turn_away()
 
@@ -235,7 +235,7 @@ class Worker:
                 item = self._queue.get_nowait()
             except queue.Empty:
                 return
-            if isinstance(item, _Errand):
+            if isinstance(item, _Task):
                 item.future.set_exception(_stopping())
 
     def _shadow(self) -> int:

@@ -16,17 +16,17 @@ from dataclasses import dataclass
 
 import msgspec
 
-from thor_policy.core.decisions import Recorded
+from thor_policy.core.decisions import PriorRecord
 from thor_policy.core.errors import RequestError
 from thor_policy.core.requests import Caller, Json
 from thor_policy.daemon.inflight import InFlight
 
 
 @dataclass(frozen=True)
-class Recalled:
+class KeyLookup:
     """What the journal knows of a key: an answer, nothing, or why it cannot say."""
 
-    found: Recorded | RequestError | None
+    found: PriorRecord | RequestError | None
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Keyed:
     digest: str
     content: str
     start: Callable[[], None]
-    retell: Callable[[Recorded], dict[str, Json]]
+    retell: Callable[[PriorRecord], dict[str, Json]]
 
 
 def digest_of(caller: Caller, key: str) -> str:
@@ -52,7 +52,7 @@ def digest_of(caller: Caller, key: str) -> str:
     return hashlib.sha256(told).hexdigest()
 
 
-class Once:
+class IdempotencyKeys:
     """All keys in flight. `recall` asks the journal about a digest; the answer comes to `recalled`."""
 
     def __init__(
@@ -78,7 +78,7 @@ class Once:
                 self._waiting[keyed.digest] = waiting = deque(w for w in waiting if self._is_pending(w))
             waiting.append(keyed)
 
-    def recalled(self, ticket: int, found: Recorded | RequestError | None) -> None:
+    def recalled(self, ticket: int, found: PriorRecord | RequestError | None) -> None:
         """Hear from the journal what it knows of the key of `ticket`."""
         first = self._first[self._digests[ticket]]
         if found is None and self._is_pending(first):

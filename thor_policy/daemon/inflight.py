@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from thor_policy.core.decisions import Decision
 from thor_policy.core.errors import ErrorCode, RequestError
 from thor_policy.core.requests import Explain, Json
-from thor_policy.core.results import Explained, Outcome, Refused, Tended, Unexplained
+from thor_policy.core.results import EngineResult, Explained, JobDone, Refused, Unexplained
 from thor_policy.protocol.messages import HTTP_STATUS
 from thor_policy.protocol.replies import decision_item, explanation_item, recorded_item
 from thor_policy.telemetry.metrics import Metrics
@@ -28,8 +28,6 @@ from thor_policy.telemetry.metrics import Metrics
 Answer: TypeAlias = Callable[[dict[str, Json] | RequestError], None]
 #: Takes what was recorded: kind, decision id, and the members of the event.
 Publish: TypeAlias = Callable[[str, str, dict[str, Json]], None]
-#: What the counters call events of a kind whose name takes no s.
-_PLURALS = {"reported": "reports", "consulted": "consultations"}
 
 
 class Fate(Protocol):
@@ -113,7 +111,7 @@ class InFlight:
         if ticket in self._pending:
             self._answer(ticket, answer)
 
-    def note(self, ticket: int, outcome: Outcome | Tended, now_ns: int) -> None:
+    def note(self, ticket: int, outcome: EngineResult | JobDone, now_ns: int) -> None:
         """Hear from the engine thread, which speaks before the journal does, or from the clerk."""
         pending = self._pending.get(ticket)
         if isinstance(outcome, Decision):
@@ -124,7 +122,7 @@ class InFlight:
             return
         if isinstance(outcome, Refused):
             self._answer(ticket, outcome.error)
-        elif isinstance(outcome, Tended):
+        elif isinstance(outcome, JobDone):
             self._answer(ticket, outcome.answer)
         elif isinstance(outcome, Decision):
             pending.decision = outcome
@@ -135,7 +133,7 @@ class InFlight:
 
     def note_fate(self, ticket: int, fate: Fate, now_ns: int) -> None:
         """Hear from the journal that an event is on disk, or that it never will be."""
-        kinds = _PLURALS.get(fate.kind, f"{fate.kind}s")
+        kinds = f"{fate.kind}s"
         if fate.error is None:
             self._counters[f"{kinds}_recorded"] += 1
         elif HTTP_STATUS[fate.error] >= 500:  # below that the request was at fault, and nothing is lost

@@ -14,19 +14,13 @@ from contextlib import contextmanager
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core import records
-from thor_policy.core.errors import (
-    AlreadyRunning,
-    JournalError,
-    RequestError,
-    Unreachable,
-)
+from thor_policy.core.errors import AlreadyRunning, JournalError, RequestError, Unreachable
 from thor_policy.core.ids import new_id
 from thor_policy.core.requests import Caller, Json
 from thor_policy.daemon.loading import open_journal
 from thor_policy.journal import events
-from thor_policy.journal.maintenance.dispatch import tend as do_upkeep
+from thor_policy.journal.maintenance.dispatch import run_maintenance
 from thor_policy.journal.reader import Reader
-from thor_policy.protocol.messages import OP_OF
 from thor_policy.protocol.replies import encode_request
 from thor_policy.protocol.requests import decode_request
 
@@ -50,7 +44,7 @@ def open_reader(config: Config) -> Reader:
     return Reader(config.journal_path)
 
 
-def keep(config: Config, record: records.Record) -> str:
+def submit_record(config: Config, record: records.Record) -> str:
     """Record something, through the daemon where one runs, otherwise by hand; returns the record's id.
 
     Another command may hold the journal for a moment; that is waited for, up to `LOCK_WAIT_S`.
@@ -60,29 +54,31 @@ def keep(config: Config, record: records.Record) -> str:
     while True:
         with Client(config.endpoint, key=config.key_file) as client:
             if client.remote or client.alive():
-                return client.keep(record)
+                return client.record(record)
         try:
-            return _keep_by_hand(config, record)
+            return _record_directly(config, record)
         except AlreadyRunning:
             if time.monotonic() >= until:
                 raise
             time.sleep(_LOCK_STEP_S)
 
 
-def _keep_by_hand(config: Config, record: records.Record) -> str:
-    frame = encode_request("", OP_OF[type(record)], {"record": record})
+def _record_directly(config: Config, record: records.Record) -> str:
+    frame = encode_request("", records.KIND_OF[type(record)], {"record": record})
     decode_request(frame, max_bytes=config.max_request_bytes, max_deadline_ms=1)  # what a daemon would refuse
     record_id, us = new_id(), Caller(transport="inproc", uid=os.geteuid(), gid=os.getegid(), pid=os.getpid())
     with open_journal(config, lambda _: None) as journal:
-        event = events.recorded(record, record_id=record_id, at=time.time(), caller=us, masked=config.masked)
+        event = events.record_event(
+            record, record_id=record_id, at=time.time(), caller=us, masked=config.masked
+        )
         fate = journal.commit(event).result()
     if fate.error is not None:
         raise RequestError(fate.error, fate.message or "the journal could not record it")
     return record_id
 
 
-def tend(
-    config: Config, upkeep: records.Upkeep, *, progress: Callable[[int], None] = lambda _: None
+def maintain(
+    config: Config, maintenance: records.Maintenance, *, progress: Callable[[int], None] = lambda _: None
 ) -> dict[str, Json]:
     """Do long work on the journal, through the daemon where one runs, otherwise by hand; says what was done.
 
@@ -90,19 +86,19 @@ def tend(
     """
     with Client(config.endpoint, key=config.key_file) as client:
         if client.remote or client.alive():
-            return client.upkeep(upkeep)
+            return client.maintenance(maintenance)
     if not config.journal_path.is_file():
         raise JournalError(f"there is no journal at {config.journal_path}; `thorpolicy serve` makes one")
     with open_journal(config, lambda _: None) as journal:
-        return do_upkeep(journal, upkeep, by_uid=os.geteuid(), progress=progress)
+        return run_maintenance(journal, maintenance, by_uid=os.geteuid(), progress=progress)
 
 
-def keep_counterfactuals(config: Config, told: records.Counterfactuals) -> None:
+def record_counterfactuals(config: Config, told: records.Counterfactuals) -> None:
     """Record what past decisions would have been, as `tend` does.
 
     Raises JournalError too if whoever records them does not know a decision: then it has another journal.
     """
-    done = tend(config, records.Upkeep(task="counterfactual", counterfactuals=told))
+    done = maintain(config, records.Maintenance(task="counterfactual", counterfactuals=told))
     if unknown := done["unknown"]:
         raise JournalError(
             f"{len(unknown)} of {len(told.results)} decisions of {config.journal_path} are unknown to the "

@@ -16,11 +16,7 @@ from thor_policy import catalog
 from thor_policy.config import Config, data_path
 from thor_policy.core.decisions import Adapter, ModelInfo, PackInfo
 from thor_policy.core.engine import Engine
-from thor_policy.core.errors import (
-    CatalogError,
-    EngineError,
-    PackError,
-)
+from thor_policy.core.errors import CatalogError, EngineError, PackError
 from thor_policy.core.records import Calibration
 from thor_policy.journal.checkpoints import Signer, key_path
 from thor_policy.journal.reader import Reader

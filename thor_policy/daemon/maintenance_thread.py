@@ -13,18 +13,18 @@ from collections import Counter
 from collections.abc import Callable
 
 from thor_policy.core.errors import JournalError, RequestError
-from thor_policy.core.records import Calibration, Upkeep
+from thor_policy.core.records import Calibration, Maintenance
 from thor_policy.core.requests import Caller, Json
-from thor_policy.core.results import Tended
-from thor_policy.journal.maintenance.dispatch import tend
+from thor_policy.core.results import JobDone
+from thor_policy.journal.maintenance.dispatch import run_maintenance
 from thor_policy.journal.writer import Journal
 from thor_policy.telemetry.watchdog import Pulse
 
 log = logging.getLogger(__name__)
 
 
-class Clerk:
-    """Does upkeep on `journal`, on a thread of its own; `tell` must not block.
+class MaintenanceThread:
+    """Does maintenance on `journal`, on a thread of its own; `tell` must not block.
 
     `calibrated` hears of each calibration that was recorded.
     """
@@ -32,7 +32,7 @@ class Clerk:
     def __init__(
         self,
         journal: Journal,
-        tell: Callable[[int, Tended], None],
+        tell: Callable[[int, JobDone], None],
         *,
         calibrated: Callable[[Calibration], None] = lambda _: None,
     ) -> None:
@@ -47,7 +47,7 @@ class Clerk:
         self.counters = Counter(done=0, failed=0, refused=0)
         #: What is being done.
         self.task: str | None = None
-        self._queue: queue.SimpleQueue[tuple[int, Upkeep, Caller] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[int, Maintenance, Caller] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="clerk", daemon=True)
         self._thread.start()
 
@@ -61,14 +61,14 @@ class Clerk:
         """Pieces of work that have not begun."""
         return self._queue.qsize()
 
-    def submit(self, ticket: int, upkeep: Upkeep, caller: Caller) -> None:
+    def submit(self, ticket: int, maintenance: Maintenance, caller: Caller) -> None:
         """Queue a piece of work; returns at once. After a stop it is refused at once."""
         with self._entry:
             if not self._stopping:
-                self._queue.put((ticket, upkeep, caller))
+                self._queue.put((ticket, maintenance, caller))
                 return
             self.counters["refused"] += 1
-        self._tell(ticket, Tended(_stopping()))
+        self._tell(ticket, JobDone(_stopping()))
 
     def stop(self, timeout_s: float) -> bool:
         """Finish what runs, then end; False if it did not within `timeout_s`."""
@@ -80,22 +80,24 @@ class Clerk:
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            ticket, upkeep, caller = item
-            self.task = upkeep.task
+            ticket, maintenance, caller = item
+            self.task = maintenance.task
             self.pulse.beat()
-            self._tell(ticket, Tended(self._do(upkeep, caller)))
+            self._tell(ticket, JobDone(self._do(maintenance, caller)))
             self.pulse.rest()
             self.task = None
 
-    def _do(self, upkeep: Upkeep, caller: Caller) -> dict[str, Json] | RequestError:
+    def _do(self, maintenance: Maintenance, caller: Caller) -> dict[str, Json] | RequestError:
         if self._stopping:
             with self._entry:
                 self.counters["refused"] += 1
             return _stopping()
         try:
-            done = tend(self._journal, upkeep, by_uid=caller.uid, by_key=caller.key, progress=self._beat)
-            if upkeep.calibration is not None:
-                self._calibrated(upkeep.calibration)
+            done = run_maintenance(
+                self._journal, maintenance, by_uid=caller.uid, by_key=caller.key, progress=self._beat
+            )
+            if maintenance.calibration is not None:
+                self._calibrated(maintenance.calibration)
             self.counters["done"] += 1
             return {"done": done}
         except JournalError as error:
@@ -103,8 +105,8 @@ class Clerk:
             return RequestError("unavailable", str(error))
         except Exception:
             self.counters["failed"] += 1
-            log.exception("%s failed for a reason that no code foresaw", upkeep.task)
-            return RequestError("internal", f"{upkeep.task} failed; the daemon's log says why")
+            log.exception("%s failed for a reason that no code foresaw", maintenance.task)
+            return RequestError("internal", f"{maintenance.task} failed; the daemon's log says why")
 
     def _beat(self, _done: int) -> None:
         self.pulse.beat()

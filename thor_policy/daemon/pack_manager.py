@@ -33,8 +33,8 @@ from thor_policy.core.errors import (
 )
 from thor_policy.core.records import Calibration, Control
 from thor_policy.core.requests import Json
-from thor_policy.core.results import Committed, Tended
-from thor_policy.daemon.engine_thread import Worker
+from thor_policy.core.results import Committed, JobDone
+from thor_policy.daemon.engine_thread import EngineThread
 from thor_policy.daemon.loading import NONE, OpenAdapter, find_adapter, open_pack
 from thor_policy.journal import events
 from thor_policy.journal.events import Event
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Steward:
+class PackManager:
     """Carries out orders on `worker`'s policy, one at a time; `tell` must not block.
 
     `calibration_of` finds what calibration is recorded for a pack on a model.
@@ -57,10 +57,10 @@ class Steward:
     def __init__(
         self,
         config: Config,
-        worker: Worker,
+        worker: EngineThread,
         policy: Policy,
         journal: Journal,
-        tell: Callable[[int, Tended], None],
+        tell: Callable[[int, JobDone], None],
         *,
         calibration_of: Callable[[PackInfo, ModelInfo], Calibration | None],
     ) -> None:
@@ -96,7 +96,7 @@ class Steward:
             if not self._stopping:
                 self._queue.put((ticket, control))
                 return
-        self._tell(ticket, Tended(_stopping()))
+        self._tell(ticket, JobDone(_stopping()))
 
     def reload(self) -> None:
         """Queue a reload that nobody waits for; from a signal handler too."""
@@ -120,7 +120,7 @@ class Steward:
             if isinstance(answer, RequestError):
                 log.error("%s: %s", control.task, answer)
             if ticket is not None:
-                self._tell(ticket, Tended(answer))
+                self._tell(ticket, JobDone(answer))
             self.task = None
 
     def _answer(self, control: Control) -> dict[str, Json] | RequestError:
@@ -129,7 +129,7 @@ class Steward:
         try:
             done = self._do(control)
             self._wait_for_the_chain()
-            return {"done": {"packs": describe(self._policy), **done}}
+            return {"done": {"packs": describe_packs(self._policy), **done}}
         except RequestError as error:
             return error
         except (PackError, CatalogError) as error:
@@ -307,7 +307,7 @@ class Steward:
                 self._exchange(resident, resident.pack, adapter)
 
 
-def describe(policy: Policy) -> list[dict[str, Json]]:
+def describe_packs(policy: Policy) -> list[dict[str, Json]]:
     """Every resident pack with its role, as plain JSON values. Any thread."""
     residents = policy.residents
     return [

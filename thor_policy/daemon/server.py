@@ -21,24 +21,24 @@ import zmq
 from thor_policy import __version__
 from thor_policy.config import LIVE, Config, renewed
 from thor_policy.core import records
-from thor_policy.core.decisions import ModelInfo, PackInfo, Recorded
+from thor_policy.core.decisions import ModelInfo, PackInfo, PriorRecord
 from thor_policy.core.errors import ConfigError, DiskFull, RequestError, Stalled
 from thor_policy.core.ids import new_id
 from thor_policy.core.requests import Caller, Json, Request, Role
 from thor_policy.core.results import Refused
 from thor_policy.daemon.batches import Batch
-from thor_policy.daemon.idempotency import Keyed, Once, Recalled, digest_of
+from thor_policy.daemon.idempotency import IdempotencyKeys, Keyed, KeyLookup, digest_of
 from thor_policy.daemon.inflight import Answer, InFlight
 from thor_policy.daemon.sockets import Mailbox, bind_publisher, bind_router, caller_of, stop_on_signals
-from thor_policy.daemon.tcp_listener import Gate
+from thor_policy.daemon.tcp_listener import TcpListener
 from thor_policy.protocol.messages import (
-    Evaluate,
-    EvaluateMany,
+    ControlRequest,
+    EvaluateBatchRequest,
+    EvaluateRequest,
     Idempotency,
-    Inquire,
-    Keep,
-    Steer,
-    Tend,
+    MaintenanceRequest,
+    RecordRequest,
+    StatusRequest,
     op_of,
 )
 from thor_policy.protocol.replies import (
@@ -49,7 +49,7 @@ from thor_policy.protocol.replies import (
     recorded_item,
 )
 from thor_policy.protocol.requests import decode_request, recover_request_id
-from thor_policy.security.curve_keys import Holder
+from thor_policy.security.curve_keys import KeyHolder
 from thor_policy.security.roles import Roles, authorise
 from thor_policy.telemetry import logs
 from thor_policy.telemetry.metrics import Families, Metrics, as_json
@@ -57,7 +57,7 @@ from thor_policy.telemetry.metrics import Families, Metrics, as_json
 log = logging.getLogger(__name__)
 
 #: How long work on the journal, or a change of packs, may take before whoever asked is told so, in seconds.
-UPKEEP_S = 3_600
+JOB_TIMEOUT_S = 3_600
 
 #: Requests read before replies and deadlines get their turn.
 _READ_BURST = 64
@@ -68,7 +68,7 @@ _IDLE_MS = 1_000
 Part: TypeAlias = Literal["journal", "engine"]
 
 
-class Work(Protocol):
+class EngineQueue(Protocol):
     """The engine thread, as far as the server needs it (`worker.Worker`)."""
 
     @property
@@ -97,17 +97,17 @@ class Recorder(Protocol):
         Its fate, with `ticket`, comes to the mailbox: committed, or why not.
         """
 
-    def recall(self, digest: str, tell: Callable[[Recorded | RequestError | None], None]) -> None:
+    def recall(self, digest: str, tell: Callable[[PriorRecord | RequestError | None], None]) -> None:
         """Look up what was recorded for an idempotency key; returns at once, `tell` hears on any thread."""
 
 
-class Tending(Protocol):
+class MaintenanceQueue(Protocol):
     """Who does long work on the journal (`clerk.Clerk`); the answer comes through the mailbox."""
 
-    def submit(self, ticket: int, upkeep: records.Upkeep, caller: Caller) -> None: ...
+    def submit(self, ticket: int, maintenance: records.Maintenance, caller: Caller) -> None: ...
 
 
-class Steering(Protocol):
+class PackChanges(Protocol):
     """Who changes what judges (`steward.Steward`); the answer comes through the mailbox."""
 
     def submit(self, ticket: int, control: records.Control) -> None: ...
@@ -117,7 +117,7 @@ class Steering(Protocol):
 
 
 @dataclass(frozen=True)
-class _Asker:
+class _Sender:
     """Who asked, and where the reply goes: the peer, the empty frame of a REQ socket, and the id to echo.
 
     `holder` is the key of a caller over tcp; `op` and `received_ns` are for the log.
@@ -128,7 +128,7 @@ class _Asker:
     framing: tuple[bytes, ...]
     caller: Caller
     roles: Collection[Role]
-    holder: Holder | None = None
+    holder: KeyHolder | None = None
     request_id: str = ""
     op: str | None = None
     received_ns: int = 0
@@ -149,14 +149,14 @@ class Server:
         config: Config,
         *,
         mailbox: Mailbox,
-        work: Work,
+        work: EngineQueue,
         recorder: Recorder,
-        clerk: Tending,
+        clerk: MaintenanceQueue,
         pack: PackInfo,
         model: ModelInfo,
         describe: Callable[[], dict[str, Json]] = dict,
         refusal: Callable[[Part], RequestError | None] = lambda _: None,
-        steward: Steering | None = None,
+        steward: PackChanges | None = None,
         find_pack: Callable[[str], object] | None = None,
         reread: Callable[[], Config] | None = None,
     ) -> None:
@@ -183,12 +183,12 @@ class Server:
         #: By what is logged, so that a flood of one hides no other.
         self._limits: defaultdict[str, logs.Limit] = defaultdict(logs.Limit)
         self._in_flight = InFlight(publish=self._publish, counters=self.counters, metrics=self._metrics)
-        self._once = Once(self._in_flight, recall=self._recall, counters=self.counters)
+        self._once = IdempotencyKeys(self._in_flight, recall=self._recall, counters=self.counters)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         try:
             self._router = bind_router(self._context, config)
             self._publisher = bind_publisher(self._context, config)
-            self._gate = Gate(self._context, config, self.counters) if config.tcp_endpoint else None
+            self._gate = TcpListener(self._context, config, self.counters) if config.tcp_endpoint else None
         except BaseException:
             self._context.destroy(linger=0)
             raise
@@ -303,7 +303,7 @@ class Server:
         for item in self._mailbox.take():
             if isinstance(item, tuple):
                 ticket, outcome = item
-                if isinstance(outcome, Recalled):
+                if isinstance(outcome, KeyLookup):
                     self._once.recalled(ticket, outcome.found)
                     continue
                 self._in_flight.note(ticket, outcome, now_ns)
@@ -353,19 +353,19 @@ class Server:
         framing: tuple[bytes, ...],
         frame: zmq.Frame,
         received_ns: int,
-    ) -> _Asker | None:
+    ) -> _Sender | None:
         """Who sent a frame, as the kernel or the handshake vouches for it; None if the key was revoked."""
         if self._gate is None or router is not self._gate.router:
             caller = caller_of(frame)
             roles = self._roles.of(caller)
-            return _Asker(router, route, framing, caller, roles, received_ns=received_ns)
+            return _Sender(router, route, framing, caller, roles, received_ns=received_ns)
         holder = self._gate.holder_of(frame)
         if holder is None:
             return None
         caller = Caller(transport="tcp", key=holder.name)
-        return _Asker(router, route, framing, caller, holder.roles, holder, received_ns=received_ns)
+        return _Sender(router, route, framing, caller, holder.roles, holder, received_ns=received_ns)
 
-    def _take(self, asker: _Asker, frame: zmq.Frame, received_ns: int) -> None:
+    def _take(self, asker: _Sender, frame: zmq.Frame, received_ns: int) -> None:
         data, limit, caller = frame.bytes, self._config.max_request_bytes, asker.caller
         try:
             message = decode_request(
@@ -379,23 +379,23 @@ class Server:
             return
         received_at = time.time()
         asker = replace(asker, request_id=message.id, op=op_of(message))
-        if isinstance(message, Inquire):
+        if isinstance(message, StatusRequest):
             self._send(asker, self._tell(message))
             return
 
-        def submit(one: Evaluate, answer: Answer) -> None:
+        def submit(one: EvaluateRequest, answer: Answer) -> None:
             self._submit(one, answer, caller, received_ns, received_at)
 
-        if isinstance(message, EvaluateMany):
+        if isinstance(message, EvaluateBatchRequest):
             Batch(message, submit=submit, done=lambda items: self._reply_many(asker, items)).start()
             return
         answer = partial(self._reply, asker)
         try:
-            if isinstance(message, Keep):
+            if isinstance(message, RecordRequest):
                 self._record(message, answer, caller, received_ns, received_at)
-            elif isinstance(message, Tend):
+            elif isinstance(message, MaintenanceRequest):
                 self._tend(message, answer, caller, received_ns)
-            elif isinstance(message, Steer):
+            elif isinstance(message, ControlRequest):
                 self._steer(message, answer, received_ns)
             else:
                 submit(message, answer)
@@ -403,7 +403,7 @@ class Server:
             self._refuse(asker, error)
 
     def _submit(
-        self, message: Evaluate, answer: Answer, caller: Caller, received_ns: int, received_at: float
+        self, message: EvaluateRequest, answer: Answer, caller: Caller, received_ns: int, received_at: float
     ) -> None:
         deadline_ms = message.deadline_ms or self._config.deadline_ms
         if message.idempotency is None:
@@ -434,7 +434,7 @@ class Server:
                 )
             )
 
-        def retell(found: Recorded) -> dict[str, Json]:
+        def retell(found: PriorRecord) -> dict[str, Json]:
             assert found.decision is not None  # noqa: S101  the digest of its content says that it was a question
             total_ms = (time.monotonic_ns() - received_ns) / 1e6
             inline = message.explain == "inline"
@@ -443,7 +443,7 @@ class Server:
         self._begin(ticket, caller, message.idempotency, start, retell)
 
     def _record(
-        self, message: Keep, answer: Answer, caller: Caller, received_ns: int, received_at: float
+        self, message: RecordRequest, answer: Answer, caller: Caller, received_ns: int, received_at: float
     ) -> None:
         self._check_open(needs=("journal",))
         self._check_room()
@@ -465,7 +465,7 @@ class Server:
                 idempotency=idempotency,
             )
 
-        def retell(found: Recorded) -> dict[str, Json]:
+        def retell(found: PriorRecord) -> dict[str, Json]:
             return recorded_item(found.id, found.kind, found.seq)
 
         self._begin(ticket, caller, message.idempotency, start, retell)
@@ -476,7 +476,7 @@ class Server:
         caller: Caller,
         asked: Idempotency | None,
         start: Callable[[str | None], None],
-        retell: Callable[[Recorded], dict[str, Json]],
+        retell: Callable[[PriorRecord], dict[str, Json]],
     ) -> None:
         """Do what a request asks for: at once, or if it has a key, unless that was done before."""
         if asked is None:
@@ -487,21 +487,21 @@ class Server:
         self._once.enter(Keyed(ticket, digest, asked.content, begin, retell))
 
     def _recall(self, digest: str, ticket: int) -> None:
-        self._recorder.recall(digest, lambda found: self._mailbox.put((ticket, Recalled(found))))
+        self._recorder.recall(digest, lambda found: self._mailbox.put((ticket, KeyLookup(found))))
 
-    def _tend(self, message: Tend, answer: Answer, caller: Caller, received_ns: int) -> None:
+    def _tend(self, message: MaintenanceRequest, answer: Answer, caller: Caller, received_ns: int) -> None:
         self._check_open(needs=("journal",))
         self._check_room()
-        deadline_ns = received_ns + UPKEEP_S * 1_000_000_000
+        deadline_ns = received_ns + JOB_TIMEOUT_S * 1_000_000_000
         ticket = self._in_flight.admit(answer, received_ns=received_ns, deadline_ns=deadline_ns)
-        self._clerk.submit(ticket, message.upkeep, caller)
+        self._clerk.submit(ticket, message.maintenance, caller)
 
-    def _steer(self, message: Steer, answer: Answer, received_ns: int) -> None:
+    def _steer(self, message: ControlRequest, answer: Answer, received_ns: int) -> None:
         self._check_open(needs=("journal", "engine"))
         self._check_room()
         if self._steward is None:
             raise RequestError("unavailable", "op: this server cannot change what judges")
-        deadline_ns = received_ns + UPKEEP_S * 1_000_000_000
+        deadline_ns = received_ns + JOB_TIMEOUT_S * 1_000_000_000
         ticket = self._in_flight.admit(answer, received_ns=received_ns, deadline_ns=deadline_ns)
         self._steward.submit(ticket, message.control)
 
@@ -509,7 +509,7 @@ class Server:
         if pack != self._pack.name:
             raise RequestError("not_found", f"pack: {pack[:64]!r} is not loaded; {self._pack.name} is")
 
-    def _check_admission(self, message: Evaluate, deadline_ms: int) -> None:
+    def _check_admission(self, message: EvaluateRequest, deadline_ms: int) -> None:
         """Refuse what cannot be served, and what would wait past its deadline anyway."""
         if message.pack is not None:
             self._find_pack(message.pack)
@@ -546,14 +546,14 @@ class Server:
 
     # ------------------------------------------------------------ out
 
-    def _reply(self, asker: _Asker, answer: dict[str, Json] | RequestError) -> None:
+    def _reply(self, asker: _Sender, answer: dict[str, Json] | RequestError) -> None:
         if isinstance(answer, RequestError):
             self._refuse(asker, answer)
         else:
             self._log_decision(asker, answer)
             self._send(asker, encode_reply(asker.request_id, **answer))
 
-    def _reply_many(self, asker: _Asker, items: Sequence[dict[str, Json]]) -> None:
+    def _reply_many(self, asker: _Sender, items: Sequence[dict[str, Json]]) -> None:
         for item in items:
             if "error" in item["context"]:
                 code, message = (item["context"]["error"][member] for member in ("code", "message"))
@@ -562,16 +562,16 @@ class Server:
                 self._log_decision(asker, item)
         self._send(asker, encode_reply(asker.request_id, evaluations=items))
 
-    def _refuse(self, asker: _Asker, error: RequestError) -> None:
+    def _refuse(self, asker: _Sender, error: RequestError) -> None:
         self._count_refusal(asker, error.code, error.message)
         self._send(asker, encode_error(asker.request_id, error))
 
-    def _count_refusal(self, asker: _Asker, code: str, message: str) -> None:
+    def _count_refusal(self, asker: _Sender, code: str, message: str) -> None:
         self.counters[f"refused_{code}"] += 1
         text = message if logs.is_verbose() else None  # it may repeat what the request says
         self._log_bounded(asker, "refused", code=code, text=text)
 
-    def _log_decision(self, asker: _Asker, item: dict[str, Json]) -> None:
+    def _log_decision(self, asker: _Sender, item: dict[str, Json]) -> None:
         """A line for a decision that the model failed to give; at level debug for any other too."""
         decided = item.get("context")  # of a record there is none
         if decided is None:
@@ -583,7 +583,7 @@ class Server:
             told = {name: decided[name] for name in ("decision_id", "outcome", "tier")}
             log.debug("decided", extra=logs.fields(**told, **_of(asker)))
 
-    def _log_bounded(self, asker: _Asker, message: str, *, code: str, **told: str | None) -> None:
+    def _log_bounded(self, asker: _Sender, message: str, *, code: str, **told: str | None) -> None:
         unlogged = self._limits[code].admit(time.monotonic_ns())
         if unlogged is None:
             self.counters["unlogged"] += 1
@@ -591,7 +591,7 @@ class Server:
             extra = logs.fields(code=code, **told, **_of(asker), unlogged=unlogged or None)
             log.warning("%s", message, extra=extra)
 
-    def _send(self, asker: _Asker, frame: bytes) -> None:
+    def _send(self, asker: _Sender, frame: bytes) -> None:
         if self._gate is not None and asker.holder is not None and not self._gate.admits(asker.holder):
             self.counters["replies_to_revoked_keys"] += 1  # not sent
             return
@@ -608,7 +608,7 @@ class Server:
         except zmq.Again:
             self.counters["events_dropped"] += 1
 
-    def _tell(self, message: Inquire) -> bytes:
+    def _tell(self, message: StatusRequest) -> bytes:
         if message.op == "metrics":
             return encode_reply(message.id, metrics=as_json(self.measured()))
         return encode_reply(message.id, status=self.status())
@@ -652,7 +652,7 @@ class Server:
         }
 
 
-def _of(asker: _Asker) -> dict[str, Json]:
+def _of(asker: _Sender) -> dict[str, Json]:
     """What the log says of a request."""
     ms = (time.monotonic_ns() - asker.received_ns) / 1e6
     caller = asker.caller

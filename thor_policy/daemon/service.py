@@ -16,15 +16,11 @@ from functools import partial
 from thor_policy.config import Config
 from thor_policy.core.decisions import Decision
 from thor_policy.core.engine import Engine
-from thor_policy.core.errors import (
-    JournalError,
-    RequestError,
-    Stalled,
-)
+from thor_policy.core.errors import JournalError, RequestError, Stalled
 from thor_policy.core.requests import Json
-from thor_policy.core.results import Explained, Outcome, Tended
-from thor_policy.daemon.drift import Sentinel
-from thor_policy.daemon.engine_thread import Worker
+from thor_policy.core.results import EngineResult, Explained, JobDone
+from thor_policy.daemon.drift import DriftSentinel
+from thor_policy.daemon.engine_thread import EngineThread
 from thor_policy.daemon.loading import (
     OpenJournal,
     adopt_adapter,
@@ -33,11 +29,11 @@ from thor_policy.daemon.loading import (
     load_pack,
     open_journal,
 )
-from thor_policy.daemon.maintenance_thread import Clerk
-from thor_policy.daemon.pack_manager import Steward
+from thor_policy.daemon.maintenance_thread import MaintenanceThread
+from thor_policy.daemon.pack_manager import PackManager
 from thor_policy.daemon.server import Part, Server
 from thor_policy.daemon.sockets import Mailbox, endpoint_lock
-from thor_policy.daemon.status import _describe
+from thor_policy.daemon.status import describe
 from thor_policy.daemon.tcp_listener import check_identity
 from thor_policy.journal import events
 from thor_policy.journal.reader import Reader
@@ -101,22 +97,22 @@ def open_service(
                 engine.close()
                 raise
 
-        def tell(ticket: int, outcome: Outcome) -> None:
+        def tell(ticket: int, outcome: EngineResult) -> None:
             # what is going to be recorded needs no waking: the journal's word on it will follow, and wake
             mailbox.put((ticket, outcome), wake=not isinstance(outcome, Decision | Explained))
 
-        def answer(ticket: int, tended: Tended) -> None:
+        def answer(ticket: int, tended: JobDone) -> None:
             mailbox.put((ticket, tended))
 
-        sentinel = Sentinel(
+        sentinel = DriftSentinel(
             journal.append,
             every_s=config.drift_every_s,
             tolerance=config.drift_tolerance,
             now_ns=time.monotonic_ns(),
         )
-        worker = Worker(open_policy, journal, tell, idle=sentinel)
+        worker = EngineThread(open_policy, journal, tell, idle=sentinel)
         policy = worker.start()
-        steward = Steward(
+        steward = PackManager(
             config, worker, policy, journal, answer, calibration_of=partial(calibration_of, config)
         )
         stack.callback(steward.stop, config.shutdown_s)  # after the worker, which cuts off what it waits for
@@ -127,11 +123,11 @@ def open_service(
             journal.append(events.adapter_activated(adapter, model.sha256, now))
         journal.append(events.pack_activated(pack.info, now))
 
-        clerk = Clerk(journal, answer, calibrated=policy.calibrate)
+        clerk = MaintenanceThread(journal, answer, calibrated=policy.calibrate)
         stack.callback(clerk.stop, config.shutdown_s)
 
         def describe_all() -> dict[str, Json]:
-            return _describe(policy, worker, journal, clerk, steward) | {"drift": sentinel.describe()}
+            return describe(policy, worker, journal, clerk, steward) | {"drift": sentinel.describe()}
 
         def refusal(part: Part) -> RequestError | None:
             return journal.refusal() if part == "journal" else worker.refusal()
@@ -176,7 +172,7 @@ def serving(
             thread.join(config.shutdown_s + 5)
 
 
-def _stop_worker(worker: Worker, timeout_s: float) -> None:
+def _stop_worker(worker: EngineThread, timeout_s: float) -> None:
     if not worker.stop(timeout_s):
         log.error("the engine thread did not end within %g s; what it was doing is lost", timeout_s)
 

@@ -18,7 +18,7 @@ from zmq.auth import Authenticator
 from thor_policy.config import Config
 from thor_policy.core.errors import ConfigError
 from thor_policy.daemon.sockets import bound
-from thor_policy.security.curve_keys import Holder, KeyRing, Keys, Pair
+from thor_policy.security.curve_keys import KeyHolder, KeyPair, KeyRing, Keys
 from thor_policy.security.roles import Roles
 
 #: Name of this way in, for the handler.
@@ -43,7 +43,7 @@ def check_identity(config: Config) -> None:
         _server_key(config)
 
 
-def _server_key(config: Config) -> Pair:
+def _server_key(config: Config) -> KeyPair:
     keys = Keys(config.keys_dir)
     if not keys.clients():
         raise ConfigError(
@@ -53,7 +53,7 @@ def _server_key(config: Config) -> Pair:
     return keys.server()
 
 
-class Gate:
+class TcpListener:
     """Listens at `config.tcp_endpoint`; `sockets` are those that a loop has to poll besides `router`.
 
     Raises ConfigError if there is no key yet, or the address cannot be used.
@@ -65,7 +65,7 @@ class Gate:
         pair = _server_key(config)
         self._ring = KeyRing(config.keys_dir)
         self._counters = counters
-        self._zap = _Doorkeeper(context, self._ring, counters)
+        self._zap = _KeyAuthenticator(context, self._ring, counters)
         self._zap.start()
         self.router = context.socket(zmq.ROUTER)
         self.router.set(zmq.ROUTER_MANDATORY, 1)
@@ -97,16 +97,16 @@ class Gate:
                 self._monitor.recv_multipart(zmq.NOBLOCK)
                 self._counters["handshakes_failed"] += 1
 
-    def holder_of(self, frame: zmq.Frame) -> Holder | None:
+    def holder_of(self, frame: zmq.Frame) -> KeyHolder | None:
         """Who sent a frame; None if the key was revoked since its handshake."""
         return self._ring.find(str(frame.get("User-Id")))
 
-    def admits(self, holder: Holder) -> bool:
+    def admits(self, holder: KeyHolder) -> bool:
         """False once the key was revoked."""
         return self._ring.find(holder.public) is not None
 
 
-class _Doorkeeper(Authenticator):
+class _KeyAuthenticator(Authenticator):
     """ZeroMQ's own handler, which asks the ring; the user id of a connection is its public key (Z85)."""
 
     def __init__(

@@ -13,7 +13,7 @@ from typing import NoReturn
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from thor_policy.core.engine import PromptPrefix, Turn
+from thor_policy.core.engine import ChatTurn, PromptPrefix
 from thor_policy.core.errors import EngineError
 
 
@@ -33,7 +33,7 @@ TEMPLATES = {
 }
 
 
-def markup(template: str, turns: Sequence[Turn], *, bos: str = "", eos: str = "") -> list[str]:
+def markup(template: str, turns: Sequence[ChatTurn], *, bos: str = "", eos: str = "") -> list[str]:
     """The markup around each turn: n turns give n + 1 strings, and the last one opens the answer.
 
     The text of the turns plays no part. Raises EngineError if the template fails, or drops, repeats or
@@ -64,7 +64,7 @@ def markup(template: str, turns: Sequence[Turn], *, bos: str = "", eos: str = ""
 
 def around(template: str, prefix: PromptPrefix, *, bos: str = "") -> list[str]:
     """The markup around every turn of `prefix`, then around a question, then what opens its answer."""
-    return markup(template, (*prefix.turns, Turn(role="user", text="")), bos=bos)
+    return markup(template, (*prefix.turns, ChatTurn(role="user", text="")), bos=bos)
 
 
 def prompt(

@@ -78,7 +78,7 @@ def closed_set(labels: Trie, logits: Mapping[str, Sequence[float]]) -> dict[str,
     return probabilities
 
 
-class Writing:
+class ExplanationWriter:
     """One explanation under way.
 
     `tokenise` turns text into token ids, `text_of` a token id into text; `ends` says whether a token ends

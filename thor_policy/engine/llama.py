@@ -30,10 +30,18 @@ import numpy as np
 from msgspec import Struct
 
 from thor_policy.core.decisions import Adapter, ModelInfo, Scored, resident_key
-from thor_policy.core.engine import DeviceMemory, Loaded, PromptPrefix, Step, Steps, Written, all_steps
+from thor_policy.core.engine import (
+    DeviceMemory,
+    LoadedPrefix,
+    PromptPrefix,
+    Step,
+    Steps,
+    WrittenExplanation,
+    all_steps,
+)
 from thor_policy.core.errors import DeadlineExceeded, EngineError, RequestError
 from thor_policy.engine.adapters import Adapters
-from thor_policy.engine.explanations import Trie, Writing, closed_set, path_name
+from thor_policy.engine.explanations import ExplanationWriter, Trie, closed_set, path_name
 from thor_policy.engine.native import (
     FLASH_ATTENTION,
     KV_TYPES,
@@ -88,7 +96,7 @@ class _Run:
     ticket: int
     pack: str
     adapter: Adapter | None
-    writing: Writing
+    writing: ExplanationWriter
     suffix: tuple[int, ...]
     deadline_ns: int
     started_ns: int
@@ -198,11 +206,11 @@ class LlamaEngine:
         needed = {one.sha256 for one in used if one is not None}
         self._adapters.adopt(adapter, path, vouched=vouched, needed=needed)
 
-    def load(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> Loaded:
+    def load(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> LoadedPrefix:
         """All steps of `loading` at once."""
         return all_steps(self.loading(prefix, adapter))
 
-    def loading(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> Steps[Loaded]:
+    def loading(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> Steps[LoadedPrefix]:
         """Make a pack's prefix resident, from its saved state if there is a sound one.
 
         A fresh prefix scores the golden question twice; a restored one must give the bits that were kept
@@ -210,7 +218,7 @@ class LlamaEngine:
         """
         key = resident_key(prefix.pack_sha256, adapter)
         if key in self._packs:
-            return Loaded(prefix_tokens=len(self._packs[key].tokens), restored=True, golden_scores=0)
+            return LoadedPrefix(prefix_tokens=len(self._packs[key].tokens), restored=True, golden_scores=0)
         if not self._free_packs:
             raise EngineError(f"all {len(self._packs)} pack streams are taken")
         resident = self._reside(prefix, adapter)
@@ -221,7 +229,7 @@ class LlamaEngine:
             self._free_packs.append(resident.stream)
             raise
         self._packs[key] = resident
-        return Loaded(
+        return LoadedPrefix(
             prefix_tokens=len(resident.tokens), restored=restored, golden_scores=1 if restored else 2
         )
 
@@ -439,7 +447,7 @@ class LlamaEngine:
             ticket=ticket,
             pack=key,
             adapter=self._packs[key].adapter,
-            writing=Writing(
+            writing=ExplanationWriter(
                 steps,
                 tokenise=self.vocabulary.tokenise,
                 text_of=self.vocabulary.text_of,
@@ -454,7 +462,7 @@ class LlamaEngine:
         else:
             self._waiting.append(run)
 
-    def step(self) -> list[Written]:
+    def step(self) -> list[WrittenExplanation]:
         """One shared decode; fixed text is fed together with the token before it.
 
         A decode is done under one adapter, so explanations under another than that of the oldest one wait.
@@ -513,11 +521,11 @@ class LlamaEngine:
         lib.llama_memory_seq_rm(self._memory, run.stream, run.position, -1)
         self._runs.append(run)
 
-    def _finish(self, run: _Run, *, truncated: bool) -> Written:
+    def _finish(self, run: _Run, *, truncated: bool) -> WrittenExplanation:
         if run.stream >= 0:
             self._runs.remove(run)
             self._free_streams.append(run.stream)
-        return Written(
+        return WrittenExplanation(
             ticket=run.ticket,
             values=run.writing.values,
             text=run.writing.text,

@@ -23,11 +23,19 @@ from typing import Final
 import numpy as np
 
 from thor_policy.core.decisions import Adapter, ModelInfo, Scored
-from thor_policy.core.engine import DeviceMemory, Loaded, PromptPrefix, Step, Steps, Written, all_steps
+from thor_policy.core.engine import (
+    DeviceMemory,
+    LoadedPrefix,
+    PromptPrefix,
+    Step,
+    Steps,
+    WrittenExplanation,
+    all_steps,
+)
 from thor_policy.core.errors import DeadlineExceeded, EngineError, RequestError
 from thor_policy.engine import chat
 from thor_policy.engine.backends import Server, meet
-from thor_policy.engine.explanations import Trie, Writing, closed_set, path_name
+from thor_policy.engine.explanations import ExplanationWriter, Trie, closed_set, path_name
 from thor_policy.engine.http import Link
 
 log = logging.getLogger(__name__)
@@ -63,7 +71,7 @@ class _Run:
     """An explanation that waits for its turn; `begun` when its first words are written."""
 
     ticket: int
-    writing: Writing
+    writing: ExplanationWriter
     before: list[int]
     deadline_ns: int
     started_ns: int
@@ -133,16 +141,16 @@ class RemoteEngine:
             "setting adapter empty, and start the server with it (llama-server --lora, vLLM --lora-modules)"
         )
 
-    def load(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> Loaded:
+    def load(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> LoadedPrefix:
         """All steps of `loading` at once."""
         return all_steps(self.loading(prefix, adapter))
 
-    def loading(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> Steps[Loaded]:
+    def loading(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> Steps[LoadedPrefix]:
         """Turn a pack's prefix into tokens and score the golden question; its label must not change."""
         if adapter is not None:
             raise EngineError(f"{self._link.url} takes no adapter from here, so {adapter.name} is not there")
         if resident := self._packs.get(prefix.pack_sha256):
-            return Loaded(prefix_tokens=len(resident.tokens), restored=True, golden_scores=0)
+            return LoadedPrefix(prefix_tokens=len(resident.tokens), restored=True, golden_scores=0)
         limit_s = STEP_S if self._packs else START_S  # once it serves, decisions wait for each step
         resident = self._reside(prefix, _from_now(limit_s))
         golden = []
@@ -158,7 +166,7 @@ class RemoteEngine:
         apart = max(abs(one[name] - golden[0][name]) for one in golden for name in prefix.labels)
         log.info("golden question: the same label %d times, probabilities within %.1e", len(golden), apart)
         self._packs[prefix.pack_sha256] = resident
-        return Loaded(prefix_tokens=len(resident.tokens), restored=False, golden_scores=len(golden))
+        return LoadedPrefix(prefix_tokens=len(resident.tokens), restored=False, golden_scores=len(golden))
 
     def unload(self, key: str) -> None:
         """Forget a prefix's tokens."""
@@ -284,11 +292,11 @@ class RemoteEngine:
         self, ticket: int, key: str, scored: Scored, steps: tuple[Step, ...], deadline_ns: int
     ) -> None:
         """Put an explanation last in the row; nothing is asked yet."""
-        writing = Writing(steps, tokenise=self._known_text, text_of=self._text_of, ends=_END.__eq__)
+        writing = ExplanationWriter(steps, tokenise=self._known_text, text_of=self._text_of, ends=_END.__eq__)
         before = [*self._packs[key].tokens, *scored.suffix_tokens]
         self._waiting.append(_Run(ticket, writing, before, deadline_ns, time.monotonic_ns()))
 
-    def step(self) -> list[Written]:
+    def step(self) -> list[WrittenExplanation]:
         """One more choice or piece of text of the explanation that is first in the row."""
         now = time.monotonic_ns()
         ended = [self._finish(run, truncated=True) for run in list(self._waiting) if now >= run.deadline_ns]
@@ -334,10 +342,10 @@ class RemoteEngine:
                 writing.take(token)
         return True
 
-    def _finish(self, run: _Run, *, truncated: bool) -> Written:
+    def _finish(self, run: _Run, *, truncated: bool) -> WrittenExplanation:
         self._waiting.remove(run)
         self._step_deadline_ns = _from_now(STEP_S)
-        return Written(
+        return WrittenExplanation(
             ticket=run.ticket,
             values=run.writing.values,
             text=run.writing.text,

@@ -61,7 +61,7 @@ class Event(Struct, frozen=True, kw_only=True, gc=False):
 # ---------------------------------------------------------------- decisions
 
 
-class Floored(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+class FloorBody(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What the rules said, without facts and errors, which quote the request."""
 
     outcome: str
@@ -100,7 +100,7 @@ class Prompt(Struct, frozen=True, kw_only=True, gc=False):
     logits: tuple[float, ...]
 
 
-class Explained(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+class ExplanationBody(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """The closed part of an explanation; its words are private."""
 
     classification: str | None = None
@@ -110,7 +110,7 @@ class Explained(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False)
     explain_ms: float = 0.0
 
 
-class Shown(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+class DecisionColumns(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What the table of decisions shows of the body of a `decision` event.
 
     `idempotency` comes first, where `recall` looks for it.
@@ -125,7 +125,7 @@ class Shown(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     action: str
     resource_type: str
     caller: Caller
-    floor: Floored
+    floor: FloorBody
     pack: PackInfo
     timings: Timings
     model: ModelName | None = None
@@ -133,20 +133,20 @@ class Shown(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     label: str | None = None
     confidence: float | None = None
     probabilities: dict[str, float] = {}
-    explanation: Explained | None = None
+    explanation: ExplanationBody | None = None
     annotations: Annotations | None = None
     original: str | None = None
     temperature: float = 1.0
 
 
-class Decided(Shown, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+class DecisionBody(DecisionColumns, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Body of a `decision` event, whose subject is the decision's id."""
 
     prompt: Prompt | None = None
     obligations: tuple[Obligation, ...] = ()
 
 
-class Shadowed(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+class ShadowBody(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Body of a `shadowed` event, whose subject is the id of the decision that was `served` instead."""
 
     served: str
@@ -164,7 +164,7 @@ class Shadowed(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     score_ms: float = 0.0
 
 
-class Redecided(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+class CounterfactualBody(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Body of a `counterfactual` event, whose subject is the id of a past decision, `served` its outcome.
 
     `pack` and `model` are those of the `run` that took it again; the model need not have been asked.
@@ -187,7 +187,7 @@ class Redecided(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False)
     took_ms: float = 0.0
 
 
-class ShownOn(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+class PrivateColumns(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What the table of decisions shows of the private part of a `decision` event."""
 
     evaluation: Evaluation
@@ -195,7 +195,7 @@ class ShownOn(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     text: str | None = None
 
 
-class DecidedOn(ShownOn, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+class DecisionPrivate(PrivateColumns, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Private part of a `decision` event.
 
     `facts` that are false, zero or empty are left out, as is `reasoning` where the floor's `because` is all
@@ -209,21 +209,21 @@ class DecidedOn(ShownOn, frozen=True, kw_only=True, omit_defaults=True, gc=False
     masked: tuple[str, ...] = ()
 
 
-class Said(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+class ExplanationPrivate(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Private part of an `explanation` event."""
 
     reasoning: str | None = None
     text: str | None = None
 
 
-def decided(decision: Decision, ticket: int | None = None, *, masked: Sequence[str] = ()) -> Event:
+def decision_event(decision: Decision, ticket: int | None = None, *, masked: Sequence[str] = ()) -> Event:
     """The event of a decision: all that is needed to explain it and to derive it again.
 
     Values of the evaluation at the JSON pointers `masked` are not recorded.
     """
     scored, floor, model, told = decision.scored, decision.floor, decision.model, decision.explanation
     evaluation = decision.evaluation
-    body = Decided(
+    body = DecisionBody(
         idempotency=decision.idempotency,
         outcome=decision.outcome,
         allow=decision.allow,
@@ -233,7 +233,7 @@ def decided(decision: Decision, ticket: int | None = None, *, masked: Sequence[s
         action=evaluation.action.name,
         resource_type=evaluation.resource.type,
         caller=decision.caller,
-        floor=Floored(
+        floor=FloorBody(
             outcome=floor.outcome,
             final=floor.final,
             rules=floor.rules,
@@ -259,7 +259,7 @@ def decided(decision: Decision, ticket: int | None = None, *, masked: Sequence[s
         original=decision.original,
         temperature=decision.temperature,
     )
-    private = DecidedOn(
+    private = DecisionPrivate(
         evaluation=evaluation,
         facts={name: value for name, value in floor.facts.items() if value},
         errors=floor.errors,
@@ -280,10 +280,10 @@ def _name_of(model: ModelInfo) -> ModelName:
     )
 
 
-def shadowed(served: Decision, shadow: Decision, at: float) -> Event:
+def shadow_event(served: Decision, shadow: Decision, at: float) -> Event:
     """What another pack would have answered in the place of `served`; nobody was told. At Unix time `at`."""
     model = shadow.model
-    body = Shadowed(
+    body = ShadowBody(
         served=served.outcome,
         outcome=shadow.outcome,
         tier=shadow.tier,
@@ -301,7 +301,7 @@ def shadowed(served: Decision, shadow: Decision, at: float) -> Event:
     return Event(kind="shadowed", subject_id=served.id, at=at, body=body)
 
 
-def redecided(told: records.Counterfactuals, at: float) -> list[Event]:
+def counterfactual_events(told: records.Counterfactuals, at: float) -> list[Event]:
     """What past decisions would have been: one event for each result, at Unix time `at`."""
     pack = PackInfo(name=told.pack.name, version=told.pack.version, sha256=told.pack.sha256)
     adapter = Adapter(**to_builtins(told.model.adapter)) if told.model.adapter else None
@@ -316,7 +316,7 @@ def redecided(told: records.Counterfactuals, at: float) -> list[Event]:
             kind="counterfactual",
             subject_id=one.decision_id,
             at=at,
-            body=Redecided(
+            body=CounterfactualBody(
                 run=told.run,
                 served=one.served,
                 outcome=one.outcome,
@@ -338,7 +338,7 @@ def redecided(told: records.Counterfactuals, at: float) -> list[Event]:
     ]
 
 
-def _masked(private: DecidedOn, pointers: Sequence[str]) -> DecidedOn:
+def _masked(private: DecisionPrivate, pointers: Sequence[str]) -> DecisionPrivate:
     plain, hidden = mask(msgspec.to_builtins(private.evaluation), pointers)
     if not hidden:
         return private
@@ -367,20 +367,22 @@ def mask(value: Json, pointers: Sequence[str]) -> tuple[Json, list[str]]:
     return value, hidden
 
 
-def explained(decision_id: str, explanation: Explanation, at: float, ticket: int | None = None) -> Event:
+def explanation_event(
+    decision_id: str, explanation: Explanation, at: float, ticket: int | None = None
+) -> Event:
     """The event of an explanation that was written after its decision."""
     return Event(
         kind="explanation",
         subject_id=decision_id,
         at=at,
         body=_closed_part(explanation),
-        private=Said(reasoning=explanation.reasoning, text=explanation.text),
+        private=ExplanationPrivate(reasoning=explanation.reasoning, text=explanation.text),
         ticket=ticket,
     )
 
 
-def _closed_part(explanation: Explanation) -> Explained:
-    return Explained(
+def _closed_part(explanation: Explanation) -> ExplanationBody:
+    return ExplanationBody(
         classification=explanation.classification,
         clauses=explanation.clauses,
         truncated=explanation.truncated,
@@ -391,27 +393,16 @@ def _closed_part(explanation: Explanation) -> Explained:
 
 # ---------------------------------------------------------------- what others send
 
-#: The kind of event that each record becomes.
-KINDS: dict[type, str] = {
-    records.Reported: "reported",
-    records.Consulted: "consulted",
-    records.Happened: "outcome",
-    records.Review: "review",
-    records.Assignment: "assignment",
-    records.Approval: "approval",
-    records.Node: "node",
-    records.Edge: "edge",
-}
 #: Kinds about a decision that has to be there already (a consultation may come before its decision).
 ABOUT_DECISION = frozenset(
     {
-        *("explanation", "review", "assignment", "outcome", "approval", "consulted", "shadowed"),
+        *("explanation", "review", "assignment", "outcome", "approval", "consultation", "shadowed"),
         "counterfactual",
     }
 )
 
 
-def recorded(
+def record_event(
     record: records.Record,
     *,
     record_id: str,
@@ -426,7 +417,7 @@ def recorded(
     What it holds at the JSON pointers `masked` is not recorded. `idempotency` comes first in the body, where
     `recall` looks for it.
     """
-    kind = KINDS[type(record)]
+    kind = records.KIND_OF[type(record)]
     private_names = records.PRIVATE_FIELDS[type(record)]
     body: dict[str, Json] = {} if idempotency is None else {"idempotency": idempotency}
     body |= {"id": record_id, "caller": msgspec.to_builtins(caller)}
@@ -495,19 +486,21 @@ def model_loaded(model: ModelInfo, at: float) -> Event:
     return Event(kind="model_loaded", subject_id=model.sha256, at=at, body=model)
 
 
-def calibrated(calibration: Calibration, at: float) -> Event:
+def calibration_event(calibration: Calibration, at: float) -> Event:
     """From here on, confidence in this pack's answers by this model is scaled so."""
     return Event(kind="calibration", subject_id=calibration.digest, at=at, body=to_builtins(calibration))
 
 
-def promoted(promotion: records.Promotion, at: float, *, by_uid: int | None, by_key: str | None) -> Event:
+def promotion_event(
+    promotion: records.Promotion, at: float, *, by_uid: int | None, by_key: str | None
+) -> Event:
     """A pack passed the gate of promotion, or was refused there; who asked for it."""
     told = {name: value for name, value in to_builtins(promotion).items() if value is not None}
     by = {"by_uid": by_uid} | ({} if by_key is None else {"by_key": by_key})
     return Event(kind="promotion", subject_id=promotion.sha256, at=at, body=told | by)
 
 
-def drift(
+def drift_event(
     *, golden: str, before: str, now: str, shift: float, pack: PackInfo, model: ModelInfo, at: float
 ) -> Event:
     """The model answers a golden question otherwise than it did; a shift that is no number is null.
@@ -525,12 +518,12 @@ def drift(
     return Event(kind="drift", subject_id=pack.sha256, at=at, body=body)
 
 
-def checkpoint(key: str, at: float) -> Event:
+def checkpoint_event(key: str, at: float) -> Event:
     """A checkpoint file signs the chain up to and including this event; `key` names the key."""
     return Event(kind="checkpoint", subject_id=key, at=at, body={"key": key})
 
 
-def gap(reason: str, at: float, **lost: Json) -> Event:
+def gap_event(reason: str, at: float, **lost: Json) -> Event:
     """Something that should be here is not: `lost` says what."""
     return Event(kind="gap", subject_id="gap", at=at, body={"reason": reason, **lost})
 

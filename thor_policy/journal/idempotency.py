@@ -14,10 +14,16 @@ from datetime import datetime
 
 import msgspec
 
-from thor_policy.core.decisions import Decision, Explanation, Floor, ModelInfo, Recorded, Scored
+from thor_policy.core.decisions import Decision, Explanation, Floor, ModelInfo, PriorRecord, Scored
 from thor_policy.core.requests import Action, Entity, Evaluation
 from thor_policy.journal import events
-from thor_policy.journal.events import Decided, DecidedOn, Explained, ModelName, Said
+from thor_policy.journal.events import (
+    DecisionBody,
+    DecisionPrivate,
+    ExplanationBody,
+    ExplanationPrivate,
+    ModelName,
+)
 
 #: How long a key is remembered, in seconds.
 KEY_WINDOW_S = 86_400
@@ -27,11 +33,11 @@ MARK = '{"idempotency":"'
 IS_KEYED = f"substr(body, 1, {len(MARK)}) = '{MARK}'"
 KEY_DIGEST = f"substr(body, {len(MARK) + 1}, 64)"
 
-_bodies = msgspec.json.Decoder(Decided)
-_privates = msgspec.json.Decoder(DecidedOn)
+_bodies = msgspec.json.Decoder(DecisionBody)
+_privates = msgspec.json.Decoder(DecisionPrivate)
 
 
-def find_recorded(connection: sqlite3.Connection, digest: str, since: float) -> Recorded | None:
+def find_recorded(connection: sqlite3.Connection, digest: str, since: float) -> PriorRecord | None:
     """What was committed for a key since Unix time `since`; None if nothing was.
 
     `digest` is that of caller and key (64 hex digits). Raises sqlite3.Error, msgspec.MsgspecError.
@@ -49,7 +55,7 @@ def find_recorded(connection: sqlite3.Connection, digest: str, since: float) -> 
     if kind == "decision":
         decision = _decision(connection, subject_id, at, body, private)
     content = told["idempotency"].partition("-")[2]
-    return Recorded(content=content, kind=kind, id=told.get("id", subject_id), seq=seq, decision=decision)
+    return PriorRecord(content=content, kind=kind, id=told.get("id", subject_id), seq=seq, decision=decision)
 
 
 def first_since(connection: sqlite3.Connection, since: float) -> int | None:
@@ -99,7 +105,7 @@ def _decision(
     )
 
 
-def _scored(body: Decided, rest: DecidedOn | None) -> Scored | None:
+def _scored(body: DecisionBody, rest: DecisionPrivate | None) -> Scored | None:
     """What the model said; the question's tokens are gone if they were masked or erased."""
     if body.prompt is None or body.label is None:
         return None
@@ -114,7 +120,7 @@ def _scored(body: Decided, rest: DecidedOn | None) -> Scored | None:
     )
 
 
-def _erased(body: Decided) -> Evaluation:
+def _erased(body: DecisionBody) -> Evaluation:
     return Evaluation(
         subject=Entity(type=body.subject_type, id=""),
         action=Action(name=body.action),
@@ -123,23 +129,27 @@ def _erased(body: Decided) -> Evaluation:
 
 
 def _explanation(
-    connection: sqlite3.Connection, decision_id: str, body: Decided, rest: DecidedOn | None
+    connection: sqlite3.Connection, decision_id: str, body: DecisionBody, rest: DecisionPrivate | None
 ) -> Explanation | None:
     if body.explanation is not None:
-        said = Said(reasoning=rest.reasoning or body.floor.because, text=rest.text) if rest else Said()
+        said = (
+            ExplanationPrivate(reasoning=rest.reasoning or body.floor.because, text=rest.text)
+            if rest
+            else ExplanationPrivate()
+        )
         return _told(body.explanation, said)
     row = connection.execute(
         "SELECT e.body, p.value FROM events e LEFT JOIN private p ON p.seq = e.seq WHERE e.subject_id = ? "
-        "AND e.kind = 'explanation' AND e.kind NOT IN ('decision', 'reported')",  # as the index says
+        "AND e.kind = 'explanation' AND e.kind NOT IN ('decision', 'decision_report')",  # as the index says
         (decision_id,),
     ).fetchone()
     if row is None:
         return None
-    said = Said() if row[1] is None else msgspec.json.decode(row[1], type=Said)
-    return _told(msgspec.json.decode(row[0], type=Explained), said)
+    said = ExplanationPrivate() if row[1] is None else msgspec.json.decode(row[1], type=ExplanationPrivate)
+    return _told(msgspec.json.decode(row[0], type=ExplanationBody), said)
 
 
-def _told(closed: Explained, said: Said) -> Explanation:
+def _told(closed: ExplanationBody, said: ExplanationPrivate) -> Explanation:
     return Explanation(
         classification=closed.classification,
         clauses=closed.clauses,
@@ -155,7 +165,7 @@ def _model(connection: sqlite3.Connection, name: ModelName) -> ModelInfo:
     """The model that judged, as it was when it was loaded; of one whose loading is archived, its row."""
     row = connection.execute(
         "SELECT body FROM events WHERE subject_id = ? AND kind = 'model_loaded' "
-        "AND kind NOT IN ('decision', 'reported') ORDER BY seq DESC LIMIT 1",
+        "AND kind NOT IN ('decision', 'decision_report') ORDER BY seq DESC LIMIT 1",
         (name.sha256,),
     ).fetchone()
     if row is not None:

@@ -17,7 +17,7 @@ from thor_policy.journal.reader import Reader, Record
 
 #: Why a question cannot be put again: somebody else decided it; it was erased, or a name in it; its private
 #: part is gone although nothing erased it; a value was not recorded.
-Lack = Literal["reported", "erased", "missing", "masked"]
+Lack = Literal["decision_report", "erased", "missing", "masked"]
 
 #: A deadline that does not come, in monotonic nanoseconds.
 _NEVER_NS = 2**63 - 1
@@ -36,7 +36,7 @@ def request_of(reader: Reader, event: Record) -> Request:
     private = event["private"]
     if event["kind"] != "decision":
         raise Unasked(
-            "reported", "it was reported, not taken here: there are no rules and no question to repeat"
+            "decision_report", "it was reported, not taken here: there are no rules and no question to repeat"
         )
     by_seq = reader.erasure(event["seq"])
     if by_seq is not None:

@@ -16,7 +16,15 @@ import msgspec
 from thor_policy.core.decisions import ModelInfo, PackInfo, identity_of
 from thor_policy.core.requests import Json
 from thor_policy.journal import events
-from thor_policy.journal.events import Explained, Part, Redecided, Said, Shadowed, Shown, ShownOn
+from thor_policy.journal.events import (
+    CounterfactualBody,
+    DecisionColumns,
+    ExplanationBody,
+    ExplanationPrivate,
+    Part,
+    PrivateColumns,
+    ShadowBody,
+)
 
 Row = tuple[Any, ...]
 
@@ -54,7 +62,7 @@ JSON_COLUMNS = frozenset({"situation", "probabilities", "clauses", "tags", "meta
 
 #: Table of each kind of event that has a row of its own, with its columns after `seq` and `timestamp`.
 _PLAIN: dict[str, tuple[str, tuple[str, ...]]] = {
-    "consulted": (
+    "consultation": (
         "consultations",
         (
             *("id", "decision_id", "session", "system", "entity", "query", "answer", "relevance"),
@@ -118,7 +126,7 @@ _PLAIN: dict[str, tuple[str, tuple[str, ...]]] = {
     "archived": ("archives", ("file", "first_seq", "last_seq", "events", "head", "chain")),
 }
 #: Every table that events are projected into, and the kinds that make its rows.
-TABLES: dict[str, tuple[str, ...]] = {"decisions": ("decision", "reported")} | {
+TABLES: dict[str, tuple[str, ...]] = {"decisions": ("decision", "decision_report")} | {
     table: (kind,) for kind, (table, _) in _PLAIN.items()
 }
 
@@ -139,15 +147,15 @@ def read(kind: str, body: bytes, private: bytes | None) -> tuple[Part, Part | No
 
 def project(kind: str, seq: int, at: str, subject_id: str, body: Any, private: Any) -> Projection:
     """What one event means; `private` is None where it never was, or was erased."""
-    if isinstance(body, Shown):
+    if isinstance(body, DecisionColumns):
         return Projection("decisions", _decided(seq, at, subject_id, body, private))
-    if kind == "reported":
+    if kind == "decision_report":
         return Projection("decisions", _reported(seq, at, subject_id, body, private or {}))
-    if isinstance(body, Explained):
+    if isinstance(body, ExplanationBody):
         return Projection(changes=_explained(body, private))
-    if isinstance(body, Shadowed):
+    if isinstance(body, ShadowBody):
         return Projection("shadows", _shadowed(seq, at, subject_id, body))
-    if isinstance(body, Redecided):
+    if isinstance(body, CounterfactualBody):
         return Projection("counterfactuals", _redecided(seq, at, subject_id, body))
     if kind not in _PLAIN:
         return Projection()
@@ -176,10 +184,13 @@ def _text(value: Any) -> str:
 
 _OBJECT = msgspec.json.Decoder(dict[str, Any]).decode
 _TYPES: dict[str, tuple[Callable[[bytes], Part], Callable[[bytes], Part]]] = {
-    "decision": (msgspec.json.Decoder(Shown).decode, msgspec.json.Decoder(ShownOn).decode),
-    "explanation": (msgspec.json.Decoder(Explained).decode, msgspec.json.Decoder(Said).decode),
-    "shadowed": (msgspec.json.Decoder(Shadowed).decode, _OBJECT),
-    "counterfactual": (msgspec.json.Decoder(Redecided).decode, _OBJECT),
+    "decision": (msgspec.json.Decoder(DecisionColumns).decode, msgspec.json.Decoder(PrivateColumns).decode),
+    "explanation": (
+        msgspec.json.Decoder(ExplanationBody).decode,
+        msgspec.json.Decoder(ExplanationPrivate).decode,
+    ),
+    "shadowed": (msgspec.json.Decoder(ShadowBody).decode, _OBJECT),
+    "counterfactual": (msgspec.json.Decoder(CounterfactualBody).decode, _OBJECT),
     "pack_activated": (msgspec.json.Decoder(PackInfo).decode, _OBJECT),
     "model_loaded": (msgspec.json.Decoder(ModelInfo).decode, _OBJECT),
 }
@@ -188,7 +199,7 @@ _TYPES: dict[str, tuple[Callable[[bytes], Part], Callable[[bytes], Part]]] = {
 # ---------------------------------------------------------------- decisions
 
 
-def _decided(seq: int, at: str, decision_id: str, body: Shown, private: Any) -> Row:
+def _decided(seq: int, at: str, decision_id: str, body: DecisionColumns, private: Any) -> Row:
     situation = team_context = reasoning = text = actor = entity = None
     told, notes, timings, model, pack = (
         body.explanation,
@@ -269,7 +280,7 @@ def version_of(pack: PackInfo) -> str:
     return f"{pack.name}@{pack.version}+{pack.sha256[:12]}"
 
 
-def _shadowed(seq: int, at: str, decision_id: str, body: Shadowed) -> Row:
+def _shadowed(seq: int, at: str, decision_id: str, body: ShadowBody) -> Row:
     return (
         seq,
         at,
@@ -290,7 +301,7 @@ def _shadowed(seq: int, at: str, decision_id: str, body: Shadowed) -> Row:
     )
 
 
-def _redecided(seq: int, at: str, decision_id: str, body: Redecided) -> Row:
+def _redecided(seq: int, at: str, decision_id: str, body: CounterfactualBody) -> Row:
     return (
         seq,
         at,
@@ -347,7 +358,7 @@ def _reported(seq: int, at: str, decision_id: str, body: Any, private: dict[str,
     return tuple(map(columns.get, DECISION_COLUMNS))
 
 
-def _explained(body: Explained, private: Any) -> Row:
+def _explained(body: ExplanationBody, private: Any) -> Row:
     return (
         body.classification,
         _text(body.clauses),

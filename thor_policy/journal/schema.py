@@ -60,7 +60,7 @@ def _chain(db: Database) -> None:
     )
     # a decision's own event is found by its row in `decisions`
     db.execute(
-        "CREATE INDEX events_subject ON events (subject_id) WHERE kind NOT IN ('decision', 'reported')"
+        "CREATE INDEX events_subject ON events (subject_id) WHERE kind NOT IN ('decision', 'decision_report')"
     )
     db.execute(
         """

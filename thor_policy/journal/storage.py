@@ -1,4 +1,4 @@
-"""The journal's file and the disk under it: lock, opening, room, and what to do with a broken file.
+"""The journal's file and the disk under it: lock, opening, free space, and what to do with a broken file.
 
 Owns the state directory while the process lives (an flock says so), the connection's settings and the
 ballast file. Invariant: a file that cannot be trusted is kept aside under another name, never overwritten
@@ -76,7 +76,7 @@ def take_lock(path: Path) -> int:
     return lock
 
 
-def open_for_writing(path: Path, synchronous: str, room: Room) -> Opened:
+def open_for_writing(path: Path, synchronous: str, disk_space: DiskSpace) -> Opened:
     """Open the journal, or make it. A damaged one is kept aside, and a new one begun in its place.
 
     On a full disk the ballast makes the room that this needs. Raises JournalError where a new file would be
@@ -85,10 +85,10 @@ def open_for_writing(path: Path, synchronous: str, room: Room) -> Opened:
     try:
         return _open(path, synchronous)
     except JournalError as error:
-        if not room.is_full():
+        if not disk_space.is_full():
             raise
-        if room.release():
-            return open_for_writing(path, synchronous, room)
+        if disk_space.release():
+            return open_for_writing(path, synchronous, disk_space)
         raise JournalError(f"{error}; the disk is full: make room") from error
     except _Damaged as error:
         aside = _keep_aside(path)
@@ -176,10 +176,10 @@ def _keep_aside(path: Path) -> Path:
     return aside
 
 
-# ---------------------------------------------------------------- room on the disk
+# ---------------------------------------------------------------- space on the disk
 
 
-class Room:
+class DiskSpace:
     """How much space the disk has left, and a ballast file that is given up when there is none.
 
     Below `min_free_mb` nothing new should be admitted. The ballast lets what was already admitted be

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from thor_policy.core import records
-from thor_policy.core.decisions import Decision, Explanation, Recorded
+from thor_policy.core.decisions import Decision, Explanation, PriorRecord
 from thor_policy.core.errors import ErrorCode, JournalError, RequestError
 from thor_policy.core.requests import Caller
 from thor_policy.core.results import Committed
@@ -33,7 +33,14 @@ from thor_policy.journal.batch import Placed, Ready, make_ready
 from thor_policy.journal.checkpoints import Signer, found, keep
 from thor_policy.journal.events import Event
 from thor_policy.journal.idempotency import KEY_WINDOW_S, find_recorded
-from thor_policy.journal.storage import BUSY_TIMEOUT_MS, Room, boot_id, open_for_writing, reopen, take_lock
+from thor_policy.journal.storage import (
+    BUSY_TIMEOUT_MS,
+    DiskSpace,
+    boot_id,
+    open_for_writing,
+    reopen,
+    take_lock,
+)
 from thor_policy.telemetry.watchdog import Pulse
 
 log = logging.getLogger(__name__)
@@ -116,21 +123,21 @@ class Journal:
         self._boot_id = boot_id().encode()
         self._checkpoints = checkpoints
         self._signed_seq, self._signed_s = 0, time.monotonic()
-        self.room = Room(path.parent, min_free_mb=min_free_mb, ballast_mb=ballast_mb)
+        self.disk_space = DiskSpace(path.parent, min_free_mb=min_free_mb, ballast_mb=ballast_mb)
         self._lock = take_lock(path)
         with ExitStack() as undo:
             undo.callback(os.close, self._lock)
-            opened = open_for_writing(path, synchronous, self.room)
+            opened = open_for_writing(path, synchronous, self.disk_space)
             undo.callback(opened.connection.close)
             self._connection, self._seq, self._head = opened.connection, opened.seq, opened.head
             self._first = opened.first
-            self.room.restore()
+            self.disk_space.restore()
             if checkpoints is not None:
                 self._sign_what_a_crash_left(checkpoints)
             undo.pop_all()
         if opened.aside is not None:
             why = f"the journal was damaged and is kept as {opened.aside.name}: {opened.why}"
-            self.append(events.gap(why, time.time(), file=opened.aside.name))
+            self.append(events.gap_event(why, time.time(), file=opened.aside.name))
         #: Events that are ready to be committed, and an item that must wait until they are.
         self._ahead: list[Ready] = []
         self._held: _Item = _Mark.NOTHING
@@ -166,7 +173,7 @@ class Journal:
         if not self.alive:
             return RequestError("unavailable", "the journal has stopped; the daemon must be restarted")
         try:
-            free, wanted = self.room.free_bytes(), self.room.min_free_bytes
+            free, wanted = self.disk_space.free_bytes(), self.disk_space.min_free_bytes
         except OSError as error:
             return RequestError("unavailable", f"the disk of {self.path.parent} fails: {error.strerror}")
         failing = self.failing
@@ -190,13 +197,13 @@ class Journal:
 
     def decided(self, decision: Decision, ticket: int | None = None) -> None:
         """Record a decision."""
-        self.append(events.decided(decision, ticket, masked=self._masked))
+        self.append(events.decision_event(decision, ticket, masked=self._masked))
 
     def explained(
         self, decision_id: str, explanation: Explanation, at: float, ticket: int | None = None
     ) -> None:
         """Record an explanation that was written after its decision; `at` is Unix time in seconds."""
-        self.append(events.explained(decision_id, explanation, at, ticket))
+        self.append(events.explanation_event(decision_id, explanation, at, ticket))
 
     def write(
         self,
@@ -210,7 +217,7 @@ class Journal:
     ) -> None:
         """Record what somebody sent; its fate is `not_found` if it names a decision that is not there."""
         self.append(
-            events.recorded(
+            events.record_event(
                 record,
                 record_id=record_id,
                 at=at,
@@ -221,14 +228,14 @@ class Journal:
             )
         )
 
-    def recall(self, digest: str, tell: Callable[[Recorded | RequestError | None], None]) -> None:
+    def recall(self, digest: str, tell: Callable[[PriorRecord | RequestError | None], None]) -> None:
         """Look up what was recorded for an idempotency key, of whatever has been committed by then.
 
         `digest` is that of caller and key. Returns at once; `tell` gets the answer on the journal's thread
         and must not block.
         """
 
-        def told(future: Future[Recorded | None]) -> None:
+        def told(future: Future[PriorRecord | None]) -> None:
             error = future.exception()
             if error is None:
                 tell(future.result())
@@ -248,7 +255,7 @@ class Journal:
 
     def shadowed(self, served: Decision, shadow: Decision, at: float) -> None:
         """Record what another pack would have answered in the place of a decision that is recorded before."""
-        self.append(events.shadowed(served, shadow, at))
+        self.append(events.shadow_event(served, shadow, at))
 
     def checkpoint(self) -> Future[int]:
         """Sign the chain as it is now; the result is the newest event that a checkpoint vouches for."""
@@ -358,7 +365,7 @@ class Journal:
                 self.pulse.beat()
                 if self.failing:
                     self._recover()
-                self.room.restore()
+                self.disk_space.restore()
                 if self._checkpoint_due():
                     self._checkpoint()
 
@@ -384,7 +391,7 @@ class Journal:
         except Exception as error:  # whatever it was: nothing of this transaction may be acknowledged
             self._roll_back()
             code = getattr(error, "sqlite_errorcode", 0)
-            if code == sqlite3.SQLITE_FULL and self.room.release():
+            if code == sqlite3.SQLITE_FULL and self.disk_space.release():
                 self.counters["ballast_released"] += 1
                 return self._commit(batch)
             full = code == sqlite3.SQLITE_FULL
@@ -400,7 +407,7 @@ class Journal:
     def _transaction(self, batch: list[Ready]) -> list[Committed]:
         placed = Placed(self._seq, self._head, self._boot_id)
         if self._lost:
-            lost = events.gap("events could not be recorded", time.time(), **self._lost)
+            lost = events.gap_event("events could not be recorded", time.time(), **self._lost)
             placed.add(make_ready(lost, time.monotonic_ns()))
             self._told = Counter(self._lost)
         objections: dict[int, RequestError] = {}
@@ -458,7 +465,7 @@ class Journal:
         """False if the event is about a decision that is not there."""
         if event.kind not in events.ABOUT_DECISION:
             return True
-        if event.kind == "consulted" and event.subject_id == event.body["id"]:  # type: ignore[index]
+        if event.kind == "consultation" and event.subject_id == event.body["id"]:  # type: ignore[index]
             return True
         if event.subject_id in placed.decisions:
             return True
@@ -480,7 +487,7 @@ class Journal:
     def _fail(self, error: Exception) -> None:
         """Admit nothing from here on, until `_recover` or a transaction succeeds."""
         self.failing = f"{type(error).__name__}: {error}"
-        self._full = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL or self.room.is_full()
+        self._full = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL or self.disk_space.is_full()
 
     # ------------------------------------------------------------ the file and its log
 
@@ -559,7 +566,9 @@ class Journal:
         if rule is None or self.failing or self._seq == self._signed_seq:
             return
         at = time.time()
-        fate = self._commit([make_ready(events.checkpoint(rule.signer.key, at), time.monotonic_ns())])[-1]
+        fate = self._commit([make_ready(events.checkpoint_event(rule.signer.key, at), time.monotonic_ns())])[
+            -1
+        ]
         if fate.error is None:
             self._sign(rule, self._seq, self._head, events.timestamp(at))
         self._signed_seq, self._signed_s = self._seq, time.monotonic()

@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Struct
 
 from thor_policy.core.decisions import Adapter
-from thor_policy.core.engine import Turn
+from thor_policy.core.engine import ChatTurn
 from thor_policy.core.errors import ExportError, PackError, RequestError
 from thor_policy.core.requests import Evaluation, Json
 from thor_policy.journal.reader import Reader, Record
@@ -309,17 +309,17 @@ def _example(correction: Correction, pack: Pack) -> Example | None:
     return None if any(one.level == "error" and example.id in one.where for one in found) else example
 
 
-def _turns(turns: Sequence[Turn]) -> list[Json]:
+def _turns(turns: Sequence[ChatTurn]) -> list[Json]:
     return [{"role": turn.role, "content": turn.text} for turn in turns]
 
 
 def _prompt(correction: Correction, pack: Pack) -> list[Json]:
     """What the model reads: the turns of the pack, then the question."""
-    return _turns((*pack.prefix.turns, Turn(role="user", text=correction.question)))
+    return _turns((*pack.prefix.turns, ChatTurn(role="user", text=correction.question)))
 
 
 def _says(text: str) -> list[Json]:
-    return _turns((Turn(role="assistant", text=text),))
+    return _turns((ChatTurn(role="assistant", text=text),))
 
 
 def _chat(correction: Correction, pack: Pack) -> list[Json]:

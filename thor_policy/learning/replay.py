@@ -110,7 +110,7 @@ class Replayer:
         decision = policy.decide(request)
         if decision.tier == "fallback" and body["tier"] != "fallback":
             raise _Refused(f"the model gave no answer now: {decision.reason_code}")
-        again = events.decided(decision)
+        again = events.decision_event(decision)
         return (
             {**body, "private": private},
             {**_plain(again.body), "private": _plain(again.private)},

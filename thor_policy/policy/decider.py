@@ -15,7 +15,7 @@ from collections import deque
 from msgspec import structs
 
 from thor_policy.core.decisions import Adapter, Decision, Explanation, Floor, ModelInfo, Scored, Tier, Timings
-from thor_policy.core.engine import Engine, PromptPrefix, Steps, Written
+from thor_policy.core.engine import Engine, PromptPrefix, Steps, WrittenExplanation
 from thor_policy.core.errors import DeadlineExceeded, EngineError, RequestError
 from thor_policy.core.ids import new_id
 from thor_policy.core.records import Calibration
@@ -314,7 +314,7 @@ class Policy:
         deadline_ns = request.deadline_ns if request.explain == "inline" else later_ns
         self.engine.explain(request.ticket, resident.key, scored, steps, deadline_ns)
 
-    def _ended(self, written: Written) -> Explained | Unexplained:
+    def _ended(self, written: WrittenExplanation) -> Explained | Unexplained:
         decision = self._explaining.pop(written.ticket, None)
         if decision is None or (written.truncated and not written.text):
             return Unexplained(written.ticket)

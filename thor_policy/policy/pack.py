@@ -17,10 +17,10 @@ import msgspec
 from msgspec import Meta, Struct
 
 from thor_policy.core.decisions import Floor, Obligation, PackInfo
-from thor_policy.core.engine import Fixed, FreeText, OneOf, PromptPrefix, SomeOf, Step, Turn
+from thor_policy.core.engine import ChatTurn, Fixed, FreeText, OneOf, PromptPrefix, SomeOf, Step
 from thor_policy.core.errors import RequestError
 from thor_policy.core.requests import Evaluation, Json, Risk
-from thor_policy.policy.prompt_text import _look_up, _show, _text_size
+from thor_policy.policy.prompt_text import look_up, show, text_size
 from thor_policy.policy.rules import Rule, RuleBook
 
 #: Parts that every request has: a first field that shows one begins every question alike.
@@ -129,7 +129,9 @@ class Pack:
             where=str(path),
         )
         self.prefix = self._full_prefix()
-        self.brief_prefix = self._prefix([Turn(role="system", text=f"{manifest.description}\n{self._order}")])
+        self.brief_prefix = self._prefix(
+            [ChatTurn(role="system", text=f"{manifest.description}\n{self._order}")]
+        )
 
     @property
     def loosest(self) -> str:
@@ -150,14 +152,14 @@ class Pack:
         roots = msgspec.to_builtins(evaluation) | {"facts": facts}
         lines = []
         for field in self.manifest.fields:
-            value = _look_up(roots, field.value)
+            value = look_up(roots, field.value)
             if value is not None:
-                if (size := _text_size(value)) > limits.max_text_chars:
+                if (size := text_size(value)) > limits.max_text_chars:
                     raise RequestError(
                         "too_large",
                         f"{field.value}: has {size} characters; the limit is {limits.max_text_chars}",
                     )
-                lines.append(f"{field.name}: {_show(value, limits.max_field_chars)}")
+                lines.append(f"{field.name}: {show(value, limits.max_field_chars)}")
         return "\n".join(lines)
 
     def brief_question(self, evaluation: Evaluation, floor: Floor) -> str:
@@ -212,19 +214,21 @@ class Pack:
 
     def _full_prefix(self) -> PromptPrefix:
         clauses = "\n".join(f"{name}: {text}" for name, text in self.clauses.items())
-        turns = [Turn(role="system", text=f"{self.system.strip()}\n\nClauses:\n{clauses}\n\n{self._order}")]
+        turns = [
+            ChatTurn(role="system", text=f"{self.system.strip()}\n\nClauses:\n{clauses}\n\n{self._order}")
+        ]
         for example in self.examples:
             facts = self.book.apply(example.evaluation, example.at).facts
-            turns.append(Turn(role="user", text=self.question(example.evaluation, facts)))
+            turns.append(ChatTurn(role="user", text=self.question(example.evaluation, facts)))
             told = answer(example.outcome, example.classification, example.clauses, example.reasoning)
-            turns.append(Turn(role="assistant", text=told))
+            turns.append(ChatTurn(role="assistant", text=told))
         return self._prefix(turns)
 
     @property
     def _order(self) -> str:
         return f"Outcomes, loosest first: {' < '.join(self.labels)}"
 
-    def _prefix(self, turns: Sequence[Turn]) -> PromptPrefix:
+    def _prefix(self, turns: Sequence[ChatTurn]) -> PromptPrefix:
         first = self.manifest.fields[0]
         return PromptPrefix(
             pack_sha256=self.info.sha256,

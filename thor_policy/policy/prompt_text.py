@@ -19,7 +19,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@+-]{0,63}")
 # ---------------------------------------------------------------- rendering
 
 
-def _look_up(roots: Mapping[str, Json], path: str) -> Json:
+def look_up(roots: Mapping[str, Json], path: str) -> Json:
     value: Json = roots
     for part in path.split("."):
         if not isinstance(value, Mapping):
@@ -28,22 +28,22 @@ def _look_up(roots: Mapping[str, Json], path: str) -> Json:
     return value
 
 
-def _text_size(value: Json) -> int:
+def text_size(value: Json) -> int:
     """Characters in all strings of a JSON value."""
     if isinstance(value, Mapping):
-        return sum(len(key) + _text_size(item) for key, item in value.items())
+        return sum(len(key) + text_size(item) for key, item in value.items())
     if isinstance(value, list | tuple):
-        return sum(map(_text_size, value))
+        return sum(map(text_size, value))
     return len(value) if isinstance(value, str) else 0
 
 
-def _show(value: Json, max_chars: int) -> str:
+def show(value: Json, max_chars: int) -> str:
     """One line of text for any JSON value; equal values look equal whatever their key order."""
     if isinstance(value, Mapping):
-        pairs = (f"{_show(key, 64)} {_show(value[key], max_chars)}" for key in sorted(value, key=str))
+        pairs = (f"{show(key, 64)} {show(value[key], max_chars)}" for key in sorted(value, key=str))
         return _cut(", ".join(pairs), max_chars)
     if isinstance(value, list | tuple):
-        return _cut(", ".join(_show(item, max_chars) for item in value), max_chars)
+        return _cut(", ".join(show(item, max_chars) for item in value), max_chars)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float):

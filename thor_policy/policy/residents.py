@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Literal, TypeAlias
 
 from thor_policy.core.decisions import Floor, ModelInfo, Rendering, resident_key
-from thor_policy.core.engine import Loaded
+from thor_policy.core.engine import LoadedPrefix
 from thor_policy.core.errors import RequestError
 from thor_policy.core.requests import Evaluation
 from thor_policy.policy.pack import Pack
@@ -33,7 +33,7 @@ class Resident:
 
     pack: Pack
     model: ModelInfo
-    loaded: Loaded
+    loaded: LoadedPrefix
 
     @cached_property
     def key(self) -> str:

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from thor_policy.core import records
 from thor_policy.core.errors import ErrorCode, RequestError
+from thor_policy.core.records import KIND_OF, RECORDS
 from thor_policy.core.requests import Annotations, Evaluation, Explain
 
 PROTOCOL_VERSION = 1
@@ -30,19 +31,8 @@ HTTP_STATUS: dict[ErrorCode, int] = {
     "shutting_down": 503,
     "internal": 500,
 }
-#: The operations that hand over a record, and what each carries.
-RECORDS: dict[str, type[records.Record]] = {
-    "record": records.Reported,
-    "context": records.Consulted,
-    "outcome": records.Happened,
-    "review": records.Review,
-    "assign": records.Assignment,
-    "approve": records.Approval,
-    "node": records.Node,
-    "link": records.Edge,
-}
-OP_OF = {noun: op for op, noun in RECORDS.items()}
-OPS = ("evaluate", "status", "metrics", *RECORDS, "upkeep", "control")
+#: Every operation; those of `RECORDS` hand over a record.
+OPS = ("evaluate", "status", "metrics", *RECORDS, "maintenance", "control")
 
 
 class Idempotency(Struct, frozen=True, kw_only=True):
@@ -52,7 +42,7 @@ class Idempotency(Struct, frozen=True, kw_only=True):
     content: str
 
 
-class Evaluate(Struct, frozen=True, kw_only=True):
+class EvaluateRequest(Struct, frozen=True, kw_only=True):
     """A question as it came in. `deadline_ms` is None when the request states none."""
 
     id: str
@@ -68,22 +58,22 @@ class Evaluate(Struct, frozen=True, kw_only=True):
 Semantic = Literal["execute_all", "deny_on_first_deny", "permit_on_first_permit"]
 
 
-class EvaluateMany(Struct, frozen=True, kw_only=True):
+class EvaluateBatchRequest(Struct, frozen=True, kw_only=True):
     """A batch as it came in: `items` in order, a malformed one as the error it gets for an answer."""
 
     id: str
-    items: tuple[Evaluate | RequestError, ...]
+    items: tuple[EvaluateRequest | RequestError, ...]
     semantic: Semantic
 
 
-class Inquire(Struct, frozen=True, kw_only=True):
+class StatusRequest(Struct, frozen=True, kw_only=True):
     """A question about the daemon itself, answered without the model."""
 
     id: str
     op: Literal["status", "metrics"]
 
 
-class Keep(Struct, frozen=True, kw_only=True):
+class RecordRequest(Struct, frozen=True, kw_only=True):
     """A record to be kept, as it came in. `deadline_ms` is None when the request states none."""
 
     id: str
@@ -92,29 +82,36 @@ class Keep(Struct, frozen=True, kw_only=True):
     idempotency: Idempotency | None = None
 
 
-class Tend(Struct, frozen=True, kw_only=True):
+class MaintenanceRequest(Struct, frozen=True, kw_only=True):
     """Long work on the journal that is asked for."""
 
     id: str
-    upkeep: records.Upkeep
+    maintenance: records.Maintenance
 
 
-class Steer(Struct, frozen=True, kw_only=True):
+class ControlRequest(Struct, frozen=True, kw_only=True):
     """A change of what judges that is asked for."""
 
     id: str
     control: records.Control
 
 
-Message: TypeAlias = Evaluate | EvaluateMany | Inquire | Keep | Tend | Steer
+Message: TypeAlias = (
+    EvaluateRequest
+    | EvaluateBatchRequest
+    | StatusRequest
+    | RecordRequest
+    | MaintenanceRequest
+    | ControlRequest
+)
 
 
 def op_of(message: Message) -> str:
     """The operation that a message asks for."""
-    if isinstance(message, Keep):
-        return OP_OF[type(message.record)]
-    if isinstance(message, Inquire):
+    if isinstance(message, RecordRequest):
+        return KIND_OF[type(message.record)]
+    if isinstance(message, StatusRequest):
         return message.op
-    if isinstance(message, Steer):
+    if isinstance(message, ControlRequest):
         return "control"
-    return "upkeep" if isinstance(message, Tend) else "evaluate"
+    return "maintenance" if isinstance(message, MaintenanceRequest) else "evaluate"

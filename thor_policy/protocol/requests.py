@@ -22,16 +22,15 @@ from thor_policy.core.requests import Action, Annotations, Entity, Evaluation, E
 from thor_policy.protocol.messages import (
     OPS,
     PROTOCOL_VERSION,
-    RECORDS,
-    Evaluate,
-    EvaluateMany,
+    ControlRequest,
+    EvaluateBatchRequest,
+    EvaluateRequest,
     Idempotency,
-    Inquire,
-    Keep,
+    MaintenanceRequest,
     Message,
+    RecordRequest,
     Semantic,
-    Steer,
-    Tend,
+    StatusRequest,
 )
 
 #: Objects and lists inside one another, counted from `request` or `record`.
@@ -105,10 +104,10 @@ def decode_request(
         raise RequestError("bad_request", f"op: must be one of {', '.join(OPS)}")
     authorise(envelope.op)
     if envelope.op in ("status", "metrics"):
-        return Inquire(id=envelope.id, op=envelope.op)
+        return StatusRequest(id=envelope.id, op=envelope.op)
     if envelope.idempotency_key is not UNSET:
         _name(envelope.idempotency_key, "idempotency_key")
-        if envelope.op in ("upkeep", "control"):
+        if envelope.op in ("maintenance", "control"):
             raise RequestError(
                 "bad_request", "idempotency_key: goes with questions and records only; leave it out"
             )
@@ -117,13 +116,13 @@ def decode_request(
         raise RequestError("bad_request", f"deadline_ms: must be a whole number from 1 to {max_deadline_ms}")
     if envelope.op == "evaluate":
         return _decode_evaluate(envelope, deadline_ms)
-    if envelope.op == "upkeep":
-        return Tend(id=envelope.id, upkeep=_decode_upkeep(envelope))
+    if envelope.op == "maintenance":
+        return MaintenanceRequest(id=envelope.id, maintenance=_decode_maintenance(envelope))
     if envelope.op == "control":
-        return Steer(id=envelope.id, control=_decode_control(envelope))
+        return ControlRequest(id=envelope.id, control=_decode_control(envelope))
     record = _decode_record(envelope)
     once = _idempotency(envelope, record)
-    return Keep(id=envelope.id, record=record, deadline_ms=deadline_ms, idempotency=once)
+    return RecordRequest(id=envelope.id, record=record, deadline_ms=deadline_ms, idempotency=once)
 
 
 def recover_request_id(frame: bytes, max_bytes: int) -> str:
@@ -137,7 +136,7 @@ def recover_request_id(frame: bytes, max_bytes: int) -> str:
     return found if isinstance(found, str) and len(found) <= MAX_NAME_CHARS else ""
 
 
-def _decode_evaluate(envelope: _Envelope, deadline_ms: int | None) -> Evaluate | EvaluateMany:
+def _decode_evaluate(envelope: _Envelope, deadline_ms: int | None) -> EvaluateRequest | EvaluateBatchRequest:
     if envelope.explain not in get_args(Explain):
         raise RequestError("bad_request", f"explain: must be one of {', '.join(get_args(Explain))}")
     if envelope.pack is not UNSET:
@@ -149,8 +148,8 @@ def _decode_evaluate(envelope: _Envelope, deadline_ms: int | None) -> Evaluate |
 
     pack = None if envelope.pack is UNSET else envelope.pack
 
-    def asked(evaluation: Evaluation, number: int | None = None) -> Evaluate:
-        return Evaluate(
+    def asked(evaluation: Evaluation, number: int | None = None) -> EvaluateRequest:
+        return EvaluateRequest(
             id=envelope.id,
             evaluation=evaluation,
             explain=envelope.explain,
@@ -173,8 +172,8 @@ def _decode_evaluate(envelope: _Envelope, deadline_ms: int | None) -> Evaluate |
 
 
 def _decode_many(
-    envelope: _Envelope, items: Json, asked: Callable[[Evaluation, int], Evaluate]
-) -> EvaluateMany | None:
+    envelope: _Envelope, items: Json, asked: Callable[[Evaluation, int], EvaluateRequest]
+) -> EvaluateBatchRequest | None:
     """The batch of an envelope, `request` giving defaults; None if it is empty: a single question."""
     if not isinstance(items, list):
         raise RequestError("bad_request", "evaluations: must be an array")
@@ -197,7 +196,7 @@ def _decode_many(
     defaults = _decode_json(envelope.request, where="request") if isinstance(envelope.request, Raw) else {}
     if not isinstance(defaults, dict):
         raise RequestError("bad_request", "request: must be an object")
-    decoded: list[Evaluate | RequestError] = []
+    decoded: list[EvaluateRequest | RequestError] = []
     for number, item in enumerate(items):
         where = f"evaluations.{number}"
         try:
@@ -206,7 +205,7 @@ def _decode_many(
             decoded.append(asked(evaluation_of(defaults | item, where), number))
         except RequestError as error:
             decoded.append(error)
-    return EvaluateMany(id=envelope.id, items=tuple(decoded), semantic=semantic)
+    return EvaluateBatchRequest(id=envelope.id, items=tuple(decoded), semantic=semantic)
 
 
 def _idempotency(envelope: _Envelope, content: Any, number: int | None = None) -> Idempotency | None:
@@ -218,26 +217,28 @@ def _idempotency(envelope: _Envelope, content: Any, number: int | None = None) -
     return Idempotency(key=key, content=hashlib.sha256(told).hexdigest())
 
 
-def _decode_upkeep(envelope: _Envelope) -> records.Upkeep:
-    upkeep: records.Upkeep = _convert(_record_member(envelope), records.Upkeep, "record")
+def _decode_maintenance(envelope: _Envelope) -> records.Maintenance:
+    maintenance: records.Maintenance = _convert(_record_member(envelope), records.Maintenance, "record")
     needed = {
         "erase": "actor",
         "archive": "before",
         "calibrate": "calibration",
         "counterfactual": "counterfactuals",
         "promote": "promotion",
-    }.get(upkeep.task)
-    if needed is not None and getattr(upkeep, needed) is None:
-        raise RequestError("bad_request", f"record.{needed}: is missing; the task {upkeep.task} needs it")
-    if upkeep.task == "erase" and not _split(upkeep.actor or "", "user")[1].strip():
+    }.get(maintenance.task)
+    if needed is not None and getattr(maintenance, needed) is None:
+        raise RequestError(
+            "bad_request", f"record.{needed}: is missing; the task {maintenance.task} needs it"
+        )
+    if maintenance.task == "erase" and not _split(maintenance.actor or "", "user")[1].strip():
         raise RequestError("bad_request", "record.actor: must name somebody, as `user:alice`")
-    if upkeep.task == "archive" and not _is_time(upkeep.before or ""):
+    if maintenance.task == "archive" and not _is_time(maintenance.before or ""):
         raise RequestError(
             "bad_request", "record.before: must be an RFC 3339 time such as 2026-05-13T10:00:00Z"
         )
-    if (told := upkeep.promotion) is not None and (told.key is None) != (told.signature is None):
+    if (told := maintenance.promotion) is not None and (told.key is None) != (told.signature is None):
         raise RequestError("bad_request", "record.promotion.signature: goes with key; give both, or neither")
-    return upkeep
+    return maintenance
 
 
 def _decode_control(envelope: _Envelope) -> records.Control:
@@ -257,8 +258,8 @@ def _record_member(envelope: _Envelope) -> Json:
 
 
 def _decode_record(envelope: _Envelope) -> records.Record:
-    record: records.Record = _convert(_record_member(envelope), RECORDS[envelope.op], "record")
-    if isinstance(record, records.Consulted):
+    record: records.Record = _convert(_record_member(envelope), records.RECORDS[envelope.op], "record")
+    if isinstance(record, records.Consultation):
         if record.decision_id is None and record.session is None:
             raise RequestError("bad_request", "record.decision_id: is missing; give it, or `session`")
         if record.fresh_at is not None and not _is_time(record.fresh_at):

@@ -45,21 +45,21 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 T = TypeVar("T")
 
 
-class Pair(Struct, frozen=True, kw_only=True):
+class KeyPair(Struct, frozen=True, kw_only=True):
     """Both halves of a key."""
 
     public: Z85
     secret: Z85
 
 
-class Held(Pair, frozen=True, kw_only=True):
+class ClientKey(KeyPair, frozen=True, kw_only=True):
     """What a client needs: its pair, and the public key of the server that it trusts."""
 
     name: Name
     server: Z85
 
 
-class Holder(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class KeyHolder(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A client that the server knows, or knew: `made_at` and `revoked_at` are RFC 3339 in UTC."""
 
     name: Name
@@ -72,7 +72,7 @@ class Holder(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class _Register(Struct, frozen=True, kw_only=True):
     """The content of clients.json."""
 
-    keys: tuple[Holder, ...] = ()
+    keys: tuple[KeyHolder, ...] = ()
 
 
 # ---------------------------------------------------------------- for commands, and for the start
@@ -85,13 +85,13 @@ class Keys:
         self._directory = directory
         self._register = directory / "clients.json"
 
-    def clients(self) -> tuple[Holder, ...]:
+    def clients(self) -> tuple[KeyHolder, ...]:
         """Every client key, revoked ones too, in the order in which they were made."""
         if not self._register.exists():
             return ()
         return _read(self._register, _Register).keys
 
-    def server(self) -> Pair:
+    def server(self) -> KeyPair:
         """The server's own pair."""
         path = self._directory / "server.key"
         _need_curve()
@@ -99,7 +99,7 @@ class Keys:
             raise ConfigError(
                 f"there is no server key in {self._directory}; run `thorpolicy keys new --server`"
             )
-        return _read(path, Pair, secret=True)
+        return _read(path, KeyPair, secret=True)
 
     def new_server(self) -> Path:
         """Make the server's pair, unless it is there; returns the file of its public half."""
@@ -120,14 +120,14 @@ class Keys:
             if name == "server" or any(o.name == name and o.revoked_at is None for o in self.clients()):
                 raise ConfigError(f"there is a key {name!r}; revoke it first, or choose another name")
             pair = _new_pair()
-            held = Held(name=name, server=self.server().public, public=pair.public, secret=pair.secret)
-            holder = Holder(name=name, public=pair.public, roles=tuple(roles), made_at=_time(at))
+            held = ClientKey(name=name, server=self.server().public, public=pair.public, secret=pair.secret)
+            holder = KeyHolder(name=name, public=pair.public, roles=tuple(roles), made_at=_time(at))
             # before it counts: a key that nobody holds is no use
             files.place(path, _json(held), 0o600, over=True)
             files.place(self._register, _json(_Register(keys=(*self.clients(), holder))), 0o644, over=True)
             return path
 
-    def revoke(self, name: str, at: float) -> Holder:
+    def revoke(self, name: str, at: float) -> KeyHolder:
         """Make a key count no more, from Unix time `at` on; a daemon notices at once."""
         with self._changing():
             keys = self.clients()
@@ -164,9 +164,9 @@ class Keys:
             raise ConfigError(f"cannot keep keys in {self._directory}: {error.strerror}") from error
 
 
-def held(path: Path) -> Held:
+def load_client_key(path: Path) -> ClientKey:
     """The client's key in a file that `Keys.new` made. Raises ConfigError."""
-    return _read(path, Held, secret=True)
+    return _read(path, ClientKey, secret=True)
 
 
 # ---------------------------------------------------------------- for the daemon, at every request
@@ -184,9 +184,9 @@ class KeyRing:
         self._stamp: tuple[int, int, int] | None = None
         self._settled = False
         self._trouble = ""
-        self._holders: dict[str, Holder] = {}
+        self._holders: dict[str, KeyHolder] = {}
 
-    def find(self, public: str) -> Holder | None:
+    def find(self, public: str) -> KeyHolder | None:
         """Who holds the secret of this public key (Z85); None if nobody known does, or it was revoked."""
         try:
             found = self._path.stat()
@@ -212,10 +212,10 @@ def _need_curve() -> None:
         raise ConfigError("this ZeroMQ was built without CURVE; install pyzmq from its wheel")
 
 
-def _new_pair() -> Pair:
+def _new_pair() -> KeyPair:
     _need_curve()
     public, secret = zmq.curve_keypair()
-    return Pair(public=public.decode(), secret=secret.decode())
+    return KeyPair(public=public.decode(), secret=secret.decode())
 
 
 def _time(at: float) -> str:

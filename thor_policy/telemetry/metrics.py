@@ -88,7 +88,7 @@ _GAUGES: tuple[tuple[str, str, str, float], ...] = (
 _GAUGES_OF_PARTS = (
     ("alive", "1 while the thread of a part runs.", "alive"),
     ("waiting", "What waits for a part.", "waiting"),
-    ("stands_still_seconds", "How long a part got nothing done though it had to.", "stands_still_s"),
+    ("stalled_seconds", "How long a part got nothing done though it had to.", "stalled_s"),
 )
 
 

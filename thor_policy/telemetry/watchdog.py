@@ -37,7 +37,7 @@ class Pulse:
         self.since_ns = 0
 
     @property
-    def stands_still_s(self) -> float:
+    def stalled_s(self) -> float:
         """How long nothing has been done although there is something to do, in seconds."""
         since_ns = self.since_ns
         return (time.monotonic_ns() - since_ns) / 1e9 if since_ns else 0.0
@@ -100,11 +100,11 @@ class Supervisor:
                 self._tell("STOPPING=1\nSTATUS=stopping: answering what is in flight")
             self._stopping = True
         elif self._every_ns and now_ns - self._signed_ns >= self._every_ns:
-            still = tuple(name for name, part in self._parts.items() if self._stands_still(part))
+            still = tuple(name for name, part in self._parts.items() if self._is_stalled(part))
             if not still and self._tell("WATCHDOG=1"):
                 self._signed_ns = now_ns
             if still != self._still:
-                self._say_what_stands_still(still, now_ns)
+                self._say_what_is_stalled(still, now_ns)
 
     def _check_stall(self, now_ns: int) -> None:
         for name, part in self._parts.items():
@@ -115,10 +115,10 @@ class Supervisor:
                 self._tell(f"STATUS={told}")
                 raise Stalled(f"{told}: the daemon ends, to be started again")
 
-    def _stands_still(self, part: Part) -> bool:
+    def _is_stalled(self, part: Part) -> bool:
         return not part.alive or 0 < part.pulse.since_ns <= self._signed_ns
 
-    def _say_what_stands_still(self, still: tuple[str, ...], now_ns: int) -> None:
+    def _say_what_is_stalled(self, still: tuple[str, ...], now_ns: int) -> None:
         self._still = still
         if not still:
             log.warning("all parts get on again")

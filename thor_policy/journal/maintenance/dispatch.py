@@ -10,7 +10,7 @@ import time
 from msgspec import to_builtins
 
 from thor_policy.core.errors import JournalError
-from thor_policy.core.records import Upkeep
+from thor_policy.core.records import Maintenance
 from thor_policy.core.requests import Json
 from thor_policy.journal import events
 from thor_policy.journal.events import Event
@@ -20,35 +20,37 @@ from thor_policy.journal.maintenance.tasks import Progress, commit, result_of
 from thor_policy.journal.writer import Journal
 
 
-def tend(
+def run_maintenance(
     journal: Journal,
-    upkeep: Upkeep,
+    maintenance: Maintenance,
     *,
     by_uid: int | None = None,
     by_key: str | None = None,
     progress: Progress = lambda _: None,
 ) -> dict[str, Json]:
     """Do what is asked for, and say what was done. Raises JournalError."""
-    if upkeep.task == "erase":
-        erasure = erase(journal, upkeep.actor or "", by_uid=by_uid, by_key=by_key, progress=progress)
+    if maintenance.task == "erase":
+        erasure = erase(journal, maintenance.actor or "", by_uid=by_uid, by_key=by_key, progress=progress)
         done: dict[str, Json] = to_builtins(erasure)
         return done
-    if upkeep.task == "archive":
-        made = archive_before(journal, upkeep.before or "", progress=progress)
+    if maintenance.task == "archive":
+        made = archive_before(journal, maintenance.before or "", progress=progress)
         return {"archived": sum(one.events for one in made), "segments": [one.path.name for one in made]}
-    if upkeep.task == "calibrate" and upkeep.calibration is not None:
-        commit(journal, events.calibrated(upkeep.calibration, time.time()))
-        return {"calibration": upkeep.calibration.digest}
-    if upkeep.task == "counterfactual" and upkeep.counterfactuals is not None:
-        return _keep_counterfactuals(journal, events.redecided(upkeep.counterfactuals, time.time()))
-    if upkeep.task == "promote" and upkeep.promotion is not None:
-        event = events.promoted(upkeep.promotion, time.time(), by_uid=by_uid, by_key=by_key)
+    if maintenance.task == "calibrate" and maintenance.calibration is not None:
+        commit(journal, events.calibration_event(maintenance.calibration, time.time()))
+        return {"calibration": maintenance.calibration.digest}
+    if maintenance.task == "counterfactual" and maintenance.counterfactuals is not None:
+        return _record_counterfactuals(
+            journal, events.counterfactual_events(maintenance.counterfactuals, time.time())
+        )
+    if maintenance.task == "promote" and maintenance.promotion is not None:
+        event = events.promotion_event(maintenance.promotion, time.time(), by_uid=by_uid, by_key=by_key)
         commit(journal, event)
-        return {"promotion": upkeep.promotion.sha256}
+        return {"promotion": maintenance.promotion.sha256}
     return {"checkpoint": result_of(journal.checkpoint())}
 
 
-def _keep_counterfactuals(journal: Journal, told: list[Event]) -> dict[str, Json]:
+def _record_counterfactuals(journal: Journal, told: list[Event]) -> dict[str, Json]:
     """Record them, and say how many there are and which decisions are unknown here."""
     fates = result_of(journal.commit_all(told))
     unknown = [event.subject_id for event, fate in zip(told, fates, strict=True) if fate.error == "not_found"]

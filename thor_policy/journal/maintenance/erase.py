@@ -163,7 +163,7 @@ class _Name:
         if kind == "decision":
             subject = private["evaluation"]["subject"]
             return bool(subject["type"] == type_ and subject["id"] == self._name)
-        return kind == "reported" and private.get("agent") == self._name
+        return kind == "decision_report" and private.get("agent") == self._name
 
 
 _JSON_COLUMNS = projections.JSON_COLUMNS | {"body", "private"}

@@ -44,7 +44,7 @@ from thor_policy.policy import pack_files
 from thor_policy.policy.decider import Policy
 from thor_policy.policy.lint import lint_pack
 from thor_policy.policy.pack import Pack
-from thor_policy.protocol.messages import Evaluate
+from thor_policy.protocol.messages import EvaluateRequest
 from thor_policy.protocol.replies import decision_item, decode_reply, encode_reply, encode_request
 from thor_policy.protocol.requests import decode_request
 from thor_policy.security import signatures
@@ -93,7 +93,7 @@ class _Bench:
         """
         frame = encode_request("", "evaluate", fields)
         message = decode_request(frame, max_bytes=self._max_request_bytes, max_deadline_ms=1)
-        assert isinstance(message, Evaluate)  # noqa: S101  what this room asks is one question
+        assert isinstance(message, EvaluateRequest)  # noqa: S101  what this room asks is one question
         self._asked += 1
         decision = self._policy.decide(
             Request(

@@ -19,7 +19,7 @@ from thor_policy.config import Config, data_path
 from thor_policy.core.decisions import Adapter, identity_of
 from thor_policy.core.engine import Engine
 from thor_policy.core.errors import ConfigError, PackError, RequestError
-from thor_policy.core.records import Control, Upkeep
+from thor_policy.core.records import Control, Maintenance
 from thor_policy.core.records import Promotion as Recorded
 from thor_policy.core.requests import Json
 from thor_policy.daemon import journal_access, loading
@@ -94,13 +94,13 @@ def promote(
         return Promotion(reports=reports, chosen=chosen.pack if chosen else None, why=why)
     for report in reports:
         if not report.passed:
-            journal_access.tend(config, Upkeep(task="promote", promotion=_event(report, None)))
+            journal_access.maintain(config, Maintenance(task="promote", promotion=_event(report, None)))
     if chosen is None:
         return Promotion(reports=reports, chosen=None, why=why, recorded=True)
     pack = next(one for one in candidates if one.info == chosen.pack)
-    event = Upkeep(task="promote", promotion=_event(chosen, signer))
+    event = Maintenance(task="promote", promotion=_event(chosen, signer))
     if status is None:
-        journal_access.tend(config, event)
+        journal_access.maintain(config, event)
     else:
         _put_in_force(config, pack, event, chosen)
     return Promotion(
@@ -211,7 +211,7 @@ def _event(report: Report, signer: signatures.Key | None) -> Recorded:
     )
 
 
-def _put_in_force(config: Config, pack: Pack, event: Upkeep, checked: Report) -> None:
+def _put_in_force(config: Config, pack: Pack, event: Maintenance, checked: Report) -> None:
     """Load, record, activate. Raises RequestError, Unreachable; PackError if anything changed meanwhile."""
     with Client(config.endpoint, key=config.key_file) as client:
         before = client.status()
@@ -235,7 +235,7 @@ def _put_in_force(config: Config, pack: Pack, event: Upkeep, checked: Report) ->
             for slipped_in in set(there) - {one["sha256"] for one in before["packs"]}:
                 client.control(Control(task="unload", pack=slipped_in))
             raise PackError(f"{pack.path} has changed since it was checked; promote it again")
-        client.upkeep(event)
+        client.maintenance(event)
         client.control(Control(task="activate", pack=pack.info.sha256))
 
 
