@@ -13,8 +13,10 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+from msgspec import structs
+
 from thor_policy.config import Config
-from thor_policy.core.decisions import Adapter, ModelInfo, Scored, resident_key
+from thor_policy.core.decisions import Adapter, ModelInfo, PackInfo, Scored, resident_key
 from thor_policy.core.engine import (
     DeviceMemory,
     LoadedPrefix,
@@ -26,6 +28,16 @@ from thor_policy.core.engine import (
 )
 from thor_policy.core.errors import DeadlineExceeded, EngineError, RequestError
 from thor_policy.core.results import Committed
+from thor_policy.core.status import (
+    CacheStatus,
+    DriftStatus,
+    EngineStatus,
+    JobStatus,
+    JournalStatus,
+    ModelStatus,
+    PackManagerStatus,
+    PartsStatus,
+)
 from thor_policy.daemon.loading import journal_options
 from thor_policy.engine.explanations import ExplanationWriter
 from thor_policy.journal.events import Event
@@ -182,6 +194,58 @@ class StubEmbedder:
 def load_stub_engine(_config: Config) -> StubEngine:
     """For `app.open_service(load_engine=..)`."""
     return StubEngine()
+
+
+def stub_parts(pack: PackInfo) -> PartsStatus:
+    """What the parts of a daemon would say that has decided nothing, on the stub engine."""
+    model = StubEngine().model
+    job = JobStatus(alive=True, stalled_s=0.0, task=None, waiting=0, counters={})
+    return PartsStatus(
+        pack=pack,
+        model=ModelStatus(
+            name=model.name,
+            sha256=model.sha256,
+            quantisation=model.quantisation,
+            device=model.device,
+            build=model.build,
+            exact=model.exact,
+        ),
+        packs=(),
+        engine=EngineStatus(
+            alive=True,
+            stalled_s=0.0,
+            waiting=0,
+            explaining=0,
+            shadows_waiting=0,
+            memory=(),
+            prefix_tokens=0,
+            prefix_restored=False,
+            self_test="passed",
+            warm_up_ms=0.0,
+            mean_decision_ms=0.0,
+            explanation_step_ms_max=0.0,
+            loading_step_ms_max=0.0,
+            wait_for_step_ms_max=0.0,
+            counters={},
+        ),
+        cache=CacheStatus(entries=0, counters={}),
+        journal=JournalStatus(
+            alive=True,
+            stalled_s=0.0,
+            path="",
+            seq=0,
+            waiting=0,
+            batches=0,
+            failing=None,
+            free_mb=None,
+            min_free_mb=0,
+            ballast=False,
+            counters={},
+        ),
+        maintenance=job,
+        pack_manager=PackManagerStatus(**structs.asdict(job), refused={}),
+        drift=DriftStatus(every_s=0.0, golden=0, shift_max=0.0, counters={}),
+    )
 
 
 class HastyJournal(Journal):

@@ -308,7 +308,7 @@ class TestShadow:
         assert shadow.evaluation == served.evaluation
         assert [ticket for ticket, _ in [told.get(timeout=PATIENCE_S)]] == [1]
         assert told.empty()
-        assert (worker.decisions, worker.shadows) == (1, 1)
+        assert (worker.counters["decisions"], worker.counters["shadows"]) == (1, 1)
 
     def test_waits_until_nothing_else_is_to_be_done(self, shadowing: Callable[..., Any]) -> None:
         engine = Gate()

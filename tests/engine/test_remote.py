@@ -633,9 +633,9 @@ def test_the_settings_choose_the_engine(server: TinyServer, tmp_path: Path, conf
     place = load(environ={}, flags=settings | {"endpoint": config.endpoint})
     with service.serving(place), Client(place.endpoint) as client:
         status = client.status()
-        assert status["model"]["device"] == server.url
-        assert status["model"]["exact"] is False
-        assert "bits are not promised" in status["engine"]["self_test"]
+        assert status.model.device == server.url
+        assert status.model.exact is False
+        assert "bits are not promised" in status.engine.self_test
         reply = client.evaluate(
             {"subject": {"type": "user", "id": "ivo"}, "action": {"name": "deploy"},
              "resource": {"type": "env", "id": "production"}}

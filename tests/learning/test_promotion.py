@@ -536,7 +536,7 @@ def test_a_refused_pack_changes_nothing_and_the_fixed_one_takes_over_without_a_f
         assert refused.why == "2 is refused by: counterfactual"
         told = check(refused.reports[0], "counterfactual").reasons
         assert [reason.split()[0] for reason in told] == [past["risky kim"], past["risky bo"]]
-        assert client.status()["pack"]["version"] == "1"
+        assert client.status().pack.version == "1"
         load.wait_for(10)
         done = send(settings, fixed, key=tmp_path / "desk.key")
         assert done.activated
@@ -545,9 +545,9 @@ def test_a_refused_pack_changes_nothing_and_the_fixed_one_takes_over_without_a_f
         load.wait_for(10)
         answers = load.stop()
         status = client.status()
-    assert status["pack"]["sha256"] == done.chosen.sha256
-    assert {one["version"]: one["role"] for one in status["packs"]} == {"2.1": "active", "1": "candidate"}
-    assert not any(name.startswith("refused_") for name in status["counters"])
+    assert status.pack.sha256 == done.chosen.sha256
+    assert {pack.version: pack.role for pack in status.packs} == {"2.1": "active", "1": "candidate"}
+    assert not any(name.startswith("refused_") for name in status.counters)
     assert {one["pack"]["version"] for one in answers} == {"1", "2.1"}
     assert {one["tier"] for one in answers} == {"model", "rule"}
     first, second = promotions(settings)
@@ -612,7 +612,7 @@ def test_a_dry_run_writes_and_activates_nothing(
         assert dry.chosen == pack_files.load(fixed).info
         assert not (tmp_path / "desk.key").exists()
         assert send(settings, loose, dry_run=True).chosen is None
-        assert [one["version"] for one in client.status()["packs"]] == ["1"]
+        assert [pack.version for pack in client.status().packs] == ["1"]
     assert promotions(settings) == []
 
 
@@ -626,7 +626,7 @@ def test_what_is_activated_is_what_was_checked(settings: Config, fixed: Path, pa
     with daemon(settings) as client:
         with pytest.raises(PackError, match="has changed since it was checked; promote it again"):
             send(settings, fixed, announce=slip_in)
-        assert [one["version"] for one in client.status()["packs"]] == ["1"]
+        assert [pack.version for pack in client.status().packs] == ["1"]
     assert promotions(settings) == []
 
 
@@ -644,7 +644,7 @@ def test_a_pack_does_not_take_the_place_of_one_that_it_was_not_held_against(
             PackError, match=r"small 9 on stub decides by now, which 2\.1 was not held against"
         ):
             send(settings, fixed, announce=another)
-        assert client.status()["pack"]["version"] == "9"
+        assert client.status().pack.version == "9"
     assert promotions(settings) == []
 
 
@@ -658,7 +658,7 @@ def test_where_no_more_packs_can_be_resident_the_one_longest_out_of_force_goes(
     with daemon(replace(settings, resident_packs=2)) as client:
         for folder in folders:
             assert send(settings, folder).activated
-        assert {one["version"]: one["role"] for one in client.status()["packs"]} == {
+        assert {pack.version: pack.role for pack in client.status().packs} == {
             "4": "active",
             "3": "candidate",
         }
@@ -761,7 +761,7 @@ def test_of_several_candidates_the_best_takes_over_and_those_refused_are_recorde
         send(settings, loose, fixed, better)
     with daemon(settings) as client:
         done = send(settings, loose, fixed, better, best=True)
-        assert client.status()["pack"]["version"] == "3"
+        assert client.status().pack.version == "3"
     assert done.why.startswith("3 is the best of 2 that passed: reviewed 1 of 1 ")
     assert [row[:2] for row in promotions(settings)] == [("2", 0), ("3", 1)]
 
@@ -852,7 +852,7 @@ def test_a_proposal_that_passes_decides_if_it_may_and_then_there_is_nothing_to_s
     with daemon(settings) as client:
         done = proposed(settings, tmp_path / "packs", in_force=True)
         assert done.promotion.activated
-        assert client.status()["pack"] == msgspec.to_builtins(done.pack)
+        assert client.status().pack == done.pack
         with pytest.raises(ExportError, match="give small no example that it does not show yet"):
             proposed(settings, tmp_path / "packs")
     assert [row[:2] for row in promotions(settings)] == [("2", 1)]
@@ -1030,7 +1030,7 @@ def test_with_the_real_model_the_command_refuses_and_then_promotes(
         refused = command("packs", "promote", str(loose))
         assert refused.returncode == 1, refused.stderr
         assert all(f"{id} is loosened: " in " ".join(refused.stdout.split()) for id in ids), refused.stdout
-        assert client.status()["pack"]["version"] == "1"
+        assert client.status().pack.version == "1"
         done = command("packs", "promote", str(fixed), "--json", "--key", str(tmp_path / "desk.key"))
         assert done.returncode == 0, done.stderr
         told = msgspec.json.decode(done.stdout)
@@ -1038,7 +1038,7 @@ def test_with_the_real_model_the_command_refuses_and_then_promotes(
         found = {one["name"]: one["figure"] for one in told["reports"][0]["checks"]}
         assert found["suites"] == "2 of 2 pass, 2 now"
         assert found["counterfactual"] == "0 of 3 loosened, 0 tightened"
-        assert client.status()["pack"]["version"] == "3"
+        assert client.status().pack.version == "3"
         assert client.evaluate(question("risky"))["context"]["pack"]["version"] == "3"
     with Reader(served.journal_path) as reader, reader.snapshot() as connection:
         assert connection.execute("SELECT version, passed FROM promotions ORDER BY seq").fetchall() == [

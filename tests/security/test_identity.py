@@ -318,7 +318,7 @@ def frame(op: str = "evaluate", **members: Json) -> bytes:
 def counters(config: Config) -> dict[str, Json]:
     with Client(config.endpoint, timeout_ms=PATIENCE_MS) as local:
         status = local.status()
-        return {**status["counters"], "in_flight": status["in_flight"]}
+        return {**status.counters, "in_flight": status.in_flight}
 
 
 def counted(config: Config, name: str, *, above: int = 0) -> dict[str, Json]:
@@ -517,7 +517,7 @@ class TestTcp:
         keys.new("desk", ("ask",), NOON)
         keys.revoke("desk", NOON)
         with serving(keyed, load_engine=load_stub_engine), Client(keyed.endpoint) as local:
-            assert local.status()["tcp_endpoint"] == keyed.tcp_endpoint
+            assert local.status().tcp_endpoint == keyed.tcp_endpoint
 
 
 class TestClient:

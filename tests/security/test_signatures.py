@@ -218,10 +218,10 @@ def test_a_daemon_loads_activates_and_shadows_signed_packs_alone(
         control = msgspec.convert({"task": task, "pack": str(second)}, Control)
         with pytest.raises(RequestError, match=r"small 2 in .*second: is not signed"):
             client.control(control)
-        assert len(client.status()["packs"]) == 1
+        assert len(client.status().packs) == 1
         sign(second)
         client.control(control)
-        assert [one["version"] for one in client.status()["packs"]] in (["1", "2"], ["2", "1"])
+        assert [pack.version for pack in client.status().packs] in (["1", "2"], ["2", "1"])
 
 
 def test_a_reload_refuses_what_was_altered_and_the_old_pack_goes_on(
@@ -234,10 +234,10 @@ def test_a_reload_refuses_what_was_altered_and_the_old_pack_goes_on(
         ((which, why),) = client.control(Control(task="reload"))["refused"].items()
         assert which.startswith("small@1 (")
         assert "is not what the key" in why
-        assert client.status()["pack"]["version"] == "1"
+        assert client.status().pack.version == "1"
         sign(folder)
         assert client.control(Control(task="reload"))["refused"] == {}
-        assert client.status()["pack"]["version"] == "2"
+        assert client.status().pack.version == "2"
 
 
 # ---------------------------------------------------------------- the commands

@@ -160,7 +160,7 @@ def _explained(
 
         with daemon(place), Client(place.endpoint) as client:
             ours_s, ours = _timed(pool, ask, total)
-            waits = client.status()["engine"]
+            waits = client.status().engine
     schema = _schema(pack, reason_chars=round(statistics.mean(map(len, ours))))
     with (
         llama_server(server, model, threads, slots=clients, context=config.context_tokens) as http,
@@ -185,8 +185,8 @@ def _explained(
         "free_text_tokens_each_ours": words[0],
         "free_text_tokens_each_llama_server": words[1],
         "free_text_tokens_per_s_ours_over_llama_server": (words[0] / ours_s) / (words[1] / theirs_s),
-        "explanation_step_ms_max": waits["explanation_step_ms_max"],
-        "wait_of_a_decision_for_a_step_ms_max": waits["wait_for_step_ms_max"],
+        "explanation_step_ms_max": waits.explanation_step_ms_max,
+        "wait_of_a_decision_for_a_step_ms_max": waits.wait_for_step_ms_max,
     }
     return rates, facts
 

@@ -33,7 +33,8 @@ from thor_policy.client.requests import (
 from thor_policy.core import records
 from thor_policy.core.errors import Unreachable
 from thor_policy.core.requests import Json
-from thor_policy.protocol.replies import decode_reply, encode_request, reply_id
+from thor_policy.core.status import Status
+from thor_policy.protocol.replies import decode_reply, decode_status, encode_request, reply_id
 
 
 class _Waiting(NamedTuple):
@@ -96,9 +97,8 @@ class AsyncClient:
             evaluate_request(question, explain, deadline_ms, annotations, idempotency_key, pack)
         )
 
-    async def status(self) -> dict[str, Json]:
-        status: dict[str, Json] = (await self._do(STATUS))["status"]
-        return status
+    async def status(self) -> Status:
+        return decode_status(await self._do(STATUS))
 
     async def metrics(self) -> dict[str, Json]:
         metrics: dict[str, Json] = (await self._do(METRICS))["metrics"]

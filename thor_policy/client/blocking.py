@@ -32,7 +32,8 @@ from thor_policy.client.requests import (
 from thor_policy.core import records
 from thor_policy.core.errors import Unreachable
 from thor_policy.core.requests import Json
-from thor_policy.protocol.replies import decode_reply, encode_request
+from thor_policy.core.status import Status
+from thor_policy.protocol.replies import decode_reply, decode_status, encode_request
 
 
 class Client:
@@ -100,10 +101,9 @@ class Client:
         """
         return self._do(evaluate_request(question, explain, deadline_ms, annotations, idempotency_key, pack))
 
-    def status(self) -> dict[str, Json]:
-        """What the daemon says of itself."""
-        status: dict[str, Json] = self._do(STATUS)["status"]
-        return status
+    def status(self) -> Status:
+        """What the daemon says of itself. Raises RequestError `version_mismatch` if it has other members."""
+        return decode_status(self._do(STATUS))
 
     def metrics(self) -> dict[str, Json]:
         """What the daemon measures, by the name of the metric (docs/operating.md)."""

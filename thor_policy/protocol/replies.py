@@ -13,6 +13,7 @@ from msgspec import Struct
 from thor_policy.core.decisions import Decision, Explanation, Timings
 from thor_policy.core.errors import RequestError
 from thor_policy.core.requests import Json
+from thor_policy.core.status import Status
 from thor_policy.protocol.messages import HTTP_STATUS, PROTOCOL_VERSION
 
 
@@ -128,6 +129,16 @@ def decode_reply(frame: bytes) -> dict[str, Json]:
     if error := answer.get("error"):
         raise RequestError(error["code"], error["message"], retry_after_ms=error.get("retry_after_ms"))
     return answer
+
+
+def decode_status(reply: dict[str, Json]) -> Status:
+    """The status in a reply. Raises RequestError `version_mismatch` if its members are not ours."""
+    try:
+        return msgspec.convert(reply.get("status"), Status)
+    except msgspec.ValidationError as error:
+        raise RequestError(
+            "version_mismatch", f"status: the daemon is of another version than this client: {error}"
+        ) from error
 
 
 def reply_id(frame: bytes) -> str:

@@ -24,7 +24,7 @@ from thor_policy import __version__
 from thor_policy.client.blocking import Client
 from thor_policy.client.requests import GRACE_MS
 from thor_policy.config import Config, data_path
-from thor_policy.core.decisions import Adapter, PackInfo, identity_of
+from thor_policy.core.decisions import identity_of
 from thor_policy.core.errors import SuiteError, Unreachable
 from thor_policy.core.requests import Json
 from thor_policy.engine.embedder import MiniLM, missing
@@ -222,10 +222,10 @@ def _asked(config: Config, whom: Whom, announce: Callable[[str], None]) -> Itera
             raise Unreachable(f"no daemon listens at {config.endpoint}; start one: thorpolicy serve")
         where = "the daemon" if up else "in process"
         if up:
-            served = client.status()["pack"]
-            if served["sha256"] != pack.info.sha256:
+            served = client.status().pack
+            if served.sha256 != pack.info.sha256:
                 raise SuiteError(
-                    f"the daemon serves {served['name']} {served['sha256'][:12]}, but --pack is "
+                    f"the daemon serves {served.name} {served.sha256[:12]}, but --pack is "
                     f"{pack.info.name} {pack.info.sha256[:12]}; restart it, or stop it to test in process"
                 )
         else:
@@ -248,17 +248,16 @@ def _asked(config: Config, whom: Whom, announce: Callable[[str], None]) -> Itera
 
 def _judge(client: Client, pack: Pack) -> Judge:
     status = client.status()
-    model: dict[str, Json] = status["model"]
-    adapter = Adapter(**model["adapter"]) if model["adapter"] else None
+    model, adapter = status.model, status.model.adapter
     return Judge(
-        pack=PackInfo(**status["pack"]),
+        pack=status.pack,
         labels=tuple(pack.labels),
-        model=f"{model['name']}+{adapter.name}" if adapter else model["name"],
-        model_sha256=identity_of(model["sha256"], adapter),
-        quantisation=model["quantisation"],
-        device=model["device"],
-        build=model["build"],
-        exact=model["exact"],
+        model=f"{model.name}+{adapter.name}" if adapter else model.name,
+        model_sha256=identity_of(model.sha256, adapter),
+        quantisation=model.quantisation,
+        device=model.device,
+        build=model.build,
+        exact=model.exact,
     )
 
 

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from operator import itemgetter
 from socketserver import TCPServer
 from typing import Any, TypeAlias, get_args
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
+from msgspec import structs
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest, make_wsgi_app
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -33,6 +33,7 @@ from prometheus_client.registry import Collector
 from thor_policy.core.decisions import Decision, Tier
 from thor_policy.core.errors import ERROR_CODES, ConfigError
 from thor_policy.core.requests import Json
+from thor_policy.core.status import EngineStatus, JobStatus, JournalStatus, Status
 
 #: Who may read the metrics over HTTP: processes of this machine.
 HOST = "127.0.0.1"
@@ -50,6 +51,8 @@ STAGES = ("queue", "rules", "score", "commit", "explain", "reply")
 
 #: Metrics with what they say now, in the terms of the Prometheus client.
 Families: TypeAlias = Iterator[Metric]
+#: The status of a part that is a thread.
+_Thread: TypeAlias = EngineStatus | JournalStatus | JobStatus
 
 _TIERS: tuple[str, ...] = get_args(Tier)
 #: Counters of `status` that are told before they first count, since a rate needs a zero to begin from.
@@ -67,54 +70,78 @@ _FROM_ZERO: dict[str, tuple[str, ...]] = {
     ),
     "journal": ("committed", "refused", "lost", "checkpoints_failed", "ballast_released", "recoveries_tried"),
 }
-#: Members of `status["engine"]` that count.
-_ENGINE_COUNTS = ("decisions", "explanations", "unexplained", "refused", "internal_errors")
-#: Numbers of `status`: name of the metric, what it tells, where the number lies, the factor to a base unit.
-_GAUGES: tuple[tuple[str, str, str, float], ...] = (
-    ("uptime_seconds", "How long the daemon has been up.", "uptime_s", 1),
-    ("in_flight", "Requests admitted and not answered.", "in_flight", 1),
-    ("in_flight_limit", "How many may be.", "max_in_flight", 1),
-    ("explaining", "Explanations that run or wait.", "engine.explaining", 1),
-    ("shadows_waiting", "Questions that wait for the pack in the shadow.", "engine.shadows_waiting", 1),
-    ("mean_decision_seconds", "Running mean of one decision.", "engine.mean_decision_ms", 1e-3),
-    ("warm_up_seconds", "How long the question before the first took.", "engine.warm_up_ms", 1e-3),
-    ("cache_entries", "Scores that are kept.", "cache.entries", 1),
-    ("journal_seq", "Sequence number of the newest event.", "journal.seq", 1),
-    ("journal_batches", "Transactions since the start.", "journal.batches", 1),
-    ("journal_ballast", "1 while there is ballast to be given up.", "journal.ballast", 1),
-    ("journal_free_bytes", "Free space on its disk.", "journal.free_mb", 2**20),
-    ("journal_min_free_bytes", "Free space below which it refuses.", "journal.min_free_mb", 2**20),
+#: Numbers of the status: name of the metric, what it says, and its value in base units; None: not known.
+_GAUGES: tuple[tuple[str, str, Callable[[Status], float | None]], ...] = (
+    ("uptime_seconds", "How long the daemon has been up.", lambda status: status.uptime_s),
+    ("in_flight", "Requests admitted and not answered.", lambda status: status.in_flight),
+    ("in_flight_limit", "How many may be.", lambda status: status.max_in_flight),
+    ("explaining", "Explanations that run or wait.", lambda status: status.engine.explaining),
+    (
+        "shadows_waiting",
+        "Questions that wait for the pack in the shadow.",
+        lambda status: status.engine.shadows_waiting,
+    ),
+    (
+        "mean_decision_seconds",
+        "Running mean of one decision.",
+        lambda status: status.engine.mean_decision_ms * 1e-3,
+    ),
+    (
+        "warm_up_seconds",
+        "How long the question before the first took.",
+        lambda status: status.engine.warm_up_ms * 1e-3,
+    ),
+    ("cache_entries", "Scores that are kept.", lambda status: status.cache.entries),
+    ("journal_seq", "Sequence number of the newest event.", lambda status: status.journal.seq),
+    ("journal_batches", "Transactions since the start.", lambda status: status.journal.batches),
+    ("journal_ballast", "1 while there is ballast to be given up.", lambda status: status.journal.ballast),
+    (
+        "journal_free_bytes",
+        "Free space on its disk.",
+        lambda status: None if status.journal.free_mb is None else status.journal.free_mb * 2**20,
+    ),
+    (
+        "journal_min_free_bytes",
+        "Free space below which it refuses.",
+        lambda status: status.journal.min_free_mb * 2**20,
+    ),
+    (
+        "journal_failing",
+        "1 while the journal cannot be written.",
+        lambda status: status.journal.failing is not None,
+    ),
 )
-_GAUGES_OF_PARTS = (
-    ("alive", "1 while the thread of a part runs.", "alive"),
-    ("waiting", "What waits for a part.", "waiting"),
-    ("stalled_seconds", "How long a part got nothing done though it had to.", "stalled_s"),
+_GAUGES_OF_THREADS: tuple[tuple[str, str, Callable[[_Thread], float]], ...] = (
+    ("alive", "1 while the thread of a part runs.", lambda thread: thread.alive),
+    ("waiting", "What waits for a part.", lambda thread: thread.waiting),
+    (
+        "stalled_seconds",
+        "How long a part got nothing done though it had to.",
+        lambda thread: thread.stalled_s,
+    ),
 )
 
 
-def _model_of(status: Mapping[str, Json]) -> Mapping[str, Json]:
-    """The model of a status, its adapter told flat; empty where none judges."""
-    adapter = status["model"].get("adapter") or dict.fromkeys(("name", "sha256", "scale"), "")
+def _model_labels(status: Status) -> dict[str, Json]:
+    model, adapter = status.model, status.model.adapter
     return {
-        **status["model"],
-        "adapter": adapter["name"],
-        "adapter_sha256": adapter["sha256"],
-        "adapter_scale": adapter["scale"],
+        "name": model.name,
+        "sha256": model.sha256,
+        "quantisation": model.quantisation,
+        "device": model.device,
+        "build": model.build,
+        "exact": model.exact,
+        "adapter": adapter.name if adapter else "",
+        "adapter_sha256": adapter.sha256 if adapter else "",
+        "adapter_scale": adapter.scale if adapter else "",
     }
 
 
-#: Who is judging by what: a metric of value 1 whose labels say it.
-_INFOS: tuple[tuple[str, Callable[[Mapping[str, Json]], Json], tuple[str, ...]], ...] = (
-    ("build", lambda status: status, ("version",)),
-    (
-        "model",
-        _model_of,
-        (
-            *("name", "sha256", "quantisation", "device", "build", "exact"),
-            *("adapter", "adapter_sha256", "adapter_scale"),
-        ),
-    ),
-    ("pack", itemgetter("pack"), ("name", "version", "sha256")),
+#: What decides: a metric of value 1 whose labels say it.
+_INFOS: tuple[tuple[str, Callable[[Status], dict[str, Json]]], ...] = (
+    ("build", lambda status: {"version": status.version}),
+    ("model", _model_labels),
+    ("pack", lambda status: structs.asdict(status.pack)),
 )
 
 
@@ -174,7 +201,7 @@ class Metrics:
             told_ms = timings.queue_ms + timings.rules_ms + timings.score_ms + commit_ms
             self._stages["reply"].observe(max(0.0, total_ms - told_ms) / 1e3)
 
-    def families(self, status: Mapping[str, Json]) -> Families:
+    def families(self, status: Status) -> Families:
         """Everything that is known, with what the daemon says of itself in `status`."""
         latency = HistogramMetricFamily(
             "thorpolicy_decision_seconds", "From a question's arrival to its reply.", labels=["tier"]
@@ -204,62 +231,46 @@ class Metrics:
         yield from ProcessCollector(registry=None).collect()
 
 
-def _of_status(status: Mapping[str, Json]) -> Families:
+def _of_status(status: Status) -> Families:
     events = CounterMetricFamily(
         "thorpolicy_events",
         "What each part has counted, named as `status` names it.",
         labels=["part", "event"],
     )
-    for part, counters in counted(status).items():
+    for part, counters in status.all_counters().items():
         for name, count in (dict.fromkeys(_FROM_ZERO.get(part, ()), 0) | counters).items():
             events.add_metric([part, name], count)
     yield events
     yield GaugeMetricFamily(
-        "thorpolicy_serving", "1 while requests are admitted.", value=float(status["state"] == "serving")
+        "thorpolicy_serving", "1 while requests are admitted.", value=float(status.state == "serving")
     )
-    for name, told, path, scale in _GAUGES:
-        value = _at(status, path)
+    for name, help_text, value_of in _GAUGES:
+        value = value_of(status)
         if value is not None:  # a disk that cannot say how full it is
-            yield GaugeMetricFamily(f"thorpolicy_{name}", told, value=float(value) * scale)
-    if "failing" in (journal := status.get("journal", {})):
-        failing = float(journal["failing"] is not None)
-        yield GaugeMetricFamily(
-            "thorpolicy_journal_failing", "1 while the journal cannot be written.", value=failing
-        )
-    parts = {name: part for name, part in status.items() if isinstance(part, dict) and "alive" in part}
-    for name, told, member in _GAUGES_OF_PARTS:
-        gauge = GaugeMetricFamily(f"thorpolicy_{name}", told, labels=["part"])
-        for part, described in parts.items():
-            if member in described:
-                gauge.add_metric([part], float(described[member]))
+            yield GaugeMetricFamily(f"thorpolicy_{name}", help_text, value=float(value))
+    threads: dict[str, _Thread] = {
+        "engine": status.engine,
+        "journal": status.journal,
+        "maintenance": status.maintenance,
+        "pack_manager": status.pack_manager,
+    }
+    for name, help_text, value_of_thread in _GAUGES_OF_THREADS:
+        gauge = GaugeMetricFamily(f"thorpolicy_{name}", help_text, labels=["part"])
+        for part, thread in threads.items():
+            gauge.add_metric([part], float(value_of_thread(thread)))
         yield gauge
-    for member, told in (("free_bytes", "Free memory of a GPU."), ("total_bytes", "Memory of a GPU.")):
-        gauge = GaugeMetricFamily(f"thorpolicy_device_memory_{member}", told, labels=["device"])
-        for device in _at(status, "engine.memory") or ():
-            gauge.add_metric([device["device"]], device[member])
-        yield gauge
-    for name, of, members in _INFOS:
-        info = {member: str(of(status)[member]) for member in members}
-        yield InfoMetricFamily(f"thorpolicy_{name}", f"Which {name} it is.", value=info)
-
-
-def _at(status: Mapping[str, Json], path: str) -> Json:
-    """What lies at a dotted path; None if nothing does."""
-    found: Json = status
-    for member in path.split("."):
-        found = found.get(member) if isinstance(found, Mapping) else None
-    return found
-
-
-def counted(status: Mapping[str, Json]) -> dict[str, dict[str, int]]:
-    """Every counter in `status`, by part and name."""
-    parts: dict[str, dict[str, int]] = {"server": status["counters"]}
-    for name, part in status.items():
-        if isinstance(part, dict):
-            members = _ENGINE_COUNTS if name == "engine" else ()
-            if members or "counters" in part:
-                parts[name] = {member: part[member] for member in members} | part.get("counters", {})
-    return parts
+    free = GaugeMetricFamily(
+        "thorpolicy_device_memory_free_bytes", "Free memory of a GPU.", labels=["device"]
+    )
+    total = GaugeMetricFamily("thorpolicy_device_memory_total_bytes", "Memory of a GPU.", labels=["device"])
+    for memory in status.engine.memory:
+        free.add_metric([memory.device], memory.free_bytes)
+        total.add_metric([memory.device], memory.total_bytes)
+    yield free
+    yield total
+    for name, labels_of in _INFOS:
+        labels = {label: str(value) for label, value in labels_of(status).items()}
+        yield InfoMetricFamily(f"thorpolicy_{name}", f"Which {name} it is.", value=labels)
 
 
 # ---------------------------------------------------------------- how they are read

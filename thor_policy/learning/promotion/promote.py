@@ -21,7 +21,7 @@ from thor_policy.core.engine import Engine
 from thor_policy.core.errors import ConfigError, PackError, RequestError
 from thor_policy.core.records import Control, Maintenance
 from thor_policy.core.records import Promotion as Recorded
-from thor_policy.core.requests import Json
+from thor_policy.core.status import Status
 from thor_policy.daemon import journal_access, loading
 from thor_policy.engine.embedder import MiniLM, missing
 from thor_policy.journal.reader import Reader, Record
@@ -157,7 +157,7 @@ def _only(report: Report) -> tuple[Report | None, str]:
     return None, f"{report.pack.version} is refused by: {failed}"
 
 
-def active_pack(config: Config) -> tuple[Pack, dict[str, Json] | None]:
+def active_pack(config: Config) -> tuple[Pack, Status | None]:
     """The pack that decides, and the daemon's status; without a daemon, the pack of the settings."""
     if config.endpoint.startswith("tcp:"):
         raise ConfigError(
@@ -168,32 +168,31 @@ def active_pack(config: Config) -> tuple[Pack, dict[str, Json] | None]:
         status = client.status() if client.alive() else None
     if status is None:
         return pack_files.load(pack_files.find(config.pack, data_path("prompts"))), None
-    told = next(one for one in status["packs"] if one["role"] == "active")
-    pack = pack_files.load(Path(told["path"]))
-    if pack.info.sha256 != told["sha256"]:
+    active = next(resident for resident in status.packs if resident.role == "active")
+    pack = pack_files.load(Path(active.path))
+    if pack.info.sha256 != active.sha256:
         raise PackError(
-            f"{pack.path} has changed since the daemon loaded {told['name']} {told['version']} from it, so "
+            f"{pack.path} has changed since the daemon loaded {active.name} {active.version} from it, so "
             "there is nothing to hold a candidate against: put those files back, and the candidate into a "
             "directory of its own"
         )
     return pack, status
 
 
-def _same_judge(status: dict[str, Json], engine: Engine, adapter: Adapter | None) -> None:
+def _same_judge(status: Status, engine: Engine, adapter: Adapter | None) -> None:
     """Raises ConfigError unless the daemon judges by the weights that are loaded here."""
-    model = status["model"]
+    model = status.model
     if _weights(status) != identity_of(engine.model.sha256, adapter):
-        tuned = f" with the adapter {model['adapter']['name']}" if model["adapter"] else ""
+        tuned = f" with the adapter {model.adapter.name}" if model.adapter else ""
         raise ConfigError(
-            f"the daemon judges by {model['name']}{tuned}, and other weights are loaded here: give the same "
+            f"the daemon judges by {model.name}{tuned}, and other weights are loaded here: give the same "
             "--model, --adapter and --adapter-scale"
         )
 
 
-def _weights(status: dict[str, Json]) -> str:
+def _weights(status: Status) -> str:
     """Digest of the weights that a daemon judges by."""
-    model = status["model"]
-    return identity_of(model["sha256"], Adapter(**model["adapter"]) if model["adapter"] else None)
+    return identity_of(status.model.sha256, status.model.adapter)
 
 
 def _event(report: Report, signer: signatures.Key | None) -> Recorded:
@@ -215,10 +214,10 @@ def _put_in_force(config: Config, pack: Pack, event: Maintenance, checked: Repor
     """Load, record, activate. Raises RequestError, Unreachable; PackError if anything changed meanwhile."""
     with Client(config.endpoint, key=config.key_file) as client:
         before = client.status()
-        if (before["pack"]["sha256"], _weights(before)) != (checked.against.sha256, checked.model_sha256):
-            now, model = before["pack"], before["model"]
+        if (before.pack.sha256, _weights(before)) != (checked.against.sha256, checked.model_sha256):
+            now = before.pack
             raise PackError(
-                f"{now['name']} {now['version']} on {model['name']} decides by now, which "
+                f"{now.name} {now.version} on {before.model.name} decides by now, which "
                 f"{pack.info.version} was not held against; promote it again"
             )
         load = Control(task="load", pack=str(pack.path))
@@ -232,20 +231,20 @@ def _put_in_force(config: Config, pack: Pack, event: Maintenance, checked: Repor
             done = client.control(load)
         there = [one["sha256"] for one in done["packs"]]
         if pack.info.sha256 not in there:
-            for slipped_in in set(there) - {one["sha256"] for one in before["packs"]}:
+            for slipped_in in set(there) - {resident.sha256 for resident in before.packs}:
                 client.control(Control(task="unload", pack=slipped_in))
             raise PackError(f"{pack.path} has changed since it was checked; promote it again")
         client.maintenance(event)
         client.control(Control(task="activate", pack=pack.info.sha256))
 
 
-def _oldest_candidate(status: dict[str, Json], pack: Pack) -> str | None:
+def _oldest_candidate(status: Status, pack: Pack) -> str | None:
     """The digest of the resident pack of this name that was longest out of force; None if there is none."""
     return next(
         (
-            str(one["sha256"])
-            for one in status["packs"]
-            if one["role"] == "candidate" and one["name"] == pack.info.name
+            resident.sha256
+            for resident in status.packs
+            if resident.role == "candidate" and resident.name == pack.info.name
         ),
         None,
     )
