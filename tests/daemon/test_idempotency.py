@@ -339,7 +339,7 @@ class TestJournal:
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
             schema.migrate(connection)
             connection.execute("DROP INDEX events_idempotency")
-            connection.execute("DELETE FROM _sqlite_migrations WHERE name = '0006_idempotency'")
+            connection.execute("DELETE FROM _sqlite_migrations WHERE name = '0005_idempotency'")
         with Journal(path) as journal:
             self.node(journal, "n1", f"{'1' * 64}-c")
             assert self.find(journal, "1" * 64) is not None

@@ -29,7 +29,7 @@ from thor_policy.journal.events import (
 KEY_WINDOW_S = 86_400
 #: How a body that carries a key begins; digest of caller and key, a dash, and digest of the content follow.
 MARK = '{"idempotency":"'
-#: Part of the index in migration 0006: a query has to repeat it to be served by it.
+#: Part of the index in migration 0005: a query has to repeat it to be served by it.
 IS_KEYED = f"substr(body, 1, {len(MARK)}) = '{MARK}'"
 KEY_DIGEST = f"substr(body, {len(MARK) + 1}, 64)"
 
