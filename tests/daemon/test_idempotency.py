@@ -24,8 +24,9 @@ from thor_policy.config import Config
 from thor_policy.core import records
 from thor_policy.core.decisions import Decision, PriorRecord, Scored
 from thor_policy.core.errors import RequestError
+from thor_policy.core.idempotency import Mark, digest_of
 from thor_policy.core.requests import Caller, Json, Role
-from thor_policy.daemon.idempotency import IdempotencyKeys, Keyed, digest_of
+from thor_policy.daemon.idempotency import IdempotencyKeys, Keyed
 from thor_policy.daemon.inflight import InFlight
 from thor_policy.daemon.service import serving
 from thor_policy.journal import schema
@@ -143,6 +144,12 @@ class TestContent:
     def test_of_work_and_of_changes_takes_no_key(self, op: str, task: str) -> None:
         error = error_of(lambda: decode(op=op, record={"task": task}))
         assert error.message == "idempotency_key: goes with questions and records only; leave it out"
+
+
+def test_a_mark_begins_with_the_digest_and_is_parsed_to_what_it_was() -> None:
+    mark = Mark(digest_of(CALLER, "k"), "c0" * 32)
+    assert str(mark).startswith(mark.digest)
+    assert Mark.parse(str(mark)) == mark
 
 
 class TestDigest:

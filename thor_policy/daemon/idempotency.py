@@ -9,16 +9,13 @@ no clock. Main thread.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import msgspec
-
 from thor_policy.core.decisions import PriorRecord
 from thor_policy.core.errors import RequestError
-from thor_policy.core.requests import Caller, Json
+from thor_policy.core.requests import Json
 from thor_policy.daemon.inflight import InFlight
 
 
@@ -41,15 +38,6 @@ class Keyed:
     content: str
     start: Callable[[], None]
     retell: Callable[[PriorRecord], dict[str, Json]]
-
-
-def digest_of(caller: Caller, key: str) -> str:
-    """What stands for a key on the chain: another for each caller. 64 hex digits.
-
-    A caller is its user or its CURVE key, not its process: whoever asks again may have been restarted.
-    """
-    told = msgspec.json.encode([caller.transport, caller.uid, caller.key, key])
-    return hashlib.sha256(told).hexdigest()
 
 
 class IdempotencyKeys:

@@ -23,11 +23,12 @@ from thor_policy.config import LIVE, Config, renewed
 from thor_policy.core import records
 from thor_policy.core.decisions import ModelInfo, PackInfo, PriorRecord
 from thor_policy.core.errors import ConfigError, DiskFull, RequestError, Stalled
+from thor_policy.core.idempotency import Mark, digest_of
 from thor_policy.core.ids import new_id
 from thor_policy.core.requests import Caller, Json, Request, Role
 from thor_policy.core.results import Refused
 from thor_policy.daemon.batches import Batch
-from thor_policy.daemon.idempotency import IdempotencyKeys, Keyed, KeyLookup, digest_of
+from thor_policy.daemon.idempotency import IdempotencyKeys, Keyed, KeyLookup
 from thor_policy.daemon.inflight import Answer, InFlight
 from thor_policy.daemon.sockets import Mailbox, bind_publisher, bind_router, caller_of, stop_on_signals
 from thor_policy.daemon.tcp_listener import TcpListener
@@ -483,7 +484,7 @@ class Server:
             start(None)
             return
         digest = digest_of(caller, asked.key)
-        begin = partial(start, f"{digest}-{asked.content}")
+        begin = partial(start, str(Mark(digest, asked.content)))
         self._once.enter(Keyed(ticket, digest, asked.content, begin, retell))
 
     def _recall(self, digest: str, ticket: int) -> None:
