@@ -34,7 +34,8 @@ from thor_policy.journal.checkpoints import Signer
 from thor_policy.journal.events import Event
 from thor_policy.journal.reader import read_only_uri
 from thor_policy.journal.rewrites import Rewrite
-from thor_policy.journal.writer import Checkpoints, Journal
+from thor_policy.journal.signing_rule import Checkpoints
+from thor_policy.journal.writer import Journal
 from thor_policy.suites.run_files import Item, Judge, Run, Tokens, how_wrong
 
 #: How long a test waits for what must come; far more than it takes.
