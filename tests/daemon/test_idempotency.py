@@ -24,8 +24,9 @@ from thor_policy.config import Config
 from thor_policy.core import records
 from thor_policy.core.decisions import Decision, PriorRecord, Scored
 from thor_policy.core.errors import RequestError
+from thor_policy.core.idempotency import Mark, digest_of
 from thor_policy.core.requests import Caller, Json, Role
-from thor_policy.daemon.idempotency import IdempotencyKeys, Keyed, digest_of
+from thor_policy.daemon.idempotency import IdempotencyKeys, Keyed
 from thor_policy.daemon.inflight import InFlight
 from thor_policy.daemon.service import serving
 from thor_policy.journal import schema
@@ -145,6 +146,12 @@ class TestContent:
         assert error.message == "idempotency_key: goes with questions and records only; leave it out"
 
 
+def test_a_mark_begins_with_the_digest_and_is_parsed_to_what_it_was() -> None:
+    mark = Mark(digest_of(CALLER, "k"), "c0" * 32)
+    assert str(mark).startswith(mark.digest)
+    assert Mark.parse(str(mark)) == mark
+
+
 class TestDigest:
     @given(st.text(max_size=5), st.text(max_size=5))
     def test_is_of_the_key_and_of_who_holds_it(self, one: str, other: str) -> None:
@@ -207,7 +214,8 @@ class Scene:
         ticket = self.in_flight.admit(answers.append, received_ns=0, deadline_ns=10, record_id="r")
         self.answers[ticket], self.contents[ticket] = answers, (key, text)
 
-        self.once.enter(Keyed(ticket, key, text, SceneWork(self, ticket, key, text, refused)))
+        work = SceneWork(self, ticket, key, text, refused)
+        self.once.enter(Keyed(ticket, Mark(key, text), work))
         return ticket
 
     def look_up(self) -> None:
@@ -355,7 +363,7 @@ class TestJournal:
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
             schema.migrate(connection)
             connection.execute("DROP INDEX events_idempotency")
-            connection.execute("DELETE FROM _sqlite_migrations WHERE name = '0006_idempotency'")
+            connection.execute("DELETE FROM _sqlite_migrations WHERE name = '0005_idempotency'")
         with Journal(path) as journal:
             self.node(journal, "n1", f"{'1' * 64}-c")
             assert self.find(journal, "1" * 64) is not None

@@ -9,16 +9,13 @@ thread.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import msgspec
-
 from thor_policy.core.decisions import PriorRecord
 from thor_policy.core.errors import RequestError
-from thor_policy.core.requests import Caller
+from thor_policy.core.idempotency import Mark
 from thor_policy.daemon.admission import Work
 from thor_policy.daemon.inflight import InFlight
 
@@ -28,23 +25,8 @@ class Keyed:
     """A request that was admitted as `ticket`; its `work` begins once its key is known to be new."""
 
     ticket: int
-    digest: str
-    content: str
+    mark: Mark
     work: Work
-
-    @property
-    def mark(self) -> str:
-        """What is recorded with it."""
-        return f"{self.digest}-{self.content}"
-
-
-def digest_of(caller: Caller, key: str) -> str:
-    """The digest that stands for a key on the chain, different for each caller. 64 hex digits.
-
-    A caller is its user or its CURVE key, not its process: a process that asks again may have been restarted.
-    """
-    identity = msgspec.json.encode([caller.transport, caller.uid, caller.key, key])
-    return hashlib.sha256(identity).hexdigest()
 
 
 class IdempotencyKeys:
@@ -62,15 +44,15 @@ class IdempotencyKeys:
 
     def enter(self, keyed: Keyed) -> None:
         """Take an admitted request; it is answered through its ticket."""
-        first = self._first.get(keyed.digest)
+        first = self._first.get(keyed.mark.digest)
         if first is None:
             self._begin(keyed)
-        elif first.content != keyed.content:
+        elif first.mark.content != keyed.mark.content:
             self._in_flight.settle(keyed.ticket, _conflict("is in flight"))
         else:
-            waiting = self._waiting.setdefault(keyed.digest, deque())
+            waiting = self._waiting.setdefault(keyed.mark.digest, deque())
             if len(waiting) > len(self._in_flight):  # some have expired
-                self._waiting[keyed.digest] = waiting = deque(w for w in waiting if self._is_pending(w))
+                self._waiting[keyed.mark.digest] = waiting = deque(w for w in waiting if self._is_pending(w))
             waiting.append(keyed)
 
     def recalled(self, ticket: int, prior: PriorRecord | RequestError | None) -> None:
@@ -78,13 +60,13 @@ class IdempotencyKeys:
         first = self._first[self._digests[ticket]]
         if prior is None and self._is_pending(first):
             try:
-                first.work.begin(first.mark)
+                first.work.begin(str(first.mark))
                 return  # and `ended` follows
             except RequestError as error:
                 prior = error
         if isinstance(prior, RequestError):
             self._in_flight.settle(ticket, prior)
-        elif prior is not None and prior.content != first.content:
+        elif prior is not None and prior.content != first.mark.content:
             self._in_flight.settle(ticket, _conflict("was sent"))
         elif prior is not None:
             self._counters["repeats_answered"] += self._is_pending(first)
@@ -107,9 +89,9 @@ class IdempotencyKeys:
             self._begin(following)
 
     def _begin(self, keyed: Keyed) -> None:
-        self._first[keyed.digest] = keyed
-        self._digests[keyed.ticket] = keyed.digest
-        self._recall(keyed.digest, keyed.ticket)
+        self._first[keyed.mark.digest] = keyed
+        self._digests[keyed.ticket] = keyed.mark.digest
+        self._recall(keyed.mark.digest, keyed.ticket)
 
     def _is_pending(self, keyed: Keyed) -> bool:
         return keyed.ticket in self._in_flight

@@ -24,6 +24,7 @@ from thor_policy.config import LIVE, Config, renewed
 from thor_policy.core import records
 from thor_policy.core.decisions import PriorRecord
 from thor_policy.core.errors import ConfigError, DiskFull, RequestError, Stalled
+from thor_policy.core.idempotency import Mark, digest_of
 from thor_policy.core.requests import Caller, Json, Role
 from thor_policy.core.results import KeyLookup, Refused
 from thor_policy.core.status import PartsStatus, ReloadStatus, Status
@@ -38,7 +39,7 @@ from thor_policy.daemon.admission import (
     Work,
 )
 from thor_policy.daemon.batches import Batch
-from thor_policy.daemon.idempotency import IdempotencyKeys, Keyed, digest_of
+from thor_policy.daemon.idempotency import IdempotencyKeys, Keyed
 from thor_policy.daemon.inflight import Answer, InFlight
 from thor_policy.daemon.sockets import Mailbox, bind_publisher, bind_router, caller_of, stop_on_signals
 from thor_policy.daemon.tcp_listener import TcpListener
@@ -388,8 +389,8 @@ class Server:
         if idempotency is None:
             work.begin(None)
         else:
-            digest = digest_of(caller, idempotency.key)
-            self._keys.enter(Keyed(ticket, digest, idempotency.content, work))
+            mark = Mark(digest_of(caller, idempotency.key), idempotency.content)
+            self._keys.enter(Keyed(ticket, mark, work))
 
     def _recall(self, digest: str, ticket: int) -> None:
         def on_lookup(prior: PriorRecord | RequestError | None) -> None:
