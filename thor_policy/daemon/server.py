@@ -19,7 +19,7 @@ from typing import Literal, Protocol, TypeAlias
 import zmq
 
 from thor_policy import __version__
-from thor_policy.config import LIVE, Config, renewed
+from thor_policy.config import LIVE_SETTINGS, Config, with_live_settings
 from thor_policy.core import records
 from thor_policy.core.decisions import ModelInfo, PackInfo, PriorRecord
 from thor_policy.core.errors import ConfigError, DiskFull, RequestError, Stalled
@@ -270,7 +270,7 @@ class Server:
             return
         before = self._config
         try:
-            config, others = renewed(before, self._reread())
+            config, others = with_live_settings(before, self._reread())
             roles = Roles(config.roles)
         except ConfigError as error:
             self._renewal = {"refused": str(error), "changed": [], "need_restart": []}
@@ -278,7 +278,7 @@ class Server:
             return
         self._config, self._roles = config, roles
         logs.set_level(config.log_level)
-        taken = [name for name in LIVE if getattr(before, name) != getattr(config, name)]
+        taken = [name for name in LIVE_SETTINGS if getattr(before, name) != getattr(config, name)]
         self._renewal = {"refused": None, "changed": taken, "need_restart": list(others)}
         log.info("settings read anew: %s", ", ".join(taken) or "none changed")
         if others:
