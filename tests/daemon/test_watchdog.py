@@ -444,7 +444,7 @@ class TestDaemon:
         with daemon(config, listener) as opened:
             opened.tell("fail")
             assert opened.process.wait(PATIENCE_S) == 2
-            opened.wait_for("thorpolicy: the model cannot answer a question of three short fields: a decode")
+            opened.wait_for("thorpolicy: the model cannot answer the warm-up question: a decode")
         assert not any("READY" in message for message in listener.heard())
 
     def test_whose_decode_never_returns_signs_no_more_though_it_answers(

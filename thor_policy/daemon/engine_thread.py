@@ -165,7 +165,7 @@ class EngineThread:
     def _turn(self) -> bool:
         """What is most urgent, and a step of the errand; False at the end."""
         policy = self._policy
-        busy = bool(policy.engine.explaining or self._tasks or policy.shadowing)
+        busy = bool(policy.engine.explaining or self._tasks or policy.shadows_waiting)
         wait_s = None
         if not busy:
             self.pulse.rest()
@@ -176,7 +176,7 @@ class EngineThread:
             self.pulse.beat()
             if policy.engine.explaining:
                 self._step_ended_ns = self._explain()
-            elif policy.shadowing and not self._tasks:
+            elif policy.shadows_waiting and not self._tasks:
                 self._step_ended_ns = self._shadow()
             elif not busy:
                 self._step_ended_ns = self._idle_turn()
@@ -241,7 +241,7 @@ class EngineThread:
     def _shadow(self) -> int:
         """One question by the shadow pack; returns when it ended, in monotonic nanoseconds."""
         try:
-            answered = self._policy.shadow()
+            answered = self._policy.decide_shadow()
         except Exception:
             self._log_fault("the shadow pack failed for a reason that no code foresaw")
         else:

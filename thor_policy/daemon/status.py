@@ -51,7 +51,7 @@ def describe(
             "explanation_step_ms_max": round(worker.step_ms_max, 3),
             "loading_step_ms_max": round(worker.task_step_ms_max, 3),
             "wait_for_step_ms_max": round(worker.step_wait_ms_max, 3),
-            "shadows_waiting": policy.shadowing,
+            "shadows_waiting": policy.shadows_waiting,
             "counters": {
                 "shadows": worker.shadows,
                 "shadows_dropped": policy.shadows_dropped,
