@@ -98,7 +98,7 @@ class TestRoles:
     @pytest.mark.parametrize("entry", ["user:nobody-of-that-name=ask", "group:no-such-group=ask"])
     def test_of_somebody_unknown_are_refused_at_the_start(self, entry: str, config: Config) -> None:
         with (
-            pytest.raises(ConfigError, match=f"^roles holds '{entry}', but this machine knows no"),
+            pytest.raises(ConfigError, match=f"^roles holds '{entry}', but this machine has no"),
             serving(replace(config, roles=(entry,)), load_engine=load_stub_engine),
         ):
             pass
@@ -277,7 +277,7 @@ class TestRing:
         (tmp_path / "clients.json").write_bytes(damage)
         for _ in range(3):
             assert ring.find(public) is None
-        assert [record.getMessage().split(":")[0] for record in caplog.records] == ["no key counts"]
+        assert [record.getMessage().split(":")[0] for record in caplog.records] == ["no client key is valid"]
         shutil.rmtree(tmp_path)
         assert ring.find(public) is None
 

@@ -116,7 +116,7 @@ def test_of_two_keys_either_counts_so_that_a_key_can_be_rotated(
 def test_a_signature_under_the_name_of_another_key_is_wrong(folder: Path, public: str, other: str) -> None:
     told = msgspec.structs.replace(sign(folder), key=OTHER.key)
     (folder / pack_files.SIGNATURE).write_bytes(signatures._text(told))
-    with pytest.raises(PackError, match=r"pack\.sig counts for nothing: its signature is wrong"):
+    with pytest.raises(PackError, match=r"pack\.sig is not valid: its signature is wrong"):
         pack_files.load(folder, [public, other])
 
 
@@ -271,5 +271,5 @@ def test_a_key_that_others_may_read_signs_nothing(folder: Path, tmp_path: Path) 
     key.chmod(0o644)
     done = CliRunner().invoke(cli, ["packs", "sign", str(folder), "--key", str(key)])
     assert done.exit_code == 2
-    assert "has mode 0644, so others may come at it; run `chmod 600` on it" in done.output
+    assert "has mode 0644, so other users can access it; run `chmod 600` on it" in done.output
     assert not (folder / pack_files.SIGNATURE).exists()
