@@ -549,7 +549,7 @@ class TestClient:
         ):
             assert own.alive()
             keys.revoke("desk", NOON)
-            with pytest.raises(Unreachable, match="gives none once the key 'desk' is revoked"):
+            with pytest.raises(Unreachable, match="gives none if the key 'desk' is revoked"):
                 own.status()
 
     def test_trusts_no_other_server(self, keyed: Config, tmp_path: Path) -> None:
