@@ -230,7 +230,10 @@ class TestKeys:
         assert str(refusal.value) == f"{path} is no key file of `thorpolicy keys`"
 
     def test_a_file_that_is_not_there_is_refused_with_the_cure(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match=r"No such file .*; `thorpolicy keys new` makes one"):
+        with pytest.raises(
+            ConfigError,
+            match=r"No such file .*; correct --key, or make a key with `thorpolicy keys new NAME`",
+        ):
             load_client_key(tmp_path / "absent.key")
         with pytest.raises(ConfigError, match="run `thorpolicy keys new --server`"):
             Keys(tmp_path).server()

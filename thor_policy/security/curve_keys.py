@@ -236,7 +236,9 @@ def _read(path: Path, kind: type[T], *, secret: bool = False) -> T:
     except ValueError as error:
         raise ConfigError(f"the key file {path} {error}") from None
     except OSError as error:
-        cure = "; `thorpolicy keys new` makes one" if isinstance(error, FileNotFoundError) else ""
+        cure = ""
+        if isinstance(error, FileNotFoundError):
+            cure = "; correct --key, or make a key with `thorpolicy keys new NAME` on the daemon's machine"
         if isinstance(error, PermissionError):
             cure = "; run `chown` on it, for the user who has to read it"
         raise ConfigError(f"the key file {path} cannot be read: {error.strerror}{cure}") from error

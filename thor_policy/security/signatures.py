@@ -24,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -59,18 +59,34 @@ class Key:
         self.key = key_id(private.public_key())
 
     @classmethod
-    def open(cls, path: Path, announce: Callable[[str], None] = lambda _: None) -> Key:
-        """The key in a file; made if it is missing, as is `<path>.pub`, and announced. Raises PackError."""
-        missing = not path.exists()
+    def open(cls, path: Path) -> Key:
+        """The key in the file that `--key` names; writes `<path>.pub` too. Raises PackError.
+
+        A missing file is an error, so that a mistyped path never signs with a new key; `make` makes one.
+        """
         try:
-            key = cls(private_key(path))
+            key = cls(_private_key(path))
+        except FileNotFoundError:
+            raise PackError(
+                f"--key: {path} does not exist; correct the path, or make a key there with "
+                f"`thorpolicy packs sign DIR --key {path} --new-key`"
+            ) from None
         except (OSError, ValueError) as error:
             raise PackError(f"the key {path} {files.reason(error)}") from error
         with suppress(OSError):  # it can be derived from the private key
             key.put_public(path.with_name(f"{path.name}.pub"))
-        if missing:
-            announce(f"{path} was missing: made a new key; who checks it needs {path}.pub")
         return key
+
+    @classmethod
+    def make(cls, path: Path) -> Key:
+        """Make a key in a new file, and its public key in `<path>.pub`. Raises PackError."""
+        try:
+            _make_key(path)
+        except OSError as error:
+            if os.path.lexists(path):
+                raise PackError(f"--new-key: {path} exists; leave out --new-key to sign with it") from None
+            raise PackError(f"the key {path} {files.reason(error)}") from error
+        return cls.open(path)
 
     def signature(self, content: bytes) -> str:
         """The signature over `content`, as 128 hex digits."""
@@ -223,11 +239,12 @@ def public_key(content: bytes) -> Ed25519PublicKey:
 
 
 def private_key(path: Path) -> Ed25519PrivateKey:
-    """The private key in a file; a missing file is made. Raises OSError, ValueError."""
+    """The private key in a file of the daemon, which is made if it is missing. Raises OSError, ValueError."""
     try:
         return _private_key(path)
     except FileNotFoundError:
-        _make_key(path)
+        with suppress(FileExistsError):  # another process made it first: use that one
+            _make_key(path)
         return _private_key(path)
 
 
@@ -241,12 +258,12 @@ def _private_key(path: Path) -> Ed25519PrivateKey:
 
 
 def _make_key(path: Path) -> None:
+    """Make a private key in a new file. Raises OSError; FileExistsError if the file exists."""
     content = Ed25519PrivateKey.generate().private_bytes(
         pem.Encoding.PEM, pem.PrivateFormat.PKCS8, pem.NoEncryption()
     )
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
-    with suppress(FileExistsError):  # another process made it first: use that one
-        files.place(path, content, 0o600)
+    files.place(path, content, 0o600)
 
 
 def exposed(owner: int, mode: int, me: int) -> str | None:
