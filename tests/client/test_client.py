@@ -261,7 +261,7 @@ class TestAwaited:
                 config.socket_path.unlink(missing_ok=True)
                 with pytest.raises(Unreachable):
                     await client.call("status", {}, timeout_ms=50)
-                with pytest.raises(Unreachable, match="any more"):
+                with pytest.raises(Unreachable, match="no longer listens"):
                     await waits
                 with pytest.raises(Unreachable, match="thorpolicy serve"):
                     await client.status()

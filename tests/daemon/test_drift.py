@@ -95,7 +95,7 @@ class Watched:
         policy.engine.adopt(ADAPTER, Path())
         all_steps(policy.engine.loading(old.pack.prefix, model.get("adapter")))
         new = Resident(old.pack, replace(old.model, **model), old.loaded)
-        policy.change_to(policy.residents.with_exchanged(old, new))
+        policy.set_residents(policy.residents.with_replaced(old, new))
 
     def replay(self) -> list[Event]:
         """Wait until a replay is due and take every turn of it; what it recorded."""
@@ -204,7 +204,7 @@ def test_another_pack_that_was_activated_is_asked_its_own_examples(
     watched.replay()
     other = pack_files.load(write_pack(tmp_path / "small"))
     resident = all_steps(watched.policy.loading(other, None, 0.0))
-    watched.policy.change_to(watched.policy.residents.joined_by(resident).with_active(resident))
+    watched.policy.set_residents(watched.policy.residents.with_candidate(resident).with_active(resident))
     engine.shift = 5.0
     engine.asked.clear()
     assert watched.replay() == []

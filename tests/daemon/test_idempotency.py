@@ -143,7 +143,7 @@ class TestContent:
     @pytest.mark.parametrize(("op", "task"), [("maintenance", "checkpoint"), ("control", "reload")])
     def test_of_work_and_of_changes_takes_no_key(self, op: str, task: str) -> None:
         error = error_of(lambda: decode(op=op, record={"task": task}))
-        assert error.message == "idempotency_key: goes with questions and records only; leave it out"
+        assert error.message == "idempotency_key: is only for questions and records; leave it out"
 
 
 def test_a_mark_begins_with_the_digest_and_is_parsed_to_what_it_was() -> None:

@@ -212,8 +212,8 @@ class TestSupervisor:
         assert listener.heard()[1:] == ["WATCHDOG=1"]
         for turn in range(1, 4):  # and ended nothing since
             supervisor.turn(False, soon_ns + turn * HALF_NS)
-        assert listener.heard() == ["STATUS=engine got nothing done for 30 s"]
-        assert "engine got nothing done for 30 s: no sign of life" in caplog.text
+        assert listener.heard() == ["STATUS=engine made no progress for 30 s"]
+        assert "engine made no progress for 30 s: no WATCHDOG=1" in caplog.text
         engine.pulse.rest()
         supervisor.turn(False, soon_ns + 4 * HALF_NS)
         assert listener.heard() == ["WATCHDOG=1", "STATUS=serving"]
@@ -416,7 +416,7 @@ def hung(
         asker.connect(config.endpoint)
         asker.send(json.dumps({"v": 1, "id": "q", "situation": question(), "deadline_ms": 60_000}).encode())
         opened.wait_for("hanging")
-        while "engine" not in (told := listener.hear()) or "got nothing done" not in told:
+        while "engine" not in (told := listener.hear()) or "made no progress" not in told:
             pass
         listener.heard()
         yield opened, client, asker
@@ -445,7 +445,7 @@ class TestDaemon:
         with daemon(config, listener) as opened:
             opened.tell("fail")
             assert opened.process.wait(PATIENCE_S) == 2
-            opened.wait_for("thorpolicy: the model cannot answer a question of three short fields: a decode")
+            opened.wait_for("thorpolicy: the model cannot answer the warm-up question: a decode")
         assert not any("READY" in message for message in listener.heard())
 
     def test_whose_decode_never_returns_signs_no_more_though_it_answers(
@@ -489,7 +489,7 @@ class TestDaemon:
             assert opened.process.wait(PATIENCE_S) == 6
             opened.wait_for("thorpolicy: ")
         assert error["code"] == "unavailable"
-        assert error["message"].startswith("engine got nothing done for 2 s; stall_s is 2")
+        assert error["message"].startswith("engine made no progress for 2 s; stall_s is 2")
         assert "WATCHDOG=1" not in listener.heard()
         assert verify(config.journal_path).ok
 
@@ -531,7 +531,7 @@ class TestDaemon:
             assert opened.process.wait(PATIENCE_S) == 6
         assert (error.code, error.message.split(";")[0]) == (
             "unavailable",
-            "journal got nothing done for 2 s",
+            "journal made no progress for 2 s",
         )
 
 
@@ -592,7 +592,7 @@ class TestThreadThatEnded:
         supervisor.watch({"engine": Thread(alive=False)})
         supervisor.turn(False, 10**15)
         supervisor.turn(False, 10**15 + 29 * 10**9)
-        with pytest.raises(Stalled, match="engine has ended for 30 s; stall_s is 30"):
+        with pytest.raises(Stalled, match="engine ended 30 s ago; stall_s is 30"):
             supervisor.turn(False, 10**15 + 30 * 10**9)
 
 
@@ -612,7 +612,7 @@ class TestStall:
 
     def test_comes_with_the_part_and_the_setting(self, busy: Thread) -> None:
         self.turns(300, busy, after_s=299.9)
-        with pytest.raises(Stalled, match="journal got nothing done for 300 s; stall_s is 300") as caught:
+        with pytest.raises(Stalled, match="journal made no progress for 300 s; stall_s is 300") as caught:
             self.turns(300, busy, after_s=300)
         assert caught.value.exit_code == 6
 

@@ -527,7 +527,7 @@ def promotions(settings: Config) -> list[Any]:
 def test_a_refused_pack_changes_nothing_and_the_fixed_one_takes_over_without_a_failed_request(
     settings: Config, loose: Path, fixed: Path, past: dict[str, str], tmp_path: Path
 ) -> None:
-    Key.open(tmp_path / "desk.key")
+    Key.make(tmp_path / "desk.key")
     with daemon(settings) as client:
         load = Load(settings.endpoint)
         load.wait_for(10)
@@ -902,7 +902,7 @@ def test_what_was_not_recorded_whole_is_no_example(settings: Config, tmp_path: P
 
 def test_a_proposal_is_signed_by_the_key_that_is_given(settings: Config, tmp_path: Path) -> None:
     correct(settings, ENOUGH)
-    Key.open(tmp_path / "desk.key")
+    Key.make(tmp_path / "desk.key")
     told = replace(settings, pack_keys=(str(tmp_path / "desk.key.pub"),))
     signatures.sign_pack(
         pack_files.load(Path(settings.pack)).info,
@@ -962,6 +962,7 @@ def test_a_refusal_is_told_in_eighty_columns_and_with_every_reason(
 def test_what_was_promoted_and_refused_is_listed_with_what_its_signature_is_worth(
     settings: Config, loose: Path, fixed: Path, past: dict[str, str], tmp_path: Path
 ) -> None:
+    Key.make(tmp_path / "desk.key")
     send(settings, loose, key=tmp_path / "desk.key")
     send(settings, fixed, key=tmp_path / "desk.key")
     KEY.put_public(tmp_path / "other.pub")
@@ -1031,6 +1032,7 @@ def test_with_the_real_model_the_command_refuses_and_then_promotes(
         assert refused.returncode == 1, refused.stderr
         assert all(f"{id} is loosened: " in " ".join(refused.stdout.split()) for id in ids), refused.stdout
         assert client.status().pack.version == "1"
+        Key.make(tmp_path / "desk.key")
         done = command("packs", "promote", str(fixed), "--json", "--key", str(tmp_path / "desk.key"))
         assert done.returncode == 0, done.stderr
         told = msgspec.json.decode(done.stdout)

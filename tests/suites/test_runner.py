@@ -17,7 +17,7 @@ from tests.build import many, run_of, write_adapter_header
 from tests.suites.test_reports import checked, fallen
 from thor_policy.cli import suites
 from thor_policy.cli.main import cli
-from thor_policy.config import Config, changed
+from thor_policy.config import Config, with_changes
 from thor_policy.core.decisions import Adapter, identity_of
 from thor_policy.core.errors import SuiteError
 from thor_policy.core.requests import Json
@@ -344,7 +344,7 @@ def test_a_run_under_an_adapter_names_it_and_the_weights_that_judged(
     adapter = tmp_path / "tuned.gguf"
     write_adapter_header(adapter)
     judges = []
-    for setting in (config, changed(config, f"adapter={adapter},adapter_scale=0.5")):
+    for setting in (config, with_changes(config, f"adapter={adapter},adapter_scale=0.5")):
         with serving(setting, load_engine=load_stub_engine):
             judges += json.loads(run("test", write(entry("E1")), "--json").stdout)["judges"]
     plain, tuned = judges

@@ -136,6 +136,6 @@ def _opened(place: Config, pack: Pack, other: Pack, at: float) -> Iterator[Polic
         adapter = loading.adopt_adapter(place, engine)
         policy = Policy(engine, pack, adapter=adapter)
         resident = all_steps(policy.loading(other, adapter, at))
-        policy.change_to(policy.residents.joined_by(resident))
+        policy.set_residents(policy.residents.with_candidate(resident))
         yield policy
         policy.abandon()

@@ -183,7 +183,7 @@ def _side(config: Config, text: str) -> run_files.Run | Config:
     """A saved run, or the settings with the changes that a text names."""
     if text == "-":
         return config
-    return settings.changed(config, text) if "=" in text else run_files.load(Path(text))
+    return settings.with_changes(config, text) if "=" in text else run_files.load(Path(text))
 
 
 def _names(before: str, after: str) -> tuple[str, str]:

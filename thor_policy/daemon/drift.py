@@ -72,7 +72,7 @@ class DriftSentinel:
         """Ask the next golden question."""
         active = policy.residents.active
         pack = active.pack
-        if (of := (*active.judged, active.model.build)) != self._of:
+        if (of := (*active.calibration_key, active.model.build)) != self._of:
             self._of, self._known, self._place = of, {}, 0
         if self._place < len(pack.examples):
             example = pack.examples[self._place]

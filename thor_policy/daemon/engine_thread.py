@@ -203,7 +203,7 @@ class EngineThread:
     def _schedule(self) -> Request | _Task | _Step | None:
         """A request or task from the queue; while there is none, the next step; None at the end."""
         policy = self._policy
-        busy = bool(policy.engine.explaining or self._tasks or policy.shadowing)
+        busy = bool(policy.engine.explaining or self._tasks or policy.shadows_waiting)
         wait_s = None
         if not busy:
             self.pulse.rest()
@@ -215,7 +215,7 @@ class EngineThread:
                 return _Step.EXPLANATION
             if self._tasks:
                 return _Step.NONE
-            return _Step.SHADOW if policy.shadowing else _Step.IDLE
+            return _Step.SHADOW if policy.shadows_waiting else _Step.IDLE
         finally:
             self.pulse.beat()
 
@@ -321,7 +321,7 @@ class EngineThread:
     def _shadow(self) -> None:
         """One question by the shadow pack."""
         try:
-            pair = self._policy.shadow()
+            pair = self._policy.decide_shadow()
         except Exception:
             self._log_fault("the shadow pack failed with an unexpected error")
         else:

@@ -141,7 +141,7 @@ class PackManager(JobThread[Control]):
     ) -> Steps[None]:
         """Make a pack resident if it is not, and give it its role."""
         adapter = policy.residents.active.model.adapter
-        resident = policy.residents.holding(resident_key(pack.info.sha256, adapter))
+        resident = policy.residents.by_key(resident_key(pack.info.sha256, adapter))
         if resident is None:
             if len(policy.residents) >= self._max_packs:
                 there = ", ".join(map(str, policy.residents))
@@ -151,25 +151,25 @@ class PackManager(JobThread[Control]):
                     f"{self._max_packs}: unload one, or raise it",
                 )
             resident = yield from policy.loading(pack, adapter, time.time())
-            policy.change_to(policy.residents.joined_by(resident))
+            policy.set_residents(policy.residents.with_candidate(resident))
             self._record(events.pack_loaded(pack.info, time.time()))
         change(policy, resident)
 
     def _activate(self, policy: Policy, resident: Resident) -> None:
         if resident is not policy.residents.active:
-            policy.change_to(policy.residents.with_active(resident))
+            policy.set_residents(policy.residents.with_active(resident))
             self._record(events.pack_activated(resident.pack.info, time.time()))
 
     def _shadow(self, policy: Policy, resident: Resident) -> None:
         if resident is policy.residents.active:
             raise RequestError("conflict", f"pack: {resident} is active; it cannot be its own shadow")
         if resident is not policy.residents.shadow:
-            policy.change_to(policy.residents.with_shadow(resident))
+            policy.set_residents(policy.residents.with_shadow(resident))
             self._record(events.pack_shadowed(resident.pack.info, time.time()))
 
     def _ending_shadow(self, policy: Policy) -> Steps[None]:
         if policy.residents.shadow is not None:
-            policy.change_to(policy.residents.with_shadow(None))
+            policy.set_residents(policy.residents.with_shadow(None))
             self._record(events.pack_shadowed(None, time.time()))
         yield
 
@@ -180,7 +180,7 @@ class PackManager(JobThread[Control]):
             raise RequestError("conflict", f"pack: {resident} is active; activate another one first")
         if resident is policy.residents.shadow:
             self._record(events.pack_shadowed(None, time.time()))
-        policy.change_to(policy.residents.without(resident))
+        policy.set_residents(policy.residents.without(resident))
         return resident
 
     def _retiring(self, policy: Policy, resident: Resident) -> Steps[None]:
@@ -194,7 +194,7 @@ class PackManager(JobThread[Control]):
         self, policy: Policy, old: Resident, pack: Pack, adapter: Adapter | None
     ) -> Steps[Resident]:
         new = yield from policy.loading(pack, adapter, time.time())
-        policy.change_to(policy.residents.with_exchanged(old, new))
+        policy.set_residents(policy.residents.with_replaced(old, new))
         if old.pack.info != pack.info:
             event_of = {"active": events.pack_activated, "shadow": events.pack_shadowed}
             role = policy.residents.role_of(new)
@@ -216,7 +216,7 @@ class PackManager(JobThread[Control]):
                 if pack.info.sha256 == old.pack.info.sha256:
                     continue
                 self._know_calibration(pack, old.model)
-                if self._policy.residents.holding(resident_key(pack.info.sha256, old.model.adapter)):
+                if self._policy.residents.by_key(resident_key(pack.info.sha256, old.model.adapter)):
                     raise PackError(f"{old.pack.path} now holds {pack.info.sha256}, which is resident")
                 new = self._exchange(old, pack, old.model.adapter)
                 reloaded.append(str(new))
@@ -282,7 +282,7 @@ def _stay(_policy: Policy, _resident: Resident) -> None:
 
 def _only(residents: Residents, name: str) -> Resident | None:
     """The only resident pack of that name; None if there is none, or `name` is a directory."""
-    matches = residents.answering_to(name)
+    matches = residents.matching(name)
     if len(matches) > 1:
         raise RequestError(
             "conflict", f"pack: {name[:64]!r} may be {' or '.join(map(str, matches))}; give its digest"

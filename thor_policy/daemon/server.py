@@ -20,7 +20,7 @@ import zmq
 from msgspec import structs
 
 from thor_policy import __version__
-from thor_policy.config import LIVE, Config, renewed
+from thor_policy.config import LIVE_SETTINGS, Config, with_live_settings
 from thor_policy.core import records
 from thor_policy.core.decisions import PriorRecord
 from thor_policy.core.errors import ConfigError, DiskFull, RequestError, Stalled
@@ -258,7 +258,7 @@ class Server:
             return
         before = self._config
         try:
-            config, others = renewed(before, self._reread())
+            config, others = with_live_settings(before, self._reread())
             roles = Roles(config.roles)
         except ConfigError as error:
             self._reload_status = ReloadStatus(refused=str(error))
@@ -267,7 +267,7 @@ class Server:
         self._config, self._roles = config, roles
         self._admission.config = config
         logs.set_level(config.log_level)
-        changed = tuple(name for name in LIVE if getattr(before, name) != getattr(config, name))
+        changed = tuple(name for name in LIVE_SETTINGS if getattr(before, name) != getattr(config, name))
         self._reload_status = ReloadStatus(refused=None, changed=changed, need_restart=tuple(others))
         log.info("settings read anew: %s", ", ".join(changed) or "none changed")
         if others:

@@ -86,7 +86,7 @@ class Parts:
             stalled_s=round(thread.pulse.stalled_s, 3),
             waiting=thread.waiting,
             explaining=policy.engine.explaining,
-            shadows_waiting=policy.shadowing,
+            shadows_waiting=policy.shadows_waiting,
             memory=policy.engine.memory(),
             prefix_tokens=loaded.prefix_tokens,
             prefix_restored=loaded.restored,

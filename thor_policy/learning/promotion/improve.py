@@ -81,6 +81,7 @@ def improve(
     other arguments are those of `promote`. Raises ExportError where there are too few corrections, or nothing
     to swap in; ThorPolicyError.
     """
+    signer = signatures.Key.open(key) if key is not None else None
     active, _ = active_pack(config)
     own = [one for one in runner.find(suites) if one.pack == active.info.name]
     no_embedder = missing(config.models_dir)
@@ -97,8 +98,8 @@ def improve(
             "not show yet; an example needs a class and a reason, and lint to accept it: review more"
         )
     pack = write(active, examples, folder, of=len(corrected))
-    if key is not None:
-        signatures.sign_pack(pack.info, pack.path / pack_files.SIGNATURE, signatures.Key.open(key, announce))
+    if signer is not None:
+        signatures.sign_pack(pack.info, pack.path / pack_files.SIGNATURE, signer)
     promotion = promote(
         config,
         [str(pack.path)],

@@ -63,7 +63,7 @@ def promote(
         raise PackError(
             f"{len(terms.accepted)} decisions are accepted as loosened; the limit is {MOST_ACCEPTED}"
         )
-    signer = signatures.Key.open(key, announce) if key is not None and not dry_run else None
+    signer = signatures.Key.open(key) if key is not None and not dry_run else None
     active, status = active_pack(config)
     candidates = [pack_files.load(pack_files.find(name, data_path("prompts"))) for name in named]
     own = [one for one in runner.find(suites) if one.pack == active.info.name]
