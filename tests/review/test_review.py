@@ -345,7 +345,7 @@ class Office:
     def session(self, reviewer: str, **options: Any) -> Session:
         picks = self.picks(reviewer, **options)
         return Session(
-            picks, review_queue.JournalDesk(self.reader, self.keep), reviewer, clock=lambda: self.now_s
+            picks, review_queue.JournalQueue(self.reader, self.keep), reviewer, clock=lambda: self.now_s
         )
 
     def reader_rows(self, decision_id: str) -> list[Record]:
@@ -419,7 +419,7 @@ def test_a_verdict_in_the_moment_before_the_lease_is_seen(office: Office) -> Non
             office.keep(judged_by_bo)
         return office.keep(record)
 
-    kim = Session(office.picks("kim"), review_queue.JournalDesk(office.reader, keep), "kim")
+    kim = Session(office.picks("kim"), review_queue.JournalQueue(office.reader, keep), "kim")
     kim.open()
     assert (shown(kim), kim.passed_over) == ("d2", 1)
     assert rows(office.path, "SELECT decision_id, type FROM assignments ORDER BY seq") == [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, get_args
 
@@ -17,13 +17,11 @@ from thor_policy.cli.options import as_json, configured, decision_filters
 from thor_policy.config import Config
 from thor_policy.core import records
 from thor_policy.core.errors import ThorPolicyError
-from thor_policy.core.requests import Json
 from thor_policy.daemon import journal_access, loading
-from thor_policy.journal import review_queries
-from thor_policy.journal.reader import Reader
-from thor_policy.policy.pack import Pack
-from thor_policy.review import agreement, ranking
 from thor_policy.review import queue as review_queue
+from thor_policy.review import ranking
+from thor_policy.review.agreement import Report
+from thor_policy.review.queue import JournalQueue, PackTexts
 from thor_policy.review.session import Item, Session
 
 PLAIN_HELP = """\
@@ -45,7 +43,7 @@ q                   quit"""
 @configured("state_dir", "endpoint", "pack")
 @click.option(
     "--queue",
-    type=click.Choice(get_args(review_queue.Queue)),
+    type=click.Choice(get_args(review_queue.QueueName)),
     default="unreviewed",
     show_default=True,
     help="Which decisions: those assigned to you (mine), found wrong, judged differently, ...",
@@ -91,7 +89,7 @@ def review(
     ctx: click.Context,
     /,
     config: Config,
-    queue: review_queue.Queue,
+    queue: review_queue.QueueName,
     reviewer: str | None,
     by: review_queue.Order,
     random_share: float,
@@ -113,8 +111,9 @@ def review(
     """
     name = reviewer or _user()
     with journal_access.open_reader(config) as reader:
+        reviews = JournalQueue(reader, partial(journal_access.submit_record, config))
         if stats:
-            _tell(reader, filters["since"], as_json=as_json)
+            _show_report(reviews.report(filters["since"]), as_json=as_json)
             return
         picks = review_queue.picks(
             reader,
@@ -127,23 +126,20 @@ def review(
             type=type_,
             **filters,
         )[:limit]
-        keep = partial(journal_access.submit_record, config)
         if as_json:
             render.as_json(msgspec.to_builtins(picks))
         elif assignee is not None:
-            for pick in picks:
-                keep(_assigned(pick, to=assignee, by=name))
+            reviews.assign(picks, to=assignee, by=name)
             render.line(f"assigned to {visible(assignee)}: {len(picks)} decisions")
         elif not picks:
             render.line("there is nothing to review")
         else:
-            session = Session(picks, review_queue.JournalDesk(reader, keep), name)
-            told = _Words(config, reader)
+            session, view = Session(picks, reviews, name), _View(_pack_texts(config), reviews)
             if plain or not (sys.stdin.isatty() and sys.stdout.isatty()):
-                ctx.exit(0 if _Plain(session, told).run(sys.stdin) else 1)
+                ctx.exit(0 if _LineSession(session, view).run(sys.stdin) else 1)
             from thor_policy.cli.review_screen import Screen  # a tenth of a second that no other use needs
 
-            Screen(session, queue, page=told.page, labels=told.labels, figures=told.figures).run()
+            Screen(session, queue, page=view.page, labels=view.labels, figures=view.figures).run()
 
 
 def _user() -> str:
@@ -153,12 +149,14 @@ def _user() -> str:
         raise click.UsageError("--reviewer: your user has no name here; say who you are") from error
 
 
-def _assigned(pick: ranking.Pick, *, to: str, by: str) -> records.Assignment:
-    return records.Assignment(decision_id=pick.decision_id, reviewer=to, type="assign", given_by=by)
+def _pack_texts(config: Config) -> PackTexts:
+    try:
+        return PackTexts(loading.load_pack(config))
+    except ThorPolicyError:  # no decision here was made with a pack that cannot be loaded here
+        return PackTexts(None)
 
 
-def _tell(reader: Reader, since: str | None, *, as_json: bool) -> None:
-    report = agreement.report(review_queries.reviews(reader, since=since))
+def _show_report(report: Report, *, as_json: bool) -> None:
     if as_json:
         render.as_json(msgspec.to_builtins(report))
     else:
@@ -166,47 +164,29 @@ def _tell(reader: Reader, since: str | None, *, as_json: bool) -> None:
             click.echo(line)
 
 
-class _Words:
-    """What pages need besides the decision: the texts and outcomes of its pack, and the figures."""
+class _View:
+    """What the reviewer sees of a decision and of the figures, as lines."""
 
-    def __init__(self, config: Config, reader: Reader) -> None:
-        self._reader = reader
-        try:
-            self._pack: Pack | None = loading.load_pack(config)
-        except ThorPolicyError:  # a pack that cannot be used here is none that decisions could be shown with
-            self._pack = None
+    def __init__(self, texts: PackTexts, reviews: JournalQueue) -> None:
+        self._texts, self._reviews = texts, reviews
+        self.labels = texts.labels
 
     def page(self, item: Item, width: int, full: bool) -> list[review_page.Line]:
-        return review_page.page(item, width=width, clauses=self._clauses(item), full=full)
+        return review_page.page(item, width=width, clauses=self._texts.clauses(item), full=full)
 
     def plain(self, item: Item, full: bool) -> list[str]:
-        lines = review_page.page(item, clauses=self._clauses(item), full=full, plain=True)
+        lines = review_page.page(item, clauses=self._texts.clauses(item), full=full, plain=True)
         return [line for line in review_page.as_text(lines) if line]
 
-    def labels(self, item: Item) -> Sequence[str]:
-        """The outcomes to choose from, loosest first; empty where nothing tells."""
-        pack = self._of(item)
-        return item.labels or (tuple(pack.labels) if pack is not None else ())
-
     def figures(self) -> list[str]:
-        return review_page.figures(agreement.report(review_queries.reviews(self._reader)))
-
-    def _clauses(self, item: Item) -> Mapping[str, str]:
-        pack = self._of(item)
-        return pack.clauses if pack is not None else {}
-
-    def _of(self, item: Item) -> Pack | None:
-        """The pack, if it is the one that decided: of another version the texts may differ."""
-        version: Json = item.decision["prompt_version"]
-        pack = self._pack
-        return pack if pack is not None and (version or "").endswith(f"+{pack.info.sha256[:12]}") else None
+        return review_page.figures(self._reviews.report())
 
 
-class _Plain:
+class _LineSession:
     """A session line by line."""
 
-    def __init__(self, session: Session, words: _Words) -> None:
-        self._session, self._words = session, words
+    def __init__(self, session: Session, view: _View) -> None:
+        self._session, self._view = session, view
         self._full = False
         self._good = True
 
@@ -237,7 +217,7 @@ class _Plain:
         render.line(
             f"{session.place + 1} of {len(session.picks)}, {position} because: {visible(item.pick.why)}"
         )
-        for line in self._words.plain(item, self._full):
+        for line in self._view.plain(item, self._full):
             click.echo(line)
 
     def _do(self, key: str, rest: str) -> None:
@@ -254,7 +234,7 @@ class _Plain:
             "z": lambda _: self._toggled(),
         }
         if key in ("t", "?"):
-            for line in self._words.figures() if key == "t" else PLAIN_HELP.splitlines():
+            for line in self._view.figures() if key == "t" else PLAIN_HELP.splitlines():
                 click.echo(line)
             return
         try:
@@ -272,7 +252,7 @@ class _Plain:
     def _judged(self, verdict: records.Judgement, decision: str = "", reasoning: str = "") -> str:
         if verdict in ("correct_decision", "correct_both"):
             item = self._session.item
-            labels = self._words.labels(item) if item is not None else ()
+            labels = self._view.labels(item) if item is not None else ()
             if not decision or (labels and decision not in labels):
                 known = f"one of {', '.join(map(visible, labels))}" if labels else "an outcome"
                 raise click.UsageError(f"say which outcome is right: {known}")

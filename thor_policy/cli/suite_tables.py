@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from thor_policy.cli import render
 from thor_policy.suites import leaks
 from thor_policy.suites.baselines import Gate
+from thor_policy.suites.check import Check
 from thor_policy.suites.comparison import Change, Comparison
 from thor_policy.suites.coverage import Coverage
 from thor_policy.suites.figures import Figures, Group
@@ -37,6 +38,16 @@ def show_run(run: Run, found: Figures) -> None:
         render.table(("flipped", "passed", "outcomes", "probability moved"), flips)
         render.line("")
     render.pairs(_summary(run, found))
+
+
+def show_check(check: Check, *, with_coverage: bool) -> None:
+    """What follows the tables of a run: coverage, baselines that were written, and the gate."""
+    if with_coverage:
+        show_coverage(check.run.coverage, check.coverage_threshold)
+    for path in check.blessed:
+        render.line(f"blessed: {path}")
+    if check.gate is not None:
+        show_gate(check.gate)
 
 
 def show_gate(gate: Gate) -> None:

@@ -16,42 +16,81 @@ from thor_policy.core.errors import JournalError
 from thor_policy.core.requests import Json
 from thor_policy.journal import review_queries
 from thor_policy.journal.reader import Reader, Record
+from thor_policy.policy.pack import Pack
 from thor_policy.review import agreement, ranking
-from thor_policy.review.agreement import Rating
+from thor_policy.review.agreement import Rating, Report
 from thor_policy.review.ranking import Pick
+from thor_policy.review.session import Item
 
-Queue = Literal["unreviewed", "incorrect", "all", "disagreements", "mine"]
+QueueName = Literal["unreviewed", "incorrect", "all", "disagreements", "mine"]
 Order = Literal["priority", "newest"]
 
 #: Reviewed decisions among which second verdicts and disagreements are looked for.
 LOOKED_BACK = 1_000
 
 
-class JournalDesk:
-    """The desk of `Session`, at an open reader; `keep` records something and returns its id."""
+class JournalQueue:
+    """The `ReviewQueue` of a session, at an open reader; `record` hands a record over and returns its id."""
 
-    def __init__(self, reader: Reader, keep: Callable[[records.Record], str]) -> None:
+    def __init__(self, reader: Reader, record: Callable[[records.Record], str]) -> None:
         self._reader = reader
-        self.keep = keep
+        self.record = record
 
     def load(self, decision_id: str) -> Record:
         return self._reader.trace(decision_id)
 
     def row(self, decision_id: str) -> Record:
-        found = self._reader.get(decision_id)
-        if found is None:
+        row = self._reader.get(decision_id)
+        if row is None:
             raise JournalError(f"there is no decision {decision_id[:64]!r} in {self._reader.path}")
-        return found
+        return row
 
     def reviews(self, decision_id: str) -> list[Record]:
         return review_queries.reviews_of(self._reader, [decision_id])
+
+    def report(self, since: str | None = None) -> Report:
+        """All figures of the reviews, or of those since an RFC 3339 time."""
+        return agreement.report(review_queries.reviews(self._reader, since=since))
+
+    def assign(self, picks: Sequence[Pick], *, to: str, by: str) -> None:
+        """Assign decisions to the reviewer `to`; `by` is who does it."""
+        for pick in picks:
+            self.record(
+                records.Assignment(decision_id=pick.decision_id, reviewer=to, type="assign", given_by=by)
+            )
+
+
+class PackTexts:
+    """The clauses and outcomes of a pack, for decisions that this very version of it made.
+
+    Another version's texts may differ, so a decision of another one gets none; `pack` is None where the
+    pack cannot be loaded.
+    """
+
+    def __init__(self, pack: Pack | None) -> None:
+        self._pack = pack
+
+    def clauses(self, item: Item) -> Mapping[str, str]:
+        """Texts of clauses by id."""
+        pack = self._of(item)
+        return pack.clauses if pack is not None else {}
+
+    def labels(self, item: Item) -> Sequence[str]:
+        """The outcomes to choose from, loosest first; empty where neither decision nor pack names them."""
+        pack = self._of(item)
+        return item.labels or (tuple(pack.labels) if pack is not None else ())
+
+    def _of(self, item: Item) -> Pack | None:
+        version: Json = item.decision["prompt_version"]
+        pack = self._pack
+        return pack if pack is not None and (version or "").endswith(f"+{pack.info.sha256[:12]}") else None
 
 
 def picks(
     reader: Reader,
     reviewer: str,
     *,
-    queue: Queue = "unreviewed",
+    queue: QueueName = "unreviewed",
     by: Order = "priority",
     at: float | None = None,
     random_share: float = ranking.RANDOM_SHARE,

@@ -49,8 +49,8 @@ class Item(Struct, frozen=True, kw_only=True):
         return tuple(self.decision["probabilities"])
 
 
-class Desk(Protocol):
-    """Where decisions come from and verdicts go."""
+class ReviewQueue(Protocol):
+    """Where decisions come from, and where verdicts go."""
 
     def load(self, decision_id: str) -> dict[str, Json]:
         """One decision with its event (`Reader.trace`)."""
@@ -61,7 +61,7 @@ class Desk(Protocol):
     def reviews(self, decision_id: str) -> Sequence[Mapping[str, Json]]:
         """Every row of the table of reviews about it, each with the `outcome` that was served."""
 
-    def keep(self, record: records.Record) -> str:
+    def record(self, record: records.Record) -> str:
         """Record something and return its id. Raises RequestError; `conflict` where another has the lease."""
 
 
@@ -80,20 +80,20 @@ class Done(Struct, frozen=True, kw_only=True):
 class Session:
     """A reviewer going through a queue. `open` first; `item` is None at the end of the queue.
 
-    Whatever the desk raises passes through, and nothing that was not kept counts as done.
+    Whatever the queue raises passes through, and nothing that was not kept counts as done.
     """
 
     def __init__(
         self,
         picks: Sequence[Pick],
-        desk: Desk,
+        queue: ReviewQueue,
         reviewer: str,
         *,
         lease_s: int = LEASE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.picks, self.reviewer = list(picks), reviewer
-        self._desk, self._lease_s, self._clock = desk, lease_s, clock
+        self._queue, self._lease_s, self._clock = queue, lease_s, clock
         self._leased_s = 0.0
         self._visited: set[int] = set()
         self.place = 0
@@ -134,7 +134,7 @@ class Session:
         low = text.casefold()
         for step in range(1, len(self.picks) + 1):
             place = (self.place + step) % len(self.picks)
-            row = self._desk.row(self.picks[place].decision_id)
+            row = self._queue.row(self.picks[place].decision_id)
             told = (row["situation"], row["reasoning"], row["actor"], row["entity"], row["decision_id"])
             if low in repr(told).casefold():
                 return self.open(place)
@@ -150,7 +150,7 @@ class Session:
             return None
         if not self._lease(pick):
             return None
-        found, ratings = self._desk.load(pick.decision_id), self._ratings(pick)
+        found, ratings = self._queue.load(pick.decision_id), self._ratings(pick)
         shown = tuple(one for one in ratings if not pick.blind or one.reviewer == self.reviewer)
         return Item(
             pick=pick,
@@ -167,7 +167,7 @@ class Session:
             decision_id=pick.decision_id, reviewer=self.reviewer, type="lease", seconds=self._lease_s
         )
         try:
-            self._desk.keep(lease)
+            self._queue.record(lease)
         except RequestError as error:
             if error.code in ("conflict", "not_found"):
                 return False
@@ -189,7 +189,7 @@ class Session:
         return len(others) > pick.others
 
     def _ratings(self, pick: Pick) -> list[Rating]:
-        return agreement.standing(self._desk.reviews(pick.decision_id))
+        return agreement.standing(self._queue.reviews(pick.decision_id))
 
     def _let_go(self) -> None:
         item, self.item = self.item, None
@@ -198,7 +198,7 @@ class Session:
 
     def _release(self, decision_id: str) -> None:
         try:
-            self._desk.keep(
+            self._queue.record(
                 records.Assignment(decision_id=decision_id, reviewer=self.reviewer, type="release")
             )
         except RequestError as error:
@@ -221,7 +221,7 @@ class Session:
         if self._clock() - self._leased_s >= self._lease_s - 1 and not self._lease(item.pick):
             self.item = None  # and is somebody else's; `open` shows the next
             raise RequestError("conflict", "your time with this decision ran out and somebody else took it")
-        review_id = self._desk.keep(
+        review_id = self._queue.record(
             records.Review(
                 decision_id=item.decision_id,
                 reviewer=self.reviewer,
@@ -246,7 +246,7 @@ class Session:
     def delegate(self, to: str) -> None:
         """Assign the decision that is shown to somebody else, and show the next."""
         item = self._shown()
-        self._desk.keep(
+        self._queue.record(
             records.Assignment(
                 decision_id=item.decision_id, reviewer=to, type="assign", given_by=self.reviewer
             )
@@ -265,9 +265,9 @@ class Session:
         last = self.done[-1]
         pick = self.picks[last.place]
         if last.step == "judged":
-            self._desk.keep(self._withdrawal(pick.decision_id, last.review_id))
+            self._queue.record(self._withdrawal(pick.decision_id, last.review_id))
         elif last.step == "delegated":
-            self._desk.keep(
+            self._queue.record(
                 records.Assignment(decision_id=pick.decision_id, reviewer=self.reviewer, type="unassign")
             )
         self.done.pop()
@@ -275,10 +275,10 @@ class Session:
         return last
 
     def _withdrawal(self, decision_id: str, review_id: str | None) -> records.Review:
-        rows = self._desk.reviews(decision_id)
+        rows = self._queue.reviews(decision_id)
         left = agreement.standing([row for row in rows if row["id"] != review_id])
         stands: Any = left[-1].verdict if left else None
-        row = self._desk.row(decision_id)
+        row = self._queue.row(decision_id)
         expected = row["expected_decision"]
         return records.Review(
             decision_id=decision_id,

@@ -87,6 +87,16 @@ class Compared(Struct, frozen=True, kw_only=True):
     loosened_by: Literal["rules", "model"] | None = None
     below_floor: bool = False
 
+    @property
+    def changed(self) -> bool:
+        """True when the variant got another outcome than its original, or none."""
+        return self.flipped or self.refused is not None
+
+    @property
+    def failed(self) -> bool:
+        """True when the variant got a looser outcome than its original, or one below its floor."""
+        return self.loosened_by is not None or self.below_floor
+
 
 class Figures(Struct, frozen=True, kw_only=True):
     """Counts over the variants of one kind, or of one class of texts."""

@@ -49,6 +49,20 @@ class Varied(Struct, frozen=True, kw_only=True):
     seed: int | None
     compared: tuple[Compared, ...]
 
+    @property
+    def ok(self) -> bool:
+        """True when no variant got a looser outcome than its original, or one below its floor."""
+        return not any(comparison.failed for comparison in self.compared)
+
+    def plain(self) -> dict[str, Json]:
+        """The counts and every changed answer as JSON values."""
+        changed = [comparison for comparison in self.compared if comparison.changed]
+        counts = {"variants": self.variants, "asked": len(self.compared), "seed": self.seed}
+        shown: dict[str, Json] = msgspec.to_builtins(
+            {"figures": invariance.figures(self.compared), "changed": changed}
+        )
+        return counts | shown
+
 
 def find(named: Sequence[str]) -> list[Suite]:
     """Suites by name or file; those that ship with this version if none is named. Raises SuiteError."""
