@@ -79,7 +79,7 @@ def _show(varied: Varied) -> None:
     render.table(
         ("variants", "asked", "refused", "flips", "by rules", "by model", "below floor"),
         [
-            (f.name, f.asked, f.refused, f.flips, f.loosened_by_rules, f.loosened_by_model, f.below_floor)
+            (f.name, f.total, f.refused, f.flips, f.loosened_by_rules, f.loosened_by_model, f.below_floor)
             for f in figures(varied.compared)
         ],
     )

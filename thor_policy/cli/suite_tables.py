@@ -132,7 +132,7 @@ def _show_groups(what: str, groups: Sequence[Group]) -> None:
 
 def _summary(run: Run, found: Figures) -> dict[str, object]:
     told: dict[str, object] = {
-        "asked": f"{found.asked} scenarios, {run.where}"
+        "asked": f"{found.not_skipped} scenarios, {run.where}"
         + (f", {run.repeats} times each, counted by the worst" if run.repeats > 1 else ""),
         "passed": _rate(found.passing),
         "decision accuracy": _rate(found.decided),
@@ -171,7 +171,7 @@ def _reasons(run: Run, found: Figures) -> str:
 
 def _leaks(run: Run) -> str:
     if run.leaks:
-        return f"allowed: {leaks.told(run.leaks)}"
+        return f"allowed: {leaks.in_words(run.leaks)}"
     return "none found, by wording " + ("alone" if run.embedder.startswith("no ") else "and meaning")
 
 
