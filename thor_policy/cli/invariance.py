@@ -1,4 +1,4 @@
-"""`invariance`: suites asked again in other words and with texts that ask for an allow."""
+"""`invariance`: ask scenarios in other words, and with texts that ask for an allow."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from thor_policy.suites.runner import Varied
     "files",
     nargs=-1,
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Suite files; those that ship for the pack if none is given.",
+    help="Suite files; default: those that ship for the pack.",
 )
 @click.option(
     "--kind",
     "kinds",
     multiple=True,
     type=click.Choice(get_args(Kind)),
-    help="Only variants of this kind; may be given again.",
+    help="Only variants of this kind; repeatable.",
 )
-@click.option("--sample", default=100, show_default=True, metavar="N", help="How many variants are asked.")
-@click.option("--seed", default=0, show_default=True, metavar="N", help="Draws the sample; the same again.")
-@click.option("--full", is_flag=True, help="Every variant; hours with a model.")
+@click.option("--sample", default=100, show_default=True, metavar="N", help="Number of variants to ask.")
+@click.option("--seed", default=0, show_default=True, metavar="N", help="Random seed of the sample.")
+@click.option("--full", is_flag=True, help="Ask every variant; takes hours with a model.")
 @as_json
 @click.pass_context
 def invariance(
@@ -47,8 +47,9 @@ def invariance(
 ) -> None:
     """Ask variants of scenarios and report answers that changed.
 
-    A variant differs in nothing that should matter: order of members, unknown members, irrelevant context,
-    synonyms, ways to write a number, a text that asks for an allow. Exit status 1: some answer got looser.
+    A variant differs only in ways that should not matter: order of members, unknown members, irrelevant
+    context, synonyms, number format, an injected text that asks for an allow. Exit status 1: an answer got
+    looser, or fell below its floor.
     """
     suites = runner.find([str(path) for path in files])
     varied = runner.vary(
@@ -71,7 +72,7 @@ def _show(varied: Varied) -> None:
     for comparison in varied.compared:
         if comparison.failed:
             variant, loosened_by = comparison.variant, comparison.loosened_by
-            what = f"{variant.detail or variant.kind} in {variant.place or 'the whole'}"
+            what = f"{variant.detail or variant.kind} in {variant.place or 'the whole question'}"
             by = f"loosened by the {loosened_by}" if loosened_by else "below the floor"
             render.line(f"{variant.scenario} {what}: {comparison.before} became {comparison.after}, {by}")
             if variant.text:

@@ -1,4 +1,4 @@
-"""`test` and `compare`: scenario suites, against the live daemon if one is up, otherwise in process."""
+"""`test` and `compare`: run scenario suites on the live daemon if one is up, otherwise in this process."""
 
 from __future__ import annotations
 
@@ -21,32 +21,34 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _selecting(command: F) -> F:
-    """Options that say which scenarios are asked, and how often."""
+    """Options that select scenarios, and how often they are asked."""
     for option in (
         click.option(
             "--repeat",
             type=click.IntRange(1, 1000),
             default=1,
             show_default=True,
-            help="How often each is asked; it counts by its worst answer.",
+            help="Times each scenario is asked; its worst answer counts.",
         ),
         click.option(
             "--filter",
             "filters",
             multiple=True,
             metavar="PATTERN",
-            help="Only scenarios with such an id, tag or difficulty, quick or not (`*`, `?`); repeatable.",
+            help="Only scenarios whose id, tag or difficulty matches (`*`, `?`), quick or not; repeatable.",
         ),
         click.option(
             "--suite",
             "also",
             multiple=True,
             metavar="NAME|FILE",
-            help="Only this suite; repeatable. Without any: those that ship with this version.",
+            help="Only this suite; repeatable. Default: the suites that ship with this version.",
         ),
-        click.option("--full", is_flag=True, help="Every scenario, not the three quick ones of a suite."),
         click.option(
-            "--allow-leak", is_flag=True, help="Run although an example of the pack gives a scenario away."
+            "--full", is_flag=True, help="Every scenario, not only the three quick ones of each suite."
+        ),
+        click.option(
+            "--allow-leak", is_flag=True, help="Run even if an example of the pack gives a scenario away."
         ),
     ):
         command = option(command)
@@ -67,20 +69,22 @@ def _file(option: str, name: str, help: str) -> Callable[[F], F]:
     "--coverage-threshold",
     metavar="PERCENT",
     type=click.FloatRange(0, 100),
-    help="Fail if fewer of a pack's clauses are cited, or of its rules fire.",
+    help="Fail if a smaller share of a pack's clauses is cited, or of its rules fires.",
 )
-@click.option("--gate", "gated", is_flag=True, help="Hold the run against its baselines; they decide.")
+@click.option(
+    "--gate", "gated", is_flag=True, help="Compare the run with its baselines, which decide the exit status."
+)
 @click.option("--bless", is_flag=True, help="Make this run the baseline of its suites; needs --full.")
 @click.option(
     "--baselines",
     "baselines_dir",
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where baselines lie; default: `baselines` in the state directory.",
+    help="Directory of baselines; default: `baselines` in the state directory.",
 )
-@click.option("--against", metavar="URL", help="Ask the daemon there, and nobody else.")
-@_file("--junit", "junit_file", "Also write a JUnit file, whatever comes of the run.")
-@_file("--html", "html_file", "Also write one page for people.")
+@click.option("--against", metavar="URL", help="Ask only the daemon at this address.")
+@_file("--junit", "junit_file", "Also write a JUnit file, even if the run fails.")
+@_file("--html", "html_file", "Also write an HTML page about the run.")
 @as_json
 @click.pass_context
 def test(
@@ -103,8 +107,8 @@ def test(
 ) -> None:
     """Run scenario suites, each against its pack, and record each decision.
 
-    While a daemon is up, only suites of the pack it serves are run. Exit status 0: all passed (with --gate:
-    nothing got worse); 1: some did not; 2: could not run.
+    While a daemon is up, only suites of the pack that it serves are run. Exit status 0: every scenario
+    passed (with --gate: the gate passed); 1: otherwise; 2: could not run.
     """
     selection = Selection(
         suites=named + also, filters=filters, full=full, repeat=repeat, allow_leak=allow_leak
@@ -139,8 +143,8 @@ def test(
 
 @click.command()
 @configured()
-@click.argument("before", help="What is there now.")
-@click.argument("after", help="What might take its place.")
+@click.argument("before", help="Run or settings in use now.")
+@click.argument("after", help="Run or settings that might replace them.")
 @_selecting
 @as_json
 def compare(
@@ -154,11 +158,11 @@ def compare(
     allow_leak: bool,
     as_json: bool,
 ) -> None:
-    """Hold two runs against each other, scenario by scenario, and say which to take, if any.
+    """Compare two runs, scenario by scenario, and recommend a side if one is better.
 
-    Each side is a file that `test --json` printed, or settings: model=NAME, pack=DIR, kv_type=q8_0,
-    several with a comma between, or `-` for those in force. Settings are tried in this process, one side
-    after the other; against a file, with the scenarios of that file.
+    Each side is a file that `test --json` printed, or changed settings (model=NAME, pack=DIR, kv_type=q8_0;
+    separate several with commas), or `-` for the current settings. Settings are tried in this process, one
+    side after the other. Against a file, they are asked the scenarios of that file.
     """
     selection = Selection(suites=also, filters=filters, full=full, repeat=repeat, allow_leak=allow_leak)
     comparison = compare_sides(config, before, after, selection, progress=_progress, announce=_announce)

@@ -1,8 +1,8 @@
-"""What the journal has for a reviewer: the queues, and decisions one at a time.
+"""The queues of a reviewer, read from the journal.
 
-Owns the choice of what belongs into a queue. Invariant: nobody is offered what is assigned to, or held
-by, somebody else, nor a second verdict on what they judged themselves. Reads the journal; writes go
-through the function that is handed in. One thread, the reviewer's.
+Owns which decisions are in a queue. Invariant: no reviewer is offered a decision that is assigned to, or
+leased by, another one, or a second verdict on a decision that they judged. Reads the journal; records
+go through the function that the caller hands in. The reviewer's thread.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from thor_policy.review.session import Item
 QueueName = Literal["unreviewed", "incorrect", "all", "disagreements", "mine"]
 Order = Literal["priority", "newest"]
 
-#: Reviewed decisions among which second verdicts and disagreements are looked for.
-LOOKED_BACK = 1_000
+#: Number of the newest reviewed decisions searched for second verdicts and disagreements.
+MOST_REVIEWED = 1_000
 
 
 class JournalQueue:
@@ -61,10 +61,9 @@ class JournalQueue:
 
 
 class PackTexts:
-    """The clauses and outcomes of a pack, for decisions that this very version of it made.
+    """The clauses and outcomes of a pack, for decisions that exactly this version made.
 
-    Another version's texts may differ, so a decision of another one gets none; `pack` is None where the
-    pack cannot be loaded.
+    Texts of another version may differ, so its decisions get none. `pack` is None if it cannot be loaded.
     """
 
     def __init__(self, pack: Pack | None) -> None:
@@ -98,36 +97,42 @@ def picks(
     verdicts: int = 2,
     **filters: Any,
 ) -> list[Pick]:
-    """The decisions that this reviewer should look at, in order; at most `order.WINDOW` of the newest.
+    """The decisions for this reviewer, in order; at most `ranking.WINDOW` of the newest.
 
-    The `second_share` of all decisions gets `verdicts` blind to one another. `filters` are those of
-    `Reader.decisions`. Raises JournalError.
+    A `second_share` of all decisions gets `verdicts` verdicts, blind to each other. `at` is the Unix time for
+    leases. `filters` are those of `Reader.decisions`. Raises JournalError.
     """
     if queue in ("incorrect", "all"):
         filters = filters | ({"correct": False} if queue == "incorrect" else {})
         rows = reader.decisions(limit=ranking.WINDOW, **filters)
         free, _ = _free(reader, rows, reviewer, at)
-        return _plain(free, "one that was found wrong" if queue == "incorrect" else "the newest first", None)
+        return _plain(free, "found wrong by a reviewer" if queue == "incorrect" else "newest first", None)
     if queue == "disagreements":
         judged, ratings = _judged(reader, filters)
-        open_ones = [row for row in judged if agreement.disagree(ratings[row["decision_id"]])]
+        disputed = [row for row in judged if agreement.disagree(ratings[row["decision_id"]])]
         return [
-            Pick(decision_id=row["decision_id"], why=_told(ratings[row["decision_id"]]), adjudicates=True)
-            for row in _free(reader, open_ones, reviewer, at)[0]
+            Pick(
+                decision_id=row["decision_id"],
+                why=_disagreement(ratings[row["decision_id"]]),
+                adjudicates=True,
+            )
+            for row in _free(reader, disputed, reviewer, at)[0]
         ]
     rows = reader.decisions(limit=ranking.WINDOW, reviewed=False, **filters)
     free, mine = _free(reader, rows, reviewer, at)
     if queue == "mine":
         free = [row for row in free if row["decision_id"] in mine]
     if by == "newest":
-        return _plain(free, "the newest first", 0)
+        return _plain(free, "newest first", 0)
     judged, ratings = _judged(reader, filters)
     again = [
         row
         for row in ([] if queue == "mine" else judged)
         if ranking.drawn(row["decision_id"], "second", second_share)
         and 0 < len(ratings[row["decision_id"]]) < verdicts
-        and not any(one.adjudicates or one.reviewer == reviewer for one in ratings[row["decision_id"]])
+        and not any(
+            rating.adjudicates or rating.reviewer == reviewer for rating in ratings[row["decision_id"]]
+        )
     ]
     return ranking.queue(
         free,
@@ -144,17 +149,18 @@ def _plain(rows: Sequence[Record], why: str, others: int | None) -> list[Pick]:
 
 
 def _judged(reader: Reader, filters: Mapping[str, Json]) -> tuple[list[Record], dict[str, list[Rating]]]:
-    rows = reader.decisions(limit=LOOKED_BACK, reviewed=True, **filters)
+    """The newest reviewed decisions, and the standing verdicts on each by id."""
+    rows = reader.decisions(limit=MOST_REVIEWED, reviewed=True, **filters)
     ratings: dict[str, list[Rating]] = {row["decision_id"]: [] for row in rows}
-    for one in agreement.standing(review_queries.reviews_of(reader, list(ratings))):
-        ratings[one.decision_id].append(one)
+    for rating in agreement.standing(review_queries.reviews_of(reader, list(ratings))):
+        ratings[rating.decision_id].append(rating)
     return rows, ratings
 
 
 def _free(
     reader: Reader, rows: Sequence[Record], reviewer: str, at: float | None
 ) -> tuple[list[Record], frozenset[str]]:
-    """The rows that nobody else has, and the ids of those assigned to this reviewer."""
+    """The rows that no other reviewer holds, and the ids of those assigned to this reviewer."""
     ids = [row["decision_id"] for row in rows]
     claims = review_queries.claims(reader, ids, at=time.time() if at is None else at)
     free = [
@@ -163,10 +169,11 @@ def _free(
         if (claim := claims.get(row["decision_id"])) is None
         or (claim.holder in (None, reviewer) and claim.assignee in (None, reviewer))
     ]
-    mine = {one for one, claim in claims.items() if claim.assignee == reviewer}
+    mine = {decision_id for decision_id, claim in claims.items() if claim.assignee == reviewer}
     return free, frozenset(mine)
 
 
-def _told(ratings: Sequence[Rating]) -> str:
-    sides = [f"{one.reviewer or '(erased)'} says {one.right}" for one in ratings if not one.adjudicates]
-    return "; ".join(sides)
+def _disagreement(ratings: Sequence[Rating]) -> str:
+    return "; ".join(
+        f"{rating.reviewer or '(erased)'} says {rating.right}" for rating in ratings if not rating.adjudicates
+    )
