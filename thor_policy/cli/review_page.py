@@ -40,13 +40,13 @@ def wrapped(text: str, width: int) -> list[str]:
             lines.append(line)
         line, used = word, size
         if size > width:
-            *whole, line = _chopped(word, width)
+            *whole, line = _split_word(word, width)
             lines += whole
             used = cell_len(line)
     return [*lines, line]
 
 
-def _chopped(word: str, width: int) -> list[str]:
+def _split_word(word: str, width: int) -> list[str]:
     parts: list[str] = []
     start = used = 0
     for place, char in enumerate(word):
@@ -107,7 +107,7 @@ def _headline(row: Mapping[str, Json], width: int) -> Line:
 
 
 def _fit(text: str, width: int) -> str:
-    return text if cell_len(text) <= width else f"{_chopped(text, width - 1)[0]}…"
+    return text if cell_len(text) <= width else f"{_split_word(text, width - 1)[0]}…"
 
 
 def _outcome(row: Mapping[str, Json], width: int) -> Line:

@@ -105,29 +105,29 @@ def picks(
     if queue in ("incorrect", "all"):
         filters = filters | ({"correct": False} if queue == "incorrect" else {})
         rows = reader.decisions(limit=ranking.WINDOW, **filters)
-        free, _ = _free(reader, rows, reviewer, at)
-        return _plain(free, "found wrong by a reviewer" if queue == "incorrect" else "newest first", None)
+        free, _ = _available(reader, rows, reviewer, at)
+        return _picks_of(free, "found wrong by a reviewer" if queue == "incorrect" else "newest first", None)
     if queue == "disagreements":
-        judged, ratings = _judged(reader, filters)
-        disputed = [row for row in judged if agreement.disagree(ratings[row["decision_id"]])]
+        reviewed, ratings = _reviewed(reader, filters)
+        disputed = [row for row in reviewed if agreement.disagree(ratings[row["decision_id"]])]
         return [
             Pick(
                 decision_id=row["decision_id"],
                 why=_disagreement(ratings[row["decision_id"]]),
                 adjudicates=True,
             )
-            for row in _free(reader, disputed, reviewer, at)[0]
+            for row in _available(reader, disputed, reviewer, at)[0]
         ]
     rows = reader.decisions(limit=ranking.WINDOW, reviewed=False, **filters)
-    free, mine = _free(reader, rows, reviewer, at)
+    free, mine = _available(reader, rows, reviewer, at)
     if queue == "mine":
         free = [row for row in free if row["decision_id"] in mine]
     if by == "newest":
-        return _plain(free, "newest first", 0)
-    judged, ratings = _judged(reader, filters)
+        return _picks_of(free, "newest first", 0)
+    reviewed, ratings = _reviewed(reader, filters)
     again = [
         row
-        for row in ([] if queue == "mine" else judged)
+        for row in ([] if queue == "mine" else reviewed)
         if ranking.drawn(row["decision_id"], "second", second_share)
         and 0 < len(ratings[row["decision_id"]]) < verdicts
         and not any(
@@ -136,19 +136,19 @@ def picks(
     ]
     return ranking.queue(
         free,
-        reviewed=judged[: ranking.COMPARED],
-        again=_free(reader, again, reviewer, at)[0],
+        reviewed=reviewed[: ranking.COMPARED],
+        again=_available(reader, again, reviewer, at)[0],
         verdicts=verdicts,
         mine=mine,
         random_share=0.0 if queue == "mine" else random_share,
     )
 
 
-def _plain(rows: Sequence[Record], why: str, others: int | None) -> list[Pick]:
+def _picks_of(rows: Sequence[Record], why: str, others: int | None) -> list[Pick]:
     return [Pick(decision_id=row["decision_id"], why=why, others=others) for row in rows]
 
 
-def _judged(reader: Reader, filters: Mapping[str, Json]) -> tuple[list[Record], dict[str, list[Rating]]]:
+def _reviewed(reader: Reader, filters: Mapping[str, Json]) -> tuple[list[Record], dict[str, list[Rating]]]:
     """The newest reviewed decisions, and the standing verdicts on each by id."""
     rows = reader.decisions(limit=MOST_REVIEWED, reviewed=True, **filters)
     ratings: dict[str, list[Rating]] = {row["decision_id"]: [] for row in rows}
@@ -157,7 +157,7 @@ def _judged(reader: Reader, filters: Mapping[str, Json]) -> tuple[list[Record], 
     return rows, ratings
 
 
-def _free(
+def _available(
     reader: Reader, rows: Sequence[Record], reviewer: str, at: float | None
 ) -> tuple[list[Record], frozenset[str]]:
     """The rows that no other reviewer holds, and the ids of those assigned to this reviewer."""

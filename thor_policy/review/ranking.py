@@ -164,7 +164,7 @@ def queue(
         is_mine, is_sampled = decision_id in mine, drawn(decision_id, "sample", random_share)
         pick = Pick(decision_id=decision_id, why=str(factors), score=factors.score)
         if is_mine:
-            own.append(_with(pick, f"assigned to you; {factors}"))
+            own.append(_with_reason(pick, f"assigned to you; {factors}"))
         elif is_sampled:
             why = f"random sample ({random_share:.0%} of decisions), so that estimates are unbiased"
             pick = Pick(decision_id=decision_id, why=why, sampled=True)
@@ -184,14 +184,14 @@ def queue(
         for row in sorted(again, key=lambda row: draw(row["decision_id"], "second"))
     ]
     every = round(1 / max(random_share, 1 / WINDOW)) if random_share > 0 else 0
-    return own + _merged(ranked, [pick for _, pick in sample], blind, every)
+    return own + _interleaved(ranked, [pick for _, pick in sample], blind, every)
 
 
-def _with(pick: Pick, why: str) -> Pick:
+def _with_reason(pick: Pick, why: str) -> Pick:
     return Pick(decision_id=pick.decision_id, why=why, score=pick.score)
 
 
-def _merged(ranked: list[Pick], sample: list[Pick], blind: list[Pick], every: int) -> list[Pick]:
+def _interleaved(ranked: list[Pick], sample: list[Pick], blind: list[Pick], every: int) -> list[Pick]:
     ranked, sample, blind = ranked[::-1], sample[::-1], blind[::-1]
     merged: list[Pick] = []
     while ranked or sample or blind:

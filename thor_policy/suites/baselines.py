@@ -106,13 +106,13 @@ def _against(comparison: Comparison, *, whole: bool) -> list[str]:
         if CRITICAL in c.tags and c.passed_before and not c.passed_after
     ]
     if whole and comparison.only_before:
-        reasons.append(f"scenarios of the baseline were not asked: {_named(comparison.only_before)}")
+        reasons.append(f"scenarios of the baseline were not asked: {_listed(comparison.only_before)}")
     if new := comparison.only_after + comparison.redefined:
-        reasons.append(f"the baseline does not hold {_named(new)} as asked here; run with --bless again")
+        reasons.append(f"the baseline does not hold {_listed(new)} as asked here; run with --bless again")
     return reasons
 
 
-def _named(keys: Sequence[Key]) -> str:
+def _listed(keys: Sequence[Key]) -> str:
     listed = ", ".join(id for _, id in keys[:_MOST_LISTED])
     return listed + (f" and {len(keys) - _MOST_LISTED} more" if len(keys) > _MOST_LISTED else "")
 

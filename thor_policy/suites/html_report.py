@@ -21,7 +21,7 @@ from thor_policy.suites.run_files import Item, Run, worst
 #: Width of every chart in SVG units; on a phone one unit is about one pixel.
 WIDTH = 360
 #: A tag gets a row only if it has this many scenarios.
-_LEAST_OF_TAG = 3
+_MIN_SCENARIOS_OF_TAG = 3
 
 
 class Cell(Struct, frozen=True, kw_only=True):
@@ -85,7 +85,7 @@ def page(run: Run, figures: Figures, gate: Gate | None = None) -> str:
         verdict=_verdict(figures, gate),
         matrices=[_matrix(confusion) for confusion in figures.confusion],
         times=_times(run.results),
-        tags=[group for group in figures.by_tag if group.passed.of >= _LEAST_OF_TAG],
+        tags=[group for group in figures.by_tag if group.passed.of >= _MIN_SCENARIOS_OF_TAG],
         not_passed=[item for item in items if item.status in ("failed", "error")],
         skipped=[item for item in items if item.status == "skipped"],
         passed=[item for item in items if item.status == "passed"],

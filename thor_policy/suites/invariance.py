@@ -135,11 +135,13 @@ def variants(scenario: Scenario, material: Material, kinds: Sequence[Kind] = KIN
     """Every variant of a scenario, in a fixed order. Variants equal to the question are left out."""
     question = scenario.question()
     makers: dict[Kind, Callable[[], Iterable[Variant]]] = {
-        "key_order": lambda: variant("key_order", _reversed(question)),
+        "key_order": lambda: variant("key_order", _with_keys_reversed(question)),
         "unknown_fields": lambda: variant("unknown_fields", _with_unknown(question)),
         "irrelevant_context": lambda: variant("irrelevant_context", _with_irrelevant(question)),
-        "synonyms": lambda: variant("synonyms", _each(question, lambda v: _reworded(v, material.synonyms))),
-        "number_format": lambda: variant("number_format", _each(question, _reformatted)),
+        "synonyms": lambda: variant(
+            "synonyms", _map_values(question, lambda v: _with_synonym(v, material.synonyms))
+        ),
+        "number_format": lambda: variant("number_format", _map_values(question, _with_other_number_format)),
         "injections": lambda: _injected(scenario.id, question, material.injections),
     }
 
@@ -195,10 +197,10 @@ def _with_text(value: Json, path: _Path, text: str) -> Json:
     return copy
 
 
-def _reversed(value: Json) -> Json:
+def _with_keys_reversed(value: Json) -> Json:
     if isinstance(value, dict):
-        return {key: _reversed(value[key]) for key in reversed(value)}
-    return [_reversed(item) for item in value] if isinstance(value, list) else value
+        return {key: _with_keys_reversed(value[key]) for key in reversed(value)}
+    return [_with_keys_reversed(item) for item in value] if isinstance(value, list) else value
 
 
 def _with_unknown(question: dict[str, Json]) -> dict[str, Json]:
@@ -216,14 +218,14 @@ def _with_irrelevant(question: dict[str, Json]) -> dict[str, Json]:
     return {"request": request | {"context": _IRRELEVANT | request.get("context", {})}}
 
 
-def _each(value: Json, change: Callable[[Json], Json]) -> Json:
+def _map_values(value: Json, change: Callable[[Json], Json]) -> Json:
     """The value with `change` applied to every plain value in it."""
     if isinstance(value, dict):
-        return {key: _each(item, change) for key, item in value.items()}
-    return [_each(item, change) for item in value] if isinstance(value, list) else change(value)
+        return {key: _map_values(item, change) for key, item in value.items()}
+    return [_map_values(item, change) for item in value] if isinstance(value, list) else change(value)
 
 
-def _reworded(value: Json, synonyms: Mapping[str, str]) -> Json:
+def _with_synonym(value: Json, synonyms: Mapping[str, str]) -> Json:
     if not (isinstance(value, str) and " " in value):  # no sentence, but a name
         return value
 
@@ -234,7 +236,7 @@ def _reworded(value: Json, synonyms: Mapping[str, str]) -> Json:
     return re.sub(r"(?<![\w/.@-])[A-Za-z]+(?![\w/@-])", replaced, value)
 
 
-def _reformatted(value: Json) -> Json:
+def _with_other_number_format(value: Json) -> Json:
     if isinstance(value, bool):
         return value
     if isinstance(value, int):

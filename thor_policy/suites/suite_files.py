@@ -47,7 +47,7 @@ Name = Annotated[str, Meta(min_length=1)]
 #: Part of scenario ids and of tags, so it has no slash and no space.
 _Word = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:+-]+$")]
 _Axis = Annotated[dict[_Word, dict[str, Json]], Meta(min_length=1)]
-_Combined = dict[str, str]
+_Combination = dict[str, str]
 
 
 class Question(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -102,7 +102,7 @@ class Matrix(Labelled, frozen=True, kw_only=True, forbid_unknown_fields=True):
     expect: tuple[Cell, ...] = ()
     otherwise: str = "deny"
 
-    def combinations(self) -> Iterator[_Combined]:
+    def combinations(self) -> Iterator[_Combination]:
         for values in itertools.product(*self.axes.values()):
             yield dict(zip(self.axes, values, strict=True))
 
@@ -172,7 +172,7 @@ def _scenarios(file: SuiteFile) -> Iterator[Scenario]:
     for name, fixture in file.fixtures.items():
         _require_form(fixture, f"$.fixtures.{name}", f"fixture {name}")
     seen: set[str] = set()
-    for place, scenario in itertools.chain(_listed(file), _tabulated(file)):
+    for place, scenario in itertools.chain(_from_entries(file), _from_matrices(file)):
         where = f"scenario {scenario.id}"
         if scenario.id in seen:
             raise _Wrong(f"{place}.id", f"{where}: the id appears twice")
@@ -187,18 +187,18 @@ def _scenarios(file: SuiteFile) -> Iterator[Scenario]:
         raise _Wrong("$", "there is no scenario in it")
 
 
-def _listed(file: SuiteFile) -> Iterator[tuple[str, Scenario]]:
+def _from_entries(file: SuiteFile) -> Iterator[tuple[str, Scenario]]:
     for number, entry in enumerate(file.scenarios):
         place = f"$.scenarios[{number}]"
-        yield place, _whole(file, entry, place, entry.expect, f"{place}.expect")
+        yield place, _scenario(file, entry, place, entry.expect, f"{place}.expect")
 
 
-def _tabulated(file: SuiteFile) -> Iterator[tuple[str, Scenario]]:
+def _from_matrices(file: SuiteFile) -> Iterator[tuple[str, Scenario]]:
     for number, matrix in enumerate(file.matrix):
         place = f"$.matrix[{number}]"
-        for combined in _checked(matrix, place).combinations():
-            cells = [i for i, cell in enumerate(matrix.expect) if _matches(cell.when, combined)]
-            values = tuple(combined.values())
+        for combination in _checked_table(matrix, place).combinations():
+            cells = [i for i, cell in enumerate(matrix.expect) if _matches(cell.when, combination)]
+            values = tuple(combination.values())
             if len(cells) > 1:
                 raise _Wrong(
                     f"{place}.expect[{cells[1]}]",
@@ -206,11 +206,11 @@ def _tabulated(file: SuiteFile) -> Iterator[tuple[str, Scenario]]:
                 )
             expect = matrix.expect[cells[0]].expect if cells else Expectation(outcome=matrix.otherwise)
             expect_place = f"{place}.expect[{cells[0]}]" if cells else place
-            parts = [matrix.axes[axis][value] for axis, value in combined.items()]
-            yield place, _whole(file, matrix, place, expect, expect_place, parts=parts, values=values)
+            parts = [matrix.axes[axis][value] for axis, value in combination.items()]
+            yield place, _scenario(file, matrix, place, expect, expect_place, parts=parts, values=values)
 
 
-def _checked(matrix: Matrix, place: str) -> Matrix:
+def _checked_table(matrix: Matrix, place: str) -> Matrix:
     """The matrix itself. Raises _Wrong if it is too large or lists a combination that it does not have."""
     count = 1
     for values in matrix.axes.values():
@@ -233,7 +233,7 @@ def _checked(matrix: Matrix, place: str) -> Matrix:
     return matrix
 
 
-def _whole(
+def _scenario(
     file: SuiteFile,
     entry: Labelled,
     place: str,
@@ -294,8 +294,8 @@ def _require_form(question: Question, place: str, where: str) -> None:
         raise _Wrong(place, f"{where}: needs either request or situation")
 
 
-def _matches(when: Mapping[str, str | tuple[str, ...]], combined: _Combined) -> bool:
-    return all(combined[axis] in _values(listed) for axis, listed in when.items())
+def _matches(when: Mapping[str, str | tuple[str, ...]], combination: _Combination) -> bool:
+    return all(combination[axis] in _values(listed) for axis, listed in when.items())
 
 
 def _values(listed: str | tuple[str, ...]) -> tuple[str, ...]:
