@@ -228,12 +228,12 @@ def promotions(
 @contextmanager
 def _terms(gate: Mapping[str, Any]) -> Iterator[tuple[Terms, dict[str, Any]]]:
     """The values of `gate_options` as the gate takes them, at the lowest priority for the block."""
-    from thor_policy.learning import counterfactual
+    from thor_policy.learning import counterfactual_run
     from thor_policy.learning.promotion.report import Terms
 
     now = time.time()
     terms = Terms(
-        since=counterfactual.moment(gate["since"], "since", now) or "",
+        since=counterfactual_run.moment(gate["since"], "since", now) or "",
         past=gate["past"],
         reviewed=gate["reviewed"],
         variants=gate["variants"],
@@ -241,7 +241,7 @@ def _terms(gate: Mapping[str, Any]) -> Iterator[tuple[Terms, dict[str, Any]]]:
         accepted=gate["accepted"],
     )
     announce = partial(render.line, stderr=True)
-    with counterfactual.on_idle_time():
+    with counterfactual_run.on_idle_time():
         yield terms, {"now": now, "suites": gate["suites"], "key": gate["key_file"], "announce": announce}
 
 

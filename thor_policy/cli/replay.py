@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import closing
-
 import click
 import msgspec
 
-from thor_policy import catalog
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config
-from thor_policy.daemon import loading
-from thor_policy.journal.reader import ENDING_CHARS, Reader
-from thor_policy.learning.replay import Replayed, Replayer
+from thor_policy.journal.reader import ENDING_CHARS
+from thor_policy.learning.replay import Replayed, replay_recorded
 
 
 @click.command()
@@ -45,57 +39,32 @@ def replay(
     """
     if bool(decision_ids) == bool(sample or since):
         raise click.UsageError("give decision ids, or --random N and --since TIME; not both")
-    with Reader(config.journal_path) as reader:
-        if decision_ids:
-            ids = [reader.resolve(told) for told in decision_ids]
-        else:
-            ids = reader.decided_here(since=since, sample=sample)
-        with closing(loading.load_engine(config)) as engine, render.progress(len(ids), "replayed") as advance:
-            replayer = Replayer(
-                reader,
-                engine,
-                loading.load_pack(config),
-                adapter=loading.adopt_adapter(config, engine),
-                text_of=_text_of(config),
-            )
-            done: list[Replayed] = []
-            for decision_id in ids:
-                done.append(replayer.replay(decision_id))
-                advance()
-        exact = engine.model.exact
-    counts = Counter(one.verdict for one in done)
+    replays = replay_recorded(
+        config,
+        decision_ids=decision_ids,
+        sample=sample,
+        since=since,
+        progress=lambda total: render.progress(total, "replayed"),
+    )
     if as_json:
-        render.as_json({"counts": counts, "exact": exact, "decisions": msgspec.to_builtins(done)})
+        decisions = msgspec.to_builtins(replays.decisions)
+        render.as_json({"counts": replays.counts, "exact": replays.exact, "decisions": decisions})
     else:
-        for one in done:
-            if one.verdict != "identical" or decision_ids:
-                render.pairs(_told(one), title=f"{one.decision_id[-ENDING_CHARS:]}  {one.verdict}")
-        render.line(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "no decision")
-    differing = counts["diverged"] + (counts["same_label"] if exact else 0)
-    ctx.exit(1 if differing else 2 if counts["refused"] else 0)
+        for replayed in replays.decisions:
+            if replayed.verdict != "identical" or decision_ids:
+                title = f"{replayed.decision_id[-ENDING_CHARS:]}  {replayed.verdict}"
+                render.pairs(_rows(replayed), title=title)
+        counts = [f"{count} {verdict}" for verdict, count in replays.counts.items()]
+        render.line(", ".join(counts) or "no decision")
+    ctx.exit(1 if replays.differing else 2 if replays.counts["refused"] else 0)
 
 
-def _told(one: Replayed) -> dict[str, object]:
-    told = {
+def _rows(replayed: Replayed) -> dict[str, object]:
+    rows = {
         name: value
-        for name, value in msgspec.to_builtins(one).items()
+        for name, value in msgspec.to_builtins(replayed).items()
         if value is not None and name not in ("decision_id", "verdict")
     }
-    if one.step is not None:
-        told |= {"recorded": one.recorded, "now": one.now}
-    return told
-
-
-def _text_of(config: Config) -> Callable[[Sequence[int]], str] | None:
-    """The words behind token ids, from the model's file; loaded when they are asked for."""
-    if config.engine_url:
-        return None
-
-    def text_of(tokens: Sequence[int]) -> str:
-        from thor_policy.engine.native import Vocabulary
-
-        vocabulary = Vocabulary(catalog.resolve(config.model, config.models_dir).path, vocab_only=True)
-        with closing(vocabulary):
-            return vocabulary.text_of(tokens, special=True)
-
-    return text_of
+    if replayed.step is not None:
+        rows |= {"recorded": replayed.recorded, "now": replayed.now}
+    return rows

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
-from functools import partial
 
 import click
 import msgspec
@@ -13,10 +11,9 @@ import msgspec
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config
-from thor_policy.daemon import journal_access, loading
 from thor_policy.journal.reader import ENDING_CHARS
-from thor_policy.learning import counterfactual
-from thor_policy.learning.counterfactual import Counterfactual, Group, Redecider, Skipped, Summary
+from thor_policy.learning.counterfactual import Counterfactual, Group, Reason, Summary
+from thor_policy.learning.counterfactual_run import what_if
 from thor_policy.suites.intervals import Rate
 
 #: Rows of a list; the rest is told as a number.
@@ -66,45 +63,25 @@ def whatif(
     Exit status: 0 nothing got looser; 1 something did;
     2 there was nothing to compare.
     """
-    now = time.time()
-    with ExitStack() as stack:
-        stack.enter_context(counterfactual.on_idle_time())
-        reader = stack.enter_context(journal_access.open_reader(config))
-        chosen = reader.past(
-            since=counterfactual.moment(since, "since", now),
-            until=counterfactual.moment(until, "until", now),
-            actor=actor,
-            action=action,
-            limit=limit,
-        )
-        busy = stack.enter_context(journal_access.daemon_busy(config))
-        engine = stack.enter_context(closing(loading.load_engine(config)))
-        adapter = loading.adopt_adapter(config, engine)
-        redecider = Redecider(
-            reader, engine, loading.load_pack(config), adapter=adapter, instead_of=instead_of
-        )
-        advance = stack.enter_context(render.redeciding(len(chosen)))
-        results = counterfactual.run(
-            redecider,
-            chosen,
-            keep=None if dry_run else partial(journal_access.record_counterfactuals, config),
-            resume=resume,
-            busy=busy,
-            waiting=lambda: advance("waiting"),
-        )
-        found: list[Counterfactual | Skipped] = []
-        for one in stack.enter_context(closing(results)):
-            advance(one.direction if isinstance(one, Counterfactual) else one.reason)
-            found.append(one)
-    summary = counterfactual.summarise(found)
-    flips = [one for one in found if isinstance(one, Counterfactual) and one.direction != "same"]
+    done = what_if(
+        config,
+        since=since,
+        until=until,
+        limit=limit,
+        actor=actor,
+        action=action,
+        instead_of=instead_of,
+        resume=resume,
+        dry_run=dry_run,
+        now=time.time(),
+        progress=render.redeciding,
+    )
     if as_json:
-        told = {"pack": redecider.pack, "model": redecider.model, "temperature": redecider.temperature}
-        render.as_json(msgspec.to_builtins(told | {"summary": summary, "flips": flips}))
+        render.as_json(msgspec.to_builtins(done))
     else:
-        _show(summary, flips)
-        render.line(f"decided by {redecider.told}")
-    ctx.exit(1 if summary.loosened else 0 if summary.compared else 2)
+        _show(done.summary, done.flips)
+        render.line(f"decided by {done.decided_by}")
+    ctx.exit(1 if done.summary.loosened else 0 if done.summary.compared else 2)
 
 
 def _show(found: Summary, flips: Sequence[Counterfactual]) -> None:
@@ -183,7 +160,7 @@ def _shares(one: Rate) -> tuple[str, str]:
 
 
 #: What each reason is called.
-_WORDS: dict[counterfactual.Reason, str] = {
+_WORDS: dict[Reason, str] = {
     "decision_report": "decided elsewhere",
     "erased": "erased, or a name in it",
     "missing": "its private part is missing",

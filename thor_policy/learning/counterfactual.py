@@ -6,30 +6,23 @@ alone (the evaluation and the time of receipt), under the pack, the weights and 
 judge now; `then` is what the record says was served. What cannot be compared is counted by its reason,
 never left out. One thread, which also owns the engine.
 
-A run is many of them on idle time. It keeps its results in batches, through whoever writes the journal,
-so that one that was cut off is taken up where it ended.
+Many of them on idle time are a run: `learning.counterfactual_run`.
 """
 
 from __future__ import annotations
 
-import os
-import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from thor_policy.core import records
 from thor_policy.core.decisions import Adapter, ModelInfo, PackInfo, Tier
 from thor_policy.core.engine import Engine
-from thor_policy.core.errors import ConfigError, RequestError, ThorPolicyError
-from thor_policy.core.ids import new_id
+from thor_policy.core.errors import RequestError
 from thor_policy.core.records import Calibration, Direction
-from thor_policy.journal import events
 from thor_policy.journal.past_requests import Lack, Unasked, request_of
 from thor_policy.journal.reader import Reader, Record
 from thor_policy.policy.decider import Policy
@@ -44,13 +37,6 @@ Reason = Lack | Literal["another_pack", "unknown_outcome", "no_answer_then", "no
 
 #: Scores kept, for questions that were asked again and again.
 _CACHED, _CACHED_S = 1_024, 1e6
-#: How long a run rests before it asks again whether the daemon is idle, in seconds.
-REST_S = 0.1
-#: Priority of a run, beside whatever else the machine does: the lowest.
-NICENESS = 19
-#: A time told as an age, and the seconds of each unit.
-_AGE = re.compile(r"([0-9]{1,9})([smhdw])")
-_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
 class Answer(Struct, frozen=True, kw_only=True):
@@ -223,13 +209,6 @@ class Redecider:
             took_ms=took_ms,
         )
 
-    @property
-    def told(self) -> str:
-        """What decides now, in words."""
-        pack, model = self.pack, self.model
-        adapter = f" with {model.adapter.name} x {model.adapter.scale:g}" if model.adapter else ""
-        return f"{pack.name} {pack.version} ({pack.sha256[:12]}) on {model.name}{adapter}"
-
     def newest_run(self) -> str | None:
         """The newest run by what decides now; None if there is none."""
         return self._reader.newest_run(self.pack.sha256, self.model.identity, self.temperature)
@@ -262,130 +241,6 @@ def redecide(
     redecider = Redecider(reader, engine, pack, adapter=adapter, instead_of=instead_of)
     for decision_id in decision_ids:
         yield redecider.redecide(decision_id)
-
-
-# ---------------------------------------------------------------- a run
-
-
-def run(
-    redecider: Redecider,
-    decision_ids: Sequence[str],
-    *,
-    keep: Callable[[records.Counterfactuals], None] | None,
-    resume: bool = False,
-    busy: Callable[[], bool] = lambda: False,
-    waiting: Callable[[], None] = lambda: None,
-    sleep: Callable[[float], None] = time.sleep,
-) -> Generator[Counterfactual | Skipped, None, None]:
-    """Decide these past requests again while nothing is `busy`, and `keep` what comes of them, in batches.
-
-    To `resume` is to go on with the newest run of the same pack, weights and temperature: what it has kept is
-    told, not decided again. `waiting` hears of each rest. What cannot be kept at the moment is tried again
-    with the next batch. Closed early, it keeps what it has. Without `keep`, nothing is kept.
-
-    Raises what `keep` raises before the first decision and at the end; EngineError, JournalError.
-    """
-    earlier = redecider.newest_run() if resume else None
-    found = redecider.results_of(earlier) if earlier is not None else {}
-    book = _Book(redecider, earlier or new_id(), keep)
-    book.ask()
-    try:
-        for decision_id in decision_ids:
-            known = found.get(decision_id)
-            while known is None and busy():
-                waiting()
-                sleep(REST_S)
-            one = redecider.redecide(decision_id, known=known)
-            if known is None and isinstance(one, Counterfactual):
-                book.enter(one)
-            yield one
-    finally:
-        book.close()
-
-
-class _Book:
-    """Results of a run on their way to the journal."""
-
-    def __init__(
-        self, redecider: Redecider, run: str, keep: Callable[[records.Counterfactuals], None] | None
-    ) -> None:
-        pack, model = redecider.pack, redecider.model
-        adapter = model.adapter
-        self._keep = keep
-        self._waiting: list[records.Redecided] = []
-        self._batch = records.Counterfactuals(
-            run=run,
-            pack=records.JudgePack(name=pack.name, version=pack.version, sha256=pack.sha256),
-            model=records.JudgeModel(
-                name=model.name,
-                sha256=model.sha256,
-                quantisation=model.quantisation,
-                adapter=records.JudgeAdapter(name=adapter.name, sha256=adapter.sha256, scale=adapter.scale)
-                if adapter
-                else None,
-            ),
-            temperature=redecider.temperature,
-        )
-
-    def ask(self) -> None:
-        """Whether results will be taken: hand over none. Raises what stands in the way."""
-        if self._keep is not None:
-            self._keep(self._batch)
-
-    def enter(self, one: Counterfactual) -> None:
-        now = one.now
-        self._waiting.append(
-            records.Redecided(
-                decision_id=one.decision_id,
-                served=one.then.outcome,
-                outcome=now.outcome,
-                direction=one.direction,
-                tier=now.tier,
-                floor=now.floor,
-                label=now.label,
-                confidence=now.confidence,
-                clauses=now.clauses[: records.MAX_CLAUSES],
-                reason_code=now.reason_code,
-                score_ms=one.score_ms,
-                took_ms=one.took_ms,
-            )
-        )
-        if len(self._waiting) % records.MAX_REDECIDED == 0:
-            with suppress(ThorPolicyError):  # a daemon that starts or stops, a full disk: they may pass
-                self.close()
-
-    def close(self) -> None:
-        """Hand over all that waits. Raises what stands in the way."""
-        while self._keep is not None and self._waiting:
-            results = tuple(self._waiting[: records.MAX_REDECIDED])
-            self._keep(replace(self._batch, results=results))
-            del self._waiting[: len(results)]
-
-
-@contextmanager
-def on_idle_time() -> Iterator[None]:
-    """Lowest priority for this thread and those that it starts, until the end of the block.
-
-    Where a process may not raise its priority again, it stays low.
-    """
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
-    try:
-        yield
-    finally:
-        with suppress(PermissionError):
-            os.setpriority(os.PRIO_PROCESS, 0, before)
-
-
-def moment(told: str | None, name: str, now: float) -> str | None:
-    """A time told as an age (`7d`, `12h`, `30m`) at Unix time `now`, as RFC 3339; any other as it is."""
-    age = _AGE.fullmatch(told) if told is not None else None
-    if age is None:
-        return told
-    at = now - int(age[1]) * _SECONDS[age[2]]
-    if at < 0:
-        raise ConfigError(f"{name}: {told} ago was before 1970; give a shorter age, as 7d")
-    return events.timestamp(at)
 
 
 # ---------------------------------------------------------------- what it comes to

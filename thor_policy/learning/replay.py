@@ -11,17 +11,22 @@ The steps, in the order in which a decision is taken: `rules` (facts, floor, ris
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
+from thor_policy import catalog
+from thor_policy.config import Config
 from thor_policy.core.decisions import Adapter, identity_of
 from thor_policy.core.engine import Engine
 from thor_policy.core.errors import RequestError
 from thor_policy.core.records import Calibration
 from thor_policy.core.requests import Json, Request
+from thor_policy.daemon import loading
 from thor_policy.journal import events
 from thor_policy.journal.past_requests import Unasked, request_of
 from thor_policy.journal.reader import Reader, Record
@@ -54,6 +59,75 @@ class Replayed(Struct, frozen=True, kw_only=True):
     recorded: Json = None
     now: Json = None
     reason: str | None = None
+
+
+class Replays(Struct, frozen=True, kw_only=True):
+    """Decisions replayed on one engine. `exact`: the engine must give the same logits, not only labels."""
+
+    decisions: tuple[Replayed, ...]
+    exact: bool
+
+    @property
+    def counts(self) -> Counter[Verdict]:
+        """Decisions by verdict."""
+        return Counter(replayed.verdict for replayed in self.decisions)
+
+    @property
+    def differing(self) -> int:
+        """Decisions that differ from their record in what this engine must repeat."""
+        counts = self.counts
+        return counts["diverged"] + (counts["same_label"] if self.exact else 0)
+
+
+def replay_recorded(
+    config: Config,
+    *,
+    decision_ids: Sequence[str] = (),
+    sample: int | None = None,
+    since: str | None = None,
+    progress: Callable[[int], AbstractContextManager[Callable[[], None]]] = lambda _: nullcontext(
+        lambda: None
+    ),
+) -> Replays:
+    """Replay decisions by the pack, model and adapter of `config`.
+
+    `decision_ids` may be the ends of ids. Without them, decisions from `since` (RFC 3339) on are replayed:
+    all of them, or a random `sample`. `progress` opens a display for a number of decisions; the callable that
+    it yields is called after each. Raises JournalError, CatalogError, PackError, EngineError.
+    """
+    with Reader(config.journal_path) as reader:
+        if decision_ids:
+            ids = [reader.resolve(id_or_end) for id_or_end in decision_ids]
+        else:
+            ids = reader.decided_here(since=since, sample=sample)
+        with closing(loading.load_engine(config)) as engine, progress(len(ids)) as advance:
+            replayer = Replayer(
+                reader,
+                engine,
+                loading.load_pack(config),
+                adapter=loading.adopt_adapter(config, engine),
+                text_of=_text_of(config),
+            )
+            decisions: list[Replayed] = []
+            for decision_id in ids:
+                decisions.append(replayer.replay(decision_id))
+                advance()
+        return Replays(decisions=tuple(decisions), exact=engine.model.exact)
+
+
+def _text_of(config: Config) -> Callable[[Sequence[int]], str] | None:
+    """The text of token ids, by the model's file, which is opened at each call; None for a remote model."""
+    if config.engine_url:
+        return None
+
+    def text_of(tokens: Sequence[int]) -> str:
+        from thor_policy.engine.native import Vocabulary
+
+        vocabulary = Vocabulary(catalog.resolve(config.model, config.models_dir).path, vocab_only=True)
+        with closing(vocabulary):
+            return vocabulary.text_of(tokens, special=True)
+
+    return text_of
 
 
 class _Refused(Exception):
