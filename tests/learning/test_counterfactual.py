@@ -334,7 +334,7 @@ SKIPPED = st.builds(
     Skipped,
     decision_id=st.uuids().map(str),
     reason=st.sampled_from(["erased", "masked", "too_large"]),
-    told=st.just(""),
+    message=st.just(""),
 )
 
 

@@ -1,4 +1,4 @@
-"""`replay`: take recorded decisions again, and say whether they come out as they did."""
+"""`replay`: take recorded decisions again, and compare them with their records."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from thor_policy.learning.replay import Replayed, replay_recorded
 
 @click.command()
 @configured("state_dir", "pack", "model", "models_dir", "adapter", "adapter_scale")
-@click.argument("decision_ids", nargs=-1, metavar="[ID]...", help="As `log` shows them; their ends will do.")
-@click.option(
-    "--random", "sample", metavar="N", type=click.IntRange(1), help="So many, drawn by chance (of --since)."
+@click.argument(
+    "decision_ids", nargs=-1, metavar="[ID]...", help="Ids as in `log`; the last characters suffice."
 )
-@click.option("--since", help="All from this RFC 3339 time on.")
+@click.option(
+    "--random", "sample", metavar="N", type=click.IntRange(1), help="N random decisions (of --since)."
+)
+@click.option("--since", help="All decisions from this RFC 3339 time on.")
 @as_json
 @click.pass_context
 def replay(
@@ -31,14 +33,14 @@ def replay(
 ) -> None:
     """Take recorded decisions again, and compare rules, question, tokens, logits and outcome.
 
-    Loads a model of its own beside a daemon's; writes nothing to the journal.
+    Loads a model of its own beside the daemon's, and writes nothing to the journal.
 
     \b
-    Exit status: 0 identical (the same label, where a server is the model);
-    1 something diverged; 2 something cannot be replayed, and why.
+    Exit status: 0 all identical (with a model on a server: the same labels);
+    1 some decision diverged; 2 some decision was refused, with the reason.
     """
     if bool(decision_ids) == bool(sample or since):
-        raise click.UsageError("give decision ids, or --random N and --since TIME; not both")
+        raise click.UsageError("give either decision ids, or --random N and --since TIME")
     replays = replay_recorded(
         config,
         decision_ids=decision_ids,

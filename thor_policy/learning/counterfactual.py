@@ -1,12 +1,12 @@
-"""What past requests would have been answered by another pack, model or adapter.
+"""Counterfactuals: past requests decided again by another pack, model or adapter.
 
-Owns the counterfactual: which past decisions are decided again, how the two answers compare, and what all
-of them come to. Invariant: a request is decided by the code that decides (`policy`), from its record
-alone (the evaluation and the time of receipt), under the pack, the weights and the calibration that would
-judge now; `then` is what the record says was served. What cannot be compared is counted by its reason,
-never left out. One thread, which also owns the engine.
+Owns which past decisions are decided again, how the two answers compare, and the summary of all comparisons.
+Invariant: a request is decided by the code that decides live requests (`policy`), from its record alone (the
+evaluation and the time of receipt), under the pack, weights and calibration that would decide now; `then` is
+the answer that the record says was served. A decision that cannot be compared is counted by its reason, never
+left out. One thread, which also owns the engine.
 
-Many of them on idle time are a run: `learning.counterfactual_run`.
+`learning.counterfactual_run` decides many of them while the daemon is idle.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from thor_policy.policy.pack import Pack
 from thor_policy.policy.score_cache import ScoreCache
 from thor_policy.suites.intervals import Paired, Rate, paired, rate
 
-#: Why two answers cannot be compared. Beside what a record lacks: another pack than the one to be replaced
-#: decided; its outcome is none that the pack knows; the model gave no answer then, or now; the question does
-#: not fit the model's context.
+#: Why two answers cannot be compared: the record lacks something (`Lack`), a pack of another name decided,
+#: the pack does not have the recorded outcome, the model gave no answer then or now, or the question does not
+#: fit the model's context.
 Reason = Lack | Literal["another_pack", "unknown_outcome", "no_answer_then", "no_answer_now", "too_large"]
 
-#: Scores kept, for questions that were asked again and again.
+#: Scores that the cache keeps, and for how long (seconds): repeated questions are scored once.
 _CACHED, _CACHED_S = 1_024, 1e6
 
 
 class Answer(Struct, frozen=True, kw_only=True):
-    """One of the two answers. `clauses` are those told with it; none are cited anew by the model."""
+    """One of the two answers. The new answer has the clauses of the rules: the model cites none here."""
 
     outcome: str
     tier: Tier
@@ -52,9 +52,10 @@ class Answer(Struct, frozen=True, kw_only=True):
 
 
 class Counterfactual(Struct, frozen=True, kw_only=True):
-    """A past decision, taken again. `at` is its time, RFC 3339, `judge` the pack and the model of then.
+    """A past decision and the new answer to the same request.
 
-    `score_ms` is the model's part of `took_ms`.
+    `at` is the time of the past decision (RFC 3339), `judge` the pack and model that took it. `score_ms` is
+    the model's part of `took_ms`.
     """
 
     decision_id: str
@@ -69,17 +70,17 @@ class Counterfactual(Struct, frozen=True, kw_only=True):
 
 
 class Skipped(Struct, frozen=True, kw_only=True):
-    """A past decision that was not compared; `told` says why in words."""
+    """A past decision that was not compared; `message` explains the reason."""
 
     decision_id: str
     reason: Reason
-    told: str
+    message: str
 
 
 class Group(Struct, frozen=True, kw_only=True):
-    """Compared decisions that share a value: an actor, a judge of then, a clause of either answer.
+    """Compared decisions that share a value: an actor, a past judge, a clause of either answer.
 
-    None: they have none.
+    `value` is None for decisions that have no such value.
     """
 
     value: str | None
@@ -89,7 +90,7 @@ class Group(Struct, frozen=True, kw_only=True):
 
 
 class Change(Struct, frozen=True, kw_only=True):
-    """How often one outcome became another."""
+    """How many decisions changed from one outcome to another."""
 
     then: str
     now: str
@@ -98,10 +99,11 @@ class Change(Struct, frozen=True, kw_only=True):
 
 
 class Summary(Struct, frozen=True, kw_only=True):
-    """What all comparisons come to; groups with most loosened first.
+    """The figures of all comparisons. Groups are sorted by loosened decisions, most first.
 
-    `flipped` and `loosened_share` have Wilson intervals. `balance` holds loosened against tightened: its
-    difference is the share loosened less the share tightened, its p-value McNemar's exact one.
+    `flipped` and `loosened_share` have Wilson intervals. `balance` compares loosened with tightened
+    decisions: its difference is the loosened share minus the tightened share, its p-value that of McNemar's
+    exact test.
     """
 
     compared: int
@@ -121,15 +123,15 @@ class Summary(Struct, frozen=True, kw_only=True):
 
     @property
     def mean_ms(self) -> float:
-        """What a compared decision took on average, in milliseconds."""
+        """Mean time of a compared decision, in milliseconds."""
         return self.took_ms / self.compared if self.compared else 0.0
 
 
 class Redecider:
     """Decides past requests of one journal again, by one pack on one engine, under an adopted `adapter`.
 
-    Only decisions of the pack called `instead_of` are compared, by default of an earlier `pack` of the same
-    name. Raises EngineError if the pack cannot be loaded.
+    Only decisions by packs named `instead_of` are compared; the default is the name of `pack`. Raises
+    EngineError if the pack cannot be loaded.
     """
 
     def __init__(
@@ -144,11 +146,11 @@ class Redecider:
         self._reader, self._pack = reader, pack
         self._instead_of = pack.info.name if instead_of is None else instead_of
         self._rank = {label: rank for rank, label in enumerate(pack.labels)}
-        #: What decides now.
+        #: The pack, model and temperature that decide now.
         self.pack: PackInfo = pack.info
         self.model: ModelInfo = replace(engine.model, adapter=adapter)
-        found = reader.calibration(pack.info.sha256, self.model.identity)
-        calibration = Calibration(**found) if found else None
+        row = reader.calibration(pack.info.sha256, self.model.identity)
+        calibration = Calibration(**row) if row else None
         self.temperature = calibration.temperature if calibration else 1.0
         self._policy = Policy(
             engine,
@@ -159,14 +161,14 @@ class Redecider:
         )
 
     def redecide(self, decision_id: str, *, known: Record | None = None) -> Counterfactual | Skipped:
-        """Take one decision again, or tell what is `known` of it: a row of the table `counterfactuals`.
+        """Decide one request again, or return its `known` result: a row of the table `counterfactuals`.
 
         Raises JournalError if there is no such decision.
         """
         row, event = self._reader.recorded(decision_id)
 
-        def skipped(reason: Reason, told: str) -> Skipped:
-            return Skipped(decision_id=decision_id, reason=reason, told=told)
+        def skipped(reason: Reason, message: str) -> Skipped:
+            return Skipped(decision_id=decision_id, reason=reason, message=message)
 
         try:
             request = request_of(self._reader, event)
@@ -179,10 +181,12 @@ class Redecider:
         if then.tier == "fallback":
             return skipped("no_answer_then", f"the model gave no answer then: {then.reason_code}")
         if then.outcome not in self._rank:
-            told = f"{then.outcome} is none of {', '.join(self._rank)}, which {self.pack.name} decides"
-            return skipped("unknown_outcome", told)
+            outcomes = ", ".join(self._rank)
+            return skipped(
+                "unknown_outcome", f"{self.pack.name} has no outcome {then.outcome}; it has {outcomes}"
+            )
         if known is not None:
-            return _known(row, then, known)
+            return _from_rows(row, then, known)
         started_ns = time.monotonic_ns()
         try:
             decision = self._policy.decide(request)
@@ -201,7 +205,7 @@ class Redecider:
             reason_code=decision.reason_code,
         )
         return Counterfactual(
-            **_of(row),
+            **_identity(row),
             then=then,
             now=now,
             direction=self._direction(then, now, was_allow=bool(row["allow"]), is_allow=decision.allow),
@@ -210,19 +214,19 @@ class Redecider:
         )
 
     def newest_run(self) -> str | None:
-        """The newest run by what decides now; None if there is none."""
+        """The id of the newest run of the same pack, model and temperature; None if there is none."""
         return self._reader.newest_run(self.pack.sha256, self.model.identity, self.temperature)
 
     def results_of(self, run: str) -> dict[str, Record]:
-        """What a run has come to so far, by decision."""
+        """The recorded results of a run, by decision id."""
         return {row["decision_id"]: row for row in self._reader.counterfactuals(run)}
 
     def _direction(self, then: Answer, now: Answer, *, was_allow: bool, is_allow: bool) -> Direction:
-        """What becomes an allow is loosened, what was one is tightened; of others the pack's order tells."""
+        """A new allow is loosened, a lost allow tightened; other outcomes compare by the pack's order."""
         if was_allow or is_allow:
             return "same" if was_allow and is_allow else "loosened" if is_allow else "tightened"
-        moved = self._rank[now.outcome] - self._rank[then.outcome]
-        return "same" if moved == 0 else "tightened" if moved > 0 else "loosened"
+        steps = self._rank[now.outcome] - self._rank[then.outcome]
+        return "same" if steps == 0 else "tightened" if steps > 0 else "loosened"
 
 
 def redecide(
@@ -234,7 +238,7 @@ def redecide(
     adapter: Adapter | None = None,
     instead_of: str | None = None,
 ) -> Iterator[Counterfactual | Skipped]:
-    """Decide these past requests again (`Reader.past` finds them), one at a time, as they are asked for.
+    """Decide these past requests again (`Reader.past` lists them); each when the iterator advances.
 
     The arguments are those of `Redecider`. Raises EngineError, JournalError.
     """
@@ -243,11 +247,11 @@ def redecide(
         yield redecider.redecide(decision_id)
 
 
-# ---------------------------------------------------------------- what it comes to
+# ---------------------------------------------------------------- the summary
 
 
 def summarise(results: Iterable[Counterfactual | Skipped]) -> Summary:
-    """What comparisons come to; they are read once."""
+    """The figures of all comparisons; `results` is iterated once."""
     directions: Counter[Direction] = Counter()
     skipped: Counter[Reason] = Counter()
     changes: Counter[tuple[str, str, Direction]] = Counter()
@@ -255,20 +259,20 @@ def summarise(results: Iterable[Counterfactual | Skipped]) -> Summary:
     actors: defaultdict[str | None, Counter[Direction]] = defaultdict(Counter)
     clauses: defaultdict[str | None, Counter[Direction]] = defaultdict(Counter)
     score_ms = took_ms = 0.0
-    for one in results:
-        if isinstance(one, Skipped):
-            skipped[one.reason] += 1
+    for result in results:
+        if isinstance(result, Skipped):
+            skipped[result.reason] += 1
             continue
-        then, now, direction = one.then, one.now, one.direction
+        then, now, direction = result.then, result.now, result.direction
         directions[direction] += 1
         if direction != "same":
             changes[then.outcome, now.outcome, direction] += 1
-        judges[one.judge][direction] += 1
-        actors[one.actor][direction] += 1
+        judges[result.judge][direction] += 1
+        actors[result.actor][direction] += 1
         for clause in {*then.clauses, *now.clauses} or (None,):
             clauses[clause][direction] += 1
-        score_ms += one.score_ms
-        took_ms += one.took_ms
+        score_ms += result.score_ms
+        took_ms += result.took_ms
     compared, loosened, tightened = directions.total(), directions["loosened"], directions["tightened"]
     return Summary(
         compared=compared,
@@ -292,7 +296,7 @@ def summarise(results: Iterable[Counterfactual | Skipped]) -> Summary:
 
 
 def _answer(row: Record) -> Answer:
-    """An answer, from a row of `decisions` or of `counterfactuals`."""
+    """The answer in a row of `decisions` or `counterfactuals`."""
     return Answer(
         outcome=row["decision"],
         tier=row["tier"],
@@ -304,10 +308,10 @@ def _answer(row: Record) -> Answer:
     )
 
 
-def _known(row: Record, then: Answer, known: Record) -> Counterfactual:
-    """What an earlier run came to, from a row of `decisions` and one of `counterfactuals`."""
+def _from_rows(row: Record, then: Answer, known: Record) -> Counterfactual:
+    """The result of an earlier run, from a row of `decisions` and a row of `counterfactuals`."""
     return Counterfactual(
-        **_of(row),
+        **_identity(row),
         then=then,
         now=_answer(known),
         direction=known["direction"],
@@ -316,8 +320,8 @@ def _known(row: Record, then: Answer, known: Record) -> Counterfactual:
     )
 
 
-def _of(row: Record) -> Record:
-    """What a row of `decisions` says of whom it was about, and who took it."""
+def _identity(row: Record) -> Record:
+    """Id, time, actor and judge of a row of `decisions`, as fields of a Counterfactual."""
     pack, model = row["prompt_version"], row["model_name"]
     return {
         "decision_id": row["decision_id"],
@@ -327,7 +331,7 @@ def _of(row: Record) -> Record:
     }
 
 
-def _groups(counted: dict[str | None, Counter[Direction]]) -> tuple[Group, ...]:
+def _groups(directions: dict[str | None, Counter[Direction]]) -> tuple[Group, ...]:
     groups = [
         Group(
             value=value,
@@ -335,6 +339,6 @@ def _groups(counted: dict[str | None, Counter[Direction]]) -> tuple[Group, ...]:
             loosened=counts["loosened"],
             tightened=counts["tightened"],
         )
-        for value, counts in counted.items()
+        for value, counts in directions.items()
     ]
-    return tuple(sorted(groups, key=lambda one: (-one.loosened, -one.tightened, one.value or "")))
+    return tuple(sorted(groups, key=lambda group: (-group.loosened, -group.tightened, group.value or "")))

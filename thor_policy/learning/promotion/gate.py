@@ -361,7 +361,7 @@ class Gate:
             if isinstance(found, Skipped):
                 counted["skipped"] += 1
                 if found.reason in ("no_answer_now", "too_large"):
-                    reasons.append(f"{decision_id} would get no answer: {found.told}")
+                    reasons.append(f"{decision_id} would get no answer: {found.message}")
                 continue
             counted["compared"] += 1
             if found.direction != "loosened":
