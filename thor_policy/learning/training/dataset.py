@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from thor_policy.core.errors import TrainingError
 from thor_policy.core.requests import Caller, Evaluation, Request
-from thor_policy.learning.export import Correction, divided
+from thor_policy.learning.export import Correction, split
 from thor_policy.learning.training.samples import Case
 from thor_policy.policy.decider import Policy
 from thor_policy.policy.pack import Pack
@@ -52,7 +52,7 @@ def lesson(corrections: Sequence[Correction], pack: Pack, before: Sequence[Case]
 
     Where there is no case of before, the pack's own examples stand in.
     """
-    _, test = divided(corrections)
+    _, test = split(corrections)
     cases = [_case(one, pack) for one in corrections]
     known = list(before) or [_shown(pack, number) for number in range(len(pack.examples))]
     wanted = max(LEAST_REPLAYED, REPLAYED * (len(cases) - len(test)))
