@@ -373,7 +373,7 @@ class TestCommand:
         payments(pack, journal)
         shown = run("--pack", str(pack.path))
         assert shown.exit_code == 0, shown.output
-        for text in ("allow -> deny: 17", "- id: proposed-", "against their review", "Not seen here"):
+        for text in ("allow -> deny: 17", "- id: proposed-", "against their review", "This cannot show"):
             assert text in shown.stdout
         told = json.loads(run("--pack", str(pack.path), "--json").stdout)
         assert told["patterns"][0]["proposal"]["changes"] == {"allow -> deny": 17}

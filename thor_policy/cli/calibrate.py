@@ -1,4 +1,4 @@
-"""`calibrate`: make confidence agree with how often answers are right."""
+"""`calibrate`: fit confidence to how often answers are right."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from thor_policy.policy.calibration import Quality
     type=click.Choice(get_args(By)),
     default="reviews",
     show_default=True,
-    help="What says what was right: reviewers, or scenarios that were run.",
+    help="Source of the right outcomes: reviews, or scenarios that were run.",
 )
-@click.option("--dry-run", is_flag=True, help="Only tell; put nothing in force.")
+@click.option("--dry-run", is_flag=True, help="Put nothing in force.")
 @click.option(
     "--report-dir",
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Also write figures and a reliability plot there.",
+    help="Also write the figures and a reliability plot to DIR.",
 )
 @as_json
 def calibrate(config: Config, by: By, dry_run: bool, report_dir: Path | None, as_json: bool) -> None:
     """Fit a temperature to judged decisions of the pack and model, and put it in force.
 
-    The figures are of the half that the fit did not see; what is put in force is fitted to all.
-    The label never changes, only how sure it sounds.
+    The figures are of a half that their fit did not see; the temperature in force is fitted to all.
+    Calibration never changes a label, only its confidence.
     """
     fitted = fitting.fit(config, by=by)
     if report_dir is not None:

@@ -1,4 +1,4 @@
-"""`train`: an adapter from what reviewers corrected."""
+"""`train`: an adapter from reviewers' corrections."""
 
 from __future__ import annotations
 
@@ -21,24 +21,38 @@ from thor_policy.learning.training.settings import Settings
     "directory",
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where to; a run that was cut goes on there.",
+    help="Directory to write; an interrupted run continues there.",
 )
-@click.option("--name", default="corrected", show_default=True, help="What the adapter is called.")
+@click.option("--name", default="corrected", show_default=True, help="Name of the adapter.")
 @click.option(
     "--before",
     type=click.Path(dir_okay=False, exists=True, path_type=Path),
     multiple=True,
-    help="Cases to keep in mind, JSON lines; default: those that the model's own adapter was trained on.",
+    help="Earlier cases to train again, JSON lines; repeatable.  [default: those of the model's own adapter]",
 )
-@click.option("--anew", is_flag=True, help="Start from random weights, not from the adapter of the settings.")
-@click.option("--epochs", type=click.FloatRange(0.1, 100), default=2.0, show_default=True, help="Passes.")
+@click.option("--anew", is_flag=True, help="Start from random weights, not from the adapter in use.")
+@click.option(
+    "--epochs", type=click.FloatRange(0.1, 100), default=2.0, show_default=True, help="Passes over all cases."
+)
 @click.option(
     "--rank",
     type=click.IntRange(1, 256),
-    help=f"Of an adapter that starts anew.  [default: {Settings().rank}]",
+    help=f"Rank of the adapter; only with --anew.  [default: {Settings().rank}]",
 )
-@click.option("--seed", type=int, default=1, show_default=True, help="Of the order and the first weights.")
-@click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: as many as cores.")
+@click.option(
+    "--seed",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Random seed for the order of cases and the initial weights.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="CPU threads; 0: as many as cores.",
+)
 @as_json
 @click.pass_context
 def train(
@@ -56,15 +70,15 @@ def train(
 ) -> None:
     """Train an adapter from corrections, and judge it before it may be activated.
 
-    Needs 50 corrections and the extra [train]; uses a GPU where there is one. It goes on from the adapter of
-    the settings, and is held against it, on the suites of the pack and on corrections that it did not learn.
-    Where these speak against it, half of the way from there to what was learned is tried, then a quarter.
+    Needs 50 corrections and the extra [train]; uses a GPU where there is one. Training continues from the
+    adapter in use. The result is compared with that adapter on the suites of the pack and on held-out
+    corrections. If it is worse, half of the way from the adapter in use is judged, then a quarter.
 
     \b
-    Exit status: 0 it is better or as good: DIR/NAME.gguf may be activated;
-    1 it is refused, with reasons: only DIR/NAME-candidate.gguf is there.
+    Exit status: 0 it is as good or better: DIR/NAME.gguf may be activated;
+    1 it is refused, with the reasons: only DIR/NAME-candidate.gguf is written.
     """
-    done = judge.train(
+    judgement = judge.train(
         config,
         directory,
         name=name,
@@ -78,18 +92,18 @@ def train(
         display=render,
     )
     figures: dict[str, object] = {
-        **done.figures,
-        "adapter": str(done.adapter),
-        "of the way": f"{done.card.share:.0%}",
+        **judgement.figures,
+        "adapter": str(judgement.adapter),
+        "of the way": f"{judgement.card.share:.0%}",
     }
     if as_json:
-        trials, card = msgspec.to_builtins((done.trials, done.card))
-        render.as_json(figures | {"refused": done.refused, "tried": trials, "card": card})
+        trials, card = msgspec.to_builtins((judgement.trials, judgement.card))
+        render.as_json(figures | {"refused": judgement.refused, "tried": trials, "card": card})
     else:
         render.pairs(figures)
-        for trial in done.trials:
+        for trial in judgement.trials:
             for reason in trial.refused:
                 render.line(f"refused at {trial.of_the_way:.0%} of the way: {reason}")
-        if not done.refused:
-            render.line(f"to judge with it: thorpolicy adapters activate {done.adapter}")
-    ctx.exit(1 if done.refused else 0)
+        if not judgement.refused:
+            render.line(f"to decide with it: thorpolicy adapters activate {judgement.adapter}")
+    ctx.exit(1 if judgement.refused else 0)
