@@ -171,7 +171,7 @@ class TestAFileIsReadBack:
     def test_of_several_ranks_it_is_refused(self, tmp_path: Path) -> None:
         name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         mixed = self.weights() | {name: self.weights(rank=4)[name]}
-        with pytest.raises(TrainingError, match="is of 2 ranks"):
+        with pytest.raises(TrainingError, match="has 2 ranks"):
             conversion.strength_of(self.written(tmp_path / "a.gguf", mixed))
 
 

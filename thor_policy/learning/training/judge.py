@@ -162,7 +162,7 @@ def train(
                 start=in_use.path if in_use else None,
                 share=share,
                 threads=threads,
-                notes=(f"{lesson.corrections} corrections, {lesson.replayed} cases of before",),
+                notes=(f"{lesson.corrections} corrections, {lesson.replayed} earlier cases",),
                 announce=announce,
                 advance=advance,
                 checked=checked,
