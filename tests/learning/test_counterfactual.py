@@ -39,19 +39,15 @@ from thor_policy.journal.reader import Reader
 from thor_policy.journal.verification.verify import verify
 from thor_policy.journal.writer import Journal
 from thor_policy.learning.counterfactual import (
-    NICENESS,
-    REST_S,
     Answer,
     Counterfactual,
     Redecider,
     Skipped,
     Summary,
-    moment,
-    on_idle_time,
     redecide,
-    run,
     summarise,
 )
+from thor_policy.learning.counterfactual_run import NICENESS, REST_S, moment, on_idle_time, run
 from thor_policy.policy import pack_files
 from thor_policy.policy.decider import Policy
 from thor_policy.policy.pack import Pack
@@ -338,7 +334,7 @@ SKIPPED = st.builds(
     Skipped,
     decision_id=st.uuids().map(str),
     reason=st.sampled_from(["erased", "masked", "too_large"]),
-    told=st.just(""),
+    message=st.just(""),
 )
 
 

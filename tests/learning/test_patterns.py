@@ -21,7 +21,7 @@ from thor_policy.core.requests import Action, Entity, Evaluation, Json
 from thor_policy.journal.reader import Reader
 from thor_policy.learning import patterns
 from thor_policy.learning.corrections import wilson_low
-from thor_policy.learning.patterns import Found
+from thor_policy.learning.patterns import Patterns
 from thor_policy.policy import pack_files
 from thor_policy.policy.lint import lint_pack
 from thor_policy.policy.pack import Pack
@@ -113,7 +113,7 @@ def payments(pack: Pack, journal: Path, count: int = 15) -> list[Decision]:
     return wrong
 
 
-def found(journal: Path, pack: Pack, **more: Any) -> Found:
+def found(journal: Path, pack: Pack, **more: Any) -> Patterns:
     with Reader(journal) as reader:
         return patterns.find(reader, pack, **more)
 
@@ -373,7 +373,7 @@ class TestCommand:
         payments(pack, journal)
         shown = run("--pack", str(pack.path))
         assert shown.exit_code == 0, shown.output
-        for text in ("allow -> deny: 17", "- id: proposed-", "against them", "Not seen here"):
+        for text in ("allow -> deny: 17", "- id: proposed-", "against their review", "This cannot show"):
             assert text in shown.stdout
         told = json.loads(run("--pack", str(pack.path), "--json").stdout)
         assert told["patterns"][0]["proposal"]["changes"] == {"allow -> deny": 17}

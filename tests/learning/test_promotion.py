@@ -439,9 +439,9 @@ def test_where_keys_are_named_an_unsigned_pack_is_refused_by_the_gate_too(
 def test_a_pack_takes_the_place_of_one_of_its_name_and_not_of_itself(
     settings: Config, active: Path, past: dict[str, str], shipped_pack: Pack
 ) -> None:
-    with pytest.raises(PackError, match="is the pack team-governance, and small decides"):
+    with pytest.raises(PackError, match="is the pack team-governance, and small is active"):
         judged(settings, shipped_pack.path)
-    with pytest.raises(PackError, match="is the pack that decides already"):
+    with pytest.raises(PackError, match="is already the active pack"):
         judged(settings, active)
 
 
@@ -574,7 +574,7 @@ def test_without_a_daemon_it_is_recorded_and_the_settings_are_named(
     done = send(settings, fixed)
     assert (done.recorded, done.activated) == (True, False)
     assert done.advice == (
-        f'a daemon that starts anew begins with {settings.pack}: set pack = "{fixed}" in its settings'
+        f'after a restart the daemon decides by {settings.pack}: set pack = "{fixed}" in its settings'
     )
     ((version, passed, key, signature, report, against),) = promotions(settings)
     assert (version, passed, key, signature) == ("2.1", 1, None, None)
@@ -641,7 +641,7 @@ def test_a_pack_does_not_take_the_place_of_one_that_it_was_not_held_against(
                 client.control(records.Control(task="activate", pack=str(other)))
 
         with pytest.raises(
-            PackError, match=r"small 9 on stub decides by now, which 2\.1 was not held against"
+            PackError, match=r"small 9 on stub is active now, and 2\.1 was not compared with it"
         ):
             send(settings, fixed, announce=another)
         assert client.status().pack.version == "9"
@@ -681,12 +681,12 @@ def test_the_gate_judges_by_the_weights_that_the_daemon_has(
         engine.identity = structs.replace(engine.identity, sha256="f" * 64)
         return engine
 
-    with daemon(settings), pytest.raises(ConfigError, match="the daemon judges by stub, and other weights"):
+    with daemon(settings), pytest.raises(ConfigError, match="the daemon decides by stub, and other weights"):
         send(settings, fixed, load_engine=another)
 
 
 def test_packs_are_promoted_where_their_journal_lies(settings: Config, fixed: Path) -> None:
-    with pytest.raises(ConfigError, match="packs are promoted where their journal lies"):
+    with pytest.raises(ConfigError, match="packs are promoted on the machine that holds the journal"):
         send(replace(settings, endpoint="tcp://127.0.0.1:5555"), fixed)
 
 
@@ -697,7 +697,7 @@ def test_ids_that_are_accepted_are_those_of_decisions(
     done = send(settings, loose, terms=structs.replace(TERMS, accepted=ends))
     assert done.reports[0].terms.accepted == (past["risky kim"], past["risky bo"])
     assert done.chosen is not None
-    with pytest.raises(PackError, match="101 decisions are accepted as loosened; the limit is 100"):
+    with pytest.raises(PackError, match="--accept-loosened names 101 decisions; the limit is 100"):
         send(settings, loose, terms=structs.replace(TERMS, accepted=ends * 50 + ends[:1]))
 
 
@@ -757,7 +757,9 @@ def test_of_several_candidates_the_best_takes_over_and_those_refused_are_recorde
     review(settings, past["move kim"], "deny")
     ban = "- {id: moves, when: 'action.name == \"move\"', outcome: deny, clause: R2, because: No moving.}\n"
     better = write_pack(tmp_path / "better", version="3", rules=STRICT + ban)
-    with pytest.raises(PackError, match="3 packs are named and one can be promoted; --choose takes the best"):
+    with pytest.raises(
+        PackError, match="3 packs are named, and only one can be promoted: name one, or choose with --choose"
+    ):
         send(settings, loose, fixed, better)
     with daemon(settings) as client:
         done = send(settings, loose, fixed, better, best=True)
@@ -853,7 +855,7 @@ def test_a_proposal_that_passes_decides_if_it_may_and_then_there_is_nothing_to_s
         done = proposed(settings, tmp_path / "packs", in_force=True)
         assert done.promotion.activated
         assert client.status().pack == done.pack
-        with pytest.raises(ExportError, match="give small no example that it does not show yet"):
+        with pytest.raises(ExportError, match="give small no new example"):
             proposed(settings, tmp_path / "packs")
     assert [row[:2] for row in promotions(settings)] == [("2", 1)]
     assert [path.name for path in (tmp_path / "packs").iterdir()] == ["small-2"]
@@ -890,13 +892,13 @@ def test_an_example_that_asks_what_a_scenario_asks_is_not_proposed(settings: Con
     }
     suite = tmp_path / "small.yaml"
     suite.write_bytes(msgspec.json.encode({"name": "small", "pack": "small", "scenarios": [asked]}))
-    with pytest.raises(ExportError, match="no example that it does not show yet"):  # all look alike to it
+    with pytest.raises(ExportError, match="no new example"):  # all look alike to it
         proposed(settings, tmp_path / "packs", suites=[str(suite)])
 
 
 def test_what_was_not_recorded_whole_is_no_example(settings: Config, tmp_path: Path) -> None:
     correct(settings, ENOUGH, masked=("/subject/properties/secret",))
-    with pytest.raises(ExportError, match="the 50 corrections give small no example"):
+    with pytest.raises(ExportError, match="the 50 corrections give small no new example"):
         proposed(settings, tmp_path / "packs")
 
 

@@ -408,7 +408,7 @@ class TestRefused:
         found = again(journal, folder, decision, adapter=now)
         assert found.verdict == "refused"
         for one in (then, now):
-            told = f"{one.name} {one.sha256} at scale {one.scale:g}" if one else "by none"
+            told = f"{one.name} {one.sha256} at scale {one.scale:g}" if one else "under none"
             assert told in str(found.reason)
 
     def test_but_a_rule_needs_no_model(self, folder: Path, journal: Path) -> None:

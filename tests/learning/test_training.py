@@ -22,7 +22,6 @@ from tests.build import answered, record, run_of, write_pack
 from tests.learning.test_export import corrected
 from thor_policy.catalog.files import ModelFile, resolve, resolve_adapter
 from thor_policy.cli.main import cli
-from thor_policy.cli.train import worse
 from thor_policy.config import Config
 from thor_policy.core.decisions import resident_key
 from thor_policy.core.errors import TrainingError
@@ -32,6 +31,7 @@ from thor_policy.journal.reader import Reader
 from thor_policy.learning.export import Correction, gather
 from thor_policy.learning.training import conversion, dataset
 from thor_policy.learning.training.build import digest_of
+from thor_policy.learning.training.judge import worse
 from thor_policy.learning.training.samples import Case, Renderer, Unfit
 from thor_policy.policy import pack_files
 from thor_policy.policy.pack import Pack
@@ -171,7 +171,7 @@ class TestAFileIsReadBack:
     def test_of_several_ranks_it_is_refused(self, tmp_path: Path) -> None:
         name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         mixed = self.weights() | {name: self.weights(rank=4)[name]}
-        with pytest.raises(TrainingError, match="is of 2 ranks"):
+        with pytest.raises(TrainingError, match="has 2 ranks"):
             conversion.strength_of(self.written(tmp_path / "a.gguf", mixed))
 
 
@@ -341,7 +341,7 @@ class TestLearning:
         in_use = {"THOR_POLICY_ADAPTER": str(tmp_path / "out" / "corrected.gguf")}
         done = CliRunner().invoke(cli, ["train", str(tmp_path / "next"), *arguments], env=in_use)
         assert (done.exit_code, (tmp_path / "next").exists()) == (2, False)
-        assert "--rank needs --anew: what goes on from corrected.gguf has its rank" in done.stderr
+        assert "--rank needs --anew: training from corrected.gguf keeps its rank" in done.stderr
 
         arguments[arguments.index("--rank") : arguments.index("--epochs")] = []
         done = CliRunner().invoke(cli, ["train", str(tmp_path / "next"), *arguments], env=in_use)

@@ -1,4 +1,4 @@
-"""`export`: corrections as examples and as lines to train on."""
+"""`export`: corrections as examples and as training lines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from thor_policy.learning import export as exporting
     "directory",
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where to: a directory that is not there yet.",
+    help="Directory to write; it must be missing or empty.",
 )
 @click.option(
     "--format",
@@ -30,7 +30,7 @@ from thor_policy.learning import export as exporting
     type=click.Choice([*exporting.FORMATS, "all"]),
     default="all",
     show_default=True,
-    help="Which files.",
+    help="Files to write.",
 )
 @click.option(
     "--min-corrections",
@@ -38,14 +38,15 @@ from thor_policy.learning import export as exporting
     type=click.IntRange(exporting.LEAST),
     default=exporting.LEAST,
     show_default=True,
-    help="Write nothing below so many; can only be raised.",
+    help="Least corrections for an export; can only be raised.",
 )
 @as_json
 def export(config: Config, directory: Path, form: str, least: int, as_json: bool) -> None:
-    """Export what reviewers corrected: few-shot examples, training lines, a report.
+    """Export reviewers' corrections: few-shot examples, training lines, a report.
 
     \b
-    The files hold what requests said and who reviewed them. Erasing somebody later does not reach them.
+    The files hold texts of requests and names of reviewers. A later `log erase`
+    does not change them.
     """
     chosen = [name for name in exporting.FORMATS if form in (name, "all")]
     at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -65,7 +66,7 @@ def export(config: Config, directory: Path, form: str, least: int, as_json: bool
     render.pairs(
         {
             "corrections": done.corrections,
-            "to train on": done.train,
+            "for training": done.train,
             "held out": done.test,
             "groups of near-duplicates": f"{done.groups}, the largest of {done.largest_group}",
             **{f"left out, {reason}": count for reason, count in done.left_out.items()},

@@ -1,4 +1,4 @@
-"""`patterns`: what corrections and exceptions have in common, and rules that would settle them."""
+"""`patterns`: groups of similar corrections and exceptions, and rules that would answer them."""
 
 from __future__ import annotations
 
@@ -19,54 +19,60 @@ from thor_policy.learning.patterns import find as find_patterns
 @click.option("--since", help="Only decisions from this RFC 3339 time on.")
 @as_json
 def patterns(config: Config, since: str | None, as_json: bool) -> None:
-    """Group what reviewers corrected, and propose rules from 15 similar cases on.
+    """Group similar corrections, and propose a rule for 15 or more of them.
 
     Nothing is put in force: a proposal is text for the pack's rules.yaml, with its effect on past decisions.
     """
-    with Reader(config.journal_path) as reader, render.counting("decisions weighed") as progress:
-        found = find_patterns(reader, loading.load_pack(config), since=since, progress=progress)
+    with Reader(config.journal_path) as reader, render.counting("decisions evaluated") as progress:
+        result = find_patterns(reader, loading.load_pack(config), since=since, progress=progress)
     if as_json:
-        render.as_json(msgspec.to_builtins(found))
+        render.as_json(msgspec.to_builtins(result))
         return
-    older = "" if found.complete else ", the newest"
-    render.line(
-        f"{found.looked_at:,} decisions{older}; {found.reviewed:,} reviewed, {found.corrected:,} corrected"
+    decisions = (
+        f"{result.looked_at:,} decisions" if result.complete else f"newest {result.looked_at:,} decisions"
     )
-    for number, one in enumerate(found.patterns, 1):
-        _show(number, one)
-    for name, rates in found.rates.items():
+    render.line(f"{decisions}; {result.reviewed:,} reviewed, {result.corrected:,} corrected")
+    for number, pattern in enumerate(result.patterns, 1):
+        _show(number, pattern)
+    for name, rates in result.rates.items():
         if rates:
             render.line("")
             render.table(
                 (name, "reviewed", "corrected", "most often", ""),
                 [
-                    (r.value, r.reviewed, r.corrected, r.most_often, "systematic" if r.systematic else "")
-                    for r in rates
+                    (
+                        rate.value,
+                        rate.reviewed,
+                        rate.corrected,
+                        rate.most_often,
+                        "systematic" if rate.systematic else "",
+                    )
+                    for rate in rates
                 ],
             )
-    if found.trend:
+    if result.trend:
         render.line("")
-        render.table(("week", "reviewed", "corrected"), found.trend)
-    render.line("\nNot seen here: " + "; ".join(found.cannot_see) + ".")
+        render.table(("week", "reviewed", "corrected"), result.trend)
+    render.line("\nThis cannot show: " + "; ".join(result.cannot_see) + ".")
 
 
-def _show(number: int, one: Pattern) -> None:
+def _show(number: int, pattern: Pattern) -> None:
     render.line("")
-    told: dict[str, object] = {
-        "cases": f"{len(one.cases)}, from {one.first[:10]} to {one.last[:10]}",
-        "such as": ", ".join(case[-8:] for case in one.cases[:3]),
-        "in common": "\n".join(one.common[:8]) or "nothing that a rule could say",
+    rows: dict[str, object] = {
+        "cases": f"{len(pattern.cases)}, from {pattern.first[:10]} to {pattern.last[:10]}",
+        "such as": ", ".join(case[-8:] for case in pattern.cases[:3]),
+        "in common": "\n".join(pattern.common[:8]) or "no condition that a rule could use",
     }
-    if one.proposal is None:
-        told["no rule"] = one.why_not
+    if (proposal := pattern.proposal) is None:
+        rows["no rule"] = pattern.why_not
     else:
-        effect = ", ".join(f"{change}: {count}" for change, count in one.proposal.changes.items())
-        told["proposed rule"] = one.proposal.rule.rstrip()
-        told["would have changed"] = effect or "nothing"
-        told["of these"] = (
-            f"{one.proposal.agree} as reviewers wanted, {one.proposal.against} against them, "
-            f"{one.proposal.unreviewed} that nobody reviewed"
+        effect = ", ".join(f"{change}: {count}" for change, count in proposal.changes.items())
+        rows["proposed rule"] = proposal.rule.rstrip()
+        rows["would have changed"] = effect or "nothing"
+        rows["of these"] = (
+            f"{proposal.agree} as reviewed, {proposal.against} against their review, "
+            f"{proposal.unreviewed} not reviewed"
         )
-        if one.proposal.warnings:
-            told["lint"] = "\n".join(one.proposal.warnings)
-    render.pairs(told, title=f"{number}. {one.kind}s: {one.change}")
+        if proposal.warnings:
+            rows["lint"] = "\n".join(proposal.warnings)
+    render.pairs(rows, title=f"{number}. {pattern.kind}s: {pattern.change}")

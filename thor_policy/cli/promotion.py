@@ -1,4 +1,4 @@
-"""`packs promote` and `improve`: the gate that a pack passes before it decides, and the next pack."""
+"""`packs promote`, `packs promotions` and `improve`: a pack through the gate, and the next pack."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: Columns of a terminal.
+#: Width of wrapped text, in columns.
 _WIDTH = 80
 #: Settings that a gate needs.
 _SETTINGS = ("state_dir", "endpoint", "pack", "model", "models_dir", "adapter", "adapter_scale")
-#: What a gate looks at, and what becomes of it.
+#: What the gate evaluates, and the key that signs its report.
 _OPTIONS = (
     click.option(
         "--since",
         default="7d",
         show_default=True,
         metavar="TIME|AGE",
-        help="Past decisions from this RFC 3339 time on, or so long ago: 7d, 12h.",
+        help="Past decisions from this RFC 3339 time or age on: 7d, 12h.",
     ),
     click.option(
         "--past",
@@ -42,7 +42,7 @@ _OPTIONS = (
         show_default=True,
         metavar="N",
         type=click.IntRange(1),
-        help="At most so many of them, the newest.",
+        help="At most N past decisions, the newest.",
     ),
     click.option(
         "--reviewed",
@@ -50,7 +50,7 @@ _OPTIONS = (
         show_default=True,
         metavar="N",
         type=click.IntRange(0),
-        help="At most so many reviewed decisions, the newest.",
+        help="At most N reviewed decisions, the newest.",
     ),
     click.option(
         "--variants",
@@ -58,22 +58,22 @@ _OPTIONS = (
         show_default=True,
         metavar="N",
         type=click.IntRange(0),
-        help="Variants of scenarios that are asked.",
+        help="Variants of scenarios to run.",
     ),
-    click.option("--seed", default=0, show_default=True, metavar="N", help="Draws the variants."),
+    click.option("--seed", default=0, show_default=True, metavar="N", help="Random seed for the variants."),
     click.option(
         "--suite",
         "suites",
         multiple=True,
         metavar="NAME|FILE",
-        help="Suites of this pack; those that ship if none is given. May be given again.",
+        help="Suite for this pack; repeatable.  [default: the shipped suites]",
     ),
     click.option(
         "--accept-loosened",
         "accepted",
         multiple=True,
         metavar="ID",
-        help="A past decision that may be loosened; its end will do. May be given again.",
+        help="Past decision that may be loosened: its id, or the end of it; repeatable.",
     ),
     click.option(
         "--key",
@@ -86,7 +86,7 @@ _OPTIONS = (
 
 
 def gate_options(command: F) -> F:
-    """The settings and options of a command that sends a pack through the gate."""
+    """Decorate a command with the settings and options of the gate."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return configured(*_SETTINGS)(command)
@@ -102,8 +102,8 @@ def gate_options(command: F) -> F:
     help="Packs of `packs list`, or directories.",
     shell_complete=completion.packs,
 )
-@click.option("--choose", "best", is_flag=True, help="Of several packs, the best of those that pass.")
-@click.option("--dry-run", is_flag=True, help="Only tell; record nothing, activate nothing.")
+@click.option("--choose", "best", is_flag=True, help="Choose the best of several packs that pass.")
+@click.option("--dry-run", is_flag=True, help="Record nothing, activate nothing.")
 @as_json
 @click.pass_context
 def promote(
@@ -116,23 +116,23 @@ def promote(
     as_json: bool,
     **gate: Any,
 ) -> None:
-    """Let a pack decide if nothing speaks against it: suites, reviews, past decisions.
+    """Activate a pack if it passes the gate: suites, reviews, past decisions.
 
-    It is held against the active pack, with a model of its own beside the daemon's, at the lowest priority.
-    What passes is recorded and activated in the daemon, if one runs; what is refused is recorded too.
+    The gate compares it with the active pack. It loads a model of its own at the lowest priority. A pack that
+    passes is recorded, and activated if a daemon runs; a refusal is recorded too.
 
     \b
-    Exit status: 0 it decides from now on, or would; 1 it is refused, and why.
+    Exit status: 0 the pack passed; 1 it is refused, with the reasons.
     """
     from thor_policy.learning.promotion import promote
 
     with _terms(gate) as (terms, rest):
-        done = promote.promote(config, named, terms, best=best, dry_run=dry_run, **rest)
+        promotion = promote.promote(config, named, terms, best=best, dry_run=dry_run, **rest)
     if as_json:
-        render.as_json(plain(done))
+        render.as_json(plain(promotion))
     else:
-        show(done)
-    ctx.exit(0 if done.chosen else 1)
+        show(promotion)
+    ctx.exit(0 if promotion.chosen else 1)
 
 
 @click.command()
@@ -141,42 +141,44 @@ def promote(
     "folder",
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where packs are kept; the proposal goes to DIR/NAME-VERSION.",
+    help="Directory of packs; the proposal is written to DIR/NAME-VERSION.",
 )
-@click.option("--promote", "in_force", is_flag=True, help="Record it, and activate it if it passes.")
+@click.option(
+    "--promote", "in_force", is_flag=True, help="Record the result; activate the pack if it passes."
+)
 @as_json
 @click.pass_context
 def improve(
     ctx: click.Context, /, config: Config, folder: Path, in_force: bool, as_json: bool, **gate: Any
 ) -> None:
-    """Propose the next pack: reviewers' corrections as its examples, and through the gate.
+    """Propose the next pack, with reviewers' corrections as examples, and send it through the gate.
 
     It is the active pack with another version and other examples, written to a directory of its own, and
-    signed if --key is given. Needs 50 corrections. Run it as the daemon's user, who has to read it.
+    signed if --key is given. Needs 50 corrections. Run it as the daemon's user, who must be able to read it.
 
     \b
-    Exit status: 0 it passes; 1 it is refused, and why;
-    2 there are too few corrections, or nothing to swap in.
+    Exit status: 0 the pack passed; 1 it is refused, with the reasons;
+    2 there are too few corrections, or they give no new example.
     """
     from thor_policy.learning.promotion import improve
 
     with _terms(gate) as (terms, rest):
-        done = improve.improve(config, folder, terms, in_force=in_force, **rest)
+        proposal = improve.improve(config, folder, terms, in_force=in_force, **rest)
     if as_json:
-        told = msgspec.to_builtins(done)
-        render.as_json(told | {"promotion": plain(done.promotion)})
+        fields = msgspec.to_builtins(proposal)
+        render.as_json(fields | {"promotion": plain(proposal.promotion)})
     else:
         render.pairs(
             {
-                "proposed": f"{done.pack.name} {done.pack.version} in {done.path}",
-                "corrections": done.corrections,
-                "new examples": ", ".join(done.corrected),
-                "examples that stay": ", ".join(done.kept) or "none",
+                "proposed": f"{proposal.pack.name} {proposal.pack.version} in {proposal.path}",
+                "corrections": proposal.corrections,
+                "new examples": ", ".join(proposal.corrected),
+                "unchanged examples": ", ".join(proposal.kept) or "none",
             }
         )
         render.line("")
-        show(done.promotion)
-    ctx.exit(0 if done.promotion.chosen else 1)
+        show(proposal.promotion)
+    ctx.exit(0 if proposal.promotion.chosen else 1)
 
 
 @click.command()
@@ -187,7 +189,7 @@ def improve(
     multiple=True,
     metavar="FILE",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Check signatures with this key (PEM); may be given again.",
+    help="Check signatures with this key (PEM); repeatable.",
 )
 @click.option("-n", "--limit", default=20, show_default=True, metavar="N", type=click.IntRange(1))
 @as_json
@@ -195,7 +197,7 @@ def improve(
 def promotions(
     ctx: click.Context, config: Config, public_keys: tuple[Path, ...], limit: int, as_json: bool
 ) -> None:
-    """Which packs were promoted or refused, newest first; exit status 1 if a signature counts for nothing."""
+    """List packs that were promoted or refused, newest first; exit status 1 if a signature is bad."""
     from thor_policy.daemon import journal_access
     from thor_policy.learning.promotion.promote import recorded
 
@@ -205,7 +207,7 @@ def promotions(
         render.as_json([row | {"report": msgspec.json.decode(row["report"])} for row in rows])
     else:
         render.table(
-            ("time", "pack", "version", "result", "asked by", "signed by"),
+            ("time", "pack", "version", "result", "by", "signed by"),
             [
                 (
                     row["timestamp"][:16].replace("T", " "),
@@ -221,19 +223,19 @@ def promotions(
         )
         for row in rows:
             if row["problem"]:
-                _wrapped(f"{row['name']} {row['version']} of {row['timestamp']}: {row['problem']}")
+                _print_wrapped(f"{row['name']} {row['version']} of {row['timestamp']}: {row['problem']}")
     ctx.exit(1 if any(row["problem"] for row in rows) else 0)
 
 
 @contextmanager
 def _terms(gate: Mapping[str, Any]) -> Iterator[tuple[Terms, dict[str, Any]]]:
-    """The values of `gate_options` as the gate takes them, at the lowest priority for the block."""
-    from thor_policy.learning import counterfactual
+    """The values of `gate_options` as terms and arguments; the block runs at the lowest priority."""
+    from thor_policy.learning import counterfactual_run
     from thor_policy.learning.promotion.report import Terms
 
     now = time.time()
     terms = Terms(
-        since=counterfactual.moment(gate["since"], "since", now) or "",
+        since=counterfactual_run.moment(gate["since"], "since", now) or "",
         past=gate["past"],
         reviewed=gate["reviewed"],
         variants=gate["variants"],
@@ -241,43 +243,43 @@ def _terms(gate: Mapping[str, Any]) -> Iterator[tuple[Terms, dict[str, Any]]]:
         accepted=gate["accepted"],
     )
     announce = partial(render.line, stderr=True)
-    with counterfactual.on_idle_time():
+    with counterfactual_run.on_idle_time():
         yield terms, {"now": now, "suites": gate["suites"], "key": gate["key_file"], "announce": announce}
 
 
-def plain(done: Promotion) -> dict[str, Json]:
-    """What came of it as JSON values, with the verdicts."""
-    told: dict[str, Json] = msgspec.to_builtins(done)
-    return told | {"reports": [report.plain() for report in done.reports]}
+def plain(promotion: Promotion) -> dict[str, Json]:
+    """The promotion as JSON values, with `passed` for each report and check."""
+    fields: dict[str, Json] = msgspec.to_builtins(promotion)
+    return fields | {"reports": [report.plain() for report in promotion.reports]}
 
 
-def show(done: Promotion) -> None:
-    """Every check of every pack, every reason against one, and what came of it."""
-    for report in done.reports:
+def show(promotion: Promotion) -> None:
+    """Print every check of every pack, every reason against a pack, and the result."""
+    for report in promotion.reports:
         info, against = report.pack, report.against
-        render.line(f"{info.name} {info.version} ({info.sha256[:12]}) in the place of {against.version}")
+        render.line(f"{info.name} {info.version} ({info.sha256[:12]}) in place of {against.version}")
         render.table(
             ("check", "result", "found", "allowed"),
             [
-                (one.name, "passed" if one.passed else "failed", one.figure, one.limit)
-                for one in report.checks
+                (check.name, "passed" if check.passed else "failed", check.figure, check.limit)
+                for check in report.checks
             ],
         )
-        for one in report.checks:
-            for reason in one.reasons:
-                _wrapped(f"{one.name}: {reason}")
+        for check in report.checks:
+            for reason in check.reasons:
+                _print_wrapped(f"{check.name}: {reason}")
         render.line("")
-    _wrapped(done.why)
-    if done.activated and done.chosen:
-        render.line(f"{done.chosen.name} {done.chosen.version} decides from now on")
-    elif done.chosen:
-        render.line("no daemon runs" if done.recorded else "nothing was recorded, nothing activated")
-    if done.advice:
-        _wrapped(done.advice)
+    _print_wrapped(promotion.why)
+    if promotion.activated and promotion.chosen:
+        render.line(f"{promotion.chosen.name} {promotion.chosen.version} is active now")
+    elif promotion.chosen:
+        render.line("no daemon runs" if promotion.recorded else "nothing was recorded, nothing activated")
+    if promotion.advice:
+        _print_wrapped(promotion.advice)
 
 
-def _wrapped(text: str) -> None:
-    """A text in lines of 80 columns; what has no space in it, as paths, stays whole."""
+def _print_wrapped(text: str) -> None:
+    """Print a text in lines of 80 columns; words are not broken, so a path stays whole."""
     lines = textwrap.wrap(
         text, _WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
     )

@@ -1,30 +1,26 @@
-"""`replay`: take recorded decisions again, and say whether they come out as they did."""
+"""`replay`: take recorded decisions again, and compare them with their records."""
 
 from __future__ import annotations
-
-from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import closing
 
 import click
 import msgspec
 
-from thor_policy import catalog
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config
-from thor_policy.daemon import loading
-from thor_policy.journal.reader import ENDING_CHARS, Reader
-from thor_policy.learning.replay import Replayed, Replayer
+from thor_policy.journal.reader import ENDING_CHARS
+from thor_policy.learning.replay import Replayed, replay_recorded
 
 
 @click.command()
 @configured("state_dir", "pack", "model", "models_dir", "adapter", "adapter_scale")
-@click.argument("decision_ids", nargs=-1, metavar="[ID]...", help="As `log` shows them; their ends will do.")
-@click.option(
-    "--random", "sample", metavar="N", type=click.IntRange(1), help="So many, drawn by chance (of --since)."
+@click.argument(
+    "decision_ids", nargs=-1, metavar="[ID]...", help="Ids as in `log`; the last characters suffice."
 )
-@click.option("--since", help="All from this RFC 3339 time on.")
+@click.option(
+    "--random", "sample", metavar="N", type=click.IntRange(1), help="N random decisions (of --since)."
+)
+@click.option("--since", help="All decisions from this RFC 3339 time on.")
 @as_json
 @click.pass_context
 def replay(
@@ -37,65 +33,40 @@ def replay(
 ) -> None:
     """Take recorded decisions again, and compare rules, question, tokens, logits and outcome.
 
-    Loads a model of its own beside a daemon's; writes nothing to the journal.
+    Loads a model of its own beside the daemon's, and writes nothing to the journal.
 
     \b
-    Exit status: 0 identical (the same label, where a server is the model);
-    1 something diverged; 2 something cannot be replayed, and why.
+    Exit status: 0 all identical (with a model on a server: the same labels);
+    1 some decision diverged; 2 some decision was refused, with the reason.
     """
     if bool(decision_ids) == bool(sample or since):
-        raise click.UsageError("give decision ids, or --random N and --since TIME; not both")
-    with Reader(config.journal_path) as reader:
-        if decision_ids:
-            ids = [reader.resolve(told) for told in decision_ids]
-        else:
-            ids = reader.decided_here(since=since, sample=sample)
-        with closing(loading.load_engine(config)) as engine, render.progress(len(ids), "replayed") as advance:
-            replayer = Replayer(
-                reader,
-                engine,
-                loading.load_pack(config),
-                adapter=loading.adopt_adapter(config, engine),
-                text_of=_text_of(config),
-            )
-            done: list[Replayed] = []
-            for decision_id in ids:
-                done.append(replayer.replay(decision_id))
-                advance()
-        exact = engine.model.exact
-    counts = Counter(one.verdict for one in done)
+        raise click.UsageError("give either decision ids, or --random N and --since TIME")
+    replays = replay_recorded(
+        config,
+        decision_ids=decision_ids,
+        sample=sample,
+        since=since,
+        progress=lambda total: render.progress(total, "replayed"),
+    )
     if as_json:
-        render.as_json({"counts": counts, "exact": exact, "decisions": msgspec.to_builtins(done)})
+        decisions = msgspec.to_builtins(replays.decisions)
+        render.as_json({"counts": replays.counts, "exact": replays.exact, "decisions": decisions})
     else:
-        for one in done:
-            if one.verdict != "identical" or decision_ids:
-                render.pairs(_told(one), title=f"{one.decision_id[-ENDING_CHARS:]}  {one.verdict}")
-        render.line(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "no decision")
-    differing = counts["diverged"] + (counts["same_label"] if exact else 0)
-    ctx.exit(1 if differing else 2 if counts["refused"] else 0)
+        for replayed in replays.decisions:
+            if replayed.verdict != "identical" or decision_ids:
+                title = f"{replayed.decision_id[-ENDING_CHARS:]}  {replayed.verdict}"
+                render.pairs(_rows(replayed), title=title)
+        counts = [f"{count} {verdict}" for verdict, count in replays.counts.items()]
+        render.line(", ".join(counts) or "no decision")
+    ctx.exit(1 if replays.differing else 2 if replays.counts["refused"] else 0)
 
 
-def _told(one: Replayed) -> dict[str, object]:
-    told = {
+def _rows(replayed: Replayed) -> dict[str, object]:
+    rows = {
         name: value
-        for name, value in msgspec.to_builtins(one).items()
+        for name, value in msgspec.to_builtins(replayed).items()
         if value is not None and name not in ("decision_id", "verdict")
     }
-    if one.step is not None:
-        told |= {"recorded": one.recorded, "now": one.now}
-    return told
-
-
-def _text_of(config: Config) -> Callable[[Sequence[int]], str] | None:
-    """The words behind token ids, from the model's file; loaded when they are asked for."""
-    if config.engine_url:
-        return None
-
-    def text_of(tokens: Sequence[int]) -> str:
-        from thor_policy.engine.native import Vocabulary
-
-        vocabulary = Vocabulary(catalog.resolve(config.model, config.models_dir).path, vocab_only=True)
-        with closing(vocabulary):
-            return vocabulary.text_of(tokens, special=True)
-
-    return text_of
+    if replayed.step is not None:
+        rows |= {"recorded": replayed.recorded, "now": replayed.now}
+    return rows

@@ -1,11 +1,9 @@
-"""`whatif`: decide past requests again by another pack, model or adapter, and tell what would change."""
+"""`whatif`: decide past requests again by another pack, model or adapter, and list what changes."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
-from functools import partial
 
 import click
 import msgspec
@@ -13,13 +11,12 @@ import msgspec
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config
-from thor_policy.daemon import journal_access, loading
 from thor_policy.journal.reader import ENDING_CHARS
-from thor_policy.learning import counterfactual
-from thor_policy.learning.counterfactual import Counterfactual, Group, Redecider, Skipped, Summary
+from thor_policy.learning.counterfactual import Counterfactual, Group, Reason, Summary
+from thor_policy.learning.counterfactual_run import what_if
 from thor_policy.suites.intervals import Rate
 
-#: Rows of a list; the rest is told as a number.
+#: Rows of a list; further rows are only counted.
 _MOST_ROWS = 15
 
 
@@ -30,19 +27,19 @@ _MOST_ROWS = 15
     default="7d",
     show_default=True,
     metavar="TIME|AGE",
-    help="From this RFC 3339 time on, or so long ago: 7d, 12h, 30m.",
+    help="From this RFC 3339 time or age on: 7d, 12h, 30m.",
 )
-@click.option("--until", metavar="TIME|AGE", help="Only before this.")
-@click.option("-n", "--limit", metavar="N", type=click.IntRange(1), help="At most so many, the newest.")
+@click.option("--until", metavar="TIME|AGE", help="Only before this time or age.")
+@click.option("-n", "--limit", metavar="N", type=click.IntRange(1), help="At most N decisions, the newest.")
 @click.option("--actor", help="Only this actor: user:alice, agent:trader, or a user's bare id.")
 @click.option("--action", help="Only this action.")
 @click.option(
     "--instead-of",
     metavar="NAME",
-    help="Only decisions of the pack of this name; by default of that of --pack.",
+    help="Only decisions by packs of this name.  [default: the name of --pack]",
 )
-@click.option("--resume", is_flag=True, help="Go on with the newest run of the same pack, model and adapter.")
-@click.option("--dry-run", is_flag=True, help="Only tell; record nothing.")
+@click.option("--resume", is_flag=True, help="Continue the newest run of the same pack, model and adapter.")
+@click.option("--dry-run", is_flag=True, help="Record nothing.")
 @as_json
 @click.pass_context
 def whatif(
@@ -58,138 +55,119 @@ def whatif(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Decide past requests again by another pack, model or adapter, and tell what would change.
+    """Decide past requests again by another pack, model or adapter, and list what changes.
 
-    Loads a model of its own, at the lowest priority, and rests while a daemon has requests in flight.
+    Loads a model of its own at the lowest priority, and waits while the daemon has requests in flight.
 
     \b
-    Exit status: 0 nothing got looser; 1 something did;
+    Exit status: 0 no decision got looser; 1 some decision did;
     2 there was nothing to compare.
     """
-    now = time.time()
-    with ExitStack() as stack:
-        stack.enter_context(counterfactual.on_idle_time())
-        reader = stack.enter_context(journal_access.open_reader(config))
-        chosen = reader.past(
-            since=counterfactual.moment(since, "since", now),
-            until=counterfactual.moment(until, "until", now),
-            actor=actor,
-            action=action,
-            limit=limit,
-        )
-        busy = stack.enter_context(journal_access.daemon_busy(config))
-        engine = stack.enter_context(closing(loading.load_engine(config)))
-        adapter = loading.adopt_adapter(config, engine)
-        redecider = Redecider(
-            reader, engine, loading.load_pack(config), adapter=adapter, instead_of=instead_of
-        )
-        advance = stack.enter_context(render.redeciding(len(chosen)))
-        results = counterfactual.run(
-            redecider,
-            chosen,
-            keep=None if dry_run else partial(journal_access.record_counterfactuals, config),
-            resume=resume,
-            busy=busy,
-            waiting=lambda: advance("waiting"),
-        )
-        found: list[Counterfactual | Skipped] = []
-        for one in stack.enter_context(closing(results)):
-            advance(one.direction if isinstance(one, Counterfactual) else one.reason)
-            found.append(one)
-    summary = counterfactual.summarise(found)
-    flips = [one for one in found if isinstance(one, Counterfactual) and one.direction != "same"]
-    if as_json:
-        told = {"pack": redecider.pack, "model": redecider.model, "temperature": redecider.temperature}
-        render.as_json(msgspec.to_builtins(told | {"summary": summary, "flips": flips}))
-    else:
-        _show(summary, flips)
-        render.line(f"decided by {redecider.told}")
-    ctx.exit(1 if summary.loosened else 0 if summary.compared else 2)
-
-
-def _show(found: Summary, flips: Sequence[Counterfactual]) -> None:
-    render.line(
-        f"{found.compared:,} compared: {found.same:,} the same, {found.loosened:,} loosened, "
-        f"{found.tightened:,} tightened"
+    done = what_if(
+        config,
+        since=since,
+        until=until,
+        limit=limit,
+        actor=actor,
+        action=action,
+        instead_of=instead_of,
+        resume=resume,
+        dry_run=dry_run,
+        now=time.time(),
+        progress=render.redeciding,
     )
-    if found.compared:
-        balance = found.balance
+    if as_json:
+        render.as_json(msgspec.to_builtins(done))
+    else:
+        _show(done.summary, done.flips)
+        render.line(f"decided by {done.decided_by}")
+    ctx.exit(1 if done.summary.loosened else 0 if done.summary.compared else 2)
+
+
+def _show(summary: Summary, flips: Sequence[Counterfactual]) -> None:
+    render.line(
+        f"{summary.compared:,} compared: {summary.same:,} the same, {summary.loosened:,} loosened, "
+        f"{summary.tightened:,} tightened"
+    )
+    if summary.compared:
+        balance = summary.balance
         render.table(
             ("", "share", "95 % interval"),
             [
-                ("loosened", *_shares(found.loosened_share)),
-                ("all that changed", *_shares(found.flipped)),
+                ("loosened", *_percent(summary.loosened_share)),
+                ("changed", *_percent(summary.flipped)),
                 (
-                    "loosened less tightened",
+                    "loosened minus tightened",
                     f"{100 * balance.difference:+.1f} %",
                     f"{100 * balance.low:+.1f} to {100 * balance.high:+.1f} %, p = {balance.p_value:.2g}",
                 ),
             ],
         )
-        took_s, model_s = found.took_ms / 1e3, found.score_ms / 1e3
-        render.line(f"cost: {took_s:.1f} s, of it model {model_s:.1f} s; {found.mean_ms:.0f} ms a decision")
-    if found.skipped:
+        took_s, model_s = summary.took_ms / 1e3, summary.score_ms / 1e3
+        render.line(f"time: {took_s:.1f} s, model {model_s:.1f} s of it; {summary.mean_ms:.0f} ms a decision")
+    if summary.skipped:
         render.line("")
-        render.table(("not compared", "decisions"), [(_WORDS[name], n) for name, n in found.skipped.items()])
+        rows = [(_REASONS[reason], count) for reason, count in summary.skipped.items()]
+        render.table(("not compared", "decisions"), rows)
     if not flips:
         return
     render.line("")
     render.table(
         ("then", "now", "", "decisions"),
-        [(one.then, one.now, one.direction, one.count) for one in found.changes],
+        [(change.then, change.now, change.direction, change.count) for change in summary.changes],
         clipped=(0, 1),
     )
-    by = (("judged then by", found.by_judge), ("actor", found.by_actor), ("clause", found.by_clause))
-    for name, groups in by:
+    for name, groups in (
+        ("decided then by", summary.by_judge),
+        ("actor", summary.by_actor),
+        ("clause", summary.by_clause),
+    ):
         _show_groups(name, groups)
-    loosened = [one for one in flips if one.direction == "loosened"]
+    loosened = [flip for flip in flips if flip.direction == "loosened"]
     if loosened:
         render.line("")
         render.table(
             ("loosened", "actor", "then", "now", "id"),
             [
                 (
-                    one.at[:16].replace("T", " "),
-                    one.actor or "(erased)",
-                    one.then.outcome,
-                    one.now.outcome,
-                    one.decision_id[-ENDING_CHARS:],
+                    flip.at[:16].replace("T", " "),
+                    flip.actor or "(erased)",
+                    flip.then.outcome,
+                    flip.now.outcome,
+                    flip.decision_id[-ENDING_CHARS:],
                 )
-                for one in loosened[:_MOST_ROWS]
+                for flip in loosened[:_MOST_ROWS]
             ],
             clipped=(1, 2, 3),
         )
-        _show_rest(len(loosened))
+        _show_remaining(len(loosened))
 
 
 def _show_groups(name: str, groups: Sequence[Group]) -> None:
-    changed = [one for one in groups if one.loosened or one.tightened]
+    changed = [group for group in groups if group.loosened or group.tightened]
+    rows = [(group.value or "none", group.compared, group.loosened, group.tightened) for group in changed]
     render.line("")
-    render.table(
-        (name, "compared", "loosened", "tightened"),
-        [(one.value or "none", one.compared, one.loosened, one.tightened) for one in changed[:_MOST_ROWS]],
-        clipped=(0,),
-    )
-    _show_rest(len(changed))
+    render.table((name, "compared", "loosened", "tightened"), rows[:_MOST_ROWS], clipped=(0,))
+    _show_remaining(len(changed))
 
 
-def _show_rest(count: int) -> None:
+def _show_remaining(count: int) -> None:
     if count > _MOST_ROWS:
-        render.line(f"and {count - _MOST_ROWS} more: --json tells all")
+        render.line(f"and {count - _MOST_ROWS} more: --json lists all")
 
 
-def _shares(one: Rate) -> tuple[str, str]:
-    return f"{100 * (one.share or 0):.1f} %", f"{100 * one.low:.1f} to {100 * one.high:.1f} %"
+def _percent(rate: Rate) -> tuple[str, str]:
+    return f"{100 * (rate.share or 0):.1f} %", f"{100 * rate.low:.1f} to {100 * rate.high:.1f} %"
 
 
-#: What each reason is called.
-_WORDS: dict[counterfactual.Reason, str] = {
-    "decision_report": "decided elsewhere",
-    "erased": "erased, or a name in it",
+#: How each reason is printed.
+_REASONS: dict[Reason, str] = {
+    "decision_report": "reported, not decided here",
+    "erased": "erased, or a name in it was",
     "missing": "its private part is missing",
-    "masked": "a value was not recorded (masked)",
+    "masked": "a value was masked",
     "another_pack": "another pack decided",
-    "unknown_outcome": "the pack does not know the outcome",
+    "unknown_outcome": "the pack has no such outcome",
     "no_answer_then": "the model gave no answer then",
     "no_answer_now": "the model gave no answer now",
     "too_large": "too large for the model",

@@ -1,8 +1,8 @@
-"""What reviewers changed, in figures and as one page.
+"""The analysis of corrections: figures, and one HTML page that shows them.
 
-Owns the analysis of corrections, how often they are made, and the page (Jinja with autoescape, for names
-and words of requests are on it). Invariant: the page is one file that loads and runs nothing; the figures
-are those of the JSON beside it. Read-only on the journal; any thread.
+Owns the distributions and rates of corrections, and the page. The page shows names and texts of requests, so
+Jinja escapes everything. Invariant: the page is one file that loads and runs nothing; its figures are those
+of the JSON beside it. Read-only on the journal; any thread.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from thor_policy.journal import statistics
 from thor_policy.journal.reader import Reader, Record
 from thor_policy.suites.intervals import rate
 
-#: Rows of a distribution; the rest is told as a number.
+#: Rows of a distribution; further values are only counted.
 _MOST_ROWS = 30
 
 
 class Change(Struct, frozen=True, kw_only=True):
-    """One decision and what it should have been, without names of people."""
+    """One decision and its correction, without names of people."""
 
     decided: str
     corrected: str
@@ -37,16 +37,16 @@ class Change(Struct, frozen=True, kw_only=True):
 
     @property
     def pattern(self) -> str:
-        """`allow -> deny`; `deny (reasoning)` where only the words were wrong."""
+        """`allow -> deny`; `deny (reasoning)` where only the reasoning was corrected."""
         same = self.decided == self.corrected
         return f"{self.decided} (reasoning)" if same else f"{self.decided} -> {self.corrected}"
 
 
 class Rate(Struct, frozen=True, kw_only=True):
-    """How often reviewers corrected what has this value.
+    """How often reviewers corrected decisions with this value.
 
     `systematic`: more often than all reviewed decisions, beyond chance (the lower end of a 95 % Wilson
-    interval lies above their share).
+    interval lies above the share of all).
     """
 
     value: str
@@ -56,7 +56,7 @@ class Rate(Struct, frozen=True, kw_only=True):
     most_often: str | None
 
 
-#: What changes are counted by, and the values that one has.
+#: Tables of the page, and the values of a change that each table counts by.
 _BY: dict[str, Callable[[Change], tuple[str | None, ...]]] = {
     "actor type": lambda change: (change.actor_type,),
     "clause": lambda change: change.clauses or (None,),
@@ -66,7 +66,7 @@ _BY: dict[str, Callable[[Change], tuple[str | None, ...]]] = {
 
 
 def analysis(reader: Reader, changes: Sequence[Change]) -> dict[str, Json]:
-    """Distributions of corrections, what became of what, and how the journal stands.
+    """Distributions of corrections, corrections by value, and figures of the whole journal.
 
     `changes` are all corrections that count. Each row of a distribution is (value, count, share).
     """
@@ -101,7 +101,7 @@ def _distribution(values: Sequence[str | None]) -> list[Json]:
 
 
 def _by(changes: Sequence[Change], values: Callable[[Change], tuple[str | None, ...]]) -> list[Json]:
-    """For each value its corrections, and the change that most of them are."""
+    """For each value the number of corrections, and the most frequent change."""
     patterns: dict[str, Counter[str]] = {}
     for change in changes:
         for value in values(change):
@@ -126,16 +126,16 @@ def is_corrected(row: Record) -> bool:
 
 
 def rates_of(reviewed: Sequence[Record], values: Callable[[Record], Sequence[str]]) -> tuple[Rate, ...]:
-    """For each value how often it was corrected, most often first."""
+    """For each value how often its decisions were corrected, most often first."""
     overall = sum(map(is_corrected, reviewed)) / len(reviewed) if reviewed else 0.0
     rows_of: defaultdict[str, list[Record]] = defaultdict(list)
     for row in reviewed:
         for value in values(row):
             rows_of[value].append(row)
-    found = []
+    rates = []
     for value, rows in rows_of.items():
         wrong = Counter(f"{row['decision']} -> {row['review_decision']}" for row in rows if is_corrected(row))
-        found.append(
+        rates.append(
             Rate(
                 value=value,
                 reviewed=len(rows),
@@ -144,16 +144,16 @@ def rates_of(reviewed: Sequence[Record], values: Callable[[Record], Sequence[str
                 most_often=min(wrong, key=lambda change: (-wrong[change], change)) if wrong else None,
             )
         )
-    return tuple(sorted(found, key=lambda rate: (-rate.corrected, rate.value)))
+    return tuple(sorted(rates, key=lambda rate: (-rate.corrected, rate.value)))
 
 
 def wilson_low(hits: int, trials: int) -> float:
-    """Lower end of the 95 % Wilson interval of a share (Wilson 1927)."""
+    """The lower end of the 95 % Wilson interval of a share (Wilson 1927)."""
     return rate(hits, trials).low
 
 
 def trend_of(reviewed: Sequence[Record]) -> tuple[tuple[str, int, int], ...]:
-    """For each ISO week of decisions: how many were reviewed, how many of them corrected."""
+    """For each ISO week of decisions: how many were reviewed, and how many of those were corrected."""
     weeks: defaultdict[str, list[bool]] = defaultdict(list)
     for row in reviewed:
         year, week, _ = datetime.fromisoformat(row["timestamp"]).isocalendar()
@@ -189,8 +189,8 @@ td.n { text-align: right; font-variant-numeric: tabular-nums; }
 </head>
 <body>
 <h1>Corrections of {{ pack.name }} {{ pack.version }}</h1>
-<p>Made {{ made_at }}. {{ changes }} decisions were corrected; {{ export.corrections }} of them are exported
-({{ export.train }} to train on, {{ export.test }} held out, {{ export.groups }} groups of near-duplicates,
+<p>Exported {{ made_at }}. {{ changes }} decisions were corrected, {{ export.corrections }} of them are here
+({{ export.train }} for training, {{ export.test }} held out, {{ export.groups }} groups of near-duplicates,
 the largest of {{ export.largest_group }}). Pack <code>{{ pack.sha256 }}</code>.</p>
 {% if export.left_out %}
 <table><tr><th>left out</th><th>reviews</th></tr>

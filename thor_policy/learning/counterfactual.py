@@ -1,35 +1,28 @@
-"""What past requests would have been answered by another pack, model or adapter.
+"""Counterfactuals: past requests decided again by another pack, model or adapter.
 
-Owns the counterfactual: which past decisions are decided again, how the two answers compare, and what all
-of them come to. Invariant: a request is decided by the code that decides (`policy`), from its record
-alone (the evaluation and the time of receipt), under the pack, the weights and the calibration that would
-judge now; `then` is what the record says was served. What cannot be compared is counted by its reason,
-never left out. One thread, which also owns the engine.
+Owns which past decisions are decided again, how the two answers compare, and the summary of all comparisons.
+Invariant: a request is decided by the code that decides live requests (`policy`), from its record alone (the
+evaluation and the time of receipt), under the pack, weights and calibration that would decide now; `then` is
+the answer that the record says was served. A decision that cannot be compared is counted by its reason, never
+left out. One thread, which also owns the engine.
 
-A run is many of them on idle time. It keeps its results in batches, through whoever writes the journal,
-so that one that was cut off is taken up where it ended.
+`learning.counterfactual_run` decides many of them while the daemon is idle.
 """
 
 from __future__ import annotations
 
-import os
-import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from thor_policy.core import records
 from thor_policy.core.decisions import Adapter, ModelInfo, PackInfo, Tier
 from thor_policy.core.engine import Engine
-from thor_policy.core.errors import ConfigError, RequestError, ThorPolicyError
-from thor_policy.core.ids import new_id
+from thor_policy.core.errors import RequestError
 from thor_policy.core.records import Calibration, Direction
-from thor_policy.journal import events
 from thor_policy.journal.past_requests import Lack, Unasked, request_of
 from thor_policy.journal.reader import Reader, Record
 from thor_policy.policy.decider import Policy
@@ -37,24 +30,17 @@ from thor_policy.policy.pack import Pack
 from thor_policy.policy.score_cache import ScoreCache
 from thor_policy.suites.intervals import Paired, Rate, paired, rate
 
-#: Why two answers cannot be compared. Beside what a record lacks: another pack than the one to be replaced
-#: decided; its outcome is none that the pack knows; the model gave no answer then, or now; the question does
-#: not fit the model's context.
+#: Why two answers cannot be compared: the record lacks something (`Lack`), a pack of another name decided,
+#: the pack does not have the recorded outcome, the model gave no answer then or now, or the question does not
+#: fit the model's context.
 Reason = Lack | Literal["another_pack", "unknown_outcome", "no_answer_then", "no_answer_now", "too_large"]
 
-#: Scores kept, for questions that were asked again and again.
+#: Scores that the cache keeps, and for how long (seconds): repeated questions are scored once.
 _CACHED, _CACHED_S = 1_024, 1e6
-#: How long a run rests before it asks again whether the daemon is idle, in seconds.
-REST_S = 0.1
-#: Priority of a run, beside whatever else the machine does: the lowest.
-NICENESS = 19
-#: A time told as an age, and the seconds of each unit.
-_AGE = re.compile(r"([0-9]{1,9})([smhdw])")
-_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
 class Answer(Struct, frozen=True, kw_only=True):
-    """One of the two answers. `clauses` are those told with it; none are cited anew by the model."""
+    """One of the two answers. The new answer has the clauses of the rules: the model cites none here."""
 
     outcome: str
     tier: Tier
@@ -66,9 +52,10 @@ class Answer(Struct, frozen=True, kw_only=True):
 
 
 class Counterfactual(Struct, frozen=True, kw_only=True):
-    """A past decision, taken again. `at` is its time, RFC 3339, `judge` the pack and the model of then.
+    """A past decision and the new answer to the same request.
 
-    `score_ms` is the model's part of `took_ms`.
+    `at` is the time of the past decision (RFC 3339), `judge` the pack and model that took it. `score_ms` is
+    the model's part of `took_ms`.
     """
 
     decision_id: str
@@ -83,17 +70,17 @@ class Counterfactual(Struct, frozen=True, kw_only=True):
 
 
 class Skipped(Struct, frozen=True, kw_only=True):
-    """A past decision that was not compared; `told` says why in words."""
+    """A past decision that was not compared; `message` explains the reason."""
 
     decision_id: str
     reason: Reason
-    told: str
+    message: str
 
 
 class Group(Struct, frozen=True, kw_only=True):
-    """Compared decisions that share a value: an actor, a judge of then, a clause of either answer.
+    """Compared decisions that share a value: an actor, a past judge, a clause of either answer.
 
-    None: they have none.
+    `value` is None for decisions that have no such value.
     """
 
     value: str | None
@@ -103,7 +90,7 @@ class Group(Struct, frozen=True, kw_only=True):
 
 
 class Change(Struct, frozen=True, kw_only=True):
-    """How often one outcome became another."""
+    """How many decisions changed from one outcome to another."""
 
     then: str
     now: str
@@ -112,10 +99,11 @@ class Change(Struct, frozen=True, kw_only=True):
 
 
 class Summary(Struct, frozen=True, kw_only=True):
-    """What all comparisons come to; groups with most loosened first.
+    """The figures of all comparisons. Groups are sorted by loosened decisions, most first.
 
-    `flipped` and `loosened_share` have Wilson intervals. `balance` holds loosened against tightened: its
-    difference is the share loosened less the share tightened, its p-value McNemar's exact one.
+    `flipped` and `loosened_share` have Wilson intervals. `balance` compares loosened with tightened
+    decisions: its difference is the loosened share minus the tightened share, its p-value that of McNemar's
+    exact test.
     """
 
     compared: int
@@ -135,15 +123,15 @@ class Summary(Struct, frozen=True, kw_only=True):
 
     @property
     def mean_ms(self) -> float:
-        """What a compared decision took on average, in milliseconds."""
+        """Mean time of a compared decision, in milliseconds."""
         return self.took_ms / self.compared if self.compared else 0.0
 
 
 class Redecider:
     """Decides past requests of one journal again, by one pack on one engine, under an adopted `adapter`.
 
-    Only decisions of the pack called `instead_of` are compared, by default of an earlier `pack` of the same
-    name. Raises EngineError if the pack cannot be loaded.
+    Only decisions by packs named `instead_of` are compared; the default is the name of `pack`. Raises
+    EngineError if the pack cannot be loaded.
     """
 
     def __init__(
@@ -158,11 +146,11 @@ class Redecider:
         self._reader, self._pack = reader, pack
         self._instead_of = pack.info.name if instead_of is None else instead_of
         self._rank = {label: rank for rank, label in enumerate(pack.labels)}
-        #: What decides now.
+        #: The pack, model and temperature that decide now.
         self.pack: PackInfo = pack.info
         self.model: ModelInfo = replace(engine.model, adapter=adapter)
-        found = reader.calibration(pack.info.sha256, self.model.identity)
-        calibration = Calibration(**found) if found else None
+        row = reader.calibration(pack.info.sha256, self.model.identity)
+        calibration = Calibration(**row) if row else None
         self.temperature = calibration.temperature if calibration else 1.0
         self._policy = Policy(
             engine,
@@ -173,14 +161,14 @@ class Redecider:
         )
 
     def redecide(self, decision_id: str, *, known: Record | None = None) -> Counterfactual | Skipped:
-        """Take one decision again, or tell what is `known` of it: a row of the table `counterfactuals`.
+        """Decide one request again, or return its `known` result: a row of the table `counterfactuals`.
 
         Raises JournalError if there is no such decision.
         """
         row, event = self._reader.recorded(decision_id)
 
-        def skipped(reason: Reason, told: str) -> Skipped:
-            return Skipped(decision_id=decision_id, reason=reason, told=told)
+        def skipped(reason: Reason, message: str) -> Skipped:
+            return Skipped(decision_id=decision_id, reason=reason, message=message)
 
         try:
             request = request_of(self._reader, event)
@@ -193,10 +181,12 @@ class Redecider:
         if then.tier == "fallback":
             return skipped("no_answer_then", f"the model gave no answer then: {then.reason_code}")
         if then.outcome not in self._rank:
-            told = f"{then.outcome} is none of {', '.join(self._rank)}, which {self.pack.name} decides"
-            return skipped("unknown_outcome", told)
+            outcomes = ", ".join(self._rank)
+            return skipped(
+                "unknown_outcome", f"{self.pack.name} has no outcome {then.outcome}; it has {outcomes}"
+            )
         if known is not None:
-            return _known(row, then, known)
+            return _from_rows(row, then, known)
         started_ns = time.monotonic_ns()
         try:
             decision = self._policy.decide(request)
@@ -215,7 +205,7 @@ class Redecider:
             reason_code=decision.reason_code,
         )
         return Counterfactual(
-            **_of(row),
+            **_identity(row),
             then=then,
             now=now,
             direction=self._direction(then, now, was_allow=bool(row["allow"]), is_allow=decision.allow),
@@ -223,27 +213,20 @@ class Redecider:
             took_ms=took_ms,
         )
 
-    @property
-    def told(self) -> str:
-        """What decides now, in words."""
-        pack, model = self.pack, self.model
-        adapter = f" with {model.adapter.name} x {model.adapter.scale:g}" if model.adapter else ""
-        return f"{pack.name} {pack.version} ({pack.sha256[:12]}) on {model.name}{adapter}"
-
     def newest_run(self) -> str | None:
-        """The newest run by what decides now; None if there is none."""
+        """The id of the newest run of the same pack, model and temperature; None if there is none."""
         return self._reader.newest_run(self.pack.sha256, self.model.identity, self.temperature)
 
     def results_of(self, run: str) -> dict[str, Record]:
-        """What a run has come to so far, by decision."""
+        """The recorded results of a run, by decision id."""
         return {row["decision_id"]: row for row in self._reader.counterfactuals(run)}
 
     def _direction(self, then: Answer, now: Answer, *, was_allow: bool, is_allow: bool) -> Direction:
-        """What becomes an allow is loosened, what was one is tightened; of others the pack's order tells."""
+        """A new allow is loosened, a lost allow tightened; other outcomes compare by the pack's order."""
         if was_allow or is_allow:
             return "same" if was_allow and is_allow else "loosened" if is_allow else "tightened"
-        moved = self._rank[now.outcome] - self._rank[then.outcome]
-        return "same" if moved == 0 else "tightened" if moved > 0 else "loosened"
+        steps = self._rank[now.outcome] - self._rank[then.outcome]
+        return "same" if steps == 0 else "tightened" if steps > 0 else "loosened"
 
 
 def redecide(
@@ -255,7 +238,7 @@ def redecide(
     adapter: Adapter | None = None,
     instead_of: str | None = None,
 ) -> Iterator[Counterfactual | Skipped]:
-    """Decide these past requests again (`Reader.past` finds them), one at a time, as they are asked for.
+    """Decide these past requests again (`Reader.past` lists them); each when the iterator advances.
 
     The arguments are those of `Redecider`. Raises EngineError, JournalError.
     """
@@ -264,135 +247,11 @@ def redecide(
         yield redecider.redecide(decision_id)
 
 
-# ---------------------------------------------------------------- a run
-
-
-def run(
-    redecider: Redecider,
-    decision_ids: Sequence[str],
-    *,
-    keep: Callable[[records.Counterfactuals], None] | None,
-    resume: bool = False,
-    busy: Callable[[], bool] = lambda: False,
-    waiting: Callable[[], None] = lambda: None,
-    sleep: Callable[[float], None] = time.sleep,
-) -> Generator[Counterfactual | Skipped, None, None]:
-    """Decide these past requests again while nothing is `busy`, and `keep` what comes of them, in batches.
-
-    To `resume` is to go on with the newest run of the same pack, weights and temperature: what it has kept is
-    told, not decided again. `waiting` hears of each rest. What cannot be kept at the moment is tried again
-    with the next batch. Closed early, it keeps what it has. Without `keep`, nothing is kept.
-
-    Raises what `keep` raises before the first decision and at the end; EngineError, JournalError.
-    """
-    earlier = redecider.newest_run() if resume else None
-    found = redecider.results_of(earlier) if earlier is not None else {}
-    book = _Book(redecider, earlier or new_id(), keep)
-    book.ask()
-    try:
-        for decision_id in decision_ids:
-            known = found.get(decision_id)
-            while known is None and busy():
-                waiting()
-                sleep(REST_S)
-            one = redecider.redecide(decision_id, known=known)
-            if known is None and isinstance(one, Counterfactual):
-                book.enter(one)
-            yield one
-    finally:
-        book.close()
-
-
-class _Book:
-    """Results of a run on their way to the journal."""
-
-    def __init__(
-        self, redecider: Redecider, run: str, keep: Callable[[records.Counterfactuals], None] | None
-    ) -> None:
-        pack, model = redecider.pack, redecider.model
-        adapter = model.adapter
-        self._keep = keep
-        self._waiting: list[records.Redecided] = []
-        self._batch = records.Counterfactuals(
-            run=run,
-            pack=records.JudgePack(name=pack.name, version=pack.version, sha256=pack.sha256),
-            model=records.JudgeModel(
-                name=model.name,
-                sha256=model.sha256,
-                quantisation=model.quantisation,
-                adapter=records.JudgeAdapter(name=adapter.name, sha256=adapter.sha256, scale=adapter.scale)
-                if adapter
-                else None,
-            ),
-            temperature=redecider.temperature,
-        )
-
-    def ask(self) -> None:
-        """Whether results will be taken: hand over none. Raises what stands in the way."""
-        if self._keep is not None:
-            self._keep(self._batch)
-
-    def enter(self, one: Counterfactual) -> None:
-        now = one.now
-        self._waiting.append(
-            records.Redecided(
-                decision_id=one.decision_id,
-                served=one.then.outcome,
-                outcome=now.outcome,
-                direction=one.direction,
-                tier=now.tier,
-                floor=now.floor,
-                label=now.label,
-                confidence=now.confidence,
-                clauses=now.clauses[: records.MAX_CLAUSES],
-                reason_code=now.reason_code,
-                score_ms=one.score_ms,
-                took_ms=one.took_ms,
-            )
-        )
-        if len(self._waiting) % records.MAX_REDECIDED == 0:
-            with suppress(ThorPolicyError):  # a daemon that starts or stops, a full disk: they may pass
-                self.close()
-
-    def close(self) -> None:
-        """Hand over all that waits. Raises what stands in the way."""
-        while self._keep is not None and self._waiting:
-            results = tuple(self._waiting[: records.MAX_REDECIDED])
-            self._keep(replace(self._batch, results=results))
-            del self._waiting[: len(results)]
-
-
-@contextmanager
-def on_idle_time() -> Iterator[None]:
-    """Lowest priority for this thread and those that it starts, until the end of the block.
-
-    Where a process may not raise its priority again, it stays low.
-    """
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
-    try:
-        yield
-    finally:
-        with suppress(PermissionError):
-            os.setpriority(os.PRIO_PROCESS, 0, before)
-
-
-def moment(told: str | None, name: str, now: float) -> str | None:
-    """A time told as an age (`7d`, `12h`, `30m`) at Unix time `now`, as RFC 3339; any other as it is."""
-    age = _AGE.fullmatch(told) if told is not None else None
-    if age is None:
-        return told
-    at = now - int(age[1]) * _SECONDS[age[2]]
-    if at < 0:
-        raise ConfigError(f"{name}: {told} ago was before 1970; give a shorter age, as 7d")
-    return events.timestamp(at)
-
-
-# ---------------------------------------------------------------- what it comes to
+# ---------------------------------------------------------------- the summary
 
 
 def summarise(results: Iterable[Counterfactual | Skipped]) -> Summary:
-    """What comparisons come to; they are read once."""
+    """The figures of all comparisons; `results` is iterated once."""
     directions: Counter[Direction] = Counter()
     skipped: Counter[Reason] = Counter()
     changes: Counter[tuple[str, str, Direction]] = Counter()
@@ -400,20 +259,20 @@ def summarise(results: Iterable[Counterfactual | Skipped]) -> Summary:
     actors: defaultdict[str | None, Counter[Direction]] = defaultdict(Counter)
     clauses: defaultdict[str | None, Counter[Direction]] = defaultdict(Counter)
     score_ms = took_ms = 0.0
-    for one in results:
-        if isinstance(one, Skipped):
-            skipped[one.reason] += 1
+    for result in results:
+        if isinstance(result, Skipped):
+            skipped[result.reason] += 1
             continue
-        then, now, direction = one.then, one.now, one.direction
+        then, now, direction = result.then, result.now, result.direction
         directions[direction] += 1
         if direction != "same":
             changes[then.outcome, now.outcome, direction] += 1
-        judges[one.judge][direction] += 1
-        actors[one.actor][direction] += 1
+        judges[result.judge][direction] += 1
+        actors[result.actor][direction] += 1
         for clause in {*then.clauses, *now.clauses} or (None,):
             clauses[clause][direction] += 1
-        score_ms += one.score_ms
-        took_ms += one.took_ms
+        score_ms += result.score_ms
+        took_ms += result.took_ms
     compared, loosened, tightened = directions.total(), directions["loosened"], directions["tightened"]
     return Summary(
         compared=compared,
@@ -437,7 +296,7 @@ def summarise(results: Iterable[Counterfactual | Skipped]) -> Summary:
 
 
 def _answer(row: Record) -> Answer:
-    """An answer, from a row of `decisions` or of `counterfactuals`."""
+    """The answer in a row of `decisions` or `counterfactuals`."""
     return Answer(
         outcome=row["decision"],
         tier=row["tier"],
@@ -449,10 +308,10 @@ def _answer(row: Record) -> Answer:
     )
 
 
-def _known(row: Record, then: Answer, known: Record) -> Counterfactual:
-    """What an earlier run came to, from a row of `decisions` and one of `counterfactuals`."""
+def _from_rows(row: Record, then: Answer, known: Record) -> Counterfactual:
+    """The result of an earlier run, from a row of `decisions` and a row of `counterfactuals`."""
     return Counterfactual(
-        **_of(row),
+        **_identity(row),
         then=then,
         now=_answer(known),
         direction=known["direction"],
@@ -461,8 +320,8 @@ def _known(row: Record, then: Answer, known: Record) -> Counterfactual:
     )
 
 
-def _of(row: Record) -> Record:
-    """What a row of `decisions` says of whom it was about, and who took it."""
+def _identity(row: Record) -> Record:
+    """Id, time, actor and judge of a row of `decisions`, as fields of a Counterfactual."""
     pack, model = row["prompt_version"], row["model_name"]
     return {
         "decision_id": row["decision_id"],
@@ -472,7 +331,7 @@ def _of(row: Record) -> Record:
     }
 
 
-def _groups(counted: dict[str | None, Counter[Direction]]) -> tuple[Group, ...]:
+def _groups(directions: dict[str | None, Counter[Direction]]) -> tuple[Group, ...]:
     groups = [
         Group(
             value=value,
@@ -480,6 +339,6 @@ def _groups(counted: dict[str | None, Counter[Direction]]) -> tuple[Group, ...]:
             loosened=counts["loosened"],
             tightened=counts["tightened"],
         )
-        for value, counts in counted.items()
+        for value, counts in directions.items()
     ]
-    return tuple(sorted(groups, key=lambda one: (-one.loosened, -one.tightened, one.value or "")))
+    return tuple(sorted(groups, key=lambda group: (-group.loosened, -group.tightened, group.value or "")))

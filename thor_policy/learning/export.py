@@ -1,11 +1,11 @@
-"""Export: what reviewers corrected, as examples for a pack and as lines to train on.
+"""Export: reviewers' corrections as examples for a pack and as training lines.
 
-Owns the files of an export. Invariant: prompts and answers are made by the code that makes them at run
-time (`packs`), so a model is trained on what it will read; corrections that are alike are never on both
-sides of the split; what is not exported is counted, by reason. Read-only on the journal; any thread.
+Owns the files of an export. Invariant: prompts and answers are made by the code that makes them at run time
+(`policy.pack`), so a model is trained on what it will read; near-duplicate corrections are never on both
+sides of the split; corrections that are left out are counted by reason. Read-only on the journal; any thread.
 
-A correction counts by the newest review of its decision. What the pack can no longer ask or answer, what
-an erasure took, and what the rules would overrule anyway is left out.
+Only the newest review of a decision counts. Left out are corrections that the pack can no longer ask or
+answer, that were erased, or that the rules would overrule.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from thor_policy.policy.pack_files import as_yaml
 Format = Literal["few-shot", "chat", "prompt-completion", "preference", "unpaired", "alpaca"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
-#: Corrections below which nothing is exported: fewer say more about their reviewers than about the policy.
+#: Least corrections for an export: fewer say more about their reviewers than about the policy.
 LEAST = 50
-#: Examples that a few-shot export holds at most.
+#: Most examples of a few-shot export.
 FEW = 8
-#: Questions that share so much of their three-word runs are near-duplicates.
+#: Questions that share at least this part of their three-word runs are near-duplicates.
 ALIKE = 0.6
-#: Share of the corrections that is held out for a test.
+#: Share of the corrections that is held out for testing.
 TEST_SHARE = 0.2
-#: Corrections read at a time.
+#: Corrections that are read at a time.
 _PAGE = 500
-#: What a run of spaces and line ends becomes: an answer's reasoning is one line.
+#: Spaces and line ends, which become one space: an answer's reasoning is one line.
 _SPACES = re.compile(r"\s+")
 
 
 class Provenance(Struct, frozen=True, kw_only=True):
-    """Where a line comes from. `pack` and `model` judged then; `rendered_by` is the pack that asks now."""
+    """The source of a line. `pack` and `model` decided; `rendered_by` is the pack that made the question."""
 
     decision_id: str
     decided_at: str
@@ -69,8 +69,9 @@ class Provenance(Struct, frozen=True, kw_only=True):
 class Correction(Struct, frozen=True, kw_only=True):
     """A decision as it should have been.
 
-    `chosen` is the whole answer, or its first line where no class or reason is known; `rejected` is what the
-    model answered (its label, where no more is known), or None where no model was asked or it said the same.
+    `chosen` is the right answer, or its first line where no class or reason is known. `rejected` is the
+    model's answer, or its label where no more is known; None where no model was asked or it gave the same
+    answer.
     """
 
     evaluation: Evaluation
@@ -86,7 +87,7 @@ class Correction(Struct, frozen=True, kw_only=True):
 
 
 class Gathered(Struct, frozen=True, kw_only=True):
-    """Every correction of a journal: those that can be exported, why others cannot, what changed in all."""
+    """All corrections of a journal: those to export, counts of those left out by reason, all changes."""
 
     corrections: tuple[Correction, ...]
     left_out: dict[str, int]
@@ -94,7 +95,7 @@ class Gathered(Struct, frozen=True, kw_only=True):
 
 
 class Exported(Struct, frozen=True, kw_only=True):
-    """What was written: lines by file, and how the corrections were divided."""
+    """The result of an export: lines by file, and how the corrections were divided."""
 
     corrections: int
     left_out: dict[str, int]
@@ -106,16 +107,16 @@ class Exported(Struct, frozen=True, kw_only=True):
 
 
 class _LeftOut(Exception):
-    """This correction is not exported; the message is the reason that is counted."""
+    """The correction is not exported; the message is the reason that is counted."""
 
 
 # ---------------------------------------------------------------- gathering
 
 
 def gather(reader: Reader, pack: Pack, *, progress: Callable[[int], None] = lambda _: None) -> Gathered:
-    """The corrections of a journal, as `pack` asks and answers. Raises JournalError.
+    """All corrections of a journal, rendered by `pack`. Raises JournalError.
 
-    `progress` hears how many reviews were read so far.
+    `progress` is called with the number of reviews read so far.
     """
     corrections: list[Correction] = []
     changes: list[Change] = []
@@ -136,22 +137,23 @@ def gather(reader: Reader, pack: Pack, *, progress: Callable[[int], None] = lamb
     )
 
 
-def divided(corrections: Sequence[Correction]) -> tuple[list[list[int]], frozenset[int]]:
-    """Indexes in groups of near-duplicates, and those that are held out: whole groups."""
-    grouped = similarity.groups([similarity.shingles(one.question) for one in corrections], ALIKE)
-    names = [one.provenance.decision_id for one in corrections]
+def split(corrections: Sequence[Correction]) -> tuple[list[list[int]], frozenset[int]]:
+    """Indexes of corrections in groups of near-duplicates, and the indexes of the held-out groups."""
+    grouped = similarity.groups([similarity.shingles(each.question) for each in corrections], ALIKE)
+    names = [each.provenance.decision_id for each in corrections]
     return grouped, similarity.held_out(grouped, names, TEST_SHARE)
 
 
 def _reviews(reader: Reader) -> Iterator[Record]:
+    """Every review that corrects, oldest first."""
     seq = 0
     while page := reader.corrections(_PAGE, after_seq=seq):
         yield from page
         seq = page[-1]["review_seq"]
 
 
-def _corrected(row: Record) -> str:
-    """The outcome that a reviewer wanted."""
+def _right_outcome(row: Record) -> str:
+    """The outcome that the reviewer gave. Raises _LeftOut if the review gives none."""
     if row["verdict"] == "correct_reasoning":
         return str(row["decision"])
     if row["review_decision"] is None:
@@ -163,7 +165,7 @@ def _change(row: Record, event: Record) -> Change:
     body = event["body"]
     return Change(
         decided=row["decision"],
-        corrected=_corrected(row),
+        corrected=_right_outcome(row),
         actor_type=body.get("subject_type") or row["tier"],
         classification=row["classification"],
         risk=row["risk_level"],
@@ -174,7 +176,8 @@ def _change(row: Record, event: Record) -> Change:
 
 
 def _correction(row: Record, event: Record, pack: Pack) -> Correction:
-    body, private, outcome = event["body"], event["private"], _corrected(row)
+    """The correction of one decision. Raises _LeftOut with the reason if it cannot be exported."""
+    body, private, outcome = event["body"], event["private"], _right_outcome(row)
     if event["kind"] != "decision":
         raise _LeftOut("reported, not decided here")
     if private is None:
@@ -192,15 +195,15 @@ def _correction(row: Record, event: Record, pack: Pack) -> Correction:
         question = pack.question(evaluation, floor.facts)
     except RequestError as error:
         raise _LeftOut("too long to be asked") from error
-    told_class = row["classification"] or floor.classification
-    classification = told_class if told_class in pack.manifest.classifications else None
+    recorded_class = row["classification"] or floor.classification
+    classification = recorded_class if recorded_class in pack.manifest.classifications else None
     same = outcome == row["decision"]
     reasoning = row["review_reasoning"] or (row["reasoning"] if same else None)
     clauses = _clauses(reasoning or "", row, body, pack, same=same)
     whole = classification is not None and bool(reasoning)
-    told = _SPACES.sub(" ", reasoning or "").strip()
+    one_line = _SPACES.sub(" ", reasoning or "").strip()
     head = f"{pack.prefix.answer_head} "
-    chosen = answer(outcome, classification or "", clauses, told) if whole else f"{head}{outcome}"
+    chosen = answer(outcome, classification or "", clauses, one_line) if whole else f"{head}{outcome}"
     model = body.get("model") or {}
     return Correction(
         evaluation=evaluation,
@@ -209,7 +212,7 @@ def _correction(row: Record, event: Record, pack: Pack) -> Correction:
         outcome=outcome,
         classification=classification,
         clauses=clauses,
-        reasoning=told or None,
+        reasoning=one_line or None,
         chosen=chosen,
         rejected=_rejected(row, head, chosen, whole=whole),
         provenance=Provenance(
@@ -230,15 +233,15 @@ def _correction(row: Record, event: Record, pack: Pack) -> Correction:
 
 
 def _clauses(reasoning: str, row: Record, body: Record, pack: Pack, *, same: bool) -> tuple[str, ...]:
-    """Clauses that the reviewer names; else those of the answer, as far as the correction lets them stand."""
+    """Clauses that the reasoning names; else those of the answer, if the outcome stays, or of the rules."""
     named = [clause for clause in pack.clauses if re.search(rf"\b{re.escape(clause)}\b", reasoning)]
-    stand = row["clauses"] if same else body["floor"].get("clauses", [])
-    known = [clause for clause in named or stand or () if clause in pack.clauses]
+    recorded = row["clauses"] if same else body["floor"].get("clauses", [])
+    known = [clause for clause in named or recorded or () if clause in pack.clauses]
     return tuple(known[: pack.manifest.limits.max_clauses])
 
 
 def _rejected(row: Record, head: str, chosen: str, *, whole: bool) -> str | None:
-    """What the model answered, where it differs: all of it, or its label where no more is known."""
+    """The model's answer if it differs from `chosen`: the whole, or its label where no more is known."""
     label, text = row["label"], (row["full_response"] or "").strip()
     if label is None:
         return None
@@ -253,9 +256,9 @@ def _rejected(row: Record, head: str, chosen: str, *, whole: bool) -> str | None
 def few_shot(
     corrections: Sequence[Correction], grouped: Sequence[Sequence[int]], pack: Pack
 ) -> list[Example]:
-    """Up to eight examples that the pack can take, an outcome after the other, no two of them alike.
+    """Up to `FEW` examples that lint accepts, taken from each outcome in turn, no two near-duplicates.
 
-    Newer reviews go first. `grouped` are the indexes of corrections that are alike.
+    Newer reviews come first. `grouped` holds the indexes of near-duplicate corrections.
     """
     group_of = {index: number for number, group in enumerate(grouped) for index in group}
     waiting: defaultdict[str, list[int]] = defaultdict(list)
@@ -283,12 +286,12 @@ def few_shot(
 
 
 def example_id(correction: Correction) -> str:
-    """What a correction is called among examples."""
+    """The id of a correction as an example."""
     return f"C-{correction.provenance.decision_id[-12:]}"
 
 
 def _example(correction: Correction, pack: Pack) -> Example | None:
-    """The correction as the pack's examples are written; None where lint would refuse it."""
+    """The correction as an example of the pack; None if class or reason are missing, or lint refuses it."""
     if correction.classification is None or correction.reasoning is None:
         return None
     floor = pack.book.apply(correction.evaluation, correction.received_at)
@@ -303,10 +306,11 @@ def _example(correction: Correction, pack: Pack) -> Example | None:
         at=correction.received_at,
     )
     try:
-        found = lint_pack(pack.revised(examples=(example,)))
+        findings = lint_pack(pack.revised(examples=(example,)))
     except (PackError, RequestError):
         return None
-    return None if any(one.level == "error" and example.id in one.where for one in found) else example
+    refused = any(finding.level == "error" and example.id in finding.where for finding in findings)
+    return None if refused else example
 
 
 def _turns(turns: Sequence[ChatTurn]) -> list[Json]:
@@ -314,43 +318,49 @@ def _turns(turns: Sequence[ChatTurn]) -> list[Json]:
 
 
 def _prompt(correction: Correction, pack: Pack) -> list[Json]:
-    """What the model reads: the turns of the pack, then the question."""
+    """The turns that the model reads: those of the pack, then the question."""
     return _turns((*pack.prefix.turns, ChatTurn(role="user", text=correction.question)))
 
 
-def _says(text: str) -> list[Json]:
+def _answer_turn(text: str) -> list[Json]:
     return _turns((ChatTurn(role="assistant", text=text),))
 
 
 def _chat(correction: Correction, pack: Pack) -> list[Json]:
-    return [{"messages": _prompt(correction, pack) + _says(correction.chosen)}]
+    return [{"messages": _prompt(correction, pack) + _answer_turn(correction.chosen)}]
 
 
 def _prompt_completion(correction: Correction, pack: Pack) -> list[Json]:
-    return [{"prompt": _prompt(correction, pack), "completion": _says(correction.chosen)}]
+    return [{"prompt": _prompt(correction, pack), "completion": _answer_turn(correction.chosen)}]
 
 
 def _preference(correction: Correction, pack: Pack) -> list[Json]:
     rejected, chosen = correction.rejected, correction.chosen
     if rejected is None:
         return []
-    if "\n" not in rejected:  # else the longer one would be the better one
+    if "\n" not in rejected:  # both of one line, else training would prefer the longer answer
         chosen = chosen.partition("\n")[0]
-    return [{"prompt": _prompt(correction, pack), "chosen": _says(chosen), "rejected": _says(rejected)}]
+    return [
+        {
+            "prompt": _prompt(correction, pack),
+            "chosen": _answer_turn(chosen),
+            "rejected": _answer_turn(rejected),
+        }
+    ]
 
 
 def _unpaired(correction: Correction, pack: Pack) -> list[Json]:
     prompt = _prompt(correction, pack)
     answers = [(correction.chosen, True), (correction.rejected, False)]
     return [
-        {"prompt": prompt, "completion": _says(text), "label": label}
+        {"prompt": prompt, "completion": _answer_turn(text), "label": label}
         for text, label in answers
         if text is not None
     ]
 
 
 def _alpaca(correction: Correction, pack: Pack) -> list[Json]:
-    """Alpaca has no room for turns: the instruction is the system turn, without the pack's examples."""
+    """Alpaca has no turns: the instruction is the system turn, without the pack's examples."""
     system = pack.prefix.turns[0].text
     return [{"instruction": system, "input": correction.question, "output": correction.chosen}]
 
@@ -365,7 +375,7 @@ _LINES: dict[Format, Callable[[Correction, Pack], list[Json]]] = {
 
 
 def lines(correction: Correction, pack: Pack, form: Format) -> list[Json]:
-    """The lines that a correction gives in a format other than few-shot, each with its provenance."""
+    """The lines of a correction in a format other than few-shot, each with its provenance."""
     provenance = msgspec.to_builtins(correction.provenance)
     return [line | {"provenance": provenance} for line in _LINES[form](correction, pack)]
 
@@ -383,18 +393,18 @@ def export(
     at: str,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Exported:
-    """Write the export to a directory that is not there yet, or empty; `at` is the time that it tells.
+    """Write the export to a directory that is missing or empty; `at` is the time that its report shows.
 
-    Raises ExportError if there are too few corrections, or if something is there; then nothing is written.
+    Raises ExportError, and writes nothing, if there are too few corrections or the directory is not empty.
     """
     if least < LEAST:
         raise ExportError(f"min_corrections: {least} is below {LEAST}; it can only be raised")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ExportError(f"{directory} is not empty; name a directory that is not there yet")
+        raise ExportError(f"{directory} is not empty; name a new directory")
     gathered = gather(reader, pack, progress=progress)
     corrections, count = gathered.corrections, len(gathered.corrections)
     refuse_too_few(gathered, pack, least, "an export")
-    grouped, test = divided(corrections)
+    grouped, test = split(corrections)
     sides = {"train": sorted(set(range(count)) - test), "test": sorted(test)}
     files: dict[str, tuple[bytes, int]] = {}
     for form in formats:
@@ -404,10 +414,10 @@ def export(
             files["examples.yaml"] = (_commented(examples, gathered, pack).encode(), len(examples))
             continue
         for side, indexes in sides.items():
-            told = [line for index in indexes for line in lines(corrections[index], pack, form)]
-            if told:
-                text = b"".join(msgspec.json.encode(line) + b"\n" for line in told)
-                files[f"{form}.{side}.jsonl"] = (text, len(told))
+            rows = [line for index in indexes for line in lines(corrections[index], pack, form)]
+            if rows:
+                text = b"".join(msgspec.json.encode(line) + b"\n" for line in rows)
+                files[f"{form}.{side}.jsonl"] = (text, len(rows))
     done = Exported(
         corrections=count,
         left_out=gathered.left_out,
@@ -417,22 +427,22 @@ def export(
         test=len(sides["test"]),
         files={name: number for name, (_, number) in files.items()},
     )
-    found = analysis(reader, gathered.changes) | {
+    report = analysis(reader, gathered.changes) | {
         "made_at": at,
         "pack": msgspec.to_builtins(pack.info),
         "export": msgspec.to_builtins(done),
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, (content, _) in files.items()},
     }
     contents = {name: content for name, (content, _) in files.items()} | {
-        "report.json": msgspec.json.format(msgspec.json.encode(found)) + b"\n",
-        "report.html": page(found).encode(),
+        "report.json": msgspec.json.format(msgspec.json.encode(report)) + b"\n",
+        "report.html": page(report).encode(),
     }
     _write(directory, contents)
     return done
 
 
 def refuse_too_few(gathered: Gathered, pack: Pack, least: int, what: str) -> None:
-    """Raises ExportError if there are fewer corrections than `what` needs, with what was left out and why."""
+    """Raise ExportError if there are fewer than `least` corrections; `what` needs them, as `an export`."""
     count = len(gathered.corrections)
     if count < least:
         why = "; ".join(f"{number} {reason}" for reason, number in gathered.left_out.items())
@@ -443,14 +453,14 @@ def refuse_too_few(gathered: Gathered, pack: Pack, least: int, what: str) -> Non
 
 
 def _renumbered(grouped: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Groups of what is left, with the indexes that it has among itself."""
+    """The groups with their indexes counted anew from 0, without empty groups."""
     place = {index: number for number, index in enumerate(sorted(i for group in grouped for i in group))}
     return [[place[index] for index in group] for group in grouped if group]
 
 
 def _commented(examples: Sequence[Example], gathered: Gathered, pack: Pack) -> str:
-    """Examples as YAML, with where each comes from."""
-    by_end = {one.provenance.decision_id[-12:]: one.provenance for one in gathered.corrections}
+    """Examples as YAML, each with a comment that names its source."""
+    by_end = {each.provenance.decision_id[-12:]: each.provenance for each in gathered.corrections}
     head = f"# {len(examples)} corrections, as examples of {pack.info.name} {pack.info.version}.\n"
     parts = []
     for example in examples:
@@ -458,17 +468,17 @@ def _commented(examples: Sequence[Example], gathered: Gathered, pack: Pack) -> s
         parts.append(
             f"# {example.id}: decision {source.decision_id} of {source.decided_at}, reviewed "
             f"{source.reviewed_at}\n#   by {source.reviewer!a}\n#   pack {source.pack_sha256}\n"
-            f"#   model {source.model_sha256}{_under(source.adapter)}\n" + as_yaml((example,))
+            f"#   model {source.model_sha256}{_adapter_text(source.adapter)}\n" + as_yaml((example,))
         )
     return head + "\n".join(parts)
 
 
-def _under(adapter: Adapter | None) -> str:
+def _adapter_text(adapter: Adapter | None) -> str:
     return f" under the adapter {adapter.sha256} at scale {adapter.scale:g}" if adapter else ""
 
 
 def _write(directory: Path, contents: dict[str, bytes]) -> None:
-    """All files or none: they are written beside the directory, which then takes its name."""
+    """Write all files or none: into a directory beside it, which is then renamed."""
     partial = directory.with_name(f".{directory.name}.part")
     try:
         partial.mkdir(mode=0o700, parents=True)

@@ -1,12 +1,12 @@
-"""Patterns: what corrections and exceptions have in common, and rules that would settle them.
+"""Patterns: groups of similar corrections and exceptions, and rules that would answer them.
 
-Owns the search for systematic errors. Invariant: a proposed rule is one that the pack's lint takes, whose
-condition holds in every case behind it, and whose effect on past decisions was counted by evaluating it;
-nothing is put in force. Read-only on the journal; any thread.
+Owns the search for systematic errors. Invariant: a proposed rule passes the pack's lint, its condition holds
+in every case behind it, and its effect on past decisions was counted by evaluating it; nothing is put in
+force. Read-only on the journal; any thread.
 
-Past decisions are weighed with rules alone: the model's part is what was recorded then. A rule can only
-tighten, or answer with the loosest outcome before the model is asked; what needs anything else is told as
-a pattern without a proposal, with the reason.
+Past decisions are evaluated with rules alone: the model's part is what was recorded. A rule can only tighten,
+or answer with the loosest outcome before the model is asked. A pattern that needs anything else is reported
+without a proposal, with the reason.
 """
 
 from __future__ import annotations
@@ -36,31 +36,31 @@ from thor_policy.policy.pack import Pack
 from thor_policy.policy.pack_files import as_yaml
 from thor_policy.policy.rules import Rule
 
-#: Decisions looked at, the newest ones: each costs an evaluation of all rules.
+#: Most decisions that are read, the newest ones: each costs an evaluation of all rules.
 MOST_DECISIONS = 20_000
-#: Cases from which on a pattern is shown, and from which on a rule is proposed.
+#: Least cases of a pattern that is reported, and of one that gets a proposed rule.
 SHOWN_FROM, PROPOSED_FROM = 3, 15
-#: Cases that have so much of their facts and words in common are of one kind.
+#: Cases that share at least this part of their facts and words are similar.
 ALIKE = 0.5
-#: Conditions that a proposed rule has at most.
+#: Most conditions of a proposed rule.
 MOST_CONDITIONS = 4
-#: Decisions that reviewers wanted otherwise and that a proposed rule may change, as a share of the cases
-#: behind it; and other decisions that it may change, as a share of all others.
+#: A proposed rule may change other decisions against their review up to this share of the cases behind it,
+#: and other decisions at all up to this share of all others.
 FEW_OTHERS = 0.25
-#: What nobody can see in a journal, told with every result.
+#: What a journal cannot show; printed with every result.
 CANNOT_SEE = (
-    "decisions that nobody reviewed: they count as right",
-    "what a model would have answered under a proposed rule: its part is what was recorded",
-    "facts of cases that were erased, and values that were masked",
-    "why: what cases have in common need not be the reason that reviewers had",
+    "errors in decisions that nobody reviewed: they count as right",
+    "what a model would have answered under a proposed rule: its recorded answer counts",
+    "facts of erased cases, and masked values",
+    "reasons: what cases have in common need not be why reviewers corrected them",
     "facts of exceptions that name no decision taken here",
 )
-#: Texts that a condition may quote.
+#: A text that a condition may quote.
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.:/@+-]{0,39}")
-#: An expression that takes the time of receipt.
+#: An expression that uses the time of receipt.
 _CLOCK = re.compile(r"\bnow\b")
 _PAGE = 1_000
-#: Decisions that say how rare a condition is.
+#: Decisions that the rarity of a condition is measured on.
 _SAMPLE = 2_000
 
 Kind = Literal["correction", "exception"]
@@ -68,10 +68,10 @@ Value: TypeAlias = bool | int | float | str
 
 
 class Case(Struct, frozen=True, kw_only=True):
-    """A decision as patterns see it.
+    """A decision as the search sees it.
 
-    `outcome` is what was decided, `right` what it should have been as far as anybody said. `values` are the
-    facts and plain parts of the request, by the CEL expression that gives them.
+    `outcome` is what was decided, `right` the corrected outcome, or `outcome` again if nobody corrected it.
+    `values` are the facts and plain parts of the request, by their CEL expression.
     """
 
     decision_id: str
@@ -88,10 +88,10 @@ class Case(Struct, frozen=True, kw_only=True):
 
 
 class Proposal(Struct, frozen=True, kw_only=True):
-    """A rule that would have answered these cases, as the pack's rules.yaml has it.
+    """A rule that would have answered these cases, as text for the pack's rules.yaml.
 
-    `changes` counts past decisions that it would change, by direction; `agree` of them reviewers wanted so,
-    `against` they wanted otherwise, and the rest nobody looked at.
+    `changes` counts the past decisions that it would change, by change. Of those, `agree` match their review,
+    `against` contradict it, and `unreviewed` have none.
     """
 
     rule: str
@@ -103,8 +103,10 @@ class Proposal(Struct, frozen=True, kw_only=True):
 
 
 class Pattern(Struct, frozen=True, kw_only=True):
-    """Cases of one kind. `common` holds in all of them, what is rare elsewhere first; `why_not` says
-    why there is no proposal.
+    """Similar cases with the same change.
+
+    `common` are conditions that hold in all of them, the rarest in other decisions first. `why_not` says why
+    there is no proposal.
     """
 
     kind: Kind
@@ -117,8 +119,8 @@ class Pattern(Struct, frozen=True, kw_only=True):
     why_not: str | None = None
 
 
-class Found(Struct, frozen=True, kw_only=True):
-    """All that was found in `looked_at` decisions; `complete` is False where older ones were left aside."""
+class Patterns(Struct, frozen=True, kw_only=True):
+    """All patterns in `looked_at` decisions; `complete` is False if older decisions were not read."""
 
     looked_at: int
     complete: bool
@@ -136,33 +138,35 @@ def find(
     *,
     since: str | None = None,
     progress: Callable[[int], None] = lambda _: None,
-) -> Found:
-    """Patterns in the decisions since a time, weighed by `pack`. Raises JournalError.
+) -> Patterns:
+    """Patterns in the decisions since a time (RFC 3339), by the rules of `pack`. Raises JournalError.
 
-    `progress` hears how many decisions were weighed so far.
+    `progress` is called with the number of decisions evaluated so far.
     """
     rows, complete = _rows(reader, since)
     reviewed = [row for row in rows if row["reviewed"] and row["tier"] in ("model", "cache", "rule")]
     cases: dict[str, Case] = {}
-    weighed = 0
+    evaluated = 0
     for row in rows:
         if (case := _case(row, pack)) is not None:
             cases[case.decision_id] = case
-        progress(weighed := weighed + 1)
+        progress(evaluated := evaluated + 1)
     patterns: list[Pattern] = []
-    exceptions, strange = _exceptions(reader, rows, cases, pack)
+    exceptions, unresolved = _exceptions(reader, rows, cases, pack)
     corrections = [case for case in cases.values() if case.reviewed and case.right != case.outcome]
     pairs: tuple[tuple[Kind, list[Case]], ...] = (("correction", corrections), ("exception", exceptions))
     for kind, wrong in pairs:
-        for alike in _alike(wrong):
-            patterns.append(_pattern(kind, alike, cases, pack))
-            progress(weighed := weighed + len(cases) * (len(alike) >= PROPOSED_FROM))
-    return Found(
+        for similar in _similar(wrong):
+            patterns.append(_pattern(kind, similar, cases, pack))
+            progress(evaluated := evaluated + len(cases) * (len(similar) >= PROPOSED_FROM))
+    return Patterns(
         looked_at=len(rows),
         complete=complete,
         reviewed=len(reviewed),
         corrected=sum(is_corrected(row) for row in reviewed),
-        patterns=tuple(sorted((*patterns, *strange), key=lambda one: (-len(one.cases), one.cases))),
+        patterns=tuple(
+            sorted((*patterns, *unresolved), key=lambda pattern: (-len(pattern.cases), pattern.cases))
+        ),
         rates={
             "actor type": rates_of(
                 reviewed, lambda row: [row["actor"].partition(":")[0]] if row["actor"] else []
@@ -178,7 +182,7 @@ def find(
 
 
 def _rows(reader: Reader, since: str | None) -> tuple[list[Record], bool]:
-    """The newest decisions, and whether these are all."""
+    """The newest decisions, and whether they are all."""
     rows: list[Record] = []
     before = None
     while len(rows) < MOST_DECISIONS:
@@ -191,9 +195,9 @@ def _rows(reader: Reader, since: str | None) -> tuple[list[Record], bool]:
 
 
 def _case(row: Record, pack: Pack) -> Case | None:
-    """A decision that this pack took here and that is not erased; None for any other.
+    """The case of a decision that this pack took here and that is not erased; None for any other.
 
-    An outcome that the pack does not have any more, or never had, cannot be weighed against others.
+    None too if the pack does not have the outcome: its order then says nothing.
     """
     ours = (row["prompt_version"] or "").startswith(f"{pack.info.name}@")
     right = row["review_decision"] if is_corrected(row) else row["decision"]
@@ -203,7 +207,7 @@ def _case(row: Record, pack: Pack) -> Case | None:
         return None
     evaluation = msgspec.convert(row["situation"], Evaluation)
     floor = pack.book.apply(evaluation, datetime.fromisoformat(row["timestamp"]).timestamp())
-    values, words = _seen(evaluation, floor, pack)
+    values, words = _features(evaluation, floor, pack)
     return Case(
         decision_id=row["decision_id"],
         at=row["timestamp"],
@@ -219,11 +223,11 @@ def _case(row: Record, pack: Pack) -> Case | None:
     )
 
 
-def _seen(evaluation: Evaluation, floor: Floor, pack: Pack) -> tuple[dict[str, Value], frozenset[str]]:
-    """Facts and plain values by their CEL expression, and the words of longer texts.
+def _features(evaluation: Evaluation, floor: Floor, pack: Pack) -> tuple[dict[str, Value], frozenset[str]]:
+    """Facts and plain values by their CEL expression, and the words of the pack's text fields.
 
-    Who asked is no value: a rule about one person is not what cases of many have in common. Nor is a number
-    made of the clock, which grows whatever is asked.
+    The subject's id is no value: a rule must not be about one person. Nor is a number that uses the clock: it
+    grows with time, whatever the request.
     """
     values: dict[str, Value] = {
         "subject.type": evaluation.subject.type,
@@ -252,41 +256,41 @@ def _seen(evaluation: Evaluation, floor: Floor, pack: Pack) -> tuple[dict[str, V
 def _exceptions(
     reader: Reader, rows: Sequence[Record], cases: Mapping[str, Case], pack: Pack
 ) -> tuple[list[Case], list[Pattern]]:
-    """Exceptions that name a decision taken here, as cases of it; the rest as patterns of their words."""
+    """Exceptions that name one decision taken here, as cases of it; patterns of all others by their words."""
     named: dict[str, Case] = {}
-    strange: list[tuple[Record, frozenset[str]]] = []
+    unresolved: list[tuple[Record, frozenset[str]]] = []
     for row in rows:
         if not row["is_exception"]:
             continue
-        told = reader.trace(row["decision_id"])["event"]["body"].get("precedents", [])
-        about = [cases[one] for one in told if one in cases]
+        precedents = reader.trace(row["decision_id"])["event"]["body"].get("precedents", [])
+        about = [cases[precedent] for precedent in precedents if precedent in cases]
         if len(about) == 1 and row["decision"] in pack.labels and row["decision"] != about[0].outcome:
             named[about[0].decision_id] = replace(about[0], right=row["decision"], reviewed=True)
         elif row["situation"] is not None:
-            strange.append((row, _features_of_report(row)))
+            unresolved.append((row, _features_of_report(row)))
     patterns = []
-    for group in similarity.groups([features for _, features in strange], ALIKE):
+    for group in similarity.groups([features for _, features in unresolved], ALIKE):
         if len(group) < SHOWN_FROM:
             continue
-        common = frozenset.intersection(*(strange[index][1] for index in group))
-        times = sorted(strange[index][0]["timestamp"] for index in group)
-        outcomes = sorted({strange[index][0]["decision"] for index in group})
+        common = frozenset.intersection(*(unresolved[index][1] for index in group))
+        times = sorted(unresolved[index][0]["timestamp"] for index in group)
+        outcomes = sorted({unresolved[index][0]["decision"] for index in group})
         patterns.append(
             Pattern(
                 kind="exception",
                 change=" or ".join(outcomes),
-                cases=tuple(sorted(strange[index][0]["decision_id"] for index in group)),
+                cases=tuple(sorted(unresolved[index][0]["decision_id"] for index in group)),
                 first=times[0],
                 last=times[-1],
                 common=tuple(sorted(common)),
-                why_not="they name no single decision taken here that they change, so no facts are known",
+                why_not="none names exactly one decision taken here that it changes, so no facts are known",
             )
         )
     return list(named.values()), patterns
 
 
 def _features_of_report(row: Record) -> frozenset[str]:
-    """What a reported exception says of itself: its type, its plain context, and words."""
+    """Type, outcome, plain context values and words of a reported exception."""
     situation, features = row["situation"], {f"type={row['decision_type']}", f"outcome={row['decision']}"}
     context = situation.get("context") or {}
     features |= {f"context.{name}={value}" for name, value in context.items() if isinstance(value, Value)}
@@ -297,8 +301,8 @@ def _features_of_report(row: Record) -> frozenset[str]:
 # ---------------------------------------------------------------- patterns
 
 
-def _alike(wrong: Sequence[Case]) -> Iterable[list[Case]]:
-    """Cases that were changed alike and have facts and words in common, many together first."""
+def _similar(wrong: Sequence[Case]) -> Iterable[list[Case]]:
+    """Groups of cases with the same change and similar facts and words, the largest of a change first."""
     by_change: defaultdict[tuple[str, str], list[Case]] = defaultdict(list)
     for case in sorted(wrong, key=lambda case: case.decision_id):
         by_change[case.outcome, case.right].append(case)
@@ -313,18 +317,19 @@ def _alike(wrong: Sequence[Case]) -> Iterable[list[Case]]:
                 yield [changed[index] for index in group]
 
 
-def _pattern(kind: Kind, alike: Sequence[Case], cases: Mapping[str, Case], pack: Pack) -> Pattern:
-    conditions = _conditions(alike)
+def _pattern(kind: Kind, similar: Sequence[Case], cases: Mapping[str, Case], pack: Pack) -> Pattern:
+    """The pattern of these cases, with a proposed rule from `PROPOSED_FROM` cases on."""
+    conditions = _conditions(similar)
     proposal: Proposal | None = None
     why_not: str | None = f"a rule is proposed from {PROPOSED_FROM} cases on"
-    if len(alike) >= PROPOSED_FROM:
-        proposal, why_not = _proposal(alike, conditions, cases, pack)
-    times, sample = sorted(case.at for case in alike), list(islice(cases.values(), _SAMPLE))
-    conditions.sort(key=lambda one: (sum(map(one.holds, sample)), one.text))
+    if len(similar) >= PROPOSED_FROM:
+        proposal, why_not = _proposal(similar, conditions, cases, pack)
+    times, sample = sorted(case.at for case in similar), list(islice(cases.values(), _SAMPLE))
+    conditions.sort(key=lambda condition: (sum(map(condition.holds, sample)), condition.text))
     return Pattern(
         kind=kind,
-        change=f"{alike[0].outcome} -> {alike[0].right}",
-        cases=tuple(case.decision_id for case in alike),
+        change=f"{similar[0].outcome} -> {similar[0].right}",
+        cases=tuple(case.decision_id for case in similar),
         first=times[0],
         last=times[-1],
         common=tuple(condition.text for condition in conditions),
@@ -334,7 +339,7 @@ def _pattern(kind: Kind, alike: Sequence[Case], cases: Mapping[str, Case], pack:
 
 
 class _Condition(Struct, frozen=True, kw_only=True):
-    """`text` in CEL; `low` and `high` bound a number, otherwise the value is `equal`."""
+    """A condition in CEL (`text`) on one expression: its value is `equal`, or lies from `low` to `high`."""
 
     text: str
     expression: str
@@ -349,85 +354,85 @@ class _Condition(Struct, frozen=True, kw_only=True):
         return isinstance(value, int | float) and self.low <= value <= self.high
 
 
-def _conditions(alike: Sequence[Case]) -> list[_Condition]:
-    """Everything that holds in all of these cases and can be said in CEL."""
-    found: list[_Condition] = []
-    for expression in alike[0].values:
-        values = [case.values.get(expression) for case in alike]
+def _conditions(similar: Sequence[Case]) -> list[_Condition]:
+    """Every condition in CEL that holds in all of these cases."""
+    conditions: list[_Condition] = []
+    for expression in similar[0].values:
+        values = [case.values.get(expression) for case in similar]
         kinds = {type(value) for value in values}
         if kinds <= {bool} and len(set(values)) == 1:
             sign = "" if values[0] else "!"
-            found.append(_Condition(text=f"{sign}{expression}", expression=expression, equal=values[0]))
+            conditions.append(_Condition(text=f"{sign}{expression}", expression=expression, equal=values[0]))
         elif kinds == {str} and len(set(values)) == 1 and _PLAIN.fullmatch(str(values[0])):
             text = f"{expression} == {json.dumps(values[0])}"
-            found.append(_Condition(text=text, expression=expression, equal=values[0]))
+            conditions.append(_Condition(text=text, expression=expression, equal=values[0]))
         elif kinds == {int} or kinds == {float}:
             numbers = [value for value in values if isinstance(value, int | float)]
             whole = kinds == {int}
             low, high = min(numbers), max(numbers)
-            if not whole:  # bounds that look like somebody's choice, and still hold
+            if not whole:  # two decimals, rounded outwards: bounds that a person could have written
                 low, high = math.floor(low * 100) / 100, math.ceil(high * 100) / 100
-            found.append(_Condition(text=f"{expression} >= {low}", expression=expression, low=low))
-            found.append(_Condition(text=f"{expression} <= {high}", expression=expression, high=high))
-    return found
+            conditions.append(_Condition(text=f"{expression} >= {low}", expression=expression, low=low))
+            conditions.append(_Condition(text=f"{expression} <= {high}", expression=expression, high=high))
+    return conditions
 
 
 def _proposal(
-    alike: Sequence[Case], conditions: Sequence[_Condition], cases: Mapping[str, Case], pack: Pack
+    similar: Sequence[Case], conditions: Sequence[_Condition], cases: Mapping[str, Case], pack: Pack
 ) -> tuple[Proposal | None, str | None]:
-    """A rule for these cases with what it would change; else why there is none."""
-    right = alike[0].right
-    tightens = pack.book.stricter(alike[0].outcome, right) == right
+    """A rule for these cases and its effect; or None and the reason."""
+    right = similar[0].right
+    tightens = pack.book.stricter(similar[0].outcome, right) == right
     if not tightens and right != pack.loosest:
         return None, f"no rule can loosen an answer to {right}: rules set a floor, or answer {pack.loosest}"
-    if not tightens and (in_the_way := Counter(name for case in alike for name in case.floor.rules)):
-        told = ", ".join(f"{name} in {count}" for name, count in in_the_way.most_common(3))
-        return None, f"rules demand more ({told}): change those"
+    if not tightens and (stricter := Counter(name for case in similar for name in case.floor.rules)):
+        names = ", ".join(f"{name} in {count}" for name, count in stricter.most_common(3))
+        return None, f"rules demand more ({names}): change those"
     if tightens and all(
-        pack.book.stricter(case.floor.outcome, right) == case.floor.outcome for case in alike
+        pack.book.stricter(case.floor.outcome, right) == case.floor.outcome for case in similar
     ):
-        return None, "the rules of today say so already"
-    behind = {case.decision_id for case in alike}
+        return None, "the rules of today demand it already"
+    behind = {case.decision_id for case in similar}
 
     def would_change(case: Case) -> bool:
         return (pack.book.stricter(case.right, right) if tightens else right) != case.right
 
     others = [case for case in cases.values() if case.decision_id not in behind and would_change(case)]
     if not others:
-        return None, "there are no other decisions to tell these cases from"
-    chosen, against, left = _told_apart(conditions, others, most=int(FEW_OTHERS * len(others)))
-    if against > FEW_OTHERS * len(alike) or left > FEW_OTHERS * len(others):
+        return None, "there are no other decisions to distinguish these cases from"
+    chosen, against, left = _distinguishing(conditions, others, most=int(FEW_OTHERS * len(others)))
+    if against > FEW_OTHERS * len(similar) or left > FEW_OTHERS * len(others):
         return None, (
-            f"what they have in common fits {left} of {len(others)} other decisions too, {against} of which "
-            "reviewers wanted otherwise"
+            f"what they have in common also fits {left} of {len(others)} other decisions; {against} of "
+            "which reviewers wanted otherwise"
         )
     when = " && ".join(condition.text for condition in chosen)
     rule = Rule(
         id=f"proposed-{hashlib.sha256(f'{when} {right}'.encode()).hexdigest()[:8]}",
         when=when,
         outcome=right,
-        because=f"Reviewers answered {right} in {len(alike)} cases of this kind.",
-        clause=_clause(alike, pack),
+        because=f"Reviewers answered {right} in {len(similar)} cases of this kind.",
+        clause=_clause(similar, pack),
         final=not tightens,
     )
-    return _weighed(rule, {**cases, **{case.decision_id: case for case in alike}}, pack)
+    return _with_effect(rule, {**cases, **{case.decision_id: case for case in similar}}, pack)
 
 
-def _told_apart(
+def _distinguishing(
     conditions: Sequence[_Condition], others: Sequence[Case], *, most: int
 ) -> tuple[list[_Condition], int, int]:
-    """Few conditions that hold in few others; how many of them reviewers saw, and how many there are.
+    """Few conditions that hold in few `others`; how many reviewed others still fit, and how many others.
 
-    First goes what tells the cases from decisions that reviewers wanted otherwise. Conditions are added until
-    there is none of those, and no more than `most` others.
+    Each step adds the condition that fits the fewest reviewed others, then the fewest others. It ends when no
+    reviewed other fits and at most `most` others do.
     """
     chosen: list[_Condition] = []
     left, against = list(others), sum(case.reviewed for case in others)
     while (against or len(left) > most) and len(chosen) < MOST_CONDITIONS:
         ranked = []
-        for one in conditions:
-            fits = [case.reviewed for case in left if one.holds(case)]
-            ranked.append((sum(fits), len(fits), len(one.text), one.text, one))
+        for condition in conditions:
+            fits = [case.reviewed for case in left if condition.holds(case)]
+            ranked.append((sum(fits), len(fits), len(condition.text), condition.text, condition))
         best = min(ranked, key=lambda entry: entry[:4], default=None)
         if best is None or best[:2] == (against, len(left)):
             break
@@ -436,31 +441,31 @@ def _told_apart(
     return chosen, against, len(left)
 
 
-def _clause(alike: Sequence[Case], pack: Pack) -> str | None:
-    """The clause that most reviewers name; else the one that most of the decisions cite."""
+def _clause(similar: Sequence[Case], pack: Pack) -> str | None:
+    """The clause that most reviewers name; else the clause that most of the decisions cite."""
     named = Counter(
         clause
         for clause in pack.clauses
-        for case in alike
+        for case in similar
         if re.search(rf"\b{re.escape(clause)}\b", case.reason)
     )
-    cited = Counter(clause for case in alike for clause in case.clauses if clause in pack.clauses)
+    cited = Counter(clause for case in similar for clause in case.clauses if clause in pack.clauses)
     most = (named or cited).most_common(1)
     return most[0][0] if most else None
 
 
-def _weighed(rule: Rule, cases: Mapping[str, Case], pack: Pack) -> tuple[Proposal | None, str | None]:
-    """The rule with what it would have changed, if the pack can take it."""
+def _with_effect(rule: Rule, cases: Mapping[str, Case], pack: Pack) -> tuple[Proposal | None, str | None]:
+    """The rule and its effect on `cases`; or None and the reason why the pack cannot take it."""
     try:
         revised = pack.revised(rules=(*pack.book.rules, rule))
     except PackError as error:
         return None, f"the rule that fits cannot be used: {error}"
-    known = {(one.where, one.message) for one in lint_pack(pack)}
-    new = [one for one in lint_pack(revised) if (one.where, one.message) not in known]
-    if refused := next((one for one in new if one.level == "error"), None):
+    known = {(finding.where, finding.message) for finding in lint_pack(pack)}
+    new = [finding for finding in lint_pack(revised) if (finding.where, finding.message) not in known]
+    if error_found := next((finding for finding in new if finding.level == "error"), None):
         return (
             None,
-            f"the rule that fits, {rule.when}, is against the pack: {refused.where}: {refused.message}",
+            f"lint refuses the rule that fits, {rule.when}: {error_found.where}: {error_found.message}",
         )
     changes: Counter[str] = Counter()
     verdicts: Counter[str] = Counter()
@@ -484,5 +489,5 @@ def _weighed(rule: Rule, cases: Mapping[str, Case], pack: Pack) -> tuple[Proposa
         agree=verdicts["agree"],
         against=verdicts["against"],
         unreviewed=verdicts["unreviewed"],
-        warnings=tuple(f"{one.where}: {one.message}" for one in new),
+        warnings=tuple(f"{finding.where}: {finding.message}" for finding in new),
     ), None

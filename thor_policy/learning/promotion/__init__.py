@@ -1,8 +1,7 @@
-"""Promotion: whether a pack may take the place of the one that decides, and the taking.
+"""Promotion: whether a pack may replace the active pack, and its activation.
 
-Owns the gate, its report, and the way from a candidate to the pack that decides. Invariant: the gate fails
-closed - a pack passes if every check was made and none has a reason against it - and the pack that is
-activated is, to the digest, the one that was checked. `report` has the nouns, `gate` makes the checks,
-`promote` records and activates, `improve` makes the next pack from corrections. Main thread of a command,
-which also owns the engine.
+Owns the gate, its report, and the activation of a candidate. Invariant: the gate fails closed (a pack passes
+only if every check was made and none has a reason against it), and the pack that is activated has the digest
+that was checked. `report` has the types, `gate` makes the checks, `promote` records and activates, `improve`
+makes the next pack from corrections. Main thread of a command, which also owns the engine.
 """

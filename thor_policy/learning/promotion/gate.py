@@ -1,16 +1,16 @@
-"""The gate: a candidate held against the pack that decides, check by check.
+"""The gate: checks that compare a candidate with the active pack.
 
-Owns what each check looks at. Invariant: both packs are asked by the same code on the same weights, each
-under its own calibration; what could not be compared is counted, and what the candidate cannot answer
-speaks against it. One thread, which also owns the engine.
+Owns what each check evaluates. Invariant: both packs are evaluated by the same code on the same weights, each
+under its own calibration; decisions that could not be compared are counted, and each request that the
+candidate cannot answer is a reason against it. One thread, which also owns the engine.
 
-    signature       one of `pack_keys` signed it (only where there are any)
-    outcomes        it knows every outcome of the active pack, in the same order
-    lint, leaks     no error; no scenario of a suite is shown as an example
+    signature       one of `pack_keys` signed the candidate (only if `pack_keys` is set)
+    outcomes        it has every outcome of the active pack, in the same order
+    lint, leaks     no lint error; no example gives a scenario of a suite away
     suites          no scenario that the active pack passes fails, and none is newly answered too loosely
-    held out        reviewed decisions that no pack shows as an example: it agrees with reviewers as often as
-                    the active pack does, and is looser than a review only where that one is, too
-    counterfactual  no past decision is loosened, but where a correction asked for it or somebody accepts it
+    held out        reviewed decisions that no pack shows as an example: the candidate agrees with reviewers
+                    as often as the active pack, and is looser than a review only where that pack is too
+    counterfactual  no past decision is loosened, unless a review asks for it or it is accepted
     invariance      no variant of a scenario is answered below the floor
 """
 
@@ -56,17 +56,17 @@ from thor_policy.suites.run_files import Judge, Run, item, worst
 from thor_policy.suites.scenarios import Embedder, Suite
 from thor_policy.suites.verdicts import run as run_suite
 
-#: A deadline that does not come, in monotonic nanoseconds.
+#: A deadline that never passes, in monotonic nanoseconds.
 _NEVER_NS = 2**63 - 1
 #: Decisions that are read at a time.
 _PAGE = 500
 
 
-# ---------------------------------------------------------------- one pack, asked
+# ---------------------------------------------------------------- one pack on the engine
 
 
-class _Bench:
-    """A pack on the gate's engine: asked like a daemon, and about the past."""
+class _LoadedPack:
+    """A pack on the gate's engine: it decides requests as a daemon does, and past requests again."""
 
     def __init__(
         self,
@@ -79,25 +79,25 @@ class _Bench:
     ) -> None:
         self.pack, self._now, self._max_request_bytes = pack, now, max_request_bytes
         model = structs.replace(engine.model, adapter=adapter)
-        found = reader.calibration(pack.info.sha256, model.identity)
-        calibration = Calibration(**found) if found else None
+        row = reader.calibration(pack.info.sha256, model.identity)
+        calibration = Calibration(**row) if row else None
         self._policy = Policy(engine, pack, adapter=adapter, calibration=calibration)
         self.past = Redecider(reader, engine, pack, adapter=adapter)
-        self._asked = 0
+        self._ticket = 0
 
     def ask(self, fields: dict[str, Json]) -> dict[str, Json]:
-        """The reply to a question as a client puts it, explained in it if it asks for that.
+        """The reply to an `evaluate` request of a client, with the explanation if the request asks for one.
 
-        It states no time: at the lowest priority, beside a daemon, that would say nothing of the pack. Raises
-        RequestError.
+        Its times are 0: measured at the lowest priority beside a daemon, they would say nothing of the pack.
+        Raises RequestError.
         """
         frame = encode_request("", "evaluate", fields)
         message = decode_request(frame, max_bytes=self._max_request_bytes, max_deadline_ms=1)
-        assert isinstance(message, EvaluateRequest)  # noqa: S101  what this room asks is one question
-        self._asked += 1
+        assert isinstance(message, EvaluateRequest)  # noqa: S101  `evaluate` gives nothing else
+        self._ticket += 1
         decision = self._policy.decide(
             Request(
-                ticket=self._asked,
+                ticket=self._ticket,
                 evaluation=message.evaluation,
                 caller=Caller(transport="inproc"),
                 received_at=self._now,
@@ -108,20 +108,20 @@ class _Bench:
                 pack=message.pack,
             )
         )
-        while self._policy.is_explaining(self._asked):
-            for ended in self._policy.step():
-                if isinstance(ended, Explained):
-                    decision = structs.replace(decision, explanation=ended.explanation)
-        told = decision_item(decision, explained=True, commit_ms=0.0, total_ms=0.0)
-        return decode_reply(encode_reply("", **told))
+        while self._policy.is_explaining(self._ticket):
+            for result in self._policy.step():
+                if isinstance(result, Explained):
+                    decision = structs.replace(decision, explanation=result.explanation)
+        fields = decision_item(decision, explained=True, commit_ms=0.0, total_ms=0.0)
+        return decode_reply(encode_reply("", **fields))
 
     def run(self, suites: Sequence[Suite], judge: Judge, embedder: Embedder | None) -> Run:
-        """Every scenario once. Raises SuiteError if one expects what the pack does not have."""
+        """Run every scenario once. Raises SuiteError if one expects an outcome that the pack lacks."""
         labels, name = self.pack.labels, self.pack.info.name
-        found = [
-            item(result, suite=one.name, pack=name, labels=labels)
-            for one in suites
-            for result in run_suite(one, self.ask, labels=labels, quick=False, embedder=embedder)
+        results = [
+            item(result, suite=suite.name, pack=name, labels=labels)
+            for suite in suites
+            for result in run_suite(suite, self.ask, labels=labels, quick=False, embedder=embedder)
         ]
         return Run(
             at=events.timestamp(self._now),
@@ -131,7 +131,7 @@ class _Bench:
             selection="all scenarios",
             repeats=1,
             judges=(judge,),
-            results=tuple(found),
+            results=tuple(results),
         )
 
 
@@ -139,11 +139,12 @@ class _Bench:
 
 
 class Gate:
-    """Holds candidates against the active pack, on an engine whose thread this is.
+    """Compares candidates with the active pack, on an engine that the calling thread owns.
 
-    `suites` are those of the pack's name; `shown` are all evaluations that some candidate shows as an
-    example, so that each is held against the same reviewed decisions. Raises EngineError if the active pack
-    cannot be loaded, PackError where a candidate is of another name or the active pack itself.
+    `suites` are those for the pack's name. `shown` are the evaluations that any candidate shows as an
+    example: they are left out, so that all candidates are compared on the same reviewed decisions. `announce`
+    is called with a line of text before each long part. Raises EngineError if the active pack cannot be
+    loaded.
     """
 
     def __init__(
@@ -167,30 +168,33 @@ class Gate:
         self._pack_keys, self._max_request_bytes = pack_keys, max_request_bytes
         self._now, self._announce = now, announce
         self._model = structs.replace(engine.model, adapter=adapter)
-        self._active = self._bench(active)
+        self._active = self._load(active)
         self._shown = [*shown, *(example.evaluation for example in active.examples)]
         self._active_run: Run | None = None
 
     def judge(self, candidate: Pack, terms: Terms) -> Report:
-        """Make every check. What lint or the closed list of outcomes rules out is put to no model."""
+        """Make every check; those that need the model only if `outcomes` and `lint` passed.
+
+        Raises PackError if the candidate has another name, or is the active pack itself.
+        """
         info, active = candidate.info, self._active.pack.info
         if info.name != active.name:
             raise PackError(
-                f"{candidate.path} is the pack {info.name}, and {active.name} decides: a pack takes the "
-                "place of one of its own name; `thorpolicy packs activate` puts another one in force"
+                f"{candidate.path} is the pack {info.name}, and {active.name} is active: only a pack of the "
+                "same name can be promoted; `thorpolicy packs activate` puts another one in force"
             )
         if info.sha256 == active.sha256:
-            raise PackError(f"{candidate.path} is the pack that decides already ({info.sha256[:12]})")
+            raise PackError(f"{candidate.path} is already the active pack ({info.sha256[:12]})")
         checks = [*self._signature(candidate), self._outcomes(candidate), self._lint(candidate)]
         merit = merit_of_active = None
         checks.append(self._leaks(candidate))
         if all(check.passed for check in checks if check.name in ("outcomes", "lint")):
-            bench = self._bench(candidate)
+            loaded = self._load(candidate)
             try:
-                suites, passing = self._scenarios(bench)
-                held_out, agreeing = self._held_out(bench, terms)
-                checks += [suites, held_out, self._counterfactual(bench, terms)]
-                checks.append(self._invariance(bench, terms))
+                suites, passing = self._scenarios(loaded)
+                held_out, agreeing = self._held_out(loaded, terms)
+                checks += [suites, held_out, self._counterfactual(loaded, terms)]
+                checks.append(self._invariance(loaded, terms))
             finally:
                 self._engine.unload(resident_key(info.sha256, self._adapter))
             merit, merit_of_active = (
@@ -210,10 +214,12 @@ class Gate:
             merit_of_active=merit_of_active,
         )
 
-    def _bench(self, pack: Pack) -> _Bench:
-        return _Bench(self._reader, self._engine, pack, self._adapter, self._now, self._max_request_bytes)
+    def _load(self, pack: Pack) -> _LoadedPack:
+        return _LoadedPack(
+            self._reader, self._engine, pack, self._adapter, self._now, self._max_request_bytes
+        )
 
-    # ------------------------------------------------------------ by its files alone
+    # ------------------------------------------------------------ checks of the files
 
     def _signature(self, candidate: Pack) -> list[Check]:
         if not self._pack_keys:
@@ -221,52 +227,58 @@ class Gate:
         limit = "by a key of pack_keys"
         try:
             keys = map(Path, self._pack_keys)
-            found = signatures.check_pack(candidate.info, candidate.path / pack_files.SIGNATURE, keys)
+            signature = signatures.check_pack(candidate.info, candidate.path / pack_files.SIGNATURE, keys)
         except PackError as error:
             return [Check(name="signature", figure="no", limit=limit, reasons=(str(error),))]
-        return [Check(name="signature", figure=f"by {found.key}", limit=limit)]
+        return [Check(name="signature", figure=f"by {signature.key}", limit=limit)]
 
     def _outcomes(self, candidate: Pack) -> Check:
         then, now = self._active.pack.labels, candidate.labels
-        kept = tuple(label for label in now if label in then)
-        reasons = [] if kept == then else [f"{' < '.join(then)} became {' < '.join(now)}"]
+        common = tuple(label for label in now if label in then)
+        reasons = [] if common == then else [f"{' < '.join(then)} became {' < '.join(now)}"]
         if not reasons and now[0] != then[0]:
             reasons = [f"{now[0]} is looser than {then[0]}, which was the loosest"]
-        figure = f"{len(kept)} of {len(then)} kept, {len(now) - len(kept)} new"
+        figure = f"{len(common)} of {len(then)} kept, {len(now) - len(common)} new"
         return Check(name="outcomes", figure=figure, limit="all, in their order", reasons=tuple(reasons))
 
     def _lint(self, candidate: Pack) -> Check:
-        found = lint_pack(candidate)
-        errors = tuple(f"{one.where}: {one.message}" for one in found if one.level == "error")
-        figure = f"{len(errors)} errors, {len(found) - len(errors)} warnings"
+        findings = lint_pack(candidate)
+        errors = tuple(
+            f"{finding.where}: {finding.message}" for finding in findings if finding.level == "error"
+        )
+        figure = f"{len(errors)} errors, {len(findings) - len(errors)} warnings"
         return Check(name="lint", figure=figure, limit="no error", reasons=errors)
 
     def _leaks(self, candidate: Pack) -> Check:
         scenarios = [scenario for suite in self._suites for scenario in suite.scenarios]
-        found = leaks.find(scenarios, candidate, self._embedder)
+        leaking = leaks.find(scenarios, candidate, self._embedder)
         reasons = tuple(
-            f"{one.scenario} is shown as the example {one.example} ({one.look} {one.similarity:.2f})"
-            for one in found
+            f"{leak.scenario} is shown as the example {leak.example} ({leak.look} {leak.similarity:.2f})"
+            for leak in leaking
         )
-        return Check(name="leaks", figure=f"{len(found)} of {len(scenarios)}", limit="none", reasons=reasons)
+        figure = f"{len(leaking)} of {len(scenarios)}"
+        return Check(name="leaks", figure=figure, limit="none", reasons=reasons)
 
-    # ------------------------------------------------------------ by its answers
+    # ------------------------------------------------------------ checks of the answers
 
-    def _scenarios(self, bench: _Bench) -> tuple[Check, tuple[Rate, Rate]]:
+    def _scenarios(self, loaded: _LoadedPack) -> tuple[Check, tuple[Rate, Rate]]:
+        """The check of the suites, and the scenarios that candidate and active pack pass."""
         count = sum(len(suite.scenarios) for suite in self._suites)
-        self._announce(f"asking {count} scenarios by {bench.pack.info.version}")
+        self._announce(f"running {count} scenarios by {loaded.pack.info.version}")
         if self._active_run is None:
             self._active_run = self._run(self._active)
-        before, after = self._active_run, self._run(bench)
-        versions = (self._active.pack.info.version, bench.pack.info.version)
-        reasons = [
-            f"{one.id} passes under {versions[0]} and fails under {versions[1]}: {one.before or 'no answer'} "
-            f"before, {one.after or 'no answer'} now"
-            if one.passed_before and not one.passed_after
-            else f"{one.id} is newly too loose: {one.before or 'no answer'} before, {one.after} now"
-            for one in compare(before, after).changes
-            if one.loosened or (one.passed_before and not one.passed_after)
-        ]
+        before, after = self._active_run, self._run(loaded)
+        versions = (self._active.pack.info.version, loaded.pack.info.version)
+        reasons = []
+        for change in compare(before, after).changes:
+            was, now = change.before or "no answer", change.after or "no answer"
+            if change.passed_before and not change.passed_after:
+                reasons.append(
+                    f"{change.id} passes under {versions[0]} and fails under {versions[1]}: {was} before, "
+                    f"{now} now"
+                )
+            elif change.loosened:
+                reasons.append(f"{change.id} is newly too loose: {was} before, {now} now")
         passing = (_passing(after), _passing(before))
         new, old = passing
         figure = f"{new.hits} of {new.of} pass, {old.hits} now" if new.of else "there is no suite"
@@ -275,35 +287,35 @@ class Gate:
         )
         return check, passing
 
-    def _run(self, bench: _Bench) -> Run:
+    def _run(self, loaded: _LoadedPack) -> Run:
         judge = Judge(
-            pack=bench.pack.info,
-            labels=bench.pack.labels,
+            pack=loaded.pack.info,
+            labels=loaded.pack.labels,
             model=self._model.name,
             model_sha256=self._model.identity,
         )
-        return bench.run(self._suites, judge, self._embedder)
+        return loaded.run(self._suites, judge, self._embedder)
 
-    def _held_out(self, bench: _Bench, terms: Terms) -> tuple[Check, tuple[Rate, Rate]]:
-        """Reviewed decisions that no example shows, and whether both packs agree with the reviewers."""
-        shown = self._questions(bench.pack)
-        rank = {label: number for number, label in enumerate(bench.pack.labels)}
+    def _held_out(self, loaded: _LoadedPack, terms: Terms) -> tuple[Check, tuple[Rate, Rate]]:
+        """The check of reviewed decisions that no example shows, and how often each pack agrees."""
+        shown = self._questions(loaded.pack)
+        rank = {label: number for number, label in enumerate(loaded.pack.labels)}
         hits, reasons, count = Counter[str](), [], 0
         rows = self._reviewed(terms.reviewed)
         self._announce(f"deciding {len(rows)} reviewed decisions by both packs")
         for row in rows:
             decision_id, right = row["decision_id"], row["right"]
-            if right not in rank or self._is_shown(decision_id, bench.pack, shown):
+            if right not in rank or self._is_shown(decision_id, loaded.pack, shown):
                 continue
-            new, old = bench.past.redecide(decision_id), self._active.past.redecide(decision_id)
-            served = _outcome(new), _outcome(old)
-            if served == (None, None):
+            new = _outcome(loaded.past.redecide(decision_id))
+            old = _outcome(self._active.past.redecide(decision_id))
+            if new is None and old is None:
                 continue
             count += 1
-            hits["new"] += served[0] == right
-            hits["old"] += served[1] == right
-            if _looser(rank, served[0], right) and not _looser(rank, served[1], right):
-                reasons.append(f"{decision_id} is looser than its review: {right} is right, not {served[0]}")
+            hits["new"] += new == right
+            hits["old"] += old == right
+            if _is_looser(rank, new, right) and not _is_looser(rank, old, right):
+                reasons.append(f"{decision_id} is looser than its review: {right} is right, not {new}")
         agreeing = rate(hits["new"], count), rate(hits["old"], count)
         if hits["new"] < hits["old"]:
             reasons.append(
@@ -321,107 +333,112 @@ class Gate:
         )
 
     def _reviewed(self, most: int) -> list[Record]:
-        """The newest reviewed decisions by packs of this name, each with the outcome that is `right`."""
-        found: list[Record] = []
+        """The newest reviewed decisions by packs of this name, each with the `right` outcome."""
+        rows: list[Record] = []
         before: str | None = None
-        while len(found) < most:
+        while len(rows) < most:
             page = self._reader.decisions(limit=_PAGE, reviewed=True, before=before)
             for row in page:
                 known = row["decision_correct"] == 1 or row["review_decision"] is not None
                 if known and (row["prompt_version"] or "").startswith(f"{self._active.pack.info.name}@"):
-                    found.append(row | {"right": row["review_decision"] or row["decision"]})
+                    rows.append(row | {"right": row["review_decision"] or row["decision"]})
             if len(page) < _PAGE:
                 break
             before = page[-1]["decision_id"]
-        return found[:most]
+        return rows[:most]
 
     def _questions(self, pack: Pack) -> list[frozenset[str]]:
-        """What the examples ask, as sets of words in runs of three."""
+        """The questions of all shown examples, as sets of three-word runs."""
         evaluations = [*self._shown, *(example.evaluation for example in pack.examples)]
-        return [similarity.shingles(_asked(pack, one, self._now)) for one in evaluations]
+        return [similarity.shingles(_question(pack, evaluation, self._now)) for evaluation in evaluations]
 
     def _is_shown(self, decision_id: str, pack: Pack, shown: Sequence[frozenset[str]]) -> bool:
-        """Whether an example asks the same, or almost; what cannot be asked again is found out later."""
+        """Whether an example is a near-duplicate. False for a lost request, which `redecide` skips."""
         try:
             request = request_of(self._reader, self._reader.recorded(decision_id)[1])
         except Unasked:
             return False
-        words = similarity.shingles(_asked(pack, request.evaluation, request.received_at))
-        return any(similarity.alike(words, one) >= ALIKE for one in shown)
+        question = similarity.shingles(_question(pack, request.evaluation, request.received_at))
+        return any(similarity.alike(question, example) >= ALIKE for example in shown)
 
-    def _counterfactual(self, bench: _Bench, terms: Terms) -> Check:
+    def _counterfactual(self, loaded: _LoadedPack, terms: Terms) -> Check:
         ids = self._reader.past(since=terms.since, limit=terms.past)
-        every = len(self._reader.past(since=terms.since)) if len(ids) == terms.past else len(ids)
+        total = len(self._reader.past(since=terms.since)) if len(ids) == terms.past else len(ids)
         self._announce(f"deciding {len(ids)} past decisions again")
-        rank = {label: number for number, label in enumerate(bench.pack.labels)}
-        counted: Counter[str] = Counter()
+        rank = {label: number for number, label in enumerate(loaded.pack.labels)}
+        counts: Counter[str] = Counter()
         reasons = []
         for decision_id in ids:
-            found = bench.past.redecide(decision_id)
-            if isinstance(found, Skipped):
-                counted["skipped"] += 1
-                if found.reason in ("no_answer_now", "too_large"):
-                    reasons.append(f"{decision_id} would get no answer: {found.told}")
+            result = loaded.past.redecide(decision_id)
+            if isinstance(result, Skipped):
+                counts["skipped"] += 1
+                if result.reason in ("no_answer_now", "too_large"):
+                    reasons.append(f"{decision_id} would get no answer: {result.message}")
                 continue
-            counted["compared"] += 1
-            if found.direction != "loosened":
-                counted["tightened"] += found.direction == "tightened"
+            counts["compared"] += 1
+            if result.direction != "loosened":
+                counts["tightened"] += result.direction == "tightened"
                 continue
-            excuse = self._excuse(found, rank, terms)
-            counted[excuse or "loosened"] += 1
+            excuse = self._excuse(result, rank, terms)
+            counts[excuse or "loosened"] += 1
             if excuse is None:
-                then, now = found.then.outcome, found.now.outcome
+                then, now = result.then.outcome, result.now.outcome
                 reasons.append(f"{decision_id} is loosened: {then} was served, {now} would be")
-        figure = f"{counted['loosened']} of {counted['compared']} loosened, {counted['tightened']} tightened"
+        figure = f"{counts['loosened']} of {counts['compared']} loosened, {counts['tightened']} tightened"
         for name in ("as reviewed", "accepted", "loose already", "skipped"):
-            figure += f", {counted[name]} {name}" if counted[name] else ""
-        if every > len(ids):
-            figure += f"; the newest {len(ids)} of {every}"
+            figure += f", {counts[name]} {name}" if counts[name] else ""
+        if total > len(ids):
+            figure += f"; the newest {len(ids)} of {total}"
         return Check(
             name="counterfactual", figure=figure, limit="none loosened unasked", reasons=tuple(reasons)
         )
 
-    def _excuse(self, found: Counterfactual, rank: dict[str, int], terms: Terms) -> str | None:
-        """Why a decision may be loosened; None if nothing asks for it.
+    def _excuse(self, loosened: Counterfactual, rank: dict[str, int], terms: Terms) -> str | None:
+        """Why a decision may be loosened; None if it may not.
 
-        What the active pack answers as loosely is not loosened by taking its place.
+        If the active pack now answers as loosely as the candidate, the candidate loosens nothing.
         """
-        if found.decision_id in terms.accepted:
+        if loosened.decision_id in terms.accepted:
             return "accepted"
-        row = self._reader.recorded(found.decision_id)[0]
+        row = self._reader.recorded(loosened.decision_id)[0]
         right = row["review_decision"] if row["reviewed"] else None
-        if right in rank and rank[found.now.outcome] >= rank[right]:
+        if right in rank and rank[loosened.now.outcome] >= rank[right]:
             return "as reviewed"
-        now = self._active.past.redecide(found.decision_id)
-        if isinstance(now, Counterfactual) and rank[now.now.outcome] <= rank[found.now.outcome]:
+        active = self._active.past.redecide(loosened.decision_id)
+        if isinstance(active, Counterfactual) and rank[active.now.outcome] <= rank[loosened.now.outcome]:
             return "loose already"
         return None
 
-    def _invariance(self, bench: _Bench, terms: Terms) -> Check:
+    def _invariance(self, loaded: _LoadedPack, terms: Terms) -> Check:
         limit = "none below the floor"
-        scenarios = [one for suite in self._suites for one in suite.scenarios if one.skip is None]
+        scenarios = [
+            scenario for suite in self._suites for scenario in suite.scenarios if scenario.skip is None
+        ]
         if self._material is None or not scenarios:
             return Check(name="invariance", figure="there is no scenario to vary", limit=limit)
         material = self._material
-        every: list[Variant] = [v for one in scenarios for v in invariance.variants(one, material)]
+        every: list[Variant] = [
+            variant for scenario in scenarios for variant in invariance.variants(scenario, material)
+        ]
         drawn = invariance.sample(every, terms.variants, terms.seed)
-        self._announce(f"asking {len(drawn)} variants of scenarios")
-        reasons, asked = [], 0
+        self._announce(f"running {len(drawn)} variants of scenarios")
+        reasons, count = [], 0
         try:
-            for one in invariance.compare(scenarios, drawn, bench.ask, bench.pack.labels):
-                asked += 1
-                if one.below_floor:
-                    what = one.variant.detail or one.variant.kind
-                    reasons.append(f"{one.variant.scenario} with {what} gets {one.after}, below its floor")
+            for comparison in invariance.compare(scenarios, drawn, loaded.ask, loaded.pack.labels):
+                count += 1
+                if comparison.below_floor:
+                    variant = comparison.variant
+                    what = variant.detail or variant.kind
+                    reasons.append(f"{variant.scenario} with {what} gets {comparison.after}, below its floor")
         except RequestError as error:
             reasons.append(f"a scenario that is to be varied is refused: {error.code}: {error}")
-        figure = f"{len(reasons)} of {asked} below, seed {terms.seed}"
+        figure = f"{len(reasons)} of {count} below, seed {terms.seed}"
         return Check(name="invariance", figure=figure, limit=limit, reasons=tuple(reasons))
 
-    # ------------------------------------------------------------ what it did when it was in force
+    # ------------------------------------------------------------ decisions while the pack was active
 
     def _served(self, pack: PackInfo) -> Rate:
-        """Of what the pack decided when it was in force, and is known to be right or wrong, the right."""
+        """The right ones among the pack's live decisions that are known to be right or wrong."""
         for row in statistics.breakdown(self._reader, "pack"):
             if row["pack"] == version_of(pack):
                 return rate(row["correct"], row["expected"])
@@ -429,22 +446,22 @@ class Gate:
 
 
 def _passing(run: Run) -> Rate:
-    asked = [one for one in worst(run.results).values() if one.status != "skipped"]
-    return rate(sum(one.status == "passed" for one in asked), len(asked))
+    results = [result for result in worst(run.results).values() if result.status != "skipped"]
+    return rate(sum(result.status == "passed" for result in results), len(results))
 
 
-def _asked(pack: Pack, evaluation: Evaluation, at: float) -> str:
-    """The question as the pack asks it; what is too long to be asked, by its content alone."""
+def _question(pack: Pack, evaluation: Evaluation, at: float) -> str:
+    """The question that the pack asks; the evaluation as JSON where that is too long."""
     try:
         return pack.question(evaluation, pack.book.apply(evaluation, at).facts)
     except RequestError:
         return msgspec.json.encode(evaluation).decode()
 
 
-def _outcome(found: Counterfactual | Skipped) -> str | None:
-    """What would be served; None where there is no answer."""
-    return None if isinstance(found, Skipped) else found.now.outcome
+def _outcome(result: Counterfactual | Skipped) -> str | None:
+    """The outcome that would be served; None where there is no answer."""
+    return None if isinstance(result, Skipped) else result.now.outcome
 
 
-def _looser(rank: dict[str, int], outcome: str | None, right: str) -> bool:
+def _is_looser(rank: dict[str, int], outcome: str | None, right: str) -> bool:
     return outcome is not None and rank[outcome] < rank[right]

@@ -1,9 +1,8 @@
-"""The next pack, proposed from what reviewers corrected: other examples, the same everything else.
+"""The next pack: the active pack with corrections as its examples.
 
-Owns how a proposal is made and where it is put. Invariant: of the pack that decides nothing is written
-over; the proposal lies whole in a directory of its own or not at all, and differs from that pack in
-version, supersedes and examples alone. It is a proposal: the gate has the last word. Main thread of a
-command.
+Owns how a proposal is made and where it is written. Invariant: no file of the active pack is changed; the
+proposal is complete in a directory of its own or not there at all, and differs from the active pack only in
+version, supersedes and examples. The gate decides whether it may be activated. Main thread of a command.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from thor_policy.security import signatures
 from thor_policy.suites import leaks, runner
 from thor_policy.suites.scenarios import Embedder, Suite
 
-#: Where the manifest says which version it is: a line of its own.
+#: The version and the superseded version in the manifest, each on a line of its own.
 _VERSION = re.compile(r"^version:.*$", re.MULTILINE)
 _SUPERSEDES = re.compile(r"^supersedes:.*\n?", re.MULTILINE)
 #: The last number in a version.
@@ -50,9 +49,9 @@ _LAST_NUMBER = re.compile(r"(\d+)(?!.*\d)", re.DOTALL)
 
 
 class Improvement(Struct, frozen=True, kw_only=True):
-    """A proposal: the pack `pack` in the directory `path`, what it shows as examples, and what the gate says.
+    """A proposal: the pack `pack` in the directory `path`, its examples, and the result of the gate.
 
-    `corrected` are the ids of examples that came from corrections, `kept` of those that stayed.
+    `corrected` are the ids of examples from corrections, `kept` the ids of examples of the active pack.
     """
 
     pack: PackInfo
@@ -77,25 +76,25 @@ def improve(
 ) -> Improvement:
     """Write the next pack to a directory of its own in `folder`, and send it through the gate.
 
-    With `in_force` it is recorded, and activated if it passes. `key` signs the pack, and its promotion. The
-    other arguments are those of `promote`. Raises ExportError where there are too few corrections, or nothing
-    to swap in; ThorPolicyError.
+    With `in_force` the result is recorded, and the pack activated if it passes. `key` signs the pack and its
+    promotion. The other arguments are those of `promote`. Raises ExportError if there are too few corrections
+    or they give no new example; ThorPolicyError.
     """
     signer = signatures.Key.open(key) if key is not None else None
     active, _ = active_pack(config)
-    own = [one for one in runner.find(suites) if one.pack == active.info.name]
+    own_suites = [suite for suite in runner.find(suites) if suite.pack == active.info.name]
     no_embedder = missing(config.models_dir)
     embedder = None if no_embedder else MiniLM(config.models_dir)
     with journal_access.open_reader(config) as reader:
         announce("reading corrections")
         gathered = gather(reader, active)
     refuse_too_few(gathered, active, LEAST, "the next pack")
-    corrected = swapped_in(gathered.corrections, active, own, embedder)
-    examples, kept = next_examples(corrected, active)
+    corrected = corrected_examples(gathered.corrections, active, own_suites, embedder)
+    examples, unchanged = next_examples(corrected, active)
     if all(example in active.examples for example in examples):
         raise ExportError(
-            f"the {len(gathered.corrections)} corrections give {active.info.name} no example that it does "
-            "not show yet; an example needs a class and a reason, and lint to accept it: review more"
+            f"the {len(gathered.corrections)} corrections give {active.info.name} no new example; an example "
+            "needs a class and a reason, and lint must accept it: review more"
         )
     pack = write(active, examples, folder, of=len(corrected))
     if signer is not None:
@@ -116,55 +115,60 @@ def improve(
         path=str(pack.path),
         corrections=len(gathered.corrections),
         corrected=tuple(example.id for example in corrected if example in examples),
-        kept=tuple(example.id for example in kept),
+        kept=tuple(example.id for example in unchanged),
         promotion=promotion,
     )
 
 
-def swapped_in(
+def corrected_examples(
     corrections: Sequence[Correction], active: Pack, suites: Sequence[Suite], embedder: Embedder | None
 ) -> list[Example]:
-    """The examples that corrections give: none masked, none that asks what a scenario asks."""
+    """The examples from corrections: none with a masked value, none that gives a scenario away."""
     scenarios = [scenario for suite in suites for scenario in suite.scenarios]
-    usable = [one for one in corrections if not one.provenance.masked]
+    usable = [correction for correction in corrections if not correction.provenance.masked]
     while True:
-        grouped = similarity.groups([similarity.shingles(one.question) for one in usable], ALIKE)
+        questions = [similarity.shingles(correction.question) for correction in usable]
+        grouped = similarity.groups(questions, ALIKE)
         chosen = few_shot(usable, grouped, active)
-        leaked = {one.example for one in leaks.find(scenarios, active.revised(examples=chosen), embedder)}
-        if not leaked:
+        revised = active.revised(examples=chosen)
+        leaking = {leak.example for leak in leaks.find(scenarios, revised, embedder)}
+        if not leaking:
             return chosen
-        usable = [one for one in usable if example_id(one) not in leaked]
+        usable = [correction for correction in usable if example_id(correction) not in leaking]
 
 
 def next_examples(corrected: Sequence[Example], active: Pack) -> tuple[list[Example], list[Example]]:
-    """All examples of the next pack, and those of the active one among them: one of each outcome at least.
+    """All examples of the next pack, and those among them that the active pack has.
 
-    There are no more of them than there were, so that the prompt gets no longer, but one of each outcome.
+    Every outcome has an example. Otherwise there are no more examples than before: the prompt grows no
+    longer.
     """
     most = max(len(active.examples), len(active.labels))
     shown = {example.outcome for example in corrected}
     new = {example.id for example in corrected}
-    kept = [one for one in active.examples if one.outcome not in shown and one.id not in new][: most - 1]
-    taken = list(corrected)[: min(FEW, most - len(kept))]
-    more = [one for one in active.examples if one not in kept and one.id not in new]
-    kept += more[: most - len(kept) - len(taken)]
-    return [*kept, *taken], kept
+    old = [example for example in active.examples if example.id not in new]
+    unchanged = [example for example in old if example.outcome not in shown][: most - 1]
+    taken = list(corrected)[: min(FEW, most - len(unchanged))]
+    more = [example for example in old if example not in unchanged]
+    unchanged += more[: most - len(unchanged) - len(taken)]
+    return [*unchanged, *taken], unchanged
 
 
 def write(active: Pack, examples: Sequence[Example], folder: Path, *, of: int) -> Pack:
-    """The active pack with other examples, in `folder`/NAME-VERSION under the next version that is free.
+    """Write the active pack with other examples to `folder`/NAME-VERSION.
 
-    Raises PackError if it cannot be written, or lint finds an error in it.
+    VERSION is the next one that is free there. `of` is the number of corrections that gave an example. Raises
+    PackError if the pack cannot be written, or lint finds an error in it.
     """
     version = next_version(active.info.version)
     while (folder / f"{active.info.name}-{version}").exists():
         version = next_version(version)
     directory = folder / f"{active.info.name}-{version}"
-    wanted = structs.replace(active.manifest, version=version, supersedes=version_of(active.info))
+    manifest = structs.replace(active.manifest, version=version, supersedes=version_of(active.info))
     texts = {name: (active.path / name).read_text(encoding="utf-8") for name in pack_files.FILES}
     if pack_files.load(active.path).info != active.info:
-        raise PackError(f"{active.path} has changed since it was read; begin again")
-    texts["pack.yaml"] = _renamed(texts["pack.yaml"], wanted, active.path / "pack.yaml")
+        raise PackError(f"{active.path} has changed since it was read; run the command again")
+    texts["pack.yaml"] = _with_version(texts["pack.yaml"], manifest, active.path / "pack.yaml")
     texts["examples.yaml"] = (
         f"# {len(examples)} examples of {active.info.name} {version}; {of} corrections gave one. An id "
         "that begins with C- ends\n# as the id of the decision that was corrected.\n"
@@ -176,7 +180,8 @@ def write(active: Pack, examples: Sequence[Example], folder: Path, *, of: int) -
         partial.mkdir(parents=True, mode=0o750)
         for name, text in texts.items():
             (partial / name).write_text(text, encoding="utf-8")
-        errors = [one for one in lint_pack(pack_files.load(partial)) if one.level == "error"]
+        findings = lint_pack(pack_files.load(partial))
+        errors = [finding for finding in findings if finding.level == "error"]
         if errors:
             raise PackError(f"{partial}: {errors[0].where}: {errors[0].message}")
         partial.rename(directory)
@@ -188,18 +193,21 @@ def write(active: Pack, examples: Sequence[Example], folder: Path, *, of: int) -
 
 
 def next_version(version: str) -> str:
-    """The version with its last number one higher; one without a number gets one."""
+    """The version with its last number increased by one; `.1` is appended to a version without a number."""
     if not _LAST_NUMBER.search(version):
         return f"{version}.1"
-    return _LAST_NUMBER.sub(lambda found: str(int(found[1]) + 1), version, count=1)
+    return _LAST_NUMBER.sub(lambda match: str(int(match[1]) + 1), version, count=1)
 
 
-def _renamed(text: str, wanted: Manifest, where: Path) -> str:
-    """The manifest's text with another version and what it supersedes, its comments left as they are."""
-    lines = f"version: {_quoted(wanted.version)}\nsupersedes: {_quoted(wanted.supersedes or '')}"
+def _with_version(text: str, manifest: Manifest, where: Path) -> str:
+    """The text of a manifest with the version and `supersedes` of `manifest`; comments stay.
+
+    Raises PackError if the result is not `manifest`.
+    """
+    lines = f"version: {_quoted(manifest.version)}\nsupersedes: {_quoted(manifest.supersedes or '')}"
     changed = _VERSION.sub(lambda _: lines, _SUPERSEDES.sub("", text), count=1)
-    if pack_files.parse_yaml(changed, Manifest, where) != wanted:
-        raise PackError(f"{where}: its version cannot be changed; put `version: ...` on a line of its own")
+    if pack_files.parse_yaml(changed, Manifest, where) != manifest:
+        raise PackError(f"{where}: version cannot be changed; put `version: ...` on a line of its own")
     return changed
 
 

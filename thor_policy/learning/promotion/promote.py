@@ -1,9 +1,9 @@
-"""From a pack that passed the gate to the pack that decides.
+"""Promotion of a pack that passed the gate: load, record, activate.
 
-Owns the order of steps: the candidate is made resident, the promotion is recorded, then it decides; so the
-chain tells of it before the first decision that it makes. Invariant: a daemon goes on deciding by the pack
-that it had until the new one is resident, and is asked to activate the digest that was checked, never a
-directory. Main thread of a command, which also owns the engine.
+Owns the order of steps: the candidate is loaded, the promotion is recorded, then the pack is activated; so
+the chain holds the promotion before the first decision by the new pack. Invariant: the daemon decides by the
+old pack until the new one is resident, and activates the digest that was checked, never a directory. Main
+thread of a command, which also owns the engine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from thor_policy.policy.pack import Pack
 from thor_policy.security import signatures
 from thor_policy.suites import invariance, runner
 
-#: Past decisions that may be accepted as loosened in one go: more are a pack to be looked at again.
+#: Most past decisions that one promotion may accept as loosened: a pack that loosens more needs a new look.
 MOST_ACCEPTED = 100
 
 
@@ -49,36 +49,36 @@ def promote(
     load_engine: Callable[[Config], Engine] = loading.load_engine,
     announce: Callable[[str], None] = lambda _: None,
 ) -> Promotion:
-    """Send candidates through the gate; record what came of it, and activate the one that is chosen.
+    """Send candidates through the gate, record the results, and activate the candidate that is chosen.
 
-    `named` are packs by name or directory; of several the `best` is chosen. `suites` are files or names,
-    or else those that ship for the pack. `key` signs the promotion. With `dry_run` nothing is recorded
-    and nothing activated. Raises ThorPolicyError.
+    `named` are names or directories of packs; several need `best`, which chooses among those that pass.
+    `suites` are names or files; by default the shipped suites of the pack. `key` signs the promotion. A dry
+    run records and activates nothing. Raises ThorPolicyError.
     """
     if len(named) != 1 and not best:
         raise PackError(
-            f"{len(named)} packs are named and one can be promoted; --choose takes the best of them"
+            f"{len(named)} packs are named, and only one can be promoted: name one, or choose with --choose"
         )
     if len(terms.accepted) > MOST_ACCEPTED:
         raise PackError(
-            f"{len(terms.accepted)} decisions are accepted as loosened; the limit is {MOST_ACCEPTED}"
+            f"--accept-loosened names {len(terms.accepted)} decisions; the limit is {MOST_ACCEPTED}"
         )
     signer = signatures.Key.open(key) if key is not None and not dry_run else None
     active, status = active_pack(config)
     candidates = [pack_files.load(pack_files.find(name, data_path("prompts"))) for name in named]
-    own = [one for one in runner.find(suites) if one.pack == active.info.name]
+    own_suites = [suite for suite in runner.find(suites) if suite.pack == active.info.name]
     no_embedder = missing(config.models_dir)
     with journal_access.open_reader(config) as reader, closing(load_engine(config)) as engine:
         adapter = loading.adopt_adapter(config, engine)
         if status is not None:
-            _same_judge(status, engine, adapter)
-        accepted = tuple(reader.resolve(told) for told in terms.accepted)
+            _require_same_weights(status, engine, adapter)
+        accepted = tuple(reader.resolve(id_or_end) for id_or_end in terms.accepted)
         gate = Gate(
             reader,
             engine,
             active,
             adapter=adapter,
-            suites=own,
+            suites=own_suites,
             shown=[example.evaluation for pack in candidates for example in pack.examples],
             material=invariance.material(data_path("scenarios") / invariance.MATERIAL_DIR),
             embedder=None if no_embedder else MiniLM(config.models_dir),
@@ -97,12 +97,12 @@ def promote(
             journal_access.maintain(config, Maintenance(task="promote", promotion=_event(report, None)))
     if chosen is None:
         return Promotion(reports=reports, chosen=None, why=why, recorded=True)
-    pack = next(one for one in candidates if one.info == chosen.pack)
+    pack = next(candidate for candidate in candidates if candidate.info == chosen.pack)
     event = Maintenance(task="promote", promotion=_event(chosen, signer))
     if status is None:
         journal_access.maintain(config, event)
     else:
-        _put_in_force(config, pack, event, chosen)
+        _activate(config, pack, event, chosen)
     return Promotion(
         reports=reports,
         chosen=pack.info,
@@ -114,40 +114,40 @@ def promote(
 
 
 def choose(reports: Sequence[Report]) -> tuple[Report | None, str]:
-    """The best of those that passed, if it is better than the active pack, and why.
+    """The best candidate that passed, if it is better than the active pack; and the reason in words.
 
-    By reviewed decisions that it agrees with, then scenarios that it passes, then how often it was right when
-    it was in force; what is equal in all of it goes to the active pack, then to whoever was named first.
+    Packs compare by reviewed decisions that they agree with, then by scenarios that they pass, then by their
+    share of right live decisions. Equal packs rank in this order: the active pack, then as they were named.
     """
     passed = [report for report in reports if report.passed and report.merit]
     if not passed:
         return None, f"none of {len(reports)} passed the gate"
     best = max(passed, key=_rank)
     active = best.merit_of_active
-    told = f"{_told(best)}; active: {_told(best, active=True)}"
+    figures = f"{_figures(best)}; active: {_figures(best, active=True)}"
     if active is not None and _rank(best) <= _rank(best, active=True):
-        return None, f"none is better than the active pack {best.against.version}: {told}"
-    return best, f"{best.pack.version} is the best of {len(passed)} that passed: {told}"
+        return None, f"none is better than the active pack {best.against.version}: {figures}"
+    return best, f"{best.pack.version} is the best of {len(passed)} that passed: {figures}"
 
 
 def _rank(report: Report, *, active: bool = False) -> tuple[int, int, float]:
     merit = report.merit_of_active if active else report.merit
-    assert merit is not None  # noqa: S101  who passed was asked
+    assert merit is not None  # noqa: S101  a report that passed has one
     return merit.held_out.hits, merit.suites.hits, merit.served.share or 0.0
 
 
-def _told(report: Report, *, active: bool = False) -> str:
+def _figures(report: Report, *, active: bool = False) -> str:
     merit = report.merit_of_active if active else report.merit
-    assert merit is not None  # noqa: S101  who passed was asked
-    told = []
+    assert merit is not None  # noqa: S101  a report that passed has one
+    figures = []
     for name, rate in (
         ("reviewed", merit.held_out),
         ("scenarios", merit.suites),
         ("in force", merit.served),
     ):
         interval = f" ({100 * rate.low:.0f} to {100 * rate.high:.0f} %)" if rate.of else ""
-        told.append(f"{name} {rate.hits} of {rate.of}{interval}")
-    return ", ".join(told)
+        figures.append(f"{name} {rate.hits} of {rate.of}{interval}")
+    return ", ".join(figures)
 
 
 def _only(report: Report) -> tuple[Report | None, str]:
@@ -158,11 +158,14 @@ def _only(report: Report) -> tuple[Report | None, str]:
 
 
 def active_pack(config: Config) -> tuple[Pack, Status | None]:
-    """The pack that decides, and the daemon's status; without a daemon, the pack of the settings."""
+    """The active pack and the daemon's status; without a daemon, the pack of the settings and None.
+
+    Raises ConfigError for a remote endpoint, PackError if the files of the active pack have changed.
+    """
     if config.endpoint.startswith("tcp:"):
         raise ConfigError(
-            f"endpoint is {config.endpoint}: packs are promoted where their journal lies; go there and leave "
-            "--endpoint out"
+            f"endpoint is {config.endpoint}: packs are promoted on the machine that holds the journal; run "
+            "the command there, without --endpoint"
         )
     with Client(config.endpoint, key=config.key_file) as client:
         status = client.status() if client.alive() else None
@@ -172,27 +175,28 @@ def active_pack(config: Config) -> tuple[Pack, Status | None]:
     pack = pack_files.load(Path(active.path))
     if pack.info.sha256 != active.sha256:
         raise PackError(
-            f"{pack.path} has changed since the daemon loaded {active.name} {active.version} from it, so "
-            "there is nothing to hold a candidate against: put those files back, and the candidate into a "
-            "directory of its own"
+            f"{pack.path} has changed since the daemon loaded {active.name} {active.version} from it, "
+            "so candidates cannot be compared with the active pack: put its files back, and put the "
+            "candidate into a directory of its own"
         )
     return pack, status
 
 
-def _same_judge(status: Status, engine: Engine, adapter: Adapter | None) -> None:
-    """Raises ConfigError unless the daemon judges by the weights that are loaded here."""
+def _require_same_weights(status: Status, engine: Engine, adapter: Adapter | None) -> None:
+    """Raise ConfigError unless the daemon decides by the weights that are loaded here."""
     model = status.model
     if _weights(status) != identity_of(engine.model.sha256, adapter):
         tuned = f" with the adapter {model.adapter.name}" if model.adapter else ""
         raise ConfigError(
-            f"the daemon judges by {model.name}{tuned}, and other weights are loaded here: give the same "
+            f"the daemon decides by {model.name}{tuned}, and other weights are loaded here: give the same "
             "--model, --adapter and --adapter-scale"
         )
 
 
 def _weights(status: Status) -> str:
-    """Digest of the weights that a daemon judges by."""
-    return identity_of(status.model.sha256, status.model.adapter)
+    """The digest of the weights that a daemon decides by."""
+    model = status.model
+    return identity_of(model.sha256, model.adapter)
 
 
 def _event(report: Report, signer: signatures.Key | None) -> Recorded:
@@ -210,15 +214,15 @@ def _event(report: Report, signer: signatures.Key | None) -> Recorded:
     )
 
 
-def _put_in_force(config: Config, pack: Pack, event: Maintenance, checked: Report) -> None:
+def _activate(config: Config, pack: Pack, event: Maintenance, checked: Report) -> None:
     """Load, record, activate. Raises RequestError, Unreachable; PackError if anything changed meanwhile."""
     with Client(config.endpoint, key=config.key_file) as client:
         before = client.status()
         if (before.pack.sha256, _weights(before)) != (checked.against.sha256, checked.model_sha256):
             now = before.pack
             raise PackError(
-                f"{now.name} {now.version} on {before.model.name} decides by now, which "
-                f"{pack.info.version} was not held against; promote it again"
+                f"{now.name} {now.version} on {before.model.name} is active now, and {pack.info.version} "
+                "was not compared with it: promote it again"
             )
         load = Control(task="load", pack=str(pack.path))
         try:
@@ -229,17 +233,17 @@ def _put_in_force(config: Config, pack: Pack, event: Maintenance, checked: Repor
                 raise
             client.control(Control(task="unload", pack=former))
             done = client.control(load)
-        there = [one["sha256"] for one in done["packs"]]
-        if pack.info.sha256 not in there:
-            for slipped_in in set(there) - {resident.sha256 for resident in before.packs}:
-                client.control(Control(task="unload", pack=slipped_in))
+        digests = [resident["sha256"] for resident in done["packs"]]
+        if pack.info.sha256 not in digests:
+            for unchecked in set(digests) - {resident.sha256 for resident in before.packs}:
+                client.control(Control(task="unload", pack=unchecked))
             raise PackError(f"{pack.path} has changed since it was checked; promote it again")
         client.maintenance(event)
         client.control(Control(task="activate", pack=pack.info.sha256))
 
 
 def _oldest_candidate(status: Status, pack: Pack) -> str | None:
-    """The digest of the resident pack of this name that was longest out of force; None if there is none."""
+    """The digest of the candidate of this name that has been inactive longest; None if there is none."""
     return next(
         (
             resident.sha256
@@ -253,8 +257,8 @@ def _oldest_candidate(status: Status, pack: Pack) -> str | None:
 def recorded(reader: Reader, trusted: Sequence[Path] = (), *, limit: int) -> list[Record]:
     """The newest promotions and refusals, newest first, each with the `problem` of its signature.
 
-    That is None where it is good, or nothing is `trusted` to check it with. Raises PackError if a key cannot
-    be used, JournalError.
+    `problem` is None if the signature is good, or if no `trusted` key files are given. Raises PackError if a
+    key cannot be used, JournalError.
     """
     try:
         keys = signatures.public_keys(trusted)
@@ -270,7 +274,7 @@ def recorded(reader: Reader, trusted: Sequence[Path] = (), *, limit: int) -> lis
 
 
 def _advice(config: Config, pack: Pack) -> str | None:
-    """What the settings still say; None if they name the pack."""
+    """A line that says how to set the pack in the settings; None if they name it."""
     if pack_files.find(config.pack, data_path("prompts")).resolve() == pack.path.resolve():
         return None
-    return f'a daemon that starts anew begins with {config.pack}: set pack = "{pack.path}" in its settings'
+    return f'after a restart the daemon decides by {config.pack}: set pack = "{pack.path}" in its settings'

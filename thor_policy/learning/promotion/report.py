@@ -1,7 +1,7 @@
-"""What the gate looks at, and what it found.
+"""Terms, checks and reports of the gate.
 
-Owns the nouns of promotion and the form in which a report goes on the chain. Invariant: a report passes by
-its checks alone, and each check by having no reason against it. Pure; any thread.
+Owns the types of promotion, and the form of a report in the journal. Invariant: a report passes if all its
+checks pass, and a check passes if it has no reason against the pack. Pure; any thread.
 """
 
 from __future__ import annotations
@@ -19,17 +19,21 @@ Name: TypeAlias = Literal[
     "signature", "outcomes", "lint", "leaks", "suites", "held out", "counterfactual", "invariance"
 ]
 
-#: Most bytes that a report takes in a request, and so most characters that it has.
+#: Largest report in a request, in bytes; so also its largest number of characters.
 MAX_BYTES = 32_768
-#: Reasons of one check that a report on the chain names, as many as there is room for; others are counted.
-TOLD = (20, 5, 1)
-#: Characters of a reason that it has there.
+#: Most reasons of a check in a recorded report. The first number with which the report is no larger than
+#: `MAX_BYTES` is used; further reasons are counted.
+REASONS = (20, 5, 1)
+#: Longest reason in a recorded report, in characters.
 REASON_CHARS = 300
 
 
 class Terms(Struct, frozen=True, kw_only=True):
-    """What the gate looks at. `since` (RFC 3339) bounds the counterfactual, of which the newest `past` count;
-    of reviewed decisions the newest `reviewed`. `accepted` are past decisions that may be loosened.
+    """What the gate evaluates.
+
+    Of past decisions since `since` (RFC 3339) the newest `past`; of reviewed decisions the newest `reviewed`;
+    `variants` variants of scenarios, drawn by `seed`. `accepted` are ids of past decisions that may be
+    loosened.
     """
 
     since: str
@@ -41,7 +45,7 @@ class Terms(Struct, frozen=True, kw_only=True):
 
 
 class Check(Struct, frozen=True, kw_only=True):
-    """One thing that was looked at: what was found, what is allowed, and every reason against the pack."""
+    """One check: its figure, what is allowed, and every reason against the pack."""
 
     name: Name
     figure: str
@@ -54,8 +58,10 @@ class Check(Struct, frozen=True, kw_only=True):
 
 
 class Merit(Struct, frozen=True, kw_only=True):
-    """How good a pack is: reviewed decisions that it agrees with, scenarios that it passes, and what became
-    of what it decided when it was in force.
+    """How good a pack is.
+
+    `held_out`: reviewed decisions that it agrees with; `suites`: scenarios that it passes; `served`: its live
+    decisions that were right.
     """
 
     pack: PackInfo
@@ -65,7 +71,7 @@ class Merit(Struct, frozen=True, kw_only=True):
 
 
 class Report(Struct, frozen=True, kw_only=True):
-    """What the gate found of `pack`, held against the pack `against` at the time `at` (RFC 3339)."""
+    """The checks of `pack`, compared with the pack `against` at the time `at` (RFC 3339)."""
 
     at: str
     version: str
@@ -83,31 +89,31 @@ class Report(Struct, frozen=True, kw_only=True):
         return all(check.passed for check in self.checks)
 
     def plain(self) -> dict[str, Json]:
-        """The report as JSON values, with the verdicts."""
-        told: dict[str, Json] = msgspec.to_builtins(self)
-        for plain, check in zip(told["checks"], self.checks, strict=True):
-            plain["passed"] = check.passed
-        return {"passed": self.passed} | told
+        """The report as JSON values, with `passed` for the whole and for each check."""
+        fields: dict[str, Json] = msgspec.to_builtins(self)
+        for check_fields, check in zip(fields["checks"], self.checks, strict=True):
+            check_fields["passed"] = check.passed
+        return {"passed": self.passed} | fields
 
     def recorded(self) -> str:
-        """The report as it goes on the chain: JSON, of each check the first reasons, others counted."""
-        for most in TOLD:
-            told = self.plain()
-            for check in told["checks"]:
+        """The report as JSON for the journal: the first reasons of each check, the number of the others."""
+        for most in REASONS:
+            fields = self.plain()
+            for check in fields["checks"]:
                 reasons = [reason[:REASON_CHARS] for reason in check["reasons"]]
                 more = [f"and {len(reasons) - most} more"] if len(reasons) > most else []
                 check["reasons"] = reasons[:most] + more
-            text = msgspec.json.encode(told).decode()
+            text = msgspec.json.encode(fields).decode()
             if len(msgspec.json.encode(text)) <= MAX_BYTES:
                 break
         return text
 
 
 class Promotion(Struct, frozen=True, kw_only=True):
-    """What came of it: the reports in the order of the candidates, and the pack that was `chosen`, and why.
+    """The result: the reports in the order of the candidates, the pack that was `chosen`, and why.
 
-    `recorded` says whether the chain tells of it, `activated` whether a daemon decides by it now; `advice` is
-    what is left to be done by hand.
+    `recorded`: the journal holds it. `activated`: the daemon decides by the chosen pack now. `advice` is what
+    is left to do by hand.
     """
 
     reports: tuple[Report, ...]

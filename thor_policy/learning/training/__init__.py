@@ -1,6 +1,7 @@
-"""The training room: a LoRA adapter for a model file, from situations whose outcome is known.
+"""Training: a LoRA adapter for a model file, from cases whose right outcome is known.
 
-`samples` makes tokens of situations with the code that makes them at run time; `lora` is the only module
-that imports torch, peft and transformers (the extra [train]), and only when it is called, so nothing of
-it is in the daemon; `convert` writes what was trained as a GGUF file.
+`samples` renders cases as tokens with the code that the daemon uses. `lora` alone imports torch, peft and
+transformers (the extra [train]); it is imported when training starts, never in the daemon. `conversion`
+writes the trained weights as a GGUF file. `build` does all of it for one adapter, and `judge` decides whether
+that adapter may be activated.
 """

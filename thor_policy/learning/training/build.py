@@ -1,8 +1,8 @@
-"""From cases to an adapter that may be loaded: samples, training, conversion, and the proof of both.
+"""Build an adapter from cases: samples, training, conversion, and a comparison of torch with llama.cpp.
 
-Owns the folder that a run writes. Invariant: what is written was loaded by llama.cpp beside the base
-model and gave the label probabilities that torch gives, within the tolerance that the card states; else
-nothing is called an adapter. Main thread of a command.
+Owns the folder that a run writes. Invariant: an adapter that `make` returns was loaded by llama.cpp beside
+its base model, and gave the label probabilities of torch within `TOLERANCE`; the card states the differences.
+Main thread of a command.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from thor_policy.policy.pack import Pack
 if TYPE_CHECKING:
     from thor_policy.learning.training.lora import Learner
 
-#: Prompts that torch and llama.cpp are both asked.
+#: Prompts on which torch and llama.cpp are compared.
 COMPARED = 100
-#: Largest difference of a label's probability between them that is let pass; their mean is held to a tenth.
-#: The base is quantised in one and unpacked in the other, and both compute in bfloat16 or int8 on the way.
+#: Largest accepted difference of a label's probability between them; the mean may be a tenth of it. llama.cpp
+#: uses the quantised base and torch the unpacked one, and both compute in bfloat16 or int8 in between.
 TOLERANCE = 0.25
 
 
 class Parity(Struct, frozen=True, kw_only=True):
-    """How far llama.cpp is from torch: differences of the right label's probability over `prompts`."""
+    """Differences of the right label's probability between llama.cpp and torch, over `prompts` prompts."""
 
     prompts: int
     mean: float
@@ -47,9 +47,9 @@ class Parity(Struct, frozen=True, kw_only=True):
 
 
 class Made(Struct, frozen=True, kw_only=True):
-    """An adapter, and all that is to be said of how it came to be: its card.
+    """The card of an adapter: its file, and how it was trained.
 
-    Its weights lie `share` of the way from the first ones to those that training ended with.
+    Its weights lie `share` of the way from the initial weights to the trained ones.
     """
 
     adapter: str
@@ -89,14 +89,14 @@ def make(
     advance: Callable[[int, int, float], None] = lambda *_: None,
     checked: Callable[[Point], None] = lambda _: None,
 ) -> Made:
-    """Train on `train`, keep what judges `held_out` best, write `folder`/NAME.gguf, its card NAME.json
-    and what it was trained on, NAME.cases.jsonl.gz.
+    """Train on `train`, and keep the weights that decide `held_out` best.
 
-    `start` is the file of an adapter of `model` that is gone on from, with its rank and alpha; `share` is how
-    much of the way from there to what was learned is gone. Called again with another share, it trains no
-    more. `announce` hears of each part, `advance` and `checked` of the training. Raises TrainingError where
-    there is nothing to learn, where `start` cannot be gone on from, or where llama.cpp does not make of the
-    file what torch made of the weights.
+    Writes `folder`/NAME.gguf, the card NAME.json and the training cases NAME.cases.jsonl.gz. `start` is the
+    file of an adapter of `model` that training continues from, with its rank and alpha; `share` is the part
+    of the way from there to the trained weights. A second call with another share does not train again.
+    `announce` is called with a line of text for each part, `advance` and `checked` as in `Learner.fit`.
+    Raises TrainingError if there are no cases, if training cannot continue from `start`, or if llama.cpp and
+    torch differ by more than `TOLERANCE`.
     """
     from thor_policy.learning.training import conversion
     from thor_policy.learning.training.lora import Learner
@@ -106,7 +106,7 @@ def make(
     samples = list(renderer.samples(train, left_out))
     judged = list(renderer.samples(held_out, left_out))
     if not samples or not judged:
-        raise TrainingError(f"{len(samples)} cases to learn from and {len(judged)} held out: both are needed")
+        raise TrainingError(f"{len(samples)} cases to train and {len(judged)} held out: both are needed")
     labels = {pack: renderer.labels(pack) for pack in packs}
     vocabulary.close()
     tokens = sum(map(len, samples))
@@ -125,9 +125,9 @@ def make(
         "kv_heads": learner.shape.num_key_value_heads,
     }
     if start is not None:
-        announce(f"going on from {start.stem}")
+        announce(f"continuing from {start.stem}")
         learner.start_from(conversion.read(start, learner.weights(), **shape))
-    first = learner.weights()
+    initial = learner.weights()
     training = digest_of(train)
     curve = learner.fit(
         samples,
@@ -138,8 +138,8 @@ def make(
         advance=advance,
         checked=checked,
     )
-    learner.go_back(first, share)
-    announce(f"writing the adapter, {share:.0%} of the way, and asking llama.cpp the same as torch")
+    learner.go_back(initial, share)
+    announce(f"writing the adapter, {share:.0%} of the way, and comparing llama.cpp with torch")
     path = folder / f"{name}.gguf"
     conversion.write(
         path,
@@ -180,9 +180,8 @@ def make(
     card.write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n")
     if parity.mean > TOLERANCE / 10 or parity.largest > TOLERANCE:
         raise TrainingError(
-            f"{path}: llama.cpp's label probabilities differ from torch's by {parity.mean:.3f} in the "
-            f"mean and {parity.largest:.3f} at most; {TOLERANCE / 10} and {TOLERANCE} are let pass: "
-            "do not use it"
+            f"{path}: label probabilities of llama.cpp and torch differ by {parity.mean:.3f} in the mean and "
+            f"{parity.largest:.3f} at most; the limits are {TOLERANCE / 10} and {TOLERANCE}: do not use it"
         )
     return made
 
@@ -197,11 +196,16 @@ def compare(
     *,
     seed: int,
 ) -> Parity:
-    """Ask llama.cpp and torch the same questions, the daemon's way in the one case. Raises EngineError."""
+    """Compare llama.cpp with torch on the same questions, which llama.cpp gets as in the daemon.
+
+    Raises EngineError.
+    """
     from thor_policy.engine.llama import LlamaEngine
 
     chosen = random.Random(seed).sample(list(judged), min(COMPARED, len(judged)))  # noqa: S311  no secret
-    theirs = learner.read([one.prompt for one in chosen], [labels[one.case.pack] for one in chosen])
+    by_torch = learner.read(
+        [sample.prompt for sample in chosen], [labels[sample.case.pack] for sample in chosen]
+    )
     adapter = Adapter(name=path.stem, sha256=hashlib.sha256(path.read_bytes()).hexdigest(), rendering="brief")
     differences, same = [], 0
     engine = LlamaEngine(
@@ -211,13 +215,13 @@ def compare(
         engine.adopt(adapter, path)
         for pack in packs.values():
             engine.load(pack.brief_prefix, adapter)
-        for one, torchs in zip(chosen, theirs, strict=True):
-            pack = packs[one.case.pack]
-            evaluation = msgspec.convert(one.case.evaluation, Evaluation)
-            question = pack.brief_question(evaluation, pack.book.apply(evaluation, one.case.at))
-            ours = engine.score(resident_key(pack.info.sha256, adapter), question, 2**63 - 1)
-            differences.append(abs(ours.probabilities[one.case.outcome] - torchs[one.case.outcome]))
-            same += ours.label == max(torchs, key=lambda label: torchs[label])
+        for sample, probabilities in zip(chosen, by_torch, strict=True):
+            case, pack = sample.case, packs[sample.case.pack]
+            evaluation = msgspec.convert(case.evaluation, Evaluation)
+            question = pack.brief_question(evaluation, pack.book.apply(evaluation, case.at))
+            scored = engine.score(resident_key(pack.info.sha256, adapter), question, 2**63 - 1)
+            differences.append(abs(scored.probabilities[case.outcome] - probabilities[case.outcome]))
+            same += scored.label == max(probabilities, key=probabilities.__getitem__)
     finally:
         engine.close()
     return Parity(
@@ -229,7 +233,7 @@ def compare(
 
 
 def write_cases(path: Path, cases: Sequence[Case]) -> None:
-    """The cases as compressed JSON lines, in order; the same cases give the same bytes."""
+    """Write the cases as compressed JSON lines, in order; the same cases give the same bytes."""
     lines = b"".join(msgspec.json.encode(case, order="sorted") + b"\n" for case in cases)
     path.write_bytes(gzip.compress(lines, mtime=0))
 

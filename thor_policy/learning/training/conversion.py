@@ -1,11 +1,11 @@
-"""What was trained as a GGUF file that llama.cpp loads beside the base model, and back.
+"""Adapter weights to a GGUF file that llama.cpp loads beside the base model, and back.
 
-Owns the names and the order of numbers in that file. Invariant: the file says which model it belongs to
-(by sha256), how questions are put, and at what strength, so nobody has to be told. Pure but for the
-files.
+Owns the names and the order of numbers in that file. Invariant: the file names the base model (by sha256),
+the rendering of questions and the strength (alpha), so an adapter needs no settings beside it. Pure, except
+for the files.
 
-llama.cpp keeps the rows of query and key projections of the architecture `llama` in another order (halves
-of a rotary pair beside each other), so the output side of their adapters is put into that order.
+For the architecture `llama`, llama.cpp keeps the rows of query and key projections in another order (the two
+halves of a rotary pair beside each other), so the output side of their adapters is put into that order.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def write(
     licence: str,
     training_sha256: str,
 ) -> None:
-    """Write an adapter's tensors (by peft's names) at half precision. Raises ValueError for a strange one."""
+    """Write an adapter's tensors (peft's names) in half precision. Raises ValueError for an unknown name."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -64,8 +64,8 @@ def write(
     writer.add_string("thor_policy.training_sha256", training_sha256)
     for key in sorted(weights):
         tensor = np.asarray(weights[key])
-        if of := _turned(key, architecture, heads, kv_heads):
-            tensor = _swapped(tensor, of, 2)
+        if reordered := _reordered_heads(key, architecture, heads, kv_heads):
+            tensor = _reorder(tensor, reordered, 2)
         writer.add_tensor(_name_in_file(key), np.ascontiguousarray(tensor, dtype=np.float16))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -76,51 +76,51 @@ def write(
 def read(
     path: Path, keys: Iterable[str], *, architecture: str, heads: int, kv_heads: int
 ) -> dict[str, np.ndarray]:
-    """The tensors of an adapter that `write` wrote, by the names `keys` that peft has for them.
+    """The tensors of an adapter that `write` wrote, by peft's names `keys`.
 
-    Raises TrainingError if the file holds others.
+    Raises TrainingError if the file holds other tensors.
     """
-    tensors = {one.name: one for one in gguf.GGUFReader(path).tensors}
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     names = {key: _name_in_file(key) for key in keys}
     if set(names.values()) != tensors.keys():
         raise TrainingError(f"{path} adapts other projections than are trained here: start without it")
     weights = {}
     for key, name in names.items():
         tensor = np.asarray(gguf.dequantize(tensors[name].data, tensors[name].tensor_type), dtype=np.float32)
-        if of := _turned(key, architecture, heads, kv_heads):
-            tensor = _swapped(tensor, of, len(tensor) // of // 2)
+        if reordered := _reordered_heads(key, architecture, heads, kv_heads):
+            tensor = _reorder(tensor, reordered, len(tensor) // reordered // 2)
         weights[key] = tensor
     return weights
 
 
 def strength_of(path: Path) -> tuple[int, int]:
-    """Rank and alpha of the adapter at `path`. Raises TrainingError if its tensors are of several ranks."""
+    """Rank and alpha of the adapter at `path`. Raises TrainingError unless all tensors have one rank."""
     reader = gguf.GGUFReader(path)
-    ranks = {int(one.shape[1]) for one in reader.tensors if one.name.endswith(".lora_a")}
+    ranks = {int(tensor.shape[1]) for tensor in reader.tensors if tensor.name.endswith(".lora_a")}
     if len(ranks) != 1:
-        raise TrainingError(f"{path} is of {len(ranks)} ranks, not of one: start without it")
+        raise TrainingError(f"{path} has {len(ranks)} ranks; only one can be trained: start without it")
     return ranks.pop(), round(reader.fields[gguf.Keys.Adapter.LORA_ALPHA].contents())
 
 
 def _name_in_file(key: str) -> str:
-    found = _KEY.search(key)
-    if found is None or found[2] not in NAMES:
+    match = _KEY.search(key)
+    if match is None or match[2] not in NAMES:
         raise ValueError(f"{key} is no projection that an adapter file has a name for")
-    block, projection, side = found.groups()
+    block, projection, side = match.groups()
     return f"blk.{block}.{NAMES[projection]}.weight.lora_{side.lower()}"
 
 
-def _turned(key: str, architecture: str, heads: int, kv_heads: int) -> int:
-    """How many heads a tensor has whose rows llama.cpp keeps in another order; 0: it keeps them."""
+def _reordered_heads(key: str, architecture: str, heads: int, kv_heads: int) -> int:
+    """The number of heads of a tensor whose rows llama.cpp keeps in another order; 0 for any other tensor."""
     if architecture != "llama" or "lora_B" not in key:
         return 0
     return heads if ".q_proj." in key else kv_heads if ".k_proj." in key else 0
 
 
-def _swapped(tensor: Any, heads: int, groups: int) -> Any:
-    """Rows of each head, in `groups` groups one after the other, as the first of each group, then the second.
+def _reorder(tensor: Any, heads: int, groups: int) -> Any:
+    """Interleave the rows of each head: they are `groups` runs; the first rows of all runs come first.
 
-    Two groups make pairs of the halves of a head; as many groups as there are pairs make halves of those.
+    With 2 groups, the halves of a head become pairs. With one group for each pair, pairs become halves again.
     """
-    apart = tensor.reshape(heads, groups, -1, tensor.shape[1])
-    return apart.swapaxes(1, 2).reshape(tensor.shape)
+    grouped = tensor.reshape(heads, groups, -1, tensor.shape[1])
+    return grouped.swapaxes(1, 2).reshape(tensor.shape)

@@ -1,7 +1,7 @@
-"""What a device learns from: corrections of reviewers, and cases of before so that it forgets nothing.
+"""The training set of a device: reviewers' corrections, and earlier cases so that it forgets nothing.
 
-Owns how both are mixed. Invariant: a correction that is held out is alike to none that is learned, and
-what a lesson says follows from the journal, the files and the seed alone. Pure but for the files read.
+Owns how both are mixed. Invariant: a held-out correction has no near-duplicate among the trained ones, and a
+lesson depends on the journal, the files and the seed alone. Pure, except for reading files.
 """
 
 from __future__ import annotations
@@ -16,20 +16,23 @@ from msgspec import Struct
 
 from thor_policy.core.errors import TrainingError
 from thor_policy.core.requests import Caller, Evaluation, Request
-from thor_policy.learning.export import Correction, divided
+from thor_policy.learning.export import Correction, split
 from thor_policy.learning.training.samples import Case
 from thor_policy.policy.decider import Policy
-from thor_policy.policy.pack import Pack
+from thor_policy.policy.pack import Example, Pack
 
-#: How often a correction is shown for one case of before.
+#: How often each correction is repeated; an earlier case is there once.
 REPEATS = 4
-#: Cases of before for each correction, and the fewest in all: the rest of a mixture that forgets nothing.
+#: Earlier cases for each correction, and the fewest earlier cases in all.
 REPLAYED, LEAST_REPLAYED = 4, 200
 _NEVER_NS = 2**63 - 1
 
 
 class Lesson(Struct, frozen=True, kw_only=True):
-    """What is learned, what is held out to choose weights by, and how the mixture came about."""
+    """The cases to train, and the held-out cases that choose the weights.
+
+    `train` has `corrections` corrections, each `REPEATS` times, and `replayed` earlier cases.
+    """
 
     train: tuple[Case, ...]
     held_out: tuple[Case, ...]
@@ -41,27 +44,27 @@ def read(path: Path, packs: Sequence[str]) -> list[Case]:
     """The cases of these packs in a file of JSON lines, compressed or not. Raises TrainingError."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            found = [msgspec.json.decode(line, type=Case) for line in file]
+            cases = [msgspec.json.decode(line, type=Case) for line in file]
     except (OSError, EOFError, msgspec.DecodeError) as error:
-        raise TrainingError(f"{path} holds no cases that can be read: {error}") from error
-    return [one for one in found if one.pack in packs]
+        raise TrainingError(f"{path} holds no cases: {error}") from error
+    return [case for case in cases if case.pack in packs]
 
 
 def lesson(corrections: Sequence[Correction], pack: Pack, before: Sequence[Case], *, seed: int) -> Lesson:
-    """A mixture: corrections, each several times, and a sample of what was learned before.
+    """A mixture: each correction `REPEATS` times, and a sample of the cases `before`.
 
-    Where there is no case of before, the pack's own examples stand in.
+    Without earlier cases, the pack's examples are used.
     """
-    _, test = divided(corrections)
-    cases = [_case(one, pack) for one in corrections]
-    known = list(before) or [_shown(pack, number) for number in range(len(pack.examples))]
-    wanted = max(LEAST_REPLAYED, REPLAYED * (len(cases) - len(test)))
-    replayed = random.Random(seed).sample(known, min(wanted, len(known)))  # noqa: S311  an order, no secret
-    learned = [case for number, case in enumerate(cases) if number not in test]
+    _, test = split(corrections)
+    cases = [_from_correction(correction, pack) for correction in corrections]
+    known = list(before) or [_from_example(example, pack) for example in pack.examples]
+    count = max(LEAST_REPLAYED, REPLAYED * (len(cases) - len(test)))
+    replayed = random.Random(seed).sample(known, min(count, len(known)))  # noqa: S311  an order, no secret
+    train = [case for number, case in enumerate(cases) if number not in test]
     return Lesson(
-        train=(*learned * REPEATS, *replayed),
+        train=(*train * REPEATS, *replayed),
         held_out=tuple(cases[number] for number in sorted(test)),
-        corrections=len(learned),
+        corrections=len(train),
         replayed=len(replayed),
     )
 
@@ -69,8 +72,8 @@ def lesson(corrections: Sequence[Correction], pack: Pack, before: Sequence[Case]
 def outcomes(
     policy: Policy, cases: Sequence[Case], *, advance: Callable[[], None] = lambda: None
 ) -> list[str]:
-    """What a policy decides on each case, as at the time of the case; `advance` hears of each."""
-    found = []
+    """The outcome that a policy decides for each case, at the case's time; `advance` is called after each."""
+    decided = []
     for case in cases:
         request = Request(
             ticket=0,
@@ -80,31 +83,30 @@ def outcomes(
             received_ns=0,
             deadline_ns=_NEVER_NS,
         )
-        found.append(policy.decide(request).outcome)
+        decided.append(policy.decide(request).outcome)
         advance()
-    return found
+    return decided
 
 
-def _case(one: Correction, pack: Pack) -> Case:
+def _from_correction(correction: Correction, pack: Pack) -> Case:
     return Case(
         pack=pack.info.name,
-        evaluation=msgspec.to_builtins(one.evaluation),
-        outcome=one.outcome,
-        clauses=one.clauses,
-        reasoning=one.reasoning or "",
-        source=f"correction {one.provenance.decision_id}",
-        at=one.received_at,
+        evaluation=msgspec.to_builtins(correction.evaluation),
+        outcome=correction.outcome,
+        clauses=correction.clauses,
+        reasoning=correction.reasoning or "",
+        source=f"correction {correction.provenance.decision_id}",
+        at=correction.received_at,
     )
 
 
-def _shown(pack: Pack, number: int) -> Case:
-    one = pack.examples[number]
+def _from_example(example: Example, pack: Pack) -> Case:
     return Case(
         pack=pack.info.name,
-        evaluation=msgspec.to_builtins(one.evaluation),
-        outcome=one.outcome,
-        clauses=one.clauses,
-        reasoning=one.reasoning,
-        source=f"example {one.id}",
-        at=one.at,
+        evaluation=msgspec.to_builtins(example.evaluation),
+        outcome=example.outcome,
+        clauses=example.clauses,
+        reasoning=example.reasoning,
+        source=f"example {example.id}",
+        at=example.at,
     )

@@ -1,8 +1,7 @@
-"""What an adapter is trained on: prompts as the daemon renders and cuts them, and the answer to each.
+"""Training samples: prompts as the daemon renders and tokenises them, each with its answer.
 
-Owns the form of a sample. Invariant: `prompt` holds the very token ids that the daemon would decode for
-the same question under an adapter of the brief rendering, up to where a label follows. Pure but for the
-vocabulary that it is given.
+Owns the form of a sample. Invariant: `prompt` holds the token ids that the daemon would decode for the same
+question under an adapter of the brief rendering, up to the label. Pure, given a vocabulary.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from thor_policy.core.requests import Evaluation
 from thor_policy.engine.native import Vocabulary
 from thor_policy.policy.pack import Pack
 
-#: Unix seconds that stand in for the time of receipt where a case has none: 2026-01-01 15:00 UTC, a Thursday.
+#: Time of receipt of a case that has none, in Unix seconds: 2026-01-01 15:00 UTC, a Thursday.
 AT = 1_767_279_600.0
 
 
 class Case(Struct, frozen=True, kw_only=True):
-    """A situation whose right outcome is known; `source` says where it is from, `group` what it is like."""
+    """A situation whose right outcome is known; `source` names its origin, `group` its kind."""
 
     pack: str
     evaluation: dict[str, Any]
@@ -37,8 +36,8 @@ class Case(Struct, frozen=True, kw_only=True):
 class Sample(Struct, frozen=True, kw_only=True):
     """Token ids of one case.
 
-    `prompt` ends where the label begins; `label` are the tokens of the right label; `rest` is how the answer
-    goes on, and `graded` says of each token of `rest` whether it is to be learned.
+    `prompt` ends where the label begins. `label` holds the tokens of the right label, `rest` the rest of the
+    answer. `graded` says for each token of `rest` whether it is learned.
     """
 
     prompt: tuple[int, ...]
@@ -52,11 +51,11 @@ class Sample(Struct, frozen=True, kw_only=True):
 
 
 class Unfit(ValueError):
-    """A case that cannot be learned from: looser than the rules allow, or of another pack."""
+    """A case that cannot be learned: its outcome is looser than the rules allow."""
 
 
 class Renderer:
-    """Makes samples of cases, by the tokens of one vocabulary."""
+    """Makes samples of cases with one vocabulary."""
 
     def __init__(self, vocabulary: Vocabulary, packs: Mapping[str, Pack]) -> None:
         self._vocabulary, self._packs = vocabulary, dict(packs)
@@ -65,8 +64,8 @@ class Renderer:
     def prompt(self, case: Case, *, floor_shown: bool = True, facts_shown: bool = True) -> tuple[int, ...]:
         """The tokens of the question. Raises Unfit if rules demand more than the case's outcome.
 
-        Without `floor_shown` the last line is left out, without `facts_shown` what rules computed: to see
-        what either is worth.
+        Without `floor_shown` the line of the floor is left out, without `facts_shown` the facts: to measure
+        what each contributes.
         """
         pack = self._packs[case.pack]
         before, tail = self._prefixes[case.pack]
@@ -74,9 +73,10 @@ class Renderer:
         floor = pack.book.apply(evaluation, case.at)
         if pack.book.stricter(floor.outcome, case.outcome) != case.outcome:
             raise Unfit(f"{case.outcome}, but {', '.join(floor.rules)} demand {floor.outcome}")
-        shown = msgspec.structs.replace(floor, facts=floor.facts if facts_shown else {})
+        if not facts_shown:
+            floor = msgspec.structs.replace(floor, facts={})
         text = (
-            pack.brief_question(evaluation, shown) if floor_shown else pack.question(evaluation, shown.facts)
+            pack.brief_question(evaluation, floor) if floor_shown else pack.question(evaluation, floor.facts)
         )
         text = text.removeprefix(pack.brief_prefix.question_head)
         return (*before, *self._vocabulary.tokenise(text), *tail)
@@ -107,7 +107,7 @@ class Renderer:
         )
 
     def samples(self, cases: Iterable[Case], left_out: list[str] | None = None) -> Iterator[Sample]:
-        """The samples of those cases that can be learned from; why others cannot goes to `left_out`."""
+        """The samples of all cases that can be learned; the reasons for the others go to `left_out`."""
         for case in cases:
             try:
                 yield self.sample(case)

@@ -1,7 +1,7 @@
-"""How an adapter is trained, and how far a training is.
+"""The settings of a training, and the points of its curve.
 
-Owns these frozen types and nothing else. Invariant: they say all that a result depends on but for the
-cases. Pure.
+Owns these frozen types and nothing else. Invariant: a result depends on the settings and the cases alone.
+Pure.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from msgspec import Struct
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """How an adapter is trained; all of it goes into its card.
+    """How an adapter is trained; its card holds all of them.
 
-    `rest_weight` is what a token's loss counts in the rest of an answer, against the label's loss, both as
-    means over a batch. The learning rate falls over all steps of `epochs`; `stop_after` ends training at a
-    step before that (0: it does not). Every `check_every` steps the held-out cases are read; the best weights
-    are kept, and after `patience` checks without better ones training ends. `started_from` is the sha256 of
-    the adapter whose weights were the first ones; empty: random ones.
+    `rest_weight` is the weight of the loss on the rest of an answer, relative to the loss on the label; both
+    are means over a batch. The learning rate falls over all steps of `epochs`. `stop_after` ends training at
+    an earlier step (0: it does not). Every `check_every` steps the held-out cases are evaluated; the best
+    weights are kept, and training ends after `patience` checks without better ones. `started_from` is the
+    sha256 of the adapter that gave the initial weights; empty if they were random.
     """
 
     rank: int = 16
@@ -35,7 +35,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 
 class Point(Struct, frozen=True, kw_only=True):
-    """One point of the curve: mean losses (nats) since the last one, and how held-out cases are judged."""
+    """One point of the curve: mean losses (nats) since the last point, and the figures on held-out cases."""
 
     step: int
     steps: int
@@ -47,5 +47,5 @@ class Point(Struct, frozen=True, kw_only=True):
 
     @property
     def merit(self) -> tuple[float, float]:
-        """What weights are chosen by: how often right, then how sure, which a temperature can mend."""
+        """Weights are chosen by accuracy, then by loss: a temperature can correct the latter."""
         return self.held_out_accuracy, -self.held_out_loss
