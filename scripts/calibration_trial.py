@@ -14,10 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from make_training_data import DOMAINS, situations
 from rich.console import Console
 from rich.progress import Progress
-from situations import Situation, team
 
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config, data_path
@@ -28,6 +26,9 @@ from thor_policy.daemon import service
 from thor_policy.journal.reader import Reader
 from thor_policy.policy import calibration, pack_files
 from thor_policy.policy.calibration import Judged
+from training_data.domains import DOMAINS, team
+from training_data.forms import situations
+from training_data.situations import Situation
 
 #: Situations that are asked again once the calibration is in force.
 AGAIN = 25

@@ -20,8 +20,6 @@ from itertools import islice
 from pathlib import Path
 
 import msgspec
-from situations import Chance, team
-from training_cases import DOMAINS, Part, case_of, part_of, place_of
 
 from thor_policy.cli import render
 from thor_policy.client.blocking import Client
@@ -34,6 +32,9 @@ from thor_policy.learning.training import dataset
 from thor_policy.learning.training.samples import Case
 from thor_policy.policy import pack_files
 from thor_policy.policy.decider import Policy
+from training_data.cases import Part, case_of, part_of, place_of
+from training_data.domains import DOMAINS, team
+from training_data.situations import Chance
 
 DEADLINE_MS = 60_000
 #: Situations asked before it is given up that enough of them are decided wrong, for each correction wanted.
