@@ -3,7 +3,7 @@
 Owns the command of scripts/mixed-load, the daemon that it starts, the threads of the clients, and their
 folder. Each client sends one request after another, drawn by weight:
 
-- questions for rules, for the model and for the cache; with explanations, in batches, with too short deadlines;
+- questions for rules, for the model and for the cache; explained, in batches, and with too short deadlines;
 - records of all kinds, also about decisions that do not exist; status, metrics and maintenance;
 - malformed and too large requests, and requests whose client leaves before the reply.
 
@@ -533,7 +533,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="mixed-load",
         description="Put a daemon under mixed load. Status 0: every request is accounted for, nothing "
-        "acknowledged is missing, and memory, open files and threads stay flat; 1: there are problems; 2: the run failed.",
+        "acknowledged is missing, and memory, open files and threads stay flat; 1: there are problems; "
+        "2: the run failed.",
     )
     parser.add_argument("--minutes", type=float, default=30.0, help="length of the run; default: %(default)s")
     parser.add_argument(
