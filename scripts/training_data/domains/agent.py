@@ -1,6 +1,6 @@
 """Situations of AI agents and their tools, by the clauses of prompts/agent-tools.
 
-Owns their facts, jobs, words and reference policy. Pure, after words are read.
+Owns their facts, jobs, words and reference policy. Pure, except that the words are read on import.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ HARMLESS = (
     "handled by people",
     "near miss",
 )
-#: Texts like those that ask for more, with a word that turns the meaning: they change nothing, by call.
+#: Texts like those that ask for more, with a word that reverses the meaning: they change nothing, by call.
 REASSURING = {
     "read": ("no keys", "keeps private", "limits untouched", "declined", "still wanted", "dummy data"),
     "change": (

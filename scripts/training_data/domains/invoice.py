@@ -1,6 +1,7 @@
 """Situations of accounts payable, by the clauses of prompts/invoice-exception.
 
-Owns their facts, words, reference policy, and pairs that differ in one fact. Pure, after words are read.
+Owns their facts, words, reference policy, and pairs that differ in one fact.
+Pure, except that the words are read on import.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Situations of an engineering team, by the clauses of prompts/team-governance.
 
-Owns their facts, words, reference policy, and pairs that differ in one fact. Pure, after words are read.
+Owns their facts, words, reference policy, and pairs that differ in one fact.
+Pure, except that the words are read on import.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ HARMLESS = (
     "zero counts",
     "phish reported",
 )
-#: Texts like those that ask for more, with a word that turns the meaning: they change nothing.
+#: Texts like those that ask for more, with a word that reverses the meaning: they change nothing.
 REASSURING = (
     "freeze over",
     "hazard ruled out",
