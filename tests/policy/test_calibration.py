@@ -127,5 +127,5 @@ def test_the_trial_calibrates_a_daemon_and_no_label_changes_its_place(model_file
     }
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode in (0, 1), done.stderr  # 1: of so few the other half may be no better for it
-    assert f"{2 * LEAST} judged" in done.stdout
-    assert "asked again: 25 of 25 with every label in its place" in done.stdout
+    assert f"{2 * LEAST} decisions" in done.stdout
+    assert "evaluated again: 25 of 25 with all labels in the same order" in done.stdout
