@@ -21,7 +21,7 @@ from rich.progress import Progress
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config, data_path
 from thor_policy.core import records
-from thor_policy.core.decisions import Adapter, identity_of
+from thor_policy.core.decisions import identity_of
 from thor_policy.core.errors import ThorPolicyError
 from thor_policy.daemon import service
 from thor_policy.journal.reader import Reader
@@ -73,7 +73,7 @@ def run(config: Config, pack_name: str, number: int, seed: int) -> int:
         ]
         model = client.status().model
         pack = pack_files.load(pack_files.find(pack_name, data_path("prompts"))).info
-        judge = identity_of(model.sha256, Adapter(**model.adapter) if model.adapter else None)
+        judge = identity_of(model.sha256, model.adapter)
         judged = judged_by(config, pack.sha256, judge)
         fitted = calibration.fit(judged[::2], pack_sha256=pack.sha256, model_sha256=judge)
         client.maintenance(records.Maintenance(task="calibrate", calibration=fitted))
