@@ -133,14 +133,14 @@ class TestOutcome:
         assert LABELS.index(decision.outcome) >= LABELS.index(decision.floor.outcome)
 
     def test_a_floor_at_the_strictest_outcome_needs_no_model(self, policy: Callable[..., Policy]) -> None:
-        decision = policy(error=EngineError("asked")).decide(request("banned"))
+        decision = policy(error=EngineError("the model was called")).decide(request("banned"))
         assert (decision.outcome, decision.tier, decision.model) == ("deny", "rule", None)
         assert decision.explanation is not None
         assert decision.explanation.reasoning == "It is banned."
         assert decision.explanation.clauses == ("R1",)
 
     def test_a_final_allow_needs_no_model(self, policy: Callable[..., Policy]) -> None:
-        decision = policy(error=EngineError("asked")).decide(request("free"))
+        decision = policy(error=EngineError("the model was called")).decide(request("free"))
         assert (decision.outcome, decision.tier, decision.confidence) == ("allow", "rule", None)
 
     def test_a_failing_rule_counts_as_matched_and_is_named(self, policy: Callable[..., Policy]) -> None:
@@ -233,7 +233,7 @@ def finish(policy: Policy) -> Explained:
 
 
 class CountingEngine(StubEngine):
-    """An engine that counts what it was asked."""
+    """An engine that counts its scores."""
 
     scores = 0
 
