@@ -22,7 +22,7 @@ from thor_policy.policy.decider import Policy
 from thor_policy.policy.pack import Pack
 from thor_policy.protocol.requests import evaluation_from
 from thor_policy.suites import invariance, suite_files
-from thor_policy.suites.invariance import KINDS, Answered, Variant, text_places
+from thor_policy.suites.invariance import KINDS, AnswerRanks, Variant, text_places
 from thor_policy.suites.scenarios import Expectation, Scenario
 from thor_policy.suites.suite_files import merged
 from thor_policy.testing import StubEngine
@@ -199,11 +199,11 @@ def test_a_sample_draws_equally_from_every_kind_and_is_fixed_by_its_seed() -> No
 def test_a_flip_a_loosening_and_an_answer_below_the_floor_are_distinguished(
     before: tuple[str, str], after: tuple[str, str], flipped: bool, loosened_by: str, below_floor: bool
 ) -> None:
-    def answered(outcome: str, floor: str) -> Answered:
-        return Answered(outcome=outcome, rank=LABELS.index(outcome), floor_rank=LABELS.index(floor))
+    def answered(outcome: str, floor: str) -> AnswerRanks:
+        return AnswerRanks(outcome=outcome, rank=LABELS.index(outcome), floor_rank=LABELS.index(floor))
 
     variant = Variant(scenario="S1", kind="key_order", question={})
-    comparison = invariance.compared(variant, answered(*before), answered(*after))
+    comparison = invariance.compare_answers(variant, answered(*before), answered(*after))
     assert (comparison.flipped, comparison.loosened_by, comparison.below_floor) == (
         flipped,
         loosened_by,
