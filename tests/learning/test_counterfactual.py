@@ -84,14 +84,14 @@ def request(
 def taken(pack: Pack, *requests: Request, engine: StubEngine | None = None, **options: Any) -> list[Decision]:
     """The decisions of a pack, as a daemon would have recorded them."""
     policy = Policy(engine or StubEngine(bias="allow"), pack, **options)
-    return [policy.decide(one) for one in requests]
+    return [policy.decide(request) for request in requests]
 
 
 def without(folder: Path, rule: str) -> Pack:
     """A copy of the shipped pack without one of its rules."""
     shutil.copytree(data_path("prompts") / "team-governance", folder)
     rules = yaml.safe_load((folder / "rules.yaml").read_text(encoding="utf-8"))
-    left = [one for one in rules if one["id"] != rule]
+    left = [entry for entry in rules if entry["id"] != rule]
     assert len(left) == len(rules) - 1
     (folder / "rules.yaml").write_text(yaml.safe_dump(left), encoding="utf-8")
     return pack_files.load(folder)
@@ -114,14 +114,16 @@ def again(
         return list(redecide(reader, engine, pack, chosen, adapter=adapter, instead_of=instead_of))
 
 
-def changed(found: Sequence[Counterfactual | Skipped], direction: Direction) -> set[str]:
+def changed(results: Sequence[Counterfactual | Skipped], direction: Direction) -> set[str]:
     return {
-        one.decision_id for one in found if isinstance(one, Counterfactual) and one.direction == direction
+        result.decision_id
+        for result in results
+        if isinstance(result, Counterfactual) and result.direction == direction
     }
 
 
-def reasons(found: Sequence[Counterfactual | Skipped]) -> dict[str, str]:
-    return {one.decision_id: one.reason for one in found if isinstance(one, Skipped)}
+def reasons(results: Sequence[Counterfactual | Skipped]) -> dict[str, str]:
+    return {result.decision_id: result.reason for result in results if isinstance(result, Skipped)}
 
 
 class TestWhatAnotherPackWouldHaveAnswered:
@@ -136,46 +138,48 @@ class TestWhatAnotherPackWouldHaveAnswered:
             request("edit", who="eve", **SUSPENDED),
             request("delete_audit_log", **TRUSTED),
         )
-        assert [one.outcome for one in decisions] == ["allow", "deny", "deny", "deny", "deny"]
+        assert [decision.outcome for decision in decisions] == ["allow", "deny", "deny", "deny", "deny"]
         record(journal, *decisions)
-        found = again(journal, without(tmp_path / "looser", "suspended-account"))
-        assert changed(found, "loosened") == {decisions[1].id, decisions[3].id}
-        assert changed(found, "tightened") == set()
-        told = summarise(found)
-        assert (told.compared, told.same, told.loosened, told.skipped) == (5, 3, 2, {})
-        assert [(one.value, one.compared, one.loosened) for one in told.by_actor] == [
+        results = again(journal, without(tmp_path / "looser", "suspended-account"))
+        assert changed(results, "loosened") == {decisions[1].id, decisions[3].id}
+        assert changed(results, "tightened") == set()
+        summary = summarise(results)
+        assert (summary.compared, summary.same, summary.loosened, summary.skipped) == (5, 3, 2, {})
+        assert [(group.value, group.compared, group.loosened) for group in summary.by_actor] == [
             ("user:eve", 2, 2),
             ("user:ivo", 3, 0),
         ]
-        assert next((one.value, one.loosened) for one in told.by_clause) == ("R1", 2)
-        assert [(one.then, one.now, one.count) for one in told.changes] == [("deny", "allow", 2)]
+        assert next((group.value, group.loosened) for group in summary.by_clause) == ("R1", 2)
+        assert [(change.then, change.now, change.count) for change in summary.changes] == [
+            ("deny", "allow", 2)
+        ]
         version = f"team-governance@1.0.0+{shipped_pack.info.sha256[:12]}"
-        assert [(one.value, one.compared) for one in told.by_judge] == [(f"{version}, its rules", 5)]
+        assert [(group.value, group.compared) for group in summary.by_judge] == [(f"{version}, its rules", 5)]
 
     def test_the_other_way_round_they_are_tightened(
         self, shipped_pack: Pack, journal: Path, tmp_path: Path
     ) -> None:
         (decision,) = taken(without(tmp_path / "looser", "suspended-account"), request("read", **SUSPENDED))
         record(journal, decision)
-        (found,) = again(journal, shipped_pack)
-        assert isinstance(found, Counterfactual)
-        assert (found.then.outcome, found.now.outcome, found.direction) == ("allow", "deny", "tightened")
-        assert "R1" in found.now.clauses
-        assert "R1" not in found.then.clauses
+        (result,) = again(journal, shipped_pack)
+        assert isinstance(result, Counterfactual)
+        assert (result.then.outcome, result.now.outcome, result.direction) == ("allow", "deny", "tightened")
+        assert "R1" in result.now.clauses
+        assert "R1" not in result.then.clauses
 
     def test_the_same_pack_changes_nothing(self, shipped_pack: Pack, journal: Path) -> None:
-        asked = [request("read", who=f"u{number}", **TRUSTED) for number in range(5)]
+        requests = [request("read", who=f"u{number}", **TRUSTED) for number in range(5)]
         engine = StubEngine()  # which answers each question otherwise
-        decisions = taken(shipped_pack, *asked, request("read", **SUSPENDED), engine=engine)
+        decisions = taken(shipped_pack, *requests, request("read", **SUSPENDED), engine=engine)
         record(journal, *decisions)
-        told = summarise(again(journal, shipped_pack, engine=StubEngine()))
-        assert (told.compared, told.same, told.flipped.hits) == (6, 6, 0)
-        assert told.balance.p_value == 1.0
+        summary = summarise(again(journal, shipped_pack, engine=StubEngine()))
+        assert (summary.compared, summary.same, summary.flipped.hits) == (6, 6, 0)
+        assert summary.balance.p_value == 1.0
 
     def test_another_model_or_adapter_may(self, journal: Path, tmp_path: Path) -> None:
         pack = pack_files.load(write_pack(tmp_path / "small"))
-        asked = [request("look", who=f"u{number}") for number in range(20)]
-        record(journal, *taken(pack, *asked, engine=StubEngine()))
+        requests = [request("look", who=f"u{number}") for number in range(20)]
+        record(journal, *taken(pack, *requests, engine=StubEngine()))
         assert summarise(again(journal, pack, engine=StubEngine(bias="allow"))).tightened == 0
         assert summarise(again(journal, pack, engine=StubEngine(bias="deny"))).loosened == 0
         tuned = summarise(again(journal, pack, engine=StubEngine(), adapter=TUNED))
@@ -189,7 +193,7 @@ class TestWhatAnotherPackWouldHaveAnswered:
         )
         pack = pack_files.load(folder)
         decisions = taken(pack, request("look"), request("look", at=NOON + 8 * 3600))
-        assert [one.outcome for one in decisions] == ["allow", "deny"]
+        assert [decision.outcome for decision in decisions] == ["allow", "deny"]
         record(journal, *decisions)
         assert summarise(again(journal, pack)).same == 2
 
@@ -201,15 +205,15 @@ class TestWhatAnotherPackWouldHaveAnswered:
         pack = pack_files.load(folder)
         (decision,) = taken(pack, request("look"))
         assert decision.outcome == "allow"
-        told = {"pack_sha256": pack.info.sha256, "judged": 60, "temperature": 5.0}
-        other = Calibration(model_sha256=identity_of(StubEngine().model.sha256, TUNED), **told)
+        fields = {"pack_sha256": pack.info.sha256, "judged": 60, "temperature": 5.0}
+        other = Calibration(model_sha256=identity_of(StubEngine().model.sha256, TUNED), **fields)
         record(journal, decision, events.calibration_event(other, NOON))
         assert summarise(again(journal, pack)).same == 1
-        ours = Calibration(model_sha256=StubEngine().model.sha256, **told)
+        ours = Calibration(model_sha256=StubEngine().model.sha256, **fields)
         record(journal, events.calibration_event(ours, NOON))
-        (found,) = again(journal, pack)
-        assert isinstance(found, Counterfactual)
-        assert (found.direction, found.now.reason_code) == ("tightened", "low_confidence")
+        (result,) = again(journal, pack)
+        assert isinstance(result, Counterfactual)
+        assert (result.direction, result.now.reason_code) == ("tightened", "low_confidence")
 
     def test_whatever_becomes_the_loosest_is_loosened_however_a_pack_orders_its_outcomes(
         self, journal: Path, tmp_path: Path
@@ -220,9 +224,9 @@ class TestWhatAnotherPackWouldHaveAnswered:
         text = (folder / "pack.yaml").read_text(encoding="utf-8")
         turned = text.replace("label: allow", "label: x").replace("label: deny", "label: allow")
         (folder / "pack.yaml").write_text(turned.replace("label: x", "label: deny"), encoding="utf-8")
-        found = again(journal, pack_files.load(folder), engine=StubEngine(bias="deny"))
-        assert changed(found, "same") == {decisions[0].id}
-        assert changed(found, "loosened") == {decisions[1].id}
+        results = again(journal, pack_files.load(folder), engine=StubEngine(bias="deny"))
+        assert changed(results, "same") == {decisions[0].id}
+        assert changed(results, "loosened") == {decisions[1].id}
 
 
 class TestWhatIsNotCompared:
@@ -245,8 +249,8 @@ class TestWhatIsNotCompared:
         record(journal, replace(no_part, private=None), erasing(journal, 2))
         long = replace(whole, id="long", evaluation=request("x" * 3000).evaluation)
         record(journal, long)
-        found = again(journal, pack)
-        assert reasons(found) == {
+        results = again(journal, pack)
+        assert reasons(results) == {
             erased.id: "erased",
             unknown.id: "unknown_outcome",
             elsewhere.id: "another_pack",
@@ -255,8 +259,8 @@ class TestWhatIsNotCompared:
             bare.id: "missing",
             "long": "too_large",
         }
-        told = summarise(found)
-        assert (told.compared, sum(told.skipped.values())) == (1, 7)
+        summary = summarise(results)
+        assert (summary.compared, sum(summary.skipped.values())) == (1, 7)
 
     def test_a_model_that_gave_no_answer_is_no_change_of_the_policy(
         self, journal: Path, tmp_path: Path
@@ -267,16 +271,19 @@ class TestWhatIsNotCompared:
                     raise EngineError("no")
                 return super().score(key, question, deadline_ns)
 
-        pack, asked = (
+        pack, requests = (
             pack_files.load(write_pack(tmp_path / "small")),
             [request("look", who=f"u{n}") for n in range(3)],
         )
-        (then,), (now, both) = taken(pack, asked[1], engine=Failing()), taken(pack, asked[1], asked[2])
+        (then,), (now, both) = (
+            taken(pack, requests[1], engine=Failing()),
+            taken(pack, requests[1], requests[2]),
+        )
         assert then.tier == "fallback"
         record(journal, then, now, both)
-        found = again(journal, pack, engine=Failing(bias="allow"))
-        assert reasons(found) == {then.id: "no_answer_then", now.id: "no_answer_now"}
-        assert changed(found, "same") == {both.id}
+        results = again(journal, pack, engine=Failing(bias="allow"))
+        assert reasons(results) == {then.id: "no_answer_then", now.id: "no_answer_now"}
+        assert changed(results, "same") == {both.id}
 
     def test_a_pack_under_another_name_is_compared_with_the_one_that_it_replaces(
         self, shipped_pack: Pack, journal: Path, tmp_path: Path
@@ -298,9 +305,11 @@ def test_past_decisions_are_chosen_by_time_actor_and_action_the_newest_first_to_
     journal: Path, tmp_path: Path
 ) -> None:
     pack = pack_files.load(write_pack(tmp_path / "small"))
-    asked = [request("look" if n % 2 else "edit", who="ab"[n % 3 == 0], at=NOON + n) for n in range(6)]
-    ids = [one.id for one in taken(pack, *asked)]
-    record(journal, *(replace(one, id=id) for one, id in zip(taken(pack, *asked), ids, strict=True)))
+    requests = [request("look" if n % 2 else "edit", who="ab"[n % 3 == 0], at=NOON + n) for n in range(6)]
+    ids = [decision.id for decision in taken(pack, *requests)]
+    record(
+        journal, *(replace(decision, id=id) for decision, id in zip(taken(pack, *requests), ids, strict=True))
+    )
     with Reader(journal) as reader:
         assert reader.past() == ids
         assert reader.past(limit=2) == ids[-2:]
@@ -342,38 +351,42 @@ SKIPPED = st.builds(
 def test_every_decision_counts_once_and_every_interval_holds_its_share(
     results: list[Counterfactual | Skipped],
 ) -> None:
-    told = summarise(iter(results))
-    compared = [one for one in results if isinstance(one, Counterfactual)]
-    assert told.compared == len(compared) == told.same + told.loosened + told.tightened
-    assert told.compared + sum(told.skipped.values()) == len(results)
-    assert sum(one.count for one in told.changes) == told.loosened + told.tightened
-    assert Counter({one.value: one.compared for one in told.by_actor}) == Counter(
-        one.actor for one in compared
+    summary = summarise(iter(results))
+    compared = [result for result in results if isinstance(result, Counterfactual)]
+    assert summary.compared == len(compared) == summary.same + summary.loosened + summary.tightened
+    assert summary.compared + sum(summary.skipped.values()) == len(results)
+    assert sum(change.count for change in summary.changes) == summary.loosened + summary.tightened
+    assert Counter({group.value: group.compared for group in summary.by_actor}) == Counter(
+        result.actor for result in compared
     )
-    for group in told.by_clause:
-        with_it = [one for one in compared if group.value in (*one.then.clauses, *one.now.clauses)]
+    for group in summary.by_clause:
+        with_it = [
+            result for result in compared if group.value in (*result.then.clauses, *result.now.clauses)
+        ]
         if group.value is not None:
             assert group.compared == len(with_it)
-            assert group.loosened == sum(one.direction == "loosened" for one in with_it)
-    for share in (told.flipped, told.loosened_share):
+            assert group.loosened == sum(result.direction == "loosened" for result in with_it)
+    for share in (summary.flipped, summary.loosened_share):
         assert share.low - 1e-9 <= (share.share or 0.0) <= share.high + 1e-9
-    balance = told.balance
+    balance = summary.balance
     assert balance.low - 1e-9 <= balance.difference <= balance.high + 1e-9
     assert (balance.p_value < 0.05) == (balance.low > 0 or balance.high < 0)
-    assert told == summarise(reversed(results)) or _costs_apart(told, summarise(reversed(results)))
+    assert summary == summarise(reversed(results)) or _costs_apart(summary, summarise(reversed(results)))
 
 
-def _costs_apart(one: Summary, other: Summary) -> bool:
+def _costs_apart(first: Summary, other: Summary) -> bool:
     """Equal but for the order in which floats were added."""
-    same = replace(one, score_ms=0.0, took_ms=0.0) == replace(other, score_ms=0.0, took_ms=0.0)
+    same = replace(first, score_ms=0.0, took_ms=0.0) == replace(other, score_ms=0.0, took_ms=0.0)
     return (
-        same and one.score_ms == pytest.approx(other.score_ms) and one.took_ms == pytest.approx(other.took_ms)
+        same
+        and first.score_ms == pytest.approx(other.score_ms)
+        and first.took_ms == pytest.approx(other.took_ms)
     )
 
 
 def test_what_is_much_looser_is_told_so() -> None:
     allow, deny = (Answer(outcome=label, tier="model", floor="allow") for label in ("allow", "deny"))
-    one = Counterfactual(
+    loosened = Counterfactual(
         decision_id="d",
         at="",
         actor=None,
@@ -384,12 +397,12 @@ def test_what_is_much_looser_is_told_so() -> None:
         score_ms=1.0,
         took_ms=2.0,
     )
-    told = summarise([one] * 10 + [replace(one, then=allow, direction="same")] * 10)
-    assert told.balance.difference == 0.5
-    assert told.balance.p_value == pytest.approx(2 / 2**10)
-    assert told.balance.low > 0
-    assert told.loosened_share.low == pytest.approx(0.2993, abs=1e-4)  # Wilson of 10 of 20
-    assert (told.score_ms, told.took_ms) == (20.0, 40.0)
+    summary = summarise([loosened] * 10 + [replace(loosened, then=allow, direction="same")] * 10)
+    assert summary.balance.difference == 0.5
+    assert summary.balance.p_value == pytest.approx(2 / 2**10)
+    assert summary.balance.low > 0
+    assert summary.loosened_share.low == pytest.approx(0.2993, abs=1e-4)  # Wilson of 10 of 20
+    assert (summary.score_ms, summary.took_ms) == (20.0, 40.0)
 
 
 # ---------------------------------------------------------------- a run
@@ -420,17 +433,17 @@ class TestARun:
         return pack_files.load(write_pack(tmp_path / "small"))
 
     @pytest.fixture
-    def asked(self, pack: Pack, journal: Path) -> list[str]:
+    def decision_ids(self, pack: Pack, journal: Path) -> list[str]:
         """Decisions of an engine that answers allow; those of a run are of one that answers this and that."""
         decisions = taken(pack, *(request("look", who=f"u{number}") for number in range(MANY)))
         record(journal, *decisions)
-        return [one.id for one in decisions]
+        return [decision.id for decision in decisions]
 
     def keeping(self, journal: Path) -> Callable[[records.Counterfactuals], None]:
-        def keep(told: records.Counterfactuals) -> None:
+        def keep(counterfactuals: records.Counterfactuals) -> None:
             with Journal(journal, synchronous="OFF") as opened:
                 dispatch.run_maintenance(
-                    opened, records.Maintenance(task="counterfactual", counterfactuals=told)
+                    opened, records.Maintenance(task="counterfactual", counterfactuals=counterfactuals)
                 )
 
         return keep
@@ -449,48 +462,50 @@ class TestARun:
                 return list(itertools.islice(results, many))
 
     def test_keeps_what_it_came_to_decision_by_decision(
-        self, journal: Path, pack: Pack, asked: list[str]
+        self, journal: Path, pack: Pack, decision_ids: list[str]
     ) -> None:
-        found = self.deciding(journal, pack, StubEngine())
-        assert [one.decision_id for one in found] == asked
+        results = self.deciding(journal, pack, StubEngine())
+        assert [result.decision_id for result in results] == decision_ids
         kept = rows(
             journal, "SELECT decision_id, served, decision, direction FROM counterfactuals ORDER BY seq"
         )
         assert kept == [
-            (one.decision_id, one.then.outcome, one.now.outcome, one.direction)
-            for one in found
-            if isinstance(one, Counterfactual)
+            (result.decision_id, result.then.outcome, result.now.outcome, result.direction)
+            for result in results
+            if isinstance(result, Counterfactual)
         ]
         assert len(rows(journal, "SELECT DISTINCT run FROM counterfactuals")) == 1
         assert verify(journal).ok
 
     @pytest.mark.parametrize("many", [0, 1, records.MAX_REDECIDED, MANY - 1, MANY])
     def test_that_was_cut_off_decides_none_twice_and_ends_as_if_it_had_not_been(
-        self, journal: Path, pack: Pack, asked: list[str], many: int
+        self, journal: Path, pack: Pack, decision_ids: list[str], many: int
     ) -> None:
         whole = summarise(self.deciding(journal, pack, StubEngine(), keep=None))
         engine = CountingEngine()
         self.deciding(journal, pack, engine, many=many)
         assert engine.scored == many
         assert rows(journal, "SELECT count(*) FROM counterfactuals") == [(many,)]
-        found = self.deciding(journal, pack, engine, resume=True)
+        results = self.deciding(journal, pack, engine, resume=True)
         assert engine.scored == MANY
-        assert replace(summarise(found), took_ms=0.0) == replace(whole, took_ms=0.0)
+        assert replace(summarise(results), took_ms=0.0) == replace(whole, took_ms=0.0)
         kept = "SELECT count(*), count(DISTINCT decision_id), count(DISTINCT run) FROM counterfactuals"
         assert rows(journal, kept) == [(MANY, MANY, 1)]
-        assert self.deciding(journal, pack, engine, resume=True) == found
+        assert self.deciding(journal, pack, engine, resume=True) == results
         assert engine.scored == MANY
 
     def test_that_somebody_interrupts_keeps_what_it_has(
-        self, journal: Path, pack: Pack, asked: list[str]
+        self, journal: Path, pack: Pack, decision_ids: list[str]
     ) -> None:
         with pytest.raises(KeyboardInterrupt):
             self.deciding(journal, pack, CountingEngine(interrupted_at=7))
         assert rows(journal, "SELECT decision_id FROM counterfactuals ORDER BY seq") == [
-            (id,) for id in asked[:7]
+            (id,) for id in decision_ids[:7]
         ]
 
-    def test_that_is_not_resumed_is_another_one(self, journal: Path, pack: Pack, asked: list[str]) -> None:
+    def test_that_is_not_resumed_is_another_one(
+        self, journal: Path, pack: Pack, decision_ids: list[str]
+    ) -> None:
         engine = CountingEngine()
         for _ in range(2):
             self.deciding(journal, pack, engine)
@@ -498,7 +513,7 @@ class TestARun:
         assert rows(journal, "SELECT count(DISTINCT run) FROM counterfactuals") == [(2,)]
 
     def test_goes_on_only_with_what_the_same_judge_decided(
-        self, journal: Path, pack: Pack, asked: list[str], tmp_path: Path
+        self, journal: Path, pack: Pack, decision_ids: list[str], tmp_path: Path
     ) -> None:
         engine = CountingEngine()
         self.deciding(journal, pack, engine)
@@ -507,36 +522,36 @@ class TestARun:
         assert engine.scored == 2 * MANY
         self.deciding(journal, pack, engine, resume=True, adapter=TUNED)
         assert engine.scored == 3 * MANY
-        told = {"pack_sha256": pack.info.sha256, "model_sha256": engine.model.sha256}
-        record(journal, events.calibration_event(Calibration(temperature=2.0, judged=60, **told), NOON))
+        identity = {"pack_sha256": pack.info.sha256, "model_sha256": engine.model.sha256}
+        record(journal, events.calibration_event(Calibration(temperature=2.0, judged=60, **identity), NOON))
         self.deciding(journal, pack, engine, resume=True)
         assert engine.scored == 4 * MANY
 
     def test_does_not_tell_again_of_what_was_erased_meanwhile(
-        self, journal: Path, pack: Pack, asked: list[str]
+        self, journal: Path, pack: Pack, decision_ids: list[str]
     ) -> None:
         self.deciding(journal, pack, StubEngine(), many=3)
         record(journal, erasing(journal, 1))
-        found = self.deciding(journal, pack, StubEngine(), resume=True)
-        assert reasons(found) == {asked[0]: "erased"}
+        results = self.deciding(journal, pack, StubEngine(), resume=True)
+        assert reasons(results) == {decision_ids[0]: "erased"}
 
     def test_tries_again_to_keep_what_could_not_be_kept(
-        self, journal: Path, pack: Pack, asked: list[str]
+        self, journal: Path, pack: Pack, decision_ids: list[str]
     ) -> None:
         keep, calls = self.keeping(journal), itertools.count()
 
-        def failing_twice(told: records.Counterfactuals) -> None:
+        def failing_twice(counterfactuals: records.Counterfactuals) -> None:
             if next(calls) in (1, 2):
                 raise AlreadyRunning("a daemon starts")
-            keep(told)
+            keep(counterfactuals)
 
         self.deciding(journal, pack, StubEngine(), keep=failing_twice)
         assert rows(journal, "SELECT decision_id FROM counterfactuals ORDER BY seq") == [
-            (id,) for id in asked
+            (id,) for id in decision_ids
         ]
 
     def test_ends_with_an_error_if_it_cannot_keep_the_rest(
-        self, journal: Path, pack: Pack, asked: list[str]
+        self, journal: Path, pack: Pack, decision_ids: list[str]
     ) -> None:
         calls = itertools.count()
 
@@ -548,7 +563,7 @@ class TestARun:
             self.deciding(journal, pack, StubEngine(), keep=failing)
 
     def test_does_not_begin_where_nothing_would_be_kept(
-        self, journal: Path, pack: Pack, asked: list[str]
+        self, journal: Path, pack: Pack, decision_ids: list[str]
     ) -> None:
         def refusing(_: records.Counterfactuals) -> None:
             raise RequestError("unauthorized", "op: maintenance needs the role control")
@@ -558,7 +573,7 @@ class TestARun:
             self.deciding(journal, pack, engine, keep=refusing)
         assert engine.scored == 0
 
-    def test_rests_while_the_daemon_is_busy(self, journal: Path, pack: Pack, asked: list[str]) -> None:
+    def test_rests_while_the_daemon_is_busy(self, journal: Path, pack: Pack, decision_ids: list[str]) -> None:
         engine, rested = CountingEngine(), []
         busy = itertools.chain([False, True, True], itertools.repeat(False))
         self.deciding(
@@ -590,7 +605,7 @@ def aside(call: Callable[[], Any]) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"),
+    ("text", "expected"),
     [
         ("7d", "2026-06-24T12:00:00.000000Z"),
         ("1w", "2026-06-24T12:00:00.000000Z"),
@@ -602,8 +617,8 @@ def aside(call: Callable[[], Any]) -> Any:
         (None, None),
     ],
 )
-def test_a_time_may_be_told_as_an_age(told: str | None, expected: str | None) -> None:
-    assert moment(told, "since", NOON) == expected
+def test_a_time_may_be_told_as_an_age(text: str | None, expected: str | None) -> None:
+    assert moment(text, "since", NOON) == expected
 
 
 def test_an_age_from_before_all_times_is_refused() -> None:
@@ -634,11 +649,11 @@ def test_a_daemon_is_busy_while_it_has_a_request_in_flight(config: Config) -> No
         with serving(config, load_engine=lambda _: gate), ThreadPoolExecutor(1) as pool:
             assert not busy()
             gate.open.clear()
-            asked = pool.submit(ask, config, "u1", deadline_ms=20_000)
+            reply = pool.submit(ask, config, "u1", deadline_ms=20_000)
             while not busy():
-                assert not asked.done()
+                assert not reply.done()
             gate.open.set()
-            assert asked.result()
+            assert reply.result()
             assert not busy()
         assert not busy()
 
@@ -683,8 +698,8 @@ class TestTheCommand:
         assert shown.exit_code == 1, shown.output
         assert "3 compared: 1 the same, 2 loosened, 0 tightened" in shown.stdout
         assert max(map(len, shown.stdout.splitlines())) <= 80
-        for told in ("user:eve", "user:bob", "R1", eve[-8:], bob[-8:]):
-            assert told in shown.stdout
+        for text in ("user:eve", "user:bob", "R1", eve[-8:], bob[-8:]):
+            assert text in shown.stdout
         assert plain[-8:] not in shown.stdout
         kept = rows(daemon.journal_path, "SELECT decision_id, direction FROM counterfactuals ORDER BY seq")
         assert kept == [(plain, "same"), (eve, "loosened"), (bob, "loosened")]
@@ -697,10 +712,10 @@ class TestTheCommand:
         self, daemon: Config, invoke: Callable[..., Result]
     ) -> None:
         ids = [ask(daemon, f"u{number}") for number in range(3)]
-        told = invoke("--json", "--dry-run")
-        assert told.exit_code == 0, told.output
-        found = json.loads(told.stdout)
-        assert (found["summary"]["compared"], found["summary"]["same"], found["flips"]) == (3, 3, [])
+        shown = invoke("--json", "--dry-run")
+        assert shown.exit_code == 0, shown.output
+        result = json.loads(shown.stdout)
+        assert (result["summary"]["compared"], result["summary"]["same"], result["flips"]) == (3, 3, [])
         assert rows(daemon.journal_path, "SELECT * FROM counterfactuals") == []
         chosen = invoke("--json", "--dry-run", "--actor", "u1", "--action", "approve_budget", "--since", "1h")
         assert json.loads(chosen.stdout)["summary"]["compared"] == 1
@@ -766,14 +781,14 @@ def test_the_real_model_decides_as_it_did_and_without_a_rule_what_the_rule_decid
             question = {"actor_id": "user:ivo", "action_type": action, "resource": "doc:d"}
             client.evaluate(question, deadline_ms=100_000)
 
-    def told(folder: Path) -> tuple[int, dict[str, Any]]:
+    def whatif(folder: Path) -> tuple[int, dict[str, Any]]:
         shown = aside(lambda: CliRunner().invoke(cli, ["whatif", "--json", "--pack", str(folder)]))
         return shown.exit_code, json.loads(shown.stdout)
 
-    status, same = told(pack)
+    status, same = whatif(pack)
     assert (status, same["summary"]["same"], same["summary"]["skipped"]) == (0, 3, {})
     assert same["summary"]["score_ms"] > 0
-    status, other = told(write_pack(tmp_path / "looser", rules="[]\n"))
+    status, other = whatif(write_pack(tmp_path / "looser", rules="[]\n"))
     assert other["summary"]["compared"] == 3
     assert status == (1 if other["summary"]["loosened"] else 0)
     kept = rows(config.journal_path, "SELECT tier FROM counterfactuals WHERE served = 'deny' ORDER BY seq")

@@ -95,13 +95,13 @@ def decided(pack: Pack, number: int, **changes: Any) -> Decision:
 
 def explained(decision: Decision, outcome: str | None = None) -> events.Event:
     label = outcome or decision.outcome
-    told = Explanation(
+    explanation = Explanation(
         classification="routine",
         clauses=("R1",),
         reasoning="It looks fine.",
         text=f" {label}\nclass: routine\nclauses: R1\nbecause: It looks fine.",
     )
-    return events.explanation_event(decision.id, told, decision.at + 1)
+    return events.explanation_event(decision.id, explanation, decision.at + 1)
 
 
 def review(
@@ -140,11 +140,11 @@ class TestWhichCorrectionsCount:
     def test_a_correction_becomes_question_and_answer_of_the_pack(self, pack: Pack, journal: Path) -> None:
         decision = decided(pack, 1)
         record(journal, decision, explained(decision), review(decision, reasoning="Not\n  by R2."))
-        (one,) = gathered(journal, pack).corrections
-        assert one.question == pack.question(decision.evaluation, {})
-        assert one.chosen == "outcome: deny\nclass: routine\nclauses: R2\nbecause: Not by R2."
-        assert one.rejected == "outcome: allow\nclass: routine\nclauses: R1\nbecause: It looks fine."
-        assert one.provenance == export.Provenance(
+        (correction,) = gathered(journal, pack).corrections
+        assert correction.question == pack.question(decision.evaluation, {})
+        assert correction.chosen == "outcome: deny\nclass: routine\nclauses: R2\nbecause: Not by R2."
+        assert correction.rejected == "outcome: allow\nclass: routine\nclauses: R1\nbecause: It looks fine."
+        assert correction.provenance == export.Provenance(
             decision_id=decision.id,
             decided_at="2026-07-01T12:00:01.000000Z",
             reviewer="kim",
@@ -180,8 +180,8 @@ class TestWhichCorrectionsCount:
             *(unreasoned, explained(unreasoned), review(unreasoned, reasoning=None)),
             *(unexplained, review(unexplained)),
         )
-        for one in gathered(journal, pack).corrections:
-            assert (one.chosen, one.rejected) == ("outcome: deny", "outcome: allow")
+        for correction in gathered(journal, pack).corrections:
+            assert (correction.chosen, correction.rejected) == ("outcome: deny", "outcome: allow")
 
     def test_a_corrected_reason_keeps_the_outcome(self, pack: Pack, journal: Path) -> None:
         decision = decided(pack, 1)
@@ -190,9 +190,9 @@ class TestWhichCorrectionsCount:
             *(decision, explained(decision)),
             review(decision, None, "Reading is open.", verdict="correct_reasoning"),
         )
-        (one,) = gathered(journal, pack).corrections
-        assert one.chosen == "outcome: allow\nclass: routine\nclauses: R1\nbecause: Reading is open."
-        assert one.rejected is not None
+        (correction,) = gathered(journal, pack).corrections
+        assert correction.chosen == "outcome: allow\nclass: routine\nclauses: R1\nbecause: Reading is open."
+        assert correction.rejected is not None
 
     def test_the_newest_review_counts(self, pack: Pack, journal: Path) -> None:
         twice, taken_back = decided(pack, 1), decided(pack, 2)
@@ -201,9 +201,9 @@ class TestWhichCorrectionsCount:
             *(twice, review(twice, "deny"), review(twice, "require_mfa")),
             *(taken_back, review(taken_back), review(taken_back, None, None, verdict="accept")),
         )
-        found = gathered(journal, pack)
-        assert [one.outcome for one in found.corrections] == ["require_mfa"]
-        assert found.left_out == {"reviewed again later": 2}
+        corrections = gathered(journal, pack)
+        assert [correction.outcome for correction in corrections.corrections] == ["require_mfa"]
+        assert corrections.left_out == {"reviewed again later": 2}
 
     def test_a_rule_or_an_abstention_is_no_answer_of_the_model_to_reject(
         self, pack: Pack, journal: Path
@@ -213,7 +213,7 @@ class TestWhichCorrectionsCount:
         record(
             journal, by_rule_, review(by_rule_, "allow"), unsure, explained(unsure), review(unsure, "allow")
         )
-        assert [one.rejected for one in gathered(journal, pack).corrections] == [None, None]
+        assert [correction.rejected for correction in gathered(journal, pack).corrections] == [None, None]
 
     def test_what_cannot_be_used_is_counted_by_reason(self, pack: Pack, journal: Path) -> None:
         ordinary = [decided(pack, number) for number in range(3)]
@@ -234,9 +234,9 @@ class TestWhichCorrectionsCount:
         with Reader(journal) as reader:
             seq = reader.trace(ordinary[2].id)["event"]["seq"]
         record(journal, erasing(journal, seq))
-        found = gathered(journal, pack)
-        assert found.corrections == ()
-        assert found.left_out == dict.fromkeys(
+        corrections = gathered(journal, pack)
+        assert corrections.corrections == ()
+        assert corrections.left_out == dict.fromkeys(
             [
                 *("the pack has no such outcome", "the review names no decision", "erased"),
                 *("of another pack", "looser than the rules allow", "too long to be asked"),
@@ -248,9 +248,9 @@ class TestWhichCorrectionsCount:
     def test_masked_values_stay_masked_and_are_told(self, pack: Pack, journal: Path) -> None:
         decision = decided(pack, 1)
         record(journal, decision, review(decision), masked=("/context/details",))
-        (one,) = gathered(journal, pack).corrections
-        assert one.provenance.masked == ("/context/details",)
-        assert f'details: "{MASK}"' in one.question
+        (correction,) = gathered(journal, pack).corrections
+        assert correction.provenance.masked == ("/context/details",)
+        assert f'details: "{MASK}"' in correction.question
 
 
 class TestFiles:
@@ -261,10 +261,14 @@ class TestFiles:
         return tmp_path / "out"
 
     def test_each_file_is_there_with_its_lines(self, folder: Path) -> None:
-        told = json.loads((folder / "report.json").read_text())["export"]
-        assert (told["corrections"], told["train"], told["test"]) == (60, 48, 12)
+        exported = json.loads((folder / "report.json").read_text())["export"]
+        assert (exported["corrections"], exported["train"], exported["test"]) == (60, 48, 12)
         for name in ("chat", "prompt-completion", "preference", "alpaca"):
-            assert len(lines_of(folder / f"{name}.train.jsonl")) == told["files"][f"{name}.train.jsonl"] == 48
+            assert (
+                len(lines_of(folder / f"{name}.train.jsonl"))
+                == exported["files"][f"{name}.train.jsonl"]
+                == 48
+            )
         assert len(lines_of(folder / "unpaired.test.jsonl")) == 24
         assert folder.stat().st_mode & 0o077 == 0
 
@@ -287,12 +291,12 @@ class TestFiles:
         def roles(turns: Json) -> list[str]:
             return [turn["role"] for turn in turns]
 
-        asked = ["system", *["user", "assistant"] * len(pack.examples), "user"]
+        expected = ["system", *["user", "assistant"] * len(pack.examples), "user"]
         (chat, completion, preference, unpaired, alpaca) = (
             lines_of(folder / f"{form}.train.jsonl")[0] for form in FORMATS if form != "few-shot"
         )
-        assert roles(chat["messages"]) == [*asked, "assistant"]
-        assert roles(completion["prompt"]) == roles(preference["prompt"]) == asked
+        assert roles(chat["messages"]) == [*expected, "assistant"]
+        assert roles(completion["prompt"]) == roles(preference["prompt"]) == expected
         assert completion["completion"] == chat["messages"][-1:] == preference["chosen"]
         assert preference["rejected"][0]["content"].startswith("outcome: allow")
         assert (unpaired["completion"], unpaired["label"]) == (preference["chosen"], True)
@@ -308,7 +312,7 @@ class TestFiles:
         pasted = pack.path / "examples.yaml"
         pasted.write_text(pasted.read_text() + (folder / "examples.yaml").read_text())
         loaded = pack_files.load(pack.path)
-        assert [one for one in lint_pack(loaded) if one.level == "error"] == []
+        assert [finding for finding in lint_pack(loaded) if finding.level == "error"] == []
         outcomes = [example.outcome for example in loaded.examples[len(pack.examples) :]]
         assert outcomes == ["require_mfa", "deny"] * 4
         assert "by 'kim'" in (folder / "examples.yaml").read_text()
@@ -354,7 +358,7 @@ class TestNearDuplicates:
             for side in ("train", "test")
         ]
         assert [len(side) for side in sides] == [48, 12]
-        assert all(similarity.alike(one, other) < export.ALIKE for one in sides[0] for other in sides[1])
+        assert all(similarity.alike(first, other) < export.ALIKE for first in sides[0] for other in sides[1])
         examples = yaml.safe_load((tmp_path / "out" / "examples.yaml").read_text())
         assert len({example["evaluation"]["subject"]["id"] for example in examples}) == len(examples) == 8
 
@@ -389,11 +393,11 @@ class _Tags(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
+        self.tags.append((tag, dict(attrs)))
 
 
 class TestReport:
@@ -407,15 +411,15 @@ class TestReport:
         return tmp_path / "out"
 
     def test_counts_what_became_of_what(self, folder: Path) -> None:
-        told = json.loads((folder / "report.json").read_text())
-        assert told["changes"] == 61
-        changes = {value: count for value, count, _ in told["distributions"]["change"]}
+        report = json.loads((folder / "report.json").read_text())
+        assert report["changes"] == 61
+        changes = {value: count for value, count, _ in report["distributions"]["change"]}
         assert changes == {"allow -> deny": 31, "allow -> require_mfa": 30}
-        assert told["distributions"]["decided"] == [["allow", 61, 1.0]]
-        by_type = {row["value"]: row["corrections"] for row in told["by"]["actor type"]}
+        assert report["distributions"]["decided"] == [["allow", 61, 1.0]]
+        by_type = {row["value"]: row["corrections"] for row in report["by"]["actor type"]}
         assert (by_type["user"], by_type["service"]) == (40, 20)
-        assert told["by"]["model"][0]["value"] == MODEL.name
-        assert set(told["monitoring"]) == {
+        assert report["by"]["model"][0]["value"] == MODEL.name
+        assert set(report["monitoring"]) == {
             "volume and success by actor",
             "latency by model, ms",
             "confidence against outcome",
@@ -423,7 +427,7 @@ class TestReport:
 
     def test_the_page_runs_and_loads_nothing_whatever_a_request_says(self, folder: Path) -> None:
         text = (folder / "report.html").read_text()
-        tags = _Tags(text).found
+        tags = _Tags(text).tags
         assert not {"script", "img", "link", "iframe", "object"} & {tag for tag, _ in tags}
         assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
         assert not [attributes for _, attributes in tags if {"src", "href"} & attributes.keys()]

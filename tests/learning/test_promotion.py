@@ -112,7 +112,7 @@ def daemon(settings: Config) -> Iterator[Client]:
 @pytest.fixture
 def past(settings: Config) -> dict[str, str]:
     """Six decisions of the active pack, by what was asked: two of them risky."""
-    asked = [
+    questions = [
         ("look", "kim"),
         ("look", "bo"),
         ("banned", "kim"),
@@ -121,9 +121,9 @@ def past(settings: Config) -> dict[str, str]:
         ("risky", "bo"),
     ]
     with daemon(settings) as client:
-        told = {f"{what} {who}": client.evaluate(question(what, who)) for what, who in asked}
-    assert told["risky kim"]["context"]["outcome"] == "require_mfa"
-    return {name: reply["context"]["decision_id"] for name, reply in told.items()}
+        replies = {f"{what} {who}": client.evaluate(question(what, who)) for what, who in questions}
+    assert replies["risky kim"]["context"]["outcome"] == "require_mfa"
+    return {name: reply["context"]["decision_id"] for name, reply in replies.items()}
 
 
 def review(settings: Config, decision_id: str, outcome: str | None) -> None:
@@ -146,7 +146,7 @@ def judged(
     terms: Terms = TERMS,
     engine: StubEngine | None = None,
     suites: tuple[Suite, ...] = (),
-    **told: Any,
+    **changes: Any,
 ) -> Report:
     """What the gate says of a pack in the place of that of the settings."""
     with Reader(settings.journal_path) as reader:
@@ -157,17 +157,17 @@ def judged(
             suites=suites,
             material=invariance.material(data_path("scenarios") / invariance.MATERIAL_DIR),
             now=NOW,
-            **told,
+            **changes,
         )
         return gate.judge(pack_files.load(candidate), terms)
 
 
 def check(report: Report, name: str) -> Check:
-    return next(one for one in report.checks if one.name == name)
+    return next(check for check in report.checks if check.name == name)
 
 
 def failed(report: Report) -> list[str]:
-    return [one.name for one in report.checks if not one.passed]
+    return [check.name for check in report.checks if not check.passed]
 
 
 def scenario(id: str, action: str, outcome: str) -> Scenario:
@@ -212,7 +212,7 @@ def test_the_pack_with_the_rule_put_back_passes_every_check(
 ) -> None:
     report = judged(settings, fixed, suites=(SUITE,))
     assert report.passed, report
-    assert [one.name for one in report.checks] == [
+    assert [check.name for check in report.checks] == [
         *("outcomes", "lint", "leaks", "suites", "held out", "counterfactual", "invariance")
     ]
     assert check(report, "counterfactual").figure == f"0 of {len(past)} loosened, 0 tightened"
@@ -224,11 +224,11 @@ def test_what_a_correction_asked_for_may_be_loosened_and_no_more(
 ) -> None:
     review(settings, past["risky kim"], "allow")
     report = judged(settings, loose)
-    found = check(report, "counterfactual")
-    assert [reason.split()[0] for reason in found.reasons] == [past["risky bo"]]
-    assert found.figure == "1 of 6 loosened, 0 tightened, 1 as reviewed"
+    result = check(report, "counterfactual")
+    assert [reason.split()[0] for reason in result.reasons] == [past["risky bo"]]
+    assert result.figure == "1 of 6 loosened, 0 tightened, 1 as reviewed"
     review(settings, past["risky bo"], None)
-    assert check(judged(settings, loose), "counterfactual").reasons == found.reasons
+    assert check(judged(settings, loose), "counterfactual").reasons == result.reasons
 
 
 def test_a_correction_excuses_no_outcome_looser_than_its_own(
@@ -237,12 +237,12 @@ def test_a_correction_excuses_no_outcome_looser_than_its_own(
     """Denied then, and a second factor would have been right: that is no reason to allow it."""
     review(settings, past["banned kim"], "require_mfa")
     unbound = write_pack(tmp_path / "unbound", version="2", rules=RISKY)
-    found = check(judged(settings, unbound), "counterfactual")
-    assert found.reasons == (f"{past['banned kim']} is loosened: deny was served, allow would be",)
-    asked = RISKY + PACK_RULES.replace("outcome: deny", "outcome: require_mfa")
-    write_pack(unbound, version="2", rules=asked)
-    found = check(judged(settings, unbound), "counterfactual")
-    assert (found.reasons, found.figure) == ((), "0 of 6 loosened, 0 tightened, 1 as reviewed")
+    result = check(judged(settings, unbound), "counterfactual")
+    assert result.reasons == (f"{past['banned kim']} is loosened: deny was served, allow would be",)
+    risky = RISKY + PACK_RULES.replace("outcome: deny", "outcome: require_mfa")
+    write_pack(unbound, version="2", rules=risky)
+    result = check(judged(settings, unbound), "counterfactual")
+    assert (result.reasons, result.figure) == ((), "0 of 6 loosened, 0 tightened, 1 as reviewed")
 
 
 def test_what_somebody_accepts_by_its_id_may_be_loosened(
@@ -306,9 +306,9 @@ def test_a_pack_that_agrees_less_with_reviewers_and_is_looser_is_refused_by_name
     review(settings, past["risky kim"], None)
     review(settings, past["look bo"], None)
     report = judged(settings, loose)
-    found = check(report, "held out")
-    assert found.figure == "1 of 2 agree, 2 now"
-    assert found.reasons == (
+    result = check(report, "held out")
+    assert result.figure == "1 of 2 agree, 2 now"
+    assert result.reasons == (
         f"{past['risky kim']} is looser than its review: require_mfa is right, not allow",
         "it agrees with reviewers on 1 of 2 decisions, the active pack on 2",
     )
@@ -339,23 +339,23 @@ def test_what_a_pack_shows_as_an_example_is_not_held_out(
 """
     review(settings, past["risky kim"], None)
     assert check(judged(settings, loose), "held out").figure == "0 of 1 agree, 1 now"
-    told: dict[str, Any] = {}
+    examples: dict[str, Any] = {}
     if side == "another candidate's":
         with Reader(settings.journal_path) as reader:
             private = reader.trace(past["risky kim"])["event"]["private"]
-        told["shown"] = [msgspec.convert(private["evaluation"], Evaluation)]
+        examples["shown"] = [msgspec.convert(private["evaluation"], Evaluation)]
     else:
         (loose if side == "the candidate's" else active).joinpath("examples.yaml").write_text(shown)
-    assert check(judged(settings, loose, **told), "held out").figure == "none was reviewed"
+    assert check(judged(settings, loose, **examples), "held out").figure == "none was reviewed"
 
 
 # ---------------------------------------------------------------- suites, and the files alone
 
 
 def test_a_scenario_that_passes_now_may_not_fail(settings: Config, loose: Path, past: dict[str, str]) -> None:
-    found = check(judged(settings, loose, suites=(SUITE,)), "suites")
-    assert found.figure == "1 of 2 pass, 2 now"
-    assert found.reasons == ("S1 passes under 1 and fails under 2: require_mfa before, allow now",)
+    result = check(judged(settings, loose, suites=(SUITE,)), "suites")
+    assert result.figure == "1 of 2 pass, 2 now"
+    assert result.reasons == ("S1 passes under 1 and fails under 2: require_mfa before, allow now",)
 
 
 def test_variants_of_the_scenarios_are_asked(settings: Config, fixed: Path, past: dict[str, str]) -> None:
@@ -393,7 +393,7 @@ def test_what_lint_finds_is_told_and_nothing_is_put_to_the_model(
     write_pack(loose, version="2", rules=bad)
     report = judged(settings, loose)
     assert not report.passed
-    assert [one.name for one in report.checks] == ["outcomes", "lint", "leaks"]
+    assert [check.name for check in report.checks] == ["outcomes", "lint", "leaks"]
     assert "rules.yaml odd: clause 'R9' does not exist" in check(report, "lint").reasons
 
 
@@ -428,10 +428,10 @@ def test_where_keys_are_named_an_unsigned_pack_is_refused_by_the_gate_too(
     settings: Config, fixed: Path, past: dict[str, str], tmp_path: Path
 ) -> None:
     KEY.put_public(tmp_path / "key.pub")
-    told = {"pack_keys": (str(tmp_path / "key.pub"),)}
-    assert failed(judged(settings, fixed, **told)) == ["signature"]
+    changes = {"pack_keys": (str(tmp_path / "key.pub"),)}
+    assert failed(judged(settings, fixed, **changes)) == ["signature"]
     signatures.sign_pack(pack_files.load(fixed).info, fixed / pack_files.SIGNATURE, KEY)
-    report = judged(settings, fixed, **told)
+    report = judged(settings, fixed, **changes)
     assert report.passed
     assert check(report, "signature").figure == f"by {KEY.key}"
 
@@ -456,7 +456,7 @@ reasons = st.lists(st.text(max_size=2_000), max_size=60).map(tuple)
 )
 @example(tuple(("\x01" * 400,) * 60 for _ in range(8)), ["a" * 36] * 100)
 def test_a_report_fits_on_the_chain_whatever_it_says_and_keeps_its_verdicts(
-    told: tuple[tuple[str, ...], ...], accepted: list[str]
+    reasons: tuple[tuple[str, ...], ...], accepted: list[str]
 ) -> None:
     info = PackInfo(name="small", version="2", sha256="a" * 64)
     report = Report(
@@ -467,13 +467,13 @@ def test_a_report_fits_on_the_chain_whatever_it_says_and_keeps_its_verdicts(
         model="m",
         model_sha256="b" * 64,
         terms=structs.replace(TERMS, accepted=tuple(accepted)),
-        checks=tuple(Check(name="lint", figure="1", limit="2", reasons=one) for one in told),
+        checks=tuple(Check(name="lint", figure="1", limit="2", reasons=texts) for texts in reasons),
     )
     text = report.recorded()
     assert len(text) <= len(msgspec.json.encode(text)) <= MAX_BYTES <= records.MAX_TEXT_CHARS
     recorded = msgspec.json.decode(text)
-    assert recorded["passed"] is report.passed is not any(told)
-    assert [one["passed"] for one in recorded["checks"]] == [not one for one in told]
+    assert recorded["passed"] is report.passed is not any(reasons)
+    assert [texts["passed"] for texts in recorded["checks"]] == [not texts for texts in reasons]
 
 
 # ---------------------------------------------------------------- coming to decide
@@ -493,8 +493,8 @@ class Load:
         replies = []
         with Client(self._endpoint, timeout_ms=PATIENCE_S * 1000) as client:
             while not self._done.is_set():
-                asked = question(("look", "move", "banned")[number % 3], f"u{number % 7}")
-                replies.append(client.evaluate(asked)["context"])
+                evaluation = question(("look", "move", "banned")[number % 3], f"u{number % 7}")
+                replies.append(client.evaluate(evaluation)["context"])
                 self._answered.release()
                 number += self.ASKERS
         return replies
@@ -507,14 +507,14 @@ class Load:
     def stop(self) -> list[dict[str, Json]]:
         """Every answer; raises what an asker was refused."""
         self._done.set()
-        found = [reply for one in self._running for reply in one.result(timeout=PATIENCE_S)]
+        replies = [reply for future in self._running for reply in future.result(timeout=PATIENCE_S)]
         self._pool.shutdown()
-        return found
+        return replies
 
 
-def send(settings: Config, *candidates: Path, **told: Any) -> Any:
-    told = {"terms": TERMS, "now": NOW, "load_engine": lenient} | told
-    return promote(settings, [str(one) for one in candidates], told.pop("terms"), **told)
+def send(settings: Config, *candidates: Path, **options: Any) -> Any:
+    options = {"terms": TERMS, "now": NOW, "load_engine": lenient} | options
+    return promote(settings, [str(path) for path in candidates], options.pop("terms"), **options)
 
 
 def promotions(settings: Config) -> list[Any]:
@@ -534,8 +534,8 @@ def test_a_refused_pack_changes_nothing_and_the_fixed_one_takes_over_without_a_f
         refused = send(settings, loose, key=tmp_path / "desk.key")
         assert (refused.chosen, refused.recorded, refused.activated) == (None, True, False)
         assert refused.why == "2 is refused by: counterfactual"
-        told = check(refused.reports[0], "counterfactual").reasons
-        assert [reason.split()[0] for reason in told] == [past["risky kim"], past["risky bo"]]
+        reasons = check(refused.reports[0], "counterfactual").reasons
+        assert [reason.split()[0] for reason in reasons] == [past["risky kim"], past["risky bo"]]
         assert client.status()["pack"]["version"] == "1"
         load.wait_for(10)
         done = send(settings, fixed, key=tmp_path / "desk.key")
@@ -546,10 +546,10 @@ def test_a_refused_pack_changes_nothing_and_the_fixed_one_takes_over_without_a_f
         answers = load.stop()
         status = client.status()
     assert status["pack"]["sha256"] == done.chosen.sha256
-    assert {one["version"]: one["role"] for one in status["packs"]} == {"2.1": "active", "1": "candidate"}
+    assert {pack["version"]: pack["role"] for pack in status["packs"]} == {"2.1": "active", "1": "candidate"}
     assert not any(name.startswith("refused_") for name in status["counters"])
-    assert {one["pack"]["version"] for one in answers} == {"1", "2.1"}
-    assert {one["tier"] for one in answers} == {"model", "rule"}
+    assert {answer["pack"]["version"] for answer in answers} == {"1", "2.1"}
+    assert {answer["tier"] for answer in answers} == {"model", "rule"}
     first, second = promotions(settings)
     assert (first[:3], second[:2]) == (("2", 0, None), ("2.1", 1))
     public = signatures.public_keys([tmp_path / "desk.key.pub"])
@@ -585,22 +585,22 @@ def test_without_a_daemon_it_is_recorded_and_the_settings_are_named(
 def test_a_start_that_goes_back_to_a_pack_that_lost_its_place_is_told(
     settings: Config, fixed: Path, past: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    def told() -> list[str]:
+    def warnings() -> list[str]:
         caplog.clear()
         with daemon(settings):
-            return [one.message for one in caplog.records if "took its place" in one.message]
+            return [record.message for record in caplog.records if "took its place" in record.message]
 
-    assert told() == []
+    assert warnings() == []
     assert doctor._pack(settings).state == "ok"
     with daemon(settings):
         assert send(settings, fixed).activated
-    (warned,) = told()
+    (warned,) = warnings()
     assert re.match(r"the settings name small 1, but 2\.1 took its place by a promotion at 20", warned)
-    found = doctor._pack(settings)
-    assert (found.state, "2.1 took its place" in found.found) == ("warning", True)
+    problems = doctor._pack(settings)
+    assert (problems.state, "2.1 took its place" in problems.found) == ("warning", True)
 
     settings = replace(settings, pack=str(fixed))
-    assert told() == []
+    assert warnings() == []
     assert doctor._pack(settings).state == "ok"
 
 
@@ -612,21 +612,21 @@ def test_a_dry_run_writes_and_activates_nothing(
         assert dry.chosen == pack_files.load(fixed).info
         assert not (tmp_path / "desk.key").exists()
         assert send(settings, loose, dry_run=True).chosen is None
-        assert [one["version"] for one in client.status()["packs"]] == ["1"]
+        assert [pack["version"] for pack in client.status()["packs"]] == ["1"]
     assert promotions(settings) == []
 
 
 def test_what_is_activated_is_what_was_checked(settings: Config, fixed: Path, past: dict[str, str]) -> None:
     """Whoever can write the directory may not slip another pack in behind the gate."""
 
-    def slip_in(told: str) -> None:
-        if "past decisions" in told:
+    def slip_in(message: str) -> None:
+        if "past decisions" in message:
             (fixed / "rules.yaml").write_text(PACK_RULES)
 
     with daemon(settings) as client:
         with pytest.raises(PackError, match="has changed since it was checked; promote it again"):
             send(settings, fixed, announce=slip_in)
-        assert [one["version"] for one in client.status()["packs"]] == ["1"]
+        assert [pack["version"] for pack in client.status()["packs"]] == ["1"]
     assert promotions(settings) == []
 
 
@@ -636,8 +636,8 @@ def test_a_pack_does_not_take_the_place_of_one_that_it_was_not_held_against(
     other = write_pack(tmp_path / "other", version="9", system="Weigh.", rules=STRICT)
     with daemon(settings) as client:
 
-        def another(told: str) -> None:
-            if "past decisions" in told:
+        def another(message: str) -> None:
+            if "past decisions" in message:
                 client.control(records.Control(task="activate", pack=str(other)))
 
         with pytest.raises(
@@ -658,7 +658,7 @@ def test_where_no_more_packs_can_be_resident_the_one_longest_out_of_force_goes(
     with daemon(replace(settings, resident_packs=2)) as client:
         for folder in folders:
             assert send(settings, folder).activated
-        assert {one["version"]: one["role"] for one in client.status()["packs"]} == {
+        assert {pack["version"]: pack["role"] for pack in client.status()["packs"]} == {
             "4": "active",
             "3": "candidate",
         }
@@ -710,7 +710,7 @@ def candidate(version: str, agree: int, passing: int, right: int, *, passed: boo
     active = PackInfo(name="small", version="0", sha256="0" * 64)
 
     def merit(pack: PackInfo, *hits: int) -> Merit:
-        agreeing, suites, served = (rate(one, 10) for one in hits)
+        agreeing, suites, served = (rate(count, 10) for count in hits)
         return Merit(pack=pack, held_out=agreeing, suites=suites, served=served)
 
     return Report(
@@ -777,12 +777,12 @@ ENOUGH = 50
 def correct(settings: Config, count: int, *, masked: tuple[str, ...] = ()) -> None:
     """So many decisions that were corrected, with their explanations, in a journal of their own."""
     info = pack_files.load(Path(settings.pack)).info
-    told: list[Any] = []
+    items: list[Any] = []
     for number in range(count):
-        asked = question("look", f"u{number}")
-        asked["subject"]["properties"] = {"secret": "s"} if masked else {}
+        evaluation = question("look", f"u{number}")
+        evaluation["subject"]["properties"] = {"secret": "s"} if masked else {}
         decision = by_model(
-            evaluation=msgspec.convert(asked, Evaluation),
+            evaluation=msgspec.convert(evaluation, Evaluation),
             pack=info,
             outcome="allow",
             allow=True,
@@ -800,16 +800,16 @@ def correct(settings: Config, count: int, *, masked: tuple[str, ...] = ()) -> No
             decision=("deny", "require_mfa")[number % 2],
             reasoning=f"By R2, as u{number} is new.",
         )
-        told += [
+        items += [
             events.decision_event(decision, masked=masked),
             events.explanation_event(decision.id, explanation, decision.at + 1),
             sent(verdict, at=decision.at + 2),
         ]
-    record(settings.journal_path, *told)
+    record(settings.journal_path, *items)
 
 
-def proposed(settings: Config, folder: Path, **told: Any) -> Improvement:
-    return improve(settings, folder, TERMS, **{"now": NOW, "load_engine": lenient} | told)
+def proposed(settings: Config, folder: Path, **options: Any) -> Improvement:
+    return improve(settings, folder, TERMS, **{"now": NOW, "load_engine": lenient} | options)
 
 
 def test_corrections_become_the_examples_of_the_next_pack_and_nothing_else_changes(
@@ -836,7 +836,7 @@ def test_corrections_become_the_examples_of_the_next_pack_and_nothing_else_chang
     ]
     assert [example.id for example in made.examples] == [*done.kept, *done.corrected]
     assert [example.outcome for example in made.examples] == ["allow", "require_mfa", "deny"]
-    assert not [one for one in lint_pack(made) if one.level == "error"]
+    assert not [finding for finding in lint_pack(made) if finding.level == "error"]
     assert "kim" not in (made.path / "examples.yaml").read_text(), "who reviewed is not the model's business"
 
 
@@ -881,9 +881,9 @@ def test_a_version_that_is_taken_is_passed_over_and_no_pack_written_over(
 
 def test_an_example_that_asks_what_a_scenario_asks_is_not_proposed(settings: Config, tmp_path: Path) -> None:
     correct(settings, ENOUGH)
-    one = proposed(settings, tmp_path / "packs")
-    shown = pack_files.load(Path(one.path)).examples[-1]
-    asked = {
+    proposal = proposed(settings, tmp_path / "packs")
+    shown = pack_files.load(Path(proposal.path)).examples[-1]
+    scenario = {
         "id": "S1",
         "title": "Shown",
         "difficulty": "easy",
@@ -891,7 +891,7 @@ def test_an_example_that_asks_what_a_scenario_asks_is_not_proposed(settings: Con
         "expect": {"outcome": "allow"},
     }
     suite = tmp_path / "small.yaml"
-    suite.write_bytes(msgspec.json.encode({"name": "small", "pack": "small", "scenarios": [asked]}))
+    suite.write_bytes(msgspec.json.encode({"name": "small", "pack": "small", "scenarios": [scenario]}))
     with pytest.raises(ExportError, match="no new example"):  # all look alike to it
         proposed(settings, tmp_path / "packs", suites=[str(suite)])
 
@@ -905,16 +905,16 @@ def test_what_was_not_recorded_whole_is_no_example(settings: Config, tmp_path: P
 def test_a_proposal_is_signed_by_the_key_that_is_given(settings: Config, tmp_path: Path) -> None:
     correct(settings, ENOUGH)
     Key.open(tmp_path / "desk.key")
-    told = replace(settings, pack_keys=(str(tmp_path / "desk.key.pub"),))
+    changed = replace(settings, pack_keys=(str(tmp_path / "desk.key.pub"),))
     signatures.sign_pack(
         pack_files.load(Path(settings.pack)).info,
         Path(settings.pack) / pack_files.SIGNATURE,
         Key.open(tmp_path / "desk.key"),
     )
-    assert failed(proposed(told, tmp_path / "packs").promotion.reports[0]) == ["signature"]
-    signed = proposed(told, tmp_path / "packs", key=tmp_path / "desk.key")
+    assert failed(proposed(changed, tmp_path / "packs").promotion.reports[0]) == ["signature"]
+    signed = proposed(changed, tmp_path / "packs", key=tmp_path / "desk.key")
     assert signed.promotion.chosen is not None
-    assert pack_files.load(Path(signed.path), told.pack_keys).info == signed.pack
+    assert pack_files.load(Path(signed.path), changed.pack_keys).info == signed.pack
 
 
 def test_a_manifest_that_cannot_be_edited_leaves_nothing_behind(
@@ -939,8 +939,8 @@ def test_the_next_version_is_another_one_each_time(version: str) -> None:
 
 
 def test_versions_count_up_their_last_number() -> None:
-    told = {"1.0.9": "1.0.10", "2": "3", "1.0-beta": "1.1-beta", "beta": "beta.1"}
-    assert {version: next_version(version) for version in told} == told
+    versions = {"1.0.9": "1.0.10", "2": "3", "1.0-beta": "1.1-beta", "beta": "beta.1"}
+    assert {version: next_version(version) for version in versions} == versions
 
 
 # ---------------------------------------------------------------- the command
@@ -952,13 +952,13 @@ def test_a_refusal_is_told_in_eighty_columns_and_with_every_reason(
     review(settings, past["risky kim"], None)
     done = send(settings, loose, dry_run=True)
     show(done)
-    told = capsys.readouterr().out
-    assert max(map(len, told.splitlines())) <= 80
-    for reason in (one for each in done.reports[0].checks for one in each.reasons):
-        assert " ".join(reason.split()) in " ".join(told.split())
-    assert "2 is refused by: held out, counterfactual" in told
+    output = capsys.readouterr().out
+    assert max(map(len, output.splitlines())) <= 80
+    for reason in (reason for each in done.reports[0].checks for reason in each.reasons):
+        assert " ".join(reason.split()) in " ".join(output.split())
+    assert "2 is refused by: held out, counterfactual" in output
     checks = plain(done)["reports"][0]["checks"]
-    assert [one["name"] for one in checks if not one["passed"]] == ["held out", "counterfactual"]
+    assert [check["name"] for check in checks if not check["passed"]] == ["held out", "counterfactual"]
 
 
 def test_what_was_promoted_and_refused_is_listed_with_what_its_signature_is_worth(
@@ -989,8 +989,15 @@ def test_what_was_promoted_and_refused_is_listed_with_what_its_signature_is_wort
 
 def test_improve_says_how_many_corrections_are_missing(settings: Config, tmp_path: Path) -> None:
     correct(settings, 1)
-    told = ["--state-dir", str(settings.state_dir), "--pack", settings.pack, "--endpoint", settings.endpoint]
-    ended = CliRunner().invoke(cli, ["improve", str(tmp_path / "packs"), *told])
+    arguments = [
+        "--state-dir",
+        str(settings.state_dir),
+        "--pack",
+        settings.pack,
+        "--endpoint",
+        settings.endpoint,
+    ]
+    ended = CliRunner().invoke(cli, ["improve", str(tmp_path / "packs"), *arguments])
     assert ended.exit_code == 2
     assert (
         "there are 1 corrections that small can use; the next pack needs 50, so 49 are missing"
@@ -1020,8 +1027,19 @@ def test_with_the_real_model_the_command_refuses_and_then_promotes(
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         program = "from thor_policy.cli.main import main; main()"
-        told = [sys.executable, "-c", program, *arguments, "--config", str(file), "--suite", str(suite)]
-        return subprocess.run(told, capture_output=True, text=True, check=False, timeout=10 * PATIENCE_S)
+        command_line = [
+            sys.executable,
+            "-c",
+            program,
+            *arguments,
+            "--config",
+            str(file),
+            "--suite",
+            str(suite),
+        ]
+        return subprocess.run(
+            command_line, capture_output=True, text=True, check=False, timeout=10 * PATIENCE_S
+        )
 
     with (
         serving(config_module.load(file, environ={})) as served,
@@ -1035,11 +1053,11 @@ def test_with_the_real_model_the_command_refuses_and_then_promotes(
         assert client.status()["pack"]["version"] == "1"
         done = command("packs", "promote", str(fixed), "--json", "--key", str(tmp_path / "desk.key"))
         assert done.returncode == 0, done.stderr
-        told = msgspec.json.decode(done.stdout)
-        assert told["activated"] is True
-        found = {one["name"]: one["figure"] for one in told["reports"][0]["checks"]}
-        assert found["suites"] == "2 of 2 pass, 2 now"
-        assert found["counterfactual"] == "0 of 3 loosened, 0 tightened"
+        report = msgspec.json.decode(done.stdout)
+        assert report["activated"] is True
+        figures = {check["name"]: check["figure"] for check in report["reports"][0]["checks"]}
+        assert figures["suites"] == "2 of 2 pass, 2 now"
+        assert figures["counterfactual"] == "0 of 3 loosened, 0 tightened"
         assert client.status()["pack"]["version"] == "3"
         assert client.evaluate(question("risky"))["context"]["pack"]["version"] == "3"
     with Reader(served.journal_path) as reader, reader.snapshot() as connection:
