@@ -1,4 +1,4 @@
-"""What past requests would be answered by another pack: which are compared, how, and what it comes to."""
+"""Counterfactuals: which past decisions are compared, how they compare, runs, and the command `whatif`."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def request(
 
 
 def taken(pack: Pack, *requests: Request, engine: StubEngine | None = None, **options: Any) -> list[Decision]:
-    """The decisions of a pack, as a daemon would have recorded them."""
+    """Decisions by a pack, as a daemon records them."""
     policy = Policy(engine or StubEngine(bias="allow"), pack, **options)
     return [policy.decide(request) for request in requests]
 
@@ -126,8 +126,8 @@ def reasons(results: Sequence[Counterfactual | Skipped]) -> dict[str, str]:
     return {result.decision_id: result.reason for result in results if isinstance(result, Skipped)}
 
 
-class TestWhatAnotherPackWouldHaveAnswered:
-    def test_a_pack_without_a_rule_loosens_those_that_the_rule_alone_denied(
+class TestRedecidingByAnotherPack:
+    def test_a_pack_without_a_rule_loosens_the_decisions_that_only_the_rule_denied(
         self, shipped_pack: Pack, journal: Path, tmp_path: Path
     ) -> None:
         decisions = taken(
@@ -156,7 +156,7 @@ class TestWhatAnotherPackWouldHaveAnswered:
         version = f"team-governance@1.0.0+{shipped_pack.info.sha256[:12]}"
         assert [(group.value, group.compared) for group in summary.by_judge] == [(f"{version}, its rules", 5)]
 
-    def test_the_other_way_round_they_are_tightened(
+    def test_a_pack_with_one_more_rule_tightens_what_the_rule_denies(
         self, shipped_pack: Pack, journal: Path, tmp_path: Path
     ) -> None:
         (decision,) = taken(without(tmp_path / "looser", "suspended-account"), request("read", **SUSPENDED))
@@ -169,14 +169,14 @@ class TestWhatAnotherPackWouldHaveAnswered:
 
     def test_the_same_pack_changes_nothing(self, shipped_pack: Pack, journal: Path) -> None:
         requests = [request("read", who=f"u{number}", **TRUSTED) for number in range(5)]
-        engine = StubEngine()  # which answers each question otherwise
+        engine = StubEngine()  # it answers each question differently
         decisions = taken(shipped_pack, *requests, request("read", **SUSPENDED), engine=engine)
         record(journal, *decisions)
         summary = summarise(again(journal, shipped_pack, engine=StubEngine()))
         assert (summary.compared, summary.same, summary.flipped.hits) == (6, 6, 0)
         assert summary.balance.p_value == 1.0
 
-    def test_another_model_or_adapter_may(self, journal: Path, tmp_path: Path) -> None:
+    def test_another_model_or_adapter_can_change_decisions(self, journal: Path, tmp_path: Path) -> None:
         pack = pack_files.load(write_pack(tmp_path / "small"))
         requests = [request("look", who=f"u{number}") for number in range(20)]
         record(journal, *taken(pack, *requests, engine=StubEngine()))
@@ -186,7 +186,7 @@ class TestWhatAnotherPackWouldHaveAnswered:
         assert tuned.loosened > 0
         assert tuned.tightened > 0
 
-    def test_the_time_is_that_of_the_record(self, journal: Path, tmp_path: Path) -> None:
+    def test_rules_get_the_recorded_time_of_receipt(self, journal: Path, tmp_path: Path) -> None:
         folder = write_pack(
             tmp_path / "small",
             rules="- {id: late, when: now.getHours() >= 18, outcome: deny, clause: R1, because: Late.}\n",
@@ -197,7 +197,7 @@ class TestWhatAnotherPackWouldHaveAnswered:
         record(journal, *decisions)
         assert summarise(again(journal, pack)).same == 2
 
-    def test_what_is_calibrated_today_counts_today(self, journal: Path, tmp_path: Path) -> None:
+    def test_the_calibration_in_force_now_is_used(self, journal: Path, tmp_path: Path) -> None:
         folder = write_pack(tmp_path / "small")
         text = (folder / "pack.yaml").read_text(encoding="utf-8")
         unsure = "limits: {abstain: {outcome: deny, below: {low: 0.8}}, "
@@ -215,7 +215,7 @@ class TestWhatAnotherPackWouldHaveAnswered:
         assert isinstance(result, Counterfactual)
         assert (result.direction, result.now.reason_code) == ("tightened", "low_confidence")
 
-    def test_whatever_becomes_the_loosest_is_loosened_however_a_pack_orders_its_outcomes(
+    def test_a_change_to_allow_is_loosened_in_any_order_of_outcomes(
         self, journal: Path, tmp_path: Path
     ) -> None:
         decisions = taken(pack_files.load(write_pack(tmp_path / "small")), request("look"), request("banned"))
@@ -229,8 +229,8 @@ class TestWhatAnotherPackWouldHaveAnswered:
         assert changed(results, "loosened") == {decisions[1].id}
 
 
-class TestWhatIsNotCompared:
-    def test_is_counted_by_its_reason(self, journal: Path, tmp_path: Path) -> None:
+class TestSkippedDecisions:
+    def test_each_skipped_decision_is_counted_by_its_reason(self, journal: Path, tmp_path: Path) -> None:
         pack = pack_files.load(write_pack(tmp_path / "small"))
         other = pack_files.load(data_path("prompts") / "team-governance")
         whole, erased, masked, bare = taken(pack, *(request("look", who=f"u{n}") for n in range(4)))
@@ -262,9 +262,7 @@ class TestWhatIsNotCompared:
         summary = summarise(results)
         assert (summary.compared, sum(summary.skipped.values())) == (1, 7)
 
-    def test_a_model_that_gave_no_answer_is_no_change_of_the_policy(
-        self, journal: Path, tmp_path: Path
-    ) -> None:
+    def test_a_decision_without_a_model_answer_is_skipped(self, journal: Path, tmp_path: Path) -> None:
         class Failing(StubEngine):
             def score(self, key: str, question: str, deadline_ns: int) -> Scored:
                 if "u1" in question:
@@ -285,7 +283,7 @@ class TestWhatIsNotCompared:
         assert reasons(results) == {then.id: "no_answer_then", now.id: "no_answer_now"}
         assert changed(results, "same") == {both.id}
 
-    def test_a_pack_under_another_name_is_compared_with_the_one_that_it_replaces(
+    def test_instead_of_compares_with_the_decisions_of_a_pack_of_another_name(
         self, shipped_pack: Pack, journal: Path, tmp_path: Path
     ) -> None:
         folder = tmp_path / "renamed"
@@ -301,7 +299,7 @@ class TestWhatIsNotCompared:
         assert changed(again(journal, renamed, instead_of="team-governance"), "same") == {decision.id}
 
 
-def test_past_decisions_are_chosen_by_time_actor_and_action_the_newest_first_to_stay(
+def test_past_decisions_are_filtered_by_time_actor_and_action_and_a_limit_takes_the_newest(
     journal: Path, tmp_path: Path
 ) -> None:
     pack = pack_files.load(write_pack(tmp_path / "small"))
@@ -375,7 +373,7 @@ def test_every_decision_counts_once_and_every_interval_holds_its_share(
 
 
 def _costs_apart(first: Summary, other: Summary) -> bool:
-    """Equal but for the order in which floats were added."""
+    """Equal, except for the rounding of sums in another order."""
     same = replace(first, score_ms=0.0, took_ms=0.0) == replace(other, score_ms=0.0, took_ms=0.0)
     return (
         same
@@ -384,7 +382,7 @@ def _costs_apart(first: Summary, other: Summary) -> bool:
     )
 
 
-def test_what_is_much_looser_is_told_so() -> None:
+def test_the_summary_of_ten_loosened_among_twenty() -> None:
     allow, deny = (Answer(outcome=label, tier="model", floor="allow") for label in ("allow", "deny"))
     loosened = Counterfactual(
         decision_id="d",
@@ -409,7 +407,7 @@ def test_what_is_much_looser_is_told_so() -> None:
 
 
 class CountingEngine(StubEngine):
-    """Counts what it scores; its questions are never answered from a cache, for they differ."""
+    """Counts the questions that it scores. The tests ask different questions, so none comes from a cache."""
 
     def __init__(self, *, interrupted_at: int | None = None) -> None:
         super().__init__()
@@ -427,14 +425,14 @@ class CountingEngine(StubEngine):
 MANY = 2 * records.MAX_REDECIDED + 5
 
 
-class TestARun:
+class TestRun:
     @pytest.fixture
     def pack(self, tmp_path: Path) -> Pack:
         return pack_files.load(write_pack(tmp_path / "small"))
 
     @pytest.fixture
     def decision_ids(self, pack: Pack, journal: Path) -> list[str]:
-        """Decisions of an engine that answers allow; those of a run are of one that answers this and that."""
+        """Recorded decisions of an engine that answers allow; runs use an engine that answers otherwise."""
         decisions = taken(pack, *(request("look", who=f"u{number}") for number in range(MANY)))
         record(journal, *decisions)
         return [decision.id for decision in decisions]
@@ -451,7 +449,7 @@ class TestARun:
     def deciding(
         self, journal: Path, pack: Pack, engine: StubEngine, *, many: int | None = None, **options: Any
     ) -> list[Counterfactual | Skipped]:
-        """What a run comes to; with `many`, one that is given up after so many."""
+        """The results of a run; `many` stops it after so many results."""
         adapter = options.pop("adapter", None)
         if adapter is not None:
             engine.adopt(adapter, Path())
@@ -461,9 +459,7 @@ class TestARun:
             with closing(run(redecider, reader.past(), keep=keep, **options)) as results:
                 return list(itertools.islice(results, many))
 
-    def test_keeps_what_it_came_to_decision_by_decision(
-        self, journal: Path, pack: Pack, decision_ids: list[str]
-    ) -> None:
+    def test_a_run_records_each_result(self, journal: Path, pack: Pack, decision_ids: list[str]) -> None:
         results = self.deciding(journal, pack, StubEngine())
         assert [result.decision_id for result in results] == decision_ids
         kept = rows(
@@ -478,7 +474,7 @@ class TestARun:
         assert verify(journal).ok
 
     @pytest.mark.parametrize("many", [0, 1, records.MAX_REDECIDED, MANY - 1, MANY])
-    def test_that_was_cut_off_decides_none_twice_and_ends_as_if_it_had_not_been(
+    def test_a_resumed_run_decides_nothing_twice_and_ends_with_the_same_summary(
         self, journal: Path, pack: Pack, decision_ids: list[str], many: int
     ) -> None:
         whole = summarise(self.deciding(journal, pack, StubEngine(), keep=None))
@@ -494,7 +490,7 @@ class TestARun:
         assert self.deciding(journal, pack, engine, resume=True) == results
         assert engine.scored == MANY
 
-    def test_that_somebody_interrupts_keeps_what_it_has(
+    def test_an_interrupted_run_records_the_results_that_it_has(
         self, journal: Path, pack: Pack, decision_ids: list[str]
     ) -> None:
         with pytest.raises(KeyboardInterrupt):
@@ -503,7 +499,7 @@ class TestARun:
             (id,) for id in decision_ids[:7]
         ]
 
-    def test_that_is_not_resumed_is_another_one(
+    def test_without_resume_a_second_run_is_a_new_one(
         self, journal: Path, pack: Pack, decision_ids: list[str]
     ) -> None:
         engine = CountingEngine()
@@ -512,7 +508,7 @@ class TestARun:
         assert engine.scored == 2 * MANY
         assert rows(journal, "SELECT count(DISTINCT run) FROM counterfactuals") == [(2,)]
 
-    def test_goes_on_only_with_what_the_same_judge_decided(
+    def test_resume_takes_only_a_run_of_the_same_pack_weights_and_temperature(
         self, journal: Path, pack: Pack, decision_ids: list[str], tmp_path: Path
     ) -> None:
         engine = CountingEngine()
@@ -527,7 +523,7 @@ class TestARun:
         self.deciding(journal, pack, engine, resume=True)
         assert engine.scored == 4 * MANY
 
-    def test_does_not_tell_again_of_what_was_erased_meanwhile(
+    def test_a_resumed_run_skips_what_was_erased_meanwhile(
         self, journal: Path, pack: Pack, decision_ids: list[str]
     ) -> None:
         self.deciding(journal, pack, StubEngine(), many=3)
@@ -535,7 +531,7 @@ class TestARun:
         results = self.deciding(journal, pack, StubEngine(), resume=True)
         assert reasons(results) == {decision_ids[0]: "erased"}
 
-    def test_tries_again_to_keep_what_could_not_be_kept(
+    def test_a_batch_that_could_not_be_recorded_is_recorded_with_the_next(
         self, journal: Path, pack: Pack, decision_ids: list[str]
     ) -> None:
         keep, calls = self.keeping(journal), itertools.count()
@@ -550,7 +546,7 @@ class TestARun:
             (id,) for id in decision_ids
         ]
 
-    def test_ends_with_an_error_if_it_cannot_keep_the_rest(
+    def test_a_run_ends_with_an_error_if_the_last_results_cannot_be_recorded(
         self, journal: Path, pack: Pack, decision_ids: list[str]
     ) -> None:
         calls = itertools.count()
@@ -562,7 +558,7 @@ class TestARun:
         with pytest.raises(JournalError, match="the disk is full"):
             self.deciding(journal, pack, StubEngine(), keep=failing)
 
-    def test_does_not_begin_where_nothing_would_be_kept(
+    def test_a_run_decides_nothing_if_recording_is_refused(
         self, journal: Path, pack: Pack, decision_ids: list[str]
     ) -> None:
         def refusing(_: records.Counterfactuals) -> None:
@@ -573,7 +569,9 @@ class TestARun:
             self.deciding(journal, pack, engine, keep=refusing)
         assert engine.scored == 0
 
-    def test_rests_while_the_daemon_is_busy(self, journal: Path, pack: Pack, decision_ids: list[str]) -> None:
+    def test_a_run_waits_while_the_daemon_is_busy(
+        self, journal: Path, pack: Pack, decision_ids: list[str]
+    ) -> None:
         engine, rested = CountingEngine(), []
         busy = itertools.chain([False, True, True], itertools.repeat(False))
         self.deciding(
@@ -588,7 +586,7 @@ class TestARun:
         assert engine.scored == MANY
 
 
-def test_a_run_has_the_lowest_priority_and_leaves_that_of_others_alone() -> None:
+def test_on_idle_time_lowers_the_priority_of_its_thread_only() -> None:
     def inside() -> int:
         with on_idle_time():
             return os.getpriority(os.PRIO_PROCESS, 0)
@@ -599,7 +597,7 @@ def test_a_run_has_the_lowest_priority_and_leaves_that_of_others_alone() -> None
 
 
 def aside(call: Callable[[], Any]) -> Any:
-    """What a call comes to on a thread of its own, which has a priority of its own."""
+    """The result of a call on a new thread: each thread has its own priority."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(call).result()
 
@@ -613,15 +611,15 @@ def aside(call: Callable[[], Any]) -> Any:
         ("30m", "2026-07-01T11:30:00.000000Z"),
         ("0s", "2026-07-01T12:00:00.000000Z"),
         ("2026-07-01", "2026-07-01"),
-        ("7 days", "7 days"),  # for who reads times to refuse
+        ("7 days", "7 days"),  # the journal refuses it later
         (None, None),
     ],
 )
-def test_a_time_may_be_told_as_an_age(text: str | None, expected: str | None) -> None:
+def test_an_age_becomes_a_time_and_any_other_text_stays(text: str | None, expected: str | None) -> None:
     assert moment(text, "since", NOON) == expected
 
 
-def test_an_age_from_before_all_times_is_refused() -> None:
+def test_an_age_that_reaches_back_before_1970_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^since: 999999999w ago was before 1970; give a shorter age"):
         moment("999999999w", "since", NOON)
 
@@ -630,7 +628,7 @@ def test_an_age_from_before_all_times_is_refused() -> None:
 
 
 class Gate(StubEngine):
-    """An engine that answers allow, once it is let."""
+    """An engine that answers allow, as soon as `open` is set."""
 
     def __init__(self) -> None:
         super().__init__(bias="allow")
@@ -671,7 +669,7 @@ def ask(config: Config, who: str, deadline_ms: int = 20_000, **properties: Json)
 
 @pytest.fixture
 def invoke(config: Config, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """The command on the stub engine, in the state directory of `config`."""
+    """Runs `whatif` on the stub engine, in the state directory of `config`."""
     monkeypatch.setenv("THOR_POLICY_STATE_DIR", str(config.state_dir))
     monkeypatch.setenv("THOR_POLICY_ENDPOINT", config.endpoint)
     monkeypatch.setattr(loading, "load_engine", lambda _: StubEngine(bias="allow"))
@@ -684,8 +682,8 @@ def daemon(config: Config) -> Iterator[Config]:
         yield config
 
 
-class TestTheCommand:
-    def test_beside_a_daemon_tells_what_got_looser_and_the_daemon_keeps_it(
+class TestWhatIfCommand:
+    def test_beside_a_daemon_it_lists_what_got_looser_and_the_daemon_records_it(
         self, daemon: Config, invoke: Callable[..., Result], tmp_path: Path
     ) -> None:
         plain, eve, bob = (
@@ -708,7 +706,7 @@ class TestTheCommand:
         assert "loosened" in trace_of.stdout
         assert verify(daemon.journal_path).ok
 
-    def test_tells_nothing_of_the_same_pack_and_machines_get_json(
+    def test_the_same_pack_changes_nothing_and_json_holds_the_summary(
         self, daemon: Config, invoke: Callable[..., Result]
     ) -> None:
         ids = [ask(daemon, f"u{number}") for number in range(3)]
@@ -722,7 +720,7 @@ class TestTheCommand:
         assert json.loads(invoke("--json", "--dry-run", "-n", 2).stdout)["summary"]["compared"] == 2
         assert len(ids) == 3
 
-    def test_without_a_daemon_writes_the_journal_itself_and_can_be_resumed(
+    def test_without_a_daemon_it_writes_the_journal_itself_and_can_be_resumed(
         self, config: Config, invoke: Callable[..., Result]
     ) -> None:
         with serving(config, load_engine=lambda _: StubEngine(bias="allow")):
@@ -734,7 +732,7 @@ class TestTheCommand:
         assert rows(config.journal_path, kept) == [(3, 3, 1)]
         assert verify(config.journal_path).ok
 
-    def test_of_a_journal_of_an_earlier_version_brings_it_up_to_date(
+    def test_a_journal_of_an_earlier_version_is_migrated(
         self, config: Config, invoke: Callable[..., Result], shipped_pack: Pack
     ) -> None:
         record(config.journal_path, *taken(shipped_pack, request("read", **TRUSTED)))
@@ -745,7 +743,7 @@ class TestTheCommand:
         assert rows(config.journal_path, "SELECT direction FROM counterfactuals") == [("same",)]
         assert verify(config.journal_path).ok
 
-    def test_with_nothing_to_compare_shows_nothing(
+    def test_with_nothing_to_compare_the_exit_status_is_2(
         self, daemon: Config, invoke: Callable[..., Result]
     ) -> None:
         ask(daemon, "ivo")
@@ -756,7 +754,7 @@ class TestTheCommand:
         assert "another pack decided" in shown.stdout
         assert invoke("--since", "yesterday").exit_code == 2
 
-    def test_of_another_state_directory_says_that_the_daemon_does_not_know_the_decisions(
+    def test_another_state_directory_than_the_daemons_is_an_error(
         self, daemon: Config, invoke: Callable[..., Result], shipped_pack: Pack, tmp_path: Path
     ) -> None:
         record(tmp_path / "policy_decisions.db", *taken(shipped_pack, request("read", **TRUSTED)))
@@ -766,7 +764,7 @@ class TestTheCommand:
 
 
 @pytest.mark.model
-def test_the_real_model_decides_as_it_did_and_without_a_rule_what_the_rule_decided(
+def test_the_real_model_repeats_its_decisions_and_decides_what_a_removed_rule_decided(
     config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("THOR_POLICY_STATE_DIR", str(config.state_dir))

@@ -1,4 +1,4 @@
-"""Export: which corrections count, what they become, that nothing leaks into the test or out of a mask."""
+"""Export: which corrections count, the files they become, the split, and masked values."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def journal(tmp_path: Path) -> Path:
 
 
 def decided(pack: Pack, number: int, **changes: Any) -> Decision:
-    """What the model said of a question that has nothing in common with those of other numbers."""
+    """A decision with an explanation; its question shares no words with those of other numbers."""
     details = " ".join(f"{word}{number}" for word in WORDS)
     fields = {
         "evaluation": Evaluation(
@@ -114,7 +114,7 @@ def review(
 def corrected(
     pack: Pack, count: int, outcomes: tuple[str, ...] = ("deny", "require_mfa"), **changes: Any
 ) -> list[Any]:
-    """So many corrected decisions, with their explanations."""
+    """`count` corrected decisions with explanations."""
     what: list[Any] = []
     for number in range(count):
         decision = decided(pack, number, **changes)
@@ -137,7 +137,9 @@ def lines_of(path: Path) -> list[Json]:
 
 
 class TestWhichCorrectionsCount:
-    def test_a_correction_becomes_question_and_answer_of_the_pack(self, pack: Pack, journal: Path) -> None:
+    def test_a_correction_becomes_a_question_and_an_answer_of_the_pack(
+        self, pack: Pack, journal: Path
+    ) -> None:
         decision = decided(pack, 1)
         record(journal, decision, explained(decision), review(decision, reasoning="Not\n  by R2."))
         (correction,) = gathered(journal, pack).corrections
@@ -159,7 +161,9 @@ class TestWhichCorrectionsCount:
             masked=(),
         )
 
-    def test_the_adapter_that_judged_is_named(self, pack: Pack, journal: Path, tmp_path: Path) -> None:
+    def test_provenance_names_the_adapter_that_decided(
+        self, pack: Pack, journal: Path, tmp_path: Path
+    ) -> None:
         tuned = Adapter(name="tuned", sha256="c" * 64, scale=0.5)
         record(journal, *corrected(pack, 50, model=replace(MODEL, adapter=tuned)))
         written(journal, pack, tmp_path / "out")
@@ -173,7 +177,9 @@ class TestWhichCorrectionsCount:
         examples = (tmp_path / "out" / "examples.yaml").read_text()
         assert f"{MODEL.sha256} under the adapter {'c' * 64} at scale 0.5" in examples
 
-    def test_without_a_reason_or_a_class_only_the_outcome_is_taught(self, pack: Pack, journal: Path) -> None:
+    def test_without_a_reason_or_a_class_the_answer_is_only_the_outcome(
+        self, pack: Pack, journal: Path
+    ) -> None:
         unreasoned, unexplained = decided(pack, 1), decided(pack, 2)
         record(
             journal,
@@ -205,7 +211,7 @@ class TestWhichCorrectionsCount:
         assert [correction.outcome for correction in corrections.corrections] == ["require_mfa"]
         assert corrections.left_out == {"reviewed again later": 2}
 
-    def test_a_rule_or_an_abstention_is_no_answer_of_the_model_to_reject(
+    def test_a_decision_by_rule_or_an_abstention_has_no_rejected_answer(
         self, pack: Pack, journal: Path
     ) -> None:
         by_rule_ = by_rule(pack=pack.info, evaluation=decided(pack, 1).evaluation)
@@ -215,7 +221,7 @@ class TestWhichCorrectionsCount:
         )
         assert [correction.rejected for correction in gathered(journal, pack).corrections] == [None, None]
 
-    def test_what_cannot_be_used_is_counted_by_reason(self, pack: Pack, journal: Path) -> None:
+    def test_corrections_that_are_left_out_are_counted_by_reason(self, pack: Pack, journal: Path) -> None:
         ordinary = [decided(pack, number) for number in range(3)]
         elsewhere = replace(decided(pack, 3), pack=replace(pack.info, name="other"))
         banned = decided(pack, 4, evaluation=replace(ordinary[0].evaluation, action=Action(name="banned")))
@@ -245,7 +251,7 @@ class TestWhichCorrectionsCount:
             1,
         )
 
-    def test_masked_values_stay_masked_and_are_told(self, pack: Pack, journal: Path) -> None:
+    def test_masked_values_stay_masked_and_provenance_names_them(self, pack: Pack, journal: Path) -> None:
         decision = decided(pack, 1)
         record(journal, decision, review(decision), masked=("/context/details",))
         (correction,) = gathered(journal, pack).corrections
@@ -260,7 +266,7 @@ class TestFiles:
         written(journal, pack, tmp_path / "out")
         return tmp_path / "out"
 
-    def test_each_file_is_there_with_its_lines(self, folder: Path) -> None:
+    def test_each_file_is_written_with_its_number_of_lines(self, folder: Path) -> None:
         exported = json.loads((folder / "report.json").read_text())["export"]
         assert (exported["corrections"], exported["train"], exported["test"]) == (60, 48, 12)
         for name in ("chat", "prompt-completion", "preference", "alpaca"):
@@ -287,7 +293,7 @@ class TestFiles:
                 rows, _ = rows_from_file(file, format=Format.NL)
                 assert list(rows) == lines
 
-    def test_the_forms_are_those_that_trainers_read(self, folder: Path, pack: Pack) -> None:
+    def test_lines_have_the_fields_that_trainers_read(self, folder: Path, pack: Pack) -> None:
         def roles(turns: Json) -> list[str]:
             return [turn["role"] for turn in turns]
 
@@ -317,7 +323,7 @@ class TestFiles:
         assert outcomes == ["require_mfa", "deny"] * 4
         assert "by 'kim'" in (folder / "examples.yaml").read_text()
 
-    def test_few_shot_examples_are_not_of_the_held_out(self, folder: Path) -> None:
+    def test_few_shot_examples_are_not_held_out(self, folder: Path) -> None:
         examples = yaml.safe_load((folder / "examples.yaml").read_text())
         out = {line["provenance"]["decision_id"][-12:] for line in lines_of(folder / "chat.test.jsonl")}
         assert out.isdisjoint({example["id"].removeprefix("C-") for example in examples})
@@ -329,7 +335,9 @@ class TestFiles:
         for path in folder.iterdir():
             assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
 
-    def test_one_format_alone(self, folder: Path, journal: Path, pack: Pack, tmp_path: Path) -> None:
+    def test_one_format_can_be_exported_alone(
+        self, folder: Path, journal: Path, pack: Pack, tmp_path: Path
+    ) -> None:
         done = written(journal, pack, tmp_path / "one", formats=["alpaca"])
         assert set(done.files) == {"alpaca.train.jsonl", "alpaca.test.jsonl"}
         written_ = {path.name for path in (tmp_path / "one").iterdir()}
@@ -337,7 +345,7 @@ class TestFiles:
 
 
 class TestNearDuplicates:
-    def test_never_straddle_the_split_nor_fill_the_examples(
+    def test_near_duplicates_are_on_one_side_of_the_split_and_give_one_example(
         self, pack: Pack, journal: Path, tmp_path: Path
     ) -> None:
         what: list[Any] = []
@@ -364,7 +372,7 @@ class TestNearDuplicates:
 
 
 class TestRefused:
-    def test_too_few_says_how_many_are_missing_and_writes_nothing(
+    def test_with_too_few_corrections_the_error_says_how_many_are_missing_and_nothing_is_written(
         self, pack: Pack, journal: Path, tmp_path: Path
     ) -> None:
         unusable = decided(pack, 99)
@@ -373,14 +381,16 @@ class TestRefused:
             written(journal, pack, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
-    def test_the_least_can_only_be_raised(self, pack: Pack, journal: Path, tmp_path: Path) -> None:
+    def test_min_corrections_can_only_be_raised(self, pack: Pack, journal: Path, tmp_path: Path) -> None:
         record(journal, *corrected(pack, 55))
         with pytest.raises(ExportError, match="5 are missing"):
             written(journal, pack, tmp_path / "out", least=60)
         with pytest.raises(ExportError, match="can only be raised"):
             written(journal, pack, tmp_path / "out", least=10)
 
-    def test_a_directory_that_holds_something(self, pack: Pack, journal: Path, tmp_path: Path) -> None:
+    def test_a_directory_that_is_not_empty_is_refused(
+        self, pack: Pack, journal: Path, tmp_path: Path
+    ) -> None:
         record(journal, *corrected(pack, 50))
         (tmp_path / "out").mkdir()
         written(journal, pack, tmp_path / "out")
@@ -410,7 +420,7 @@ class TestReport:
         written(journal, pack, tmp_path / "out")
         return tmp_path / "out"
 
-    def test_counts_what_became_of_what(self, folder: Path) -> None:
+    def test_the_report_counts_outcomes_and_corrections(self, folder: Path) -> None:
         report = json.loads((folder / "report.json").read_text())
         assert report["changes"] == 61
         changes = {value: count for value, count, _ in report["distributions"]["change"]}
@@ -468,7 +478,7 @@ def test_any_example_survives_its_yaml(name: str, context: dict[str, Json], reas
     assert msgspec.to_builtins(again) == msgspec.to_builtins(example)
 
 
-def test_a_rule_is_written_without_what_is_at_its_default() -> None:
+def test_a_rule_is_written_without_default_values() -> None:
     rule = Rule(id="a", when='kind == "x"', outcome="deny", because="So.")
     assert pack_files.as_yaml([rule]) == '- id: a\n  when: kind == "x"\n  outcome: deny\n  because: So.\n'
 
@@ -479,7 +489,7 @@ class TestCommand:
         monkeypatch.setenv("THOR_POLICY_STATE_DIR", str(tmp_path))
         return lambda *arguments: CliRunner().invoke(cli, ["export", *arguments])
 
-    def test_writes_and_tells(
+    def test_export_writes_the_files_and_prints_the_counts(
         self, pack: Pack, journal: Path, tmp_path: Path, run: Callable[..., Any]
     ) -> None:
         record(journal, *corrected(pack, 50))
@@ -489,7 +499,7 @@ class TestCommand:
         assert run(str(tmp_path / "two"), "--pack", str(pack.path), "--format", "chat").exit_code == 0
         assert (tmp_path / "two" / "chat.train.jsonl").is_file()
 
-    def test_refusals_are_status_2(
+    def test_a_refused_export_exits_with_2(
         self, pack: Pack, journal: Path, tmp_path: Path, run: Callable[..., Any]
     ) -> None:
         record(journal, *corrected(pack, 3))

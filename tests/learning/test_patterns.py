@@ -1,4 +1,4 @@
-"""Patterns: which errors are systematic, which rule is proposed and what it would change, and why none is."""
+"""Patterns: similar corrections, the proposed rule and its effect, and the reasons for no proposal."""
 
 from __future__ import annotations
 
@@ -102,11 +102,11 @@ def review(decision: Decision, outcome: str | None, reasoning: str | None = "R2,
 
 
 def payments(pack: Pack, journal: Path, count: int = 15) -> list[Decision]:
-    """Large payments of the west that should have been denied, among small ones, and others of the east."""
+    """Large payments of the west that should have been denied, among small ones, and payments of the east."""
     wrong = [payment(pack, euros=200 + n, team="west", share=0.5) for n in range(count)]
     fine = [payment(pack, euros=10 + n, team="west", share=0.5) for n in range(20)]
     fine += [payment(pack, euros=200 + n, team="east", share=0.5) for n in range(20)]
-    # one that nobody looked at, and one that a reviewer accepted, of the same kind
+    # one that nobody reviewed and one that was accepted, both of the same kind
     same = [payment(pack, euros=205, team="west", share=0.5) for _ in range(2)]
     reviews = [review(same[0], None, None), *(review(decision, "deny") for decision in wrong)]
     record(journal, *wrong, *fine, *same, *reviews)
@@ -119,7 +119,9 @@ def find(journal: Path, pack: Pack, **more: Any) -> Patterns:
 
 
 class TestProposal:
-    def test_says_what_the_cases_have_in_common_and_few_others(self, pack: Pack, journal: Path) -> None:
+    def test_a_proposed_rule_holds_in_all_cases_and_few_other_decisions(
+        self, pack: Pack, journal: Path
+    ) -> None:
         wrong = payments(pack, journal)
         (pattern,) = find(journal, pack).patterns
         assert (pattern.kind, pattern.change) == ("correction", "allow -> deny")
@@ -133,16 +135,14 @@ class TestProposal:
             revised = pack.revised(rules=(*pack.book.rules, rule))
             assert revised.book.apply(case.evaluation, case.at).outcome == "deny"
 
-    def test_its_effect_is_counted_over_past_decisions_by_direction(self, pack: Pack, journal: Path) -> None:
+    def test_the_effect_of_a_proposed_rule_is_counted_by_change(self, pack: Pack, journal: Path) -> None:
         payments(pack, journal)
         (pattern,) = find(journal, pack).patterns
         assert pattern.proposal is not None
         assert pattern.proposal.changes == {"allow -> deny": 17}
         assert (pattern.proposal.agree, pattern.proposal.against, pattern.proposal.unreviewed) == (15, 1, 1)
 
-    def test_decisions_that_nobody_reviewed_do_not_stand_in_the_way_while_they_are_few(
-        self, pack: Pack, journal: Path
-    ) -> None:
+    def test_a_rule_may_change_a_few_decisions_that_nobody_reviewed(self, pack: Pack, journal: Path) -> None:
         wrong = [payment(pack, euros=200, team="west") for _ in range(15)]
         same = [payment(pack, euros=200, team="west") for _ in range(30)]
         fine = [payment(pack, euros=5, team="west") for _ in range(150)]
@@ -153,7 +153,7 @@ class TestProposal:
         assert pattern.proposal is not None
         assert (pattern.proposal.agree, pattern.proposal.against, pattern.proposal.unreviewed) == (15, 0, 30)
 
-    def test_passes_lint_in_the_pack(self, pack: Pack, journal: Path) -> None:
+    def test_a_proposed_rule_passes_lint_in_the_pack(self, pack: Pack, journal: Path) -> None:
         payments(pack, journal)
         (pattern,) = find(journal, pack).patterns
         assert pattern.proposal is not None
@@ -161,7 +161,7 @@ class TestProposal:
         rules.write_text(rules.read_text() + pattern.proposal.rule)
         assert [each for each in lint_pack(pack_files.load(pack.path)) if each.level == "error"] == []
 
-    def test_a_looser_answer_is_a_final_rule(self, pack: Pack, journal: Path) -> None:
+    def test_a_proposal_that_loosens_is_a_final_rule(self, pack: Pack, journal: Path) -> None:
         wrong = [payment(pack, "deny", "look", euros=n) for n in range(15)]
         others = [payment(pack, "deny", "write", euros=n) for n in range(15)]
         record(journal, *wrong, *others, *(review(decision, "allow", "Fine.") for decision in wrong))
@@ -171,7 +171,9 @@ class TestProposal:
         assert (rule.when, rule.outcome, rule.final) == ('action.name == "look"', "allow", True)
         assert pattern.proposal.changes == {"deny -> allow": 15}
 
-    def test_the_cases_of_exceptions_are_the_decisions_they_name(self, pack: Pack, journal: Path) -> None:
+    def test_exceptions_count_as_cases_of_the_decisions_that_they_name(
+        self, pack: Pack, journal: Path
+    ) -> None:
         denied = [payment(pack, "deny", "look", euros=n) for n in range(15)]
         others = [payment(pack, "deny", "write", euros=n) for n in range(15)]
         exceptions = [
@@ -188,7 +190,7 @@ class TestProposal:
         assert pattern.proposal is not None
         assert (pattern.proposal.changes, pattern.proposal.agree) == ({"deny -> allow": 15}, 15)
 
-    def test_a_name_that_a_request_gave_is_quoted_or_not_used(self, pack: Pack, journal: Path) -> None:
+    def test_a_text_of_a_request_is_quoted_in_a_rule_or_not_used(self, pack: Pack, journal: Path) -> None:
         hostile = '" || true || "'
         wrong = [payment(pack, euros=200 + n, team=hostile) for n in range(15)]
         others = [payment(pack, euros=200 + n, team="east") for n in range(15)]
@@ -196,7 +198,7 @@ class TestProposal:
         (pattern,) = find(journal, pack).patterns
         assert not any("true" in text for text in pattern.common)
 
-    def test_a_number_made_of_the_clock_is_no_condition(self, pack: Pack, journal: Path) -> None:
+    def test_a_number_that_uses_the_clock_is_no_condition(self, pack: Pack, journal: Path) -> None:
         wrong = [payment(pack, euros=200, team="west", at=NOON + n) for n in range(15)]
         others = [payment(pack, euros=200, team="west", at=NOON + 99) for n in range(15)]
         record(journal, *wrong, *others, *(review(decision, "deny") for decision in wrong))
@@ -211,17 +213,19 @@ class TestNoProposal:
         assert pattern.proposal is None
         return str(pattern.why_not)
 
-    def test_of_fewer_than_fifteen(self, pack: Pack, journal: Path) -> None:
+    def test_there_is_no_proposal_for_fewer_than_fifteen_cases(self, pack: Pack, journal: Path) -> None:
         payments(pack, journal, count=14)
         assert "from 15 cases on" in self.why(journal, pack)
 
-    def test_where_nothing_tells_the_cases_from_others(self, pack: Pack, journal: Path) -> None:
+    def test_there_is_no_proposal_if_the_conditions_fit_too_many_other_decisions(
+        self, pack: Pack, journal: Path
+    ) -> None:
         wrong = [payment(pack, euros=200, team="west") for _ in range(15)]
         same = [payment(pack, euros=200, team="west") for _ in range(15)]
         record(journal, *wrong, *same, *(review(decision, "deny") for decision in wrong))
         assert "15 of 15 other decisions" in self.why(journal, pack)
 
-    def test_where_reviewers_wanted_too_many_of_them_otherwise(self, pack: Pack, journal: Path) -> None:
+    def test_there_is_no_proposal_against_too_many_reviews(self, pack: Pack, journal: Path) -> None:
         wrong = [payment(pack, euros=200, team="west") for _ in range(15)]
         right = [payment(pack, euros=200, team="west") for _ in range(4)]
         others = [payment(pack, euros=5, team="east") for _ in range(40)]
@@ -229,33 +233,41 @@ class TestNoProposal:
         record(journal, *wrong, *right, *others, *accepted, *(review(decision, "deny") for decision in wrong))
         assert "4 of which reviewers wanted otherwise" in self.why(journal, pack)
 
-    def test_where_there_are_no_others(self, pack: Pack, journal: Path) -> None:
+    def test_there_is_no_proposal_without_other_decisions(self, pack: Pack, journal: Path) -> None:
         wrong = [payment(pack, euros=200, team="west") for _ in range(15)]
         record(journal, *wrong, *(review(decision, "deny") for decision in wrong))
         assert "no other decisions" in self.why(journal, pack)
 
-    def test_that_would_loosen_to_something_between(self, pack: Pack, journal: Path) -> None:
+    def test_there_is_no_proposal_that_loosens_to_another_outcome_than_the_loosest(
+        self, pack: Pack, journal: Path
+    ) -> None:
         wrong = [payment(pack, "deny", euros=n) for n in range(15)]
         record(journal, *wrong, *(review(decision, "require_mfa") for decision in wrong))
         assert "no rule can loosen an answer to require_mfa" in self.why(journal, pack)
 
-    def test_where_a_rule_stands_in_the_way_which_is_named(self, pack: Pack, journal: Path) -> None:
+    def test_there_is_no_proposal_if_a_rule_demands_more_and_that_rule_is_named(
+        self, pack: Pack, journal: Path
+    ) -> None:
         wrong = [payment(pack, "deny", "banned", euros=n) for n in range(15)]
         record(journal, *wrong, *(review(decision, "allow") for decision in wrong))
         assert "banned in 15" in self.why(journal, pack)
 
-    def test_where_the_rules_of_today_say_so(self, pack: Pack, journal: Path) -> None:
+    def test_there_is_no_proposal_if_the_rules_demand_it_already(self, pack: Pack, journal: Path) -> None:
         wrong = [payment(pack, "allow", "banned", euros=n) for n in range(15)]
         record(journal, *wrong, *(review(decision, "deny") for decision in wrong))
         assert "rules of today" in self.why(journal, pack)
 
-    def test_that_a_failing_fact_would_disable(self, pack: Pack, journal: Path) -> None:
+    def test_there_is_no_proposal_if_a_failing_fact_disables_the_rule(
+        self, pack: Pack, journal: Path
+    ) -> None:
         wrong = [payment(pack, "deny", "look", euros="no number") for _ in range(15)]
         others = [payment(pack, "deny", "write", euros=n) for n in range(15)]
         record(journal, *wrong, *others, *(review(decision, "allow", "Fine.") for decision in wrong))
         assert "would change nothing" in self.why(journal, pack)
 
-    def test_that_is_against_an_example_of_the_pack(self, pack: Pack, journal: Path) -> None:
+    def test_there_is_no_proposal_that_contradicts_an_example_of_the_pack(
+        self, pack: Pack, journal: Path
+    ) -> None:
         wrong = [payment(pack, "allow", "look") for _ in range(15)]
         others = [payment(pack, "allow", "pay") for _ in range(15)]
         record(journal, *wrong, *others, *(review(decision, "deny") for decision in wrong))
@@ -263,7 +275,9 @@ class TestNoProposal:
 
 
 class TestPatterns:
-    def test_cases_of_another_kind_or_change_are_not_one_pattern(self, pack: Pack, journal: Path) -> None:
+    def test_cases_with_other_facts_or_another_change_are_separate_patterns(
+        self, pack: Pack, journal: Path
+    ) -> None:
         what: list[Any] = []
         for n in range(4):
             words = f"the quarterly invoice of the bakery number {n}"
@@ -285,7 +299,7 @@ class TestPatterns:
             ("allow -> require_mfa", 4),
         ]
 
-    def test_exceptions_that_name_no_decision_are_grouped_by_what_they_say(
+    def test_exceptions_that_name_no_decision_are_grouped_by_their_words(
         self, pack: Pack, journal: Path
     ) -> None:
         def exception(region: str, prompt: str) -> Any:
@@ -326,7 +340,7 @@ class TestPatterns:
         assert result.patterns == ()
         assert {rate.value: rate.corrected for rate in result.rates["actor type"]} == {"user": 5}
 
-    def test_nor_are_outcomes_that_the_pack_does_not_have(self, pack: Pack, journal: Path) -> None:
+    def test_outcomes_that_the_pack_lacks_are_no_cases(self, pack: Pack, journal: Path) -> None:
         payments(pack, journal)
         before, strange = payment(pack, "ask_a_friend", euros=200), payment(pack, euros=200)
         record(journal, before, strange, review(before, "deny"), review(strange, "maybe"))
@@ -334,7 +348,7 @@ class TestPatterns:
         assert len(pattern.cases) == 15
         assert pattern.proposal is not None
 
-    def test_only_since(self, pack: Pack, journal: Path) -> None:
+    def test_since_limits_the_decisions(self, pack: Pack, journal: Path) -> None:
         early = [payment(pack, euros=200, team="west") for _ in range(3)]
         late = [payment(pack, euros=200, team="west", at=NOON + 3600) for _ in range(4)]
         record(journal, *early, *late, *(review(decision, "deny") for decision in (*early, *late)))
@@ -343,7 +357,9 @@ class TestPatterns:
 
 
 class TestFigures:
-    def test_rates_name_what_is_corrected_more_often_than_the_rest(self, pack: Pack, journal: Path) -> None:
+    def test_rates_mark_values_that_are_corrected_more_often_than_all(
+        self, pack: Pack, journal: Path
+    ) -> None:
         what: list[Any] = []
         for n in range(40):
             kind = "service" if n % 4 == 0 else "user"
@@ -369,7 +385,7 @@ class TestFigures:
         hits = data.draw(st.integers(0, trials))
         assert -1e-9 <= wilson_low(hits, trials) <= hits / trials + 1e-9
 
-    def test_an_interval_is_that_of_the_literature(self) -> None:
+    def test_the_wilson_interval_matches_published_values(self) -> None:
         assert wilson_low(8, 10) == pytest.approx(0.4902, abs=1e-4)
 
 
@@ -379,7 +395,7 @@ class TestCommand:
         monkeypatch.setenv("THOR_POLICY_STATE_DIR", str(tmp_path))
         return lambda *arguments: CliRunner().invoke(cli, ["patterns", *arguments])
 
-    def test_shows_the_proposal_its_effect_and_what_it_cannot_see(
+    def test_patterns_prints_the_proposal_its_effect_and_what_it_cannot_show(
         self, pack: Pack, journal: Path, run: Callable[..., Any]
     ) -> None:
         payments(pack, journal)
@@ -390,7 +406,7 @@ class TestCommand:
         result = json.loads(run("--pack", str(pack.path), "--json").stdout)
         assert result["patterns"][0]["proposal"]["changes"] == {"allow -> deny": 17}
 
-    def test_what_a_request_says_cannot_move_the_terminal(
+    def test_control_characters_of_a_request_are_escaped(
         self, pack: Pack, journal: Path, run: Callable[..., Any]
     ) -> None:
         report = {"agent": "desk", "outcome": "so\x1b[31m", "prompt": "one\u202etwo", "is_exception": True}
@@ -400,7 +416,7 @@ class TestCommand:
         assert "\u202e" not in shown
         assert "so\\x1b[31m" in shown
 
-    def test_of_an_empty_time_it_shows_nothing(
+    def test_without_decisions_there_are_no_patterns(
         self, pack: Pack, journal: Path, run: Callable[..., Any]
     ) -> None:
         payments(pack, journal)

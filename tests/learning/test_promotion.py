@@ -1,4 +1,4 @@
-"""Promotion: what the gate refuses and why, and how a pack that passed comes to decide."""
+"""Promotion: what the gate refuses and why, and how a pack that passed is activated."""
 
 from __future__ import annotations
 
@@ -73,25 +73,25 @@ def question(action: str, who: str = "kim") -> dict[str, Json]:
 
 
 def lenient(_config: Config | None = None) -> StubEngine:
-    """A model that allows whatever the rules let it."""
+    """A model that answers allow where the rules permit it."""
     return StubEngine(bias="allow")
 
 
 @pytest.fixture
 def active(tmp_path: Path) -> Path:
-    """The pack that decides: its rules ask for a second factor where it is risky."""
+    """The active pack: its rules demand a second factor for risky actions."""
     return write_pack(tmp_path / "active", version="1", rules=STRICT)
 
 
 @pytest.fixture
 def loose(tmp_path: Path) -> Path:
-    """One that forgot that rule."""
+    """A pack without that rule."""
     return write_pack(tmp_path / "loose", version="2", system="Judge.")
 
 
 @pytest.fixture
 def fixed(tmp_path: Path) -> Path:
-    """The same with the rule put back."""
+    """The next version of that pack, with the rule."""
     return write_pack(tmp_path / "fixed", version="2.1", system="Judge.", rules=STRICT)
 
 
@@ -111,7 +111,7 @@ def daemon(settings: Config) -> Iterator[Client]:
 
 @pytest.fixture
 def past(settings: Config) -> dict[str, str]:
-    """Six decisions of the active pack, by what was asked: two of them risky."""
+    """Ids of six decisions by the active pack, by action and user; two are risky."""
     questions = [
         ("look", "kim"),
         ("look", "bo"),
@@ -127,7 +127,7 @@ def past(settings: Config) -> dict[str, str]:
 
 
 def review(settings: Config, decision_id: str, outcome: str | None) -> None:
-    """A reviewer's word: the outcome that is right, or that what was served is."""
+    """Record a review: the right outcome, or None to accept the decision."""
     submit_record(
         settings,
         records.Review(
@@ -148,7 +148,7 @@ def judged(
     suites: tuple[Suite, ...] = (),
     **changes: Any,
 ) -> Report:
-    """What the gate says of a pack in the place of that of the settings."""
+    """The gate's report on a candidate, compared with the pack of the settings."""
     with Reader(settings.journal_path) as reader:
         gate = Gate(
             reader,
@@ -219,7 +219,7 @@ def test_the_pack_with_the_rule_put_back_passes_every_check(
     assert check(report, "suites").figure == "2 of 2 pass, 2 now"
 
 
-def test_what_a_correction_asked_for_may_be_loosened_and_no_more(
+def test_a_decision_may_be_loosened_as_far_as_its_correction_asks(
     settings: Config, loose: Path, past: dict[str, str]
 ) -> None:
     review(settings, past["risky kim"], "allow")
@@ -231,10 +231,10 @@ def test_what_a_correction_asked_for_may_be_loosened_and_no_more(
     assert check(judged(settings, loose), "counterfactual").reasons == result.reasons
 
 
-def test_a_correction_excuses_no_outcome_looser_than_its_own(
+def test_a_decision_may_not_be_loosened_further_than_its_correction(
     settings: Config, tmp_path: Path, past: dict[str, str]
 ) -> None:
-    """Denied then, and a second factor would have been right: that is no reason to allow it."""
+    """The decision was deny, and its correction asks for a second factor, not for allow."""
     review(settings, past["banned kim"], "require_mfa")
     unbound = write_pack(tmp_path / "unbound", version="2", rules=RISKY)
     result = check(judged(settings, unbound), "counterfactual")
@@ -245,32 +245,30 @@ def test_a_correction_excuses_no_outcome_looser_than_its_own(
     assert (result.reasons, result.figure) == ((), "0 of 6 loosened, 0 tightened, 1 as reviewed")
 
 
-def test_what_somebody_accepts_by_its_id_may_be_loosened(
-    settings: Config, loose: Path, past: dict[str, str]
-) -> None:
+def test_an_accepted_decision_may_be_loosened(settings: Config, loose: Path, past: dict[str, str]) -> None:
     terms = structs.replace(TERMS, accepted=(past["risky kim"], past["risky bo"]))
     report = judged(settings, loose, terms=terms)
     assert report.passed
     assert check(report, "counterfactual").figure == "0 of 6 loosened, 0 tightened, 2 accepted"
 
 
-def test_what_the_active_pack_answers_as_loosely_is_not_held_against_another(
+def test_a_decision_that_the_active_pack_answers_as_loosely_is_no_reason_against_a_pack(
     settings: Config, loose: Path, tmp_path: Path, past: dict[str, str]
 ) -> None:
-    """It was let in before, and its traces stay for days."""
+    """The active pack was accepted with a looser answer; older decisions stay in the journal for days."""
     also = write_pack(tmp_path / "also", version="3", system="Weigh.")
     report = judged(replace(settings, pack=str(loose)), also)
     assert report.passed
     assert check(report, "counterfactual").figure == "0 of 6 loosened, 0 tightened, 2 loose already"
 
 
-def test_a_decision_that_the_pack_cannot_take_speaks_against_it(
+def test_a_past_request_that_the_pack_cannot_answer_is_a_reason_against_it(
     settings: Config, fixed: Path, past: dict[str, str]
 ) -> None:
     digest = pack_files.load(fixed).info.sha256
 
     class Stumbling(StubEngine):
-        """Fails under the candidate where somebody moves."""
+        """Fails under the candidate for the action `move`."""
 
         def score(self, key: str, question: str, deadline_ns: int) -> Scored:
             if key == digest and "move" in question:
@@ -283,13 +281,13 @@ def test_a_decision_that_the_pack_cannot_take_speaks_against_it(
     assert reason.startswith(f"{past['move kim']} would get no answer: ")
 
 
-def test_what_was_erased_is_counted(settings: Config, fixed: Path, past: dict[str, str]) -> None:
+def test_erased_decisions_are_counted_as_skipped(settings: Config, fixed: Path, past: dict[str, str]) -> None:
     maintain(settings, records.Maintenance(task="erase", actor="user:bo"))
     report = judged(settings, fixed)
     assert check(report, "counterfactual").figure == "0 of 4 loosened, 0 tightened, 2 skipped"
 
 
-def test_of_too_many_past_decisions_the_newest_count_and_the_report_says_so(
+def test_past_limits_the_decisions_to_the_newest_and_the_report_says_so(
     settings: Config, loose: Path, past: dict[str, str]
 ) -> None:
     report = judged(settings, loose, terms=structs.replace(TERMS, past=1))
@@ -319,7 +317,7 @@ def test_a_pack_that_agrees_less_with_reviewers_and_is_looser_is_refused_by_name
     )
 
 
-def test_a_pack_that_does_what_corrections_asked_for_agrees_more(
+def test_a_pack_that_decides_as_corrected_agrees_more(
     settings: Config, loose: Path, past: dict[str, str]
 ) -> None:
     for name in ("risky kim", "risky bo"):
@@ -330,7 +328,7 @@ def test_a_pack_that_does_what_corrections_asked_for_agrees_more(
 
 
 @pytest.mark.parametrize("side", ["the candidate's", "the active pack's", "another candidate's"])
-def test_what_a_pack_shows_as_an_example_is_not_held_out(
+def test_a_decision_that_is_an_example_of_a_pack_is_not_held_out(
     settings: Config, active: Path, loose: Path, past: dict[str, str], side: str
 ) -> None:
     shown = f"""{PACK_EXAMPLES}
@@ -352,18 +350,22 @@ def test_what_a_pack_shows_as_an_example_is_not_held_out(
 # ---------------------------------------------------------------- suites, and the files alone
 
 
-def test_a_scenario_that_passes_now_may_not_fail(settings: Config, loose: Path, past: dict[str, str]) -> None:
+def test_a_pack_is_refused_if_a_scenario_that_passes_now_fails(
+    settings: Config, loose: Path, past: dict[str, str]
+) -> None:
     result = check(judged(settings, loose, suites=(SUITE,)), "suites")
     assert result.figure == "1 of 2 pass, 2 now"
     assert result.reasons == ("S1 passes under 1 and fails under 2: require_mfa before, allow now",)
 
 
-def test_variants_of_the_scenarios_are_asked(settings: Config, fixed: Path, past: dict[str, str]) -> None:
+def test_variants_of_the_scenarios_are_run(settings: Config, fixed: Path, past: dict[str, str]) -> None:
     assert check(judged(settings, fixed, suites=(SUITE,)), "invariance").figure == "0 of 12 below, seed 0"
     assert check(judged(settings, fixed), "invariance").figure == "there is no scenario to vary"
 
 
-def test_a_pack_that_shows_a_scenario_is_refused(settings: Config, fixed: Path, past: dict[str, str]) -> None:
+def test_a_pack_with_a_scenario_as_an_example_is_refused(
+    settings: Config, fixed: Path, past: dict[str, str]
+) -> None:
     leaking = Suite(
         name="small", pack="small", description="One.", scenarios=(
             msgspec.convert(
@@ -386,7 +388,7 @@ def test_a_pack_that_shows_a_scenario_is_refused(settings: Config, fixed: Path, 
     assert check(report, "leaks").reasons == ("S9 is shown as the example X2 (exact 1.00)",)
 
 
-def test_what_lint_finds_is_told_and_nothing_is_put_to_the_model(
+def test_a_pack_with_lint_errors_is_refused_without_a_model_call(
     settings: Config, loose: Path, past: dict[str, str]
 ) -> None:
     bad = "- {id: odd, when: 'true', outcome: deny, clause: R9, because: No such clause.}\n"
@@ -411,7 +413,7 @@ def test_what_lint_finds_is_told_and_nothing_is_put_to_the_model(
         ),
     ],
 )
-def test_outcomes_may_come_but_not_go_nor_change_places(
+def test_outcomes_may_be_added_but_not_removed_or_reordered(
     settings: Config, fixed: Path, past: dict[str, str], outcomes: str, reason: str
 ) -> None:
     path = fixed / "pack.yaml"
@@ -424,7 +426,7 @@ def test_outcomes_may_come_but_not_go_nor_change_places(
     assert check(judged(settings, fixed), "outcomes").passed
 
 
-def test_where_keys_are_named_an_unsigned_pack_is_refused_by_the_gate_too(
+def test_an_unsigned_pack_is_refused_if_pack_keys_is_set(
     settings: Config, fixed: Path, past: dict[str, str], tmp_path: Path
 ) -> None:
     KEY.put_public(tmp_path / "key.pub")
@@ -436,7 +438,7 @@ def test_where_keys_are_named_an_unsigned_pack_is_refused_by_the_gate_too(
     assert check(report, "signature").figure == f"by {KEY.key}"
 
 
-def test_a_pack_takes_the_place_of_one_of_its_name_and_not_of_itself(
+def test_a_pack_of_another_name_and_the_active_pack_cannot_be_promoted(
     settings: Config, active: Path, past: dict[str, str], shipped_pack: Pack
 ) -> None:
     with pytest.raises(PackError, match="is the pack team-governance, and small is active"):
@@ -455,7 +457,7 @@ reasons = st.lists(st.text(max_size=2_000), max_size=60).map(tuple)
     st.tuples(*[reasons] * 8), st.lists(st.text("0123456789abcdef-", min_size=36, max_size=36), max_size=100)
 )
 @example(tuple(("\x01" * 400,) * 60 for _ in range(8)), ["a" * 36] * 100)
-def test_a_report_fits_on_the_chain_whatever_it_says_and_keeps_its_verdicts(
+def test_a_recorded_report_has_a_limited_size_and_keeps_its_verdicts(
     reasons: tuple[tuple[str, ...], ...], accepted: list[str]
 ) -> None:
     info = PackInfo(name="small", version="2", sha256="a" * 64)
@@ -480,7 +482,7 @@ def test_a_report_fits_on_the_chain_whatever_it_says_and_keeps_its_verdicts(
 
 
 class Load:
-    """Askers that never stop, until they are stopped: each asks again as soon as it has its answer."""
+    """Clients that send requests without a pause, each the next one as soon as it has a reply."""
 
     ASKERS = 3
 
@@ -500,12 +502,12 @@ class Load:
         return replies
 
     def wait_for(self, replies: int) -> None:
-        """Until so many more are there."""
+        """Wait for `replies` more replies."""
         for _ in range(replies):
             assert self._answered.acquire(timeout=PATIENCE_S)
 
     def stop(self) -> list[dict[str, Json]]:
-        """Every answer; raises what an asker was refused."""
+        """Stop, and return all replies. Raises the error of a refused request."""
         self._done.set()
         replies = [reply for future in self._running for reply in future.result(timeout=PATIENCE_S)]
         self._pool.shutdown()
@@ -568,7 +570,7 @@ def test_a_refused_pack_changes_nothing_and_the_fixed_one_takes_over_without_a_f
     assert verify(settings.journal_path).ok
 
 
-def test_without_a_daemon_it_is_recorded_and_the_settings_are_named(
+def test_without_a_daemon_a_promotion_is_recorded_and_the_setting_is_named(
     settings: Config, fixed: Path, past: dict[str, str]
 ) -> None:
     done = send(settings, fixed)
@@ -582,7 +584,7 @@ def test_without_a_daemon_it_is_recorded_and_the_settings_are_named(
     assert msgspec.json.decode(report) == msgspec.json.decode(msgspec.json.encode(done.reports[0].plain()))
 
 
-def test_a_start_that_goes_back_to_a_pack_that_lost_its_place_is_told(
+def test_a_start_with_a_pack_that_was_replaced_warns(
     settings: Config, fixed: Path, past: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     def warnings() -> list[str]:
@@ -616,8 +618,10 @@ def test_a_dry_run_writes_and_activates_nothing(
     assert promotions(settings) == []
 
 
-def test_what_is_activated_is_what_was_checked(settings: Config, fixed: Path, past: dict[str, str]) -> None:
-    """Whoever can write the directory may not slip another pack in behind the gate."""
+def test_a_pack_that_changed_after_its_check_is_not_activated(
+    settings: Config, fixed: Path, past: dict[str, str]
+) -> None:
+    """Someone who can write the directory must not get an unchecked pack activated."""
 
     def slip_in(message: str) -> None:
         if "past decisions" in message:
@@ -630,7 +634,7 @@ def test_what_is_activated_is_what_was_checked(settings: Config, fixed: Path, pa
     assert promotions(settings) == []
 
 
-def test_a_pack_does_not_take_the_place_of_one_that_it_was_not_held_against(
+def test_a_pack_is_not_activated_if_another_pack_is_active_than_it_was_compared_with(
     settings: Config, fixed: Path, tmp_path: Path, past: dict[str, str]
 ) -> None:
     other = write_pack(tmp_path / "other", version="9", system="Weigh.", rules=STRICT)
@@ -648,7 +652,7 @@ def test_a_pack_does_not_take_the_place_of_one_that_it_was_not_held_against(
     assert promotions(settings) == []
 
 
-def test_where_no_more_packs_can_be_resident_the_one_longest_out_of_force_goes(
+def test_if_no_more_packs_can_be_resident_the_longest_inactive_candidate_is_unloaded(
     settings: Config, tmp_path: Path, past: dict[str, str]
 ) -> None:
     folders = [
@@ -664,7 +668,7 @@ def test_where_no_more_packs_can_be_resident_the_one_longest_out_of_force_goes(
         }
 
 
-def test_a_pack_that_was_edited_where_it_lies_leaves_nothing_to_compare_with(
+def test_an_active_pack_whose_files_changed_is_an_error(
     settings: Config, active: Path, fixed: Path, past: dict[str, str]
 ) -> None:
     with daemon(settings):
@@ -673,7 +677,7 @@ def test_a_pack_that_was_edited_where_it_lies_leaves_nothing_to_compare_with(
             send(settings, fixed)
 
 
-def test_the_gate_judges_by_the_weights_that_the_daemon_has(
+def test_other_weights_than_the_daemons_are_refused(
     settings: Config, fixed: Path, past: dict[str, str]
 ) -> None:
     def another(_config: Config) -> StubEngine:
@@ -685,12 +689,12 @@ def test_the_gate_judges_by_the_weights_that_the_daemon_has(
         send(settings, fixed, load_engine=another)
 
 
-def test_packs_are_promoted_where_their_journal_lies(settings: Config, fixed: Path) -> None:
+def test_promotion_over_a_tcp_endpoint_is_refused(settings: Config, fixed: Path) -> None:
     with pytest.raises(ConfigError, match="packs are promoted on the machine that holds the journal"):
         send(replace(settings, endpoint="tcp://127.0.0.1:5555"), fixed)
 
 
-def test_ids_that_are_accepted_are_those_of_decisions(
+def test_accepted_ids_must_name_decisions_and_are_limited(
     settings: Config, loose: Path, past: dict[str, str]
 ) -> None:
     ends = tuple(past[name][-8:] for name in ("risky kim", "risky bo"))
@@ -705,7 +709,7 @@ def test_ids_that_are_accepted_are_those_of_decisions(
 
 
 def candidate(version: str, agree: int, passing: int, right: int, *, passed: bool = True) -> Report:
-    """A report on a pack that agrees with so many of ten reviews, and so on; the active one with 5, 5, 5."""
+    """A report on a pack that agrees with `agree` of ten reviews, and so on; the active pack has 5, 5, 5."""
     info = PackInfo(name="small", version=version, sha256=version * 64)
     active = PackInfo(name="small", version="0", sha256="0" * 64)
 
@@ -739,7 +743,7 @@ def candidate(version: str, agree: int, passing: int, right: int, *, passed: boo
         ([candidate("1", 9, 9, 9, passed=False)], None),
     ],
 )
-def test_the_best_is_chosen_by_reviews_then_suites_then_what_it_did_and_ties_stay(
+def test_the_best_pack_is_chosen_by_reviews_then_suites_then_live_decisions_and_a_tie_changes_nothing(
     reports: list[Report], version: str | None
 ) -> None:
     chosen, why = choose(reports)
@@ -751,7 +755,7 @@ def test_the_best_is_chosen_by_reviews_then_suites_then_what_it_did_and_ties_sta
         assert "none" in why
 
 
-def test_of_several_candidates_the_best_takes_over_and_those_refused_are_recorded(
+def test_the_best_of_several_candidates_is_activated_and_refusals_are_recorded(
     settings: Config, loose: Path, fixed: Path, tmp_path: Path, past: dict[str, str]
 ) -> None:
     review(settings, past["move kim"], "deny")
@@ -775,7 +779,7 @@ ENOUGH = 50
 
 
 def correct(settings: Config, count: int, *, masked: tuple[str, ...] = ()) -> None:
-    """So many decisions that were corrected, with their explanations, in a journal of their own."""
+    """Record `count` corrected decisions with explanations in the journal of the settings."""
     info = pack_files.load(Path(settings.pack)).info
     items: list[Any] = []
     for number in range(count):
@@ -840,14 +844,14 @@ def test_corrections_become_the_examples_of_the_next_pack_and_nothing_else_chang
     assert "kim" not in (made.path / "examples.yaml").read_text(), "who reviewed is not the model's business"
 
 
-def test_what_became_an_example_is_not_held_out(settings: Config, tmp_path: Path) -> None:
+def test_a_correction_that_became_an_example_is_not_held_out(settings: Config, tmp_path: Path) -> None:
     correct(settings, ENOUGH)
     done = proposed(settings, tmp_path / "packs")
     assert len(done.corrected) == 2
     assert check(done.promotion.reports[0], "held out").figure == f"0 of {ENOUGH - 2} agree, 0 now"
 
 
-def test_a_proposal_that_passes_decides_if_it_may_and_then_there_is_nothing_to_swap_in(
+def test_a_proposal_that_passes_is_activated_and_the_next_one_has_no_new_example(
     settings: Config, tmp_path: Path
 ) -> None:
     correct(settings, ENOUGH)
@@ -871,7 +875,7 @@ def test_too_few_corrections_propose_nothing(settings: Config, tmp_path: Path) -
     assert not (tmp_path / "packs").exists()
 
 
-def test_a_version_that_is_taken_is_passed_over_and_no_pack_written_over(
+def test_a_version_that_exists_is_skipped_and_no_pack_is_overwritten(
     settings: Config, tmp_path: Path
 ) -> None:
     correct(settings, ENOUGH)
@@ -879,7 +883,7 @@ def test_a_version_that_is_taken_is_passed_over_and_no_pack_written_over(
     assert (Path(first).name, Path(second).name) == ("small-2", "small-3")
 
 
-def test_an_example_that_asks_what_a_scenario_asks_is_not_proposed(settings: Config, tmp_path: Path) -> None:
+def test_a_correction_that_gives_a_scenario_away_becomes_no_example(settings: Config, tmp_path: Path) -> None:
     correct(settings, ENOUGH)
     proposal = proposed(settings, tmp_path / "packs")
     shown = pack_files.load(Path(proposal.path)).examples[-1]
@@ -892,17 +896,17 @@ def test_an_example_that_asks_what_a_scenario_asks_is_not_proposed(settings: Con
     }
     suite = tmp_path / "small.yaml"
     suite.write_bytes(msgspec.json.encode({"name": "small", "pack": "small", "scenarios": [scenario]}))
-    with pytest.raises(ExportError, match="no new example"):  # all look alike to it
+    with pytest.raises(ExportError, match="no new example"):  # the suite makes all of them leak
         proposed(settings, tmp_path / "packs", suites=[str(suite)])
 
 
-def test_what_was_not_recorded_whole_is_no_example(settings: Config, tmp_path: Path) -> None:
+def test_a_correction_with_a_masked_value_becomes_no_example(settings: Config, tmp_path: Path) -> None:
     correct(settings, ENOUGH, masked=("/subject/properties/secret",))
     with pytest.raises(ExportError, match="the 50 corrections give small no new example"):
         proposed(settings, tmp_path / "packs")
 
 
-def test_a_proposal_is_signed_by_the_key_that_is_given(settings: Config, tmp_path: Path) -> None:
+def test_a_proposal_is_signed_with_the_given_key(settings: Config, tmp_path: Path) -> None:
     correct(settings, ENOUGH)
     Key.open(tmp_path / "desk.key")
     changed = replace(settings, pack_keys=(str(tmp_path / "desk.key.pub"),))
@@ -917,7 +921,7 @@ def test_a_proposal_is_signed_by_the_key_that_is_given(settings: Config, tmp_pat
     assert pack_files.load(Path(signed.path), changed.pack_keys).info == signed.pack
 
 
-def test_a_manifest_that_cannot_be_edited_leaves_nothing_behind(
+def test_a_manifest_that_cannot_be_edited_is_an_error_and_leaves_no_files(
     settings: Config, active: Path, tmp_path: Path
 ) -> None:
     text = (active / "pack.yaml").read_text().replace('version: "1"', '"version": "1"')
@@ -938,7 +942,7 @@ def test_the_next_version_is_another_one_each_time(version: str) -> None:
     assert len(set(seen)) == 4
 
 
-def test_versions_count_up_their_last_number() -> None:
+def test_the_next_version_increases_the_last_number() -> None:
     versions = {"1.0.9": "1.0.10", "2": "3", "1.0-beta": "1.1-beta", "beta": "beta.1"}
     assert {version: next_version(version) for version in versions} == versions
 
@@ -946,7 +950,7 @@ def test_versions_count_up_their_last_number() -> None:
 # ---------------------------------------------------------------- the command
 
 
-def test_a_refusal_is_told_in_eighty_columns_and_with_every_reason(
+def test_a_refusal_is_printed_in_eighty_columns_with_every_reason(
     settings: Config, loose: Path, past: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     review(settings, past["risky kim"], None)
@@ -961,7 +965,7 @@ def test_a_refusal_is_told_in_eighty_columns_and_with_every_reason(
     assert [check["name"] for check in checks if not check["passed"]] == ["held out", "counterfactual"]
 
 
-def test_what_was_promoted_and_refused_is_listed_with_what_its_signature_is_worth(
+def test_promotions_and_refusals_are_listed_with_bad_signatures_marked(
     settings: Config, loose: Path, fixed: Path, past: dict[str, str], tmp_path: Path
 ) -> None:
     send(settings, loose, key=tmp_path / "desk.key")
@@ -1009,7 +1013,7 @@ def test_improve_says_how_many_corrections_are_missing(settings: Config, tmp_pat
 def test_with_the_real_model_the_command_refuses_and_then_promotes(
     short_dir: Path, tmp_path: Path, model_file: ModelFile
 ) -> None:
-    """The way that users take: a daemon, questions, two commands with a model of their own."""
+    """As users do: a daemon, requests, and two commands that each load a model."""
     final = RISKY.replace("outcome: require_mfa,", "outcome: allow, final: true,")
     active = write_pack(tmp_path / "active", version="1", rules=STRICT)
     loose = write_pack(tmp_path / "loose", version="2", rules=PACK_RULES + final)

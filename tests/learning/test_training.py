@@ -1,4 +1,4 @@
-"""Training an adapter: samples are what the daemon would decode, and what is written is what was learned.
+"""Training: samples are what the daemon decodes, and an adapter file holds what was trained.
 
 Those marked `train` need the extra [train]; they learn on a model of two layers with random weights.
 """
@@ -70,7 +70,7 @@ def vocabulary(tiny: ModelFile) -> Any:
     opened.close()
 
 
-def test_a_sample_holds_the_very_tokens_that_the_daemon_decodes(
+def test_a_sample_holds_the_tokens_that_the_daemon_decodes(
     vocabulary: Vocabulary, shipped_pack: Pack
 ) -> None:
     known = case()
@@ -85,7 +85,7 @@ def test_a_sample_holds_the_very_tokens_that_the_daemon_decodes(
     assert question.endswith(f"\nrules ask: {floor.outcome}{why}")
 
 
-def test_the_rest_is_the_answer_as_examples_show_it_but_a_class_that_nobody_named_is_not_learned(
+def test_the_rest_of_an_answer_is_as_in_examples_and_a_default_class_is_not_learned(
     vocabulary: Vocabulary, shipped_pack: Pack
 ) -> None:
     sample = Renderer(vocabulary, {"team-governance": shipped_pack}).sample(case(1))
@@ -108,7 +108,7 @@ def test_a_case_that_is_looser_than_the_rules_is_left_out(vocabulary: Vocabulary
     assert left_out[0].startswith("test: allow, but ")
 
 
-def test_an_adapter_of_another_shape_is_no_file(tmp_path: Path) -> None:
+def test_a_tensor_that_is_no_known_projection_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no projection"):
         conversion.write(
             tmp_path / "a.gguf",
@@ -126,8 +126,8 @@ def test_an_adapter_of_another_shape_is_no_file(tmp_path: Path) -> None:
         )
 
 
-class TestAFileIsReadBack:
-    """What an adapter's file holds are the weights that another training goes on from."""
+class TestReadBack:
+    """Another training continues from the weights in an adapter's file."""
 
     SHAPE: ClassVar[dict[str, Any]] = {"architecture": "llama", "heads": 3, "kv_heads": 1}
 
@@ -148,7 +148,9 @@ class TestAFileIsReadBack:
         conversion.write(path, weights, name="a", alpha=6, rendering="brief", **self.SHAPE, **origin)
         return path
 
-    def test_as_it_was_written_whatever_order_llama_cpp_wants(self, tmp_path: Path) -> None:
+    def test_an_adapter_is_read_back_as_it_was_written_in_the_order_of_llama_cpp(
+        self, tmp_path: Path
+    ) -> None:
         weights = self.weights()
         path = self.written(tmp_path / "a.gguf", weights)
         read = conversion.read(path, weights, **self.SHAPE)
@@ -161,14 +163,14 @@ class TestAFileIsReadBack:
         query = weights["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"]
         assert (turned.data[:8] == query[[0, 4, 1, 5, 2, 6, 3, 7]]).all()
 
-    def test_of_other_projections_it_is_refused(self, tmp_path: Path) -> None:
+    def test_an_adapter_of_other_projections_is_refused(self, tmp_path: Path) -> None:
         weights = self.weights()
         fewer = {name: tensor for name, tensor in weights.items() if "o_proj" not in name}
         for held, wanted in ((fewer, weights), (weights, fewer)):
             with pytest.raises(TrainingError, match=r"adapts other projections.*start without it"):
                 conversion.read(self.written(tmp_path / "a.gguf", held), wanted, **self.SHAPE)
 
-    def test_of_several_ranks_it_is_refused(self, tmp_path: Path) -> None:
+    def test_an_adapter_of_several_ranks_is_refused(self, tmp_path: Path) -> None:
         name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         mixed = self.weights() | {name: self.weights(rank=4)[name]}
         with pytest.raises(TrainingError, match="has 2 ranks"):
@@ -176,7 +178,7 @@ class TestAFileIsReadBack:
 
 
 class TestLessons:
-    """What a device learns from: corrections, none alike to one that is held out, and cases of before."""
+    """A training set: corrections without near-duplicates of held-out ones, and earlier cases."""
 
     @pytest.fixture
     def pack(self, tmp_path: Path) -> Pack:
@@ -188,9 +190,7 @@ class TestLessons:
         with Reader(journal) as reader:
             return gather(reader, pack).corrections
 
-    def test_corrections_count_more_often_than_cases_of_before_and_a_fifth_is_held_out(
-        self, pack: Pack, tmp_path: Path
-    ) -> None:
+    def test_corrections_are_repeated_and_a_fifth_is_held_out(self, pack: Pack, tmp_path: Path) -> None:
         before = [case(number, pack=pack.info.name) for number in range(500)]
         corrections = self.gathered(pack, tmp_path, 60)
         made = dataset.lesson(corrections, pack, before, seed=1)
@@ -201,14 +201,14 @@ class TestLessons:
         assert dataset.lesson(corrections, pack, before, seed=1) == made
         assert dataset.lesson(corrections, pack, before, seed=2) != made
 
-    def test_without_cases_of_before_the_examples_of_the_pack_stand_in(
+    def test_without_earlier_cases_the_examples_of_the_pack_are_used(
         self, pack: Pack, tmp_path: Path
     ) -> None:
         made = dataset.lesson(self.gathered(pack, tmp_path, 50), pack, [], seed=1)
         shown = [each.source for each in made.train if each.source.startswith("example")]
         assert sorted(shown) == sorted(f"example {each.id}" for each in pack.examples)
 
-    def test_cases_are_read_from_lines_of_the_generator_compressed_or_not(self, tmp_path: Path) -> None:
+    def test_cases_are_read_from_json_lines_compressed_or_not(self, tmp_path: Path) -> None:
         cases = [case(number) for number in range(3)] + [case(4, pack="other")]
         lines = b"".join(msgspec.json.encode(each) + b"\n" for each in cases)
         (tmp_path / "cases.jsonl").write_bytes(lines)
@@ -217,13 +217,13 @@ class TestLessons:
             assert dataset.read(tmp_path / name, ("team-governance",)) == cases[:3]
 
     @pytest.mark.parametrize("content", [b"{", b"[1]\n", b'{"pack": "a"}\n', b"\x1f\x8b"])
-    def test_what_holds_no_cases_is_refused(self, tmp_path: Path, content: bytes) -> None:
+    def test_a_file_without_cases_is_refused(self, tmp_path: Path, content: bytes) -> None:
         for name in ("cases.jsonl", "cases.jsonl.gz"):
             (tmp_path / name).write_bytes(content)
             with pytest.raises(TrainingError, match="holds no cases"):
                 dataset.read(tmp_path / name, ("team-governance",))
 
-    def test_a_scenario_that_was_right_and_would_be_wrong_speaks_against_a_candidate(self) -> None:
+    def test_a_scenario_that_is_right_now_and_would_be_wrong_is_a_reason_against_a_candidate(self) -> None:
         now, then = (
             run_of(answered("Q1", outcome, wanted="mfa"), answered("Q2", "deny", wanted="mfa"))
             for outcome in ("mfa", "deny")
@@ -233,9 +233,9 @@ class TestLessons:
 
 
 @pytest.mark.train
-@pytest.mark.filterwarnings("ignore")  # those libraries warn of each other
+@pytest.mark.filterwarnings("ignore")  # torch, peft and transformers warn about each other
 class TestLearning:
-    """On a model of two layers: what is learned, kept, gone on with and written."""
+    """Training on a model of two layers: checkpoints, continuing, conversion and the command."""
 
     @pytest.fixture(autouse=True)
     def torch_is_there(self) -> None:
@@ -244,7 +244,7 @@ class TestLearning:
     def tensors(self, path: Path) -> dict[str, np.ndarray]:
         return {tensor.name: tensor.data.astype(np.float32) for tensor in gguf.GGUFReader(path).tensors}
 
-    def test_an_adapter_is_made_that_llama_cpp_agrees_with(self, tiny: ModelFile, tmp_path: Path) -> None:
+    def test_llama_cpp_agrees_with_a_trained_adapter(self, tiny: ModelFile, tmp_path: Path) -> None:
         from thor_policy.learning.training.build import make
         from thor_policy.learning.training.settings import Settings
 
@@ -276,7 +276,7 @@ class TestLearning:
                 folder=tmp_path,
             )
 
-    def test_a_training_goes_on_from_an_adapter(self, tiny: ModelFile, tmp_path: Path) -> None:
+    def test_training_continues_from_an_adapter(self, tiny: ModelFile, tmp_path: Path) -> None:
         from thor_policy.learning.training.build import make
         from thor_policy.learning.training.settings import Settings
 
@@ -350,7 +350,7 @@ class TestLearning:
         assert by_now["settings"]["started_from"] == report["card"]["sha256"]
         assert by_now["curve"][0]["label_loss"] < report["card"]["curve"][0]["label_loss"]
 
-    def test_what_the_suites_speak_against_is_refused(
+    def test_an_adapter_that_breaks_scenarios_is_refused(
         self, tiny: ModelFile, short_dir: Path, tmp_path: Path, shipped_pack: Pack
     ) -> None:
         record(Config(state_dir=short_dir).journal_path, *corrected(shipped_pack, 50, outcomes=("deny",)))
@@ -374,7 +374,7 @@ class TestLearning:
         assert resolve_adapter(report["adapter"], tmp_path).rendering == "brief"
         assert [trial["of_the_way"] for trial in report["tried"]] == [1.0], "there is nothing to go back to"
 
-        # Where an adapter is in use, less and less of the way from it is gone.
+        # From an adapter in use, ever smaller shares of the way are tried.
         record(Config(state_dir=tmp_path / "other").journal_path, *corrected(shipped_pack, 50))
         arguments[1] = str(tmp_path / "other")
         arguments[arguments.index("--rank") : arguments.index("--epochs")] = []
@@ -395,7 +395,7 @@ class TestLearning:
         assert (done.exit_code, (tmp_path / "out").exists()) == (2, False)
         assert "needs 50, so 1 are missing" in done.stderr
 
-    def test_a_run_that_was_cut_ends_where_one_that_was_not_ends(
+    def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(
         self, tiny: ModelFile, vocabulary: Vocabulary, shipped_pack: Pack, tmp_path: Path
     ) -> None:
         from thor_policy.learning.training.lora import Learner
@@ -427,7 +427,7 @@ class TestLearning:
         assert whole.keys() == resumed.keys()
         assert all((whole[name] == resumed[name]).all() for name in whole)
 
-    def test_what_is_read_is_what_the_engine_reads(
+    def test_torch_reads_the_probabilities_that_the_engine_reads(
         self, tiny: ModelFile, vocabulary: Vocabulary, shipped_pack: Pack
     ) -> None:
         from thor_policy.engine.llama import LlamaEngine
