@@ -33,7 +33,7 @@ from thor_policy.suites.comparison import Comparison, compare
 from thor_policy.suites.run_files import Run
 
 if TYPE_CHECKING:
-    from thor_policy.learning.training.build import Made
+    from thor_policy.learning.training.build import Card
 
 #: Ends the name of an adapter that was not accepted.
 CANDIDATE = "candidate"
@@ -89,7 +89,7 @@ class Judgement(Struct, frozen=True, kw_only=True):
     """The last candidate that was tried: its file, its card, what it decided right, and all trials."""
 
     adapter: Path
-    card: Made
+    card: Card
     figures: dict[str, str]
     trials: tuple[Trial, ...]
 
