@@ -37,7 +37,7 @@ from thor_policy.learning.training.settings import Settings
 @click.option(
     "--rank",
     type=click.IntRange(1, 256),
-    help=f"Rank of the adapter; only with --anew.  [default: {Settings().rank}]",
+    help=f"Rank of an adapter that starts from random weights.  [default: {Settings().rank}]",
 )
 @click.option(
     "--seed",
