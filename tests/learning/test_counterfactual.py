@@ -1,4 +1,4 @@
-"""What past requests would be answered by another pack: which are compared, how, and what it comes to."""
+"""Counterfactuals: which past decisions are compared, how they compare, runs, and the command `whatif`."""
 
 from __future__ import annotations
 
@@ -82,16 +82,16 @@ def request(
 
 
 def taken(pack: Pack, *requests: Request, engine: StubEngine | None = None, **options: Any) -> list[Decision]:
-    """The decisions of a pack, as a daemon would have recorded them."""
+    """Decisions by a pack, as a daemon records them."""
     policy = Policy(engine or StubEngine(bias="allow"), pack, **options)
-    return [policy.decide(one) for one in requests]
+    return [policy.decide(request) for request in requests]
 
 
 def without(folder: Path, rule: str) -> Pack:
     """A copy of the shipped pack without one of its rules."""
     shutil.copytree(data_path("prompts") / "team-governance", folder)
     rules = yaml.safe_load((folder / "rules.yaml").read_text(encoding="utf-8"))
-    left = [one for one in rules if one["id"] != rule]
+    left = [entry for entry in rules if entry["id"] != rule]
     assert len(left) == len(rules) - 1
     (folder / "rules.yaml").write_text(yaml.safe_dump(left), encoding="utf-8")
     return pack_files.load(folder)
@@ -114,18 +114,20 @@ def again(
         return list(redecide(reader, engine, pack, chosen, adapter=adapter, instead_of=instead_of))
 
 
-def changed(found: Sequence[Counterfactual | Skipped], direction: Direction) -> set[str]:
+def changed(results: Sequence[Counterfactual | Skipped], direction: Direction) -> set[str]:
     return {
-        one.decision_id for one in found if isinstance(one, Counterfactual) and one.direction == direction
+        result.decision_id
+        for result in results
+        if isinstance(result, Counterfactual) and result.direction == direction
     }
 
 
-def reasons(found: Sequence[Counterfactual | Skipped]) -> dict[str, str]:
-    return {one.decision_id: one.reason for one in found if isinstance(one, Skipped)}
+def reasons(results: Sequence[Counterfactual | Skipped]) -> dict[str, str]:
+    return {result.decision_id: result.reason for result in results if isinstance(result, Skipped)}
 
 
-class TestWhatAnotherPackWouldHaveAnswered:
-    def test_a_pack_without_a_rule_loosens_those_that_the_rule_alone_denied(
+class TestRedecidingByAnotherPack:
+    def test_a_pack_without_a_rule_loosens_the_decisions_that_only_the_rule_denied(
         self, shipped_pack: Pack, journal: Path, tmp_path: Path
     ) -> None:
         decisions = taken(
@@ -136,64 +138,66 @@ class TestWhatAnotherPackWouldHaveAnswered:
             request("edit", who="eve", **SUSPENDED),
             request("delete_audit_log", **TRUSTED),
         )
-        assert [one.outcome for one in decisions] == ["allow", "deny", "deny", "deny", "deny"]
+        assert [decision.outcome for decision in decisions] == ["allow", "deny", "deny", "deny", "deny"]
         record(journal, *decisions)
-        found = again(journal, without(tmp_path / "looser", "suspended-account"))
-        assert changed(found, "loosened") == {decisions[1].id, decisions[3].id}
-        assert changed(found, "tightened") == set()
-        told = summarise(found)
-        assert (told.compared, told.same, told.loosened, told.skipped) == (5, 3, 2, {})
-        assert [(one.value, one.compared, one.loosened) for one in told.by_actor] == [
+        results = again(journal, without(tmp_path / "looser", "suspended-account"))
+        assert changed(results, "loosened") == {decisions[1].id, decisions[3].id}
+        assert changed(results, "tightened") == set()
+        summary = summarise(results)
+        assert (summary.compared, summary.same, summary.loosened, summary.skipped) == (5, 3, 2, {})
+        assert [(group.value, group.compared, group.loosened) for group in summary.by_actor] == [
             ("user:eve", 2, 2),
             ("user:ivo", 3, 0),
         ]
-        assert next((one.value, one.loosened) for one in told.by_clause) == ("R1", 2)
-        assert [(one.then, one.now, one.count) for one in told.changes] == [("deny", "allow", 2)]
+        assert next((group.value, group.loosened) for group in summary.by_clause) == ("R1", 2)
+        assert [(change.then, change.now, change.count) for change in summary.changes] == [
+            ("deny", "allow", 2)
+        ]
         version = f"team-governance@1.0.0+{shipped_pack.info.sha256[:12]}"
-        assert [(one.value, one.compared) for one in told.by_judge] == [(f"{version}, its rules", 5)]
+        assert [(group.value, group.compared) for group in summary.by_judge] == [(f"{version}, its rules", 5)]
 
-    def test_the_other_way_round_they_are_tightened(
+    def test_a_pack_with_one_more_rule_tightens_what_the_rule_denies(
         self, shipped_pack: Pack, journal: Path, tmp_path: Path
     ) -> None:
         (decision,) = taken(without(tmp_path / "looser", "suspended-account"), request("read", **SUSPENDED))
         record(journal, decision)
-        (found,) = again(journal, shipped_pack)
-        assert isinstance(found, Counterfactual)
-        assert (found.then.outcome, found.now.outcome, found.direction) == ("allow", "deny", "tightened")
-        assert "R1" in found.now.clauses
-        assert "R1" not in found.then.clauses
+        (result,) = again(journal, shipped_pack)
+        assert isinstance(result, Counterfactual)
+        assert (result.then.outcome, result.now.outcome, result.direction) == ("allow", "deny", "tightened")
+        assert "R1" in result.now.clauses
+        assert "R1" not in result.then.clauses
 
     def test_the_same_pack_changes_nothing(self, shipped_pack: Pack, journal: Path) -> None:
-        asked = [request("read", who=f"u{number}", **TRUSTED) for number in range(5)]
-        engine = StubEngine()  # which answers each question otherwise
-        decisions = taken(shipped_pack, *asked, request("read", **SUSPENDED), engine=engine)
+        requests = [request("read", who=f"u{number}", **TRUSTED) for number in range(5)]
+        engine = StubEngine()  # it answers each question differently
+        decisions = taken(shipped_pack, *requests, request("read", **SUSPENDED), engine=engine)
         record(journal, *decisions)
-        told = summarise(again(journal, shipped_pack, engine=StubEngine()))
-        assert (told.compared, told.same, told.flipped.hits) == (6, 6, 0)
-        assert told.balance.p_value == 1.0
+        summary = summarise(again(journal, shipped_pack, engine=StubEngine()))
+        assert (summary.compared, summary.same, summary.flipped.hits) == (6, 6, 0)
+        assert summary.balance.p_value == 1.0
 
-    def test_another_model_or_adapter_may(self, journal: Path, tmp_path: Path) -> None:
+    def test_another_model_or_adapter_can_change_decisions(self, journal: Path, tmp_path: Path) -> None:
         pack = pack_files.load(write_pack(tmp_path / "small"))
-        asked = [request("look", who=f"u{number}") for number in range(20)]
-        record(journal, *taken(pack, *asked, engine=StubEngine()))
+        requests = [request("look", who=f"u{number}") for number in range(20)]
+        record(journal, *taken(pack, *requests, engine=StubEngine()))
         assert summarise(again(journal, pack, engine=StubEngine(bias="allow"))).tightened == 0
         assert summarise(again(journal, pack, engine=StubEngine(bias="deny"))).loosened == 0
         tuned = summarise(again(journal, pack, engine=StubEngine(), adapter=TUNED))
         assert tuned.loosened > 0
         assert tuned.tightened > 0
 
-    def test_the_time_is_that_of_the_record(self, journal: Path, tmp_path: Path) -> None:
+    def test_rules_get_the_recorded_time_of_receipt(self, journal: Path, tmp_path: Path) -> None:
         folder = write_pack(
             tmp_path / "small",
             rules="- {id: late, when: now.getHours() >= 18, outcome: deny, clause: R1, because: Late.}\n",
         )
         pack = pack_files.load(folder)
         decisions = taken(pack, request("look"), request("look", at=NOON + 8 * 3600))
-        assert [one.outcome for one in decisions] == ["allow", "deny"]
+        assert [decision.outcome for decision in decisions] == ["allow", "deny"]
         record(journal, *decisions)
         assert summarise(again(journal, pack)).same == 2
 
-    def test_what_is_calibrated_today_counts_today(self, journal: Path, tmp_path: Path) -> None:
+    def test_the_calibration_in_force_now_is_used(self, journal: Path, tmp_path: Path) -> None:
         folder = write_pack(tmp_path / "small")
         text = (folder / "pack.yaml").read_text(encoding="utf-8")
         unsure = "limits: {abstain: {outcome: deny, below: {low: 0.8}}, "
@@ -201,17 +205,17 @@ class TestWhatAnotherPackWouldHaveAnswered:
         pack = pack_files.load(folder)
         (decision,) = taken(pack, request("look"))
         assert decision.outcome == "allow"
-        told = {"pack_sha256": pack.info.sha256, "judged": 60, "temperature": 5.0}
-        other = Calibration(model_sha256=identity_of(StubEngine().model.sha256, TUNED), **told)
+        fields = {"pack_sha256": pack.info.sha256, "judged": 60, "temperature": 5.0}
+        other = Calibration(model_sha256=identity_of(StubEngine().model.sha256, TUNED), **fields)
         record(journal, decision, events.calibration_event(other, NOON))
         assert summarise(again(journal, pack)).same == 1
-        ours = Calibration(model_sha256=StubEngine().model.sha256, **told)
+        ours = Calibration(model_sha256=StubEngine().model.sha256, **fields)
         record(journal, events.calibration_event(ours, NOON))
-        (found,) = again(journal, pack)
-        assert isinstance(found, Counterfactual)
-        assert (found.direction, found.now.reason_code) == ("tightened", "low_confidence")
+        (result,) = again(journal, pack)
+        assert isinstance(result, Counterfactual)
+        assert (result.direction, result.now.reason_code) == ("tightened", "low_confidence")
 
-    def test_whatever_becomes_the_loosest_is_loosened_however_a_pack_orders_its_outcomes(
+    def test_a_change_to_allow_is_loosened_in_any_order_of_outcomes(
         self, journal: Path, tmp_path: Path
     ) -> None:
         decisions = taken(pack_files.load(write_pack(tmp_path / "small")), request("look"), request("banned"))
@@ -220,13 +224,13 @@ class TestWhatAnotherPackWouldHaveAnswered:
         text = (folder / "pack.yaml").read_text(encoding="utf-8")
         turned = text.replace("label: allow", "label: x").replace("label: deny", "label: allow")
         (folder / "pack.yaml").write_text(turned.replace("label: x", "label: deny"), encoding="utf-8")
-        found = again(journal, pack_files.load(folder), engine=StubEngine(bias="deny"))
-        assert changed(found, "same") == {decisions[0].id}
-        assert changed(found, "loosened") == {decisions[1].id}
+        results = again(journal, pack_files.load(folder), engine=StubEngine(bias="deny"))
+        assert changed(results, "same") == {decisions[0].id}
+        assert changed(results, "loosened") == {decisions[1].id}
 
 
-class TestWhatIsNotCompared:
-    def test_is_counted_by_its_reason(self, journal: Path, tmp_path: Path) -> None:
+class TestSkippedDecisions:
+    def test_each_skipped_decision_is_counted_by_its_reason(self, journal: Path, tmp_path: Path) -> None:
         pack = pack_files.load(write_pack(tmp_path / "small"))
         other = pack_files.load(data_path("prompts") / "team-governance")
         whole, erased, masked, bare = taken(pack, *(request("look", who=f"u{n}") for n in range(4)))
@@ -245,8 +249,8 @@ class TestWhatIsNotCompared:
         record(journal, replace(no_part, private=None), erasing(journal, 2))
         long = replace(whole, id="long", evaluation=request("x" * 3000).evaluation)
         record(journal, long)
-        found = again(journal, pack)
-        assert reasons(found) == {
+        results = again(journal, pack)
+        assert reasons(results) == {
             erased.id: "erased",
             unknown.id: "unknown_outcome",
             elsewhere.id: "another_pack",
@@ -255,30 +259,31 @@ class TestWhatIsNotCompared:
             bare.id: "missing",
             "long": "too_large",
         }
-        told = summarise(found)
-        assert (told.compared, sum(told.skipped.values())) == (1, 7)
+        summary = summarise(results)
+        assert (summary.compared, sum(summary.skipped.values())) == (1, 7)
 
-    def test_a_model_that_gave_no_answer_is_no_change_of_the_policy(
-        self, journal: Path, tmp_path: Path
-    ) -> None:
+    def test_a_decision_without_a_model_answer_is_skipped(self, journal: Path, tmp_path: Path) -> None:
         class Failing(StubEngine):
             def score(self, key: str, question: str, deadline_ns: int) -> Scored:
                 if "u1" in question:
                     raise EngineError("no")
                 return super().score(key, question, deadline_ns)
 
-        pack, asked = (
+        pack, requests = (
             pack_files.load(write_pack(tmp_path / "small")),
             [request("look", who=f"u{n}") for n in range(3)],
         )
-        (then,), (now, both) = taken(pack, asked[1], engine=Failing()), taken(pack, asked[1], asked[2])
+        (then,), (now, both) = (
+            taken(pack, requests[1], engine=Failing()),
+            taken(pack, requests[1], requests[2]),
+        )
         assert then.tier == "fallback"
         record(journal, then, now, both)
-        found = again(journal, pack, engine=Failing(bias="allow"))
-        assert reasons(found) == {then.id: "no_answer_then", now.id: "no_answer_now"}
-        assert changed(found, "same") == {both.id}
+        results = again(journal, pack, engine=Failing(bias="allow"))
+        assert reasons(results) == {then.id: "no_answer_then", now.id: "no_answer_now"}
+        assert changed(results, "same") == {both.id}
 
-    def test_a_pack_under_another_name_is_compared_with_the_one_that_it_replaces(
+    def test_instead_of_compares_with_the_decisions_of_a_pack_of_another_name(
         self, shipped_pack: Pack, journal: Path, tmp_path: Path
     ) -> None:
         folder = tmp_path / "renamed"
@@ -294,13 +299,15 @@ class TestWhatIsNotCompared:
         assert changed(again(journal, renamed, instead_of="team-governance"), "same") == {decision.id}
 
 
-def test_past_decisions_are_chosen_by_time_actor_and_action_the_newest_first_to_stay(
+def test_past_decisions_are_filtered_by_time_actor_and_action_and_a_limit_takes_the_newest(
     journal: Path, tmp_path: Path
 ) -> None:
     pack = pack_files.load(write_pack(tmp_path / "small"))
-    asked = [request("look" if n % 2 else "edit", who="ab"[n % 3 == 0], at=NOON + n) for n in range(6)]
-    ids = [one.id for one in taken(pack, *asked)]
-    record(journal, *(replace(one, id=id) for one, id in zip(taken(pack, *asked), ids, strict=True)))
+    requests = [request("look" if n % 2 else "edit", who="ab"[n % 3 == 0], at=NOON + n) for n in range(6)]
+    ids = [decision.id for decision in taken(pack, *requests)]
+    record(
+        journal, *(replace(decision, id=id) for decision, id in zip(taken(pack, *requests), ids, strict=True))
+    )
     with Reader(journal) as reader:
         assert reader.past() == ids
         assert reader.past(limit=2) == ids[-2:]
@@ -342,38 +349,42 @@ SKIPPED = st.builds(
 def test_every_decision_counts_once_and_every_interval_holds_its_share(
     results: list[Counterfactual | Skipped],
 ) -> None:
-    told = summarise(iter(results))
-    compared = [one for one in results if isinstance(one, Counterfactual)]
-    assert told.compared == len(compared) == told.same + told.loosened + told.tightened
-    assert told.compared + sum(told.skipped.values()) == len(results)
-    assert sum(one.count for one in told.changes) == told.loosened + told.tightened
-    assert Counter({one.value: one.compared for one in told.by_actor}) == Counter(
-        one.actor for one in compared
+    summary = summarise(iter(results))
+    compared = [result for result in results if isinstance(result, Counterfactual)]
+    assert summary.compared == len(compared) == summary.same + summary.loosened + summary.tightened
+    assert summary.compared + sum(summary.skipped.values()) == len(results)
+    assert sum(change.count for change in summary.changes) == summary.loosened + summary.tightened
+    assert Counter({group.value: group.compared for group in summary.by_actor}) == Counter(
+        result.actor for result in compared
     )
-    for group in told.by_clause:
-        with_it = [one for one in compared if group.value in (*one.then.clauses, *one.now.clauses)]
+    for group in summary.by_clause:
+        with_it = [
+            result for result in compared if group.value in (*result.then.clauses, *result.now.clauses)
+        ]
         if group.value is not None:
             assert group.compared == len(with_it)
-            assert group.loosened == sum(one.direction == "loosened" for one in with_it)
-    for share in (told.flipped, told.loosened_share):
+            assert group.loosened == sum(result.direction == "loosened" for result in with_it)
+    for share in (summary.flipped, summary.loosened_share):
         assert share.low - 1e-9 <= (share.share or 0.0) <= share.high + 1e-9
-    balance = told.balance
+    balance = summary.balance
     assert balance.low - 1e-9 <= balance.difference <= balance.high + 1e-9
     assert (balance.p_value < 0.05) == (balance.low > 0 or balance.high < 0)
-    assert told == summarise(reversed(results)) or _costs_apart(told, summarise(reversed(results)))
+    assert summary == summarise(reversed(results)) or _costs_apart(summary, summarise(reversed(results)))
 
 
-def _costs_apart(one: Summary, other: Summary) -> bool:
-    """Equal but for the order in which floats were added."""
-    same = replace(one, score_ms=0.0, took_ms=0.0) == replace(other, score_ms=0.0, took_ms=0.0)
+def _costs_apart(first: Summary, other: Summary) -> bool:
+    """Equal, except for the rounding of sums in another order."""
+    same = replace(first, score_ms=0.0, took_ms=0.0) == replace(other, score_ms=0.0, took_ms=0.0)
     return (
-        same and one.score_ms == pytest.approx(other.score_ms) and one.took_ms == pytest.approx(other.took_ms)
+        same
+        and first.score_ms == pytest.approx(other.score_ms)
+        and first.took_ms == pytest.approx(other.took_ms)
     )
 
 
-def test_what_is_much_looser_is_told_so() -> None:
+def test_the_summary_of_ten_loosened_among_twenty() -> None:
     allow, deny = (Answer(outcome=label, tier="model", floor="allow") for label in ("allow", "deny"))
-    one = Counterfactual(
+    loosened = Counterfactual(
         decision_id="d",
         at="",
         actor=None,
@@ -384,19 +395,19 @@ def test_what_is_much_looser_is_told_so() -> None:
         score_ms=1.0,
         took_ms=2.0,
     )
-    told = summarise([one] * 10 + [replace(one, then=allow, direction="same")] * 10)
-    assert told.balance.difference == 0.5
-    assert told.balance.p_value == pytest.approx(2 / 2**10)
-    assert told.balance.low > 0
-    assert told.loosened_share.low == pytest.approx(0.2993, abs=1e-4)  # Wilson of 10 of 20
-    assert (told.score_ms, told.took_ms) == (20.0, 40.0)
+    summary = summarise([loosened] * 10 + [replace(loosened, then=allow, direction="same")] * 10)
+    assert summary.balance.difference == 0.5
+    assert summary.balance.p_value == pytest.approx(2 / 2**10)
+    assert summary.balance.low > 0
+    assert summary.loosened_share.low == pytest.approx(0.2993, abs=1e-4)  # Wilson of 10 of 20
+    assert (summary.score_ms, summary.took_ms) == (20.0, 40.0)
 
 
 # ---------------------------------------------------------------- a run
 
 
 class CountingEngine(StubEngine):
-    """Counts what it scores; its questions are never answered from a cache, for they differ."""
+    """Counts the questions that it scores. The tests ask different questions, so none comes from a cache."""
 
     def __init__(self, *, interrupted_at: int | None = None) -> None:
         super().__init__()
@@ -414,23 +425,23 @@ class CountingEngine(StubEngine):
 MANY = 2 * records.MAX_REDECIDED + 5
 
 
-class TestARun:
+class TestRun:
     @pytest.fixture
     def pack(self, tmp_path: Path) -> Pack:
         return pack_files.load(write_pack(tmp_path / "small"))
 
     @pytest.fixture
-    def asked(self, pack: Pack, journal: Path) -> list[str]:
-        """Decisions of an engine that answers allow; those of a run are of one that answers this and that."""
+    def decision_ids(self, pack: Pack, journal: Path) -> list[str]:
+        """Recorded decisions of an engine that answers allow; runs use an engine that answers otherwise."""
         decisions = taken(pack, *(request("look", who=f"u{number}") for number in range(MANY)))
         record(journal, *decisions)
-        return [one.id for one in decisions]
+        return [decision.id for decision in decisions]
 
     def keeping(self, journal: Path) -> Callable[[records.Counterfactuals], None]:
-        def keep(told: records.Counterfactuals) -> None:
+        def keep(counterfactuals: records.Counterfactuals) -> None:
             with Journal(journal, synchronous="OFF") as opened:
                 dispatch.run_maintenance(
-                    opened, records.Maintenance(task="counterfactual", counterfactuals=told)
+                    opened, records.Maintenance(task="counterfactual", counterfactuals=counterfactuals)
                 )
 
         return keep
@@ -438,7 +449,7 @@ class TestARun:
     def deciding(
         self, journal: Path, pack: Pack, engine: StubEngine, *, many: int | None = None, **options: Any
     ) -> list[Counterfactual | Skipped]:
-        """What a run comes to; with `many`, one that is given up after so many."""
+        """The results of a run; `many` stops it after so many results."""
         adapter = options.pop("adapter", None)
         if adapter is not None:
             engine.adopt(adapter, Path())
@@ -448,57 +459,57 @@ class TestARun:
             with closing(run(redecider, reader.past(), keep=keep, **options)) as results:
                 return list(itertools.islice(results, many))
 
-    def test_keeps_what_it_came_to_decision_by_decision(
-        self, journal: Path, pack: Pack, asked: list[str]
-    ) -> None:
-        found = self.deciding(journal, pack, StubEngine())
-        assert [one.decision_id for one in found] == asked
+    def test_a_run_records_each_result(self, journal: Path, pack: Pack, decision_ids: list[str]) -> None:
+        results = self.deciding(journal, pack, StubEngine())
+        assert [result.decision_id for result in results] == decision_ids
         kept = rows(
             journal, "SELECT decision_id, served, decision, direction FROM counterfactuals ORDER BY seq"
         )
         assert kept == [
-            (one.decision_id, one.then.outcome, one.now.outcome, one.direction)
-            for one in found
-            if isinstance(one, Counterfactual)
+            (result.decision_id, result.then.outcome, result.now.outcome, result.direction)
+            for result in results
+            if isinstance(result, Counterfactual)
         ]
         assert len(rows(journal, "SELECT DISTINCT run FROM counterfactuals")) == 1
         assert verify(journal).ok
 
     @pytest.mark.parametrize("many", [0, 1, records.MAX_REDECIDED, MANY - 1, MANY])
-    def test_that_was_cut_off_decides_none_twice_and_ends_as_if_it_had_not_been(
-        self, journal: Path, pack: Pack, asked: list[str], many: int
+    def test_a_resumed_run_decides_nothing_twice_and_ends_with_the_same_summary(
+        self, journal: Path, pack: Pack, decision_ids: list[str], many: int
     ) -> None:
         whole = summarise(self.deciding(journal, pack, StubEngine(), keep=None))
         engine = CountingEngine()
         self.deciding(journal, pack, engine, many=many)
         assert engine.scored == many
         assert rows(journal, "SELECT count(*) FROM counterfactuals") == [(many,)]
-        found = self.deciding(journal, pack, engine, resume=True)
+        results = self.deciding(journal, pack, engine, resume=True)
         assert engine.scored == MANY
-        assert replace(summarise(found), took_ms=0.0) == replace(whole, took_ms=0.0)
+        assert replace(summarise(results), took_ms=0.0) == replace(whole, took_ms=0.0)
         kept = "SELECT count(*), count(DISTINCT decision_id), count(DISTINCT run) FROM counterfactuals"
         assert rows(journal, kept) == [(MANY, MANY, 1)]
-        assert self.deciding(journal, pack, engine, resume=True) == found
+        assert self.deciding(journal, pack, engine, resume=True) == results
         assert engine.scored == MANY
 
-    def test_that_somebody_interrupts_keeps_what_it_has(
-        self, journal: Path, pack: Pack, asked: list[str]
+    def test_an_interrupted_run_records_the_results_that_it_has(
+        self, journal: Path, pack: Pack, decision_ids: list[str]
     ) -> None:
         with pytest.raises(KeyboardInterrupt):
             self.deciding(journal, pack, CountingEngine(interrupted_at=7))
         assert rows(journal, "SELECT decision_id FROM counterfactuals ORDER BY seq") == [
-            (id,) for id in asked[:7]
+            (id,) for id in decision_ids[:7]
         ]
 
-    def test_that_is_not_resumed_is_another_one(self, journal: Path, pack: Pack, asked: list[str]) -> None:
+    def test_without_resume_a_second_run_is_a_new_one(
+        self, journal: Path, pack: Pack, decision_ids: list[str]
+    ) -> None:
         engine = CountingEngine()
         for _ in range(2):
             self.deciding(journal, pack, engine)
         assert engine.scored == 2 * MANY
         assert rows(journal, "SELECT count(DISTINCT run) FROM counterfactuals") == [(2,)]
 
-    def test_goes_on_only_with_what_the_same_judge_decided(
-        self, journal: Path, pack: Pack, asked: list[str], tmp_path: Path
+    def test_resume_takes_only_a_run_of_the_same_pack_weights_and_temperature(
+        self, journal: Path, pack: Pack, decision_ids: list[str], tmp_path: Path
     ) -> None:
         engine = CountingEngine()
         self.deciding(journal, pack, engine)
@@ -507,36 +518,36 @@ class TestARun:
         assert engine.scored == 2 * MANY
         self.deciding(journal, pack, engine, resume=True, adapter=TUNED)
         assert engine.scored == 3 * MANY
-        told = {"pack_sha256": pack.info.sha256, "model_sha256": engine.model.sha256}
-        record(journal, events.calibration_event(Calibration(temperature=2.0, judged=60, **told), NOON))
+        identity = {"pack_sha256": pack.info.sha256, "model_sha256": engine.model.sha256}
+        record(journal, events.calibration_event(Calibration(temperature=2.0, judged=60, **identity), NOON))
         self.deciding(journal, pack, engine, resume=True)
         assert engine.scored == 4 * MANY
 
-    def test_does_not_tell_again_of_what_was_erased_meanwhile(
-        self, journal: Path, pack: Pack, asked: list[str]
+    def test_a_resumed_run_skips_what_was_erased_meanwhile(
+        self, journal: Path, pack: Pack, decision_ids: list[str]
     ) -> None:
         self.deciding(journal, pack, StubEngine(), many=3)
         record(journal, erasing(journal, 1))
-        found = self.deciding(journal, pack, StubEngine(), resume=True)
-        assert reasons(found) == {asked[0]: "erased"}
+        results = self.deciding(journal, pack, StubEngine(), resume=True)
+        assert reasons(results) == {decision_ids[0]: "erased"}
 
-    def test_tries_again_to_keep_what_could_not_be_kept(
-        self, journal: Path, pack: Pack, asked: list[str]
+    def test_a_batch_that_could_not_be_recorded_is_recorded_with_the_next(
+        self, journal: Path, pack: Pack, decision_ids: list[str]
     ) -> None:
         keep, calls = self.keeping(journal), itertools.count()
 
-        def failing_twice(told: records.Counterfactuals) -> None:
+        def failing_twice(counterfactuals: records.Counterfactuals) -> None:
             if next(calls) in (1, 2):
                 raise AlreadyRunning("a daemon starts")
-            keep(told)
+            keep(counterfactuals)
 
         self.deciding(journal, pack, StubEngine(), keep=failing_twice)
         assert rows(journal, "SELECT decision_id FROM counterfactuals ORDER BY seq") == [
-            (id,) for id in asked
+            (id,) for id in decision_ids
         ]
 
-    def test_ends_with_an_error_if_it_cannot_keep_the_rest(
-        self, journal: Path, pack: Pack, asked: list[str]
+    def test_a_run_ends_with_an_error_if_the_last_results_cannot_be_recorded(
+        self, journal: Path, pack: Pack, decision_ids: list[str]
     ) -> None:
         calls = itertools.count()
 
@@ -547,8 +558,8 @@ class TestARun:
         with pytest.raises(JournalError, match="the disk is full"):
             self.deciding(journal, pack, StubEngine(), keep=failing)
 
-    def test_does_not_begin_where_nothing_would_be_kept(
-        self, journal: Path, pack: Pack, asked: list[str]
+    def test_a_run_decides_nothing_if_recording_is_refused(
+        self, journal: Path, pack: Pack, decision_ids: list[str]
     ) -> None:
         def refusing(_: records.Counterfactuals) -> None:
             raise RequestError("unauthorized", "op: maintenance needs the role control")
@@ -558,7 +569,9 @@ class TestARun:
             self.deciding(journal, pack, engine, keep=refusing)
         assert engine.scored == 0
 
-    def test_rests_while_the_daemon_is_busy(self, journal: Path, pack: Pack, asked: list[str]) -> None:
+    def test_a_run_waits_while_the_daemon_is_busy(
+        self, journal: Path, pack: Pack, decision_ids: list[str]
+    ) -> None:
         engine, rested = CountingEngine(), []
         busy = itertools.chain([False, True, True], itertools.repeat(False))
         self.deciding(
@@ -573,7 +586,7 @@ class TestARun:
         assert engine.scored == MANY
 
 
-def test_a_run_has_the_lowest_priority_and_leaves_that_of_others_alone() -> None:
+def test_on_idle_time_lowers_the_priority_of_its_thread_only() -> None:
     def inside() -> int:
         with on_idle_time():
             return os.getpriority(os.PRIO_PROCESS, 0)
@@ -584,13 +597,13 @@ def test_a_run_has_the_lowest_priority_and_leaves_that_of_others_alone() -> None
 
 
 def aside(call: Callable[[], Any]) -> Any:
-    """What a call comes to on a thread of its own, which has a priority of its own."""
+    """The result of a call on a new thread: each thread has its own priority."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(call).result()
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"),
+    ("text", "expected"),
     [
         ("7d", "2026-06-24T12:00:00.000000Z"),
         ("1w", "2026-06-24T12:00:00.000000Z"),
@@ -598,15 +611,15 @@ def aside(call: Callable[[], Any]) -> Any:
         ("30m", "2026-07-01T11:30:00.000000Z"),
         ("0s", "2026-07-01T12:00:00.000000Z"),
         ("2026-07-01", "2026-07-01"),
-        ("7 days", "7 days"),  # for who reads times to refuse
+        ("7 days", "7 days"),  # the journal refuses it later
         (None, None),
     ],
 )
-def test_a_time_may_be_told_as_an_age(told: str | None, expected: str | None) -> None:
-    assert moment(told, "since", NOON) == expected
+def test_an_age_becomes_a_time_and_any_other_text_stays(text: str | None, expected: str | None) -> None:
+    assert moment(text, "since", NOON) == expected
 
 
-def test_an_age_from_before_all_times_is_refused() -> None:
+def test_an_age_that_reaches_back_before_1970_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^since: 999999999w ago was before 1970; give a shorter age"):
         moment("999999999w", "since", NOON)
 
@@ -615,7 +628,7 @@ def test_an_age_from_before_all_times_is_refused() -> None:
 
 
 class Gate(StubEngine):
-    """An engine that answers allow, once it is let."""
+    """An engine that answers allow, as soon as `open` is set."""
 
     def __init__(self) -> None:
         super().__init__(bias="allow")
@@ -634,11 +647,11 @@ def test_a_daemon_is_busy_while_it_has_a_request_in_flight(config: Config) -> No
         with serving(config, load_engine=lambda _: gate), ThreadPoolExecutor(1) as pool:
             assert not busy()
             gate.open.clear()
-            asked = pool.submit(ask, config, "u1", deadline_ms=20_000)
+            reply = pool.submit(ask, config, "u1", deadline_ms=20_000)
             while not busy():
-                assert not asked.done()
+                assert not reply.done()
             gate.open.set()
-            assert asked.result()
+            assert reply.result()
             assert not busy()
         assert not busy()
 
@@ -656,7 +669,7 @@ def ask(config: Config, who: str, deadline_ms: int = 20_000, **properties: Json)
 
 @pytest.fixture
 def invoke(config: Config, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """The command on the stub engine, in the state directory of `config`."""
+    """Runs `whatif` on the stub engine, in the state directory of `config`."""
     monkeypatch.setenv("THOR_POLICY_STATE_DIR", str(config.state_dir))
     monkeypatch.setenv("THOR_POLICY_ENDPOINT", config.endpoint)
     monkeypatch.setattr(loading, "load_engine", lambda _: StubEngine(bias="allow"))
@@ -669,8 +682,8 @@ def daemon(config: Config) -> Iterator[Config]:
         yield config
 
 
-class TestTheCommand:
-    def test_beside_a_daemon_tells_what_got_looser_and_the_daemon_keeps_it(
+class TestWhatIfCommand:
+    def test_beside_a_daemon_it_lists_what_got_looser_and_the_daemon_records_it(
         self, daemon: Config, invoke: Callable[..., Result], tmp_path: Path
     ) -> None:
         plain, eve, bob = (
@@ -683,8 +696,8 @@ class TestTheCommand:
         assert shown.exit_code == 1, shown.output
         assert "3 compared: 1 the same, 2 loosened, 0 tightened" in shown.stdout
         assert max(map(len, shown.stdout.splitlines())) <= 80
-        for told in ("user:eve", "user:bob", "R1", eve[-8:], bob[-8:]):
-            assert told in shown.stdout
+        for text in ("user:eve", "user:bob", "R1", eve[-8:], bob[-8:]):
+            assert text in shown.stdout
         assert plain[-8:] not in shown.stdout
         kept = rows(daemon.journal_path, "SELECT decision_id, direction FROM counterfactuals ORDER BY seq")
         assert kept == [(plain, "same"), (eve, "loosened"), (bob, "loosened")]
@@ -693,21 +706,21 @@ class TestTheCommand:
         assert "loosened" in trace_of.stdout
         assert verify(daemon.journal_path).ok
 
-    def test_tells_nothing_of_the_same_pack_and_machines_get_json(
+    def test_the_same_pack_changes_nothing_and_json_holds_the_summary(
         self, daemon: Config, invoke: Callable[..., Result]
     ) -> None:
         ids = [ask(daemon, f"u{number}") for number in range(3)]
-        told = invoke("--json", "--dry-run")
-        assert told.exit_code == 0, told.output
-        found = json.loads(told.stdout)
-        assert (found["summary"]["compared"], found["summary"]["same"], found["flips"]) == (3, 3, [])
+        shown = invoke("--json", "--dry-run")
+        assert shown.exit_code == 0, shown.output
+        result = json.loads(shown.stdout)
+        assert (result["summary"]["compared"], result["summary"]["same"], result["flips"]) == (3, 3, [])
         assert rows(daemon.journal_path, "SELECT * FROM counterfactuals") == []
         chosen = invoke("--json", "--dry-run", "--actor", "u1", "--action", "approve_budget", "--since", "1h")
         assert json.loads(chosen.stdout)["summary"]["compared"] == 1
         assert json.loads(invoke("--json", "--dry-run", "-n", 2).stdout)["summary"]["compared"] == 2
         assert len(ids) == 3
 
-    def test_without_a_daemon_writes_the_journal_itself_and_can_be_resumed(
+    def test_without_a_daemon_it_writes_the_journal_itself_and_can_be_resumed(
         self, config: Config, invoke: Callable[..., Result]
     ) -> None:
         with serving(config, load_engine=lambda _: StubEngine(bias="allow")):
@@ -719,7 +732,7 @@ class TestTheCommand:
         assert rows(config.journal_path, kept) == [(3, 3, 1)]
         assert verify(config.journal_path).ok
 
-    def test_of_a_journal_of_an_earlier_version_brings_it_up_to_date(
+    def test_a_journal_of_an_earlier_version_is_migrated(
         self, config: Config, invoke: Callable[..., Result], shipped_pack: Pack
     ) -> None:
         record(config.journal_path, *taken(shipped_pack, request("read", **TRUSTED)))
@@ -730,7 +743,7 @@ class TestTheCommand:
         assert rows(config.journal_path, "SELECT direction FROM counterfactuals") == [("same",)]
         assert verify(config.journal_path).ok
 
-    def test_with_nothing_to_compare_shows_nothing(
+    def test_with_nothing_to_compare_the_exit_status_is_2(
         self, daemon: Config, invoke: Callable[..., Result]
     ) -> None:
         ask(daemon, "ivo")
@@ -741,7 +754,7 @@ class TestTheCommand:
         assert "another pack decided" in shown.stdout
         assert invoke("--since", "yesterday").exit_code == 2
 
-    def test_of_another_state_directory_says_that_the_daemon_does_not_know_the_decisions(
+    def test_another_state_directory_than_the_daemons_is_an_error(
         self, daemon: Config, invoke: Callable[..., Result], shipped_pack: Pack, tmp_path: Path
     ) -> None:
         record(tmp_path / "policy_decisions.db", *taken(shipped_pack, request("read", **TRUSTED)))
@@ -751,7 +764,7 @@ class TestTheCommand:
 
 
 @pytest.mark.model
-def test_the_real_model_decides_as_it_did_and_without_a_rule_what_the_rule_decided(
+def test_the_real_model_repeats_its_decisions_and_decides_what_a_removed_rule_decided(
     config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("THOR_POLICY_STATE_DIR", str(config.state_dir))
@@ -766,14 +779,14 @@ def test_the_real_model_decides_as_it_did_and_without_a_rule_what_the_rule_decid
             question = {"actor_id": "user:ivo", "action_type": action, "resource": "doc:d"}
             client.evaluate(question, deadline_ms=100_000)
 
-    def told(folder: Path) -> tuple[int, dict[str, Any]]:
+    def whatif(folder: Path) -> tuple[int, dict[str, Any]]:
         shown = aside(lambda: CliRunner().invoke(cli, ["whatif", "--json", "--pack", str(folder)]))
         return shown.exit_code, json.loads(shown.stdout)
 
-    status, same = told(pack)
+    status, same = whatif(pack)
     assert (status, same["summary"]["same"], same["summary"]["skipped"]) == (0, 3, {})
     assert same["summary"]["score_ms"] > 0
-    status, other = told(write_pack(tmp_path / "looser", rules="[]\n"))
+    status, other = whatif(write_pack(tmp_path / "looser", rules="[]\n"))
     assert other["summary"]["compared"] == 3
     assert status == (1 if other["summary"]["loosened"] else 0)
     kept = rows(config.journal_path, "SELECT tier FROM counterfactuals WHERE served = 'deny' ORDER BY seq")

@@ -1,4 +1,4 @@
-"""Export: which corrections count, what they become, that nothing leaks into the test or out of a mask."""
+"""Export: which corrections count, the files they become, the split, and masked values."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def journal(tmp_path: Path) -> Path:
 
 
 def decided(pack: Pack, number: int, **changes: Any) -> Decision:
-    """What the model said of a question that has nothing in common with those of other numbers."""
+    """A decision with an explanation; its question shares no words with those of other numbers."""
     details = " ".join(f"{word}{number}" for word in WORDS)
     fields = {
         "evaluation": Evaluation(
@@ -95,13 +95,13 @@ def decided(pack: Pack, number: int, **changes: Any) -> Decision:
 
 def explained(decision: Decision, outcome: str | None = None) -> events.Event:
     label = outcome or decision.outcome
-    told = Explanation(
+    explanation = Explanation(
         classification="routine",
         clauses=("R1",),
         reasoning="It looks fine.",
         text=f" {label}\nclass: routine\nclauses: R1\nbecause: It looks fine.",
     )
-    return events.explanation_event(decision.id, told, decision.at + 1)
+    return events.explanation_event(decision.id, explanation, decision.at + 1)
 
 
 def review(
@@ -114,7 +114,7 @@ def review(
 def corrected(
     pack: Pack, count: int, outcomes: tuple[str, ...] = ("deny", "require_mfa"), **changes: Any
 ) -> list[Any]:
-    """So many corrected decisions, with their explanations."""
+    """`count` corrected decisions with explanations."""
     what: list[Any] = []
     for number in range(count):
         decision = decided(pack, number, **changes)
@@ -137,14 +137,16 @@ def lines_of(path: Path) -> list[Json]:
 
 
 class TestWhichCorrectionsCount:
-    def test_a_correction_becomes_question_and_answer_of_the_pack(self, pack: Pack, journal: Path) -> None:
+    def test_a_correction_becomes_a_question_and_an_answer_of_the_pack(
+        self, pack: Pack, journal: Path
+    ) -> None:
         decision = decided(pack, 1)
         record(journal, decision, explained(decision), review(decision, reasoning="Not\n  by R2."))
-        (one,) = gathered(journal, pack).corrections
-        assert one.question == pack.question(decision.evaluation, {})
-        assert one.chosen == "outcome: deny\nclass: routine\nclauses: R2\nbecause: Not by R2."
-        assert one.rejected == "outcome: allow\nclass: routine\nclauses: R1\nbecause: It looks fine."
-        assert one.provenance == export.Provenance(
+        (correction,) = gathered(journal, pack).corrections
+        assert correction.question == pack.question(decision.evaluation, {})
+        assert correction.chosen == "outcome: deny\nclass: routine\nclauses: R2\nbecause: Not by R2."
+        assert correction.rejected == "outcome: allow\nclass: routine\nclauses: R1\nbecause: It looks fine."
+        assert correction.provenance == export.Provenance(
             decision_id=decision.id,
             decided_at="2026-07-01T12:00:01.000000Z",
             reviewer="kim",
@@ -159,7 +161,9 @@ class TestWhichCorrectionsCount:
             masked=(),
         )
 
-    def test_the_adapter_that_judged_is_named(self, pack: Pack, journal: Path, tmp_path: Path) -> None:
+    def test_provenance_names_the_adapter_that_decided(
+        self, pack: Pack, journal: Path, tmp_path: Path
+    ) -> None:
         tuned = Adapter(name="tuned", sha256="c" * 64, scale=0.5)
         record(journal, *corrected(pack, 50, model=replace(MODEL, adapter=tuned)))
         written(journal, pack, tmp_path / "out")
@@ -173,15 +177,17 @@ class TestWhichCorrectionsCount:
         examples = (tmp_path / "out" / "examples.yaml").read_text()
         assert f"{MODEL.sha256} under the adapter {'c' * 64} at scale 0.5" in examples
 
-    def test_without_a_reason_or_a_class_only_the_outcome_is_taught(self, pack: Pack, journal: Path) -> None:
+    def test_without_a_reason_or_a_class_the_answer_is_only_the_outcome(
+        self, pack: Pack, journal: Path
+    ) -> None:
         unreasoned, unexplained = decided(pack, 1), decided(pack, 2)
         record(
             journal,
             *(unreasoned, explained(unreasoned), review(unreasoned, reasoning=None)),
             *(unexplained, review(unexplained)),
         )
-        for one in gathered(journal, pack).corrections:
-            assert (one.chosen, one.rejected) == ("outcome: deny", "outcome: allow")
+        for correction in gathered(journal, pack).corrections:
+            assert (correction.chosen, correction.rejected) == ("outcome: deny", "outcome: allow")
 
     def test_a_corrected_reason_keeps_the_outcome(self, pack: Pack, journal: Path) -> None:
         decision = decided(pack, 1)
@@ -190,9 +196,9 @@ class TestWhichCorrectionsCount:
             *(decision, explained(decision)),
             review(decision, None, "Reading is open.", verdict="correct_reasoning"),
         )
-        (one,) = gathered(journal, pack).corrections
-        assert one.chosen == "outcome: allow\nclass: routine\nclauses: R1\nbecause: Reading is open."
-        assert one.rejected is not None
+        (correction,) = gathered(journal, pack).corrections
+        assert correction.chosen == "outcome: allow\nclass: routine\nclauses: R1\nbecause: Reading is open."
+        assert correction.rejected is not None
 
     def test_the_newest_review_counts(self, pack: Pack, journal: Path) -> None:
         twice, taken_back = decided(pack, 1), decided(pack, 2)
@@ -201,11 +207,11 @@ class TestWhichCorrectionsCount:
             *(twice, review(twice, "deny"), review(twice, "require_mfa")),
             *(taken_back, review(taken_back), review(taken_back, None, None, verdict="accept")),
         )
-        found = gathered(journal, pack)
-        assert [one.outcome for one in found.corrections] == ["require_mfa"]
-        assert found.left_out == {"reviewed again later": 2}
+        corrections = gathered(journal, pack)
+        assert [correction.outcome for correction in corrections.corrections] == ["require_mfa"]
+        assert corrections.left_out == {"reviewed again later": 2}
 
-    def test_a_rule_or_an_abstention_is_no_answer_of_the_model_to_reject(
+    def test_a_decision_by_rule_or_an_abstention_has_no_rejected_answer(
         self, pack: Pack, journal: Path
     ) -> None:
         by_rule_ = by_rule(pack=pack.info, evaluation=decided(pack, 1).evaluation)
@@ -213,9 +219,9 @@ class TestWhichCorrectionsCount:
         record(
             journal, by_rule_, review(by_rule_, "allow"), unsure, explained(unsure), review(unsure, "allow")
         )
-        assert [one.rejected for one in gathered(journal, pack).corrections] == [None, None]
+        assert [correction.rejected for correction in gathered(journal, pack).corrections] == [None, None]
 
-    def test_what_cannot_be_used_is_counted_by_reason(self, pack: Pack, journal: Path) -> None:
+    def test_corrections_that_are_left_out_are_counted_by_reason(self, pack: Pack, journal: Path) -> None:
         ordinary = [decided(pack, number) for number in range(3)]
         elsewhere = replace(decided(pack, 3), pack=replace(pack.info, name="other"))
         banned = decided(pack, 4, evaluation=replace(ordinary[0].evaluation, action=Action(name="banned")))
@@ -234,9 +240,9 @@ class TestWhichCorrectionsCount:
         with Reader(journal) as reader:
             seq = reader.trace(ordinary[2].id)["event"]["seq"]
         record(journal, erasing(journal, seq))
-        found = gathered(journal, pack)
-        assert found.corrections == ()
-        assert found.left_out == dict.fromkeys(
+        corrections = gathered(journal, pack)
+        assert corrections.corrections == ()
+        assert corrections.left_out == dict.fromkeys(
             [
                 *("the pack has no such outcome", "the review names no decision", "erased"),
                 *("of another pack", "looser than the rules allow", "too long to be asked"),
@@ -245,12 +251,12 @@ class TestWhichCorrectionsCount:
             1,
         )
 
-    def test_masked_values_stay_masked_and_are_told(self, pack: Pack, journal: Path) -> None:
+    def test_masked_values_stay_masked_and_provenance_names_them(self, pack: Pack, journal: Path) -> None:
         decision = decided(pack, 1)
         record(journal, decision, review(decision), masked=("/context/details",))
-        (one,) = gathered(journal, pack).corrections
-        assert one.provenance.masked == ("/context/details",)
-        assert f'details: "{MASK}"' in one.question
+        (correction,) = gathered(journal, pack).corrections
+        assert correction.provenance.masked == ("/context/details",)
+        assert f'details: "{MASK}"' in correction.question
 
 
 class TestFiles:
@@ -260,11 +266,15 @@ class TestFiles:
         written(journal, pack, tmp_path / "out")
         return tmp_path / "out"
 
-    def test_each_file_is_there_with_its_lines(self, folder: Path) -> None:
-        told = json.loads((folder / "report.json").read_text())["export"]
-        assert (told["corrections"], told["train"], told["test"]) == (60, 48, 12)
+    def test_each_file_is_written_with_its_number_of_lines(self, folder: Path) -> None:
+        exported = json.loads((folder / "report.json").read_text())["export"]
+        assert (exported["corrections"], exported["train"], exported["test"]) == (60, 48, 12)
         for name in ("chat", "prompt-completion", "preference", "alpaca"):
-            assert len(lines_of(folder / f"{name}.train.jsonl")) == told["files"][f"{name}.train.jsonl"] == 48
+            assert (
+                len(lines_of(folder / f"{name}.train.jsonl"))
+                == exported["files"][f"{name}.train.jsonl"]
+                == 48
+            )
         assert len(lines_of(folder / "unpaired.test.jsonl")) == 24
         assert folder.stat().st_mode & 0o077 == 0
 
@@ -283,16 +293,16 @@ class TestFiles:
                 rows, _ = rows_from_file(file, format=Format.NL)
                 assert list(rows) == lines
 
-    def test_the_forms_are_those_that_trainers_read(self, folder: Path, pack: Pack) -> None:
+    def test_lines_have_the_fields_that_trainers_read(self, folder: Path, pack: Pack) -> None:
         def roles(turns: Json) -> list[str]:
             return [turn["role"] for turn in turns]
 
-        asked = ["system", *["user", "assistant"] * len(pack.examples), "user"]
+        expected = ["system", *["user", "assistant"] * len(pack.examples), "user"]
         (chat, completion, preference, unpaired, alpaca) = (
             lines_of(folder / f"{form}.train.jsonl")[0] for form in FORMATS if form != "few-shot"
         )
-        assert roles(chat["messages"]) == [*asked, "assistant"]
-        assert roles(completion["prompt"]) == roles(preference["prompt"]) == asked
+        assert roles(chat["messages"]) == [*expected, "assistant"]
+        assert roles(completion["prompt"]) == roles(preference["prompt"]) == expected
         assert completion["completion"] == chat["messages"][-1:] == preference["chosen"]
         assert preference["rejected"][0]["content"].startswith("outcome: allow")
         assert (unpaired["completion"], unpaired["label"]) == (preference["chosen"], True)
@@ -308,12 +318,12 @@ class TestFiles:
         pasted = pack.path / "examples.yaml"
         pasted.write_text(pasted.read_text() + (folder / "examples.yaml").read_text())
         loaded = pack_files.load(pack.path)
-        assert [one for one in lint_pack(loaded) if one.level == "error"] == []
+        assert [finding for finding in lint_pack(loaded) if finding.level == "error"] == []
         outcomes = [example.outcome for example in loaded.examples[len(pack.examples) :]]
         assert outcomes == ["require_mfa", "deny"] * 4
         assert "by 'kim'" in (folder / "examples.yaml").read_text()
 
-    def test_few_shot_examples_are_not_of_the_held_out(self, folder: Path) -> None:
+    def test_few_shot_examples_are_not_held_out(self, folder: Path) -> None:
         examples = yaml.safe_load((folder / "examples.yaml").read_text())
         out = {line["provenance"]["decision_id"][-12:] for line in lines_of(folder / "chat.test.jsonl")}
         assert out.isdisjoint({example["id"].removeprefix("C-") for example in examples})
@@ -325,7 +335,9 @@ class TestFiles:
         for path in folder.iterdir():
             assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
 
-    def test_one_format_alone(self, folder: Path, journal: Path, pack: Pack, tmp_path: Path) -> None:
+    def test_one_format_can_be_exported_alone(
+        self, folder: Path, journal: Path, pack: Pack, tmp_path: Path
+    ) -> None:
         done = written(journal, pack, tmp_path / "one", formats=["alpaca"])
         assert set(done.files) == {"alpaca.train.jsonl", "alpaca.test.jsonl"}
         written_ = {path.name for path in (tmp_path / "one").iterdir()}
@@ -333,7 +345,7 @@ class TestFiles:
 
 
 class TestNearDuplicates:
-    def test_never_straddle_the_split_nor_fill_the_examples(
+    def test_near_duplicates_are_on_one_side_of_the_split_and_give_one_example(
         self, pack: Pack, journal: Path, tmp_path: Path
     ) -> None:
         what: list[Any] = []
@@ -354,13 +366,13 @@ class TestNearDuplicates:
             for side in ("train", "test")
         ]
         assert [len(side) for side in sides] == [48, 12]
-        assert all(similarity.alike(one, other) < export.ALIKE for one in sides[0] for other in sides[1])
+        assert all(similarity.alike(first, other) < export.ALIKE for first in sides[0] for other in sides[1])
         examples = yaml.safe_load((tmp_path / "out" / "examples.yaml").read_text())
         assert len({example["evaluation"]["subject"]["id"] for example in examples}) == len(examples) == 8
 
 
 class TestRefused:
-    def test_too_few_says_how_many_are_missing_and_writes_nothing(
+    def test_with_too_few_corrections_the_error_says_how_many_are_missing_and_nothing_is_written(
         self, pack: Pack, journal: Path, tmp_path: Path
     ) -> None:
         unusable = decided(pack, 99)
@@ -369,14 +381,16 @@ class TestRefused:
             written(journal, pack, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
-    def test_the_least_can_only_be_raised(self, pack: Pack, journal: Path, tmp_path: Path) -> None:
+    def test_min_corrections_can_only_be_raised(self, pack: Pack, journal: Path, tmp_path: Path) -> None:
         record(journal, *corrected(pack, 55))
         with pytest.raises(ExportError, match="5 are missing"):
             written(journal, pack, tmp_path / "out", least=60)
         with pytest.raises(ExportError, match="can only be raised"):
             written(journal, pack, tmp_path / "out", least=10)
 
-    def test_a_directory_that_holds_something(self, pack: Pack, journal: Path, tmp_path: Path) -> None:
+    def test_a_directory_that_is_not_empty_is_refused(
+        self, pack: Pack, journal: Path, tmp_path: Path
+    ) -> None:
         record(journal, *corrected(pack, 50))
         (tmp_path / "out").mkdir()
         written(journal, pack, tmp_path / "out")
@@ -389,11 +403,11 @@ class _Tags(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
+        self.tags.append((tag, dict(attrs)))
 
 
 class TestReport:
@@ -406,16 +420,16 @@ class TestReport:
         written(journal, pack, tmp_path / "out")
         return tmp_path / "out"
 
-    def test_counts_what_became_of_what(self, folder: Path) -> None:
-        told = json.loads((folder / "report.json").read_text())
-        assert told["changes"] == 61
-        changes = {value: count for value, count, _ in told["distributions"]["change"]}
+    def test_the_report_counts_outcomes_and_corrections(self, folder: Path) -> None:
+        report = json.loads((folder / "report.json").read_text())
+        assert report["changes"] == 61
+        changes = {value: count for value, count, _ in report["distributions"]["change"]}
         assert changes == {"allow -> deny": 31, "allow -> require_mfa": 30}
-        assert told["distributions"]["decided"] == [["allow", 61, 1.0]]
-        by_type = {row["value"]: row["corrections"] for row in told["by"]["actor type"]}
+        assert report["distributions"]["decided"] == [["allow", 61, 1.0]]
+        by_type = {row["value"]: row["corrections"] for row in report["by"]["actor type"]}
         assert (by_type["user"], by_type["service"]) == (40, 20)
-        assert told["by"]["model"][0]["value"] == MODEL.name
-        assert set(told["monitoring"]) == {
+        assert report["by"]["model"][0]["value"] == MODEL.name
+        assert set(report["monitoring"]) == {
             "volume and success by actor",
             "latency by model, ms",
             "confidence against outcome",
@@ -423,7 +437,7 @@ class TestReport:
 
     def test_the_page_runs_and_loads_nothing_whatever_a_request_says(self, folder: Path) -> None:
         text = (folder / "report.html").read_text()
-        tags = _Tags(text).found
+        tags = _Tags(text).tags
         assert not {"script", "img", "link", "iframe", "object"} & {tag for tag, _ in tags}
         assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
         assert not [attributes for _, attributes in tags if {"src", "href"} & attributes.keys()]
@@ -464,7 +478,7 @@ def test_any_example_survives_its_yaml(name: str, context: dict[str, Json], reas
     assert msgspec.to_builtins(again) == msgspec.to_builtins(example)
 
 
-def test_a_rule_is_written_without_what_is_at_its_default() -> None:
+def test_a_rule_is_written_without_default_values() -> None:
     rule = Rule(id="a", when='kind == "x"', outcome="deny", because="So.")
     assert pack_files.as_yaml([rule]) == '- id: a\n  when: kind == "x"\n  outcome: deny\n  because: So.\n'
 
@@ -475,7 +489,7 @@ class TestCommand:
         monkeypatch.setenv("THOR_POLICY_STATE_DIR", str(tmp_path))
         return lambda *arguments: CliRunner().invoke(cli, ["export", *arguments])
 
-    def test_writes_and_tells(
+    def test_export_writes_the_files_and_prints_the_counts(
         self, pack: Pack, journal: Path, tmp_path: Path, run: Callable[..., Any]
     ) -> None:
         record(journal, *corrected(pack, 50))
@@ -485,7 +499,7 @@ class TestCommand:
         assert run(str(tmp_path / "two"), "--pack", str(pack.path), "--format", "chat").exit_code == 0
         assert (tmp_path / "two" / "chat.train.jsonl").is_file()
 
-    def test_refusals_are_status_2(
+    def test_a_refused_export_exits_with_2(
         self, pack: Pack, journal: Path, tmp_path: Path, run: Callable[..., Any]
     ) -> None:
         record(journal, *corrected(pack, 3))

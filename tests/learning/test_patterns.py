@@ -1,4 +1,4 @@
-"""Patterns: which errors are systematic, which rule is proposed and what it would change, and why none is."""
+"""Patterns: similar corrections, the proposed rule and its effect, and the reasons for no proposal."""
 
 from __future__ import annotations
 
@@ -95,188 +95,211 @@ def payment(
 
 def review(decision: Decision, outcome: str | None, reasoning: str | None = "R2, too much.") -> Any:
     verdict: Any = "accept" if outcome is None else "correct_both"
-    told = records.Review(
+    review = records.Review(
         decision_id=decision.id, reviewer="kim", verdict=verdict, decision=outcome, reasoning=reasoning
     )
-    return sent(told, at=decision.at)
+    return sent(review, at=decision.at)
 
 
 def payments(pack: Pack, journal: Path, count: int = 15) -> list[Decision]:
-    """Large payments of the west that should have been denied, among small ones, and others of the east."""
+    """Large payments of the west that should have been denied, among small ones, and payments of the east."""
     wrong = [payment(pack, euros=200 + n, team="west", share=0.5) for n in range(count)]
     fine = [payment(pack, euros=10 + n, team="west", share=0.5) for n in range(20)]
     fine += [payment(pack, euros=200 + n, team="east", share=0.5) for n in range(20)]
-    # one that nobody looked at, and one that a reviewer accepted, of the same kind
+    # one that nobody reviewed and one that was accepted, both of the same kind
     same = [payment(pack, euros=205, team="west", share=0.5) for _ in range(2)]
-    reviews = [review(same[0], None, None), *(review(one, "deny") for one in wrong)]
+    reviews = [review(same[0], None, None), *(review(decision, "deny") for decision in wrong)]
     record(journal, *wrong, *fine, *same, *reviews)
     return wrong
 
 
-def found(journal: Path, pack: Pack, **more: Any) -> Patterns:
+def find(journal: Path, pack: Pack, **more: Any) -> Patterns:
     with Reader(journal) as reader:
         return patterns.find(reader, pack, **more)
 
 
 class TestProposal:
-    def test_says_what_the_cases_have_in_common_and_few_others(self, pack: Pack, journal: Path) -> None:
+    def test_a_proposed_rule_holds_in_all_cases_and_few_other_decisions(
+        self, pack: Pack, journal: Path
+    ) -> None:
         wrong = payments(pack, journal)
-        (one,) = found(journal, pack).patterns
-        assert (one.kind, one.change) == ("correction", "allow -> deny")
-        assert set(one.cases) == {case.id for case in wrong}
-        assert one.proposal is not None
-        (rule,) = pack_files.parse_yaml(one.proposal.rule, tuple[Rule, ...], "here")
-        assert set(rule.when.split(" && ")) <= set(one.common)
+        (pattern,) = find(journal, pack).patterns
+        assert (pattern.kind, pattern.change) == ("correction", "allow -> deny")
+        assert set(pattern.cases) == {case.id for case in wrong}
+        assert pattern.proposal is not None
+        (rule,) = pack_files.parse_yaml(pattern.proposal.rule, tuple[Rule, ...], "here")
+        assert set(rule.when.split(" && ")) <= set(pattern.common)
         assert {"large", 'given("context.team", "") == "west"'} == set(rule.when.split(" && "))
         assert (rule.outcome, rule.clause, rule.final) == ("deny", "R2", False)
         for case in wrong:
             revised = pack.revised(rules=(*pack.book.rules, rule))
             assert revised.book.apply(case.evaluation, case.at).outcome == "deny"
 
-    def test_its_effect_is_counted_over_past_decisions_by_direction(self, pack: Pack, journal: Path) -> None:
+    def test_the_effect_of_a_proposed_rule_is_counted_by_change(self, pack: Pack, journal: Path) -> None:
         payments(pack, journal)
-        (one,) = found(journal, pack).patterns
-        assert one.proposal is not None
-        assert one.proposal.changes == {"allow -> deny": 17}
-        assert (one.proposal.agree, one.proposal.against, one.proposal.unreviewed) == (15, 1, 1)
+        (pattern,) = find(journal, pack).patterns
+        assert pattern.proposal is not None
+        assert pattern.proposal.changes == {"allow -> deny": 17}
+        assert (pattern.proposal.agree, pattern.proposal.against, pattern.proposal.unreviewed) == (15, 1, 1)
 
-    def test_decisions_that_nobody_reviewed_do_not_stand_in_the_way_while_they_are_few(
-        self, pack: Pack, journal: Path
-    ) -> None:
+    def test_a_rule_may_change_a_few_decisions_that_nobody_reviewed(self, pack: Pack, journal: Path) -> None:
         wrong = [payment(pack, euros=200, team="west") for _ in range(15)]
         same = [payment(pack, euros=200, team="west") for _ in range(30)]
         fine = [payment(pack, euros=5, team="west") for _ in range(150)]
-        accepted = [review(one, None, None) for one in fine[:20]]
-        record(journal, *wrong, *same, *fine, *accepted, *(review(one, "deny") for one in wrong))
-        (one,) = found(journal, pack).patterns
-        assert one.common[0] == "large"
-        assert one.proposal is not None
-        assert (one.proposal.agree, one.proposal.against, one.proposal.unreviewed) == (15, 0, 30)
+        accepted = [review(decision, None, None) for decision in fine[:20]]
+        record(journal, *wrong, *same, *fine, *accepted, *(review(decision, "deny") for decision in wrong))
+        (pattern,) = find(journal, pack).patterns
+        assert pattern.common[0] == "large"
+        assert pattern.proposal is not None
+        assert (pattern.proposal.agree, pattern.proposal.against, pattern.proposal.unreviewed) == (15, 0, 30)
 
-    def test_passes_lint_in_the_pack(self, pack: Pack, journal: Path) -> None:
+    def test_a_proposed_rule_passes_lint_in_the_pack(self, pack: Pack, journal: Path) -> None:
         payments(pack, journal)
-        (one,) = found(journal, pack).patterns
-        assert one.proposal is not None
+        (pattern,) = find(journal, pack).patterns
+        assert pattern.proposal is not None
         rules = pack.path / "rules.yaml"
-        rules.write_text(rules.read_text() + one.proposal.rule)
+        rules.write_text(rules.read_text() + pattern.proposal.rule)
         assert [each for each in lint_pack(pack_files.load(pack.path)) if each.level == "error"] == []
 
-    def test_a_looser_answer_is_a_final_rule(self, pack: Pack, journal: Path) -> None:
+    def test_a_proposal_that_loosens_is_a_final_rule(self, pack: Pack, journal: Path) -> None:
         wrong = [payment(pack, "deny", "look", euros=n) for n in range(15)]
         others = [payment(pack, "deny", "write", euros=n) for n in range(15)]
-        record(journal, *wrong, *others, *(review(one, "allow", "Fine.") for one in wrong))
-        (one,) = found(journal, pack).patterns
-        assert one.proposal is not None
-        (rule,) = pack_files.parse_yaml(one.proposal.rule, tuple[Rule, ...], "here")
+        record(journal, *wrong, *others, *(review(decision, "allow", "Fine.") for decision in wrong))
+        (pattern,) = find(journal, pack).patterns
+        assert pattern.proposal is not None
+        (rule,) = pack_files.parse_yaml(pattern.proposal.rule, tuple[Rule, ...], "here")
         assert (rule.when, rule.outcome, rule.final) == ('action.name == "look"', "allow", True)
-        assert one.proposal.changes == {"deny -> allow": 15}
+        assert pattern.proposal.changes == {"deny -> allow": 15}
 
-    def test_the_cases_of_exceptions_are_the_decisions_they_name(self, pack: Pack, journal: Path) -> None:
+    def test_exceptions_count_as_cases_of_the_decisions_that_they_name(
+        self, pack: Pack, journal: Path
+    ) -> None:
         denied = [payment(pack, "deny", "look", euros=n) for n in range(15)]
         others = [payment(pack, "deny", "write", euros=n) for n in range(15)]
         exceptions = [
             sent(
-                records.DecisionReport(agent="desk", outcome="allow", is_exception=True, precedents=(one.id,))
+                records.DecisionReport(
+                    agent="desk", outcome="allow", is_exception=True, precedents=(decision.id,)
+                )
             )
-            for one in denied
+            for decision in denied
         ]
         record(journal, *denied, *others, *exceptions)
-        (one,) = found(journal, pack).patterns
-        assert (one.kind, one.change) == ("exception", "deny -> allow")
-        assert one.proposal is not None
-        assert (one.proposal.changes, one.proposal.agree) == ({"deny -> allow": 15}, 15)
+        (pattern,) = find(journal, pack).patterns
+        assert (pattern.kind, pattern.change) == ("exception", "deny -> allow")
+        assert pattern.proposal is not None
+        assert (pattern.proposal.changes, pattern.proposal.agree) == ({"deny -> allow": 15}, 15)
 
-    def test_a_name_that_a_request_gave_is_quoted_or_not_used(self, pack: Pack, journal: Path) -> None:
+    def test_a_text_of_a_request_is_quoted_in_a_rule_or_not_used(self, pack: Pack, journal: Path) -> None:
         hostile = '" || true || "'
         wrong = [payment(pack, euros=200 + n, team=hostile) for n in range(15)]
         others = [payment(pack, euros=200 + n, team="east") for n in range(15)]
-        record(journal, *wrong, *others, *(review(one, "deny") for one in wrong))
-        (one,) = found(journal, pack).patterns
-        assert not any("true" in text for text in one.common)
+        record(journal, *wrong, *others, *(review(decision, "deny") for decision in wrong))
+        (pattern,) = find(journal, pack).patterns
+        assert not any("true" in text for text in pattern.common)
 
-    def test_a_number_made_of_the_clock_is_no_condition(self, pack: Pack, journal: Path) -> None:
+    def test_a_number_that_uses_the_clock_is_no_condition(self, pack: Pack, journal: Path) -> None:
         wrong = [payment(pack, euros=200, team="west", at=NOON + n) for n in range(15)]
         others = [payment(pack, euros=200, team="west", at=NOON + 99) for n in range(15)]
-        record(journal, *wrong, *others, *(review(one, "deny") for one in wrong))
-        (one,) = found(journal, pack).patterns
-        assert "size >= 200" in one.common
-        assert not any("seconds" in text for text in one.common)
+        record(journal, *wrong, *others, *(review(decision, "deny") for decision in wrong))
+        (pattern,) = find(journal, pack).patterns
+        assert "size >= 200" in pattern.common
+        assert not any("seconds" in text for text in pattern.common)
 
 
 class TestNoProposal:
     def why(self, journal: Path, pack: Pack) -> str:
-        (one,) = found(journal, pack).patterns
-        assert one.proposal is None
-        return str(one.why_not)
+        (pattern,) = find(journal, pack).patterns
+        assert pattern.proposal is None
+        return str(pattern.why_not)
 
-    def test_of_fewer_than_fifteen(self, pack: Pack, journal: Path) -> None:
+    def test_there_is_no_proposal_for_fewer_than_fifteen_cases(self, pack: Pack, journal: Path) -> None:
         payments(pack, journal, count=14)
         assert "from 15 cases on" in self.why(journal, pack)
 
-    def test_where_nothing_tells_the_cases_from_others(self, pack: Pack, journal: Path) -> None:
+    def test_there_is_no_proposal_if_the_conditions_fit_too_many_other_decisions(
+        self, pack: Pack, journal: Path
+    ) -> None:
         wrong = [payment(pack, euros=200, team="west") for _ in range(15)]
         same = [payment(pack, euros=200, team="west") for _ in range(15)]
-        record(journal, *wrong, *same, *(review(one, "deny") for one in wrong))
+        record(journal, *wrong, *same, *(review(decision, "deny") for decision in wrong))
         assert "15 of 15 other decisions" in self.why(journal, pack)
 
-    def test_where_reviewers_wanted_too_many_of_them_otherwise(self, pack: Pack, journal: Path) -> None:
+    def test_there_is_no_proposal_against_too_many_reviews(self, pack: Pack, journal: Path) -> None:
         wrong = [payment(pack, euros=200, team="west") for _ in range(15)]
         right = [payment(pack, euros=200, team="west") for _ in range(4)]
         others = [payment(pack, euros=5, team="east") for _ in range(40)]
-        accepted = [review(one, None, None) for one in right]
-        record(journal, *wrong, *right, *others, *accepted, *(review(one, "deny") for one in wrong))
+        accepted = [review(decision, None, None) for decision in right]
+        record(journal, *wrong, *right, *others, *accepted, *(review(decision, "deny") for decision in wrong))
         assert "4 of which reviewers wanted otherwise" in self.why(journal, pack)
 
-    def test_where_there_are_no_others(self, pack: Pack, journal: Path) -> None:
+    def test_there_is_no_proposal_without_other_decisions(self, pack: Pack, journal: Path) -> None:
         wrong = [payment(pack, euros=200, team="west") for _ in range(15)]
-        record(journal, *wrong, *(review(one, "deny") for one in wrong))
+        record(journal, *wrong, *(review(decision, "deny") for decision in wrong))
         assert "no other decisions" in self.why(journal, pack)
 
-    def test_that_would_loosen_to_something_between(self, pack: Pack, journal: Path) -> None:
+    def test_there_is_no_proposal_that_loosens_to_another_outcome_than_the_loosest(
+        self, pack: Pack, journal: Path
+    ) -> None:
         wrong = [payment(pack, "deny", euros=n) for n in range(15)]
-        record(journal, *wrong, *(review(one, "require_mfa") for one in wrong))
+        record(journal, *wrong, *(review(decision, "require_mfa") for decision in wrong))
         assert "no rule can loosen an answer to require_mfa" in self.why(journal, pack)
 
-    def test_where_a_rule_stands_in_the_way_which_is_named(self, pack: Pack, journal: Path) -> None:
+    def test_there_is_no_proposal_if_a_rule_demands_more_and_that_rule_is_named(
+        self, pack: Pack, journal: Path
+    ) -> None:
         wrong = [payment(pack, "deny", "banned", euros=n) for n in range(15)]
-        record(journal, *wrong, *(review(one, "allow") for one in wrong))
+        record(journal, *wrong, *(review(decision, "allow") for decision in wrong))
         assert "banned in 15" in self.why(journal, pack)
 
-    def test_where_the_rules_of_today_say_so(self, pack: Pack, journal: Path) -> None:
+    def test_there_is_no_proposal_if_the_rules_demand_it_already(self, pack: Pack, journal: Path) -> None:
         wrong = [payment(pack, "allow", "banned", euros=n) for n in range(15)]
-        record(journal, *wrong, *(review(one, "deny") for one in wrong))
+        record(journal, *wrong, *(review(decision, "deny") for decision in wrong))
         assert "rules of today" in self.why(journal, pack)
 
-    def test_that_a_failing_fact_would_disable(self, pack: Pack, journal: Path) -> None:
+    def test_there_is_no_proposal_if_a_failing_fact_disables_the_rule(
+        self, pack: Pack, journal: Path
+    ) -> None:
         wrong = [payment(pack, "deny", "look", euros="no number") for _ in range(15)]
         others = [payment(pack, "deny", "write", euros=n) for n in range(15)]
-        record(journal, *wrong, *others, *(review(one, "allow", "Fine.") for one in wrong))
+        record(journal, *wrong, *others, *(review(decision, "allow", "Fine.") for decision in wrong))
         assert "would change nothing" in self.why(journal, pack)
 
-    def test_that_is_against_an_example_of_the_pack(self, pack: Pack, journal: Path) -> None:
+    def test_there_is_no_proposal_that_contradicts_an_example_of_the_pack(
+        self, pack: Pack, journal: Path
+    ) -> None:
         wrong = [payment(pack, "allow", "look") for _ in range(15)]
         others = [payment(pack, "allow", "pay") for _ in range(15)]
-        record(journal, *wrong, *others, *(review(one, "deny") for one in wrong))
+        record(journal, *wrong, *others, *(review(decision, "deny") for decision in wrong))
         assert "examples.yaml X2: says allow" in self.why(journal, pack)
 
 
 class TestPatterns:
-    def test_cases_of_another_kind_or_change_are_not_one_pattern(self, pack: Pack, journal: Path) -> None:
+    def test_cases_with_other_facts_or_another_change_are_separate_patterns(
+        self, pack: Pack, journal: Path
+    ) -> None:
         what: list[Any] = []
         for n in range(4):
             words = f"the quarterly invoice of the bakery number {n}"
-            one = payment(pack, action="pay", euros=500, team="west", details=words)
+            decision = payment(pack, action="pay", euros=500, team="west", details=words)
             two = payment(pack, action="read", details="somebody looks at a page about holidays in may")
             three = payment(pack, action="pay", euros=500, team="west", details=words)
-            what += [one, two, three, review(one, "deny"), review(two, "deny"), review(three, "require_mfa")]
+            what += [
+                decision,
+                two,
+                three,
+                review(decision, "deny"),
+                review(two, "deny"),
+                review(three, "require_mfa"),
+            ]
         record(journal, *what)
-        assert sorted((one.change, len(one.cases)) for one in found(journal, pack).patterns) == [
+        assert sorted((pattern.change, len(pattern.cases)) for pattern in find(journal, pack).patterns) == [
             ("allow -> deny", 4),
             ("allow -> deny", 4),
             ("allow -> require_mfa", 4),
         ]
 
-    def test_exceptions_that_name_no_decision_are_grouped_by_what_they_say(
+    def test_exceptions_that_name_no_decision_are_grouped_by_their_words(
         self, pack: Pack, journal: Path
     ) -> None:
         def exception(region: str, prompt: str) -> Any:
@@ -296,53 +319,58 @@ class TestPatterns:
             *(exception("north", f"a discount above the limit for customer {n}") for n in range(3)),
             exception("south", "please open the door of the warehouse at night"),
         )
-        (one,) = found(journal, pack).patterns
-        assert (one.kind, one.change, len(one.cases)) == ("exception", "granted", 3)
-        assert "context.region=north" in one.common
-        assert one.proposal is None
+        (pattern,) = find(journal, pack).patterns
+        assert (pattern.kind, pattern.change, len(pattern.cases)) == ("exception", "granted", 3)
+        assert "context.region=north" in pattern.common
+        assert pattern.proposal is None
 
     def test_erased_cases_and_other_packs_are_no_cases(self, pack: Pack, journal: Path) -> None:
         wrong = [payment(pack, euros=200, team="west") for _ in range(3)]
-        other = [replace(one, id=f"{one.id}-other", pack=replace(pack.info, name="other")) for one in wrong]
-        record(journal, *wrong, *other, *(review(one, "deny") for one in (*wrong, *other)))
-        (one,) = found(journal, pack).patterns
-        assert set(one.cases) == {case.id for case in wrong}
+        other = [
+            replace(decision, id=f"{decision.id}-other", pack=replace(pack.info, name="other"))
+            for decision in wrong
+        ]
+        record(journal, *wrong, *other, *(review(decision, "deny") for decision in (*wrong, *other)))
+        (pattern,) = find(journal, pack).patterns
+        assert set(pattern.cases) == {case.id for case in wrong}
         with Reader(journal) as reader:
             seq = reader.trace(wrong[0].id)["event"]["seq"]
         record(journal, erasing(journal, seq))
-        told = found(journal, pack)
-        assert told.patterns == ()
-        assert {rate.value: rate.corrected for rate in told.rates["actor type"]} == {"user": 5}
+        result = find(journal, pack)
+        assert result.patterns == ()
+        assert {rate.value: rate.corrected for rate in result.rates["actor type"]} == {"user": 5}
 
-    def test_nor_are_outcomes_that_the_pack_does_not_have(self, pack: Pack, journal: Path) -> None:
+    def test_outcomes_that_the_pack_lacks_are_no_cases(self, pack: Pack, journal: Path) -> None:
         payments(pack, journal)
         before, strange = payment(pack, "ask_a_friend", euros=200), payment(pack, euros=200)
         record(journal, before, strange, review(before, "deny"), review(strange, "maybe"))
-        (one,) = found(journal, pack).patterns
-        assert len(one.cases) == 15
-        assert one.proposal is not None
+        (pattern,) = find(journal, pack).patterns
+        assert len(pattern.cases) == 15
+        assert pattern.proposal is not None
 
-    def test_only_since(self, pack: Pack, journal: Path) -> None:
+    def test_since_limits_the_decisions(self, pack: Pack, journal: Path) -> None:
         early = [payment(pack, euros=200, team="west") for _ in range(3)]
         late = [payment(pack, euros=200, team="west", at=NOON + 3600) for _ in range(4)]
-        record(journal, *early, *late, *(review(one, "deny") for one in (*early, *late)))
-        (one,) = found(journal, pack, since="2026-07-01T12:30:00Z").patterns
-        assert len(one.cases) == 4
+        record(journal, *early, *late, *(review(decision, "deny") for decision in (*early, *late)))
+        (pattern,) = find(journal, pack, since="2026-07-01T12:30:00Z").patterns
+        assert len(pattern.cases) == 4
 
 
 class TestFigures:
-    def test_rates_name_what_is_corrected_more_often_than_the_rest(self, pack: Pack, journal: Path) -> None:
+    def test_rates_mark_values_that_are_corrected_more_often_than_all(
+        self, pack: Pack, journal: Path
+    ) -> None:
         what: list[Any] = []
         for n in range(40):
             kind = "service" if n % 4 == 0 else "user"
             plain = payment(pack, euros=5)
             subject = Entity(type=kind, id=f"s{n}")
-            one = replace(plain, evaluation=replace(plain.evaluation, subject=subject))
-            what += [one, review(one, "deny" if kind == "service" else None)]
+            decision = replace(plain, evaluation=replace(plain.evaluation, subject=subject))
+            what += [decision, review(decision, "deny" if kind == "service" else None)]
         record(journal, *what)
-        told = found(journal, pack)
-        assert (told.reviewed, told.corrected) == (40, 10)
-        rates = {rate.value: rate for rate in told.rates["actor type"]}
+        result = find(journal, pack)
+        assert (result.reviewed, result.corrected) == (40, 10)
+        rates = {rate.value: rate for rate in result.rates["actor type"]}
         assert (rates["service"].corrected, rates["service"].systematic) == (10, True)
         assert rates["service"].most_often == "allow -> deny"
         assert (rates["user"].corrected, rates["user"].systematic) == (0, False)
@@ -350,14 +378,14 @@ class TestFigures:
     def test_the_trend_is_by_week(self, pack: Pack, journal: Path) -> None:
         first, second = payment(pack, euros=5), payment(pack, euros=5, at=NOON + 7 * 86_400)
         record(journal, first, second, review(first, "deny"), review(second, None))
-        assert found(journal, pack).trend == (("2026-W27", 1, 1), ("2026-W28", 1, 0))
+        assert find(journal, pack).trend == (("2026-W27", 1, 1), ("2026-W28", 1, 0))
 
     @given(st.integers(1, 10_000), st.data())
     def test_an_interval_begins_below_its_share(self, trials: int, data: st.DataObject) -> None:
         hits = data.draw(st.integers(0, trials))
         assert -1e-9 <= wilson_low(hits, trials) <= hits / trials + 1e-9
 
-    def test_an_interval_is_that_of_the_literature(self) -> None:
+    def test_the_wilson_interval_matches_published_values(self) -> None:
         assert wilson_low(8, 10) == pytest.approx(0.4902, abs=1e-4)
 
 
@@ -367,7 +395,7 @@ class TestCommand:
         monkeypatch.setenv("THOR_POLICY_STATE_DIR", str(tmp_path))
         return lambda *arguments: CliRunner().invoke(cli, ["patterns", *arguments])
 
-    def test_shows_the_proposal_its_effect_and_what_it_cannot_see(
+    def test_patterns_prints_the_proposal_its_effect_and_what_it_cannot_show(
         self, pack: Pack, journal: Path, run: Callable[..., Any]
     ) -> None:
         payments(pack, journal)
@@ -375,22 +403,22 @@ class TestCommand:
         assert shown.exit_code == 0, shown.output
         for text in ("allow -> deny: 17", "- id: proposed-", "against their review", "This cannot show"):
             assert text in shown.stdout
-        told = json.loads(run("--pack", str(pack.path), "--json").stdout)
-        assert told["patterns"][0]["proposal"]["changes"] == {"allow -> deny": 17}
+        result = json.loads(run("--pack", str(pack.path), "--json").stdout)
+        assert result["patterns"][0]["proposal"]["changes"] == {"allow -> deny": 17}
 
-    def test_what_a_request_says_cannot_move_the_terminal(
+    def test_control_characters_of_a_request_are_escaped(
         self, pack: Pack, journal: Path, run: Callable[..., Any]
     ) -> None:
-        told = {"agent": "desk", "outcome": "so\x1b[31m", "prompt": "one\u202etwo", "is_exception": True}
-        record(journal, *(sent(records.DecisionReport(**told)) for _ in range(3)))
+        report = {"agent": "desk", "outcome": "so\x1b[31m", "prompt": "one\u202etwo", "is_exception": True}
+        record(journal, *(sent(records.DecisionReport(**report)) for _ in range(3)))
         shown = run("--pack", str(pack.path)).stdout
         assert "\x1b" not in shown
         assert "\u202e" not in shown
         assert "so\\x1b[31m" in shown
 
-    def test_of_an_empty_time_it_shows_nothing(
+    def test_without_decisions_there_are_no_patterns(
         self, pack: Pack, journal: Path, run: Callable[..., Any]
     ) -> None:
         payments(pack, journal)
-        told = json.loads(run("--pack", str(pack.path), "--since", "2030-01-01", "--json").stdout)
-        assert (told["looked_at"], told["patterns"], told["trend"]) == (0, [], [])
+        result = json.loads(run("--pack", str(pack.path), "--since", "2030-01-01", "--json").stdout)
+        assert (result["looked_at"], result["patterns"], result["trend"]) == (0, [], [])

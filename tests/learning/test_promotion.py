@@ -1,4 +1,4 @@
-"""Promotion: what the gate refuses and why, and how a pack that passed comes to decide."""
+"""Promotion: what the gate refuses and why, and how a pack that passed is activated."""
 
 from __future__ import annotations
 
@@ -73,25 +73,25 @@ def question(action: str, who: str = "kim") -> dict[str, Json]:
 
 
 def lenient(_config: Config | None = None) -> StubEngine:
-    """A model that allows whatever the rules let it."""
+    """A model that answers allow where the rules permit it."""
     return StubEngine(bias="allow")
 
 
 @pytest.fixture
 def active(tmp_path: Path) -> Path:
-    """The pack that decides: its rules ask for a second factor where it is risky."""
+    """The active pack: its rules demand a second factor for risky actions."""
     return write_pack(tmp_path / "active", version="1", rules=STRICT)
 
 
 @pytest.fixture
 def loose(tmp_path: Path) -> Path:
-    """One that forgot that rule."""
+    """A pack without that rule."""
     return write_pack(tmp_path / "loose", version="2", system="Judge.")
 
 
 @pytest.fixture
 def fixed(tmp_path: Path) -> Path:
-    """The same with the rule put back."""
+    """The next version of that pack, with the rule."""
     return write_pack(tmp_path / "fixed", version="2.1", system="Judge.", rules=STRICT)
 
 
@@ -111,8 +111,8 @@ def daemon(settings: Config) -> Iterator[Client]:
 
 @pytest.fixture
 def past(settings: Config) -> dict[str, str]:
-    """Six decisions of the active pack, by what was asked: two of them risky."""
-    asked = [
+    """Ids of six decisions by the active pack, by action and user; two are risky."""
+    questions = [
         ("look", "kim"),
         ("look", "bo"),
         ("banned", "kim"),
@@ -121,13 +121,13 @@ def past(settings: Config) -> dict[str, str]:
         ("risky", "bo"),
     ]
     with daemon(settings) as client:
-        told = {f"{what} {who}": client.evaluate(question(what, who)) for what, who in asked}
-    assert told["risky kim"]["context"]["outcome"] == "require_mfa"
-    return {name: reply["context"]["decision_id"] for name, reply in told.items()}
+        replies = {f"{what} {who}": client.evaluate(question(what, who)) for what, who in questions}
+    assert replies["risky kim"]["context"]["outcome"] == "require_mfa"
+    return {name: reply["context"]["decision_id"] for name, reply in replies.items()}
 
 
 def review(settings: Config, decision_id: str, outcome: str | None) -> None:
-    """A reviewer's word: the outcome that is right, or that what was served is."""
+    """Record a review: the right outcome, or None to accept the decision."""
     submit_record(
         settings,
         records.Review(
@@ -146,9 +146,9 @@ def judged(
     terms: Terms = TERMS,
     engine: StubEngine | None = None,
     suites: tuple[Suite, ...] = (),
-    **told: Any,
+    **changes: Any,
 ) -> Report:
-    """What the gate says of a pack in the place of that of the settings."""
+    """The gate's report on a candidate, compared with the pack of the settings."""
     with Reader(settings.journal_path) as reader:
         gate = Gate(
             reader,
@@ -157,17 +157,17 @@ def judged(
             suites=suites,
             material=invariance.material(data_path("scenarios") / invariance.MATERIAL_DIR),
             now=NOW,
-            **told,
+            **changes,
         )
         return gate.judge(pack_files.load(candidate), terms)
 
 
 def check(report: Report, name: str) -> Check:
-    return next(one for one in report.checks if one.name == name)
+    return next(check for check in report.checks if check.name == name)
 
 
 def failed(report: Report) -> list[str]:
-    return [one.name for one in report.checks if not one.passed]
+    return [check.name for check in report.checks if not check.passed]
 
 
 def scenario(id: str, action: str, outcome: str) -> Scenario:
@@ -212,65 +212,63 @@ def test_the_pack_with_the_rule_put_back_passes_every_check(
 ) -> None:
     report = judged(settings, fixed, suites=(SUITE,))
     assert report.passed, report
-    assert [one.name for one in report.checks] == [
+    assert [check.name for check in report.checks] == [
         *("outcomes", "lint", "leaks", "suites", "held out", "counterfactual", "invariance")
     ]
     assert check(report, "counterfactual").figure == f"0 of {len(past)} loosened, 0 tightened"
     assert check(report, "suites").figure == "2 of 2 pass, 2 now"
 
 
-def test_what_a_correction_asked_for_may_be_loosened_and_no_more(
+def test_a_decision_may_be_loosened_as_far_as_its_correction_asks(
     settings: Config, loose: Path, past: dict[str, str]
 ) -> None:
     review(settings, past["risky kim"], "allow")
     report = judged(settings, loose)
-    found = check(report, "counterfactual")
-    assert [reason.split()[0] for reason in found.reasons] == [past["risky bo"]]
-    assert found.figure == "1 of 6 loosened, 0 tightened, 1 as reviewed"
+    result = check(report, "counterfactual")
+    assert [reason.split()[0] for reason in result.reasons] == [past["risky bo"]]
+    assert result.figure == "1 of 6 loosened, 0 tightened, 1 as reviewed"
     review(settings, past["risky bo"], None)
-    assert check(judged(settings, loose), "counterfactual").reasons == found.reasons
+    assert check(judged(settings, loose), "counterfactual").reasons == result.reasons
 
 
-def test_a_correction_excuses_no_outcome_looser_than_its_own(
+def test_a_decision_may_not_be_loosened_further_than_its_correction(
     settings: Config, tmp_path: Path, past: dict[str, str]
 ) -> None:
-    """Denied then, and a second factor would have been right: that is no reason to allow it."""
+    """The decision was deny, and its correction asks for a second factor, not for allow."""
     review(settings, past["banned kim"], "require_mfa")
     unbound = write_pack(tmp_path / "unbound", version="2", rules=RISKY)
-    found = check(judged(settings, unbound), "counterfactual")
-    assert found.reasons == (f"{past['banned kim']} is loosened: deny was served, allow would be",)
-    asked = RISKY + PACK_RULES.replace("outcome: deny", "outcome: require_mfa")
-    write_pack(unbound, version="2", rules=asked)
-    found = check(judged(settings, unbound), "counterfactual")
-    assert (found.reasons, found.figure) == ((), "0 of 6 loosened, 0 tightened, 1 as reviewed")
+    result = check(judged(settings, unbound), "counterfactual")
+    assert result.reasons == (f"{past['banned kim']} is loosened: deny was served, allow would be",)
+    risky = RISKY + PACK_RULES.replace("outcome: deny", "outcome: require_mfa")
+    write_pack(unbound, version="2", rules=risky)
+    result = check(judged(settings, unbound), "counterfactual")
+    assert (result.reasons, result.figure) == ((), "0 of 6 loosened, 0 tightened, 1 as reviewed")
 
 
-def test_what_somebody_accepts_by_its_id_may_be_loosened(
-    settings: Config, loose: Path, past: dict[str, str]
-) -> None:
+def test_an_accepted_decision_may_be_loosened(settings: Config, loose: Path, past: dict[str, str]) -> None:
     terms = structs.replace(TERMS, accepted=(past["risky kim"], past["risky bo"]))
     report = judged(settings, loose, terms=terms)
     assert report.passed
     assert check(report, "counterfactual").figure == "0 of 6 loosened, 0 tightened, 2 accepted"
 
 
-def test_what_the_active_pack_answers_as_loosely_is_not_held_against_another(
+def test_a_decision_that_the_active_pack_answers_as_loosely_is_no_reason_against_a_pack(
     settings: Config, loose: Path, tmp_path: Path, past: dict[str, str]
 ) -> None:
-    """It was let in before, and its traces stay for days."""
+    """The active pack was accepted with a looser answer; older decisions stay in the journal for days."""
     also = write_pack(tmp_path / "also", version="3", system="Weigh.")
     report = judged(replace(settings, pack=str(loose)), also)
     assert report.passed
     assert check(report, "counterfactual").figure == "0 of 6 loosened, 0 tightened, 2 loose already"
 
 
-def test_a_decision_that_the_pack_cannot_take_speaks_against_it(
+def test_a_past_request_that_the_pack_cannot_answer_is_a_reason_against_it(
     settings: Config, fixed: Path, past: dict[str, str]
 ) -> None:
     digest = pack_files.load(fixed).info.sha256
 
     class Stumbling(StubEngine):
-        """Fails under the candidate where somebody moves."""
+        """Fails under the candidate for the action `move`."""
 
         def score(self, key: str, question: str, deadline_ns: int) -> Scored:
             if key == digest and "move" in question:
@@ -283,13 +281,13 @@ def test_a_decision_that_the_pack_cannot_take_speaks_against_it(
     assert reason.startswith(f"{past['move kim']} would get no answer: ")
 
 
-def test_what_was_erased_is_counted(settings: Config, fixed: Path, past: dict[str, str]) -> None:
+def test_erased_decisions_are_counted_as_skipped(settings: Config, fixed: Path, past: dict[str, str]) -> None:
     maintain(settings, records.Maintenance(task="erase", actor="user:bo"))
     report = judged(settings, fixed)
     assert check(report, "counterfactual").figure == "0 of 4 loosened, 0 tightened, 2 skipped"
 
 
-def test_of_too_many_past_decisions_the_newest_count_and_the_report_says_so(
+def test_past_limits_the_decisions_to_the_newest_and_the_report_says_so(
     settings: Config, loose: Path, past: dict[str, str]
 ) -> None:
     report = judged(settings, loose, terms=structs.replace(TERMS, past=1))
@@ -306,9 +304,9 @@ def test_a_pack_that_agrees_less_with_reviewers_and_is_looser_is_refused_by_name
     review(settings, past["risky kim"], None)
     review(settings, past["look bo"], None)
     report = judged(settings, loose)
-    found = check(report, "held out")
-    assert found.figure == "1 of 2 agree, 2 now"
-    assert found.reasons == (
+    result = check(report, "held out")
+    assert result.figure == "1 of 2 agree, 2 now"
+    assert result.reasons == (
         f"{past['risky kim']} is looser than its review: require_mfa is right, not allow",
         "it agrees with reviewers on 1 of 2 decisions, the active pack on 2",
     )
@@ -319,7 +317,7 @@ def test_a_pack_that_agrees_less_with_reviewers_and_is_looser_is_refused_by_name
     )
 
 
-def test_a_pack_that_does_what_corrections_asked_for_agrees_more(
+def test_a_pack_that_decides_as_corrected_agrees_more(
     settings: Config, loose: Path, past: dict[str, str]
 ) -> None:
     for name in ("risky kim", "risky bo"):
@@ -330,7 +328,7 @@ def test_a_pack_that_does_what_corrections_asked_for_agrees_more(
 
 
 @pytest.mark.parametrize("side", ["the candidate's", "the active pack's", "another candidate's"])
-def test_what_a_pack_shows_as_an_example_is_not_held_out(
+def test_a_decision_that_is_an_example_of_a_pack_is_not_held_out(
     settings: Config, active: Path, loose: Path, past: dict[str, str], side: str
 ) -> None:
     shown = f"""{PACK_EXAMPLES}
@@ -339,31 +337,35 @@ def test_what_a_pack_shows_as_an_example_is_not_held_out(
 """
     review(settings, past["risky kim"], None)
     assert check(judged(settings, loose), "held out").figure == "0 of 1 agree, 1 now"
-    told: dict[str, Any] = {}
+    examples: dict[str, Any] = {}
     if side == "another candidate's":
         with Reader(settings.journal_path) as reader:
             private = reader.trace(past["risky kim"])["event"]["private"]
-        told["shown"] = [msgspec.convert(private["evaluation"], Evaluation)]
+        examples["shown"] = [msgspec.convert(private["evaluation"], Evaluation)]
     else:
         (loose if side == "the candidate's" else active).joinpath("examples.yaml").write_text(shown)
-    assert check(judged(settings, loose, **told), "held out").figure == "none was reviewed"
+    assert check(judged(settings, loose, **examples), "held out").figure == "none was reviewed"
 
 
 # ---------------------------------------------------------------- suites, and the files alone
 
 
-def test_a_scenario_that_passes_now_may_not_fail(settings: Config, loose: Path, past: dict[str, str]) -> None:
-    found = check(judged(settings, loose, suites=(SUITE,)), "suites")
-    assert found.figure == "1 of 2 pass, 2 now"
-    assert found.reasons == ("S1 passes under 1 and fails under 2: require_mfa before, allow now",)
+def test_a_pack_is_refused_if_a_scenario_that_passes_now_fails(
+    settings: Config, loose: Path, past: dict[str, str]
+) -> None:
+    result = check(judged(settings, loose, suites=(SUITE,)), "suites")
+    assert result.figure == "1 of 2 pass, 2 now"
+    assert result.reasons == ("S1 passes under 1 and fails under 2: require_mfa before, allow now",)
 
 
-def test_variants_of_the_scenarios_are_asked(settings: Config, fixed: Path, past: dict[str, str]) -> None:
+def test_variants_of_the_scenarios_are_run(settings: Config, fixed: Path, past: dict[str, str]) -> None:
     assert check(judged(settings, fixed, suites=(SUITE,)), "invariance").figure == "0 of 12 below, seed 0"
     assert check(judged(settings, fixed), "invariance").figure == "there is no scenario to vary"
 
 
-def test_a_pack_that_shows_a_scenario_is_refused(settings: Config, fixed: Path, past: dict[str, str]) -> None:
+def test_a_pack_with_a_scenario_as_an_example_is_refused(
+    settings: Config, fixed: Path, past: dict[str, str]
+) -> None:
     leaking = Suite(
         name="small", pack="small", description="One.", scenarios=(
             msgspec.convert(
@@ -386,14 +388,14 @@ def test_a_pack_that_shows_a_scenario_is_refused(settings: Config, fixed: Path, 
     assert check(report, "leaks").reasons == ("S9 is shown as the example X2 (exact 1.00)",)
 
 
-def test_what_lint_finds_is_told_and_nothing_is_put_to_the_model(
+def test_a_pack_with_lint_errors_is_refused_without_a_model_call(
     settings: Config, loose: Path, past: dict[str, str]
 ) -> None:
     bad = "- {id: odd, when: 'true', outcome: deny, clause: R9, because: No such clause.}\n"
     write_pack(loose, version="2", rules=bad)
     report = judged(settings, loose)
     assert not report.passed
-    assert [one.name for one in report.checks] == ["outcomes", "lint", "leaks"]
+    assert [check.name for check in report.checks] == ["outcomes", "lint", "leaks"]
     assert "rules.yaml odd: clause 'R9' does not exist" in check(report, "lint").reasons
 
 
@@ -411,7 +413,7 @@ def test_what_lint_finds_is_told_and_nothing_is_put_to_the_model(
         ),
     ],
 )
-def test_outcomes_may_come_but_not_go_nor_change_places(
+def test_outcomes_may_be_added_but_not_removed_or_reordered(
     settings: Config, fixed: Path, past: dict[str, str], outcomes: str, reason: str
 ) -> None:
     path = fixed / "pack.yaml"
@@ -424,19 +426,19 @@ def test_outcomes_may_come_but_not_go_nor_change_places(
     assert check(judged(settings, fixed), "outcomes").passed
 
 
-def test_where_keys_are_named_an_unsigned_pack_is_refused_by_the_gate_too(
+def test_an_unsigned_pack_is_refused_if_pack_keys_is_set(
     settings: Config, fixed: Path, past: dict[str, str], tmp_path: Path
 ) -> None:
     KEY.put_public(tmp_path / "key.pub")
-    told = {"pack_keys": (str(tmp_path / "key.pub"),)}
-    assert failed(judged(settings, fixed, **told)) == ["signature"]
+    changes = {"pack_keys": (str(tmp_path / "key.pub"),)}
+    assert failed(judged(settings, fixed, **changes)) == ["signature"]
     signatures.sign_pack(pack_files.load(fixed).info, fixed / pack_files.SIGNATURE, KEY)
-    report = judged(settings, fixed, **told)
+    report = judged(settings, fixed, **changes)
     assert report.passed
     assert check(report, "signature").figure == f"by {KEY.key}"
 
 
-def test_a_pack_takes_the_place_of_one_of_its_name_and_not_of_itself(
+def test_a_pack_of_another_name_and_the_active_pack_cannot_be_promoted(
     settings: Config, active: Path, past: dict[str, str], shipped_pack: Pack
 ) -> None:
     with pytest.raises(PackError, match="is the pack team-governance, and small is active"):
@@ -455,8 +457,8 @@ reasons = st.lists(st.text(max_size=2_000), max_size=60).map(tuple)
     st.tuples(*[reasons] * 8), st.lists(st.text("0123456789abcdef-", min_size=36, max_size=36), max_size=100)
 )
 @example(tuple(("\x01" * 400,) * 60 for _ in range(8)), ["a" * 36] * 100)
-def test_a_report_fits_on_the_chain_whatever_it_says_and_keeps_its_verdicts(
-    told: tuple[tuple[str, ...], ...], accepted: list[str]
+def test_a_recorded_report_has_a_limited_size_and_keeps_its_verdicts(
+    reasons: tuple[tuple[str, ...], ...], accepted: list[str]
 ) -> None:
     info = PackInfo(name="small", version="2", sha256="a" * 64)
     report = Report(
@@ -467,20 +469,20 @@ def test_a_report_fits_on_the_chain_whatever_it_says_and_keeps_its_verdicts(
         model="m",
         model_sha256="b" * 64,
         terms=structs.replace(TERMS, accepted=tuple(accepted)),
-        checks=tuple(Check(name="lint", figure="1", limit="2", reasons=one) for one in told),
+        checks=tuple(Check(name="lint", figure="1", limit="2", reasons=texts) for texts in reasons),
     )
     text = report.recorded()
     assert len(text) <= len(msgspec.json.encode(text)) <= MAX_BYTES <= records.MAX_TEXT_CHARS
     recorded = msgspec.json.decode(text)
-    assert recorded["passed"] is report.passed is not any(told)
-    assert [one["passed"] for one in recorded["checks"]] == [not one for one in told]
+    assert recorded["passed"] is report.passed is not any(reasons)
+    assert [texts["passed"] for texts in recorded["checks"]] == [not texts for texts in reasons]
 
 
 # ---------------------------------------------------------------- coming to decide
 
 
 class Load:
-    """Askers that never stop, until they are stopped: each asks again as soon as it has its answer."""
+    """Clients that send requests without a pause, each the next one as soon as it has a reply."""
 
     ASKERS = 3
 
@@ -493,28 +495,28 @@ class Load:
         replies = []
         with Client(self._endpoint, timeout_ms=PATIENCE_S * 1000) as client:
             while not self._done.is_set():
-                asked = question(("look", "move", "banned")[number % 3], f"u{number % 7}")
-                replies.append(client.evaluate(asked)["context"])
+                evaluation = question(("look", "move", "banned")[number % 3], f"u{number % 7}")
+                replies.append(client.evaluate(evaluation)["context"])
                 self._answered.release()
                 number += self.ASKERS
         return replies
 
     def wait_for(self, replies: int) -> None:
-        """Until so many more are there."""
+        """Wait for `replies` more replies."""
         for _ in range(replies):
             assert self._answered.acquire(timeout=PATIENCE_S)
 
     def stop(self) -> list[dict[str, Json]]:
-        """Every answer; raises what an asker was refused."""
+        """Stop, and return all replies. Raises the error of a refused request."""
         self._done.set()
-        found = [reply for one in self._running for reply in one.result(timeout=PATIENCE_S)]
+        replies = [reply for future in self._running for reply in future.result(timeout=PATIENCE_S)]
         self._pool.shutdown()
-        return found
+        return replies
 
 
-def send(settings: Config, *candidates: Path, **told: Any) -> Any:
-    told = {"terms": TERMS, "now": NOW, "load_engine": lenient} | told
-    return promote(settings, [str(one) for one in candidates], told.pop("terms"), **told)
+def send(settings: Config, *candidates: Path, **options: Any) -> Any:
+    options = {"terms": TERMS, "now": NOW, "load_engine": lenient} | options
+    return promote(settings, [str(path) for path in candidates], options.pop("terms"), **options)
 
 
 def promotions(settings: Config) -> list[Any]:
@@ -534,8 +536,8 @@ def test_a_refused_pack_changes_nothing_and_the_fixed_one_takes_over_without_a_f
         refused = send(settings, loose, key=tmp_path / "desk.key")
         assert (refused.chosen, refused.recorded, refused.activated) == (None, True, False)
         assert refused.why == "2 is refused by: counterfactual"
-        told = check(refused.reports[0], "counterfactual").reasons
-        assert [reason.split()[0] for reason in told] == [past["risky kim"], past["risky bo"]]
+        reasons = check(refused.reports[0], "counterfactual").reasons
+        assert [reason.split()[0] for reason in reasons] == [past["risky kim"], past["risky bo"]]
         assert client.status().pack.version == "1"
         load.wait_for(10)
         done = send(settings, fixed, key=tmp_path / "desk.key")
@@ -548,8 +550,8 @@ def test_a_refused_pack_changes_nothing_and_the_fixed_one_takes_over_without_a_f
     assert status.pack.sha256 == done.chosen.sha256
     assert {pack.version: pack.role for pack in status.packs} == {"2.1": "active", "1": "candidate"}
     assert not any(name.startswith("refused_") for name in status.counters)
-    assert {one["pack"]["version"] for one in answers} == {"1", "2.1"}
-    assert {one["tier"] for one in answers} == {"model", "rule"}
+    assert {answer["pack"]["version"] for answer in answers} == {"1", "2.1"}
+    assert {answer["tier"] for answer in answers} == {"model", "rule"}
     first, second = promotions(settings)
     assert (first[:3], second[:2]) == (("2", 0, None), ("2.1", 1))
     public = signatures.public_keys([tmp_path / "desk.key.pub"])
@@ -568,7 +570,7 @@ def test_a_refused_pack_changes_nothing_and_the_fixed_one_takes_over_without_a_f
     assert verify(settings.journal_path).ok
 
 
-def test_without_a_daemon_it_is_recorded_and_the_settings_are_named(
+def test_without_a_daemon_a_promotion_is_recorded_and_the_setting_is_named(
     settings: Config, fixed: Path, past: dict[str, str]
 ) -> None:
     done = send(settings, fixed)
@@ -582,25 +584,25 @@ def test_without_a_daemon_it_is_recorded_and_the_settings_are_named(
     assert msgspec.json.decode(report) == msgspec.json.decode(msgspec.json.encode(done.reports[0].plain()))
 
 
-def test_a_start_that_goes_back_to_a_pack_that_lost_its_place_is_told(
+def test_a_start_with_a_pack_that_was_replaced_warns(
     settings: Config, fixed: Path, past: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    def told() -> list[str]:
+    def warnings() -> list[str]:
         caplog.clear()
         with daemon(settings):
-            return [one.message for one in caplog.records if "took its place" in one.message]
+            return [record.message for record in caplog.records if "took its place" in record.message]
 
-    assert told() == []
+    assert warnings() == []
     assert doctor._pack(settings).state == "ok"
     with daemon(settings):
         assert send(settings, fixed).activated
-    (warned,) = told()
+    (warned,) = warnings()
     assert re.match(r"the settings name small 1, but 2\.1 took its place by a promotion at 20", warned)
-    found = doctor._pack(settings)
-    assert (found.state, "2.1 took its place" in found.found) == ("warning", True)
+    problems = doctor._pack(settings)
+    assert (problems.state, "2.1 took its place" in problems.found) == ("warning", True)
 
     settings = replace(settings, pack=str(fixed))
-    assert told() == []
+    assert warnings() == []
     assert doctor._pack(settings).state == "ok"
 
 
@@ -616,11 +618,13 @@ def test_a_dry_run_writes_and_activates_nothing(
     assert promotions(settings) == []
 
 
-def test_what_is_activated_is_what_was_checked(settings: Config, fixed: Path, past: dict[str, str]) -> None:
-    """Whoever can write the directory may not slip another pack in behind the gate."""
+def test_a_pack_that_changed_after_its_check_is_not_activated(
+    settings: Config, fixed: Path, past: dict[str, str]
+) -> None:
+    """Someone who can write the directory must not get an unchecked pack activated."""
 
-    def slip_in(told: str) -> None:
-        if "past decisions" in told:
+    def slip_in(message: str) -> None:
+        if "past decisions" in message:
             (fixed / "rules.yaml").write_text(PACK_RULES)
 
     with daemon(settings) as client:
@@ -630,14 +634,14 @@ def test_what_is_activated_is_what_was_checked(settings: Config, fixed: Path, pa
     assert promotions(settings) == []
 
 
-def test_a_pack_does_not_take_the_place_of_one_that_it_was_not_held_against(
+def test_a_pack_is_not_activated_if_another_pack_is_active_than_it_was_compared_with(
     settings: Config, fixed: Path, tmp_path: Path, past: dict[str, str]
 ) -> None:
     other = write_pack(tmp_path / "other", version="9", system="Weigh.", rules=STRICT)
     with daemon(settings) as client:
 
-        def another(told: str) -> None:
-            if "past decisions" in told:
+        def another(message: str) -> None:
+            if "past decisions" in message:
                 client.control(records.Control(task="activate", pack=str(other)))
 
         with pytest.raises(
@@ -648,7 +652,7 @@ def test_a_pack_does_not_take_the_place_of_one_that_it_was_not_held_against(
     assert promotions(settings) == []
 
 
-def test_where_no_more_packs_can_be_resident_the_one_longest_out_of_force_goes(
+def test_if_no_more_packs_can_be_resident_the_longest_inactive_candidate_is_unloaded(
     settings: Config, tmp_path: Path, past: dict[str, str]
 ) -> None:
     folders = [
@@ -658,13 +662,13 @@ def test_where_no_more_packs_can_be_resident_the_one_longest_out_of_force_goes(
     with daemon(replace(settings, resident_packs=2)) as client:
         for folder in folders:
             assert send(settings, folder).activated
-        assert {pack.version: pack.role for pack in client.status().packs} == {
+        assert {pack["version"]: pack.role for pack in client.status().packs} == {
             "4": "active",
             "3": "candidate",
         }
 
 
-def test_a_pack_that_was_edited_where_it_lies_leaves_nothing_to_compare_with(
+def test_an_active_pack_whose_files_changed_is_an_error(
     settings: Config, active: Path, fixed: Path, past: dict[str, str]
 ) -> None:
     with daemon(settings):
@@ -673,7 +677,7 @@ def test_a_pack_that_was_edited_where_it_lies_leaves_nothing_to_compare_with(
             send(settings, fixed)
 
 
-def test_the_gate_judges_by_the_weights_that_the_daemon_has(
+def test_other_weights_than_the_daemons_are_refused(
     settings: Config, fixed: Path, past: dict[str, str]
 ) -> None:
     def another(_config: Config) -> StubEngine:
@@ -685,12 +689,12 @@ def test_the_gate_judges_by_the_weights_that_the_daemon_has(
         send(settings, fixed, load_engine=another)
 
 
-def test_packs_are_promoted_where_their_journal_lies(settings: Config, fixed: Path) -> None:
+def test_promotion_over_a_tcp_endpoint_is_refused(settings: Config, fixed: Path) -> None:
     with pytest.raises(ConfigError, match="packs are promoted on the machine that holds the journal"):
         send(replace(settings, endpoint="tcp://127.0.0.1:5555"), fixed)
 
 
-def test_ids_that_are_accepted_are_those_of_decisions(
+def test_accepted_ids_must_name_decisions_and_are_limited(
     settings: Config, loose: Path, past: dict[str, str]
 ) -> None:
     ends = tuple(past[name][-8:] for name in ("risky kim", "risky bo"))
@@ -705,12 +709,12 @@ def test_ids_that_are_accepted_are_those_of_decisions(
 
 
 def candidate(version: str, agree: int, passing: int, right: int, *, passed: bool = True) -> Report:
-    """A report on a pack that agrees with so many of ten reviews, and so on; the active one with 5, 5, 5."""
+    """A report on a pack that agrees with `agree` of ten reviews, and so on; the active pack has 5, 5, 5."""
     info = PackInfo(name="small", version=version, sha256=version * 64)
     active = PackInfo(name="small", version="0", sha256="0" * 64)
 
     def merit(pack: PackInfo, *hits: int) -> Merit:
-        agreeing, suites, served = (rate(one, 10) for one in hits)
+        agreeing, suites, served = (rate(count, 10) for count in hits)
         return Merit(pack=pack, held_out=agreeing, suites=suites, served=served)
 
     return Report(
@@ -739,7 +743,7 @@ def candidate(version: str, agree: int, passing: int, right: int, *, passed: boo
         ([candidate("1", 9, 9, 9, passed=False)], None),
     ],
 )
-def test_the_best_is_chosen_by_reviews_then_suites_then_what_it_did_and_ties_stay(
+def test_the_best_pack_is_chosen_by_reviews_then_suites_then_live_decisions_and_a_tie_changes_nothing(
     reports: list[Report], version: str | None
 ) -> None:
     chosen, why = choose(reports)
@@ -751,7 +755,7 @@ def test_the_best_is_chosen_by_reviews_then_suites_then_what_it_did_and_ties_sta
         assert "none" in why
 
 
-def test_of_several_candidates_the_best_takes_over_and_those_refused_are_recorded(
+def test_the_best_of_several_candidates_is_activated_and_refusals_are_recorded(
     settings: Config, loose: Path, fixed: Path, tmp_path: Path, past: dict[str, str]
 ) -> None:
     review(settings, past["move kim"], "deny")
@@ -775,14 +779,14 @@ ENOUGH = 50
 
 
 def correct(settings: Config, count: int, *, masked: tuple[str, ...] = ()) -> None:
-    """So many decisions that were corrected, with their explanations, in a journal of their own."""
+    """Record `count` corrected decisions with explanations in the journal of the settings."""
     info = pack_files.load(Path(settings.pack)).info
-    told: list[Any] = []
+    items: list[Any] = []
     for number in range(count):
-        asked = question("look", f"u{number}")
-        asked["subject"]["properties"] = {"secret": "s"} if masked else {}
+        evaluation = question("look", f"u{number}")
+        evaluation["subject"]["properties"] = {"secret": "s"} if masked else {}
         decision = by_model(
-            evaluation=msgspec.convert(asked, Evaluation),
+            evaluation=msgspec.convert(evaluation, Evaluation),
             pack=info,
             outcome="allow",
             allow=True,
@@ -800,16 +804,16 @@ def correct(settings: Config, count: int, *, masked: tuple[str, ...] = ()) -> No
             decision=("deny", "require_mfa")[number % 2],
             reasoning=f"By R2, as u{number} is new.",
         )
-        told += [
+        items += [
             events.decision_event(decision, masked=masked),
             events.explanation_event(decision.id, explanation, decision.at + 1),
             sent(verdict, at=decision.at + 2),
         ]
-    record(settings.journal_path, *told)
+    record(settings.journal_path, *items)
 
 
-def proposed(settings: Config, folder: Path, **told: Any) -> Improvement:
-    return improve(settings, folder, TERMS, **{"now": NOW, "load_engine": lenient} | told)
+def proposed(settings: Config, folder: Path, **options: Any) -> Improvement:
+    return improve(settings, folder, TERMS, **{"now": NOW, "load_engine": lenient} | options)
 
 
 def test_corrections_become_the_examples_of_the_next_pack_and_nothing_else_changes(
@@ -836,18 +840,18 @@ def test_corrections_become_the_examples_of_the_next_pack_and_nothing_else_chang
     ]
     assert [example.id for example in made.examples] == [*done.kept, *done.corrected]
     assert [example.outcome for example in made.examples] == ["allow", "require_mfa", "deny"]
-    assert not [one for one in lint_pack(made) if one.level == "error"]
+    assert not [finding for finding in lint_pack(made) if finding.level == "error"]
     assert "kim" not in (made.path / "examples.yaml").read_text(), "who reviewed is not the model's business"
 
 
-def test_what_became_an_example_is_not_held_out(settings: Config, tmp_path: Path) -> None:
+def test_a_correction_that_became_an_example_is_not_held_out(settings: Config, tmp_path: Path) -> None:
     correct(settings, ENOUGH)
     done = proposed(settings, tmp_path / "packs")
     assert len(done.corrected) == 2
     assert check(done.promotion.reports[0], "held out").figure == f"0 of {ENOUGH - 2} agree, 0 now"
 
 
-def test_a_proposal_that_passes_decides_if_it_may_and_then_there_is_nothing_to_swap_in(
+def test_a_proposal_that_passes_is_activated_and_the_next_one_has_no_new_example(
     settings: Config, tmp_path: Path
 ) -> None:
     correct(settings, ENOUGH)
@@ -871,7 +875,7 @@ def test_too_few_corrections_propose_nothing(settings: Config, tmp_path: Path) -
     assert not (tmp_path / "packs").exists()
 
 
-def test_a_version_that_is_taken_is_passed_over_and_no_pack_written_over(
+def test_a_version_that_exists_is_skipped_and_no_pack_is_overwritten(
     settings: Config, tmp_path: Path
 ) -> None:
     correct(settings, ENOUGH)
@@ -879,11 +883,11 @@ def test_a_version_that_is_taken_is_passed_over_and_no_pack_written_over(
     assert (Path(first).name, Path(second).name) == ("small-2", "small-3")
 
 
-def test_an_example_that_asks_what_a_scenario_asks_is_not_proposed(settings: Config, tmp_path: Path) -> None:
+def test_a_correction_that_gives_a_scenario_away_becomes_no_example(settings: Config, tmp_path: Path) -> None:
     correct(settings, ENOUGH)
-    one = proposed(settings, tmp_path / "packs")
-    shown = pack_files.load(Path(one.path)).examples[-1]
-    asked = {
+    proposal = proposed(settings, tmp_path / "packs")
+    shown = pack_files.load(Path(proposal.path)).examples[-1]
+    scenario = {
         "id": "S1",
         "title": "Shown",
         "difficulty": "easy",
@@ -891,33 +895,33 @@ def test_an_example_that_asks_what_a_scenario_asks_is_not_proposed(settings: Con
         "expect": {"outcome": "allow"},
     }
     suite = tmp_path / "small.yaml"
-    suite.write_bytes(msgspec.json.encode({"name": "small", "pack": "small", "scenarios": [asked]}))
-    with pytest.raises(ExportError, match="no new example"):  # all look alike to it
+    suite.write_bytes(msgspec.json.encode({"name": "small", "pack": "small", "scenarios": [scenario]}))
+    with pytest.raises(ExportError, match="no new example"):  # the suite makes all of them leak
         proposed(settings, tmp_path / "packs", suites=[str(suite)])
 
 
-def test_what_was_not_recorded_whole_is_no_example(settings: Config, tmp_path: Path) -> None:
+def test_a_correction_with_a_masked_value_becomes_no_example(settings: Config, tmp_path: Path) -> None:
     correct(settings, ENOUGH, masked=("/subject/properties/secret",))
     with pytest.raises(ExportError, match="the 50 corrections give small no new example"):
         proposed(settings, tmp_path / "packs")
 
 
-def test_a_proposal_is_signed_by_the_key_that_is_given(settings: Config, tmp_path: Path) -> None:
+def test_a_proposal_is_signed_with_the_given_key(settings: Config, tmp_path: Path) -> None:
     correct(settings, ENOUGH)
     Key.make(tmp_path / "desk.key")
-    told = replace(settings, pack_keys=(str(tmp_path / "desk.key.pub"),))
+    changed = replace(settings, pack_keys=(str(tmp_path / "desk.key.pub"),))
     signatures.sign_pack(
         pack_files.load(Path(settings.pack)).info,
         Path(settings.pack) / pack_files.SIGNATURE,
         Key.open(tmp_path / "desk.key"),
     )
-    assert failed(proposed(told, tmp_path / "packs").promotion.reports[0]) == ["signature"]
-    signed = proposed(told, tmp_path / "packs", key=tmp_path / "desk.key")
+    assert failed(proposed(changed, tmp_path / "packs").promotion.reports[0]) == ["signature"]
+    signed = proposed(changed, tmp_path / "packs", key=tmp_path / "desk.key")
     assert signed.promotion.chosen is not None
-    assert pack_files.load(Path(signed.path), told.pack_keys).info == signed.pack
+    assert pack_files.load(Path(signed.path), changed.pack_keys).info == signed.pack
 
 
-def test_a_manifest_that_cannot_be_edited_leaves_nothing_behind(
+def test_a_manifest_that_cannot_be_edited_is_an_error_and_leaves_no_files(
     settings: Config, active: Path, tmp_path: Path
 ) -> None:
     text = (active / "pack.yaml").read_text().replace('version: "1"', '"version": "1"')
@@ -938,30 +942,30 @@ def test_the_next_version_is_another_one_each_time(version: str) -> None:
     assert len(set(seen)) == 4
 
 
-def test_versions_count_up_their_last_number() -> None:
-    told = {"1.0.9": "1.0.10", "2": "3", "1.0-beta": "1.1-beta", "beta": "beta.1"}
-    assert {version: next_version(version) for version in told} == told
+def test_the_next_version_increases_the_last_number() -> None:
+    versions = {"1.0.9": "1.0.10", "2": "3", "1.0-beta": "1.1-beta", "beta": "beta.1"}
+    assert {version: next_version(version) for version in versions} == versions
 
 
 # ---------------------------------------------------------------- the command
 
 
-def test_a_refusal_is_told_in_eighty_columns_and_with_every_reason(
+def test_a_refusal_is_printed_in_eighty_columns_with_every_reason(
     settings: Config, loose: Path, past: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     review(settings, past["risky kim"], None)
     done = send(settings, loose, dry_run=True)
     show(done)
-    told = capsys.readouterr().out
-    assert max(map(len, told.splitlines())) <= 80
-    for reason in (one for each in done.reports[0].checks for one in each.reasons):
-        assert " ".join(reason.split()) in " ".join(told.split())
-    assert "2 is refused by: held out, counterfactual" in told
+    output = capsys.readouterr().out
+    assert max(map(len, output.splitlines())) <= 80
+    for reason in (reason for each in done.reports[0].checks for reason in each.reasons):
+        assert " ".join(reason.split()) in " ".join(output.split())
+    assert "2 is refused by: held out, counterfactual" in output
     checks = plain(done)["reports"][0]["checks"]
-    assert [one["name"] for one in checks if not one["passed"]] == ["held out", "counterfactual"]
+    assert [check["name"] for check in checks if not check["passed"]] == ["held out", "counterfactual"]
 
 
-def test_what_was_promoted_and_refused_is_listed_with_what_its_signature_is_worth(
+def test_promotions_and_refusals_are_listed_with_bad_signatures_marked(
     settings: Config, loose: Path, fixed: Path, past: dict[str, str], tmp_path: Path
 ) -> None:
     Key.make(tmp_path / "desk.key")
@@ -990,8 +994,15 @@ def test_what_was_promoted_and_refused_is_listed_with_what_its_signature_is_wort
 
 def test_improve_says_how_many_corrections_are_missing(settings: Config, tmp_path: Path) -> None:
     correct(settings, 1)
-    told = ["--state-dir", str(settings.state_dir), "--pack", settings.pack, "--endpoint", settings.endpoint]
-    ended = CliRunner().invoke(cli, ["improve", str(tmp_path / "packs"), *told])
+    arguments = [
+        "--state-dir",
+        str(settings.state_dir),
+        "--pack",
+        settings.pack,
+        "--endpoint",
+        settings.endpoint,
+    ]
+    ended = CliRunner().invoke(cli, ["improve", str(tmp_path / "packs"), *arguments])
     assert ended.exit_code == 2
     assert (
         "there are 1 corrections that small can use; the next pack needs 50, so 49 are missing"
@@ -1003,7 +1014,7 @@ def test_improve_says_how_many_corrections_are_missing(settings: Config, tmp_pat
 def test_with_the_real_model_the_command_refuses_and_then_promotes(
     short_dir: Path, tmp_path: Path, model_file: ModelFile
 ) -> None:
-    """The way that users take: a daemon, questions, two commands with a model of their own."""
+    """As users do: a daemon, requests, and two commands that each load a model."""
     final = RISKY.replace("outcome: require_mfa,", "outcome: allow, final: true,")
     active = write_pack(tmp_path / "active", version="1", rules=STRICT)
     loose = write_pack(tmp_path / "loose", version="2", rules=PACK_RULES + final)
@@ -1021,8 +1032,19 @@ def test_with_the_real_model_the_command_refuses_and_then_promotes(
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         program = "from thor_policy.cli.main import main; main()"
-        told = [sys.executable, "-c", program, *arguments, "--config", str(file), "--suite", str(suite)]
-        return subprocess.run(told, capture_output=True, text=True, check=False, timeout=10 * PATIENCE_S)
+        command_line = [
+            sys.executable,
+            "-c",
+            program,
+            *arguments,
+            "--config",
+            str(file),
+            "--suite",
+            str(suite),
+        ]
+        return subprocess.run(
+            command_line, capture_output=True, text=True, check=False, timeout=10 * PATIENCE_S
+        )
 
     with (
         serving(config_module.load(file, environ={})) as served,
@@ -1037,11 +1059,11 @@ def test_with_the_real_model_the_command_refuses_and_then_promotes(
         Key.make(tmp_path / "desk.key")
         done = command("packs", "promote", str(fixed), "--json", "--key", str(tmp_path / "desk.key"))
         assert done.returncode == 0, done.stderr
-        told = msgspec.json.decode(done.stdout)
-        assert told["activated"] is True
-        found = {one["name"]: one["figure"] for one in told["reports"][0]["checks"]}
-        assert found["suites"] == "2 of 2 pass, 2 now"
-        assert found["counterfactual"] == "0 of 3 loosened, 0 tightened"
+        report = msgspec.json.decode(done.stdout)
+        assert report["activated"] is True
+        figures = {check["name"]: check["figure"] for check in report["reports"][0]["checks"]}
+        assert figures["suites"] == "2 of 2 pass, 2 now"
+        assert figures["counterfactual"] == "0 of 3 loosened, 0 tightened"
         assert client.status().pack.version == "3"
         assert client.evaluate(question("risky"))["context"]["pack"]["version"] == "3"
     with Reader(served.journal_path) as reader, reader.snapshot() as connection:

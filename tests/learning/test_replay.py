@@ -1,4 +1,4 @@
-"""Replay: what counts as identical, where a decision diverged, and what cannot be taken again."""
+"""Replay: what counts as identical, where a decision diverged, and what is refused."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ EXAMPLE = """
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A small pack's directory."""
+    """The directory of a small pack."""
     texts = {
         "pack.yaml": PACK,
         "rules.yaml": RULES,
@@ -81,7 +81,7 @@ def journal(tmp_path: Path) -> Path:
     return tmp_path / "policy_decisions.db"
 
 
-def asked(action: str, at: float = NOON) -> Request:
+def request_of(action: str, at: float = NOON) -> Request:
     return Request(
         ticket=1,
         evaluation=Evaluation(
@@ -98,7 +98,7 @@ def asked(action: str, at: float = NOON) -> Request:
 
 def taken(folder: Path, action: str = "look", at: float = NOON, **options: Any) -> Decision:
     return Policy(holding(options.get("adapter")), pack_files.load(folder), **options).decide(
-        asked(action, at)
+        request_of(action, at)
     )
 
 
@@ -111,12 +111,12 @@ def again(
 ) -> Replayed:
     engine = engine or holding(adapter)
     with Reader(journal) as reader:
-        found = Replayer(reader, engine, pack_files.load(folder), adapter=adapter, text_of=_letters)
-        return found.replay(decision.id)
+        replayed = Replayer(reader, engine, pack_files.load(folder), adapter=adapter, text_of=_letters)
+        return replayed.replay(decision.id)
 
 
 def holding(adapter: Adapter | None) -> StubEngine:
-    """A stub engine with an adapter open, if there is one."""
+    """A stub engine that has the adapter open, if one is given."""
     engine = StubEngine()
     if adapter is not None:
         engine.adopt(adapter, Path())
@@ -128,7 +128,7 @@ def _letters(tokens: Any) -> str:
 
 
 class OtherEngine(StubEngine):
-    """An engine whose scores were changed on their way."""
+    """An engine whose scores are changed by a function."""
 
     def __init__(self, change: Callable[[Scored], Scored]) -> None:
         super().__init__()
@@ -140,21 +140,23 @@ class OtherEngine(StubEngine):
 
 class TestIdentical:
     @pytest.mark.parametrize(("action", "tier"), [("look", "model"), ("banned", "rule")])
-    def test_is_what_nothing_changed(self, folder: Path, journal: Path, action: str, tier: str) -> None:
+    def test_an_unchanged_decision_is_identical(
+        self, folder: Path, journal: Path, action: str, tier: str
+    ) -> None:
         decision = taken(folder, action)
         record(journal, decision)
-        found = again(journal, folder, decision)
-        assert found == Replayed(
+        replayed = again(journal, folder, decision)
+        assert replayed == Replayed(
             decision_id=decision.id, verdict="identical", outcome=decision.outcome, tier=tier
         )
 
-    def test_the_time_is_that_of_the_record(self, folder: Path, journal: Path) -> None:
+    def test_rules_get_the_recorded_time_of_receipt(self, folder: Path, journal: Path) -> None:
         late = taken(folder, at=NOON + 8 * 3600 + 0.123456)
         record(journal, late)
         assert late.floor.facts["late"] is True
         assert again(journal, folder, late).verdict == "identical"
 
-    def test_so_is_the_temperature(self, folder: Path, journal: Path) -> None:
+    def test_the_recorded_temperature_is_used(self, folder: Path, journal: Path) -> None:
         sha, engine = pack_files.load(folder).info.sha256, StubEngine()
         calibration = Calibration(
             temperature=2.5, pack_sha256=sha, model_sha256=engine.model.sha256, judged=60
@@ -164,10 +166,10 @@ class TestIdentical:
         record(journal, events.calibration_event(calibration, NOON), decision, later)
         assert again(journal, folder, decision).verdict == "identical"
 
-    def test_so_is_the_adapter_with_its_own_temperature(self, folder: Path, journal: Path) -> None:
+    def test_the_adapter_has_a_temperature_of_its_own(self, folder: Path, journal: Path) -> None:
         sha, model = pack_files.load(folder).info.sha256, StubEngine().model
-        told = {"temperature": 2.5, "pack_sha256": sha, "judged": 60}
-        calibration = Calibration(model_sha256=identity_of(model.sha256, TUNED), **told)
+        fields = {"temperature": 2.5, "pack_sha256": sha, "judged": 60}
+        calibration = Calibration(model_sha256=identity_of(model.sha256, TUNED), **fields)
         decision = taken(folder, adapter=TUNED, calibration=calibration)
         plain = taken(folder, adapter=TUNED)
         assert decision.model is not None
@@ -177,17 +179,17 @@ class TestIdentical:
         renamed = replace(TUNED, name="renamed")
         with Reader(journal) as reader:
             replayer = Replayer(reader, holding(renamed), pack_files.load(folder), adapter=renamed)
-            for one in (decision, plain, decision):
-                assert replayer.replay(one.id).verdict == "identical"
+            for past in (decision, plain, decision):
+                assert replayer.replay(past.id).verdict == "identical"
 
-    def test_what_the_cache_answered_is_the_score_of_the_original(self, folder: Path, journal: Path) -> None:
+    def test_a_cached_decision_is_compared_with_its_original(self, folder: Path, journal: Path) -> None:
         policy = Policy(StubEngine(), pack_files.load(folder), cache=ScoreCache(8, 1e6))
-        first, second = policy.decide(asked("look")), policy.decide(asked("look"))
+        first, second = policy.decide(request_of("look")), policy.decide(request_of("look"))
         record(journal, first, second)
         assert (second.tier, second.original) == ("cache", first.id)
         assert again(journal, folder, second).verdict == "identical"
 
-    def test_a_reviewed_and_archived_decision_is_still_what_it_was(self, folder: Path, journal: Path) -> None:
+    def test_a_reviewed_and_archived_decision_is_identical(self, folder: Path, journal: Path) -> None:
         decision = taken(folder)
         review = records.Review(decision_id=decision.id, reviewer="kim", verdict="accept")
         record(journal, decision, sent(review), note())
@@ -235,8 +237,8 @@ QUESTIONS = st.tuples(
 
 @settings(max_examples=25)
 @given(st.lists(QUESTIONS, max_size=8), st.sampled_from([1.0, 0.37, 3.25]))
-def test_whatever_was_asked_is_identical_on_the_engine_that_answered(
-    shipped_pack: Pack, asked: list[tuple[Evaluation, float]], temperature: float
+def test_any_decision_is_identical_on_the_engine_that_took_it(
+    shipped_pack: Pack, questions: list[tuple[Evaluation, float]], temperature: float
 ) -> None:
     engine = StubEngine()
     calibration = Calibration(
@@ -257,24 +259,26 @@ def test_whatever_was_asked_is_identical_on_the_engine_that_answered(
                 deadline_ns=NEVER,
             )
         )
-        for evaluation, at in (*asked, *asked[:1])
+        for evaluation, at in (*questions, *questions[:1])
     ]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "policy_decisions.db"
         record(path, events.calibration_event(calibration, NOON), *decisions)
         with Reader(path) as reader:
             replayer = Replayer(reader, StubEngine(), shipped_pack, text_of=_letters)
-            assert [replayer.replay(one.id).verdict for one in decisions] == ["identical"] * len(decisions)
+            assert [replayer.replay(decision.id).verdict for decision in decisions] == ["identical"] * len(
+                decisions
+            )
 
 
 class TestDiverged:
-    def test_a_rule_says_what_it_did_not(self, folder: Path, journal: Path) -> None:
+    def test_a_changed_rule_diverges_at_the_rules(self, folder: Path, journal: Path) -> None:
         decision = taken(folder)
         floor = replace(decision.floor, facts={**decision.floor.facts, "hour": 7})
         record(journal, changed := replace(decision, floor=floor))
-        found = again(journal, folder, changed)
-        assert (found.verdict, found.step, found.where) == ("diverged", "rules", "facts.hour")
-        assert (found.recorded, found.now) == (7, 12)
+        replayed = again(journal, folder, changed)
+        assert (replayed.verdict, replayed.step, replayed.where) == ("diverged", "rules", "facts.hour")
+        assert (replayed.recorded, replayed.now) == (7, 12)
 
     @pytest.mark.parametrize(
         ("change", "verdict", "step", "where"),
@@ -284,30 +288,28 @@ class TestDiverged:
             ({"logits": (1.0, 2.0, 3.0)}, "same_label", "logits", "logits.0"),
         ],
     )
-    def test_names_the_first_step_that_differs(
+    def test_the_first_step_that_differs_is_reported(
         self, folder: Path, journal: Path, change: dict[str, Any], verdict: str, step: str, where: str
     ) -> None:
         decision = taken(folder)
         record(journal, decision)
-        found = again(journal, folder, decision, OtherEngine(lambda scored: replace(scored, **change)))
-        assert (found.verdict, found.step, found.where) == (verdict, step, where)
+        replayed = again(journal, folder, decision, OtherEngine(lambda scored: replace(scored, **change)))
+        assert (replayed.verdict, replayed.step, replayed.where) == (verdict, step, where)
 
-    def test_the_same_text_in_other_tokens_is_told_from_another_text(
-        self, folder: Path, journal: Path
-    ) -> None:
+    def test_the_same_text_in_other_tokens_diverges_at_the_tokens(self, folder: Path, journal: Path) -> None:
         decision = taken(folder)
         record(journal, decision)
         engine = OtherEngine(lambda scored: replace(scored, suffix_tokens=(1, *scored.suffix_tokens)))
         with Reader(journal) as reader:
-            found = Replayer(
+            replayed = Replayer(
                 reader,
                 engine,
                 pack_files.load(folder),
                 text_of=lambda tokens: _letters(token for token in tokens if token > 1),
             )
-            assert found.replay(decision.id).step == "tokens"
+            assert replayed.replay(decision.id).step == "tokens"
 
-    def test_another_label_is_no_same_label(self, folder: Path, journal: Path) -> None:
+    def test_another_label_diverges(self, folder: Path, journal: Path) -> None:
         decision = taken(folder)
         record(journal, decision)
         label = next(name for name in decision.probabilities if name != decision.label)
@@ -315,69 +317,71 @@ class TestDiverged:
         engine = OtherEngine(
             lambda scored: replace(scored, label=label, probabilities=other, logits=(0.0, 0.0, 9.0))
         )
-        found = again(journal, folder, decision, engine)
-        assert (found.verdict, found.step) == ("diverged", "logits")
+        replayed = again(journal, folder, decision, engine)
+        assert (replayed.verdict, replayed.step) == ("diverged", "logits")
 
-    def test_probabilities_that_do_not_follow_from_the_logits(self, folder: Path, journal: Path) -> None:
+    def test_changed_probabilities_with_the_same_logits_diverge(self, folder: Path, journal: Path) -> None:
         decision = taken(folder)
         record(journal, changed := replace(decision, temperature=1.0, confidence=0.123))
-        found = again(journal, folder, changed)
-        assert (found.step, found.where, found.recorded) == ("probabilities", "confidence", 0.123)
+        replayed = again(journal, folder, changed)
+        assert (replayed.step, replayed.where, replayed.recorded) == ("probabilities", "confidence", 0.123)
 
-    def test_a_changed_outcome(self, folder: Path, journal: Path) -> None:
+    def test_a_changed_outcome_diverges(self, folder: Path, journal: Path) -> None:
         decision = taken(folder)
         other = next(label for label in ("allow", "deny") if label != decision.outcome)
         record(journal, changed := replace(decision, outcome=other))
-        found = again(journal, folder, changed)
-        assert (found.verdict, found.step, found.where) == ("diverged", "outcome", "outcome")
-        assert (found.recorded, found.now) == (other, decision.outcome)
+        replayed = again(journal, folder, changed)
+        assert (replayed.verdict, replayed.step, replayed.where) == ("diverged", "outcome", "outcome")
+        assert (replayed.recorded, replayed.now) == (other, decision.outcome)
 
-    def test_a_cached_score_that_is_not_the_originals(self, folder: Path, journal: Path) -> None:
+    def test_a_cached_score_that_is_not_that_of_the_original_diverges(
+        self, folder: Path, journal: Path
+    ) -> None:
         policy = Policy(StubEngine(), pack_files.load(folder), cache=ScoreCache(8, 1e6))
-        first, second = policy.decide(asked("look")), policy.decide(asked("look"))
+        first, second = policy.decide(request_of("look")), policy.decide(request_of("look"))
         assert first.scored is not None
         record(journal, replace(first, scored=replace(first.scored, logits=(0.0, 1.0, 2.0))), second)
         assert again(journal, folder, second).step == "logits"
 
-    def test_another_build_of_the_library_is_the_likely_reason(self, folder: Path, journal: Path) -> None:
+    def test_another_library_build_is_named_as_the_reason(self, folder: Path, journal: Path) -> None:
         decision, loaded = taken(folder), replace(StubEngine().model, build="an older one")
         record(journal, events.model_loaded(loaded, NOON), decision)
         engine = OtherEngine(lambda scored: replace(scored, logits=(1.0, 2.0, 3.0)))
         assert "an older one" in str(again(journal, folder, decision, engine).reason)
 
-    def test_a_question_that_is_too_large_today(self, folder: Path, journal: Path) -> None:
+    def test_a_question_that_is_too_large_now_diverges(self, folder: Path, journal: Path) -> None:
         decision = taken(folder, "look" * 400)
         record(journal, decision)
         assert again(journal, folder, decision).verdict == "identical"
-        long = replace(decision, id="x" * 36, evaluation=asked("x" * 2100).evaluation)
+        long = replace(decision, id="x" * 36, evaluation=request_of("x" * 2100).evaluation)
         record(journal, long)
-        found = again(journal, folder, long)
-        assert (found.verdict, found.step) == ("diverged", "question")
-        assert "the limit is 2000" in found.now
+        replayed = again(journal, folder, long)
+        assert (replayed.verdict, replayed.step) == ("diverged", "question")
+        assert "the limit is 2000" in replayed.now
 
 
 class TestRefused:
-    def test_after_one_byte_of_the_pack_changed(self, folder: Path, journal: Path) -> None:
+    def test_a_pack_with_one_changed_byte_is_refused(self, folder: Path, journal: Path) -> None:
         decision = taken(folder)
         record(journal, decision)
         with (folder / "system.md").open("a") as file:
             file.write(" ")
-        found = again(journal, folder, decision)
-        assert found.verdict == "refused"
-        assert f"had sha256 {decision.pack.sha256}" in str(found.reason)
-        assert pack_files.load(folder).info.sha256 in str(found.reason)
+        replayed = again(journal, folder, decision)
+        assert replayed.verdict == "refused"
+        assert f"had sha256 {decision.pack.sha256}" in str(replayed.reason)
+        assert pack_files.load(folder).info.sha256 in str(replayed.reason)
 
-    def test_by_another_model(self, folder: Path, journal: Path) -> None:
+    def test_another_model_is_refused(self, folder: Path, journal: Path) -> None:
         decision = taken(folder)
         record(journal, decision)
         engine = StubEngine()
         engine.identity = replace(engine.identity, sha256="0" * 64)
-        found = again(journal, folder, decision, engine)
-        assert found.verdict == "refused"
+        replayed = again(journal, folder, decision, engine)
+        assert replayed.verdict == "refused"
         assert decision.model is not None
-        assert f"had sha256 {decision.model.sha256}; the model here has {'0' * 64}" in str(found.reason)
+        assert f"had sha256 {decision.model.sha256}; the model here has {'0' * 64}" in str(replayed.reason)
 
-    def test_by_a_model_without_what_the_record_names_besides(self, folder: Path, journal: Path) -> None:
+    def test_a_model_without_a_recorded_field_is_refused(self, folder: Path, journal: Path) -> None:
         class Adapted(events.ModelName, frozen=True, kw_only=True):
             adapter_sha256: str
 
@@ -387,9 +391,9 @@ class TestRefused:
         assert event.body.model is not None
         model = Adapted(**structs.asdict(event.body.model), adapter_sha256="a" * 64)
         record(journal, replace(event, body=replace(event.body, model=model)))
-        found = again(journal, folder, decision)
-        assert found.verdict == "refused"
-        assert f"had adapter_sha256 {'a' * 64}; the model here has None" in str(found.reason)
+        replayed = again(journal, folder, decision)
+        assert replayed.verdict == "refused"
+        assert f"had adapter_sha256 {'a' * 64}; the model here has None" in str(replayed.reason)
 
     @pytest.mark.parametrize(
         ("then", "now"),
@@ -400,63 +404,65 @@ class TestRefused:
             (TUNED, replace(TUNED, sha256="d" * 64)),
         ],
     )
-    def test_under_another_adapter_or_scale(
+    def test_another_adapter_or_scale_is_refused(
         self, folder: Path, journal: Path, then: Adapter | None, now: Adapter | None
     ) -> None:
         decision = taken(folder, adapter=then)
         record(journal, decision)
-        found = again(journal, folder, decision, adapter=now)
-        assert found.verdict == "refused"
-        for one in (then, now):
-            told = f"{one.name} {one.sha256} at scale {one.scale:g}" if one else "under none"
-            assert told in str(found.reason)
+        replayed = again(journal, folder, decision, adapter=now)
+        assert replayed.verdict == "refused"
+        for adapter in (then, now):
+            text = f"{adapter.name} {adapter.sha256} at scale {adapter.scale:g}" if adapter else "under none"
+            assert text in str(replayed.reason)
 
-    def test_but_a_rule_needs_no_model(self, folder: Path, journal: Path) -> None:
+    def test_a_decision_by_rule_is_replayed_on_any_model(self, folder: Path, journal: Path) -> None:
         decision = taken(folder, "banned")
         record(journal, decision)
         engine = StubEngine()
         engine.identity = replace(engine.identity, sha256="0" * 64)
         assert again(journal, folder, decision, engine).verdict == "identical"
 
-    def test_when_the_calibration_is_not_recorded(self, folder: Path, journal: Path) -> None:
+    def test_a_missing_calibration_is_refused(self, folder: Path, journal: Path) -> None:
         decision = replace(taken(folder), temperature=1.75)
         record(journal, decision)
-        found = again(journal, folder, decision)
-        assert found.verdict == "refused"
-        assert "temperature 1.75" in str(found.reason)
+        replayed = again(journal, folder, decision)
+        assert replayed.verdict == "refused"
+        assert "temperature 1.75" in str(replayed.reason)
 
     @pytest.mark.parametrize("keep", [None, "something"])
-    def test_when_it_was_erased_or_lost_a_name(self, folder: Path, journal: Path, keep: str | None) -> None:
+    def test_an_erased_decision_is_refused(self, folder: Path, journal: Path, keep: str | None) -> None:
         decision = taken(folder)
         record(journal, decision)
         with Reader(journal) as reader:
             event = reader.trace(decision.id)["event"]
         left = None if keep is None else json.dumps({"evaluation": event["private"]["evaluation"]})
         record(journal, erasing(journal, event["seq"], keep=left))
-        found = again(journal, folder, decision)
-        assert found.verdict == "refused"
-        assert "erased by event" in str(found.reason)
+        replayed = again(journal, folder, decision)
+        assert replayed.verdict == "refused"
+        assert "erased by event" in str(replayed.reason)
 
-    def test_when_a_value_was_masked(self, folder: Path, journal: Path) -> None:
+    def test_a_decision_with_a_masked_value_is_refused(self, folder: Path, journal: Path) -> None:
         decision = taken(folder)
         record(journal, decision, masked=("/subject/id",))
-        found = again(journal, folder, decision)
-        assert found.verdict == "refused"
-        assert "/subject/id" in str(found.reason)
+        replayed = again(journal, folder, decision)
+        assert replayed.verdict == "refused"
+        assert "/subject/id" in str(replayed.reason)
 
-    def test_when_somebody_else_took_it(self, folder: Path, journal: Path) -> None:
+    def test_a_reported_decision_is_refused(self, folder: Path, journal: Path) -> None:
         reported = sent(records.DecisionReport(agent="trader", outcome="buy"), record_id="r-1")
         record(journal, reported)
         with Reader(journal) as reader:
-            found = Replayer(reader, StubEngine(), pack_files.load(folder)).replay("r-1")
-        assert found.verdict == "refused"
-        assert "reported" in str(found.reason)
+            replayed = Replayer(reader, StubEngine(), pack_files.load(folder)).replay("r-1")
+        assert replayed.verdict == "refused"
+        assert "reported" in str(replayed.reason)
 
-    def test_when_the_model_gave_no_answer_then_or_now(self, folder: Path, journal: Path) -> None:
+    def test_a_decision_without_a_model_answer_then_or_now_is_refused(
+        self, folder: Path, journal: Path
+    ) -> None:
         def fail(_: Scored) -> Scored:
             raise EngineError("no")
 
-        without = Policy(OtherEngine(fail), pack_files.load(folder)).decide(asked("look"))
+        without = Policy(OtherEngine(fail), pack_files.load(folder)).decide(request_of("look"))
         decision = taken(folder)
         record(journal, without, decision)
         assert "no answer then (engine_failed)" in str(again(journal, folder, without).reason)
@@ -464,9 +470,7 @@ class TestRefused:
 
 
 class TestWhichDecisions:
-    def test_reports_of_others_are_not_drawn_and_no_more_than_asked_for(
-        self, folder: Path, journal: Path
-    ) -> None:
+    def test_random_draws_at_most_n_decisions_and_no_reported_ones(self, folder: Path, journal: Path) -> None:
         decisions = [taken(folder, at=NOON + number) for number in range(5)]
         record(journal, *decisions, sent(records.DecisionReport(agent="trader", outcome="buy")))
         ids = [decision.id for decision in decisions]
@@ -479,7 +483,7 @@ class TestWhichDecisions:
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "expected"),
+    ("then", "now", "expected"),
     [
         ({"a": {"b": [1, 2]}}, {"a": {"b": [1, 3]}}, ("a.b.1", 2, 3)),
         ({"a": 1}, {}, ("a", 1, None)),
@@ -487,8 +491,10 @@ class TestWhichDecisions:
         (1, "1", ("", 1, "1")),
     ],
 )
-def test_the_first_difference_has_a_path(one: Any, other: Any, expected: tuple[Any, ...]) -> None:
-    assert difference(one, other) == expected
+def test_the_first_difference_is_reported_with_its_path(
+    then: Any, now: Any, expected: tuple[Any, ...]
+) -> None:
+    assert difference(then, now) == expected
 
 
 # ---------------------------------------------------------------- the real model
@@ -509,10 +515,10 @@ def situation(number: int) -> dict[str, Any]:
 
 @contextmanager
 def daemon_that_was_asked(config: Config, count: int) -> Iterator[Counter[str]]:
-    """A state directory in which a daemon on the real model took so many decisions; tiers, counted."""
+    """A state directory in which a daemon on the real model took `count` decisions; yields counts by tier."""
     with serving(config), Client(config.endpoint, timeout_ms=120_000) as client:
-        asked = [client.evaluate(situation(n), deadline_ms=110_000)["context"] for n in range(count)]
-    yield Counter(one["tier"] for one in asked)
+        answers = [client.evaluate(situation(n), deadline_ms=110_000)["context"] for n in range(count)]
+    yield Counter(answer["tier"] for answer in answers)
 
 
 @pytest.fixture
@@ -523,31 +529,29 @@ def run(config: Config, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result
 
 
 @pytest.mark.model
-def test_decisions_of_a_daemon_are_identical_and_after_a_byte_of_the_pack_they_are_refused(
+def test_decisions_of_a_daemon_are_identical_and_refused_after_one_changed_byte_of_the_pack(
     config: Config, run: Callable[..., Result], tmp_path: Path
 ) -> None:
     with daemon_that_was_asked(config, 6) as tiers:
         assert set(tiers) == {"model", "rule"}
-    told = json.loads(run("--since", "2026-01-01", "--json").stdout)
-    assert told["counts"] == {"identical": 6}
-    one = told["decisions"][0]["decision_id"]
-    shown = run(one[-8:])
+    report = json.loads(run("--since", "2026-01-01", "--json").stdout)
+    assert report["counts"] == {"identical": 6}
+    first = report["decisions"][0]["decision_id"]
+    shown = run(first[-8:])
     assert shown.exit_code == 0, shown.output
     assert "identical" in shown.stdout
     pack = tmp_path / "changed"
     shutil.copytree(data_path("prompts") / "team-governance", pack)
     (pack / "system.md").write_text((pack / "system.md").read_text() + " ")
-    refused = run(one, "--pack", str(pack))
+    refused = run(first, "--pack", str(pack))
     assert refused.exit_code == 2
     assert pack_files.load(data_path("prompts") / "team-governance").info.sha256 in refused.stdout
-    assert run().exit_code == run(one, "--random", "1").exit_code == 2
+    assert run().exit_code == run(first, "--random", "1").exit_code == 2
 
 
 @pytest.mark.model
 @pytest.mark.soak
-def test_five_hundred_decisions_drawn_by_chance_are_identical(
-    config: Config, run: Callable[..., Result]
-) -> None:
+def test_five_hundred_random_decisions_are_identical(config: Config, run: Callable[..., Result]) -> None:
     drawn = 500
     with daemon_that_was_asked(config, drawn + 100) as tiers:
         print(f"recorded by tier: {dict(tiers)}")

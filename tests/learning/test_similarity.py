@@ -1,4 +1,4 @@
-"""Likeness: groups are exactly those of all pairs, and nothing held out has its like elsewhere."""
+"""Similarity: groups equal those of all pairs, and held-out items have no near-duplicate elsewhere."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ def test_alike_is_the_share_of_common_features() -> None:
 
 
 @given(SETS, THRESHOLDS)
-def test_groups_are_those_of_comparing_every_pair(things: list[frozenset[str]], threshold: float) -> None:
+def test_groups_equal_those_of_comparing_every_pair(things: list[frozenset[str]], threshold: float) -> None:
     label = list(range(len(things)))
-    for one in range(len(things)):
-        for other in range(one):
-            if alike(things[one], things[other]) >= threshold - 1e-9:
-                label = [label[other] if at == label[one] else at for at in label]
+    for index in range(len(things)):
+        for other in range(index):
+            if alike(things[index], things[other]) >= threshold - 1e-9:
+                label = [label[other] if at == label[index] else at for at in label]
     expected = {frozenset(i for i in range(len(things)) if label[i] == name) for name in label}
-    found = groups(things, threshold)
-    assert {frozenset(group) for group in found} == expected
-    assert sorted(index for group in found for index in group) == list(range(len(things)))
+    result = groups(things, threshold)
+    assert {frozenset(group) for group in result} == expected
+    assert sorted(index for group in result for index in group) == list(range(len(things)))
 
 
 @given(SETS, THRESHOLDS, st.floats(0, 1))
-def test_what_is_held_out_has_no_like_elsewhere_and_is_no_more_than_asked(
+def test_held_out_items_have_no_near_duplicate_elsewhere_and_are_at_most_the_share(
     things: list[frozenset[str]], threshold: float, share: float
 ) -> None:
     names = [f"n{index}" for index in range(len(things))]
     out = held_out(groups(things, threshold), names, share)
     assert len(out) <= share * len(things) + 1e-6
-    for one in out:
+    for index in out:
         for other in set(range(len(things))) - out:
-            assert alike(things[one], things[other]) < threshold
+            assert alike(things[index], things[other]) < threshold
 
 
 @given(SETS, THRESHOLDS, st.randoms(use_true_random=False))
-def test_the_order_of_things_changes_nothing(
+def test_the_order_of_items_changes_no_group(
     things: list[frozenset[str]], threshold: float, chance: random.Random
 ) -> None:
     order = list(range(len(things)))

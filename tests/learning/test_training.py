@@ -1,4 +1,4 @@
-"""Training an adapter: samples are what the daemon would decode, and what is written is what was learned.
+"""Training: samples are what the daemon decodes, and an adapter file holds what was trained.
 
 Those marked `train` need the extra [train]; they learn on a model of two layers with random weights.
 """
@@ -70,22 +70,22 @@ def vocabulary(tiny: ModelFile) -> Any:
     opened.close()
 
 
-def test_a_sample_holds_the_very_tokens_that_the_daemon_decodes(
+def test_a_sample_holds_the_tokens_that_the_daemon_decodes(
     vocabulary: Vocabulary, shipped_pack: Pack
 ) -> None:
-    one = case()
-    sample = Renderer(vocabulary, {"team-governance": shipped_pack}).sample(one)
-    evaluation = msgspec.convert(one.evaluation, Evaluation)
-    floor = shipped_pack.book.apply(evaluation, one.at)
+    known = case()
+    sample = Renderer(vocabulary, {"team-governance": shipped_pack}).sample(known)
+    evaluation = msgspec.convert(known.evaluation, Evaluation)
+    floor = shipped_pack.book.apply(evaluation, known.at)
     question = shipped_pack.brief_question(evaluation, floor)
     prefix, suffix = vocabulary.question(shipped_pack.brief_prefix, question)
     assert list(sample.prompt) == prefix + suffix
-    assert vocabulary.text_of(sample.label) == f" {one.outcome}"
+    assert vocabulary.text_of(sample.label) == f" {known.outcome}"
     why = f", for {floor.because}" if floor.because else ""
     assert question.endswith(f"\nrules ask: {floor.outcome}{why}")
 
 
-def test_the_rest_is_the_answer_as_examples_show_it_but_a_class_that_nobody_named_is_not_learned(
+def test_the_rest_of_an_answer_is_as_in_examples_and_a_default_class_is_not_learned(
     vocabulary: Vocabulary, shipped_pack: Pack
 ) -> None:
     sample = Renderer(vocabulary, {"team-governance": shipped_pack}).sample(case(1))
@@ -108,7 +108,7 @@ def test_a_case_that_is_looser_than_the_rules_is_left_out(vocabulary: Vocabulary
     assert left_out[0].startswith("test: allow, but ")
 
 
-def test_an_adapter_of_another_shape_is_no_file(tmp_path: Path) -> None:
+def test_a_tensor_that_is_no_known_projection_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no projection"):
         conversion.write(
             tmp_path / "a.gguf",
@@ -126,8 +126,8 @@ def test_an_adapter_of_another_shape_is_no_file(tmp_path: Path) -> None:
         )
 
 
-class TestAFileIsReadBack:
-    """What an adapter's file holds are the weights that another training goes on from."""
+class TestReadBack:
+    """Another training continues from the weights in an adapter's file."""
 
     SHAPE: ClassVar[dict[str, Any]] = {"architecture": "llama", "heads": 3, "kv_heads": 1}
 
@@ -144,11 +144,13 @@ class TestAFileIsReadBack:
         }
 
     def written(self, path: Path, weights: dict[str, np.ndarray]) -> Path:
-        told = {"base_name": "b", "base_sha256": "0" * 64, "licence": "MIT", "training_sha256": "0" * 64}
-        conversion.write(path, weights, name="a", alpha=6, rendering="brief", **self.SHAPE, **told)
+        origin = {"base_name": "b", "base_sha256": "0" * 64, "licence": "MIT", "training_sha256": "0" * 64}
+        conversion.write(path, weights, name="a", alpha=6, rendering="brief", **self.SHAPE, **origin)
         return path
 
-    def test_as_it_was_written_whatever_order_llama_cpp_wants(self, tmp_path: Path) -> None:
+    def test_an_adapter_is_read_back_as_it_was_written_in_the_order_of_llama_cpp(
+        self, tmp_path: Path
+    ) -> None:
         weights = self.weights()
         path = self.written(tmp_path / "a.gguf", weights)
         read = conversion.read(path, weights, **self.SHAPE)
@@ -156,19 +158,19 @@ class TestAFileIsReadBack:
         assert all((read[name] == weights[name]).all() for name in weights)
         assert conversion.strength_of(path) == (2, 6)
         turned = next(
-            one for one in gguf.GGUFReader(path).tensors if one.name == "blk.0.attn_q.weight.lora_b"
+            tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name == "blk.0.attn_q.weight.lora_b"
         )
         query = weights["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"]
         assert (turned.data[:8] == query[[0, 4, 1, 5, 2, 6, 3, 7]]).all()
 
-    def test_of_other_projections_it_is_refused(self, tmp_path: Path) -> None:
+    def test_an_adapter_of_other_projections_is_refused(self, tmp_path: Path) -> None:
         weights = self.weights()
-        fewer = {name: one for name, one in weights.items() if "o_proj" not in name}
+        fewer = {name: tensor for name, tensor in weights.items() if "o_proj" not in name}
         for held, wanted in ((fewer, weights), (weights, fewer)):
             with pytest.raises(TrainingError, match=r"adapts other projections.*start without it"):
                 conversion.read(self.written(tmp_path / "a.gguf", held), wanted, **self.SHAPE)
 
-    def test_of_several_ranks_it_is_refused(self, tmp_path: Path) -> None:
+    def test_an_adapter_of_several_ranks_is_refused(self, tmp_path: Path) -> None:
         name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         mixed = self.weights() | {name: self.weights(rank=4)[name]}
         with pytest.raises(TrainingError, match="has 2 ranks"):
@@ -176,7 +178,7 @@ class TestAFileIsReadBack:
 
 
 class TestLessons:
-    """What a device learns from: corrections, none alike to one that is held out, and cases of before."""
+    """A training set: corrections without near-duplicates of held-out ones, and earlier cases."""
 
     @pytest.fixture
     def pack(self, tmp_path: Path) -> Pack:
@@ -188,63 +190,61 @@ class TestLessons:
         with Reader(journal) as reader:
             return gather(reader, pack).corrections
 
-    def test_corrections_count_more_often_than_cases_of_before_and_a_fifth_is_held_out(
-        self, pack: Pack, tmp_path: Path
-    ) -> None:
+    def test_corrections_are_repeated_and_a_fifth_is_held_out(self, pack: Pack, tmp_path: Path) -> None:
         before = [case(number, pack=pack.info.name) for number in range(500)]
         corrections = self.gathered(pack, tmp_path, 60)
         made = dataset.lesson(corrections, pack, before, seed=1)
         assert (made.corrections, len(made.held_out), made.replayed) == (48, 12, dataset.LEAST_REPLAYED)
         assert len(made.train) == 48 * dataset.REPEATS + dataset.LEAST_REPLAYED
-        learned = {one.evaluation["context"]["details"] for one in made.train}
-        assert not learned & {one.evaluation["context"]["details"] for one in made.held_out}
+        learned = {each.evaluation["context"]["details"] for each in made.train}
+        assert not learned & {each.evaluation["context"]["details"] for each in made.held_out}
         assert dataset.lesson(corrections, pack, before, seed=1) == made
         assert dataset.lesson(corrections, pack, before, seed=2) != made
 
-    def test_without_cases_of_before_the_examples_of_the_pack_stand_in(
+    def test_without_earlier_cases_the_examples_of_the_pack_are_used(
         self, pack: Pack, tmp_path: Path
     ) -> None:
         made = dataset.lesson(self.gathered(pack, tmp_path, 50), pack, [], seed=1)
-        shown = [one.source for one in made.train if one.source.startswith("example")]
-        assert sorted(shown) == sorted(f"example {one.id}" for one in pack.examples)
+        shown = [each.source for each in made.train if each.source.startswith("example")]
+        assert sorted(shown) == sorted(f"example {each.id}" for each in pack.examples)
 
-    def test_cases_are_read_from_lines_of_the_generator_compressed_or_not(self, tmp_path: Path) -> None:
-        told = [case(number) for number in range(3)] + [case(4, pack="other")]
-        lines = b"".join(msgspec.json.encode(one) + b"\n" for one in told)
+    def test_cases_are_read_from_json_lines_compressed_or_not(self, tmp_path: Path) -> None:
+        cases = [case(number) for number in range(3)] + [case(4, pack="other")]
+        lines = b"".join(msgspec.json.encode(each) + b"\n" for each in cases)
         (tmp_path / "cases.jsonl").write_bytes(lines)
         (tmp_path / "cases.jsonl.gz").write_bytes(gzip.compress(lines))
         for name in ("cases.jsonl", "cases.jsonl.gz"):
-            assert dataset.read(tmp_path / name, ("team-governance",)) == told[:3]
+            assert dataset.read(tmp_path / name, ("team-governance",)) == cases[:3]
 
     @pytest.mark.parametrize("content", [b"{", b"[1]\n", b'{"pack": "a"}\n', b"\x1f\x8b"])
-    def test_what_holds_no_cases_is_refused(self, tmp_path: Path, content: bytes) -> None:
+    def test_a_file_without_cases_is_refused(self, tmp_path: Path, content: bytes) -> None:
         for name in ("cases.jsonl", "cases.jsonl.gz"):
             (tmp_path / name).write_bytes(content)
             with pytest.raises(TrainingError, match="holds no cases"):
                 dataset.read(tmp_path / name, ("team-governance",))
 
-    def test_a_scenario_that_was_right_and_would_be_wrong_speaks_against_a_candidate(self) -> None:
+    def test_a_scenario_that_is_right_now_and_would_be_wrong_is_a_reason_against_a_candidate(self) -> None:
         now, then = (
-            run_of(answered("Q1", one, wanted="mfa"), answered("Q2", "deny", wanted="mfa"))
-            for one in ("mfa", "deny")
+            run_of(answered("Q1", outcome, wanted="mfa"), answered("Q2", "deny", wanted="mfa"))
+            for outcome in ("mfa", "deny")
         )
         assert worse(compare(now, then)) == ["trial Q1: mfa now, deny by the candidate"]
         assert worse(compare(then, now)) == []
 
 
 @pytest.mark.train
-@pytest.mark.filterwarnings("ignore")  # those libraries warn of each other
+@pytest.mark.filterwarnings("ignore")  # torch, peft and transformers warn about each other
 class TestLearning:
-    """On a model of two layers: what is learned, kept, gone on with and written."""
+    """Training on a model of two layers: checkpoints, continuing, conversion and the command."""
 
     @pytest.fixture(autouse=True)
     def torch_is_there(self) -> None:
         pytest.importorskip("torch", reason="torch comes with the extra [train]")
 
     def tensors(self, path: Path) -> dict[str, np.ndarray]:
-        return {one.name: one.data.astype(np.float32) for one in gguf.GGUFReader(path).tensors}
+        return {tensor.name: tensor.data.astype(np.float32) for tensor in gguf.GGUFReader(path).tensors}
 
-    def test_an_adapter_is_made_that_llama_cpp_agrees_with(self, tiny: ModelFile, tmp_path: Path) -> None:
+    def test_llama_cpp_agrees_with_a_trained_adapter(self, tiny: ModelFile, tmp_path: Path) -> None:
         from thor_policy.learning.training.build import make
         from thor_policy.learning.training.settings import Settings
 
@@ -258,8 +258,8 @@ class TestLearning:
         assert made.curve[-1]["label_loss"] < made.curve[0]["label_loss"]
         file = resolve_adapter(str(tmp_path / "learned.gguf"), tmp_path)
         assert (file.sha256, file.rendering) == (made.sha256, "brief")
-        told = dataset.read(tmp_path / "learned.cases.jsonl.gz", ("team-governance",))
-        assert (told, digest_of(told)) == (cases[:40], made.training_sha256)
+        cases_read = dataset.read(tmp_path / "learned.cases.jsonl.gz", ("team-governance",))
+        assert (cases_read, digest_of(cases_read)) == (cases[:40], made.training_sha256)
 
         again = make(
             tiny, {"team-governance": pack}, cases[:40], cases[40:], settings, name="again", folder=tmp_path
@@ -276,7 +276,7 @@ class TestLearning:
                 folder=tmp_path,
             )
 
-    def test_a_training_goes_on_from_an_adapter(self, tiny: ModelFile, tmp_path: Path) -> None:
+    def test_training_continues_from_an_adapter(self, tiny: ModelFile, tmp_path: Path) -> None:
         from thor_policy.learning.training.build import make
         from thor_policy.learning.training.settings import Settings
 
@@ -285,14 +285,14 @@ class TestLearning:
         settings = Settings(rank=4, alpha=8, epochs=2, check_every=4, learning_rate=0.01)
 
         def made(name: str, **changes: Any) -> Any:
-            told = msgspec.structs.replace(settings, **changes.pop("settings", {}))
+            changed = msgspec.structs.replace(settings, **changes.pop("settings", {}))
             folder = tmp_path / name
             return make(
                 tiny,
                 {pack.info.name: pack},
                 cases[:40],
                 cases[40:],
-                told,
+                changed,
                 name=name,
                 folder=folder,
                 **changes,
@@ -332,9 +332,9 @@ class TestLearning:
         arguments += ["--rank", "4", "--epochs", "4", "--json"]
         done = CliRunner().invoke(cli, ["train", str(tmp_path / "out"), *arguments])
         assert done.exit_code == 0, done.output
-        told = json.loads(done.stdout)
-        assert told["held-out corrections, candidate"] == "10 of 10 right"
-        assert told["suites"] == "none for this pack"
+        report = json.loads(done.stdout)
+        assert report["held-out corrections, candidate"] == "10 of 10 right"
+        assert report["suites"] == "none for this pack"
         assert resolve_adapter(str(tmp_path / "out" / "corrected.gguf"), tmp_path).rendering == "brief"
         assert not (tmp_path / "out" / "corrected-candidate.gguf").exists()
 
@@ -347,10 +347,10 @@ class TestLearning:
         done = CliRunner().invoke(cli, ["train", str(tmp_path / "next"), *arguments], env=in_use)
         assert done.exit_code == 0, done.output
         by_now = json.loads(done.stdout)["card"]
-        assert by_now["settings"]["started_from"] == told["card"]["sha256"]
-        assert by_now["curve"][0]["label_loss"] < told["card"]["curve"][0]["label_loss"]
+        assert by_now["settings"]["started_from"] == report["card"]["sha256"]
+        assert by_now["curve"][0]["label_loss"] < report["card"]["curve"][0]["label_loss"]
 
-    def test_what_the_suites_speak_against_is_refused(
+    def test_an_adapter_that_breaks_scenarios_is_refused(
         self, tiny: ModelFile, short_dir: Path, tmp_path: Path, shipped_pack: Pack
     ) -> None:
         record(Config(state_dir=short_dir).journal_path, *corrected(shipped_pack, 50, outcomes=("deny",)))
@@ -363,29 +363,29 @@ class TestLearning:
         wide = {"THOR_POLICY_CONTEXT_TOKENS": "8192"}  # a vocabulary of 315 tokens makes long prompts
         done = CliRunner().invoke(cli, ["train", str(tmp_path / "out"), *arguments], env=wide)
         assert done.exit_code == 1, done.output
-        told = json.loads(done.stdout)
-        assert told["held-out corrections, candidate"] == "10 of 10 right", "it learned to deny"
+        report = json.loads(done.stdout)
+        assert report["held-out corrections, candidate"] == "10 of 10 right", "it learned to deny"
         assert any(
-            re.fullmatch(r"team-governance \w+: (?!deny).* now, deny by the candidate", one)
-            for one in told["refused"]
-        ), told["refused"]
+            re.fullmatch(r"team-governance \w+: (?!deny).* now, deny by the candidate", reason)
+            for reason in report["refused"]
+        ), report["refused"]
         assert not (tmp_path / "out" / "corrected.gguf").exists()
-        assert told["adapter"] == str(tmp_path / "out" / "corrected-candidate.gguf")
-        assert resolve_adapter(told["adapter"], tmp_path).rendering == "brief"
-        assert [one["of_the_way"] for one in told["tried"]] == [1.0], "there is nothing to go back to"
+        assert report["adapter"] == str(tmp_path / "out" / "corrected-candidate.gguf")
+        assert resolve_adapter(report["adapter"], tmp_path).rendering == "brief"
+        assert [trial["of_the_way"] for trial in report["tried"]] == [1.0], "there is nothing to go back to"
 
-        # Where an adapter is in use, less and less of the way from it is gone.
+        # From an adapter in use, ever smaller shares of the way are tried.
         record(Config(state_dir=tmp_path / "other").journal_path, *corrected(shipped_pack, 50))
         arguments[1] = str(tmp_path / "other")
         arguments[arguments.index("--rank") : arguments.index("--epochs")] = []
-        in_use = wide | {"THOR_POLICY_ADAPTER": told["adapter"]}
+        in_use = wide | {"THOR_POLICY_ADAPTER": report["adapter"]}
         done = CliRunner().invoke(cli, ["train", str(tmp_path / "next"), *arguments], env=in_use)
-        told = json.loads(done.stdout)
-        *before, last = told["tried"]
-        assert [one["of_the_way"] for one in told["tried"]] == [1.0, 0.5, 0.25][: len(before) + 1]
-        assert all(one["refused"] for one in before)
-        assert (last["refused"], last["of_the_way"]) == (told["refused"], told["card"]["share"])
-        assert done.exit_code == bool(told["refused"]), done.output
+        report = json.loads(done.stdout)
+        *before, last = report["tried"]
+        assert [trial["of_the_way"] for trial in report["tried"]] == [1.0, 0.5, 0.25][: len(before) + 1]
+        assert all(trial["refused"] for trial in before)
+        assert (last["refused"], last["of_the_way"]) == (report["refused"], report["card"]["share"])
+        assert done.exit_code == bool(report["refused"]), done.output
 
     def test_49_corrections_are_too_few(self, tiny: ModelFile, short_dir: Path, tmp_path: Path) -> None:
         pack = pack_files.load(write_pack(tmp_path / "small"))
@@ -395,7 +395,7 @@ class TestLearning:
         assert (done.exit_code, (tmp_path / "out").exists()) == (2, False)
         assert "needs 50, so 1 are missing" in done.stderr
 
-    def test_a_run_that_was_cut_ends_where_one_that_was_not_ends(
+    def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(
         self, tiny: ModelFile, vocabulary: Vocabulary, shipped_pack: Pack, tmp_path: Path
     ) -> None:
         from thor_policy.learning.training.lora import Learner
@@ -427,7 +427,7 @@ class TestLearning:
         assert whole.keys() == resumed.keys()
         assert all((whole[name] == resumed[name]).all() for name in whole)
 
-    def test_what_is_read_is_what_the_engine_reads(
+    def test_torch_reads_the_probabilities_that_the_engine_reads(
         self, tiny: ModelFile, vocabulary: Vocabulary, shipped_pack: Pack
     ) -> None:
         from thor_policy.engine.llama import LlamaEngine
@@ -435,14 +435,14 @@ class TestLearning:
         from thor_policy.learning.training.settings import Settings
 
         renderer = Renderer(vocabulary, {"team-governance": shipped_pack})
-        one = case()
+        known = case()
         (read,) = Learner(tiny.path, Settings(rank=2)).read(
-            [renderer.prompt(one)], [renderer.labels("team-governance")]
+            [renderer.prompt(known)], [renderer.labels("team-governance")]
         )
         engine = LlamaEngine(tiny.path, name="tiny", sha256=tiny.sha256)
         engine.load(shipped_pack.brief_prefix, None)
-        evaluation = msgspec.convert(one.evaluation, Evaluation)
-        question = shipped_pack.brief_question(evaluation, shipped_pack.book.apply(evaluation, one.at))
+        evaluation = msgspec.convert(known.evaluation, Evaluation)
+        question = shipped_pack.brief_question(evaluation, shipped_pack.book.apply(evaluation, known.at))
         scored = engine.score(resident_key(shipped_pack.info.sha256, None), question, NEVER_NS)
         engine.close()
         assert read == pytest.approx(scored.probabilities, abs=0.02)

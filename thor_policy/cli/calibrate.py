@@ -36,8 +36,8 @@ from thor_policy.policy.calibration import Quality
 def calibrate(config: Config, by: By, dry_run: bool, report_dir: Path | None, as_json: bool) -> None:
     """Fit a temperature to judged decisions of the pack and model, and put it in force.
 
-    The figures are of a half that their fit did not see; the temperature in force is fitted to all.
-    Calibration never changes a label, only its confidence.
+    The temperature in force is fitted to all decisions. From 100 on, the figures are of a half that their fit
+    did not see. Calibration never changes a label, only its confidence.
     """
     fitted = fitting.fit(config, by=by)
     if report_dir is not None:

@@ -30,14 +30,14 @@ from thor_policy.learning.training.settings import Settings
     multiple=True,
     help="Earlier cases to train again, JSON lines; repeatable.  [default: those of the model's own adapter]",
 )
-@click.option("--anew", is_flag=True, help="Start from random weights, not from the adapter in use.")
+@click.option("--anew", is_flag=True, help="Start from random weights, not from the adapter of the settings.")
 @click.option(
     "--epochs", type=click.FloatRange(0.1, 100), default=2.0, show_default=True, help="Passes over all cases."
 )
 @click.option(
     "--rank",
     type=click.IntRange(1, 256),
-    help=f"Rank of the adapter; only with --anew.  [default: {Settings().rank}]",
+    help=f"Rank of an adapter that starts from random weights.  [default: {Settings().rank}]",
 )
 @click.option(
     "--seed",
@@ -71,8 +71,8 @@ def train(
     """Train an adapter from corrections, and judge it before it may be activated.
 
     Needs 50 corrections and the extra [train]; uses a GPU where there is one. Training continues from the
-    adapter in use. The result is compared with that adapter on the suites of the pack and on held-out
-    corrections. If it is worse, half of the way from the adapter in use is judged, then a quarter.
+    adapter of the settings. The result is compared with that adapter on the suites of the pack and on
+    held-out corrections. If it is worse, half of the way from that adapter is judged, then a quarter.
 
     \b
     Exit status: 0 it is as good or better: DIR/NAME.gguf may be activated;

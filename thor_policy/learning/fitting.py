@@ -1,8 +1,8 @@
 """Fit a temperature to the judged decisions of a journal, and put it in force.
 
-Owns which judged decisions a fit takes, and the check of the fit on decisions that it did not see. Invariant:
-the figures are of a half that the fit they describe did not see; the temperature that is put in force is
-fitted to all. Main thread of a command.
+Owns which judged decisions a fit takes, and the figures that describe it. Invariant: the temperature that is
+put in force is fitted to all judged decisions. The figures are of one half of them: from 2 x `records.LEAST`
+decisions on, they describe a fit of the other half; with fewer, the fit of all. Main thread of a command.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ By = Literal["reviews", "suites"]
 
 
 class Fitted(Struct, frozen=True, kw_only=True):
-    """A calibration, and its figures on the half that the fit of the other half did not see.
+    """A calibration, and the figures of one half of the decisions before and after a fit.
 
     `pack` and `model` are names; `judged` counts the decisions that `calibration` is fitted to.
     """

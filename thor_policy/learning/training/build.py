@@ -46,7 +46,7 @@ class Parity(Struct, frozen=True, kw_only=True):
     same_label: int
 
 
-class Made(Struct, frozen=True, kw_only=True):
+class Card(Struct, frozen=True, kw_only=True):
     """The card of an adapter: its file, and how it was trained.
 
     Its weights lie `share` of the way from the initial weights to the trained ones.
@@ -88,7 +88,7 @@ def make(
     announce: Callable[[str], None] = lambda _: None,
     advance: Callable[[int, int, float], None] = lambda *_: None,
     checked: Callable[[Point], None] = lambda _: None,
-) -> Made:
+) -> Card:
     """Train on `train`, and keep the weights that decide `held_out` best.
 
     Writes `folder`/NAME.gguf, the card NAME.json and the training cases NAME.cases.jsonl.gz. `start` is the
@@ -155,7 +155,7 @@ def make(
     )
     parity = compare(model, path, learner, judged, packs, labels, seed=settings.seed)
     content = path.read_bytes()
-    made = Made(
+    card = Card(
         adapter=name,
         sha256=hashlib.sha256(content).hexdigest(),
         size_bytes=len(content),
@@ -176,14 +176,14 @@ def make(
         notes=tuple(notes),
     )
     write_cases(folder / f"{name}.cases.jsonl.gz", train)
-    card = folder / f"{name}.json"
-    card.write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n")
+    encoded = msgspec.json.format(msgspec.json.encode(card), indent=1) + b"\n"
+    (folder / f"{name}.json").write_bytes(encoded)
     if parity.mean > TOLERANCE / 10 or parity.largest > TOLERANCE:
         raise TrainingError(
             f"{path}: label probabilities of llama.cpp and torch differ by {parity.mean:.3f} in the mean and "
             f"{parity.largest:.3f} at most; the limits are {TOLERANCE / 10} and {TOLERANCE}: do not use it"
         )
-    return made
+    return card
 
 
 def compare(

@@ -33,7 +33,7 @@ from thor_policy.suites.comparison import Comparison, compare
 from thor_policy.suites.run_files import Run
 
 if TYPE_CHECKING:
-    from thor_policy.learning.training.build import Made
+    from thor_policy.learning.training.build import Card
 
 #: Ends the name of an adapter that was not accepted.
 CANDIDATE = "candidate"
@@ -89,7 +89,7 @@ class Judgement(Struct, frozen=True, kw_only=True):
     """The last candidate that was tried: its file, its card, what it decided right, and all trials."""
 
     adapter: Path
-    card: Made
+    card: Card
     figures: dict[str, str]
     trials: tuple[Trial, ...]
 
@@ -124,11 +124,11 @@ def train(
 
     An accepted adapter is `directory`/NAME.gguf, a refused one `directory`/NAME-candidate.gguf. `before` are
     files of cases that are trained again; by default those of the model's own adapter. Training continues
-    from the adapter in use, unless it starts `anew`; only then `rank` may be given. `threads` 0 means one a
-    core.
+    from the adapter in use; without one, or `anew`, it starts from random weights, and `rank` may be given.
+    `threads` 0 means as many as cores.
 
-    Raises ExportError if there are too few corrections, ConfigError if `rank` is given without `anew`,
-    TrainingError, CatalogError, PackError, EngineError, JournalError.
+    Raises ExportError if there are too few corrections, ConfigError if `rank` is given for training from the
+    adapter in use, TrainingError, CatalogError, PackError, EngineError, JournalError.
     """
     pack, model = loading.load_pack(config), catalog.resolve(config.model, config.models_dir)
     with Reader(config.journal_path) as reader, display.counting("reviews read") as progress:
@@ -146,7 +146,7 @@ def train(
         raise ConfigError(f"--rank needs --anew: training from {in_use.adapter.name} keeps its rank")
     rank = rank or Settings().rank
     settings = Settings(rank=rank, alpha=2 * rank, epochs=epochs, seed=seed)
-    # First, so that an error of the suites shows before the hours of training.
+    # First, so that questions that cannot be asked are an error before the long training.
     present = _examine(config, pack, lesson.held_out, "now", display)
     trials: list[Trial] = []
     for share in SHARES if in_use else SHARES[:1]:
