@@ -195,8 +195,8 @@ class HastyJournal(Journal):
             self._on_committed([Committed(ticket=event.ticket, kind=event.kind)])
         super().append(event)
 
-    def _tell(self, fates: list[Committed]) -> None:
-        super()._tell([fate for fate in fates if fate.ticket is None])
+    def _report(self, fates: list[Committed]) -> None:
+        super()._report([fate for fate in fates if fate.ticket is None])
 
 
 def open_hasty_journal(config: Config, on_committed: OnCommitted) -> Journal:

@@ -320,7 +320,7 @@ class TestLog:
     def test_a_time_that_is_none_is_status_2(self, run: Run, kept: dict[str, str], option: str) -> None:
         result = run("log", option, "yesterday")
         assert result.exit_code == 2
-        assert f"{option[2:]}: 'yesterday' is no RFC 3339 time" in result.stderr
+        assert f"{option[2:]}: 'yesterday' is not an RFC 3339 time" in result.stderr
 
     def test_a_row_is_a_line_of_80_columns_and_its_id_opens_it(self, run: Run, kept: dict[str, str]) -> None:
         lines = run("log").stdout.splitlines()
@@ -442,7 +442,7 @@ class TestVerify:
         assert run("log", "verify", "--anchor", anchor.upper(), "--anchor", anchor).exit_code == 0
         wrong = run("log", "verify", "--anchor", f"{head['events'] - 1}:{head['head']}")
         assert wrong.exit_code == 1
-        assert f"event {head['events'] - 1} is not the one of the anchor" in wrong.stdout
+        assert f"event {head['events'] - 1} does not match the anchor" in wrong.stdout
         assert "complete      wrong" in wrong.stdout
 
     @pytest.mark.parametrize("told", ["", "1", "1:", "x:" + "0" * 64, "1:" + "0" * 63, "-1:" + "0" * 64])
@@ -466,7 +466,7 @@ class TestVerify:
         verdict = json.loads(result.stdout)
         assert (result.exit_code, verdict["chain_ok"], verdict["projections_ok"]) == (1, True, True)
         assert (verdict["ok"], verdict["complete"]) == (False, False)
-        told = f"a checkpoint vouches for event {before}, but the chain ends at {before - 2}"
+        told = f"a checkpoint covers event {before}, but the chain ends at {before - 2}"
         assert verdict["incomplete"] == told
         assert told in run("log", "verify").stdout
 
@@ -555,7 +555,7 @@ class TestUpkeep:
     def test_archive_before_no_time_is_status_2(self, run: Run, either: dict[str, str]) -> None:
         result = run("log", "archive", "--before", "yesterday")
         assert result.exit_code == 2
-        assert "before: 'yesterday' is no RFC 3339 time" in result.stderr
+        assert "before: 'yesterday' is not an RFC 3339 time" in result.stderr
         assert run("log", "archive").exit_code == 2
 
     def test_checkpoint_signs_the_chain_as_it_is(

@@ -23,12 +23,12 @@ from thor_policy.core.errors import JournalError
 from thor_policy.journal import checkpoints
 from thor_policy.journal.checkpoints import (
     Checkpoint,
-    Found,
     Signer,
+    StoredCheckpoints,
     check,
-    found,
-    keep,
     key_path,
+    read_directory,
+    store,
     trusted_keys,
 )
 from thor_policy.security import signatures
@@ -188,7 +188,7 @@ def test_another_key_under_the_same_id_is_no_witness() -> None:
     ],
 )
 def test_nothing_malformed_is_signed(chain: str, seq: int, head: str, at: str, field: str) -> None:
-    with pytest.raises(JournalError, match=rf"a checkpoint cannot say this: .*\$\.{field}`"):
+    with pytest.raises(JournalError, match=rf"a checkpoint cannot have these values: .*\$\.{field}`"):
         SIGNER.sign(chain, seq, head, at)
 
 
@@ -213,7 +213,7 @@ def test_a_key_is_made_for_us_alone_whatever_the_umask(key: Path, directory: Pat
         before = os.umask(mask)
         try:
             Signer.load(key).publish(directory)
-            file = keep(directory, GOOD)
+            file = store(directory, GOOD)
         finally:
             os.umask(before)
         assert mode_of(key) == 0o600
@@ -370,7 +370,7 @@ def test_a_public_key_that_appears_meanwhile_is_left(
 
     monkeypatch.setattr(os, "link", slower)
     SIGNER.publish(directory)
-    assert found(directory).public_keys == KEYS
+    assert read_directory(directory).public_keys == KEYS
 
 
 def test_a_credential_goes_before_the_configured_key(
@@ -397,7 +397,7 @@ def test_a_key_needs_no_place_beside_it(key: Path, directory: Path) -> None:
     key.with_name("checkpoint.key.pub").mkdir()
     signer = Signer.load(key)
     assert signer.publish(directory) == directory / f"{SIGNER.key}.pub"
-    assert check(GOOD, found(directory).public_keys) is None
+    assert check(GOOD, read_directory(directory).public_keys) is None
 
 
 def test_publishing_says_why_it_cannot(tmp_path: Path) -> None:
@@ -415,15 +415,15 @@ def test_a_kept_checkpoint_is_found_and_good(key: Path, directory: Path) -> None
     first, second, tenth = (signer.sign(CHAIN, seq, HEAD, AT) for seq in (1, 2, 10))
     other = signer.sign(HEAD, 7, CHAIN, AT)
     for checkpoint in (tenth, first, second, other):
-        keep(directory, checkpoint)
-    seen = found(directory)
+        store(directory, checkpoint)
+    seen = read_directory(directory)
     assert seen.checkpoints == (other, first, second, tenth)
     assert seen.unreadable == ()
     assert [check(checkpoint, seen.public_keys) for checkpoint in seen.checkpoints] == [None] * 4
 
 
 def test_a_kept_checkpoint_is_a_small_file_for_everybody(directory: Path) -> None:
-    path = keep(directory, GOOD)
+    path = store(directory, GOOD)
     assert path == directory / "c0ffee0000000000-000000004096.json"
     assert (mode_of(path), mode_of(directory)) == (0o644, 0o755)
     assert msgspec.json.decode(path.read_bytes()) == msgspec.structs.asdict(GOOD)
@@ -432,7 +432,7 @@ def test_a_kept_checkpoint_is_a_small_file_for_everybody(directory: Path) -> Non
 
 def test_a_directory_that_is_there_keeps_its_mode(directory: Path) -> None:
     directory.mkdir(mode=0o700)
-    keep(directory, GOOD)
+    store(directory, GOOD)
     assert mode_of(directory) == 0o700
 
 
@@ -440,38 +440,41 @@ def test_the_earlier_of_two_that_say_the_same_stays(directory: Path) -> None:
     later = Signer(ed25519.Ed25519PrivateKey.generate()).sign(
         GOOD.chain, GOOD.seq, GOOD.head, "2027-01-01T00:00:00Z"
     )
-    assert keep(directory, GOOD) == keep(directory, later)
-    assert found(directory).checkpoints == (GOOD,)
+    assert store(directory, GOOD) == store(directory, later)
+    assert read_directory(directory).checkpoints == (GOOD,)
 
 
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (msgspec.json.encode(SIGNER.sign(CHAIN, 4_096, CHAIN, AT)), "the journal is not the one that was"),
-        (b"not a checkpoint", "is no checkpoint: JSON is malformed"),
+        (
+            msgspec.json.encode(SIGNER.sign(CHAIN, 4_096, CHAIN, AT)),
+            "this is not the journal that was signed",
+        ),
+        (b"not a checkpoint", "is not a checkpoint: JSON is malformed"),
     ],
     ids=["another end", "garbage"],
 )
 def test_evidence_is_never_overwritten(directory: Path, content: bytes, problem: str) -> None:
-    path = keep(directory, GOOD)
+    path = store(directory, GOOD)
     path.write_bytes(content)
     with pytest.raises(JournalError, match=problem):
-        keep(directory, GOOD)
+        store(directory, GOOD)
     assert path.read_bytes() == content
 
 
 def test_a_checkpoint_is_not_written_through_a_link(directory: Path, tmp_path: Path) -> None:
-    path = keep(directory, GOOD)
+    path = store(directory, GOOD)
     path.unlink()
     path.symlink_to(tmp_path / "victim")
     with pytest.raises(JournalError, match="Too many levels of symbolic links"):
-        keep(directory, GOOD)
+        store(directory, GOOD)
     assert not (tmp_path / "victim").exists()
 
 
 def test_a_checkpoint_that_names_another_place_is_not_kept(directory: Path) -> None:
-    with pytest.raises(JournalError, match=r"this checkpoint cannot be kept: .*chain"):
-        keep(directory, msgspec.structs.replace(GOOD, chain="../../../../evil"))
+    with pytest.raises(JournalError, match=r"this checkpoint cannot be stored: .*chain"):
+        store(directory, msgspec.structs.replace(GOOD, chain="../../../../evil"))
     assert not directory.exists()
 
 
@@ -479,7 +482,7 @@ def test_keeping_says_why_it_cannot(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for directory in (tmp_path / "file", tmp_path / "file" / "checkpoints"):
         with pytest.raises(JournalError, match=r"the checkpoint .*\.json cannot be used: Not a directory"):
-            keep(directory, GOOD)
+            store(directory, GOOD)
 
 
 #: A process that keeps a checkpoint and makes a key, and dies at its nth fsync, as in a power cut.
@@ -487,7 +490,7 @@ DIES = """
 import os, sys
 from pathlib import Path
 import msgspec
-from thor_policy.journal.checkpoints import Checkpoint, Signer, keep
+from thor_policy.journal.checkpoints import Checkpoint, Signer, store
 left, fsync = int(sys.argv[2]), os.fsync
 def dies(descriptor):
     global left
@@ -500,7 +503,7 @@ folder = Path(sys.argv[1])
 if sys.argv[3] == "key":
     Signer.load(folder / "checkpoint.key")
 else:
-    keep(folder, msgspec.json.decode(sys.argv[3], type=Checkpoint))
+    store(folder, msgspec.json.decode(sys.argv[3], type=Checkpoint))
 """
 
 
@@ -516,11 +519,13 @@ def test_a_process_that_dies_leaves_a_whole_file_or_none(
     assert [name for name in names(directory) if not name.startswith(".")] == (
         [] if not visible else ["checkpoint.key"] if what == "key" else [f"{CHAIN[:16]}-000000004096.json"]
     )
-    assert found(directory) == Found(checkpoints=(GOOD,) if visible and what == "checkpoint" else ())
+    assert read_directory(directory) == StoredCheckpoints(
+        checkpoints=(GOOD,) if visible and what == "checkpoint" else ()
+    )
     # and whoever comes next is not held up
     assert Signer.load(directory / "checkpoint.key").key
-    keep(directory, GOOD)
-    assert found(directory).checkpoints == (GOOD,)
+    store(directory, GOOD)
+    assert read_directory(directory).checkpoints == (GOOD,)
 
 
 #: A process on a disk that takes a hundred bytes of a file and no more.
@@ -529,12 +534,12 @@ import resource, sys
 from pathlib import Path
 import msgspec
 from thor_policy.core.errors import JournalError
-from thor_policy.journal.checkpoints import Checkpoint, Signer, keep
+from thor_policy.journal.checkpoints import Checkpoint, Signer, store
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 folder = Path(sys.argv[1])
 for attempt in (
     lambda: Signer.load(folder / "checkpoint.key"),
-    lambda: keep(folder, msgspec.json.decode(sys.argv[2], type=Checkpoint)),
+    lambda: store(folder, msgspec.json.decode(sys.argv[2], type=Checkpoint)),
 ):
     try:
         attempt()
@@ -558,7 +563,9 @@ def test_a_full_disk_leaves_nothing_behind(directory: Path) -> None:
     assert names(directory) == []
 
 
-@pytest.mark.parametrize("put", [lambda at: keep(at, GOOD), SIGNER.publish], ids=["checkpoint", "public key"])
+@pytest.mark.parametrize(
+    "put", [lambda at: store(at, GOOD), SIGNER.publish], ids=["checkpoint", "public key"]
+)
 def test_names_are_on_disk_when_it_returns(
     directory: Path, monkeypatch: pytest.MonkeyPatch, put: Callable[[Path], Path]
 ) -> None:
@@ -587,13 +594,13 @@ def test_names_are_on_disk_when_it_returns(
     assert told == [str(directory.parent), f"file of {size}", "name", str(directory)]
 
 
-# ---------------------------------------------------------------- found, among whatever else lies there
+# ---------------------------------------------------------------- reading a directory with other files in it
 
 
 def test_nothing_is_found_where_nothing_is(directory: Path) -> None:
-    assert found(directory) == Found()
+    assert read_directory(directory) == StoredCheckpoints()
     directory.mkdir()
-    assert found(directory) == Found()
+    assert read_directory(directory) == StoredCheckpoints()
 
 
 def test_a_directory_that_is_none_is_an_error(tmp_path: Path) -> None:
@@ -601,23 +608,23 @@ def test_a_directory_that_is_none_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(
         JournalError, match=r"the checkpoint directory .*file cannot be used: Not a directory"
     ):
-        found(tmp_path / "file")
+        read_directory(tmp_path / "file")
 
 
 HOSTILE: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "is no checkpoint: Input data was truncated"),
-    "text": (b"hello", "is no checkpoint: JSON is malformed"),
-    "half": (msgspec.json.encode(GOOD)[:50], "is no checkpoint: Input data was truncated"),
-    "list": (b"[]", "is no checkpoint: Expected `object`, got `array`"),
-    "missing": (b"{}", "is no checkpoint: Object missing required field `chain`"),
-    "bytes": (b'{"chain": "\xff"}', "is no checkpoint: "),
-    "deep": (b'{"x": ' + b"[" * 60_000, "is no checkpoint: "),
-    "digits": (b'{"seq": ' + b"9" * 60_000 + b"}", "is no checkpoint: "),
-    "type": (msgspec.json.encode(msgspec.structs.asdict(GOOD) | {"seq": "1"}), "is no checkpoint: .*seq"),
-    "sign": (msgspec.json.encode(msgspec.structs.asdict(GOOD) | {"seq": -1}), "is no checkpoint: .*seq"),
+    "empty": (b"", "is not a checkpoint: Input data was truncated"),
+    "text": (b"hello", "is not a checkpoint: JSON is malformed"),
+    "half": (msgspec.json.encode(GOOD)[:50], "is not a checkpoint: Input data was truncated"),
+    "list": (b"[]", "is not a checkpoint: Expected `object`, got `array`"),
+    "missing": (b"{}", "is not a checkpoint: Object missing required field `chain`"),
+    "bytes": (b'{"chain": "\xff"}', "is not a checkpoint: "),
+    "deep": (b'{"x": ' + b"[" * 60_000, "is not a checkpoint: "),
+    "digits": (b'{"seq": ' + b"9" * 60_000 + b"}", "is not a checkpoint: "),
+    "type": (msgspec.json.encode(msgspec.structs.asdict(GOOD) | {"seq": "1"}), "is not a checkpoint: .*seq"),
+    "sign": (msgspec.json.encode(msgspec.structs.asdict(GOOD) | {"seq": -1}), "is not a checkpoint: .*seq"),
     "path": (
         msgspec.json.encode(msgspec.structs.asdict(GOOD) | {"chain": "../x"}),
-        "is no checkpoint: .*chain",
+        "is not a checkpoint: .*chain",
     ),
     "large": (msgspec.json.encode(GOOD) + b" " * MAX_BYTES, f"has more than {MAX_BYTES} bytes"),
 }
@@ -625,10 +632,10 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_file_is_named_with_its_reason(directory: Path, case: str) -> None:
-    keep(directory, GOOD)
+    store(directory, GOOD)
     content, reason = HOSTILE[case]
     (directory / "hostile.json").write_bytes(content)
-    seen = found(directory)
+    seen = read_directory(directory)
     assert seen.checkpoints == (GOOD,)
     (told,) = seen.unreadable
     assert told.startswith("'hostile.json' ")
@@ -639,7 +646,7 @@ def test_a_hostile_file_is_named_with_its_reason(directory: Path, case: str) -> 
 
 @given(content=st.binary(max_size=200) | st.text().map(str.encode))
 def test_no_content_breaks_the_reading(content: bytes) -> None:
-    with pytest.raises(ValueError, match="is no checkpoint: "):
+    with pytest.raises(ValueError, match="is not a checkpoint: "):
         checkpoints._decode(content)
     with pytest.raises(ValueError, match="is no Ed25519 public key in PEM"):
         signatures.public_key(content)
@@ -659,7 +666,7 @@ def test_no_content_breaks_the_reading(content: bytes) -> None:
 def test_what_is_no_public_key_is_named(directory: Path, content: bytes) -> None:
     SIGNER.publish(directory)
     (directory / "hostile.pub").write_bytes(content)
-    seen = found(directory)
+    seen = read_directory(directory)
     assert seen.public_keys == KEYS
     assert [told.split()[0] for told in seen.unreadable] == ["'hostile.pub'"]
     with pytest.raises(JournalError, match=r"the public key .*hostile\.pub (is no Ed25519|has more than)"):
@@ -667,13 +674,13 @@ def test_what_is_no_public_key_is_named(directory: Path, content: bytes) -> None
 
 
 def test_traps_are_named_and_not_walked_into(directory: Path, tmp_path: Path) -> None:
-    path = keep(directory, GOOD)
+    path = store(directory, GOOD)
     path.rename(tmp_path / "elsewhere")
     (directory / "link.json").symlink_to(tmp_path / "elsewhere")
     (directory / "endless.json").symlink_to("/dev/zero")
     (directory / "folder.json").mkdir()
     os.mkfifo(directory / "pipe.json")
-    assert found(directory) == Found(
+    assert read_directory(directory) == StoredCheckpoints(
         unreadable=(
             "'endless.json' cannot be used: Too many levels of symbolic links",
             "'folder.json' cannot be used: Is a directory",
@@ -686,26 +693,26 @@ def test_traps_are_named_and_not_walked_into(directory: Path, tmp_path: Path) ->
 def test_a_name_cannot_write_to_the_terminal(directory: Path) -> None:
     directory.mkdir()
     Path(os.fsdecode(bytes(directory) + b"/\x1b[2J\xff.json")).write_bytes(b"{}")
-    (told,) = found(directory).unreadable
-    assert told.startswith(r"'\x1b[2J\udcff.json' is no checkpoint")
+    (told,) = read_directory(directory).unreadable
+    assert told.startswith(r"'\x1b[2J\udcff.json' is not a checkpoint")
 
 
 def test_other_files_are_not_our_business(directory: Path) -> None:
     directory.mkdir()
     for name in ("README", ".hidden.json", ".tmp123.new", "x.json.bak"):
         (directory / name).write_text("anything")
-    assert found(directory) == Found()
+    assert read_directory(directory) == StoredCheckpoints()
 
 
 def test_a_flood_of_files_is_cut_short_and_said(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "MAX_FILES", 3)
     for seq in range(1, 4):
-        keep(directory, SIGNER.sign(CHAIN, seq, HEAD, AT))
-    assert (len(found(directory).checkpoints), found(directory).unreadable) == (3, ())
-    keep(directory, GOOD)
-    seen = found(directory)
+        store(directory, SIGNER.sign(CHAIN, seq, HEAD, AT))
+    assert (len(read_directory(directory).checkpoints), read_directory(directory).unreadable) == (3, ())
+    store(directory, GOOD)
+    seen = read_directory(directory)
     assert len(seen.checkpoints) == 3
-    assert seen.unreadable == ("there are more than 3 files; the rest was not read",)
+    assert seen.unreadable == ("the directory has more than 3 files; the rest was not read",)
 
 
 # ---------------------------------------------------------------- whom to trust
@@ -716,8 +723,8 @@ def test_only_the_given_keys_are_trusted(tmp_path: Path, directory: Path) -> Non
     forger = Signer.load(tmp_path / "forged.key")
     forger.publish(directory)
     forged = forger.sign(CHAIN, 1, HEAD, AT)
-    keep(directory, forged)
-    seen = found(directory)
+    store(directory, forged)
+    seen = read_directory(directory)
     assert check(forged, seen.public_keys) is None
     (tmp_path / "auditor.pub").write_bytes(public_pem(PRIVATE.public_key()))
     auditors = trusted_keys([tmp_path / "auditor.pub"])
@@ -730,7 +737,7 @@ def test_only_the_given_keys_are_trusted(tmp_path: Path, directory: Path) -> Non
 def test_a_key_is_known_by_its_content_not_by_the_name_of_its_file(directory: Path) -> None:
     path = Signer(ed25519.Ed25519PrivateKey.generate()).publish(directory)
     path.rename(directory / f"{SIGNER.key}.pub")
-    keys = found(directory).public_keys
+    keys = read_directory(directory).public_keys
     assert list(keys) == [path.stem]
     assert check(GOOD, keys) == f"its key {SIGNER.key} is not among the trusted ones"
 

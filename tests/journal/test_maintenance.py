@@ -477,7 +477,7 @@ def test_a_chain_that_was_stamped_anew_behind_an_archive_is_not_archived(
 
 
 def test_a_time_that_is_none_is_refused(journal: Journal) -> None:
-    with pytest.raises(JournalError, match="before: 'yesterday' is no RFC 3339 time"):
+    with pytest.raises(JournalError, match="before: 'yesterday' is not an RFC 3339 time"):
         archive_before(journal, "yesterday")
 
 
@@ -494,7 +494,7 @@ def test_a_directory_that_cannot_be_written_leaves_everything_as_it_was(path: Pa
 @pytest.mark.parametrize(
     ("where", "name", "after"),
     [
-        (segments, "_to_line", 4),  # half a segment
+        (segments, "_encode_line", 4),  # half a segment
         (files, "rename", 0),
         (archive_module, "commit", 0),  # a segment that no event names
         (archive_module, "commit", 1),
@@ -1006,9 +1006,9 @@ def test_the_newest_of_several_explanations_reviews_and_outcomes_still_counts(
         (erase_module, "commit", 9),
         (erase_module, "_rewrite_segment", 0),  # the chain says it is erased, and the archive has it yet
         (erase_module, "_rewrite_segment", 1),
-        (segments, "_to_line", 3),
-        (erase_module, "_what_is_left", 0),
-        (erase_module, "_empty_the_log", 0),
+        (segments, "_encode_line", 3),
+        (erase_module, "_find_remains", 0),
+        (erase_module, "_truncate_wal", 0),
     ],
 )
 def test_an_erasure_that_was_cut_off_is_finished_when_it_is_begun_again(
@@ -1214,7 +1214,7 @@ def test_a_rebuild_brings_back_what_decisions_would_have_been(path: Path, journa
 def test_what_decisions_would_have_been_is_not_kept_by_a_journal_that_fails(journal: Journal) -> None:
     told = would_have_been(decide(journal))
     journal.run(lambda connection: connection.execute("DROP TABLE counterfactuals")).result()
-    with pytest.raises(JournalError, match="could not record it: the journal failed"):
+    with pytest.raises(JournalError, match="could not record the results: the journal failed"):
         run_maintenance(journal, told)
 
 
@@ -1282,7 +1282,7 @@ def test_a_rebuild_of_nothing_or_at_no_time_makes_nothing(path: Path, journal: J
     other = path.with_name("other.db")
     with pytest.raises(JournalError, match="there is no journal"):
         rebuild(path.with_name("nowhere.db"), other)
-    with pytest.raises(JournalError, match="at: 'then' is no RFC 3339 time"):
+    with pytest.raises(JournalError, match="at: 'then' is not an RFC 3339 time"):
         rebuild(path, other, at="then")
     assert not other.exists()
 

@@ -327,9 +327,9 @@ def test_a_page_needs_a_decision_to_go_on_from(reader: Reader) -> None:
 
 
 def test_a_time_must_be_one(reader: Reader) -> None:
-    with pytest.raises(JournalError, match="since: 'yesterday' is no RFC 3339 time such as"):
+    with pytest.raises(JournalError, match="since: 'yesterday' is not an RFC 3339 time such as"):
         reader.decisions(since="yesterday")
-    with pytest.raises(JournalError, match="until: '2026-13-01' is no RFC 3339 time"):
+    with pytest.raises(JournalError, match="until: '2026-13-01' is not an RFC 3339 time"):
         reader.decisions(until="2026-13-01")
     figures: tuple[Callable[..., Any], ...] = (
         statistics.statistics,
@@ -337,7 +337,7 @@ def test_a_time_must_be_one(reader: Reader) -> None:
         statistics.confidence,
     )
     for ask in (*figures, statistics.hourly):
-        with pytest.raises(JournalError, match="since: '' is no RFC 3339 time"):
+        with pytest.raises(JournalError, match="since: '' is not an RFC 3339 time"):
             ask(reader, since="")
 
 
@@ -579,7 +579,7 @@ def test_statistics_beside_a_live_writer_are_of_one_moment(path: Path) -> None:
 
 
 def test_a_reader_says_how_a_journal_comes_to_be(path: Path) -> None:
-    with pytest.raises(JournalError, match=r"no journal at .*journal\.db; `thorpolicy serve` makes one"):
+    with pytest.raises(JournalError, match=r"no journal at .*journal\.db; `thorpolicy serve` creates one"):
         Reader(path)
     assert not path.exists()
 
@@ -614,7 +614,10 @@ def test_a_decision_whose_event_is_gone_is_refused_in_words(path: Path) -> None:
     record(path, by_model(id="d1"))
     with writing(path) as db:
         db.execute("DELETE FROM events")
-    with Reader(path) as reader, pytest.raises(JournalError, match="event 1 is neither there nor archived"):
+    with (
+        Reader(path) as reader,
+        pytest.raises(JournalError, match="event 1 is neither in the database nor in an archive"),
+    ):
         reader.trace("d1")
 
 

@@ -462,7 +462,7 @@ PLANTED = (
         ("DELETE FROM events WHERE seq = 1", 1, "it is missing"),
         ("DELETE FROM events WHERE seq < 50", 1, "it is missing"),
         ("UPDATE events SET prev_hash = x'00' WHERE seq = 7", 7, "it does not follow the event before it"),
-        ("UPDATE events SET seq = 0 WHERE seq = 60", 0, "it stands before the first event"),
+        ("UPDATE events SET seq = 0 WHERE seq = 60", 0, "its number is before that of the first event"),
     ],
 )
 def test_where_the_chain_breaks(copied: Callable[[], Path], sql: str, bad_seq: int, problem: str) -> None:
@@ -483,68 +483,84 @@ def test_where_the_chain_breaks(copied: Callable[[], Path], sql: str, bad_seq: i
         (
             "DELETE FROM private WHERE seq = 4",
             4,
-            "its private part is gone, and no event says that it was erased",
+            "its private part is missing, and no event erased it",
         ),
-        ("INSERT INTO private VALUES (3, x'', '{}')", 3, "it has a private part that it should not have"),
-        ("INSERT INTO private VALUES (9999, x'', '{}')", None, "a private part belongs to no event"),
-        ("UPDATE decisions SET decision = 'allow' WHERE seq = 4", 4, "its row in the table decisions is not"),
+        ("INSERT INTO private VALUES (3, x'', '{}')", 3, "it must not have a private part, but has one"),
+        ("INSERT INTO private VALUES (9999, x'', '{}')", None, "a private part has no event"),
+        (
+            "UPDATE decisions SET decision = 'allow' WHERE seq = 4",
+            4,
+            "its row in the table decisions does not match it",
+        ),
         (
             "UPDATE decisions SET situation = CAST(x'ff' AS TEXT) WHERE seq = 4",
             4,
-            "its row in the table decisions is not",
+            "its row in the table decisions does not match it",
         ),
         ("DELETE FROM decisions WHERE seq = 4", 4, "its row in the table decisions is missing"),
-        ("UPDATE reviews SET verdict = 'accept' WHERE seq = 10", 10, "its row in the table reviews is not"),
-        ("DELETE FROM reviews WHERE seq = 10", 10, "its row in the table reviews is not"),
+        (
+            "UPDATE reviews SET verdict = 'accept' WHERE seq = 10",
+            10,
+            "its row in the table reviews does not match it",
+        ),
+        ("DELETE FROM reviews WHERE seq = 10", 10, "its row in the table reviews does not match it"),
         (
             "UPDATE nodes SET title = CAST(x'ff' AS TEXT) WHERE seq = 17",
             17,
-            "its row in the table nodes is not",
+            "its row in the table nodes does not match it",
         ),
-        ("UPDATE decisions SET reviewed_seq = 9 WHERE seq = 3", 9, "its decision's row is not what it"),
+        (
+            "UPDATE decisions SET reviewed_seq = 9 WHERE seq = 3",
+            9,
+            "the row of its decision does not match it",
+        ),
         (
             "UPDATE decisions SET review_decision = 'deny' WHERE seq = 3",
             10,
-            "its decision's row is not what it",
+            "the row of its decision does not match it",
         ),
         (
             "UPDATE decisions SET review_decision = CAST(x'ff' AS TEXT) WHERE seq = 3",
             10,
-            "its decision's row is not what it",
+            "the row of its decision does not match it",
         ),
         (
             "UPDATE decisions SET reviewed_seq = 20 WHERE seq = 3",
             None,
-            "rows of decisions say by reviewed_seq that an event changed them, which is not there",
+            "reviewed_seq of the table decisions names an event that does not exist",
         ),
         (
             "UPDATE decisions SET explained_seq = 9999, reasoning = 'because' WHERE seq = 4",
             None,
-            "rows of decisions say by explained_seq that an event changed them, which is not there",
+            "explained_seq of the table decisions names an event that does not exist",
         ),
         (
             "INSERT INTO gaps VALUES (5, '2026', 'planted', '{}')",
             None,
-            "the table gaps has rows that no event made",
+            "the table gaps has rows without an event",
         ),
         (
             "INSERT INTO gaps VALUES (9999, '2026', 'planted', '{}')",
             None,
-            "the table gaps has rows that no event made",
+            "the table gaps has rows without an event",
         ),
         (
             PLANTED,
             5,
-            "the table decisions has a row for it that it did not make",
+            "the table decisions has a row for it, but it is no decision",
         ),
         ("UPDATE decisions SET seq = 5 WHERE seq = 4", 4, "its row in the table decisions is missing"),
         (
             "UPDATE erasures SET by_seq = 9999 WHERE seq = 3",
             3,
-            "its private part is said to be erased, which",
+            "the table erasures says that it was erased, but no event does",
         ),
-        ("UPDATE erasures SET by_seq = 49 WHERE seq = 3", 3, "its private part is said to be erased, which"),
-        ("DELETE FROM erasures WHERE seq = 3", 3, "its private part is gone, and no event says that it was"),
+        (
+            "UPDATE erasures SET by_seq = 49 WHERE seq = 3",
+            3,
+            "the table erasures says that it was erased, but no event does",
+        ),
+        ("DELETE FROM erasures WHERE seq = 3", 3, "its private part is missing, and no event erased it"),
     ],
 )
 def test_where_what_stands_beside_the_chain_is_wrong(
@@ -585,7 +601,7 @@ def test_a_decision_whose_change_was_copied_to_another_is_found(copied: Callable
             f"UPDATE decisions SET (explained_seq, {names}) = (SELECT explained_seq, {names} "
             "FROM decisions WHERE seq = 3) WHERE seq = 4"
         )
-    assert "by explained_seq" in str(verify(path).problem)
+    assert "explained_seq of the table decisions" in str(verify(path).problem)
 
 
 def test_a_decision_cannot_be_set_back_to_an_older_review(path: Path) -> None:
@@ -597,7 +613,7 @@ def test_a_decision_cannot_be_set_back_to_an_older_review(path: Path) -> None:
     with writing(path) as db:
         db.execute("DELETE FROM decisions")
         db.execute(f"INSERT INTO decisions VALUES ({', '.join('?' * len(older[0]))})", older[0])
-    assert verify(path).problem == "event 3: its decision's row does not know of it"
+    assert verify(path).problem == "event 3: the row of its decision does not show it"
 
 
 def test_an_erasure_cannot_be_undone(path: Path) -> None:
@@ -612,7 +628,10 @@ def test_an_erasure_cannot_be_undone(path: Path) -> None:
         for table, before in kept.items():
             db.execute(f"DELETE FROM {table}")
             db.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(before[0]))})", before)
-    assert verify(path).problem == "event 3: it erased a part of event 1, which is not so"
+    assert (
+        verify(path).problem
+        == "event 3: it erased a part of event 1, but the table erasures does not show it"
+    )
 
 
 def test_of_two_erasures_that_no_event_tells_of_the_first_is_named(copied: Callable[[], Path]) -> None:
@@ -657,7 +676,7 @@ def test_without_a_checkpoint_nobody_can_tell_a_cut_tail(path: Path) -> None:
     assert (verdict.ok, verdict.complete, verdict.events) == (True, None, 19)
     verdict = verify(path, anchors=[(kept.events, kept.head)])
     assert (verdict.ok, verdict.complete, verdict.chain_ok) == (False, False, True)
-    assert verdict.incomplete == f"event {kept.events} is not the one of the anchor"
+    assert verdict.incomplete == f"event {kept.events} does not match the anchor"
 
 
 def test_a_tail_that_no_checkpoint_vouched_for_can_be_cut_unseen(copied: Callable[[], Path]) -> None:
@@ -677,9 +696,7 @@ def test_a_cut_tail_that_had_a_checkpoint_is_missed(copied: Callable[[], Path]) 
         cut(db, EVENTS)
     verdict = verify(path)
     assert (verdict.chain_ok, verdict.projections_ok, verdict.complete) == (True, True, False)
-    assert (
-        verdict.incomplete == f"a checkpoint vouches for event {EVENTS}, but the chain ends at {EVENTS - 1}"
-    )
+    assert verdict.incomplete == f"a checkpoint covers event {EVENTS}, but the chain ends at {EVENTS - 1}"
     assert verdict.checkpoint_seq == 49
 
 
@@ -689,7 +706,7 @@ def test_a_cut_tail_whose_rows_stay_is_found(copied: Callable[[], Path]) -> None
         db.execute("DELETE FROM events WHERE seq >= 50")
     verdict = verify(path)
     assert (verdict.chain_ok, verdict.projections_ok, verdict.complete) == (True, False, False)
-    assert verdict.problem == "the table decisions has rows that no event made"
+    assert verdict.problem == "the table decisions has rows without an event"
 
 
 def test_a_chain_stamped_anew_is_not_the_one_that_was_signed(copied: Callable[[], Path]) -> None:
@@ -699,7 +716,7 @@ def test_a_chain_stamped_anew_is_not_the_one_that_was_signed(copied: Callable[[]
         restamp(db)
     verdict = verify(path)
     assert (verdict.chain_ok, verdict.projections_ok, verdict.ok) == (True, True, False)
-    assert verdict.incomplete == "event 23 is not the one that its checkpoint vouches for"
+    assert verdict.incomplete == "event 23 does not match its checkpoint"
 
 
 def test_another_chain_in_place_of_the_signed_one_is_found(copied: Callable[[], Path]) -> None:
@@ -778,15 +795,15 @@ def test_a_checkpoint_that_somebody_else_signed_counts_for_nothing(
     name = rows(path, "SELECT lower(hex(hash)) FROM events WHERE seq = 1")[0][0]
     mine = checkpoints.trusted_keys([next((path.parent / "checkpoints").glob("*.pub"))])
     assert verify(path, public_keys=mine).complete
-    checkpoints.keep(path.parent / "checkpoints", signer.sign(name, 30, "ab" * 32, "2026-07-01T12:00:00Z"))
+    checkpoints.store(path.parent / "checkpoints", signer.sign(name, 30, "ab" * 32, "2026-07-01T12:00:00Z"))
     forged = verify(path)
     assert (
         forged.incomplete == f"the checkpoint of event 30: its key {signer.key} is not among the trusted ones"
     )
     signer.publish(path.parent / "checkpoints")  # whoever can write there can do this too ..
-    assert verify(path).incomplete == "event 30 is not the one that its checkpoint vouches for"
+    assert verify(path).incomplete == "event 30 does not match its checkpoint"
     elsewhere = tmp_path / "elsewhere"
-    checkpoints.keep(elsewhere, signer.sign(name, EVENTS, verdict.head, "2026-07-01T12:00:00Z"))
+    checkpoints.store(elsewhere, signer.sign(name, EVENTS, verdict.head, "2026-07-01T12:00:00Z"))
     signer.publish(elsewhere)
     assert verify(path, checkpoint_dir=elsewhere, public_keys=mine).complete is False  # .. but not this
 
@@ -811,7 +828,7 @@ def test_anchors_are_held_against_the_chain(original: Path) -> None:
     for anchor in ((7, heads[8]), (EVENTS + 1, heads[7]), (0, heads[7])):
         verdict = verify(original, anchors=[(3, heads[3]), anchor])
         assert (verdict.chain_ok, verdict.complete) == (True, False)
-        assert verdict.incomplete == f"event {anchor[0]} is not the one of the anchor"
+        assert verdict.incomplete == f"event {anchor[0]} does not match the anchor"
 
 
 def test_an_anchor_tells_where_no_checkpoint_does(path: Path) -> None:

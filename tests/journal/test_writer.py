@@ -782,7 +782,7 @@ def test_timestamps_sort_as_text(one: int, other: int) -> None:
 
 def signed(path: Path) -> list[int]:
     """The events that checkpoint files vouch for."""
-    return [one.seq for one in checkpoints.found(path.parent / "checkpoints").checkpoints]
+    return [one.seq for one in checkpoints.read_directory(path.parent / "checkpoints").checkpoints]
 
 
 def test_a_clean_stop_is_signed(path: Path) -> None:
@@ -839,12 +839,12 @@ def test_what_a_crash_left_unsigned_is_signed_at_the_next_start(path: Path) -> N
     rule = signing(path)
     record(path, note(), note(), checkpoints=rule)
     (file,) = (path.parent / "checkpoints").glob("*.json")
-    before = checkpoints.found(file.parent).checkpoints
+    before = checkpoints.read_directory(file.parent).checkpoints
     file.unlink()  # the note of it was committed, its file was not
     with Journal(path, checkpoints=rule) as journal:
         assert signed(path) == [3]
         assert journal.counters["checkpoints"] == 1
-    assert checkpoints.found(file.parent).checkpoints == before
+    assert checkpoints.read_directory(file.parent).checkpoints == before
     assert kinds(path) == ["note", "note", "checkpoint"]
 
 
