@@ -428,7 +428,7 @@ class TestVerify:
     def test_a_sound_journal_says_what_was_checked(self, run: Run, kept: dict[str, str]) -> None:
         shown = run("log", "verify")
         assert shown.exit_code == 0
-        for told in ("chain         ok", "tables        ok", "complete      ok", "vouched for"):
+        for told in ("chain         ok", "tables        ok", "complete      ok", "signed"):
             assert told in shown.stdout
         verdict = json.loads(run("log", "verify", "--json").stdout)
         assert verdict["ok"]
@@ -522,7 +522,7 @@ class TestUpkeep:
         result = run("log", "erase", "user:bob", stdin="y\n")
         assert result.exit_code == 0, result.output
         assert "own parts erased  2" in result.stdout
-        assert "left              nothing" in result.stdout
+        assert "name still in     nothing" in result.stdout
         assert names_of(either, run("log", "--json", "--actor", "bob")) == []
         assert "(erased)" in run("log").stdout
         assert "private part  erased" in run("log", "show", either["bob"]).stdout
@@ -565,7 +565,7 @@ class TestUpkeep:
         done = json.loads(run("log", "checkpoint", "--json").stdout)["checkpoint"]
         verdict = json.loads(run("log", "verify", "--json").stdout)
         assert done == verdict["checkpoint_seq"] == verdict["events"]
-        assert f"vouches for event {done}" in run("log", "checkpoint").stdout
+        assert f"signed up to event {done}" in run("log", "checkpoint").stdout
 
 
 class TestRebuild:
@@ -576,7 +576,7 @@ class TestRebuild:
         assert run("log", "verify").exit_code == 1
         result = run("log", "rebuild")
         assert result.exit_code == 0, result.output
-        assert result.stdout.startswith("made anew from ")
+        assert result.stdout.startswith("rebuilt from ")
         assert run("log", "verify").exit_code == 0
         assert run("log", "--json").stdout == before
 
@@ -623,7 +623,7 @@ class TestStats:
         assert sum(count for _, count in figures["hourly"]) == 4
         assert sum(row["decisions"] for row in figures["confidence"]) == 4
         shown = run("stats").stdout
-        for told in ("turned_out", "by the hour", "█", "p99 ms", "confidence from"):
+        for told in ("turned_out", "by hour", "█", "p99 ms", "confidence from"):
             assert told in shown
 
     def test_count_from_a_time_on(self, run: Run, kept: dict[str, str]) -> None:
