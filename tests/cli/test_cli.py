@@ -380,7 +380,7 @@ class TestLog:
     def test_follow_takes_no_filter(self, run: Run, kept: dict[str, str], other: list[str]) -> None:
         result = run("log", "--follow", *other)
         assert result.exit_code == 2
-        assert "leave the filters and --csv out" in result.stderr
+        assert "leave out the filters, --before and --csv" in result.stderr
 
     @pytest.mark.parametrize("as_json", [True, False])
     def test_follow_goes_on_with_each_new_decision_until_ctrl_c(

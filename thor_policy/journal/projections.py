@@ -139,15 +139,15 @@ def read(kind: str, body: bytes, private: bytes | None) -> tuple[Part, Part | No
 def project(kind: str, seq: int, at: str, subject_id: str, body: Any, private: Any) -> Projection:
     """The projection of one event. `private` is None if the event never had one, or if it was erased."""
     if isinstance(body, DecisionColumns):
-        return Projection("decisions", _decided(seq, at, subject_id, body, private))
+        return Projection("decisions", _decision_row(seq, at, subject_id, body, private))
     if kind == "decision_report":
-        return Projection("decisions", _reported(seq, at, subject_id, body, private or {}))
+        return Projection("decisions", _report_row(seq, at, subject_id, body, private or {}))
     if isinstance(body, ExplanationBody):
-        return Projection(changes=_explained(body, private))
+        return Projection(changes=_explanation_changes(body, private))
     if isinstance(body, ShadowBody):
-        return Projection("shadows", _shadowed(seq, at, subject_id, body))
+        return Projection("shadows", _shadow_row(seq, at, subject_id, body))
     if isinstance(body, CounterfactualBody):
-        return Projection("counterfactuals", _redecided(seq, at, subject_id, body))
+        return Projection("counterfactuals", _counterfactual_row(seq, at, subject_id, body))
     if kind not in _PLAIN:
         return Projection()
     table, columns = _PLAIN[kind]
@@ -190,7 +190,7 @@ _TYPES: dict[str, tuple[Callable[[bytes], Part], Callable[[bytes], Part]]] = {
 # ---------------------------------------------------------------- decisions
 
 
-def _decided(seq: int, at: str, decision_id: str, body: DecisionColumns, private: Any) -> Row:
+def _decision_row(seq: int, at: str, decision_id: str, body: DecisionColumns, private: Any) -> Row:
     situation = team_context = reasoning = text = actor = entity = None
     explanation, notes, timings, model, pack = (
         body.explanation,
@@ -271,7 +271,7 @@ def version_of(pack: PackInfo) -> str:
     return f"{pack.name}@{pack.version}+{pack.sha256[:12]}"
 
 
-def _shadowed(seq: int, at: str, decision_id: str, body: ShadowBody) -> Row:
+def _shadow_row(seq: int, at: str, decision_id: str, body: ShadowBody) -> Row:
     return (
         seq,
         at,
@@ -292,7 +292,7 @@ def _shadowed(seq: int, at: str, decision_id: str, body: ShadowBody) -> Row:
     )
 
 
-def _redecided(seq: int, at: str, decision_id: str, body: CounterfactualBody) -> Row:
+def _counterfactual_row(seq: int, at: str, decision_id: str, body: CounterfactualBody) -> Row:
     return (
         seq,
         at,
@@ -317,7 +317,7 @@ def _redecided(seq: int, at: str, decision_id: str, body: CounterfactualBody) ->
     )
 
 
-def _reported(seq: int, at: str, decision_id: str, body: Any, private: dict[str, Json]) -> Row:
+def _report_row(seq: int, at: str, decision_id: str, body: Any, private: dict[str, Json]) -> Row:
     made_by, agent = body.get("made_by", "agent"), private.get("agent")
     situation = {name: private[name] for name in ("prompt", "context") if name in private}
     columns = {
@@ -349,7 +349,7 @@ def _reported(seq: int, at: str, decision_id: str, body: Any, private: dict[str,
     return tuple(map(columns.get, DECISION_COLUMNS))
 
 
-def _explained(body: ExplanationBody, private: Any) -> Row:
+def _explanation_changes(body: ExplanationBody, private: Any) -> Row:
     return (
         body.classification,
         _text(body.clauses),
@@ -359,7 +359,7 @@ def _explained(body: ExplanationBody, private: Any) -> Row:
     )
 
 
-def _reviewed(at: str, fields: dict[str, Json]) -> Row:
+def _review_changes(at: str, fields: dict[str, Json]) -> Row:
     verdict = fields["verdict"]
     if verdict == "withdrawn":
         verdict = fields.get("stands")
@@ -371,8 +371,11 @@ def _reviewed(at: str, fields: dict[str, Json]) -> Row:
     return 1, fields.get("decision"), fields.get("reasoning"), at, int(right)
 
 
-def _turned_out(at: str, fields: dict[str, Json]) -> Row:
+def _outcome_changes(at: str, fields: dict[str, Json]) -> Row:
     return fields["status"], fields.get("value")
 
 
-_CHANGES: dict[str, Callable[[str, dict[str, Json]], Row]] = {"review": _reviewed, "outcome": _turned_out}
+_CHANGES: dict[str, Callable[[str, dict[str, Json]], Row]] = {
+    "review": _review_changes,
+    "outcome": _outcome_changes,
+}

@@ -120,7 +120,7 @@ class Reader:
                 (seq,),
             ).fetchone()
             if row is None:
-                row = _archived(connection, self.path, seq)
+                row = _archived_event(connection, self.path, seq)
         at, kind, body, link, private = row
         return {
             "seq": seq,
@@ -350,7 +350,7 @@ class Reader:
         with self.snapshot() as connection:
             cursor = connection.execute(sql, values)
             names = [column[0] for column in cursor.description]
-            return [_decoded(dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
+            return [_decode_columns(dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
 
     @contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
@@ -392,7 +392,7 @@ def _actor(actor: str | None) -> str | None:
     return actor if actor is None or ":" in actor else f"user:{actor}"
 
 
-def _archived(connection: sqlite3.Connection, path: Path, seq: int) -> tuple[Any, ...]:
+def _archived_event(connection: sqlite3.Connection, path: Path, seq: int) -> tuple[Any, ...]:
     event = segments.find_event(connection, path, seq)
     if event is None:
         raise ValueError(f"event {seq} is neither in the database nor in an archive")
@@ -400,7 +400,7 @@ def _archived(connection: sqlite3.Connection, path: Path, seq: int) -> tuple[Any
     return row.at.decode(), row.kind.decode(), row.body, row.hash, part and part[1]
 
 
-def _decoded(record: Record) -> Record:
+def _decode_columns(record: Record) -> Record:
     for column in JSON_COLUMNS & record.keys():
         if record[column] is not None:
             record[column] = msgspec.json.decode(record[column])
