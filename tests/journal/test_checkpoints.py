@@ -1,4 +1,4 @@
-"""Signed checkpoints: nobody else can say what one says, and a hostile file gets no further than its name."""
+"""Signed checkpoints: nobody without the key can make one, and a hostile file is only listed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from thor_policy.journal.checkpoints import (
 from thor_policy.security import signatures
 from thor_policy.security.files import MAX_BYTES
 
-#: How long a test waits for what must come; far more than it takes.
+#: How long a test waits for an expected event, in seconds; far more than it takes.
 WAIT_S = 60.0
 CHAIN, HEAD = "c0ffee" + "0" * 58, "ab" * 32
 AT = "2026-07-01T12:00:00.000000Z"
@@ -74,13 +74,13 @@ def put_key(path: Path, content: bytes, mode: int = 0o600) -> Path:
 
 @pytest.fixture
 def key(tmp_path: Path) -> Path:
-    """Where a key is, once it is made."""
+    """The path of the signing key, which is not made yet."""
     return tmp_path / "checkpoint.key"
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """Where checkpoints are, once it is made."""
+    """The path of the checkpoint directory, which is not made yet."""
     return tmp_path / "checkpoints"
 
 
@@ -88,9 +88,9 @@ def directory(tmp_path: Path) -> Path:
 
 
 def test_the_signed_bytes_of_a_checkpoint_are_those_of_version_1() -> None:
-    """Kept checkpoints must stay valid: a change here is another version, with another heading.
+    """Stored checkpoints must stay valid: a change of these bytes needs another version and heading.
 
-    The signature is what OpenSSL makes of these bytes with this key.
+    OpenSSL makes the same signature of these bytes with this key.
     """
     assert checkpoints._signed_bytes(GOOD) == (
         b"thor-policy checkpoint 1\n"
@@ -281,7 +281,7 @@ def test_a_signing_key_that_only_its_owner_may_read_is_accepted(key: Path, mode:
         (0, 0o440, 0, "has mode 0440, so others may come at it; run `chmod 600` on it"),
         (1001, 0o600, 1000, "belongs to user 1001; run `chown 1000` on it"),
         (1000, 0o600, 0, "belongs to user 1000; run `chown 0` on it"),
-        # how systemd shows a credential: root's, with the mask of an ACL where the group's bits are
+        # a credential of systemd: it belongs to root, and the mask of its ACL is in the bits of the group
         (0, 0o440, 1000, None),
         (0, 0o460, 1000, "has mode 0460, so others may come at it; run `chmod 440` on it"),
         (0, 0o444, 1000, "has mode 0444, so others may come at it; run `chmod 440` on it"),
@@ -394,7 +394,7 @@ def test_a_systemd_credential_takes_precedence_over_the_configured_key(
 
 
 def test_a_signing_key_in_a_read_only_directory_is_accepted(key: Path, directory: Path) -> None:
-    """As a credential in its read-only directory; root writes anywhere else, but over no directory."""
+    """As a credential. Root may write in any directory, so a directory blocks the public key's file."""
     put_key(key, as_pem(PRIVATE), 0o400)
     key.with_name("checkpoint.key.pub").mkdir()
     signer = Signer.load(key)
@@ -408,7 +408,7 @@ def test_a_public_key_that_cannot_be_published_is_an_error_with_the_reason(tmp_p
         SIGNER.publish(tmp_path / "file" / "checkpoints")
 
 
-# ---------------------------------------------------------------- kept
+# ---------------------------------------------------------------- storing
 
 
 def test_a_stored_checkpoint_is_read_and_passes_the_check(key: Path, directory: Path) -> None:
@@ -489,7 +489,7 @@ def test_a_checkpoint_that_cannot_be_stored_is_an_error_with_the_reason(tmp_path
             store(directory, GOOD)
 
 
-#: A process that keeps a checkpoint and makes a key, and dies at its nth fsync, as in a power cut.
+#: A process that stores a checkpoint or makes a key, and dies at its nth fsync, as in a power cut.
 DIES = """
 import os, sys
 from pathlib import Path
@@ -526,13 +526,13 @@ def test_a_process_killed_while_it_stores_leaves_a_complete_file_or_none(
     assert read_directory(directory) == StoredCheckpoints(
         checkpoints=(GOOD,) if visible and what == "checkpoint" else ()
     )
-    # and whoever comes next is not held up
+    # and the next process can continue
     assert Signer.load(directory / "checkpoint.key").key
     store(directory, GOOD)
     assert read_directory(directory).checkpoints == (GOOD,)
 
 
-#: A process on a disk that takes a hundred bytes of a file and no more.
+#: A process whose files may have at most 100 bytes.
 FULL = """
 import resource, sys
 from pathlib import Path
@@ -573,7 +573,7 @@ def test_a_full_disk_leaves_no_checkpoint_or_key_file(directory: Path) -> None:
 def test_the_directory_is_synced_after_a_checkpoint_or_key_is_stored(
     directory: Path, monkeypatch: pytest.MonkeyPatch, put: Callable[[Path], Path]
 ) -> None:
-    """The file before its name, the name before the return, and the new directory's name too."""
+    """The file is synced before it gets its name, the name before the return; so is the new directory."""
     calls: list[str] = []
     fsync, link, replace = os.fsync, os.link, os.replace
 
@@ -725,7 +725,7 @@ def test_a_directory_with_too_many_files_is_read_in_part_and_reported(
 
 
 def test_a_checkpoint_is_checked_with_the_given_keys_only(tmp_path: Path, directory: Path) -> None:
-    """Who writes the directory can put a key and checkpoints of their own there; the auditor's key tells."""
+    """Who may write to the directory can add a key and checkpoints there; the auditor's key reveals it."""
     forger = Signer.load(tmp_path / "forged.key")
     forger.publish(directory)
     forged = forger.sign(CHAIN, 1, HEAD, AT)

@@ -1,4 +1,4 @@
-"""Leases on decisions: one holder at a time, whoever writes, and an end to each."""
+"""Leases on decisions: one holder at a time, in any process, and each lease ends."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def verdict(reviewer: str, at: float = NOON) -> Event:
 
 
 def fates(path: Path, *batches: list[Event]) -> list[str | None]:
-    """What became of events that come in these batches, each to a journal that was just opened."""
+    """The errors of events that are recorded in these batches, each in a newly opened journal."""
     committed: list[Committed] = []
     for batch in batches:
         callback = Fates()
@@ -79,7 +79,7 @@ def test_no_other_reviewer_ends_a_lease(path: Path, together: bool) -> None:
     requests = [lease("kim"), *others]
     assert fates(path, *([requests] if together else [[request] for request in requests])) == [
         None,
-        None,  # a verdict is taken from anybody at any time
+        None,  # a review by anybody is accepted at any time
         "conflict",
         "conflict",
     ]

@@ -1,4 +1,4 @@
-"""Upkeep: old events move into archives, people are erased, tables are made anew, and it stays one chain."""
+"""Maintenance: archive, erase and rebuild, after each of which the journal is still one chain."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def journal(path: Path) -> Iterator[Journal]:
 
 
 def opened(path: Path) -> Journal:
-    """No test pulls the plug, so nothing is synced."""
+    """An open journal that syncs nothing, because no test needs that."""
     return Journal(path, synchronous="OFF")
 
 
@@ -96,7 +96,7 @@ def keep(journal: Journal, event: Event) -> str:
 
 
 def decide(journal: Journal, subject: str = "alice", /, *, at: float = NOON, **context: Json) -> str:
-    """Record what the model decided for a user, with a fact, a rule's error and tokens of the question."""
+    """Record a decision of the model for a user, with a fact, an error of a rule, and suffix tokens."""
     decision = Decision(
         id=new_id(),
         at=at,
@@ -139,7 +139,7 @@ def explain(journal: Journal, decision_id: str, words: str = "Nobody deploys on 
 
 
 def record(journal: Journal, sent: records.Record, *, at: float = NOON) -> str:
-    """Keep a record that somebody sent; returns its id, by which a reported decision is named."""
+    """Record what a client sent; returns its id, which is also the id of a reported decision."""
     record_id = new_id()
     keep(journal, events.record_event(sent, record_id=record_id, at=at, caller=CALLER))
     return record_id
@@ -151,13 +151,13 @@ def rows(path: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
 
 
 def change(path: Path, sql: str, *values: Any) -> None:
-    """What somebody does who owns the file."""
+    """Change the file as its owner could."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         assert connection.execute(sql, values).rowcount
 
 
 def tables(path: Path) -> str:
-    """Every table that events are projected into, to the last byte; 1 and 1.0 differ."""
+    """All rows of every table of projections, as text; 1 and 1.0 differ."""
     return "\n".join(repr((table, rows(path, f"SELECT * FROM {table} ORDER BY seq"))) for table in TABLES)
 
 
@@ -184,7 +184,7 @@ def write_lines(file: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def files_with(path: Path, name: str) -> list[str]:
-    """Files of the state directory that hold the bytes of a name, as text or as JSON; archives unpacked."""
+    """Files of the state directory with the bytes of a name, as text or JSON; archives are decompressed."""
     needles = {
         name.encode(),
         json.dumps(name)[1:-1].encode(),
@@ -202,7 +202,7 @@ def files_with(path: Path, name: str) -> list[str]:
 
 @contextmanager
 def cut_off(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, *, after: int = 0) -> Iterator[None]:
-    """The power fails at the call of a function, once it was called `after` times."""
+    """A power failure at a call of a function, after `after` calls."""
     real, calls = getattr(where, name), itertools.count()
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -231,7 +231,7 @@ def test_an_archived_journal_is_one_chain_as_before(path: Path, journal: Journal
         (21, 24, 4),
     ]
     assert moved == [10, 20, 24]
-    assert live(path) == [25, 26, 27, 28]  # the newest, and the events that tell of the three segments
+    assert live(path) == [25, 26, 27, 28]  # the newest, and the `archived` events of the three segments
     verdict = sound(path)
     assert (verdict.events, verdict.archived) == (28, 24)
     assert rows(path, "SELECT hex(hash) FROM events WHERE seq = 25") == [(head.upper(),)]
@@ -403,7 +403,7 @@ def test_verify_finds_damage_anywhere_in_a_segment(path: Path, journal: Journal)
     file = segment_files(path)[1]
     whole = file.read_bytes()
     for place in range(0, len(whole), max(1, len(whole) // 60)):
-        if 4 <= place < 10:  # time and system in gzip's header mean nothing
+        if 4 <= place < 10:  # time and system in the header of gzip are not checked
             continue
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         assert not verify(path).ok, place
@@ -463,7 +463,7 @@ def test_a_gap_as_wide_as_a_segment_is_not_archived(path: Path, journal: Journal
 
 
 def test_a_chain_rewritten_after_an_archive_is_not_archived(path: Path, journal: Journal) -> None:
-    """Each event matches its own hash, and the first of them follows nothing."""
+    """Each event matches its own hash, but the first does not follow the archived chain."""
     for _ in range(4):
         decide(journal)
     archive_before(journal, ALWAYS)
@@ -494,7 +494,7 @@ def test_an_archive_directory_that_cannot_be_written_leaves_the_journal_as_it_wa
 @pytest.mark.parametrize(
     ("where", "name", "after"),
     [
-        (segments, "_encode_line", 4),  # half a segment
+        (segments, "_encode_line", 4),  # an unfinished segment
         (files, "rename", 0),
         (archive_module, "commit", 0),  # a segment that no event names
         (archive_module, "commit", 1),
@@ -577,7 +577,7 @@ def test_a_new_journal_overwrites_no_archive_of_the_old_one(path: Path) -> None:
 
 
 def test_an_archive_with_events_that_the_database_lacks_is_left_alone(path: Path) -> None:
-    """The database is a copy from before the archive: the segment may be all there is of its events."""
+    """The database is a copy from before the archive, so the segment may be the only copy of its events."""
     with opened(path) as journal:
         for _ in range(3):
             decide(journal)
@@ -599,7 +599,7 @@ def test_an_archive_with_events_that_the_database_lacks_is_left_alone(path: Path
 
 
 def everything_about(journal: Journal, name: str) -> list[str]:
-    """One of each kind of event that a name can stand in, and two decisions of its own; returns those."""
+    """One event of each kind that can contain a name, and two decisions of the actor; returns their ids."""
     own = [decide(journal, name, details=f"for {name}"), decide(journal, name)]
     explain(journal, own[0], f"{name} may not.")
     explain(journal, own[1], "He may not.")
@@ -635,7 +635,7 @@ def everything_about(journal: Journal, name: str) -> list[str]:
 
 
 def test_an_erased_name_is_in_no_file_and_the_chain_records_the_erasure(path: Path, journal: Journal) -> None:
-    """The acceptance: no byte of the name is left in database, write-ahead log or archives."""
+    """No byte of the name is left in the database, the write-ahead log or the archives."""
     own = everything_about(journal, "alice")
     archive_before(journal, ALWAYS)
     own += everything_about(journal, "alice")
@@ -870,7 +870,7 @@ def test_an_erased_name_in_free_space_of_the_file_is_overwritten(path: Path, jou
 
 
 def test_a_long_vacuum_beats_the_pulse(path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else whoever watches the journal would end the daemon, each time that the erasure is begun again."""
+    """Otherwise the watchdog would end the daemon at each new attempt of the erasure."""
 
     class Counted(Pulse):
         beats = 0
@@ -898,7 +898,7 @@ def test_a_long_vacuum_beats_the_pulse(path: Path, journal: Journal, monkeypatch
 
 
 def test_two_adjacent_values_that_spell_a_name_are_not_reported(path: Path, journal: Journal) -> None:
-    """In the file nothing stands between `agent:ann` and the `agent` of another column."""
+    """In the file `agent:ann` is directly followed by the `agent` of another column."""
     record(journal, records.DecisionReport(agent="ann", outcome="BUY"))
     done = erase(journal, "anna")
     assert (done.mentions, done.left, done.parts) == (0, (), ("journal.db",))
@@ -1002,7 +1002,11 @@ def test_after_an_erasure_the_newest_explanation_review_and_outcome_still_count(
         (erase_module, "commit", 2),
         (erase_module, "commit", 5),
         (erase_module, "commit", 9),
-        (erase_module, "_rewrite_segment", 0),  # the chain says it is erased, and the archive has it yet
+        (
+            erase_module,
+            "_rewrite_segment",
+            0,
+        ),  # the chain says that it is erased, but the archive still has it
         (erase_module, "_rewrite_segment", 1),
         (segments, "_encode_line", 3),
         (erase_module, "_find_remains", 0),
@@ -1040,7 +1044,7 @@ def test_an_unfinished_segment_of_a_crash_does_not_keep_the_name(
     half.write_bytes(gzip.compress(b"alice"))
     with cut_off(monkeypatch, archive_module, "commit"):
         archive_before(journal, ALWAYS)
-    assert len(segment_files(path)) == 1  # whole, and no event names it
+    assert len(segment_files(path)) == 1  # complete, but no event names it
     half.write_bytes(gzip.compress(b"alice"))
     assert erase(journal, "alice").left == ()
     assert segment_files(path) == []
@@ -1105,7 +1109,7 @@ def test_events_that_arrive_during_an_erasure_are_erased_too(path: Path, journal
 
 
 def busy(journal: Journal, *, dumps: dict[int, str] | None = None) -> None:
-    """Every kind of event, an hour apart; `dumps` gets the tables as they were after each of them."""
+    """Record every kind of event, an hour apart; `dumps` gets the tables after each of them."""
     hours = itertools.count()
     keep(journal, events.model_loaded(MODEL, NOON))
     keep(journal, events.pack_activated(PACK, NOON))
@@ -1245,7 +1249,7 @@ def test_a_rebuild_does_not_restore_erased_values(path: Path, journal: Journal) 
     other = path.parent / "copies" / "journal.db"
     rebuild(path, other)
     assert tables(other) == tables(path)
-    assert holds(other, "alice") == holds(other, "bob") == []
+    assert files_with(other, "alice") == files_with(other, "bob") == []
     assert sound(other).erased == sound(path).erased > 0
 
 
@@ -1258,12 +1262,12 @@ def test_a_rebuilt_journal_can_be_continued(path: Path, journal: Journal) -> Non
         assert copy.chain == journal.chain
         decide(copy)
         erase(copy, "alice")
-        assert live(other)[0] == 1  # its archives are not here, whatever the chain tells of them
+        assert live(other)[0] == 1  # the archives that its chain names are not in this directory
         archive_before(copy, "2026-07-01T13:30:00Z")
         assert len(live(other)) > 10
         sound(other)
         archive_before(copy, ALWAYS)
-    assert holds(other, "alice") == []
+    assert files_with(other, "alice") == []
     sound(other)
 
 
@@ -1330,7 +1334,7 @@ def test_a_rebuild_in_place_that_fails_changes_nothing(path: Path, journal: Jour
     sound(path)
 
 
-# ---------------------------------------------------------------- all of them
+# ---------------------------------------------------------------- all tasks
 
 
 def test_each_maintenance_task_returns_its_result(path: Path, journal: Journal) -> None:
@@ -1400,7 +1404,7 @@ def test_after_any_sequence_of_tasks_the_journal_verifies_and_rebuilds_identical
                     about = decided[which % len(decided)]
                     record(journal, records.Outcome(decision_id=about, status="SUCCESS", note=name), at=at)
                 gone = (gone | {which}) if what == "erase" else gone - {which, name}
-            for name in gone - {"id", "ann"}:  # of which the bytes are in other words
+            for name in gone - {"id", "ann"}:  # their letters are inside other words
                 assert name == "anna" or files_with(path, name) == [], name
             sound(path)
             if journal.seq:

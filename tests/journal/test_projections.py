@@ -1,4 +1,4 @@
-"""What events mean for the tables: one row an event, one column a fact, nothing the event does not say."""
+"""Projections: the rows that each event makes, and that they follow from its stored bytes alone."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def empty() -> Iterator[sqlite3.Connection]:
-    """The tables, with nothing in them."""
+    """An empty journal."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
         schema.migrate(db)
         yield db
@@ -850,7 +850,7 @@ def consulted(decision_id: st.SearchStrategy[str | None]) -> st.SearchStrategy[r
 
 
 def hung_on(decision_id: str) -> st.SearchStrategy[records.Record]:
-    """Whatever can be sent about one decision."""
+    """Any record about one decision."""
     this = st.just(decision_id)
     happened = st.builds(
         records.Outcome,
@@ -894,7 +894,7 @@ def hung_on(decision_id: str) -> st.SearchStrategy[records.Record]:
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[Event]:
-    """Anything that can happen, in any order in which it can."""
+    """Any sequence of events that the journal accepts."""
     history: list[Event] = []
     known: list[str] = []
     for number in range(draw(st.integers(1, 8))):
@@ -923,7 +923,7 @@ def histories(draw: st.DrawFn) -> list[Event]:
 
 
 def computed(path: Path) -> dict[str, dict[int, tuple[Any, ...]]]:
-    """Every table as it follows from the stored bytes of the events, in their order."""
+    """Every table, computed from the stored bytes of the events in their order."""
     tables: dict[str, dict[int, tuple[Any, ...]]] = {table: {} for table in TABLES}
     at_seq: dict[str, int] = {}
     with closing(sqlite3.connect(path)) as db:

@@ -1,4 +1,4 @@
-"""Reading the journal: one decision with all that hangs on it, pages by filter, figures that add up."""
+"""The reader: one decision with its records, pages by filter, and statistics."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight decisions, an hour apart, from noon on; what came of them, and what people said. Only read it."""
+    """Eight decisions, an hour apart from noon on, with outcomes and reviews. Tests must only read it."""
     path = tmp_path_factory.mktemp("library") / "journal.db"
     bob = Entity(type="user", id="bob")
     by_bob = Evaluation(subject=bob, action=Action(name="read"), resource=Entity(type="doc", id="guide"))
@@ -268,7 +268,7 @@ def test_a_page_with_a_time_span_reads_only_that_span(library: Path) -> None:
     ids=lambda filters: "".join(filters) or "all",
 )
 def test_every_filter_reads_its_page_from_an_index(library: Path, filters: dict[str, Any]) -> None:
-    """A page is as quick among millions: nothing is read that does not fit."""
+    """No row that does not match is read, so a page is as fast among millions of decisions."""
 
     class Explaining(Reader):
         def _records(self, sql: str, values: Sequence[Any]) -> list[dict[str, Any]]:
@@ -295,7 +295,7 @@ def test_every_filter_reads_its_page_from_an_index(library: Path, filters: dict[
 
 @pytest.mark.parametrize("filters", [{"tier": "rule"}, {"risk": "low"}, {"type": "policy_application"}])
 def test_a_page_of_a_common_value_uses_the_index_on_timestamp(library: Path, filters: dict[str, Any]) -> None:
-    """Nothing is sorted, and soon enough are found: an index of each common value would cost every commit."""
+    """Nothing is sorted, and few rows are skipped. An index of each common value would cost every commit."""
 
     class Explaining(Reader):
         def _records(self, sql: str, values: Sequence[Any]) -> list[dict[str, Any]]:
@@ -502,7 +502,7 @@ def test_a_breakdown_has_at_most_so_many_rows(path: Path, monkeypatch: pytest.Mo
 
 
 def test_confidence_is_counted_in_buckets(path: Path) -> None:
-    """A bucket begins with its bound and ends before the next."""
+    """A bucket includes its lower bound and ends before the next."""
     right, wrong = Annotations(expected=("deny",)), Annotations(expected=("allow",))
     record(
         path,

@@ -1,4 +1,4 @@
-"""Verification: no change of what was recorded goes unnoticed, and what is sound is called so."""
+"""Verification: every change of a journal is found, and a sound journal passes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sound journal, closed, with checkpoints; whoever tampers with it takes a copy."""
+    """A sound, closed journal with checkpoints. Tests must change only copies of it."""
     path = tmp_path_factory.mktemp("original") / "journal.db"
     rule = signing(path)
     record(path, *one_of_each(), checkpoints=rule)
@@ -94,7 +94,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(original: Path, tmp_path: Path) -> Callable[[], Path]:
-    """Gives fresh copies of the original and its checkpoints."""
+    """A function that makes a new copy of the original with its checkpoints."""
 
     def fresh() -> Path:
         folder = tmp_path / "copy"
@@ -106,14 +106,14 @@ def copied(original: Path, tmp_path: Path) -> Callable[[], Path]:
 
 
 def verdict_of(path: Path) -> Verdict | JournalError:
-    """The verdict; or why there can be none, as of a file that is no journal any more."""
+    """The verdict, or the error if the file is no journal any more."""
     try:
         return verify(path)
     except JournalError as error:
         return error
 
 
-# ---------------------------------------------------------------- what random hands do
+# ---------------------------------------------------------------- random tampering
 
 
 def another(value: Any, chance: random.Random) -> Any:
@@ -132,7 +132,7 @@ def another(value: Any, chance: random.Random) -> Any:
 
 
 def pick(db: sqlite3.Connection, chance: random.Random, table: str, column: str = "seq") -> tuple[int, Any]:
-    """seq and value of one column, in a row of anybody's choosing."""
+    """seq and value of one column, in a random row."""
     return chance.choice(db.execute(f"SELECT seq, {column} FROM {table} ORDER BY seq").fetchall())  # type: ignore[no-any-return]
 
 
@@ -145,7 +145,7 @@ def filled(db: sqlite3.Connection, tables: tuple[str, ...] = STORED) -> list[str
 
 
 def change_a_column(db: sqlite3.Connection, chance: random.Random) -> None:
-    """Of any table, to any other value."""
+    """Change a random column of a random table."""
     table = chance.choice(filled(db))
     column = chance.choice(columns(db, table))
     seq, value = pick(db, chance, table, column)
@@ -165,7 +165,7 @@ def change_a_decision(db: sqlite3.Connection, chance: random.Random) -> None:
 
 
 def empty_a_column(db: sqlite3.Connection, chance: random.Random) -> None:
-    """Set to null what may be null, or copy the value of another row."""
+    """Set a column to null if it may be null, else copy the value of another row."""
     table = chance.choice(filled(db))
     info = db.execute(f"PRAGMA table_info({table})").fetchall()
     column, needed = chance.choice([(name, bool(needed or key)) for _, name, _, needed, _, key in info])
@@ -199,7 +199,7 @@ def swap(db: sqlite3.Connection, table: str, first: int, second: int, column: st
 
 
 def swap_two_rows(db: sqlite3.Connection, chance: random.Random) -> None:
-    """Two rows of first table change places."""
+    """Swap two rows of one table."""
     several = [t for t in filled(db) if db.execute(f"SELECT count(*) FROM {t}").fetchone()[0] > 1]
     table = chance.choice(several)
     first, second = chance.sample([seq for (seq,) in db.execute(f"SELECT seq FROM {table}")], 2)
@@ -209,7 +209,7 @@ def swap_two_rows(db: sqlite3.Connection, chance: random.Random) -> None:
 def swap_two_events(db: sqlite3.Connection, chance: random.Random) -> None:
     first, second = chance.sample(range(1, EVENTS + 1), 2)
     swap(db, "events", first, second)
-    if chance.random() < 0.5:  # with all that stands beside them
+    if chance.random() < 0.5:  # with their private parts and rows
         for table in STORED[1:]:
             db.execute(f"UPDATE {table} SET seq = -seq WHERE seq IN (?, ?)", (first, second))
             db.execute(f"UPDATE {table} SET seq = ? WHERE seq = ?", (second, -first))
@@ -228,7 +228,7 @@ def a_free_number(taken: set[int], chance: random.Random) -> int:
 
 
 def move_a_row(db: sqlite3.Connection, chance: random.Random) -> None:
-    """To where there is no event, or to where there is one."""
+    """Move a row to the number of another event, or to a number without an event."""
     table = chance.choice(filled(db))
     seq, _ = pick(db, chance, table)
     taken = {seq for (seq,) in db.execute(f"SELECT seq FROM {table}")}
@@ -239,7 +239,7 @@ def remove_an_event(db: sqlite3.Connection, chance: random.Random) -> None:
     seq = chance.randrange(1, EVENTS)
     db.execute("DELETE FROM events WHERE seq = ?", (seq,))
     how = chance.randrange(3)
-    if how >= 1:  # with all that stands beside it
+    if how >= 1:  # with its private part and rows
         for table in STORED[1:]:
             db.execute(f"DELETE FROM {table} WHERE seq = ?", (seq,))
     if how == 2:  # and close the gap
@@ -268,7 +268,7 @@ def remove_a_row(db: sqlite3.Connection, chance: random.Random) -> None:
 
 
 def add_a_row(db: sqlite3.Connection, chance: random.Random) -> None:
-    """A copy of another one, under a number that is free."""
+    """Add a copy of a row under a free number."""
     table = chance.choice(filled(db, STORED[1:]))
     taken = {seq for (seq,) in db.execute(f"SELECT seq FROM {table}")}
     unique = {"decisions": "decision_id", "nodes": "id", "edges": "id"}.get(table)
@@ -280,7 +280,7 @@ def add_a_row(db: sqlite3.Connection, chance: random.Random) -> None:
 
 
 def plant_a_private_part(db: sqlite3.Connection, chance: random.Random) -> None:
-    """Another text with another salt, perhaps with an erasure that gives it a right digest."""
+    """Add another private part with another salt, perhaps with an erasure that has its digest."""
     seq = chance.choice([-1, 0, EVENTS + 1, *range(1, EVENTS + 1)])
     salt, digest = chain.seal(b'{"agent":"planted"}')
     db.execute("INSERT OR REPLACE INTO private VALUES (?, ?, ?)", (seq, salt, '{"agent":"planted"}'))
@@ -304,12 +304,12 @@ def cut(db: sqlite3.Connection, first: int) -> None:
 
 
 def cut_the_tail(db: sqlite3.Connection, chance: random.Random) -> None:
-    """Neatly; but a checkpointed event goes with it."""
+    """Truncate every table consistently; a signed event is cut off too."""
     cut(db, chance.randrange(1, EVENTS + 1))
 
 
 def restamp(db: sqlite3.Connection) -> None:
-    """Give every event the hash that follows from what it now says."""
+    """Compute the hash of every event again."""
     db.text_factory = bytes
     stored = db.execute("SELECT * FROM events ORDER BY seq").fetchall()
     db.text_factory = str
@@ -321,7 +321,7 @@ def restamp(db: sqlite3.Connection) -> None:
 
 
 def stamp_anew(db: sqlite3.Connection, chance: random.Random) -> None:
-    """Change what no table shows, then every hash: the chain is whole, and only checkpoints tell."""
+    """Change a column that no table shows, then every hash: only checkpoints reveal it."""
     column = chance.choice(["boot_id", "mono_ns"])
     seq, value = pick(db, chance, "events", column)
     db.execute(f"UPDATE events SET {column} = ? WHERE seq = ?", (another(value, chance), seq))
@@ -350,7 +350,7 @@ TAMPERINGS = (
 
 
 def content(db: sqlite3.Connection) -> bytes:
-    """A digest of everything that is stored."""
+    """A digest of all stored rows."""
     db.text_factory = bytes
     digest = hashlib.sha256()
     for table in STORED:
@@ -360,7 +360,7 @@ def content(db: sqlite3.Connection) -> bytes:
 
 
 def attempts(original: Path, copied: Callable[[], Path], tamper: Any, count: int) -> tuple[int, int, int]:
-    """How many changes were made, how many of them found, and how many were different ones."""
+    """How many changes were made, how many were found, and how many were different."""
     with writing(original) as db:
         untouched = content(db)
     changed = caught = 0
@@ -376,7 +376,7 @@ def attempts(original: Path, copied: Callable[[], Path], tamper: Any, count: int
             db.execute("BEGIN")
             try:
                 tamper(db, random.Random(f"{tamper.__name__} {attempt}"))
-            except sqlite3.IntegrityError:  # of two that want one place
+            except sqlite3.IntegrityError:  # two rows cannot have one number
                 db.execute("ROLLBACK")
                 continue
             db.execute("COMMIT")
@@ -396,7 +396,7 @@ def attempts(original: Path, copied: Callable[[], Path], tamper: Any, count: int
 
 @pytest.mark.parametrize("tamper", TAMPERINGS, ids=lambda tamper: tamper.__name__)
 def test_tampering_is_found(original: Path, copied: Callable[[], Path], tamper: Any) -> None:
-    """Thirty attempts each of seventeen kinds of hands: 510 in all."""
+    """Thirty attempts of each of seventeen kinds of tampering: 510 in all."""
     changed, caught, different = attempts(original, copied, tamper, 30)
     assert (changed, caught) == (30, 30)
     assert different > 10, "most attempts were the same one"
@@ -619,7 +619,7 @@ def test_a_decision_cannot_be_set_back_to_an_older_review(path: Path) -> None:
 
 
 def test_an_erasure_cannot_be_undone(path: Path) -> None:
-    """Not even by somebody who has kept what was erased."""
+    """Not even by somebody who has a copy of the erased part."""
     record(path, by_model(), note())
     with writing(path) as db:
         kept = {t: db.execute(f"SELECT * FROM {t}").fetchall() for t in ("private", "decisions")}
@@ -645,7 +645,7 @@ def test_verify_names_the_first_of_two_erasures_without_an_event(copied: Callabl
 
 
 def test_bytes_cannot_move_between_a_salt_and_its_value(path: Path) -> None:
-    """Salt and value are hashed as one run of bytes, so the salt's length is part of what is checked."""
+    """Salt and value are hashed as one run of bytes, so the length of the salt must be checked."""
     record(path, note(private={"text": "secret"}))
     with writing(path) as db:
         ((salt, value),) = db.execute("SELECT salt, value FROM private").fetchall()
@@ -664,11 +664,11 @@ def test_an_empty_journal_verifies(path: Path) -> None:
     assert verify(path) == Verdict(events=0, archived=0, head="00" * 32, chain_ok=True, projections_ok=True)
 
 
-# ---------------------------------------------------------------- whether the end is still there
+# ---------------------------------------------------------------- completeness
 
 
 def test_without_a_checkpoint_a_truncated_journal_verifies_as_unknown(path: Path) -> None:
-    """The limit of a bare chain: what was never kept elsewhere cannot be missed."""
+    """The limit of a chain without checkpoints: only a copy kept elsewhere reveals a truncation."""
     record(path, *one_of_each())
     kept = verify(path)
     assert (kept.ok, kept.complete) == (True, None)
@@ -732,7 +732,7 @@ def test_verify_finds_another_chain_in_place_of_the_signed_one(copied: Callable[
 
 
 def test_a_journal_that_begins_with_a_gap_may_follow_another(copied: Callable[[], Path]) -> None:
-    """As after a damaged file; but checkpoints of the other chain say nothing of this one."""
+    """As after a damaged file. The checkpoints of the other chain prove nothing about this one."""
     path = copied()
     path.unlink()
     record(path, events.gap_event("the journal was damaged", NOON), note())
@@ -790,7 +790,7 @@ def test_verify_reports_a_checkpoint_that_cannot_be_read(copied: Callable[[], Pa
 def test_verify_refuses_a_checkpoint_signed_by_an_untrusted_key(
     copied: Callable[[], Path], tmp_path: Path
 ) -> None:
-    """Neither for another head; nor for the right one, if the auditor's key is not the one."""
+    """For another head, and also for the right head if the auditor does not trust the key."""
     path = copied()
     verdict = verify(path)
     signer = Signer(Ed25519PrivateKey.generate())
@@ -802,7 +802,7 @@ def test_verify_refuses_a_checkpoint_signed_by_an_untrusted_key(
     assert (
         forged.incomplete == f"the checkpoint of event 30: its key {signer.key} is not among the trusted ones"
     )
-    signer.publish(path.parent / "checkpoints")  # whoever can write there can do this too ..
+    signer.publish(path.parent / "checkpoints")  # who can write to that directory can do this too ..
     assert verify(path).incomplete == "event 30 does not match its checkpoint"
     elsewhere = tmp_path / "elsewhere"
     checkpoints.store(elsewhere, signer.sign(name, EVENTS, verdict.head, "2026-07-01T12:00:00Z"))
@@ -880,7 +880,7 @@ def test_a_database_page_that_cannot_be_read_is_a_broken_chain(path: Path) -> No
     assert isinstance(verdict, JournalError) or not verdict.ok
 
 
-# ---------------------------------------------------------------- side by side
+# ---------------------------------------------------------------- several processes
 
 
 @pytest.mark.parametrize(
@@ -953,7 +953,7 @@ def test_verification_reads_pages_and_holds_nothing_between_them(
 
 
 def test_verify_ignores_events_written_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does what later events do to rows that were checked, or will be."""
+    """Also changes that later events make to rows that were checked, or will be."""
     monkeypatch.setattr(verification, "RANGE", 2)
     fates = Fates()
     first, second, third = by_model(), by_model(), by_model()
@@ -1023,7 +1023,7 @@ def test_verify_beside_a_live_writer_ends_and_finds_no_problem(
 
 
 def test_verify_quickly_finds_an_event_with_a_huge_sequence_number(copied: Callable[[], Path]) -> None:
-    """Ranges up to it would fill any memory."""
+    """Tasks for all ranges up to that number would fill the memory."""
     path = copied()
     with writing(path) as db:
         db.execute("UPDATE events SET seq = ? WHERE seq = 30", (2**62,))

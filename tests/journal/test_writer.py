@@ -1,4 +1,4 @@
-"""The journal's writer: recorded before acknowledged, bounded in what it holds, honest about what it lost."""
+"""The writer of the journal: it commits before it acknowledges, is bounded, and records its losses."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_no_event_is_acknowledged_while_the_commit_is_blocked(
 
 
 def test_a_hasty_journal_acknowledges_before_the_commit(path: Path, fates: Fates) -> None:
-    """It is the counter-example: the tests above would find it out."""
+    """The counter-example: the tests above would fail with it."""
     with HastyJournal(path, on_committed=fates) as journal:
         with stalled(path):
             journal.decided(by_model(), ticket=1)
@@ -127,7 +127,7 @@ def test_a_hasty_journal_acknowledges_before_the_commit(path: Path, fates: Fates
 
 
 def test_append_never_waits_for_the_disk(path: Path, journal: Journal, fates: Fates) -> None:
-    """If it did it would wait for ever, for the disk moves only after the last append."""
+    """Otherwise this test would hang, because the disk is released only after the last append."""
     with stalled(path):
         for number in range(600):
             journal.append(note(str(number)))
@@ -264,7 +264,7 @@ def test_an_event_appended_while_the_journal_ends_gets_a_fate(path: Path, fates:
     with fates.one_batch(journal):
         with pytest.raises(JournalError, match="did not drain"):
             journal.close(timeout_s=0.01)
-        journal.append(note(ticket=2))  # behind the end
+        journal.append(note(ticket=2))  # after the END mark
         task = journal.run(lambda db: db.execute("SELECT 1").fetchall())
     (fate,) = fates.wait(1)
     assert (fate.ticket, fate.error) == (2, "shutting_down")
@@ -313,7 +313,7 @@ def test_on_a_full_disk_no_event_is_acknowledged_and_the_chain_continues_afterwa
     path: Path, journal: Journal, fates: Fates
 ) -> None:
     def allow_pages(count: int) -> None:
-        """The journal's thread is idle; its connection is the one that SQLite holds to this limit."""
+        """Limit the pages of the journal's own connection, while its thread is idle."""
         journal._connection.execute(f"PRAGMA max_page_count = {count}")
 
     journal.append(note("before"))
@@ -354,7 +354,7 @@ def test_a_full_disk_uses_up_the_ballast_first(path: Path, fates: Fates) -> None
         release = journal.disk_space.release
 
         def released() -> bool:
-            """The disk has more room when the ballast is gone."""
+            """Deletes the ballast and allows more pages, as on a disk with more room."""
             journal._connection.execute("PRAGMA max_page_count = 1000000")
             return release()
 
@@ -434,7 +434,7 @@ def test_a_loss_is_recorded_as_a_gap_even_before_a_checkpoint(path: Path, fates:
 def test_commit_returns_the_fate_of_its_own_event_after_a_gap(
     path: Path, journal: Journal, fates: Fates
 ) -> None:
-    """Not of the gap that is recorded with it."""
+    """Not the fate of the gap that is recorded in the same transaction."""
     journal.append(note("\ud800"))
     assert fates.wait(1)[0].error == "unavailable"
     fate = journal.commit(note(ticket=5)).result(WAIT_S)
@@ -542,7 +542,7 @@ SECRET = "hunter2-and-more"  # noqa: S105
 
 
 def test_a_masked_value_is_in_no_file_of_the_journal(path: Path) -> None:
-    """Nor is what was made of it: facts, errors and tokens of the prompt."""
+    """Nor are values computed from it: facts, errors and tokens of the prompt."""
     floor = Floor(
         outcome="allow",
         final=False,
@@ -604,7 +604,7 @@ def escaped(part: str) -> str:
 
 
 def pointers_into(value: Json, to_here: str = "") -> Iterator[str]:
-    """The JSON pointer of everything that stands in nested objects."""
+    """The JSON pointers of all values in nested objects."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield f"{to_here}/{escaped(name)}"
@@ -785,7 +785,7 @@ def test_timestamps_sort_as_text(first_us: int, second_us: int) -> None:
 
 
 def signed(path: Path) -> list[int]:
-    """The events that checkpoint files vouch for."""
+    """The events that checkpoint files sign."""
     return [
         checkpoint.seq for checkpoint in checkpoints.read_directory(path.parent / "checkpoints").checkpoints
     ]
@@ -846,7 +846,7 @@ def test_a_checkpoint_event_that_a_crash_left_unsigned_is_signed_at_the_next_sta
     record(path, note(), note(), checkpoints=rule)
     (file,) = (path.parent / "checkpoints").glob("*.json")
     before = checkpoints.read_directory(file.parent).checkpoints
-    file.unlink()  # the note of it was committed, its file was not
+    file.unlink()  # its event was committed, but its file was not written
     with Journal(path, checkpoints=rule) as journal:
         assert signed(path) == [3]
         assert journal.counters["checkpoints"] == 1
@@ -987,7 +987,7 @@ def damaged_pages(path: Path) -> None:
 
 
 def lost_root_page(path: Path) -> None:
-    """The schema can be read, and the events cannot."""
+    """The schema can be read, but the events cannot."""
     record(path, *(by_model() for _ in range(20)))
     ((root, page_size),) = rows(
         path,
@@ -1041,7 +1041,7 @@ def test_a_damaged_file_is_renamed_and_a_new_journal_begins(
 def test_the_write_ahead_log_of_a_damaged_file_is_renamed_with_it(
     path: Path, tmp_path: Path, damage: str
 ) -> None:
-    """SQLite copies the log back where it can; where it cannot the log goes aside too."""
+    """SQLite copies the log back if it can. If it cannot, the log is renamed too."""
     crashed = tmp_path / "crashed" / "journal.db"
     crashed.parent.mkdir()
     record(path, *(by_model() for _ in range(20)))
