@@ -7,7 +7,7 @@ import msgspec
 
 from thor_policy import catalog
 from thor_policy.cli import completion, render
-from thor_policy.cli.options import as_json, configured, there
+from thor_policy.cli.options import absolute_if_path, as_json, configured
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core import records
@@ -52,7 +52,7 @@ def list_adapters(config: Config, as_json: bool) -> None:
 def activate(config: Config, adapter: str, scale: float, as_json: bool) -> None:
     """Judge with an adapter from now on, or with none; every resident pack is loaded anew."""
     with Client(config.endpoint, key=config.key_file) as client:
-        done = client.control(records.Control(task="adapter", adapter=there(adapter), scale=scale))
+        done = client.control(records.Control(task="adapter", adapter=absolute_if_path(adapter), scale=scale))
     if as_json:
         render.as_json(done)
     else:
