@@ -83,7 +83,7 @@ def test_every_command_is_in_the_readme() -> None:
 
 
 def test_the_settings_are_documented_as_they_are() -> None:
-    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == config.document()
+    assert (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8") == config.document()
 
 
 def test_every_command_has_help() -> None:
@@ -97,7 +97,7 @@ def test_every_command_has_help() -> None:
 
 
 def test_links_in_the_documents_lead_somewhere() -> None:
-    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for document in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 

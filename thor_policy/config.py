@@ -548,7 +548,7 @@ _DEFAULTS_IN_WORDS = {
 
 
 def document() -> str:
-    """docs/settings.md: every setting with its default, range and help, as Markdown."""
+    """docs/reference/settings.md: every setting with its default, range and help, as Markdown."""
     lines = [
         "# Settings",
         "",

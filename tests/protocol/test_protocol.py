@@ -856,7 +856,7 @@ def test_no_number_of_a_record_is_infinite_or_none(number: bytes) -> None:
 
 
 def test_the_protocol_document_lists_every_op_and_member_of_a_record() -> None:
-    document = Path(__file__).parents[2] / "docs" / "protocol.md"
+    document = Path(__file__).parents[2] / "docs" / "reference" / "protocol.md"
     rows = [re.findall(r"`(\w+)`", line) for line in document.read_text(encoding="utf-8").splitlines()]
     documented = {row[0]: set(row[1:]) for row in rows if len(row) > 2 and row[0] in RECORDS}
     assert documented == {op: set(noun.__struct_fields__) for op, noun in RECORDS.items()}
@@ -994,7 +994,7 @@ def test_work_on_the_journal_is_told_in_a_record() -> None:
 
 
 def test_the_protocol_document_lists_every_task_of_maintenance() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "protocol.md").read_text(encoding="utf-8")
     section = text.partition("\n## Maintenance\n")[2].partition("\n## ")[0]
     _, *rows = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
     assert tuple(rows) == get_args(get_type_hints(records.Maintenance)["task"])
@@ -1045,7 +1045,7 @@ def test_a_change_of_what_judges_that_is_not_told_whole_is_refused(
 
 
 def test_the_protocol_document_lists_every_task_of_control() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "protocol.md").read_text(encoding="utf-8")
     section = text.partition("\n## Control\n")[2].partition("\n## ")[0]
     _, *rows = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
     assert tuple(rows) == get_args(get_type_hints(records.Control)["task"])

@@ -91,7 +91,7 @@ class Client:
         idempotency_key: str | None = None,
         pack: str | None = None,
     ) -> dict[str, Json]:
-        """The reply to an AuthZEN evaluation or a flat situation (docs/protocol.md).
+        """The reply to an AuthZEN evaluation or a flat situation (docs/reference/protocol.md).
 
         It is decided by the resident `pack` of that name, or else by the active one. With an
         `idempotency_key` it can be sent again after any error: there is one decision all the same.
@@ -106,7 +106,7 @@ class Client:
         return status
 
     def metrics(self) -> dict[str, Json]:
-        """What the daemon measures, by the name of the metric (docs/operating.md)."""
+        """What the daemon measures, by the name of the metric (docs/how-to/operate.md)."""
         metrics: dict[str, Json] = self._do(METRICS)["metrics"]
         return metrics
 

@@ -285,7 +285,7 @@ def evaluation_of(raw: Json, where: str) -> Evaluation:
 
 
 def from_situation(raw: Json) -> Evaluation:
-    """The evaluation that an older, flat situation stands for (table in docs/protocol.md)."""
+    """The evaluation that an older, flat situation stands for (table in docs/reference/protocol.md)."""
     _check(raw, "situation")
     if not isinstance(raw, dict):
         raise RequestError("bad_request", "situation: must be an object")

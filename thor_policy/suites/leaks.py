@@ -12,7 +12,7 @@ Four looks, the first that finds something is told:
 
 The last two compare form and text apart and take their mean. Form: the share of plain values that agree,
 numbers by how close they are. Text: what is written in sentences. The thresholds were chosen on labelled
-pairs (tests/leak-pairs.yaml), not on the suites that ship; docs/scenarios.md says how.
+pairs (tests/leak-pairs.yaml), not on the suites that ship; docs/explanation/suites.md says how.
 """
 
 from __future__ import annotations
