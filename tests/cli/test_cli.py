@@ -43,6 +43,7 @@ from thor_policy.testing import StubEngine, load_stub_engine
 #: Longest wait for a child process, in seconds.
 CHILD_TIMEOUT_S = 60
 ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "docs" / "examples"
 QUESTION: Json = {
     "actor_id": "user:alice",
     "actor_role": "engineer",
@@ -763,6 +764,23 @@ class TestPacks:
         assert shown["suffix"].endswith("<|im_start|>assistant\noutcome:")
         text = run("packs", "render", "team-governance", "-", stdin=json.dumps(QUESTION)).stdout
         assert text == shown["prefix"] + shown["suffix"] + "\n"
+
+
+class TestDocumentedExamples:
+    """The pack and the suite of the tutorial, in docs/examples."""
+
+    @pytest.mark.parametrize("name", ["door-access", "door-access-next"])
+    def test_lint_finds_no_problem_in_the_example_packs(self, run: Run, name: str) -> None:
+        result = run("packs", "lint", str(EXAMPLES / name))
+        assert (result.exit_code, result.stdout) == (0, "no problems found\n")
+
+    @pytest.mark.parametrize("name", ["door-access", "door-access-next"])
+    def test_the_example_suite_passes_with_any_model(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        monkeypatch.setattr(service, "serving", partial(service.serving, load_engine=load_stub_engine))
+        result = run("test", "--full", "--pack", str(EXAMPLES / name), str(EXAMPLES / "door-suite.yaml"))
+        assert result.exit_code == 0, result.output
 
 
 def test_an_installed_wheel_works_outside_the_checkout(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ class Client:
         return status
 
     def metrics(self) -> dict[str, Json]:
-        """What the daemon measures, by the name of the metric (docs/how-to/operate.md)."""
+        """What the daemon measures, by the name of the metric (docs/reference/metrics.md)."""
         metrics: dict[str, Json] = self._do(METRICS)["metrics"]
         return metrics
 
