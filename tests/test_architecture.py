@@ -6,6 +6,7 @@ import ast
 import re
 from pathlib import Path
 
+import cli_doc
 import pytest
 
 from tests.architecture import DOCUMENT, PACKAGE, PACKAGES, ROOT, imports_of, name_of, violations, with_table
@@ -76,14 +77,19 @@ def test_the_table_in_the_architecture_page_is_that_of_the_rules() -> None:
     assert text == with_table(text), "run ./scripts/architecture-doc"
 
 
-def test_every_command_is_in_the_readme() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_every_command_is_in_the_reference() -> None:
+    text = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
     for command in COMMANDS:
-        assert f"thorpolicy {command}" in text, f"README.md does not show thorpolicy {command}"
+        assert f"thorpolicy {command}" in text, f"cli.md does not show thorpolicy {command}"
+
+
+def test_the_commands_are_documented_as_they_are() -> None:
+    path = ROOT / "docs" / "reference" / "cli.md"
+    assert path.read_text(encoding="utf-8") == cli_doc.document(), f"run ./scripts/cli-doc > {path}"
 
 
 def test_the_settings_are_documented_as_they_are() -> None:
-    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == config.settings_page()
+    assert (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8") == config.settings_page()
 
 
 def test_every_command_has_help() -> None:
@@ -96,10 +102,27 @@ def test_every_command_has_help() -> None:
             assert getattr(parameter, "help", "argument"), f"{name}: {parameter.name} has no help"
 
 
-def test_links_in_the_documents_lead_somewhere() -> None:
-    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
-            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "systemd/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+
+
+def anchors_of(path: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_in_a_document_lead_to_a_file_and_a_heading(document: Path) -> None:
+    for target in re.findall(r"\]\(([^):]+)\)", document.read_text(encoding="utf-8")):
+        name, _, anchor = target.partition("#")
+        path = document.parent / name if name else document
+        assert path.exists(), f"{document.name} links to {target}"
+        if anchor:
+            assert anchor in anchors_of(path), f"{document.name} links to {target}"
 
 
 def test_versions_are_pinned() -> None:

@@ -583,7 +583,7 @@ _DEFAULTS_IN_WORDS = {
 
 
 def settings_page() -> str:
-    """The text of docs/settings.md: every setting with its default, range and help, as Markdown."""
+    """The text of docs/reference/settings.md: every setting with its default, range and help, as Markdown."""
     lines = [
         "# Settings",
         "",

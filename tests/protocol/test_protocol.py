@@ -862,7 +862,7 @@ def test_a_number_of_a_record_that_is_nan_or_infinite_is_refused(number: bytes) 
 
 
 def test_the_protocol_document_lists_every_op_and_member_of_a_record() -> None:
-    document = Path(__file__).parents[2] / "docs" / "protocol.md"
+    document = Path(__file__).parents[2] / "docs" / "reference" / "protocol.md"
     rows = [re.findall(r"`(\w+)`", line) for line in document.read_text(encoding="utf-8").splitlines()]
     documented = {row[0]: set(row[1:]) for row in rows if len(row) > 2 and row[0] in RECORDS}
     assert documented == {op: set(noun.__struct_fields__) for op, noun in RECORDS.items()}
@@ -998,7 +998,7 @@ def test_a_maintenance_task_needs_a_record() -> None:
 
 
 def test_the_protocol_document_lists_every_task_of_maintenance() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "protocol.md").read_text(encoding="utf-8")
     section = text.partition("\n## Maintenance\n")[2].partition("\n## ")[0]
     _, *rows = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
     assert tuple(rows) == get_args(get_type_hints(records.Maintenance)["task"])
@@ -1049,7 +1049,7 @@ def test_an_incomplete_control_task_is_refused(
 
 
 def test_the_protocol_document_lists_every_task_of_control() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "protocol.md").read_text(encoding="utf-8")
     section = text.partition("\n## Control\n")[2].partition("\n## ")[0]
     _, *rows = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
     assert tuple(rows) == get_args(get_type_hints(records.Control)["task"])

@@ -10,7 +10,7 @@ import msgspec
 
 from thor_policy import catalog
 from thor_policy.cli import completion, render
-from thor_policy.cli.options import as_json, configured, there
+from thor_policy.cli.options import absolute_if_path, as_json, configured
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core import records
@@ -55,7 +55,9 @@ def list_adapters(config: Config, as_json: bool) -> None:
 def activate(config: Config, adapter: str, scale: float, as_json: bool) -> None:
     """Decide with this adapter from now on; the daemon loads every resident pack again."""
     with Client(config.endpoint, key=config.key_file) as client:
-        result = client.control(records.Control(task="adapter", adapter=there(adapter), scale=scale))
+        result = client.control(
+            records.Control(task="adapter", adapter=absolute_if_path(adapter), scale=scale)
+        )
     if as_json:
         render.as_json(result)
     else:

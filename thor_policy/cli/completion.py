@@ -1,4 +1,7 @@
-"""`completion`: the script that makes a shell complete commands, options and names of what can be named."""
+"""`completion`: a shell script that completes commands, options, and the names of models, adapters and packs.
+
+Owns what is completed for each argument that takes a name.
+"""
 
 from __future__ import annotations
 
@@ -12,44 +15,44 @@ from thor_policy.core.errors import ThorPolicyError
 
 
 @click.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), help="Your shell.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), help="Shell to print the script for.")
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print a script that completes thorpolicy's commands: eval "$(thorpolicy completion bash)"."""
-    kind = get_completion_class(shell)
-    assert kind is not None  # noqa: S101  click has all three
-    script = kind(ctx.find_root().command, {}, "thorpolicy", "_THORPOLICY_COMPLETE")
+    """Print a completion script. Use it with: eval "$(thorpolicy completion bash)"."""
+    completion_class = get_completion_class(shell)
+    assert completion_class is not None  # noqa: S101  click supports all three shells
+    script = completion_class(ctx.find_root().command, {}, "thorpolicy", "_THORPOLICY_COMPLETE")
     sys.stdout.write(script.source())
 
 
 def models(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
-    """Names of the model catalog; files, once a path is begun."""
-    return _of_catalog(typed)
+    """Model names of the catalog; files if the typed text contains a slash."""
+    return _catalog_names(typed)
 
 
 def adapters(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
-    """Names of adapters of the catalog; files, once a path is begun."""
-    return _of_catalog(typed, only_adapters=True)
+    """Adapter names of the catalog; files if the typed text contains a slash."""
+    return _catalog_names(typed, only_adapters=True)
 
 
-def _of_catalog(typed: str, *, only_adapters: bool = False) -> list[CompletionItem]:
+def _catalog_names(typed: str, *, only_adapters: bool = False) -> list[CompletionItem]:
     if "/" in typed:
         return [CompletionItem(typed, type="file")]
     from thor_policy import catalog
 
     try:
-        known = catalog.Catalog.load().models
-    except ThorPolicyError:  # whoever runs the command will be told
+        models = catalog.Catalog.load().models
+    except ThorPolicyError:  # the command itself reports the error when it runs
         return []
     return [
-        CompletionItem(one.name, help=one.recommended_on)
-        for one in known
-        if one.name.startswith(typed) and not (only_adapters and one.base is None)
+        CompletionItem(model.name, help=model.recommended_on)
+        for model in models
+        if model.name.startswith(typed) and not (only_adapters and model.base is None)
     ]
 
 
 def packs(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
-    """Names of the packs that ship; directories, once a path is begun."""
+    """Names of the shipped packs; directories if the typed text contains a slash."""
     if "/" in typed:
         return [CompletionItem(typed, type="dir")]
     from thor_policy.policy import pack_files
@@ -59,5 +62,5 @@ def packs(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[Comp
     ]
 
 
-#: What completes the settings that name something.
-OF_SETTINGS = {"model": models, "pack": packs, "adapter": adapters}
+#: Completion functions by setting, for settings whose value is a name.
+FOR_SETTINGS = {"model": models, "pack": packs, "adapter": adapters}

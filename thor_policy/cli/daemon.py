@@ -1,4 +1,7 @@
-"""`serve`, `ask`, `status`: running a daemon and talking to one."""
+"""`serve`, `ask`, `status`, `metrics`: run a daemon and query it.
+
+Owns what these commands print. A daemon's threads are made in `daemon.service`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import click
 import msgspec
 
 from thor_policy.cli import render
-from thor_policy.cli.options import READ, as_json, configured
+from thor_policy.cli.options import READ_SETTINGS, as_json, configured
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core.requests import Json
@@ -26,45 +29,51 @@ log = logging.getLogger(__name__)
 @click.command()
 @configured()
 def serve(config: Config) -> None:
-    """Run the daemon until SIGTERM or Ctrl-C; a second signal forces it.
+    """Run the daemon until SIGTERM or Ctrl-C; a second signal forces the end.
 
-    SIGHUP reads packs and settings anew.
+    SIGHUP reloads packs and settings.
     """
     from thor_policy.daemon import service
 
     logs.set_up(config.log_format, config.log_level, stream=sys.stderr, pretty=render.LogHandler())
-    faulthandler.enable()  # a watchdog ends a hung daemon with SIGABRT: then each thread says where it hangs
-    supervisor, judge = Supervisor(stall_s=config.stall_s), config.engine_url or config.model
-    supervisor.loading(f"loading {judge} and {config.pack}")
-    log.info("loading %s and %s ...", judge, config.pack)
+    faulthandler.enable()  # the watchdog ends a hung daemon with SIGABRT; then print the stack of each thread
+    supervisor, model = Supervisor(stall_s=config.stall_s), config.engine_url or config.model
+    supervisor.loading(f"loading {model} and {config.pack}")
+    log.info("loading %s and %s ...", model, config.pack)
 
     def ready() -> None:
-        supervisor.ready(f"{judge} judges by {config.pack} at {config.endpoint}", time.monotonic_ns())
+        supervisor.ready(f"{model} decides by {config.pack} at {config.endpoint}", time.monotonic_ns())
         log.info("ready at %s, journal %s", config.endpoint, config.journal_path)
 
-    reread = click.get_current_context().meta[READ]
-    with service.open_service(config, supervisor=supervisor, reread=reread) as server:
+    reload_settings = click.get_current_context().meta[READ_SETTINGS]
+    with service.open_service(config, supervisor=supervisor, reread=reload_settings) as server:
         server.run(ready=ready, turn=supervisor.turn)
-        log.info("stopping: the last replies are out, the journal is closing")
+        log.info("stopping: the last replies are sent, the journal is closing")
 
 
 @click.command()
 @configured("endpoint", "key", "state_dir")
 @click.argument(
-    "question", metavar="JSON|FILE|-", default="-", help="The question itself, or where it is; - is stdin."
+    "question",
+    metavar="JSON|FILE|-",
+    default="-",
+    help="The question as JSON, or a file; - reads standard input.",
 )
 @click.option(
-    "--explain", type=click.Choice(["inline", "none"]), default="inline", help="Ask for the reasoning too."
+    "--explain",
+    type=click.Choice(["inline", "none"]),
+    default="inline",
+    help="inline: the reply includes the reasoning.",
 )
-@click.option("--deadline-ms", type=int, help="Milliseconds the daemon has to answer.")
-@click.option("--pack", metavar="NAME", help="Which resident pack decides; if none is named, the active one.")
+@click.option("--deadline-ms", type=int, help="Deadline of the reply, in milliseconds.")
+@click.option("--pack", metavar="NAME", help="Resident pack that decides; the active one by default.")
 @as_json
 def ask(
     config: Config, question: str, explain: str, deadline_ms: int | None, pack: str | None, as_json: bool
 ) -> None:
     """Ask a running daemon one question.
 
-    JSON is an AuthZEN evaluation or a flat situation, given as an argument, in a file or on standard input.
+    The question is an AuthZEN evaluation or a flat situation, as JSON.
     """
     with Client(config.endpoint, key=config.key_file) as client:
         reply = client.evaluate(_read_question(question), explain=explain, deadline_ms=deadline_ms, pack=pack)
@@ -78,69 +87,71 @@ def ask(
 @configured("endpoint", "key", "state_dir")
 @as_json
 def status(config: Config, as_json: bool) -> None:
-    """What a running daemon says of itself."""
+    """Show the state of a running daemon: packs, model, threads, journal, counters."""
     with Client(config.endpoint, key=config.key_file, timeout_ms=5_000) as client:
-        answer = client.status()
+        state = client.status()
     if as_json:
-        render.as_json(msgspec.to_builtins(answer))
+        render.as_json(msgspec.to_builtins(state))
         return
-    pack, model, drift = answer.pack, answer.model, answer.drift
+    pack, model, drift = state.pack, state.model, state.drift
     bits = "" if model.exact else ", not bit-exact"
     adapter = model.adapter and f"{model.adapter.name} x {model.adapter.scale} {model.adapter.sha256[:12]}"
     counts = drift.counters
-    golden = (
-        f"{counts['drifted']} changes in {counts['answered']} golden answers, {counts['failed']} without one"
-    )
+    golden = f"{counts['drifted']} changes in {counts['answered']} example answers, {counts['failed']} got no answer"
     own = ("version", "pid", "state", "trouble", "uptime_s", "endpoint", "tcp_endpoint", "events_endpoint")
     render.pairs(
-        {name: getattr(answer, name) for name in own}
+        {name: getattr(state, name) for name in own}
         | {
             "pack": f"{pack.name} {pack.version} {pack.sha256[:12]}",
             "model": f"{model.name} {model.quantisation} on {model.device} {model.sha256[:12]}{bits}",
             "model file": model.file,
             "adapter": adapter,
-            "in_flight": answer.in_flight,
-            "max_in_flight": answer.max_in_flight,
-            "settings": msgspec.to_builtins(answer.settings),
-            "drift": golden if drift.every_s else "not looked for",
+            "in_flight": state.in_flight,
+            "max_in_flight": state.max_in_flight,
+            "settings": msgspec.to_builtins(state.settings),
+            "drift": golden if drift.every_s else "not checked (drift_every_s is 0)",
         },
         title="daemon",
     )
-    render.residents([msgspec.to_builtins(resident) for resident in answer.packs])
+    render.residents([msgspec.to_builtins(resident) for resident in state.packs])
     for title in ("engine", "cache", "journal", "maintenance", "pack_manager"):
-        render.pairs(msgspec.to_builtins(getattr(answer, title)), title=title)
-    if answer.counters:
-        render.pairs(answer.counters, title="counters")
+        render.pairs(msgspec.to_builtins(getattr(state, title)), title=title)
+    if state.counters:
+        render.pairs(state.counters, title="counters")
 
 
 @click.command()
 @configured("endpoint", "key", "state_dir")
-@click.option("--prometheus", is_flag=True, help="Print the text that Prometheus reads.")
+@click.option("--prometheus", is_flag=True, help="Print the text format of Prometheus.")
 @as_json
 def metrics(config: Config, prometheus: bool, as_json: bool) -> None:
-    """What a running daemon measures: times, outcomes, confidence, and everything it counts.
+    """Show what a running daemon measures: times, outcomes, confidence and every counter.
 
-    Without --json or --prometheus, what is zero is left out.
+    Without --json or --prometheus, metrics that are zero are left out.
     """
     from thor_policy.telemetry.metrics import exposition, lines
 
     with Client(config.endpoint, key=config.key_file, timeout_ms=5_000) as client:
-        told = client.metrics()
+        measured = client.metrics()
     if as_json:
-        render.as_json(told)
+        render.as_json(measured)
     elif prometheus:
-        sys.stdout.write(exposition(told))
+        sys.stdout.write(exposition(measured))
     else:
         shown = [
-            (f"{one.name.removeprefix('thorpolicy_')} {one.labels}", one)
-            for one in lines(told)
-            if not one.name.endswith("_info")  # `status` says it better
+            (f"{metric.name.removeprefix('thorpolicy_')} {metric.labels}", metric)
+            for metric in lines(measured)
+            if not metric.name.endswith("_info")  # `status` shows the same in fewer words
         ]
         render.table(
             ("seconds, or a share", "count", "mean", "half within", "99 % within"),
-            [(name, one.value, one.mean, one.half, one.most) for name, one in shown if one.mean is not None],
+            [
+                (name, metric.value, metric.mean, metric.half, metric.most)
+                for name, metric in shown
+                if metric.mean is not None
+            ],
         )
-        render.pairs({name: one.value for name, one in shown if one.mean is None and one.value})
+        render.pairs({name: metric.value for name, metric in shown if metric.mean is None and metric.value})
 
 
 def _read_question(source: str) -> Json:
@@ -151,9 +162,7 @@ def _read_question(source: str) -> Json:
         try:
             text = Path(source).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise click.UsageError(
-                f"{source!r} is neither JSON nor a file that can be read: {error}"
-            ) from error
+            raise click.UsageError(f"{source!r} is neither JSON nor a readable file: {error}") from error
     try:
         return json.loads(text)
     except ValueError as error:
@@ -161,25 +170,25 @@ def _read_question(source: str) -> Json:
 
 
 def _show_reply(reply: dict[str, Json]) -> None:
-    answer = reply["context"]
-    shares = ", ".join(f"{label} {share:.2f}" for label, share in answer["probabilities"].items())
-    timings = answer["timings_ms"]
+    context = reply["context"]
+    shares = ", ".join(f"{label} {share:.2f}" for label, share in context["probabilities"].items())
+    timings = context["timings_ms"]
     render.pairs(
         {
-            "outcome": answer["outcome"],
+            "outcome": context["outcome"],
             "decision": "allow" if reply["decision"] else "not allowed",
-            "reason": answer["reasoning"],
-            "class": answer["classification"],
-            "clauses": ", ".join(answer["clauses"]) or None,
-            "risk": answer["risk"],
-            "answered by": answer["tier"]
-            + (f" ({answer['reason_code']})" if "reason_code" in answer else ""),
-            "floor": answer["floor"],
-            "confidence": answer["confidence"],
+            "reason": context["reasoning"],
+            "class": context["classification"],
+            "clauses": ", ".join(context["clauses"]) or None,
+            "risk": context["risk"],
+            "answered by": context["tier"]
+            + (f" ({context['reason_code']})" if "reason_code" in context else ""),
+            "floor": context["floor"],
+            "confidence": context["confidence"],
             "probabilities": shares or None,
-            "obligations": ", ".join(duty["id"] for duty in answer["obligations"]) or None,
-            "time": f"{timings['total']:.1f} ms, of it model {timings['score']:.1f}, "
+            "obligations": ", ".join(obligation["id"] for obligation in context["obligations"]) or None,
+            "time": f"{timings['total']:.1f} ms, model {timings['score']:.1f}, "
             f"commit {timings['commit']:.1f}",
-            "decision id": answer["decision_id"],
+            "decision id": context["decision_id"],
         }
     )

@@ -1,4 +1,7 @@
-"""`keys`: who may ask over tcp."""
+"""`keys`: the CURVE keys of clients that connect over tcp.
+
+Owns the commands; `security.curve_keys` owns the files.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,12 @@ from thor_policy.security.curve_keys import Keys
 
 @click.group()
 def keys() -> None:
-    """Make, list and revoke the CURVE keys of clients that ask over tcp."""
+    """Make, list and revoke the CURVE keys of clients that connect over tcp."""
 
 
 @keys.command()
 @configured("state_dir", "keys_dir")
-@click.argument("name", required=False, help="What to call the client; recorded with each of its requests.")
+@click.argument("name", required=False, help="Name of the client; recorded with each of its requests.")
 @click.option(
     "--role",
     "roles",
@@ -30,18 +33,18 @@ def keys() -> None:
     type=click.Choice(get_args(Role)),
     default=("ask",),
     show_default=True,
-    help="What the client may do; may be given several times.",
+    help="A role of the client; repeat the option for several.",
 )
-@click.option("--server", is_flag=True, help="Make the server's own pair, if there is none.")
+@click.option("--server", is_flag=True, help="Make the server's own key pair if it is missing.")
 def new(config: Config, name: str | None, roles: tuple[Role, ...], server: bool) -> None:
-    """Make a client's key; the file that is printed goes to that client, and to nobody else.
+    """Make a client's key and print the path of its file. Give that file to the client and to nobody else.
 
-    The server's own pair is made with the first key. A running daemon knows a new key at once.
+    The first key also makes the server's own pair. A running daemon accepts a new key at once.
     """
     if (name is None) == (not server):
-        raise click.UsageError("give a NAME, or --server")
-    made = Keys(config.keys_dir)
-    path = made.new_server() if name is None else made.new(name, dict.fromkeys(roles), time.time())
+        raise click.UsageError("give either NAME or --server")
+    store = Keys(config.keys_dir)
+    path = store.new_server() if name is None else store.new(name, dict.fromkeys(roles), time.time())
     render.line(str(path))
 
 
@@ -49,21 +52,24 @@ def new(config: Config, name: str | None, roles: tuple[Role, ...], server: bool)
 @configured("state_dir", "keys_dir")
 @as_json
 def list_keys(config: Config, as_json: bool) -> None:
-    """The client keys that the server knows, and those that were revoked."""
-    found = Keys(config.keys_dir).clients()
+    """List the client keys that the server knows, revoked ones included."""
+    clients = Keys(config.keys_dir).clients()
     if as_json:
-        render.as_json(msgspec.to_builtins(found))
+        render.as_json(msgspec.to_builtins(clients))
         return
     render.table(
         ("name", "roles", "made", "revoked"),
-        [(one.name, " ".join(one.roles), one.made_at, one.revoked_at or "") for one in found],
+        [
+            (client.name, " ".join(client.roles), client.made_at, client.revoked_at or "")
+            for client in clients
+        ],
     )
 
 
 @keys.command()
 @configured("state_dir", "keys_dir")
-@click.argument("name", help="As `keys list` shows it.")
+@click.argument("name", help="Name of a key of `keys list`.")
 def revoke(config: Config, name: str) -> None:
-    """Make a key count no more; a running daemon answers its holder no more, connected or not."""
+    """Revoke a key. A running daemon stops answering its holder at once, on open connections too."""
     revoked = Keys(config.keys_dir).revoke(name, time.time())
     render.line(f"revoked {revoked.name} {revoked.public}")

@@ -1,8 +1,9 @@
-"""Entry point of `thorpolicy`: the commands, and what becomes of errors.
+"""Entry point of `thorpolicy`: the list of commands, and the handler that turns errors into exit statuses.
 
 Owns the exit statuses: 0 done, 1 a check failed, 2 wrong use, setting or state, 3 no daemon answered,
-4 the daemon refused the request, 5 the disk is full and `on_full` is halt, 6 a thread of the daemon never
-came back. Commands are imported when they are called, so that none pays for another.
+4 the daemon refused the request, 5 the disk is full and `on_full` is halt, 6 a thread of the daemon hung.
+Invariant: a command's module is imported only when that command runs, so no command pays for the imports of
+another. Main thread.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from thor_policy.telemetry import logs
 
 log = logging.getLogger(__name__)
 
-#: Every command and the module in `thor_policy.cli` that holds it.
+#: Every command, with its module in `thor_policy.cli`.
 COMMANDS = {
     "serve": "daemon",
     "ask": "daemon",
@@ -77,32 +78,31 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="thorpolicy")
 def cli() -> None:
-    """Policy decisions on the device they protect.
+    """A policy-decision daemon that runs on the device it protects.
 
     \b
     Exit status: 0 done; 1 a check failed; 2 wrong use, setting or state;
     3 no daemon answered; 4 the daemon refused the request;
-    5 the disk is full and on_full is halt; 6 a thread of the daemon
-    never came back.
+    5 the disk is full and on_full is halt; 6 a thread of the daemon hung.
     """
 
 
 def main() -> None:
-    """Console script."""
+    """Run the command line; the console script `thorpolicy`."""
     try:
         cli.main(prog_name="thorpolicy")
-    except BrokenPipeError:  # the reader of a pipe has seen enough
+    except BrokenPipeError:  # the reader closed the pipe
         sys.stderr.close()
     except SystemExit as end:
         if threading.active_count() > 1:
-            _leave_threads(end.code if isinstance(end.code, int) else 1)
+            _exit_without_joining(end.code if isinstance(end.code, int) else 1)
         raise
 
 
-def _leave_threads(status: int) -> None:
-    """End at once: a thread that did not end in time hangs in the disk, or decodes.
+def _exit_without_joining(status: int) -> None:
+    """End the process at once; a thread that is still alive hangs in a disk operation, or decodes.
 
-    An orderly end would wait for the one, and take the library away from under the other.
+    A normal exit would wait for the first, and unload llama.cpp while the second still uses it.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,7 +1,7 @@
 """Command-line options, made from the settings in `config.Config`.
 
-Owns the `configured` and `as_json` decorators. Invariant: help texts and names of settings are written in
-Config alone.
+Owns the decorators `configured`, `decision_filters` and `as_json`. Invariant: the name and
+help text of a setting are written only in Config. Main thread.
 """
 
 from __future__ import annotations
@@ -15,82 +15,96 @@ from typing import Any, TypeVar
 import click
 
 from thor_policy import config
-from thor_policy.cli.completion import OF_SETTINGS
+from thor_policy.cli.completion import FOR_SETTINGS
 from thor_policy.core.requests import RISKS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: Where a command finds what reads its settings anew, in the context's `meta`.
-READ = "thor_policy.read_settings"
+#: Key in the context's `meta` of the function that reads the command's settings again.
+READ_SETTINGS = "thor_policy.read_settings"
 
 
 def configured(*names: str) -> Callable[[F], F]:
-    """Options --config and those settings (all that are flags, if none are named), as one `config`."""
+    """Add --config and an option for each named setting; the command gets one `config`.
+
+    Without names, every setting that is marked as a flag becomes an option.
+    """
 
     def decorate(command: F) -> F:
-        chosen = [f for f in config.settings() if (f.name in names if names else f.metadata["flag"])]
+        chosen = [
+            setting
+            for setting in config.settings()
+            if (setting.name in names if names else setting.metadata["flag"])
+        ]
 
         @functools.wraps(command)
         def wrapper(*args: Any, config_file: Path | None, **kwargs: Any) -> Any:
-            flags = {f.name: kwargs.pop(f.name) for f in chosen}
-            read = functools.partial(config.load, config_file, flags=flags)
-            click.get_current_context().meta[READ] = read
-            return command(*args, config=read(), **kwargs)
+            flags = {setting.name: kwargs.pop(setting.name) for setting in chosen}
+            read_settings = functools.partial(config.load, config_file, flags=flags)
+            click.get_current_context().meta[READ_SETTINGS] = read_settings
+            return command(*args, config=read_settings(), **kwargs)
 
         wrapped: Any = wrapper
-        for f in reversed(chosen):
+        for setting in reversed(chosen):
             wrapped = click.option(
-                f"--{f.name.replace('_', '-')}",
-                f.name,
-                metavar=f.metadata["metavar"],
-                help=f.metadata["help"],
-                shell_complete=OF_SETTINGS.get(f.name),
+                f"--{setting.name.replace('_', '-')}",
+                setting.name,
+                metavar=setting.metadata["metavar"],
+                help=setting.metadata["help"],
+                shell_complete=FOR_SETTINGS.get(setting.name),
             )(wrapped)
         result: F = click.option(
             "--config",
             "config_file",
             metavar="FILE",
             type=click.Path(dir_okay=False, path_type=Path),
-            help="TOML file of settings; also THOR_POLICY_CONFIG.",
+            help="TOML file of settings. Environment: THOR_POLICY_CONFIG.",
         )(wrapped)
         return result
 
     return decorate
 
 
-def there(told: str, *, holding: str = "") -> str:
-    """A path as a daemon finds it, which has another working directory; a name as it is.
+def absolute_if_path(name_or_path: str, *, marker: str = "") -> str:
+    """A path made absolute, because the daemon has another working directory; a name unchanged.
 
-    `holding` is the file that makes a directory one that is meant.
+    An argument is a path if it contains a slash, or if the file `marker` exists in it.
     """
-    path = Path(os.path.expanduser(told)).absolute()  # noqa: PTH111  an unknown ~user stays as it is
-    return str(path) if "/" in told or (path / holding).is_file() else told
+    path = Path(os.path.expanduser(name_or_path)).absolute()  # noqa: PTH111  an unknown ~user stays as it is
+    return str(path) if "/" in name_or_path or (path / marker).is_file() else name_or_path
 
 
-#: Which decisions a command is about: the filters of `Reader.decisions`.
+#: Filters of `Reader.decisions`, as options.
 _FILTERS = (
-    click.option("--outcome", help="Only this outcome."),
-    click.option("--tier", help="Only this tier: rule, model, fallback; agent, human for reported ones."),
-    click.option("--risk", type=click.Choice(RISKS), help="Only this risk."),
-    click.option("--actor", help="Only this actor: user:alice, agent:trader, or a user's bare id."),
-    click.option("--entity", help="Only about this resource or symbol: env:production."),
-    click.option("--type", "type_", help="Only this type of decision: signal, risk, exception, ..."),
-    click.option("--session", help="Only this session."),
-    click.option("--since", help="Only from this RFC 3339 time on."),
-    click.option("--until", help="Only before this RFC 3339 time."),
+    click.option("--outcome", help="Show only this outcome."),
+    click.option(
+        "--tier",
+        help="Show only this tier: rule, cache, model, fallback; reported: agent, human, ...",
+    ),
+    click.option("--risk", type=click.Choice(RISKS), help="Show only this risk."),
+    click.option("--actor", help="Show only this actor: user:alice, agent:trader, or the id of a user."),
+    click.option("--entity", help="Show only this resource or symbol: env:production."),
+    click.option(
+        "--type",
+        "type_",
+        help="Show only this type of decision: signal, risk, exception, ...",
+    ),
+    click.option("--session", help="Show only this session."),
+    click.option("--since", help="Show only decisions from this RFC 3339 time on."),
+    click.option("--until", help="Show only decisions before this RFC 3339 time."),
     click.option(
         "--status",
         type=click.Choice(["SUCCESS", "FAILURE", "PENDING"]),
-        help="Only those that turned out so.",
+        help="Show only decisions with this recorded outcome.",
     ),
 )
 
 
 def decision_filters(command: F) -> F:
-    """Options that choose decisions; `type_` is the filter `type`."""
+    """Add the options that filter decisions; `--type` arrives as `type_`."""
     for option in reversed(_FILTERS):
         command = option(command)
     return command
 
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

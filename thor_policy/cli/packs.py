@@ -1,4 +1,7 @@
-"""`packs`: list, show, check and render policy packs, and change which of them a daemon has resident."""
+"""`packs`: list, show, check, sign and render policy packs, and change which packs a daemon has resident.
+
+Owns the commands; `policy.pack_files` reads packs, and the daemon's engine thread changes what is resident.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import msgspec
 
 from thor_policy import catalog
 from thor_policy.cli import completion, render
-from thor_policy.cli.options import as_json, configured, there
+from thor_policy.cli.options import absolute_if_path, as_json, configured
 from thor_policy.cli.promotion import promote, promotions
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config, data_path
@@ -35,7 +38,7 @@ def packs() -> None:
 @packs.command(name="list")
 @as_json
 def list_packs(as_json: bool) -> None:
-    """The packs that ship with this version."""
+    """List the packs that ship with this version."""
     loaded = [_load(name) for name in pack_files.available(data_path("prompts"))]
     if as_json:
         render.as_json([msgspec.to_builtins(pack.info) for pack in loaded])
@@ -60,12 +63,12 @@ def list_packs(as_json: bool) -> None:
 @click.argument(
     "pack",
     metavar="NAME|DIR",
-    help="A pack of `packs list`, or a directory.",
+    help="Name of a shipped pack (`packs list`), or a pack's directory.",
     shell_complete=completion.packs,
 )
 @as_json
 def show(pack: str, as_json: bool) -> None:
-    """The clauses, rules and outcomes of a pack."""
+    """Show the clauses, rules and outcomes of a pack."""
     loaded = _load(pack)
     if as_json:
         render.as_json(
@@ -85,7 +88,7 @@ def show(pack: str, as_json: bool) -> None:
     render.line("")
     render.table(
         ("rule", "outcome", "final", "clause"),
-        [(r.id, r.outcome, "yes" if r.final else "", r.clause) for r in loaded.book.rules],
+        [(rule.id, rule.outcome, "yes" if rule.final else "", rule.clause) for rule in loaded.book.rules],
     )
 
 
@@ -93,13 +96,13 @@ def show(pack: str, as_json: bool) -> None:
 @click.argument(
     "pack",
     metavar="NAME|DIR",
-    help="A pack of `packs list`, or a directory.",
+    help="Name of a shipped pack (`packs list`), or a pack's directory.",
     shell_complete=completion.packs,
 )
 @as_json
 @click.pass_context
 def lint(ctx: click.Context, pack: str, as_json: bool) -> None:
-    """What is wrong with a pack; exit status 1 if anything makes it unusable."""
+    """Check a pack and list its problems. Exit status 1 if one of them is an error."""
     findings = lint_pack(_load(pack))
     if as_json:
         render.as_json(msgspec.to_builtins(findings))
@@ -107,7 +110,7 @@ def lint(ctx: click.Context, pack: str, as_json: bool) -> None:
         for finding in findings:
             render.line(f"{finding.level}: {finding.where}: {finding.message}")
         if not findings:
-            render.line("nothing to say against it")
+            render.line("no problems found")
     ctx.exit(1 if any(finding.level == "error" for finding in findings) else 0)
 
 
@@ -126,9 +129,9 @@ def lint(ctx: click.Context, pack: str, as_json: bool) -> None:
 @click.option("--new-key", is_flag=True, help="Make the key FILE, which must not exist, and FILE.pub.")
 @as_json
 def sign(directory: Path, key_file: Path, new_key: bool, as_json: bool) -> None:
-    """Vouch for a pack as it lies in its directory: leaves `pack.sig` there.
+    """Sign a pack: writes `pack.sig` into its directory.
 
-    Daemons with that key's public half among their pack_keys then load it, and refuse it once it is altered.
+    A daemon whose setting pack_keys lists the public key loads the pack, and refuses it after any change.
     """
     pack = _load(f"{directory}/")
     key = signatures.Key.make(key_file) if new_key else signatures.Key.open(key_file)
@@ -146,12 +149,12 @@ def sign(directory: Path, key_file: Path, new_key: bool, as_json: bool) -> None:
 @click.argument(
     "pack",
     metavar="NAME|DIR",
-    help="A pack of `packs list`, or a directory.",
+    help="Name of a shipped pack (`packs list`), or a pack's directory.",
     shell_complete=completion.packs,
 )
 @as_json
 def verify(config: Config, pack: str, as_json: bool) -> None:
-    """Say who signed a pack, or why nobody did that --pack-keys trusts; then the exit status is 2."""
+    """Show which key of --pack-keys signed a pack. Exit status 2, with the reason, if none did."""
     loaded = _load(pack)
     signed = signatures.check_pack(
         loaded.info, loaded.path / pack_files.SIGNATURE, map(Path, config.pack_keys)
@@ -167,13 +170,13 @@ def verify(config: Config, pack: str, as_json: bool) -> None:
 @click.argument(
     "pack",
     metavar="NAME|DIR",
-    help="A pack of `packs list`, or a directory.",
+    help="Name of a shipped pack (`packs list`), or a pack's directory.",
     shell_complete=completion.packs,
 )
-@click.argument("question", metavar="FILE|-", type=click.File("r", encoding="utf-8"), help="A question.")
+@click.argument("question", metavar="FILE|-", type=click.File("r", encoding="utf-8"), help="The question.")
 @as_json
 def render_prompt(config: Config, pack: str, question: TextIO, as_json: bool) -> None:
-    """Print the exact prompt of one request, as the adapter of the settings wants it put."""
+    """Print the exact prompt of one request, in the rendering of the adapter in the settings."""
     from thor_policy.engine.native import Vocabulary
 
     loaded = _load(pack)
@@ -197,7 +200,7 @@ def render_prompt(config: Config, pack: str, question: TextIO, as_json: bool) ->
         return
     sys.stdout.write(f"{shown['prefix']}{shown['suffix']}\n")
     render.line(
-        f"{len(prefix_tokens)} tokens of prefix, {len(suffix_tokens)} of suffix; "
+        f"prefix {len(prefix_tokens)} tokens, suffix {len(suffix_tokens)} tokens; "
         f"floor {floor.outcome}{' (final: the model is not asked)' if floor.final else ''}",
         stderr=True,
     )
@@ -208,13 +211,13 @@ def render_prompt(config: Config, pack: str, question: TextIO, as_json: bool) ->
 @click.argument(
     "pack",
     metavar="NAME|DIR",
-    help="A pack of `packs list`, or a directory.",
+    help="Name of a shipped pack (`packs list`), or a pack's directory.",
     shell_complete=completion.packs,
 )
 @as_json
 def load(config: Config, pack: str, as_json: bool) -> None:
-    """Make a pack resident in the running daemon; it decides where a request names it."""
-    _control(config, records.Control(task="load", pack=there(pack, holding="pack.yaml")), as_json)
+    """Make a pack resident in the running daemon; it decides the requests that name it."""
+    _control(config, records.Control(task="load", pack=_absolute(pack)), as_json)
 
 
 @packs.command()
@@ -222,16 +225,16 @@ def load(config: Config, pack: str, as_json: bool) -> None:
 @click.argument(
     "pack",
     metavar="NAME|DIR",
-    help="A resident pack, one of `packs list`, or a directory.",
+    help="Name of a resident or shipped pack, or a pack's directory.",
     shell_complete=completion.packs,
 )
 @as_json
 def activate(config: Config, pack: str, as_json: bool) -> None:
-    """Let a pack decide from now on; it is loaded first if it is not resident.
+    """Make a pack the active one. It is loaded first if it is not resident.
 
-    A resident pack may be named NAME@VERSION, or by the first 12 digits of its sha256, too.
+    A resident pack can also be given as NAME@VERSION or by the first 12 digits of its sha256.
     """
-    _control(config, records.Control(task="activate", pack=there(pack, holding="pack.yaml")), as_json)
+    _control(config, records.Control(task="activate", pack=_absolute(pack)), as_json)
 
 
 @packs.command()
@@ -239,21 +242,21 @@ def activate(config: Config, pack: str, as_json: bool) -> None:
 @click.argument(
     "pack",
     metavar="NAME|DIR|none",
-    help="A resident pack, one of `packs list`, or a directory.",
+    help="Name of a resident or shipped pack, or a pack's directory.",
     shell_complete=completion.packs,
 )
 @as_json
 def shadow(config: Config, pack: str, as_json: bool) -> None:
-    """Let a pack answer the same questions unheard, where there is time; `none` ends that."""
-    _control(config, records.Control(task="shadow", pack=there(pack, holding="pack.yaml")), as_json)
+    """Make a pack the shadow: it answers the same questions, without effect. `none` ends that."""
+    _control(config, records.Control(task="shadow", pack=_absolute(pack)), as_json)
 
 
 @packs.command()
 @configured("endpoint", "key", "state_dir")
-@click.argument("pack", metavar="NAME", help="A resident pack that is not active.")
+@click.argument("pack", metavar="NAME", help="Name of a resident pack that is not the active one.")
 @as_json
 def unload(config: Config, pack: str, as_json: bool) -> None:
-    """Free what a resident pack holds."""
+    """Remove a resident pack from memory."""
     _control(config, records.Control(task="unload", pack=pack), as_json)
 
 
@@ -262,7 +265,7 @@ def unload(config: Config, pack: str, as_json: bool) -> None:
 @as_json
 @click.pass_context
 def reload(ctx: click.Context, config: Config, as_json: bool) -> None:
-    """Read every resident pack anew from its directory; exit status 1 if one of them is refused."""
+    """Reload every resident pack from its directory. Exit status 1 if one is refused."""
     done = _control(config, records.Control(task="reload"), as_json)
     ctx.exit(1 if done["refused"] else 0)
 
@@ -278,9 +281,14 @@ def _control(config: Config, control: records.Control, as_json: bool) -> dict[st
         render.as_json(done)
         return done
     render.residents(done["packs"])
-    for which, why in done.get("refused", {}).items():
-        render.line(f"refused: {which} stays as it is: {why}", stderr=True)
+    for name, reason in done.get("refused", {}).items():
+        render.line(f"refused: {name} stays as it is: {reason}", stderr=True)
     return done
+
+
+def _absolute(name_or_dir: str) -> str:
+    """A pack's name unchanged, its directory absolute: the daemon has another working directory."""
+    return absolute_if_path(name_or_dir, marker="pack.yaml")
 
 
 def _load(name_or_dir: str) -> Pack:
@@ -289,7 +297,7 @@ def _load(name_or_dir: str) -> Pack:
 
 def _evaluation(text: str) -> Json:
     try:
-        raw = msgspec.json.decode(text)
+        fields = msgspec.json.decode(text)
     except msgspec.DecodeError as error:
         raise RequestError("bad_request", f"the request is not valid JSON: {error}") from error
-    return evaluation_from(question_fields(raw))
+    return evaluation_from(question_fields(fields))

@@ -1,6 +1,7 @@
-"""What people see: rich tables within 80 columns, colours only on a terminal.
+"""Printed output: rich tables within 80 columns, progress bars, colours only on a terminal, JSON, CSV, SVG.
 
-Owns rich. Invariant: functions take plain values and print; they fetch and decide nothing.
+Owns the library rich. Invariant: functions take plain values and print them; they fetch and decide nothing.
+Main thread; `LogHandler` is called by any thread.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from thor_policy.learning.training.settings import Point
 from thor_policy.telemetry import logs
 
 _BARS = " ▁▂▃▄▅▆▇█"
-#: Characters to which a column is not cut any shorter.
+#: Shortest width of a clipped column, in characters.
 _LEAST = 6
 _STYLES = {
     "allow": "green",
@@ -57,23 +58,23 @@ _STYLES = {
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console on standard output (or error), no wider than it has to be for a plain terminal."""
+    """A console on standard output or standard error."""
     return Console(stderr=stderr, highlight=False, soft_wrap=False)
 
 
 def as_json(value: Json) -> None:
-    """One JSON value on standard output."""
+    """Print one JSON value on standard output, indented."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def as_json_line(value: Json) -> None:
-    """One JSON value on a line of its own, at once."""
+    """Print one JSON value on one line, and flush."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
     sys.stdout.flush()
 
 
 def as_csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows as CSV with a header; lists and objects as JSON."""
+    """Print rows as CSV with a header; lists and objects become JSON."""
     writer = csv.writer(sys.stdout)
     writer.writerow(columns)
     for row in rows:
@@ -81,7 +82,7 @@ def as_csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _csv_cell(value: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula."""
+    """The value as a cell that no spreadsheet reads as a formula."""
     if isinstance(value, dict | list):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
@@ -90,7 +91,7 @@ def _csv_cell(value: Any) -> Any:
 
 
 def sparkline(counts: Sequence[int]) -> str:
-    """A row of bars, one a number, the highest full."""
+    """A row of bars, one for each number; the highest bar is full."""
     highest = max(counts, default=0) or 1
     return "".join(_BARS[max(1, round(count / highest * 8)) if count else 0] for count in counts)
 
@@ -98,39 +99,39 @@ def sparkline(counts: Sequence[int]) -> str:
 def table(
     columns: Sequence[str], rows: Sequence[Sequence[Any]], *, gap: int = 2, clipped: Sequence[int] = ()
 ) -> None:
-    """A plain table, `gap` spaces between columns; cells that name a state are coloured.
+    """Print a plain table with `gap` spaces between columns; cells that name a state are coloured.
 
-    Where it does not fit, cells of the columns with the indexes `clipped` are cut short, the widest first.
+    If the table is too wide, cells of the columns with the indexes `clipped` are shortened, the widest first.
     """
-    out, shown = Table(box=None, padding=(0, gap, 0, 0), header_style="bold"), console()
-    widths = [max(len(_told(cell)) for cell in cells) for cells in zip(columns, *rows, strict=True)]
-    while clipped and sum(widths) + gap * len(widths) > shown.width:
+    output, screen = Table(box=None, padding=(0, gap, 0, 0), header_style="bold"), console()
+    widths = [max(len(_cell_text(cell)) for cell in cells) for cells in zip(columns, *rows, strict=True)]
+    while clipped and sum(widths) + gap * len(widths) > screen.width:
         widest = max(clipped, key=widths.__getitem__)
         if widths[widest] <= _LEAST:
             break
         widths[widest] -= 1
     for index, column in enumerate(columns):
-        out.add_column(column, overflow="fold", no_wrap=index == 0)
+        output.add_column(column, overflow="fold", no_wrap=index == 0)
     for row in rows:
         cells = [clip(cell, widths[i]) if i in clipped else cell for i, cell in enumerate(row)]
-        out.add_row(*map(styled, cells))
-    shown.print(out)
+        output.add_row(*map(styled, cells))
+    screen.print(output)
 
 
 def clip(cell: Any, width: int) -> Any:
-    """A text of at most so many characters; anything else as it is."""
+    """A text cut to `width` characters; any other value unchanged."""
     return f"{cell[: width - 1]}…" if isinstance(cell, str) and len(cell) > width else cell
 
 
 def residents(packs: Sequence[Mapping[str, Json]]) -> None:
-    """The packs that a daemon has resident."""
+    """Print a table of a daemon's resident packs."""
     columns = ("name", "version", "role", "prefix_tokens", "temperature", "adapter")
     rows = [[*(pack[name] for name in columns), pack["sha256"][:12]] for pack in packs]
     table(("pack", "version", "role", "tokens", "temperature", "adapter", "sha256"), rows, clipped=(0, 5))
 
 
 def pairs(values: Mapping[str, Any], *, title: str | None = None) -> None:
-    """Names and values, one a line; further lines of a value stand under its first."""
+    """Print names and values, one pair a line; further lines of a value align with its first."""
     width = max((len(name) for name in values), default=0)
     if title:
         console().print(f"[bold]{escape(visible(title, lines=True))}[/bold]")
@@ -140,112 +141,115 @@ def pairs(values: Mapping[str, Any], *, title: str | None = None) -> None:
 
 
 def line(text: str, *, stderr: bool = False) -> None:
-    """One line of plain text."""
+    """Print one line of plain text."""
     console(stderr=stderr).print(escape(visible(text, lines=True)), soft_wrap=True)
 
 
 class LogHandler(logging.Handler):
-    """Log lines for people, on standard error; from warnings on they name level and room."""
+    """Log lines for people, on standard error; warnings and errors name level and component."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            console(stderr=True).print(self._told(record), soft_wrap=True)
-        except Exception:  # a terminal that went away ends no daemon
+            console(stderr=True).print(self._text(record), soft_wrap=True)
+        except Exception:  # a closed terminal must not end the daemon
             self.handleError(record)
 
-    def _told(self, record: logging.LogRecord) -> Text:
-        told = Text()
+    def _text(self, record: logging.LogRecord) -> Text:
+        text = Text()
         if sys.stderr.isatty():
-            told.append(time.strftime("%H:%M:%S ", time.localtime(record.created)), style="dim")
+            text.append(time.strftime("%H:%M:%S ", time.localtime(record.created)), style="dim")
         if record.levelno >= logging.WARNING:
             style = "yellow" if record.levelno == logging.WARNING else "red bold"
-            told.append(f"{record.levelname} {logs.component_of(record)}: ", style=style)
-        told.append(visible(record.getMessage()))
+            text.append(f"{record.levelname} {logs.component_of(record)}: ", style=style)
+        text.append(visible(record.getMessage()))
         for name, value in logs.fields_of(record).items():
-            told.append(f" {name}={visible(str(value))}", style="dim")
+            text.append(f" {name}={visible(str(value))}", style="dim")
         if record.exc_info and record.exc_info[1] is not None:
             for line in logs.stack_of(record.exc_info[1], with_text=logs.is_verbose()):
-                told.append(f"\n    {visible(line)}", style="dim")
-        return told
+                text.append(f"\n    {visible(line)}", style="dim")
+        return text
 
 
 def styled(cell: Any) -> str:
-    """Text of a cell, safe for rich, coloured when it names a state."""
-    text, style = escape(_told(cell)), _STYLES.get(str(cell))
+    """Text of a cell, escaped for rich, coloured if it names a state."""
+    text, style = escape(_cell_text(cell)), _STYLES.get(str(cell))
     return f"[{style}]{text}[/{style}]" if style else text
 
 
-def _told(cell: Any) -> str:
+def _cell_text(cell: Any) -> str:
     if cell is None:
         return "-"
     if isinstance(cell, float):
         return f"{cell:.3g}" if abs(cell) < 100 else f"{cell:,.0f}"
-    told = json.dumps(cell, ensure_ascii=False) if isinstance(cell, dict | list) else str(cell)
-    return visible(told, lines=True)
+    text = json.dumps(cell, ensure_ascii=False) if isinstance(cell, dict | list) else str(cell)
+    return visible(text, lines=True)
 
 
 @contextmanager
-def progress(total: int | None, told: str) -> Iterator[Callable[[], None]]:
-    """A progress bar on standard error for `total` items; call what it yields after each."""
+def progress(total: int | None, description: str) -> Iterator[Callable[[], None]]:
+    """A progress bar on standard error for `total` items. Call the yielded function after each item."""
     with _bar(BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
-        task = bar.add_task(told, total=total)
+        task = bar.add_task(description, total=total)
         yield lambda: bar.advance(task)
 
 
 @contextmanager
 def asking(total: int) -> Iterator[Callable[[str, str], None]]:
-    """A progress bar for `total` scenarios; call what it yields with the id and the status of each."""
+    """A progress bar for `total` scenarios. Call the yielded function with the id and status of each."""
     counts = {"passed": 0, "failed": 0, "error": 0, "skipped": 0}
-    tally = TextColumn("{task.fields[told]}")
+    tally = TextColumn("{task.fields[counts]}")
     with _bar(BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(), tally) as bar:
-        task = bar.add_task("asking", total=total, told="")
+        task = bar.add_task("asking", total=total, counts="")
 
         def advance(id: str, status: str) -> None:
             counts[status] += 1
-            told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-            bar.update(task, advance=1, told=escape(f"{told}; {id}"))
+            tally_text = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+            bar.update(task, advance=1, counts=escape(f"{tally_text}; {id}"))
 
         yield advance
 
 
 @contextmanager
 def redeciding(total: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar for `total` past decisions; call what it yields with where each went, or `waiting`."""
+    """A progress bar for `total` past decisions. Call the yielded function with each result, or `waiting`."""
     counts = {"loosened": 0, "tightened": 0}
-    tally = TextColumn("{task.fields[told]}")
+    tally = TextColumn("{task.fields[counts]}")
     with _bar(BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(), tally) as bar:
-        task = bar.add_task("deciding again", total=total, told="")
+        task = bar.add_task("deciding again", total=total, counts="")
 
-        def advance(what: str) -> None:
-            if what in counts:
-                counts[what] += 1
+        def advance(result: str) -> None:
+            if result in counts:
+                counts[result] += 1
             shown = [f"{count} {name}" for name, count in counts.items() if count]
-            if what == "waiting":
+            if result == "waiting":
                 shown.append("the daemon is busy")
-            bar.update(task, advance=int(what != "waiting"), told=", ".join(shown))
+            bar.update(task, advance=int(result != "waiting"), counts=", ".join(shown))
 
         yield advance
 
 
 @contextmanager
-def counting(told: str) -> Iterator[Callable[[int], None]]:
-    """A running count on standard error; call what it yields with the number so far."""
+def counting(description: str) -> Iterator[Callable[[int], None]]:
+    """A running count on standard error. Call the yielded function with the number so far."""
     with _bar(TextColumn("{task.completed:,}")) as bar:
-        task = bar.add_task(told, total=None)
+        task = bar.add_task(description, total=None)
         yield lambda count: bar.update(task, completed=count)
 
 
 @contextmanager
 def training() -> Iterator[tuple[Callable[[int, int, float], None], Callable[[Point], None]]]:
-    """A bar for the steps of a training, and a line on standard error for each look at held-out cases."""
+    """A bar for the steps of a training, and a line on standard error for each check on held-out cases.
+
+    Yields the function to call after each step, and the one to call after each check.
+    """
     with _bar(BarColumn(bar_width=24), TimeElapsedColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task("training", total=None)
 
         def checked(point: Point) -> None:
             line(
-                f"step {point.step} of {point.steps}: loss {point.label_loss:.3f}, of the rest "
-                f"{point.rest_loss:.3f}; held out: loss {point.held_out_loss:.3f}, balanced accuracy "
-                f"{point.held_out_accuracy:.3f}",
+                f"step {point.step} of {point.steps}: label loss {point.label_loss:.3f}, "
+                f"text loss {point.rest_loss:.3f}; held out: loss {point.held_out_loss:.3f}, "
+                f"balanced accuracy {point.held_out_accuracy:.3f}",
                 stderr=True,
             )
 
@@ -253,22 +257,22 @@ def training() -> Iterator[tuple[Callable[[int, int, float], None], Callable[[Po
 
 
 @contextmanager
-def download(told: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar for bytes; call what it yields with (bytes so far, bytes in all)."""
+def download(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar for bytes. Call the yielded function with (bytes so far, bytes in total)."""
     with _bar(BarColumn(bar_width=24), DownloadColumn(), TransferSpeedColumn()) as bar:
-        task = bar.add_task(told, total=None)
+        task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _bar(*columns: ProgressColumn) -> Progress:
-    """A bar that goes when it is done, and shows only on a terminal."""
-    shown = console(stderr=True)
-    told = TextColumn("{task.description}")
-    return Progress(told, *columns, console=shown, transient=True, disable=not shown.is_terminal)
+    """A bar that is shown only on a terminal, and removed when it is done."""
+    screen = console(stderr=True)
+    description = TextColumn("{task.description}")
+    return Progress(description, *columns, console=screen, transient=True, disable=not screen.is_terminal)
 
 
 def reliability_svg(title: str, series: Mapping[str, Sequence[tuple[float, float, int]]]) -> str:
-    """Confidence against accuracy as an SVG document: (confidence, accuracy, count) by name."""
+    """An SVG plot of accuracy by confidence. `series` holds (confidence, accuracy, count) by name."""
     size, left, top = 360, 60, 50
     parts = [
         f'<rect x="{left}" y="{top}" width="{size}" height="{size}" fill="none" stroke="#999"/>',

@@ -93,7 +93,7 @@ class Client:
         idempotency_key: str | None = None,
         pack: str | None = None,
     ) -> dict[str, Json]:
-        """The reply to an AuthZEN evaluation or a flat situation (docs/protocol.md).
+        """The reply to an AuthZEN evaluation or a flat situation (docs/reference/protocol.md).
 
         The resident pack named by `pack` decides it; without `pack`, the active one. A request with an
         `idempotency_key` can be sent again after any error: the daemon makes one decision.
@@ -110,7 +110,7 @@ class Client:
         return decode_status(self._do(STATUS))
 
     def metrics(self) -> dict[str, Json]:
-        """The metrics of the daemon, by name (docs/operating.md)."""
+        """The metrics of the daemon, by name (docs/reference/metrics.md)."""
         metrics: dict[str, Json] = self._do(METRICS)["metrics"]
         return metrics
 

@@ -43,7 +43,7 @@ ErrorCode = Literal[
     "internal",
 ]
 
-#: Every code that an error reply can carry (docs/protocol.md lists their meaning).
+#: Every code that an error reply can carry (docs/reference/protocol.md lists their meaning).
 ERROR_CODES: tuple[str, ...] = get_args(ErrorCode)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 # OpenMP's threads wait for each other some hundred times in a decode, and spin for long before they sleep.
 # If another program computes on the same cores, spinning keeps the awaited thread from running: a decode
-# beside such a program took ten times as long (docs/operating.md).
+# beside such a program took ten times as long (docs/how-to/operate.md).
 if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
     os.environ["GOMP_SPINCOUNT"] = "10000"  # read when the library is loaded
 

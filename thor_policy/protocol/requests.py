@@ -290,7 +290,7 @@ def evaluation_of(raw: Json, where: str) -> Evaluation:
 
 
 def from_situation(raw: Json) -> Evaluation:
-    """The evaluation for an older, flat situation (table in docs/protocol.md). Raises RequestError."""
+    """The evaluation for a flat situation (table in docs/reference/protocol.md). Raises RequestError."""
     _check_limits(raw, "situation")
     if not isinstance(raw, dict):
         raise RequestError("bad_request", "situation: must be an object")

@@ -12,7 +12,8 @@ There are four checks, in this order; the first match is reported:
 
 The last two compare form and text separately and take the mean. Form is the share of plain values that
 agree; numbers agree by how close they are. Text is the strings that contain spaces. The thresholds were
-chosen on labelled pairs (tests/data/leak-pairs.yaml), not on shipped suites; docs/scenarios.md says how.
+chosen on labelled pairs (tests/data/leak-pairs.yaml), not on shipped suites; docs/explanation/suites.md says
+how.
 """
 
 from __future__ import annotations
