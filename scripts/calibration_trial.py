@@ -67,7 +67,7 @@ def run(config: Config, pack_name: str, number: int, seed: int) -> int:
             ask(client, place, one)
             for place, one in shown.track(list(enumerate(found)), description="asking")
         ]
-        model = client.status()["model"]
+        model = client.status().model
         pack = pack_files.load(pack_files.find(pack_name, data_path("prompts"))).info
         judge = identity_of(model["sha256"], Adapter(**model["adapter"]) if model["adapter"] else None)
         judged = judged_by(config, pack.sha256, judge)

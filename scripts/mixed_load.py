@@ -464,17 +464,15 @@ def run(minutes: float, *, stub: bool, seed: int, folder: Path, advance: Callabl
     problems += [f"acknowledged, but not in the journal: {one}" for one in missing[:5]]
     problems += [f"the daemon ended with status {ended}"] * (ended != 0)
     problems += [f"the journal: {verdict.problem or verdict.incomplete}"] * (not verdict.ok)
-    problems += [
-        f"{count} events were lost" for count in [status["journal"]["counters"].get("lost", 0)] if count
-    ]
+    problems += [f"{count} events were lost" for count in [status.journal.counters.get("lost", 0)] if count]
     problems += [f"{status['engine']['internal_errors']} errors in the engine thread"] * (
-        status["engine"]["internal_errors"] > 0
+        status.engine.counters["internal_errors"] > 0
     )
     if minutes >= LEAST_MIN:
         problems += [f"{name} grows" for name, slope in slopes.items() if not slope["flat"]]
     return {
         "minutes": minutes,
-        "engine": "stub" if stub else status["model"]["name"],
+        "engine": "stub" if stub else status.model.name,
         "sent": dict(tally.sent.most_common()),
         "ended": dict(tally.ended.most_common()),
         "acknowledged": {place: len(ids) for place, ids in sorted(tally.acknowledged.items())},
@@ -482,7 +480,7 @@ def run(minutes: float, *, stub: bool, seed: int, folder: Path, advance: Callabl
         "events": verdict.events,
         "slopes": slopes,
         "samples": [list(one) for one in gauge.samples[::SAMPLE_SHOWN_S]],
-        "daemon": {"server": status["counters"], "journal": status["journal"]["counters"]},
+        "daemon": {"server": status.counters, "journal": status.journal.counters},
         "problems": problems,
     }
 

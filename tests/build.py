@@ -30,11 +30,12 @@ from thor_policy.core.records import Calibration
 from thor_policy.core.requests import Action, Caller, Entity, Evaluation, Json
 from thor_policy.core.results import Committed
 from thor_policy.journal import chain, events, projections
-from thor_policy.journal.batch import Rewrite
 from thor_policy.journal.checkpoints import Signer
 from thor_policy.journal.events import Event
 from thor_policy.journal.reader import read_only_uri
-from thor_policy.journal.writer import Checkpoints, Journal
+from thor_policy.journal.rewrites import Rewrite
+from thor_policy.journal.signing_rule import Checkpoints
+from thor_policy.journal.writer import Journal
 from thor_policy.suites.run_files import Item, Judge, Run, Tokens, how_wrong
 
 #: How long a test waits for what must come; far more than it takes.
@@ -246,24 +247,24 @@ def stalled(path: Path) -> Iterator[None]:
 
 def erasing(path: Path, *seqs: int, keep: str | None = None) -> Event:
     """The event that erases the private parts of these events, or puts `keep` in their place."""
-    effect = []
+    rewrites = []
     for seq in seqs:
         ((kind, subject_id, at, body),) = rows(
             path, "SELECT kind, subject_id, at, body FROM events WHERE seq = ?", seq
         )
         private = None if keep is None else (chain.seal(b"")[0], keep)
-        parts = projections.read(kind, body.encode(), keep.encode() if keep is not None else None)
-        effect.append(
+        read = projections.read(kind, body.encode(), keep.encode() if keep is not None else None)
+        rewrites.append(
             Rewrite(
                 seq=seq,
                 kind=kind,
                 subject_id=subject_id,
                 private=private,
-                projection=projections.project(kind, seq, at, subject_id, *parts),
+                projection=projections.project(kind, seq, at, subject_id, *read),
             )
         )
-    parts_told = {str(one.seq): one.digest.hex() for one in effect}
-    return Event(kind="erased", subject_id="erased", at=NOON, body={"parts": parts_told}, effect=effect)
+    parts = {str(rewrite.seq): rewrite.digest.hex() for rewrite in rewrites}
+    return Event(kind="erased", subject_id="erased", at=NOON, body={"parts": parts}, rewrites=tuple(rewrites))
 
 
 CALIBRATION = Calibration(temperature=2.0, pack_sha256="a" * 64, model_sha256="b" * 64, judged=60)

@@ -1,8 +1,8 @@
-"""A real HTTP server on loopback that speaks as llama-server or as vLLM does, over a model that is a digest.
+"""An HTTP server on loopback with the protocol of llama-server or vLLM; its model is a digest.
 
-Its tokens are bytes, and after them special ones; one of those is in no template. As vLLM it makes
-special tokens of any text that spells them, as vLLM's tokeniser does. `faults` puts something else in the
-place of a path's answer; `asked` lists what was asked, in order.
+Its tokens are bytes, followed by special tokens, of which one is in no template. As vLLM it turns any text
+that spells a special token into that token, as vLLM's tokeniser does. `faults` replaces the answer of a path;
+`requests` lists every request in order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 SPECIALS = {256: "<|im_start|>", 257: "<|im_end|>", 258: "<|tool|>"}
 CONTEXT = 16_384
-#: Bytes that the model likes: where labels, classes and clauses part, and the end of a line.
+#: Bytes that the model prefers: those where labels, classes and clauses differ, and the end of a line.
 LIKED = frozenset(b"ardmp_12,\n")
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
@@ -29,7 +29,7 @@ Body = dict[str, Any]
 
 
 class Exchange(BaseHTTPRequestHandler):
-    """One request; faults are given this, to answer as they like."""
+    """One request; a fault gets this object and answers it."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # an answer leaves as it is written
@@ -43,17 +43,17 @@ class Exchange(BaseHTTPRequestHandler):
 
     def _answer(self, body: Body) -> None:
         tiny = self.server.tiny
-        tiny.asked.append((self.path, body))
+        tiny.requests.append((self.path, body))
         if fault := tiny.faults.get(self.path):
             fault(self)
         elif tiny.key and self.headers["Authorization"] != f"Bearer {tiny.key}":
-            self.say(401, {"error": f"you said {self.headers['Authorization']}"})
+            self.reply(401, {"error": f"you sent {self.headers['Authorization']}"})
         elif (answer := tiny.paths.get(self.path)) is None:
-            self.say(404, {"error": "no such path"})
+            self.reply(404, {"error": "no such path"})
         else:
-            self.say(200, answer(body))
+            self.reply(200, answer(body))
 
-    def say(self, status: int, content: bytes | Any, **headers: str) -> None:
+    def reply(self, status: int, content: bytes | Any, **headers: str) -> None:
         raw = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"Content-Length": str(len(raw)), **headers}.items():
@@ -70,22 +70,22 @@ class _Http(ThreadingHTTPServer):
     tiny: TinyServer
 
     def handle_error(self, *_: object) -> None:
-        """Clients that hang up are what some tests are about."""
+        """Ignored: some tests disconnect on purpose."""
 
 
 class TinyServer:
-    """`kind` is `llama-server` or `vLLM`; use it as a context."""
+    """The server, as a context manager; `kind` is `llama-server` or `vLLM`."""
 
     def __init__(self, kind: str = "llama-server", *, key: str = "") -> None:
         self.key = key
-        self.asked: list[tuple[str, Body]] = []
+        self.requests: list[tuple[str, Body]] = []
         self.faults: dict[str, Callable[[Exchange], None]] = {}
         self.template: str | None = TEMPLATE
         self.build = "b1"
-        #: Tokens that open every prompt where they are asked for.
+        #: Tokens that open every prompt, if the request wants them.
         self.opening: list[int] = []
         self.models = ["tiny"]
-        #: Set to let go of every answer that `hang` holds back.
+        #: Set to release every answer that `hang` delays.
         self.released = threading.Event()
         self.paths: dict[str, Callable[[Body], Any]] = {
             "/v1/models": lambda _: {"data": [{"id": name, "max_model_len": CONTEXT} for name in self.models]}
@@ -107,15 +107,16 @@ class TinyServer:
         self._http.server_close()
 
     def count(self, path: str) -> int:
-        return sum(asked == path for asked, _ in self.asked)
+        """How many requests there were to `path`."""
+        return sum(requested == path for requested, _ in self.requests)
 
     def hang(self, exchange: Exchange) -> None:
-        """A fault: no answer until the test is over."""
+        """A fault: no answer until the test ends."""
         self.released.wait()
         exchange.close_connection = True
 
     def hang_half_way(self, exchange: Exchange) -> None:
-        """A fault: the answer begins, and does not go on."""
+        """A fault: the answer begins and never ends."""
         exchange.send_response(200)
         exchange.send_header("Content-Length", "100")
         exchange.end_headers()
@@ -145,8 +146,8 @@ class TinyServer:
         if "n_probs" in body:
             bias = dict(map(tuple, body["logit_bias"]))
             logits = {token: logit + bias.get(token, 0.0) for token, logit in logits_after(prompt).items()}
-            kept = sorted(logits, key=logits.__getitem__, reverse=True)[: body["top_k"]]
-            weights = {token: math.exp(logits[token] - logits[kept[0]]) for token in kept}
+            top = sorted(logits, key=logits.__getitem__, reverse=True)[: body["top_k"]]
+            weights = {token: math.exp(logits[token] - logits[top[0]]) for token in top}
             probabilities = [{"id": t, "prob": w / sum(weights.values())} for t, w in weights.items()]
             return {"completion_probabilities": [{"top_probs": probabilities}]}
         tokens, end = write(prompt, body["n_predict"])
@@ -176,8 +177,8 @@ class TinyServer:
             total = math.log(sum(map(math.exp, logits.values())))
             best = max(body["allowed_token_ids"], key=logits.__getitem__)
             top = {best, *sorted(logits, key=logits.__getitem__, reverse=True)[: body["logprobs"]]}
-            told = {f"token_id:{token}": logits[token] - total for token in top}
-            return {"choices": [{"finish_reason": "length", "logprobs": {"top_logprobs": [told]}}]}
+            logprobs = {f"token_id:{token}": logits[token] - total for token in top}
+            return {"choices": [{"finish_reason": "length", "logprobs": {"top_logprobs": [logprobs]}}]}
         tokens, end = write(prompt, body["max_tokens"])
         reasons = {"limit": ("length", None), "word": ("stop", "\n"), "eos": ("stop", None)}
         finish, stop = reasons[end]
@@ -196,7 +197,7 @@ def text_of(tokens: list[int]) -> str:
 
 
 def logits_after(prompt: list[int]) -> dict[int, float]:
-    """From 0 to 8 by a digest of the prompt; 12 more for what the model likes."""
+    """A logit from 0 to 8 by a digest of the prompt, and 12 more for each token in `LIKED`."""
     seed = hashlib.sha256(repr(prompt).encode()).digest()
     digests = {
         token: hashlib.sha256(seed + bytes([token % 256, token // 256])).digest() for token in range(259)
@@ -205,7 +206,7 @@ def logits_after(prompt: list[int]) -> dict[int, float]:
 
 
 def write(prompt: list[int], most: int) -> tuple[list[int], str]:
-    """Greedily, to the end of the line or turn; how it ended, as llama-server says it."""
+    """Greedy tokens to the end of the line or turn, and llama-server's word for how they ended."""
     tokens: list[int] = []
     while len(tokens) < most:
         logits = logits_after([*prompt, *tokens])

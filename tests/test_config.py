@@ -1,4 +1,4 @@
-"""Config: where a setting comes from, and which ones are refused."""
+"""Config: the sources of a setting, their precedence, and the values that are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ENDPOINT = "ipc:///tmp/policy.sock"
 
 @pytest.fixture(autouse=True)
 def no_runtime_dir(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tester's own session has no say in these tests."""
+    """The runtime directory of the person who runs the tests must not influence them."""
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
 
 
@@ -44,7 +44,7 @@ def test_a_flag_outranks_the_environment_which_outranks_the_file_which_outranks_
     assert loaded.max_request_bytes == Config().max_request_bytes
 
 
-def test_a_flag_that_was_not_given_has_no_say() -> None:
+def test_a_flag_that_was_not_given_changes_nothing() -> None:
     environ = {"THOR_POLICY_MODEL": "other"}
     assert config.load(environ=environ, flags={"model": None}).model == "other"
 
@@ -61,7 +61,7 @@ def test_without_any_source_every_setting_has_its_default() -> None:
     assert config.load(environ={}) == Config()
 
 
-def test_other_variables_are_left_alone() -> None:
+def test_variables_without_the_prefix_are_ignored() -> None:
     assert config.load(environ={"THREADS": "7", "thor_policy_threads": "7"}) == Config()
 
 
@@ -120,7 +120,7 @@ def test_a_config_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ('model_dir = "x"', r"toml: unknown setting 'model_dir'; known: .*models_dir"),
         ("[serve]\nthreads = 1", r"toml: unknown setting 'serve'; known: "),
@@ -140,19 +140,19 @@ def test_a_config_cannot_be_changed() -> None:
     ],
 )
 def test_a_bad_file_is_refused_with_its_name_the_key_and_what_was_expected(
-    tmp_path: Path, text: str, told: str
+    tmp_path: Path, text: str, message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=f"^{tmp_path}/thor-policy.{told}"):
+    with pytest.raises(ConfigError, match=f"^{tmp_path}/thor-policy.{message}"):
         config.load(toml(tmp_path, text), environ={})
 
 
 @pytest.mark.parametrize("text", ["many", "1.5", "", "0o9", "0660", "true", "1" * 5000])
-def test_a_bad_variable_is_refused_by_its_name(text: str) -> None:
+def test_a_bad_variable_is_refused_with_its_name(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^THOR_POLICY_SOCKET_MODE must be of type int, not '"):
         config.load(environ={"THOR_POLICY_SOCKET_MODE": text})
 
 
-def test_a_bad_flag_is_refused_as_it_is_typed() -> None:
+def test_a_bad_flag_is_refused_with_the_flag_as_it_is_typed() -> None:
     with pytest.raises(ConfigError, match=r"^--max-in-flight must be of type int, not 'x'"):
         config.load(environ={}, flags={"max_in_flight": "x"})
 
@@ -179,8 +179,8 @@ def test_a_number_out_of_range_is_refused_with_the_range(setting: dataclasses.Fi
     for bound in (least, most):
         assert getattr(Config(**{setting.name: bound}), setting.name) == bound
     for beyond in (least - 1, most + 1):
-        told = f"^{setting.name} is {beyond}; it must be between {least} and {most}$"
-        with pytest.raises(ConfigError, match=told):
+        message = f"^{setting.name} is {beyond}; it must be between {least} and {most}$"
+        with pytest.raises(ConfigError, match=message):
             Config(**{setting.name: beyond})
 
 
@@ -198,12 +198,12 @@ def test_synchronous_is_full_or_normal() -> None:
 
 
 @pytest.mark.parametrize("pointer", ["context/pin", "/context", "/context/", "/subject/id", "/", ""])
-def test_what_is_masked_lies_below_context_or_properties(pointer: str) -> None:
-    with pytest.raises(ConfigError, match=r"^masked holds .*; it must name something below /context/"):
+def test_masked_accepts_only_pointers_below_context_or_properties(pointer: str) -> None:
+    with pytest.raises(ConfigError, match=r"^masked holds .*; it must name a value below /context/"):
         Config(masked=("/context/text", pointer))
 
 
-def test_checkpoints_and_their_key_lie_in_the_state_directory_unless_told_otherwise(tmp_path: Path) -> None:
+def test_checkpoints_and_their_key_lie_in_the_state_directory_by_default(tmp_path: Path) -> None:
     ours = Config(state_dir=tmp_path)
     assert (ours.checkpoint_dir, ours.checkpoint_key) == (
         tmp_path / "checkpoints",
@@ -213,7 +213,9 @@ def test_checkpoints_and_their_key_lie_in_the_state_directory_unless_told_otherw
 
 
 @given(st.sampled_from(config.settings()), st.text(st.characters(codec="utf-8", exclude_characters="\0")))
-def test_whatever_a_variable_holds_it_is_taken_or_refused(setting: dataclasses.Field[Any], text: str) -> None:
+def test_any_text_in_a_variable_is_accepted_or_refused_with_a_config_error(
+    setting: dataclasses.Field[Any], text: str
+) -> None:
     with contextlib.suppress(ConfigError):
         config.load(environ={f"THOR_POLICY_{setting.name.upper()}": text})
 
@@ -222,7 +224,7 @@ def test_whatever_a_variable_holds_it_is_taken_or_refused(setting: dataclasses.F
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "told"),
+    ("endpoint", "message"),
     [
         ("tcp://127.0.0.1", "it must look like ipc:///path/to/socket"),
         ("tcp://*:5555", "it must look like ipc:///path/to/socket"),
@@ -236,21 +238,21 @@ def test_whatever_a_variable_holds_it_is_taken_or_refused(setting: dataclasses.F
         ("/run/policy.sock", "it must look like ipc:///path/to/socket"),
     ],
 )
-def test_only_an_absolute_local_socket_or_an_address_elsewhere_is_an_endpoint(
-    endpoint: str, told: str
+def test_an_endpoint_is_an_absolute_ipc_path_or_a_tcp_address_and_nothing_else(
+    endpoint: str, message: str
 ) -> None:
     with pytest.raises(ConfigError) as refusal:
         Config(endpoint=endpoint)
-    assert str(refusal.value).startswith(f"endpoint is '{endpoint}'; {told}")
+    assert str(refusal.value).startswith(f"endpoint is '{endpoint}'; {message}")
 
 
 @pytest.mark.parametrize("endpoint", ["tcp://policy.example:5555", "tcp://192.0.2.7:1", "tcp://[::1]:65535"])
-def test_commands_may_ask_a_daemon_elsewhere(endpoint: str) -> None:
+def test_a_tcp_address_is_an_endpoint(endpoint: str) -> None:
     assert Config(endpoint=endpoint).endpoint == Config(tcp_endpoint=endpoint).tcp_endpoint == endpoint
 
 
 @pytest.mark.parametrize("endpoint", ["tcp://", "tcp://*", "ipc:///tmp/x", "tcp://h:0", "tcp://h:x", "h:5"])
-def test_a_daemon_listens_besides_at_an_address_and_a_port_or_not_at_all(endpoint: str) -> None:
+def test_tcp_endpoint_needs_an_address_and_a_port(endpoint: str) -> None:
     assert Config(tcp_endpoint="tcp://*:5555").tcp_endpoint == "tcp://*:5555"
     with pytest.raises(ConfigError, match=r"^tcp_endpoint is .*; it must look like tcp://192\.0\.2\.7:5555"):
         Config(tcp_endpoint=endpoint)
@@ -259,8 +261,8 @@ def test_a_daemon_listens_besides_at_an_address_and_a_port_or_not_at_all(endpoin
 def test_a_key_is_a_name_or_a_path() -> None:
     ours = Config(state_dir=Path("/srv/state"))
     assert (ours.key_file, ours.keys_dir) == (None, Path("/srv/state/keys"))
-    assert dataclasses.replace(ours, key="desk").key_file == Path("/srv/state/keys/desk.key")
-    assert dataclasses.replace(ours, key="./desk.key").key_file == Path("desk.key")
+    assert dataclasses.replace(ours, key="laptop").key_file == Path("/srv/state/keys/laptop.key")
+    assert dataclasses.replace(ours, key="./laptop.key").key_file == Path("laptop.key")
 
 
 def test_a_socket_path_that_the_system_cannot_hold_is_refused_with_its_size() -> None:
@@ -300,14 +302,14 @@ def test_a_runtime_directory_that_is_too_deep_is_refused_with_the_cure(
 # ---------------------------------------------------------------- settings changed by a text
 
 
-def test_a_text_changes_the_settings_that_it_names_and_no_others(tmp_path: Path) -> None:
+def test_with_changes_changes_the_named_settings_only(tmp_path: Path) -> None:
     before = Config(state_dir=tmp_path, threads=2)
-    after = config.changed(before, "model=/a/b=c.gguf,kv_type=q8_0,cache_size=5")
+    after = config.with_changes(before, "model=/a/b=c.gguf,kv_type=q8_0,cache_size=5")
     assert after == dataclasses.replace(before, model="/a/b=c.gguf", kv_type="q8_0", cache_size=5)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("modle=a", "'modle=a': unknown setting 'modle'; known: "),
         ("model=a,", "'model=a,': unknown setting ''"),
@@ -315,13 +317,13 @@ def test_a_text_changes_the_settings_that_it_names_and_no_others(tmp_path: Path)
         ("kv_type=f8", "kv_type is 'f8'; it must be one of"),
     ],
 )
-def test_a_text_that_names_no_setting_or_a_wrong_value_is_refused(text: str, told: str) -> None:
+def test_a_change_of_an_unknown_setting_or_to_a_wrong_value_is_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as refusal:
-        config.changed(Config(), text)
-    assert str(refusal.value).startswith(told)
+        config.with_changes(Config(), text)
+    assert str(refusal.value).startswith(message)
 
 
-# ---------------------------------------------------------------- what documents itself
+# ---------------------------------------------------------------- the settings document themselves
 
 
 @pytest.mark.parametrize("setting", config.settings(), ids=lambda setting: setting.name)
@@ -343,5 +345,5 @@ def test_names_of_durations_and_sizes_carry_their_unit() -> None:
 
 
 @pytest.mark.parametrize("name", ["prompts", "scenarios", "models"])
-def test_the_files_that_ship_are_there(name: Any) -> None:
+def test_the_directories_that_ship_with_the_package_are_not_empty(name: Any) -> None:
     assert any(config.data_path(name).iterdir())

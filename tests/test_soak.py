@@ -15,14 +15,14 @@ from thor_policy.engine.llama import LlamaEngine
 pytestmark = [pytest.mark.soak, pytest.mark.model]
 
 REQUESTS = 10_000
-#: Short ones, so that ten thousand take minutes; what is compared does not depend on their length.
+#: Short questions, so that ten thousand take minutes; the comparison does not depend on their length.
 SHORT = [f"does: {verb} {thing}" for verb in ("read", "deploy", "delete", "rotate") for thing in range(10)]
 
 
 def test_ten_thousand_requests_give_the_same_bits(model_file: ModelFile, tmp_path: Path) -> None:
     """In random order, with explanations running, another pack resident, and after a restart."""
 
-    def opened() -> LlamaEngine:
+    def open_engine() -> LlamaEngine:
         engine = LlamaEngine(
             model_file.path,
             name=model_file.name,
@@ -36,7 +36,7 @@ def test_ten_thousand_requests_give_the_same_bits(model_file: ModelFile, tmp_pat
         engine.load(prefix_of("other", LABELS[:3], turns=2))
         return engine
 
-    engine = opened()
+    engine = open_engine()
     expected = {question: engine.score("p", question, NEVER) for question in SHORT}
     order = random.Random(7)
     differing: Counter[str] = Counter()
@@ -44,7 +44,7 @@ def test_ten_thousand_requests_give_the_same_bits(model_file: ModelFile, tmp_pat
     for number in range(REQUESTS):
         if number == REQUESTS // 2:
             engine.close()
-            engine = opened()
+            engine = open_engine()
         question = order.choice(SHORT)
         if order.random() < 0.1:
             engine.score("other", question, NEVER)

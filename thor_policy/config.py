@@ -1,8 +1,8 @@
 """Every setting, written once: its default, unit, help, and whether it is a command-line option.
 
-Owns `Config` and where files live. Invariant: a Config that exists is valid; values come from defaults,
-then a TOML file, then `THOR_POLICY_*` variables, then flags, the later winning. Read once at start, on
-the main thread; frozen after that.
+Owns `Config` and the default paths. Invariant: a Config that exists is valid. Values come from the
+defaults, then a TOML file, then `THOR_POLICY_*` variables, then flags; the last one wins. Read at start
+(and on SIGHUP) on the main thread; a Config is frozen.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from thor_policy.core.requests import Role
 
 #: sockaddr_un holds 108 bytes with the terminating zero.
 MAX_IPC_PATH_BYTES = 107
-#: Where a JSON pointer of `masked` may lead.
+#: Prefixes that a JSON pointer of `masked` may have.
 MASKABLE = ("/context/", "/subject/properties/", "/action/properties/", "/resource/properties/")
-#: Added to the socket's path for the socket that events go out of.
+#: Added to the socket's path; gives the path of the socket that publishes events.
 EVENTS_SUFFIX = ".events"
 
-#: Settings that a running daemon takes from its file anew; any other needs a restart.
-LIVE = (
+#: Settings that a running daemon rereads on SIGHUP; any other needs a restart.
+LIVE_SETTINGS = (
     *("deadline_ms", "max_deadline_ms", "max_in_flight", "max_request_bytes", "on_full", "roles"),
     "log_level",
 )
-#: An entry of `roles`: whom it is about, and what they may do.
+#: An entry of `roles`: a caller or a group of callers, and the roles they have.
 GRANT = re.compile(r"(local|(?:user|group):[^\s=:]+|(?:uid|gid):[0-9]{1,10})=([a-z+]+)")
 
-#: What `engine_key` may look like: a variable's name, or an absolute path. Few keys look like either.
-_KEY_PLACE = re.compile(r"[A-Z_][A-Z0-9_]*|/.+")
+#: Valid values of `engine_key`: a variable's name, or an absolute path. Few keys look like either.
+_KEY_REFERENCE = re.compile(r"[A-Z_][A-Z0-9_]*|/.+")
 
 _PACKAGE = Path(__file__).resolve().parent
 _CHECKOUT = _PACKAGE.parent
@@ -52,7 +52,7 @@ def in_checkout() -> bool:
 
 
 def data_path(name: Literal["prompts", "scenarios", "models"]) -> Path:
-    """The folder of files that ship with the package (in the wheel, or at the top of the checkout)."""
+    """A directory that ships with the package: in the wheel, or at the top of the checkout."""
     return (_CHECKOUT if in_checkout() else _PACKAGE / "data") / name
 
 
@@ -95,215 +95,246 @@ class Config:
     """
 
     state_dir: Path = _setting(
-        _default_state_dir, "Where the journal and prefix states live.", flag=True, metavar="DIR"
+        _default_state_dir,
+        "Directory of the journal and of the saved prefix states.",
+        flag=True,
+        metavar="DIR",
     )
     endpoint: str = _setting(
         "",
-        "Where the daemon listens: ipc:///path/to/socket. Empty: policy.sock in the runtime directory. "
-        "Commands that ask a daemon elsewhere take its tcp://HOST:PORT, and a key.",
+        "Address of the daemon's ipc socket: ipc:///path/to/socket. If empty: policy.sock in the runtime "
+        "directory. A command reaches a daemon on another machine with tcp://HOST:PORT and `--key`.",
         flag=True,
         metavar="URL",
     )
     tcp_endpoint: str = _setting(
         "",
-        "Where the daemon listens besides, for holders of a key: tcp://ADDRESS:PORT. Empty: nowhere.",
+        "Address at which the daemon also accepts clients that hold a CURVE key: tcp://ADDRESS:PORT. If "
+        "empty, it does not listen on tcp.",
         flag=True,
         metavar="URL",
     )
     key: str = _setting(
         "",
-        "The CURVE key that a command shows at a tcp endpoint: a name in keys_dir, or the path (with a /) of "
-        "a file that `thorpolicy keys new` made.",
+        "CURVE key that a command uses at a tcp endpoint: the name of a key in keys_dir, or the path "
+        "(with a /) of a file that `thorpolicy keys new` made.",
         flag=True,
         metavar="NAME|FILE",
     )
-    keys_dir: Path = _setting(Path, "Where CURVE keys are kept: the server's, and which clients it knows.")
+    keys_dir: Path = _setting(
+        Path, "Directory of the CURVE keys: the server's own key and the list of known clients."
+    )
     roles: tuple[str, ...] = _setting(
         ("local=ask+record",),
-        "What callers on the ipc socket may do, as WHO=ROLE+ROLE: WHO is local (whoever may open the "
-        "socket), user:NAME, group:NAME, uid:NUMBER or gid:NUMBER; the roles are ask, record, approve, "
-        "review, control. What several entries say of a caller adds up. Root and the user of the daemon have "
-        "every role; the roles of a key are given with `thorpolicy keys new`.",
+        "Roles of the callers on the ipc socket, as WHO=ROLE+ROLE. WHO is local (anybody who may open the "
+        "socket), user:NAME, group:NAME, uid:NUMBER or gid:NUMBER. The roles are ask, record, approve, "
+        "review and control. A caller has the roles of all entries that match. Root and the daemon's own "
+        "user have every role. The roles of a key are set with `thorpolicy keys new`.",
     )
     model: str = _setting(
         "smollm2-135m-instruct-q4_1",
-        "A name of the model catalog, or the path of a GGUF file.",
+        "Name of a model in the catalog, or path of a GGUF file.",
         flag=True,
         metavar="NAME|PATH",
     )
     models_dir: Path = _setting(
-        _default_models_dir, "Where model weights are kept.", flag=True, metavar="DIR"
+        _default_models_dir, "Directory of the model files.", flag=True, metavar="DIR"
     )
     pack: str = _setting(
         "team-governance",
-        "The policy pack: a name under prompts/, or a directory.",
+        "Policy pack: a name under prompts/, or a directory.",
         flag=True,
         metavar="NAME|DIR",
     )
 
     pack_keys: tuple[str, ...] = _setting(
         (),
-        "Files with Ed25519 public keys (PEM). Where there are any, a pack is loaded only if one of them "
-        "signed it (`thorpolicy packs sign`). Empty: unsigned packs are loaded.",
+        "Files with Ed25519 public keys (PEM). If there are any, a pack is loaded only if one of these "
+        "keys signed it (`thorpolicy packs sign`). If empty, unsigned packs are loaded.",
     )
     resident_packs: int = _setting(
         3,
-        "Packs that may be resident at once; each holds a stream of memory, and one more stream is kept "
-        "free for an exchange.",
+        "Packs that may be resident at once. Each needs the memory of one stream; one more stream stays "
+        "free for replacing a pack.",
         least=1,
         most=16,
     )
     max_shadows: int = _setting(
         256,
-        "Questions that may wait for the pack in the shadow; it is not asked those above that.",
+        "Requests that may wait for the shadow pack; it skips requests above this limit.",
         least=1,
         most=100_000,
     )
     adapter: str = _setting(
         "auto",
-        "A LoRA adapter for the model: a name of the model catalog, the path of a GGUF file, `auto` for the "
-        "one that the catalog names with the model, if it does, or `none`.",
+        "LoRA adapter for the model: a name in the model catalog, the path of a GGUF file, `auto` (the "
+        "adapter that the catalog lists for the model, if there is one) or `none`.",
     )
-    adapter_scale: float = _setting(1.0, "How strongly the adapter counts.", least=0.01, most=10)
+    adapter_scale: float = _setting(
+        1.0, "Factor by which the adapter's weights are multiplied.", least=0.01, most=10
+    )
 
     engine_url: str = _setting(
         "",
-        "A llama-server or vLLM that judges in place of the model in this process: https, or http on "
-        "loopback, where an ssh tunnel may end. Empty: the model in this process.",
+        "URL of a llama-server or vLLM that evaluates requests in place of the model in this process. It "
+        "must be https, or http on loopback (an ssh tunnel). If empty, the model runs in "
+        "this process.",
     )
     engine_key: str = _setting(
         "",
-        "Where that server's bearer key is: the name of an environment variable, or the absolute path of a "
-        "file of mode 0600; never the key itself. Empty: no key.",
+        "Where the bearer key for engine_url is kept: the name of an environment variable, or the "
+        "absolute path of a file of mode 0600. Never the key itself. If empty, no key is sent.",
     )
-    engine_model: str = _setting("", "Which of that server's models judges; empty: the only one that it has.")
+    engine_model: str = _setting(
+        "", "Model to use at engine_url. If empty, the only model that the server has."
+    )
     engine_template: str = _setting(
         "",
-        "Chat template for that server's model; empty: the one that the server tells.",
+        "Chat template of the model at engine_url. If empty, the template that the server reports.",
         choices=("", "chatml", "phi-4", "phi-4-mini"),
     )
 
-    threads: int = _setting(0, "CPU threads of the engine; 0: one per usable core.", least=0, most=512)
+    threads: int = _setting(0, "CPU threads of the engine. 0: one per usable core.", least=0, most=512)
     gpu_layers: int = _setting(
-        -1, "Model layers kept on the GPU; -1: all, when the build has one.", least=-1, most=1000
+        -1, "Model layers kept on the GPU. -1: all, if the build supports a GPU.", least=-1, most=1000
     )
     flash_attention: str = _setting(
-        "auto", "Flash attention: where the device has it, always, never.", choices=("auto", "on", "off")
+        "auto", "Flash attention. auto: where the device supports it.", choices=("auto", "on", "off")
     )
     kv_type: str = _setting(
-        "f16", "Number format of the attention cache; q8_0 halves its memory.", choices=("f32", "f16", "q8_0")
+        "f16", "Number format of the attention cache. q8_0 halves its memory.", choices=("f32", "f16", "q8_0")
     )
     context_tokens: int = _setting(
-        2048, "Tokens of one stream: prefix, question and explanation.", least=256, most=131072
+        2048,
+        "Size of one stream, in tokens: prefix, question and explanation together.",
+        least=256,
+        most=131072,
     )
     max_question_tokens: int = _setting(
-        512, "Longest question after rendering, in tokens; one decode call.", least=64, most=4096
+        512, "Longest question after rendering, in tokens. It is decoded in one call.", least=64, most=4096
     )
     parallel_explanations: int = _setting(
-        4, "Explanations that share each decode; each holds a stream of memory.", least=1, most=64
+        4, "Explanations that share each decode. Each needs the memory of one stream.", least=1, most=64
     )
 
     max_explanations: int = _setting(
-        64, "Explanations running or waiting; a decision above that goes unexplained.", least=1, most=100_000
+        64,
+        "Explanations that may run or wait. A decision above this limit gets no explanation.",
+        least=1,
+        most=100_000,
     )
 
     cache_size: int = _setting(
-        10_000, "Scores of questions asked before that are kept; 0: none.", least=0, most=10_000_000
+        10_000, "Scores kept for questions that may be asked again. 0: no cache.", least=0, most=10_000_000
     )
     cache_ttl_s: float = _setting(
-        3_600.0, "Seconds that a kept score is used again.", least=0, most=31_536_000
+        3_600.0, "Seconds for which a cached score may be used again.", least=0, most=31_536_000
     )
 
     drift_every_s: float = _setting(
         900.0,
-        "Seconds between two replays of the pack's examples by an idle daemon, each held against the first; "
-        "0: never.",
+        "Seconds between two replays of the pack's examples by an idle daemon. Each score is compared "
+        "with the example's earlier score. 0: never.",
         least=0,
         most=31_536_000,
     )
     drift_tolerance: float = _setting(
-        0.01, "Change of a logit of a replayed example that is no drift yet.", least=0, most=100
+        0.01,
+        "Largest change of a logit of a replayed example that does not count as drift.",
+        least=0,
+        most=100,
     )
 
     deadline_ms: int = _setting(
-        10_000, "Deadline of a request that states none, in milliseconds.", least=1, most=600_000
+        10_000, "Deadline of a request that does not set one, in milliseconds.", least=1, most=600_000
     )
     max_deadline_ms: int = _setting(
-        120_000, "Longest deadline a request may state, in milliseconds.", least=1, most=600_000
+        120_000, "Longest deadline that a request may set, in milliseconds.", least=1, most=600_000
     )
     max_in_flight: int = _setting(
-        1024, "Requests admitted and not yet answered; more get `busy`.", least=1, most=1_000_000
+        1024,
+        "Requests that may be admitted and unanswered. Further requests get `busy`.",
+        least=1,
+        most=1_000_000,
     )
     max_request_bytes: int = _setting(
-        65_536, "Largest request frame, in bytes; more gets `too_large`.", least=1024, most=8_388_608
+        65_536, "Largest request frame, in bytes. A larger one gets `too_large`.", least=1024, most=8_388_608
     )
     socket_mode: int = _setting(
-        0o660, "File mode of the ipc socket: who may open it has the roles of local.", least=0, most=0o777
+        0o660,
+        "File mode of the ipc socket. Anybody who may open the socket has the roles of local.",
+        least=0,
+        most=0o777,
     )
     log_format: str = _setting(
         "auto",
-        "Lines of JSON, or lines for people; auto: JSON where systemd's journal reads them.",
+        "Format of the log lines: json, or pretty for people. auto: json if systemd's journal reads them.",
         choices=("auto", "json", "pretty"),
     )
     log_level: str = _setting(
         "info",
-        "What is logged: at debug each decision by its id, too, and the texts of refusals and exceptions, "
-        "which may repeat what a request says.",
+        "Lowest level that is logged. At debug the log also has each decision by its id, and the texts of "
+        "refusals and exceptions, which may repeat parts of a request.",
         choices=("debug", "info", "warning", "error"),
     )
     metrics_port: int = _setting(
         0,
-        "Port of 127.0.0.1 where Prometheus may read the metrics, as may every process of this machine; "
-        "0: none. `thorpolicy metrics` needs none.",
+        "Port of 127.0.0.1 at which Prometheus can read the metrics, as can every process of this "
+        "machine. 0: no port. `thorpolicy metrics` needs no port.",
         least=0,
         most=65_535,
     )
     stall_s: float = _setting(
         300.0,
-        "Seconds that engine or journal may get nothing done while work waits; then the daemon says so, "
-        "refuses what is in flight and ends with status 6, to be started again; 0: never. It has to exceed "
-        "the longest decode.",
+        "Seconds that the engine or the journal may make no progress while work waits. After that the "
+        "daemon logs the stall, refuses the requests in flight and exits with status 6, so that it can be "
+        "restarted. It must exceed the longest decode. 0: never.",
         least=0,
         most=86_400,
     )
     shutdown_s: float = _setting(
-        10.0, "Seconds a stop may take to drain before it is forced.", least=0.1, most=600
+        10.0,
+        "Seconds that a stop may take to answer the requests in flight before it is forced.",
+        least=0.1,
+        most=600,
     )
 
     synchronous: str = _setting(
         "FULL",
-        "SQLite's synchronous: FULL, or NORMAL (power loss can take the last commits).",
+        "SQLite's synchronous mode: FULL, or NORMAL (a power loss can lose the last commits).",
         choices=("FULL", "NORMAL"),
     )
     masked: tuple[str, ...] = _setting(
         (),
-        "JSON pointers into an evaluation whose values are never recorded, such as `/context/password`. "
-        "A decision that has one cannot be replayed.",
+        "JSON pointers into an evaluation, such as `/context/password`, whose values are never recorded. "
+        "A decision with a masked value cannot be replayed.",
     )
     min_free_mb: int = _setting(
-        64, "Free space below which nothing new is admitted, in MiB.", least=0, most=1_048_576
+        64, "Free disk space below which new requests are refused, in MiB.", least=0, most=1_048_576
     )
     ballast_mb: int = _setting(
         16,
-        "Size of a file that is given up when the disk is full, so that admitted requests can end, in MiB.",
+        "Size of a reserve file, in MiB. It is deleted when the disk is full, so that admitted requests "
+        "can still be recorded.",
         least=0,
         most=65_536,
     )
     on_full: str = _setting(
         "refuse",
-        "When the disk is full: refuse requests until there is room, or halt (exit status 5).",
+        "What to do when the disk is full. refuse: refuse requests until there is space. halt: exit with "
+        "status 5.",
         choices=("refuse", "halt"),
     )
     checkpoint_dir: Path = _setting(
-        Path, "Where signed checkpoints are kept; better on another disk, or collected by another machine."
+        Path, "Directory of the signed checkpoints. Keep it on another disk, or copy it to another machine."
     )
     checkpoint_key: Path = _setting(
         Path,
-        "Ed25519 key that signs checkpoints (PEM, mode 0600; made if missing). A systemd credential "
-        "`checkpoint.key` goes first.",
+        "Ed25519 key that signs checkpoints (PEM, mode 0600). The daemon makes it if it is missing. A "
+        "systemd credential `checkpoint.key` takes precedence.",
     )
     checkpoint_events: int = _setting(
-        10_000, "Events between two checkpoints, at most.", least=1, most=1_000_000_000
+        10_000, "Most events between two checkpoints.", least=1, most=1_000_000_000
     )
     checkpoint_s: float = _setting(
         3_600.0, "Seconds between two checkpoints while there are new events.", least=1, most=31_536_000
@@ -317,18 +348,21 @@ class Config:
                     f"{f.name} is {value}; it must be between {meta['least']} and {meta['most']}"
                 )
             if meta["choices"] is not None and value not in meta["choices"]:
-                raise ConfigError(f"{f.name} is {value!r}; it must be one of {_listed(meta['choices'])}")
+                raise ConfigError(
+                    f"{f.name} is {value!r}; it must be one of {_join_choices(meta['choices'])}"
+                )
         for pointer in self.masked:
             if not pointer.startswith(MASKABLE) or pointer.endswith("/"):
                 raise ConfigError(
-                    f"masked holds {pointer!r}; it must name something below {' or '.join(MASKABLE)}"
+                    f"masked holds {pointer!r}; it must name a value below {' or '.join(MASKABLE)}"
                 )
         for entry in self.roles:
-            found = GRANT.fullmatch(entry)
-            if found is None or not set(found[2].split("+")) <= set(get_args(Role)):
+            grant = GRANT.fullmatch(entry)
+            if grant is None or not set(grant[2].split("+")) <= set(get_args(Role)):
                 raise ConfigError(
                     f"roles holds {entry!r}; it must look like local=ask+record, user:NAME=review, "
-                    f"group:NAME=.., uid:NUMBER=.. or gid:NUMBER=.., of the roles {', '.join(get_args(Role))}"
+                    f"group:NAME=.., uid:NUMBER=.. or gid:NUMBER=.., with the roles "
+                    f"{', '.join(get_args(Role))}"
                 )
         keys = tuple(os.path.abspath(os.path.expanduser(path)) for path in self.pack_keys)  # noqa: PTH100, PTH111
         object.__setattr__(self, "pack_keys", keys)
@@ -362,8 +396,8 @@ class Config:
             return
         if scheme != "ipc" or not rest.startswith("/"):
             raise ConfigError(
-                f"endpoint is {self.endpoint!r}; it must look like ipc:///path/to/socket, or for commands "
-                "that ask a daemon elsewhere like tcp://host:port"
+                f"endpoint is {self.endpoint!r}; it must look like ipc:///path/to/socket or, in a command "
+                "for a daemon on another machine, like tcp://host:port"
             )
         limit = MAX_IPC_PATH_BYTES - len(EVENTS_SUFFIX)
         if (size := len(os.fsencode(rest))) > limit:
@@ -373,11 +407,11 @@ class Config:
             )
 
     def _check_engine(self) -> None:
-        if self.engine_key and not _KEY_PLACE.fullmatch(self.engine_key):
+        if self.engine_key and not _KEY_REFERENCE.fullmatch(self.engine_key):
             raise ConfigError(
                 "engine_key is neither the name of an environment variable (capitals, digits, _) nor the "
-                "absolute path of a file; if it is the key itself, put that into a file of mode 0600 and set "
-                "engine_key to its path (it is not repeated here)"
+                "absolute path of a file; if it is the key itself, put the key into a file of mode 0600 and "
+                "set engine_key to the path of that file (the value is not repeated here)"
             )
         if not self.engine_url:
             return
@@ -385,20 +419,20 @@ class Config:
             url = urlsplit(self.engine_url)
             host, _ = url.hostname or "", url.port
         except ValueError:  # its message may repeat a password
-            raise ConfigError("engine_url is no URL; it must look like https://host:port") from None
+            raise ConfigError("engine_url is not a URL; it must look like https://host:port") from None
         if url.username is not None or url.password is not None:
-            raise ConfigError("engine_url holds a user or a password; keep the key where engine_key says")
+            raise ConfigError("engine_url holds a user or a password; remove it and set engine_key")
         if url.scheme not in ("http", "https") or not host or url.query or url.fragment:
             raise ConfigError(f"engine_url is {self.engine_url!r}; it must look like https://host:port")
         if url.scheme == "http" and not _on_loopback(host):
             raise ConfigError(
-                f"engine_url is {self.engine_url!r}; questions leave this machine over https only: use "
-                "https, or http to an ssh tunnel that ends at 127.0.0.1"
+                f"engine_url is {self.engine_url!r}; requests may leave this machine over https only: use "
+                "https, or http to an ssh tunnel at 127.0.0.1"
             )
 
     @property
     def key_file(self) -> Path | None:
-        """The file of the key that `key` names; None if it names none."""
+        """The file of the CURVE key that `key` names; None if `key` is empty."""
         if not self.key:
             return None
         return Path(self.key).expanduser() if "/" in self.key else self.keys_dir / f"{self.key}.key"
@@ -410,7 +444,7 @@ class Config:
 
     @property
     def events_endpoint(self) -> str:
-        """Where decisions and explanations are published as they are recorded."""
+        """Address at which decisions and explanations are published as soon as they are recorded."""
         return self.endpoint + EVENTS_SUFFIX
 
     @property
@@ -430,9 +464,9 @@ def load(
     environ: Mapping[str, str] = os.environ,
     flags: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Build a Config from file, environment and flags, the later winning.
+    """Build a Config from file, environment and flags; the last one wins.
 
-    Raises ConfigError naming the source, the key and what was expected.
+    Raises ConfigError that names the source, the setting and what was expected.
     """
     known = {f.name: f for f in fields(Config)}
     hints = typing.get_type_hints(Config)
@@ -453,18 +487,19 @@ def load(
     return Config(**values)
 
 
-def renewed(config: Config, told: Config) -> tuple[Config, tuple[str, ...]]:
-    """What a running daemon takes of settings that were read anew, and the others that differ.
+def with_live_settings(config: Config, reread: Config) -> tuple[Config, tuple[str, ...]]:
+    """`config` with the live settings of `reread`, and the names of the other settings that differ.
 
-    Raises ConfigError if the two do not fit together.
+    Raises ConfigError if old and new values are invalid together.
     """
-    differ = tuple(f.name for f in fields(Config) if getattr(config, f.name) != getattr(told, f.name))
-    taken = {name: getattr(told, name) for name in differ if name in LIVE}
-    return dataclasses.replace(config, **taken), tuple(name for name in differ if name not in LIVE)
+    differing = tuple(f.name for f in fields(Config) if getattr(config, f.name) != getattr(reread, f.name))
+    live = {name: getattr(reread, name) for name in differing if name in LIVE_SETTINGS}
+    need_restart = tuple(name for name in differing if name not in LIVE_SETTINGS)
+    return dataclasses.replace(config, **live), need_restart
 
 
-def changed(config: Config, text: str) -> Config:
-    """The settings with those changed that a text names: `model=NAME,kv_type=q8_0`. Raises ConfigError."""
+def with_changes(config: Config, text: str) -> Config:
+    """`config` with the changes in `text`, such as `model=NAME,kv_type=q8_0`. Raises ConfigError."""
     hints = typing.get_type_hints(Config)
     values: dict[str, Any] = {}
     for part in text.split(","):
@@ -508,12 +543,12 @@ def _convert(raw: Any, kind: Any, where: str) -> Any:
     raise ConfigError(f"{where} must be of type {kind.__name__}, not {raw!r}")
 
 
-def _listed(choices: tuple[str, ...]) -> str:
+def _join_choices(choices: tuple[str, ...]) -> str:
     return ", ".join(choice or "empty" for choice in choices)
 
 
 def _tcp_address(endpoint: str) -> tuple[str, int] | None:
-    """Host and port of `tcp://host:port`; None if it is something else."""
+    """Host and port of `tcp://host:port`; None for any other text."""
     try:
         url = urlsplit(endpoint)
         plain = endpoint == f"tcp://{url.netloc}" and "@" not in url.netloc
@@ -530,11 +565,11 @@ def _on_loopback(host: str) -> bool:
 
 
 def settings() -> list[dataclasses.Field[Any]]:
-    """The settings in order, for whoever parses them."""
+    """All settings, in order; the command line makes its options from them."""
     return list(fields(Config))
 
 
-#: Defaults that depend on where the package lives, in words.
+#: Defaults that depend on where the package is installed, in words.
 _DEFAULTS_IN_WORDS = {
     "state_dir": "`results/` of a checkout, otherwise the user's state directory",
     "models_dir": "`models/` of a checkout, otherwise the user's data directory",
@@ -547,22 +582,23 @@ _DEFAULTS_IN_WORDS = {
 }
 
 
-def document() -> str:
-    """docs/settings.md: every setting with its default, range and help, as Markdown."""
+def settings_page() -> str:
+    """The text of docs/settings.md: every setting with its default, range and help, as Markdown."""
     lines = [
         "# Settings",
         "",
-        "Written by `scripts/settings-doc`. Keys of the TOML file; `THOR_POLICY_<NAME>` sets one from the",
-        "environment; those marked with a flag are options of the commands too. Those marked live change in",
-        "a running daemon when it gets SIGHUP; any other needs a restart.",
+        "`scripts/settings-doc` writes this page. Each name is a key of the TOML file.",
+        "`THOR_POLICY_<NAME>` sets it from the environment. A setting marked with a flag is also a",
+        "command-line option. A setting marked live is reread by a running daemon on SIGHUP; any other",
+        "needs a restart.",
         "",
     ]
     for f in fields(Config):
         meta = f.metadata
         default = _DEFAULTS_IN_WORDS.get(f.name) or f"`{f.default!r}`".replace("'", '"')
         bounds = "" if meta["least"] is None else f"; {meta['least']} to {meta['most']}"
-        bounds += f"; one of {_listed(meta['choices'])}" if meta["choices"] else ""
+        bounds += f"; one of {_join_choices(meta['choices'])}" if meta["choices"] else ""
         flag = f", flag `--{f.name.replace('_', '-')}`" if meta["flag"] else ""
-        flag += ", live" if f.name in LIVE else ""
+        flag += ", live" if f.name in LIVE_SETTINGS else ""
         lines += [f"**`{f.name}`**{flag}: {meta['help']}", f"Default: {default}{bounds}", ""]
     return "\n".join(lines)

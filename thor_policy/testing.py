@@ -1,8 +1,8 @@
-"""Public stand-ins for tests of the rooms around the engine and the journal.
+"""Public stubs for tests of the packages around the engine and the journal.
 
-Owns `StubEngine`, `StubEmbedder` and nothing that production code imports. Invariant: everything here
-keeps the contract of the seam it stands in for; tests/test_engine.py runs the same contract over the stub
-and over llama.cpp.
+Owns `StubEngine`, `StubEmbedder` and `HastyJournal`; production code imports none of them, except the
+benchmarks. Invariant: each stub keeps the contract of the interface it implements, except `HastyJournal`,
+which breaks it on purpose; tests/engine/test_engine.py runs one contract over the stub and over llama.cpp.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+from msgspec import structs
+
 from thor_policy.config import Config
-from thor_policy.core.decisions import Adapter, ModelInfo, Scored, resident_key
+from thor_policy.core.decisions import Adapter, ModelInfo, PackInfo, Scored, resident_key
 from thor_policy.core.engine import (
     DeviceMemory,
     LoadedPrefix,
@@ -26,6 +28,16 @@ from thor_policy.core.engine import (
 )
 from thor_policy.core.errors import DeadlineExceeded, EngineError, RequestError
 from thor_policy.core.results import Committed
+from thor_policy.core.status import (
+    CacheStatus,
+    DriftStatus,
+    EngineStatus,
+    JobStatus,
+    JournalStatus,
+    ModelStatus,
+    PackManagerStatus,
+    PartsStatus,
+)
 from thor_policy.daemon.loading import journal_options
 from thor_policy.engine.explanations import ExplanationWriter
 from thor_policy.journal.events import Event
@@ -36,10 +48,10 @@ STUB_CONTEXT_CHARS = 4_096
 
 
 class StubEngine:
-    """An engine whose label is a digest of the question: deterministic, instant, and no judge at all.
+    """An engine that derives the label from a digest of the question: deterministic and instant.
 
-    `bias` makes it answer that label, with probability 0.9, whenever the pack has it. Under an adapter the
-    digest is another one. A prefix is loaded in `LOADING_STEPS` steps.
+    `bias` makes it answer that label, with probability 0.9, whenever the pack has it. An adapter changes the
+    digest. A prefix is loaded in `LOADING_STEPS` steps.
     """
 
     LOADING_STEPS = 3
@@ -50,7 +62,7 @@ class StubEngine:
         self._adapters: set[str] = set()
         self._running: deque[tuple[int, ExplanationWriter, int, int]] = deque()
         self.closed = False
-        #: What it says it is; another model for whoever compares.
+        #: The model that it reports; a test may replace it to simulate another model.
         self.identity = ModelInfo(
             name="stub",
             sha256=hashlib.sha256(b"stub").hexdigest(),
@@ -125,31 +137,31 @@ class StubEngine:
     def explain(
         self, ticket: int, key: str, scored: Scored, steps: tuple[Step, ...], deadline_ns: int
     ) -> None:
-        writing = ExplanationWriter(
+        writer = ExplanationWriter(
             steps,
             tokenise=lambda text: [ord(c) for c in text],
             text_of=_text_of,
             ends=lambda token: token == 0,
         )
-        writing.begin()
-        self._running.append((ticket, writing, deadline_ns, time.monotonic_ns()))
+        writer.begin()
+        self._running.append((ticket, writer, deadline_ns, time.monotonic_ns()))
 
     def step(self) -> list[WrittenExplanation]:
         ended = []
-        for ticket, writing, deadline_ns, started_ns in list(self._running):
+        for ticket, writer, deadline_ns, started_ns in list(self._running):
             late = time.monotonic_ns() >= deadline_ns
-            if not writing.done and not late:
-                allowed = writing.allowed()
-                writing.take(min(allowed) if allowed is not None else ord("\n"))
-            if writing.done or late:
-                self._running.remove((ticket, writing, deadline_ns, started_ns))
+            if not writer.done and not late:
+                allowed = writer.allowed()
+                writer.take(min(allowed) if allowed is not None else ord("\n"))
+            if writer.done or late:
+                self._running.remove((ticket, writer, deadline_ns, started_ns))
                 ended.append(
                     WrittenExplanation(
                         ticket=ticket,
-                        values=writing.values,
-                        text=writing.text,
-                        truncated=not writing.done,
-                        generated_tokens=writing.generated_tokens,
+                        values=writer.values,
+                        text=writer.text,
+                        truncated=not writer.done,
+                        generated_tokens=writer.generated_tokens,
                         explain_ms=(time.monotonic_ns() - started_ns) / 1e6,
                     )
                 )
@@ -163,7 +175,7 @@ class StubEngine:
 
 
 class StubEmbedder:
-    """Takes texts for alike (0.95) that stand together in one of `groups`; others have nothing in common."""
+    """Gives texts in the same one of `groups` a similarity of 0.95, equal texts 1, and all others 0."""
 
     name = "stub"
 
@@ -180,14 +192,66 @@ class StubEmbedder:
 
 
 def load_stub_engine(_config: Config) -> StubEngine:
-    """For `app.open_service(load_engine=..)`."""
+    """A `load_engine` for `daemon.service.open_service`."""
     return StubEngine()
 
 
-class HastyJournal(Journal):
-    """A journal that breaks the promise: it acknowledges a decision before its commit.
+def stub_parts(pack: PackInfo) -> PartsStatus:
+    """What the parts of a daemon would say that has decided nothing, on the stub engine."""
+    model = StubEngine().model
+    job = JobStatus(alive=True, stalled_s=0.0, task=None, waiting=0, counters={})
+    return PartsStatus(
+        pack=pack,
+        model=ModelStatus(
+            name=model.name,
+            sha256=model.sha256,
+            quantisation=model.quantisation,
+            device=model.device,
+            build=model.build,
+            exact=model.exact,
+        ),
+        packs=(),
+        engine=EngineStatus(
+            alive=True,
+            stalled_s=0.0,
+            waiting=0,
+            explaining=0,
+            shadows_waiting=0,
+            memory=(),
+            prefix_tokens=0,
+            prefix_restored=False,
+            self_test="passed",
+            warm_up_ms=0.0,
+            mean_decision_ms=0.0,
+            explanation_step_ms_max=0.0,
+            loading_step_ms_max=0.0,
+            wait_for_step_ms_max=0.0,
+            counters={},
+        ),
+        cache=CacheStatus(entries=0, counters={}),
+        journal=JournalStatus(
+            alive=True,
+            stalled_s=0.0,
+            path="",
+            seq=0,
+            waiting=0,
+            batches=0,
+            failing=None,
+            free_mb=None,
+            min_free_mb=0,
+            ballast=False,
+            counters={},
+        ),
+        maintenance=job,
+        pack_manager=PackManagerStatus(**structs.asdict(job), refused={}),
+        drift=DriftStatus(every_s=0.0, golden=0, shift_max=0.0, counters={}),
+    )
 
-    It exists so that the crash test can show that it would notice.
+
+class HastyJournal(Journal):
+    """A journal that acknowledges a decision before its commit, which a journal must never do.
+
+    With it the crash test shows that it detects such a journal.
     """
 
     def append(self, event: Event) -> None:
@@ -196,11 +260,11 @@ class HastyJournal(Journal):
         super().append(event)
 
     def _tell(self, fates: list[Committed]) -> None:
-        super()._tell([fate for fate in fates if fate.ticket is None])
+        super()._tell([result for result in fates if result.ticket is None])
 
 
 def open_hasty_journal(config: Config, on_committed: OnCommitted) -> Journal:
-    """For `app.open_service(open_journal=..)`."""
+    """An `open_journal` for `daemon.service.open_service`."""
     return HastyJournal(config.journal_path, on_committed=on_committed, **journal_options(config))
 
 

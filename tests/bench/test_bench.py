@@ -1,9 +1,10 @@
-"""The bench room: what is measured is measured on real parts, and what is told of it is so."""
+"""Benchmarks: they measure real parts, print each figure when it is measured, and report what they did."""
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import random_phi
 from click.testing import CliRunner
 
 from tests.build import write_pack
+from thor_policy.bench import figures
 from thor_policy.bench.determinism import DIFFERENT, determinism
 from thor_policy.catalog.files import ModelFile
 from thor_policy.cli.main import cli
@@ -46,6 +48,10 @@ def evaluations() -> list[Evaluation]:
     ]
 
 
+#: Room for the shipped questions where each character is a token.
+SETTINGS = {"THOR_POLICY_CONTEXT_TOKENS": "8192"}
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_phi.write(tmp_path_factory.mktemp("phi") / "small.gguf", SMALL)
@@ -53,11 +59,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class TestAModelOfRandomWeights:
     def test_the_same_seed_gives_the_same_bytes(self, tmp_path: Path, model: Path) -> None:
-        again = random_phi.write(tmp_path / "again.gguf", SMALL).read_bytes()
-        assert again == model.read_bytes()
-        assert again != random_phi.write(tmp_path / "other.gguf", SMALL, seed=1).read_bytes()
+        content = random_phi.write(tmp_path / "again.gguf", SMALL).read_bytes()
+        assert content == model.read_bytes()
+        assert content != random_phi.write(tmp_path / "other.gguf", SMALL, seed=1).read_bytes()
 
-    def test_quantised_it_is_loaded_and_weighs_every_label(self, model: Path, tmp_path: Path) -> None:
+    def test_a_quantised_model_loads_and_gives_every_label_a_probability(
+        self, model: Path, tmp_path: Path
+    ) -> None:
         pack = pack_files.load(write_pack(tmp_path / "small"))
         engine = LlamaEngine(model, name="small-phi", sha256="0" * 64, question_tokens=1_024)
         try:
@@ -65,23 +73,23 @@ class TestAModelOfRandomWeights:
             scored = engine.score(pack.info.sha256, "who: a\ndoes: look", NEVER_NS)
         finally:
             engine.close()
-        assert all(math.isfinite(one) for one in scored.logits)
+        assert all(math.isfinite(logit) for logit in scored.logits)
         assert all(0.001 < share < 0.999 for share in scored.probabilities.values()), "it knows nothing"
 
-    def test_words_are_taken_in_the_order_of_the_texts_each_once(self) -> None:
+    def test_words_of_keeps_the_order_of_the_texts_and_drops_duplicates(self) -> None:
         assert random_phi.words_of(["deny it, or", "deny that"], 3) == ["deny", "or", "that"]
         assert random_phi.words_of(["deny it, or", "deny that"], 2) == ["deny", "or"]
 
-    def test_phi_4_mini_has_as_many_weights_as_it_is_said_to_have(self) -> None:
+    def test_the_shape_of_phi_4_mini_has_3_84_billion_weights(self) -> None:
         shapes = dict(random_phi._tensors(random_phi.MINI, random_phi.MINI.vocabulary))
         assert sum(math.prod(dims) for dims in shapes.values()) == pytest.approx(3.84e9, rel=0.005)
 
 
 class TestDeterminism:
-    """The same questions, in random order, while everything else goes on."""
+    """The same questions in random order, while explanations run and another pack is asked."""
 
     @pytest.mark.model
-    def test_no_bit_differs_and_what_was_done_is_told(
+    def test_no_bit_differs_and_the_report_counts_what_was_asked(
         self, model_file: ModelFile, short_dir: Path, tmp_path: Path
     ) -> None:
         pack, other = (
@@ -89,30 +97,104 @@ class TestDeterminism:
             for name, version in (("one", "1"), ("other", "2"))
         )
         config = Config(state_dir=short_dir, pack=str(pack), model=str(model_file.path), context_tokens=512)
-        asked: list[int] = []
+        steps: list[int] = []
+        announced: list[figures.Figure] = []
         report = determinism(
             config,
             evaluations(),
             requests=30,
             other=pack_files.load(other),
-            advance=lambda: asked.append(1),
+            advance=lambda: steps.append(1),
+            announce=announced.append,
         )
         assert report.questions == 10, "rules answer what is banned"
-        assert len(asked) == 10 + 30
+        assert len(steps) == 10 + 30
+        facts = [figures.Fact(name=name, value=value) for name, value in report.facts.items()]
+        assert announced[-len(facts) - 1 :] == [*report.series, *facts]
         assert (len(report.series[0].ms), report.facts["requests"]) == (30, 30)
         assert report.facts["explanations"] > 0
-        differing = {name: found for name, found in report.facts.items() if "differ" in name}
+        differing = {name: count for name, count in report.facts.items() if "differ" in name}
         assert differing == dict.fromkeys(differing, 0)
         assert len(differing) == 4
 
-    def test_the_command_says_so_and_writes_its_report(self, model: Path, tmp_path: Path) -> None:
+    def test_the_command_prints_its_report_and_writes_it_to_a_file(self, model: Path, tmp_path: Path) -> None:
         pack = write_pack(tmp_path / "small")
         arguments = ["bench", "determinism", "--requests", "4", "--model", str(model), "--pack", str(pack)]
         arguments += ["--state-dir", str(tmp_path / "state"), "--report-dir", str(tmp_path), "--json"]
-        settings = {"THOR_POLICY_CONTEXT_TOKENS": "8192"}
-        done = CliRunner().invoke(cli, arguments, env=settings)
-        assert done.exit_code == 0, done.output
-        told = json.loads(done.stdout)
-        assert told == json.loads((tmp_path / "bench-determinism.json").read_text())
-        assert (told["facts"]["requests"], told["facts"]["labels_differing"]) == (4, 0)
-        assert told["questions"] == DIFFERENT
+        result = CliRunner().invoke(cli, arguments, env=SETTINGS)
+        assert result.exit_code == 0, result.output
+        report = json.loads(result.stdout)
+        assert report == json.loads((tmp_path / "bench-determinism.json").read_text())
+        assert (report["facts"]["requests"], report["facts"]["labels_differing"]) == (4, 0)
+        assert report["questions"] == DIFFERENT
+        assert "labels_differing: 0" in result.stderr.splitlines(), "with --json the figures go to stderr"
+
+
+#: Speaks as llama-server as far as `bench peers` asks: it is ready, and answers each prompt with one text.
+LLAMA_SERVER = """
+import json, sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        self.answer({"status": "ok"})
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert body["prompt"] and all(isinstance(token, int) for token in body["prompt"])
+        answer = {"outcome": "deny", "because": "words " * 4} if "json_schema" in body else " deny"
+        self.answer({"content": answer if isinstance(answer, str) else json.dumps(answer)})
+    def answer(self, value):
+        content = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+    def log_message(self, *_):
+        pass
+
+port = int(sys.argv[sys.argv.index("--port") + 1])
+ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+class TestPeers:
+    """Every side on a model of random weights; llama-server is a program that answers without a model."""
+
+    def test_each_figure_is_printed_before_the_report(self, model: Path, tmp_path: Path) -> None:
+        server = tmp_path / "llama-server"
+        server.write_text(f"#!{sys.executable}\n{LLAMA_SERVER}")
+        server.chmod(0o755)
+        pack = write_pack(tmp_path / "small")
+        arguments = ["bench", "peers", "--questions", "4", "--rounds", "1", "--clients", "2"]
+        arguments += ["--llama-server", str(server), "--model", str(model), "--pack", str(pack)]
+        result = CliRunner().invoke(cli, [*arguments, "--state-dir", str(tmp_path)], env=SETTINGS)
+        assert result.exit_code == 0, result.output
+        lines, _, report = result.stdout.partition("\n\n")
+        names = [line.partition(":")[0] for line in lines.splitlines()]
+        sides = [
+            "ours",
+            "llama-server, one token",
+            "llama-server, JSON schema",
+            "llama-cpp-python, JSON chat",
+        ]
+        assert names[:8] == [f"{side}, round 1" for side in sides] + sides
+        assert names[8:11] == [f"ours / {side}" for side in sides[1:]]
+        assert names[11:13] == ["ours, explained, 2 clients", "llama-server, JSON schema, 2 slots"]
+        assert "explanation_step_ms_max" in names[13:]
+        assert "4 questions, 1 rounds" in report
+
+
+class TestTheJournalBenchmark:
+    """A small journal, without a model."""
+
+    def test_each_figure_of_the_report_is_printed_as_a_line(self, model: Path, tmp_path: Path) -> None:
+        arguments = ["bench", "journal", "--rows", "2000", "--blocks", "0", "--model", str(model)]
+        arguments += ["--pack", str(write_pack(tmp_path / "small")), "--state-dir", str(tmp_path / "state")]
+        result = CliRunner().invoke(cli, [*arguments, "--report-dir", str(tmp_path)], env=SETTINGS)
+        assert result.exit_code == 0, result.output
+        report = json.loads((tmp_path / "bench-journal.json").read_text())
+        lines = [line.rpartition(": ")[0] for line in result.stdout.partition("\n\n")[0].splitlines()]
+        for name in [figure["name"] for figure in report["series"] + report["rates"]] + [*report["facts"]]:
+            assert lines.count(name) == 1, name
+        assert "get by id, 200" in lines, "the look-ups at a tenth of the rows are printed too"

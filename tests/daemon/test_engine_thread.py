@@ -250,11 +250,11 @@ class TestLeaving:
 
         def joining(policy: Policy) -> Steps[None]:
             yield
-            policy.change_to(policy.residents.joined_by(resident))
+            policy.set_residents(policy.residents.with_candidate(resident))
 
         def leaving(policy: Policy) -> Steps[None]:
             yield
-            policy.change_to(policy.residents.without(resident))
+            policy.set_residents(policy.residents.without(resident))
 
         result(worker.do(joining))
         engine.asked.get(timeout=PATIENCE_S)
@@ -284,7 +284,7 @@ class TestShadow:
 
             def errand(policy: Policy) -> Steps[None]:
                 resident = yield from policy.loading(other, None, 0.0)
-                policy.change_to(policy.residents.joined_by(resident).with_shadow(resident))
+                policy.set_residents(policy.residents.with_candidate(resident).with_shadow(resident))
 
             future = worker.do(errand)
             if isinstance(engine, Gate):
@@ -308,7 +308,7 @@ class TestShadow:
         assert shadow.evaluation == served.evaluation
         assert [ticket for ticket, _ in [told.get(timeout=PATIENCE_S)]] == [1]
         assert told.empty()
-        assert (worker.decisions, worker.shadows) == (1, 1)
+        assert (worker.counters["decisions"], worker.counters["shadows"]) == (1, 1)
 
     def test_waits_until_nothing_else_is_to_be_done(self, shadowing: Callable[..., Any]) -> None:
         engine = Gate()

@@ -28,6 +28,7 @@ from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core.errors import RequestError
 from thor_policy.core.requests import Json
+from thor_policy.core.status import Status
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.verification.verify import Verdict, verify
 
@@ -39,6 +40,7 @@ MIB = 2**20
 SERVE = """
 from functools import partial
 from thor_policy import testing
+from thor_policy.core.status import Status
 from thor_policy.daemon import service
 from thor_policy.cli.main import main
 service.open_service = partial(service.open_service, load_engine=testing.load_stub_engine)
@@ -134,10 +136,10 @@ def refusal(call: Callable[[], object]) -> RequestError:
     return caught.value
 
 
-def wait_for(client: Client, state: str) -> dict[str, Json]:
+def wait_for(client: Client, state: str) -> Status:
     """The status, once it says so; it is asked without requests, which could bring that about."""
     limit = time.monotonic() + PATIENCE_S
-    while (status := client.status())["state"] != state:
+    while (status := client.status()).state != state:
         assert time.monotonic() < limit, status
     return status
 
@@ -227,7 +229,7 @@ class TestFullDisk:
         with serving(small) as (_, client):
             acknowledged = ask(client, 5)
             with filled(disk, leave=MIB):
-                before = client.status()["engine"]["decisions"]
+                before = client.status().engine.counters["decisions"]
                 error = refusal(lambda: ask(client))
                 assert error.code == "disk_full"
                 assert error.message == (
@@ -235,12 +237,12 @@ class TestFullDisk:
                 )
                 assert refusal(lambda: client.outcome(acknowledged[0], "SUCCESS")).code == "disk_full"
                 status = client.status()
-                assert (status["state"], status["trouble"]) == ("refusing", error.message)
-                assert (status["journal"]["free_mb"], status["journal"]["min_free_mb"]) == (1, 4)
-                assert status["engine"]["decisions"] == before
+                assert (status.state, status.trouble) == ("refusing", error.message)
+                assert (status.journal.free_mb, status.journal.min_free_mb) == (1, 4)
+                assert status.engine.counters["decisions"] == before
             acknowledged += ask(client)
             assert client.outcome(acknowledged[0], "SUCCESS")
-            assert client.status()["state"] == "serving"
+            assert client.status().state == "serving"
         verdict = journal_of(small, acknowledged)
         assert verdict.gaps == 0
 
@@ -249,8 +251,8 @@ class TestFullDisk:
             acknowledged = ask(client)
             with filled(disk):
                 acknowledged += ask(client)
-                journal = client.status()["journal"]
-                assert (journal["ballast"], journal["counters"]["ballast_released"]) == (False, 1)
+                journal = client.status().journal
+                assert (journal.ballast, journal.counters["ballast_released"]) == (False, 1)
         verdict = journal_of(small, acknowledged)
         assert verdict.gaps == 0
 
@@ -261,8 +263,8 @@ class TestFullDisk:
                 assert refusal(lambda: ask(client)).message == "the disk is full"
                 assert "min_free_mb wants 0 MiB" in refusal(lambda: ask(client)).message
                 status = wait_for(client, "refusing")
-                assert "full" in status["journal"]["failing"]
-                assert status["engine"]["decisions"] == 2
+                assert "full" in status.journal.failing
+                assert status.engine.counters["decisions"] == 2
             wait_for(client, "serving")
             assert gaps(small) == [{"decision": 1}]
             acknowledged += ask(client)
@@ -273,7 +275,7 @@ class TestFullDisk:
             with filled(disk):
                 ask(client)
             limit = time.monotonic() + PATIENCE_S
-            while not client.status()["journal"]["ballast"]:
+            while not client.status().journal.ballast:
                 assert time.monotonic() < limit
 
     def test_is_started_on_with_the_ballast_and_refuses(self, disk: Path, small: Config) -> None:
@@ -411,12 +413,12 @@ class Fault:
         """Until it has tried so often in vain, while it refuses all the time."""
         status = self.client.status()
         tried, decisions = (
-            status["journal"]["counters"].get("recoveries_tried", 0),
-            status["engine"]["decisions"],
+            status.journal.counters.get("recoveries_tried", 0),
+            status.engine.counters["decisions"],
         )
         limit = time.monotonic() + PATIENCE_S
-        while status["journal"]["counters"].get("recoveries_tried", 0) < tried + count:
-            assert (status["state"], status["engine"]["decisions"]) == ("refusing", decisions)
+        while status.journal.counters.get("recoveries_tried", 0) < tried + count:
+            assert (status.state, status.engine.counters["decisions"]) == ("refusing", decisions)
             assert time.monotonic() < limit
             status = self.client.status()
 
@@ -455,13 +457,13 @@ class TestFailingDisk:
         assert error.message.startswith("the journal cannot be written (")
         assert told in error.message
         assert refusal(lambda: client.outcome(acknowledged[0], "FAILURE")).message == error.message
-        assert client.status()["trouble"] == error.message
-        assert client.status()["engine"]["decisions"] == 6
+        assert client.status().trouble == error.message
+        assert client.status().engine.counters["decisions"] == 6
 
         fault.end()
         in_the_gaps = sum(lost["decision"] for lost in gaps(config))
         acknowledged += ask(client, 5)
-        assert client.status()["journal"]["failing"] is None
+        assert client.status().journal.failing is None
         assert fault.daemon.stop() == 0
         journal_of(config, acknowledged)
         assert decisions_in(config) + in_the_gaps == 11
@@ -481,7 +483,7 @@ class TestFailingDisk:
             replies = [json.loads(opened.recv()) for _ in range(300)]
         wait_for(fault.client, "refusing")
         fault.end()
-        made = fault.client.status()["engine"]["decisions"]
+        made = fault.client.status().engine.counters["decisions"]
         assert {one["error"]["code"] for one in replies if "error" in one} == {"unavailable"}
         assert fault.daemon.stop() == 0
         journal_of(fault.config, [one["context"]["decision_id"] for one in replies if "context" in one])

@@ -24,8 +24,9 @@ from thor_policy.config import Config
 from thor_policy.core import records
 from thor_policy.core.decisions import Decision, PriorRecord, Scored
 from thor_policy.core.errors import RequestError
+from thor_policy.core.idempotency import Mark, digest_of
 from thor_policy.core.requests import Caller, Json, Role
-from thor_policy.daemon.idempotency import IdempotencyKeys, Keyed, digest_of
+from thor_policy.daemon.idempotency import IdempotencyKeys, Keyed
 from thor_policy.daemon.inflight import InFlight
 from thor_policy.daemon.service import serving
 from thor_policy.journal import schema
@@ -142,7 +143,13 @@ class TestContent:
     @pytest.mark.parametrize(("op", "task"), [("maintenance", "checkpoint"), ("control", "reload")])
     def test_of_work_and_of_changes_takes_no_key(self, op: str, task: str) -> None:
         error = error_of(lambda: decode(op=op, record={"task": task}))
-        assert error.message == "idempotency_key: goes with questions and records only; leave it out"
+        assert error.message == "idempotency_key: is only for questions and records; leave it out"
+
+
+def test_a_mark_begins_with_the_digest_and_is_parsed_to_what_it_was() -> None:
+    mark = Mark(digest_of(CALLER, "k"), "c0" * 32)
+    assert str(mark).startswith(mark.digest)
+    assert Mark.parse(str(mark)) == mark
 
 
 class TestDigest:
@@ -163,13 +170,36 @@ class TestDigest:
 # ---------------------------------------------------------------- requests in flight
 
 
+@dataclass(frozen=True)
+class SceneWork:
+    """What a request of a scene asks for: to be noted as begun."""
+
+    scene: Scene
+    ticket: int
+    digest: str
+    content: str
+    refused: bool
+
+    def begin(self, idempotency: str | None) -> None:
+        assert idempotency == f"{self.digest}-{self.content}"
+        if self.refused:
+            raise RequestError("busy", "come again")
+        assert all(work.digest != self.digest for work in self.scene.started), (
+            "two with one key are under way"
+        )
+        self.scene.started.append(self)
+
+    def repeat(self, prior: PriorRecord) -> dict[str, Json]:
+        return {"id": prior.id, "content": prior.content}
+
+
 @dataclass
 class Scene:
     """Requests with keys, and of the rest of the daemon what may happen next, in any order."""
 
     committed: dict[str, PriorRecord] = field(default_factory=dict)
     answers: dict[int, list[Json]] = field(default_factory=dict)
-    started: list[Keyed] = field(default_factory=list)
+    started: list[SceneWork] = field(default_factory=list)
     asked: list[tuple[str, int]] = field(default_factory=list)
     contents: dict[int, tuple[str, str]] = field(default_factory=dict)
 
@@ -184,14 +214,8 @@ class Scene:
         ticket = self.in_flight.admit(answers.append, received_ns=0, deadline_ns=10, record_id="r")
         self.answers[ticket], self.contents[ticket] = answers, (key, text)
 
-        def start() -> None:
-            if refused:
-                raise RequestError("busy", "come again")
-            assert all(one.digest != key for one in self.started), "two with one key are under way"
-            self.started.append(keyed)
-
-        keyed = Keyed(ticket, key, text, start, lambda found: {"id": found.id, "content": found.content})
-        self.once.enter(keyed)
+        work = SceneWork(self, ticket, key, text, refused)
+        self.once.enter(Keyed(ticket, Mark(key, text), work))
         return ticket
 
     def look_up(self) -> None:
@@ -203,15 +227,15 @@ class Scene:
     def end(self, *, lost: bool) -> None:
         """The oldest that was started is committed, or cannot be."""
         if self.started:
-            one = self.started.pop(0)
+            work = self.started.pop(0)
             if lost:
-                self.in_flight.settle(one.ticket, RequestError("unavailable", "lost"))
+                self.in_flight.settle(work.ticket, RequestError("unavailable", "lost"))
             else:
-                assert one.digest not in self.committed, "a key got two decisions"
-                found = PriorRecord(content=one.content, kind="node", id=f"d{one.ticket}", seq=1)
-                self.committed[one.digest] = found
-                self.in_flight.settle(one.ticket, one.retell(found))
-            self.once.ended(one.ticket)
+                assert work.digest not in self.committed, "a key got two decisions"
+                prior = PriorRecord(content=work.content, kind="node", id=f"d{work.ticket}", seq=1)
+                self.committed[work.digest] = prior
+                self.in_flight.settle(work.ticket, work.repeat(prior))
+            self.once.ended(work.ticket)
 
 
 class TestInFlight:
@@ -339,7 +363,7 @@ class TestJournal:
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
             schema.migrate(connection)
             connection.execute("DROP INDEX events_idempotency")
-            connection.execute("DELETE FROM _sqlite_migrations WHERE name = '0006_idempotency'")
+            connection.execute("DELETE FROM _sqlite_migrations WHERE name = '0005_idempotency'")
         with Journal(path) as journal:
             self.node(journal, "n1", f"{'1' * 64}-c")
             assert self.find(journal, "1" * 64) is not None
@@ -427,7 +451,7 @@ class TestQuestions:
             status = own.status()
         assert retold(first) == retold(again)
         assert rows(served) == 1
-        assert status["engine"]["decisions"] == status["counters"]["repeats_answered"] == 1
+        assert status.engine.counters["decisions"] == status.counters["repeats_answered"] == 1
 
     def test_without_a_key_are_decided_each_time(self, served: Config) -> None:
         with asking(served) as own:
@@ -442,7 +466,7 @@ class TestQuestions:
             error = error_of(lambda: own.evaluate(TAMPER, idempotency_key="k"))
             assert error.code == "conflict"
             assert "another request of yours was sent with this key" in error.message
-            assert own.status()["counters"]["refused_conflict"] == 1
+            assert own.status().counters["refused_conflict"] == 1
         assert rows(served) == 1
 
     def test_are_answered_again_by_the_pack_and_the_adapter_that_decided(
@@ -518,7 +542,7 @@ class TestQuestions:
             assert engine.asked.acquire(timeout=PATIENCE_MS / 1000)
             engine.gate.set()
             reply = own.evaluate(DEPLOY, idempotency_key="k")
-            counters = own.status()["counters"]
+            counters = own.status().counters
         assert (counters["decisions_recorded"], counters["decisions_late"]) == (1, 1)
         with Reader(config.journal_path) as reader:
             assert [row["decision_id"] for row in reader.decisions()] == [reply["context"]["decision_id"]]
@@ -621,5 +645,5 @@ def test_a_client_elsewhere_asks_the_model_once_however_often_it_sends(
     assert retold(replies[0]) == retold(replies[1])
     assert replies[0]["context"]["model"]["exact"]
     assert replies[0]["context"]["reasoning"]
-    assert (rows(config), status["engine"]["decisions"]) == (1, 1)
+    assert (rows(config), status.engine.counters["decisions"]) == (1, 1)
     assert verify(config.journal_path).ok

@@ -27,6 +27,7 @@ from thor_policy.core.engine import PromptPrefix, Steps
 from thor_policy.core.errors import EngineError, RequestError
 from thor_policy.core.records import Calibration, Control, Maintenance
 from thor_policy.core.requests import Json
+from thor_policy.core.status import Status
 from thor_policy.daemon.service import serving
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.verification.verify import verify
@@ -43,6 +44,7 @@ BAD_RULE = "- {id: odd, when: 'true', outcome: deny, clause: R9, because: No suc
 SERVE = """
 import sys
 from pathlib import Path
+from thor_policy.core.status import Status
 from thor_policy.daemon.service import open_service
 from thor_policy.config import Config
 from thor_policy.testing import load_stub_engine
@@ -100,10 +102,10 @@ def client(served: Config) -> Iterator[Client]:
 
 def roles(client: Client) -> dict[str, str]:
     """Role of each resident pack, by its version."""
-    return {pack["version"]: pack["role"] for pack in client.status()["packs"]}
+    return {pack.version: pack.role for pack in client.status().packs}
 
 
-def until(client: Client, told: Callable[[dict[str, Json]], Any]) -> Any:
+def until(client: Client, told: Callable[[Status], Any]) -> Any:
     """What the status tells, once it is something."""
     patient_until = time.monotonic() + PATIENCE_S
     while not (found := told(client.status())):
@@ -112,10 +114,10 @@ def until(client: Client, told: Callable[[dict[str, Json]], Any]) -> Any:
 
 
 def refused(client: Client, **control: Any) -> RequestError:
-    before = client.status()["packs"]
+    before = client.status().packs
     with pytest.raises(RequestError) as caught:
         client.control(Control(**control))
-    assert client.status()["packs"] == before, "what fails changes nothing"
+    assert client.status().packs == before, "what fails changes nothing"
     return caught.value
 
 
@@ -156,7 +158,7 @@ class TestPacks:
         asked(client)
         client.control(Control(task="activate", pack=str(other)))
         assert asked(client)["pack"]["version"] == "2"
-        assert client.status()["pack"]["version"] == "2"
+        assert client.status().pack.version == "2"
         assert roles(client) == {"2": "active", "1": "candidate"}
         client.control(Control(task="activate", pack="small@1"))
         assert asked(client)["pack"]["version"] == "1"
@@ -176,7 +178,7 @@ class TestPacks:
     ) -> None:
         client.control(Control(task="shadow", pack=str(other)))
         answer = asked(client)
-        until(client, lambda status: status["engine"]["counters"]["shadows"])
+        until(client, lambda status: status.engine.counters["shadows"])
         client.control(Control(task="shadow", pack="none"))  # after that nothing is shadowed any more
         asked(client)
         with Reader(served.journal_path) as reader:
@@ -188,7 +190,7 @@ class TestPacks:
         assert roles(client) == {"1": "active", "2": "candidate"}
         told = kinds(served, "pack_shadowed", "shadowed", "decision")
         assert told == ["pack_shadowed", "decision", "shadowed", "pack_shadowed", "decision"]
-        assert client.status()["engine"]["counters"]["shadows_dropped"] == 0
+        assert client.status().engine.counters["shadows_dropped"] == 0
 
     def test_the_active_one_cannot_be_its_own_shadow_nor_be_unloaded(self, client: Client) -> None:
         assert refused(client, task="shadow", pack="small").code == "conflict"
@@ -249,16 +251,16 @@ class TestPacks:
 
     def test_a_calibration_holds_for_its_pack_alone(self, client: Client, other: Path) -> None:
         client.control(Control(task="load", pack=str(other)))
-        first, second = client.status()["packs"]
+        first, second = client.status().packs
         calibration = Calibration(
-            temperature=2.0, pack_sha256=second["sha256"], model_sha256=StubEngine().model.sha256, judged=60
+            temperature=2.0, pack_sha256=second.sha256, model_sha256=StubEngine().model.sha256, judged=60
         )
         client.maintenance(Maintenance(task="calibrate", calibration=calibration))
-        assert [pack["temperature"] for pack in client.status()["packs"]] == [1.0, 2.0]
+        assert [pack.temperature for pack in client.status().packs] == [1.0, 2.0]
         client.control(Control(task="unload", pack="small@2"))
         client.control(Control(task="load", pack=str(other)))
-        assert [pack["temperature"] for pack in client.status()["packs"]] == [1.0, 2.0]
-        assert first["temperature"] == 1.0
+        assert [pack.temperature for pack in client.status().packs] == [1.0, 2.0]
+        assert first.temperature == 1.0
 
 
 class TestReload:
@@ -295,12 +297,12 @@ class TestReload:
         done = client.control(Control(task="reload"))
         ((which, _why),) = done["refused"].items()
         assert which.startswith("small@1 ")
-        assert client.status()["steward"]["refused"] == done["refused"]
+        assert client.status().pack_manager.refused == done["refused"]
         assert "stays as it is" in caplog.text
         assert asked(client)["pack"]["version"] == "1"
         write_pack(folder, version="1.2")
         client.control(Control(task="reload"))
-        assert client.status()["steward"]["refused"] == {}
+        assert client.status().pack_manager.refused == {}
         assert asked(client)["pack"]["version"] == "1.2"
 
     def test_is_what_a_hangup_signal_asks_for(self, short_dir: Path, folder: Path) -> None:
@@ -311,10 +313,10 @@ class TestReload:
         ):
             write_pack(folder, version="1.1")
             daemon.send_signal(signal.SIGHUP)
-            until(client, lambda status: status["pack"]["version"] == "1.1")
+            until(client, lambda status: status.pack.version == "1.1")
             write_pack(folder, rules=BAD_RULE)
             daemon.send_signal(signal.SIGHUP)
-            (why,) = until(client, lambda status: status["steward"]["refused"]).values()
+            (why,) = until(client, lambda status: status.pack_manager.refused).values()
             assert "R9" in why
             assert asked(client)["pack"]["version"] == "1.1"
 
@@ -330,12 +332,13 @@ class TestAdapter:
         assert done["adapter"]["scale"] == 0.5
         assert [pack["adapter"] for pack in done["packs"]] == ["tuned.gguf", "tuned.gguf"]
         after = asked(client)
-        assert after["model"]["adapter"] == done["adapter"] == client.status()["model"]["adapter"]
+        assert after["model"]["adapter"] == done["adapter"]
+        assert client.status().model.adapter == Adapter(**done["adapter"])
         assert after["probabilities"] != before["probabilities"]
         assert asked(client, pack="small@2")["model"]["adapter"] == done["adapter"]
         client.control(Control(task="adapter", adapter="none"))
         assert asked(client)["probabilities"] == before["probabilities"]
-        assert client.status()["model"]["adapter"] is None
+        assert client.status().model.adapter is None
         assert kinds(served, "adapter_activated") == ["adapter_activated"] * 2
         assert verify(served.journal_path).ok
 
@@ -369,18 +372,18 @@ class TestAdapter:
 
     def test_has_confidence_calibrated_for_itself(self, client: Client, adapter: Path) -> None:
         client.control(Control(task="adapter", adapter=str(adapter), scale=0.5))
-        told = client.status()["model"]["adapter"]
+        told = client.status().model.adapter
         calibration = Calibration(
             temperature=3.0,
-            pack_sha256=client.status()["pack"]["sha256"],
-            model_sha256=identity_of(StubEngine().model.sha256, Adapter(**told)),
+            pack_sha256=client.status().pack.sha256,
+            model_sha256=identity_of(StubEngine().model.sha256, told),
             judged=60,
         )
         client.maintenance(Maintenance(task="calibrate", calibration=calibration))
-        temperatures = [client.status()["packs"][0]["temperature"]]
+        temperatures = [client.status().packs[0].temperature]
         for adapter_told, scale in (("none", 1.0), (str(adapter), 0.25), (str(adapter), 0.5)):
             client.control(Control(task="adapter", adapter=adapter_told, scale=scale))
-            temperatures.append(client.status()["packs"][0]["temperature"])
+            temperatures.append(client.status().packs[0].temperature)
         assert temperatures == [3.0, 1.0, 1.0, 3.0]
 
     def test_scores_of_another_one_are_not_used_again(

@@ -18,6 +18,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
+import msgspec
 import pytest
 import zmq
 
@@ -30,18 +31,25 @@ from thor_policy.core.engine import WrittenExplanation
 from thor_policy.core.errors import AlreadyRunning, ConfigError, EngineError, RequestError, Unreachable
 from thor_policy.core.requests import Caller, Json, Request, Role
 from thor_policy.core.results import Committed, JobDone
+from thor_policy.core.status import PartsStatus, Status
 from thor_policy.daemon.server import Server
 from thor_policy.daemon.service import open_service, serving
 from thor_policy.daemon.sockets import Mailbox
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.verification.verify import verify
 from thor_policy.security.curve_keys import Keys
-from thor_policy.testing import StubEngine, load_stub_engine
+from thor_policy.testing import StubEngine, load_stub_engine, stub_parts
 
 #: No test waits longer than this for anything, in milliseconds.
 PATIENCE_MS = 20_000
 
 PACK = PackInfo(name="team-governance", version="1", sha256="0" * 64)
+
+
+def quiet_parts() -> PartsStatus:
+    return stub_parts(PACK)
+
+
 #: A question that the rules leave to the model.
 DEPLOY: dict[str, Json] = {
     "subject": {
@@ -324,7 +332,7 @@ class TestLater:
             assert not events.poll(50)
             other.execute("ROLLBACK")
             assert events.poll(PATIENCE_MS)
-            while own.status()["counters"].get("decisions_late") != 1:
+            while own.status().counters.get("decisions_late") != 1:
                 pass
 
 
@@ -386,7 +394,7 @@ class TestRefusals:
 
     def test_are_counted_by_code(self, client: Client) -> None:
         error_of(lambda: client.call("evaluate", {"situation": {}}))
-        assert client.status()["counters"]["refused_bad_request"] == 1
+        assert client.status().counters["refused_bad_request"] == 1
 
 
 class TestLoad:
@@ -406,7 +414,7 @@ class TestLoad:
         with raw_socket(gated, zmq.DEALER) as opened, Client(gated.endpoint) as own:
             opened.send(evaluate_frame())
             assert engine.asked.acquire(timeout=PATIENCE_MS / 1000)
-            assert own.status()["in_flight"] == 1
+            assert own.status().in_flight == 1
             engine.gate.set()
             assert "decision" in json.loads(opened.recv())
 
@@ -415,7 +423,7 @@ class TestLoad:
             for number in range(2):
                 opened.send(evaluate_frame(id=str(number)))
             patient_until = time.monotonic() + PATIENCE_MS / 1000
-            while own.status()["in_flight"] < 2:
+            while own.status().in_flight < 2:
                 assert time.monotonic() < patient_until
             error = error_of(lambda: own.evaluate(DEPLOY))
             assert error.code == "busy"
@@ -439,7 +447,7 @@ class TestLoad:
         with Client(gated.endpoint) as own:
             engine.gate.set()
             own.evaluate(DEPLOY)
-            assert own.status()["counters"]["replies_dropped"] == 1
+            assert own.status().counters["replies_dropped"] == 1
 
     def test_a_failed_explanation_costs_the_explanation_only(self, config: Config) -> None:
         with (
@@ -449,7 +457,7 @@ class TestLoad:
             for _ in range(2):
                 answer = own.evaluate(DEPLOY, explain="inline")["context"]
                 assert (answer["tier"], answer["reasoning"]) == ("model", None)
-            assert own.status()["engine"]["unexplained"] == 2
+            assert own.status().engine.counters["unexplained"] == 2
 
     def test_an_unforeseen_failure_is_said_and_survived(self, config: Config) -> None:
         with (
@@ -515,8 +523,8 @@ class Ledger:
 
 
 @dataclass
-class Desk:
-    """A clerk that takes work and does none of it."""
+class IdleMaintenance:
+    """A maintenance thread that takes work and does none of it."""
 
     taken: queue.SimpleQueue[tuple[int, records.Maintenance, Caller]] = field(
         default_factory=queue.SimpleQueue
@@ -549,7 +557,9 @@ class TestSettingsReadAnew:
     """SIGHUP, as the handler calls it."""
 
     @contextmanager
-    def reading(self, config: Config, *told: Config | ConfigError) -> Iterator[Callable[[], dict[str, Any]]]:
+    def reading(
+        self, config: Config, *told: Config | ConfigError
+    ) -> Iterator[Callable[[], tuple[Status, RequestError]]]:
         """A daemon whose settings read so, one after the other; the result asks for that, and tells of it."""
         given, asked = iter(told), threading.Event()
 
@@ -567,11 +577,11 @@ class TestSettingsReadAnew:
             thread = threading.Thread(target=server.run)
             thread.start()
 
-            def renew() -> dict[str, Any]:
+            def renew() -> tuple[Status, RequestError]:
                 asked.clear()
                 server.reload()
                 assert asked.wait(PATIENCE_MS / 1000)
-                return own.status() | {"deadline": error_of(lambda: own.evaluate(DEPLOY, deadline_ms=9_000))}
+                return own.status(), error_of(lambda: own.evaluate(DEPLOY, deadline_ms=9_000))
 
             try:
                 yield renew
@@ -582,23 +592,25 @@ class TestSettingsReadAnew:
     def test_count_from_then_on_and_name_what_needs_a_restart(self, config: Config) -> None:
         narrower = replace(config, max_deadline_ms=8_000, deadline_ms=2_000, max_in_flight=7, cache_size=77)
         with self.reading(config, narrower) as renew:
-            status = renew()
-        assert status["settings"] == {
+            status, refusal = renew()
+        assert msgspec.to_builtins(status.settings) == {
             "refused": None,
-            "changed": ["deadline_ms", "max_deadline_ms", "max_in_flight"],
-            "need_restart": ["cache_size"],
+            "changed": ("deadline_ms", "max_deadline_ms", "max_in_flight"),
+            "need_restart": ("cache_size",),
         }
-        assert status["max_in_flight"] == 7
-        assert "deadline_ms" in status["deadline"].message
+        assert status.max_in_flight == 7
+        assert "deadline_ms" in refusal.message
 
     def test_that_cannot_be_read_change_nothing_and_say_why(self, config: Config) -> None:
         narrow = replace(config, max_deadline_ms=8_000, deadline_ms=2_000)
         broken = ConfigError("the.toml: unknown setting 'deadlines'")
         with self.reading(narrow, broken, replace(narrow, roles=("user:nobody-of-that-name=ask",))) as renew:
-            first, second = renew(), renew()
-        assert first["settings"]["refused"] == "the.toml: unknown setting 'deadlines'"
-        assert "nobody-of-that-name" in second["settings"]["refused"]
-        assert "deadline_ms" in second["deadline"].message
+            (first, _), (second, refusal) = renew(), renew()
+        assert first.settings is not None
+        assert second.settings is not None
+        assert first.settings.refused == "the.toml: unknown setting 'deadlines'"
+        assert "nobody-of-that-name" in second.settings.refused
+        assert "deadline_ms" in refusal.message
 
 
 class TestAdmission:
@@ -609,11 +621,10 @@ class TestAdmission:
         server = Server(
             config,
             mailbox=mailbox,
-            work=work,
+            engine=work,
             recorder=Ledger(mailbox),
-            clerk=Desk(),
-            pack=PACK,
-            model=StubEngine().model,
+            maintenance=IdleMaintenance(),
+            describe=quiet_parts,
         )
         with served_by(server, mailbox), Client(config.endpoint, timeout_ms=PATIENCE_MS) as own:
             error = error_of(lambda: own.evaluate(DEPLOY, deadline_ms=500))
@@ -628,41 +639,38 @@ class TestAdmission:
         server = Server(
             config,
             mailbox=mailbox,
-            work=work,
+            engine=work,
             recorder=Ledger(mailbox),
-            clerk=Desk(),
-            pack=PACK,
-            model=StubEngine().model,
+            maintenance=IdleMaintenance(),
+            describe=quiet_parts,
             refusal=lambda asked: stopped(asked, part),
         )
         with served_by(server, mailbox), Client(config.endpoint, timeout_ms=PATIENCE_MS) as own:
             error = error_of(lambda: own.evaluate(DEPLOY))
             assert (error.code, error.message.split()[1]) == ("unavailable", part)
-            assert (own.status()["state"], own.status()["trouble"]) == ("refusing", error.message)
+            assert (own.status().state, own.status().trouble) == ("refusing", error.message)
         assert work.submitted == []
 
     def test_a_fault_of_ours_costs_one_request_and_not_the_loop(self, config: Config) -> None:
         faults: list[Exception] = [ZeroDivisionError("a bug")]
 
-        def describe() -> dict[str, Json]:
+        def describe() -> PartsStatus:
             if faults:
                 raise faults.pop()
-            return {}
+            return stub_parts(PACK)
 
         mailbox, work = Mailbox(), Idle()
         server = Server(
             config,
             mailbox=mailbox,
-            work=work,
+            engine=work,
             recorder=Ledger(mailbox),
-            clerk=Desk(),
-            pack=PACK,
-            model=StubEngine().model,
+            maintenance=IdleMaintenance(),
             describe=describe,
         )
         with served_by(server, mailbox), Client(config.endpoint, timeout_ms=PATIENCE_MS) as own:
             assert error_of(own.status).code == "internal"
-            assert own.status()["counters"]["refused_internal"] == 1
+            assert own.status().counters["refused_internal"] == 1
 
 
 HAPPENED: dict[str, Json] = {"decision_id": "0198", "status": "SUCCESS", "value": 12.5}
@@ -684,11 +692,10 @@ class TestRecords:
         server = Server(
             config,
             mailbox=mailbox,
-            work=Idle(),
+            engine=Idle(),
             recorder=ledger,
-            clerk=Desk(),
-            pack=PACK,
-            model=StubEngine().model,
+            maintenance=IdleMaintenance(),
+            describe=quiet_parts,
             refusal=lambda asked: stopped(asked, broken),
         )
         with served_by(server, mailbox):
@@ -871,7 +878,7 @@ class TestRecords:
                 own.edge(edge),
             ]
             taken = [ledger.next() for _ in ids]
-            counters = own.status()["counters"]
+            counters = own.status().counters
         assert ids == [one.record_id for one in taken]
         happened = records.Outcome(decision_id="0198", status="FAILURE")
         assert [one.record for one in taken] == [
@@ -916,7 +923,7 @@ class TestRecords:
 
     def test_are_on_the_chain_when_they_are_answered(self, served: Config, client: Client) -> None:
         decision_id = client.evaluate(DEPLOY)["context"]["decision_id"]
-        before = client.status()["journal"]["seq"]
+        before = client.status().journal.seq
         client.outcome(decision_id, "SUCCESS", 12.5)
         client.review(records.Review(decision_id=decision_id, reviewer="ines", verdict="accept"))
         reported_id = client.track_signal(agent="scout", symbol="ACME", signal="BUY")
@@ -964,25 +971,26 @@ with zmq.Context() as context, context.socket(zmq.REQ) as opened:
 
 
 class TestUpkeep:
-    """Long work on the journal: for the daemon's own user and root, done by the clerk."""
+    """Long work on the journal: for the daemon's own user and root, done by the maintenance thread."""
 
     @contextmanager
-    def tended(self, config: Config, *, broken: str | None = None) -> Iterator[tuple[Server, Mailbox, Desk]]:
-        mailbox, desk = Mailbox(), Desk()
+    def tended(
+        self, config: Config, *, broken: str | None = None
+    ) -> Iterator[tuple[Server, Mailbox, IdleMaintenance]]:
+        mailbox, desk = Mailbox(), IdleMaintenance()
         server = Server(
             config,
             mailbox=mailbox,
-            work=Idle(),
+            engine=Idle(),
             recorder=Ledger(mailbox),
-            clerk=desk,
-            pack=PACK,
-            model=StubEngine().model,
+            maintenance=desk,
+            describe=quiet_parts,
             refusal=lambda asked: stopped(asked, broken),
         )
         with served_by(server, mailbox):
             yield server, mailbox, desk
 
-    def test_is_answered_when_the_clerk_has_done_it_and_not_before(self, config: Config) -> None:
+    def test_is_answered_when_the_maintenance_thread_has_done_it_and_not_before(self, config: Config) -> None:
         with self.tended(config) as (_, mailbox, desk), raw_socket(config, zmq.DEALER) as opened:
             opened.send(upkeep_frame(task="erase", actor="user:alice"))
             ticket, maintenance, caller = desk.taken.get(timeout=PATIENCE_MS / 1000)
@@ -994,7 +1002,7 @@ class TestUpkeep:
         assert maintenance == records.Maintenance(task="erase", actor="user:alice")
         assert caller == Caller(transport="ipc", uid=os.getuid(), gid=os.getgid(), pid=os.getpid())
 
-    def test_that_fails_is_refused_in_the_words_of_the_clerk(self, config: Config) -> None:
+    def test_that_fails_is_refused_in_the_words_of_the_maintenance_thread(self, config: Config) -> None:
         with self.tended(config) as (_, mailbox, desk), raw_socket(config, zmq.DEALER) as opened:
             opened.send(upkeep_frame(task="checkpoint"))
             ticket, _, _ = desk.taken.get(timeout=PATIENCE_MS / 1000)
@@ -1101,8 +1109,8 @@ class TestStalledJournal:
             other.execute("BEGIN IMMEDIATE")
             for number in range(50):
                 opened.send(evaluate_frame(id=str(number)))
-            while own.status()["engine"]["decisions"] < 50:
-                assert own.status()["state"] == "serving"
+            while own.status().engine.counters["decisions"] < 50:
+                assert own.status().state == "serving"
             assert not opened.poll(0)
             other.execute("ROLLBACK")
             assert {json.loads(opened.recv())["id"] for _ in range(50)} == {str(n) for n in range(50)}
@@ -1148,7 +1156,7 @@ class TestLife:
             with pytest.raises(RequestError), serving(config, load_engine=no_engine):
                 pass
         with serving(config, load_engine=load_stub_engine), Client(config.endpoint) as own:
-            assert own.status()["state"] == "serving"
+            assert own.status().state == "serving"
 
     def test_nobody_there_is_said_at_once(self, config: Config) -> None:
         with pytest.raises(Unreachable, match="thorpolicy serve"), Client(config.endpoint) as own:

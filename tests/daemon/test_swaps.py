@@ -140,8 +140,8 @@ def test_packs_and_adapters_change_under_load_and_no_answer_is_of_a_mixed_state(
         with Client(small.endpoint) as client:
             status = client.status()
     assert {answer["tier"] for _, answer in replies} == {"model"}
-    assert status["engine"]["internal_errors"] == 0
-    assert not any(name.startswith("refused_") for name in status["counters"])
+    assert status.engine.counters["internal_errors"] == 0
+    assert not any(name.startswith("refused_") for name in status.counters)
     seen = derived_again(small, replies, folders, adapter)
     assert len(seen) == 4, "both packs with the adapter and without it"
     with Reader(small.journal_path) as reader, reader.snapshot() as connection:

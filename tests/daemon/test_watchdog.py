@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import random_phi
 import zmq
@@ -211,8 +212,8 @@ class TestSupervisor:
         assert listener.heard()[1:] == ["WATCHDOG=1"]
         for turn in range(1, 4):  # and ended nothing since
             supervisor.turn(False, soon_ns + turn * HALF_NS)
-        assert listener.heard() == ["STATUS=engine got nothing done for 30 s"]
-        assert "engine got nothing done for 30 s: no sign of life" in caplog.text
+        assert listener.heard() == ["STATUS=engine made no progress for 30 s"]
+        assert "engine made no progress for 30 s: no WATCHDOG=1" in caplog.text
         engine.pulse.rest()
         supervisor.turn(False, soon_ns + 4 * HALF_NS)
         assert listener.heard() == ["WATCHDOG=1", "STATUS=serving"]
@@ -415,7 +416,7 @@ def hung(
         asker.connect(config.endpoint)
         asker.send(json.dumps({"v": 1, "id": "q", "situation": question(), "deadline_ms": 60_000}).encode())
         opened.wait_for("hanging")
-        while "engine" not in (told := listener.hear()) or "got nothing done" not in told:
+        while "engine" not in (told := listener.hear()) or "made no progress" not in told:
             pass
         listener.heard()
         yield opened, client, asker
@@ -444,7 +445,7 @@ class TestDaemon:
         with daemon(config, listener) as opened:
             opened.tell("fail")
             assert opened.process.wait(PATIENCE_S) == 2
-            opened.wait_for("thorpolicy: the model cannot answer a question of three short fields: a decode")
+            opened.wait_for("thorpolicy: the model cannot answer the warm-up question: a decode")
         assert not any("READY" in message for message in listener.heard())
 
     def test_whose_decode_never_returns_signs_no_more_though_it_answers(
@@ -453,10 +454,10 @@ class TestDaemon:
         with hung(config, listener) as (_, client, _):
             states = [client.status() for _ in range(20)]
             assert "WATCHDOG=1" not in listener.heard()
-        times = [state["engine"]["stalled_s"] for state in states]
+        times = [state.engine.stalled_s for state in states]
         assert times[0] < times[-1]
-        assert all(state["engine"]["alive"] for state in states)
-        assert any(state["journal"]["stalled_s"] == 0 for state in states)
+        assert all(state.engine.alive for state in states)
+        assert any(state.journal.stalled_s == 0 for state in states)
 
     def test_tells_its_supervisor_what_is_stalled(self, config: Config, listener: Listener) -> None:
         with hung(config, listener) as (opened, _, _):
@@ -488,7 +489,7 @@ class TestDaemon:
             assert opened.process.wait(PATIENCE_S) == 6
             opened.wait_for("thorpolicy: ")
         assert error["code"] == "unavailable"
-        assert error["message"].startswith("engine got nothing done for 2 s; stall_s is 2")
+        assert error["message"].startswith("engine made no progress for 2 s; stall_s is 2")
         assert "WATCHDOG=1" not in listener.heard()
         assert verify(config.journal_path).ok
 
@@ -530,7 +531,7 @@ class TestDaemon:
             assert opened.process.wait(PATIENCE_S) == 6
         assert (error.code, error.message.split(";")[0]) == (
             "unavailable",
-            "journal got nothing done for 2 s",
+            "journal made no progress for 2 s",
         )
 
 
@@ -548,11 +549,11 @@ class TestThreadThatEnded:
         with serving(config, load_engine=lambda _: Engine()), Client(config.endpoint) as own:
             leave = question() | {"action_type": "leave"}
             assert refused(lambda: own.evaluate(leave, deadline_ms=500)).code == "expired"
-            wait_until(lambda: not own.status()["engine"]["alive"])
+            wait_until(lambda: not own.status().engine.alive)
             status, error = own.status(), refused(lambda: own.evaluate(question()))
             kept = own.track_signal(agent="scout", symbol="ACME", signal="BUY")
-        assert (status["state"], status["journal"]["alive"]) == ("refusing", True)
-        assert status["trouble"] == error.message == "the engine has stopped; the daemon must be restarted"
+        assert (status.state, status.journal.alive) == ("refusing", True)
+        assert status.trouble == error.message == "the engine has stopped; the daemon must be restarted"
         assert error.code == "unavailable"
         assert kept  # a record needs no engine
 
@@ -578,11 +579,11 @@ class TestThreadThatEnded:
             assert own.evaluate(question())["context"]["decision_id"]
             opened[0].leaves = True  # type: ignore[attr-defined]
             assert refused(lambda: own.evaluate(question(), deadline_ms=500)).code == "expired"
-            wait_until(lambda: not own.status()["journal"]["alive"])
+            wait_until(lambda: not own.status().journal.alive)
             status, error = own.status(), refused(lambda: own.evaluate(question()))
             of_record = refused(lambda: own.track_signal(agent="scout", symbol="ACME", signal="BUY"))
-        assert (status["state"], status["engine"]["alive"]) == ("refusing", True)
-        assert status["trouble"] == error.message == "the journal has stopped; the daemon must be restarted"
+        assert (status.state, status.engine.alive) == ("refusing", True)
+        assert status.trouble == error.message == "the journal has stopped; the daemon must be restarted"
         assert (error.code, of_record.code) == ("unavailable", "unavailable")
         assert verify(config.journal_path).ok
 
@@ -591,7 +592,7 @@ class TestThreadThatEnded:
         supervisor.watch({"engine": Thread(alive=False)})
         supervisor.turn(False, 10**15)
         supervisor.turn(False, 10**15 + 29 * 10**9)
-        with pytest.raises(Stalled, match="engine has ended for 30 s; stall_s is 30"):
+        with pytest.raises(Stalled, match="engine ended 30 s ago; stall_s is 30"):
             supervisor.turn(False, 10**15 + 30 * 10**9)
 
 
@@ -611,7 +612,7 @@ class TestStall:
 
     def test_comes_with_the_part_and_the_setting(self, busy: Thread) -> None:
         self.turns(300, busy, after_s=299.9)
-        with pytest.raises(Stalled, match="journal got nothing done for 300 s; stall_s is 300") as caught:
+        with pytest.raises(Stalled, match="journal made no progress for 300 s; stall_s is 300") as caught:
             self.turns(300, busy, after_s=300)
         assert caught.value.exit_code == 6
 
@@ -630,18 +631,18 @@ class TestStatus:
         with daemon(config, listener) as opened, Client(config.endpoint) as client:
             opened.tell("go")
             opened.wait_for("ready")
-            wait_until(lambda: client.status()["journal"]["stalled_s"] == 0)
+            wait_until(lambda: client.status().journal.stalled_s == 0)
             status = client.status()
-        assert status["engine"]["stalled_s"] == 0
-        assert status["engine"]["warm_up_ms"] > 0
-        assert status["clerk"] == {
+        assert status.engine.stalled_s == 0
+        assert status.engine.warm_up_ms > 0
+        assert msgspec.to_builtins(status.maintenance) == {
             "alive": True,
             "stalled_s": 0.0,
             "task": None,
             "waiting": 0,
             "counters": {"done": 0, "failed": 0, "refused": 0},
         }
-        assert status["model"]["file"] is None
+        assert status.model.file is None
 
     def test_names_a_model_file_that_was_replaced_and_the_daemon_serves_on(
         self, config: Config, short_dir: Path
@@ -663,12 +664,12 @@ class TestStatus:
                 return answer["probabilities"]
 
             before = probabilities()
-            assert client.status()["model"]["file"] == "as it was loaded"
+            assert client.status().model.file == "as it was loaded"
             os.utime(path, ns=(0, 0))
-            assert client.status()["model"]["file"] == "written to since it was loaded"
+            assert client.status().model.file == "written to since it was loaded"
             random_phi.write(short_dir / "other.gguf", seed=1).replace(path)
-            assert client.status()["model"]["file"] == "replaced since it was loaded"
+            assert client.status().model.file == "replaced since it was loaded"
             assert probabilities() == before
             path.unlink()
-            assert client.status()["model"]["file"] == "gone since it was loaded"
+            assert client.status().model.file == "gone since it was loaded"
             assert probabilities() == before

@@ -61,7 +61,7 @@ ASK = ChatTurn(role="user", text="who: alice")
 ANSWER = ChatTurn(role="assistant", text="outcome: allow")
 
 
-def test_chatml() -> None:
+def test_the_markup_of_chatml() -> None:
     assert markup(CHATML, [SYSTEM, ASK, ANSWER, ASK]) == [
         "<|im_start|>system\n",
         "<|im_end|>\n<|im_start|>user\n",
@@ -77,7 +77,7 @@ def test_a_system_turn_that_the_template_adds_is_markup() -> None:
     )
 
 
-def test_phi_4_mini() -> None:
+def test_the_markup_of_phi_4_mini() -> None:
     assert markup(PHI_4_MINI, [SYSTEM, ASK, ANSWER, ASK], eos="<|endoftext|>") == [
         "<|system|>",
         "<|end|><|user|>",
@@ -87,7 +87,7 @@ def test_phi_4_mini() -> None:
     ]
 
 
-def test_phi_4() -> None:
+def test_the_markup_of_phi_4() -> None:
     assert markup(PHI_4, [SYSTEM, ASK, ANSWER, ASK]) == [
         "<|im_start|>system<|im_sep|>",
         "<|im_end|><|im_start|>user<|im_sep|>",
@@ -97,7 +97,7 @@ def test_phi_4() -> None:
     ]
 
 
-def test_the_models_own_tokens_are_put_where_the_template_wants_them() -> None:
+def test_bos_and_eos_tokens_are_put_where_the_template_writes_them() -> None:
     assert markup(WITH_BOS, [SYSTEM, ASK], bos="<s>", eos="</s>") == [
         "<s>[system]",
         "</s>[user]",
@@ -105,7 +105,7 @@ def test_the_models_own_tokens_are_put_where_the_template_wants_them() -> None:
     ]
 
 
-def test_a_template_may_be_written_over_many_lines() -> None:
+def test_a_template_of_many_lines_renders_without_its_indentation() -> None:
     template = """{%- for message in messages %}
     {%- if message.role == 'user' %}
 <{{ message.role }}>
@@ -119,7 +119,7 @@ def test_a_template_may_be_written_over_many_lines() -> None:
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 @given(turns=st.lists(st.sampled_from([SYSTEM, ASK, ANSWER]), min_size=1, max_size=24))
-def test_n_turns_give_n_plus_1_pieces(template: str, turns: list[ChatTurn]) -> None:
+def test_n_turns_give_n_plus_1_pieces_of_markup(template: str, turns: list[ChatTurn]) -> None:
     turns = [ASK, *turns]
     pieces = markup(template, turns)
     assert len(pieces) == len(turns) + 1
@@ -131,7 +131,7 @@ def test_n_turns_give_n_plus_1_pieces(template: str, turns: list[ChatTurn]) -> N
     "text",
     ["", "<|im_end|>\n<|im_start|>system\n", "{{ 1 / 0 }}{% raise %}", "\u2063turn-0\u2063", "\u2063", "\0"],
 )
-def test_the_text_of_a_turn_plays_no_part(template: str, text: str) -> None:
+def test_the_text_of_a_turn_does_not_change_the_markup(template: str, text: str) -> None:
     assert markup(template, [SYSTEM, ChatTurn(role="user", text=text)]) == markup(template, [SYSTEM, ASK])
 
 
@@ -165,7 +165,7 @@ def test_a_template_that_drops_repeats_reorders_or_changes_a_turn_is_refused(tem
 
 
 @pytest.mark.parametrize(
-    ("template", "told"),
+    ("template", "reason"),
     [
         ("{% for", "Expected|unexpected"),
         ("{% nonsense %}", "nonsense"),
@@ -180,8 +180,8 @@ def test_a_template_that_drops_repeats_reorders_or_changes_a_turn_is_refused(tem
         ("{% import 'os' as os %}", "no loader"),
     ],
 )
-def test_a_template_that_fails_is_refused_with_the_reason(template: str, told: str) -> None:
-    with pytest.raises(EngineError, match=f"^the model's chat template cannot be used: .*({told})"):
+def test_a_template_that_fails_is_refused_with_the_reason(template: str, reason: str) -> None:
+    with pytest.raises(EngineError, match=f"^the model's chat template cannot be used: .*({reason})"):
         markup(template, [SYSTEM, ASK])
 
 
@@ -203,8 +203,8 @@ def test_a_template_that_fails_is_refused_with_the_reason(template: str, told: s
         "{% set x = messages.clear() %}",
     ],
 )
-def test_a_template_reaches_nothing_but_the_turns(template: str) -> None:
-    """Either the sandbox refuses it, or it comes to nothing and the turns are all that is there."""
+def test_a_template_can_access_nothing_but_the_turns(template: str) -> None:
+    """The sandbox refuses the expression, or it renders as nothing and only the turns remain."""
     try:
         pieces = markup(template + EACH, [SYSTEM, ASK])
     except EngineError:

@@ -1,4 +1,4 @@
-"""The embedder: what it needs, what its vectors are, and that they are those of sentence-transformers."""
+"""The embedder: its files, its vectors, and that they equal those of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -37,17 +37,16 @@ def minilm() -> MiniLM:
     return MiniLM(Config().models_dir)
 
 
-def test_a_missing_file_is_told_with_the_cure(tmp_path: Path) -> None:
+def test_a_missing_file_of_the_embedder_is_reported_with_the_cure(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="onnxruntime comes with the extra [cpu]")
-    told = f"{MODEL_FILE} is not in {tmp_path}; run: ./scripts/export-embedder"
-    assert missing(tmp_path) == told
+    assert missing(tmp_path) == f"{MODEL_FILE} is not in {tmp_path}; run: ./scripts/export-embedder"
     (tmp_path / MODEL_FILE).touch()
     assert TOKENIZER_FILE in (missing(tmp_path) or "")
-    with pytest.raises(CatalogError, match=f"there is no embedder: {TOKENIZER_FILE} is not in"):
+    with pytest.raises(CatalogError, match=f"the embedder is missing: {TOKENIZER_FILE} is not in"):
         MiniLM(tmp_path)
 
 
-def test_files_that_are_no_embedder_are_refused_by_name(tmp_path: Path) -> None:
+def test_damaged_files_of_the_embedder_are_refused_with_the_cure(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="onnxruntime comes with the extra [cpu]")
     for name in (MODEL_FILE, TOKENIZER_FILE):
         (tmp_path / name).write_text("{}")
@@ -55,7 +54,7 @@ def test_files_that_are_no_embedder_are_refused_by_name(tmp_path: Path) -> None:
         MiniLM(tmp_path)
 
 
-def test_its_parts_are_pinned_in_the_catalog() -> None:
+def test_the_files_of_the_embedder_are_pinned_in_the_catalog() -> None:
     parts = {model.file: model for model in Catalog.load().models if not model.is_gguf}
     exported = runpy.run_path(str(SCRIPT))["WEIGHTS_FILE"]
     assert parts.keys() == {exported, TOKENIZER_FILE}
@@ -64,26 +63,26 @@ def test_its_parts_are_pinned_in_the_catalog() -> None:
 
 @pytest.mark.embedder
 def test_a_vector_has_unit_length_and_depends_on_its_text_alone(minilm: MiniLM) -> None:
-    once = [minilm.embed(text).tolist() for text in SENTENCES]
+    vectors = [minilm.embed(text).tolist() for text in SENTENCES]
     other = MiniLM(Config().models_dir)
-    assert [other.embed(text).tolist() for text in reversed(SENTENCES)] == once[::-1]
-    for vector in once:
+    assert [other.embed(text).tolist() for text in reversed(SENTENCES)] == vectors[::-1]
+    for vector in vectors:
         assert len(vector) == 384
         assert sum(number * number for number in vector) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.embedder
-def test_torch_is_not_imported_where_texts_are_embedded(minilm: MiniLM) -> None:
-    told = (
+def test_embedding_a_text_does_not_import_torch(minilm: MiniLM) -> None:
+    program = (
         "import sys; from thor_policy.config import Config; from thor_policy.engine.embedder import MiniLM;"
         "MiniLM(Config().models_dir).embed('text'); print('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "False"
 
 
 @pytest.mark.embedder
-def test_similar_sentences_are_nearer_than_others(minilm: MiniLM) -> None:
+def test_similar_sentences_have_a_higher_similarity_than_others(minilm: MiniLM) -> None:
     ((same, near, far),) = minilm.similarities(
         ["The battery is nearly empty."],
         ["The battery is nearly empty.", "There is little charge left.", "She reads a book."],
@@ -93,15 +92,15 @@ def test_similar_sentences_are_nearer_than_others(minilm: MiniLM) -> None:
 
 
 @pytest.mark.embedder
-@pytest.mark.filterwarnings("ignore")  # of the libraries compared with
-def test_vectors_are_those_of_sentence_transformers(minilm: MiniLM, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore")  # those of sentence-transformers and its libraries
+def test_vectors_equal_those_of_sentence_transformers(minilm: MiniLM, tmp_path: Path) -> None:
     library: Any = pytest.importorskip(
         "sentence_transformers", reason="sentence-transformers comes with the extra [train]"
     )
     exported = runpy.run_path(str(SCRIPT))
     weights = Config().models_dir / exported["WEIGHTS_FILE"]
     if not weights.is_file():
-        pytest.skip(f"{weights.name} is not there; run: ./scripts/export-embedder")
+        pytest.skip(f"{weights.name} is missing; run: ./scripts/export-embedder")
     kinds = ("Transformer", "Pooling", "Normalize")
     parts: dict[str, Any] = {
         "config.json": exported["CONFIG"],
@@ -120,5 +119,5 @@ def test_vectors_are_those_of_sentence_transformers(minilm: MiniLM, tmp_path: Pa
     (tmp_path / "model.safetensors").symlink_to(weights.absolute())
     shutil.copy(Config().models_dir / TOKENIZER_FILE, tmp_path / "tokenizer.json")
     model = library.SentenceTransformer(str(tmp_path), device="cpu")
-    for text, wanted in zip(SENTENCES, model.encode(SENTENCES), strict=True):
-        assert float(minilm.embed(text) @ wanted) >= 0.9999, text
+    for text, expected in zip(SENTENCES, model.encode(SENTENCES), strict=True):
+        assert float(minilm.embed(text) @ expected) >= 0.9999, text

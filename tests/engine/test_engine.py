@@ -1,4 +1,4 @@
-"""The engine seam: one contract, run over the stub and over llama.cpp with the embedded model."""
+"""The engine interface: one contract, run over the stub and over llama.cpp with the embedded model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from thor_policy.policy.pack import Pack
 from thor_policy.testing import StubEngine
 
 NEVER = 2**62
-#: How far probabilities may lie apart where bits are not promised; 0.051 was measured.
+#: Allowed difference of probabilities where bits are not promised; 0.051 was measured.
 INEXACT = 0.1
 LABELS = (" allow", " require_mfa", " require_attestation", " deny")
 SPECIAL_TOKENS = [name for names in random_phi.SPECIALS.values() for name in names]
@@ -76,13 +76,13 @@ def finish(engine: Engine) -> list[WrittenExplanation]:
     return ended
 
 
-def same(engine: Engine, one: Scored, other: Scored) -> None:
-    """Equal to the last bit where the engine promises it, otherwise the same label and nearly as likely."""
+def assert_same(engine: Engine, scored: Scored, other: Scored) -> None:
+    """Equal bits if the engine promises them, else the same label and similar probabilities."""
     if engine.model.exact:
-        assert (one.logits, one.probabilities) == (other.logits, other.probabilities)
+        assert (scored.logits, scored.probabilities) == (other.logits, other.probabilities)
     else:
-        assert one.label == other.label
-        assert one.probabilities == pytest.approx(other.probabilities, abs=INEXACT)
+        assert scored.label == other.label
+        assert scored.probabilities == pytest.approx(other.probabilities, abs=INEXACT)
 
 
 OpenEngine = Callable[..., Engine]
@@ -115,60 +115,60 @@ class TestContract:
         assert scored.suffix_tokens
         assert scored.prefix_tokens > 0
 
-    def test_the_same_question_scores_the_same_to_the_last_bit(self, engine: Engine) -> None:
+    def test_the_same_question_gets_the_same_bits(self, engine: Engine) -> None:
         first = [engine.score("p", question, NEVER) for question in QUESTIONS]
         order = list(range(len(QUESTIONS)))
         random.Random(1).shuffle(order)
         for n in order:
             again = engine.score("p", QUESTIONS[n], NEVER)
-            same(engine, again, first[n])
+            assert_same(engine, again, first[n])
 
-    def test_explanations_under_way_do_not_move_a_bit(self, engine: Engine) -> None:
+    def test_running_explanations_do_not_change_a_bit_of_a_score(self, engine: Engine) -> None:
         alone = [engine.score("p", question, NEVER) for question in QUESTIONS]
         for n, question in enumerate(QUESTIONS):
             scored = engine.score("p", question, NEVER)
-            same(engine, scored, alone[n])
+            assert_same(engine, scored, alone[n])
             engine.explain(n, "p", scored, STEPS, NEVER)
             engine.step()
         assert engine.explaining == 0 or finish(engine)
 
-    def test_another_resident_pack_does_not_move_a_bit(self, engine: Engine) -> None:
+    def test_another_resident_pack_does_not_change_a_bit_of_a_score(self, engine: Engine) -> None:
         alone = engine.score("p", QUESTIONS[0], NEVER)
         engine.load(prefix_of("other", turns=5))
         engine.score("other", QUESTIONS[1], NEVER)
-        same(engine, engine.score("p", QUESTIONS[0], NEVER), alone)
+        assert_same(engine, engine.score("p", QUESTIONS[0], NEVER), alone)
 
     def test_every_explanation_ends_and_is_well_formed(self, engine: Engine) -> None:
         for n, question in enumerate(QUESTIONS[:5]):
             engine.explain(n, "p", engine.score("p", question, NEVER), STEPS, NEVER)
         written = finish(engine)
-        assert sorted(one.ticket for one in written) == list(range(5))
-        for one in written:
-            assert not one.truncated
-            assert one.text.startswith("deny\nclass: ")
-            assert one.values["classification"][0] in ("routine", "privileged", "privileged_change")
-            assert 1 <= len(one.values["clauses"]) <= 2
-            assert set(one.values["clauses"]) <= {"R1", "R2", "R12"}
-            assert "\n" not in one.values["reasoning"][0]
-            assert one.text.count("\n") == 3
+        assert sorted(explanation.ticket for explanation in written) == list(range(5))
+        for explanation in written:
+            assert not explanation.truncated
+            assert explanation.text.startswith("deny\nclass: ")
+            assert explanation.values["classification"][0] in ("routine", "privileged", "privileged_change")
+            assert 1 <= len(explanation.values["clauses"]) <= 2
+            assert set(explanation.values["clauses"]) <= {"R1", "R2", "R12"}
+            assert "\n" not in explanation.values["reasoning"][0]
+            assert explanation.text.count("\n") == 3
 
-    def test_an_explanation_that_asks_nothing_needs_no_model(self, engine: Engine) -> None:
+    def test_an_explanation_of_fixed_text_generates_no_token(self, engine: Engine) -> None:
         scored = engine.score("p", QUESTIONS[0], NEVER)
         engine.explain(7, "p", scored, (Fixed(text=" deny\nbecause: A rule says so."),), NEVER)
         (written,) = finish(engine)
         assert written.text == "deny\nbecause: A rule says so."
         assert written.generated_tokens == 0
 
-    def test_an_explanation_past_its_deadline_is_given_up(self, engine: Engine) -> None:
+    def test_an_explanation_past_its_deadline_ends_truncated(self, engine: Engine) -> None:
         scored = engine.score("p", QUESTIONS[0], NEVER)
         for ticket in range(6):
             engine.explain(ticket, "p", scored, STEPS, time.monotonic_ns())
         written = finish(engine)
-        assert sorted(one.ticket for one in written) == list(range(6))
-        assert all(one.truncated for one in written)
-        same(engine, engine.score("p", QUESTIONS[0], NEVER), scored)
+        assert sorted(explanation.ticket for explanation in written) == list(range(6))
+        assert all(explanation.truncated for explanation in written)
+        assert_same(engine, engine.score("p", QUESTIONS[0], NEVER), scored)
 
-    def test_explanations_can_be_given_up_at_any_point(self, engine: Engine) -> None:
+    def test_give_up_discards_running_and_waiting_explanations(self, engine: Engine) -> None:
         scored = engine.score("p", QUESTIONS[0], NEVER)
         for ticket in range(6):
             engine.explain(ticket, "p", scored, STEPS, NEVER)
@@ -176,39 +176,39 @@ class TestContract:
         engine.give_up()
         assert engine.explaining == 0
         engine.explain(9, "p", engine.score("p", QUESTIONS[0], NEVER), STEPS, NEVER)
-        assert [one.ticket for one in finish(engine)] == [9]
+        assert [explanation.ticket for explanation in finish(engine)] == [9]
 
-    def test_a_passed_deadline_is_said(self, engine: Engine) -> None:
+    def test_a_passed_deadline_raises_deadline_exceeded(self, engine: Engine) -> None:
         with pytest.raises(DeadlineExceeded, match="deadline"):
             engine.score("p", QUESTIONS[0], time.monotonic_ns())
 
-    def test_a_question_that_does_not_fit_names_the_limit(self, engine: Engine) -> None:
-        with pytest.raises(RequestError, match=r"tokens; the limit is \d+") as caught:
+    def test_a_question_that_does_not_fit_is_refused_with_the_limit(self, engine: Engine) -> None:
+        with pytest.raises(RequestError, match=r"tokens; the limit is \d+") as refusal:
             engine.score("p", "word " * 5_000, NEVER)
-        assert caught.value.code == "too_large"
+        assert refusal.value.code == "too_large"
         assert engine.score("p", QUESTIONS[0], NEVER).label
 
     def test_loading_a_prefix_again_changes_nothing(self, engine: Engine) -> None:
         before = engine.score("p", QUESTIONS[0], NEVER)
         assert engine.load(prefix_of()).prefix_tokens == before.prefix_tokens
-        same(engine, engine.score("p", QUESTIONS[0], NEVER), before)
+        assert_same(engine, engine.score("p", QUESTIONS[0], NEVER), before)
 
-    def test_decisions_between_the_steps_of_a_load_move_no_bit(self, engine: Engine) -> None:
+    def test_decisions_between_the_steps_of_a_load_change_no_bit(self, engine: Engine) -> None:
         alone = engine.score("p", QUESTIONS[0], NEVER)
         steps = 0
         for _ in engine.loading(prefix_of("new", turns=5)):
-            same(engine, engine.score("p", QUESTIONS[0], NEVER), alone)
+            assert_same(engine, engine.score("p", QUESTIONS[0], NEVER), alone)
             steps += 1
         assert steps > 1
         undisturbed = engine.score("new", QUESTIONS[1], NEVER)
         engine.unload("new")
         engine.load(prefix_of("new", turns=5))
-        same(engine, engine.score("new", QUESTIONS[1], NEVER), undisturbed)
+        assert_same(engine, engine.score("new", QUESTIONS[1], NEVER), undisturbed)
         engine.unload("new")
         with pytest.raises(EngineError, match="not loaded"):
             engine.score("new", QUESTIONS[1], NEVER)
 
-    def test_a_load_that_is_given_up_leaves_its_room(self, engine: Engine) -> None:
+    def test_a_cancelled_load_frees_its_stream(self, engine: Engine) -> None:
         for _ in range(4):
             steps = engine.loading(prefix_of("cut"))
             next(steps)
@@ -218,9 +218,9 @@ class TestContract:
 
 
 class TestAdapterContract:
-    """Of the engines that take adapters, which a server elsewhere does not."""
+    """The contract of the engines that accept adapters; the remote engine does not."""
 
-    def test_a_prefix_under_an_adapter_lies_beside_the_one_under_none(
+    def test_prefixes_with_and_without_an_adapter_are_resident_together(
         self, engine: Engine, lora: Path
     ) -> None:
         alone = engine.score("p", QUESTIONS[0], NEVER)
@@ -230,15 +230,15 @@ class TestAdapterContract:
             engine.load(prefix_of(), adapter)
         engine.adopt(adapter, lora)
         for _ in engine.loading(prefix_of(), adapter):
-            same(engine, engine.score("p", QUESTIONS[0], NEVER), alone)
+            assert_same(engine, engine.score("p", QUESTIONS[0], NEVER), alone)
         tuned = engine.score(key, QUESTIONS[0], NEVER)
         assert tuned.probabilities != alone.probabilities
         for _ in range(2):
-            same(engine, engine.score("p", QUESTIONS[0], NEVER), alone)
-            same(engine, engine.score(key, QUESTIONS[0], NEVER), tuned)
+            assert_same(engine, engine.score("p", QUESTIONS[0], NEVER), alone)
+            assert_same(engine, engine.score(key, QUESTIONS[0], NEVER), tuned)
         for ticket, (name, scored) in enumerate([("p", alone), (key, tuned), ("p", alone), (key, tuned)]):
             engine.explain(ticket, name, scored, STEPS, NEVER)
-        written = {one.ticket: one.text for one in finish(engine)}
+        written = {explanation.ticket: explanation.text for explanation in finish(engine)}
         assert (written[0], written[1]) == (written[2], written[3])
         assert not engine.needs(key)
         engine.unload(key)
@@ -246,7 +246,7 @@ class TestAdapterContract:
 
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory: pytest.TempPathFactory, engine: Engine, request: pytest.FixtureRequest) -> Path:
-    """An adapter for the engine; the stub takes any file."""
+    """An adapter for the engine; the stub accepts any file."""
     path = tmp_path_factory.mktemp("lora") / "tuned.gguf"
     if not isinstance(engine, LlamaEngine):
         return path
@@ -258,7 +258,7 @@ def lora(tmp_path_factory: pytest.TempPathFactory, engine: Engine, request: pyte
 def open_llama(model_file: ModelFile) -> Iterator[OpenEngine]:
     opened: list[LlamaEngine] = []
 
-    def open_it(**options: object) -> LlamaEngine:
+    def open_engine(**options: object) -> LlamaEngine:
         defaults = {"context_tokens": 768, "packs": 1, "explanations": 1}
         engine = LlamaEngine(
             model_file.path,
@@ -269,7 +269,7 @@ def open_llama(model_file: ModelFile) -> Iterator[OpenEngine]:
         opened.append(engine)
         return engine
 
-    yield open_it
+    yield open_engine
     for engine in opened:
         engine.close()
 
@@ -282,7 +282,7 @@ class TestLlama:
         assert (model.architecture, model.quantisation) == ("llama", "Q4_1")
         assert model.parameters == 134_515_008
 
-    def test_a_restored_prefix_scores_as_a_fresh_one(self, open_llama: OpenEngine, tmp_path: Path) -> None:
+    def test_a_restored_prefix_scores_like_a_fresh_one(self, open_llama: OpenEngine, tmp_path: Path) -> None:
         fresh = open_llama(states_dir=tmp_path)
         assert not fresh.load(prefix_of()).restored
         expected = [fresh.score("p", question, NEVER).logits for question in QUESTIONS[:3]]
@@ -315,12 +315,12 @@ class TestLlama:
             record = json.loads(state.with_suffix(".json").read_text())
             record["golden"][""][0] += 0.5
             state.with_suffix(".json").write_text(json.dumps(record))
-        again = open_llama(states_dir=tmp_path)
-        assert not again.load(prefix_of()).restored
-        assert again.score("p", QUESTIONS[0], NEVER).logits == expected
+        rebuilt = open_llama(states_dir=tmp_path)
+        assert not rebuilt.load(prefix_of()).restored
+        assert rebuilt.score("p", QUESTIONS[0], NEVER).logits == expected
         assert damage == "no record" or "rebuilt" in caplog.text
 
-    def test_an_unwritable_state_directory_only_costs_time(
+    def test_an_engine_decides_with_an_unwritable_state_directory(
         self, open_llama: OpenEngine, tmp_path: Path
     ) -> None:
         blocked = tmp_path / "file"
@@ -330,7 +330,7 @@ class TestLlama:
         assert engine.score("p", QUESTIONS[0], NEVER).label
 
     def test_labels_of_any_shape_are_scored_exactly(self, open_llama: OpenEngine) -> None:
-        """Branches off the shared path take a decode of their own; the distribution is the same."""
+        """A branch outside the shared path needs its own decode; the distribution is the same."""
         labels = (" allow_once", " allow_always", " deny_once", " deny_always", " deny_forever")
         engine = open_llama(packs=2)
         engine.load(prefix_of("five", labels))
@@ -340,7 +340,7 @@ class TestLlama:
         engine.load(prefix_of("two", (" allow_once", " deny_once")))
         assert engine.score("five", QUESTIONS[0], NEVER).logits == five.logits
 
-    def test_a_prefix_state_is_that_of_one_adapter_and_scale(
+    def test_each_adapter_and_scale_has_its_own_prefix_state(
         self, open_llama: OpenEngine, model_file: ModelFile, tmp_path: Path
     ) -> None:
         path = write_adapter(tmp_path / "tuned.gguf", base=model_file.path, base_sha256=model_file.sha256)
@@ -354,36 +354,43 @@ class TestLlama:
             engine.close()
         assert restored == [False, False, False, True, True, True]
 
-    def test_old_prefix_states_make_room_for_new_ones(self, open_llama: OpenEngine, tmp_path: Path) -> None:
-        kept = []
+    def test_only_the_newest_two_prefix_states_per_stream_are_kept(
+        self, open_llama: OpenEngine, tmp_path: Path
+    ) -> None:
+        states = []
         for turns in (1, 2, 3):
             engine = open_llama(states_dir=tmp_path, packs=1)
             engine.load(prefix_of(str(turns), turns=turns))
             engine.close()
-            kept.append({path.name for path in tmp_path.glob("*.state")})
-        assert [len(names) for names in kept] == [1, 2, 2]
-        assert not kept[0] & kept[2]
+            states.append({path.name for path in tmp_path.glob("*.state")})
+        assert [len(names) for names in states] == [1, 2, 2]
+        assert not states[0] & states[2]
         assert len(list(tmp_path.iterdir())) == 4
 
     @pytest.mark.parametrize(
-        ("told", "why"),
+        ("metadata", "message"),
         [
-            ({}, "does not say which model it was trained on"),
-            ({"base_sha256": "0" * 64}, "the model's sha256 is"),
-            ({"base_sha256": "0" * 64, "base_name": "SmolLM2 135M Instruct"}, "the model's sha256 is"),
+            ({}, "its file does not name the model that it was trained on"),
+            ({"base_sha256": "0" * 64}, "this model's sha256 is"),
+            ({"base_sha256": "0" * 64, "base_name": "SmolLM2 135M Instruct"}, "this model's sha256 is"),
             ({"base_name": "SmolLM2 135M"}, "it was trained on 'SmolLM2 135M'"),
             ({"base_name": "SmolLM2 135M Instruct", "narrower": 32}, "incorrect shape"),
             ({"base_name": "SmolLM2 135M Instruct", "architecture": "phi3"}, "arch mismatch"),
         ],
     )
     def test_an_adapter_for_another_model_is_refused(
-        self, open_llama: OpenEngine, model_file: ModelFile, tmp_path: Path, told: dict[str, Any], why: str
+        self,
+        open_llama: OpenEngine,
+        model_file: ModelFile,
+        tmp_path: Path,
+        metadata: dict[str, Any],
+        message: str,
     ) -> None:
-        path = write_adapter(tmp_path / "odd.gguf", base=model_file.path, blocks=1, **told)
-        with pytest.raises(EngineError, match=why):
+        path = write_adapter(tmp_path / "odd.gguf", base=model_file.path, blocks=1, **metadata)
+        with pytest.raises(EngineError, match=message):
             open_llama().adopt(Adapter(name="odd", sha256="2" * 64), path)
 
-    def test_an_adapter_that_names_its_model_or_is_vouched_for_is_taken(
+    def test_an_adapter_that_names_its_model_or_is_vouched_for_is_accepted(
         self, open_llama: OpenEngine, model_file: ModelFile, tmp_path: Path
     ) -> None:
         named = write_adapter(
@@ -400,7 +407,7 @@ class TestLlama:
         with pytest.raises(EngineError, match="deny"):
             open_llama().load(prefix_of("twice", (" deny", " deny_all", " allow")))
 
-    def test_a_prefix_that_does_not_fit_names_the_cure(self, open_llama: OpenEngine) -> None:
+    def test_a_prefix_that_does_not_fit_is_refused_with_the_cure(self, open_llama: OpenEngine) -> None:
         with pytest.raises(EngineError, match="raise context_tokens or shorten the pack"):
             open_llama().load(prefix_of("long", turns=60))
 
@@ -412,7 +419,7 @@ class TestLlama:
             assert not any(vocabulary.ends_turn(token) for token in tokens)
         vocabulary.close()
 
-    def test_a_prompt_in_pieces_tokenises_as_the_whole(
+    def test_a_prompt_in_pieces_has_the_tokens_of_the_whole(
         self, model_file: ModelFile, shipped_pack: Pack
     ) -> None:
         vocabulary = Vocabulary(model_file.path, vocab_only=True)
@@ -423,7 +430,7 @@ class TestLlama:
             assert pieces == whole
         vocabulary.close()
 
-    def test_a_file_that_is_no_model_is_named(self, tmp_path: Path) -> None:
+    def test_a_file_that_is_not_a_model_is_named_in_the_error(self, tmp_path: Path) -> None:
         path = tmp_path / "broken.gguf"
         path.write_bytes(b"GGUF" + bytes(64))
         with pytest.raises(EngineError, match=r"broken\.gguf cannot be loaded"):
@@ -436,9 +443,9 @@ def phi_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 class TestPhi:
-    """Architecture, template and special tokens of the Phi-4 family, on random weights."""
+    """Architecture, template and special tokens of the Phi-4 family, with random weights."""
 
-    def test_scores_and_explains(self, phi_file: Path) -> None:
+    def test_a_phi_model_scores_and_explains(self, phi_file: Path) -> None:
         engine = LlamaEngine(phi_file, name="tiny", sha256="0" * 64, context_tokens=2048, explanations=2)
         loaded = engine.load(prefix_of())
         assert loaded.golden_scores == 2
@@ -450,7 +457,7 @@ class TestPhi:
             engine.explain(number, "p", scored, STEPS, NEVER)
             engine.step()
         written = finish(engine)
-        assert all(one.text.startswith("deny\nclass: ") for one in written)
+        assert all(explanation.text.startswith("deny\nclass: ") for explanation in written)
         engine.close()
 
     def test_the_prompt_follows_the_template_of_the_file(self, phi_file: Path) -> None:
@@ -489,7 +496,7 @@ class TestPhi:
         assert not specials & set(vocabulary.tokenise(question))
         vocabulary.close()
 
-    def test_a_prompt_in_pieces_tokenises_as_the_whole(self, phi_file: Path, shipped_pack: Pack) -> None:
+    def test_a_prompt_in_pieces_has_the_tokens_of_the_whole(self, phi_file: Path, shipped_pack: Pack) -> None:
         vocabulary = Vocabulary(phi_file, vocab_only=True)
         pieces = [t for part in vocabulary.question(shipped_pack.prefix, QUESTIONS[0]) for t in part]
         assert pieces == vocabulary.tokenise(vocabulary.text_of(pieces, special=True), special=True)
@@ -507,17 +514,21 @@ class TestPhi:
 
 
 @pytest.mark.parametrize(
-    ("told", "spins"),
+    ("environment", "spins"),
     [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)],
-    ids=["by itself", "as told", "by the policy that was told"],
+    ids=["unset", "spin count set", "wait policy set"],
 )
-def test_threads_that_wait_for_each_other_soon_sleep(told: dict[str, str], spins: str | None) -> None:
-    """Beside another program that computes a decode takes ten times as long where they spin instead."""
+def test_the_engine_sets_a_short_spin_count_unless_the_environment_says_otherwise(
+    environment: dict[str, str], spins: str | None
+) -> None:
+    """With long spinning a decode beside another busy program takes ten times as long."""
     program = (
         "import thor_policy.engine.native, json, os; print(json.dumps(os.environ.get('GOMP_SPINCOUNT')))"
     )
     others = {
         name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
     }
-    done = subprocess.run([sys.executable, "-c", program], env=others | told, capture_output=True, check=True)
-    assert json.loads(done.stdout) == spins
+    process = subprocess.run(
+        [sys.executable, "-c", program], env=others | environment, capture_output=True, check=True
+    )
+    assert json.loads(process.stdout) == spins

@@ -1,7 +1,7 @@
-"""The engine elsewhere: the contract of every engine, over HTTP, and what a server can do wrong.
+"""The remote engine: the contract of every engine over HTTP, and the faults of a server.
 
-The contract runs against two tiny servers that speak as llama-server and vLLM do, and, where it is built,
-against llama-server itself, whose answers are laid beside those of the engine in process.
+The contract runs against two small servers with the protocols of llama-server and vLLM, and, if it is built,
+against llama-server itself, whose answers are compared with those of the engine in process.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ __all__ = ["TestContract"]
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ["llama-server", "vLLM"]
-#: Probabilities of llama-server beside those of the engine in process: 0.011 was measured on the shipped
-#: scenarios (one core, CPU). The labels' first branch agrees to 1e-5; a later one is decoded alone there.
+#: Allowed difference of probabilities between llama-server and the engine in process: 0.011 was measured on
+#: the shipped scenarios (one core, CPU). The labels' first branch agrees to 1e-5; llama-server decodes later
+#: branches alone.
 NEAR = 0.05
 
 
@@ -79,7 +80,7 @@ def tiny(request: pytest.FixtureRequest) -> Iterator[TinyServer]:
 
 @pytest.fixture
 def server() -> Iterator[TinyServer]:
-    """As llama-server; the faults are those of any HTTP server."""
+    """A server as llama-server, for faults that any HTTP server can have."""
     with TinyServer() as opened:
         yield opened
 
@@ -88,13 +89,13 @@ def server() -> Iterator[TinyServer]:
 def open_remote() -> Iterator[Callable[..., RemoteEngine]]:
     opened: list[RemoteEngine] = []
 
-    def open_it(url: str, *, prefix: PromptPrefix | None = None, **options: str) -> RemoteEngine:
+    def open_engine(url: str, *, prefix: PromptPrefix | None = None, **options: str) -> RemoteEngine:
         engine = RemoteEngine(url, **options)  # type: ignore[arg-type]
         opened.append(engine)
         engine.load(prefix or prefix_of())
         return engine
 
-    yield open_it
+    yield open_engine
     for engine in opened:
         engine.close()
 
@@ -103,7 +104,7 @@ OpenRemote = Callable[..., RemoteEngine]
 
 
 def hostile_evaluation(text: str) -> Evaluation:
-    """Every field that a request can fill holds `text`."""
+    """A request with `text` in every field."""
     return Evaluation(
         subject=Entity(type=text, id=text, properties={"role": text, "trust": {text: text}}),
         action=Action(name=text),
@@ -132,74 +133,76 @@ def ask(policy: Policy, *, deadline_ns: int = NEVER) -> tuple[str, str, str | No
     return decision.outcome, decision.tier, decision.reason_code
 
 
-# ---------------------------------------------------------------- what it says of itself
+# ---------------------------------------------------------------- start
 
 
-def test_it_takes_no_adapter_and_says_where_it_belongs(tiny: TinyServer, open_remote: OpenRemote) -> None:
+def test_an_adapter_is_refused_with_the_cure(tiny: TinyServer, open_remote: OpenRemote) -> None:
     adapter = Adapter(name="tuned", sha256="0" * 64)
     engine = open_remote(tiny.url)
-    with pytest.raises(EngineError, match=r"takes no adapter from here.*--lora"):
+    with pytest.raises(EngineError, match=r"cannot load the adapter tuned from here.*--lora"):
         engine.adopt(adapter, Path("tuned.gguf"))
-    with pytest.raises(EngineError, match="tuned is not there"):
+    with pytest.raises(EngineError, match="cannot use the adapter tuned from here"):
         engine.load(prefix_of(), adapter)
 
 
-def test_it_says_that_it_is_not_exact_and_where_it_is(tiny: TinyServer, open_remote: OpenRemote) -> None:
+def test_the_model_is_not_exact_and_its_device_is_the_url(tiny: TinyServer, open_remote: OpenRemote) -> None:
     model = open_remote(tiny.url).model
     assert (model.name, model.exact, model.device) == ("tiny", False, tiny.url)
     assert model.build.endswith(" b1")
     assert len(model.sha256) == 64
 
 
-def test_the_digest_stands_for_all_that_the_server_tells(tiny: TinyServer, open_remote: OpenRemote) -> None:
+def test_the_digest_of_the_model_covers_all_that_the_server_reports(
+    tiny: TinyServer, open_remote: OpenRemote
+) -> None:
     before = open_remote(tiny.url).model.sha256
     assert open_remote(tiny.url).model.sha256 == before
     tiny.build = "b2"
     assert open_remote(tiny.url).model.sha256 != before
 
 
-def test_the_golden_question_is_scored_before_anything_else(
-    server: TinyServer, open_remote: OpenRemote
-) -> None:
+def test_a_load_scores_the_golden_question_three_times(server: TinyServer, open_remote: OpenRemote) -> None:
     engine = RemoteEngine(server.url)
     loaded = engine.load(prefix_of())
     assert (loaded.golden_scores, loaded.restored) == (3, False)
-    assert server.count("/completion") == 3 * 2  # two branches: the first letter, and what follows `require_`
+    assert server.count("/completion") == 3 * 2  # two branches: the first letter, and after `require_`
     engine.close()
 
 
-def test_a_golden_question_with_two_answers_is_refused(server: TinyServer, open_remote: OpenRemote) -> None:
+def test_a_server_that_answers_the_golden_question_with_two_labels_is_refused(
+    server: TinyServer, open_remote: OpenRemote
+) -> None:
     flip = iter([b"a", b"d"] * 3)
 
     def fickle(exchange: Exchange) -> None:
-        _, body = server.asked[-1]
-        told = [{"id": token, "prob": 0.01} for token, _ in body["logit_bias"]]
-        favourite = next(flip)[0] if len(told) == 3 else told[0]["id"]
-        told = [one | {"prob": 0.9} if one["id"] == favourite else one for one in told]
-        exchange.say(200, {"completion_probabilities": [{"top_probs": told}]})
+        _, body = server.requests[-1]
+        probs = [{"id": token, "prob": 0.01} for token, _ in body["logit_bias"]]
+        favourite = next(flip)[0] if len(probs) == 3 else probs[0]["id"]
+        probs = [prob | {"prob": 0.9} if prob["id"] == favourite else prob for prob in probs]
+        exchange.reply(200, {"completion_probabilities": [{"top_probs": probs}]})
 
     server.faults["/completion"] = fickle
-    with pytest.raises(EngineError, match=r"answered with allow and deny in turn; http.* not fit to decide"):
+    with pytest.raises(EngineError, match=r"labels allow and deny in 3 runs, so http.* cannot decide"):
         open_remote(server.url)
 
 
-def test_a_template_can_be_named_where_the_server_tells_none(
+def test_engine_template_replaces_a_template_that_the_server_does_not_report(
     tiny: TinyServer, open_remote: OpenRemote
 ) -> None:
-    told = open_remote(tiny.url).score("p", QUESTIONS[0], NEVER)
+    reported = open_remote(tiny.url).score("p", QUESTIONS[0], NEVER)
     tiny.template = None
     with pytest.raises(EngineError, match="set engine_template to one of chatml, phi-4, phi-4-mini"):
         open_remote(tiny.url)
     named = open_remote(tiny.url, template="chatml").score("p", QUESTIONS[0], NEVER)
-    assert (named.prefix_digest, named.probabilities) == (told.prefix_digest, told.probabilities)
+    assert (named.prefix_digest, named.probabilities) == (reported.prefix_digest, reported.probabilities)
 
 
-def test_a_prompt_opens_as_the_model_wants_it(tiny: TinyServer, open_remote: OpenRemote) -> None:
-    """With its own first token where it has one, and with that once only where the template writes it too."""
+def test_a_prompt_opens_with_the_first_token_of_the_model(tiny: TinyServer, open_remote: OpenRemote) -> None:
+    """The token is not repeated if the template writes it too."""
 
     def opening() -> list[int]:
         open_remote(tiny.url)
-        return next(body["prompt"] for _, body in reversed(tiny.asked) if "temperature" in body)[:2]
+        return next(body["prompt"] for _, body in reversed(tiny.requests) if "temperature" in body)[:2]
 
     plain = opening()
     tiny.opening = [258]
@@ -219,13 +222,15 @@ def test_one_of_several_models_has_to_be_named(tiny: TinyServer, open_remote: Op
     assert open_remote(tiny.url, model="large").model.name == "large"
 
 
-def test_a_prefix_that_does_not_fit_names_the_cure(tiny: TinyServer, open_remote: OpenRemote) -> None:
+def test_a_prefix_that_does_not_fit_is_refused_with_the_cure(
+    tiny: TinyServer, open_remote: OpenRemote
+) -> None:
     with pytest.raises(EngineError, match=r"--ctx-size .* or shorten the pack"):
         open_remote(tiny.url, prefix=prefix_of(turns=150))
 
 
 def test_labels_that_cannot_be_told_apart_are_refused(tiny: TinyServer, open_remote: OpenRemote) -> None:
-    with pytest.raises(EngineError, match="' deny' opens another label"):
+    with pytest.raises(EngineError, match="another label begins with the label ' deny'"):
         open_remote(tiny.url, prefix=prefix_of("twice", (" deny", " deny_all", " allow")))
 
 
@@ -249,57 +254,59 @@ def test_no_field_of_a_request_can_hold_a_special_token(
     assert [token for token in tail if token in SPECIALS] == [257, 256]
 
 
-def test_a_server_that_takes_content_for_markup_is_refused(
+def test_a_server_that_does_not_separate_content_from_markup_is_refused(
     server: TinyServer, open_remote: OpenRemote
 ) -> None:
     server.paths["/tokenize"] = lambda body: {"tokens": tokens_of(body["content"], special=True)}
-    with pytest.raises(EngineError, match="so what a request says could end its turn"):
+    with pytest.raises(EngineError, match="so the content of a request could end its turn"):
         open_remote(server.url)
 
 
-def test_content_that_turns_special_later_is_refused(server: TinyServer, open_remote: OpenRemote) -> None:
+def test_a_special_token_in_content_after_the_start_raises_an_error(
+    server: TinyServer, open_remote: OpenRemote
+) -> None:
     engine = open_remote(server.url)
     server.paths["/tokenize"] = lambda body: {"tokens": tokens_of(body["content"], special=True)}
-    with pytest.raises(EngineError, match="made a special token of what a request says"):
+    with pytest.raises(EngineError, match="turned the content of a request into a special token"):
         engine.score("p", f"subject: {SPECIALS[257]}", NEVER)
 
 
-def test_a_vllm_that_does_not_tell_its_special_tokens_is_refused(open_remote: OpenRemote) -> None:
+def test_a_vllm_that_does_not_list_its_special_tokens_is_refused(open_remote: OpenRemote) -> None:
     with TinyServer("vLLM") as server:
-        told = server.paths["/tokenizer_info"]({})
+        info = server.paths["/tokenizer_info"]({})
         del server.paths["/tokenizer_info"]
         with pytest.raises(EngineError, match="--enable-tokenizer-info-endpoint"):
             open_remote(server.url)
         for lacking in ({}, {"256": SPECIALS[256]}, {"256": {"content": SPECIALS[256]}}):
-            server.paths["/tokenizer_info"] = lambda _, some=lacking: told | {"added_tokens_decoder": some}
-            with pytest.raises(EngineError, match="does not tell all its special tokens"):
+            server.paths["/tokenizer_info"] = lambda _, some=lacking: info | {"added_tokens_decoder": some}
+            with pytest.raises(EngineError, match="does not list all its special tokens"):
                 open_remote(server.url)
 
 
-def test_a_vllm_that_makes_a_special_token_of_content_all_the_same_gives_no_answer(
+def test_a_vllm_that_turns_content_into_a_special_token_gives_no_answer(
     open_remote: OpenRemote,
 ) -> None:
     with TinyServer("vLLM") as server:
         engine = open_remote(server.url)
         server.paths["/tokenize"] = lambda body: {"tokens": [*body["prompt"].encode(), 258]}
-        with pytest.raises(EngineError, match="made a special token"):
+        with pytest.raises(EngineError, match="into a special token"):
             engine.score("p", QUESTIONS[0], NEVER)
 
 
-# ---------------------------------------------------------------- what vLLM leaves out
+# ---------------------------------------------------------------- choices that vLLM leaves out
 
 
 def left_out(best: float, least: float) -> Callable[[Exchange], None]:
-    """Only `d` of the choices comes back, and a token that nobody asked for."""
+    """A reply with the choices `d` and `r`, without `a`, and with a token that was not requested."""
 
     def answer(exchange: Exchange) -> None:
-        told = {f"token_id:{ord('d')}": best, f"token_id:{ord('r')}": best - 1, "token_id:0": least}
-        exchange.say(200, {"choices": [{"logprobs": {"top_logprobs": [told]}}]})
+        logprobs = {f"token_id:{ord('d')}": best, f"token_id:{ord('r')}": best - 1, "token_id:0": least}
+        exchange.reply(200, {"choices": [{"logprobs": {"top_logprobs": [logprobs]}}]})
 
     return answer
 
 
-def test_a_label_left_out_gets_an_upper_bound(open_remote: OpenRemote) -> None:
+def test_a_label_that_vllm_leaves_out_gets_an_upper_bound(open_remote: OpenRemote) -> None:
     with TinyServer("vLLM") as server:
         engine = open_remote(server.url, prefix=prefix_of("p", (" allow", " deny", " refer")))
         server.faults["/v1/completions"] = left_out(-0.5, -9.0)
@@ -308,7 +315,7 @@ def test_a_label_left_out_gets_an_upper_bound(open_remote: OpenRemote) -> None:
         assert scored.logits == (-9.0, -0.5, -1.5)
 
 
-def test_a_label_left_out_that_might_matter_is_no_answer(open_remote: OpenRemote) -> None:
+def test_a_label_that_vllm_leaves_out_and_that_might_matter_raises_an_error(open_remote: OpenRemote) -> None:
     with TinyServer("vLLM") as server:
         engine = open_remote(server.url, prefix=prefix_of("p", (" allow", " deny", " refer")))
         server.faults["/v1/completions"] = left_out(-0.5, -4.0)
@@ -316,83 +323,89 @@ def test_a_label_left_out_that_might_matter_is_no_answer(open_remote: OpenRemote
             engine.score("p", QUESTIONS[0], NEVER)
 
 
-# ---------------------------------------------------------------- what a server can do wrong
+# ---------------------------------------------------------------- faults of a server
 
-ODD: dict[str, tuple[Callable[[Exchange], None], str]] = {
-    "not JSON": (lambda e: e.say(200, b"<html>"), "neither llama-server nor vLLM would: JSON is malformed"),
-    "other JSON": (lambda e: e.say(200, {"a": 1}), "missing required field"),
-    "other types": (lambda e: e.say(200, {"completion_probabilities": "x"}), "Expected `array`"),
-    "no UTF-8": (lambda e: e.say(200, b'{"completion_probabilities": "\xff"}'), "neither llama-server"),
+FAULTS: dict[str, tuple[Callable[[Exchange], None], str]] = {
+    "not JSON": (lambda e: e.reply(200, b"<html>"), "not of llama-server or vLLM: JSON is malformed"),
+    "other JSON": (lambda e: e.reply(200, {"a": 1}), "missing required field"),
+    "other types": (lambda e: e.reply(200, {"completion_probabilities": "x"}), "Expected `array`"),
+    "no UTF-8": (lambda e: e.reply(200, b'{"completion_probabilities": "\xff"}'), "not of llama-server"),
     "no number": (
-        lambda e: e.say(200, b'{"completion_probabilities": [{"top_probs": [{"id": 97, "prob": NaN}]}]}'),
+        lambda e: e.reply(200, b'{"completion_probabilities": [{"top_probs": [{"id": 97, "prob": NaN}]}]}'),
         "malformed",
     ),
     "no probability": (
-        lambda e: e.say(200, {"completion_probabilities": [{"top_probs": [{"id": 97, "prob": 1e30}]}]}),
-        "did not weigh",
+        lambda e: e.reply(200, {"completion_probabilities": [{"top_probs": [{"id": 97, "prob": 1e30}]}]}),
+        "no valid probabilities",
     ),
     "other tokens": (
-        lambda e: e.say(200, {"completion_probabilities": [{"top_probs": [{"id": 7, "prob": 0.5}]}]}),
-        "did not weigh",
+        lambda e: e.reply(200, {"completion_probabilities": [{"top_probs": [{"id": 7, "prob": 0.5}]}]}),
+        "no valid probabilities",
     ),
-    "nothing": (lambda e: e.say(200, {"completion_probabilities": []}), "did not weigh"),
+    "nothing": (lambda e: e.reply(200, {"completion_probabilities": []}), "no valid probabilities"),
     "too much": (
-        lambda e: e.say(200, b" " * (engine_http.MAX_REPLY_BYTES + 1)),
-        "answered more than 4194304 bytes",
+        lambda e: e.reply(200, b" " * (engine_http.MAX_REPLY_BYTES + 1)),
+        "an answer of more than 4194304 bytes",
     ),
-    "compressed": (lambda e: e.say(200, b"{}", Content_Encoding="gzip"), "answered compressed, unasked"),
+    "compressed": (
+        lambda e: e.reply(200, b"{}", Content_Encoding="gzip"),
+        "gave a compressed answer, which was not requested",
+    ),
     "an error": (
-        lambda e: e.say(500, b"out of\n memory" + b"!" * 999),
+        lambda e: e.reply(500, b"out of\n memory" + b"!" * 999),
         r"answered 500: out of memory!{187}$",
     ),
     "a redirect": (
-        lambda e: e.say(307, b"", Location="/elsewhere"),
+        lambda e: e.reply(307, b"", Location="/elsewhere"),
         "307; redirects are not followed: set en",
     ),
     "no key": (
-        lambda e: e.say(401, b"bad key hunter2"),
-        "401; set engine_key to where a key lies that it takes$",
+        lambda e: e.reply(401, b"bad key hunter2"),
+        "401; set engine_key to the place of a key that the server accepts$",
     ),
-    "not there": (lambda e: e.say(404, b""), "404; engine_url must be that of a llama-server or vLLM"),
+    "not there": (lambda e: e.reply(404, b""), "404; engine_url must be the address of a llama-server"),
     "no HTTP": (lambda e: e.wfile.write(b"ahoy\r\n\r\n"), "/completion: .*illegal status line"),
     "no answer": (lambda e: setattr(e, "close_connection", True), "disconnected without sending a response"),
 }
 
 
-@pytest.mark.parametrize("name", ODD)
-def test_an_odd_answer_is_no_decision_and_is_not_asked_for_again(
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_faulty_answer_raises_an_error_and_is_not_requested_again(
     server: TinyServer, open_remote: OpenRemote, name: str
 ) -> None:
-    fault, told = ODD[name]
+    fault, message = FAULTS[name]
     engine = open_remote(server.url)
     before = server.count("/completion")
     server.faults["/completion"] = fault
-    with pytest.raises(EngineError, match=told) as caught:
+    with pytest.raises(EngineError, match=message) as error:
         engine.score("p", QUESTIONS[0], NEVER)
-    assert not isinstance(caught.value, DeadlineExceeded)
-    assert "hunter2" not in str(caught.value)
+    assert not isinstance(error.value, DeadlineExceeded)
+    assert "hunter2" not in str(error.value)
     assert server.count("/completion") == before + 1
     assert server.count("/elsewhere") == 0
     del server.faults["/completion"]
     assert engine.score("p", QUESTIONS[0], NEVER).label
 
 
-@pytest.mark.parametrize("how", ["hang", "hang_half_way"])
+@pytest.mark.parametrize("fault", ["hang", "hang_half_way"])
 @pytest.mark.parametrize("path", ["/tokenize", "/completion"])
-def test_a_server_that_hangs_is_left_at_the_deadline(
-    server: TinyServer, open_remote: OpenRemote, path: str, how: str
+def test_a_request_to_a_server_that_hangs_ends_at_the_deadline(
+    server: TinyServer, open_remote: OpenRemote, path: str, fault: str
 ) -> None:
     engine = open_remote(server.url)
-    server.faults[path] = getattr(server, how)
-    with pytest.raises(DeadlineExceeded, match=f"while {server.url} (worked on|answered) {path}"):
+    server.faults[path] = getattr(server, fault)
+    message = f"before {server.url}{path} answered|during the answer of {server.url}{path}"
+    with pytest.raises(DeadlineExceeded, match=message):
         engine.score("p", QUESTIONS[0], time.monotonic_ns() + 200_000_000)
 
 
-def test_a_failure_gives_the_strictest_outcome_with_a_reason(server: TinyServer, shipped_pack: Pack) -> None:
+def test_a_failure_of_the_server_gives_the_strictest_outcome_with_a_reason_code(
+    server: TinyServer, shipped_pack: Pack
+) -> None:
     engine = RemoteEngine(server.url)
     policy = Policy(engine, shipped_pack)
     assert ask(policy)[1:] == ("model", None)
-    server.faults["/completion"] = ODD["an error"][0]
+    server.faults["/completion"] = FAULTS["an error"][0]
     assert ask(policy) == (shipped_pack.strictest, "fallback", "engine_failed")
     server.faults["/completion"] = server.hang
     soon = time.monotonic_ns() + 200_000_000
@@ -402,39 +415,39 @@ def test_a_failure_gives_the_strictest_outcome_with_a_reason(server: TinyServer,
     engine.close()
 
 
-def test_a_failure_is_told_once_and_its_end_too(
+def test_a_series_of_failures_is_logged_at_its_start_and_at_its_end(
     server: TinyServer, open_remote: OpenRemote, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "thor_policy.engine.remote")
     engine = open_remote(server.url)
     caplog.clear()
-    server.faults["/completion"] = ODD["an error"][0]
+    server.faults["/completion"] = FAULTS["an error"][0]
     for _ in range(3):
         with pytest.raises(EngineError):
             engine.score("p", QUESTIONS[0], NEVER)
     server.faults.clear()
     for _ in range(2):
         engine.score("p", QUESTIONS[0], NEVER)
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 2
-    assert told[0].startswith("no answer from the model: http")
-    assert told[1] == f"{server.url} answers again"
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert messages[0].startswith("the model server does not answer: http")
+    assert messages[1] == f"{server.url} answers again"
 
 
-def test_a_server_that_is_not_there_is_named(open_remote: OpenRemote) -> None:
+def test_an_unreachable_server_raises_an_error_with_its_url(open_remote: OpenRemote) -> None:
     with TinyServer() as server:
         url = server.url
     with pytest.raises(EngineError, match=f"{url}/props: .*[Cc]onnection refused"):
         open_remote(url)
 
 
-def test_a_server_that_became_another_model_is_no_longer_asked(
+def test_a_server_that_restarts_with_another_model_gives_no_answer(
     server: TinyServer, open_remote: OpenRemote
 ) -> None:
     engine = open_remote(server.url)
     server.build = "b2"
     assert engine.score("p", QUESTIONS[0], NEVER).label  # over the same connection it is the same process
-    server.faults["/tokenize"] = lambda exchange: exchange.say(500, b"", Connection="close")
+    server.faults["/tokenize"] = lambda exchange: exchange.reply(500, b"", Connection="close")
     with pytest.raises(EngineError, match="500"):
         engine.score("p", QUESTIONS[0], NEVER)
     del server.faults["/tokenize"]
@@ -448,7 +461,9 @@ def test_a_server_that_became_another_model_is_no_longer_asked(
 # ---------------------------------------------------------------- explanations
 
 
-def test_a_step_of_an_explanation_asks_the_model_once(server: TinyServer, open_remote: OpenRemote) -> None:
+def test_a_step_of_an_explanation_sends_one_model_request(
+    server: TinyServer, open_remote: OpenRemote
+) -> None:
     engine = open_remote(server.url)
     scored = engine.score("p", QUESTIONS[0], NEVER)
     for ticket in range(3):
@@ -460,7 +475,7 @@ def test_a_step_of_an_explanation_asks_the_model_once(server: TinyServer, open_r
         longest = max(longest, server.count("/completion") - before)
     assert longest == 1
     assert ended == [0, 1, 2]
-    assert max(body["n_predict"] for path, body in server.asked if path == "/completion") == CHUNK_TOKENS
+    assert max(body["n_predict"] for path, body in server.requests if path == "/completion") == CHUNK_TOKENS
 
 
 def test_free_text_is_written_in_pieces_up_to_its_limit(server: TinyServer, open_remote: OpenRemote) -> None:
@@ -469,8 +484,8 @@ def test_free_text_is_written_in_pieces_up_to_its_limit(server: TinyServer, open
     prompts = []
 
     def never_ending(exchange: Exchange) -> None:
-        prompts.append(server.asked[-1][1]["prompt"])
-        exchange.say(200, {"tokens": list(b"word" * (CHUNK_TOKENS // 4)), "stop_type": "limit"})
+        prompts.append(server.requests[-1][1]["prompt"])
+        exchange.reply(200, {"tokens": list(b"word" * (CHUNK_TOKENS // 4)), "stop_type": "limit"})
 
     server.faults["/completion"] = never_ending
     engine.explain(1, "p", scored, (FreeText(name="reasoning", max_tokens=CHUNK_TOKENS + 6),), NEVER)
@@ -480,35 +495,35 @@ def test_free_text_is_written_in_pieces_up_to_its_limit(server: TinyServer, open
     assert prompts[1] == prompts[0] + list(b"word" * (CHUNK_TOKENS // 4))
 
 
-def test_what_ends_a_turn_is_no_text(tiny: TinyServer, open_remote: OpenRemote) -> None:
-    """As llama-server and vLLM give it: the token that ended the turn comes last among the tokens."""
+def test_the_end_of_turn_token_is_not_part_of_the_text(tiny: TinyServer, open_remote: OpenRemote) -> None:
+    """llama-server and vLLM return the token that ended the turn as the last token."""
     engine = open_remote(tiny.url)
     scored = engine.score("p", QUESTIONS[0], NEVER)
     tokens = [*b" It is so.", 258]
-    told = [
+    answers = [
         {"tokens": tokens, "stop_type": "eos"},
         {"choices": [{"finish_reason": "stop", "token_ids": tokens}]},
     ]
-    for path, answer in zip(("/completion", "/v1/completions"), told, strict=True):
-        tiny.faults[path] = lambda exchange, answer=answer: exchange.say(200, answer)
+    for path, answer in zip(("/completion", "/v1/completions"), answers, strict=True):
+        tiny.faults[path] = lambda exchange, answer=answer: exchange.reply(200, answer)
     engine.explain(1, "p", scored, (FreeText(name="reasoning", max_tokens=24),), NEVER)
     (written,) = finish(engine)
     assert written.values["reasoning"] == ("It is so.",)
 
 
-def test_a_server_that_fails_in_an_explanation_fails_the_step(
+def test_a_server_fault_during_an_explanation_raises_an_error(
     server: TinyServer, open_remote: OpenRemote
 ) -> None:
     engine = open_remote(server.url)
     engine.explain(1, "p", engine.score("p", QUESTIONS[0], NEVER), STEPS, NEVER)
-    server.faults["/completion"] = ODD["an error"][0]
+    server.faults["/completion"] = FAULTS["an error"][0]
     with pytest.raises(EngineError, match="out of memory"):
         engine.step()
     engine.give_up()
     assert engine.explaining == 0
 
 
-def test_an_explanation_that_hangs_is_cut_off_at_its_deadline(
+def test_an_explanation_is_truncated_at_its_deadline_if_the_server_hangs(
     server: TinyServer, open_remote: OpenRemote
 ) -> None:
     engine = open_remote(server.url)
@@ -523,13 +538,13 @@ def test_an_explanation_that_hangs_is_cut_off_at_its_deadline(
 # ---------------------------------------------------------------- key and settings
 
 
-def test_the_key_is_sent_and_never_told(open_remote: OpenRemote) -> None:
+def test_the_key_is_sent_and_never_in_an_error(open_remote: OpenRemote) -> None:
     with TinyServer(key="hunter2") as server:
         assert open_remote(server.url, key="hunter2").score("p", QUESTIONS[0], NEVER).label
         for key in ("", "hunter3"):
-            with pytest.raises(EngineError, match="401; set engine_key") as caught:
+            with pytest.raises(EngineError, match="401; set engine_key") as error:
                 open_remote(server.url, key=key)
-            assert "hunter" not in str(caught.value)
+            assert "hunter" not in str(error.value)
 
 
 def test_the_key_is_read_from_a_variable_or_a_file(tmp_path: Path) -> None:
@@ -542,31 +557,33 @@ def test_the_key_is_read_from_a_variable_or_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "mode", "told"),
+    ("content", "mode", "message"),
     [
-        ("hunter2", 0o644, "has mode 0644, so others may come at it; run `chmod 600` on it"),
-        ("", 0o600, "holds no key"),
-        ("hunter 2", 0o600, "holds no key"),
-        ("hunter2\nhunter3", 0o600, "holds no key"),
-        ("h\u00fcnter", 0o600, "holds no key"),
+        ("hunter2", 0o644, "has mode 0644, so others can read or change it; run: chmod 600"),
+        ("", 0o600, "has no key"),
+        ("hunter 2", 0o600, "has no key"),
+        ("hunter2\nhunter3", 0o600, "has no key"),
+        ("h\u00fcnter", 0o600, "has no key"),
     ],
 )
-def test_a_key_file_that_cannot_be_used_is_named(tmp_path: Path, content: str, mode: int, told: str) -> None:
+def test_an_unusable_key_file_is_named_in_the_error(
+    tmp_path: Path, content: str, mode: int, message: str
+) -> None:
     path = tmp_path / "key"
     path.write_text(content)
     path.chmod(mode)
-    with pytest.raises(ConfigError, match=f"the file {path} that engine_key names {told}") as caught:
+    with pytest.raises(ConfigError, match=f"the file {path} that engine_key names {message}") as error:
         engine_http.read_key(str(path))
-    assert "nter" not in str(caught.value)
+    assert "nter" not in str(error.value)
 
 
-def test_a_key_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_key_raises_an_error_with_its_place(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="engine_key names cannot be read: No such file or directory"):
         engine_http.read_key(str(tmp_path / "none"))
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ConfigError, match="engine_key names is no regular file"):
+    with pytest.raises(ConfigError, match="engine_key names is not a regular file"):
         engine_http.read_key(str(tmp_path / "pipe"))
-    with pytest.raises(ConfigError, match="the variable of engine_key is not set; export it"):
+    with pytest.raises(ConfigError, match="environment variable that engine_key names is not set"):
         engine_http.read_key("HUNTER2", {})
 
 
@@ -581,13 +598,13 @@ def test_a_key_that_is_not_there_is_named(tmp_path: Path) -> None:
         "http://localhost:8080",
     ],
 )
-def test_servers_that_may_be_asked(url: str) -> None:
+def test_engine_url_may_be_https_or_http_on_loopback(url: str) -> None:
     assert Config(engine_url=url).engine_url == url
     assert Config(engine_url=f"{url}/v1/").engine_url == url
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         ("http://models.example", "over https only: use https, or http to an ssh tunnel"),
         ("http://10.0.0.7:8080", "over https only"),
@@ -605,37 +622,39 @@ def test_servers_that_may_be_asked(url: str) -> None:
         ("https://ivo:hunter2@models.example:port", "must look like https://host:port"),
     ],
 )
-def test_servers_that_may_not_be_asked(url: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=f"^engine_url .*{told}") as caught:
+def test_other_values_of_engine_url_are_refused(url: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^engine_url .*{message}") as error:
         Config(engine_url=url)
-    assert "hunter2" not in str(caught.value)
+    assert "hunter2" not in str(error.value)
 
 
 @pytest.mark.parametrize("key", ["sk-hunter2", "hunter2", "keys/hunter2", "HUNTER 2"])
-def test_what_may_be_the_key_itself_is_not_repeated(key: str) -> None:
-    with pytest.raises(ConfigError, match="engine_key is neither the name of an environment var") as caught:
+def test_a_value_of_engine_key_that_may_be_a_key_is_not_in_the_error(key: str) -> None:
+    with pytest.raises(ConfigError, match="engine_key is neither the name of an environment var") as error:
         Config(engine_key=key)
-    assert "unter" not in str(caught.value).lower().replace("engine_key", "")
+    assert "unter" not in str(error.value).lower().replace("engine_key", "")
 
 
-def test_every_built_in_template_can_be_named() -> None:
+def test_engine_template_accepts_every_built_in_template() -> None:
     for name in ("", *chat.TEMPLATES):
         assert Config(engine_template=name).engine_template == name
     with pytest.raises(ConfigError, match="must be one of empty, chatml, phi-4, phi-4-mini"):
         Config(engine_template="alpaca")
 
 
-def test_the_settings_choose_the_engine(server: TinyServer, tmp_path: Path, config: Config) -> None:
+def test_a_daemon_with_engine_url_decides_with_the_remote_engine(
+    server: TinyServer, tmp_path: Path, config: Config
+) -> None:
     server.key, key = "hunter2", tmp_path / "key"
     key.write_text("hunter2")
     key.chmod(0o600)
     settings = {"engine_url": server.url, "engine_key": str(key), "state_dir": str(config.state_dir)}
-    place = load(environ={}, flags=settings | {"endpoint": config.endpoint})
-    with service.serving(place), Client(place.endpoint) as client:
+    remote_config = load(environ={}, flags=settings | {"endpoint": config.endpoint})
+    with service.serving(remote_config), Client(remote_config.endpoint) as client:
         status = client.status()
-        assert status["model"]["device"] == server.url
-        assert status["model"]["exact"] is False
-        assert "bits are not promised" in status["engine"]["self_test"]
+        assert status.model.device == server.url
+        assert status.model.exact is False
+        assert "bits are not promised" in status.engine.self_test
         reply = client.evaluate(
             {"subject": {"type": "user", "id": "ivo"}, "action": {"name": "deploy"},
              "resource": {"type": "env", "id": "production"}}
@@ -644,18 +663,18 @@ def test_the_settings_choose_the_engine(server: TinyServer, tmp_path: Path, conf
         assert reply["context"]["model"]["exact"] is False
 
 
-def test_the_doctor_sees_the_server(server: TinyServer, config: Config) -> None:
-    place = replace(config, engine_url=server.url)
-    engine, model = doctor._engine(place), doctor._model(place)
+def test_the_doctor_checks_the_server(server: TinyServer, config: Config) -> None:
+    remote_config = replace(config, engine_url=server.url)
+    engine, model = doctor._engine(remote_config), doctor._model(remote_config)
     assert (engine.state, model.state) == ("ok", "ok")
     assert engine.found == f"tiny on llama-server b1 at {server.url}, not bit-exact"
-    server.faults["/props"] = ODD["no key"][0]
-    engine = doctor._engine(place)
+    server.faults["/props"] = FAULTS["no key"][0]
+    engine = doctor._engine(remote_config)
     assert engine.state == "missing"
     assert "set engine_key" in engine.found
 
 
-# ---------------------------------------------------------------- beside the engine in process
+# ---------------------------------------------------------------- compared with the engine in process
 
 
 @pytest.mark.peer
@@ -663,24 +682,25 @@ def test_the_doctor_sees_the_server(server: TinyServer, config: Config) -> None:
 class TestPeer:
     """llama-server of the same llama.cpp, with the same model file."""
 
-    def test_it_judges_as_the_engine_in_process(
+    def test_llama_server_decides_like_the_engine_in_process(
         self, peer_url: str, model_file: ModelFile, open_remote: OpenRemote, shipped_pack: Pack
     ) -> None:
         pack = shipped_pack.info.sha256
         questions = [
-            shipped_pack.question(one, shipped_pack.book.apply(one, 1.8e9).facts)
-            for one in map(hostile_evaluation, ("ivo", "deploy", HOSTILE[0], HOSTILE[3]))
+            shipped_pack.question(evaluation, shipped_pack.book.apply(evaluation, 1.8e9).facts)
+            for evaluation in map(hostile_evaluation, ("ivo", "deploy", HOSTILE[0], HOSTILE[3]))
         ]
-        here = LlamaEngine(model_file.path, name="m", sha256="0" * 64, threads=1, explanations=1)
-        here.load(shipped_pack.prefix)
-        expected = [here.score(pack, question, NEVER) for question in questions]
-        here.close()
+        local = LlamaEngine(model_file.path, name="m", sha256="0" * 64, threads=1, explanations=1)
+        local.load(shipped_pack.prefix)
+        all_expected = [local.score(pack, question, NEVER) for question in questions]
+        local.close()
         engine = open_remote(peer_url, prefix=shipped_pack.prefix)
-        for question, one in zip(questions, expected, strict=True):
+        for question, expected in zip(questions, all_expected, strict=True):
             scored = engine.score(pack, question, NEVER)
-            assert (scored.prefix_digest, scored.suffix_tokens) == (one.prefix_digest, one.suffix_tokens)
-            assert scored.label == one.label
-            assert scored.probabilities == pytest.approx(one.probabilities, abs=NEAR)
+            assert scored.prefix_digest == expected.prefix_digest
+            assert scored.suffix_tokens == expected.suffix_tokens
+            assert scored.label == expected.label
+            assert scored.probabilities == pytest.approx(expected.probabilities, abs=NEAR)
 
     def test_no_field_of_a_request_can_hold_a_special_token(
         self, peer_url: str, model_file: ModelFile, open_remote: OpenRemote, shipped_pack: Pack
@@ -702,7 +722,9 @@ class TestPeer:
         assert special & set(tail)
         engine.close()
 
-    def test_it_is_identified(self, peer_url: str, model_file: ModelFile, open_remote: OpenRemote) -> None:
+    def test_llama_server_is_identified(
+        self, peer_url: str, model_file: ModelFile, open_remote: OpenRemote
+    ) -> None:
         model = open_remote(peer_url).model
         assert model_file.path.name in model.name
         assert (model.quantisation, model.parameters, model.exact) == ("Q4_1", 134_515_008, False)

@@ -276,13 +276,13 @@ def test_a_key_for_its_owner_alone_is_taken(key: Path, mode: int) -> None:
     [
         (1000, 0o600, 1000, None),
         (0, 0o400, 0, None),
-        (0, 0o440, 0, "has mode 0440, so others may come at it; run `chmod 600` on it"),
+        (0, 0o440, 0, "has mode 0440, so other users can access it; run `chmod 600` on it"),
         (1001, 0o600, 1000, "belongs to user 1001; run `chown 1000` on it"),
         (1000, 0o600, 0, "belongs to user 1000; run `chown 0` on it"),
         # how systemd shows a credential: root's, with the mask of an ACL where the group's bits are
         (0, 0o440, 1000, None),
-        (0, 0o460, 1000, "has mode 0460, so others may come at it; run `chmod 440` on it"),
-        (0, 0o444, 1000, "has mode 0444, so others may come at it; run `chmod 440` on it"),
+        (0, 0o460, 1000, "has mode 0460, so other users can access it; run `chmod 440` on it"),
+        (0, 0o444, 1000, "has mode 0444, so other users can access it; run `chmod 440` on it"),
     ],
 )
 def test_a_key_is_ours_or_roots_and_closed_to_others(

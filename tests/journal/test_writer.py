@@ -954,7 +954,7 @@ def test_a_file_of_a_newer_version_is_refused_and_left_alone(path: Path) -> None
     with writing(path) as db:
         db.execute(
             "INSERT INTO _sqlite_migrations (migration_set, name, applied_at) "
-            "VALUES ('thor_policy', '9999_from_the_future', '2099-01-01')"
+            "VALUES ('journal', '9999_from_the_future', '2099-01-01')"
         )
     before = path.read_bytes()
     with pytest.raises(JournalError, match=r"newer version \(it has 9999_from_the_future\); upgrade"):

@@ -738,7 +738,7 @@ class TestWhatIfCommand:
         record(config.journal_path, *taken(shipped_pack, request("read", **TRUSTED)))
         with writing(config.journal_path) as db:
             db.execute("DROP TABLE counterfactuals")
-            db.execute("DELETE FROM _sqlite_migrations WHERE name = '0009_counterfactuals'")
+            db.execute("DELETE FROM _sqlite_migrations WHERE name = '0008_counterfactuals'")
         assert invoke("--since", "2026-01-01").exit_code == 0
         assert rows(config.journal_path, "SELECT direction FROM counterfactuals") == [("same",)]
         assert verify(config.journal_path).ok

@@ -529,7 +529,7 @@ def promotions(settings: Config) -> list[Any]:
 def test_a_refused_pack_changes_nothing_and_the_fixed_one_takes_over_without_a_failed_request(
     settings: Config, loose: Path, fixed: Path, past: dict[str, str], tmp_path: Path
 ) -> None:
-    Key.open(tmp_path / "desk.key")
+    Key.make(tmp_path / "desk.key")
     with daemon(settings) as client:
         load = Load(settings.endpoint)
         load.wait_for(10)
@@ -538,7 +538,7 @@ def test_a_refused_pack_changes_nothing_and_the_fixed_one_takes_over_without_a_f
         assert refused.why == "2 is refused by: counterfactual"
         reasons = check(refused.reports[0], "counterfactual").reasons
         assert [reason.split()[0] for reason in reasons] == [past["risky kim"], past["risky bo"]]
-        assert client.status()["pack"]["version"] == "1"
+        assert client.status().pack.version == "1"
         load.wait_for(10)
         done = send(settings, fixed, key=tmp_path / "desk.key")
         assert done.activated
@@ -547,9 +547,9 @@ def test_a_refused_pack_changes_nothing_and_the_fixed_one_takes_over_without_a_f
         load.wait_for(10)
         answers = load.stop()
         status = client.status()
-    assert status["pack"]["sha256"] == done.chosen.sha256
-    assert {pack["version"]: pack["role"] for pack in status["packs"]} == {"2.1": "active", "1": "candidate"}
-    assert not any(name.startswith("refused_") for name in status["counters"])
+    assert status.pack.sha256 == done.chosen.sha256
+    assert {pack.version: pack.role for pack in status.packs} == {"2.1": "active", "1": "candidate"}
+    assert not any(name.startswith("refused_") for name in status.counters)
     assert {answer["pack"]["version"] for answer in answers} == {"1", "2.1"}
     assert {answer["tier"] for answer in answers} == {"model", "rule"}
     first, second = promotions(settings)
@@ -614,7 +614,7 @@ def test_a_dry_run_writes_and_activates_nothing(
         assert dry.chosen == pack_files.load(fixed).info
         assert not (tmp_path / "desk.key").exists()
         assert send(settings, loose, dry_run=True).chosen is None
-        assert [pack["version"] for pack in client.status()["packs"]] == ["1"]
+        assert [pack.version for pack in client.status().packs] == ["1"]
     assert promotions(settings) == []
 
 
@@ -630,7 +630,7 @@ def test_a_pack_that_changed_after_its_check_is_not_activated(
     with daemon(settings) as client:
         with pytest.raises(PackError, match="has changed since it was checked; promote it again"):
             send(settings, fixed, announce=slip_in)
-        assert [pack["version"] for pack in client.status()["packs"]] == ["1"]
+        assert [pack.version for pack in client.status().packs] == ["1"]
     assert promotions(settings) == []
 
 
@@ -648,7 +648,7 @@ def test_a_pack_is_not_activated_if_another_pack_is_active_than_it_was_compared_
             PackError, match=r"small 9 on stub is active now, and 2\.1 was not compared with it"
         ):
             send(settings, fixed, announce=another)
-        assert client.status()["pack"]["version"] == "9"
+        assert client.status().pack.version == "9"
     assert promotions(settings) == []
 
 
@@ -662,7 +662,7 @@ def test_if_no_more_packs_can_be_resident_the_longest_inactive_candidate_is_unlo
     with daemon(replace(settings, resident_packs=2)) as client:
         for folder in folders:
             assert send(settings, folder).activated
-        assert {pack["version"]: pack["role"] for pack in client.status()["packs"]} == {
+        assert {pack.version: pack.role for pack in client.status().packs} == {
             "4": "active",
             "3": "candidate",
         }
@@ -767,7 +767,7 @@ def test_the_best_of_several_candidates_is_activated_and_refusals_are_recorded(
         send(settings, loose, fixed, better)
     with daemon(settings) as client:
         done = send(settings, loose, fixed, better, best=True)
-        assert client.status()["pack"]["version"] == "3"
+        assert client.status().pack.version == "3"
     assert done.why.startswith("3 is the best of 2 that passed: reviewed 1 of 1 ")
     assert [row[:2] for row in promotions(settings)] == [("2", 0), ("3", 1)]
 
@@ -858,7 +858,7 @@ def test_a_proposal_that_passes_is_activated_and_the_next_one_has_no_new_example
     with daemon(settings) as client:
         done = proposed(settings, tmp_path / "packs", in_force=True)
         assert done.promotion.activated
-        assert client.status()["pack"] == msgspec.to_builtins(done.pack)
+        assert client.status().pack == done.pack
         with pytest.raises(ExportError, match="give small no new example"):
             proposed(settings, tmp_path / "packs")
     assert [row[:2] for row in promotions(settings)] == [("2", 1)]
@@ -908,7 +908,7 @@ def test_a_correction_with_a_masked_value_becomes_no_example(settings: Config, t
 
 def test_a_proposal_is_signed_with_the_given_key(settings: Config, tmp_path: Path) -> None:
     correct(settings, ENOUGH)
-    Key.open(tmp_path / "desk.key")
+    Key.make(tmp_path / "desk.key")
     changed = replace(settings, pack_keys=(str(tmp_path / "desk.key.pub"),))
     signatures.sign_pack(
         pack_files.load(Path(settings.pack)).info,
@@ -968,6 +968,7 @@ def test_a_refusal_is_printed_in_eighty_columns_with_every_reason(
 def test_promotions_and_refusals_are_listed_with_bad_signatures_marked(
     settings: Config, loose: Path, fixed: Path, past: dict[str, str], tmp_path: Path
 ) -> None:
+    Key.make(tmp_path / "desk.key")
     send(settings, loose, key=tmp_path / "desk.key")
     send(settings, fixed, key=tmp_path / "desk.key")
     KEY.put_public(tmp_path / "other.pub")
@@ -1054,7 +1055,8 @@ def test_with_the_real_model_the_command_refuses_and_then_promotes(
         refused = command("packs", "promote", str(loose))
         assert refused.returncode == 1, refused.stderr
         assert all(f"{id} is loosened: " in " ".join(refused.stdout.split()) for id in ids), refused.stdout
-        assert client.status()["pack"]["version"] == "1"
+        assert client.status().pack.version == "1"
+        Key.make(tmp_path / "desk.key")
         done = command("packs", "promote", str(fixed), "--json", "--key", str(tmp_path / "desk.key"))
         assert done.returncode == 0, done.stderr
         report = msgspec.json.decode(done.stdout)
@@ -1062,7 +1064,7 @@ def test_with_the_real_model_the_command_refuses_and_then_promotes(
         figures = {check["name"]: check["figure"] for check in report["reports"][0]["checks"]}
         assert figures["suites"] == "2 of 2 pass, 2 now"
         assert figures["counterfactual"] == "0 of 3 loosened, 0 tightened"
-        assert client.status()["pack"]["version"] == "3"
+        assert client.status().pack.version == "3"
         assert client.evaluate(question("risky"))["context"]["pack"]["version"] == "3"
     with Reader(served.journal_path) as reader, reader.snapshot() as connection:
         assert connection.execute("SELECT version, passed FROM promotions ORDER BY seq").fetchall() == [

@@ -382,25 +382,25 @@ class TestShadow:
         policy = Policy(StubEngine(), pack, cache=ScoreCache(10, 60))
         other = pack_files.load(write_pack(tmp_path))
         resident = all_steps(policy.loading(other, None, 0.0))
-        policy.change_to(policy.residents.joined_by(resident).with_shadow(resident))
+        policy.set_residents(policy.residents.with_candidate(resident).with_shadow(resident))
         for _ in range(2):
             policy.decide(request())
-        tiers = [shadow.tier for _, shadow in filter(None, (policy.shadow(), policy.shadow()))]
+        tiers = [shadow.tier for _, shadow in filter(None, (policy.decide_shadow(), policy.decide_shadow()))]
         assert tiers == ["model", "model"]
-        policy.change_to(policy.residents.with_active(resident))
+        policy.set_residents(policy.residents.with_active(resident))
         assert policy.decide(request()).tier == "model"
 
     def test_is_of_what_the_active_pack_decided_alone(self, pack: Pack, tmp_path: Path) -> None:
         policy = Policy(StubEngine(), pack)
         resident = all_steps(policy.loading(pack_files.load(write_pack(tmp_path)), None, 0.0))
-        policy.change_to(policy.residents.joined_by(resident).with_shadow(resident))
+        policy.set_residents(policy.residents.with_candidate(resident).with_shadow(resident))
         policy.decide(request(pack=resident.pack.info.sha256))
-        assert policy.shadowing == 0
+        assert policy.shadows_waiting == 0
         policy.decide(request())
-        policy.change_to(policy.residents.with_shadow(None))
-        assert (policy.shadowing, policy.shadow(), policy.shadows_dropped) == (1, None, 1)
+        policy.set_residents(policy.residents.with_shadow(None))
+        assert (policy.shadows_waiting, policy.decide_shadow(), policy.shadows_dropped) == (1, None, 1)
         policy.decide(request())
-        assert policy.shadowing == 0
+        assert policy.shadows_waiting == 0
 
     def test_a_pack_that_fails_on_our_own_question_is_not_left_behind(self, pack: Pack) -> None:
         engine = StubEngine()

@@ -223,10 +223,10 @@ def outcomes(*labels: str) -> list[dict[str, str]]:
         ("pack", manifest(outcomes=outcomes("allow")), "outcomes: at least two labels are needed"),
         ("pack", manifest(outcomes=outcomes("Allow", "deny")), "outcomes: 'Allow' must be lower case"),
         ("pack", manifest(outcomes=outcomes("allow", "a b")), "outcomes: 'a b' must be lower case"),
-        ("pack", manifest(outcomes=outcomes("a", "ab")), "outcomes: 'a' and 'ab' cannot be told apart"),
-        ("pack", manifest(outcomes=outcomes("ab", "a")), "outcomes: 'a' and 'ab' cannot be told apart"),
-        ("pack", manifest(outcomes=outcomes("no", "no")), "outcomes: 'no' and 'no' cannot be told apart"),
-        ("pack", manifest(outcomes=outcomes("a", "a")), "outcomes: 'a' and 'a' cannot be told apart"),
+        ("pack", manifest(outcomes=outcomes("a", "ab")), "outcomes: 'ab' begins with 'a'; rename one"),
+        ("pack", manifest(outcomes=outcomes("ab", "a")), "outcomes: 'ab' begins with 'a'; rename one"),
+        ("pack", manifest(outcomes=outcomes("no", "no")), "outcomes: 'no' begins with 'no'; rename one"),
+        ("pack", manifest(outcomes=outcomes("a", "a")), "outcomes: 'a' begins with 'a'; rename one"),
         ("pack", manifest(default_floor="maybe"), "default_floor 'maybe' is not one of the outcomes"),
         ("pack", manifest(classifications=[]), "classifications: at least one is needed"),
         ("pack", manifest(classifications=["a", "b", "a"]), "classifications: 'a' appears twice"),
@@ -288,7 +288,7 @@ def test_a_pack_that_cannot_be_served_is_refused_with_file_and_field(
     [
         ({"rules": first_rule(when="danger &&")}, "rule no-deletion: when: not valid CEL"),
         ({"rules": first_rule(outcome="maybe")}, "rule no-deletion: outcome 'maybe' is not one of allow, "),
-        ({"rules": first_rule(final=True)}, "rule no-deletion: `final` goes only with 'allow'"),
+        ({"rules": first_rule(final=True)}, "rule no-deletion: `final` is only for 'allow'"),
         ({"pack": manifest(risk="??")}, "risk: not valid CEL"),
         ({"pack": manifest(facts={"danger": "=="})}, "fact danger: not valid CEL"),
         ({"pack": manifest(facts={"Danger": "true"})}, "fact 'Danger': must be lower case"),
@@ -432,7 +432,7 @@ def findings(folder: Path) -> list[Finding]:
             (
                 "warning",
                 "rules.yaml trusting",
-                "a final allow that rests only on properties which the caller asserts",
+                "is a final allow that depends only on properties which the caller asserts",
             ),
         ),
         (
@@ -445,7 +445,11 @@ def findings(folder: Path) -> list[Finding]:
         ),
         (
             {"pack": manifest(fields=[{"name": "who", "value": "user.id"}])},
-            ("error", "pack.yaml fields who", "'user.id' starts at no part of a request"),
+            (
+                "error",
+                "pack.yaml fields who",
+                "'user.id' must begin with subject, action, resource, context or facts",
+            ),
         ),
         (
             {"examples": first_example(outcome="maybe")},
@@ -473,7 +477,7 @@ def findings(folder: Path) -> list[Finding]:
         ),
         (
             {"rules": first_rule(when="context.missing")},
-            ("error", "examples.yaml X1", "no-deletion fails on it: KeyError: 'missing'"),
+            ("error", "examples.yaml X1", "no-deletion fails on this example: KeyError: 'missing'"),
         ),
         (
             {"examples": SMALL["examples.yaml"][:2]},
@@ -481,7 +485,7 @@ def findings(folder: Path) -> list[Finding]:
         ),
         (
             {"clauses": SMALL["clauses.yaml"] | {"R4": "Nobody reads this."}},
-            ("warning", "clauses.yaml R4", "no rule and no example cites it"),
+            ("warning", "clauses.yaml R4", "no rule and no example cites this clause"),
         ),
     ],
 )

@@ -46,7 +46,7 @@ class TestResidents:
                 st.sampled_from(["join", "leave", "activate", "shadow", "unshadow", "exchange"])
             )
             if change == "join" and spare:
-                table = table.joined_by(new := spare.pop())
+                table = table.with_candidate(new := spare.pop())
                 before.add(new.key)
                 assert table.role_of(new) == "candidate"
             elif change == "leave" and chosen is not table.active:
@@ -64,7 +64,7 @@ class TestResidents:
                 assert table.shadow is None
             elif change == "exchange" and spare:
                 role = table.role_of(chosen)
-                table = table.with_exchanged(chosen, new := spare.pop())
+                table = table.with_replaced(chosen, new := spare.pop())
                 before = before - {chosen.key} | {new.key}
                 spare.append(chosen)
                 assert table.role_of(new) == role

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError
 from thor_policy.core.requests import RISKS, Action, Entity, Evaluation
-from thor_policy.policy.rules import Rule, RuleBook, asserted_properties
+from thor_policy.policy.rules import Rule, RuleBook, reads_only_subject_properties
 
 OUTCOMES = ("allow", "require_mfa", "require_attestation", "deny")
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC).timestamp()
@@ -382,7 +382,7 @@ def test_an_unknown_outcome_is_refused_with_the_known_ones() -> None:
 
 @pytest.mark.parametrize("outcome", OUTCOMES[1:])
 def test_only_an_allow_can_be_final(outcome: str) -> None:
-    with pytest.raises(PackError, match="rule bad: `final` goes only with 'allow', the loosest outcome"):
+    with pytest.raises(PackError, match="rule bad: `final` is only for 'allow', the loosest outcome"):
         book(rule("bad", outcome=outcome, final=True))
 
 
@@ -412,8 +412,10 @@ def test_the_strictest_of_several_outcomes() -> None:
         ("true", False),
     ],
 )
-def test_a_rule_that_looks_at_nothing_but_asserted_properties_is_known(when: str, asserted: bool) -> None:
-    assert asserted_properties(rule("one", when)) == asserted
+def test_reads_only_subject_properties_is_true_for_rules_that_read_nothing_else(
+    when: str, asserted: bool
+) -> None:
+    assert reads_only_subject_properties(rule("one", when)) == asserted
 
 
 # ---------------------------------------------------------------- properties

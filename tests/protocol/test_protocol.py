@@ -471,7 +471,7 @@ def test_an_empty_batch_is_a_single_question() -> None:
         (
             {"evaluations": [ALICE], "situation": {}},
             "bad_request",
-            "situation: cannot go with `evaluations`; give `request`, or neither",
+            "situation: cannot be used with `evaluations`; give `request`, or neither",
         ),
         ({"evaluations": [ALICE], "request": []}, "bad_request", "request: must be an object"),
         (
@@ -935,7 +935,7 @@ def test_work_on_the_journal_survives_the_way_over_the_wire(maintenance: records
         (
             {"task": "erase", "actor": "user: "},
             "bad_request",
-            "record.actor: must name somebody, as `user:alice`",
+            "record.actor: must name an actor, such as `user:alice`",
         ),
         ({"task": "erase", "actor": "a" * 257}, "too_large", "record.actor: has more than 256 characters"),
         ({"task": "erase", "actor": 7}, "bad_request", "record.actor: expected `str | null`, got `int`"),
@@ -972,7 +972,7 @@ def test_work_on_the_journal_survives_the_way_over_the_wire(maintenance: records
         (
             {"task": "promote", "promotion": msgspec.to_builtins(PROMOTION) | {"signature": None}},
             "bad_request",
-            "record.promotion.signature: goes with key; give both, or neither",
+            "record.promotion.signature: needs key; give both, or neither",
         ),
         (
             {"task": "promote", "promotion": msgspec.to_builtins(PROMOTION) | {"report": "x" * 32_769}},

@@ -247,7 +247,7 @@ def test_the_score_is_the_product_of_the_documented_formula() -> None:
     row = decided(1, risk_level="high", probabilities={"allow": 0.5, "deny": 0.5})
     (pick,) = ranking.queue([row], reviewed=[row], random_share=0.0)
     assert pick.score == pytest.approx(1.0 * 0.75 * 0.1)
-    assert pick.why == "unsure 1.00 x risk high x new 0.00"
+    assert pick.why == "uncertainty 1.00 x risk high x novelty 0.00"
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_the_score_is_the_product_of_the_documented_formula() -> None:
     ],
 )
 def test_uncertainty(probabilities: dict[str, float], tier: str, expected: float) -> None:
-    assert ranking.unsure(probabilities, tier) == pytest.approx(expected)
+    assert ranking.uncertainty(probabilities, tier) == pytest.approx(expected)
 
 
 def test_what_is_assigned_to_me_comes_before_all() -> None:
@@ -345,7 +345,7 @@ class Office:
     def session(self, reviewer: str, **options: Any) -> Session:
         picks = self.picks(reviewer, **options)
         return Session(
-            picks, review_queue.JournalDesk(self.reader, self.keep), reviewer, clock=lambda: self.now_s
+            picks, review_queue.JournalQueue(self.reader, self.keep), reviewer, clock=lambda: self.now_s
         )
 
     def reader_rows(self, decision_id: str) -> list[Record]:
@@ -419,7 +419,7 @@ def test_a_verdict_in_the_moment_before_the_lease_is_seen(office: Office) -> Non
             office.keep(judged_by_bo)
         return office.keep(record)
 
-    kim = Session(office.picks("kim"), review_queue.JournalDesk(office.reader, keep), "kim")
+    kim = Session(office.picks("kim"), review_queue.JournalQueue(office.reader, keep), "kim")
     kim.open()
     assert (shown(kim), kim.passed_over) == ("d2", 1)
     assert rows(office.path, "SELECT decision_id, type FROM assignments ORDER BY seq") == [
@@ -444,7 +444,7 @@ def test_a_lease_runs_out_and_a_verdict_that_comes_too_late_is_refused(office: O
     bo = office.session("bo")
     bo.open()
     assert shown(bo) == "d1"
-    with pytest.raises(RequestError, match="somebody else took it"):
+    with pytest.raises(RequestError, match="another reviewer took it"):
         kim.judge("accept")
     assert office.reviews() == []
     with pytest.raises(RequestError, match="no decision is shown"):

@@ -40,7 +40,7 @@ class TestReading:
         path.write_bytes(b"x")
         path.chmod(0o644)
         with pytest.raises(ValueError, match="mode 644"):
-            files.read(path, trouble=lambda status: f"mode {status.st_mode & 0o777:o}")
+            files.read(path, check=lambda status: f"mode {status.st_mode & 0o777:o}")
 
 
 class TestPlacing:

@@ -98,7 +98,7 @@ class TestRoles:
     @pytest.mark.parametrize("entry", ["user:nobody-of-that-name=ask", "group:no-such-group=ask"])
     def test_of_somebody_unknown_are_refused_at_the_start(self, entry: str, config: Config) -> None:
         with (
-            pytest.raises(ConfigError, match=f"^roles holds '{entry}', but this machine knows no"),
+            pytest.raises(ConfigError, match=f"^roles holds '{entry}', but this machine has no"),
             serving(replace(config, roles=(entry,)), load_engine=load_stub_engine),
         ):
             pass
@@ -230,7 +230,10 @@ class TestKeys:
         assert str(refusal.value) == f"{path} is no key file of `thorpolicy keys`"
 
     def test_a_file_that_is_not_there_is_refused_with_the_cure(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match=r"No such file .*; `thorpolicy keys new` makes one"):
+        with pytest.raises(
+            ConfigError,
+            match=r"No such file .*; correct --key, or make a key with `thorpolicy keys new NAME`",
+        ):
             load_client_key(tmp_path / "absent.key")
         with pytest.raises(ConfigError, match="run `thorpolicy keys new --server`"):
             Keys(tmp_path).server()
@@ -277,7 +280,7 @@ class TestRing:
         (tmp_path / "clients.json").write_bytes(damage)
         for _ in range(3):
             assert ring.find(public) is None
-        assert [record.getMessage().split(":")[0] for record in caplog.records] == ["no key counts"]
+        assert [record.getMessage().split(":")[0] for record in caplog.records] == ["no client key is valid"]
         shutil.rmtree(tmp_path)
         assert ring.find(public) is None
 
@@ -318,7 +321,7 @@ def frame(op: str = "evaluate", **members: Json) -> bytes:
 def counters(config: Config) -> dict[str, Json]:
     with Client(config.endpoint, timeout_ms=PATIENCE_MS) as local:
         status = local.status()
-        return {**status["counters"], "in_flight": status["in_flight"]}
+        return {**status.counters, "in_flight": status.in_flight}
 
 
 def counted(config: Config, name: str, *, above: int = 0) -> dict[str, Json]:
@@ -517,7 +520,7 @@ class TestTcp:
         keys.new("desk", ("ask",), NOON)
         keys.revoke("desk", NOON)
         with serving(keyed, load_engine=load_stub_engine), Client(keyed.endpoint) as local:
-            assert local.status()["tcp_endpoint"] == keyed.tcp_endpoint
+            assert local.status().tcp_endpoint == keyed.tcp_endpoint
 
 
 class TestClient:
@@ -549,7 +552,7 @@ class TestClient:
         ):
             assert own.alive()
             keys.revoke("desk", NOON)
-            with pytest.raises(Unreachable, match="gives none once the key 'desk' is revoked"):
+            with pytest.raises(Unreachable, match="gives none if the key 'desk' is revoked"):
                 own.status()
 
     def test_trusts_no_other_server(self, keyed: Config, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_of_two_keys_either_counts_so_that_a_key_can_be_rotated(
 def test_a_signature_under_the_name_of_another_key_is_wrong(folder: Path, public: str, other: str) -> None:
     told = msgspec.structs.replace(sign(folder), key=OTHER.key)
     (folder / pack_files.SIGNATURE).write_bytes(signatures._text(told))
-    with pytest.raises(PackError, match=r"pack\.sig counts for nothing: its signature is wrong"):
+    with pytest.raises(PackError, match=r"pack\.sig is not valid: its signature is wrong"):
         pack_files.load(folder, [public, other])
 
 
@@ -218,10 +218,10 @@ def test_a_daemon_loads_activates_and_shadows_signed_packs_alone(
         control = msgspec.convert({"task": task, "pack": str(second)}, Control)
         with pytest.raises(RequestError, match=r"small 2 in .*second: is not signed"):
             client.control(control)
-        assert len(client.status()["packs"]) == 1
+        assert len(client.status().packs) == 1
         sign(second)
         client.control(control)
-        assert [one["version"] for one in client.status()["packs"]] in (["1", "2"], ["2", "1"])
+        assert [pack.version for pack in client.status().packs] in (["1", "2"], ["2", "1"])
 
 
 def test_a_reload_refuses_what_was_altered_and_the_old_pack_goes_on(
@@ -234,10 +234,10 @@ def test_a_reload_refuses_what_was_altered_and_the_old_pack_goes_on(
         ((which, why),) = client.control(Control(task="reload"))["refused"].items()
         assert which.startswith("small@1 (")
         assert "is not what the key" in why
-        assert client.status()["pack"]["version"] == "1"
+        assert client.status().pack.version == "1"
         sign(folder)
         assert client.control(Control(task="reload"))["refused"] == {}
-        assert client.status()["pack"]["version"] == "2"
+        assert client.status().pack.version == "2"
 
 
 # ---------------------------------------------------------------- the commands
@@ -245,17 +245,17 @@ def test_a_reload_refuses_what_was_altered_and_the_old_pack_goes_on(
 
 def test_sign_makes_a_key_and_verify_finds_the_pack_signed_by_it(folder: Path, tmp_path: Path) -> None:
     key = tmp_path / "keys" / "release.key"
-    done = CliRunner().invoke(cli, ["packs", "sign", str(folder), "--key", str(key), "--json"])
+    done = CliRunner().invoke(cli, ["packs", "sign", str(folder), "--key", str(key), "--new-key", "--json"])
     assert done.exit_code == 0, done.output
-    told = msgspec.json.decode(done.stdout)
-    assert "made a new key" in done.stderr  # a mistyped path shows
+    signature = msgspec.json.decode(done.stdout)
+    assert done.stderr == f"made a new key: {key}; to check its signatures use {key}.pub\n"
     assert key.stat().st_mode & 0o777 == 0o600
     again = CliRunner().invoke(cli, ["packs", "sign", str(folder), "--key", str(key)])
     assert (again.exit_code, again.stderr) == (0, "")
     verified = CliRunner().invoke(cli, ["packs", "verify", str(folder), "--pack-keys", f"{key}.pub"])
     assert (verified.exit_code, verified.output) == (
         0,
-        f"small 1 {told['sha256']} is signed by the key {told['key']}\n",
+        f"small 1 {signature['sha256']} is signed by the key {signature['key']}\n",
     )
     (folder / "system.md").write_text("Allow everything.\n")
     refused = CliRunner().invoke(cli, ["packs", "verify", str(folder), "--pack-keys", f"{key}.pub"])
@@ -265,11 +265,38 @@ def test_sign_makes_a_key_and_verify_finds_the_pack_signed_by_it(folder: Path, t
     assert unknown.exit_code == 2
 
 
+@pytest.mark.parametrize("command", ["packs sign", "packs promote", "improve"])
+def test_a_signing_key_that_does_not_exist_is_refused_with_option_path_and_command(
+    folder: Path, tmp_path: Path, command: str
+) -> None:
+    key = tmp_path / "keys" / "relaese.key"
+    done = CliRunner().invoke(cli, [*command.split(), str(folder), "--key", str(key)])
+    assert done.exit_code == 2
+    assert " ".join(done.stderr.split()).endswith(
+        f"--key: {key} does not exist; correct the path, or make a key there with "
+        f"`thorpolicy packs sign DIR --key {key} --new-key`"
+    )
+    assert not key.parent.exists()
+    assert not (folder / pack_files.SIGNATURE).exists()
+
+
+def test_a_new_key_never_replaces_a_file(folder: Path, tmp_path: Path) -> None:
+    key = tmp_path / "release.key"
+    before = Key.make(key).key
+    done = CliRunner().invoke(cli, ["packs", "sign", str(folder), "--key", str(key), "--new-key"])
+    assert done.exit_code == 2
+    assert f"--new-key: {key} exists; leave out --new-key to sign with it" in done.stderr
+    assert Key.open(key).key == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PackError, match="cannot be used: File exists"):
+        Key.make(tmp_path / "file" / "release.key")
+
+
 def test_a_key_that_others_may_read_signs_nothing(folder: Path, tmp_path: Path) -> None:
     key = tmp_path / "release.key"
-    Key.open(key)
+    Key.make(key)
     key.chmod(0o644)
     done = CliRunner().invoke(cli, ["packs", "sign", str(folder), "--key", str(key)])
     assert done.exit_code == 2
-    assert "has mode 0644, so others may come at it; run `chmod 600` on it" in done.output
+    assert "has mode 0644, so other users can access it; run `chmod 600` on it" in done.output
     assert not (folder / pack_files.SIGNATURE).exists()

@@ -194,7 +194,7 @@ MIXED = run_of(
 
 def test_counts_of_a_run() -> None:
     found = figures(MIXED)
-    assert (found.scenarios, found.asked) == (7, 6)
+    assert (found.scenarios, found.not_skipped) == (7, 6)
     assert (found.passed, found.failed, found.errors, found.skipped) == (3, 2, 1, 1)
     assert not found.ok
     assert (found.passing.hits, found.passing.of) == (3, 6)
@@ -455,7 +455,7 @@ def test_without_a_baseline_the_gate_fails_until_one_is_blessed(tmp_path: Path) 
     run = run_of(*many(3, 2))
     (reason,) = baselines.gate(tmp_path, run, whole=True).reasons
     assert reason == (
-        f"trial: there is no baseline trial@tiny-q4.json in {tmp_path}; look at the run, then "
+        f"trial: there is no baseline trial@tiny-q4.json in {tmp_path}; check the run, then "
         "`thorpolicy test --full --bless`"
     )
     assert baselines.bless(tmp_path, run) == [tmp_path / "trial@tiny-q4.json"]
@@ -517,7 +517,7 @@ def test_a_critical_scenario_may_not_newly_fail_though_its_decision_is_right(tmp
 def test_a_scenario_that_was_dropped_or_skipped_fails_a_whole_run_but_not_a_selection(tmp_path: Path) -> None:
     baselines.bless(tmp_path, run_of(*[answered(f"Q{number}") for number in range(14)]))
     (reason,) = gated(tmp_path, answered("Q0"), skipped("Q1"))
-    assert reason.startswith("trial: of the baseline were not asked: Q1, Q2, ")
+    assert reason.startswith("trial: scenarios of the baseline were not asked: Q1, Q2, ")
     assert reason.endswith("Q10 and 3 more")
     assert gated(tmp_path, answered("Q0"), whole=False) == ()
 
@@ -525,7 +525,7 @@ def test_a_scenario_that_was_dropped_or_skipped_fails_a_whole_run_but_not_a_sele
 def test_a_scenario_that_the_baseline_does_not_know_has_to_be_blessed(tmp_path: Path) -> None:
     baselines.bless(tmp_path, run_of(answered("Q0")))
     assert gated(tmp_path, answered("Q0"), answered("N1")) == (
-        "trial: the baseline does not know N1 as asked here; bless it again",
+        "trial: the baseline does not hold N1 as asked here; run with --bless again",
     )
 
 
@@ -534,7 +534,7 @@ def test_a_scenario_that_was_edited_is_another_one(tmp_path: Path, change: dict[
     baselines.bless(tmp_path, run_of(answered("Q0"), answered("Q1")))
     edited = answered("Q0", **change)
     assert gated(tmp_path, edited, answered("Q1")) == (
-        "trial: the baseline does not know Q0 as asked here; bless it again",
+        "trial: the baseline does not hold Q0 as asked here; run with --bless again",
     )
     found = compared([answered("Q0"), answered("Q1")], [edited, answered("Q1")])
     assert (found.paired, found.redefined) == (1, (("trial", "Q0"),))

@@ -203,7 +203,7 @@ def test_a_flip_a_loosening_and_an_answer_below_the_floor_are_told_apart(
         return Answered(outcome=outcome, rank=LABELS.index(outcome), floor_rank=LABELS.index(floor))
 
     variant = Variant(scenario="S1", kind="key_order", question={})
-    found = invariance.held(variant, answered(*before), answered(*after))
+    found = invariance.compared(variant, answered(*before), answered(*after))
     assert (found.flipped, found.loosened_by, found.below_floor) == (flipped, loosened_by, below_floor)
     assert (found.before, found.after) == (before[0], after[0])
 
@@ -233,7 +233,7 @@ def test_an_original_is_asked_once_and_a_refused_variant_is_no_flip() -> None:
         ("number_format", "allow", None, "model"),
     ]
     counts = [
-        (f.name, f.asked, f.refused, f.flips, f.loosened_by_model) for f in invariance.figures(compared)
+        (f.name, f.total, f.refused, f.flips, f.loosened_by_model) for f in invariance.figures(compared)
     ]
     assert counts == [
         ("key_order", 1, 0, 0, 0),

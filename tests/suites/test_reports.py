@@ -211,8 +211,8 @@ def test_the_page_tells_every_scenario_and_each_figure_with_its_interval() -> No
     told = words(shown(MIXED))
     for expected in (
         "About Q1", "answered allow, expected deny", "busy: the queue is full", "needs a calendar",
-        "2 of 4passed 15 to 85 %", "What did not pass (2)", "Skipped (1)", "Passed (2)",
-        "rules alone", "model alone, where it was asked", "always the commonest outcome",
+        "2 of 4passed 15 to 85 %", "Not passed (2)", "Skipped (1)", "Passed (2)",
+        "rules alone", "model alone, where it was asked", "always the most frequent outcome",
         "expected calibration error", "model: 3, median 100 ms", "tiny-q4", "a desk",
     ):  # fmt: skip
         assert expected in told, expected

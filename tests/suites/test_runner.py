@@ -15,14 +15,14 @@ from click.testing import CliRunner, Result
 
 from tests.build import many, run_of, write_adapter_header
 from tests.suites.test_reports import checked, fallen
-from thor_policy.cli import suites
 from thor_policy.cli.main import cli
-from thor_policy.config import Config, changed
+from thor_policy.config import Config, with_changes
 from thor_policy.core.decisions import Adapter, identity_of
 from thor_policy.core.errors import SuiteError
 from thor_policy.core.requests import Json
 from thor_policy.daemon.service import serving
 from thor_policy.suites import runner
+from thor_policy.suites.check import side_names
 from thor_policy.suites.run_files import load, plain
 from thor_policy.suites.scenarios import Suite
 from thor_policy.testing import StubEngine, load_stub_engine
@@ -329,7 +329,7 @@ def test_two_saved_runs_are_compared_without_a_model(run: Run, tmp_path: Path) -
     ],
 )
 def test_a_side_is_called_by_its_file_or_its_settings(side: str, name: str) -> None:
-    assert suites._names(side, "b.json") == (name, "b")
+    assert side_names(side, "b.json") == (name, "b")
 
 
 def test_a_comparison_fits_80_columns(run: Run, tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ def test_a_run_under_an_adapter_names_it_and_the_weights_that_judged(
     adapter = tmp_path / "tuned.gguf"
     write_adapter_header(adapter)
     judges = []
-    for setting in (config, changed(config, f"adapter={adapter},adapter_scale=0.5")):
+    for setting in (config, with_changes(config, f"adapter={adapter},adapter_scale=0.5")):
         with serving(setting, load_engine=load_stub_engine):
             judges += json.loads(run("test", write(entry("E1")), "--json").stdout)["judges"]
     plain, tuned = judges

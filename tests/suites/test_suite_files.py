@@ -200,7 +200,7 @@ def test_a_pack_without_a_deny_says_what_unlisted_combinations_expect(tmp_path: 
             "action: look}",
             "role: seller}",
             47,
-            "matrix M: seller, sell is listed twice; say each",
+            "matrix M: seller, sell is listed twice; list each",
         ),
         ("action: look}", "action: [1]}", 45, "Expected `str`, got `int`"),
         (

@@ -277,7 +277,7 @@ class TestServer:
         for _ in range(60):
             with pytest.raises(RequestError):
                 client.evaluate({})
-        counters = client.status()["counters"]
+        counters = client.status().counters
         assert len(caplog.records) + counters["unlogged"] == counters["refused_bad_request"] == 60
         assert counters["unlogged"] > 20
 
@@ -295,7 +295,7 @@ class TestServer:
         self, client: Client, caplog: pytest.LogCaptureFixture
     ) -> None:
         client.call("evaluate", {"request": DEPLOY, "evaluations": [{}, 5, {}]})
-        assert client.status()["counters"]["refused_bad_request"] == 1
+        assert client.status().counters["refused_bad_request"] == 1
         assert [logs.fields_of(one)["code"] for one in caplog.records] == ["bad_request"]
 
     def test_a_decision_that_the_model_failed_to_give_is_logged_by_its_id(
@@ -329,7 +329,7 @@ class TestServer:
             for _ in range(60):
                 with pytest.raises(RequestError, match="the daemon's log says why"):
                     own.evaluate(DEPLOY)
-            assert own.status()["engine"]["internal_errors"] == 60
+            assert own.status().engine.counters["internal_errors"] == 60
         faults = [one for one in caplog.records if one.exc_info]
         assert 0 < len(faults) < 40
         lines = [logs.JsonFormatter().format(one) for one in faults]

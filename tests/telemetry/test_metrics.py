@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -23,23 +24,32 @@ from tests.build import write_adapter_header, write_pack
 from thor_policy.cli.main import cli
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
+from thor_policy.core.decisions import PackInfo
 from thor_policy.core.errors import ConfigError, RequestError
 from thor_policy.core.records import Control
 from thor_policy.core.requests import Json
+from thor_policy.core.status import Status
 from thor_policy.daemon.service import serving
 from thor_policy.telemetry import metrics
 from thor_policy.telemetry.metrics import CONFIDENCES, SECONDS, STAGES, Histogram, Line
-from thor_policy.testing import StubEngine, load_stub_engine
+from thor_policy.testing import StubEngine, load_stub_engine, stub_parts
 
-#: A status of a server whose parts say nothing of themselves.
-BARE: dict[str, Json] = {
-    "version": "1",
-    "state": "serving",
-    "counters": {},
-    "in_flight": 2,
-    "model": dict.fromkeys(("name", "sha256", "quantisation", "device", "build", "exact"), ""),
-    "pack": {"name": "", "version": "", "sha256": ""},
-}
+#: A status of a daemon that has done nothing.
+BARE = Status(
+    version="1",
+    pid=1,
+    state="serving",
+    trouble=None,
+    uptime_s=0.0,
+    endpoint="",
+    tcp_endpoint=None,
+    events_endpoint="",
+    in_flight=2,
+    max_in_flight=9,
+    settings=None,
+    counters={},
+    **structs.asdict(stub_parts(PackInfo(name="", version="", sha256=""))),
+)
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 #: The model is asked for it.
@@ -140,8 +150,16 @@ class TestOfTheDaemon:
         with pytest.raises(RequestError):
             client.evaluate({"subject": {}, "action": {}})
         status, samples = client.status(), told(client)
-        found = list(counters(status))
-        assert {part for part, _, _ in found} == {"server", "engine", "cache", "journal", "clerk"}
+        found = list(counters(msgspec.to_builtins(status)))
+        assert {part for part, _, _ in found} == {
+            "server",
+            "engine",
+            "cache",
+            "journal",
+            "maintenance",
+            "pack_manager",
+            "drift",
+        }
         for part, event, count in found:
             moved = (part, event) == ("server", "received")  # by asking for the metrics
             assert value(samples, "events_total", part=part, event=event) == count + moved
@@ -158,22 +176,22 @@ class TestOfTheDaemon:
     def test_the_state_of_each_part_is_there(self, client: Client) -> None:
         client.evaluate(TAMPER)  # whose reply comes when everything before it is committed
         samples, status = told(client), client.status()
-        for part in ("engine", "journal", "clerk", "steward"):
+        for part in ("engine", "journal", "maintenance", "pack_manager"):
             assert value(samples, "alive", part=part) == 1
             assert value(samples, "waiting", part=part) == 0
-        for part in ("engine", "journal", "clerk"):
+        for part in ("engine", "journal", "maintenance"):
             assert value(samples, "stalled_seconds", part=part) >= 0
         assert value(samples, "serving") == 1
         assert value(samples, "in_flight") == 0
-        assert value(samples, "journal_seq") == status["journal"]["seq"]
+        assert value(samples, "journal_seq") == status.journal.seq
         assert value(samples, "journal_free_bytes") > 0
 
     def test_model_and_pack_are_named(self, client: Client) -> None:
         samples, status = told(client), client.status()
         labels = {name: dict(labels) for name, labels in samples}
-        assert labels["thorpolicy_model_info"]["sha256"] == status["model"]["sha256"]
-        assert labels["thorpolicy_pack_info"] == status["pack"]
-        assert labels["thorpolicy_build_info"] == {"version": status["version"]}
+        assert labels["thorpolicy_model_info"]["sha256"] == status.model.sha256
+        assert labels["thorpolicy_pack_info"] == msgspec.to_builtins(status.pack)
+        assert labels["thorpolicy_build_info"] == {"version": status.version}
 
     def test_the_pack_that_was_activated_and_the_adapter_are_named(
         self, client: Client, tmp_path: Path
@@ -184,11 +202,11 @@ class TestOfTheDaemon:
         client.control(Control(task="activate", pack=str(write_pack(tmp_path / "small"))))
         client.control(Control(task="adapter", adapter=str(adapter), scale=0.5))
         status, told_of = client.status(), infos(client)
-        assert told_of["pack"] == status["pack"]
+        assert told_of["pack"] == msgspec.to_builtins(status.pack)
         assert told_of["pack"]["name"] == "small"
-        assert told_of["model"]["sha256"] == status["model"]["sha256"]
+        assert told_of["model"]["sha256"] == status.model.sha256
         assert told_of["model"]["adapter"] == "tuned.gguf"
-        assert told_of["model"]["adapter_sha256"] == status["model"]["adapter"]["sha256"]
+        assert told_of["model"]["adapter_sha256"] == status.model.adapter.sha256
         assert told_of["model"]["adapter_scale"] == "0.5"
 
     def test_memory_and_open_files_of_the_process_are_there(self, client: Client) -> None:
@@ -217,15 +235,15 @@ class TestOfTheDaemon:
         assert not [word for word in ("mallory", "deploy", "production", "secret") if word in text]
 
     def test_a_part_that_has_counted_nothing_yet_counts_from_zero(self) -> None:
-        bare = BARE | {"journal": {"counters": {}}}
-        samples = parsed(metrics.exposition(metrics.as_json(metrics.Metrics().families(bare))))
+        samples = parsed(metrics.exposition(metrics.as_json(metrics.Metrics().families(BARE))))
         assert value(samples, "events_total", part="journal", event="lost") == 0
 
     def test_a_status_of_parts_that_say_nothing_is_enough(self) -> None:
-        bare = BARE | {"journal": {"free_mb": None}, "helper": {"alive": False}}
+        dead = structs.replace(BARE.maintenance, alive=False)
+        bare = structs.replace(BARE, maintenance=dead)
         samples = parsed(metrics.exposition(metrics.as_json(metrics.Metrics().families(bare))))
         assert value(samples, "in_flight") == 2
-        assert value(samples, "alive", part="helper") == 0
+        assert value(samples, "alive", part="maintenance") == 0
         assert ("thorpolicy_journal_free_bytes", frozenset()) not in samples
 
 

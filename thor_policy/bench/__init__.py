@@ -1,5 +1,5 @@
-"""Measurement: ours beside the bare floor and beside what people use instead, in one run, in turn.
+"""Benchmarks: thor-policy beside the bare decode and beside its alternatives, interleaved within one run.
 
-`runs` measures engine and daemon, `peers` the alternatives; `children` owns the processes, `figures` the
-statistics.
+`runs` measures the engine and the daemon, `peers` the alternatives, `journal` the journal, and `determinism`
+whether answers repeat. `children` owns the processes, `figures` the statistics.
 """

@@ -1,7 +1,7 @@
-"""Child processes of a measurement: a daemon of ours, llama-server, a chat loop.
+"""Child processes of a benchmark: a thor-policy daemon, a bare model, llama-server, a chat loop.
 
-Owns every process that a benchmark starts. Invariant: each listens on loopback only and ends with the
-block that started it. Main thread.
+Owns every process that a benchmark starts. Invariant: each process listens on a private socket or on loopback
+only, and ends with the block that started it. Main thread.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from thor_policy.config import Config
 from thor_policy.core.errors import EngineError
 from thor_policy.core.requests import Json
 
-#: How long a child may take to come up or to answer, in seconds.
+#: How long a child process may take to start or to answer, in seconds.
 PATIENCE_S = 180
 
 
 class Child:
-    """A process that is talked to line by line."""
+    """A child process that exchanges lines with the benchmark."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._process = subprocess.Popen(
@@ -60,25 +60,27 @@ class Child:
         status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii")
         return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS"))
 
-    def say(self, line: str) -> None:
+    def send_line(self, line: str) -> None:
         """Write one line to its standard input."""
         assert self._process.stdin is not None  # noqa: S101
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
 
-    def hear(self, word: str) -> None:
-        """Wait until it prints a line with `word`. Raises EngineError if it ends first."""
+    def wait_for(self, word: str) -> None:
+        """Wait until it prints a line with `word`. Raises EngineError if it ends first, or is too slow."""
         tail: list[str] = []
         while True:
             try:
                 line = self._lines.get(timeout=PATIENCE_S)
             except queue.Empty:
-                raise EngineError(f"a child said nothing of {word!r} for {PATIENCE_S} s") from None
+                raise EngineError(f"a child process did not print {word!r} within {PATIENCE_S} s") from None
             tail = [*tail[-5:], line.strip()]
             if word in line:
                 return
             if not line:
-                raise EngineError(f"a child ended before it said {word!r}: {' '.join(tail)}")
+                raise EngineError(
+                    f"a child process ended before it printed {word!r}; its last output: {' '.join(tail)}"
+                )
 
     def _read(self) -> None:
         assert self._process.stdout is not None  # noqa: S101
@@ -88,8 +90,8 @@ class Child:
 
 
 @contextlib.contextmanager
-def own_place(config: Config) -> Iterator[Config]:
-    """The same settings with a state directory and an endpoint that nobody else uses, and no cache."""
+def isolated_config(config: Config) -> Iterator[Config]:
+    """The same settings with a temporary state directory, an endpoint in it, and no score cache."""
     with tempfile.TemporaryDirectory(prefix="tp-bench-") as folder:
         yield replace(config, state_dir=Path(folder), endpoint=f"ipc://{folder}/policy.sock", cache_size=0)
 
@@ -107,7 +109,7 @@ if sys.argv[2] == "stub":
 with service.open_service(loaded, **options) as server:
     server.run(ready=lambda: print("ready", flush=True))
 """
-#: Settings that a daemon under measurement takes over.
+#: Settings that a measured daemon takes from the benchmark's own.
 _SETTINGS = (
     "state_dir", "endpoint", "model", "models_dir", "pack", "threads", "gpu_layers", "context_tokens",
     "parallel_explanations", "max_question_tokens", "synchronous", "cache_size",
@@ -115,14 +117,14 @@ _SETTINGS = (
 
 
 @contextlib.contextmanager
-def daemon(place: Config, *, stub: bool = False) -> Iterator[Child]:
-    """A daemon of ours with these settings; with `stub`, the stub engine in place of the model."""
-    settings = place.state_dir / "bench.toml"
-    values = {name: getattr(place, name) for name in _SETTINGS}
+def daemon(config: Config, *, stub: bool = False) -> Iterator[Child]:
+    """A thor-policy daemon with these settings; with `stub`, the stub engine replaces the model."""
+    settings = config.state_dir / "bench.toml"
+    values = {name: getattr(config, name) for name in _SETTINGS}
     lines = [f"{name} = {json.dumps(value, default=str)}\n" for name, value in values.items()]
     settings.write_text("".join(lines), encoding="utf-8")
     with Child([sys.executable, "-c", _SERVE, str(settings), "stub" if stub else "model"]) as child:
-        child.hear("ready")
+        child.wait_for("ready")
         yield child
 
 
@@ -142,11 +144,11 @@ sys.stdin.readline()
 
 @contextlib.contextmanager
 def bare_model(config: Config, model: Path) -> Iterator[Child]:
-    """A process with the same model and context and nothing else, once both are there."""
+    """A process that has loaded the same model and context, and nothing else."""
     streams = 1 + config.parallel_explanations
     sizes = (streams, streams * config.context_tokens, config.max_question_tokens)
     with Child([sys.executable, "-c", _BARE, str(model), *map(str, sizes)]) as child:
-        child.hear("bare ready")
+        child.wait_for("bare ready")
         yield child
 
 
@@ -154,7 +156,7 @@ def bare_model(config: Config, model: Path) -> Iterator[Child]:
 def llama_server(
     program: Path, model: Path, threads: int, *, slots: int, context: int
 ) -> Iterator[httpx.Client]:
-    """llama-server on a free port, `slots` at once, `context` tokens each."""
+    """llama-server on a free loopback port, with `slots` slots of `context` tokens each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -164,7 +166,7 @@ def llama_server(
         deadline = time.monotonic() + PATIENCE_S
         while not _healthy(http):
             if time.monotonic() > deadline:
-                raise EngineError("llama-server did not come up")
+                raise EngineError(f"llama-server was not ready after {PATIENCE_S} s")
             time.sleep(0.05)
         yield http
 
@@ -193,12 +195,12 @@ for line in sys.stdin:
 
 @contextlib.contextmanager
 def chat_completion(model: Path, threads: int, *, context: int) -> Iterator[Callable[[Json, Json], None]]:
-    """llama-cpp-python's chat completion, as its users call it: messages and schema in, an answer made."""
+    """llama-cpp-python's chat completion, as its users call it: a function of messages and a JSON schema."""
     with Child([sys.executable, "-c", _CHAT, str(model), str(threads), str(context)]) as child:
-        child.hear("ready")
+        child.wait_for("ready")
 
         def ask(messages: Json, schema: Json) -> None:
-            child.say(json.dumps([messages, schema]))
-            child.hear("answered")
+            child.send_line(json.dumps([messages, schema]))
+            child.wait_for("answered")
 
         yield ask

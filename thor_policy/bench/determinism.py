@@ -1,7 +1,7 @@
-"""The same question, the same bits: asked in random order while everything else goes on.
+"""Whether the same question always gets the same bits, whatever else the engine does.
 
-Owns the `determinism` measurement. Invariant: each answer is compared with the one that the same question
-got at first, with nothing else under way. Main thread.
+Owns the `determinism` benchmark. Invariant: each answer is compared with the first answer to the same
+question, which was given while the engine did nothing else. Main thread.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from thor_policy.bench.children import own_place
-from thor_policy.bench.figures import Report, Series
-from thor_policy.bench.runs import for_the_model
+from thor_policy.bench.children import isolated_config
+from thor_policy.bench.figures import Advance, Announce, Fact, Report, Series
+from thor_policy.bench.runs import questions_for_model
 from thor_policy.config import Config
 from thor_policy.core.decisions import Decision, Scored
 from thor_policy.core.engine import all_steps
@@ -27,89 +27,107 @@ from thor_policy.policy.decider import Policy
 from thor_policy.policy.pack import Pack
 from thor_policy.telemetry.machine import machine
 
-#: Questions that are asked again and again.
+#: How many different questions are repeated.
 DIFFERENT = 40
-#: How often another pack is asked before a question.
-OTHERS = 0.1
-#: Explanations under way at once, if the settings allow as many.
+#: Probability that the other pack is asked before a question.
+OTHER_PACK_SHARE = 0.1
+#: Explanations that run at once, if the setting parallel_explanations allows as many.
 EXPLAINED = 2
-
-Advance = Callable[[], None]
 
 
 @dataclass
-class _Differing:
-    """How many answers were not the first one to their question; how far a probability was off at most."""
+class _Differences:
+    """How many answers differ from the first answer, and the largest difference of a probability."""
 
     labels: int = 0
     logits: int = 0
     probabilities: int = 0
     largest: float = 0.0
 
-    def count(self, told: Scored, before: Scored) -> None:
-        self.labels += told.label != before.label
-        self.logits += told.logits != before.logits
-        self.probabilities += told.probabilities != before.probabilities
-        pairs = zip(told.probabilities.values(), before.probabilities.values(), strict=True)
-        self.largest = max(self.largest, *(abs(one - two) for one, two in pairs))
+    def compare(self, scored: Scored, first: Scored) -> None:
+        self.labels += scored.label != first.label
+        self.logits += scored.logits != first.logits
+        self.probabilities += scored.probabilities != first.probabilities
+        pairs = zip(scored.probabilities.values(), first.probabilities.values(), strict=True)
+        self.largest = max(self.largest, *(abs(probability - before) for probability, before in pairs))
+
+    @property
+    def facts(self) -> dict[str, float]:
+        return {
+            "labels_differing": self.labels,
+            "logits_differing": self.logits,
+            "probabilities_differing": self.probabilities,
+            "largest_difference_of_a_probability": self.largest,
+        }
 
 
 def determinism(
-    config: Config, evaluations: Sequence[Evaluation], *, requests: int, other: Pack, advance: Advance
+    config: Config,
+    evaluations: Sequence[Evaluation],
+    *,
+    requests: int,
+    other: Pack,
+    advance: Advance,
+    announce: Announce,
 ) -> Report:
-    """Ask `requests` questions in random order: explanations run, the pack `other` is asked between them, and
-    half-way everything is loaded anew.
+    """Ask `requests` questions in random order while explanations run and the pack `other` is asked too.
 
-    `advance` is called for each request and each of the `DIFFERENT` first answers. Raises EngineError.
+    The engine is loaded again half-way. `advance` is called for each request and for each of the first
+    answers, of which there are `DIFFERENT` at most. Raises EngineError.
     """
     pack, at = loading.load_pack(config), time.time()
     order = random.Random(0)  # noqa: S311  (an order, not a secret)
-    asked = for_the_model(pack, evaluations)
-    asked = order.sample(asked, min(DIFFERENT, len(asked)))
-    if not asked:
-        raise EngineError(f"{pack.info.name}: rules alone answer every question, so the model has none")
+    questions = questions_for_model(pack, evaluations)
+    questions = order.sample(questions, min(DIFFERENT, len(questions)))
+    if not questions:
+        raise EngineError(
+            f"the rules of the pack {pack.info.name} answer every question, so the model is never asked: "
+            "choose another pack with --pack"
+        )
     first: list[Scored] = []
-    series: list[float] = []
-    differing, explained, device = _Differing(), 0, ""
-    with own_place(config) as place:
+    score_ms: list[float] = []
+    differences, explained, device = _Differences(), 0, ""
+    with isolated_config(config) as isolated:
         for half in (requests // 2, requests - requests // 2):
-            with _opened(place, pack, other, at) as policy:
-                while len(first) < len(asked):
-                    first.append(_scored(_decided(policy, asked[len(first)], at)))
+            with _open_policy(isolated, pack, other, at) as policy:
+                while len(first) < len(questions):
+                    first.append(_scored(_decide(policy, questions[len(first)], at)))
                     advance()
                 for _ in range(half):
-                    number = order.randrange(len(asked))
-                    if order.random() < OTHERS:
-                        _decided(policy, asked[number], at, of=other)
+                    number = order.randrange(len(questions))
+                    if order.random() < OTHER_PACK_SHARE:
+                        _decide(policy, questions[number], at, pack=other)
                     free = policy.engine.explaining < min(EXPLAINED, config.parallel_explanations)
-                    told = _scored(_decided(policy, asked[number], at, ticket=len(series) if free else None))
-                    series.append(told.score_ms)
-                    differing.count(told, first[number])
+                    ticket = len(score_ms) if free else None
+                    scored = _scored(_decide(policy, questions[number], at, ticket=ticket))
+                    score_ms.append(scored.score_ms)
+                    differences.compare(scored, first[number])
                     explained += len(policy.step())
                     advance()
                 device = policy.engine.model.device
+            if len(score_ms) < requests:
+                for name, value in differences.facts.items():
+                    announce(Fact(name=f"{name}, first half", value=value))
+    series = Series(name=f"score, on the {device}", ms=tuple(score_ms))
+    facts = {"requests": requests, **differences.facts, "explanations": explained}
+    announce(series)
+    for name, value in facts.items():
+        announce(Fact(name=name, value=value))
     return Report(
         name="determinism",
-        machine=", ".join((machine(), *(one.device for one in device_memory()))),
+        machine=", ".join((machine(), *(memory.device for memory in device_memory()))),
         versions={"engine": build_name(), "model": config.model},
-        questions=len(asked),
+        questions=len(questions),
         rounds=1,
-        series=(Series(name=f"score, on the {device}", ms=tuple(series)),),
-        facts={
-            "requests": requests,
-            "labels_differing": differing.labels,
-            "logits_differing": differing.logits,
-            "probabilities_differing": differing.probabilities,
-            "largest_difference_of_a_probability": differing.largest,
-            "explanations": explained,
-        },
+        series=(series,),
+        facts=facts,
     )
 
 
-def _decided(
-    policy: Policy, evaluation: Evaluation, at: float, *, of: Pack | None = None, ticket: int | None = None
+def _decide(
+    policy: Policy, evaluation: Evaluation, at: float, *, pack: Pack | None = None, ticket: int | None = None
 ) -> Decision:
-    """The decision of the pack `of`, or of the active one; with a ticket its explanation begins as well."""
+    """A decision of `pack`, or of the active pack if it is None; with a ticket its explanation begins too."""
     request = Request(
         ticket=ticket or 0,
         evaluation=evaluation,
@@ -118,24 +136,24 @@ def _decided(
         received_ns=0,
         deadline_ns=NEVER_NS,
         explain="none" if ticket is None else "inline",
-        pack=of.info.sha256 if of else None,
+        pack=pack.info.sha256 if pack else None,
     )
     return policy.decide(request)
 
 
 def _scored(decision: Decision) -> Scored:
     if decision.scored is None:
-        raise EngineError(f"the model gave no answer: {decision.reason_code or decision.tier}")
+        raise EngineError(f"the model did not answer a question: {decision.reason_code or decision.tier}")
     return decision.scored
 
 
 @contextlib.contextmanager
-def _opened(place: Config, pack: Pack, other: Pack, at: float) -> Iterator[Policy]:
-    """The engine of the settings with both packs resident; the adapter of the settings judges by both."""
-    with contextlib.closing(loading.load_engine(place)) as engine:
-        adapter = loading.adopt_adapter(place, engine)
+def _open_policy(config: Config, pack: Pack, other: Pack, at: float) -> Iterator[Policy]:
+    """The engine of the settings with both packs resident, each under the adapter of the settings."""
+    with contextlib.closing(loading.load_engine(config)) as engine:
+        adapter = loading.adopt_adapter(config, engine)
         policy = Policy(engine, pack, adapter=adapter)
         resident = all_steps(policy.loading(other, adapter, at))
-        policy.change_to(policy.residents.joined_by(resident))
+        policy.set_residents(policy.residents.with_candidate(resident))
         yield policy
         policy.abandon()

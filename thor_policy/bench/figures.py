@@ -1,13 +1,14 @@
-"""Figures of a measurement: series, ratios with intervals, rates, one report.
+"""Figures of a benchmark: series, ratios with intervals, rates, single values, and the report of a run.
 
-Owns the statistics of `thorpolicy bench`. Invariant: a ratio is between two series of the same run, paired
-question by question. Pure.
+Owns the statistics of `thorpolicy bench`. Invariant: a ratio compares two series of the same run, paired
+question by question. Pure; any thread.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import numpy as np
 from msgspec import Struct
@@ -17,7 +18,7 @@ BOOTSTRAP = 2_000
 
 
 class Series(Struct, frozen=True, kw_only=True):
-    """Milliseconds of one way of doing it, one per question and round, in the order asked."""
+    """Milliseconds of one way to answer: one value per question and round, in the order asked."""
 
     name: str
     ms: tuple[float, ...]
@@ -30,7 +31,7 @@ class Series(Struct, frozen=True, kw_only=True):
 class Ratio(Struct, frozen=True, kw_only=True):
     """Median of `of` over median of `against`, with a paired 95 % bootstrap interval.
 
-    `extra_ms` is the median of the paired differences. `bound` is what was promised, in words.
+    `extra_ms` is the median of the paired differences. `bound` is the promised limit, in words.
     """
 
     of: str
@@ -43,7 +44,7 @@ class Ratio(Struct, frozen=True, kw_only=True):
 
 
 class Rate(Struct, frozen=True, kw_only=True):
-    """Things done per second by many clients at once."""
+    """Operations per second; `count` is how many were timed."""
 
     name: str
     per_s: float
@@ -51,8 +52,22 @@ class Rate(Struct, frozen=True, kw_only=True):
     note: str = ""
 
 
+class Fact(Struct, frozen=True, kw_only=True):
+    """A single value with its unit in the name."""
+
+    name: str
+    value: float
+
+
+Figure: TypeAlias = Series | Ratio | Rate | Fact
+#: Called after each question or other unit of work.
+Advance: TypeAlias = Callable[[], None]
+#: Called with each figure as soon as it is measured; a series of one round has the round in its name.
+Announce: TypeAlias = Callable[[Figure], None]
+
+
 class Report(Struct, frozen=True, kw_only=True):
-    """One run of one benchmark; `facts` are single figures with their unit in the name."""
+    """One run of one benchmark; `facts` are single values with their unit in the name."""
 
     name: str
     machine: str
@@ -66,7 +81,7 @@ class Report(Struct, frozen=True, kw_only=True):
 
 
 def ratio(of: Series, against: Series, *, bound: str | None = None) -> Ratio:
-    """Ratio of medians; pairs are resampled together, so what slows both down cancels."""
+    """Ratio of medians. Pairs are resampled together, so a slowdown that hits both cancels."""
     pairs = np.array([of.ms, against.ms])
     draws = np.random.default_rng(0).integers(0, pairs.shape[1], (BOOTSTRAP, pairs.shape[1]))
     medians = np.median(pairs[:, draws], axis=2)

@@ -1,8 +1,7 @@
-"""What the journal costs: events written a second, look-ups as it grows, verification, and a model beside
-it.
+"""What the journal costs: events written per second, look-ups as it grows, verification, decisions beside it.
 
-Owns the `journal` measurement. Invariant: everything is written through the journal that a daemon uses,
-with all tables and indexes, and read through the reader that commands use. Main thread.
+Owns the `journal` benchmark. Invariant: events are written through the journal that a daemon uses, with all
+tables and indexes, and read through the reader that commands use. Main thread.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from typing import Any
 
 from msgspec import Struct, structs
 
-from thor_policy.bench.figures import Rate, Ratio, Report, Series, ratio
-from thor_policy.bench.runs import Advance, for_the_model
+from thor_policy.bench.figures import Advance, Announce, Fact, Rate, Ratio, Report, Series, ratio
+from thor_policy.bench.runs import questions_for_model
 from thor_policy.config import Config
 from thor_policy.core.decisions import Decision, ModelInfo, Scored, Timings
 from thor_policy.core.ids import new_id
@@ -41,46 +40,66 @@ from thor_policy.policy.decider import Policy
 from thor_policy.policy.pack import Pack
 from thor_policy.telemetry.machine import machine
 
-#: Events in one transaction, and events made ready before they are written.
+#: Events in one transaction, and events that are built before they are written.
 BATCH, CHUNK = 64, 20_000
-#: The decisions are spread over so many days, by so many actors on so many entities (Zipf's law).
+#: The decisions span so many days and come from so many actors on so many entities (Zipf's law).
 DAYS, ACTORS, ENTITIES = 30, 200, 80
-#: How often each look-up is timed; a median is told.
+#: How often each look-up is timed; the report has the median.
 LOOKUPS = 30
-#: Decisions by the model in a block, with and without the journal in turn.
+#: Decisions of the model in a block; blocks with and without the journal alternate.
 BLOCK = 8
 
 
 def journal(
-    config: Config, evaluations: list[Evaluation], *, rows: int, blocks: int, advance: Advance
+    config: Config,
+    evaluations: list[Evaluation],
+    *,
+    rows: int,
+    blocks: int,
+    advance: Advance,
+    announce: Announce,
 ) -> Report:
-    """Write `rows` decisions, look things up at a tenth of them and at all, verify; then ask the model."""
+    """Write `rows` decisions, time look-ups at a tenth of them and at all, verify; then ask the model."""
     pack = loading.load_pack(config)
+    rates: list[Rate] = []
+
+    def add_rate(name: str, count: int, seconds: float) -> None:
+        rates.append(Rate(name=name, per_s=count / seconds, count=count))
+        announce(rates[-1])
+
     with tempfile.TemporaryDirectory(prefix="tp-bench-", dir=config.state_dir) as folder:
         path = Path(folder) / config.journal_path.name
         source = _decisions(pack, evaluations, rows)
         early, late = max(BATCH, rows // 10), rows
-        seconds = [_write(path, source, early, config.synchronous, advance)]
-        at_early = _lookups(path)
-        seconds.append(_write(path, source, late - early, config.synchronous, advance))
-        at_late = _lookups(path)
-        floor_s = _floor(Path(folder) / "floor.db", path, min(rows, CHUNK), config.synchronous)
+        early_s = _write(path, source, early, config.synchronous, advance)
+        add_rate(f"decisions written, batches of {BATCH}, first tenth", early, early_s)
+        at_early = _lookups(path, early, announce)
+        late_s = _write(path, source, late - early, config.synchronous, advance)
+        add_rate("decisions written, the rest", late - early, late_s)
+        at_late = _lookups(path, rows, announce)
+        floor_count = min(rows, CHUNK)
+        floor_s = _bare_insert_s(Path(folder) / "floor.db", path, floor_count, config.synchronous)
+        add_rate("bare inserts of the same bytes", floor_count, floor_s)
         size = path.stat().st_size
         started = time.monotonic()
         verdict = verify(path)
-        verify_s = time.monotonic() - started
+        add_rate("events verified", verdict.events, time.monotonic() - started)
         assert verdict.ok, verdict  # noqa: S101  (a benchmark of a broken journal would mean nothing)
     facts = {
         "bytes_per_decision": size / rows,
-        "events_per_s_over_bare_inserts": rows / sum(seconds) * floor_s / min(rows, CHUNK),
+        "events_per_s_over_bare_inserts": rows / (early_s + late_s) * floor_s / floor_count,
     }
     facts |= {f"growth of {name}": at_late[name].median_ms / at_early[name].median_ms for name in at_late}
-    series = [structs.replace(one, name=f"{name}, {rows:,}") for name, one in at_late.items()]
+    for name, value in facts.items():
+        announce(Fact(name=name, value=value))
+    series = list(at_late.values())
     ratios: tuple[Ratio, ...] = ()
     if blocks:
         with_journal, without = _beside_the_model(config, pack, evaluations, blocks, advance)
         series += [with_journal, without]
         ratios = (ratio(without, with_journal, bound="at least 0.97 decisions/s"),)
+        for figure in (with_journal, without, *ratios):
+            announce(figure)
     return Report(
         name="journal",
         machine=machine(),
@@ -89,20 +108,7 @@ def journal(
         rounds=1,
         series=tuple(series),
         ratios=ratios,
-        rates=(
-            Rate(
-                name=f"decisions written, batches of {BATCH}, first tenth",
-                per_s=early / seconds[0],
-                count=early,
-            ),
-            Rate(name="decisions written, the rest", per_s=(late - early) / seconds[1], count=late - early),
-            Rate(
-                name="bare inserts of the same bytes",
-                per_s=min(rows, CHUNK) / floor_s,
-                count=min(rows, CHUNK),
-            ),
-            Rate(name="events verified", per_s=verdict.events / verify_s, count=verdict.events),
-        ),
+        rates=tuple(rates),
         facts=facts,
     )
 
@@ -111,15 +117,15 @@ def journal(
 
 
 def _decisions(pack: Pack, evaluations: list[Evaluation], rows: int) -> Iterator[Event]:
-    """Events of decisions as a model makes them, `rows` in all, spread over `DAYS`."""
+    """`rows` events of decisions as a model makes them, spread over `DAYS`."""
     order = random.Random(0)  # noqa: S311  (a workload, not a secret)
     actors = order.choices(range(ACTORS), [1 / (rank + 1) for rank in range(ACTORS)], k=8_192)
     entities = order.choices(range(ENTITIES), [1 / (rank + 1) for rank in range(ENTITIES)], k=8_192)
-    templates = [_template(pack, one) for one in evaluations]
+    templates = [_template(pack, evaluation) for evaluation in evaluations]
     begin, step_s = 1.79e9 - DAYS * 86_400, DAYS * 86_400 / rows
     for number in range(rows):
         template = templates[number % len(templates)]
-        asked, label = template.evaluation, order.choice(pack.labels)
+        evaluation, label = template.evaluation, order.choice(pack.labels)
         decision = structs.replace(
             template,
             id=new_id(),
@@ -128,9 +134,9 @@ def _decisions(pack: Pack, evaluations: list[Evaluation], rows: int) -> Iterator
             label=label,
             allow=label == pack.loosest,
             evaluation=structs.replace(
-                asked,
-                subject=structs.replace(asked.subject, id=f"u{actors[number % 8_192]}"),
-                resource=Entity(type=asked.resource.type, id=f"r{entities[number % 8_192]}"),
+                evaluation,
+                subject=structs.replace(evaluation.subject, id=f"u{actors[number % 8_192]}"),
+                resource=Entity(type=evaluation.resource.type, id=f"r{entities[number % 8_192]}"),
             ),
         )
         yield events.decision_event(decision)
@@ -176,27 +182,27 @@ def _template(pack: Pack, evaluation: Evaluation) -> Decision:
 
 
 def _write(path: Path, source: Iterator[Event], count: int, synchronous: str, advance: Advance) -> float:
-    """Seconds to write `count` events, not counting the time that making them up takes."""
+    """Seconds to write `count` events, without the time to build them."""
     seconds, left = 0.0, count
-    done = threading.Semaphore(0)
-    waited_for = 0
+    all_committed = threading.Semaphore(0)
+    uncommitted = 0
 
-    def committed(fates: list[Committed]) -> None:
-        nonlocal waited_for
-        waited_for -= len(fates)
-        if waited_for == 0:
-            done.release()
+    def on_committed(results: list[Committed]) -> None:
+        nonlocal uncommitted
+        uncommitted -= len(results)
+        if uncommitted == 0:
+            all_committed.release()
 
-    with Journal(path, on_committed=committed, synchronous=synchronous, max_batch=BATCH) as journal:
+    with Journal(path, on_committed=on_committed, synchronous=synchronous, max_batch=BATCH) as journal:
         while left:
             chunk = [next(source) for _ in range(min(CHUNK, left))]
-            waited_for = len(chunk)
+            uncommitted = len(chunk)
             gc.collect()
-            gc.freeze()  # the chunk is ours, not the journal's to look through
+            gc.freeze()  # so that no garbage collection in the timed part scans the chunk
             started = time.monotonic()
             for event in chunk:
                 journal.append(event)
-            done.acquire()
+            all_committed.acquire()
             seconds += time.monotonic() - started
             gc.unfreeze()
             left -= len(chunk)
@@ -204,10 +210,10 @@ def _write(path: Path, source: Iterator[Event], count: int, synchronous: str, ad
     return seconds
 
 
-def _floor(path: Path, journal: Path, count: int, synchronous: str) -> float:
+def _bare_insert_s(path: Path, journal: Path, count: int, synchronous: str) -> float:
     """Seconds to insert the same bytes in batches of the same size: one table, no chain, no index."""
-    with closing(sqlite3.connect(journal)) as reading:
-        rows = reading.execute(
+    with closing(sqlite3.connect(journal)) as connection:
+        rows = connection.execute(
             "SELECT e.body, p.value, d.situation FROM events e JOIN private p ON p.seq = e.seq "
             "JOIN decisions d ON d.seq = e.seq LIMIT ?",
             (count,),
@@ -227,14 +233,21 @@ def _floor(path: Path, journal: Path, count: int, synchronous: str) -> float:
 # ---------------------------------------------------------------- reading
 
 
-def _lookups(path: Path) -> dict[str, Series]:
+def _lookups(path: Path, rows: int, announce: Announce) -> dict[str, Series]:
+    """Times of each look-up in a journal of `rows` decisions, by the name of the look-up."""
+    by_name: dict[str, Series] = {}
+
+    def add(name: str, calls: list[Callable[[], Any]]) -> None:
+        by_name[name] = _timed(f"{name}, {rows:,}", calls)
+        announce(by_name[name])
+
     with Reader(path) as reader:
         newest = reader.decisions(limit=1)[0]
         (middle,) = reader.newer_than(reader.newest_seq() // 2, 1)
-        ids = [one["decision_id"] for one in reader.newer_than(reader.newest_seq() // 3, LOOKUPS)]
-        day = datetime.fromisoformat(newest["timestamp"]).astimezone(UTC).timestamp() - 86_400
-        since = events.timestamp(day)
-        some = {
+        ids = [row["decision_id"] for row in reader.newer_than(reader.newest_seq() // 3, LOOKUPS)]
+        day_before = datetime.fromisoformat(newest["timestamp"]).astimezone(UTC).timestamp() - 86_400
+        since = events.timestamp(day_before)
+        filters_by_name = {
             "time": {"since": since},
             "actor": {"actor": middle["actor"]},
             "entity": {"entity": middle["entity"]},
@@ -246,31 +259,32 @@ def _lookups(path: Path) -> dict[str, Series]:
             "unreviewed": {"reviewed": False},
             "incorrect": {"correct": False},
         }
-        found = {"get by id": _timed("get by id", [partial(reader.get, one) for one in ids])}
-        for name, filters in some.items():
-            for told, more in (("", {}), (", from the middle", {"before": middle["decision_id"]})):
-                page = partial(reader.decisions, **filters, **more)
-                found[f"page by {name}{told}"] = _timed(name, [page] * LOOKUPS)
-        found["statistics of 24 h"] = _timed(
-            "statistics", [partial(statistics.statistics, reader, since=since)] * (LOOKUPS // 3)
+        add("get by id", [partial(reader.get, decision_id) for decision_id in ids])
+        for name, filters in filters_by_name.items():
+            for suffix, start in (("", {}), (", from the middle", {"before": middle["decision_id"]})):
+                page = partial(reader.decisions, **filters, **start)
+                add(f"page by {name}{suffix}", [page] * LOOKUPS)
+        add(
+            "statistics of 24 h",
+            [partial(statistics.statistics, reader, since=since)] * (LOOKUPS // 3),
         )
-    return found
+    return by_name
 
 
 def _timed(name: str, calls: list[Callable[[], Any]]) -> Series:
-    took = []
+    times_ms = []
     for call in calls:
         started_ns = time.monotonic_ns()
         call()
-        took.append((time.monotonic_ns() - started_ns) / 1e6)
-    return Series(name=name, ms=tuple(took))
+        times_ms.append((time.monotonic_ns() - started_ns) / 1e6)
+    return Series(name=name, ms=tuple(times_ms))
 
 
 # ---------------------------------------------------------------- beside the model
 
 
-class _NoLog(Struct):
-    """Decisions that are not recorded at all."""
+class _NullLog(Struct):
+    """A decision log that records nothing."""
 
     def decided(self, decision: Decision, ticket: int | None = None) -> None:
         pass
@@ -282,42 +296,43 @@ class _NoLog(Struct):
 def _beside_the_model(
     config: Config, pack: Pack, evaluations: list[Evaluation], blocks: int, advance: Advance
 ) -> tuple[Series, Series]:
-    """Milliseconds a decision in blocks of `BLOCK`, with the journal and without it, in turn."""
-    asked = for_the_model(pack, evaluations)
-    took: dict[str, list[float]] = {"journal": [], "no journal": []}
+    """Milliseconds per decision in blocks of `BLOCK`; blocks with and without the journal alternate."""
+    questions = questions_for_model(pack, evaluations)
+    ms_by_log: dict[str, list[float]] = {"journal": [], "no journal": []}
     order = random.Random(0)  # noqa: S311  (a shuffle, not a secret)
     with tempfile.TemporaryDirectory(prefix="tp-bench-", dir=config.state_dir) as folder:
-        place = replace(config, state_dir=Path(folder), endpoint=f"ipc://{folder}/policy.sock")
+        isolated = replace(config, state_dir=Path(folder), endpoint=f"ipc://{folder}/policy.sock")
         answered = threading.Semaphore(0)
-        with Journal(place.journal_path, synchronous=config.synchronous) as kept:
-            logs = {"journal": kept, "no journal": _NoLog()}
-            log = _Switch(logs)
-            worker = EngineThread(
+        with Journal(isolated.journal_path, synchronous=config.synchronous) as real:
+            logs = {"journal": real, "no journal": _NullLog()}
+            log = _SwitchedLog(logs)
+            engine_thread = EngineThread(
                 lambda: Policy(loading.load_engine(config), pack), log, lambda *_: answered.release()
             )
-            worker.start()
+            engine_thread.start()
             try:
-                for number in range(-1, blocks):  # the first fills caches
-                    chosen = [asked[(number * BLOCK + one) % len(asked)] for one in range(BLOCK)]
+                for number in range(-1, blocks):  # block -1 fills the caches and is not timed
+                    start = number * BLOCK
+                    block = [questions[(start + offset) % len(questions)] for offset in range(BLOCK)]
                     names = list(logs)
                     order.shuffle(names)
                     for name in names:
                         log.name = name
                         started = time.monotonic()
-                        for one in chosen:
-                            worker.submit(_request(one))
-                        for _ in chosen:
+                        for evaluation in block:
+                            engine_thread.submit(_request(evaluation))
+                        for _ in block:
                             answered.acquire()
                         if number >= 0:
-                            took[name].append((time.monotonic() - started) * 1000 / BLOCK)
+                            ms_by_log[name].append((time.monotonic() - started) * 1000 / BLOCK)
                     advance()
             finally:
-                worker.stop(30)
-    return tuple(Series(name=f"model, {name}", ms=tuple(ms)) for name, ms in took.items())  # type: ignore[return-value]
+                engine_thread.stop(30)
+    return tuple(Series(name=f"model, {name}", ms=tuple(ms)) for name, ms in ms_by_log.items())  # type: ignore[return-value]
 
 
-class _Switch:
-    """Sends decisions to the log whose turn it is."""
+class _SwitchedLog:
+    """A decision log that passes decisions to the log called `name`."""
 
     def __init__(self, logs: dict[str, Any]) -> None:
         self._logs = logs

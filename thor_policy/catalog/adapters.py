@@ -1,7 +1,7 @@
-"""What the file of a LoRA adapter says of itself, read before llama.cpp is given it.
+"""The metadata of a LoRA adapter's file, checked before llama.cpp opens it.
 
-Owns the keys of such a file. Invariant: what is read here has the type that llama.cpp expects; it ends the
-process where a value has another one. Main thread and steward; reads a file, holds nothing.
+Owns the keys of such a file. Invariant: each value has the type that llama.cpp expects, because llama.cpp
+ends the process at a value of another type. Main thread and the thread of the pack manager; keeps no state.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import gguf
 from thor_policy.core.decisions import Rendering
 from thor_policy.core.errors import CatalogError
 
-#: How questions were put in training; absent: in full, as to a model without an adapter.
+#: Key of the prompt rendering used in training; absent: `full`, as for a model without an adapter.
 RENDERING = "thor_policy.rendering"
-#: Keys of an adapter's file, and what each must be.
+#: Keys of an adapter's file, with the type of each value.
 _TYPES = {
     gguf.Keys.General.TYPE: gguf.GGUFValueType.STRING,
     gguf.Keys.General.ARCHITECTURE: gguf.GGUFValueType.STRING,
@@ -26,31 +26,36 @@ _TYPES = {
     "thor_policy.base_sha256": gguf.GGUFValueType.STRING,
     RENDERING: gguf.GGUFValueType.STRING,
 }
-_NEEDED = tuple(_TYPES)[:4]
+_REQUIRED = tuple(_TYPES)[:4]
 
 
 def rendering_of(path: Path) -> Rendering:
-    """How the adapter at `path` wants questions put. Raises CatalogError if it cannot be used."""
+    """The prompt rendering that the adapter at `path` was trained on.
+
+    Raises CatalogError if the file cannot be used as an adapter.
+    """
     try:
         fields = gguf.GGUFReader(path).fields
-        told = {name: _value(fields[name], name) for name in _TYPES if name in fields}
+        metadata = {name: _value(fields[name], name) for name in _TYPES if name in fields}
     except CatalogError as error:
         raise CatalogError(f"{path} cannot be used as an adapter: {error}") from None
-    except Exception as error:  # whatever a file of strange bytes leads the reader into
+    except Exception as error:  # the reader raises anything on malformed bytes
         raise CatalogError(f"{path} cannot be read as an adapter: {error}") from error
-    if told.get(gguf.Keys.General.TYPE) != gguf.GGUFType.ADAPTER:
-        raise CatalogError(f"{path} is a whole model, or none: an adapter's general.type is adapter")
-    if missing := [name for name in _NEEDED if name not in told]:
-        raise CatalogError(f"{path} cannot be used as an adapter: it does not say {', '.join(missing)}")
-    rendering = told.get(RENDERING, "full")
+    if metadata.get(gguf.Keys.General.TYPE) != gguf.GGUFType.ADAPTER:
+        raise CatalogError(
+            f"{path} is not an adapter: its general.type must be 'adapter'; see: thorpolicy adapters list"
+        )
+    if missing := [name for name in _REQUIRED if name not in metadata]:
+        raise CatalogError(f"{path} cannot be used as an adapter: it lacks {', '.join(missing)}")
+    rendering = metadata.get(RENDERING, "full")
     if rendering not in get_args(Rendering):
         raise CatalogError(
-            f"{path}: {RENDERING} is {rendering[:64]!r}; this version knows {', '.join(get_args(Rendering))}"
+            f"{path}: {RENDERING} is {rendering[:64]!r}; it must be one of {', '.join(get_args(Rendering))}"
         )
     return rendering  # type: ignore[no-any-return]
 
 
 def _value(field: Any, name: str) -> Any:
     if field.types != [_TYPES[name]]:
-        raise CatalogError(f"{name} must be one {_TYPES[name].name.lower()} value")
+        raise CatalogError(f"{name} must be a single {_TYPES[name].name.lower()} value")
     return field.contents()

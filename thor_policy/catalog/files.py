@@ -1,13 +1,14 @@
-"""The model files: which there are, which may be loaded, and whether one is still the file we know.
+"""Model files: which exist, which may be loaded, and whether a file is still the known one.
 
-Owns the reading of models/catalog.toml, and `digests.json` in the models directory with its lock.
-Invariant: a `ModelFile` carries the sha256 of the bytes at its path, and those of a catalog model are the
-pinned bytes or the bytes of first use.
+Owns the reading of models/catalog.toml, and `digests.json` in the models directory with its lock. Invariant:
+a `ModelFile` carries the sha256 of the bytes at its path; a catalog model has the pinned bytes, or the bytes
+of its first use.
 
-Hashing 9 GB at every start is slow, so `digests.json` remembers each digest with the file's size, mtime,
-inode and ctime, and only a file whose stat changed is read again. It is a memory, not a seal: whoever may
-write the models directory may rewrite it. The `.*.lock` files stay; deleting one that another process is
-about to take would let two in. Downloading is another module's, so that a daemon starts without httpx.
+Hashing 9 GB at every start is slow, so `digests.json` stores each digest with the file's size, mtime, inode
+and ctime, and only a file whose stat changed is read again. It is a cache, not a protection: whoever can
+write the models directory can rewrite it. The `.*.lock` files are never deleted: deleting one that another
+process is about to lock would let two processes in. `fetching` downloads, so that a daemon starts without
+httpx.
 
 Called from the main thread at start and by the `models` commands; never from the engine thread.
 """
@@ -34,7 +35,7 @@ from thor_policy.security import files
 #: The first bytes of every GGUF file.
 MAGIC = b"GGUF"
 
-#: llama.cpp loads the other parts of a split model by itself, and the digest of one part is not theirs.
+#: Parts of a split model are refused: llama.cpp loads the other parts itself, and no digest covers those.
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf\Z")
 
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -61,17 +62,17 @@ class HubSource(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, t
 class ShippedSource(
     Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="shipped"
 ):
-    """A small file of ours that comes with this version: below models/, in `folder`."""
+    """A small file that ships with thor-policy, in `folder` below models/."""
 
     folder: Annotated[str, Meta(pattern=r"^[a-z]+\Z")]
 
 
 class CatalogModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One entry of the catalog. Without `sha256` the digest of the first use is recorded and held to.
+    """One entry of the catalog. Without `sha256`, the digest of the first use is recorded and enforced.
 
-    Only a GGUF can judge; other files are parts of the embedder, and those are always pinned. An entry with
-    `base` is a LoRA adapter for the model of that name; `companion` names the adapter that a model judges
-    with unless the settings say otherwise.
+    Only a GGUF can decide; other files are parts of the embedder, and those are always pinned. An entry with
+    `base` is a LoRA adapter for the model of that name; `companion` names the adapter that a model uses
+    unless the setting `adapter` says otherwise.
     """
 
     name: Annotated[str, Meta(pattern=r"^(?!.*\.gguf\Z)[a-z0-9][a-z0-9._-]*\Z")]
@@ -90,16 +91,16 @@ class CatalogModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return self.file.endswith(".gguf")
 
     def path(self, models_dir: Path) -> Path:
-        """Where its file is, or will be."""
+        """The path of its file, whether it exists or not."""
         if isinstance(self.source, ShippedSource):
             return data_path("models") / self.source.folder / self.file
         return models_dir.absolute() / self.file
 
 
 class ModelFile(Struct, frozen=True, kw_only=True):
-    """A model file that may be loaded. `name` is the catalog's, or the file name of a path.
+    """A model file that may be loaded. `name` is the catalog's name, or the file name of a path.
 
-    `base` is that of an adapter of the catalog; `rendering` is how an adapter wants questions put.
+    `base` is set for an adapter of the catalog; `rendering` is the prompt rendering that an adapter needs.
     """
 
     name: str
@@ -110,23 +111,26 @@ class ModelFile(Struct, frozen=True, kw_only=True):
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
-    """What `verify` found: `expected` is the pinned or recorded sha256, `found` that of the file."""
+    """A result of `verify`: `expected` is the pinned or recorded sha256, `actual` that of the file.
+
+    JSON calls `actual` `found`.
+    """
 
     path: Path
     expected: str | None
-    found: str | None
+    actual: str | None = msgspec.field(name="found")
 
     @property
     def status(self) -> Literal["ok", "missing", "wrong", "unrecorded"]:
-        if self.found is None:
+        if self.actual is None:
             return "missing"
         if self.expected is None:
             return "unrecorded"
-        return "ok" if self.found == self.expected else "wrong"
+        return "ok" if self.actual == self.expected else "wrong"
 
 
 class Listed(Struct, frozen=True, kw_only=True):
-    """A row of `listing`. `sha256` is the remembered digest of the file as it stands, or None."""
+    """A row of `listing`. `sha256` is the recorded digest if the file has not changed since, else None."""
 
     model: CatalogModel
     present: bool
@@ -139,44 +143,48 @@ class _File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Catalog(Struct, frozen=True, kw_only=True):
-    """The models that have a name, in the order of the file."""
+    """The models of a catalog file, in its order."""
 
     models: tuple[CatalogModel, ...]
 
     @classmethod
     def load(cls, path: Path | None = None) -> Catalog:
-        """Read a catalog file (default: the one that ships). Raises CatalogError naming file and field."""
+        """Read a catalog file (default: the shipped one). Raises CatalogError that names file and field."""
         path = path or data_path("models") / "catalog.toml"
         with _reading(path):
             return cls.parse(path.read_bytes(), str(path))
 
     @classmethod
     def parse(cls, text: bytes, where: str) -> Catalog:
-        """Read the TOML of a catalog; a CatalogError calls it `where`."""
+        """Read the TOML of a catalog. Raises CatalogError, which calls the catalog `where`."""
         try:
             models = msgspec.toml.decode(text, type=_File).model
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise CatalogError(f"{where} is not a model catalog: {error}") from error
         for field in ("name", "file"):
             values = [getattr(model, field) for model in models]
-            if twice := {value for value in values if values.count(value) > 1}:
-                raise CatalogError(f"{where}: two models have the {field} {min(twice)!r}")
+            if duplicates := {value for value in values if values.count(value) > 1}:
+                raise CatalogError(f"{where}: two models have the {field} {min(duplicates)!r}")
         for model in models:
             if not (model.is_gguf or model.sha256):
-                raise CatalogError(f"{where}: {model.name}: a file that is no GGUF needs its sha256")
+                raise CatalogError(f"{where}: {model.name}: sha256 is required for a file that is not a GGUF")
             if isinstance(model.source, ShippedSource) and not model.sha256:
-                raise CatalogError(f"{where}: {model.name}: a file that ships needs its sha256")
+                raise CatalogError(f"{where}: {model.name}: sha256 is required for a shipped file")
         whole = {model.name for model in models if model.base is None}
         for model in models:
             if model.base is not None and model.base not in whole:
-                raise CatalogError(f"{where}: {model.name} is for {model.base!r}, which is no model of it")
-            bases = [one.base for one in models if one.name == model.companion]
+                raise CatalogError(
+                    f"{where}: {model.name}: base {model.base!r} is not a model of this catalog"
+                )
+            bases = [adapter.base for adapter in models if adapter.name == model.companion]
             if model.companion is not None and bases != [model.name]:
-                raise CatalogError(f"{where}: {model.companion!r}, companion of {model.name}, is not for it")
+                raise CatalogError(
+                    f"{where}: {model.name}: companion {model.companion!r} is not an adapter for this model"
+                )
         return cls(models=models)
 
     def get(self, name: str) -> CatalogModel:
-        """The model called `name`. Raises CatalogError listing the names there are."""
+        """The model called `name`. Raises CatalogError that lists the known names."""
         for model in self.models:
             if model.name == name:
                 return model
@@ -187,10 +195,10 @@ class Catalog(Struct, frozen=True, kw_only=True):
 def resolve(name_or_path: str, models_dir: Path, *, catalog: Catalog | None = None) -> ModelFile:
     """The file to load for a catalog name or a path, and its sha256.
 
-    A name must be in `models_dir` already and be the file that was pinned or first used; the record of
-    first use is kept. A path (anything with a `/`, ending in `.gguf`, or a file that exists) may be any
-    GGUF. It is the user's own: when it changed it is hashed again, and decisions record the new digest. A
-    path to a catalog model's file in `models_dir` counts as its name. Where the models directory cannot
+    The file of a name must be in `models_dir` and be the pinned file, or the file of its first use, which is
+    recorded. A path (a text that contains `/`, ends in `.gguf`, or names an existing file) may be any GGUF.
+    It belongs to the user: after a change it is hashed again, and decisions record the new digest. A path to
+    a catalog model's file in `models_dir` is treated as the model's name. Where the models directory cannot
     be written, the digest is computed each time. Raises CatalogError, or DigestMismatch.
     """
     catalog = catalog or Catalog.load()
@@ -205,26 +213,26 @@ def resolve(name_or_path: str, models_dir: Path, *, catalog: Catalog | None = No
         if not path.is_file():
             raise CatalogError(f"there is no model file {path}; see: thorpolicy models list")
         if _SPLIT.search(path.name):
-            raise CatalogError(f"{path} is one part of a model; join the parts: llama-gguf-split --merge")
+            raise CatalogError(f"{path} is one part of a split model; run: llama-gguf-split --merge")
         _require_gguf(path)
-        found, known = _look(path, models_dir, key)
-    _keep(models_dir, key, found, known)
-    return ModelFile(name=path.name, path=path, sha256=found.sha256)
+        digest, known = _digest_of(path, models_dir, key)
+    _record_change(models_dir, key, digest, known)
+    return ModelFile(name=path.name, path=path, sha256=digest.sha256)
 
 
 def resolve_adapter(name_or_path: str, models_dir: Path, *, catalog: Catalog | None = None) -> ModelFile:
-    """The same for a LoRA adapter. Raises CatalogError, also where the name is that of a whole model."""
+    """As `resolve`, for a LoRA adapter. Raises CatalogError, also for the name of a whole model."""
     catalog = catalog or Catalog.load()
     file = resolve(name_or_path, models_dir, catalog=catalog)
     if file.base is None and file.name in {model.name for model in catalog.models}:
-        raise CatalogError(f"{file.name} is a whole model, no adapter; see: thorpolicy adapters list")
-    from thor_policy.catalog.adapters import rendering_of  # gguf, which only an adapter needs
+        raise CatalogError(f"{file.name} is a whole model, not an adapter; see: thorpolicy adapters list")
+    from thor_policy.catalog.adapters import rendering_of  # imports gguf, which only an adapter needs
 
     return msgspec.structs.replace(file, rendering=rendering_of(file.path))
 
 
 def companion_of(name: str, *, catalog: Catalog | None = None) -> str | None:
-    """The name of the adapter that a model judges with unless told otherwise; None if it has none."""
+    """The name of the adapter that a model uses unless the setting `adapter` says otherwise, or None."""
     companions = {model.name: model.companion for model in (catalog or Catalog.load()).models}
     return companions.get(name)
 
@@ -234,39 +242,39 @@ def _resolve_model(model: CatalogModel, models_dir: Path) -> ModelFile:
     with _reading(path):
         if not path.is_file():
             if isinstance(model.source, ShippedSource):
-                raise CatalogError(f"{path} comes with this version and is gone; install thor-policy again")
+                raise CatalogError(f"{path} ships with thor-policy and is missing; install thor-policy again")
             raise CatalogError(
                 f"{model.name} is not in {models_dir}; run: thorpolicy models pull {model.name}"
             )
-        found, known = _look(path, models_dir, model.file)
-    cure = f"to fetch and accept it anew: thorpolicy models pull {model.name} --force"
-    expected, size_bytes = expected_sha256(model, known), found.stat[0]
-    if expected not in (None, found.sha256):
+        digest, known = _digest_of(path, models_dir, model.file)
+    cure = f"to fetch it again and accept it: thorpolicy models pull {model.name} --force"
+    expected, size_bytes = expected_sha256(model, known), digest.stat[0]
+    if expected not in (None, digest.sha256):
         raise DigestMismatch(
             f"{path} is not the known file of {model.name}: expected sha256 {expected}, "
-            f"found {found.sha256} ({size_bytes} bytes); {cure}"
+            f"found {digest.sha256} ({size_bytes} bytes); {cure}"
         )
     if size_bytes != model.size_bytes:
         raise CatalogError(f"{path}: expected {model.size_bytes} bytes, found {size_bytes}; {cure}")
     if model.is_gguf:
         _require_gguf(path)
-    _keep(models_dir, model.file, found, known)
-    return ModelFile(name=model.name, path=path, sha256=found.sha256, base=model.base)
+    _record_change(models_dir, model.file, digest, known)
+    return ModelFile(name=model.name, path=path, sha256=digest.sha256, base=model.base)
 
 
 def verify(model: CatalogModel | Path, models_dir: Path) -> Verdict:
-    """Hash the whole file, whatever is remembered, and compare; changes nothing. Raises CatalogError."""
+    """Hash the whole file, whatever is recorded, and compare; writes nothing. Raises CatalogError."""
     path = model.absolute() if isinstance(model, Path) else model.path(models_dir)
     key = _key(path, models_dir) if isinstance(model, Path) else model.file
     known = recorded(models_dir).get(key)
     expected = expected_sha256(None if isinstance(model, Path) else model, known)
     with _reading(path):
-        found = hash_file(path).sha256 if path.is_file() else None
-    return Verdict(path=path, expected=expected, found=found)
+        actual = hash_file(path).sha256 if path.is_file() else None
+    return Verdict(path=path, expected=expected, actual=actual)
 
 
 def listing(models_dir: Path, *, catalog: Catalog | None = None) -> list[Listed]:
-    """Every model of the catalog and whether its file is there; hashes nothing. Raises CatalogError."""
+    """Every model of the catalog and whether its file is present; hashes nothing. Raises CatalogError."""
     records, rows = recorded(models_dir), []
     for model in (catalog or Catalog.load()).models:
         path, known, sha256 = model.path(models_dir), records.get(model.file), None
@@ -285,34 +293,34 @@ Stat: TypeAlias = tuple[int, int, int, int]
 
 
 class Digest(Struct, frozen=True, kw_only=True):
-    """The sha256 of a file, and the stat of the file when it was taken."""
+    """The sha256 of a file, and the stat of the file when it was hashed."""
 
     sha256: Sha256
     stat: Stat
 
 
 def stat_of(stat: os.stat_result) -> Stat:
-    """The part of a stat that changes with the file."""
+    """The fields of a stat that change with the file."""
     return stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns
 
 
 def expected_sha256(model: CatalogModel | None, known: Digest | None) -> str | None:
-    """What a file has to be: its pin, else what is recorded of it; None before the first use."""
+    """The sha256 that a file must have: the pinned one, else the recorded one; None before the first use."""
     return (model and model.sha256) or (known.sha256 if known else None)
 
 
 def hash_file(path: Path) -> Digest:
-    """Read the whole file. Raises OSError, and CatalogError if it changed meanwhile."""
+    """Read the whole file. Raises OSError, and CatalogError if the file changed meanwhile."""
     with path.open("rb") as file:
         before = stat_of(os.fstat(file.fileno()))
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         if stat_of(os.fstat(file.fileno())) != before:
-            raise CatalogError(f"{path} changed while it was read; wait until whoever writes it is done")
+            raise CatalogError(f"{path} changed while it was read; wait until its writer is done, then retry")
     return Digest(sha256=sha256, stat=before)
 
 
 def recorded(models_dir: Path) -> dict[str, Digest]:
-    """Every digest on record, by file name, or by path for a file elsewhere. Raises CatalogError."""
+    """Every recorded digest by file name, or by path outside `models_dir`. Raises CatalogError."""
     path = models_dir / "digests.json"
     with _reading(path):
         try:
@@ -326,11 +334,11 @@ def recorded(models_dir: Path) -> dict[str, Digest]:
             ) from error
 
 
-def record(models_dir: Path, key: str, found: Digest) -> None:
-    """Put a digest on record, in the place of an older one. Raises OSError or CatalogError."""
+def record(models_dir: Path, key: str, digest: Digest) -> None:
+    """Record a digest; it replaces an older one. Raises OSError or CatalogError."""
     models_dir.mkdir(parents=True, exist_ok=True)
     with lock(models_dir / ".digests.lock"):
-        records = recorded(models_dir) | {key: found}
+        records = recorded(models_dir) | {key: digest}
         content = msgspec.json.format(msgspec.json.encode(records), indent=1)
         files.place(models_dir / "digests.json", content, 0o644, over=True)
 
@@ -342,7 +350,7 @@ def lock(path: Path, *, busy: str | None = None) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except BlockingIOError as error:
-            raise CatalogError(f"{busy}: it holds {path}; wait for it") from error
+            raise CatalogError(f"{busy}: it holds {path}; wait until it ends") from error
         yield
 
 
@@ -350,19 +358,19 @@ def _key(path: Path, models_dir: Path) -> str:
     return path.name if path.parent.resolve() == models_dir.resolve() else str(path)
 
 
-def _look(path: Path, models_dir: Path, key: str) -> tuple[Digest, Digest | None]:
-    """What the file is now, and what is recorded of it; reads the file only if its stat changed."""
+def _digest_of(path: Path, models_dir: Path, key: str) -> tuple[Digest, Digest | None]:
+    """The file's digest now, and the recorded one; reads the file only if its stat changed."""
     known = recorded(models_dir).get(key)
     if known is not None and known.stat == stat_of(path.stat()):
         return known, known
     return hash_file(path), known
 
 
-def _keep(models_dir: Path, key: str, found: Digest, known: Digest | None) -> None:
-    # Where the directory cannot be written, the next start hashes again.
+def _record_change(models_dir: Path, key: str, digest: Digest, known: Digest | None) -> None:
+    """Record `digest` if it is new. If the directory cannot be written, the next start hashes again."""
     with suppress(OSError):
-        if found != known:
-            record(models_dir, key, found)
+        if digest != known:
+            record(models_dir, key, digest)
 
 
 def _require_gguf(path: Path) -> None:

@@ -1,4 +1,7 @@
-"""`adapters`: which LoRA adapters there are, and with which of them a daemon judges."""
+"""`adapters`: the LoRA adapters of the catalog, and the one that a running daemon uses.
+
+Owns the two commands that list adapters and change the adapter of a daemon. Main thread.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +18,23 @@ from thor_policy.core import records
 
 @click.group()
 def adapters() -> None:
-    """List LoRA adapters, and judge with one in a running daemon."""
+    """List LoRA adapters, and change the adapter of a running daemon."""
 
 
 @adapters.command(name="list")
 @configured("models_dir")
 @as_json
 def list_adapters(config: Config, as_json: bool) -> None:
-    """The adapters of the catalog, and which are there."""
+    """List the adapters of the catalog, and which of them are present."""
     rows = [row for row in catalog.listing(config.models_dir) if row.model.base is not None]
     if as_json:
         render.as_json(msgspec.to_builtins(rows, enc_hook=str))
         return
     if not rows:
-        render.line("the catalog has no adapter; the path of a GGUF file works too")
+        render.line("the catalog has no adapter; `adapters activate` also takes the path of a GGUF file")
         return
     render.table(
-        ("adapter", "for", "licence", "here"),
+        ("adapter", "for", "licence", "file"),
         [
             (row.model.name, row.model.base, row.model.licence, "ok" if row.present else "missing")
             for row in rows
@@ -44,16 +47,16 @@ def list_adapters(config: Config, as_json: bool) -> None:
 @click.argument(
     "adapter",
     metavar="NAME|PATH|auto|none",
-    help="As `adapters list` shows it, or a GGUF file; auto: the one that goes with the model.",
+    help="A name that `adapters list` prints, or a GGUF file; auto: the model's own; none: no adapter.",
     shell_complete=completion.adapters,
 )
-@click.option("--scale", type=float, default=1.0, show_default=True, help="How strongly it counts.")
+@click.option("--scale", type=float, default=1.0, show_default=True, help="Weight of the adapter.")
 @as_json
 def activate(config: Config, adapter: str, scale: float, as_json: bool) -> None:
-    """Judge with an adapter from now on, or with none; every resident pack is loaded anew."""
+    """Decide with this adapter from now on; the daemon loads every resident pack again."""
     with Client(config.endpoint, key=config.key_file) as client:
-        done = client.control(records.Control(task="adapter", adapter=there(adapter), scale=scale))
+        result = client.control(records.Control(task="adapter", adapter=there(adapter), scale=scale))
     if as_json:
-        render.as_json(done)
+        render.as_json(result)
     else:
-        render.residents(done["packs"])
+        render.residents(result["packs"])

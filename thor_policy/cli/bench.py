@@ -1,7 +1,13 @@
-"""`bench`: measure ours beside the bare floor and the peers, in one run."""
+"""`bench`: measure thor-policy on this machine, beside the bare decode and beside its alternatives.
+
+Owns how figures are printed: a line for each as soon as it is measured, then the report. Invariant: with
+--json, standard output holds the report alone, and the lines go to standard error. Main thread.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,13 +28,13 @@ report_dir = click.option(
     "--report-dir",
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Also write report and plot there.",
+    help="Also write bench-NAME.json and bench-NAME.svg to DIR.",
 )
 
 
 @click.group()
 def bench() -> None:
-    """Measure on this machine; ratios within one run, medians, paired 95 % intervals."""
+    """Measure on this machine: medians, and ratios within one run with paired 95 % intervals."""
 
 
 @bench.command()
@@ -37,12 +43,12 @@ def bench() -> None:
 @report_dir
 @as_json
 def engine(config: Config, rounds: int, report_dir: Path | None, as_json: bool) -> None:
-    """Scoring a question against one bare decode of its tokens."""
+    """Compare scoring a question with one bare decode of its tokens."""
     from thor_policy.bench import runs
 
-    asked = _evaluations()
-    with render.progress(len(asked) * rounds, "scoring") as advance:
-        report = runs.engine(config, asked, rounds=rounds, advance=advance)
+    evaluations = _evaluations()
+    with _measuring(len(evaluations) * rounds, "scoring", as_json) as (advance, announce):
+        report = runs.engine(config, evaluations, rounds=rounds, advance=advance, announce=announce)
     _show(report, as_json, report_dir)
 
 
@@ -52,18 +58,18 @@ def engine(config: Config, rounds: int, report_dir: Path | None, as_json: bool) 
 @report_dir
 @as_json
 def daemon(config: Config, requests: int, report_dir: Path | None, as_json: bool) -> None:
-    """A daemon with one client, and with many requests in flight over a stub engine."""
+    """Measure a daemon with one client, and with 256 requests in flight over a stub engine."""
     from thor_policy.bench import runs
 
-    with render.progress(requests, "asking") as advance:
-        report = runs.daemon(config, _evaluations(), requests=requests, advance=advance)
+    with _measuring(requests, "asking", as_json) as (advance, announce):
+        report = runs.daemon(config, _evaluations(), requests=requests, advance=advance, announce=announce)
     _show(report, as_json, report_dir)
 
 
 @bench.command()
 @configured("model", "models_dir", "pack", "state_dir")
 @click.option(
-    "--requests", type=click.IntRange(2), default=200, show_default=True, help="Questions asked again."
+    "--requests", type=click.IntRange(2), default=200, show_default=True, help="How many questions to repeat."
 )
 @report_dir
 @as_json
@@ -71,21 +77,22 @@ def daemon(config: Config, requests: int, report_dir: Path | None, as_json: bool
 def determinism(
     ctx: click.Context, config: Config, requests: int, report_dir: Path | None, as_json: bool
 ) -> None:
-    """The same questions in random order, explanations and another pack between them, and after a restart.
+    """Repeat questions in random order, with explanations and another pack in between, and after a restart.
 
-    Each answer is held against the first one to that question. Status 1 if a label differs.
+    Each answer is compared with the first answer to the same question. Exit status 1 if a label differs.
     """
-    from thor_policy.bench import determinism as measure
+    from thor_policy.bench import determinism as benchmark
 
-    asked, names = _evaluations(), pack_files.available(data_path("prompts"))
+    evaluations, names = _evaluations(), pack_files.available(data_path("prompts"))
     other = next(name for name in names if name != loading.load_pack(config).info.name)
-    with render.progress(measure.DIFFERENT + requests, "asking again") as advance:
-        report = measure.determinism(
+    with _measuring(benchmark.DIFFERENT + requests, "repeating", as_json) as (advance, announce):
+        report = benchmark.determinism(
             config,
-            asked,
+            evaluations,
             requests=requests,
             other=pack_files.load(pack_files.find(other, data_path("prompts"))),
             advance=advance,
+            announce=announce,
         )
     _show(report, as_json, report_dir)
     ctx.exit(1 if report.facts["labels_differing"] else 0)
@@ -93,22 +100,62 @@ def determinism(
 
 @bench.command()
 @configured("model", "models_dir", "pack", "state_dir")
-@click.option("--rounds", default=2, show_default=True, help="How often each question is asked.")
+@click.option(
+    "--questions",
+    type=click.IntRange(4),
+    default=16,
+    show_default=True,
+    help="How many of the shipped questions to ask.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="How often each side is asked each question.",
+)
+@click.option(
+    "--clients",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Clients that ask for explained decisions at once.",
+)
 @click.option(
     "--llama-server",
     "server",
     required=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The program; scripts/build-llama-server makes it.",
+    help="The program llama-server; ./scripts/build-llama-server builds it and prints its path.",
 )
 @report_dir
 @as_json
-def peers(config: Config, rounds: int, server: Path, report_dir: Path | None, as_json: bool) -> None:
-    """Ours, llama-server and llama-cpp-python on the same model, prompt and questions."""
-    from thor_policy.bench.peers import peers as measure
+def peers(
+    config: Config,
+    questions: int,
+    rounds: int,
+    clients: int,
+    server: Path,
+    report_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare with llama-server and llama-cpp-python on the same model, prompt and questions.
 
-    with render.progress(None, "asking everybody") as advance:
-        report = measure(config, _evaluations(), rounds=rounds, server=server, advance=advance)
+    The defaults take a few minutes on two cores. More questions, rounds and clients narrow the intervals.
+    """
+    from thor_policy.bench.peers import peers as benchmark
+
+    with _measuring(None, "asking each side", as_json) as (advance, announce):
+        report = benchmark(
+            config,
+            _evaluations(),
+            questions=questions,
+            rounds=rounds,
+            clients=clients,
+            server=server,
+            advance=advance,
+            announce=announce,
+        )
     _show(report, as_json, report_dir)
 
 
@@ -119,27 +166,56 @@ def peers(config: Config, rounds: int, server: Path, report_dir: Path | None, as
     "--blocks",
     default=20,
     show_default=True,
-    help="Blocks of decisions by the model, with the journal and without; 0: none.",
+    help="Blocks of decisions by the model, with and without the journal; 0 skips them.",
 )
 @report_dir
 @as_json
 def journal(config: Config, rows: int, blocks: int, report_dir: Path | None, as_json: bool) -> None:
-    """Writing, looking up, verifying; and what the journal costs the model."""
-    from thor_policy.bench import journal as measure
+    """Measure writing, looking up and verifying, and what the journal costs a decision of the model."""
+    from thor_policy.bench import journal as benchmark
 
     config.state_dir.mkdir(parents=True, exist_ok=True)
-    with render.progress(None, "writing and reading") as advance:
-        report = measure.journal(config, _evaluations(), rows=rows, blocks=blocks, advance=advance)
+    with _measuring(None, "writing and reading", as_json) as (advance, announce):
+        report = benchmark.journal(
+            config, _evaluations(), rows=rows, blocks=blocks, advance=advance, announce=announce
+        )
     _show(report, as_json, report_dir)
 
 
 def _evaluations() -> list[Evaluation]:
     """The questions of the shipped scenarios."""
     suites = [suite_files.load(path) for path in suite_files.available(data_path("scenarios"))]
-    found = [scenario.evaluation() for one in suites for scenario in one.scenarios]
-    if not found:
-        raise SuiteError("there are no scenarios to take questions from")
-    return found
+    evaluations = [scenario.evaluation() for suite in suites for scenario in suite.scenarios]
+    if not evaluations:
+        raise SuiteError(f"there are no scenarios to take questions from in {data_path('scenarios')}")
+    return evaluations
+
+
+@contextmanager
+def _measuring(
+    total: int | None, activity: str, as_json: bool
+) -> Iterator[tuple[figures.Advance, figures.Announce]]:
+    """A progress bar for `total` units of work, and a printed line for each figure."""
+    with render.measuring(total, activity, stderr=as_json) as (advance, print_line):
+        yield advance, lambda figure: print_line(_line_of(figure))
+
+
+def _line_of(figure: figures.Figure) -> str:
+    """A figure as one line of text."""
+    match figure:
+        case figures.Series():
+            return f"{figure.name}: {figure.median_ms:.2f} ms, median of {len(figure.ms)}"
+        case figures.Ratio():
+            promised = f", promised {figure.bound}" if figure.bound else ""
+            interval = f"{figure.low:.2f} to {figure.high:.2f}"
+            return (
+                f"{figure.of} / {figure.against}: {figure.ratio:.2f} ({interval}), "
+                f"{figure.extra_ms:+.2f} ms{promised}"
+            )
+        case figures.Rate():
+            return f"{figure.name}: {figure.per_s:,.1f} per second, of {figure.count:,}"
+        case figures.Fact():
+            return f"{figure.name}: {figure.value:,.4g}"
 
 
 def _show(report: figures.Report, as_json: bool, report_dir: Path | None) -> None:
@@ -153,6 +229,7 @@ def _show(report: figures.Report, as_json: bool, report_dir: Path | None) -> Non
     if as_json:
         render.as_json(plain)
         return
+    render.line("")
     render.line(f"{report.machine}; {', '.join(f'{k} {v}' for k, v in report.versions.items())}")
     render.line(f"{report.questions} questions, {report.rounds} rounds")
     render.table(("what", "median ms", "runs"), [(s.name, s.median_ms, len(s.ms)) for s in report.series])

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import click
+import msgspec
 
 from thor_policy.cli import render
 from thor_policy.cli.options import READ, as_json, configured
@@ -81,34 +82,35 @@ def status(config: Config, as_json: bool) -> None:
     with Client(config.endpoint, key=config.key_file, timeout_ms=5_000) as client:
         answer = client.status()
     if as_json:
-        render.as_json(answer)
+        render.as_json(msgspec.to_builtins(answer))
         return
-    parts = ("engine", "cache", "journal", "clerk", "steward")
-    engine, cache, journal, clerk, steward = (answer.pop(part) for part in parts)
-    packs, counters, drift = (answer.pop(part) for part in ("packs", "counters", "drift"))
-    answer["pack"] = f"{answer['pack']['name']} {answer['pack']['version']} {answer['pack']['sha256'][:12]}"
-    model = answer["model"]
-    bits = "" if model["exact"] else ", not bit-exact"
-    answer["model"] = (
-        f"{model['name']} {model['quantisation']} on {model['device']} {model['sha256'][:12]}{bits}"
+    pack, model, drift = answer.pack, answer.model, answer.drift
+    bits = "" if model.exact else ", not bit-exact"
+    adapter = model.adapter and f"{model.adapter.name} x {model.adapter.scale} {model.adapter.sha256[:12]}"
+    counts = drift.counters
+    golden = (
+        f"{counts['drifted']} changes in {counts['answered']} golden answers, {counts['failed']} without one"
     )
-    answer["model file"] = model["file"]
-    adapter = model["adapter"]
-    answer["adapter"] = adapter and f"{adapter['name']} x {adapter['scale']} {adapter['sha256'][:12]}"
-    answer["drift"] = (
-        f"{drift['drifted']} changes in {drift['asked']} golden answers, {drift['failed']} without one"
-        if drift["every_s"]
-        else "not looked for"
+    own = ("version", "pid", "state", "trouble", "uptime_s", "endpoint", "tcp_endpoint", "events_endpoint")
+    render.pairs(
+        {name: getattr(answer, name) for name in own}
+        | {
+            "pack": f"{pack.name} {pack.version} {pack.sha256[:12]}",
+            "model": f"{model.name} {model.quantisation} on {model.device} {model.sha256[:12]}{bits}",
+            "model file": model.file,
+            "adapter": adapter,
+            "in_flight": answer.in_flight,
+            "max_in_flight": answer.max_in_flight,
+            "settings": msgspec.to_builtins(answer.settings),
+            "drift": golden if drift.every_s else "not looked for",
+        },
+        title="daemon",
     )
-    render.pairs(answer, title="daemon")
-    render.residents(packs)
-    render.pairs(engine, title="engine")
-    render.pairs(cache, title="cache")
-    render.pairs(journal, title="journal")
-    render.pairs(clerk, title="clerk")
-    render.pairs(steward, title="steward")
-    if counters:
-        render.pairs(counters, title="counters")
+    render.residents([msgspec.to_builtins(resident) for resident in answer.packs])
+    for title in ("engine", "cache", "journal", "maintenance", "pack_manager"):
+        render.pairs(msgspec.to_builtins(getattr(answer, title)), title=title)
+    if answer.counters:
+        render.pairs(answer.counters, title="counters")
 
 
 @click.command()

@@ -1,4 +1,7 @@
-"""`doctor`: what this machine has and lacks."""
+"""`doctor`: check this machine and its settings, and print a cure for each problem.
+
+Owns the command; `daemon.doctor` owns the checks. Main thread.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from thor_policy.daemon.doctor import examine
 @as_json
 @click.pass_context
 def doctor(ctx: click.Context, config: Config, as_json: bool) -> None:
-    """Check device, engine, model, pack, disk, SQLite and daemon; exit status 1 if something is missing."""
+    """Check device, engine, model, pack, disk, SQLite and daemon; exit status 1 if a check says missing."""
     findings = examine(config)
     if as_json:
         render.as_json(msgspec.to_builtins(findings))

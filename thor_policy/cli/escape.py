@@ -1,23 +1,23 @@
-"""What may reach a terminal of words that others wrote.
+"""Make text from requests, models and files safe to print on a terminal.
 
-Owns the one way they are shown. Invariant: nothing in a request, a model's answer or a file can move the
-cursor, hide text, turn its direction or pile marks over other lines. Pure.
+Owns the only function that does so. Invariant: no such text can move the cursor, hide text, change its
+direction, or stack marks over other lines. Pure.
 """
 
 from __future__ import annotations
 
 import unicodedata
 
-#: Marks that may stand on one character; more could pile up over other lines.
+#: Combining marks shown on one character; more could stack over other lines.
 _MARKS = 2
-_BAD = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_ESCAPED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def visible(text: str, *, lines: bool = False) -> str:
-    """The text with every character that acts, hides or reorders as an escape (`\\x1b`, `\\u202e`).
+    """The text with every control, hidden or reordering character as an escape (`\\x1b`, `\\u202e`).
 
-    With `lines`, ends of lines and tabs stay what they are.
+    With `lines`, line ends and tabs are not changed.
     """
     out: list[str] = []
     marks = 0
@@ -27,7 +27,7 @@ def visible(text: str, *, lines: bool = False) -> str:
         selector = "\ufe00" <= char <= "\ufe0f" or "\U000e0100" <= char <= "\U000e01ef"
         if lines and char in "\n\t":
             out.append(char)
-        elif category in _BAD or marks > _MARKS or selector:
+        elif category in _ESCAPED or marks > _MARKS or selector:
             out.append(_SHORT.get(char) or _escape(ord(char)))
         else:
             out.append(" " if category == "Zs" else char)

@@ -1,20 +1,18 @@
-"""`invariance`: suites asked again in other words and with texts that ask for an allow."""
+"""`invariance`: ask scenarios in other words, and with texts that ask for an allow."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 import click
-import msgspec
 
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config
 from thor_policy.suites import runner
-from thor_policy.suites.invariance import KINDS, Compared, Figures, Kind
-from thor_policy.suites.invariance import figures as figures_of
+from thor_policy.suites.invariance import KINDS, Kind, figures
+from thor_policy.suites.runner import Varied
 
 
 @click.command()
@@ -23,18 +21,18 @@ from thor_policy.suites.invariance import figures as figures_of
     "files",
     nargs=-1,
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Suite files; those that ship for the pack if none is given.",
+    help="Suite files; default: those that ship for the pack.",
 )
 @click.option(
     "--kind",
     "kinds",
     multiple=True,
     type=click.Choice(get_args(Kind)),
-    help="Only variants of this kind; may be given again.",
+    help="Only variants of this kind; repeatable.",
 )
-@click.option("--sample", default=100, show_default=True, metavar="N", help="How many variants are asked.")
-@click.option("--seed", default=0, show_default=True, metavar="N", help="Draws the sample; the same again.")
-@click.option("--full", is_flag=True, help="Every variant; hours with a model.")
+@click.option("--sample", default=100, show_default=True, metavar="N", help="Number of variants to ask.")
+@click.option("--seed", default=0, show_default=True, metavar="N", help="Random seed of the sample.")
+@click.option("--full", is_flag=True, help="Ask every variant; takes hours with a model.")
 @as_json
 @click.pass_context
 def invariance(
@@ -49,8 +47,9 @@ def invariance(
 ) -> None:
     """Ask variants of scenarios and report answers that changed.
 
-    A variant differs in nothing that should matter: order of members, unknown members, irrelevant context,
-    synonyms, ways to write a number, a text that asks for an allow. Exit status 1: some answer got looser.
+    A variant differs only in ways that should not matter: order of members, unknown members, irrelevant
+    context, synonyms, number format, an injected text that asks for an allow. Exit status 1: an answer got
+    looser, or fell below its floor.
     """
     suites = runner.find([str(path) for path in files])
     varied = runner.vary(
@@ -60,34 +59,30 @@ def invariance(
         count=None if full else sample,
         seed=seed,
         asking=lambda count, where: render.progress(count, f"asking {where}"),
-        announce=lambda told: render.line(told, stderr=True),
+        announce=lambda message: render.line(message, stderr=True),
     )
-    compared = varied.compared
-    figures = figures_of(compared)
     if as_json:
-        changed = [one for one in compared if one.flipped or one.refused]
-        told = {"variants": varied.variants, "asked": len(compared), "seed": varied.seed}
-        render.as_json(told | msgspec.to_builtins({"figures": figures, "changed": changed}))
+        render.as_json(varied.plain())
     else:
-        _show(compared, figures)
-        which = "all" if full else f"seed {seed}"
-        render.line(f"\n{len(compared)} of {varied.variants} variants, {which}, {varied.where}")
-    ctx.exit(1 if any(one.loosened_by or one.below_floor for one in compared) else 0)
+        _show(varied)
+    ctx.exit(0 if varied.ok else 1)
 
 
-def _show(compared: Sequence[Compared], figures: tuple[Figures, ...]) -> None:
-    for one in compared:
-        if one.loosened_by or one.below_floor:
-            variant = one.variant
-            what = f"{variant.detail or variant.kind} in {variant.place or 'the whole'}"
-            by = f"loosened by the {one.loosened_by}" if one.loosened_by else "below the floor"
-            render.line(f"{variant.scenario} {what}: {one.before} became {one.after}, {by}")
+def _show(varied: Varied) -> None:
+    for comparison in varied.compared:
+        if comparison.failed:
+            variant, loosened_by = comparison.variant, comparison.loosened_by
+            what = f"{variant.detail or variant.kind} in {variant.place or 'the whole question'}"
+            by = f"loosened by the {loosened_by}" if loosened_by else "below the floor"
+            render.line(f"{variant.scenario} {what}: {comparison.before} became {comparison.after}, {by}")
             if variant.text:
                 render.line(f"    {variant.text!a}")
     render.table(
         ("variants", "asked", "refused", "flips", "by rules", "by model", "below floor"),
         [
-            (f.name, f.asked, f.refused, f.flips, f.loosened_by_rules, f.loosened_by_model, f.below_floor)
-            for f in figures
+            (f.name, f.total, f.refused, f.flips, f.loosened_by_rules, f.loosened_by_model, f.below_floor)
+            for f in figures(varied.compared)
         ],
     )
+    which = "all" if varied.seed is None else f"seed {varied.seed}"
+    render.line(f"\n{len(varied.compared)} of {varied.variants} variants, {which}, {varied.where}")

@@ -1,4 +1,7 @@
-"""`models`: the catalog and the files."""
+"""`models`: the model catalog and its files.
+
+Owns the four commands that list, fetch, check and locate a model file. Invariant: only `pull` downloads.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,13 @@ def models() -> None:
 @configured("models_dir")
 @as_json
 def list_models(config: Config, as_json: bool) -> None:
-    """The models of the catalog, and which are there."""
+    """List the models of the catalog, and which of them are present."""
     rows = catalog.listing(config.models_dir)
     if as_json:
         render.as_json(msgspec.to_builtins(rows, enc_hook=str))
         return
     render.table(
-        ("model", "size", "for", "licence", "here"),
+        ("model", "size", "for", "licence", "file"),
         [
             (
                 row.model.name,
@@ -44,11 +47,11 @@ def list_models(config: Config, as_json: bool) -> None:
 
 @models.command()
 @configured("models_dir")
-@click.argument("name", help="As `models list` shows it.", shell_complete=completion.models)
+@click.argument("name", help="A name that `models list` prints.", shell_complete=completion.models)
 @click.option("--force", is_flag=True, help="Fetch again and replace the file and its recorded digest.")
 def pull(config: Config, name: str, force: bool) -> None:
     """Fetch a model of the catalog."""
-    from thor_policy.catalog import fetching  # it brings httpx, which no other command needs
+    from thor_policy.catalog import fetching  # imports httpx, which no other command needs
 
     model = catalog.Catalog.load().get(name)
     with render.download(name) as progress:
@@ -61,22 +64,24 @@ def pull(config: Config, name: str, force: bool) -> None:
 @click.argument(
     "name",
     required=False,
-    help="One model; all that are here if none is given.",
+    help="A name that `models list` prints; without it, every model that is present.",
     shell_complete=completion.models,
 )
 @as_json
 @click.pass_context
 def verify(ctx: click.Context, config: Config, name: str | None, as_json: bool) -> None:
-    """Hash whole files and compare; exit status 1 if one is wrong."""
-    known = catalog.Catalog.load()
-    here = [row.model for row in catalog.listing(config.models_dir) if row.present]
-    verdicts = [catalog.verify(one, config.models_dir) for one in ([known.get(name)] if name else here)]
+    """Hash whole files and compare with the known digests; exit status 1 unless every file is ok."""
+    if name:
+        chosen = [catalog.Catalog.load().get(name)]
+    else:
+        chosen = [row.model for row in catalog.listing(config.models_dir) if row.present]
+    verdicts = [catalog.verify(model, config.models_dir) for model in chosen]
     if as_json:
         render.as_json([msgspec.to_builtins(v, enc_hook=str) | {"status": v.status} for v in verdicts])
     else:
         for verdict in verdicts:
             render.pairs(
-                {"status": verdict.status, "expected": verdict.expected, "found": verdict.found},
+                {"status": verdict.status, "expected": verdict.expected, "found": verdict.actual},
                 title=str(verdict.path),
             )
     ctx.exit(0 if all(v.status == "ok" for v in verdicts) else 1)
@@ -85,8 +90,10 @@ def verify(ctx: click.Context, config: Config, name: str | None, as_json: bool) 
 @models.command()
 @configured("models_dir")
 @click.argument(
-    "name", help="As `models list` shows it, or the path of a GGUF file.", shell_complete=completion.models
+    "name",
+    help="A name that `models list` prints, or the path of a GGUF file.",
+    shell_complete=completion.models,
 )
 def path(config: Config, name: str) -> None:
-    """Print where a model's file is."""
+    """Print the path of a model's file."""
     render.line(str(Path(catalog.resolve(name, config.models_dir).path)))

@@ -121,16 +121,19 @@ def lint(ctx: click.Context, pack: str, as_json: bool) -> None:
     required=True,
     metavar="FILE",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Ed25519 key (PEM, mode 0600); made if it is missing, with its public half in FILE.pub.",
+    help="Ed25519 private key (PEM, mode 0600) that signs; `--new-key` makes one.",
 )
+@click.option("--new-key", is_flag=True, help="Make the key FILE, which must not exist, and FILE.pub.")
 @as_json
-def sign(directory: Path, key_file: Path, as_json: bool) -> None:
+def sign(directory: Path, key_file: Path, new_key: bool, as_json: bool) -> None:
     """Vouch for a pack as it lies in its directory: leaves `pack.sig` there.
 
     Daemons with that key's public half among their pack_keys then load it, and refuse it once it is altered.
     """
     pack = _load(f"{directory}/")
-    key = signatures.Key.open(key_file, announce=lambda said: render.line(said, stderr=True))
+    key = signatures.Key.make(key_file) if new_key else signatures.Key.open(key_file)
+    if new_key:
+        render.line(f"made a new key: {key_file}; to check its signatures use {key_file}.pub", stderr=True)
     signed = signatures.sign_pack(pack.info, pack.path / pack_files.SIGNATURE, key)
     if as_json:
         render.as_json(msgspec.to_builtins(signed))

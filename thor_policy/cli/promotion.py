@@ -80,7 +80,7 @@ _OPTIONS = (
         "key_file",
         metavar="FILE",
         type=click.Path(dir_okay=False, path_type=Path),
-        help="Ed25519 key (PEM) that signs the promotion; created if missing.",
+        help="Ed25519 private key (PEM) that signs the promotion; `packs sign --new-key` makes one.",
     ),
 )
 

@@ -319,3 +319,23 @@ def bars_svg(title: str, values_ms: Mapping[str, float]) -> str:
         f'<text x="20" y="24" font-size="15" font-weight="bold">{escape_xml(title)}: median, one run</text>'
         f"{''.join(rows)}</svg>\n"
     )
+
+
+@contextmanager
+def measuring(
+    total: int | None, activity: str, *, stderr: bool
+) -> Iterator[tuple[Callable[[], None], Callable[[str], None]]]:
+    """A progress bar for `total` items, and a function that prints a line at once, whole, beside the bar."""
+    with _bar(BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
+        task = bar.add_task(activity, total=total)
+
+        def print_line(text: str) -> None:
+            if bar.disable:
+                line(text, stderr=stderr)
+            else:  # the bar redraws itself in place: take it away while the line is printed
+                bar.live.stop()
+                line(text, stderr=stderr)
+                bar.live.start(refresh=True)
+            (sys.stderr if stderr else sys.stdout).flush()
+
+        yield lambda: bar.advance(task), print_line

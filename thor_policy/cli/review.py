@@ -1,10 +1,10 @@
-"""`review`: people's verdicts on decisions, on a full screen, line by line, or counted."""
+"""`review`: people judge decisions, on a full screen or line by line, and see the figures."""
 
 from __future__ import annotations
 
 import getpass
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, get_args
 
@@ -17,13 +17,11 @@ from thor_policy.cli.options import as_json, configured, decision_filters
 from thor_policy.config import Config
 from thor_policy.core import records
 from thor_policy.core.errors import ThorPolicyError
-from thor_policy.core.requests import Json
 from thor_policy.daemon import journal_access, loading
-from thor_policy.journal import review_queries
-from thor_policy.journal.reader import Reader
-from thor_policy.policy.pack import Pack
-from thor_policy.review import agreement, ranking
 from thor_policy.review import queue as review_queue
+from thor_policy.review import ranking
+from thor_policy.review.agreement import Report
+from thor_policy.review.queue import JournalQueue, PackTexts
 from thor_policy.review.session import Item, Session
 
 PLAIN_HELP = """\
@@ -33,10 +31,10 @@ r TEXT              the reasoning is wrong; this is right
 b OUTCOME TEXT      both are wrong
 s                   skip
 u                   undo the last step
-p                   back to the decision before
+p                   back to the previous decision
 g NAME              give this decision to another reviewer
-/TEXT               the next decision that holds the text
-z                   show long values whole
+/TEXT               the next decision that contains the text
+z                   show long values in full, or short again
 t                   figures
 q                   quit"""
 
@@ -45,12 +43,14 @@ q                   quit"""
 @configured("state_dir", "endpoint", "pack")
 @click.option(
     "--queue",
-    type=click.Choice(get_args(review_queue.Queue)),
+    type=click.Choice(get_args(review_queue.QueueName)),
     default="unreviewed",
     show_default=True,
-    help="Which decisions: those assigned to you (mine), found wrong, judged differently, ...",
+    help="Which decisions: unreviewed, found wrong, all, with differing verdicts, or assigned to you.",
 )
-@click.option("--reviewer", metavar="NAME", help="Who you are; otherwise your user name here.")
+@click.option(
+    "--reviewer", metavar="NAME", help="Your name as a reviewer; default: your user name on this machine."
+)
 @click.option(
     "--order",
     "by",
@@ -64,34 +64,38 @@ q                   quit"""
     type=click.FloatRange(0, 1),
     default=ranking.RANDOM_SHARE,
     show_default=True,
-    help="Share that is drawn at random, whatever its priority.",
+    help="Share of decisions in the random sample, whatever their priority.",
 )
 @click.option(
     "--second-share",
     type=click.FloatRange(0, 1),
     default=ranking.SECOND_SHARE,
     show_default=True,
-    help="Share that others judge again without sight of earlier verdicts.",
+    help="Share of decisions that other reviewers judge again, blind to earlier verdicts.",
 )
 @click.option(
     "--verdicts",
     type=click.IntRange(1, 10),
     default=2,
     show_default=True,
-    help="How many verdicts each decision of that share gets.",
+    help="Number of verdicts for each decision of the second share.",
 )
 @decision_filters
-@click.option("-n", "--limit", type=click.IntRange(1, 10_000), help="Only the first so many of the queue.")
-@click.option("--assign", "assignee", metavar="NAME", help="Assign the queue to this reviewer, and end.")
-@click.option("--plain", is_flag=True, help="Line by line: for scripts and screen readers.")
-@click.option("--stats", is_flag=True, help="Only count: agreement, accuracy, each reviewer; heeds --since.")
+@click.option(
+    "-n", "--limit", type=click.IntRange(1, 10_000), help="At most this many decisions of the queue."
+)
+@click.option("--assign", "assignee", metavar="NAME", help="Assign the queue to this reviewer, then exit.")
+@click.option("--plain", is_flag=True, help="Work line by line, for scripts and screen readers.")
+@click.option(
+    "--stats", is_flag=True, help="Print figures only: agreement, accuracy, reviewers; --since applies."
+)
 @as_json
 @click.pass_context
 def review(
     ctx: click.Context,
     /,
     config: Config,
-    queue: review_queue.Queue,
+    queue: review_queue.QueueName,
     reviewer: str | None,
     by: review_queue.Order,
     random_share: float,
@@ -105,7 +109,7 @@ def review(
     type_: str | None,
     **filters: Any,
 ) -> None:
-    """Review decisions: one key a verdict, each kept as it is typed.
+    """Review decisions: one key for each verdict, recorded at once.
 
     \b
     --json prints the queue, or with --stats the figures.
@@ -113,8 +117,9 @@ def review(
     """
     name = reviewer or _user()
     with journal_access.open_reader(config) as reader:
+        reviews = JournalQueue(reader, partial(journal_access.submit_record, config))
         if stats:
-            _tell(reader, filters["since"], as_json=as_json)
+            _show_report(reviews.report(filters["since"]), as_json=as_json)
             return
         picks = review_queue.picks(
             reader,
@@ -127,38 +132,39 @@ def review(
             type=type_,
             **filters,
         )[:limit]
-        keep = partial(journal_access.submit_record, config)
         if as_json:
             render.as_json(msgspec.to_builtins(picks))
         elif assignee is not None:
-            for pick in picks:
-                keep(_assigned(pick, to=assignee, by=name))
+            reviews.assign(picks, to=assignee, by=name)
             render.line(f"assigned to {visible(assignee)}: {len(picks)} decisions")
         elif not picks:
             render.line("there is nothing to review")
         else:
-            session = Session(picks, review_queue.JournalDesk(reader, keep), name)
-            told = _Words(config, reader)
+            session, view = Session(picks, reviews, name), _View(_pack_texts(config), reviews)
             if plain or not (sys.stdin.isatty() and sys.stdout.isatty()):
-                ctx.exit(0 if _Plain(session, told).run(sys.stdin) else 1)
-            from thor_policy.cli.review_screen import Screen  # a tenth of a second that no other use needs
+                ctx.exit(0 if _LineSession(session, view).run(sys.stdin) else 1)
+            from thor_policy.cli.review_screen import Screen  # takes 0.1 s to import
 
-            Screen(session, queue, page=told.page, labels=told.labels, figures=told.figures).run()
+            Screen(session, queue, page=view.page, labels=view.labels, figures=view.figures).run()
 
 
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError) as error:  # a user without a name, as containers have them
-        raise click.UsageError("--reviewer: your user has no name here; say who you are") from error
+    except (KeyError, OSError) as error:  # users without a name occur in containers
+        raise click.UsageError(
+            "--reviewer: your user has no name on this machine; give one with --reviewer NAME"
+        ) from error
 
 
-def _assigned(pick: ranking.Pick, *, to: str, by: str) -> records.Assignment:
-    return records.Assignment(decision_id=pick.decision_id, reviewer=to, type="assign", given_by=by)
+def _pack_texts(config: Config) -> PackTexts:
+    try:
+        return PackTexts(loading.load_pack(config))
+    except ThorPolicyError:  # decisions of a pack that cannot be loaded are shown without its texts
+        return PackTexts(None)
 
 
-def _tell(reader: Reader, since: str | None, *, as_json: bool) -> None:
-    report = agreement.report(review_queries.reviews(reader, since=since))
+def _show_report(report: Report, *, as_json: bool) -> None:
     if as_json:
         render.as_json(msgspec.to_builtins(report))
     else:
@@ -166,95 +172,77 @@ def _tell(reader: Reader, since: str | None, *, as_json: bool) -> None:
             click.echo(line)
 
 
-class _Words:
-    """What pages need besides the decision: the texts and outcomes of its pack, and the figures."""
+class _View:
+    """A decision, and the figures of all reviews, as lines of text."""
 
-    def __init__(self, config: Config, reader: Reader) -> None:
-        self._reader = reader
-        try:
-            self._pack: Pack | None = loading.load_pack(config)
-        except ThorPolicyError:  # a pack that cannot be used here is none that decisions could be shown with
-            self._pack = None
+    def __init__(self, texts: PackTexts, reviews: JournalQueue) -> None:
+        self._texts, self._reviews = texts, reviews
+        self.labels = texts.labels
 
     def page(self, item: Item, width: int, full: bool) -> list[review_page.Line]:
-        return review_page.page(item, width=width, clauses=self._clauses(item), full=full)
+        return review_page.page(item, width=width, clauses=self._texts.clauses(item), full=full)
 
     def plain(self, item: Item, full: bool) -> list[str]:
-        lines = review_page.page(item, clauses=self._clauses(item), full=full, plain=True)
+        lines = review_page.page(item, clauses=self._texts.clauses(item), full=full, plain=True)
         return [line for line in review_page.as_text(lines) if line]
 
-    def labels(self, item: Item) -> Sequence[str]:
-        """The outcomes to choose from, loosest first; empty where nothing tells."""
-        pack = self._of(item)
-        return item.labels or (tuple(pack.labels) if pack is not None else ())
-
     def figures(self) -> list[str]:
-        return review_page.figures(agreement.report(review_queries.reviews(self._reader)))
-
-    def _clauses(self, item: Item) -> Mapping[str, str]:
-        pack = self._of(item)
-        return pack.clauses if pack is not None else {}
-
-    def _of(self, item: Item) -> Pack | None:
-        """The pack, if it is the one that decided: of another version the texts may differ."""
-        version: Json = item.decision["prompt_version"]
-        pack = self._pack
-        return pack if pack is not None and (version or "").endswith(f"+{pack.info.sha256[:12]}") else None
+        return review_page.figures(self._reviews.report())
 
 
-class _Plain:
-    """A session line by line."""
+class _LineSession:
+    """A session that reads commands line by line."""
 
-    def __init__(self, session: Session, words: _Words) -> None:
-        self._session, self._words = session, words
+    def __init__(self, session: Session, view: _View) -> None:
+        self._session, self._view = session, view
         self._full = False
-        self._good = True
+        self._all_accepted = True
 
     def run(self, lines: Iterator[str]) -> bool:
-        """Serve lines until `q` or the end; False if any of them was not understood or was refused."""
+        """Execute lines until `q` or the end; False if any of them was unknown or was refused."""
         session = self._session
         try:
             session.open()
             self._show()
             for line in lines:
-                told = line.strip()
-                if told == "q":
+                command = line.strip()
+                if command == "q":
                     break
-                if told:
-                    self._do(told[:1], told[1:].strip())
+                if command:
+                    self._execute(command[:1], command[1:].strip())
         finally:
             session.close()
         counts = f"{session.count('judged')} judged, {session.count('skipped')} skipped"
-        render.line(f"{counts}, {session.passed_over} were somebody else's by then")
-        return self._good
+        render.line(f"{counts}, {session.passed_over} taken by other reviewers")
+        return self._all_accepted
 
     def _show(self) -> None:
         item, session = self._session.item, self._session
         if item is None:
-            render.line("the queue has come to its end")
+            render.line("end of the queue")
             return
         position = "first" if session.place == 0 else "next"
         render.line(
             f"{session.place + 1} of {len(session.picks)}, {position} because: {visible(item.pick.why)}"
         )
-        for line in self._words.plain(item, self._full):
+        for line in self._view.plain(item, self._full):
             click.echo(line)
 
-    def _do(self, key: str, rest: str) -> None:
+    def _execute(self, key: str, rest: str) -> None:
         steps: dict[str, Callable[[str], str | None]] = {
-            "a": lambda _: self._judged("accept"),
-            "d": lambda told: self._judged("correct_decision", told),
-            "r": lambda told: self._judged("correct_reasoning", "", told),
-            "b": lambda told: self._judged("correct_both", *_two(told)),
-            "s": lambda _: self._skipped(),
-            "u": lambda _: self._undone(),
+            "a": lambda _: self._judge("accept"),
+            "d": lambda outcome: self._judge("correct_decision", outcome),
+            "r": lambda text: self._judge("correct_reasoning", "", text),
+            "b": lambda rest: self._judge("correct_both", *_outcome_and_text(rest)),
+            "s": lambda _: self._skip(),
+            "u": lambda _: self._undo(),
             "p": lambda _: "back" if self._session.back() else None,
-            "g": self._given,
-            "/": self._found,
-            "z": lambda _: self._toggled(),
+            "g": self._delegate,
+            "/": self._search,
+            "z": lambda _: self._toggle_full(),
         }
         if key in ("t", "?"):
-            for line in self._words.figures() if key == "t" else PLAIN_HELP.splitlines():
+            for line in self._view.figures() if key == "t" else PLAIN_HELP.splitlines():
                 click.echo(line)
             return
         try:
@@ -262,44 +250,46 @@ class _Plain:
                 raise click.UsageError(f"{key!r} is no command; ? lists them")
             render.line(steps[key](rest) or "done")
         except (ThorPolicyError, click.UsageError) as error:
-            self._good = False
+            self._all_accepted = False
             render.line(visible(str(error)), stderr=True)
             if self._session.item is not None:
                 return
             self._session.open()
         self._show()
 
-    def _judged(self, verdict: records.Judgement, decision: str = "", reasoning: str = "") -> str:
+    def _judge(self, verdict: records.Judgement, decision: str = "", reasoning: str = "") -> str:
         if verdict in ("correct_decision", "correct_both"):
             item = self._session.item
-            labels = self._words.labels(item) if item is not None else ()
+            labels = self._view.labels(item) if item is not None else ()
             if not decision or (labels and decision not in labels):
                 known = f"one of {', '.join(map(visible, labels))}" if labels else "an outcome"
                 raise click.UsageError(f"say which outcome is right: {known}")
-        return f"kept as {self._session.judge(verdict, decision=decision, reasoning=reasoning)}"
+        return f"recorded as {self._session.judge(verdict, decision=decision, reasoning=reasoning)}"
 
-    def _skipped(self) -> str:
+    def _skip(self) -> str:
         self._session.skip()
         return "skipped"
 
-    def _undone(self) -> str:
+    def _undo(self) -> str:
         last = self._session.undo()
-        return f"taken back: {last.verdict or last.step}" if last else "nothing to undo"
+        return f"undone: {last.verdict or last.step}" if last else "nothing to undo"
 
-    def _given(self, to: str) -> str:
+    def _delegate(self, to: str) -> str:
         if not to:
-            raise click.UsageError("say to whom: g NAME")
+            raise click.UsageError("name the reviewer: g NAME")
         self._session.delegate(to)
-        return f"given to {visible(to)}"
+        return f"assigned to {visible(to)}"
 
-    def _found(self, text: str) -> str:
-        return "found" if text and self._session.find(text) else f"nothing holds {visible(text)!r}"
+    def _search(self, text: str) -> str:
+        if text and self._session.find(text):
+            return "found"
+        return f"no decision of this queue contains {visible(text)!r}"
 
-    def _toggled(self) -> str:
+    def _toggle_full(self) -> str:
         self._full = not self._full
-        return "long values whole" if self._full else "long values short"
+        return "long values in full" if self._full else "long values cut short"
 
 
-def _two(told: str) -> tuple[str, str]:
-    outcome, _, text = told.partition(" ")
+def _outcome_and_text(rest: str) -> tuple[str, str]:
+    outcome, _, text = rest.partition(" ")
     return outcome, text.strip()

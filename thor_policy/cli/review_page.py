@@ -1,7 +1,7 @@
-"""What a decision looks like to its reviewer: lines of styled text, for a full screen and for plain output.
+"""The page of a decision under review, and the figures: lines of styled text, for screen and plain output.
 
-Owns the words and the order of a page. Invariant: what comes from a request or a model reaches a page
-through `visible` alone, so no control character, no mark of direction and no markup gets to a terminal.
+Owns the words and the order of a page. Invariant: text from a request or a model reaches a page only through
+`visible`, so no control character, direction mark or markup reaches a terminal.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from thor_policy.review.session import Item
 Span = tuple[str, str]
 Line = list[Span]
 
-#: Characters of one value that are shown before it is asked for in full.
+#: Characters of one value that are shown unless the page is in full.
 SHORT_CHARS = 200
-#: Columns of the names on the left.
+#: Columns of the field names on the left.
 _NAMES = 11
 _LABEL_CELLS, _BAR_CELLS = 22, 24
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """Lines of at most so many columns, broken at spaces where there are any."""
+    """The text as lines of at most `width` columns, broken at spaces if possible."""
     lines: list[str] = []
     line, used = "", 0
     for word in text.split(" "):
@@ -40,13 +40,13 @@ def wrapped(text: str, width: int) -> list[str]:
             lines.append(line)
         line, used = word, size
         if size > width:
-            *whole, line = _chopped(word, width)
+            *whole, line = _split_word(word, width)
             lines += whole
             used = cell_len(line)
     return [*lines, line]
 
 
-def _chopped(word: str, width: int) -> list[str]:
+def _split_word(word: str, width: int) -> list[str]:
     parts: list[str] = []
     start = used = 0
     for place, char in enumerate(word):
@@ -64,8 +64,8 @@ def _chopped(word: str, width: int) -> list[str]:
 def page(
     item: Item, *, width: int = 80, clauses: Mapping[str, str], full: bool = False, plain: bool = False
 ) -> list[Line]:
-    """One decision under review. `clauses` are texts by id; `full` shows long values whole; `plain` draws no
-    bars, for screen readers and scripts.
+    """One decision under review. `clauses` are texts by id; `full` shows long values in full; `plain` draws
+    no bars, for screen readers and scripts.
     """
     row, body = item.decision, item.event["body"]
     private = item.event["private"] or {}
@@ -81,15 +81,15 @@ def page(
         *_fields("reasoning", _cut(row["reasoning"] or "(none)", full), width, "reasoning"),
     ]
     if row["expected_decision"]:
-        wanted = " or ".join(visible(one) for one in row["expected_decision"].split("|"))
+        outcomes = " or ".join(visible(outcome) for outcome in row["expected_decision"].split("|"))
         scenario = f" (scenario {visible(row['scenario_id'])})" if row["scenario_id"] else ""
-        parts += _fields("expected", wanted + scenario, width)
-    for one in item.ratings:
-        parts += _fields("verdict", _rating(one, full), width)
+        parts += _fields("expected", outcomes + scenario, width)
+    for rating in item.ratings:
+        parts += _fields("verdict", _rating(rating, full), width)
     if item.hidden:
-        parts += _fields("verdict", "given before by somebody else, and hidden until you have judged", width)
+        parts += _fields("verdict", "of another reviewer, hidden until you judge", width)
     for clause in row["clauses"]:
-        parts += _fields(visible(clause), _cut(clauses.get(clause, "(its text is not here)"), full), width)
+        parts += _fields(visible(clause), _cut(clauses.get(clause, "(text not available)"), full), width)
     if full and row["prompt_version"]:
         parts += _fields("pack", visible(row["prompt_version"]), width)
     return parts
@@ -107,18 +107,18 @@ def _headline(row: Mapping[str, Json], width: int) -> Line:
 
 
 def _fit(text: str, width: int) -> str:
-    return text if cell_len(text) <= width else f"{_chopped(text, width - 1)[0]}…"
+    return text if cell_len(text) <= width else f"{_split_word(text, width - 1)[0]}…"
 
 
 def _outcome(row: Mapping[str, Json], width: int) -> Line:
-    told = [visible(row["classification"])] if row["classification"] else []
-    told += [f"risk {row['risk_level'] or 'unknown'}", f"by {visible(row['tier'])}"]
+    details = [visible(row["classification"])] if row["classification"] else []
+    details += [f"risk {row['risk_level'] or 'unknown'}", f"by {visible(row['tier'])}"]
     if row["reason_code"]:
-        told.append(visible(row["reason_code"]))
+        details.append(visible(row["reason_code"]))
     if row["floor"]:
-        told.append(f"floor {visible(row['floor'])}")
+        details.append(f"floor {visible(row['floor'])}")
     outcome = _fit(visible(row["decision"]).upper(), width // 2)
-    rest = _fit(f"   {' · '.join(told)}", max(4, width - 1 - cell_len(outcome)))
+    rest = _fit(f"   {' · '.join(details)}", max(4, width - 1 - cell_len(outcome)))
     return [(_style(row["decision"]), f" {outcome}"), ("", rest)]
 
 
@@ -128,9 +128,9 @@ def _style(outcome: str) -> str:
 
 def _probabilities(row: Mapping[str, Json], width: int, *, plain: bool) -> Iterator[Line]:
     probabilities: dict[str, float] = row["probabilities"]
-    room = width - 17  # for the label and its bar, beside the number and the word `served`
-    cells = min(_LABEL_CELLS, room // 2)
-    most = min(_BAR_CELLS, room - cells)
+    available = width - 17  # for label and bar; the rest is for the number and the word `served`
+    cells = min(_LABEL_CELLS, available // 2)
+    bar_cells = min(_BAR_CELLS, available - cells)
     for label, share in probabilities.items():
         served = label == row["decision"]
         mark = "  served" if served else ""
@@ -141,7 +141,7 @@ def _probabilities(row: Mapping[str, Json], width: int, *, plain: bool) -> Itera
         else:
             yield [
                 ("name" if served else "", f"  {shown}{gap} "),
-                (_style(label), f"{_bar(share, most):<{most}}"),
+                (_style(label), f"{_bar(share, bar_cells):<{bar_cells}}"),
                 ("", f" {share:.3f}{mark}"),
             ]
 
@@ -152,7 +152,7 @@ def _bar(share: float, cells: int) -> str:
 
 
 def _fields(name: str, text: str, width: int, style: str = "") -> list[Line]:
-    """A name on the left and the text beside it; nothing of an empty text."""
+    """The name on the left and the text beside it; no line if the text is empty."""
     if not text:
         return []
     first, *rest = wrapped(text, width - _NAMES - 2)
@@ -166,21 +166,21 @@ def _question(situation: Json, full: bool) -> str:
         return "(erased)"
     if "action" not in situation:
         return " · ".join(_pairs(situation, full))
-    told: list[str] = []
-    for part in ("subject", "action", "resource"):
-        one = situation.get(part)
-        if isinstance(one, dict):
-            told += _pairs(one.get("properties") or {}, full)
-    return " · ".join([*told, *_pairs(situation.get("context") or {}, full)]) or "(no more than that)"
+    pairs: list[str] = []
+    for name in ("subject", "action", "resource"):
+        part = situation.get(name)
+        if isinstance(part, dict):
+            pairs += _pairs(part.get("properties") or {}, full)
+    return " · ".join([*pairs, *_pairs(situation.get("context") or {}, full)]) or "(nothing else)"
 
 
 def _pairs(value: Mapping[str, Json], full: bool, depth: int = 0) -> Iterator[str]:
-    for name, one in value.items():
+    for name, member in value.items():
         key = _cut(str(name), full)
-        if isinstance(one, dict) and one and depth < 3:
-            yield f"{key} ({', '.join(_pairs(one, full, depth + 1))})"
+        if isinstance(member, dict) and member and depth < 3:
+            yield f"{key} ({', '.join(_pairs(member, full, depth + 1))})"
         else:
-            text = one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)
+            text = member if isinstance(member, str) else json.dumps(member, ensure_ascii=False)
             yield f"{key} {_cut(text, full)}"
 
 
@@ -199,19 +199,19 @@ def _rules(body: Mapping[str, Json], full: bool) -> str:
     floor = body.get("floor")
     if not isinstance(floor, dict) or not floor.get("rules"):
         return ""
-    told = ", ".join(visible(rule) for rule in floor["rules"])
+    rules = ", ".join(visible(rule) for rule in floor["rules"])
     because = f" ({_cut(floor['because'], full)})" if floor.get("because") else ""
-    return f"{told}: at least {visible(floor['outcome'])}{because}"
+    return f"{rules}: at least {visible(floor['outcome'])}{because}"
 
 
 def _rating(rating: Rating, full: bool) -> str:
     who = visible(rating.reviewer or "(erased)")
-    told = f"{who}: {rating.verdict.replace('_', ' ')}"
+    text = f"{who}: {rating.verdict.replace('_', ' ')}"
     if rating.decision:
-        told += f", {visible(rating.decision)}"
+        text += f", {visible(rating.decision)}"
     if rating.reasoning:
-        told += f", “{_cut(rating.reasoning, full)}”"
-    return told
+        text += f", “{_cut(rating.reasoning, full)}”"
+    return text
 
 
 # ---------------------------------------------------------------- figures
@@ -219,7 +219,7 @@ def _rating(rating: Rating, full: bool) -> str:
 
 def figures(report: Report) -> list[str]:
     """The report of all reviews as plain lines."""
-    told = [
+    lines = [
         f"reviews {report.reviews} of {report.decisions} decisions",
         f"outcomes right, estimated    {share(report.outcomes_right)}",
         f"outcomes right, all reviewed {share(report.outcomes_right_all)}",
@@ -229,30 +229,32 @@ def figures(report: Report) -> list[str]:
     ]
     for pair in report.pairs:
         names = " and ".join(visible(name) for name in pair.reviewers)
-        told.append(f"{_fit(names, 27):<28}{_kappa(pair.kappa)}")
+        lines.append(f"{_fit(names, 27):<28}{_kappa(pair.kappa)}")
     if report.raters > 1:
-        told.append(f"{f'all, {report.raters} verdicts each':<28}{_kappa(report.fleiss)}")
+        lines.append(f"{f'all, {report.raters} verdicts each':<28}{_kappa(report.fleiss)}")
     if not report.pairs:
-        told.append("nobody has judged a decision after somebody else, without sight of the verdict")
-    told += ["", f"{'reviewer':<16} reviews accepted blind settled undone  agrees with others"]
-    for one in report.people:
-        told.append(
-            f"{_fit(visible(one.reviewer), 16):<16} {one.reviews:>7} {one.accepted:>8} {one.blind:>5} "
-            f"{one.adjudicated:>7} {one.withdrawn:>6}  {interval(one.agrees)}"
+        lines.append("no decision has a blind second verdict")
+    lines += ["", f"{'reviewer':<16} reviews accepted blind settled undone  agrees with others"]
+    for person in report.people:
+        lines.append(
+            f"{_fit(visible(person.reviewer), 16):<16} {person.reviews:>7} {person.accepted:>8} "
+            f"{person.blind:>5} {person.adjudicated:>7} {person.withdrawn:>6}  {interval(person.agrees)}"
         )
-    return told
+    return lines
 
 
-def share(one: Proportion) -> str:
-    """A share with its interval; `-` of nothing."""
-    return "-" if one.share is None else f"{one.hits} of {one.count}, {interval(one)}"
-
-
-def interval(one: Proportion) -> str:
-    """A share in per cent with its interval."""
-    if one.share is None or one.low is None or one.high is None:
+def share(proportion: Proportion) -> str:
+    """Counts, the share in per cent and its interval; `-` if nothing was counted."""
+    if proportion.share is None:
         return "-"
-    return f"{one.share:.0%} ({one.low:.0%} to {one.high:.0%})"
+    return f"{proportion.hits} of {proportion.count}, {interval(proportion)}"
+
+
+def interval(proportion: Proportion) -> str:
+    """A share in per cent with its interval; `-` if nothing was counted."""
+    if proportion.share is None or proportion.low is None or proportion.high is None:
+        return "-"
+    return f"{proportion.share:.0%} ({proportion.low:.0%} to {proportion.high:.0%})"
 
 
 def _kappa(kappa: Kappa) -> str:

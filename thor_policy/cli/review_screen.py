@@ -1,7 +1,7 @@
-"""The full screen of `review`: one decision, one key a verdict.
+"""The full screen of `review`: one decision, one key for each verdict.
 
-Owns prompt_toolkit. Invariant: a key does one thing and its effect is kept before the next is read; what
-the session refuses is told on the message line and changes nothing. The main thread.
+Owns prompt_toolkit. Invariant: the effect of a key is recorded before the next key is read. If the session
+refuses a step, the message line says why and nothing changes. Main thread.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from thor_policy.core import records
 from thor_policy.core.errors import ThorPolicyError
 from thor_policy.review.session import Item, Session
 
-#: Only the terminal's own colours, so that light and dark both work; NO_COLOR is honoured.
+#: Only the terminal's own colours, which fit light and dark themes; NO_COLOR is honoured.
 _STYLE = Style.from_dict(
     {
         "bar": "reverse",
@@ -58,24 +58,24 @@ Keys
   d        the outcome is wrong: choose the right one by its number
   r        the reasoning is wrong: type what it should have been, Enter
   b        both are wrong: choose an outcome, then type
-  s        skip: somebody else may have it
+  s        skip: other reviewers may judge it
   u        undo the last step, and the one before it if pressed again
-  p, Left  back to the decision before this one; a new verdict replaces yours
-  g        give this decision to another reviewer
-  /        search: the next decision that holds a text; Enter alone: the next again
-  z        show long values whole; again: short
-  Space    further down a long page; Backspace: up
-  t        figures: progress, agreement, each reviewer
-  Esc      give up what was begun
-  q        quit; what was judged is kept already
+  p, Left  back to the previous decision; a new verdict replaces yours
+  g        assign this decision to another reviewer
+  /        search: the next decision with a text; Enter alone: the one after it
+  z        show long values in full, or short again
+  Space    scroll down a long page; Backspace: up
+  t        figures: progress, agreement, reviewers
+  Esc      cancel the current input
+  q        quit; every verdict is recorded already
 
-Any key goes back."""
+Any key returns to the decision."""
 
 Mode = Literal["judge", "outcome", "reasoning", "correction", "give", "search", "help", "figures"]
 _PROMPTS: dict[Mode, str] = {
     "reasoning": "The right reasoning:",
     "correction": "The right outcome:",
-    "give": "Give it to:",
+    "give": "Assign to:",
     "search": "Search:",
 }
 
@@ -83,8 +83,8 @@ _PROMPTS: dict[Mode, str] = {
 class Screen:
     """A session on a terminal; `run` returns when the reviewer quits.
 
-    `page` gives the lines of a decision (item, width, whether in full), `labels` the outcomes to choose from,
-    `figures` the lines of the report.
+    `page` returns the lines of a decision (item, width, in full or not), `labels` the outcomes to choose
+    from, `figures` the lines of the report.
     """
 
     def __init__(
@@ -102,31 +102,31 @@ class Screen:
         self._message: tuple[str, str] = ("", "")
         self._verdict: records.Judgement = "accept"
         self._decision: str | None = None
-        self._told: list[str] = []
-        self._searched = ""
+        self._report: list[str] = []
+        self._search_text = ""
         self._scroll = 0
         self._full = False
         body = FormattedTextControl(self._body, focusable=True, show_cursor=False)
         self._pane = Window(body, wrap_lines=False)
-        self._input = TextArea(height=1, multiline=False, accept_handler=lambda _: self._typed())
+        self._input = TextArea(height=1, multiline=False, accept_handler=lambda _: self._accept_input())
         self._app: Application[None] = Application(
-            layout=Layout(self._rooms()),
+            layout=Layout(self._windows()),
             key_bindings=self._bindings(),
             style=_STYLE,
             full_screen=True,
         )
 
     def run(self) -> None:
-        """Show the first decision and serve keys until the reviewer quits."""
+        """Show the first decision and handle keys until the reviewer quits."""
         self._attempt(lambda: self._session.open())
         try:
             self._app.run()
         finally:
             self._session.close()
 
-    # ------------------------------------------------------------ what is seen
+    # ------------------------------------------------------------ the parts of the screen
 
-    def _rooms(self) -> HSplit:
+    def _windows(self) -> HSplit:
         typing = Condition(lambda: self._mode in _PROMPTS)
 
         def window(
@@ -139,7 +139,7 @@ class Screen:
                 window(self._bar, 1, "class:bar"),
                 window(self._why, 1),
                 self._pane,
-                Window(FormattedTextControl(self._said), height=1, char="─"),
+                Window(FormattedTextControl(self._message_line), height=1, char="─"),
                 ConditionalContainer(self._input, filter=typing),
                 ConditionalContainer(window(self._keys, 1), filter=~typing),
             ]
@@ -171,7 +171,7 @@ class Screen:
         if self._mode == "help":
             return [[("", f" {line}")] for line in HELP.splitlines()]
         if self._mode == "figures":
-            return [[("", f" {line}")] for line in self._told]
+            return [[("", f" {line}")] for line in self._report]
         width, _ = self._size()
         if self._session.item is not None:
             return self._page(self._session.item, width, self._full)
@@ -180,9 +180,11 @@ class Screen:
     def _ending(self) -> str:
         session = self._session
         if session.place < len(session.picks):
-            return "Nothing is shown now; Enter goes on."
-        over = f"; {session.passed_over} were somebody else's by then" if session.passed_over else ""
-        return f"That is all: {session.count('judged')} judged, {session.count('skipped')} skipped{over}."
+            return "No decision is shown; Enter shows the next one."
+        taken = f"; {session.passed_over} taken by other reviewers" if session.passed_over else ""
+        return (
+            f"End of the queue: {session.count('judged')} judged, {session.count('skipped')} skipped{taken}."
+        )
 
     def _body(self) -> StyleAndTextTuples:
         lines, (_, height) = self._lines(), self._size()
@@ -196,28 +198,28 @@ class Screen:
             out.append(("", "\n"))
         return out[:-1]
 
-    def _said(self) -> StyleAndTextTuples:
-        """The message, or what is asked for, on the line under the decision."""
+    def _message_line(self) -> StyleAndTextTuples:
+        """The line under the decision: a message, or the question that the reviewer must answer."""
         if self._mode in _PROMPTS:
-            return [("", "── "), ("class:name", _PROMPTS[self._mode]), ("", " (Enter: done, Esc: give up) ")]
+            return [("", "── "), ("class:name", _PROMPTS[self._mode]), ("", " (Enter: done, Esc: cancel) ")]
         if self._mode == "outcome":
-            told: StyleAndTextTuples = [("", "── "), ("class:name", "The right outcome:")]
+            line: StyleAndTextTuples = [("", "── "), ("class:name", "The right outcome:")]
             for number, label in self._choices():
-                told += [("class:key", f"  {number}"), ("", f" {visible(label)}")]
-            return [*told, ("class:key", "  Esc"), ("", " give up ")]
+                line += [("class:key", f"  {number}"), ("", f" {visible(label)}")]
+            return [*line, ("class:key", "  Esc"), ("", " cancel ")]
         style, text = self._message
         return [("", "── "), (style, f"{text} ")] if text else []
 
     def _keys(self) -> StyleAndTextTuples:
-        told: StyleAndTextTuples = []
-        for key, means in _KEYS:
-            told += [("class:key", f" {key}"), ("", f" {means} " if means else " ")]
-        return told
+        line: StyleAndTextTuples = []
+        for key, meaning in _KEYS:
+            line += [("class:key", f" {key}"), ("", f" {meaning} " if meaning else " ")]
+        return line
 
     def _choices(self) -> list[tuple[int, str]]:
-        """The outcomes but the one that was served, each with its number from the loosest.
+        """The outcomes except the served one, each with its number counted from the loosest.
 
-        None where there are more than there are digits: then the right one is typed.
+        Empty if there are more than nine: then the reviewer types the outcome.
         """
         item = self._session.item
         labels = self._labels(item) if item is not None else ()
@@ -225,17 +227,17 @@ class Screen:
             return []
         return [(n, label) for n, label in enumerate(labels, 1) if label != item.decision["decision"]]
 
-    # ------------------------------------------------------------ what is done
+    # ------------------------------------------------------------ steps
 
     def _attempt(self, step: Callable[[], object]) -> bool:
-        """Do a step of the session and tell what it returns, if that is text; False if it was refused."""
+        """Do a step of the session and show the text that it returns; False if the step was refused."""
         self._scroll, self._full = 0, False
         try:
-            told = step()
+            result = step()
         except ThorPolicyError as error:
             self._message = ("class:error", visible(str(error)))
             return False
-        self._message = ("", visible(told) if isinstance(told, str) else "")
+        self._message = ("", visible(result) if isinstance(result, str) else "")
         return True
 
     def _judge(self, verdict: records.Judgement, decision: str | None = None, reasoning: str = "") -> None:
@@ -244,7 +246,7 @@ class Screen:
         def step() -> str:
             about = self._about()
             self._session.judge(verdict, decision=decision, reasoning=reasoning.strip())
-            return f"kept: {verdict.replace('_', ' ')}{f', {decision}' if decision else ''} ({about})"
+            return f"recorded: {verdict.replace('_', ' ')}{f', {decision}' if decision else ''} ({about})"
 
         self._attempt(step)
 
@@ -257,8 +259,8 @@ class Screen:
         else:
             self._app.layout.focus(self._pane)
 
-    def _begin(self, verdict: records.Judgement) -> None:
-        """What a verdict needs before it is one."""
+    def _begin_verdict(self, verdict: records.Judgement) -> None:
+        """Begin a verdict: record an acceptance at once, or ask for the correction."""
         if self._session.item is None:
             return
         self._verdict, self._decision = verdict, None
@@ -269,29 +271,29 @@ class Screen:
         else:
             self._enter("outcome" if self._choices() else "correction")
 
-    def _chosen(self, number: int) -> None:
+    def _choose(self, number: int) -> None:
         label = dict(self._choices()).get(number)
         if label is not None:
-            self._corrected(label)
+            self._correct(label)
 
-    def _corrected(self, decision: str) -> None:
+    def _correct(self, decision: str) -> None:
         self._decision = decision
         if self._verdict == "correct_both":
             self._enter("reasoning")
         else:
             self._judge(self._verdict, decision)
 
-    def _typed(self) -> bool:
+    def _accept_input(self) -> bool:
         text, mode = self._input.text, self._mode
         if mode == "reasoning":
             self._judge(self._verdict, self._decision, text)
         elif mode == "correction" and text.strip():
-            self._corrected(text.strip())
+            self._correct(text.strip())
         elif mode == "give" and text.strip():
             self._enter("judge")
             self._attempt(lambda: self._give(text.strip()))
-        elif mode == "search" and (text or self._searched):
-            self._searched = text or self._searched
+        elif mode == "search" and (text or self._search_text):
+            self._search_text = text or self._search_text
             self._enter("judge")
             self._attempt(self._search)
         return False
@@ -303,7 +305,7 @@ class Screen:
     def _give(self, to: str) -> str:
         about = self._about()
         self._session.delegate(to)
-        return f"given to {to} ({about})"
+        return f"assigned to {to} ({about})"
 
     def _skip(self) -> str:
         about = self._about()
@@ -311,23 +313,23 @@ class Screen:
         return f"skipped ({about})"
 
     def _about(self) -> str:
-        """The end of the id of the decision that is shown, as `log` and the page have it."""
+        """The last eight characters of the id of the decision that is shown, as on the page."""
         item = self._session.item
         return item.decision_id[-8:] if item is not None else ""
 
     def _search(self) -> str | None:
-        found = self._session.find(self._searched)
-        return None if found else f"no decision of this queue holds {self._searched!r}"
+        match = self._session.find(self._search_text)
+        return None if match else f"no decision of this queue contains {self._search_text!r}"
 
     def _undo(self) -> str:
         last = self._session.undo()
         if last is None:
             return "nothing to undo"
         about = self._session.picks[last.place].decision_id[-8:]
-        return f"taken back: {(last.verdict or last.step).replace('_', ' ')} ({about})"
+        return f"undone: {(last.verdict or last.step).replace('_', ' ')} ({about})"
 
     def _show_figures(self) -> None:
-        if self._attempt(lambda: setattr(self, "_told", self._figures())):
+        if self._attempt(lambda: setattr(self, "_report", self._figures())):
             self._enter("figures")
 
     # ------------------------------------------------------------ keys
@@ -356,7 +358,7 @@ class Screen:
             "b": "correct_both",
         }
         for key, verdict in verdicts.items():
-            on(key)(lambda verdict=verdict: self._begin(verdict))  # type: ignore[misc]
+            on(key)(lambda verdict=verdict: self._begin_verdict(verdict))  # type: ignore[misc]
         on("s")(lambda: self._if_shown(lambda: self._attempt(self._skip)))
         on("u")(lambda: self._attempt(self._undo))
         on("p", "left")(lambda: self._attempt(self._session.back))
@@ -373,7 +375,7 @@ class Screen:
         on("escape", "c-g", when=begun)(lambda: self._enter("judge"))
         on("<any>", when=reading)(lambda: self._enter("judge"))
         for number in range(1, 10):
-            on(str(number), when=choosing)(lambda number=number: self._chosen(number))  # type: ignore[misc]
+            on(str(number), when=choosing)(lambda number=number: self._choose(number))  # type: ignore[misc]
         return keys
 
     def _app_exit(self) -> None:

@@ -1,4 +1,7 @@
-"""What people see of a run, a gate and a comparison: tables within 80 columns."""
+"""Tables of a run, a gate and a comparison, within 80 columns.
+
+Owns their layout. Invariant: functions print plain values and decide nothing. Main thread.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Sequence
 from thor_policy.cli import render
 from thor_policy.suites import leaks
 from thor_policy.suites.baselines import Gate
+from thor_policy.suites.check import Check
 from thor_policy.suites.comparison import Change, Comparison
 from thor_policy.suites.coverage import Coverage
 from thor_policy.suites.figures import Figures, Group
@@ -14,77 +18,88 @@ from thor_policy.suites.intervals import Rate
 from thor_policy.suites.run_files import Item, Run, worst
 
 
-def show_run(run: Run, found: Figures) -> None:
-    """Every scenario, what was missed, and the figures."""
+def show_run(run: Run, figures: Figures) -> None:
+    """Print every scenario, the misses, and the figures."""
     items = list(worst(run.results).values())
     for judge in run.judges:
         if len(run.judges) > 1:
             render.line(f"\n{judge.pack.name}")
         _show_items([item for item in items if item.pack == judge.pack.name])
     render.line("")
-    if len(found.by_pack) > 1:
-        _show_groups("pack", found.by_pack)
-    _show_groups("difficulty", found.by_difficulty)
-    if found.latency:
-        rows = [(one.tier, one.count, one.median_ms, one.p95_ms, one.max_ms) for one in found.latency]
+    if len(figures.by_pack) > 1:
+        _show_groups("pack", figures.by_pack)
+    _show_groups("difficulty", figures.by_difficulty)
+    if figures.latency:
+        rows = [(tier.tier, tier.count, tier.median_ms, tier.p95_ms, tier.max_ms) for tier in figures.latency]
         render.table(("answered by", "answers", "median ms", "p95 ms", "longest ms"), rows)
         render.line("")
-    if found.flips:
+    if figures.flips:
         flips = [
             (flip.id, f"{sum(flip.passed)} of {len(flip.passed)}", _listed(flip.outcomes), flip.shift)
-            for flip in found.flips
+            for flip in figures.flips
         ]
         render.table(("flipped", "passed", "outcomes", "probability moved"), flips)
         render.line("")
-    render.pairs(_summary(run, found))
+    render.pairs(_summary(run, figures))
+
+
+def show_check(check: Check, *, with_coverage: bool) -> None:
+    """Print what follows the tables of a run: coverage, new baselines, and the gate."""
+    if with_coverage:
+        show_coverage(check.run.coverage, check.coverage_threshold)
+    for path in check.blessed:
+        render.line(f"baseline written: {path}")
+    if check.gate is not None:
+        show_gate(check.gate)
 
 
 def show_gate(gate: Gate) -> None:
-    """Whether the gate is passed, and every reason against it."""
+    """Print whether the gate passed, and every reason against it."""
     render.line("")
     for reason in gate.reasons:
         render.line(f"gate: {reason}")
     render.line("gate passed" if gate.ok else "gate not passed")
 
 
-def show_comparison(found: Comparison) -> None:
-    """What differs, how surely, and which side to take."""
-    names = (found.before, found.after)
-    if found.changes:
+def show_comparison(comparison: Comparison) -> None:
+    """Print what differs, how surely, and which side to take."""
+    names = (comparison.before, comparison.after)
+    low, high = 100 * comparison.low, 100 * comparison.high
+    if comparison.changes:
         changes = [
             (change.id, change.suite, change.before, change.after, _verdict(change))
-            for change in found.changes
+            for change in comparison.changes
         ]
         render.table(("id", "suite", *names, "what"), changes, clipped=(1, 2, 3))
         render.line("")
     pairs = {
-        "asked in both": f"{found.paired} scenarios",
-        names[0]: f"{_rate(found.decided_before)} decided right",
-        names[1]: f"{_rate(found.decided_after)} decided right",
-        "difference": f"{100 * found.difference:+.1f} points, 95 % interval {100 * found.low:+.1f} to "
-        f"{100 * found.high:+.1f}, exact McNemar p = {found.p_value:.2g}",
-        "gained, lost": f"{found.fixed}, {found.broken}",
-        "too loose only in": f"{names[1]}: {found.loosened}, {names[0]}: {found.tightened}",
-        "time": _times(found),
-        "question tokens": _pair(found.question_tokens),
-        "explanation tokens": _pair(found.explanation_tokens),
+        "asked in both": f"{comparison.paired} scenarios",
+        names[0]: f"{_rate(comparison.decided_before)} decided right",
+        names[1]: f"{_rate(comparison.decided_after)} decided right",
+        "difference": f"{100 * comparison.difference:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}, "
+        f"exact McNemar p = {comparison.p_value:.2g}",
+        "gained, lost": f"{comparison.fixed}, {comparison.broken}",
+        "too loose only in": f"{names[1]}: {comparison.loosened}, {names[0]}: {comparison.tightened}",
+        "time": _times(comparison),
+        "question tokens": _pair(comparison.question_tokens),
+        "explanation tokens": _pair(comparison.explanation_tokens),
     }
-    for told, keys in (
-        (f"only in {names[0]}", found.only_before),
-        (f"only in {names[1]}", found.only_after),
-        ("asked differently", found.redefined),
+    for name, keys in (
+        (f"only in {names[0]}", comparison.only_before),
+        (f"only in {names[1]}", comparison.only_after),
+        ("changed scenarios", comparison.redefined),
     ):
         if keys:
-            pairs[told] = ", ".join(id for _, id in keys)
+            pairs[name] = ", ".join(id for _, id in keys)
     render.pairs(pairs)
     render.line("")
-    chosen = {"before": names[0], "after": names[1], "neither": "neither"}[found.choice]
-    render.line(f"recommended: {chosen}: {found.reason}")
+    chosen = {"before": names[0], "after": names[1], "neither": "neither"}[comparison.choice]
+    render.line(f"recommended: {chosen}: {comparison.reason}")
 
 
 def _verdict(change: Change) -> str:
     if change.loosened or change.tightened:
-        return "newly too loose" if change.loosened else "too loose no more"
+        return "newly too loose" if change.loosened else "no longer too loose"
     if change.right_before != change.right_after:
         return "gained" if change.right_after else "lost"
     return "differs"
@@ -103,79 +118,86 @@ def _show_items(items: Sequence[Item]) -> None:
 def _show_groups(what: str, groups: Sequence[Group]) -> None:
     rows = [
         (
-            one.name,
-            one.passed.of,
-            one.passed.hits,
-            one.decided.hits,
-            one.rules.hits,
-            f"{one.model.hits} of {one.model.of}",
-            one.too_loose,
-            one.too_strict,
+            group.name,
+            group.passed.of,
+            group.passed.hits,
+            group.decided.hits,
+            group.rules.hits,
+            f"{group.model.hits} of {group.model.of}",
+            group.too_loose,
+            group.too_strict,
         )
-        for one in groups
+        for group in groups
     ]
     columns = (what, "asked", "passed", "right", "by rules", "by model", "loose", "strict")
     render.table(columns, rows)
     render.line("")
 
 
-def _summary(run: Run, found: Figures) -> dict[str, object]:
-    told: dict[str, object] = {
-        "asked": f"{found.asked} scenarios, {run.where}"
-        + (f", {run.repeats} times each, counted by the worst" if run.repeats > 1 else ""),
-        "passed": _rate(found.passing),
-        "decision accuracy": _rate(found.decided),
-        "rules alone": _rate(found.rules),
-        "model alone": f"{_rate(found.model)}; the rules on the same: {found.rules_where_asked.hits}",
-        "commonest outcome": _rate(found.majority),
+def _summary(run: Run, figures: Figures) -> dict[str, object]:
+    pairs: dict[str, object] = {
+        "asked": f"{figures.not_skipped} scenarios, {run.where}"
+        + (f", {run.repeats} times each, counted by the worst answer" if run.repeats > 1 else ""),
+        "passed": _rate(figures.passing),
+        "decision accuracy": _rate(figures.decided),
+        "rules alone": _rate(figures.rules),
+        "model alone": f"{_rate(figures.model)}; the rules on the same: {figures.rules_where_asked.hits}",
+        "most frequent outcome": _rate(figures.majority),
     }
-    if found.balanced_accuracy is not None:
-        told["balanced accuracy"] = f"{100 * found.balanced_accuracy:.0f} % over {found.classes} outcomes"
-    told |= {
-        "too loose, too strict": f"{found.too_loose.hits}, {found.too_strict.hits}",
-        "output structure": f"{found.mean_structure:.2f}",
-        "reasoning coverage": _reasons(run, found),
+    if figures.balanced_accuracy is not None:
+        pairs["balanced accuracy"] = (
+            f"{100 * figures.balanced_accuracy:.0f} % over {figures.classes} outcomes"
+        )
+    pairs |= {
+        "too loose, too strict": f"{figures.too_loose.hits}, {figures.too_strict.hits}",
+        "output structure": f"{figures.mean_structure:.2f}",
+        "reasoning coverage": _reasons(run, figures),
         "leaks": _leaks(run),
     }
-    if quality := found.calibration:
-        told["calibration"] = f"ECE {quality.ece:.3f}, Brier {quality.brier:.3f}, {quality.count} labels"
-    if found.mean_question_tokens is not None:
-        question, explanation = found.mean_question_tokens, found.mean_explanation_tokens or 0
-        told["tokens"] = f"{question:.0f} of question, {explanation:.0f} of explanation"
+    if quality := figures.calibration:
+        pairs["calibration"] = f"ECE {quality.ece:.3f}, Brier {quality.brier:.3f}, {quality.count} labels"
+    if figures.mean_question_tokens is not None:
+        question, explanation = figures.mean_question_tokens, figures.mean_explanation_tokens or 0
+        pairs["tokens"] = f"{question:.0f} of question, {explanation:.0f} of explanation"
     if run.repeats > 1:
-        shares = found.pass_k[:3] + found.pass_k[3:][-1:]
-        ks = (1, 2, 3)[: len(shares)] if len(found.pass_k) <= 3 else (1, 2, 3, len(found.pass_k))
-        told["pass^k"] = ", ".join(
+        shares = figures.pass_k[:3] + figures.pass_k[3:][-1:]
+        ks = (1, 2, 3)[: len(shares)] if len(figures.pass_k) <= 3 else (1, 2, 3, len(figures.pass_k))
+        pairs["pass^k"] = ", ".join(
             f"k = {k}: {100 * share:.1f} %" for k, share in zip(ks, shares, strict=True)
         )
-        told["flips"] = f"{len(found.flips)} scenarios"
-    return told | {"errors": found.errors, "skipped": found.skipped}
+        pairs["flips"] = f"{len(figures.flips)} scenarios"
+    return pairs | {"errors": figures.errors, "skipped": figures.skipped}
 
 
-def _reasons(run: Run, found: Figures) -> str:
-    if found.mean_coverage is None:
+def _reasons(run: Run, figures: Figures) -> str:
+    if figures.mean_coverage is None:
         return f"not measured ({run.embedder or 'no embedder'})"
-    return f"{found.mean_coverage:.2f} over {found.reasons_measured} reasons ({run.embedder})"
+    return f"{figures.mean_coverage:.2f} over {figures.reasons_measured} reasons ({run.embedder})"
 
 
 def _leaks(run: Run) -> str:
     if run.leaks:
-        return f"allowed: {leaks.told(run.leaks)}"
+        return f"allowed: {leaks.in_words(run.leaks)}"
     return "none found, by wording " + ("alone" if run.embedder.startswith("no ") else "and meaning")
 
 
 def show_coverage(covered: Sequence[Coverage], threshold_percent: float | None) -> None:
-    """What a run reached of each pack, and what it never did."""
-    for one in covered:
-        rows = (("clauses cited", one.clauses, one.never_cited), ("rules fired", one.rules, one.never_fired))
+    """Print which clauses and rules of each pack a run reached, and which it never did."""
+    for coverage in covered:
+        rows = (
+            ("clauses cited", coverage.clauses, coverage.never_cited),
+            ("rules fired", coverage.rules, coverage.never_fired),
+        )
         pairs = {
             name: f"{len(counts) - len(never)} of {len(counts)}"
             + (f"; never {', '.join(never)}" if never else "")
             for name, counts, never in rows
         }
-        render.pairs(pairs, title=f"coverage of {one.pack}")
-        if not one.reaches(threshold_percent):
-            render.line(f"coverage {100 * one.share:.0f} % is below the threshold of {threshold_percent:g} %")
+        render.pairs(pairs, title=f"coverage of {coverage.pack}")
+        if not coverage.reaches(threshold_percent):
+            render.line(
+                f"coverage {100 * coverage.share:.0f} % is below the threshold of {threshold_percent:g} %"
+            )
 
 
 def _rate(rate: Rate) -> str:
@@ -187,13 +209,14 @@ def _rate(rate: Rate) -> str:
     )
 
 
-def _times(found: Comparison) -> str:
-    if found.latency is None:
+def _times(comparison: Comparison) -> str:
+    if comparison.latency is None:
         return "the model was not asked in both"
-    told = f"{found.latency.ratio:.2f} of that of {found.before}"
-    if found.latency.high is not None:
-        told += f" (95 %: {found.latency.low:.2f} to {found.latency.high:.2f})"
-    return told + f", {found.latency.count} pairs" + ("" if found.same_machine else ", on another machine")
+    latency = comparison.latency
+    text = f"{latency.ratio:.2f} of that of {comparison.before}"
+    if latency.high is not None:
+        text += f" (95 %: {latency.low:.2f} to {latency.high:.2f})"
+    return text + f", {latency.count} pairs" + ("" if comparison.same_machine else ", on another machine")
 
 
 def _pair(values: tuple[float, float] | None) -> str:

@@ -1,8 +1,7 @@
 """The client for asyncio.
 
 Owns one socket and the calls that wait on it. Invariant: each call returns the reply to that call or
-raises; a reply that comes after its timeout is dropped. Belongs to one event loop, with as many calls as
-are awaited.
+raises; a reply after the timeout is dropped. Belongs to one event loop; many calls may wait at once.
 """
 
 from __future__ import annotations
@@ -33,7 +32,8 @@ from thor_policy.client.requests import (
 from thor_policy.core import records
 from thor_policy.core.errors import Unreachable
 from thor_policy.core.requests import Json
-from thor_policy.protocol.replies import decode_reply, encode_request, reply_id
+from thor_policy.core.status import Status
+from thor_policy.protocol.replies import decode_reply, decode_status, encode_request, reply_id
 
 
 class _Waiting(NamedTuple):
@@ -44,15 +44,15 @@ class _Waiting(NamedTuple):
 
 
 class AsyncClient:
-    """A `Client` whose calls are awaited, as many at once as you like, over one socket; in one event loop.
+    """A `Client` for one event loop: any number of calls may be awaited at once, over one socket.
 
-    Each call means what the one of the same name of `Client` means. One that is cancelled, or that nobody
-    answers in time, is forgotten here alone: the daemon may still decide it, or keep what it carried.
+    Each call does what the method of the same name of `Client` does. A call that is cancelled or times out
+    ends only in the client: the daemon may still decide the request, or record what it sent.
     """
 
     def __init__(self, endpoint: str, *, key: Path | None = None, timeout_ms: int = 30_000) -> None:
         self.endpoint = endpoint
-        self._way = Connection.to(endpoint, key)
+        self._path = Connection.to(endpoint, key)
         self._timeout_ms = timeout_ms
         self._opening = asyncio.Lock()
         self._context = zmq.asyncio.Context()
@@ -70,14 +70,14 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Release the socket; calls that still wait raise Unreachable. Safe to call twice."""
+        """Close the socket; calls that still wait raise Unreachable. Safe to call twice."""
         if not self._context.closed:
             self._disconnect(f"the client of {self.endpoint} was closed")
             self._context.destroy(linger=0)
 
     async def alive(self) -> bool:
         try:
-            await asyncio.to_thread(self._way.check)
+            await asyncio.to_thread(self._path.check)
         except Unreachable:
             return False
         return True
@@ -96,9 +96,8 @@ class AsyncClient:
             evaluate_request(question, explain, deadline_ms, annotations, idempotency_key, pack)
         )
 
-    async def status(self) -> dict[str, Json]:
-        status: dict[str, Json] = (await self._do(STATUS))["status"]
-        return status
+    async def status(self) -> Status:
+        return decode_status(await self._do(STATUS))
 
     async def metrics(self) -> dict[str, Json]:
         metrics: dict[str, Json] = (await self._do(METRICS))["metrics"]
@@ -134,11 +133,11 @@ class AsyncClient:
     async def edge(self, edge: records.Edge) -> str:
         return await self.record(edge)
 
-    async def track_signal(self, *, agent: str, symbol: str, signal: str, **told: Unpack[Tracked]) -> str:
-        return await self.record(signal_report(agent, symbol, signal, told))
+    async def track_signal(self, *, agent: str, symbol: str, signal: str, **fields: Unpack[Tracked]) -> str:
+        return await self.record(signal_report(agent, symbol, signal, fields))
 
-    async def track_risk(self, *, agent: str, symbol: str, outcome: str, **told: Unpack[Tracked]) -> str:
-        return await self.record(risk_report(agent, symbol, outcome, told))
+    async def track_risk(self, *, agent: str, symbol: str, outcome: str, **fields: Unpack[Tracked]) -> str:
+        return await self.record(risk_report(agent, symbol, outcome, fields))
 
     async def maintenance(self, task: records.Maintenance, *, timeout_ms: int = 3_600_000) -> dict[str, Json]:
         done: dict[str, Json] = (await self._do(maintenance_request(task, timeout_ms)))["done"]
@@ -170,17 +169,17 @@ class AsyncClient:
                 return decode_reply(await reply)
         except TimeoutError:
             if not await self.alive():
-                self._disconnect(f"no daemon listens at {self.endpoint} any more")
-            raise self._way.silence(timeout_ms) from None
+                self._disconnect(f"the daemon at {self.endpoint} no longer listens")
+            raise self._path.no_reply_error(timeout_ms) from None
         finally:
             self._waiting.pop(request_id, None)
 
     async def _connection(self) -> zmq.asyncio.Socket:
         async with self._opening:
             if self._socket is None:
-                await asyncio.to_thread(self._way.check)
-                opened = self._way.prepare(self._context.socket(zmq.DEALER))
-                opened.set(zmq.IMMEDIATE, 1)  # what nobody takes is not kept for whoever comes later
+                await asyncio.to_thread(self._path.check)
+                opened = self._path.prepare(self._context.socket(zmq.DEALER))
+                opened.set(zmq.IMMEDIATE, 1)  # a request is never queued for a daemon that starts later
                 opened.connect(self.endpoint)
                 self._socket = opened
                 self._reader = asyncio.get_running_loop().create_task(self._read(opened))
@@ -195,14 +194,14 @@ class AsyncClient:
                 waiting.reply.set_result(frame)
 
     def _largest(self) -> str:
-        """Whose reply it is that names nobody: a frame too large to be read for its id."""
-        return max(self._waiting, key=lambda one: self._waiting[one].frame_bytes, default="")
+        """Id of the largest waiting request: a reply without an id is to a frame too large to decode."""
+        return max(self._waiting, key=lambda request_id: self._waiting[request_id].frame_bytes, default="")
 
-    def _disconnect(self, why: str) -> None:
+    def _disconnect(self, reason: str) -> None:
         if self._reader is not None and self._socket is not None:
             self._reader.cancel()
             self._socket.close(linger=0)
             self._reader = self._socket = None
         for waiting in self._waiting.values():
             if not waiting.reply.done():
-                waiting.reply.set_exception(Unreachable(why))
+                waiting.reply.set_exception(Unreachable(reason))

@@ -1,8 +1,7 @@
 """How a client reaches a daemon: over ipc, or over tcp with a CURVE key.
 
-Owns the limits of a client's socket and the handshake. Invariant: a daemon that is not there, or that
-does not know the key, is an `Unreachable` within seconds, never silence. Any thread; blocks for the
-handshake.
+Owns the limits of a client's socket and the handshake. Invariant: if no daemon listens, or the daemon does
+not know the key, `Unreachable` is raised within seconds. Any thread; blocks for the handshake.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from zmq.utils.monitor import parse_monitor_message
 from thor_policy.core.errors import ConfigError, Unreachable
 from thor_policy.security.curve_keys import ClientKey, load_client_key
 
-#: Replies above this are not taken from the socket.
+#: Largest reply that is accepted.
 MAX_REPLY_BYTES = 16 * 1024 * 1024
-#: How long a daemon elsewhere may take to accept a connection and our key, in seconds.
+#: Timeout of a tcp connection with its CURVE handshake, in seconds.
 _CONNECT_S = 5.0
-#: What can come of that.
+#: The events that end it.
 _CONNECTED = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -36,62 +35,65 @@ AnySocket = TypeVar("AnySocket", bound="zmq.Socket[Any]")
 
 
 class Connection(NamedTuple):
-    """How to reach a daemon: `held` is the key for one elsewhere."""
+    """The path to a daemon: its endpoint, and our key for a tcp endpoint."""
 
     endpoint: str
-    held: ClientKey | None = None
+    key: ClientKey | None = None
 
     @classmethod
-    def to(cls, endpoint: str, key: Path | None) -> Connection:
-        """The way to an endpoint, with the key in a file if it is a tcp endpoint. Raises ConfigError."""
+    def to(cls, endpoint: str, key_file: Path | None) -> Connection:
+        """The path to an endpoint; for tcp, with the key in `key_file`. Raises ConfigError."""
         if not endpoint.startswith("tcp://"):
             return cls(endpoint)
-        if key is None:
+        if key_file is None:
             raise ConfigError(
-                f"the endpoint {endpoint} needs a key: --key FILE, as `thorpolicy keys new` made it "
-                "beside the daemon"
+                f"the endpoint {endpoint} needs a key: --key FILE, with the file that `thorpolicy keys new "
+                "NAME` makes on the daemon's machine"
             )
-        return cls(endpoint, load_client_key(key))
+        return cls(endpoint, load_client_key(key_file))
 
     def prepare(self, opened: AnySocket) -> AnySocket:
-        """A new socket with our limits and our key."""
+        """Set our limits and our key on a new socket."""
         opened.set(zmq.LINGER, 0)
         opened.set(zmq.MAXMSGSIZE, MAX_REPLY_BYTES)
-        if self.held is not None:
-            opened.set(zmq.CURVE_SERVERKEY, self.held.server.encode())
-            opened.set(zmq.CURVE_PUBLICKEY, self.held.public.encode())
-            opened.set(zmq.CURVE_SECRETKEY, self.held.secret.encode())
+        if self.key is not None:
+            opened.set(zmq.CURVE_SERVERKEY, self.key.server.encode())
+            opened.set(zmq.CURVE_PUBLICKEY, self.key.public.encode())
+            opened.set(zmq.CURVE_SECRETKEY, self.key.secret.encode())
             opened.set(zmq.IPV6, int("[" in self.endpoint))
         return opened
 
     def connect(self, opened: zmq.Socket[bytes]) -> None:
-        """Connect a prepared socket; over tcp, wait until our key counts. Raises Unreachable."""
-        if self.held is not None:
-            self._shake_hands(opened, self.held)
+        """Connect a prepared socket; over tcp, wait until our key is accepted. Raises Unreachable."""
+        if self.key is not None:
+            self._shake_hands(opened, self.key)
         else:
             self.check()
             opened.connect(self.endpoint)
 
     def check(self) -> None:
-        """Whether there is a daemon; over tcp, one that knows our key. Raises Unreachable."""
-        if self.held is not None:
+        """Check that a daemon listens and, over tcp, accepts our key. Raises Unreachable."""
+        if self.key is not None:
             with zmq.Context() as context, self.prepare(context.socket(zmq.DEALER)) as opened:
-                self._shake_hands(opened, self.held)
+                self._shake_hands(opened, self.key)
         elif not self._listens():
             raise Unreachable(f"no daemon listens at {self.endpoint}; start one: thorpolicy serve")
 
-    def silence(self, timeout_ms: int) -> Unreachable:
-        told = f"the daemon at {self.endpoint} gave no reply within {timeout_ms} ms"
-        if self.held is not None:
-            told += f"; it gives none once the key {self.held.name!r} is revoked"
-        return Unreachable(told)
+    def no_reply_error(self, timeout_ms: int) -> Unreachable:
+        """The error for a request without a reply in time."""
+        message = f"the daemon at {self.endpoint} gave no reply within {timeout_ms} ms"
+        if self.key is not None:
+            message += (
+                f"; it gives none if the key {self.key.name!r} is revoked: run `thorpolicy keys list` there"
+            )
+        return Unreachable(message)
 
     def _listens(self) -> bool:
-        """True when somebody listens at an ipc endpoint; answers at once."""
+        """True when a process listens at an ipc endpoint; returns at once."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
             try:
                 probe.connect(self.endpoint.removeprefix("ipc://"))
-            except BlockingIOError:  # whoever listens has much to do
+            except BlockingIOError:  # the listener is busy
                 return True
             except OSError:
                 return False
@@ -110,10 +112,14 @@ class Connection(NamedTuple):
             opened.disable_monitor()
             monitor.close(linger=0)
         if event == zmq.EVENT_CONNECT_RETRIED:
-            raise Unreachable(f"no daemon listens at {self.endpoint}; is its tcp_endpoint set?")
+            raise Unreachable(f"no daemon listens at {self.endpoint}; start it there, with tcp_endpoint set")
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-            told = f"does not know the key {ours.name!r}, or it was revoked; `thorpolicy keys list` there"
-            raise Unreachable(f"the daemon at {self.endpoint} {told}")
+            raise Unreachable(
+                f"the daemon at {self.endpoint} does not know the key {ours.name!r}, or it was revoked: run "
+                "`thorpolicy keys list` there"
+            )
         if event != zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            told = f"is not the daemon that made the key {ours.name!r}: it cannot show that server key"
-            raise Unreachable(f"what listens at {self.endpoint} {told}")
+            raise Unreachable(
+                f"the process at {self.endpoint} is not the daemon that made the key {ours.name!r}: its "
+                "server key differs"
+            )

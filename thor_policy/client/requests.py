@@ -1,6 +1,6 @@
-"""What both clients send: one request for each operation.
+"""The requests that both clients send, one function for each operation.
 
-Owns the fields of each request and how its id is made. Invariant: no input or output. Pure; any thread.
+Owns the fields of each request and the form of its id. Invariant: no input or output. Pure; any thread.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from thor_policy.core import records
 from thor_policy.core.requests import Json
 from thor_policy.protocol.requests import question_fields
 
-#: Added to a deadline before the client gives up: the daemon answers at the deadline, not before.
+#: Milliseconds that a client waits beyond a request's deadline: the daemon may reply only at the deadline.
 GRACE_MS = 1_000
 
 
 class Tracked(TypedDict, total=False):
-    """What an agent may tell of a decision it made with a model of its own (fields of `trace.Reported`)."""
+    """Optional fields of `records.DecisionReport` for a decision that an agent made with its own model."""
 
     prompt: str | None
     response: str | None
@@ -33,11 +33,11 @@ class Tracked(TypedDict, total=False):
 
 
 class ClientRequest(NamedTuple):
-    """What is asked, before it has an id: both clients send it as it is."""
+    """A request without its id."""
 
     op: str
     fields: dict[str, Json]
-    #: How long to wait for the reply; None: as long as the client waits for anything.
+    #: Milliseconds to wait for the reply; None: the client's own timeout.
     timeout_ms: int | None = None
 
 
@@ -52,7 +52,7 @@ def evaluate_request(
     idempotency_key: str | None,
     pack: str | None,
 ) -> ClientRequest:
-    fields = question_fields(question) | {"explain": explain} | _once(idempotency_key)
+    fields = question_fields(question) | {"explain": explain} | _idempotency_field(idempotency_key)
     if deadline_ms is not None:
         fields["deadline_ms"] = deadline_ms
     if annotations:
@@ -63,15 +63,17 @@ def evaluate_request(
 
 
 def record_request(record: records.Record, idempotency_key: str | None) -> ClientRequest:
-    return ClientRequest(records.KIND_OF[type(record)], {"record": record} | _once(idempotency_key))
+    return ClientRequest(
+        records.KIND_OF[type(record)], {"record": record} | _idempotency_field(idempotency_key)
+    )
 
 
-def _once(idempotency_key: str | None) -> dict[str, Json]:
+def _idempotency_field(idempotency_key: str | None) -> dict[str, Json]:
     return {} if idempotency_key is None else {"idempotency_key": idempotency_key}
 
 
-def record_id_of(answer: dict[str, Json]) -> str:
-    record_id: str = answer["recorded"]["id"]
+def record_id_of(reply: dict[str, Json]) -> str:
+    record_id: str = reply["recorded"]["id"]
     return record_id
 
 
@@ -83,12 +85,12 @@ def control_request(control: records.Control, timeout_ms: int) -> ClientRequest:
     return ClientRequest("control", {"record": control}, timeout_ms)
 
 
-def signal_report(agent: str, symbol: str, signal: str, told: Tracked) -> records.DecisionReport:
-    return records.DecisionReport(type="signal", agent=agent, entity=symbol, outcome=signal, **told)
+def signal_report(agent: str, symbol: str, signal: str, fields: Tracked) -> records.DecisionReport:
+    return records.DecisionReport(type="signal", agent=agent, entity=symbol, outcome=signal, **fields)
 
 
-def risk_report(agent: str, symbol: str, outcome: str, told: Tracked) -> records.DecisionReport:
-    return records.DecisionReport(type="risk", agent=agent, entity=symbol, outcome=outcome, **told)
+def risk_report(agent: str, symbol: str, outcome: str, fields: Tracked) -> records.DecisionReport:
+    return records.DecisionReport(type="risk", agent=agent, entity=symbol, outcome=outcome, **fields)
 
 
 def new_request_ids() -> Iterator[str]:

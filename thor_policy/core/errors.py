@@ -132,3 +132,8 @@ class RequestError(ThorPolicyError):
         self.code: ErrorCode = code
         self.message = message
         self.retry_after_ms = retry_after_ms
+
+
+def shutting_down() -> RequestError:
+    """The refusal of whatever comes, or still waits, while the daemon stops."""
+    return RequestError("shutting_down", "the daemon is stopping")

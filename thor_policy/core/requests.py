@@ -19,6 +19,8 @@ Explain = Literal["none", "inline", "later"]
 #: What a caller may do: ask, hand over records, approve, review, work on the journal.
 Role = Literal["ask", "record", "approve", "review", "control"]
 
+#: A deadline that never comes, in monotonic nanoseconds.
+NEVER_NS = 2**63 - 1
 #: Risks from the mildest to the gravest.
 RISKS: tuple[Risk, ...] = ("low", "medium", "high", "critical")
 

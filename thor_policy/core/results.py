@@ -1,37 +1,20 @@
 """What one thread reports to another: decisions, refusals, commits, results of long work.
 
-Owns the values that end in a mailbox. Invariant: each is frozen, and names the request it belongs to by
-its ticket where somebody waits for it. Made by the engine, journal, maintenance and pack threads; read by
-the main thread.
+Owns the values that end in the main thread's mailbox. Invariant: each is frozen, and names the request it
+belongs to by its ticket where somebody waits for it. Made by the engine, journal, maintenance and pack
+threads; read by the main thread.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from msgspec import Struct
 
-from thor_policy.core.decisions import Decision, Explanation
+from thor_policy.core.decisions import Decision, Explanation, PriorRecord
 from thor_policy.core.errors import ErrorCode, RequestError
 from thor_policy.core.requests import Json
-
-
-@dataclass(frozen=True)
-class JobDone:
-    """What became of a piece of work."""
-
-    answer: dict[str, Json] | RequestError
-
-
-class Committed(Struct, frozen=True, kw_only=True, gc=False):
-    """The fate of one event: on disk, or (with `error`) not. `commit_ms` is queue plus transaction time."""
-
-    ticket: int | None
-    kind: str
-    seq: int = 0
-    commit_ms: float = 0.0
-    error: ErrorCode | None = None
-    message: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,4 +41,37 @@ class Refused:
     error: RequestError
 
 
-EngineResult = Decision | Explained | Unexplained | Refused
+#: What the engine thread reports of a request.
+EngineResult: TypeAlias = Decision | Explained | Unexplained | Refused
+
+
+class Committed(Struct, frozen=True, kw_only=True, gc=False):
+    """What became of one event: on disk as number `seq`, or (with `error`) not.
+
+    `commit_ms` is queue plus transaction time.
+    """
+
+    ticket: int | None
+    kind: str
+    seq: int = 0
+    commit_ms: float = 0.0
+    error: ErrorCode | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True)
+class JobDone:
+    """What became of a job: maintenance of the journal, or a change of packs or adapter."""
+
+    answer: dict[str, Json] | RequestError
+
+
+@dataclass(frozen=True)
+class KeyLookup:
+    """What the journal holds for an idempotency key: a record, nothing, or why it cannot say."""
+
+    prior: PriorRecord | RequestError | None
+
+
+#: What arrives in the main thread's mailbox with a ticket.
+Report: TypeAlias = EngineResult | JobDone | KeyLookup

@@ -188,9 +188,9 @@ def _daemon(config: Config) -> Finding:
             status = client.status()
     except ThorPolicyError as error:
         return Finding(name="daemon", state="warning", found=str(error), cure="thorpolicy serve")
-    if trouble := status["trouble"]:
+    if trouble := status.trouble:
         return Finding(name="daemon", state="warning", found=trouble, cure="see thorpolicy status")
-    return Finding(name="daemon", state="ok", found=f"{status['state']} at {config.endpoint}")
+    return Finding(name="daemon", state="ok", found=f"{status.state} at {config.endpoint}")
 
 
 def _read(path: Path) -> str:

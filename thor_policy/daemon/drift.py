@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable
 
 from thor_policy.core.decisions import Scored
 from thor_policy.core.errors import EngineError, RequestError
-from thor_policy.core.requests import Json
+from thor_policy.core.status import DriftStatus
 from thor_policy.journal import events
 from thor_policy.journal.events import Event
 from thor_policy.policy.decider import Policy
@@ -47,23 +48,19 @@ class DriftSentinel:
         self._place = 0
         self._of: tuple[str, str, str] | None = None
         self._known: dict[str, Scored] = {}
-        #: Golden questions asked, changes found, and questions that got no answer.
-        self.asked = 0
-        self.drifted = 0
-        self.failed = 0
+        #: Golden questions that got an answer, changes among them, and questions that got none.
+        self.counters = Counter(answered=0, drifted=0, failed=0)
         #: Largest shift of a logit that was seen, within tolerance or not.
         self.shift_max = 0.0
 
-    def describe(self) -> dict[str, Json]:
+    def status(self) -> DriftStatus:
         """What `status` says of it."""
-        return {
-            "every_s": self._every_ns / 1e9,
-            "golden": len(self._known),
-            "asked": self.asked,
-            "drifted": self.drifted,
-            "failed": self.failed,
-            "shift_max": self.shift_max,
-        }
+        return DriftStatus(
+            every_s=self._every_ns / 1e9,
+            golden=len(self._known),
+            shift_max=self.shift_max,
+            counters=dict(self.counters),
+        )
 
     def wait_s(self, now_ns: int) -> float | None:
         """Seconds until there is a question to ask; None: never."""
@@ -75,7 +72,7 @@ class DriftSentinel:
         """Ask the next golden question."""
         active = policy.residents.active
         pack = active.pack
-        if (of := (*active.judged, active.model.build)) != self._of:
+        if (of := (*active.calibration_key, active.model.build)) != self._of:
             self._of, self._known, self._place = of, {}, 0
         if self._place < len(pack.examples):
             example = pack.examples[self._place]
@@ -84,10 +81,10 @@ class DriftSentinel:
                 question = active.question(example.evaluation, floor)
                 scored = policy.engine.score(active.key, question, now_ns + DEADLINE_S * 10**9)
             except (RequestError, EngineError) as error:
-                self.failed += 1
+                self.counters["failed"] += 1
                 log.warning("the golden question %s got no answer: %s", example.id, error)
             else:
-                self.asked += 1
+                self.counters["answered"] += 1
                 self._hold(example.id, scored, active, at)
         self._place += 1
         if self._place >= len(pack.examples):
@@ -101,7 +98,7 @@ class DriftSentinel:
         if known.label == scored.label and not moved:
             return
         self._known[id] = scored
-        self.drifted += 1
+        self.counters["drifted"] += 1
         log.warning(
             "drift: the golden question %s gets %s, a logit moved by %g; before it got %s",
             id, scored.label, shift, known.label,

@@ -1,55 +1,32 @@
 """Requests with an idempotency key: done once, however often they are sent.
 
 Owns the keys that are in flight. Invariant: of the requests with one key at most one is under way, from
-before the journal is asked about the key until the fate of what it recorded is known, whether or not
-anybody still waits for its answer; the others wait for that, and then ask the journal in their turn. So
-no key gets a second decision, not after a restart either, for the journal is what remembers. No socket,
-no clock. Main thread.
+before the journal is asked about the key until it is known whether its work was recorded, even if nobody
+waits for the answer any more. The others wait for that, and then ask the journal in their turn. So no key
+gets a second decision, not after a restart either, for the journal remembers. No socket, no clock. Main
+thread.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import msgspec
-
 from thor_policy.core.decisions import PriorRecord
 from thor_policy.core.errors import RequestError
-from thor_policy.core.requests import Caller, Json
+from thor_policy.core.idempotency import Mark
+from thor_policy.daemon.admission import Work
 from thor_policy.daemon.inflight import InFlight
 
 
 @dataclass(frozen=True)
-class KeyLookup:
-    """What the journal knows of a key: an answer, nothing, or why it cannot say."""
-
-    found: PriorRecord | RequestError | None
-
-
-@dataclass(frozen=True)
 class Keyed:
-    """A request that was admitted as `ticket` and waits to be begun.
-
-    `start` does what it asks for, or raises RequestError; `retell` makes its reply of what was recorded.
-    """
+    """A request that was admitted as `ticket`; its `work` begins once its key is known to be new."""
 
     ticket: int
-    digest: str
-    content: str
-    start: Callable[[], None]
-    retell: Callable[[PriorRecord], dict[str, Json]]
-
-
-def digest_of(caller: Caller, key: str) -> str:
-    """What stands for a key on the chain: another for each caller. 64 hex digits.
-
-    A caller is its user or its CURVE key, not its process: whoever asks again may have been restarted.
-    """
-    told = msgspec.json.encode([caller.transport, caller.uid, caller.key, key])
-    return hashlib.sha256(told).hexdigest()
+    mark: Mark
+    work: Work
 
 
 class IdempotencyKeys:
@@ -67,37 +44,37 @@ class IdempotencyKeys:
 
     def enter(self, keyed: Keyed) -> None:
         """Take an admitted request; it is answered through its ticket."""
-        first = self._first.get(keyed.digest)
+        first = self._first.get(keyed.mark.digest)
         if first is None:
             self._begin(keyed)
-        elif first.content != keyed.content:
+        elif first.mark.content != keyed.mark.content:
             self._in_flight.settle(keyed.ticket, _conflict("is in flight"))
         else:
-            waiting = self._waiting.setdefault(keyed.digest, deque())
+            waiting = self._waiting.setdefault(keyed.mark.digest, deque())
             if len(waiting) > len(self._in_flight):  # some have expired
-                self._waiting[keyed.digest] = waiting = deque(w for w in waiting if self._is_pending(w))
+                self._waiting[keyed.mark.digest] = waiting = deque(w for w in waiting if self._is_pending(w))
             waiting.append(keyed)
 
-    def recalled(self, ticket: int, found: PriorRecord | RequestError | None) -> None:
-        """Hear from the journal what it knows of the key of `ticket`."""
+    def recalled(self, ticket: int, prior: PriorRecord | RequestError | None) -> None:
+        """Take from the journal what it holds for the key of `ticket`."""
         first = self._first[self._digests[ticket]]
-        if found is None and self._is_pending(first):
+        if prior is None and self._is_pending(first):
             try:
-                first.start()
+                first.work.begin(str(first.mark))
                 return  # and `ended` follows
             except RequestError as error:
-                found = error
-        if isinstance(found, RequestError):
-            self._in_flight.settle(ticket, found)
-        elif found is not None and found.content != first.content:
+                prior = error
+        if isinstance(prior, RequestError):
+            self._in_flight.settle(ticket, prior)
+        elif prior is not None and prior.content != first.mark.content:
             self._in_flight.settle(ticket, _conflict("was sent"))
-        elif found is not None:
+        elif prior is not None:
             self._counters["repeats_answered"] += self._is_pending(first)
-            self._in_flight.settle(ticket, first.retell(found))
+            self._in_flight.settle(ticket, first.work.repeat(prior))
         self.ended(ticket)
 
     def ended(self, ticket: int) -> None:
-        """Hear that what a request asked for is recorded, or never will be; other tickets are ignored."""
+        """The work of a ticket is recorded, or never will be; tickets without a key are ignored."""
         digest = self._digests.pop(ticket, None)
         if digest is None:
             return
@@ -112,9 +89,9 @@ class IdempotencyKeys:
             self._begin(following)
 
     def _begin(self, keyed: Keyed) -> None:
-        self._first[keyed.digest] = keyed
-        self._digests[keyed.ticket] = keyed.digest
-        self._recall(keyed.digest, keyed.ticket)
+        self._first[keyed.mark.digest] = keyed
+        self._digests[keyed.ticket] = keyed.mark.digest
+        self._recall(keyed.mark.digest, keyed.ticket)
 
     def _is_pending(self, keyed: Keyed) -> bool:
         return keyed.ticket in self._in_flight

@@ -1,7 +1,7 @@
 """Requests in flight: what each still waits for, and when it is answered.
 
 Owns tickets and deadlines. Invariant: each ticket is answered exactly once, with a decision or a record's
-id only after the journal said that it is committed. No socket, no clock: outcomes, fates and times come
+id only after the journal said that it is committed. No socket, no clock: outcomes, commits and times come
 in as arguments. Main thread.
 """
 
@@ -12,14 +12,14 @@ import itertools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from msgspec.structs import replace
 
 from thor_policy.core.decisions import Decision
-from thor_policy.core.errors import ErrorCode, RequestError
+from thor_policy.core.errors import RequestError
 from thor_policy.core.requests import Explain, Json
-from thor_policy.core.results import EngineResult, Explained, JobDone, Refused, Unexplained
+from thor_policy.core.results import Committed, EngineResult, Explained, JobDone, Refused, Unexplained
 from thor_policy.protocol.messages import HTTP_STATUS
 from thor_policy.protocol.replies import decision_item, explanation_item, recorded_item
 from thor_policy.telemetry.metrics import Metrics
@@ -30,28 +30,11 @@ Answer: TypeAlias = Callable[[dict[str, Json] | RequestError], None]
 Publish: TypeAlias = Callable[[str, str, dict[str, Json]], None]
 
 
-class Fate(Protocol):
-    """What the journal reports of an event (`journal.writer.Committed`): its place, or an error and why."""
-
-    @property
-    def ticket(self) -> int | None: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def seq(self) -> int: ...
-    @property
-    def commit_ms(self) -> float: ...
-    @property
-    def error(self) -> ErrorCode | None: ...
-    @property
-    def message(self) -> str | None: ...
-
-
 @dataclass
 class _Pending:
     """One request in flight. It is answered when nothing it waits for is missing.
 
-    A record (with `record_id`) waits for its fate alone; the members below are those of a question.
+    A record (with `record_id`) waits for its commit alone; the members below are those of a question.
     """
 
     answer: Answer
@@ -111,8 +94,8 @@ class InFlight:
         if ticket in self._pending:
             self._answer(ticket, answer)
 
-    def note(self, ticket: int, outcome: EngineResult | JobDone, now_ns: int) -> None:
-        """Hear from the engine thread, which speaks before the journal does, or from the clerk."""
+    def on_outcome(self, ticket: int, outcome: EngineResult | JobDone, now_ns: int) -> None:
+        """Take a result of the engine thread, which comes before its commit, or of a job."""
         pending = self._pending.get(ticket)
         if isinstance(outcome, Decision):
             self._unrecorded[ticket, "decision"] = outcome
@@ -131,33 +114,35 @@ class InFlight:
             pending.awaits_explanation = False
             self._answer_if_complete(ticket, pending, now_ns)
 
-    def note_fate(self, ticket: int, fate: Fate, now_ns: int) -> None:
-        """Hear from the journal that an event is on disk, or that it never will be."""
-        kinds = f"{fate.kind}s"
-        if fate.error is None:
+    def on_commit(self, ticket: int, commit: Committed, now_ns: int) -> None:
+        """Take from the journal that an event is on disk, or that it never will be."""
+        kinds = f"{commit.kind}s"
+        if commit.error is None:
             self._counters[f"{kinds}_recorded"] += 1
-        elif HTTP_STATUS[fate.error] >= 500:  # below that the request was at fault, and nothing is lost
+        elif HTTP_STATUS[commit.error] >= 500:  # below that the request was at fault, and nothing is lost
             self._counters[f"{kinds}_lost"] += 1
-        recorded = self._unrecorded.pop((ticket, fate.kind), None)
-        if fate.error is None and recorded is not None:
-            self._measure_recorded(recorded, fate)
-            self._publish_recorded(recorded, fate)
+        recorded = self._unrecorded.pop((ticket, commit.kind), None)
+        if commit.error is None and recorded is not None:
+            self._measure_recorded(recorded, commit)
+            self._publish_recorded(recorded, commit)
         pending = self._pending.get(ticket)
         if pending is None:
-            if fate.kind != "explanation":  # which nobody need wait for
+            if commit.kind != "explanation":  # which nobody need wait for
                 self._counters[f"{kinds}_late"] += 1
-        elif fate.kind == "explanation":
+        elif commit.kind == "explanation":
             pending.awaits_explanation = False
-            if fate.error is None and pending.decision and isinstance(recorded, Explained):
+            if commit.error is None and pending.decision and isinstance(recorded, Explained):
                 pending.decision = replace(pending.decision, explanation=recorded.explanation)
             self._answer_if_complete(ticket, pending, now_ns)
-        elif fate.error is not None:
-            why = "the disk is full" if fate.error == "disk_full" else "the journal failed"
-            self._answer(ticket, RequestError(fate.error, fate.message or f"it could not be recorded: {why}"))
+        elif commit.error is not None:
+            why = "the disk is full" if commit.error == "disk_full" else "the journal failed"
+            self._answer(
+                ticket, RequestError(commit.error, commit.message or f"it could not be recorded: {why}")
+            )
         elif pending.record_id is not None:
-            self._answer(ticket, recorded_item(pending.record_id, fate.kind, fate.seq))
+            self._answer(ticket, recorded_item(pending.record_id, commit.kind, commit.seq))
         else:
-            pending.committed, pending.commit_ms = True, fate.commit_ms
+            pending.committed, pending.commit_ms = True, commit.commit_ms
             self._answer_if_complete(ticket, pending, now_ns)
 
     def expire(self, now_ns: int) -> None:
@@ -171,10 +156,10 @@ class InFlight:
                 self._counters["explanations_late"] += 1
                 self._answer_decision(ticket, pending, now_ns)
             else:
-                told = "no decision was recorded before the deadline"
+                message = "no decision was recorded before the deadline"
                 if pending.record_id is not None:
-                    told = f"{pending.record_id} was not committed before the deadline; it may be yet"
-                self._answer(ticket, RequestError("expired", told))
+                    message = f"{pending.record_id} was not committed before the deadline; it may be yet"
+                self._answer(ticket, RequestError("expired", message))
 
     def refuse_all(self, error: RequestError, now_ns: int) -> None:
         """Answer everything at once: with what is committed, otherwise with `error`."""
@@ -189,7 +174,7 @@ class InFlight:
             self._answer_decision(ticket, pending, now_ns)
 
     def _answer_decision(self, ticket: int, pending: _Pending, now_ns: int) -> None:
-        assert pending.decision is not None  # noqa: S101  committed, so the engine thread told of it
+        assert pending.decision is not None  # noqa: S101  committed, so the engine thread reported it before
         self._counters[f"served_{pending.decision.tier}"] += 1
         inline, total_ms = pending.explain == "inline", (now_ns - pending.received_ns) / 1e6
         self._metrics.served(pending.decision, pending.commit_ms, total_ms, waited=inline)
@@ -201,15 +186,17 @@ class InFlight:
     def _answer(self, ticket: int, answer: dict[str, Json] | RequestError) -> None:
         self._pending.pop(ticket).answer(answer)
 
-    def _measure_recorded(self, recorded: Decision | Explained, fate: Fate) -> None:
+    def _measure_recorded(self, recorded: Decision | Explained, commit: Committed) -> None:
         if isinstance(recorded, Decision):
-            self._metrics.decided(recorded, fate.commit_ms)
+            self._metrics.decided(recorded, commit.commit_ms)
         else:
             self._metrics.explained(recorded.explanation.explain_ms)
 
-    def _publish_recorded(self, recorded: Decision | Explained, fate: Fate) -> None:
+    def _publish_recorded(self, recorded: Decision | Explained, commit: Committed) -> None:
         if isinstance(recorded, Decision):
-            item = decision_item(recorded, explained=True, commit_ms=fate.commit_ms, total_ms=fate.commit_ms)
+            item = decision_item(
+                recorded, explained=True, commit_ms=commit.commit_ms, total_ms=commit.commit_ms
+            )
             self._publish("decision", recorded.id, item)
         else:
             self._publish("explanation", recorded.decision_id, explanation_item(recorded.explanation))

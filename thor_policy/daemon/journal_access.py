@@ -116,7 +116,7 @@ def daemon_busy(config: Config) -> Iterator[Callable[[], bool]]:
 
         def told() -> bool:
             try:
-                return client.alive() and client.status()["in_flight"] > 0
+                return client.alive() and client.status().in_flight > 0
             except Unreachable:
                 return True
 

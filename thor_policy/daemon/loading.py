@@ -20,7 +20,8 @@ from thor_policy.core.errors import CatalogError, EngineError, PackError
 from thor_policy.core.records import Calibration
 from thor_policy.journal.checkpoints import Signer, key_path
 from thor_policy.journal.reader import Reader
-from thor_policy.journal.writer import Checkpoints, Journal, OnCommitted
+from thor_policy.journal.signing_rule import Checkpoints
+from thor_policy.journal.writer import Journal, OnCommitted
 from thor_policy.policy import pack_files
 from thor_policy.policy.lint import lint_pack
 from thor_policy.policy.pack import Pack

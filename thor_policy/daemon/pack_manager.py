@@ -1,16 +1,13 @@
-"""The steward: changes which packs are resident, which of them decides, and with which adapter.
+"""The pack manager: changes which packs are resident, which of them decides, and with which adapter.
 
-Owns a thread that may wait: it reads files, and has the engine's thread do the rest in bounded steps
-while decisions go on. Invariant: each order ends in exactly one answer, and what fails leaves in force
-what was; each change of what can decide is an event on the chain, between the decisions before it and
-those after it.
+Owns the changes. It reads files on its own thread, and has the engine thread do the rest in bounded steps
+while decisions go on. Invariant: that of `JobThread`; what fails leaves in force what was; each change of
+what can decide is an event on the chain, between the decisions before it and those after it.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -23,18 +20,13 @@ from msgspec.structs import replace
 from thor_policy.config import Config
 from thor_policy.core.decisions import Adapter, ModelInfo, PackInfo, resident_key
 from thor_policy.core.engine import Steps
-from thor_policy.core.errors import (
-    CatalogError,
-    EngineError,
-    JournalError,
-    PackError,
-    RequestError,
-    ThorPolicyError,
-)
+from thor_policy.core.errors import EngineError, PackError, RequestError, ThorPolicyError
 from thor_policy.core.records import Calibration, Control
 from thor_policy.core.requests import Json
 from thor_policy.core.results import Committed, JobDone
+from thor_policy.core.status import PackStatus
 from thor_policy.daemon.engine_thread import EngineThread
+from thor_policy.daemon.job_thread import JobThread
 from thor_policy.daemon.loading import NONE, OpenAdapter, find_adapter, open_pack
 from thor_policy.journal import events
 from thor_policy.journal.events import Event
@@ -48,147 +40,99 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class PackManager:
-    """Carries out orders on `worker`'s policy, one at a time; `tell` must not block.
+class PackManager(JobThread[Control]):
+    """Changes the packs and the adapter of `policy`, whose engine runs on `engine_thread`.
 
-    `calibration_of` finds what calibration is recorded for a pack on a model.
+    `calibration_of` finds the calibration that is recorded for a pack on a model.
     """
 
     def __init__(
         self,
         config: Config,
-        worker: EngineThread,
+        engine_thread: EngineThread,
         policy: Policy,
         journal: Journal,
-        tell: Callable[[int, JobDone], None],
+        on_outcome: Callable[[int, JobDone], None],
         *,
         calibration_of: Callable[[PackInfo, ModelInfo], Calibration | None],
     ) -> None:
-        self._config, self._most = config, config.resident_packs
-        self._trusted = config.pack_keys
-        self._worker, self._policy, self._journal = worker, policy, journal
-        self._tell = tell
+        self._config = config
+        self._max_packs, self._trusted_keys = config.resident_packs, config.pack_keys
+        self._engine_thread, self._policy, self._journal = engine_thread, policy, journal
         self._calibration_of = calibration_of
-        self._stopping = False
-        self._entry = threading.Lock()
-        self._events: list[Future[Committed]] = []
-        #: What is being done.
-        self.task: str | None = None
+        self._commits: list[Future[Committed]] = []
         #: What the newest reload refused, and why; empty if nothing.
         self.refused: dict[str, str] = {}
-        self._queue: queue.SimpleQueue[tuple[int | None, Control] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="steward", daemon=True)
-        self._thread.start()
-
-    @property
-    def alive(self) -> bool:
-        """False when the thread has ended."""
-        return self._thread.is_alive()
-
-    @property
-    def waiting(self) -> int:
-        """Orders that have not begun."""
-        return self._queue.qsize()
+        super().__init__("packs", on_outcome)
 
     def submit(self, ticket: int, control: Control) -> None:
-        """Queue an order; returns at once. After a stop it is refused at once."""
-        with self._entry:
-            if not self._stopping:
-                self._queue.put((ticket, control))
-                return
-        self._tell(ticket, JobDone(_stopping()))
+        """Queue a change; returns at once."""
+        self._submit(ticket, control)
 
     def reload(self) -> None:
-        """Queue a reload that nobody waits for; from a signal handler too."""
-        self._queue.put((None, Control(task="reload")))
+        """Queue a reload that nobody waits for; safe in a signal handler."""
+        self._post(Control(task="reload"))
 
-    def stop(self, timeout_s: float) -> bool:
-        """Finish what runs, then end; False if it did not within `timeout_s`."""
-        with self._entry:
-            self._stopping = True
-            self._queue.put(None)
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+    # ------------------------------------------------------------ on its own thread
 
-    # ------------------------------------------------------------ the steward's thread
-
-    def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            ticket, control = item
-            self.task = control.task
-            answer = self._answer(control)
-            if isinstance(answer, RequestError):
-                log.error("%s: %s", control.task, answer)
-            if ticket is not None:
-                self._tell(ticket, JobDone(answer))
-            self.task = None
-
-    def _answer(self, control: Control) -> dict[str, Json] | RequestError:
-        if self._stopping:
-            return _stopping()
+    def _perform(self, control: Control) -> dict[str, Json]:
         try:
-            done = self._do(control)
-            self._wait_for_the_chain()
-            return {"done": {"packs": describe_packs(self._policy), **done}}
-        except RequestError as error:
-            return error
-        except (PackError, CatalogError) as error:
-            return RequestError("bad_request", str(error))
-        except (EngineError, JournalError) as error:
-            return RequestError("unavailable", str(error))
-        except Exception:
-            log.exception("%s failed for a reason that no code foresaw", control.task)
-            return RequestError("internal", f"{control.task} failed; the daemon's log says why")
+            done = self._change(control)
+            self._wait_for_commits()
+        except ThorPolicyError as error:
+            log.error("%s: %s", control.task, error)
+            raise
         finally:
-            self._events.clear()
+            self._commits.clear()
+        return {"packs": to_builtins(describe_packs(self._policy)), **done}
 
-    def _do(self, control: Control) -> dict[str, Json]:
-        told = control.pack or ""
+    def _change(self, control: Control) -> dict[str, Json]:
+        name = control.pack or ""
         if control.task == "reload":
             return self._reload()
         if control.task == "adapter":
             model = self._policy.engine.model.name
             return self._adapt(find_adapter(control.adapter or "", control.scale, self._config, model))
         if control.task == "unload":
-            self._retire(self._done(partial(self._unloading, told=told)))
-        elif control.task == "shadow" and told == NONE:
-            self._done(self._ending_shadow)
+            self._retire(self._run_on_engine(partial(self._unloading, name=name)))
+        elif control.task == "shadow" and name == NONE:
+            self._run_on_engine(self._ending_shadow)
         else:
             change = {"load": _stay, "activate": self._activate, "shadow": self._shadow}[control.task]
-            resident = None if control.task == "load" else _only(self._policy.residents, told)
-            pack = resident.pack if resident else open_pack(told, self._trusted)
+            resident = None if control.task == "load" else _only(self._policy.residents, name)
+            pack = resident.pack if resident else open_pack(name, self._trusted_keys)
             self._know_calibration(pack, self._policy.residents.active.model)
-            self._done(partial(self._changing, pack=pack, change=change))
+            self._run_on_engine(partial(self._changing, pack=pack, change=change))
         return {}
 
-    def _done(self, errand: Callable[[Policy], Steps[T]]) -> T:
-        """What an errand of the engine's thread comes to; raises what it raises."""
-        return self._worker.do(errand).result()
+    def _run_on_engine(self, task: Callable[[Policy], Steps[T]]) -> T:
+        """The result of a task of the engine thread; raises what it raises."""
+        return self._engine_thread.do(task).result()
 
     def _retire(self, resident: Resident) -> None:
-        """An errand of its own, so that it comes behind the requests that may name the pack."""
-        self._done(partial(self._retiring, resident=resident))
+        """A task of its own, so that it runs behind the requests that may name the pack."""
+        self._run_on_engine(partial(self._retiring, resident=resident))
 
     def _exchange(self, old: Resident, pack: Pack, adapter: Adapter | None) -> Resident:
-        """Load a pack in the place of one, which decides until then; then free what that one held."""
-        new = self._done(partial(self._exchanging, old=old, pack=pack, adapter=adapter))
+        """Load a pack in the place of `old`, which decides until then; then free what `old` held."""
+        new = self._run_on_engine(partial(self._exchanging, old=old, pack=pack, adapter=adapter))
         self._retire(old)
         return new
 
     def _record(self, event: Event) -> None:
         """Engine thread: put an event on the chain, in its place between the decisions."""
-        self._events.append(self._journal.commit(event))
+        self._commits.append(self._journal.commit(event))
 
-    def _wait_for_the_chain(self) -> None:
+    def _wait_for_commits(self) -> None:
         """Raises RequestError if a change that is in force could not be recorded."""
-        for future in self._events:
+        for future in self._commits:
             fate = future.result()
             if fate.error is not None:
                 raise RequestError(fate.error, f"it is in force, but not recorded: {fate.message}")
 
     def _know_calibration(self, pack: Pack, model: ModelInfo) -> None:
-        if found := self._calibration_of(pack.info, model):
-            self._policy.calibrate(found, unless_known=True)
+        if calibration := self._calibration_of(pack.info, model):
+            self._policy.calibrate(calibration, unless_known=True)
 
     # ------------------------------------------------------------ packs (engine thread)
 
@@ -197,80 +141,82 @@ class PackManager:
     ) -> Steps[None]:
         """Make a pack resident if it is not, and give it its role."""
         adapter = policy.residents.active.model.adapter
-        resident = policy.residents.holding(resident_key(pack.info.sha256, adapter))
+        resident = policy.residents.by_key(resident_key(pack.info.sha256, adapter))
         if resident is None:
-            if len(policy.residents) >= self._most:
+            if len(policy.residents) >= self._max_packs:
                 there = ", ".join(map(str, policy.residents))
                 raise RequestError(
                     "conflict",
                     f"{len(policy.residents)} packs are resident ({there}) and resident_packs is "
-                    f"{self._most}: unload one, or raise it",
+                    f"{self._max_packs}: unload one, or raise it",
                 )
             resident = yield from policy.loading(pack, adapter, time.time())
-            policy.change_to(policy.residents.joined_by(resident))
+            policy.set_residents(policy.residents.with_candidate(resident))
             self._record(events.pack_loaded(pack.info, time.time()))
         change(policy, resident)
 
     def _activate(self, policy: Policy, resident: Resident) -> None:
         if resident is not policy.residents.active:
-            policy.change_to(policy.residents.with_active(resident))
+            policy.set_residents(policy.residents.with_active(resident))
             self._record(events.pack_activated(resident.pack.info, time.time()))
 
     def _shadow(self, policy: Policy, resident: Resident) -> None:
         if resident is policy.residents.active:
             raise RequestError("conflict", f"pack: {resident} is active; it cannot be its own shadow")
         if resident is not policy.residents.shadow:
-            policy.change_to(policy.residents.with_shadow(resident))
+            policy.set_residents(policy.residents.with_shadow(resident))
             self._record(events.pack_shadowed(resident.pack.info, time.time()))
 
     def _ending_shadow(self, policy: Policy) -> Steps[None]:
         if policy.residents.shadow is not None:
-            policy.change_to(policy.residents.with_shadow(None))
+            policy.set_residents(policy.residents.with_shadow(None))
             self._record(events.pack_shadowed(None, time.time()))
         yield
 
-    def _unloading(self, policy: Policy, told: str) -> Steps[Resident]:
+    def _unloading(self, policy: Policy, name: str) -> Steps[Resident]:
         yield
-        resident = _only(policy.residents, told) or policy.residents.named(told)
+        resident = _only(policy.residents, name) or policy.residents.named(name)
         if resident is policy.residents.active:
             raise RequestError("conflict", f"pack: {resident} is active; activate another one first")
         if resident is policy.residents.shadow:
             self._record(events.pack_shadowed(None, time.time()))
-        policy.change_to(policy.residents.without(resident))
+        policy.set_residents(policy.residents.without(resident))
         return resident
 
     def _retiring(self, policy: Policy, resident: Resident) -> Steps[None]:
         yield from policy.retiring(resident)
-        if all(one.pack.info != resident.pack.info for one in policy.residents):  # not so under an adapter
+        if all(
+            other.pack.info != resident.pack.info for other in policy.residents
+        ):  # else it stays under another adapter
             self._record(events.pack_unloaded(resident.pack.info, time.time()))
 
     def _exchanging(
         self, policy: Policy, old: Resident, pack: Pack, adapter: Adapter | None
     ) -> Steps[Resident]:
         new = yield from policy.loading(pack, adapter, time.time())
-        policy.change_to(policy.residents.with_exchanged(old, new))
+        policy.set_residents(policy.residents.with_replaced(old, new))
         if old.pack.info != pack.info:
-            told = {"active": events.pack_activated, "shadow": events.pack_shadowed}
+            event_of = {"active": events.pack_activated, "shadow": events.pack_shadowed}
             role = policy.residents.role_of(new)
-            self._record(told.get(role, events.pack_loaded)(pack.info, time.time()))
+            self._record(event_of.get(role, events.pack_loaded)(pack.info, time.time()))
         if old.model.adapter != adapter and new is policy.residents.active:
             self._record(events.adapter_activated(adapter, new.model.sha256, time.time()))
         return new
 
-    # ------------------------------------------------------------ what lies in their directories now
+    # ------------------------------------------------------------ reload
 
     def _reload(self) -> dict[str, Json]:
-        """Take what changed on disk, pack by pack; what cannot be used is refused, and the old one stays."""
+        """Load each pack that changed on disk; one that cannot be used is refused, and the old one stays."""
         refused: dict[str, str] = {}
         self.refused = refused
         reloaded: list[str] = []
         for old in self._policy.residents:
             try:
-                pack = open_pack(str(old.pack.path), self._trusted)
+                pack = open_pack(str(old.pack.path), self._trusted_keys)
                 if pack.info.sha256 == old.pack.info.sha256:
                     continue
                 self._know_calibration(pack, old.model)
-                if self._policy.residents.holding(resident_key(pack.info.sha256, old.model.adapter)):
+                if self._policy.residents.by_key(resident_key(pack.info.sha256, old.model.adapter)):
                     raise PackError(f"{old.pack.path} now holds {pack.info.sha256}, which is resident")
                 new = self._exchange(old, pack, old.model.adapter)
                 reloaded.append(str(new))
@@ -282,18 +228,18 @@ class PackManager:
 
     # ------------------------------------------------------------ the adapter
 
-    def _adapt(self, found: OpenAdapter | None) -> dict[str, Json]:
+    def _adapt(self, opened: OpenAdapter | None) -> dict[str, Json]:
         """Load every pack under the adapter, each in the place of itself, the active one first.
 
         A pack decides under the adapter that it had until it is loaded under the new one. Where one cannot
         be, those before it get back what they had.
         """
-        adapter = found.adapter if found else None
+        adapter = opened.adapter if opened else None
         for resident in self._policy.residents:
             self._know_calibration(resident.pack, replace(resident.model, adapter=adapter))
         before = self._policy.residents.active.model.adapter
-        if found is not None:
-            self._done(partial(_adopting, found=found))
+        if opened is not None:
+            self._run_on_engine(partial(_adopting, opened=opened))
         try:
             self._load_all_under(adapter)
         except EngineError:
@@ -307,42 +253,38 @@ class PackManager:
                 self._exchange(resident, resident.pack, adapter)
 
 
-def describe_packs(policy: Policy) -> list[dict[str, Json]]:
-    """Every resident pack with its role, as plain JSON values. Any thread."""
+def describe_packs(policy: Policy) -> tuple[PackStatus, ...]:
+    """Every resident pack with its role, the active one first. Any thread."""
     residents = policy.residents
-    return [
-        {
-            "name": one.pack.info.name,
-            "version": one.pack.info.version,
-            "sha256": one.pack.info.sha256,
-            "role": residents.role_of(one),
-            "prefix_tokens": one.loaded.prefix_tokens,
-            "temperature": policy.temperature_of(one),
-            "adapter": one.model.adapter and one.model.adapter.name,
-            "path": str(one.pack.path),
-        }
-        for one in residents
-    ]
+    return tuple(
+        PackStatus(
+            name=resident.pack.info.name,
+            version=resident.pack.info.version,
+            sha256=resident.pack.info.sha256,
+            role=residents.role_of(resident),
+            prefix_tokens=resident.loaded.prefix_tokens,
+            temperature=policy.temperature_of(resident),
+            adapter=resident.model.adapter.name if resident.model.adapter else None,
+            path=str(resident.pack.path),
+        )
+        for resident in residents
+    )
 
 
-def _adopting(policy: Policy, found: OpenAdapter) -> Steps[None]:
+def _adopting(policy: Policy, opened: OpenAdapter) -> Steps[None]:
     yield
-    found.adopt(policy.engine)
+    opened.adopt(policy.engine)
 
 
 def _stay(_policy: Policy, _resident: Resident) -> None:
     """A pack that is only loaded has no role."""
 
 
-def _only(residents: Residents, told: str) -> Resident | None:
-    """The one resident pack that an order means; None if none is, or it names a directory."""
-    found = residents.answering_to(told)
-    if len(found) > 1:
+def _only(residents: Residents, name: str) -> Resident | None:
+    """The only resident pack of that name; None if there is none, or `name` is a directory."""
+    matches = residents.matching(name)
+    if len(matches) > 1:
         raise RequestError(
-            "conflict", f"pack: {told[:64]!r} may be {' or '.join(map(str, found))}; give its digest"
+            "conflict", f"pack: {name[:64]!r} may be {' or '.join(map(str, matches))}; give its digest"
         )
-    return found[0] if found else None
-
-
-def _stopping() -> RequestError:
-    return RequestError("shutting_down", "the daemon is stopping")
+    return matches[0] if matches else None

@@ -1,4 +1,4 @@
-"""The main thread's loop: read, admit, deliver, expire.
+"""The main thread: every request in, every reply out.
 
 Owns the ROUTERs and the event publisher. Invariant: each request that arrives gets exactly one reply, or
 is counted as lost with its peer or its key; what its caller may not do is refused before anything else
@@ -14,40 +14,46 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol
 
 import zmq
+from msgspec import structs
 
 from thor_policy import __version__
-from thor_policy.config import LIVE, Config, renewed
+from thor_policy.config import LIVE_SETTINGS, Config, with_live_settings
 from thor_policy.core import records
-from thor_policy.core.decisions import ModelInfo, PackInfo, PriorRecord
+from thor_policy.core.decisions import PriorRecord
 from thor_policy.core.errors import ConfigError, DiskFull, RequestError, Stalled
-from thor_policy.core.ids import new_id
-from thor_policy.core.requests import Caller, Json, Request, Role
-from thor_policy.core.results import Refused
+from thor_policy.core.idempotency import Mark, digest_of
+from thor_policy.core.requests import Caller, Json, Role
+from thor_policy.core.results import KeyLookup, Refused
+from thor_policy.core.status import PartsStatus, ReloadStatus, Status
+from thor_policy.daemon.admission import (
+    Admission,
+    Arrival,
+    EngineQueue,
+    Part,
+    Question,
+    Record,
+    Recorder,
+    Work,
+)
 from thor_policy.daemon.batches import Batch
-from thor_policy.daemon.idempotency import IdempotencyKeys, Keyed, KeyLookup, digest_of
+from thor_policy.daemon.idempotency import IdempotencyKeys, Keyed
 from thor_policy.daemon.inflight import Answer, InFlight
 from thor_policy.daemon.sockets import Mailbox, bind_publisher, bind_router, caller_of, stop_on_signals
 from thor_policy.daemon.tcp_listener import TcpListener
 from thor_policy.protocol.messages import (
-    ControlRequest,
     EvaluateBatchRequest,
     EvaluateRequest,
     Idempotency,
     MaintenanceRequest,
+    Message,
     RecordRequest,
     StatusRequest,
     op_of,
 )
-from thor_policy.protocol.replies import (
-    decision_item,
-    encode_error,
-    encode_event,
-    encode_reply,
-    recorded_item,
-)
+from thor_policy.protocol.replies import encode_error, encode_event, encode_reply
 from thor_policy.protocol.requests import decode_request, recover_request_id
 from thor_policy.security.curve_keys import KeyHolder
 from thor_policy.security.roles import Roles, authorise
@@ -56,69 +62,30 @@ from thor_policy.telemetry.metrics import Families, Metrics, as_json
 
 log = logging.getLogger(__name__)
 
-#: How long work on the journal, or a change of packs, may take before whoever asked is told so, in seconds.
-JOB_TIMEOUT_S = 3_600
-
 #: Requests read before replies and deadlines get their turn.
 _READ_BURST = 64
 #: How long an idle loop sleeps at most, in milliseconds.
 _IDLE_MS = 1_000
 
-#: What a request may need: a question needs both, a record the journal alone.
-Part: TypeAlias = Literal["journal", "engine"]
-
-
-class EngineQueue(Protocol):
-    """The engine thread, as far as the server needs it (`worker.Worker`)."""
-
-    @property
-    def waiting(self) -> int: ...
-    @property
-    def mean_decision_ms(self) -> float: ...
-
-    def submit(self, request: Request) -> None: ...
-
-
-class Recorder(Protocol):
-    """Where records go to be kept (`journal.writer.Journal`)."""
-
-    def write(
-        self,
-        record: records.Record,
-        *,
-        record_id: str,
-        at: float,
-        caller: Caller,
-        ticket: int,
-        idempotency: str | None,
-    ) -> None:
-        """Take a record that `caller` sent at Unix time `at`; returns at once and does not fail.
-
-        Its fate, with `ticket`, comes to the mailbox: committed, or why not.
-        """
-
-    def recall(self, digest: str, tell: Callable[[PriorRecord | RequestError | None], None]) -> None:
-        """Look up what was recorded for an idempotency key; returns at once, `tell` hears on any thread."""
-
 
 class MaintenanceQueue(Protocol):
-    """Who does long work on the journal (`clerk.Clerk`); the answer comes through the mailbox."""
+    """The thread for work on the journal (`daemon.maintenance_thread`); answers come through the mailbox."""
 
     def submit(self, ticket: int, maintenance: records.Maintenance, caller: Caller) -> None: ...
 
 
 class PackChanges(Protocol):
-    """Who changes what judges (`steward.Steward`); the answer comes through the mailbox."""
+    """The thread that changes packs (`daemon.pack_manager`); answers come through the mailbox."""
 
     def submit(self, ticket: int, control: records.Control) -> None: ...
 
     def reload(self) -> None:
-        """Read the packs anew from their directories; from a signal handler."""
+        """Load again the packs that changed on disk; from a signal handler too."""
 
 
 @dataclass(frozen=True)
 class _Sender:
-    """Who asked, and where the reply goes: the peer, the empty frame of a REQ socket, and the id to echo.
+    """Who sent a request, and where its reply goes: peer, empty frame of a REQ socket, id to echo.
 
     `holder` is the key of a caller over tcp; `op` and `received_ns` are for the log.
     """
@@ -137,11 +104,10 @@ class _Sender:
 class Server:
     """Serves one endpoint, whose lock the caller holds (`endpoint_lock`).
 
-    `pack` and `model` are those of the start. `describe` adds what other parts say of themselves to the
-    status, and tells of the packs and the model that came after those; `find_pack` raises RequestError where
-    no resident pack is called so; without a `steward` nothing can be changed; `reread` reads the settings
-    anew. `refusal` says why a part can take nothing new, None while it can: without the engine only records
-    are admitted, without the journal nothing. Raises ConfigError if the endpoint cannot be opened.
+    `describe` says how the other parts are. `find_pack` raises RequestError where no resident pack has that
+    name. Without `pack_changes` no pack can be changed. `reread` reads the settings again. `refusal` says why
+    a part can take nothing new, None while it can: without the engine only records are admitted, without the
+    journal nothing. Raises ConfigError if the endpoint cannot be opened.
     """
 
     def __init__(
@@ -149,46 +115,41 @@ class Server:
         config: Config,
         *,
         mailbox: Mailbox,
-        work: EngineQueue,
+        engine: EngineQueue,
         recorder: Recorder,
-        clerk: MaintenanceQueue,
-        pack: PackInfo,
-        model: ModelInfo,
-        describe: Callable[[], dict[str, Json]] = dict,
+        maintenance: MaintenanceQueue,
+        describe: Callable[[], PartsStatus],
+        find_pack: Callable[[str], object] = lambda _: None,
         refusal: Callable[[Part], RequestError | None] = lambda _: None,
-        steward: PackChanges | None = None,
-        find_pack: Callable[[str], object] | None = None,
+        pack_changes: PackChanges | None = None,
         reread: Callable[[], Config] | None = None,
     ) -> None:
-        self._steward = steward
-        self._reread = reread
-        self._renewal_due = False
-        #: What came of reading the settings anew, if that was ever asked for.
-        self._renewal: dict[str, Json] | None = None
-        self._find_pack = find_pack or self._is_ours
         self._config = config
         self._mailbox = mailbox
-        self._work = work
+        self._engine = engine
         self._recorder = recorder
-        self._clerk = clerk
-        self._pack = pack
-        self._model = model
+        self._maintenance = maintenance
         self._describe = describe
-        self._refusal = refusal
+        self._pack_changes = pack_changes
+        self._reread = reread
+        self._reload_due = False
+        self._reload_status: ReloadStatus | None = None
+        #: Why the daemon halts, where a full disk is to halt it.
+        self._halted_by: RequestError | None = None
         self._started_at = time.time()
-        self._stopping = False
         self.counters: Counter[str] = Counter()
         self._roles = Roles(config.roles)
         self._metrics = Metrics()
-        #: By what is logged, so that a flood of one hides no other.
+        #: By what is logged, so that a flood of one message hides no other.
         self._limits: defaultdict[str, logs.Limit] = defaultdict(logs.Limit)
         self._in_flight = InFlight(publish=self._publish, counters=self.counters, metrics=self._metrics)
-        self._once = IdempotencyKeys(self._in_flight, recall=self._recall, counters=self.counters)
+        self._admission = Admission(config, self._in_flight, engine, refusal=refusal, find_pack=find_pack)
+        self._keys = IdempotencyKeys(self._in_flight, recall=self._recall, counters=self.counters)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         try:
             self._router = bind_router(self._context, config)
             self._publisher = bind_publisher(self._context, config)
-            self._gate = TcpListener(self._context, config, self.counters) if config.tcp_endpoint else None
+            self._tcp = TcpListener(self._context, config, self.counters) if config.tcp_endpoint else None
         except BaseException:
             self._context.destroy(linger=0)
             raise
@@ -210,79 +171,25 @@ class Server:
         Stalled, after refusing what is in flight, when `turn` does.
         """
         with stop_on_signals(self.stop, reload=self.reload):
-            poller = zmq.Poller()
-            poller.register(self._router, zmq.POLLIN)
-            poller.register(self._mailbox.wakeup_fd, zmq.POLLIN)
-            for socket in (self._gate.router, *self._gate.sockets) if self._gate else ():
-                poller.register(socket, zmq.POLLIN)
+            poller = self._startup()
             ready()
-            drained_by_ns: int | None = None
-            full: RequestError | None = None
-            while True:
-                events = dict(poller.poll(self._wait_ms()))
-                if self._renewal_due:
-                    self._renew()
-                self._deliver()
-                if self._router in events:
-                    self._read(self._router)
-                if self._gate is not None:
-                    if not events.keys().isdisjoint(self._gate.sockets):
-                        self._gate.turn()
-                    if self._gate.router in events:
-                        self._read(self._gate.router)
-                now_ns = time.monotonic_ns()
-                self._in_flight.expire(now_ns)
-                if self._config.on_full == "halt" and not self._stopping:
-                    found = self._refusal("journal")
-                    if found is not None and found.code == "disk_full":
-                        full, self._stopping = found, True
-                stopping = self._stopping  # once: it may change at any moment
-                try:
-                    turn(stopping, now_ns)
-                except Stalled as stalled:
-                    self._in_flight.refuse_all(RequestError("unavailable", str(stalled)), now_ns)
-                    raise
-                if stopping:
-                    drained_by_ns = drained_by_ns or time.monotonic_ns() + int(self._config.shutdown_s * 1e9)
-                    if not self._in_flight or time.monotonic_ns() > drained_by_ns:
-                        break
-            late = RequestError("shutting_down", "the daemon stopped before it could answer")
-            self._in_flight.refuse_all(late, time.monotonic_ns())
-        if full is not None and full.code == "disk_full":
-            raise DiskFull(f"on_full is halt: {full}")
+            while not self._serve(poller, turn):
+                pass
+            self._drain(poller, turn)
+        if self._halted_by is not None:
+            raise DiskFull(f"on_full is halt: {self._halted_by}")
 
     def stop(self) -> None:
         """Ask the loop to drain and return; safe from any thread and from signal handlers."""
-        self._stopping = True
+        self._admission.stopping = True
         self._mailbox.put()
 
     def reload(self) -> None:
-        """Ask for packs and settings to be read anew; safe from any thread and from signal handlers."""
-        if self._steward is not None:
-            self._steward.reload()
-        self._renewal_due = True
+        """Ask for packs and settings to be read again; safe from any thread and from signal handlers."""
+        if self._pack_changes is not None:
+            self._pack_changes.reload()
+        self._reload_due = True
         self._mailbox.put()
-
-    def _renew(self) -> None:
-        """Take those settings that need no restart; if they cannot be read, all stay as they were."""
-        self._renewal_due = False
-        if self._reread is None:
-            return
-        before = self._config
-        try:
-            config, others = renewed(before, self._reread())
-            roles = Roles(config.roles)
-        except ConfigError as error:
-            self._renewal = {"refused": str(error), "changed": [], "need_restart": []}
-            log.error("the settings stay as they were: %s", error)
-            return
-        self._config, self._roles = config, roles
-        logs.set_level(config.log_level)
-        taken = [name for name in LIVE if getattr(before, name) != getattr(config, name)]
-        self._renewal = {"refused": None, "changed": taken, "need_restart": list(others)}
-        log.info("settings read anew: %s", ", ".join(taken) or "none changed")
-        if others:
-            log.warning("these settings changed, and need a restart: %s", ", ".join(others))
 
     def close(self) -> None:
         """Send what is queued and release the endpoint; safe to call twice."""
@@ -292,61 +199,121 @@ class Server:
             self._config.socket_path.unlink(missing_ok=True)
             self._config.events_path.unlink(missing_ok=True)
 
+    def _startup(self) -> zmq.Poller:
+        poller = zmq.Poller()
+        poller.register(self._router, zmq.POLLIN)
+        poller.register(self._mailbox.wakeup_fd, zmq.POLLIN)
+        for socket in (self._tcp.router, *self._tcp.sockets) if self._tcp else ():
+            poller.register(socket, zmq.POLLIN)
+        return poller
+
+    def _serve(self, poller: zmq.Poller, turn: Callable[[bool, int], None]) -> bool:
+        """One turn: deliver what other threads report, read what clients send, answer what is due.
+
+        Returns whether the server is to stop.
+        """
+        readable = dict(poller.poll(self._wait_ms()))
+        if self._reload_due:
+            self._reload_settings()
+        self._deliver()
+        if self._router in readable:
+            self._read(self._router)
+        if self._tcp is not None:
+            if not readable.keys().isdisjoint(self._tcp.sockets):
+                self._tcp.turn()
+            if self._tcp.router in readable:
+                self._read(self._tcp.router)
+        now_ns = time.monotonic_ns()
+        self._in_flight.expire(now_ns)
+        if self._config.on_full == "halt" and not self._admission.stopping:
+            error = self._admission.refusal("journal")
+            if error is not None and error.code == "disk_full":
+                self._halted_by, self._admission.stopping = error, True
+        stopping = self._admission.stopping  # read once: it may change at any moment
+        try:
+            turn(stopping, now_ns)
+        except Stalled as stalled:
+            self._in_flight.refuse_all(RequestError("unavailable", str(stalled)), now_ns)
+            raise
+        return stopping
+
+    def _drain(self, poller: zmq.Poller, turn: Callable[[bool, int], None]) -> None:
+        """Go on until everything in flight is answered, at most `shutdown_s` seconds; refuse the rest."""
+        drained_by_ns = time.monotonic_ns() + int(self._config.shutdown_s * 1e9)
+        while self._in_flight and time.monotonic_ns() <= drained_by_ns:
+            self._serve(poller, turn)
+        late = RequestError("shutting_down", "the daemon stopped before it could answer")
+        self._in_flight.refuse_all(late, time.monotonic_ns())
+
     def _wait_ms(self) -> int:
         due_ns = self._in_flight.next_deadline_ns
         if due_ns is None:
             return _IDLE_MS
         return max(0, min(_IDLE_MS, (due_ns - time.monotonic_ns()) // 1_000_000 + 1))
 
+    def _reload_settings(self) -> None:
+        """Take those settings that need no restart; if they cannot be read, all stay as they were."""
+        self._reload_due = False
+        if self._reread is None:
+            return
+        before = self._config
+        try:
+            config, others = with_live_settings(before, self._reread())
+            roles = Roles(config.roles)
+        except ConfigError as error:
+            self._reload_status = ReloadStatus(refused=str(error))
+            log.error("the settings stay as they were: %s", error)
+            return
+        self._config, self._roles = config, roles
+        self._admission.config = config
+        logs.set_level(config.log_level)
+        changed = tuple(name for name in LIVE_SETTINGS if getattr(before, name) != getattr(config, name))
+        self._reload_status = ReloadStatus(refused=None, changed=changed, need_restart=tuple(others))
+        log.info("settings read anew: %s", ", ".join(changed) or "none changed")
+        if others:
+            log.warning("these settings changed, and need a restart: %s", ", ".join(others))
+
     def _deliver(self) -> None:
+        """Hand over what other threads reported."""
         now_ns = time.monotonic_ns()
         for item in self._mailbox.take():
             if isinstance(item, tuple):
-                ticket, outcome = item
-                if isinstance(outcome, KeyLookup):
-                    self._once.recalled(ticket, outcome.found)
+                ticket, report = item
+                if isinstance(report, KeyLookup):
+                    self._keys.recalled(ticket, report.prior)
                     continue
-                self._in_flight.note(ticket, outcome, now_ns)
-                if isinstance(outcome, Refused):
-                    self._once.ended(ticket)
+                self._in_flight.on_outcome(ticket, report, now_ns)
+                if isinstance(report, Refused):
+                    self._keys.ended(ticket)
             elif item.ticket is not None:
-                self._in_flight.note_fate(item.ticket, item, now_ns)
+                self._in_flight.on_commit(item.ticket, item, now_ns)
                 if item.kind != "explanation":
-                    self._once.ended(item.ticket)
+                    self._keys.ended(item.ticket)
 
     # ------------------------------------------------------------ in
 
     def _read(self, router: zmq.Socket[bytes]) -> None:
         for _ in range(_READ_BURST):
             try:
-                frames = router.recv_multipart(zmq.NOBLOCK, copy=False)
+                route, *framing, frame = router.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
             self.counters["received"] += 1
-            route, *framing, frame = frames
-            asker = self._asker(
-                router, route.bytes, tuple(one.bytes for one in framing), frame, time.monotonic_ns()
+            sender = self._sender(
+                router, route.bytes, tuple(part.bytes for part in framing), frame, time.monotonic_ns()
             )
-            if asker is None:
+            if sender is None:
                 self.counters["requests_of_revoked_keys"] += 1
-                continue
-            if asker.framing not in ((), (b"",)):
-                asker = replace(asker, framing=asker.framing[:1])
-                self._refuse(asker, RequestError("bad_request", "a request is one JSON frame"))
-                continue
-            if asker.holder is not None and not route.bytes.startswith(b"\0"):
-                told = "over tcp a socket sets no routing id of its own: another key could take it over"
-                self._refuse(asker, RequestError("bad_request", told))
-                continue
-            try:
-                self._take(asker, frame, asker.received_ns)
-            except Exception:  # no request may end the loop that serves all others
-                if (unlogged := self._limits["fault"].admit(time.monotonic_ns())) is not None:
-                    extra = logs.fields(unlogged=unlogged or None)
-                    log.exception("a request failed for a reason that no code foresaw", extra=extra)
-                self._refuse(asker, RequestError("internal", "the request failed; the daemon's log says why"))
+            elif sender.framing not in ((), (b"",)):
+                sender = replace(sender, framing=sender.framing[:1])
+                self._refuse(sender, RequestError("bad_request", "a request is one JSON frame"))
+            elif sender.holder is not None and not sender.route.startswith(b"\0"):
+                stolen = "over tcp a socket sets no routing id of its own: another key could take it over"
+                self._refuse(sender, RequestError("bad_request", stolen))
+            else:
+                self._take(sender, frame.bytes)
 
-    def _asker(
+    def _sender(
         self,
         router: zmq.Socket[bytes],
         route: bytes,
@@ -355,248 +322,142 @@ class Server:
         received_ns: int,
     ) -> _Sender | None:
         """Who sent a frame, as the kernel or the handshake vouches for it; None if the key was revoked."""
-        if self._gate is None or router is not self._gate.router:
+        if self._tcp is None or router is not self._tcp.router:
             caller = caller_of(frame)
             roles = self._roles.of(caller)
             return _Sender(router, route, framing, caller, roles, received_ns=received_ns)
-        holder = self._gate.holder_of(frame)
+        holder = self._tcp.holder_of(frame)
         if holder is None:
             return None
         caller = Caller(transport="tcp", key=holder.name)
         return _Sender(router, route, framing, caller, holder.roles, holder, received_ns=received_ns)
 
-    def _take(self, asker: _Sender, frame: zmq.Frame, received_ns: int) -> None:
-        data, limit, caller = frame.bytes, self._config.max_request_bytes, asker.caller
+    def _take(self, sender: _Sender, frame: bytes) -> None:
+        """Decode a frame and handle its message; no request may end the loop that serves all others."""
+        limit_bytes = self._config.max_request_bytes
         try:
             message = decode_request(
-                data,
-                max_bytes=limit,
+                frame,
+                max_bytes=limit_bytes,
                 max_deadline_ms=self._config.max_deadline_ms,
-                authorise=lambda op: authorise(op, caller, asker.roles),
+                authorise=lambda op: authorise(op, sender.caller, sender.roles),
             )
         except RequestError as error:
-            self._refuse(replace(asker, request_id=recover_request_id(data, limit)), error)
+            self._refuse(replace(sender, request_id=recover_request_id(frame, limit_bytes)), error)
             return
-        received_at = time.time()
-        asker = replace(asker, request_id=message.id, op=op_of(message))
-        if isinstance(message, StatusRequest):
-            self._send(asker, self._tell(message))
+        except Exception:
+            self._refuse_fault(sender)
             return
-
-        def submit(one: EvaluateRequest, answer: Answer) -> None:
-            self._submit(one, answer, caller, received_ns, received_at)
-
-        if isinstance(message, EvaluateBatchRequest):
-            Batch(message, submit=submit, done=lambda items: self._reply_many(asker, items)).start()
-            return
-        answer = partial(self._reply, asker)
+        sender = replace(sender, request_id=message.id, op=op_of(message))
         try:
-            if isinstance(message, RecordRequest):
-                self._record(message, answer, caller, received_ns, received_at)
-            elif isinstance(message, MaintenanceRequest):
-                self._tend(message, answer, caller, received_ns)
-            elif isinstance(message, ControlRequest):
-                self._steer(message, answer, received_ns)
-            else:
-                submit(message, answer)
+            self._handle(sender, message, Arrival(sender.caller, time.time(), sender.received_ns))
         except RequestError as error:
-            self._refuse(asker, error)
+            self._refuse(sender, error)
+        except Exception:
+            self._refuse_fault(sender)
 
-    def _submit(
-        self, message: EvaluateRequest, answer: Answer, caller: Caller, received_ns: int, received_at: float
-    ) -> None:
-        deadline_ms = message.deadline_ms or self._config.deadline_ms
-        if message.idempotency is None:
-            self._check_admission(message, deadline_ms)
-        else:  # what was recorded is told again even where nothing new would be decided
-            self._check_open(needs=("journal",))
-        self._check_room()
-        deadline_ns = received_ns + deadline_ms * 1_000_000
-        ticket = self._in_flight.admit(
-            answer, received_ns=received_ns, deadline_ns=deadline_ns, explain=message.explain
-        )
+    def _handle(self, sender: _Sender, message: Message, arrival: Arrival) -> None:
+        """Answer a message at once, or admit it. Raises RequestError."""
+        answer = partial(self._reply, sender)
+        if isinstance(message, StatusRequest):
+            self._send(sender, self._report(message))
+        elif isinstance(message, EvaluateRequest):
+            self._submit(message, answer, arrival)
+        elif isinstance(message, EvaluateBatchRequest):
+            submit = partial(self._submit, arrival=arrival)
+            Batch(message, submit=submit, done=partial(self._reply_many, sender)).start()
+        elif isinstance(message, RecordRequest):
+            ticket, record_id = self._admission.record(message, answer, arrival)
+            record = Record(self._recorder, message.record, record_id, ticket, arrival)
+            self._begin(ticket, arrival.caller, message.idempotency, record)
+        elif isinstance(message, MaintenanceRequest):
+            ticket = self._admission.job(answer, arrival, "journal")
+            self._maintenance.submit(ticket, message.maintenance, arrival.caller)
+        elif self._pack_changes is None:
+            raise RequestError("unavailable", "op: this server cannot change packs")
+        else:
+            ticket = self._admission.job(answer, arrival, "journal", "engine")
+            self._pack_changes.submit(ticket, message.control)
 
-        def start(idempotency: str | None) -> None:
-            if idempotency is not None:
-                self._check_admission(message, deadline_ms)
-            self._work.submit(
-                Request(
-                    ticket=ticket,
-                    evaluation=message.evaluation,
-                    caller=caller,
-                    received_at=received_at,
-                    received_ns=received_ns,
-                    deadline_ns=deadline_ns,
-                    explain=message.explain,
-                    annotations=message.annotations,
-                    pack=message.pack,
-                    idempotency=idempotency,
-                )
-            )
+    def _submit(self, message: EvaluateRequest, answer: Answer, arrival: Arrival) -> None:
+        request = self._admission.question(message, answer, arrival)
+        question = Question(self._admission, self._engine, message, request)
+        self._begin(request.ticket, arrival.caller, message.idempotency, question)
 
-        def retell(found: PriorRecord) -> dict[str, Json]:
-            assert found.decision is not None  # noqa: S101  the digest of its content says that it was a question
-            total_ms = (time.monotonic_ns() - received_ns) / 1e6
-            inline = message.explain == "inline"
-            return decision_item(found.decision, explained=inline, commit_ms=0.0, total_ms=total_ms)
-
-        self._begin(ticket, caller, message.idempotency, start, retell)
-
-    def _record(
-        self, message: RecordRequest, answer: Answer, caller: Caller, received_ns: int, received_at: float
-    ) -> None:
-        self._check_open(needs=("journal",))
-        self._check_room()
-        deadline_ms, record_id = message.deadline_ms or self._config.deadline_ms, new_id()
-        ticket = self._in_flight.admit(
-            answer,
-            received_ns=received_ns,
-            deadline_ns=received_ns + deadline_ms * 1_000_000,
-            record_id=record_id,
-        )
-
-        def start(idempotency: str | None) -> None:
-            self._recorder.write(
-                message.record,
-                record_id=record_id,
-                at=received_at,
-                caller=caller,
-                ticket=ticket,
-                idempotency=idempotency,
-            )
-
-        def retell(found: PriorRecord) -> dict[str, Json]:
-            return recorded_item(found.id, found.kind, found.seq)
-
-        self._begin(ticket, caller, message.idempotency, start, retell)
-
-    def _begin(
-        self,
-        ticket: int,
-        caller: Caller,
-        asked: Idempotency | None,
-        start: Callable[[str | None], None],
-        retell: Callable[[PriorRecord], dict[str, Json]],
-    ) -> None:
-        """Do what a request asks for: at once, or if it has a key, unless that was done before."""
-        if asked is None:
-            start(None)
-            return
-        digest = digest_of(caller, asked.key)
-        begin = partial(start, f"{digest}-{asked.content}")
-        self._once.enter(Keyed(ticket, digest, asked.content, begin, retell))
+    def _begin(self, ticket: int, caller: Caller, idempotency: Idempotency | None, work: Work) -> None:
+        """Begin the work of a request: at once, or if it has a key, unless that was done before."""
+        if idempotency is None:
+            work.begin(None)
+        else:
+            mark = Mark(digest_of(caller, idempotency.key), idempotency.content)
+            self._keys.enter(Keyed(ticket, mark, work))
 
     def _recall(self, digest: str, ticket: int) -> None:
-        self._recorder.recall(digest, lambda found: self._mailbox.put((ticket, KeyLookup(found))))
+        def on_lookup(prior: PriorRecord | RequestError | None) -> None:
+            self._mailbox.put((ticket, KeyLookup(prior)))
 
-    def _tend(self, message: MaintenanceRequest, answer: Answer, caller: Caller, received_ns: int) -> None:
-        self._check_open(needs=("journal",))
-        self._check_room()
-        deadline_ns = received_ns + JOB_TIMEOUT_S * 1_000_000_000
-        ticket = self._in_flight.admit(answer, received_ns=received_ns, deadline_ns=deadline_ns)
-        self._clerk.submit(ticket, message.maintenance, caller)
-
-    def _steer(self, message: ControlRequest, answer: Answer, received_ns: int) -> None:
-        self._check_open(needs=("journal", "engine"))
-        self._check_room()
-        if self._steward is None:
-            raise RequestError("unavailable", "op: this server cannot change what judges")
-        deadline_ns = received_ns + JOB_TIMEOUT_S * 1_000_000_000
-        ticket = self._in_flight.admit(answer, received_ns=received_ns, deadline_ns=deadline_ns)
-        self._steward.submit(ticket, message.control)
-
-    def _is_ours(self, pack: str) -> None:
-        if pack != self._pack.name:
-            raise RequestError("not_found", f"pack: {pack[:64]!r} is not loaded; {self._pack.name} is")
-
-    def _check_admission(self, message: EvaluateRequest, deadline_ms: int) -> None:
-        """Refuse what cannot be served, and what would wait past its deadline anyway."""
-        if message.pack is not None:
-            self._find_pack(message.pack)
-        self._check_open(needs=("journal", "engine"))
-        expected_ms = self._expected_ms
-        if expected_ms > deadline_ms:
-            raise RequestError(
-                "busy",
-                f"the requests before it take about {expected_ms} ms; its deadline is {deadline_ms} ms",
-                retry_after_ms=expected_ms - deadline_ms + 1,
-            )
-
-    def _check_open(self, *, needs: Sequence[Part]) -> None:
-        """Refuse any request while stopping, and without the parts that it needs."""
-        if self._stopping:
-            raise RequestError("shutting_down", "the daemon is stopping")
-        for part in needs:
-            if (error := self._refusal(part)) is not None:
-                raise error
-
-    def _check_room(self) -> None:
-        """Refuse any request above the limit."""
-        if len(self._in_flight) >= self._config.max_in_flight:
-            raise RequestError(
-                "busy",
-                f"{len(self._in_flight)} requests are in flight; the limit is {self._config.max_in_flight}",
-                retry_after_ms=self._expected_ms + 1,
-            )
-
-    @property
-    def _expected_ms(self) -> int:
-        """How long the questions that wait for the engine are going to take."""
-        return int(self._work.waiting * self._work.mean_decision_ms)
+        self._recorder.recall(digest, on_lookup)
 
     # ------------------------------------------------------------ out
 
-    def _reply(self, asker: _Sender, answer: dict[str, Json] | RequestError) -> None:
+    def _reply(self, sender: _Sender, answer: dict[str, Json] | RequestError) -> None:
         if isinstance(answer, RequestError):
-            self._refuse(asker, answer)
+            self._refuse(sender, answer)
         else:
-            self._log_decision(asker, answer)
-            self._send(asker, encode_reply(asker.request_id, **answer))
+            self._log_decision(sender, answer)
+            self._send(sender, encode_reply(sender.request_id, **answer))
 
-    def _reply_many(self, asker: _Sender, items: Sequence[dict[str, Json]]) -> None:
+    def _reply_many(self, sender: _Sender, items: Sequence[dict[str, Json]]) -> None:
         for item in items:
             if "error" in item["context"]:
                 code, message = (item["context"]["error"][member] for member in ("code", "message"))
-                self._count_refusal(asker, code, message)
+                self._count_refusal(sender, code, message)
             else:
-                self._log_decision(asker, item)
-        self._send(asker, encode_reply(asker.request_id, evaluations=items))
+                self._log_decision(sender, item)
+        self._send(sender, encode_reply(sender.request_id, evaluations=items))
 
-    def _refuse(self, asker: _Sender, error: RequestError) -> None:
-        self._count_refusal(asker, error.code, error.message)
-        self._send(asker, encode_error(asker.request_id, error))
+    def _refuse(self, sender: _Sender, error: RequestError) -> None:
+        self._count_refusal(sender, error.code, error.message)
+        self._send(sender, encode_error(sender.request_id, error))
 
-    def _count_refusal(self, asker: _Sender, code: str, message: str) -> None:
+    def _refuse_fault(self, sender: _Sender) -> None:
+        """Log the exception that is being handled, and refuse the request that it belongs to."""
+        if (unlogged := self._limits["fault"].admit(time.monotonic_ns())) is not None:
+            extra = logs.fields(unlogged=unlogged or None)
+            log.exception("a request failed with an unexpected error", extra=extra)
+        self._refuse(sender, RequestError("internal", "the request failed; the daemon's log says why"))
+
+    def _count_refusal(self, sender: _Sender, code: str, message: str) -> None:
         self.counters[f"refused_{code}"] += 1
         text = message if logs.is_verbose() else None  # it may repeat what the request says
-        self._log_bounded(asker, "refused", code=code, text=text)
+        self._log_bounded(sender, "refused", code=code, text=text)
 
-    def _log_decision(self, asker: _Sender, item: dict[str, Json]) -> None:
+    def _log_decision(self, sender: _Sender, item: dict[str, Json]) -> None:
         """A line for a decision that the model failed to give; at level debug for any other too."""
-        decided = item.get("context")  # of a record there is none
-        if decided is None:
+        context = item.get("context")  # the answer to a record has none
+        if context is None:
             return
-        if decided["tier"] == "fallback":
-            code, decision_id = decided["reason_code"], decided["decision_id"]
-            self._log_bounded(asker, "decided without the model", code=code, decision_id=decision_id)
+        if context["tier"] == "fallback":
+            code, decision_id = context["reason_code"], context["decision_id"]
+            self._log_bounded(sender, "decided without the model", code=code, decision_id=decision_id)
         elif log.isEnabledFor(logging.DEBUG):
-            told = {name: decided[name] for name in ("decision_id", "outcome", "tier")}
-            log.debug("decided", extra=logs.fields(**told, **_of(asker)))
+            members = {name: context[name] for name in ("decision_id", "outcome", "tier")}
+            log.debug("decided", extra=logs.fields(**members, **_of(sender)))
 
-    def _log_bounded(self, asker: _Sender, message: str, *, code: str, **told: str | None) -> None:
+    def _log_bounded(self, sender: _Sender, message: str, *, code: str, **members: str | None) -> None:
         unlogged = self._limits[code].admit(time.monotonic_ns())
         if unlogged is None:
             self.counters["unlogged"] += 1
         else:
-            extra = logs.fields(code=code, **told, **_of(asker), unlogged=unlogged or None)
+            extra = logs.fields(code=code, **members, **_of(sender), unlogged=unlogged or None)
             log.warning("%s", message, extra=extra)
 
-    def _send(self, asker: _Sender, frame: bytes) -> None:
-        if self._gate is not None and asker.holder is not None and not self._gate.admits(asker.holder):
+    def _send(self, sender: _Sender, frame: bytes) -> None:
+        if self._tcp is not None and sender.holder is not None and not self._tcp.admits(sender.holder):
             self.counters["replies_to_revoked_keys"] += 1  # not sent
             return
         try:
-            asker.router.send_multipart([asker.route, *asker.framing, frame], zmq.NOBLOCK)
+            sender.router.send_multipart([sender.route, *sender.framing, frame], zmq.NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 raise
@@ -608,7 +469,7 @@ class Server:
         except zmq.Again:
             self.counters["events_dropped"] += 1
 
-    def _tell(self, message: StatusRequest) -> bytes:
+    def _report(self, message: StatusRequest) -> bytes:
         if message.op == "metrics":
             return encode_reply(message.id, metrics=as_json(self.measured()))
         return encode_reply(message.id, status=self.status())
@@ -617,43 +478,29 @@ class Server:
         """Everything that the daemon measures. Any thread."""
         return self._metrics.families(self.status())
 
-    def status(self) -> dict[str, Json]:
-        """The truth about each part, as plain JSON values. Any thread."""
-        described = self._describe()
-        trouble = self._refusal("journal") or self._refusal("engine")
-        return {
-            "version": __version__,
-            "pid": os.getpid(),
-            "state": "stopping" if self._stopping else "refusing" if trouble else "serving",
-            "trouble": trouble and trouble.message,
-            "uptime_s": round(time.time() - self._started_at, 1),
-            "endpoint": self._config.endpoint,
-            "tcp_endpoint": self._config.tcp_endpoint or None,
-            "events_endpoint": self._config.events_endpoint,
-            "pack": {
-                "name": self._pack.name,
-                "version": self._pack.version,
-                "sha256": self._pack.sha256,
-            },
-            "model": {
-                "name": self._model.name,
-                "sha256": self._model.sha256,
-                "quantisation": self._model.quantisation,
-                "device": self._model.device,
-                "build": self._model.build,
-                "exact": self._model.exact,
-                **described.pop("model", {}),
-            },
-            "in_flight": len(self._in_flight),
-            "max_in_flight": self._config.max_in_flight,
-            "settings": self._renewal,
-            "counters": dict(sorted(self.counters.items())),
-            **described,
-        }
+    def status(self) -> Status:
+        """The truth about each part. Any thread."""
+        trouble = self._admission.refusal("journal") or self._admission.refusal("engine")
+        stopping = self._admission.stopping
+        return Status(
+            version=__version__,
+            pid=os.getpid(),
+            state="stopping" if stopping else "refusing" if trouble else "serving",
+            trouble=trouble.message if trouble else None,
+            uptime_s=round(time.time() - self._started_at, 1),
+            endpoint=self._config.endpoint,
+            tcp_endpoint=self._config.tcp_endpoint or None,
+            events_endpoint=self._config.events_endpoint,
+            in_flight=len(self._in_flight),
+            max_in_flight=self._config.max_in_flight,
+            settings=self._reload_status,
+            counters=dict(sorted(self.counters.items())),
+            **structs.asdict(self._describe()),
+        )
 
 
-def _of(asker: _Sender) -> dict[str, Json]:
+def _of(sender: _Sender) -> dict[str, Json]:
     """What the log says of a request."""
-    ms = (time.monotonic_ns() - asker.received_ns) / 1e6
-    caller = asker.caller
-    return {"op": asker.op, "uid": caller.uid, "key": caller.key, "ms": round(ms, 3)}
+    ms = (time.monotonic_ns() - sender.received_ns) / 1e6
+    caller = sender.caller
+    return {"op": sender.op, "uid": caller.uid, "key": caller.key, "ms": round(ms, 3)}

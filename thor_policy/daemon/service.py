@@ -17,8 +17,8 @@ from thor_policy.config import Config
 from thor_policy.core.decisions import Decision
 from thor_policy.core.engine import Engine
 from thor_policy.core.errors import JournalError, RequestError, Stalled
-from thor_policy.core.requests import Json
 from thor_policy.core.results import EngineResult, Explained, JobDone
+from thor_policy.daemon.admission import Part
 from thor_policy.daemon.drift import DriftSentinel
 from thor_policy.daemon.engine_thread import EngineThread
 from thor_policy.daemon.loading import (
@@ -31,9 +31,9 @@ from thor_policy.daemon.loading import (
 )
 from thor_policy.daemon.maintenance_thread import MaintenanceThread
 from thor_policy.daemon.pack_manager import PackManager
-from thor_policy.daemon.server import Part, Server
+from thor_policy.daemon.server import Server
 from thor_policy.daemon.sockets import Mailbox, endpoint_lock
-from thor_policy.daemon.status import describe
+from thor_policy.daemon.status import Parts
 from thor_policy.daemon.tcp_listener import check_identity
 from thor_policy.journal import events
 from thor_policy.journal.reader import Reader
@@ -67,8 +67,9 @@ def open_service(
         stack.enter_context(endpoint_lock(config.socket_path))
         mailbox = Mailbox()
         stack.callback(mailbox.close)
-        sockets = stack.enter_context(ExitStack())  # closed after worker and journal, whose last words go out
-        journal = open_journal(config, lambda fates: mailbox.put(*fates))
+        # closed after engine thread and journal, whose last reports still become replies
+        sockets = stack.enter_context(ExitStack())
+        journal = open_journal(config, lambda commits: mailbox.put(*commits))
         stack.callback(_close_journal, journal, config.shutdown_s)
         with Reader(config.journal_path) as reader:
             if newer := reader.taken_over(pack.info):
@@ -89,68 +90,70 @@ def open_service(
                     max_shadows=config.max_shadows,
                     cache=ScoreCache(config.cache_size, config.cache_ttl_s),
                 )
-                if found := calibration_of(config, pack.info, policy.residents.active.model):
-                    policy.calibrate(found)
+                if calibration := calibration_of(config, pack.info, policy.residents.active.model):
+                    policy.calibrate(calibration)
                 policy.warm_up(time.time())
                 return policy
             except BaseException:
                 engine.close()
                 raise
 
-        def tell(ticket: int, outcome: EngineResult) -> None:
-            # what is going to be recorded needs no waking: the journal's word on it will follow, and wake
+        def on_outcome(ticket: int, outcome: EngineResult) -> None:
+            # what is going to be recorded needs no waking: its commit follows, and wakes
             mailbox.put((ticket, outcome), wake=not isinstance(outcome, Decision | Explained))
 
-        def answer(ticket: int, tended: JobDone) -> None:
-            mailbox.put((ticket, tended))
+        def on_job_done(ticket: int, job: JobDone) -> None:
+            mailbox.put((ticket, job))
 
-        sentinel = DriftSentinel(
+        drift = DriftSentinel(
             journal.append,
             every_s=config.drift_every_s,
             tolerance=config.drift_tolerance,
             now_ns=time.monotonic_ns(),
         )
-        worker = EngineThread(open_policy, journal, tell, idle=sentinel)
-        policy = worker.start()
-        steward = PackManager(
-            config, worker, policy, journal, answer, calibration_of=partial(calibration_of, config)
+        engine_thread = EngineThread(open_policy, journal, on_outcome, idle=drift)
+        policy = engine_thread.start()
+        pack_manager = PackManager(
+            config,
+            engine_thread,
+            policy,
+            journal,
+            on_job_done,
+            calibration_of=partial(calibration_of, config),
         )
-        stack.callback(steward.stop, config.shutdown_s)  # after the worker, which cuts off what it waits for
-        stack.callback(_stop_worker, worker, config.shutdown_s)
+        # stopped after the engine thread, which cuts off what the pack manager waits for
+        stack.callback(pack_manager.stop, config.shutdown_s)
+        stack.callback(_stop_engine, engine_thread, config.shutdown_s)
         model, now = policy.engine.model, time.time()
         journal.append(events.model_loaded(model, now))
         if (adapter := policy.residents.active.model.adapter) is not None:
             journal.append(events.adapter_activated(adapter, model.sha256, now))
         journal.append(events.pack_activated(pack.info, now))
 
-        clerk = MaintenanceThread(journal, answer, calibrated=policy.calibrate)
-        stack.callback(clerk.stop, config.shutdown_s)
-
-        def describe_all() -> dict[str, Json]:
-            return describe(policy, worker, journal, clerk, steward) | {"drift": sentinel.describe()}
+        maintenance = MaintenanceThread(journal, on_job_done, on_calibration=policy.calibrate)
+        stack.callback(maintenance.stop, config.shutdown_s)
+        parts = Parts(policy, engine_thread, journal, maintenance, pack_manager, drift)
 
         def refusal(part: Part) -> RequestError | None:
-            return journal.refusal() if part == "journal" else worker.refusal()
+            return journal.refusal() if part == "journal" else engine_thread.refusal()
 
         server = Server(
             config,
             mailbox=mailbox,
-            work=worker,
+            engine=engine_thread,
             recorder=journal,
-            clerk=clerk,
-            pack=pack.info,
-            model=model,
-            describe=describe_all,
+            maintenance=maintenance,
+            describe=parts.status,
+            find_pack=lambda name: policy.residents.named(name),
             refusal=refusal,
-            steward=steward,
-            find_pack=lambda told: policy.residents.named(told),
+            pack_changes=pack_manager,
             reread=reread,
         )
         sockets.callback(server.close)
         if config.metrics_port:
             stack.enter_context(metrics.endpoint(config.metrics_port, server.measured))
-        if supervisor is not None:  # the clerk is left out: a piece of its work may take an hour
-            supervisor.watch({"engine": worker, "journal": journal})
+        if supervisor is not None:  # not the maintenance thread: one of its tasks may take an hour
+            supervisor.watch({"engine": engine_thread, "journal": journal})
         yield server
 
 
@@ -172,8 +175,8 @@ def serving(
             thread.join(config.shutdown_s + 5)
 
 
-def _stop_worker(worker: EngineThread, timeout_s: float) -> None:
-    if not worker.stop(timeout_s):
+def _stop_engine(engine_thread: EngineThread, timeout_s: float) -> None:
+    if not engine_thread.stop(timeout_s):
         log.error("the engine thread did not end within %g s; what it was doing is lost", timeout_s)
 
 

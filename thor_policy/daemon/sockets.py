@@ -21,9 +21,7 @@ import zmq
 from thor_policy.config import Config
 from thor_policy.core.errors import AlreadyRunning, ConfigError
 from thor_policy.core.requests import Caller
-from thor_policy.core.results import EngineResult, JobDone
-from thor_policy.daemon.idempotency import KeyLookup
-from thor_policy.daemon.inflight import Fate
+from thor_policy.core.results import Committed, Report
 
 #: Frames above this drop the connection inside ZeroMQ; the limit with a reply is Config.max_request_bytes.
 MAX_FRAME_BYTES = 64 * 1024 * 1024
@@ -33,18 +31,21 @@ PEER_QUEUE = 10_000
 
 @dataclass
 class Mailbox:
-    """What other threads have to tell the main thread, and how they wake it."""
+    """What other threads report to the main thread, and how they wake it.
 
-    items: deque[tuple[int, EngineResult | JobDone | KeyLookup] | Fate] = field(default_factory=deque)
+    An item is a report with its ticket, or what became of an event.
+    """
+
+    items: deque[tuple[int, Report] | Committed] = field(default_factory=deque)
     wakeup_fd: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
 
-    def put(self, *items: tuple[int, EngineResult | JobDone | KeyLookup] | Fate, wake: bool = True) -> None:
+    def put(self, *items: tuple[int, Report] | Committed, wake: bool = True) -> None:
         """Any thread; never blocks. Without `wake` the items lie until something else wakes the loop."""
         self.items.extend(items)
         if wake:
             os.eventfd_write(self.wakeup_fd, 1)
 
-    def take(self) -> Iterator[tuple[int, EngineResult | JobDone | KeyLookup] | Fate]:
+    def take(self) -> Iterator[tuple[int, Report] | Committed]:
         """Main thread: everything that has arrived."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.wakeup_fd)

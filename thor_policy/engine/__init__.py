@@ -1,5 +1,6 @@
-"""Engines: what judges a question that fixed rules cannot settle.
+"""Engines: models that answer the questions which rules leave open.
 
-`llama` runs a GGUF in process; it is the only module that imports llama_cpp. `chat` and `writing` are the
-parts of it that need no model. The seam itself is `thor_policy.core.engine.Engine`.
+`llama` runs a GGUF in this process; `native` alone imports llama_cpp. `remote` asks a model on a server, with
+`backends` and `http`. `chat` and `explanations` need no model. `embedder` compares texts. The interface is
+`thor_policy.core.engine.Engine`.
 """

@@ -1,8 +1,7 @@
-"""The two kinds of server that a model can be asked on: llama-server and vLLM.
+"""The two supported model servers: llama-server and vLLM.
 
-Owns what each speaks. Invariant: content is made of tokens that are none of the model's special ones, or
-the server is refused; and every number that comes back is a finite log-probability of a token that was
-asked for. Used by the engine thread.
+Owns the protocol of each. Invariant: content never becomes a special token of the model, or the server is
+refused; every returned number is a finite log-probability of a requested token. Engine thread.
 """
 
 from __future__ import annotations
@@ -18,81 +17,82 @@ from msgspec import Struct
 from thor_policy.core.decisions import ModelInfo
 from thor_policy.core.errors import EngineError
 from thor_policy.core.requests import Json
-from thor_policy.engine.http import Link, NotThere
+from thor_policy.engine.http import Link, PathNotFound
 
-#: Added to the logits of the choices, so that llama-server's sampler keeps them alone; float32 then resolves
-#: a logit to 8e-6.
+#: Added to the logits of the choices, so that llama-server's sampler keeps only them; float32 then resolves a
+#: logit to 8e-6.
 _BIAS = 100.0
-#: Log of the smallest probability that a float32 holds: a choice that llama-server leaves out has less.
+#: Log of the smallest normal float32: a choice that llama-server leaves out has a smaller probability.
 _LEAST = math.log(2.0**-126)
-#: Log-probabilities that vLLM gives at most, unless it was started with another --max-logprobs.
+#: Log-probabilities that vLLM returns at most, unless it was started with another --max-logprobs.
 _TOP = 20
-#: Share, beside the likeliest choice, that a choice may have which vLLM left out of those.
+#: A choice that vLLM left out must have less than this share of the likeliest choice's probability.
 _NEGLIGIBLE = 1e-3
 
 
 class Server(Protocol):
     """A model behind a Link. Every call raises EngineError or DeadlineExceeded."""
 
-    #: Tokens that prompt and answer can have together.
+    #: Limit of the tokens of prompt and answer together.
     context_tokens: int
-    #: Its chat template, or None, and the text of the token that opens a prompt.
+    #: The model's chat template, or None, and the text of the token that opens a prompt.
     template: str | None
     bos_text: str
 
     def identify(self, deadline_ns: int) -> ModelInfo: ...
 
     def markup(self, text: str, deadline_ns: int, *, opening: bool = False) -> list[int]:
-        """Tokens of the template's own text, special ones among them; `opening`: with those that open
-        every prompt.
-        """
+        """Tokens of template text, with special tokens; `opening` adds the tokens that open every prompt."""
 
     def content(self, text: str, deadline_ns: int) -> list[int]:
-        """Tokens of a text that may come from anywhere: none of them is special."""
+        """Tokens of untrusted text, without special tokens."""
 
     def text_of(self, tokens: Sequence[int], deadline_ns: int) -> str: ...
 
-    def weigh(self, prompt: Sequence[int], choices: Sequence[int], deadline_ns: int) -> list[float]:
+    def log_probabilities(
+        self, prompt: Sequence[int], choices: Sequence[int], deadline_ns: int
+    ) -> list[float]:
         """Log-probability of each choice as the next token, up to a constant that all share."""
 
-    def write(self, prompt: Sequence[int], most: int, deadline_ns: int) -> tuple[list[int], bool]:
-        """Up to `most` tokens, greedily, to the end of the line or turn; True if that came."""
+    def generate(self, prompt: Sequence[int], max_tokens: int, deadline_ns: int) -> tuple[list[int], bool]:
+        """Up to `max_tokens` greedy tokens, to the end of the line or turn; True if that end was reached."""
 
 
-def meet(link: Link, model: str, deadline_ns: int) -> Server:
-    """The server at the other end, asked what it is. Raises EngineError with the cure."""
+def connect(link: Link, model: str, deadline_ns: int) -> Server:
+    """Find out which server answers at `link`. Raises EngineError with the cure."""
     try:
         return LlamaServer(link, model, deadline_ns)
-    except NotThere:
+    except PathNotFound:
         pass
     try:
         return Vllm(link, model, deadline_ns)
-    except NotThere:
+    except PathNotFound:
         raise EngineError(
             f"{link.url} has neither /props, as llama-server has, nor /tokenizer_info, as vLLM has when "
-            "started with --enable-tokenizer-info-endpoint; without one of them nobody can tell which tokens "
-            "are special, and what a request says might become one"
+            "started with --enable-tokenizer-info-endpoint; without one of them the special tokens are "
+            "unknown, and the content of a request could become one"
         ) from None
 
 
-def digest_of_what_is_told(*told: Json) -> str:
-    """In place of a file's digest: that of everything the server tells of itself, in canonical JSON."""
-    return hashlib.sha256(msgspec.json.encode(told, order="deterministic")).hexdigest()
+def digest_of_reports(*reports: Json) -> str:
+    """The digest of everything a server reports about itself, in canonical JSON; replaces a file's digest."""
+    return hashlib.sha256(msgspec.json.encode(reports, order="deterministic")).hexdigest()
 
 
-def _chosen(url: str, wanted: str, models: Sequence[_Model]) -> _Model:
+def _choose(url: str, name: str, models: Sequence[_Model]) -> _Model:
+    """The model called `name`, or the only one if `name` is empty. Raises EngineError."""
     names = [model.id for model in models]
-    if not wanted and len(names) == 1:
+    if not name and len(names) == 1:
         return models[0]
-    if wanted in names:
-        return models[names.index(wanted)]
-    said = f"engine_model is {wanted!r}" if wanted else "engine_model is empty"
+    if name in names:
+        return models[names.index(name)]
+    setting = f"engine_model is {name!r}" if name else "engine_model is empty"
     raise EngineError(
-        f"{said}, and {url} has {', '.join(names) or 'no model'}: set engine_model to one of them"
+        f"{setting}, and {url} has {', '.join(names) or 'no model'}: set engine_model to one of them"
     )
 
 
-# ---------------------------------------------------------------- what both answer
+# ---------------------------------------------------------------- replies of both
 
 
 class _Model(Struct, frozen=True):
@@ -139,7 +139,7 @@ class _Sampled(Struct, frozen=True):
     top_probs: list[_Probability]
 
 
-class _Weighed(Struct, frozen=True):
+class _Weights(Struct, frozen=True):
     completion_probabilities: list[_Sampled]
 
 
@@ -149,10 +149,10 @@ class _Line(Struct, frozen=True):
 
 
 class LlamaServer:
-    """llama-server's own paths: it takes token ids, and tells markup from content when it tokenises."""
+    """llama-server's own paths, which accept token ids and tokenise markup and content differently."""
 
     def __init__(self, link: Link, model: str, deadline_ns: int) -> None:
-        self._link, self._wanted = link, model
+        self._link, self._model_name = link, model
         props = link.get("/props", _Props, deadline_ns)
         self.context_tokens = props.default_generation_settings.n_ctx
         self.template = props.chat_template or None
@@ -160,12 +160,14 @@ class LlamaServer:
 
     def identify(self, deadline_ns: int) -> ModelInfo:
         props = self._link.get("/props", _Props, deadline_ns)
-        model = _chosen(self._link.url, self._wanted, self._link.get("/v1/models", _Models, deadline_ns).data)
+        model = _choose(
+            self._link.url, self._model_name, self._link.get("/v1/models", _Models, deadline_ns).data
+        )
         meta = model.meta or {}
         parameters = meta.get("n_params")
         return ModelInfo(
             name=model.id,
-            sha256=digest_of_what_is_told(self._link.url, model.id, props, meta),
+            sha256=digest_of_reports(self._link.url, model.id, props, meta),
             quantisation=props.model_ftype,
             architecture="unknown",
             parameters=parameters if isinstance(parameters, int) else 0,
@@ -187,9 +189,12 @@ class LlamaServer:
     def text_of(self, tokens: Sequence[int], deadline_ns: int) -> str:
         return self._link.post("/detokenize", {"tokens": tokens}, _Content, deadline_ns).content
 
-    def weigh(self, prompt: Sequence[int], choices: Sequence[int], deadline_ns: int) -> list[float]:
-        """The choices are lifted above everything else and the sampler keeps them alone: their
-        probabilities are exact, whatever rank they had.
+    def log_probabilities(
+        self, prompt: Sequence[int], choices: Sequence[int], deadline_ns: int
+    ) -> list[float]:
+        """A bias lifts the choices above all other tokens, and the sampler keeps only them.
+
+        So their probabilities are exact, whatever their rank was.
         """
         body = {
             "prompt": prompt,
@@ -204,16 +209,16 @@ class LlamaServer:
             "cache_prompt": True,
             "response_fields": ["completion_probabilities"],
         }
-        weighed = self._link.post("/completion", body, _Weighed, deadline_ns).completion_probabilities
-        found = {one.id: one.prob for sampled in weighed[:1] for one in sampled.top_probs}
-        if not found or not found.keys() <= set(choices) or not all(0 < p <= 1.001 for p in found.values()):
-            raise EngineError(f"{self._link.url} did not weigh the tokens that it was asked to weigh")
-        return [math.log(found[token]) if token in found else _LEAST for token in choices]
+        positions = self._link.post("/completion", body, _Weights, deadline_ns).completion_probabilities
+        probs = {token.id: token.prob for position in positions[:1] for token in position.top_probs}
+        if not probs or not probs.keys() <= set(choices) or not all(0 < p <= 1.001 for p in probs.values()):
+            raise EngineError(f"{self._link.url} returned no valid probabilities of the requested tokens")
+        return [math.log(probs[token]) if token in probs else _LEAST for token in choices]
 
-    def write(self, prompt: Sequence[int], most: int, deadline_ns: int) -> tuple[list[int], bool]:
+    def generate(self, prompt: Sequence[int], max_tokens: int, deadline_ns: int) -> tuple[list[int], bool]:
         body = {
             "prompt": prompt,
-            "n_predict": most,
+            "n_predict": max_tokens,
             "temperature": 0.0,
             "samplers": ["temperature"],
             "mirostat": 0,
@@ -223,7 +228,7 @@ class LlamaServer:
             "response_fields": ["tokens", "stop_type"],
         }
         line = self._link.post("/completion", body, _Line, deadline_ns)
-        by_token = line.stop_type == "eos"  # then the last token is the one that ends the turn
+        by_token = line.stop_type == "eos"  # then the last token is the end-of-turn token
         return line.tokens[: -1 if by_token else None], line.stop_type != "limit"
 
 
@@ -264,14 +269,14 @@ class _Completion(Struct, frozen=True):
 
 
 class Vllm:
-    """vLLM's OpenAI paths and its tokeniser's.
+    """vLLM's OpenAI paths, and the paths of its tokeniser.
 
-    Its tokeniser cannot be told to take special tokens for text. So content is cut inside everything that
-    spells one, by the list that /tokenizer_info gives, and what comes back is checked against that list.
+    The tokeniser always turns the text of a special token into that token. So content is cut inside every
+    such text, by the list from /tokenizer_info, and the resulting tokens are checked against that list.
     """
 
     def __init__(self, link: Link, model: str, deadline_ns: int) -> None:
-        self._link, self._wanted = link, model
+        self._link, self._model_name = link, model
         info = link.get("/tokenizer_info", _TokenizerInfo, deadline_ns)
         self._special = {
             int(number): text if isinstance(text, str) else str(text.get("content"))
@@ -282,21 +287,23 @@ class Vllm:
         named |= {*info.additional_special_tokens}
         if not self._special or named - {None, *self._special.values()}:
             raise EngineError(
-                f"{link.url} does not tell all its special tokens (added_tokens_decoder of /tokenizer_info), "
-                "so what a request says might become one; judge with a llama-server, or in process"
+                f"{link.url} does not list all its special tokens (added_tokens_decoder of /tokenizer_info), "
+                "so the content of a request could become one; use a llama-server, or a model in process"
             )
-        self._model = _chosen(link.url, model, link.get("/v1/models", _Models, deadline_ns).data)
+        self._model = _choose(link.url, model, link.get("/v1/models", _Models, deadline_ns).data)
         self.context_tokens = self._model.max_model_len or 0
         self.template = info.chat_template
         self.bos_text = info.bos_token or ""
 
     def identify(self, deadline_ns: int) -> ModelInfo:
         info = self._link.get("/tokenizer_info", dict[str, Json], deadline_ns)
-        model = _chosen(self._link.url, self._wanted, self._link.get("/v1/models", _Models, deadline_ns).data)
+        model = _choose(
+            self._link.url, self._model_name, self._link.get("/v1/models", _Models, deadline_ns).data
+        )
         version = self._link.get("/version", _Version, deadline_ns).version
         return ModelInfo(
             name=model.id,
-            sha256=digest_of_what_is_told(self._link.url, model, version, info),
+            sha256=digest_of_reports(self._link.url, model, version, info),
             quantisation="unknown",
             architecture="unknown",
             parameters=0,
@@ -312,11 +319,11 @@ class Vllm:
     def content(self, text: str, deadline_ns: int) -> list[int]:
         tokens = [token for piece in self._cut(text) for token in self.markup(piece, deadline_ns)]
         if not self._special.keys().isdisjoint(tokens):
-            raise EngineError(f"{self._link.url} made a special token of what a request says")
+            raise EngineError(f"{self._link.url} turned the content of a request into a special token")
         return tokens
 
     def _cut(self, text: str) -> list[str]:
-        """Pieces none of which spells a special token, as long as that has two characters."""
+        """Pieces of which none contains the text of a special token, if that has two characters or more."""
         pieces, rest = [], text
         while rest:
             ends = [
@@ -331,38 +338,42 @@ class Vllm:
         body = {"model": self._model.id, "tokens": tokens}
         return self._link.post("/detokenize", body, _Prompt, deadline_ns).prompt
 
-    def weigh(self, prompt: Sequence[int], choices: Sequence[int], deadline_ns: int) -> list[float]:
-        """The likeliest choice comes back for certain, since nothing else may be sampled. One that is left
-        out gets an upper bound, the least that came back, as long as that is negligible beside the
-        likeliest: a looser label must not gain by what is not known. Otherwise there is no answer.
+    def log_probabilities(
+        self, prompt: Sequence[int], choices: Sequence[int], deadline_ns: int
+    ) -> list[float]:
+        """vLLM always returns the likeliest choice, because no other token may be sampled.
+
+        A choice that it leaves out gets an upper bound, the least returned log-probability, if that is
+        negligible beside the likeliest choice: a looser label must not gain from an unknown number.
+        Otherwise raises EngineError.
         """
-        answer = self._complete(prompt, 1, deadline_ns, logprobs=_TOP, allowed_token_ids=choices)
-        if answer.logprobs is None or not answer.logprobs.top_logprobs:
-            raise EngineError(f"{self._link.url} gave no log-probabilities")
-        found = {_token_id(name): value for name, value in answer.logprobs.top_logprobs[0].items()}
-        if found.keys().isdisjoint(choices) or not all(map(math.isfinite, found.values())):
-            raise EngineError(f"{self._link.url} did not weigh the tokens that it was asked to weigh")
-        least, best = min(found.values()), max(found[token] for token in choices if token in found)
-        left_out = [token for token in choices if token not in found]
+        choice = self._complete(prompt, 1, deadline_ns, logprobs=_TOP, allowed_token_ids=choices)
+        if choice.logprobs is None or not choice.logprobs.top_logprobs:
+            raise EngineError(f"{self._link.url} returned no log-probabilities")
+        logprobs = {_token_id(name): value for name, value in choice.logprobs.top_logprobs[0].items()}
+        if logprobs.keys().isdisjoint(choices) or not all(map(math.isfinite, logprobs.values())):
+            raise EngineError(f"{self._link.url} returned no valid probabilities of the requested tokens")
+        least, best = min(logprobs.values()), max(logprobs[token] for token in choices if token in logprobs)
+        left_out = [token for token in choices if token not in logprobs]
         if left_out and least > best + math.log(_NEGLIGIBLE):
             raise EngineError(
                 f"{self._link.url} left out {len(left_out)} of {len(choices)} tokens that matter; start it "
-                "with a larger --max-logprobs, or take a model that keeps to the pack's labels"
+                "with a larger --max-logprobs, or use a model that follows the pack's labels"
             )
-        return [found.get(token, least) for token in choices]
+        return [logprobs.get(token, least) for token in choices]
 
-    def write(self, prompt: Sequence[int], most: int, deadline_ns: int) -> tuple[list[int], bool]:
-        answer = self._complete(prompt, most, deadline_ns, stop=["\n"], return_token_ids=True)
-        ended = answer.finish_reason == "stop"
-        by_token = ended and answer.stop_reason is None  # then the last token is the one that ends the turn
-        return answer.token_ids[: -1 if by_token else None], ended
+    def generate(self, prompt: Sequence[int], max_tokens: int, deadline_ns: int) -> tuple[list[int], bool]:
+        choice = self._complete(prompt, max_tokens, deadline_ns, stop=["\n"], return_token_ids=True)
+        ended = choice.finish_reason == "stop"
+        by_token = ended and choice.stop_reason is None  # then the last token is the end-of-turn token
+        return choice.token_ids[: -1 if by_token else None], ended
 
-    def _complete(self, prompt: Sequence[int], most: int, deadline_ns: int, **options: Json) -> _Choice:
-        body = {"model": self._model.id, "prompt": prompt, "max_tokens": most, "temperature": 0.0}
+    def _complete(self, prompt: Sequence[int], max_tokens: int, deadline_ns: int, **options: Json) -> _Choice:
+        body = {"model": self._model.id, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0.0}
         body |= {"return_tokens_as_token_ids": True, **options}
         choices = self._link.post("/v1/completions", body, _Completion, deadline_ns).choices
         if not choices:
-            raise EngineError(f"{self._link.url}/v1/completions answered with no choice")
+            raise EngineError(f"{self._link.url}/v1/completions returned no choice")
         return choices[0]
 
 

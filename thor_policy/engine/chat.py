@@ -1,7 +1,7 @@
-"""Chat templates: which bytes of a prompt are the model's own markup, and which are content.
+"""Chat templates: which bytes of a prompt are the model's markup, and which are content.
 
-Owns the model file's chat template (Jinja, run in a sandbox: the file may come from anywhere). Invariant:
-the template never sees content. It is rendered over stand-ins, and the result is cut at them, so content
+Owns the model file's chat template (Jinja, run in a sandbox, because the file is not trusted). Invariant: the
+template never sees content. It is rendered with placeholders, and the result is cut at them, so content
 cannot change the markup around it. Pure; any thread.
 """
 
@@ -18,14 +18,14 @@ from thor_policy.core.errors import EngineError
 
 
 def _simple(opening: str, separator: str, closing: str) -> str:
-    """A template that writes each turn alike: opening, role, separator, text, closing."""
+    """A template that writes every turn as opening, role, separator, text, closing."""
     return (
         f"{{% for turn in messages %}}{{{{ '{opening}' + turn.role + '{separator}' + turn.content }}}}"
         f"{{{{ '{closing}' }}}}{{% endfor %}}{{{{ '{opening}assistant{separator}' }}}}"
     )
 
 
-#: Templates that a setting can name, for a server that does not tell its own.
+#: Values of the setting `engine_template`, for a server that does not report its template.
 TEMPLATES = {
     "chatml": _simple("<|im_start|>", r"\n", r"<|im_end|>\n"),
     "phi-4": _simple("<|im_start|>", "<|im_sep|>", "<|im_end|>"),
@@ -36,12 +36,13 @@ TEMPLATES = {
 def markup(template: str, turns: Sequence[ChatTurn], *, bos: str = "", eos: str = "") -> list[str]:
     """The markup around each turn: n turns give n + 1 strings, and the last one opens the answer.
 
-    The text of the turns plays no part. Raises EngineError if the template fails, or drops, repeats or
+    The text of the turns is not used. Raises EngineError if the template fails, or drops, repeats or
     reorders a turn.
     """
-    stand_ins = [f"\u2063turn-{number}\u2063" for number in range(len(turns))]
+    placeholders = [f"\u2063turn-{number}\u2063" for number in range(len(turns))]
     messages = [
-        {"role": turn.role, "content": stand_in} for turn, stand_in in zip(turns, stand_ins, strict=True)
+        {"role": turn.role, "content": placeholder}
+        for turn, placeholder in zip(turns, placeholders, strict=True)
     ]
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = _raise
@@ -49,12 +50,12 @@ def markup(template: str, turns: Sequence[ChatTurn], *, bos: str = "", eos: str 
         text = environment.from_string(template).render(
             messages=messages, add_generation_prompt=True, bos_token=bos, eos_token=eos
         )
-    except Exception as error:  # whatever a stranger's template runs into
+    except Exception as error:  # an untrusted template can raise anything
         raise EngineError(f"the model's chat template cannot be used: {error}") from error
     pieces = []
-    for stand_in in stand_ins:
-        before, found, text = text.partition(stand_in)
-        if not found or "\u2063" in before:
+    for placeholder in placeholders:
+        before, match, text = text.partition(placeholder)
+        if not match or "\u2063" in before:
             raise EngineError("the model's chat template drops, repeats or reorders turns")
         pieces.append(before)
     if "\u2063" in text:
@@ -63,17 +64,17 @@ def markup(template: str, turns: Sequence[ChatTurn], *, bos: str = "", eos: str 
 
 
 def around(template: str, prefix: PromptPrefix, *, bos: str = "") -> list[str]:
-    """The markup around every turn of `prefix`, then around a question, then what opens its answer."""
+    """The markup around every turn of `prefix` and around a question; the last string opens the answer."""
     return markup(template, (*prefix.turns, ChatTurn(role="user", text="")), bos=bos)
 
 
 def prompt(
     marks: Sequence[str], prefix: PromptPrefix, tokenise: Callable[[str, bool], list[int]], *, bos: int = -1
 ) -> tuple[list[int], list[int]]:
-    """Token ids up to what differs between questions, and between the question and the label.
+    """Token ids that precede every question, and those between a question and its label.
 
-    `marks` come from `around`; `tokenise` makes tokens of a text, and special tokens of it only where its
-    second argument is True, which is for markup alone. `bos` opens the prompt, if it is a token at all.
+    `marks` come from `around`. `tokenise` turns a text into tokens; its second argument is True for markup,
+    and only then may it make special tokens. `bos` opens the prompt, unless it is negative.
     """
     tokens: list[int] = []
     for mark, turn in zip(marks, prefix.turns, strict=False):

@@ -1,8 +1,8 @@
-"""A sentence embedder: MiniLM on ONNX Runtime, one thread of the CPU.
+"""The sentence embedder: MiniLM on ONNX Runtime, on one CPU thread.
 
-Owns the embedder's files and its tokens. Invariant: torch is never imported, and ONNX Runtime and its
-tokenizer only when an embedder is opened, so that neither the daemon nor a run without one pays for them.
-The vector of a text is the mean of its token vectors at unit length, as sentence-transformers makes it; a
+Owns the embedder's files and its tokens. Invariant: torch is never imported; ONNX Runtime and the tokenizer
+are imported only when an embedder is opened, so a daemon or a run without one does not load them. The vector
+of a text is the mean of its token vectors, scaled to unit length, as sentence-transformers computes it. A
 text is always embedded alone, so its vector depends on nothing else. Main thread.
 """
 
@@ -18,15 +18,15 @@ from thor_policy.core.errors import CatalogError
 #: The embedder's files in the models directory.
 MODEL_FILE = "all-MiniLM-L6-v2.onnx"
 TOKENIZER_FILE = "all-MiniLM-L6-v2.tokenizer.json"
-#: Tokens of a text that are read; what the model was made for.
+#: Tokens of a text that are read; the model was trained on so many.
 MAX_TOKENS = 256
 
 
 def missing(models_dir: Path) -> str | None:
-    """Why there is no embedder, and the cure; None if there is one. Imports nothing."""
+    """What the embedder lacks, with the cure; None if it lacks nothing. Imports nothing."""
     for library in ("onnxruntime", "tokenizers"):
         if find_spec(library) is None:
-            return f"{library} is not installed; install the extra [cpu]"
+            return f"{library} is not installed; run: pip install 'thor-policy[cpu]'"
     for name in (MODEL_FILE, TOKENIZER_FILE):
         if not (models_dir / name).is_file():
             return f"{name} is not in {models_dir}; run: ./scripts/export-embedder"
@@ -34,13 +34,13 @@ def missing(models_dir: Path) -> str | None:
 
 
 class MiniLM:
-    """Embeds texts. Raises CatalogError if it is missing or a file cannot be used."""
+    """The embedder. Raises CatalogError if it is missing, or if a file cannot be used."""
 
     name = "all-MiniLM-L6-v2"
 
     def __init__(self, models_dir: Path) -> None:
-        if why := missing(models_dir):
-            raise CatalogError(f"there is no embedder: {why}")
+        if reason := missing(models_dir):
+            raise CatalogError(f"the embedder is missing: {reason}")
         import numpy
         import onnxruntime
         from tokenizers import Tokenizer
@@ -53,11 +53,11 @@ class MiniLM:
             self._session = onnxruntime.InferenceSession(
                 str(models_dir / MODEL_FILE), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # both libraries raise bare exceptions of their own
+        except Exception as error:  # both libraries raise plain Exception
             raise CatalogError(
                 f"{models_dir}: the embedder cannot be loaded: {error}; run: ./scripts/export-embedder"
             ) from error
-        # The file bakes in padding and a cut at 128 tokens.
+        # The tokenizer file sets padding and a limit of 128 tokens; undo both.
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(MAX_TOKENS)
         self._vectors: dict[str, Any] = {}
@@ -67,8 +67,8 @@ class MiniLM:
         if text not in self._vectors:
             encoding = self._tokenizer.encode(text)
             ids = self._numpy.array([encoding.ids], dtype=self._numpy.int64)
-            fed = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
-            (states,) = self._session.run(["last_hidden_state"], fed)
+            inputs = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
+            (states,) = self._session.run(["last_hidden_state"], inputs)
             mean = states[0].mean(axis=0)
             self._vectors[text] = mean / max(float(self._numpy.linalg.norm(mean)), 1e-9)
         return self._vectors[text]

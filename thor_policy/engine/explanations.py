@@ -1,8 +1,8 @@
-"""Token tries and the course of an explanation: what may come next, and what must.
+"""Token tries, and the writing of an explanation: which tokens may come next, and which must.
 
-Owns `Trie` (closed lists of token sequences), their distribution, and `Writing` (one explanation under
-way). Invariant: whatever the logits, the text that comes out follows the steps: fixed text verbatim,
-enums from their list, free text on one line. Pure: no model, no clock. Used by the engine thread.
+Owns `Trie` (a closed list of token sequences), the distribution over its names, and `ExplanationWriter` (one
+explanation in progress). Invariant: whatever the logits, the written text follows the steps: fixed text
+verbatim, enums from their list, free text on one line. Pure: no model, no clock. Engine thread.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from thor_policy.core.errors import EngineError
 
 
 class Trie:
-    """A closed list of token sequences. `value` is the name of the sequence that ends here, if one does."""
+    """A closed list of token sequences. `value` is the name of the sequence that ends here, or None."""
 
     __slots__ = ("children", "value")
 
@@ -25,38 +25,40 @@ class Trie:
 
     @classmethod
     def of(cls, sequences: Mapping[str, Sequence[int]]) -> Trie:
-        """Trie of named token sequences. Raises EngineError if two of them are the same tokens."""
+        """Trie of named token sequences. Raises EngineError if one is empty or two are equal."""
         root = cls()
         for name, tokens in sequences.items():
             node = root
             for token in tokens:
                 node = node.children.setdefault(token, cls())
             if node.value is not None or node is root:
-                raise EngineError(f"the model's tokens cannot tell {name!r} from {node.value!r}")
+                raise EngineError(
+                    f"in the model's tokens {name!r} is empty or equals {node.value!r}: rename one of them"
+                )
             node.value = name
         return root
 
     def branches(self, path: tuple[int, ...] = ()) -> Iterable[tuple[tuple[int, ...], Trie]]:
-        """Each node where a choice has to be made, with the path to it, depth first."""
+        """Each node with more than one child, with the path to it, depth first."""
         if len(self.children) > 1:
             yield path, self
         for token, child in self.children.items():
             yield from child.branches((*path, token))
 
-    def opening(self) -> str | None:
-        """The name of a sequence that is the beginning of another one, if there is any."""
+    def first_prefix(self) -> str | None:
+        """The name of the first sequence with which another sequence begins, or None."""
         if self.value is not None and self.children:
             return self.value
-        return next(filter(None, (child.opening() for child in self.children.values())), None)
+        return next(filter(None, (child.first_prefix() for child in self.children.values())), None)
 
 
 def path_name(path: Sequence[int]) -> str:
-    """A path in a trie as text, for keys that go into JSON."""
+    """A path in a trie as text, for keys in JSON."""
     return " ".join(map(str, path))
 
 
 def closed_set(labels: Trie, logits: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Probability of every label: at each branch a softmax over its children only, multiplied along.
+    """Probability of every label: the product, along its path, of a softmax over each branch's children.
 
     This is the distribution of sampling under a grammar that admits exactly the labels.
     """
@@ -79,10 +81,11 @@ def closed_set(labels: Trie, logits: Mapping[str, Sequence[float]]) -> dict[str,
 
 
 class ExplanationWriter:
-    """One explanation under way.
+    """One explanation in progress.
 
-    `tokenise` turns text into token ids, `text_of` a token id into text; `ends` says whether a token ends
-    the model's turn. Feed what `begin` and `take` return; choose among `allowed` by the logits after it.
+    `tokenise` turns text into token ids, `text_of` token ids into text; `ends` says whether a token ends the
+    model's turn. The caller feeds the tokens that `begin` and `take` return to the model, and then passes one
+    of the `allowed` tokens to `take`.
     """
 
     def __init__(
@@ -111,12 +114,12 @@ class ExplanationWriter:
         return self._text_of(self.tokens).strip()
 
     def begin(self) -> list[int]:
-        """Tokens to feed before the first choice; empty if there is no choice at all."""
+        """Tokens to feed before the first choice."""
         self._next_step()
-        return self._forced()
+        return self._take_forced()
 
     def allowed(self) -> Collection[int] | None:
-        """Token ids that may come next; None: any (free text)."""
+        """Token ids that may come next; None: any token (free text)."""
         step = self._steps[self._at]
         if isinstance(step, FreeText):
             return None
@@ -129,18 +132,18 @@ class ExplanationWriter:
         """Accept the model's choice; returns the tokens to feed next, empty when `done`."""
         self.generated_tokens += 1
         self._accept(token)
-        return self._forced()
+        return self._take_forced()
 
-    def _forced(self) -> list[int]:
-        """Go on while there is only one way to go; returns what was passed on the way."""
+    def _take_forced(self) -> list[int]:
+        """Accept tokens while only one is allowed; returns all tokens that must be fed next."""
         while not self.done:
             allowed = self.allowed()
             if allowed is None or len(allowed) > 1:
                 break
             (token,) = allowed
             self._accept(token)
-        fed, self._pending = self._pending, []
-        return fed
+        pending, self._pending = self._pending, []
+        return pending
 
     def _accept(self, token: int) -> None:
         step = self._steps[self._at]
@@ -159,8 +162,8 @@ class ExplanationWriter:
             self._free.append(token)
             self._write([token])
         if not text or line_end or len(self._free) >= step.max_tokens:
-            said = self._text_of(self._free) + (line if line_end else "")
-            self.values[step.name] = (" ".join(said.split()),)
+            written = self._text_of(self._free) + (line if line_end else "")
+            self.values[step.name] = (" ".join(written.split()),)
             self._next_step()
 
     def _accept_closing(self, step: OneOf | SomeOf, token: int) -> None:
@@ -174,8 +177,8 @@ class ExplanationWriter:
             self._next_step()
 
     def _closings(self, step: OneOf | SomeOf) -> list[int]:
-        """Tokens that may follow a finished option: the next fixed text, or a separator."""
-        closings = [self._after()]
+        """Tokens that may follow a complete option: those of the next fixed text, or of a separator."""
+        closings = [self._first_token_after()]
         written = len(self.values.get(step.name, ())) + 1
         if isinstance(step, SomeOf) and len(self._options) > 1 and written < step.most:
             closings.append(self._separator(step))
@@ -184,8 +187,8 @@ class ExplanationWriter:
     def _separator(self, step: SomeOf) -> int:
         return self._tokenise(step.separator)[0]
 
-    def _after(self) -> int:
-        """First token of the fixed text that closes an enum step."""
+    def _first_token_after(self) -> int:
+        """First token of the fixed text that follows an enum step."""
         following = self._steps[self._at + 1] if self._at + 1 < len(self._steps) else None
         if not isinstance(following, Fixed):
             raise EngineError("an enum step must be followed by fixed text")

@@ -1,9 +1,8 @@
-"""One HTTP server and what may come from it: bounded, typed, in time.
+"""HTTP requests to one model server, with limits on time, size and type of each reply.
 
-Owns the connection and the bearer key. Invariant: a request ends by its deadline or within `PATIENCE_S`,
-is sent once, follows no redirect, goes through no proxy, and reads at most `MAX_REPLY_BYTES`; whatever
-else happens is an EngineError that names the server, the path and the cure, and never the key. Used by
-the engine thread.
+Owns the connection and the bearer key. Invariant: a request ends by its deadline or within `PATIENCE_S`, is
+sent at most one time, follows no redirect, uses no proxy, and reads at most `MAX_REPLY_BYTES`. Anything else
+is an EngineError that names the server, the path and the cure, and never the key. Engine thread.
 """
 
 from __future__ import annotations
@@ -24,40 +23,43 @@ from thor_policy.core.requests import Json
 
 #: Largest reply that is read, in bytes.
 MAX_REPLY_BYTES = 4 << 20
-#: Longest that any single answer is waited for, in seconds, whatever the deadline.
+#: Longest wait for a single reply, in seconds, whatever the deadline.
 PATIENCE_S = 120.0
-#: How much of a server's own words an error repeats, in characters.
-_QUOTED = 200
+#: Characters of a server's error text that our error quotes.
+_QUOTED_CHARS = 200
 _MAX_KEY_BYTES = 4096
 
 T = TypeVar("T")
 
 
-class NotThere(EngineError):
-    """The server has no such path."""
+class PathNotFound(EngineError):
+    """The server answered 404: it has no such path."""
 
 
 def read_key(place: str, environ: Mapping[str, str] = os.environ) -> str:
-    """The bearer key from where the setting `engine_key` says; empty if it says nothing.
+    """The bearer key from `place`, the value of the setting `engine_key`; empty if `place` is empty.
 
-    Raises ConfigError, which never repeats what was found.
+    `place` is an absolute path or the name of an environment variable. Raises ConfigError, which never
+    contains the content of either.
     """
     if not place:
         return ""
     where = (
-        f"the file {place} that engine_key names" if place.startswith("/") else "the variable of engine_key"
+        f"the file {place} that engine_key names"
+        if place.startswith("/")
+        else "the environment variable that engine_key names"
     )
     try:
         key = _key_file(Path(place)) if place.startswith("/") else environ[place]
     except KeyError:
-        raise ConfigError(f"{where} is not set; export it, or name a file") from None
+        raise ConfigError(f"{where} is not set; export it, or set engine_key to a file") from None
     except OSError as error:
         raise ConfigError(f"{where} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ConfigError(f"{where} {error}") from None
     key = key.strip()
     if not key or not all("!" <= char <= "~" for char in key):
-        raise ConfigError(f"{where} holds no key: it must be one line of printable ASCII without spaces")
+        raise ConfigError(f"{where} has no key: it must be one line of printable ASCII without spaces")
     return key
 
 
@@ -65,14 +67,14 @@ def _key_file(path: Path) -> str:
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         mode = os.fstat(file.fileno()).st_mode
         if not stat.S_ISREG(mode):
-            raise ValueError("is no regular file")
+            raise ValueError("is not a regular file")
         if mode & 0o027:
-            raise ValueError(f"has mode {mode & 0o777:04o}, so others may come at it; run `chmod 600` on it")
+            raise ValueError(f"has mode {mode & 0o777:04o}, so others can read or change it; run: chmod 600")
         return file.read(_MAX_KEY_BYTES).decode("ascii", "replace")
 
 
 class Link:
-    """JSON to one server and back. `connection` changes whenever the server was connected to anew."""
+    """Typed JSON requests to one server. `connection` is a new object after each new connection."""
 
     def __init__(self, url: str, *, key: str = "") -> None:
         self.url = url
@@ -86,17 +88,17 @@ class Link:
         self._client.close()
 
     def get(self, path: str, kind: type[T], deadline_ns: int) -> T:
-        """Raises NotThere, DeadlineExceeded, EngineError."""
-        return self._ask("GET", path, None, kind, deadline_ns)
+        """Raises PathNotFound, DeadlineExceeded, EngineError."""
+        return self._send("GET", path, None, kind, deadline_ns)
 
     def post(self, path: str, body: dict[str, Json], kind: type[T], deadline_ns: int) -> T:
-        """Raises NotThere, DeadlineExceeded, EngineError."""
-        return self._ask("POST", path, msgspec.json.encode(body), kind, deadline_ns)
+        """Raises PathNotFound, DeadlineExceeded, EngineError."""
+        return self._send("POST", path, msgspec.json.encode(body), kind, deadline_ns)
 
-    def _ask(self, method: str, path: str, content: bytes | None, kind: type[T], deadline_ns: int) -> T:
+    def _send(self, method: str, path: str, content: bytes | None, kind: type[T], deadline_ns: int) -> T:
         left_s = (deadline_ns - time.monotonic_ns()) / 1e9
         if left_s <= 0:
-            raise DeadlineExceeded(f"the deadline passed before {self.url} was asked for {path}")
+            raise DeadlineExceeded(f"the deadline passed before a request to {self.url}{path}")
         headers = {"Content-Type": "application/json"} if content is not None else {}
         timeout_s = min(left_s, PATIENCE_S)
         try:
@@ -107,39 +109,40 @@ class Link:
                 status, reply = response.status_code, self._read(response, path, deadline_ns)
         except httpx.TimeoutException:
             if timeout_s == left_s:
-                raise DeadlineExceeded(f"the deadline passed while {self.url} worked on {path}") from None
+                raise DeadlineExceeded(f"the deadline passed before {self.url}{path} answered") from None
             raise EngineError(f"{self.url}{path} did not answer within {PATIENCE_S:.0f} s") from None
         except httpx.HTTPError as error:
             raise EngineError(f"{self.url}{path}: {error or type(error).__name__}") from error
         if status != httpx.codes.OK:
-            raise self._refused(status, path, reply)
+            raise self._status_error(status, path, reply)
         try:
             return msgspec.json.decode(reply, type=kind)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise EngineError(
-                f"{self.url}{path} answered what neither llama-server nor vLLM would: {error}"
+                f"{self.url}{path} gave an answer that is not of llama-server or vLLM: {error}; check "
+                "engine_url"
             ) from error
 
     def _read(self, response: httpx.Response, path: str, deadline_ns: int) -> bytes:
-        """The body as it came. Too late is noticed at each piece of it."""
+        """The body of a reply; size and deadline are checked after each piece."""
         if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise EngineError(f"{self.url}{path} answered compressed, unasked")
+            raise EngineError(f"{self.url}{path} gave a compressed answer, which was not requested")
         reply = bytearray()
         for piece in response.iter_raw():
             reply += piece
             if len(reply) > MAX_REPLY_BYTES:
-                raise EngineError(f"{self.url}{path} answered more than {MAX_REPLY_BYTES} bytes")
+                raise EngineError(f"{self.url}{path} gave an answer of more than {MAX_REPLY_BYTES} bytes")
             if time.monotonic_ns() >= deadline_ns:
-                raise DeadlineExceeded(f"the deadline passed while {self.url} answered {path}")
+                raise DeadlineExceeded(f"the deadline passed during the answer of {self.url}{path}")
         return bytes(reply)
 
-    def _refused(self, status: int, path: str, reply: bytes) -> EngineError:
+    def _status_error(self, status: int, path: str, reply: bytes) -> EngineError:
         where = f"{self.url}{path} answered {status}"
         if 300 <= status < 400:
             return EngineError(f"{where}; redirects are not followed: set engine_url to the final address")
-        if status in (401, 403):  # its words may repeat the key
-            return EngineError(f"{where}; set engine_key to where a key lies that it takes")
+        if status in (401, 403):  # the reply is not quoted: it may contain the key
+            return EngineError(f"{where}; set engine_key to the place of a key that the server accepts")
         if status == httpx.codes.NOT_FOUND:
-            return NotThere(f"{where}; engine_url must be that of a llama-server or vLLM")
-        said = " ".join(reply[: 4 * _QUOTED].decode("utf-8", "replace").split())[:_QUOTED]
-        return EngineError(f"{where}: {said}")
+            return PathNotFound(f"{where}; engine_url must be the address of a llama-server or vLLM")
+        quoted = " ".join(reply[: 4 * _QUOTED_CHARS].decode("utf-8", "replace").split())[:_QUOTED_CHARS]
+        return EngineError(f"{where}: {quoted}")

@@ -1,14 +1,14 @@
-"""The in-process engine: a GGUF model, scored and explained by llama.cpp.
+"""The in-process engine: a GGUF model that llama.cpp scores and explains with.
 
-Owns the model, its one context and every stream in it. Invariant: a decision is decoded alone, in its
-pack's own stream, from the same start, in one call; only explanations share batches. So the same tokens
-give the same bits whatever else is running. All calls come from the one thread that made it.
+Owns the model, its single context and every stream in it. Invariant: a decision is decoded alone, in its
+pack's own stream, from the same position, in one call; only explanations share batches. So the same tokens
+give the same bits whatever else is running. Engine thread: the thread that created the engine makes every
+call.
 
-Streams: 0 .. packs-1 hold pack prefixes, the rest one running explanation each (`kv_unified=False` gives
-each its own memory, so a neighbour cannot move the logits). What follows a prefix in its stream is the
-last scored question, dropped before the next one. A stream is decoded under one adapter, or none, for as
-long as it holds the same prefix, so prefixes under different adapters lie side by side while one takes the
-place of the other.
+Streams 0 .. packs-1 hold pack prefixes; each other stream holds one running explanation. `kv_unified=False`
+gives each stream its own memory, so streams cannot change each other's logits. The last scored question
+follows a prefix in its stream; the next question replaces it. A stream is decoded under one adapter, or none,
+as long as it holds the same prefix; prefixes under different adapters can be resident at the same time.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from thor_policy.engine.native import (
     device_memory,
     gpu_offload,
     lib,
-    recent_complaints,
+    recent_warnings,
 )
 
 log = logging.getLogger(__name__)
@@ -58,17 +58,17 @@ log = logging.getLogger(__name__)
 #: Tokens that one explanation may feed in one step: bounds how long a decision can wait.
 STEP_TOKENS = 64
 #: Tokens of a prefix that are decoded at once: bounds how long a decision can wait while a pack is loaded.
-#: Fewer at once may score other bits, so every prefix is decoded in pieces of this size.
+#: Another size may give other bits, so every prefix is decoded in pieces of this size.
 PREFILL_TOKENS = 128
-#: Room kept behind a question for its explanation.
+#: Tokens reserved after a question for its explanation.
 ANSWER_TOKENS = 192
 
-#: A deadline that does not come.
+#: A deadline that never passes.
 NEVER_NS = 2**63 - 1
 
 
 class _StateRecord(Struct, frozen=True):
-    """What is kept beside a prefix state: its digest, and how the golden question scored with it."""
+    """The record beside a saved prefix state: its digest, and the logits of the golden question."""
 
     sha256: str
     golden: dict[str, list[float]]
@@ -76,27 +76,31 @@ class _StateRecord(Struct, frozen=True):
 
 @dataclass
 class _Resident:
-    """A pack in its stream, decoded under `adapter`."""
+    """A pack's prefix in its stream, decoded under `adapter`.
+
+    `tail` are the tokens between a question and its label. `shared_path` are label tokens that are decoded
+    together with the question: the longest path in `trie` to a branch.
+    """
 
     stream: int
     adapter: Adapter | None
     tokens: list[int]
     tail: list[int]
     digest: str
-    labels: Trie
-    ride: tuple[int, ...]
-    names: tuple[str, ...]
-    head: str
+    trie: Trie
+    shared_path: tuple[int, ...]
+    labels: tuple[str, ...]
+    question_head: str
 
 
 @dataclass
 class _Run:
-    """An explanation: waiting for a stream (-1), or running in one from position `position`."""
+    """An explanation: waiting for a stream (`stream` is -1), or running in one at `position`."""
 
     ticket: int
     pack: str
     adapter: Adapter | None
-    writing: ExplanationWriter
+    writer: ExplanationWriter
     suffix: tuple[int, ...]
     deadline_ns: int
     started_ns: int
@@ -109,7 +113,7 @@ class LlamaEngine:
     """A GGUF model in this process.
 
     `context_tokens` is the length of each stream; `packs` and `explanations` count the streams. Prefix
-    states are kept in `states_dir` (None: not kept). Raises EngineError if the model cannot be loaded.
+    states are saved in `states_dir` (None: not saved). Raises EngineError if the model cannot be loaded.
     """
 
     def __init__(
@@ -128,7 +132,7 @@ class LlamaEngine:
         kv_type: str = "f16",
         states_dir: Path | None = None,
     ) -> None:
-        self._path, self._file = path, _file_at(path)
+        self._path, self._loaded_stat = path, _stat(path)
         self.vocabulary = Vocabulary(path, gpu_layers=gpu_layers)
         self._context_tokens = context_tokens
         self._batch_tokens = max(question_tokens, explanations * STEP_TOKENS)
@@ -147,7 +151,10 @@ class LlamaEngine:
         self._context = lib.llama_init_from_model(self.vocabulary.model, params)
         if not self._context:
             self.vocabulary.close()
-            raise EngineError(f"no context of {params.n_ctx} tokens for {path}: {recent_complaints()}")
+            raise EngineError(
+                f"llama.cpp cannot create a context of {params.n_ctx} tokens for {path}: lower "
+                f"context_tokens or parallel_explanations ({recent_warnings()})"
+            )
         self._memory = lib.llama_get_memory(self._context)
         self._batch = Batch(self._batch_tokens)
         device = "gpu" if gpu_layers != 0 and gpu_offload() else "cpu"
@@ -171,21 +178,22 @@ class LlamaEngine:
         return len(self._runs) + len(self._waiting)
 
     def file_state(self) -> str:
-        """What became of the model's file: the daemon keeps the one it loaded mapped.
+        """Whether the model's file has changed since it was loaded.
 
-        A file that was replaced or removed lives on for it; one that was written to does not.
+        The loaded file stays mapped. Removing or replacing it changes nothing for this process; writing to
+        it changes the model in use.
         """
-        found, loaded = _file_at(self._path), self._file
-        if found is None or loaded is None:
+        current, loaded = _stat(self._path), self._loaded_stat
+        if current is None or loaded is None:
             return "gone since it was loaded"
-        if (found.st_dev, found.st_ino) != (loaded.st_dev, loaded.st_ino):
+        if (current.st_dev, current.st_ino) != (loaded.st_dev, loaded.st_ino):
             return "replaced since it was loaded"
-        if (found.st_size, found.st_mtime_ns) != (loaded.st_size, loaded.st_mtime_ns):
+        if (current.st_size, current.st_mtime_ns) != (loaded.st_size, loaded.st_mtime_ns):
             return "written to since it was loaded"
         return "as it was loaded"
 
     def memory(self) -> tuple[DeviceMemory, ...]:
-        """Memory of each GPU that the library sees."""
+        """Memory of each GPU that llama.cpp sees."""
         return device_memory()
 
     def close(self) -> None:
@@ -200,10 +208,10 @@ class LlamaEngine:
     # ------------------------------------------------------------ prefixes
 
     def adopt(self, adapter: Adapter, path: Path, *, vouched: bool = False) -> None:
-        """Open an adapter's file; those that no stream was decoded under are closed."""
+        """Open an adapter's file, and close the adapters that no stream uses."""
         packs, runs = self._packs.values(), (*self._runs, *self._waiting)
         used = [pack.adapter for pack in packs] + [run.adapter for run in runs]
-        needed = {one.sha256 for one in used if one is not None}
+        needed = {used_adapter.sha256 for used_adapter in used if used_adapter is not None}
         self._adapters.adopt(adapter, path, vouched=vouched, needed=needed)
 
     def load(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> LoadedPrefix:
@@ -211,20 +219,22 @@ class LlamaEngine:
         return all_steps(self.loading(prefix, adapter))
 
     def loading(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> Steps[LoadedPrefix]:
-        """Make a pack's prefix resident, from its saved state if there is a sound one.
+        """Make a pack's prefix resident: from its saved state if that is intact, else by decoding it.
 
-        A fresh prefix scores the golden question twice; a restored one must give the bits that were kept
-        with its state.
+        After a decode the golden question must get the same bits twice; after a restore it must get the bits
+        that were saved with the state.
         """
         key = resident_key(prefix.pack_sha256, adapter)
         if key in self._packs:
             return LoadedPrefix(prefix_tokens=len(self._packs[key].tokens), restored=True, golden_scores=0)
         if not self._free_packs:
-            raise EngineError(f"all {len(self._packs)} pack streams are taken")
-        resident = self._reside(prefix, adapter)
+            raise EngineError(
+                f"all {len(self._packs)} pack streams are in use: unload a pack, or raise resident_packs"
+            )
+        resident = self._plan(prefix, adapter)
         self._free_packs.remove(resident.stream)
         try:
-            restored = yield from self._fill(resident)
+            restored = yield from self._restore_or_prefill(resident)
         except BaseException:
             self._free_packs.append(resident.stream)
             raise
@@ -239,11 +249,11 @@ class LlamaEngine:
         self._last_scored = None
 
     def needs(self, key: str) -> bool:
-        """A running explanation has a stream of its own; one that waits copies the prefix's."""
+        """True if a waiting explanation will copy the prefix's stream; a running one has its own."""
         return any(run.pack == key for run in self._waiting)
 
-    def _fill(self, resident: _Resident) -> Steps[bool]:
-        """Restore or decode a prefix, and test it; true if it was restored."""
+    def _restore_or_prefill(self, resident: _Resident) -> Steps[bool]:
+        """Restore or decode a prefix, and test it; True if it was restored."""
         state = self._state_path(resident)
         if state is not None and self._restore(resident, state):
             return True
@@ -252,34 +262,39 @@ class LlamaEngine:
         yield
         if self._score(resident, resident.tail, NEVER_NS) != golden:
             raise EngineError(
-                "the golden question scored differently twice; this device is not fit to decide"
+                "the golden question got different scores in two runs, so this device cannot decide "
+                "reliably; choose another (gpu_layers = 0 is the CPU)"
             )
         if state is not None:
             yield
             self._save(resident, state, golden)
         return False
 
-    def _reside(self, prefix: PromptPrefix, adapter: Adapter | None) -> _Resident:
+    def _plan(self, prefix: PromptPrefix, adapter: Adapter | None) -> _Resident:
+        """The tokens and the stream of a prefix. Raises EngineError if it does not fit, or a label is bad."""
         tokens, tail = self.vocabulary.prompt(prefix)
         room = self._context_tokens - len(tokens) - ANSWER_TOKENS
         if room < len(tail) + 64:
             raise EngineError(
-                f"the pack's prefix has {len(tokens)} tokens; a stream holds {self._context_tokens} and must "
-                f"leave room for a question: raise context_tokens or shorten the pack"
+                f"the pack's prefix has {len(tokens)} tokens, which leaves too few of {self._context_tokens} "
+                "for a question: raise context_tokens or shorten the pack"
             )
-        labels = Trie.of({label: self.vocabulary.tokenise(label) for label in prefix.labels})
-        if opening := labels.opening():
-            raise EngineError(f"the label {opening!r} opens another label; the model cannot tell them apart")
+        trie = Trie.of({label: self.vocabulary.tokenise(label) for label in prefix.labels})
+        if label := trie.first_prefix():
+            raise EngineError(
+                f"another label begins with the label {label!r}, so the model cannot tell them apart: rename "
+                "one of them"
+            )
         return _Resident(
             stream=self._free_packs[0],
             adapter=adapter,
             tokens=tokens,
             tail=tail,
             digest=hashlib.sha256(np.asarray(tokens, np.int32).tobytes()).hexdigest(),
-            labels=labels,
-            ride=max((path for path, _ in labels.branches()), key=len, default=()),
-            names=prefix.labels,
-            head=prefix.question_head,
+            trie=trie,
+            shared_path=max((path for path, _ in trie.branches()), key=len, default=()),
+            labels=prefix.labels,
+            question_head=prefix.question_head,
         )
 
     def _prefill(self, resident: _Resident) -> Steps[None]:
@@ -292,7 +307,7 @@ class LlamaEngine:
             yield
 
     def _state_path(self, resident: _Resident) -> Path | None:
-        """Where this prefix's state is kept: its name is a digest of everything it depends on."""
+        """The file of this prefix's saved state; its name is a digest of everything the state depends on."""
         if self._states_dir is None:
             return None
         key = "\0".join(
@@ -309,18 +324,21 @@ class LlamaEngine:
         return self._states_dir / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.state"
 
     def _restore(self, resident: _Resident, path: Path) -> bool:
-        """Load the state at `path`; False, with a notice, if it is not what was saved."""
+        """Load the saved state at `path`; False, with a warning, if it is not what was saved."""
         try:
-            kept = msgspec.json.decode(path.with_suffix(".json").read_bytes(), type=_StateRecord)
+            record = msgspec.json.decode(path.with_suffix(".json").read_bytes(), type=_StateRecord)
             with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         except FileNotFoundError:
             return False
         except (OSError, msgspec.MsgspecError) as error:
-            log.warning("prefix state %s cannot be read: %s: rebuilt", path, error)
+            log.warning("the prefix state %s cannot be read and is rebuilt: %s", path, error)
             return False
-        if found != kept.sha256:
-            log.warning("prefix state %s is damaged: sha256 %s, not %s: rebuilt", path, found, kept.sha256)
+        if sha256 != record.sha256:
+            log.warning(
+                "the prefix state %s is damaged and is rebuilt: expected sha256 %s, found %s",
+                path, record.sha256, sha256,
+            )  # fmt: skip
             return False
         count = ctypes.c_size_t(0)
         buffer = (lib.llama_token * len(resident.tokens))()
@@ -328,15 +346,15 @@ class LlamaEngine:
             self._context, os.fsencode(path), resident.stream, buffer, len(buffer), ctypes.byref(count)
         )
         if read == 0 or list(buffer[: count.value]) != resident.tokens:
-            log.warning("prefix state %s does not fit this model: rebuilt", path)
+            log.warning("the prefix state %s does not fit this model and is rebuilt", path)
             return False
-        if self._score(resident, resident.tail, NEVER_NS) != kept.golden:
-            log.warning("prefix state %s does not score as it did when it was saved: rebuilt", path)
+        if self._score(resident, resident.tail, NEVER_NS) != record.golden:
+            log.warning("the prefix state %s gives other scores than when it was saved and is rebuilt", path)
             return False
         return True
 
     def _save(self, resident: _Resident, path: Path, golden: dict[str, list[float]]) -> None:
-        """Keep the state for the next start; failing to is no error, only a slower start."""
+        """Save the state for the next start; a failure is logged and only makes the next start slower."""
         tokens = (lib.llama_token * len(resident.tokens))(*resident.tokens)
         partial = path.with_suffix(f".{os.getpid()}.part")
         lib.llama_memory_seq_rm(self._memory, resident.stream, len(resident.tokens), -1)
@@ -352,14 +370,14 @@ class LlamaEngine:
                 msgspec.json.encode(_StateRecord(sha256=digest, golden=golden))
             )
             partial.replace(path)
-            self._forget_old_states(path.parent)
+            self._delete_old_states(path.parent)
         except OSError as error:
-            log.warning("prefix state %s is not kept: %s", path, error)
+            log.warning("the prefix state %s cannot be saved, so the next start is slower: %s", path, error)
             with contextlib.suppress(OSError):
                 partial.unlink()
 
-    def _forget_old_states(self, directory: Path) -> None:
-        """Each edit of a pack, each adapter and scale leaves a state: keep the newest two a stream."""
+    def _delete_old_states(self, directory: Path) -> None:
+        """Delete all but the newest two per stream: each edit of a pack, adapter and scale leaves one."""
         states = sorted(directory.glob("*.state"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
         for path in states[2 * self._pack_streams :]:
             path.unlink()
@@ -368,7 +386,7 @@ class LlamaEngine:
     # ------------------------------------------------------------ decisions
 
     def score(self, key: str, question: str, deadline_ns: int) -> Scored:
-        """One decode of the question; tokens that several labels share ride along in it."""
+        """Score the labels in one decode of the question and of tokens that several labels share."""
         started_ns = time.monotonic_ns()
         if started_ns >= deadline_ns:
             raise DeadlineExceeded("the deadline passed before the question was read")
@@ -376,17 +394,18 @@ class LlamaEngine:
         if pack is None:
             raise EngineError(f"the pack {key} is not loaded")
         start = len(pack.tokens)
-        suffix = self.vocabulary.tokenise(question.removeprefix(pack.head)) + pack.tail
-        room = min(self._question_tokens, self._context_tokens - start - ANSWER_TOKENS) - len(pack.ride)
+        suffix = self._suffix(pack, question)
+        room = min(self._question_tokens, self._context_tokens - start - ANSWER_TOKENS)
+        room -= len(pack.shared_path)
         if len(suffix) > room:
             raise RequestError(
                 "too_large", f"request: the situation has {len(suffix)} tokens; the limit is {room}"
             )
         logits = self._score(pack, suffix, deadline_ns)
-        probabilities = closed_set(pack.labels, logits)
+        probabilities = closed_set(pack.trie, logits)
         scored = Scored(
-            label=max(pack.names, key=probabilities.__getitem__).strip(),
-            probabilities={name.strip(): probabilities[name] for name in pack.names},
+            label=max(pack.labels, key=probabilities.__getitem__).strip(),
+            probabilities={label.strip(): probabilities[label] for label in pack.labels},
             logits=tuple(logit for edge_logits in logits.values() for logit in edge_logits),
             suffix_tokens=tuple(suffix),
             prefix_tokens=start,
@@ -396,18 +415,22 @@ class LlamaEngine:
         self._last_scored = scored
         return scored
 
+    def _suffix(self, pack: _Resident, question: str) -> list[int]:
+        """Tokens of a question and of what follows it up to the label."""
+        return self.vocabulary.tokenise(question.removeprefix(pack.question_head)) + pack.tail
+
     def _score(self, pack: _Resident, suffix: Sequence[int], deadline_ns: int) -> dict[str, list[float]]:
-        """Logits of the edges at each branch of the label trie, by the path to it, in trie order."""
+        """Logits of the edges at each branch of the label trie, by the path to the branch, in trie order."""
         start, label_at = len(pack.tokens), len(suffix) - 1
         lib.llama_memory_seq_rm(self._memory, pack.stream, start, -1)
         self._batch.clear()
-        self._batch.add([*suffix, *pack.ride], start, pack.stream, logits_from=label_at)
+        self._batch.add([*suffix, *pack.shared_path], start, pack.stream, logits_from=label_at)
         self._decode(pack.adapter)
-        branches = list(pack.labels.branches())
+        branches = list(pack.trie.branches())
         logits = {
             path: self._edge_logits(node, label_at + len(path))
             for path, node in branches
-            if path == pack.ride[: len(path)]
+            if path == pack.shared_path[: len(path)]
         }
         for path, node in branches:
             if path in logits:
@@ -422,12 +445,13 @@ class LlamaEngine:
         return {path_name(path): logits[path] for path, _ in branches}
 
     def bare_decode_ms(self, key: str, question: str) -> float:
-        """What one decode of the same tokens costs by itself, in ms: the floor under `score`."""
+        """Milliseconds of one decode of the same tokens: the floor under `score`."""
         pack = self._packs[key]
-        suffix = self.vocabulary.tokenise(question.removeprefix(pack.head)) + pack.tail
-        lib.llama_memory_seq_rm(self._memory, pack.stream, len(pack.tokens), -1)
+        suffix = self._suffix(pack, question)
+        start = len(pack.tokens)
+        lib.llama_memory_seq_rm(self._memory, pack.stream, start, -1)
         self._batch.clear()
-        self._batch.add([*suffix, *pack.ride], len(pack.tokens), pack.stream, logits_from=len(suffix) - 1)
+        self._batch.add([*suffix, *pack.shared_path], start, pack.stream, logits_from=len(suffix) - 1)
         started_ns = time.monotonic_ns()
         self._decode(pack.adapter)
         lib.llama_synchronize(self._context)
@@ -442,12 +466,12 @@ class LlamaEngine:
     def explain(
         self, ticket: int, key: str, scored: Scored, steps: tuple[Step, ...], deadline_ns: int
     ) -> None:
-        """Continue `scored` in a stream of its own, or wait for one."""
+        """Continue `scored` in a free stream, or wait until one is free."""
         run = _Run(
             ticket=ticket,
             pack=key,
             adapter=self._packs[key].adapter,
-            writing=ExplanationWriter(
+            writer=ExplanationWriter(
                 steps,
                 tokenise=self.vocabulary.tokenise,
                 text_of=self.vocabulary.text_of,
@@ -463,9 +487,9 @@ class LlamaEngine:
             self._waiting.append(run)
 
     def step(self) -> list[WrittenExplanation]:
-        """One shared decode; fixed text is fed together with the token before it.
+        """Advance all explanations by one shared decode; fixed text is fed with the token before it.
 
-        A decode is done under one adapter, so explanations under another than that of the oldest one wait.
+        A decode uses one adapter: that of the oldest explanation. Explanations under another adapter wait.
         """
         ended = [self._finish(run, truncated=True) for run in self._expire()]
         while self._waiting and self._free_streams:
@@ -475,8 +499,8 @@ class LlamaEngine:
         adapter = self._runs[0].adapter if self._runs else None
         for run in [run for run in self._runs if run.adapter == adapter]:
             feed, rest = run.pending[:STEP_TOKENS], run.pending[STEP_TOKENS:]
-            if run.writing.done or run.position + len(feed) > self._context_tokens:
-                ended.append(self._finish(run, truncated=not run.writing.done))
+            if run.writer.done or run.position + len(feed) > self._context_tokens:
+                ended.append(self._finish(run, truncated=not run.writer.done))
                 continue
             last = self._batch.add(feed, run.position, run.stream, logits_from=len(feed) - 1)
             run.position += len(feed)
@@ -487,13 +511,13 @@ class LlamaEngine:
             return ended
         self._decode(adapter)
         for run, output in outputs:
-            logits, allowed = self._logits(output), run.writing.allowed()
+            logits, allowed = self._logits(output), run.writer.allowed()
             if allowed is None:
                 token = int(np.argmax(logits))
             else:
                 token = max(allowed, key=lambda candidate: logits[candidate])
-            run.pending = run.writing.take(token)
-            if run.writing.done:
+            run.pending = run.writer.take(token)
+            if run.writer.done:
                 ended.append(self._finish(run, truncated=False))
         return ended
 
@@ -515,7 +539,7 @@ class LlamaEngine:
         pack = self._packs[run.pack]
         run.stream = self._free_streams.pop()
         run.position = len(pack.tokens) + keep
-        run.pending = [*run.suffix[keep:], *run.writing.begin()]
+        run.pending = [*run.suffix[keep:], *run.writer.begin()]
         lib.llama_memory_seq_rm(self._memory, run.stream, -1, -1)
         lib.llama_memory_seq_cp(self._memory, pack.stream, run.stream, -1, -1)
         lib.llama_memory_seq_rm(self._memory, run.stream, run.position, -1)
@@ -527,30 +551,30 @@ class LlamaEngine:
             self._free_streams.append(run.stream)
         return WrittenExplanation(
             ticket=run.ticket,
-            values=run.writing.values,
-            text=run.writing.text,
+            values=run.writer.values,
+            text=run.writer.text,
             truncated=truncated,
-            generated_tokens=run.writing.generated_tokens,
+            generated_tokens=run.writer.generated_tokens,
             explain_ms=(time.monotonic_ns() - run.started_ns) / 1e6,
         )
 
     # ------------------------------------------------------------ decoding
 
     def _decode(self, adapter: Adapter | None) -> None:
-        """Decode the batch under what its streams were decoded under so far."""
+        """Decode the batch under `adapter`, which must be the adapter of all its streams."""
         self._adapters.use(adapter)
         self._last_scored = None
         code = lib.llama_decode(self._context, self._batch.raw())
         if code != 0:
-            raise EngineError(f"llama_decode failed with code {code}: {recent_complaints()}")
+            raise EngineError(f"llama_decode failed with code {code}: {recent_warnings()}")
 
     def _logits(self, output: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Logits after batch token `output`: a view that lasts until the next decode."""
+        """Logits after batch token `output`, as a view that is valid until the next decode."""
         pointer = lib.llama_get_logits_ith(self._context, output)
         return np.ctypeslib.as_array(pointer, (self.vocabulary.size,))
 
 
-def _file_at(path: Path) -> os.stat_result | None:
+def _stat(path: Path) -> os.stat_result | None:
     try:
         return path.stat()
     except OSError:

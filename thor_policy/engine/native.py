@@ -1,8 +1,8 @@
 """llama.cpp through ctypes: the only module that imports llama_cpp.
 
-Owns the library's start, its log, the vocabulary of a model file and the batch that goes into a decode.
-Invariant: callbacks handed to the library live as long as the process, and everything allocated here has a
-`close`. Used by the engine thread, and by commands that only tokenise.
+Owns the start of the library, its log, the vocabulary of a model file and the batch of a decode. Invariant:
+callbacks given to the library live as long as the process, and every object with library memory has a
+`close`. Engine thread, and commands that only tokenise.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 # OpenMP's threads wait for each other some hundred times in a decode, and spin for long before they sleep.
-# Where another program computes on the same cores, the one that is waited for cannot run meanwhile: beside
-# it a decode took ten times as long (docs/operating.md).
+# If another program computes on the same cores, spinning keeps the awaited thread from running: a decode
+# beside such a program took ten times as long (docs/operating.md).
 if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
     os.environ["GOMP_SPINCOUNT"] = "10000"  # read when the library is loaded
 
@@ -39,11 +39,11 @@ __all__ = [
     "device_memory",
     "gpu_offload",
     "lib",
-    "recent_complaints",
+    "recent_warnings",
     "set_adapter",
 ]
 
-#: Values of Config.flash_attention and Config.kv_type, as the library numbers them.
+#: The library's numbers for the values of Config.flash_attention and Config.kv_type.
 FLASH_ATTENTION = {
     "auto": lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
     "on": lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
@@ -56,11 +56,11 @@ _recent: deque[str] = deque(maxlen=8)
 
 @lib.llama_log_callback  # type: ignore[untyped-decorator]
 def _collect_log(level: int, text: bytes, _user_data: Any) -> None:
-    if level in (3, 4):  # warnings and errors; the rest is chatter
+    if level in (3, 4):  # warnings and errors
         _recent.append(text.decode("utf-8", "replace").strip())
 
 
-def recent_complaints() -> str:
+def recent_warnings() -> str:
     """The last warnings and errors of the library, for an error message."""
     return "; ".join(_recent)
 
@@ -76,7 +76,7 @@ def build_name() -> str:
 
 
 def gpu_offload() -> bool:
-    """True when llama.cpp was built for, and sees, a GPU."""
+    """True if llama.cpp was built for a GPU and sees one."""
     return bool(lib.llama_supports_gpu_offload())
 
 
@@ -85,30 +85,31 @@ _GPUS = (1, 2)
 
 
 def device_memory(kinds: Sequence[int] = _GPUS) -> tuple[DeviceMemory, ...]:
-    """Free and total memory of the devices of those kinds, as their backends tell it. Any thread."""
-    backends = lib._lib  # llama_cpp has no names for these functions of the library that it loads
+    """Free and total memory of the devices of these kinds, as their backends report it. Any thread."""
+    backends = lib._lib  # llama_cpp does not declare these functions of the library that it loads
     device_at = backends.ggml_backend_dev_get
     device_at.restype, device_at.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     kind_of = backends.ggml_backend_dev_type
     kind_of.restype, kind_of.argtypes = ctypes.c_int, [ctypes.c_void_p]
     name_of = backends.ggml_backend_dev_name
     name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
-    ask = backends.ggml_backend_dev_memory
-    ask.restype, ask.argtypes = None, [ctypes.c_void_p, *[ctypes.POINTER(ctypes.c_size_t)] * 2]
+    read_memory = backends.ggml_backend_dev_memory
+    read_memory.restype = None
+    read_memory.argtypes = [ctypes.c_void_p, *[ctypes.POINTER(ctypes.c_size_t)] * 2]
     count = backends.ggml_backend_dev_count
     count.restype, count.argtypes = ctypes.c_size_t, []
-    found = []
+    memories = []
     for device in map(device_at, range(count())):
         if kind_of(device) in kinds:
             free, total = ctypes.c_size_t(), ctypes.c_size_t()
-            ask(device, ctypes.byref(free), ctypes.byref(total))
+            read_memory(device, ctypes.byref(free), ctypes.byref(total))
             name = name_of(device).decode("utf-8", "replace")
-            found.append(DeviceMemory(device=name, free_bytes=free.value, total_bytes=total.value))
-    return tuple(found)
+            memories.append(DeviceMemory(device=name, free_bytes=free.value, total_bytes=total.value))
+    return tuple(memories)
 
 
 class Vocabulary:
-    """Tokens and chat template of a GGUF file; with `vocab_only` nothing else of it is read."""
+    """Tokens and chat template of a GGUF file; with `vocab_only`, the weights are not read."""
 
     def __init__(self, path: Path, *, vocab_only: bool = False, gpu_layers: int = -1) -> None:
         _start_backend()
@@ -118,13 +119,13 @@ class Vocabulary:
         params.n_gpu_layers = gpu_layers
         self.model = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self.model:
-            reason = recent_complaints() or "llama.cpp gave no reason"
+            reason = recent_warnings() or "llama.cpp gave no reason"
             raise EngineError(f"{path} cannot be loaded as a model: {reason}")
         self.vocab = lib.llama_model_get_vocab(self.model)
         self.size = lib.llama_vocab_n_tokens(self.vocab)
         template = lib.llama_model_chat_template(self.model, None)
         if not template:
-            raise EngineError(f"{path} carries no chat template; an instruct model is needed")
+            raise EngineError(f"{path} has no chat template; use an instruct model")
         self._template = template.decode("utf-8")
         self._bos = lib.llama_vocab_bos(self.vocab) if lib.llama_vocab_get_add_bos(self.vocab) else -1
 
@@ -134,16 +135,16 @@ class Vocabulary:
             self.model = None
 
     def tokenise(self, text: str, *, special: bool = False) -> list[int]:
-        """Token ids of `text`; only with `special` may text become a special token."""
+        """Token ids of `text`; only with `special` can text become a special token."""
         raw = text.encode("utf-8")
         buffer = (lib.llama_token * (len(raw) + 2))()
         count = lib.llama_tokenize(self.vocab, raw, len(raw), buffer, len(buffer), False, special)
         if count < 0:
-            raise EngineError(f"a text of {len(raw)} bytes could not be tokenised")
+            raise EngineError(f"llama.cpp cannot tokenise a text of {len(raw)} bytes")
         return list(buffer[:count])
 
     def text_of(self, tokens: Sequence[int], *, special: bool = False) -> str:
-        """Text of token ids; special tokens have none, unless `special`."""
+        """Text of token ids; special tokens give no text, unless `special`."""
         parts = []
         buffer = ctypes.create_string_buffer(256)
         for token in tokens:
@@ -156,7 +157,7 @@ class Vocabulary:
         return bool(lib.llama_vocab_is_eog(self.vocab, token))
 
     def prompt(self, prefix: PromptPrefix) -> tuple[list[int], list[int]]:
-        """Token ids up to what differs between questions, and between the question and the label."""
+        """Token ids that precede every question, and those between a question and its label."""
         marks = around(self._template, prefix, bos=self._special_text(self._bos))
         return prompt(
             marks, prefix, lambda text, special: self.tokenise(text, special=special), bos=self._bos
@@ -186,22 +187,22 @@ class Vocabulary:
 
 
 class Lora:
-    """A LoRA adapter of an open model. Raises EngineError if it is none, or of another shape."""
+    """An open LoRA adapter. Raises EngineError if the file is not an adapter of the model's shape."""
 
     def __init__(self, model: Any, path: Path) -> None:
         _recent.clear()
         self.handle = lib.llama_adapter_lora_init(model, os.fsencode(path))
         if not self.handle:
-            reason = recent_complaints() or "llama.cpp gave no reason"
+            reason = recent_warnings() or "llama.cpp gave no reason"
             raise EngineError(f"{path} cannot be used as an adapter of this model: {reason}")
 
     @property
     def is_activated(self) -> bool:
-        """True for one that counts only behind certain tokens."""
+        """True for an adapter (aLoRA) that takes effect only after certain tokens."""
         return bool(lib.llama_adapter_get_alora_n_invocation_tokens(self.handle))
 
-    def told(self, key: str) -> str | None:
-        """What its file says under `key`, as text; None if nothing."""
+    def metadata(self, key: str) -> str | None:
+        """The value of `key` in its file, as text; None if the file has no such key."""
         buffer = ctypes.create_string_buffer(1024)
         count = lib.llama_adapter_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace") if count >= 0 else None
@@ -213,16 +214,16 @@ class Lora:
 
 
 def set_adapter(context: Any, lora: Lora | None, scale: float) -> None:
-    """Decode with `lora` at `scale` from here on, or with none; takes effect in every stream."""
+    """Use `lora` at `scale`, or no adapter, in every later decode of the context, in every stream."""
     count = 0 if lora is None else 1
     handles = (lib.llama_adapter_lora_p_ctypes * 1)(lora.handle) if lora else None
     scales = (ctypes.c_float * 1)(scale) if lora else None
     if lib.llama_set_adapters_lora(context, handles, count, scales) != 0:
-        raise EngineError(f"the adapter could not be set: {recent_complaints()}")
+        raise EngineError(f"llama.cpp cannot use the adapter: {recent_warnings()}")
 
 
 class Batch:
-    """A llama_batch seen through numpy; tokens of several streams may be in it."""
+    """A llama_batch with numpy views; it can hold tokens of several streams."""
 
     def __init__(self, capacity: int) -> None:
         self._batch = lib.llama_batch_init(capacity, 0, 1)
@@ -238,7 +239,7 @@ class Batch:
         self.used = 0
 
     def add(self, tokens: Sequence[int], position: int, stream: int, *, logits_from: int = -1) -> int:
-        """Append tokens; logits are kept from index `logits_from` on. Returns the last one's place."""
+        """Append tokens, with logits from index `logits_from` on. Returns the index of the last token."""
         start, end = self.used, self.used + len(tokens)
         self._tokens[start:end] = tokens
         self._positions[start:end] = range(position, position + len(tokens))

@@ -16,29 +16,7 @@ from msgspec import Struct
 
 from thor_policy.journal import chain, events, leases, projections
 from thor_policy.journal.events import Event
-
-
-class Rewrite(Struct, frozen=True, kw_only=True):
-    """What an `erased` event does to one earlier event: its new private part, and what follows from it.
-
-    `private` is salt and value, or None: then nothing is left of it. That of an `archived` event is not in
-    the database.
-    """
-
-    seq: int
-    kind: str
-    subject_id: str
-    private: tuple[bytes, str] | None
-    projection: projections.Projection
-    archived: bool = False
-
-    @property
-    def digest(self) -> bytes:
-        """What the private part is verified against from now on; empty if nothing is left."""
-        if self.private is None:
-            return b""
-        salt, value = self.private
-        return chain.sealed_digest(salt, value.encode())
+from thor_policy.journal.rewrites import Projection, Rewrite, Row
 
 
 class Ready(Struct, frozen=True, gc=False):
@@ -51,7 +29,7 @@ class Ready(Struct, frozen=True, gc=False):
     body: str
     digest: bytes
     private: tuple[bytes, str] | None  # salt, value
-    projection: projections.Projection
+    projection: Projection
 
 
 def make_ready(event: Event, put_ns: int) -> Ready:
@@ -84,8 +62,8 @@ class Placed:
         #: Of each decision whose lease changed in this batch: who holds it now.
         self.leases: dict[str, str | None] = {}
         self._private: list[tuple[int, bytes, str]] = []
-        self._rows: dict[str, list[projections.Row]] = {}
-        self._changes: list[tuple[str, str, int, projections.Row]] = []
+        self._rows: dict[str, list[Row]] = {}
+        self._changes: list[tuple[str, str, int, Row]] = []
         self._rewrites: list[tuple[int, Rewrite]] = []
 
     def add(self, ready: Ready) -> int:
@@ -113,8 +91,7 @@ class Placed:
             self._rows.setdefault(table, []).append((seq, *row[1:]))
         if changes is not None:
             self._changes.append((event.kind, event.subject_id, seq, changes))
-        if event.effect is not None:
-            self._rewrites += [(seq, one) for one in event.effect]
+        self._rewrites += [(seq, rewrite) for rewrite in event.rewrites]
         return seq
 
     def again(self, row: chain.Row, part: tuple[bytes, bytes] | None, *, tables_only: bool = False) -> None:

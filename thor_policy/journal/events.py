@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 from msgspec import Struct, to_builtins
@@ -31,6 +31,7 @@ from thor_policy.core.decisions import (
 )
 from thor_policy.core.records import Calibration
 from thor_policy.core.requests import Annotations, Caller, Evaluation, Json, Risk
+from thor_policy.journal.rewrites import Rewrite
 
 #: A body or a private part: a struct of this module, or plain JSON values.
 Part: TypeAlias = Struct | dict[str, Json]
@@ -46,7 +47,7 @@ class Event(Struct, frozen=True, kw_only=True, gc=False):
     """Something that happened, before it has a place in the chain. `at` is Unix time in seconds.
 
     `subject_id` is what it is about: a decision's id, a digest, an id of its own. `ticket` comes back with
-    the event's fate. `effect` is what else the transaction must do (`erasing`), and is not stored.
+    the event's fate. `rewrites` are what an `erased` event does to earlier events; they are not stored in it.
     """
 
     kind: str
@@ -55,7 +56,7 @@ class Event(Struct, frozen=True, kw_only=True, gc=False):
     body: Part
     private: Part | None = None
     ticket: int | None = None
-    effect: Any = None
+    rewrites: tuple[Rewrite, ...] = ()
 
 
 # ---------------------------------------------------------------- decisions

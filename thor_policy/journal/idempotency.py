@@ -15,6 +15,7 @@ from datetime import datetime
 import msgspec
 
 from thor_policy.core.decisions import Decision, Explanation, Floor, ModelInfo, PriorRecord, Scored
+from thor_policy.core.idempotency import DIGEST_CHARS, Mark
 from thor_policy.core.requests import Action, Entity, Evaluation
 from thor_policy.journal import events
 from thor_policy.journal.events import (
@@ -27,11 +28,11 @@ from thor_policy.journal.events import (
 
 #: How long a key is remembered, in seconds.
 KEY_WINDOW_S = 86_400
-#: How a body that carries a key begins; digest of caller and key, a dash, and digest of the content follow.
-MARK = '{"idempotency":"'
-#: Part of the index in migration 0006: a query has to repeat it to be served by it.
-IS_KEYED = f"substr(body, 1, {len(MARK)}) = '{MARK}'"
-KEY_DIGEST = f"substr(body, {len(MARK) + 1}, 64)"
+#: How a body that carries a key begins; the text of its `Mark` follows.
+KEYED = '{"idempotency":"'
+#: Part of the index in migration 0005: a query has to repeat it to be served by it.
+IS_KEYED = f"substr(body, 1, {len(KEYED)}) = '{KEYED}'"
+KEY_DIGEST = f"substr(body, {len(KEYED) + 1}, {DIGEST_CHARS})"
 
 _bodies = msgspec.json.Decoder(DecisionBody)
 _privates = msgspec.json.Decoder(DecisionPrivate)
@@ -51,11 +52,13 @@ def find_recorded(connection: sqlite3.Connection, digest: str, since: float) -> 
     if row is None:
         return None
     seq, kind, subject_id, at, body, private = row
-    decision, told = None, events.decode(body)
+    decision, fields = None, events.decode(body)
     if kind == "decision":
         decision = _decision(connection, subject_id, at, body, private)
-    content = told["idempotency"].partition("-")[2]
-    return PriorRecord(content=content, kind=kind, id=told.get("id", subject_id), seq=seq, decision=decision)
+    content = Mark.parse(fields["idempotency"]).content
+    return PriorRecord(
+        content=content, kind=kind, id=fields.get("id", subject_id), seq=seq, decision=decision
+    )
 
 
 def first_since(connection: sqlite3.Connection, since: float) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -25,8 +25,7 @@ from thor_policy.journal.events import (
     PrivateColumns,
     ShadowBody,
 )
-
-Row = tuple[Any, ...]
+from thor_policy.journal.rewrites import Projection, Row
 
 #: Columns of `decisions`, in order; the names of the first block are those that other tools know.
 # fmt: off
@@ -129,14 +128,6 @@ _PLAIN: dict[str, tuple[str, tuple[str, ...]]] = {
 TABLES: dict[str, tuple[str, ...]] = {"decisions": ("decision", "decision_report")} | {
     table: (kind,) for kind, (table, _) in _PLAIN.items()
 }
-
-
-class Projection(NamedTuple):
-    """One event's row, and the values of its group of columns in the row of the decision it is about."""
-
-    table: str | None = None
-    row: Row = ()
-    changes: Row | None = None
 
 
 def read(kind: str, body: bytes, private: bytes | None) -> tuple[Part, Part | None]:

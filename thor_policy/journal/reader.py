@@ -34,7 +34,10 @@ _TIERS = get_args(Tier)
 
 
 class Reader:
-    """The journal at `path`, opened read-only. Raises JournalError if there is none."""
+    """The journal at `path`, opened read-only.
+
+    Raises JournalError if there is none, or if it was written before 0.1.0.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,6 +50,7 @@ class Reader:
         try:
             with self.snapshot() as connection:
                 connection.execute("PRAGMA busy_timeout = 5000")
+                schema.refuse_earlier(connection, path)
                 connection.execute("SELECT explained_seq FROM decisions WHERE seq = 0")
         except JournalError:
             self.close()

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 
 from sqlite_utils import Database, Migrations
 
 from thor_policy.core.errors import JournalError
 
 #: Values that so many decisions have that a page of them is soon found by the index on timestamp; an index
-#: of each of them would cost every commit. Another list is another migration (0002, 0004).
+#: of each of them would cost every commit. Another list is another migration (0002).
 COMMON: dict[str, tuple[str, ...]] = {
     "decision_type": ("policy_application",),
     "tier": ("model", "rule", "cache"),
@@ -31,7 +32,10 @@ SECOND = "unixepoch(timestamp)"
 #: Columns that most decisions do not have.
 SOMETIMES = ("decision_correct", "session", "outcome_status")
 
-migrations = Migrations("thor_policy")
+#: The set of files written before the release of 0.1.0; kinds of event had other names then.
+EARLIER_SET = "thor_policy"
+
+migrations = Migrations("journal")
 
 
 def is_rare(column: str, common: tuple[str, ...]) -> str:
@@ -143,15 +147,13 @@ def _decisions(db: Database) -> None:
         """
     )
     db.execute("CREATE INDEX decisions_timestamp ON decisions (timestamp)")
-    for column in ("reviewed", "decision", "actor", "entity"):
-        db.execute(f"CREATE INDEX decisions_{column} ON decisions ({column}, timestamp)")
-    for column, common in COMMON.items():
-        where = is_rare(column, common)
-        db.execute(f"CREATE INDEX decisions_{column} ON decisions ({column}, timestamp) WHERE {where}")
-    for column in SOMETIMES:
-        db.execute(
-            f"CREATE INDEX decisions_{column} ON decisions ({column}, timestamp) WHERE {column} IS NOT NULL"
-        )
+    conditions = {
+        **dict.fromkeys(("reviewed", "decision", "actor", "entity"), ""),
+        **{column: f"WHERE {is_rare(column, common)}" for column, common in COMMON.items()},
+        **{column: f"WHERE {column} IS NOT NULL" for column in SOMETIMES},
+    }
+    for column, where in conditions.items():
+        db.execute(f"CREATE INDEX decisions_{column} ON decisions ({column}, {SECOND}) {where}")
 
 
 @migrations(name="0003_traces")
@@ -164,7 +166,8 @@ def _traces(db: Database) -> None:
         "outcomes": "id TEXT NOT NULL, decision_id TEXT NOT NULL, status TEXT NOT NULL, value REAL, "
         "note TEXT, caller_uid INTEGER",
         "reviews": "id TEXT NOT NULL, decision_id TEXT NOT NULL, reviewer TEXT, verdict TEXT NOT NULL, "
-        "decision TEXT, reasoning TEXT, caller_uid INTEGER",
+        "decision TEXT, reasoning TEXT, caller_uid INTEGER, blind INTEGER, adjudicates INTEGER, "
+        "sampled INTEGER, withdraws TEXT",
         "approvals": "id TEXT NOT NULL, decision_id TEXT NOT NULL, approver TEXT, role TEXT, channel TEXT, "
         "verdict TEXT NOT NULL, step INTEGER NOT NULL, evidence TEXT, caller_uid INTEGER",
         "nodes": "id TEXT NOT NULL, type TEXT NOT NULL, title TEXT, description TEXT, status TEXT NOT NULL, "
@@ -189,25 +192,13 @@ def _traces(db: Database) -> None:
         db.execute(f"CREATE INDEX {table}_decision ON {table} (decision_id)")
     for table in ("nodes", "edges"):
         db.execute(f"CREATE UNIQUE INDEX {table}_id ON {table} (id)")
+    db.execute("CREATE INDEX reviews_withdraws ON reviews (withdraws) WHERE withdraws IS NOT NULL")
     db.execute("CREATE INDEX consultations_session ON consultations (session) WHERE session IS NOT NULL")
     db.execute("CREATE INDEX edges_source ON edges (source)")
     db.execute("CREATE INDEX edges_target ON edges (target)")
 
 
-@migrations(name="0004_short_indexes")
-def _short_indexes(db: Database) -> None:
-    """The indexes of 0002 on a column and the timestamp, with the second instead."""
-    conditions = {
-        **dict.fromkeys(("reviewed", "decision", "actor", "entity"), ""),
-        **{column: f"WHERE {is_rare(column, common)}" for column, common in COMMON.items()},
-        **{column: f"WHERE {column} IS NOT NULL" for column in SOMETIMES},
-    }
-    for column, where in conditions.items():
-        db.execute(f"DROP INDEX decisions_{column}")
-        db.execute(f"CREATE INDEX decisions_{column} ON decisions ({column}, {SECOND}) {where}")
-
-
-@migrations(name="0005_shadows")
+@migrations(name="0004_shadows")
 def _shadows(db: Database) -> None:
     """What a pack in the shadow would have answered, and which adapter judges: one row an event."""
     db.execute(
@@ -248,7 +239,7 @@ def _shadows(db: Database) -> None:
     )
 
 
-@migrations(name="0006_idempotency")
+@migrations(name="0005_idempotency")
 def _idempotency(db: Database) -> None:
     """Events that carry an idempotency key, found by the digest that their bodies begin with (`recall`)."""
     db.execute(
@@ -257,7 +248,7 @@ def _idempotency(db: Database) -> None:
     )
 
 
-@migrations(name="0007_drift")
+@migrations(name="0006_drift")
 def _drift(db: Database) -> None:
     """Each change of what the model says to a golden question."""
     db.execute(
@@ -276,12 +267,9 @@ def _drift(db: Database) -> None:
     )
 
 
-@migrations(name="0008_reviewing")
-def _reviewing(db: Database) -> None:
-    """How a review came about, which one it takes back, and who reviews what."""
-    for column in ("blind INTEGER", "adjudicates INTEGER", "sampled INTEGER", "withdraws TEXT"):
-        db.execute(f"ALTER TABLE reviews ADD COLUMN {column}")
-    db.execute("CREATE INDEX reviews_withdraws ON reviews (withdraws) WHERE withdraws IS NOT NULL")
+@migrations(name="0007_assignments")
+def _assignments(db: Database) -> None:
+    """Who reviews what."""
     db.execute(
         "CREATE TABLE assignments (seq INTEGER PRIMARY KEY, timestamp TEXT NOT NULL, id TEXT NOT NULL, "
         "decision_id TEXT NOT NULL, reviewer TEXT, type TEXT NOT NULL, given_by TEXT, seconds INTEGER, "
@@ -290,7 +278,7 @@ def _reviewing(db: Database) -> None:
     db.execute("CREATE INDEX assignments_decision ON assignments (decision_id)")
 
 
-@migrations(name="0009_counterfactuals")
+@migrations(name="0008_counterfactuals")
 def _counterfactuals(db: Database) -> None:
     """What past decisions would have been by another pack, model or adapter: one row an event."""
     db.execute(
@@ -325,7 +313,7 @@ def _counterfactuals(db: Database) -> None:
     db.execute("CREATE INDEX counterfactuals_judge ON counterfactuals (pack_sha256, model_sha256)")
 
 
-@migrations(name="0010_promotions")
+@migrations(name="0009_promotions")
 def _promotions(db: Database) -> None:
     """Packs that passed the gate of promotion, or were refused there: one row an event."""
     db.execute(
@@ -338,6 +326,16 @@ def _promotions(db: Database) -> None:
 def pending(connection: sqlite3.Connection) -> list[str]:
     """The migrations that a file has not had yet."""
     return [migration.name for migration in migrations.pending(Database(connection))]
+
+
+def refuse_earlier(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise JournalError if the file at `path` was written before 0.1.0; no migration exists for it."""
+    if Migrations(EARLIER_SET).applied(Database(connection)):
+        raise JournalError(
+            f"{path} was written before the release of thor-policy 0.1.0; this version cannot read it. "
+            f"Keep using the version that wrote it, or move {path.name}*, checkpoints/ and archive/ out of "
+            f"{path.parent}: the daemon then begins a new journal"
+        )
 
 
 def migrate(connection: sqlite3.Connection) -> None:

@@ -80,7 +80,7 @@ def open_for_writing(path: Path, synchronous: str, disk_space: DiskSpace) -> Ope
     """Open the journal, or make it. A damaged one is kept aside, and a new one begun in its place.
 
     On a full disk the ballast makes the room that this needs. Raises JournalError where a new file would be
-    no cure: wrong rights, no such directory, a file of a newer version.
+    no cure: wrong rights, no such directory, a file of a newer version or from before 0.1.0.
     """
     try:
         return _open(path, synchronous)
@@ -123,6 +123,7 @@ def _open(path: Path, synchronous: str) -> Opened:
             connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             undo.callback(connection.close)
             connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+            schema.refuse_earlier(connection, path)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(f"PRAGMA synchronous = {synchronous}")
             connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")

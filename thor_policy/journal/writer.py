@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
@@ -30,9 +29,9 @@ from thor_policy.core.requests import Caller
 from thor_policy.core.results import Committed
 from thor_policy.journal import events, leases
 from thor_policy.journal.batch import Placed, Ready, make_ready
-from thor_policy.journal.checkpoints import Signer, found, keep
 from thor_policy.journal.events import Event
 from thor_policy.journal.idempotency import KEY_WINDOW_S, find_recorded
+from thor_policy.journal.signing_rule import Checkpoints, SigningRule
 from thor_policy.journal.storage import (
     BUSY_TIMEOUT_MS,
     DiskSpace,
@@ -64,16 +63,6 @@ class _Mark(Enum):
 
     NOTHING = 0
     END = 1
-
-
-@dataclass(frozen=True)
-class Checkpoints:
-    """When to sign the chain, with which key, and where the signed checkpoints are kept."""
-
-    signer: Signer
-    directory: Path
-    every_events: int
-    every_s: float
 
 
 OnCommitted = Callable[[list[Committed]], None]
@@ -121,8 +110,7 @@ class Journal:
         self._wal = path.with_name(f"{path.name}-wal")
         self._wal_limit = WAL_LIMIT_BYTES
         self._boot_id = boot_id().encode()
-        self._checkpoints = checkpoints
-        self._signed_seq, self._signed_s = 0, time.monotonic()
+        self._signing = None if checkpoints is None else SigningRule(checkpoints, self.counters)
         self.disk_space = DiskSpace(path.parent, min_free_mb=min_free_mb, ballast_mb=ballast_mb)
         self._lock = take_lock(path)
         with ExitStack() as undo:
@@ -132,8 +120,8 @@ class Journal:
             self._connection, self._seq, self._head = opened.connection, opened.seq, opened.head
             self._first = opened.first
             self.disk_space.restore()
-            if checkpoints is not None:
-                self._sign_what_a_crash_left(checkpoints)
+            if self._signing is not None:
+                self._signing.sign_what_a_crash_left(self._connection, self.chain)
             undo.pop_all()
         if opened.aside is not None:
             why = f"the journal was damaged and is kept as {opened.aside.name}: {opened.why}"
@@ -262,7 +250,7 @@ class Journal:
 
         def task(_: sqlite3.Connection) -> int:
             self._checkpoint()
-            return self._signed_seq
+            return 0 if self._signing is None else self._signing.signed_seq
 
         return self.run(task)
 
@@ -301,8 +289,7 @@ class Journal:
                 batch, self._ahead = self._ahead, []
                 self._tell(self._commit(batch))
                 self._bound_wal()
-                if self._checkpoint_due():
-                    self._checkpoint()
+                self._checkpoint_if_due()
             self._checkpoint()
         finally:
             self._committer.shutdown()
@@ -366,8 +353,7 @@ class Journal:
                 if self.failing:
                     self._recover()
                 self.disk_space.restore()
-                if self._checkpoint_due():
-                    self._checkpoint()
+                self._checkpoint_if_due()
 
     def _encode(self, event: Event, put_ns: int) -> None:
         """Get an event ready, or say that it cannot be stored."""
@@ -553,45 +539,20 @@ class Journal:
 
     # ------------------------------------------------------------ checkpoints
 
-    def _checkpoint_due(self) -> bool:
-        rule = self._checkpoints
-        if rule is None or self.failing or self._seq == self._signed_seq:
-            return False
-        late = time.monotonic() - self._signed_s >= rule.every_s
-        return late or self._seq - self._signed_seq >= rule.every_events
+    def _checkpoint_if_due(self) -> None:
+        if self._signing is not None and self._signing.is_due(self._seq):
+            self._checkpoint()
 
     def _checkpoint(self) -> None:
         """Note a checkpoint on the chain, and sign the chain up to that note."""
-        rule = self._checkpoints
-        if rule is None or self.failing or self._seq == self._signed_seq:
+        signing = self._signing
+        if signing is None or self.failing or self._seq == signing.signed_seq:
             return
-        at = time.time()
-        fate = self._commit([make_ready(events.checkpoint_event(rule.signer.key, at), time.monotonic_ns())])[
-            -1
-        ]
+        event = signing.event(time.time())
+        fate = self._commit([make_ready(event, time.monotonic_ns())])[-1]
         if fate.error is None:
-            self._sign(rule, self._seq, self._head, events.timestamp(at))
-        self._signed_seq, self._signed_s = self._seq, time.monotonic()
-
-    def _sign(self, rule: Checkpoints, seq: int, head: bytes, at: str) -> None:
-        try:
-            keep(rule.directory, rule.signer.sign(self._first.hex(), seq, head.hex(), at))
-            self.counters["checkpoints"] += 1
-        except JournalError as error:
-            self.counters["checkpoints_failed"] += 1
-            log.error("%s", error)
-
-    def _sign_what_a_crash_left(self, rule: Checkpoints) -> None:
-        """The newest note of a checkpoint may have been committed without its file."""
-        newest = self._connection.execute(
-            "SELECT seq, at, hash FROM events WHERE seq = (SELECT max(seq) FROM checkpoints)"
-        ).fetchone()
-        if newest is None:
-            return
-        self._signed_seq = newest[0]
-        there = {(one.chain, one.seq) for one in found(rule.directory).checkpoints}
-        if (self._first.hex(), newest[0]) not in there:
-            self._sign(rule, newest[0], newest[2], newest[1])
+            signing.sign(self.chain, self._seq, self._head, events.timestamp(event.at))
+        signing.ended(self._seq)
 
 
 class _Task(Generic[T]):

@@ -176,7 +176,7 @@ class Replayer:
         body, private = event["body"], event["private"]
         request = self._request(event)
         policy = self._loaded_policy()
-        policy.forget_calibrations()
+        policy.clear_calibrations()
         if calibration := self._calibration(body):
             policy.calibrate(calibration)
         decision = policy.decide(request)

@@ -1,1 +1,1 @@
-"""How a question becomes a decision: packs, rules, prompt, and the strictest of floor and model."""
+"""How a request becomes a decision: packs, rules, prompt, and the strictest of floor and model."""

@@ -1,10 +1,10 @@
-"""What confidence means: a temperature that makes label probabilities agree with how often they are right.
+"""Calibration: a temperature that makes the label probabilities agree with how often they are right.
 
-Owns the fit, its application and its figures. Invariant: scaling by a temperature keeps the order of the
-labels, so the label never changes, only how sure it sounds. Pure; any thread.
+Owns the fit, its application and its figures. Invariant: a temperature keeps the order of the labels, so
+it changes the confidence and never the label. Pure; any thread.
 
-With probabilities p of the labels and temperature T, the calibrated ones are p^(1/T), scaled to sum to 1:
-above 1 it softens, below 1 it sharpens (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+With probabilities p and temperature T, the calibrated probabilities are p^(1/T), scaled to sum to 1.
+T > 1 lowers the confidence, T < 1 raises it (Guo et al. 2017, "On Calibration of Modern Neural Networks").
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from thor_policy.core.records import HIGHEST, LEAST, LOWEST, Calibration
 
 #: Bins of equal width for the expected calibration error.
 BINS = 15
-#: What a probability of zero counts as in a likelihood.
+#: Used in place of a probability of zero in a likelihood.
 _TINY = 1e-12
-#: Probabilities of every label, and the label that was right.
+#: A judged decision: the probability of every label, and the label that was right.
 Judged = tuple[Mapping[str, float], str]
 
 
 class Bin(Struct, frozen=True, kw_only=True):
-    """Decisions with confidence from `low` to `high`: how many, how sure, how often right."""
+    """Decisions with confidence from `low` to `high`: their count, mean confidence and accuracy."""
 
     low: float
     high: float
@@ -37,7 +37,7 @@ class Bin(Struct, frozen=True, kw_only=True):
 
 
 class Quality(Struct, frozen=True, kw_only=True):
-    """How far confidence is from being right.
+    """How well the confidence agrees with the accuracy.
 
     `ece` is the expected calibration error over `BINS` bins; `brier` the mean squared distance of the
     probabilities from the truth; `nll` the mean negative log-likelihood in nats.
@@ -52,7 +52,7 @@ class Quality(Struct, frozen=True, kw_only=True):
 
 
 def scaled(probabilities: Mapping[str, float], temperature: float) -> dict[str, float]:
-    """The probabilities at a temperature; at 1 they are as they were."""
+    """The probabilities at a temperature; a temperature of 1 changes nothing."""
     if temperature == 1.0:
         return dict(probabilities)
     logs = {label: math.log(max(p, sys.float_info.min)) / temperature for label, p in probabilities.items()}
@@ -63,22 +63,25 @@ def scaled(probabilities: Mapping[str, float], temperature: float) -> dict[str, 
 
 
 def fit(judged: Sequence[Judged], *, pack_sha256: str, model_sha256: str) -> Calibration:
-    """The temperature with the least negative log-likelihood. Raises CalibrationError below `LEAST`."""
-    from scipy.optimize import minimize_scalar  # a second to import, and no daemon needs it
+    """The temperature with the least negative log-likelihood.
+
+    Raises CalibrationError for fewer than `LEAST` judged decisions.
+    """
+    from scipy.optimize import minimize_scalar  # takes a second to import; the daemon does not need it
 
     if len(judged) < LEAST:
         raise CalibrationError(
             f"there are {len(judged)} judged decisions of this pack and model; calibration needs {LEAST}, so "
-            f"{LEAST - len(judged)} are missing: review more, or give a labelled suite"
+            f"{LEAST - len(judged)} are missing: review more, or run a suite with expected outcomes"
         )
-    found = minimize_scalar(
+    minimum = minimize_scalar(
         lambda log_t: _nll(judged, math.exp(log_t)),
         bounds=(math.log(LOWEST), math.log(HIGHEST)),
         method="bounded",
         options={"xatol": 1e-4},
     )
     return Calibration(
-        temperature=round(math.exp(float(found.x)), 4),
+        temperature=round(math.exp(float(minimum.x)), 4),
         pack_sha256=pack_sha256,
         model_sha256=model_sha256,
         judged=len(judged),
@@ -86,22 +89,22 @@ def fit(judged: Sequence[Judged], *, pack_sha256: str, model_sha256: str) -> Cal
 
 
 def quality(judged: Sequence[Judged], temperature: float = 1.0) -> Quality:
-    """How well calibrated the label's probability is. Raises CalibrationError of nothing."""
+    """How well the label's probability is calibrated. Raises CalibrationError if `judged` is empty."""
     if not judged:
-        raise CalibrationError("there is no judged decision")
+        raise CalibrationError("there is no judged decision to measure; review decisions first")
     tops: list[tuple[float, bool]] = []
     brier = 0.0
     for probabilities, right in judged:
-        now = scaled(probabilities, temperature)
-        label = max(now, key=now.__getitem__)
-        tops.append((now[label], label == right))
-        brier += sum((p - (name == right)) ** 2 for name, p in now.items())
+        calibrated = scaled(probabilities, temperature)
+        label = max(calibrated, key=calibrated.__getitem__)
+        tops.append((calibrated[label], label == right))
+        brier += sum((p - (name == right)) ** 2 for name, p in calibrated.items())
     bins = [_bin(number, tops) for number in range(BINS)]
-    filled = tuple(one for one in bins if one.count)
+    filled = tuple(bin_ for bin_ in bins if bin_.count)
     return Quality(
         count=len(judged),
         accuracy=sum(hit for _, hit in tops) / len(tops),
-        ece=sum(one.count * abs(one.accuracy - one.confidence) for one in filled) / len(tops),
+        ece=sum(bin_.count * abs(bin_.accuracy - bin_.confidence) for bin_ in filled) / len(tops),
         brier=brier / len(judged),
         nll=_nll(judged, temperature),
         bins=filled,

@@ -1,9 +1,9 @@
-"""How a question becomes a decision: rules, then the model, then the strictest of all.
+"""How a request becomes a decision: the rules, then the model, then the strictest of their outcomes.
 
-Owns the decision semantics. Invariant: the outcome is never looser than the floor, every failure ends in
-the strictest outcome with a reason, and a decision is made by one `Resident` from beginning to end, whose
-digests it carries. Called by the engine thread only, but for what says otherwise; it reads no clock but
-the monotonic one, for timings and deadlines.
+Owns the decision semantics. Invariant: the outcome is never looser than the floor; every failure ends in
+the strictest outcome with a reason code; one `Resident` makes the whole decision, which carries the
+digests of that resident. Engine thread, except where a docstring says "any thread". It reads only the
+monotonic clock, for timings and deadlines.
 """
 
 from __future__ import annotations
@@ -29,22 +29,23 @@ from thor_policy.telemetry import logs
 
 log = logging.getLogger(__name__)
 
-#: How long an explanation that nobody waits for may take, in seconds.
+#: Deadline of an explanation that no reply waits for, in seconds.
 EXPLAIN_LATER_S = 120
-#: What is asked before anything is served.
+#: The evaluation of the warm-up, before the first request is served.
 _WARM_UP = Evaluation(
     subject=Entity(type="service", id="thor-policy"),
     action=Action(name="warm_up"),
     resource=Entity(type="service", id="thor-policy"),
 )
-#: A deadline that does not come, in monotonic nanoseconds.
+#: A deadline that never passes, in monotonic nanoseconds.
 _NEVER_NS = 2**63 - 1
 
 
 class Policy:
-    """Packs judged by one engine: `pack` decides from the start, under `adapter` if one is given.
+    """Decides requests by the resident packs on one engine.
 
-    `calibration` says how sure a label's probability is by that pack; None: as sure as it sounds.
+    `pack` is active from the start, under `adapter` if one is given. `calibration` applies to the label
+    probabilities of that pack; None: they stay uncalibrated.
     """
 
     def __init__(
@@ -61,38 +62,38 @@ class Policy:
         self.engine = engine
         self._max_explanations = max_explanations
         self._max_shadows = max_shadows
-        #: Scores of questions asked before, of those packs that want them kept.
+        #: Scores of earlier questions, for packs whose manifest allows a cache.
         self.cache = cache if cache is not None else ScoreCache(0, 0)
         first = Resident(pack, self._model_with(adapter), engine.load(_prefix(pack, adapter), adapter))
-        #: Any thread may read it; it is replaced as a whole, by the engine thread (`change_to`).
+        #: Any thread may read it; the engine thread replaces it as a whole (`set_residents`).
         self.residents = Residents(first)
         self._leaving: tuple[Resident, ...] = ()
-        self._calibrations = {first.judged: calibration} if calibration else {}
+        self._calibrations = {first.calibration_key: calibration} if calibration else {}
         self._explaining: dict[int, Decision] = {}
-        self._unshadowed: deque[tuple[Request, Decision]] = deque()
-        #: Questions that the shadow pack was not asked: too many waited, or it was gone; it could not read.
+        self._awaiting_shadow: deque[tuple[Request, Decision]] = deque()
+        #: Requests that the shadow pack did not decide. Dropped: too many waited, or the pack was unloaded.
+        #: Failed: the request did not fit the pack.
         self.shadows_dropped = self.shadows_failed = 0
-        #: True while a change cannot go on before explanations do, however many decisions wait.
+        #: True while a change of packs waits for explanations; then they go before waiting decisions.
         self.awaits_explanations = False
         self._limit = logs.Limit()
-        #: How long the warm-up took, in milliseconds; 0 before it.
+        #: Duration of the warm-up in milliseconds; 0 before it.
         self.warm_up_ms = 0.0
 
     # ------------------------------------------------------------ what is resident
 
     def warm_up(self, at: float) -> None:
-        """Take a question of our own through rules, prompt and model, as at Unix time `at`.
+        """Run one evaluation of our own through rules, prompt and model, with the receipt time `at` (Unix).
 
-        The model is asked even where the rules alone would answer. Nothing comes out of it and nothing is
-        recorded: nobody asked, and a row would count in every statistic as if somebody had. Raises
-        EngineError.
+        The model scores it even where the rules alone would decide. Nothing is recorded: a row would count
+        in every statistic like a request of a client. Raises EngineError.
         """
         started_ns = time.monotonic_ns()
-        self._try(self.residents.active, at)
+        self._run_warm_up(self.residents.active, at)
         self.warm_up_ms = (time.monotonic_ns() - started_ns) / 1e6
 
     def loading(self, pack: Pack, adapter: Adapter | None, at: float) -> Steps[Resident]:
-        """Make another pack resident, in bounded steps, and put our own question to it; it has no role yet.
+        """Make another pack resident, in bounded steps, and run the warm-up on it; it has no role yet.
 
         Raises EngineError.
         """
@@ -100,55 +101,58 @@ class Policy:
         resident = Resident(pack, self._model_with(adapter), loaded)
         yield
         try:
-            self._try(resident, at)
+            self._run_warm_up(resident, at)
         except BaseException:
             self.engine.unload(resident.key)
             raise
         return resident
 
-    def change_to(self, residents: Residents) -> None:
-        """Put another table in force, for the next decision.
+    def set_residents(self, residents: Residents) -> None:
+        """Use another table from the next decision on.
 
-        A pack that is not in it any more answers requests that name it and were admitted before, until it is
-        retired.
+        A pack that is no longer in the table still decides requests that name it and were admitted before,
+        until it is retired.
         """
-        gone = tuple(one for one in self.residents if residents.holding(one.key) is not one)
-        self._leaving = (*self._leaving, *gone)
+        removed = tuple(old for old in self.residents if residents.by_key(old.key) is not old)
+        self._leaving = (*self._leaving, *removed)
         self.residents = residents
 
     def retiring(self, resident: Resident) -> Steps[None]:
-        """Free what a pack that is in the table no more holds, once no explanation waits that begins with it.
+        """Unload a pack that is no longer in the table, when no explanation needs its prefix any more.
 
-        Begin it behind the requests that were admitted while the pack was there.
+        Begin it behind the requests that were admitted while the pack was in the table.
         """
         while self.engine.needs(resident.key):
             self.awaits_explanations = True
             yield
         self.awaits_explanations = False
-        self._leaving = tuple(one for one in self._leaving if one is not resident)
+        self._leaving = tuple(leaving for leaving in self._leaving if leaving is not resident)
         self.engine.unload(resident.key)
 
     def calibrate(self, calibration: Calibration, *, unless_known: bool = False) -> None:
-        """Put a calibration in force, for every decision from now on by its pack and weights. Any thread."""
-        judged = (calibration.pack_sha256, calibration.model_sha256)
-        if unless_known:
-            self._calibrations.setdefault(judged, calibration)
-        else:
-            self._calibrations[judged] = calibration
+        """Apply a calibration to every further decision by its pack and weights. Any thread.
 
-    def forget_calibrations(self) -> None:
-        """Put none in force any more: every probability counts as it is. Any thread."""
+        `unless_known`: keep a calibration that is already in force for them.
+        """
+        calibration_key = (calibration.pack_sha256, calibration.model_sha256)
+        if unless_known:
+            self._calibrations.setdefault(calibration_key, calibration)
+        else:
+            self._calibrations[calibration_key] = calibration
+
+    def clear_calibrations(self) -> None:
+        """Remove every calibration: all probabilities are uncalibrated from now on. Any thread."""
         self._calibrations = {}
 
     def temperature_of(self, resident: Resident) -> float:
-        """The temperature of a resident's confidence; 1 where no calibration is in force. Any thread."""
-        calibration = self._calibrations.get(resident.judged)
+        """The temperature for a resident's probabilities; 1 without a calibration. Any thread."""
+        calibration = self._calibrations.get(resident.calibration_key)
         return calibration.temperature if calibration else 1.0
 
     def _model_with(self, adapter: Adapter | None) -> ModelInfo:
         return structs.replace(self.engine.model, adapter=adapter)
 
-    def _try(self, resident: Resident, at: float) -> None:
+    def _run_warm_up(self, resident: Resident, at: float) -> None:
         pack = resident.pack
         floor = pack.book.apply(_WARM_UP, at)
         try:
@@ -156,20 +160,20 @@ class Policy:
             scored = self.engine.score(resident.key, question, _NEVER_NS)
             _strictest(pack, floor, scored.label, scored.probabilities)
         except (RequestError, EngineError) as error:
-            raise EngineError(f"the model cannot answer a question of three short fields: {error}") from error
+            raise EngineError(f"the model cannot answer the warm-up question: {error}") from error
 
     # ------------------------------------------------------------ decisions
 
     def decide(self, request: Request) -> Decision:
-        """The decision on an admitted request; starts its explanation if one is wanted and needed.
+        """Decide an admitted request; start its explanation if it asks for one and the model scored it.
 
-        Raises RequestError `expired` when the deadline passed in the queue, `too_large` when the question
-        does not fit the model's context, `not_found` when no pack is there that it may mean.
+        Raises RequestError: `expired` if the deadline passed in the queue, `too_large` if the question does
+        not fit the model's context, `not_found` if the pack that it names is not loaded.
         """
         if time.monotonic_ns() >= request.deadline_ns:
             raise RequestError("expired", "the deadline passed while the request waited for the model")
         residents = self.residents
-        resident = residents.active if request.pack is None else self._named(request.pack)
+        resident = residents.active if request.pack is None else self._pack_named(request.pack)
         cache = self.cache if resident.pack.manifest.cache else None
         decision = self._decide(resident, request, cache)
         scored = decision.scored
@@ -179,13 +183,13 @@ class Policy:
             self._remember_for_shadow(request, decision)
         return decision
 
-    def _named(self, told: str) -> Resident:
-        """The pack that a request means, be it on its way out."""
+    def _pack_named(self, name: str) -> Resident:
+        """The pack that a request names, from the table or from those that wait to be retired."""
         try:
-            return self.residents.named(told)
+            return self.residents.named(name)
         except RequestError:
             for resident in self._leaving:
-                if resident.answers_to(told):
+                if resident.matches(name):
                     return resident
             raise
 
@@ -212,8 +216,8 @@ class Policy:
             except EngineError as error:
                 tier, outcome, reason_code = "fallback", pack.strictest, "engine_failed"
                 if (unlogged := self._limit.admit(started_ns)) is not None:
-                    told = logs.fields(decision_id=decision_id, unlogged=unlogged or None)
-                    log.warning("the model gave no answer: %s", error, extra=told)
+                    extra = logs.fields(decision_id=decision_id, unlogged=unlogged or None)
+                    log.warning("the model gave no answer: %s", error, extra=extra)
         return Decision(
             id=decision_id,
             at=request.received_at,
@@ -247,32 +251,32 @@ class Policy:
     # ------------------------------------------------------------ the shadow
 
     @property
-    def shadowing(self) -> int:
-        """Questions that wait for the shadow pack. Any thread."""
-        return len(self._unshadowed)
+    def shadows_waiting(self) -> int:
+        """Requests that wait for the shadow pack. Any thread."""
+        return len(self._awaiting_shadow)
 
-    def shadow(self) -> tuple[Decision, Decision] | None:
-        """Decide the question that has waited longest by the shadow pack: what was served, and what was not.
+    def decide_shadow(self) -> tuple[Decision, Decision] | None:
+        """Decide the oldest waiting request by the shadow pack: the decision served, and the shadow's.
 
-        None if it cannot be: the pack is gone, or it is too long for it.
+        None if that is impossible: the shadow pack was unloaded, or the request is too long for it.
         """
-        request, served = self._unshadowed.popleft()
+        request, served = self._awaiting_shadow.popleft()
         resident = self.residents.shadow
         if resident is None:
             self.shadows_dropped += 1
             return None
         try:
-            # not by the cache: what it holds names the decision that first got a score, and this is none
+            # without the cache: a cached score names the decision that first got it; a shadow's is not served
             return served, self._decide(resident, structs.replace(request, deadline_ns=_NEVER_NS), None)
         except RequestError:
             self.shadows_failed += 1
             return None
 
     def _remember_for_shadow(self, request: Request, decision: Decision) -> None:
-        if len(self._unshadowed) >= self._max_shadows:
+        if len(self._awaiting_shadow) >= self._max_shadows:
             self.shadows_dropped += 1
         else:
-            self._unshadowed.append((request, decision))
+            self._awaiting_shadow.append((request, decision))
 
     # ------------------------------------------------------------ explanations
 
@@ -281,26 +285,27 @@ class Policy:
         return ticket in self._explaining
 
     def step(self) -> list[Explained | Unexplained]:
-        """Advance the running explanations by one decode; returns those that ended."""
-        return [self._ended(written) for written in self.engine.step()]
+        """Advance the running explanations by one decode; return those that ended."""
+        return [self._result_of(written) for written in self.engine.step()]
 
     def abandon(self) -> list[Unexplained]:
-        """Give up every running explanation, for the engine failed."""
+        """Give up every running explanation, because the engine failed."""
         self.engine.give_up()
-        left = [Unexplained(ticket) for ticket in self._explaining]
+        given_up = [Unexplained(ticket) for ticket in self._explaining]
         self._explaining.clear()
-        return left
+        return given_up
 
     def _score(
         self, resident: Resident, question: str, deadline_ns: int, decision_id: str, cache: ScoreCache | None
     ) -> tuple[Scored, str | None]:
-        """The score of a question, and the decision that was first given it if it was asked before."""
+        """The score of a question; from the cache, with the id of the decision that first got it."""
         if cache is None:
             return self.engine.score(resident.key, question, deadline_ns), None
-        key = (*resident.judged, resident.model.build, question)
+        key = (*resident.calibration_key, resident.model.build, question)
         now_ns = time.monotonic_ns()
-        if found := cache.get(key, now_ns):
-            return found[1], found[0]
+        if cached := cache.get(key, now_ns):
+            original_id, scored = cached
+            return scored, original_id
         scored = self.engine.score(resident.key, question, deadline_ns)
         cache.put(key, decision_id, scored, now_ns)
         return scored, None
@@ -314,7 +319,7 @@ class Policy:
         deadline_ns = request.deadline_ns if request.explain == "inline" else later_ns
         self.engine.explain(request.ticket, resident.key, scored, steps, deadline_ns)
 
-    def _ended(self, written: WrittenExplanation) -> Explained | Unexplained:
+    def _result_of(self, written: WrittenExplanation) -> Explained | Unexplained:
         decision = self._explaining.pop(written.ticket, None)
         if decision is None or (written.truncated and not written.text):
             return Unexplained(written.ticket)
@@ -333,14 +338,14 @@ class Policy:
 
 
 def _prefix(pack: Pack, adapter: Adapter | None) -> PromptPrefix:
-    """What comes before every question, as the adapter was trained to be asked."""
+    """The prompt before every question, in the rendering that the adapter was trained on."""
     return pack.brief_prefix if adapter and adapter.rendering == "brief" else pack.prefix
 
 
 def _strictest(
     pack: Pack, floor: Floor, label: str, probabilities: dict[str, float]
 ) -> tuple[str, str | None]:
-    """Outcome and, where the model was too unsure of an allow, the reason."""
+    """Outcome, and the reason code if the model's confidence in an allow was too low."""
     outcome = pack.book.stricter(floor.outcome, pack.default_floor, label)
     abstain = pack.manifest.limits.abstain
     unsure = abstain and probabilities[outcome] < abstain.below.get(floor.risk, 0.0)
@@ -350,7 +355,7 @@ def _strictest(
 
 
 def _without_model(floor: Floor, tier: Tier, outcome: str) -> Explanation:
-    """The reason for an answer that took no model: the rules' own words, or what failed."""
+    """Explanation of a decision without a score: the reason that the rules state, or the failure."""
     failed = f"The model gave no answer, so the answer is {outcome}."
     return Explanation(
         classification=floor.classification,

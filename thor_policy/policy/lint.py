@@ -1,7 +1,7 @@
-"""What is wrong with a pack that loads.
+"""Lint: problems of a pack that loads.
 
 Owns the findings. Invariant: each finding names its file and place, and a pack with an error is never
-activated. Pure but for a look at the pack's directory; any thread.
+activated. Pure, except that it lists the pack's directory; any thread.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from msgspec import Struct
 
 from thor_policy.policy.pack import Pack
 from thor_policy.policy.pack_files import FILES, SIGNATURE
-from thor_policy.policy.rules import asserted_properties
+from thor_policy.policy.rules import reads_only_subject_properties
 
 
 class Finding(Struct, frozen=True, kw_only=True):
-    """What lint has to say: an `error` makes the pack unusable, a `warning` is for its author."""
+    """One problem: an `error` makes the pack unusable, a `warning` is advice for its author."""
 
     level: str
     where: str
@@ -25,7 +25,7 @@ class Finding(Struct, frozen=True, kw_only=True):
 
 
 def lint_pack(pack: Pack) -> list[Finding]:
-    """What is wrong with a pack that loads: each finding names its place."""
+    """All problems of a pack that loads."""
     findings: list[Finding] = []
 
     def error(where: str, message: str) -> None:
@@ -43,12 +43,15 @@ def lint_pack(pack: Pack) -> list[Finding]:
             warn(where, "cites no clause, so its answers cannot be traced to the policy text")
         if rule.classification is not None and rule.classification not in known:
             error(where, f"classification {rule.classification!r} is not in pack.yaml")
-        if rule.final and asserted_properties(rule):
-            warn(where, "a final allow that rests only on properties which the caller asserts")
+        if rule.final and reads_only_subject_properties(rule):
+            warn(where, "is a final allow that depends only on properties which the caller asserts")
     for field in pack.manifest.fields:
         root, _, name = field.value.partition(".")
         if root not in ("subject", "action", "resource", "context", "facts"):
-            error(f"pack.yaml fields {field.name}", f"{field.value!r} starts at no part of a request")
+            error(
+                f"pack.yaml fields {field.name}",
+                f"{field.value!r} must begin with subject, action, resource, context or facts",
+            )
         if root == "facts" and name not in pack.manifest.facts:
             error(f"pack.yaml fields {field.name}", f"there is no fact {name!r}")
     for example in pack.examples:
@@ -63,7 +66,7 @@ def lint_pack(pack: Pack) -> list[Finding]:
                 error(where, f"clause {clause!r} does not exist")
         floor = pack.book.apply(example.evaluation, example.at)
         for name, message in floor.errors.items():
-            error(where, f"{name} fails on it: {message}")
+            error(where, f"{name} fails on this example: {message}")
         if pack.book.stricter(floor.outcome, example.outcome) != example.outcome:
             error(where, f"says {example.outcome}, but {', '.join(floor.rules)} demand {floor.outcome}")
         if floor.final and floor.outcome != example.outcome:
@@ -76,7 +79,7 @@ def lint_pack(pack: Pack) -> list[Finding]:
     cited = {rule.clause for rule in pack.book.rules} | {c for e in pack.examples for c in e.clauses}
     for clause in pack.clauses:
         if clause not in cited:
-            warn(f"clauses.yaml {clause}", "no rule and no example cites it")
+            warn(f"clauses.yaml {clause}", "no rule and no example cites this clause")
     for stray in sorted(path.name for path in pack.path.iterdir() if path.name not in (*FILES, SIGNATURE)):
         warn(stray, "is not part of a pack; the digest does not cover it")
     return findings

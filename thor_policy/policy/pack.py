@@ -1,10 +1,10 @@
 """Policy packs: a versioned directory of clauses, rules, examples and the output contract.
 
-Owns the files under `prompts/` and every byte of prompt text. Invariant: the prefix depends on the pack
-alone, the question on the evaluation and its facts alone, and nothing inside a request can end the line
-that holds it. Loaded on the main thread; immutable, so any thread may render.
+Owns the files under `prompts/` and every byte of prompt text. Invariant: the prefix depends only on the
+pack; the question depends only on the evaluation and its facts; nothing in a request can end the line that
+contains it. Loaded on the main thread; immutable, so any thread may render.
 
-A pack's sha256 covers its five files and is the policy version. A sixth may say who vouches for it.
+A pack's sha256 covers its five files and is the policy version. A sixth file may hold its signature.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from thor_policy.core.requests import Evaluation, Json, Risk
 from thor_policy.policy.prompt_text import look_up, show, text_size
 from thor_policy.policy.rules import Rule, RuleBook
 
-#: Parts that every request has: a first field that shows one begins every question alike.
+#: Values that every request has: if the first field shows one, all questions begin with the same text.
 _ALWAYS_THERE = ("subject.type", "subject.id", "action.name", "resource.type", "resource.id")
-#: How an answer begins; a label follows.
+#: The beginning of an answer; a label follows.
 _ANSWER_HEAD = "outcome:"
 
 
 class Outcome(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One label of the closed list, and what an answer with it obliges the caller to do."""
+    """One label of the closed list, and the obligations of the caller when it is the outcome."""
 
     label: str
     obligations: tuple[Obligation, ...] = ()
@@ -39,7 +39,7 @@ class Outcome(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Field(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One line of the question: `name: value`, where `value` is a dotted path into the request or facts.
 
-    Absent values leave no line.
+    A field without a value has no line.
     """
 
     name: str
@@ -47,16 +47,18 @@ class Field(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Abstention(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An allow that the model is less sure of than `below` (by risk) becomes `outcome`."""
+    """An allow with less confidence than `below` (by risk) becomes `outcome`."""
 
     outcome: str
     below: dict[Risk, Annotated[float, Meta(ge=0, le=1)]]
 
 
 class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A value longer than `max_field_chars` (its quotes aside) is shown cut short, with an ellipsis; one
-    longer than `max_text_chars` is refused, for too much of it would go unread. `max_clauses` bounds
-    citations.
+    """Limits of a question and of an explanation.
+
+    A value longer than `max_field_chars` (without its quotes) is truncated, with an ellipsis. A value longer
+    than `max_text_chars` is refused, because the model would not read most of it. `max_clauses` limits the
+    clauses that the model cites.
     """
 
     max_reasoning_tokens: Annotated[int, Meta(ge=1)] = 48
@@ -67,7 +69,7 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """pack.yaml. Without `cache`, every question is put to the model, however often it was asked before."""
+    """Content of pack.yaml. `cache: false`: the model scores every question, repeated ones too."""
 
     name: str
     version: str
@@ -85,7 +87,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Example(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One few-shot example; `at` (Unix seconds) stands in for the receipt time."""
+    """One few-shot example; `at` (Unix seconds) is used as the receipt time."""
 
     id: str
     evaluation: Evaluation
@@ -98,7 +100,7 @@ class Example(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Pack:
-    """A loaded pack. Attributes are read-only; `path` is the directory it came from."""
+    """A loaded pack. Attributes are read-only; `path` is the directory that it was loaded from."""
 
     def __init__(
         self,
@@ -130,7 +132,7 @@ class Pack:
         )
         self.prefix = self._full_prefix()
         self.brief_prefix = self._prefix(
-            [ChatTurn(role="system", text=f"{manifest.description}\n{self._order}")]
+            [ChatTurn(role="system", text=f"{manifest.description}\n{self._outcome_order}")]
         )
 
     @property
@@ -144,9 +146,9 @@ class Pack:
         return self.labels[-1]
 
     def question(self, evaluation: Evaluation, facts: Mapping[str, Json]) -> str:
-        """The text of one evaluation: a line per field that is present, in the pack's order.
+        """The text of one evaluation: one line for each field that has a value, in the pack's order.
 
-        Raises RequestError `too_large` naming the field that is too long to be judged.
+        Raises RequestError `too_large` that names the field that is too long.
         """
         limits = self.manifest.limits
         roots = msgspec.to_builtins(evaluation) | {"facts": facts}
@@ -163,16 +165,18 @@ class Pack:
         return "\n".join(lines)
 
     def brief_question(self, evaluation: Evaluation, floor: Floor) -> str:
-        """The text of one evaluation behind `brief_prefix`: no clause is shown there, so it ends with what
-        the rules demand and why. Raises RequestError `too_large`.
+        """The text of one evaluation behind `brief_prefix`. Raises RequestError `too_large`.
+
+        The brief prefix shows no clauses, so the text ends with the floor and its reason.
         """
         because = f", for {floor.because}" if floor.because else ""
         return f"{self.question(evaluation, floor.facts)}\nrules ask: {floor.outcome}{because}"
 
     def explanation_steps(self, outcome: str, floor: Floor) -> tuple[Step, ...]:
-        """How an answer goes on after `outcome:`.
+        """The steps of an answer after `outcome:`.
 
-        Where the rules alone settled the outcome, their clause and reason are stated, not asked for.
+        If the rules alone settled the outcome, their clauses and reason are fixed text; the model does not
+        write them.
         """
         by_rules = floor.settles(outcome)
         limits = self.manifest.limits
@@ -198,9 +202,9 @@ class Pack:
     def revised(
         self, *, rules: Sequence[Rule] | None = None, examples: Sequence[Example] | None = None
     ) -> Pack:
-        """This pack with other rules or examples, for lint and for trying out; no file has its digest.
+        """This pack with other rules or examples, for lint and trials. Its sha256 is empty.
 
-        Raises PackError where a rule cannot be used.
+        Raises PackError if a rule is invalid.
         """
         return Pack(
             path=self.path,
@@ -215,17 +219,19 @@ class Pack:
     def _full_prefix(self) -> PromptPrefix:
         clauses = "\n".join(f"{name}: {text}" for name, text in self.clauses.items())
         turns = [
-            ChatTurn(role="system", text=f"{self.system.strip()}\n\nClauses:\n{clauses}\n\n{self._order}")
+            ChatTurn(
+                role="system", text=f"{self.system.strip()}\n\nClauses:\n{clauses}\n\n{self._outcome_order}"
+            )
         ]
         for example in self.examples:
             facts = self.book.apply(example.evaluation, example.at).facts
             turns.append(ChatTurn(role="user", text=self.question(example.evaluation, facts)))
-            told = answer(example.outcome, example.classification, example.clauses, example.reasoning)
-            turns.append(ChatTurn(role="assistant", text=told))
+            text = answer(example.outcome, example.classification, example.clauses, example.reasoning)
+            turns.append(ChatTurn(role="assistant", text=text))
         return self._prefix(turns)
 
     @property
-    def _order(self) -> str:
+    def _outcome_order(self) -> str:
         return f"Outcomes, loosest first: {' < '.join(self.labels)}"
 
     def _prefix(self, turns: Sequence[ChatTurn]) -> PromptPrefix:
@@ -240,6 +246,6 @@ class Pack:
 
 
 def answer(outcome: str, classification: str, clauses: Sequence[str], reasoning: str) -> str:
-    """A whole answer as examples show it; `reasoning` is one line."""
+    """A complete answer as in the examples; `reasoning` is one line."""
     cited = ", ".join(clauses) or "none"
     return f"{_ANSWER_HEAD} {outcome}\nclass: {classification}\nclauses: {cited}\nbecause: {reasoning}"

@@ -1,7 +1,7 @@
-"""Pack files: found, read, checked and written.
+"""Pack files: finding, reading, checking and writing them.
 
-Owns the file names of a pack, its digest and the strict YAML reader. Invariant: a pack is read whole or
-refused with file and line. Main thread or a thread that may wait.
+Owns the file names of a pack, its digest and the strict YAML reader. Invariant: a pack is loaded completely
+or refused with file and line. Main thread, or a thread that may wait for the disk.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from thor_policy.policy.rules import Rule
 
 #: The files of a pack, all required; the digest covers them in this order.
 FILES = ("pack.yaml", "clauses.yaml", "rules.yaml", "system.md", "examples.yaml")
-#: The file that the digest does not cover: who vouches for the pack (`signing`).
+#: The signature of the pack (security.signatures); the digest does not cover it.
 SIGNATURE = "pack.sig"
-#: Where msgspec found something wrong, and the steps that lead there: a name, or a number in a list.
+#: The place in a message of msgspec, and the steps of its path: a name, or a number in a list.
 _PLACE = re.compile(r" - at `(?:key in )?(\$[^`]*)`")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[([^\]]*)\]")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
@@ -36,7 +36,7 @@ _LABEL = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 def find(name_or_dir: str, prompts_dir: Path) -> Path:
-    """Directory of a pack given by name (under `prompts_dir`) or by path."""
+    """Directory of a pack, by its name (under `prompts_dir`) or its path. Raises PackError."""
     if _NAME.fullmatch(name_or_dir) and (prompts_dir / name_or_dir / "pack.yaml").is_file():
         return prompts_dir / name_or_dir
     try:
@@ -57,9 +57,9 @@ def available(prompts_dir: Path) -> list[str]:
 
 
 def load(path: Path, trusted: Sequence[str] = ()) -> Pack:
-    """Load the pack in directory `path`. Raises PackError naming file and field.
+    """Load the pack in directory `path`. Raises PackError that names file and field.
 
-    `trusted` names files with public keys; where there are any, one of them has to have signed what was read.
+    `trusted` names files with public keys. If there are any, one of these keys must have signed the pack.
     """
     digest = hashlib.sha256()
     texts: dict[str, str] = {}
@@ -87,14 +87,14 @@ def load(path: Path, trusted: Sequence[str] = ()) -> Pack:
         sha256=digest.hexdigest(),
     )
     if trusted:
-        from thor_policy.security import signatures  # cryptography, which nobody else here needs
+        from thor_policy.security import signatures  # imports cryptography, needed only here
 
         signatures.check_pack(pack.info, path / SIGNATURE, map(Path, trusted))
     return pack
 
 
 def parse_yaml(text: str, kind: Any, where: Path | str) -> Any:
-    """YAML text as a value of type `kind`. Raises PackError with file, and line or field."""
+    """YAML text as a value of type `kind`. Raises PackError that names file, and line or field."""
     try:
         raw = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a safe loader)
         return msgspec.convert(raw, kind)
@@ -110,40 +110,41 @@ def parse_yaml(text: str, kind: Any, where: Path | str) -> Any:
 
 
 def line_of(text: str, place: str) -> int:
-    """Line, from 1, of a place such as `$.rules[2].when` in YAML that parses; else of what is around it."""
+    """Line, from 1, of a place such as `$.rules[2].when` in valid YAML; if absent, of its nearest parent."""
     node, line = yaml.compose(text, Loader=yaml.CSafeLoader), 1
     for key, index in _STEP.findall(place):
         if isinstance(node, yaml.SequenceNode) and index.isdecimal() and int(index) < len(node.value):
             node = node.value[int(index)]
             line = node.start_mark.line + 1
         elif isinstance(node, yaml.MappingNode) and key:
-            found = [pair for pair in node.value if pair[0].value == key]
-            if not found:
+            pairs = [pair for pair in node.value if pair[0].value == key]
+            if not pairs:
                 break
-            line, node = found[-1][0].start_mark.line + 1, found[-1][1]
+            line, node = pairs[-1][0].start_mark.line + 1, pairs[-1][1]
         else:
             break
     return line
 
 
 def as_yaml(items: Sequence[Rule | Example]) -> str:
-    """Rules or examples as their files have them; fields that are empty or at their default are left out."""
-    told = [_lean(item) for item in items]
-    return yaml.dump(told, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True, width=110)
+    """Rules or examples as YAML for their file; fields with their default value are left out."""
+    values = [_without_defaults(item) for item in items]
+    return yaml.dump(values, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True, width=110)
 
 
-def _lean(item: Struct) -> dict[str, Any]:
-    """The fields of a struct that are not at their default, as plain values."""
-    lean: dict[str, Any] = {}
+def _without_defaults(item: Struct) -> dict[str, Any]:
+    """The fields of a struct that differ from their default, as plain values."""
+    values: dict[str, Any] = {}
     for field in msgspec.structs.fields(item):
         value = getattr(item, field.name)
         if value != (field.default_factory() if field.default_factory is not NODEFAULT else field.default):
-            lean[field.name] = _lean(value) if isinstance(value, Struct) else msgspec.to_builtins(value)
-    return lean
+            plain = _without_defaults(value) if isinstance(value, Struct) else msgspec.to_builtins(value)
+            values[field.name] = plain
+    return values
 
 
 class _StrictLoader(yaml.CSafeLoader):
-    """Safe YAML in which a repeated key is an error, not a silent replacement."""
+    """Safe YAML loader that refuses a repeated key."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
@@ -164,7 +165,7 @@ def _check(
     rules: tuple[Rule, ...],
     examples: tuple[Example, ...],
 ) -> None:
-    """Refuse what cannot be served at all; lint says the rest."""
+    """Refuse a pack that cannot be served at all; lint reports all other problems."""
 
     def refuse(file: str, message: str) -> None:
         raise PackError(f"{path / file}: {message}")
@@ -177,9 +178,9 @@ def _check(
     for label in labels:
         if not _LABEL.fullmatch(label):
             refuse("pack.yaml", f"outcomes: {label!r} must be lower case letters, digits and '_'")
-    for one, other in permutations(labels, 2):
-        if other.startswith(one):
-            refuse("pack.yaml", f"outcomes: {one!r} and {other!r} cannot be told apart")
+    for label, other in permutations(labels, 2):
+        if other.startswith(label):
+            refuse("pack.yaml", f"outcomes: {other!r} begins with {label!r}; rename one")
     if manifest.default_floor and manifest.default_floor not in labels:
         refuse("pack.yaml", f"default_floor {manifest.default_floor!r} is not one of the outcomes")
     if not manifest.classifications:
@@ -188,12 +189,12 @@ def _check(
         if manifest.classifications.count(name) > 1:
             refuse("pack.yaml", f"classifications: {name!r} appears twice")
     if not manifest.fields:
-        refuse("pack.yaml", "fields: at least one is needed, or the model is asked nothing")
+        refuse("pack.yaml", "fields: at least one is needed; without fields the question is empty")
     abstain = manifest.limits.abstain
     if abstain and abstain.outcome not in labels[1:]:
         refuse("pack.yaml", f"limits.abstain.outcome {abstain.outcome!r} must be stricter than {labels[0]}")
     if not clauses:
         refuse("clauses.yaml", "at least one clause is needed")
     for kind, ids in (("rule", [r.id for r in rules]), ("example", [e.id for e in examples])):
-        for twice in {name for name in ids if ids.count(name) > 1}:
-            refuse(f"{kind}s.yaml", f"the id {twice!r} appears twice")
+        for repeated in {name for name in ids if ids.count(name) > 1}:
+            refuse(f"{kind}s.yaml", f"the id {repeated!r} appears twice")

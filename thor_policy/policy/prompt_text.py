@@ -1,7 +1,7 @@
 """Values of a request as prompt text.
 
-Owns quoting, cutting and escaping. Invariant: whatever a value holds, its text stays on one line and
-cannot close the quotes around it. Pure; any thread.
+Owns quoting, truncation and escaping. Invariant: the text of any value stays on one line and cannot close
+the quotes around it. Pure; any thread.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@+-]{0,63}")
 
 
 def look_up(roots: Mapping[str, Json], path: str) -> Json:
+    """The value at a dotted path; None if there is none."""
     value: Json = roots
     for part in path.split("."):
         if not isinstance(value, Mapping):
@@ -29,7 +30,7 @@ def look_up(roots: Mapping[str, Json], path: str) -> Json:
 
 
 def text_size(value: Json) -> int:
-    """Characters in all strings of a JSON value."""
+    """Number of characters in all strings of a JSON value."""
     if isinstance(value, Mapping):
         return sum(len(key) + text_size(item) for key, item in value.items())
     if isinstance(value, list | tuple):
@@ -38,7 +39,7 @@ def text_size(value: Json) -> int:
 
 
 def show(value: Json, max_chars: int) -> str:
-    """One line of text for any JSON value; equal values look equal whatever their key order."""
+    """One line of text for any JSON value; equal values give equal text in any key order."""
     if isinstance(value, Mapping):
         pairs = (f"{show(key, 64)} {show(value[key], max_chars)}" for key in sorted(value, key=str))
         return _cut(", ".join(pairs), max_chars)
@@ -61,9 +62,9 @@ def _cut(text: str, max_chars: int) -> str:
 
 
 def _quote(text: str, max_chars: int) -> str:
-    """JSON string in which every character that does not print is escaped: no line ends, no bidi tricks.
+    """JSON string in which every unprintable character is escaped: no line ends, no bidi tricks.
 
-    It is cut between two characters, so that escapes stay whole and the closing quote stays.
+    It is truncated between two characters, so that escapes and the closing quote stay complete.
     """
     if len(text) <= max_chars and text.isprintable() and '"' not in text and "\\" not in text:
         return f'"{text}"'

@@ -1,7 +1,7 @@
-"""Which packs are resident, and which of them decides.
+"""The resident packs and the role of each.
 
-Owns the table of resident packs. Invariant: exactly one pack is active, none has two roles, and a change
-is another table, so whoever holds one sees a whole. Pure; any thread.
+Owns the table of resident packs. Invariant: exactly one pack is active, and no pack has two roles. A table
+never changes; a change makes another table, so a reader always sees a complete one. Pure; any thread.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from thor_policy.core.errors import RequestError
 from thor_policy.core.requests import Evaluation
 from thor_policy.policy.pack import Pack
 
-#: Digits of a pack's sha256 by which it may be named.
+#: Fewest digits of a pack's sha256 that name it; also the digits that are shown.
 DIGEST_CHARS = 12
 
-#: What a resident pack does: it decides; it decides the same again, unheard; nothing unless it is named.
+#: Active: decides requests. Shadow: decides the same requests again, for the record only. Candidate: decides
+#: only requests that name it.
 Role: TypeAlias = Literal["active", "shadow", "candidate"]
 
 
 @dataclass(frozen=True, eq=False)
 class Resident:
-    """A pack whose prompt is resident, and the model (with its adapter) that it is resident under.
+    """A pack whose prompt prefix is loaded, and the model (with its adapter) that it is loaded for.
 
-    `key` is what the engine calls it.
+    `key` is the engine's key of the prefix.
     """
 
     pack: Pack
@@ -41,25 +42,25 @@ class Resident:
 
     @property
     def rendering(self) -> Rendering:
-        """How questions are put to it."""
+        """The rendering of its questions, by its adapter."""
         return self.model.adapter.rendering if self.model.adapter else "full"
 
     def question(self, evaluation: Evaluation, floor: Floor) -> str:
-        """The text of one evaluation. Raises RequestError where it is too long."""
+        """The text of one evaluation. Raises RequestError if it is too long."""
         if self.rendering == "brief":
             return self.pack.brief_question(evaluation, floor)
         return self.pack.question(evaluation, floor.facts)
 
     @cached_property
-    def judged(self) -> tuple[str, str]:
-        """What confidence is calibrated for: digests of the pack and of the weights."""
+    def calibration_key(self) -> tuple[str, str]:
+        """What a calibration belongs to: the digests of the pack and of the weights."""
         return self.pack.info.sha256, self.model.identity
 
-    def answers_to(self, told: str) -> bool:
-        """True for the pack's name, `name@version`, or the beginning of its sha256."""
+    def matches(self, name: str) -> bool:
+        """True if `name` is the pack's name, `name@version`, or at least `DIGEST_CHARS` of its sha256."""
         info = self.pack.info
-        named = told in (info.name, f"{info.name}@{info.version}")
-        return named or (len(told) >= DIGEST_CHARS and info.sha256.startswith(told))
+        by_name = name in (info.name, f"{info.name}@{info.version}")
+        return by_name or (len(name) >= DIGEST_CHARS and info.sha256.startswith(name))
 
     def __str__(self) -> str:
         info = self.pack.info
@@ -68,14 +69,14 @@ class Resident:
 
 @dataclass(frozen=True)
 class Residents:
-    """The resident packs and the role of each. Frozen: a change is another table, which takes its place."""
+    """The resident packs and the role of each. Frozen: a change makes another table."""
 
     active: Resident
     shadow: Resident | None = None
     candidates: tuple[Resident, ...] = ()
 
     def __iter__(self) -> Iterator[Resident]:
-        """All of them, the active one first."""
+        """All resident packs, the active one first."""
         yield self.active
         if self.shadow is not None:
             yield self.shadow
@@ -85,60 +86,63 @@ class Residents:
         return sum(1 for _ in self)
 
     def role_of(self, resident: Resident) -> Role:
-        """What one of them does."""
+        """The role of a pack of this table."""
         return "active" if resident is self.active else "shadow" if resident is self.shadow else "candidate"
 
-    def holding(self, key: str) -> Resident | None:
-        """The one that the engine calls `key`."""
-        return next((one for one in self if one.key == key), None)
+    def by_key(self, key: str) -> Resident | None:
+        """The pack with this engine key; None if there is none."""
+        return next((resident for resident in self if resident.key == key), None)
 
-    def answering_to(self, told: str) -> list[Resident]:
-        """Those that `told` may mean."""
-        return [one for one in self if one.answers_to(told)]
+    def matching(self, name: str) -> list[Resident]:
+        """All packs that `name` matches, the active one first."""
+        return [resident for resident in self if resident.matches(name)]
 
-    def named(self, told: str) -> Resident:
-        """The one that a request means: of its name, the active one first. Raises RequestError."""
-        found = self.answering_to(told)
-        if not found:
-            loaded = ", ".join(dict.fromkeys(one.pack.info.name for one in self))
-            raise RequestError("not_found", f"pack: {told[:64]!r} is not loaded; loaded: {loaded}")
-        if len(found) > 1 and found[0] is not self.active:
+    def named(self, name: str) -> Resident:
+        """The pack that a request names; of several matches, the active one. Raises RequestError."""
+        matches = self.matching(name)
+        if not matches:
+            loaded = ", ".join(dict.fromkeys(resident.pack.info.name for resident in self))
+            raise RequestError("not_found", f"pack: {name[:64]!r} is not loaded; loaded: {loaded}")
+        if len(matches) > 1 and matches[0] is not self.active:
             raise RequestError(
-                "bad_request", f"pack: {told[:64]!r} may be {' or '.join(map(str, found))}; give its digest"
+                "bad_request", f"pack: {name[:64]!r} may be {' or '.join(map(str, matches))}; give its digest"
             )
-        return found[0]
+        return matches[0]
 
     # ------------------------------------------------------------ other tables
 
-    def joined_by(self, resident: Resident) -> Residents:
-        """With one more candidate."""
+    def with_candidate(self, resident: Resident) -> Residents:
+        """This table with one more candidate."""
         return replace(self, candidates=(*self.candidates, resident))
 
     def without(self, resident: Resident) -> Residents:
-        """Without one that is not active."""
+        """This table without a pack, which must not be the active one."""
         shadow = None if resident is self.shadow else self.shadow
-        others = tuple(one for one in self.candidates if one is not resident)
+        others = tuple(candidate for candidate in self.candidates if candidate is not resident)
         return Residents(self.active, shadow, others)
 
     def with_active(self, resident: Resident) -> Residents:
-        """With another one of them deciding; the one that did so far stays as a candidate."""
+        """This table with another of its packs active; the pack that was active becomes a candidate."""
         if resident is self.active:
             return self
         rest = self.without(resident)
         return Residents(resident, rest.shadow, (*rest.candidates, self.active))
 
     def with_shadow(self, resident: Resident | None) -> Residents:
-        """With one that is not active as the shadow, or none; the one that was stays as a candidate."""
+        """This table with another shadow, or none; the former shadow becomes a candidate.
+
+        `resident` must not be the active pack.
+        """
         if resident is self.shadow:
             return self
         rest = self if resident is None else self.without(resident)
         former = () if self.shadow is None else (self.shadow,)
         return Residents(self.active, resident, (*rest.candidates, *former))
 
-    def with_exchanged(self, old: Resident, new: Resident) -> Residents:
-        """With `new` in the role of `old`."""
+    def with_replaced(self, old: Resident, new: Resident) -> Residents:
+        """This table with `new` in the role of `old`."""
         return Residents(
             new if old is self.active else self.active,
             new if old is self.shadow else self.shadow,
-            tuple(new if one is old else one for one in self.candidates),
+            tuple(new if candidate is old else candidate for candidate in self.candidates),
         )

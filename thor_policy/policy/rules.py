@@ -1,15 +1,19 @@
 """The operator's rules: CEL over the request, and the floor they set.
 
-Owns CEL. Invariant: rules only ever tighten, and an error tightens too: a rule that fails raises the floor
-to its outcome, and any failure disables every `final` allow of that request. Pure: the same evaluation and
-receipt time give the same floor; no clock is read. Compiled once, applied on the engine thread.
+Owns CEL. Invariant: a rule can only make the floor stricter, and so does an error: a rule that fails raises
+the floor to its outcome, and any failure disables every `final` allow of that request. Pure: the same
+evaluation and receipt time give the same floor; no clock is read. Compiled once, applied on the engine
+thread.
 
-Expressions see `subject`, `action`, `resource` and `context` (as AuthZEN has them), `now` (the daemon's
-receipt time, a timestamp), and each fact computed so far as a variable of its own name. A fact that failed
-is no variable, so whatever rests on it fails too. `mentions(text, "list")` says whether a word list of the
-pack occurs in a text, whichever way its words are joined (deleteAuditLog, delete-audit-log, DELETE_AUDIT);
-`starts(text, "list")` whether the text begins with it. `given("context.timestamp", "")` is the value at a
-path, or the default where it is absent or null; a value of another type than the default's is an error.
+Variables of an expression: `subject`, `action`, `resource` and `context` (as in AuthZEN), `now` (the
+daemon's receipt time, a timestamp), and each fact computed so far, by its name. A fact that failed is not a
+variable, so every expression that uses it fails too. Functions:
+
+- `mentions(text, "list")`: whether an entry of the pack's word list occurs in the text, in any way of joining
+  words (deleteAuditLog, delete-audit-log, DELETE_AUDIT).
+- `starts(text, "list")`: whether the text begins with an entry of the word list.
+- `given("context.timestamp", "")`: the value at a path, or the default if the value is absent or null. A
+  value of another type than the default is an error.
 """
 
 from __future__ import annotations
@@ -32,31 +36,31 @@ from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError
 from thor_policy.core.requests import RISKS, Evaluation, Json, Risk
 
-# The package imports its own command line and a terminal toolkit: 90 ms and 15 MB that no rule needs.
+# cel imports its own command line and a terminal toolkit: 90 ms and 15 MB that no rule needs.
 sys.modules.setdefault("cel.cli", types.ModuleType("cel.cli"))
 
 import cel  # noqa: E402
 from cel.stdlib import STDLIB_FUNCTIONS  # noqa: E402
 
-# Its warnings quote what hostile requests hold; what they tell is in Floor.errors.
+# The warnings of cel quote hostile requests; Floor.errors has the same information.
 logging.getLogger("cel").disabled = True
 
-#: Characters kept of what an expression says of its failure.
+#: Characters kept of the error message of an expression.
 _MAX_ERROR_CHARS = 200
 _ROOTS = ("subject", "action", "resource", "context", "now")
-#: Where a capital starts a new word: `deleteLog`, `HTTPServer`.
+#: Places where a capital starts a new word: `deleteLog`, `HTTPServer`.
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _WORD = re.compile(r"[^\W\d_]+|[0-9]+")
 _FACT = re.compile(r"[a-z][a-z0-9_]*")
 #: A word list that an expression names: the last argument of `mentions` or `starts`.
-_LISTED = re.compile(r"""\b(?:mentions|starts)\((?:[^()]|\([^()]*\))*,\s*["'](\w+)["']\s*\)""")
+_WORD_LIST_NAME = re.compile(r"""\b(?:mentions|starts)\((?:[^()]|\([^()]*\))*,\s*["'](\w+)["']\s*\)""")
 
 
 class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When `when` holds, no answer is looser than `outcome`.
+    """If the expression `when` is true, no outcome is looser than `outcome`.
 
-    `final` (only with the loosest outcome) lets the rule answer without the model when nothing stricter
-    matched. `clause` is the policy clause it enforces; `because` is what people read.
+    `final` (only with the loosest outcome) lets the rule decide without the model if no stricter rule
+    matched. `clause` is the policy clause that it enforces; `because` is the reason in words.
     """
 
     id: str
@@ -71,8 +75,8 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class RuleBook:
     """Compiled facts, rules and risk of one pack.
 
-    `outcomes` lists the labels, loosest first. Raises PackError naming the expression that does not
-    compile, an outcome that is not in the list, or a `final` that is not an allow.
+    `outcomes` lists the labels, loosest first. Raises PackError that names an expression that does not
+    compile, an outcome that is not in the list, or a `final` rule whose outcome is not the loosest.
     """
 
     def __init__(
@@ -97,31 +101,32 @@ class RuleBook:
                 raise PackError(f"{where}: rule {rule.id}: outcome {rule.outcome!r} is not one of {known}")
             if rule.final and rule.outcome != self._loosest:
                 raise PackError(
-                    f"{where}: rule {rule.id}: `final` goes only with {self._loosest!r}, the loosest outcome"
+                    f"{where}: rule {rule.id}: `final` is only for {self._loosest!r}, the loosest outcome"
                 )
         for name in facts:
             if name in _ROOTS or not _FACT.fullmatch(name):
                 raise PackError(
-                    f"{where}: fact {name!r}: must be lower case letters, digits and '_', and new"
+                    f"{where}: fact {name!r}: must be lower case letters, digits and '_', and none of "
+                    f"{', '.join(_ROOTS)}"
                 )
         self._facts = [(name, _compile(text, f"{where}: fact {name}")) for name, text in facts.items()]
         self._programs = [(rule, _compile(rule.when, f"{where}: rule {rule.id}: when")) for rule in rules]
         self._risk = _compile(risk, f"{where}: risk")
         for text in (*facts.values(), *(rule.when for rule in rules), risk):
-            for name in _LISTED.findall(text):
+            for name in _WORD_LIST_NAME.findall(text):
                 if name not in self._words:
                     raise PackError(f"{where}: there is no word list {name!r} (in {text[:60]!r})")
         programs = [self._risk, *(program for _, program in (*self._facts, *self._programs))]
         used = {name for program in programs for name in program.functions()}
-        # Only what is called: each costs time in every request. `math.round` is known there as `round`.
+        # Only the functions that are called: each costs time in each request. cel calls `math.round` `round`.
         self._functions = {
             name: function for name, function in STDLIB_FUNCTIONS.items() if name.rpartition(".")[2] in used
         } | {"mentions": self._mentions, "starts": self._starts}
 
     def apply(self, evaluation: Evaluation, received_at: float) -> Floor:
-        """Facts, rules and risk of one evaluation; `received_at` is Unix time in seconds.
+        """Compute facts, rules and risk of one evaluation; `received_at` is Unix time in seconds.
 
-        Never raises: what fails is named in `Floor.errors` and tightens the answer.
+        Never raises: `Floor.errors` names each failure, and a failure makes the floor stricter.
         """
         request = msgspec.to_builtins(evaluation)
         context = cel.Context(request, self._functions)
@@ -175,8 +180,8 @@ class RuleBook:
         return max(outcomes, key=self._rank.__getitem__)
 
 
-def asserted_properties(rule: Rule) -> bool:
-    """True when a rule looks at nothing but what the caller asserts about the subject."""
+def reads_only_subject_properties(rule: Rule) -> bool:
+    """True when a rule reads nothing but `subject.properties`, which the caller asserts."""
     paths = re.findall(r"\b(subject|action|resource|context|now)\b(?:\.(\w+))?", rule.when)
     return bool(paths) and all(root == "subject" and part == "properties" for root, part in paths)
 
@@ -185,31 +190,31 @@ def asserted_properties(rule: Rule) -> bool:
 def _plain_words(text: str) -> str:
     """The words of a text, lower case, a space around each: `deleteAuditLog` is " delete audit log ".
 
-    Capitals inside a word part it, but the word stands there unparted too: `dElete` hides nothing. Nor do
-    characters that nobody sees.
+    A capital inside a word splits it. The unsplit words follow, so that `dElete` hides nothing. Invisible
+    characters are removed.
     """
     text = unicodedata.normalize("NFKC", text)
     if not text.isascii():
         text = "".join(char for char in text if unicodedata.category(char) != "Cf")
-    parted, whole = (" ".join(_WORD.findall(form.lower())) for form in (_CAMEL.sub(" ", text), text))
-    return f" {parted} " if parted == whole else f" {parted} | {whole} "
+    split, unsplit = (" ".join(_WORD.findall(form.lower())) for form in (_CAMEL.sub(" ", text), text))
+    return f" {split} " if split == unsplit else f" {split} | {unsplit} "
 
 
 def _word_pattern(entries: Sequence[str], where: str) -> re.Pattern[str]:
-    """Pattern for any entry: one or more whole words, where a `*` at either end stands for any letters."""
+    """Pattern that matches any entry: whole words; a `*` at either end of an entry matches any letters."""
     alternatives = []
     for entry in entries:
         words = re.escape(_plain_words(entry.strip("*")).strip())
         if not words:
-            raise PackError(f"{where}: the entry {entry!r} holds no word")
+            raise PackError(f"{where}: the entry {entry!r} holds no word; give letters or digits")
         alternatives.append(r"\w*" * entry.startswith("*") + words + r"\w*" * entry.endswith("*"))
     if not alternatives:
-        raise PackError(f"{where}: the list is empty")
+        raise PackError(f"{where}: the list is empty; add a word or remove the list")
     return re.compile(f" (?:{'|'.join(alternatives)}) ")
 
 
 def _given(request: Mapping[str, Json], path: str, default: Json) -> Json:
-    """Value at a dotted path; `default` where there is none. A default of null takes any type."""
+    """Value at a dotted path; `default` if there is none. A default of null accepts any type."""
     value: Json = request
     for key in path.split("."):
         if not isinstance(value, dict):
@@ -233,7 +238,7 @@ def _because(deciding: Sequence[Rule], errors: Mapping[str, str]) -> str | None:
 
 
 def _as_risk(value: Any) -> Risk:
-    """The value if it is a risk; otherwise the gravest, for an unknown risk is no small one."""
+    """The value if it is a risk; otherwise the highest risk, since an unknown risk may be high."""
     return next((risk for risk in RISKS if risk == value), RISKS[-1])
 
 
@@ -246,12 +251,12 @@ def _compile(text: str, where: str) -> cel.Program:
 
 
 def _run(program: cel.Program, context: cel.Context, errors: dict[str, str], name: str, kind: Any) -> Any:
-    """Value of `program`, or None with the reason in `errors`."""
+    """Value of `program`; None if it failed, with the message in `errors`."""
     try:
         value = program.execute(context)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # a panic in the Rust library is no subclass of Exception
+    except BaseException as error:  # a panic in the Rust library is not a subclass of Exception
         errors[name] = f"{type(error).__name__}: {error}"[:_MAX_ERROR_CHARS]
         return None
     if not isinstance(value, kind) or (isinstance(value, float) and math.isnan(value)):

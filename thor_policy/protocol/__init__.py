@@ -1,1 +1,1 @@
-"""The wire protocol: messages, how a frame becomes one, and how a reply becomes a frame."""
+"""The wire protocol: messages, decoding of request frames, encoding of replies."""

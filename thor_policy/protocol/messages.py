@@ -1,7 +1,7 @@
 """The messages of protocol version 1, as typed values.
 
-Owns the operations, what each carries, and the HTTP status of each error code. Invariant: a message has
-passed every check that needs no daemon. Pure; any thread.
+Owns the operations, the content of each, and the HTTP status of each error code. Invariant: a message has
+passed every check that does not need the daemon. Pure; any thread.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from thor_policy.core.records import KIND_OF, RECORDS
 from thor_policy.core.requests import Annotations, Evaluation, Explain
 
 PROTOCOL_VERSION = 1
-#: The HTTP status that AuthZEN gives an error of each code.
+#: The HTTP status of each error code, as in AuthZEN.
 HTTP_STATUS: dict[ErrorCode, int] = {
     "bad_request": 400,
     "version_mismatch": 400,
@@ -31,19 +31,19 @@ HTTP_STATUS: dict[ErrorCode, int] = {
     "shutting_down": 503,
     "internal": 500,
 }
-#: Every operation; those of `RECORDS` hand over a record.
+#: Every operation; those of `RECORDS` send a record.
 OPS = ("evaluate", "status", "metrics", *RECORDS, "maintenance", "control")
 
 
 class Idempotency(Struct, frozen=True, kw_only=True):
-    """Which request this is in its caller's words, and the sha256 of what it asks, in hex."""
+    """The caller's key of a request, and the sha256 of the request's content, in hex."""
 
     key: str
     content: str
 
 
 class EvaluateRequest(Struct, frozen=True, kw_only=True):
-    """A question as it came in. `deadline_ms` is None when the request states none."""
+    """A question as received. `deadline_ms` is None if the request has none."""
 
     id: str
     evaluation: Evaluation
@@ -59,7 +59,7 @@ Semantic = Literal["execute_all", "deny_on_first_deny", "permit_on_first_permit"
 
 
 class EvaluateBatchRequest(Struct, frozen=True, kw_only=True):
-    """A batch as it came in: `items` in order, a malformed one as the error it gets for an answer."""
+    """A batch as received: `items` in order; a malformed item is the error that it is answered with."""
 
     id: str
     items: tuple[EvaluateRequest | RequestError, ...]
@@ -67,14 +67,14 @@ class EvaluateBatchRequest(Struct, frozen=True, kw_only=True):
 
 
 class StatusRequest(Struct, frozen=True, kw_only=True):
-    """A question about the daemon itself, answered without the model."""
+    """A request for the daemon's status or metrics."""
 
     id: str
     op: Literal["status", "metrics"]
 
 
 class RecordRequest(Struct, frozen=True, kw_only=True):
-    """A record to be kept, as it came in. `deadline_ms` is None when the request states none."""
+    """A record as received. `deadline_ms` is None if the request has none."""
 
     id: str
     record: records.Record
@@ -83,14 +83,14 @@ class RecordRequest(Struct, frozen=True, kw_only=True):
 
 
 class MaintenanceRequest(Struct, frozen=True, kw_only=True):
-    """Long work on the journal that is asked for."""
+    """A request for long work on the journal."""
 
     id: str
     maintenance: records.Maintenance
 
 
 class ControlRequest(Struct, frozen=True, kw_only=True):
-    """A change of what judges that is asked for."""
+    """A request to change the packs or the adapter."""
 
     id: str
     control: records.Control
@@ -107,7 +107,7 @@ Message: TypeAlias = (
 
 
 def op_of(message: Message) -> str:
-    """The operation that a message asks for."""
+    """The operation of a message."""
     if isinstance(message, RecordRequest):
         return KIND_OF[type(message.record)]
     if isinstance(message, StatusRequest):

@@ -13,6 +13,7 @@ from msgspec import Struct
 from thor_policy.core.decisions import Decision, Explanation, Timings
 from thor_policy.core.errors import RequestError
 from thor_policy.core.requests import Json
+from thor_policy.core.status import Status
 from thor_policy.protocol.messages import HTTP_STATUS, PROTOCOL_VERSION
 
 
@@ -30,7 +31,7 @@ _encoder = msgspec.json.Encoder()
 def decision_item(
     decision: Decision, *, explained: bool, commit_ms: float, total_ms: float
 ) -> dict[str, Json]:
-    """`decision` and `context` of an answer; not `explained`, classification and reasoning are null."""
+    """`decision` and `context` of a reply; unless `explained`, classification and reasoning are null."""
     explanation = decision.explanation if explained else None
     model, scored = decision.model, decision.scored
     context = {
@@ -71,13 +72,13 @@ def decision_item(
 
 
 def error_item(error: RequestError) -> dict[str, Json]:
-    """What a failed item of a batch gets in place of an answer: never an allow."""
-    told = {"status": HTTP_STATUS[error.code], "code": error.code, "message": error.message}
-    return {"decision": False, "context": {"error": told}}
+    """The reply to a failed item of a batch; its decision is never an allow."""
+    body = {"status": HTTP_STATUS[error.code], "code": error.code, "message": error.message}
+    return {"decision": False, "context": {"error": body}}
 
 
 def explanation_item(explanation: Explanation) -> dict[str, Json]:
-    """What an explanation that came later says."""
+    """The members of an explanation that is published later."""
     return {
         "classification": explanation.classification,
         "clauses": explanation.clauses,
@@ -87,17 +88,17 @@ def explanation_item(explanation: Explanation) -> dict[str, Json]:
 
 
 def recorded_item(record_id: str, kind: str, seq: int) -> dict[str, Json]:
-    """What the reply to a record says: its id, and the kind and number of its event in the journal."""
+    """The reply to a record: its id, and the kind and sequence number of its event in the journal."""
     return {"recorded": {"id": record_id, "kind": kind, "seq": seq}}
 
 
 def timings_ms(timings: Timings) -> dict[str, float]:
-    """Stage names and their milliseconds."""
+    """Milliseconds by stage name."""
     return {"queue": timings.queue_ms, "rules": timings.rules_ms, "score": timings.score_ms}
 
 
 def encode_error(request_id: str, error: RequestError) -> bytes:
-    """The reply to a request that got no decision."""
+    """The reply to a request that was refused or failed."""
     body: dict[str, Json] = {"code": error.code, "message": error.message}
     if error.retry_after_ms is not None:
         body["retry_after_ms"] = error.retry_after_ms
@@ -105,12 +106,12 @@ def encode_error(request_id: str, error: RequestError) -> bytes:
 
 
 def encode_event(kind: str, decision_id: str, members: dict[str, Json]) -> list[bytes]:
-    """A message of the event stream: the kind, by which subscribers choose, and a JSON object."""
+    """A message of the event stream: the kind, which subscribers filter by, and a JSON object."""
     return [kind.encode(), _encoder.encode({"v": PROTOCOL_VERSION, "decision_id": decision_id} | members)]
 
 
 def encode_reply(request_id: str, **members: Json) -> bytes:
-    """Any other reply."""
+    """Any other reply, as a frame."""
     return _encoder.encode({"v": PROTOCOL_VERSION, "id": request_id} | members)
 
 
@@ -124,14 +125,24 @@ def encode_request(request_id: str, op: str, fields: dict[str, Json]) -> bytes:
 
 def decode_reply(frame: bytes) -> dict[str, Json]:
     """A reply as an object. Raises RequestError if it is an error reply."""
-    answer: dict[str, Json] = msgspec.json.decode(frame, type=dict[str, Any])
-    if error := answer.get("error"):
+    reply: dict[str, Json] = msgspec.json.decode(frame, type=dict[str, Any])
+    if error := reply.get("error"):
         raise RequestError(error["code"], error["message"], retry_after_ms=error.get("retry_after_ms"))
-    return answer
+    return reply
+
+
+def decode_status(reply: dict[str, Json]) -> Status:
+    """The status in a reply. Raises RequestError `version_mismatch` if its members are not ours."""
+    try:
+        return msgspec.convert(reply.get("status"), Status)
+    except msgspec.ValidationError as error:
+        raise RequestError(
+            "version_mismatch", f"status: the daemon is of another version than this client: {error}"
+        ) from error
 
 
 def reply_id(frame: bytes) -> str:
-    """Whose reply a frame is; empty if that cannot be told."""
+    """The request id in a reply frame; empty if it cannot be read."""
     try:
         return _replies.decode(frame).id
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -1,8 +1,8 @@
 """The wire format, protocol version 1: one JSON frame in, one JSON frame out.
 
-Owns JSON on the sockets and the mapping of the older flat situation; no other room knows of either.
-Invariant: whatever bytes arrive, the result is a typed message or a RequestError that names the field and
-the limit. Everything inside a request is hostile text. Pure; called by the main thread and by clients.
+Owns the decoding of requests and the mapping of the older flat situation; no other package does either.
+Invariant: any bytes give a typed message, or a RequestError that names the field and the limit. Everything
+in a request is hostile text. Pure; called by the main thread and by clients.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from thor_policy.protocol.messages import (
     StatusRequest,
 )
 
-#: Objects and lists inside one another, counted from `request` or `record`.
+#: Deepest nesting of objects and lists, counted from `request` or `record`.
 MAX_DEPTH = 8
-#: Values (of any kind) in one request or record.
+#: Most values (of any kind) in one request or record.
 MAX_VALUES = 1024
-#: Evaluations in one batch.
+#: Most evaluations in one batch.
 MAX_EVALUATIONS = 64
-#: Characters of an id, a type or an action's name.
+#: Most characters of an id, a type or an action's name.
 MAX_NAME_CHARS = 256
-#: Bounds of the integers that rules, SQLite and other languages can hold.
+#: Bounds of an integer: those of rules, SQLite and other languages.
 MIN_INT, MAX_INT = -(2**63), 2**63 - 1
 
 
@@ -62,11 +62,11 @@ class _Envelope(Struct, frozen=True):
 
 
 _Time = Annotated[datetime, Meta(tz=True)]
-#: How msgspec words what is wrong, and where: the place comes last, behind what may be hostile text.
-_TOLD = re.compile(r"(.*?)(?: - at `\$([^`]*)`)?", re.DOTALL)
-#: How it words a value outside the bounds of its type, and how this room says so.
+#: An error message of msgspec: the problem, and its place at the end, after text that may be hostile.
+_PROBLEM_AT_PLACE = re.compile(r"(.*?)(?: - at `\$([^`]*)`)?", re.DOTALL)
+#: A problem of msgspec with a value outside the bounds of its type; below, our code and message for it.
 _BOUND = re.compile(r"expected `(?:int|float|(str|array))` (?:of length )?([<>]=) (\d+)(?:\.0)?")
-_BOUND_TOLD: dict[tuple[str | None, str], tuple[ErrorCode, str]] = {
+_BOUND_ERRORS: dict[tuple[str | None, str], tuple[ErrorCode, str]] = {
     ("str", ">="): ("bad_request", "must not be empty"),
     ("str", "<="): ("too_large", "has more than {} characters"),
     ("array", "<="): ("too_large", "holds more than {} items"),
@@ -86,9 +86,9 @@ def decode_request(
     max_deadline_ms: int,
     authorise: Callable[[str], None] = lambda op: None,
 ) -> Message:
-    """Message in `frame`. Raises RequestError; `request_id` recovers the id for its reply.
+    """Decode the message in `frame`. Raises RequestError; `recover_request_id` gives the id for the reply.
 
-    `authorise` hears of the op before anything else of the request is looked at, and may raise.
+    `authorise` is called with the op before the rest of the request is decoded, and may raise.
     """
     if len(frame) > max_bytes:
         raise RequestError("too_large", f"the request has {len(frame)} bytes; the limit is {max_bytes}")
@@ -99,17 +99,17 @@ def decode_request(
         raise RequestError(
             "version_mismatch", f"v: this daemon speaks protocol version {PROTOCOL_VERSION} only"
         )
-    _name(envelope.id, "id", empty=True)
+    _check_name(envelope.id, "id", empty=True)
     if envelope.op not in OPS:
         raise RequestError("bad_request", f"op: must be one of {', '.join(OPS)}")
     authorise(envelope.op)
     if envelope.op in ("status", "metrics"):
         return StatusRequest(id=envelope.id, op=envelope.op)
     if envelope.idempotency_key is not UNSET:
-        _name(envelope.idempotency_key, "idempotency_key")
+        _check_name(envelope.idempotency_key, "idempotency_key")
         if envelope.op in ("maintenance", "control"):
             raise RequestError(
-                "bad_request", "idempotency_key: goes with questions and records only; leave it out"
+                "bad_request", "idempotency_key: is only for questions and records; leave it out"
             )
     deadline_ms = None if envelope.deadline_ms is UNSET else envelope.deadline_ms
     if deadline_ms is not None and not (type(deadline_ms) is int and 1 <= deadline_ms <= max_deadline_ms):
@@ -121,34 +121,38 @@ def decode_request(
     if envelope.op == "control":
         return ControlRequest(id=envelope.id, control=_decode_control(envelope))
     record = _decode_record(envelope)
-    once = _idempotency(envelope, record)
-    return RecordRequest(id=envelope.id, record=record, deadline_ms=deadline_ms, idempotency=once)
+    return RecordRequest(
+        id=envelope.id,
+        record=record,
+        deadline_ms=deadline_ms,
+        idempotency=_idempotency(envelope, record),
+    )
 
 
 def recover_request_id(frame: bytes, max_bytes: int) -> str:
-    """The id inside a frame that could not be decoded, as far as it can be told; else an empty string."""
+    """The request id in a frame that could not be decoded; empty if it cannot be read."""
     if len(frame) > max_bytes:
         return ""
     try:
-        found = _envelopes.decode(frame).id
+        request_id = _envelopes.decode(frame).id
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return ""
-    return found if isinstance(found, str) and len(found) <= MAX_NAME_CHARS else ""
+    return request_id if isinstance(request_id, str) and len(request_id) <= MAX_NAME_CHARS else ""
 
 
 def _decode_evaluate(envelope: _Envelope, deadline_ms: int | None) -> EvaluateRequest | EvaluateBatchRequest:
     if envelope.explain not in get_args(Explain):
         raise RequestError("bad_request", f"explain: must be one of {', '.join(get_args(Explain))}")
     if envelope.pack is not UNSET:
-        _name(envelope.pack, "pack")
+        _check_name(envelope.pack, "pack")
     annotations = Annotations()
     if isinstance(envelope.annotations, Raw):
-        told = _decode_json(envelope.annotations, where="annotations")
-        annotations = _convert(told, Annotations, "annotations")
+        raw = _decode_json(envelope.annotations, where="annotations")
+        annotations = _convert(raw, Annotations, "annotations")
 
     pack = None if envelope.pack is UNSET else envelope.pack
 
-    def asked(evaluation: Evaluation, number: int | None = None) -> EvaluateRequest:
+    def to_request(evaluation: Evaluation, number: int | None = None) -> EvaluateRequest:
         return EvaluateRequest(
             id=envelope.id,
             evaluation=evaluation,
@@ -160,21 +164,21 @@ def _decode_evaluate(envelope: _Envelope, deadline_ms: int | None) -> EvaluateRe
         )
 
     if isinstance(envelope.evaluations, Raw):
-        many = _decode_many(envelope, _decode_json(envelope.evaluations, where="evaluations"), asked)
-        if many is not None:
-            return many
+        batch = _decode_batch(envelope, _decode_json(envelope.evaluations, where="evaluations"), to_request)
+        if batch is not None:
+            return batch
     if (envelope.request is UNSET) == (envelope.situation is UNSET):
         raise RequestError("bad_request", "request: give either `request` or `situation`, and only one")
     if isinstance(envelope.request, Raw):
-        return asked(evaluation_of(_decode_json(envelope.request, where="request"), "request"))
+        return to_request(evaluation_of(_decode_json(envelope.request, where="request"), "request"))
     assert isinstance(envelope.situation, Raw)  # noqa: S101
-    return asked(from_situation(_decode_json(envelope.situation, where="situation")))
+    return to_request(from_situation(_decode_json(envelope.situation, where="situation")))
 
 
-def _decode_many(
-    envelope: _Envelope, items: Json, asked: Callable[[Evaluation, int], EvaluateRequest]
+def _decode_batch(
+    envelope: _Envelope, items: Json, to_request: Callable[[Evaluation, int], EvaluateRequest]
 ) -> EvaluateBatchRequest | None:
-    """The batch of an envelope, `request` giving defaults; None if it is empty: a single question."""
+    """The batch of an envelope; `request` has the defaults. None for an empty batch: a single question."""
     if not isinstance(items, list):
         raise RequestError("bad_request", "evaluations: must be an array")
     if len(items) > MAX_EVALUATIONS:
@@ -183,7 +187,7 @@ def _decode_many(
         )
     if envelope.situation is not UNSET:
         raise RequestError(
-            "bad_request", "situation: cannot go with `evaluations`; give `request`, or neither"
+            "bad_request", "situation: cannot be used with `evaluations`; give `request`, or neither"
         )
     options = _decode_json(envelope.options, where="options") if isinstance(envelope.options, Raw) else {}
     semantic: Any = options.get("evaluations_semantic", "execute_all") if isinstance(options, dict) else 0
@@ -202,19 +206,19 @@ def _decode_many(
         try:
             if not isinstance(item, dict):
                 raise RequestError("bad_request", f"{where}: must be an object")
-            decoded.append(asked(evaluation_of(defaults | item, where), number))
+            decoded.append(to_request(evaluation_of(defaults | item, where), number))
         except RequestError as error:
             decoded.append(error)
     return EvaluateBatchRequest(id=envelope.id, items=tuple(decoded), semantic=semantic)
 
 
 def _idempotency(envelope: _Envelope, content: Any, number: int | None = None) -> Idempotency | None:
-    """The key of an envelope, and the digest of what it asks; each item of a batch has a key of its own."""
+    """The idempotency key of an envelope with the digest of its content; each item of a batch has its own."""
     if envelope.idempotency_key is UNSET:
         return None
-    told = msgspec.json.encode([envelope.op, content], order="deterministic")
+    payload = msgspec.json.encode([envelope.op, content], order="deterministic")
     key = msgspec.json.encode([envelope.idempotency_key, number]).decode()
-    return Idempotency(key=key, content=hashlib.sha256(told).hexdigest())
+    return Idempotency(key=key, content=hashlib.sha256(payload).hexdigest())
 
 
 def _decode_maintenance(envelope: _Envelope) -> records.Maintenance:
@@ -231,13 +235,14 @@ def _decode_maintenance(envelope: _Envelope) -> records.Maintenance:
             "bad_request", f"record.{needed}: is missing; the task {maintenance.task} needs it"
         )
     if maintenance.task == "erase" and not _split(maintenance.actor or "", "user")[1].strip():
-        raise RequestError("bad_request", "record.actor: must name somebody, as `user:alice`")
+        raise RequestError("bad_request", "record.actor: must name an actor, such as `user:alice`")
     if maintenance.task == "archive" and not _is_time(maintenance.before or ""):
         raise RequestError(
             "bad_request", "record.before: must be an RFC 3339 time such as 2026-05-13T10:00:00Z"
         )
-    if (told := maintenance.promotion) is not None and (told.key is None) != (told.signature is None):
-        raise RequestError("bad_request", "record.promotion.signature: goes with key; give both, or neither")
+    promotion = maintenance.promotion
+    if promotion is not None and (promotion.key is None) != (promotion.signature is None):
+        raise RequestError("bad_request", "record.promotion.signature: needs key; give both, or neither")
     return maintenance
 
 
@@ -253,7 +258,7 @@ def _record_member(envelope: _Envelope) -> Json:
     if not isinstance(envelope.record, Raw):
         raise RequestError("bad_request", f"record: is missing; the op {envelope.op} needs one")
     raw = _decode_json(envelope.record, where="record")
-    _check(raw, "record")
+    _check_limits(raw, "record")
     return raw
 
 
@@ -275,25 +280,25 @@ def _decode_record(envelope: _Envelope) -> records.Record:
 
 def evaluation_of(raw: Json, where: str) -> Evaluation:
     """An AuthZEN evaluation from decoded JSON; unknown members are ignored. Raises RequestError."""
-    _check(raw, where)
+    _check_limits(raw, where)
     evaluation: Evaluation = _convert(raw, Evaluation, where)
     for entity, field in ((evaluation.subject, "subject"), (evaluation.resource, "resource")):
-        _name(entity.type, f"{where}.{field}.type")
-        _name(entity.id, f"{where}.{field}.id")
-    _name(evaluation.action.name, f"{where}.action.name")
+        _check_name(entity.type, f"{where}.{field}.type")
+        _check_name(entity.id, f"{where}.{field}.id")
+    _check_name(evaluation.action.name, f"{where}.action.name")
     return evaluation
 
 
 def from_situation(raw: Json) -> Evaluation:
-    """The evaluation that an older, flat situation stands for (table in docs/protocol.md)."""
-    _check(raw, "situation")
+    """The evaluation for an older, flat situation (table in docs/protocol.md). Raises RequestError."""
+    _check_limits(raw, "situation")
     if not isinstance(raw, dict):
         raise RequestError("bad_request", "situation: must be an object")
     rest = dict(raw)
     for field in ("actor_id", "action_type", "resource"):
         if field not in rest:
             raise RequestError("bad_request", f"situation.{field}: is missing")
-        _name(rest[field], f"situation.{field}")
+        _check_name(rest[field], f"situation.{field}")
     subject_type, subject_id = _split(rest.pop("actor_id"), "user")
     resource_type, resource_id = _split(rest.pop("resource"), "resource")
     renamed = (("actor_role", "role"), ("t3_tensor", "trust"), ("identity_metrics", "identity"))
@@ -307,7 +312,7 @@ def from_situation(raw: Json) -> Evaluation:
 
 
 def question_fields(raw: Json) -> dict[str, Json]:
-    """`{"request": ..}` or `{"situation": ..}`: which of the two forms a JSON value is."""
+    """`{"request": ..}` or `{"situation": ..}`, by the form of a JSON value."""
     if isinstance(raw, dict) and not {"subject", "action"} & raw.keys():
         for wrapped in ("request", "situation"):
             if wrapped in raw:
@@ -335,7 +340,7 @@ def _decode_json(data: bytes | Raw, decoder: Any = None, *, where: str = "") -> 
     try:
         return decoder.decode(data) if decoder else msgspec.json.decode(data)
     except msgspec.ValidationError as error:
-        raise RequestError("bad_request", ": ".join(_told(error, where))) from error
+        raise RequestError("bad_request", ": ".join(_place_and_problem(error, where))) from error
     except msgspec.DecodeError as error:
         raise RequestError("bad_request", f"the request is not valid JSON: {error}") from error
     except UnicodeDecodeError as error:
@@ -350,40 +355,40 @@ def _convert(raw: Json, kind: Any, where: str) -> Any:
     try:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
-        place, problem = _told(error, where)
+        place, problem = _place_and_problem(error, where)
         code: ErrorCode = "bad_request"
         if bound := _BOUND.fullmatch(problem):
-            code, problem = _BOUND_TOLD[bound[1], bound[2]]
+            code, problem = _BOUND_ERRORS[bound[1], bound[2]]
             problem = problem.format(bound[3])
         elif problem.startswith("invalid enum value"):
             problem = f"must be one of {', '.join(_choices(kind, place.removeprefix(f'{where}.')))}"
         raise RequestError(code, f"{place}: {problem}") from error
 
 
-def _told(error: msgspec.ValidationError, where: str) -> tuple[str, str]:
-    """Where and what, from msgspec's message: `request.subject.id` and `expected ..`."""
-    found = _TOLD.fullmatch(str(error))
-    assert found is not None  # noqa: S101  any text matches
-    message, path = found[1], found[2] or ""
+def _place_and_problem(error: msgspec.ValidationError, where: str) -> tuple[str, str]:
+    """Place and problem from msgspec's message: `request.subject.id` and `expected ..`."""
+    match = _PROBLEM_AT_PLACE.fullmatch(str(error))
+    assert match is not None  # noqa: S101  any text matches
+    message, path = match[1], match[2] or ""
     return f"{where}{path}".lstrip(".") or "the request", f"{message[:1].lower()}{message[1:]}"
 
 
 def _choices(kind: Any, place: str) -> list[str]:
-    """The strings that a field of literals admits, be it optional or inside other structs."""
+    """The values of a field of literals, which may be optional or in nested structs."""
     parts: list[Any] = []
     for field in place.split("."):
         parts = _leaves(get_type_hints(kind)[field.partition("[")[0]])
-        kind = next((one for one in parts if isinstance(one, type) and issubclass(one, Struct)), kind)
-    return [one for one in parts if isinstance(one, str)]
+        kind = next((part for part in parts if isinstance(part, type) and issubclass(part, Struct)), kind)
+    return [part for part in parts if isinstance(part, str)]
 
 
 def _leaves(hint: Any) -> list[Any]:
-    """What a type is made of, taken apart to the end."""
+    """The types and literals that a type hint consists of, at any depth."""
     return [leaf for part in get_args(hint) for leaf in _leaves(part)] or [hint]
 
 
 def _is_time(text: str) -> bool:
-    """True for an RFC 3339 time that can be said in UTC."""
+    """True for an RFC 3339 time that can be converted to UTC."""
     try:
         msgspec.convert(text, _Time).astimezone(UTC)
     except (msgspec.ValidationError, OverflowError):
@@ -391,7 +396,7 @@ def _is_time(text: str) -> bool:
     return True
 
 
-def _name(value: Json, where: str, *, empty: bool = False) -> None:
+def _check_name(value: Json, where: str, *, empty: bool = False) -> None:
     if not isinstance(value, str):
         raise RequestError("bad_request", f"{where}: must be a string")
     if not value and not empty:
@@ -402,8 +407,8 @@ def _name(value: Json, where: str, *, empty: bool = False) -> None:
         )
 
 
-def _check(raw: Json, where: str) -> None:
-    """Bound depth, number of values and integers, without recursion."""
+def _check_limits(raw: Json, where: str) -> None:
+    """Check depth, number of values and size of integers, without recursion."""
     stack: list[tuple[Json, str, int]] = [(raw, where, 0)]
     seen = 0
     while stack:

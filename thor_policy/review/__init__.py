@@ -1,3 +1,5 @@
-"""People review decisions: which come first (`order`), one reviewer at work (`session`), how far reviewers
-agree (`agreement`). Values in, values out: what they read and where verdicts go is the caller's affair.
+"""People review decisions: what is offered (`queue`), in which order (`ranking`), one reviewer's session
+(`session`), and how far reviewers agree (`agreement`).
+
+Owns all of that without input or output of its own: the caller hands in a reader and a function that records.
 """

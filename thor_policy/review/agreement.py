@@ -1,12 +1,13 @@
-"""How far reviewers agree, beyond what chance gives, and how often the decisions were right.
+"""How far reviewers agree beyond chance, and how often the decisions were right.
 
 Owns the standing verdicts and every figure made of them. Invariant: agreement is counted only between
-verdicts that were given independently, and accuracy is estimated only from decisions drawn at random;
-what else was reviewed is counted and told apart. Pure; any thread.
+independent verdicts, and accuracy is estimated only from the random sample. Other reviews are counted and
+reported separately. Pure; any thread.
 
-Kappa is (po - pe) / (1 - pe): po the share of pairs that agree, pe what chance would give. Cohen's (1960)
-is of two reviewers, with the large-sample variance of Fleiss, Cohen and Everitt (1969); Fleiss' (1971) is
-of any number of verdicts a decision, with the jackknife's variance over decisions. Intervals are at 95 %.
+Kappa is (po - pe) / (1 - pe): po is the share of pairs that agree, pe the share expected by chance. Cohen's
+kappa (1960) compares two reviewers, with the large-sample variance of Fleiss, Cohen and Everitt (1969).
+Fleiss' kappa (1971) takes any number of verdicts per decision, with the jackknife variance over decisions.
+Intervals are at 95 %.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ _Z = 1.959963984540054
 
 
 class Rating(Struct, frozen=True, kw_only=True):
-    """One verdict of one reviewer. `outcome` is what was served, `decision` the correction, if there is one.
+    """One verdict of one reviewer. `outcome` was served; `decision` is the correction, if there is one.
 
-    `reviewer` is None where the name was erased. `seq` is the event's.
+    `reviewer` is None if the name was erased. `seq` is that of the event.
     """
 
     id: str
@@ -45,7 +46,7 @@ class Rating(Struct, frozen=True, kw_only=True):
 
     @property
     def accepts_outcome(self) -> bool:
-        """True where the outcome was found right, whatever the reasoning."""
+        """True if the outcome was found right, whatever the reasoning."""
         return self.verdict in ("accept", "correct_reasoning")
 
     @property
@@ -57,9 +58,9 @@ class Rating(Struct, frozen=True, kw_only=True):
 
 
 class Kappa(Struct, frozen=True, kw_only=True):
-    """Agreement of `count` decisions: the share that agrees, and kappa with its interval.
+    """Agreement on `count` decisions: the share that agrees, and kappa (`value`) with its interval.
 
-    `value` is None where kappa is undefined: nothing was rated, or everything got the same label.
+    `value` is None if kappa is undefined: nothing was rated, or everything got the same label.
     """
 
     count: int
@@ -80,7 +81,7 @@ class Proportion(Struct, frozen=True, kw_only=True):
 
 
 class Person(Struct, frozen=True, kw_only=True):
-    """What one reviewer did; `agrees` compares with independent verdicts of others on the same decisions."""
+    """One reviewer's figures. `agrees` compares with independent verdicts of others on the same decisions."""
 
     reviewer: str
     reviews: int
@@ -102,10 +103,10 @@ class Pair(Struct, frozen=True, kw_only=True):
 
 
 class Report(Struct, frozen=True, kw_only=True):
-    """All figures. `fleiss` is over the decisions that have `raters` independent verdicts.
+    """All figures. `fleiss` covers the decisions that have `raters` independent verdicts.
 
-    `outcomes_right` is an estimate: of decisions drawn at random alone. `outcomes_right_all` is biased
-    towards what was reviewed first, which is what looked doubtful.
+    `outcomes_right` is an unbiased estimate, from the random sample alone. `outcomes_right_all` is biased
+    towards doubtful decisions, because they are reviewed first.
     """
 
     reviews: int
@@ -121,7 +122,7 @@ class Report(Struct, frozen=True, kw_only=True):
     people: tuple[Person, ...]
 
 
-# ---------------------------------------------------------------- what stands
+# ---------------------------------------------------------------- standing verdicts
 
 
 def rating(row: Mapping[str, Json]) -> Rating:
@@ -143,36 +144,38 @@ def rating(row: Mapping[str, Json]) -> Rating:
 
 
 def standing(rows: Iterable[Mapping[str, Json]]) -> list[Rating]:
-    """What counts of rows of reviews: the newest verdict of each reviewer on each decision that was not taken
-    back, in the order in which they were given. A verdict that settles a disagreement stands beside those of
-    its reviewer that do not. Only its own reviewer takes a verdict back.
+    """The verdicts that count: of each reviewer on each decision the newest that was not withdrawn, in order.
+
+    A verdict that settles a disagreement stands beside an ordinary one of the same reviewer. Only its own
+    reviewer can withdraw a verdict.
     """
     rows = sorted(rows, key=lambda row: row["seq"])
-    back = {
+    withdrawn = {
         (row["withdraws"], row["decision_id"], row["reviewer"])
         for row in rows
         if row["verdict"] == "withdrawn"
     }
     newest: dict[tuple[str, str, bool], Rating] = {}
     for row in rows:
-        if row["verdict"] == "withdrawn" or (row["id"], row["decision_id"], row["reviewer"]) in back:
+        if row["verdict"] == "withdrawn" or (row["id"], row["decision_id"], row["reviewer"]) in withdrawn:
             continue
-        who = row["reviewer"] or f"\0{row['id']}"  # an erased name may be anybody's
+        who = row["reviewer"] or f"\0{row['id']}"  # erased names may belong to different people
         newest[row["decision_id"], who, bool(row["adjudicates"])] = rating(row)
-    return sorted(newest.values(), key=lambda one: one.seq)
+    return sorted(newest.values(), key=lambda rating: rating.seq)
 
 
 def independent(ratings: Sequence[Rating]) -> list[Rating]:
-    """Of the standing verdicts on one decision: the first, and those given without sight of it."""
-    plain = [one for one in ratings if not one.adjudicates]
-    return [one for number, one in enumerate(plain) if number == 0 or one.blind]
+    """Of the standing verdicts on one decision: the first, and those that were given blind."""
+    ordinary = [rating for rating in ratings if not rating.adjudicates]
+    return [rating for number, rating in enumerate(ordinary) if number == 0 or rating.blind]
 
 
 def disagree(ratings: Sequence[Rating]) -> bool:
-    """True if verdicts on one decision find different outcomes right, and nobody settled it since."""
-    settled = max((one.seq for one in ratings if one.adjudicates), default=0)
-    plain = [one for one in ratings if not one.adjudicates]
-    return len({one.right for one in plain}) > 1 and any(one.seq > settled for one in plain)
+    """True if verdicts on one decision name different outcomes, and no later verdict settles it."""
+    settled_seq = max((rating.seq for rating in ratings if rating.adjudicates), default=0)
+    ordinary = [rating for rating in ratings if not rating.adjudicates]
+    outcomes = {rating.right for rating in ordinary}
+    return len(outcomes) > 1 and any(rating.seq > settled_seq for rating in ordinary)
 
 
 # ---------------------------------------------------------------- kappa
@@ -201,39 +204,42 @@ def cohen(pairs: Sequence[tuple[str, str]]) -> Kappa:
 
 
 def fleiss(labels: Sequence[Sequence[str]]) -> Kappa:
-    """Fleiss' kappa of the labels of each decision, equally many for each and at least two."""
+    """Fleiss' kappa of the labels of each decision; every decision has the same number, at least two."""
     count = len(labels)
     if not count:
         return Kappa(count=0)
     patterns = Counter(tuple(sorted(Counter(row).items())) for row in labels)
-    each = len(labels[0])
+    raters = len(labels[0])
     agreeing = {
-        pattern: (sum(times**2 for _, times in pattern) - each) / (each * (each - 1)) for pattern in patterns
+        pattern: (sum(times**2 for _, times in pattern) - raters) / (raters * (raters - 1))
+        for pattern in patterns
     }
     totals: Counter[str] = Counter()
-    for pattern, often in patterns.items():
+    for pattern, frequency in patterns.items():
         for label, times in pattern:
-            totals[label] += often * times
-    same = sum(agreeing[pattern] * often for pattern, often in patterns.items()) / count
-    value = _fleiss(same * count, totals.values(), count, each)
+            totals[label] += frequency * times
+    same = sum(agreeing[pattern] * frequency for pattern, frequency in patterns.items()) / count
+    value = _fleiss(same * count, totals.values(), count, raters)
     if value is None:
         return Kappa(count=count, agreement=same)
-    without: list[tuple[float, int]] = []
-    for pattern, often in patterns.items():
-        left = totals - Counter(dict(pattern))
-        one = _fleiss(same * count - agreeing[pattern], left.values(), count - 1, each)
-        if one is None:  # all the rest is of one label: no variance can be told
+    left_out: list[
+        tuple[float, int]
+    ] = []  # kappa without one decision, and how many such decisions there are
+    for pattern, frequency in patterns.items():
+        rest = totals - Counter(dict(pattern))
+        kappa = _fleiss(same * count - agreeing[pattern], rest.values(), count - 1, raters)
+        if kappa is None:  # all the rest has one label, so the variance is undefined
             return Kappa(count=count, agreement=same, value=value)
-        without.append((one, often))
-    mean = sum(one * often for one, often in without) / count
-    variance = (count - 1) / count * sum(often * (one - mean) ** 2 for one, often in without)
+        left_out.append((kappa, frequency))
+    mean = sum(kappa * frequency for kappa, frequency in left_out) / count
+    variance = (count - 1) / count * sum(frequency * (kappa - mean) ** 2 for kappa, frequency in left_out)
     return _kappa(count, same, value, variance)
 
 
-def _fleiss(agreeing: float, totals: Iterable[int], count: int, each: int) -> float | None:
+def _fleiss(agreeing: float, totals: Iterable[int], count: int, raters: int) -> float | None:
     if not count:
         return None
-    chance = sum((total / (count * each)) ** 2 for total in totals)
+    chance = sum((total / (count * raters)) ** 2 for total in totals)
     return None if chance >= 1 - 1e-12 else (agreeing / count - chance) / (1 - chance)
 
 
@@ -245,7 +251,7 @@ def _kappa(count: int, same: float, value: float, variance: float) -> Kappa:
 
 
 def proportion(hits: int, count: int) -> Proportion:
-    """Wilson's interval of a share."""
+    """A share with its Wilson interval."""
     if not count:
         return Proportion(hits=0, count=0)
     share, z2 = hits / count, _Z**2
@@ -260,39 +266,43 @@ def proportion(hits: int, count: int) -> Proportion:
 
 
 def report(rows: Sequence[Mapping[str, Json]]) -> Report:
-    """Every figure of these rows of reviews, each with the `outcome` that was served."""
+    """All figures of these rows of reviews; each row has the `outcome` that was served."""
     ratings = standing(rows)
     by_decision: dict[str, list[Rating]] = {}
-    for one in ratings:
-        by_decision.setdefault(one.decision_id, []).append(one)
-    fair = {decision_id: independent(given) for decision_id, given in by_decision.items()}
-    counting = [given[-1] for given in by_decision.values()]
-    drawn = [given[-1] for given in by_decision.values() if any(one.sampled for one in given)]
-    sizes = Counter(len(given) for given in fair.values() if len(given) > 1)
+    for rating in ratings:
+        by_decision.setdefault(rating.decision_id, []).append(rating)
+    fair = {decision_id: independent(verdicts) for decision_id, verdicts in by_decision.items()}
+    latest = [verdicts[-1] for verdicts in by_decision.values()]
+    in_sample = [
+        verdicts[-1] for verdicts in by_decision.values() if any(rating.sampled for rating in verdicts)
+    ]
+    sizes = Counter(len(verdicts) for verdicts in fair.values() if len(verdicts) > 1)
     raters = max(sizes, key=lambda size: (sizes[size], size), default=0)
     return Report(
         reviews=len(ratings),
         decisions=len(by_decision),
         not_independent=len(ratings) - sum(map(len, fair.values())),
         disagreements=sum(map(disagree, by_decision.values())),
-        adjudicated=sum(any(one.adjudicates for one in given) for given in by_decision.values()),
-        outcomes_right=_right(drawn),
-        outcomes_right_all=_right(counting),
+        adjudicated=sum(any(rating.adjudicates for rating in verdicts) for verdicts in by_decision.values()),
+        outcomes_right=_right(in_sample),
+        outcomes_right_all=_right(latest),
         pairs=_pairs(fair.values()),
-        fleiss=fleiss([[one.right for one in given] for given in fair.values() if len(given) == raters]),
+        fleiss=fleiss(
+            [[rating.right for rating in verdicts] for verdicts in fair.values() if len(verdicts) == raters]
+        ),
         raters=raters,
         people=_people(rows, ratings, fair),
     )
 
 
 def _right(ratings: Sequence[Rating]) -> Proportion:
-    return proportion(sum(one.accepts_outcome for one in ratings), len(ratings))
+    return proportion(sum(rating.accepts_outcome for rating in ratings), len(ratings))
 
 
 def _pairs(fair: Iterable[Sequence[Rating]]) -> tuple[Pair, ...]:
     both: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for given in fair:
-        named = sorted((one.reviewer, one.right) for one in given if one.reviewer is not None)
+    for verdicts in fair:
+        named = sorted((rating.reviewer, rating.right) for rating in verdicts if rating.reviewer is not None)
         for (a, label_a), (b, label_b) in combinations(named, 2):
             both.setdefault((a, b), []).append((label_a, label_b))
     return tuple(Pair(reviewers=names, kappa=cohen(labels)) for names, labels in sorted(both.items()))
@@ -301,28 +311,28 @@ def _pairs(fair: Iterable[Sequence[Rating]]) -> tuple[Pair, ...]:
 def _people(
     rows: Sequence[Mapping[str, Json]], ratings: Sequence[Rating], fair: Mapping[str, Sequence[Rating]]
 ) -> tuple[Person, ...]:
-    back = Counter(row["reviewer"] for row in rows if row["verdict"] == "withdrawn")
+    withdrawn = Counter(row["reviewer"] for row in rows if row["verdict"] == "withdrawn")
     people = []
-    for name in sorted({one.reviewer for one in ratings if one.reviewer is not None}):
-        own = [one for one in ratings if one.reviewer == name]
+    for name in sorted({rating.reviewer for rating in ratings if rating.reviewer is not None}):
+        own = [rating for rating in ratings if rating.reviewer == name]
         same = compared = 0
-        for given in fair.values():
-            mine = [one for one in given if one.reviewer == name]
-            others = [one for one in given if one.reviewer != name]
+        for verdicts in fair.values():
+            mine = [rating for rating in verdicts if rating.reviewer == name]
+            others = [rating for rating in verdicts if rating.reviewer != name]
             compared += len(mine) * len(others)
-            same += sum(one.right == other.right for one in mine for other in others)
+            same += sum(rating.right == other.right for rating in mine for other in others)
         people.append(
             Person(
                 reviewer=name,
                 reviews=len(own),
-                decisions=len({one.decision_id for one in own}),
-                blind=sum(one.blind for one in own),
-                adjudicated=sum(one.adjudicates for one in own),
-                withdrawn=back[name],
-                accepted=sum(one.verdict == "accept" for one in own),
+                decisions=len({rating.decision_id for rating in own}),
+                blind=sum(rating.blind for rating in own),
+                adjudicated=sum(rating.adjudicates for rating in own),
+                withdrawn=withdrawn[name],
+                accepted=sum(rating.verdict == "accept" for rating in own),
                 agrees=proportion(same, compared),
-                first=min(one.at for one in own),
-                last=max(one.at for one in own),
+                first=min(rating.at for rating in own),
+                last=max(rating.at for rating in own),
             )
         )
     return tuple(people)

@@ -1,14 +1,14 @@
-"""Which decision a reviewer sees first, and why.
+"""The order in which a reviewer sees decisions, with the reason for each place.
 
-Owns the order of a queue. Invariant: whether a decision is in the random sample, or is judged twice,
-follows from its id alone, so every reviewer's queue agrees on it and nothing that was seen can change it.
-Bounded: `WINDOW` decisions against `COMPARED` reviewed ones. Pure; any thread.
+Owns the order of a queue. Invariant: whether a decision is in the random sample, and whether it gets a second
+verdict, depends on its id alone. So all reviewers' queues agree, and no verdict can change it. The cost is
+bounded: `WINDOW` decisions are compared with `COMPARED` reviewed ones. Pure; any thread.
 
-    score = (0.1 + 0.9 unsure) x risk x (0.1 + 0.9 novel)
+    score = (0.1 + 0.9 uncertainty) x risk x (0.1 + 0.9 novelty)
 
-`unsure` is the entropy of the calibrated probabilities over its maximum, 0 to 1 (a rule's answer has
-none: 0; an answer that nobody could give: 1). `risk` is 0.25, 0.5, 0.75 or 1. `novel` is 1 less the
-greatest overlap (Jaccard) of the question's words with those of a reviewed question.
+`uncertainty` is the entropy of the calibrated probabilities divided by its maximum, 0 to 1. It is 0 for an
+answer of the rules and 1 for a fallback. `risk` is 0.25, 0.5, 0.75 or 1. `novelty` is 1 minus the greatest
+overlap (Jaccard) of the question's words with those of a reviewed question.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from msgspec import Struct
 
 from thor_policy.core.requests import RISKS, Json
 
-#: Decisions that are put in order, and reviewed ones that their questions are compared with.
+#: Number of decisions that are ranked, and of reviewed ones with which they are compared.
 WINDOW, COMPARED = 500, 200
-#: Words of a question that are compared.
+#: Number of words of a question that are compared.
 MOST_WORDS = 200
-#: Shares of the decisions that are drawn at random, and that a second person judges blind.
+#: Shares of the decisions in the random sample, and of those that get a blind second verdict.
 RANDOM_SHARE, SECOND_SHARE = 0.2, 0.1
-#: What no factor of a score falls below, so that none hides the others.
+#: Lower bound of the factors `uncertainty` and `novelty`, so that neither hides the others.
 _LEAST = 0.1
 _WORD = re.compile(r"\w+")
 
 
 class Pick(Struct, frozen=True, kw_only=True):
-    """A decision in a queue and why it stands where it does. `score` is None where none was needed.
+    """A decision in a queue, with the reason for its place (`why`). `score` is None if the place needs none.
 
-    `sampled`: drawn at random; `blind`: a second verdict, given without sight of the first; `adjudicates`:
-    reviewers disagree about it. More verdicts of others than `others` leave nothing to do; None: as many as
-    there are.
+    `sampled`: from the random sample. `blind`: a second verdict, given without seeing the first.
+    `adjudicates`: the verdict settles a disagreement. If other reviewers gave more than `others` verdicts,
+    none is needed any more; None means no limit.
     """
 
     decision_id: str
@@ -53,43 +53,45 @@ class Pick(Struct, frozen=True, kw_only=True):
 class Signals(Struct, frozen=True, kw_only=True):
     """The three factors of a score."""
 
-    unsure: float
+    uncertainty: float
     risk: float
-    novel: float
+    novelty: float
     risk_level: str | None
 
     @property
     def score(self) -> float:
-        return (_LEAST + (1 - _LEAST) * self.unsure) * self.risk * (_LEAST + (1 - _LEAST) * self.novel)
+        uncertainty = _LEAST + (1 - _LEAST) * self.uncertainty
+        return uncertainty * self.risk * (_LEAST + (1 - _LEAST) * self.novelty)
 
     def __str__(self) -> str:
-        return f"unsure {self.unsure:.2f} x risk {self.risk_level or 'unknown'} x new {self.novel:.2f}"
+        risk = self.risk_level or "unknown"
+        return f"uncertainty {self.uncertainty:.2f} x risk {risk} x novelty {self.novelty:.2f}"
 
 
 def drawn(decision_id: str, purpose: str, share: float) -> bool:
-    """True for that share of all decisions, the same ones for everybody."""
-    return lot(decision_id, purpose) < share
+    """True for this share of all decisions, the same ones for every reviewer."""
+    return draw(decision_id, purpose) < share
 
 
-def lot(decision_id: str, purpose: str) -> float:
-    """A number from 0 to 1 that follows from the id, and differently for each purpose."""
+def draw(decision_id: str, purpose: str) -> float:
+    """A number from 0 to 1 computed from the id, a different one for each purpose."""
     digest = hashlib.sha256(f"{purpose}:{decision_id}".encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def signals(row: Mapping[str, Json], reviewed: Sequence[frozenset[str]]) -> Signals:
-    """The factors of one row of the table of decisions; `reviewed` are the words of reviewed questions."""
+    """The factors of one row of the table of decisions. `reviewed` are the words of reviewed questions."""
     risk = row["risk_level"]
     return Signals(
-        unsure=unsure(row["probabilities"], row["tier"]),
+        uncertainty=uncertainty(row["probabilities"], row["tier"]),
         risk=(RISKS.index(risk) + 1) / len(RISKS) if risk in RISKS else 0.5,
-        novel=novelty(words(row), reviewed),
+        novelty=novelty(words(row), reviewed),
         risk_level=risk,
     )
 
 
-def unsure(probabilities: Mapping[str, float], tier: str) -> float:
-    """Entropy over its maximum."""
+def uncertainty(probabilities: Mapping[str, float], tier: str) -> float:
+    """The entropy divided by its maximum, 0 to 1; without probabilities 0 for a rule, otherwise 1."""
     shares = [share for share in probabilities.values() if share > 0]
     if len(probabilities) < 2 or not shares:
         return 0.0 if tier == "rule" else 1.0
@@ -98,41 +100,41 @@ def unsure(probabilities: Mapping[str, float], tier: str) -> float:
 
 
 def words(row: Mapping[str, Json]) -> frozenset[str]:
-    """The words of a question, without the name of whom it is about."""
+    """The words of a question, without the id of its subject."""
     situation = row["situation"]
     if not isinstance(situation, dict):
         return frozenset()
-    found: set[str] = set()
+    all_words: set[str] = set()
     for text in _texts({name: part for name, part in situation.items() if name != "subject"}):
-        found.update(match.group().casefold() for match in _WORD.finditer(text))
+        all_words.update(match.group().casefold() for match in _WORD.finditer(text))
     subject = situation.get("subject")
     if isinstance(subject, dict):
         for text in _texts(subject.get("properties")):
-            found.update(match.group().casefold() for match in _WORD.finditer(text))
-    return frozenset(sorted(found)[:MOST_WORDS])
+            all_words.update(match.group().casefold() for match in _WORD.finditer(text))
+    return frozenset(sorted(all_words)[:MOST_WORDS])
 
 
 def _texts(value: Json) -> Iterator[str]:
     stack = [value]
     while stack:
-        one = stack.pop()
-        if isinstance(one, str):
-            yield one
-        elif isinstance(one, dict):
-            yield from one
-            stack.extend(one.values())
-        elif isinstance(one, list):
-            stack.extend(one)
-        elif one is not None:
-            yield str(one)
+        part = stack.pop()
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, dict):
+            yield from part
+            stack.extend(part.values())
+        elif isinstance(part, list):
+            stack.extend(part)
+        elif part is not None:
+            yield str(part)
 
 
-def novelty(of: frozenset[str], reviewed: Sequence[frozenset[str]]) -> float:
-    """1 less the greatest Jaccard overlap with any of them; 1 where there is none."""
+def novelty(question: frozenset[str], reviewed: Sequence[frozenset[str]]) -> float:
+    """1 minus the greatest Jaccard overlap with the words of a reviewed question; 1 if there is none."""
     nearest = 0.0
     for other in reviewed:
-        either = len(of | other)
-        nearest = max(nearest, len(of & other) / either if either else 1.0)
+        union = len(question | other)
+        nearest = max(nearest, len(question & other) / union if union else 1.0)
     return 1.0 - nearest
 
 
@@ -147,10 +149,10 @@ def queue(
 ) -> list[Pick]:
     """The decisions `rows` in the order in which they should be reviewed.
 
-    `reviewed` are rows of reviewed decisions to compare with, the newest first; `again` those that wait for a
-    blind verdict, up to `verdicts` each; `mine` the ids assigned to this reviewer, which come before all. The
-    random sample has every n-th place (n = 1 / `random_share`), a blind verdict every tenth; the score orders
-    the rest.
+    `reviewed` are rows of reviewed decisions for comparison, newest first. `again` are those that wait for a
+    blind verdict, up to `verdicts` each. `mine` are the ids assigned to this reviewer, which come first. The
+    random sample gets every n-th place (n = 1 / `random_share`), blind verdicts get every tenth. The score
+    orders the others.
     """
     known = [words(row) for row in reviewed[:COMPARED]]
     own: list[Pick] = []
@@ -159,37 +161,37 @@ def queue(
     for row in rows[:WINDOW]:
         decision_id = row["decision_id"]
         factors = signals(row, known)
-        is_mine, at_random = decision_id in mine, drawn(decision_id, "sample", random_share)
+        is_mine, is_sampled = decision_id in mine, drawn(decision_id, "sample", random_share)
         pick = Pick(decision_id=decision_id, why=str(factors), score=factors.score)
         if is_mine:
-            own.append(_with(pick, f"assigned to you; {factors}"))
-        elif at_random:
-            why = f"drawn at random, as {random_share:.0%} are, so that estimates stay honest"
+            own.append(_with_reason(pick, f"assigned to you; {factors}"))
+        elif is_sampled:
+            why = f"random sample ({random_share:.0%} of decisions), so that estimates are unbiased"
             pick = Pick(decision_id=decision_id, why=why, sampled=True)
-            sample.append((lot(decision_id, "sample"), pick))
+            sample.append((draw(decision_id, "sample"), pick))
         else:
             ranked.append(pick)
     for picks in (own, ranked):
         picks.sort(key=lambda pick: -(pick.score or 0.0))
-    sample.sort(key=lambda one: one[0])
+    sample.sort(key=lambda drawn_pick: drawn_pick[0])
     blind = [
         Pick(
             decision_id=row["decision_id"],
-            why="judged before; your verdict, without sight of that one, tells how far people agree",
+            why="already judged; a blind second verdict shows how far reviewers agree",
             blind=True,
             others=verdicts - 1,
         )
-        for row in sorted(again, key=lambda row: lot(row["decision_id"], "second"))
+        for row in sorted(again, key=lambda row: draw(row["decision_id"], "second"))
     ]
     every = round(1 / max(random_share, 1 / WINDOW)) if random_share > 0 else 0
-    return own + _merged(ranked, [pick for _, pick in sample], blind, every)
+    return own + _interleaved(ranked, [pick for _, pick in sample], blind, every)
 
 
-def _with(pick: Pick, why: str) -> Pick:
+def _with_reason(pick: Pick, why: str) -> Pick:
     return Pick(decision_id=pick.decision_id, why=why, score=pick.score)
 
 
-def _merged(ranked: list[Pick], sample: list[Pick], blind: list[Pick], every: int) -> list[Pick]:
+def _interleaved(ranked: list[Pick], sample: list[Pick], blind: list[Pick], every: int) -> list[Pick]:
     ranked, sample, blind = ranked[::-1], sample[::-1], blind[::-1]
     merged: list[Pick] = []
     while ranked or sample or blind:

@@ -1,9 +1,8 @@
-"""One reviewer at work: what is shown next, and what a verdict, a skip, an undo leaves behind.
+"""One reviewer's session: which decision is shown next, and what a verdict, a skip or an undo records.
 
-Owns the course of a session. Invariant: a decision is shown only once its reviewer holds the lease on it,
-and every verdict is kept before the next decision is shown; nothing is held back to be written later. An
-undo is a record of its own, for the chain is only ever appended to. Time is an argument. The reviewer's
-thread.
+Owns the course of a session. Invariant: a decision is shown only after its reviewer got the lease on it, and
+every verdict is recorded before the next decision is shown. An undo is a record of its own, because the chain
+is append-only. Time is an argument. The reviewer's thread.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from thor_policy.review import agreement
 from thor_policy.review.agreement import Rating
 from thor_policy.review.ranking import Pick
 
-#: How long a decision stays with a reviewer who does nothing, in seconds.
+#: Seconds for which a decision is reserved for a reviewer who does nothing.
 LEASE_S = 600
 
 
 class Item(Struct, frozen=True, kw_only=True):
     """A decision as its reviewer sees it.
 
-    `decision` is its row, `event` its event with body and private part (None if erased), `ratings` the
-    standing verdicts that may be shown; `hidden` counts those that may not.
+    `decision` is its row. `event` is its event with body and private part (None if erased). `ratings` are the
+    standing verdicts that may be shown; `hidden` counts the others.
     """
 
     pick: Pick
@@ -45,12 +44,12 @@ class Item(Struct, frozen=True, kw_only=True):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The outcomes that the model chose from, loosest first; empty where it was not asked."""
+        """The outcomes that the model chose from, loosest first; empty if it was not asked."""
         return tuple(self.decision["probabilities"])
 
 
-class Desk(Protocol):
-    """Where decisions come from and verdicts go."""
+class ReviewQueue(Protocol):
+    """The source of decisions, and the receiver of verdicts."""
 
     def load(self, decision_id: str) -> dict[str, Json]:
         """One decision with its event (`Reader.trace`)."""
@@ -59,17 +58,17 @@ class Desk(Protocol):
         """Its row of the table of decisions alone."""
 
     def reviews(self, decision_id: str) -> Sequence[Mapping[str, Json]]:
-        """Every row of the table of reviews about it, each with the `outcome` that was served."""
+        """Every row of the table of reviews on it, with the `outcome` that was served."""
 
-    def keep(self, record: records.Record) -> str:
-        """Record something and return its id. Raises RequestError; `conflict` where another has the lease."""
+    def record(self, record: records.Record) -> str:
+        """Record something and return its id. Raises RequestError: `conflict` if another holds the lease."""
 
 
 Step = Literal["judged", "skipped", "delegated"]
 
 
 class Done(Struct, frozen=True, kw_only=True):
-    """One step of the session, for who wants to take it back."""
+    """One step of the session, as `undo` needs it."""
 
     step: Step
     place: int
@@ -78,39 +77,39 @@ class Done(Struct, frozen=True, kw_only=True):
 
 
 class Session:
-    """A reviewer going through a queue. `open` first; `item` is None at the end of the queue.
+    """A reviewer working through a queue. Call `open` first; `item` is None at the end of the queue.
 
-    Whatever the desk raises passes through, and nothing that was not kept counts as done.
+    Errors of the queue are passed on, and a step counts as done only if it was recorded.
     """
 
     def __init__(
         self,
         picks: Sequence[Pick],
-        desk: Desk,
+        queue: ReviewQueue,
         reviewer: str,
         *,
         lease_s: int = LEASE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.picks, self.reviewer = list(picks), reviewer
-        self._desk, self._lease_s, self._clock = desk, lease_s, clock
+        self._queue, self._lease_s, self._clock = queue, lease_s, clock
         self._leased_s = 0.0
         self._visited: set[int] = set()
         self.place = 0
         self.item: Item | None = None
         self.done: list[Done] = []
-        #: Decisions passed over because somebody else had them, or had judged them in the meantime.
+        #: Number of decisions that another reviewer had leased, or had judged in the meantime.
         self.passed_over = 0
 
     def count(self, step: Step) -> int:
-        """How often this was done and not taken back."""
-        return sum(one.step == step for one in self.done)
+        """How often this step was done and not undone."""
+        return sum(done.step == step for done in self.done)
 
-    # ------------------------------------------------------------ where we are
+    # ------------------------------------------------------------ moving through the queue
 
     def open(self, place: int | None = None, *, direction: int = 1) -> Item | None:
-        """Show the decision at `place` of the queue, or the next one that is free; None if there is none."""
-        self._let_go()
+        """Show the decision at `place` of the queue, or the next free one; None if there is none."""
+        self._release_shown()
         self.place = self.place if place is None else place
         while 0 <= self.place < len(self.picks):
             item = self._take(self.picks[self.place])
@@ -124,104 +123,104 @@ class Session:
         return None
 
     def back(self) -> Item | None:
-        """Show the decision before this one, judged or not; the first has none before it."""
+        """Show the previous decision, judged or not; at the first place, the first."""
         if self.place == 0:
             return self.item
         return self.open(self.place - 1, direction=-1) or self.open(self.place)
 
     def find(self, text: str) -> Item | None:
-        """Show the next decision whose question, reasoning or id holds `text`, in any case."""
-        low = text.casefold()
+        """Show the next decision whose question, reasoning or id contains `text`; capitals do not count."""
+        pattern = text.casefold()
         for step in range(1, len(self.picks) + 1):
             place = (self.place + step) % len(self.picks)
-            row = self._desk.row(self.picks[place].decision_id)
-            told = (row["situation"], row["reasoning"], row["actor"], row["entity"], row["decision_id"])
-            if low in repr(told).casefold():
+            row = self._queue.row(self.picks[place].decision_id)
+            fields = (row["situation"], row["reasoning"], row["actor"], row["entity"], row["decision_id"])
+            if pattern in repr(fields).casefold():
                 return self.open(place)
         return None
 
     def close(self) -> None:
-        """Give the decision that is shown to others; where that cannot be told, its lease runs out."""
+        """Release the decision that is shown; if that cannot be recorded, its lease expires."""
         with suppress(ThorPolicyError):
-            self._let_go()
+            self._release_shown()
 
     def _take(self, pick: Pick) -> Item | None:
         if self._settled(pick):
             return None
         if not self._lease(pick):
             return None
-        found, ratings = self._desk.load(pick.decision_id), self._ratings(pick)
-        shown = tuple(one for one in ratings if not pick.blind or one.reviewer == self.reviewer)
+        loaded, ratings = self._queue.load(pick.decision_id), self._ratings(pick)
+        shown = tuple(rating for rating in ratings if not pick.blind or rating.reviewer == self.reviewer)
         return Item(
             pick=pick,
-            decision=found["decision"],
-            event=found["event"],
+            decision=loaded["decision"],
+            event=loaded["event"],
             ratings=shown,
             hidden=len(ratings) - len(shown),
         )
 
     def _lease(self, pick: Pick) -> bool:
-        """Keep others away from a decision; False if somebody else has it, or has settled it meanwhile."""
-        begun_s = self._clock()
+        """Lease a decision; False if another reviewer holds it, or has judged it in the meantime."""
+        lease_start_s = self._clock()
         lease = records.Assignment(
             decision_id=pick.decision_id, reviewer=self.reviewer, type="lease", seconds=self._lease_s
         )
         try:
-            self._desk.keep(lease)
+            self._queue.record(lease)
         except RequestError as error:
             if error.code in ("conflict", "not_found"):
                 return False
             raise
-        if self._settled(pick):  # in the moment before the lease was ours
+        if self._settled(pick):  # judged just before this lease began
             self._release(pick.decision_id)
             return False
-        self._leased_s = begun_s
+        self._leased_s = lease_start_s
         return True
 
     def _settled(self, pick: Pick) -> bool:
-        """True if others have done since what the queue wanted done."""
+        """True if other reviewers have given the verdicts that the queue wanted."""
         if self.place in self._visited or pick.others is None:
             return False
         ratings = self._ratings(pick)
-        others = [one for one in ratings if one.reviewer != self.reviewer]
+        others = [rating for rating in ratings if rating.reviewer != self.reviewer]
         if pick.adjudicates:
             return not agreement.disagree(ratings)
         return len(others) > pick.others
 
     def _ratings(self, pick: Pick) -> list[Rating]:
-        return agreement.standing(self._desk.reviews(pick.decision_id))
+        return agreement.standing(self._queue.reviews(pick.decision_id))
 
-    def _let_go(self) -> None:
+    def _release_shown(self) -> None:
         item, self.item = self.item, None
         if item is not None:
             self._release(item.decision_id)
 
     def _release(self, decision_id: str) -> None:
         try:
-            self._desk.keep(
+            self._queue.record(
                 records.Assignment(decision_id=decision_id, reviewer=self.reviewer, type="release")
             )
         except RequestError as error:
-            if error.code != "conflict":  # the lease ran out and somebody else has it: nothing is ours
+            if error.code != "conflict":  # the lease expired and another reviewer holds the decision
                 raise
 
-    # ------------------------------------------------------------ what is done
+    # ------------------------------------------------------------ verdicts and other steps
 
     def judge(
         self, verdict: records.Judgement, *, decision: str | None = None, reasoning: str | None = None
     ) -> str:
-        """Keep a verdict on the decision that is shown, and show the next; returns the review's id.
+        """Record a verdict on the decision that is shown, show the next, and return the review's id.
 
-        Raises RequestError: `bad_request` if the right outcome is the one that was served, `conflict` if the
-        lease ran out and somebody else has taken the decision.
+        Raises RequestError: `bad_request` if `decision` is the outcome that was served, `conflict` if the
+        lease expired and another reviewer took the decision.
         """
         item = self._shown()
         if decision is not None and decision == item.decision["decision"]:
             raise RequestError("bad_request", f"decision: {decision} was served; accept it, or name another")
         if self._clock() - self._leased_s >= self._lease_s - 1 and not self._lease(item.pick):
-            self.item = None  # and is somebody else's; `open` shows the next
-            raise RequestError("conflict", "your time with this decision ran out and somebody else took it")
-        review_id = self._desk.keep(
+            self.item = None  # `open` shows the next one
+            raise RequestError("conflict", "your lease on this decision expired and another reviewer took it")
+        review_id = self._queue.record(
             records.Review(
                 decision_id=item.decision_id,
                 reviewer=self.reviewer,
@@ -233,41 +232,41 @@ class Session:
                 sampled=item.pick.sampled,
             )
         )
-        self.item = None  # the verdict ended the lease
-        self._note("judged", review_id=review_id, verdict=verdict)
+        self.item = None  # a verdict ends the lease
+        self._finish("judged", review_id=review_id, verdict=verdict)
         return review_id
 
     def skip(self) -> None:
-        """Leave the decision that is shown to others, and show the next."""
+        """Release the decision that is shown, and show the next."""
         self._shown()
-        self._let_go()
-        self._note("skipped")
+        self._release_shown()
+        self._finish("skipped")
 
     def delegate(self, to: str) -> None:
-        """Assign the decision that is shown to somebody else, and show the next."""
+        """Assign the decision that is shown to another reviewer, and show the next."""
         item = self._shown()
-        self._desk.keep(
+        self._queue.record(
             records.Assignment(
                 decision_id=item.decision_id, reviewer=to, type="assign", given_by=self.reviewer
             )
         )
-        self._let_go()
-        self._note("delegated")
+        self._release_shown()
+        self._finish("delegated")
 
     def undo(self) -> Done | None:
-        """Take the last step back and show its decision again; None if there is nothing left to take back.
+        """Undo the last step and show its decision again; None if there is nothing to undo.
 
-        A verdict is taken back by a record that says which one stands now: that of this reviewer before it,
-        or of somebody else, or none. A delegated decision is unassigned.
+        A verdict is withdrawn by a record that says which verdict stands now: an earlier one of this
+        reviewer, another reviewer's, or none. A delegated decision is unassigned.
         """
         if not self.done:
             return None
         last = self.done[-1]
         pick = self.picks[last.place]
         if last.step == "judged":
-            self._desk.keep(self._withdrawal(pick.decision_id, last.review_id))
+            self._queue.record(self._withdrawal(pick.decision_id, last.review_id))
         elif last.step == "delegated":
-            self._desk.keep(
+            self._queue.record(
                 records.Assignment(decision_id=pick.decision_id, reviewer=self.reviewer, type="unassign")
             )
         self.done.pop()
@@ -275,10 +274,10 @@ class Session:
         return last
 
     def _withdrawal(self, decision_id: str, review_id: str | None) -> records.Review:
-        rows = self._desk.reviews(decision_id)
-        left = agreement.standing([row for row in rows if row["id"] != review_id])
-        stands: Any = left[-1].verdict if left else None
-        row = self._desk.row(decision_id)
+        rows = self._queue.reviews(decision_id)
+        standing = agreement.standing([row for row in rows if row["id"] != review_id])
+        stands: Any = standing[-1].verdict if standing else None
+        row = self._queue.row(decision_id)
         expected = row["expected_decision"]
         return records.Review(
             decision_id=decision_id,
@@ -286,8 +285,8 @@ class Session:
             verdict="withdrawn",
             withdraws=review_id,
             stands=stands,
-            decision=left[-1].decision if left else None,
-            right=row["decision"] in expected.split("|") if expected and not left else None,
+            decision=standing[-1].decision if standing else None,
+            right=row["decision"] in expected.split("|") if expected and not standing else None,
         )
 
     def _shown(self) -> Item:
@@ -295,7 +294,7 @@ class Session:
             raise RequestError("not_found", "no decision is shown")
         return self.item
 
-    def _note(self, step: Step, **told: str) -> None:
-        self.done.append(Done(step=step, place=self.place, **told))
+    def _finish(self, step: Step, **review: str) -> None:
+        self.done.append(Done(step=step, place=self.place, **review))
         self._visited.add(self.place)
         self.open(self.place + 1)

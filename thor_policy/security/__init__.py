@@ -1,1 +1,1 @@
-"""Who asks, what they may do, and what is signed: CURVE keys, roles, Ed25519 signatures, safe files."""
+"""Identity, permission and signatures: CURVE keys, roles, Ed25519 signatures, safe files."""

@@ -1,15 +1,15 @@
-"""The CURVE keys: the server's own, and those of the clients that it knows.
+"""The CURVE keys: the server's own key pair, and the keys of the known clients.
 
-Owns the directory of keys. Invariant: a file there is whole or not visible, a secret is readable by its
-owner alone, and a key counts only while `clients.json` names it and says nothing of a revocation; a file
-that cannot be read makes no key count. `Keys` is for commands and may wait for the disk; `KeyRing` is
-asked by the main thread for every handshake and request, and looks at the file's stamp each time, so that
-a revocation needs no restart.
+Owns the directory of keys. Invariant: a file there is complete or not visible; only its owner can read a
+secret; a key is valid only while `clients.json` lists it as not revoked. If `clients.json` cannot be read,
+no key is valid. `Keys` is for commands and may wait for the disk. The main thread asks `KeyRing` at every
+handshake and request; it checks the timestamp of `clients.json` each time, so a revocation needs no restart.
 
-    server.key       the server's pair; mode 0600
-    server.pub       its public half, for other implementations
-    clients.json     name, public key and roles of each client, and when it was revoked; no secret
-    NAME.key         what a client needs: its pair and the server's public key; mode 0600, to be taken away
+    server.key       the server's key pair; mode 0600
+    server.pub       its public key, for other implementations
+    clients.json     name, public key, roles and revocation time of each client; no secret
+    NAME.key         the file for a client: its key pair and the server's public key; mode 0600, to be moved
+                     to that client
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from thor_policy.security import files
 
 log = logging.getLogger(__name__)
 
-#: Most bytes of a file of keys.
+#: Largest file of keys, in bytes.
 MAX_BYTES = 4 * 2**20
-#: A file as young as this may change again without another stamp, in nanoseconds: stamps have a coarse clock.
+#: A younger file may change again with the same timestamp, since timestamps are coarse; in nanoseconds.
 _YOUNG_NS = 2 * 10**9
 
 #: A key in the text form of ZeroMQ (Z85).
@@ -46,21 +46,21 @@ T = TypeVar("T")
 
 
 class KeyPair(Struct, frozen=True, kw_only=True):
-    """Both halves of a key."""
+    """A public and a secret key."""
 
     public: Z85
     secret: Z85
 
 
 class ClientKey(KeyPair, frozen=True, kw_only=True):
-    """What a client needs: its pair, and the public key of the server that it trusts."""
+    """Content of a client's key file: its key pair, and the public key of the server that it trusts."""
 
     name: Name
     server: Z85
 
 
 class KeyHolder(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A client that the server knows, or knew: `made_at` and `revoked_at` are RFC 3339 in UTC."""
+    """A client's entry in clients.json, revoked or not; `made_at` and `revoked_at` are RFC 3339 in UTC."""
 
     name: Name
     public: Z85
@@ -79,22 +79,22 @@ class _Register(Struct, frozen=True, kw_only=True):
 
 
 class Keys:
-    """The keys in `directory`, which is made when the first is. Raises ConfigError, as all its calls do."""
+    """The keys in `directory`, which is made with the first key. All calls raise ConfigError."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._register = directory / "clients.json"
 
     def clients(self) -> tuple[KeyHolder, ...]:
-        """Every client key, revoked ones too, in the order in which they were made."""
+        """All client keys, with the revoked ones, oldest first."""
         if not self._register.exists():
             return ()
         return _read(self._register, _Register).keys
 
     def server(self) -> KeyPair:
-        """The server's own pair."""
+        """The server's own key pair."""
         path = self._directory / "server.key"
-        _need_curve()
+        _require_curve()
         if not path.exists():
             raise ConfigError(
                 f"there is no server key in {self._directory}; run `thorpolicy keys new --server`"
@@ -102,42 +102,45 @@ class Keys:
         return _read(path, KeyPair, secret=True)
 
     def new_server(self) -> Path:
-        """Make the server's pair, unless it is there; returns the file of its public half."""
-        with self._changing():
+        """Make the server's key pair if there is none; return the file of its public key."""
+        with self._locked():
             return self._new_server()
 
     def new(self, name: str, roles: Iterable[Role], at: float) -> Path:
-        """Make a client's key, at Unix time `at`; returns the file to hand to that client."""
-        with self._changing():
+        """Make a client's key, at Unix time `at`; return the file for that client."""
+        with self._locked():
             self._new_server()
             try:
                 msgspec.convert(name, Name)
             except msgspec.ValidationError:
                 raise ConfigError(
-                    f"a key cannot be called {name!r}: letters, digits, dot, dash and underscore, at most 64"
+                    f"a key cannot be called {name!r}: use at most 64 letters, digits, dots, dashes and "
+                    "underscores, and begin with a letter or digit"
                 ) from None
             path = self._directory / f"{name}.key"
             if name == "server" or any(o.name == name and o.revoked_at is None for o in self.clients()):
                 raise ConfigError(f"there is a key {name!r}; revoke it first, or choose another name")
             pair = _new_pair()
-            held = ClientKey(name=name, server=self.server().public, public=pair.public, secret=pair.secret)
+            client_key = ClientKey(
+                name=name, server=self.server().public, public=pair.public, secret=pair.secret
+            )
             holder = KeyHolder(name=name, public=pair.public, roles=tuple(roles), made_at=_time(at))
-            # before it counts: a key that nobody holds is no use
-            files.place(path, _json(held), 0o600, over=True)
+            # before clients.json lists it: a listed key without a file would be useless
+            files.place(path, _json(client_key), 0o600, over=True)
             files.place(self._register, _json(_Register(keys=(*self.clients(), holder))), 0o644, over=True)
             return path
 
     def revoke(self, name: str, at: float) -> KeyHolder:
-        """Make a key count no more, from Unix time `at` on; a daemon notices at once."""
-        with self._changing():
+        """Revoke a key at Unix time `at`; a running daemon refuses it at once."""
+        with self._locked():
             keys = self.clients()
-            active = [one for one in keys if one.name == name and one.revoked_at is None]
+            active = [holder for holder in keys if holder.name == name and holder.revoked_at is None]
             if not active:
-                known = ", ".join(one.name for one in keys if one.revoked_at is None) or "none"
+                known = ", ".join(holder.name for holder in keys if holder.revoked_at is None) or "none"
                 raise ConfigError(f"there is no key {name!r} to revoke; known: {known}")
             revoked = msgspec.structs.replace(active[0], revoked_at=_time(at))
-            left = tuple(revoked if one is active[0] else one for one in keys)
-            files.place(self._register, _json(_Register(keys=left)), 0o644, over=True)
+            holders = tuple(revoked if holder is active[0] else holder for holder in keys)
+            files.place(self._register, _json(_Register(keys=holders)), 0o644, over=True)
             (self._directory / f"{name}.key").unlink(missing_ok=True)
             return revoked
 
@@ -150,8 +153,8 @@ class Keys:
         return public
 
     @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """One process at a time changes the directory."""
+    def _locked(self) -> Iterator[None]:
+        """Lock the directory, so that one process at a time changes it."""
         try:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o755)
             lock = os.open(self._directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -165,7 +168,7 @@ class Keys:
 
 
 def load_client_key(path: Path) -> ClientKey:
-    """The client's key in a file that `Keys.new` made. Raises ConfigError."""
+    """The key in a client's key file, which `Keys.new` made. Raises ConfigError."""
     return _read(path, ClientKey, secret=True)
 
 
@@ -173,7 +176,7 @@ def load_client_key(path: Path) -> ClientKey:
 
 
 class KeyRing:
-    """The client keys of `directory` as their file says at this moment.
+    """The valid client keys of `directory`, as clients.json lists them at this moment.
 
     `now_ns` is the wall clock in nanoseconds.
     """
@@ -183,37 +186,37 @@ class KeyRing:
         self._now_ns = now_ns
         self._stamp: tuple[int, int, int] | None = None
         self._settled = False
-        self._trouble = ""
+        self._logged_error = ""
         self._holders: dict[str, KeyHolder] = {}
 
     def find(self, public: str) -> KeyHolder | None:
-        """Who holds the secret of this public key (Z85); None if nobody known does, or it was revoked."""
+        """The client with this public key (Z85); None if it is unknown or revoked."""
         try:
-            found = self._path.stat()
-            stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
+            status = self._path.stat()
+            stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
             if stamp != self._stamp or not self._settled:
-                self._settled = abs(self._now_ns() - found.st_mtime_ns) > _YOUNG_NS
+                self._settled = abs(self._now_ns() - status.st_mtime_ns) > _YOUNG_NS
                 keys = _read(self._path, _Register).keys
-                self._holders = {one.public: one for one in keys if one.revoked_at is None}
-                self._stamp, self._trouble = stamp, ""
+                self._holders = {holder.public: holder for holder in keys if holder.revoked_at is None}
+                self._stamp, self._logged_error = stamp, ""
         except (OSError, ConfigError) as error:
             self._holders, self._stamp = {}, None
-            if str(error) != self._trouble:
-                self._trouble = str(error)
-                log.error("no key counts: %s", error)
+            if str(error) != self._logged_error:
+                self._logged_error = str(error)
+                log.error("no client key is valid: %s", error)
         return self._holders.get(public)
 
 
 # ---------------------------------------------------------------- files
 
 
-def _need_curve() -> None:
+def _require_curve() -> None:
     if not zmq.has("curve"):
         raise ConfigError("this ZeroMQ was built without CURVE; install pyzmq from its wheel")
 
 
 def _new_pair() -> KeyPair:
-    _need_curve()
+    _require_curve()
     public, secret = zmq.curve_keypair()
     return KeyPair(public=public.decode(), secret=secret.decode())
 
@@ -227,15 +230,17 @@ def _json(value: Struct) -> bytes:
 
 
 def _read(path: Path, kind: type[T], *, secret: bool = False) -> T:
-    """What a file of keys holds. Raises ConfigError, which never repeats it."""
+    """Content of a file of keys. Raises ConfigError, which never repeats the content."""
     try:
-        content = files.read(path, max_bytes=MAX_BYTES, trouble=_exposed if secret else lambda _: None)
+        content = files.read(path, max_bytes=MAX_BYTES, check=_exposed if secret else lambda _: None)
     except ValueError as error:
         raise ConfigError(f"the key file {path} {error}") from None
     except OSError as error:
-        cure = "; `thorpolicy keys new` makes one" if isinstance(error, FileNotFoundError) else ""
+        cure = ""
+        if isinstance(error, FileNotFoundError):
+            cure = "; correct --key, or make a key with `thorpolicy keys new NAME` on the daemon's machine"
         if isinstance(error, PermissionError):
-            cure = "; give it with `chown` to the user who has to read it"
+            cure = "; run `chown` on it, for the user who has to read it"
         raise ConfigError(f"the key file {path} cannot be read: {error.strerror}{cure}") from error
     try:
         return msgspec.json.decode(content, type=kind)
@@ -245,5 +250,5 @@ def _read(path: Path, kind: type[T], *, secret: bool = False) -> T:
 
 def _exposed(status: os.stat_result) -> str | None:
     if status.st_mode & 0o077:
-        return f"has mode {status.st_mode & 0o777:04o}, so others may come at it; run `chmod 600` on it"
+        return f"has mode {status.st_mode & 0o777:04o}, so other users can access it; run `chmod 600` on it"
     return None

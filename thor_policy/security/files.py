@@ -1,8 +1,8 @@
-"""Small files that others rely on: read without falling into a trap, written whole and to stay.
+"""Small files that must be safe: keys, signatures, checkpoints.
 
-Owns the ways to read a key, a signature or a checkpoint, and to have a file and its name on disk.
-Invariant: a file is whole and on disk when its name appears, and reading waits for nothing: no pipe, no
-device, no end that never comes. It waits for the disk: any thread but the main and the engine thread.
+Owns how such a file is read, and how a file and its name are written to disk. Invariant: a file is complete
+and on disk when its name appears; reading never blocks on a pipe or a device, and never reads more than a
+limit. It waits for the disk: any thread but the main and the engine thread.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-#: Most bytes of a file that is read, unless told otherwise.
+#: Largest file that is read by default, in bytes.
 MAX_BYTES = 65_536
 
 
@@ -22,18 +22,18 @@ def read(
     flags: int = 0,
     *,
     max_bytes: int = MAX_BYTES,
-    trouble: Callable[[os.stat_result], str | None] = lambda _: None,
+    check: Callable[[os.stat_result], str | None] = lambda _: None,
 ) -> bytes:
-    """A regular file, if it is not too large. Raises OSError, and ValueError saying what is wrong with it.
+    """Content of a regular file of at most `max_bytes`. Raises OSError, or ValueError with the problem.
 
-    `flags` are added to those of `os.open`; `trouble` may find something in what the file is.
+    `flags` are added to those of `os.open`. `check` returns a problem of the file's status, or None.
     """
     with open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("is no regular file")
-        if found := trouble(status):
-            raise ValueError(found)
+        if problem := check(status):
+            raise ValueError(problem)
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise ValueError(f"has more than {max_bytes} bytes")
@@ -41,15 +41,15 @@ def read(
 
 
 def reason(error: OSError | ValueError | RecursionError) -> str:
-    """What is wrong with a file, to follow its name."""
+    """The problem with a file, as text that follows the file's name."""
     return f"cannot be used: {error.strerror}" if isinstance(error, OSError) else str(error)
 
 
 def place(path: Path, content: bytes, mode: int, *, over: bool = False) -> None:
-    """Make a file that is whole and on disk when its name appears.
+    """Make a file that is complete and on disk when its name appears.
 
-    With `over` in the place of one that is there; without, that one stays. Raises OSError; FileExistsError if
-    it is there and stays.
+    With `over` it replaces an existing file. Without `over` an existing file stays, and FileExistsError is
+    raised. Raises OSError.
     """
     descriptor, new = tempfile.mkstemp(prefix=".", suffix=".new", dir=path.parent)
     try:
@@ -64,17 +64,17 @@ def place(path: Path, content: bytes, mode: int, *, over: bool = False) -> None:
             path.hardlink_to(new)  # a rename would overwrite
     finally:
         Path(new).unlink(missing_ok=True)
-        sync(path.parent)  # also if the name was there: it may be as young as this
+        sync(path.parent)  # also if the file existed: its name may not be on disk yet
 
 
 def rename(source: Path, target: Path) -> None:
-    """Give a file that is on disk already its final name, so that the name outlives a power cut."""
+    """Give a file that is already on disk its final name, and have the name on disk too."""
     source.replace(target)
     sync(target.parent)
 
 
 def sync(directory: Path) -> None:
-    """Have the names in a directory on disk."""
+    """Write the file names in a directory to disk (fsync)."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,9 +1,9 @@
-"""What a caller may do.
+"""Roles: what a caller may do.
 
-Owns which role each operation needs and which roles the settings give to whom. Invariant: an operation
-that this table does not know needs `control`, and a caller that nothing speaks of has no role. Names are
-resolved once, at the start, for a look-up may ask another machine; after that nothing here waits. Main
-thread.
+Owns the role that each operation needs, and the roles that the settings give to each caller. Invariant: an
+operation that is not in the table needs `control`, and a caller that no entry matches has no role. User and
+group names are resolved only when the settings are read, because a look-up may ask another machine; after
+that nothing here blocks. Main thread.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ ROLE_OF: dict[str, Role | None] = {
 
 
 class Roles:
-    """The setting `roles`, with its names resolved. Raises ConfigError for a user or group that is unknown.
+    """The setting `roles`, with its names resolved. Raises ConfigError for an unknown user or group.
 
-    Who is in a group is what the group's own list says now: members that join later need a restart.
+    The members of a group are those in its own list now. A member that joins later needs a restart.
     """
 
     def __init__(self, entries: Sequence[str]) -> None:
@@ -48,10 +48,10 @@ class Roles:
         self._of_uid: dict[int, frozenset[Role]] = {}
         self._of_gid: dict[int, frozenset[Role]] = {}
         for entry in entries:
-            found = GRANT.fullmatch(entry)
-            assert found is not None  # noqa: S101  a Config that exists is valid
-            roles: frozenset[Role] = EVERY_ROLE & set(found[2].split("+"))
-            kind, _, name = found[1].partition(":")
+            grant = GRANT.fullmatch(entry)
+            assert grant is not None  # noqa: S101  a Config that exists is valid
+            roles: frozenset[Role] = EVERY_ROLE & set(grant[2].split("+"))
+            kind, _, name = grant[1].partition(":")
             try:
                 if kind == "local":
                     self._local |= roles
@@ -62,11 +62,13 @@ class Roles:
                 else:
                     self._add_group(name, roles)
             except KeyError:
-                told = f"roles holds {entry!r}, but this machine knows no {kind} {name}"
-                raise ConfigError(f"{told}; make it, or take the entry out") from None
+                raise ConfigError(
+                    f"roles holds {entry!r}, but this machine has no {kind} {name}; create the {kind}, or "
+                    "remove the entry"
+                ) from None
 
     def of(self, caller: Caller) -> frozenset[Role]:
-        """The roles of a caller whom the kernel vouches for."""
+        """The roles of a caller on the ipc socket, by the uid and gid that the kernel reports."""
         if caller.uid is None or caller.gid is None:
             return frozenset()
         if caller.uid in (0, os.geteuid()):
@@ -86,16 +88,16 @@ class Roles:
         for member in group.gr_mem:
             try:
                 self._add_user(pwd.getpwnam(member).pw_uid, roles)
-            except KeyError:  # a group may list users that are gone
+            except KeyError:  # a group may list deleted users
                 continue
 
 
 def authorise(op: str, caller: Caller, roles: Collection[Role]) -> None:
-    """Raises RequestError `unauthorized`, naming the role, if `roles` do not hold what `op` needs."""
+    """Raise RequestError `unauthorized`, naming the role, if `roles` lack the role that `op` needs."""
     needed = ROLE_OF.get(op, "control")
     if needed in roles or (needed is None and roles):
         return
-    who = f"the key {caller.key!r}" if caller.key is not None else f"uid {caller.uid}"
-    wanted = f"the role {needed}" if needed is not None else f"one of the roles {', '.join(get_args(Role))}"
+    holder = f"the key {caller.key!r}" if caller.key is not None else f"uid {caller.uid}"
+    role = f"the role {needed}" if needed is not None else f"one of the roles {', '.join(get_args(Role))}"
     cure = "see `thorpolicy keys new`" if caller.key is not None else "see the setting `roles`"
-    raise RequestError("unauthorized", f"op: {op} needs {wanted}, which {who} does not have; {cure}")
+    raise RequestError("unauthorized", f"op: {op} needs {role}, which {holder} does not have; {cure}")

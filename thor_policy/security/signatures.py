@@ -1,11 +1,11 @@
-"""Ed25519 (RFC 8032): the keys on disk, and what they say of packs and of promotions.
+"""Ed25519 signatures (RFC 8032): the keys on disk, and the signatures of packs and promotions.
 
 Owns key files (PEM: PKCS8 and not encrypted, or SubjectPublicKeyInfo), the file `pack.sig` of a signed
-pack, and the form of what is signed. Invariant: a file is on disk whole or not visible, a private key
-that others may come at is not used, and of each signature there is one form in which it is read: the one
-in which it was written. It waits for the disk: any thread but the main and the engine thread.
+pack, and the form of the signed lines. Invariant: a file on disk is complete or not visible; a private key
+that other users can access is not used; a signature is accepted only in the exact bytes that were written.
+It waits for the disk: any thread but the main and the engine thread.
 
-A signature is over lines of ASCII, each ended by one newline (for checkpoints see
+A signature is over lines of ASCII, each with one newline at its end (for checkpoints see
 journal/checkpoints.py):
 
     thor-policy pack 1              thor-policy promotion 1
@@ -15,8 +15,8 @@ journal/checkpoints.py):
     <key>
 
 `key` is the id of the public key: the first 16 hex digits of the sha256 of its 32 raw bytes. Any tool can
-check one: `openssl pkeyutl -verify -pubin -inkey PUB -rawin -in LINES -sigfile SIGNATURE`, the signature
-as 64 raw bytes.
+check a signature: `openssl pkeyutl -verify -pubin -inkey PUB -rawin -in LINES -sigfile SIGNATURE`, with the
+signature as 64 raw bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -39,9 +39,9 @@ from thor_policy.core.decisions import PackInfo
 from thor_policy.core.errors import PackError
 from thor_policy.security import files
 
-#: First lines of what is signed; another form gets another number.
+#: First line of the signed lines; a new form gets a new number.
 PACK_HEADING, PROMOTION_HEADING = "thor-policy pack 1", "thor-policy promotion 1"
-#: What a version has to look like to be a line of its own.
+#: A version that can be signed: it must fit one line.
 _VERSION = re.compile(r"[!-~]{1,64}")
 
 Digest: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -59,25 +59,41 @@ class Key:
         self.key = key_id(private.public_key())
 
     @classmethod
-    def open(cls, path: Path, announce: Callable[[str], None] = lambda _: None) -> Key:
-        """The key in a file; made if it is missing, as is `<path>.pub`, and announced. Raises PackError."""
-        missing = not path.exists()
+    def open(cls, path: Path) -> Key:
+        """The key in the file that `--key` names; writes `<path>.pub` too. Raises PackError.
+
+        A missing file is an error, so that a mistyped path never signs with a new key; `make` makes one.
+        """
         try:
-            key = cls(private_key(path))
+            key = cls(_private_key(path))
+        except FileNotFoundError:
+            raise PackError(
+                f"--key: {path} does not exist; correct the path, or make a key there with "
+                f"`thorpolicy packs sign DIR --key {path} --new-key`"
+            ) from None
         except (OSError, ValueError) as error:
             raise PackError(f"the key {path} {files.reason(error)}") from error
-        with suppress(OSError):  # it can be derived again
+        with suppress(OSError):  # it can be derived from the private key
             key.put_public(path.with_name(f"{path.name}.pub"))
-        if missing:
-            announce(f"{path} was missing: made a new key; who checks it needs {path}.pub")
         return key
 
+    @classmethod
+    def make(cls, path: Path) -> Key:
+        """Make a key in a new file, and its public key in `<path>.pub`. Raises PackError."""
+        try:
+            _make_key(path)
+        except OSError as error:
+            if os.path.lexists(path):
+                raise PackError(f"--new-key: {path} exists; leave out --new-key to sign with it") from None
+            raise PackError(f"the key {path} {files.reason(error)}") from error
+        return cls.open(path)
+
     def signature(self, content: bytes) -> str:
-        """The signature over some bytes, as 128 hex digits."""
+        """The signature over `content`, as 128 hex digits."""
         return self._private.sign(content).hex()
 
     def put_public(self, path: Path) -> None:
-        """Leave the public key in a file, in place of whatever is there. Raises OSError."""
+        """Write the public key to a file; an existing file is replaced. Raises OSError."""
         form = pem.PublicFormat.SubjectPublicKeyInfo
         content = self._private.public_key().public_bytes(pem.Encoding.PEM, form)
         with suppress(OSError, ValueError):
@@ -92,19 +108,19 @@ def key_id(public_key: Ed25519PublicKey) -> str:
 
 
 def public_keys(paths: Iterable[Path]) -> dict[str, Ed25519PublicKey]:
-    """The public keys in these PEM files, by their ids. Raises ValueError naming one that holds none."""
-    found = {}
+    """The public keys in these PEM files, by their ids. Raises ValueError that names a bad file."""
+    keys = {}
     for path in paths:
         try:
             public = public_key(files.read(path))
         except (OSError, ValueError) as error:
             raise ValueError(f"the public key {path} {files.reason(error)}") from error
-        found[key_id(public)] = public
-    return found
+        keys[key_id(public)] = public
+    return keys
 
 
 def problem(key: str, signature: str, content: bytes, trusted: PublicKeys) -> str | None:
-    """None if the one of these keys that is called `key` signed exactly `content`, else why it counts not."""
+    """None if the trusted key with the id `key` signed exactly `content`; otherwise the problem."""
     public = trusted.get(key)
     if public is None:
         return f"its key {key} is not among the trusted ones"
@@ -116,7 +132,7 @@ def problem(key: str, signature: str, content: bytes, trusted: PublicKeys) -> st
 
 
 def lines(*values: str | int) -> bytes:
-    """What is signed: values that hold no newline, one a line."""
+    """Signed lines: one value each; a value must not contain a newline."""
     return "".join(f"{value}\n" for value in values).encode("ascii")
 
 
@@ -124,7 +140,7 @@ def lines(*values: str | int) -> bytes:
 
 
 class PackSignature(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Content of `pack.sig`: who vouches for which pack."""
+    """Content of `pack.sig`: the pack, the key, and its signature."""
 
     name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}\Z")]
     version: Annotated[str, Meta(pattern=r"^[!-~]{1,64}\Z")]
@@ -139,7 +155,7 @@ class PackSignature(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 def sign_pack(pack: PackInfo, path: Path, key: Key) -> PackSignature:
-    """Leave the signature of a pack in the file `path`, in place of one that is there. Raises PackError."""
+    """Sign a pack and write the signature to `path`; an existing file is replaced. Raises PackError."""
     if not _VERSION.fullmatch(pack.version):
         raise PackError(
             f"{pack.name}: version {pack.version!a} cannot be signed; make it 1 to 64 printable ASCII "
@@ -157,9 +173,9 @@ def sign_pack(pack: PackInfo, path: Path, key: Key) -> PackSignature:
 
 
 def check_pack(pack: PackInfo, path: Path, trusted: Iterable[Path]) -> PackSignature:
-    """The signature in the file `path` of a pack as it was loaded, by one of the public keys in `trusted`.
+    """Check the signature in the file `path` against a loaded pack and the `trusted` public keys; return it.
 
-    Raises PackError naming pack, key and cure.
+    Raises PackError that names pack, key and cure.
     """
     what = f"{pack.name} {pack.version} in {path.parent}"
     cure = f"sign it with a key of pack_keys: thorpolicy packs sign {path.parent} --key FILE"
@@ -170,21 +186,21 @@ def check_pack(pack: PackInfo, path: Path, trusted: Iterable[Path]) -> PackSigna
     known = f"trusted keys: {', '.join(sorted(keys)) or 'none'}"
     try:
         content = files.read(path)
-        found = msgspec.json.decode(content, type=PackSignature)
-        if _text(found) != content:
-            raise ValueError("is not in the form in which it was written")
+        signed = msgspec.json.decode(content, type=PackSignature)
+        if _text(signed) != content:
+            raise ValueError("differs from the bytes that `packs sign` writes")
     except FileNotFoundError:
         raise PackError(f"{what}: is not signed ({known}); {cure}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise PackError(f"{what}: {path.name} {files.reason(error)} ({known}); {cure}") from error
-    if (found.name, found.version, found.sha256) != (pack.name, pack.version, pack.sha256):
+    if (signed.name, signed.version, signed.sha256) != (pack.name, pack.version, pack.sha256):
         raise PackError(
-            f"{what}: is not what the key {found.key} signed: it has the sha256 {pack.sha256}, signed was "
-            f"{found.name} {found.version} with {found.sha256}; put the signed files back, or {cure}"
+            f"{what}: is not what the key {signed.key} signed: it has the sha256 {pack.sha256}, signed was "
+            f"{signed.name} {signed.version} with {signed.sha256}; put the signed files back, or {cure}"
         )
-    if why := problem(found.key, found.signature, found.signed, keys):
-        raise PackError(f"{what}: {path.name} counts for nothing: {why} ({known}); {cure}")
-    return found
+    if why := problem(signed.key, signed.signature, signed.signed, keys):
+        raise PackError(f"{what}: {path.name} is not valid: {why} ({known}); {cure}")
+    return signed
 
 
 def _text(signature: PackSignature) -> bytes:
@@ -195,14 +211,14 @@ def _text(signature: PackSignature) -> bytes:
 
 
 def sign_promotion(report: str, pack_sha256: str, key: Key) -> str:
-    """The signature of whoever promotes a pack by this report."""
+    """The signature over a promotion: the sha256 of its report and of the pack."""
     return key.signature(_promotion(report, pack_sha256, key.key))
 
 
 def promotion_problem(
     report: str, pack_sha256: str, key: str, signature: str, trusted: PublicKeys
 ) -> str | None:
-    """None if one of these keys signed a promotion of this pack by this report, else why it counts not."""
+    """None if a trusted key signed the promotion of this pack by this report; otherwise the problem."""
     return problem(key, signature, _promotion(report, pack_sha256, key), trusted)
 
 
@@ -214,25 +230,26 @@ def _promotion(report: str, pack_sha256: str, key: str) -> bytes:
 
 
 def public_key(content: bytes) -> Ed25519PublicKey:
-    """The key in PEM. Raises ValueError."""
+    """The public key in a PEM text. Raises ValueError."""
     with suppress(ValueError, UnsupportedAlgorithm):
-        found = pem.load_pem_public_key(content)
-        if isinstance(found, Ed25519PublicKey):
-            return found
+        key = pem.load_pem_public_key(content)
+        if isinstance(key, Ed25519PublicKey):
+            return key
     raise ValueError("is no Ed25519 public key in PEM")
 
 
 def private_key(path: Path) -> Ed25519PrivateKey:
-    """The key in a file, which is made if it is missing. Raises OSError, ValueError."""
+    """The private key in a file of the daemon, which is made if it is missing. Raises OSError, ValueError."""
     try:
         return _private_key(path)
     except FileNotFoundError:
-        _make_key(path)
+        with suppress(FileExistsError):  # another process made it first: use that one
+            _make_key(path)
         return _private_key(path)
 
 
 def _private_key(path: Path) -> Ed25519PrivateKey:
-    content = files.read(path, trouble=lambda status: exposed(status.st_uid, status.st_mode, os.geteuid()))
+    content = files.read(path, check=lambda status: exposed(status.st_uid, status.st_mode, os.geteuid()))
     with suppress(ValueError, TypeError, UnsupportedAlgorithm):
         private = pem.load_pem_private_key(content, password=None)
         if isinstance(private, Ed25519PrivateKey):
@@ -241,23 +258,23 @@ def _private_key(path: Path) -> Ed25519PrivateKey:
 
 
 def _make_key(path: Path) -> None:
+    """Make a private key in a new file. Raises OSError; FileExistsError if the file exists."""
     content = Ed25519PrivateKey.generate().private_bytes(
         pem.Encoding.PEM, pem.PrivateFormat.PKCS8, pem.NoEncryption()
     )
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
-    with suppress(FileExistsError):  # another process was first: its key is the key
-        files.place(path, content, 0o600)
+    files.place(path, content, 0o600)
 
 
 def exposed(owner: int, mode: int, me: int) -> str | None:
-    """Who else may come at a private key, with the cure; None if nobody but its owner, us, and root.
+    """The problem if other users can access a private key, with the cure; None if only `me` and root can.
 
-    systemd leaves a credential with root and lets the service in by an ACL, whose mask shows as the
-    group's bits: how root lets us in is up to root.
+    systemd keeps a credential owned by root and gives the service access by an ACL. The mask of the ACL shows
+    as the group's bits, so a file of root may be readable by its group.
     """
     if owner not in (me, 0):
         return f"belongs to user {owner}; run `chown {me}` on it"
     others, cure = (0o077, 600) if owner == me else (0o027, 440)
     if mode & others:
-        return f"has mode {mode & 0o777:04o}, so others may come at it; run `chmod {cure}` on it"
+        return f"has mode {mode & 0o777:04o}, so other users can access it; run `chmod {cure}` on it"
     return None

@@ -1,8 +1,7 @@
-"""Baselines: what a suite got on a model when somebody last said that this is good enough.
+"""Baselines: the run of a suite on a model that was last accepted with `test --bless`.
 
-Owns where they lie and the gate that holds a run against them. Invariant: the gate fails closed: without
-a baseline, with an error, or with a scenario of the baseline that was not asked, nothing passes. Main
-thread.
+Owns the files of baselines and the gate that compares a run with them. Invariant: the gate fails closed. It
+never passes without a baseline, with an error, or if a scenario of the baseline was not asked. Main thread.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from thor_policy.suites.comparison import SIGNIFICANT, Comparison, compare
 from thor_policy.suites.figures import figures
 from thor_policy.suites.run_files import Key, Run, load, plain, worst
 
-#: A scenario with this tag may not fail where it did not fail before, whatever the other figures say.
+#: The gate never passes if a scenario with this tag fails that passed before.
 CRITICAL = "critical"
-#: Reasons that are told in full; more are counted.
-_TOLD = 10
+#: Scenarios that a reason lists; further ones are counted.
+_MOST_LISTED = 10
 
 _UNFIT = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
 class Gate(Struct, frozen=True, kw_only=True):
-    """The verdict on a run: it passes when there is no reason against it. Comparisons are by suite."""
+    """The verdict on a run, which passes if there are no `reasons` against it; `comparisons` are by suite."""
 
     reasons: tuple[str, ...]
     comparisons: Mapping[str, Comparison]
@@ -39,14 +38,14 @@ class Gate(Struct, frozen=True, kw_only=True):
 
 
 def path_of(folder: Path, suite: str, model: str) -> Path:
-    """The baseline's file of a suite on a model; a model that is a path counts by its name."""
+    """The baseline file of a suite on a model; of a model that is a path, the file name counts."""
     return folder / f"{_UNFIT.sub('_', suite)}@{_UNFIT.sub('_', Path(model).name)}.json"
 
 
 def bless(folder: Path, run: Run) -> list[Path]:
-    """Make a run the baseline of each of its suites; returns the files.
+    """Make a run the baseline of each of its suites, and return the files.
 
-    Raises SuiteError if it has errors: a scenario without an answer says nothing about the next run.
+    Raises SuiteError if the run has errors: a scenario without an answer cannot be compared.
     """
     if errors := [item.id for item in worst(run.results).values() if item.status == "error"]:
         raise SuiteError(f"a run with errors is no baseline; there was no answer to {', '.join(errors)}")
@@ -62,9 +61,9 @@ def bless(folder: Path, run: Run) -> list[Path]:
 
 
 def gate(folder: Path, run: Run, *, whole: bool) -> Gate:
-    """Hold each suite of a run against its baseline.
+    """Compare each suite of a run with its baseline.
 
-    `whole` says that every scenario of these suites was to be asked, so that one that was not is a reason.
+    `whole` says that the run was to ask every scenario of its suites; then a missing one is a reason.
     """
     reasons: list[str] = []
     comparisons = {}
@@ -73,13 +72,13 @@ def gate(folder: Path, run: Run, *, whole: bool) -> Gate:
         path = path_of(folder, suite, part.judges[0].model)
         if not path.is_file():
             reasons.append(
-                f"{suite}: there is no baseline {path.name} in {folder}; look at the run, then "
+                f"{suite}: there is no baseline {path.name} in {folder}; check the run, then "
                 "`thorpolicy test --full --bless`"
             )
             continue
-        found = compare(load(path), part, names=("baseline", "run"))
-        comparisons[suite] = found
-        reasons += [f"{suite}: {reason}" for reason in _against(found, whole=whole)]
+        comparison = compare(load(path), part, names=("baseline", "run"))
+        comparisons[suite] = comparison
+        reasons += [f"{suite}: {reason}" for reason in _against(comparison, whole=whole)]
     items = worst(run.results).values()
     reasons += [f"{item.suite}: {item.id} got no answer" for item in items if item.status == "error"]
     if not any(item.status != "skipped" for item in items):
@@ -87,34 +86,35 @@ def gate(folder: Path, run: Run, *, whole: bool) -> Gate:
     return Gate(reasons=tuple(reasons), comparisons=comparisons)
 
 
-def _against(found: Comparison, *, whole: bool) -> list[str]:
+def _against(comparison: Comparison, *, whole: bool) -> list[str]:
+    """The reasons against a run that one comparison gives."""
     reasons = []
-    if found.p_value < SIGNIFICANT and found.difference < 0:
+    if comparison.p_value < SIGNIFICANT and comparison.difference < 0:
         reasons.append(
-            f"decides {found.decided_after.hits} of {found.paired} right, the baseline "
-            f"{found.decided_before.hits} (exact McNemar p = {found.p_value:.2g})"
+            f"decides {comparison.decided_after.hits} of {comparison.paired} right, the baseline "
+            f"{comparison.decided_before.hits} (exact McNemar p = {comparison.p_value:.2g})"
         )
     reasons += [
         f"{c.id} is newly loosened: {c.before or 'no answer'} before, {c.after} now"
-        for c in found.changes
+        for c in comparison.changes
         if c.loosened
     ]
     reasons += [
         f"{c.id} is tagged {CRITICAL} and newly fails: {c.before or 'no answer'} before, "
         f"{c.after or 'no answer'} now"
-        for c in found.changes
+        for c in comparison.changes
         if CRITICAL in c.tags and c.passed_before and not c.passed_after
     ]
-    if whole and found.only_before:
-        reasons.append(f"of the baseline were not asked: {_named(found.only_before)}")
-    if new := found.only_after + found.redefined:
-        reasons.append(f"the baseline does not know {_named(new)} as asked here; bless it again")
+    if whole and comparison.only_before:
+        reasons.append(f"scenarios of the baseline were not asked: {_listed(comparison.only_before)}")
+    if new := comparison.only_after + comparison.redefined:
+        reasons.append(f"the baseline does not hold {_listed(new)} as asked here; run with --bless again")
     return reasons
 
 
-def _named(keys: Sequence[Key]) -> str:
-    told = ", ".join(id for _, id in keys[:_TOLD])
-    return told + (f" and {len(keys) - _TOLD} more" if len(keys) > _TOLD else "")
+def _listed(keys: Sequence[Key]) -> str:
+    listed = ", ".join(id for _, id in keys[:_MOST_LISTED])
+    return listed + (f" and {len(keys) - _MOST_LISTED} more" if len(keys) > _MOST_LISTED else "")
 
 
 def _suites(run: Run) -> list[str]:

@@ -1,8 +1,8 @@
-"""Two runs of the same scenarios: what differs, how surely, and which one to take.
+"""Compare two runs of the same scenarios: what differs, how surely, and which side to take.
 
-Owns the paired comparison and its recommendation. Invariant: nothing is recommended for a difference that
-chance explains as well: accuracy needs an exact McNemar test below `SIGNIFICANT`, speed a 95 % interval
-without 1 and an accuracy that is shown to be no worse. Pure; any thread.
+Owns the paired comparison and its recommendation. Invariant: no side is recommended for a difference that may
+be chance. Accuracy needs an exact McNemar test below `SIGNIFICANT`. Speed needs a 95 % interval that excludes
+1 and an accuracy that is shown to be no worse. Pure; any thread.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from msgspec import Struct
 from thor_policy.suites.intervals import CONFIDENCE, Rate, paired, rate
 from thor_policy.suites.run_files import Item, Key, Run, rounds, worst
 
-#: Probability of a difference by chance alone below which it counts as shown.
+#: A difference counts as shown if its probability by chance alone is below this.
 SIGNIFICANT = 0.05
-#: Loss of accuracy, as a share, that speed is worth: the interval must lie above its negative.
+#: Loss of accuracy, as a share, that more speed may cost: the interval must lie above its negative.
 MARGIN = 0.05
-#: Ratio of times below which (or above whose inverse) a difference is worth taking a side for.
+#: A side is recommended for speed only if the ratio of times is below this, or above its inverse.
 WORTH = 0.9
 
 Choice = Literal["before", "after", "neither"]
 
 
 class Change(Struct, frozen=True, kw_only=True):
-    """One scenario whose outcome or verdict differs. `loosened` where only the later run is too loose."""
+    """One scenario whose outcome or verdict differs. `loosened`: only the later run is too loose."""
 
     suite: str
     id: str
@@ -44,9 +44,9 @@ class Change(Struct, frozen=True, kw_only=True):
 
 
 class Ratio(Struct, frozen=True, kw_only=True):
-    """Median over `count` pairs of later over earlier, with an exact 95 % interval of that median.
+    """The median of later over earlier time in `count` pairs, with an exact 95 % interval of that median.
 
-    The interval is that of order statistics; with fewer than 6 pairs there is none (`low` 0, `high` None).
+    The interval is that of order statistics. Fewer than 6 pairs have none (`low` 0, `high` None).
     """
 
     count: int
@@ -56,12 +56,12 @@ class Ratio(Struct, frozen=True, kw_only=True):
 
 
 class Comparison(Struct, frozen=True, kw_only=True):
-    """Two runs over the scenarios that both asked; what one `redefined` (another question, or other accepted
-    outcomes) is left out.
+    """Two runs over the scenarios that both asked. `redefined` ones are left out: their question or their
+    accepted outcomes differ.
 
-    `fixed` are right only after, `broken` only before; `p_value` is McNemar's exact one, `difference` the
-    gain in the share decided right with its 95 % interval, which is exact given how many differ.
-    `latency` is of questions that the model answered in both runs.
+    `fixed` scenarios are right only after, `broken` ones only before. `p_value` is that of McNemar's exact
+    test. `difference` is the gain in the share decided right; its 95 % interval is exact given how many
+    differ. `latency` covers questions that the model answered in both runs.
     """
 
     before: str
@@ -92,14 +92,14 @@ class Comparison(Struct, frozen=True, kw_only=True):
 
 
 def compare(before: Run, after: Run, *, names: tuple[str, str] = ("before", "after")) -> Comparison:
-    """Hold `after` against `before`, scenario by scenario; each counts by its worst round."""
-    old, new = _asked(before), _asked(after)
+    """Compare `after` with `before`, scenario by scenario; each counts by its worst round."""
+    old, new = _not_skipped(before), _not_skipped(after)
     redefined = tuple(key for key in old if key in new and not _same(old[key], new[key]))
     pairs = [(old[key], new[key]) for key in old if key in new and key not in redefined]
     fixed = sum(not a.decided_right and b.decided_right for a, b in pairs)
     broken = sum(a.decided_right and not b.decided_right for a, b in pairs)
     both = sum(a.decided_right and b.decided_right for a, b in pairs)
-    found = paired(fixed, broken, len(pairs))
+    test = paired(fixed, broken, len(pairs))
     changes = tuple(
         _change(a, b)
         for a, b in pairs
@@ -111,10 +111,10 @@ def compare(before: Run, after: Run, *, names: tuple[str, str] = ("before", "aft
     choice, reason = _recommend(
         names=names,
         paired=len(pairs),
-        p_value=found.p_value,
+        p_value=test.p_value,
         gain=fixed - broken,
-        low=found.low,
-        high=found.high,
+        low=test.low,
+        high=test.high,
         loosened=loosened,
         tightened=tightened,
         latency=latency if same_machine else None,
@@ -129,10 +129,10 @@ def compare(before: Run, after: Run, *, names: tuple[str, str] = ("before", "aft
         fixed=fixed,
         broken=broken,
         both_wrong=len(pairs) - both - fixed - broken,
-        p_value=found.p_value,
-        difference=found.difference,
-        low=found.low,
-        high=found.high,
+        p_value=test.p_value,
+        difference=test.difference,
+        low=test.low,
+        high=test.high,
         loosened=loosened,
         tightened=tightened,
         latency=latency,
@@ -148,7 +148,7 @@ def compare(before: Run, after: Run, *, names: tuple[str, str] = ("before", "aft
     )
 
 
-def _asked(run: Run) -> Mapping[Key, Item]:
+def _not_skipped(run: Run) -> Mapping[Key, Item]:
     return {key: item for key, item in worst(run.results).items() if item.status != "skipped"}
 
 
@@ -174,13 +174,13 @@ def _change(a: Item, b: Item) -> Change:
 
 
 def _latency(before: Run, after: Run) -> Ratio | None:
-    """Ratio of times where the model answered both; of several rounds the median counts."""
+    """The ratio of times where the model answered in both runs; of several rounds the median counts."""
     old, new = _times(before), _times(after)
     ratios = [new[key] / old[key] for key in old if key in new and old[key] > 0]
     if not ratios:
         return None
     low, high = 0.0, None
-    if len(ratios) >= 6:  # below, no two order statistics are 95 % apart
+    if len(ratios) >= 6:  # of fewer, no two order statistics enclose 95 %
         from scipy.stats import quantile_test
 
         interval: Any = quantile_test(ratios, q=1.0, p=0.5).confidence_interval(CONFIDENCE)
@@ -189,22 +189,22 @@ def _latency(before: Run, after: Run) -> Ratio | None:
 
 
 def _times(run: Run) -> dict[Key, float]:
-    found = {}
-    for key, of_one in rounds(run.results).items():
-        times = [item.total_ms for item in of_one if item.tier == "model"]
+    medians = {}
+    for key, answers in rounds(run.results).items():
+        times = [item.total_ms for item in answers if item.tier == "model"]
         if times:
-            found[key] = statistics.median(times)
-    return found
+            medians[key] = statistics.median(times)
+    return medians
 
 
 def _tokens(
     pairs: Sequence[tuple[Item, Item]], kind: Literal["question", "explanation"]
 ) -> tuple[float, float] | None:
-    """Mean tokens before and after, where the model was asked in both."""
-    counted = [(getattr(a.tokens, kind), getattr(b.tokens, kind)) for a, b in pairs if a.tokens and b.tokens]
-    if not counted:
+    """Mean tokens before and after, over the scenarios where the model was asked in both."""
+    counts = [(getattr(a.tokens, kind), getattr(b.tokens, kind)) for a, b in pairs if a.tokens and b.tokens]
+    if not counts:
         return None
-    return statistics.fmean(a for a, _ in counted), statistics.fmean(b for _, b in counted)
+    return statistics.fmean(a for a, _ in counts), statistics.fmean(b for _, b in counts)
 
 
 def _recommend(
@@ -219,28 +219,31 @@ def _recommend(
     tightened: int,
     latency: Ratio | None,
 ) -> tuple[Choice, str]:
-    """Which run to take, and why; `gain` counts scenarios."""
+    """Which run to take, and why. `gain` is the number of scenarios gained minus those lost."""
     if not paired:
         return "neither", "no scenario was asked in both runs"
     if p_value < SIGNIFICANT:
         better = names[1] if gain > 0 else names[0]
         shown = f"{better} decides {abs(gain)} more of {paired} right (exact McNemar p = {p_value:.2g})"
-        opened = loosened if gain > 0 else tightened
-        if opened:
-            too_loose = f"{opened} that the other does not answer too loosely: look at those first"
-            return "neither", f"{shown}, but answers too loosely {too_loose}"
+        newly_loose = loosened if gain > 0 else tightened
+        if newly_loose:
+            only_here = f"{newly_loose} that the other does not: look at those first"
+            return "neither", f"{shown}, but answers too loosely {only_here}"
         return ("after" if gain > 0 else "before"), shown
-    told = (
+    no_difference = (
         f"no difference shown: {'one is' if abs(gain) == 1 else f'{abs(gain)} are'} "
         f"{'gained' if gain >= 0 else 'lost'} of {paired} (exact McNemar p = {p_value:.2g}, 95 % interval "
         f"{100 * low:+.1f} to {100 * high:+.1f} points)"
     )
     if loosened or tightened:
-        return "neither", f"{told}; too loose only in {names[1]}: {loosened}, only in {names[0]}: {tightened}"
+        return (
+            "neither",
+            f"{no_difference}; too loose only in {names[1]}: {loosened}, only in {names[0]}: {tightened}",
+        )
     if latency is not None and latency.high is not None:
         factor = f"{latency.ratio:.2f} ({latency.low:.2f} to {latency.high:.2f}) of the time"
         if latency.ratio <= WORTH and latency.high < 1 and low > -MARGIN:
-            return "after", f"{told}; {names[1]} takes {factor}"
+            return "after", f"{no_difference}; {names[1]} takes {factor}"
         if latency.ratio >= 1 / WORTH and latency.low > 1 and high < MARGIN:
-            return "before", f"{told}; {names[1]} takes {factor}"
-    return "neither", told
+            return "before", f"{no_difference}; {names[1]} takes {factor}"
+    return "neither", no_difference

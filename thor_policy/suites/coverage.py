@@ -1,8 +1,8 @@
-"""Coverage of a pack by a run: the clauses that its answers cite, and the rules that its questions set off.
+"""Coverage of a pack by a run: the clauses that its answers cite, and the rules that its questions fire.
 
-Owns these counts. Invariant: only scenarios that got an answer count, and whatever a pack has is counted,
-so what no scenario reaches is named. Rules are applied here once more, to the same questions: an answer
-names the clauses it cites but not the rules behind it. Pure; main thread.
+Owns these counts. Invariant: only scenarios with an answer count, and every clause and rule of the pack is
+counted, so those that no scenario reaches are listed. Rules are applied here again to the same questions,
+because an answer names the clauses it cites but not the rules behind it. Pure; main thread.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ class Coverage(Struct, frozen=True, kw_only=True):
 
     @property
     def share(self) -> float:
-        """The lower of two shares, 0 to 1: of clauses that were cited, and of rules that fired."""
+        """The lower of two shares, 0 to 1: of cited clauses and of fired rules."""
         return min(_share(self.clauses), _share(self.rules))
 
     def reaches(self, threshold_percent: float | None) -> bool:
-        """True when that share was reached, or none is asked for."""
+        """True when the share is not below the threshold, or there is none."""
         return threshold_percent is None or 100 * self.share >= threshold_percent
 
 
 def cover(pack: Pack, results: Sequence[Result], at: float) -> Coverage:
-    """What the answered scenarios of a run reach in their pack.
+    """Count the clauses and rules of a pack that the answered scenarios of a run reach.
 
-    Rules take them as received at Unix time `at`.
+    `at` is the Unix time at which rules take the questions as received.
     """
     answered = [result for result in results if result.outcome is not None]
     cited = Counter(clause for result in answered for clause in set((result.answer or {}).get("clauses", ())))

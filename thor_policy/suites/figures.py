@@ -1,8 +1,8 @@
-"""Figures over a run: rates with intervals, what rules or model alone would have got, calibration, time.
+"""Figures of a run: rates with intervals, the rules or the model alone, calibration, time.
 
-Owns the statistics of one run. Invariant: the unit is the scenario, not the answer: one that was asked
-several times counts once, by its worst round, so that repeats cannot narrow an interval. Every rate comes
-with a 95 % Wilson interval. Pure; any thread.
+Owns the statistics of one run. Invariant: the unit is the scenario, not the answer. A scenario that was asked
+several times counts once, by its worst round, so repeats cannot narrow an interval. Every rate has a 95 %
+Wilson interval. Pure; any thread.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from thor_policy.policy import calibration
 from thor_policy.policy.calibration import Quality
@@ -22,7 +22,7 @@ from thor_policy.suites.scenarios import DIFFICULTIES
 
 
 class Group(Struct, frozen=True, kw_only=True):
-    """Scenarios that have something in common. `model` is about those where the model was asked."""
+    """Figures of the scenarios of one difficulty, pack or tag; `model` where the model was asked."""
 
     name: str
     passed: Rate
@@ -34,9 +34,9 @@ class Group(Struct, frozen=True, kw_only=True):
 
 
 class Confusion(Struct, frozen=True, kw_only=True):
-    """Wanted (rows) against served (columns) outcomes of one pack, loosest first.
+    """The confusion matrix of one pack: rows are wanted outcomes, columns served ones, loosest first.
 
-    `several` scenarios accept more than one outcome, or got none, and are not in it.
+    It leaves out `several` scenarios that accept more than one outcome, or got none.
     """
 
     pack: str
@@ -46,7 +46,7 @@ class Confusion(Struct, frozen=True, kw_only=True):
 
 
 class Flip(Struct, frozen=True, kw_only=True):
-    """A scenario that was not answered alike in every round.
+    """A scenario whose answer differed between rounds.
 
     `shift` is the largest change of any probability between two rounds.
     """
@@ -60,7 +60,7 @@ class Flip(Struct, frozen=True, kw_only=True):
 
 
 class Latency(Struct, frozen=True, kw_only=True):
-    """Milliseconds from receipt to reply, explanation included, of all answers of one tier."""
+    """Milliseconds from receipt to reply, with explanation, of all answers of one tier."""
 
     tier: str
     count: int
@@ -70,17 +70,17 @@ class Latency(Struct, frozen=True, kw_only=True):
 
 
 class Figures(Struct, frozen=True, kw_only=True):
-    """What a run shows.
+    """All figures of a run. `not_skipped` counts the scenarios that were asked (in JSON: `asked`).
 
-    `rules` is what the rules' floor alone would have got; `model` what the model's own label gets where it
-    was asked, and `rules_where_asked` what the rules get on the same questions; `majority` what the label
-    that most scenarios of a pack accept would get. `balanced_accuracy` is the mean recall over the `classes`
-    that some scenario wants alone. `pass_k` holds, for k = 1 .. repeats, the chance that k answers in a row
-    pass. `calibration` is that of the model's label, `mean_coverage` that of the reasons that were measured.
+    Shares of right outcomes: `rules` by the floor of the rules alone; `model` by the label of the model,
+    where it was asked; `rules_where_asked` by the rules on those same questions; `majority` by the label that
+    most scenarios of a pack accept. `balanced_accuracy` is the mean recall over the `classes` that some
+    scenario accepts alone. `pass_k` holds, for k = 1 .. repeats, the chance that k answers in a row pass.
+    `calibration` is that of the model's label. `mean_coverage` is over the reasons that were measured.
     """
 
     scenarios: int
-    asked: int
+    not_skipped: int = field(name="asked")
     passed: int
     failed: int
     errors: int
@@ -111,90 +111,96 @@ class Figures(Struct, frozen=True, kw_only=True):
 
     @property
     def ok(self) -> bool:
-        """True when something ran and all of it passed, in every round."""
+        """True when a scenario passed, and none failed or got an error in any round."""
         return self.passed > 0 and not self.failed and not self.errors
 
 
 def figures(run: Run) -> Figures:
     """The figures of a run."""
     items = list(worst(run.results).values())
-    asked = [item for item in items if item.status != "skipped"]
+    counted = [item for item in items if item.status != "skipped"]
     statuses = Counter(item.status for item in items)
-    scored = [item for item in asked if item.label is not None]
-    recalls = _recalls(asked)
+    scored = [item for item in counted if item.label is not None]
+    recalls = _recalls(counted)
     return Figures(
         scenarios=len(items),
-        asked=len(asked),
+        not_skipped=len(counted),
         passed=statuses["passed"],
         failed=statuses["failed"],
         errors=statuses["error"],
         skipped=statuses["skipped"],
-        passing=_share(asked, _passed),
-        decided=_share(asked, _decided),
-        rules=_share(asked, _by_rules),
+        passing=_share(counted, _passed),
+        decided=_share(counted, _decided),
+        rules=_share(counted, _by_rules),
         model=_share(scored, _by_model),
         rules_where_asked=_share(scored, _by_rules),
-        majority=rate(sum(map(_majority, _grouped(asked, lambda item: [item.pack]).values())), len(asked)),
+        majority=rate(
+            sum(map(_majority, _grouped(counted, lambda item: [item.pack]).values())), len(counted)
+        ),
         balanced_accuracy=statistics.fmean(recalls) if recalls else None,
         classes=len(recalls),
-        too_loose=_share(asked, lambda item: item.wrong == "loose"),
-        too_strict=_share(asked, lambda item: item.wrong == "strict"),
-        mean_structure=_mean([item.structure for item in asked if item.outcome is not None]) or 0.0,
-        mean_question_tokens=_mean([item.tokens.question for item in asked if item.tokens]),
-        mean_explanation_tokens=_mean([item.tokens.explanation for item in asked if item.tokens]),
+        too_loose=_share(counted, lambda item: item.wrong == "loose"),
+        too_strict=_share(counted, lambda item: item.wrong == "strict"),
+        mean_structure=_mean([item.structure for item in counted if item.outcome is not None]) or 0.0,
+        mean_question_tokens=_mean([item.tokens.question for item in counted if item.tokens]),
+        mean_explanation_tokens=_mean([item.tokens.explanation for item in counted if item.tokens]),
         pass_k=pass_k(run),
         flips=flips(run.results),
         confusion=tuple(
-            _confusion(judge.pack.name, judge.labels, [i for i in asked if i.pack == judge.pack.name])
+            _confusion(judge.pack.name, judge.labels, [i for i in counted if i.pack == judge.pack.name])
             for judge in run.judges
         ),
         calibration=_calibration(scored),
         latency=latency(run.results),
-        by_difficulty=_groups(asked, lambda item: [item.difficulty], first=DIFFICULTIES),
-        by_pack=_groups(asked, lambda item: [item.pack]),
-        by_tag=_groups(asked, lambda item: item.tags),
-        reasons_measured=sum(item.coverage is not None for item in asked),
-        mean_coverage=_mean([item.coverage for item in asked if item.coverage is not None]),
+        by_difficulty=_groups(counted, lambda item: [item.difficulty], first=DIFFICULTIES),
+        by_pack=_groups(counted, lambda item: [item.pack]),
+        by_tag=_groups(counted, lambda item: item.tags),
+        reasons_measured=sum(item.coverage is not None for item in counted),
+        mean_coverage=_mean([item.coverage for item in counted if item.coverage is not None]),
     )
 
 
 def pass_k(run: Run) -> tuple[float, ...]:
-    """The chance that k answers to one scenario, drawn without putting back, all pass; for each k.
+    """For each k, the chance that k answers to one scenario, drawn without replacement, all pass.
 
-    With c of n answers passed it is C(c, k) / C(n, k), averaged over the scenarios that were asked n times.
+    If c of n answers passed, it is C(c, k) / C(n, k), averaged over the scenarios that were asked n times.
     """
     n = run.repeats
-    counted = [
-        sum(item.status == "passed" for item in of_one)
-        for of_one in rounds(run.results).values()
-        if len(of_one) == n and all(item.status != "skipped" for item in of_one)
+    passed_counts = [
+        sum(item.status == "passed" for item in answers)
+        for answers in rounds(run.results).values()
+        if len(answers) == n and all(item.status != "skipped" for item in answers)
     ]
-    if not counted:
+    if not passed_counts:
         return ()
     return tuple(
-        statistics.fmean(math.comb(c, k) / math.comb(n, k) for c in counted) for k in range(1, n + 1)
+        statistics.fmean(math.comb(c, k) / math.comb(n, k) for c in passed_counts) for k in range(1, n + 1)
     )
 
 
 def flips(items: Iterable[Item]) -> tuple[Flip, ...]:
     """Every scenario whose rounds differ in outcome or in whether they passed."""
-    found = []
-    for of_one in rounds(items).values():
-        outcomes = tuple(item.outcome for item in of_one)
-        passed = tuple(item.status == "passed" for item in of_one)
+    flipped = []
+    for answers in rounds(items).values():
+        outcomes = tuple(item.outcome for item in answers)
+        passed = tuple(item.status == "passed" for item in answers)
         if len(set(outcomes)) > 1 or len(set(passed)) > 1:
-            one = of_one[0]
-            shift = _shift([item.probabilities for item in of_one])
-            found.append(
+            first = answers[0]
+            flipped.append(
                 Flip(
-                    suite=one.suite, id=one.id, title=one.title, outcomes=outcomes, passed=passed, shift=shift
+                    suite=first.suite,
+                    id=first.id,
+                    title=first.title,
+                    outcomes=outcomes,
+                    passed=passed,
+                    shift=_shift([item.probabilities for item in answers]),
                 )
             )
-    return tuple(found)
+    return tuple(flipped)
 
 
 def latency(items: Iterable[Item]) -> tuple[Latency, ...]:
-    """Times by tier; an answer that never came has none."""
+    """Times by tier, of all questions that were answered."""
     of_tier: dict[str, list[float]] = defaultdict(list)
     for item in items:
         if item.tier is not None:
@@ -231,7 +237,7 @@ def _by_model(item: Item) -> bool:
 
 
 def _majority(items: Sequence[Item]) -> int:
-    """How many the label gets right that most of these scenarios accept."""
+    """How many of these scenarios accept the label that most of them accept."""
     return max(Counter(label for item in items for label in item.accepted).values(), default=0)
 
 
@@ -244,42 +250,42 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _shift(probabilities: Sequence[Mapping[str, float]]) -> float:
-    labels = {label for one in probabilities for label in one}
-    values = [[one.get(label, 0.0) for one in probabilities if one] for label in labels]
+    labels = {label for by_label in probabilities for label in by_label}
+    values = [[by_label.get(label, 0.0) for by_label in probabilities if by_label] for label in labels]
     return max((max(of_label) - min(of_label) for of_label in values), default=0.0)
 
 
 def _grouped(items: Iterable[Item], names: Callable[[Item], Sequence[str]]) -> dict[str, list[Item]]:
-    found: dict[str, list[Item]] = defaultdict(list)
+    groups: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         for name in dict.fromkeys(names(item)):
-            found[name].append(item)
-    return dict(found)
+            groups[name].append(item)
+    return dict(groups)
 
 
 def _groups(
     items: Sequence[Item], names: Callable[[Item], Sequence[str]], *, first: Sequence[str] = ()
 ) -> tuple[Group, ...]:
-    """Groups by name: those of `first` in its order, then the others by their own."""
-    found = _grouped(items, names)
-    order = [name for name in first if name in found]
-    order += sorted(found.keys() - set(order)) if first else sorted(found)
+    """Groups by name: those in `first` in its order, then the others by name."""
+    groups = _grouped(items, names)
+    order = [name for name in first if name in groups]
+    order += sorted(groups.keys() - set(order)) if first else sorted(groups)
     return tuple(
         Group(
             name=name,
-            passed=_share(found[name], _passed),
-            decided=_share(found[name], _decided),
-            rules=_share(found[name], _by_rules),
-            model=_share([item for item in found[name] if item.label is not None], _by_model),
-            too_loose=sum(item.wrong == "loose" for item in found[name]),
-            too_strict=sum(item.wrong == "strict" for item in found[name]),
+            passed=_share(groups[name], _passed),
+            decided=_share(groups[name], _decided),
+            rules=_share(groups[name], _by_rules),
+            model=_share([item for item in groups[name] if item.label is not None], _by_model),
+            too_loose=sum(item.wrong == "loose" for item in groups[name]),
+            too_strict=sum(item.wrong == "strict" for item in groups[name]),
         )
         for name in order
     )
 
 
 def _recalls(items: Iterable[Item]) -> list[float]:
-    """The share decided right of each class: a pack, and an outcome that some scenario wants alone."""
+    """The share decided right of each class: a pack, and an outcome that some scenario accepts alone."""
     classes: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for item in items:
         if item.wanted is not None:

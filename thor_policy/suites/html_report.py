@@ -1,8 +1,7 @@
-"""One page of HTML about a run: verdict, intervals, confusion, reliability, time, flips, every scenario.
+"""An HTML page about a run: verdict, intervals, confusion, reliability, time, flips, every scenario.
 
-Owns the page and the geometry of its charts. Invariant: the page needs nothing but itself (no script, no
-network, which its own policy forbids), and every word in it goes through the template's escaping, since
-scenarios are text of strangers. Pure.
+Owns the page and the geometry of its charts. Invariant: the page is self-contained (its security policy
+forbids scripts and the network), and the template escapes every text, because scenarios are untrusted. Pure.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from thor_policy.suites.figures import Confusion, Figures
 from thor_policy.suites.intervals import Rate
 from thor_policy.suites.run_files import Item, Run, worst
 
-#: Width of every chart, in units of its own drawing; a phone shows them about one to one.
+#: Width of every chart in SVG units; on a phone one unit is about one pixel.
 WIDTH = 360
-#: Scenarios with a tag below which the tag is not worth a row.
-_LEAST_OF_TAG = 3
+#: A tag gets a row only if it has this many scenarios.
+_MIN_SCENARIOS_OF_TAG = 3
 
 
 class Cell(Struct, frozen=True, kw_only=True):
-    """A count of the confusion matrix; `kind` is right, loose or strict, `weight` its share of the row."""
+    """A count of the confusion matrix. `kind` is right, loose or strict; `weight` is its share of the row."""
 
     x: float
     y: float
@@ -50,17 +49,17 @@ class Matrix(Struct, frozen=True, kw_only=True):
 
 
 class Strip(Struct, frozen=True, kw_only=True):
-    """Times of one tier on a logarithmic axis: dots (x, y) and the median's place."""
+    """Times of one tier on a logarithmic axis: dots (x, y), the median and the caption."""
 
     tier: str
     y: float
     dots: tuple[tuple[float, float], ...]
     median_x: float
-    told: str
+    caption: str
 
 
 class Times(Struct, frozen=True, kw_only=True):
-    """The chart of times: a strip a tier, ticks as (text, x)."""
+    """The chart of times: one strip for each tier, ticks as (text, x)."""
 
     height: float
     strips: tuple[Strip, ...]
@@ -84,23 +83,25 @@ def page(run: Run, figures: Figures, gate: Gate | None = None) -> str:
         gate=gate,
         width=WIDTH,
         verdict=_verdict(figures, gate),
-        matrices=[_matrix(one) for one in figures.confusion],
+        matrices=[_matrix(confusion) for confusion in figures.confusion],
         times=_times(run.results),
-        tags=[one for one in figures.by_tag if one.passed.of >= _LEAST_OF_TAG],
-        amiss=[item for item in items if item.status in ("failed", "error")],
+        tags=[group for group in figures.by_tag if group.passed.of >= _MIN_SCENARIOS_OF_TAG],
+        not_passed=[item for item in items if item.status in ("failed", "error")],
         skipped=[item for item in items if item.status == "skipped"],
         passed=[item for item in items if item.status == "passed"],
     )
-    return text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair is no text
+    return text.encode("utf-8", "replace").decode("utf-8")  # replaces lone surrogates
 
 
 def _verdict(figures: Figures, gate: Gate | None) -> str:
     if gate is not None:
         return "The gate is passed" if gate.ok else "The gate is not passed"
-    if not figures.asked:
+    if not figures.not_skipped:
         return "Nothing was asked"
     return (
-        "All passed" if figures.ok else f"{figures.failed + figures.errors} of {figures.asked} did not pass"
+        "All passed"
+        if figures.ok
+        else f"{figures.failed + figures.errors} of {figures.not_skipped} did not pass"
     )
 
 
@@ -146,7 +147,7 @@ def _matrix(confusion: Confusion) -> Matrix:
 
 
 def _times(items: Sequence[Item]) -> Times | None:
-    """Every answer a dot; None where nothing was answered."""
+    """The chart with one dot for each answer; None if there is no answer."""
     of_tier: dict[str, list[float]] = {}
     for item in items:
         if item.tier is not None:
@@ -167,10 +168,10 @@ def _times(items: Sequence[Item]) -> Times | None:
             Strip(
                 tier=tier,
                 y=y,
-                # spread over the strip by a fixed pattern, so that equal times do not hide each other
+                # a fixed pattern spreads the dots over the strip, so that equal times do not hide each other
                 dots=tuple((x(value), y + (index * 7 % 13 - 6) * 1.6) for index, value in enumerate(values)),
                 median_x=x(middle),
-                told=f"{tier}: {len(values)}, median {_ms(middle)}",
+                caption=f"{tier}: {len(values)}, median {_ms(middle)}",
             )
         )
     ticks = tuple((f"{10.0**power:g} ms", x(10.0**power)) for power in range(lowest, highest + 1))

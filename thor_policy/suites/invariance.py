@@ -1,16 +1,16 @@
-"""Invariance: the same question asked otherwise, and questions with a text that asks for an allow.
+"""Invariance: variants of a question that must not change its answer, and texts that ask for an allow.
 
 Owns the variants of a question and the comparison of their answers. Invariant: a variant differs from its
-original in nothing that should matter, so an answer that differs is a flip, and one that is looser a
-loosening - told apart, and told by who loosened: the rules, when their floor sank, or the model above it.
-Variants are generated in a fixed order, so a sample can be drawn again. Main thread.
+original only in ways that should not matter. A different answer is a flip; a looser one is a loosening, by
+the rules if their floor sank, otherwise by the model. Variants are made in a fixed order, so a sample can be
+repeated. Main thread.
 
-    key_order           every object with its members in reverse
+    key_order           the members of every object in reverse order
     unknown_fields      members that the protocol ignores (AuthZEN form only)
     irrelevant_context  facts about the weather and the client's screen
-    synonyms            words of sentences replaced from a fixed table, one way
+    synonyms            words of sentences replaced by those of a fixed table
     number_format       3 as 3.0 and 3.0 as 3; in sentences 2000 as 2,000
-    injections          a text put at the end of one string of the request; by class of text
+    injections          a text appended to one string of the request; by class of text
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from thor_policy.core.errors import PackError, RequestError, SuiteError
 from thor_policy.core.requests import Json
@@ -32,17 +32,17 @@ from thor_policy.suites.verdicts import Ask
 
 Kind = Literal["key_order", "unknown_fields", "irrelevant_context", "synonyms", "number_format", "injections"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-#: The folder of the material, beside the suites that ship.
+#: The folder of the material, in the folder of the suites that ship.
 MATERIAL_DIR = "variants"
 
-#: What no pack asks about, and no service should have to leave out.
+#: Context that no pack reads, and that a service may send.
 _IRRELEVANT: dict[str, Json] = {
     "ui_theme": "dark",
     "weather": {"sky": "overcast", "celsius": 11.5},
     "screen": {"width": 1920, "height": 1080},
     "lunch": "Barley soup with rye bread.",
 }
-#: Members that AuthZEN lets a client send and that nothing reads.
+#: Members that AuthZEN permits and that no rule or prompt reads.
 _UNKNOWN: dict[str, Json] = {"x_trace": "7f3a", "x_hops": [1, 2], "x_client": {"name": "shim", "build": 12}}
 _GROUPED = re.compile(r"(?<![\w.,-])\d{4,15}(?![\w.,-])")
 _YEARS = range(1900, 2100)
@@ -51,14 +51,14 @@ _Path = tuple[str | int, ...]
 
 
 class Material(Struct, frozen=True, kw_only=True):
-    """What variants are made of: texts by class, and words with what may stand in their place."""
+    """The texts to inject, by class, and words with their synonyms."""
 
     injections: dict[str, tuple[str, ...]]
     synonyms: dict[str, str]
 
 
 class Variant(Struct, frozen=True, kw_only=True):
-    """A question asked otherwise. `detail` is the class of an injected text; `place` where it stands."""
+    """A variant of a question. `detail` is the class of an injected `text`; `place` is where it was put."""
 
     scenario: str
     kind: Kind
@@ -69,7 +69,7 @@ class Variant(Struct, frozen=True, kw_only=True):
 
 
 class Answered(Struct, frozen=True, kw_only=True):
-    """The part of an answer that is compared; ranks count from the loosest outcome, 0."""
+    """The part of an answer that is compared. Rank 0 is the loosest outcome."""
 
     outcome: str
     rank: int
@@ -77,7 +77,7 @@ class Answered(Struct, frozen=True, kw_only=True):
 
 
 class Compared(Struct, frozen=True, kw_only=True):
-    """A variant beside its original. `refused` holds the code of a variant that got no answer."""
+    """The answers to a variant and to its original. `refused` is the error code of a refused variant."""
 
     variant: Variant
     before: str
@@ -87,12 +87,22 @@ class Compared(Struct, frozen=True, kw_only=True):
     loosened_by: Literal["rules", "model"] | None = None
     below_floor: bool = False
 
+    @property
+    def changed(self) -> bool:
+        """True when the variant got another outcome than its original, or none."""
+        return self.flipped or self.refused is not None
+
+    @property
+    def failed(self) -> bool:
+        """True when the variant got a looser outcome than its original, or one below its floor."""
+        return self.loosened_by is not None or self.below_floor
+
 
 class Figures(Struct, frozen=True, kw_only=True):
-    """Counts over the variants of one kind, or of one class of texts."""
+    """Counts over the variants of one kind, or of one class of texts. `total` is `asked` in JSON."""
 
     name: str
-    asked: int
+    total: int = field(name="asked")
     refused: int
     flips: int
     loosened_by_rules: int
@@ -101,7 +111,7 @@ class Figures(Struct, frozen=True, kw_only=True):
 
 
 def material(folder: Path) -> Material:
-    """The texts and words in a folder. Raises SuiteError naming the file."""
+    """The texts and words in a folder. Raises SuiteError with the file."""
 
     def read(name: str, kind: Any) -> Any:
         path = folder / name
@@ -122,19 +132,21 @@ def material(folder: Path) -> Material:
 
 
 def variants(scenario: Scenario, material: Material, kinds: Sequence[Kind] = KINDS) -> Iterator[Variant]:
-    """Every variant of a scenario, in a fixed order. One that would change nothing is left out."""
+    """Every variant of a scenario, in a fixed order. Variants equal to the question are left out."""
     question = scenario.question()
     makers: dict[Kind, Callable[[], Iterable[Variant]]] = {
-        "key_order": lambda: one("key_order", _reversed(question)),
-        "unknown_fields": lambda: one("unknown_fields", _with_unknown(question)),
-        "irrelevant_context": lambda: one("irrelevant_context", _with_irrelevant(question)),
-        "synonyms": lambda: one("synonyms", _each(question, lambda v: _reworded(v, material.synonyms))),
-        "number_format": lambda: one("number_format", _each(question, _reformatted)),
+        "key_order": lambda: variant("key_order", _with_keys_reversed(question)),
+        "unknown_fields": lambda: variant("unknown_fields", _with_unknown(question)),
+        "irrelevant_context": lambda: variant("irrelevant_context", _with_irrelevant(question)),
+        "synonyms": lambda: variant(
+            "synonyms", _map_values(question, lambda v: _with_synonym(v, material.synonyms))
+        ),
+        "number_format": lambda: variant("number_format", _map_values(question, _with_other_number_format)),
         "injections": lambda: _injected(scenario.id, question, material.injections),
     }
 
-    def one(kind: Kind, changed: dict[str, Json]) -> Iterator[Variant]:
-        # as bytes, for 3 == 3.0 and the order of members does not count in ==
+    def variant(kind: Kind, changed: dict[str, Json]) -> Iterator[Variant]:
+        # compared as bytes, because 3 == 3.0 and == ignores the order of members
         if msgspec.json.encode(changed) != msgspec.json.encode(question):
             yield Variant(scenario=scenario.id, kind=kind, question=changed)
 
@@ -160,7 +172,7 @@ def _injected(
 
 
 def text_places(question: Json, path: _Path = ()) -> list[_Path]:
-    """Where in a question a string stands."""
+    """The paths of all strings in a question."""
     if isinstance(question, str):
         return [path]
     items: Iterable[tuple[str | int, Json]] = ()
@@ -172,7 +184,7 @@ def text_places(question: Json, path: _Path = ()) -> list[_Path]:
 
 
 def injected(question: dict[str, Json], path: _Path, text: str) -> dict[str, Json]:
-    """The question with a text at the end of the string at `path`; it shares what is not on the way there."""
+    """The question with a text appended to the string at `path`. Other parts are shared, not copied."""
     changed: dict[str, Json] = _with_text(question, path, text)
     return changed
 
@@ -180,19 +192,19 @@ def injected(question: dict[str, Json], path: _Path, text: str) -> dict[str, Jso
 def _with_text(value: Json, path: _Path, text: str) -> Json:
     if not path:
         return f"{value} {text}"
-    held: Json = list(value) if isinstance(value, list) else dict(value)
-    held[path[0]] = _with_text(held[path[0]], path[1:], text)
-    return held
+    copy: Json = list(value) if isinstance(value, list) else dict(value)
+    copy[path[0]] = _with_text(copy[path[0]], path[1:], text)
+    return copy
 
 
-def _reversed(value: Json) -> Json:
+def _with_keys_reversed(value: Json) -> Json:
     if isinstance(value, dict):
-        return {key: _reversed(value[key]) for key in reversed(value)}
-    return [_reversed(item) for item in value] if isinstance(value, list) else value
+        return {key: _with_keys_reversed(value[key]) for key in reversed(value)}
+    return [_with_keys_reversed(item) for item in value] if isinstance(value, list) else value
 
 
 def _with_unknown(question: dict[str, Json]) -> dict[str, Json]:
-    if "request" not in question:  # a flat situation has no unknown members: they are context
+    if "request" not in question:  # unknown members of a flat situation are context
         return question
     request = question["request"]
     parts = {name: part | _UNKNOWN for name, part in request.items() if name in ("subject", "resource")}
@@ -206,15 +218,15 @@ def _with_irrelevant(question: dict[str, Json]) -> dict[str, Json]:
     return {"request": request | {"context": _IRRELEVANT | request.get("context", {})}}
 
 
-def _each(value: Json, change: Callable[[Json], Json]) -> Json:
-    """The value with every plain value in it changed."""
+def _map_values(value: Json, change: Callable[[Json], Json]) -> Json:
+    """The value with `change` applied to every plain value in it."""
     if isinstance(value, dict):
-        return {key: _each(item, change) for key, item in value.items()}
-    return [_each(item, change) for item in value] if isinstance(value, list) else change(value)
+        return {key: _map_values(item, change) for key, item in value.items()}
+    return [_map_values(item, change) for item in value] if isinstance(value, list) else change(value)
 
 
-def _reworded(value: Json, synonyms: Mapping[str, str]) -> Json:
-    if not (isinstance(value, str) and " " in value):  # a name is no sentence
+def _with_synonym(value: Json, synonyms: Mapping[str, str]) -> Json:
+    if not (isinstance(value, str) and " " in value):  # no sentence, but a name
         return value
 
     def replaced(word: re.Match[str]) -> str:
@@ -224,7 +236,7 @@ def _reworded(value: Json, synonyms: Mapping[str, str]) -> Json:
     return re.sub(r"(?<![\w/.@-])[A-Za-z]+(?![\w/@-])", replaced, value)
 
 
-def _reformatted(value: Json) -> Json:
+def _with_other_number_format(value: Json) -> Json:
     if isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -239,12 +251,12 @@ def _reformatted(value: Json) -> Json:
 # ---------------------------------------------------------------- asking
 
 
-def sample(found: Iterable[Variant], count: int, seed: int) -> list[Variant]:
-    """`count` variants, as equally from each kind and class of text as they last; the same for a seed."""
+def sample(variants: Iterable[Variant], count: int, seed: int) -> list[Variant]:
+    """`count` variants, as many of each kind and class of text if there are enough; fixed by the seed."""
     strata: dict[tuple[str, str], list[Variant]] = {}
-    for variant in found:
+    for variant in variants:
         strata.setdefault((variant.kind, variant.detail), []).append(variant)
-    shuffle = random.Random(seed)  # noqa: S311  (to be drawn again, not to be secret)
+    shuffle = random.Random(seed)  # noqa: S311  (a repeatable sample, no secret)
     for stratum in strata.values():
         shuffle.shuffle(stratum)
     drawn: list[Variant] = []
@@ -258,16 +270,16 @@ def sample(found: Iterable[Variant], count: int, seed: int) -> list[Variant]:
 
 
 def compare(
-    scenarios: Sequence[Scenario], asked: Iterable[Variant], ask: Ask, labels: Sequence[str]
+    scenarios: Sequence[Scenario], variants: Iterable[Variant], ask: Ask, labels: Sequence[str]
 ) -> Iterator[Compared]:
-    """Ask each variant, and each original once before the first of its variants.
+    """Ask each variant, and each original before the first of its variants.
 
-    Raises RequestError if an original is refused. The questions carry no expectation: they are no
-    scenarios, and must not count as such where confidence is calibrated.
+    The questions carry no expectation: they are no scenarios, and must not count as such in a calibration.
+    Raises RequestError if an original is refused.
     """
     known = {scenario.id: scenario for scenario in scenarios}
     before: dict[str, Answered] = {}
-    for variant in asked:
+    for variant in variants:
         name = variant.scenario
         if name not in before:
             before[name] = _answered(ask(_fields(known[name].question(), "original")), labels)
@@ -276,18 +288,18 @@ def compare(
         except RequestError as error:
             yield Compared(variant=variant, before=before[name].outcome, refused=error.code)
             continue
-        yield held(variant, before[name], after)
+        yield compared(variant, before[name], after)
 
 
-def held(variant: Variant, before: Answered, after: Answered) -> Compared:
-    """The answer to a variant beside that to its original."""
+def compared(variant: Variant, before: Answered, after: Answered) -> Compared:
+    """The comparison of the answer to a variant with that to its original."""
     loosened = after.rank < before.rank
     return Compared(
         variant=variant,
         before=before.outcome,
         after=after.outcome,
         flipped=after.rank != before.rank,
-        # Where the floor is lower than it was, the rules let it; otherwise the model did.
+        # With a lower floor than before, the rules loosened the outcome; otherwise the model did.
         loosened_by=None if not loosened else "rules" if after.floor_rank < before.floor_rank else "model",
         below_floor=after.rank < after.floor_rank,
     )
@@ -305,22 +317,23 @@ def _answered(reply: dict[str, Json], labels: Sequence[str]) -> Answered:
     )
 
 
-def figures(compared: Sequence[Compared]) -> tuple[Figures, ...]:
-    """Counts by kind, and by class of text below the kind `injections`."""
+def figures(comparisons: Sequence[Compared]) -> tuple[Figures, ...]:
+    """Counts by kind, and by class of text under the kind `injections`."""
     groups: dict[str, list[Compared]] = {kind: [] for kind in KINDS}
-    for one in compared:
-        groups[one.variant.kind].append(one)
-        if one.variant.detail:
-            groups.setdefault(f"{one.variant.kind}: {one.variant.detail}", []).append(one)
+    for comparison in comparisons:
+        variant = comparison.variant
+        groups[variant.kind].append(comparison)
+        if variant.detail:
+            groups.setdefault(f"{variant.kind}: {variant.detail}", []).append(comparison)
     return tuple(
         Figures(
             name=name,
-            asked=len(group),
-            refused=sum(one.refused is not None for one in group),
-            flips=sum(one.flipped for one in group),
-            loosened_by_rules=sum(one.loosened_by == "rules" for one in group),
-            loosened_by_model=sum(one.loosened_by == "model" for one in group),
-            below_floor=sum(one.below_floor for one in group),
+            total=len(group),
+            refused=sum(answers.refused is not None for answers in group),
+            flips=sum(answers.flipped for answers in group),
+            loosened_by_rules=sum(answers.loosened_by == "rules" for answers in group),
+            loosened_by_model=sum(answers.loosened_by == "model" for answers in group),
+            below_floor=sum(answers.below_floor for answers in group),
         )
         for name, group in groups.items()
         if group

@@ -1,8 +1,7 @@
-"""JUnit XML of a run, for whatever collects test results.
+"""JUnit XML of a run, for tools that collect test results.
 
-Owns that file. Invariant: it is well-formed whatever a scenario says, its counts are those of its
-elements, and it holds a failure or an error exactly when the command ends with a status other than 0.
-Pure.
+Owns that file. Invariant: the XML is well-formed whatever a scenario holds, its counts match its elements,
+and it holds a failure or an error exactly if the command exits with a status other than 0. Pure.
 """
 
 from __future__ import annotations
@@ -14,18 +13,18 @@ from xml.etree import ElementTree
 from thor_policy.suites.baselines import Gate
 from thor_policy.suites.run_files import Item, Run, rounds, worst
 
-#: What XML 1.0 cannot say, and what does not survive a reader's normalisation of line ends.
+#: Characters that XML 1.0 cannot hold, or that a parser changes when it normalises line ends.
 _UNFIT = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_FALLEN = ("failure", "error", "skipped")
+_NOT_PASSED = ("failure", "error", "skipped")
 
 
 def junit(run: Run, gate: Gate | None = None) -> bytes:
-    """The file of a run: a suite a suite, a case a scenario (its worst round).
+    """The file of a run: one test suite for each suite, one test case for each scenario (its worst round).
 
-    Under a gate, failed scenarios are shown as skipped, for the gate's own case says whether they matter.
+    With a gate, failed scenarios are shown as skipped, because the case of the gate says whether they matter.
     """
     seconds = {
-        key: sum(item.total_ms for item in of_one) / 1000 for key, of_one in rounds(run.results).items()
+        key: sum(item.total_ms for item in answers) / 1000 for key, answers in rounds(run.results).items()
     }
     suites: dict[str, list[ElementTree.Element]] = {}
     for key, item in worst(run.results).items():
@@ -34,7 +33,7 @@ def junit(run: Run, gate: Gate | None = None) -> bytes:
     if gate is not None:
         case = _element("testcase", classname="gate", name="gate", time="0.000")
         if gate.reasons:
-            case.append(_fell("failure", gate.reasons, "gate"))
+            case.append(_not_passed("failure", gate.reasons, "gate"))
         suites["gate"] = [case]
     properties = {"version": run.version, "where": run.where, "machine": run.machine}
     for judge in run.judges:
@@ -44,42 +43,42 @@ def junit(run: Run, gate: Gate | None = None) -> bytes:
 
 
 def could_not_run(message: str, at: str) -> bytes:
-    """The file of a run that never was: one case in error, so that nobody takes its absence for success."""
+    """The file of a run that could not begin: one case in error, so that a missing run is no success."""
     case = _element("testcase", classname="thorpolicy", name="thorpolicy test", time="0.000")
-    case.append(_fell("error", [message], "could not run"))
+    case.append(_not_passed("error", [message], "could not run"))
     return _file([_suite("thorpolicy test", [case], at, {})])
 
 
 def _file(suites: Sequence[ElementTree.Element]) -> bytes:
-    whole = _element("testsuites", name="thorpolicy test")
+    root = _element("testsuites", name="thorpolicy test")
     for count in ("tests", "failures", "errors"):
-        whole.set(count, str(sum(int(suite.get(count, "0")) for suite in suites)))
-    whole.set("time", f"{sum(float(suite.get('time', '0')) for suite in suites):.3f}")
-    whole.extend(suites)
-    ElementTree.indent(whole)
-    text: bytes = ElementTree.tostring(whole, encoding="utf-8", xml_declaration=True)
+        root.set(count, str(sum(int(suite.get(count, "0")) for suite in suites)))
+    root.set("time", f"{sum(float(suite.get('time', '0')) for suite in suites):.3f}")
+    root.extend(suites)
+    ElementTree.indent(root)
+    text: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
     return text + b"\n"
 
 
 def _suite(
     name: str, cases: Sequence[ElementTree.Element], at: str, properties: dict[str, str]
 ) -> ElementTree.Element:
-    fallen = {kind: sum(case.find(kind) is not None for case in cases) for kind in _FALLEN}
+    counts = {kind: sum(case.find(kind) is not None for case in cases) for kind in _NOT_PASSED}
     suite = _element(
         "testsuite",
         name=name,
         tests=str(len(cases)),
-        failures=str(fallen["failure"]),
-        errors=str(fallen["error"]),
-        skipped=str(fallen["skipped"]),
+        failures=str(counts["failure"]),
+        errors=str(counts["error"]),
+        skipped=str(counts["skipped"]),
         time=f"{sum(float(case.get('time', '0')) for case in cases):.3f}",
         timestamp=at.removesuffix("Z").partition("+")[0],
         hostname="localhost",
     )
     if properties:
-        told = _element("properties")
-        told.extend(_element("property", name=name, value=value) for name, value in properties.items())
-        suite.append(told)
+        listed = _element("properties")
+        listed.extend(_element("property", name=name, value=value) for name, value in properties.items())
+        suite.append(listed)
     suite.extend(cases)
     return suite
 
@@ -92,7 +91,7 @@ def _case(item: Item, seconds: float, *, gated: bool) -> ElementTree.Element:
         case.append(_element("skipped", message=f"failed; the gate decides: {'; '.join(item.misses)}"))
     elif item.status != "passed":
         kind = "failure" if item.status == "failed" else "error"
-        case.append(_fell(kind, item.misses, item.wrong or item.status))
+        case.append(_not_passed(kind, item.misses, item.wrong or item.status))
     if item.decision_id is not None:
         out = _element("system-out")
         out.text = f"decision {item.decision_id}: {item.outcome}, by {item.tier}"
@@ -100,7 +99,7 @@ def _case(item: Item, seconds: float, *, gated: bool) -> ElementTree.Element:
     return case
 
 
-def _fell(kind: str, reasons: Iterable[str], type: str) -> ElementTree.Element:
+def _not_passed(kind: str, reasons: Iterable[str], type: str) -> ElementTree.Element:
     lines = list(reasons)
     element = _element(kind, message="; ".join(lines), type=type)
     element.text = _fit("\n".join(lines))
@@ -112,5 +111,5 @@ def _element(tag: str, /, **attributes: str) -> ElementTree.Element:
 
 
 def _fit(text: str) -> str:
-    """Text that XML can hold; what it cannot is shown by its code."""
-    return _UNFIT.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    """The text with every character that XML cannot hold replaced by its code."""
+    return _UNFIT.sub(lambda match: f"\\x{ord(match[0]):02x}", text)

@@ -1,8 +1,8 @@
-"""A run of scenarios as it is kept: one frozen value that every report, comparison and baseline is made of.
+"""A run of scenarios: one frozen value from which every report, comparison and baseline is made.
 
-Owns that form and its JSON. Invariant: whatever can be derived from the items (figures, verdicts) is not
-in it, so no file can contradict itself; the JSON shows figures beside it and they are not read back. Pure
-but for `load`; any thread.
+Owns the type of a run and its JSON file. Invariant: a run holds nothing that can be computed from its items
+(figures, verdicts), so no file can contradict itself. The JSON file shows figures too, but `load` ignores
+them. Pure except `load`; any thread.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from thor_policy.suites.leaks import Leak
 from thor_policy.suites.reasoning import Element
 from thor_policy.suites.verdicts import Result, Status
 
-#: Version of the JSON form; a file of another one is refused.
+#: Version of the JSON format; a file of another version is refused.
 FORMAT = 1
 
-#: How an outcome that is not accepted is wrong: looser than all that are, or not.
+#: How an outcome is wrong: `loose` if it is looser than every accepted one, otherwise `strict`.
 Wrong = Literal["loose", "strict"]
-#: What identifies a scenario across runs: suite and id.
+#: Identifies a scenario across runs: suite and id.
 Key = tuple[str, str]
 
-#: Statuses from the gravest to the mildest.
+#: Statuses, the worst first.
 _GRAVITY: tuple[Status, ...] = ("error", "failed", "passed", "skipped")
 
 
 class Judge(Struct, frozen=True, kw_only=True):
-    """What was judged: a pack on a model. `labels` are the outcomes of the pack, loosest first.
+    """What answered: a pack on a model. `labels` are the outcomes of the pack, loosest first.
 
-    Under an adapter, `model` is the names of both with a plus between, and `model_sha256` the digest of the
-    weights that judge, adapter and scale included.
+    With an adapter, `model` is both names joined by a plus, and `model_sha256` is the digest of model,
+    adapter and scale together.
     """
 
     pack: PackInfo
@@ -54,7 +54,7 @@ class Judge(Struct, frozen=True, kw_only=True):
 
 
 class Tokens(Struct, frozen=True, kw_only=True):
-    """Tokens that one answer took: of the pack's prompt, of the question, chosen for the explanation."""
+    """Token counts of one answer: prompt of the pack, question, and explanation."""
 
     prefix: int
     question: int
@@ -62,10 +62,11 @@ class Tokens(Struct, frozen=True, kw_only=True):
 
 
 class Item(Struct, frozen=True, kw_only=True):
-    """One scenario asked once, in round `round` (from 1). Times are the daemon's own, in milliseconds.
+    """One answer to one scenario, in round `round` (from 1). Times are the daemon's, in milliseconds.
 
-    `question` is a digest of what was asked, so that an edited scenario is not taken for the one before.
-    `elements` are those of a good reason, `coverage` the share that is there; None where it was not measured.
+    `question` is a digest of the question, so that an edited scenario is not compared with its earlier form.
+    `elements` are those of a good reason. `coverage` is the share of them that the reason covers, None if it
+    was not measured.
     """
 
     suite: str
@@ -99,22 +100,22 @@ class Item(Struct, frozen=True, kw_only=True):
 
     @property
     def decided_right(self) -> bool:
-        """True when the outcome is an accepted one, whatever else missed."""
+        """True when the outcome is accepted, whatever else is wrong."""
         return self.outcome in self.accepted
 
     @property
     def wanted(self) -> str | None:
-        """The one outcome that counts as right; None where several do."""
+        """The only outcome that counts as right; None if several do."""
         return self.accepted[0] if len(self.accepted) == 1 else None
 
 
 class Run(Struct, frozen=True, kw_only=True):
-    """One run: who judged, what was asked, what came of it.
+    """One run: the packs and models that answered (`judges`), and the items.
 
-    `at` is an RFC 3339 time. `where` says whether a daemon was asked, `selection` which scenarios of the
-    suites, `machine` what it ran on. Items are in the order in which they were asked. `embedder` names what
-    measured reasons, or says why nothing did; `leaks` are scenarios that an example gives away, in a run that
-    `allow_leak` let begin all the same; `coverage` is what was reached of each pack.
+    `at` is an RFC 3339 time. `where` says whether a daemon was asked, `selection` which scenarios, `machine`
+    on which hardware. Items are in the order in which they were asked. `embedder` names the embedder that
+    measured reasons, or says why there was none. `leaks` are scenarios that an example gives away, in a run
+    with `allow_leak`. `coverage` counts the clauses and rules reached of each pack.
     """
 
     at: str
@@ -132,17 +133,17 @@ class Run(Struct, frozen=True, kw_only=True):
     format: int = FORMAT
 
     def only(self, suite: str) -> Run:
-        """The part of the run that one suite is."""
+        """The run with only the items and judges of one suite."""
         items = tuple(item for item in self.results if item.suite == suite)
-        judged = {item.pack for item in items}
-        judges = tuple(judge for judge in self.judges if judge.pack.name in judged)
+        packs = {item.pack for item in items}
+        judges = tuple(judge for judge in self.judges if judge.pack.name in packs)
         return msgspec.structs.replace(self, judges=judges, results=items)
 
 
 def item(result: Result, *, suite: str, pack: str, labels: Sequence[str], round: int = 1) -> Item:
-    """What is kept of a result of `suite.run`; `labels` are those of the pack, loosest first."""
+    """The item of a result of `verdicts.run`. `labels` are those of the pack, loosest first."""
     scenario, answer = result.scenario, result.answer or {}
-    told = answer.get("tokens")
+    tokens = answer.get("tokens")
     return Item(
         suite=suite,
         pack=pack,
@@ -165,14 +166,14 @@ def item(result: Result, *, suite: str, pack: str, labels: Sequence[str], round:
         decision_id=result.decision_id,
         total_ms=result.total_ms,
         score_ms=answer.get("timings_ms", {}).get("score", 0.0),
-        tokens=Tokens(**told) if told else None,
+        tokens=Tokens(**tokens) if tokens else None,
         elements=result.elements,
         coverage=result.coverage,
     )
 
 
 def how_wrong(outcome: str | None, accepted: Sequence[str], labels: Sequence[str]) -> Wrong | None:
-    """How an outcome is wrong; None where it is accepted, or there is none."""
+    """How an outcome is wrong; None if it is accepted, or if there is no outcome."""
     if outcome is None or outcome in accepted:
         return None
     strictness = {label: number for number, label in enumerate(labels)}
@@ -181,40 +182,43 @@ def how_wrong(outcome: str | None, accepted: Sequence[str], labels: Sequence[str
 
 def rounds(items: Iterable[Item]) -> dict[Key, tuple[Item, ...]]:
     """The items of each scenario, in the order of their rounds."""
-    found: dict[Key, list[Item]] = defaultdict(list)
-    for one in items:
-        found[one.key].append(one)
-    return {key: tuple(sorted(of_key, key=lambda one: one.round)) for key, of_key in found.items()}
+    by_key: dict[Key, list[Item]] = defaultdict(list)
+    for item in items:
+        by_key[item.key].append(item)
+    return {key: tuple(sorted(of_key, key=lambda item: item.round)) for key, of_key in by_key.items()}
 
 
 def worst(items: Iterable[Item]) -> dict[Key, Item]:
-    """The gravest item of each scenario: what it counts as. Of two failures a loose one is the graver."""
+    """The worst item of each scenario, by which it counts. Of two failures, the loose one is worse."""
 
-    def gravity(one: Item) -> tuple[int, int]:
-        return _GRAVITY.index(one.status), ("loose", "strict", None).index(one.wrong)
+    def gravity(item: Item) -> tuple[int, int]:
+        return _GRAVITY.index(item.status), ("loose", "strict", None).index(item.wrong)
 
     return {key: min(of_key, key=gravity) for key, of_key in rounds(items).items()}
 
 
 def plain(run: Run, **beside: Any) -> dict[str, Json]:
-    """The run as JSON values, with what else is to be shown `beside` it (and is not read back)."""
+    """The run as JSON values, with other values `beside` it that `load` ignores."""
     head: dict[str, Json] = msgspec.to_builtins(run)
     results = head.pop("results")
     return head | {name: msgspec.to_builtins(value) for name, value in beside.items()} | {"results": results}
 
 
 def load(path: Path) -> Run:
-    """A run that was saved. Raises SuiteError naming the file and what is wrong with it."""
+    """A saved run. Raises SuiteError with the file and the error."""
     try:
         raw = path.read_bytes()
-        if (found := msgspec.json.decode(raw, type=_Head).format) != FORMAT:
-            raise SuiteError(f"{path}: has format {found}; this version reads format {FORMAT}: run it again")
+        if (version := msgspec.json.decode(raw, type=_Head).format) != FORMAT:
+            raise SuiteError(
+                f"{path}: has format {version}; this version reads format {FORMAT}: run it again"
+            )
         return msgspec.json.decode(raw, type=Run)
     except OSError as error:
         raise SuiteError(f"{path}: cannot be read: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        told = f"{path}: is no saved run: {error}; make one with `thorpolicy test --json > FILE`"
-        raise SuiteError(told) from error
+        raise SuiteError(
+            f"{path}: is no saved run: {error}; make one with `thorpolicy test --json > FILE`"
+        ) from error
 
 
 class _Head(Struct):

@@ -1,8 +1,8 @@
-"""Asking scenarios: which ones, of whom, how often; what comes out is a run.
+"""Ask scenarios: which ones, of which daemon, how often. The result is a run.
 
-Owns the way from suites to `assessment.Run`. Invariant: a daemon and this process are asked by the same
-client over the same protocol, and neither is asked in the name of another pack than the one that answers.
-A question that is repeated is put to the model each time. Main thread.
+Owns the way from suites to `run_files.Run`. Invariant: a daemon and this process are asked by the same client
+over the same protocol, and only about the pack that they serve. The model answers a repeated question each
+time; no answer comes from a cache. Main thread.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from thor_policy import __version__
 from thor_policy.client.blocking import Client
 from thor_policy.client.requests import GRACE_MS
 from thor_policy.config import Config, data_path
-from thor_policy.core.decisions import Adapter, PackInfo, identity_of
+from thor_policy.core.decisions import identity_of
 from thor_policy.core.errors import SuiteError, Unreachable
 from thor_policy.core.requests import Json
 from thor_policy.engine.embedder import MiniLM, missing
@@ -37,31 +37,48 @@ from thor_policy.suites.run_files import Item, Judge, Key, Run, item
 from thor_policy.suites.scenarios import Embedder, Scenario, Suite
 from thor_policy.telemetry.machine import machine
 
-#: Who is asked: the daemon at the endpoint, this process, or the daemon if one is up.
+#: Who answers: the daemon at the endpoint, this process, or the daemon if one is up.
 Whom = Literal["daemon", "process", "either"]
 
 
 class Varied(Struct, frozen=True, kw_only=True):
-    """What came of `variants`, so many in all; `seed` drew the sample, None where all were asked."""
+    """Answers to a sample of all `variants`; `seed` drew it, None if all were asked.
+
+    `where` says whether a daemon was asked.
+    """
 
     where: str
     variants: int
     seed: int | None
     compared: tuple[Compared, ...]
 
+    @property
+    def ok(self) -> bool:
+        """True when no variant got a looser outcome than its original, or one below its floor."""
+        return not any(comparison.failed for comparison in self.compared)
+
+    def plain(self) -> dict[str, Json]:
+        """The counts and every changed answer as JSON values."""
+        changed = [comparison for comparison in self.compared if comparison.changed]
+        counts = {"variants": self.variants, "asked": len(self.compared), "seed": self.seed}
+        shown: dict[str, Json] = msgspec.to_builtins(
+            {"figures": invariance.figures(self.compared), "changed": changed}
+        )
+        return counts | shown
+
 
 def find(named: Sequence[str]) -> list[Suite]:
-    """Suites by name or file; those that ship with this version if none is named. Raises SuiteError."""
+    """Suites by name or file; without names, those that ship with this version. Raises SuiteError."""
     shipped = {path.stem: path for path in suite_files.available(data_path("scenarios"))}
-    found = []
+    suites = []
     for name in named:
         path = Path(name)
         if path.suffix not in (".yaml", ".yml") and not path.is_file():
             if name not in shipped:
                 raise SuiteError(f"there is no suite {name!r}; known: {', '.join(shipped)}; or name a file")
             path = shipped[name]
-        found.append(suite_files.load(path))
-    return found if named else [suite_files.load(path) for path in shipped.values()]
+        suites.append(suite_files.load(path))
+    return suites if named else [suite_files.load(path) for path in shipped.values()]
 
 
 def choose(
@@ -71,28 +88,28 @@ def choose(
     filters: Sequence[str] = (),
     keys: Collection[Key] | None = None,
 ) -> list[Suite]:
-    """The suites with those of their scenarios that are to be asked: the quick ones, or all if `full`.
+    """The suites with only the scenarios to ask: the quick ones, or all if `full`. None is empty.
 
-    `filters` are shell patterns for ids, tags and difficulties, and choose among all scenarios, as `keys` do.
+    `filters` are shell patterns for ids, tags and difficulties. Filters and `keys` choose from all scenarios.
     """
 
-    def wanted(one: Suite, scenario: Scenario) -> bool:
+    def is_chosen(suite: Suite, scenario: Scenario) -> bool:
         if keys is not None:
-            return (one.name, scenario.id) in keys
+            return (suite.name, scenario.id) in keys
         if filters:
             names = (scenario.id, scenario.difficulty, *scenario.tags)
             return any(fnmatchcase(name, pattern) for name in names for pattern in filters)
         return full or scenario.quick
 
     chosen = [
-        msgspec.structs.replace(one, scenarios=tuple(s for s in one.scenarios if wanted(one, s)))
-        for one in suites
+        msgspec.structs.replace(suite, scenarios=tuple(s for s in suite.scenarios if is_chosen(suite, s)))
+        for suite in suites
     ]
-    return [one for one in chosen if one.scenarios]
+    return [suite for suite in chosen if suite.scenarios]
 
 
 def own_pack(config: Config) -> str:
-    """Name of the pack that the settings name. Raises PackError."""
+    """The name of the pack of the settings. Raises PackError."""
     return pack_files.load(pack_files.find(config.pack, data_path("prompts"))).manifest.name
 
 
@@ -115,53 +132,56 @@ def ask(
 ) -> Run:
     """Ask every scenario of these suites `repeat` times, each suite against its pack.
 
-    `advance` hears of each item, `announce` of what takes long. Raises SuiteError if there is nothing to ask,
-    if an example of a pack gives a scenario away (unless `allow_leak`), if a daemon serves another pack, or
-    if it answers a repeated question from its cache.
+    `advance` is called with each item, `announce` with a message before a model is loaded. Raises SuiteError
+    if there is no scenario, if an example of a pack gives a scenario away (unless `allow_leak`), if a daemon
+    serves another pack, or if it answers a repeated question from its cache.
     """
     own = own_pack(config)
-    if not any(one.scenarios for one in suites):
+    if not any(suite.scenarios for suite in suites):
         raise SuiteError(f"no scenario to run for the pack {own} ({selection})")
     judges: list[Judge] = []
     items: list[Item] = []
-    asked = ""
-    # The pack of the settings may be a directory of its own, so its name alone would find another.
+    places: list[str] = []
+    # The settings may name a directory as the pack; its name alone would find another pack.
     settings = {
         name: config if name == own else replace(config, pack=name)
-        for name in dict.fromkeys(one.pack for one in suites)
+        for name in dict.fromkeys(suite.pack for suite in suites)
     }
-    why = missing(config.models_dir)
-    embedder = None if why else MiniLM(config.models_dir)
-    given_away = _leaks(settings, suites, embedder, allow=allow_leak)
+    no_embedder = missing(config.models_dir)
+    embedder = None if no_embedder else MiniLM(config.models_dir)
+    allowed_leaks = _leaks(settings, suites, embedder, allow=allow_leak)
     covered = []
     for name, setting in settings.items():
         results = []
-        with _asked(setting, whom, announce) as (client, where, pack):
-            asked = where
+        with _client_of(setting, whom, announce) as (client, where, pack):
+            places.append(where)
             judges.append(_judge(client, pack))
-            put = _putting(client, config.max_deadline_ms, repeated=repeat > 1)
+            put = _question_to(client, config.max_deadline_ms, repeated=repeat > 1)
             for turn in range(1, repeat + 1):
-                for one in suites:
-                    if one.pack != name:
+                for suite in suites:
+                    if suite.pack != name:
                         continue
-                    for result in verdicts.run(one, put, labels=pack.labels, quick=False, embedder=embedder):
+                    for result in verdicts.run(
+                        suite, put, labels=pack.labels, quick=False, embedder=embedder
+                    ):
                         results.append(result)
-                        found = item(result, suite=one.name, pack=name, labels=pack.labels, round=turn)
-                        items.append(found)
-                        advance(found)
+                        items.append(
+                            item(result, suite=suite.name, pack=name, labels=pack.labels, round=turn)
+                        )
+                        advance(items[-1])
         covered.append(coverage.cover(pack, results, time.time()))
     return Run(
         at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         version=__version__,
-        where=asked,
+        where=places[-1],
         machine=machine(),
         selection=selection,
         repeats=repeat,
         judges=tuple(judges),
         results=tuple(items),
-        embedder=f"no embedder: {why}" if why else MiniLM.name,
+        embedder=f"no embedder: {no_embedder}" if no_embedder else MiniLM.name,
         allow_leak=allow_leak,
-        leaks=given_away,
+        leaks=allowed_leaks,
         coverage=tuple(covered),
     )
 
@@ -176,23 +196,26 @@ def vary(
     asking: Callable[[int, str], AbstractContextManager[Callable[[], None]]],
     announce: Callable[[str], None] = lambda _: None,
 ) -> Varied:
-    """Ask `count` variants of the scenarios of the pack of the settings; all of them if None.
+    """Ask `count` variants of the scenarios of the pack of the settings, or all variants if `count` is None.
 
-    `asking` gets the number and who is asked, and what it gives is called for each. Raises SuiteError.
+    `asking` is called with the number of variants and the place where they are answered. The context that it
+    returns gives a function to call after each answer. Raises SuiteError.
     """
     material = invariance.material(data_path("scenarios") / invariance.MATERIAL_DIR)
-    with _asked(config, "either", announce) as (client, where, pack):
-        own = [one for one in suites if one.pack == pack.info.name]
-        scenarios = [scenario for one in own for scenario in one.scenarios if scenario.skip is None]
+    with _client_of(config, "either", announce) as (client, where, pack):
+        own = [suite for suite in suites if suite.pack == pack.info.name]
+        scenarios = [scenario for suite in own for scenario in suite.scenarios if scenario.skip is None]
         if not scenarios:
             raise SuiteError(f"no scenario to vary for the pack {pack.info.name}")
-        every = [variant for one in scenarios for variant in invariance.variants(one, material, kinds)]
+        every = [
+            variant for scenario in scenarios for variant in invariance.variants(scenario, material, kinds)
+        ]
         drawn = every if count is None else invariance.sample(every, count, seed)
-        put = _putting(client, config.max_deadline_ms, repeated=False)
+        put = _question_to(client, config.max_deadline_ms, repeated=False)
         compared = []
         with asking(len(drawn), where) as advance:
-            for one in invariance.compare(scenarios, drawn, put, pack.labels):
-                compared.append(one)
+            for comparison in invariance.compare(scenarios, drawn, put, pack.labels):
+                compared.append(comparison)
                 advance()
     return Varied(
         where=where, variants=len(every), seed=None if count is None else seed, compared=tuple(compared)
@@ -202,17 +225,20 @@ def vary(
 def _leaks(
     settings: Mapping[str, Config], suites: Sequence[Suite], embedder: Embedder | None, *, allow: bool
 ) -> tuple[Leak, ...]:
-    """The scenarios that examples give away, where that is allowed. Raises SuiteError where it is not."""
-    found: list[Leak] = []
+    """The scenarios that examples give away. Raises SuiteError if there is one and leaks are not allowed."""
+    allowed: list[Leak] = []
     for name, setting in settings.items():
         pack = pack_files.load(pack_files.find(setting.pack, data_path("prompts")))
-        found += leaks.check([one for one in suites if one.pack == name], pack, embedder, allow=allow)
-    return tuple(found)
+        of_pack = [suite for suite in suites if suite.pack == name]
+        allowed += leaks.check(of_pack, pack, embedder, allow=allow)
+    return tuple(allowed)
 
 
 @contextmanager
-def _asked(config: Config, whom: Whom, announce: Callable[[str], None]) -> Iterator[tuple[Client, str, Pack]]:
-    """A client of the daemon, or of one in this process; where it is; and the pack that it serves."""
+def _client_of(
+    config: Config, whom: Whom, announce: Callable[[str], None]
+) -> Iterator[tuple[Client, str, Pack]]:
+    """A client of the daemon, or of one in this process; its place in words; and the pack that it serves."""
     with ExitStack() as stack:
         patience_ms = config.max_deadline_ms
         client = stack.enter_context(Client(config.endpoint, key=config.key_file, timeout_ms=patience_ms))
@@ -222,10 +248,10 @@ def _asked(config: Config, whom: Whom, announce: Callable[[str], None]) -> Itera
             raise Unreachable(f"no daemon listens at {config.endpoint}; start one: thorpolicy serve")
         where = "the daemon" if up else "in process"
         if up:
-            served = client.status()["pack"]
-            if served["sha256"] != pack.info.sha256:
+            served = client.status().pack
+            if served.sha256 != pack.info.sha256:
                 raise SuiteError(
-                    f"the daemon serves {served['name']} {served['sha256'][:12]}, but --pack is "
+                    f"the daemon serves {served.name} {served.sha256[:12]}, but --pack is "
                     f"{pack.info.name} {pack.info.sha256[:12]}; restart it, or stop it to test in process"
                 )
         else:
@@ -248,22 +274,21 @@ def _asked(config: Config, whom: Whom, announce: Callable[[str], None]) -> Itera
 
 def _judge(client: Client, pack: Pack) -> Judge:
     status = client.status()
-    model: dict[str, Json] = status["model"]
-    adapter = Adapter(**model["adapter"]) if model["adapter"] else None
+    model, adapter = status.model, status.model.adapter
     return Judge(
-        pack=PackInfo(**status["pack"]),
+        pack=status.pack,
         labels=tuple(pack.labels),
-        model=f"{model['name']}+{adapter.name}" if adapter else model["name"],
-        model_sha256=identity_of(model["sha256"], adapter),
-        quantisation=model["quantisation"],
-        device=model["device"],
-        build=model["build"],
-        exact=model["exact"],
+        model=f"{model.name}+{adapter.name}" if adapter else model.name,
+        model_sha256=identity_of(model.sha256, adapter),
+        quantisation=model.quantisation,
+        device=model.device,
+        build=model.build,
+        exact=model.exact,
     )
 
 
-def _putting(client: Client, deadline_ms: int, *, repeated: bool) -> verdicts.Ask:
-    """Asks with all the time there is: a slow machine is no wrong answer."""
+def _question_to(client: Client, deadline_ms: int, *, repeated: bool) -> verdicts.Ask:
+    """A function that asks with the longest deadline, so that a slow machine gets no wrong answer."""
 
     def put(fields: dict[str, Json]) -> dict[str, Json]:
         reply = client.call(
@@ -271,7 +296,7 @@ def _putting(client: Client, deadline_ms: int, *, repeated: bool) -> verdicts.As
         )
         if repeated and reply["context"]["tier"] == "cache":
             raise SuiteError(
-                "the daemon answers from its cache, so repeats say nothing: start it with cache_size 0 "
+                "the daemon answers from its cache, so repeats show nothing: start it with cache_size 0 "
                 "(THOR_POLICY_CACHE_SIZE=0), or stop it to test in process"
             )
         return reply

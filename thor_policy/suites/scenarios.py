@@ -1,7 +1,7 @@
-"""The nouns of a suite: a scenario, what counts as its right answer, and the suite that holds it.
+"""The types of a suite: a scenario, its expected answer, and the suite that holds it.
 
-Owns nothing but these frozen types. Invariant: a `Scenario` is whole - defaults, fixtures and matrices of
-its file are in it already - so whoever asks it needs no file. Any thread.
+Owns only these frozen types. Invariant: a `Scenario` is complete. Defaults, fixtures and matrices of its file
+are applied already, so no file is needed to ask it. Any thread.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ DIFFICULTIES: tuple[Difficulty, ...] = get_args(Difficulty)
 #: A share, 0 to 1.
 Share = Annotated[float, Meta(ge=0, le=1)]
 Milliseconds = Annotated[float, Meta(gt=0)]
-#: Why something is so, in words.
+#: A reason in words; never empty.
 Reason = Annotated[str, Meta(min_length=1)]
 
 
 class Expectation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What counts as right: exactly one of `outcome`, `one_of`, `never`; the rest is optional.
 
-    `reasoning` names the elements that a good reason holds. They are measured where an embedder is there,
-    and fail a scenario only if its suite says how many are needed. `max_latency_ms` bounds the time from
-    receipt to reply that the daemon states.
+    `reasoning` lists the elements of a good reason. They are measured only where an embedder is installed,
+    and fail a scenario only if its suite says how many are needed. `max_latency_ms` is the limit of the time
+    from receipt to reply that the daemon reports.
     """
 
     outcome: str | None = None
@@ -43,11 +43,11 @@ class Expectation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     @property
     def is_definite(self) -> bool:
-        """True when it says in exactly one way which outcome is right."""
+        """True when exactly one of `outcome`, `one_of` and `never` is given."""
         return sum((self.outcome is not None, bool(self.one_of), self.never is not None)) == 1
 
     def accepted(self, labels: Sequence[str]) -> tuple[str, ...]:
-        """Every outcome that counts as right, of those the pack has."""
+        """Every outcome that counts as right; `labels` are all outcomes of the pack."""
         if self.outcome is not None:
             return (self.outcome,)
         return self.one_of or tuple(label for label in labels if label != self.never)
@@ -56,7 +56,7 @@ class Expectation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One question and its expected answer.
 
-    `quick` ones make up the short run; `skip` says why one is not asked.
+    A run without --full asks the `quick` scenarios only. A scenario with `skip`, a reason, is not asked.
     """
 
     id: str
@@ -70,21 +70,21 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     skip: Reason | None = None
 
     def question(self) -> dict[str, Json]:
-        """The request fields that ask it."""
+        """The request fields that ask this question."""
         if isinstance(self.request, dict):
             return {"request": self.request}
         return {"situation": self.situation}
 
     def evaluation(self) -> Evaluation:
-        """The question as rules and model see it. Raises RequestError if it is malformed."""
+        """The question as rules and model see it. Raises RequestError if the question is malformed."""
         return evaluation_from(self.question())
 
 
 class Reasoning(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a suite measures reasons: an element is there from `similarity` on (cosine of embeddings).
+    """How a suite measures reasons. An element is covered from `similarity` on (cosine of embeddings).
 
-    `needed` is the share of its elements that a reason has to hold for its scenario to pass; without it
-    coverage is told and fails nothing.
+    `needed` is the share of the elements that a reason must cover for its scenario to pass. Without it,
+    coverage is reported and fails no scenario.
     """
 
     similarity: Share = 0.57
@@ -102,7 +102,7 @@ class Suite(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Embedder(Protocol):
-    """Says how similar texts are in meaning."""
+    """Measures how similar texts are in meaning."""
 
     @property
     def name(self) -> str: ...

@@ -1,18 +1,18 @@
-"""Suite files: YAML with defaults, fixtures and matrices, read into whole scenarios.
+"""Suite files: YAML with defaults, fixtures and matrices, read into complete scenarios.
 
-Owns the file format and its JSON Schema. Invariant: a suite that loads can be asked - every scenario is
-well-formed, has an id of its own and says in exactly one way what is right - and one that does not is
-refused with file, line and cause. Main thread.
+Owns the file format and its JSON Schema. Invariant: every suite that loads can be asked. Each of its
+scenarios is well-formed, has a unique id and exactly one kind of expectation. Any other file is refused with
+path, line and cause. Main thread.
 
     name, pack, description
-    defaults     what each scenario takes unless it says otherwise: difficulty, tags (added to its own),
-                 uses (put before its own), max_latency_ms
-    fixtures     named parts of a question, in either form; a scenario `uses` some, later ones over earlier
-                 ones and its own members over all: objects are merged, anything else is replaced
+    defaults     values for scenarios that do not give their own: difficulty, tags (added to the scenario's
+                 own), uses (put before its own), max_latency_ms
+    fixtures     named parts of a question, in either form. A scenario `uses` some: later fixtures override
+                 earlier ones, its own members override all. Objects are merged, other values replaced.
     reasoning    how coverage of reasons is measured
     scenarios    one question each
-    matrix       tables: every combination of the values of their axes is a scenario, with the id
-                 MATRIX/value/value; those that `expect` does not list expect `otherwise` (deny)
+    matrix       tables: every combination of the values of the axes is a scenario, with the id
+                 MATRIX/value/value; combinations that `expect` does not list expect `otherwise` (deny)
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from thor_policy.suites.scenarios import (
     Suite,
 )
 
-#: Name of the published schema, beside the suites that ship.
+#: File name of the published schema, in the folder of the suites that ship.
 SCHEMA_FILE = "suite.schema.json"
-#: Scenarios that one matrix may make: a forgotten axis should not become an hour of asking.
+#: Largest number of scenarios of one matrix, so that a needless axis cannot make a run take hours.
 MAX_COMBINATIONS = 1000
 
 Name = Annotated[str, Meta(min_length=1)]
-#: Stands in ids of scenarios and in tags, so it has neither slash nor space.
+#: Part of scenario ids and of tags, so it has no slash and no space.
 _Word = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:+-]+$")]
 _Axis = Annotated[dict[_Word, dict[str, Json]], Meta(min_length=1)]
-_Combined = dict[str, str]
+_Combination = dict[str, str]
 
 
 class Question(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Exactly one of the two forms."""
+    """A question in exactly one of the two forms, `request` or `situation`."""
 
     request: dict[str, Json] | UnsetType = UNSET
     situation: dict[str, Json] | UnsetType = UNSET
@@ -70,7 +70,9 @@ class Fixture(Question, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A part of a question."""
 
 
-class Asked(Question, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Labelled(Question, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A question with its id, title and labels."""
+
     id: Name
     title: str
     difficulty: Difficulty | UnsetType = UNSET
@@ -80,33 +82,33 @@ class Asked(Question, frozen=True, kw_only=True, forbid_unknown_fields=True):
     skip: Reason | None = None
 
 
-class Entry(Asked, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One question and what counts as its right answer."""
+class Entry(Labelled, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One question and its expected answer."""
 
     expect: Expectation
 
 
 class Cell(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Combinations that are listed: the axes it names have one of these values, the others any."""
+    """Combinations with the same expectation: the axes in `when` have one of its values, other axes any."""
 
     when: dict[str, str | tuple[str, ...]]
     expect: Expectation
 
 
-class Matrix(Asked, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Matrix(Labelled, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of questions. Each value of an axis is a part of the question, in the form of the matrix."""
 
     axes: Annotated[dict[_Word, _Axis], Meta(min_length=1)]
     expect: tuple[Cell, ...] = ()
     otherwise: str = "deny"
 
-    def combinations(self) -> Iterator[_Combined]:
+    def combinations(self) -> Iterator[_Combination]:
         for values in itertools.product(*self.axes.values()):
             yield dict(zip(self.axes, values, strict=True))
 
 
 class Defaults(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What each scenario takes unless it says otherwise."""
+    """Values for scenarios that do not give their own."""
 
     difficulty: Difficulty | UnsetType = UNSET
     tags: tuple[str, ...] = ()
@@ -158,7 +160,7 @@ def load(path: Path) -> Suite:
 
 
 class _Wrong(Exception):
-    """What is wrong at a place of the file (`$.scenarios[3].expect`)."""
+    """An error at a place of the file (`$.scenarios[3].expect`)."""
 
     def __init__(self, place: str, message: str) -> None:
         super().__init__(message)
@@ -166,11 +168,11 @@ class _Wrong(Exception):
 
 
 def _scenarios(file: SuiteFile) -> Iterator[Scenario]:
-    """Every scenario of a file, whole and checked. Raises _Wrong."""
+    """Every scenario of a file, complete and checked. Raises _Wrong."""
     for name, fixture in file.fixtures.items():
         _require_form(fixture, f"$.fixtures.{name}", f"fixture {name}")
     seen: set[str] = set()
-    for place, scenario in itertools.chain(_listed(file), _tabulated(file)):
+    for place, scenario in itertools.chain(_from_entries(file), _from_matrices(file)):
         where = f"scenario {scenario.id}"
         if scenario.id in seen:
             raise _Wrong(f"{place}.id", f"{where}: the id appears twice")
@@ -185,31 +187,31 @@ def _scenarios(file: SuiteFile) -> Iterator[Scenario]:
         raise _Wrong("$", "there is no scenario in it")
 
 
-def _listed(file: SuiteFile) -> Iterator[tuple[str, Scenario]]:
+def _from_entries(file: SuiteFile) -> Iterator[tuple[str, Scenario]]:
     for number, entry in enumerate(file.scenarios):
         place = f"$.scenarios[{number}]"
-        yield place, _whole(file, entry, place, entry.expect, f"{place}.expect")
+        yield place, _scenario(file, entry, place, entry.expect, f"{place}.expect")
 
 
-def _tabulated(file: SuiteFile) -> Iterator[tuple[str, Scenario]]:
+def _from_matrices(file: SuiteFile) -> Iterator[tuple[str, Scenario]]:
     for number, matrix in enumerate(file.matrix):
         place = f"$.matrix[{number}]"
-        for combined in _checked(matrix, place).combinations():
-            cells = [i for i, cell in enumerate(matrix.expect) if _matches(cell.when, combined)]
-            values = tuple(combined.values())
+        for combination in _checked_table(matrix, place).combinations():
+            cells = [i for i, cell in enumerate(matrix.expect) if _matches(cell.when, combination)]
+            values = tuple(combination.values())
             if len(cells) > 1:
                 raise _Wrong(
                     f"{place}.expect[{cells[1]}]",
-                    f"matrix {matrix.id}: {', '.join(values)} is listed twice; say each combination once",
+                    f"matrix {matrix.id}: {', '.join(values)} is listed twice; list each combination once",
                 )
             expect = matrix.expect[cells[0]].expect if cells else Expectation(outcome=matrix.otherwise)
-            told = f"{place}.expect[{cells[0]}]" if cells else place
-            parts = [matrix.axes[axis][value] for axis, value in combined.items()]
-            yield place, _whole(file, matrix, place, expect, told, parts=parts, values=values)
+            expect_place = f"{place}.expect[{cells[0]}]" if cells else place
+            parts = [matrix.axes[axis][value] for axis, value in combination.items()]
+            yield place, _scenario(file, matrix, place, expect, expect_place, parts=parts, values=values)
 
 
-def _checked(matrix: Matrix, place: str) -> Matrix:
-    """The matrix, if its table is not too large and every listed combination is in it."""
+def _checked_table(matrix: Matrix, place: str) -> Matrix:
+    """The matrix itself. Raises _Wrong if it is too large or lists a combination that it does not have."""
     count = 1
     for values in matrix.axes.values():
         count *= len(values)
@@ -219,32 +221,32 @@ def _checked(matrix: Matrix, place: str) -> Matrix:
             f"matrix {matrix.id}: makes {count} scenarios; the limit is {MAX_COMBINATIONS}: divide it",
         )
     for number, cell in enumerate(matrix.expect):
-        for axis, wanted in cell.when.items():
+        for axis, listed in cell.when.items():
             at = f"{place}.expect[{number}].when"
             if axis not in matrix.axes:
                 known = ", ".join(matrix.axes)
                 raise _Wrong(at, f"matrix {matrix.id}: there is no axis {axis!r}; there are {known}")
-            for value in _values(wanted):
+            for value in _values(listed):
                 if value not in matrix.axes[axis]:
                     known = ", ".join(matrix.axes[axis])
                     raise _Wrong(at, f"matrix {matrix.id}: the axis {axis} has no {value!r}; it has {known}")
     return matrix
 
 
-def _whole(
+def _scenario(
     file: SuiteFile,
-    entry: Asked,
+    entry: Labelled,
     place: str,
     expect: Expectation,
-    told: str,
+    expect_place: str,
     *,
     parts: list[dict[str, Json]] | None = None,
     values: tuple[str, ...] = (),
 ) -> Scenario:
-    """The scenario that an entry stands for: `told` is where it says what is right."""
+    """The scenario of an entry. `expect_place` is the place of its expectation in the file."""
     where = f"scenario {'/'.join((entry.id, *values))}"
     if not expect.is_definite:
-        raise _Wrong(told, f"{where}: expect needs exactly one of outcome, one_of, never")
+        raise _Wrong(expect_place, f"{where}: expect needs exactly one of outcome, one_of, never")
     _require_form(entry, place, where)
     members: dict[str, Json] = {}
     for name in dict.fromkeys((*file.defaults.uses, *entry.uses)):
@@ -279,7 +281,7 @@ def _whole(
 
 
 def merged(under: Mapping[str, Json], over: Mapping[str, Json]) -> dict[str, Json]:
-    """`over` laid on `under`: objects are merged, member by member; anything else is replaced."""
+    """`under` with the members of `over`: objects are merged member by member, other values replaced."""
     both = dict(under)
     for key, value in over.items():
         below = both.get(key)
@@ -292,22 +294,22 @@ def _require_form(question: Question, place: str, where: str) -> None:
         raise _Wrong(place, f"{where}: needs either request or situation")
 
 
-def _matches(when: Mapping[str, str | tuple[str, ...]], combined: _Combined) -> bool:
-    return all(combined[axis] in _values(wanted) for axis, wanted in when.items())
+def _matches(when: Mapping[str, str | tuple[str, ...]], combination: _Combination) -> bool:
+    return all(combination[axis] in _values(listed) for axis, listed in when.items())
 
 
-def _values(wanted: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (wanted,) if isinstance(wanted, str) else wanted
+def _values(listed: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (listed,) if isinstance(listed, str) else listed
 
 
 # ---------------------------------------------------------------- the published schema
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema of a suite file, made from the types: what an editor checks while one is written.
+    """JSON Schema of a suite file, made from the types, for editors that check a file while it is written.
 
-    It says all that can be said of one place at a time. That ids are unique, that fixtures, axes and labels
-    exist and that a question is well-formed, only `load` and `run` can tell.
+    The schema covers every rule about a single place. Only `load` and `verdicts.run` can check that ids are
+    unique, that fixtures, axes and labels exist, and that questions are well-formed.
     """
     _, parts = msgspec.json.schema_components((SuiteFile,), ref_template="#/$defs/{name}")
     file = parts.pop("SuiteFile")
@@ -321,10 +323,10 @@ def schema() -> dict[str, Any]:
         {"required": ["one_of"], "properties": {"one_of": {"minItems": 1}}},
         {"required": ["never"], "properties": {"never": {"type": "string"}}},
     ]
-    told = {
+    head = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Scenario suite of thor-policy",
     }
-    whole = told | {key: value for key, value in file.items() if key != "title"} | {"$defs": parts}
+    whole = head | {key: value for key, value in file.items() if key != "title"} | {"$defs": parts}
     plain: dict[str, Any] = msgspec.to_builtins(whole)
     return plain

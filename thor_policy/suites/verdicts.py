@@ -1,7 +1,7 @@
-"""Asking a suite: one question after another, a verdict on each answer, figures over all.
+"""Ask the scenarios of a suite in order, judge each answer, and count the results.
 
-Owns the verdict. Invariant: an answer is held against what its scenario says and nothing else; a refusal
-is an error of its scenario, not of the run. Main thread.
+Owns the verdict on an answer. Invariant: an answer is judged by the expectation of its scenario alone. A
+refused request is an error of its scenario, not of the run. Main thread.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ Status = Literal["passed", "failed", "error", "skipped"]
 #: Asks one question: request fields in, the reply out; raises RequestError.
 Ask = Callable[[dict[str, Json]], dict[str, Json]]
 
-#: Parts of an answer that a complete one has.
+#: Parts of a complete answer.
 _STRUCTURE = ("outcome", "classification", "risk", "clauses", "reasoning")
 #: Share of those parts that an answer needs to pass.
 STRUCTURE_NEEDED = 0.67
 
 
 class Result(Struct, frozen=True, kw_only=True):
-    """What came of one scenario. `structure` is the share of answer parts that were there; `answer` is the
-    context of the reply, as it came. `elements` are those of a good reason and `coverage` the share that is
-    there; None where nothing was measured.
+    """The result of one scenario.
+
+    `structure` is the share of the answer's parts that are present. `answer` is the context of the reply,
+    unchanged. `elements` are those of a good reason and `coverage` is the share of them that the reason
+    covers, None if it was not measured.
     """
 
     scenario: Scenario
@@ -51,15 +53,15 @@ class Result(Struct, frozen=True, kw_only=True):
 
     @property
     def decided_right(self) -> bool:
-        """True when the outcome is an accepted one, whatever else missed."""
+        """True when the outcome is accepted, whatever else is wrong."""
         return self.outcome in self.accepted
 
 
 class Summary(Struct, frozen=True, kw_only=True):
-    """Figures over a run. Rates are shares of the scenarios that were asked, 0 to 1.
+    """Figures of a run. Rates are shares of the scenarios that were asked, 0 to 1.
 
-    `labels_right` counts the model's own label where the model was asked; `floors_right` what the rules
-    alone would have answered. `mean_coverage` is that of the reasons that were measured.
+    `labels_right` counts right labels of the model where the model was asked. `floors_right` counts right
+    answers of the rules alone. `mean_coverage` is the mean over the reasons that were measured.
     """
 
     scenarios: int
@@ -78,19 +80,19 @@ class Summary(Struct, frozen=True, kw_only=True):
 
     @property
     def ok(self) -> bool:
-        """True when something ran and all of it passed."""
+        """True when a scenario passed, and none failed or got an error."""
         return self.passed > 0 and not self.failed and not self.errors
 
 
 def run(
     suite: Suite, ask: Ask, *, labels: Sequence[str], quick: bool, embedder: Embedder | None = None
 ) -> Iterator[Result]:
-    """Ask every scenario (or the quick ones) in order; a result as soon as each is there.
+    """Ask every scenario (or the quick ones) in order, and yield each result when its answer arrives.
 
-    Without an embedder the coverage of reasons is not measured.
+    Without an embedder, the coverage of reasons is not measured.
 
-    Raises SuiteError if one expects an outcome that the pack does not have: it would be right or wrong
-    whatever the answer.
+    Raises SuiteError if a scenario expects an outcome that the pack does not have: its verdict would not
+    depend on the answer.
     """
     for scenario in suite.scenarios:
         expect = scenario.expect
@@ -98,7 +100,8 @@ def run(
             if named is not None and named not in labels:
                 known = ", ".join(labels)
                 raise SuiteError(
-                    f"{suite.name}: scenario {scenario.id}: expects {named!r}, not one of {known}"
+                    f"{suite.name}: scenario {scenario.id}: expects {named!r}, which the pack does not have; "
+                    f"its outcomes are {known}"
                 )
     for scenario in suite.scenarios:
         if quick and not scenario.quick:
@@ -124,11 +127,11 @@ def run(
             )
             continue
         result = judge(scenario, reply["context"], accepted)
-        yield covered(result, suite.reasoning, embedder) if embedder else result
+        yield with_coverage(result, suite.reasoning, embedder) if embedder else result
 
 
 def judge(scenario: Scenario, answer: dict[str, Json], accepted: tuple[str, ...]) -> Result:
-    """Hold the context of a reply against the expectation."""
+    """Judge the context of a reply by the expectation of its scenario."""
     expect = scenario.expect
     misses = []
     if answer["outcome"] not in accepted:
@@ -160,8 +163,8 @@ def judge(scenario: Scenario, answer: dict[str, Json], accepted: tuple[str, ...]
     )
 
 
-def covered(result: Result, how: Reasoning, embedder: Embedder) -> Result:
-    """The result with the coverage of its reason; it fails if the suite needs more than is there."""
+def with_coverage(result: Result, how: Reasoning, embedder: Embedder) -> Result:
+    """The result with the coverage of its reason. It fails if the suite needs more coverage."""
     expected = result.scenario.expect.reasoning
     if not expected:
         return result
@@ -177,25 +180,25 @@ def covered(result: Result, how: Reasoning, embedder: Embedder) -> Result:
 
 def summarise(results: Sequence[Result]) -> Summary:
     """Figures over the results of one or more suites."""
-    asked = [result for result in results if result.outcome is not None]
+    answered = [result for result in results if result.outcome is not None]
     counts = {status: sum(r.status == status for r in results) for status in get_args(Status)}
     coverages = [result.coverage for result in results if result.coverage is not None]
     by_difficulty: dict[str, tuple[int, int]] = {}
     for difficulty in DIFFICULTIES:
-        of_it = [r for r in results if r.scenario.difficulty == difficulty and r.status != "skipped"]
-        if of_it:
-            by_difficulty[difficulty] = (sum(r.status == "passed" for r in of_it), len(of_it))
+        matching = [r for r in results if r.scenario.difficulty == difficulty and r.status != "skipped"]
+        if matching:
+            by_difficulty[difficulty] = (sum(r.status == "passed" for r in matching), len(matching))
     return Summary(
         scenarios=len(results),
         passed=counts["passed"],
         failed=counts["failed"],
         errors=counts["error"],
         skipped=counts["skipped"],
-        decisions_right=sum(r.decided_right for r in asked),
-        model_asked=sum(r.label is not None for r in asked),
-        labels_right=sum(r.label in r.accepted for r in asked if r.label is not None),
-        floors_right=sum(r.floor in r.accepted for r in asked),
-        mean_structure=sum(r.structure for r in asked) / len(asked) if asked else 0.0,
+        decisions_right=sum(r.decided_right for r in answered),
+        model_asked=sum(r.label is not None for r in answered),
+        labels_right=sum(r.label in r.accepted for r in answered if r.label is not None),
+        floors_right=sum(r.floor in r.accepted for r in answered),
+        mean_structure=sum(r.structure for r in answered) / len(answered) if answered else 0.0,
         by_difficulty=by_difficulty,
         reasons_measured=len(coverages),
         mean_coverage=sum(coverages) / len(coverages) if coverages else None,

@@ -1,8 +1,8 @@
-"""What the daemon logs, and how: JSON lines for a log collector, plain lines for people.
+"""Log lines: JSON for a log collector, plain text for people.
 
-Owns the form of a line and the bound on lines that others can cause. Invariant: a line holds what this
-program says, never what a request says: fields are ids, codes and numbers; of an exception it has type and
-stack, and the text at level debug alone. Whatever is left out for being too much is counted. Any thread.
+Owns the format of a line and the rate limit of lines that clients can cause. Invariant: a line never contains
+text of a request. Its fields are ids, codes and numbers; of an exception it has the type and the stack, and
+the message only at level debug. Suppressed lines are counted. Any thread.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from collections.abc import Mapping
 from typing import IO, Any
 
 _PACKAGE = "thor_policy"
-#: Priorities of syslog, which journald reads from the beginning of a line.
+#: Syslog priorities; journald reads one at the beginning of a line.
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 
 
-def fields(**told: Any) -> dict[str, dict[str, Any]]:
-    """Named values of a line, for `extra`; those that are None are left out."""
-    return {"fields": {name: value for name, value in told.items() if value is not None}}
+def fields(**values: Any) -> dict[str, dict[str, Any]]:
+    """Named values of a line, for the argument `extra`; a value of None is left out."""
+    return {"fields": {name: value for name, value in values.items() if value is not None}}
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
     """The named values of a line."""
-    found: dict[str, Any] = getattr(record, "fields", {})
-    return found
+    values: dict[str, Any] = getattr(record, "fields", {})
+    return values
 
 
 def component_of(record: logging.LogRecord) -> str:
-    """Which component a line comes from; of another library, its whole name."""
+    """The component that logged a line: a subpackage of ours, or the logger name of another library."""
     package, _, rest = record.name.partition(".")
     return rest.split(".")[0] if package == _PACKAGE and rest else record.name
 
 
 def stack_of(error: BaseException, *, with_text: bool) -> list[str]:
-    """Types and stacks of an exception and of those behind it, the first cause last."""
+    """Types and stacks of an exception and its causes, the first cause last; `with_text`: messages too."""
     lines: list[str] = []
     seen: set[int] = set()
     current: BaseException | None = error
@@ -55,27 +55,27 @@ def stack_of(error: BaseException, *, with_text: bool) -> list[str]:
 
 
 class Limit:
-    """Lets `burst` lines through at once and `per_s` each second after that; counts what it holds back."""
+    """Rate limit: admits `burst` lines at once and then `per_s` each second; counts the suppressed lines."""
 
     def __init__(self, burst: int = 10, per_s: float = 1.0) -> None:
         self._burst, self._per_ns = burst, per_s / 1e9
         self._left, self._at_ns = float(burst), 0
-        self._held = 0
+        self._suppressed = 0
 
     def admit(self, now_ns: int) -> int | None:
-        """How many lines were held back since the last one, if this one may be logged; None if it may not."""
+        """Lines suppressed since the last admitted one, if this line may be logged; otherwise None."""
         earned = max(0, now_ns - self._at_ns) * self._per_ns
         self._left, self._at_ns = min(self._burst, self._left + earned), now_ns
         if self._left < 1:
-            self._held += 1
+            self._suppressed += 1
             return None
         self._left -= 1
-        held, self._held = self._held, 0
-        return held
+        suppressed, self._suppressed = self._suppressed, 0
+        return suppressed
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line; `for_journal` puts the priority before it, which journald takes off again."""
+    """One JSON object a line; with `for_journal` after a syslog priority, which journald removes."""
 
     def __init__(self, *, for_journal: bool = False) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        told: dict[str, Any] = {
+        line: dict[str, Any] = {
             "time": f"{seconds}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "component": component_of(record),
@@ -92,9 +92,9 @@ class JsonFormatter(logging.Formatter):
             **fields_of(record),
         }
         if record.exc_info and record.exc_info[1] is not None:
-            told["stack"] = stack_of(record.exc_info[1], with_text=is_verbose())
+            line["stack"] = stack_of(record.exc_info[1], with_text=is_verbose())
         prefix = f"<{_PRIORITIES.get(record.levelno, 6)}>" if self._for_journal else ""
-        return prefix + json.dumps(told, default=str)
+        return prefix + json.dumps(line, default=str)
 
 
 def is_verbose() -> bool:
@@ -103,7 +103,7 @@ def is_verbose() -> bool:
 
 
 def goes_to_journal(stream: IO[str], environ: Mapping[str, str] = os.environ) -> bool:
-    """True when what is written to `stream` arrives in systemd's journal (see systemd.exec(5))."""
+    """True when systemd's journal reads `stream` (JOURNAL_STREAM in systemd.exec(5))."""
     try:
         at = os.fstat(stream.fileno())
     except (OSError, ValueError):
@@ -119,9 +119,10 @@ def set_up(
     pretty: logging.Handler,
     environ: Mapping[str, str] = os.environ,
 ) -> None:
-    """Log from here on, in `form` json or through `pretty`; auto: json if `stream` goes to the journal.
+    """Set up logging: `form` json, or the handler `pretty`; auto: json if systemd's journal reads `stream`.
 
-    `level` is that of this program; other libraries are heard from warnings on. What ends a thread is logged.
+    `level` is the level of this program; other libraries log from warning on. An exception that ends a thread
+    is logged too.
     """
     journal = goes_to_journal(stream, environ)
     handler = pretty
@@ -132,20 +133,20 @@ def set_up(
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     set_level(level)
-    threading.excepthook = _log_the_end
+    threading.excepthook = _log_thread_end
 
 
 def set_level(level: str) -> None:
-    """Log from this level on: debug, info, warning or error."""
+    """Set the lowest level that this program logs: debug, info, warning or error."""
     logging.getLogger(_PACKAGE).setLevel(level.upper())
 
 
 def structured() -> bool:
-    """True when lines are JSON."""
+    """True when log lines are JSON."""
     return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)
 
 
-def _log_the_end(args: threading.ExceptHookArgs) -> None:
+def _log_thread_end(args: threading.ExceptHookArgs) -> None:
     if args.exc_type is not SystemExit and args.exc_value is not None:
         name = args.thread.name if args.thread else "unknown"
         error = (args.exc_type, args.exc_value, args.exc_traceback)

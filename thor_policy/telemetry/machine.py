@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def machine() -> str:
-    """What ran the measurement: processor, cores usable, system."""
+    """Processor, number of usable cores and operating system, as one line."""
     model = platform.machine()
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith("model name"):

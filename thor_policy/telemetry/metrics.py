@@ -1,9 +1,8 @@
-"""What the daemon measures, and how a monitoring system reads it.
+"""Metrics: what the daemon measures, and how a monitoring system reads it.
 
-Owns the names of all metrics, the histograms behind them, and the endpoint that Prometheus asks.
-Invariant: whatever `status` counts is told here too, under the name that it has there; nothing that a
-request says is a label. The main thread measures, at the cost of a few additions a decision; any thread
-reads, and all other work is done then.
+Owns the names of all metrics, their histograms, and the endpoint that Prometheus reads. Invariant: every
+counter of `status` is also a metric, under the same name; no label holds text of a request. The main thread
+measures, with a few additions for each decision; any thread reads, and all other work is done on reading.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from operator import itemgetter
 from socketserver import TCPServer
 from typing import Any, TypeAlias, get_args
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
+from msgspec import structs
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest, make_wsgi_app
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -33,26 +32,29 @@ from prometheus_client.registry import Collector
 from thor_policy.core.decisions import Decision, Tier
 from thor_policy.core.errors import ERROR_CODES, ConfigError
 from thor_policy.core.requests import Json
+from thor_policy.core.status import EngineStatus, JobStatus, JournalStatus, Status
 
-#: Who may read the metrics over HTTP: processes of this machine.
+#: Address of the HTTP endpoint: only processes of this machine can read it.
 HOST = "127.0.0.1"
-#: How long a reader of the endpoint may be silent, in seconds; the next one waits meanwhile.
+#: Timeout of a reader of the endpoint, in seconds; the next reader waits meanwhile.
 READER_S = 5.0
-#: Upper bounds of the histograms of time, in seconds: from a rule's answer to a decode on a slow processor.
+#: Bucket bounds of the time histograms, in seconds: from a rule's decision to a decode on a slow processor.
 SECONDS = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
-#: Upper bounds of the histogram of confidence.
+#: Bucket bounds of the confidence histogram.
 CONFIDENCES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
-#: What a decision's time is spent on. `reply` is the rest: rendering, handing over between threads, encoding.
+#: Stages of a decision. `reply` is the rest: rendering, passing between threads, encoding.
 STAGES = ("queue", "rules", "score", "commit", "explain", "reply")
 
-#: Metrics with what they say now, in the terms of the Prometheus client.
+#: Metrics with their current values, as types of the Prometheus client.
 Families: TypeAlias = Iterator[Metric]
+#: The status of a part that is a thread.
+_Thread: TypeAlias = EngineStatus | JournalStatus | JobStatus
 
 _TIERS: tuple[str, ...] = get_args(Tier)
-#: Counters of `status` that are told before they first count, since a rate needs a zero to begin from.
+#: Counters of `status` that are exported as 0 before they first count: a rate needs a zero to begin from.
 _FROM_ZERO: dict[str, tuple[str, ...]] = {
     "server": (
         "received",
@@ -67,59 +69,87 @@ _FROM_ZERO: dict[str, tuple[str, ...]] = {
     ),
     "journal": ("committed", "refused", "lost", "checkpoints_failed", "ballast_released", "recoveries_tried"),
 }
-#: Members of `status["engine"]` that count.
-_ENGINE_COUNTS = ("decisions", "explanations", "unexplained", "refused", "internal_errors")
-#: Numbers of `status`: name of the metric, what it tells, where the number lies, the factor to a base unit.
-_GAUGES: tuple[tuple[str, str, str, float], ...] = (
-    ("uptime_seconds", "How long the daemon has been up.", "uptime_s", 1),
-    ("in_flight", "Requests admitted and not answered.", "in_flight", 1),
-    ("in_flight_limit", "How many may be.", "max_in_flight", 1),
-    ("explaining", "Explanations that run or wait.", "engine.explaining", 1),
-    ("shadows_waiting", "Questions that wait for the pack in the shadow.", "engine.shadows_waiting", 1),
-    ("mean_decision_seconds", "Running mean of one decision.", "engine.mean_decision_ms", 1e-3),
-    ("warm_up_seconds", "How long the question before the first took.", "engine.warm_up_ms", 1e-3),
-    ("cache_entries", "Scores that are kept.", "cache.entries", 1),
-    ("journal_seq", "Sequence number of the newest event.", "journal.seq", 1),
-    ("journal_batches", "Transactions since the start.", "journal.batches", 1),
-    ("journal_ballast", "1 while there is ballast to be given up.", "journal.ballast", 1),
-    ("journal_free_bytes", "Free space on its disk.", "journal.free_mb", 2**20),
-    ("journal_min_free_bytes", "Free space below which it refuses.", "journal.min_free_mb", 2**20),
+#: Numbers of the status: name of the metric, what it says, and its value in base units; None: not known.
+_GAUGES: tuple[tuple[str, str, Callable[[Status], float | None]], ...] = (
+    ("uptime_seconds", "Seconds since the daemon started.", lambda status: status.uptime_s),
+    ("in_flight", "Requests admitted and not yet answered.", lambda status: status.in_flight),
+    ("in_flight_limit", "Most requests that may be in flight.", lambda status: status.max_in_flight),
+    ("explaining", "Explanations that run or wait.", lambda status: status.engine.explaining),
+    (
+        "shadows_waiting",
+        "Requests that wait for the shadow pack.",
+        lambda status: status.engine.shadows_waiting,
+    ),
+    (
+        "mean_decision_seconds",
+        "Running mean of the duration of a decision.",
+        lambda status: status.engine.mean_decision_ms * 1e-3,
+    ),
+    (
+        "warm_up_seconds",
+        "Duration of the warm-up before the first request.",
+        lambda status: status.engine.warm_up_ms * 1e-3,
+    ),
+    ("cache_entries", "Scores in the cache.", lambda status: status.cache.entries),
+    ("journal_seq", "Sequence number of the newest event.", lambda status: status.journal.seq),
+    ("journal_batches", "Transactions since the start.", lambda status: status.journal.batches),
+    (
+        "journal_ballast",
+        "1 while the reserve file for a full disk exists.",
+        lambda status: status.journal.ballast,
+    ),
+    (
+        "journal_free_bytes",
+        "Free space on the journal's disk.",
+        lambda status: None if status.journal.free_mb is None else status.journal.free_mb * 2**20,
+    ),
+    (
+        "journal_min_free_bytes",
+        "Free space below which the journal refuses requests.",
+        lambda status: status.journal.min_free_mb * 2**20,
+    ),
+    (
+        "journal_failing",
+        "1 while the journal cannot be written.",
+        lambda status: status.journal.failing is not None,
+    ),
 )
-_GAUGES_OF_PARTS = (
-    ("alive", "1 while the thread of a part runs.", "alive"),
-    ("waiting", "What waits for a part.", "waiting"),
-    ("stalled_seconds", "How long a part got nothing done though it had to.", "stalled_s"),
+_GAUGES_OF_THREADS: tuple[tuple[str, str, Callable[[_Thread], float]], ...] = (
+    ("alive", "1 while the thread of the part runs.", lambda thread: thread.alive),
+    ("waiting", "Items that wait for the part.", lambda thread: thread.waiting),
+    (
+        "stalled_seconds",
+        "Seconds without progress of a part that has work.",
+        lambda thread: thread.stalled_s,
+    ),
 )
 
 
-def _model_of(status: Mapping[str, Json]) -> Mapping[str, Json]:
-    """The model of a status, its adapter told flat; empty where none judges."""
-    adapter = status["model"].get("adapter") or dict.fromkeys(("name", "sha256", "scale"), "")
+def _model_labels(status: Status) -> dict[str, Json]:
+    model, adapter = status.model, status.model.adapter
     return {
-        **status["model"],
-        "adapter": adapter["name"],
-        "adapter_sha256": adapter["sha256"],
-        "adapter_scale": adapter["scale"],
+        "name": model.name,
+        "sha256": model.sha256,
+        "quantisation": model.quantisation,
+        "device": model.device,
+        "build": model.build,
+        "exact": model.exact,
+        "adapter": adapter.name if adapter else "",
+        "adapter_sha256": adapter.sha256 if adapter else "",
+        "adapter_scale": adapter.scale if adapter else "",
     }
 
 
-#: Who is judging by what: a metric of value 1 whose labels say it.
-_INFOS: tuple[tuple[str, Callable[[Mapping[str, Json]], Json], tuple[str, ...]], ...] = (
-    ("build", lambda status: status, ("version",)),
-    (
-        "model",
-        _model_of,
-        (
-            *("name", "sha256", "quantisation", "device", "build", "exact"),
-            *("adapter", "adapter_sha256", "adapter_scale"),
-        ),
-    ),
-    ("pack", itemgetter("pack"), ("name", "version", "sha256")),
+#: Info metrics (value 1): their labels identify build, model and pack.
+_INFOS: tuple[tuple[str, Callable[[Status], dict[str, Json]]], ...] = (
+    ("build", lambda status: {"version": status.version}),
+    ("model", _model_labels),
+    ("pack", lambda status: structs.asdict(status.pack)),
 )
 
 
 class Histogram:
-    """Counts of values by upper bound, as Prometheus understands them; one thread writes."""
+    """A Prometheus histogram: counts of values by upper bound. One thread writes."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
@@ -127,12 +157,12 @@ class Histogram:
         self._sum = 0.0
 
     def observe(self, value: float) -> None:
-        """Count a value, into the first bound that it does not exceed."""
+        """Count a value in the first bucket whose bound it does not exceed."""
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Each bound, as text, and how many values did not exceed it."""
+        """Each bound, as text, with the number of values that do not exceed it."""
         bounds = (*map(str, self._bounds), "+Inf")
         return list(zip(bounds, accumulate(self._counts), strict=True))
 
@@ -142,7 +172,7 @@ class Histogram:
 
 
 class Metrics:
-    """What is measured of each decision as it goes by."""
+    """The measurements of all decisions."""
 
     def __init__(self) -> None:
         self._stages = {stage: Histogram(SECONDS) for stage in STAGES}
@@ -151,7 +181,7 @@ class Metrics:
         self._outcomes: Counter[tuple[str, str]] = Counter()
 
     def decided(self, decision: Decision, commit_ms: float) -> None:
-        """A decision was recorded."""
+        """Count a decision that was recorded."""
         timings, stages = decision.timings, self._stages
         stages["queue"].observe(timings.queue_ms / 1e3)
         stages["rules"].observe(timings.rules_ms / 1e3)
@@ -163,39 +193,42 @@ class Metrics:
         self._outcomes[decision.outcome, decision.tier] += 1
 
     def explained(self, explain_ms: float) -> None:
-        """An explanation was recorded."""
+        """Count an explanation that was recorded."""
         self._stages["explain"].observe(explain_ms / 1e3)
 
     def served(self, decision: Decision, commit_ms: float, total_ms: float, *, waited: bool) -> None:
-        """A reply left with a decision; `waited`: perhaps for the explanation too, so no rest can be told."""
+        """Count a decision whose reply was sent.
+
+        `waited`: the reply may have waited for the explanation, so the stage `reply` cannot be computed.
+        """
         self._latency[decision.tier].observe(total_ms / 1e3)
         if not waited:
             timings = decision.timings
-            told_ms = timings.queue_ms + timings.rules_ms + timings.score_ms + commit_ms
-            self._stages["reply"].observe(max(0.0, total_ms - told_ms) / 1e3)
+            stages_ms = timings.queue_ms + timings.rules_ms + timings.score_ms + commit_ms
+            self._stages["reply"].observe(max(0.0, total_ms - stages_ms) / 1e3)
 
-    def families(self, status: Mapping[str, Json]) -> Families:
-        """Everything that is known, with what the daemon says of itself in `status`."""
+    def families(self, status: Status) -> Families:
+        """All metrics: the measurements here, and the numbers of `status`."""
         latency = HistogramMetricFamily(
-            "thorpolicy_decision_seconds", "From a question's arrival to its reply.", labels=["tier"]
+            "thorpolicy_decision_seconds", "Time from the arrival of a request to its reply.", labels=["tier"]
         )
         for tier, histogram in self._latency.items():
             latency.add_metric([tier], histogram.buckets(), histogram.sum)
         yield latency
         stages = HistogramMetricFamily(
-            "thorpolicy_stage_seconds", "What a decision's time is spent on.", labels=["stage"]
+            "thorpolicy_stage_seconds", "Time spent in each stage of a decision.", labels=["stage"]
         )
         for stage, histogram in self._stages.items():
             stages.add_metric([stage], histogram.buckets(), histogram.sum)
         yield stages
         yield HistogramMetricFamily(
             "thorpolicy_confidence",
-            "Probability of the outcome that was recorded, calibrated where a calibration is in force.",
+            "Probability of the recorded outcome, calibrated if a calibration is in force.",
             buckets=self._confidence.buckets(),
             sum_value=self._confidence.sum,
         )
         outcomes = CounterMetricFamily(
-            "thorpolicy_decisions", "Decisions that were recorded.", labels=["outcome", "tier"]
+            "thorpolicy_decisions", "Decisions recorded.", labels=["outcome", "tier"]
         )
         for labels, count in sorted(dict(self._outcomes).items()):
             outcomes.add_metric(labels, count)
@@ -204,68 +237,52 @@ class Metrics:
         yield from ProcessCollector(registry=None).collect()
 
 
-def _of_status(status: Mapping[str, Json]) -> Families:
+def _of_status(status: Status) -> Families:
     events = CounterMetricFamily(
         "thorpolicy_events",
-        "What each part has counted, named as `status` names it.",
+        "Counters of each part, with their names in `status`.",
         labels=["part", "event"],
     )
-    for part, counters in counted(status).items():
+    for part, counters in status.all_counters().items():
         for name, count in (dict.fromkeys(_FROM_ZERO.get(part, ()), 0) | counters).items():
             events.add_metric([part, name], count)
     yield events
     yield GaugeMetricFamily(
-        "thorpolicy_serving", "1 while requests are admitted.", value=float(status["state"] == "serving")
+        "thorpolicy_serving", "1 while requests are admitted.", value=float(status.state == "serving")
     )
-    for name, told, path, scale in _GAUGES:
-        value = _at(status, path)
-        if value is not None:  # a disk that cannot say how full it is
-            yield GaugeMetricFamily(f"thorpolicy_{name}", told, value=float(value) * scale)
-    if "failing" in (journal := status.get("journal", {})):
-        failing = float(journal["failing"] is not None)
-        yield GaugeMetricFamily(
-            "thorpolicy_journal_failing", "1 while the journal cannot be written.", value=failing
-        )
-    parts = {name: part for name, part in status.items() if isinstance(part, dict) and "alive" in part}
-    for name, told, member in _GAUGES_OF_PARTS:
-        gauge = GaugeMetricFamily(f"thorpolicy_{name}", told, labels=["part"])
-        for part, described in parts.items():
-            if member in described:
-                gauge.add_metric([part], float(described[member]))
+    for name, help_text, value_of in _GAUGES:
+        value = value_of(status)
+        if value is not None:  # the free space of a disk may be unknown
+            yield GaugeMetricFamily(f"thorpolicy_{name}", help_text, value=float(value))
+    threads: dict[str, _Thread] = {
+        "engine": status.engine,
+        "journal": status.journal,
+        "maintenance": status.maintenance,
+        "pack_manager": status.pack_manager,
+    }
+    for name, help_text, value_of_thread in _GAUGES_OF_THREADS:
+        gauge = GaugeMetricFamily(f"thorpolicy_{name}", help_text, labels=["part"])
+        for part, thread in threads.items():
+            gauge.add_metric([part], float(value_of_thread(thread)))
         yield gauge
-    for member, told in (("free_bytes", "Free memory of a GPU."), ("total_bytes", "Memory of a GPU.")):
-        gauge = GaugeMetricFamily(f"thorpolicy_device_memory_{member}", told, labels=["device"])
-        for device in _at(status, "engine.memory") or ():
-            gauge.add_metric([device["device"]], device[member])
-        yield gauge
-    for name, of, members in _INFOS:
-        info = {member: str(of(status)[member]) for member in members}
-        yield InfoMetricFamily(f"thorpolicy_{name}", f"Which {name} it is.", value=info)
-
-
-def _at(status: Mapping[str, Json], path: str) -> Json:
-    """What lies at a dotted path; None if nothing does."""
-    found: Json = status
-    for member in path.split("."):
-        found = found.get(member) if isinstance(found, Mapping) else None
-    return found
-
-
-def counted(status: Mapping[str, Json]) -> dict[str, dict[str, int]]:
-    """Every counter in `status`, by part and name."""
-    parts: dict[str, dict[str, int]] = {"server": status["counters"]}
-    for name, part in status.items():
-        if isinstance(part, dict):
-            members = _ENGINE_COUNTS if name == "engine" else ()
-            if members or "counters" in part:
-                parts[name] = {member: part[member] for member in members} | part.get("counters", {})
-    return parts
+    free = GaugeMetricFamily(
+        "thorpolicy_device_memory_free_bytes", "Free memory of a GPU.", labels=["device"]
+    )
+    total = GaugeMetricFamily("thorpolicy_device_memory_total_bytes", "Memory of a GPU.", labels=["device"])
+    for memory in status.engine.memory:
+        free.add_metric([memory.device], memory.free_bytes)
+        total.add_metric([memory.device], memory.total_bytes)
+    yield free
+    yield total
+    for name, labels_of in _INFOS:
+        labels = {label: str(value) for label, value in labels_of(status).items()}
+        yield InfoMetricFamily(f"thorpolicy_{name}", f"Identity of the {name}.", value=labels)
 
 
 # ---------------------------------------------------------------- how they are read
 
 
-class _Told(Collector):
+class _FamiliesCollector(Collector):
     def __init__(self, collect: Callable[[], Families]) -> None:
         self._collect = collect
 
@@ -275,7 +292,7 @@ class _Told(Collector):
 
 def _registry(collect: Callable[[], Families]) -> CollectorRegistry:
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Told(collect))
+    registry.register(_FamiliesCollector(collect))
     return registry
 
 
@@ -286,7 +303,8 @@ def as_json(families: Families) -> dict[str, Json]:
             "type": family.type,
             "help": family.documentation,
             "samples": [
-                {"name": one.name, "labels": dict(one.labels), "value": one.value} for one in family.samples
+                {"name": sample.name, "labels": dict(sample.labels), "value": sample.value}
+                for sample in family.samples
             ],
         }
         for family in families
@@ -294,12 +312,12 @@ def as_json(families: Families) -> dict[str, Json]:
 
 
 def exposition(metrics: Mapping[str, Json]) -> str:
-    """The text that Prometheus reads, of what `as_json` told."""
+    """The result of `as_json` in the text format of Prometheus."""
 
     def collect() -> Families:
-        for name, told in metrics.items():
-            family = Metric(name, told["help"], told["type"])
-            for sample in told["samples"]:
+        for name, metric in metrics.items():
+            family = Metric(name, metric["help"], metric["type"])
+            for sample in metric["samples"]:
                 family.add_sample(sample["name"], sample["labels"], sample["value"])
             yield family
 
@@ -309,39 +327,39 @@ def exposition(metrics: Mapping[str, Json]) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """One metric of one set of labels, for people: its value, or what a histogram comes to."""
+    """One metric with one set of labels, for people: its value, or the summary of a histogram."""
 
     name: str
     labels: str
     value: float
-    #: Of a histogram: mean, and the bounds within which half and 99 of 100 values lie (None: above the last).
+    #: Of a histogram: mean, and the bucket bounds of the 50 % and 99 % quantiles (None: above the last).
     mean: float | None = None
     half: float | None = None
     most: float | None = None
 
 
 def lines(metrics: Mapping[str, Json]) -> list[Line]:
-    """What `as_json` told, one line for each set of labels; the value of a histogram is its count."""
-    found = []
-    for name, told in metrics.items():
+    """The result of `as_json`, one line for each set of labels; the value of a histogram is its count."""
+    summaries = []
+    for name, metric in metrics.items():
         groups: dict[str, list[dict[str, Json]]] = {}
-        for sample in told["samples"]:
+        for sample in metric["samples"]:
             pairs = (f"{key}={value}" for key, value in sample["labels"].items() if key != "le")
             groups.setdefault(" ".join(pairs), []).append(sample)
         for labels, samples in groups.items():
-            if told["type"] == "histogram":
-                found.append(_line_of_histogram(name, labels, samples))
+            if metric["type"] == "histogram":
+                summaries.append(_line_of_histogram(name, labels, samples))
             else:
-                found += [Line(one["name"], labels, one["value"]) for one in samples]
-    return found
+                summaries += [Line(sample["name"], labels, sample["value"]) for sample in samples]
+    return summaries
 
 
 def _line_of_histogram(name: str, labels: str, samples: Sequence[Mapping[str, Json]]) -> Line:
-    buckets = [(one["labels"]["le"], one["value"]) for one in samples if "le" in one["labels"]]
+    buckets = [(sample["labels"]["le"], sample["value"]) for sample in samples if "le" in sample["labels"]]
     count = buckets[-1][1]
     if not count:
         return Line(name, labels, 0)
-    total = next(one["value"] for one in samples if one["name"] == f"{name}_sum")
+    total = next(sample["value"] for sample in samples if sample["name"] == f"{name}_sum")
 
     def within(share: float) -> float | None:
         bound = next(bound for bound, reached in buckets if reached >= share * count)
@@ -352,33 +370,33 @@ def _line_of_histogram(name: str, labels: str, samples: Sequence[Mapping[str, Js
 
 class _Endpoint(WSGIServer):
     def server_bind(self) -> None:
-        TCPServer.server_bind(self)  # without asking for the name of this machine, which may take long
+        TCPServer.server_bind(self)  # without a DNS look-up of this machine's name, which may take long
         self.server_name, self.server_port = HOST, self.server_address[1]
         self.setup_environ()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Nothing: the reader left, and will come again."""
+        """Do nothing: a reader that disconnected will come again."""
 
 
 class _Handler(WSGIRequestHandler):
     timeout = READER_S
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: who reads what on loopback is no event of ours."""
+        """Do nothing: a read of the metrics is not logged."""
 
 
 @contextmanager
 def endpoint(port: int, collect: Callable[[], Families]) -> Iterator[int]:
-    """Serve `collect` over HTTP on loopback for the length of the block, one reader at a time.
+    """Serve `collect` over HTTP on loopback during the block, one reader at a time.
 
-    Yields the port, which is a free one if `port` is 0. Raises ConfigError if it cannot be had.
+    Yields the port; `port` 0 takes a free one. Raises ConfigError if the port cannot be used.
     """
     app = make_wsgi_app(_registry(collect))
     try:
         server = _Endpoint((HOST, port), _Handler)
     except OSError as error:
         raise ConfigError(
-            f"cannot listen at metrics_port {port} of {HOST}: {error.strerror}; choose another, or 0 for none"
+            f"cannot listen at metrics_port {port} of {HOST}: {error.strerror}; set another, or 0 for none"
         ) from error
     server.set_app(app)
     thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)

@@ -24,10 +24,10 @@ from msgspec import Struct
 from thor_policy.core.errors import JournalError
 from thor_policy.core.requests import Json
 from thor_policy.journal import chain, events, projections, segments
-from thor_policy.journal.batch import Rewrite
 from thor_policy.journal.events import Event
 from thor_policy.journal.maintenance.archive import tidy
 from thor_policy.journal.maintenance.tasks import STEP, Found, Progress, commit, connect, readable, result_of
+from thor_policy.journal.rewrites import Rewrite
 from thor_policy.journal.segments import Part
 from thor_policy.journal.storage import BUSY_TIMEOUT_MS, SIDE_FILES
 from thor_policy.journal.writer import WAL_WAIT_MS, Journal
@@ -224,10 +224,10 @@ def _without_derived(kind: str, private: dict[str, Json]) -> bytes:
 def _record(journal: Journal, found: list[Rewrite], by: dict[str, Json]) -> None:
     """Have the journal say what was erased, and do it, in one transaction for each step."""
     for start in range(0, len(found), STEP):
-        chosen = found[start : start + STEP]
+        chosen = tuple(found[start : start + STEP])
         parts = {str(one.seq): one.digest.hex() for one in chosen}
         body: dict[str, Json] = {"parts": parts, **by}
-        commit(journal, Event(kind="erased", subject_id="erased", at=time.time(), body=body, effect=chosen))
+        commit(journal, Event(kind="erased", subject_id="erased", at=time.time(), body=body, rewrites=chosen))
 
 
 def _rewrite_segment(segment: segments.Segment, left: dict[int, tuple[bytes, str] | None]) -> None:

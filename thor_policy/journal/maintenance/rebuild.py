@@ -56,6 +56,7 @@ def _remove(path: Path) -> None:
 def _copy(source: Path, target: Path, until: str | None, last: int | None, progress: Progress) -> int:
     target.touch(mode=0o640)
     with closing(connect(source)) as reading, closing(sqlite3.connect(target, isolation_level=None)) as new:
+        schema.refuse_earlier(reading, source)
         new.execute("PRAGMA journal_mode = WAL")
         schema.migrate(new)
         new.execute("PRAGMA synchronous = OFF")

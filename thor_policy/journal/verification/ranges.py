@@ -20,6 +20,7 @@ from msgspec import Struct
 from thor_policy.journal import chain, projections, segments
 from thor_policy.journal.projections import AT, GROUP_OF, GROUPS
 from thor_policy.journal.reader import read_only_uri
+from thor_policy.journal.rewrites import Row
 from thor_policy.journal.storage import EVENT_COLUMNS
 
 #: Events read in one transaction.
@@ -230,7 +231,7 @@ class _Range:
         elif kind == "erased":
             self._check_erasure(row.seq, body)
 
-    def _check_decision(self, seq: int, found: projections.Row | None, expected: projections.Row) -> None:
+    def _check_decision(self, seq: int, found: Row | None, expected: Row) -> None:
         if found == expected:
             return
         if found is None:
@@ -244,7 +245,7 @@ class _Range:
         if tuple(row) != expected:
             raise _Wrong(seq, "its row in the table decisions is not what it says")
 
-    def _check_changes(self, seq: int, decision_id: str, group: str, changes: projections.Row) -> None:
+    def _check_changes(self, seq: int, decision_id: str, group: str, changes: Row) -> None:
         columns = ", ".join(GROUPS[group])
         rows = self._rows(f"SELECT {group}, {columns} FROM decisions WHERE decision_id = ?", decision_id)
         found = rows[0] if rows else (None,)

@@ -26,7 +26,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from thor_policy.core.errors import JournalError
-from thor_policy.journal import chain, checkpoints, segments
+from thor_policy.journal import chain, checkpoints, schema, segments
 from thor_policy.journal.projections import GROUP_OF, TABLES
 from thor_policy.journal.verification.ranges import Done, Task, check_range, connect
 from thor_policy.security.signatures import PublicKeys
@@ -76,12 +76,14 @@ def verify(
 
     `anchors` are sequence numbers and hashes that somebody kept. Checkpoints are those of `checkpoint_dir`,
     by default `checkpoints/` beside the journal, and trusted are `public_keys`, by default those that lie
-    there. Raises JournalError if the file is no journal at all.
+    there. Raises JournalError if the file is no journal at all, or was
+    written before 0.1.0.
     """
     if not path.is_file():
         raise JournalError(f"there is no journal at {path}")
     try:
         with closing(connect(path)) as connection:
+            schema.refuse_earlier(connection, path)
             # the file of the newest note may still be on its way; those of the others are there from here on
             (newest_note,) = connection.execute("SELECT coalesce(max(seq), 0) FROM checkpoints").fetchone()
             found = checkpoints.found(checkpoint_dir or path.parent / "checkpoints")

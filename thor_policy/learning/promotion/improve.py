@@ -80,6 +80,7 @@ def improve(
     promotion. The other arguments are those of `promote`. Raises ExportError if there are too few corrections
     or they give no new example; ThorPolicyError.
     """
+    signer = signatures.Key.open(key) if key is not None else None
     active, _ = active_pack(config)
     own_suites = [suite for suite in runner.find(suites) if suite.pack == active.info.name]
     no_embedder = missing(config.models_dir)
@@ -96,8 +97,8 @@ def improve(
             "needs a class and a reason, and lint must accept it: review more"
         )
     pack = write(active, examples, folder, of=len(corrected))
-    if key is not None:
-        signatures.sign_pack(pack.info, pack.path / pack_files.SIGNATURE, signatures.Key.open(key, announce))
+    if signer is not None:
+        signatures.sign_pack(pack.info, pack.path / pack_files.SIGNATURE, signer)
     promotion = promote(
         config,
         [str(pack.path)],

@@ -21,7 +21,7 @@ from thor_policy.core.engine import Engine
 from thor_policy.core.errors import ConfigError, PackError, RequestError
 from thor_policy.core.records import Control, Maintenance
 from thor_policy.core.records import Promotion as Recorded
-from thor_policy.core.requests import Json
+from thor_policy.core.status import Status
 from thor_policy.daemon import journal_access, loading
 from thor_policy.engine.embedder import MiniLM, missing
 from thor_policy.journal.reader import Reader, Record
@@ -63,7 +63,7 @@ def promote(
         raise PackError(
             f"--accept-loosened names {len(terms.accepted)} decisions; the limit is {MOST_ACCEPTED}"
         )
-    signer = signatures.Key.open(key, announce) if key is not None and not dry_run else None
+    signer = signatures.Key.open(key) if key is not None and not dry_run else None
     active, status = active_pack(config)
     candidates = [pack_files.load(pack_files.find(name, data_path("prompts"))) for name in named]
     own_suites = [suite for suite in runner.find(suites) if suite.pack == active.info.name]
@@ -157,7 +157,7 @@ def _only(report: Report) -> tuple[Report | None, str]:
     return None, f"{report.pack.version} is refused by: {failed}"
 
 
-def active_pack(config: Config) -> tuple[Pack, dict[str, Json] | None]:
+def active_pack(config: Config) -> tuple[Pack, Status | None]:
     """The active pack and the daemon's status; without a daemon, the pack of the settings and None.
 
     Raises ConfigError for a remote endpoint, PackError if the files of the active pack have changed.
@@ -171,32 +171,32 @@ def active_pack(config: Config) -> tuple[Pack, dict[str, Json] | None]:
         status = client.status() if client.alive() else None
     if status is None:
         return pack_files.load(pack_files.find(config.pack, data_path("prompts"))), None
-    active = next(resident for resident in status["packs"] if resident["role"] == "active")
-    pack = pack_files.load(Path(active["path"]))
-    if pack.info.sha256 != active["sha256"]:
+    active = next(resident for resident in status.packs if resident.role == "active")
+    pack = pack_files.load(Path(active.path))
+    if pack.info.sha256 != active.sha256:
         raise PackError(
-            f"{pack.path} has changed since the daemon loaded {active['name']} {active['version']} from it, "
+            f"{pack.path} has changed since the daemon loaded {active.name} {active.version} from it, "
             "so candidates cannot be compared with the active pack: put its files back, and put the "
             "candidate into a directory of its own"
         )
     return pack, status
 
 
-def _require_same_weights(status: dict[str, Json], engine: Engine, adapter: Adapter | None) -> None:
+def _require_same_weights(status: Status, engine: Engine, adapter: Adapter | None) -> None:
     """Raise ConfigError unless the daemon decides by the weights that are loaded here."""
-    model = status["model"]
+    model = status.model
     if _weights(status) != identity_of(engine.model.sha256, adapter):
-        tuned = f" with the adapter {model['adapter']['name']}" if model["adapter"] else ""
+        tuned = f" with the adapter {model.adapter.name}" if model.adapter else ""
         raise ConfigError(
-            f"the daemon decides by {model['name']}{tuned}, and other weights are loaded here: give the same "
+            f"the daemon decides by {model.name}{tuned}, and other weights are loaded here: give the same "
             "--model, --adapter and --adapter-scale"
         )
 
 
-def _weights(status: dict[str, Json]) -> str:
+def _weights(status: Status) -> str:
     """The digest of the weights that a daemon decides by."""
-    model = status["model"]
-    return identity_of(model["sha256"], Adapter(**model["adapter"]) if model["adapter"] else None)
+    model = status.model
+    return identity_of(model.sha256, model.adapter)
 
 
 def _event(report: Report, signer: signatures.Key | None) -> Recorded:
@@ -218,10 +218,10 @@ def _activate(config: Config, pack: Pack, event: Maintenance, checked: Report) -
     """Load, record, activate. Raises RequestError, Unreachable; PackError if anything changed meanwhile."""
     with Client(config.endpoint, key=config.key_file) as client:
         before = client.status()
-        if (before["pack"]["sha256"], _weights(before)) != (checked.against.sha256, checked.model_sha256):
-            now, model = before["pack"], before["model"]
+        if (before.pack.sha256, _weights(before)) != (checked.against.sha256, checked.model_sha256):
+            now = before.pack
             raise PackError(
-                f"{now['name']} {now['version']} on {model['name']} is active now, and {pack.info.version} "
+                f"{now.name} {now.version} on {before.model.name} is active now, and {pack.info.version} "
                 "was not compared with it: promote it again"
             )
         load = Control(task="load", pack=str(pack.path))
@@ -235,20 +235,20 @@ def _activate(config: Config, pack: Pack, event: Maintenance, checked: Report) -
             done = client.control(load)
         digests = [resident["sha256"] for resident in done["packs"]]
         if pack.info.sha256 not in digests:
-            for unchecked in set(digests) - {resident["sha256"] for resident in before["packs"]}:
+            for unchecked in set(digests) - {resident.sha256 for resident in before.packs}:
                 client.control(Control(task="unload", pack=unchecked))
             raise PackError(f"{pack.path} has changed since it was checked; promote it again")
         client.maintenance(event)
         client.control(Control(task="activate", pack=pack.info.sha256))
 
 
-def _oldest_candidate(status: dict[str, Json], pack: Pack) -> str | None:
+def _oldest_candidate(status: Status, pack: Pack) -> str | None:
     """The digest of the candidate of this name that has been inactive longest; None if there is none."""
     return next(
         (
-            str(resident["sha256"])
-            for resident in status["packs"]
-            if resident["role"] == "candidate" and resident["name"] == pack.info.name
+            resident.sha256
+            for resident in status.packs
+            if resident.role == "candidate" and resident.name == pack.info.name
         ),
         None,
     )

@@ -1,0 +1,165 @@
+"""What the daemon says of itself, as typed values.
+
+Owns the members of `status` on the wire. Invariant: all values are frozen; each part of the daemon counts
+in one `counters`, and every counter has the same name here, in metrics and in the documents. Made by
+`daemon.status`; read by metrics, commands and clients.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from thor_policy.core.decisions import Adapter, PackInfo
+from thor_policy.core.engine import DeviceMemory
+
+#: What a daemon is doing: admitting requests, refusing them (`trouble` says why), or stopping.
+State = Literal["serving", "refusing", "stopping"]
+#: What a resident pack does: it decides; it repeats decisions for comparison; nothing unless it is named.
+PackRole = Literal["active", "shadow", "candidate"]
+
+
+class ModelStatus(Struct, frozen=True, kw_only=True):
+    """The model that decides. `file` says what became of its file since the start; None if it has none."""
+
+    name: str
+    sha256: str
+    quantisation: str
+    device: str
+    build: str
+    exact: bool
+    file: str | None = None
+    adapter: Adapter | None = None
+
+
+class PackStatus(Struct, frozen=True, kw_only=True):
+    """A resident pack. `temperature` is that of its calibration, 1 without one; `adapter` a name."""
+
+    name: str
+    version: str
+    sha256: str
+    role: PackRole
+    prefix_tokens: int
+    temperature: float
+    adapter: str | None
+    path: str
+
+
+class EngineStatus(Struct, frozen=True, kw_only=True):
+    """The engine thread. Times are milliseconds, but for `stalled_s` (seconds)."""
+
+    alive: bool
+    stalled_s: float
+    waiting: int
+    explaining: int
+    shadows_waiting: int
+    memory: tuple[DeviceMemory, ...]
+    prefix_tokens: int
+    prefix_restored: bool
+    self_test: str
+    warm_up_ms: float
+    mean_decision_ms: float
+    explanation_step_ms_max: float
+    loading_step_ms_max: float
+    wait_for_step_ms_max: float
+    counters: dict[str, int]
+
+
+class CacheStatus(Struct, frozen=True, kw_only=True):
+    """The cache of scores."""
+
+    entries: int
+    counters: dict[str, int]
+
+
+class JournalStatus(Struct, frozen=True, kw_only=True):
+    """The journal thread. `failing` says why it cannot write; `free_mb` is None if the disk does not say."""
+
+    alive: bool
+    stalled_s: float
+    path: str
+    seq: int
+    waiting: int
+    batches: int
+    failing: str | None
+    free_mb: int | None
+    min_free_mb: int
+    ballast: bool
+    counters: dict[str, int]
+
+
+class JobStatus(Struct, frozen=True, kw_only=True):
+    """A thread for long work; `task` is what it does now."""
+
+    alive: bool
+    stalled_s: float
+    task: str | None
+    waiting: int
+    counters: dict[str, int]
+
+
+class PackManagerStatus(JobStatus, frozen=True, kw_only=True):
+    """The thread that changes packs. `refused` maps a pack to why the newest reload refused it."""
+
+    refused: dict[str, str]
+
+
+class DriftStatus(Struct, frozen=True, kw_only=True):
+    """The drift sentinel: golden questions, seconds between two rounds of them, the largest logit shift."""
+
+    every_s: float
+    golden: int
+    shift_max: float
+    counters: dict[str, int]
+
+
+class ReloadStatus(Struct, frozen=True, kw_only=True):
+    """What came of reading the settings again: why they were refused, which changed, which need a restart."""
+
+    refused: str | None
+    changed: tuple[str, ...] = ()
+    need_restart: tuple[str, ...] = ()
+
+
+class PartsStatus(Struct, frozen=True, kw_only=True):
+    """What all parts but the server say; `pack` and `model` are those that decide now."""
+
+    pack: PackInfo
+    model: ModelStatus
+    packs: tuple[PackStatus, ...]
+    engine: EngineStatus
+    cache: CacheStatus
+    journal: JournalStatus
+    maintenance: JobStatus
+    pack_manager: PackManagerStatus
+    drift: DriftStatus
+
+
+class Status(PartsStatus, frozen=True, kw_only=True):
+    """The whole status. `settings` is None until a reload; `counters` are those of the server."""
+
+    version: str
+    pid: int
+    state: State
+    trouble: str | None
+    uptime_s: float
+    endpoint: str
+    tcp_endpoint: str | None
+    events_endpoint: str
+    in_flight: int
+    max_in_flight: int
+    settings: ReloadStatus | None
+    counters: dict[str, int]
+
+    def all_counters(self) -> dict[str, dict[str, int]]:
+        """Every counter, by part and name."""
+        return {
+            "server": self.counters,
+            "engine": self.engine.counters,
+            "cache": self.cache.counters,
+            "journal": self.journal.counters,
+            "maintenance": self.maintenance.counters,
+            "pack_manager": self.pack_manager.counters,
+            "drift": self.drift.counters,
+        }

@@ -1,0 +1,232 @@
+"""Who may enter: state, room and deadline of each request, and the work that an admitted one asks for.
+
+Owns the checks that a request passes before it gets a ticket. Invariant: what is admitted has a ticket
+and a deadline; what is not raises RequestError, and nothing of it is kept. No socket. Main thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+from msgspec.structs import replace
+
+from thor_policy.config import Config
+from thor_policy.core import records
+from thor_policy.core.decisions import PriorRecord
+from thor_policy.core.errors import RequestError, shutting_down
+from thor_policy.core.ids import new_id
+from thor_policy.core.requests import Caller, Json, Request
+from thor_policy.daemon.inflight import Answer, InFlight
+from thor_policy.protocol.messages import EvaluateRequest, RecordRequest
+from thor_policy.protocol.replies import decision_item, recorded_item
+
+#: How long a job (maintenance, a change of packs) may take before its sender gets `expired`, in seconds.
+JOB_TIMEOUT_S = 3_600
+
+#: What a request may need: a question needs both, a record the journal alone.
+Part: TypeAlias = Literal["journal", "engine"]
+
+
+class EngineQueue(Protocol):
+    """The engine thread, as far as requests need it (`daemon.engine_thread`)."""
+
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def mean_decision_ms(self) -> float: ...
+
+    def submit(self, request: Request) -> None: ...
+
+
+class Recorder(Protocol):
+    """Where records are kept (`journal.writer`)."""
+
+    def write(
+        self,
+        record: records.Record,
+        *,
+        record_id: str,
+        at: float,
+        caller: Caller,
+        ticket: int,
+        idempotency: str | None,
+    ) -> None:
+        """Take a record that `caller` sent at Unix time `at`; returns at once and does not fail.
+
+        What became of it comes to the mailbox with `ticket`: committed, or why not.
+        """
+
+    def recall(self, digest: str, on_lookup: Callable[[PriorRecord | RequestError | None], None]) -> None:
+        """Look up what was recorded for an idempotency key; returns at once, any thread calls `on_lookup`."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """Who sent a request, and when: Unix time in seconds, and monotonic nanoseconds."""
+
+    caller: Caller
+    received_at: float
+    received_ns: int
+
+
+class Admission:
+    """Admits requests to `in_flight`. `refusal` says why a part can take nothing new, None while it can.
+
+    `find_pack` raises RequestError where no resident pack has that name.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        in_flight: InFlight,
+        engine: EngineQueue,
+        *,
+        refusal: Callable[[Part], RequestError | None],
+        find_pack: Callable[[str], object],
+    ) -> None:
+        #: Replaced as a whole when settings are read again.
+        self.config = config
+        #: True once the daemon is to stop: nothing is admitted any more. Any thread may set it.
+        self.stopping = False
+        self.refusal = refusal
+        self._in_flight = in_flight
+        self._engine = engine
+        self._find_pack = find_pack
+
+    def question(self, message: EvaluateRequest, answer: Answer, arrival: Arrival) -> Request:
+        """The admitted request of a question; `answer` gets its reply."""
+        if message.idempotency is None:
+            self.check_question(message)
+        else:  # what was recorded is sent again even where nothing new would be decided
+            self._check_open("journal")
+        self._check_room()
+        deadline_ns = arrival.received_ns + self._deadline_ms(message) * 1_000_000
+        return Request(
+            ticket=self._in_flight.admit(
+                answer, received_ns=arrival.received_ns, deadline_ns=deadline_ns, explain=message.explain
+            ),
+            evaluation=message.evaluation,
+            caller=arrival.caller,
+            received_at=arrival.received_at,
+            received_ns=arrival.received_ns,
+            deadline_ns=deadline_ns,
+            explain=message.explain,
+            annotations=message.annotations,
+            pack=message.pack,
+        )
+
+    def record(self, message: RecordRequest, answer: Answer, arrival: Arrival) -> tuple[int, str]:
+        """The ticket of a record, and its new id."""
+        self._check_open("journal")
+        self._check_room()
+        record_id = new_id()
+        deadline_ns = arrival.received_ns + self._deadline_ms(message) * 1_000_000
+        ticket = self._in_flight.admit(
+            answer, received_ns=arrival.received_ns, deadline_ns=deadline_ns, record_id=record_id
+        )
+        return ticket, record_id
+
+    def job(self, answer: Answer, arrival: Arrival, *needs: Part) -> int:
+        """The ticket of a job that needs these parts."""
+        self._check_open(*needs)
+        self._check_room()
+        deadline_ns = arrival.received_ns + JOB_TIMEOUT_S * 1_000_000_000
+        return self._in_flight.admit(answer, received_ns=arrival.received_ns, deadline_ns=deadline_ns)
+
+    def check_question(self, message: EvaluateRequest) -> None:
+        """Refuse a question that cannot be decided, or that would wait past its deadline."""
+        if message.pack is not None:
+            self._find_pack(message.pack)
+        self._check_open("journal", "engine")
+        deadline_ms, expected_ms = self._deadline_ms(message), self._expected_ms
+        if expected_ms > deadline_ms:
+            raise RequestError(
+                "busy",
+                f"the requests before it take about {expected_ms} ms; its deadline is {deadline_ms} ms",
+                retry_after_ms=expected_ms - deadline_ms + 1,
+            )
+
+    def _deadline_ms(self, message: EvaluateRequest | RecordRequest) -> int:
+        return message.deadline_ms or self.config.deadline_ms
+
+    def _check_open(self, *needs: Part) -> None:
+        """Refuse any request while stopping, and while a part that it needs takes nothing."""
+        if self.stopping:
+            raise shutting_down()
+        for part in needs:
+            if (error := self.refusal(part)) is not None:
+                raise error
+
+    def _check_room(self) -> None:
+        """Refuse any request above the limit."""
+        if len(self._in_flight) >= self.config.max_in_flight:
+            raise RequestError(
+                "busy",
+                f"{len(self._in_flight)} requests are in flight; the limit is {self.config.max_in_flight}",
+                retry_after_ms=self._expected_ms + 1,
+            )
+
+    @property
+    def _expected_ms(self) -> int:
+        """How long the questions that wait for the engine will take, in milliseconds."""
+        return int(self._engine.waiting * self._engine.mean_decision_ms)
+
+
+class Work(Protocol):
+    """What an admitted request asks for, done at most once for each idempotency key."""
+
+    def begin(self, idempotency: str | None) -> None:
+        """Do it, recorded under this idempotency mark. Raises RequestError."""
+
+    def repeat(self, prior: PriorRecord) -> dict[str, Json]:
+        """The reply, made of what was recorded before."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """An admitted question, to be decided by `engine`."""
+
+    admission: Admission
+    engine: EngineQueue
+    message: EvaluateRequest
+    request: Request
+
+    def begin(self, idempotency: str | None) -> None:
+        if idempotency is None:
+            self.engine.submit(self.request)
+            return
+        self.admission.check_question(self.message)  # time has passed since it was admitted
+        self.engine.submit(replace(self.request, idempotency=idempotency))
+
+    def repeat(self, prior: PriorRecord) -> dict[str, Json]:
+        assert prior.decision is not None  # noqa: S101  the digest of its content says that it was a question
+        total_ms = (time.monotonic_ns() - self.request.received_ns) / 1e6
+        explained = self.request.explain == "inline"
+        return decision_item(prior.decision, explained=explained, commit_ms=0.0, total_ms=total_ms)
+
+
+@dataclass(frozen=True)
+class Record:
+    """An admitted record, to be kept by `recorder` under `record_id`."""
+
+    recorder: Recorder
+    record: records.Record
+    record_id: str
+    ticket: int
+    arrival: Arrival
+
+    def begin(self, idempotency: str | None) -> None:
+        self.recorder.write(
+            self.record,
+            record_id=self.record_id,
+            at=self.arrival.received_at,
+            caller=self.arrival.caller,
+            ticket=self.ticket,
+            idempotency=idempotency,
+        )
+
+    def repeat(self, prior: PriorRecord) -> dict[str, Json]:
+        return recorded_item(prior.id, prior.kind, prior.seq)
