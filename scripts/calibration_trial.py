@@ -1,8 +1,8 @@
-"""The second half of scripts/calibration-trial: one daemon, generated situations, `thorpolicy calibrate`.
+"""Calibrate a daemon on generated situations, and measure the half that the fit did not use.
 
-Owns the daemon in this process and the folder that it works in. Each situation is asked once, with its
-right outcome as an annotation; then the command fits a temperature and tells of the half that the fit did
-not see, and some are asked again: their labels must be what they were, and their order too.
+Owns the command of scripts/calibration-trial, a daemon in this process, and its folder. Each situation is
+evaluated once, with its right outcome as an annotation. A temperature is fitted on every second one and put
+in force. Then some are evaluated again: the order of their labels must be the same.
 """
 
 from __future__ import annotations
@@ -10,33 +10,36 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from make_training_data import DOMAINS, situations
 from rich.console import Console
 from rich.progress import Progress
-from situations import Situation, team
 
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config, data_path
 from thor_policy.core import records
-from thor_policy.core.decisions import Adapter, identity_of
+from thor_policy.core.decisions import identity_of
 from thor_policy.core.errors import ThorPolicyError
 from thor_policy.daemon import service
 from thor_policy.journal.reader import Reader
 from thor_policy.policy import calibration, pack_files
 from thor_policy.policy.calibration import Judged
+from training_data.domains import DOMAINS, team
+from training_data.forms import situations
+from training_data.situations import Situation
 
-#: Situations that are asked again once the calibration is in force.
-AGAIN = 25
+#: Situations that are evaluated again under the calibration.
+REPEATED = 25
 DEADLINE_MS = 60_000
 
 
-def ask(client: Client, number: int, one: Situation) -> dict[str, Any]:
-    annotations = {"scenario_id": f"G{number:05d}", "expected": [one.outcome]}
-    reply = client.evaluate(one.evaluation, deadline_ms=DEADLINE_MS, annotations=annotations)
+def evaluate(client: Client, number: int, situation: Situation) -> dict[str, Any]:
+    """The reply's context; the right outcome goes along as an annotation."""
+    annotations = {"scenario_id": f"G{number:05d}", "expected": [situation.outcome]}
+    reply = client.evaluate(situation.evaluation, deadline_ms=DEADLINE_MS, annotations=annotations)
     context: dict[str, Any] = reply["context"]
     return context
 
@@ -47,7 +50,7 @@ def order(context: dict[str, Any]) -> list[str]:
 
 
 def judged_by(config: Config, pack_sha256: str, model_sha256: str) -> list[Judged]:
-    """Raw probabilities and right outcomes of what was asked, in order."""
+    """Raw probabilities and the right outcome of each decision, in order."""
     with Reader(config.journal_path) as reader:
         rows = reader.judged(pack_sha256, model_sha256, by="suites")
         return [
@@ -56,51 +59,58 @@ def judged_by(config: Config, pack_sha256: str, model_sha256: str) -> list[Judge
 
 
 def run(config: Config, pack_name: str, number: int, seed: int) -> int:
+    """Run the trial and print its figures. Status 1: an order of labels changed, or the error grew."""
     console = Console(width=80)
-    found = list(situations(pack_name, number, seed, only_judged=True))
+    generated = list(situations(pack_name, number, seed, only_judged=True))
     with (
         service.serving(config),
         Client(config.endpoint) as client,
-        Progress(console=Console(stderr=True)) as shown,
+        Progress(console=Console(stderr=True)) as progress,
     ):
         before = [
-            ask(client, place, one)
-            for place, one in shown.track(list(enumerate(found)), description="asking")
+            evaluate(client, place, situation)
+            for place, situation in progress.track(list(enumerate(generated)), description="evaluating")
         ]
         model = client.status().model
         pack = pack_files.load(pack_files.find(pack_name, data_path("prompts"))).info
-        judge = identity_of(model["sha256"], Adapter(**model["adapter"]) if model["adapter"] else None)
+        judge = identity_of(model.sha256, model.adapter)
         judged = judged_by(config, pack.sha256, judge)
         fitted = calibration.fit(judged[::2], pack_sha256=pack.sha256, model_sha256=judge)
         client.maintenance(records.Maintenance(task="calibrate", calibration=fitted))
-        after = [ask(client, place, one) for place, one in enumerate(found[:AGAIN])]
-    unseen = judged[1::2]  # the order is one of chance
+        after = [evaluate(client, place, situation) for place, situation in enumerate(generated[:REPEATED])]
+    unseen = judged[1::2]  # the situations come in a random order
     raw, scaled = calibration.quality(unseen), calibration.quality(unseen, fitted.temperature)
-    counts = [sum(one.outcome == outcome for one in found) for outcome in DOMAINS[pack_name].OUTCOMES]
-    console.print(f"{pack_name} on {model['name']}, {len(judged)} judged, temperature {fitted.temperature}")
-    console.print(f"unseen half: {raw.count}; majority class {max(counts) / len(found):.3f}")
+    majority = max(Counter(situation.outcome for situation in generated).values()) / len(generated)
+    model_name = model.name
+    console.print(f"{pack_name} on {model_name}, {len(judged)} decisions, temperature {fitted.temperature}")
+    console.print(f"unseen half: {raw.count}; majority class {majority:.3f}")
     for name in ("accuracy", "ece", "brier", "nll"):
         console.print(f"  {name:10} {getattr(raw, name):.4f} -> {getattr(scaled, name):.4f}")
-    same = sum(order(one) == order(two) for one, two in zip(before, after, strict=False))
-    console.print(f"asked again: {same} of {len(after)} with every label in its place")
+    same = sum(order(first) == order(second) for first, second in zip(before, after, strict=False))
+    console.print(f"evaluated again: {same} of {len(after)} with all labels in the same order")
     return 0 if same == len(after) and scaled.ece <= raw.ece else 1
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="calibration-trial",
+        description="Calibrate a daemon on generated situations, and measure the half that the fit did not "
+        "use. Needs the model. Status 0: every order of labels was kept, and the error did not grow.",
     )
-    parser.add_argument("--pack", choices=sorted(DOMAINS), default=team.PACK)
-    parser.add_argument("--count", type=int, default=1_000)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=0)
-    told = parser.parse_args()
+    parser.add_argument("--pack", choices=sorted(DOMAINS), default=team.PACK, help="default: %(default)s")
+    parser.add_argument("--count", type=int, default=1_000, help="number of situations; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=1, help="random seed; default: %(default)s")
+    parser.add_argument("--threads", type=int, default=0, help="threads of the engine; 0: one for each core")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tp-calibration-") as folder:
         config = Config(
-            state_dir=Path(folder), endpoint=f"ipc://{folder}/p.sock", pack=told.pack, threads=told.threads
+            state_dir=Path(folder),
+            endpoint=f"ipc://{folder}/p.sock",
+            pack=options.pack,
+            threads=options.threads,
         )
         try:
-            return run(replace(config, cache_size=0), told.pack, told.count, told.seed)
+            return run(replace(config, cache_size=0), options.pack, options.count, options.seed)
         except ThorPolicyError as error:
             print(f"calibration-trial: {error}", file=sys.stderr)
             return 2

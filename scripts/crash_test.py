@@ -1,14 +1,14 @@
-"""The second half of scripts/crash-test: daemons under load, killed at random moments, and what they leave.
+"""Kill daemons under load at random moments, and check that no acknowledged decision or record is lost.
 
-Owns every process that it starts and the folder that they work in. Each round starts a daemon with the
-stub engine on a state directory, sends it questions and records from several clients, and ends it with
-SIGKILL: at a random moment under load, while it opens its journal, or while another process holds the
-journal's lock, so that no commit can end. Then every decision and record that was acknowledged must be in
-the journal, those of earlier rounds too, and the chain must be valid. A state directory serves several
-rounds, each of which begins with what the last kill left.
+Owns the command of scripts/crash-test, every daemon that it starts, and their folder. Each round starts a
+daemon with the stub engine on a state directory, sends it questions and records from several clients, and
+ends it with SIGKILL. The kill falls at a random moment under load, while the daemon opens its journal, or
+while another process holds the journal's lock, so that no commit can complete. Invariant: afterwards the
+journal holds every acknowledged decision and record, those of earlier rounds too, and its chain is valid. A
+state directory serves several rounds; each begins with what the last kill left.
 
-A hard kill takes what the process held. It takes nothing that the kernel holds, so this says nothing
-about a loss of power: that rests on `synchronous=FULL` and the disk.
+A kill loses what the process held, and nothing that the kernel holds. So this test says nothing about a loss
+of power: `synchronous=FULL` and the disk are responsible for that.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from thor_policy.core.errors import JournalError, ThorPolicyError
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.verification.verify import verify
 
-#: Clients, and requests that each has on the way.
+#: The number of clients, and of requests that each has pending.
 CLIENTS, DEPTH = 6, 12
-#: Rounds on one state directory before a fresh one keeps verification cheap; no multiple of the moments, so
-#: that each of them falls on a fresh one too.
+#: Rounds on one state directory; then a fresh one keeps verification cheap. Not a multiple of the number of
+#: moments, so that each of them also comes first on a fresh directory.
 ROUNDS_EACH = 9
-#: Acknowledgements after which a kill may fall, and seconds.
+#: The latest kill, in replies and in seconds of load.
 MOST_REPLIES, MOST_S = 500, 0.4
-#: How long a daemon may take to come up or to answer, in seconds.
+#: How long a daemon may take to start or to answer, in seconds.
 PATIENCE_S = 60
-#: How long silence lasts before what a dead daemon sent counts as read, in milliseconds.
+#: After so long without a frame, in milliseconds, everything that a killed daemon sent has been read.
 SILENCE_MS = 50
-#: When the kills fall, in turn.
+#: The moments of the kills, in turn.
 MOMENTS = ("under load", "under load", "at a standstill", "under load", "while it starts")
-#: Each table with the column that holds the ids of what was acknowledged.
+#: By kind of acknowledgement, the table and column that must hold its id.
 TABLES = {"decision": "decisions.decision_id", "outcome": "outcomes.id", "review": "reviews.id"}
 
-#: Copies the write-ahead log back often, so that kills fall into that too.
+#: The daemon. It checkpoints the write-ahead log often, so that kills fall into checkpoints too.
 SERVE = """
 import sys
 from pathlib import Path
@@ -71,12 +71,12 @@ with service.open_service(config, load_engine=testing.load_stub_engine, open_jou
 
 
 class Failure(Exception):
-    """The test could not be done: a daemon did not come up or did not answer."""
+    """The test could not run: a daemon did not start or did not answer."""
 
 
 @contextmanager
-def started(config: Config, *, hasty: bool) -> Iterator[subprocess.Popen[str]]:
-    """A daemon that may not listen yet; it is dead after the block."""
+def running_daemon(config: Config, *, hasty: bool) -> Iterator[subprocess.Popen[str]]:
+    """A daemon that may not listen yet. It is killed at the end of the block."""
     arguments = [str(config.state_dir), config.endpoint, "hasty" if hasty else "honest"]
     daemon = subprocess.Popen(
         [sys.executable, "-c", SERVE, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -89,15 +89,16 @@ def started(config: Config, *, hasty: bool) -> Iterator[subprocess.Popen[str]]:
 
 
 def wait_until_ready(daemon: subprocess.Popen[str]) -> None:
-    """It says so, or it ends."""
+    """Wait until the daemon prints that it is ready. Raises Failure if it ends before."""
     assert daemon.stdout is not None
     if not daemon.stdout.readline():
-        told = daemon.communicate()[1].strip().splitlines()
-        raise Failure(f"a daemon ended with status {daemon.returncode}: {told[-1] if told else 'no word'}")
+        errors = daemon.communicate()[1].strip().splitlines()
+        reason = errors[-1] if errors else "it printed no error"
+        raise Failure(f"a daemon ended with status {daemon.returncode} before it was ready: {reason}")
 
 
 class Clients:
-    """Sockets with many requests on the way; `acknowledged` holds kind and id of all that was confirmed."""
+    """Sockets with many pending requests. `acknowledged` collects kind and id of each acknowledgement."""
 
     def __init__(self, endpoint: str, moment: random.Random, acknowledged: set[tuple[str, str]]) -> None:
         self.acknowledged = acknowledged
@@ -108,39 +109,42 @@ class Clients:
         self._decisions: list[str] = []
         self._context = zmq.Context()
         self._poller = zmq.Poller()
-        self._on_the_way: dict[zmq.Socket[bytes], int] = {}
+        self._pending: dict[zmq.Socket[bytes], int] = {}
         for _ in range(CLIENTS):
-            opened = self._context.socket(zmq.DEALER)
-            opened.set(zmq.LINGER, 0)
-            opened.set(zmq.RECONNECT_IVL, -1)
-            opened.connect(endpoint)
-            self._poller.register(opened, zmq.POLLIN)
-            self._on_the_way[opened] = 0
+            client = self._context.socket(zmq.DEALER)
+            client.set(zmq.LINGER, 0)
+            client.set(zmq.RECONNECT_IVL, -1)
+            client.connect(endpoint)
+            self._poller.register(client, zmq.POLLIN)
+            self._pending[client] = 0
 
     def close(self) -> None:
         self._context.destroy(linger=0)
 
     @property
-    def waiting(self) -> int:
-        return sum(self._on_the_way.values())
+    def pending(self) -> int:
+        return sum(self._pending.values())
 
     def send(self) -> None:
-        """Have every client wait for `DEPTH` replies."""
-        for opened, waiting in self._on_the_way.items():
-            for _ in range(DEPTH - waiting):
-                opened.send(json.dumps(self._request()).encode())
-            self._on_the_way[opened] = DEPTH
+        """Send until every client has `DEPTH` pending requests."""
+        for client, pending in self._pending.items():
+            for _ in range(DEPTH - pending):
+                client.send(json.dumps(self._request()).encode())
+            self._pending[client] = DEPTH
 
     def read(self, timeout_ms: int) -> bool:
-        """Take what has arrived, or arrives in time; False if that is nothing."""
+        """Read the replies that arrive within the timeout. False: there were none."""
         ready = self._poller.poll(timeout_ms)
-        for opened, _ in ready:
-            self._on_the_way[opened] -= 1
-            self._note(json.loads(opened.recv()))
+        for client, _ in ready:
+            self._pending[client] -= 1
+            self._note(json.loads(client.recv()))
         return bool(ready)
 
     def run(self, enough: Callable[[], bool], *, sending: bool = True, until: float | None = None) -> None:
-        """Send and read until there is enough, or until then. Raises Failure if there never is."""
+        """Send and read until `enough()`, or until the time `until`.
+
+        Raises Failure where `until` is None and `PATIENCE_S` pass without enough.
+        """
         limit = until or time.monotonic() + PATIENCE_S
         while not enough():
             if sending:
@@ -149,7 +153,9 @@ class Clients:
             if left_s <= 0:
                 if until is not None:
                     return
-                raise Failure(f"a daemon gave no reply within {PATIENCE_S} s; {self.waiting} are awaited")
+                raise Failure(
+                    f"a daemon gave no reply within {PATIENCE_S} s; {self.pending} requests are pending"
+                )
             self.read(min(int(left_s * 1000) + 1, 100))
 
     def _request(self) -> dict[str, Any]:
@@ -185,7 +191,7 @@ class Clients:
 
 
 class CrashTest:
-    """All rounds, and what they found."""
+    """All rounds, and their results."""
 
     def __init__(self, folder: Path, *, hasty: bool, seed: int) -> None:
         self._folder = folder
@@ -199,19 +205,19 @@ class CrashTest:
         self.refused: Counter[str] = Counter()
         self.missing: Counter[str] = Counter()
         self.invalid = 0
-        #: What was wrong, in words.
-        self.told: list[str] = []
+        #: What was wrong, one sentence each.
+        self.problems: list[str] = []
 
     def round(self) -> None:
-        """Start, load, kill, look."""
+        """One round: start, load, kill, check."""
         if self._number % ROUNDS_EACH == 0:
             self._acknowledged = set()
-            place = self._folder / f"s{self._number // ROUNDS_EACH}"
-            self._config = Config(state_dir=place, endpoint=f"ipc://{self._folder}/policy.sock")
+            state_dir = self._folder / f"s{self._number // ROUNDS_EACH}"
+            self._config = Config(state_dir=state_dir, endpoint=f"ipc://{self._folder}/policy.sock")
         moment = MOMENTS[self._number % len(MOMENTS)]
         self._number += 1
         with ExitStack() as stack:
-            daemon = stack.enter_context(started(self._config, hasty=self._hasty))
+            daemon = stack.enter_context(running_daemon(self._config, hasty=self._hasty))
             if moment == "while it starts":
                 self._kill_at_start(daemon)
             else:
@@ -227,14 +233,14 @@ class CrashTest:
                 self.acknowledged += Counter(kind for kind, _ in self._acknowledged) - before
                 self.refused += clients.refused
         self.rounds[moment] += 1
-        self._look(moment)
-        if self._number % ROUNDS_EACH == 0 and not self.told:
+        self._check(moment)
+        if self._number % ROUNDS_EACH == 0 and not self.problems:
             shutil.rmtree(self._config.state_dir)
 
     # ------------------------------------------------------------ the kills
 
     def _kill(self, daemon: subprocess.Popen[str], clients: Clients) -> None:
-        """End it, and read what it had sent before."""
+        """Kill the daemon, then read what it had sent."""
         daemon.kill()
         daemon.wait()
         while clients.read(SILENCE_MS):
@@ -249,10 +255,10 @@ class CrashTest:
         self._kill(daemon, clients)
 
     def _kill_at_a_standstill(self, daemon: subprocess.Popen[str], clients: Clients) -> None:
-        """Nothing that is acknowledged from the lock on can have been committed."""
+        """Kill the daemon while no commit can complete: an acknowledgement that comes now is a false one."""
         enough = self._random.randint(1, MOST_REPLIES // 4)
         clients.run(lambda: clients.replies >= enough)
-        clients.run(lambda: not clients.waiting, sending=False)
+        clients.run(lambda: not clients.pending, sending=False)
         with closing(sqlite3.connect(self._config.journal_path, isolation_level=None)) as lock:
             lock.execute("BEGIN IMMEDIATE")
             replies = clients.replies
@@ -261,83 +267,93 @@ class CrashTest:
             self._kill(daemon, clients)
 
     def _kill_at_start(self, daemon: subprocess.Popen[str]) -> None:
-        """From when it holds the state directory on: before that there is nothing to lose."""
+        """Kill the daemon after it took its state directory; before that there is nothing to lose."""
         lock = self._config.journal_path.with_suffix(".lock")
         limit = time.monotonic() + PATIENCE_S
         while not (lock.exists() and lock.read_text(encoding="ascii").strip() == str(daemon.pid)):
             if daemon.poll() is not None or time.monotonic() > limit:
                 wait_until_ready(daemon)
-                raise Failure("a daemon did not take its state directory")
+                raise Failure(f"a daemon did not lock its state directory within {PATIENCE_S} s")
         time.sleep(self._random.uniform(0, 0.03))
         daemon.kill()
         daemon.wait()
 
-    # ------------------------------------------------------------ what is left
+    # ------------------------------------------------------------ the check
 
-    def _look(self, moment: str) -> None:
-        """Compare the journal with what was acknowledged."""
+    def _check(self, moment: str) -> None:
+        """Compare the journal with the acknowledgements, and verify it."""
         where = f"round {self._number} ({moment}, {self._config.state_dir})"
         if aside := sorted(self._config.state_dir.glob("*.damaged-*")):
             self.invalid += 1
-            self.told.append(f"{where}: the journal was taken for damaged: {aside[0].name}")
+            self.problems.append(f"{where}: the daemon set its journal aside as damaged: {aside[0].name}")
         try:
             verdict = verify(self._config.journal_path)
-            lost = self._acknowledged - self._there()
+            lost = self._acknowledged - self._journaled()
         except JournalError as error:
             if self._acknowledged:
                 self.invalid += 1
-                self.told.append(f"{where}: {error}")
-            return  # killed before there was a journal; the next round must make one
+                self.problems.append(f"{where}: {error}")
+            return  # killed before there was a journal; the next round creates it
         if not verdict.ok:
             self.invalid += 1
-            self.told.append(f"{where}: {verdict.problem or verdict.incomplete}")
+            self.problems.append(f"{where}: {verdict.problem or verdict.incomplete}")
         if lost:
             self.missing.update(kind for kind, _ in lost)
-            self.told.append(f"{where}: {len(lost)} acknowledged and missing, such as {min(lost)}")
+            self.problems.append(f"{where}: {len(lost)} acknowledged ids are missing, such as {min(lost)}")
             self._acknowledged -= lost
 
-    def _there(self) -> set[tuple[str, str]]:
+    def _journaled(self) -> set[tuple[str, str]]:
+        """Kind and id of everything that the journal holds."""
         with Reader(self._config.journal_path) as reader, reader.snapshot() as connection:
             return {
-                (kind, found)
+                (kind, id)
                 for kind, column in TABLES.items()
-                for (found,) in connection.execute(f"SELECT {column} FROM {column.split('.')[0]}")  # noqa: S608
+                for (id,) in connection.execute(f"SELECT {column} FROM {column.split('.')[0]}")  # noqa: S608
             }
 
     @property
     def passed(self) -> bool:
-        """Nothing is missing, nothing is wrong, and there was something to lose."""
-        return not self.told and bool(self.acknowledged)
+        """There were acknowledgements, none is missing, and there are no problems."""
+        return not self.problems and bool(self.acknowledged)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the rounds; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="crash-test", description="Kill daemons; look for what they promised."
+        prog="crash-test",
+        description="Kill daemons at random moments, and check that no acknowledged decision or record is "
+        "lost. Needs no model. Status 0: nothing is lost, and every chain is valid.",
     )
-    parser.add_argument("--rounds", type=int, default=200, help="how many daemons are killed")
-    parser.add_argument("--hasty", action="store_true", help="acknowledge before the commit: must fail")
     parser.add_argument(
-        "--seed", type=int, default=None, help="of requests and moments; by default another each time"
+        "--rounds", type=int, default=200, help="number of daemons to kill; default: %(default)s"
     )
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON, and no progress")
+    parser.add_argument(
+        "--hasty", action="store_true", help="acknowledge before the commit, to see the test fail"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=None,
+        help="random seed of requests and moments; default: a new one each time",
+    )
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON, without progress")
     options = parser.parse_args(arguments)
     seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
     folder = Path(tempfile.mkdtemp(prefix="tp-crash-"))
-    test, began = CrashTest(folder, hasty=options.hasty, seed=seed), time.monotonic()
+    test, start_s = CrashTest(folder, hasty=options.hasty, seed=seed), time.monotonic()
     try:
         for number in range(1, options.rounds + 1):
             test.round()
             if not options.json and (number % 10 == 0 or number == options.rounds):
                 print(
                     f"round {number} of {options.rounds}: {test.acknowledged.total()} acknowledged, "
-                    f"{test.missing.total()} missing, {test.invalid} invalid",
+                    f"{test.missing.total()} missing, {test.invalid} invalid chains",
                     file=sys.stderr,
                 )
     finally:
-        if options.hasty or not test.told:
+        if options.hasty or not test.problems:
             shutil.rmtree(folder)
-    report(test, seed, time.monotonic() - began, as_json=options.json)
+    report(test, seed, time.monotonic() - start_s, as_json=options.json)
     return 0 if test.passed else 1
 
 
@@ -353,7 +369,7 @@ def report(test: CrashTest, seed: int, took_s: float, *, as_json: bool) -> None:
             "refused": test.refused,
             "seed": seed,
             "took_s": round(took_s, 1),
-            "problems": test.told,
+            "problems": test.problems,
         }
         print(json.dumps(figures))
         return
@@ -364,8 +380,8 @@ def report(test: CrashTest, seed: int, took_s: float, *, as_json: bool) -> None:
     print(f"refused         {test.refused.total()} {dict(test.refused) or ''}")
     print(f"missing         {test.missing.total()}")
     print(f"invalid chains  {test.invalid}")
-    for told in test.told[:5]:
-        print(told)
+    for problem in test.problems[:5]:
+        print(problem)
 
 
 if __name__ == "__main__":

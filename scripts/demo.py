@@ -1,4 +1,7 @@
-"""The second half of scripts/demo: a daemon, six questions, their rows, a clean stop."""
+"""Start a daemon, ask six questions, show the decisions and their journal rows, stop the daemon.
+
+Owns the command of scripts/demo, after its set-up.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,13 @@ from thor_policy.core.requests import Json
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.verification.verify import verify
 
-#: How long the daemon may take until it answers, in seconds: the first start reads the whole prompt.
+#: Longest time until the daemon answers, in seconds: the first start decodes the whole prompt.
 START_S = 120
 
 TRUSTED = {"competence": 0.88, "reliability": 0.9, "integrity": 0.93}
 BORDERLINE = {"competence": 0.82, "reliability": 0.66, "integrity": 0.85}
 
-#: What is asked: three as AuthZEN evaluations, three as the flat situations of older services.
+#: The questions: three AuthZEN evaluations, and three flat situations as older services send them.
 QUESTIONS: tuple[tuple[str, Json], ...] = (
     (
         "routine read",
@@ -122,9 +125,9 @@ def _wait_until_ready(client: Client, daemon: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_S
     while not client.alive():
         if daemon.poll() is not None:
-            raise SystemExit(f"the daemon ended with status {daemon.returncode} before it was ready")
+            raise SystemExit(f"demo: the daemon ended with status {daemon.returncode} before it was ready")
         if time.monotonic() > deadline:
-            raise SystemExit(f"the daemon was not ready within {START_S} s")
+            raise SystemExit(f"demo: the daemon was not ready within {START_S} s")
         time.sleep(0.05)
 
 
@@ -140,21 +143,21 @@ def _show(replies: list[tuple[str, dict[str, Json]]], config: Config) -> None:
         [
             (
                 name,
-                answer["outcome"],
-                answer["tier"],
-                answer["risk"],
-                answer["confidence"],
-                round(answer["timings_ms"]["total"]),
+                decision["outcome"],
+                decision["tier"],
+                decision["risk"],
+                decision["confidence"],
+                round(decision["timings_ms"]["total"]),
             )
-            for name, answer in replies
+            for name, decision in replies
         ],
         gap=1,
     )
-    for name, answer in replies:
-        render.line(f"   {name}: {answer['reasoning']} [{', '.join(answer['clauses'])}]")
+    for name, decision in replies:
+        render.line(f"   {name}: {decision['reasoning']} [{', '.join(decision['clauses'])}]")
     render.line("\n== their rows in the journal")
     with Reader(config.journal_path) as reader:
-        rows = [reader.get(answer["decision_id"]) for _, answer in replies]
+        rows = [reader.get(decision["decision_id"]) for _, decision in replies]
     render.table(
         ("decision_id", "subject", "action", "decision"),
         [

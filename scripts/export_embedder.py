@@ -1,7 +1,7 @@
 """Write the weights of all-MiniLM-L6-v2 as an ONNX file: python scripts/export_embedder.py MODELS_DIR
 
 Owns the shape of the network, which its weights do not state. Invariant: the ONNX file gets its name only
-when it gives the vectors that torch gives. Needs the extra [train]; what runs the file needs none of it.
+after its vectors agreed with those of torch. Needs the extra [train]; running the ONNX file does not.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ CONFIG = {
 WEIGHTS_FILE = "all-MiniLM-L6-v2.safetensors"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUT = "last_hidden_state"
-#: Largest difference of a number in the output that rounding explains.
+#: The largest difference of an output value that rounding explains.
 MAX_DIFFERENCE = 1e-4
 
 
 def main(models_dir: Path) -> None:
-    """Read the weights, write the ONNX file, compare both on lengths that the export never saw."""
+    """Read the weights, write the ONNX file, and compare both on text lengths that the export did not use."""
     import numpy
     import onnxruntime
     import torch
@@ -46,7 +46,7 @@ def main(models_dir: Path) -> None:
     weights.pop("embeddings.position_ids", None)
     network.load_state_dict(weights)
 
-    class States(torch.nn.Module):  # the hidden states alone, by position
+    class States(torch.nn.Module):  # returns the hidden states alone; inputs by position
         def __init__(self) -> None:
             super().__init__()
             self.network = network
@@ -55,34 +55,37 @@ def main(models_dir: Path) -> None:
             return self.network(input_ids=ids, attention_mask=mask, token_type_ids=types)[0]
 
     states = States().eval()
-    made = models_dir / f".{MODEL_FILE}.part"
+    partial = models_dir / f".{MODEL_FILE}.part"
     example = torch.ones(2, 7, dtype=torch.long)
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the exporter speaks of its own future
+        warnings.simplefilter("ignore")  # the exporter warns of its deprecation
         torch.onnx.export(
             states,
             (example, example, example * 0),
-            str(made),
+            str(partial),
             input_names=list(INPUTS),
             output_names=[OUTPUT],
             dynamic_axes={name: {0: "texts", 1: "tokens"} for name in (*INPUTS, OUTPUT)},
             opset_version=18,
             dynamo=False,
         )
-    session = onnxruntime.InferenceSession(str(made), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
     for tokens in (1, 5, 40, 256):
         ids = torch.randint(1000, 30000, (1, tokens), generator=generator)
-        fed = dict(zip(INPUTS, (ids, torch.ones_like(ids), torch.zeros_like(ids)), strict=True))
+        inputs = dict(zip(INPUTS, (ids, torch.ones_like(ids), torch.zeros_like(ids)), strict=True))
         with torch.no_grad():
-            wanted = states(*fed.values()).numpy()
-        (found,) = session.run([OUTPUT], {name: value.numpy() for name, value in fed.items()})
-        worst = max(worst, float(numpy.abs(wanted - found).max()))
+            expected = states(*inputs.values()).numpy()
+        (actual,) = session.run([OUTPUT], {name: value.numpy() for name, value in inputs.items()})
+        worst = max(worst, float(numpy.abs(expected - actual).max()))
     if worst > MAX_DIFFERENCE:
-        made.unlink()
-        sys.exit(f"export-embedder: the ONNX file differs from torch by {worst:.1e}; nothing was kept")
-    made.replace(models_dir / MODEL_FILE)
+        partial.unlink()
+        sys.exit(
+            f"export-embedder: the ONNX file differs from torch by {worst:.1e}, above {MAX_DIFFERENCE:.0e}; "
+            "no file was written"
+        )
+    partial.replace(models_dir / MODEL_FILE)
     print(f"{models_dir / MODEL_FILE}: differs from torch by {worst:.1e} at most")
 
 

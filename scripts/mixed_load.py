@@ -1,15 +1,18 @@
-"""The second half of scripts/mixed-load: one daemon, everything that clients do to it, and what it grows by.
+"""Put a daemon under mixed load, account for every request, and measure how memory, files and threads grow.
 
-Owns the daemon that it starts, the clients' threads and the folder that they work in. Each client sends
-one request after another, drawn by weight: questions that rules answer, that the model answers, that were
-asked before, with explanations and in batches, with deadlines that cannot be kept; records of all kinds;
-requests that are malformed, too large or for nobody; maintenance; and clients that leave before their reply.
-Meanwhile an operator has another pack judge every minute (the same rules, another digest), a busy service
-sends what needs no model (so that SQLite's page cache, 8 MiB, is full while the daemon warms up), others
-read the journal, and `/proc` is read each second. At the end each request must have had one reply (or its
-client must have left), every acknowledged id must be in the journal, and the journal must verify.
+Owns the command of scripts/mixed-load, the daemon that it starts, the threads of the clients, and their
+folder. Each client sends one request after another, drawn by weight:
 
-A slope is that of Theil and Sen over all samples after the first fifth, with its 95 % interval.
+- questions for rules, for the model and for the cache; explained, in batches, and with too short deadlines;
+- records of all kinds, also about decisions that do not exist; status, metrics and maintenance;
+- malformed and too large requests, and requests whose client leaves before the reply.
+
+Meanwhile an operator activates another pack every minute (the same rules, another digest). A busy service
+sends requests that need no model, so that SQLite's page cache (8 MiB) is full while the daemon warms up. One
+thread reads the journal, and `/proc` is sampled each second. Invariant: at the end each request had one
+reply, or its client had left; every acknowledged id is in the journal; and the journal verifies.
+
+A slope is the Theil-Sen slope of all samples after the first fifth, with its 95 % interval.
 """
 
 from __future__ import annotations
@@ -48,27 +51,27 @@ from thor_policy.policy import pack_files
 
 #: Clients that send one request after another.
 CLIENTS = 8
-#: How long the busy service rests between two requests, in seconds.
+#: The pause of the busy service between two requests, in seconds.
 BUSY_PAUSE_S = 0.02
-#: How long the daemon may take to come up or to stop, in seconds.
+#: How long the daemon may take to start and to stop, in seconds.
 START_S, STOP_S = 180, 60
-#: How long a client waits for a reply: much longer than any deadline.
+#: How long a client waits for a reply, in milliseconds: much longer than any deadline.
 PATIENCE_MS = 120_000
-#: The share of samples that belongs to warming up: caches fill, the allocator finds its size.
+#: The first samples, as a share, are warm-up: caches fill, and the allocator reaches its size.
 WARM_SHARE = 0.2
-#: What counts as flat: growth in an hour below this share of the level, or an interval that holds zero.
+#: Flat is a growth in an hour below this share of the level, or an interval that begins at zero or below.
 FLAT_SHARE_PER_H = 0.02
-#: How often the operator has the other pack judge, in seconds.
+#: How often the operator activates the other pack, in seconds.
 SWAP_S = 60
-#: Below so many minutes a slope says nothing.
-LEAST_MIN = 5
+#: A run shorter than this, in minutes, gives no verdict on slopes.
+MIN_MINUTES = 5
 #: Deadline of a question, in milliseconds.
 DEADLINE_MS = 20_000
-#: Scores that the daemon keeps: few, so that the cache is full while it warms up.
+#: Entries of the daemon's score cache: few, so that it is full after the warm-up.
 CACHE_SIZE = 500
 
-#: Of the samples, one in so many is told in the JSON: seconds, MiB, open files, threads.
-SAMPLE_SHOWN_S = 10
+#: One in so many samples goes into the JSON: [seconds, MiB, open files, threads].
+SAMPLES_EACH = 10
 
 SERVE = "from thor_policy.cli.main import main; main()"
 #: A daemon with the stub engine, for a short run without a model.
@@ -85,19 +88,19 @@ with service.open_service(config, load_engine=testing.load_stub_engine) as serve
 
 
 class Failure(Exception):
-    """The run could not be done: the daemon did not come up, or died."""
+    """The run failed: the daemon did not start, or it died."""
 
 
 @contextmanager
-def daemon_of(config: Config, *, stub: bool, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A daemon that answers; it is dead after the block."""
+def running_daemon(config: Config, *, stub: bool, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A daemon that answers. It is killed at the end of the block."""
     place = ["--state-dir", str(config.state_dir), "--endpoint", config.endpoint]
     command = [sys.executable, "-c", SERVE, "serve", *place]
     if stub:
         command = [sys.executable, "-c", SERVE_STUB, str(config.state_dir), config.endpoint, str(CACHE_SIZE)]
-    with log.open("wb") as told:
+    with log.open("wb") as output:
         environment = os.environ | {"THOR_POLICY_CACHE_SIZE": str(CACHE_SIZE)}
-        daemon = subprocess.Popen(command, stdout=told, stderr=told, env=environment)
+        daemon = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         try:
             _wait_until_it_answers(daemon, config.endpoint, log)
             yield daemon
@@ -114,42 +117,42 @@ def _wait_until_it_answers(daemon: subprocess.Popen[bytes], endpoint: str, log: 
                 client.status()
                 return
             time.sleep(0.1)
-    raise Failure(f"the daemon did not come up: {log.read_text()[-500:]}")
+    raise Failure(f"the daemon did not start; the end of its log: {log.read_text()[-500:]}")
 
 
 # ---------------------------------------------------------------- what clients do
 
 
 class Tally:
-    """What became of the requests of all clients."""
+    """Counts of the requests of all clients and of their results. Any thread may call it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.sent: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
-        #: Acknowledged ids, by the table and column that must hold them.
+        #: Acknowledged ids, by the `table.column` that must hold them.
         self.acknowledged: dict[str, set[str]] = {}
-        self.unexplained: list[str] = []
+        self.problems: list[str] = []
 
     def send(self, kind: str) -> None:
         with self._lock:
             self.sent[kind] += 1
 
-    def end(self, fate: str) -> None:
+    def end(self, result: str) -> None:
         with self._lock:
-            self.ended[fate] += 1
+            self.ended[result] += 1
 
-    def acknowledge(self, place: str, acknowledged: str) -> None:
+    def acknowledge(self, column: str, id: str) -> None:
         with self._lock:
-            self.acknowledged.setdefault(place, set()).add(acknowledged)
+            self.acknowledged.setdefault(column, set()).add(id)
 
     def complain(self, problem: str) -> None:
         with self._lock:
-            self.unexplained.append(problem)
+            self.problems.append(problem)
 
 
 class User:
-    """One client: sends what chance says, and checks what comes back."""
+    """One client. It sends random requests and checks the replies."""
 
     def __init__(self, config: Config, tally: Tally, seed: int) -> None:
         self._config, self._tally, self._random = config, tally, random.Random(seed)
@@ -177,7 +180,7 @@ class User:
         }
 
     def run(self, until: float, *, busy: bool = False) -> None:
-        """Send until then; `busy`: one thing after another that needs no model."""
+        """Send until the time `until`. `busy`: only requests that need no model, with a pause before each."""
         kinds = [name for name in self._kinds if not busy or name in ("by rule", "report", "node, edge")]
         names, weights = kinds, [self._kinds[name][0] for name in kinds]
         with self._client:
@@ -187,13 +190,13 @@ class User:
                 (name,) = self._random.choices(names, weights)
                 self._tally.send(name)
                 try:
-                    fate = self._kinds[name][1]()
+                    result = self._kinds[name][1]()
                 except RequestError as error:
-                    fate = f"refused: {error.code}"
+                    result = f"refused: {error.code}"
                 except Unreachable as error:
-                    fate = "no reply"
+                    result = "no reply"
                     self._tally.complain(f"{name}: {error}")
-                self._tally.end(fate)
+                self._tally.end(result)
 
     # ------------------------------------------------------------ questions
 
@@ -223,7 +226,7 @@ class User:
 
     def _batch(self) -> str:
         read = {"name": "read", "properties": {}}
-        one = {
+        shared = {
             "subject": {
                 "type": "user",
                 "id": f"u{self._random.randrange(40)}",
@@ -231,9 +234,9 @@ class User:
             },
             "resource": {"type": "repo", "id": "handbook", "properties": {}},
         }
-        many = [{"action": read}, {"action": {"name": "grant_admin", "properties": {}}}, {"action": read}]
+        items = [{"action": read}, {"action": {"name": "grant_admin", "properties": {}}}, {"action": read}]
         reply = self._client.call(
-            "evaluate", {"request": one, "evaluations": many, "deadline_ms": DEADLINE_MS}
+            "evaluate", {"request": shared, "evaluations": items, "deadline_ms": DEADLINE_MS}
         )
         for item in reply["evaluations"]:
             if "error" not in item["context"]:
@@ -253,40 +256,40 @@ class User:
 
     # ------------------------------------------------------------ records
 
-    def _keep(self, place: str, record: records.Record) -> str:
+    def _record(self, column: str, record: records.Record) -> str:
         record_id = self._client.record(record)
-        self._tally.acknowledge(place, record_id)
-        if place == "decisions.decision_id":
+        self._tally.acknowledge(column, record_id)
+        if column == "decisions.decision_id":
             self._decisions = [*self._decisions[-50:], record_id]
         return "recorded"
 
     def _report(self) -> str:
         agent, symbol = f"trader{self._random.randrange(5)}", f"S{self._random.randrange(30)}"
-        reported = records.DecisionReport(
+        report = records.DecisionReport(
             type="signal", agent=agent, entity=symbol, outcome="BUY", prompt="Why? " * 40
         )
-        return self._keep("decisions.decision_id", reported)
+        return self._record("decisions.decision_id", report)
 
     def _about_a_decision(self) -> str:
         if not self._decisions:
             return self._report()
-        about = self._random.choice(self._decisions)
-        place, record = self._random.choice(
+        decision_id = self._random.choice(self._decisions)
+        column, record = self._random.choice(
             (
                 (
                     "outcomes.id",
-                    records.Outcome(decision_id=about, status="SUCCESS", value=self._random.random()),
+                    records.Outcome(decision_id=decision_id, status="SUCCESS", value=self._random.random()),
                 ),
-                ("reviews.id", records.Review(decision_id=about, reviewer="kim", verdict="accept")),
-                ("approvals.id", records.Approval(decision_id=about, approver="bo", channel="email")),
+                ("reviews.id", records.Review(decision_id=decision_id, reviewer="kim", verdict="accept")),
+                ("approvals.id", records.Approval(decision_id=decision_id, approver="bo", channel="email")),
             )
         )
-        return self._keep(place, record)
+        return self._record(column, record)
 
     def _consultation(self) -> str:
         session = f"s{self._random.randrange(100)}"
-        consulted = records.Consultation(system="crm", session=session, entity="acme", value={"open": 3})
-        return self._keep("consultations.id", consulted)
+        consultation = records.Consultation(system="crm", session=session, entity="acme", value={"open": 3})
+        return self._record("consultations.id", consultation)
 
     def _graph(self) -> str:
         if len(self._nodes) < 2 or self._random.random() < 0.5:
@@ -295,12 +298,12 @@ class User:
             self._tally.acknowledge("nodes.id", node_id)
             return "recorded"
         source, target = self._random.sample(self._nodes, 2)
-        return self._keep("edges.id", records.Edge(source=source, target=target, type="leads_to"))
+        return self._record("edges.id", records.Edge(source=source, target=target, type="leads_to"))
 
-    # ------------------------------------------------------------ what goes wrong, and the rest
+    # ------------------------------------------------------------ errors, and the rest
 
     def _about_nothing(self) -> str:
-        return self._keep("outcomes.id", records.Outcome(decision_id="no-such-decision", status="SUCCESS"))
+        return self._record("outcomes.id", records.Outcome(decision_id="no-such-decision", status="SUCCESS"))
 
     def _malformed(self) -> str:
         frame = self._random.choice((b"{", b"[]", b'{"v": 7}', b'{"v": 1, "op": "dance"}', b"\xff\xfe", b""))
@@ -310,34 +313,34 @@ class User:
         return self._raw(b'{"v": 1, "request": "' + b"x" * 200_000 + b'"}')
 
     def _raw(self, frame: bytes) -> str:
-        with self._socket() as one:
-            one.send(frame)
-            if not one.poll(PATIENCE_MS):
+        with self._socket() as client:
+            client.send(frame)
+            if not client.poll(PATIENCE_MS):
                 self._tally.complain(f"no reply to {frame[:20]!r}")
                 return "no reply"
-            reply = json.loads(one.recv())
+            reply = json.loads(client.recv())
         return f"refused: {reply['error']['code']}"
 
     def _leave_early(self) -> str:
         frame = {"v": 1, "deadline_ms": DEADLINE_MS, "situation": self._situation("read", "repo:handbook")}
-        with self._socket() as one:
-            one.send(json.dumps(frame).encode())
-            one.poll(self._random.randrange(3))
+        with self._socket() as client:
+            client.send(json.dumps(frame).encode())
+            client.poll(self._random.randrange(3))
         return "left"
 
     @contextmanager
     def _socket(self) -> Iterator[zmq.Socket[bytes]]:
-        with zmq.Context() as context, context.socket(zmq.DEALER) as one:
-            one.set(zmq.LINGER, 200)
-            one.connect(self._config.endpoint)
-            yield one
+        with zmq.Context() as context, context.socket(zmq.DEALER) as client:
+            client.set(zmq.LINGER, 200)
+            client.connect(self._config.endpoint)
+            yield client
 
     def _inquire(self) -> str:
         if self._random.random() < 0.5:
             self._client.status()
         else:
             self._client.call("metrics", {})
-        return "told"
+        return "answered: status, metrics"
 
     def _upkeep(self) -> str:
         self._client.maintenance(records.Maintenance(task="checkpoint"))
@@ -345,7 +348,7 @@ class User:
 
 
 def read_journal(config: Config, until: float, tally: Tally) -> None:
-    """What people do meanwhile: pages, statistics, one decision with all that hangs on it."""
+    """Read the journal as people do: a page, statistics, and one decision with everything about it."""
     while time.monotonic() < until:
         try:
             with Reader(config.journal_path) as reader:
@@ -359,7 +362,7 @@ def read_journal(config: Config, until: float, tally: Tally) -> None:
 
 
 def operate(config: Config, folders: list[Path], until: float, tally: Tally) -> None:
-    """Have the packs judge in turn, the first of `folders` last."""
+    """Activate the packs in turn, beginning with the second one."""
     with Client(config.endpoint, timeout_ms=PATIENCE_MS) as client:
         turn = 0
         while time.monotonic() < until:
@@ -378,7 +381,7 @@ def operate(config: Config, folders: list[Path], until: float, tally: Tally) -> 
 
 
 def two_packs(config: Config, folder: Path) -> list[Path]:
-    """The pack of the settings, and a copy of another version."""
+    """The pack of the settings, and a copy of it with another version."""
     own = pack_files.find(config.pack, data_path("prompts"))
     copy = folder / "packs" / own.name
     shutil.copytree(own, copy)
@@ -387,7 +390,7 @@ def two_packs(config: Config, folder: Path) -> list[Path]:
     return [own, copy]
 
 
-# ---------------------------------------------------------------- what the daemon grows by
+# ---------------------------------------------------------------- how the daemon grows
 
 
 class Gauge:
@@ -404,37 +407,37 @@ class Gauge:
         self.samples.append((at_s, mib, files, threads))
 
     def slopes(self) -> dict[str, dict[str, float | bool]]:
-        """Of each figure: its median, its growth in an hour with the interval, and whether it is flat."""
-        kept = self.samples[int(len(self.samples) * WARM_SHARE) :]
-        kept = kept[:: max(1, len(kept) // 1_000)]  # the method compares each with each
-        found: dict[str, dict[str, float | bool]] = {}
+        """For each figure its median, its growth in an hour with the interval, and whether it is flat."""
+        samples = self.samples[int(len(self.samples) * WARM_SHARE) :]
+        samples = samples[:: max(1, len(samples) // 1_000)]  # the method compares all pairs
+        slopes: dict[str, dict[str, float | bool]] = {}
         for column, name in enumerate(("memory_mib", "open_files", "threads"), start=1):
-            hours, values = [one[0] / 3_600 for one in kept], [float(one[column]) for one in kept]
-            slope, _, low, high = theilslopes(values, hours) if len(kept) > 1 else (0.0,) * 4
+            hours, values = [row[0] / 3_600 for row in samples], [float(row[column]) for row in samples]
+            slope, _, low, high = theilslopes(values, hours) if len(samples) > 1 else (0.0,) * 4
             level = sorted(values)[len(values) // 2] if values else 0.0
-            found[name] = {
+            slopes[name] = {
                 "level": level,
                 "per_hour": float(slope),
                 "low": float(low),
                 "high": float(high),
                 "flat": bool(low <= 0 or slope <= FLAT_SHARE_PER_H * level),
             }
-        return found
+        return slopes
 
 
 # ---------------------------------------------------------------- one run
 
 
 def run(minutes: float, *, stub: bool, seed: int, folder: Path, advance: Callable[[float], None]) -> Json:
-    """Load a daemon for so long; returns the figures."""
+    """Load a daemon for so many minutes; returns the figures."""
     config = Config(state_dir=folder / "state", endpoint=f"ipc://{folder}/p.sock")
     config.state_dir.mkdir()
     tally = Tally()
-    with daemon_of(config, stub=stub, log=folder / "daemon.log") as daemon:
-        gauge, began = Gauge(daemon.pid), time.monotonic()
-        until = began + minutes * 60
+    with running_daemon(config, stub=stub, log=folder / "daemon.log") as daemon:
+        gauge, start_s = Gauge(daemon.pid), time.monotonic()
+        until = start_s + minutes * 60
         users = [User(config, tally, seed * 1_000 + number) for number in range(CLIENTS)]
-        threads = [threading.Thread(target=one.run, args=(until,)) for one in users]
+        threads = [threading.Thread(target=user.run, args=(until,)) for user in users]
         busy = User(config, tally, seed * 1_000 + CLIENTS)
         threads.append(threading.Thread(target=busy.run, args=(until,), kwargs={"busy": True}))
         threads.append(threading.Thread(target=read_journal, args=(config, until, tally)))
@@ -445,41 +448,43 @@ def run(minutes: float, *, stub: bool, seed: int, folder: Path, advance: Callabl
             thread.start()
         while any(thread.is_alive() for thread in threads):
             if daemon.poll() is not None:
-                raise Failure(f"the daemon died: {(folder / 'daemon.log').read_text()[-500:]}")
-            gauge.sample(time.monotonic() - began)
-            advance(min(1.0, (time.monotonic() - began) / (minutes * 60)))
+                raise Failure(
+                    f"the daemon died; the end of its log: {(folder / 'daemon.log').read_text()[-500:]}"
+                )
+            gauge.sample(time.monotonic() - start_s)
+            advance(min(1.0, (time.monotonic() - start_s) / (minutes * 60)))
             time.sleep(1.0 if minutes >= 1 else 0.1)
         with Client(config.endpoint) as client:
             status = client.status()
         daemon.send_signal(signal.SIGTERM)
-        ended = daemon.wait(STOP_S)
+        exit_status = daemon.wait(STOP_S)
     verdict = verify(config.journal_path)
     slopes = gauge.slopes()
     answered = sum(tally.ended.values())
-    problems = list(tally.unexplained)
-    problems += [f"{sum(tally.sent.values()) - answered} requests have no fate"] * (
+    problems = list(tally.problems)
+    problems += [f"{sum(tally.sent.values()) - answered} requests have no result"] * (
         answered != sum(tally.sent.values())
     )
     missing = _missing(config, tally)
-    problems += [f"acknowledged, but not in the journal: {one}" for one in missing[:5]]
-    problems += [f"the daemon ended with status {ended}"] * (ended != 0)
+    problems += [f"acknowledged, but not in the journal: {id}" for id in missing[:5]]
+    problems += [f"the daemon ended with status {exit_status}"] * (exit_status != 0)
     problems += [f"the journal: {verdict.problem or verdict.incomplete}"] * (not verdict.ok)
     problems += [f"{count} events were lost" for count in [status.journal.counters.get("lost", 0)] if count]
-    problems += [f"{status['engine']['internal_errors']} errors in the engine thread"] * (
+    problems += [f"{status.engine.counters['internal_errors']} errors in the engine thread"] * (
         status.engine.counters["internal_errors"] > 0
     )
-    if minutes >= LEAST_MIN:
+    if minutes >= MIN_MINUTES:
         problems += [f"{name} grows" for name, slope in slopes.items() if not slope["flat"]]
     return {
         "minutes": minutes,
         "engine": "stub" if stub else status.model.name,
         "sent": dict(tally.sent.most_common()),
         "ended": dict(tally.ended.most_common()),
-        "acknowledged": {place: len(ids) for place, ids in sorted(tally.acknowledged.items())},
+        "acknowledged": {column: len(ids) for column, ids in sorted(tally.acknowledged.items())},
         "missing": len(missing),
         "events": verdict.events,
         "slopes": slopes,
-        "samples": [list(one) for one in gauge.samples[::SAMPLE_SHOWN_S]],
+        "samples": [list(sample) for sample in gauge.samples[::SAMPLES_EACH]],
         "daemon": {"server": status.counters, "journal": status.journal.counters},
         "problems": problems,
     }
@@ -489,27 +494,28 @@ def _missing(config: Config, tally: Tally) -> list[str]:
     """Acknowledged ids that the journal does not have."""
     missing = []
     with Reader(config.journal_path) as reader, reader.snapshot() as connection:
-        for place, ids in tally.acknowledged.items():
-            table, column = place.split(".")
-            there = {one for (one,) in connection.execute(f"SELECT {column} FROM {table}")}  # noqa: S608
-            missing += sorted(ids - there)
+        for name, ids in tally.acknowledged.items():
+            table, column = name.split(".")
+            journaled = {id for (id,) in connection.execute(f"SELECT {column} FROM {table}")}  # noqa: S608
+            missing += sorted(ids - journaled)
     return missing
 
 
 def show(figures: Json) -> None:
+    """Print the figures as tables."""
     console = Console(width=80)
     table = Table("requests", "sent", box=None, title=f"{figures['minutes']:g} min, {figures['engine']}")
     for name, count in figures["sent"].items():
         table.add_row(name, f"{count:,}")
     console.print(table)
-    table = Table("what became of them", "", box=None)
+    table = Table("results", "", box=None)
     for name, count in figures["ended"].items():
         table.add_row(name, f"{count:,}")
     console.print(table)
     table = Table("daemon", "median", "growth in an hour", "95 %", "", box=None)
     for name, slope in figures["slopes"].items():
         interval = f"{slope['low']:+.2f} to {slope['high']:+.2f}"
-        verdict = "flat" if slope["flat"] else "grows" if figures["minutes"] >= LEAST_MIN else "too short"
+        verdict = "flat" if slope["flat"] else "grows" if figures["minutes"] >= MIN_MINUTES else "too short"
         table.add_row(name, f"{slope['level']:.1f}", f"{slope['per_hour']:+.2f}", interval, verdict)
     console.print(table)
     acknowledged = sum(figures["acknowledged"].values())
@@ -523,30 +529,37 @@ def show(figures: Json) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="mixed-load",
+        description="Put a daemon under mixed load. Status 0: every request is accounted for, nothing "
+        "acknowledged is missing, and memory, open files and threads stay flat; 1: there are problems; "
+        "2: the run failed.",
     )
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--stub", action="store_true", help="an engine that answers at once, no model")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", action="store_true")
-    told = parser.parse_args()
+    parser.add_argument("--minutes", type=float, default=30.0, help="length of the run; default: %(default)s")
+    parser.add_argument(
+        "--stub", action="store_true", help="use an engine without a model, which answers at once"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, help="random seed of the requests; default: %(default)s"
+    )
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON, without progress")
+    options = parser.parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="tp-load-") as folder,
-        Progress(console=Console(stderr=True), transient=True, disable=told.json) as progress,
+        Progress(console=Console(stderr=True), transient=True, disable=options.json) as progress,
     ):
         task = progress.add_task("under load", total=1.0)
         try:
             figures = run(
-                told.minutes,
-                stub=told.stub,
-                seed=told.seed,
+                options.minutes,
+                stub=options.stub,
+                seed=options.seed,
                 folder=Path(folder),
                 advance=lambda done: progress.update(task, completed=done),
             )
         except (Failure, ThorPolicyError) as error:
             print(f"mixed-load: {error}", file=sys.stderr)
             return 2
-    if told.json:
+    if options.json:
         print(json.dumps(figures, indent=1))
     else:
         show(figures)

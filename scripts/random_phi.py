@@ -1,7 +1,7 @@
-"""A model file of architecture `phi3` with random weights, of any shape and with a real chat template.
+"""Write a model file of architecture `phi3` with random weights, of any shape and with a real chat template.
 
-Owns these files: a MB for tests, or all of Phi-4-mini's shape, to measure with where its weights are not at
-hand. They judge nothing, but load, tokenise and decode as Phi-4-mini and Phi-4 do. Invariant: the same
+Owns these files: of 1 MB for tests, or of Phi-4-mini's exact shape for measuring without its weights. They
+load, tokenise and decode as Phi-4-mini and Phi-4 do, but their answers mean nothing. Invariant: the same
 arguments give the same bytes. Pure but for the file.
 """
 
@@ -29,7 +29,7 @@ SPECIALS = {
     PHI_4_MINI: ("<|endoftext|>", "<|assistant|>", "<|end|>", "<|user|>", "<|system|>"),
     PHI_4: ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im_sep|>"),
 }
-#: Words that get a token of their own, so that labels and fixed text take few.
+#: Words that get a token each, so that labels and fixed text take few tokens.
 WORDS = ("allow", "deny", "require", "mfa", "attestation", "outcome", "class", "clauses", "because", "read")
 
 #: Numbers in a block of the k-quants, and their blocks as llama.cpp lays them out (ggml-common.h).
@@ -40,7 +40,7 @@ _Q6_K = np.dtype([("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d
 
 @dataclass(frozen=True)
 class Shape:
-    """How large a model is. `vocabulary` is filled up with unused tokens (0: as many as there are)."""
+    """The size of a model. Unused tokens fill the vocabulary up to `vocabulary` (0: no unused tokens)."""
 
     name: str
     width: int
@@ -55,7 +55,7 @@ class Shape:
 
 
 TINY = Shape(name="tiny-phi", width=128, heads=4, kv_heads=2, layers=2, ffn=256, context=4_096, rotary=32)
-#: As config.json of microsoft/Phi-4-mini-instruct states it: 3.8 thousand million weights, tied embeddings.
+#: As config.json of microsoft/Phi-4-mini-instruct states it: 3.8 billion weights, tied embeddings.
 #: Blocks at Q4_K and embeddings at Q6_K: 2.3 GB, where Q4_K_M keeps some projections finer and has 2.5.
 MINI = Shape(
     name="phi-4-mini-shape",
@@ -110,51 +110,53 @@ def write(
     out.add_add_bos_token(False)
     out.add_chat_template(template)
     tensors = dict(_tensors(shape, len(kinds)))
-    kept = {name: _kept_as(name, shape) for name in tensors}
+    types = {name: _type_of(name, shape) for name in tensors}
     for name, dims in tensors.items():
-        numbers, size = gguf.GGML_QUANT_SIZES[kept[name]]
+        numbers, size = gguf.GGML_QUANT_SIZES[types[name]]
         nbytes = int(np.prod(dims)) // numbers * size
-        out.add_tensor_info(name, dims, np.dtype(np.float32), nbytes, raw_dtype=kept[name])
+        out.add_tensor_info(name, dims, np.dtype(np.float32), nbytes, raw_dtype=types[name])
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_ti_data_to_file()
     for name, dims in tensors.items():
-        out.write_tensor_data(_drawn(name, dims, kept[name], seed))
+        out.write_tensor_data(_random_tensor(name, dims, types[name], seed))
     out.close()
     return path
 
 
 def words_of(texts: Iterable[str], most: int) -> list[str]:
-    """At most `most` different words of the texts; with a token each, texts are not cut into letters."""
-    found = (word for text in texts for word in text.split() if word.isalpha() and word.isascii())
-    return list(islice(dict.fromkeys(found), most))
+    """At most `most` different words of the texts. Words with a token each are not cut into letters."""
+    words = (word for text in texts for word in text.split() if word.isalpha() and word.isascii())
+    return list(islice(dict.fromkeys(words), most))
 
 
-def _kept_as(name: str, shape: Shape) -> gguf.GGMLQuantizationType:
+def _type_of(name: str, shape: Shape) -> gguf.GGMLQuantizationType:
     if "norm" in name or not shape.quantised:
         return gguf.GGMLQuantizationType.F32
     return gguf.GGMLQuantizationType.Q6_K if name == "token_embd.weight" else gguf.GGMLQuantizationType.Q4_K
 
 
-def _drawn(name: str, dims: tuple[int, ...], kept: gguf.GGMLQuantizationType, seed: int) -> np.ndarray:
-    """The numbers of a tensor as they lie in the file; those of quantised ones are about 0.02 in size."""
+def _random_tensor(
+    name: str, dims: tuple[int, ...], type_: gguf.GGMLQuantizationType, seed: int
+) -> np.ndarray:
+    """The values of a tensor as the file holds them; quantised values have a size of about 0.02."""
     chance = np.random.default_rng([seed, *name.encode()])
     if "norm" in name:
         return np.ones(dims, np.float32)
-    if kept == gguf.GGMLQuantizationType.F32:
+    if type_ == gguf.GGMLQuantizationType.F32:
         return chance.normal(0, 0.15, dims).astype(np.float32)
-    kind = _Q6_K if kept == gguf.GGMLQuantizationType.Q6_K else _Q4_K
+    kind = _Q6_K if type_ == gguf.GGMLQuantizationType.Q6_K else _Q4_K
     count = int(np.prod(dims)) // _BLOCK
     blocks = np.frombuffer(bytearray(chance.bytes(count * kind.itemsize)), kind)
     if kind is _Q6_K:
         blocks["d"], blocks["scales"] = 1e-4, chance.integers(1, 17, (count, 16))
     else:
-        blocks["d"], blocks["dmin"] = 1e-4, 7.5e-4  # scales and their offsets are drawn alike, so means are 0
+        blocks["d"], blocks["dmin"] = 1e-4, 7.5e-4  # scales and offsets have one distribution: means are 0
     return blocks.view(np.uint8)
 
 
 def _tensors(shape: Shape, vocabulary: int) -> Iterable[tuple[str, tuple[int, ...]]]:
-    """Names, and shapes as numpy has them: rows first."""
+    """The name and the shape of each tensor, in the order of numpy: rows first."""
     head = shape.width // shape.heads
     yield "token_embd.weight", (vocabulary, shape.width)
     yield "output_norm.weight", (shape.width,)

@@ -1,8 +1,7 @@
-"""The second half of scripts/train-adapter: the adapter that ships, from generated and written situations.
+"""Train the adapter that ships, from generated and written situations.
 
-Owns the command and what the training set is made of. Invariant: what is trained on depends on the
-arguments alone, and no case of it is one that the figures are taken from (`training_cases` says which
-those are).
+Owns the command of scripts/train-adapter. Invariant: the training set depends on the arguments alone, and no
+case of it is one that figures are taken from (`training_data.cases` decides).
 """
 
 from __future__ import annotations
@@ -13,100 +12,87 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import msgspec
-from training_cases import DOMAINS, check_set, training_set
-
 from thor_policy import catalog
 from thor_policy.cli import render
 from thor_policy.config import Config, data_path
 from thor_policy.core.errors import ThorPolicyError
-from thor_policy.core.requests import Evaluation
 from thor_policy.learning.training.build import make
-from thor_policy.learning.training.samples import Case
 from thor_policy.learning.training.settings import Settings
 from thor_policy.policy import pack_files
-from thor_policy.suites import leaks, suite_files
+from training_data.cases import check_set, training_set, without_leaks
+from training_data.domains import DOMAINS
 
 #: Generated cases of each pack that weights are chosen by.
-CHECKED = 24
+CHECK_CASES = 24
 
 
-def without_leaks(cases: list[Case]) -> tuple[list[Case], str]:
-    """The cases without those that are too similar to a scenario of a suite, and how many those were."""
-    evaluations = [msgspec.convert(case.evaluation, Evaluation) for case in cases]
-    given_away: set[str] = set()
-    for path in suite_files.available(data_path("scenarios")):
-        one = suite_files.load(path)
-        known = [
-            (str(number), evaluations[number]) for number, case in enumerate(cases) if case.pack == one.pack
-        ]
-        while found := leaks.among(one.scenarios, known):
-            given_away |= {leak.example for leak in found}
-            known = [(name, evaluation) for name, evaluation in known if name not in given_away]
-    kept = [case for number, case in enumerate(cases) if str(number) not in given_away]
-    return kept, f"{len(given_away)} left out as too similar to a scenario of a suite"
+def parser_of(config: Config) -> argparse.ArgumentParser:
+    defaults = Settings()
+    parser = argparse.ArgumentParser(
+        prog="train-adapter",
+        description="Train the adapter that ships. Needs the extra [train]. To continue an interrupted run, "
+        "repeat its command.",
+    )
+    add = parser.add_argument
+    add("--model", default=config.model, help="a name from the catalog, or a GGUF file; default: %(default)s")
+    add("--models-dir", type=Path, default=config.models_dir, help="folder of models; default: %(default)s")
+    add("--out", type=Path, required=True, help="folder to write to, or to continue in")
+    add("--name", default="smollm2-135m-judge", help="name of the adapter; default: %(default)s")
+    add("--count", type=int, default=1_200, help="generated cases of each pack; default: %(default)s")
+    add("--seed", type=int, default=1, help="random seed of cases, order and weights; default: %(default)s")
+    add("--epochs", type=float, default=defaults.epochs, help="passes over the cases; default: %(default)s")
+    add("--stop-after", type=int, default=0, metavar="STEP", help="end after this step; 0: train all steps")
+    add("--rank", type=int, default=defaults.rank, help="rank of the adapter; default: %(default)s")
+    add("--rate", type=float, default=defaults.learning_rate, help="learning rate; default: %(default)s")
+    add("--dropout", type=float, default=defaults.dropout, help="dropout of its inputs; default: %(default)s")
+    add(
+        "--start",
+        metavar="ADAPTER",
+        help="start from this adapter, of the same rank, not from random weights",
+    )
+    add("--threads", type=int, default=0, help="threads to train with; 0: one for each core")
+    return parser
 
 
 def main() -> int:
-    config = Config()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default=config.model, help="a name of the catalog, or a GGUF file")
-    parser.add_argument("--models-dir", type=Path, default=config.models_dir)
-    parser.add_argument("--out", type=Path, required=True, help="the folder that is written, or gone on from")
-    parser.add_argument("--name", default="smollm2-135m-judge")
-    parser.add_argument("--count", type=int, default=1_200, help="generated situations of each pack")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--epochs", type=float, default=Settings().epochs)
-    parser.add_argument("--stop-after", type=int, default=0, help="end at this step; 0: at the last")
-    parser.add_argument("--rank", type=int, default=Settings().rank)
-    parser.add_argument("--rate", type=float, default=Settings().learning_rate)
-    parser.add_argument("--dropout", type=float, default=Settings().dropout, help="of the adapter's inputs")
-    parser.add_argument("--start", help="an adapter that is gone on from, of its rank; none: random weights")
-    parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
-    told = parser.parse_args()
+    options = parser_of(Config()).parse_args()
     settings = Settings(
-        rank=told.rank,
-        alpha=2 * told.rank,
-        dropout=told.dropout,
-        learning_rate=told.rate,
-        epochs=told.epochs,
-        stop_after=told.stop_after,
-        seed=told.seed,
+        rank=options.rank,
+        alpha=2 * options.rank,
+        dropout=options.dropout,
+        learning_rate=options.rate,
+        epochs=options.epochs,
+        stop_after=options.stop_after,
+        seed=options.seed,
     )
-    loaded = {name: pack_files.load(pack_files.find(name, data_path("prompts"))) for name in DOMAINS}
-    train, notes = training_set(loaded, told.count, told.seed)
-    train, leaked = without_leaks(train)
-    held_out = check_set(CHECKED, told.seed + 1)
-    began = time.monotonic()
+    packs = {name: pack_files.load(pack_files.find(name, data_path("prompts"))) for name in DOMAINS}
+    cases, notes = training_set(packs, options.count, options.seed)
+    cases, leak_note = without_leaks(cases)
+    held_out = check_set(CHECK_CASES, options.seed + 1)
+    start_s = time.monotonic()
     with render.training() as (advance, checked):
         try:
+            start = catalog.resolve_adapter(options.start, options.models_dir).path if options.start else None
             made = make(
-                catalog.resolve(told.model, told.models_dir),
-                loaded,
-                train,
+                catalog.resolve(options.model, options.models_dir),
+                packs,
+                cases,
                 held_out,
                 settings,
-                name=told.name,
-                folder=told.out,
-                start=catalog.resolve_adapter(told.start, told.models_dir).path if told.start else None,
-                threads=told.threads,
-                notes=(*notes, leaked),
-                announce=lambda said: render.line(said, stderr=True),
+                name=options.name,
+                folder=options.out,
+                start=start,
+                threads=options.threads,
+                notes=(*notes, leak_note),
+                announce=lambda message: render.line(message, stderr=True),
                 advance=advance,
                 checked=checked,
             )
         except ThorPolicyError as error:
             print(f"train-adapter: {error}", file=sys.stderr)
             return error.exit_code
-    print(
-        json.dumps(
-            {"adapter": made.adapter, "sha256": made.sha256, "minutes": (time.monotonic() - began) / 60}
-        )
-    )
+    minutes = (time.monotonic() - start_s) / 60
+    print(json.dumps({"adapter": made.adapter, "sha256": made.sha256, "minutes": minutes}))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the journal share: values to record, a callback that waits, and looks at the file."""
+"""Shared by tests: values to record, a callback that waits, reads of the journal file, packs and adapters."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from thor_policy.journal.signing_rule import Checkpoints
 from thor_policy.journal.writer import Journal
 from thor_policy.suites.run_files import Item, Judge, Run, Tokens, how_wrong
 
-#: How long a test waits for what must come; far more than it takes.
+#: How long a test waits for an expected event, in seconds; far more than it takes.
 WAIT_S = 60.0
 #: 2026-07-01T12:00:00Z.
 NOON = 1_782_907_200.0
@@ -81,7 +81,7 @@ _numbers = itertools.count(1)
 
 
 def by_model(**changes: Any) -> Decision:
-    """A decision that the model took, not explained yet."""
+    """A decision of the model, not explained yet."""
     fields: dict[str, Any] = {
         "id": f"018f-{next(_numbers):08}",
         "at": NOON,
@@ -104,13 +104,13 @@ def by_model(**changes: Any) -> Decision:
 
 
 def without_model(**changes: Any) -> Decision:
-    """A decision for which no model was asked."""
+    """A decision without the model."""
     nothing = {"model": None, "label": None, "confidence": None, "probabilities": {}, "scored": None}
     return by_model(**nothing | {"timings": Timings()} | changes)
 
 
 def by_rule(**changes: Any) -> Decision:
-    """A decision that a rule took alone, with its reason."""
+    """A decision of a rule alone, with its reason."""
     floor = Floor(
         outcome="deny",
         final=True,
@@ -126,50 +126,50 @@ def by_rule(**changes: Any) -> Decision:
 
 
 def fallback(**changes: Any) -> Decision:
-    """A decision that nobody could take, so that it is the strictest."""
+    """A decision after a failure of the engine: the strictest outcome."""
     return without_model(**{"tier": "fallback", "reason_code": "engine_failed"} | changes)
 
 
 def note(text: str = "", **changes: Any) -> Event:
-    """An event of a kind that no table shows: it stands on the chain alone."""
+    """An event of a kind without a table: it is on the chain only."""
     fields: dict[str, Any] = {"kind": "note", "subject_id": "n", "at": NOON, "body": {"text": text}}
     return Event(**fields | changes)
 
 
 def about(**properties: Json) -> Evaluation:
-    """The usual question, with this context."""
+    """The usual request, with this context."""
     return Evaluation(subject=ASKED.subject, action=ASKED.action, resource=ASKED.resource, context=properties)
 
 
 def sent(record: records.Record, *, at: float = NOON, **changes: Any) -> Event:
-    """The event of a record that somebody sent, with an id of its own."""
+    """The event of a record that a client sent, with a new id."""
     return events.record_event(
         record, record_id=changes.pop("record_id", f"r-{next(_numbers):08}"), at=at, caller=CALLER, **changes
     )
 
 
 class Fates:
-    """The callback of a journal: what became of each event, in the order in which it was told."""
+    """The callback of a journal: collects the fates of events, batch by batch, in order."""
 
     def __init__(self) -> None:
-        self._told: queue.SimpleQueue[list[Committed]] = queue.SimpleQueue()
+        self._batches: queue.SimpleQueue[list[Committed]] = queue.SimpleQueue()
         self._go_on = threading.Event()
         self._go_on.set()
 
     def __call__(self, batch: list[Committed]) -> None:
-        self._told.put(batch)
+        self._batches.put(batch)
         assert self._go_on.wait(WAIT_S)
 
     @property
     def silent(self) -> bool:
-        return self._told.empty()
+        return self._batches.empty()
 
     def batch(self) -> list[Committed]:
-        """The next batch."""
-        return self._told.get(timeout=WAIT_S)
+        """The fates of the next batch."""
+        return self._batches.get(timeout=WAIT_S)
 
     def wait(self, count: int) -> list[Committed]:
-        """The fates of the next `count` events, which whole batches must make up."""
+        """The fates of the next `count` events, which must end with a batch."""
         fates: list[Committed] = []
         while len(fates) < count:
             fates += self.batch()
@@ -178,7 +178,7 @@ class Fates:
 
     @contextmanager
     def one_batch(self, journal: Journal) -> Iterator[None]:
-        """What is appended inside arrives while the journal is busy with an event of ours."""
+        """Events appended inside this context make one batch: the journal is kept busy meanwhile."""
         self._go_on.clear()
         journal.append(note("keeps the journal busy"))
         self.batch()
@@ -189,38 +189,38 @@ class Fates:
 
 
 def record(path: Path, *what: Decision | Event, **options: Any) -> list[Committed]:
-    """Open the journal, record all this, and close it. No test pulls the plug, so nothing is synced."""
+    """Open the journal, record these, and close it; returns their fates. Nothing is synced to disk."""
     fates = Fates()
     with Journal(path, on_committed=fates, **{"synchronous": "OFF"} | options) as journal:
-        for one in what:
-            if isinstance(one, Decision):
-                journal.decided(one)
+        for item in what:
+            if isinstance(item, Decision):
+                journal.decided(item)
             else:
-                journal.append(one)
-        told = fates.wait(len(what))
-    assert [fate.error for fate in told] == [None] * len(what)
-    return told
+                journal.append(item)
+        recorded = fates.wait(len(what))
+    assert [fate.error for fate in recorded] == [None] * len(what)
+    return recorded
 
 
 def signing(path: Path, *, every_events: int = 1_000_000, every_s: float = 1e9) -> Checkpoints:
-    """Checkpoints beside the journal at `path`; by default only a clean stop makes one."""
+    """Checkpoints beside the journal at `path`; by default only a clean stop signs one."""
     signer = Signer.load(path.parent / "checkpoint.key")
     signer.publish(path.parent / "checkpoints")
     return Checkpoints(signer, path.parent / "checkpoints", every_events, every_s)
 
 
 def rows(path: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-    """What a process beside the daemon sees."""
+    """Rows of a query, read from the file as another process would."""
     with closing(sqlite3.connect(read_only_uri(path), uri=True)) as connection:
         return connection.execute(sql, values).fetchall()
 
 
 def row(path: Path, table: str, where: str = "1", *values: Any) -> dict[str, Any]:
-    """The only stored row of a table that fits, as it stands, nothing decoded."""
+    """The only row of a table that matches, as it is stored."""
     with closing(sqlite3.connect(read_only_uri(path), uri=True)) as connection:
         connection.row_factory = sqlite3.Row
-        (found,) = connection.execute(f"SELECT * FROM {table} WHERE {where}", values).fetchall()
-        return dict(found)
+        (stored,) = connection.execute(f"SELECT * FROM {table} WHERE {where}", values).fetchall()
+        return dict(stored)
 
 
 def decision_row(path: Path, decision_id: str) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def decision_row(path: Path, decision_id: str) -> dict[str, Any]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that may write, as somebody has who owns the file."""
+    """A connection that may write, as the owner of the file could open one."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA synchronous = OFF")
         yield connection
@@ -238,7 +238,7 @@ def writing(path: Path) -> Iterator[sqlite3.Connection]:
 
 @contextmanager
 def stalled(path: Path) -> Iterator[None]:
-    """While this lasts no commit comes through: somebody else holds the write lock."""
+    """No commit succeeds inside this context: another connection holds the write lock."""
     with writing(path) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
@@ -246,7 +246,7 @@ def stalled(path: Path) -> Iterator[None]:
 
 
 def erasing(path: Path, *seqs: int, keep: str | None = None) -> Event:
-    """The event that erases the private parts of these events, or puts `keep` in their place."""
+    """The event that erases the private parts of these events, or replaces them by `keep`."""
     rewrites = []
     for seq in seqs:
         ((kind, subject_id, at, body),) = rows(
@@ -284,13 +284,10 @@ PROMOTION = records.Promotion(
 def one_of_each() -> list[Event]:
     """Events of every kind, with reviews, outcomes and explanations, some of them twice on one decision.
 
-    Twenty-two events, in an order that the journal takes.
+    Twenty-two events, in an order that the journal accepts.
     """
-    asked, other, told = (
-        by_model(evaluation=about(details="a change", team_context="platform")),
-        by_rule(),
-        "b",
-    )
+    first = by_model(evaluation=about(details="a change", team_context="platform"))
+    second = by_rule()
     reported = sent(
         records.DecisionReport(
             agent="trader",
@@ -314,33 +311,37 @@ def one_of_each() -> list[Event]:
     return [
         events.model_loaded(MODEL, NOON),
         events.pack_activated(PACK, NOON),
-        events.decision_event(asked),
-        events.decision_event(other),
+        events.decision_event(first),
+        events.decision_event(second),
         sent(records.Consultation(system="prices", session="s1", entity="ACME", query="q", value={"p": 7.5})),
         reported,
         sent(records.Consultation(system="risk", decision_id=subject, value=[1], relevance=0.5, took_ms=1.5)),
-        events.explanation_event(asked.id, EXPLAINED, NOON + 1),
-        sent(records.Review(decision_id=asked.id, reviewer="robin", verdict="accept")),
+        events.explanation_event(first.id, EXPLAINED, NOON + 1),
+        sent(records.Review(decision_id=first.id, reviewer="robin", verdict="accept")),
         sent(
             records.Review(
-                decision_id=asked.id, reviewer="kim", verdict="correct_both", decision="allow", reasoning="no"
+                decision_id=first.id,
+                reviewer="kim",
+                verdict="correct_both",
+                decision="allow",
+                reasoning="no",
             )
         ),
         sent(
-            records.Review(decision_id=other.id, reviewer="kim", verdict="correct_reasoning", reasoning="it")
+            records.Review(decision_id=second.id, reviewer="kim", verdict="correct_reasoning", reasoning="it")
         ),
         sent(records.Outcome(decision_id=subject, status="PENDING")),
         sent(records.Outcome(decision_id=subject, status="SUCCESS", value=12.5, note="sold")),
-        sent(records.Outcome(decision_id=asked.id, status="FAILURE", value=-3.0)),
+        sent(records.Outcome(decision_id=first.id, status="FAILURE", value=-3.0)),
         sent(
             records.Approval(
-                decision_id=asked.id, approver="robin", role="lead", channel="mail", evidence="ok"
+                decision_id=first.id, approver="robin", role="lead", channel="mail", evidence="ok"
             )
         ),
-        sent(records.Approval(decision_id=asked.id, approver="kim", verdict="rejected", step=2)),
+        sent(records.Approval(decision_id=first.id, approver="kim", verdict="rejected", step=2)),
         sent(records.Node(type="goal", title="ship", description="it", confidence=80, metadata={"k": [1]})),
         events.calibration_event(CALIBRATION, NOON),
-        sent(records.Edge(source="n1", target="n2", type="leads_to", weight=0.5, rationale=told)),
+        sent(records.Edge(source="n1", target="n2", type="leads_to", weight=0.5, rationale="b")),
         events.gap_event("something was lost", NOON, decision=2),
         events.decision_event(fallback()),
         note("a kind of its own"),
@@ -348,7 +349,7 @@ def one_of_each() -> list[Event]:
 
 
 def redecided(*decisions: Decision, **changes: Any) -> records.Counterfactuals:
-    """What these decisions would have been in a run: the opposite, by another pack on a tuned model."""
+    """A run that decides these decisions again, by another pack on a tuned model, each the opposite way."""
     fields: dict[str, Any] = {
         "run": "run-1",
         "pack": records.JudgePack(name="core", version="2", sha256="d" * 64),
@@ -361,10 +362,10 @@ def redecided(*decisions: Decision, **changes: Any) -> records.Counterfactuals:
         "temperature": 1.5,
         "results": tuple(
             records.Redecided(
-                decision_id=one.id,
-                served=one.outcome,
-                outcome="deny" if one.allow else "allow",
-                direction="tightened" if one.allow else "loosened",
+                decision_id=decision.id,
+                served=decision.outcome,
+                outcome="deny" if decision.allow else "allow",
+                direction="tightened" if decision.allow else "loosened",
                 tier="model",
                 floor="allow",
                 label="allow",
@@ -373,14 +374,14 @@ def redecided(*decisions: Decision, **changes: Any) -> records.Counterfactuals:
                 score_ms=12.5,
                 took_ms=13.25,
             )
-            for one in decisions
+            for decision in decisions
         ),
     }
     return records.Counterfactuals(**fields | changes)
 
 
 def what_judges() -> list[Event]:
-    """Events of packs and adapters that come and go, and of a pack in the shadow of another."""
+    """Events of packs and adapters that are loaded and unloaded, and of a shadow pack."""
     tuned = replace(MODEL, adapter=Adapter(name="tuned", sha256="c" * 64, scale=0.5))
     served, other = by_model(), by_model(model=tuned, outcome="allow")
     return [
@@ -407,7 +408,7 @@ JUDGE = Judge(
 
 
 def answered(id: str, outcome: str | None = "deny", *, wanted: str = "deny", **changes: Any) -> Item:
-    """An item that the model answered; `wanted` may name several outcomes, with a `|` between."""
+    """An item that the model decided; `wanted` may name several outcomes, separated by `|`."""
     accepted = tuple(wanted.split("|"))
     fields: dict[str, Any] = {
         "suite": "trial",
@@ -452,7 +453,7 @@ def skipped(id: str, **changes: Any) -> Item:
 
 
 def many(right: int, wrong: int) -> list[Item]:
-    """So many scenarios decided right and, after them, wrong (too strict)."""
+    """`right` scenarios decided right, then `wrong` decided wrong (too strict)."""
     outcomes = ["mfa"] * right + ["deny"] * wrong
     return [answered(f"Q{n}", outcome, wanted="mfa") for n, outcome in enumerate(outcomes)]
 
@@ -514,8 +515,8 @@ def write_adapter(
     `narrower` makes its tensors too small for the model.
     """
     model = gguf.GGUFReader(base)
-    told = str(model.fields["general.architecture"].contents())
-    out = gguf.GGUFWriter(path, architecture or told)
+    own = str(model.fields["general.architecture"].contents())
+    out = gguf.GGUFWriter(path, architecture or own)
     out.add_type(gguf.GGUFType.ADAPTER)
     out.add_string(gguf.Keys.Adapter.TYPE, "lora")
     out.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(2 * ADAPTER_RANK))
@@ -543,14 +544,14 @@ def write_adapter(
     return path
 
 
-def write_adapter_header(path: Path, **told: str | float | bool) -> Path:
-    """Write an adapter without tensors that says what `told` says, `__` for `.`; enough to be read, not used.
+def write_adapter_header(path: Path, **metadata: str | float | bool) -> Path:
+    """Write an adapter without tensors and with this metadata, `__` for `.`: it can be read, but not used.
 
-    The four things that each must say are said where `told` does not say otherwise.
+    Each field that an adapter must have is written, unless `metadata` has another value for it.
     """
     out = gguf.GGUFWriter(path, "llama")
     kinds = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 8.0}
-    for name, value in (kinds | {key.replace("__", "."): value for key, value in told.items()}).items():
+    for name, value in (kinds | {key.replace("__", "."): value for key, value in metadata.items()}).items():
         if isinstance(value, bool):
             out.add_bool(name, value)
         elif isinstance(value, float):

@@ -259,8 +259,8 @@ class HastyJournal(Journal):
             self._on_committed([Committed(ticket=event.ticket, kind=event.kind)])
         super().append(event)
 
-    def _tell(self, fates: list[Committed]) -> None:
-        super()._tell([result for result in fates if result.ticket is None])
+    def _report(self, commits: list[Committed]) -> None:
+        super()._report([commit for commit in commits if commit.ticket is None])
 
 
 def open_hasty_journal(config: Config, on_committed: OnCommitted) -> Journal:

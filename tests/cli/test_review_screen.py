@@ -1,4 +1,4 @@
-"""`thorpolicy review` as people use it: keys typed into a real terminal, and what the journal holds then."""
+"""`thorpolicy review` on a real terminal: keys that are typed, and what the journal then holds."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ from thor_policy.testing import load_stub_engine
 PATIENCE_S = 30
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS, LINES = 80, 24
-#: What would act on a terminal, or deceive its reader.
+#: Text that would control a terminal, or deceive its reader.
 HOSTILE = (
     "\x1b[31mred\x1b[0m \x1b]0;title\x07 \x9b2J \u202eeuqinu\u202c "
     "\u2066x\u2069 zero\u200bwidth [bold]rich[/]"
 )
-#: What of it must not reach the terminal: sequences that the screen itself never sends, and hidden marks.
+#: Parts of it that must not reach the terminal: sequences that the screen never sends, and hidden marks.
 ACTIVE = ["\x1b[31mred", "\x1b]0;title", "\x9b", "\u202e", "\u202c", "\u2066", "\u2069", "\u200b", "\x07"]
 
 Run = Callable[..., Result]
 
 
 class Terminal:
-    """A command on a terminal of its own, 80 by 24, and what stands on its screen."""
+    """A command on its own terminal of 80 by 24, and the text on its screen."""
 
     def __init__(self, config: Config, *arguments: str) -> None:
         ours, theirs = os.openpty()
@@ -94,24 +94,24 @@ class Terminal:
         return "\n".join(self._screen.display)
 
     def until(self, pattern: str) -> re.Match[str]:
-        """Read until the screen shows this."""
+        """Read until the screen shows the pattern."""
         ends = time.monotonic() + PATIENCE_S
-        while (found := re.search(pattern, self.text, re.DOTALL)) is None:
+        while (match := re.search(pattern, self.text, re.DOTALL)) is None:
             ready, _, _ = select.select([self._terminal], [], [], max(0.0, ends - time.monotonic()))
             assert ready, f"{pattern!r} never came:\n{self.text}"
             try:
                 self._take(os.read(self._terminal, 65_536))
             except OSError as error:  # the other end is closed
                 raise AssertionError(f"{pattern!r} never came:\n{self.text}") from error
-        return found
+        return match
 
     def type(self, keys: str, then: str) -> re.Match[str]:
-        """Type keys, then read until the screen shows what must come of them."""
+        """Type keys, then read until the screen shows the pattern `then`."""
         os.write(self._terminal, keys.encode())
         return self.until(then)
 
     def quit(self) -> int:
-        """Leave, read to the end; the exit status."""
+        """Quit, read to the end, and return the exit status."""
         os.write(self._terminal, b"q")
         while True:
             try:
@@ -129,7 +129,7 @@ class Terminal:
 
 
 def decisions(count: int, **changes: Any) -> list[Decision]:
-    """Decisions whose ids end in eight digits of their own."""
+    """Decisions whose ids end in eight digits, their number."""
     return [
         by_model(**{"id": f"018f-{number:08}", "at": NOON + number, "explanation": EXPLAINED} | changes)
         for number in range(count)
@@ -157,7 +157,7 @@ def run(config: Config, monkeypatch: pytest.MonkeyPatch) -> Run:
 # ---------------------------------------------------------------- a recorded session
 
 NEWEST = ("--order", "newest", "--second-share", "0")
-#: What each reviewer types, over and over; the key, and what becomes of the decision that is shown.
+#: The keys that each reviewer types, again and again.
 TYPED = {
     "robin": "a a d s a u r b a s u a",
     "kim": "d a s s u b a r u a d",
@@ -165,7 +165,7 @@ TYPED = {
 
 
 class Reviewer:
-    """Somebody at a terminal, and what the journal must hold of what they typed."""
+    """A reviewer at a terminal, and the reviews that the journal must hold."""
 
     def __init__(self, name: str, terminal: Terminal, journal: list[tuple[Any, ...]]) -> None:
         self.name, self.terminal, self._journal = name, terminal, journal
@@ -176,7 +176,7 @@ class Reviewer:
         self._look("")
 
     def step(self) -> bool:
-        """One key, and what it needs; False at the end of the queue."""
+        """Type one key and its input; False at the end of the queue."""
         if not self.shown:
             return False
         key = next(self.keys)
@@ -200,21 +200,21 @@ class Reviewer:
                 "r": ("correct_reasoning", "rit was Friday\r", None, "it was Friday"),
                 "b": ("correct_both", "b1he may\r", "allow", "he may"),
             }[key]
-            kept = (self.name, self.shown, verdict, decision, reasoning)
-            self._journal.append(kept)
-            self._done.append(kept)
+            review = (self.name, self.shown, verdict, decision, reasoning)
+            self._journal.append(review)
+            self._done.append(review)
             self.judged += 1
             self._look(typed, rf"recorded: [^\n]*\({self.shown}\)")
         return True
 
-    def _look(self, keys: str, told: str = "q quit") -> None:
-        """Type, and read what is shown next; the message below is drawn last."""
+    def _look(self, keys: str, message: str = "q quit") -> None:
+        """Type, and read the decision that is shown next; the message line is drawn last."""
         then = (
             rf"{self.judged} judged  {self.skipped} skipped.*?"
-            rf"(?:\d\d:\d\d:\d\d  (\d{{8}})|End of the queue).*{told}"
+            rf"(?:\d\d:\d\d:\d\d  (\d{{8}})|End of the queue).*{message}"
         )
-        found = self.terminal.type(keys, then)
-        self.shown = found[1] or ""
+        match = self.terminal.type(keys, then)
+        self.shown = match[1] or ""
 
 
 def test_two_reviewers_go_through_sixty_decisions_at_one_daemon(config: Config) -> None:
@@ -222,14 +222,14 @@ def test_two_reviewers_go_through_sixty_decisions_at_one_daemon(config: Config) 
     typed: list[tuple[Any, ...]] = []
     with (
         serving(config, load_engine=load_stub_engine),
-        Terminal(config, "--reviewer", "robin", *NEWEST) as one,
-        Terminal(config, "--reviewer", "kim", *NEWEST) as two,
+        Terminal(config, "--reviewer", "robin", *NEWEST) as first,
+        Terminal(config, "--reviewer", "kim", *NEWEST) as second,
     ):
-        people = [Reviewer("robin", one, typed), Reviewer("kim", two, typed)]
+        people = [Reviewer("robin", first, typed), Reviewer("kim", second, typed)]
         while sum(person.step() for person in people):
             shown = [person.shown for person in people if person.shown]
             assert len(set(shown)) == len(shown), "two people have one decision"
-        for terminal in (one, two):
+        for terminal in (first, second):
             assert terminal.quit() == 0
     assert reviews(config) == typed
     assert len(typed) > 60
@@ -239,11 +239,11 @@ def test_two_reviewers_go_through_sixty_decisions_at_one_daemon(config: Config) 
     assert set(standing.values()) <= {0, 1}, "somebody judged what another had judged"
     assert sum(standing.values()) == people[0].judged + people[1].judged
     marked = rows(config.journal_path, "SELECT substr(decision_id, -8) FROM decisions WHERE reviewed")
-    assert {one for (one,) in marked} == {one for one, count in standing.items() if count}
+    assert {decision for (decision,) in marked} == {decision for decision, count in standing.items() if count}
     assert verify(config.journal_path).ok
 
 
-def test_who_lost_a_decision_goes_on_with_the_next(config: Config) -> None:
+def test_after_a_failed_skip_enter_shows_a_decision_again(config: Config) -> None:
     record(config.journal_path, *decisions(2))
     with Terminal(config, "--reviewer", "robin", *NEWEST) as terminal:
         terminal.until("00000001.*q quit")
@@ -255,14 +255,14 @@ def test_who_lost_a_decision_goes_on_with_the_next(config: Config) -> None:
         assert terminal.quit() == 0
 
 
-def test_a_daemon_gives_one_lease_a_decision(config: Config) -> None:
+def test_a_daemon_grants_one_lease_per_decision(config: Config) -> None:
     record(config.journal_path, *decisions(1))
     lease = records.Assignment(decision_id="018f-00000000", reviewer="kim", type="lease", seconds=60)
     with serving(config, load_engine=load_stub_engine), Client(config.endpoint) as client:
         client.assignment(lease)
-        with pytest.raises(RequestError, match="another reviewer has this decision") as told:
+        with pytest.raises(RequestError, match="another reviewer has this decision") as refusal:
             client.assignment(replace(lease, reviewer="bo"))
-        assert told.value.code == "conflict"
+        assert refusal.value.code == "conflict"
         client.assignment(replace(lease, type="release", seconds=None))
         client.assignment(replace(lease, reviewer="bo"))
     assert rows(config.journal_path, "SELECT reviewer, type FROM assignments ORDER BY seq") == [
@@ -272,14 +272,14 @@ def test_a_daemon_gives_one_lease_a_decision(config: Config) -> None:
     ]
 
 
-def test_without_a_daemon_reviewers_take_turns_at_the_file(config: Config) -> None:
+def test_without_a_daemon_reviewers_take_turns_with_the_journal_lock(config: Config) -> None:
     record(config.journal_path, *decisions(6))
     typed: list[tuple[Any, ...]] = []
     with (
-        Terminal(config, "--reviewer", "robin", *NEWEST) as one,
-        Terminal(config, "--reviewer", "kim", *NEWEST) as two,
+        Terminal(config, "--reviewer", "robin", *NEWEST) as first,
+        Terminal(config, "--reviewer", "kim", *NEWEST) as second,
     ):
-        people = [Reviewer("robin", one, typed), Reviewer("kim", two, typed)]
+        people = [Reviewer("robin", first, typed), Reviewer("kim", second, typed)]
         for _ in range(3):
             for person in people:
                 person.step()
@@ -345,10 +345,12 @@ def test_the_screen_shows_what_a_reviewer_needs_without_scrolling(config: Config
         assert "more lines" not in terminal.text
 
 
-def test_help_figures_search_and_giving_away(config: Config) -> None:
-    found = replace(ASKED, context={"details": "vacuum the basement"})
+def test_the_keys_for_help_figures_search_and_delegation_work(config: Config) -> None:
+    question = replace(ASKED, context={"details": "vacuum the basement"})
     record(
-        config.journal_path, *decisions(3), by_model(id="018f-found-00000099", evaluation=found, at=NOON - 9)
+        config.journal_path,
+        *decisions(3),
+        by_model(id="018f-found-00000099", evaluation=question, at=NOON - 9),
     )
     with Terminal(config, "--reviewer", "robin", *NEWEST) as terminal:
         terminal.until("00000002")
@@ -373,7 +375,7 @@ def test_help_figures_search_and_giving_away(config: Config) -> None:
     assert live == [("release",)], "who quits holds nothing"
 
 
-def test_a_refusal_is_told_and_changes_nothing(config: Config) -> None:
+def test_a_refusal_is_shown_and_changes_nothing(config: Config) -> None:
     record(config.journal_path, *decisions(2))
     with Terminal(config, "--reviewer", "robin", *NEWEST) as terminal:
         terminal.until("00000001")
@@ -403,7 +405,7 @@ def hostile() -> Decision:
     )
 
 
-def test_nothing_of_a_request_acts_on_the_terminal(config: Config) -> None:
+def test_text_of_a_request_cannot_control_the_terminal(config: Config) -> None:
     record(config.journal_path, hostile())
     journal_access.submit_record(
         config, records.Review(decision_id="018f-00000007", reviewer=HOSTILE, verdict="accept")
@@ -422,7 +424,7 @@ def test_nothing_of_a_request_acts_on_the_terminal(config: Config) -> None:
     assert "[bold]rich[/]" in sent
 
 
-def test_nothing_of_a_request_acts_on_plain_output(config: Config, run: Run) -> None:
+def test_text_of_a_request_cannot_control_plain_output(config: Config, run: Run) -> None:
     record(config.journal_path, hostile())
     journal_access.submit_record(
         config, records.Review(decision_id="018f-00000007", reviewer=HOSTILE, verdict="accept")
@@ -437,7 +439,7 @@ def test_nothing_of_a_request_acts_on_plain_output(config: Config, run: Run) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "shown"),
     [
         ("a\tb\nc\r", "a\\tb\\nc\\r"),
         ("\x00\x7f\x85", "\\x00\\x7f\\x85"),
@@ -450,21 +452,21 @@ def test_nothing_of_a_request_acts_on_plain_output(config: Config, run: Run) -> 
         ("Zoë 東京 naïve ☕", "Zoë 東京 naïve ☕"),
     ],
 )
-def test_what_acts_hides_or_reorders_is_an_escape(text: str, told: str) -> None:
-    assert visible(text) == told
+def test_control_hidden_and_reordering_characters_are_escaped(text: str, shown: str) -> None:
+    assert visible(text) == shown
 
 
 @given(st.text())
-def test_visible_text_acts_on_nothing_and_loses_nothing_plain(text: str) -> None:
-    told = visible(text)
-    assert all(char == " " or char.isprintable() for char in told)
-    assert visible(told) == told
+def test_visible_text_is_printable_and_plain_ascii_is_unchanged(text: str) -> None:
+    shown = visible(text)
+    assert all(char == " " or char.isprintable() for char in shown)
+    assert visible(shown) == shown
     if text.isascii() and text.isprintable():
-        assert told == text
+        assert shown == text
 
 
 @given(st.text(), st.integers(2, 100))
-def test_wrapped_lines_keep_to_their_width(text: str, width: int) -> None:
+def test_wrapped_lines_are_not_wider_than_their_limit(text: str, width: int) -> None:
     lines = review_page.wrapped(visible(text), width)
     assert all(cell_len(line) <= width for line in lines)
     assert "".join(lines).replace(" ", "") == visible(text).replace(" ", "")
@@ -483,13 +485,13 @@ def test_no_page_is_wider_than_its_terminal(text: str, name: str, width: int, fu
     event = {"body": {"floor": {"rules": [name], "outcome": name, "because": text}}, "private": None}
     item = Item(pick=Pick(decision_id=name, why=""), decision=row, event=event, hidden=1)
     for line in review_page.page(item, width=width, clauses={name: text}, full=full):
-        assert cell_len("".join(told for _, told in line)) <= width
+        assert cell_len("".join(text_part for _, text_part in line)) <= width
 
 
 # ---------------------------------------------------------------- line by line, and counted
 
 
-def test_plain_lines_do_what_keys_do(config: Config, run: Run) -> None:
+def test_commands_of_plain_mode_record_the_same_as_keys(config: Config, run: Run) -> None:
     record(config.journal_path, *decisions(6))
     lines = "a\nd allow\nr it was Friday\nb allow he may\ns\nu\ng bo\nu\nu\n"
     result = run("--plain", "--reviewer", "kim", *NEWEST, stdin=lines)
@@ -505,7 +507,7 @@ def test_plain_lines_do_what_keys_do(config: Config, run: Run) -> None:
     assert not re.search("[█▏─]", result.stdout)
 
 
-def test_decisions_that_others_made_and_erased_ones_are_reviewed_too(config: Config, run: Run) -> None:
+def test_reported_and_erased_decisions_can_be_reviewed(config: Config, run: Run) -> None:
     reported = records.DecisionReport(
         agent="trader",
         outcome="BUY",
@@ -527,7 +529,7 @@ def test_decisions_that_others_made_and_erased_ones_are_reviewed_too(config: Con
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("x", "'x' is no command; ? lists them"),
         ("d", "say which outcome is right: one of allow, deny"),
@@ -535,16 +537,16 @@ def test_decisions_that_others_made_and_erased_ones_are_reviewed_too(config: Con
         ("g", "name the reviewer: g NAME"),
     ],
 )
-def test_a_line_that_makes_no_sense_is_told_and_is_status_1(
-    config: Config, run: Run, line: str, told: str
+def test_an_unknown_line_is_reported_and_is_status_1(
+    config: Config, run: Run, line: str, message: str
 ) -> None:
     record(config.journal_path, *decisions(1))
     result = run("--plain", stdin=f"{line}\na\n")
-    assert (result.exit_code, result.stderr.strip()) == (1, told)
+    assert (result.exit_code, result.stderr.strip()) == (1, message)
     assert [row[2] for row in reviews(config)] == ["accept"]
 
 
-def test_what_a_daemon_would_refuse_is_refused_without_one(config: Config, run: Run) -> None:
+def test_without_a_daemon_the_same_records_are_refused(config: Config, run: Run) -> None:
     record(config.journal_path, *decisions(1))
     result = run("--plain", "--reviewer", "x" * 257, stdin="a\n")
     assert "record.reviewer: has more than 256 characters" in str(result.stderr)
@@ -552,7 +554,7 @@ def test_what_a_daemon_would_refuse_is_refused_without_one(config: Config, run: 
     assert reviews(config) == []
 
 
-def test_a_journal_of_an_earlier_version_is_brought_up_to_date(config: Config, run: Run) -> None:
+def test_review_upgrades_a_journal_of_an_earlier_version(config: Config, run: Run) -> None:
     import sqlite3
     from contextlib import closing
 
@@ -566,11 +568,11 @@ def test_a_journal_of_an_earlier_version_is_brought_up_to_date(config: Config, r
     assert verify(config.journal_path).ok
 
 
-def test_the_queue_and_the_figures_as_json(config: Config, run: Run) -> None:
+def test_queue_and_figures_are_printed_as_json(config: Config, run: Run) -> None:
     record(config.journal_path, *decisions(3))
     queue = json.loads(run("--json", "--reviewer", "kim").stdout)
-    assert {one["decision_id"][-8:] for one in queue} == {"00000000", "00000001", "00000002"}
-    assert all(one["why"] for one in queue)
+    assert {pick["decision_id"][-8:] for pick in queue} == {"00000000", "00000001", "00000002"}
+    assert all(pick["why"] for pick in queue)
     run("--plain", "--reviewer", "kim", *NEWEST, "-n", "2", stdin="a\na\n")
     run(
         "--plain",
@@ -589,14 +591,14 @@ def test_the_queue_and_the_figures_as_json(config: Config, run: Run) -> None:
     assert "bo and kim" in run("--stats").stdout
 
 
-def test_a_queue_is_assigned_to_somebody(config: Config, run: Run) -> None:
+def test_the_option_assign_assigns_the_queue_to_a_reviewer(config: Config, run: Run) -> None:
     record(config.journal_path, *decisions(3))
     assert "assigned to bo: 2 decisions" in run("--assign", "bo", "-n", "2", *NEWEST).stdout
     assert len(json.loads(run("--json", "--reviewer", "bo", "--queue", "mine").stdout)) == 2
     assert len(json.loads(run("--json", "--reviewer", "kim").stdout)) == 1
 
 
-def test_an_empty_queue_is_told(config: Config, run: Run) -> None:
+def test_an_empty_queue_prints_that_there_is_nothing_to_review(config: Config, run: Run) -> None:
     record(config.journal_path, *decisions(1))
     run("--plain", stdin="a\n")
     assert run("--plain").stdout == "there is nothing to review\n"

@@ -1,4 +1,4 @@
-"""`test` beside its scenarios: leaks refuse a run, and what was looked for is told."""
+"""The checks of `test` and `invariance`: leaks, reasons, coverage, and what a run prints about them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Write = Callable[..., str]
 
 @pytest.fixture
 def run(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """The command line beside a daemon on a stub engine, without an embedder."""
+    """The command line with a daemon on a stub engine, without an embedder."""
     monkeypatch.setenv("THOR_POLICY_STATE_DIR", str(config.state_dir))
     monkeypatch.setenv("THOR_POLICY_ENDPOINT", config.endpoint)
     monkeypatch.setenv("THOR_POLICY_MODELS_DIR", str(tmp_path))
@@ -63,13 +63,13 @@ def write(tmp_path: Path) -> Write:
 
 @pytest.fixture
 def copied(shipped_pack: Pack) -> dict[str, Any]:
-    """A scenario that somebody copied from the examples of the pack."""
-    asked = {name: value for name, value in HARMLESS.items() if name != "situation"}
-    return asked | {"id": "COPY", "request": to_builtins(shipped_pack.examples[0].evaluation)}
+    """A scenario copied from an example of the pack."""
+    entry = {name: value for name, value in HARMLESS.items() if name != "situation"}
+    return entry | {"id": "COPY", "request": to_builtins(shipped_pack.examples[0].evaluation)}
 
 
 class TestLeaks:
-    def test_a_suite_with_one_scenario_copied_from_the_examples_is_refused_by_its_name(
+    def test_a_suite_with_a_scenario_copied_from_an_example_is_refused_with_its_id(
         self, run: Run, write: Write, copied: dict[str, Any]
     ) -> None:
         result = run("test", "--full", write(HARMLESS, copied))
@@ -78,21 +78,21 @@ class TestLeaks:
         assert "T1" not in result.stderr
         assert run("log", "--json").stdout.strip() == "[]"
 
-    def test_it_runs_when_it_is_told_to_and_the_report_says_so(
+    def test_allow_leak_runs_the_suite_and_the_report_says_so(
         self, run: Run, write: Write, copied: dict[str, Any]
     ) -> None:
         path = write(HARMLESS, copied)
         assert "allowed: COPY is X1 (exact 1.00)" in run("test", "--full", "--allow-leak", path).stdout
-        told = json.loads(run("test", "--full", "--allow-leak", "--json", path).stdout)
-        assert told["allow_leak"] is True
-        assert told["leaks"] == [{"scenario": "COPY", "example": "X1", "look": "exact", "similarity": 1.0}]
+        shown = json.loads(run("test", "--full", "--allow-leak", "--json", path).stdout)
+        assert shown["allow_leak"] is True
+        assert shown["leaks"] == [{"scenario": "COPY", "example": "X1", "look": "exact", "similarity": 1.0}]
 
-    def test_a_clean_run_says_how_it_looked(self, run: Run, write: Write) -> None:
+    def test_a_run_without_leaks_says_how_it_searched(self, run: Run, write: Write) -> None:
         assert "none found, by wording alone" in run("test", write(HARMLESS)).stdout
 
 
 class TestReasons:
-    def test_without_an_embedder_coverage_is_not_measured_and_the_cure_is_told(
+    def test_without_an_embedder_coverage_is_not_measured_and_the_cure_is_printed(
         self, run: Run, write: Write
     ) -> None:
         expecting = HARMLESS | {"expect": {"one_of": ANY, "reasoning": ["a rule"]}}
@@ -102,25 +102,25 @@ class TestReasons:
         (result,) = json.loads(run("test", "--json", write(expecting)).stdout)["results"]
         assert (result["coverage"], result["elements"]) == (None, [])
 
-    def test_neither_torch_nor_an_inference_library_comes_with_the_command(self) -> None:
-        """Nor with what the daemon imports; the embedder's libraries come when one is opened."""
-        told = (
+    def test_the_command_imports_neither_torch_nor_an_inference_library(self) -> None:
+        """Nor does the daemon; the embedder's libraries are imported when an embedder is opened."""
+        program = (
             "import sys, thor_policy.daemon.service, thor_policy.cli.suites, thor_policy.suites.runner;"
             "print({'torch', 'transformers', 'onnxruntime', 'tokenizers'} & set(sys.modules))"
         )
-        done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
         assert done.stdout.strip() == "set()"
 
 
 class TestCoverage:
-    def test_a_run_says_what_it_reached_of_the_pack_and_what_never(self, run: Run, write: Write) -> None:
+    def test_a_full_run_prints_what_it_reached_of_the_pack(self, run: Run, write: Write) -> None:
         shown = run("test", "--full", write(HARMLESS)).stdout
         assert "coverage of team-governance" in shown
         assert "clauses cited" in shown
         assert "rules fired" in shown
         assert "never R" in shown
 
-    def test_below_the_threshold_is_1_and_says_so(self, run: Run, write: Write) -> None:
+    def test_coverage_below_the_threshold_is_status_1(self, run: Run, write: Write) -> None:
         path = write(HARMLESS)
         assert run("test", "--full", path).exit_code == 0
         result = run("test", "--full", "--coverage-threshold", "90", path)
@@ -128,16 +128,16 @@ class TestCoverage:
         assert "is below the threshold of 90 %" in result.stdout
         assert run("test", "--full", "--coverage-threshold", "0", path).exit_code == 0
 
-    def test_counts_for_machines(self, run: Run, write: Write, shipped_pack: Pack) -> None:
-        (told,) = json.loads(run("test", "--full", "--json", write(HARMLESS)).stdout)["coverage"]
-        assert told["pack"] == "team-governance"
-        assert list(told["clauses"]) == list(shipped_pack.clauses)
-        assert told["scenarios"] == 1
+    def test_coverage_counts_are_in_the_json_output(self, run: Run, write: Write, shipped_pack: Pack) -> None:
+        (coverage,) = json.loads(run("test", "--full", "--json", write(HARMLESS)).stdout)["coverage"]
+        assert coverage["pack"] == "team-governance"
+        assert list(coverage["clauses"]) == list(shipped_pack.clauses)
+        assert coverage["scenarios"] == 1
 
 
 class TestInvariance:
-    def test_what_should_change_nothing_changes_nothing(self, run: Run) -> None:
-        """The stub answers by a digest of the question, so any difference in what it reads would show."""
+    def test_variants_that_the_model_does_not_see_change_no_answer(self, run: Run) -> None:
+        """The stub answers by a digest of the question, so any difference in its prompt would show."""
         kinds = [
             part
             for kind in ("key_order", "unknown_fields", "irrelevant_context")
@@ -145,32 +145,34 @@ class TestInvariance:
         ]
         result = run("invariance", "--json", "--sample", "60", *kinds)
         assert result.exit_code == 0, result.output
-        told = json.loads(result.stdout)
-        assert (told["asked"], told["changed"]) == (60, [])
-        assert [figures["name"] for figures in told["figures"]] == kinds[1::2]
+        shown = json.loads(result.stdout)
+        assert (shown["asked"], shown["changed"]) == (60, [])
+        assert [figures["name"] for figures in shown["figures"]] == kinds[1::2]
 
-    def test_answers_that_got_looser_are_1_and_told_with_the_text(self, run: Run) -> None:
+    def test_looser_answers_are_status_1_and_printed_with_the_injected_text(self, run: Run) -> None:
         result = run("invariance", "--kind", "injections", "--sample", "110")
         assert result.exit_code == 1
         assert "loosened by the model" in result.stdout
         assert "injections: encoding" in result.stdout
         assert "110 of 93456 variants, seed 0, the daemon" in result.stdout
 
-    def test_a_sample_is_the_same_for_a_seed_and_none_falls_below_the_floor(self, run: Run) -> None:
-        told = [
+    def test_the_same_seed_gives_the_same_sample_and_no_answer_below_the_floor(self, run: Run) -> None:
+        outputs = [
             json.loads(run("invariance", "--json", "--sample", "44", "--seed", seed).stdout)
             for seed in ("1", "1", "2")
         ]
-        assert told[0] == told[1] != told[2]
-        assert sum(figures["below_floor"] for one in told for figures in one["figures"]) == 0
+        assert outputs[0] == outputs[1] != outputs[2]
+        assert sum(figures["below_floor"] for output in outputs for figures in output["figures"]) == 0
 
-    def test_the_questions_count_as_no_scenario(self, run: Run) -> None:
+    def test_questions_of_invariance_are_not_recorded_as_scenarios(self, run: Run) -> None:
         run("invariance", "--kind", "key_order", "--sample", "3")
         rows = json.loads(run("log", "--json").stdout)
         assert len(rows) == 6
         assert {row["scenario_id"] for row in rows} == {None}
 
-    def test_without_a_scenario_for_the_pack_it_cannot_run(self, run: Run, tmp_path: Path) -> None:
+    def test_invariance_refuses_suites_without_a_scenario_for_the_pack(
+        self, run: Run, tmp_path: Path
+    ) -> None:
         path = tmp_path / "other.yaml"
         path.write_text(yaml.safe_dump({"name": "o", "pack": "other", "scenarios": [HARMLESS]}))
         result = run("invariance", str(path))
@@ -179,16 +181,18 @@ class TestInvariance:
 
 
 @pytest.mark.model
-def test_the_embedded_model_is_asked(config: Config, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A suite with its checks, and an order of members that changes nothing, as users run them."""
+def test_test_and_invariance_work_with_the_embedded_model(
+    config: Config, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A suite with all checks, and variants of the order of members, which change nothing."""
     monkeypatch.setenv("THOR_POLICY_STATE_DIR", str(config.state_dir))
     monkeypatch.setenv("THOR_POLICY_ENDPOINT", config.endpoint)
     path = write(HARMLESS | {"expect": {"one_of": ANY, "reasoning": ["trust"]}})
     with serving(config):
-        told = json.loads(CliRunner().invoke(cli, ["test", "--json", path]).stdout)
+        shown = json.loads(CliRunner().invoke(cli, ["test", "--json", path]).stdout)
         changed = CliRunner().invoke(cli, ["invariance", "--json", "--kind", "key_order", path])
-    (result,) = told["results"]
+    (result,) = shown["results"]
     assert (result["tier"], result["status"]) == ("model", "passed")
-    measured = not told["embedder"].startswith("no embedder")
+    measured = not shown["embedder"].startswith("no embedder")
     assert (result["coverage"] is not None) is measured
     assert (changed.exit_code, json.loads(changed.stdout)["changed"]) == (0, [])

@@ -1,4 +1,4 @@
-"""The clients: one contract for both, and what only the one for an event loop has to keep."""
+"""The clients: one contract for both, and the concurrency of the asyncio client."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from thor_policy.daemon.service import serving
 from thor_policy.protocol.replies import reply_id
 from thor_policy.testing import load_stub_engine
 
-#: No test waits longer than this for anything, in milliseconds.
+#: Longest wait of any test, in milliseconds.
 PATIENCE_MS = 20_000
 QUESTION: Json = {
     "subject": {"type": "user", "id": "ivo", "properties": {"role": "developer"}},
@@ -41,7 +41,7 @@ def served(config: Config) -> Iterator[Config]:
 
 
 class Calls:
-    """Either client, called as if it were the one that blocks; every call is made in a client of its own."""
+    """Either client with blocking calls; each call uses a new client."""
 
     def __init__(self, endpoint: str, *, awaited: bool) -> None:
         self._endpoint, self._awaited = endpoint, awaited
@@ -68,7 +68,7 @@ def awaited(request: pytest.FixtureRequest) -> bool:
 
 
 class TestEither:
-    """What holds for both clients."""
+    """The contract of both clients."""
 
     @pytest.fixture
     def calls(self, served: Config, awaited: bool) -> Calls:
@@ -83,11 +83,11 @@ class TestEither:
         assert calls.status().state == "serving"
         assert calls.metrics()
 
-    def test_keeps_records_of_every_kind(self, calls: Calls) -> None:
+    def test_records_every_kind_of_record(self, calls: Calls) -> None:
         decision_id = calls.track_signal(agent="scout", symbol="ACME", signal="BUY", confidence=0.5)
         kept = [
             calls.track_risk(agent="warden", symbol="ACME", outcome="REDUCE"),
-            calls.decision_report(records.DecisionReport(agent="desk", outcome="HOLD")),
+            calls.decision_report(records.DecisionReport(agent="trader", outcome="HOLD")),
             calls.consultation(records.Consultation(system="crm", session="s")),
             calls.outcome(decision_id, "SUCCESS", 12.5, note="sold"),
             calls.review(records.Review(decision_id=decision_id, reviewer="ines", verdict="accept")),
@@ -99,29 +99,29 @@ class TestEither:
         recorded = calls.status().counters
         assert sum(count for name, count in recorded.items() if name.endswith("_recorded")) == 9
 
-    def test_has_upkeep_done(self, calls: Calls) -> None:
+    def test_sends_maintenance_tasks(self, calls: Calls) -> None:
         assert calls.maintenance(records.Maintenance(task="checkpoint"))["checkpoint"] > 0
 
-    def test_raises_the_refusal_it_got(self, calls: Calls) -> None:
+    def test_raises_the_refusal_of_a_request(self, calls: Calls) -> None:
         with pytest.raises(RequestError, match=r"situation\.action_type") as caught:
             calls.evaluate({"actor_id": "user:ivo"})
         assert caught.value.code == "bad_request"
 
-    def test_raises_the_refusal_of_a_request_too_large_to_be_read(self, calls: Calls) -> None:
+    def test_raises_the_refusal_of_an_oversized_request(self, calls: Calls) -> None:
         with pytest.raises(RequestError, match="65536") as caught:
             calls.evaluate({"padding": "x" * 70_000})
         assert caught.value.code == "too_large"
 
-    def test_says_at_once_when_nobody_listens(self, config: Config, awaited: bool) -> None:
+    def test_raises_unreachable_at_once_if_no_daemon_listens(self, config: Config, awaited: bool) -> None:
         with pytest.raises(Unreachable, match="thorpolicy serve"):
             Calls(config.endpoint, awaited=awaited).status()
 
-    def test_gives_up_after_its_timeout(self, config: Config, awaited: bool) -> None:
+    def test_raises_unreachable_after_the_timeout(self, config: Config, awaited: bool) -> None:
         with silent(config), pytest.raises(Unreachable, match="no reply within 50 ms"):
             Calls(config.endpoint, awaited=awaited).status(timeout=50)
 
 
-def test_both_have_the_same_calls_with_the_same_arguments() -> None:
+def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
     def signatures(kind: type) -> dict[str, inspect.Signature]:
         return {
             name: inspect.signature(function).replace(return_annotation=None)
@@ -138,7 +138,7 @@ def test_both_have_the_same_calls_with_the_same_arguments() -> None:
 
 @contextmanager
 def silent(config: Config) -> Iterator[zmq.Socket[bytes]]:
-    """A daemon's socket behind which nobody answers unless the test does."""
+    """A daemon's socket on which only the test replies."""
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         router.set(zmq.LINGER, 0)
         router.set(zmq.RCVTIMEO, PATIENCE_MS)
@@ -157,7 +157,7 @@ def in_loop(
 
 
 async def taken(router: zmq.Socket[bytes], count: int) -> list[tuple[bytes, dict[str, Json]]]:
-    """The next requests, with the peers they came from."""
+    """The next requests, each with its routing id."""
     got = [await asyncio.to_thread(router.recv_multipart) for _ in range(count)]
     return [(route, json.loads(frame)) for route, frame in got]
 
@@ -167,9 +167,9 @@ def answer(router: zmq.Socket[bytes], route: bytes, request: dict[str, Json], **
 
 
 class TestAwaited:
-    """Many calls at once over one socket; the test is the daemon, and answers as it likes."""
+    """Many calls at once over one socket; the test itself replies in place of a daemon."""
 
-    def test_calls_get_their_own_replies_in_whatever_order_they_come(self, config: Config) -> None:
+    def test_each_call_gets_its_own_reply_in_any_order_of_replies(self, config: Config) -> None:
         with silent(config) as router:
 
             async def use(client: AsyncClient) -> None:
@@ -182,7 +182,7 @@ class TestAwaited:
 
             in_loop(config, use)
 
-    def test_a_cancelled_call_costs_no_other_call_anything(self, config: Config) -> None:
+    def test_a_cancelled_call_does_not_affect_other_calls(self, config: Config) -> None:
         with silent(config) as router:
 
             async def use(client: AsyncClient) -> None:
@@ -201,7 +201,7 @@ class TestAwaited:
 
             in_loop(config, use)
 
-    def test_a_reply_that_comes_after_its_timeout_is_nobody_elses(self, config: Config) -> None:
+    def test_a_late_reply_is_never_given_to_another_call(self, config: Config) -> None:
         with silent(config) as router:
 
             async def use(client: AsyncClient) -> None:
@@ -216,9 +216,7 @@ class TestAwaited:
 
             in_loop(config, use)
 
-    def test_a_reply_that_names_nobody_is_that_to_the_largest_request_that_waits(
-        self, config: Config
-    ) -> None:
+    def test_a_reply_without_id_is_given_to_the_largest_waiting_request(self, config: Config) -> None:
         with silent(config) as router:
 
             async def use(client: AsyncClient) -> None:
@@ -237,7 +235,7 @@ class TestAwaited:
 
             in_loop(config, use)
 
-    def test_closing_ends_the_calls_that_wait(self, config: Config) -> None:
+    def test_close_ends_the_waiting_calls(self, config: Config) -> None:
         with silent(config) as router:
 
             async def use(client: AsyncClient) -> None:
@@ -250,9 +248,7 @@ class TestAwaited:
 
             in_loop(config, use)
 
-    def test_a_daemon_that_is_gone_ends_them_all_and_one_that_comes_back_is_found(
-        self, config: Config
-    ) -> None:
+    def test_waiting_calls_end_if_the_daemon_is_gone_and_later_calls_reconnect(self, config: Config) -> None:
         async def use(client: AsyncClient) -> None:
             with silent(config) as router:
                 waits = asyncio.create_task(client.status())
@@ -274,7 +270,7 @@ class TestAwaited:
 
         in_loop(config, use)
 
-    def test_one_daemon_answers_hundreds_at_once(self, served: Config) -> None:
+    def test_hundreds_of_calls_at_once_are_answered(self, served: Config) -> None:
         async def use(client: AsyncClient) -> None:
             questions = [QUESTION | {"resource": {"type": "env", "id": f"e{n}"}} for n in range(200)]
             replies = await asyncio.gather(*map(client.evaluate, questions))
@@ -284,5 +280,5 @@ class TestAwaited:
 
 
 @given(st.one_of(st.binary(), st.builds(msgspec.json.encode, st.dictionaries(st.text(), st.integers()))))
-def test_a_frame_that_is_no_reply_names_nobody(frame: bytes) -> None:
+def test_a_frame_that_is_not_a_reply_has_no_request_id(frame: bytes) -> None:
     assert reply_id(frame) == ""

@@ -233,7 +233,7 @@ class TestFullDisk:
                 error = refusal(lambda: ask(client))
                 assert error.code == "disk_full"
                 assert error.message == (
-                    f"1.0 MiB are free in {small.state_dir}; min_free_mb wants 4 MiB: make room"
+                    f"1.0 MiB are free in {small.state_dir}; min_free_mb requires 4 MiB: free space there"
                 )
                 assert refusal(lambda: client.outcome(acknowledged[0], "SUCCESS")).code == "disk_full"
                 status = client.status()
@@ -261,7 +261,7 @@ class TestFullDisk:
             acknowledged = ask(client)
             with filled(disk):
                 assert refusal(lambda: ask(client)).message == "the disk is full"
-                assert "min_free_mb wants 0 MiB" in refusal(lambda: ask(client)).message
+                assert "min_free_mb requires 0 MiB" in refusal(lambda: ask(client)).message
                 status = wait_for(client, "refusing")
                 assert "full" in status.journal.failing
                 assert status.engine.counters["decisions"] == 2
@@ -287,7 +287,7 @@ class TestFullDisk:
                 assert refusal(lambda: ask(client)).code == "disk_full"
                 assert started.stop() == 0
             with filled(disk, name="more"), daemon(small) as started:
-                assert started.hear("thorpolicy: ").endswith("the disk is full: make room\n")
+                assert started.hear("thorpolicy: ").endswith("the disk is full: free space on it\n")
                 assert started.status() == 2
         with serving(small) as (_, client):
             acknowledged += ask(client)
@@ -313,7 +313,7 @@ class TestHalt:
                 line = started.hear("thorpolicy: ")
                 assert started.status() == 5
         assert "on_full is halt: " in line
-        assert f"are free in {small.state_dir}; min_free_mb wants 4 MiB" in line
+        assert f"are free in {small.state_dir}; min_free_mb requires 4 MiB" in line
         assert {one["error"]["code"] for one in replies if "error" in one} <= {"disk_full", "shutting_down"}
         acknowledged += [one["context"]["decision_id"] for one in replies if "context" in one]
         verdict = journal_of(small, acknowledged)

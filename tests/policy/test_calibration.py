@@ -29,15 +29,15 @@ temperatures = st.floats(0.1, 10)
 
 
 def judged(count: int, *, true_temperature: float, seed: int = 0) -> list[Judged]:
-    """Decisions of a model that is as sure as it would be right at another temperature."""
+    """Judged decisions of a model whose probabilities are right at `true_temperature`."""
     chance = random.Random(seed)
-    found = []
+    decisions = []
     for _ in range(count):
         logits = [chance.gauss(0, 2) for _ in LABELS]
-        told = softmax(logits)
-        right = chance.choices(LABELS, list(scaled(told, true_temperature).values()))[0]
-        found.append((told, right))
-    return found
+        probabilities = softmax(logits)
+        right = chance.choices(LABELS, list(scaled(probabilities, true_temperature).values()))[0]
+        decisions.append((probabilities, right))
+    return decisions
 
 
 def softmax(logits: list[float]) -> dict[str, float]:
@@ -47,42 +47,49 @@ def softmax(logits: list[float]) -> dict[str, float]:
 
 @given(shares, temperatures)
 def test_probabilities_stay_probabilities_and_keep_their_order(
-    told: dict[str, float], temperature: float
+    probabilities: dict[str, float], temperature: float
 ) -> None:
-    now = scaled(told, temperature)
-    assert sum(now.values()) == pytest.approx(1)
-    assert all(now[one] <= now[other] for one in told for other in told if told[one] < told[other])
+    calibrated = scaled(probabilities, temperature)
+    assert sum(calibrated.values()) == pytest.approx(1)
+    assert all(
+        calibrated[label] <= calibrated[other]
+        for label in probabilities
+        for other in probabilities
+        if probabilities[label] < probabilities[other]
+    )
 
 
 @given(shares)
-def test_at_temperature_one_nothing_changes(told: dict[str, float]) -> None:
-    assert scaled(told, 1.0) == told
+def test_at_temperature_one_nothing_changes(probabilities: dict[str, float]) -> None:
+    assert scaled(probabilities, 1.0) == probabilities
 
 
 @given(shares, temperatures)
-def test_a_temperature_can_be_taken_back(told: dict[str, float], temperature: float) -> None:
-    back = scaled(scaled(told, temperature), 1 / temperature)
-    assert all(back[label] == pytest.approx(told[label], abs=1e-3) for label in told)
+def test_the_inverse_temperature_restores_the_probabilities(
+    probabilities: dict[str, float], temperature: float
+) -> None:
+    back = scaled(scaled(probabilities, temperature), 1 / temperature)
+    assert all(back[label] == pytest.approx(probabilities[label], abs=1e-3) for label in probabilities)
 
 
 @pytest.mark.parametrize("true_temperature", [0.5, 1.0, 2.5])
-def test_the_fit_finds_the_temperature_that_the_world_has(true_temperature: float) -> None:
-    found = fit(judged(4_000, true_temperature=true_temperature), pack_sha256=PACK, model_sha256=MODEL)
-    assert found.temperature == pytest.approx(true_temperature, rel=0.15)
-    assert found.judged == 4_000
+def test_the_fit_finds_the_true_temperature(true_temperature: float) -> None:
+    calibration = fit(judged(4_000, true_temperature=true_temperature), pack_sha256=PACK, model_sha256=MODEL)
+    assert calibration.temperature == pytest.approx(true_temperature, rel=0.15)
+    assert calibration.judged == 4_000
 
 
-def test_a_model_too_sure_of_itself_is_better_calibrated_on_what_the_fit_did_not_see() -> None:
+def test_an_overconfident_model_is_better_calibrated_on_decisions_that_the_fit_did_not_see() -> None:
     seen, unseen = (judged(2_000, true_temperature=3, seed=seed) for seed in (1, 2))
-    found = fit(seen, pack_sha256=PACK, model_sha256=MODEL)
-    before, after = quality(unseen), quality(unseen, found.temperature)
+    calibration = fit(seen, pack_sha256=PACK, model_sha256=MODEL)
+    before, after = quality(unseen), quality(unseen, calibration.temperature)
     assert after.ece < before.ece / 2
     assert after.nll < before.nll
     assert after.brier < before.brier
     assert after.accuracy == before.accuracy
 
 
-def test_too_little_is_no_calibration_and_the_message_says_how_much_is_missing() -> None:
+def test_too_few_decisions_are_refused_with_the_number_that_is_missing() -> None:
     with pytest.raises(CalibrationError, match=r"there are 48 .* needs 50, so 2 are missing"):
         fit(judged(LEAST - 2, true_temperature=1), pack_sha256=PACK, model_sha256=MODEL)
     with pytest.raises(CalibrationError, match="no judged decision"):
@@ -92,33 +99,33 @@ def test_too_little_is_no_calibration_and_the_message_says_how_much_is_missing()
 def test_the_expected_calibration_error_is_the_distance_of_confidence_from_accuracy() -> None:
     always = {"allow": 0.9, "deny": 0.1}
     half_right: list[Judged] = [(always, "allow"), (always, "deny")]
-    told = quality(half_right)
-    assert (told.count, told.accuracy) == (2, 0.5)
-    assert told.ece == pytest.approx(0.4)
-    assert told.brier == pytest.approx((2 * 0.1**2 + 2 * 0.9**2) / 2)
-    (bin_,) = told.bins
+    measured = quality(half_right)
+    assert (measured.count, measured.accuracy) == (2, 0.5)
+    assert measured.ece == pytest.approx(0.4)
+    assert measured.brier == pytest.approx((2 * 0.1**2 + 2 * 0.9**2) / 2)
+    (bin_,) = measured.bins
     assert (bin_.count, bin_.accuracy) == (2, 0.5)
     assert bin_.low <= 0.9 < bin_.high
 
 
-def test_certainty_falls_into_the_last_bin() -> None:
+def test_a_probability_of_1_is_in_the_last_bin() -> None:
     (bin_,) = quality([({"allow": 1.0, "deny": 0.0}, "allow")]).bins
     assert (bin_.high, bin_.count) == (1.0, 1)
 
 
-def test_the_digest_changes_with_every_part() -> None:
-    one = Calibration(temperature=2.0, pack_sha256=PACK, model_sha256=MODEL, judged=60)
+def test_the_digest_of_a_calibration_changes_with_every_field() -> None:
+    first = Calibration(temperature=2.0, pack_sha256=PACK, model_sha256=MODEL, judged=60)
     others = [
         Calibration(temperature=2.1, pack_sha256=PACK, model_sha256=MODEL, judged=60),
         Calibration(temperature=2.0, pack_sha256=MODEL, model_sha256=MODEL, judged=60),
         Calibration(temperature=2.0, pack_sha256=PACK, model_sha256=PACK, judged=60),
         Calibration(temperature=2.0, pack_sha256=PACK, model_sha256=MODEL, judged=61),
     ]
-    assert len({one.digest, *(other.digest for other in others)}) == 5
+    assert len({first.digest, *(other.digest for other in others)}) == 5
 
 
 @pytest.mark.model
-def test_the_trial_calibrates_a_daemon_and_no_label_changes_its_place(model_file: ModelFile) -> None:
+def test_the_calibration_trial_keeps_the_order_of_all_labels(model_file: ModelFile) -> None:
     """scripts/calibration-trial as a user runs it, with as few questions as a fit takes."""
     command = [sys.executable, str(ROOT / "scripts" / "calibration_trial.py"), "--count", str(2 * LEAST)]
     environment = os.environ | {
@@ -127,5 +134,5 @@ def test_the_trial_calibrates_a_daemon_and_no_label_changes_its_place(model_file
     }
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode in (0, 1), done.stderr  # 1: of so few the other half may be no better for it
-    assert f"{2 * LEAST} judged" in done.stdout
-    assert "asked again: 25 of 25 with every label in its place" in done.stdout
+    assert f"{2 * LEAST} decisions" in done.stdout
+    assert "evaluated again: 25 of 25 with all labels in the same order" in done.stdout

@@ -132,24 +132,26 @@ class TestOutcome:
         decision = policy(label).decide(request(evaluation=evaluation))
         assert LABELS.index(decision.outcome) >= LABELS.index(decision.floor.outcome)
 
-    def test_a_strictest_floor_does_not_ask_the_model(self, policy: Callable[..., Policy]) -> None:
-        decision = policy(error=EngineError("asked")).decide(request("banned"))
+    def test_a_floor_at_the_strictest_outcome_needs_no_model(self, policy: Callable[..., Policy]) -> None:
+        decision = policy(error=EngineError("the model was called")).decide(request("banned"))
         assert (decision.outcome, decision.tier, decision.model) == ("deny", "rule", None)
         assert decision.explanation is not None
         assert decision.explanation.reasoning == "It is banned."
         assert decision.explanation.clauses == ("R1",)
 
-    def test_a_final_allow_does_not_ask_the_model(self, policy: Callable[..., Policy]) -> None:
-        decision = policy(error=EngineError("asked")).decide(request("free"))
+    def test_a_final_allow_needs_no_model(self, policy: Callable[..., Policy]) -> None:
+        decision = policy(error=EngineError("the model was called")).decide(request("free"))
         assert (decision.outcome, decision.tier, decision.confidence) == ("allow", "rule", None)
 
-    def test_a_failing_rule_tightens_and_is_named(self, policy: Callable[..., Policy]) -> None:
+    def test_a_failing_rule_counts_as_matched_and_is_named(self, policy: Callable[..., Policy]) -> None:
         decision = policy("allow").decide(request("broken"))
         assert decision.outcome == "require_mfa"
         assert "broken" in decision.floor.errors
         assert "could not be evaluated" in (decision.floor.because or "")
 
-    def test_an_unsure_allow_becomes_the_review_outcome(self, policy: Callable[..., Policy]) -> None:
+    def test_an_allow_with_low_confidence_becomes_the_abstention_outcome(
+        self, policy: Callable[..., Policy]
+    ) -> None:
         decision = policy("allow").decide(request("grave"))
         assert decision.risk == "high"
         assert (decision.label, decision.outcome) == ("allow", "require_mfa")
@@ -178,29 +180,31 @@ class TestFailure:
         assert not decision.allow
         assert decision.explanation is not None
 
-    def test_a_request_that_waited_too_long_is_no_decision(self, policy: Callable[..., Policy]) -> None:
+    def test_a_request_whose_deadline_passed_is_refused_as_expired(
+        self, policy: Callable[..., Policy]
+    ) -> None:
         with pytest.raises(RequestError) as caught:
             policy().decide(request(deadline_ns=time.monotonic_ns()))
         assert caught.value.code == "expired"
 
-    def test_a_question_that_does_not_fit_is_no_decision(self, policy: Callable[..., Policy]) -> None:
+    def test_a_question_that_does_not_fit_the_model_is_refused(self, policy: Callable[..., Policy]) -> None:
         error = RequestError("too_large", "too long")
         with pytest.raises(RequestError):
             policy(error=error).decide(request())
 
 
 class TestExplanation:
-    def test_is_begun_only_when_asked_for(self, policy: Callable[..., Policy]) -> None:
-        one = policy("allow")
-        one.decide(request())
-        assert one.engine.explaining == 0
-        one.decide(request(explain="inline"))
-        assert one.engine.explaining == 1
+    def test_begins_only_if_the_request_asks_for_it(self, policy: Callable[..., Policy]) -> None:
+        decider = policy("allow")
+        decider.decide(request())
+        assert decider.engine.explaining == 0
+        decider.decide(request(explain="inline"))
+        assert decider.engine.explaining == 1
 
     def test_of_the_rules_states_their_reason_and_clause(self, policy: Callable[..., Policy]) -> None:
-        one = policy("allow")
-        one.decide(request("step", explain="inline"))
-        explained = finish(one)
+        decider = policy("allow")
+        decider.decide(request("step", explain="inline"))
+        explained = finish(decider)
         assert explained.explanation.reasoning == "It needs MFA."
         assert explained.explanation.clauses == ("R2",)
         assert explained.explanation.text.startswith("require_mfa\nclass: ")
@@ -208,16 +212,16 @@ class TestExplanation:
     def test_of_the_model_cites_the_rules_that_set_the_floor_first(
         self, policy: Callable[..., Policy]
     ) -> None:
-        one = policy("deny")
-        one.decide(request("step", explain="inline"))
-        explained = finish(one)
+        decider = policy("deny")
+        decider.decide(request("step", explain="inline"))
+        explained = finish(decider)
         assert explained.explanation.clauses[0] == "R2"
 
     def test_abandon_names_every_ticket(self, policy: Callable[..., Policy]) -> None:
-        one = policy("allow")
+        decider = policy("allow")
         for ticket in (4, 5):
-            one.decide(request(explain="inline", ticket=ticket))
-        assert [left.ticket for left in one.abandon()] == [4, 5]
+            decider.decide(request(explain="inline", ticket=ticket))
+        assert [left.ticket for left in decider.abandon()] == [4, 5]
 
 
 def finish(policy: Policy) -> Explained:
@@ -229,7 +233,7 @@ def finish(policy: Policy) -> Explained:
 
 
 class CountingEngine(StubEngine):
-    """An engine that counts what it was asked."""
+    """An engine that counts its scores."""
 
     scores = 0
 
@@ -239,7 +243,7 @@ class CountingEngine(StubEngine):
 
 
 class TestCache:
-    def test_a_question_asked_before_gets_its_score_again_and_names_the_first_decision(
+    def test_a_repeated_question_gets_its_score_from_the_cache_and_names_the_first_decision(
         self, pack: Pack
     ) -> None:
         engine = CountingEngine()
@@ -266,7 +270,7 @@ class TestCache:
 
     @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
-    def test_no_part_of_the_key_can_change_unseen(self, data: st.DataObject, pack: Pack) -> None:
+    def test_a_change_of_any_part_of_the_key_is_a_miss(self, data: st.DataObject, pack: Pack) -> None:
         """Pack, model, build, adapter and scale, and each text that the model would read."""
         names = st.text(
             st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Cf")), min_size=1, max_size=8
@@ -278,7 +282,7 @@ class TestCache:
         part = data.draw(st.sampled_from(parts))
         engine.adopt(tuned, Path("tuned.gguf"))
         Policy(engine, pack, adapter=tuned, cache=cache).decide(request())
-        other, asked = CountingEngine(), request()
+        other, changed_request = CountingEngine(), request()
         adapter = {
             "adapter": replace(tuned, sha256="b" * 64),
             "scale": replace(tuned, scale=data.draw(st.floats(0.01, 10).filter(lambda scale: scale != 0.5))),
@@ -286,10 +290,10 @@ class TestCache:
         }.get(part, tuned)
         if part == "subject":
             subject = Entity(type="user", id=data.draw(names.filter(lambda name: name.strip() != "alice")))
-            asked = request(evaluation=replace(asked.evaluation, subject=subject))
+            changed_request = request(evaluation=replace(changed_request.evaluation, subject=subject))
         elif part == "action":
             action = Action(name=data.draw(names.filter(lambda name: name not in ("banned", "free", "look"))))
-            asked = request(evaluation=replace(asked.evaluation, action=action))
+            changed_request = request(evaluation=replace(changed_request.evaluation, action=action))
         elif part in ("model", "build"):
             other.identity = replace(other.model, **{"sha256" if part == "model" else "build": "other"})
         changed = copy.copy(pack)
@@ -298,10 +302,10 @@ class TestCache:
             changed.prefix = replace(pack.prefix, pack_sha256="f" * 64)
         if adapter is not None:
             other.adopt(adapter, Path("other.gguf"))
-        decision = Policy(other, changed, adapter=adapter, cache=cache).decide(asked)
+        decision = Policy(other, changed, adapter=adapter, cache=cache).decide(changed_request)
         assert (decision.tier, decision.original, other.scores) == ("model", None, 1)
 
-    def test_an_answer_from_it_is_as_sure_as_the_calibration_of_today(self, pack: Pack) -> None:
+    def test_a_cached_score_gets_the_calibration_that_is_in_force_now(self, pack: Pack) -> None:
         policy = Policy(StubEngine(), pack, cache=ScoreCache(10, 60))
         first = policy.decide(request())
         softer = Calibration(
@@ -312,13 +316,13 @@ class TestCache:
         assert (again.tier, again.temperature, again.label) == ("cache", 3.0, first.label)
         assert max(again.probabilities.values()) < max(first.probabilities.values())
 
-    def test_a_pack_can_do_without(self, pack: Pack) -> None:
+    def test_a_pack_can_turn_the_cache_off(self, pack: Pack) -> None:
         bare = copy.copy(pack)
         bare.manifest = replace(pack.manifest, cache=False)
         policy = Policy(StubEngine(), bare, cache=ScoreCache(10, 60))
         assert [policy.decide(request()).tier for _ in range(2)] == ["model", "model"]
 
-    def test_the_least_used_makes_room_and_the_old_are_forgotten(self) -> None:
+    def test_evicts_the_least_recently_used_score_and_expires_old_ones(self) -> None:
         scored = some_score()
         cache = ScoreCache(2, 60)
         for name in ("a", "b"):
@@ -331,12 +335,12 @@ class TestCache:
         assert len(cache) == 1
         assert cache.counters == {"hits": 4, "misses": 2, "expired": 1, "evicted": 1}
 
-    def test_of_size_zero_keeps_nothing(self) -> None:
+    def test_a_cache_of_size_zero_keeps_nothing(self) -> None:
         cache = ScoreCache(0, 60)
         cache.put(("a",), "a", some_score(), now_ns=0)
         assert cache.get(("a",), 0) is None
 
-    def test_a_failure_is_not_kept(self, pack: Pack) -> None:
+    def test_a_failed_score_is_not_cached(self, pack: Pack) -> None:
         cache = ScoreCache(10, 60)
         assert (
             Policy(FailingEngine(EngineError("no")), pack, cache=cache).decide(request()).tier == "fallback"
@@ -369,7 +373,7 @@ class TestCalibration:
         assert scaled.scored is not None
         assert scaled.scored.probabilities == plain.probabilities
 
-    def test_an_allow_that_is_unsure_once_calibrated_becomes_the_review_outcome(self, pack: Pack) -> None:
+    def test_an_allow_with_low_calibrated_confidence_becomes_the_abstention_outcome(self, pack: Pack) -> None:
         sharp = Calibration(temperature=0.3, pack_sha256=pack.info.sha256, model_sha256="a" * 64, judged=60)
         unsure = Policy(StubEngine(bias="allow"), pack).decide(request("grave"))
         assert (unsure.outcome, unsure.reason_code) == ("require_mfa", "low_confidence")
@@ -378,7 +382,7 @@ class TestCalibration:
 
 
 class TestShadow:
-    def test_is_not_answered_out_of_the_cache_nor_kept_in_it(self, pack: Pack, tmp_path: Path) -> None:
+    def test_shadow_decisions_neither_use_nor_fill_the_cache(self, pack: Pack, tmp_path: Path) -> None:
         policy = Policy(StubEngine(), pack, cache=ScoreCache(10, 60))
         other = pack_files.load(write_pack(tmp_path))
         resident = all_steps(policy.loading(other, None, 0.0))
@@ -390,7 +394,9 @@ class TestShadow:
         policy.set_residents(policy.residents.with_active(resident))
         assert policy.decide(request()).tier == "model"
 
-    def test_is_of_what_the_active_pack_decided_alone(self, pack: Pack, tmp_path: Path) -> None:
+    def test_the_shadow_decides_only_requests_that_the_active_pack_decided(
+        self, pack: Pack, tmp_path: Path
+    ) -> None:
         policy = Policy(StubEngine(), pack)
         resident = all_steps(policy.loading(pack_files.load(write_pack(tmp_path)), None, 0.0))
         policy.set_residents(policy.residents.with_candidate(resident).with_shadow(resident))
@@ -402,7 +408,7 @@ class TestShadow:
         policy.decide(request())
         assert policy.shadows_waiting == 0
 
-    def test_a_pack_that_fails_on_our_own_question_is_not_left_behind(self, pack: Pack) -> None:
+    def test_a_pack_that_fails_the_warm_up_is_unloaded(self, pack: Pack) -> None:
         engine = StubEngine()
         policy = Policy(engine, pack)
         bad = copy.copy(pack)

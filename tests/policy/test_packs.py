@@ -160,7 +160,7 @@ def first_example(**changes: Any) -> list[Any]:
     return [SMALL["examples.yaml"][0] | changes, *SMALL["examples.yaml"][1:]]
 
 
-def asked(details: Any = None, **properties: Any) -> Evaluation:
+def evaluation_with(details: Any = None, **properties: Any) -> Evaluation:
     return Evaluation(
         subject=Entity(type="user", id="mallory", properties=properties),
         action=Action(name="write"),
@@ -172,7 +172,7 @@ def asked(details: Any = None, **properties: Any) -> Evaluation:
 # ---------------------------------------------------------------- loading
 
 
-def test_a_whole_pack_loads_and_lint_has_nothing_to_say(write: Write) -> None:
+def test_a_valid_pack_loads_and_lint_finds_nothing(write: Write) -> None:
     folder = write()
     pack = pack_files.load(folder)
     assert lint_pack(pack) == []
@@ -212,7 +212,7 @@ def outcomes(*labels: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "told"),
+    ("file", "content", "message"),
     [
         ("pack", manifest(version=...), "missing required field `version`"),
         ("pack", manifest(colour="red"), "contains unknown field `colour`"),
@@ -275,16 +275,16 @@ def outcomes(*labels: str) -> list[dict[str, str]]:
         ("pack", "name: small\nversion: 2026-99-99\n", "month must be in"),
     ],
 )  # fmt: skip
-def test_a_pack_that_cannot_be_served_is_refused_with_file_and_field(
-    write: Write, file: str, content: Any, told: str
+def test_an_invalid_pack_is_refused_with_file_and_field(
+    write: Write, file: str, content: Any, message: str
 ) -> None:
     folder = write(**{file: content})
-    with pytest.raises(PackError, match=rf"^{folder / file}\.yaml:.*{told}"):
+    with pytest.raises(PackError, match=rf"^{folder / file}\.yaml:.*{message}"):
         pack_files.load(folder)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"rules": first_rule(when="danger &&")}, "rule no-deletion: when: not valid CEL"),
         ({"rules": first_rule(outcome="maybe")}, "rule no-deletion: outcome 'maybe' is not one of allow, "),
@@ -294,11 +294,11 @@ def test_a_pack_that_cannot_be_served_is_refused_with_file_and_field(
         ({"pack": manifest(facts={"Danger": "true"})}, "fact 'Danger': must be lower case"),
     ],
 )
-def test_a_rule_book_that_cannot_work_is_refused_with_the_pack_and_the_place(
-    write: Write, changes: dict[str, Any], told: str
+def test_an_invalid_rule_book_is_refused_with_the_pack_and_the_place(
+    write: Write, changes: dict[str, Any], message: str
 ) -> None:
     folder = write(**changes)
-    with pytest.raises(PackError, match=rf"^{folder}[^:]*: {re.escape(told)}"):
+    with pytest.raises(PackError, match=rf"^{folder}[^:]*: {re.escape(message)}"):
         pack_files.load(folder)
 
 
@@ -337,7 +337,7 @@ def test_bytes_that_move_from_one_file_to_the_next_are_another_policy_version(wr
 # ---------------------------------------------------------------- finding
 
 
-def test_a_name_is_looked_for_among_the_packs_before_the_working_directory(
+def test_a_pack_name_is_looked_up_under_prompts_before_the_working_directory(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write()
@@ -349,7 +349,7 @@ def test_a_name_is_looked_for_among_the_packs_before_the_working_directory(
     assert pack_files.available(tmp_path) == ["small"]
 
 
-def test_a_directory_is_taken_as_it_is_named(
+def test_a_directory_that_holds_a_pack_is_used(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, nowhere = write(), tmp_path / "nowhere"
@@ -361,7 +361,7 @@ def test_a_directory_is_taken_as_it_is_named(
 
 
 @pytest.mark.parametrize("name", ["other", "Small", "", "..", "small.", "~nobody-of-that-name", "a\0b"])
-def test_an_unknown_name_is_refused(
+def test_an_unknown_pack_name_is_refused(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(write())
@@ -370,13 +370,13 @@ def test_an_unknown_name_is_refused(
         pack_files.find(name, tmp_path)
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones(write: Write, tmp_path: Path) -> None:
+def test_an_unknown_pack_name_is_refused_with_the_known_names(write: Write, tmp_path: Path) -> None:
     write()
     with pytest.raises(PackError, match=r"^no pack 'other'; known packs: small \(or give a directory\)"):
         pack_files.find("other", tmp_path)
 
 
-def test_a_name_does_not_lead_out_of_the_packs(
+def test_a_pack_name_cannot_lead_out_of_prompts(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a slash it is a path from where the operator stands, and never one from the packs' folder."""
@@ -393,7 +393,7 @@ Finding = tuple[str, str, str]
 
 
 def findings(folder: Path) -> list[Finding]:
-    return [(found.level, found.where, found.message) for found in lint_pack(pack_files.load(folder))]
+    return [(problem.level, problem.where, problem.message) for problem in lint_pack(pack_files.load(folder))]
 
 
 @pytest.mark.parametrize(
@@ -489,7 +489,7 @@ def findings(folder: Path) -> list[Finding]:
         ),
     ],
 )
-def test_lint_finds(write: Write, changes: dict[str, Any], finding: Finding) -> None:
+def test_lint_finds_the_problem(write: Write, changes: dict[str, Any], finding: Finding) -> None:
     assert finding in findings(write(**changes))
 
 
@@ -502,10 +502,10 @@ def test_lint_finds_a_file_that_the_digest_does_not_cover(write: Write) -> None:
 
 
 def test_lint_finds_everything_at_once(write: Write) -> None:
-    found = findings(
+    all_findings = findings(
         write(rules=first_rule(clause="R9"), examples=first_example(risk="high", clauses=["R8"]))
     )
-    assert len([finding for finding in found if finding[0] == "error"]) == 3
+    assert len([finding for finding in all_findings if finding[0] == "error"]) == 3
 
 
 # ---------------------------------------------------------------- the prefix
@@ -531,7 +531,7 @@ def test_an_example_answer_opens_as_every_answer_does(small: Pack) -> None:
     assert all(any(answer.startswith(head + "\n") for head in heads) for answer in answers)
 
 
-def test_an_example_is_judged_at_its_own_time(write: Write) -> None:
+def test_rules_are_applied_to_an_example_at_its_own_time(write: Write) -> None:
     timed = manifest(facts={"danger": "now.getFullYear() > 2030"})
     late = first_example(at=2_000_000_000.0)
     turns = pack_files.load(write(pack=timed, examples=late)).prefix.turns
@@ -543,30 +543,33 @@ def test_an_example_is_judged_at_its_own_time(write: Write) -> None:
 
 
 def test_a_question_has_a_line_for_each_field_in_the_packs_order(small: Pack) -> None:
-    evaluation = asked("A note.", role="developer")
+    evaluation = evaluation_with("A note.", role="developer")
     assert small.question(evaluation, {"danger": False}) == (
         'who: mallory\nrole: developer\naction: write\ntarget: handbook\ndanger: no\ndetails: "A note."'
     )
 
 
-def test_absent_values_leave_no_line(small: Pack) -> None:
-    assert small.question(asked(), {}) == "who: mallory\naction: write\ntarget: handbook"
-    for nothing in (asked(role=None), msgspec.structs.replace(asked(), context={"details": None})):
-        assert small.question(nothing, {}) == small.question(asked(), {})
+def test_a_field_without_a_value_has_no_line(small: Pack) -> None:
+    assert small.question(evaluation_with(), {}) == "who: mallory\naction: write\ntarget: handbook"
+    for nothing in (
+        evaluation_with(role=None),
+        msgspec.structs.replace(evaluation_with(), context={"details": None}),
+    ):
+        assert small.question(nothing, {}) == small.question(evaluation_with(), {})
 
 
-def test_a_path_through_something_that_is_no_object_finds_nothing(write: Write) -> None:
+def test_a_path_through_a_value_that_is_not_an_object_gives_no_line(write: Write) -> None:
     pack = pack_files.load(
         write(pack=manifest(fields=[{"name": "deep", "value": "context.details.level.exact"}]))
     )
     for details in ("text", ["level"], 3, {"level": 3}, {}):
-        assert pack.question(asked(details), {}) == ""
-    assert pack.question(asked({"level": {"exact": 3}}), {}) == "deep: 3"
+        assert pack.question(evaluation_with(details), {}) == ""
+    assert pack.question(evaluation_with({"level": {"exact": 3}}), {}) == "deep: 3"
 
 
 def shown(pack: Pack, value: Any) -> str:
     """How a value of the field `details` is shown."""
-    return pack.question(asked(value), {}).partition("details: ")[2]
+    return pack.question(evaluation_with(value), {}).partition("details: ")[2]
 
 
 @pytest.mark.parametrize(
@@ -608,9 +611,9 @@ def test_a_value_is_shown_on_one_line(small: Pack, value: Any, text: str) -> Non
 
 
 def test_the_order_of_keys_does_not_matter(small: Pack) -> None:
-    one = {"a": 1, "b": [{"c": 2, "d": 3}]}
+    value = {"a": 1, "b": [{"c": 2, "d": 3}]}
     other = {"b": [{"d": 3, "c": 2}], "a": 1}
-    assert shown(small, one) == shown(small, other)
+    assert shown(small, value) == shown(small, other)
 
 
 def test_a_long_text_is_cut_and_stays_quoted(small: Pack) -> None:
@@ -625,11 +628,11 @@ def test_a_long_list_is_cut(small: Pack) -> None:
 
 
 @pytest.mark.parametrize("long", ["x" * 101, ["x" * 50, {"y" * 50: "z"}]], ids=["text", "parts"])
-def test_a_text_of_which_too_much_would_go_unread_is_refused_with_its_path(write: Write, long: Any) -> None:
+def test_a_value_above_max_text_chars_is_refused_with_its_path(write: Write, long: Any) -> None:
     pack = pack_files.load(write(pack=manifest(limits={"max_field_chars": 60, "max_text_chars": 100})))
     assert shown(pack, "x" * 100)
     with pytest.raises(RequestError) as refusal:
-        pack.question(asked(long), {})
+        pack.question(evaluation_with(long), {})
     assert refusal.value.code == "too_large"
     assert refusal.value.message == "context.details: has 101 characters; the limit is 100"
 
@@ -710,22 +713,22 @@ def test_a_quoted_text_that_was_not_cut_can_be_read_back(small: Pack, text: str)
     if value.startswith('"') and not value.endswith('…"'):
         plain = re.sub(
             r"\\\\|\\U([0-9a-f]{8})",
-            lambda found: chr(int(found[1], 16)) if found[1] else found[0],
+            lambda match: chr(int(match[1], 16)) if match[1] else match[0],
             value,
         )
         assert json.loads(plain) == text
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
-def test_different_short_texts_look_different(small: Pack, one: str, other: str) -> None:
-    if one != other and len(repr(one) + repr(other)) < 60:
-        assert shown(small, one) != shown(small, other)
+def test_different_short_texts_look_different(small: Pack, first: str, second: str) -> None:
+    if first != second and len(repr(first) + repr(second)) < 60:
+        assert shown(small, first) != shown(small, second)
 
 
-# ---------------------------------------------------------------- how an answer goes on
+# ---------------------------------------------------------------- the steps of an explanation
 
 
-def test_where_the_model_decides_it_chooses_class_clauses_and_words(small: Pack) -> None:
+def test_if_the_model_decides_it_writes_class_clauses_and_reasoning(small: Pack) -> None:
     floor = Floor(outcome="allow", final=False)
     assert small.explanation_steps("require_mfa", floor) == (
         Fixed(text=" require_mfa\nclass:"),
@@ -737,7 +740,7 @@ def test_where_the_model_decides_it_chooses_class_clauses_and_words(small: Pack)
     )
 
 
-def test_where_rules_settle_it_their_clause_and_reason_are_stated(small: Pack) -> None:
+def test_if_rules_settle_the_outcome_their_clause_and_reason_are_fixed_text(small: Pack) -> None:
     floor = Floor(
         outcome="deny",
         final=True,
@@ -762,7 +765,7 @@ def test_rules_without_class_or_clause_leave_the_class_to_the_model(small: Pack)
     assert steps[3] == Fixed(text=" none")
 
 
-def test_an_answer_stricter_than_the_floor_is_the_models_to_explain(small: Pack) -> None:
+def test_the_model_explains_an_outcome_stricter_than_the_floor(small: Pack) -> None:
     floor = Floor(outcome="require_mfa", final=False, clauses=("R3",), because="Prove it.")
     assert FreeText(name="reasoning", max_tokens=40) in small.explanation_steps("deny", floor)
     assert FreeText(name="reasoning", max_tokens=40) not in small.explanation_steps("require_mfa", floor)
@@ -786,7 +789,7 @@ def shipped() -> Pack:
     return pack_files.load(pack_files.find("team-governance", data_path("prompts")))
 
 
-def test_the_pack_that_ships_has_nothing_for_lint_to_say(shipped: Pack) -> None:
+def test_lint_finds_nothing_in_the_shipped_pack(shipped: Pack) -> None:
     assert lint_pack(shipped) == []
 
 
@@ -794,7 +797,7 @@ SUITES = suite_files.available(data_path("scenarios"))
 
 
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
-def test_the_question_of_every_scenario_that_ships_is_a_few_lines_of_the_pack(path: Path) -> None:
+def test_the_question_of_every_shipped_scenario_has_only_fields_of_the_pack(path: Path) -> None:
     loaded = suite_files.load(path)
     pack = pack_files.load(pack_files.find(loaded.pack, data_path("prompts")))
     names = {field.name for field in pack.manifest.fields}
@@ -818,7 +821,7 @@ def who_what_which(evaluation: Evaluation) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
-def test_no_scenario_that_ships_repeats_an_example_that_the_model_was_shown(path: Path) -> None:
+def test_no_shipped_scenario_repeats_an_example_of_its_pack(path: Path) -> None:
     loaded = suite_files.load(path)
     examples = pack_files.load(pack_files.find(loaded.pack, data_path("prompts"))).examples
     for same in (without_time, who_what_which):

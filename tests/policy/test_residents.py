@@ -1,4 +1,4 @@
-"""The table of resident packs: whatever changes, one pack is active, and none has two roles."""
+"""The table of resident packs: after any change one pack is active, and none has two roles."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def resident_of(pack: Pack, version: str) -> Resident:
 class TestResidents:
     @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.data())
-    def test_whatever_changes_one_is_active_and_none_has_two_roles(
+    def test_after_any_changes_one_pack_is_active_and_none_has_two_roles(
         self, pack: Pack, data: st.DataObject
     ) -> None:
         made = [resident_of(pack, str(number)) for number in range(6)]
         table, spare = Residents(made[0]), made[1:]
         for _ in range(data.draw(st.integers(0, 12))):
-            there = list(table)
-            before = {one.key for one in table}
-            chosen = data.draw(st.sampled_from(there))
+            present = list(table)
+            before = {resident.key for resident in table}
+            chosen = data.draw(st.sampled_from(present))
             change = data.draw(
                 st.sampled_from(["join", "leave", "activate", "shadow", "unshadow", "exchange"])
             )
@@ -68,23 +68,23 @@ class TestResidents:
                 before = before - {chosen.key} | {new.key}
                 spare.append(chosen)
                 assert table.role_of(new) == role
-            keys = [one.key for one in table]
+            keys = [resident.key for resident in table]
             assert len(keys) == len(set(keys)) == len(table)
             assert set(keys) == before
-            assert sum(table.role_of(one) == "active" for one in table) == 1
+            assert sum(table.role_of(resident) == "active" for resident in table) == 1
 
-    def test_are_found_by_name_version_and_digest(self, pack: Pack) -> None:
-        one, two, three = (resident_of(pack, version) for version in ("1", "2", "3"))
-        table = Residents(one, candidates=(two, three))
-        assert table.named("small") is one
-        assert table.named("small@2") is two
-        assert table.named(three.pack.info.sha256[:12]) is three
-        for told in ("small@4", three.pack.info.sha256[:11], "", "other"):
+    def test_a_pack_is_named_by_name_version_or_digest(self, pack: Pack) -> None:
+        first, second, third = (resident_of(pack, version) for version in ("1", "2", "3"))
+        table = Residents(first, candidates=(second, third))
+        assert table.named("small") is first
+        assert table.named("small@2") is second
+        assert table.named(third.pack.info.sha256[:12]) is third
+        for name in ("small@4", third.pack.info.sha256[:11], "", "other"):
             with pytest.raises(RequestError, match="is not loaded"):
-                table.named(told)
+                table.named(name)
 
-    def test_of_one_name_of_which_none_is_active_are_not_guessed(self, pack: Pack) -> None:
-        one, two, three = (resident_of(pack, version) for version in ("1", "2", "3"))
-        one.pack.info = replace(one.pack.info, name="large")
+    def test_an_ambiguous_name_without_an_active_pack_is_refused(self, pack: Pack) -> None:
+        first, second, third = (resident_of(pack, version) for version in ("1", "2", "3"))
+        first.pack.info = replace(first.pack.info, name="large")
         with pytest.raises(RequestError, match="give its digest"):
-            Residents(one, candidates=(two, three)).named("small")
+            Residents(first, candidates=(second, third)).named("small")

@@ -55,30 +55,30 @@ def floor(*rules: Rule, at: float = NOON, context: Mapping[str, Any] | None = No
 # ---------------------------------------------------------------- the floor
 
 
-def test_without_a_match_the_floor_is_the_loosest_outcome_and_the_model_is_asked() -> None:
+def test_without_a_match_the_floor_is_the_loosest_outcome_and_not_final() -> None:
     assert floor(rule("never", "false")) == Floor(outcome="allow", final=False, risk="low")
 
 
 def test_the_strictest_match_sets_the_floor_whatever_its_place() -> None:
     rules = (rule("a", outcome="require_mfa"), rule("b", outcome="deny"), rule("c", outcome="allow"))
     for order in itertools.permutations(rules):
-        found = floor(*order)
-        assert (found.outcome, found.because, found.rules[0]) == ("deny", "Because of b.", "b")
-        assert set(found.rules) == {"a", "b", "c"}
+        result = floor(*order)
+        assert (result.outcome, result.because, result.rules[0]) == ("deny", "Because of b.", "b")
+        assert set(result.rules) == {"a", "b", "c"}
 
 
-def test_the_floor_tells_clause_class_and_reason_of_the_rules_that_set_it() -> None:
-    found = floor(
+def test_the_floor_has_clauses_class_and_reasons_of_the_rules_that_set_it() -> None:
+    result = floor(
         rule("a", outcome="require_mfa", clause="R1", classification="first"),
         rule("b", outcome="require_attestation", clause="R2"),
         rule("c", outcome="require_attestation", clause="R3", classification="third"),
         rule("d", outcome="require_attestation", clause="R2", classification="fourth"),
     )
-    assert found.outcome == "require_attestation"
-    assert found.clauses == ("R2", "R3")
-    assert found.classification == "third"
-    assert found.because == "Because of b. Because of c. Because of d."
-    assert found.rules == ("b", "c", "d", "a")
+    assert result.outcome == "require_attestation"
+    assert result.clauses == ("R2", "R3")
+    assert result.classification == "third"
+    assert result.because == "Because of b. Because of c. Because of d."
+    assert result.rules == ("b", "c", "d", "a")
 
 
 def test_the_same_reason_is_given_once() -> None:
@@ -91,8 +91,8 @@ def test_only_the_strictest_outcome_needs_no_model(outcome: str) -> None:
     assert floor(rule("one", outcome=outcome)).final == (outcome == "deny")
 
 
-def test_every_part_of_the_request_can_be_asked_about() -> None:
-    asked = {
+def test_a_fact_can_read_every_part_of_the_request() -> None:
+    facts = {
         "who": 'subject.type + ":" + subject.id',
         "role": "subject.properties.role",
         "what": "action.name",
@@ -101,9 +101,9 @@ def test_every_part_of_the_request_can_be_asked_about() -> None:
         "pages": "resource.properties.pages",
         "team": "context.team[0].name",
     }
-    found = floor(facts=asked, context={"team": [{"name": "core"}]})
-    assert found.errors == {}
-    assert found.facts == {
+    result = floor(facts=facts, context={"team": [{"name": "core"}]})
+    assert result.errors == {}
+    assert result.facts == {
         "who": "user:alice",
         "role": "developer",
         "what": "read",
@@ -118,22 +118,22 @@ def test_every_part_of_the_request_can_be_asked_about() -> None:
 
 
 def test_a_final_allow_answers_when_nothing_stricter_matched() -> None:
-    found = floor(rule("never", "false"), final("routine"))
-    assert (found.outcome, found.final, found.rules) == ("allow", True, ("routine",))
-    assert found.because == "Because of routine."
-    assert found.settles("allow")
+    result = floor(rule("never", "false"), final("routine"))
+    assert (result.outcome, result.final, result.rules) == ("allow", True, ("routine",))
+    assert result.because == "Because of routine."
+    assert result.settles("allow")
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES[1:])
 def test_anything_stricter_outranks_a_final_allow(outcome: str) -> None:
-    found = floor(final("routine"), rule("strict", outcome=outcome))
-    assert (found.outcome, found.rules) == (outcome, ("strict",))
-    assert found.final == (outcome == "deny")
+    result = floor(final("routine"), rule("strict", outcome=outcome))
+    assert (result.outcome, result.rules) == (outcome, ("strict",))
+    assert result.final == (outcome == "deny")
 
 
-def test_an_allow_that_is_not_final_leaves_the_answer_to_the_model() -> None:
-    found = floor(rule("likely", outcome="allow"))
-    assert (found.outcome, found.final) == ("allow", False)
+def test_an_allow_that_is_not_final_leaves_the_decision_to_the_model() -> None:
+    result = floor(rule("likely", outcome="allow"))
+    assert (result.outcome, result.final) == ("allow", False)
 
 
 # ---------------------------------------------------------------- failures tighten
@@ -158,43 +158,43 @@ FAILING_IDS = [why for _, why in FAILING]
 @pytest.mark.parametrize("when", [when for when, _ in FAILING], ids=FAILING_IDS)
 @pytest.mark.parametrize("outcome", OUTCOMES[1:])
 def test_a_rule_that_fails_counts_as_matched(when: str, outcome: str) -> None:
-    found = floor(rule("broken", when, outcome, clause="R1"))
-    assert (found.outcome, found.rules, found.clauses) == (outcome, ("broken",), ("R1",))
-    assert found.because == "Rule broken could not be evaluated and counts as matched."
-    assert list(found.errors) == ["broken"]
-    assert found.errors["broken"]
+    result = floor(rule("broken", when, outcome, clause="R1"))
+    assert (result.outcome, result.rules, result.clauses) == (outcome, ("broken",), ("R1",))
+    assert result.because == "Rule broken could not be evaluated and counts as matched."
+    assert list(result.errors) == ["broken"]
+    assert result.errors["broken"]
 
 
 @pytest.mark.parametrize("when", [when for when, _ in FAILING], ids=FAILING_IDS)
 @pytest.mark.parametrize("outcome", OUTCOMES)
 def test_a_rule_that_fails_disables_every_final_allow(when: str, outcome: str) -> None:
-    found = floor(final("routine"), rule("broken", when, outcome))
-    assert found.outcome == outcome
-    assert found.final == (outcome == "deny")
-    assert "routine" not in found.rules
+    result = floor(final("routine"), rule("broken", when, outcome))
+    assert result.outcome == outcome
+    assert result.final == (outcome == "deny")
+    assert "routine" not in result.rules
 
 
 def test_an_allow_that_fails_does_not_count_as_matched() -> None:
-    found = floor(final("broken", "context.missing"))
-    assert (found.outcome, found.final, found.rules, found.because) == ("allow", False, (), None)
+    result = floor(final("broken", "context.missing"))
+    assert (result.outcome, result.final, result.rules, result.because) == ("allow", False, (), None)
 
 
 @pytest.mark.parametrize("text", [text for text, _ in FAILING if text not in ("1", '"true"')])
-def test_a_fact_that_fails_takes_along_whatever_rests_on_it(text: str) -> None:
-    found = floor(
+def test_a_failing_fact_makes_every_fact_and_rule_that_uses_it_fail(text: str) -> None:
+    result = floor(
         rule("resting", "derived == 1", "require_mfa"),
         rule("apart", "sound == 2", "require_attestation"),
         final("routine"),
         facts={"base": text, "derived": "base + 1", "sound": "2"},
     )
-    assert list(found.errors) == ["fact:base", "fact:derived", "resting"]
-    assert found.facts == {"sound": 2}
-    assert (found.outcome, found.final) == ("require_attestation", False)
+    assert list(result.errors) == ["fact:base", "fact:derived", "resting"]
+    assert result.facts == {"sound": 2}
+    assert (result.outcome, result.final) == ("require_attestation", False)
 
 
-def test_a_fact_that_nothing_rests_on_still_disables_finals_when_it_fails() -> None:
-    found = floor(final("routine"), facts={"spare": "context.missing"})
-    assert (found.outcome, found.final) == ("allow", False)
+def test_a_failing_fact_that_no_rule_uses_disables_final_allows() -> None:
+    result = floor(final("routine"), facts={"spare": "context.missing"})
+    assert (result.outcome, result.final) == ("allow", False)
 
 
 def test_a_fact_is_not_carried_over_from_one_request_to_the_next() -> None:
@@ -209,9 +209,9 @@ def test_a_fact_is_not_carried_over_from_one_request_to_the_next() -> None:
     "text", ["{}", "[1]", "null", "0.0 / 0.0", "now", 'duration("1s")', 'b"bytes"'], ids=str
 )
 def test_a_fact_is_a_plain_value(text: str) -> None:
-    found = floor(facts={"odd": text})
-    assert found.facts == {}
-    assert list(found.errors) == ["fact:odd"]
+    result = floor(facts={"odd": text})
+    assert result.facts == {}
+    assert list(result.errors) == ["fact:odd"]
 
 
 # ---------------------------------------------------------------- risk
@@ -223,30 +223,30 @@ def test_risk_is_what_its_expression_says(risk: str) -> None:
 
 
 @pytest.mark.parametrize("text", ['"none"', '"LOW"', '""', "1", "true", "null", "context.missing", "1 / 0"])
-def test_a_risk_that_cannot_be_told_is_critical(text: str) -> None:
+def test_a_risk_that_is_unknown_or_fails_is_critical(text: str) -> None:
     assert floor(risk=text).risk == "critical"
 
 
-def test_a_risk_that_fails_disables_finals() -> None:
-    found = floor(final("routine"), risk="context.missing")
-    assert (list(found.errors), found.final) == (["risk"], False)
+def test_a_failing_risk_expression_disables_final_allows() -> None:
+    result = floor(final("routine"), risk="context.missing")
+    assert (list(result.errors), result.final) == (["risk"], False)
 
 
 # ---------------------------------------------------------------- time
 
 
 def test_now_is_the_receipt_time_that_was_given_to_the_fraction_of_a_second() -> None:
-    found = floor(facts={"at": "string(now)"}, at=NOON + 0.25)
-    assert found.facts == {"at": "2026-01-01T12:00:00.250+00:00"}
+    result = floor(facts={"at": "string(now)"}, at=NOON + 0.25)
+    assert result.facts == {"at": "2026-01-01T12:00:00.250+00:00"}
 
 
 @pytest.mark.parametrize(("hour", "outcome"), [(7, "deny"), (8, "allow"), (19, "allow"), (20, "deny")])
-def test_rules_may_look_at_the_hour(hour: int, outcome: str) -> None:
+def test_a_rule_can_read_the_hour(hour: int, outcome: str) -> None:
     at = datetime(2026, 1, 1, hour, 30, tzinfo=UTC).timestamp()
     assert floor(rule("night", "now.getHours() < 8 || now.getHours() >= 20"), at=at).outcome == outcome
 
 
-def test_a_time_of_the_request_can_be_held_against_now() -> None:
+def test_a_time_in_the_request_can_be_compared_with_now() -> None:
     stale = rule("stale", 'now - timestamp(context.timestamp) > duration("1h")')
     for timestamp, outcome in (("2026-01-01T11:30:00Z", "allow"), ("2026-01-01T10:59:00Z", "deny")):
         assert floor(stale, context={"timestamp": timestamp}).outcome == outcome
@@ -256,11 +256,11 @@ def test_a_time_of_the_request_can_be_held_against_now() -> None:
 
 
 def mentioned(text: str, *entries: str) -> bool:
-    found = floor(
+    result = floor(
         rule("hit", 'mentions(context.text, "list")'), words={"list": entries}, context={"text": text}
     )
-    assert found.errors == {}
-    return found.outcome == "deny"
+    assert result.errors == {}
+    return result.outcome == "deny"
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_a_phrase_is_found_however_its_words_are_joined(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["dElEtE", "DELete", "deletE", "dElEtE_audit", "audit dElEtE", "DeLeTe"])
-def test_odd_capitals_hide_nothing(text: str) -> None:
+def test_odd_capitals_do_not_hide_a_word(text: str) -> None:
     assert mentioned(text, "delete")
 
 
@@ -316,7 +316,7 @@ def test_a_star_does_not_stand_for_a_beginning_or_another_word() -> None:
     assert not mentioned("audit the logging", "audit log*")
 
 
-def test_signs_in_an_entry_are_no_pattern() -> None:
+def test_regex_characters_in_a_word_list_are_literal() -> None:
     assert not mentioned("axb", "a.b")
     assert mentioned("a.b", "a.b")
     assert mentioned("c", "c++")
@@ -329,13 +329,13 @@ def test_any_text_mentions_a_word_put_beside_it(text: str) -> None:
 
 
 @pytest.mark.parametrize("call", ['mentions(1, "list")', 'mentions(null, "list")'])
-def test_mentions_of_no_text_fails_and_so_tightens(call: str) -> None:
-    found = floor(rule("hit", call), words={"list": ["a"]}, context={"text": "a"})
-    assert (found.outcome, list(found.errors)) == ("deny", ["hit"])
+def test_mentions_of_a_value_that_is_not_text_fails_and_counts_as_matched(call: str) -> None:
+    result = floor(rule("hit", call), words={"list": ["a"]}, context={"text": "a"})
+    assert (result.outcome, list(result.errors)) == ("deny", ["hit"])
 
 
 @pytest.mark.parametrize(
-    ("words", "call", "told"),
+    ("words", "call", "message"),
     [
         ({"list": ["a"]}, 'mentions(context.text, "nonsuch")', "no word list 'nonsuch'"),
         ({"list": ["a"]}, 'starts(context.text.trim(), "nonsuch")', "no word list 'nonsuch'"),
@@ -343,40 +343,40 @@ def test_mentions_of_no_text_fails_and_so_tightens(call: str) -> None:
         ({"list": ["a", "--"]}, "true", "words list: the entry '--' holds no word"),
     ],
 )
-def test_word_lists_are_checked_at_load(words: dict[str, list[str]], call: str, told: str) -> None:
-    with pytest.raises(PackError, match=re.escape(told)):
+def test_word_lists_are_checked_at_load(words: dict[str, list[str]], call: str, message: str) -> None:
+    with pytest.raises(PackError, match=re.escape(message)):
         floor(rule("hit", call), words=words)
 
 
-def test_mentions_sees_through_characters_that_nobody_sees() -> None:
+def test_mentions_ignores_invisible_characters() -> None:
     hit = rule("hit", 'mentions(context.text, "list")')
     assert floor(hit, words={"list": ["delete"]}, context={"text": "de\u200blete"}).outcome == "deny"
 
 
-def test_errors_hold_no_more_than_a_line_of_a_request() -> None:
+def test_an_error_message_is_at_most_200_characters() -> None:
     text = "x" * 10_000
-    found = floor(rule("hit", "int(context.text) == 1"), context={"text": text})
-    assert len(found.errors["hit"]) <= 200
+    result = floor(rule("hit", "int(context.text) == 1"), context={"text": text})
+    assert len(result.errors["hit"]) <= 200
 
 
 # ---------------------------------------------------------------- what does not compile
 
 
 @pytest.mark.parametrize("text", ["a &&", "", "subject.", "a b", "'open", "1 ? 2"])
-def test_an_expression_that_is_not_cel_is_refused_by_its_name(text: str) -> None:
-    for broken, told in (
+def test_an_expression_that_is_not_cel_is_refused_with_its_name(text: str) -> None:
+    for broken, message in (
         ({"rules": [rule("bad", text)]}, "here: rule bad: when: not valid CEL"),
         ({"facts": {"bad": text}}, "here: fact bad: not valid CEL"),
         ({"risk": text}, "here: risk: not valid CEL"),
     ):
         whole: dict[str, Any] = {"outcomes": OUTCOMES, "facts": {}, "rules": [], "risk": '"low"'}
-        with pytest.raises(PackError, match=f"^{told}"):
+        with pytest.raises(PackError, match=f"^{message}"):
             RuleBook(**whole | broken, where="here")
 
 
 def test_an_unknown_outcome_is_refused_with_the_known_ones() -> None:
-    told = "rule bad: outcome 'maybe' is not one of allow, require_mfa, require_attestation, deny"
-    with pytest.raises(PackError, match=told):
+    message = "rule bad: outcome 'maybe' is not one of allow, require_mfa, require_attestation, deny"
+    with pytest.raises(PackError, match=message):
         book(rule("bad", outcome="maybe"))
 
 
@@ -389,7 +389,7 @@ def test_only_an_allow_can_be_final(outcome: str) -> None:
 @pytest.mark.parametrize(
     "name", ["subject", "action", "resource", "context", "now", "", "Upper", "a-b", "a.b", "1st", "_x"]
 )
-def test_a_fact_has_a_name_of_its_own(name: str) -> None:
+def test_an_invalid_or_reserved_fact_name_is_refused(name: str) -> None:
     with pytest.raises(PackError, match=f"fact '{name}': must be lower case letters, digits and '_'"):
         book(facts={name: "1"})
 
@@ -473,66 +473,66 @@ def rule_lists(draw: st.DrawFn) -> list[Rule]:
     ]
 
 
-def floor_of(rules: Sequence[Rule], asked: Evaluation) -> Floor:
+def floor_of(rules: Sequence[Rule], request: Evaluation) -> Floor:
     risk = 'context.level > 2 ? "high" : "low"'
-    return book(*rules, facts=FACTS, risk=risk, words={"list": ["delete*", "audit log"]}).apply(asked, NOON)
+    return book(*rules, facts=FACTS, risk=risk, words={"list": ["delete*", "audit log"]}).apply(request, NOON)
 
 
 def shuffled(value: Any) -> Any:
     """The same JSON with the keys of every object in the opposite order."""
     if isinstance(value, dict):
         return {key: shuffled(value[key]) for key in reversed(value)}
-    return [shuffled(one) for one in value] if isinstance(value, list) else value
+    return [shuffled(item) for item in value] if isinstance(value, list) else value
 
 
 @given(rule_lists(), EVALUATIONS)
-def test_whatever_the_request_there_is_a_floor_out_of_the_list(rules: list[Rule], asked: Evaluation) -> None:
-    found = floor_of(rules, asked)
-    assert found.outcome in OUTCOMES
-    assert found.risk in RISKS
-    assert set(found.rules) <= {one.id for one in rules}
-    assert not (found.errors and found.final and found.outcome == "allow")
+def test_any_request_gets_a_floor_from_the_list_of_outcomes(rules: list[Rule], request: Evaluation) -> None:
+    result = floor_of(rules, request)
+    assert result.outcome in OUTCOMES
+    assert result.risk in RISKS
+    assert set(result.rules) <= {drawn.id for drawn in rules}
+    assert not (result.errors and result.final and result.outcome == "allow")
 
 
 @given(rule_lists(), WHENS, st.sampled_from(OUTCOMES), EVALUATIONS)
 def test_adding_a_rule_never_loosens_the_floor(
-    rules: list[Rule], when: str, outcome: str, asked: Evaluation
+    rules: list[Rule], when: str, outcome: str, request: Evaluation
 ) -> None:
-    before = floor_of(rules, asked)
-    after = floor_of([*rules, rule("added", when, outcome)], asked)
+    before = floor_of(rules, request)
+    after = floor_of([*rules, rule("added", when, outcome)], request)
     assert OUTCOMES.index(after.outcome) >= OUTCOMES.index(before.outcome)
     if after.final and not before.final:
         assert after.outcome == "deny"
 
 
 @given(rule_lists(), EVALUATIONS)
-def test_a_final_allow_changes_no_outcome(rules: list[Rule], asked: Evaluation) -> None:
-    assert floor_of([*rules, final("added")], asked).outcome == floor_of(rules, asked).outcome
+def test_a_final_allow_changes_no_outcome(rules: list[Rule], request: Evaluation) -> None:
+    assert floor_of([*rules, final("added")], request).outcome == floor_of(rules, request).outcome
 
 
 @given(rule_lists(), EVALUATIONS, st.randoms(use_true_random=False))
 def test_the_order_of_rules_does_not_change_what_they_demand(
-    rules: list[Rule], asked: Evaluation, random: Any
+    rules: list[Rule], request: Evaluation, random: Any
 ) -> None:
-    before = floor_of(rules, asked)
+    before = floor_of(rules, request)
     random.shuffle(rules)
-    after = floor_of(rules, asked)
+    after = floor_of(rules, request)
     assert (after.outcome, after.final, after.risk) == (before.outcome, before.final, before.risk)
     assert (after.facts, after.errors.keys()) == (before.facts, before.errors.keys())
     assert sorted(after.rules) == sorted(before.rules)
 
 
 @given(rule_lists(), EVALUATIONS)
-def test_the_order_of_keys_changes_nothing(rules: list[Rule], asked: Evaluation) -> None:
+def test_the_order_of_keys_changes_nothing(rules: list[Rule], request: Evaluation) -> None:
     other = Evaluation(
         subject=Entity(
-            type=asked.subject.type, id=asked.subject.id, properties=shuffled(asked.subject.properties)
+            type=request.subject.type, id=request.subject.id, properties=shuffled(request.subject.properties)
         ),
-        action=Action(name=asked.action.name, properties=shuffled(asked.action.properties)),
-        resource=asked.resource,
-        context=shuffled(asked.context),
+        action=Action(name=request.action.name, properties=shuffled(request.action.properties)),
+        resource=request.resource,
+        context=shuffled(request.context),
     )
-    before, after = floor_of(rules, asked), floor_of(rules, other)
+    before, after = floor_of(rules, request), floor_of(rules, other)
     assert (after.outcome, after.final, after.rules, after.facts, after.risk) == (
         before.outcome,
         before.final,
@@ -544,8 +544,10 @@ def test_the_order_of_keys_changes_nothing(rules: list[Rule], asked: Evaluation)
 
 
 @given(rule_lists(), EVALUATIONS)
-def test_the_same_request_at_the_same_time_gets_the_same_floor(rules: list[Rule], asked: Evaluation) -> None:
-    first, second = floor_of(rules, asked), floor_of(rules, asked)
+def test_the_same_request_at_the_same_time_gets_the_same_floor(
+    rules: list[Rule], request: Evaluation
+) -> None:
+    first, second = floor_of(rules, request), floor_of(rules, request)
     # Their wording may differ: it can hold a map, and a map of the CEL library has no order.
     assert first.errors.keys() == second.errors.keys()
     assert msgspec.structs.replace(first, errors={}) == msgspec.structs.replace(second, errors={})

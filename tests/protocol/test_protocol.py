@@ -123,7 +123,7 @@ def test_the_smallest_request_gets_the_defaults() -> None:
     )
 
 
-def test_every_member_arrives_where_it_belongs() -> None:
+def test_every_member_is_decoded_into_its_field() -> None:
     request = {
         "subject": {"type": "user", "id": "alice", "properties": {"role": "developer"}},
         "action": {"name": "read", "properties": {"method": "GET"}},
@@ -156,21 +156,21 @@ def test_unknown_members_are_ignored_everywhere() -> None:
 
 
 @pytest.mark.parametrize("op", ["status", "metrics"])
-def test_questions_about_the_daemon_need_no_request(op: str) -> None:
+def test_status_and_metrics_need_no_request(op: str) -> None:
     assert decode(frame(op=op, request=...)) == StatusRequest(id="q-1", op=op)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("explain", ["none", "inline", "later"])
-def test_an_explanation_may_come_not_at_all_or_inline_or_later(explain: str) -> None:
+def test_explain_may_be_none_inline_or_later(explain: str) -> None:
     assert evaluate(explain=explain).explain == explain
 
 
-def test_a_deadline_of_null_is_none_stated() -> None:
+def test_a_deadline_of_null_means_no_deadline() -> None:
     assert evaluate(deadline_ms=None).deadline_ms is None
 
 
 @pytest.mark.parametrize("deadline_ms", [1, MAX_DEADLINE_MS])
-def test_a_deadline_may_be_as_short_or_long_as_the_limits_say(deadline_ms: int) -> None:
+def test_a_deadline_may_be_at_either_limit(deadline_ms: int) -> None:
     assert evaluate(deadline_ms=deadline_ms).deadline_ms == deadline_ms
 
 
@@ -186,7 +186,7 @@ def test_names_may_have_256_characters_of_any_width() -> None:
 
 
 @pytest.mark.parametrize("number", [2**63 - 1, -(2**63)])
-def test_integers_may_be_as_large_as_64_bits_hold(number: int) -> None:
+def test_an_integer_may_be_at_either_limit_of_64_bits(number: int) -> None:
     assert evaluate(request=ALICE | {"context": {"n": number}}).evaluation.context == {"n": number}
 
 
@@ -199,7 +199,7 @@ OPS = (
 
 
 @pytest.mark.parametrize(
-    ("members", "code", "told"),
+    ("members", "code", "message"),
     [
         ({"v": ...}, "bad_request", "v: the protocol version is missing; this is 1"),
         ({"v": 0}, "version_mismatch", "v: this daemon speaks protocol version 1 only"),
@@ -241,10 +241,10 @@ OPS = (
     ],
 )
 def test_a_bad_envelope_is_refused_with_field_and_limit(
-    members: dict[str, Any], code: str, told: str
+    members: dict[str, Any], code: str, message: str
 ) -> None:
     error = refused(frame(**members))
-    assert (error.code, error.message) == (code, told)
+    assert (error.code, error.message) == (code, message)
 
 
 @pytest.mark.parametrize("deadline_ms", [0, -1, True, 1.5, 2000.0, "2000", [], MAX_DEADLINE_MS + 1])
@@ -284,25 +284,25 @@ def test_an_oversized_frame_is_refused_unread_with_both_sizes() -> None:
         with_context(b'{"s":"\n"}'),
     ],
 )
-def test_what_is_not_json_is_called_that(raw: bytes) -> None:
+def test_a_frame_that_is_not_json_is_refused_as_such(raw: bytes) -> None:
     error = refused(raw)
     assert error.code == "bad_request"
     assert error.message.startswith("the request is not valid JSON: ")
 
 
 @pytest.mark.parametrize("broken", [b"\xff", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82"])
-def test_what_is_not_utf8_is_called_that(broken: bytes) -> None:
+def test_a_frame_that_is_not_utf8_is_refused_as_such(broken: bytes) -> None:
     error = refused(with_context(b'{"s":"' + broken + b'"}'))
     assert (error.code, error.message) == ("bad_request", "the request is not valid UTF-8")
 
 
 @pytest.mark.parametrize("raw", [b"[]", b"null", b"1", b'"x"', b"true"])
-def test_a_frame_that_is_no_object_says_what_it_is_instead(raw: bytes) -> None:
+def test_a_frame_that_is_not_an_object_is_refused_with_its_type(raw: bytes) -> None:
     assert refused(raw).message.startswith("the request: expected `object`, got ")
 
 
 @pytest.mark.parametrize("number", [b"1e999", b"-1e999", b"9" * 5000])
-def test_a_number_out_of_range_is_refused_with_its_part_of_the_frame(number: bytes) -> None:
+def test_a_number_that_json_cannot_hold_is_refused_with_its_place(number: bytes) -> None:
     error = refused(with_context(b'{"n":' + number + b"}"))
     assert error.code == "bad_request"
     assert error.message.startswith("request[")
@@ -324,7 +324,7 @@ def without(part: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("request_", "told"),
+    ("request_", "message"),
     [
         (7, "request: expected `object`, got `int`"),
         ([], "request: expected `object`, got `array`"),
@@ -349,9 +349,9 @@ def without(part: str) -> dict[str, Any]:
         (ALICE | {"resource": {"type": "d", "id": ""}}, "request.resource.id: must not be empty"),
     ],
 )
-def test_a_bad_request_is_refused_with_the_path_of_the_field(request_: Any, told: str) -> None:
+def test_a_bad_request_is_refused_with_the_path_of_the_field(request_: Any, message: str) -> None:
     error = refused(frame(request=request_))
-    assert (error.code, error.message) == ("bad_request", told)
+    assert (error.code, error.message) == ("bad_request", message)
 
 
 @pytest.mark.parametrize(
@@ -381,7 +381,7 @@ def test_eight_levels_of_nesting_are_allowed_and_a_ninth_is_refused_where_it_beg
 
 @pytest.mark.parametrize("field", ["request", "situation", "annotations", "elsewhere"])
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "left open"])
-def test_a_hundred_thousand_brackets_are_refused_not_followed(field: str, closed: bool) -> None:
+def test_a_hundred_thousand_nested_brackets_are_refused(field: str, closed: bool) -> None:
     deep = b"[" * 100_000 + (b"]" * 100_000 if closed else b"")
     raw = frame(**{"request": ..., field: "HERE"}).replace(b'"HERE"', deep)
     error = refused(raw, max_bytes=1_000_000)
@@ -397,7 +397,7 @@ def test_a_request_may_hold_1024_values_and_no_more() -> None:
 
 
 @pytest.mark.parametrize("many", [[0] * 1025, {f"k{n}": 0 for n in range(1025)}], ids=["list", "object"])
-def test_a_list_or_object_that_is_too_long_alone_is_named(many: Any) -> None:
+def test_a_list_or_object_that_is_too_long_is_named(many: Any) -> None:
     error = refused(frame(request=ALICE | {"context": {"c": many}}))
     assert (error.code, error.message) == ("too_large", "request.context.c: holds more than 1024 values")
 
@@ -421,37 +421,37 @@ def batch(*items: Any, **members: Any) -> EvaluateBatchRequest:
 
 def test_the_items_of_a_batch_are_questions_in_order() -> None:
     other = ALICE | {"action": {"name": "write"}}
-    found = batch(ALICE, other, explain="later", deadline_ms=2000, pack="small")
-    assert (found.id, found.semantic) == ("q-1", "execute_all")
-    assert [item for item in found.items if isinstance(item, RequestError)] == []
-    assert found.items == (
+    decoded = batch(ALICE, other, explain="later", deadline_ms=2000, pack="small")
+    assert (decoded.id, decoded.semantic) == ("q-1", "execute_all")
+    assert [item for item in decoded.items if isinstance(item, RequestError)] == []
+    assert decoded.items == (
         evaluate(explain="later", deadline_ms=2000, pack="small"),
         evaluate(request=other, explain="later", deadline_ms=2000, pack="small"),
     )
 
 
-def test_the_request_beside_a_batch_gives_each_item_what_it_leaves_out() -> None:
-    found = batch({}, {"action": {"name": "write"}}, request=ALICE | {"context": {"k": 1}})
-    assert found.items == (
+def test_the_request_beside_a_batch_has_the_defaults_of_each_item() -> None:
+    decoded = batch({}, {"action": {"name": "write"}}, request=ALICE | {"context": {"k": 1}})
+    assert decoded.items == (
         evaluate(request=ALICE | {"context": {"k": 1}}),
         evaluate(request=ALICE | {"context": {"k": 1}, "action": {"name": "write"}}),
     )
 
 
 @pytest.mark.parametrize("semantic", SEMANTICS)
-def test_a_batch_may_say_when_it_stops(semantic: str) -> None:
+def test_a_batch_may_set_its_semantic(semantic: str) -> None:
     assert batch(ALICE, options={"evaluations_semantic": semantic}).semantic == semantic
 
 
-def test_a_malformed_item_is_an_error_in_its_place_and_the_others_are_asked() -> None:
-    found = batch(ALICE, {}, 7, ALICE | {"context": {"n": 2**64}}, ALICE)
-    errors = {n: item.message for n, item in enumerate(found.items) if isinstance(item, RequestError)}
+def test_a_malformed_item_is_an_error_in_its_place_and_the_others_are_decoded() -> None:
+    decoded = batch(ALICE, {}, 7, ALICE | {"context": {"n": 2**64}}, ALICE)
+    errors = {n: item.message for n, item in enumerate(decoded.items) if isinstance(item, RequestError)}
     assert errors == {
         1: "evaluations.1: object missing required field `subject`",
         2: "evaluations.2: must be an object",
         3: "evaluations.3.context.n: the integer does not fit 64 bits",
     }
-    assert found.items[0] == found.items[4] == evaluate()
+    assert decoded.items[0] == decoded.items[4] == evaluate()
 
 
 def test_an_empty_batch_is_a_single_question() -> None:
@@ -459,7 +459,7 @@ def test_an_empty_batch_is_a_single_question() -> None:
 
 
 @pytest.mark.parametrize(
-    ("members", "code", "told"),
+    ("members", "code", "message"),
     [
         ({"evaluations": {}}, "bad_request", "evaluations: must be an array"),
         ({"evaluations": None}, "bad_request", "evaluations: must be an array"),
@@ -489,9 +489,9 @@ def test_an_empty_batch_is_a_single_question() -> None:
         ),
     ],
 )
-def test_a_bad_batch_is_refused_whole(members: dict[str, Any], code: str, told: str) -> None:
+def test_a_bad_batch_is_refused_as_a_whole(members: dict[str, Any], code: str, message: str) -> None:
     error = refused(frame(**members))
-    assert (error.code, error.message) == (code, told)
+    assert (error.code, error.message) == (code, message)
 
 
 def test_64_items_are_a_batch() -> None:
@@ -602,19 +602,19 @@ def kept(op: str, **fields: Any) -> Any:
     return message.record
 
 
-def test_each_noun_of_a_trace_has_its_op() -> None:
+def test_each_record_type_has_its_op() -> None:
     assert set(RECORDS.values()) == set(get_args(records.Record))
     assert RECORDS.keys() == LEAST.keys() == WHOLE.keys()
 
 
 @pytest.mark.parametrize("op", LEAST)
-def test_a_record_may_say_no_more_than_it_must(op: str) -> None:
+def test_a_record_needs_only_its_required_fields(op: str) -> None:
     fields, record = LEAST[op]
     assert decode(record_frame(op, fields, id=...)) == RecordRequest(id="", record=record, deadline_ms=None)
 
 
 @pytest.mark.parametrize("op", WHOLE)
-def test_a_whole_record_survives_the_way_over_the_wire(op: str) -> None:
+def test_a_record_with_all_fields_is_decoded_as_it_was_encoded(op: str) -> None:
     raw = encode_request("q", op, {"record": WHOLE[op], "deadline_ms": 50})
     assert decode(raw) == RecordRequest(id="q", record=WHOLE[op], deadline_ms=50)
 
@@ -626,7 +626,7 @@ def test_unknown_members_of_a_record_are_ignored(op: str) -> None:
 
 @pytest.mark.parametrize("op", LEAST)
 @pytest.mark.parametrize(
-    ("members", "told"),
+    ("members", "message"),
     [
         ({"record": ...}, "record: is missing; the op {op} needs one"),
         ({"record": None}, "record: expected `object`, got `null`"),
@@ -635,9 +635,9 @@ def test_unknown_members_of_a_record_are_ignored(op: str) -> None:
         ({"idempotency_key": None}, "idempotency_key: must be a string"),
     ],
 )
-def test_an_op_without_a_good_record_is_refused(op: str, members: dict[str, Any], told: str) -> None:
+def test_a_record_op_with_a_bad_envelope_is_refused(op: str, members: dict[str, Any], message: str) -> None:
     error = refused(record_frame(op, **{"record": LEAST[op][0]} | members))
-    assert (error.code, error.message) == ("bad_request", told.format(op=op))
+    assert (error.code, error.message) == ("bad_request", message.format(op=op))
 
 
 @pytest.mark.parametrize(
@@ -649,13 +649,13 @@ def test_an_op_without_a_good_record_is_refused(op: str, members: dict[str, Any]
         if (op, field) != ("consultation", "session")
     ],
 )
-def test_what_a_record_must_say_may_not_be_left_out(op: str, field: str) -> None:
+def test_a_record_without_a_required_field_is_refused(op: str, field: str) -> None:
     fields = {name: value for name, value in LEAST[op][0].items() if name != field}
     error = refused(record_frame(op, fields))
     assert (error.code, error.message) == ("bad_request", f"record: object missing required field `{field}`")
 
 
-def test_data_consulted_belongs_to_a_decision_or_a_session() -> None:
+def test_a_consultation_needs_a_decision_id_or_a_session() -> None:
     assert kept("consultation", session=None, decision_id="d").decision_id == "d"
     error = refused(record_frame("consultation", {"system": "crm"}))
     assert error.code == "bad_request"
@@ -665,7 +665,7 @@ def test_data_consulted_belongs_to_a_decision_or_a_session() -> None:
 @pytest.mark.parametrize(
     "time", ["2026-05-13T10:00:00Z", "2026-05-13T10:00:00.123456-05:30", "2026-05-13 10:00:00z"]
 )
-def test_fresh_at_is_kept_as_it_was_said(time: str) -> None:
+def test_fresh_at_is_kept_unchanged(time: str) -> None:
     assert kept("consultation", fresh_at=time).fresh_at == time
 
 
@@ -681,7 +681,7 @@ def test_fresh_at_is_kept_as_it_was_said(time: str) -> None:
         "9999-12-31T23:59:59-23:59",
     ],
 )
-def test_fresh_at_is_a_time_with_its_zone_that_utc_can_say(time: str) -> None:
+def test_fresh_at_must_be_a_time_with_a_zone_that_converts_to_utc(time: str) -> None:
     error = refused(record_frame("consultation", LEAST["consultation"][0] | {"fresh_at": time}))
     assert error.code == "bad_request"
     assert error.message == "record.fresh_at: must be an RFC 3339 time such as 2026-05-13T10:00:00Z"
@@ -746,7 +746,7 @@ def refused_field(op: str, field: str, value: Any) -> tuple[str, str]:
     return error.code, error.message
 
 
-def test_no_field_of_a_record_is_without_its_limit_here() -> None:
+def test_every_field_of_a_record_has_a_limit_in_these_tests() -> None:
     fields = {(op, name) for op, noun in RECORDS.items() for name in noun.__struct_fields__}
     limited = [
         *NAME_FIELDS,
@@ -788,7 +788,9 @@ def test_a_number_lies_within_its_bounds(op: str, field: str, least: int, most: 
 
 @pytest.mark.parametrize(("op", "field", "choices"), CHOICE_FIELDS)
 @pytest.mark.parametrize("other", ["", "other", "' - at `$.agent`", "\u0000`\n"])
-def test_a_choice_that_is_none_is_told_which_there_are(op: str, field: str, choices: str, other: str) -> None:
+def test_an_unknown_choice_is_refused_with_the_known_ones(
+    op: str, field: str, choices: str, other: str
+) -> None:
     assert refused_field(op, field, other) == ("bad_request", f"record.{field}: must be one of {choices}")
     for choice in choices.split(", "):
         needed = {"lease": {"seconds": 60}, "withdrawn": {"withdraws": "r"}}.get(choice, {})
@@ -796,19 +798,21 @@ def test_a_choice_that_is_none_is_told_which_there_are(op: str, field: str, choi
 
 
 @pytest.mark.parametrize(
-    ("op", "members", "told"),
+    ("op", "members", "message"),
     [
         ("review", {"verdict": "withdrawn"}, "record.withdraws: is missing; the verdict withdrawn needs it"),
         ("assignment", {"type": "lease"}, "record.seconds: is missing; a lease needs it"),
     ],
 )
-def test_what_takes_back_says_what_and_a_lease_how_long(op: str, members: dict[str, Any], told: str) -> None:
+def test_a_withdrawal_needs_withdraws_and_a_lease_needs_seconds(
+    op: str, members: dict[str, Any], message: str
+) -> None:
     error = refused(record_frame(op, LEAST[op][0] | members))
-    assert (error.code, error.message) == ("bad_request", told)
+    assert (error.code, error.message) == ("bad_request", message)
 
 
 @pytest.mark.parametrize(
-    ("op", "field", "value", "told"),
+    ("op", "field", "value", "message"),
     [
         ("decision_report", "agent", 5, "record.agent: expected `str`, got `int`"),
         ("decision_report", "type", None, "record.type: expected `str`, got `null`"),
@@ -826,31 +830,33 @@ def test_what_takes_back_says_what_and_a_lease_how_long(op: str, members: dict[s
         ("consultation", "value", {"n": 2**64}, "record.value.n: the integer does not fit 64 bits"),
     ],
 )
-def test_a_field_of_another_type_is_refused_with_its_path(op: str, field: str, value: Any, told: str) -> None:
-    assert refused_field(op, field, value) == ("bad_request", told)
+def test_a_field_of_another_type_is_refused_with_its_path(
+    op: str, field: str, value: Any, message: str
+) -> None:
+    assert refused_field(op, field, value) == ("bad_request", message)
 
 
 @pytest.mark.parametrize("field", ["tags", "precedents"])
 def test_a_record_has_up_to_64_tags_and_precedents_with_names(field: str) -> None:
     assert getattr(kept("decision_report", **{field: ["t"] * 64}), field) == ("t",) * 64
-    told = f"record.{field}: holds more than 64 items"
-    assert refused_field("decision_report", field, ["t"] * 65) == ("too_large", told)
-    told = f"record.{field}[63]: has more than 256 characters"
-    assert refused_field("decision_report", field, ["t"] * 63 + ["t" * 257]) == ("too_large", told)
+    message = f"record.{field}: holds more than 64 items"
+    assert refused_field("decision_report", field, ["t"] * 65) == ("too_large", message)
+    message = f"record.{field}[63]: has more than 256 characters"
+    assert refused_field("decision_report", field, ["t"] * 63 + ["t" * 257]) == ("too_large", message)
 
 
-def test_a_record_is_held_to_the_same_depth_and_number_of_values() -> None:
+def test_a_record_has_the_same_limits_of_depth_and_values_as_a_request() -> None:
     assert kept("consultation", value=nested(7)).value == nested(7)
-    told = "record.value.0.k.0.k.0.k.0: nested deeper than 8 levels"
-    assert refused_field("consultation", "value", nested(8)) == ("bad_request", told)
+    message = "record.value.0.k.0.k.0.k.0: nested deeper than 8 levels"
+    assert refused_field("consultation", "value", nested(8)) == ("bad_request", message)
     others = 1 + len(LEAST["consultation"][0]) + 1  # the record, its fields and the list
     assert kept("consultation", value=[0] * (1024 - others))
-    told = "record: holds more than 1024 values"
-    assert refused_field("consultation", "value", [0] * (1025 - others)) == ("too_large", told)
+    message = "record: holds more than 1024 values"
+    assert refused_field("consultation", "value", [0] * (1025 - others)) == ("too_large", message)
 
 
 @pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"1e999"])
-def test_no_number_of_a_record_is_infinite_or_none(number: bytes) -> None:
+def test_a_number_of_a_record_that_is_nan_or_infinite_is_refused(number: bytes) -> None:
     raw = record_frame("outcome", LEAST["outcome"][0] | {"value": "HERE"}).replace(b'"HERE"', number)
     assert refused(raw).code == "bad_request"
 
@@ -911,13 +917,13 @@ def maintenance_frame(**record: Any) -> bytes:
         records.Maintenance(task="promote", promotion=PROMOTION),
     ],
 )
-def test_work_on_the_journal_survives_the_way_over_the_wire(maintenance: records.Maintenance) -> None:
+def test_a_maintenance_task_is_decoded_as_it_was_encoded(maintenance: records.Maintenance) -> None:
     raw = encode_request("q", "maintenance", {"record": maintenance})
     assert decode(raw) == MaintenanceRequest(id="q", maintenance=maintenance)
 
 
 @pytest.mark.parametrize(
-    ("record", "code", "told"),
+    ("record", "code", "message"),
     [
         ({}, "bad_request", "record: object missing required field `task`"),
         (
@@ -981,14 +987,12 @@ def test_work_on_the_journal_survives_the_way_over_the_wire(maintenance: records
         ),
     ],
 )
-def test_work_on_the_journal_that_is_not_told_whole_is_refused(
-    record: dict[str, Any], code: str, told: str
-) -> None:
+def test_an_incomplete_maintenance_task_is_refused(record: dict[str, Any], code: str, message: str) -> None:
     error = refused(maintenance_frame(**record))
-    assert (error.code, error.message) == (code, told)
+    assert (error.code, error.message) == (code, message)
 
 
-def test_work_on_the_journal_is_told_in_a_record() -> None:
+def test_a_maintenance_task_needs_a_record() -> None:
     error = refused(record_frame("maintenance"))
     assert (error.code, error.message) == ("bad_request", "record: is missing; the op maintenance needs one")
 
@@ -1014,13 +1018,13 @@ def test_the_protocol_document_lists_every_task_of_maintenance() -> None:
         records.Control(task="adapter", adapter="tuned", scale=0.5),
     ],
 )
-def test_a_change_of_what_judges_survives_the_way_over_the_wire(control: records.Control) -> None:
+def test_a_control_task_is_decoded_as_it_was_encoded(control: records.Control) -> None:
     raw = encode_request("q", "control", {"record": control})
     assert decode(raw) == ControlRequest(id="q", control=control)
 
 
 @pytest.mark.parametrize(
-    ("record", "code", "told"),
+    ("record", "code", "message"),
     [
         ({}, "bad_request", "record: object missing required field `task`"),
         (
@@ -1036,12 +1040,12 @@ def test_a_change_of_what_judges_survives_the_way_over_the_wire(control: records
         ({"task": "adapter", "adapter": "a", "scale": 11}, "bad_request", "record.scale: must be at most 10"),
     ],
 )
-def test_a_change_of_what_judges_that_is_not_told_whole_is_refused(
-    record: dict[str, Any], code: str, told: str | None
+def test_an_incomplete_control_task_is_refused(
+    record: dict[str, Any], code: str, message: str | None
 ) -> None:
     error = refused(record_frame("control", record))
     assert error.code == code
-    assert "record.scale" in error.message if told is None else error.message == told
+    assert "record.scale" in error.message if message is None else error.message == message
 
 
 def test_the_protocol_document_lists_every_task_of_control() -> None:
@@ -1054,10 +1058,10 @@ def test_the_protocol_document_lists_every_task_of_control() -> None:
 def test_a_reply_names_the_adapter_its_scale_and_its_rendering() -> None:
     adapter = Adapter(name="tuned", sha256="ef" * 32, scale=0.5)
     assert DECISION.model is not None
-    told = replied(
+    reply = replied(
         msgspec.structs.replace(DECISION, model=msgspec.structs.replace(DECISION.model, adapter=adapter))
     )
-    assert told["context"]["model"]["adapter"] == {
+    assert reply["context"]["model"]["adapter"] == {
         "name": "tuned",
         "sha256": "ef" * 32,
         "scale": 0.5,
@@ -1065,7 +1069,7 @@ def test_a_reply_names_the_adapter_its_scale_and_its_rendering() -> None:
     }
 
 
-def test_the_reply_to_a_record_says_where_it_is_kept() -> None:
+def test_the_reply_to_a_record_has_its_id_kind_and_sequence_number() -> None:
     raw = encode_reply("q-1", **recorded_item("0198", "outcome", 17))
     assert decode_reply(raw) == {
         "v": 1,
@@ -1091,8 +1095,8 @@ def test_the_reply_to_a_record_says_where_it_is_kept() -> None:
 def test_actor_id_is_the_subject_with_its_type_before_the_first_colon(
     actor_id: str, subject: tuple[str, str]
 ) -> None:
-    found = situation(actor_id=actor_id).subject
-    assert (found.type, found.id) == subject
+    decoded = situation(actor_id=actor_id).subject
+    assert (decoded.type, decoded.id) == subject
 
 
 @pytest.mark.parametrize(
@@ -1106,8 +1110,8 @@ def test_actor_id_is_the_subject_with_its_type_before_the_first_colon(
 def test_resource_is_the_resource_with_its_type_before_the_first_colon(
     resource: str, entity: tuple[str, str]
 ) -> None:
-    found = situation(resource=resource).resource
-    assert (found.type, found.id, found.properties) == (*entity, {})
+    decoded = situation(resource=resource).resource
+    assert (decoded.type, decoded.id, decoded.properties) == (*entity, {})
 
 
 @pytest.mark.parametrize(
@@ -1118,12 +1122,10 @@ def test_resource_is_the_resource_with_its_type_before_the_first_colon(
         ("identity_metrics", "identity", {"account": "active"}),
     ],
 )
-def test_what_is_known_of_the_actor_becomes_a_property_of_the_subject(
-    key: str, name: str, value: Any
-) -> None:
-    found = situation(**{key: value})
-    assert found.subject.properties == {name: value}
-    assert found.context == {}
+def test_members_about_the_actor_become_properties_of_the_subject(key: str, name: str, value: Any) -> None:
+    evaluation = situation(**{key: value})
+    assert evaluation.subject.properties == {name: value}
+    assert evaluation.context == {}
 
 
 def test_action_type_is_the_name_of_the_action() -> None:
@@ -1145,8 +1147,8 @@ def test_action_type_is_the_name_of_the_action() -> None:
     ],
 )
 def test_any_other_key_is_context_under_the_same_name(key: str) -> None:
-    found = situation(**{key: ["a value"]})
-    assert found == Evaluation(
+    evaluation = situation(**{key: ["a value"]})
+    assert evaluation == Evaluation(
         subject=ALICE_READS.subject,
         action=ALICE_READS.action,
         resource=ALICE_READS.resource,
@@ -1156,7 +1158,7 @@ def test_any_other_key_is_context_under_the_same_name(key: str) -> None:
 
 @pytest.mark.parametrize("key", ["actor_id", "action_type", "resource"])
 @pytest.mark.parametrize(
-    ("value", "code", "told"),
+    ("value", "code", "message"),
     [
         (..., "bad_request", "is missing"),
         ("", "bad_request", "must not be empty"),
@@ -1165,22 +1167,24 @@ def test_any_other_key_is_context_under_the_same_name(key: str) -> None:
         ("n" * 257, "too_large", "has 257 characters; the limit is 256"),
     ],
 )
-def test_a_situation_without_who_what_or_which_is_refused(key: str, value: Any, code: str, told: str) -> None:
+def test_a_situation_without_actor_action_or_resource_is_refused(
+    key: str, value: Any, code: str, message: str
+) -> None:
     whole = {"actor_id": "user:alice", "action_type": "read", "resource": "doc:handbook"} | {key: value}
     flat = {name: value for name, value in whole.items() if value is not ...}
     error = refused(frame(request=..., situation=flat))
-    assert (error.code, error.message) == (code, f"situation.{key}: {told}")
+    assert (error.code, error.message) == (code, f"situation.{key}: {message}")
 
 
-def test_a_situation_is_held_to_the_same_limits() -> None:
+def test_a_situation_has_the_same_limits_as_a_request() -> None:
     assert refused(frame(request=..., situation=[])).message == "situation: must be an object"
-    for members, told in (
+    for members, message in (
         ({"deep": nested(8)}, "situation.deep.0.k.0.k.0.k.0: nested deeper than 8 levels"),
         ({"many": [0] * 1025}, "situation.many: holds more than 1024 values"),
         ({"n": 2**63}, "situation.n: the integer does not fit 64 bits"),
     ):
         flat = {"actor_id": "a", "action_type": "b", "resource": "c"} | members
-        assert refused(frame(request=..., situation=flat)).message == told
+        assert refused(frame(request=..., situation=flat)).message == message
 
 
 @pytest.mark.parametrize(
@@ -1194,7 +1198,7 @@ def test_a_situation_is_held_to_the_same_limits() -> None:
         ([], "request"),
     ],
 )
-def test_clients_may_give_either_form_bare_or_wrapped(value: Any, form: str) -> None:
+def test_a_client_may_give_either_form_bare_or_wrapped(value: Any, form: str) -> None:
     (name,) = question_fields(value)
     assert name == form
 
@@ -1221,17 +1225,17 @@ def test_both_forms_of_one_question_are_the_same_evaluation() -> None:
         with_context(b'{"n":1e999}'),
     ],
 )
-def test_a_refusal_can_be_told_which_request_it_answers(raw: bytes) -> None:
+def test_the_request_id_is_recovered_from_a_frame_that_is_refused(raw: bytes) -> None:
     refused(raw)
     assert recover_request_id(raw, MAX_BYTES) == "q-1"
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff", frame(id=7), frame(id=...), frame(id="i" * 257)])
-def test_an_id_that_cannot_be_told_is_empty(raw: bytes) -> None:
+def test_a_request_id_that_cannot_be_read_is_empty(raw: bytes) -> None:
     assert recover_request_id(raw, MAX_BYTES) == ""
 
 
-def test_the_id_of_an_oversized_frame_is_not_looked_for() -> None:
+def test_the_request_id_of_an_oversized_frame_is_empty() -> None:
     assert recover_request_id(frame(), len(frame())) == "q-1"
     assert recover_request_id(frame(), len(frame()) - 1) == ""
 
@@ -1299,17 +1303,17 @@ ANY_JSON = st.recursive(
 )
 
 
-#: A member of any noun of a trace.
+#: A field of any record type.
 FIELDS = st.sampled_from(sorted({name for noun in RECORDS.values() for name in noun.__struct_fields__}))
 
 
 def depth(value: Any) -> int:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + max((depth(one) for one in inner), default=0)
+    return 1 + max((depth(item) for item in inner), default=0)
 
 
 def answer_to(raw: bytes) -> Any:
-    """What a daemon would send back."""
+    """The reply of a daemon."""
     try:
         message = decode(raw)
     except RequestError as error:
@@ -1368,7 +1372,7 @@ def test_the_largest_frame_that_config_allows_is_refused(filling: bytes) -> None
 
 
 @given(EVALUATIONS)
-def test_a_valid_evaluation_survives_the_way_over_the_wire(evaluation: Evaluation) -> None:
+def test_an_evaluation_is_decoded_as_it_was_encoded(evaluation: Evaluation) -> None:
     raw = encode_request("q", "evaluate", {"request": msgspec.to_builtins(evaluation)})
     message = decode(raw, max_bytes=1_000_000)
     assert isinstance(message, EvaluateRequest)
@@ -1451,19 +1455,19 @@ def test_the_reply_to_an_evaluation_has_the_documented_shape() -> None:
     }
 
 
-def test_a_reply_that_was_not_to_explain_shows_the_rules_clauses_and_no_reasoning() -> None:
+def test_a_reply_without_explanation_has_the_rules_clauses_and_no_reasoning() -> None:
     context = replied(explained=False)["context"]
     assert (context["classification"], context["reasoning"], context["clauses"]) == (None, None, ["R7"])
     assert context.keys() == replied()["context"].keys()
 
 
-def test_a_reply_counts_the_tokens_of_the_model_and_none_where_it_was_not_asked() -> None:
+def test_a_reply_has_token_counts_only_if_the_model_scored_it() -> None:
     assert replied(explained=False)["context"]["tokens"] == {"prefix": 1241, "question": 3, "explanation": 0}
     by_rules = msgspec.structs.replace(DECISION, tier="rule", model=None, scored=None)
     assert replied(by_rules)["context"]["tokens"] is None
 
 
-def test_an_explanation_that_never_came_looks_the_same() -> None:
+def test_an_explanation_that_never_came_gives_the_same_reply() -> None:
     unexplained = msgspec.structs.replace(DECISION, explanation=None)
     assert replied(unexplained) == replied(explained=False)
 
@@ -1488,7 +1492,7 @@ def test_decision_is_true_only_for_a_decision_that_allows() -> None:
     assert replied()["decision"] is False
 
 
-def test_an_error_reply_is_the_same_error_at_the_client() -> None:
+def test_an_error_reply_is_decoded_as_the_same_error() -> None:
     for error in (
         RequestError("busy", "the queue is full", retry_after_ms=250),
         RequestError("bad_request", "v: the protocol version is missing; this is 1"),
@@ -1507,14 +1511,14 @@ def test_an_error_reply_is_the_same_error_at_the_client() -> None:
 
 
 @pytest.mark.parametrize("code", ERROR_CODES)
-def test_an_item_of_a_batch_that_failed_is_never_an_allow(code: Any) -> None:
-    item = error_item(RequestError(code, "told"))
+def test_a_failed_item_of_a_batch_is_never_an_allow(code: Any) -> None:
+    item = error_item(RequestError(code, "message"))
     assert item["decision"] is False
     assert item["context"]["error"].keys() == {"status", "code", "message"}
     assert 400 <= item["context"]["error"]["status"] <= 599
 
 
-def test_an_event_is_its_kind_and_a_json_object() -> None:
+def test_an_event_message_is_its_kind_and_a_json_object() -> None:
     assert DECISION.explanation is not None
     kind, body = encode_event("explanation", "0198", explanation_item(DECISION.explanation))
     assert kind == b"explanation"
@@ -1548,7 +1552,7 @@ def test_any_other_reply_carries_version_and_id() -> None:
         ("control", {"task": "reload"}),
     ],
 )
-def test_the_op_of_a_message_is_the_one_it_asked_for(op: str, record: Any) -> None:
+def test_op_of_gives_the_op_of_each_record(op: str, record: Any) -> None:
     assert op_of(decode(frame(op=op, record=record))) == op
 
 

@@ -1,4 +1,4 @@
-"""Reviewing: which decision comes first, who has it, what a verdict leaves behind, how far people agree."""
+"""Reviews: the order of decisions, leases, what a verdict records, and agreement between reviewers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KNOWN = json.loads((Path(__file__).parents[1] / "data" / "kappas.json").read_tex
 
 
 def review(decision_id: str, reviewer: str | None, seq: int, **changes: Any) -> dict[str, Json]:
-    """A row of the table of reviews, of a decision that was served as a deny."""
+    """A row of the table of reviews, on a decision whose served outcome was deny."""
     fields = {
         "id": f"r{seq}",
         "seq": seq,
@@ -51,7 +51,7 @@ def review(decision_id: str, reviewer: str | None, seq: int, **changes: Any) -> 
 
 
 def allowed(decision_id: str, reviewer: str, seq: int, **changes: Any) -> dict[str, Json]:
-    """A verdict that it should have been an allow."""
+    """A verdict that the outcome should have been allow."""
     return review(decision_id, reviewer, seq, verdict="correct_decision", decision="allow", **changes)
 
 
@@ -59,32 +59,32 @@ def allowed(decision_id: str, reviewer: str, seq: int, **changes: Any) -> dict[s
 
 
 @pytest.mark.parametrize("case", KNOWN["cohen"], ids=lambda case: f"{len(case['pairs'])} pairs")
-def test_cohens_kappa_and_its_variance_are_those_of_the_statisticians_libraries(case: Any) -> None:
+def test_cohens_kappa_and_its_variance_equal_those_of_reference_libraries(case: Any) -> None:
     pairs = [(LABELS[int(a)], LABELS[int(b)]) for a, b in case["pairs"]]
-    found = agreement.cohen(pairs)
-    assert found.value == pytest.approx(case["kappa"], abs=1e-9)
-    assert found.high is not None
-    assert found.low is not None
-    if found.low > -1:
-        sd = (case["kappa"] - found.low) / 1.959963984540054
+    kappa = agreement.cohen(pairs)
+    assert kappa.value == pytest.approx(case["kappa"], abs=1e-9)
+    assert kappa.high is not None
+    assert kappa.low is not None
+    if kappa.low > -1:
+        sd = (case["kappa"] - kappa.low) / 1.959963984540054
         assert sd**2 == pytest.approx(case["variance"], abs=1e-9)
-    assert found.low <= case["kappa"] <= found.high
+    assert kappa.low <= case["kappa"] <= kappa.high
 
 
 @pytest.mark.parametrize("case", KNOWN["fleiss"], ids=lambda case: f"{len(case['labels'])} decisions")
-def test_fleiss_kappa_is_that_of_the_statisticians_libraries(case: Any) -> None:
-    found = agreement.fleiss([[LABELS[int(one)] for one in row] for row in case["labels"]])
-    assert found.value == pytest.approx(case["kappa"], abs=1e-9)
-    assert found.low is not None
-    assert found.low <= case["kappa"] <= (found.high or 0)
+def test_fleiss_kappa_equals_that_of_reference_libraries(case: Any) -> None:
+    kappa = agreement.fleiss([[LABELS[int(label)] for label in row] for row in case["labels"]])
+    assert kappa.value == pytest.approx(case["kappa"], abs=1e-9)
+    assert kappa.low is not None
+    assert kappa.low <= case["kappa"] <= (kappa.high or 0)
 
 
-def test_the_jackknife_of_fleiss_kappa_is_that_of_leaving_each_decision_out() -> None:
-    rows = [[LABELS[int(one)] for one in row] for row in KNOWN["fleiss"][4]["labels"]]
+def test_the_jackknife_of_fleiss_kappa_equals_leaving_out_each_decision() -> None:
+    rows = [[LABELS[int(label)] for label in row] for row in KNOWN["fleiss"][4]["labels"]]
     whole = agreement.fleiss(rows)
     ones = [agreement.fleiss(rows[:i] + rows[i + 1 :]).value or 0.0 for i in range(len(rows))]
     mean = sum(ones) / len(ones)
-    variance = (len(ones) - 1) / len(ones) * sum((one - mean) ** 2 for one in ones)
+    variance = (len(ones) - 1) / len(ones) * sum((value - mean) ** 2 for value in ones)
     assert whole.value is not None
     assert whole.low == pytest.approx(max(-1.0, whole.value - 1.959963984540054 * math.sqrt(variance)))
 
@@ -92,60 +92,63 @@ def test_the_jackknife_of_fleiss_kappa_is_that_of_leaving_each_decision_out() ->
 @pytest.mark.parametrize("kappa", [agreement.cohen, agreement.fleiss])
 def test_kappa_is_undefined_where_all_labels_are_the_same(kappa: Any) -> None:
     assert (kappa([]).value, kappa([]).count) == (None, 0)
-    found = kappa([("deny", "deny")] * 5)
-    assert (found.value, found.low, found.agreement, found.count) == (None, None, 1.0, 5)
+    result = kappa([("deny", "deny")] * 5)
+    assert (result.value, result.low, result.agreement, result.count) == (None, None, 1.0, 5)
 
 
 @given(st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from(LABELS)), min_size=1, max_size=40))
-def test_kappa_lies_in_its_interval_and_does_not_ask_who_is_first(pairs: list[tuple[str, str]]) -> None:
-    found, turned = agreement.cohen(pairs), agreement.cohen([(b, a) for a, b in pairs])
-    assert (found.value is None) == (turned.value is None)
-    if found.value is not None:
-        assert found.value == pytest.approx(turned.value)
-        assert -1 <= (found.low or 0) <= found.value <= (found.high or 0) <= 1
+def test_kappa_lies_in_its_interval_and_is_symmetric(pairs: list[tuple[str, str]]) -> None:
+    result, turned = agreement.cohen(pairs), agreement.cohen([(b, a) for a, b in pairs])
+    assert (result.value is None) == (turned.value is None)
+    if result.value is not None:
+        assert result.value == pytest.approx(turned.value)
+        assert -1 <= (result.low or 0) <= result.value <= (result.high or 0) <= 1
     many = agreement.fleiss(pairs)
     assert many.value is None or -1 - 1e-9 <= many.value <= 1 + 1e-9
 
 
 @given(st.integers(0, 500), st.integers(0, 500))
 def test_a_share_lies_in_its_interval(hits: int, misses: int) -> None:
-    found = agreement.proportion(hits, hits + misses)
-    if found.share is not None:
-        assert 0 <= (found.low or 0) <= found.share + 1e-12
-        assert found.share - 1e-12 <= (found.high or 0) <= 1
+    proportion = agreement.proportion(hits, hits + misses)
+    if proportion.share is not None:
+        assert 0 <= (proportion.low or 0) <= proportion.share + 1e-12
+        assert proportion.share - 1e-12 <= (proportion.high or 0) <= 1
 
 
 def test_wilsons_interval() -> None:
-    found = agreement.proportion(8, 10)  # as in Wilson's paper and any textbook
-    assert (found.low, found.high) == (pytest.approx(0.490162, abs=1e-6), pytest.approx(0.943318, abs=1e-6))
+    proportion = agreement.proportion(8, 10)  # as in Wilson's paper and any textbook
+    assert (proportion.low, proportion.high) == (
+        pytest.approx(0.490162, abs=1e-6),
+        pytest.approx(0.943318, abs=1e-6),
+    )
 
 
-# ---------------------------------------------------------------- what stands
+# ---------------------------------------------------------------- standing verdicts
 
 
 def test_the_newest_verdict_of_each_reviewer_stands() -> None:
     rows = [review("d", "kim", 1), review("d", "bo", 2), allowed("d", "kim", 3)]
-    assert [(one.reviewer, one.right) for one in agreement.standing(rows)] == [
+    assert [(rating.reviewer, rating.right) for rating in agreement.standing(rows)] == [
         ("bo", "deny"),
         ("kim", "allow"),
     ]
 
 
-def test_a_verdict_that_was_taken_back_does_not_and_the_one_before_it_does_again() -> None:
+def test_after_a_withdrawal_the_earlier_verdict_stands_again() -> None:
     rows = [review("d", "kim", 1), allowed("d", "kim", 2)]
     rows.append(review("d", "kim", 3, verdict="withdrawn", withdraws="r2"))
-    assert [one.id for one in agreement.standing(rows)] == ["r1"]
+    assert [rating.id for rating in agreement.standing(rows)] == ["r1"]
     rows.append(review("d", "kim", 4, verdict="withdrawn", withdraws="r1"))
     assert agreement.standing(rows) == []
 
 
 @pytest.mark.parametrize("other", [{"reviewer": "bo"}, {"decision_id": "e"}])
-def test_only_its_reviewer_takes_a_verdict_back(other: dict[str, str]) -> None:
+def test_only_its_own_reviewer_can_withdraw_a_verdict(other: dict[str, str]) -> None:
     rows = [review("d", "kim", 1), review("d", "kim", 2, verdict="withdrawn", withdraws="r1") | other]
-    assert [one.id for one in agreement.standing(rows)] == ["r1"]
+    assert [rating.id for rating in agreement.standing(rows)] == ["r1"]
 
 
-def test_verdicts_of_erased_reviewers_are_of_anybody() -> None:
+def test_verdicts_of_erased_reviewers_count_as_different_people() -> None:
     rows = [review("d", None, 1), review("d", None, 2)]
     assert len(agreement.standing(rows)) == 2
     assert agreement.report(rows).people == ()
@@ -154,38 +157,40 @@ def test_verdicts_of_erased_reviewers_are_of_anybody() -> None:
 # ---------------------------------------------------------------- the report
 
 
-def test_agreement_counts_independent_verdicts_alone() -> None:
+def test_agreement_counts_only_independent_verdicts() -> None:
     seen = [review("d1", "kim", 1), review("d1", "bo", 2)]
     blind = [review("d2", "kim", 3), allowed("d2", "bo", 4, blind=1)]
     settled = [review("d2", "ada", 5, adjudicates=1)]
-    found = agreement.report(seen + blind + settled)
-    ((pair,),) = (found.pairs,)
+    report = agreement.report(seen + blind + settled)
+    ((pair,),) = (report.pairs,)
     assert (pair.reviewers, pair.kappa.count, pair.kappa.agreement) == (("bo", "kim"), 1, 0.0)
-    assert (found.raters, found.fleiss.count) == (2, 1)
-    assert (found.reviews, found.decisions, found.not_independent) == (5, 2, 2)
-    assert [(one.reviewer, one.agrees.hits, one.agrees.count) for one in found.people] == [
+    assert (report.raters, report.fleiss.count) == (2, 1)
+    assert (report.reviews, report.decisions, report.not_independent) == (5, 2, 2)
+    assert [
+        (reviewer.reviewer, reviewer.agrees.hits, reviewer.agrees.count) for reviewer in report.people
+    ] == [
         ("ada", 0, 0),
         ("bo", 0, 1),
         ("kim", 0, 1),
     ]
 
 
-def test_a_disagreement_lasts_until_it_is_settled_and_is_opened_again_by_a_new_verdict() -> None:
+def test_a_disagreement_is_open_until_settled_and_again_after_a_new_verdict() -> None:
     rows = [review("d", "kim", 1), allowed("d", "bo", 2, blind=1)]
     assert agreement.report(rows).disagreements == 1
     rows.append(allowed("d", "ada", 3, adjudicates=1))
-    found = agreement.report(rows)
-    assert (found.disagreements, found.adjudicated) == (0, 1)
-    assert found.outcomes_right_all.hits == 0
+    report = agreement.report(rows)
+    assert (report.disagreements, report.adjudicated) == (0, 1)
+    assert report.outcomes_right_all.hits == 0
     rows.append(review("d", "kim", 4))
     assert agreement.report(rows).disagreements == 1
 
 
-def test_who_settles_a_disagreement_of_their_own_still_disagreed() -> None:
+def test_a_reviewer_who_settles_their_own_disagreement_still_disagreed() -> None:
     rows = [review("d", "kim", 1), allowed("d", "bo", 2, blind=1), allowed("d", "kim", 3, adjudicates=1)]
-    found = agreement.report(rows)
-    assert (found.disagreements, found.outcomes_right_all.hits) == (0, 0)
-    assert [(one.kappa.count, one.kappa.agreement) for one in found.pairs] == [(1, 0.0)]
+    report = agreement.report(rows)
+    assert (report.disagreements, report.outcomes_right_all.hits) == (0, 0)
+    assert [(pair.kappa.count, pair.kappa.agreement) for pair in report.pairs] == [(1, 0.0)]
 
 
 def test_a_correction_without_an_outcome_is_a_label_of_its_own() -> None:
@@ -193,11 +198,11 @@ def test_a_correction_without_an_outcome_is_a_label_of_its_own() -> None:
     assert agreement.report(rows).disagreements == 1
 
 
-def test_the_estimate_rests_on_what_was_drawn_at_random() -> None:
+def test_the_estimate_uses_only_the_random_sample() -> None:
     rows = [review("d1", "kim", 1, sampled=1), allowed("d2", "kim", 2), allowed("d3", "kim", 3)]
-    found = agreement.report(rows)
-    assert (found.outcomes_right.hits, found.outcomes_right.count) == (1, 1)
-    assert (found.outcomes_right_all.hits, found.outcomes_right_all.count) == (1, 3)
+    report = agreement.report(rows)
+    assert (report.outcomes_right.hits, report.outcomes_right.count) == (1, 1)
+    assert (report.outcomes_right_all.hits, report.outcomes_right_all.count) == (1, 3)
 
 
 # ---------------------------------------------------------------- the order
@@ -223,22 +228,22 @@ def ranked(*rows: dict[str, Json], **options: Any) -> list[str]:
     return ids(ranking.queue(rows, **{"random_share": 0.0} | options))
 
 
-def test_the_less_sure_comes_first() -> None:
+def test_the_more_uncertain_decision_comes_first() -> None:
     sure, split = decided(1), decided(2, probabilities={"allow": 0.5, "deny": 0.5})
     assert ranked(sure, split) == ["d2", "d1"]
 
 
-def test_the_greater_risk_comes_first() -> None:
+def test_the_decision_with_the_higher_risk_comes_first() -> None:
     rows = [decided(number, risk_level=risk) for number, risk in enumerate(["low", "critical", "medium"])]
     assert ranked(*rows) == ["d1", "d2", "d0"]
 
 
-def test_what_is_unlike_anything_reviewed_comes_first() -> None:
+def test_the_decision_least_like_reviewed_ones_comes_first() -> None:
     new = decided(2, situation={"action": {"name": "rotate"}, "context": {"what": "signing keys"}})
     assert ranked(decided(1), new, reviewed=[decided(0)]) == ["d2", "d1"]
 
 
-def test_the_name_of_the_subject_makes_nothing_new() -> None:
+def test_the_id_of_the_subject_does_not_count_as_novelty() -> None:
     bob = decided(1, situation=decided(1)["situation"] | {"subject": {"id": "bob"}})
     assert ranking.novelty(ranking.words(bob), [ranking.words(decided(1))]) == 0.0
 
@@ -259,40 +264,42 @@ def test_the_score_is_the_product_of_the_documented_formula() -> None:
         ({"a": 0.5, "b": 0.5}, "model", 1.0),
     ],
 )
-def test_uncertainty(probabilities: dict[str, float], tier: str, expected: float) -> None:
+def test_uncertainty_is_the_normalised_entropy_and_0_for_rules(
+    probabilities: dict[str, float], tier: str, expected: float
+) -> None:
     assert ranking.uncertainty(probabilities, tier) == pytest.approx(expected)
 
 
-def test_what_is_assigned_to_me_comes_before_all() -> None:
+def test_decisions_assigned_to_the_reviewer_come_first() -> None:
     rows = [decided(number, risk_level="critical") for number in range(20)] + [decided(99, risk_level="low")]
     first = ranking.queue(rows, mine=frozenset({"d99"}))[0]
     assert first.decision_id == "d99"
     assert first.why.startswith("assigned to you; ")
 
 
-def test_the_random_sample_has_every_fifth_place_and_follows_from_the_ids() -> None:
+def test_the_random_sample_has_every_fifth_place_and_depends_on_ids_only() -> None:
     rows = [decided(number) for number in range(300)]
-    found = ranking.queue(rows)
-    drawn = {one.decision_id for one in found if one.sampled}
+    picks = ranking.queue(rows)
+    drawn = {pick.decision_id for pick in picks if pick.sampled}
     assert drawn == {row["decision_id"] for row in rows if ranking.drawn(row["decision_id"], "sample", 0.2)}
     assert 30 <= len(drawn) <= 90
-    assert all(one.sampled for one in found[4:100:5])
-    assert sorted(ids(found)) == sorted(row["decision_id"] for row in rows)
-    in_turn = [one.decision_id for one in found if one.sampled]
+    assert all(pick.sampled for pick in picks[4:100:5])
+    assert sorted(ids(picks)) == sorted(row["decision_id"] for row in rows)
+    in_turn = [pick.decision_id for pick in picks if pick.sampled]
     harmless = [row | {"risk_level": "low"} for row in rows]
-    assert [one.decision_id for one in ranking.queue(harmless[::-1]) if one.sampled] == in_turn
+    assert [pick.decision_id for pick in ranking.queue(harmless[::-1]) if pick.sampled] == in_turn
 
 
 def test_blind_second_verdicts_are_spread_through_the_queue() -> None:
-    found = ranking.queue([decided(n) for n in range(40)], again=[decided(n) for n in range(100, 104)])
-    assert [place for place, one in enumerate(found, 1) if one.blind] == [3, 13, 23, 33]
+    picks = ranking.queue([decided(n) for n in range(40)], again=[decided(n) for n in range(100, 104)])
+    assert [place for place, pick in enumerate(picks, 1) if pick.blind] == [3, 13, 23, 33]
 
 
 @given(st.lists(st.integers(0, 10_000), unique=True, max_size=60), st.floats(0, 1), st.integers(0, 10))
-def test_a_queue_has_each_decision_once(numbers: list[int], share: float, again: int) -> None:
+def test_a_queue_holds_each_decision_exactly_once(numbers: list[int], share: float, again: int) -> None:
     rows = [decided(number) for number in numbers]
-    found = ranking.queue(rows, again=[decided(-1 - n) for n in range(again)], random_share=share)
-    assert sorted(ids(found)) == sorted(
+    picks = ranking.queue(rows, again=[decided(-1 - n) for n in range(again)], random_share=share)
+    assert sorted(ids(picks)) == sorted(
         [r["decision_id"] for r in rows] + [f"d{-1 - n}" for n in range(again)]
     )
 
@@ -303,7 +310,7 @@ def test_a_queue_has_each_decision_once(numbers: list[int], share: float, again:
         lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     )
 )
-def test_any_question_has_words(situation: Json) -> None:
+def test_the_words_of_any_question_are_bounded(situation: Json) -> None:
     assert len(ranking.words(decided(1, situation=situation))) <= ranking.MOST_WORDS
 
 
@@ -311,7 +318,7 @@ def test_any_question_has_words(situation: Json) -> None:
 
 
 class Office:
-    """A journal with decisions, and reviewers who work on it at the same time, on a clock of its own."""
+    """A journal with decisions, reviewers who work on it at the same time, and a clock of its own."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.now_s = path, 0.0
@@ -372,7 +379,7 @@ def shown(session: Session) -> str | None:
     return session.item.decision_id if session.item is not None else None
 
 
-def test_each_verdict_is_kept_before_the_next_decision_is_shown(office: Office) -> None:
+def test_each_verdict_is_recorded_before_the_next_decision_is_shown(office: Office) -> None:
     kim = office.session("kim")
     kim.open()
     assert shown(kim) == "d1"
@@ -389,7 +396,7 @@ def test_each_verdict_is_kept_before_the_next_decision_is_shown(office: Office) 
         kim.judge("accept")
 
 
-def test_two_reviewers_never_have_the_same_decision(office: Office) -> None:
+def test_two_reviewers_never_see_the_same_decision(office: Office) -> None:
     kim, bo = office.session("kim"), office.session("bo")
     kim.open()
     bo.open()
@@ -400,7 +407,7 @@ def test_two_reviewers_never_have_the_same_decision(office: Office) -> None:
     assert (shown(bo), bo.passed_over) == (None, 2)  # d1 was kim's, d3 is
 
 
-def test_what_somebody_else_judged_since_is_passed_over(office: Office) -> None:
+def test_a_decision_that_another_reviewer_judged_meanwhile_is_passed_over(office: Office) -> None:
     kim, bo = office.session("kim"), office.session("bo")
     bo.open()
     bo.judge("accept")
@@ -411,7 +418,7 @@ def test_what_somebody_else_judged_since_is_passed_over(office: Office) -> None:
     assert taken == [("d2",)], "nothing is recorded for what is not shown"
 
 
-def test_a_verdict_in_the_moment_before_the_lease_is_seen(office: Office) -> None:
+def test_a_verdict_recorded_just_before_the_lease_is_noticed(office: Office) -> None:
     judged_by_bo = records.Review(decision_id="d1", reviewer="bo", verdict="accept")
 
     def keep(record: records.Record) -> str:
@@ -437,7 +444,7 @@ def test_a_skipped_decision_is_free_at_once(office: Office) -> None:
     assert shown(bo) == "d1"
 
 
-def test_a_lease_runs_out_and_a_verdict_that_comes_too_late_is_refused(office: Office) -> None:
+def test_a_verdict_after_the_lease_expired_and_was_taken_is_refused(office: Office) -> None:
     kim = office.session("kim")
     kim.open()
     office.now_s = LEASE_S + 1
@@ -453,7 +460,7 @@ def test_a_lease_runs_out_and_a_verdict_that_comes_too_late_is_refused(office: O
     assert shown(kim) == "d2"
 
 
-def test_a_lease_that_somebody_else_has_by_now_needs_no_release(office: Office) -> None:
+def test_an_expired_lease_that_another_reviewer_holds_needs_no_release(office: Office) -> None:
     kim, bo = office.session("kim"), office.session("bo")
     kim.open()
     office.now_s = LEASE_S + 1
@@ -462,7 +469,7 @@ def test_a_lease_that_somebody_else_has_by_now_needs_no_release(office: Office) 
     assert (shown(bo), shown(kim)) == ("d1", "d2")
 
 
-def test_a_late_verdict_is_kept_if_nobody_took_the_decision(office: Office) -> None:
+def test_a_late_verdict_is_recorded_if_no_other_reviewer_took_the_decision(office: Office) -> None:
     kim = office.session("kim")
     kim.open()
     office.now_s = LEASE_S + 1
@@ -470,7 +477,7 @@ def test_a_late_verdict_is_kept_if_nobody_took_the_decision(office: Office) -> N
     assert len(office.reviews()) == 1
 
 
-def test_what_the_journal_refuses_leaves_the_session_as_it_was(office: Office) -> None:
+def test_a_journal_error_leaves_the_session_unchanged(office: Office) -> None:
     kim = office.session("kim")
     kim.open()
     office.journal.close()
@@ -481,7 +488,9 @@ def test_what_the_journal_refuses_leaves_the_session_as_it_was(office: Office) -
 
 
 @pytest.mark.parametrize("expected", [(), ("deny",), ("allow",)])
-def test_undo_appends_and_leaves_the_decision_as_it_was(office: Office, expected: tuple[str, ...]) -> None:
+def test_undo_appends_a_record_and_restores_the_row_of_the_decision(
+    office: Office, expected: tuple[str, ...]
+) -> None:
     office.decide("d0", annotations=Annotations(expected=expected))
     before = decision_row(office.path, "d0")
     kim = office.session("kim")
@@ -520,14 +529,14 @@ def test_undo_goes_back_step_by_step(office: Office) -> None:
     ]
 
 
-def test_undo_brings_the_verdict_of_another_back(office: Office) -> None:
+def test_undo_restores_the_verdict_of_another_reviewer(office: Office) -> None:
     bo = office.session("bo")
     bo.open()
     bo.judge("correct_decision", decision="allow")
     bo.close()
     kim = office.session("kim", queue="all")
     kim.open()
-    assert [one.reviewer for one in kim.item.ratings] == ["bo"]  # type: ignore[union-attr]
+    assert [rating.reviewer for rating in kim.item.ratings] == ["bo"]  # type: ignore[union-attr]
     kim.judge("accept")
     assert decision_row(office.path, "d1")["decision_correct"] == 1
     kim.undo()
@@ -541,7 +550,7 @@ def test_back_shows_what_was_judged_and_a_new_verdict_replaces_it(office: Office
     kim.judge("accept")
     kim.back()
     assert shown(kim) == "d1"
-    assert [one.verdict for one in kim.item.ratings] == ["accept"]  # type: ignore[union-attr]
+    assert [rating.verdict for rating in kim.item.ratings] == ["accept"]  # type: ignore[union-attr]
     kim.judge("correct_decision", decision="allow")
     (rating,) = agreement.standing(office.reader_rows("d1"))
     assert (rating.right, shown(kim)) == ("allow", "d2")
@@ -551,7 +560,7 @@ def test_back_shows_what_was_judged_and_a_new_verdict_replaces_it(office: Office
     assert shown(kim) == "d1"
 
 
-def test_search_finds_a_decision_by_any_of_its_words_and_comes_round(office: Office) -> None:
+def test_search_finds_a_decision_by_any_of_its_words_and_wraps_around(office: Office) -> None:
     office.decide("d0", evaluation=about(details="Vacuum the BASEMENT"))
     kim = office.session("kim")
     kim.open(2)
@@ -573,7 +582,7 @@ def test_an_assigned_decision_is_offered_to_its_reviewer_first_and_to_nobody_els
     assert ids(office.picks("bo")) == ["d1", "d2", "d3"]
 
 
-def test_delegation_gives_an_assigned_decision_on(office: Office) -> None:
+def test_delegation_assigns_the_decision_to_another_reviewer(office: Office) -> None:
     kim = office.session("kim")
     kim.open()
     kim.delegate("bo")
@@ -581,14 +590,14 @@ def test_delegation_gives_an_assigned_decision_on(office: Office) -> None:
     assert "d1" not in ids(office.picks("kim"))
 
 
-def test_a_decision_that_somebody_holds_is_not_offered(office: Office) -> None:
+def test_a_leased_decision_is_not_offered_to_others(office: Office) -> None:
     kim = office.session("kim")
     kim.open()
     assert ids(office.picks("bo")) == ["d2", "d3"]
     assert ids(office.picks("kim")) == ["d1", "d2", "d3"]
 
 
-def test_a_second_verdict_is_blind_and_of_another_person(office: Office) -> None:
+def test_a_second_verdict_is_blind_and_by_another_reviewer(office: Office) -> None:
     kim = office.session("kim")
     kim.open()
     kim.judge("correct_decision", decision="allow")
@@ -607,7 +616,7 @@ def test_a_second_verdict_is_blind_and_of_another_person(office: Office) -> None
     assert "d1" not in ids(office.picks("ada", by="priority", second_share=0.0, verdicts=3))
 
 
-def test_a_disagreement_is_settled_by_a_verdict_that_counts(office: Office) -> None:
+def test_a_disagreement_is_settled_by_an_adjudicating_verdict(office: Office) -> None:
     for name, right in (("kim", "allow"), ("bo", None)):
         office.keep(
             records.Review(
@@ -618,7 +627,7 @@ def test_a_disagreement_is_settled_by_a_verdict_that_counts(office: Office) -> N
                 blind=right is None,
             )
         )
-    assert [(one.decision_id, one.why) for one in office.picks("ada", queue="disagreements")] == [
+    assert [(pick.decision_id, pick.why) for pick in office.picks("ada", queue="disagreements")] == [
         ("d1", "kim says allow; bo says deny")
     ]
     ada = office.session("ada", queue="disagreements")
@@ -640,21 +649,21 @@ def test_the_queue_of_wrong_decisions_and_the_filters(office: Office) -> None:
     assert ids(office.picks("bo", actor="alice")) == ["d1", "d3"]
 
 
-def test_a_verdict_says_that_its_decision_was_drawn_at_random(office: Office) -> None:
+def test_a_verdict_on_a_sampled_decision_is_marked_as_sampled(office: Office) -> None:
     kim = office.session("kim", by="priority", random_share=1.0)
     kim.open()
     kim.judge("accept")
     assert office.reviews()[0][7] == 1
 
 
-# ---------------------------------------------------------------- whatever two people do
+# ---------------------------------------------------------------- any steps of two reviewers
 
 STEPS = st.sampled_from(["accept", "correct_decision", "skip", "undo", "back", "late"])
 
 
 @settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 1), STEPS), max_size=25))
-def test_whatever_two_people_do_the_tables_say_what_stands(
+def test_after_any_steps_of_two_reviewers_the_rows_match_the_standing_verdicts(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, str]]
 ) -> None:
     office = Office(tmp_path_factory.mktemp("any") / "journal.db")
@@ -663,25 +672,25 @@ def test_whatever_two_people_do_the_tables_say_what_stands(
     for person in people:
         person.open()
     for who, step in steps:
-        one, other = people[who], people[1 - who]
+        person, other = people[who], people[1 - who]
         if step == "undo":
-            one.undo()
+            person.undo()
         elif step == "back":
-            one.back()
+            person.back()
         elif step == "late":
             office.now_s += LEASE_S + 1
-            one.open()
-        elif one.item is not None:
+            person.open()
+        elif person.item is not None:
             try:
                 if step == "skip":
-                    one.skip()
+                    person.skip()
                 else:
                     right = "allow" if step == "correct_decision" else None
-                    one.judge("correct_decision" if right else "accept", decision=right)
+                    person.judge("correct_decision" if right else "accept", decision=right)
             except RequestError as error:
                 assert error.code == "conflict"  # noqa: PT017
-        late = office.now_s - min(one._leased_s, other._leased_s) >= LEASE_S
-        assert shown(one) is None or shown(one) != shown(other) or late
+        late = office.now_s - min(person._leased_s, other._leased_s) >= LEASE_S
+        assert shown(person) is None or shown(person) != shown(other) or late
     for name in ("d1", "d2", "d3", "d4"):
         standing = agreement.standing(office.reader_rows(name))
         row = decision_row(office.path, name)

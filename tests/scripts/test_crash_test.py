@@ -1,5 +1,5 @@
-"""The crash test of scripts/crash-test, in short: what was acknowledged survives hard kills, and a journal
-that acknowledges too early is found out. Two hundred rounds: ./scripts/crash-test --rounds 200"""
+"""A short run of scripts/crash-test: acknowledged decisions survive SIGKILL, and a journal that acknowledges
+before the commit is detected. The long run: ./scripts/crash-test --rounds 200"""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def crash_test(*arguments: str) -> tuple[int, dict[str, Any]]:
-    """Exit status and figures of the script, as a user runs it."""
+    """The exit status and the figures of the script, run as a user runs it."""
     command = [sys.executable, str(ROOT / "scripts" / "crash_test.py"), "--json", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
     if not done.stdout:
-        pytest.fail(f"no figures, but: {done.stderr}")
+        pytest.fail(f"the script printed no figures: {done.stderr}")
     return done.returncode, json.loads(done.stdout)
 
 
-def test_after_hard_kills_nothing_that_was_acknowledged_is_missing() -> None:
+def test_no_acknowledged_decision_or_record_is_missing_after_sigkill() -> None:
     status, figures = crash_test("--rounds", "20")
     assert figures["problems"] == []
     assert (figures["missing"], figures["invalid_chains"], figures["refused"]) == (0, 0, {})
@@ -34,12 +34,12 @@ def test_after_hard_kills_nothing_that_was_acknowledged_is_missing() -> None:
     assert status == 0
 
 
-def test_a_journal_that_acknowledges_before_the_commit_is_found_out() -> None:
+def test_a_journal_that_acknowledges_before_the_commit_fails_the_crash_test() -> None:
     status, figures = crash_test("--rounds", "5", "--hasty")
     assert figures["missing"] > 0
     assert status == 1
 
 
-def test_a_run_that_proved_nothing_is_no_success() -> None:
+def test_a_crash_test_without_acknowledgements_fails() -> None:
     status, figures = crash_test("--rounds", "0")
     assert (status, figures["acknowledged"]) == (1, {})

@@ -1,4 +1,4 @@
-"""The README's first command, from where its set-up is done: scripts/demo.py, as a newcomer runs it."""
+"""The first command of the README, after its set-up: scripts/demo.py, run as a user runs it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from thor_policy.catalog.files import ModelFile
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: What a person would expect of the six questions.
-SENSIBLE = {
+#: The outcome that a person would expect for each of the six questions.
+EXPECTED = {
     "routine read": "allow",
     "admin action by a member": "deny",
     "borderline production deploy": "require_attestation",
@@ -25,7 +25,9 @@ SENSIBLE = {
 
 
 @pytest.mark.model
-def test_the_demonstration_shows_six_decisions_and_their_rows(model_file: ModelFile, tmp_path: Path) -> None:
+def test_the_demo_prints_six_expected_decisions_and_their_journal_rows(
+    model_file: ModelFile, tmp_path: Path
+) -> None:
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "THOR_POLICY_MODELS_DIR": str(model_file.path.parent),
@@ -37,11 +39,11 @@ def test_the_demonstration_shows_six_decisions_and_their_rows(model_file: ModelF
     decisions, rows = done.stdout.split("== their rows in the journal")
     lines = {
         name: line.removeprefix(name).split()
-        for name in SENSIBLE
+        for name in EXPECTED
         for line in decisions.splitlines()
         if line.startswith(name)
     }
-    assert {name: told[0] for name, told in lines.items()} == SENSIBLE
+    assert {name: columns[0] for name, columns in lines.items()} == EXPECTED
     assert lines["borderline production deploy"][1] == "model"
     actions = ("read", "grant_admin", "deploy", "run_tests", "delete", "rotate_key")
     assert [action for action in actions if action not in rows] == []

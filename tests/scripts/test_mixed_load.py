@@ -1,4 +1,4 @@
-"""The load of scripts/mixed-load, in short and with the stub engine. Half an hour with the model:
+"""A short run of scripts/mixed-load with the stub engine. The long run, with the model:
 ./scripts/mixed-load --minutes 30"""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_each_request_is_accounted_for_whatever_clients_do() -> None:
+def test_every_request_of_a_mixed_load_is_accounted_for() -> None:
     command = [
         sys.executable,
         str(ROOT / "scripts" / "mixed_load.py"),

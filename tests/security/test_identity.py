@@ -1,4 +1,4 @@
-"""Who may do what: the roles of local callers, the keys of callers over tcp, and what is refused to both."""
+"""Identity: the roles of local callers, the keys of callers over tcp, and what is refused to both."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ from thor_policy.security.roles import ROLE_OF, Roles, authorise
 from thor_policy.testing import load_stub_engine
 
 PATIENCE_MS = 20_000
-#: How long an answer that must not come is waited for, in milliseconds.
+#: Milliseconds to wait for a reply that must not come.
 SILENCE_MS = 300
 NOON = 1_778_668_800.0
 EVERY: frozenset[Role] = frozenset(get_args(Role))
-#: A user that is neither root nor whoever runs the tests.
+#: A user that is neither root nor the user who runs the tests.
 STRANGER_UID = 65534
 
 READ: dict[str, Json] = {
@@ -64,24 +64,24 @@ def caller(**members: Any) -> Caller:
 
 
 class TestRoles:
-    def test_of_every_operation_are_known(self) -> None:
+    def test_every_operation_has_an_entry(self) -> None:
         assert set(ROLE_OF) == set(OPS)
 
-    def test_by_default_let_any_local_caller_ask_and_record_and_no_more(self) -> None:
+    def test_by_default_a_local_caller_may_ask_and_record_only(self) -> None:
         assert Roles(Config().roles).of(caller()) == {"ask", "record"}
 
     @pytest.mark.parametrize("entries", [(), Config().roles, ("local=ask", "uid:0=ask")])
-    def test_of_root_and_of_the_user_of_the_daemon_are_all(self, entries: tuple[str, ...]) -> None:
+    def test_root_and_the_user_of_the_daemon_have_every_role(self, entries: tuple[str, ...]) -> None:
         for uid in (0, os.geteuid()):
             assert Roles(entries).of(caller(uid=uid)) == EVERY
 
-    def test_add_up_over_the_entries_that_speak_of_a_caller(self) -> None:
+    def test_a_caller_has_the_roles_of_all_matching_entries(self) -> None:
         roles = Roles(("local=ask", "uid:1234=review", "uid:1234=approve", "gid:99=control"))
         assert roles.of(caller()) == {"ask", "review", "approve"}
         assert roles.of(caller(gid=99)) == EVERY - {"record"}
         assert roles.of(caller(uid=1, gid=1)) == {"ask"}
 
-    def test_of_a_group_are_those_of_its_members_and_of_whoever_runs_with_it(
+    def test_roles_of_a_group_are_for_its_members_and_for_processes_with_its_gid(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         users = {"ines": 501, "ivo": 502}
@@ -96,7 +96,9 @@ class TestRoles:
         assert roles.of(caller()) == set()
 
     @pytest.mark.parametrize("entry", ["user:nobody-of-that-name=ask", "group:no-such-group=ask"])
-    def test_of_somebody_unknown_are_refused_at_the_start(self, entry: str, config: Config) -> None:
+    def test_roles_of_an_unknown_user_or_group_are_refused_at_the_start(
+        self, entry: str, config: Config
+    ) -> None:
         with (
             pytest.raises(ConfigError, match=f"^roles holds '{entry}', but this machine has no"),
             serving(replace(config, roles=(entry,)), load_engine=load_stub_engine),
@@ -107,12 +109,12 @@ class TestRoles:
         "entry",
         ["", "local", "local=", "local=all", "local=ask+", "uid:x=ask", "key:a=ask", "user:=ask", "ask"],
     )
-    def test_that_are_none_are_no_setting(self, entry: str) -> None:
+    def test_an_invalid_entry_is_refused(self, entry: str) -> None:
         with pytest.raises(ConfigError, match=r"^roles holds .*; it must look like local=ask\+record"):
             Config(roles=(entry,))
 
     @given(st.lists(st.from_regex(GRANT, fullmatch=True), max_size=3), st.integers(1, 2**32 - 2))
-    def test_no_setting_gives_a_role_that_it_does_not_name(self, entries: list[str], uid: int) -> None:
+    def test_a_caller_gets_no_role_that_no_entry_names(self, entries: list[str], uid: int) -> None:
         try:
             roles = Roles(Config(roles=tuple(entries)).roles)
         except ConfigError:
@@ -121,90 +123,96 @@ class TestRoles:
             named = {role for entry in entries for role in entry.rpartition("=")[2].split("+")}
             assert roles.of(caller(uid=uid)) <= named
 
-    def test_of_whom_no_kernel_vouches_for_are_none(self) -> None:
-        assert Roles(("local=ask",)).of(Caller(transport="tcp", key="desk")) == set()
+    def test_a_caller_without_uid_has_no_role(self) -> None:
+        assert Roles(("local=ask",)).of(Caller(transport="tcp", key="laptop")) == set()
 
 
 class TestAuthorisation:
     @pytest.mark.parametrize("op", OPS)
     @given(roles=st.sets(st.sampled_from(get_args(Role))))
-    def test_an_operation_takes_its_role_and_no_other(self, op: str, roles: set[Role]) -> None:
+    def test_an_operation_needs_exactly_its_role(self, op: str, roles: set[Role]) -> None:
         needed = ROLE_OF[op]
         if needed in roles or (needed is None and roles):
             authorise(op, caller(), roles)
             return
-        told = f"^op: {op} needs .*{needed or 'one of the roles'}.*, which uid 1234 does not have"
-        with pytest.raises(RequestError, match=told) as refusal:
+        message = f"^op: {op} needs .*{needed or 'one of the roles'}.*, which uid 1234 does not have"
+        with pytest.raises(RequestError, match=message) as refusal:
             authorise(op, caller(), roles)
         assert refusal.value.code == "unauthorized"
 
-    def test_an_operation_of_no_known_role_needs_control(self) -> None:
-        authorise("unheard_of", caller(), {"control"})
+    def test_an_operation_that_is_not_in_the_table_needs_control(self) -> None:
+        authorise("unknown_op", caller(), {"control"})
         with pytest.raises(RequestError, match="needs the role control"):
-            authorise("unheard_of", caller(), EVERY - {"control"})
+            authorise("unknown_op", caller(), EVERY - {"control"})
 
-    def test_a_key_is_named(self) -> None:
-        with pytest.raises(RequestError, match="needs the role ask, which the key 'desk' does not have"):
-            authorise("evaluate", Caller(transport="tcp", key="desk"), {"record"})
+    def test_a_refusal_names_the_key(self) -> None:
+        with pytest.raises(RequestError, match="needs the role ask, which the key 'laptop' does not have"):
+            authorise("evaluate", Caller(transport="tcp", key="laptop"), {"record"})
 
 
 # ---------------------------------------------------------------- keys
 
 
 class TestKeys:
-    def test_a_key_is_made_with_the_servers_own_and_its_secret_is_for_its_owner(self, tmp_path: Path) -> None:
+    def test_a_new_key_makes_the_servers_key_too_and_only_the_owner_can_read_secrets(
+        self, tmp_path: Path
+    ) -> None:
         keys = Keys(tmp_path / "keys")
-        path = keys.new("desk", ("ask", "record"), NOON)
+        path = keys.new("laptop", ("ask", "record"), NOON)
         made = load_client_key(path)
-        assert (made.name, made.server) == ("desk", keys.server().public)
+        assert (made.name, made.server) == ("laptop", keys.server().public)
         assert zmq.curve_public(made.secret.encode()).decode() == made.public
         modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
         assert modes == {
             ".lock": 0o600,
             "clients.json": 0o644,
-            "desk.key": 0o600,
+            "laptop.key": 0o600,
             "server.key": 0o600,
             "server.pub": 0o644,
         }
         (known,) = keys.clients()
-        assert (known.name, known.roles, known.made_at) == ("desk", ("ask", "record"), "2026-05-13T10:40:00Z")
+        assert (known.name, known.roles, known.made_at) == (
+            "laptop",
+            ("ask", "record"),
+            "2026-05-13T10:40:00Z",
+        )
         public = (path.parent / "clients.json").read_text() + (path.parent / "server.pub").read_text()
         assert made.secret not in public
         assert keys.server().secret not in public
 
-    def test_the_servers_pair_is_made_once(self, tmp_path: Path) -> None:
+    def test_the_servers_key_is_made_only_once(self, tmp_path: Path) -> None:
         keys = Keys(tmp_path)
         keys.new_server()
         first = keys.server()
         keys.new_server()
-        keys.new("desk", ("ask",), NOON)
+        keys.new("laptop", ("ask",), NOON)
         assert keys.server() == first
 
-    def test_a_name_is_held_by_one_key_at_a_time(self, tmp_path: Path) -> None:
+    def test_a_name_belongs_to_only_one_unrevoked_key(self, tmp_path: Path) -> None:
         keys = Keys(tmp_path)
-        first = load_client_key(keys.new("desk", ("ask",), NOON))
+        first = load_client_key(keys.new("laptop", ("ask",), NOON))
         with pytest.raises(ConfigError, match="revoke it first"):
-            keys.new("desk", ("ask",), NOON)
-        keys.revoke("desk", NOON)
-        second = load_client_key(keys.new("desk", ("review",), NOON))
+            keys.new("laptop", ("ask",), NOON)
+        keys.revoke("laptop", NOON)
+        second = load_client_key(keys.new("laptop", ("review",), NOON))
         ring = KeyRing(tmp_path)
         assert ring.find(first.public) is None
-        found = ring.find(second.public)
-        assert found is not None
-        assert found.roles == ("review",)
+        holder = ring.find(second.public)
+        assert holder is not None
+        assert holder.roles == ("review",)
 
-    def test_a_revocation_takes_the_secret_away_too(self, tmp_path: Path) -> None:
+    def test_a_revocation_deletes_the_key_file(self, tmp_path: Path) -> None:
         keys = Keys(tmp_path)
-        path = keys.new("desk", ("ask",), NOON)
-        assert keys.revoke("desk", NOON).revoked_at == "2026-05-13T10:40:00Z"
+        path = keys.new("laptop", ("ask",), NOON)
+        assert keys.revoke("laptop", NOON).revoked_at == "2026-05-13T10:40:00Z"
         assert not path.exists()
-        with pytest.raises(ConfigError, match="there is no key 'desk' to revoke; known: none"):
-            keys.revoke("desk", NOON)
+        with pytest.raises(ConfigError, match="there is no key 'laptop' to revoke; known: none"):
+            keys.revoke("laptop", NOON)
 
     @pytest.mark.parametrize(
         "name", ["", "..", "../x", "a/b", ".hidden", "a b", "ü", "x" * 65, "a\n", "server"]
     )
-    def test_a_name_is_no_path(self, tmp_path: Path, name: str) -> None:
+    def test_a_key_name_cannot_be_a_path(self, tmp_path: Path, name: str) -> None:
         keys = Keys(tmp_path / "keys")
         with pytest.raises(ConfigError):
             keys.new(name, ("ask",), NOON)
@@ -212,13 +220,13 @@ class TestKeys:
         assert {path.name for path in tmp_path.iterdir()} == {"keys"}
 
     def test_a_secret_that_others_may_read_is_refused_with_the_cure(self, tmp_path: Path) -> None:
-        path = Keys(tmp_path).new("desk", ("ask",), NOON)
+        path = Keys(tmp_path).new("laptop", ("ask",), NOON)
         path.chmod(0o640)
         with pytest.raises(ConfigError, match=r"has mode 0640, .* run `chmod 600` on it"):
             load_client_key(path)
 
     @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
-    def test_whatever_is_no_key_file_is_refused_and_not_repeated(self, content: bytes) -> None:
+    def test_any_other_file_is_refused_and_its_content_not_repeated(self, content: bytes) -> None:
         path = Path(f"/tmp/thor-policy-{os.getpid()}.key")
         path.touch(mode=0o600)
         try:
@@ -229,7 +237,7 @@ class TestKeys:
             path.unlink()
         assert str(refusal.value) == f"{path} is no key file of `thorpolicy keys`"
 
-    def test_a_file_that_is_not_there_is_refused_with_the_cure(self, tmp_path: Path) -> None:
+    def test_a_missing_key_file_is_refused_with_the_cure(self, tmp_path: Path) -> None:
         with pytest.raises(
             ConfigError,
             match=r"No such file .*; correct --key, or make a key with `thorpolicy keys new NAME`",
@@ -241,18 +249,18 @@ class TestKeys:
 
 class TestRing:
     @pytest.mark.parametrize("clock_ns", [time.time_ns(), 0, 2**62])
-    def test_knows_a_change_at_once_whatever_the_clock_says(self, tmp_path: Path, clock_ns: int) -> None:
+    def test_sees_a_change_at_once_with_any_clock(self, tmp_path: Path, clock_ns: int) -> None:
         keys, ring = Keys(tmp_path), KeyRing(tmp_path, lambda: clock_ns)
-        public = load_client_key(keys.new("desk", ("ask",), NOON)).public
+        public = load_client_key(keys.new("laptop", ("ask",), NOON)).public
         for _ in range(2):
             assert ring.find(public)
-        keys.revoke("desk", NOON)
+        keys.revoke("laptop", NOON)
         for _ in range(2):
             assert ring.find(public) is None
 
-    def test_knows_a_change_of_a_young_file_that_left_its_stamp_as_it_was(self, tmp_path: Path) -> None:
+    def test_sees_a_change_of_a_young_file_with_an_unchanged_timestamp(self, tmp_path: Path) -> None:
         path = tmp_path / "clients.json"
-        public = load_client_key(Keys(tmp_path).new("desk", ("ask",), NOON)).public
+        public = load_client_key(Keys(tmp_path).new("laptop", ("ask",), NOON)).public
         stamp = path.stat()
         ring = KeyRing(tmp_path, lambda: stamp.st_mtime_ns + 1)
         assert ring.find(public)
@@ -261,7 +269,7 @@ class TestRing:
         assert ring.find(public) is None
 
     def test_reads_a_settled_file_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        public = load_client_key(Keys(tmp_path).new("desk", ("ask",), NOON)).public
+        public = load_client_key(Keys(tmp_path).new("laptop", ("ask",), NOON)).public
         os.utime(tmp_path / "clients.json", (NOON, NOON))
         ring = KeyRing(tmp_path)
         assert ring.find(public)
@@ -271,10 +279,10 @@ class TestRing:
         assert ring.find(public)
 
     @pytest.mark.parametrize("damage", [b"", b"{", b'{"keys": [{"name": "x"}]}', b"\xff"])
-    def test_of_a_file_that_cannot_be_read_knows_nobody_and_says_so_once(
+    def test_an_unreadable_file_makes_no_key_valid_and_is_logged_once(
         self, tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
     ) -> None:
-        public = load_client_key(Keys(tmp_path).new("desk", ("ask",), NOON)).public
+        public = load_client_key(Keys(tmp_path).new("laptop", ("ask",), NOON)).public
         ring = KeyRing(tmp_path)
         assert ring.find(public)
         (tmp_path / "clients.json").write_bytes(damage)
@@ -285,7 +293,7 @@ class TestRing:
         assert ring.find(public) is None
 
     @given(st.text(max_size=60))
-    def test_knows_nobody_else(self, public: str) -> None:
+    def test_an_unknown_key_is_not_found(self, public: str) -> None:
         assert KeyRing(Path("/nonexistent")).find(public) is None
 
 
@@ -301,7 +309,7 @@ def keyed(config: Config, tcp_endpoint: str) -> Config:
 def curve(
     endpoint: str, *, server: str, public: bytes, secret: bytes, routing_id: bytes | None = None
 ) -> Iterator[zmq.Socket[bytes]]:
-    """A client of any implementation: a socket and three keys."""
+    """A client of another implementation: a socket and three keys."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as opened:
         opened.set(zmq.LINGER, 0)
         opened.set(zmq.RCVTIMEO, PATIENCE_MS)
@@ -325,15 +333,15 @@ def counters(config: Config) -> dict[str, Json]:
 
 
 def counted(config: Config, name: str, *, above: int = 0) -> dict[str, Json]:
-    """The counters, once this one is above a number."""
+    """The counters, as soon as `name` is above a number."""
     until = time.monotonic() + PATIENCE_MS / 1000
-    while (found := counters(config)).get(name, 0) <= above:
-        assert time.monotonic() < until, f"{name} is not counted: {found}"
-    return found
+    while (counts := counters(config)).get(name, 0) <= above:
+        assert time.monotonic() < until, f"{name} is not counted: {counts}"
+    return counts
 
 
 def refusal_of(client: Client, op: str) -> str | None:
-    """Why the caller may not do this; None if it may, whatever else is wrong."""
+    """The message if the operation is unauthorized; None if it is allowed or fails otherwise."""
     try:
         client.call(op, {})
     except RequestError as error:
@@ -342,7 +350,9 @@ def refusal_of(client: Client, op: str) -> str | None:
 
 
 class TestTcp:
-    def test_is_refused_at_the_start_without_a_key_before_anything_is_loaded(self, keyed: Config) -> None:
+    def test_a_tcp_endpoint_without_any_client_key_is_refused_before_a_model_is_loaded(
+        self, keyed: Config
+    ) -> None:
         def load(_: Config) -> Any:
             pytest.fail("a model was loaded")
 
@@ -352,7 +362,7 @@ class TestTcp:
         ):
             pass
 
-    def test_is_no_endpoint_of_a_daemon_alone(self, keyed: Config) -> None:
+    def test_a_tcp_address_as_the_daemons_only_endpoint_is_refused(self, keyed: Config) -> None:
         alone = replace(keyed, endpoint=keyed.tcp_endpoint)
         with (
             pytest.raises(ConfigError, match="of a CURVE key, with --tcp-endpoint tcp://127"),
@@ -360,8 +370,8 @@ class TestTcp:
         ):
             pass
 
-    def test_that_is_taken_is_said_to_be(self, keyed: Config) -> None:
-        Keys(keyed.keys_dir).new("desk", ("ask",), NOON)
+    def test_an_address_in_use_is_refused(self, keyed: Config) -> None:
+        Keys(keyed.keys_dir).new("laptop", ("ask",), NOON)
         with socket.socket() as other:
             other.bind(("127.0.0.1", int(keyed.tcp_endpoint.rpartition(":")[2])))
             other.listen()
@@ -373,51 +383,51 @@ class TestTcp:
             ):
                 pass
 
-    def test_lets_the_holder_of_a_key_ask_and_records_its_name(self, keyed: Config) -> None:
-        path = Keys(keyed.keys_dir).new("desk", ("ask",), NOON)
+    def test_a_client_with_a_key_may_ask_and_its_key_name_is_recorded(self, keyed: Config) -> None:
+        path = Keys(keyed.keys_dir).new("laptop", ("ask",), NOON)
         with (
             serving(keyed, load_engine=load_stub_engine),
             Client(keyed.tcp_endpoint, key=path, timeout_ms=PATIENCE_MS) as own,
         ):
             reply = own.evaluate(READ)
         with Reader(keyed.journal_path) as reader:
-            found = reader.trace(reply["context"]["decision_id"])
-        assert found["event"]["body"]["caller"] == {"transport": "tcp", "key": "desk"}
-        assert found["decision"]["caller_uid"] is None
+            traced = reader.trace(reply["context"]["decision_id"])
+        assert traced["event"]["body"]["caller"] == {"transport": "tcp", "key": "laptop"}
+        assert traced["decision"]["caller_uid"] is None
         assert verify(keyed.journal_path).ok
 
-    def test_roles_are_those_of_the_key_and_a_refusal_names_the_one_that_is_missing(
-        self, keyed: Config
-    ) -> None:
+    def test_a_key_has_only_its_roles_and_a_refusal_names_the_missing_role(self, keyed: Config) -> None:
         keys = Keys(keyed.keys_dir)
         paths = {role: keys.new(role, (role,), NOON) for role in get_args(Role)}
         allowed = {"status", "metrics"}
         with serving(keyed, load_engine=load_stub_engine):
             for role, path in paths.items():
                 with Client(keyed.tcp_endpoint, key=path, timeout_ms=PATIENCE_MS) as own:
-                    refused = {op: told for op in OPS if (told := refusal_of(own, op))}
+                    refused = {op: message for op in OPS if (message := refusal_of(own, op))}
                 assert set(ROLE_OF) - set(refused) == allowed | {op for op in ROLE_OF if ROLE_OF[op] == role}
-                for op, told in refused.items():
-                    assert f"the role {ROLE_OF[op]}, which the key {role!r} does not have" in told
+                for op, message in refused.items():
+                    assert f"the role {ROLE_OF[op]}, which the key {role!r} does not have" in message
             counted = counters(keyed)
         assert counted["refused_unauthorized"] == (len(paths) - 1) * (len(OPS) - len(allowed))
         assert counted["keys_accepted"] == len(paths)
 
     def test_a_wrong_key_gets_no_answer_and_is_counted(self, keyed: Config) -> None:
         keys = Keys(keyed.keys_dir)
-        desk = load_client_key(keys.new("desk", ("ask",), NOON))
+        client_key = load_client_key(keys.new("laptop", ("ask",), NOON))
         public, secret = zmq.curve_keypair()
         with serving(keyed, load_engine=load_stub_engine):
-            with curve(keyed.tcp_endpoint, server=desk.server, public=public, secret=secret) as stranger:
+            with curve(
+                keyed.tcp_endpoint, server=client_key.server, public=public, secret=secret
+            ) as stranger:
                 stranger.send(frame())
                 counted(keyed, "keys_refused")
                 assert not stranger.poll(SILENCE_MS)
-            told = counters(keyed)
-            assert "requests_of_revoked_keys" not in told, "the handshake lets nothing in"
-            assert {"keys_accepted", "decisions_recorded"} & told.keys() == set()
+            counts = counters(keyed)
+            assert "requests_of_revoked_keys" not in counts, "the handshake lets nothing in"
+            assert {"keys_accepted", "decisions_recorded"} & counts.keys() == set()
 
-    def test_nobody_gets_in_without_curve_or_with_another_servers_key(self, keyed: Config) -> None:
-        desk = load_client_key(Keys(keyed.keys_dir).new("desk", ("ask",), NOON))
+    def test_no_client_connects_without_curve_or_with_another_servers_key(self, keyed: Config) -> None:
+        client_key = load_client_key(Keys(keyed.keys_dir).new("laptop", ("ask",), NOON))
         other, _ = zmq.curve_keypair()
         with serving(keyed, load_engine=load_stub_engine):
             with zmq.Context() as context, context.socket(zmq.DEALER) as plain:
@@ -426,21 +436,25 @@ class TestTcp:
                 plain.send(frame())
                 without = counted(keyed, "handshakes_failed")["handshakes_failed"]
                 assert not plain.poll(SILENCE_MS)
-            pair = {"public": desk.public.encode(), "secret": desk.secret.encode()}
+            pair = {"public": client_key.public.encode(), "secret": client_key.secret.encode()}
             with curve(keyed.tcp_endpoint, server=other.decode(), **pair) as misled:
                 misled.send(frame())
-                told = counted(keyed, "handshakes_failed", above=without)
+                counts = counted(keyed, "handshakes_failed", above=without)
                 assert not misled.poll(SILENCE_MS)
-            assert {"keys_accepted", "decisions_recorded"} & told.keys() == set()
+            assert {"keys_accepted", "decisions_recorded"} & counts.keys() == set()
 
     def test_a_revoked_key_gets_no_answer_connected_or_not_and_is_counted(self, keyed: Config) -> None:
         keys = Keys(keyed.keys_dir)
-        desk = load_client_key(keys.new("desk", ("ask", "record"), NOON))
-        place = {"server": desk.server, "public": desk.public.encode(), "secret": desk.secret.encode()}
+        client_key = load_client_key(keys.new("laptop", ("ask", "record"), NOON))
+        place = {
+            "server": client_key.server,
+            "public": client_key.public.encode(),
+            "secret": client_key.secret.encode(),
+        }
         with serving(keyed, load_engine=load_stub_engine), curve(keyed.tcp_endpoint, **place) as inside:
             inside.send(frame())
             assert "decision" in json.loads(inside.recv())
-            keys.revoke("desk", NOON)
+            keys.revoke("laptop", NOON)
             inside.send(frame())
             inside.send(frame("metrics"))
             inside.send_multipart([b"several", b"frames", b"{"])
@@ -448,25 +462,29 @@ class TestTcp:
             assert not inside.poll(SILENCE_MS)
             with curve(keyed.tcp_endpoint, **place) as again:
                 again.send(frame())
-                told = counted(keyed, "keys_refused")
+                counts = counted(keyed, "keys_refused")
                 assert not again.poll(SILENCE_MS)
-        assert told["decisions_recorded"] == 1
+        assert counts["decisions_recorded"] == 1
 
     def test_a_reply_that_is_due_when_a_key_is_revoked_is_not_sent_and_counted(self, keyed: Config) -> None:
         keys = Keys(keyed.keys_dir)
-        desk = load_client_key(keys.new("desk", ("ask",), NOON))
-        place = {"server": desk.server, "public": desk.public.encode(), "secret": desk.secret.encode()}
+        client_key = load_client_key(keys.new("laptop", ("ask",), NOON))
+        place = {
+            "server": client_key.server,
+            "public": client_key.public.encode(),
+            "secret": client_key.secret.encode(),
+        }
         with serving(keyed, load_engine=load_stub_engine), curve(keyed.tcp_endpoint, **place) as own:
             with stalled(keyed.journal_path):
                 own.send(frame())
                 counted(keyed, "in_flight")
-                keys.revoke("desk", NOON)
-            told = counted(keyed, "replies_to_revoked_keys")
+                keys.revoke("laptop", NOON)
+            counts = counted(keyed, "replies_to_revoked_keys")
             assert not own.poll(SILENCE_MS)
-        assert told["decisions_recorded"] == 1
+        assert counts["decisions_recorded"] == 1
 
-    def test_an_erasure_over_tcp_says_whose_key_wanted_it(self, keyed: Config) -> None:
-        path = Keys(keyed.keys_dir).new("desk", ("ask", "control"), NOON)
+    def test_an_erasure_over_tcp_records_the_name_of_the_key(self, keyed: Config) -> None:
+        path = Keys(keyed.keys_dir).new("laptop", ("ask", "control"), NOON)
         with (
             serving(keyed, load_engine=load_stub_engine),
             Client(keyed.tcp_endpoint, key=path, timeout_ms=PATIENCE_MS) as own,
@@ -475,17 +493,19 @@ class TestTcp:
             assert own.maintenance(records.Maintenance(task="erase", actor="user:alice"))["own"] == 1
         with closing(sqlite3.connect(keyed.journal_path)) as connection:
             (body,) = connection.execute("SELECT body FROM events WHERE kind = 'erased'").fetchone()
-        assert (json.loads(body)["by_key"], json.loads(body)["by_uid"]) == ("desk", None)
+        assert (json.loads(body)["by_key"], json.loads(body)["by_uid"]) == ("laptop", None)
         assert verify(keyed.journal_path).ok
 
-    def test_a_socket_that_names_itself_is_refused_for_its_name_may_be_taken_over(
-        self, keyed: Config
-    ) -> None:
-        desk = load_client_key(Keys(keyed.keys_dir).new("desk", ("ask",), NOON))
-        place = {"server": desk.server, "public": desk.public.encode(), "secret": desk.secret.encode()}
+    def test_a_client_that_sets_its_own_routing_id_is_refused(self, keyed: Config) -> None:
+        client_key = load_client_key(Keys(keyed.keys_dir).new("laptop", ("ask",), NOON))
+        place = {
+            "server": client_key.server,
+            "public": client_key.public.encode(),
+            "secret": client_key.secret.encode(),
+        }
         with (
             serving(keyed, load_engine=load_stub_engine),
-            curve(keyed.tcp_endpoint, **place, routing_id=b"desk") as own,
+            curve(keyed.tcp_endpoint, **place, routing_id=b"laptop") as own,
             curve(keyed.tcp_endpoint, **place) as plain,
         ):
             own.send(frame())
@@ -497,7 +517,7 @@ class TestTcp:
         "garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\xff" + bytes(8) + b"\x7f\x03\x01CURVE", b"\0" * 999]
     )
     def test_bytes_that_are_no_handshake_do_no_harm(self, keyed: Config, garbage: bytes) -> None:
-        path = Keys(keyed.keys_dir).new("desk", ("ask",), NOON)
+        path = Keys(keyed.keys_dir).new("laptop", ("ask",), NOON)
         host, port = keyed.tcp_endpoint.removeprefix("tcp://").split(":")
         with serving(keyed, load_engine=load_stub_engine):
             for _ in range(20):
@@ -507,7 +527,7 @@ class TestTcp:
                 assert own.evaluate(READ)["context"]["decision_id"]
             assert counters(keyed)["received"] == 2
 
-    def test_a_key_that_is_made_while_the_daemon_runs_counts_at_once(self, keyed: Config) -> None:
+    def test_a_key_made_while_the_daemon_runs_is_valid_at_once(self, keyed: Config) -> None:
         keys = Keys(keyed.keys_dir)
         keys.new("first", ("ask",), NOON)
         with serving(keyed, load_engine=load_stub_engine):
@@ -517,8 +537,8 @@ class TestTcp:
 
     def test_a_daemon_whose_keys_are_all_revoked_starts_and_lets_nobody_in(self, keyed: Config) -> None:
         keys = Keys(keyed.keys_dir)
-        keys.new("desk", ("ask",), NOON)
-        keys.revoke("desk", NOON)
+        keys.new("laptop", ("ask",), NOON)
+        keys.revoke("laptop", NOON)
         with serving(keyed, load_engine=load_stub_engine), Client(keyed.endpoint) as local:
             assert local.status().tcp_endpoint == keyed.tcp_endpoint
 
@@ -528,45 +548,47 @@ class TestClient:
         with pytest.raises(ConfigError, match="needs a key: --key FILE"):
             Client("tcp://127.0.0.1:5555")
 
-    def test_is_told_at_once_that_its_key_does_not_count(self, keyed: Config) -> None:
+    def test_a_client_with_a_revoked_key_fails_at_once_with_the_reason(self, keyed: Config) -> None:
         keys = Keys(keyed.keys_dir)
-        path, kept = keys.new("desk", ("ask",), NOON), keyed.state_dir / "desk.key"
+        path, kept = keys.new("laptop", ("ask",), NOON), keyed.state_dir / "laptop.key"
         shutil.copy(path, kept)
-        keys.revoke("desk", NOON)
+        keys.revoke("laptop", NOON)
         with (
             serving(keyed, load_engine=load_stub_engine),
             Client(keyed.tcp_endpoint, key=kept) as own,
         ):
             for _ in range(2):
-                with pytest.raises(Unreachable, match="does not know the key 'desk', or it was revoked"):
+                with pytest.raises(Unreachable, match="does not know the key 'laptop', or it was revoked"):
                     own.status()
             assert not own.alive()
             assert counters(keyed)["keys_refused"] == 3
 
-    def test_is_told_by_silence_that_its_key_was_revoked_meanwhile(self, keyed: Config) -> None:
+    def test_a_client_whose_key_is_revoked_while_connected_gets_no_reply_and_the_reason(
+        self, keyed: Config
+    ) -> None:
         keys = Keys(keyed.keys_dir)
-        path = keys.new("desk", ("ask",), NOON)
+        path = keys.new("laptop", ("ask",), NOON)
         with (
             serving(keyed, load_engine=load_stub_engine),
             Client(keyed.tcp_endpoint, key=path, timeout_ms=SILENCE_MS) as own,
         ):
             assert own.alive()
-            keys.revoke("desk", NOON)
-            with pytest.raises(Unreachable, match="gives none if the key 'desk' is revoked"):
+            keys.revoke("laptop", NOON)
+            with pytest.raises(Unreachable, match="gives none if the key 'laptop' is revoked"):
                 own.status()
 
-    def test_trusts_no_other_server(self, keyed: Config, tmp_path: Path) -> None:
-        Keys(keyed.keys_dir).new("desk", ("ask",), NOON)
-        elsewhere = Keys(tmp_path).new("desk", ("ask",), NOON)
+    def test_a_client_refuses_a_server_with_another_key(self, keyed: Config, tmp_path: Path) -> None:
+        Keys(keyed.keys_dir).new("laptop", ("ask",), NOON)
+        elsewhere = Keys(tmp_path).new("laptop", ("ask",), NOON)
         with (
             serving(keyed, load_engine=load_stub_engine),
             Client(keyed.tcp_endpoint, key=elsewhere) as own,
-            pytest.raises(Unreachable, match="is not the daemon that made the key 'desk'"),
+            pytest.raises(Unreachable, match="is not the daemon that made the key 'laptop'"),
         ):
             own.status()
 
-    def test_that_is_honest_fails_no_handshake(self, keyed: Config) -> None:
-        path = Keys(keyed.keys_dir).new("desk", ("ask",), NOON)
+    def test_a_valid_client_counts_no_failed_handshake(self, keyed: Config) -> None:
+        path = Keys(keyed.keys_dir).new("laptop", ("ask",), NOON)
         with serving(keyed, load_engine=load_stub_engine):
             with Client(keyed.tcp_endpoint, key=path, timeout_ms=PATIENCE_MS) as own:
                 assert own.alive()
@@ -574,22 +596,22 @@ class TestClient:
             assert "handshakes_failed" not in counters(keyed)
 
     def test_survives_a_restart_of_the_daemon(self, keyed: Config) -> None:
-        path = Keys(keyed.keys_dir).new("desk", ("ask",), NOON)
+        path = Keys(keyed.keys_dir).new("laptop", ("ask",), NOON)
         with Client(keyed.tcp_endpoint, key=path, timeout_ms=PATIENCE_MS) as own:
             for _ in range(2):
                 with serving(keyed, load_engine=load_stub_engine):
                     assert own.evaluate(READ)["context"]["decision_id"]
 
-    def test_nobody_there_is_said_at_once(self, keyed: Config) -> None:
-        path = Keys(keyed.keys_dir).new("desk", ("ask",), NOON)
+    def test_a_missing_daemon_is_reported_at_once(self, keyed: Config) -> None:
+        path = Keys(keyed.keys_dir).new("laptop", ("ask",), NOON)
         with (
             Client(keyed.tcp_endpoint, key=path) as own,
             pytest.raises(Unreachable, match="no daemon listens"),
         ):
             own.status()
 
-    def test_nothing_is_kept_in_the_journal_here_for_a_daemon_elsewhere(self, keyed: Config) -> None:
-        path = Keys(keyed.keys_dir).new("desk", ("ask",), NOON)
+    def test_a_command_for_a_tcp_endpoint_never_writes_a_local_journal(self, keyed: Config) -> None:
+        path = Keys(keyed.keys_dir).new("laptop", ("ask",), NOON)
         elsewhere = replace(keyed, endpoint=keyed.tcp_endpoint, tcp_endpoint="", key=str(path))
         for call in (
             lambda: journal_access.submit_record(elsewhere, records.Node(type="goal", title="Ship")),
@@ -603,7 +625,7 @@ class TestClient:
 # ---------------------------------------------------------------- on the ipc socket
 
 
-#: A client that becomes another user, sends what it is given line by line, and prints what it is told.
+#: A client that becomes another user, sends each line of its input, and prints the replies.
 OTHER_USER = """
 import os, sys, zmq
 endpoint, uid = sys.argv[1:]
@@ -620,7 +642,7 @@ with zmq.Context() as context, context.socket(zmq.REQ) as opened:
 """
 
 
-def told_to_another_user(config: Config, *frames: bytes) -> list[dict[str, Json]]:
+def replies_to_another_user(config: Config, *frames: bytes) -> list[dict[str, Json]]:
     done = subprocess.run(
         [sys.executable, "-c", OTHER_USER, config.endpoint, str(STRANGER_UID)],
         input=b"\n".join(frames),
@@ -637,31 +659,33 @@ class TestAnotherUser:
         config.state_dir.chmod(0o711)
         return replace(config, socket_mode=0o666)
 
-    def test_may_ask_and_record_and_nothing_else_and_the_rest_is_not_even_read(self, opened: Config) -> None:
+    def test_another_user_may_ask_and_record_and_any_other_request_is_refused_undecoded(
+        self, opened: Config
+    ) -> None:
         with serving(opened, load_engine=load_stub_engine):
-            asked = told_to_another_user(
+            replies = replies_to_another_user(
                 opened,
                 frame(),
                 frame("node", record={"type": "goal", "title": "Ship"}),
                 frame("status"),
                 *(frame(op, record="malformed") for op in ("review", "approval", "maintenance", "control")),
             )
-            told = counters(opened)
-        assert [next(iter(reply.keys() - {"v", "id", "context"})) for reply in asked] == [
+            counts = counters(opened)
+        assert [next(iter(reply.keys() - {"v", "id", "context"})) for reply in replies] == [
             "decision", "recorded", "status", "error", "error", "error", "error",
         ]  # fmt: skip
-        for reply, role in zip(asked[3:], ("review", "approve", "control", "control"), strict=True):
+        for reply, role in zip(replies[3:], ("review", "approve", "control", "control"), strict=True):
             assert reply["error"]["code"] == "unauthorized"
             assert (
                 f"needs the role {role}, which uid {STRANGER_UID} does not have" in reply["error"]["message"]
             )
-        assert told["refused_unauthorized"] == 4
-        assert "decision" in asked[0]
+        assert counts["refused_unauthorized"] == 4
+        assert "decision" in replies[0]
 
-    def test_may_do_what_the_settings_say(self, opened: Config) -> None:
+    def test_another_user_has_the_roles_that_the_settings_give(self, opened: Config) -> None:
         given = replace(opened, roles=(f"uid:{STRANGER_UID}=control",))
         with serving(given, load_engine=load_stub_engine):
-            maintenance, control, ask = told_to_another_user(
+            maintenance, control, ask = replies_to_another_user(
                 given,
                 frame("maintenance", record={"task": "checkpoint"}),
                 frame("control", record={"task": "reload"}),
@@ -671,9 +695,9 @@ class TestAnotherUser:
         assert control["done"]["refused"] == {}
         assert ask["error"]["code"] == "unauthorized"
 
-    def test_without_any_role_may_not_even_ask_how_it_goes(self, opened: Config) -> None:
+    def test_a_caller_without_any_role_may_not_read_the_status(self, opened: Config) -> None:
         with serving(replace(opened, roles=()), load_engine=load_stub_engine):
-            (reply,) = told_to_another_user(opened, frame("status"))
+            (reply,) = replies_to_another_user(opened, frame("status"))
         assert "needs one of the roles ask, record, approve, review, control" in reply["error"]["message"]
 
 
@@ -686,37 +710,37 @@ class TestCommands:
         monkeypatch.setenv("THOR_POLICY_STATE_DIR", str(config.state_dir))
 
         def call(*arguments: str) -> tuple[int, str]:
-            found = CliRunner().invoke(cli, arguments)
-            return found.exit_code, found.output
+            result = CliRunner().invoke(cli, arguments)
+            return result.exit_code, result.output
 
         return call
 
     def test_make_list_and_revoke_keys(self, run: Any, config: Config) -> None:
-        path = config.state_dir / "keys" / "desk.key"
-        assert run("keys", "new", "desk", "--role", "ask", "--role", "review") == (0, f"{path}\n")
+        path = config.state_dir / "keys" / "laptop.key"
+        assert run("keys", "new", "laptop", "--role", "ask", "--role", "review") == (0, f"{path}\n")
         code, listed = run("keys", "list", "--json")
         (known,) = json.loads(listed)
         assert (known["name"], known["roles"], known["public"]) == (
-            "desk",
+            "laptop",
             ["ask", "review"],
             load_client_key(path).public,
         )
         assert load_client_key(path).secret not in listed
-        assert run("keys", "new", "desk")[0] == 2
-        assert run("keys", "revoke", "desk")[0] == 0
+        assert run("keys", "new", "laptop")[0] == 2
+        assert run("keys", "revoke", "laptop")[0] == 0
         assert json.loads(run("keys", "list", "--json")[1])[0]["revoked_at"]
         assert run("keys", "new")[0] == 2
         assert run("keys", "new", "--server") == (0, f"{config.state_dir / 'keys' / 'server.pub'}\n")
         assert code == 0
 
-    def test_ask_a_daemon_elsewhere_by_the_name_or_the_file_of_a_key(self, run: Any, keyed: Config) -> None:
-        path = Keys(keyed.keys_dir).new("desk", ("ask",), NOON)
+    def test_key_takes_a_name_in_keys_dir_or_a_file(self, run: Any, keyed: Config) -> None:
+        path = Keys(keyed.keys_dir).new("laptop", ("ask",), NOON)
         with ExitStack() as stack:
             stack.enter_context(serving(keyed, load_engine=load_stub_engine))
-            for key in ("desk", str(path)):
+            for key in ("laptop", str(path)):
                 place = ("--endpoint", keyed.tcp_endpoint, "--key", key)
-                code, told = run("ask", json.dumps(READ), "--json", *place)
-                assert (code, "decision_id" in told) == (0, True)
+                code, output = run("ask", json.dumps(READ), "--json", *place)
+                assert (code, "decision_id" in output) == (0, True)
                 assert run("status", *place)[0] == 0
                 assert run("log", "checkpoint", *place)[0] == 4
             assert run("ask", json.dumps(READ), "--endpoint", keyed.tcp_endpoint)[0] == 2

@@ -1,4 +1,4 @@
-"""Signed packs: what counts as signed, who may have signed, and that nothing else is ever loaded."""
+"""Signed packs: valid signatures, trusted keys, and that no other pack is ever loaded."""
 
 from __future__ import annotations
 
@@ -60,16 +60,21 @@ def sign(folder: Path, key: Key = KEY) -> signatures.PackSignature:
 
 def test_a_signed_pack_loads_and_the_signature_is_no_part_of_its_digest(folder: Path, public: str) -> None:
     before = pack_files.load(folder)
-    told = sign(folder)
+    signature = sign(folder)
     after = pack_files.load(folder, [public])
     assert after.info == before.info
-    assert (told.name, told.version, told.sha256, told.key) == ("small", "1", before.info.sha256, KEY.key)
+    assert (signature.name, signature.version, signature.sha256, signature.key) == (
+        "small",
+        "1",
+        before.info.sha256,
+        KEY.key,
+    )
     assert lint_pack(after) == lint_pack(before)
 
 
-def test_the_form_of_what_is_signed_is_fixed(folder: Path) -> None:
-    told = sign(folder)
-    assert told.signed == f"thor-policy pack 1\n{told.sha256}\nsmall\n1\n{KEY.key}\n".encode()
+def test_the_signed_lines_have_a_fixed_form(folder: Path) -> None:
+    signature = sign(folder)
+    assert signature.signed == f"thor-policy pack 1\n{signature.sha256}\nsmall\n1\n{KEY.key}\n".encode()
     assert signatures._promotion("{}", "ab" * 32, KEY.key) == (
         b"thor-policy promotion 1\n44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a\n"
         + b"ab" * 32
@@ -78,10 +83,10 @@ def test_the_form_of_what_is_signed_is_fixed(folder: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not on this machine")
-def test_openssl_finds_the_signature_good(folder: Path, public: str, tmp_path: Path) -> None:
-    told = sign(folder)
-    (tmp_path / "lines").write_bytes(told.signed)
-    (tmp_path / "signature").write_bytes(bytes.fromhex(told.signature))
+def test_openssl_verifies_a_signature(folder: Path, public: str, tmp_path: Path) -> None:
+    signature = sign(folder)
+    (tmp_path / "lines").write_bytes(signature.signed)
+    (tmp_path / "signature").write_bytes(bytes.fromhex(signature.signature))
     command = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", public, "-rawin", "-in"]
     command += [str(tmp_path / "lines"), "-sigfile", str(tmp_path / "signature")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -97,13 +102,13 @@ def test_an_unsigned_pack_is_refused_with_pack_key_and_cure(folder: Path, public
         pack_files.load(folder, [public])
 
 
-def test_a_key_that_nobody_named_does_not_count(folder: Path, public: str) -> None:
+def test_a_signature_by_an_untrusted_key_is_refused(folder: Path, public: str) -> None:
     sign(folder, OTHER)
     with pytest.raises(PackError, match=f"its key {OTHER.key} is not among the trusted ones .*{KEY.key}"):
         pack_files.load(folder, [public])
 
 
-def test_of_two_keys_either_counts_so_that_a_key_can_be_rotated(
+def test_with_two_trusted_keys_either_may_sign_so_that_a_key_can_be_rotated(
     folder: Path, public: str, other: str
 ) -> None:
     for key in (KEY, OTHER):
@@ -113,14 +118,14 @@ def test_of_two_keys_either_counts_so_that_a_key_can_be_rotated(
         pack_files.load(folder, [public])
 
 
-def test_a_signature_under_the_name_of_another_key_is_wrong(folder: Path, public: str, other: str) -> None:
-    told = msgspec.structs.replace(sign(folder), key=OTHER.key)
-    (folder / pack_files.SIGNATURE).write_bytes(signatures._text(told))
+def test_a_signature_with_the_id_of_another_key_is_refused(folder: Path, public: str, other: str) -> None:
+    renamed = msgspec.structs.replace(sign(folder), key=OTHER.key)
+    (folder / pack_files.SIGNATURE).write_bytes(signatures._text(renamed))
     with pytest.raises(PackError, match=r"pack\.sig is not valid: its signature is wrong"):
         pack_files.load(folder, [public, other])
 
 
-def test_the_signature_of_another_pack_is_none_of_this_one(folder: Path, public: str, tmp_path: Path) -> None:
+def test_the_signature_of_another_pack_is_refused(folder: Path, public: str, tmp_path: Path) -> None:
     elsewhere = write_pack(tmp_path / "elsewhere", version="2")
     sign(elsewhere)
     shutil.copy(elsewhere / pack_files.SIGNATURE, folder)
@@ -165,16 +170,18 @@ def test_a_flip_of_any_bit_of_the_signature_is_refused(folder: Path, public: str
     assert signatures.check_pack(info, path, [Path(public)]).key == KEY.key
 
 
-def test_an_upper_case_signature_is_not_the_one_that_was_written(folder: Path, public: str) -> None:
-    told = sign(folder)
+def test_a_signature_in_upper_case_is_refused(folder: Path, public: str) -> None:
+    signature = sign(folder)
     path = folder / pack_files.SIGNATURE
-    path.write_bytes(path.read_bytes().replace(told.signature.encode(), told.signature.upper().encode()))
+    path.write_bytes(
+        path.read_bytes().replace(signature.signature.encode(), signature.signature.upper().encode())
+    )
     with pytest.raises(PackError, match=r"pack\.sig .*Expected `str` matching regex"):
         pack_files.load(folder, [public])
 
 
 @pytest.mark.parametrize("version", ["two words", "1\n2", "ä", "", "x" * 65])
-def test_a_version_that_is_no_line_of_its_own_cannot_be_signed(tmp_path: Path, version: str) -> None:
+def test_a_version_that_does_not_fit_one_line_cannot_be_signed(tmp_path: Path, version: str) -> None:
     info = PackInfo(name="small", version=version, sha256="ab" * 32)
     with pytest.raises(PackError, match="cannot be signed; make it 1 to 64 printable ASCII characters"):
         signatures.sign_pack(info, tmp_path / pack_files.SIGNATURE, KEY)
@@ -184,27 +191,27 @@ def test_a_version_that_is_no_line_of_its_own_cannot_be_signed(tmp_path: Path, v
 def test_a_trusted_key_that_cannot_be_read_refuses_every_pack(folder: Path, tmp_path: Path) -> None:
     sign(folder)
     (tmp_path / "none.pub").write_text("not a key")
-    for name, told in (("none.pub", "is no Ed25519 public key in PEM"), ("gone.pub", "No such file")):
-        with pytest.raises(PackError, match=rf"pack_keys: the public key .*{name} .*{told}"):
+    for name, problem in (("none.pub", "is no Ed25519 public key in PEM"), ("gone.pub", "No such file")):
+        with pytest.raises(PackError, match=rf"pack_keys: the public key .*{name} .*{problem}"):
             pack_files.load(folder, [str(tmp_path / name)])
 
 
 # ---------------------------------------------------------------- the daemon
 
 
-def test_no_daemon_starts_with_a_pack_that_nobody_signed(config: Config, folder: Path, public: str) -> None:
-    told = replace(config, pack=str(folder), pack_keys=(public,))
+def test_a_daemon_does_not_start_with_an_unsigned_pack(config: Config, folder: Path, public: str) -> None:
+    settings = replace(config, pack=str(folder), pack_keys=(public,))
     with (
         pytest.raises(PackError, match="is not signed"),
-        serving(told, load_engine=load_stub_engine),
+        serving(settings, load_engine=load_stub_engine),
     ):
         pass
     sign(folder)
-    assert load_pack(told).info.name == "small"
+    assert load_pack(settings).info.name == "small"
 
 
 @pytest.mark.parametrize("task", ["load", "activate", "shadow"])
-def test_a_daemon_loads_activates_and_shadows_signed_packs_alone(
+def test_a_daemon_loads_activates_and_shadows_only_signed_packs(
     config: Config, folder: Path, public: str, tmp_path: Path, task: str
 ) -> None:
     second = write_pack(tmp_path / "second", version="2", system="Judge.")
@@ -224,12 +231,12 @@ def test_a_daemon_loads_activates_and_shadows_signed_packs_alone(
         assert [pack.version for pack in client.status().packs] in (["1", "2"], ["2", "1"])
 
 
-def test_a_reload_refuses_what_was_altered_and_the_old_pack_goes_on(
+def test_a_reload_refuses_an_altered_pack_and_the_old_pack_stays(
     config: Config, folder: Path, public: str
 ) -> None:
     sign(folder)
-    told = replace(config, pack=str(folder), pack_keys=(public,))
-    with serving(told, load_engine=load_stub_engine) as served, Client(served.endpoint) as client:
+    settings = replace(config, pack=str(folder), pack_keys=(public,))
+    with serving(settings, load_engine=load_stub_engine) as served, Client(served.endpoint) as client:
         write_pack(folder, version="2", system="Judge otherwise.")
         ((which, why),) = client.control(Control(task="reload"))["refused"].items()
         assert which.startswith("small@1 (")
@@ -243,7 +250,7 @@ def test_a_reload_refuses_what_was_altered_and_the_old_pack_goes_on(
 # ---------------------------------------------------------------- the commands
 
 
-def test_sign_makes_a_key_and_verify_finds_the_pack_signed_by_it(folder: Path, tmp_path: Path) -> None:
+def test_sign_with_a_new_key_is_verified_and_later_signs_reuse_the_key(folder: Path, tmp_path: Path) -> None:
     key = tmp_path / "keys" / "release.key"
     done = CliRunner().invoke(cli, ["packs", "sign", str(folder), "--key", str(key), "--new-key", "--json"])
     assert done.exit_code == 0, done.output
@@ -292,7 +299,7 @@ def test_a_new_key_never_replaces_a_file(folder: Path, tmp_path: Path) -> None:
         Key.make(tmp_path / "file" / "release.key")
 
 
-def test_a_key_that_others_may_read_signs_nothing(folder: Path, tmp_path: Path) -> None:
+def test_a_key_that_other_users_can_read_is_refused(folder: Path, tmp_path: Path) -> None:
     key = tmp_path / "release.key"
     Key.make(key)
     key.chmod(0o644)

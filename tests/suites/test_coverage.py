@@ -1,4 +1,4 @@
-"""Coverage: the clauses that answers cite and the rules that questions set off, and what none reaches."""
+"""Coverage: the clauses that answers cite, the rules that questions fire, and those that none reaches."""
 
 from __future__ import annotations
 
@@ -41,28 +41,28 @@ def suspended() -> Scenario:
 
 
 def test_every_clause_and_rule_of_the_pack_is_counted(shipped_pack: Pack, suspended: Scenario) -> None:
-    found = cover(shipped_pack, [answered(suspended, "R1", "R1", "R2"), answered(suspended, "R1")], AT)
+    coverage = cover(shipped_pack, [answered(suspended, "R1", "R1", "R2"), answered(suspended, "R1")], AT)
     fired = shipped_pack.book.apply(suspended.evaluation(), AT).rules
-    assert (found.pack, found.scenarios) == (shipped_pack.info.name, 2)
-    assert list(found.clauses) == list(shipped_pack.clauses)
-    assert (found.clauses["R1"], found.clauses["R2"], found.clauses["R3"]) == (2, 1, 0)
-    assert list(found.rules) == [rule.id for rule in shipped_pack.book.rules]
+    assert (coverage.pack, coverage.scenarios) == (shipped_pack.info.name, 2)
+    assert list(coverage.clauses) == list(shipped_pack.clauses)
+    assert (coverage.clauses["R1"], coverage.clauses["R2"], coverage.clauses["R3"]) == (2, 1, 0)
+    assert list(coverage.rules) == [rule.id for rule in shipped_pack.book.rules]
     assert fired
-    assert {name: count for name, count in found.rules.items() if count} == dict.fromkeys(fired, 2)
+    assert {name: count for name, count in coverage.rules.items() if count} == dict.fromkeys(fired, 2)
 
 
-def test_what_was_never_reached_is_named_and_the_lower_share_counts() -> None:
-    found = Coverage(
+def test_coverage_lists_what_no_scenario_reached_and_the_lower_share_counts() -> None:
+    coverage = Coverage(
         pack="p", scenarios=3, clauses={"R1": 2, "R2": 0}, rules={"a": 0, "b": 1, "c": 0, "d": 0}
     )
-    assert (found.never_cited, found.never_fired, found.share) == (("R2",), ("a", "c", "d"), 0.25)
+    assert (coverage.never_cited, coverage.never_fired, coverage.share) == (("R2",), ("a", "c", "d"), 0.25)
     assert Coverage(pack="p", scenarios=0, clauses={"R1": 1}, rules={}).share == 1.0
 
 
 def test_a_scenario_without_an_answer_covers_nothing(shipped_pack: Pack, suspended: Scenario) -> None:
-    found = cover(shipped_pack, [answered(suspended, outcome=None)], AT)
-    assert (found.scenarios, found.share) == (0, 0.0)
-    assert not any(found.rules.values())
+    coverage = cover(shipped_pack, [answered(suspended, outcome=None)], AT)
+    assert (coverage.scenarios, coverage.share) == (0, 0.0)
+    assert not any(coverage.rules.values())
 
 
 #: Rules that no scenario of the suite of their pack sets off; the suites are frozen.
@@ -84,8 +84,8 @@ UNREACHED = {
 
 
 @pytest.mark.parametrize("path", suite_files.available(data_path("scenarios")), ids=lambda path: path.stem)
-def test_the_suites_that_ship_set_off_every_rule_but_these(path: Path) -> None:
+def test_the_shipped_suites_fire_every_rule_except_the_listed_ones(path: Path) -> None:
     loaded = suite_files.load(path)
     pack = pack_files.load(pack_files.find(loaded.pack, data_path("prompts")))
-    found = cover(pack, [answered(scenario) for scenario in loaded.scenarios], AT)
-    assert found.never_fired == UNREACHED[loaded.name]
+    coverage = cover(pack, [answered(scenario) for scenario in loaded.scenarios], AT)
+    assert coverage.never_fired == UNREACHED[loaded.name]

@@ -1,4 +1,4 @@
-"""What a run shows: figures by scenario, comparisons that chance cannot make, baselines that fail closed."""
+"""Figures of a run, comparisons that chance does not explain, and baselines that fail closed."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_an_item_keeps_what_figures_need_and_nothing_of_the_question() -> None:
     )
 
 
-def test_an_item_of_a_scenario_that_was_not_answered() -> None:
+def test_an_item_without_an_answer_has_no_outcome_and_no_tokens() -> None:
     unasked = verdicts.Result(scenario=SCENARIO, status="skipped", misses=("needs a calendar",))
     kept = item(unasked, suite="trial", pack="small", labels=LABELS)
     assert (kept.status, kept.outcome, kept.wrong, kept.tokens) == ("skipped", None, None, None)
@@ -102,7 +102,7 @@ def test_a_wrong_outcome_is_too_loose_only_below_all_that_are_accepted(
     assert how_wrong(outcome, accepted, LABELS) == wrong
 
 
-def test_a_run_is_read_back_as_it_was_and_shown_figures_are_not(tmp_path: Path) -> None:
+def test_a_saved_run_loads_unchanged_and_the_figures_in_the_file_are_ignored(tmp_path: Path) -> None:
     run = run_of(answered("Q1"), answered("Q2", "allow"), error("Q3"))
     shown = plain(run, summary=figures(run))
     assert list(shown)[-1] == "results"
@@ -114,7 +114,7 @@ def test_a_run_is_read_back_as_it_was_and_shown_figures_are_not(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"{", "is no saved run: Input data was truncated; make one with"),
         (b"[]", "is no saved run: Expected `object`, got `array`"),
@@ -125,15 +125,17 @@ def test_a_run_is_read_back_as_it_was_and_shown_figures_are_not(tmp_path: Path) 
         (b"[" * 100_000, "is no saved run: "),
     ],
 )
-def test_what_is_no_run_is_refused_by_file(tmp_path: Path, content: bytes, told: str) -> None:
+def test_a_file_that_is_no_saved_run_is_refused_with_its_path(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     path = tmp_path / "run.json"
     path.write_bytes(content)
     with pytest.raises(SuiteError) as refusal:
         load(path)
-    assert str(refusal.value).startswith(f"{path}: {told}")
+    assert str(refusal.value).startswith(f"{path}: {message}")
 
 
-def test_a_run_that_is_not_there_is_refused_by_file(tmp_path: Path) -> None:
+def test_a_missing_run_file_is_refused_with_its_path(tmp_path: Path) -> None:
     with pytest.raises(SuiteError, match=r"absent\.json: cannot be read: No such file"):
         load(tmp_path / "absent.json")
 
@@ -163,22 +165,22 @@ def test_a_scenario_counts_by_its_worst_round_and_a_loose_failure_is_worse_than_
     ],
 )
 def test_a_rate_has_a_wilson_interval(hits: int, of: int, low: float, high: float) -> None:
-    found = rate(hits, of)
-    assert found.share == hits / of
-    assert (found.low, found.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+    interval = rate(hits, of)
+    assert interval.share == hits / of
+    assert (interval.low, interval.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
 
 
-def test_a_rate_of_nothing_says_nothing() -> None:
-    found = rate(0, 0)
-    assert (found.share, found.low, found.high) == (None, 0.0, 1.0)
+def test_a_rate_of_nothing_has_no_share_and_the_widest_interval() -> None:
+    empty = rate(0, 0)
+    assert (empty.share, empty.low, empty.high) == (None, 0.0, 1.0)
 
 
 @given(st.integers(1, 400).flatmap(lambda of: st.tuples(st.integers(0, of), st.just(of))))
 def test_an_interval_holds_its_share(pair: tuple[int, int]) -> None:
-    found = rate(*pair)
-    assert found.share is not None
-    assert -1e-12 <= found.low <= found.share + 1e-12
-    assert found.share - 1e-12 <= found.high <= 1 + 1e-12
+    interval = rate(*pair)
+    assert interval.share is not None
+    assert -1e-12 <= interval.low <= interval.share + 1e-12
+    assert interval.share - 1e-12 <= interval.high <= 1 + 1e-12
 
 
 MIXED = run_of(
@@ -192,23 +194,23 @@ MIXED = run_of(
 )
 
 
-def test_counts_of_a_run() -> None:
-    found = figures(MIXED)
-    assert (found.scenarios, found.not_skipped) == (7, 6)
-    assert (found.passed, found.failed, found.errors, found.skipped) == (3, 2, 1, 1)
-    assert not found.ok
-    assert (found.passing.hits, found.passing.of) == (3, 6)
+def test_figures_count_passed_failed_errors_and_skipped_scenarios() -> None:
+    summary = figures(MIXED)
+    assert (summary.scenarios, summary.not_skipped) == (7, 6)
+    assert (summary.passed, summary.failed, summary.errors, summary.skipped) == (3, 2, 1, 1)
+    assert not summary.ok
+    assert (summary.passing.hits, summary.passing.of) == (3, 6)
 
 
-def test_rules_and_model_are_told_apart_and_compared_on_the_same_questions() -> None:
-    found = figures(MIXED)
-    assert (found.decided.hits, found.decided.of) == (3, 6)
-    assert (found.rules.hits, found.rules.of) == (3, 6)  # Q3, Q4, Q5
-    assert (found.model.hits, found.model.of) == (2, 4)  # Q1, Q5 of those that it was asked
-    assert (found.rules_where_asked.hits, found.rules_where_asked.of) == (2, 4)  # Q3, Q5
+def test_rules_and_model_have_separate_rates_also_on_the_same_questions() -> None:
+    summary = figures(MIXED)
+    assert (summary.decided.hits, summary.decided.of) == (3, 6)
+    assert (summary.rules.hits, summary.rules.of) == (3, 6)  # Q3, Q4, Q5
+    assert (summary.model.hits, summary.model.of) == (2, 4)  # Q1, Q5 of those that it was asked
+    assert (summary.rules_where_asked.hits, summary.rules_where_asked.of) == (2, 4)  # Q3, Q5
 
 
-def test_always_answering_the_commonest_label_is_a_baseline_of_each_pack() -> None:
+def test_the_majority_rate_is_that_of_the_most_frequent_label_of_each_pack() -> None:
     assert figures(MIXED).majority.hits == 4  # deny, right for Q1, Q2, Q4, Q6
     other = [answered("Q8", "allow", wanted="allow", pack="other"), answered("Q9", "deny", pack="other")]
     both = replace(MIXED, results=(*MIXED.results, *other))
@@ -217,42 +219,42 @@ def test_always_answering_the_commonest_label_is_a_baseline_of_each_pack() -> No
 
 def test_balanced_accuracy_weighs_every_outcome_alike() -> None:
     items = [answered(f"Q{n}", "deny") for n in range(9)] + [answered("Q9", "deny", wanted="allow")]
-    found = figures(run_of(*items))
-    assert found.decided.share == 0.9
-    assert (found.balanced_accuracy, found.classes) == (0.5, 2)
+    summary = figures(run_of(*items))
+    assert summary.decided.share == 0.9
+    assert (summary.balanced_accuracy, summary.classes) == (0.5, 2)
 
 
-def test_too_loose_and_too_strict_are_counted_apart() -> None:
-    found = figures(MIXED)
-    assert (found.too_loose.hits, found.too_strict.hits) == (1, 1)
+def test_too_loose_and_too_strict_outcomes_are_counted_separately() -> None:
+    summary = figures(MIXED)
+    assert (summary.too_loose.hits, summary.too_strict.hits) == (1, 1)
 
 
-def test_confusion_counts_wanted_against_served() -> None:
-    (found,) = figures(MIXED).confusion
-    assert (found.pack, found.labels) == ("small", LABELS)
-    assert found.counts == ((0, 0, 1), (0, 0, 0), (1, 0, 2))
-    assert found.several == 2  # Q5 accepts two, Q6 got none
+def test_the_confusion_matrix_counts_wanted_and_served_outcomes() -> None:
+    (matrix,) = figures(MIXED).confusion
+    assert (matrix.pack, matrix.labels) == ("small", LABELS)
+    assert matrix.counts == ((0, 0, 1), (0, 0, 0), (1, 0, 2))
+    assert matrix.several == 2  # Q5 accepts two, Q6 got none
 
 
 def test_calibration_is_that_of_the_models_own_label() -> None:
-    found = figures(MIXED).calibration
-    assert found is not None
-    assert (found.count, found.accuracy) == (3, pytest.approx(1 / 3))  # Q1, Q2, Q3
-    assert found.ece == pytest.approx(0.8 - 1 / 3)
+    quality = figures(MIXED).calibration
+    assert quality is not None
+    assert (quality.count, quality.accuracy) == (3, pytest.approx(1 / 3))  # Q1, Q2, Q3
+    assert quality.ece == pytest.approx(0.8 - 1 / 3)
     assert figures(run_of(error("Q1"))).calibration is None
 
 
 def test_groups_by_difficulty_go_from_easy_to_attack_and_by_tag_by_name() -> None:
-    found = figures(MIXED)
-    assert [group.name for group in found.by_difficulty] == ["easy", "hard", "attack"]
-    assert [(group.name, group.passed.of) for group in found.by_tag] == [("critical", 1), ("night", 1)]
-    easy = found.by_difficulty[0]
+    summary = figures(MIXED)
+    assert [group.name for group in summary.by_difficulty] == ["easy", "hard", "attack"]
+    assert [(group.name, group.passed.of) for group in summary.by_tag] == [("critical", 1), ("night", 1)]
+    easy = summary.by_difficulty[0]
     assert (easy.passed.hits, easy.passed.of) == (2, 4)
     assert (easy.rules.hits, easy.model.hits, easy.model.of) == (2, 1, 3)
     assert (easy.too_loose, easy.too_strict) == (1, 1)
 
 
-def test_time_is_told_by_who_answered() -> None:
+def test_latency_is_reported_by_tier() -> None:
     items = [answered(f"Q{n}", total_ms=float(n)) for n in range(1, 21)]
     items.append(answered("Q21", tier="rule", total_ms=0.5))
     model, rule = figures(run_of(*items)).latency
@@ -263,15 +265,15 @@ def test_time_is_told_by_who_answered() -> None:
 
 
 def test_tokens_are_means_over_what_the_model_answered() -> None:
-    found = figures(MIXED)
-    assert (found.mean_question_tokens, found.mean_explanation_tokens) == (70, 10)
+    summary = figures(MIXED)
+    assert (summary.mean_question_tokens, summary.mean_explanation_tokens) == (70, 10)
     assert figures(run_of(error("Q1"))).mean_question_tokens is None
 
 
-def test_nothing_asked_gives_no_figures_and_no_failure() -> None:
-    found = figures(run_of())
-    assert (found.scenarios, found.passing.share, found.pass_k, found.ok) == (0, None, (), False)
-    assert found.balanced_accuracy is None
+def test_a_run_without_scenarios_has_no_figures_and_does_not_fail() -> None:
+    summary = figures(run_of())
+    assert (summary.scenarios, summary.passing.share, summary.pass_k, summary.ok) == (0, None, (), False)
+    assert summary.balanced_accuracy is None
     assert not figures(run_of(skipped("Q1"))).ok
     assert figures(run_of(answered("Q1"))).ok
 
@@ -300,23 +302,23 @@ def test_pass_k_is_the_chance_that_k_answers_all_pass() -> None:
 @given(st.integers(1, 6).flatmap(lambda n: st.lists(st.tuples(*[st.booleans()] * n), min_size=1, max_size=8)))
 def test_pass_k_never_rises_with_k_and_ends_at_what_always_passed(passed: list[tuple[bool, ...]]) -> None:
     run = repeated(*passed)
-    found = pass_k(run)
-    assert list(found) == sorted(found, reverse=True)
+    chances = pass_k(run)
+    assert list(chances) == sorted(chances, reverse=True)
     share = figures(run).passing.share
     assert share is not None
-    assert math.isclose(found[-1], share, abs_tol=1e-12)
+    assert math.isclose(chances[-1], share, abs_tol=1e-12)
 
 
 def test_repeats_do_not_narrow_an_interval() -> None:
-    once, ten = repeated(*[(True,)] * 5, (False,)), repeated(*[(True,) * 10] * 5, (False,) * 10)
-    assert figures(once).passing == figures(ten).passing
+    single, ten = repeated(*[(True,)] * 5, (False,)), repeated(*[(True,) * 10] * 5, (False,) * 10)
+    assert figures(single).passing == figures(ten).passing
 
 
-def test_a_flip_tells_each_round_and_how_far_probabilities_moved() -> None:
+def test_a_flip_lists_each_round_and_how_far_probabilities_moved() -> None:
     first, second, third = (answered("Q1", o, round=n) for n, o in enumerate(("deny", "deny", "mfa"), 1))
-    (found,) = flips([third, first, second, answered("Q2", round=1), answered("Q2", round=2)])
-    assert (found.id, found.outcomes, found.passed) == ("Q1", ("deny", "deny", "mfa"), (True, True, False))
-    assert found.shift == pytest.approx(0.7)
+    (flip,) = flips([third, first, second, answered("Q2", round=1), answered("Q2", round=2)])
+    assert (flip.id, flip.outcomes, flip.passed) == ("Q1", ("deny", "deny", "mfa"), (True, True, False))
+    assert flip.shift == pytest.approx(0.7)
 
 
 # ---------------------------------------------------------------- comparing
@@ -328,79 +330,83 @@ def compared(before: list[Item], after: list[Item], **changes: Any) -> Compariso
 
 def test_a_run_against_itself_shows_no_difference() -> None:
     items = many(30, 10)
-    found = compared(items, items)
-    assert (found.paired, found.fixed, found.broken, found.changes) == (40, 0, 0, ())
-    assert (found.both_right, found.both_wrong) == (30, 10)
-    assert (found.p_value, found.difference) == (1.0, 0.0)
-    assert found.low == -found.high
-    assert found.choice == "neither"
-    assert found.reason.startswith("no difference shown")
+    comparison = compared(items, items)
+    assert (comparison.paired, comparison.fixed, comparison.broken, comparison.changes) == (40, 0, 0, ())
+    assert (comparison.both_right, comparison.both_wrong) == (30, 10)
+    assert (comparison.p_value, comparison.difference) == (1.0, 0.0)
+    assert comparison.low == -comparison.high
+    assert comparison.choice == "neither"
+    assert comparison.reason.startswith("no difference shown")
 
 
 def test_mcnemar_is_exact_and_its_interval_agrees() -> None:
     before = many(20, 10)
     after = many(30, 0)
-    found = compared(before, after)
-    assert (found.fixed, found.broken) == (10, 0)
-    assert found.p_value == pytest.approx(2 / 2**10)  # by hand: both tails of ten coins that agree
-    assert found.difference == pytest.approx(1 / 3)
+    comparison = compared(before, after)
+    assert (comparison.fixed, comparison.broken) == (10, 0)
+    assert comparison.p_value == pytest.approx(2 / 2**10)  # by hand: both tails of ten coins that agree
+    assert comparison.difference == pytest.approx(1 / 3)
     # Clopper-Pearson of 10 of 10: from 0.025^(1/10)
-    assert found.low == pytest.approx((2 * 0.025**0.1 - 1) / 3, abs=1e-6)
-    assert found.high == pytest.approx(1 / 3)
-    assert (found.choice, found.reason) == (
+    assert comparison.low == pytest.approx((2 * 0.025**0.1 - 1) / 3, abs=1e-6)
+    assert comparison.high == pytest.approx(1 / 3)
+    assert (comparison.choice, comparison.reason) == (
         "after",
         "B decides 10 more of 30 right (exact McNemar p = 0.002)",
     )
     back = compared(after, before)
-    assert (back.choice, back.p_value) == ("before", found.p_value)
+    assert (back.choice, back.p_value) == ("before", comparison.p_value)
     assert back.reason.startswith("A decides 10 more")
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
-def test_an_interval_without_zero_and_a_significant_test_are_one(pairs: list[tuple[bool, bool]]) -> None:
+def test_an_interval_excludes_zero_exactly_if_the_test_is_significant(pairs: list[tuple[bool, bool]]) -> None:
     before = [answered(f"Q{n}", "deny" if right else "mfa") for n, (right, _) in enumerate(pairs)]
     after = [answered(f"Q{n}", "deny" if right else "mfa") for n, (_, right) in enumerate(pairs)]
-    found = compare(run_of(*before), run_of(*after))
-    assert found.low - 1e-9 <= found.difference <= found.high + 1e-9
-    assert (found.p_value < 0.05) == (found.low > 1e-9 or found.high < -1e-9)
-    assert found.fixed + found.broken + found.both_right + found.both_wrong == found.paired == len(pairs)
+    comparison = compare(run_of(*before), run_of(*after))
+    assert comparison.low - 1e-9 <= comparison.difference <= comparison.high + 1e-9
+    assert (comparison.p_value < 0.05) == (comparison.low > 1e-9 or comparison.high < -1e-9)
+    assert (
+        comparison.fixed + comparison.broken + comparison.both_right + comparison.both_wrong
+        == comparison.paired
+        == len(pairs)
+    )
 
 
 @pytest.mark.parametrize("gain", [1, 3, 5])
-def test_a_handful_of_gains_is_noise(gain: int) -> None:
-    found = compared(many(30 - gain, gain), many(30, 0))
-    assert found.p_value > 0.05
-    assert found.choice == "neither"
-    assert found.reason.startswith("no difference shown")
+def test_a_few_gains_are_not_significant(gain: int) -> None:
+    comparison = compared(many(30 - gain, gain), many(30, 0))
+    assert comparison.p_value > 0.05
+    assert comparison.choice == "neither"
+    assert comparison.reason.startswith("no difference shown")
 
 
-def test_who_is_better_but_newly_too_loose_is_not_recommended() -> None:
+def test_a_better_run_that_is_newly_too_loose_is_not_recommended() -> None:
     before = [*many(20, 10), answered("L1", "deny")]
     after = [*many(30, 0), answered("L1", "allow")]
-    found = compared(before, after)
-    assert found.p_value < 0.05
-    assert (found.loosened, found.tightened) == (1, 0)
-    assert (found.choice, "look at those first" in found.reason) == ("neither", True)
+    comparison = compared(before, after)
+    assert comparison.p_value < 0.05
+    assert (comparison.loosened, comparison.tightened) == (1, 0)
+    assert (comparison.choice, "look at those first" in comparison.reason) == ("neither", True)
 
 
-def test_every_change_is_listed() -> None:
+def test_a_comparison_lists_every_changed_scenario() -> None:
     before = [answered("Q1", "allow"), answered("Q2", "deny"), answered("Q3", "deny"), error("Q4")]
     after = [answered("Q1", "mfa"), answered("Q2", "allow"), answered("Q3", "deny"), answered("Q4")]
-    found = compared(before, after)
-    assert [(c.id, c.before, c.after, c.loosened, c.tightened) for c in found.changes] == [
+    comparison = compared(before, after)
+    assert [(c.id, c.before, c.after, c.loosened, c.tightened) for c in comparison.changes] == [
         ("Q1", "allow", "mfa", False, False),
         ("Q2", "deny", "allow", True, False),
         ("Q4", None, "deny", False, False),
     ]
-    assert (found.fixed, found.broken) == (1, 1)
+    assert (comparison.fixed, comparison.broken) == (1, 1)
 
 
-def test_only_scenarios_that_both_asked_are_compared_and_the_others_named() -> None:
+def test_only_scenarios_of_both_runs_are_compared_and_the_others_are_listed() -> None:
     before = [answered("Q1"), answered("Q2"), skipped("Q3")]
     after = [answered("Q2"), answered("Q3"), answered("Q4")]
-    found = compared(before, after)
-    assert found.paired == 1
-    assert (found.only_before, found.only_after) == (
+    comparison = compared(before, after)
+    assert comparison.paired == 1
+    assert (comparison.only_before, comparison.only_after) == (
         (("trial", "Q1"),),
         (("trial", "Q3"), ("trial", "Q4")),
     )
@@ -412,25 +418,27 @@ def timed(factor: float, count: int = 60) -> list[Item]:
     return [answered(f"Q{n}", total_ms=(100.0 + n) * factor) for n in range(count)]
 
 
-def test_speed_decides_where_accuracy_is_shown_to_be_no_worse() -> None:
-    found = compared(timed(1.0, 80), timed(0.5, 80))
-    assert found.latency is not None
-    assert (found.latency.ratio, found.latency.low, found.latency.high) == pytest.approx((0.5, 0.5, 0.5))
-    assert found.choice == "after"
-    assert "B takes 0.50 (0.50 to 0.50) of the time" in found.reason
+def test_the_faster_run_is_recommended_if_its_accuracy_is_shown_to_be_no_worse() -> None:
+    comparison = compared(timed(1.0, 80), timed(0.5, 80))
+    assert comparison.latency is not None
+    assert (comparison.latency.ratio, comparison.latency.low, comparison.latency.high) == pytest.approx(
+        (0.5, 0.5, 0.5)
+    )
+    assert comparison.choice == "after"
+    assert "B takes 0.50 (0.50 to 0.50) of the time" in comparison.reason
     assert compared(timed(0.5, 80), timed(1.0, 80)).choice == "before"
 
 
-def test_speed_decides_nothing_where_accuracy_may_be_worse_or_the_machine_is_another() -> None:
+def test_speed_is_ignored_if_accuracy_may_be_worse_or_the_machines_differ() -> None:
     assert compared(timed(1.0, 10), timed(0.5, 10)).choice == "neither"  # ten say little of accuracy
     assert compared(timed(1.0, 80), timed(0.5, 80), machine="another").choice == "neither"
     assert compared(timed(1.0, 80), timed(0.95, 80)).choice == "neither"  # shown, and not worth it
 
 
-def test_too_few_times_have_no_interval() -> None:
-    found = compared(timed(1.0, 5), timed(0.5, 5)).latency
-    assert found is not None
-    assert (found.count, found.low, found.high) == (5, 0.0, None)
+def test_a_ratio_of_fewer_than_six_times_has_no_interval() -> None:
+    ratio = compared(timed(1.0, 5), timed(0.5, 5)).latency
+    assert ratio is not None
+    assert (ratio.count, ratio.low, ratio.high) == (5, 0.0, None)
     by_rule = [answered("Q1", tier="rule")]
     assert compared(by_rule, by_rule).latency is None
 
@@ -440,8 +448,8 @@ def test_tokens_are_compared_where_both_asked_the_model() -> None:
         answered("Q1", tokens=Tokens(prefix=9, question=50, explanation=20)),
         answered("Q2", tokens=None),
     ]
-    found = compared([answered("Q1"), answered("Q2")], after)
-    assert (found.question_tokens, found.explanation_tokens) == ((70, 50), (10, 20))
+    comparison = compared([answered("Q1"), answered("Q2")], after)
+    assert (comparison.question_tokens, comparison.explanation_tokens) == ((70, 50), (10, 20))
 
 
 # ---------------------------------------------------------------- baselines and gate
@@ -459,12 +467,12 @@ def test_without_a_baseline_the_gate_fails_until_one_is_blessed(tmp_path: Path) 
         "`thorpolicy test --full --bless`"
     )
     assert baselines.bless(tmp_path, run) == [tmp_path / "trial@tiny-q4.json"]
-    found = baselines.gate(tmp_path, run, whole=True)
-    assert (found.ok, list(found.comparisons)) == (True, ["trial"])
+    verdict = baselines.gate(tmp_path, run, whole=True)
+    assert (verdict.ok, list(verdict.comparisons)) == (True, ["trial"])
     assert load(tmp_path / "trial@tiny-q4.json") == run
 
 
-def test_each_suite_has_a_baseline_of_its_own_and_names_are_fit_for_files(tmp_path: Path) -> None:
+def test_each_suite_has_its_own_baseline_with_a_safe_file_name(tmp_path: Path) -> None:
     other = replace(JUDGE, pack=replace(JUDGE.pack, name="other"), model="/models/a b/../big.gguf")
     items = [answered("Q1"), answered("Q1", suite="../evil suite", pack="other")]
     written = baselines.bless(tmp_path, run_of(*items, judges=(JUDGE, other)))
@@ -481,26 +489,26 @@ def test_a_run_with_errors_is_not_blessed_and_does_not_pass(tmp_path: Path) -> N
     assert gated(tmp_path, answered("Q1"), error("Q2")) == ("trial: Q2 got no answer",)
 
 
-def test_a_significant_drop_fails_and_a_small_one_does_not(tmp_path: Path) -> None:
+def test_a_significant_drop_fails_the_gate_and_a_small_one_does_not(tmp_path: Path) -> None:
     baselines.bless(tmp_path, run_of(*many(30, 0)))
     assert gated(tmp_path, *many(27, 3)) == ()
     (reason,) = gated(tmp_path, *many(20, 10))
     assert reason == "trial: decides 20 of 30 right, the baseline 30 (exact McNemar p = 0.002)"
 
 
-def test_a_gain_passes(tmp_path: Path) -> None:
+def test_a_run_better_than_its_baseline_passes_the_gate(tmp_path: Path) -> None:
     baselines.bless(tmp_path, run_of(*many(10, 20)))
     assert gated(tmp_path, *many(30, 0)) == ()
 
 
-def test_one_newly_loosened_scenario_fails_whatever_else_was_gained(tmp_path: Path) -> None:
+def test_one_newly_loosened_scenario_fails_the_gate_whatever_else_improved(tmp_path: Path) -> None:
     baselines.bless(tmp_path, run_of(*many(10, 20), answered("L1", "deny")))
     assert gated(tmp_path, *many(30, 0), answered("L1", "allow")) == (
         "trial: L1 is newly loosened: deny before, allow now",
     )
 
 
-def test_a_scenario_that_was_too_loose_before_may_stay_so(tmp_path: Path) -> None:
+def test_a_scenario_that_was_too_loose_in_the_baseline_does_not_fail_the_gate(tmp_path: Path) -> None:
     baselines.bless(tmp_path, run_of(answered("L1", "allow")))
     assert gated(tmp_path, answered("L1", "mfa")) == ()
 
@@ -514,7 +522,7 @@ def test_a_critical_scenario_may_not_newly_fail_though_its_decision_is_right(tmp
     )
 
 
-def test_a_scenario_that_was_dropped_or_skipped_fails_a_whole_run_but_not_a_selection(tmp_path: Path) -> None:
+def test_a_missing_scenario_fails_the_gate_of_a_whole_run_but_not_of_a_selection(tmp_path: Path) -> None:
     baselines.bless(tmp_path, run_of(*[answered(f"Q{number}") for number in range(14)]))
     (reason,) = gated(tmp_path, answered("Q0"), skipped("Q1"))
     assert reason.startswith("trial: scenarios of the baseline were not asked: Q1, Q2, ")
@@ -522,7 +530,7 @@ def test_a_scenario_that_was_dropped_or_skipped_fails_a_whole_run_but_not_a_sele
     assert gated(tmp_path, answered("Q0"), whole=False) == ()
 
 
-def test_a_scenario_that_the_baseline_does_not_know_has_to_be_blessed(tmp_path: Path) -> None:
+def test_a_scenario_that_is_not_in_the_baseline_fails_the_gate_until_blessed(tmp_path: Path) -> None:
     baselines.bless(tmp_path, run_of(answered("Q0")))
     assert gated(tmp_path, answered("Q0"), answered("N1")) == (
         "trial: the baseline does not hold N1 as asked here; run with --bless again",
@@ -530,29 +538,31 @@ def test_a_scenario_that_the_baseline_does_not_know_has_to_be_blessed(tmp_path: 
 
 
 @pytest.mark.parametrize("change", [{"question": "12"}, {"wanted": "deny|mfa"}])
-def test_a_scenario_that_was_edited_is_another_one(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_an_edited_scenario_is_not_compared_with_its_earlier_form(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
     baselines.bless(tmp_path, run_of(answered("Q0"), answered("Q1")))
     edited = answered("Q0", **change)
     assert gated(tmp_path, edited, answered("Q1")) == (
         "trial: the baseline does not hold Q0 as asked here; run with --bless again",
     )
-    found = compared([answered("Q0"), answered("Q1")], [edited, answered("Q1")])
-    assert (found.paired, found.redefined) == (1, (("trial", "Q0"),))
+    comparison = compared([answered("Q0"), answered("Q1")], [edited, answered("Q1")])
+    assert (comparison.paired, comparison.redefined) == (1, (("trial", "Q0"),))
 
 
-def test_nothing_asked_does_not_pass(tmp_path: Path) -> None:
+def test_a_run_without_questions_does_not_pass_the_gate(tmp_path: Path) -> None:
     baselines.bless(tmp_path, run_of(answered("Q0")))
     assert "nothing was asked" in gated(tmp_path, skipped("Q0"), whole=False)
     assert gated(tmp_path) == ("nothing was asked",)
 
 
-def test_a_flip_in_one_round_is_enough(tmp_path: Path) -> None:
+def test_a_loosening_in_one_round_fails_the_gate(tmp_path: Path) -> None:
     baselines.bless(tmp_path, run_of(answered("Q0")))
     rounds = [answered("Q0", round=1), answered("Q0", "allow", round=2)]
     assert gated(tmp_path, *rounds) == ("trial: Q0 is newly loosened: deny before, allow now",)
 
 
-def test_a_baseline_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_an_unreadable_baseline_is_an_error_with_its_path(tmp_path: Path) -> None:
     (tmp_path / "trial@tiny-q4.json").write_text("{}")
     with pytest.raises(SuiteError, match="is no saved run"):
         gated(tmp_path, answered("Q0"))

@@ -1,5 +1,5 @@
-"""Invariance: what a variant changes and what not; and whatever label the model gives, no text gets an answer
-below the rules' floor."""
+"""Invariance: what variants change; and no injected text gets an answer below the floor of the rules,
+whatever label the model gives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from thor_policy.policy.decider import Policy
 from thor_policy.policy.pack import Pack
 from thor_policy.protocol.requests import evaluation_from
 from thor_policy.suites import invariance, suite_files
-from thor_policy.suites.invariance import KINDS, Answered, Variant, text_places
+from thor_policy.suites.invariance import KINDS, AnswerRanks, Variant, text_places
 from thor_policy.suites.scenarios import Expectation, Scenario
 from thor_policy.suites.suite_files import merged
 from thor_policy.testing import StubEngine
@@ -86,14 +86,14 @@ def only(kind: str, question: dict[str, Any]) -> dict[str, Any]:
 # ---------------------------------------------------------------- the material
 
 
-def test_there_are_200_texts_and_more_all_different_in_several_classes() -> None:
+def test_there_are_at_least_200_different_injected_texts_in_several_classes() -> None:
     assert len(TEXTS) == len(set(TEXTS)) >= 200
     assert len(MATERIAL.injections) >= 8
     assert min(map(len, MATERIAL.injections.values())) >= 10
     assert max(map(len, TEXTS)) <= 200  # with a short name before it, it still fits where a name stands
 
 
-def test_no_word_is_replaced_by_itself() -> None:
+def test_no_synonym_is_the_word_itself() -> None:
     assert all(word == word.lower() and word != other for word, other in MATERIAL.synonyms.items())
 
 
@@ -122,7 +122,7 @@ def test_irrelevant_context_adds_to_the_context_and_changes_nothing_else(questio
     assert msgspec.structs.replace(after, context=before.context) == before
 
 
-def test_synonyms_stand_in_sentences_alone() -> None:
+def test_synonyms_are_replaced_only_in_sentences() -> None:
     changed = only("synonyms", SITUATION)["situation"]
     assert changed["details"] == "The Client wishes to settle 12500 now, the first since 2024."
     assert {key: changed[key] for key in changed if key != "details"} == {
@@ -130,7 +130,7 @@ def test_synonyms_stand_in_sentences_alone() -> None:
     }
 
 
-def test_a_number_is_written_otherwise_and_stays_the_number() -> None:
+def test_a_number_variant_changes_the_format_and_keeps_the_value() -> None:
     changed = only("number_format", SITUATION)["situation"]
     assert (changed["amount"], type(changed["amount"])) == (3, float)
     assert (changed["rate"], type(changed["rate"])) == (2, int)
@@ -139,12 +139,12 @@ def test_a_number_is_written_otherwise_and_stays_the_number() -> None:
     assert changed["seen"] == [True, "yes"]
 
 
-def test_a_text_stands_at_the_end_of_every_string_once() -> None:
-    found = list(invariance.variants(asking(SITUATION), MATERIAL, ["injections"]))
+def test_every_text_is_appended_to_every_string_once() -> None:
+    variants = list(invariance.variants(asking(SITUATION), MATERIAL, ["injections"]))
     places = ["actor_id", "action_type", "resource", "details", "seen.1"]
-    assert [variant.place for variant in found[:: len(TEXTS)]] == places
-    assert len(found) == len(places) * len(TEXTS)
-    for variant in found[:: len(TEXTS) + 1]:
+    assert [variant.place for variant in variants[:: len(TEXTS)]] == places
+    assert len(variants) == len(places) * len(TEXTS)
+    for variant in variants[:: len(TEXTS) + 1]:
         joined = "".join(str(value) for value in text_places(variant.question))
         assert joined == "".join(str(value) for value in text_places(SITUATION))
         assert variant.text in MATERIAL.injections[variant.detail]
@@ -174,7 +174,7 @@ def test_an_original_is_never_changed_and_a_text_changes_one_place(value: dict[s
 # ---------------------------------------------------------------- a sample, and what is compared
 
 
-def test_a_sample_takes_from_every_kind_and_class_alike_and_is_the_same_for_a_seed() -> None:
+def test_a_sample_draws_equally_from_every_kind_and_is_fixed_by_its_seed() -> None:
     every = list(invariance.variants(asking(SITUATION), MATERIAL))
     drawn = invariance.sample(every, 30, seed=1)
     assert drawn == invariance.sample(every, 30, seed=1) != invariance.sample(every, 30, seed=2)
@@ -196,23 +196,27 @@ def test_a_sample_takes_from_every_kind_and_class_alike_and_is_the_same_for_a_se
         (("hold", "hold"), ("allow", "hold"), True, "model", True),
     ],
 )
-def test_a_flip_a_loosening_and_an_answer_below_the_floor_are_told_apart(
+def test_a_flip_a_loosening_and_an_answer_below_the_floor_are_distinguished(
     before: tuple[str, str], after: tuple[str, str], flipped: bool, loosened_by: str, below_floor: bool
 ) -> None:
-    def answered(outcome: str, floor: str) -> Answered:
-        return Answered(outcome=outcome, rank=LABELS.index(outcome), floor_rank=LABELS.index(floor))
+    def answered(outcome: str, floor: str) -> AnswerRanks:
+        return AnswerRanks(outcome=outcome, rank=LABELS.index(outcome), floor_rank=LABELS.index(floor))
 
     variant = Variant(scenario="S1", kind="key_order", question={})
-    found = invariance.compared(variant, answered(*before), answered(*after))
-    assert (found.flipped, found.loosened_by, found.below_floor) == (flipped, loosened_by, below_floor)
-    assert (found.before, found.after) == (before[0], after[0])
+    comparison = invariance.compare_answers(variant, answered(*before), answered(*after))
+    assert (comparison.flipped, comparison.loosened_by, comparison.below_floor) == (
+        flipped,
+        loosened_by,
+        below_floor,
+    )
+    assert (comparison.before, comparison.after) == (before[0], after[0])
 
 
 def test_an_original_is_asked_once_and_a_refused_variant_is_no_flip() -> None:
-    asked: list[dict[str, Json]] = []
+    questions: list[dict[str, Json]] = []
 
     def ask(fields: dict[str, Json]) -> dict[str, Json]:
-        asked.append(fields)
+        questions.append(fields)
         if "lunch" in fields["situation"]:
             raise RequestError("too_large", "too long")
         loose = fields["situation"]["amount"] == 3 and isinstance(fields["situation"]["amount"], float)
@@ -223,11 +227,14 @@ def test_an_original_is_asked_once_and_a_refused_variant_is_no_flip() -> None:
         invariance.variants(scenario, MATERIAL, ["key_order", "irrelevant_context", "number_format"])
     )
     compared = list(invariance.compare([scenario], variants, ask, LABELS))
-    assert len(asked) == 1 + len(variants) == 4
-    assert all(fields["explain"] == "none" for fields in asked)
-    assert all(set(fields["annotations"]) == {"tags"} for fields in asked), "no scenario, no expectation"
-    told = [(one.variant.kind, one.after, one.refused, one.loosened_by) for one in compared]
-    assert told == [
+    assert len(questions) == 1 + len(variants) == 4
+    assert all(fields["explain"] == "none" for fields in questions)
+    assert all(set(fields["annotations"]) == {"tags"} for fields in questions), "no scenario, no expectation"
+    rows = [
+        (comparison.variant.kind, comparison.after, comparison.refused, comparison.loosened_by)
+        for comparison in compared
+    ]
+    assert rows == [
         ("key_order", "deny", None, None),
         ("irrelevant_context", None, "too_large", None),
         ("number_format", "allow", None, "model"),
@@ -251,7 +258,7 @@ KNOWN_FLIPS = {
 
 
 @each_pack
-def test_rules_say_the_same_to_a_question_asked_otherwise(name: str) -> None:
+def test_rules_give_the_same_floor_to_every_variant_of_a_question(name: str) -> None:
     pack = pack_of(name)
     rank = pack.labels.index
     flips = set()
@@ -269,7 +276,7 @@ def test_rules_say_the_same_to_a_question_asked_otherwise(name: str) -> None:
 
 @each_pack
 def test_no_text_makes_rules_settle_an_allow_that_they_did_not_settle_before(name: str) -> None:
-    """In any string of any scenario, the next three texts each time, round and round."""
+    """Every string of every scenario gets the next three texts, in turn."""
     pack = pack_of(name)
     settled = (pack.loosest, True)
     turning = itertools.cycle(TEXTS)
@@ -358,13 +365,13 @@ def questions(pack: Pack) -> Iterator[Evaluation]:
 
 @cache
 def setting_off(name: str) -> dict[str, Evaluation]:
-    """For each rule of a pack a question on which it fires."""
+    """A question for each rule of a pack on which it fires."""
     pack = pack_of(name)
-    found: dict[str, Evaluation] = {}
+    by_rule: dict[str, Evaluation] = {}
     for evaluation in questions(pack):
         for rule in pack.book.apply(evaluation, AT).rules:
-            found.setdefault(rule, evaluation)
-    return found
+            by_rule.setdefault(rule, evaluation)
+    return by_rule
 
 
 @each_pack
@@ -373,7 +380,7 @@ def test_every_rule_has_a_question_on_which_it_fires(name: str) -> None:
 
 
 def with_details(evaluation: Evaluation, text: str) -> Evaluation:
-    """The question with a text at the end of its free text; of a list or an object, in a part of it."""
+    """The question with a text appended to its free text, or to a part of a list or an object."""
     details = evaluation.context.get("details", "")
     if isinstance(details, list):
         details = [*details, text]
@@ -385,7 +392,7 @@ def with_details(evaluation: Evaluation, text: str) -> Evaluation:
 
 
 def decided(policy: Policy, evaluation: Evaluation) -> str | None:
-    """The outcome, or None where the question is refused."""
+    """The outcome, or None if the question is refused."""
     request = Request(
         ticket=1,
         evaluation=evaluation,
@@ -425,10 +432,10 @@ def hold_the_floor(name: str, texts: dict[str, Sequence[str]]) -> tuple[int, int
 
 @each_pack
 def test_no_text_of_a_sample_gets_an_answer_below_the_floor_whatever_the_label(name: str) -> None:
-    """Every rule and every label with one text of each class; which one turns with the rule."""
+    """Every rule and every label with one text of each class, another one for each rule."""
     rules = [rule.id for rule in pack_of(name).book.rules]
     texts = {
-        rule: [found[number % len(found)] for found in MATERIAL.injections.values()]
+        rule: [of_class[number % len(of_class)] for of_class in MATERIAL.injections.values()]
         for number, rule in enumerate(rules)
     }
     answers, below = hold_the_floor(name, texts)

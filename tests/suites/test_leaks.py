@@ -1,4 +1,4 @@
-"""Leaks: the scenarios that an example gives away, and what the thresholds do on labelled pairs."""
+"""Leaks: scenarios that an example gives away, and the thresholds on labelled pairs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def minilm() -> Embedder:
 
 
 def example(pack: Pack, name: str) -> Evaluation:
-    return next(one.evaluation for one in pack.examples if one.id == name)
+    return next(example.evaluation for example in pack.examples if example.id == name)
 
 
 def asking(evaluation: Evaluation, **change: Any) -> Scenario:
@@ -61,7 +61,7 @@ COPIES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "look"), COPIES)
-def test_a_copy_of_an_example_is_found_by_name(change: dict[str, Any], look: str) -> None:
+def test_a_copy_of_an_example_is_reported_with_both_ids(change: dict[str, Any], look: str) -> None:
     pack = pack_of("team-governance")
     (leak,) = leaks.find([asking(example(pack, "X1"), **change)], pack)
     assert (leak.scenario, leak.example, leak.look) == ("S1", "X1", look)
@@ -71,9 +71,9 @@ def test_a_copy_of_an_example_is_found_by_name(change: dict[str, Any], look: str
 @pytest.mark.parametrize("name", PACKS)
 def test_every_example_of_every_pack_is_found_when_it_is_copied(name: str) -> None:
     pack = pack_of(name)
-    for one in pack.examples:
-        (leak,) = leaks.find([asking(one.evaluation)], pack)
-        assert (leak.example, leak.look, leak.similarity) == (one.id, "exact", 1.0)
+    for copied in pack.examples:
+        (leak,) = leaks.find([asking(copied.evaluation)], pack)
+        assert (leak.example, leak.look, leak.similarity) == (copied.id, "exact", 1.0)
 
 
 PARAPHRASE = "Two tests that were lacking are added."
@@ -87,7 +87,7 @@ def test_a_paraphrase_is_found_with_an_embedder_and_not_without() -> None:
     assert (leak.example, leak.look) == ("X1", "embedding")
 
 
-def test_the_same_words_about_something_else_are_no_leak() -> None:
+def test_the_same_words_in_another_question_are_no_leak() -> None:
     pack = pack_of("team-governance")
     other = asking(
         example(pack, "X1"),
@@ -103,30 +103,30 @@ def test_the_same_words_about_something_else_are_no_leak() -> None:
 
 
 def pairs(*kinds: str) -> list[tuple[Evaluation, Evaluation]]:
-    found = []
+    labelled = []
     for pair in PAIRS:
         if pair["kind"] in kinds:
             shown = example(pack_of(pair["pack"]), pair["example"])
             changed = merged(msgspec.to_builtins(shown), pair["change"])
-            found.append((shown, msgspec.convert(changed, Evaluation)))
-    return found
+            labelled.append((shown, msgspec.convert(changed, Evaluation)))
+    return labelled
 
 
 def examples_of_a_pack() -> Iterator[tuple[Evaluation, Evaluation]]:
     for name in PACKS:
-        for one, other in itertools.combinations(pack_of(name).examples, 2):
-            yield one.evaluation, other.evaluation
+        for left, right in itertools.combinations(pack_of(name).examples, 2):
+            yield left.evaluation, right.evaluation
 
 
-def found_by_wording(asked: list[tuple[Evaluation, Evaluation]]) -> int:
-    return sum(leaks.similarities(*pair)[0] >= TEXT_THRESHOLD for pair in asked)
+def found_by_wording(pairs: list[tuple[Evaluation, Evaluation]]) -> int:
+    return sum(leaks.similarities(*pair)[0] >= TEXT_THRESHOLD for pair in pairs)
 
 
-def found_by_meaning(asked: list[tuple[Evaluation, Evaluation]], embedder: Embedder) -> int:
+def found_by_meaning(pairs: list[tuple[Evaluation, Evaluation]], embedder: Embedder) -> int:
     return sum(
         (leaks.similarities(*pair, embedder)[1] or 0) >= EMBEDDING_THRESHOLD
         or leaks.similarities(*pair)[0] >= TEXT_THRESHOLD
-        for pair in asked
+        for pair in pairs
     )
 
 

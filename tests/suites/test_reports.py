@@ -1,4 +1,4 @@
-"""What other programs and people get of a run: a JUnit file that is well-formed and right, and one page."""
+"""The reports of a run: a well-formed and correct JUnit file, and the HTML page."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ SHAPE: dict[str, tuple[set[str], set[str], tuple[str, ...]]] = {
 
 
 def checked(xml: bytes) -> ElementTree.Element:
-    """The root of a JUnit file that keeps to the schema and counts what it holds."""
+    """The root of a JUnit file, after checks of its schema and counts."""
     root = ElementTree.fromstring(xml)  # noqa: S314  (our own)
     assert root.tag == "testsuites"
     for element in root.iter():
@@ -83,11 +83,11 @@ def checked(xml: bytes) -> ElementTree.Element:
     return root
 
 
-def fallen(root: ElementTree.Element) -> int:
+def failing_cases(root: ElementTree.Element) -> int:
     return int(root.attrib["failures"]) + int(root.attrib["errors"])
 
 
-def test_a_suite_is_a_suite_and_a_scenario_a_case() -> None:
+def test_junit_has_a_test_suite_per_suite_and_a_case_per_scenario() -> None:
     root = checked(junit(MIXED))
     assert [suite.attrib["name"] for suite in root] == ["trial", "other"]
     trial = root[0]
@@ -107,49 +107,51 @@ def test_a_suite_is_a_suite_and_a_scenario_a_case() -> None:
     assert [child.tag for child in fourth] == ["error"]
 
 
-def test_a_case_names_its_decision() -> None:
+def test_a_junit_case_names_its_decision() -> None:
     root = checked(junit(run_of(answered("Q1", decision_id="0198"))))
     assert root.findtext("testsuite/testcase/system-out") == "decision 0198: deny, by model"
 
 
-def test_it_says_what_was_judged() -> None:
-    told = {one.get("name"): one.get("value") for one in checked(junit(PASSED)).iter("property")}
-    assert told["model.small"] == f"tiny-q4 {JUDGE.model_sha256}"
-    assert told["pack.small"] == f"1.0.0 {JUDGE.pack.sha256}"
+def test_junit_properties_name_pack_and_model() -> None:
+    properties = {
+        element.get("name"): element.get("value") for element in checked(junit(PASSED)).iter("property")
+    }
+    assert properties["model.small"] == f"tiny-q4 {JUDGE.model_sha256}"
+    assert properties["pack.small"] == f"1.0.0 {JUDGE.pack.sha256}"
 
 
-def test_repeats_are_one_case_that_fails_if_one_round_did() -> None:
+def test_repeats_are_one_junit_case_that_fails_if_one_round_failed() -> None:
     rounds = [answered("Q1", round=1), answered("Q1", "mfa", round=2), answered("Q1", round=3)]
     root = checked(junit(run_of(*rounds, repeats=3)))
     assert (root.attrib["tests"], root.attrib["failures"], root.attrib["time"]) == ("1", "1", "0.300")
 
 
-def test_under_a_gate_the_gate_alone_fails() -> None:
+def test_under_a_gate_only_the_case_of_the_gate_fails() -> None:
     failing = run_of(answered("Q1", "mfa", misses=("answered mfa",)))
     passed = checked(junit(failing, Gate(reasons=(), comparisons={})))
-    assert fallen(passed) == 0
+    assert failing_cases(passed) == 0
     kept = passed.find("testsuite/testcase/skipped")
     assert kept is not None
     assert kept.attrib["message"] == "failed; the gate decides: answered mfa"
     stopped = checked(junit(failing, Gate(reasons=("Q1 is newly loosened", "and more"), comparisons={})))
-    assert (stopped.attrib["tests"], fallen(stopped)) == ("2", 1)
+    assert (stopped.attrib["tests"], failing_cases(stopped)) == ("2", 1)
     assert stopped[-1].attrib["name"] == "gate"
 
 
-def test_a_run_that_could_not_be_is_a_case_in_error() -> None:
+def test_a_run_that_could_not_begin_is_a_junit_case_in_error() -> None:
     root = checked(could_not_run("no scenario to run", "2026-05-13T10:00:00Z"))
     assert (root.attrib["tests"], root.attrib["errors"]) == ("1", "1")
 
 
 @given(st.text())
-def test_it_is_well_formed_whatever_a_scenario_says(text: str) -> None:
-    told: dict[str, Any] = {"title": text, "misses": (text,), "suite": text, "tags": (text,)}
-    root = checked(junit(run_of(answered("Q1", "allow", **told), error("Q2", **told))))
-    assert fallen(root) == 2
+def test_junit_is_well_formed_whatever_a_scenario_holds(text: str) -> None:
+    fields: dict[str, Any] = {"title": text, "misses": (text,), "suite": text, "tags": (text,)}
+    root = checked(junit(run_of(answered("Q1", "allow", **fields), error("Q2", **fields))))
+    assert failing_cases(root) == 2
     checked(could_not_run(text, "2026-05-13T10:00:00Z"))
 
 
-def test_what_xml_cannot_say_is_shown_by_its_code() -> None:
+def test_characters_that_xml_cannot_hold_are_shown_by_code() -> None:
     root = checked(junit(run_of(answered("Q1", title=HOSTILE))))
     name = root[0].findall("testcase")[0].attrib["name"]
     assert name.startswith("Q1 <script>document.title=")
@@ -159,7 +161,7 @@ def test_what_xml_cannot_say_is_shown_by_its_code() -> None:
 # ---------------------------------------------------------------- the page
 
 
-class Read(HTMLParser):
+class PageParser(HTMLParser):
     """Tags, attributes and text of a page."""
 
     def __init__(self, html: str) -> None:
@@ -190,7 +192,7 @@ def shown(run: Run, gate: Gate | None = None) -> str:
 
 
 def words(html: str) -> str:
-    return " ".join(Read(html).text.split())
+    return " ".join(PageParser(html).text.split())
 
 
 def test_the_page_begins_with_the_verdict() -> None:
@@ -207,22 +209,22 @@ def test_the_page_begins_with_the_verdict() -> None:
     assert "Q1 is newly loosened" in stopped
 
 
-def test_the_page_tells_every_scenario_and_each_figure_with_its_interval() -> None:
-    told = words(shown(MIXED))
+def test_the_page_shows_every_scenario_and_each_figure_with_its_interval() -> None:
+    text = words(shown(MIXED))
     for expected in (
         "About Q1", "answered allow, expected deny", "busy: the queue is full", "needs a calendar",
         "2 of 4passed 15 to 85 %", "Not passed (2)", "Skipped (1)", "Passed (2)",
         "rules alone", "model alone, where it was asked", "always the most frequent outcome",
         "expected calibration error", "model: 3, median 100 ms", "tiny-q4", "a desk",
     ):  # fmt: skip
-        assert expected in told, expected
+        assert expected in text, expected
 
 
-def test_flips_are_shown_where_scenarios_were_repeated() -> None:
+def test_the_page_shows_flips_if_scenarios_were_repeated() -> None:
     rounds = [answered("Q1", round=1), answered("Q1", "mfa", round=2)]
-    told = words(shown(run_of(*rounds, repeats=2)))
-    assert "deny, mfa; probabilities moved by up to 0.700" in told
-    assert "k = 1: 50.0 %, k = 2: 0.0 %" in told
+    text = words(shown(run_of(*rounds, repeats=2)))
+    assert "deny, mfa; probabilities moved by up to 0.700" in text
+    assert "k = 1: 50.0 %, k = 2: 0.0 %" in text
     assert "No scenario was answered differently in any of 2 rounds" in words(
         shown(run_of(answered("Q1", round=1), answered("Q1", round=2), repeats=2))
     )
@@ -230,31 +232,33 @@ def test_flips_are_shown_where_scenarios_were_repeated() -> None:
 
 
 def hostile() -> Run:
-    """A run in which every name and text is a stranger's."""
-    told: dict[str, Any] = {"title": HOSTILE, "misses": (HOSTILE,), "suite": HOSTILE, "pack": HOSTILE}
-    told |= {"tags": (HOSTILE,), "difficulty": HOSTILE, "decision_id": HOSTILE}
+    """A run in which every name and text is hostile."""
+    fields: dict[str, Any] = {"title": HOSTILE, "misses": (HOSTILE,), "suite": HOSTILE, "pack": HOSTILE}
+    fields |= {"tags": (HOSTILE,), "difficulty": HOSTILE, "decision_id": HOSTILE}
     judge = replace(JUDGE, pack=replace(JUDGE.pack, name=HOSTILE, version=HOSTILE), model=HOSTILE)
-    items: list[Item] = [answered(f"{HOSTILE}{n}", "allow", **told) for n in range(3)]
-    items += [answered("Q1", "deny", round=turn, tier=HOSTILE, **told) for turn in (1, 2)]
-    items += [answered("Q1", "allow", round=3, **told), error("Q2", **told)]
+    items: list[Item] = [answered(f"{HOSTILE}{n}", "allow", **fields) for n in range(3)]
+    items += [answered("Q1", "deny", round=turn, tier=HOSTILE, **fields) for turn in (1, 2)]
+    items += [answered("Q1", "allow", round=3, **fields), error("Q2", **fields)]
     return run_of(*items, judges=(judge,), machine=HOSTILE, selection=HOSTILE, repeats=3)
 
 
-def test_what_a_stranger_wrote_stays_text() -> None:
+def test_untrusted_text_on_the_page_stays_text() -> None:
     html = shown(hostile(), Gate(reasons=(HOSTILE,), comparisons={}))
-    found = Read(html)
-    assert not {"script", "img", "iframe", "object", "link", "base", "form"} & {tag for tag, _ in found.tags}
-    assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
-    assert "{{ 7*7 }}" in found.text
-    assert "7*7" not in found.loose  # nor does it turn round what stands beside it
+    document = PageParser(html)
+    assert not {"script", "img", "iframe", "object", "link", "base", "form"} & {
+        tag for tag, _ in document.tags
+    }
+    assert not [name for _, attributes in document.tags for name in attributes if name.startswith("on")]
+    assert "{{ 7*7 }}" in document.text
+    assert "7*7" not in document.loose  # nor does it turn round what stands beside it
     assert html.encode("utf-8")
 
 
-def test_the_page_needs_nothing_but_itself_and_forbids_the_rest() -> None:
-    found = Read(shown(MIXED))
+def test_the_page_is_self_contained_and_its_policy_forbids_everything_else() -> None:
+    document = PageParser(shown(MIXED))
     fetched = {"src", "href", "srcset", "data", "action", "xlink:href", "background"}
-    assert not [attributes for _, attributes in found.tags if fetched & set(attributes)]
-    policies = [a["content"] for tag, a in found.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert not [attributes for _, attributes in document.tags if fetched & set(attributes)]
+    policies = [a["content"] for tag, a in document.tags if a.get("http-equiv") == "Content-Security-Policy"]
     assert policies == ["default-src 'none'; style-src 'unsafe-inline'"]
     assert "url(" not in shown(MIXED)
     assert "@import" not in shown(MIXED)
@@ -272,7 +276,7 @@ BROWSER = next(filter(None, map(shutil.which, (os.environ.get("CHROMIUM", ""), *
 
 
 def photograph(html: str, width: int, picture: Path) -> tuple[int, int]:
-    """Open a page in a browser and take a picture of it; returns width and height in pixels."""
+    """Open a page in a browser, save a screenshot, and return width and height in pixels."""
     assert BROWSER is not None
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "report.html"

@@ -1,10 +1,11 @@
-"""Asking scenarios from the command line: which ones, of whom, and what is left behind: status and files."""
+"""`test` and `compare` on the command line: which scenarios are asked, exit statuses, and files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from tests.build import many, run_of, write_adapter_header
-from tests.suites.test_reports import checked, fallen
+from tests.suites.test_reports import checked, failing_cases
 from thor_policy.cli.main import cli
 from thor_policy.config import Config, with_changes
 from thor_policy.core.decisions import Adapter, identity_of
@@ -22,8 +23,8 @@ from thor_policy.core.errors import SuiteError
 from thor_policy.core.requests import Json
 from thor_policy.daemon.service import serving
 from thor_policy.suites import runner
-from thor_policy.suites.check import side_names
-from thor_policy.suites.run_files import load, plain
+from thor_policy.suites.check import Selection, check, side_names
+from thor_policy.suites.run_files import Item, load, plain
 from thor_policy.suites.scenarios import Suite
 from thor_policy.testing import StubEngine, load_stub_engine
 
@@ -74,7 +75,7 @@ def write(tmp_path: Path) -> Write:
 def run(config: Config, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("THOR_POLICY_STATE_DIR", str(config.state_dir))
     monkeypatch.setenv("THOR_POLICY_ENDPOINT", config.endpoint)
-    return lambda *arguments: CliRunner().invoke(cli, [str(one) for one in arguments])
+    return lambda *arguments: CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def daemon(config: Config) -> Iterator[Config]:
 
 
 def ids(suites: list[Suite]) -> list[str]:
-    return [scenario.id for one in suites for scenario in one.scenarios]
+    return [scenario.id for suite in suites for scenario in suite.scenarios]
 
 
 @pytest.fixture
@@ -113,7 +114,9 @@ def mixed(write: Write) -> list[Suite]:
         ({"keys": {("tiny", "H1"), ("other", "E1")}}, ["H1"]),
     ],
 )
-def test_what_is_chosen(mixed: list[Suite], options: dict[str, Any], chosen: list[str]) -> None:
+def test_choose_returns_the_selected_scenarios(
+    mixed: list[Suite], options: dict[str, Any], chosen: list[str]
+) -> None:
     assert ids(runner.choose(mixed, **options)) == chosen
 
 
@@ -121,14 +124,14 @@ def test_suites_are_found_by_name_or_by_file(write: Write) -> None:
     path = write(entry("E1"))
     shipped, own = runner.find(["trade-risk", str(path)])
     assert (shipped.name, own.name) == ("trade-risk", "tiny")
-    assert {"team-governance", "trade-risk"} <= {one.name for one in runner.find([])}
+    assert {"team-governance", "trade-risk"} <= {suite.name for suite in runner.find([])}
     with pytest.raises(
         SuiteError, match=r"there is no suite 'nowhere'; known: agent-tools, .*; or name a file"
     ):
         runner.find(["nowhere"])
 
 
-# ---------------------------------------------------------------- endings: status and JUnit file agree
+# ---------------------------------------------------------------- exit status and JUnit file
 
 
 @pytest.mark.usefixtures("daemon")
@@ -142,7 +145,7 @@ def test_suites_are_found_by_name_or_by_file(write: Write) -> None:
     ],
     ids=["pass", "fail", "skip", "error"],
 )
-def test_status_and_junit_tell_the_same(
+def test_exit_status_and_junit_file_agree(
     run: Run, write: Write, tmp_path: Path, scenarios: list[Json], status: int, counts: tuple[int, ...]
 ) -> None:
     file = tmp_path / "reports" / "run.xml"
@@ -151,12 +154,12 @@ def test_status_and_junit_tell_the_same(
     root = checked(file.read_bytes())
     (suite,) = root
     assert tuple(int(suite.attrib[n]) for n in ("tests", "failures", "errors", "skipped")) == counts
-    assert (status == 0) == (fallen(root) == 0)
+    assert (status == 0) == (failing_cases(root) == 0)
 
 
 @pytest.mark.usefixtures("daemon")
 @pytest.mark.parametrize(
-    ("text", "options", "told"),
+    ("text", "options", "message"),
     [
         (SMALL, ["--filter", "Z"], "no scenario to run for the pack team-governance (filter Z)"),
         ("name: [", [], "did not find expected"),
@@ -165,50 +168,69 @@ def test_status_and_junit_tell_the_same(
     ],
     ids=["empty selection", "bad YAML", "no suite", "no file"],
 )  # fmt: skip
-def test_what_cannot_run_is_status_2_and_a_junit_file_in_error(
-    run: Run, tmp_path: Path, text: str | None, options: list[str], told: str
+def test_a_run_that_cannot_begin_is_status_2_and_a_junit_file_in_error(
+    run: Run, tmp_path: Path, text: str | None, options: list[str], message: str
 ) -> None:
     path, file = tmp_path / "suite.yaml", tmp_path / "run.xml"
     if text is not None:
         path.write_text(text)
     ended = run("test", path, "--junit", file, *options)
-    assert (ended.exit_code, told in ended.stderr) == (2, True), ended.output
+    assert (ended.exit_code, message in ended.stderr) == (2, True), ended.output
     root = checked(file.read_bytes())
     assert (root.attrib["tests"], root.attrib["errors"]) == ("1", "1")
     error = root.find("testsuite/testcase/error")
     assert error is not None
-    assert told in error.attrib["message"]
+    assert message in error.attrib["message"]
 
 
 @pytest.mark.usefixtures("daemon")
-def test_nothing_but_skipped_is_no_success(run: Run, write: Write) -> None:
+def test_a_run_of_only_skipped_scenarios_is_no_success(run: Run, write: Write) -> None:
     assert run("test", write(entry("S1", skip="needs a calendar"))).exit_code == 1
 
 
-def test_where_nobody_listens_status_is_3_and_nobody_else_is_asked(
+def test_without_a_daemon_at_the_address_status_is_3_and_no_other_is_asked(
     run: Run, write: Write, short_dir: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "run.xml"
     ended = run("test", write(entry("E1")), "--against", f"ipc://{short_dir}/nobody.sock", "--junit", file)
     assert (ended.exit_code, "no daemon listens" in ended.stderr) == (3, True)
-    assert fallen(checked(file.read_bytes())) == 1
+    assert failing_cases(checked(file.read_bytes())) == 1
 
 
 @pytest.mark.parametrize("options", [["--bless"], ["--bless", "--full", "--gate"], ["--repeat", "0"]])
-def test_wrong_use_is_status_2(run: Run, write: Write, options: list[str]) -> None:
+def test_contradictory_options_of_test_are_status_2(run: Run, write: Write, options: list[str]) -> None:
     assert run("test", write(entry("E1")), *options).exit_code == 2
 
 
 @pytest.mark.usefixtures("daemon")
-def test_bless_takes_every_scenario_or_none(run: Run, write: Write) -> None:
+def test_bless_refuses_a_filtered_run(run: Run, write: Write) -> None:
     assert run("test", write(entry("E1")), "--bless", "--full", "--filter", "E1").exit_code == 2
 
 
-# ---------------------------------------------------------------- what is printed and written
+def test_a_check_runs_without_a_terminal(daemon: Config, write: Write, tmp_path: Path) -> None:
+    """The function behind `test` takes plain values, calls back, and writes the same files."""
+    names, counts, shown = (str(write(entry("E1"), entry("F1", **HOPELESS))),), [], []
+
+    @contextmanager
+    def progress(count: int) -> Iterator[Callable[[Item], None]]:
+        counts.append(count)
+        yield lambda item: shown.append(item.id)
+
+    result = check(
+        daemon, Selection(suites=names, repeat=2), progress=progress, junit_file=tmp_path / "run.xml"
+    )
+    assert (result.ok, result.figures.failed, result.gate, result.blessed) == (False, 1, None, ())
+    assert (counts, shown) == ([4], ["E1", "F1", "E1", "F1"])
+    assert failing_cases(checked((tmp_path / "run.xml").read_bytes())) == 1
+    with pytest.raises(SuiteError, match="only a run of every scenario can become a baseline"):
+        check(daemon, Selection(suites=names), bless=True)
+
+
+# ---------------------------------------------------------------- output and files
 
 
 @pytest.mark.usefixtures("daemon")
-def test_json_is_a_run_that_can_be_read_back(run: Run, write: Write, tmp_path: Path) -> None:
+def test_the_json_output_is_a_run_that_load_reads(run: Run, write: Write, tmp_path: Path) -> None:
     ended = run("test", write(entry("E1"), entry("F1", **HOPELESS)), "--json")
     shown = json.loads(ended.stdout)
     assert (shown["summary"]["passed"], shown["summary"]["scenarios"], shown["where"]) == (1, 2, "the daemon")
@@ -221,17 +243,17 @@ def test_json_is_a_run_that_can_be_read_back(run: Run, write: Write, tmp_path: P
 
 
 @pytest.mark.usefixtures("daemon")
-def test_what_is_printed_fits_80_columns(run: Run, write: Write) -> None:
+def test_the_output_of_test_fits_80_columns(run: Run, write: Write) -> None:
     path = write(entry("E1"), entry("F1", **HOPELESS), entry("X1", **TOO_LONG), entry("S1", skip="later"))
     ended = run("test", path, "--repeat", "3", "--gate")
     for line in ended.stdout.splitlines():
         assert len(line) <= 80 or line.startswith(("  ", "F1", "X1", "S1", "gate:")), line
-    for told in ("passed", "decision accuracy", "rules alone", "model alone", "by rules", "pass^k", "95 %"):
-        assert told in ended.stdout
+    for label in ("passed", "decision accuracy", "rules alone", "model alone", "by rules", "pass^k", "95 %"):
+        assert label in ended.stdout
 
 
 @pytest.mark.usefixtures("daemon")
-def test_the_page_is_written(run: Run, write: Write, tmp_path: Path) -> None:
+def test_the_html_page_is_written(run: Run, write: Write, tmp_path: Path) -> None:
     file = tmp_path / "reports" / "run.html"
     assert run("test", write(entry("E1")), "--html", file).exit_code == 0
     assert "<h1>All passed</h1>" in file.read_text(encoding="utf-8")
@@ -269,13 +291,13 @@ def test_the_gate_fails_until_blessed_and_then_lets_known_failures_pass(
     path, file = write(entry("E1"), entry("F1", **HOPELESS)), tmp_path / "run.xml"
     first = run("test", path, "--full", "--gate", "--junit", file)
     assert (first.exit_code, "there is no baseline tiny@stub.json" in first.stdout) == (1, True)
-    assert fallen(checked(file.read_bytes())) == 1
+    assert failing_cases(checked(file.read_bytes())) == 1
     blessed = run("test", path, "--full", "--bless", "--junit", file)
-    assert (blessed.exit_code, fallen(checked(file.read_bytes()))) == (0, 0)
+    assert (blessed.exit_code, failing_cases(checked(file.read_bytes()))) == (0, 0)
     assert str(config.state_dir / "baselines" / "tiny@stub.json") in blessed.stdout
     then = run("test", path, "--full", "--gate", "--junit", file)
     assert (then.exit_code, "gate passed" in then.stdout) == (0, True), then.output
-    assert fallen(checked(file.read_bytes())) == 0
+    assert failing_cases(checked(file.read_bytes())) == 0
     assert json.loads(run("test", path, "--full", "--gate", "--json").stdout)["gate"]["reasons"] == []
 
 
@@ -285,7 +307,7 @@ def test_a_run_with_errors_is_shown_and_not_blessed(run: Run, write: Write, tmp_
     ended = run("test", write(entry("X1", **TOO_LONG)), "--full", "--bless", "--junit", file)
     assert (ended.exit_code, "no answer to X1" in ended.stderr) == (2, True)
     assert "too_large" in ended.stdout
-    assert fallen(checked(file.read_bytes())) == 1
+    assert failing_cases(checked(file.read_bytes())) == 1
 
 
 def test_a_looser_model_does_not_pass_the_gate(run: Run, write: Write, config: Config) -> None:
@@ -314,8 +336,8 @@ def test_two_saved_runs_are_compared_without_a_model(run: Run, tmp_path: Path) -
     assert ended.exit_code == 0, ended.output
     assert "recommended: new: new decides 10 more of 30 right (exact McNemar p = 0.002)" in ended.stdout
     assert ended.stdout.count("gained") == 11
-    found = json.loads(run("compare", old, new, "--json").stdout)
-    assert (found["fixed"], found["broken"], found["choice"]) == (10, 0, "after")
+    comparison = json.loads(run("compare", old, new, "--json").stdout)
+    assert (comparison["fixed"], comparison["broken"], comparison["choice"]) == (10, 0, "after")
     same = run("compare", old, old).stdout
     assert "recommended: neither: no difference shown" in same
 
@@ -328,11 +350,11 @@ def test_two_saved_runs_are_compared_without_a_model(run: Run, tmp_path: Path) -
         ("model=a,adapter=/srv/tuned.gguf,adapter_scale=0.5", "model=a,adapter=tuned.gguf,adapter_scale=0.5"),
     ],
 )
-def test_a_side_is_called_by_its_file_or_its_settings(side: str, name: str) -> None:
+def test_a_side_is_named_by_its_file_or_its_settings(side: str, name: str) -> None:
     assert side_names(side, "b.json") == (name, "b")
 
 
-def test_a_comparison_fits_80_columns(run: Run, tmp_path: Path) -> None:
+def test_the_output_of_compare_fits_80_columns(run: Run, tmp_path: Path) -> None:
     old, new = saved(tmp_path, "a-run-with-a-rather-long-name-of-its-own", 4, 6), saved(tmp_path, "b", 8, 2)
     for line in run("compare", old, new).stdout.splitlines():
         assert len(line) <= 80 or line.startswith(("  ", "recommended")), line
@@ -348,12 +370,12 @@ def test_a_run_under_an_adapter_names_it_and_the_weights_that_judged(
         with serving(setting, load_engine=load_stub_engine):
             judges += json.loads(run("test", write(entry("E1")), "--json").stdout)["judges"]
     plain, tuned = judges
-    found = Adapter(name="tuned.gguf", sha256=hashlib.sha256(adapter.read_bytes()).hexdigest(), scale=0.5)
+    expected = Adapter(name="tuned.gguf", sha256=hashlib.sha256(adapter.read_bytes()).hexdigest(), scale=0.5)
     assert (plain["model"], tuned["model"]) == ("stub", "stub+tuned.gguf")
-    assert tuned["model_sha256"] == identity_of(plain["model_sha256"], found)
+    assert tuned["model_sha256"] == identity_of(plain["model_sha256"], expected)
 
 
-def test_settings_are_not_tried_beside_a_daemon_that_holds_the_journal(
+def test_compare_refuses_settings_while_a_daemon_holds_the_journal(
     run: Run, write: Write, tmp_path: Path, daemon: Config
 ) -> None:
     file = tmp_path / "run.json"
@@ -364,16 +386,16 @@ def test_settings_are_not_tried_beside_a_daemon_that_holds_the_journal(
 
 
 @pytest.mark.parametrize(
-    ("side", "told"),
+    ("side", "message"),
     [
         ("nosuch=1", "unknown setting 'nosuch'; known: "),
         ("cache_size=many", "'cache_size=many': cache_size"),
         ("nowhere.json", "nowhere.json: cannot be read"),
     ],
 )
-def test_a_side_that_is_none_is_status_2(run: Run, tmp_path: Path, side: str, told: str) -> None:
+def test_an_invalid_side_is_status_2(run: Run, tmp_path: Path, side: str, message: str) -> None:
     ended = run("compare", saved(tmp_path, "old", 1, 1), side)
-    assert (ended.exit_code, told in ended.stderr) == (2, True), ended.output
+    assert (ended.exit_code, message in ended.stderr) == (2, True), ended.output
 
 
 def answers(run: Json, turn: int) -> list[Json]:
@@ -386,7 +408,7 @@ def answers(run: Json, turn: int) -> list[Json]:
 
 @pytest.mark.model
 class TestWithTheModel:
-    """The way that users take, once: the embedded model in this process and behind a daemon."""
+    """The whole way with the embedded model, in this process and behind a daemon."""
 
     def test_a_daemon_and_this_process_give_the_same_labels_and_compare_asks_what_was_asked(
         self, run: Run, write: Write, config: Config, tmp_path: Path
@@ -399,7 +421,7 @@ class TestWithTheModel:
         with serving(config):
             beside = run("test", path, "--json", "--against", config.endpoint)
         runs = [json.loads(inside.stdout), json.loads(beside.stdout)]
-        assert [one["where"] for one in runs] == ["in process", "the daemon"]
+        assert [answered["where"] for answered in runs] == ["in process", "the daemon"]
         first, again = (answers(runs[0], turn) for turn in (1, 2))
         other = answers(runs[1], 1)
         assert first == again == other

@@ -1,4 +1,4 @@
-"""Every pack and suite that ships: they fit each other, and no rule lets pass what its suite forbids."""
+"""Every shipped pack and suite: they fit each other, and no rule allows what its suite forbids."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def ids(scenarios: list[Scenario]) -> list[str]:
 
 
 @each_pack
-def test_a_pack_loads_under_its_own_name_and_lint_has_nothing_to_say(name: str) -> None:
+def test_every_pack_loads_under_its_own_name_and_lint_finds_no_problem(name: str) -> None:
     pack = pack_of(name)
     assert pack.info.name == name
     assert lint_pack(pack) == []
@@ -66,7 +66,7 @@ def test_every_pack_has_a_suite_and_every_suite_a_pack() -> None:
 
 
 @each_suite
-def test_what_a_suite_expects_exists_in_its_pack(name: str) -> None:
+def test_every_outcome_and_clause_that_a_suite_expects_is_in_its_pack(name: str) -> None:
     loaded = suite_of(name)
     pack = pack_of(loaded.pack)
     for scenario in loaded.scenarios:
@@ -87,13 +87,13 @@ def test_a_suite_is_large_enough_and_expects_every_outcome(name: str) -> None:
     assert sum(scenario.quick for scenario in scenarios) == 3
 
 
-def test_there_are_enough_scenarios_in_all() -> None:
+def test_the_shipped_suites_have_enough_scenarios() -> None:
     assert sum(len(suite_of(name).scenarios) for name in SUITES) >= 120
 
 
 @each_suite
-def test_the_examples_of_a_pack_are_none_of_the_scenarios(name: str) -> None:
-    """Neither word for word, nor with another name for who asks and what is asked about."""
+def test_no_example_of_a_pack_is_a_scenario(name: str) -> None:
+    """Neither word for word, nor with other names of subject and resource."""
 
     def canonical(evaluation: Evaluation, *, named: bool) -> bytes:
         raw = msgspec.to_builtins(evaluation)
@@ -106,8 +106,8 @@ def test_the_examples_of_a_pack_are_none_of_the_scenarios(name: str) -> None:
     pack = pack_of(suite_of(name).pack)
     for named in (True, False):
         shown = {canonical(example.evaluation, named=named) for example in pack.examples}
-        told = {s.id: canonical(s.evaluation(), named=named) for s in suite_of(name).scenarios}
-        assert [scenario for scenario, form in told.items() if form in shown] == []
+        scenarios = {s.id: canonical(s.evaluation(), named=named) for s in suite_of(name).scenarios}
+        assert [scenario for scenario, form in scenarios.items() if form in shown] == []
 
 
 # ---------------------------------------------------------------- rules only tighten
@@ -140,7 +140,7 @@ def test_no_rule_is_stricter_than_what_the_suite_accepts(name: str) -> None:
 
 @each_suite
 def test_a_value_of_a_wrong_type_never_leads_to_an_allow(name: str) -> None:
-    """Wherever in the request it stands: nothing becomes a final allow, nor is a floor lowered to allow."""
+    """At any place of the request: no answer becomes a final allow, and no floor sinks to allow."""
     pack = pack_of(suite_of(name).pack)
     for scenario in suite_of(name).scenarios:
         if "wrong_type" in scenario.tags:  # there the wrong value would be set right
@@ -156,7 +156,7 @@ def test_a_value_of_a_wrong_type_never_leads_to_an_allow(name: str) -> None:
 
 
 def with_wrong_types(evaluation: Evaluation) -> Iterator[tuple[str, Evaluation]]:
-    """The evaluation once per value and wrong type, with the place of the change."""
+    """The evaluation with each value replaced by each wrong type, with the place of the change."""
     raw = msgspec.to_builtins(evaluation)
     for path in paths(raw):
         # What a name or type has to be, the wire sees to; `details` may be text, a list or an object.

@@ -1,5 +1,5 @@
-"""Suite files: defaults, fixtures and matrices become whole scenarios; what is wrong is told by its line; and
-the published schema says the same as the loader."""
+"""Suite files: defaults, fixtures and matrices become complete scenarios; errors name the line; schema and
+loader agree."""
 
 from __future__ import annotations
 
@@ -90,14 +90,14 @@ def by_id(loaded: Suite) -> dict[str, Scenario]:
 # ---------------------------------------------------------------- defaults and fixtures
 
 
-def test_a_scenario_takes_the_defaults_that_it_does_not_say_otherwise(whole: Suite) -> None:
-    one, two = by_id(whole)["S1"], by_id(whole)["S2"]
-    assert (one.difficulty, one.tags, one.expect.max_latency_ms) == ("easy", ("shop",), 500)
-    assert (two.difficulty, two.tags, two.expect.max_latency_ms) == ("hard", ("shop", "gift"), 20.5)
+def test_a_scenario_takes_the_defaults_that_it_does_not_override(whole: Suite) -> None:
+    first, second = by_id(whole)["S1"], by_id(whole)["S2"]
+    assert (first.difficulty, first.tags, first.expect.max_latency_ms) == ("easy", ("shop",), 500)
+    assert (second.difficulty, second.tags, second.expect.max_latency_ms) == ("hard", ("shop", "gift"), 20.5)
     assert (whole.reasoning.similarity, whole.reasoning.needed) == (0.7, 0.5)
 
 
-def test_a_question_is_laid_over_its_fixtures_and_later_ones_over_earlier_ones(whole: Suite) -> None:
+def test_a_question_overrides_its_fixtures_and_later_fixtures_earlier_ones(whole: Suite) -> None:
     assert by_id(whole)["S1"].question() == {
         "situation": {
             "actor_id": "user:ann",
@@ -119,7 +119,7 @@ objects = st.dictionaries(st.sampled_from("abc"), json_values, max_size=3)
 
 
 @given(objects, objects, objects)
-def test_merging_loses_nothing_of_what_is_laid_on_top_and_does_not_depend_on_grouping(
+def test_merging_keeps_every_overriding_value_and_is_associative(
     a: dict[str, Any], b: dict[str, Any], c: dict[str, Any]
 ) -> None:
     def holds(whole: Any, part: Any) -> bool:
@@ -142,12 +142,12 @@ def test_merging_loses_nothing_of_what_is_laid_on_top_and_does_not_depend_on_gro
 
 
 def test_every_combination_is_a_scenario_and_the_unlisted_ones_expect_deny(whole: Suite) -> None:
-    found = {
-        name: one.expect.accepted(("allow", "deny"))
-        for name, one in by_id(whole).items()
+    expected = {
+        name: scenario.expect.accepted(("allow", "deny"))
+        for name, scenario in by_id(whole).items()
         if name.startswith("M/")
     }
-    assert found == {
+    assert expected == {
         "M/seller/look": ("allow",),
         "M/seller/sell": ("allow", "deny"),
         "M/seller/open_till": ("deny",),
@@ -157,13 +157,13 @@ def test_every_combination_is_a_scenario_and_the_unlisted_ones_expect_deny(whole
     }
 
 
-def test_a_combination_is_put_together_from_fixtures_its_matrix_and_the_value_of_each_axis(
+def test_a_combination_merges_fixtures_its_matrix_and_the_value_of_each_axis(
     whole: Suite,
 ) -> None:
-    one = by_id(whole)["M/guest/open_till"]
-    assert one.title == "Who may do what: guest, open_till"
-    assert one.skip == "the till is being mended"
-    assert one.situation == {
+    scenario = by_id(whole)["M/guest/open_till"]
+    assert scenario.title == "Who may do what: guest, open_till"
+    assert scenario.skip == "the till is being mended"
+    assert scenario.situation == {
         "actor_id": "user:gus",
         "actor_role": "guest",
         "action_type": "open_till",
@@ -173,7 +173,7 @@ def test_a_combination_is_put_together_from_fixtures_its_matrix_and_the_value_of
     }
 
 
-def test_a_pack_without_a_deny_says_what_unlisted_combinations_expect(tmp_path: Path) -> None:
+def test_otherwise_sets_what_unlisted_combinations_expect(tmp_path: Path) -> None:
     text = WHOLE.replace("    title: Who may do what\n", "    title: Who may do what\n    otherwise: hold\n")
     loaded = suite_files.load(written(tmp_path, text))
     assert by_id(loaded)["M/guest/sell"].expect == Expectation(outcome="hold", max_latency_ms=500)
@@ -183,7 +183,7 @@ def test_a_pack_without_a_deny_says_what_unlisted_combinations_expect(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "line", "told"),
+    ("old", "new", "line", "message"),
     [
         ("difficulty: hard", "difficulty: brutal", 25, "Invalid enum value 'brutal'"),
         ("  difficulty: easy\n", "", 18, "scenario S1: needs a difficulty, of its own or in defaults"),
@@ -215,18 +215,18 @@ def test_a_pack_without_a_deny_says_what_unlisted_combinations_expect(tmp_path: 
         ("similarity: 0.7", "similarity: 70", 17, "Expected `float` <= 1"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_line(
-    tmp_path: Path, old: str, new: str, line: int, told: str
+def test_a_wrong_suite_file_is_refused_with_the_line(
+    tmp_path: Path, old: str, new: str, line: int, message: str
 ) -> None:
     assert old in WHOLE
     path = written(tmp_path, WHOLE.replace(old, new, 1))
     with pytest.raises(SuiteError) as refusal:
         suite_files.load(path)
     assert str(refusal.value).startswith(f"{path}: line {line}: "), refusal.value
-    assert told in str(refusal.value)
+    assert message in str(refusal.value)
 
 
-def test_a_matrix_that_would_take_an_hour_is_refused(tmp_path: Path) -> None:
+def test_a_matrix_with_too_many_combinations_is_refused(tmp_path: Path) -> None:
     axis = ", ".join(f"v{n}: {{}}" for n in range(MAX_COMBINATIONS // 6 + 1))
     path = written(tmp_path, WHOLE.replace("    axes:\n", f"    axes:\n      many: {{{axis}}}\n"))
     with pytest.raises(SuiteError, match=r"line 36: matrix M: makes 1002 scenarios; the limit is 1000"):
@@ -258,12 +258,12 @@ def test_the_schema_accepts_every_suite_that_ships(validator: Any, path: Path) -
     validator.validate(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
-def test_the_schema_accepts_everything_that_the_format_has(validator: Any) -> None:
+def test_the_schema_accepts_every_feature_of_the_format(validator: Any) -> None:
     validator.validate(yaml.safe_load(WHOLE))
 
 
 def changed(path: list[Any], value: Any) -> dict[str, Any]:
-    """The whole file with one place changed; `...` takes the member away."""
+    """The whole file with one place changed; `...` removes the member."""
     raw: dict[str, Any] = yaml.safe_load(WHOLE)
     place: Any = raw
     for key in path[:-1]:
@@ -323,12 +323,12 @@ def test_the_schema_rejects_what_the_loader_rejects(
     assert not validator.is_valid(raw)
 
 
-def test_a_file_without_any_scenario_is_rejected_by_both(validator: Any, tmp_path: Path) -> None:
+def test_schema_and_loader_reject_a_file_without_scenarios(validator: Any, tmp_path: Path) -> None:
     raw = {"name": "empty", "pack": "none", "scenarios": []}
     assert not validator.is_valid(raw)
     with pytest.raises(SuiteError, match="there is no scenario in it"):
         suite_files.load(written(tmp_path, yaml.safe_dump(raw)))
 
 
-def test_the_scenarios_of_a_suite_go_over_into_json_and_back(whole: Suite) -> None:
+def test_a_suite_survives_a_round_trip_through_json(whole: Suite) -> None:
     assert msgspec.json.decode(msgspec.json.encode(whole), type=Suite) == whole

@@ -1,4 +1,4 @@
-"""Scenario suites: which files load, how an answer is judged, and what a run adds up to."""
+"""Scenario suites: which files load, how an answer is judged, and the summary of a run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Write = Callable[..., Path]
 
 
 def entry(**changes: Any) -> dict[str, Any]:
-    """A scenario as a file holds it; `...` leaves a member out."""
+    """A scenario as in a file; `...` removes a member."""
     whole = {
         "id": "E1",
         "title": "Alice reads",
@@ -98,7 +98,7 @@ def test_a_suite_asks_in_either_form_and_both_are_the_same_question(write: Write
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"expect": {}}, "expect needs exactly one of outcome, one_of, never"),
         ({"expect": {"risk": "low"}}, "expect needs exactly one of outcome, one_of, never"),
@@ -117,19 +117,19 @@ def test_a_suite_asks_in_either_form_and_both_are_the_same_question(write: Write
     ],
 )
 def test_a_scenario_that_asks_or_expects_nothing_definite_is_refused_by_its_id(
-    write: Write, changes: dict[str, Any], told: str
+    write: Write, changes: dict[str, Any], message: str
 ) -> None:
     bad = entry(**changes)
     path = write(entry(id="E0"), bad)
     with pytest.raises(SuiteError) as refusal:
         suite_files.load(path)
     line, _, rest = str(refusal.value).removeprefix(f"{path}: line ").partition(": ")
-    assert rest.startswith(f"scenario {bad['id']}: {told}")
+    assert rest.startswith(f"scenario {bad['id']}: {message}")
     assert line.isdecimal()
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"difficulty": "brutal"}, r"Invalid enum value 'brutal' - at `\$\.scenarios\[1\]\.difficulty`"),
         ({"expect": {"outcome": 1}}, r"Expected `str \| null`, got `int` - at `\$\.scenarios\[1\]\.expect"),
@@ -140,15 +140,15 @@ def test_a_scenario_that_asks_or_expects_nothing_definite_is_refused_by_its_id(
     ],
 )
 def test_a_scenario_of_the_wrong_form_is_refused_with_its_place(
-    write: Write, changes: dict[str, Any], told: str
+    write: Write, changes: dict[str, Any], message: str
 ) -> None:
     path = write(entry(id="E0"), entry(**changes))
-    with pytest.raises(SuiteError, match=f"^{path}: .*{told}"):
+    with pytest.raises(SuiteError, match=f"^{path}: .*{message}"):
         suite_files.load(path)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"name: [", "line 2: did not find expected node content"),
         (b"name: a\nname: b\n", "line 2: the key 'name' appears twice"),
@@ -158,14 +158,16 @@ def test_a_scenario_of_the_wrong_form_is_refused_with_its_place(
         (b"name: a\npack: b\nscenarios: []\n", "line 1: there is no scenario in it"),
     ],
 )
-def test_what_is_no_suite_is_refused_by_file(tmp_path: Path, content: bytes, told: str) -> None:
+def test_a_file_that_is_no_suite_is_refused_with_its_path(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     path = tmp_path / "suite.yaml"
     path.write_bytes(content)
-    with pytest.raises(SuiteError, match=f"^{path}: {told}"):
+    with pytest.raises(SuiteError, match=f"^{path}: {message}"):
         suite_files.load(path)
 
 
-def test_a_file_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_missing_suite_file_is_refused_with_its_path(tmp_path: Path) -> None:
     with pytest.raises(SuiteError, match=f"^{tmp_path / 'absent.yaml'}: cannot be read: .*No such file"):
         suite_files.load(tmp_path / "absent.yaml")
 
@@ -188,20 +190,22 @@ def test_the_suites_of_a_folder_come_in_order(tmp_path: Path) -> None:
         (Expectation(never="allow"), ("require_mfa", "deny")),
     ],
 )
-def test_what_counts_as_right(expect: Expectation, accepted: tuple[str, ...]) -> None:
+def test_an_expectation_accepts_the_outcomes_that_it_names(
+    expect: Expectation, accepted: tuple[str, ...]
+) -> None:
     assert expect.accepted(LABELS) == accepted
 
 
 def judged(
     answer: dict[str, Any] | None = None, *, accepted: tuple[str, ...] = ("allow",), **expect: Any
 ) -> Result:
-    asked = scenario(expect=Expectation(outcome="allow", **expect))
-    return verdicts.judge(asked, ANSWER | (answer or {}), accepted)
+    question = scenario(expect=Expectation(outcome="allow", **expect))
+    return verdicts.judge(question, ANSWER | (answer or {}), accepted)
 
 
-def test_a_whole_and_right_answer_passes_and_is_kept() -> None:
-    found = judged(risk="low", clauses=("R2",))
-    assert found == Result(
+def test_a_complete_and_right_answer_passes_and_is_in_the_result() -> None:
+    result = judged(risk="low", clauses=("R2",))
+    assert result == Result(
         scenario=scenario(expect=Expectation(outcome="allow", risk="low", clauses=("R2",))),
         status="passed",
         accepted=("allow",),
@@ -214,31 +218,31 @@ def test_a_whole_and_right_answer_passes_and_is_kept() -> None:
         total_ms=12.5,
         answer=ANSWER,
     )
-    assert found.decided_right
+    assert result.decided_right
 
 
-def test_a_wrong_outcome_fails_and_says_what_was_expected() -> None:
-    found = judged({"outcome": "deny"}, accepted=("allow", "require_mfa"))
-    assert (found.status, found.misses) == ("failed", ("answered deny, expected allow or require_mfa",))
-    assert not found.decided_right
+def test_a_wrong_outcome_fails_and_the_miss_names_the_expected_ones() -> None:
+    result = judged({"outcome": "deny"}, accepted=("allow", "require_mfa"))
+    assert (result.status, result.misses) == ("failed", ("answered deny, expected allow or require_mfa",))
+    assert not result.decided_right
 
 
 def test_a_wrong_risk_fails_a_right_decision() -> None:
-    found = judged({"risk": "high"}, risk="low")
-    assert (found.status, found.misses) == ("failed", ("risk high, expected low",))
-    assert found.decided_right
+    result = judged({"risk": "high"}, risk="low")
+    assert (result.status, result.misses) == ("failed", ("risk high, expected low",))
+    assert result.decided_right
     assert judged({"risk": "high"}).status == "passed"
 
 
 def test_a_clause_that_was_not_cited_fails() -> None:
-    found = judged(clauses=("R1", "R7", "R9"))
-    assert (found.status, found.misses) == ("failed", ("did not cite R7, R9",))
+    result = judged(clauses=("R1", "R7", "R9"))
+    assert (result.status, result.misses) == ("failed", ("did not cite R7, R9",))
 
 
 def test_an_answer_that_took_too_long_fails_a_right_decision() -> None:
-    found = judged(max_latency_ms=12)
-    assert (found.status, found.misses) == ("failed", ("took 12.5 ms, expected at most 12",))
-    assert found.decided_right
+    result = judged(max_latency_ms=12)
+    assert (result.status, result.misses) == ("failed", ("took 12.5 ms, expected at most 12",))
+    assert result.decided_right
     assert judged(max_latency_ms=12.5).status == "passed"
 
 
@@ -249,35 +253,35 @@ def test_an_answer_that_took_too_long_fails_a_right_decision() -> None:
 def test_an_answer_needs_two_thirds_of_its_parts(
     missing: tuple[str, ...], structure: float, status: str
 ) -> None:
-    found = judged(dict.fromkeys(missing))
-    assert (found.status, found.structure) == (status, pytest.approx(structure))
-    assert found.misses == (() if status == "passed" else ("structure 0.60, needed 0.67",))
+    result = judged(dict.fromkeys(missing))
+    assert (result.status, result.structure) == (status, pytest.approx(structure))
+    assert result.misses == (() if status == "passed" else ("structure 0.60, needed 0.67",))
 
 
 def test_an_empty_part_is_a_missing_part() -> None:
     assert judged({"clauses": [], "reasoning": ""}).structure == pytest.approx(0.6)
 
 
-def test_every_miss_is_told() -> None:
-    found = judged(
+def test_a_result_lists_every_miss() -> None:
+    result = judged(
         {"outcome": "deny", "risk": "high", "clauses": [], "classification": None},
         risk="low",
         clauses=("R1",),
     )
-    assert len(found.misses) == 4
+    assert len(result.misses) == 4
 
 
-def test_the_models_label_is_its_likeliest_and_there_is_none_where_it_was_not_asked() -> None:
-    found = judged({"probabilities": {"allow": 0.2, "require_mfa": 0.5, "deny": 0.3}})
-    assert (found.outcome, found.label) == ("allow", "require_mfa")
+def test_the_label_is_the_likeliest_one_or_none_if_the_model_was_not_asked() -> None:
+    result = judged({"probabilities": {"allow": 0.2, "require_mfa": 0.5, "deny": 0.3}})
+    assert (result.outcome, result.label) == ("allow", "require_mfa")
     assert judged({"probabilities": {}, "tier": "rule"}).label is None
 
 
 # ---------------------------------------------------------------- running
 
 
-class Asked:
-    """Answers every question the same, or refuses, and keeps what it was asked."""
+class StubAsk:
+    """Gives every question the same answer, or refuses it, and records the questions."""
 
     def __init__(self, *, refuse: tuple[str, ...] = ()) -> None:
         self.fields: list[dict[str, Any]] = []
@@ -302,12 +306,12 @@ TRIAL = Suite(
 )
 
 
-def run(ask: Asked, *, quick: bool = False) -> list[Result]:
+def run(ask: StubAsk, *, quick: bool = False) -> list[Result]:
     return list(verdicts.run(TRIAL, ask, labels=LABELS, quick=quick))
 
 
-def test_every_scenario_is_asked_in_order_but_those_to_skip() -> None:
-    ask = Asked()
+def test_every_scenario_is_asked_in_order_except_skipped_ones() -> None:
+    ask = StubAsk()
     results = run(ask)
     assert [result.status for result in results] == ["passed", "failed", "skipped", "passed"]
     assert [fields["annotations"]["scenario_id"] for fields in ask.fields] == ["E1", "E2", "E4"]
@@ -316,7 +320,7 @@ def test_every_scenario_is_asked_in_order_but_those_to_skip() -> None:
 
 
 def test_a_quick_run_asks_the_quick_ones_only() -> None:
-    results = run(Asked(), quick=True)
+    results = run(StubAsk(), quick=True)
     assert [(result.scenario.id, result.status) for result in results] == [
         ("E1", "passed"),
         ("E3", "skipped"),
@@ -324,7 +328,7 @@ def test_a_quick_run_asks_the_quick_ones_only() -> None:
 
 
 def test_a_question_carries_pack_and_annotations_and_wants_to_be_explained() -> None:
-    ask = Asked()
+    ask = StubAsk()
     run(ask)
     assert ask.fields[1] == {
         "situation": SITUATION,
@@ -338,8 +342,8 @@ def test_a_question_carries_pack_and_annotations_and_wants_to_be_explained() -> 
     }
 
 
-def test_what_a_suite_asks_is_what_the_wire_accepts() -> None:
-    ask = Asked()
+def test_every_question_of_a_suite_is_a_valid_request_of_the_protocol() -> None:
+    ask = StubAsk()
     run(ask)
     for fields in ask.fields:
         raw = encode_request("q", "evaluate", fields)
@@ -350,14 +354,14 @@ def test_what_a_suite_asks_is_what_the_wire_accepts() -> None:
 
 
 def test_a_refusal_is_an_error_of_that_scenario_and_the_run_goes_on() -> None:
-    results = run(Asked(refuse=("E1",)))
+    results = run(StubAsk(refuse=("E1",)))
     assert [result.status for result in results] == ["error", "failed", "skipped", "passed"]
     assert results[0].misses == ("busy: the queue is full",)
     assert (results[0].accepted, results[0].outcome) == (("allow",), None)
 
 
-def test_a_result_is_there_as_soon_as_its_answer_is() -> None:
-    ask = Asked()
+def test_a_result_is_yielded_as_soon_as_its_answer_arrives() -> None:
+    ask = StubAsk()
     running = verdicts.run(TRIAL, ask, labels=LABELS, quick=False)
     next(running)
     assert len(ask.fields) == 1
@@ -366,7 +370,7 @@ def test_a_result_is_there_as_soon_as_its_answer_is() -> None:
 # ---------------------------------------------------------------- figures
 
 
-def test_figures_of_a_run() -> None:
+def test_a_summary_counts_the_results_of_a_run() -> None:
     results = [
         judged(),
         judged({"outcome": "deny", "floor": "deny", "probabilities": {}}),
@@ -375,8 +379,8 @@ def test_figures_of_a_run() -> None:
         Result(scenario=scenario(difficulty="hard"), status="error", accepted=("allow",)),
         Result(scenario=scenario(difficulty="attack"), status="skipped"),
     ]
-    found = verdicts.summarise(results)
-    assert found == verdicts.Summary(
+    summary = verdicts.summarise(results)
+    assert summary == verdicts.Summary(
         scenarios=6,
         passed=2,
         failed=2,
@@ -389,10 +393,10 @@ def test_figures_of_a_run() -> None:
         mean_structure=pytest.approx((1 + 1 + 0.8 + 1) / 4),
         by_difficulty={"easy": (2, 4), "hard": (0, 1)},
     )
-    assert not found.ok
+    assert not summary.ok
 
 
-def test_difficulties_are_told_from_easy_to_attack() -> None:
+def test_a_summary_lists_difficulties_from_easy_to_attack() -> None:
     results = [
         verdicts.judge(scenario(difficulty=name), ANSWER, ("allow",)) for name in reversed(DIFFICULTIES)
     ]
@@ -408,6 +412,6 @@ def test_a_run_is_ok_when_something_passed_and_nothing_went_wrong() -> None:
         assert not verdicts.summarise(results).ok
 
 
-def test_nothing_asked_gives_no_figures_and_no_failure() -> None:
-    found = verdicts.summarise([])
-    assert (found.scenarios, found.mean_structure, found.by_difficulty) == (0, 0.0, {})
+def test_a_summary_of_no_results_is_empty_and_not_ok() -> None:
+    summary = verdicts.summarise([])
+    assert (summary.scenarios, summary.mean_structure, summary.by_difficulty) == (0, 0.0, {})

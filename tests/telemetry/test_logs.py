@@ -1,4 +1,4 @@
-"""Log lines: their form, what never gets into them, and the bound on those that others cause."""
+"""Log lines: their format, what they never contain, and the rate limit of lines that clients cause."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def raised() -> Any:
 
 @pytest.fixture
 def levels() -> Iterator[None]:
-    """Whatever a test does to the loggers is undone."""
+    """Restores the loggers after the test."""
     root, ours = logging.getLogger(), logging.getLogger("thor_policy")
     before = root.handlers[:], root.level, ours.level, threading.excepthook
     yield
@@ -84,9 +84,9 @@ def levels() -> Iterator[None]:
 
 
 class TestJson:
-    def test_a_line_says_when_how_bad_where_and_what(self) -> None:
-        told = json.loads(logs.JsonFormatter().format(record(created=1.5, msecs=500.0)))
-        assert told == {
+    def test_a_line_has_time_level_component_thread_and_message(self) -> None:
+        line = json.loads(logs.JsonFormatter().format(record(created=1.5, msecs=500.0)))
+        assert line == {
             "time": "1970-01-01T00:00:01.500Z",
             "level": "info",
             "component": "journal",
@@ -94,10 +94,10 @@ class TestJson:
             "message": "done",
         }
 
-    def test_fields_are_members_of_their_own_and_none_is_none(self) -> None:
+    def test_fields_are_members_of_the_line_and_none_is_left_out(self) -> None:
         extra = logs.fields(code="busy", uid=1000, op=None)
-        told = json.loads(logs.JsonFormatter().format(record(**extra)))
-        assert (told["code"], told["uid"], "op" in told) == ("busy", 1000, False)
+        line = json.loads(logs.JsonFormatter().format(record(**extra)))
+        assert (line["code"], line["uid"], "op" in line) == ("busy", 1000, False)
 
     @given(st.text())
     def test_any_text_stays_on_one_line_of_any_encoding(self, text: str) -> None:
@@ -123,8 +123,8 @@ class TestJson:
     def test_an_exception_is_types_and_stack_without_its_text(self) -> None:
         line = logs.JsonFormatter().format(record(error=raised()))
         stack = json.loads(line)["stack"]
-        assert [one for one in stack if " in " not in one] == ["ValueError", "KeyError"]
-        assert any(one.endswith("in raised") for one in stack)
+        assert [entry for entry in stack if " in " not in entry] == ["ValueError", "KeyError"]
+        assert any(entry.endswith("in raised") for entry in stack)
         assert PRIVATE not in line
 
     def test_at_level_debug_an_exception_has_its_text(self, levels: None) -> None:
@@ -132,35 +132,35 @@ class TestJson:
         stack = json.loads(logs.JsonFormatter().format(record(error=raised())))["stack"]
         assert stack[0] == f"ValueError: no {PRIVATE}"
 
-    def test_of_another_library_the_room_is_its_name(self) -> None:
-        told = json.loads(logs.JsonFormatter().format(logging.makeLogRecord({"name": "httpx.client"})))
-        assert told["component"] == "httpx.client"
+    def test_the_component_of_another_library_is_its_logger_name(self) -> None:
+        line = json.loads(logs.JsonFormatter().format(logging.makeLogRecord({"name": "httpx.client"})))
+        assert line["component"] == "httpx.client"
 
 
 class TestPretty:
-    def told(self, capsys: pytest.CaptureFixture[str], one: logging.LogRecord) -> str:
-        render.LogHandler().handle(one)
+    def printed(self, capsys: pytest.CaptureFixture[str], entry: logging.LogRecord) -> str:
+        render.LogHandler().handle(entry)
         return capsys.readouterr().err
 
-    def test_an_info_is_its_message(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert self.told(capsys, record("ready at [x]")) == "ready at [x]\n"
+    def test_an_info_line_is_only_its_message(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert self.printed(capsys, record("ready at [x]")) == "ready at [x]\n"
 
-    def test_a_warning_names_its_room_and_its_fields(self, capsys: pytest.CaptureFixture[str]) -> None:
-        one = record("refused", logging.WARNING, **logs.fields(code="busy"))
-        assert self.told(capsys, one) == "WARNING journal: refused code=busy\n"
+    def test_a_warning_names_its_component_and_its_fields(self, capsys: pytest.CaptureFixture[str]) -> None:
+        entry = record("refused", logging.WARNING, **logs.fields(code="busy"))
+        assert self.printed(capsys, entry) == "WARNING journal: refused code=busy\n"
 
-    def test_no_text_can_command_a_terminal(self, capsys: pytest.CaptureFixture[str]) -> None:
-        one = record("a\x1b[2Jb\nc", **logs.fields(name="\x07\u202e"))
-        assert self.told(capsys, one) == "a\\x1b[2Jb\\nc name=\\x07\\u202e\n"
+    def test_control_characters_in_a_text_are_escaped(self, capsys: pytest.CaptureFixture[str]) -> None:
+        entry = record("a\x1b[2Jb\nc", **logs.fields(name="\x07\u202e"))
+        assert self.printed(capsys, entry) == "a\\x1b[2Jb\\nc name=\\x07\\u202e\n"
 
-    def test_an_exception_is_its_stack(self, capsys: pytest.CaptureFixture[str]) -> None:
-        told = self.told(capsys, record(level=logging.ERROR, error=raised()))
-        assert told.splitlines()[1] == "    ValueError"
-        assert PRIVATE not in told
+    def test_an_exception_is_logged_with_its_stack(self, capsys: pytest.CaptureFixture[str]) -> None:
+        printed = self.printed(capsys, record(level=logging.ERROR, error=raised()))
+        assert printed.splitlines()[1] == "    ValueError"
+        assert PRIVATE not in printed
 
 
 class TestJournalStream:
-    def test_is_recognised_by_the_file_it_names(self, tmp_path: Path) -> None:
+    def test_the_journal_is_recognised_by_device_and_inode(self, tmp_path: Path) -> None:
         with (tmp_path / "a").open("w") as ours, (tmp_path / "b").open("w") as other:
             at = os.fstat(ours.fileno())
             environ = {"JOURNAL_STREAM": f"{at.st_dev}:{at.st_ino}"}
@@ -175,7 +175,7 @@ class TestSetUp:
         ("form", "journal", "structured"),
         [("auto", True, True), ("auto", False, False), ("json", False, True), ("pretty", True, False)],
     )
-    def test_json_is_chosen_or_goes_to_the_journal(
+    def test_json_is_used_if_it_is_set_or_the_journal_reads_the_stream(
         self, levels: None, tmp_path: Path, form: str, journal: bool, structured: bool
     ) -> None:
         with (tmp_path / "log").open("w") as stream:
@@ -184,7 +184,7 @@ class TestSetUp:
             logs.set_up(form, "info", stream=stream, pretty=logging.NullHandler(), environ=environ)
             assert logs.structured() == structured
 
-    def test_the_level_is_ours_and_others_are_heard_from_warnings_on(
+    def test_the_level_is_for_our_loggers_and_others_log_from_warning_on(
         self, levels: None, tmp_path: Path
     ) -> None:
         with (tmp_path / "log").open("w") as stream:
@@ -192,12 +192,12 @@ class TestSetUp:
             for name in ("thor_policy.daemon.service", "httpx"):
                 logging.getLogger(name).debug("deep")
                 logging.getLogger(name).warning("bad")
-        told = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-        assert [(one["component"], one["message"]) for one in told] == [
+        lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+        assert [(line["component"], line["message"]) for line in lines] == [
             ("daemon", "deep"), ("daemon", "bad"), ("httpx", "bad"),
         ]  # fmt: skip
 
-    def test_what_ends_a_thread_is_logged(self, levels: None, tmp_path: Path) -> None:
+    def test_an_exception_that_ends_a_thread_is_logged(self, levels: None, tmp_path: Path) -> None:
         def end() -> None:
             raise ValueError(PRIVATE)
 
@@ -208,9 +208,9 @@ class TestSetUp:
                 thread.start()
                 thread.join()
         (line,) = (tmp_path / "log").read_text().splitlines()
-        told = json.loads(line)
-        assert (told["level"], told["message"]) == ("critical", "thread engine has ended")
-        assert told["stack"][0] == "ValueError"
+        entry = json.loads(line)
+        assert (entry["level"], entry["message"]) == ("critical", "thread engine has ended")
+        assert entry["stack"][0] == "ValueError"
 
 
 class TestLimit:
@@ -219,16 +219,18 @@ class TestLimit:
         self, gaps_ns: list[int], burst: int
     ) -> None:
         limit, now_ns, start_ns = logs.Limit(burst, 1.0), 10**12, 10**12
-        told: list[int | None] = []
+        admissions: list[int | None] = []
         for gap_ns in gaps_ns:
             now_ns += gap_ns
-            told.append(limit.admit(now_ns))
-        admitted = [held for held in told if held is not None]
+            admissions.append(limit.admit(now_ns))
+        admitted = [suppressed for suppressed in admissions if suppressed is not None]
         assert len(admitted) <= burst + (now_ns - start_ns) / 1e9
-        last = max((index for index, held in enumerate(told) if held is not None), default=-1)
-        assert sum(admitted) == told[: last + 1].count(None)
+        last = max(
+            (index for index, suppressed in enumerate(admissions) if suppressed is not None), default=-1
+        )
+        assert sum(admitted) == admissions[: last + 1].count(None)
 
-    def test_opens_again_with_time(self) -> None:
+    def test_admits_lines_again_after_some_time(self) -> None:
         limit = logs.Limit(2, 0.5)
         assert [limit.admit(1), limit.admit(1), limit.admit(1), limit.admit(1)] == [0, 0, None, None]
         assert limit.admit(2 * 10**9 + 1) == 2
@@ -243,7 +245,7 @@ class TestServer:
         with serving(config, load_engine=load_stub_engine), Client(config.endpoint) as opened:
             yield opened
 
-    def test_a_refusal_has_code_op_and_who_asked_but_nothing_they_said(
+    def test_a_refusal_is_logged_with_code_op_and_uid_and_no_text_of_the_request(
         self, client: Client, caplog: pytest.LogCaptureFixture
     ) -> None:
         with pytest.raises(RequestError):
@@ -253,12 +255,12 @@ class TestServer:
         first, second = caplog.records
         assert (first.levelname, first.getMessage()) == ("WARNING", "refused")
         assert logs.fields_of(first)["code"] == "bad_request"
-        told = logs.fields_of(second)
-        assert {name: told[name] for name in ("code", "op", "uid")} == {
+        fields = logs.fields_of(second)
+        assert {name: fields[name] for name in ("code", "op", "uid")} == {
             "code": "not_found", "op": "evaluate", "uid": os.getuid(),
         }  # fmt: skip
-        assert told["ms"] >= 0
-        assert not [one for one in caplog.records if PRIVATE in logs.JsonFormatter().format(one)]
+        assert fields["ms"] >= 0
+        assert not [logged for logged in caplog.records if PRIVATE in logs.JsonFormatter().format(logged)]
 
     def test_at_level_debug_a_refusal_has_its_text_and_each_decision_a_line(
         self, client: Client, caplog: pytest.LogCaptureFixture
@@ -267,11 +269,11 @@ class TestServer:
         decision_id = client.evaluate(DEPLOY)["context"]["decision_id"]
         with pytest.raises(RequestError):
             client.call("evaluate", {"request": DEPLOY, "pack": "payroll"})
-        decided, refused = (logs.fields_of(one) for one in caplog.records)
+        decided, refused = (logs.fields_of(logged) for logged in caplog.records)
         assert (decided["decision_id"], decided["tier"]) == (decision_id, "model")
         assert "payroll" in refused["text"]
 
-    def test_a_flood_is_logged_in_part_and_counted_in_full(
+    def test_a_flood_of_refusals_is_partly_logged_and_fully_counted(
         self, client: Client, caplog: pytest.LogCaptureFixture
     ) -> None:
         for _ in range(60):
@@ -281,7 +283,7 @@ class TestServer:
         assert len(caplog.records) + counters["unlogged"] == counters["refused_bad_request"] == 60
         assert counters["unlogged"] > 20
 
-    def test_a_flood_of_one_code_hides_no_other(
+    def test_a_flood_of_one_code_does_not_suppress_another_code(
         self, client: Client, caplog: pytest.LogCaptureFixture
     ) -> None:
         for _ in range(30):
@@ -296,9 +298,9 @@ class TestServer:
     ) -> None:
         client.call("evaluate", {"request": DEPLOY, "evaluations": [{}, 5, {}]})
         assert client.status().counters["refused_bad_request"] == 1
-        assert [logs.fields_of(one)["code"] for one in caplog.records] == ["bad_request"]
+        assert [logs.fields_of(logged)["code"] for logged in caplog.records] == ["bad_request"]
 
-    def test_a_decision_that_the_model_failed_to_give_is_logged_by_its_id(
+    def test_a_failure_of_the_model_is_logged_with_the_decision_id(
         self, config: Config, caplog: pytest.LogCaptureFixture
     ) -> None:
         class Engine(StubEngine):
@@ -309,14 +311,14 @@ class TestServer:
 
         with serving(config, load_engine=lambda _: Engine()), Client(config.endpoint) as own:
             decision_id = own.evaluate(DEPLOY)["context"]["decision_id"]
-        cause, told = caplog.records
+        cause, refusal = caplog.records
         assert cause.getMessage() == "the model gave no answer: a decode failed"
         assert logs.fields_of(cause)["decision_id"] == decision_id
-        assert (logs.fields_of(told)["decision_id"], logs.fields_of(told)["code"]) == (
+        assert (logs.fields_of(refusal)["decision_id"], logs.fields_of(refusal)["code"]) == (
             decision_id, "engine_failed",
         )  # fmt: skip
 
-    def test_faults_that_no_code_foresaw_are_logged_in_part_with_their_stack_and_counted_in_full(
+    def test_unexpected_errors_are_partly_logged_with_their_stack_and_fully_counted(
         self, config: Config, caplog: pytest.LogCaptureFixture
     ) -> None:
         class Engine(StubEngine):
@@ -330,9 +332,9 @@ class TestServer:
                 with pytest.raises(RequestError, match="the daemon's log says why"):
                     own.evaluate(DEPLOY)
             assert own.status().engine.counters["internal_errors"] == 60
-        faults = [one for one in caplog.records if one.exc_info]
+        faults = [logged for logged in caplog.records if logged.exc_info]
         assert 0 < len(faults) < 40
-        lines = [logs.JsonFormatter().format(one) for one in faults]
+        lines = [logs.JsonFormatter().format(logged) for logged in faults]
         assert all("in score" in line and PRIVATE not in line for line in lines)
 
 
@@ -340,7 +342,7 @@ class TestDaemon:
     """The path that users take: `thorpolicy serve` in a process of its own, on a stub engine."""
 
     @pytest.mark.parametrize("journal", [False, True], ids=["json", "journal"])
-    def test_every_line_is_json_and_none_has_anything_that_was_asked(
+    def test_every_line_is_json_and_none_has_text_of_a_request(
         self, config: Config, short_dir: Path, journal: bool
     ) -> None:
         path = short_dir / "log"
@@ -369,23 +371,25 @@ class TestDaemon:
         lines = path.read_text().splitlines()
         assert PRIVATE not in path.read_text()
         assert all(line.startswith(("<4>{", "<6>{") if journal else "{") for line in lines)
-        told = [json.loads(line[3:] if journal else line) for line in lines]
-        assert all({"time", "level", "component", "thread", "message"} <= one.keys() for one in told)
+        entries = [json.loads(line[3:] if journal else line) for line in lines]
+        assert all({"time", "level", "component", "thread", "message"} <= entry.keys() for entry in entries)
         assert [
-            (one["component"], one["thread"], one.get("code")) for one in told if one["level"] != "info"
+            (entry["component"], entry["thread"], entry.get("code"))
+            for entry in entries
+            if entry["level"] != "info"
         ] == [
             ("policy", "engine", None),
             ("daemon", "MainThread", "engine_failed"),
             ("daemon", "MainThread", "bad_request"),
         ]
 
-    def test_a_start_that_fails_says_why_in_json_too(self, config: Config, short_dir: Path) -> None:
+    def test_a_failed_start_logs_its_reason_as_json(self, config: Config, short_dir: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-c", DAEMON, "serve", "--state-dir", str(short_dir), "--pack", "nowhere"],
             env=os.environ | {"THOR_POLICY_LOG_FORMAT": "json"},
             capture_output=True,
             text=True,
         )
-        told = [json.loads(line) for line in done.stderr.splitlines()]
-        assert (done.returncode, told[-1]["level"], told[-1]["exit_status"]) == (2, "error", 2)
-        assert "nowhere" in told[-1]["message"]
+        entries = [json.loads(line) for line in done.stderr.splitlines()]
+        assert (done.returncode, entries[-1]["level"], entries[-1]["exit_status"]) == (2, "error", 2)
+        assert "nowhere" in entries[-1]["message"]

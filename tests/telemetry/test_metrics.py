@@ -52,7 +52,7 @@ BARE = Status(
 )
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
-#: The model is asked for it.
+#: The model scores it.
 DEPLOY: Json = {
     "subject": {"type": "user", "id": "mallory-4711", "properties": {"role": "developer"}},
     "action": {"name": "deploy"},
@@ -75,17 +75,17 @@ def client(served: Config) -> Iterator[Client]:
 
 
 def parsed(text: str) -> Samples:
-    """What Prometheus' own parser makes of an exposition; each sample once."""
-    found: Samples = {}
+    """The samples of an exposition by Prometheus' own parser; each may appear only once."""
+    samples: Samples = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             key = (sample.name, frozenset(sample.labels.items()))
-            assert key not in found, f"{sample} is told twice"
-            found[key] = sample.value
-    return found
+            assert key not in samples, f"{sample} appears twice"
+            samples[key] = sample.value
+    return samples
 
 
-def told(client: Client) -> Samples:
+def samples_of(client: Client) -> Samples:
     return parsed(metrics.exposition(client.metrics()))
 
 
@@ -94,15 +94,15 @@ def value(samples: Samples, name: str, **labels: str) -> float:
 
 
 def infos(client: Client) -> dict[str, dict[str, str]]:
-    """Labels of what tells who judges, by the name that it has without `thorpolicy_` and `_info`."""
-    labels = {name: dict(labels) for name, labels in told(client)}
+    """Labels of the info metrics, by name without `thorpolicy_` and `_info`."""
+    labels = {name: dict(labels) for name, labels in samples_of(client)}
     return {name: labels[f"thorpolicy_{name}_info"] for name in ("model", "pack", "build")}
 
 
-def counters(found: Json, path: str = "") -> Iterator[tuple[str, str, int]]:
-    """Every member of a `counters` anywhere in a status: where, name, value."""
-    if isinstance(found, dict):
-        for name, inner in found.items():
+def counters(status: Json, path: str = "") -> Iterator[tuple[str, str, int]]:
+    """Every counter anywhere in a status: part, name, value."""
+    if isinstance(status, dict):
+        for name, inner in status.items():
             if name == "counters":
                 yield from ((path or "server", event, count) for event, count in inner.items())
             else:
@@ -113,15 +113,15 @@ class TestOfADecision:
     def test_each_stage_is_timed_once(self, client: Client) -> None:
         client.evaluate(DEPLOY, explain="inline")
         client.evaluate(TAMPER)
-        samples = told(client)
+        samples = samples_of(client)
         counts = {stage: value(samples, "stage_seconds_count", stage=stage) for stage in STAGES}
         assert counts == {"queue": 2, "rules": 2, "score": 1, "commit": 2, "explain": 1, "reply": 1}
         assert value(samples, "stage_seconds_sum", stage="commit") > 0
 
-    def test_latency_is_told_by_tier(self, client: Client) -> None:
+    def test_latency_is_measured_by_tier(self, client: Client) -> None:
         for question in (DEPLOY, DEPLOY, TAMPER):
             client.evaluate(question)
-        samples = told(client)
+        samples = samples_of(client)
         counts = {
             tier: value(samples, "decision_seconds_count", tier=tier)
             for tier in ("model", "cache", "rule", "fallback")
@@ -131,27 +131,27 @@ class TestOfADecision:
     def test_outcomes_and_confidence_are_those_recorded(self, client: Client) -> None:
         context = client.evaluate(DEPLOY)["context"]
         client.evaluate(TAMPER)
-        samples = told(client)
+        samples = samples_of(client)
         assert value(samples, "decisions_total", outcome=context["outcome"], tier="model") == 1
         assert value(samples, "decisions_total", outcome="deny", tier="rule") == 1
         assert value(samples, "confidence_count") == 1
         assert value(samples, "confidence_sum") == pytest.approx(context["confidence"])
 
-    def test_the_stages_come_to_the_whole(self, client: Client) -> None:
+    def test_the_stages_add_up_to_the_latency(self, client: Client) -> None:
         client.evaluate(DEPLOY)
-        samples = told(client)
+        samples = samples_of(client)
         stages = sum(value(samples, "stage_seconds_sum", stage=stage) for stage in STAGES)
         assert stages == pytest.approx(value(samples, "decision_seconds_sum", tier="model"))
 
 
 class TestOfTheDaemon:
-    def test_every_counter_of_status_is_there_with_its_value(self, client: Client) -> None:
+    def test_every_counter_of_status_is_a_metric_with_the_same_value(self, client: Client) -> None:
         client.evaluate(DEPLOY)
         with pytest.raises(RequestError):
             client.evaluate({"subject": {}, "action": {}})
-        status, samples = client.status(), told(client)
-        found = list(counters(msgspec.to_builtins(status)))
-        assert {part for part, _, _ in found} == {
+        status, samples = client.status(), samples_of(client)
+        counts = list(counters(msgspec.to_builtins(status)))
+        assert {part for part, _, _ in counts} == {
             "server",
             "engine",
             "cache",
@@ -160,22 +160,22 @@ class TestOfTheDaemon:
             "pack_manager",
             "drift",
         }
-        for part, event, count in found:
+        for part, event, count in counts:
             moved = (part, event) == ("server", "received")  # by asking for the metrics
             assert value(samples, "events_total", part=part, event=event) == count + moved
         assert value(samples, "events_total", part="server", event="refused_bad_request") == 1
         assert value(samples, "events_total", part="engine", event="decisions") == 1
 
     def test_refusals_and_losses_are_zero_before_the_first(self, client: Client) -> None:
-        samples = told(client)
+        samples = samples_of(client)
         for event in ("refused_busy", "refused_disk_full", "decisions_lost", "replies_dropped"):
             assert value(samples, "events_total", part="server", event=event) == 0
         assert value(samples, "events_total", part="journal", event="lost") == 0
         assert value(samples, "events_total", part="engine", event="internal_errors") == 0
 
-    def test_the_state_of_each_part_is_there(self, client: Client) -> None:
+    def test_the_state_of_each_part_is_a_metric(self, client: Client) -> None:
         client.evaluate(TAMPER)  # whose reply comes when everything before it is committed
-        samples, status = told(client), client.status()
+        samples, status = samples_of(client), client.status()
         for part in ("engine", "journal", "maintenance", "pack_manager"):
             assert value(samples, "alive", part=part) == 1
             assert value(samples, "waiting", part=part) == 0
@@ -187,34 +187,32 @@ class TestOfTheDaemon:
         assert value(samples, "journal_free_bytes") > 0
 
     def test_model_and_pack_are_named(self, client: Client) -> None:
-        samples, status = told(client), client.status()
+        samples, status = samples_of(client), client.status()
         labels = {name: dict(labels) for name, labels in samples}
         assert labels["thorpolicy_model_info"]["sha256"] == status.model.sha256
         assert labels["thorpolicy_pack_info"] == msgspec.to_builtins(status.pack)
         assert labels["thorpolicy_build_info"] == {"version": status.version}
 
-    def test_the_pack_that_was_activated_and_the_adapter_are_named(
-        self, client: Client, tmp_path: Path
-    ) -> None:
+    def test_an_activated_pack_and_adapter_are_named(self, client: Client, tmp_path: Path) -> None:
         adapter = tmp_path / "tuned.gguf"
         write_adapter_header(adapter)
         assert infos(client)["model"]["adapter"] == ""
         client.control(Control(task="activate", pack=str(write_pack(tmp_path / "small"))))
         client.control(Control(task="adapter", adapter=str(adapter), scale=0.5))
-        status, told_of = client.status(), infos(client)
-        assert told_of["pack"] == msgspec.to_builtins(status.pack)
-        assert told_of["pack"]["name"] == "small"
-        assert told_of["model"]["sha256"] == status.model.sha256
-        assert told_of["model"]["adapter"] == "tuned.gguf"
-        assert told_of["model"]["adapter_sha256"] == status.model.adapter.sha256
-        assert told_of["model"]["adapter_scale"] == "0.5"
+        status, identities = client.status(), infos(client)
+        assert identities["pack"] == msgspec.to_builtins(status.pack)
+        assert identities["pack"]["name"] == "small"
+        assert identities["model"]["sha256"] == status.model.sha256
+        assert identities["model"]["adapter"] == "tuned.gguf"
+        assert identities["model"]["adapter_sha256"] == status.model.adapter.sha256
+        assert identities["model"]["adapter_scale"] == "0.5"
 
-    def test_memory_and_open_files_of_the_process_are_there(self, client: Client) -> None:
-        samples = told(client)
+    def test_memory_and_open_files_of_the_process_are_metrics(self, client: Client) -> None:
+        samples = samples_of(client)
         assert samples["process_resident_memory_bytes", frozenset()] > 10**7
         assert samples["process_open_fds", frozenset()] > 3
 
-    def test_memory_of_a_gpu_is_there_where_the_engine_tells_it(self, config: Config) -> None:
+    def test_memory_of_a_gpu_is_a_metric_if_the_engine_reports_it(self, config: Config) -> None:
         class Engine(StubEngine):
             def memory(self) -> Any:
                 from thor_policy.core.engine import DeviceMemory
@@ -222,11 +220,11 @@ class TestOfTheDaemon:
                 return (DeviceMemory(device="CUDA0", free_bytes=1, total_bytes=3),)
 
         with serving(config, load_engine=lambda _: Engine()), Client(config.endpoint) as own:
-            samples = told(own)
+            samples = samples_of(own)
         assert value(samples, "device_memory_free_bytes", device="CUDA0") == 1
         assert value(samples, "device_memory_total_bytes", device="CUDA0") == 3
 
-    def test_nothing_that_a_request_says_is_told(self, client: Client) -> None:
+    def test_no_text_of_a_request_is_in_a_metric(self, client: Client) -> None:
         client.evaluate(
             DEPLOY, explain="inline", annotations={"scenario_id": "secret-1", "tags": ["secret-2"]}
         )
@@ -238,7 +236,7 @@ class TestOfTheDaemon:
         samples = parsed(metrics.exposition(metrics.as_json(metrics.Metrics().families(BARE))))
         assert value(samples, "events_total", part="journal", event="lost") == 0
 
-    def test_a_status_of_parts_that_say_nothing_is_enough(self) -> None:
+    def test_a_status_of_parts_that_did_nothing_is_enough(self) -> None:
         dead = structs.replace(BARE.maintenance, alive=False)
         bare = structs.replace(BARE, maintenance=dead)
         samples = parsed(metrics.exposition(metrics.as_json(metrics.Metrics().families(bare))))
@@ -252,15 +250,17 @@ def test_a_histogram_counts_each_value_in_each_bound_that_holds_it(
     values: list[float], bounds: tuple[float, ...]
 ) -> None:
     histogram = Histogram(bounds)
-    for one in values:
-        histogram.observe(one)
+    for number in values:
+        histogram.observe(number)
     buckets = histogram.buckets()
-    assert buckets == [(str(b), sum(one <= b for one in values)) for b in bounds] + [("+Inf", len(values))]
+    assert buckets == [(str(b), sum(number <= b for number in values)) for b in bounds] + [
+        ("+Inf", len(values))
+    ]
     assert histogram.sum == pytest.approx(sum(values))
 
 
 class TestExposition:
-    def test_of_what_went_over_the_wire_is_that_of_the_endpoint(self, client: Client) -> None:
+    def test_metrics_sent_over_the_socket_equal_those_of_the_endpoint(self, client: Client) -> None:
         for question in (DEPLOY, TAMPER):
             client.evaluate(question)
         measured = metrics.Metrics()
@@ -270,7 +270,7 @@ class TestExposition:
             direct = read(port)
         assert parsed(metrics.exposition(sent)) == parsed(direct)
 
-    def test_lines_for_people_say_what_a_histogram_comes_to(self) -> None:
+    def test_a_line_for_people_has_mean_and_quantiles_of_a_histogram(self) -> None:
         family = Metric("t_seconds", "Times.", "histogram")
         for le, count in (("0.1", 50), ("1.0", 98), ("+Inf", 100)):
             family.add_sample("t_seconds_bucket", {"stage": "score", "le": le}, count)
@@ -301,27 +301,27 @@ def free_port() -> int:
 
 
 class TestEndpoint:
-    def test_of_a_daemon_says_what_its_metrics_say(self, config: Config) -> None:
+    def test_the_endpoint_of_a_daemon_has_the_same_metrics_as_the_client_call(self, config: Config) -> None:
         ours = replace(config, metrics_port=free_port())
         with serving(ours, load_engine=load_stub_engine), Client(ours.endpoint) as own:
             own.evaluate(DEPLOY)
-            asked, scraped = told(own), parsed(read(ours.metrics_port))
-        assert asked.keys() == scraped.keys()
+            from_client, scraped = samples_of(own), parsed(read(ours.metrics_port))
+        assert from_client.keys() == scraped.keys()
         for name in ("decision_seconds_count", "decision_seconds_sum"):
-            assert value(asked, name, tier="model") == value(scraped, name, tier="model") > 0
+            assert value(from_client, name, tier="model") == value(scraped, name, tier="model") > 0
         with pytest.raises(urllib.error.URLError):
             read(ours.metrics_port)
 
-    def test_is_not_there_unless_a_port_is_set(self, served: Config) -> None:
+    def test_there_is_no_endpoint_by_default(self, served: Config) -> None:
         assert served.metrics_port == 0
 
-    def test_is_reached_over_loopback_alone(self) -> None:
+    def test_the_endpoint_is_only_on_127_0_0_1(self) -> None:
         with metrics.endpoint(0, lambda: iter(())) as port:
             assert read(port) == ""
             with socket.socket() as other, pytest.raises(OSError):
                 other.connect(("127.0.0.2", port))  # any other address, and be it of this machine
 
-    def test_a_port_that_is_taken_is_said_with_the_setting(self) -> None:
+    def test_a_port_in_use_is_refused_with_the_setting(self) -> None:
         with (
             metrics.endpoint(0, lambda: iter(())) as port,
             pytest.raises(ConfigError, match=f"metrics_port {port}"),
@@ -329,20 +329,20 @@ class TestEndpoint:
         ):
             pass
 
-    def test_a_reader_that_leaves_half_way_ends_nothing(self, capfd: pytest.CaptureFixture[str]) -> None:
+    def test_a_reader_that_disconnects_half_way_does_no_harm(self, capfd: pytest.CaptureFixture[str]) -> None:
         with metrics.endpoint(0, lambda: iter(())) as port:
-            for said in (b"", b"GET /metr", b"\x00" * 100 + b"\r\n\r\n"):
+            for request in (b"", b"GET /metr", b"\x00" * 100 + b"\r\n\r\n"):
                 with socket.create_connection(("127.0.0.1", port)) as rude:
-                    rude.sendall(said)
+                    rude.sendall(request)
             assert read(port) == ""
         assert capfd.readouterr().err == ""
 
 
-def test_llama_cpp_tells_the_memory_of_its_devices() -> None:
+def test_llama_cpp_reports_the_memory_of_its_devices() -> None:
     from thor_policy.engine.native import device_memory
 
     cpu = device_memory(kinds=(0,))
-    assert [one.device for one in cpu] == ["CPU"]
+    assert [device.device for device in cpu] == ["CPU"]
     assert cpu[0].total_bytes >= cpu[0].free_bytes > 10**8
 
 
@@ -352,7 +352,7 @@ class TestCommand:
         assert result.exit_code == 0, result.output
         return result.stdout
 
-    def test_shows_what_is_not_zero(self, served: Config, client: Client) -> None:
+    def test_metrics_shows_values_that_are_not_zero(self, served: Config, client: Client) -> None:
         client.evaluate(TAMPER)
         shown = self.run(served)
         (latency,) = (line for line in shown.splitlines() if line.startswith("decision_seconds"))
@@ -360,7 +360,7 @@ class TestCommand:
         assert "  decisions_total outcome=deny tier=rule" in shown
         assert "refused_busy" not in shown
 
-    def test_prints_json_and_what_prometheus_reads(self, served: Config, client: Client) -> None:
+    def test_metrics_prints_json_and_the_format_of_prometheus(self, served: Config, client: Client) -> None:
         client.evaluate(TAMPER)
         as_json = json.loads(self.run(served, "--json"))
         samples = parsed(self.run(served, "--prometheus"))

@@ -12,7 +12,7 @@ from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config
 from thor_policy.suites import runner
 from thor_policy.suites.invariance import KINDS, Kind, figures
-from thor_policy.suites.runner import Varied
+from thor_policy.suites.runner import VariantRun
 
 
 @click.command()
@@ -68,7 +68,7 @@ def invariance(
     ctx.exit(0 if varied.ok else 1)
 
 
-def _show(varied: Varied) -> None:
+def _show(varied: VariantRun) -> None:
     for comparison in varied.compared:
         if comparison.failed:
             variant, loosened_by = comparison.variant, comparison.loosened_by

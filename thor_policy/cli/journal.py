@@ -1,4 +1,4 @@
-"""`log` and `stats`: reading the journal, checking it, and the work that it needs now and then."""
+"""`log` and `stats`: read, check and maintain the journal."""
 
 from __future__ import annotations
 
@@ -24,20 +24,29 @@ from thor_policy.journal.reader import ENDING_CHARS, Reader, instant
 from thor_policy.journal.verification.verify import verify as verify_journal
 from thor_policy.journal.writer import Journal
 
-#: How often `--follow` looks for something new, in seconds.
+#: How often `--follow` looks for new decisions, in seconds.
 FOLLOW_S = 0.5
 
 
 @click.group(invoke_without_command=True)
 @configured("state_dir")
 @click.option(
-    "-n", "--limit", default=20, show_default=True, type=click.IntRange(1, 10_000), help="How many."
+    "-n",
+    "--limit",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1, 10_000),
+    help="Most decisions to list.",
 )
-@click.option("--before", metavar="ID", help="Those before this decision: the next page.")
+@click.option("--before", metavar="ID", help="List decisions before this one: the next page.")
 @decision_filters
-@click.option("--unreviewed", is_flag=True, help="Only decisions that nobody has reviewed.")
-@click.option("--incorrect", is_flag=True, help="Only those that a scenario or a reviewer wanted otherwise.")
-@click.option("--follow", is_flag=True, help="Then go on with each new decision, until Ctrl-C.")
+@click.option("--unreviewed", is_flag=True, help="Only decisions without a review.")
+@click.option(
+    "--incorrect",
+    is_flag=True,
+    help="Only decisions that differ from what a scenario or a reviewer expected.",
+)
+@click.option("--follow", is_flag=True, help="Then print each new decision, until Ctrl-C.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print every column as CSV.")
 @as_json
 @click.pass_context
@@ -55,15 +64,15 @@ def log(
     type_: str | None,
     **filters: str | None,
 ) -> None:
-    """List recorded decisions, newest first; its commands check the journal and look after it.
+    """List recorded decisions, newest first. The commands check and maintain the journal.
 
     \b
-    --follow prints the newest last; with --json, one object a line.
+    --follow prints the newest last; with --json, one object on each line.
     """
     if ctx.invoked_subcommand is not None:
         return
     if follow and (as_csv or unreviewed or incorrect or before or type_ or any(filters.values())):
-        raise click.UsageError("--follow shows every decision; leave the filters and --csv out")
+        raise click.UsageError("--follow shows every decision: leave out the filters, --before and --csv")
     with Reader(config.journal_path) as reader:
         if before is not None:
             before = reader.resolve(before)
@@ -112,23 +121,25 @@ def _spaced(cells: Sequence[Json]) -> str:
 
 @log.command()
 @configured("state_dir")
-@click.argument("decision_id", help="As `log` or a reply gives it; the end of it will do.")
+@click.argument(
+    "decision_id", help="The id, as `log` or a reply shows it, or at least its last 8 characters."
+)
 @as_json
 def show(config: Config, decision_id: str, as_json: bool) -> None:
-    """Show one decision with every column, and what hangs on it."""
+    """Show one decision with every column, its event, and all records about it."""
     with Reader(config.journal_path) as reader:
-        found = reader.trace(reader.resolve(decision_id))
+        trace = reader.trace(reader.resolve(decision_id))
     if as_json:
-        render.as_json(found)
+        render.as_json(trace)
         return
-    render.pairs({name: value for name, value in found.pop("decision").items() if value is not None})
-    event = found.pop("event")
+    render.pairs({name: value for name, value in trace.pop("decision").items() if value is not None})
+    event = trace.pop("event")
     private = "there" if event["private"] else "erased"
     render.pairs({"seq": event["seq"], "hash": event["hash"], "private part": private}, title="event")
-    for table, rows in found.items():
+    for table, rows in trace.items():
         for row in rows:
-            kept = {name: value for name, value in row.items() if value is not None}
-            render.pairs(kept, title=table.removesuffix("s"))
+            values = {name: value for name, value in row.items() if value is not None}
+            render.pairs(values, title=table.removesuffix("s"))
 
 
 @log.command()
@@ -138,14 +149,14 @@ def show(config: Config, decision_id: str, as_json: bool) -> None:
     "anchors",
     multiple=True,
     metavar="SEQ:HASH",
-    help="An event's number and hash that you kept; may be given more than once.",
+    help="Number and hash of an event, as noted from an earlier run; may be repeated.",
 )
 @click.option(
     "--public-key",
     "keys",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Trust this key (PEM) and no other; otherwise those in the checkpoint directory.",
+    help="Trust only this key (PEM), not the keys in the checkpoint directory; may be repeated.",
 )
 @as_json
 @click.pass_context
@@ -154,43 +165,45 @@ def verify(
 ) -> None:
     """Check the hash chain, every table, and the signed checkpoints.
 
-    Exit status 1 if something is wrong.
+    Exit status 1 if it finds a problem.
     """
     with render.counting("events checked") as count:
         verdict = verify_journal(
             config.journal_path,
             checkpoint_dir=config.checkpoint_dir,
             public_keys=trusted_keys(keys) if keys else None,
-            anchors=[_anchor(one) for one in anchors],
+            anchors=[_anchor(anchor) for anchor in anchors],
             progress=count,
         )
     if as_json:
         render.as_json({name: getattr(verdict, name) for name in (*verdict.__struct_fields__, "ok")})
     else:
-        whole = {True: "ok", False: "wrong", None: "unknown: no checkpoint tells"}
+        whole = {True: "ok", False: "wrong", None: "unknown: no checkpoint or anchor"}
         archived = f", {verdict.archived:,} archived" if verdict.archived else ""
-        told = {
+        shown = {
             "events": f"{verdict.events:,}{archived}",
             "chain": "ok" if verdict.chain_ok else "wrong",
             "tables": "ok" if verdict.projections_ok else "wrong" if verdict.chain_ok else "not checked",
             "problem": verdict.problem,
             "complete": whole[verdict.complete],
-            "missing": verdict.incomplete,
-            "vouched for": f"up to event {verdict.checkpoint_seq:,}" if verdict.checkpoint_seq else None,
+            "incomplete": verdict.incomplete,
+            "signed": f"up to event {verdict.checkpoint_seq:,}" if verdict.checkpoint_seq else None,
             "erased parts": verdict.erased,
-            "told losses": verdict.gaps,
+            "gap events": verdict.gaps,
             "head": f"{verdict.events}:{verdict.head}",
         }
-        render.pairs({name: value for name, value in told.items() if value is not None})
+        render.pairs({name: value for name, value in shown.items() if value is not None})
     ctx.exit(0 if verdict.ok else 1)
 
 
 @log.command()
 @configured("state_dir", "endpoint", "key")
-@click.argument("decision_id", help="As `log` or a reply gives it; the end of it will do.")
-@click.argument("status", type=click.Choice(["SUCCESS", "FAILURE", "PENDING"]), help="How it turned out.")
-@click.option("--value", type=float, help="A number, such as profit or loss.")
-@click.option("--note", help="A few words.")
+@click.argument(
+    "decision_id", help="The id, as `log` or a reply shows it, or at least its last 8 characters."
+)
+@click.argument("status", type=click.Choice(["SUCCESS", "FAILURE", "PENDING"]), help="The outcome.")
+@click.option("--value", type=float, help="A number, such as a profit or a loss.")
+@click.option("--note", help="A short note.")
 @as_json
 def outcome(
     config: Config,
@@ -200,13 +213,13 @@ def outcome(
     note: str | None,
     as_json: bool,
 ) -> None:
-    """Record how a decision turned out in the world; the newest counts."""
+    """Record the outcome of a decision in the world. The newest one counts."""
     from thor_policy.daemon import journal_access
 
     with Reader(config.journal_path) as reader:
         decision_id = reader.resolve(decision_id)
-    happened = records.Outcome(decision_id=decision_id, status=status, value=value, note=note)
-    record_id = journal_access.submit_record(config, happened)
+    record = records.Outcome(decision_id=decision_id, status=status, value=value, note=note)
+    record_id = journal_access.submit_record(config, record)
     if as_json:
         render.as_json({"id": record_id})
     else:
@@ -215,27 +228,29 @@ def outcome(
 
 @log.command()
 @configured("state_dir", "endpoint", "key")
-@click.argument("actor", help="user:alice, agent:trader, or a user's bare id.")
-@click.confirmation_option(prompt="Erase this actor from the journal and its archives, for good?")
+@click.argument("actor", help="`user:alice`, `agent:trader`, or the id of a user alone.")
+@click.confirmation_option(
+    prompt="Erase this actor from the journal and its archives? This cannot be undone."
+)
 @as_json
 @click.pass_context
 def erase(ctx: click.Context, config: Config, actor: str, as_json: bool) -> None:
-    """Erase an actor; the chain stays whole and says what was erased.
+    """Erase an actor. The chain stays whole and records what was erased.
 
-    Exit status 1 if the name is left somewhere, which is then told.
+    Exit status 1 if the name is still somewhere: then the command lists where.
     """
-    done = _tend(config, records.Maintenance(task="erase", actor=actor), "events looked at")
+    done = _maintain(config, records.Maintenance(task="erase", actor=actor), "events checked")
     if as_json:
         render.as_json(done)
     else:
-        told = {
+        shown = {
             "own parts erased": done["own"],
             "mentions erased": done["mentions"],
-            "of them archived": done["archived"],
-            "left": ", ".join(done["left"]) or "nothing",
+            "of both archived": done["archived"],
+            "name still in": ", ".join(done["left"]) or "nothing",
         }
-        others = {"in other words": ", ".join(done["parts"])} if done["parts"] else {}
-        render.pairs(told | others)
+        inside_words = {"inside words": ", ".join(done["parts"])} if done["parts"] else {}
+        render.pairs(shown | inside_words)
     ctx.exit(1 if done["left"] else 0)
 
 
@@ -244,8 +259,8 @@ def erase(ctx: click.Context, config: Config, actor: str, as_json: bool) -> None
 @click.option("--before", required=True, help="Archive events older than this RFC 3339 time.")
 @as_json
 def archive(config: Config, before: str, as_json: bool) -> None:
-    """Move old events into compressed files; tables, queries and `verify` still know them."""
-    done = _tend(
+    """Move old events into compressed files. Tables, queries and `verify` still include them."""
+    done = _maintain(
         config, records.Maintenance(task="archive", before=instant(before, "before")), "events archived"
     )
     if as_json:
@@ -259,11 +274,11 @@ def archive(config: Config, before: str, as_json: bool) -> None:
 @as_json
 def checkpoint(config: Config, as_json: bool) -> None:
     """Sign the chain as it is now."""
-    done = _tend(config, records.Maintenance(task="checkpoint"), "")
+    done = _maintain(config, records.Maintenance(task="checkpoint"), "")
     if as_json:
         render.as_json(done)
     else:
-        render.line(f"a checkpoint in {config.checkpoint_dir} vouches for event {done['checkpoint']}")
+        render.line(f"signed up to event {done['checkpoint']}; the checkpoint is in {config.checkpoint_dir}")
 
 
 @log.command()
@@ -273,20 +288,22 @@ def checkpoint(config: Config, as_json: bool) -> None:
     "target",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Write a new journal there; otherwise the tables are made anew in place.",
+    help="Write a new journal to this directory, instead of rebuilding the tables in place.",
 )
-@click.option("--at", metavar="SEQ|TIME", help="As it was after this event, or before this RFC 3339 time.")
+@click.option(
+    "--at", metavar="SEQ|TIME", help="Stop after this event, or before this RFC 3339 time; needs --to."
+)
 @as_json
 def rebuild(config: Config, target: Path | None, at: str | None, as_json: bool) -> None:
-    """Make every table anew from the events, in place or as a journal of its own.
+    """Rebuild every table from the events, in place or as a new journal.
 
-    A journal in DIR is read by every command with --state-dir DIR.
+    Read the journal in DIR with --state-dir DIR.
     """
     if at is not None and target is None:
-        raise click.UsageError("--at needs --to: a journal is not turned back in place")
+        raise click.UsageError("--at needs --to: an earlier state can only be a new journal")
     with render.counting("events done") as count:
         if target is None:
-            Reader(config.journal_path).close()  # which there must be
+            Reader(config.journal_path).close()  # raises if there is no journal
             with Journal(config.journal_path) as journal:
                 events = rebuild_in_place(journal, progress=count)
         else:
@@ -296,12 +313,12 @@ def rebuild(config: Config, target: Path | None, at: str | None, as_json: bool) 
     if as_json:
         render.as_json({"events": events})
     else:
-        render.line(f"made anew from {events:,} events" + (f", in {target}" if target else ""))
+        render.line(f"rebuilt from {events:,} events" + (f", in {target}" if target else ""))
 
 
 @click.command()
 @configured("state_dir")
-@click.option("--since", help="Only from this RFC 3339 time on.")
+@click.option("--since", help="Only decisions since this RFC 3339 time.")
 @click.option(
     "--by",
     type=click.Choice(sorted(statistics.DIMENSIONS)),
@@ -309,7 +326,7 @@ def rebuild(config: Config, target: Path | None, at: str | None, as_json: bool) 
 )
 @as_json
 def stats(config: Config, since: str | None, by: str | None, as_json: bool) -> None:
-    """Count recorded decisions: outcomes, accuracy, confidence, latency, by the hour."""
+    """Count recorded decisions: outcomes, accuracy, confidence, latency, decisions by hour."""
     with Reader(config.journal_path) as reader:
         if by is not None:
             rows = statistics.breakdown(reader, by, since=since)
@@ -325,12 +342,12 @@ def stats(config: Config, since: str | None, by: str | None, as_json: bool) -> N
     if as_json:
         render.as_json(
             figures
-            | {"confidence": confidence, "latency_ms": latency, "hourly": [list(one) for one in hourly]}
+            | {"confidence": confidence, "latency_ms": latency, "hourly": [list(hour) for hour in hourly]}
         )
         return
     _show_counts(figures)
     if hourly:
-        render.line(f"  by the hour  {render.sparkline([count for _, count in hourly[-60:]])}")
+        render.line(f"  by hour  {render.sparkline([count for _, count in hourly[-60:]])}")
     if latency:
         rows_of = [(r["model"], r["decisions"], r["p50"], r["p90"], r["p99"]) for r in latency]
         render.table(("model", "decisions", "p50 ms", "p90 ms", "p99 ms"), rows_of, clipped=(0,))
@@ -362,10 +379,10 @@ def _show_counts(figures: dict[str, Json]) -> None:
     )
     render.table(("by", "value", "decisions", "share"), shares, clipped=(1,))
     if figures["expected"]:
-        render.line(f"  right, where that is known: {figures['correct']} of {figures['expected']}")
+        render.line(f"  right: {figures['correct']} of {figures['expected']} with a known right outcome")
     if figures["score_ms"]:
-        shown = ", ".join(f"{name} {ms:.0f}" for name, ms in figures["score_ms"].items())
-        render.line(f"  milliseconds in the model: {shown}")
+        percentiles = ", ".join(f"{name} {ms:.0f}" for name, ms in figures["score_ms"].items())
+        render.line(f"  model time in ms: {percentiles}")
 
 
 def _show_breakdown(by: str, rows: Sequence[dict[str, Json]]) -> None:
@@ -394,22 +411,24 @@ def _share(part: int, whole: int) -> str | None:
     return f"{100 * part / whole:.0f} %" if whole else None
 
 
-def _tend(config: Config, maintenance: records.Maintenance, told: str) -> dict[str, Json]:
+def _maintain(config: Config, maintenance: records.Maintenance, counted: str) -> dict[str, Json]:
     from thor_policy.daemon import journal_access
 
-    with render.counting(told) as count:
+    with render.counting(counted) as count:
         return journal_access.maintain(config, maintenance, progress=count)
 
 
-def _anchor(told: str) -> tuple[int, str]:
-    seq, _, link = told.partition(":")
+def _anchor(text: str) -> tuple[int, str]:
+    seq, _, link = text.partition(":")
     if not seq.isdecimal() or len(link) != 64:
-        raise click.UsageError(f"--anchor {told!r}: give SEQ:HASH, as `log verify` prints the head")
+        raise click.UsageError(
+            f"--anchor {text!r}: give SEQ:HASH, as `log verify` prints it in the line `head`"
+        )
     return int(seq), link
 
 
 BRIEF = ("time", "actor", "action", "entity", "outcome", "by", "id")
-#: Of a line that comes alone, 80 with the spaces between.
+#: Widths of the columns of one line of `--follow`: 80 characters with the spaces between.
 WIDTHS = (8, 13, 10, 13, 14, 8, 8)
 
 

@@ -291,7 +291,7 @@ class Screen:
             self._correct(text.strip())
         elif mode == "give" and text.strip():
             self._enter("judge")
-            self._attempt(lambda: self._give(text.strip()))
+            self._attempt(lambda: self._delegate(text.strip()))
         elif mode == "search" and (text or self._search_text):
             self._search_text = text or self._search_text
             self._enter("judge")
@@ -302,7 +302,7 @@ class Screen:
         if self._session.item is not None:
             action()
 
-    def _give(self, to: str) -> str:
+    def _delegate(self, to: str) -> str:
         about = self._about()
         self._session.delegate(to)
         return f"assigned to {to} ({about})"

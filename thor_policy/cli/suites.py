@@ -20,7 +20,7 @@ from thor_policy.suites.run_files import Item, Run
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _selecting(command: F) -> F:
+def _selection_options(command: F) -> F:
     """Options that select scenarios, and how often they are asked."""
     for option in (
         click.option(
@@ -39,7 +39,7 @@ def _selecting(command: F) -> F:
         ),
         click.option(
             "--suite",
-            "also",
+            "more_suites",
             multiple=True,
             metavar="NAME|FILE",
             help="Only this suite; repeatable. Default: the suites that ship with this version.",
@@ -63,8 +63,8 @@ def _file(option: str, name: str, help: str) -> Callable[[F], F]:
 
 @click.command()
 @configured()
-@click.argument("named", metavar="[SUITE]...", nargs=-1, help="Suites by name or file, as with --suite.")
-@_selecting
+@click.argument("suites", metavar="[SUITE]...", nargs=-1, help="Suites by name or file, as with --suite.")
+@_selection_options
 @click.option(
     "--coverage-threshold",
     metavar="PERCENT",
@@ -90,8 +90,8 @@ def _file(option: str, name: str, help: str) -> Callable[[F], F]:
 def test(
     ctx: click.Context,
     config: Config,
-    named: tuple[str, ...],
-    also: tuple[str, ...],
+    suites: tuple[str, ...],
+    more_suites: tuple[str, ...],
     full: bool,
     filters: tuple[str, ...],
     repeat: int,
@@ -111,7 +111,7 @@ def test(
     passed (with --gate: the gate passed); 1: otherwise; 2: could not run.
     """
     selection = Selection(
-        suites=named + also, filters=filters, full=full, repeat=repeat, allow_leak=allow_leak
+        suites=suites + more_suites, filters=filters, full=full, repeat=repeat, allow_leak=allow_leak
     )
     if bless and (gated or not selection.whole):
         raise click.UsageError("--bless needs --full, and neither --filter nor --gate")
@@ -145,13 +145,13 @@ def test(
 @configured()
 @click.argument("before", help="Run or settings in use now.")
 @click.argument("after", help="Run or settings that might replace them.")
-@_selecting
+@_selection_options
 @as_json
 def compare(
     config: Config,
     before: str,
     after: str,
-    also: tuple[str, ...],
+    more_suites: tuple[str, ...],
     full: bool,
     filters: tuple[str, ...],
     repeat: int,
@@ -164,7 +164,9 @@ def compare(
     separate several with commas), or `-` for the current settings. Settings are tried in this process, one
     side after the other. Against a file, they are asked the scenarios of that file.
     """
-    selection = Selection(suites=also, filters=filters, full=full, repeat=repeat, allow_leak=allow_leak)
+    selection = Selection(
+        suites=more_suites, filters=filters, full=full, repeat=repeat, allow_leak=allow_leak
+    )
     comparison = compare_sides(config, before, after, selection, progress=_progress, announce=_announce)
     if as_json:
         render.as_json(msgspec.to_builtins(comparison))

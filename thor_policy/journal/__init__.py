@@ -1,8 +1,13 @@
 """The journal: every event in one hash chain, in one SQLite file, written by one thread.
 
-`schema` is the file's shape, `storage` the file and the disk under it, `chain` the hash chain, `events` turns
-values into stored bodies, `projections` bodies into rows of the tables people query, `batch` gives both
-their place, `writer` is the one connection that writes, `reader` and `statistics` everything that only
-reads, `verification` checks, `checkpoints` signs, `maintenance` looks after what has grown old. SQL lives
-here and nowhere else.
+- `schema`: the DDL as migrations. `storage`: the file, its lock, and the disk under it.
+- `chain`: the hash chain. `events`: the stored form of each event. `rewrites`: what an erasure does to it.
+- `projections`: the rows of the tables that people query.
+- `batch`: the events of one transaction. `writer`: the one connection that writes.
+- `reader`, `statistics`, `review_queries`, `past_requests`: everything that only reads.
+- `checkpoints` and `signing_rule`: signed checkpoints. `verification`: the check of the whole journal.
+- `leases`: who reviews a decision. `idempotency`: what was recorded for a key.
+- `segments`: archive files. `maintenance`: archive, erase, rebuild.
+
+SQL is in this package and nowhere else.
 """

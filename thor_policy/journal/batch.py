@@ -1,8 +1,8 @@
-"""A batch with its places in the chain: events made ready, given their rows, and written.
+"""A batch: the events of one transaction, prepared, given places in the chain, and written.
 
-Owns what a transaction writes. Invariant: an event's rows are those that `projections` gives it, whether
-it is new (`add`) or told again (`again`), and everything of a batch is written by one `write`. Called by
-the journal's thread, and by whoever makes a journal anew.
+Owns what a transaction writes. Invariant: the rows of an event are those of `projections.project`, whether
+the event is new (`add`) or stored already (`add_stored`), and one `write` writes the whole batch. Called by
+the journal's thread, and by a rebuild.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from thor_policy.journal.events import Event
 from thor_policy.journal.rewrites import Projection, Rewrite, Row
 
 
-class Ready(Struct, frozen=True, gc=False):
-    """An event with all that does not depend on its place in the chain; the projection has a zero for it."""
+class Prepared(Struct, frozen=True, gc=False):
+    """An encoded event: all that does not depend on its place in the chain, which is 0 in `projection`."""
 
     event: Event
     put_ns: int
@@ -32,14 +32,15 @@ class Ready(Struct, frozen=True, gc=False):
     projection: Projection
 
 
-def make_ready(event: Event, put_ns: int) -> Ready:
+def prepare(event: Event, put_ns: int) -> Prepared:
+    """Encode an event that was handed over at `put_ns` (monotonic). Raises if it cannot be encoded."""
     body, at = events.encode(event.body), events.timestamp(event.at)
     private, digest = None, b""
     if event.private is not None:
         value = events.encode(event.private)
         salt, digest = chain.seal(value)
         private = salt, value.decode()
-    return Ready(
+    return Prepared(
         event,
         put_ns,
         at,
@@ -52,24 +53,28 @@ def make_ready(event: Event, put_ns: int) -> Ready:
 
 
 class Placed:
-    """A batch with its places in the chain, as rows."""
+    """A batch as rows, each event with its place in the chain.
+
+    `seq` and `head` are those of the event before it, and then of its newest event. `first` is the hash of
+    event 1 if that is in it.
+    """
 
     def __init__(self, seq: int, head: bytes, boot: bytes) -> None:
         self.seq, self.head, self.first = seq, head, b""
         self._boot, self._boot_text = boot, boot.decode()
         self.events: list[tuple[Any, ...]] = []
         self.decisions: set[str] = set()
-        #: Of each decision whose lease changed in this batch: who holds it now.
+        #: The new holder of each decision whose lease changes in this batch; None: nobody.
         self.leases: dict[str, str | None] = {}
         self._private: list[tuple[int, bytes, str]] = []
         self._rows: dict[str, list[Row]] = {}
         self._changes: list[tuple[str, str, int, Row]] = []
         self._rewrites: list[tuple[int, Rewrite]] = []
 
-    def add(self, ready: Ready) -> int:
+    def add(self, prepared: Prepared) -> int:
         """Give an event its place; returns its sequence number."""
-        event, digest, (table, row, changes) = ready.event, ready.digest, ready.projection
-        at, kind, subject_id, body = ready.hashed
+        event, digest, (table, row, changes) = prepared.event, prepared.digest, prepared.projection
+        at, kind, subject_id, body = prepared.hashed
         self.seq += 1
         seq, previous, mono_ns = self.seq, self.head, time.monotonic_ns()
         self.head = chain.hash_of(previous, seq, at, self._boot, mono_ns, kind, subject_id, body, digest)
@@ -77,16 +82,16 @@ class Placed:
             self.first = self.head
         self.events.append(
             (
-                *(seq, ready.at, self._boot_text, mono_ns, event.kind, event.subject_id, ready.body),
+                *(seq, prepared.at, self._boot_text, mono_ns, event.kind, event.subject_id, prepared.body),
                 *(digest, previous, self.head),
             )
         )
-        if ready.private is not None:
-            self._private.append((seq, *ready.private))
+        if prepared.private is not None:
+            self._private.append((seq, *prepared.private))
         if table == "decisions":
             self.decisions.add(event.subject_id)
         elif event.kind in leases.KINDS:
-            leases.note(self.leases, event)
+            leases.note_uncommitted(self.leases, event)
         if table is not None:
             self._rows.setdefault(table, []).append((seq, *row[1:]))
         if changes is not None:
@@ -94,8 +99,10 @@ class Placed:
         self._rewrites += [(seq, rewrite) for rewrite in event.rewrites]
         return seq
 
-    def again(self, row: chain.Row, part: tuple[bytes, bytes] | None, *, tables_only: bool = False) -> None:
-        """Take an event that has its place already, to make its rows (and perhaps itself) anew."""
+    def add_stored(
+        self, row: chain.Row, part: tuple[bytes, bytes] | None, *, tables_only: bool = False
+    ) -> None:
+        """Add an event that has its place already, to rebuild its rows; and itself, unless `tables_only`."""
         kind, subject_id, at = row.kind.decode(), row.subject_id.decode(), row.at.decode()
         body, private = projections.read(kind, row.body, part and part[1])
         table, columns, changes = projections.project(kind, row.seq, at, subject_id, body, private)
@@ -107,10 +114,10 @@ class Placed:
         if tables_only:
             return
         texts = (row.at, row.boot_id, row.kind, row.subject_id, row.body)
-        at, boot, kind, subject_id, told = (one.decode() for one in texts)
+        at, boot, kind, subject_id, body_text = (text.decode() for text in texts)
         self.events.append(
             (
-                *(row.seq, at, boot, row.mono_ns, kind, subject_id, told),
+                *(row.seq, at, boot, row.mono_ns, kind, subject_id, body_text),
                 *(row.private_digest, row.prev_hash, row.hash),
             )
         )
@@ -118,7 +125,7 @@ class Placed:
             self._private.append((row.seq, part[0], part[1].decode()))
 
     def write(self, connection: sqlite3.Connection) -> None:
-        """Write everything, inside the caller's transaction."""
+        """Write all rows, inside the caller's transaction."""
         _insert(connection, "events", self.events)
         _insert(connection, "private", self._private)
         for table, rows in self._rows.items():
@@ -138,7 +145,7 @@ def _insert(connection: sqlite3.Connection, table: str, rows: Sequence[tuple[Any
 
 
 def _rewrite(connection: sqlite3.Connection, by_seq: int, rewrite: Rewrite) -> None:
-    """Put what is left of a private part in its place, and the values that follow from it."""
+    """Replace a private part by what is left of it, and the rows that are computed from it."""
     seq = rewrite.seq
     connection.execute("DELETE FROM private WHERE seq = ?", (seq,))
     if rewrite.private is not None and not rewrite.archived:
@@ -148,8 +155,8 @@ def _rewrite(connection: sqlite3.Connection, by_seq: int, rewrite: Rewrite) -> N
     if table == "decisions":
         values = dict(zip(projections.DECISION_COLUMNS, row, strict=True))
         for group, columns in projections.GROUPS.items():
-            ours = {name: values.pop(name) for name in columns}
-            _update(connection, ours, f"seq = ? AND {group} IS NULL", seq)
+            of_group = {name: values.pop(name) for name in columns}
+            _update(connection, of_group, f"seq = ? AND {group} IS NULL", seq)
             values.pop(group)
         _update(connection, values, "seq = ?", seq)
     elif table is not None:
@@ -157,10 +164,10 @@ def _rewrite(connection: sqlite3.Connection, by_seq: int, rewrite: Rewrite) -> N
         _insert(connection, table, [row])
     if changes is not None:
         group = projections.GROUP_OF[rewrite.kind]
-        ours = dict(zip(projections.GROUPS[group], changes, strict=True))
-        _update(connection, ours, f"decision_id = ? AND {group} = ?", rewrite.subject_id, seq)
+        of_group = dict(zip(projections.GROUPS[group], changes, strict=True))
+        _update(connection, of_group, f"decision_id = ? AND {group} = ?", rewrite.subject_id, seq)
 
 
-def _update(connection: sqlite3.Connection, columns: dict[str, Any], where: str, *which: Any) -> None:
-    told = ", ".join(f"{name} = ?" for name in columns)
-    connection.execute(f"UPDATE decisions SET {told} WHERE {where}", (*columns.values(), *which))
+def _update(connection: sqlite3.Connection, columns: dict[str, Any], where: str, *values: Any) -> None:
+    assignments = ", ".join(f"{name} = ?" for name in columns)
+    connection.execute(f"UPDATE decisions SET {assignments} WHERE {where}", (*columns.values(), *values))

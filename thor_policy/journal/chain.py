@@ -1,8 +1,9 @@
-"""The hash chain: what makes a changed, swapped or missing event show.
+"""The hash chain, which reveals a changed, swapped or missing event.
 
-Owns the definition of an event's hash: sha256 over the previous hash and every stored column, integers in
-eight bytes and texts with their length in front, so that no two different rows give the same bytes. Works on
-stored bytes, so that a row which is no valid text any more is still just a wrong row. Pure; any thread.
+Owns the definition of an event's hash: sha256 over the previous hash and every stored column. Invariant: two
+different rows never give the same bytes, because an integer takes eight bytes and a text has its length in
+front. The functions work on stored bytes, so a row with invalid text is a wrong row, not an error. Pure; any
+thread.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ import secrets
 import struct
 from typing import NamedTuple
 
-#: What stands before the first event.
+#: The `prev_hash` of the first event.
 GENESIS = bytes(32)
-#: Bytes of salt in front of a private value, so that its digest says nothing about it.
+#: Bytes of salt in front of a private value, so that its digest reveals nothing about it.
 SALT_BYTES = 16
 
 _NUMBERS_AND_LENGTHS = struct.Struct(">qq6I")
 
 
 class Row(NamedTuple):
-    """One stored event, its columns in order. `at` is RFC 3339 UTC, `mono_ns` monotonic nanoseconds.
+    """One stored event: its columns, in order. `at` is RFC 3339 in UTC, `mono_ns` is monotonic nanoseconds.
 
     `private_digest` is the salted digest of the event's private value, empty if it has none.
     """
@@ -49,7 +50,7 @@ def hash_of(
     body: bytes,
     private_digest: bytes,
 ) -> bytes:
-    """sha256 that chains an event to the one before it (32 bytes)."""
+    """The sha256 that chains an event to the event before it (32 bytes)."""
     head = _NUMBERS_AND_LENGTHS.pack(
         seq, mono_ns, len(at), len(boot_id), len(kind), len(subject_id), len(body), len(private_digest)
     )
@@ -59,11 +60,11 @@ def hash_of(
 
 
 def seal(value: bytes) -> tuple[bytes, bytes]:
-    """A fresh salt for a private value, and the digest that goes on the chain (32 bytes)."""
+    """A new salt for a private value, and the digest that goes on the chain (32 bytes)."""
     salt = secrets.token_bytes(SALT_BYTES)
     return salt, sealed_digest(salt, value)
 
 
 def sealed_digest(salt: bytes, value: bytes) -> bytes:
-    """sha256 of salt and value."""
+    """The sha256 of salt and value."""
     return hashlib.sha256(salt + value).digest()

@@ -1,8 +1,7 @@
-"""What happened, as it is stored: a body on the chain, and a private part beside it that can be erased.
+"""Events as they are stored: a body on the chain, and beside it a private part, which can be erased.
 
-Owns the shape of every stored event. Invariant: names of people, and text that people or models wrote,
-are in the private part and nowhere else, so that erasing it erases them; a body says what we decided and
-counted. Pure; any thread.
+Owns the shape of every stored event. Invariant: names of people, and text that people or models wrote, are in
+the private part only, so erasing that part erases them. A body holds decisions and numbers. Pure; any thread.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from thor_policy.journal.rewrites import Rewrite
 #: A body or a private part: a struct of this module, or plain JSON values.
 Part: TypeAlias = Struct | dict[str, Json]
 
-#: What stands in place of a value that is not recorded.
+#: The replacement of a value that is not recorded.
 MASK = "[masked]"
 
 encode = msgspec.json.Encoder().encode
@@ -46,8 +45,9 @@ decode = msgspec.json.decode
 class Event(Struct, frozen=True, kw_only=True, gc=False):
     """Something that happened, before it has a place in the chain. `at` is Unix time in seconds.
 
-    `subject_id` is what it is about: a decision's id, a digest, an id of its own. `ticket` comes back with
-    the event's fate. `rewrites` are what an `erased` event does to earlier events; they are not stored in it.
+    `subject_id` names what the event is about: the id of a decision, a digest, or the event's own id.
+    `ticket` is returned with the event's fate. `rewrites` are what an `erased` event does to earlier events;
+    the event itself does not store them.
     """
 
     kind: str
@@ -63,7 +63,7 @@ class Event(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class FloorBody(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """What the rules said, without facts and errors, which quote the request."""
+    """The floor that the rules set. Facts and errors are left out, because they quote the request."""
 
     outcome: str
     final: bool = False
@@ -74,7 +74,7 @@ class FloorBody(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False)
 
 
 class ModelName(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """Which model judged, with which adapter; the `model_loaded` event with its digest says the rest."""
+    """The model and adapter that judged. The `model_loaded` event with this digest has the details."""
 
     name: str
     sha256: str
@@ -82,19 +82,19 @@ class ModelName(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False)
     adapter: Adapter | None = None
 
     @property
-    def shown(self) -> tuple[str, str]:
-        """Name and version, adapter included, as tables have them."""
-        return _shown(self)
+    def name_and_version(self) -> tuple[str, str]:
+        """Name and version as the tables show them, adapter included."""
+        return _name_and_version(self)
 
 
-@lru_cache(maxsize=64)  # few models judge many decisions, and this is asked of each
-def _shown(model: ModelName) -> tuple[str, str]:
+@lru_cache(maxsize=64)  # few models judge many decisions, and each decision needs this
+def _name_and_version(model: ModelName) -> tuple[str, str]:
     name = f"{model.name}+{model.adapter.name}" if model.adapter else model.name
     return name, f"{model.quantisation}+{identity_of(model.sha256, model.adapter)[:12]}"
 
 
 class Prompt(Struct, frozen=True, kw_only=True, gc=False):
-    """With the private suffix tokens: all that scoring can be repeated from."""
+    """What is needed to repeat the scoring, together with the private suffix tokens."""
 
     prefix_digest: str
     prefix_tokens: int
@@ -102,7 +102,7 @@ class Prompt(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class ExplanationBody(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """The closed part of an explanation; its words are private."""
+    """The part of an explanation that is not free text. The free text is private."""
 
     classification: str | None = None
     clauses: tuple[str, ...] = ()
@@ -112,9 +112,9 @@ class ExplanationBody(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
 
 
 class DecisionColumns(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """What the table of decisions shows of the body of a `decision` event.
+    """The fields of a `decision` event's body that the table `decisions` shows.
 
-    `idempotency` comes first, where `recall` looks for it.
+    `idempotency` must be the first field, because `recall` looks for it at the start of the body.
     """
 
     idempotency: str | None = None
@@ -141,14 +141,14 @@ class DecisionColumns(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
 
 
 class DecisionBody(DecisionColumns, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """Body of a `decision` event, whose subject is the decision's id."""
+    """Body of a `decision` event. Its subject is the decision's id."""
 
     prompt: Prompt | None = None
     obligations: tuple[Obligation, ...] = ()
 
 
 class ShadowBody(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """Body of a `shadowed` event, whose subject is the id of the decision that was `served` instead."""
+    """Body of a `shadowed` event. Its subject is the served decision, `served` that decision's outcome."""
 
     served: str
     outcome: str
@@ -166,9 +166,10 @@ class ShadowBody(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False
 
 
 class CounterfactualBody(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """Body of a `counterfactual` event, whose subject is the id of a past decision, `served` its outcome.
+    """Body of a `counterfactual` event. Its subject is the id of a past decision, `served` its outcome.
 
-    `pack` and `model` are those of the `run` that took it again; the model need not have been asked.
+    `pack` and `model` are those of the `run` that decided it again. A rule may have decided without the
+    model.
     """
 
     run: str
@@ -189,7 +190,7 @@ class CounterfactualBody(Struct, frozen=True, kw_only=True, omit_defaults=True, 
 
 
 class PrivateColumns(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """What the table of decisions shows of the private part of a `decision` event."""
+    """The fields of a `decision` event's private part that the table `decisions` shows."""
 
     evaluation: Evaluation
     reasoning: str | None = None
@@ -199,9 +200,9 @@ class PrivateColumns(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=F
 class DecisionPrivate(PrivateColumns, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Private part of a `decision` event.
 
-    `facts` that are false, zero or empty are left out, as is `reasoning` where the floor's `because` is all
-    there is. `masked` are the JSON pointers whose values were not recorded; then neither are facts, errors
-    and suffix tokens, which are made of them.
+    `facts` that are false, zero or empty are left out. So is `reasoning` where it equals the floor's
+    `because`. `masked` are the JSON pointers whose values were not recorded. Then facts, errors and suffix
+    tokens are not recorded either, because they are computed from those values.
     """
 
     facts: dict[str, Json] = {}
@@ -222,7 +223,12 @@ def decision_event(decision: Decision, ticket: int | None = None, *, masked: Seq
 
     Values of the evaluation at the JSON pointers `masked` are not recorded.
     """
-    scored, floor, model, told = decision.scored, decision.floor, decision.model, decision.explanation
+    scored, floor, model, explanation = (
+        decision.scored,
+        decision.floor,
+        decision.model,
+        decision.explanation,
+    )
     evaluation = decision.evaluation
     body = DecisionBody(
         idempotency=decision.idempotency,
@@ -254,7 +260,7 @@ def decision_event(decision: Decision, ticket: int | None = None, *, masked: Seq
         )
         if scored
         else None,
-        explanation=_closed_part(told) if told else None,
+        explanation=_explanation_body(explanation) if explanation else None,
         obligations=decision.obligations,
         annotations=None if decision.annotations == Annotations() else decision.annotations,
         original=decision.original,
@@ -265,8 +271,8 @@ def decision_event(decision: Decision, ticket: int | None = None, *, masked: Seq
         facts={name: value for name, value in floor.facts.items() if value},
         errors=floor.errors,
         suffix_tokens=scored.suffix_tokens if scored else (),
-        reasoning=told.reasoning if told and told.reasoning != floor.because else None,
-        text=(told.text or None) if told else None,
+        reasoning=explanation.reasoning if explanation and explanation.reasoning != floor.because else None,
+        text=(explanation.text or None) if explanation else None,
     )
     if masked:
         private = _masked(private, masked)
@@ -282,7 +288,7 @@ def _name_of(model: ModelInfo) -> ModelName:
 
 
 def shadow_event(served: Decision, shadow: Decision, at: float) -> Event:
-    """What another pack would have answered in the place of `served`; nobody was told. At Unix time `at`."""
+    """The event of a shadow pack's decision beside `served`; no client gets it. `at` is Unix time."""
     model = shadow.model
     body = ShadowBody(
         served=served.outcome,
@@ -302,40 +308,40 @@ def shadow_event(served: Decision, shadow: Decision, at: float) -> Event:
     return Event(kind="shadowed", subject_id=served.id, at=at, body=body)
 
 
-def counterfactual_events(told: records.Counterfactuals, at: float) -> list[Event]:
-    """What past decisions would have been: one event for each result, at Unix time `at`."""
-    pack = PackInfo(name=told.pack.name, version=told.pack.version, sha256=told.pack.sha256)
-    adapter = Adapter(**to_builtins(told.model.adapter)) if told.model.adapter else None
+def counterfactual_events(run: records.Counterfactuals, at: float) -> list[Event]:
+    """The events of past decisions that were decided again: one for each result, at Unix time `at`."""
+    pack = PackInfo(name=run.pack.name, version=run.pack.version, sha256=run.pack.sha256)
+    adapter = Adapter(**to_builtins(run.model.adapter)) if run.model.adapter else None
     model = ModelName(
-        name=told.model.name,
-        sha256=told.model.sha256,
-        quantisation=told.model.quantisation,
+        name=run.model.name,
+        sha256=run.model.sha256,
+        quantisation=run.model.quantisation,
         adapter=adapter,
     )
     return [
         Event(
             kind="counterfactual",
-            subject_id=one.decision_id,
+            subject_id=result.decision_id,
             at=at,
             body=CounterfactualBody(
-                run=told.run,
-                served=one.served,
-                outcome=one.outcome,
-                direction=one.direction,
-                tier=one.tier,
-                floor=one.floor,
+                run=run.run,
+                served=result.served,
+                outcome=result.outcome,
+                direction=result.direction,
+                tier=result.tier,
+                floor=result.floor,
                 pack=pack,
                 model=model,
-                label=one.label,
-                confidence=one.confidence,
-                clauses=one.clauses,
-                reason_code=one.reason_code,
-                temperature=told.temperature,
-                score_ms=one.score_ms,
-                took_ms=one.took_ms,
+                label=result.label,
+                confidence=result.confidence,
+                clauses=result.clauses,
+                reason_code=result.reason_code,
+                temperature=run.temperature,
+                score_ms=result.score_ms,
+                took_ms=result.took_ms,
             ),
         )
-        for one in told.results
+        for result in run.results
     ]
 
 
@@ -350,7 +356,7 @@ def _masked(private: DecisionPrivate, pointers: Sequence[str]) -> DecisionPrivat
 
 
 def mask(value: Json, pointers: Sequence[str]) -> tuple[Json, list[str]]:
-    """`value` with `MASK` at every JSON pointer (RFC 6901) that leads to something, and those pointers."""
+    """`value` with `MASK` at every JSON pointer (RFC 6901) that exists in it, and those pointers."""
     hidden = []
     for pointer in pointers:
         *parents, last = (part.replace("~1", "/").replace("~0", "~") for part in pointer[1:].split("/"))
@@ -376,13 +382,13 @@ def explanation_event(
         kind="explanation",
         subject_id=decision_id,
         at=at,
-        body=_closed_part(explanation),
+        body=_explanation_body(explanation),
         private=ExplanationPrivate(reasoning=explanation.reasoning, text=explanation.text),
         ticket=ticket,
     )
 
 
-def _closed_part(explanation: Explanation) -> ExplanationBody:
+def _explanation_body(explanation: Explanation) -> ExplanationBody:
     return ExplanationBody(
         classification=explanation.classification,
         clauses=explanation.clauses,
@@ -392,9 +398,9 @@ def _closed_part(explanation: Explanation) -> ExplanationBody:
     )
 
 
-# ---------------------------------------------------------------- what others send
+# ---------------------------------------------------------------- records of clients
 
-#: Kinds about a decision that has to be there already (a consultation may come before its decision).
+#: Kinds about a decision that must be recorded already (a consultation may come before its decision).
 ABOUT_DECISION = frozenset(
     {
         *("explanation", "review", "assignment", "outcome", "approval", "consultation", "shadowed"),
@@ -413,10 +419,10 @@ def record_event(
     masked: Sequence[str] = (),
     idempotency: str | None = None,
 ) -> Event:
-    """The event of a record that somebody sent: `decision_id` says what it is about, else its own id.
+    """The event of a record that a client sent. Its subject is the record's `decision_id`, else `record_id`.
 
-    What it holds at the JSON pointers `masked` is not recorded. `idempotency` comes first in the body, where
-    `recall` looks for it.
+    Values at the JSON pointers `masked` are not recorded. `idempotency` comes first in the body, because
+    `recall` looks for it there.
     """
     kind = records.KIND_OF[type(record)]
     private_names = records.PRIVATE_FIELDS[type(record)]
@@ -427,7 +433,7 @@ def record_event(
     for field in fields(record):
         value = getattr(record, field.name)
         if isinstance(value, float) and not math.isfinite(value):
-            value = None  # which JSON cannot carry
+            value = None  # JSON has no such number
         if field.name != "decision_id" and value not in (None, {}, ()):
             (private if field.name in private_names else body)[field.name] = value
     private, hidden = mask(private, masked)
@@ -443,21 +449,21 @@ def record_event(
     )
 
 
-# ---------------------------------------------------------------- the daemon's own life
+# ---------------------------------------------------------------- events of the daemon itself
 
 
 def pack_activated(pack: PackInfo, at: float) -> Event:
-    """From here on, this pack decides."""
+    """From this event on, this pack is the active pack."""
     return Event(kind="pack_activated", subject_id=pack.sha256, at=at, body=pack)
 
 
 def pack_loaded(pack: PackInfo, at: float) -> Event:
-    """From here on, this pack decides where a request names it."""
+    """From this event on, this pack decides requests that name it."""
     return Event(kind="pack_loaded", subject_id=pack.sha256, at=at, body=pack)
 
 
 def pack_shadowed(pack: PackInfo | None, at: float) -> Event:
-    """From here on, this pack is the shadow, or none is."""
+    """From this event on, this pack is the shadow pack; None: no pack is."""
     return Event(
         kind="pack_shadowed",
         subject_id=pack.sha256 if pack else "none",
@@ -467,46 +473,46 @@ def pack_shadowed(pack: PackInfo | None, at: float) -> Event:
 
 
 def pack_unloaded(pack: PackInfo, at: float) -> Event:
-    """From here on, nothing is decided by this pack."""
+    """From this event on, this pack decides nothing."""
     return Event(kind="pack_unloaded", subject_id=pack.sha256, at=at, body=pack)
 
 
 def adapter_activated(adapter: Adapter | None, model_sha256: str, at: float) -> Event:
-    """From here on, the active pack is judged with this adapter, or with none, on that model."""
-    told = {} if adapter is None else to_builtins(adapter)
+    """From this event on, the active pack uses this adapter on that model; None: no adapter."""
+    named = {} if adapter is None else to_builtins(adapter)
     return Event(
         kind="adapter_activated",
         subject_id=identity_of(model_sha256, adapter),
         at=at,
-        body=told | {"model_sha256": model_sha256},
+        body=named | {"model_sha256": model_sha256},
     )
 
 
 def model_loaded(model: ModelInfo, at: float) -> Event:
-    """From here on, this model judges."""
+    """From this event on, this model judges."""
     return Event(kind="model_loaded", subject_id=model.sha256, at=at, body=model)
 
 
 def calibration_event(calibration: Calibration, at: float) -> Event:
-    """From here on, confidence in this pack's answers by this model is scaled so."""
+    """From this event on, this calibration scales the confidence of its pack on its model."""
     return Event(kind="calibration", subject_id=calibration.digest, at=at, body=to_builtins(calibration))
 
 
 def promotion_event(
     promotion: records.Promotion, at: float, *, by_uid: int | None, by_key: str | None
 ) -> Event:
-    """A pack passed the gate of promotion, or was refused there; who asked for it."""
-    told = {name: value for name, value in to_builtins(promotion).items() if value is not None}
+    """A pack passed or failed the promotion gate; `by_uid` or `by_key` requested it."""
+    body = {name: value for name, value in to_builtins(promotion).items() if value is not None}
     by = {"by_uid": by_uid} | ({} if by_key is None else {"by_key": by_key})
-    return Event(kind="promotion", subject_id=promotion.sha256, at=at, body=told | by)
+    return Event(kind="promotion", subject_id=promotion.sha256, at=at, body=body | by)
 
 
 def drift_event(
     *, golden: str, before: str, now: str, shift: float, pack: PackInfo, model: ModelInfo, at: float
 ) -> Event:
-    """The model answers a golden question otherwise than it did; a shift that is no number is null.
+    """The model's answer to a golden question has changed. A `shift` that is not finite is stored as null.
 
-    Its digest is that of the weights that judge, adapter and scale included.
+    `model_sha256` is the digest of the weights that judge, adapter and scale included.
     """
     body = {
         "golden": golden,
@@ -520,12 +526,12 @@ def drift_event(
 
 
 def checkpoint_event(key: str, at: float) -> Event:
-    """A checkpoint file signs the chain up to and including this event; `key` names the key."""
+    """A checkpoint file signs the chain up to and including this event. `key` is the id of the key."""
     return Event(kind="checkpoint", subject_id=key, at=at, body={"key": key})
 
 
 def gap_event(reason: str, at: float, **lost: Json) -> Event:
-    """Something that should be here is not: `lost` says what."""
+    """Events that should be here are missing; `lost` says which."""
     return Event(kind="gap", subject_id="gap", at=at, body={"reason": reason, **lost})
 
 

@@ -1,10 +1,9 @@
-"""What an idempotency key was answered with: looked up on the chain itself.
+"""The look-up of what was recorded for an idempotency key, on the chain itself.
 
-Owns the form in which an event carries a key, and the way back from an event to an answer. Invariant:
-what is found was committed, and an event younger than the window is found, for it is not archived before.
-The key is stored as a digest, as the first member of the body, where a partial index finds it without
-reading any other event. Each call is one look-up: `find` is for the journal's thread, `first_since` for
-any.
+Owns the form in which an event stores a key, and the way back from an event to an answer. Invariant: what a
+look-up returns was committed, and every event younger than the window is in the database, because it is not
+archived before. The key is stored as a digest, the first member of the body, where a partial index finds it.
+`find_recorded` is for the journal's thread, `first_since` for any thread.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ from thor_policy.journal.events import (
 
 #: How long a key is remembered, in seconds.
 KEY_WINDOW_S = 86_400
-#: How a body that carries a key begins; the text of its `Mark` follows.
+#: How the body of an event with a key begins; the text of its `Mark` follows.
 KEYED = '{"idempotency":"'
-#: Part of the index in migration 0005: a query has to repeat it to be served by it.
+#: The condition of the index in migration 0005. A query must repeat it to use the index.
 IS_KEYED = f"substr(body, 1, {len(KEYED)}) = '{KEYED}'"
 KEY_DIGEST = f"substr(body, {len(KEYED) + 1}, {DIGEST_CHARS})"
 
@@ -39,7 +38,7 @@ _privates = msgspec.json.Decoder(DecisionPrivate)
 
 
 def find_recorded(connection: sqlite3.Connection, digest: str, since: float) -> PriorRecord | None:
-    """What was committed for a key since Unix time `since`; None if nothing was.
+    """What was committed for a key since the Unix time `since`; None if nothing was.
 
     `digest` is that of caller and key (64 hex digits). Raises sqlite3.Error, msgspec.MsgspecError.
     """
@@ -62,7 +61,7 @@ def find_recorded(connection: sqlite3.Connection, digest: str, since: float) -> 
 
 
 def first_since(connection: sqlite3.Connection, since: float) -> int | None:
-    """The first event since Unix time `since` that carries a key; None if there is none."""
+    """Sequence number of the first event with a key since the Unix time `since`; None if there is none."""
     (seq,) = connection.execute(
         f"SELECT min(seq) FROM events WHERE {IS_KEYED} AND at >= ?", (events.timestamp(since),)
     ).fetchone()
@@ -72,13 +71,13 @@ def first_since(connection: sqlite3.Connection, since: float) -> int | None:
 def _decision(
     connection: sqlite3.Connection, decision_id: str, at: str, stored: str, private: str | None
 ) -> Decision:
-    """A decision as far as a reply tells of it; what was erased is empty."""
-    body, rest = _bodies.decode(stored), None if private is None else _privates.decode(private)
+    """The parts of a decision that a reply contains. Erased parts are empty."""
+    body, private_part = _bodies.decode(stored), None if private is None else _privates.decode(private)
     floor = body.floor
     return Decision(
         id=decision_id,
         at=datetime.fromisoformat(at).timestamp(),
-        evaluation=rest.evaluation if rest else _erased(body),
+        evaluation=private_part.evaluation if private_part else _erased_evaluation(body),
         caller=body.caller,
         outcome=body.outcome,
         allow=body.allow,
@@ -98,8 +97,8 @@ def _decision(
         label=body.label,
         confidence=body.confidence,
         probabilities=body.probabilities,
-        scored=_scored(body, rest),
-        explanation=_explanation(connection, decision_id, body, rest),
+        scored=_scored(body, private_part),
+        explanation=_explanation(connection, decision_id, body, private_part),
         obligations=body.obligations,
         timings=body.timings,
         original=body.original,
@@ -108,22 +107,22 @@ def _decision(
     )
 
 
-def _scored(body: DecisionBody, rest: DecisionPrivate | None) -> Scored | None:
-    """What the model said; the question's tokens are gone if they were masked or erased."""
+def _scored(body: DecisionBody, private: DecisionPrivate | None) -> Scored | None:
+    """The model's scores. The tokens of the question are empty if they were masked or erased."""
     if body.prompt is None or body.label is None:
         return None
     return Scored(
         label=body.label,
         probabilities=body.probabilities,
         logits=body.prompt.logits,
-        suffix_tokens=rest.suffix_tokens if rest else (),
+        suffix_tokens=private.suffix_tokens if private else (),
         prefix_tokens=body.prompt.prefix_tokens,
         prefix_digest=body.prompt.prefix_digest,
         score_ms=body.timings.score_ms,
     )
 
 
-def _erased(body: DecisionBody) -> Evaluation:
+def _erased_evaluation(body: DecisionBody) -> Evaluation:
     return Evaluation(
         subject=Entity(type=body.subject_type, id=""),
         action=Action(name=body.action),
@@ -132,40 +131,41 @@ def _erased(body: DecisionBody) -> Evaluation:
 
 
 def _explanation(
-    connection: sqlite3.Connection, decision_id: str, body: DecisionBody, rest: DecisionPrivate | None
+    connection: sqlite3.Connection, decision_id: str, body: DecisionBody, private: DecisionPrivate | None
 ) -> Explanation | None:
     if body.explanation is not None:
-        said = (
-            ExplanationPrivate(reasoning=rest.reasoning or body.floor.because, text=rest.text)
-            if rest
+        words = (
+            ExplanationPrivate(reasoning=private.reasoning or body.floor.because, text=private.text)
+            if private
             else ExplanationPrivate()
         )
-        return _told(body.explanation, said)
+        return _joined(body.explanation, words)
     row = connection.execute(
         "SELECT e.body, p.value FROM events e LEFT JOIN private p ON p.seq = e.seq WHERE e.subject_id = ? "
-        "AND e.kind = 'explanation' AND e.kind NOT IN ('decision', 'decision_report')",  # as the index says
+        # the second condition on the kind is that of the index
+        "AND e.kind = 'explanation' AND e.kind NOT IN ('decision', 'decision_report')",
         (decision_id,),
     ).fetchone()
     if row is None:
         return None
-    said = ExplanationPrivate() if row[1] is None else msgspec.json.decode(row[1], type=ExplanationPrivate)
-    return _told(msgspec.json.decode(row[0], type=ExplanationBody), said)
+    words = ExplanationPrivate() if row[1] is None else msgspec.json.decode(row[1], type=ExplanationPrivate)
+    return _joined(msgspec.json.decode(row[0], type=ExplanationBody), words)
 
 
-def _told(closed: ExplanationBody, said: ExplanationPrivate) -> Explanation:
+def _joined(body: ExplanationBody, words: ExplanationPrivate) -> Explanation:
     return Explanation(
-        classification=closed.classification,
-        clauses=closed.clauses,
-        reasoning=said.reasoning or "",
-        text=said.text or "",
-        truncated=closed.truncated,
-        generated_tokens=closed.generated_tokens,
-        explain_ms=closed.explain_ms,
+        classification=body.classification,
+        clauses=body.clauses,
+        reasoning=words.reasoning or "",
+        text=words.text or "",
+        truncated=body.truncated,
+        generated_tokens=body.generated_tokens,
+        explain_ms=body.explain_ms,
     )
 
 
 def _model(connection: sqlite3.Connection, name: ModelName) -> ModelInfo:
-    """The model that judged, as it was when it was loaded; of one whose loading is archived, its row."""
+    """The model that judged, from its `model_loaded` event, or from its row if that event is archived."""
     row = connection.execute(
         "SELECT body FROM events WHERE subject_id = ? AND kind = 'model_loaded' "
         "AND kind NOT IN ('decision', 'decision_report') ORDER BY seq DESC LIMIT 1",
@@ -188,6 +188,6 @@ def _model(connection: sqlite3.Connection, name: ModelName) -> ModelInfo:
         parameters=parameters,
         build=build,
         device=device,
-        exact=False,  # which the row does not say
+        exact=False,  # the row does not have it
         adapter=name.adapter,
     )

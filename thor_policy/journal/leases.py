@@ -1,8 +1,8 @@
-"""Who holds a decision while reviewing it.
+"""Leases: which reviewer holds a decision.
 
-Owns the meaning of `lease` and `release`. Invariant: a lease is given inside the transaction that records it,
-so no two reviewers hold one decision at the same time, whichever process wrote either. A lease ends by
-itself after its seconds, by a release, and by a review of its holder. Called by the journal's thread.
+Owns the meaning of `lease` and `release`. Invariant: a lease is granted inside the transaction that records
+it, so two reviewers never hold one decision at the same time, whichever process wrote the leases. A lease
+ends after its seconds, by a release, or by a review of its holder. Called by the journal's thread.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 from thor_policy.journal import events
 from thor_policy.journal.events import Event
 
-#: Kinds of event that give or end a lease.
+#: Kinds of event that grant or end a lease.
 KINDS = frozenset({"assignment", "review"})
 
-#: Newest lease or release of a decision that its holder has not ended by a review, if it lasts still.
+#: The holder of the newest lease of a decision, unless it was released, has expired, or ended by a review.
 _LIVE = """
 SELECT reviewer FROM assignments a WHERE a.seq = (
     SELECT max(seq) FROM assignments WHERE decision_id = ? AND type IN ('lease', 'release')
@@ -26,32 +26,32 @@ SELECT reviewer FROM assignments a WHERE a.seq = (
 """
 
 
-def note(held: dict[str, str | None], event: Event) -> None:
-    """Keep in `held` what an event that is not committed yet means for its decision's lease."""
+def note_uncommitted(holders: dict[str, str | None], event: Event) -> None:
+    """Update `holders`, by decision, with an event that is not committed yet. None: nobody holds it."""
     body: Any = event.body
     if event.kind == "review":
-        if held.get(event.subject_id) == _reviewer(event):
-            held[event.subject_id] = None
+        if holders.get(event.subject_id) == _reviewer(event):
+            holders[event.subject_id] = None
     elif body["type"] in ("lease", "release"):
-        held[event.subject_id] = _reviewer(event) if body["type"] == "lease" else None
+        holders[event.subject_id] = _reviewer(event) if body["type"] == "lease" else None
 
 
-def held_by_another(connection: sqlite3.Connection, held: dict[str, str | None], event: Event) -> bool:
-    """True if an event asks for a lease, or its end, that somebody else holds."""
+def held_by_another(connection: sqlite3.Connection, holders: dict[str, str | None], event: Event) -> bool:
+    """True if an event requests or releases a lease that another reviewer holds."""
     body: Any = event.body
     if body["type"] not in ("lease", "release"):
         return False
-    if event.subject_id in held:
-        holder = held[event.subject_id]
+    if event.subject_id in holders:
+        holder = holders[event.subject_id]
     else:
         holder = holder_of(connection, event.subject_id, event.at)
     return holder is not None and holder != _reviewer(event)
 
 
 def holder_of(connection: sqlite3.Connection, decision_id: str, at: float) -> str | None:
-    """Who holds a decision at that Unix time; None if nobody does, or one whose name was erased."""
-    found = connection.execute(_LIVE, (decision_id, events.timestamp(at))).fetchone()
-    return None if found is None else found[0]
+    """Who holds a decision at the Unix time `at`; None if nobody does, or if the holder's name was erased."""
+    row = connection.execute(_LIVE, (decision_id, events.timestamp(at))).fetchone()
+    return None if row is None else row[0]
 
 
 def _reviewer(event: Event) -> str | None:

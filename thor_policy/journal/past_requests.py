@@ -1,8 +1,8 @@
-"""The question of a recorded decision, to be put again.
+"""The request of a recorded decision, so that it can be decided again.
 
-Owns the way back from an event to a `Request`. Invariant: all of it comes from the record (the
-evaluation, the caller, the time of receipt), so rules and prompt are what they were; a question that is
-not there whole is refused with the reason. Any thread or process, on a reader of its own.
+Owns the way back from an event to a `Request`. Invariant: evaluation, caller and time of receipt come from
+the record, so rules and prompt are the same as then. An incomplete request is refused with the reason. Any
+thread or process, on a reader of its own.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ import msgspec
 from thor_policy.core.requests import Caller, Evaluation, Request
 from thor_policy.journal.reader import Reader, Record
 
-#: Why a question cannot be put again: somebody else decided it; it was erased, or a name in it; its private
-#: part is gone although nothing erased it; a value was not recorded.
+#: Why a request cannot be decided again. `decision_report`: somebody else decided it. `erased`: it was
+#: erased, or a name in it. `missing`: its private part is gone, and nothing erased it. `masked`: a value was
+#: not recorded.
 Lack = Literal["decision_report", "erased", "missing", "masked"]
 
-#: A deadline that does not come, in monotonic nanoseconds.
+#: A deadline that never passes, in monotonic nanoseconds.
 _NEVER_NS = 2**63 - 1
 
 
 class Unasked(Exception):
-    """The question cannot be put again; the message says why."""
+    """The request cannot be decided again. `lack` and the message say why."""
 
     def __init__(self, lack: Lack, message: str) -> None:
         super().__init__(message)
@@ -32,17 +33,17 @@ class Unasked(Exception):
 
 
 def request_of(reader: Reader, event: Record) -> Request:
-    """What was asked in a decision's event, as its record tells it, without a deadline. Raises Unasked."""
+    """The request of a decision's event, without a deadline. Raises Unasked."""
     private = event["private"]
     if event["kind"] != "decision":
         raise Unasked(
-            "decision_report", "it was reported, not taken here: there are no rules and no question to repeat"
+            "decision_report", "it was reported from elsewhere: there are no rules and no request to repeat"
         )
     by_seq = reader.erasure(event["seq"])
     if by_seq is not None:
-        raise Unasked("erased", f"erased by event {by_seq}: what the question said is gone")
+        raise Unasked("erased", f"erased by event {by_seq}: its request is gone")
     if private is None:
-        raise Unasked("missing", "its private part is missing: `thorpolicy log verify` says more")
+        raise Unasked("missing", "its private part is missing; run `thorpolicy log verify`")
     if masked := private.get("masked"):
         raise Unasked("masked", f"masked: {', '.join(masked)} was not recorded")
     return Request(

@@ -1,8 +1,8 @@
-"""What events mean for the tables people query.
+"""Projections: the rows of the tables that people query, computed from events.
 
-Owns the rows of every table but `events` and `private`. Invariant: a row is a function of events alone
-(of their bodies and of what is left of their private parts), so it can be computed again at any time: the
-writer, `verify` and `rebuild` all call `project`. Pure; any thread.
+Owns the rows of every table but `events` and `private`. Invariant: a row is a function of events alone (of
+their bodies and of what is left of their private parts), so it can be computed again at any time. The writer,
+`verify` and `rebuild` all call `project`. Pure; any thread.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from thor_policy.journal.events import (
 )
 from thor_policy.journal.rewrites import Projection, Row
 
-#: Columns of `decisions`, in order; the names of the first block are those that other tools know.
+#: Columns of `decisions`, in order. Other tools know the names of the first block.
 # fmt: off
 DECISION_COLUMNS = (
     "seq", "decision_id", "timestamp", "situation", "team_context", "model_name", "model_version",
@@ -40,9 +40,9 @@ DECISION_COLUMNS = (
     "temperature", "explained_seq", "reviewed_seq", "outcome_seq",
 )
 # fmt: on
-#: Where each column of `decisions` stands.
+#: Index of each column of `decisions` in a row.
 AT = {name: index for index, name in enumerate(DECISION_COLUMNS)}
-#: Groups of columns of `decisions` that a later event changes together, by the column that says which event.
+#: Groups of columns of `decisions` that a later event changes together, by the column that names this event.
 GROUPS: dict[str, tuple[str, ...]] = {
     "explained_seq": ("classification", "clauses", "reasoning", "full_response", "explain_ms"),
     "reviewed_seq": (
@@ -54,12 +54,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "outcome_seq": ("outcome_status", "outcome_value"),
 }
-#: The kinds of event that change each group; those whose subject must be a decision that is there.
+#: The group that each kind of event changes. The subject of these events is a recorded decision.
 GROUP_OF = {"explanation": "explained_seq", "review": "reviewed_seq", "outcome": "outcome_seq"}
 #: Columns that hold JSON, in any table.
 JSON_COLUMNS = frozenset({"situation", "probabilities", "clauses", "tags", "metadata", "lost", "answer"})
 
-#: Table of each kind of event that has a row of its own, with its columns after `seq` and `timestamp`.
+#: Table of each kind of event that has its own row, with the columns after `seq` and `timestamp`.
 _PLAIN: dict[str, tuple[str, tuple[str, ...]]] = {
     "consultation": (
         "consultations",
@@ -124,37 +124,37 @@ _PLAIN: dict[str, tuple[str, tuple[str, ...]]] = {
     "gap": ("gaps", ("reason", "lost")),
     "archived": ("archives", ("file", "first_seq", "last_seq", "events", "head", "chain")),
 }
-#: Every table that events are projected into, and the kinds that make its rows.
+#: Every table of projections, and the kinds of event that make its rows.
 TABLES: dict[str, tuple[str, ...]] = {"decisions": ("decision", "decision_report")} | {
     table: (kind,) for kind, (table, _) in _PLAIN.items()
 }
 
 
 def read(kind: str, body: bytes, private: bytes | None) -> tuple[Part, Part | None]:
-    """The parts of a stored event, as far as `project` needs them. Raises msgspec.MsgspecError."""
+    """The parts of a stored event that `project` needs. Raises msgspec.MsgspecError."""
     body_type, private_type = _TYPES.get(kind, (_OBJECT, _OBJECT))
     return body_type(body), None if private is None else private_type(private)
 
 
 def project(kind: str, seq: int, at: str, subject_id: str, body: Any, private: Any) -> Projection:
-    """What one event means; `private` is None where it never was, or was erased."""
+    """The projection of one event. `private` is None if the event never had one, or if it was erased."""
     if isinstance(body, DecisionColumns):
-        return Projection("decisions", _decided(seq, at, subject_id, body, private))
+        return Projection("decisions", _decision_row(seq, at, subject_id, body, private))
     if kind == "decision_report":
-        return Projection("decisions", _reported(seq, at, subject_id, body, private or {}))
+        return Projection("decisions", _report_row(seq, at, subject_id, body, private or {}))
     if isinstance(body, ExplanationBody):
-        return Projection(changes=_explained(body, private))
+        return Projection(changes=_explanation_changes(body, private))
     if isinstance(body, ShadowBody):
-        return Projection("shadows", _shadowed(seq, at, subject_id, body))
+        return Projection("shadows", _shadow_row(seq, at, subject_id, body))
     if isinstance(body, CounterfactualBody):
-        return Projection("counterfactuals", _redecided(seq, at, subject_id, body))
+        return Projection("counterfactuals", _counterfactual_row(seq, at, subject_id, body))
     if kind not in _PLAIN:
         return Projection()
     table, columns = _PLAIN[kind]
     fields = (msgspec.to_builtins(body) if isinstance(body, msgspec.Struct) else body) | (private or {})
     if kind in events.ABOUT_DECISION:
         fields["decision_id"] = None if subject_id == fields["id"] else subject_id
-        fields["answer"] = fields.get("value")  # of a consultation: any JSON, not a number
+        fields["answer"] = fields.get("value")  # the value of a consultation is any JSON, not a number
     elif kind == "gap":
         fields = {"reason": fields["reason"], "lost": {k: v for k, v in fields.items() if k != "reason"}}
     if caller := fields.get("caller"):
@@ -190,9 +190,9 @@ _TYPES: dict[str, tuple[Callable[[bytes], Part], Callable[[bytes], Part]]] = {
 # ---------------------------------------------------------------- decisions
 
 
-def _decided(seq: int, at: str, decision_id: str, body: DecisionColumns, private: Any) -> Row:
+def _decision_row(seq: int, at: str, decision_id: str, body: DecisionColumns, private: Any) -> Row:
     situation = team_context = reasoning = text = actor = entity = None
-    told, notes, timings, model, pack = (
+    explanation, notes, timings, model, pack = (
         body.explanation,
         body.annotations,
         body.timings,
@@ -208,7 +208,7 @@ def _decided(seq: int, at: str, decision_id: str, body: DecisionColumns, private
         actor = f"{body.subject_type}:{evaluation.subject.id}"
         entity = f"{body.resource_type}:{evaluation.resource.id}"
         text = private.text
-        if told:
+        if explanation:
             reasoning = private.reasoning or body.floor.because
     expected = notes.expected if notes else ()
     return (
@@ -217,10 +217,10 @@ def _decided(seq: int, at: str, decision_id: str, body: DecisionColumns, private
         at,
         situation,
         team_context,
-        *(model.shown if model else (None, None)),
+        *(model.name_and_version if model else (None, None)),
         version_of(pack),
         body.outcome,
-        told.classification if told else None,
+        explanation.classification if explanation else None,
         body.risk,
         reasoning,
         text,
@@ -245,7 +245,7 @@ def _decided(seq: int, at: str, decision_id: str, body: DecisionColumns, private
         body.label,
         body.confidence,
         _text(body.probabilities),
-        _text(told.clauses if told else body.floor.clauses),
+        _text(explanation.clauses if explanation else body.floor.clauses),
         0,
         None,
         None,
@@ -253,7 +253,7 @@ def _decided(seq: int, at: str, decision_id: str, body: DecisionColumns, private
         timings.queue_ms,
         timings.rules_ms,
         timings.score_ms,
-        told.explain_ms if told else None,
+        explanation.explain_ms if explanation else None,
         timings.queue_ms + timings.rules_ms + timings.score_ms,
         None,
         None,
@@ -267,11 +267,11 @@ def _decided(seq: int, at: str, decision_id: str, body: DecisionColumns, private
 
 @lru_cache(maxsize=64)
 def version_of(pack: PackInfo) -> str:
-    """A pack as tables name it."""
+    """The name, version and digest of a pack, as tables show them."""
     return f"{pack.name}@{pack.version}+{pack.sha256[:12]}"
 
 
-def _shadowed(seq: int, at: str, decision_id: str, body: ShadowBody) -> Row:
+def _shadow_row(seq: int, at: str, decision_id: str, body: ShadowBody) -> Row:
     return (
         seq,
         at,
@@ -280,7 +280,7 @@ def _shadowed(seq: int, at: str, decision_id: str, body: ShadowBody) -> Row:
         body.outcome,
         int(body.served == body.outcome),
         version_of(body.pack),
-        *(body.model.shown if body.model else (None, None)),
+        *(body.model.name_and_version if body.model else (None, None)),
         body.tier,
         body.reason_code,
         body.floor,
@@ -292,7 +292,7 @@ def _shadowed(seq: int, at: str, decision_id: str, body: ShadowBody) -> Row:
     )
 
 
-def _redecided(seq: int, at: str, decision_id: str, body: CounterfactualBody) -> Row:
+def _counterfactual_row(seq: int, at: str, decision_id: str, body: CounterfactualBody) -> Row:
     return (
         seq,
         at,
@@ -303,7 +303,7 @@ def _redecided(seq: int, at: str, decision_id: str, body: CounterfactualBody) ->
         body.direction,
         version_of(body.pack),
         body.pack.sha256,
-        *body.model.shown,
+        *body.model.name_and_version,
         identity_of(body.model.sha256, body.model.adapter),
         body.tier,
         body.reason_code,
@@ -317,7 +317,7 @@ def _redecided(seq: int, at: str, decision_id: str, body: CounterfactualBody) ->
     )
 
 
-def _reported(seq: int, at: str, decision_id: str, body: Any, private: dict[str, Json]) -> Row:
+def _report_row(seq: int, at: str, decision_id: str, body: Any, private: dict[str, Json]) -> Row:
     made_by, agent = body.get("made_by", "agent"), private.get("agent")
     situation = {name: private[name] for name in ("prompt", "context") if name in private}
     columns = {
@@ -349,7 +349,7 @@ def _reported(seq: int, at: str, decision_id: str, body: Any, private: dict[str,
     return tuple(map(columns.get, DECISION_COLUMNS))
 
 
-def _explained(body: ExplanationBody, private: Any) -> Row:
+def _explanation_changes(body: ExplanationBody, private: Any) -> Row:
     return (
         body.classification,
         _text(body.clauses),
@@ -359,20 +359,23 @@ def _explained(body: ExplanationBody, private: Any) -> Row:
     )
 
 
-def _reviewed(at: str, fields: dict[str, Json]) -> Row:
+def _review_changes(at: str, fields: dict[str, Json]) -> Row:
     verdict = fields["verdict"]
     if verdict == "withdrawn":
         verdict = fields.get("stands")
         if verdict is None:
             right = fields.get("right")
             return 0, None, None, None, None if right is None else int(right)
-        fields = fields | {"reasoning": None}  # is with the review that stands, and nowhere else
+        fields = fields | {"reasoning": None}  # only the row of the review that stands has it
     right = verdict in ("accept", "correct_reasoning")
     return 1, fields.get("decision"), fields.get("reasoning"), at, int(right)
 
 
-def _turned_out(at: str, fields: dict[str, Json]) -> Row:
+def _outcome_changes(at: str, fields: dict[str, Json]) -> Row:
     return fields["status"], fields.get("value")
 
 
-_CHANGES: dict[str, Callable[[str, dict[str, Json]], Row]] = {"review": _reviewed, "outcome": _turned_out}
+_CHANGES: dict[str, Callable[[str, dict[str, Json]], Row]] = {
+    "review": _review_changes,
+    "outcome": _outcome_changes,
+}

@@ -1,8 +1,8 @@
-"""Looking things up in the journal: one decision with all that hangs on it, and pages by filter.
+"""Look-ups in the journal: one decision with its records, and pages of decisions by filter.
 
-Owns the read-only connections. Invariant: nothing here can change the file, and no transaction stays open
-between calls, so a slow reader never holds the write-ahead log back. Any thread or process; one connection
-each.
+Owns the read-only connections. Invariant: no call can change the file, and no transaction stays open between
+calls, so a slow reader never keeps the write-ahead log from restarting. Any thread or process; each has its
+own reader.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from thor_policy.journal.projections import JSON_COLUMNS
 
 Record = dict[str, Json]
 
-#: Characters of an id's end that may stand for it.
+#: Least characters of the end of an id that may stand for the whole id.
 ENDING_CHARS = 8
-#: Tables whose rows hang on a decision.
+#: Tables of records about a decision.
 _TRACE = ("consultations", "approvals", "reviews", "outcomes", "shadows", "counterfactuals")
-#: Who takes a decision here; others report theirs.
+#: Values of `tier` of decisions that a daemon made. Reported decisions have others.
 _TIERS = get_args(Tier)
 
 
@@ -42,7 +42,7 @@ class Reader:
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_file():
-            raise JournalError(f"there is no journal at {path}; `thorpolicy serve` makes one")
+            raise JournalError(f"there is no journal at {path}; `thorpolicy serve` creates one")
         try:
             self._connection = sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None)
         except sqlite3.Error as error:
@@ -66,7 +66,7 @@ class Reader:
         self._connection.close()
 
     def is_current(self) -> bool:
-        """False if an earlier version wrote the file, so that tables of this one may be missing."""
+        """False if an earlier version wrote the file, so that tables of this version may be missing."""
         with self.snapshot() as connection:
             return not schema.pending(connection)
 
@@ -74,39 +74,39 @@ class Reader:
 
     def get(self, decision_id: str) -> Record | None:
         """One decision as a record, its JSON columns decoded; None if there is none."""
-        found = self._records("SELECT * FROM decisions WHERE decision_id = ?", (decision_id,))
-        return found[0] if found else None
+        records = self._records("SELECT * FROM decisions WHERE decision_id = ?", (decision_id,))
+        return records[0] if records else None
 
-    def resolve(self, told: str) -> str:
-        """The decision id that is `told`, or the only one that ends so. Raises JournalError."""
-        if self.get(told) is not None:
-            return told
+    def resolve(self, id_or_end: str) -> str:
+        """The decision id `id_or_end`, or the only one that ends with it. Raises JournalError."""
+        if self.get(id_or_end) is not None:
+            return id_or_end
         with self.snapshot() as connection:
-            found = connection.execute(
+            rows = connection.execute(
                 "SELECT decision_id FROM decisions WHERE substr(decision_id, ?) = ? LIMIT 2",
-                (-len(told), told),
+                (-len(id_or_end), id_or_end),
             ).fetchall()
-        if len(told) < ENDING_CHARS or not found:
-            raise JournalError(f"there is no decision {told[:64]!r} in {self.path}")
-        if len(found) > 1:
-            raise JournalError(f"several decisions end in {told!r}; give the whole id")
-        return str(found[0][0])
+        if len(id_or_end) < ENDING_CHARS or not rows:
+            raise JournalError(f"there is no decision {id_or_end[:64]!r} in {self.path}")
+        if len(rows) > 1:
+            raise JournalError(f"several decisions end in {id_or_end!r}; give the whole id")
+        return str(rows[0][0])
 
     def trace(self, decision_id: str) -> Record:
-        """One decision with its event, its consultations, approvals, reviews and outcomes.
+        """One decision with its event and the rows of every table about it (`_TRACE`).
 
-        The event is what was recorded when it was made, with its private part (None if that was erased),
-        wherever it lies. Raises JournalError if there is no such decision.
+        The event is the original one, from the database or an archive, with its private part (None if that
+        was erased). Raises JournalError if there is no such decision.
         """
         decision, event = self.recorded(decision_id)
-        hung: Record = {
+        rows: Record = {
             table: self._records(f"SELECT * FROM {table} WHERE decision_id = ? ORDER BY seq", (decision_id,))
             for table in _TRACE
         }
-        return {"decision": decision, "event": event, **hung}
+        return {"decision": decision, "event": event, **rows}
 
     def recorded(self, decision_id: str) -> tuple[Record, Record]:
-        """The first two parts of a `trace`: the decision and its event. Raises JournalError."""
+        """The decision and its event, as in `trace`. Raises JournalError."""
         decision = self.get(decision_id)
         if decision is None:
             raise JournalError(f"there is no decision {decision_id[:64]!r} in {self.path}")
@@ -120,7 +120,7 @@ class Reader:
                 (seq,),
             ).fetchone()
             if row is None:
-                row = _archived(connection, self.path, seq)
+                row = _archived_event(connection, self.path, seq)
         at, kind, body, link, private = row
         return {
             "seq": seq,
@@ -151,10 +151,10 @@ class Reader:
         correct: bool | None = None,
         status: str | None = None,
     ) -> list[Record]:
-        """Newest first, at most `limit`; `before` is the id of the last decision of the page before.
+        """Newest first, at most `limit`. `before` is the id of the last decision of the previous page.
 
-        `since` and `until` are RFC 3339, in UTC unless they say otherwise; an `actor` without `:` is a user.
-        `correct` is that of a scenario or a review, `status` that of the outcome in the world.
+        `since` and `until` are RFC 3339, in UTC if they have no offset. An `actor` without `:` is a user.
+        `correct` is that of a scenario or a review, `status` that of the recorded outcome.
         """
         since, until = instant(since, "since"), instant(until, "until")
         columns: dict[str, Any] = {
@@ -174,7 +174,11 @@ class Reader:
         where: list[tuple[str, tuple[Any, ...]]] = [
             (f"{name} = ?", (value,)) for name, value in columns.items()
         ]
-        where += [(schema.is_rare(name, schema.COMMON[name]), ()) for name in schema.COMMON if name in rare]
+        where += [
+            (schema.rare_condition(name, common), ())
+            for name, common in schema.COMMON.items()
+            if name in rare
+        ]
         bounds = [("timestamp >= ?", since), ("timestamp < ?", until)]
         where += [(condition, (at,)) for condition, at in bounds if at is not None]
         newest = until
@@ -185,7 +189,7 @@ class Reader:
             newest = page[0]["timestamp"]
             where.append(("(timestamp, seq) < (?, ?)", (newest, page[0]["seq"])))
         order = "timestamp DESC, seq DESC"
-        if rare:  # then an index on one of these columns and the second serves the page
+        if rare:  # then an index on one of these columns and the second is used
             order = f"{schema.SECOND} DESC, {order}"
             bounds = [
                 (f"{schema.SECOND} >= unixepoch(?)", since),
@@ -199,15 +203,15 @@ class Reader:
         )
 
     def unreviewed(self, limit: int = 20) -> list[Record]:
-        """Decisions that nobody has looked at yet, newest first."""
+        """Decisions without a review, newest first."""
         return self.decisions(limit=limit, reviewed=False)
 
     def incorrect(self, limit: int = 20) -> list[Record]:
-        """Decisions that a scenario or a reviewer wanted otherwise, newest first."""
+        """Decisions that differ from what a scenario or a reviewer expected, newest first."""
         return self.decisions(limit=limit, correct=False)
 
     def corrections(self, limit: int = 1_000, *, after_seq: int = 0) -> list[Record]:
-        """What reviewers said decisions should have been, oldest first; `after_seq` continues a page."""
+        """Decisions that a reviewer corrected, oldest first. `after_seq` is the last `review_seq` so far."""
         return self._records(
             "SELECT d.*, r.seq AS review_seq, r.reviewer, r.verdict FROM reviews r JOIN decisions d "
             "ON d.decision_id = r.decision_id WHERE r.verdict NOT IN ('accept', 'withdrawn') AND r.seq > ? "
@@ -219,54 +223,54 @@ class Reader:
     def calibration(
         self, pack_sha256: str, model_sha256: str, *, temperature: float | None = None
     ) -> Record | None:
-        """The newest calibration of a pack on a model (of that temperature); None if there is none."""
-        found = self._records(
+        """The newest calibration of a pack on a model (with that temperature); None if there is none."""
+        records = self._records(
             "SELECT temperature, pack_sha256, model_sha256, judged FROM calibrations "
             "WHERE pack_sha256 = ? AND model_sha256 = ? AND temperature = coalesce(?, temperature) "
             "ORDER BY seq DESC LIMIT 1",
             (pack_sha256, model_sha256, temperature),
         )
-        return found[0] if found else None
+        return records[0] if records else None
 
     def promotions(self, limit: int = 20) -> list[Record]:
-        """Packs that passed the gate of promotion or were refused there, newest first."""
+        """Packs that passed or failed the promotion gate, newest first."""
         return self._records("SELECT * FROM promotions ORDER BY seq DESC LIMIT ?", (limit,))
 
     def taken_over(self, pack: PackInfo) -> Record | None:
-        """The pack promoted last under that name, if `pack` had its place taken; None if it holds it.
+        """The newest promotion that replaced `pack` under its name; None if `pack` was not replaced.
 
-        `version`, `sha256` and `timestamp` of the promotion.
+        The record has `version`, `sha256` and `timestamp` of the promotion.
         """
-        found = self._records(
+        records = self._records(
             "SELECT version, sha256, timestamp FROM promotions WHERE sha256 != :sha256 "
             "AND seq = (SELECT max(seq) FROM promotions WHERE name = :name AND passed) "
             "AND EXISTS (SELECT 1 FROM promotions WHERE name = :name AND passed AND against = :sha256)",
             {"name": pack.name, "sha256": pack.sha256},
         )
-        return found[0] if found else None
+        return records[0] if records else None
 
     def loaded_model(self, sha256: str, *, before_seq: int) -> Record | None:
-        """What a model was when it was last loaded before an event; None if that was never recorded."""
-        found = self._records(
+        """Name, build and device of a model at its last load before an event; None if no load is recorded."""
+        records = self._records(
             "SELECT name, build, device FROM models WHERE sha256 = ? AND seq < ? ORDER BY seq DESC LIMIT 1",
             (sha256, before_seq),
         )
-        return found[0] if found else None
+        return records[0] if records else None
 
     def erasure(self, seq: int) -> int | None:
-        """The event that erased something of the event `seq`; None if it is as it was recorded."""
-        found = self._records("SELECT by_seq FROM erasures WHERE seq = ?", (seq,))
-        return int(found[0]["by_seq"]) if found else None
+        """The event that erased something of the event `seq`; None if nothing was erased."""
+        records = self._records("SELECT by_seq FROM erasures WHERE seq = ?", (seq,))
+        return int(records[0]["by_seq"]) if records else None
 
     def decided_here(self, *, since: str | None = None, sample: int | None = None) -> list[str]:
-        """Ids of the decisions that a daemon took itself, oldest first; at most `sample`, drawn by chance."""
-        drawn = "ORDER BY random() LIMIT ?" if sample is not None else "ORDER BY seq LIMIT ?"
-        found = self._records(
+        """Ids of the decisions that a daemon made, oldest first; at most `sample`, chosen at random."""
+        order = "ORDER BY random() LIMIT ?" if sample is not None else "ORDER BY seq LIMIT ?"
+        records = self._records(
             "SELECT decision_id, seq FROM decisions INDEXED BY decisions_timestamp WHERE timestamp >= ? "
-            f"AND tier IN ({', '.join('?' * len(_TIERS))}) {drawn}",
+            f"AND tier IN ({', '.join('?' * len(_TIERS))}) {order}",
             (instant(since, "since") or "", *_TIERS, -1 if sample is None else sample),
         )
-        return [row["decision_id"] for row in sorted(found, key=lambda row: row["seq"])]
+        return [record["decision_id"] for record in sorted(records, key=lambda record: record["seq"])]
 
     def past(
         self,
@@ -277,11 +281,11 @@ class Reader:
         action: str | None = None,
         limit: int | None = None,
     ) -> list[str]:
-        """Ids of all decisions of a time, taken here or reported, oldest first; of too many the newest.
+        """Ids of the newest decisions in a time span, reported ones included, at most `limit`; oldest first.
 
-        `since`, `until` and `actor` are those of `decisions`.
+        `since`, `until` and `actor` have the meaning that they have in `decisions`.
         """
-        found = self._records(
+        records = self._records(
             "SELECT decision_id FROM decisions INDEXED BY decisions_timestamp WHERE timestamp >= ? "
             "AND timestamp < ? AND actor IS coalesce(?, actor) AND action IS coalesce(?, action) "
             "ORDER BY seq DESC LIMIT ?",
@@ -293,26 +297,27 @@ class Reader:
                 -1 if limit is None else limit,
             ),
         )
-        return [row["decision_id"] for row in reversed(found)]
+        return [record["decision_id"] for record in reversed(records)]
 
     def newest_run(self, pack_sha256: str, model_sha256: str, temperature: float) -> str | None:
-        """The newest run over past decisions by this judge; None if there is none."""
-        found = self._records(
+        """The newest `whatif` run of a pack on a model at that temperature; None if there is none."""
+        records = self._records(
             "SELECT run FROM counterfactuals WHERE pack_sha256 = ? AND model_sha256 = ? AND temperature = ? "
             "ORDER BY seq DESC LIMIT 1",
             (pack_sha256, model_sha256, temperature),
         )
-        return found[0]["run"] if found else None
+        return records[0]["run"] if records else None
 
     def counterfactuals(self, run: str) -> list[Record]:
-        """What a run has come to so far, in order of recording."""
+        """The results of a run so far, in order of recording."""
         return self._records("SELECT * FROM counterfactuals WHERE run = ? ORDER BY seq", (run,))
 
     def judged(self, pack_sha256: str, model_sha256: str, *, by: str) -> Iterator[Record]:
-        """Decisions by one pack on one model whose right outcome is known, oldest first, a page at a time.
+        """Decisions of one pack on one model with a known right outcome, oldest first, read page by page.
 
-        `by` is `reviews` (what reviewers accepted or corrected) or `suites` (what a scenario expected, where
-        that is one outcome). Each record has `probabilities`, `temperature` and `right`.
+        `by` says where the right outcome is from: `reviews` (accepted or corrected), or `suites` (the
+        expected outcome of a scenario that expects only one). Each record has `probabilities`, `temperature`
+        and `right`.
         """
         right = {
             "reviews": "coalesce(review_decision, decision)",
@@ -345,11 +350,11 @@ class Reader:
         with self.snapshot() as connection:
             cursor = connection.execute(sql, values)
             names = [column[0] for column in cursor.description]
-            return [_decoded(dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
+            return [_decode_columns(dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
 
     @contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
-        """One moment of the journal for all that is read inside; what cannot be read is a JournalError."""
+        """One snapshot of the journal for all reads inside. A failing read raises JournalError."""
         try:
             self._connection.execute("BEGIN")
             try:
@@ -362,35 +367,40 @@ class Reader:
 
 
 def read_only_uri(path: Path) -> str:
-    """SQLite's name for the file, opened without the right to write."""
+    """The SQLite URI that opens a file read-only."""
     return f"file:{quote(str(path.absolute()))}?mode=ro"
 
 
-def instant(told: str | None, name: str) -> str | None:
-    """An RFC 3339 time as timestamps are stored, so that the two compare as text. Raises JournalError."""
-    if told is None:
+def instant(text: str | None, name: str) -> str | None:
+    """An RFC 3339 time in the form of stored timestamps, which compare as text. Raises JournalError.
+
+    `name` is the field or option for the error.
+    """
+    if text is None:
         return None
     try:
-        at = datetime.fromisoformat(told)
+        at = datetime.fromisoformat(text)
         return events.timestamp((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp())
     except (ValueError, OverflowError) as error:
-        raise JournalError(f"{name}: {told!r} is no RFC 3339 time such as 2026-07-01T12:00:00Z") from error
+        raise JournalError(
+            f"{name}: {text!r} is not an RFC 3339 time such as 2026-07-01T12:00:00Z"
+        ) from error
 
 
-def _actor(told: str | None) -> str | None:
-    """An actor as rows have it: without a type it is a user."""
-    return told if told is None or ":" in told else f"user:{told}"
+def _actor(actor: str | None) -> str | None:
+    """An actor in the form of the column; without a type it is a user."""
+    return actor if actor is None or ":" in actor else f"user:{actor}"
 
 
-def _archived(connection: sqlite3.Connection, path: Path, seq: int) -> tuple[Any, ...]:
-    found = segments.event(connection, path, seq)
-    if found is None:
-        raise ValueError(f"event {seq} is neither there nor archived")
-    row, part = found
+def _archived_event(connection: sqlite3.Connection, path: Path, seq: int) -> tuple[Any, ...]:
+    event = segments.find_event(connection, path, seq)
+    if event is None:
+        raise ValueError(f"event {seq} is neither in the database nor in an archive")
+    row, part = event
     return row.at.decode(), row.kind.decode(), row.body, row.hash, part and part[1]
 
 
-def _decoded(record: Record) -> Record:
+def _decode_columns(record: Record) -> Record:
     for column in JSON_COLUMNS & record.keys():
         if record[column] is not None:
             record[column] = msgspec.json.decode(record[column])

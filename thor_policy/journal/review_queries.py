@@ -1,7 +1,7 @@
-"""What reviewers need to know of the journal: verdicts, assignments and leases, for many decisions at once.
+"""Queries for reviewing: verdicts, assignments and leases of many decisions at once.
 
-Owns the queries of reviewing beyond those of `Reader`. Invariant: each call reads one snapshot. Any
-thread or process, on a reader of its own.
+Owns the queries of reviewing that `Reader` does not have. Invariant: each call reads one snapshot. Any thread
+or process, on a reader of its own.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ from thor_policy.core.requests import Json
 from thor_policy.journal import leases
 from thor_policy.journal.reader import Reader, Record, instant
 
-#: Ids in one query; SQLite takes no more than 32,766.
+#: Most ids in one query; SQLite allows 32,766.
 _MANY = 500
 _COLUMNS = "r.*, d.decision AS outcome, d.risk_level"
 
 
 class Claim(Struct, frozen=True, kw_only=True):
-    """Who has a decision: `holder` by a lease that lasts still, `assignee` by an assignment."""
+    """Who has a decision: the `holder` of a lease that has not ended, the `assignee` of an assignment."""
 
     holder: str | None = None
     assignee: str | None = None
 
 
 def reviews(reader: Reader, *, since: str | None = None) -> list[Record]:
-    """Every row of the table of reviews since an RFC 3339 time, oldest first, with the `outcome` served.
+    """All reviews of the decisions that were reviewed since an RFC 3339 time, oldest first.
 
-    A decision that was reviewed since brings its earlier reviews along, so that what stands can be told.
+    Each record has the `outcome` served. Earlier reviews of these decisions are included, because they are
+    needed to decide which review stands.
     """
     sql = (
         f"SELECT {_COLUMNS} FROM reviews r JOIN decisions d ON d.decision_id = r.decision_id WHERE "
@@ -41,21 +42,21 @@ def reviews(reader: Reader, *, since: str | None = None) -> list[Record]:
 
 
 def reviews_of(reader: Reader, decision_ids: Sequence[str]) -> list[Record]:
-    """The same of these decisions."""
-    found: list[Record] = []
+    """All reviews of these decisions, oldest first in each query, as `reviews` gives them."""
+    records: list[Record] = []
     with reader.snapshot() as connection:
         for ids, marks in _pages(decision_ids):
             sql = (
                 f"SELECT {_COLUMNS} FROM reviews r JOIN decisions d ON d.decision_id = r.decision_id "
                 f"WHERE r.decision_id IN ({marks}) ORDER BY r.seq"
             )
-            found += _records(connection, sql, ids)
-    return found
+            records += _records(connection, sql, ids)
+    return records
 
 
 def claims(reader: Reader, decision_ids: Sequence[str], *, at: float) -> dict[str, Claim]:
-    """Who has these decisions at that Unix time; those that nobody has are left out."""
-    found: dict[str, Claim] = {}
+    """Who has these decisions at the Unix time `at`; decisions that nobody has are left out."""
+    by_decision: dict[str, Claim] = {}
     with reader.snapshot() as connection:
         for ids, marks in _pages(decision_ids):
             assigned = connection.execute(
@@ -68,13 +69,13 @@ def claims(reader: Reader, decision_ids: Sequence[str], *, at: float) -> dict[st
                 f"AND decision_id IN ({marks})",
                 ids,
             ).fetchall()
-            assignees = {one: reviewer for one, reviewer, _, type_ in assigned if type_ == "assign"}
-            holders = {one: leases.holder_of(connection, one, at) for (one,) in leased}
-            for one in assignees.keys() | holders.keys():
-                claim = Claim(holder=holders.get(one), assignee=assignees.get(one))
+            assignees = {id_: reviewer for id_, reviewer, _, type_ in assigned if type_ == "assign"}
+            holders = {id_: leases.holder_of(connection, id_, at) for (id_,) in leased}
+            for id_ in assignees.keys() | holders.keys():
+                claim = Claim(holder=holders.get(id_), assignee=assignees.get(id_))
                 if claim != Claim():
-                    found[one] = claim
-    return found
+                    by_decision[id_] = claim
+    return by_decision
 
 
 def _pages(decision_ids: Sequence[str]) -> Iterator[tuple[list[str], str]]:

@@ -1,11 +1,11 @@
-"""The shape of the journal file, as numbered migrations that are only ever appended to.
+"""The DDL of the journal file, as numbered migrations. New migrations are appended; old ones never change.
 
-Owns the DDL. Invariant: a file that opens has exactly the migrations of this list; a file from a newer
-version is refused, never guessed at. Used by whoever opens the file for writing, before anything else.
+Owns the DDL. Invariant: an open file has exactly the migrations of this list. A file from a newer version, or
+from before 0.1.0, is refused. Called by the writer when it opens the file, and by readers for the check.
 
-An index on (column, second) serves pages, newest first, of one value and of one value since some time:
-what is in one second is sorted as it is read. The second as a number is 24 bytes shorter than the
-timestamp; each commit writes one entry of each index, and most of them to a page of its own.
+An index on (column, second) serves pages, newest first, of one value, or of one value since a time. Rows of
+the same second are sorted when they are read. The second as a number is 24 bytes shorter than the timestamp.
+That counts because each commit writes one entry of each index, most of them to a page of its own.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from sqlite_utils import Database, Migrations
 
 from thor_policy.core.errors import JournalError
 
-#: Values that so many decisions have that a page of them is soon found by the index on timestamp; an index
-#: of each of them would cost every commit. Another list is another migration (0002).
+#: Values that many decisions have. A page of them is quickly read by the index on timestamp, and an index of
+#: them would cost every commit. To change this list, add a migration (the indexes are made in 0002).
 COMMON: dict[str, tuple[str, ...]] = {
     "decision_type": ("policy_application",),
     "tier": ("model", "rule", "cache"),
     "risk_level": ("low", "medium", "high"),
 }
 
-#: The second of a decision as Unix time, in the form in which the indexes have it.
+#: The second of a decision as Unix time: the expression that the indexes are on.
 SECOND = "unixepoch(timestamp)"
 
-#: Columns that most decisions do not have.
-SOMETIMES = ("decision_correct", "session", "outcome_status")
+#: Columns that are null in most decisions.
+MOSTLY_NULL = ("decision_correct", "session", "outcome_status")
 
-#: The set of files written before the release of 0.1.0; kinds of event had other names then.
+#: The set in files written before the release of 0.1.0. Kinds of event had other names then.
 EARLIER_SET = "thor_policy"
 
 migrations = Migrations("journal")
 
 
-def is_rare(column: str, common: tuple[str, ...]) -> str:
-    """The condition of a partial index, which a query has to repeat to be served by it."""
+def rare_condition(column: str, common: tuple[str, ...]) -> str:
+    """The condition of a partial index. A query must repeat it to use the index."""
     return f"{column} NOT IN ({', '.join(map(repr, common))})"
 
 
 @migrations(name="0001_chain")
 def _chain(db: Database) -> None:
-    """The chain, and beside it what can be erased without breaking it."""
+    """The chain, and beside it the private parts, which can be erased without breaking it."""
     db.execute(
         """
         CREATE TABLE events (
@@ -62,7 +62,7 @@ def _chain(db: Database) -> None:
         ) STRICT
         """
     )
-    # a decision's own event is found by its row in `decisions`
+    # the event of a decision is looked up by its row in `decisions`
     db.execute(
         "CREATE INDEX events_subject ON events (subject_id) WHERE kind NOT IN ('decision', 'decision_report')"
     )
@@ -88,7 +88,7 @@ def _chain(db: Database) -> None:
 
 @migrations(name="0002_decisions")
 def _decisions(db: Database) -> None:
-    """One row a decision, one column a fact."""
+    """One row for each decision, one column for each fact."""
     db.execute(
         """
         CREATE TABLE decisions (
@@ -149,8 +149,8 @@ def _decisions(db: Database) -> None:
     db.execute("CREATE INDEX decisions_timestamp ON decisions (timestamp)")
     conditions = {
         **dict.fromkeys(("reviewed", "decision", "actor", "entity"), ""),
-        **{column: f"WHERE {is_rare(column, common)}" for column, common in COMMON.items()},
-        **{column: f"WHERE {column} IS NOT NULL" for column in SOMETIMES},
+        **{column: f"WHERE {rare_condition(column, common)}" for column, common in COMMON.items()},
+        **{column: f"WHERE {column} IS NOT NULL" for column in MOSTLY_NULL},
     }
     for column, where in conditions.items():
         db.execute(f"CREATE INDEX decisions_{column} ON decisions ({column}, {SECOND}) {where}")
@@ -158,7 +158,7 @@ def _decisions(db: Database) -> None:
 
 @migrations(name="0003_traces")
 def _traces(db: Database) -> None:
-    """What hangs on a decision, and the daemon's own life: one row an event."""
+    """Records about decisions, and events of the daemon itself: one row for each event."""
     tables = {
         "consultations": "id TEXT NOT NULL, decision_id TEXT, session TEXT, system TEXT NOT NULL, "
         "entity TEXT, query TEXT, answer TEXT, relevance REAL, took_ms REAL, fresh_at TEXT, "
@@ -200,7 +200,7 @@ def _traces(db: Database) -> None:
 
 @migrations(name="0004_shadows")
 def _shadows(db: Database) -> None:
-    """What a pack in the shadow would have answered, and which adapter judges: one row an event."""
+    """What shadow packs would have answered, and which adapter is active: one row for each event."""
     db.execute(
         """
         CREATE TABLE shadows (
@@ -241,7 +241,7 @@ def _shadows(db: Database) -> None:
 
 @migrations(name="0005_idempotency")
 def _idempotency(db: Database) -> None:
-    """Events that carry an idempotency key, found by the digest that their bodies begin with (`recall`)."""
+    """The index of events with an idempotency key, by the digest at the start of the body (`recall`)."""
     db.execute(
         "CREATE INDEX events_idempotency ON events (substr(body, 17, 64)) "
         """WHERE substr(body, 1, 16) = '{"idempotency":"'"""
@@ -250,7 +250,7 @@ def _idempotency(db: Database) -> None:
 
 @migrations(name="0006_drift")
 def _drift(db: Database) -> None:
-    """Each change of what the model says to a golden question."""
+    """Each change of the model's answer to a golden question."""
     db.execute(
         """
         CREATE TABLE drifts (
@@ -269,7 +269,7 @@ def _drift(db: Database) -> None:
 
 @migrations(name="0007_assignments")
 def _assignments(db: Database) -> None:
-    """Who reviews what."""
+    """Which decisions are assigned or leased to which reviewers."""
     db.execute(
         "CREATE TABLE assignments (seq INTEGER PRIMARY KEY, timestamp TEXT NOT NULL, id TEXT NOT NULL, "
         "decision_id TEXT NOT NULL, reviewer TEXT, type TEXT NOT NULL, given_by TEXT, seconds INTEGER, "
@@ -280,7 +280,7 @@ def _assignments(db: Database) -> None:
 
 @migrations(name="0008_counterfactuals")
 def _counterfactuals(db: Database) -> None:
-    """What past decisions would have been by another pack, model or adapter: one row an event."""
+    """Past decisions, decided again by another pack, model or adapter: one row for each event."""
     db.execute(
         """
         CREATE TABLE counterfactuals (
@@ -315,7 +315,7 @@ def _counterfactuals(db: Database) -> None:
 
 @migrations(name="0009_promotions")
 def _promotions(db: Database) -> None:
-    """Packs that passed the gate of promotion, or were refused there: one row an event."""
+    """Packs that passed or failed the promotion gate: one row for each event."""
     db.execute(
         "CREATE TABLE promotions (seq INTEGER PRIMARY KEY, timestamp TEXT NOT NULL, name TEXT NOT NULL, "
         "version TEXT NOT NULL, sha256 TEXT NOT NULL, against TEXT NOT NULL, model_sha256 TEXT NOT NULL, "
@@ -324,7 +324,7 @@ def _promotions(db: Database) -> None:
 
 
 def pending(connection: sqlite3.Connection) -> list[str]:
-    """The migrations that a file has not had yet."""
+    """The migrations that were not applied to a file yet."""
     return [migration.name for migration in migrations.pending(Database(connection))]
 
 
@@ -339,7 +339,7 @@ def refuse_earlier(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Bring a file up to date. Raises JournalError if a version that this one does not know wrote it."""
+    """Apply the pending migrations. Raises JournalError if a newer version wrote the file."""
     db = Database(connection)
     with closing(Database(memory=True)) as empty:
         ours = {migration.name for migration in migrations.pending(empty)}

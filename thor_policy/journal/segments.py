@@ -1,12 +1,11 @@
-"""Archives: old events in compressed files, still one chain with what is in the database.
+"""Archives: old events in compressed segment files, which continue the same chain as the database.
 
-Owns the segment files (`archive/` beside the journal). Invariant: a segment is whole or not there; events
-leave the database only after the segment that holds them is on disk and an `archived` event that names it
-is committed. Rows of the tables people query stay. Any thread but the engine's; what changes the database
-runs on the journal's thread.
+Owns the segment files (`archive/` beside the journal). Invariant: a segment is complete or absent, and events
+leave the database only after their segment is on disk and an `archived` event that names it is committed.
+Rows of the tables that people query stay. Any thread but the engine's; nothing here writes to the database.
 
-A segment is a gzip file with one JSON object a line: the columns of an event (hashes in hex), and `salt`
-and `private` where a private part is left.
+A segment is a gzip file with one JSON object on each line: the columns of an event (hashes in hex), and
+`salt` and `private` if the event still has a private part.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from thor_policy.journal import chain
 from thor_policy.journal.storage import EVENT_COLUMNS
 from thor_policy.security import files
 
-#: Events in one segment.
+#: Most events in one segment.
 SEGMENT_EVENTS = 50_000
 #: Most bytes of one line.
 MAX_LINE_BYTES = 64 * 2**20
@@ -40,7 +39,7 @@ Part = tuple[bytes, bytes]
 
 
 class Segment(Struct, frozen=True, kw_only=True):
-    """One archive file, as its `archived` event tells of it; `head` is the hash of its last event."""
+    """One archive file, as its `archived` event describes it. `head` is the hash of its last event."""
 
     path: Path
     first_seq: int
@@ -71,59 +70,59 @@ _encode = msgspec.json.Encoder().encode
 
 
 def directory(journal: Path) -> Path:
-    """Where the segments of a journal lie."""
+    """The directory of a journal's segments."""
     return journal.parent / "archive"
 
 
 def file_name(chain_name: str, first: int, last: int) -> str:
-    """The name of a segment of that chain: a journal that begins anew here writes over no other's files."""
+    """The name of a segment. It contains the chain, so a new journal overwrites no file of an old one."""
     return f"{chain_name[:16]}-{first:012d}-{last:012d}.jsonl.gz"
 
 
 def segments(connection: sqlite3.Connection, journal: Path) -> list[Segment]:
-    """The archives of a journal, oldest first; where two hold the same event, the one made last."""
+    """The segments of a journal, oldest first. If two have the same event, only the newer one is listed."""
     rows = connection.execute(
         "SELECT file, first_seq, last_seq, events, head FROM archives ORDER BY seq DESC"
     ).fetchall()
-    found: list[Segment] = []
+    listed: list[Segment] = []
     for file, first, last, count, head in rows:
-        if all(last < one.first_seq or one.last_seq < first for one in found):
+        if all(last < segment.first_seq or segment.last_seq < first for segment in listed):
             path = directory(journal) / Path(file).name
-            found.append(Segment(path=path, first_seq=first, last_seq=last, events=count, head=head))
-    return sorted(found, key=lambda one: one.first_seq)
+            listed.append(Segment(path=path, first_seq=first, last_seq=last, events=count, head=head))
+    return sorted(listed, key=lambda segment: segment.first_seq)
 
 
-def is_there(segment: Segment) -> bool:
-    """True if the file is there, and ends as it was told."""
+def is_complete(segment: Segment) -> bool:
+    """True if the file exists and ends with the event that `segment` names."""
     end = _end_of(segment.path)
     return end is not None and (end.seq, end.hash.hex()) == (segment.last_seq, segment.head)
 
 
 @contextmanager
-def unpacked(path: Path) -> Iterator[Iterator[bytes]]:
-    """The bytes of a segment, some at a time."""
+def decompressed(path: Path) -> Iterator[Iterator[bytes]]:
+    """The uncompressed bytes of a segment, in blocks."""
     with gzip.open(path, "rb") as file:
         yield iter(lambda: file.read(2**22), b"")
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[Iterator[tuple[chain.Row, Part | None]]]:
-    """The events of a segment with their private parts. Raises OSError, ValueError while it is read."""
+    """The events of a segment with their private parts. Raises OSError or ValueError while it is read."""
     with gzip.open(path, "rb") as file:
-        yield (_of_line(line) for line in _bounded(file))
+        yield (_decode_line(line) for line in _bounded_lines(file))
 
 
-def _bounded(file: Any) -> Iterator[bytes]:
+def _bounded_lines(file: Any) -> Iterator[bytes]:
     try:
         while line := file.readline(MAX_LINE_BYTES):
             if not line.endswith(b"\n"):
-                raise ValueError("a line does not end")
+                raise ValueError(f"a line is incomplete, or longer than {MAX_LINE_BYTES} bytes")
             yield line
     except (EOFError, zlib.error) as error:
         raise ValueError(f"the file is damaged: {error}") from error
 
 
-def _of_line(raw: bytes) -> tuple[chain.Row, Part | None]:
+def _decode_line(raw: bytes) -> tuple[chain.Row, Part | None]:
     line = _lines.decode(raw)
     part = None
     if line.private is not None:
@@ -145,7 +144,7 @@ def _of_line(raw: bytes) -> tuple[chain.Row, Part | None]:
     )
 
 
-def _to_line(row: chain.Row, part: Part | None) -> bytes:
+def _encode_line(row: chain.Row, part: Part | None) -> bytes:
     return (
         _encode(
             Line(
@@ -167,26 +166,26 @@ def _to_line(row: chain.Row, part: Part | None) -> bytes:
     )
 
 
-def write_segment(path: Path, found: Iterable[tuple[chain.Row, Part | None]]) -> chain.Row:
-    """Write a segment, whole or not at all; returns its last event. Raises JournalError."""
-    half = path.with_name(f".{path.name}.new")
+def write_segment(path: Path, events: Iterable[tuple[chain.Row, Part | None]]) -> chain.Row:
+    """Write a segment, completely or not at all; returns its last event. Raises JournalError."""
+    unfinished = path.with_name(f".{path.name}.new")
     last: chain.Row | None = None
     try:
         path.parent.mkdir(mode=0o750, exist_ok=True)
-        with half.open("wb") as raw:
+        with unfinished.open("wb") as raw:
             os.fchmod(raw.fileno(), 0o640)
             with gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
-                for row, part in found:
-                    file.write(_to_line(row, part))
+                for row, part in events:
+                    file.write(_encode_line(row, part))
                     last = row
             raw.flush()
             os.fsync(raw.fileno())
         if last is None:
             raise JournalError("there is nothing to archive")
-        files.rename(half, path)
+        files.rename(unfinished, path)
     except BaseException as error:
         with suppress(OSError):
-            half.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise JournalError(f"the archive {path} cannot be written: {error.strerror or error}") from error
         raise
@@ -196,7 +195,7 @@ def write_segment(path: Path, found: Iterable[tuple[chain.Row, Part | None]]) ->
 def live_events(
     connection: sqlite3.Connection, first: int, last: int, *, page: int = 2_000
 ) -> Iterator[tuple[chain.Row, Part | None]]:
-    """Events of the database with their private parts, a page to a transaction."""
+    """Events of the database with their private parts, in pages; each page is read in its own transaction."""
     columns = ", ".join(f"e.{name.strip()}" for name in EVENT_COLUMNS.split(","))
     while first <= last:
         connection.text_factory = bytes
@@ -217,46 +216,48 @@ def all_events(connection: sqlite3.Connection, journal: Path) -> Iterator[tuple[
     """Every event with its private part, archived ones first."""
     (low,) = connection.execute("SELECT coalesce(min(seq), 0) FROM events").fetchone()
     seq = 0
-    for one in segments(connection, journal):
-        if one.first_seq < low:
-            with reading(one.path) as lines:
-                yield from lines
-            seq = one.last_seq
+    for segment in segments(connection, journal):
+        if segment.first_seq < low:
+            with reading(segment.path) as stored:
+                yield from stored
+            seq = segment.last_seq
     (high,) = connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()
     yield from live_events(connection, seq + 1, high)
 
 
-def event(connection: sqlite3.Connection, journal: Path, seq: int) -> tuple[chain.Row, Part | None] | None:
-    """An archived event; None if no segment has it. Reads its segment up to it."""
-    for one in segments(connection, journal):
-        if one.first_seq <= seq <= one.last_seq:
-            with reading(one.path) as lines:
-                return next((found for found in lines if found[0].seq == seq), None)
+def find_event(
+    connection: sqlite3.Connection, journal: Path, seq: int
+) -> tuple[chain.Row, Part | None] | None:
+    """An archived event; None if no segment has it. Reads the segment up to the event."""
+    for segment in segments(connection, journal):
+        if segment.first_seq <= seq <= segment.last_seq:
+            with reading(segment.path) as stored:
+                return next((event for event in stored if event[0].seq == seq), None)
     return None
 
 
-def sweep(connection: sqlite3.Connection, journal: Path, chain_name: str) -> None:
-    """Take away what an archive or an erasure that was cut off left of this chain.
+def remove_leftovers(connection: sqlite3.Connection, journal: Path, chain_name: str) -> None:
+    """Delete the files of this chain that an interrupted archive or erasure left.
 
-    That is half a file, and a whole one that no event names and whose events are all in the database. Any
-    other file stays: it may be all there is of what it holds.
+    These are unfinished files, and complete ones that no event names and whose events are all in the
+    database. Any other file stays, because it may be the only copy of its events.
     """
     if not chain_name:
         return
-    named = {one.path for one in segments(connection, journal)}
+    named = {segment.path for segment in segments(connection, journal)}
     for path in directory(journal).glob(f"*{chain_name[:16]}-*"):
-        half = path.name.startswith(".") and path.name.endswith(".new")
-        if half or (path not in named and path.suffix == ".gz" and _is_live(connection, path)):
+        unfinished = path.name.startswith(".") and path.name.endswith(".new")
+        if unfinished or (path not in named and path.suffix == ".gz" and _is_live(connection, path)):
             path.unlink(missing_ok=True)
 
 
 def _is_live(connection: sqlite3.Connection, path: Path) -> bool:
-    """True if the database has the last event of a segment, and so all of them: it is one chain."""
+    """True if the database has the last event of a segment, and so, by the chain, all of its events."""
     end = _end_of(path)
     if end is None:
         return False
-    found = connection.execute("SELECT hash FROM events WHERE seq = ?", (end.seq,)).fetchone()
-    return found is not None and bytes(found[0]) == end.hash
+    row = connection.execute("SELECT hash FROM events WHERE seq = ?", (end.seq,)).fetchone()
+    return row is not None and bytes(row[0]) == end.hash
 
 
 def _end_of(path: Path) -> chain.Row | None:
@@ -270,13 +271,13 @@ def _end_of(path: Path) -> chain.Row | None:
 
 
 def body_of(connection: sqlite3.Connection, journal: Path, seq: int, *, kind: str) -> dict[str, Json] | None:
-    """The body of an event of that kind, wherever it lies; None if there is none."""
+    """The body of event `seq`, from the database or an archive; None if it has another kind or is missing."""
     row = connection.execute("SELECT body FROM events WHERE seq = ? AND kind = ?", (seq, kind)).fetchone()
     if row is not None:
         live: dict[str, Json] = msgspec.json.decode(row[0])
         return live
-    found = event(connection, journal, seq)
-    if found is None or found[0].kind != kind.encode():
+    event = find_event(connection, journal, seq)
+    if event is None or event[0].kind != kind.encode():
         return None
-    archived: dict[str, Json] = msgspec.json.decode(found[0].body)
+    archived: dict[str, Json] = msgspec.json.decode(event[0].body)
     return archived

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from thor_policy.core.errors import JournalError
 from thor_policy.journal import events
-from thor_policy.journal.checkpoints import Signer, found, keep
+from thor_policy.journal.checkpoints import Signer, read_directory, store
 from thor_policy.journal.events import Event
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class SigningRule:
         """Sign the chain up to the checkpoint event `seq`; a failure is counted and logged."""
         try:
             checkpoint = self._checkpoints.signer.sign(chain, seq, head.hex(), at)
-            keep(self._checkpoints.directory, checkpoint)
+            store(self._checkpoints.directory, checkpoint)
             self._counters["checkpoints"] += 1
         except JournalError as error:
             self._counters["checkpoints_failed"] += 1
@@ -77,7 +77,7 @@ class SigningRule:
         self.signed_seq = seq
         signed = {
             (checkpoint.chain, checkpoint.seq)
-            for checkpoint in found(self._checkpoints.directory).checkpoints
+            for checkpoint in read_directory(self._checkpoints.directory).checkpoints
         }
         if (chain, seq) not in signed:
             self.sign(chain, seq, head, at)

@@ -1,7 +1,7 @@
-"""What many decisions have in common: counts, accuracy, latency, by actor, model, pack, confidence and hour.
+"""Statistics of decisions: counts, accuracy and latency, by actor, model, pack, confidence and hour.
 
-Owns the aggregating queries. Invariant: one snapshot and one pass over the decisions since a time, so the
-figures of one report belong together. Any thread or process.
+Owns the aggregating queries. Invariant: each call reads one snapshot of the decisions since a time, so the
+figures of one call agree. Any thread or process.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from typing import Any
 from thor_policy.core.requests import Json
 from thor_policy.journal.reader import Reader, Record, instant
 
-#: What a report can be broken down by, and the column behind it.
+#: Dimensions of a breakdown, and the column of each.
 DIMENSIONS = {"actor": "actor", "model": "model_name", "pack": "prompt_version", "type": "decision_type"}
 #: Lower bounds of the confidence buckets.
 BUCKETS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-#: Rows of a breakdown.
+#: Most rows of a breakdown.
 MOST_ROWS = 50
 
 
 def statistics(reader: Reader, *, since: str | None = None) -> Record:
-    """Counts by outcome, tier and risk, accuracy where it is known, outcomes in the world, latency in ms."""
+    """Counts by outcome, tier and risk, accuracy where it is known, recorded outcomes, and latency in ms."""
     where, values = _window(since)
     with reader.snapshot() as connection:
         rows = connection.execute(
@@ -53,7 +53,7 @@ def statistics(reader: Reader, *, since: str | None = None) -> Record:
 
 
 def breakdown(reader: Reader, by: str, *, since: str | None = None) -> list[Record]:
-    """One record for each value of a dimension (`DIMENSIONS`), the busiest first, at most `MOST_ROWS`."""
+    """One record for each value of a dimension (`DIMENSIONS`), most decisions first, at most `MOST_ROWS`."""
     column = DIMENSIONS[by]
     where, values = _window(since)
     with reader.snapshot() as connection:
@@ -70,19 +70,19 @@ def breakdown(reader: Reader, by: str, *, since: str | None = None) -> list[Reco
         *("average_value", "total_value", "average_latency_ms", "input_tokens", "output_tokens"),
         "average_confidence",
     )
-    found = []
+    records = []
     for row in rows:
         record = {by: row[0]} | dict(zip(names, row[1:], strict=True))
         for name in ("allowed", "correct", "successful", "failed", "pending"):
             record[name] = record[name] or 0
         ended = record["successful"] + record["failed"]
         record["success_rate"] = record["successful"] / ended if ended else None
-        found.append(record)
-    return found
+        records.append(record)
+    return records
 
 
 def latency(reader: Reader, *, since: str | None = None) -> list[Record]:
-    """p50, p90 and p99 of the milliseconds that each model took, where it was asked."""
+    """p50, p90 and p99 of the latency in ms of each model."""
     where, values = _window(since)
     with reader.snapshot() as connection:
         rows = connection.execute(
@@ -100,7 +100,7 @@ def latency(reader: Reader, *, since: str | None = None) -> list[Record]:
 
 
 def confidence(reader: Reader, *, since: str | None = None) -> list[Record]:
-    """For each bucket of confidence: how many, how many were judged, and how many of those were right."""
+    """For each bucket of confidence: the number of decisions, of judged ones, and of right ones."""
     where, values = _window(since)
     cases = " ".join(f"WHEN confidence >= {low} THEN {low}" for low in reversed(BUCKETS))
     with reader.snapshot() as connection:
@@ -117,7 +117,7 @@ def confidence(reader: Reader, *, since: str | None = None) -> list[Record]:
 
 
 def hourly(reader: Reader, *, since: str | None = None) -> list[tuple[str, int]]:
-    """Decisions of each hour that has any, oldest first: (`2026-07-01T12`, count)."""
+    """The number of decisions in each hour that has any, oldest first: (`2026-07-01T12`, count)."""
     where, values = _window(since)
     with reader.snapshot() as connection:
         return connection.execute(
@@ -126,7 +126,7 @@ def hourly(reader: Reader, *, since: str | None = None) -> list[tuple[str, int]]
 
 
 def percentiles(took_ms: list[float]) -> dict[str, float] | None:
-    """p50, p90, p99 (nearest rank); None of nothing."""
+    """p50, p90 and p99 (nearest rank); None if the list is empty."""
     if not took_ms:
         return None
     ordered = sorted(took_ms)
@@ -140,6 +140,6 @@ def _window(since: str | None) -> tuple[str, list[Any]]:
 def _counts(rows: list[tuple[Json, ...]], column: int) -> dict[str, int]:
     counts: dict[str, int] = {}
     for row in rows:
-        if row[column] is not None:  # a report need not name its risk
+        if row[column] is not None:  # a reported decision may have no risk
             counts[row[column]] = counts.get(row[column], 0) + row[3]
     return dict(sorted(counts.items(), key=lambda item: -item[1]))

@@ -1,8 +1,8 @@
-"""The journal's file and the disk under it: lock, opening, free space, and what to do with a broken file.
+"""The journal's file and the disk under it: the lock, opening, free space, and damaged files.
 
-Owns the state directory while the process lives (an flock says so), the connection's settings and the
-ballast file. Invariant: a file that cannot be trusted is kept aside under another name, never overwritten
-and never written to. Called by the journal thread, and before it starts.
+Owns the state directory while the process lives (by an flock), the settings of the connection, and the
+ballast file. Invariant: a damaged file is renamed and kept; it is never overwritten and never written to.
+Called by the journal's thread, and before it starts.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from thor_policy.journal import chain, schema
 
 log = logging.getLogger(__name__)
 
-#: How long a transaction waits for a lock that some other process should not hold.
+#: How long a transaction waits for a lock, which no other process should hold.
 BUSY_TIMEOUT_MS = 5_000
 #: Pages that a commit may leave in the write-ahead log before SQLite copies them back (64 MiB of 4 KiB).
 CHECKPOINT_PAGES = 16_000
-#: SQLite's cache of pages, in KiB: it fills with the file; four times as much gave no more events a second.
+#: SQLite's page cache, in KiB. Four times as much gave no more events a second.
 PAGE_CACHE_KIB = 8_192
-#: Newest events whose hashes are checked when a file is opened for writing.
+#: Number of newest events whose hashes are checked when a file is opened for writing.
 TAIL_EVENTS = 100
-#: Free space below which an error of the disk is taken for a lack of room: SQLite does not always say so.
+#: Free space below which a disk error counts as a full disk, because SQLite does not always say so.
 NO_ROOM_BYTES = 2**20
-#: Endings of the files that SQLite keeps beside a database.
+#: Suffixes of the database file and of the files that SQLite keeps beside it.
 SIDE_FILES = ("", "-wal", "-shm")
 
 #: Columns of an event in the order of `chain.Row`.
@@ -42,8 +42,8 @@ EVENT_COLUMNS = "seq, at, boot_id, mono_ns, kind, subject_id, body, private_dige
 class Opened(Struct, frozen=True, kw_only=True):
     """A journal file ready to be written.
 
-    `seq` and `head` are those of the newest event (0 and GENESIS before the first), `first` the hash of
-    event 1, which names the chain. `aside` is where a file went that could not be trusted, `why` says why.
+    `seq` and `head` are those of the newest event (0 and GENESIS before the first). `first` is the hash of
+    event 1, which names the chain. `aside` is the new path of a damaged file, `why` the damage.
     """
 
     connection: sqlite3.Connection
@@ -55,7 +55,7 @@ class Opened(Struct, frozen=True, kw_only=True):
 
 
 def take_lock(path: Path) -> int:
-    """The lock beside the journal at `path`, as a descriptor. Raises AlreadyRunning, JournalError."""
+    """Take the lock beside the journal; returns its descriptor. Raises AlreadyRunning, JournalError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
         lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
@@ -70,17 +70,17 @@ def take_lock(path: Path) -> int:
             f"the state directory {path.parent} is in use by process {holder or 'unknown'}; "
             "stop it, or choose another with --state-dir"
         ) from error
-    with suppress(OSError):  # the number is a courtesy; a full disk must not keep the lock from being taken
+    with suppress(OSError):  # the process id is a courtesy; a full disk must not prevent the lock
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
     return lock
 
 
 def open_for_writing(path: Path, synchronous: str, disk_space: DiskSpace) -> Opened:
-    """Open the journal, or make it. A damaged one is kept aside, and a new one begun in its place.
+    """Open the journal, or create it. A damaged one is renamed, and a new one begins in its place.
 
-    On a full disk the ballast makes the room that this needs. Raises JournalError where a new file would be
-    no cure: wrong rights, no such directory, a file of a newer version or from before 0.1.0.
+    On a full disk the ballast is released to make room. Raises JournalError where a new file would not help:
+    wrong permissions, a missing directory, a file of a newer version or from before 0.1.0.
     """
     try:
         return _open(path, synchronous)
@@ -89,9 +89,9 @@ def open_for_writing(path: Path, synchronous: str, disk_space: DiskSpace) -> Ope
             raise
         if disk_space.release():
             return open_for_writing(path, synchronous, disk_space)
-        raise JournalError(f"{error}; the disk is full: make room") from error
+        raise JournalError(f"{error}; the disk is full: free space on it") from error
     except _Damaged as error:
-        aside = _keep_aside(path)
+        aside = _rename_damaged(path)
         log.critical(
             "%s is damaged (%s); it is kept as %s, and a new journal begins", path, error, aside.name
         )
@@ -102,7 +102,7 @@ def open_for_writing(path: Path, synchronous: str, disk_space: DiskSpace) -> Ope
 
 
 def reopen(path: Path, synchronous: str) -> Opened:
-    """Open again after an error of the disk. Raises JournalError if it cannot be read to the end."""
+    """Open the file again after a disk error. Raises JournalError if it cannot be read to its end."""
     try:
         return _open(path, synchronous)
     except _Damaged as error:
@@ -110,7 +110,7 @@ def reopen(path: Path, synchronous: str) -> Opened:
 
 
 class _Damaged(Exception):
-    """The bytes of the file are not those of a journal."""
+    """The content of the file is not that of a journal."""
 
 
 def _open(path: Path, synchronous: str) -> Opened:
@@ -128,7 +128,7 @@ def _open(path: Path, synchronous: str) -> Opened:
             connection.execute(f"PRAGMA synchronous = {synchronous}")
             connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             connection.execute(f"PRAGMA cache_size = -{PAGE_CACHE_KIB}")
-            connection.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten
+            connection.execute("PRAGMA secure_delete = ON")  # overwrite what is erased
             schema.migrate(connection)
             seq, head = _check_tail(connection)
             first = connection.execute("SELECT hash FROM events WHERE seq = 1").fetchone()
@@ -146,7 +146,7 @@ def _open(path: Path, synchronous: str) -> Opened:
 
 
 def _check_tail(connection: sqlite3.Connection) -> tuple[int, bytes]:
-    """Sequence number and hash of the newest event, if the newest events are sound."""
+    """Sequence number and hash of the newest event. Raises _Damaged if the newest events are not sound."""
     with closing(connection.cursor()) as cursor:
         connection.text_factory = bytes
         rows = cursor.execute(
@@ -160,13 +160,13 @@ def _check_tail(connection: sqlite3.Connection) -> tuple[int, bytes]:
 
 
 def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    """True for what only another file can cure."""
+    """True for an error of the file's content, which only another file can cure."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     missing = "no such table" in str(error) or "no such column" in str(error)
     return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or missing
 
 
-def _keep_aside(path: Path) -> Path:
+def _rename_damaged(path: Path) -> Path:
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     number = 0
     while (aside := path.with_name(f"{path.name}.damaged-{stamp}{f'-{number}' if number else ''}")).exists():
@@ -177,14 +177,14 @@ def _keep_aside(path: Path) -> Path:
     return aside
 
 
-# ---------------------------------------------------------------- space on the disk
+# ---------------------------------------------------------------- disk space
 
 
 class DiskSpace:
-    """How much space the disk has left, and a ballast file that is given up when there is none.
+    """The free space of the disk, and a ballast file that is deleted when the disk is full.
 
-    Below `min_free_mb` nothing new should be admitted. The ballast lets what was already admitted be
-    recorded; it comes back when there is room for it again.
+    Below `min_free_mb` no new request should be admitted. The ballast's space lets admitted requests be
+    recorded. The ballast is restored when there is room for it again.
     """
 
     def __init__(self, directory: Path, *, min_free_mb: int, ballast_mb: int) -> None:
@@ -194,17 +194,17 @@ class DiskSpace:
         self._ballast_bytes = ballast_mb * 2**20
 
     def free_bytes(self) -> int:
-        """Bytes that this process may still write."""
-        found = os.statvfs(self._directory)
-        return found.f_bavail * found.f_frsize
+        """Bytes that this process may still write. Raises OSError."""
+        status = os.statvfs(self._directory)
+        return status.f_bavail * status.f_frsize
 
     @property
     def min_free_bytes(self) -> int:
-        """Bytes below which nothing new should be admitted."""
+        """Free bytes below which no new request should be admitted."""
         return self._min_free
 
     def is_full(self) -> bool:
-        """True when an error is due to a lack of room."""
+        """True if a disk error means that the disk is full."""
         try:
             return self.free_bytes() < NO_ROOM_BYTES
         except OSError:
@@ -212,20 +212,20 @@ class DiskSpace:
 
     @property
     def has_ballast(self) -> bool:
-        """False when there is none to give up, or none any more."""
+        """True while the ballast file exists."""
         return os.path.exists(self._ballast)  # noqa: PTH110  unlike Path.exists, False on a disk that fails
 
     def release(self) -> bool:
-        """Give the ballast up; False if there is none."""
+        """Delete the ballast; False if there is none."""
         try:
             self._ballast.unlink()
         except OSError:
             return False
-        log.error("the disk of %s is full; the ballast was given up", self._directory)
+        log.error("the disk of %s is full; the ballast was deleted", self._directory)
         return True
 
     def restore(self) -> None:
-        """Put the ballast back if it is missing and there is room to spare."""
+        """Write the ballast again if it is missing and there is room for it twice."""
         if self._ballast_bytes == 0 or self.has_ballast:
             return
         try:
@@ -237,13 +237,13 @@ class DiskSpace:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            log.warning("no ballast: %s", error)
+            log.warning("the ballast cannot be written: %s", error)
             with suppress(OSError):
                 self._ballast.unlink()
 
 
 def boot_id() -> str:
-    """Which boot of the machine this is; empty where the kernel does not say."""
+    """The id of this boot of the machine; empty if the kernel does not give one."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:

@@ -1,8 +1,9 @@
-"""The one connection that writes, and the thread that owns it.
+"""The one connection that writes the journal, and the thread that owns it.
 
-Owns the journal file while the process lives. Invariant: an event is acknowledged only after the
-transaction that holds it, its place in the chain and its projections is committed. `append` never waits:
-what arrives during a commit is the next batch, so the disk sets the pace and no timer adds delay.
+Owns the journal file while the process lives. Invariant: an event is acknowledged only after the commit of
+the transaction with the event, its place in the chain and its projections. `append` never waits: what arrives
+during a commit is the next batch, so the disk sets the pace and no timer adds delay. The public methods may
+be called from any thread; `_run` is the journal's thread: gather, commit, report.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from thor_policy.core.errors import ErrorCode, JournalError, RequestError
 from thor_policy.core.requests import Caller
 from thor_policy.core.results import Committed
 from thor_policy.journal import events, leases
-from thor_policy.journal.batch import Placed, Ready, make_ready
+from thor_policy.journal.batch import Placed, Prepared, prepare
 from thor_policy.journal.events import Event
 from thor_policy.journal.idempotency import KEY_WINDOW_S, find_recorded
 from thor_policy.journal.signing_rule import Checkpoints, SigningRule
@@ -44,22 +45,22 @@ from thor_policy.telemetry.watchdog import Pulse
 
 log = logging.getLogger(__name__)
 
-#: Events in one transaction; bounds how long a commit can hold back the events behind it.
+#: Most events in one transaction; it bounds how long later events wait for a commit.
 MAX_BATCH = 512
-#: Bytes of write-ahead log above which the writer waits for readers, so that the log can begin anew.
+#: Bytes of write-ahead log above which the writer waits for readers, so that the log can restart.
 WAL_LIMIT_BYTES = 128 * 2**20
-#: How long it then waits, and how much more is written before it waits again.
+#: How long the writer then waits, and how many bytes it writes before it waits again.
 WAL_WAIT_MS, WAL_STEP_BYTES = 250, 32 * 2**20
-#: How long the thread rests before it looks after checkpoints and the disk, in seconds.
+#: How long an idle thread waits before it checks checkpoints and the disk, in seconds.
 IDLE_S = 1.0
-#: What SQLite raises when the file or the disk is at fault; any other error is that of one event.
+#: What SQLite raises when the file or the disk is at fault. Any other error is the fault of one event.
 DISK_ERRORS = (sqlite3.OperationalError, sqlite3.DatabaseError, sqlite3.InternalError)
 
 T = TypeVar("T")
 
 
 class _Mark(Enum):
-    """In place of an item of the queue: there is none, or there will be none."""
+    """Stands for an item of the queue: there is none (NOTHING), or no more will come (END)."""
 
     NOTHING = 0
     END = 1
@@ -74,8 +75,8 @@ _Item: TypeAlias = "tuple[Event, int] | _Task[Any] | _Mark"
 class Journal:
     """The journal file, open for writing.
 
-    `on_committed` gets the fate of every event, batch by batch, on the journal's thread; it must not
-    block. Raises AlreadyRunning if another process holds the file, JournalError if it cannot be used.
+    `on_committed` gets the fate of every event, batch by batch, on the journal's thread; it must not block.
+    Raises AlreadyRunning if another process holds the file, JournalError if the file cannot be used.
     """
 
     def __init__(
@@ -99,13 +100,13 @@ class Journal:
         self.batches = 0
         self.failing: str | None = None
         self._full = False
-        #: Beats with each batch, task and look after the disk; an attempt that fails is progress too.
+        #: Beats with each batch, each task and each check of the disk. A failed attempt is progress too.
         self.pulse = Pulse()
-        #: Events by fate (`committed`, `refused`, `lost`), and what else is worth counting.
+        #: Events by fate (`committed`, `refused`, `lost`), and other counts.
         self.counters: Counter[str] = Counter()
-        #: Events that no gap tells of yet, and those that the newest gap told of, by kind.
+        #: Lost events, by kind: those that no `gap` event reports yet, and those that the newest one reports.
         self._lost: Counter[str] = Counter()
-        self._told: Counter[str] = Counter()
+        self._lost_in_gap: Counter[str] = Counter()
         self._ended = False
         self._wal = path.with_name(f"{path.name}-wal")
         self._wal_limit = WAL_LIMIT_BYTES
@@ -126,9 +127,9 @@ class Journal:
         if opened.aside is not None:
             why = f"the journal was damaged and is kept as {opened.aside.name}: {opened.why}"
             self.append(events.gap_event(why, time.time(), file=opened.aside.name))
-        #: Events that are ready to be committed, and an item that must wait until they are.
-        self._ahead: list[Ready] = []
-        self._held: _Item = _Mark.NOTHING
+        #: Events that are ready to be committed, and an item that must wait until they are committed.
+        self._prepared: list[Prepared] = []
+        self._postponed: _Item = _Mark.NOTHING
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="journal-commit")
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
@@ -148,7 +149,7 @@ class Journal:
 
     @property
     def waiting(self) -> int:
-        """Events that are not in a transaction yet."""
+        """Number of events that are not in a transaction yet."""
         return self._queue.qsize()
 
     @property
@@ -157,31 +158,31 @@ class Journal:
         return self._seq
 
     def refusal(self) -> RequestError | None:
-        """Why nothing new should be admitted; None while it would be recorded. Any thread."""
+        """Why no new request should be admitted; None while the journal records. Any thread."""
         if not self.alive:
             return RequestError("unavailable", "the journal has stopped; the daemon must be restarted")
         try:
-            free, wanted = self.disk_space.free_bytes(), self.disk_space.min_free_bytes
+            free, least = self.disk_space.free_bytes(), self.disk_space.min_free_bytes
         except OSError as error:
             return RequestError("unavailable", f"the disk of {self.path.parent} fails: {error.strerror}")
         failing = self.failing
-        if free < wanted or (failing and self._full):
+        if free < least or (failing and self._full):
             return RequestError(
                 "disk_full",
-                f"{free / 2**20:.1f} MiB are free in {self.path.parent}; min_free_mb wants "
-                f"{wanted // 2**20} MiB: make room",
+                f"{free / 2**20:.1f} MiB are free in {self.path.parent}; min_free_mb requires "
+                f"{least // 2**20} MiB: free space there",
             )
         if failing:
             return RequestError(
-                "unavailable", f"the journal cannot be written ({failing}); it is tried again every second"
+                "unavailable", f"the journal cannot be written ({failing}); the daemon retries every second"
             )
         return None
 
     def append(self, event: Event) -> None:
-        """Hand over an event; returns at once. Its fate comes to `on_committed`."""
+        """Hand over an event; returns at once. `on_committed` gets its fate."""
         self._queue.put((event, time.monotonic_ns()))
         if self._ended:
-            self._turn_away()
+            self._refuse_the_rest()
 
     def decided(self, decision: Decision, ticket: int | None = None) -> None:
         """Record a decision."""
@@ -203,7 +204,7 @@ class Journal:
         ticket: int | None = None,
         idempotency: str | None = None,
     ) -> None:
-        """Record what somebody sent; its fate is `not_found` if it names a decision that is not there."""
+        """Record what a client sent. Its fate is `not_found` if it names an unknown decision."""
         self.append(
             events.record_event(
                 record,
@@ -216,37 +217,37 @@ class Journal:
             )
         )
 
-    def recall(self, digest: str, tell: Callable[[PriorRecord | RequestError | None], None]) -> None:
-        """Look up what was recorded for an idempotency key, of whatever has been committed by then.
+    def recall(self, digest: str, on_answer: Callable[[PriorRecord | RequestError | None], None]) -> None:
+        """Look up what was recorded for an idempotency key, among all that is committed by then.
 
-        `digest` is that of caller and key. Returns at once; `tell` gets the answer on the journal's thread
-        and must not block.
+        `digest` is that of caller and key. Returns at once; `on_answer` gets the answer on the journal's
+        thread and must not block.
         """
 
-        def told(future: Future[PriorRecord | None]) -> None:
+        def answer(future: Future[PriorRecord | None]) -> None:
             error = future.exception()
             if error is None:
-                tell(future.result())
+                on_answer(future.result())
             else:
-                tell(RequestError("unavailable", f"the idempotency key could not be looked up: {error}"))
+                on_answer(RequestError("unavailable", f"the idempotency key could not be looked up: {error}"))
 
         since = time.time() - KEY_WINDOW_S
-        self.run(lambda connection: find_recorded(connection, digest, since)).add_done_callback(told)
+        self.run(lambda connection: find_recorded(connection, digest, since)).add_done_callback(answer)
 
     def commit(self, event: Event) -> Future[Committed]:
-        """Record one event in a transaction of its own; for what must know that it is on disk."""
-        return self.run(lambda _: self._commit([make_ready(event, time.monotonic_ns())])[-1])
+        """Record one event in a transaction of its own, for a caller that must know that it is on disk."""
+        return self.run(lambda _: self._commit([prepare(event, time.monotonic_ns())])[-1])
 
-    def commit_all(self, several: Sequence[Event]) -> Future[list[Committed]]:
-        """Record these in one transaction; one that cannot be recorded has its own fate."""
-        return self.run(lambda _: self._commit([make_ready(event, time.monotonic_ns()) for event in several]))
+    def commit_all(self, batch: Sequence[Event]) -> Future[list[Committed]]:
+        """Record events in one transaction. An event that cannot be recorded has its own fate."""
+        return self.run(lambda _: self._commit([prepare(event, time.monotonic_ns()) for event in batch]))
 
     def shadowed(self, served: Decision, shadow: Decision, at: float) -> None:
-        """Record what another pack would have answered in the place of a decision that is recorded before."""
+        """Record the decision of a shadow pack. The `served` decision must be recorded before."""
         self.append(events.shadow_event(served, shadow, at))
 
     def checkpoint(self) -> Future[int]:
-        """Sign the chain as it is now; the result is the newest event that a checkpoint vouches for."""
+        """Sign the chain as it is now. The result is the newest event that a checkpoint covers."""
 
         def task(_: sqlite3.Connection) -> int:
             self._checkpoint()
@@ -260,18 +261,18 @@ class Journal:
         return self._first.hex()
 
     def run(self, task: Callable[[sqlite3.Connection], T]) -> Future[T]:
-        """Call `task` with the connection between two batches; it must be short, for decisions wait.
+        """Call `task` with the connection between two batches. It must be short, because decisions wait.
 
-        The result is a JournalError if the journal is closed before its turn comes.
+        The future gets a JournalError if the journal is closed before the task's turn.
         """
         future: Future[T] = Future()
         self._queue.put(_Task(task, future))
         if self._ended:
-            self._turn_away()
+            self._refuse_the_rest()
         return future
 
     def close(self, timeout_s: float = 30.0) -> None:
-        """Commit what was appended, then release the file; safe to call twice."""
+        """Commit what was appended, then release the file. Safe to call twice."""
         if self._lock < 0:
             return
         self._queue.put(_Mark.END)
@@ -286,8 +287,8 @@ class Journal:
     def _run(self) -> None:
         try:
             while self._gather():
-                batch, self._ahead = self._ahead, []
-                self._tell(self._commit(batch))
+                batch, self._prepared = self._prepared, []
+                self._report(self._commit(batch))
                 self._bound_wal()
                 self._checkpoint_if_due()
             self._checkpoint()
@@ -295,11 +296,11 @@ class Journal:
             self._committer.shutdown()
             self._connection.close()
             self._ended = True
-            self._turn_away()
+            self._refuse_the_rest()
 
-    def _turn_away(self) -> None:
-        """Whatever comes after the end gets its fate too, on the thread that finds it."""
-        told = "the journal is closed"
+    def _refuse_the_rest(self) -> None:
+        """Give a fate to everything that arrives after the end. Called by the thread that notices it."""
+        message = "the journal is closed"
         while True:
             try:
                 item = self._queue.get_nowait()
@@ -308,17 +309,18 @@ class Journal:
             if isinstance(item, tuple):
                 event, _ = item
                 self.counters["lost"] += 1
-                fate = Committed(ticket=event.ticket, kind=event.kind, error="shutting_down", message=told)
-                self._on_committed([fate])
+                self._on_committed(
+                    [Committed(ticket=event.ticket, kind=event.kind, error="shutting_down", message=message)]
+                )
             elif isinstance(item, _Task):
-                item.fail(JournalError(told))
+                item.fail(JournalError(message))
 
     def _gather(self) -> bool:
-        """Wait until something is ready to be committed; False at the end."""
+        """Wait until an event is ready to be committed, and run tasks meanwhile. False at the end."""
         self.pulse.beat()
-        while not self._ahead:
-            item = self._next() if self._held is _Mark.NOTHING else self._held
-            self._held = _Mark.NOTHING
+        while not self._prepared:
+            item = self._next() if self._postponed is _Mark.NOTHING else self._postponed
+            self._postponed = _Mark.NOTHING
             if isinstance(item, tuple):
                 self._encode(*item)
             elif isinstance(item, _Task):
@@ -329,8 +331,8 @@ class Journal:
         return True
 
     def _gather_more(self, enough: Callable[[], bool]) -> None:
-        """Get ready what has arrived, up to a full batch or to what is no event."""
-        while len(self._ahead) < self._max_batch and self._held is _Mark.NOTHING and not enough():
+        """Prepare the events that have arrived, up to a full batch, or to an item that is no event."""
+        while len(self._prepared) < self._max_batch and self._postponed is _Mark.NOTHING and not enough():
             try:
                 item = self._queue.get_nowait()
             except queue.Empty:
@@ -338,10 +340,10 @@ class Journal:
             if isinstance(item, tuple):
                 self._encode(*item)
             else:
-                self._held = item
+                self._postponed = item
 
     def _next(self) -> _Item:
-        """The next item; while there is none, what has to be done now and then."""
+        """The next item. While there is none, do the periodic work: recovery, ballast, checkpoints."""
         while True:
             self.pulse.rest()
             try:
@@ -356,17 +358,17 @@ class Journal:
                 self._checkpoint_if_due()
 
     def _encode(self, event: Event, put_ns: int) -> None:
-        """Get an event ready, or say that it cannot be stored."""
+        """Prepare an event, or report that it cannot be stored."""
         try:
-            self._ahead.append(make_ready(event, put_ns))
-        except Exception as error:  # text that is no Unicode, a time that is none, a value that is no JSON
-            self._tell([self._lose(event, "unavailable", f"it cannot be stored: {error}")])
+            self._prepared.append(prepare(event, put_ns))
+        except Exception as error:  # invalid Unicode, an invalid time, a value that is not JSON
+            self._report([self._lose(event, "unavailable", f"the event cannot be stored: {error}")])
 
-    def _tell(self, fates: list[Committed]) -> None:
+    def _report(self, fates: list[Committed]) -> None:
         if fates:
             self._on_committed(fates)
 
-    def _commit(self, batch: list[Ready]) -> list[Committed]:
+    def _commit(self, batch: list[Prepared]) -> list[Committed]:
         """Record a batch in one transaction; an event that cannot be stored fails alone."""
         if not batch:
             return []
@@ -374,7 +376,7 @@ class Journal:
             if self.failing:
                 self._reopen()
             return self._transaction(batch)
-        except Exception as error:  # whatever it was: nothing of this transaction may be acknowledged
+        except Exception as error:  # after any error, nothing of this transaction may be acknowledged
             self._roll_back()
             code = getattr(error, "sqlite_errorcode", 0)
             if code == sqlite3.SQLITE_FULL and self.disk_space.release():
@@ -387,26 +389,27 @@ class Journal:
                 middle = len(batch) // 2
                 return self._commit(batch[:middle]) + self._commit(batch[middle:])
             log.error("the journal could not record %d events: %s", len(batch), error)
-            told = "the disk is full" if full else "the journal failed"
-            return [self._lose(one.event, "disk_full" if full else "unavailable", told) for one in batch]
+            reason: ErrorCode = "disk_full" if full else "unavailable"
+            message = "the disk is full" if full else "the journal failed"
+            return [self._lose(prepared.event, reason, message) for prepared in batch]
 
-    def _transaction(self, batch: list[Ready]) -> list[Committed]:
+    def _transaction(self, batch: list[Prepared]) -> list[Committed]:
         placed = Placed(self._seq, self._head, self._boot_id)
         if self._lost:
             lost = events.gap_event("events could not be recorded", time.time(), **self._lost)
-            placed.add(make_ready(lost, time.monotonic_ns()))
-            self._told = Counter(self._lost)
+            placed.add(prepare(lost, time.monotonic_ns()))
+            self._lost_in_gap = Counter(self._lost)
         objections: dict[int, RequestError] = {}
         places = []
-        for number, ready in enumerate(batch):
-            if (objection := self._objection(ready.event, placed)) is not None:
+        for number, prepared in enumerate(batch):
+            if (objection := self._objection(prepared.event, placed)) is not None:
                 objections[number] = objection
-            places.append(0 if objection else placed.add(ready))
+            places.append(0 if objection else placed.add(prepared))
         self._connection.execute("BEGIN IMMEDIATE")
         placed.write(self._connection)
         if self._queue.empty():
             self._connection.execute("COMMIT")
-        else:  # the disk works without the interpreter, so what has arrived can be made ready meanwhile
+        else:  # the disk does not need the interpreter, so prepare what has arrived meanwhile
             begun = threading.Event()
             commit = self._committer.submit(self._commit_aside, begun)
             begun.wait()
@@ -421,14 +424,14 @@ class Journal:
         now_ns = time.monotonic_ns()
         return [
             Committed(
-                ticket=ready.event.ticket,
-                kind=ready.event.kind,
+                ticket=prepared.event.ticket,
+                kind=prepared.event.kind,
                 seq=seq,
-                commit_ms=(now_ns - ready.put_ns) / 1e6,
+                commit_ms=(now_ns - prepared.put_ns) / 1e6,
             )
             if seq
-            else self._refused(ready.event, objections[number])
-            for number, (seq, ready) in enumerate(zip(places, batch, strict=True))
+            else self._refused(prepared.event, objections[number])
+            for number, (seq, prepared) in enumerate(zip(places, batch, strict=True))
         ]
 
     def _commit_aside(self, begun: threading.Event) -> None:
@@ -440,7 +443,7 @@ class Journal:
         return Committed(ticket=event.ticket, kind=event.kind, error=why.code, message=why.message)
 
     def _objection(self, event: Event, placed: Placed) -> RequestError | None:
-        """Why an event cannot have a place; None if it can."""
+        """Why an event must not be recorded; None if it may be."""
         if not self._is_known(event, placed):
             return RequestError("not_found", f"decision_id: there is no decision {event.subject_id[:64]!r}")
         if event.kind == "assignment" and leases.held_by_another(self._connection, placed.leases, event):
@@ -448,17 +451,17 @@ class Journal:
         return None
 
     def _is_known(self, event: Event, placed: Placed) -> bool:
-        """False if the event is about a decision that is not there."""
+        """False if the event is about a decision that is not recorded."""
         if event.kind not in events.ABOUT_DECISION:
             return True
         if event.kind == "consultation" and event.subject_id == event.body["id"]:  # type: ignore[index]
             return True
         if event.subject_id in placed.decisions:
             return True
-        found = self._connection.execute(
+        row = self._connection.execute(
             "SELECT 1 FROM decisions WHERE decision_id = ?", (event.subject_id,)
         ).fetchone()
-        return found is not None
+        return row is not None
 
     def _lose(self, event: Event, error: ErrorCode, message: str) -> Committed:
         self.counters["lost"] += 1
@@ -466,19 +469,19 @@ class Journal:
         return Committed(ticket=event.ticket, kind=event.kind, error=error, message=message)
 
     def _roll_back(self) -> None:
-        with suppress(sqlite3.Error):  # closed, or stuck: the next BEGIN fails, and its batch hears of it
+        with suppress(sqlite3.Error):  # closed, or stuck: then the next BEGIN fails, and its batch is lost
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
 
     def _fail(self, error: Exception) -> None:
-        """Admit nothing from here on, until `_recover` or a transaction succeeds."""
+        """Admit nothing until `_recover` or a transaction succeeds."""
         self.failing = f"{type(error).__name__}: {error}"
         self._full = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL or self.disk_space.is_full()
 
     # ------------------------------------------------------------ the file and its log
 
     def _recover(self) -> None:
-        """Try whether the disk takes a commit again, if only that of the gap; `failing` is None if so."""
+        """Try a commit, that of the gap if there is one. `failing` is None if it succeeds."""
         self.counters["recoveries_tried"] += 1
         try:
             self._reopen()
@@ -487,7 +490,7 @@ class Journal:
                 return
             self._connection.execute("BEGIN IMMEDIATE")
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-            self._connection.execute(f"PRAGMA user_version = {version}")  # the same, but written
+            self._connection.execute(f"PRAGMA user_version = {version}")  # the same value, but it is a write
             self._connection.execute("COMMIT")
             self.failing = None
         except (sqlite3.Error, JournalError) as error:
@@ -495,9 +498,9 @@ class Journal:
             self._fail(error)
 
     def _reopen(self) -> None:
-        """Begin anew with what is on disk: after a failed sync nobody else knows what that is.
+        """Open the file again: after a failed sync only the file shows what is on disk.
 
-        A commit that failed may be there all the same; and a disk may have lost one that succeeded.
+        A commit that failed may be on disk all the same, and the disk may have lost one that succeeded.
         """
         with suppress(sqlite3.Error):
             self._connection.close()
@@ -517,10 +520,10 @@ class Journal:
         )
         self._lost -= back
         if back["gap"]:
-            self._lost -= self._told
+            self._lost -= self._lost_in_gap
 
     def _bound_wal(self) -> None:
-        """Wait a moment for readers that keep the write-ahead log from beginning anew."""
+        """If the write-ahead log is large, wait briefly for the readers that keep it from restarting."""
         try:
             size = self._wal.stat().st_size
         except OSError:
@@ -544,19 +547,19 @@ class Journal:
             self._checkpoint()
 
     def _checkpoint(self) -> None:
-        """Note a checkpoint on the chain, and sign the chain up to that note."""
+        """Commit a `checkpoint` event, and sign the chain up to it."""
         signing = self._signing
         if signing is None or self.failing or self._seq == signing.signed_seq:
             return
         event = signing.event(time.time())
-        fate = self._commit([make_ready(event, time.monotonic_ns())])[-1]
+        fate = self._commit([prepare(event, time.monotonic_ns())])[-1]
         if fate.error is None:
             signing.sign(self.chain, self._seq, self._head, events.timestamp(event.at))
         signing.ended(self._seq)
 
 
 class _Task(Generic[T]):
-    """Something to be done with the connection, and whoever waits for it."""
+    """A call that needs the connection, and the future of its result."""
 
     def __init__(self, call: Callable[[sqlite3.Connection], T], future: Future[T]) -> None:
         self._call, self._future = call, future

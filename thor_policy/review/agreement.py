@@ -222,9 +222,8 @@ def fleiss(labels: Sequence[Sequence[str]]) -> Kappa:
     value = _fleiss(same * count, totals.values(), count, raters)
     if value is None:
         return Kappa(count=count, agreement=same)
-    left_out: list[
-        tuple[float, int]
-    ] = []  # kappa without one decision, and how many such decisions there are
+    # kappa without one decision, and how many decisions give the same
+    left_out: list[tuple[float, int]] = []
     for pattern, frequency in patterns.items():
         rest = totals - Counter(dict(pattern))
         kappa = _fleiss(same * count - agreeing[pattern], rest.values(), count - 1, raters)

@@ -112,7 +112,7 @@ class Session:
         self._release_shown()
         self.place = self.place if place is None else place
         while 0 <= self.place < len(self.picks):
-            item = self._take(self.picks[self.place])
+            item = self._lease_and_load(self.picks[self.place])
             if item is not None:
                 self.item = item
                 self._visited.add(self.place)
@@ -144,7 +144,7 @@ class Session:
         with suppress(ThorPolicyError):
             self._release_shown()
 
-    def _take(self, pick: Pick) -> Item | None:
+    def _lease_and_load(self, pick: Pick) -> Item | None:
         if self._settled(pick):
             return None
         if not self._lease(pick):
@@ -214,7 +214,7 @@ class Session:
         Raises RequestError: `bad_request` if `decision` is the outcome that was served, `conflict` if the
         lease expired and another reviewer took the decision.
         """
-        item = self._shown()
+        item = self._current_item()
         if decision is not None and decision == item.decision["decision"]:
             raise RequestError("bad_request", f"decision: {decision} was served; accept it, or name another")
         if self._clock() - self._leased_s >= self._lease_s - 1 and not self._lease(item.pick):
@@ -238,13 +238,13 @@ class Session:
 
     def skip(self) -> None:
         """Release the decision that is shown, and show the next."""
-        self._shown()
+        self._current_item()
         self._release_shown()
         self._finish("skipped")
 
     def delegate(self, to: str) -> None:
         """Assign the decision that is shown to another reviewer, and show the next."""
-        item = self._shown()
+        item = self._current_item()
         self._queue.record(
             records.Assignment(
                 decision_id=item.decision_id, reviewer=to, type="assign", given_by=self.reviewer
@@ -289,7 +289,7 @@ class Session:
             right=row["decision"] in expected.split("|") if expected and not standing else None,
         )
 
-    def _shown(self) -> Item:
+    def _current_item(self) -> Item:
         if self.item is None:
             raise RequestError("not_found", "no decision is shown")
         return self.item

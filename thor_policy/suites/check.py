@@ -1,8 +1,8 @@
-"""The whole of `test` and of `compare`: from a selection of scenarios to a conclusion and its files.
+"""Everything that `test` and `compare` do except printing: select scenarios, run them, conclude, write files.
 
-Owns which suites are asked, of whom, when a run is held against baselines, whether it is a success, and
-which report files are written. Invariant: plain values in, frozen values out; nothing is printed, so a
-command, a timer or a web page calls the same two functions. Main thread.
+Owns which suites are asked and who answers, when a run is compared with baselines, whether it is a success,
+and which report files are written. Invariant: plain values in, frozen values out, nothing printed. So a
+command, a timer or a web page can call the same two functions. Main thread.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from thor_policy.suites.run_files import Item, Key, Run
 from thor_policy.suites.runner import Whom
 from thor_policy.suites.scenarios import Suite
 
-#: Called with the number of questions; the context that it returns gives a function for each answer.
+#: Called with the number of questions. Its context yields a function to call with each item.
 Progress: TypeAlias = Callable[[int], AbstractContextManager[Callable[[Item], None]]]
 
 
@@ -36,8 +36,8 @@ class Selection(Struct, frozen=True, kw_only=True):
     """Which scenarios are asked, and how often.
 
     `suites` are names or files; none means those that ship with this version. `filters` are shell patterns
-    for ids, tags and difficulties. `allow_leak` lets a run begin although an example of the pack gives a
-    scenario away.
+    for ids, tags and difficulties. `allow_leak` permits a run even if an example of the pack gives a scenario
+    away.
     """
 
     suites: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ class Selection(Struct, frozen=True, kw_only=True):
 
 
 class Check(Struct, frozen=True, kw_only=True):
-    """A run, its figures, and the verdict of the gate if the run was held against baselines.
+    """A run, its figures, and the verdict of the gate if the run was compared with baselines.
 
     `blessed` are the baseline files that were written. `coverage_threshold` is in per cent.
     """
@@ -69,7 +69,7 @@ class Check(Struct, frozen=True, kw_only=True):
 
     @property
     def ok(self) -> bool:
-        """True when coverage reached its threshold and the gate passed, or without a gate every scenario."""
+        """True if coverage reached its threshold and the gate, or without one every scenario, passed."""
         passed = self.gate.ok if self.gate is not None else self.figures.ok
         return passed and all(pack.reaches(self.coverage_threshold) for pack in self.run.coverage)
 
@@ -96,11 +96,11 @@ def check(
 ) -> Check:
     """Run scenario suites, each against its pack, and judge the run.
 
-    While a daemon is up at the endpoint, only suites of the pack of the settings are run; `against` is the
-    address of a daemon that must answer. `gated` holds the run against its baselines in `baselines_dir`
-    (default: `baselines` in the state directory); `bless` first makes the run the baseline, and needs a
-    selection that is `whole`. `finished` is called when all answers are there, before baselines are read.
-    A JUnit file is written even if the run fails with an error. Raises ThorPolicyError.
+    While a daemon is up at the endpoint, only suites of the pack of the settings are run. `against` is the
+    address of a daemon that must answer. `gated` compares the run with its baselines in `baselines_dir`
+    (default: `baselines` in the state directory). `bless` first makes the run the baseline, and needs a
+    selection that is `whole`. `finished` is called after the last answer, before baselines are read. A JUnit
+    file is written even if the run fails with an error. Raises ThorPolicyError.
     """
     with _report_files(junit_file, html_file) as write:
         if bless and not selection.whole:
@@ -150,33 +150,34 @@ def compare_sides(
 def chosen_suites(
     config: Config, selection: Selection, *, keys: Collection[Key] | None = None, own_pack_only: bool
 ) -> list[Suite]:
-    """The suites of a selection with the scenarios to ask; `keys` name scenarios instead of its filters.
+    """The suites of a selection with the scenarios to ask; `keys` select scenarios instead of its filters.
 
-    A quick run without a name, and a run beside a daemon, ask suites of the pack of the settings only.
+    A quick run without names or filters asks only suites of the pack of the settings; so does every run while
+    a daemon is up.
     """
     suites = runner.find(selection.suites)
-    anything_named = selection.full or selection.suites or selection.filters
-    if own_pack_only or not anything_named or runner.is_up(config):
+    is_explicit = selection.full or selection.suites or selection.filters
+    if own_pack_only or not is_explicit or runner.is_up(config):
         pack = runner.own_pack(config)
         suites = [suite for suite in suites if suite.pack == pack]
     return runner.choose(suites, full=selection.full, filters=selection.filters, keys=keys)
 
 
 def side_names(before: str, after: str) -> tuple[str, str]:
-    """The names of the two sides of a comparison; the given texts where short names would be the same."""
+    """The names of the two sides of a comparison: short ones, or the given texts if those are equal."""
     names = ["as configured" if side == "-" else _short_name(side) for side in (before, after)]
     return (names[0], names[1]) if names[0] != names[1] else (before, after)
 
 
 def _short_name(side: str) -> str:
-    """A file, or settings, without the folders of the paths in it."""
+    """The name of a file, or settings, without the folders of paths."""
     if "=" not in side:
         return Path(side).stem
     return ",".join("=".join(Path(word).name for word in part.split("=")) for part in side.split(","))
 
 
 def _side(config: Config, text: str) -> Run | Config:
-    """A saved run, or the settings with the changes that a text names."""
+    """A saved run, or the settings with the changes in a text."""
     if text == "-":
         return config
     return settings.with_changes(config, text) if "=" in text else run_files.load(Path(text))
@@ -208,7 +209,7 @@ def _run(
 def _report_files(
     junit_file: Path | None, html_file: Path | None
 ) -> Iterator[Callable[[Run, Figures, Gate | None], None]]:
-    """Gives what writes the report files. If the block raises, the JUnit file says that nothing could run."""
+    """A function that writes the report files. If the block raises, the JUnit file says so."""
     for file in (junit_file, html_file):
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -217,7 +218,7 @@ def _report_files(
         if junit_file is not None:
             junit_file.write_bytes(junit.junit(run, gate))
         if html_file is not None:
-            from thor_policy.suites.html_report import page  # brings jinja2, which no other use needs
+            from thor_policy.suites.html_report import page  # jinja2 is needed only here
 
             html_file.write_text(page(run, summary, gate), encoding="utf-8")
 

@@ -129,13 +129,13 @@ def figures(run: Run) -> Figures:
         failed=statuses["failed"],
         errors=statuses["error"],
         skipped=statuses["skipped"],
-        passing=_share(counted, _passed),
-        decided=_share(counted, _decided),
-        rules=_share(counted, _by_rules),
-        model=_share(scored, _by_model),
-        rules_where_asked=_share(scored, _by_rules),
+        passing=_share(counted, _has_passed),
+        decided=_share(counted, _is_decided_right),
+        rules=_share(counted, _rules_are_right),
+        model=_share(scored, _model_is_right),
+        rules_where_asked=_share(scored, _rules_are_right),
         majority=rate(
-            sum(map(_majority, _grouped(counted, lambda item: [item.pack]).values())), len(counted)
+            sum(map(_majority, _items_by_name(counted, lambda item: [item.pack]).values())), len(counted)
         ),
         balanced_accuracy=statistics.fmean(recalls) if recalls else None,
         classes=len(recalls),
@@ -220,19 +220,19 @@ def latency(items: Iterable[Item]) -> tuple[Latency, ...]:
 # ---------------------------------------------------------------- what counts
 
 
-def _passed(item: Item) -> bool:
+def _has_passed(item: Item) -> bool:
     return item.status == "passed"
 
 
-def _decided(item: Item) -> bool:
+def _is_decided_right(item: Item) -> bool:
     return item.decided_right
 
 
-def _by_rules(item: Item) -> bool:
+def _rules_are_right(item: Item) -> bool:
     return item.floor in item.accepted
 
 
-def _by_model(item: Item) -> bool:
+def _model_is_right(item: Item) -> bool:
     return item.label in item.accepted
 
 
@@ -255,7 +255,7 @@ def _shift(probabilities: Sequence[Mapping[str, float]]) -> float:
     return max((max(of_label) - min(of_label) for of_label in values), default=0.0)
 
 
-def _grouped(items: Iterable[Item], names: Callable[[Item], Sequence[str]]) -> dict[str, list[Item]]:
+def _items_by_name(items: Iterable[Item], names: Callable[[Item], Sequence[str]]) -> dict[str, list[Item]]:
     groups: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         for name in dict.fromkeys(names(item)):
@@ -267,16 +267,16 @@ def _groups(
     items: Sequence[Item], names: Callable[[Item], Sequence[str]], *, first: Sequence[str] = ()
 ) -> tuple[Group, ...]:
     """Groups by name: those in `first` in its order, then the others by name."""
-    groups = _grouped(items, names)
+    groups = _items_by_name(items, names)
     order = [name for name in first if name in groups]
     order += sorted(groups.keys() - set(order)) if first else sorted(groups)
     return tuple(
         Group(
             name=name,
-            passed=_share(groups[name], _passed),
-            decided=_share(groups[name], _decided),
-            rules=_share(groups[name], _by_rules),
-            model=_share([item for item in groups[name] if item.label is not None], _by_model),
+            passed=_share(groups[name], _has_passed),
+            decided=_share(groups[name], _is_decided_right),
+            rules=_share(groups[name], _rules_are_right),
+            model=_share([item for item in groups[name] if item.label is not None], _model_is_right),
             too_loose=sum(item.wrong == "loose" for item in groups[name]),
             too_strict=sum(item.wrong == "strict" for item in groups[name]),
         )

@@ -68,7 +68,7 @@ class Variant(Struct, frozen=True, kw_only=True):
     text: str = ""
 
 
-class Answered(Struct, frozen=True, kw_only=True):
+class AnswerRanks(Struct, frozen=True, kw_only=True):
     """The part of an answer that is compared. Rank 0 is the loosest outcome."""
 
     outcome: str
@@ -76,7 +76,7 @@ class Answered(Struct, frozen=True, kw_only=True):
     floor_rank: int
 
 
-class Compared(Struct, frozen=True, kw_only=True):
+class VariantComparison(Struct, frozen=True, kw_only=True):
     """The answers to a variant and to its original. `refused` is the error code of a refused variant."""
 
     variant: Variant
@@ -271,30 +271,30 @@ def sample(variants: Iterable[Variant], count: int, seed: int) -> list[Variant]:
 
 def compare(
     scenarios: Sequence[Scenario], variants: Iterable[Variant], ask: Ask, labels: Sequence[str]
-) -> Iterator[Compared]:
+) -> Iterator[VariantComparison]:
     """Ask each variant, and each original before the first of its variants.
 
     The questions carry no expectation: they are no scenarios, and must not count as such in a calibration.
     Raises RequestError if an original is refused.
     """
     known = {scenario.id: scenario for scenario in scenarios}
-    before: dict[str, Answered] = {}
+    before: dict[str, AnswerRanks] = {}
     for variant in variants:
         name = variant.scenario
         if name not in before:
-            before[name] = _answered(ask(_fields(known[name].question(), "original")), labels)
+            before[name] = _ranks_of(ask(_fields(known[name].question(), "original")), labels)
         try:
-            after = _answered(ask(_fields(variant.question, variant.kind)), labels)
+            after = _ranks_of(ask(_fields(variant.question, variant.kind)), labels)
         except RequestError as error:
-            yield Compared(variant=variant, before=before[name].outcome, refused=error.code)
+            yield VariantComparison(variant=variant, before=before[name].outcome, refused=error.code)
             continue
-        yield compared(variant, before[name], after)
+        yield compare_answers(variant, before[name], after)
 
 
-def compared(variant: Variant, before: Answered, after: Answered) -> Compared:
+def compare_answers(variant: Variant, before: AnswerRanks, after: AnswerRanks) -> VariantComparison:
     """The comparison of the answer to a variant with that to its original."""
     loosened = after.rank < before.rank
-    return Compared(
+    return VariantComparison(
         variant=variant,
         before=before.outcome,
         after=after.outcome,
@@ -309,17 +309,17 @@ def _fields(question: dict[str, Json], kind: str) -> dict[str, Json]:
     return question | {"explain": "none", "annotations": {"tags": ("invariance", kind)}}
 
 
-def _answered(reply: dict[str, Json], labels: Sequence[str]) -> Answered:
+def _ranks_of(reply: dict[str, Json], labels: Sequence[str]) -> AnswerRanks:
     context = reply["context"]
     rank = labels.index
-    return Answered(
+    return AnswerRanks(
         outcome=context["outcome"], rank=rank(context["outcome"]), floor_rank=rank(context["floor"])
     )
 
 
-def figures(comparisons: Sequence[Compared]) -> tuple[Figures, ...]:
+def figures(comparisons: Sequence[VariantComparison]) -> tuple[Figures, ...]:
     """Counts by kind, and by class of text under the kind `injections`."""
-    groups: dict[str, list[Compared]] = {kind: [] for kind in KINDS}
+    groups: dict[str, list[VariantComparison]] = {kind: [] for kind in KINDS}
     for comparison in comparisons:
         variant = comparison.variant
         groups[variant.kind].append(comparison)

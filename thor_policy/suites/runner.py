@@ -31,7 +31,7 @@ from thor_policy.engine.embedder import MiniLM, missing
 from thor_policy.policy import pack_files
 from thor_policy.policy.pack import Pack
 from thor_policy.suites import coverage, invariance, leaks, suite_files, verdicts
-from thor_policy.suites.invariance import Compared, Kind
+from thor_policy.suites.invariance import Kind, VariantComparison
 from thor_policy.suites.leaks import Leak
 from thor_policy.suites.run_files import Item, Judge, Key, Run, item
 from thor_policy.suites.scenarios import Embedder, Scenario, Suite
@@ -41,7 +41,7 @@ from thor_policy.telemetry.machine import machine
 Whom = Literal["daemon", "process", "either"]
 
 
-class Varied(Struct, frozen=True, kw_only=True):
+class VariantRun(Struct, frozen=True, kw_only=True):
     """Answers to a sample of all `variants`; `seed` drew it, None if all were asked.
 
     `where` says whether a daemon was asked.
@@ -50,7 +50,7 @@ class Varied(Struct, frozen=True, kw_only=True):
     where: str
     variants: int
     seed: int | None
-    compared: tuple[Compared, ...]
+    compared: tuple[VariantComparison, ...]
 
     @property
     def ok(self) -> bool:
@@ -195,7 +195,7 @@ def vary(
     seed: int,
     asking: Callable[[int, str], AbstractContextManager[Callable[[], None]]],
     announce: Callable[[str], None] = lambda _: None,
-) -> Varied:
+) -> VariantRun:
     """Ask `count` variants of the scenarios of the pack of the settings, or all variants if `count` is None.
 
     `asking` is called with the number of variants and the place where they are answered. The context that it
@@ -217,7 +217,7 @@ def vary(
             for comparison in invariance.compare(scenarios, drawn, put, pack.labels):
                 compared.append(comparison)
                 advance()
-    return Varied(
+    return VariantRun(
         where=where, variants=len(every), seed=None if count is None else seed, compared=tuple(compared)
     )
 

@@ -1,1 +1,1 @@
-"""Long work on the journal: archive, erase, rebuild."""
+"""Long work on the journal: archive, erase and rebuild, and `dispatch`, which starts it."""

@@ -1,7 +1,7 @@
-"""Old events are moved from the database into compressed files.
+"""Archiving: moving old events from the database into compressed segments.
 
-Owns that move. Invariant: a file is whole on the disk and on the chain before its events leave the
-database, and what was cut off is finished when it is begun again. One at a time, on a thread that may
+Owns that move. Invariant: a segment is complete on disk and named on the chain before its events leave the
+database, and the next run finishes an interrupted one. One maintenance task at a time, on a thread that may
 wait.
 """
 
@@ -18,8 +18,8 @@ from thor_policy.journal.events import Event
 from thor_policy.journal.idempotency import KEY_WINDOW_S, first_since
 from thor_policy.journal.maintenance.tasks import (
     STEP,
-    Found,
     Progress,
+    StoredEvents,
     commit,
     connect,
     result_of,
@@ -33,23 +33,24 @@ from thor_policy.journal.writer import Journal
 def archive_before(
     journal: Journal, before: str, *, progress: Progress = lambda _: None
 ) -> list[segments.Segment]:
-    """Move the events before a time (RFC 3339) into compressed segments; the newest event always stays.
+    """Move the events before a time (RFC 3339) into compressed segments.
 
-    So do the first one whose idempotency key is still remembered, and what came after it.
-
-    `progress` gets the number of events moved. Raises JournalError if the time is none, the disk refuses, or
-    the events do not make a chain.
+    The newest event always stays. So do the first event whose idempotency key is still remembered and all
+    events after it. `progress` gets the number of events moved. Raises JournalError if the time is invalid,
+    the disk fails, or the events do not form a chain.
     """
     until = instant(before, "before") or ""
     made: list[segments.Segment] = []
     with closing(connect(journal.path)) as connection:
-        done, head = tidy(journal, connection)
+        done, head = finish_interrupted(journal, connection)
         last = _last_before(connection, done, until)
         keyed = first_since(connection, time.time() - KEY_WINDOW_S)
         last = last if keyed is None else min(last, keyed - 1)
         moved = 0
         for first in range(done + 1, last + 1, SEGMENT_EVENTS):
-            segment = _archive_one(journal, connection, first, min(first + SEGMENT_EVENTS - 1, last), head)
+            segment = _archive_segment(
+                journal, connection, first, min(first + SEGMENT_EVENTS - 1, last), head
+            )
             head = bytes.fromhex(segment.head)
             _trim(journal, segment.last_seq)
             made.append(segment)
@@ -58,14 +59,14 @@ def archive_before(
     return made
 
 
-def tidy(journal: Journal, connection: sqlite3.Connection) -> tuple[int, bytes]:
-    """Finish what was cut off; returns number and hash of the last archived event."""
-    segments.sweep(connection, journal.path, journal.chain)
+def finish_interrupted(journal: Journal, connection: sqlite3.Connection) -> tuple[int, bytes]:
+    """Finish an interrupted run; returns sequence number and hash of the last archived event."""
+    segments.remove_leftovers(connection, journal.path, journal.chain)
     (low,) = connection.execute("SELECT coalesce(min(seq), 0) FROM events").fetchone()
     done, head = 0, chain.GENESIS
     for segment in segments.segments(connection, journal.path):
         if segment.last_seq >= low:
-            if not segments.is_there(segment):  # a copy of the journal, which has its events back
+            if not segments.is_complete(segment):  # a rebuilt copy, which has its events in the database
                 break
             _trim(journal, segment.last_seq)
         done, head = segment.last_seq, bytes.fromhex(segment.head)
@@ -73,7 +74,7 @@ def tidy(journal: Journal, connection: sqlite3.Connection) -> tuple[int, bytes]:
 
 
 def _last_before(connection: sqlite3.Connection, done: int, until: str) -> int:
-    """The last event of those that are older than `until` and that no younger event precedes."""
+    """The last event of the unbroken run of events older than `until` that follows the event `done`."""
     (newest,) = connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()
     seq = done
     while rows := connection.execute(
@@ -86,13 +87,13 @@ def _last_before(connection: sqlite3.Connection, done: int, until: str) -> int:
     return seq
 
 
-def _archive_one(
+def _archive_segment(
     journal: Journal, connection: sqlite3.Connection, first: int, last: int, head: bytes
 ) -> segments.Segment:
-    """Put events `first` to `last` in a file, and say so on the chain; `head` is the hash before them."""
+    """Write events `first` to `last` to a segment, then record that. `head` is the hash before `first`."""
     path = segments.directory(journal.path) / segments.file_name(journal.chain, first, last)
     end = segments.write_segment(
-        path, _sound(segments.live_events(connection, first, last), first, last, head)
+        path, _checked(segments.live_events(connection, first, last), first, last, head)
     )
     body: dict[str, Json] = {
         "file": path.name,
@@ -108,22 +109,22 @@ def _archive_one(
     )
 
 
-def _sound(found: Found, first: int, last: int, head: bytes) -> Found:
-    """The events `first` to `last`, as long as they make a chain that continues `head`."""
-    more = "`thorpolicy log verify` says more"
-    for row, part in found:
+def _checked(events: StoredEvents, first: int, last: int, head: bytes) -> StoredEvents:
+    """The events `first` to `last`. Raises JournalError where they do not continue the chain from `head`."""
+    cure = "run `thorpolicy log verify`"
+    for row, part in events:
         if row.seq != first:
-            raise JournalError(f"event {first} is missing; {more}")
+            raise JournalError(f"event {first} is missing; {cure}")
         if row.prev_hash != head or chain.hash_of(row.prev_hash, *row[:8]) != row.hash:
-            raise JournalError(f"event {row.seq} does not match its hash; {more}")
+            raise JournalError(f"event {row.seq} does not match its hash; {cure}")
         first, head = row.seq + 1, row.hash
         yield row, part
     if first != last + 1:
-        raise JournalError(f"event {first} is missing; {more}")
+        raise JournalError(f"event {first} is missing; {cure}")
 
 
 def _trim(journal: Journal, last: int) -> None:
-    """Take archived events out of the database, some at a time."""
+    """Delete archived events from the database, in steps."""
 
     def step(connection: sqlite3.Connection) -> int:
         with transaction(connection):

@@ -1,6 +1,7 @@
-"""What may be asked of a journal now and then, of a command or of the daemon's clerk.
+"""The maintenance tasks of a journal, by name.
 
-Owns who does it. Invariant: one at a time, on a thread that may wait.
+Owns the choice of the function that runs a task. Invariant: one task at a time, on a thread that may wait:
+that of a command, or the maintenance thread of the daemon.
 """
 
 from __future__ import annotations
@@ -28,14 +29,17 @@ def run_maintenance(
     by_key: str | None = None,
     progress: Progress = lambda _: None,
 ) -> dict[str, Json]:
-    """Do what is asked for, and say what was done. Raises JournalError."""
+    """Run a task; returns its result as JSON values. Raises JournalError."""
     if maintenance.task == "erase":
         erasure = erase(journal, maintenance.actor or "", by_uid=by_uid, by_key=by_key, progress=progress)
         done: dict[str, Json] = to_builtins(erasure)
         return done
     if maintenance.task == "archive":
         made = archive_before(journal, maintenance.before or "", progress=progress)
-        return {"archived": sum(one.events for one in made), "segments": [one.path.name for one in made]}
+        return {
+            "archived": sum(segment.events for segment in made),
+            "segments": [segment.path.name for segment in made],
+        }
     if maintenance.task == "calibrate" and maintenance.calibration is not None:
         commit(journal, events.calibration_event(maintenance.calibration, time.time()))
         return {"calibration": maintenance.calibration.digest}
@@ -50,11 +54,15 @@ def run_maintenance(
     return {"checkpoint": result_of(journal.checkpoint())}
 
 
-def _record_counterfactuals(journal: Journal, told: list[Event]) -> dict[str, Json]:
-    """Record them, and say how many there are and which decisions are unknown here."""
-    fates = result_of(journal.commit_all(told))
-    unknown = [event.subject_id for event, fate in zip(told, fates, strict=True) if fate.error == "not_found"]
+def _record_counterfactuals(journal: Journal, results: list[Event]) -> dict[str, Json]:
+    """Record results; returns how many were recorded, and the decisions that this journal does not have."""
+    fates = result_of(journal.commit_all(results))
+    unknown = [
+        event.subject_id for event, fate in zip(results, fates, strict=True) if fate.error == "not_found"
+    ]
     failed = [fate for fate in fates if fate.error not in (None, "not_found")]
     if failed:
-        raise JournalError(f"the journal could not record it: {failed[0].message or failed[0].error}")
-    return {"recorded": len(told) - len(unknown), "unknown": unknown}
+        raise JournalError(
+            f"the journal could not record the results: {failed[0].message or failed[0].error}"
+        )
+    return {"recorded": len(results) - len(unknown), "unknown": unknown}

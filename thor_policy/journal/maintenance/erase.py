@@ -1,8 +1,8 @@
-"""A person, or an agent, is erased from the journal and its archives.
+"""Erasure of a person, or of an agent, from the journal and its archives.
 
-Owns the erasure, and the proof of it: every table and file is searched for the name. Invariant: events
-stay, their private parts go, and an event says which; cut off anywhere, it is finished when it is begun
-again. One at a time, on a thread that may wait.
+Owns the erasure, and the check of it: every table and file is searched for the name. Invariant: events stay,
+their private parts are deleted, and an `erased` event says which; the next run finishes an interrupted one.
+One maintenance task at a time, on a thread that may wait.
 """
 
 from __future__ import annotations
@@ -25,8 +25,16 @@ from thor_policy.core.errors import JournalError
 from thor_policy.core.requests import Json
 from thor_policy.journal import chain, events, projections, segments
 from thor_policy.journal.events import Event
-from thor_policy.journal.maintenance.archive import tidy
-from thor_policy.journal.maintenance.tasks import STEP, Found, Progress, commit, connect, readable, result_of
+from thor_policy.journal.maintenance.archive import finish_interrupted
+from thor_policy.journal.maintenance.tasks import (
+    STEP,
+    Progress,
+    StoredEvents,
+    commit,
+    connect,
+    readable,
+    result_of,
+)
 from thor_policy.journal.rewrites import Rewrite
 from thor_policy.journal.segments import Part
 from thor_policy.journal.storage import BUSY_TIMEOUT_MS, SIDE_FILES
@@ -35,24 +43,25 @@ from thor_policy.telemetry.watchdog import Pulse
 
 log = logging.getLogger(__name__)
 
-#: What stands in place of an erased name.
+#: The replacement of an erased name.
 ERASED = "[erased]"
-#: Members of a private part below which keys and numbers are not ours.
+#: Members of a private part below which keys and numbers are from the client, not from this program.
 FREE = frozenset({"properties", "context", "facts", "metadata", "value"})
-#: Columns all of which is like that.
+#: Columns in which all keys and numbers are from the client.
 FREE_COLUMNS = frozenset({"metadata", "answer"})
-#: How often an erasure asks for an empty write-ahead log while a reader needs it, and the pause between.
+#: How often an erasure tries to truncate the write-ahead log while a reader needs it, and the pause.
 LOG_TRIES, LOG_PAUSE_S = 20, 0.25
-#: Steps of SQLite's machine between two signs of life of a file that is written anew: some milliseconds.
+#: Instructions of SQLite's virtual machine between two beats during VACUUM: some milliseconds.
 BEAT_STEPS = 10_000
 
 
 class Erasure(Struct, frozen=True, kw_only=True):
-    """What an erasure did.
+    """The result of an erasure.
 
-    `own` private parts of the actor's decisions, and of what hangs on them, are gone; `mentions` of others
-    lost the name, and what was derived from it. `left` names tables and files that still hold the name;
-    `parts` tables and files where the same letters are part of other words, which stay.
+    `own`: deleted private parts of the actor's decisions and of records about them. `mentions`: private parts
+    of others, which lost the name and what was computed from it. `archived`: how many of both were in
+    archives. `left`: tables and files that still contain the name. `parts`: tables and files with the same
+    letters inside other words, which stay.
     """
 
     own: int
@@ -72,42 +81,50 @@ def erase(
 ) -> Erasure:
     """Erase an actor (`user:alice`, or a user's bare id) from the journal and its archives.
 
-    The chain keeps its events; their private parts go, and an `erased` event says which, and who wanted it: a
-    user, or the name of a key. `progress` gets the number of events looked at. Raises JournalError.
+    The chain keeps its events. Their private parts are deleted, and an `erased` event says which, and who
+    requested it: a user, or the name of a key. `progress` gets the number of events checked. Raises
+    JournalError.
     """
     by: dict[str, Json] = {"by_uid": by_uid} | ({} if by_key is None else {"by_key": by_key})
-    kind, colon, told = actor.partition(":")
-    kind, told = (kind, told) if colon and kind and told else ("user", actor)
-    if not told.strip():
+    kind, colon, id_ = actor.partition(":")
+    kind, id_ = (kind, id_) if colon and kind and id_ else ("user", actor)
+    if not id_.strip():
         raise JournalError("actor: must not be empty; give it as `user:alice`")
-    name = _Name(told)
-    looked = archived = 0
+    name = _Name(id_)
+    checked = archived = 0
     with closing(connect(journal.path)) as connection:
-        seen, _ = tidy(journal, connection)
-        old = [one for one in segments.segments(connection, journal.path) if one.last_seq <= seen]
-        hunt = _Hunt(kind, name, _erased_decisions(connection))
-        for segment in old:
-            with readable(segment.path), segments.reading(segment.path) as lines:
-                found = [one for row, part in lines if (one := hunt.judge(row, part, archived=True))]
-            _record(journal, found, by)
-            if found:
-                _rewrite_segment(segment, {one.seq: one.private for one in found})
-            archived, looked = archived + len(found), looked + segment.events
-            progress(looked)
-        for _ in range(2):  # the second time for what came in meanwhile
+        last, _ = finish_interrupted(journal, connection)
+        archives = [
+            segment for segment in segments.segments(connection, journal.path) if segment.last_seq <= last
+        ]
+        search = _Search(kind, name, _erased_decisions(connection))
+        for segment in archives:
+            with readable(segment.path), segments.reading(segment.path) as stored:
+                rewrites = [
+                    rewrite
+                    for row, part in stored
+                    if (rewrite := search.rewrite_of(row, part, archived=True))
+                ]
+            _record(journal, rewrites, by)
+            if rewrites:
+                _rewrite_segment(segment, {rewrite.seq: rewrite.private for rewrite in rewrites})
+            archived, checked = archived + len(rewrites), checked + segment.events
+            progress(checked)
+        for _ in range(2):  # the second time for events that arrived meanwhile
             (newest,) = connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()
-            live = segments.live_events(connection, seen + 1, newest)
+            live = segments.live_events(connection, last + 1, newest)
             while page := list(islice(live, STEP)):
-                _record(journal, [one for row, part in page if (one := hunt.judge(row, part))], by)
-                looked += len(page)
-                progress(looked)
-            seen = newest
-        left, parts = _what_is_left(journal, connection, [segment.path for segment in old], name)
-    return Erasure(own=hunt.own, mentions=hunt.mentions, archived=archived, left=left, parts=parts)
+                rewrites = [rewrite for row, part in page if (rewrite := search.rewrite_of(row, part))]
+                _record(journal, rewrites, by)
+                checked += len(page)
+                progress(checked)
+            last = newest
+        left, parts = _find_remains(journal, connection, [segment.path for segment in archives], name)
+    return Erasure(own=search.own, mentions=search.mentions, archived=archived, left=left, parts=parts)
 
 
 def _erased_decisions(connection: sqlite3.Connection) -> dict[str, int]:
-    """Decisions of which nothing is left, and the event that erased them."""
+    """Decisions that were erased completely, each with the event that erased it."""
     rows = connection.execute(
         "SELECT d.decision_id, e.by_seq FROM erasures e JOIN decisions d ON d.seq = e.seq "
         "WHERE length(e.digest) = 0"
@@ -116,27 +133,27 @@ def _erased_decisions(connection: sqlite3.Connection) -> dict[str, int]:
 
 
 class _Name:
-    """A name as it may stand in texts, in any case and composition, where it is no part of a longer word."""
+    """A name as it may occur in texts: in any case and Unicode composition, not inside a longer word."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         forms = {name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))}
         either = forms | {_in_json(form) for form in forms}
         self._needles = {form.lower() for form in either}
-        #: What a file that holds the name has in it, ASCII letters in lower case.
+        #: The bytes of the name in a file, ASCII letters in lower case.
         self.bytes = {form.encode().lower() for form in either}
-        # the letter of an escape (`\n`) is no part of the word behind it
+        # the letter of an escape (`\n`) does not belong to the word after it
         self._word = re.compile(
             rf"(?:(?<!\w)|(?<=\\[abfnrtv]))(?:{'|'.join(map(re.escape, either))})(?!\w)", re.IGNORECASE
         )
 
     def occurs(self, text: str) -> bool:
-        """True if the letters are there at all."""
+        """True if the text contains the letters of the name, even inside a word."""
         low = text.lower()
         return any(needle in low for needle in self._needles)
 
-    def stands_in(self, column: str, text: str | None) -> bool:
-        """True if it is in a text of that column, but for the keys of our own records."""
+    def is_in(self, column: str, text: str | None) -> bool:
+        """True if a text of that column contains the name, not counting keys that this program writes."""
         if text is None or not self.occurs(text):
             return False
         if column in _JSON_COLUMNS:
@@ -145,21 +162,21 @@ class _Name:
         return self._word.search(text) is not None
 
     def clean(self, value: Json, *, free: bool = False) -> Json:
-        """Without the name in any text; where keys are not ours also without it as a key or a number."""
+        """`value` without the name in any text; `free`: also without it as a key or a number."""
         if isinstance(value, str):
             return self._word.sub(ERASED, value)
         if isinstance(value, list):
-            return [self.clean(one, free=free) for one in value]
+            return [self.clean(item, free=free) for item in value]
         if isinstance(value, dict):
             return {
-                self._word.sub(ERASED, key) if free else key: self.clean(one, free=free or key in FREE)
-                for key, one in value.items()
+                self._word.sub(ERASED, key) if free else key: self.clean(item, free=free or key in FREE)
+                for key, item in value.items()
             }
         numbered = free and type(value) is int and str(value) == self._name
         return ERASED if numbered else value
 
     def is_actor(self, type_: str, kind: str, private: dict[str, Json]) -> bool:
-        """True if an event of that kind is a decision of, or for, the one who is called so."""
+        """True if an event of that kind is a decision for, or by, the actor with this name."""
         if kind == "decision":
             subject = private["evaluation"]["subject"]
             return bool(subject["type"] == type_ and subject["id"] == self._name)
@@ -169,11 +186,11 @@ class _Name:
 _JSON_COLUMNS = projections.JSON_COLUMNS | {"body", "private"}
 
 
-class _Hunt:
-    """Finds what has to go, event by event in their order.
+class _Search:
+    """Finds what must be erased. It must get the events one by one, in their order.
 
-    `erased` are decisions that were erased before, by the event that did it: what hung on them then goes
-    too, for that erasure may have been cut off.
+    `erased` are decisions that were erased before, each with the event that erased it. Earlier records about
+    them are erased too, because that erasure may have been interrupted.
     """
 
     def __init__(self, kind: str, name: _Name, erased: Mapping[str, int]) -> None:
@@ -181,8 +198,8 @@ class _Hunt:
         self._decisions = dict(erased)
         self.own = self.mentions = 0
 
-    def judge(self, row: chain.Row, part: Part | None, *, archived: bool = False) -> Rewrite | None:
-        """What becomes of an event; None if it has nothing to do with the actor."""
+    def rewrite_of(self, row: chain.Row, part: Part | None, *, archived: bool = False) -> Rewrite | None:
+        """The rewrite of an event; None if the event does not concern the actor."""
         if part is None:
             return None
         kind, subject_id, at = row.kind.decode(), row.subject_id.decode(), row.at.decode()
@@ -192,17 +209,17 @@ class _Hunt:
             self.own += 1
         elif not self._name.occurs(text):
             return None
-        elif self._name.is_actor(self._kind, kind, told := events.decode(text)):
+        elif self._name.is_actor(self._kind, kind, fields := events.decode(text)):
             self._decisions[subject_id] = sys.maxsize
             self.own += 1
-        elif (cleaned := self._name.clean(told)) != told:
+        elif (cleaned := self._name.clean(fields)) != fields:
             self.mentions += 1
             left = _without_derived(kind, cleaned)
             private = chain.seal(left)[0], left.decode()
         else:
             return None
-        body, rest = projections.read(kind, row.body, private[1].encode() if private else None)
-        projection = projections.project(kind, row.seq, at, subject_id, body, rest)
+        body, remaining = projections.read(kind, row.body, private[1].encode() if private else None)
+        projection = projections.project(kind, row.seq, at, subject_id, body, remaining)
         return Rewrite(
             seq=row.seq,
             kind=kind,
@@ -214,56 +231,56 @@ class _Hunt:
 
 
 def _without_derived(kind: str, private: dict[str, Json]) -> bytes:
-    """A private part that lost the name, without what was computed from what held it."""
+    """A private part without the name, and without what was computed from values with the name."""
     if kind == "decision":
         for derived in ("facts", "errors", "suffix_tokens"):
             private.pop(derived, None)
     return events.encode(private)
 
 
-def _record(journal: Journal, found: list[Rewrite], by: dict[str, Json]) -> None:
-    """Have the journal say what was erased, and do it, in one transaction for each step."""
-    for start in range(0, len(found), STEP):
-        chosen = tuple(found[start : start + STEP])
-        parts = {str(one.seq): one.digest.hex() for one in chosen}
+def _record(journal: Journal, rewrites: list[Rewrite], by: dict[str, Json]) -> None:
+    """Erase, and record it with an `erased` event, in one transaction for each step."""
+    for start in range(0, len(rewrites), STEP):
+        step = tuple(rewrites[start : start + STEP])
+        parts = {str(rewrite.seq): rewrite.digest.hex() for rewrite in step}
         body: dict[str, Json] = {"parts": parts, **by}
-        commit(journal, Event(kind="erased", subject_id="erased", at=time.time(), body=body, rewrites=chosen))
+        commit(journal, Event(kind="erased", subject_id="erased", at=time.time(), body=body, rewrites=step))
 
 
 def _rewrite_segment(segment: segments.Segment, left: dict[int, tuple[bytes, str] | None]) -> None:
-    with readable(segment.path), segments.reading(segment.path) as lines:
-        segments.write_segment(segment.path, _replaced(lines, left))
+    with readable(segment.path), segments.reading(segment.path) as stored:
+        segments.write_segment(segment.path, _replaced(stored, left))
 
 
-def _replaced(lines: Found, left: dict[int, tuple[bytes, str] | None]) -> Found:
-    for row, part in lines:
+def _replaced(stored: StoredEvents, left: dict[int, tuple[bytes, str] | None]) -> StoredEvents:
+    for row, part in stored:
         if row.seq in left:
-            kept = left[row.seq]
-            part = None if kept is None else (kept[0], kept[1].encode())
+            private = left[row.seq]
+            part = None if private is None else (private[0], private[1].encode())
         yield row, part
 
 
-def _what_is_left(
-    journal: Journal, connection: sqlite3.Connection, old: list[Path], name: _Name
+def _find_remains(
+    journal: Journal, connection: sqlite3.Connection, archives: list[Path], name: _Name
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Look for the name in every table and file; write the file anew if only its free space has it."""
-    _empty_the_log(journal)
+    """Search every table and file for the name; VACUUM the database if only its free space may have it."""
+    _truncate_wal(journal)
     tables, parts = _tables_with(connection, name)
     files = _files_with(_own_files(journal.path), name)
     if files and not tables:
-        log.info("remains of erased rows may lie in free space; the file is written anew")
-        result_of(journal.run(partial(_write_anew, journal.pulse)), patience_s=None)
-        _empty_the_log(journal)
-        if not parts:  # all that there is is in the tables now: side by side, two values can spell a name
+        log.info("free space of the database may have remains of erased rows; VACUUM")
+        result_of(journal.run(partial(_vacuum, journal.pulse)), timeout_s=None)
+        _truncate_wal(journal)
+        if not parts:  # the file has only the tables now, in which two adjacent values can spell a name
             parts = _files_with(_own_files(journal.path), name)
         files = []
-    archives, parts_of_archives = _archives_with(old, name)
-    others = _files_with(_other_files(journal.path, set(old)), name)
-    return (*tables, *files, *archives, *others), (*parts, *parts_of_archives)
+    in_archives, parts_of_archives = _archives_with(archives, name)
+    others = _files_with(_other_files(journal.path, set(archives)), name)
+    return (*tables, *files, *in_archives, *others), (*parts, *parts_of_archives)
 
 
-def _write_anew(pulse: Pulse, connection: sqlite3.Connection) -> None:
-    """VACUUM, however long it takes: whoever watches the journal sees that it gets on."""
+def _vacuum(pulse: Pulse, connection: sqlite3.Connection) -> None:
+    """VACUUM, however long it takes; the pulse shows the watchdog that it makes progress."""
     connection.set_progress_handler(pulse.beat, BEAT_STEPS)
     try:
         connection.execute("VACUUM")
@@ -271,7 +288,9 @@ def _write_anew(pulse: Pulse, connection: sqlite3.Connection) -> None:
         connection.set_progress_handler(None, 0)
 
 
-def _empty_the_log(journal: Journal) -> None:
+def _truncate_wal(journal: Journal) -> None:
+    """Truncate the write-ahead log. Raises JournalError if a reader keeps it."""
+
     def step(connection: sqlite3.Connection) -> int:
         connection.execute(f"PRAGMA busy_timeout = {WAL_WAIT_MS}")  # decisions wait meanwhile
         try:
@@ -283,11 +302,13 @@ def _empty_the_log(journal: Journal) -> None:
         if result_of(journal.run(step)) == 0:
             return
         time.sleep(LOG_PAUSE_S)
-    raise JournalError("a reader keeps erased values in the write-ahead log; end it, then erase again")
+    raise JournalError(
+        "a reader keeps erased values in the write-ahead log; end that process, then erase again"
+    )
 
 
 def _tables_with(connection: sqlite3.Connection, name: _Name) -> tuple[list[str], list[str]]:
-    """Tables whose text has the name; and those where it is only a part of other words, or a key of ours."""
+    """Tables that contain the name; and tables with its letters only inside other words or our own keys."""
     whole, parts = [], []
     connection.create_function("occurs", 1, name.occurs)
     names = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY rootpage")
@@ -296,31 +317,33 @@ def _tables_with(connection: sqlite3.Connection, name: _Name) -> tuple[list[str]
         if not columns:
             continue
         text = " || char(10) || ".join(f"coalesce({column}, '')" for column in columns)
-        called = ["private" if (table, column) == ("private", "value") else column for column in columns]
+        names_in_text = [
+            "private" if (table, column) == ("private", "value") else column for column in columns
+        ]
         rows = connection.execute(f"SELECT {', '.join(columns)} FROM {table} WHERE occurs({text})")
-        found = [any(map(name.stands_in, called, row)) for row in rows]
-        if any(found):
+        matches = [any(map(name.is_in, names_in_text, row)) for row in rows]
+        if any(matches):
             whole.append(f"table {table}")
-        elif found:
+        elif matches:
             parts.append(f"table {table}")
     schema_rows = connection.execute("SELECT name || ' ' || coalesce(sql, '') FROM sqlite_schema").fetchall()
-    if name.occurs("\n".join(["SQLite format 3", *(one for (one,) in schema_rows)])):
+    if name.occurs("\n".join(["SQLite format 3", *(text for (text,) in schema_rows)])):
         parts.append("schema")
     return whole, parts
 
 
 def _archives_with(paths: list[Path], name: _Name) -> tuple[list[str], list[str]]:
-    """The same of archives, by their names."""
+    """The names of the archives that contain the name; and of those with its letters only inside words."""
     whole: list[str] = []
     parts: list[str] = []
     for file in _files_with(paths, name):
         path = next(path for path in paths if path.name == file)
-        with readable(path), segments.reading(path) as lines:
+        with readable(path), segments.reading(path) as stored:
             left = any(
-                name.stands_in("body", row.body.decode())
-                or name.stands_in("private", part[1].decode() if part else None)
-                or name.stands_in("subject_id", row.subject_id.decode())
-                for row, part in lines
+                name.is_in("body", row.body.decode())
+                or name.is_in("private", part[1].decode() if part else None)
+                or name.is_in("subject_id", row.subject_id.decode())
+                for row, part in stored
             )
         (whole if left else parts).append(file)
     return whole, parts
@@ -331,33 +354,33 @@ def _own_files(journal: Path) -> list[Path]:
 
 
 def _other_files(journal: Path, archives: set[Path]) -> list[Path]:
-    """Files that are none of this journal and may hold what it held: damaged ones, copies, other archives."""
+    """Other files that may have the journal's content: damaged files, copies, archives of other chains."""
     beside = set(journal.parent.glob(f"{journal.name}*")) - set(_own_files(journal))
     return sorted(beside | (set(segments.directory(journal).glob("*")) - archives))
 
 
 def _files_with(paths: list[Path], name: _Name) -> list[str]:
-    """Names of the files that hold the bytes of the name; archives are unpacked."""
-    found = []
+    """Names of the files that contain the bytes of the name; archives are decompressed."""
+    matches = []
     for path in paths:
         if path.is_file():
             with readable(path), _blocks(path) as blocks:
-                if _holds(blocks, name.bytes):
-                    found.append(path.name)
-    return found
+                if _contains(blocks, name.bytes):
+                    matches.append(path.name)
+    return matches
 
 
 @contextmanager
 def _blocks(path: Path) -> Iterator[Iterator[bytes]]:
     if path.suffix == ".gz":
-        with segments.unpacked(path) as blocks:
+        with segments.decompressed(path) as blocks:
             yield blocks
     else:
         with path.open("rb") as file:
             yield iter(lambda: file.read(2**22), b"")
 
 
-def _holds(blocks: Iterator[bytes], needles: set[bytes]) -> bool:
+def _contains(blocks: Iterator[bytes], needles: set[bytes]) -> bool:
     longest = max(map(len, needles))
     tail = b""
     for block in blocks:

@@ -1,7 +1,7 @@
-"""Every table of a journal is made anew from its events.
+"""Rebuilding: every table of a journal is computed again from its events.
 
-Owns that work. Invariant: the events alone say what the tables hold, and a target is whole or not there.
-On a thread that may wait.
+Owns that work. Invariant: the tables depend on the events alone, and a new journal is complete or absent. On
+a thread that may wait.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from thor_policy.core.errors import JournalError
 from thor_policy.journal import projections, schema, segments
 from thor_policy.journal.batch import Placed
-from thor_policy.journal.maintenance.tasks import STEP, Found, Progress, connect, readable, transaction
+from thor_policy.journal.maintenance.tasks import STEP, Progress, StoredEvents, connect, readable, transaction
 from thor_policy.journal.reader import instant
 from thor_policy.journal.storage import SIDE_FILES
 from thor_policy.journal.writer import Journal
@@ -23,28 +23,29 @@ from thor_policy.journal.writer import Journal
 def rebuild(
     source: Path, target: Path, *, at: str | int | None = None, progress: Progress = lambda _: None
 ) -> int:
-    """Write a new journal from the events of another, with every table made anew; returns the newest event.
+    """Write a new journal from the events of another, with all tables rebuilt; returns the newest event.
 
-    `at` ends it at an event's number or before a time (RFC 3339): the journal as it was then, but for what
-    was erased since (a copy that ends before the erasure of what it holds does not verify: no event of its
-    own tells of it). Archived events come back. Raises JournalError if `target` exists.
+    `at` ends the copy after the event with that number, or before that time (RFC 3339). The copy is the
+    journal as it was then, without what was erased since. A copy that ends before such an erasure does not
+    verify, because it lacks the `erased` event. Archived events are in the database of the copy. Raises
+    JournalError if `target` exists.
     """
     until = instant(at, "at") if isinstance(at, str) else None
     if target.exists():
-        raise JournalError(f"{target} exists already; name a new file")
+        raise JournalError(f"{target} exists already; choose another directory")
     if not source.is_file():
         raise JournalError(f"there is no journal at {source}")
-    half = target.with_name(f".{target.name}.new")
+    unfinished = target.with_name(f".{target.name}.new")
     try:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
-        _remove(half)
+        _remove(unfinished)
         with readable(source):
-            newest = _copy(source, half, until, at if isinstance(at, int) else None, progress)
-        half.rename(target)
+            newest = _copy(source, unfinished, until, at if isinstance(at, int) else None, progress)
+        unfinished.rename(target)
     except OSError as error:
         raise JournalError(f"{target} cannot be written: {error.strerror or error}") from error
     finally:
-        _remove(half)
+        _remove(unfinished)
     return newest
 
 
@@ -60,12 +61,12 @@ def _copy(source: Path, target: Path, until: str | None, last: int | None, progr
         new.execute("PRAGMA journal_mode = WAL")
         schema.migrate(new)
         new.execute("PRAGMA synchronous = OFF")
-        found = _until(segments.all_events(reading, source), until, last)
+        stored = _until(segments.all_events(reading, source), until, last)
         newest = 0
-        while page := list(islice(found, STEP)):
+        while page := list(islice(stored, STEP)):
             placed = Placed(newest, page[0][0].prev_hash, b"")
             for row, part in page:
-                placed.again(row, part)
+                placed.add_stored(row, part)
             with transaction(new):
                 placed.write(new)
             newest = placed.seq
@@ -80,7 +81,7 @@ def _copy(source: Path, target: Path, until: str | None, last: int | None, progr
 
 
 def rebuild_in_place(journal: Journal, *, progress: Progress = lambda _: None) -> int:
-    """Make every table of an open journal anew from its events, in one transaction; returns how many.
+    """Rebuild every table of an open journal, in one transaction; returns the number of events.
 
     Raises JournalError if an event cannot be read; then nothing has changed.
     """
@@ -91,11 +92,11 @@ def rebuild_in_place(journal: Journal, *, progress: Progress = lambda _: None) -
                 for table in projections.TABLES:
                     connection.execute(f"DELETE FROM {table}")
                 count = 0
-                found = segments.all_events(reading, journal.path)
-                while page := list(islice(found, STEP)):
+                stored = segments.all_events(reading, journal.path)
+                while page := list(islice(stored, STEP)):
                     placed = Placed(page[0][0].seq - 1, b"", b"")
                     for row, part in page:
-                        placed.again(row, part, tables_only=True)
+                        placed.add_stored(row, part, tables_only=True)
                     placed.write(connection)
                     count += len(page)
                     progress(count)
@@ -105,8 +106,8 @@ def rebuild_in_place(journal: Journal, *, progress: Progress = lambda _: None) -
             return journal.run(task).result()
 
 
-def _until(found: Found, until: str | None, last: int | None) -> Found:
-    for row, part in found:
+def _until(stored: StoredEvents, until: str | None, last: int | None) -> StoredEvents:
+    for row, part in stored:
         if (until is not None and row.at.decode() >= until) or (last is not None and row.seq > last):
             return
         yield row, part

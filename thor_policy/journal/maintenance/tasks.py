@@ -1,8 +1,8 @@
-"""Long work on a journal, in steps: what archiving, erasing and building anew share.
+"""The steps that archive, erase and rebuild share.
 
-Owns these steps. Invariant: whoever does such work reads on a connection of its own and changes the
-journal only by events and short tasks on the journal's thread. On a thread that may wait (a command's, or
-the daemon's clerk).
+Owns these steps. Invariant: long work reads on its own connection, and changes the journal only by events and
+by short tasks on the journal's thread. On a thread that may wait: that of a command, or the maintenance
+thread of the daemon.
 """
 
 from __future__ import annotations
@@ -24,32 +24,35 @@ from thor_policy.journal.writer import Journal
 #: Events in one step on the journal's thread.
 STEP = 500
 #: How long a short step on the journal's thread may take, in seconds.
-PATIENCE_S = 300
+STEP_TIMEOUT_S = 300
 
 T = TypeVar("T")
 Progress = Callable[[int], None]
-Found = Iterator[tuple[chain.Row, Part | None]]
+StoredEvents = Iterator[tuple[chain.Row, Part | None]]
 
 
 def commit(journal: Journal, event: Event) -> None:
+    """Record an event, and wait for its commit. Raises JournalError."""
     fate = result_of(journal.commit(event))
     if fate.error is not None:
-        raise JournalError(f"the journal could not record it: {fate.message or fate.error}")
+        raise JournalError(f"the journal could not record the event: {fate.message or fate.error}")
 
 
-def result_of(future: Future[T], patience_s: float | None = PATIENCE_S) -> T:
-    """The result of a step on the journal's thread (None: however long it takes). Raises JournalError."""
+def result_of(future: Future[T], timeout_s: float | None = STEP_TIMEOUT_S) -> T:
+    """The result of a step on the journal's thread; `timeout_s` None waits for ever. Raises JournalError."""
     try:
-        return future.result(patience_s)
+        return future.result(timeout_s)
     except TimeoutError as error:
-        raise JournalError(f"the journal did not come to it within {patience_s} s") from error
+        raise JournalError(
+            f"the journal's thread did not run the step within {timeout_s} s; try again when it is less busy"
+        ) from error
     except sqlite3.Error as error:
         raise JournalError(f"the journal failed: {error}") from error
 
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All that is written inside, or nothing."""
+    """A transaction: all writes inside are committed, or none."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -62,16 +65,19 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """What cannot be read inside is a JournalError that names the file."""
+    """Turns errors of reading inside into a JournalError that names the file."""
     try:
         yield
     except FileNotFoundError as error:
-        raise JournalError(f"the file {error.filename} is missing; put it back, then begin again") from error
+        raise JournalError(
+            f"the file {error.filename} is missing; put it back, then run the command again"
+        ) from error
     except (sqlite3.Error, OSError, ValueError) as error:
         raise JournalError(f"{path} cannot be read: {error}") from error
 
 
 def connect(path: Path) -> sqlite3.Connection:
+    """A read-only connection to the journal at `path`."""
     connection = sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA busy_timeout = 5000")
     return connection

@@ -1,1 +1,1 @@
-"""Whether the journal is what was committed: chain, tables, archives and checkpoints."""
+"""The check of a journal: chain, tables, archives and checkpoints."""

@@ -1,7 +1,7 @@
-"""The check of one range of events, live or archived: the chain, the private parts, the rows made of them.
+"""The check of one range of events, live or archived: the chain, the private parts, and the rows.
 
-Owns the comparison itself. Invariant: it only reads, in constant memory, a page at a time, and holds no
-transaction between pages; whatever is wrong is noted with its event, never raised. Any process.
+Owns the comparison itself. Invariant: it only reads, page by page in constant memory, with no transaction
+open between pages. A problem is noted with its event, never raised. Any process.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ PAGE = 500
 
 
 class Task(Struct, frozen=True):
-    """Events `first` to `last` of the journal at `path`; `segment` is the archive file that holds them.
+    """Events `first` to `last` of the journal at `path`; `segment` is the archive file that has them.
 
-    `wanted` are the sequence numbers whose hashes are asked for.
+    `hashes_of` are the sequence numbers whose hashes the result must contain.
     """
 
     path: Path
     first: int
     last: int
-    wanted: frozenset[int]
+    hashes_of: frozenset[int]
     segment: Path | None = None
 
 
-class Done(Struct, kw_only=True):
-    """What a task found: the first `problem`, and whether the chain goes on to the task's end."""
+class RangeResult(Struct, kw_only=True):
+    """The result of a task: the first `problem`, and whether the chain is whole to the end of the range."""
 
     events: int = 0
     before: bytes | None = None
     head: bytes = b""
     hashes: dict[int, bytes] = {}
     kinds: Counter[str] = msgspec.field(default_factory=Counter)
-    #: Groups of columns that rows say were changed, less those that an event was found to have changed.
+    #: Groups of columns that rows show as changed, less those that an event of this range changed.
     open_groups: Counter[str] = msgspec.field(default_factory=Counter)
     erased: int = 0
     bad_seq: int | None = None
@@ -56,28 +56,28 @@ class Done(Struct, kw_only=True):
     chain_ok: bool = True
 
     def note(self, seq: int | None, problem: str) -> None:
-        """Remember the first thing that is wrong."""
+        """Remember a problem if it is the first one."""
         if self.problem is None or (seq is not None and self.bad_seq is not None and seq < self.bad_seq):
             self.bad_seq, self.problem = seq, problem
 
 
-def check_range(task: Task) -> Done:
-    """Check one range, in whatever process; nothing wrong raises."""
-    done = Done()
+def check_range(task: Task) -> RangeResult:
+    """Check one range, in any process. No problem raises."""
+    result = RangeResult()
     with closing(connect(task.path)) as connection:
         try:
-            _Range(connection, task, done).run()
+            _Range(connection, task, result).run()
         except _Broken as broken:
-            done.note(broken.seq, broken.reason)
-            done.chain_ok = False
+            result.note(broken.seq, broken.reason)
+            result.chain_ok = False
         except (sqlite3.Error, OSError, ValueError, EOFError) as error:
-            done.note(task.first + done.events, f"it cannot be read: {error}")
-            done.chain_ok = False
-    return done
+            result.note(task.first + result.events, f"it cannot be read: {error}")
+            result.chain_ok = False
+    return result
 
 
 class _Wrong(Exception):
-    """What stands beside an event is not what the event says; the chain goes on."""
+    """A private part or a row does not match its event. The chain continues."""
 
     def __init__(self, seq: int, reason: str) -> None:
         super().__init__(reason)
@@ -85,16 +85,16 @@ class _Wrong(Exception):
 
 
 class _Broken(_Wrong):
-    """The chain ends here."""
+    """The chain is broken at this event."""
 
 
 class _Range:
-    """The check of one range: pages of stored bytes on one side, rows of tables on the other."""
+    """The check of one range: stored events, page by page, compared with the rows of the tables."""
 
-    def __init__(self, connection: sqlite3.Connection, task: Task, done: Done) -> None:
+    def __init__(self, connection: sqlite3.Connection, task: Task, result: RangeResult) -> None:
         self._connection = connection
         self._task = task
-        self._done = done
+        self._result = result
         self._next = task.first
         self._erased: dict[int, tuple[int, bytes]] = {}
 
@@ -104,13 +104,13 @@ class _Range:
                 with self._snapshot():
                     self._page(*self._live_page())
         else:
-            with segments.reading(self._task.segment) as lines:
-                while page := list(islice(lines, PAGE)):
+            with segments.reading(self._task.segment) as stored:
+                while page := list(islice(stored, PAGE)):
                     private = {row.seq: part for row, part in page if part is not None}
                     with self._snapshot():
                         self._page([row for row, _ in page], private)
             if self._next <= self._task.last:
-                raise _Broken(self._next, "it is missing in its archive")
+                raise _Broken(self._next, "its archive does not have it")
 
     @contextmanager
     def _snapshot(self) -> Iterator[None]:
@@ -136,7 +136,7 @@ class _Range:
         return [chain.Row._make(row) for row in rows], {seq: (salt, value) for seq, salt, value in private}
 
     def _rows(self, sql: str, *values: Any) -> list[Any]:
-        """Rows of a table; text that is no UTF-8 any more is just another text."""
+        """Rows of a table. Invalid UTF-8 is not an error, it is only another text."""
         try:
             return self._connection.execute(sql, values).fetchall()
         except sqlite3.OperationalError as error:
@@ -160,28 +160,28 @@ class _Range:
             row[0]: row
             for row in self._rows("SELECT * FROM decisions WHERE seq BETWEEN ? AND ?", first, last)
         }
-        checked = self._done.events
+        checked = self._result.events
         try:
             for row in rows:
                 self._check_link(row)
-                found = stored.pop(row.seq, None)
+                decision_row = stored.pop(row.seq, None)
                 try:
                     part = self._checked_part(row, private.pop(row.seq, None))
-                    self._check_projection(row, part, found)
+                    self._check_projection(row, part, decision_row)
                 except _Wrong as wrong:
-                    self._done.note(wrong.seq, wrong.reason)
+                    self._result.note(wrong.seq, wrong.reason)
         finally:
-            kinds = Counter(row.kind for row in rows[: self._done.events - checked])
+            kinds = Counter(row.kind for row in rows[: self._result.events - checked])
             for kind, count in kinds.items():
-                self._done.kinds[kind.decode(errors="replace")] += count
+                self._result.kinds[kind.decode(errors="replace")] += count
 
     def _check_link(self, row: chain.Row) -> None:
-        done = self._done
+        result = self._result
         if row.seq != self._next:
             raise _Broken(self._next, "it is missing")
-        if done.before is None:
-            done.before = done.head = row.prev_hash
-        if row.prev_hash != done.head:
+        if result.before is None:
+            result.before = result.head = row.prev_hash
+        if row.prev_hash != result.head:
             raise _Broken(row.seq, "it does not follow the event before it")
         try:
             link = chain.hash_of(row.prev_hash, *row[:8])
@@ -189,29 +189,28 @@ class _Range:
             raise _Broken(row.seq, f"its columns have the wrong types: {error}") from error
         if link != row.hash:
             raise _Broken(row.seq, "its content does not match its hash")
-        done.events += 1
-        done.head = row.hash
+        result.events += 1
+        result.head = row.hash
         self._next += 1
-        if row.seq in self._task.wanted:
-            done.hashes[row.seq] = row.hash
+        if row.seq in self._task.hashes_of:
+            result.hashes[row.seq] = row.hash
 
     def _checked_part(self, row: chain.Row, part: tuple[bytes, bytes] | None) -> bytes | None:
-        """The private part, if it is the one that was sealed; None where none was or it was erased."""
+        """The private part, if its digest is right; None if the event never had one or it was erased."""
         by_seq, digest = self._erased.get(row.seq, (0, row.private_digest))
-        self._done.erased += by_seq > 0
+        self._result.erased += by_seq > 0
         if not digest:
             if part is not None:
-                raise _Wrong(row.seq, "it has a private part that it should not have")
+                raise _Wrong(row.seq, "it must not have a private part, but has one")
             return None
         if part is None:
-            told = "its private part is gone, and no event says that it was erased"
-            raise _Wrong(row.seq, told)
+            raise _Wrong(row.seq, "its private part is missing, and no event erased it")
         salt, value = part
         if len(salt) != chain.SALT_BYTES or chain.sealed_digest(salt, value) != digest:
             raise _Wrong(row.seq, "its private part was changed")
         return value
 
-    def _check_projection(self, row: chain.Row, part: bytes | None, found: Any) -> None:
+    def _check_projection(self, row: chain.Row, part: bytes | None, decision_row: Any) -> None:
         try:
             kind, subject_id, at = row.kind.decode(), row.subject_id.decode(), row.at.decode()
             body, private = projections.read(kind, row.body, part)
@@ -219,50 +218,52 @@ class _Range:
         except (msgspec.MsgspecError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _Wrong(row.seq, f"its body cannot be read: {error}") from error
         if table == "decisions":
-            self._check_decision(row.seq, found, expected)
-        elif found is not None:
-            raise _Wrong(row.seq, "the table decisions has a row for it that it did not make")
+            self._check_decision(row.seq, decision_row, expected)
+        elif decision_row is not None:
+            raise _Wrong(row.seq, "the table decisions has a row for it, but it is no decision")
         elif table is not None:
-            shown = self._rows(f"SELECT * FROM {table} WHERE seq = ?", row.seq)
-            if shown != [expected]:
-                raise _Wrong(row.seq, f"its row in the table {table} is not what it says")
+            rows = self._rows(f"SELECT * FROM {table} WHERE seq = ?", row.seq)
+            if rows != [expected]:
+                raise _Wrong(row.seq, f"its row in the table {table} does not match it")
         if changes is not None:
             self._check_changes(row.seq, subject_id, GROUP_OF[kind], changes)
         elif kind == "erased":
             self._check_erasure(row.seq, body)
 
-    def _check_decision(self, seq: int, found: Row | None, expected: Row) -> None:
-        if found == expected:
+    def _check_decision(self, seq: int, actual: Row | None, expected: Row) -> None:
+        if actual == expected:
             return
-        if found is None:
+        if actual is None:
             raise _Wrong(seq, "its row in the table decisions is missing")
-        row = list(found)
+        row = list(actual)
         for group, columns in GROUPS.items():
             if row[AT[group]] is not None:
-                self._done.open_groups[group] += 1
+                self._result.open_groups[group] += 1
                 for column in (group, *columns):
                     row[AT[column]] = expected[AT[column]]
         if tuple(row) != expected:
-            raise _Wrong(seq, "its row in the table decisions is not what it says")
+            raise _Wrong(seq, "its row in the table decisions does not match it")
 
     def _check_changes(self, seq: int, decision_id: str, group: str, changes: Row) -> None:
         columns = ", ".join(GROUPS[group])
         rows = self._rows(f"SELECT {group}, {columns} FROM decisions WHERE decision_id = ?", decision_id)
-        found = rows[0] if rows else (None,)
-        if found[0] is None or found[0] < seq:
-            raise _Wrong(seq, "its decision's row does not know of it")
-        if found[0] == seq:
-            self._done.open_groups[group] -= 1
-            if found[1:] != changes:
-                raise _Wrong(seq, "its decision's row is not what it says")
+        changed_by, *values = rows[0] if rows else (None,)
+        if changed_by is None or changed_by < seq:
+            raise _Wrong(seq, "the row of its decision does not show it")
+        if changed_by == seq:
+            self._result.open_groups[group] -= 1
+            if tuple(values) != changes:
+                raise _Wrong(seq, "the row of its decision does not match it")
 
     def _check_erasure(self, by_seq: int, body: Any) -> None:
         for seq, digest in body["parts"].items():
-            found = self._connection.execute(
+            row = self._connection.execute(
                 "SELECT by_seq, digest FROM erasures WHERE seq = ?", (int(seq),)
             ).fetchone()
-            if found is None or found[0] < by_seq or (found[0] == by_seq and found[1].hex() != digest):
-                raise _Wrong(by_seq, f"it erased a part of event {seq}, which is not so")
+            if row is None or row[0] < by_seq or (row[0] == by_seq and row[1].hex() != digest):
+                raise _Wrong(
+                    by_seq, f"it erased a part of event {seq}, but the table erasures does not show it"
+                )
 
 
 def _any_text(stored: bytes) -> str:
@@ -270,7 +271,7 @@ def _any_text(stored: bytes) -> str:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection that reads, for long."""
+    """A read-only connection for a long run."""
     connection = sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None)
     connection.execute("PRAGMA busy_timeout = 5000")
     connection.execute("PRAGMA cache_size = -8192")

@@ -1,15 +1,15 @@
-"""Verification: is every event what was written, every table what they say, and is the end still there?
+"""Verification: does every event match its hash, every row its event, and is the chain complete?
 
-Owns the check of the whole journal, archives included. Invariant: it only reads, in constant memory, a
-page at a time, and holds no transaction between pages; it checks up to the event that was newest when it
-began, so it ends beside a writer that never rests. Any process; ranges are checked side by side on
-several cores.
+Owns the check of the whole journal, archives included. Invariant: it only reads, page by page in constant
+memory, with no transaction open between pages. It checks up to the event that was newest at its start, so it
+ends beside a busy writer. Any process; ranges are checked in parallel on several cores.
 
-Integrity: each event's hash follows from its content and the hash before it; each private part has the
-digest that its event (or the newest erasure) gives; each row of a table is the projection of its event,
-and no row is without one. Columns of a decision that a later event changes are checked with that event:
-rows name it, and as many rows must name one as events were found to be named. Completeness: every signed
-checkpoint of this chain is on it, so nothing up to the newest one was cut off or stamped anew.
+Integrity: each event's hash follows from its content and the hash before it. Each private part has the digest
+that its event (or the newest erasure) gives. Each row of a table is the projection of its event, and no row
+is without an event. Columns of a decision that a later event changes are checked with that event: the row
+names it, and the number of rows that name an event must equal the number of events that are named.
+Completeness: every signed checkpoint of this chain is on it, so nothing up to the newest one was truncated or
+rewritten.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ from msgspec import Struct
 from thor_policy.core.errors import JournalError
 from thor_policy.journal import chain, checkpoints, schema, segments
 from thor_policy.journal.projections import GROUP_OF, TABLES
-from thor_policy.journal.verification.ranges import Done, Task, check_range, connect
+from thor_policy.journal.verification.ranges import RangeResult, Task, check_range, connect
 from thor_policy.security.signatures import PublicKeys
 
 #: Events in one task of a process.
 RANGE = 25_000
-#: Events above which starting processes pays.
+#: Events above which it pays to start processes.
 MANY = 100_000
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
-    """What `verify` found. `bad_seq` is the first event that is wrong, `problem` says how.
+    """The result of `verify`. `bad_seq` is the first wrong event, `problem` the reason.
 
-    `head` is the hash of the newest sound event, in hex. `complete` is None where no checkpoint tells;
-    `checkpoint_seq` is the newest event that a good checkpoint vouches for: what came later could be cut off
-    unseen. `gaps` counts the losses that the journal itself tells of.
+    `head` is the hash of the newest sound event, in hex. `complete` is None if no checkpoint or anchor covers
+    the chain, `incomplete` is the reason if it is False. `checkpoint_seq` is the newest event that a valid
+    checkpoint covers: a truncation after it would not show. `gaps` counts the losses that the journal
+    records.
     """
 
     events: int
@@ -72,22 +73,22 @@ def verify(
     anchors: Sequence[tuple[int, str]] = (),
     progress: Callable[[int], None] = lambda _: None,
 ) -> Verdict:
-    """Check the journal at `path`; `progress` gets the number of events done.
+    """Check the journal at `path`; `progress` gets the number of events checked.
 
-    `anchors` are sequence numbers and hashes that somebody kept. Checkpoints are those of `checkpoint_dir`,
-    by default `checkpoints/` beside the journal, and trusted are `public_keys`, by default those that lie
-    there. Raises JournalError if the file is no journal at all, or was
-    written before 0.1.0.
+    `anchors` are sequence numbers and hashes that somebody noted. The checkpoints are those in
+    `checkpoint_dir`, by default `checkpoints/` beside the journal. Trusted keys are `public_keys`, by default
+    the keys in that directory. Raises JournalError if the file is no journal at all, or was written before
+    0.1.0.
     """
     if not path.is_file():
         raise JournalError(f"there is no journal at {path}")
     try:
         with closing(connect(path)) as connection:
             schema.refuse_earlier(connection, path)
-            # the file of the newest note may still be on its way; those of the others are there from here on
-            (newest_note,) = connection.execute("SELECT coalesce(max(seq), 0) FROM checkpoints").fetchone()
-            found = checkpoints.found(checkpoint_dir or path.parent / "checkpoints")
-            return _Verification(connection, path, found, newest_note, public_keys, anchors, progress).run()
+            # the file of the newest checkpoint event may not be written yet; those of the others are
+            (newest_event,) = connection.execute("SELECT coalesce(max(seq), 0) FROM checkpoints").fetchone()
+            stored = checkpoints.read_directory(checkpoint_dir or path.parent / "checkpoints")
+            return _Verification(connection, path, stored, newest_event, public_keys, anchors, progress).run()
     except sqlite3.DatabaseError as error:
         raise JournalError(f"{path} cannot be read as a journal: {error}") from error
 
@@ -99,65 +100,66 @@ class _Verification:
         self,
         connection: sqlite3.Connection,
         path: Path,
-        found: checkpoints.Found,
-        newest_note: int,
+        stored: checkpoints.StoredCheckpoints,
+        newest_event: int,
         public_keys: PublicKeys | None,
         anchors: Sequence[tuple[int, str]],
         progress: Callable[[int], None],
     ) -> None:
         self._connection = connection
         self._path = path
-        self._found = found
-        self._newest_note = newest_note
-        self._keys = found.public_keys if public_keys is None else public_keys
+        self._stored = stored
+        self._newest_event = newest_event
+        self._keys = stored.public_keys if public_keys is None else public_keys
         self._anchors = anchors
         self._progress = progress
-        self._total = Done()
+        self._total = RangeResult()
         self._archived = 0
 
     def run(self) -> Verdict:
         low, high = self._connection.execute("SELECT min(seq), max(seq) FROM events").fetchone()
         newest = high or 0
         archives = [
-            one
-            for one in segments.segments(self._connection, self._path)
-            if low is not None and one.first_seq < low
+            segment
+            for segment in segments.segments(self._connection, self._path)
+            if low is not None and segment.first_seq < low
         ]
-        self._archived = sum(one.events for one in archives)
-        wanted = frozenset(one.seq for one in self._found.checkpoints) | {1} | {s for s, _ in self._anchors}
-        tasks = [Task(self._path, a.first_seq, a.last_seq, wanted, a.path) for a in archives]
+        self._archived = sum(segment.events for segment in archives)
+        signed = frozenset(checkpoint.seq for checkpoint in self._stored.checkpoints)
+        hashes_of = signed | {1} | {seq for seq, _ in self._anchors}
+        tasks = [Task(self._path, a.first_seq, a.last_seq, hashes_of, a.path) for a in archives]
         live_from = archives[-1].last_seq + 1 if archives else 1
         total = self._total
         if low is not None and low < 1:
-            total.note(low, "it stands before the first event")
+            total.note(low, "its number is before that of the first event")
             return self._verdict(chain_ok=False)
         for first in range(live_from, newest + 1, RANGE):
-            tasks.append(Task(self._path, first, min(first + RANGE - 1, newest), wanted))
+            tasks.append(Task(self._path, first, min(first + RANGE - 1, newest), hashes_of))
             if self._connection.execute("SELECT 1 FROM events WHERE seq = ?", (first,)).fetchone() is None:
-                break  # the task will say so; a number far out must not make tasks without end
+                break  # the task reports it; a huge sequence number must not make endless tasks
         total.head = chain.GENESIS
-        for task, done in zip(tasks, self._map(tasks, newest), strict=True):
-            if done.before is not None and done.before != total.head:
+        for task, result in zip(tasks, self._map(tasks, newest), strict=True):
+            if result.before is not None and result.before != total.head:
                 total.note(task.first, "it does not follow the event before it")
                 return self._verdict(chain_ok=False)
-            if done.events:
-                total.head = done.head
-            total.events += done.events
-            total.kinds += done.kinds
-            total.open_groups.update(done.open_groups)
-            total.hashes |= done.hashes
-            total.erased += done.erased
+            if result.events:
+                total.head = result.head
+            total.events += result.events
+            total.kinds += result.kinds
+            total.open_groups.update(result.open_groups)
+            total.hashes |= result.hashes
+            total.erased += result.erased
             self._progress(total.events)
-            if done.problem is not None:
-                total.note(done.bad_seq, done.problem)
-            if not done.chain_ok:
+            if result.problem is not None:
+                total.note(result.bad_seq, result.problem)
+            if not result.chain_ok:
                 return self._verdict(chain_ok=False)
         if total.problem is None:
             self._check_the_whole(archives, newest)
         return self._verdict(chain_ok=True)
 
-    def _map(self, tasks: Sequence[Task], newest: int) -> Iterator[Done]:
-        """What each task found, in order; many events are shared among a process a core."""
+    def _map(self, tasks: Sequence[Task], newest: int) -> Iterator[RangeResult]:
+        """The result of each task, in order. Many events are shared among processes, one for each core."""
         others = min(len(tasks), len(os.sched_getaffinity(0))) - 1
         if min(newest, len(tasks) * RANGE) < MANY or others < 1:
             yield from map(check_range, tasks)
@@ -170,13 +172,13 @@ class _Verification:
                 pool.shutdown(cancel_futures=True)
 
     def _verdict(self, *, chain_ok: bool) -> Verdict:
-        """What was found so far; where the chain breaks, nothing can be said of its end."""
+        """The verdict so far. If the chain is broken, its completeness is unknown."""
         total = self._total
         problem = total.problem
         if problem and total.bad_seq is not None:
             problem = f"event {total.bad_seq}: {problem}"
         good, incomplete = self._completeness() if chain_ok else (0, None)
-        told = chain_ok and (self._anchors or self._ours)
+        covered = chain_ok and (self._anchors or self._own_checkpoints)
         return Verdict(
             events=total.events,
             archived=self._archived,
@@ -185,9 +187,9 @@ class _Verification:
             projections_ok=problem is None,
             bad_seq=total.bad_seq,
             problem=problem,
-            complete=False if incomplete else True if told else None,
+            complete=False if incomplete else True if covered else None,
             incomplete=incomplete,
-            checkpoints=len(self._found.checkpoints),
+            checkpoints=len(self._stored.checkpoints),
             checkpoint_seq=good,
             erased=total.erased,
             gaps=total.kinds["gap"],
@@ -199,16 +201,16 @@ class _Verification:
         return self._total.hashes.get(1, b"").hex()
 
     @property
-    def _ours(self) -> list[checkpoints.Checkpoint]:
+    def _own_checkpoints(self) -> list[checkpoints.Checkpoint]:
         """The checkpoints of this chain."""
-        return [one for one in self._found.checkpoints if one.chain == self._name]
+        return [checkpoint for checkpoint in self._stored.checkpoints if checkpoint.chain == self._name]
 
-    # ------------------------------------------------------------ what only the whole can tell
+    # ------------------------------------------------------------ checks over all ranges
 
     def _check_the_whole(self, archives: Sequence[segments.Segment], newest: int) -> None:
-        """No table has a row that no event made, and no row names a change that no event made.
+        """Check that every row has its event, and that every row names only changes that have an event.
 
-        What came after `newest` is not checked, but an event of its kind must be there.
+        Events after `newest` are not checked, but a row after it must have an event of its kind.
         """
         total, connection = self._total, self._connection
         for table, kinds in TABLES.items():
@@ -220,23 +222,22 @@ class _Verification:
                 (newest, *kinds),
             ).fetchone()
             if later or rows != sum(total.kinds[kind] for kind in kinds):
-                total.note(None, f"the table {table} has rows that no event made")
+                total.note(None, f"the table {table} has rows without an event")
         for kind, group in GROUP_OF.items():
             if total.open_groups[group] and not self._all_changed(archives, kind, group):
-                told = f"rows of decisions say by {group} that an event changed them, which is not there"
-                total.note(None, told)
+                total.note(None, f"{group} of the table decisions names an event that does not exist")
         (private,) = connection.execute(
             "SELECT count(*) FROM private WHERE seq NOT IN (SELECT seq FROM events)"
         ).fetchone()
         if private:
-            total.note(None, "a private part belongs to no event")
+            total.note(None, "a private part has no event")
         if total.problem is None:
             self._erasures()
 
     def _all_changed(self, archives: Sequence[segments.Segment], kind: str, group: str) -> bool:
-        """Whether each row that names a change names one that is there.
+        """True if each row that names a change names one that exists.
 
-        Asked where the count says otherwise: a writer that changes a row again meanwhile upsets it too.
+        Called if the counts differ, which also happens when a writer changes a row again meanwhile.
         """
         named = set(
             self._connection.execute(
@@ -246,52 +247,53 @@ class _Verification:
                 (kind,),
             )
         )
-        for one in archives:
-            if any(one.first_seq <= seq <= one.last_seq for seq, _ in named):
-                with segments.reading(one.path) as lines:
-                    for row, _ in lines:
+        for segment in archives:
+            if any(segment.first_seq <= seq <= segment.last_seq for seq, _ in named):
+                with segments.reading(segment.path) as stored:
+                    for row, _ in stored:
                         if row.kind.decode() == kind:
                             named.discard((row.seq, row.subject_id.decode()))
         return not named
 
     def _erasures(self) -> None:
-        """Each erasure that the table tells of is in an event; the other way round it was checked before."""
+        """Check that each row of the table erasures is in an event. The ranges checked the converse."""
         rows = self._connection.execute("SELECT by_seq, seq, digest FROM erasures ORDER BY by_seq, seq")
-        told: dict[str, str] = {}
-        told_by = 0
+        parts: dict[str, str] = {}
+        parts_of = 0
         for by_seq, seq, digest in rows:
-            if by_seq != told_by:
+            if by_seq != parts_of:
                 body = segments.body_of(self._connection, self._path, by_seq, kind="erased")
-                told, told_by = (body or {}).get("parts", {}), by_seq
-            if told.get(str(seq)) != digest.hex():
-                self._total.note(seq, "its private part is said to be erased, which no event tells of")
+                parts, parts_of = (body or {}).get("parts", {}), by_seq
+            if parts.get(str(seq)) != digest.hex():
+                self._total.note(seq, "the table erasures says that it was erased, but no event does")
 
     def _completeness(self) -> tuple[int, str | None]:
-        """The newest event that a good checkpoint vouches for, and what is missing."""
-        total, good, ours = self._total, 0, self._ours
+        """The newest event that a valid checkpoint covers, and the reason if the chain is incomplete."""
+        total, good, own = self._total, 0, self._own_checkpoints
         for seq, head in self._anchors:
             if total.hashes.get(seq, b"").hex() != head.lower():
-                return good, f"event {seq} is not the one of the anchor"
-        others = {one.chain for one in self._found.checkpoints} - {self._name}
-        for one in ours:
-            if problem := checkpoints.check(one, self._keys):
-                return good, f"the checkpoint of event {one.seq}: {problem}"
-            if one.seq > total.events:
-                return good, f"a checkpoint vouches for event {one.seq}, but the chain ends at {total.events}"
-            if total.hashes.get(one.seq, b"").hex() != one.head:
-                return good, f"event {one.seq} is not the one that its checkpoint vouches for"
-            good = max(good, one.seq)
-        if self._found.unreadable:
-            return good, f"a checkpoint cannot be read: {self._found.unreadable[0]}"
+                return good, f"event {seq} does not match the anchor"
+        others = {checkpoint.chain for checkpoint in self._stored.checkpoints} - {self._name}
+        for checkpoint in own:
+            seq = checkpoint.seq
+            if problem := checkpoints.check(checkpoint, self._keys):
+                return good, f"the checkpoint of event {seq}: {problem}"
+            if seq > total.events:
+                return good, f"a checkpoint covers event {seq}, but the chain ends at {total.events}"
+            if total.hashes.get(seq, b"").hex() != checkpoint.head:
+                return good, f"event {seq} does not match its checkpoint"
+            good = max(good, seq)
+        if self._stored.unreadable:
+            return good, f"a checkpoint cannot be read: {self._stored.unreadable[0]}"
         if others and not self._begins_with_a_gap():
             return (
                 good,
-                f"there are checkpoints of another chain, {min(others)[:16]}: was it replaced?",
+                f"there are checkpoints of another chain, {min(others)[:16]}: was the journal replaced?",
             )
         noted = self._connection.execute(
-            "SELECT seq FROM checkpoints WHERE seq < ?", (self._newest_note,)
+            "SELECT seq FROM checkpoints WHERE seq < ?", (self._newest_event,)
         ).fetchall()
-        if ours and (gone := {seq for (seq,) in noted} - {one.seq for one in ours}):
+        if own and (gone := {seq for (seq,) in noted} - {checkpoint.seq for checkpoint in own}):
             return good, f"the checkpoint of event {min(gone)} is missing, and {len(gone) - 1} more"
         return good, None
 
@@ -302,11 +304,14 @@ class _Verification:
 # ---------------------------------------------------------------- sharing ranges among processes
 
 
-def _shared(tasks: Sequence[Task], pool: ProcessPoolExecutor, ahead: int) -> Iterator[Done]:
-    """What each task found, in order: others begin at the first, at most `ahead` of them, this process at the
-    last."""
-    begun: dict[int, Future[Done]] = {}
-    done: dict[int, Done] = {}
+def _shared(tasks: Sequence[Task], pool: ProcessPoolExecutor, ahead: int) -> Iterator[RangeResult]:
+    """The result of each task, in order.
+
+    Other processes take tasks from the first on, at most `ahead` at a time; this one takes them from the
+    last.
+    """
+    begun: dict[int, Future[RangeResult]] = {}
+    done: dict[int, RangeResult] = {}
     first, last = 0, len(tasks)
     for number in range(len(tasks)):
         while True:
@@ -323,7 +328,7 @@ def _shared(tasks: Sequence[Task], pool: ProcessPoolExecutor, ahead: int) -> Ite
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Without the collector of cycles, which finds none here and takes a tenth of the time."""
+    """Without the garbage collector, which finds no cycles here and takes a tenth of the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

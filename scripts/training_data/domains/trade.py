@@ -1,22 +1,24 @@
 """Situations of an automated trading agent, by the clauses of prompts/trade-risk.
 
-Owns their facts, words and reference policy. Pure.
+Owns their facts, words, reference policy, and pairs that differ in one fact.
+Pure, except that the words are read on import.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from situations import Chance, Evidence, Finding, Situation, judged, said, words
-from situations.pairing import GONE, Difference, changed
+from training_data.pairs import REMOVED, Difference, with_difference
+from training_data.situations import Chance, Evidence, Finding, Situation, draw_text, strictest, vocabulary
 
 PACK = "trade-risk"
 OUTCOMES = ("allow", "reduce", "require_risk_desk", "deny")
 REDUCE, DESK, DENY = OUTCOMES[1:]
-WORDS, TEXTS = words("trade")
-#: Figures that new risk cannot do without: (where, name).
+WORDS, TEXTS = vocabulary(Path(__file__).with_suffix(".yaml"))
+#: Figures that an order with new risk needs: (place, name).
 NEEDED = (
     *(
         ("account", "equity"),
@@ -36,16 +38,16 @@ NEEDED = (
 )
 #: Sessions that are not the continuous one.
 SESSIONS = ("closed", "auction", "pre-open", "opening auction", "after hours")
-#: Clauses that do not bind an order that only shrinks a position (R12).
+#: Clauses that do not apply to an order that only shrinks a position (R12).
 ONLY_NEW_RISK = ("R2", "R3", "R4", "R5", "R6", "R7", "R8", "R10", "R11")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is so, before it is written down: each figure as a share of its limit's base, in percent.
+    """The facts behind a situation: each figure as a share of the base of its limit, in percent.
 
-    `position` is held before and `after` after the order, in percent of equity with the sign of the side;
-    `gross` and `sector` likewise, after the order.
+    `position` is held before the order and `after` after it, in percent of equity with the sign of the side;
+    `gross` and `sector` are in percent of equity, after the order.
     """
 
     position: float = 0.0
@@ -71,13 +73,13 @@ class Facts:
 
 
 def reference(facts: Facts) -> list[Finding]:
-    """What the clauses ask for, read one by one."""
-    found: list[Finding] = []
+    """The reference policy: what each clause asks for."""
+    findings: list[Finding] = []
     risky = not facts.shrinks
 
     def asks(condition: bool, outcome: str, clause: str, because: str) -> None:
         if condition:
-            found.append(Finding(outcome, clause, because))
+            findings.append(Finding(outcome, clause, because))
 
     def known(*names: str) -> bool:
         return facts.missing is None or facts.missing[1] not in names
@@ -120,32 +122,32 @@ def reference(facts: Facts) -> list[Finding]:
     )
     whole = sized and known("sector_exposure")
     asks(whole and facts.sector > 25, REDUCE, "R11", "The sector would pass 25 percent of equity.")
-    return found
+    return findings
 
 
 def risk_of(facts: Facts, evidence: Evidence | None) -> str:
-    """That of the strictest finding: what is denied is critical, what a person has to see is high."""
+    """The risk of the strictest finding: critical where it is denied, high where a person has to see it."""
     if facts.halted or facts.off_price > 5:
         return "critical"
-    asked = {one.outcome for one in reference(facts)}
-    if not facts.shrinks and asked & {DENY}:
-        return "critical" if facts.confidence >= 0.4 or len(asked) > 1 else "high"
+    outcomes = {finding.outcome for finding in reference(facts)}
+    if not facts.shrinks and outcomes & {DENY}:
+        return "critical" if facts.confidence >= 0.4 or len(outcomes) > 1 else "high"
     if facts.shrinks:
         return "low"
-    return "high" if asked or (evidence and evidence.adds) else "medium"
+    return "high" if outcomes or (evidence and evidence.adds) else "medium"
 
 
 def make(chance: Chance) -> Situation:
-    """One situation; in about half of them only the text could stand in the way."""
-    facts = _good(chance)
+    """One situation. In about half of them only the text can ask for more than `allow`."""
+    facts = _routine_facts(chance)
     if not chance.maybe(0.5):
         for _ in range(chance.choice((1, 1, 2))):
-            facts = _hardened(facts, chance)
-    return written(facts, chance, _kind(facts, chance) if chance.maybe(0.55) else None)
+            facts = _with_obstacle(facts, chance)
+    return write(facts, chance, _choose_text_kind(facts, chance) if chance.maybe(0.55) else None)
 
 
-def _good(chance: Chance) -> Facts:
-    """Facts that nothing stands against."""
+def _routine_facts(chance: Chance) -> Facts:
+    """Facts that no clause is against."""
     kind = chance.weighted(opens=5, adds=3, shrinks=2)
     side = chance.choice((1.0, -1.0))
     before, after = {
@@ -170,8 +172,8 @@ def _good(chance: Chance) -> Facts:
     )
 
 
-def _kind(facts: Facts, chance: Chance) -> str:
-    """A kind of text that can be said of these facts; as often one that adds something as not."""
+def _choose_text_kind(facts: Facts, chance: Chance) -> str:
+    """A kind of text that makes sense beside these facts; in about half of the draws it asks for more."""
     unfit = {
         "out only": not facts.shrinks,
         "confused effect": facts.position == 0,
@@ -198,8 +200,8 @@ def _kind(facts: Facts, chance: Chance) -> str:
     )
 
 
-def _hardened(facts: Facts, chance: Chance) -> Facts:
-    """With one more circumstance that a clause names."""
+def _with_obstacle(facts: Facts, chance: Chance) -> Facts:
+    """The facts with one more circumstance that a clause names."""
     sign = 1.0 if facts.after >= 0 else -1.0
     changes: dict[str, Any] = chance.choice(
         (
@@ -232,16 +234,16 @@ def _hardened(facts: Facts, chance: Chance) -> Facts:
     return replace(facts, **changes)
 
 
-def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
-    """The facts in words, with a text of the kind `text`; all figures follow from equity and a price."""
+def write(facts: Facts, chance: Chance, text: str | None) -> Situation:
+    """The situation in words, with a text of the kind `text`; all figures follow from equity and a price."""
     equity = float(chance.randrange(5, 80) * 100_000)
     last = round(chance.choice((chance.uniform(4, 30), chance.uniform(30, 400))), 2)
     side = 1.0 if facts.after >= facts.position else -1.0
     price = round(last * (1 + side * facts.off_price / 100), 2)
-    held, wanted = (round(equity * share / 100 / price) for share in (facts.position, facts.after))
-    if facts.shrinks and wanted == held:
-        wanted = 0
-    quantity = max(1, abs(wanted - held))
+    held, target = (round(equity * share / 100 / price) for share in (facts.position, facts.after))
+    if facts.shrinks and target == held:
+        target = 0
+    quantity = max(1, abs(target - held))
     after = held + side * quantity
     added = (abs(after) - abs(held)) * price
     action: dict[str, Any] = {"quantity": quantity, "confidence": facts.confidence}
@@ -259,7 +261,7 @@ def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
     }
     if facts.halted or chance.maybe(0.7):
         resource["halted"] = facts.halted
-    # What rounding to whole shares has made of the shares.
+    # The quantity was rounded to whole shares: recompute the ratios from it.
     facts = replace(
         facts, volume=100 * quantity / resource["adv"], times_usual=quantity / resource["usual_quantity"]
     )
@@ -275,7 +277,7 @@ def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
     parts = {"account": account, "market": market, "resource": resource, "action": action}
     if facts.missing is not None:
         parts[facts.missing[0]].pop(facts.missing[1])
-    context: dict[str, Any] = {"account": _shuffled(account, chance), "market": market}
+    context: dict[str, Any] = {"account": chance.reordered(account), "market": market}
     symbol, other = chance.sample(WORDS["symbols"], 2)
     agent, another = chance.sample(WORDS["agents"], 2)
     evidence = None
@@ -290,31 +292,31 @@ def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
             "ref": f"{chance.choice(('T-', 'r', '#', 'INC'))}{chance.randrange(100, 9999)}",
             "at": f"{chance.randint(8, 17)}:{chance.randint(0, 59):02d}",
         }
-        evidence = said(TEXTS, text, chance, **names)
+        evidence = draw_text(TEXTS, text, chance, **names)
         context["details"] = evidence.text
     for part, name, values in chance.sample(WORDS["distractors"], chance.choice((0, 0, 1, 2))):
         parts.get(part, context)[name] = chance.choice(values)
-    context = _shuffled(context, chance)
+    context = chance.reordered(context)
     context["timestamp"] = (
         f"2026-{chance.randint(1, 12):02d}-{chance.randint(1, 28):02d}T{chance.randint(7, 20):02d}:20:00Z"
     )
     evaluation = {
         "subject": {"type": "agent", "id": agent, "properties": {}},
-        "action": {"name": "buy" if side > 0 else "sell", "properties": _shuffled(action, chance)},
-        "resource": {"type": "symbol", "id": symbol, "properties": _shuffled(resource, chance)},
+        "action": {"name": "buy" if side > 0 else "sell", "properties": chance.reordered(action)},
+        "resource": {"type": "symbol", "id": symbol, "properties": chance.reordered(resource)},
         "context": context,
     }
-    return _labelled(evaluation, facts, evidence)
+    return _label(evaluation, facts, evidence)
 
 
-def _labelled(evaluation: dict[str, Any], facts: Facts, evidence: Evidence | None) -> Situation:
-    """The situation of these facts and this text, with what the clauses make of it."""
+def _label(evaluation: dict[str, Any], facts: Facts, evidence: Evidence | None) -> Situation:
+    """The situation of these facts and this text, with the label that follows."""
     good = Finding("allow", "R15", "All limits are kept, so it is the agent's own decision.")
     if facts.shrinks:
         good = Finding("allow", "R12", "It only shrinks a position.")
         if evidence and evidence.adds and evidence.adds.clause in ONLY_NEW_RISK:
             evidence = replace(evidence, adds=None)
-    outcome, clauses, because = judged(OUTCOMES, reference(facts), good, evidence)
+    outcome, clauses, because = strictest(OUTCOMES, reference(facts), good, evidence)
     return Situation(
         pack=PACK,
         evaluation=evaluation,
@@ -327,29 +329,25 @@ def _labelled(evaluation: dict[str, Any], facts: Facts, evidence: Evidence | Non
     )
 
 
-def _shuffled(told: dict[str, Any], chance: Chance) -> dict[str, Any]:
-    return dict(chance.sample(list(told.items()), len(told)))
-
-
 def _differences(facts: Facts, chance: Chance) -> dict[str, Difference]:
-    """What a pair can differ in, by the kind of the fact; figures lie just under and over their limit."""
+    """The facts that a pair can differ in, by their kind; figures lie just under and just over a limit."""
     step = chance.uniform(0.02, 0.08)
 
     def account(name: str, base: str, limit: float) -> Difference:
-        """A figure of the account in percent of equity, of which the order itself adds some."""
+        """A figure of the account in percent of equity; the order itself adds a part of it."""
         over = limit * (1 + step / 2)
 
-        def says(one: dict[str, Any]) -> float:
-            told = one["context"]["account"]
-            return round(float(told[name]) + told["equity"] * (over - limit * (1 - step / 2)) / 100, 2)
+        def value(evaluation: dict[str, Any]) -> float:
+            figures: dict[str, float] = evaluation["context"]["account"]
+            return round(figures[name] + figures["equity"] * (over - limit * (1 - step / 2)) / 100, 2)
 
         start = {base: limit * (1 - step / 2)}
         return Difference(
             start,
             ("context", "account", name),
-            says,
+            value,
             {base: over},
-            suits=lambda one: one["context"]["account"][name] > 0,
+            applies=lambda evaluation: evaluation["context"]["account"][name] > 0,
         )
 
     def figure(base: str, path: tuple[str, ...], limit: float, digits: int = 2) -> Difference:
@@ -357,18 +355,18 @@ def _differences(facts: Facts, chance: Chance) -> dict[str, Difference]:
         return Difference({base: under}, path, lambda _: over, {base: over})
 
     def share(base: str, name: str, limit: float) -> Difference:
-        """A figure that the quantity is divided by: the smaller it is, the larger the share."""
+        """A figure that divides the quantity: the smaller the figure, the larger the share."""
         over, whole = limit * (1 + step), 100 if base == "volume" else 1
 
-        def says(one: dict[str, Any]) -> int:
-            return int(whole * one["action"]["properties"]["quantity"] / over)
+        def value(evaluation: dict[str, Any]) -> int:
+            return int(whole * evaluation["action"]["properties"]["quantity"] / over)
 
         return Difference(
             {base: limit * (1 - step)},
             ("resource", "properties", name),
-            says,
+            value,
             {base: over},
-            suits=lambda one: one["action"]["properties"]["quantity"] >= 2_000,
+            applies=lambda evaluation: evaluation["action"]["properties"]["quantity"] >= 2_000,
         )
 
     under, over = 2 * (1 - step), 2 * (1 + step)
@@ -381,7 +379,7 @@ def _differences(facts: Facts, chance: Chance) -> dict[str, Difference]:
         "loss today": Difference(
             {"loss_today": under},
             (context, "account", "day_pnl"),
-            lambda one: round(-one["context"]["account"]["equity"] * over / 100, 2),
+            lambda evaluation: round(-evaluation["context"]["account"]["equity"] * over / 100, 2),
             {"loss_today": over},
         ),
         "drawdown": figure("drawdown", (context, "account", "drawdown_percent"), 10.0, 1),
@@ -401,11 +399,11 @@ def _differences(facts: Facts, chance: Chance) -> dict[str, Difference]:
             lambda _: round(0.4 - step, 2),
             {"confidence": round(0.4 - step, 2)},
         ),
-        "stop": Difference({}, (*action, "stop"), lambda _: GONE, {"stop": None}),
+        "stop": Difference({}, (*action, "stop"), lambda _: REMOVED, {"stop": None}),
         "stop far": Difference(
             {"stop": 7.6},
             (*action, "stop"),
-            lambda one: _further(one, 8.5),
+            lambda evaluation: _stop_at(evaluation, 8.5),
             {"stop": 8.5},
         ),
         "spread": figure("spread_bps", (*resource, "spread_bps"), 100.0, 1),
@@ -416,37 +414,39 @@ def _differences(facts: Facts, chance: Chance) -> dict[str, Difference]:
         "volume": share("volume", "adv", 1.0),
         "much volume": share("volume", "adv", 5.0),
         "usual size": share("times_usual", "usual_quantity", 10.0),
-        "missing": Difference({}, lacking, lambda _: GONE, {"missing": (place, name)}),
+        "missing": Difference({}, lacking, lambda _: REMOVED, {"missing": (place, name)}),
     }
 
 
-def _further(one: dict[str, Any], percent: float) -> float:
-    """A stop that far on the losing side."""
-    side = 1.0 if one["action"]["name"] == "buy" else -1.0
-    price = one["action"]["properties"].get("limit_price", one["resource"]["properties"]["last_price"])
+def _stop_at(evaluation: dict[str, Any], percent: float) -> float:
+    """The price of a stop `percent` percent away on the losing side."""
+    side = 1.0 if evaluation["action"]["name"] == "buy" else -1.0
+    last: float = evaluation["resource"]["properties"]["last_price"]
+    price: float = evaluation["action"]["properties"].get("limit_price", last)
     return round(price * (1 - side * percent / 100), 4)
 
 
 def pairs(chance: Chance) -> Iterator[tuple[str, Situation, Situation]]:
-    """Two situations that differ in one fact alone and in their outcome: its kind, the looser, the stricter.
+    """Pairs that differ in one fact and in their outcome: the kind of the fact, the looser, the stricter one.
 
-    Each kind of fact at most once, with facts, names and text of its own; about half of them with a text.
+    Each kind of fact comes at most once, with its own facts, names and text; about half of the pairs have a
+    text.
     """
-    kinds = list(_differences(_good(chance), chance))
+    kinds = list(_differences(_routine_facts(chance), chance))
     for kind in chance.sample(kinds, len(kinds)):
         for _ in range(40):
-            facts = _good(chance)
+            facts = _routine_facts(chance)
             difference = _differences(facts, chance)[kind]
-            facts = replace(facts, **difference.start)
-            loose = written(facts, chance, _kind(facts, chance) if chance.maybe(0.5) else None)
-            evaluation = changed(loose.evaluation, difference)
+            facts = replace(facts, **difference.loose)
+            loose = write(facts, chance, _choose_text_kind(facts, chance) if chance.maybe(0.5) else None)
+            evaluation = with_difference(loose.evaluation, difference)
             if evaluation is None:
                 continue
             evidence = None
             if loose.evidence != "none":
                 adds = TEXTS[loose.evidence][0]
                 evidence = Evidence(loose.evidence, evaluation["context"]["details"], adds)
-            strict = _labelled(evaluation, replace(facts, **difference.made), evidence)
+            strict = _label(evaluation, replace(facts, **difference.strict), evidence)
             if OUTCOMES.index(strict.outcome) > OUTCOMES.index(loose.outcome):
                 yield kind, loose, strict
                 break

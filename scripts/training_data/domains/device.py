@@ -1,6 +1,7 @@
 """Situations of edge devices, by the clauses of prompts/device-operations.
 
-Owns their facts, words and reference policy, and pairs of situations that one fact sets apart. Pure.
+Owns their facts, words, reference policy, and pairs that differ in one fact.
+Pure, except that the words are read on import.
 """
 
 from __future__ import annotations
@@ -8,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from situations import Chance, Evidence, Finding, Situation, judged, said, words
+from training_data.situations import Chance, Evidence, Finding, Situation, draw_text, strictest, vocabulary
 
 PACK = "device-operations"
 OUTCOMES = ("allow", "require_operator", "require_attestation", "deny")
 OPERATOR, ATTEST, DENY = OUTCOMES[1:]
-WORDS, TEXTS = words("device")
-#: Which kinds of text that add nothing make sense beside some kinds of operation only.
-CALM: dict[str, tuple[str, ...]] = {
+WORDS, TEXTS = vocabulary(Path(__file__).with_suffix(".yaml"))
+#: Texts that change nothing and make sense for some kinds of operation only.
+NEUTRAL_FOR: dict[str, tuple[str, ...]] = {
     "software": ("nothing of that kind", "seal in order", "power in order"),
     "model": ("nothing of that kind", "seal in order", "power in order"),
     "restart": ("nothing of that kind", "comes back as before"),
@@ -30,9 +32,9 @@ CALM: dict[str, tuple[str, ...]] = {
     "logs changed": ("records kept whole", "saved beforehand"),
     "protection": ("stays switched on",),
 }
-_CALM = frozenset(kind for kinds in CALM.values() for kind in kinds)
-#: Kinds of text that add nothing, and fit any operation.
-IDLE = tuple(kind for kind, (adds, _) in TEXTS.items() if adds is None and kind not in _CALM)
+_NEUTRAL_FOR_SOME = frozenset(kind for kinds in NEUTRAL_FOR.values() for kind in kinds)
+#: Texts that change nothing and fit any operation.
+NEUTRAL = tuple(kind for kind, (adds, _) in TEXTS.items() if adds is None and kind not in _NEUTRAL_FOR_SOME)
 _MISTAKES = ("wrong device", "borrowed login", "another action meant", "warning cut off", "called off")
 _DOUBTS = (*_MISTAKES, "sensors doubted", "fields guessed", "simulated values")
 _POWER = ("battery doubted", "not on mains", "almost empty", "half empty", "reserve nearly gone")
@@ -60,7 +62,7 @@ _STOPS = ("guard bridged", "stop pressed elsewhere", "stop doubted")
 _MOVES = (*_NEAR, *_UNSEEN, *_REMOTE, *_STOPS, "records paused", "reboots in production")
 _LOGS = ("loses records", "rewrites records", "archive without key", "pictures in the bundle", "short shell")
 _SIDES = ("photo as proof", "joins another network", "reboots in production")
-#: Which kinds of text that add something make sense beside which kinds of operation.
+#: The texts that ask for more, by the kind of operation that they fit.
 FITS: dict[str, tuple[str, ...]] = {
     "safe": (),
     "software": (*_INSTALLS, *_WAKES, "dog fed by dummy"),
@@ -105,7 +107,7 @@ FITS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What is so, before it is written down. `battery` in percent, None on mains; -1 where nobody knows."""
+    """The facts behind a situation. `battery` in percent: None on mains, -1 where it is not known."""
 
     kind: str
     signed: bool = True
@@ -126,13 +128,13 @@ class Facts:
 
 
 def reference(facts: Facts) -> list[Finding]:
-    """What the clauses ask for, read one by one."""
-    found: list[Finding] = []
+    """The reference policy: what each clause asks for."""
+    findings: list[Finding] = []
     kind = facts.kind
 
     def asks(condition: bool, outcome: str, clause: str, because: str) -> None:
         if condition:
-            found.append(Finding(outcome, clause, because))
+            findings.append(Finding(outcome, clause, because))
 
     motion, watching = kind == "motion", kind in ("camera", "footage")
     asks(facts.software and not facts.signed, DENY, "R2", "It carries no valid signature of the fleet key.")
@@ -163,7 +165,7 @@ def reference(facts: Facts) -> list[Finding]:
     asks(kind == "network", OPERATOR, "R10", "Network changes need an operator.")
     asks(kind == "logs changed", OPERATOR, "R13", "This changes how logs are kept.")
     asks(kind == "software" and not facts.versions, OPERATOR, "R15", "The version is missing.")
-    return found
+    return findings
 
 
 def risk_of(facts: Facts) -> str:
@@ -182,20 +184,20 @@ def risk_of(facts: Facts) -> str:
 
 
 def make(chance: Chance) -> Situation:
-    """One situation; in about half of them only the text could stand in the way."""
+    """One situation. In about half of them only the text can ask for more than `allow` by default."""
     kind = chance.choices(list(FITS), [0.6, 4, 2, 2, 5, 3, 1.5, 2, 2, 1.5, 3, 1, 0.3, 0.7, 0.3])[0]
     plain = chance.maybe(0.5)
-    facts = _drawn(
+    facts = _routine_facts(
         kind, chance, private=not plain and chance.maybe(0.3), exposed=not plain and chance.maybe(0.5)
     )
     if not plain:
         for _ in range(chance.choice((1, 1, 2))):
-            facts = _hardened(facts, chance)
-    return _situation(facts, _told(facts, chance), _text(facts, chance, matters=0.7 if plain else 0.3))
+            facts = _with_obstacle(facts, chance)
+    return _situation(facts, _evaluation(facts, chance), _text(facts, chance, matters=0.7 if plain else 0.3))
 
 
-def _drawn(kind: str, chance: Chance, *, private: bool, exposed: bool) -> Facts:
-    """Facts that speak against nothing, but for what a private zone or the internet does."""
+def _routine_facts(kind: str, chance: Chance, *, private: bool, exposed: bool) -> Facts:
+    """Facts that no clause is against, apart from a private zone or exposure to the internet."""
     return Facts(
         kind=kind,
         window=kind in ("software", "model", "restart") or chance.maybe(0.6),
@@ -207,17 +209,17 @@ def _drawn(kind: str, chance: Chance, *, private: bool, exposed: bool) -> Facts:
 
 
 def _text(facts: Facts, chance: Chance, *, matters: float) -> Evidence | None:
-    """Free text in about half of them; that share of it adds something, rarely a mere doubt."""
+    """Free text in 60 % of the draws. The share `matters` of it asks for more; few only raise a doubt."""
     if chance.maybe(0.4):
         return None
-    fitting = [one for one in FITS[facts.kind] if _fits(one, facts)]
+    fitting = [text for text in FITS[facts.kind] if _fits(text, facts)]
     if not fitting or not chance.maybe(matters):
-        near = CALM.get(facts.kind, ())
-        kind = chance.choice(near if near and chance.maybe(0.25) else IDLE)
+        near = NEUTRAL_FOR.get(facts.kind, ())
+        kind = chance.choice(near if near and chance.maybe(0.25) else NEUTRAL)
     else:
-        telling = [one for one in fitting if one not in _DOUBTS]
-        kind = chance.choice(telling if telling and chance.maybe(0.8) else fitting)
-    return said(
+        clear = [text for text in fitting if text not in _DOUBTS]
+        kind = chance.choice(clear if clear and chance.maybe(0.8) else fitting)
+    return draw_text(
         TEXTS,
         kind,
         chance,
@@ -231,7 +233,7 @@ def _text(facts: Facts, chance: Chance, *, matters: float) -> Evidence | None:
 
 
 def _fits(kind: str, facts: Facts) -> bool:
-    """Whether that text can be meant: nobody doubts a window that is not open."""
+    """Whether the text makes sense beside the facts: nobody doubts a window that is not open."""
     if kind in ("window not ours", "runs later"):
         return facts.window
     if kind in ("battery doubted", "almost empty", "half empty"):
@@ -239,8 +241,8 @@ def _fits(kind: str, facts: Facts) -> bool:
     return kind not in ("not on mains", "reserve nearly gone") or facts.battery is None
 
 
-def _hardened(facts: Facts, chance: Chance) -> Facts:
-    """With one more circumstance that a clause names, where the operation has a use for it."""
+def _with_obstacle(facts: Facts, chance: Chance) -> Facts:
+    """The facts with one more circumstance that a clause names, of those that matter to the operation."""
     changes: list[dict[str, Any]] = [{}]
     if facts.software or facts.kind == "reset":
         changes += [{"battery": chance.randint(3, 19)}, {"battery": chance.randint(21, 48)}, {"battery": -1}]
@@ -262,8 +264,8 @@ def _device(chance: Chance) -> str:
     return f"{chance.choice(WORDS['devices'])}-{chance.randrange(1, 140)}"
 
 
-def _told(facts: Facts, chance: Chance) -> dict[str, Any]:
-    """The facts as an evaluation, without the text."""
+def _evaluation(facts: Facts, chance: Chance) -> dict[str, Any]:
+    """The facts as an evaluation, without free text."""
     action: dict[str, Any] = {}
     resource: dict[str, Any] = {"zone": chance.choice(WORDS["private_zones" if facts.private else "zones"])}
     if not facts.private and chance.maybe(0.1):
@@ -323,19 +325,14 @@ def _told(facts: Facts, chance: Chance) -> dict[str, Any]:
         subject = {"type": "service", "id": chance.choice(WORDS["services"]), "properties": {}}
     return {
         "subject": subject,
-        "action": {"name": chance.choice(WORDS["words"][facts.kind]), "properties": _mixed(action, chance)},
-        "resource": {"type": "device", "id": _device(chance), "properties": _mixed(resource, chance)},
-        "context": _mixed(context, chance),
+        "action": {"name": chance.choice(WORDS["words"][facts.kind]), "properties": chance.reordered(action)},
+        "resource": {"type": "device", "id": _device(chance), "properties": chance.reordered(resource)},
+        "context": chance.reordered(context),
     }
 
 
-def _mixed(told: dict[str, Any], chance: Chance) -> dict[str, Any]:
-    """The same members in an order of chance."""
-    return dict(chance.sample(list(told.items()), len(told)))
-
-
 def _situation(facts: Facts, evaluation: dict[str, Any], evidence: Evidence | None) -> Situation:
-    """With its label, and with the text put in its place."""
+    """The situation of these facts and this text, with the label that follows."""
     good = Finding("allow", "R3", "It is signed, powered and in a maintenance window.")
     if facts.kind == "safe":
         good = Finding("allow", "R1", "Reading and stopping are always allowed.")
@@ -343,7 +340,7 @@ def _situation(facts: Facts, evaluation: dict[str, Any], evidence: Evidence | No
         good = Finding("allow", "R6", "Nobody is near, and nothing is locked out.")
     elif facts.kind == "logs kept":
         good = Finding("allow", "R13", "Every record is kept.")
-    outcome, clauses, because = judged(OUTCOMES, reference(facts), good, evidence)
+    outcome, clauses, because = strictest(OUTCOMES, reference(facts), good, evidence)
     if evidence is not None:
         evaluation["context"]["details"] = evidence.text
     return Situation(
@@ -360,12 +357,12 @@ def _situation(facts: Facts, evaluation: dict[str, Any], evidence: Evidence | No
 
 @dataclass(frozen=True)
 class _Contrast:
-    """One fact that may be so or worse: the operations that it matters to, and where it stands."""
+    """One fact that a pair differs in: the operations that it matters to, and the path of its leaf."""
 
     kinds: tuple[str, ...]
-    #: What holds of both, and the looser fact.
+    #: The facts of the looser situation.
     loose: dict[str, Any]
-    #: The stricter fact; `path` says where it stands, and `value` what stands there then (None: nothing).
+    #: The facts of the stricter one. `value` draws what the leaf at `path` is then (None: no leaf).
     strict: dict[str, Any]
     path: tuple[str, ...]
     value: Callable[[Chance], Any]
@@ -377,7 +374,7 @@ _INSTALL, _POWERED = ("software", "model"), ("software", "model", "reset")
 
 
 def _contrasts(chance: Chance) -> dict[str, _Contrast]:
-    """The facts that pairs differ in, some of them just over or just under a limit."""
+    """The facts that pairs differ in; some values are just over or just under a limit."""
     low, empty = chance.randint(40, 49), chance.randint(11, 19)
     long = chance.choice((61, 62, 65, 75, 90))
     return {
@@ -450,25 +447,27 @@ def _contrasts(chance: Chance) -> dict[str, _Contrast]:
 
 
 def pairs(chance: Chance) -> Iterator[tuple[str, Situation, Situation]]:
-    """For each kind of fact two situations that it alone sets apart, the looser one first."""
+    """For each kind of fact two situations that differ in it alone, the looser one first."""
     contrasts = _contrasts(chance)
     for name in chance.sample(list(contrasts), len(contrasts)):
-        one = contrasts[name]
-        plain = _drawn(chance.choice(one.kinds), chance, private=False, exposed=False)
-        facts = replace(plain, **one.loose)
-        worse = replace(facts, **one.strict)
-        told, evidence = _told(facts, chance), _text(facts, chance, matters=0.4)
-        if one.path[-1] == "zone":
-            told["resource"]["properties"]["zone"] = chance.choice(WORDS["zones"])
-        changed = deepcopy(told)
+        contrast = contrasts[name]
+        routine = _routine_facts(chance.choice(contrast.kinds), chance, private=False, exposed=False)
+        facts = replace(routine, **contrast.loose)
+        stricter_facts = replace(facts, **contrast.strict)
+        evaluation, evidence = _evaluation(facts, chance), _text(facts, chance, matters=0.4)
+        *folders, leaf = contrast.path
+        if leaf == "zone":
+            evaluation["resource"]["properties"]["zone"] = chance.choice(WORDS["zones"])
+        changed = deepcopy(evaluation)
         place = changed
-        for part in one.path[:-1]:
-            place = place[part]
-        value = one.value(chance)
+        for folder in folders:
+            place = place[folder]
+        value = contrast.value(chance)
         if value is None:
-            del place[one.path[-1]]
+            del place[leaf]
         else:
-            place[one.path[-1]] = value
-        loose, strict = _situation(facts, told, evidence), _situation(worse, changed, evidence)
+            place[leaf] = value
+        loose = _situation(facts, evaluation, evidence)
+        strict = _situation(stricter_facts, changed, evidence)
         if loose.outcome != strict.outcome:  # a text may ask for as much as the fact
             yield name, loose, strict

@@ -1,6 +1,6 @@
 """Situations of AI agents and their tools, by the clauses of prompts/agent-tools.
 
-Owns their facts, jobs and reference policy. Pure.
+Owns their facts, jobs, words and reference policy. Pure, except that the words are read on import.
 """
 
 from __future__ import annotations
@@ -8,19 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from situations import Chance, Evidence, Finding, Situation, judged, said, words
+from training_data.situations import Chance, Evidence, Finding, Situation, draw_text, strictest, vocabulary
 
 PACK = "agent-tools"
 OUTCOMES = ("allow", "require_confirmation", "deny")
 CONFIRM, DENY = OUTCOMES[1:]
-WORDS, TEXTS = words("agent")
-#: Calls whose effect stays where it is, and is free if they fit the task.
+WORDS, TEXTS = vocabulary(Path(__file__).with_suffix(".yaml"))
+#: Calls that need no consent where they fit the task.
 FREE = ("read", "change", "command", "message", "web read")
 #: Calls that have effects outside.
 OUTWARD = ("message", "web change", "spending", "publication", "limits")
-#: Texts that add nothing to any call.
+#: Texts that change nothing for any call.
 HARMLESS = (
     "plain",
     "claims",
@@ -50,7 +51,7 @@ HARMLESS = (
     "handled by people",
     "near miss",
 )
-#: Texts near those that add something, with a word that turns the meaning: they add nothing either.
+#: Texts like those that ask for more, with a word that reverses the meaning: they change nothing, by call.
 REASSURING = {
     "read": ("no keys", "keeps private", "limits untouched", "declined", "still wanted", "dummy data"),
     "change": (
@@ -94,15 +95,15 @@ REASSURING = {
     "spending": ("old prices",),
     "publication": ("already public", "dummy data"),
 }
-#: Texts by which the call serves an order in content that was read.
-HEEDED = ("orders of others", "disguised order", "heeds content", "order as game", "planted memory")
-#: Content with orders that the call leaves undone: of something else, to people, over, or only told of.
-UNHEEDED = ("unheeded order", "order to people", "report on orders", "dead order")
-#: Content that was read.
-RETRIEVED = ("orders of others", "disguised order", "order as game", *UNHEEDED, "dull page")
-#: Texts that add something to every free call.
-ANY = (*HEEDED, "called off", "grant run out", "grant for elsewhere", "garbled task")
-#: Texts that add something to whatever writes or runs.
+#: Texts by which the call obeys an order in content that was read.
+OBEYED_ORDERS = ("orders of others", "disguised order", "heeds content", "order as game", "planted memory")
+#: Content with an order that the call does not obey: for another thing, to people, expired, or only reported.
+IGNORED_ORDERS = ("unheeded order", "order to people", "report on orders", "dead order")
+#: Texts that stand in content that the agent read.
+RETRIEVED = ("orders of others", "disguised order", "order as game", *IGNORED_ORDERS, "dull page")
+#: Texts that ask for more for every call of `FREE`.
+ANY = (*OBEYED_ORDERS, "called off", "grant run out", "grant for elsewhere", "garbled task")
+#: Texts that ask for more for calls that write or run.
 WORK = (
     "scope creep",
     "not yet",
@@ -128,7 +129,7 @@ WORK = (
     "opposite",
     "filled in later",
 )
-#: Texts by which private data goes out with what is sent.
+#: Texts by which private data leaves with the call.
 LEAKS = ("private", "hidden layer", "thin disguise", "other client's data")
 #: Other texts whose risk is critical.
 CRITICAL = (
@@ -143,7 +144,7 @@ CRITICAL = (
     "stop switch",
     "own marks",
 )
-#: Which kinds of text add something beside which kinds of call.
+#: The texts that ask for more, by the kind of call that they fit.
 FITS = {
     "read": (*ANY, "keys inside", "not meant", "login tokens", "guesses passwords", "stub elsewhere"),
     "change": (
@@ -173,7 +174,7 @@ FITS = {
     ),
     "message": (
         *ANY,
-        "private",  # once more than the other leaks
+        "private",  # drawn twice as often as the other leaks
         "keys inside",
         "behind the address",
         "another's name",
@@ -215,7 +216,7 @@ FITS = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What is so, before it is written down. `twist` is what is wrong with the call, if anything."""
+    """The facts behind a situation. `twist` names what is wrong with the call, "none" where nothing is."""
 
     kind: str
     job: int
@@ -227,13 +228,13 @@ class Facts:
 
 
 def reference(facts: Facts) -> list[Finding]:
-    """What the clauses ask for, read one by one."""
-    found: list[Finding] = []
+    """The reference policy: what each clause asks for."""
+    findings: list[Finding] = []
     kind, twist = facts.kind, facts.twist
 
     def asks(condition: bool, outcome: str, clause: str, because: str) -> None:
         if condition:
-            found.append(Finding(outcome, clause, because))
+            findings.append(Finding(outcome, clause, because))
 
     asks(facts.granted is False, DENY, "R1", "The tool was not granted.")
     asks(twist == "secret", DENY, "R4", "It touches credentials or keys.")
@@ -251,14 +252,14 @@ def reference(facts: Facts) -> list[Finding]:
     asks(twist == "other task", CONFIRM, "R13", "The call does not fit the task.")
     missing = facts.granted is None or facts.origin is None or not facts.task
     asks(missing, CONFIRM, "R14", "Task, origin or the granted tools are missing.")
-    return found
+    return findings
 
 
 def risk_of(facts: Facts, text: str | None) -> str:
     kind, twist = facts.kind, facts.twist
     if kind == "limits" or twist in ("root", "foreign"):
         return "critical"
-    if text in (*HEEDED, *CRITICAL):
+    if text in (*OBEYED_ORDERS, *CRITICAL):
         return "critical"
     if kind in ("spending", "web change", "publication") or facts.origin != "principal":
         return "high"
@@ -270,7 +271,7 @@ def risk_of(facts: Facts, text: str | None) -> str:
 
 
 def make(chance: Chance) -> Situation:
-    """One situation; half of the free calls fit their task and nothing stands in the way."""
+    """One situation. About half of the calls of `FREE` fit their task, and no clause is against them."""
     kind = chance.choices(
         (*FREE, "web change", "spending", "publication", "limits"), [2, 4, 4, 4, 2, 1, 2, 1, 0.5]
     )[0]
@@ -284,25 +285,26 @@ def make(chance: Chance) -> Situation:
         facts = replace(facts, origin=chance.choice(("retrieved", "tool_output", "memory", None)))
     if chance.maybe(0.04):
         facts = replace(facts, task=False)
-    text = _text(kind, chance)
-    if text in UNHEEDED:
+    text = _choose_text_kind(kind, chance)
+    if text in IGNORED_ORDERS:
         facts = replace(facts, origin="principal")
-    return written(facts, chance, text)
+    return write(facts, chance, text)
 
 
-def _text(kind: str, chance: Chance) -> str | None:
-    """No text, one that adds nothing, or one that adds something, where there is such a one."""
+def _choose_text_kind(kind: str, chance: Chance) -> str | None:
+    """None for no text, a kind that changes nothing, or a kind that asks for more where one fits."""
     how = chance.weighted(none=0.47, harmless=0.22, retrieved=0.05, adding=0.26)
     if how == "none":
         return None
     if how == "retrieved":
-        return chance.choice((*UNHEEDED, "dull page"))
+        return chance.choice((*IGNORED_ORDERS, "dull page"))
     if how == "adding" and FITS[kind]:
         return chance.choice(FITS[kind])
     return chance.choice(REASSURING[kind] if kind in REASSURING and chance.maybe(0.4) else HARMLESS)
 
 
 def _twists(kind: str) -> tuple[str, ...]:
+    """What can be wrong with a call of this kind; names that are listed twice are drawn more often."""
     return {
         "read": ("outside", "secret"),
         "change": ("outside", "other task", "other task"),
@@ -314,8 +316,8 @@ def _twists(kind: str) -> tuple[str, ...]:
     }.get(kind, ("none",))
 
 
-def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
-    """The facts in words, with a text of the kind `text`."""
+def write(facts: Facts, chance: Chance, text: str | None) -> Situation:
+    """The situation in words, with a text of the kind `text`."""
     jobs = WORDS["limits"] if facts.kind == "limits" else WORDS["jobs"][facts.kind]
     job = jobs[facts.job]
     me, colleague, third = chance.sample(WORDS["people"], 3)
@@ -323,18 +325,20 @@ def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
     agent = f"{chance.choice(WORDS['agents'])}{chance.choice(('', '-2', '-b', '-17'))}"
     workspace = f"{chance.choice(WORDS['roots'])}/{chance.choice(WORDS['projects'])}"
 
-    def filled(words: str) -> str:
-        return words.format(w=workspace, n=colleague, h=house)
+    def filled(template: str) -> str:
+        return template.format(w=workspace, n=colleague, h=house)
 
-    asked = job.get("task", "Work on the list of this morning.")
-    if facts.twist == "other task" or text in HEEDED:
+    task = job.get("task", "Work on the list of this morning.")
+    if facts.twist == "other task" or text in OBEYED_ORDERS:
         others = [kind for kind in WORDS["jobs"] if kind != facts.kind]
-        asked = chance.choice(WORDS["jobs"][chance.choice(others)])["task"]
+        task = chance.choice(WORDS["jobs"][chance.choice(others)])["task"]
     target = filled(job.get("target", "none"))
     action: dict[str, Any] = {}
     if facts.kind == "command":
-        ways = {"root": "root commands", "foreign": "foreign commands", "outside": "outside commands"}
-        action["command"] = chance.choice(WORDS[ways[facts.twist]]) if facts.twist in ways else job["command"]
+        lists = {"root": "root commands", "foreign": "foreign commands", "outside": "outside commands"}
+        action["command"] = (
+            chance.choice(WORDS[lists[facts.twist]]) if facts.twist in lists else job["command"]
+        )
         target = "localhost"
     elif facts.twist == "outside":
         target = chance.choice(WORDS["outside targets"])
@@ -356,45 +360,49 @@ def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
     if facts.kind == "limits":
         target = agent
     if facts.task:
-        context["task"] = filled(asked)
+        context["task"] = filled(task)
     if facts.origin is not None:
         context["origin"] = facts.origin
     evidence = None
     if text is not None:
-        more = {"n": colleague, "m": third, "x": str(chance.randrange(2, 60)), "h": house, "w": workspace}
-        more["d"] = chance.choice(("Monday", "Tuesday", "Wednesday", "Thursday", "Friday"))
-        evidence = said(TEXTS, text, chance, **more)
+        names = {"n": colleague, "m": third, "x": str(chance.randrange(2, 60)), "h": house, "w": workspace}
+        names["d"] = chance.choice(("Monday", "Tuesday", "Wednesday", "Thursday", "Friday"))
+        evidence = draw_text(TEXTS, text, chance, **names)
         context["retrieved" if text in RETRIEVED else "arguments"] = evidence.text
     for name in chance.sample(sorted(WORDS["distractors"]), chance.choice((0, 0, 1, 2))):
-        context[name] = chance.choice(WORDS["distractors"][name])  # no field shows them
+        context[name] = chance.choice(WORDS["distractors"][name])  # fields that no pack shows
     if facts.kind not in ("read", "change", "command") and facts.twist != "outside" and chance.maybe(0.2):
         del context["workspace"]
     properties: dict[str, Any] = {"principal": f"{me}@{house}"}
     if facts.granted is not None:
         tools = [job["tool"]] if facts.granted else []
-        properties["tools"] = [*tools, *(one for one in ("calendar.read", "notes.read") if chance.maybe(0.5))]
+        properties["tools"] = [
+            *tools,
+            *(tool for tool in ("calendar.read", "notes.read") if chance.maybe(0.5)),
+        ]
     types = {"read": "file", "change": "file", "web read": "url", "web change": "url", "command": "host"}
     if chance.maybe(0.3):
-        names = list(context)
-        chance.shuffle(names)
-        context = {name: context[name] for name in names}
+        keys = list(context)
+        chance.shuffle(keys)
+        context = {key: context[key] for key in keys}
     evaluation = {
         "subject": {"type": "agent", "id": agent, "properties": properties},
         "action": {"name": job["tool"], "properties": action},
         "resource": {"type": types.get(facts.kind, "target"), "id": target, "properties": {}},
         "context": context,
     }
-    return _labelled(facts, evaluation, evidence)
+    return _label(facts, evaluation, evidence)
 
 
-def _labelled(facts: Facts, evaluation: dict[str, Any], evidence: Evidence | None) -> Situation:
+def _label(facts: Facts, evaluation: dict[str, Any], evidence: Evidence | None) -> Situation:
+    """The situation of these facts and this text, with the label that follows."""
     text = evidence.kind if evidence else None
     good = {
         "read": Finding("allow", "R2", "Reading inside the workspace needs no consent."),
         "web read": Finding("allow", "R2", "Reading a public page needs no consent."),
         "message": Finding("allow", "R6", "The task names the colleague it goes to."),
     }.get(facts.kind, Finding("allow", "R3", "The task needs it, and it stays inside the workspace."))
-    outcome, clauses, because = judged(OUTCOMES, reference(facts), good, evidence)
+    outcome, clauses, because = strictest(OUTCOMES, reference(facts), good, evidence)
     return Situation(
         pack=PACK,
         evaluation=evaluation,
@@ -407,7 +415,7 @@ def _labelled(facts: Facts, evaluation: dict[str, Any], evidence: Evidence | Non
     )
 
 
-#: What a pair is about: the kinds of call, what the strict one has, and the leaf.
+#: The facts that pairs differ in: the kinds of call, the facts of the stricter one, and the path of the leaf.
 _PAIRED: dict[str, tuple[tuple[str, ...], dict[str, Any], tuple[str, ...]]] = {
     "granted": (FREE, {"granted": False}, ("subject", "properties", "tools", "0")),
     "tools known": (FREE, {"granted": None}, ("subject", "properties", "tools")),
@@ -432,22 +440,24 @@ _PAIRED: dict[str, tuple[tuple[str, ...], dict[str, Any], tuple[str, ...]]] = {
 
 
 def pairs(chance: Chance) -> Iterator[tuple[str, Situation, Situation]]:
-    """Without end: the kind of a fact, and two situations that differ in it alone, the looser one first."""
+    """Endless: the kind of a fact, and two situations that differ in it alone, the looser one first."""
     while True:
         for fact in chance.sample(list(_PAIRED), len(_PAIRED)):
-            kinds, strictly, path = _PAIRED[fact]
+            kinds, strict_facts, path = _PAIRED[fact]
             kind = chance.choice(kinds)
             facts = Facts(kind=kind, job=chance.randrange(len(WORDS["jobs"][kind])))
             text = chance.choice(HARMLESS) if chance.maybe(0.4) else None
-            loose = written(facts, chance, text)
+            loose = write(facts, chance, text)
             if fact == "tools known":
                 del loose.evaluation["subject"]["properties"]["tools"][1:]
-            yield fact, loose, _changed(loose, fact, path, replace(facts, **strictly), chance)
+            yield fact, loose, _with_leaf(loose, fact, path, replace(facts, **strict_facts), chance)
 
 
-def _changed(one: Situation, fact: str, path: tuple[str, ...], facts: Facts, chance: Chance) -> Situation:
-    """The same situation with another value of the leaf, or without it, and the label for its facts."""
-    evaluation = deepcopy(one.evaluation)
+def _with_leaf(
+    situation: Situation, fact: str, path: tuple[str, ...], facts: Facts, chance: Chance
+) -> Situation:
+    """The same situation with the leaf changed or removed, and the label of `facts`."""
+    evaluation = deepcopy(situation.evaluation)
     place: Any = evaluation
     *folders, leaf = path
     for folder in folders:
@@ -457,13 +467,14 @@ def _changed(one: Situation, fact: str, path: tuple[str, ...], facts: Facts, cha
     elif fact == "granted":
         place[0] = chance.choice(("calendar.read", "notes.read", "clock.read"))
     else:
-        place[leaf] = _stricter(fact, place[leaf], facts, chance)
-    evidence = None if one.evidence == "none" else Evidence(one.evidence, "", TEXTS[one.evidence][0])
-    return _labelled(facts, evaluation, evidence)
+        place[leaf] = _stricter_value(fact, place[leaf], facts, chance)
+    kind = situation.evidence
+    evidence = None if kind == "none" else Evidence(kind, "", TEXTS[kind][0])
+    return _label(facts, evaluation, evidence)
 
 
-def _stricter(fact: str, value: Any, facts: Facts, chance: Chance) -> Any:
-    """A value that makes the facts so."""
+def _stricter_value(fact: str, value: Any, facts: Facts, chance: Chance) -> Any:
+    """The value of the leaf that makes `facts` true."""
     if fact == "origin":
         return chance.choice(("retrieved", "tool_output", "memory"))
     if fact == "task":
@@ -472,17 +483,17 @@ def _stricter(fact: str, value: Any, facts: Facts, chance: Chance) -> Any:
             n=chance.choice(WORDS["people"]), w="", h=""
         )
     if fact == "address":
-        people, house = [value] if isinstance(value, str) else value, chance.choice(WORDS["others"])
-        moved = [f"{one.split('@')[0]}@{house}" for one in people]
+        addresses, house = [value] if isinstance(value, str) else value, chance.choice(WORDS["others"])
+        moved = [f"{address.split('@')[0]}@{house}" for address in addresses]
         return moved[0] if isinstance(value, str) else moved
     if fact == "amount":
         return round(value * chance.uniform(5.2, 9), 2)
     if fact == "budget":
         return round(WORDS["jobs"][facts.kind][facts.job]["amount"] * chance.uniform(0.3, 0.95))
-    named = {
+    lists = {
         "path outside": "outside targets",
         "path of keys": "secret targets",
         "foreign code": "foreign commands",
     }
-    named |= {"command outside": "outside commands", "command as root": "root commands"}
-    return str(chance.choice(WORDS[named[fact]])).format(w="/spaces/site", n=chance.choice(WORDS["people"]))
+    lists |= {"command outside": "outside commands", "command as root": "root commands"}
+    return str(chance.choice(WORDS[lists[fact]])).format(w="/spaces/site", n=chance.choice(WORDS["people"]))

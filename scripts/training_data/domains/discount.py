@@ -1,6 +1,7 @@
 """Situations of a sales team, by the clauses of prompts/discount-approval.
 
-Owns their facts, words and reference policy, and pairs of situations that one fact sets apart. Pure.
+Owns their facts, words, reference policy, and pairs that differ in one fact.
+Pure, except that the words are read on import.
 """
 
 from __future__ import annotations
@@ -8,23 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from situations import Chance, Evidence, Finding, Situation, judged, said, words
+from training_data.situations import Chance, Evidence, Finding, Situation, draw_text, strictest, vocabulary
 
 PACK = "discount-approval"
 OUTCOMES = ("allow", "require_manager", "require_finance", "deny")
 MANAGER, FINANCE, DENY = OUTCOMES[1:]
 
-WORDS, TEXTS = words("discount")
-#: Kinds of text that add nothing, those that add percents or free months to the total, those that cannot
-#: stand beside a written offer of another firm, and all that may add something.
-IDLE = tuple(kind for kind, (adds, _) in TEXTS.items() if adds is None)
+WORDS, TEXTS = vocabulary(Path(__file__).with_suffix(".yaml"))
+#: Texts that change nothing.
+NEUTRAL = tuple(kind for kind, (adds, _) in TEXTS.items() if adds is None)
+#: Texts that add percents to the total.
 COUNTED = ("extras for free", "other rebates", "credits and trade-ins", "costs we carry")
+#: Texts that add free months to the total.
 MONTHS = ("months for free",)
+#: Texts that contradict a written offer of a competitor on file.
 UNWRITTEN = ("others' price", "price from the net", "nobody else in the race", "auction screen")
-TELLING = tuple(kind for kind, (adds, _) in TEXTS.items() if adds is not None)
-#: What each role may give alone, in percent.
+#: Texts that can ask for more.
+ASKING = tuple(kind for kind, (adds, _) in TEXTS.items() if adds is not None)
+#: The highest total discount that each role may give alone, in percent.
 ROLES = {
     "rep": 10.0,
     "sales rep": 10.0,
@@ -40,7 +45,10 @@ QUOTES = ("Q", "OFF", "AN", "S26", "QT")
 
 @dataclass(frozen=True)
 class Facts:
-    """What is so, before it is written down. Percents of the list price; `arr` in EUR a year."""
+    """The facts behind a situation. Discounts in percent of the list price, `arr` in EUR a year.
+
+    `term` and `fixed` are in months.
+    """
 
     role: str | None
     discount: float | None
@@ -78,13 +86,13 @@ class Facts:
 
 
 def reference(facts: Facts) -> list[Finding]:
-    """What the clauses ask for, read one by one."""
-    found: list[Finding] = []
+    """The reference policy: what each clause asks for."""
+    findings: list[Finding] = []
     total, some = facts.total, facts.total > 0
 
     def asks(condition: bool, outcome: str, clause: str, because: str) -> None:
         if condition:
-            found.append(Finding(outcome, clause, because))
+            findings.append(Finding(outcome, clause, because))
 
     asks(total > 40, DENY, "R3", "Together that is above 40 percent, which nobody may give.")
     asks(
@@ -107,7 +115,7 @@ def reference(facts: Facts) -> list[Finding]:
     )
     asks((facts.payment_days or 0) > 60, FINANCE, "R11", "Payment is later than 60 days.")
     asks(facts.overdue_days > 0 and some, FINANCE, "R11", "The customer has overdue invoices.")
-    return found
+    return findings
 
 
 def risk_of(facts: Facts, text: str | None) -> str:
@@ -124,18 +132,18 @@ def risk_of(facts: Facts, text: str | None) -> str:
 
 
 def make(chance: Chance) -> Situation:
-    """One situation; in about half of them only the text could stand in the way."""
-    plain = chance.maybe(0.55)
-    facts = _drawn(chance, within=plain)
-    if not plain:
-        facts = _hardened(facts, chance)
-    evidence, counted = _text(chance, matters=0.7 if plain else 0.3)
-    facts = _beside(facts, evidence)
-    return _situation(facts, _told(facts, chance), evidence, counted)
+    """One situation. In about half of them only the text can ask for more than `allow`."""
+    routine = chance.maybe(0.55)
+    facts = _routine_facts(chance, within=routine)
+    if not routine:
+        facts = _with_obstacle(facts, chance)
+    evidence, counted = _text(chance, matters=0.7 if routine else 0.3)
+    facts = _without_contradiction(facts, evidence)
+    return _situation(facts, _evaluation(facts, chance), evidence, counted)
 
 
-def _drawn(chance: Chance, *, within: bool) -> Facts:
-    """Facts of a common deal; `within`: nothing above the own limit."""
+def _routine_facts(chance: Chance, *, within: bool) -> Facts:
+    """Facts of a common deal; with `within`, the discount is within the seller's own limit."""
     role = chance.choice(tuple(ROLES))
     limit = ROLES[role]
     share = "within" if within else chance.weighted(within=6, little_above=2, far_above=2, beyond=1)
@@ -146,7 +154,7 @@ def _drawn(chance: Chance, *, within: bool) -> Facts:
         "beyond": chance.randint(41, 70),
     }[share]
     others: tuple[float, ...] = ()
-    if whole > 4 and chance.maybe(0.2):  # the same, in two pieces
+    if whole > 4 and chance.maybe(0.2):  # the same total, in two pieces
         piece = chance.randint(1, int(whole) // 2)
         whole, others = whole - piece, (float(piece),)
     return Facts(
@@ -161,8 +169,8 @@ def _drawn(chance: Chance, *, within: bool) -> Facts:
     )
 
 
-def _hardened(facts: Facts, chance: Chance) -> Facts:
-    """With perhaps one more circumstance that a clause names."""
+def _with_obstacle(facts: Facts, chance: Chance) -> Facts:
+    """The facts with at most one more circumstance that a clause names."""
     kind = chance.weighted(
         nothing=2, missing=1, large=1, fixed=1, short=1, severe=1, claimed=1, late=1, overdue=1, months=1
     )
@@ -184,13 +192,15 @@ def _hardened(facts: Facts, chance: Chance) -> Facts:
 
 
 def _text(chance: Chance, *, matters: float) -> tuple[Evidence | None, int]:
-    """Free text in about half of them, that share of it adding something, and what of it counts: percents, or
-    months without pay."""
+    """Free text in 60 % of the draws, and the percents or free months that it adds to the total (0: none).
+
+    The share `matters` of the texts can ask for more.
+    """
     if chance.maybe(0.4):
         return None, 0
-    kind = chance.choice(TELLING if chance.maybe(matters) else IDLE)
+    kind = chance.choice(ASKING if chance.maybe(matters) else NEUTRAL)
     percents, digit = chance.randint(3, 30), chance.randrange(2, 9)
-    evidence = said(
+    evidence = draw_text(
         TEXTS,
         kind,
         chance,
@@ -202,14 +212,14 @@ def _text(chance: Chance, *, matters: float) -> tuple[Evidence | None, int]:
     return evidence, percents if kind in COUNTED else digit if kind in MONTHS else 0
 
 
-def _beside(facts: Facts, evidence: Evidence | None) -> Facts:
-    """The facts beside such a text: no written offer on file where it says that there is none."""
+def _without_contradiction(facts: Facts, evidence: Evidence | None) -> Facts:
+    """The facts without a written offer on file, where the text says that there is none."""
     unwritten = evidence is not None and evidence.kind in UNWRITTEN and facts.offer == "on file"
     return replace(facts, offer=None) if unwritten else facts
 
 
-def _weighed(evidence: Evidence, counted: int, facts: Facts) -> Evidence:
-    """What the text adds beside these facts."""
+def _weigh(evidence: Evidence, counted: int, facts: Facts) -> Evidence:
+    """The evidence with the finding that it adds beside these facts."""
     if evidence.kind == "rival" and facts.offer == "on file":
         return replace(evidence, adds=None)  # the written offer is there
     if not counted or evidence.adds is None:
@@ -225,8 +235,8 @@ def _weighed(evidence: Evidence, counted: int, facts: Facts) -> Evidence:
     return replace(evidence, adds=Finding(outcome, "R4", because))
 
 
-def _told(facts: Facts, chance: Chance) -> dict[str, Any]:
-    """The facts as an evaluation, without the text."""
+def _evaluation(facts: Facts, chance: Chance) -> dict[str, Any]:
+    """The facts as an evaluation, without free text."""
     action: dict[str, Any] = {}
     if facts.discount is not None:
         action["discount_percent"] = int(facts.discount) if chance.maybe(0.7) else facts.discount
@@ -263,27 +273,22 @@ def _told(facts: Facts, chance: Chance) -> dict[str, Any]:
     properties = {} if facts.role is None else {"role": facts.role}
     return {
         "subject": {"type": "user", "id": chance.choice(WORDS["people"]), "properties": properties},
-        "action": {"name": chance.choice(ACTIONS), "properties": _mixed(action, chance)},
-        "resource": {"type": "quote", "id": quote, "properties": _mixed(resource, chance)},
-        "context": _mixed(context, chance),
+        "action": {"name": chance.choice(ACTIONS), "properties": chance.reordered(action)},
+        "resource": {"type": "quote", "id": quote, "properties": chance.reordered(resource)},
+        "context": chance.reordered(context),
     }
-
-
-def _mixed(told: dict[str, Any], chance: Chance) -> dict[str, Any]:
-    """The same members in an order of chance."""
-    return dict(chance.sample(list(told.items()), len(told)))
 
 
 def _situation(
     facts: Facts, evaluation: dict[str, Any], evidence: Evidence | None, counted: int
 ) -> Situation:
-    """With its label, and with the text put in its place."""
+    """The situation of these facts and this text, with the label that follows."""
     kind = None
     if evidence is not None:
         evaluation["context"]["details"] = evidence.text
-        kind, evidence = evidence.kind, _weighed(evidence, counted, facts)
+        kind, evidence = evidence.kind, _weigh(evidence, counted, facts)
     good = Finding("allow", "R1", "The total is within the seller's own limit and nothing else is asked for.")
-    outcome, clauses, because = judged(OUTCOMES, reference(facts), good, evidence)
+    outcome, clauses, because = strictest(OUTCOMES, reference(facts), good, evidence)
     return Situation(
         pack=PACK,
         evaluation=evaluation,
@@ -298,17 +303,17 @@ def _situation(
 
 @dataclass(frozen=True)
 class _Contrast:
-    """One fact that may be so or worse, and where it stands."""
+    """One fact that a pair differs in: the facts of both sides, and the path of the leaf."""
 
     loose: dict[str, Any]
     strict: dict[str, Any]
     path: tuple[str, ...]
-    #: What stands there in the stricter case, made of what stands there in the looser (None: nothing).
+    #: The leaf of the stricter situation, from that of the looser one (None: no leaf).
     value: Callable[[Any], Any]
 
 
 def _contrasts(chance: Chance) -> dict[str, _Contrast]:
-    """The facts that pairs differ in, many of them just over or just under a limit."""
+    """The facts that pairs differ in; many values are just over or just under a limit."""
     role = chance.choice(("rep", "sales rep", "account executive"))
     above = chance.choice((10.5, 11, 12, 14))
     lower = chance.choice((*("rep", "sales rep"), *("", "intern", "partner"), None))
@@ -374,7 +379,7 @@ def _contrasts(chance: Chance) -> dict[str, _Contrast]:
             {"severity": chance.choice(("3", "4", "low"))},
             {"severity": severity},
             ("context", "open_incidents"),
-            lambda found: [found[0] | {"severity": severity}],
+            lambda incidents: [incidents[0] | {"severity": severity}],
         ),
         "offer only claimed": _Contrast(
             {"offer": "on file"}, {"offer": "claimed"}, ("context", "competitor_offer"), lambda _: "claimed"
@@ -383,26 +388,27 @@ def _contrasts(chance: Chance) -> dict[str, _Contrast]:
 
 
 def pairs(chance: Chance) -> Iterator[tuple[str, Situation, Situation]]:
-    """For each kind of fact two situations that it alone sets apart, the looser one first."""
+    """For each kind of fact two situations that differ in it alone, the looser one first."""
     contrasts = _contrasts(chance)
     for name in chance.sample(list(contrasts), len(contrasts)):
-        one = contrasts[name]
+        contrast = contrasts[name]
         evidence, counted = _text(chance, matters=0.4)
-        facts = _beside(replace(_drawn(chance, within=True), **one.loose), evidence)
-        worse = replace(facts, **one.strict)
-        told = _told(facts, chance)
-        changed = deepcopy(told)
-        *way, last = one.path
+        routine = _routine_facts(chance, within=True)
+        facts = _without_contradiction(replace(routine, **contrast.loose), evidence)
+        stricter_facts = replace(facts, **contrast.strict)
+        evaluation = _evaluation(facts, chance)
+        changed = deepcopy(evaluation)
+        *folders, leaf = contrast.path
         place = changed
-        for part in way:
-            place = place[part]
-        value = one.value(place.get(last))
+        for folder in folders:
+            place = place[folder]
+        value = contrast.value(place.get(leaf))
         if value is None:
-            del place[last]
+            del place[leaf]
         else:
-            place[last] = value
-        loose = _situation(facts, told, evidence, counted)
-        strict = _situation(worse, changed, evidence, counted)
-        # a text may ask for as much as the fact, or count only beside what was taken away
+            place[leaf] = value
+        loose = _situation(facts, evaluation, evidence, counted)
+        strict = _situation(stricter_facts, changed, evidence, counted)
+        # A text may ask for as much as the fact, or count only beside the leaf that was removed.
         if OUTCOMES.index(loose.outcome) < OUTCOMES.index(strict.outcome):
             yield name, loose, strict

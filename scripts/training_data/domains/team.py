@@ -1,6 +1,7 @@
 """Situations of an engineering team, by the clauses of prompts/team-governance.
 
-Owns their facts, words and reference policy. Pure.
+Owns their facts, words, reference policy, and pairs that differ in one fact.
+Pure, except that the words are read on import.
 """
 
 from __future__ import annotations
@@ -8,20 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from situations import Chance, Evidence, Finding, Situation, judged, said, words
+from training_data.situations import Chance, Evidence, Finding, Situation, draw_text, strictest, vocabulary
 
 PACK = "team-governance"
 OUTCOMES = ("allow", "require_mfa", "require_attestation", "deny")
 MFA, ATTEST, DENY = OUTCOMES[1:]
 
-WORDS, TEXTS = words("team")
-#: What reads, and so needs no trust and no approval.
+WORDS, TEXTS = vocabulary(Path(__file__).with_suffix(".yaml"))
+#: Actions that only read: they need no trust and no approval.
 READS = ("read", "secret")
-#: What the kind needs of the lowest trust score.
-NEED = {"privileged": 0.8, "override": 0.8, "tampering": 0.8}
-#: Texts that add nothing to any action.
+#: The lowest trust score that an action of the kind needs.
+NEEDED_TRUST = {"privileged": 0.8, "override": 0.8, "tampering": 0.8}
+#: Texts that change nothing for any action.
 HARMLESS = (
     "plain",
     "claims",
@@ -57,7 +59,7 @@ HARMLESS = (
     "zero counts",
     "phish reported",
 )
-#: Texts near those that add something, with a word that turns the meaning: they add nothing either.
+#: Texts like those that ask for more, with a word that reverses the meaning: they change nothing.
 REASSURING = (
     "freeze over",
     "hazard ruled out",
@@ -76,7 +78,7 @@ REASSURING = (
     "real author",
     "caller checked",
 )
-#: Texts about who asks and why: they add something to whatever is more than a read.
+#: Texts about the person and the reason: they ask for more for every action but a plain read.
 PERSON = (
     "open objection",
     "secrecy",
@@ -88,7 +90,7 @@ PERSON = (
     "agent strays",
     "unverified caller",
 )
-#: Texts that add something to whatever changes something.
+#: Texts that ask for more for actions that change something.
 WORK = (
     *PERSON,
     "freeze",
@@ -120,7 +122,7 @@ WORK = (
     "silence as yes",
     "unfit approver",
 )
-#: Texts that add something to an access to data.
+#: Texts that ask for more for an access to data.
 DATA = (
     *PERSON,
     "unusual",
@@ -131,7 +133,7 @@ DATA = (
     "fetched for others",
     *("unattended script",) * 2,
 )
-#: Which kinds of text make sense beside which kinds of action.
+#: Texts by the kind of action that they fit; those that are listed often are drawn often.
 FITS = {
     "read": HARMLESS,
     "change": (
@@ -143,7 +145,7 @@ FITS = {
         *("late run", "runs into the night", "split up", "hidden deletion", "gain by detour"),
         *("cascading loss", "own rights prolonged"),
         *("unscored on live", "delayed live rollout", "wired to live"),
-        # hardly anything else in text asks for MFA
+        # few other texts ask for MFA
         *("hidden secret", "hidden export", "secret exposed", "data to a tool", "tracker") * 4,
         *("share link", "debug dump", "test copy") * 4,
         *("hidden power", "new accounts", "members removed", "group nested", "goes around") * 2,
@@ -188,7 +190,7 @@ FITS = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What is so, before it is written down. `margin` is the lowest trust score above the need, or None."""
+    """The facts behind a situation. `margin` is the lowest trust score minus the needed; None: no score."""
 
     kind: str
     production: bool
@@ -204,14 +206,15 @@ class Facts:
 
 
 def reference(facts: Facts) -> list[Finding]:
-    """What the clauses ask for, read one by one."""
-    kind, found = facts.kind, []
+    """The reference policy: what each clause asks for."""
+    kind = facts.kind
+    findings: list[Finding] = []
 
     def asks(condition: bool, outcome: str, clause: str, because: str) -> None:
         if condition:
-            found.append(Finding(outcome, clause, because))
+            findings.append(Finding(outcome, clause, because))
 
-    high = kind in NEED
+    high = kind in NEEDED_TRUST
     change = kind not in ("read", "secret", "export")
     reads = kind in READS
     below = facts.margin is not None and facts.margin < 0 and not reads
@@ -240,16 +243,16 @@ def reference(facts: Facts) -> list[Finding]:
         "Privileged work is not routine for automation.",
     )
     asks(facts.pending and not reads, ATTEST, "R14", "The approval is still pending.")
-    return found
+    return findings
 
 
-def need(facts: Facts) -> float:
-    """The trust that the action needs."""
-    return NEED.get(facts.kind, 0.7 if facts.production else 0.5)
+def needed_trust(facts: Facts) -> float:
+    """The lowest trust score that the action needs."""
+    return NEEDED_TRUST.get(facts.kind, 0.7 if facts.production else 0.5)
 
 
-#: Texts that tell a fact which no field holds. The clauses then judge the facts with it.
-TELLS: dict[str, dict[str, Any]] = {
+#: Texts that state a fact which no field holds. The clauses then judge the facts with it.
+FACTS_IN_TEXT: dict[str, dict[str, Any]] = {
     "real customers": {"production": True},
     "late run": {"off_hours": True},
     "pending": {"pending": True},
@@ -281,16 +284,16 @@ TELLS: dict[str, dict[str, Any]] = {
 }
 
 
-#: Texts that ask for MFA: with it done already a reader might want more than R12 says.
-ASKS_MFA = tuple(text for text, so in TELLS.items() if so.get("kind") in ("secret", "export"))
+#: Texts that ask for MFA. None is drawn where MFA is done: a reader may then want more than R12 asks for.
+ASKS_MFA = tuple(text for text, stated in FACTS_IN_TEXT.items() if stated.get("kind") in ("secret", "export"))
 
 
-def told(facts: Facts, text: str | None) -> Facts:
-    """The facts as they are by what the text tells."""
-    so = replace(facts, **TELLS.get(text or "", {}))
-    if so.margin is None:
-        return so
-    return replace(so, margin=round(facts.margin + need(facts) - need(so), 2))
+def with_text(facts: Facts, text: str | None) -> Facts:
+    """The facts with the one that the text states."""
+    stated = replace(facts, **FACTS_IN_TEXT.get(text or "", {}))
+    if facts.margin is None or stated.margin is None:
+        return stated
+    return replace(stated, margin=round(facts.margin + needed_trust(facts) - needed_trust(stated), 2))
 
 
 def risk_of(facts: Facts) -> str:
@@ -308,7 +311,7 @@ def risk_of(facts: Facts) -> str:
 
 
 def make(chance: Chance) -> Situation:
-    """One situation; what text adds is as likely as what the facts say."""
+    """One situation. The text asks for more about as often as the facts do."""
     kind = chance.weighted(
         read=1,
         change=5,
@@ -320,26 +323,26 @@ def make(chance: Chance) -> Situation:
         override=0.7,
         tampering=0.5,
     )
-    plain = chance.maybe(0.6)  # nothing but perhaps the text stands in the way
+    routine = chance.maybe(0.6)  # only the text can ask for more
     facts = Facts(
         kind=kind,
         production=kind not in ("privileged",) and chance.maybe(0.5),
         automation=chance.maybe(0.2),
         admin=chance.maybe(0.8 if kind == "privileged" else 0.1),
-        suspended=not plain and chance.maybe(0.06),
+        suspended=not routine and chance.maybe(0.06),
         new_device=chance.maybe(0.4 if kind in ("rotation", "privileged") else 0.05),
         mfa=chance.maybe(0.4),
-        off_hours=not plain and chance.maybe(0.4),
+        off_hours=not routine and chance.maybe(0.4),
         incident=(kind == "override" and chance.maybe(0.6)) or chance.maybe(0.05),
-        pending=not plain and chance.maybe(0.2),
-        margin=_margin(chance, plain),
+        pending=not routine and chance.maybe(0.2),
+        margin=_margin(chance, routine),
     )
-    text = _text(kind, chance)
-    return written(replace(facts, mfa=facts.mfa and text not in ASKS_MFA), chance, text)
+    text = _choose_text_kind(kind, chance)
+    return write(replace(facts, mfa=facts.mfa and text not in ASKS_MFA), chance, text)
 
 
-def _text(kind: str, chance: Chance) -> str | None:
-    """No text, one that adds nothing, or one that adds something, where there is such a one."""
+def _choose_text_kind(kind: str, chance: Chance) -> str | None:
+    """None for no text, a kind that changes nothing, or a kind that asks for more where one fits."""
     adding = [text for text in FITS[kind] if text not in HARMLESS]
     how = chance.weighted(none=0.45, harmless=0.25, adding=0.3)
     if how == "none":
@@ -350,16 +353,17 @@ def _text(kind: str, chance: Chance) -> str | None:
     return chance.choice(REASSURING if near else HARMLESS)
 
 
-def _margin(chance: Chance, plain: bool) -> float | None:
-    if not plain and chance.maybe(0.12):
+def _margin(chance: Chance, routine: bool) -> float | None:
+    """A margin of trust; with `routine` it is never negative and never None."""
+    if not routine and chance.maybe(0.12):
         return None
-    if not plain and chance.maybe(0.4):
+    if not routine and chance.maybe(0.4):
         return -round(chance.uniform(0.01, 0.3), 2)
     return round(chance.uniform(0.0, 0.18), 2)
 
 
-def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
-    """The facts in words, with a text of the kind `text`."""
+def write(facts: Facts, chance: Chance, text: str | None) -> Situation:
+    """The situation in words, with a text of the kind `text`."""
     number = chance.randrange(len(WORDS["words"][facts.kind]))
     action, resource_type, resource_id = WORDS["words"][facts.kind][number]
     names = chance.sample(WORDS["people"], 3)
@@ -376,7 +380,7 @@ def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
     if not facts.admin and chance.maybe(0.05):
         del properties["role"]
     if facts.margin is not None:
-        lowest = round(min(1.0, need(facts) + facts.margin), 2)
+        lowest = round(min(1.0, needed_trust(facts) + facts.margin), 2)
         scores = [lowest, *(round(chance.uniform(lowest, 1.0), 2) for _ in range(2))]
         names_of = ["competence", "reliability", "integrity"]
         chance.shuffle(names_of)  # the first has the lowest score; the last may be missing
@@ -405,7 +409,7 @@ def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
         context |= chance.choice(({"approval_pending": True}, {"approval_status": "requested"}))
     evidence = None
     if text is not None:
-        more = {
+        words = {
             "t": f"{chance.choice(WORDS['trackers'])}-{chance.randrange(10, 9999)}",
             "n": names[2],
             "m": chance.choice(WORDS["people"]),
@@ -413,13 +417,13 @@ def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
             "h": f"{chance.randrange(7, 20):02d}:{chance.randrange(60):02d}",
             "d": chance.choice(WORDS["days"]),
         }
-        evidence = said(TEXTS, text, chance, **more)
+        evidence = draw_text(TEXTS, text, chance, **words)
         place = "recent_history" if text == "unusual" else "details"
         if place == "details" and chance.maybe(0.15):
             place = "team_context"
         context[place] = [evidence.text] if place == "recent_history" else evidence.text
     for name in chance.sample(sorted(WORDS["distractors"]), chance.choice((0, 0, 1, 2))):
-        context[name] = chance.choice(WORDS["distractors"][name])  # no field shows them
+        context[name] = chance.choice(WORDS["distractors"][name])  # fields that no pack shows
     if chance.maybe(0.3):
         context = _shuffled(context, chance)
         subject["properties"] = _shuffled(properties, chance)
@@ -429,20 +433,19 @@ def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
         "resource": {"type": resource_type, "id": resource_id, "properties": {}},
         "context": context,
     }
-    return _labelled(facts, evaluation, evidence, f"{facts.kind}/{number}")
+    return _label(facts, evaluation, evidence, f"{facts.kind}/{number}")
 
 
-def _labelled(
-    facts: Facts, evaluation: dict[str, Any], evidence: Evidence | None, template: str
-) -> Situation:
+def _label(facts: Facts, evaluation: dict[str, Any], evidence: Evidence | None, template: str) -> Situation:
+    """The situation of these facts and this text, with the label that follows."""
     text = evidence.kind if evidence else None
     good = Finding("allow", "R15", "Trust meets the need and nothing stands in the way.")
     if facts.automation:
         good = Finding("allow", "R13", "This is routine work of automation.")
-    found = reference(facts)
-    if text in TELLS:
-        found += reference(told(facts, text))
-    outcome, clauses, because = judged(OUTCOMES, found, good, evidence)
+    findings = reference(facts)
+    if text in FACTS_IN_TEXT:
+        findings += reference(with_text(facts, text))
+    outcome, clauses, because = strictest(OUTCOMES, findings, good, evidence)
     risk = risk_of(facts)
     if risk == "medium" and evaluation["resource"]["type"] in ("db", "table"):
         risk = "high"
@@ -458,14 +461,14 @@ def _labelled(
     )
 
 
-def _shuffled(one: dict[str, Any], chance: Chance) -> dict[str, Any]:
-    names = list(one)
+def _shuffled(members: dict[str, Any], chance: Chance) -> dict[str, Any]:
+    names = list(members)
     chance.shuffle(names)
-    return {name: one[name] for name in names}
+    return {name: members[name] for name in names}
 
 
 def pairs(chance: Chance) -> Iterator[tuple[str, Situation, Situation]]:
-    """Without end: the kind of a fact, and two situations that differ in it alone, the looser one first."""
+    """Endless: the kind of a fact, and two situations that differ in it alone, the looser one first."""
     while True:
         for fact in chance.sample(_PAIRED, len(_PAIRED)):
             loose, strict = _pair(fact, chance)
@@ -486,7 +489,8 @@ _PAIRED = (
     "trust far below",
     "user or machine",
 )
-#: What a pair is about: the kinds of action, the leaf, and its two values with what they mean.
+#: The facts that pairs differ in: kinds of action, path of the leaf, field of `Facts`, looser and stricter
+#: values.
 _LEAVES: dict[str, tuple[tuple[str, ...], tuple[str, ...], str, tuple[Any, ...], tuple[Any, ...]]] = {
     "account": (
         ("read", "change", "rotation", "secret"),
@@ -546,25 +550,25 @@ _LEAVES: dict[str, tuple[tuple[str, ...], tuple[str, ...], str, tuple[Any, ...],
         ("service", "bot"),
     ),
 }
-#: Facts that loosen where they hold.
+#: Facts that make a situation looser where they are true.
 _LOOSENING = ("admin", "incident", "mfa")
 
 
 def _pair(fact: str, chance: Chance) -> tuple[Situation, Situation]:
-    """Two situations with the same words; whether the labels differ depends on the rest."""
+    """Two situations that differ in `fact`; their labels may still be the same."""
     text = chance.choice(HARMLESS) if chance.maybe(0.4) else None
     margin = round(chance.uniform(0.0, 0.15), 2)
     if fact in ("trust", "trust far below"):
         kind = chance.choice(("change", "rotation", "export", "privileged"))
-        least = margin = round(chance.uniform(0.0, 0.06) - (0.1 if fact != "trust" else 0.0), 2)
+        margin = round(chance.uniform(0.0, 0.06) - (0.1 if fact != "trust" else 0.0), 2)
         facts = Facts(kind, kind != "privileged" and chance.maybe(0.5), admin=True, mfa=True, margin=margin)
-        one = written(facts, chance, text)
-        scores = one.evaluation["subject"]["properties"]["trust"]
+        situation = write(facts, chance, text)
+        scores = situation.evaluation["subject"]["properties"]["trust"]
         name = min(scores, key=scores.__getitem__)
-        less = round(least - chance.uniform(0.03, 0.09), 2)
-        path = ("subject", "properties", "trust", name)
-        value = round(scores[name] - least + less, 2)
-        return one, _changed(one, path, value, replace(facts, margin=less))
+        lower = round(margin - chance.uniform(0.03, 0.09), 2)
+        leaf = ("subject", "properties", "trust", name)
+        value = round(scores[name] - margin + lower, 2)
+        return situation, _with_leaf(situation, leaf, value, replace(facts, margin=lower))
     kinds, path, field, loose_values, strict_values = _LEAVES[fact]
     kind = chance.choice(kinds)
     production = fact in ("hours", "incident") or (fact != "environment" and chance.maybe(0.5))
@@ -576,30 +580,33 @@ def _pair(fact: str, chance: Chance) -> tuple[Situation, Situation]:
         off_hours=fact == "incident",
         margin=margin,
     )
-    loose_facts = replace(facts, **{field: field in _LOOSENING})
-    strict_facts = replace(facts, **{field: field not in _LOOSENING})
+    loosening = field in _LOOSENING
+    loose_fact: dict[str, Any] = {field: loosening}
+    strict_fact: dict[str, Any] = {field: not loosening}
+    loose_facts, strict_facts = replace(facts, **loose_fact), replace(facts, **strict_fact)
     if fact == "environment":
         strict_facts = replace(strict_facts, margin=round(margin - 0.2, 2))
     if fact == "hours":
         loose_values, strict_values = (_time(chance, False),), (_time(chance, True),)
-    one = written(loose_facts, chance, text)
-    kind_of_target = WORDS["words"][kind][int(one.template.split("/")[1])][2]
+    situation = write(loose_facts, chance, text)
+    kind_of_target = WORDS["words"][kind][int(situation.template.split("/")[1])][2]
     if fact == "environment" and "{e}" in kind_of_target:
-        return one, one
-    loose = _changed(one, path, chance.choice(loose_values), loose_facts)
-    return loose, _changed(loose, path, chance.choice(strict_values), strict_facts)
+        return situation, situation
+    loose = _with_leaf(situation, path, chance.choice(loose_values), loose_facts)
+    return loose, _with_leaf(loose, path, chance.choice(strict_values), strict_facts)
 
 
-def _changed(one: Situation, path: tuple[str, ...], value: Any, facts: Facts) -> Situation:
-    """The same situation with another value of one leaf, and the label for its facts."""
-    evaluation = deepcopy(one.evaluation)
+def _with_leaf(situation: Situation, path: tuple[str, ...], value: Any, facts: Facts) -> Situation:
+    """The same situation with another value of one leaf, and the label of `facts`."""
+    evaluation = deepcopy(situation.evaluation)
     *folders, leaf = path
     place = evaluation
     for folder in folders:
         place = place.setdefault(folder, {})
     place[leaf] = value
-    evidence = None if one.evidence == "none" else Evidence(one.evidence, "", TEXTS[one.evidence][0])
-    return _labelled(facts, evaluation, evidence, one.template)
+    kind = situation.evidence
+    evidence = None if kind == "none" else Evidence(kind, "", TEXTS[kind][0])
+    return _label(facts, evaluation, evidence, situation.template)
 
 
 def _time(chance: Chance, off_hours: bool) -> str:

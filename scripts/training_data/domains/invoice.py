@@ -1,28 +1,30 @@
 """Situations of accounts payable, by the clauses of prompts/invoice-exception.
 
-Owns their facts, words and reference policy. Pure.
+Owns their facts, words, reference policy, and pairs that differ in one fact.
+Pure, except that the words are read on import.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from situations import Chance, Evidence, Finding, Situation, judged, said, words
-from situations.pairing import GONE, Difference, changed
+from training_data.pairs import REMOVED, Difference, with_difference
+from training_data.situations import Chance, Evidence, Finding, Situation, draw_text, strictest, vocabulary
 
 PACK = "invoice-exception"
 OUTCOMES = ("allow", "require_second_approval", "hold", "deny")
 SECOND, HOLD, DENY = OUTCOMES[1:]
-WORDS, TEXTS = words("invoice")
-#: Kinds of text on a call about new bank details, which were thus confirmed.
+WORDS, TEXTS = vocabulary(Path(__file__).with_suffix(".yaml"))
+#: Texts about a call that confirmed new bank details.
 CALLS = ("doubtful call", "planted number")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is so, before it is written down. Amounts in the currency of the invoice."""
+    """The facts behind a situation. Amounts in the currency of the invoice."""
 
     amount: float | None
     ordered: float | None
@@ -46,14 +48,14 @@ class Facts:
 
 
 def reference(facts: Facts) -> list[Finding]:
-    """What the clauses ask for, read one by one."""
-    found: list[Finding] = []
+    """The reference policy: what each clause asks for."""
+    findings: list[Finding] = []
     amount = facts.amount or 0.0
     free = facts.ordered is None and not facts.contract
 
     def asks(condition: bool, outcome: str, clause: str, because: str) -> None:
         if condition:
-            found.append(Finding(outcome, clause, because))
+            findings.append(Finding(outcome, clause, because))
 
     asks(facts.earlier == "same", DENY, "R4", "A number of this supplier that was paid before.")
     asks(facts.own, DENY, "R9", "The subject entered or ordered it and may not release it.")
@@ -80,7 +82,7 @@ def reference(facts: Facts) -> list[Finding]:
     asks(together, SECOND, "R6", "Together with others of 30 days it reaches 10,000.")
     asks(amount >= 10_000, SECOND, "R7", "The amount is 10,000 or more.")
     asks(facts.earlier == "none", SECOND, "R11", "The first invoice of this supplier.")
-    return found
+    return findings
 
 
 def risk_of(facts: Facts) -> str:
@@ -95,20 +97,20 @@ def risk_of(facts: Facts) -> str:
 
 
 def make(chance: Chance) -> Situation:
-    """One situation; in about half of them only the text could stand in the way."""
+    """One situation. In about half of them only the text can ask for more than `allow`."""
     plain = chance.maybe(0.5)
-    facts = _good(chance)
+    facts = _routine_facts(chance)
     if not plain:
         for _ in range(chance.choice((1, 1, 2))):
-            facts = _hardened(facts, chance)
-    text = _kind(facts, chance) if chance.maybe(0.55) else None
+            facts = _with_obstacle(facts, chance)
+    text = _choose_text_kind(facts, chance) if chance.maybe(0.55) else None
     if text in CALLS:
         facts = replace(facts, bank="confirmed")
-    return written(facts, chance, text)
+    return write(facts, chance, text)
 
 
-def _good(chance: Chance) -> Facts:
-    """Facts that nothing stands against."""
+def _routine_facts(chance: Chance) -> Facts:
+    """Facts that no clause is against."""
     amount = round(chance.choice((chance.uniform(60, 990), chance.uniform(1_000, 9_400))), 2)
     if chance.maybe(0.4):
         amount = float(chance.choice((round(amount), round(amount, -1))))
@@ -117,8 +119,8 @@ def _good(chance: Chance) -> Facts:
     return replace(facts, ordered=None, contract=True) if chance.maybe(0.1) else facts
 
 
-def _kind(facts: Facts, chance: Chance) -> str:
-    """A kind of text that can be said of these facts; as often one that adds something as not."""
+def _choose_text_kind(facts: Facts, chance: Chance) -> str:
+    """A kind of text that makes sense beside these facts; in about half of the draws it asks for more."""
     amount, adds = facts.amount or 0.0, chance.maybe(0.5)
     unfit = {
         "split": facts.ordered is None,
@@ -159,8 +161,8 @@ def _kind(facts: Facts, chance: Chance) -> str:
     )
 
 
-def _hardened(facts: Facts, chance: Chance) -> Facts:
-    """With one more circumstance that a clause names."""
+def _with_obstacle(facts: Facts, chance: Chance) -> Facts:
+    """The facts with one more circumstance that a clause names."""
     amount = facts.amount or 500.0
     kind = chance.choice(
         (
@@ -201,8 +203,8 @@ def _hardened(facts: Facts, chance: Chance) -> Facts:
     return replace(facts, **changes[kind])
 
 
-def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
-    """The facts in words, with a text of the kind `text`."""
+def write(facts: Facts, chance: Chance, text: str | None) -> Situation:
+    """The situation in words, with a text of the kind `text`."""
     people = chance.sample(WORDS["people"], 4)
     supplier, other = chance.sample(WORDS["suppliers"], 2)
     number = _number(chance)
@@ -265,29 +267,29 @@ def written(facts: Facts, chance: Chance, text: str | None) -> Situation:
             "part": f"{round(amount * chance.uniform(0.05, 0.2), 2):,.2f}",
             "rest": f"{round(max(0.0, 10_000 - amount) + chance.choice((150, 480, 1_200, 3_000)), -1):,.0f}",
         }
-        evidence = said(TEXTS, text, chance, **names)
+        evidence = draw_text(TEXTS, text, chance, **names)
         context["details"] = evidence.text
     for part, name, values in chance.sample(WORDS["distractors"], chance.choice((0, 0, 1, 2, 3))):
         (resource if part == "resource" else context)[name] = chance.choice(values)
-    context = _shuffled(context, chance)
+    context = chance.reordered(context)
     context["timestamp"] = (
         f"2026-{chance.randint(1, 9):02d}-{chance.randint(1, 28):02d}T{chance.randint(6, 19):02d}:30:00Z"
     )
     evaluation = {
         "subject": {"type": "user", "id": people[0], "properties": {"role": chance.choice(WORDS["roles"])}},
         "action": {"name": chance.choice(WORDS["actions"]), "properties": {}},
-        "resource": {"type": "invoice", "id": number, "properties": _shuffled(resource, chance)},
+        "resource": {"type": "invoice", "id": number, "properties": chance.reordered(resource)},
         "context": context,
     }
-    return _labelled(evaluation, facts, evidence)
+    return _label(evaluation, facts, evidence)
 
 
-def _labelled(evaluation: dict[str, Any], facts: Facts, evidence: Evidence | None) -> Situation:
-    """The situation of these facts and this text, with what the clauses make of it."""
+def _label(evaluation: dict[str, Any], facts: Facts, evidence: Evidence | None) -> Situation:
+    """The situation of these facts and this text, with the label that follows."""
     good = Finding("allow", "R1", "Invoice, order and receipt agree.")
     if facts.contract:
         good = Finding("allow", "R3", "A standing contract covers it.")
-    outcome, clauses, because = judged(OUTCOMES, reference(facts), good, evidence)
+    outcome, clauses, because = strictest(OUTCOMES, reference(facts), good, evidence)
     risk = risk_of(facts)
     if evidence and evidence.adds and evidence.adds.clause == "R13" and risk != "critical":
         risk = "high"
@@ -305,7 +307,7 @@ def _labelled(evaluation: dict[str, Any], facts: Facts, evidence: Evidence | Non
 
 
 def _number(chance: Chance) -> str:
-    """The number of an invoice, in one of the ways that suppliers have; it ends in a digit."""
+    """The number of an invoice, in one of the formats of suppliers; it ends in a digit."""
     count = chance.randrange(1000, 9999)
     return chance.choice(
         (
@@ -321,12 +323,8 @@ def _order_number(chance: Chance) -> str:
     return chance.choice(("PO-", "B", "45000", "ORD/", "26-")) + str(chance.randrange(10_000, 99_999))
 
 
-def _shuffled(told: dict[str, Any], chance: Chance) -> dict[str, Any]:
-    return dict(chance.sample(list(told.items()), len(told)))
-
-
 def _differences(facts: Facts, chance: Chance) -> dict[str, Difference]:
-    """What a pair can differ in, by the kind of the fact; numbers lie just under and over their limit."""
+    """The facts that a pair can differ in, by their kind; amounts lie just under and just over a limit."""
     amount = facts.amount or 500.0
     little, order = chance.uniform(1, 60), ("context", "order")
     free = {"ordered": None, "contract": False}
@@ -347,7 +345,7 @@ def _differences(facts: Facts, chance: Chance) -> dict[str, Difference]:
             ("resource", "properties", "amount"),
             lambda _: over,
             {"amount": over},
-            suits=lambda one: "lines_total" not in one["resource"]["properties"],
+            applies=lambda evaluation: "lines_total" not in evaluation["resource"]["properties"],
         )
 
     others = round(10_000 - amount + little, 2)
@@ -370,7 +368,7 @@ def _differences(facts: Facts, chance: Chance) -> dict[str, Difference]:
             {"receipt": "none"},
         ),
         "receipt unknown": Difference(
-            ordered, (context, "receipt", "status"), lambda _: GONE, {"receipt": None}
+            ordered, (context, "receipt", "status"), lambda _: REMOVED, {"receipt": None}
         ),
         "bank": Difference({}, (context, "bank", "changed"), lambda _: True, {"bank": "changed"}),
         "call": Difference(
@@ -380,26 +378,32 @@ def _differences(facts: Facts, chance: Chance) -> dict[str, Difference]:
             {"bank": "changed"},
         ),
         "twin": Difference(
-            {}, (context, "earlier_numbers", 0), lambda one: one["resource"]["id"] + "A", {"earlier": "twin"}
+            {},
+            (context, "earlier_numbers", 0),
+            lambda evaluation: evaluation["resource"]["id"] + "A",
+            {"earlier": "twin"},
         ),
         "number paid before": Difference(
             {},
             (context, "earlier_numbers", 0),
-            lambda one: one["resource"]["id"].lower(),
+            lambda evaluation: evaluation["resource"]["id"].lower(),
             {"earlier": "same"},
         ),
         "first": Difference(
             {},
             (context, "earlier_numbers", 0),
-            lambda _: GONE,
+            lambda _: REMOVED,
             {"earlier": "none"},
-            suits=lambda one: len(one["context"]["earlier_numbers"]) == 1,
+            applies=lambda evaluation: len(evaluation["context"]["earlier_numbers"]) == 1,
         ),
         "payee": Difference(
             {}, (*properties, "payee"), lambda _: chance.choice(WORDS["payees"]), {"other_payee": True}
         ),
         "own": Difference(
-            ordered, (context, "order", "entered_by"), lambda one: one["subject"]["id"], {"own": True}
+            ordered,
+            (context, "order", "entered_by"),
+            lambda evaluation: evaluation["subject"]["id"],
+            {"own": True},
         ),
         "currency": Difference(
             ordered,
@@ -410,10 +414,10 @@ def _differences(facts: Facts, chance: Chance) -> dict[str, Difference]:
         "sums": Difference(
             {},
             (*properties, "lines_total"),
-            lambda one: round(one["resource"]["properties"]["lines_total"] - little, 2),
+            lambda evaluation: round(evaluation["resource"]["properties"]["lines_total"] - little, 2),
             {"sums_wrong": True},
         ),
-        "order": Difference(ordered, (context, "order", "number"), lambda _: GONE, free),
+        "order": Difference(ordered, (context, "order", "number"), lambda _: REMOVED, free),
         "contract": Difference(
             standing, (context, "contract", "kind"), lambda _: chance.choice(("maintenance", "frame")), free
         ),
@@ -421,25 +425,27 @@ def _differences(facts: Facts, chance: Chance) -> dict[str, Difference]:
 
 
 def pairs(chance: Chance) -> Iterator[tuple[str, Situation, Situation]]:
-    """Two situations that differ in one fact alone and in their outcome: its kind, the looser, the stricter.
+    """Pairs that differ in one fact and in their outcome: the kind of the fact, the looser, the stricter one.
 
-    Each kind of fact at most once, with facts, names and text of its own; about half of them with a text.
+    Each kind of fact comes at most once, with its own facts, names and text; about half of the pairs have a
+    text.
     """
-    kinds = list(_differences(_good(chance), chance))
+    kinds = list(_differences(_routine_facts(chance), chance))
     for kind in chance.sample(kinds, len(kinds)):
         for _ in range(40):
-            facts = _good(chance)
+            facts = _routine_facts(chance)
             difference = _differences(facts, chance)[kind]
-            facts = replace(facts, **difference.start)
-            text = _kind(facts, chance) if chance.maybe(0.5) else None
-            loose = written(facts, chance, None if text in CALLS else text)
-            evaluation = changed(loose.evaluation, difference)
+            facts = replace(facts, **difference.loose)
+            text = _choose_text_kind(facts, chance) if chance.maybe(0.5) else None
+            loose = write(facts, chance, None if text in CALLS else text)
+            evaluation = with_difference(loose.evaluation, difference)
             if evaluation is None:
                 continue
-            said = None
+            evidence = None
             if loose.evidence != "none":
-                said = Evidence(loose.evidence, evaluation["context"]["details"], TEXTS[loose.evidence][0])
-            strict = _labelled(evaluation, replace(facts, **difference.made), said)
+                adds = TEXTS[loose.evidence][0]
+                evidence = Evidence(loose.evidence, evaluation["context"]["details"], adds)
+            strict = _label(evaluation, replace(facts, **difference.strict), evidence)
             if OUTCOMES.index(strict.outcome) > OUTCOMES.index(loose.outcome):
                 yield kind, loose, strict
                 break
