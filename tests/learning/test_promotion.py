@@ -662,7 +662,7 @@ def test_if_no_more_packs_can_be_resident_the_longest_inactive_candidate_is_unlo
     with daemon(replace(settings, resident_packs=2)) as client:
         for folder in folders:
             assert send(settings, folder).activated
-        assert {pack["version"]: pack.role for pack in client.status().packs} == {
+        assert {pack.version: pack.role for pack in client.status().packs} == {
             "4": "active",
             "3": "candidate",
         }
