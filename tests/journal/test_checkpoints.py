@@ -1,4 +1,4 @@
-"""Signed checkpoints: nobody else can say what one says, and a hostile file gets no further than its name."""
+"""Signed checkpoints: nobody without the key can make one, and a hostile file is only listed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from thor_policy.journal.checkpoints import (
 from thor_policy.security import signatures
 from thor_policy.security.files import MAX_BYTES
 
-#: How long a test waits for what must come; far more than it takes.
+#: How long a test waits for an expected event, in seconds; far more than it takes.
 WAIT_S = 60.0
 CHAIN, HEAD = "c0ffee" + "0" * 58, "ab" * 32
 AT = "2026-07-01T12:00:00.000000Z"
@@ -74,23 +74,23 @@ def put_key(path: Path, content: bytes, mode: int = 0o600) -> Path:
 
 @pytest.fixture
 def key(tmp_path: Path) -> Path:
-    """Where a key is, once it is made."""
+    """The path of the signing key, which is not made yet."""
     return tmp_path / "checkpoint.key"
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """Where checkpoints are, once it is made."""
+    """The path of the checkpoint directory, which is not made yet."""
     return tmp_path / "checkpoints"
 
 
 # ---------------------------------------------------------------- what is signed
 
 
-def test_the_signed_bytes_are_those_of_the_first_version() -> None:
-    """Kept checkpoints must stay valid: a change here is another version, with another heading.
+def test_the_signed_bytes_of_a_checkpoint_are_those_of_version_1() -> None:
+    """Stored checkpoints must stay valid: a change of these bytes needs another version and heading.
 
-    The signature is what OpenSSL makes of these bytes with this key.
+    OpenSSL makes the same signature of these bytes with this key.
     """
     assert checkpoints._signed_bytes(GOOD) == (
         b"thor-policy checkpoint 1\n"
@@ -113,7 +113,7 @@ def test_the_signed_bytes_are_those_of_the_first_version() -> None:
     head=st.binary(min_size=32, max_size=32),
     at=st.datetimes().map(lambda at: at.isoformat() + "Z"),
 )
-def test_what_was_signed_is_good(chain: bytes, seq: int, head: bytes, at: str) -> None:
+def test_a_signed_checkpoint_passes_the_check(chain: bytes, seq: int, head: bytes, at: str) -> None:
     signed = SIGNER.sign(chain.hex(), seq, head.hex(), at)
     assert (signed.chain, signed.seq, signed.head, signed.at) == (chain.hex(), seq, head.hex(), at)
     assert check(signed, KEYS) is None
@@ -133,13 +133,13 @@ OTHERS: dict[str, st.SearchStrategy[object]] = {
 
 @pytest.mark.parametrize("field", Checkpoint.__struct_fields__)
 @given(data=st.data())
-def test_no_field_can_be_changed(field: str, data: st.DataObject) -> None:
+def test_a_checkpoint_with_a_changed_field_fails_the_check(field: str, data: st.DataObject) -> None:
     value = data.draw(OTHERS[field].filter(lambda other: other != getattr(GOOD, field)))
     assert check(msgspec.structs.replace(GOOD, **{field: value}), KEYS) is not None
 
 
 @given(bit=st.integers(0, 64 * 8 - 1))
-def test_no_bit_of_a_signature_can_be_changed(bit: int) -> None:
+def test_a_signature_with_a_changed_bit_fails_the_check(bit: int) -> None:
     raw = bytearray.fromhex(GOOD.signature)
     raw[bit // 8] ^= 1 << bit % 8
     changed = msgspec.structs.replace(GOOD, signature=raw.hex())
@@ -166,13 +166,13 @@ def test_no_bit_of_a_signature_can_be_changed(bit: int) -> None:
         ({"signature": "\ud800" * 128}, r"it is malformed: .* - at `\$\.signature`"),
     ],
 )
-def test_why_a_checkpoint_counts_for_nothing(changes: dict[str, object], reason: str) -> None:
+def test_the_check_of_a_checkpoint_says_why_it_fails(changes: dict[str, object], reason: str) -> None:
     problem = check(msgspec.structs.replace(GOOD, **changes), KEYS)
     assert problem is not None
     assert re.fullmatch(reason, problem)
 
 
-def test_another_key_under_the_same_id_is_no_witness() -> None:
+def test_another_public_key_under_the_same_id_fails_the_check() -> None:
     other = ed25519.Ed25519PrivateKey.generate().public_key()
     assert check(GOOD, {GOOD.key: other}) == "its signature is wrong"
     assert check(GOOD, {}) == f"its key {GOOD.key} is not among the trusted ones"
@@ -187,7 +187,7 @@ def test_another_key_under_the_same_id_is_no_witness() -> None:
         (CHAIN, 1, HEAD, "yesterday", "at"),
     ],
 )
-def test_nothing_malformed_is_signed(chain: str, seq: int, head: str, at: str, field: str) -> None:
+def test_malformed_values_are_not_signed(chain: str, seq: int, head: str, at: str, field: str) -> None:
     with pytest.raises(JournalError, match=rf"a checkpoint cannot have these values: .*\$\.{field}`"):
         SIGNER.sign(chain, seq, head, at)
 
@@ -195,7 +195,7 @@ def test_nothing_malformed_is_signed(chain: str, seq: int, head: str, at: str, f
 # ---------------------------------------------------------------- the key
 
 
-def test_a_missing_key_is_made_for_us_alone(key: Path) -> None:
+def test_a_missing_signing_key_is_made_with_mode_0600(key: Path) -> None:
     made = Signer.load(key)
     assert names(key.parent) == ["checkpoint.key", "checkpoint.key.pub"]
     assert (mode_of(key), mode_of(key.with_name("checkpoint.key.pub"))) == (0o600, 0o644)
@@ -204,11 +204,11 @@ def test_a_missing_key_is_made_for_us_alone(key: Path) -> None:
     assert public_id == made.key
 
 
-def test_no_two_keys_are_alike(tmp_path: Path) -> None:
+def test_two_new_signing_keys_differ(tmp_path: Path) -> None:
     assert Signer.load(tmp_path / "one").key != Signer.load(tmp_path / "another" / "place").key
 
 
-def test_a_key_is_made_for_us_alone_whatever_the_umask(key: Path, directory: Path) -> None:
+def test_a_signing_key_is_made_with_mode_0600_under_any_umask(key: Path, directory: Path) -> None:
     for mask in (0o000, 0o077):
         before = os.umask(mask)
         try:
@@ -224,7 +224,7 @@ def test_a_key_is_made_for_us_alone_whatever_the_umask(key: Path, directory: Pat
         directory.rmdir()
 
 
-def test_the_key_of_another_tool_is_taken(key: Path) -> None:
+def test_a_signing_key_from_openssl_is_accepted(key: Path) -> None:
     """As `openssl genpkey -algorithm ed25519` writes it."""
     der = bytes.fromhex("302e020100300506032b657004220420") + bytes(range(32))
     text = b"-----BEGIN PRIVATE KEY-----\n" + base64.b64encode(der) + b"\n-----END PRIVATE KEY-----\n"
@@ -232,7 +232,9 @@ def test_the_key_of_another_tool_is_taken(key: Path) -> None:
     assert signer.sign(GOOD.chain, GOOD.seq, GOOD.head, GOOD.at) == GOOD
 
 
-def test_a_key_that_appears_meanwhile_is_the_key(key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signing_key_that_another_process_makes_meanwhile_is_used(
+    key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     link = os.link
 
     def slower(source: Path, target: Path) -> None:
@@ -243,7 +245,7 @@ def test_a_key_that_appears_meanwhile_is_the_key(key: Path, monkeypatch: pytest.
     assert Signer.load(key).key == SIGNER.key
 
 
-def test_many_who_make_a_key_at_once_get_the_same(key: Path) -> None:
+def test_threads_that_make_a_signing_key_at_once_get_the_same_one(key: Path) -> None:
     barrier, ids = threading.Barrier(8), []
 
     def start() -> None:
@@ -260,14 +262,14 @@ def test_many_who_make_a_key_at_once_get_the_same(key: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o610, 0o601, 0o644, 0o666])
-def test_a_key_that_others_may_come_at_is_refused(key: Path, mode: int) -> None:
+def test_a_signing_key_that_others_may_read_or_write_is_refused(key: Path, mode: int) -> None:
     put_key(key, as_pem(PRIVATE), mode)
     with pytest.raises(JournalError, match=rf"checkpoint\.key has mode {mode:04o}, .*run `chmod 600` on it"):
         Signer.load(key)
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o400, 0o700])
-def test_a_key_for_its_owner_alone_is_taken(key: Path, mode: int) -> None:
+def test_a_signing_key_that_only_its_owner_may_read_is_accepted(key: Path, mode: int) -> None:
     assert Signer.load(put_key(key, as_pem(PRIVATE), mode)).key == SIGNER.key
 
 
@@ -279,13 +281,13 @@ def test_a_key_for_its_owner_alone_is_taken(key: Path, mode: int) -> None:
         (0, 0o440, 0, "has mode 0440, so others may come at it; run `chmod 600` on it"),
         (1001, 0o600, 1000, "belongs to user 1001; run `chown 1000` on it"),
         (1000, 0o600, 0, "belongs to user 1000; run `chown 0` on it"),
-        # how systemd shows a credential: root's, with the mask of an ACL where the group's bits are
+        # a credential of systemd: it belongs to root, and the mask of its ACL is in the bits of the group
         (0, 0o440, 1000, None),
         (0, 0o460, 1000, "has mode 0460, so others may come at it; run `chmod 440` on it"),
         (0, 0o444, 1000, "has mode 0444, so others may come at it; run `chmod 440` on it"),
     ],
 )
-def test_a_key_is_ours_or_roots_and_closed_to_others(
+def test_a_signing_key_must_belong_to_us_or_root_and_be_closed_to_others(
     owner: int, mode: int, me: int, problem: str | None
 ) -> None:
     assert signatures.exposed(owner, stat.S_IFREG | mode, me) == problem
@@ -305,7 +307,7 @@ def test_a_key_is_ours_or_roots_and_closed_to_others(
     ],
     ids=["empty", "text", "bytes", "half", "encrypted", "public", "X25519", "P-256"],
 )
-def test_what_is_no_ed25519_key_is_refused_and_left_alone(key: Path, content: bytes) -> None:
+def test_a_file_without_an_ed25519_key_is_refused_and_left_alone(key: Path, content: bytes) -> None:
     put_key(key, content)
     with pytest.raises(JournalError, match=r"checkpoint\.key is no Ed25519 key in unencrypted PEM; move it"):
         Signer.load(key)
@@ -313,7 +315,7 @@ def test_what_is_no_ed25519_key_is_refused_and_left_alone(key: Path, content: by
     assert names(key.parent) == ["checkpoint.key"]
 
 
-def test_a_key_that_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_a_signing_key_that_is_not_a_regular_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(pipe := tmp_path / "pipe", 0o600)
     (dangling := tmp_path / "dangling").symlink_to(tmp_path / "nothing")
     for path, problem in (
@@ -327,7 +329,7 @@ def test_a_key_that_is_no_file_is_refused(tmp_path: Path) -> None:
             Signer.load(path)
 
 
-def test_a_link_counts_as_what_it_leads_to(tmp_path: Path) -> None:
+def test_the_target_of_a_link_to_a_signing_key_is_checked(tmp_path: Path) -> None:
     (link := tmp_path / "link").symlink_to(put_key(tmp_path / "real", as_pem(PRIVATE)))
     assert Signer.load(link).key == SIGNER.key
     (tmp_path / "real").chmod(0o644)
@@ -338,7 +340,7 @@ def test_a_link_counts_as_what_it_leads_to(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [None, b"", public_pem(ed25519.Ed25519PrivateKey.generate().public_key())]
 )
-def test_a_public_key_beside_it_is_set_right(key: Path, content: bytes | None) -> None:
+def test_a_wrong_public_key_beside_the_signing_key_is_corrected(key: Path, content: bytes | None) -> None:
     put_key(key, as_pem(PRIVATE))
     beside = key.with_name("checkpoint.key.pub")
     if content is not None:
@@ -359,7 +361,7 @@ def test_a_public_key_is_not_written_through_a_link(key: Path, tmp_path: Path) -
     assert not beside.is_symlink()
 
 
-def test_a_public_key_that_appears_meanwhile_is_left(
+def test_a_public_key_that_another_process_writes_meanwhile_stays(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link = os.link
@@ -373,7 +375,7 @@ def test_a_public_key_that_appears_meanwhile_is_left(
     assert read_directory(directory).public_keys == KEYS
 
 
-def test_a_credential_goes_before_the_configured_key(
+def test_a_systemd_credential_takes_precedence_over_the_configured_key(
     key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     credentials = tmp_path / "credentials"
@@ -391,8 +393,8 @@ def test_a_credential_goes_before_the_configured_key(
     assert key_path(key, handed_over) == credentials / "checkpoint.key"
 
 
-def test_a_key_needs_no_place_beside_it(key: Path, directory: Path) -> None:
-    """As a credential in its read-only directory; root writes anywhere else, but over no directory."""
+def test_a_signing_key_in_a_read_only_directory_is_accepted(key: Path, directory: Path) -> None:
+    """As a credential. Root may write in any directory, so a directory blocks the public key's file."""
     put_key(key, as_pem(PRIVATE), 0o400)
     key.with_name("checkpoint.key.pub").mkdir()
     signer = Signer.load(key)
@@ -400,16 +402,16 @@ def test_a_key_needs_no_place_beside_it(key: Path, directory: Path) -> None:
     assert check(GOOD, read_directory(directory).public_keys) is None
 
 
-def test_publishing_says_why_it_cannot(tmp_path: Path) -> None:
+def test_a_public_key_that_cannot_be_published_is_an_error_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(JournalError, match=r"the public key .*\.pub cannot be used: Not a directory"):
         SIGNER.publish(tmp_path / "file" / "checkpoints")
 
 
-# ---------------------------------------------------------------- kept
+# ---------------------------------------------------------------- storing
 
 
-def test_a_kept_checkpoint_is_found_and_good(key: Path, directory: Path) -> None:
+def test_a_stored_checkpoint_is_read_and_passes_the_check(key: Path, directory: Path) -> None:
     signer = Signer.load(key)
     signer.publish(directory)
     first, second, tenth = (signer.sign(CHAIN, seq, HEAD, AT) for seq in (1, 2, 10))
@@ -422,7 +424,7 @@ def test_a_kept_checkpoint_is_found_and_good(key: Path, directory: Path) -> None
     assert [check(checkpoint, seen.public_keys) for checkpoint in seen.checkpoints] == [None] * 4
 
 
-def test_a_kept_checkpoint_is_a_small_file_for_everybody(directory: Path) -> None:
+def test_a_stored_checkpoint_is_a_small_file_that_everybody_may_read(directory: Path) -> None:
     path = store(directory, GOOD)
     assert path == directory / "c0ffee0000000000-000000004096.json"
     assert (mode_of(path), mode_of(directory)) == (0o644, 0o755)
@@ -430,13 +432,13 @@ def test_a_kept_checkpoint_is_a_small_file_for_everybody(directory: Path) -> Non
     assert names(directory) == [path.name]
 
 
-def test_a_directory_that_is_there_keeps_its_mode(directory: Path) -> None:
+def test_an_existing_checkpoint_directory_keeps_its_mode(directory: Path) -> None:
     directory.mkdir(mode=0o700)
     store(directory, GOOD)
     assert mode_of(directory) == 0o700
 
 
-def test_the_earlier_of_two_that_say_the_same_stays(directory: Path) -> None:
+def test_of_two_checkpoints_of_one_event_the_earlier_file_stays(directory: Path) -> None:
     later = Signer(ed25519.Ed25519PrivateKey.generate()).sign(
         GOOD.chain, GOOD.seq, GOOD.head, "2027-01-01T00:00:00Z"
     )
@@ -455,7 +457,9 @@ def test_the_earlier_of_two_that_say_the_same_stays(directory: Path) -> None:
     ],
     ids=["another end", "garbage"],
 )
-def test_evidence_is_never_overwritten(directory: Path, content: bytes, problem: str) -> None:
+def test_a_checkpoint_file_with_another_statement_is_never_overwritten(
+    directory: Path, content: bytes, problem: str
+) -> None:
     path = store(directory, GOOD)
     path.write_bytes(content)
     with pytest.raises(JournalError, match=problem):
@@ -472,20 +476,20 @@ def test_a_checkpoint_is_not_written_through_a_link(directory: Path, tmp_path: P
     assert not (tmp_path / "victim").exists()
 
 
-def test_a_checkpoint_that_names_another_place_is_not_kept(directory: Path) -> None:
+def test_a_checkpoint_whose_chain_is_a_path_is_not_stored(directory: Path) -> None:
     with pytest.raises(JournalError, match=r"this checkpoint cannot be stored: .*chain"):
         store(directory, msgspec.structs.replace(GOOD, chain="../../../../evil"))
     assert not directory.exists()
 
 
-def test_keeping_says_why_it_cannot(tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_stored_is_an_error_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for directory in (tmp_path / "file", tmp_path / "file" / "checkpoints"):
         with pytest.raises(JournalError, match=r"the checkpoint .*\.json cannot be used: Not a directory"):
             store(directory, GOOD)
 
 
-#: A process that keeps a checkpoint and makes a key, and dies at its nth fsync, as in a power cut.
+#: A process that stores a checkpoint or makes a key, and dies at its nth fsync, as in a power cut.
 DIES = """
 import os, sys
 from pathlib import Path
@@ -509,7 +513,7 @@ else:
 
 @pytest.mark.parametrize(("fsyncs", "visible"), [(1, False), (2, True)])
 @pytest.mark.parametrize("what", ["checkpoint", "key"])
-def test_a_process_that_dies_leaves_a_whole_file_or_none(
+def test_a_process_killed_while_it_stores_leaves_a_complete_file_or_none(
     directory: Path, what: str, fsyncs: int, visible: bool
 ) -> None:
     directory.mkdir()
@@ -522,13 +526,13 @@ def test_a_process_that_dies_leaves_a_whole_file_or_none(
     assert read_directory(directory) == StoredCheckpoints(
         checkpoints=(GOOD,) if visible and what == "checkpoint" else ()
     )
-    # and whoever comes next is not held up
+    # and the next process can continue
     assert Signer.load(directory / "checkpoint.key").key
     store(directory, GOOD)
     assert read_directory(directory).checkpoints == (GOOD,)
 
 
-#: A process on a disk that takes a hundred bytes of a file and no more.
+#: A process whose files may have at most 100 bytes.
 FULL = """
 import resource, sys
 from pathlib import Path
@@ -548,7 +552,7 @@ for attempt in (
 """
 
 
-def test_a_full_disk_leaves_nothing_behind(directory: Path) -> None:
+def test_a_full_disk_leaves_no_checkpoint_or_key_file(directory: Path) -> None:
     directory.mkdir()
     child = subprocess.run(
         [sys.executable, "-B", "-c", FULL, directory, msgspec.json.encode(GOOD)],
@@ -566,44 +570,44 @@ def test_a_full_disk_leaves_nothing_behind(directory: Path) -> None:
 @pytest.mark.parametrize(
     "put", [lambda at: store(at, GOOD), SIGNER.publish], ids=["checkpoint", "public key"]
 )
-def test_names_are_on_disk_when_it_returns(
+def test_the_directory_is_synced_after_a_checkpoint_or_key_is_stored(
     directory: Path, monkeypatch: pytest.MonkeyPatch, put: Callable[[Path], Path]
 ) -> None:
-    """The file before its name, the name before the return, and the new directory's name too."""
-    told: list[str] = []
+    """The file is synced before it gets its name, the name before the return; so is the new directory."""
+    calls: list[str] = []
     fsync, link, replace = os.fsync, os.link, os.replace
 
     def synced(descriptor: int) -> None:
         path = Path(f"/proc/self/fd/{descriptor}").readlink()
         written = os.fstat(descriptor).st_size
-        told.append(f"file of {written}" if path.suffix == ".new" else str(path))
+        calls.append(f"file of {written}" if path.suffix == ".new" else str(path))
         fsync(descriptor)
 
     def linked(source: Path, target: Path) -> None:
-        told.append("name")
+        calls.append("name")
         link(source, target)
 
     def replaced(source: Path, target: Path) -> None:
-        told.append("name")
+        calls.append("name")
         replace(source, target)
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "link", linked)
     monkeypatch.setattr(os, "replace", replaced)
     size = put(directory).stat().st_size
-    assert told == [str(directory.parent), f"file of {size}", "name", str(directory)]
+    assert calls == [str(directory.parent), f"file of {size}", "name", str(directory)]
 
 
 # ---------------------------------------------------------------- reading a directory with other files in it
 
 
-def test_nothing_is_found_where_nothing_is(directory: Path) -> None:
+def test_a_missing_or_empty_checkpoint_directory_has_no_checkpoints(directory: Path) -> None:
     assert read_directory(directory) == StoredCheckpoints()
     directory.mkdir()
     assert read_directory(directory) == StoredCheckpoints()
 
 
-def test_a_directory_that_is_none_is_an_error(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_checkpoint_directory_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(
         JournalError, match=r"the checkpoint directory .*file cannot be used: Not a directory"
@@ -631,21 +635,21 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_hostile_file_is_named_with_its_reason(directory: Path, case: str) -> None:
+def test_a_hostile_checkpoint_file_is_listed_with_its_reason(directory: Path, case: str) -> None:
     store(directory, GOOD)
     content, reason = HOSTILE[case]
     (directory / "hostile.json").write_bytes(content)
     seen = read_directory(directory)
     assert seen.checkpoints == (GOOD,)
-    (told,) = seen.unreadable
-    assert told.startswith("'hostile.json' ")
-    assert re.match(reason, told.removeprefix("'hostile.json' "))
-    assert told.isascii()
-    assert len(told) < 300
+    (line,) = seen.unreadable
+    assert line.startswith("'hostile.json' ")
+    assert re.match(reason, line.removeprefix("'hostile.json' "))
+    assert line.isascii()
+    assert len(line) < 300
 
 
 @given(content=st.binary(max_size=200) | st.text().map(str.encode))
-def test_no_content_breaks_the_reading(content: bytes) -> None:
+def test_no_content_of_a_checkpoint_file_breaks_the_reading(content: bytes) -> None:
     with pytest.raises(ValueError, match="is not a checkpoint: "):
         checkpoints._decode(content)
     with pytest.raises(ValueError, match="is no Ed25519 public key in PEM"):
@@ -663,17 +667,17 @@ def test_no_content_breaks_the_reading(content: bytes) -> None:
     ],
     ids=["empty", "private", "X25519", "nonsense", "large"],
 )
-def test_what_is_no_public_key_is_named(directory: Path, content: bytes) -> None:
+def test_a_pub_file_without_a_public_key_is_listed(directory: Path, content: bytes) -> None:
     SIGNER.publish(directory)
     (directory / "hostile.pub").write_bytes(content)
     seen = read_directory(directory)
     assert seen.public_keys == KEYS
-    assert [told.split()[0] for told in seen.unreadable] == ["'hostile.pub'"]
+    assert [line.split()[0] for line in seen.unreadable] == ["'hostile.pub'"]
     with pytest.raises(JournalError, match=r"the public key .*hostile\.pub (is no Ed25519|has more than)"):
         trusted_keys([directory / f"{SIGNER.key}.pub", directory / "hostile.pub"])
 
 
-def test_traps_are_named_and_not_walked_into(directory: Path, tmp_path: Path) -> None:
+def test_pipes_links_and_directories_are_listed_and_not_opened(directory: Path, tmp_path: Path) -> None:
     path = store(directory, GOOD)
     path.rename(tmp_path / "elsewhere")
     (directory / "link.json").symlink_to(tmp_path / "elsewhere")
@@ -690,21 +694,23 @@ def test_traps_are_named_and_not_walked_into(directory: Path, tmp_path: Path) ->
     )
 
 
-def test_a_name_cannot_write_to_the_terminal(directory: Path) -> None:
+def test_an_unreadable_file_is_listed_without_control_characters(directory: Path) -> None:
     directory.mkdir()
     Path(os.fsdecode(bytes(directory) + b"/\x1b[2J\xff.json")).write_bytes(b"{}")
-    (told,) = read_directory(directory).unreadable
-    assert told.startswith(r"'\x1b[2J\udcff.json' is not a checkpoint")
+    (line,) = read_directory(directory).unreadable
+    assert line.startswith(r"'\x1b[2J\udcff.json' is not a checkpoint")
 
 
-def test_other_files_are_not_our_business(directory: Path) -> None:
+def test_other_files_in_the_checkpoint_directory_are_ignored(directory: Path) -> None:
     directory.mkdir()
     for name in ("README", ".hidden.json", ".tmp123.new", "x.json.bak"):
         (directory / name).write_text("anything")
     assert read_directory(directory) == StoredCheckpoints()
 
 
-def test_a_flood_of_files_is_cut_short_and_said(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_with_too_many_files_is_read_in_part_and_reported(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(checkpoints, "MAX_FILES", 3)
     for seq in range(1, 4):
         store(directory, SIGNER.sign(CHAIN, seq, HEAD, AT))
@@ -718,8 +724,8 @@ def test_a_flood_of_files_is_cut_short_and_said(directory: Path, monkeypatch: py
 # ---------------------------------------------------------------- whom to trust
 
 
-def test_only_the_given_keys_are_trusted(tmp_path: Path, directory: Path) -> None:
-    """Who writes the directory can put a key and checkpoints of their own there; the auditor's key tells."""
+def test_a_checkpoint_is_checked_with_the_given_keys_only(tmp_path: Path, directory: Path) -> None:
+    """Who may write to the directory can add a key and checkpoints there; the auditor's key reveals it."""
     forger = Signer.load(tmp_path / "forged.key")
     forger.publish(directory)
     forged = forger.sign(CHAIN, 1, HEAD, AT)
@@ -734,7 +740,7 @@ def test_only_the_given_keys_are_trusted(tmp_path: Path, directory: Path) -> Non
     assert check(claimed, auditors) == "its signature is wrong"
 
 
-def test_a_key_is_known_by_its_content_not_by_the_name_of_its_file(directory: Path) -> None:
+def test_a_public_key_is_known_by_its_content_not_by_its_file_name(directory: Path) -> None:
     path = Signer(ed25519.Ed25519PrivateKey.generate()).publish(directory)
     path.rename(directory / f"{SIGNER.key}.pub")
     keys = read_directory(directory).public_keys
@@ -742,6 +748,6 @@ def test_a_key_is_known_by_its_content_not_by_the_name_of_its_file(directory: Pa
     assert check(GOOD, keys) == f"its key {SIGNER.key} is not among the trusted ones"
 
 
-def test_a_trusted_key_that_is_missing_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_trusted_key_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match=r"the public key .*no\.pub cannot be used: No such file"):
         trusted_keys([tmp_path / "no.pub"])

@@ -1,4 +1,4 @@
-"""Leases on decisions: one holder at a time, whoever writes, and an end to each."""
+"""Leases on decisions: one holder at a time, in any process, and each lease ends."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ def verdict(reviewer: str, at: float = NOON) -> Event:
 
 
 def fates(path: Path, *batches: list[Event]) -> list[str | None]:
-    """What became of events that come in these batches, each to a journal that was just opened."""
-    told: list[Committed] = []
+    """The errors of events that are recorded in these batches, each in a newly opened journal."""
+    committed: list[Committed] = []
     for batch in batches:
-        heard = Fates()
-        with Journal(path, on_committed=heard, synchronous="OFF") as journal:
-            with heard.one_batch(journal):
+        callback = Fates()
+        with Journal(path, on_committed=callback, synchronous="OFF") as journal:
+            with callback.one_batch(journal):
                 for event in batch:
                     journal.append(event)
-            told += heard.wait(len(batch))
-    return [fate.error for fate in told]
+            committed += callback.wait(len(batch))
+    return [fate.error for fate in committed]
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_one_reviewer_at_a_time_has_a_decision(path: Path, together: bool) -> None:
-    asked = [lease("kim"), lease("robin"), lease("kim", NOON + 1), lease("robin", decision_id="d2")]
-    batches = [asked] if together else [[one] for one in asked]
+def test_only_one_reviewer_at_a_time_holds_a_lease_on_a_decision(path: Path, together: bool) -> None:
+    requests = [lease("kim"), lease("robin"), lease("kim", NOON + 1), lease("robin", decision_id="d2")]
+    batches = [requests] if together else [[request] for request in requests]
     assert fates(path, *batches) == [None, "conflict", None, None]
     assert rows(path, "SELECT decision_id, reviewer FROM assignments ORDER BY seq") == [
         ("d1", "kim"),
@@ -60,44 +60,48 @@ def test_one_reviewer_at_a_time_has_a_decision(path: Path, together: bool) -> No
 @pytest.mark.parametrize(
     "end", [verdict("kim"), lease("kim", type="release", seconds=None)], ids=["review", "release"]
 )
-def test_a_review_or_a_release_of_its_holder_ends_it(path: Path, end: Event, together: bool) -> None:
-    asked = [lease("kim"), end, lease("robin")]
-    assert fates(path, *([asked] if together else [[one] for one in asked])) == [None, None, None]
+def test_a_review_or_a_release_by_its_holder_ends_a_lease(path: Path, end: Event, together: bool) -> None:
+    requests = [lease("kim"), end, lease("robin")]
+    assert fates(path, *([requests] if together else [[request] for request in requests])) == [
+        None,
+        None,
+        None,
+    ]
 
 
-def test_a_verdict_before_a_lease_does_not_end_it(path: Path) -> None:
+def test_a_review_before_a_lease_does_not_end_it(path: Path) -> None:
     assert fates(path, [verdict("kim")], [lease("kim")], [lease("robin")]) == [None, None, "conflict"]
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_nobody_else_ends_it(path: Path, together: bool) -> None:
+def test_no_other_reviewer_ends_a_lease(path: Path, together: bool) -> None:
     others = [verdict("robin"), lease("robin", type="release", seconds=None), lease("robin")]
-    asked = [lease("kim"), *others]
-    assert fates(path, *([asked] if together else [[one] for one in asked])) == [
+    requests = [lease("kim"), *others]
+    assert fates(path, *([requests] if together else [[request] for request in requests])) == [
         None,
-        None,  # a verdict is taken from anybody at any time
+        None,  # a review by anybody is accepted at any time
         "conflict",
         "conflict",
     ]
     assert decision_row(path, "d1")["reviewed"] == 1
 
 
-def test_it_ends_by_itself(path: Path) -> None:
+def test_a_lease_ends_after_its_seconds(path: Path) -> None:
     batches = [[lease("kim")], [lease("robin", NOON + 599)], [lease("robin", NOON + 600)]]
     assert fates(path, *batches) == [None, "conflict", None]
 
 
-def test_an_assignment_is_given_to_anybody_and_is_no_lease(path: Path) -> None:
+def test_an_assignment_is_not_a_lease_and_may_go_to_anybody(path: Path) -> None:
     given = lease("robin", type="assign", seconds=None)
     assert fates(path, [lease("kim")], [given], [lease("robin")]) == [None, None, "conflict"]
 
 
-def test_a_refused_lease_is_no_loss_and_leaves_the_chain_as_it_was(path: Path) -> None:
-    heard = Fates()
+def test_a_refused_lease_is_not_counted_as_lost_and_leaves_the_chain_as_it_was(path: Path) -> None:
+    fates = Fates()
     record(path, lease("kim"))
-    with Journal(path, on_committed=heard) as journal:
+    with Journal(path, on_committed=fates) as journal:
         journal.append(lease("robin"))
-        (fate,) = heard.wait(1)
+        (fate,) = fates.wait(1)
         assert fate.message == "decision_id: another reviewer has this decision; take the next"
         assert (journal.counters["refused"], journal.counters["lost"]) == (1, 0)
     assert verify(path).events == 3

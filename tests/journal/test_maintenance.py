@@ -1,4 +1,4 @@
-"""Upkeep: old events move into archives, people are erased, tables are made anew, and it stays one chain."""
+"""Maintenance: archive, erase and rebuild, after each of which the journal is still one chain."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def journal(path: Path) -> Iterator[Journal]:
 
 
 def opened(path: Path) -> Journal:
-    """No test pulls the plug, so nothing is synced."""
+    """An open journal that syncs nothing, because no test needs that."""
     return Journal(path, synchronous="OFF")
 
 
@@ -96,7 +96,7 @@ def keep(journal: Journal, event: Event) -> str:
 
 
 def decide(journal: Journal, subject: str = "alice", /, *, at: float = NOON, **context: Json) -> str:
-    """Record what the model decided for a user, with a fact, a rule's error and tokens of the question."""
+    """Record a decision of the model for a user, with a fact, an error of a rule, and suffix tokens."""
     decision = Decision(
         id=new_id(),
         at=at,
@@ -132,16 +132,16 @@ def decide(journal: Journal, subject: str = "alice", /, *, at: float = NOON, **c
 
 
 def explain(journal: Journal, decision_id: str, words: str = "Nobody deploys on a Friday.") -> None:
-    told = Explanation(
+    explanation = Explanation(
         classification="freeze", clauses=("R3",), reasoning=words, text=f"deny\n{words}", explain_ms=80.5
     )
-    keep(journal, events.explanation_event(decision_id, told, NOON))
+    keep(journal, events.explanation_event(decision_id, explanation, NOON))
 
 
-def record(journal: Journal, told: records.Record, *, at: float = NOON) -> str:
-    """Keep a record that somebody sent; returns its id, by which a reported decision is named."""
+def record(journal: Journal, sent: records.Record, *, at: float = NOON) -> str:
+    """Record what a client sent; returns its id, which is also the id of a reported decision."""
     record_id = new_id()
-    keep(journal, events.record_event(told, record_id=record_id, at=at, caller=CALLER))
+    keep(journal, events.record_event(sent, record_id=record_id, at=at, caller=CALLER))
     return record_id
 
 
@@ -151,13 +151,13 @@ def rows(path: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
 
 
 def change(path: Path, sql: str, *values: Any) -> None:
-    """What somebody does who owns the file."""
+    """Change the file as its owner could."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         assert connection.execute(sql, values).rowcount
 
 
 def tables(path: Path) -> str:
-    """Every table that events are projected into, to the last byte; 1 and 1.0 differ."""
+    """All rows of every table of projections, as text; 1 and 1.0 differ."""
     return "\n".join(repr((table, rows(path, f"SELECT * FROM {table} ORDER BY seq"))) for table in TABLES)
 
 
@@ -183,26 +183,26 @@ def write_lines(file: Path, lines: list[dict[str, Any]]) -> None:
     file.write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
 
 
-def holds(path: Path, name: str) -> list[str]:
-    """Files of the state directory that hold the bytes of a name, as text or as JSON; archives unpacked."""
+def files_with(path: Path, name: str) -> list[str]:
+    """Files of the state directory with the bytes of a name, as text or JSON; archives are decompressed."""
     needles = {
         name.encode(),
         json.dumps(name)[1:-1].encode(),
         json.dumps(name, ensure_ascii=False)[1:-1].encode(),
     }
-    found = []
+    matches = []
     for file in sorted(path.parent.rglob("*")):
         if file.is_file():
             content = file.read_bytes()
             content = gzip.decompress(content) if file.suffix == ".gz" else content
             if any(needle in content for needle in needles):
-                found.append(file.name)
-    return found
+                matches.append(file.name)
+    return matches
 
 
 @contextmanager
 def cut_off(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, *, after: int = 0) -> Iterator[None]:
-    """The power fails at the call of a function, once it was called `after` times."""
+    """A power failure at a call of a function, after `after` calls."""
     real, calls = getattr(where, name), itertools.count()
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -225,20 +225,20 @@ def test_an_archived_journal_is_one_chain_as_before(path: Path, journal: Journal
     head = sound(path).head
     moved: list[int] = []
     made = archive_before(journal, ALWAYS, progress=moved.append)
-    assert [(one.first_seq, one.last_seq, one.events) for one in made] == [
+    assert [(segment.first_seq, segment.last_seq, segment.events) for segment in made] == [
         (1, 10, 10),
         (11, 20, 10),
         (21, 24, 4),
     ]
     assert moved == [10, 20, 24]
-    assert live(path) == [25, 26, 27, 28]  # the newest, and the events that tell of the three segments
+    assert live(path) == [25, 26, 27, 28]  # the newest, and the `archived` events of the three segments
     verdict = sound(path)
     assert (verdict.events, verdict.archived) == (28, 24)
     assert rows(path, "SELECT hex(hash) FROM events WHERE seq = 25") == [(head.upper(),)]
     assert rows(path, "SELECT count(*) FROM private WHERE seq < 25") == [(0,)]
 
 
-def test_a_segment_holds_every_column_of_its_events_and_their_private_parts(
+def test_a_segment_has_every_column_of_its_events_and_their_private_parts(
     path: Path, journal: Journal
 ) -> None:
     decide(journal, details="a secret")
@@ -270,7 +270,9 @@ def test_only_events_before_the_time_are_archived(path: Path, journal: Journal) 
     sound(path)
 
 
-def test_an_event_that_is_younger_than_those_after_it_holds_them_back(path: Path, journal: Journal) -> None:
+def test_an_event_younger_than_the_ones_after_it_keeps_them_from_the_archive(
+    path: Path, journal: Journal
+) -> None:
     for hour in (0, 1, 9, 2, 3):
         decide(journal, at=NOON + 3600 * hour)
     archive_before(journal, "2026-07-01T17:00:00Z")
@@ -278,13 +280,13 @@ def test_an_event_that_is_younger_than_those_after_it_holds_them_back(path: Path
     sound(path)
 
 
-def test_the_newest_event_always_stays(path: Path, journal: Journal) -> None:
+def test_the_newest_event_is_never_archived(path: Path, journal: Journal) -> None:
     assert archive_before(journal, ALWAYS) == []
     decide(journal)
     assert archive_before(journal, ALWAYS) == []
     decide(journal)
-    assert [one.events for one in archive_before(journal, ALWAYS)] == [1]
-    assert [one.events for one in archive_before(journal, ALWAYS)] == [1]
+    assert [segment.events for segment in archive_before(journal, ALWAYS)] == [1]
+    assert [segment.events for segment in archive_before(journal, ALWAYS)] == [1]
     assert live(path) == [3, 4]
     assert sound(path).archived == 2
 
@@ -303,7 +305,7 @@ def test_a_journal_with_archives_is_opened_and_continued(path: Path) -> None:
     assert len(segment_files(path)) == 2
 
 
-def test_what_comes_later_about_an_archived_decision_counts(path: Path, journal: Journal) -> None:
+def test_later_records_about_an_archived_decision_are_applied(path: Path, journal: Journal) -> None:
     decision_id = decide(journal)
     decide(journal)
     archive_before(journal, ALWAYS)
@@ -324,7 +326,7 @@ def test_what_comes_later_about_an_archived_decision_counts(path: Path, journal:
     sound(path)
 
 
-def test_an_archived_decision_is_traced_as_before(path: Path, journal: Journal) -> None:
+def test_the_trace_of_an_archived_decision_is_unchanged(path: Path, journal: Journal) -> None:
     decision_id = decide(journal, details="the release")
     record(journal, records.Outcome(decision_id=decision_id, status="SUCCESS"))
     decide(journal)
@@ -342,7 +344,7 @@ def archived(journal: Journal, count: int = 25) -> list[str]:
     return decided
 
 
-def test_a_missing_segment_is_found_and_named(path: Path, journal: Journal) -> None:
+def test_verify_names_a_missing_segment(path: Path, journal: Journal) -> None:
     decided = archived(journal)
     second = segment_files(path)[1]
     second.unlink()
@@ -371,7 +373,7 @@ def test_a_missing_segment_is_found_and_named(path: Path, journal: Journal) -> N
         (0, "private", None, 11, False),
     ],
 )
-def test_an_altered_segment_is_found(
+def test_verify_finds_an_altered_segment(
     path: Path, journal: Journal, number: int, column: str, value: Any, bad_seq: int, in_chain: bool
 ) -> None:
     archived(journal)
@@ -387,7 +389,7 @@ def test_an_altered_segment_is_found(
 
 
 @pytest.mark.parametrize("lost", [0, 4, 9])
-def test_a_segment_that_lost_an_event_is_found(path: Path, journal: Journal, lost: int) -> None:
+def test_verify_finds_a_segment_that_lost_an_event(path: Path, journal: Journal, lost: int) -> None:
     archived(journal)
     file = segment_files(path)[1]
     lines = segment_lines(file)
@@ -396,12 +398,12 @@ def test_a_segment_that_lost_an_event_is_found(path: Path, journal: Journal, los
     assert (verdict.chain_ok, verdict.bad_seq) == (False, 11 + lost)
 
 
-def test_a_damaged_segment_is_found_wherever_it_is_damaged(path: Path, journal: Journal) -> None:
+def test_verify_finds_damage_anywhere_in_a_segment(path: Path, journal: Journal) -> None:
     archived(journal)
     file = segment_files(path)[1]
     whole = file.read_bytes()
     for place in range(0, len(whole), max(1, len(whole) // 60)):
-        if 4 <= place < 10:  # time and system in gzip's header mean nothing
+        if 4 <= place < 10:  # time and system in the header of gzip are not checked
             continue
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         assert not verify(path).ok, place
@@ -411,9 +413,7 @@ def test_a_damaged_segment_is_found_wherever_it_is_damaged(path: Path, journal: 
     sound(path)
 
 
-def test_a_damaged_segment_is_an_error_that_names_it_to_whoever_needs_it(
-    path: Path, journal: Journal
-) -> None:
+def test_reading_a_damaged_segment_is_an_error_that_names_the_file(path: Path, journal: Journal) -> None:
     decided = archived(journal)
     file = segment_files(path)[1]
     file.write_bytes(file.read_bytes()[:100])
@@ -430,7 +430,7 @@ def test_a_damaged_segment_is_an_error_that_names_it_to_whoever_needs_it(
 
 
 @pytest.mark.parametrize(
-    ("sql", "told"),
+    ("sql", "problem"),
     [
         ("UPDATE events SET body = '{}' WHERE seq = 4", "event 4 does not match its hash"),
         ("UPDATE events SET hash = zeroblob(32) WHERE seq = 4", "event 4 does not match its hash"),
@@ -440,16 +440,16 @@ def test_a_damaged_segment_is_an_error_that_names_it_to_whoever_needs_it(
         ("DELETE FROM events WHERE seq = 13", "event 13 is missing"),
     ],
 )
-def test_events_that_make_no_chain_are_not_archived(
-    path: Path, journal: Journal, sql: str, told: str
+def test_events_that_do_not_form_a_chain_are_not_archived(
+    path: Path, journal: Journal, sql: str, problem: str
 ) -> None:
     for _ in range(15):
         decide(journal)
     change(path, sql)
-    with pytest.raises(JournalError, match=told):
-        archive_before(journal, ALWAYS if "13" in told else "2026-07-01T12:00:00.000001Z")
+    with pytest.raises(JournalError, match=problem):
+        archive_before(journal, ALWAYS if "13" in problem else "2026-07-01T12:00:00.000001Z")
     made = [first for (first,) in rows(path, "SELECT first_seq FROM archives")]
-    assert made == ([1] if "13" in told else [])
+    assert made == ([1] if "13" in problem else [])
     assert len(segment_files(path)) == len(made)
 
 
@@ -462,10 +462,8 @@ def test_a_gap_as_wide_as_a_segment_is_not_archived(path: Path, journal: Journal
     assert len(segment_files(path)) == 1
 
 
-def test_a_chain_that_was_stamped_anew_behind_an_archive_is_not_archived(
-    path: Path, journal: Journal
-) -> None:
-    """Each event matches its own hash, and the first of them follows nothing."""
+def test_a_chain_rewritten_after_an_archive_is_not_archived(path: Path, journal: Journal) -> None:
+    """Each event matches its own hash, but the first does not follow the archived chain."""
     for _ in range(4):
         decide(journal)
     archive_before(journal, ALWAYS)
@@ -476,12 +474,14 @@ def test_a_chain_that_was_stamped_anew_behind_an_archive_is_not_archived(
         archive_before(journal, ALWAYS)
 
 
-def test_a_time_that_is_none_is_refused(journal: Journal) -> None:
+def test_archive_refuses_an_invalid_time(journal: Journal) -> None:
     with pytest.raises(JournalError, match="before: 'yesterday' is not an RFC 3339 time"):
         archive_before(journal, "yesterday")
 
 
-def test_a_directory_that_cannot_be_written_leaves_everything_as_it_was(path: Path, journal: Journal) -> None:
+def test_an_archive_directory_that_cannot_be_written_leaves_the_journal_as_it_was(
+    path: Path, journal: Journal
+) -> None:
     for _ in range(3):
         decide(journal)
     segments.directory(path).write_text("no directory")
@@ -494,7 +494,7 @@ def test_a_directory_that_cannot_be_written_leaves_everything_as_it_was(path: Pa
 @pytest.mark.parametrize(
     ("where", "name", "after"),
     [
-        (segments, "_encode_line", 4),  # half a segment
+        (segments, "_encode_line", 4),  # an unfinished segment
         (files, "rename", 0),
         (archive_module, "commit", 0),  # a segment that no event names
         (archive_module, "commit", 1),
@@ -502,7 +502,7 @@ def test_a_directory_that_cannot_be_written_leaves_everything_as_it_was(path: Pa
         (archive_module, "_trim", 1),
     ],
 )
-def test_an_archive_that_was_cut_off_is_sound_and_can_be_begun_again(
+def test_an_interrupted_archive_is_sound_and_can_be_run_again(
     path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, after: int
 ) -> None:
     decided = [decide(journal, f"user{number}") for number in range(25)]
@@ -511,14 +511,14 @@ def test_an_archive_that_was_cut_off_is_sound_and_can_be_begun_again(
         archive_before(journal, "2026-07-01T12:00:00.5Z")
     sound(path)
     with Reader(path) as reader:
-        assert [reader.trace(one)["event"]["seq"] for one in decided] == list(range(1, 26))
+        assert [reader.trace(decision_id)["event"]["seq"] for decision_id in decided] == list(range(1, 26))
     archive_before(journal, ALWAYS)
     assert sound(path).archived == live(path)[0] - 1 >= 24
     assert len(segment_files(path)) == rows(path, "SELECT count(*) FROM archives")[0][0]
     assert tables(path).partition("('archives'")[0] == before.partition("('archives'")[0]
 
 
-def test_trimming_goes_on_where_it_was_cut_off(
+def test_trimming_continues_where_it_was_interrupted(
     path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decided = [decide(journal, f"user{number}") for number in range(12)]
@@ -539,7 +539,7 @@ def test_trimming_goes_on_where_it_was_cut_off(
     assert live(path)[0] == 2 * STEP + 1  # in the middle of a segment
     assert sound(path).events == 13
     with Reader(path) as reader:
-        assert [reader.trace(one)["event"]["seq"] for one in decided] == list(range(1, 13))
+        assert [reader.trace(decision_id)["event"]["seq"] for decision_id in decided] == list(range(1, 13))
     other = path.with_name("other.db")
     assert rebuild(path, other) == 13
     assert live(other) == list(range(1, 14))
@@ -548,7 +548,7 @@ def test_trimming_goes_on_where_it_was_cut_off(
     sound(path)
 
 
-def test_a_step_that_fails_leaves_no_transaction_open(path: Path, journal: Journal) -> None:
+def test_a_failing_maintenance_step_leaves_no_transaction_open(path: Path, journal: Journal) -> None:
     for _ in range(5):
         decide(journal)
 
@@ -565,7 +565,7 @@ def test_a_step_that_fails_leaves_no_transaction_open(path: Path, journal: Journ
     sound(path)
 
 
-def test_a_journal_that_begins_anew_writes_over_no_archive_of_the_old_one(path: Path) -> None:
+def test_a_new_journal_overwrites_no_archive_of_the_old_one(path: Path) -> None:
     for _ in range(2):
         path.unlink(missing_ok=True)
         with opened(path) as journal:
@@ -576,8 +576,8 @@ def test_a_journal_that_begins_anew_writes_over_no_archive_of_the_old_one(path: 
     sound(path)
 
 
-def test_a_file_that_holds_what_the_database_has_not_is_left_alone(path: Path) -> None:
-    """The database is a copy from before the archive: the segment may be all there is of its events."""
+def test_an_archive_with_events_that_the_database_lacks_is_left_alone(path: Path) -> None:
+    """The database is a copy from before the archive, so the segment may be the only copy of its events."""
     with opened(path) as journal:
         for _ in range(3):
             decide(journal)
@@ -599,7 +599,7 @@ def test_a_file_that_holds_what_the_database_has_not_is_left_alone(path: Path) -
 
 
 def everything_about(journal: Journal, name: str) -> list[str]:
-    """One of each kind of event that a name can stand in, and two decisions of its own; returns those."""
+    """One event of each kind that can contain a name, and two decisions of the actor; returns their ids."""
     own = [decide(journal, name, details=f"for {name}"), decide(journal, name)]
     explain(journal, own[0], f"{name} may not.")
     explain(journal, own[1], "He may not.")
@@ -634,15 +634,15 @@ def everything_about(journal: Journal, name: str) -> list[str]:
     return own
 
 
-def test_erased_is_nowhere_and_the_chain_says_so(path: Path, journal: Journal) -> None:
-    """The acceptance: no byte of the name is left in database, write-ahead log or archives."""
+def test_an_erased_name_is_in_no_file_and_the_chain_records_the_erasure(path: Path, journal: Journal) -> None:
+    """No byte of the name is left in the database, the write-ahead log or the archives."""
     own = everything_about(journal, "alice")
     archive_before(journal, ALWAYS)
     own += everything_about(journal, "alice")
-    assert len(holds(path, "alice")) >= 2
+    assert len(files_with(path, "alice")) >= 2
     before = sound(path)
     done = erase(journal, "user:alice", by_uid=1000)
-    assert holds(path, "alice") == []
+    assert files_with(path, "alice") == []
     assert (done.left, done.parts) == ((), ())
     assert (done.own, done.mentions) == (2 * 9, 2 * 9)
     after = sound(path)
@@ -650,37 +650,39 @@ def test_erased_is_nowhere_and_the_chain_says_so(path: Path, journal: Journal) -
     assert after.events > before.events
     kinds = rows(path, "SELECT kind, body FROM events WHERE seq > ?", before.events)
     assert {kind for kind, _ in kinds} == {"erased"}
-    told = [json.loads(body) for _, body in kinds]
-    assert {body["by_uid"] for body in told} == {1000}
+    bodies = [json.loads(body) for _, body in kinds]
+    assert {body["by_uid"] for body in bodies} == {1000}
     parts: dict[str, str] = {}
-    for body in told:
+    for body in bodies:
         parts |= body["parts"]
     assert len(parts) == 36
     assert sum(digest == "" for digest in parts.values()) == 18
     assert own
-    for one in own:
+    for decision_id in own:
         (row,) = rows(
-            path, "SELECT situation, actor, entity, reasoning FROM decisions WHERE decision_id = ?", one
+            path,
+            "SELECT situation, actor, entity, reasoning FROM decisions WHERE decision_id = ?",
+            decision_id,
         )
         assert row == (None, None, None, None)
 
 
-def test_a_decision_of_the_erased_keeps_what_was_decided(path: Path, journal: Journal) -> None:
+def test_a_decision_of_an_erased_actor_keeps_its_outcome(path: Path, journal: Journal) -> None:
     own = everything_about(journal, "alice")
     erase(journal, "alice")
     with Reader(path) as reader:
-        row, found = reader.get(own[0]), reader.trace(own[0])
+        row, trace = reader.get(own[0]), reader.trace(own[0])
     assert row is not None
     assert (row["decision"], row["confidence"], row["action"]) == ("deny", 0.75, "deploy")
     assert (row["classification"], row["clauses"]) == ("freeze", ["R3"])
     assert (row["outcome_status"], row["outcome_value"], row["reviewed"]) == ("SUCCESS", 3.0, 1)
-    assert found["event"]["private"] is None
-    (consulted,), (approval,) = found["consultations"], found["approvals"]
+    assert trace["event"]["private"] is None
+    (consulted,), (approval,) = trace["consultations"], trace["approvals"]
     assert (consulted["system"], consulted["query"], consulted["answer"]) == ("crm", None, None)
     assert (approval["verdict"], approval["approver"]) == ("approved", None)
 
 
-def test_a_mention_loses_the_name_and_what_was_computed_from_it_and_keeps_the_rest(
+def test_a_mention_of_an_erased_actor_loses_the_name_and_values_computed_from_it(
     path: Path, journal: Journal
 ) -> None:
     other = decide(journal, "zoe", details="asked by Alice, at noon", people={"alice": ["alice", 7, None]})
@@ -693,18 +695,18 @@ def test_a_mention_loses_the_name_and_what_was_computed_from_it_and_keeps_the_re
     done = erase(journal, "alice")
     assert (done.own, done.mentions, done.left) == (0, 4, ())
     with Reader(path) as reader:
-        found = reader.trace(other)
-    private = found["event"]["private"]
+        trace = reader.trace(other)
+    private = trace["event"]["private"]
     assert set(private) == {"evaluation"}  # no facts, errors and tokens of the question
     assert private["evaluation"]["context"] == {
         "team_context": "platform",
         "details": "asked by [erased], at noon",
         "people": {"[erased]": ["[erased]", 7, None]},
     }
-    assert found["decision"]["actor"] == "user:zoe"
-    assert found["decision"]["reasoning"] == "Because of [erased]."
-    assert found["reviews"][0]["reviewer"] == "[erased]"
-    assert found["decision"]["review_reasoning"] == "Fine, [erased]"
+    assert trace["decision"]["actor"] == "user:zoe"
+    assert trace["decision"]["reasoning"] == "Because of [erased]."
+    assert trace["reviews"][0]["reviewer"] == "[erased]"
+    assert trace["decision"]["review_reasoning"] == "Fine, [erased]"
     ((title, metadata),) = rows(path, "SELECT title, metadata FROM nodes WHERE id = ?", node)
     assert (title, json.loads(metadata)) == ("Help [erased]", {"[erased]": 1, "rest": 2.5})
     sound(path)
@@ -736,7 +738,7 @@ def test_any_name_can_be_erased(path: Path, journal: Journal, name: str) -> None
     everything_about(journal, name)
     done = erase(journal, f"user:{name}")
     assert done == Erasure(own=18, mentions=18, archived=done.archived, left=(), parts=())
-    assert holds(path, name) == []
+    assert files_with(path, name) == []
     sound(path)
 
 
@@ -755,7 +757,7 @@ def test_any_name_can_be_erased(path: Path, journal: Journal, name: str) -> None
         '{{"a":"b\\n{}"}}',
     ],
 )
-def test_a_name_is_found_wherever_it_is_a_word(path: Path, journal: Journal, text: str) -> None:
+def test_a_name_matches_wherever_it_is_a_word(path: Path, journal: Journal, text: str) -> None:
     decide(journal, "zoe", details=text.format("ann"))
     done = erase(journal, "ann")
     assert (done.mentions, done.left) == (1, ())
@@ -765,9 +767,7 @@ def test_a_name_is_found_wherever_it_is_a_word(path: Path, journal: Journal, tex
 
 
 @pytest.mark.parametrize("text", ["{}a", "jo{}", "{}_x", "{}2", "{}é"])
-def test_a_name_that_is_part_of_a_longer_word_is_not_that_name(
-    path: Path, journal: Journal, text: str
-) -> None:
+def test_a_name_inside_a_longer_word_does_not_match(path: Path, journal: Journal, text: str) -> None:
     decide(journal, text.format("ann"), annotations=[text.format("ann")])
     before = tables(path)
     done = erase(journal, "ann")
@@ -776,7 +776,7 @@ def test_a_name_that_is_part_of_a_longer_word_is_not_that_name(
     assert tables(path) == before
 
 
-def test_a_name_is_erased_beside_longer_words_that_hold_it(path: Path, journal: Journal) -> None:
+def test_a_name_is_erased_beside_longer_words_that_contain_it(path: Path, journal: Journal) -> None:
     own, other = decide(journal, "ann"), decide(journal, "anna", details="annotations of ann")
     done = erase(journal, "ann")
     assert (done.own, done.mentions, done.left) == (1, 1, ())
@@ -788,18 +788,18 @@ def test_a_name_is_erased_beside_longer_words_that_hold_it(path: Path, journal: 
     sound(path)
 
 
-def test_a_name_is_found_in_either_composition_of_its_letters(path: Path, journal: Journal) -> None:
+def test_a_name_matches_in_either_unicode_composition(path: Path, journal: Journal) -> None:
     decide(journal, "J\u00fcrgen")
     decide(journal, "zoe", details="fu\u0308r Ju\u0308rgen")
     done = erase(journal, "user:J\u00fcrgen")
     assert (done.own, done.mentions, done.left) == (1, 1, ())
-    assert holds(path, "Ju\u0308rgen") == []
+    assert files_with(path, "Ju\u0308rgen") == []
 
 
 @pytest.mark.parametrize(
     "name", ["context", "id", "evaluation", "subject", "reasoning", "text", "properties"]
 )
-def test_a_name_that_is_a_key_of_our_records_costs_no_record_its_keys(
+def test_erasing_a_name_equal_to_a_key_of_our_records_keeps_the_keys(
     path: Path, journal: Journal, name: str
 ) -> None:
     own = decide(journal, name)
@@ -834,7 +834,7 @@ def test_a_name_of_digits_is_erased_where_it_is_a_number(path: Path, journal: Jo
     sound(path)
 
 
-def test_what_the_chain_itself_says_cannot_be_erased_and_is_told(path: Path, journal: Journal) -> None:
+def test_a_name_on_the_chain_cannot_be_erased_and_is_reported(path: Path, journal: Journal) -> None:
     record(journal, records.DecisionReport(agent="desk", outcome="HOLD", session="alice", tags=("alice",)))
     done = erase(journal, "alice")
     assert done.mentions == 0
@@ -842,7 +842,7 @@ def test_what_the_chain_itself_says_cannot_be_erased_and_is_told(path: Path, jou
     sound(path)
 
 
-def test_what_an_archive_says_on_the_chain_is_told_by_its_file(path: Path, journal: Journal) -> None:
+def test_a_name_on_the_chain_of_an_archive_is_reported_with_its_file(path: Path, journal: Journal) -> None:
     record(
         journal, records.DecisionReport(agent="desk", outcome="HOLD", session="alice", tags=("annotated",))
     )
@@ -855,7 +855,7 @@ def test_what_an_archive_says_on_the_chain_is_told_by_its_file(path: Path, journ
     assert made.path.name in done.parts
 
 
-def test_what_lies_in_free_space_is_overwritten(path: Path, journal: Journal) -> None:
+def test_an_erased_name_in_free_space_of_the_file_is_overwritten(path: Path, journal: Journal) -> None:
     decide(journal, "zoe")
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA secure_delete = OFF")
@@ -863,16 +863,14 @@ def test_what_lies_in_free_space_is_overwritten(path: Path, journal: Journal) ->
         connection.execute("INSERT INTO t VALUES (?)", ("alice " * 5_000,))
         connection.execute("DROP TABLE t")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    assert holds(path, "alice") == ["journal.db"]
+    assert files_with(path, "alice") == ["journal.db"]
     assert erase(journal, "alice") == Erasure(own=0, mentions=0, archived=0, left=(), parts=())
-    assert holds(path, "alice") == []
+    assert files_with(path, "alice") == []
     sound(path)
 
 
-def test_a_file_that_is_long_written_anew_gives_signs_of_life(
-    path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else whoever watches the journal would end the daemon, each time that the erasure is begun again."""
+def test_a_long_vacuum_beats_the_pulse(path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the watchdog would end the daemon at each new attempt of the erasure."""
 
     class Counted(Pulse):
         beats = 0
@@ -899,8 +897,8 @@ def test_a_file_that_is_long_written_anew_gives_signs_of_life(
     assert beats("alice") > 100
 
 
-def test_two_values_that_spell_a_name_side_by_side_are_no_name(path: Path, journal: Journal) -> None:
-    """In the file nothing stands between `agent:ann` and the `agent` of another column."""
+def test_two_adjacent_values_that_spell_a_name_are_not_reported(path: Path, journal: Journal) -> None:
+    """In the file `agent:ann` is directly followed by the `agent` of another column."""
     record(journal, records.DecisionReport(agent="ann", outcome="BUY"))
     done = erase(journal, "anna")
     assert (done.mentions, done.left, done.parts) == (0, (), ("journal.db",))
@@ -918,7 +916,7 @@ def test_an_agent_is_erased_by_its_name(path: Path, journal: Journal) -> None:
     sound(path)
 
 
-def test_a_subject_of_another_type_is_another_one_who_is_only_called_so(path: Path, journal: Journal) -> None:
+def test_a_subject_of_another_type_with_the_same_id_is_only_a_mention(path: Path, journal: Journal) -> None:
     decision_id = decide(journal, "alice")
     done = erase(journal, "service:alice")
     assert (done.own, done.mentions, done.left) == (0, 1, ())
@@ -938,7 +936,7 @@ def test_erasing_twice_finds_nothing_more(path: Path, journal: Journal) -> None:
     sound(path)
 
 
-def test_erasing_somebody_who_is_not_there_changes_nothing(path: Path, journal: Journal) -> None:
+def test_erasing_an_unknown_actor_changes_nothing(path: Path, journal: Journal) -> None:
     everything_about(journal, "alice")
     before = tables(path), live(path)
     assert erase(journal, "user:bob") == Erasure(own=0, mentions=0, archived=0, left=(), parts=())
@@ -947,12 +945,12 @@ def test_erasing_somebody_who_is_not_there_changes_nothing(path: Path, journal: 
 
 
 @pytest.mark.parametrize("actor", ["", " ", "user: ", "\n"])
-def test_nobody_cannot_be_erased(journal: Journal, actor: str) -> None:
+def test_erase_refuses_an_empty_actor(journal: Journal, actor: str) -> None:
     with pytest.raises(JournalError, match="actor: must not be empty"):
         erase(journal, actor)
 
 
-def test_whoever_was_erased_may_come_back_and_be_erased_again(path: Path, journal: Journal) -> None:
+def test_an_erased_actor_may_come_back_and_be_erased_again(path: Path, journal: Journal) -> None:
     old = decide(journal, "alice")
     erase(journal, "alice")
     record(journal, records.Review(decision_id=old, reviewer="ines", verdict="accept", reasoning="Quite so."))
@@ -976,7 +974,7 @@ def test_two_people_are_erased_one_after_the_other(path: Path, journal: Journal)
     assert json.loads(situation[0])["context"]["details"] == "[erased] and [erased]"
 
 
-def test_the_newest_of_several_explanations_reviews_and_outcomes_still_counts(
+def test_after_an_erasure_the_newest_explanation_review_and_outcome_still_count(
     path: Path, journal: Journal
 ) -> None:
     other = decide(journal, "zoe")
@@ -1004,14 +1002,18 @@ def test_the_newest_of_several_explanations_reviews_and_outcomes_still_counts(
         (erase_module, "commit", 2),
         (erase_module, "commit", 5),
         (erase_module, "commit", 9),
-        (erase_module, "_rewrite_segment", 0),  # the chain says it is erased, and the archive has it yet
+        (
+            erase_module,
+            "_rewrite_segment",
+            0,
+        ),  # the chain says that it is erased, but the archive still has it
         (erase_module, "_rewrite_segment", 1),
         (segments, "_encode_line", 3),
         (erase_module, "_find_remains", 0),
         (erase_module, "_truncate_wal", 0),
     ],
 )
-def test_an_erasure_that_was_cut_off_is_finished_when_it_is_begun_again(
+def test_an_interrupted_erasure_is_finished_by_the_next_one(
     path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, after: int
 ) -> None:
     own = everything_about(journal, "alice")
@@ -1025,12 +1027,12 @@ def test_an_erasure_that_was_cut_off_is_finished_when_it_is_begun_again(
         erase(journal, "alice")
     done = erase(journal, "alice")
     assert done.left == ()
-    assert holds(path, "alice") == holds(path, unnamed) == []
+    assert files_with(path, "alice") == files_with(path, unnamed) == []
     sound(path)
     assert not [file for file in segment_files(path) if file.suffix != ".gz"]
 
 
-def test_half_a_segment_that_a_crash_left_does_not_keep_the_name(
+def test_an_unfinished_segment_of_a_crash_does_not_keep_the_name(
     path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(5):
@@ -1042,32 +1044,32 @@ def test_half_a_segment_that_a_crash_left_does_not_keep_the_name(
     half.write_bytes(gzip.compress(b"alice"))
     with cut_off(monkeypatch, archive_module, "commit"):
         archive_before(journal, ALWAYS)
-    assert len(segment_files(path)) == 1  # whole, and no event names it
+    assert len(segment_files(path)) == 1  # complete, but no event names it
     half.write_bytes(gzip.compress(b"alice"))
     assert erase(journal, "alice").left == ()
     assert segment_files(path) == []
     sound(path)
 
 
-def test_an_erasure_after_an_archive_that_was_cut_off_erases_it_all(
+def test_an_erasure_after_an_interrupted_archive_erases_all(
     path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     everything_about(journal, "alice")
     with cut_off(monkeypatch, archive_module, "_trim"):
         archive_before(journal, ALWAYS)
     assert erase(journal, "alice").left == ()
-    assert holds(path, "alice") == []
+    assert files_with(path, "alice") == []
     sound(path)
 
 
-def test_a_file_that_was_kept_aside_is_told_if_it_has_the_name(path: Path, journal: Journal) -> None:
+def test_a_damaged_file_that_has_the_name_is_reported(path: Path, journal: Journal) -> None:
     decide(journal, "alice")
     path.with_name("journal.db.damaged-20260701T120000Z").write_bytes(b"\0\0user:alice\0")
     path.with_name("journal.db.damaged-20260702T120000Z").write_bytes(b"\0\0user:bob\0")
     assert erase(journal, "alice").left == ("journal.db.damaged-20260701T120000Z",)
 
 
-def test_a_reader_that_holds_the_log_back_is_told_and_once_it_is_gone_it_works(
+def test_an_erasure_fails_while_a_reader_keeps_the_log_and_then_succeeds(
     path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(erase_module, "LOG_TRIES", 1)
@@ -1085,11 +1087,11 @@ def test_a_reader_that_holds_the_log_back_is_told_and_once_it_is_gone_it_works(
     assert rows(path, "SELECT actor FROM decisions WHERE decision_id = ?", own) == [(None,)]
     done = erase(journal, "alice")
     assert (done.own, done.left) == (0, ())
-    assert holds(path, "alice") == []
+    assert files_with(path, "alice") == []
     sound(path)
 
 
-def test_what_comes_in_during_an_erasure_is_erased_too(path: Path, journal: Journal) -> None:
+def test_events_that_arrive_during_an_erasure_are_erased_too(path: Path, journal: Journal) -> None:
     decided = [decide(journal, "alice") for _ in range(5)]
     late = iter(("alice", "alice"))
 
@@ -1098,7 +1100,7 @@ def test_what_comes_in_during_an_erasure_is_erased_too(path: Path, journal: Jour
             decided.append(decide(journal, name, details=name))
 
     assert erase(journal, "alice", progress=progress).own == 7
-    assert holds(path, "alice") == []
+    assert files_with(path, "alice") == []
     assert len(decided) == 7
     sound(path)
 
@@ -1107,7 +1109,7 @@ def test_what_comes_in_during_an_erasure_is_erased_too(path: Path, journal: Jour
 
 
 def busy(journal: Journal, *, dumps: dict[int, str] | None = None) -> None:
-    """Every kind of event, an hour apart; `dumps` gets the tables as they were after each of them."""
+    """Record every kind of event, an hour apart; `dumps` gets the tables after each of them."""
     hours = itertools.count()
     keep(journal, events.model_loaded(MODEL, NOON))
     keep(journal, events.pack_activated(PACK, NOON))
@@ -1121,7 +1123,7 @@ def busy(journal: Journal, *, dumps: dict[int, str] | None = None) -> None:
         at = NOON + 3600 * next(hours)
         decided.append(decide(journal, name, at=at, details=f"{name}'s"))
         noted()
-        for told in (
+        for sent in (
             records.DecisionReport(agent=name, outcome="BUY", prompt="Buy?", latency_ms=3, tags=("a", "b")),
             records.Review(
                 decision_id=decided[-1], reviewer="ines", verdict="correct_both", decision="allow"
@@ -1132,7 +1134,7 @@ def busy(journal: Journal, *, dumps: dict[int, str] | None = None) -> None:
             records.Node(type="goal", title=name, metadata={"x": name}),
             records.Edge(source=decided[0], target="b", type="led_to", weight=1),
         ):
-            record(journal, told, at=at)
+            record(journal, sent, at=at)
             noted()
         explain(journal, decided[0], f"{name} is why")
         noted()
@@ -1180,7 +1182,7 @@ def test_a_rebuild_at_a_past_time_ends_before_it(path: Path, journal: Journal) -
         sound(other)
 
 
-def test_a_rebuild_brings_archived_events_back(path: Path, journal: Journal) -> None:
+def test_a_rebuild_restores_archived_events(path: Path, journal: Journal) -> None:
     busy(journal)
     archive_before(journal, ALWAYS)
     other = path.parent / "copies" / "journal.db"
@@ -1191,7 +1193,7 @@ def test_a_rebuild_brings_archived_events_back(path: Path, journal: Journal) -> 
     assert sound(other).head == sound(path).head
 
 
-def test_a_rebuild_brings_back_what_decisions_would_have_been(path: Path, journal: Journal) -> None:
+def test_a_rebuild_restores_counterfactuals(path: Path, journal: Journal) -> None:
     ids = [decide(journal) for _ in range(2)]
     done = run_maintenance(journal, would_have_been(*ids, "nobody's"))
     assert done == {"recorded": 2, "unknown": ["nobody's"]}
@@ -1211,11 +1213,11 @@ def test_a_rebuild_brings_back_what_decisions_would_have_been(path: Path, journa
     sound(path)
 
 
-def test_what_decisions_would_have_been_is_not_kept_by_a_journal_that_fails(journal: Journal) -> None:
-    told = would_have_been(decide(journal))
+def test_counterfactuals_of_a_failing_journal_are_not_recorded(journal: Journal) -> None:
+    maintenance = would_have_been(decide(journal))
     journal.run(lambda connection: connection.execute("DROP TABLE counterfactuals")).result()
     with pytest.raises(JournalError, match="could not record the results: the journal failed"):
-        run_maintenance(journal, told)
+        run_maintenance(journal, maintenance)
 
 
 def would_have_been(*decision_ids: str) -> records.Maintenance:
@@ -1230,16 +1232,16 @@ def would_have_been(*decision_ids: str) -> records.Maintenance:
         )
         for decision_id in decision_ids
     )
-    told = records.Counterfactuals(
+    run = records.Counterfactuals(
         run="run-1",
         pack=records.JudgePack(name="core", version="2", sha256="d" * 64),
         model=records.JudgeModel(name="phi", sha256="f" * 64, quantisation=""),
         results=results,
     )
-    return records.Maintenance(task="counterfactual", counterfactuals=told)
+    return records.Maintenance(task="counterfactual", counterfactuals=run)
 
 
-def test_a_rebuild_brings_nothing_back_that_was_erased(path: Path, journal: Journal) -> None:
+def test_a_rebuild_does_not_restore_erased_values(path: Path, journal: Journal) -> None:
     busy(journal)
     archive_before(journal, "2026-07-01T13:30:00Z")
     erase(journal, "alice")
@@ -1247,7 +1249,7 @@ def test_a_rebuild_brings_nothing_back_that_was_erased(path: Path, journal: Jour
     other = path.parent / "copies" / "journal.db"
     rebuild(path, other)
     assert tables(other) == tables(path)
-    assert holds(other, "alice") == holds(other, "bob") == []
+    assert files_with(other, "alice") == files_with(other, "bob") == []
     assert sound(other).erased == sound(path).erased > 0
 
 
@@ -1260,16 +1262,16 @@ def test_a_rebuilt_journal_can_be_continued(path: Path, journal: Journal) -> Non
         assert copy.chain == journal.chain
         decide(copy)
         erase(copy, "alice")
-        assert live(other)[0] == 1  # its archives are not here, whatever the chain tells of them
+        assert live(other)[0] == 1  # the archives that its chain names are not in this directory
         archive_before(copy, "2026-07-01T13:30:00Z")
         assert len(live(other)) > 10
         sound(other)
         archive_before(copy, ALWAYS)
-    assert holds(other, "alice") == []
+    assert files_with(other, "alice") == []
     sound(other)
 
 
-def test_a_rebuild_writes_over_nothing(path: Path, journal: Journal) -> None:
+def test_a_rebuild_overwrites_no_file(path: Path, journal: Journal) -> None:
     decide(journal)
     other = path.with_name("other.db")
     other.write_text("mine")
@@ -1278,7 +1280,9 @@ def test_a_rebuild_writes_over_nothing(path: Path, journal: Journal) -> None:
     assert other.read_text() == "mine"
 
 
-def test_a_rebuild_of_nothing_or_at_no_time_makes_nothing(path: Path, journal: Journal) -> None:
+def test_a_rebuild_of_a_missing_journal_or_at_an_invalid_time_writes_no_file(
+    path: Path, journal: Journal
+) -> None:
     other = path.with_name("other.db")
     with pytest.raises(JournalError, match="there is no journal"):
         rebuild(path.with_name("nowhere.db"), other)
@@ -1287,7 +1291,7 @@ def test_a_rebuild_of_nothing_or_at_no_time_makes_nothing(path: Path, journal: J
     assert not other.exists()
 
 
-def test_a_rebuild_that_was_cut_off_leaves_nothing_in_the_way(
+def test_an_interrupted_rebuild_can_be_run_again(
     path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     busy(journal)
@@ -1300,7 +1304,7 @@ def test_a_rebuild_that_was_cut_off_leaves_nothing_in_the_way(
     assert tables(other) == tables(path)
 
 
-def test_tables_that_were_changed_are_made_anew_in_place(path: Path, journal: Journal) -> None:
+def test_changed_tables_are_rebuilt_in_place(path: Path, journal: Journal) -> None:
     busy(journal)
     archive_before(journal, "2026-07-01T13:30:00Z")
     erase(journal, "alice")
@@ -1330,10 +1334,10 @@ def test_a_rebuild_in_place_that_fails_changes_nothing(path: Path, journal: Jour
     sound(path)
 
 
-# ---------------------------------------------------------------- all of them
+# ---------------------------------------------------------------- all tasks
 
 
-def test_each_task_says_what_it_did(path: Path, journal: Journal) -> None:
+def test_each_maintenance_task_returns_its_result(path: Path, journal: Journal) -> None:
     for _ in range(4):
         decide(journal)
     done = run_maintenance(journal, records.Maintenance(task="archive", before=ALWAYS))
@@ -1365,7 +1369,7 @@ operations = st.lists(
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(operations)
-def test_whatever_is_done_in_whatever_order_it_verifies_and_is_rebuilt_as_it_is(
+def test_after_any_sequence_of_tasks_the_journal_verifies_and_rebuilds_identically(
     done: list[tuple[str, Any, Any]],
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -1379,8 +1383,8 @@ def test_whatever_is_done_in_whatever_order_it_verifies_and_is_rebuilt_as_it_is(
                 if what == "decide":
                     decided.append(decide(journal, which, at=at, details=f"with {name}"))
                 elif what == "report":
-                    told = records.DecisionReport(agent=which, outcome="BUY", prompt=f"Ask {name}?")
-                    decided.append(record(journal, told, at=at))
+                    report = records.DecisionReport(agent=which, outcome="BUY", prompt=f"Ask {name}?")
+                    decided.append(record(journal, report, at=at))
                 elif what == "archive":
                     archive_before(journal, events.timestamp(NOON + 60 * which))
                 elif what == "erase":
@@ -1392,16 +1396,16 @@ def test_whatever_is_done_in_whatever_order_it_verifies_and_is_rebuilt_as_it_is(
                     explain(journal, decided[which % len(decided)], f"Because of {name}.")
                 elif decided and what == "review":
                     about = decided[which % len(decided)]
-                    told_by = records.Review(
+                    review = records.Review(
                         decision_id=about, reviewer=name, verdict="accept", reasoning=name
                     )
-                    record(journal, told_by, at=at)
+                    record(journal, review, at=at)
                 elif decided and what == "outcome":
                     about = decided[which % len(decided)]
                     record(journal, records.Outcome(decision_id=about, status="SUCCESS", note=name), at=at)
                 gone = (gone | {which}) if what == "erase" else gone - {which, name}
-            for name in gone - {"id", "ann"}:  # of which the bytes are in other words
-                assert name == "anna" or holds(path, name) == [], name
+            for name in gone - {"id", "ann"}:  # their letters are inside other words
+                assert name == "anna" or files_with(path, name) == [], name
             sound(path)
             if journal.seq:
                 other = Path(folder) / "copy" / "journal.db"

@@ -1,4 +1,4 @@
-"""What events mean for the tables: one row an event, one column a fact, nothing the event does not say."""
+"""Projections: the rows that each event makes, and that they follow from its stored bytes alone."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def empty() -> Iterator[sqlite3.Connection]:
-    """The tables, with nothing in them."""
+    """An empty journal."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
         schema.migrate(db)
         yield db
@@ -86,7 +86,7 @@ PROMISED = (
 )
 
 
-def test_decisions_has_every_promised_column(empty: sqlite3.Connection) -> None:
+def test_the_table_decisions_has_every_documented_column(empty: sqlite3.Connection) -> None:
     columns = {name for _, name, *_ in empty.execute("PRAGMA table_info(decisions)")}
     assert columns >= set(PROMISED.split())
 
@@ -95,7 +95,7 @@ def test_decisions_has_every_promised_column(empty: sqlite3.Connection) -> None:
     "column",
     ["timestamp", "reviewed", "decision_correct", "decision_type", "entity", "actor", "decision", "tier"],
 )
-def test_decisions_has_the_promised_indexes(empty: sqlite3.Connection, column: str) -> None:
+def test_the_table_decisions_has_the_documented_indexes(empty: sqlite3.Connection, column: str) -> None:
     first = {
         empty.execute(f"PRAGMA index_info({name})").fetchone()[2]
         for _, name, *_ in empty.execute("PRAGMA index_list(decisions)")
@@ -114,9 +114,7 @@ def test_decisions_has_the_promised_indexes(empty: sqlite3.Connection, column: s
         ("edges", "target"),
     ],
 )
-def test_what_is_looked_up_by_a_name_is_found_by_an_index(
-    empty: sqlite3.Connection, table: str, column: str
-) -> None:
+def test_look_ups_by_name_use_an_index(empty: sqlite3.Connection, table: str, column: str) -> None:
     plan = empty.execute(f"EXPLAIN QUERY PLAN SELECT * FROM {table} WHERE {column} = 'x'").fetchall()
     assert "USING INDEX" in plan[0][3]
 
@@ -141,7 +139,7 @@ def test_a_row_has_the_columns_of_its_table(empty: sqlite3.Connection) -> None:
 # ---------------------------------------------------------------- decisions
 
 
-def test_a_decision_by_the_model(path: Path) -> None:
+def test_the_row_of_a_decision_by_the_model(path: Path) -> None:
     decision = by_model(
         annotations=Annotations(scenario_id="s-7", expected=("deny", "require_mfa"), tags=("night", "ci"))
     )
@@ -213,7 +211,7 @@ def test_a_decision_by_rule_names_its_clauses_and_no_model(path: Path) -> None:
     assert (shown["probabilities"], shown["score_ms"]) == ("{}", 0.0)
 
 
-def test_a_decision_that_is_explained_at_once_says_why(path: Path) -> None:
+def test_the_row_of_a_decision_with_an_inline_explanation_has_the_reason(path: Path) -> None:
     decision = by_model(explanation=EXPLAINED)
     record(path, decision)
     shown = decision_row(path, decision.id)
@@ -221,7 +219,7 @@ def test_a_decision_that_is_explained_at_once_says_why(path: Path) -> None:
     assert (shown["clauses"], shown["explain_ms"], shown["explained_seq"]) == ('["R3","R1"]', 80.5, None)
 
 
-def test_a_fallback_says_why(path: Path) -> None:
+def test_the_row_of_a_fallback_has_its_reason_code(path: Path) -> None:
     decision = fallback()
     record(path, decision)
     shown = decision_row(path, decision.id)
@@ -229,7 +227,7 @@ def test_a_fallback_says_why(path: Path) -> None:
     assert shown["model_name"] is None
 
 
-def test_an_allow_is_marked(path: Path) -> None:
+def test_the_row_of_a_decision_shows_whether_it_allows(path: Path) -> None:
     decision = by_model(outcome="allow", allow=True)
     record(path, decision)
     shown = decision_row(path, decision.id)
@@ -245,13 +243,13 @@ def test_an_allow_is_marked(path: Path) -> None:
         (("allow",), "allow", 0),
     ],
 )
-def test_an_expectation_is_compared(
+def test_the_row_of_a_decision_shows_whether_it_meets_the_expectation(
     path: Path, expected: tuple[str, ...], shown: str | None, correct: int | None
 ) -> None:
     decision = by_model(annotations=Annotations(expected=expected))
     record(path, decision)
-    found = decision_row(path, decision.id)
-    assert (found["expected_decision"], found["decision_correct"]) == (shown, correct)
+    stored = decision_row(path, decision.id)
+    assert (stored["expected_decision"], stored["decision_correct"]) == (shown, correct)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +268,7 @@ def test_the_team_context_is_text_or_json(path: Path, context: dict[str, Json], 
     assert decision_row(path, decision.id)["team_context"] == shown
 
 
-def test_a_reported_decision_is_a_decision_like_others(path: Path) -> None:
+def test_a_reported_decision_has_a_row_in_decisions(path: Path) -> None:
     reported = records.DecisionReport(
         agent="trader",
         outcome="buy",
@@ -294,8 +292,8 @@ def test_a_reported_decision_is_a_decision_like_others(path: Path) -> None:
     )
     record(path, sent(reported, record_id="d1"))
     shown = decision_row(path, "d1")
-    told = {name: value for name, value in shown.items() if value is not None}
-    assert told == {
+    filled = {name: value for name, value in shown.items() if value is not None}
+    assert filled == {
         "seq": 1,
         "decision_id": "d1",
         "timestamp": TIME,
@@ -323,7 +321,7 @@ def test_a_reported_decision_is_a_decision_like_others(path: Path) -> None:
     }
 
 
-def test_the_least_that_can_be_reported_fills_a_row_too(path: Path) -> None:
+def test_a_report_with_only_required_fields_has_a_row(path: Path) -> None:
     record(path, sent(records.DecisionReport(agent="a", outcome="buy"), record_id="d1"))
     shown = decision_row(path, "d1")
     assert (shown["decision"], shown["actor"], shown["decision_type"]) == (
@@ -417,7 +415,7 @@ def test_a_review_marks_its_decision_right_or_wrong(path: Path, verdict: Any, co
     assert verify(path).ok
 
 
-def test_a_review_that_is_taken_back_leaves_what_stood_before_it(path: Path) -> None:
+def test_a_withdrawn_review_restores_the_review_before_it(path: Path) -> None:
     decision = by_model(annotations=Annotations(expected=("deny",)))
     record(path, decision)
     before = decision_row(path, decision.id)
@@ -456,7 +454,7 @@ def test_a_review_that_is_taken_back_leaves_what_stood_before_it(path: Path) -> 
     assert verify(path).ok
 
 
-def test_an_assignment_is_a_row_of_its_own_and_leaves_the_decision_alone(path: Path) -> None:
+def test_an_assignment_has_its_own_row_and_leaves_the_decision_alone(path: Path) -> None:
     decision = by_model()
     record(path, decision)
     before = decision_row(path, decision.id)
@@ -488,7 +486,7 @@ def test_the_newest_review_counts(path: Path) -> None:
 # ---------------------------------------------------------------- rows of their own
 
 
-def test_what_was_consulted(path: Path) -> None:
+def test_the_row_of_a_consultation(path: Path) -> None:
     decision = by_model()
     full = records.Consultation(
         system="crm",
@@ -516,7 +514,7 @@ def test_what_was_consulted(path: Path) -> None:
     ]
 
 
-def test_who_approved(path: Path) -> None:
+def test_the_row_of_an_approval(path: Path) -> None:
     decision = by_model()
     full = records.Approval(
         decision_id=decision.id,
@@ -535,7 +533,7 @@ def test_who_approved(path: Path) -> None:
     ]
 
 
-def test_nodes_and_edges_of_the_graph(path: Path) -> None:
+def test_the_rows_of_nodes_and_edges(path: Path) -> None:
     node = records.Node(
         type="goal",
         title="ship",
@@ -561,7 +559,7 @@ def test_nodes_and_edges_of_the_graph(path: Path) -> None:
     ]
 
 
-def test_the_daemons_own_life(path: Path) -> None:
+def test_the_rows_of_the_daemons_own_events(path: Path) -> None:
     rule = signing(path)
     record(
         path,
@@ -584,9 +582,11 @@ def test_the_daemons_own_life(path: Path) -> None:
     ]
 
 
-def test_a_drift_is_a_row_and_a_shift_that_is_no_number_has_none(path: Path) -> None:
-    told: dict[str, Any] = {"golden": "X1", "before": "deny", "now": "allow", "pack": PACK, "model": MODEL}
-    record(path, *(events.drift_event(shift=shift, at=NOON, **told) for shift in (0.25, math.inf, math.nan)))
+def test_the_row_of_a_drift_has_null_for_a_shift_that_is_not_finite(path: Path) -> None:
+    fields: dict[str, Any] = {"golden": "X1", "before": "deny", "now": "allow", "pack": PACK, "model": MODEL}
+    record(
+        path, *(events.drift_event(shift=shift, at=NOON, **fields) for shift in (0.25, math.inf, math.nan))
+    )
     same = ("X1", "deny", "allow")
     digests = (PACK.sha256, MODEL.sha256)
     assert rows(path, "SELECT * FROM drifts") == [
@@ -596,7 +596,7 @@ def test_a_drift_is_a_row_and_a_shift_that_is_no_number_has_none(path: Path) -> 
     ]
 
 
-def test_what_a_pack_in_the_shadow_would_have_answered_is_no_decision(path: Path) -> None:
+def test_a_shadow_decision_has_its_own_row_and_none_in_decisions(path: Path) -> None:
     record(path, *what_judges())
     assert rows(path, "SELECT count(*) FROM decisions") == [(1,)]
     (served,) = rows(path, "SELECT decision_id FROM decisions")[0]
@@ -609,7 +609,7 @@ def test_what_a_pack_in_the_shadow_would_have_answered_is_no_decision(path: Path
     assert verify(path).ok
 
 
-def test_a_shadow_of_a_decision_that_is_not_there_is_refused(path: Path) -> None:
+def test_a_shadow_of_an_unknown_decision_is_refused(path: Path) -> None:
     fates = Fates()
     with Journal(path, on_committed=fates) as journal:
         journal.shadowed(by_model(), by_model(), NOON)
@@ -617,42 +617,42 @@ def test_a_shadow_of_a_decision_that_is_not_there_is_refused(path: Path) -> None
     assert rows(path, "SELECT * FROM shadows") == []
 
 
-def test_what_a_decision_would_have_been_is_a_row_and_no_decision(path: Path) -> None:
-    one, other = by_model(), by_rule(outcome="allow", allow=True)
-    record(path, one, other, *events.counterfactual_events(redecided(one, other), NOON))
+def test_a_counterfactual_has_its_own_row_and_none_in_decisions(path: Path) -> None:
+    first, second = by_model(), by_rule(outcome="allow", allow=True)
+    record(path, first, second, *events.counterfactual_events(redecided(first, second), NOON))
     tuned = replace(MODEL, adapter=Adapter(name="tuned", sha256="c" * 64, scale=0.5))
     model = ("phi-4-mini+tuned", f"Q4_K_M+{tuned.identity[:12]}", tuned.identity)
     judge = ("core@2+dddddddddddd", "d" * 64, *model)
-    said = ("model", None, "allow", "allow", 0.75, '["R1"]', 1.5, 12.5, 13.25)
+    result = ("model", None, "allow", "allow", 0.75, '["R1"]', 1.5, 12.5, 13.25)
     assert rows(path, "SELECT * FROM counterfactuals") == [
-        (3, TIME, "run-1", one.id, "deny", "allow", "loosened", *judge, *said),
-        (4, TIME, "run-1", other.id, "allow", "deny", "tightened", *judge, *said),
+        (3, TIME, "run-1", first.id, "deny", "allow", "loosened", *judge, *result),
+        (4, TIME, "run-1", second.id, "allow", "deny", "tightened", *judge, *result),
     ]
     assert rows(path, "SELECT count(*) FROM decisions") == [(2,)]
     with Reader(path) as reader:
-        (shown,) = reader.trace(one.id)["counterfactuals"]
+        (shown,) = reader.trace(first.id)["counterfactuals"]
         assert (shown["decision"], shown["clauses"]) == ("allow", ["R1"])
         assert reader.newest_run("d" * 64, tuned.identity, 1.5) == "run-1"
         assert reader.newest_run("d" * 64, tuned.identity, 1.0) is None
         assert reader.newest_run("d" * 64, MODEL.identity, 1.5) is None
-        assert [row["decision_id"] for row in reader.counterfactuals("run-1")] == [one.id, other.id]
+        assert [row["decision_id"] for row in reader.counterfactuals("run-1")] == [first.id, second.id]
     assert verify(path).ok
 
 
-def test_a_model_with_an_adapter_is_another_one_in_every_row(path: Path) -> None:
+def test_a_model_with_an_adapter_has_another_version_in_every_row(path: Path) -> None:
     half, whole = (
         replace(MODEL, adapter=Adapter(name="tuned", sha256="c" * 64, scale=scale)) for scale in (0.5, 1.0)
     )
     record(path, by_model(), by_model(model=half), by_model(model=whole))
-    found = rows(path, "SELECT model_name, model_version FROM decisions ORDER BY seq")
-    assert [name for name, _ in found] == ["phi-4-mini", "phi-4-mini+tuned", "phi-4-mini+tuned"]
-    assert [version for _, version in found] == [
-        f"Q4_K_M+{one.identity[:12]}" for one in (MODEL, half, whole)
+    models = rows(path, "SELECT model_name, model_version FROM decisions ORDER BY seq")
+    assert [name for name, _ in models] == ["phi-4-mini", "phi-4-mini+tuned", "phi-4-mini+tuned"]
+    assert [version for _, version in models] == [
+        f"Q4_K_M+{model.identity[:12]}" for model in (MODEL, half, whole)
     ]
-    assert len({version for _, version in found}) == 3
+    assert len({version for _, version in models}) == 3
 
 
-def test_which_adapter_judges_is_told_of(path: Path) -> None:
+def test_the_row_of_an_activated_adapter(path: Path) -> None:
     record(path, *what_judges())
     assert rows(path, "SELECT name, sha256, scale, model_sha256 FROM adapters") == [
         ("tuned", "c" * 64, 0.5, MODEL.sha256),
@@ -663,7 +663,7 @@ def test_which_adapter_judges_is_told_of(path: Path) -> None:
 # ---------------------------------------------------------------- what is erased
 
 
-def test_what_is_erased_is_gone_from_every_row(path: Path) -> None:
+def test_erased_values_are_gone_from_every_row(path: Path) -> None:
     record(path, *one_of_each())
     seqs = [seq for (seq,) in rows(path, "SELECT seq FROM private")]
     record(path, erasing(path, *seqs))
@@ -675,7 +675,7 @@ def test_what_is_erased_is_gone_from_every_row(path: Path) -> None:
     assert (verdict.problem, verdict.erased) == (None, len(seqs))
 
 
-def test_an_erased_part_leaves_what_was_decided_and_counted(path: Path) -> None:
+def test_the_row_of_an_erased_decision_keeps_outcome_and_numbers(path: Path) -> None:
     decision = by_model()
     review = records.Review(decision_id=decision.id, reviewer="kim", verdict="accept", reasoning="well")
     record(path, decision, events.explanation_event(decision.id, EXPLAINED, NOON), sent(review))
@@ -687,7 +687,7 @@ def test_an_erased_part_leaves_what_was_decided_and_counted(path: Path) -> None:
     assert verify(path).ok
 
 
-def test_a_part_can_be_replaced_by_what_is_left_of_it(path: Path) -> None:
+def test_an_erasure_can_replace_a_private_part(path: Path) -> None:
     decision, other = by_model(), by_model()
     record(path, decision, other)
     kept = events.encode({"evaluation": about(team_context="night")}).decode()
@@ -850,7 +850,7 @@ def consulted(decision_id: st.SearchStrategy[str | None]) -> st.SearchStrategy[r
 
 
 def hung_on(decision_id: str) -> st.SearchStrategy[records.Record]:
-    """Whatever can be sent about one decision."""
+    """Any record about one decision."""
     this = st.just(decision_id)
     happened = st.builds(
         records.Outcome,
@@ -894,8 +894,8 @@ def hung_on(decision_id: str) -> st.SearchStrategy[records.Record]:
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[Event]:
-    """Anything that can happen, in any order in which it can."""
-    told: list[Event] = []
+    """Any sequence of events that the journal accepts."""
+    history: list[Event] = []
     known: list[str] = []
     for number in range(draw(st.integers(1, 8))):
         choices = [
@@ -907,23 +907,23 @@ def histories(draw: st.DrawFn) -> list[Event]:
         ]
         at, chosen = draw(moments), draw(st.sampled_from(choices))
         if chosen == "decision":
-            decision = draw(decisions.filter(lambda one: one.id not in known))
+            decision = draw(decisions.filter(lambda drawn: drawn.id not in known))
             known.append(decision.id)
-            told.append(events.decision_event(decision))
+            history.append(events.decision_event(decision))
         elif chosen == "explained":
-            told.append(events.explanation_event(draw(st.sampled_from(known)), draw(explanations), at))
+            history.append(events.explanation_event(draw(st.sampled_from(known)), draw(explanations), at))
         else:
             source = {"decision_report": reported, "graph": graph, "consultation": consulted(st.none())}
             made = draw(source[chosen] if chosen in source else hung_on(draw(st.sampled_from(known))))
             event = sent(made, at=at, record_id=f"\x00{number}")
-            told.append(event)
+            history.append(event)
             if chosen == "decision_report":
                 known.append(event.subject_id)
-    return told
+    return history
 
 
 def computed(path: Path) -> dict[str, dict[int, tuple[Any, ...]]]:
-    """Every table as it follows from the stored bytes of the events, in their order."""
+    """Every table, computed from the stored bytes of the events in their order."""
     tables: dict[str, dict[int, tuple[Any, ...]]] = {table: {} for table in TABLES}
     at_seq: dict[str, int] = {}
     with closing(sqlite3.connect(path)) as db:
@@ -952,7 +952,7 @@ def computed(path: Path) -> dict[str, dict[int, tuple[Any, ...]]]:
 
 @settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(histories())
-def test_whatever_is_recorded_follows_from_the_stored_bytes(
+def test_every_row_follows_from_the_stored_bytes(
     tmp_path_factory: pytest.TempPathFactory, history: list[Event]
 ) -> None:
     """The invariant behind verification and rebuilding."""
@@ -964,25 +964,27 @@ def test_whatever_is_recorded_follows_from_the_stored_bytes(
     assert (verdict.problem, verdict.events) == (None, len(history))
 
 
-def test_one_event_of_each_kind_follows_from_the_stored_bytes(path: Path) -> None:
-    told = one_of_each()
-    given = records.Assignment(decision_id=told[2].subject_id, reviewer="kim", type="assign", given_by="bo")
+def test_the_rows_of_each_kind_of_event_follow_from_the_stored_bytes(path: Path) -> None:
+    several = one_of_each()
+    given = records.Assignment(
+        decision_id=several[2].subject_id, reviewer="kim", type="assign", given_by="bo"
+    )
     drifted = events.drift_event(golden="X1", before="a", now="b", shift=0.5, pack=PACK, model=MODEL, at=NOON)
     promoted = events.promotion_event(PROMOTION, NOON, by_uid=1000, by_key=None)
-    record(path, *told, sent(given), *what_judges(), drifted, promoted, checkpoints=signing(path))
+    record(path, *several, sent(given), *what_judges(), drifted, promoted, checkpoints=signing(path))
     assert rows(path, "SELECT temperature, judged FROM calibrations") == [(2.0, 60)]
     for table, expected in computed(path).items():
         assert {stored[0]: stored for stored in rows(path, f"SELECT * FROM {table}")} == expected
         assert expected or table == "archives", f"nothing of the table {table} was tried"
 
 
-def test_a_promotion_says_who_let_which_pack_in_and_by_what_report(path: Path) -> None:
+def test_the_row_of_a_promotion_has_pack_report_key_and_user(path: Path) -> None:
     refused = replace(PROMOTION, passed=False, key=None, signature=None)
-    told = [
+    promotions = [
         events.promotion_event(PROMOTION, NOON, by_uid=1000, by_key="desk"),
         events.promotion_event(refused, NOON, by_uid=None, by_key=None),
     ]
-    record(path, *told)
+    record(path, *promotions)
     assert rows(path, "SELECT name, version, sha256, against, passed, by_uid, key FROM promotions") == [
         ("team", "2", "d" * 64, PACK.sha256, 1, 1000, "ab" * 8),
         ("team", "2", "d" * 64, PACK.sha256, 0, None, None),
@@ -991,12 +993,12 @@ def test_a_promotion_says_who_let_which_pack_in_and_by_what_report(path: Path) -
     assert verify(path).ok
 
 
-def test_an_event_of_a_kind_that_no_table_shows_is_on_the_chain_alone(path: Path) -> None:
+def test_an_event_of_a_kind_without_a_table_is_on_the_chain_only(path: Path) -> None:
     record(path, note())
     assert [table for table in TABLES if rows(path, f"SELECT * FROM {table}")] == []
 
 
-def test_a_decision_id_is_taken_once(path: Path) -> None:
+def test_a_second_decision_with_the_same_id_is_refused(path: Path) -> None:
     fates = Fates()
     with Journal(path, on_committed=fates) as journal:
         journal.append(sent(records.DecisionReport(agent="a", outcome="buy"), record_id="d1"))

@@ -1,4 +1,4 @@
-"""Reading the journal: one decision with all that hangs on it, pages by filter, figures that add up."""
+"""The reader: one decision with its records, pages by filter, and statistics."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight decisions, an hour apart, from noon on; what came of them, and what people said. Only read it."""
+    """Eight decisions, an hour apart from noon on, with outcomes and reviews. Tests must only read it."""
     path = tmp_path_factory.mktemp("library") / "journal.db"
     bob = Entity(type="user", id="bob")
     by_bob = Evaluation(subject=bob, action=Action(name="read"), resource=Entity(type="doc", id="guide"))
@@ -102,14 +102,14 @@ def reader(library: Path) -> Iterator[Reader]:
         yield reader
 
 
-def ids(found: list[dict[str, Any]]) -> str:
-    return " ".join(one["decision_id"] for one in found)
+def ids(decisions: list[dict[str, Any]]) -> str:
+    return " ".join(decision["decision_id"] for decision in decisions)
 
 
 # ---------------------------------------------------------------- one decision
 
 
-def test_one_decision_with_its_json_decoded(reader: Reader) -> None:
+def test_get_returns_a_decision_with_decoded_json(reader: Reader) -> None:
     shown = reader.get("d3")
     assert shown is not None
     assert (shown["decision"], shown["clauses"], shown["tags"], shown["probabilities"]) == (
@@ -122,7 +122,7 @@ def test_one_decision_with_its_json_decoded(reader: Reader) -> None:
     assert reader.get("d9") is None
 
 
-def test_an_id_can_be_told_by_its_end(path: Path) -> None:
+def test_resolve_finds_a_decision_by_the_end_of_its_id(path: Path) -> None:
     record(path, by_model(id="0001-abcdefgh"), by_model(id="0002-abcdefgh"), by_model(id="short"))
     with Reader(path) as reader:
         assert reader.resolve("0001-abcdefgh") == "0001-abcdefgh"
@@ -135,11 +135,11 @@ def test_an_id_can_be_told_by_its_end(path: Path) -> None:
                 reader.resolve(nothing)
 
 
-def test_a_trace_is_a_decision_with_all_that_hangs_on_it(library: Path, reader: Reader) -> None:
-    found = reader.trace("d7")
-    assert found["decision"] == reader.get("d7")
+def test_a_trace_has_the_decision_and_all_records_about_it(library: Path, reader: Reader) -> None:
+    trace = reader.trace("d7")
+    assert trace["decision"] == reader.get("d7")
     assert {
-        name: [one["id"] for one in found[name]] for name in found if name not in ("decision", "event")
+        name: [row["id"] for row in trace[name]] for name in trace if name not in ("decision", "event")
     } == {
         "consultations": ["c1"],
         "approvals": ["a1"],
@@ -148,39 +148,39 @@ def test_a_trace_is_a_decision_with_all_that_hangs_on_it(library: Path, reader: 
         "shadows": [],
         "counterfactuals": [],
     }
-    assert found["consultations"][0]["answer"] == {"tier": "gold"}
-    event = found["event"]
+    assert trace["consultations"][0]["answer"] == {"tier": "gold"}
+    event = trace["event"]
     assert (event["seq"], event["kind"], event["at"]) == (8, "decision_report", "2026-07-01T18:00:00.000000Z")
     assert (event["body"]["outcome"], event["private"]["agent"]) == ("buy", "trader")
     assert [(event["hash"],)] == rows(library, "SELECT lower(hex(hash)) FROM events WHERE seq = 8")
 
 
-def test_a_trace_shows_what_the_decision_was_made_on(reader: Reader) -> None:
+def test_a_trace_has_the_event_of_the_decision(reader: Reader) -> None:
     event = reader.trace("d1")["event"]
     assert event["body"]["prompt"]["prefix_tokens"] == 1527
     assert event["private"]["evaluation"]["context"] == ASKED.context
-    assert [one["verdict"] for one in reader.trace("d1")["reviews"]] == ["correct_reasoning"]
+    assert [review["verdict"] for review in reader.trace("d1")["reviews"]] == ["correct_reasoning"]
 
 
-def test_a_trace_of_nothing_is_refused(reader: Reader) -> None:
+def test_a_trace_of_an_unknown_decision_is_refused(reader: Reader) -> None:
     with pytest.raises(JournalError, match="there is no decision 'd9'"):
         reader.trace("d9")
 
 
-def test_a_trace_says_what_was_erased(path: Path) -> None:
+def test_a_trace_of_an_erased_decision_has_no_private_part(path: Path) -> None:
     record(path, by_model(id="d1"))
     record(path, erasing(path, 1))
     with Reader(path) as reader:
-        found = reader.trace("d1")
-    assert (found["event"]["private"], found["decision"]["actor"]) == (None, None)
-    assert found["decision"]["decision"] == found["event"]["body"]["outcome"] == "deny"
+        trace = reader.trace("d1")
+    assert (trace["event"]["private"], trace["decision"]["actor"]) == (None, None)
+    assert trace["decision"]["decision"] == trace["event"]["body"]["outcome"] == "deny"
 
 
 # ---------------------------------------------------------------- pages
 
 
 @pytest.mark.parametrize(
-    ("filters", "found"),
+    ("filters", "expected"),
     [
         ({}, "d8 d7 d6 d5 d4 d3 d2 d1"),
         ({"limit": 2}, "d8 d7"),
@@ -222,20 +222,24 @@ def test_a_trace_says_what_was_erased(path: Path) -> None:
         ({"before": "d1"}, ""),
     ],
 )
-def test_decisions_are_found_by_what_is_asked(reader: Reader, filters: dict[str, Any], found: str) -> None:
-    assert ids(reader.decisions(**filters)) == found
+def test_decisions_are_filtered_by_every_option(
+    reader: Reader, filters: dict[str, Any], expected: str
+) -> None:
+    assert ids(reader.decisions(**filters)) == expected
 
 
 #: How versions of SQLite say that they sort what is equal in the index, and only that.
 PARTLY_SORTED = tuple([f"USE TEMP B-TREE FOR {part} OF ORDER BY"] for part in ("RIGHT PART", "LAST 2 TERMS"))
 
 
-def test_a_page_of_some_time_is_read_from_there(library: Path) -> None:
+def test_a_page_with_a_time_span_reads_only_that_span(library: Path) -> None:
     class Explaining(Reader):
         def _records(self, sql: str, values: Sequence[Any]) -> list[dict[str, Any]]:
             if "SELECT timestamp, seq" in sql:
                 return super()._records(sql, values)
-            return [{"plan": one[3]} for one in self._connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
+            return [
+                {"plan": step[3]} for step in self._connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)
+            ]
 
     with Reader(library) as reader:
         last = reader.decisions(limit=3, outcome="allow")[-1]["decision_id"]
@@ -264,17 +268,19 @@ def test_a_page_of_some_time_is_read_from_there(library: Path) -> None:
     ids=lambda filters: "".join(filters) or "all",
 )
 def test_every_filter_reads_its_page_from_an_index(library: Path, filters: dict[str, Any]) -> None:
-    """A page is as quick among millions: nothing is read that does not fit."""
+    """No row that does not match is read, so a page is as fast among millions of decisions."""
 
     class Explaining(Reader):
         def _records(self, sql: str, values: Sequence[Any]) -> list[dict[str, Any]]:
-            return [{"plan": one[3]} for one in self._connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
+            return [
+                {"plan": step[3]} for step in self._connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)
+            ]
 
     with Explaining(library) as reader:
         step, *more = reader.decisions(**filters)
     assert "USING INDEX decisions_" in step["plan"]
-    # what is in one second is sorted, and nothing else
-    assert [one["plan"] for one in more] in ([], *PARTLY_SORTED)
+    # only the rows of one second are sorted
+    assert [step["plan"] for step in more] in ([], *PARTLY_SORTED)
     if filters:
         (name,) = filters
         column = {
@@ -288,14 +294,14 @@ def test_every_filter_reads_its_page_from_an_index(library: Path, filters: dict[
 
 
 @pytest.mark.parametrize("filters", [{"tier": "rule"}, {"risk": "low"}, {"type": "policy_application"}])
-def test_what_most_decisions_have_is_read_in_their_order_in_time(
-    library: Path, filters: dict[str, Any]
-) -> None:
-    """Nothing is sorted, and soon enough are found: an index of each common value would cost every commit."""
+def test_a_page_of_a_common_value_uses_the_index_on_timestamp(library: Path, filters: dict[str, Any]) -> None:
+    """Nothing is sorted, and few rows are skipped. An index of each common value would cost every commit."""
 
     class Explaining(Reader):
         def _records(self, sql: str, values: Sequence[Any]) -> list[dict[str, Any]]:
-            return [{"plan": one[3]} for one in self._connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
+            return [
+                {"plan": step[3]} for step in self._connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)
+            ]
 
     with Explaining(library) as reader:
         assert [step["plan"] for step in reader.decisions(**filters)] == [
@@ -306,8 +312,8 @@ def test_what_most_decisions_have_is_read_in_their_order_in_time(
 @pytest.mark.parametrize(
     "filters", [{}, {"reviewed": False}, {"tier": "model"}], ids=["all", "rare", "common"]
 )
-def test_pages_go_on_where_the_last_one_ended(path: Path, filters: dict[str, Any]) -> None:
-    """Also where decisions have one time, and where they were recorded in another order than made."""
+def test_each_page_continues_where_the_last_one_ended(path: Path, filters: dict[str, Any]) -> None:
+    """Also if several decisions have the same time, or were recorded in another order than they were made."""
     chance = random.Random(5)
     decisions = [by_model(at=NOON + chance.randrange(8) / 4) for _ in range(20)]
     record(path, *decisions)
@@ -317,16 +323,16 @@ def test_pages_go_on_where_the_last_one_ended(path: Path, filters: dict[str, Any
         while pages[-1] and len(pages) < 20:
             pages.append(reader.decisions(limit=3, before=pages[-1][-1]["decision_id"], **filters))
     assert [len(page) for page in pages] == [3, 3, 3, 3, 3, 3, 2, 0]
-    found = [one["decision_id"] for page in pages for one in page]
-    assert found == sorted(numbered, key=numbered.__getitem__, reverse=True)
+    listed = [decision["decision_id"] for page in pages for decision in page]
+    assert listed == sorted(numbered, key=numbered.__getitem__, reverse=True)
 
 
-def test_a_page_needs_a_decision_to_go_on_from(reader: Reader) -> None:
+def test_a_page_before_an_unknown_decision_is_refused(reader: Reader) -> None:
     with pytest.raises(JournalError, match="before: there is no decision 'd9'"):
         reader.decisions(before="d9")
 
 
-def test_a_time_must_be_one(reader: Reader) -> None:
+def test_an_invalid_time_is_refused_by_every_query(reader: Reader) -> None:
     with pytest.raises(JournalError, match="since: 'yesterday' is not an RFC 3339 time such as"):
         reader.decisions(since="yesterday")
     with pytest.raises(JournalError, match="until: '2026-13-01' is not an RFC 3339 time"):
@@ -341,27 +347,30 @@ def test_a_time_must_be_one(reader: Reader) -> None:
             ask(reader, since="")
 
 
-def test_what_waits_for_a_reviewer_and_what_was_wrong(reader: Reader) -> None:
+def test_unreviewed_and_incorrect_decisions_are_listed(reader: Reader) -> None:
     assert ids(reader.unreviewed()) == "d8 d7 d5 d4 d3"
     assert ids(reader.unreviewed(limit=1)) == "d8"
     assert ids(reader.incorrect()) == "d6 d5 d3"
     assert ids(reader.incorrect(limit=2)) == "d6 d5"
 
 
-def test_corrections_are_what_reviewers_wanted_oldest_first(reader: Reader) -> None:
-    found = reader.corrections()
-    assert [(one["decision_id"], one["reviewer"], one["verdict"]) for one in found] == [
+def test_corrections_are_listed_oldest_first(reader: Reader) -> None:
+    corrections = reader.corrections()
+    assert [
+        (correction["decision_id"], correction["reviewer"], correction["verdict"])
+        for correction in corrections
+    ] == [
         ("d6", "kim", "correct_both"),
         ("d1", "bo", "correct_reasoning"),
     ]
-    assert (found[0]["review_decision"], found[0]["review_reasoning"]) == ("deny", "no")
-    assert found[0]["situation"]["action"] == {"name": "deploy", "properties": {}}
+    assert (corrections[0]["review_decision"], corrections[0]["review_reasoning"]) == ("deny", "no")
+    assert corrections[0]["situation"]["action"] == {"name": "deploy", "properties": {}}
     assert ids(reader.corrections(limit=1)) == "d6"
-    assert ids(reader.corrections(after_seq=found[0]["review_seq"])) == "d1"
-    assert reader.corrections(after_seq=found[1]["review_seq"]) == []
+    assert ids(reader.corrections(after_seq=corrections[0]["review_seq"])) == "d1"
+    assert reader.corrections(after_seq=corrections[1]["review_seq"]) == []
 
 
-def test_what_is_newer_comes_in_order_of_recording(reader: Reader) -> None:
+def test_newer_decisions_are_listed_in_order_of_recording(reader: Reader) -> None:
     assert ids(reader.newer_than(0)) == "d1 d2 d3 d4 d5 d6 d7 d8"
     assert ids(reader.newer_than(6, limit=2)) == "d6 d7"
     assert reader.newer_than(reader.newest_seq()) == []
@@ -371,7 +380,7 @@ def test_what_is_newer_comes_in_order_of_recording(reader: Reader) -> None:
 # ---------------------------------------------------------------- figures
 
 
-def test_statistics_count_and_compare(reader: Reader) -> None:
+def test_statistics_count_decisions_and_compare_them_with_expectations(reader: Reader) -> None:
     assert statistics.statistics(reader) == {
         "decisions": 8,
         "first": "2026-07-01T12:00:00.000000Z",
@@ -396,7 +405,7 @@ def test_statistics_since_a_time(reader: Reader) -> None:
     assert (before["decisions"], before["first"], before["score_ms"]) == (0, None, None)
 
 
-def test_statistics_of_nothing(path: Path) -> None:
+def test_statistics_of_an_empty_journal(path: Path) -> None:
     record(path)
     with Reader(path) as reader:
         nothing = statistics.statistics(reader)
@@ -418,7 +427,9 @@ def test_statistics_of_nothing(path: Path) -> None:
         (1_000, {"p50": 500, "p90": 900, "p99": 990}),
     ],
 )
-def test_percentiles_are_those_of_the_model(path: Path, count: int, percentiles: dict[str, float]) -> None:
+def test_percentiles_count_only_decisions_of_the_model(
+    path: Path, count: int, percentiles: dict[str, float]
+) -> None:
     taken_ms = list(range(1, count + 1))
     random.Random(count).shuffle(taken_ms)
     record(
@@ -431,7 +442,7 @@ def test_percentiles_are_those_of_the_model(path: Path, count: int, percentiles:
         assert statistics.latency(reader) == [{"model": "phi-4-mini", "decisions": count, **percentiles}]
 
 
-def test_latency_is_told_of_each_model_the_busiest_first(reader: Reader) -> None:
+def test_latency_lists_each_model_most_decisions_first(reader: Reader) -> None:
     assert statistics.latency(reader) == [
         {"model": "phi-4-mini", "decisions": 4, "p50": 13.25, "p90": 13.25, "p99": 13.25},
         {"model": "gpt", "decisions": 1, "p50": 300.0, "p90": 300.0, "p99": 300.0},
@@ -439,13 +450,13 @@ def test_latency_is_told_of_each_model_the_busiest_first(reader: Reader) -> None
 
 
 def test_a_breakdown_has_a_record_for_each_actor(reader: Reader) -> None:
-    found = statistics.breakdown(reader, "actor")
-    assert [(one["actor"], one["total"]) for one in found] == [
+    breakdown = statistics.breakdown(reader, "actor")
+    assert [(record["actor"], record["total"]) for record in breakdown] == [
         ("user:alice", 5),
         ("agent:trader", 2),
         ("user:bob", 1),
     ]
-    assert found[1] == {
+    assert breakdown[1] == {
         "actor": "agent:trader",
         "total": 2,
         "allowed": 0,
@@ -462,8 +473,8 @@ def test_a_breakdown_has_a_record_for_each_actor(reader: Reader) -> None:
         "average_confidence": 0.96,
         "success_rate": 0.5,
     }
-    assert (found[2]["pending"], found[2]["success_rate"], found[2]["correct"]) == (1, None, 1)
-    assert (found[0]["expected"], found[0]["correct"], found[0]["allowed"]) == (4, 1, 1)
+    assert (breakdown[2]["pending"], breakdown[2]["success_rate"], breakdown[2]["correct"]) == (1, None, 1)
+    assert (breakdown[0]["expected"], breakdown[0]["correct"], breakdown[0]["allowed"]) == (4, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -475,23 +486,23 @@ def test_a_breakdown_has_a_record_for_each_actor(reader: Reader) -> None:
     ],
 )
 def test_a_breakdown_by_every_dimension(reader: Reader, by: str, totals: dict[str | None, int]) -> None:
-    found = statistics.breakdown(reader, by)
-    assert {one[by]: one["total"] for one in found} == totals
-    assert [one["total"] for one in found] == sorted(totals.values(), reverse=True)
+    breakdown = statistics.breakdown(reader, by)
+    assert {record[by]: record["total"] for record in breakdown} == totals
+    assert [record["total"] for record in breakdown] == sorted(totals.values(), reverse=True)
     later = statistics.breakdown(reader, by, since="2026-07-01T18:30:00Z")
-    assert sum(one["total"] for one in later) == 1
+    assert sum(record["total"] for record in later) == 1
 
 
-def test_a_breakdown_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_breakdown_has_at_most_so_many_rows(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "MOST_ROWS", 3)
     record(path, *(sent(records.DecisionReport(agent=f"a{n}", outcome="x")) for n in (1, 2, 3, 3, 4, 4, 4)))
     with Reader(path) as reader:
-        found = statistics.breakdown(reader, "actor")
-    assert [one["total"] for one in found] == [3, 2, 1]
+        breakdown = statistics.breakdown(reader, "actor")
+    assert [record["total"] for record in breakdown] == [3, 2, 1]
 
 
-def test_confidence_is_told_in_buckets(path: Path) -> None:
-    """A bucket begins with its bound and ends before the next."""
+def test_confidence_is_counted_in_buckets(path: Path) -> None:
+    """A bucket includes its lower bound and ends before the next."""
     right, wrong = Annotations(expected=("deny",)), Annotations(expected=("allow",))
     record(
         path,
@@ -513,7 +524,7 @@ def test_confidence_is_told_in_buckets(path: Path) -> None:
         assert statistics.confidence(reader, since="2026-07-02") == []
 
 
-def test_decisions_by_the_hour(path: Path) -> None:
+def test_decisions_are_counted_by_hour(path: Path) -> None:
     record(path, *(by_model(at=NOON + offset) for offset in (0, 10, HOUR - 1e-6, HOUR, 30 * HOUR)))
     with Reader(path) as reader:
         assert statistics.hourly(reader) == [("2026-07-01T12", 3), ("2026-07-01T13", 1), ("2026-07-02T18", 1)]
@@ -554,7 +565,7 @@ def test_a_reader_holds_no_transaction_between_calls(path: Path) -> None:
             assert not busy, "a reader holds the log back"
 
 
-def test_statistics_beside_a_live_writer_are_of_one_moment(path: Path) -> None:
+def test_statistics_beside_a_live_writer_read_one_snapshot(path: Path) -> None:
     stop, fates = threading.Event(), Fates()
 
     def write() -> None:
@@ -578,7 +589,7 @@ def test_statistics_beside_a_live_writer_are_of_one_moment(path: Path) -> None:
 # ---------------------------------------------------------------- what cannot be read
 
 
-def test_a_reader_says_how_a_journal_comes_to_be(path: Path) -> None:
+def test_the_error_for_a_missing_journal_names_the_command_that_creates_one(path: Path) -> None:
     with pytest.raises(JournalError, match=r"no journal at .*journal\.db; `thorpolicy serve` creates one"):
         Reader(path)
     assert not path.exists()
@@ -600,7 +611,7 @@ def test_a_reader_cannot_write(library: Path, sql: str) -> None:
         "DROP TABLE decisions",
     ],
 )
-def test_a_reader_refuses_what_it_cannot_read_in_words(path: Path, sql: str) -> None:
+def test_a_file_that_is_no_journal_is_an_error_of_the_reader(path: Path, sql: str) -> None:
     record(path, by_model(id="d1"))
     with Reader(path) as reader:
         with writing(path) as db:
@@ -610,7 +621,7 @@ def test_a_reader_refuses_what_it_cannot_read_in_words(path: Path, sql: str) -> 
                 ask()
 
 
-def test_a_decision_whose_event_is_gone_is_refused_in_words(path: Path) -> None:
+def test_a_trace_without_its_event_is_an_error(path: Path) -> None:
     record(path, by_model(id="d1"))
     with writing(path) as db:
         db.execute("DELETE FROM events")
@@ -621,7 +632,7 @@ def test_a_decision_whose_event_is_gone_is_refused_in_words(path: Path) -> None:
         reader.trace("d1")
 
 
-def test_a_reader_whose_name_is_odd(tmp_path: Path) -> None:
+def test_a_journal_whose_path_has_special_characters_can_be_read(tmp_path: Path) -> None:
     path = tmp_path / "50% ?mode=rwc#x é" / "journal.db"
     record(path, by_model(id="d1"))
     with Reader(path) as reader:

@@ -1,4 +1,4 @@
-"""Verification: no change of what was recorded goes unnoticed, and what is sound is called so."""
+"""Verification: every change of a journal is found, and a sound journal passes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sound journal, closed, with checkpoints; whoever tampers with it takes a copy."""
+    """A sound, closed journal with checkpoints. Tests must change only copies of it."""
     path = tmp_path_factory.mktemp("original") / "journal.db"
     rule = signing(path)
     record(path, *one_of_each(), checkpoints=rule)
@@ -94,7 +94,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(original: Path, tmp_path: Path) -> Callable[[], Path]:
-    """Gives fresh copies of the original and its checkpoints."""
+    """A function that makes a new copy of the original with its checkpoints."""
 
     def fresh() -> Path:
         folder = tmp_path / "copy"
@@ -105,15 +105,15 @@ def copied(original: Path, tmp_path: Path) -> Callable[[], Path]:
     return fresh
 
 
-def found(path: Path) -> Verdict | JournalError:
-    """The verdict; or why there can be none, as of a file that is no journal any more."""
+def verdict_of(path: Path) -> Verdict | JournalError:
+    """The verdict, or the error if the file is no journal any more."""
     try:
         return verify(path)
     except JournalError as error:
         return error
 
 
-# ---------------------------------------------------------------- what random hands do
+# ---------------------------------------------------------------- random tampering
 
 
 def another(value: Any, chance: random.Random) -> Any:
@@ -132,7 +132,7 @@ def another(value: Any, chance: random.Random) -> Any:
 
 
 def pick(db: sqlite3.Connection, chance: random.Random, table: str, column: str = "seq") -> tuple[int, Any]:
-    """seq and value of one column, in a row of anybody's choosing."""
+    """seq and value of one column, in a random row."""
     return chance.choice(db.execute(f"SELECT seq, {column} FROM {table} ORDER BY seq").fetchall())  # type: ignore[no-any-return]
 
 
@@ -145,7 +145,7 @@ def filled(db: sqlite3.Connection, tables: tuple[str, ...] = STORED) -> list[str
 
 
 def change_a_column(db: sqlite3.Connection, chance: random.Random) -> None:
-    """Of any table, to any other value."""
+    """Change a random column of a random table."""
     table = chance.choice(filled(db))
     column = chance.choice(columns(db, table))
     seq, value = pick(db, chance, table, column)
@@ -165,7 +165,7 @@ def change_a_decision(db: sqlite3.Connection, chance: random.Random) -> None:
 
 
 def empty_a_column(db: sqlite3.Connection, chance: random.Random) -> None:
-    """Set to null what may be null, or copy the value of another row."""
+    """Set a column to null if it may be null, else copy the value of another row."""
     table = chance.choice(filled(db))
     info = db.execute(f"PRAGMA table_info({table})").fetchall()
     column, needed = chance.choice([(name, bool(needed or key)) for _, name, _, needed, _, key in info])
@@ -188,10 +188,10 @@ def change_any_byte(db: sqlite3.Connection, chance: random.Random) -> None:
     db.execute(f"UPDATE {table} SET {column} = {value} WHERE seq = ?", (flipped, seq))
 
 
-def swap(db: sqlite3.Connection, table: str, one: int, other: int, column: str = "seq") -> None:
+def swap(db: sqlite3.Connection, table: str, first: int, second: int, column: str = "seq") -> None:
     values = [
         db.execute(f"SELECT {column} FROM {table} WHERE seq = ?", (seq,)).fetchone()[0]
-        for seq in (one, other)
+        for seq in (first, second)
     ]
     spare: Any = -1_000 if column == "seq" else "-"
     for old, new in ((values[0], spare), (values[1], values[0]), (spare, values[1])):
@@ -199,26 +199,26 @@ def swap(db: sqlite3.Connection, table: str, one: int, other: int, column: str =
 
 
 def swap_two_rows(db: sqlite3.Connection, chance: random.Random) -> None:
-    """Two rows of one table change places."""
+    """Swap two rows of one table."""
     several = [t for t in filled(db) if db.execute(f"SELECT count(*) FROM {t}").fetchone()[0] > 1]
     table = chance.choice(several)
-    one, other = chance.sample([seq for (seq,) in db.execute(f"SELECT seq FROM {table}")], 2)
-    swap(db, table, one, other)
+    first, second = chance.sample([seq for (seq,) in db.execute(f"SELECT seq FROM {table}")], 2)
+    swap(db, table, first, second)
 
 
 def swap_two_events(db: sqlite3.Connection, chance: random.Random) -> None:
-    one, other = chance.sample(range(1, EVENTS + 1), 2)
-    swap(db, "events", one, other)
-    if chance.random() < 0.5:  # with all that stands beside them
+    first, second = chance.sample(range(1, EVENTS + 1), 2)
+    swap(db, "events", first, second)
+    if chance.random() < 0.5:  # with their private parts and rows
         for table in STORED[1:]:
-            db.execute(f"UPDATE {table} SET seq = -seq WHERE seq IN (?, ?)", (one, other))
-            db.execute(f"UPDATE {table} SET seq = ? WHERE seq = ?", (other, -one))
-            db.execute(f"UPDATE {table} SET seq = ? WHERE seq = ?", (one, -other))
+            db.execute(f"UPDATE {table} SET seq = -seq WHERE seq IN (?, ?)", (first, second))
+            db.execute(f"UPDATE {table} SET seq = ? WHERE seq = ?", (second, -first))
+            db.execute(f"UPDATE {table} SET seq = ? WHERE seq = ?", (first, -second))
 
 
 def swap_two_decisions(db: sqlite3.Connection, chance: random.Random) -> None:
-    one, other = chance.sample([seq for (seq,) in db.execute("SELECT seq FROM decisions")], 2)
-    swap(db, "decisions", one, other, "decision_id")
+    first, second = chance.sample([seq for (seq,) in db.execute("SELECT seq FROM decisions")], 2)
+    swap(db, "decisions", first, second, "decision_id")
 
 
 def a_free_number(taken: set[int], chance: random.Random) -> int:
@@ -228,7 +228,7 @@ def a_free_number(taken: set[int], chance: random.Random) -> int:
 
 
 def move_a_row(db: sqlite3.Connection, chance: random.Random) -> None:
-    """To where there is no event, or to where there is one."""
+    """Move a row to the number of another event, or to a number without an event."""
     table = chance.choice(filled(db))
     seq, _ = pick(db, chance, table)
     taken = {seq for (seq,) in db.execute(f"SELECT seq FROM {table}")}
@@ -239,7 +239,7 @@ def remove_an_event(db: sqlite3.Connection, chance: random.Random) -> None:
     seq = chance.randrange(1, EVENTS)
     db.execute("DELETE FROM events WHERE seq = ?", (seq,))
     how = chance.randrange(3)
-    if how >= 1:  # with all that stands beside it
+    if how >= 1:  # with its private part and rows
         for table in STORED[1:]:
             db.execute(f"DELETE FROM {table} WHERE seq = ?", (seq,))
     if how == 2:  # and close the gap
@@ -268,7 +268,7 @@ def remove_a_row(db: sqlite3.Connection, chance: random.Random) -> None:
 
 
 def add_a_row(db: sqlite3.Connection, chance: random.Random) -> None:
-    """A copy of another one, under a number that is free."""
+    """Add a copy of a row under a free number."""
     table = chance.choice(filled(db, STORED[1:]))
     taken = {seq for (seq,) in db.execute(f"SELECT seq FROM {table}")}
     unique = {"decisions": "decision_id", "nodes": "id", "edges": "id"}.get(table)
@@ -280,7 +280,7 @@ def add_a_row(db: sqlite3.Connection, chance: random.Random) -> None:
 
 
 def plant_a_private_part(db: sqlite3.Connection, chance: random.Random) -> None:
-    """Another text with another salt, perhaps with an erasure that gives it a right digest."""
+    """Add another private part with another salt, perhaps with an erasure that has its digest."""
     seq = chance.choice([-1, 0, EVENTS + 1, *range(1, EVENTS + 1)])
     salt, digest = chain.seal(b'{"agent":"planted"}')
     db.execute("INSERT OR REPLACE INTO private VALUES (?, ?, ?)", (seq, salt, '{"agent":"planted"}'))
@@ -304,24 +304,24 @@ def cut(db: sqlite3.Connection, first: int) -> None:
 
 
 def cut_the_tail(db: sqlite3.Connection, chance: random.Random) -> None:
-    """Neatly; but a checkpointed event goes with it."""
+    """Truncate every table consistently; a signed event is cut off too."""
     cut(db, chance.randrange(1, EVENTS + 1))
 
 
 def restamp(db: sqlite3.Connection) -> None:
-    """Give every event the hash that follows from what it now says."""
+    """Compute the hash of every event again."""
     db.text_factory = bytes
     stored = db.execute("SELECT * FROM events ORDER BY seq").fetchall()
     db.text_factory = str
     head = chain.GENESIS
-    for one in map(chain.Row._make, stored):
-        link = chain.hash_of(head, *one[:8])
-        db.execute("UPDATE events SET prev_hash = ?, hash = ? WHERE seq = ?", (head, link, one.seq))
+    for row in map(chain.Row._make, stored):
+        link = chain.hash_of(head, *row[:8])
+        db.execute("UPDATE events SET prev_hash = ?, hash = ? WHERE seq = ?", (head, link, row.seq))
         head = link
 
 
 def stamp_anew(db: sqlite3.Connection, chance: random.Random) -> None:
-    """Change what no table shows, then every hash: the chain is whole, and only checkpoints tell."""
+    """Change a column that no table shows, then every hash: only checkpoints reveal it."""
     column = chance.choice(["boot_id", "mono_ns"])
     seq, value = pick(db, chance, "events", column)
     db.execute(f"UPDATE events SET {column} = ? WHERE seq = ?", (another(value, chance), seq))
@@ -350,7 +350,7 @@ TAMPERINGS = (
 
 
 def content(db: sqlite3.Connection) -> bytes:
-    """A digest of everything that is stored."""
+    """A digest of all stored rows."""
     db.text_factory = bytes
     digest = hashlib.sha256()
     for table in STORED:
@@ -360,7 +360,7 @@ def content(db: sqlite3.Connection) -> bytes:
 
 
 def attempts(original: Path, copied: Callable[[], Path], tamper: Any, count: int) -> tuple[int, int, int]:
-    """How many changes were made, how many of them found, and how many were different ones."""
+    """How many changes were made, how many were found, and how many were different."""
     with writing(original) as db:
         untouched = content(db)
     changed = caught = 0
@@ -376,7 +376,7 @@ def attempts(original: Path, copied: Callable[[], Path], tamper: Any, count: int
             db.execute("BEGIN")
             try:
                 tamper(db, random.Random(f"{tamper.__name__} {attempt}"))
-            except sqlite3.IntegrityError:  # of two that want one place
+            except sqlite3.IntegrityError:  # two rows cannot have one number
                 db.execute("ROLLBACK")
                 continue
             db.execute("COMMIT")
@@ -386,7 +386,7 @@ def attempts(original: Path, copied: Callable[[], Path], tamper: Any, count: int
             continue
         changed += 1
         seen.add(now)
-        verdict = found(path)
+        verdict = verdict_of(path)
         if isinstance(verdict, JournalError) or not verdict.ok:
             caught += 1
         else:
@@ -396,7 +396,7 @@ def attempts(original: Path, copied: Callable[[], Path], tamper: Any, count: int
 
 @pytest.mark.parametrize("tamper", TAMPERINGS, ids=lambda tamper: tamper.__name__)
 def test_tampering_is_found(original: Path, copied: Callable[[], Path], tamper: Any) -> None:
-    """Thirty attempts each of seventeen kinds of hands: 510 in all."""
+    """Thirty attempts of each of seventeen kinds of tampering: 510 in all."""
     changed, caught, different = attempts(original, copied, tamper, 30)
     assert (changed, caught) == (30, 30)
     assert different > 10, "most attempts were the same one"
@@ -465,7 +465,9 @@ PLANTED = (
         ("UPDATE events SET seq = 0 WHERE seq = 60", 0, "its number is before that of the first event"),
     ],
 )
-def test_where_the_chain_breaks(copied: Callable[[], Path], sql: str, bad_seq: int, problem: str) -> None:
+def test_verify_names_the_event_at_which_the_chain_breaks(
+    copied: Callable[[], Path], sql: str, bad_seq: int, problem: str
+) -> None:
     path = copied()
     with writing(path) as db:
         assert db.execute(sql).rowcount >= 1
@@ -563,7 +565,7 @@ def test_where_the_chain_breaks(copied: Callable[[], Path], sql: str, bad_seq: i
         ("DELETE FROM erasures WHERE seq = 3", 3, "its private part is missing, and no event erased it"),
     ],
 )
-def test_where_what_stands_beside_the_chain_is_wrong(
+def test_verify_names_the_event_whose_private_part_or_row_is_wrong(
     copied: Callable[[], Path], sql: str, bad_seq: int | None, problem: str
 ) -> None:
     path = copied()
@@ -576,7 +578,7 @@ def test_where_what_stands_beside_the_chain_is_wrong(
     assert (verdict.complete, verdict.events) == (True, EVENTS), "the chain is whole, to its end"
 
 
-def test_the_first_wrong_event_is_told_of(copied: Callable[[], Path]) -> None:
+def test_verify_reports_the_first_wrong_event(copied: Callable[[], Path]) -> None:
     path = copied()
     with writing(path) as db:
         db.execute("UPDATE decisions SET decision = 'allow' WHERE seq = 28")
@@ -594,7 +596,7 @@ def test_the_first_wrong_event_is_told_of(copied: Callable[[], Path]) -> None:
     assert verify(path).bad_seq == 2
 
 
-def test_a_decision_whose_change_was_copied_to_another_is_found(copied: Callable[[], Path]) -> None:
+def test_verify_finds_a_change_copied_to_another_decision(copied: Callable[[], Path]) -> None:
     path, names = copied(), ", ".join(GROUPS["explained_seq"])
     with writing(path) as db:
         db.execute(
@@ -617,7 +619,7 @@ def test_a_decision_cannot_be_set_back_to_an_older_review(path: Path) -> None:
 
 
 def test_an_erasure_cannot_be_undone(path: Path) -> None:
-    """Not even by somebody who has kept what was erased."""
+    """Not even by somebody who has a copy of the erased part."""
     record(path, by_model(), note())
     with writing(path) as db:
         kept = {t: db.execute(f"SELECT * FROM {t}").fetchall() for t in ("private", "decisions")}
@@ -634,7 +636,7 @@ def test_an_erasure_cannot_be_undone(path: Path) -> None:
     )
 
 
-def test_of_two_erasures_that_no_event_tells_of_the_first_is_named(copied: Callable[[], Path]) -> None:
+def test_verify_names_the_first_of_two_erasures_without_an_event(copied: Callable[[], Path]) -> None:
     path = copied()
     with writing(path) as db:
         db.execute("UPDATE erasures SET by_seq = 60 WHERE seq = 29")
@@ -643,7 +645,7 @@ def test_of_two_erasures_that_no_event_tells_of_the_first_is_named(copied: Calla
 
 
 def test_bytes_cannot_move_between_a_salt_and_its_value(path: Path) -> None:
-    """Salt and value are hashed as one run of bytes, so the salt's length is part of what is checked."""
+    """Salt and value are hashed as one run of bytes, so the length of the salt must be checked."""
     record(path, note(private={"text": "secret"}))
     with writing(path) as db:
         ((salt, value),) = db.execute("SELECT salt, value FROM private").fetchall()
@@ -651,22 +653,22 @@ def test_bytes_cannot_move_between_a_salt_and_its_value(path: Path) -> None:
     assert verify(path).problem == "event 1: its private part was changed"
 
 
-def test_a_sound_journal_tells_of_its_losses_and_erasures(original: Path) -> None:
+def test_the_verdict_of_a_sound_journal_counts_losses_and_erasures(original: Path) -> None:
     verdict = verify(original)
     assert (verdict.ok, verdict.gaps, verdict.erased, verdict.archived) == (True, 2, 5, 0)
     assert rows(original, "SELECT lower(hex(hash)) FROM events WHERE seq = ?", EVENTS) == [(verdict.head,)]
 
 
-def test_an_empty_journal_is_sound(path: Path) -> None:
+def test_an_empty_journal_verifies(path: Path) -> None:
     record(path)
     assert verify(path) == Verdict(events=0, archived=0, head="00" * 32, chain_ok=True, projections_ok=True)
 
 
-# ---------------------------------------------------------------- whether the end is still there
+# ---------------------------------------------------------------- completeness
 
 
-def test_without_a_checkpoint_nobody_can_tell_a_cut_tail(path: Path) -> None:
-    """The limit of a bare chain: what was never kept elsewhere cannot be missed."""
+def test_without_a_checkpoint_a_truncated_journal_verifies_as_unknown(path: Path) -> None:
+    """The limit of a chain without checkpoints: only a copy kept elsewhere reveals a truncation."""
     record(path, *one_of_each())
     kept = verify(path)
     assert (kept.ok, kept.complete) == (True, None)
@@ -679,7 +681,7 @@ def test_without_a_checkpoint_nobody_can_tell_a_cut_tail(path: Path) -> None:
     assert verdict.incomplete == f"event {kept.events} does not match the anchor"
 
 
-def test_a_tail_that_no_checkpoint_vouched_for_can_be_cut_unseen(copied: Callable[[], Path]) -> None:
+def test_a_truncation_after_the_newest_checkpoint_does_not_show(copied: Callable[[], Path]) -> None:
     path = copied()
     record(path, note(), note())
     before = verify(path)
@@ -690,7 +692,7 @@ def test_a_tail_that_no_checkpoint_vouched_for_can_be_cut_unseen(copied: Callabl
     assert not verify(path, anchors=[(before.events, before.head)]).ok
 
 
-def test_a_cut_tail_that_had_a_checkpoint_is_missed(copied: Callable[[], Path]) -> None:
+def test_verify_finds_a_truncation_before_the_newest_checkpoint(copied: Callable[[], Path]) -> None:
     path = copied()
     with writing(path) as db:
         cut(db, EVENTS)
@@ -700,7 +702,7 @@ def test_a_cut_tail_that_had_a_checkpoint_is_missed(copied: Callable[[], Path]) 
     assert verdict.checkpoint_seq == 49
 
 
-def test_a_cut_tail_whose_rows_stay_is_found(copied: Callable[[], Path]) -> None:
+def test_verify_finds_a_truncation_of_the_chain_that_left_its_rows(copied: Callable[[], Path]) -> None:
     path = copied()
     with writing(path) as db:
         db.execute("DELETE FROM events WHERE seq >= 50")
@@ -709,7 +711,7 @@ def test_a_cut_tail_whose_rows_stay_is_found(copied: Callable[[], Path]) -> None
     assert verdict.problem == "the table decisions has rows without an event"
 
 
-def test_a_chain_stamped_anew_is_not_the_one_that_was_signed(copied: Callable[[], Path]) -> None:
+def test_verify_finds_a_rewritten_chain_by_its_checkpoint(copied: Callable[[], Path]) -> None:
     path = copied()
     with writing(path) as db:
         db.execute("""UPDATE events SET body = '{"text":"another story"}' WHERE seq = 22""")
@@ -719,7 +721,7 @@ def test_a_chain_stamped_anew_is_not_the_one_that_was_signed(copied: Callable[[]
     assert verdict.incomplete == "event 23 does not match its checkpoint"
 
 
-def test_another_chain_in_place_of_the_signed_one_is_found(copied: Callable[[], Path]) -> None:
+def test_verify_finds_another_chain_in_place_of_the_signed_one(copied: Callable[[], Path]) -> None:
     path = copied()
     with writing(path) as db:
         db.execute("UPDATE events SET boot_id = 'elsewhere' WHERE seq = 1")
@@ -730,7 +732,7 @@ def test_another_chain_in_place_of_the_signed_one_is_found(copied: Callable[[], 
 
 
 def test_a_journal_that_begins_with_a_gap_may_follow_another(copied: Callable[[], Path]) -> None:
-    """As after a damaged file; but checkpoints of the other chain say nothing of this one."""
+    """As after a damaged file. The checkpoints of the other chain prove nothing about this one."""
     path = copied()
     path.unlink()
     record(path, events.gap_event("the journal was damaged", NOON), note())
@@ -745,7 +747,7 @@ def files(path: Path) -> list[Path]:
     return sorted((path.parent / "checkpoints").glob("*.json"))
 
 
-def test_a_missing_checkpoint_is_missed(copied: Callable[[], Path]) -> None:
+def test_verify_finds_a_missing_checkpoint(copied: Callable[[], Path]) -> None:
     path = copied()
     files(path)[1].unlink()
     verdict = verify(path)
@@ -755,7 +757,7 @@ def test_a_missing_checkpoint_is_missed(copied: Callable[[], Path]) -> None:
     assert verify(path).incomplete == "the checkpoint of event 23 is missing, and 1 more"
 
 
-def test_the_newest_checkpoint_may_be_on_its_way_still(copied: Callable[[], Path]) -> None:
+def test_a_missing_file_of_the_newest_checkpoint_is_no_problem(copied: Callable[[], Path]) -> None:
     path = copied()
     files(path)[-1].unlink()
     verdict = verify(path)
@@ -763,20 +765,20 @@ def test_the_newest_checkpoint_may_be_on_its_way_still(copied: Callable[[], Path
 
 
 @pytest.mark.parametrize("field", ["seq", "head", "at", "signature", "key"])
-def test_a_changed_checkpoint_counts_for_nothing(copied: Callable[[], Path], field: str) -> None:
+def test_verify_refuses_a_changed_checkpoint(copied: Callable[[], Path], field: str) -> None:
     path = copied()
     file = files(path)[2]
-    told = json.loads(file.read_text())
+    checkpoint = json.loads(file.read_text())
     other = json.loads(files(path)[1].read_text())
-    told[field] = "0" * 16 if field == "key" else other[field]
-    file.write_text(json.dumps(told))
+    checkpoint[field] = "0" * 16 if field == "key" else other[field]
+    file.write_text(json.dumps(checkpoint))
     verdict = verify(path)
     assert (verdict.chain_ok, verdict.projections_ok, verdict.complete) == (True, True, False)
     assert "the checkpoint of event" in str(verdict.incomplete)
 
 
 @pytest.mark.parametrize("body", ["", "{}", "nonsense", '{"chain": "x"}'])
-def test_a_checkpoint_that_cannot_be_read_is_told_of(copied: Callable[[], Path], body: str) -> None:
+def test_verify_reports_a_checkpoint_that_cannot_be_read(copied: Callable[[], Path], body: str) -> None:
     path = copied()
     files(path)[2].write_text(body)
     verdict = verify(path)
@@ -785,10 +787,10 @@ def test_a_checkpoint_that_cannot_be_read_is_told_of(copied: Callable[[], Path],
     assert files(path)[2].name in str(verdict.incomplete)
 
 
-def test_a_checkpoint_that_somebody_else_signed_counts_for_nothing(
+def test_verify_refuses_a_checkpoint_signed_by_an_untrusted_key(
     copied: Callable[[], Path], tmp_path: Path
 ) -> None:
-    """Neither for another head; nor for the right one, if the auditor's key is not the one."""
+    """For another head, and also for the right head if the auditor does not trust the key."""
     path = copied()
     verdict = verify(path)
     signer = Signer(Ed25519PrivateKey.generate())
@@ -800,7 +802,7 @@ def test_a_checkpoint_that_somebody_else_signed_counts_for_nothing(
     assert (
         forged.incomplete == f"the checkpoint of event 30: its key {signer.key} is not among the trusted ones"
     )
-    signer.publish(path.parent / "checkpoints")  # whoever can write there can do this too ..
+    signer.publish(path.parent / "checkpoints")  # who can write to that directory can do this too ..
     assert verify(path).incomplete == "event 30 does not match its checkpoint"
     elsewhere = tmp_path / "elsewhere"
     checkpoints.store(elsewhere, signer.sign(name, EVENTS, verdict.head, "2026-07-01T12:00:00Z"))
@@ -808,9 +810,7 @@ def test_a_checkpoint_that_somebody_else_signed_counts_for_nothing(
     assert verify(path, checkpoint_dir=elsewhere, public_keys=mine).complete is False  # .. but not this
 
 
-def test_checkpoints_that_were_kept_elsewhere_tell_of_a_cut(
-    copied: Callable[[], Path], tmp_path: Path
-) -> None:
+def test_checkpoints_kept_elsewhere_reveal_a_truncation(copied: Callable[[], Path], tmp_path: Path) -> None:
     path = copied()
     kept = tmp_path / "kept"
     shutil.copytree(path.parent / "checkpoints", kept)
@@ -822,7 +822,7 @@ def test_checkpoints_that_were_kept_elsewhere_tell_of_a_cut(
     assert verify(path, checkpoint_dir=kept).complete is False
 
 
-def test_anchors_are_held_against_the_chain(original: Path) -> None:
+def test_anchors_are_compared_with_the_chain(original: Path) -> None:
     heads = dict(rows(original, "SELECT seq, hex(hash) FROM events"))
     assert verify(original, anchors=[(7, heads[7]), (EVENTS, heads[EVENTS].lower())]).complete
     for anchor in ((7, heads[8]), (EVENTS + 1, heads[7]), (0, heads[7])):
@@ -831,13 +831,13 @@ def test_anchors_are_held_against_the_chain(original: Path) -> None:
         assert verdict.incomplete == f"event {anchor[0]} does not match the anchor"
 
 
-def test_an_anchor_tells_where_no_checkpoint_does(path: Path) -> None:
+def test_an_anchor_proves_completeness_without_a_checkpoint(path: Path) -> None:
     record(path, note())
     assert verify(path).complete is None
     assert verify(path, anchors=[(1, verify(path).head)]).complete is True
 
 
-def test_a_kept_head_stays_on_the_chain_that_grows(copied: Callable[[], Path]) -> None:
+def test_a_noted_head_matches_the_chain_after_it_grew(copied: Callable[[], Path]) -> None:
     path = copied()
     kept = verify(path)
     record(path, note(), by_rule())
@@ -847,14 +847,14 @@ def test_a_kept_head_stays_on_the_chain_that_grows(copied: Callable[[], Path]) -
 # ---------------------------------------------------------------- what is no journal
 
 
-def test_a_missing_file_is_no_journal(path: Path) -> None:
+def test_verify_of_a_missing_file_is_an_error(path: Path) -> None:
     with pytest.raises(JournalError, match="there is no journal at"):
         verify(path)
     assert not path.exists()
 
 
 @pytest.mark.parametrize("body", [b"", b"GGUF" + bytes(8_000), b"SQLite format 3\0" + bytes(4_000)])
-def test_another_file_is_no_journal(path: Path, body: bytes) -> None:
+def test_verify_of_another_file_is_an_error(path: Path, body: bytes) -> None:
     path.write_bytes(body)
     for open_it in (verify, Reader):
         with pytest.raises(JournalError, match="cannot be read as a journal"):
@@ -862,7 +862,7 @@ def test_another_file_is_no_journal(path: Path, body: bytes) -> None:
     assert path.read_bytes() == body
 
 
-def test_another_database_is_no_journal(path: Path) -> None:
+def test_verify_of_another_database_is_an_error(path: Path) -> None:
     with writing(path) as db:
         db.execute("CREATE TABLE somebody (elses)")
     for open_it in (verify, Reader):
@@ -870,17 +870,17 @@ def test_another_database_is_no_journal(path: Path) -> None:
             open_it(path)
 
 
-def test_a_page_that_cannot_be_read_is_a_broken_chain(path: Path) -> None:
+def test_a_database_page_that_cannot_be_read_is_a_broken_chain(path: Path) -> None:
     record(path, *(note("x" * 500) for _ in range(200)))
     (pages,) = rows(path, "SELECT page_size FROM pragma_page_size")[0]
     with path.open("r+b") as file:
         file.seek(path.stat().st_size - pages)
         file.write(b"\xa5" * pages)
-    verdict = found(path)
+    verdict = verdict_of(path)
     assert isinstance(verdict, JournalError) or not verdict.ok
 
 
-# ---------------------------------------------------------------- side by side
+# ---------------------------------------------------------------- several processes
 
 
 @pytest.mark.parametrize(
@@ -896,7 +896,7 @@ def test_a_page_that_cannot_be_read_is_a_broken_chain(path: Path) -> None:
         "INSERT INTO gaps VALUES (61, '2026', 'planted', '{}')",
     ],
 )
-def test_processes_find_what_one_would_find(
+def test_several_processes_reach_the_same_verdict_as_one(
     copied: Callable[[], Path], monkeypatch: pytest.MonkeyPatch, sql: str
 ) -> None:
     path = copied()
@@ -915,7 +915,7 @@ def test_processes_find_what_one_would_find(
 
 
 @pytest.mark.parametrize("page", [1, 7, 1_000])
-def test_the_size_of_a_page_changes_nothing(
+def test_the_page_size_does_not_change_the_verdict(
     copied: Callable[[], Path], monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
     path = copied()
@@ -952,13 +952,14 @@ def test_verification_reads_pages_and_holds_nothing_between_them(
     assert turns == [0, 0, 0], "a reader holds the log back"
 
 
-def test_what_is_written_meanwhile_does_not_count(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does what later events do to rows that were checked, or will be."""
+def test_verify_ignores_events_written_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also changes that later events make to rows that were checked, or will be."""
     monkeypatch.setattr(verification, "RANGE", 2)
     fates = Fates()
     first, second, third = by_model(), by_model(), by_model()
     reviews = [
-        sent(records.Review(decision_id=one.id, reviewer="kim", verdict="accept")) for one in (first, third)
+        sent(records.Review(decision_id=decision.id, reviewer="kim", verdict="accept"))
+        for decision in (first, third)
     ]
     rule = signing(path)
     with Journal(path, on_committed=fates, checkpoints=rule) as journal:
@@ -987,7 +988,7 @@ def test_what_is_written_meanwhile_does_not_count(path: Path, monkeypatch: pytes
     assert (verdict.problem, verdict.incomplete, verdict.erased) == (None, None, 3)
 
 
-def test_verification_beside_a_live_writer_ends_and_finds_nothing(
+def test_verify_beside_a_live_writer_ends_and_finds_no_problem(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ranges, "PAGE", 8)
@@ -1021,8 +1022,8 @@ def test_verification_beside_a_live_writer_ends_and_finds_nothing(
     assert seen[-1].events > seen[0].events
 
 
-def test_an_event_with_a_number_far_out_is_soon_found(copied: Callable[[], Path]) -> None:
-    """Ranges up to it would fill any memory."""
+def test_verify_quickly_finds_an_event_with_a_huge_sequence_number(copied: Callable[[], Path]) -> None:
+    """Tasks for all ranges up to that number would fill the memory."""
     path = copied()
     with writing(path) as db:
         db.execute("UPDATE events SET seq = ? WHERE seq = 30", (2**62,))

@@ -1,4 +1,4 @@
-"""The journal's writer: recorded before acknowledged, bounded in what it holds, honest about what it lost."""
+"""The writer of the journal: it commits before it acknowledges, is bounded, and records its losses."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_decision_is_acknowledged_only_after_its_commit(path: Path) -> None:
         assert shown == [(decision.id, EXPLAINED.reasoning)]
 
 
-def test_nothing_is_acknowledged_while_nothing_can_be_committed(
+def test_no_event_is_acknowledged_while_the_commit_is_blocked(
     path: Path, journal: Journal, fates: Fates
 ) -> None:
     with stalled(path):
@@ -114,7 +114,7 @@ def test_nothing_is_acknowledged_while_nothing_can_be_committed(
 
 
 def test_a_hasty_journal_acknowledges_before_the_commit(path: Path, fates: Fates) -> None:
-    """It is the counter-example: the tests above would find it out."""
+    """The counter-example: the tests above would fail with it."""
     with HastyJournal(path, on_committed=fates) as journal:
         with stalled(path):
             journal.decided(by_model(), ticket=1)
@@ -127,15 +127,15 @@ def test_a_hasty_journal_acknowledges_before_the_commit(path: Path, fates: Fates
 
 
 def test_append_never_waits_for_the_disk(path: Path, journal: Journal, fates: Fates) -> None:
-    """If it did it would wait for ever, for the disk moves only after the last append."""
+    """Otherwise this test would hang, because the disk is released only after the last append."""
     with stalled(path):
         for number in range(600):
             journal.append(note(str(number)))
         assert fates.silent
         assert journal.counters["committed"] == 0
         assert journal.waiting >= 600 - 2 * MAX_BATCH
-    told = fates.wait(600)
-    assert [fate.seq for fate in told] == list(range(1, 601))
+    committed = fates.wait(600)
+    assert [fate.seq for fate in committed] == list(range(1, 601))
     assert rows(path, "SELECT body FROM events ORDER BY seq") == [
         (f'{{"text":"{number}"}}',) for number in range(600)
     ]
@@ -143,7 +143,7 @@ def test_append_never_waits_for_the_disk(path: Path, journal: Journal, fates: Fa
     assert verify(path).ok
 
 
-def test_what_arrives_during_a_commit_is_the_next_batch(journal: Journal, fates: Fates) -> None:
+def test_events_that_arrive_during_a_commit_are_the_next_batch(journal: Journal, fates: Fates) -> None:
     with fates.one_batch(journal):
         for number in range(100):
             journal.append(note(ticket=number))
@@ -151,7 +151,7 @@ def test_what_arrives_during_a_commit_is_the_next_batch(journal: Journal, fates:
     assert (journal.batches, journal.counters["committed"], journal.seq) == (2, 101, 101)
 
 
-def test_a_batch_is_bounded(journal: Journal, fates: Fates) -> None:
+def test_a_batch_has_at_most_max_batch_events(journal: Journal, fates: Fates) -> None:
     with fates.one_batch(journal):
         for _ in range(MAX_BATCH + 1):
             journal.append(note())
@@ -159,7 +159,7 @@ def test_a_batch_is_bounded(journal: Journal, fates: Fates) -> None:
     assert len(fates.batch()) == 1
 
 
-def test_the_bound_of_a_batch_can_be_chosen(path: Path, fates: Fates) -> None:
+def test_the_size_of_a_batch_is_an_argument_of_the_journal(path: Path, fates: Fates) -> None:
     with Journal(path, on_committed=fates, max_batch=3) as journal:
         with fates.one_batch(journal):
             for _ in range(7):
@@ -167,7 +167,9 @@ def test_the_bound_of_a_batch_can_be_chosen(path: Path, fates: Fates) -> None:
         assert [len(fates.batch()) for _ in range(3)] == [3, 3, 1]
 
 
-def test_events_of_many_threads_keep_the_order_of_each(path: Path, journal: Journal, fates: Fates) -> None:
+def test_events_of_many_threads_keep_the_order_of_each_thread(
+    path: Path, journal: Journal, fates: Fates
+) -> None:
     def append_all(name: int) -> None:
         for number in range(50):
             journal.append(note(subject_id=str(name), body={"number": number}, ticket=name))
@@ -177,12 +179,12 @@ def test_events_of_many_threads_keep_the_order_of_each(path: Path, journal: Jour
         thread.start()
     for thread in threads:
         thread.join(WAIT_S)
-    told = fates.wait(400)
-    assert [fate.seq for fate in told] == list(range(1, 401))
+    committed = fates.wait(400)
+    assert [fate.seq for fate in committed] == list(range(1, 401))
     for name in range(8):
         stored = rows(path, "SELECT seq, body FROM events WHERE subject_id = ? ORDER BY seq", str(name))
         assert [body for _, body in stored] == [f'{{"number":{number}}}' for number in range(50)]
-        assert [seq for seq, _ in stored] == [fate.seq for fate in told if fate.ticket == name]
+        assert [seq for seq, _ in stored] == [fate.seq for fate in committed if fate.ticket == name]
     assert verify(path).ok
 
 
@@ -195,16 +197,16 @@ def test_a_commit_is_synced_unless_the_operator_chose_otherwise(
         assert set_to.result(WAIT_S) == [(level,)]
 
 
-def test_every_event_says_where_and_when_it_was_written(path: Path) -> None:
+def test_every_event_has_boot_id_and_monotonic_time(path: Path) -> None:
     before_ns = time.monotonic_ns()
     record(path, note(at=NOON), note(at=NOON + 0.25))
     stored = rows(path, "SELECT seq, at, boot_id, mono_ns FROM events ORDER BY seq")
-    assert [one[:2] for one in stored] == [
+    assert [event[:2] for event in stored] == [
         (1, "2026-07-01T12:00:00.000000Z"),
         (2, "2026-07-01T12:00:00.250000Z"),
     ]
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    assert {one[2] for one in stored} == {boot_id}
+    assert {event[2] for event in stored} == {boot_id}
     assert before_ns < stored[0][3] < stored[1][3] < time.monotonic_ns()
 
 
@@ -236,7 +238,9 @@ def test_close_commits_what_was_appended_and_may_be_called_twice(path: Path, fat
     journal.close()
 
 
-def test_close_says_so_when_it_cannot_drain(path: Path, journal: Journal, fates: Fates) -> None:
+def test_close_raises_if_the_journal_does_not_drain_in_time(
+    path: Path, journal: Journal, fates: Fates
+) -> None:
     with stalled(path):
         journal.append(note())
         with pytest.raises(JournalError, match=r"did not drain within 0\.01 s"):
@@ -255,12 +259,12 @@ def test_an_event_appended_after_close_gets_a_fate(path: Path, fates: Fates) -> 
     assert rows(path, "SELECT * FROM events") == []
 
 
-def test_what_is_appended_while_the_journal_ends_gets_a_fate(path: Path, fates: Fates) -> None:
+def test_an_event_appended_while_the_journal_ends_gets_a_fate(path: Path, fates: Fates) -> None:
     journal = Journal(path, on_committed=fates)
     with fates.one_batch(journal):
         with pytest.raises(JournalError, match="did not drain"):
             journal.close(timeout_s=0.01)
-        journal.append(note(ticket=2))  # behind the end
+        journal.append(note(ticket=2))  # after the END mark
         task = journal.run(lambda db: db.execute("SELECT 1").fetchall())
     (fate,) = fates.wait(1)
     assert (fate.ticket, fate.error) == (2, "shutting_down")
@@ -272,7 +276,7 @@ def test_what_is_appended_while_the_journal_ends_gets_a_fate(path: Path, fates: 
 # ---------------------------------------------------------------- tasks
 
 
-def test_a_task_runs_on_the_writing_connection_after_what_was_appended(journal: Journal) -> None:
+def test_a_task_runs_on_the_writing_connection_after_the_events_appended_before(journal: Journal) -> None:
     for _ in range(5):
         journal.append(note())
     assert journal.run(lambda db: db.execute("SELECT count(*) FROM events").fetchall()).result(WAIT_S) == [
@@ -280,7 +284,7 @@ def test_a_task_runs_on_the_writing_connection_after_what_was_appended(journal: 
     ]
 
 
-def test_a_task_that_fails_tells_who_asked_and_nobody_else(journal: Journal, fates: Fates) -> None:
+def test_the_error_of_a_task_goes_to_its_caller_only(journal: Journal, fates: Fates) -> None:
     failing = journal.run(lambda db: db.execute("SELECT * FROM nowhere"))
     journal.append(note())
     assert fates.wait(1)[0].seq == 1
@@ -296,7 +300,7 @@ def test_a_task_for_a_closed_journal_fails_at_once(path: Path) -> None:
         journal.run(lambda db: None).result(WAIT_S)
 
 
-def test_one_event_can_be_waited_for(journal: Journal, path: Path) -> None:
+def test_commit_waits_for_the_fate_of_one_event(journal: Journal, path: Path) -> None:
     fate = journal.commit(note("waited for")).result(WAIT_S)
     assert (fate.seq, fate.error) == (1, None)
     assert rows(path, "SELECT body FROM events") == [('{"text":"waited for"}',)]
@@ -305,11 +309,11 @@ def test_one_event_can_be_waited_for(journal: Journal, path: Path) -> None:
 # ---------------------------------------------------------------- what cannot be recorded
 
 
-def test_a_full_disk_acknowledges_nothing_and_the_chain_goes_on_afterwards(
+def test_on_a_full_disk_no_event_is_acknowledged_and_the_chain_continues_afterwards(
     path: Path, journal: Journal, fates: Fates
 ) -> None:
     def allow_pages(count: int) -> None:
-        """The journal's thread is idle; its connection is the one that SQLite holds to this limit."""
+        """Limit the pages of the journal's own connection, while its thread is idle."""
         journal._connection.execute(f"PRAGMA max_page_count = {count}")
 
     journal.append(note("before"))
@@ -340,7 +344,7 @@ def test_a_full_disk_acknowledges_nothing_and_the_chain_goes_on_afterwards(
     assert (verdict.ok, verdict.events, verdict.gaps) == (True, 4, 1)
 
 
-def test_a_full_disk_takes_the_ballast_first(path: Path, fates: Fates) -> None:
+def test_a_full_disk_uses_up_the_ballast_first(path: Path, fates: Fates) -> None:
     with Journal(path, on_committed=fates, ballast_mb=1) as journal:
         ballast = path.parent / "ballast"
         assert ballast.stat().st_size == 2**20
@@ -350,7 +354,7 @@ def test_a_full_disk_takes_the_ballast_first(path: Path, fates: Fates) -> None:
         release = journal.disk_space.release
 
         def released() -> bool:
-            """The disk has more room when the ballast is gone."""
+            """Deletes the ballast and allows more pages, as on a disk with more room."""
             journal._connection.execute("PRAGMA max_page_count = 1000000")
             return release()
 
@@ -363,7 +367,7 @@ def test_a_full_disk_takes_the_ballast_first(path: Path, fates: Fates) -> None:
     assert verify(path).ok
 
 
-def test_the_ballast_comes_back_only_when_there_is_room_to_spare(tmp_path: Path) -> None:
+def test_the_ballast_is_restored_only_when_there_is_room_for_it_twice(tmp_path: Path) -> None:
     free_mb = shutil.disk_usage(tmp_path).free // 2**20
     crowded = DiskSpace(tmp_path, min_free_mb=free_mb * 2, ballast_mb=1)
     assert crowded.free_bytes() < crowded.min_free_bytes
@@ -405,19 +409,19 @@ def test_an_event_that_cannot_be_stored_fails_alone(
     with fates.one_batch(journal):
         for event in batch:
             journal.append(event)
-    told = fates.wait(7)
-    assert [fate.error for fate in told if fate.ticket == 0] == ["unavailable"]
-    good = [fate for fate in told if fate.ticket]
+    committed = fates.wait(7)
+    assert [fate.error for fate in committed if fate.ticket == 0] == ["unavailable"]
+    good = [fate for fate in committed if fate.ticket]
     assert [fate.ticket for fate in good] == [1, 2, 3, 4, 5, 6]
     assert {fate.error for fate in good} == {None}
     assert (journal.counters["lost"], journal.failing) == (1, None)
-    journal.append(note("so that the loss is told"))
+    journal.append(note("so that the loss is recorded"))
     fates.wait(1)
     assert rows(path, "SELECT lost FROM gaps") == [(events.encode({str(bad.kind): 1}).decode(),)]
     assert verify(path).ok
 
 
-def test_a_loss_is_told_of_even_when_a_checkpoint_comes_next(path: Path, fates: Fates) -> None:
+def test_a_loss_is_recorded_as_a_gap_even_before_a_checkpoint(path: Path, fates: Fates) -> None:
     with Journal(path, on_committed=fates, checkpoints=signing(path)) as journal:
         journal.append(note())
         journal.append(note("\ud800"))
@@ -427,8 +431,10 @@ def test_a_loss_is_told_of_even_when_a_checkpoint_comes_next(path: Path, fates: 
     assert verify(path).complete
 
 
-def test_who_waits_for_an_event_hears_of_that_event(path: Path, journal: Journal, fates: Fates) -> None:
-    """Not of the gap that is recorded with it."""
+def test_commit_returns_the_fate_of_its_own_event_after_a_gap(
+    path: Path, journal: Journal, fates: Fates
+) -> None:
+    """Not the fate of the gap that is recorded in the same transaction."""
     journal.append(note("\ud800"))
     assert fates.wait(1)[0].error == "unavailable"
     fate = journal.commit(note(ticket=5)).result(WAIT_S)
@@ -436,7 +442,7 @@ def test_who_waits_for_an_event_hears_of_that_event(path: Path, journal: Journal
     assert kinds(path) == ["gap", "note"]
 
 
-def test_the_journal_outlives_a_file_that_cannot_be_opened_again(
+def test_the_journal_survives_a_file_that_cannot_be_reopened(
     path: Path, journal: Journal, fates: Fates, tmp_path: Path
 ) -> None:
     with fates.one_batch(journal):
@@ -460,7 +466,7 @@ def test_the_journal_outlives_a_file_that_cannot_be_opened_again(
     assert events.decode(row(path, "gaps")["lost"]) == {"decision": 1, "note": 3}
 
 
-def test_the_journal_recovers_while_it_rests(
+def test_an_idle_journal_recovers_by_itself(
     path: Path, fates: Fates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "IDLE_S", 0.001)
@@ -535,8 +541,8 @@ def test_a_record_may_follow_its_decision_in_the_same_batch(
 SECRET = "hunter2-and-more"  # noqa: S105
 
 
-def test_a_masked_value_is_nowhere_in_the_files(path: Path) -> None:
-    """Nor is what was made of it: facts, errors and tokens of the prompt."""
+def test_a_masked_value_is_in_no_file_of_the_journal(path: Path) -> None:
+    """Nor are values computed from it: facts, errors and tokens of the prompt."""
     floor = Floor(
         outcome="allow",
         final=False,
@@ -558,7 +564,7 @@ def test_a_masked_value_is_nowhere_in_the_files(path: Path) -> None:
             at=NOON,
             caller=CALLER,
         )
-        told = fates.wait(2)
+        committed = fates.wait(2)
         files = [file for file in path.parent.iterdir() if file.name.startswith(path.name)]
         assert {file.name for file in files} >= {"journal.db", "journal.db-wal"}
         for file in files:
@@ -566,7 +572,7 @@ def test_a_masked_value_is_nowhere_in_the_files(path: Path) -> None:
             if file.name == "journal.db-wal":
                 assert b"in sight" in file.read_bytes()
     assert SECRET.encode() not in path.read_bytes()
-    assert [fate.error for fate in told] == [None, None]
+    assert [fate.error for fate in committed] == [None, None]
     private = events.decode(rows(path, "SELECT value FROM private WHERE seq = 1")[0][0])
     assert private["evaluation"]["context"] == {
         "password": events.MASK,
@@ -584,7 +590,7 @@ def test_a_masked_value_is_nowhere_in_the_files(path: Path) -> None:
     assert verify(path).ok
 
 
-def test_without_a_pointer_that_fits_nothing_is_masked(path: Path) -> None:
+def test_a_pointer_that_matches_nothing_masks_nothing(path: Path) -> None:
     record(path, by_model(), masked=("/context/absent", "/context/details/deeper"))
     private = events.decode(rows(path, "SELECT value FROM private")[0][0])
     assert private["evaluation"]["context"] == ASKED.context
@@ -598,7 +604,7 @@ def escaped(part: str) -> str:
 
 
 def pointers_into(value: Json, to_here: str = "") -> Iterator[str]:
-    """The JSON pointer of everything that stands in nested objects."""
+    """The JSON pointers of all values in nested objects."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield f"{to_here}/{escaped(name)}"
@@ -620,9 +626,7 @@ values = st.recursive(
 
 
 @given(st.dictionaries(names, values, max_size=4), st.data())
-def test_a_pointer_hides_what_it_leads_to_and_nothing_else(
-    value: dict[str, Json], data: st.DataObject
-) -> None:
+def test_a_pointer_masks_its_value_and_no_other(value: dict[str, Json], data: st.DataObject) -> None:
     inside = sorted(set(pointers_into(value)))
     anywhere = st.lists(names, min_size=1, max_size=3).map(lambda n: "".join(f"/{escaped(p)}" for p in n))
     pointer = data.draw(st.sampled_from(inside) | anywhere if inside else anywhere)
@@ -652,7 +656,7 @@ def test_pointers_are_those_of_rfc_6901() -> None:
 # ---------------------------------------------------------------- private parts
 
 
-def test_names_and_texts_are_in_the_private_part_alone(path: Path) -> None:
+def test_names_and_texts_are_in_the_private_part_only(path: Path) -> None:
     record(path, *one_of_each())
     bodies = "".join(body for (body,) in rows(path, "SELECT body FROM events"))
     for word in (
@@ -685,18 +689,18 @@ def test_equal_private_parts_have_different_digests(path: Path) -> None:
         assert chain.sealed_digest(salt, value.encode()) == digest
 
 
-def test_the_event_of_a_decision_holds_all_that_derives_it_again(path: Path) -> None:
+def test_the_event_of_a_decision_has_all_that_is_needed_to_derive_it(path: Path) -> None:
     record(path, by_model())
     ((text, private),) = rows(path, "SELECT body, value FROM events JOIN private USING (seq)")
-    body, told = events.decode(text), events.decode(private)
+    body, private_part = events.decode(text), events.decode(private)
     assert body["prompt"] == {
         "prefix_digest": "ab" * 32,
         "prefix_tokens": 1527,
         "logits": [1.5, 2.25, -3.0],
     }
-    assert told["suffix_tokens"] == [17, 4, 99]
-    assert told["evaluation"]["context"] == ASKED.context
-    assert told["facts"] == {"friday": True}
+    assert private_part["suffix_tokens"] == [17, 4, 99]
+    assert private_part["evaluation"]["context"] == ASKED.context
+    assert private_part["facts"] == {"friday": True}
     assert body["caller"]["uid"] == 1000
     assert body["probabilities"] == {"allow": 0.25, "deny": 0.75}
 
@@ -716,7 +720,7 @@ COLUMNS = st.tuples(
 )
 
 
-def test_the_hash_is_what_it_was_in_every_version() -> None:
+def test_the_hash_of_an_event_is_the_same_in_every_version() -> None:
     link = chain.hash_of(
         chain.GENESIS, 1, b"2026-07-01T12:00:00.000000Z", b"b", 5, b"node", "é".encode(), b'{"a":1}', b"\x01"
     )
@@ -724,7 +728,7 @@ def test_the_hash_is_what_it_was_in_every_version() -> None:
 
 
 @given(COLUMNS, st.data())
-def test_the_hash_covers_every_column(columns: tuple[Any, ...], data: st.DataObject) -> None:
+def test_the_hash_of_an_event_covers_every_column(columns: tuple[Any, ...], data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(columns) - 1))
     other = data.draw(COLUMNS.filter(lambda drawn: drawn[place] != columns[place]))
     changed = (*columns[:place], other[place], *columns[place + 1 :])
@@ -740,7 +744,7 @@ def test_bytes_cannot_move_from_one_column_to_the_next(columns: tuple[Any, ...],
     assert (chain.hash_of(*moved) == chain.hash_of(*columns)) == (moved == columns)
 
 
-def test_each_event_stands_on_the_one_before(path: Path) -> None:
+def test_each_event_has_the_hash_of_the_event_before_it(path: Path) -> None:
     record(path, *one_of_each())
     head = chain.GENESIS
     for stored in rows(
@@ -749,10 +753,10 @@ def test_each_event_stands_on_the_one_before(path: Path) -> None:
         "CAST(subject_id AS BLOB), CAST(body AS BLOB), private_digest, prev_hash, hash "
         "FROM events ORDER BY seq",
     ):
-        one = chain.Row._make(stored)
-        assert one.prev_hash == head
-        assert one.hash == chain.hash_of(head, *one[:8])
-        head = one.hash
+        event = chain.Row._make(stored)
+        assert event.prev_hash == head
+        assert event.hash == chain.hash_of(head, *event[:8])
+        head = event.hash
     assert verify(path).head == head.hex()
 
 
@@ -769,30 +773,32 @@ microseconds = st.integers(0, 7_258_118_400_000_000)
 
 
 @given(microseconds, microseconds)
-def test_timestamps_sort_as_text(one: int, other: int) -> None:
-    first, second = events.timestamp(one / 1e6), events.timestamp(other / 1e6)
+def test_timestamps_sort_as_text(first_us: int, second_us: int) -> None:
+    first, second = events.timestamp(first_us / 1e6), events.timestamp(second_us / 1e6)
     for text in (first, second):
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", text)
-    assert (first < second) == (one < other)
-    assert round(datetime.fromisoformat(first).timestamp() * 1e6) == one
+    assert (first < second) == (first_us < second_us)
+    assert round(datetime.fromisoformat(first).timestamp() * 1e6) == first_us
 
 
 # ---------------------------------------------------------------- checkpoints
 
 
 def signed(path: Path) -> list[int]:
-    """The events that checkpoint files vouch for."""
-    return [one.seq for one in checkpoints.read_directory(path.parent / "checkpoints").checkpoints]
+    """The events that checkpoint files sign."""
+    return [
+        checkpoint.seq for checkpoint in checkpoints.read_directory(path.parent / "checkpoints").checkpoints
+    ]
 
 
-def test_a_clean_stop_is_signed(path: Path) -> None:
+def test_a_clean_stop_signs_a_checkpoint(path: Path) -> None:
     record(path, note(), note(), checkpoints=signing(path))
     assert (kinds(path), signed(path)) == (["note", "note", "checkpoint"], [3])
     verdict = verify(path)
     assert (verdict.complete, verdict.checkpoint_seq, verdict.events) == (True, 3, 3)
 
 
-def test_a_stop_with_nothing_new_signs_nothing(path: Path) -> None:
+def test_a_stop_without_new_events_signs_no_checkpoint(path: Path) -> None:
     record(path, note(), checkpoints=signing(path))
     record(path, checkpoints=signing(path))
     assert (kinds(path), signed(path)) == (["note", "checkpoint"], [2])
@@ -811,7 +817,7 @@ def test_a_checkpoint_is_signed_after_so_many_events(path: Path) -> None:
     assert verify(path).complete
 
 
-def test_a_checkpoint_is_signed_after_so_much_time_though_nothing_comes(
+def test_a_checkpoint_is_signed_after_some_time_without_further_events(
     path: Path, fates: Fates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "IDLE_S", 0.001)
@@ -827,7 +833,7 @@ def test_a_checkpoint_is_signed_after_so_much_time_though_nothing_comes(
         ) == (2,), "and then no more, for nothing came"
 
 
-def test_a_checkpoint_can_be_asked_for(path: Path, fates: Fates) -> None:
+def test_a_checkpoint_can_be_requested(path: Path, fates: Fates) -> None:
     with Journal(path, on_committed=fates, checkpoints=signing(path)) as journal:
         journal.append(note())
         assert journal.checkpoint().result(WAIT_S) == 2
@@ -835,12 +841,12 @@ def test_a_checkpoint_can_be_asked_for(path: Path, fates: Fates) -> None:
         assert journal.checkpoint().result(WAIT_S) == 2
 
 
-def test_what_a_crash_left_unsigned_is_signed_at_the_next_start(path: Path) -> None:
+def test_a_checkpoint_event_that_a_crash_left_unsigned_is_signed_at_the_next_start(path: Path) -> None:
     rule = signing(path)
     record(path, note(), note(), checkpoints=rule)
     (file,) = (path.parent / "checkpoints").glob("*.json")
     before = checkpoints.read_directory(file.parent).checkpoints
-    file.unlink()  # the note of it was committed, its file was not
+    file.unlink()  # its event was committed, but its file was not written
     with Journal(path, checkpoints=rule) as journal:
         assert signed(path) == [3]
         assert journal.counters["checkpoints"] == 1
@@ -848,7 +854,7 @@ def test_what_a_crash_left_unsigned_is_signed_at_the_next_start(path: Path) -> N
     assert kinds(path) == ["note", "note", "checkpoint"]
 
 
-def test_a_checkpoint_that_cannot_be_kept_is_counted_and_the_journal_goes_on(
+def test_a_checkpoint_that_cannot_be_stored_is_counted_and_the_journal_continues(
     path: Path, fates: Fates, caplog: pytest.LogCaptureFixture
 ) -> None:
     rule = signing(path)
@@ -866,7 +872,7 @@ def test_a_checkpoint_that_cannot_be_kept_is_counted_and_the_journal_goes_on(
 # ---------------------------------------------------------------- a slow reader
 
 
-def test_a_reader_that_stays_holds_the_log_back_and_is_counted(
+def test_a_long_reader_keeps_the_write_ahead_log_and_is_counted(
     path: Path, fates: Fates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = 400_000
@@ -906,13 +912,15 @@ def test_a_reader_that_stays_holds_the_log_back_and_is_counted(
 # ---------------------------------------------------------------- opening
 
 
-def test_a_second_journal_is_told_who_holds_the_file(path: Path, journal: Journal) -> None:
+def test_a_second_journal_is_refused_with_the_process_that_holds_the_file(
+    path: Path, journal: Journal
+) -> None:
     with pytest.raises(AlreadyRunning, match=f"in use by process {os.getpid()};.*--state-dir"):
         Journal(path)
     assert journal.alive
 
 
-def test_the_file_is_free_again_when_its_holder_dies(path: Path) -> None:
+def test_the_lock_is_free_when_its_holder_dies(path: Path) -> None:
     holder = (
         "import sys, pathlib\n"
         "from thor_policy.journal.writer import Journal\n"
@@ -932,7 +940,7 @@ def test_the_file_is_free_again_when_its_holder_dies(path: Path) -> None:
     assert verify(path).ok
 
 
-def test_only_owner_and_group_may_read_the_files(path: Path, fates: Fates) -> None:
+def test_only_owner_and_group_may_read_the_files_of_the_journal(path: Path, fates: Fates) -> None:
     with Journal(path, on_committed=fates, ballast_mb=1) as journal:
         journal.append(note())
         fates.wait(1)
@@ -942,7 +950,7 @@ def test_only_owner_and_group_may_read_the_files(path: Path, fates: Fates) -> No
     )
 
 
-def test_a_file_that_others_could_read_is_closed_to_them(path: Path) -> None:
+def test_a_journal_that_others_could_read_is_closed_to_them(path: Path) -> None:
     record(path, note())
     path.chmod(0o666)
     record(path, note())
@@ -979,7 +987,7 @@ def damaged_pages(path: Path) -> None:
 
 
 def lost_root_page(path: Path) -> None:
-    """The schema can be read, and the events cannot."""
+    """The schema can be read, but the events cannot."""
     record(path, *(by_model() for _ in range(20)))
     ((root, page_size),) = rows(
         path,
@@ -1010,7 +1018,7 @@ def changed_tail(path: Path) -> None:
 @pytest.mark.parametrize(
     "damage", [no_database, damaged_pages, lost_root_page, cut_short, lost_table, changed_tail]
 )
-def test_a_damaged_file_is_kept_aside_and_a_new_journal_begins(
+def test_a_damaged_file_is_renamed_and_a_new_journal_begins(
     path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     damage(path)
@@ -1022,7 +1030,7 @@ def test_a_damaged_file_is_kept_aside_and_a_new_journal_begins(
     reason = row(path, "gaps")["reason"]
     assert f"the journal was damaged and is kept as {aside.name}: " in reason
     assert events.decode(row(path, "gaps")["lost"]) == {"file": aside.name}
-    (loud,) = [told for told in caplog.records if told.levelno >= logging.CRITICAL]
+    (loud,) = [line for line in caplog.records if line.levelno >= logging.CRITICAL]
     assert aside.name in loud.getMessage()
     if damage is changed_tail:
         assert reason.endswith("the content of event 18 does not match its hash")
@@ -1030,10 +1038,10 @@ def test_a_damaged_file_is_kept_aside_and_a_new_journal_begins(
 
 
 @pytest.mark.parametrize("damage", ["its pages", "all of it"])
-def test_what_the_log_beside_a_damaged_file_held_is_kept_with_it(
+def test_the_write_ahead_log_of_a_damaged_file_is_renamed_with_it(
     path: Path, tmp_path: Path, damage: str
 ) -> None:
-    """SQLite copies the log back where it can; where it cannot the log goes aside too."""
+    """SQLite copies the log back if it can. If it cannot, the log is renamed too."""
     crashed = tmp_path / "crashed" / "journal.db"
     crashed.parent.mkdir()
     record(path, *(by_model() for _ in range(20)))
@@ -1057,7 +1065,9 @@ def test_what_the_log_beside_a_damaged_file_held_is_kept_with_it(
     assert kinds(crashed) == ["gap", "note"]
 
 
-def test_no_damaged_file_takes_the_place_of_another(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_file_does_not_overwrite_an_earlier_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     noon = time.gmtime(NOON)
     monkeypatch.setattr(time, "gmtime", lambda *_: noon)
     for number in range(3):
@@ -1072,7 +1082,7 @@ def test_no_damaged_file_takes_the_place_of_another(path: Path, monkeypatch: pyt
     assert [file.read_bytes()[:12] for file in aside] == [b"no journal 0", b"no journal 1", b"no journal 2"]
 
 
-def test_a_folder_is_no_journal(path: Path) -> None:
+def test_a_directory_in_place_of_the_journal_is_refused(path: Path) -> None:
     path.mkdir()
     with pytest.raises(JournalError, match="it is a directory"):
         Journal(path)
@@ -1085,12 +1095,12 @@ def test_a_state_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         Journal(tmp_path / "file" / "journal.db")
 
 
-def test_the_state_directory_is_made(tmp_path: Path) -> None:
+def test_a_missing_state_directory_is_made(tmp_path: Path) -> None:
     record(tmp_path / "var" / "lib" / "journal.db", note())
     assert verify(tmp_path / "var" / "lib" / "journal.db").ok
 
 
-def test_a_start_that_fails_leaves_no_lock(path: Path) -> None:
+def test_a_failed_start_releases_the_lock(path: Path) -> None:
     path.mkdir()
     with pytest.raises(JournalError):
         Journal(path)
