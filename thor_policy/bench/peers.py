@@ -37,8 +37,8 @@ from thor_policy.telemetry.machine import machine
 
 #: Tokens of free text in an explanation of thor-policy; llama-server may then write as many characters.
 REASON_TOKENS = 24
-#: Explained questions per client.
-EXPLAINED_EACH = 4
+#: Explained questions per client, and seconds after which no more of them are asked.
+EXPLAINED_EACH, EXPLAINED_S = 4, 120
 
 
 class Prompt(Struct, frozen=True):
@@ -194,9 +194,9 @@ def _explained(
         with daemon(isolated), contextlib.ExitStack() as stack:
             for _ in range(clients):
                 idle.put(stack.enter_context(Client(isolated.endpoint, timeout_ms=120_000)))
-            ours_s, ours = _timed(pool, ask, clients, total)
+            ours_per_s, ours = _measure_rate(pool, ask, clients, total)
             engine_status = idle.get().status().engine
-    our_rate = Rate(name=f"ours, explained, {clients} clients", per_s=total / ours_s, count=total)
+    our_rate = Rate(name=f"ours, explained, {clients} clients", per_s=ours_per_s, count=len(ours))
     announce(our_rate)
     schema = _schema(pack, reason_chars=round(statistics.mean(map(len, ours))))
     with (
@@ -210,9 +210,9 @@ def _explained(
                 return str(json.loads(text)["because"])
             return text
 
-        theirs_s, theirs = _timed(pool, complete, clients, total)
+        theirs_per_s, theirs = _measure_rate(pool, complete, clients, total)
     server_rate = Rate(
-        name=f"llama-server, JSON schema, {clients} slots", per_s=total / theirs_s, count=total
+        name=f"llama-server, JSON schema, {clients} slots", per_s=theirs_per_s, count=len(theirs)
     )
     announce(server_rate)
     vocabulary = Vocabulary(model, vocab_only=True)
@@ -220,11 +220,11 @@ def _explained(
         statistics.mean(len(vocabulary.tokenise(text)) for text in texts) for texts in (ours, theirs)
     ]
     facts = {
-        "explained_per_s_ours_over_llama_server": theirs_s / ours_s,
+        "explained_per_s_ours_over_llama_server": ours_per_s / theirs_per_s,
         "free_text_tokens_each_ours": tokens_each[0],
         "free_text_tokens_each_llama_server": tokens_each[1],
         "free_text_tokens_per_s_ours_over_llama_server": (
-            (tokens_each[0] / ours_s) / (tokens_each[1] / theirs_s)
+            (tokens_each[0] * ours_per_s) / (tokens_each[1] * theirs_per_s)
         ),
         "explanation_step_ms_max": engine_status.explanation_step_ms_max,
         "wait_of_a_decision_for_a_step_ms_max": engine_status.wait_for_step_ms_max,
@@ -232,17 +232,21 @@ def _explained(
     return (our_rate, server_rate), facts
 
 
-def _timed(
+def _measure_rate(
     pool: ThreadPoolExecutor, ask: Callable[[int], str], clients: int, total: int
 ) -> tuple[float, list[str]]:
-    """Seconds for `total` questions, and the texts of their answers.
+    """Answers per second to `total` questions, fewer if they take longer than `EXPLAINED_S`, and their texts.
 
     One untimed question per client comes first: it fills the caches.
     """
     list(pool.map(ask, range(clients)))
     started = time.monotonic()
-    texts = list(pool.map(ask, range(total)))
-    return time.monotonic() - started, texts
+
+    def ask_in_time(number: int) -> str | None:
+        return ask(number) if time.monotonic() < started + EXPLAINED_S else None
+
+    texts = [text for text in pool.map(ask_in_time, range(total)) if text is not None]
+    return len(texts) / (time.monotonic() - started), texts
 
 
 def _complete(http: httpx.Client, prompt: Sequence[int], n_predict: int, schema: Json = None) -> str:

@@ -103,7 +103,7 @@ def determinism(
 @click.option(
     "--questions",
     type=click.IntRange(4),
-    default=16,
+    default=12,
     show_default=True,
     help="How many of the shipped questions to ask.",
 )
@@ -117,7 +117,7 @@ def determinism(
 @click.option(
     "--clients",
     type=click.IntRange(1),
-    default=8,
+    default=4,
     show_default=True,
     help="Clients that ask for explained decisions at once.",
 )
