@@ -176,9 +176,7 @@ class TestTasks:
                 yield
 
         engine_thread.submit(request(0))
-        engine.questions.get(
-            timeout=PATIENCE_S
-        )  # now the engine thread waits at the gate, the rest behind it
+        engine.questions.get(timeout=PATIENCE_S)  # now the engine thread waits at the gate
         future = engine_thread.do(task)
         for ticket in (1, 2, 3, 4):
             engine_thread.submit(request(ticket))
