@@ -85,7 +85,7 @@ def rows(config: Config, table: str = "decisions") -> int:
 
 
 def without_round_trip(reply: dict[str, Json]) -> dict[str, Json]:
-    """A reply without its id and without the timings of its client round trip."""
+    """A reply without its id and without the timings of this round trip."""
     context = dict(reply["context"])
     timings = {name: ms for name, ms in context.pop("timings_ms").items() if name not in ("total", "commit")}
     return {"decision": reply["decision"], "context": context, "timings": timings}
