@@ -67,7 +67,7 @@ DEPLOY: dict[str, Json] = {
 
 
 class GatedEngine(StubEngine):
-    """A stub that scores nothing after the warm-up until its gate opens; it releases `scoring` at each question."""
+    """A stub that scores nothing after the warm-up until its gate opens; each question releases `scoring`."""
 
     warm = False
 
@@ -383,7 +383,7 @@ class TestRefusals:
             opened.send(evaluate_frame())
             assert "decision" in json.loads(opened.recv())
 
-    def test_of_a_message_of_several_frames(self, served: Config) -> None:
+    def test_of_several_frames_require_one_json_frame(self, served: Config) -> None:
         with raw_socket(served, zmq.DEALER) as opened:
             opened.send_multipart([b"one", b"two", evaluate_frame()])
             reply = json.loads(opened.recv_multipart()[-1])
@@ -503,7 +503,7 @@ class Taken:
 
 @dataclass
 class Ledger:
-    """A recorder without a disk: it commits a record when `commit` is called, or (`prompt`) at once."""
+    """A recorder without a disk: it finishes a record when `finish` is called, or (`prompt`) at once."""
 
     mailbox: Mailbox
     prompt: bool = False
@@ -522,12 +522,12 @@ class Ledger:
         taken = Taken(record, record_id, at, caller, ticket)
         self.taken.put(taken)
         if self.prompt:
-            self.commit(taken)
+            self.finish(taken)
 
     def next(self) -> Taken:
         return self.taken.get(timeout=PATIENCE_MS / 1000)
 
-    def commit(self, taken: Taken, **result: Any) -> None:
+    def finish(self, taken: Taken, **result: Any) -> None:
         kind = records.KIND_OF[type(taken.record)]
         self.mailbox.put(Committed(**{"ticket": taken.ticket, "kind": kind, "seq": 17} | result))
 
@@ -570,7 +570,7 @@ class TestReloadedSettings:
     def reloading(
         self, config: Config, *results: Config | ConfigError
     ) -> Iterator[Callable[[], tuple[Status, RequestError]]]:
-        """A daemon whose settings read as `results`, one a reload.
+        """A daemon whose settings read as `results`, one result for each reload.
 
         Yields a function that reloads, and returns the status and the refusal of a long deadline.
         """
@@ -735,7 +735,7 @@ class TestRecords:
             opened.send(record_frame())
             taken = ledger.next()
             assert self.counters(opened)["in_flight"] == 1
-            ledger.commit(taken)
+            ledger.finish(taken)
             assert self.receive(opened) == {
                 "v": 1,
                 "id": "r",
@@ -758,14 +758,14 @@ class TestRecords:
         with self.recording(config) as (_, ledger), raw_socket(config, zmq.DEALER) as opened:
             opened.send(record_frame(record=OUTCOME | claim, **claim))
             taken = ledger.next()
-            ledger.commit(taken)
+            ledger.finish(taken)
         assert taken.caller == Caller(transport="ipc", uid=os.getuid(), gid=os.getgid(), pid=os.getpid())
 
     def test_of_an_unknown_decision_are_refused_with_the_message_of_the_journal(self, config: Config) -> None:
         with self.recording(config) as (_, ledger), raw_socket(config, zmq.DEALER) as opened:
             opened.send(record_frame())
             message = "decision_id: there is no decision '0198'"
-            ledger.commit(ledger.next(), error="not_found", message=message)
+            ledger.finish(ledger.next(), error="not_found", message=message)
             assert self.receive(opened)["error"] == {"code": "not_found", "message": message}
             assert self.counters(opened) == {"received": 2, "in_flight": 0, "refused_not_found": 1}
 
@@ -777,7 +777,7 @@ class TestRecords:
     ) -> None:
         with self.recording(config) as (_, ledger), raw_socket(config, zmq.DEALER) as opened:
             opened.send(record_frame())
-            ledger.commit(ledger.next(), error=code)
+            ledger.finish(ledger.next(), error=code)
             assert self.receive(opened)["error"] == {
                 "code": code,
                 "message": f"it could not be recorded: {reason}",
@@ -798,7 +798,7 @@ class TestRecords:
                 "code": "expired",
                 "message": f"{taken.record_id} was not committed before the deadline; it may be yet",
             }
-            ledger.commit(taken)
+            ledger.finish(taken)
             assert self.counters(opened) == {
                 "received": 2,
                 "in_flight": 0,
@@ -814,7 +814,7 @@ class TestRecords:
             opened.send(record_frame(id="brief"))
             reply = self.receive(opened)
             assert (reply["id"], reply["error"]["code"]) == ("brief", "expired")
-            ledger.commit(ledger.next())
+            ledger.finish(ledger.next())
             assert self.receive(opened)["id"] == "patient"
 
     def test_count_among_the_requests_in_flight(self, config: Config) -> None:
@@ -828,10 +828,10 @@ class TestRecords:
                 assert (reply["id"], reply["error"]["code"]) == ("late", "busy")
                 assert "the limit is 1" in reply["error"]["message"]
                 assert reply["error"]["retry_after_ms"] == 1
-            ledger.commit(first)
+            ledger.finish(first)
             assert "recorded" in self.receive(opened)
             opened.send(record_frame())
-            ledger.commit(ledger.next())
+            ledger.finish(ledger.next())
             assert "recorded" in self.receive(opened)
 
     def test_are_recorded_after_the_engine_has_stopped(self, config: Config) -> None:
@@ -862,7 +862,7 @@ class TestRecords:
             opened.send(record_frame(id="late"))
             reply = self.receive(opened)
             assert (reply["id"], reply["error"]["code"]) == ("late", "shutting_down")
-            ledger.commit(first)
+            ledger.finish(first)
             assert self.receive(opened)["recorded"]["id"] == first.record_id
         assert ledger.taken.empty()
 
