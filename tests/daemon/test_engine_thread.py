@@ -213,7 +213,7 @@ class TestTasks:
 
 
 class TestRetiring:
-    def test_a_pack_ends_though_decisions_never_stop_and_an_explanation_needs_the_pack(
+    def test_a_pack_finishes_though_decisions_never_stop_and_an_explanation_needs_the_pack(
         self, open_engine_thread: Open, other: Pack
     ) -> None:
         class Needy(StubEngine):

@@ -94,7 +94,7 @@ def without_round_trip(reply: dict[str, Json]) -> dict[str, Json]:
 # ---------------------------------------------------------------- digests of contents and keys
 
 
-class TestContent:
+class TestContentDigest:
     def test_is_the_same_for_any_order_of_members_and_for_the_flat_situation(self) -> None:
         flat = {
             "actor_id": "user:alice",
@@ -137,7 +137,7 @@ class TestContent:
             op="outcome", record=outcome
         )
 
-    def test_of_a_batch_has_a_key_of_its_own_for_each_item(self) -> None:
+    def test_of_a_batch_comes_with_a_key_of_its_own_for_each_item(self) -> None:
         first, repeated = (decode(evaluations=[{}, {}, READ]).items for _ in range(2))
         assert len({item.idempotency.key for item in first} | {decode().idempotency.key}) == 4
         assert [item.idempotency for item in first] == [item.idempotency for item in repeated]
@@ -154,7 +154,7 @@ def test_a_mark_begins_with_the_digest_and_parses_to_an_equal_mark() -> None:
     assert Mark.parse(str(mark)) == mark
 
 
-class TestDigest:
+class TestKeyDigest:
     @given(st.text(max_size=5), st.text(max_size=5))
     def test_depends_on_the_idempotency_key_and_on_the_caller(self, key: str, other: str) -> None:
         ipc, tcp = CALLER, Caller(transport="tcp", key="console")

@@ -222,7 +222,7 @@ class TestPacks:
         assert error.code == "conflict"
         assert "give its digest" in error.message
 
-    def test_more_packs_than_resident_packs_are_refused(
+    def test_a_pack_beyond_the_limit_resident_packs_is_refused(
         self, client: Client, other: Path, third: Path, tmp_path: Path
     ) -> None:
         client.control(Control(task="load", pack=str(other)))
@@ -427,10 +427,10 @@ class TestAuthorisation:
     def test_only_root_and_the_user_of_the_daemon_may_load_a_pack(
         self, client: Client, monkeypatch: pytest.MonkeyPatch, other: Path
     ) -> None:
-        ours = os.geteuid()
-        monkeypatch.setattr("thor_policy.daemon.server.os.geteuid", lambda: ours + 1)
+        own_uid = os.geteuid()
+        monkeypatch.setattr("thor_policy.daemon.server.os.geteuid", lambda: own_uid + 1)
         monkeypatch.setattr(
-            "thor_policy.daemon.server.caller_of", lambda _: local_caller(ours + 2), raising=True
+            "thor_policy.daemon.server.caller_of", lambda _: local_caller(own_uid + 2), raising=True
         )
         assert refused(client, task="load", pack=str(other)).code == "unauthorized"
 

@@ -202,7 +202,7 @@ class TestSupervisor:
         supervisor.turn(False, 10**15)
         assert listener.received() == []
 
-    def test_gets_no_watchdog_message_while_a_part_is_stalled_but_the_name_of_the_part(
+    def test_gets_the_name_of_a_stalled_part_instead_of_watchdog_messages(
         self, listener: Listener, caplog: pytest.LogCaptureFixture
     ) -> None:
         engine, journal = Thread(), Thread()
