@@ -1,12 +1,13 @@
-"""The import rules as data: which package stands on which floor, its layers, and who may import which
-library.
+"""The rules of the architecture as data: the floor and the layers of each package, the modules that may
+import each library, and the names that no module may bind.
 
-Owns the reading of tests/data/architecture.toml and the table that docs/architecture.md shows of it.
+Owns the reading of tests/data/architecture.toml and the table of it in docs/architecture.md.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from pathlib import Path
 
@@ -15,12 +16,19 @@ from msgspec import Struct, convert
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "thor_policy"
 DOCUMENT = ROOT / "docs" / "architecture.md"
-#: Where the table stands in the document.
+#: The lines of the document before and after the table.
 BEGIN, END = "<!-- packages: ./scripts/architecture-doc -->", "<!-- end of packages -->"
+#: No name may be one of these: a bare participle or pronoun does not say what a variable holds, and the parts
+#: have other names (maintenance thread, pack manager, task).
+BANNED_NAMES = frozenset(
+    {"told", "said", "found", "asked", "once", "one", "clerk", "steward", "errand", "desk"},
+)
+#: Old names of parts and words of a private language, as whole words (as `git grep -nwE` matches them).
+BANNED_WORDS = re.compile(r"\b(clerk|steward|errand|desk|told|stands_still)\b", re.ASCII)
 
 
 class Rules(Struct, frozen=True, forbid_unknown_fields=True):
-    """What one package may do. `layers` begin at its top; a module's name is relative to the package."""
+    """The rules of one package. `layers` begin at the top; a module's name is relative to the package."""
 
     floor: int
     owns: str
@@ -55,7 +63,10 @@ def imports_of(source: str) -> set[str]:
 
 
 def violations(module: str, source: str, modules: set[str]) -> list[str]:
-    """What `module` (relative to thor_policy) imports against the rules; `modules` are all there are."""
+    """The imports of `module` that break the rules; names of modules are relative to thor_policy.
+
+    `modules` are all modules of the package.
+    """
     package, _, inside = module.partition(".")
     rules, broken = PACKAGES[package], []
     for name in sorted(imports_of(source)):
@@ -79,7 +90,7 @@ def violations(module: str, source: str, modules: set[str]) -> list[str]:
 
 
 def bindings_of(source: str) -> set[str]:
-    """Every name that a module binds: variables, parameters, functions, classes and attributes of self."""
+    """Every name that a module binds: variables, parameters, functions, classes, attributes and aliases."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -90,11 +101,29 @@ def bindings_of(source: str) -> set[str]:
             names.add(node.name)
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
             names.add(node.attr)
+        elif isinstance(node, ast.alias) and node.asname:
+            names.add(node.asname)
+        elif isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name:
+            names.add(node.name)
+        elif isinstance(node, ast.MatchMapping) and node.rest:
+            names.add(node.rest)
     return names
 
 
+def banned_bindings(source: str) -> list[str]:
+    """The names that a module binds though they are in BANNED_NAMES; underscores in front do not count."""
+    return sorted(name for name in bindings_of(source) if name.lstrip("_") in BANNED_NAMES)
+
+
+def lines_with_banned_words(text: str) -> list[str]:
+    """The lines of a text that match BANNED_WORDS, each after its number."""
+    return [
+        f"{number}: {line}" for number, line in enumerate(text.split("\n"), 1) if BANNED_WORDS.search(line)
+    ]
+
+
 def table() -> str:
-    """The packages as a Markdown table, top floor first."""
+    """The packages as a Markdown table, the top floor first."""
     lines = ["| floor | package | what it owns | libraries |", "|---|---|---|---|"]
     for name, rules in sorted(
         PACKAGES.items(), key=lambda item: (-item[1].floor, list(PACKAGES).index(item[0]))
@@ -105,7 +134,7 @@ def table() -> str:
 
 
 def with_table(text: str) -> str:
-    """The architecture page with its table made anew."""
+    """The text of the architecture page with its table written again."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"

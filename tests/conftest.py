@@ -1,4 +1,4 @@
-"""What several rooms' tests need: the shipped pack, the embedded model, a small configuration."""
+"""Fixtures that several test packages share: the shipped pack, the embedded model, a configuration."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from thor_policy.config import Config, data_path
 from thor_policy.policy import pack_files
 from thor_policy.policy.pack import Pack
 
-# A slow machine is no failure; and where nobody looks on, a run can be repeated as it was.
+# A slow machine is no failure. In CI each run draws the same examples, so that a failure can be repeated.
 settings.register_profile("house", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("house")
 
-# A shell starts what it runs in the background with Ctrl-C ignored, and every child would inherit that.
+# A shell starts background jobs with SIGINT ignored, and every child process would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -36,7 +36,7 @@ def shipped_pack() -> Pack:
 
 @pytest.fixture(scope="session")
 def model_file() -> catalog.ModelFile:
-    """The embedded model; scripts/test pulls it."""
+    """The embedded model; `./scripts/test` pulls it."""
     return catalog.resolve(MODEL, Config().models_dir)
 
 
@@ -49,7 +49,7 @@ def short_dir() -> Iterator[Path]:
 
 @pytest.fixture
 def tcp_endpoint() -> str:
-    """A tcp endpoint that nobody listens at."""
+    """A tcp endpoint on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"tcp://127.0.0.1:{probe.getsockname()[1]}"

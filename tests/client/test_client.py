@@ -85,7 +85,7 @@ class TestEither:
 
     def test_records_every_kind_of_record(self, calls: Calls) -> None:
         decision_id = calls.track_signal(agent="scout", symbol="ACME", signal="BUY", confidence=0.5)
-        kept = [
+        ids = [
             calls.track_risk(agent="warden", symbol="ACME", outcome="REDUCE"),
             calls.decision_report(records.DecisionReport(agent="trader", outcome="HOLD")),
             calls.consultation(records.Consultation(system="crm", session="s")),
@@ -95,7 +95,7 @@ class TestEither:
             calls.node(records.Node(type="goal", title="Ship")),
             calls.edge(records.Edge(source=decision_id, target=decision_id, type="led_to")),
         ]
-        assert len({decision_id, *kept}) == 9
+        assert len({decision_id, *ids}) == 9
         recorded = calls.status().counters
         assert sum(count for name, count in recorded.items() if name.endswith("_recorded")) == 9
 
@@ -117,7 +117,7 @@ class TestEither:
             Calls(config.endpoint, awaited=awaited).status()
 
     def test_raises_unreachable_after_the_timeout(self, config: Config, awaited: bool) -> None:
-        with silent(config), pytest.raises(Unreachable, match="no reply within 50 ms"):
+        with silent_daemon(config), pytest.raises(Unreachable, match="no reply within 50 ms"):
             Calls(config.endpoint, awaited=awaited).status(timeout=50)
 
 
@@ -137,7 +137,7 @@ def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
 
 
 @contextmanager
-def silent(config: Config) -> Iterator[zmq.Socket[bytes]]:
+def silent_daemon(config: Config) -> Iterator[zmq.Socket[bytes]]:
     """A daemon's socket on which only the test replies."""
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         router.set(zmq.LINGER, 0)
@@ -156,10 +156,10 @@ def in_loop(
     asyncio.run(run())
 
 
-async def taken(router: zmq.Socket[bytes], count: int) -> list[tuple[bytes, dict[str, Json]]]:
+async def receive(router: zmq.Socket[bytes], count: int) -> list[tuple[bytes, dict[str, Json]]]:
     """The next requests, each with its routing id."""
-    got = [await asyncio.to_thread(router.recv_multipart) for _ in range(count)]
-    return [(route, json.loads(frame)) for route, frame in got]
+    messages = [await asyncio.to_thread(router.recv_multipart) for _ in range(count)]
+    return [(route, json.loads(frame)) for route, frame in messages]
 
 
 def answer(router: zmq.Socket[bytes], route: bytes, request: dict[str, Json], **members: Json) -> None:
@@ -170,11 +170,11 @@ class TestAwaited:
     """Many calls at once over one socket; the test itself replies in place of a daemon."""
 
     def test_each_call_gets_its_own_reply_in_any_order_of_replies(self, config: Config) -> None:
-        with silent(config) as router:
+        with silent_daemon(config) as router:
 
             async def use(client: AsyncClient) -> None:
                 calls = [asyncio.create_task(client.call("evaluate", {"n": n})) for n in range(20)]
-                requests = await taken(router, 20)
+                requests = await receive(router, 20)
                 assert len({route for route, _ in requests}) == 1
                 for route, request in reversed(requests):
                     answer(router, route, request, echo=request["n"])
@@ -183,33 +183,33 @@ class TestAwaited:
             in_loop(config, use)
 
     def test_a_cancelled_call_does_not_affect_other_calls(self, config: Config) -> None:
-        with silent(config) as router:
+        with silent_daemon(config) as router:
 
             async def use(client: AsyncClient) -> None:
                 calls = [asyncio.create_task(client.call("evaluate", {"n": n})) for n in range(3)]
-                requests = await taken(router, 3)
+                requests = await receive(router, 3)
                 calls[1].cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await calls[1]
-                for route, request in requests:  # that of the cancelled one too
+                for route, request in requests:  # that of the cancelled call too
                     answer(router, route, request, echo=request["n"])
                 assert [(await calls[n])["echo"] for n in (0, 2)] == [0, 2]
                 later = asyncio.create_task(client.call("evaluate", {"n": 3}))
-                ((route, request),) = await taken(router, 1)
+                ((route, request),) = await receive(router, 1)
                 answer(router, route, request, echo=3)
                 assert (await later)["echo"] == 3
 
             in_loop(config, use)
 
     def test_a_late_reply_is_never_given_to_another_call(self, config: Config) -> None:
-        with silent(config) as router:
+        with silent_daemon(config) as router:
 
             async def use(client: AsyncClient) -> None:
                 with pytest.raises(Unreachable, match="no reply within 50 ms"):
                     await client.call("evaluate", {"n": 0}, timeout_ms=50)
-                ((route, late),) = await taken(router, 1)
+                ((route, late),) = await receive(router, 1)
                 second = asyncio.create_task(client.call("evaluate", {"n": 1}))
-                ((_, request),) = await taken(router, 1)
+                ((_, request),) = await receive(router, 1)
                 answer(router, route, late, echo=0)
                 answer(router, route, request, echo=1)
                 assert (await second)["echo"] == 1
@@ -217,16 +217,16 @@ class TestAwaited:
             in_loop(config, use)
 
     def test_a_reply_without_id_is_given_to_the_largest_waiting_request(self, config: Config) -> None:
-        with silent(config) as router:
+        with silent_daemon(config) as router:
 
             async def use(client: AsyncClient) -> None:
                 with pytest.raises(Unreachable):
                     await client.call("evaluate", {"padding": "x" * 200}, timeout_ms=50)
-                await taken(router, 1)
+                await receive(router, 1)
                 small, large = (
                     asyncio.create_task(client.call("evaluate", {"padding": "x" * size})) for size in (1, 100)
                 )
-                (route, request), _ = await taken(router, 2)
+                (route, request), _ = await receive(router, 2)
                 answer(router, route, {"id": ""}, error={"code": "too_large", "message": "too large"})
                 with pytest.raises(RequestError, match="too large"):
                     await large
@@ -236,11 +236,11 @@ class TestAwaited:
             in_loop(config, use)
 
     def test_close_ends_the_waiting_calls(self, config: Config) -> None:
-        with silent(config) as router:
+        with silent_daemon(config) as router:
 
             async def use(client: AsyncClient) -> None:
                 waits = asyncio.create_task(client.status())
-                await taken(router, 1)
+                await receive(router, 1)
                 await client.close()
                 await client.close()
                 with pytest.raises(Unreachable, match="closed"):
@@ -250,9 +250,9 @@ class TestAwaited:
 
     def test_waiting_calls_end_if_the_daemon_is_gone_and_later_calls_reconnect(self, config: Config) -> None:
         async def use(client: AsyncClient) -> None:
-            with silent(config) as router:
+            with silent_daemon(config) as router:
                 waits = asyncio.create_task(client.status())
-                await taken(router, 1)
+                await receive(router, 1)
                 router.unbind(config.endpoint)
                 config.socket_path.unlink(missing_ok=True)
                 with pytest.raises(Unreachable):
@@ -261,9 +261,9 @@ class TestAwaited:
                     await waits
                 with pytest.raises(Unreachable, match="thorpolicy serve"):
                     await client.status()
-            with silent(config) as router:
+            with silent_daemon(config) as router:
                 again = asyncio.create_task(client.status())
-                ((route, request),) = await taken(router, 1)
+                ((route, request),) = await receive(router, 1)
                 answer(router, route, request, status={"state": "serving"})
                 with pytest.raises(RequestError, match="another version"):  # it is a reply, to this call
                     await again

@@ -1,4 +1,4 @@
-"""The drift sentinel: what it asks and when, what is a change to it, and that it tells each change once."""
+"""The drift sentinel: when it asks which questions, and what counts as drift."""
 
 from __future__ import annotations
 
@@ -44,25 +44,25 @@ S = 10**9
 
 
 class ShiftingEngine(StubEngine):
-    """A stub whose logits move by `shift`, whose label is `told` if that is set, and that may fail."""
+    """A stub whose logits move by `shift`, whose label is `fixed_label` if that is set, and that may fail."""
 
     def __init__(self) -> None:
         super().__init__(bias="deny")
-        self.asked: list[str] = []
+        self.questions: list[str] = []
         self.keys: list[str] = []
         self.shift = 0.0
-        self.told: str | None = None
+        self.fixed_label: str | None = None
         self.failing = False
 
     def score(self, key: str, question: str, deadline_ns: int) -> Scored:
         if self.failing:
             raise EngineError("the decode failed")
-        self.asked.append(question)
+        self.questions.append(question)
         self.keys.append(key)
         scored = super().score(key, question, 2**63 - 1)
         return replace(
             scored,
-            label=self.told or scored.label,
+            label=self.fixed_label or scored.label,
             logits=tuple(logit + self.shift for logit in scored.logits),
         )
 
@@ -78,7 +78,7 @@ def policy(engine: ShiftingEngine, shipped_pack: Pack) -> Policy:
 
 
 class Watched:
-    """A sentinel, what it recorded, and a whole replay at a time."""
+    """A sentinel, the events that it recorded, and a method that runs a whole replay."""
 
     def __init__(self, policy: Policy, *, tolerance: float = 0.01, now_ns: int = 0) -> None:
         self.recorded: list[Event] = []
@@ -88,8 +88,8 @@ class Watched:
         )
         self.now_ns = now_ns
 
-    def judged_by(self, **model: Any) -> None:
-        """Exchange the active pack for itself under a model that differs so."""
+    def change_model(self, **model: Any) -> None:
+        """Load the active pack again under a model with these fields changed."""
         policy = self.policy
         old = policy.residents.active
         policy.engine.adopt(ADAPTER, Path())
@@ -98,7 +98,7 @@ class Watched:
         policy.set_residents(policy.residents.with_replaced(old, new))
 
     def replay(self) -> list[Event]:
-        """Wait until a replay is due and take every turn of it; what it recorded."""
+        """Advance the time until a replay is due, run it, and return the events that it recorded."""
         before = len(self.recorded)
         wait_s = self.sentinel.wait_s(self.now_ns)
         assert wait_s is not None
@@ -113,41 +113,43 @@ def watched(policy: Policy) -> Watched:
     return Watched(policy)
 
 
-def test_it_asks_each_example_of_the_pack_in_turn_and_then_waits(
+def test_the_sentinel_asks_each_example_of_the_pack_in_order_and_then_waits(
     watched: Watched, engine: ShiftingEngine, shipped_pack: Pack
 ) -> None:
     assert watched.sentinel.wait_s(0) == EVERY_S
     assert watched.replay() == []
     examples = shipped_pack.examples
-    assert engine.asked == [
-        shipped_pack.question(one.evaluation, shipped_pack.book.apply(one.evaluation, one.at).facts)
-        for one in examples
+    assert engine.questions == [
+        shipped_pack.question(
+            example.evaluation, shipped_pack.book.apply(example.evaluation, example.at).facts
+        )
+        for example in examples
     ]
     assert watched.sentinel.wait_s(watched.now_ns) == EVERY_S
     assert watched.sentinel.wait_s(watched.now_ns + 45 * S) == 15
     assert (watched.sentinel.counters["answered"], watched.sentinel.status().golden) == (len(examples),) * 2
 
 
-def test_without_an_interval_it_never_asks(policy: Policy) -> None:
+def test_an_interval_of_zero_turns_the_sentinel_off(policy: Policy) -> None:
     assert DriftSentinel(lambda _: None, every_s=0, tolerance=0, now_ns=0).wait_s(10**18) is None
 
 
-def test_the_same_answers_are_no_drift(watched: Watched, engine: ShiftingEngine) -> None:
+def test_shifts_within_the_tolerance_are_no_drift(watched: Watched, engine: ShiftingEngine) -> None:
     watched.replay()
     engine.shift = 0.009
     assert watched.replay() == watched.replay() == []
     assert watched.sentinel.shift_max == pytest.approx(0.009)
 
 
-def test_a_logit_that_moved_further_than_the_tolerance_is_told_once(
+def test_a_logit_shift_beyond_the_tolerance_is_recorded_once(
     watched: Watched, engine: ShiftingEngine, shipped_pack: Pack
 ) -> None:
     watched.replay()
     engine.shift = 0.5
-    told = watched.replay()
-    assert [event.body["golden"] for event in told] == [example.id for example in shipped_pack.examples]
-    assert told[0].kind == "drift"
-    assert told[0].body == {
+    drifts = watched.replay()
+    assert [event.body["golden"] for event in drifts] == [example.id for example in shipped_pack.examples]
+    assert drifts[0].kind == "drift"
+    assert drifts[0].body == {
         "golden": shipped_pack.examples[0].id,
         "label_before": "deny",
         "label": "deny",
@@ -157,48 +159,50 @@ def test_a_logit_that_moved_further_than_the_tolerance_is_told_once(
     }
     assert watched.replay() == []
     engine.shift = 0.0
-    assert len(watched.replay()) == len(told)
-    assert watched.sentinel.counters["drifted"] == 2 * len(told)
+    assert len(watched.replay()) == len(drifts)
+    assert watched.sentinel.counters["drifted"] == 2 * len(drifts)
 
 
-def test_small_steps_add_up(watched: Watched, engine: ShiftingEngine) -> None:
+def test_small_shifts_add_up_to_drift(watched: Watched, engine: ShiftingEngine) -> None:
     watched.replay()
-    found = []
+    drifted = []
     for step in range(1, 4):
         engine.shift = 0.006 * step
-        found.append(len(watched.replay()) > 0)
-    assert found == [False, True, False]
+        drifted.append(len(watched.replay()) > 0)
+    assert drifted == [False, True, False]
 
 
-def test_another_label_is_drift_whatever_the_logits(watched: Watched, engine: ShiftingEngine) -> None:
+def test_a_changed_label_is_drift_even_if_no_logit_moved(watched: Watched, engine: ShiftingEngine) -> None:
     watched.replay()
-    engine.told = "allow"
-    told = watched.replay()
-    assert {(event.body["label_before"], event.body["label"]) for event in told} == {("deny", "allow")}
+    engine.fixed_label = "allow"
+    drifts = watched.replay()
+    assert {(event.body["label_before"], event.body["label"]) for event in drifts} == {("deny", "allow")}
 
 
-def test_where_bits_are_not_promised_only_labels_count(watched: Watched, engine: ShiftingEngine) -> None:
-    watched.judged_by(exact=False)
+def test_only_a_changed_label_is_drift_on_a_model_that_does_not_promise_equal_bits(
+    watched: Watched, engine: ShiftingEngine
+) -> None:
+    watched.change_model(exact=False)
     watched.replay()
     engine.shift = 5.0
     assert watched.replay() == []
-    engine.told = "allow"
+    engine.fixed_label = "allow"
     assert watched.replay() != []
 
 
 @pytest.mark.parametrize("other", [{"sha256": "9" * 64}, {"build": "newer"}, {"adapter": ADAPTER}])
-def test_another_model_is_no_drift_and_begins_anew(
+def test_a_change_of_the_model_is_no_drift_and_starts_a_new_baseline(
     watched: Watched, engine: ShiftingEngine, other: Json
 ) -> None:
     watched.replay()
-    watched.judged_by(**other)
+    watched.change_model(**other)
     engine.shift = 5.0
     assert watched.replay() == watched.replay() == []
     engine.shift = 6.0
     assert watched.replay() != []
 
 
-def test_another_pack_that_was_activated_is_asked_its_own_examples(
+def test_a_newly_activated_pack_is_replayed_with_its_own_examples(
     watched: Watched, engine: ShiftingEngine, tmp_path: Path
 ) -> None:
     watched.replay()
@@ -206,17 +210,17 @@ def test_another_pack_that_was_activated_is_asked_its_own_examples(
     resident = all_steps(watched.policy.loading(other, None, 0.0))
     watched.policy.set_residents(watched.policy.residents.with_candidate(resident).with_active(resident))
     engine.shift = 5.0
-    engine.asked.clear()
+    engine.questions.clear()
     assert watched.replay() == []
-    assert len(engine.asked) == len(other.examples)
+    assert len(engine.questions) == len(other.examples)
     engine.shift = 6.0
     assert {event.body["pack_sha256"] for event in watched.replay()} == {other.info.sha256}
 
 
-def test_a_drift_under_an_adapter_is_one_of_the_weights_that_judge(
+def test_drift_under_an_adapter_names_the_digest_of_the_model_with_the_adapter(
     watched: Watched, engine: ShiftingEngine
 ) -> None:
-    watched.judged_by(adapter=ADAPTER)
+    watched.change_model(adapter=ADAPTER)
     watched.replay()
     engine.shift = 5.0
     assert {event.body["model_sha256"] for event in watched.replay()} == {
@@ -225,7 +229,7 @@ def test_a_drift_under_an_adapter_is_one_of_the_weights_that_judge(
     assert set(engine.keys[1:]) == {watched.policy.residents.active.key}
 
 
-def test_a_question_without_an_answer_is_counted_and_the_next_is_asked(
+def test_a_question_that_fails_is_counted_and_the_replay_goes_on(
     watched: Watched, engine: ShiftingEngine, shipped_pack: Pack
 ) -> None:
     engine.failing = True
@@ -249,61 +253,63 @@ def test_a_question_without_an_answer_is_counted_and_the_next_is_asked(
         ((), (), 0.0),
     ],
 )
-def test_the_shift_of_logits(before: tuple[float, ...], now: tuple[float, ...], shift: float) -> None:
+def test_the_shift_is_the_largest_change_of_a_logit(
+    before: tuple[float, ...], now: tuple[float, ...], shift: float
+) -> None:
     assert shifted(before, now) == shift
 
 
 @given(st.lists(st.floats(), min_size=1))
-def test_a_shift_is_never_less_than_nothing_nor_no_number(logits: list[float]) -> None:
+def test_a_shift_is_never_negative_nor_nan(logits: list[float]) -> None:
     assert shifted(tuple(logits), tuple(reversed(logits))) >= 0
 
 
 # ---------------------------------------------------------------- in a daemon
 
 
-class Stepping(ShiftingEngine):
-    """Tells when a replay has begun, and waits there until it may go on."""
+class ObservedEngine(ShiftingEngine):
+    """A shifting stub that calls `after_score` after each score, on the engine thread."""
 
-    def __init__(self, replays: Callable[[], None]) -> None:
+    def __init__(self, after_score: Callable[[], None]) -> None:
         super().__init__()
-        self._replays = replays
+        self._after_score = after_score
 
     def score(self, key: str, question: str, deadline_ns: int) -> Scored:
         scored = super().score(key, question, deadline_ns)
-        self._replays()
+        self._after_score()
         return scored
 
 
-def test_an_idle_daemon_finds_a_drift_and_says_so(
+def test_an_idle_daemon_detects_drift_and_status_and_journal_show_it(
     config: Config, shipped_pack: Pack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     examples = len(shipped_pack.examples)
     drifted = threading.Event()
 
     def count() -> None:
-        if len(engine.asked) == 1 + examples:  # one by the warm-up, then a whole replay
-            engine.told = "allow"
-        if len(engine.asked) == 1 + 3 * examples:
+        if len(engine.questions) == 1 + examples:  # one question of the warm-up, then a whole replay
+            engine.fixed_label = "allow"
+        if len(engine.questions) == 1 + 3 * examples:
             drifted.set()
 
-    engine = Stepping(count)
+    engine = ObservedEngine(count)
     often = changed(config, drift_every_s=0.001)
     with serving(often, load_engine=lambda _: engine), Client(config.endpoint) as client:
         assert drifted.wait(60)
-        answered: Json = client.evaluate(
+        reply: Json = client.evaluate(
             {
                 "subject": {"type": "user", "id": "a"},
                 "action": {"name": "deploy"},
                 "resource": {"type": "env", "id": "x"},
             }
         )
-        assert answered["context"]["outcome"]
+        assert reply["context"]["outcome"]
         drift = client.status().drift
         assert (drift.counters["drifted"], drift.counters["failed"]) == (examples, 0)
         assert drift.golden == examples
         monkeypatch.setenv("THOR_POLICY_ENDPOINT", config.endpoint)
-        shown = CliRunner().invoke(cli, ["status"]).stdout
-        assert f"{examples} changes in" in shown
+        printed = CliRunner().invoke(cli, ["status"]).stdout
+        assert f"{examples} changes in" in printed
     with closing(sqlite3.connect(config.journal_path)) as db:
         assert db.execute("SELECT DISTINCT label_before, label FROM drifts").fetchall() == [("deny", "allow")]
         assert db.execute("SELECT count(*) FROM drifts").fetchone() == (examples,)
@@ -314,7 +320,7 @@ def test_an_idle_daemon_finds_a_drift_and_says_so(
 def test_the_embedded_model_does_not_drift(
     config: Config, shipped_pack: Pack, model_file: catalog.ModelFile
 ) -> None:
-    """Two replays: equal to the last bit."""
+    """The logits of two replays are equal to the last bit."""
     engine = load_engine(config)
     try:
         watched = Watched(Policy(engine, shipped_pack), tolerance=0.0, now_ns=time.monotonic_ns())

@@ -1,4 +1,4 @@
-"""The engine thread's loop: decisions first, errands in between, the shadow when nothing else is left."""
+"""The loop of the engine thread: decisions first, task steps between them, then shadow and idle work."""
 
 from __future__ import annotations
 
@@ -40,39 +40,39 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Pack:
 
 
 class Gate(StubEngine):
-    """A stub that scores one question each time `allow` is called; it says in which order it was asked."""
+    """A stub that scores one question for each release of `open`; it queues the questions it gets."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.open, self.asked = threading.Semaphore(0), queue.SimpleQueue[str]()
+        self.open, self.questions = threading.Semaphore(0), queue.SimpleQueue[str]()
 
     def score(self, key: str, question: str, deadline_ns: int) -> Scored:
-        self.asked.put(question)
+        self.questions.put(question)
         assert self.open.acquire(timeout=PATIENCE_S)
         return super().score(key, question, deadline_ns)
 
 
 class Log:
-    """What a journal is told, in order."""
+    """A decision log that queues what it is given, in order."""
 
     def __init__(self) -> None:
-        self.told: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self.entries: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
 
     def decided(self, decision: Decision, ticket: int | None = None) -> None:
-        self.told.put(("decided", ticket))
+        self.entries.put(("decided", ticket))
 
-    def explained(self, *told: Any) -> None:
-        self.told.put(("explained", told[0]))
+    def explained(self, *arguments: Any) -> None:
+        self.entries.put(("explained", arguments[0]))
 
     def shadowed(self, served: Decision, shadow: Decision, at: float) -> None:
-        self.told.put(("shadowed", (served, shadow)))
+        self.entries.put(("shadowed", (served, shadow)))
 
     def next(self) -> tuple[str, Any]:
-        return self.told.get(timeout=PATIENCE_S)
+        return self.entries.get(timeout=PATIENCE_S)
 
 
 class Idling:
-    """Idle work that is always due; it says so to a log, once."""
+    """Idle work that is always due; its first turn after `log` is set is noted there."""
 
     def __init__(self) -> None:
         self.log: Log | None = None
@@ -82,7 +82,7 @@ class Idling:
 
     def turn(self, policy: Policy, now_ns: int, at: float) -> None:
         if self.log is not None:
-            self.log.told.put(("idle", None))
+            self.log.entries.put(("idle", None))
             self.log = None
 
 
@@ -107,46 +107,50 @@ Open = Callable[..., tuple[EngineThread, Log, "queue.SimpleQueue[Any]"]]
 
 
 @pytest.fixture
-def open_worker(pack: Pack) -> Iterator[Open]:
+def open_engine_thread(pack: Pack) -> Iterator[Open]:
     opened: list[EngineThread] = []
 
     def open_it(
         engine: StubEngine | None = None,
         *,
-        tell: Callable[..., None] | None = None,
+        on_outcome: Callable[..., None] | None = None,
         idle: Idle | None = None,
         **options: Any,
     ) -> Any:
-        log, told = Log(), queue.SimpleQueue[Any]()
-        heard = tell or (lambda *one: told.put(one))
-        worker = EngineThread(lambda: Policy(engine or StubEngine(), pack, **options), log, heard, idle)
-        worker.start()
-        opened.append(worker)
-        return worker, log, told
+        log, results = Log(), queue.SimpleQueue[Any]()
+        collect = on_outcome or (lambda ticket, result: results.put((ticket, result)))
+        engine_thread = EngineThread(
+            lambda: Policy(engine or StubEngine(), pack, **options), log, collect, idle
+        )
+        engine_thread.start()
+        opened.append(engine_thread)
+        return engine_thread, log, results
 
     yield open_it
-    for worker in opened:
-        assert worker.stop(PATIENCE_S)
+    for engine_thread in opened:
+        assert engine_thread.stop(PATIENCE_S)
 
 
 def result(future: Future[Any]) -> Any:
     return future.result(timeout=PATIENCE_S)
 
 
-class TestErrands:
-    def test_come_to_what_they_return(self, open_worker: Open) -> None:
-        worker, _, _ = open_worker()
+class TestTasks:
+    def test_pass_their_return_value_to_the_future(self, open_engine_thread: Open) -> None:
+        engine_thread, _, _ = open_engine_thread()
 
-        def errand(policy: Policy) -> Steps[int]:
+        def task(policy: Policy) -> Steps[int]:
             yield
             yield
             return policy.residents.active.loaded.golden_scores
 
-        assert result(worker.do(errand)) == 2
-        assert worker.task_step_ms_max > 0
+        assert result(engine_thread.do(task)) == 2
+        assert engine_thread.task_step_ms_max > 0
 
-    def test_raise_what_they_raise_and_the_next_one_runs(self, open_worker: Open) -> None:
-        worker, _, _ = open_worker()
+    def test_pass_their_exception_to_the_future_and_the_next_task_runs(
+        self, open_engine_thread: Open
+    ) -> None:
+        engine_thread, _, _ = open_engine_thread()
 
         def failing(_: Policy) -> Steps[None]:
             yield
@@ -156,26 +160,26 @@ class TestErrands:
             yield
             return "done"
 
-        futures: list[Future[Any]] = [worker.do(failing), worker.do(running)]
+        futures: list[Future[Any]] = [engine_thread.do(failing), engine_thread.do(running)]
         with pytest.raises(EngineError, match="no"):
             result(futures[0])
         assert result(futures[1]) == "done"
 
-    def test_take_one_step_after_each_decision_that_waits(self, open_worker: Open) -> None:
-        """Neither holds the other up: not the errand a stream of decisions, nor they it."""
+    def test_take_one_step_after_each_waiting_decision(self, open_engine_thread: Open) -> None:
+        """A task does not hold up a stream of decisions, and the decisions do not hold up the task."""
         engine, order = Gate(), list[str]()
-        worker, log, _ = open_worker(engine)
+        engine_thread, log, _ = open_engine_thread(engine)
 
-        def errand(_: Policy) -> Steps[None]:
+        def task(_: Policy) -> Steps[None]:
             for step in range(3):
                 order.append(f"step {step}")
                 yield
 
-        worker.submit(request(0))
-        engine.asked.get(timeout=PATIENCE_S)  # from here on it waits at the gate, and all the rest behind it
-        future = worker.do(errand)
+        engine_thread.submit(request(0))
+        engine.questions.get(timeout=PATIENCE_S)  # now the engine thread waits at the gate
+        future = engine_thread.do(task)
         for ticket in (1, 2, 3, 4):
-            worker.submit(request(ticket))
+            engine_thread.submit(request(ticket))
         for _ in range(5):
             engine.open.release()
             _, ticket = log.next()
@@ -187,8 +191,8 @@ class TestErrands:
         assert steps_at[0] < decided_at[2]
         assert steps_at[2] < decided_at[4]
 
-    def test_that_the_end_cuts_off_say_so(self, open_worker: Open) -> None:
-        worker, _, _ = open_worker()
+    def test_cut_off_by_a_stop_raise_shutting_down(self, open_engine_thread: Open) -> None:
+        engine_thread, _, _ = open_engine_thread()
         begun, closed = threading.Event(), threading.Event()
 
         def endless(_: Policy) -> Steps[None]:
@@ -199,18 +203,18 @@ class TestErrands:
             finally:
                 closed.set()
 
-        futures: list[Future[Any]] = [worker.do(endless), worker.do(endless)]
+        futures: list[Future[Any]] = [engine_thread.do(endless), engine_thread.do(endless)]
         assert begun.wait(PATIENCE_S)
-        assert worker.stop(PATIENCE_S)
+        assert engine_thread.stop(PATIENCE_S)
         assert closed.is_set()
-        for future in (*futures, worker.do(endless)):
+        for future in (*futures, engine_thread.do(endless)):
             with pytest.raises(RequestError, match="stopping"):
                 result(future)
 
 
 class TestRetiring:
-    def test_ends_although_decisions_never_stop_and_an_explanation_has_to_come_first(
-        self, open_worker: Open, other: Pack
+    def test_a_pack_finishes_though_decisions_never_stop_and_an_explanation_needs_the_pack(
+        self, open_engine_thread: Open, other: Pack
     ) -> None:
         class Needy(StubEngine):
             """A stub whose explanations all wait for the prefix that they begin with."""
@@ -220,125 +224,128 @@ class TestRetiring:
 
         tickets, ended = itertools.count(1), threading.Event()
 
-        def ask_again(*_: Any) -> None:  # on the engine's thread, so that its queue is never empty
+        def ask_again(*_: Any) -> None:  # on the engine thread, so that its queue is never empty
             if not ended.is_set():
-                worker.submit(request(next(tickets)))
+                engine_thread.submit(request(next(tickets)))
 
-        worker, _, _ = open_worker(Needy(), tell=ask_again)
+        engine_thread, _, _ = open_engine_thread(Needy(), on_outcome=ask_again)
 
-        def errand(policy: Policy) -> Steps[None]:
+        def task(policy: Policy) -> Steps[None]:
             resident = yield from policy.loading(other, None, 0.0)
             policy.engine.explain(0, resident.key, policy.engine.score(resident.key, "", NEVER), STEPS, NEVER)
             yield from policy.retiring(resident)
 
         ask_again()
         try:
-            assert result(worker.do(errand)) is None
+            assert result(engine_thread.do(task)) is None
         finally:
             ended.set()
 
 
-class TestLeaving:
-    def test_a_pack_answers_those_who_named_it_before_it_left(
-        self, open_worker: Open, pack: Pack, other: Pack
+class TestUnloading:
+    def test_a_pack_answers_the_requests_that_named_it_before_it_was_unloaded(
+        self, open_engine_thread: Open, pack: Pack, other: Pack
     ) -> None:
         engine = Gate()
-        worker, _, told = open_worker(engine)
-        loading = worker.do(lambda policy: policy.loading(other, None, 0.0))
-        engine.open.release()  # our own question
+        engine_thread, _, results = open_engine_thread(engine)
+        loading = engine_thread.do(lambda policy: policy.loading(other, None, 0.0))
+        engine.open.release()  # the golden question of the load
         resident, digest = result(loading), other.info.sha256
 
-        def joining(policy: Policy) -> Steps[None]:
+        def add(policy: Policy) -> Steps[None]:
             yield
             policy.set_residents(policy.residents.with_candidate(resident))
 
-        def leaving(policy: Policy) -> Steps[None]:
+        def remove(policy: Policy) -> Steps[None]:
             yield
             policy.set_residents(policy.residents.without(resident))
 
-        result(worker.do(joining))
-        engine.asked.get(timeout=PATIENCE_S)
-        worker.submit(request(1))
-        engine.asked.get(timeout=PATIENCE_S)
-        left = worker.do(leaving)
+        result(engine_thread.do(add))
+        engine.questions.get(timeout=PATIENCE_S)
+        engine_thread.submit(request(1))
+        engine.questions.get(timeout=PATIENCE_S)
+        removed = engine_thread.do(remove)
         for ticket in (2, 3):
-            worker.submit(request(ticket, pack=digest))
+            engine_thread.submit(request(ticket, pack=digest))
         engine.open.release()
         engine.open.release()
-        result(left)
-        retired = worker.do(lambda policy: policy.retiring(resident))
+        result(removed)
+        retired = engine_thread.do(lambda policy: policy.retiring(resident))
         engine.open.release()
         result(retired)
-        answers = [told.get(timeout=PATIENCE_S) for _ in range(3)]
+        answers = [results.get(timeout=PATIENCE_S) for _ in range(3)]
         assert [answer.pack for _, answer in answers] == [pack.info, other.info, other.info]
-        worker.submit(request(4, pack=digest))
-        _, refused = told.get(timeout=PATIENCE_S)
+        engine_thread.submit(request(4, pack=digest))
+        _, refused = results.get(timeout=PATIENCE_S)
         assert refused.error.code == "not_found"
 
 
 class TestShadow:
     @pytest.fixture
-    def shadowing(self, open_worker: Open, other: Pack) -> Callable[..., Any]:
+    def shadowing(self, open_engine_thread: Open, other: Pack) -> Callable[..., Any]:
         def open_it(engine: StubEngine | None = None, **options: Any) -> Any:
-            worker, log, told = open_worker(engine, **options)
+            engine_thread, log, results = open_engine_thread(engine, **options)
 
-            def errand(policy: Policy) -> Steps[None]:
+            def task(policy: Policy) -> Steps[None]:
                 resident = yield from policy.loading(other, None, 0.0)
                 policy.set_residents(policy.residents.with_candidate(resident).with_shadow(resident))
 
-            future = worker.do(errand)
+            future = engine_thread.do(task)
             if isinstance(engine, Gate):
-                engine.open.release()  # our own question
+                engine.open.release()  # the golden question of the load
             result(future)
             if isinstance(engine, Gate):
-                engine.asked.get(timeout=PATIENCE_S)
-            return worker, log, told
+                engine.questions.get(timeout=PATIENCE_S)
+            return engine_thread, log, results
 
         return open_it
 
-    def test_answers_what_was_served_afterwards_and_tells_nobody(
+    def test_decides_after_the_served_decision_and_sends_no_reply(
         self, shadowing: Callable[..., Any], pack: Pack, other: Pack
     ) -> None:
-        worker, log, told = shadowing()
-        worker.submit(request(1))
+        engine_thread, log, results = shadowing()
+        engine_thread.submit(request(1))
         assert log.next() == ("decided", 1)
         kind, (served, shadow) = log.next()
         assert kind == "shadowed"
         assert (served.pack, shadow.pack) == (pack.info, other.info)
         assert shadow.evaluation == served.evaluation
-        assert [ticket for ticket, _ in [told.get(timeout=PATIENCE_S)]] == [1]
-        assert told.empty()
-        assert (worker.counters["decisions"], worker.counters["shadows"]) == (1, 1)
+        ticket, _ = results.get(timeout=PATIENCE_S)
+        assert ticket == 1
+        assert results.empty()
+        assert (engine_thread.counters["decisions"], engine_thread.counters["shadows"]) == (1, 1)
 
-    def test_waits_until_nothing_else_is_to_be_done(self, shadowing: Callable[..., Any]) -> None:
+    def test_waits_until_no_decision_waits(self, shadowing: Callable[..., Any]) -> None:
         engine = Gate()
-        worker, log, _ = shadowing(engine)
-        worker.submit(request(1))
-        engine.asked.get(timeout=PATIENCE_S)
-        worker.submit(request(2))
-        worker.submit(request(3))
+        engine_thread, log, _ = shadowing(engine)
+        engine_thread.submit(request(1))
+        engine.questions.get(timeout=PATIENCE_S)
+        engine_thread.submit(request(2))
+        engine_thread.submit(request(3))
         for _ in range(6):
             engine.open.release()
         kinds = [log.next()[0] for _ in range(6)]
         assert kinds == ["decided"] * 3 + ["shadowed"] * 3
 
-    def test_idle_work_waits_until_the_shadow_has_answered_too(self, shadowing: Callable[..., Any]) -> None:
+    def test_comes_before_idle_work(self, shadowing: Callable[..., Any]) -> None:
         engine, idle = Gate(), Idling()
-        worker, log, _ = shadowing(engine, idle=idle)
-        worker.submit(request(1))
-        engine.asked.get(timeout=PATIENCE_S)
+        engine_thread, log, _ = shadowing(engine, idle=idle)
+        engine_thread.submit(request(1))
+        engine.questions.get(timeout=PATIENCE_S)
         idle.log = log
         for _ in range(2):
             engine.open.release()
         assert [log.next()[0] for _ in range(3)] == ["decided", "shadowed", "idle"]
 
-    def test_those_above_the_limit_are_left_out_and_counted(self, shadowing: Callable[..., Any]) -> None:
+    def test_decisions_beyond_max_shadows_are_dropped_and_counted(
+        self, shadowing: Callable[..., Any]
+    ) -> None:
         engine = Gate()
-        worker, log, _ = shadowing(engine, max_shadows=2)
-        worker.submit(request(1))
-        engine.asked.get(timeout=PATIENCE_S)
+        engine_thread, log, _ = shadowing(engine, max_shadows=2)
+        engine_thread.submit(request(1))
+        engine.questions.get(timeout=PATIENCE_S)
         for ticket in (2, 3, 4):
-            worker.submit(request(ticket))
+            engine_thread.submit(request(ticket))
         for _ in range(6):
             engine.open.release()
         kinds = [log.next()[0] for _ in range(6)]
@@ -348,4 +355,4 @@ class TestShadow:
             yield
             return policy.counters["shadows_dropped"]
 
-        assert result(worker.do(count)) == 2
+        assert result(engine_thread.do(count)) == 2

@@ -1,9 +1,9 @@
-"""A disk that is full, read-only or failing, under a daemon: nothing is served unrecorded, nothing admitted
-in vain, and service goes on by itself once the disk is well.
+"""A daemon whose disk is full, read-only or failing: it sends no decision that is not recorded, refuses new
+requests at once, and serves again by itself when the disk works again.
 
-Full disks are small file systems of their own, in memory. Failing ones are made by a shim in front of the
-C library, which fails the calls that a flag file names: a mounted disk cannot be made read-only while a
-journal is open on it, nor be made to fail, by a test.
+A full disk is a small file system in memory. A failing disk is a shim in front of the C library, which fails
+the calls that a flag file names: a test cannot make a mounted disk read-only while a journal is open on it,
+nor make it fail.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ QUESTION: dict[str, Json] = {
 
 
 class Daemon:
-    """A daemon process and what it says on standard error."""
+    """A daemon process and the lines that it writes to standard error."""
 
     def __init__(self, config: Config, environment: dict[str, str]) -> None:
         names = ("state_dir", "endpoint", "min_free_mb", "ballast_mb", "on_full", "deadline_ms")
@@ -75,24 +75,24 @@ class Daemon:
             text=True,
             env=os.environ | settings | environment,
         )
-        self._said: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
     def _read(self) -> None:
         assert self._process.stderr is not None
         for line in self._process.stderr:
-            self._said.put(line)
-        self._said.put("")
+            self._lines.put(line)
+        self._lines.put("")
 
-    def hear(self, word: str) -> str:
-        """The next line with `word`; fails if it ends before."""
-        while word not in (line := self._said.get(timeout=PATIENCE_S)):
-            assert line, f"the daemon ended with status {self._process.wait()} before it said {word!r}"
+    def wait_for_line(self, word: str) -> str:
+        """The next line that contains `word`; fails if the daemon ends before."""
+        while word not in (line := self._lines.get(timeout=PATIENCE_S)):
+            assert line, f"the daemon ended with status {self._process.wait()} before a line with {word!r}"
         return line
 
     def status(self) -> int:
-        """What it ends with, by itself."""
+        """Its exit status, once it has ended by itself."""
         return self._process.wait(timeout=PATIENCE_S)
 
     def stop(self) -> int:
@@ -120,13 +120,13 @@ def daemon(config: Config, **environment: str) -> Iterator[Daemon]:
 def serving(config: Config, **environment: str) -> Iterator[tuple[Daemon, Client]]:
     """A daemon that is ready, and a client of it."""
     with daemon(config, **environment) as started:
-        started.hear("ready")
+        started.wait_for_line("ready")
         with Client(config.endpoint, timeout_ms=PATIENCE_S * 1000) as client:
             yield started, client
 
 
 def ask(client: Client, times: int = 1) -> list[str]:
-    """The ids of as many decisions."""
+    """Ask `times` times; returns the ids of the decisions."""
     return [client.evaluate(QUESTION)["context"]["decision_id"] for _ in range(times)]
 
 
@@ -137,7 +137,7 @@ def refusal(call: Callable[[], object]) -> RequestError:
 
 
 def wait_for(client: Client, state: str) -> Status:
-    """The status, once it says so; it is asked without requests, which could bring that about."""
+    """Poll the status until its state is `state`; sends no other request, which could change the state."""
     limit = time.monotonic() + PATIENCE_S
     while (status := client.status()).state != state:
         assert time.monotonic() < limit, status
@@ -145,9 +145,9 @@ def wait_for(client: Client, state: str) -> Status:
 
 
 def journal_of(config: Config, acknowledged: list[str]) -> Verdict:
-    """The verdict on a journal that has every acknowledged decision."""
+    """The verdict on the journal; fails if an acknowledged decision is missing."""
     with Reader(config.journal_path) as reader:
-        assert [one for one in acknowledged if reader.get(one) is None] == []
+        assert [id for id in acknowledged if reader.get(id) is None] == []
     verdict = verify(config.journal_path)
     assert (verdict.problem, verdict.incomplete) == (None, None)
     return verdict
@@ -160,7 +160,7 @@ def decisions_in(config: Config) -> int:
 
 
 def gaps(config: Config) -> list[dict[str, Json]]:
-    """What the journal says of its losses."""
+    """The losses that the journal records, in order."""
     with Reader(config.journal_path) as reader, reader.snapshot() as connection:
         return [json.loads(lost) for (lost,) in connection.execute("SELECT lost FROM gaps ORDER BY seq")]
 
@@ -180,8 +180,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     try:
         mount("-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder))
     except (OSError, subprocess.CalledProcessError) as error:
-        told = str(getattr(error, "stderr", error)).strip()
-        pytest.skip(f"no file system can be mounted here ({told}); try: unshare -rm ./scripts/test")
+        reason = str(getattr(error, "stderr", error)).strip()
+        pytest.skip(f"no file system can be mounted here ({reason}); try: unshare -rm ./scripts/test")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
@@ -192,26 +192,26 @@ def small(config: Config, disk: Path) -> Config:
     return replace(config, state_dir=disk / "state", min_free_mb=4, ballast_mb=2)
 
 
-def free(disk: Path) -> int:
-    found = os.statvfs(disk)
-    return found.f_bavail * found.f_frsize
+def free_bytes(disk: Path) -> int:
+    file_system = os.statvfs(disk)
+    return file_system.f_bavail * file_system.f_frsize
 
 
 @contextmanager
 def filled(disk: Path, leave: int = 0, name: str = "filler") -> Iterator[None]:
-    """A file that leaves so many bytes, for the length of the block, whatever else is written meanwhile."""
+    """Fill the disk for the length of the block, so that `leave` bytes are free."""
     filler = disk / name
     try:
         with filler.open("wb", buffering=0) as file, suppress(OSError):
-            while (room := free(disk) - leave) > 0:
-                file.write(bytes(min(room, MIB)))
+            while (excess := free_bytes(disk) - leave) > 0:
+                file.write(bytes(min(excess, MIB)))
         yield
     finally:
         filler.unlink()
 
 
 @pytest.mark.skipif("THOR_POLICY_UNSHARED" in os.environ, reason="this is the namespace")
-def test_whoever_may_not_mount_runs_these_in_a_namespace_of_their_own() -> None:
+def test_a_user_who_may_not_mount_runs_these_tests_in_a_namespace() -> None:
     if os.geteuid() == 0:
         pytest.skip("root may mount")
     unshare = ["unshare", "--map-root-user", "--mount"]
@@ -225,7 +225,7 @@ def test_whoever_may_not_mount_runs_these_in_a_namespace_of_their_own() -> None:
 
 
 class TestFullDisk:
-    def test_admits_nothing_new_until_there_is_room(self, disk: Path, small: Config) -> None:
+    def test_refuses_new_requests_until_min_free_mb_is_free(self, disk: Path, small: Config) -> None:
         with serving(small) as (_, client):
             acknowledged = ask(client, 5)
             with filled(disk, leave=MIB):
@@ -246,7 +246,7 @@ class TestFullDisk:
         verdict = journal_of(small, acknowledged)
         assert verdict.gaps == 0
 
-    def test_records_what_was_admitted_at_the_cost_of_its_ballast(self, disk: Path, small: Config) -> None:
+    def test_releases_the_ballast_to_record_an_admitted_request(self, disk: Path, small: Config) -> None:
         with serving(replace(small, min_free_mb=0)) as (_, client):
             acknowledged = ask(client)
             with filled(disk):
@@ -256,7 +256,9 @@ class TestFullDisk:
         verdict = journal_of(small, acknowledged)
         assert verdict.gaps == 0
 
-    def test_without_ballast_serves_nothing_and_then_recovers(self, disk: Path, small: Config) -> None:
+    def test_without_ballast_loses_and_counts_one_decision_then_refuses_and_recovers(
+        self, disk: Path, small: Config
+    ) -> None:
         with serving(replace(small, min_free_mb=0, ballast_mb=0)) as (_, client):
             acknowledged = ask(client)
             with filled(disk):
@@ -270,7 +272,7 @@ class TestFullDisk:
             acknowledged += ask(client)
         assert journal_of(small, acknowledged).gaps == 1
 
-    def test_takes_its_ballast_back_when_there_is_room(self, disk: Path, small: Config) -> None:
+    def test_writes_the_ballast_again_when_space_is_free(self, disk: Path, small: Config) -> None:
         with serving(replace(small, min_free_mb=0)) as (_, client):
             with filled(disk):
                 ask(client)
@@ -278,7 +280,9 @@ class TestFullDisk:
             while not client.status().journal.ballast:
                 assert time.monotonic() < limit
 
-    def test_is_started_on_with_the_ballast_and_refuses(self, disk: Path, small: Config) -> None:
+    def test_a_daemon_starts_if_the_ballast_is_there_and_refuses_requests(
+        self, disk: Path, small: Config
+    ) -> None:
         with serving(small) as (started, client):
             acknowledged = ask(client)
             assert started.stop() == 0
@@ -287,15 +291,17 @@ class TestFullDisk:
                 assert refusal(lambda: ask(client)).code == "disk_full"
                 assert started.stop() == 0
             with filled(disk, name="more"), daemon(small) as started:
-                assert started.hear("thorpolicy: ").endswith("the disk is full: free space on it\n")
+                assert started.wait_for_line("thorpolicy: ").endswith("the disk is full: free space on it\n")
                 assert started.status() == 2
         with serving(small) as (_, client):
             acknowledged += ask(client)
         journal_of(small, acknowledged)
 
 
-class TestHalt:
-    def test_answers_drains_signs_and_ends_with_status_5(self, disk: Path, small: Config) -> None:
+class TestOnFullHalt:
+    def test_answers_requests_in_flight_signs_the_journal_and_exits_with_5(
+        self, disk: Path, small: Config
+    ) -> None:
         with (
             serving(replace(small, on_full="halt")) as (started, client),
             zmq.Context() as context,
@@ -310,28 +316,31 @@ class TestHalt:
             replies = [json.loads(opened.recv())]
             with filled(disk, leave=MIB):
                 replies += [json.loads(opened.recv()) for _ in range(19)]
-                line = started.hear("thorpolicy: ")
+                line = started.wait_for_line("thorpolicy: ")
                 assert started.status() == 5
         assert "on_full is halt: " in line
         assert f"are free in {small.state_dir}; min_free_mb requires 4 MiB" in line
-        assert {one["error"]["code"] for one in replies if "error" in one} <= {"disk_full", "shutting_down"}
-        acknowledged += [one["context"]["decision_id"] for one in replies if "context" in one]
+        assert {reply["error"]["code"] for reply in replies if "error" in reply} <= {
+            "disk_full",
+            "shutting_down",
+        }
+        acknowledged += [reply["context"]["decision_id"] for reply in replies if "context" in reply]
         verdict = journal_of(small, acknowledged)
         assert (verdict.complete, verdict.checkpoint_seq) == (True, verdict.events)
 
-    def test_needs_no_request_to_notice(self, disk: Path, small: Config) -> None:
+    def test_ends_the_daemon_without_any_request(self, disk: Path, small: Config) -> None:
         with serving(replace(small, on_full="halt")) as (started, _), filled(disk, leave=MIB):
             assert started.status() == 5
 
 
 class TestReadOnlyDisk:
-    def test_is_no_place_to_start_on(self, disk: Path, small: Config) -> None:
+    def test_a_daemon_does_not_start_on_it_and_names_the_folder(self, disk: Path, small: Config) -> None:
         with serving(small) as (started, client):
             acknowledged = ask(client)
             assert started.stop() == 0
         mount("-o", "remount,ro", str(disk))
         with daemon(small) as started:
-            assert str(small.state_dir) in started.hear("thorpolicy: ")
+            assert str(small.state_dir) in started.wait_for_line("thorpolicy: ")
             assert started.status() == 2
         mount("-o", "remount,rw", str(disk))
         with serving(small) as (_, client):
@@ -398,19 +407,19 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Fault:
-    """A daemon whose disk fails while it is told to."""
+    """A daemon whose disk fails between `begin` and `end`."""
 
     config: Config
     daemon: Daemon
     client: Client
     flag: Path
 
-    def begin(self, told: str) -> None:
-        """From here on: an errno and the letters of calls."""
-        self.flag.write_text(told, encoding="ascii")
+    def begin(self, failure: str) -> None:
+        """Fail from now on as `failure` says: an errno, a space and the letters of the calls."""
+        self.flag.write_text(failure, encoding="ascii")
 
     def wait_for_recoveries(self, count: int) -> None:
-        """Until it has tried so often in vain, while it refuses all the time."""
+        """Wait until `count` more recoveries were tried; fails if the daemon stops refusing meanwhile."""
         status = self.client.status()
         tried, decisions = (
             status.journal.counters.get("recoveries_tried", 0),
@@ -436,7 +445,7 @@ def fault(config: Config, shim: Path, tmp_path: Path) -> Iterator[Fault]:
 
 class TestFailingDisk:
     @pytest.mark.parametrize(
-        ("kind", "told"),
+        ("kind", "reason"),
         [
             (f"{EIO} w", "disk I/O error"),
             (f"{EIO} s", "disk I/O error"),
@@ -445,7 +454,9 @@ class TestFailingDisk:
         ],
         ids=["writes", "syncs", "all", "read-only"],
     )
-    def test_serves_nothing_and_then_recovers(self, fault: Fault, kind: str, told: str) -> None:
+    def test_makes_the_daemon_refuse_with_the_reason_until_the_disk_works_again(
+        self, fault: Fault, kind: str, reason: str
+    ) -> None:
         client, config = fault.client, fault.config
         acknowledged = ask(client, 5)
         fault.begin(kind)
@@ -455,23 +466,25 @@ class TestFailingDisk:
         error = refusal(lambda: ask(client))
         assert error.code == "unavailable"
         assert error.message.startswith("the journal cannot be written (")
-        assert told in error.message
+        assert reason in error.message
         assert refusal(lambda: client.outcome(acknowledged[0], "FAILURE")).message == error.message
         assert client.status().trouble == error.message
         assert client.status().engine.counters["decisions"] == 6
 
         fault.end()
-        in_the_gaps = sum(lost["decision"] for lost in gaps(config))
+        decisions_lost = sum(lost["decision"] for lost in gaps(config))
         acknowledged += ask(client, 5)
         assert client.status().journal.failing is None
         assert fault.daemon.stop() == 0
         journal_of(config, acknowledged)
-        assert decisions_in(config) + in_the_gaps == 11
+        assert decisions_in(config) + decisions_lost == 11
 
     @pytest.mark.parametrize(
         "kind", [f"{EIO} w", f"{EIO} s", f"{EROFS} wo"], ids=["writes", "syncs", "read-only"]
     )
-    def test_answers_all_that_is_in_flight_and_counts_what_is_lost(self, fault: Fault, kind: str) -> None:
+    def test_every_request_in_flight_is_answered_and_every_loss_is_counted(
+        self, fault: Fault, kind: str
+    ) -> None:
         with zmq.Context() as context, context.socket(zmq.DEALER) as opened:
             opened.set(zmq.LINGER, 0)
             opened.set(zmq.RCVTIMEO, PATIENCE_S * 1000)
@@ -484,14 +497,12 @@ class TestFailingDisk:
         wait_for(fault.client, "refusing")
         fault.end()
         made = fault.client.status().engine.counters["decisions"]
-        assert {one["error"]["code"] for one in replies if "error" in one} == {"unavailable"}
+        assert {reply["error"]["code"] for reply in replies if "error" in reply} == {"unavailable"}
         assert fault.daemon.stop() == 0
-        journal_of(fault.config, [one["context"]["decision_id"] for one in replies if "context" in one])
+        journal_of(fault.config, [reply["context"]["decision_id"] for reply in replies if "context" in reply])
         assert decisions_in(fault.config) + sum(lost["decision"] for lost in gaps(fault.config)) == made
 
-    def test_counts_a_loss_once_though_the_word_on_it_is_written_by_a_commit_that_fails(
-        self, fault: Fault
-    ) -> None:
+    def test_a_loss_is_counted_once_though_the_commit_of_its_gap_event_fails(self, fault: Fault) -> None:
         ask(fault.client)
         fault.begin(f"{EIO} w")
         refusal(lambda: ask(fault.client))
@@ -500,11 +511,11 @@ class TestFailingDisk:
         fault.end()
         assert gaps(fault.config) == [{"decision": 1}]
 
-    def test_that_comes_back_without_what_was_acknowledged_is_told_of(self, fault: Fault) -> None:
-        """As a file system may that is repaired: here the files of an hour ago."""
+    def test_acknowledged_decisions_missing_after_a_repair_are_recorded_as_a_gap(self, fault: Fault) -> None:
+        """A repaired file system may bring back older files; here the test restores older copies."""
         path = fault.config.journal_path
         files = [path, path.with_name(f"{path.name}-wal")]
-        kept = ask(fault.client, 3)
+        recorded = ask(fault.client, 3)
         old = [file.read_bytes() for file in files]
         ask(fault.client, 2)
         fault.begin(f"{EROFS} wo")
@@ -514,6 +525,6 @@ class TestFailingDisk:
             file.write_bytes(content)
         fault.end()
         assert gaps(fault.config) == [{"decision": 1, "acknowledged": 2}]
-        kept += ask(fault.client)
+        recorded += ask(fault.client)
         assert fault.daemon.stop() == 0
-        journal_of(fault.config, kept)
+        journal_of(fault.config, recorded)

@@ -1,4 +1,4 @@
-"""The clerk: one answer to each piece of work, whatever becomes of it."""
+"""The maintenance thread: exactly one answer to each task, also to a task that fails or is refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from thor_policy.daemon.maintenance_thread import MaintenanceThread
 from thor_policy.journal.events import Event
 from thor_policy.journal.writer import Journal
 
-#: How long a test waits for what must come; far more than it takes.
+#: No test waits longer than this for anything, in seconds.
 WAIT_S = 60.0
 CALLER = Caller(transport="ipc", uid=1000, gid=1000, pid=42)
 ERASE = Maintenance(task="erase", actor="alice")
@@ -41,17 +41,17 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 
 @contextmanager
-def working(journal: Journal) -> Iterator[tuple[MaintenanceThread, Answers]]:
+def running(journal: Journal) -> Iterator[tuple[MaintenanceThread, Answers]]:
     answers: Answers = queue.SimpleQueue()
 
-    def tell(ticket: int, tended: JobDone) -> None:
-        answers.put((ticket, tended.answer))
+    def collect(ticket: int, done: JobDone) -> None:
+        answers.put((ticket, done.answer))
 
-    clerk = MaintenanceThread(journal, tell)
+    maintenance_thread = MaintenanceThread(journal, collect)
     try:
-        yield clerk, answers
+        yield maintenance_thread, answers
     finally:
-        assert clerk.stop(WAIT_S)
+        assert maintenance_thread.stop(WAIT_S)
 
 
 def refusal(answer: dict[str, Json] | RequestError) -> RequestError:
@@ -59,16 +59,16 @@ def refusal(answer: dict[str, Json] | RequestError) -> RequestError:
     return answer
 
 
-def test_each_piece_of_work_has_one_answer_in_order(journal: Journal) -> None:
-    with working(journal) as (clerk, answers):
+def test_each_task_gets_one_answer_in_order_of_submission(journal: Journal) -> None:
+    with running(journal) as (maintenance_thread, answers):
         for ticket, maintenance in enumerate(
             (CHECKPOINT, ERASE, ERASE, Maintenance(task="archive", before="1960-01-01"))
         ):
-            clerk.submit(ticket, maintenance, CALLER)
-        told = [answers.get(timeout=WAIT_S) for _ in range(4)]
+            maintenance_thread.submit(ticket, maintenance, CALLER)
+        received = [answers.get(timeout=WAIT_S) for _ in range(4)]
     assert answers.empty()
     erased = {"own": 1, "mentions": 0, "archived": 0, "left": (), "parts": ()}
-    assert told == [
+    assert received == [
         (0, {"done": {"checkpoint": 0}}),
         (1, {"done": erased}),
         (2, {"done": erased | {"own": 0}}),
@@ -76,34 +76,34 @@ def test_each_piece_of_work_has_one_answer_in_order(journal: Journal) -> None:
     ]
 
 
-def test_an_erasure_is_recorded_with_who_asked_for_it(journal: Journal) -> None:
-    with working(journal) as (clerk, answers):
-        clerk.submit(1, ERASE, CALLER)
+def test_an_erasure_is_recorded_with_the_uid_of_the_caller(journal: Journal) -> None:
+    with running(journal) as (maintenance_thread, answers):
+        maintenance_thread.submit(1, ERASE, CALLER)
         answers.get(timeout=WAIT_S)
     with closing(sqlite3.connect(journal.path)) as connection:
         rows = connection.execute("SELECT json_extract(body, '$.by_uid') FROM events WHERE kind = 'erased'")
         assert rows.fetchall() == [(1000,)]
 
 
-def test_what_the_journal_cannot_do_is_refused_in_its_words_and_the_next_is_done(journal: Journal) -> None:
-    with working(journal) as (clerk, answers):
-        clerk.submit(1, Maintenance(task="archive", before="yesterday"), CALLER)
-        clerk.submit(2, CHECKPOINT, CALLER)
+def test_a_task_that_the_journal_rejects_gets_its_message_and_the_next_task_runs(journal: Journal) -> None:
+    with running(journal) as (maintenance_thread, answers):
+        maintenance_thread.submit(1, Maintenance(task="archive", before="yesterday"), CALLER)
+        maintenance_thread.submit(2, CHECKPOINT, CALLER)
         ticket, answer = answers.get(timeout=WAIT_S)
         assert answers.get(timeout=WAIT_S) == (2, {"done": {"checkpoint": 0}})
     error = refusal(answer)
     assert (ticket, error.code) == (1, "unavailable")
-    assert clerk.counters == {"done": 1, "failed": 1, "refused": 0}
+    assert maintenance_thread.counters == {"done": 1, "failed": 1, "refused": 0}
     assert error.message.startswith("before: 'yesterday'")
 
 
-def test_what_no_code_foresaw_is_an_answer_too_and_the_log_has_it(
+def test_an_unexpected_error_is_answered_as_internal_and_logged_with_its_traceback(
     journal: Journal, caplog: pytest.LogCaptureFixture
 ) -> None:
-    nothing_knows_this = Maintenance(task="archive", before=7)  # type: ignore[arg-type]
-    with working(journal) as (clerk, answers):
-        clerk.submit(1, nothing_knows_this, CALLER)
-        clerk.submit(2, CHECKPOINT, CALLER)
+    malformed = Maintenance(task="archive", before=7)  # type: ignore[arg-type]
+    with running(journal) as (maintenance_thread, answers):
+        maintenance_thread.submit(1, malformed, CALLER)
+        maintenance_thread.submit(2, CHECKPOINT, CALLER)
         ticket, answer = answers.get(timeout=WAIT_S)
         assert answers.get(timeout=WAIT_S)[0] == 2
     error = refusal(answer)
@@ -112,35 +112,35 @@ def test_what_no_code_foresaw_is_an_answer_too_and_the_log_has_it(
     assert caplog.records[0].exc_info
 
 
-def test_a_stop_finishes_what_runs_and_refuses_what_waits_or_comes_later(journal: Journal) -> None:
+def test_a_stop_finishes_the_running_task_and_refuses_waiting_and_later_tasks(journal: Journal) -> None:
     begun, gate = threading.Event(), threading.Event()
 
     def hold(_: sqlite3.Connection) -> None:
         begun.set()
         assert gate.wait(WAIT_S)
 
-    with working(journal) as (clerk, answers):
+    with running(journal) as (maintenance_thread, answers):
         journal.run(hold)
         assert begun.wait(WAIT_S)
-        clerk.submit(1, CHECKPOINT, CALLER)
-        while not journal.waiting:  # until it runs, and waits for the journal's thread
+        maintenance_thread.submit(1, CHECKPOINT, CALLER)
+        while not journal.waiting:  # until the task runs, and waits for the journal thread
             pass
-        clerk.submit(2, CHECKPOINT, CALLER)
-        assert not clerk.stop(0)
-        clerk.submit(3, CHECKPOINT, CALLER)
+        maintenance_thread.submit(2, CHECKPOINT, CALLER)
+        assert not maintenance_thread.stop(0)
+        maintenance_thread.submit(3, CHECKPOINT, CALLER)
         late, refused_at_once = answers.get(timeout=WAIT_S)
         assert answers.empty()
         gate.set()
-        assert clerk.stop(WAIT_S)
+        assert maintenance_thread.stop(WAIT_S)
     assert (late, refusal(refused_at_once).code) == (3, "shutting_down")
     assert answers.get(timeout=WAIT_S) == (1, {"done": {"checkpoint": 0}})
     ticket, answer = answers.get(timeout=WAIT_S)
     assert (ticket, refusal(answer).code) == (2, "shutting_down")
     assert answers.empty()
-    assert clerk.counters == {"done": 1, "failed": 0, "refused": 2}
+    assert maintenance_thread.counters == {"done": 1, "failed": 0, "refused": 2}
 
 
-def test_a_clerk_without_work_stops_at_once_and_may_be_stopped_twice(journal: Journal) -> None:
-    with working(journal) as (clerk, answers):
-        assert clerk.stop(WAIT_S)
+def test_an_idle_maintenance_thread_stops_at_once_and_may_be_stopped_twice(journal: Journal) -> None:
+    with running(journal) as (maintenance_thread, answers):
+        assert maintenance_thread.stop(WAIT_S)
     assert answers.empty()

@@ -1,4 +1,4 @@
-"""The path users take: a daemon process, the embedded model, a real socket, a real journal, a hard kill."""
+"""End to end: a daemon process, the embedded model, a real socket, a real journal, a hard kill."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ with service.open_service(config, load_engine=testing.load_stub_engine, open_jou
 
 
 def question(number: int) -> Json:
-    """Alternately one for the rules and one for the model."""
+    """Even numbers are decided by the rules, odd numbers by the model."""
     trust = {"competence": 0.9, "reliability": 0.85, "integrity": 0.8 + number % 10 / 100}
     return {
         "actor_id": f"user:u{number}",
@@ -60,16 +60,16 @@ def question(number: int) -> Json:
 
 @contextmanager
 def process(*command: str) -> Iterator[subprocess.Popen[str]]:
-    """A child that says "ready" on standard error; killed at the end, whatever happened."""
+    """Yield a child process once it has written "ready" to standard error; kill it at the end in any case."""
     no_cache = os.environ | {"THOR_POLICY_CACHE_SIZE": "0"}  # every question is put to the model
     child = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True, env=no_cache)
-    said: queue.SimpleQueue[str] = queue.SimpleQueue()
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     assert child.stderr is not None
     errors = child.stderr
-    reader = threading.Thread(target=lambda: [said.put(line) for line in errors] + [said.put("")])
+    reader = threading.Thread(target=lambda: [lines.put(line) for line in errors] + [lines.put("")])
     reader.start()
     try:
-        while line := said.get(timeout=PATIENCE_S):
+        while line := lines.get(timeout=PATIENCE_S):
             if line.startswith("ready"):
                 break
         else:
@@ -102,27 +102,27 @@ def ask_until_dead(
 
 @pytest.mark.model
 class TestDaemon:
-    def test_after_a_hard_kill_every_acknowledged_decision_is_there(self, config: Config) -> None:
+    def test_has_every_acknowledged_decision_after_a_hard_kill(self, config: Config) -> None:
         acknowledged: list[str] = []
         with process(*serve(config)) as daemon, ThreadPoolExecutor(8) as pool:
-            done = [
+            askers = [
                 pool.submit(ask_until_dead, config, range(n * 25, n * 25 + 25), acknowledged)
                 for n in range(8)
             ]
-            for one in done:
-                one.result(timeout=PATIENCE_S)
+            for asker in askers:
+                asker.result(timeout=PATIENCE_S)
             assert len(acknowledged) == 200
             with closing(sqlite3.connect(config.journal_path, isolation_level=None)) as stalled:
-                # the disk stands still: what is acknowledged from here on cannot have been committed
+                # the disk is stalled: nothing can be committed, so nothing may be acknowledged, from here on
                 stalled.execute("BEGIN IMMEDIATE")
                 ask_until_dead(config, range(200, 202, 2), acknowledged, patience_s=3)
                 daemon.send_signal(signal.SIGKILL)
                 daemon.wait()
         with Reader(config.journal_path) as reader:
-            assert [one for one in acknowledged if reader.get(one) is None] == []
+            assert [id for id in acknowledged if reader.get(id) is None] == []
         assert verify(config.journal_path).ok
 
-    def test_a_term_signal_drains_and_ends_with_status_0(self, config: Config) -> None:
+    def test_drains_and_exits_with_0_after_a_term_signal(self, config: Config) -> None:
         with (
             process(*serve(config)) as daemon,
             zmq.Context() as context,
@@ -139,10 +139,10 @@ class TestDaemon:
             rest = [json.loads(opened.recv()) for _ in range(5)]
             assert daemon.wait(timeout=PATIENCE_S) == 0
         assert "decision" in first
-        assert all("decision" in one or one["error"]["code"] == "shutting_down" for one in rest)
+        assert all("decision" in reply or reply["error"]["code"] == "shutting_down" for reply in rest)
         assert not config.socket_path.exists()
 
-    def test_a_term_signal_that_has_no_time_cuts_a_decode_off_and_ends_with_status_0(
+    def test_cuts_a_decode_off_and_exits_with_0_if_shutdown_s_is_too_short(
         self, config: Config, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("THOR_POLICY_SHUTDOWN_S", "0.1")
@@ -164,7 +164,7 @@ class TestDaemon:
         assert last["error"]["code"] == "shutting_down"
         assert verify(config.journal_path).ok
 
-    def test_the_command_line_and_a_plain_socket_get_the_same(self, config: Config) -> None:
+    def test_gives_the_command_line_and_a_plain_socket_the_same_answer(self, config: Config) -> None:
         environment = os.environ | {"THOR_POLICY_ENDPOINT": config.endpoint}
         ask = [sys.executable, "-c", "from thor_policy.cli.main import main; main()", "ask", "--json"]
         body = json.dumps(question(1))
@@ -184,7 +184,7 @@ class TestDaemon:
 
 
 @pytest.mark.model
-def test_the_same_request_is_the_same_decision_alone_and_while_explanations_run(config: Config) -> None:
+def test_the_same_request_gets_the_same_decision_alone_and_while_explanations_run(config: Config) -> None:
     with serving(config), ThreadPoolExecutor(3) as pool:
 
         def ask(explain: str, times: int) -> list[dict[str, Json]]:
@@ -196,31 +196,34 @@ def test_the_same_request_is_the_same_decision_alone_and_while_explanations_run(
 
         def explain_others(offset: int) -> int:
             with Client(config.endpoint, timeout_ms=PATIENCE_S * 1000) as client:
-                asked = 0
-                while not alone_done.is_set():
+                count = 0
+                while not finished.is_set():
                     client.evaluate(
-                        question(2 * (offset + asked) + 1), explain="inline", deadline_ms=DEADLINE_MS
+                        question(2 * (offset + count) + 1), explain="inline", deadline_ms=DEADLINE_MS
                     )
-                    asked += 1
-                return asked
+                    count += 1
+                return count
 
-        alone_done = threading.Event()
+        finished = threading.Event()
         alone = ask("none", 50)
         others = [pool.submit(explain_others, n * 1000) for n in range(2)]
         beside = ask("none", 50)
-        alone_done.set()
-        assert sum(one.result(timeout=PATIENCE_S) for one in others) > 2
-    assert {one["outcome"] for one in alone + beside} == {alone[0]["outcome"]}
-    assert {json.dumps(one["probabilities"]) for one in alone + beside} == {
+        finished.set()
+        assert sum(other.result(timeout=PATIENCE_S) for other in others) > 2
+    answers = alone + beside
+    assert {answer["outcome"] for answer in answers} == {alone[0]["outcome"]}
+    assert {json.dumps(answer["probabilities"]) for answer in answers} == {
         json.dumps(alone[0]["probabilities"])
     }
 
 
-class TestPromise:
-    """Reply after commit, with the stub engine and a disk that does not move."""
+class TestReplyAfterCommit:
+    """A reply is sent after the commit of its decision: with the stub engine and a stalled disk."""
 
-    @pytest.mark.parametrize(("journal", "kept"), [("honest", True), ("hasty", False)])
-    def test_is_kept_and_its_breach_would_show(self, config: Config, journal: str, kept: bool) -> None:
+    @pytest.mark.parametrize(("journal", "complete"), [("honest", True), ("hasty", False)])
+    def test_holds_and_a_journal_that_replies_too_early_is_detected(
+        self, config: Config, journal: str, complete: bool
+    ) -> None:
         acknowledged: list[str] = []
         with (
             process("-c", HASTY, str(config.state_dir), config.endpoint, journal) as daemon,
@@ -233,15 +236,15 @@ class TestPromise:
             daemon.wait()
             stalled.execute("ROLLBACK")
         with Reader(config.journal_path) as reader:
-            missing = [one for one in acknowledged if reader.get(one) is None]
+            missing = [id for id in acknowledged if reader.get(id) is None]
         assert len(acknowledged) >= 10
-        assert (missing == []) == kept
+        assert (missing == []) == complete
         assert verify(config.journal_path).ok
 
 
 class TestFailedStart:
     @pytest.mark.parametrize(
-        ("arguments", "told"),
+        ("arguments", "reason"),
         [
             (["--model", "phi-9"], "phi-9"),
             (["--model", "phi-4-q4_k_m"], "thorpolicy models pull phi-4-q4_k_m"),
@@ -250,8 +253,8 @@ class TestFailedStart:
             (["--endpoint", "tcp://127.0.0.1:5555"], "--tcp-endpoint"),
         ],
     )
-    def test_is_one_clear_line_and_status_2(
-        self, config: Config, tmp_path: Path, arguments: list[str], told: str
+    def test_prints_the_reason_on_one_line_and_exits_with_2(
+        self, config: Config, tmp_path: Path, arguments: list[str], reason: str
     ) -> None:
         state = ["--state-dir", str(config.state_dir), "--models-dir", str(tmp_path)]
         command = [sys.executable, *serve(config)[:3], *state, *arguments]
@@ -259,5 +262,5 @@ class TestFailedStart:
         assert done.returncode == 2
         last = done.stderr.strip().splitlines()[-1]
         assert last.startswith("thorpolicy: ")
-        assert told in last
+        assert reason in last
         assert "Traceback" not in done.stderr

@@ -1,5 +1,5 @@
-"""The sockets, with real ZeroMQ, a real journal and the stub engine: every request gets exactly one reply,
-and no decision leaves before its commit."""
+"""The server, with real ZeroMQ, a real journal and the stub engine: every request gets exactly one reply,
+and no decision is sent before its commit."""
 
 from __future__ import annotations
 
@@ -67,25 +67,25 @@ DEPLOY: dict[str, Json] = {
 
 
 class GatedEngine(StubEngine):
-    """A stub that scores nothing after the warm-up until its gate opens; `asked` tells that it was asked."""
+    """A stub that scores nothing after the warm-up until its gate opens; each question releases `scoring`."""
 
     warm = False
 
     def __init__(self) -> None:
         super().__init__()
         self.gate = threading.Event()
-        self.asked = threading.Semaphore(0)
+        self.scoring = threading.Semaphore(0)
 
     def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
         if self.warm:
-            self.asked.release()
+            self.scoring.release()
             assert self.gate.wait(PATIENCE_MS / 1000)
         self.warm = True
         return super().score(pack_sha256, question, deadline_ns)
 
 
 class BrokenEngine(StubEngine):
-    """A stub whose first score after the warm-up raises something that no code foresees."""
+    """A stub whose first score after the warm-up raises an unexpected error."""
 
     scores = 0
 
@@ -96,7 +96,7 @@ class BrokenEngine(StubEngine):
         return super().score(pack_sha256, question, deadline_ns)
 
 
-class SpeechlessEngine(StubEngine):
+class UnexplainingEngine(StubEngine):
     """A stub whose explanations all fail."""
 
     def step(self) -> list[WrittenExplanation]:
@@ -113,7 +113,7 @@ def served(config: Config, tcp_endpoint: str) -> Iterator[Config]:
 
 @pytest.fixture(params=["ipc", "tcp"])
 def client(served: Config, request: pytest.FixtureRequest) -> Iterator[Client]:
-    """A client of the daemon, on its host and elsewhere: the same calls, the same answers."""
+    """A client of the daemon, over ipc and over tcp: the same calls, the same answers."""
     key = served.keys_dir / "all.key"
     with (
         Client(served.endpoint, timeout_ms=PATIENCE_MS)
@@ -156,12 +156,12 @@ class TestReplies:
         assert context["reasoning"] is not None
         assert context["classification"] is not None
 
-    def test_without_explanation_show_none(self, client: Client) -> None:
+    def test_without_an_explanation_have_no_reasoning_or_classification(self, client: Client) -> None:
         context = client.evaluate(DEPLOY, explain="none")["context"]
         assert (context["reasoning"], context["classification"]) == (None, None)
 
     @pytest.mark.parametrize("kind", [zmq.REQ, zmq.DEALER])
-    def test_reach_any_kind_of_client(self, served: Config, kind: int) -> None:
+    def test_reach_req_and_dealer_sockets(self, served: Config, kind: int) -> None:
         with raw_socket(served, kind) as opened:
             opened.send(evaluate_frame(id="mine"))
             reply = json.loads(opened.recv())
@@ -181,7 +181,7 @@ class TestReplies:
         assert first["probabilities"] == second["probabilities"]
         assert first["outcome"] == second["outcome"]
 
-    def test_come_after_the_commit(self, served: Config, client: Client) -> None:
+    def test_are_sent_after_the_commit(self, served: Config, client: Client) -> None:
         for explain in ("none", "inline"):
             decision_id = client.evaluate(DEPLOY, explain=explain)["context"]["decision_id"]
             with Reader(served.journal_path) as reader:
@@ -189,7 +189,7 @@ class TestReplies:
             assert row is not None
             assert explain == "none" or row["reasoning"] is not None
 
-    def test_go_to_whoever_asked(self, served: Config) -> None:
+    def test_go_to_the_client_that_sent_the_request(self, served: Config) -> None:
         def ask(number: int) -> bool:
             question = DEPLOY | {"subject": {"type": "user", "id": f"user{number}"}}
             with (
@@ -207,18 +207,16 @@ class TestReplies:
 
 
 class TestCache:
-    def test_a_question_asked_before_is_answered_from_its_score_with_a_row_of_its_own(
-        self, config: Config
-    ) -> None:
-        kept = replace(config, cache_size=10)
-        with serving(kept, load_engine=load_stub_engine), Client(kept.endpoint) as own:
-            first, again = (own.evaluate(DEPLOY)["context"] for _ in range(2))
-        assert (first["tier"], again["tier"]) == ("model", "cache")
+    def test_a_repeated_question_reuses_the_score_and_gets_a_row_of_its_own(self, config: Config) -> None:
+        cached = replace(config, cache_size=10)
+        with serving(cached, load_engine=load_stub_engine), Client(cached.endpoint) as own:
+            first, repeated = (own.evaluate(DEPLOY)["context"] for _ in range(2))
+        assert (first["tier"], repeated["tier"]) == ("model", "cache")
         assert "original_decision_id" not in first
-        assert again["original_decision_id"] == first["decision_id"]
-        assert again["probabilities"] == first["probabilities"]
-        with Reader(kept.journal_path) as reader:
-            row = reader.get(again["decision_id"])
+        assert repeated["original_decision_id"] == first["decision_id"]
+        assert repeated["probabilities"] == first["probabilities"]
+        with Reader(cached.journal_path) as reader:
+            row = reader.get(repeated["decision_id"])
         assert row is not None
         assert (row["tier"], row["original_id"], row["outcome_seq"]) == ("cache", first["decision_id"], None)
 
@@ -244,7 +242,7 @@ class TestBatch:
         answers: list[dict[str, Json]] = client.call("evaluate", fields)["evaluations"]
         return answers
 
-    def test_is_answered_in_order_with_a_row_each(self, served: Config, client: Client) -> None:
+    def test_is_answered_in_order_with_a_row_for_each_item(self, served: Config, client: Client) -> None:
         answers = self.ask(client, [self.READ, self.TAMPER, {}, self.READ])
         assert [answer["decision"] for answer in (answers[0], answers[1], answers[3])] == [True, False, True]
         with Reader(served.journal_path) as reader:
@@ -266,7 +264,9 @@ class TestBatch:
             ("execute_all", [True, False, True]),
         ],
     )
-    def test_stops_where_its_semantic_says(self, client: Client, semantic: str, expected: list[bool]) -> None:
+    def test_stops_according_to_its_semantic(
+        self, client: Client, semantic: str, expected: list[bool]
+    ) -> None:
         answers = self.ask(client, [self.READ, self.TAMPER, self.READ], semantic)
         assert [answer["decision"] for answer in answers] == expected
 
@@ -275,7 +275,7 @@ class TestBatch:
         assert reply["context"]["decision_id"]
 
     @pytest.mark.parametrize(
-        ("fields", "told"),
+        ("fields", "message"),
         [
             ({"evaluations": [{}] * 65}, "the limit is 64"),
             ({"evaluations": {}}, "evaluations: must be an array"),
@@ -283,12 +283,14 @@ class TestBatch:
             ({"evaluations": [{}], "situation": {}}, "situation"),
         ],
     )
-    def test_refusals_name_the_member(self, client: Client, fields: dict[str, Json], told: str) -> None:
-        assert told in error_of(lambda: client.call("evaluate", fields)).message
+    def test_that_is_malformed_is_refused_with_the_member(
+        self, client: Client, fields: dict[str, Json], message: str
+    ) -> None:
+        assert message in error_of(lambda: client.call("evaluate", fields)).message
 
 
-class TestLater:
-    def test_replies_at_once_and_the_explanation_follows_as_an_event(
+class TestExplainLater:
+    def test_is_answered_at_once_and_the_explanation_follows_as_an_event(
         self, served: Config, client: Client
     ) -> None:
         with zmq.Context() as context, context.socket(zmq.SUB) as events:
@@ -313,7 +315,7 @@ class TestLater:
         assert row is not None
         assert row["reasoning"] == explained[-1]["reasoning"]
 
-    def test_a_subscriber_hears_of_no_decision_before_its_commit(self, served: Config) -> None:
+    def test_no_decision_event_is_published_before_its_commit(self, served: Config) -> None:
         with (
             zmq.Context() as context,
             context.socket(zmq.SUB) as events,
@@ -337,7 +339,7 @@ class TestLater:
 
 
 class TestCaller:
-    def test_is_whom_the_kernel_names_not_whom_the_payload_claims(self, served: Config) -> None:
+    def test_is_the_uid_from_the_kernel_and_not_a_claim_in_the_request(self, served: Config) -> None:
         question = DEPLOY | {"caller": {"uid": 4711}, "context": {"caller": {"uid": 4711}, "uid": 4711}}
         with Client(served.endpoint, timeout_ms=PATIENCE_MS) as own:
             decision_id = own.evaluate(question)["context"]["decision_id"]
@@ -346,13 +348,13 @@ class TestCaller:
         assert row is not None
         assert row["caller_uid"] == os.getuid()
 
-    def test_needs_the_right_to_open_the_socket(self, served: Config) -> None:
+    def test_must_be_the_user_or_the_group_of_the_socket(self, served: Config) -> None:
         assert served.socket_path.stat().st_mode & 0o777 == 0o660
 
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("frame", "code", "told"),
+        ("frame", "code", "message"),
         [
             (b"{", "bad_request", "not valid JSON"),
             (b"\xff\xfe", "bad_request", "not valid"),
@@ -370,24 +372,24 @@ class TestRefusals:
             ),
         ],
     )
-    def test_name_code_field_and_limit_and_the_daemon_serves_on(
-        self, served: Config, frame: bytes, code: str, told: str
+    def test_name_the_code_the_field_and_the_limit_and_the_daemon_goes_on(
+        self, served: Config, frame: bytes, code: str, message: str
     ) -> None:
         with raw_socket(served, zmq.REQ) as opened:
             opened.send(frame)
             error = json.loads(opened.recv())["error"]
             assert error["code"] == code, error
-            assert told in error["message"]
+            assert message in error["message"]
             opened.send(evaluate_frame())
             assert "decision" in json.loads(opened.recv())
 
-    def test_of_several_frames(self, served: Config) -> None:
+    def test_of_several_frames_require_one_json_frame(self, served: Config) -> None:
         with raw_socket(served, zmq.DEALER) as opened:
             opened.send_multipart([b"one", b"two", evaluate_frame()])
             reply = json.loads(opened.recv_multipart()[-1])
         assert "one JSON frame" in reply["error"]["message"]
 
-    def test_leave_no_row(self, served: Config, client: Client) -> None:
+    def test_leave_no_row_in_the_journal(self, served: Config, client: Client) -> None:
         error_of(lambda: client.evaluate({"subject": {}, "action": {}}))
         with Reader(served.journal_path) as reader:
             assert reader.decisions() == []
@@ -413,12 +415,14 @@ class TestLoad:
     def test_status_is_answered_while_the_model_works(self, gated: Config, engine: GatedEngine) -> None:
         with raw_socket(gated, zmq.DEALER) as opened, Client(gated.endpoint) as own:
             opened.send(evaluate_frame())
-            assert engine.asked.acquire(timeout=PATIENCE_MS / 1000)
+            assert engine.scoring.acquire(timeout=PATIENCE_MS / 1000)
             assert own.status().in_flight == 1
             engine.gate.set()
             assert "decision" in json.loads(opened.recv())
 
-    def test_a_full_queue_says_busy_and_when_to_come_again(self, gated: Config, engine: GatedEngine) -> None:
+    def test_requests_beyond_max_in_flight_get_busy_and_retry_after_ms(
+        self, gated: Config, engine: GatedEngine
+    ) -> None:
         with raw_socket(gated, zmq.DEALER) as opened, Client(gated.endpoint) as own:
             for number in range(2):
                 opened.send(evaluate_frame(id=str(number)))
@@ -433,25 +437,29 @@ class TestLoad:
             engine.gate.set()
             assert {json.loads(opened.recv())["id"] for _ in range(2)} == {"0", "1"}
 
-    def test_a_deadline_is_kept_while_the_model_hangs(self, gated: Config, engine: GatedEngine) -> None:
+    def test_a_request_expires_at_its_deadline_while_the_model_hangs(
+        self, gated: Config, engine: GatedEngine
+    ) -> None:
         with Client(gated.endpoint) as own:
             error = error_of(lambda: own.evaluate(DEPLOY, deadline_ms=50))
             assert error.code == "expired"
             engine.gate.set()
             assert own.evaluate(DEPLOY)["context"]["decision_id"]
 
-    def test_a_client_that_left_is_counted(self, gated: Config, engine: GatedEngine) -> None:
+    def test_a_reply_to_a_client_that_disconnected_is_counted_as_dropped(
+        self, gated: Config, engine: GatedEngine
+    ) -> None:
         with raw_socket(gated, zmq.DEALER) as opened:
             opened.send(evaluate_frame())
-            assert engine.asked.acquire(timeout=PATIENCE_MS / 1000)
+            assert engine.scoring.acquire(timeout=PATIENCE_MS / 1000)
         with Client(gated.endpoint) as own:
             engine.gate.set()
             own.evaluate(DEPLOY)
             assert own.status().counters["replies_dropped"] == 1
 
-    def test_a_failed_explanation_costs_the_explanation_only(self, config: Config) -> None:
+    def test_a_failed_explanation_does_not_cost_the_decision(self, config: Config) -> None:
         with (
-            serving(config, load_engine=lambda _: SpeechlessEngine()),
+            serving(config, load_engine=lambda _: UnexplainingEngine()),
             Client(config.endpoint, timeout_ms=PATIENCE_MS) as own,
         ):
             for _ in range(2):
@@ -459,7 +467,9 @@ class TestLoad:
                 assert (answer["tier"], answer["reasoning"]) == ("model", None)
             assert own.status().engine.counters["unexplained"] == 2
 
-    def test_an_unforeseen_failure_is_said_and_survived(self, config: Config) -> None:
+    def test_an_unexpected_error_is_answered_as_internal_and_the_next_request_is_decided(
+        self, config: Config
+    ) -> None:
         with (
             serving(config, load_engine=lambda _: BrokenEngine()),
             Client(config.endpoint, timeout_ms=PATIENCE_MS) as own,
@@ -482,7 +492,7 @@ class Idle:
 
 @dataclass(frozen=True)
 class Taken:
-    """A record as a recorder got it."""
+    """A record as the recorder received it."""
 
     record: records.Record
     record_id: str
@@ -493,7 +503,7 @@ class Taken:
 
 @dataclass
 class Ledger:
-    """A recorder with no disk: it tells the fate of a record when it is asked to, or (`prompt`) at once."""
+    """A recorder without a disk: it finishes a record when `finish` is called, or (`prompt`) at once."""
 
     mailbox: Mailbox
     prompt: bool = False
@@ -512,14 +522,14 @@ class Ledger:
         taken = Taken(record, record_id, at, caller, ticket)
         self.taken.put(taken)
         if self.prompt:
-            self.tell(taken)
+            self.finish(taken)
 
     def next(self) -> Taken:
         return self.taken.get(timeout=PATIENCE_MS / 1000)
 
-    def tell(self, taken: Taken, **fate: Any) -> None:
+    def finish(self, taken: Taken, **result: Any) -> None:
         kind = records.KIND_OF[type(taken.record)]
-        self.mailbox.put(Committed(**{"ticket": taken.ticket, "kind": kind, "seq": 17} | fate))
+        self.mailbox.put(Committed(**{"ticket": taken.ticket, "kind": kind, "seq": 17} | result))
 
 
 @dataclass
@@ -534,10 +544,10 @@ class IdleMaintenance:
         self.taken.put((ticket, maintenance, caller))
 
 
-def stopped(asked: str, part: str | None) -> RequestError | None:
-    """What is said of the part that is asked for, when `part` has stopped."""
-    told = f"the {part} has stopped; the daemon must be restarted"
-    return RequestError("unavailable", told) if asked == part else None
+def stopped(needed: str, part: str | None) -> RequestError | None:
+    """The refusal of a request that needs the part `needed` when `part` has stopped."""
+    message = f"the {part} has stopped; the daemon must be restarted"
+    return RequestError("unavailable", message) if needed == part else None
 
 
 @contextmanager
@@ -553,22 +563,25 @@ def served_by(server: Server, mailbox: Mailbox) -> Iterator[None]:
         mailbox.close()
 
 
-class TestSettingsReadAnew:
-    """SIGHUP, as the handler calls it."""
+class TestReloadedSettings:
+    """Settings that are read again, as the handler of SIGHUP does it."""
 
     @contextmanager
-    def reading(
-        self, config: Config, *told: Config | ConfigError
+    def reloading(
+        self, config: Config, *results: Config | ConfigError
     ) -> Iterator[Callable[[], tuple[Status, RequestError]]]:
-        """A daemon whose settings read so, one after the other; the result asks for that, and tells of it."""
-        given, asked = iter(told), threading.Event()
+        """A daemon whose settings read as `results`, one result for each reload.
+
+        Yields a function that reloads, and returns the status and the refusal of a long deadline.
+        """
+        remaining, reading = iter(results), threading.Event()
 
         def reread() -> Config:
-            asked.set()  # on the thread that answers `status`, and does so only once it has taken them
-            one = next(given)
-            if isinstance(one, ConfigError):
-                raise one
-            return one
+            reading.set()  # on the main thread, which answers `status` only after it has taken the settings
+            result = next(remaining)
+            if isinstance(result, ConfigError):
+                raise result
+            return result
 
         with (
             open_service(config, load_engine=load_stub_engine, reread=reread) as server,
@@ -577,22 +590,22 @@ class TestSettingsReadAnew:
             thread = threading.Thread(target=server.run)
             thread.start()
 
-            def renew() -> tuple[Status, RequestError]:
-                asked.clear()
+            def reload() -> tuple[Status, RequestError]:
+                reading.clear()
                 server.reload()
-                assert asked.wait(PATIENCE_MS / 1000)
+                assert reading.wait(PATIENCE_MS / 1000)
                 return own.status(), error_of(lambda: own.evaluate(DEPLOY, deadline_ms=9_000))
 
             try:
-                yield renew
+                yield reload
             finally:
                 server.stop()
                 thread.join()
 
-    def test_count_from_then_on_and_name_what_needs_a_restart(self, config: Config) -> None:
+    def test_apply_at_once_and_status_names_those_that_need_a_restart(self, config: Config) -> None:
         narrower = replace(config, max_deadline_ms=8_000, deadline_ms=2_000, max_in_flight=7, cache_size=77)
-        with self.reading(config, narrower) as renew:
-            status, refusal = renew()
+        with self.reloading(config, narrower) as reload:
+            status, refusal = reload()
         assert msgspec.to_builtins(status.settings) == {
             "refused": None,
             "changed": ("deadline_ms", "max_deadline_ms", "max_in_flight"),
@@ -601,11 +614,13 @@ class TestSettingsReadAnew:
         assert status.max_in_flight == 7
         assert "deadline_ms" in refusal.message
 
-    def test_that_cannot_be_read_change_nothing_and_say_why(self, config: Config) -> None:
+    def test_that_are_invalid_change_nothing_and_status_shows_the_reason(self, config: Config) -> None:
         narrow = replace(config, max_deadline_ms=8_000, deadline_ms=2_000)
         broken = ConfigError("the.toml: unknown setting 'deadlines'")
-        with self.reading(narrow, broken, replace(narrow, roles=("user:nobody-of-that-name=ask",))) as renew:
-            (first, _), (second, refusal) = renew(), renew()
+        with self.reloading(
+            narrow, broken, replace(narrow, roles=("user:nobody-of-that-name=ask",))
+        ) as reload:
+            (first, _), (second, refusal) = reload(), reload()
         assert first.settings is not None
         assert second.settings is not None
         assert first.settings.refused == "the.toml: unknown setting 'deadlines'"
@@ -614,8 +629,8 @@ class TestSettingsReadAnew:
 
 
 class TestAdmission:
-    def test_refuses_what_would_wait_past_its_deadline(self, config: Config) -> None:
-        """The engine is said to need 100 ms a decision and to have 20 waiting."""
+    def test_refuses_a_request_that_would_wait_past_its_deadline(self, config: Config) -> None:
+        """The engine stub reports 100 ms a decision and 20 waiting requests."""
 
         mailbox, work = Mailbox(), Idle(waiting=20, mean_decision_ms=100.0)
         server = Server(
@@ -634,7 +649,9 @@ class TestAdmission:
         assert len(work.submitted) == 1
 
     @pytest.mark.parametrize("part", ["engine", "journal"])
-    def test_refuses_everything_once_a_part_has_stopped(self, config: Config, part: str) -> None:
+    def test_refuses_questions_once_the_engine_or_the_journal_has_stopped(
+        self, config: Config, part: str
+    ) -> None:
         mailbox, work = Mailbox(), Idle()
         server = Server(
             config,
@@ -643,7 +660,7 @@ class TestAdmission:
             recorder=Ledger(mailbox),
             maintenance=IdleMaintenance(),
             describe=quiet_parts,
-            refusal=lambda asked: stopped(asked, part),
+            refusal=lambda needed: stopped(needed, part),
         )
         with served_by(server, mailbox), Client(config.endpoint, timeout_ms=PATIENCE_MS) as own:
             error = error_of(lambda: own.evaluate(DEPLOY))
@@ -651,12 +668,12 @@ class TestAdmission:
             assert (own.status().state, own.status().trouble) == ("refusing", error.message)
         assert work.submitted == []
 
-    def test_a_fault_of_ours_costs_one_request_and_not_the_loop(self, config: Config) -> None:
-        faults: list[Exception] = [ZeroDivisionError("a bug")]
+    def test_an_unexpected_error_costs_one_request_and_the_server_goes_on(self, config: Config) -> None:
+        errors: list[Exception] = [ZeroDivisionError("a bug")]
 
         def describe() -> PartsStatus:
-            if faults:
-                raise faults.pop()
+            if errors:
+                raise errors.pop()
             return stub_parts(PACK)
 
         mailbox, work = Mailbox(), Idle()
@@ -673,15 +690,15 @@ class TestAdmission:
             assert own.status().counters["refused_internal"] == 1
 
 
-HAPPENED: dict[str, Json] = {"decision_id": "0198", "status": "SUCCESS", "value": 12.5}
+OUTCOME: dict[str, Json] = {"decision_id": "0198", "status": "SUCCESS", "value": 12.5}
 
 
 def record_frame(**changes: Any) -> bytes:
-    return json.dumps({"v": 1, "id": "r", "op": "outcome", "record": HAPPENED} | changes).encode()
+    return json.dumps({"v": 1, "id": "r", "op": "outcome", "record": OUTCOME} | changes).encode()
 
 
 class TestRecords:
-    """Decisions of others, outcomes, reviews and the like: kept by the journal, past the engine."""
+    """Decision reports, outcomes, reviews and the like: recorded by the journal without the engine."""
 
     @contextmanager
     def recording(
@@ -696,30 +713,30 @@ class TestRecords:
             recorder=ledger,
             maintenance=IdleMaintenance(),
             describe=quiet_parts,
-            refusal=lambda asked: stopped(asked, broken),
+            refusal=lambda needed: stopped(needed, broken),
         )
         with served_by(server, mailbox):
             yield server, ledger
 
-    def told(self, opened: zmq.Socket[bytes]) -> dict[str, Json]:
+    def receive(self, opened: zmq.Socket[bytes]) -> dict[str, Json]:
         reply: dict[str, Json] = json.loads(opened.recv())
         return reply
 
     def counters(self, opened: zmq.Socket[bytes]) -> dict[str, Json]:
-        """Replies of one server come in order, so whatever it sent before has come before this."""
+        """The counters; the server replies in order, so every reply that it sent before has arrived."""
         opened.send(json.dumps({"v": 1, "id": "m", "op": "status"}).encode())
-        reply = self.told(opened)
+        reply = self.receive(opened)
         assert reply["id"] == "m"
         status: dict[str, Json] = reply["status"]
         return {"in_flight": status["in_flight"], **status["counters"]}
 
-    def test_are_answered_after_the_commit_and_not_before(self, config: Config) -> None:
+    def test_are_answered_after_their_commit_and_not_before(self, config: Config) -> None:
         with self.recording(config) as (_, ledger), raw_socket(config, zmq.DEALER) as opened:
             opened.send(record_frame())
             taken = ledger.next()
             assert self.counters(opened)["in_flight"] == 1
-            ledger.tell(taken)
-            assert self.told(opened) == {
+            ledger.finish(taken)
+            assert self.receive(opened) == {
                 "v": 1,
                 "id": "r",
                 "recorded": {"id": taken.record_id, "kind": "outcome", "seq": 17},
@@ -736,32 +753,34 @@ class TestRecords:
         assert first.at <= second.at
         assert {uuid.UUID(record_id).version for record_id in ids} == {7}
 
-    def test_come_with_the_caller_that_the_kernel_names(self, config: Config) -> None:
+    def test_have_the_caller_that_the_kernel_names(self, config: Config) -> None:
         claim = {"caller": {"uid": 0, "pid": 1}, "uid": 0}
         with self.recording(config) as (_, ledger), raw_socket(config, zmq.DEALER) as opened:
-            opened.send(record_frame(record=HAPPENED | claim, **claim))
+            opened.send(record_frame(record=OUTCOME | claim, **claim))
             taken = ledger.next()
-            ledger.tell(taken)
+            ledger.finish(taken)
         assert taken.caller == Caller(transport="ipc", uid=os.getuid(), gid=os.getgid(), pid=os.getpid())
 
-    def test_of_an_unknown_decision_are_refused_in_the_words_of_the_journal(self, config: Config) -> None:
+    def test_of_an_unknown_decision_are_refused_with_the_message_of_the_journal(self, config: Config) -> None:
         with self.recording(config) as (_, ledger), raw_socket(config, zmq.DEALER) as opened:
             opened.send(record_frame())
             message = "decision_id: there is no decision '0198'"
-            ledger.tell(ledger.next(), error="not_found", message=message)
-            assert self.told(opened)["error"] == {"code": "not_found", "message": message}
+            ledger.finish(ledger.next(), error="not_found", message=message)
+            assert self.receive(opened)["error"] == {"code": "not_found", "message": message}
             assert self.counters(opened) == {"received": 2, "in_flight": 0, "refused_not_found": 1}
 
     @pytest.mark.parametrize(
-        ("code", "why"), [("disk_full", "the disk is full"), ("unavailable", "the journal failed")]
+        ("code", "reason"), [("disk_full", "the disk is full"), ("unavailable", "the journal failed")]
     )
-    def test_that_the_journal_lost_are_refused_and_counted(self, config: Config, code: str, why: str) -> None:
+    def test_that_the_journal_lost_are_refused_and_counted(
+        self, config: Config, code: str, reason: str
+    ) -> None:
         with self.recording(config) as (_, ledger), raw_socket(config, zmq.DEALER) as opened:
             opened.send(record_frame())
-            ledger.tell(ledger.next(), error=code)
-            assert self.told(opened)["error"] == {
+            ledger.finish(ledger.next(), error=code)
+            assert self.receive(opened)["error"] == {
                 "code": code,
-                "message": f"it could not be recorded: {why}",
+                "message": f"it could not be recorded: {reason}",
             }
             assert self.counters(opened) == {
                 "received": 2,
@@ -770,16 +789,16 @@ class TestRecords:
                 f"refused_{code}": 1,
             }
 
-    def test_expire_when_the_journal_says_nothing_and_are_counted_when_it_does(self, config: Config) -> None:
+    def test_expire_before_a_late_commit_and_are_counted_after_it(self, config: Config) -> None:
         patient = replace(config, deadline_ms=config.max_deadline_ms)
         with self.recording(patient) as (_, ledger), raw_socket(patient, zmq.DEALER) as opened:
             opened.send(record_frame(deadline_ms=50))
             taken = ledger.next()
-            assert self.told(opened)["error"] == {
+            assert self.receive(opened)["error"] == {
                 "code": "expired",
                 "message": f"{taken.record_id} was not committed before the deadline; it may be yet",
             }
-            ledger.tell(taken)
+            ledger.finish(taken)
             assert self.counters(opened) == {
                 "received": 2,
                 "in_flight": 0,
@@ -788,15 +807,15 @@ class TestRecords:
                 "outcomes_late": 1,
             }
 
-    def test_have_the_deadline_of_the_settings_if_they_state_none(self, config: Config) -> None:
+    def test_without_a_deadline_get_deadline_ms_of_the_settings(self, config: Config) -> None:
         brief = replace(config, deadline_ms=50)
         with self.recording(brief) as (_, ledger), raw_socket(brief, zmq.DEALER) as opened:
             opened.send(record_frame(id="patient", deadline_ms=PATIENCE_MS // 4))
             opened.send(record_frame(id="brief"))
-            reply = self.told(opened)
+            reply = self.receive(opened)
             assert (reply["id"], reply["error"]["code"]) == ("brief", "expired")
-            ledger.tell(ledger.next())
-            assert self.told(opened)["id"] == "patient"
+            ledger.finish(ledger.next())
+            assert self.receive(opened)["id"] == "patient"
 
     def test_count_among_the_requests_in_flight(self, config: Config) -> None:
         narrow = replace(config, max_in_flight=1)
@@ -805,17 +824,17 @@ class TestRecords:
             first = ledger.next()
             for frame in (record_frame(id="late"), evaluate_frame(id="late")):
                 opened.send(frame)
-                reply = self.told(opened)
+                reply = self.receive(opened)
                 assert (reply["id"], reply["error"]["code"]) == ("late", "busy")
                 assert "the limit is 1" in reply["error"]["message"]
                 assert reply["error"]["retry_after_ms"] == 1
-            ledger.tell(first)
-            assert "recorded" in self.told(opened)
+            ledger.finish(first)
+            assert "recorded" in self.receive(opened)
             opened.send(record_frame())
-            ledger.tell(ledger.next())
-            assert "recorded" in self.told(opened)
+            ledger.finish(ledger.next())
+            assert "recorded" in self.receive(opened)
 
-    def test_need_the_journal_and_no_engine(self, config: Config) -> None:
+    def test_are_recorded_after_the_engine_has_stopped(self, config: Config) -> None:
         with (
             self.recording(config, prompt=True, broken="engine"),
             Client(config.endpoint, timeout_ms=PATIENCE_MS) as own,
@@ -833,35 +852,37 @@ class TestRecords:
         assert error.message == "the journal has stopped; the daemon must be restarted"
         assert ledger.taken.empty()
 
-    def test_in_flight_are_answered_by_a_stop_which_takes_no_more(self, config: Config) -> None:
+    def test_in_flight_are_answered_during_a_stop_and_later_requests_are_refused(
+        self, config: Config
+    ) -> None:
         with self.recording(config) as (server, ledger), raw_socket(config, zmq.DEALER) as opened:
             opened.send(record_frame())
             first = ledger.next()
             server.stop()
             opened.send(record_frame(id="late"))
-            reply = self.told(opened)
+            reply = self.receive(opened)
             assert (reply["id"], reply["error"]["code"]) == ("late", "shutting_down")
-            ledger.tell(first)
-            assert self.told(opened)["recorded"]["id"] == first.record_id
+            ledger.finish(first)
+            assert self.receive(opened)["recorded"]["id"] == first.record_id
         assert ledger.taken.empty()
 
-    def test_that_a_stop_cannot_wait_for_are_answered_all_the_same(self, config: Config) -> None:
+    def test_in_flight_longer_than_shutdown_s_are_answered_with_shutting_down(self, config: Config) -> None:
         hasty = replace(config, shutdown_s=0.1)
         with self.recording(hasty) as (server, ledger), raw_socket(hasty, zmq.DEALER) as opened:
             opened.send(record_frame())
             ledger.next()
             server.stop()
-            assert self.told(opened)["error"]["code"] == "shutting_down"
+            assert self.receive(opened)["error"]["code"] == "shutting_down"
 
     def test_are_refused_with_the_path_of_the_field(self, served: Config) -> None:
         with raw_socket(served, zmq.REQ) as opened:
-            opened.send(record_frame(record=HAPPENED | {"status": "WON"}))
-            error = self.told(opened)["error"]
+            opened.send(record_frame(record=OUTCOME | {"status": "WON"}))
+            error = self.receive(opened)["error"]
         assert error["code"] == "bad_request"
         assert error["message"] == "record.status: must be one of SUCCESS, FAILURE, PENDING"
 
     def test_of_every_kind_have_a_call_in_the_client_and_a_counter(self, config: Config) -> None:
-        reported = records.DecisionReport(agent="desk", outcome="HOLD", tags=("t",))
+        reported = records.DecisionReport(agent="trader", outcome="HOLD", tags=("t",))
         consulted = records.Consultation(system="crm", session="s", value={"tier": [1, None]})
         review = records.Review(decision_id="0198", reviewer="ines", verdict="accept")
         approval = records.Approval(decision_id="0198", approver="ines")
@@ -879,10 +900,10 @@ class TestRecords:
             ]
             taken = [ledger.next() for _ in ids]
             counters = own.status().counters
-        assert ids == [one.record_id for one in taken]
-        happened = records.Outcome(decision_id="0198", status="FAILURE")
-        assert [one.record for one in taken] == [
-            reported, consulted, happened, review, approval, node, edge,
+        assert ids == [recorded.record_id for recorded in taken]
+        failure = records.Outcome(decision_id="0198", status="FAILURE")
+        assert [recorded.record for recorded in taken] == [
+            reported, consulted, failure, review, approval, node, edge,
         ]  # fmt: skip
         assert counters == {"received": 8} | {
             f"{kinds}_recorded": 1
@@ -897,8 +918,8 @@ class TestRecords:
             )
         }
 
-    def test_of_agents_that_trade_take_one_call(self, config: Config) -> None:
-        told: Tracked = {
+    def test_of_trading_agents_are_sent_by_one_call(self, config: Config) -> None:
+        fields: Tracked = {
             "prompt": "Buy?",
             "response": "Buy.",
             "model": "m",
@@ -910,12 +931,12 @@ class TestRecords:
             "session": "s",
         }
         with self.recording(config, prompt=True) as (_, ledger), Client(config.endpoint) as own:
-            signal_id = own.track_signal(agent="scout", symbol="ACME", signal="BUY", **told)
+            signal_id = own.track_signal(agent="scout", symbol="ACME", signal="BUY", **fields)
             risk_id = own.track_risk(agent="warden", symbol="ACME", outcome="REDUCE")
             signal, risk = ledger.next(), ledger.next()
         assert (signal.record_id, risk.record_id) == (signal_id, risk_id)
         assert signal.record == records.DecisionReport(
-            type="signal", agent="scout", entity="ACME", outcome="BUY", **told
+            type="signal", agent="scout", entity="ACME", outcome="BUY", **fields
         )
         assert risk.record == records.DecisionReport(
             type="risk", agent="warden", entity="ACME", outcome="REDUCE"
@@ -933,7 +954,7 @@ class TestRecords:
             assert [kind for (kind,) in rows] == ["outcome", "review", "decision_report", "outcome"]
         assert verify(served.journal_path).ok
 
-    def test_are_no_events_of_the_stream(self, served: Config, client: Client) -> None:
+    def test_are_not_published_as_events(self, served: Config, client: Client) -> None:
         with zmq.Context() as context, context.socket(zmq.SUB) as events:
             events.set(zmq.LINGER, 0)
             events.set(zmq.RCVTIMEO, PATIENCE_MS)
@@ -950,11 +971,11 @@ class TestRecords:
         assert (kind, json.loads(body)["decision_id"]) == (b"decision", later_id)
 
 
-def upkeep_frame(**record: Json) -> bytes:
+def maintenance_frame(**record: Json) -> bytes:
     return json.dumps({"v": 1, "id": "u", "op": "maintenance", "record": record}).encode()
 
 
-#: A client that becomes another user, asks for maintenance, and prints what it is told.
+#: A client that becomes another user, asks for maintenance, and prints the reply.
 STRANGER = """
 import os, sys, zmq
 endpoint, frame, uid = sys.argv[1:]
@@ -970,30 +991,35 @@ with zmq.Context() as context, context.socket(zmq.REQ) as opened:
 """
 
 
-class TestUpkeep:
-    """Long work on the journal: for the daemon's own user and root, done by the maintenance thread."""
+class TestMaintenance:
+    """Long work on the journal: for root and the user of the daemon, done by the maintenance thread."""
 
     @contextmanager
-    def tended(
+    def maintaining(
         self, config: Config, *, broken: str | None = None
     ) -> Iterator[tuple[Server, Mailbox, IdleMaintenance]]:
-        mailbox, desk = Mailbox(), IdleMaintenance()
+        mailbox, maintenance_thread = Mailbox(), IdleMaintenance()
         server = Server(
             config,
             mailbox=mailbox,
             engine=Idle(),
             recorder=Ledger(mailbox),
-            maintenance=desk,
+            maintenance=maintenance_thread,
             describe=quiet_parts,
-            refusal=lambda asked: stopped(asked, broken),
+            refusal=lambda needed: stopped(needed, broken),
         )
         with served_by(server, mailbox):
-            yield server, mailbox, desk
+            yield server, mailbox, maintenance_thread
 
-    def test_is_answered_when_the_maintenance_thread_has_done_it_and_not_before(self, config: Config) -> None:
-        with self.tended(config) as (_, mailbox, desk), raw_socket(config, zmq.DEALER) as opened:
-            opened.send(upkeep_frame(task="erase", actor="user:alice"))
-            ticket, maintenance, caller = desk.taken.get(timeout=PATIENCE_MS / 1000)
+    def test_is_answered_after_the_maintenance_thread_has_done_it_and_not_before(
+        self, config: Config
+    ) -> None:
+        with (
+            self.maintaining(config) as (_, mailbox, maintenance_thread),
+            raw_socket(config, zmq.DEALER) as opened,
+        ):
+            opened.send(maintenance_frame(task="erase", actor="user:alice"))
+            ticket, maintenance, caller = maintenance_thread.taken.get(timeout=PATIENCE_MS / 1000)
             opened.send(json.dumps({"v": 1, "id": "m", "op": "metrics"}).encode())
             in_flight = json.loads(opened.recv())["metrics"]["thorpolicy_in_flight"]
             assert in_flight["samples"][0]["value"] == 1
@@ -1002,74 +1028,83 @@ class TestUpkeep:
         assert maintenance == records.Maintenance(task="erase", actor="user:alice")
         assert caller == Caller(transport="ipc", uid=os.getuid(), gid=os.getgid(), pid=os.getpid())
 
-    def test_that_fails_is_refused_in_the_words_of_the_maintenance_thread(self, config: Config) -> None:
-        with self.tended(config) as (_, mailbox, desk), raw_socket(config, zmq.DEALER) as opened:
-            opened.send(upkeep_frame(task="checkpoint"))
-            ticket, _, _ = desk.taken.get(timeout=PATIENCE_MS / 1000)
+    def test_that_fails_is_refused_with_the_message_of_the_maintenance_thread(self, config: Config) -> None:
+        with (
+            self.maintaining(config) as (_, mailbox, maintenance_thread),
+            raw_socket(config, zmq.DEALER) as opened,
+        ):
+            opened.send(maintenance_frame(task="checkpoint"))
+            ticket, _, _ = maintenance_thread.taken.get(timeout=PATIENCE_MS / 1000)
             mailbox.put((ticket, JobDone(RequestError("unavailable", "the disk is full"))))
             error = json.loads(opened.recv())["error"]
         assert error == {"code": "unavailable", "message": "the disk is full"}
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-    def test_is_refused_to_another_user_whom_the_socket_lets_in(self, config: Config) -> None:
+    def test_is_refused_to_another_user_who_may_open_the_socket(self, config: Config) -> None:
         config.state_dir.chmod(0o711)
-        with self.tended(replace(config, socket_mode=0o666)) as (server, _, desk):
-            frame = upkeep_frame(task="checkpoint").decode()
-            told = subprocess.run(
+        with self.maintaining(replace(config, socket_mode=0o666)) as (server, _, maintenance_thread):
+            frame = maintenance_frame(task="checkpoint").decode()
+            done = subprocess.run(
                 [sys.executable, "-c", STRANGER, config.endpoint, frame, "65534"],
                 capture_output=True,
                 check=True,
                 text=True,
             )
-            assert json.loads(told.stdout)["error"] == {
+            assert json.loads(done.stdout)["error"] == {
                 "code": "unauthorized",
                 "message": "op: maintenance needs the role control, which uid 65534 does not have; "
                 "see the setting `roles`",
             }
             assert server.counters["refused_unauthorized"] == 1
-        assert desk.taken.empty()
+        assert maintenance_thread.taken.empty()
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may do it whoever the daemon is")
-    def test_is_refused_to_whoever_is_not_the_user_of_the_daemon(
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may ask for maintenance whoever the daemon's user is")
+    def test_is_refused_to_a_caller_who_is_not_the_user_of_the_daemon(
         self, config: Config, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with self.tended(config) as (_, _, desk), Client(config.endpoint, timeout_ms=PATIENCE_MS) as own:
+        with (
+            self.maintaining(config) as (_, _, maintenance_thread),
+            Client(config.endpoint, timeout_ms=PATIENCE_MS) as own,
+        ):
             monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
             error = error_of(lambda: own.maintenance(records.Maintenance(task="checkpoint")))
         assert error.code == "unauthorized"
-        assert desk.taken.empty()
+        assert maintenance_thread.taken.empty()
 
     def test_is_refused_once_the_journal_has_stopped(self, config: Config) -> None:
         with (
-            self.tended(config, broken="journal") as (_, _, desk),
+            self.maintaining(config, broken="journal") as (_, _, maintenance_thread),
             Client(config.endpoint, timeout_ms=PATIENCE_MS) as own,
         ):
             error = error_of(lambda: own.maintenance(records.Maintenance(task="checkpoint")))
         assert (error.code, error.message.split()[:2]) == ("unavailable", ["the", "journal"])
-        assert desk.taken.empty()
+        assert maintenance_thread.taken.empty()
 
-    def test_needs_no_engine(self, config: Config) -> None:
+    def test_is_done_after_the_engine_has_stopped(self, config: Config) -> None:
         with (
-            self.tended(config, broken="engine") as (_, mailbox, desk),
+            self.maintaining(config, broken="engine") as (_, mailbox, maintenance_thread),
             raw_socket(config, zmq.DEALER) as own,
         ):
-            own.send(upkeep_frame(task="checkpoint"))
-            ticket, _, _ = desk.taken.get(timeout=PATIENCE_MS / 1000)
+            own.send(maintenance_frame(task="checkpoint"))
+            ticket, _, _ = maintenance_thread.taken.get(timeout=PATIENCE_MS / 1000)
             mailbox.put((ticket, JobDone({"done": {}})))
             assert json.loads(own.recv())["done"] == {}
 
-    def test_in_flight_is_answered_by_a_stop_which_takes_no_more(self, config: Config) -> None:
-        with self.tended(config) as (server, mailbox, desk), raw_socket(config, zmq.DEALER) as opened:
-            opened.send(upkeep_frame(task="checkpoint"))
-            ticket, _, _ = desk.taken.get(timeout=PATIENCE_MS / 1000)
+    def test_in_flight_is_answered_during_a_stop_and_later_requests_are_refused(self, config: Config) -> None:
+        with (
+            self.maintaining(config) as (server, mailbox, maintenance_thread),
+            raw_socket(config, zmq.DEALER) as opened,
+        ):
+            opened.send(maintenance_frame(task="checkpoint"))
+            ticket, _, _ = maintenance_thread.taken.get(timeout=PATIENCE_MS / 1000)
             server.stop()
-            opened.send(upkeep_frame(task="checkpoint"))
+            opened.send(maintenance_frame(task="checkpoint"))
             assert json.loads(opened.recv())["error"]["code"] == "shutting_down"
             mailbox.put((ticket, JobDone({"done": {}})))
             assert json.loads(opened.recv())["done"] == {}
-        assert desk.taken.empty()
+        assert maintenance_thread.taken.empty()
 
-    def test_is_done_by_a_daemon_that_decides_meanwhile(self, served: Config, client: Client) -> None:
+    def test_is_done_by_a_daemon_that_goes_on_deciding(self, served: Config, client: Client) -> None:
         decided = [client.evaluate(DEPLOY)["context"]["decision_id"] for _ in range(3)]
         done = client.maintenance(records.Maintenance(task="erase", actor="user:alice"))
         assert (done["own"], done["left"]) == (3, [])
@@ -1088,8 +1123,8 @@ class TestUpkeep:
         verdict = verify(served.journal_path)
         assert (verdict.ok, verdict.erased, verdict.checkpoint_seq) == (True, 3, seq)
 
-    def test_that_cannot_be_done_says_why(self, served: Config, client: Client) -> None:
-        client.evaluate(DEPLOY)  # so that something is there to be archived
+    def test_of_a_missing_archive_segment_names_the_segment(self, served: Config, client: Client) -> None:
+        client.evaluate(DEPLOY)  # an event that can be archived
         done = client.maintenance(records.Maintenance(task="archive", before="9999-01-01T00:00:00Z"))
         (segment,) = done["segments"]
         (served.state_dir / "archive" / segment).unlink()
@@ -1099,8 +1134,8 @@ class TestUpkeep:
 
 
 class TestStalledJournal:
-    def test_never_stalls_the_engine_and_holds_back_every_reply(self, served: Config) -> None:
-        """Another process holds SQLite's write lock: the disk is as slow as can be."""
+    def test_does_not_stall_the_engine_and_holds_back_every_reply(self, served: Config) -> None:
+        """Another connection holds the write lock of SQLite, so that no commit can return."""
         with (
             closing(sqlite3.connect(served.journal_path, isolation_level=None)) as other,
             raw_socket(served, zmq.DEALER) as opened,
@@ -1116,31 +1151,33 @@ class TestStalledJournal:
             assert {json.loads(opened.recv())["id"] for _ in range(50)} == {str(n) for n in range(50)}
 
 
-class TestLife:
-    def test_a_stop_answers_what_is_in_flight(self, config: Config) -> None:
+class TestLifecycle:
+    def test_a_stop_answers_requests_in_flight(self, config: Config) -> None:
         engine = GatedEngine()
         with raw_socket(config, zmq.DEALER) as opened:
             with serving(config, load_engine=lambda _: engine):
                 opened.send(evaluate_frame())
-                assert engine.asked.acquire(timeout=PATIENCE_MS / 1000)
+                assert engine.scoring.acquire(timeout=PATIENCE_MS / 1000)
                 engine.gate.set()
             assert "decision" in json.loads(opened.recv())
         assert engine.closed
         assert not config.socket_path.exists()
         assert verify(config.journal_path).ok
 
-    def test_start_and_what_it_loaded_are_on_the_chain(self, served: Config, client: Client) -> None:
+    def test_the_loaded_model_and_pack_are_in_the_journal_before_the_first_decision(
+        self, served: Config, client: Client
+    ) -> None:
         client.evaluate(DEPLOY)
         with closing(sqlite3.connect(served.journal_path)) as connection:
             kinds = [row[0] for row in connection.execute("SELECT kind FROM events ORDER BY seq")]
         assert kinds == ["model_loaded", "pack_activated", "decision"]
 
-    def test_an_endpoint_is_served_once(self, served: Config, short_dir: Any) -> None:
+    def test_a_second_daemon_on_the_same_endpoint_is_refused(self, served: Config, short_dir: Any) -> None:
         second = replace(served, state_dir=short_dir / "elsewhere", tcp_endpoint="")
         with pytest.raises(AlreadyRunning, match="--endpoint"), serving(second, load_engine=load_stub_engine):
             pass
 
-    def test_a_state_directory_is_used_once(self, served: Config) -> None:
+    def test_a_second_daemon_on_the_same_state_directory_is_refused(self, served: Config) -> None:
         second = replace(served, endpoint=f"{served.endpoint}.second", tcp_endpoint="")
         with (
             pytest.raises(AlreadyRunning, match="--state-dir"),
@@ -1158,7 +1195,7 @@ class TestLife:
         with serving(config, load_engine=load_stub_engine), Client(config.endpoint) as own:
             assert own.status().state == "serving"
 
-    def test_nobody_there_is_said_at_once(self, config: Config) -> None:
+    def test_a_client_without_a_daemon_gets_unreachable_at_once(self, config: Config) -> None:
         with pytest.raises(Unreachable, match="thorpolicy serve"), Client(config.endpoint) as own:
             own.status()
 

@@ -1,5 +1,5 @@
-"""Packs and adapters that are exchanged while requests are answered, on the real model: nothing fails, and
-every answer is that of the pack, model, adapter and scale that it names, to the last bit."""
+"""Packs and adapters are swapped while requests are answered by the embedded model: no request fails, and
+each answer equals, to the last bit, that of the pack, model, adapter and scale that it names."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def question(number: int) -> dict[str, Json]:
 
 
 class Load:
-    """Askers that never stop: each asks the next question as soon as it has its answer."""
+    """Threads that ask until `stop`: each asks its next question as soon as it has its answer."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -62,20 +62,20 @@ class Load:
         return replies
 
     def wait_for(self, replies: int) -> None:
-        """Until so many more are there."""
+        """Wait for this number of further replies."""
         for _ in range(replies):
             assert self._answered.acquire(timeout=PATIENCE_S)
 
     def stop(self) -> list[tuple[int, dict[str, Json]]]:
-        """Every question that was asked with its answer; raises what an asker was refused."""
+        """Every question number with its answer; raises the error of a refused question."""
         self._done.set()
-        found = [reply for one in self._running for reply in one.result(timeout=PATIENCE_S)]
+        replies = [reply for asker in self._running for reply in asker.result(timeout=PATIENCE_S)]
         self._pool.shutdown()
-        return found
+        return replies
 
 
 def swap_under_load(config: Config, folders: list[Path], adapter: Path, rounds: int) -> list[Any]:
-    """Activate the packs in turn, `rounds` times, and judge with the adapter from the third to the sixth."""
+    """Activate the packs in turn, `rounds` times; the adapter is active in rounds 3 to 6, counted from 0."""
     load = Load(config)
     with Client(config.endpoint) as client:
         for number in range(rounds):
@@ -88,15 +88,17 @@ def swap_under_load(config: Config, folders: list[Path], adapter: Path, rounds: 
     return load.stop()
 
 
-def derived_again(config: Config, replies: list[Any], folders: list[Path], adapter: Path) -> set[Any]:
-    """Score every question on a fresh engine by the digests of its answer; returns those digests."""
+def verify_by_fresh_engine(
+    config: Config, replies: list[Any], folders: list[Path], adapter: Path
+) -> set[Any]:
+    """Score each question on a fresh engine by the digests in its answer and compare; returns the digests."""
     by_digest = {pack.info.sha256: pack for pack in map(pack_files.load, folders)}
     file = resolve_adapter(str(adapter), config.models_dir)
     engine, seen = load_engine(replace(config, state_dir=config.state_dir / "fresh")), set()
     try:
         for number, answer in replies:
-            told = answer["model"]["adapter"]
-            lora = told and Adapter(**told)
+            fields = answer["model"]["adapter"]
+            lora = fields and Adapter(**fields)
             if lora:
                 assert lora.sha256 == file.sha256
                 engine.adopt(lora, file.path)
@@ -116,7 +118,7 @@ def derived_again(config: Config, replies: list[Any], folders: list[Path], adapt
 
 
 @pytest.mark.model
-def test_packs_and_adapters_change_under_load_and_no_answer_is_of_a_mixed_state(
+def test_no_answer_mixes_packs_or_adapters_while_they_are_swapped_under_load(
     config: Config, tmp_path: Path, model_file: ModelFile
 ) -> None:
     folders = [
@@ -134,7 +136,7 @@ def test_packs_and_adapters_change_under_load_and_no_answer_is_of_a_mixed_state(
         parallel_explanations=1,
         threads=1,
         shutdown_s=PATIENCE_S,
-    )  # one thread, for a second one waits for the first wherever something else runs
+    )  # one thread: on a busy machine a second thread would wait for the first
     with serving(small):
         replies = swap_under_load(small, folders, adapter, rounds=10)
         with Client(small.endpoint) as client:
@@ -142,11 +144,11 @@ def test_packs_and_adapters_change_under_load_and_no_answer_is_of_a_mixed_state(
     assert {answer["tier"] for _, answer in replies} == {"model"}
     assert status.engine.counters["internal_errors"] == 0
     assert not any(name.startswith("refused_") for name in status.counters)
-    seen = derived_again(small, replies, folders, adapter)
+    seen = verify_by_fresh_engine(small, replies, folders, adapter)
     assert len(seen) == 4, "both packs with the adapter and without it"
     with Reader(small.journal_path) as reader, reader.snapshot() as connection:
         rows = connection.execute("SELECT kind, body FROM events ORDER BY seq").fetchall()
         adapters = connection.execute("SELECT name, scale FROM adapters").fetchall()
-    assert sum(kind == "pack_activated" for kind, _ in rows) == 10  # the first is active from the start
+    assert sum(kind == "pack_activated" for kind, _ in rows) == 10  # the first pack is active from the start
     assert adapters == [("tuned.gguf", 0.5), (None, None)]
     assert verify(small.journal_path).ok

@@ -1,4 +1,4 @@
-"""Under a supervisor: what it is told and when, on a real notify socket; what a daemon that hangs says."""
+"""The supervisor interface: messages on a real notify socket, the watchdog, and how a hanging daemon ends."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ HALF_NS = 30 * 10**9
 #: The settings of `WatchdogSec=60`.
 WATCHDOG = {"WATCHDOG_USEC": "60000000", "WATCHDOG_PID": str(os.getpid())}
 
-#: `thorpolicy serve` on an engine that says what it does on standard error: it begins its warm-up when it
-#: reads a line, and (hangs) the first score after that never returns. A further line holds the disk.
+#: `thorpolicy serve` on an engine that reports its steps on standard error: its warm-up waits for the line
+#: `go`; if HANGS, the first score after it never returns. The line `hold the disk` stalls each commit.
 DAEMON = """
 import functools, resource, sys, threading
 from thor_policy import testing
@@ -66,12 +66,12 @@ class Engine(testing.StubEngine):
             self.warmed()
         elif HANGS:
             print("hanging", file=sys.stderr, flush=True)
-            if AWAITED:  # by an orderly end
+            if AWAITED:  # so that an orderly end would wait for this thread
                 threading.Thread(target=threading.Event().wait, daemon=False).start()
             threading.Event().wait()
         return super().score(*question)
 
-def hold(connection):  # from here on no commit returns
+def hold(connection):  # from now on no commit returns
     def stop(sql):
         if sql == "COMMIT":
             threading.Event().wait()
@@ -96,7 +96,7 @@ main()
 
 
 def question() -> Json:
-    """One that the rules leave to the model."""
+    """A question that the rules leave to the model."""
     trust = {"competence": 0.9, "reliability": 0.85, "integrity": 0.8}
     return {
         "actor_id": "user:u",
@@ -109,7 +109,7 @@ def question() -> Json:
 
 
 class Listener:
-    """A supervisor's end of the notify socket."""
+    """The supervisor's end of the notify socket."""
 
     def __init__(self, address: str) -> None:
         self.environ = {"NOTIFY_SOCKET": address}
@@ -120,12 +120,12 @@ class Listener:
     def close(self) -> None:
         self._socket.close()
 
-    def hear(self) -> str:
-        """The next message, waited for."""
+    def receive(self) -> str:
+        """Wait for the next message."""
         return self._socket.recv(4096).decode()
 
-    def heard(self) -> list[str]:
-        """Everything that has come by now."""
+    def received(self) -> list[str]:
+        """Every message that has arrived and was not read."""
         messages = []
         self._socket.setblocking(False)
         try:
@@ -146,7 +146,7 @@ def listener(short_dir: Path) -> Iterator[Listener]:
 
 @dataclass
 class Thread:
-    """A thread as a supervisor sees it."""
+    """A thread as the supervisor sees it."""
 
     alive: bool = True
     pulse: Pulse = field(default_factory=Pulse)
@@ -154,51 +154,55 @@ class Thread:
 
 class TestSupervisor:
     @pytest.mark.parametrize("place", ["{}/notify", "@thor-policy{}/notify"], ids=["path", "abstract"])
-    def test_hears_ready_and_stopping_once(self, short_dir: Path, place: str) -> None:
+    def test_gets_loading_ready_and_stopping_once_each(self, short_dir: Path, place: str) -> None:
         listener = Listener(place.format(short_dir))
         supervisor = Supervisor(listener.environ)
         supervisor.loading("loading a model")
         supervisor.ready("serving", 0)
         for stopping in (False, True, True):
             supervisor.turn(stopping, 10**15)
-        assert listener.heard() == [
+        assert listener.received() == [
             "STATUS=loading a model",
             "READY=1\nSTATUS=serving",
             "STOPPING=1\nSTATUS=stopping: answering what is in flight",
         ]
         listener.close()
 
-    def test_may_be_nobody(self) -> None:
+    def test_may_be_absent(self) -> None:
         supervisor = Supervisor({})
         supervisor.ready("serving", 0)
         supervisor.turn(True, 0)
 
-    def test_that_went_away_costs_a_warning(self, short_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_whose_socket_is_gone_is_logged_once(
+        self, short_dir: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         supervisor = Supervisor({"NOTIFY_SOCKET": f"{short_dir}/nowhere", "WATCHDOG_USEC": "1"})
         supervisor.ready("serving", 0)
         for now_ns in range(1_000, 9_000, 1_000):
             supervisor.turn(False, now_ns)
         assert [f"{short_dir}/nowhere" in record.getMessage() for record in caplog.records] == [True]
 
-    def test_gets_a_sign_of_life_each_half_of_its_limit(self, listener: Listener) -> None:
+    def test_gets_a_watchdog_message_at_each_half_of_its_limit(self, listener: Listener) -> None:
         supervisor = Supervisor(listener.environ | WATCHDOG)
         supervisor.watch({"engine": Thread()})
         supervisor.ready("serving", 0)
         times = [1, HALF_NS - 1, HALF_NS, HALF_NS + 1, 2 * HALF_NS - 1, 2 * HALF_NS + 5]
-        signs = []
-        listener.heard()
+        sent_at = []
+        listener.received()
         for now_ns in times:
             supervisor.turn(False, now_ns)
-            signs += [now_ns for _ in listener.heard()]
-        assert signs == [HALF_NS, 2 * HALF_NS + 5]
+            sent_at += [now_ns for _ in listener.received()]
+        assert sent_at == [HALF_NS, 2 * HALF_NS + 5]
 
     @pytest.mark.parametrize("environ", [{}, {**WATCHDOG, "WATCHDOG_PID": "1"}, {"WATCHDOG_USEC": "soon"}])
-    def test_that_wants_no_sign_of_us_gets_none(self, listener: Listener, environ: dict[str, str]) -> None:
+    def test_without_a_watchdog_for_this_process_gets_no_message(
+        self, listener: Listener, environ: dict[str, str]
+    ) -> None:
         supervisor = Supervisor(listener.environ | environ)
         supervisor.turn(False, 10**15)
-        assert listener.heard() == []
+        assert listener.received() == []
 
-    def test_gets_none_while_a_part_stands_still_and_hears_which(
+    def test_gets_the_name_of_a_stalled_part_instead_of_watchdog_messages(
         self, listener: Listener, caplog: pytest.LogCaptureFixture
     ) -> None:
         engine, journal = Thread(), Thread()
@@ -208,24 +212,26 @@ class TestSupervisor:
         supervisor.ready("serving", start_ns - 1)
         engine.pulse.beat()
         soon_ns = time.monotonic_ns() + HALF_NS
-        supervisor.turn(False, soon_ns)  # it began since the last sign
-        assert listener.heard()[1:] == ["WATCHDOG=1"]
-        for turn in range(1, 4):  # and ended nothing since
+        supervisor.turn(False, soon_ns)  # the engine began work after the last message
+        assert listener.received()[1:] == ["WATCHDOG=1"]
+        for turn in range(1, 4):  # and has finished nothing since
             supervisor.turn(False, soon_ns + turn * HALF_NS)
-        assert listener.heard() == ["STATUS=engine made no progress for 30 s"]
+        assert listener.received() == ["STATUS=engine made no progress for 30 s"]
         assert "engine made no progress for 30 s: no WATCHDOG=1" in caplog.text
         engine.pulse.rest()
         supervisor.turn(False, soon_ns + 4 * HALF_NS)
-        assert listener.heard() == ["WATCHDOG=1", "STATUS=serving"]
+        assert listener.received() == ["WATCHDOG=1", "STATUS=serving"]
 
-    def test_gets_none_for_a_thread_that_has_ended(self, listener: Listener) -> None:
+    def test_gets_no_watchdog_message_after_a_thread_has_ended(self, listener: Listener) -> None:
         supervisor = Supervisor(listener.environ | WATCHDOG)
         supervisor.watch({"engine": Thread(alive=False)})
         supervisor.turn(False, 10**15)
-        assert "WATCHDOG=1" not in listener.heard()
+        assert "WATCHDOG=1" not in listener.received()
 
-    def test_gets_none_while_the_disk_does_not_answer(self, listener: Listener, short_dir: Path) -> None:
-        """A real journal whose thread is held for as long as the test wants."""
+    def test_gets_no_watchdog_message_while_the_journal_thread_is_blocked(
+        self, listener: Listener, short_dir: Path
+    ) -> None:
+        """A real journal; a task blocks its thread until the test opens the gate."""
         supervisor = Supervisor(listener.environ | {"WATCHDOG_USEC": "1"})
         held, gate = threading.Event(), threading.Event()
 
@@ -239,18 +245,18 @@ class TestSupervisor:
             try:
                 assert held.wait(PATIENCE_S)
                 supervisor.turn(False, time.monotonic_ns())
-                listener.heard()
+                listener.received()
                 supervisor.turn(False, time.monotonic_ns())
-                assert "WATCHDOG=1" not in listener.heard()
+                assert "WATCHDOG=1" not in listener.received()
                 assert journal.pulse.stalled_s > 0
             finally:
                 gate.set()
             task.result(PATIENCE_S)
-            wait_until(lambda: signed(supervisor, listener))
+            wait_until(lambda: sends_watchdog_message(supervisor, listener))
 
 
 class TestPulse:
-    def test_of_the_journal_beats_with_each_batch_of_a_queue_that_never_ends(self, short_dir: Path) -> None:
+    def test_of_the_journal_beats_with_each_batch_of_a_long_queue(self, short_dir: Path) -> None:
         beats, gate = [], threading.Event()
 
         def committed(_: list[Committed]) -> None:
@@ -272,29 +278,29 @@ class TestPulse:
 
         class Engine(StubEngine):
             def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
-                beats.append(worker.pulse.since_ns)
+                beats.append(engine_thread.pulse.since_ns)
                 return super().score(pack_sha256, question, deadline_ns)
 
             def step(self) -> list[WrittenExplanation]:
-                beats.append(worker.pulse.since_ns)
+                beats.append(engine_thread.pulse.since_ns)
                 return super().step()
 
-        def tell(_: int, outcome: EngineResult) -> None:
+        def on_outcome(_: int, outcome: EngineResult) -> None:
             if isinstance(outcome, Explained):
                 explained.set()
 
-        worker = EngineThread(lambda: Policy(Engine(), shipped_pack), Forgetful(), tell)
-        worker.start()
-        worker.submit(request("later"))
+        engine_thread = EngineThread(lambda: Policy(Engine(), shipped_pack), DiscardingLog(), on_outcome)
+        engine_thread.start()
+        engine_thread.submit(request("later"))
         assert explained.wait(PATIENCE_S)
-        assert worker.stop(PATIENCE_S)
+        assert engine_thread.stop(PATIENCE_S)
         assert len(beats) == len(set(beats)) > 1
         assert beats == sorted(beats)
         assert beats[0] > 0
 
 
-class Forgetful:
-    """A log of decisions that keeps none."""
+class DiscardingLog:
+    """A decision log that discards everything."""
 
     def decided(self, decision: Decision, ticket: int | None = None) -> None:
         pass
@@ -322,9 +328,9 @@ def request(explain: Explain) -> Request:
     )
 
 
-def signed(supervisor: Supervisor, listener: Listener) -> bool:
+def sends_watchdog_message(supervisor: Supervisor, listener: Listener) -> bool:
     supervisor.turn(False, time.monotonic_ns())
-    return "WATCHDOG=1" in listener.heard()
+    return "WATCHDOG=1" in listener.received()
 
 
 def refused(call: Callable[[], object]) -> RequestError:
@@ -336,11 +342,11 @@ def refused(call: Callable[[], object]) -> RequestError:
 def wait_until(holds: Callable[[], bool]) -> None:
     deadline_s = time.monotonic() + PATIENCE_S
     while not holds():
-        assert time.monotonic() < deadline_s, "it never came about"
+        assert time.monotonic() < deadline_s, "the condition never became true"
 
 
 class Daemon:
-    """A `thorpolicy serve` process under a supervisor that wants a sign of life at each turn of its loop."""
+    """A `thorpolicy serve` process under a supervisor that expects a message at each turn of the loop."""
 
     def __init__(self, config: Config, listener: Listener, *, hangs: bool, **settings: str) -> None:
         arguments = ("serve", "--state-dir", str(config.state_dir), "--endpoint", config.endpoint)
@@ -355,7 +361,7 @@ class Daemon:
             | {"WATCHDOG_USEC": "1"}
             | {f"THOR_POLICY_{name.upper()}": value for name, value in settings.items()},
         )
-        self.said: list[str] = []
+        self.read: list[str] = []
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -367,14 +373,15 @@ class Daemon:
         self._lines.put("")
 
     def wait_for(self, word: str) -> None:
-        """Until it says a line that begins so; "" is its end."""
+        """Wait for a line that begins with `word`; "" waits for the end of standard error."""
         deadline_s = time.monotonic() + PATIENCE_S
         while not (line := self._lines.get(timeout=PATIENCE_S)).startswith(word) or (word == "" and line):
-            assert time.monotonic() < deadline_s, f"it never said {word!r}"
-            self.said.append(line)
-            assert line, f"it ended before it said {word!r}: {''.join(self.said)}"
+            assert time.monotonic() < deadline_s, f"no line with {word!r} in time"
+            self.read.append(line)
+            assert line, f"the daemon ended before a line with {word!r}: {''.join(self.read)}"
 
-    def tell(self, line: str) -> None:
+    def send(self, line: str) -> None:
+        """Write a line to the standard input of the daemon."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
@@ -390,7 +397,7 @@ class Daemon:
 
 @contextmanager
 def daemon(config: Config, listener: Listener, *, hangs: bool = False, **settings: str) -> Iterator[Daemon]:
-    """A daemon in its warm-up, killed at the end."""
+    """A daemon that waits in its warm-up; it is killed at the end."""
     opened = Daemon(config, listener, hangs=hangs, **settings)
     try:
         opened.wait_for("warming")
@@ -403,84 +410,88 @@ def daemon(config: Config, listener: Listener, *, hangs: bool = False, **setting
 def hung(
     config: Config, listener: Listener, **settings: str
 ) -> Iterator[tuple[Daemon, Client, zmq.Socket[bytes]]]:
-    """A daemon one of whose decodes never returns, after its last sign of life, and who waits for it."""
+    """A daemon with a decode that never returns, after its last watchdog message; a client and the asker."""
     with (
         daemon(config, listener, hangs=True, **settings) as opened,
         zmq.Context() as context,
         context.socket(zmq.DEALER) as asker,
         Client(config.endpoint, timeout_ms=PATIENCE_S * 1000) as client,
     ):
-        opened.tell("go")
+        opened.send("go")
         opened.wait_for("ready")
         asker.set(zmq.LINGER, 0)
         asker.connect(config.endpoint)
         asker.send(json.dumps({"v": 1, "id": "q", "situation": question(), "deadline_ms": 60_000}).encode())
         opened.wait_for("hanging")
-        while "engine" not in (told := listener.hear()) or "made no progress" not in told:
+        while "engine" not in (message := listener.receive()) or "made no progress" not in message:
             pass
-        listener.heard()
+        listener.received()
         yield opened, client, asker
 
 
 class TestDaemon:
-    def test_is_ready_after_a_warm_up_decision_and_signs_until_it_stops(
+    def test_sends_ready_after_the_warm_up_and_watchdog_messages_until_it_stops(
         self, config: Config, listener: Listener
     ) -> None:
         with daemon(config, listener) as opened:
-            assert not any("READY" in message for message in listener.heard())
-            opened.tell("go")
-            assert listener.hear().startswith("READY=1\nSTATUS=smollm2")
-            for _ in range(3):  # with a limit this short a commit under way may be told of in between
-                while (message := listener.hear()).startswith("STATUS="):
+            assert not any("READY" in message for message in listener.received())
+            opened.send("go")
+            assert listener.receive().startswith("READY=1\nSTATUS=smollm2")
+            for _ in range(3):  # with a limit this short, the status of a commit may come in between
+                while (message := listener.receive()).startswith("STATUS="):
                     pass
                 assert message == "WATCHDOG=1"
             opened.process.send_signal(signal.SIGTERM)
-            while (message := listener.hear()) == "WATCHDOG=1":
+            while (message := listener.receive()) == "WATCHDOG=1":
                 pass
             assert message.startswith("STOPPING=1")
             assert opened.process.wait(PATIENCE_S) == 0
-            assert listener.heard() == []
+            assert listener.received() == []
 
-    def test_is_never_ready_if_its_model_cannot_decide(self, config: Config, listener: Listener) -> None:
+    def test_is_never_ready_if_the_model_fails_the_warm_up(self, config: Config, listener: Listener) -> None:
         with daemon(config, listener) as opened:
-            opened.tell("fail")
+            opened.send("fail")
             assert opened.process.wait(PATIENCE_S) == 2
             opened.wait_for("thorpolicy: the model cannot answer the warm-up question: a decode")
-        assert not any("READY" in message for message in listener.heard())
+        assert not any("READY" in message for message in listener.received())
 
-    def test_whose_decode_never_returns_signs_no_more_though_it_answers(
+    def test_with_a_hanging_decode_answers_status_but_sends_no_watchdog_message(
         self, config: Config, listener: Listener
     ) -> None:
         with hung(config, listener) as (_, client, _):
             states = [client.status() for _ in range(20)]
-            assert "WATCHDOG=1" not in listener.heard()
+            assert "WATCHDOG=1" not in listener.received()
         times = [state.engine.stalled_s for state in states]
         assert times[0] < times[-1]
         assert all(state.engine.alive for state in states)
         assert any(state.journal.stalled_s == 0 for state in states)
 
-    def test_tells_its_supervisor_what_is_stalled(self, config: Config, listener: Listener) -> None:
+    def test_with_a_hanging_decode_logs_the_stalled_part(self, config: Config, listener: Listener) -> None:
         with hung(config, listener) as (opened, _, _):
-            told = "ERROR telemetry: engine "  # perhaps with the journal, perhaps before the decode hung
-            if not any(line.startswith(told) for line in opened.said):
-                opened.wait_for(told)
+            start = (
+                "ERROR telemetry: engine "  # may name the journal too, and may come before the decode hangs
+            )
+            if not any(line.startswith(start) for line in opened.read):
+                opened.wait_for(start)
 
-    def test_that_hangs_and_is_aborted_says_in_which_call(self, config: Config, listener: Listener) -> None:
+    def test_that_hangs_and_is_aborted_prints_the_call_that_hangs(
+        self, config: Config, listener: Listener
+    ) -> None:
         with hung(config, listener) as (opened, _, _):
             opened.process.send_signal(signal.SIGABRT)
             assert opened.process.wait(PATIENCE_S) == -signal.SIGABRT
             opened.wait_for("")
-        assert any(line.strip().endswith("in score") for line in opened.said)
+        assert any(line.strip().endswith("in score") for line in opened.read)
 
-    def test_that_hangs_is_forced_by_a_second_signal(self, config: Config, listener: Listener) -> None:
+    def test_that_hangs_is_ended_by_a_second_signal(self, config: Config, listener: Listener) -> None:
         with hung(config, listener) as (opened, _, _):
             opened.process.send_signal(signal.SIGTERM)
-            while not listener.hear().startswith("STOPPING=1"):
+            while not listener.receive().startswith("STOPPING=1"):
                 pass
             opened.process.send_signal(signal.SIGTERM)
             assert opened.process.wait(PATIENCE_S) == -signal.SIGTERM
 
-    def test_that_hangs_ends_by_itself_after_stall_s_and_refuses_who_waits(
+    def test_that_hangs_refuses_waiting_requests_and_exits_with_6_after_stall_s(
         self, config: Config, listener: Listener
     ) -> None:
         with hung(config, listener, stall_s="2", shutdown_s="0.5") as (opened, _, asker):
@@ -490,10 +501,10 @@ class TestDaemon:
             opened.wait_for("thorpolicy: ")
         assert error["code"] == "unavailable"
         assert error["message"].startswith("engine made no progress for 2 s; stall_s is 2")
-        assert "WATCHDOG=1" not in listener.heard()
+        assert "WATCHDOG=1" not in listener.received()
         assert verify(config.journal_path).ok
 
-    def test_that_hangs_ends_after_a_signal_and_refuses_who_waits(
+    def test_that_hangs_refuses_waiting_requests_and_exits_with_0_after_a_signal(
         self, config: Config, listener: Listener
     ) -> None:
         with hung(config, listener, shutdown_s="0.5") as (opened, _, asker):
@@ -503,29 +514,29 @@ class TestDaemon:
             assert opened.process.wait(PATIENCE_S) == 0
             opened.wait_for("ERROR daemon: the engine thread did not end within 0.5 s")
 
-    def test_whose_commit_never_returns_ends_after_a_signal_with_status_6(
+    def test_with_a_hanging_commit_exits_with_6_after_a_signal(
         self, config: Config, listener: Listener
     ) -> None:
         with daemon(config, listener, shutdown_s="0.5") as opened, Client(config.endpoint) as own:
-            opened.tell("go")
+            opened.send("go")
             opened.wait_for("ready")
-            opened.tell("hold the disk")
+            opened.send("hold the disk")
             opened.wait_for("held")
             assert refused(lambda: own.evaluate(question(), deadline_ms=500)).code == "expired"
             opened.process.send_signal(signal.SIGTERM)
             assert opened.process.wait(PATIENCE_S) == 6
             opened.wait_for("thorpolicy: the journal did not drain within 0.5 s")
 
-    def test_whose_commit_never_returns_ends_by_itself_after_stall_s(
+    def test_with_a_hanging_commit_exits_with_6_after_stall_s(
         self, config: Config, listener: Listener
     ) -> None:
         with (
             daemon(config, listener, stall_s="2", shutdown_s="0.5") as opened,
             Client(config.endpoint) as own,
         ):
-            opened.tell("go")
+            opened.send("go")
             opened.wait_for("ready")
-            opened.tell("hold the disk")
+            opened.send("hold the disk")
             opened.wait_for("held")
             error = refused(lambda: own.evaluate(question(), deadline_ms=60_000))
             assert opened.process.wait(PATIENCE_S) == 6
@@ -537,9 +548,9 @@ class TestDaemon:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 class TestThreadThatEnded:
-    """A fault that no code foresaw took a thread: status tells, and new requests are refused."""
+    """After an unexpected error ends a thread, status shows it and new requests are refused."""
 
-    def test_of_the_engine(self, config: Config) -> None:
+    def test_of_the_engine_makes_the_daemon_refuse_questions_but_not_records(self, config: Config) -> None:
         class Engine(StubEngine):
             def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
                 if "leave" in question:
@@ -551,33 +562,33 @@ class TestThreadThatEnded:
             assert refused(lambda: own.evaluate(leave, deadline_ms=500)).code == "expired"
             wait_until(lambda: not own.status().engine.alive)
             status, error = own.status(), refused(lambda: own.evaluate(question()))
-            kept = own.track_signal(agent="scout", symbol="ACME", signal="BUY")
+            recorded_id = own.track_signal(agent="scout", symbol="ACME", signal="BUY")
         assert (status.state, status.journal.alive) == ("refusing", True)
         assert status.trouble == error.message == "the engine has stopped; the daemon must be restarted"
         assert error.code == "unavailable"
-        assert kept  # a record needs no engine
+        assert recorded_id  # a record needs no engine
 
-    def test_of_the_journal(self, config: Config) -> None:
+    def test_of_the_journal_makes_the_daemon_refuse_questions_and_records(self, config: Config) -> None:
         opened: list[Journal] = []
 
-        class Leaving(Journal):
-            leaves = False
+        class EndingJournal(Journal):
+            ends = False
 
             def _transaction(self, batch: list[Any]) -> list[Committed]:
-                if self.leaves:
+                if self.ends:
                     raise SystemExit
                 return super()._transaction(batch)
 
-        def open_leaving(config: Config, on_committed: OnCommitted) -> Journal:
-            opened.append(Leaving(config.journal_path, on_committed=on_committed))
+        def open_ending(config: Config, on_committed: OnCommitted) -> Journal:
+            opened.append(EndingJournal(config.journal_path, on_committed=on_committed))
             return opened[0]
 
         with (
-            serving(config, load_engine=load_stub_engine, open_journal=open_leaving),
+            serving(config, load_engine=load_stub_engine, open_journal=open_ending),
             Client(config.endpoint) as own,
         ):
             assert own.evaluate(question())["context"]["decision_id"]
-            opened[0].leaves = True  # type: ignore[attr-defined]
+            opened[0].ends = True  # type: ignore[attr-defined]
             assert refused(lambda: own.evaluate(question(), deadline_ms=500)).code == "expired"
             wait_until(lambda: not own.status().journal.alive)
             status, error = own.status(), refused(lambda: own.evaluate(question()))
@@ -587,7 +598,7 @@ class TestThreadThatEnded:
         assert (error.code, of_record.code) == ("unavailable", "unavailable")
         assert verify(config.journal_path).ok
 
-    def test_is_stalled_from_when_it_was_found(self) -> None:
+    def test_counts_as_stalled_from_the_turn_that_detects_it(self) -> None:
         supervisor = Supervisor({}, stall_s=30)
         supervisor.watch({"engine": Thread(alive=False)})
         supervisor.turn(False, 10**15)
@@ -597,7 +608,7 @@ class TestThreadThatEnded:
 
 
 class TestStall:
-    """A part that stands still for `stall_s` with work waiting ends the daemon; time is an argument."""
+    """A part that makes no progress for `stall_s` with work waiting ends the daemon; time is an argument."""
 
     def turns(self, stall_s: float, thread: Thread, *, stopping: bool = False, after_s: float) -> None:
         supervisor = Supervisor({}, stall_s=stall_s)
@@ -610,26 +621,26 @@ class TestStall:
         thread.pulse.beat()
         return thread
 
-    def test_comes_with_the_part_and_the_setting(self, busy: Thread) -> None:
+    def test_names_the_part_and_the_setting(self, busy: Thread) -> None:
         self.turns(300, busy, after_s=299.9)
         with pytest.raises(Stalled, match="journal made no progress for 300 s; stall_s is 300") as caught:
             self.turns(300, busy, after_s=300)
         assert caught.value.exit_code == 6
 
-    def test_never_comes_where_nothing_waits(self) -> None:
+    def test_is_never_raised_if_no_work_waits(self) -> None:
         self.turns(300, Thread(), after_s=10**6)
 
-    def test_never_comes_if_it_is_zero(self, busy: Thread) -> None:
+    def test_is_never_raised_if_stall_s_is_zero(self, busy: Thread) -> None:
         self.turns(0, busy, after_s=10**6)
 
-    def test_never_comes_while_stopping_which_has_a_bound_of_its_own(self, busy: Thread) -> None:
+    def test_is_never_raised_while_stopping_which_is_bounded_by_shutdown_s(self, busy: Thread) -> None:
         self.turns(300, busy, stopping=True, after_s=10**6)
 
 
 class TestStatus:
-    def test_of_each_part_is_told(self, config: Config, listener: Listener) -> None:
+    def test_shows_the_state_of_each_part(self, config: Config, listener: Listener) -> None:
         with daemon(config, listener) as opened, Client(config.endpoint) as client:
-            opened.tell("go")
+            opened.send("go")
             opened.wait_for("ready")
             wait_until(lambda: client.status().journal.stalled_s == 0)
             status = client.status()
@@ -644,11 +655,11 @@ class TestStatus:
         }
         assert status.model.file is None
 
-    def test_names_a_model_file_that_was_replaced_and_the_daemon_serves_on(
+    def test_names_a_changed_model_file_and_the_daemon_goes_on_deciding(
         self, config: Config, short_dir: Path
     ) -> None:
         path = random_phi.write(short_dir / "model.gguf")
-        ours = replace(
+        changed = replace(
             config,
             model=str(path),
             models_dir=short_dir,
@@ -656,7 +667,7 @@ class TestStatus:
             max_question_tokens=1024,
             parallel_explanations=1,
         )
-        with serving(ours), Client(ours.endpoint, timeout_ms=PATIENCE_S * 1000) as client:
+        with serving(changed), Client(changed.endpoint, timeout_ms=PATIENCE_S * 1000) as client:
 
             def probabilities() -> Json:
                 answer = client.evaluate(question(), deadline_ms=PATIENCE_S * 1000)["context"]
