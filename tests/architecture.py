@@ -1,7 +1,7 @@
 """The import rules as data: which package stands on which floor, its layers, and who may import which
 library.
 
-Owns the reading of tests/data/architecture.toml and the table that docs/architecture.md shows of it.
+Owns the reading of tests/data/architecture.toml and the table that docs/explanation/architecture.md shows of it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from msgspec import Struct, convert
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "thor_policy"
-DOCUMENT = ROOT / "docs" / "architecture.md"
+DOCUMENT = ROOT / "docs" / "explanation" / "architecture.md"
 #: Where the table stands in the document.
 BEGIN, END = "<!-- packages: ./scripts/architecture-doc -->", "<!-- end of packages -->"
 
