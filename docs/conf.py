@@ -20,12 +20,17 @@ author = "the thor-policy authors"
 extensions = ["myst_parser"]
 exclude_patterns = ["examples"]
 nitpicky = True
+#: Blocks without a language are output. Quotes, dots and dashes stay as they are written.
+highlight_language = "none"
+smartquotes = False
 
 #: Headings of these levels get the anchors that code hosts give them.
 myst_heading_anchors = 4
 
 html_theme = "furo"
 html_title = f"{project} {release}"
+html_static_path = ["_static"]
+html_css_files = ["style.css"]
 html_copy_source = False
 html_show_sourcelink = False
 
@@ -37,7 +42,9 @@ def _contents(index: str) -> str:
     blocks = []
     for section in re.split(r"^## ", index, flags=re.MULTILINE):
         caption = [] if section.startswith("# ") else [f":caption: {section.splitlines()[0]}"]
-        entries = [f"{title} <{target}>" for title, target, _ in _LINK.findall(section) if target.endswith(".md")]
+        entries = [
+            f"{title} <{target}>" for title, target, _ in _LINK.findall(section) if target.endswith(".md")
+        ]
         blocks.append("\n".join(["```{toctree}", ":hidden:", *caption, "", *entries, "```"]))
     return "\n\n".join(blocks)
 

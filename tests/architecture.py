@@ -1,7 +1,8 @@
 """The import rules as data: which package stands on which floor, its layers, and who may import which
 library.
 
-Owns the reading of tests/data/architecture.toml and the table that docs/explanation/architecture.md shows of it.
+Owns the reading of tests/data/architecture.toml, and the table that docs/explanation/architecture.md shows
+of it.
 """
 
 from __future__ import annotations
