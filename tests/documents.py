@@ -31,9 +31,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 #: Languages of the blocks that need a mark.
 LANGUAGES = {"sh", "bash", "console", "python"}
 #: Longest that a block may run, and that a daemon may take to start or to stop, in seconds.
-BLOCK_TIMEOUT_S, DAEMON_TIMEOUT_S = 120, 60
+BLOCK_TIMEOUT_S, DAEMON_TIMEOUT_S = 300, 120
 
-_FENCE = re.compile(r"^ *```(\w*) *$")
 _MARK = re.compile(
     r"^ *<!-- (?:not run: (?P<reason>.+?)"
     r"|run: (?P<name>[\w ]+?)(?P<background> in the background)?(?:, exit status (?P<status>\d+))?) -->$"
@@ -143,7 +142,7 @@ class Shell:
         """
         code = block.code
         for name, value in (placeholders or {}).items():
-            code = re.sub(rf"(?<![\w/]){re.escape(name)}(?!\w)", lambda _, value=value: value, code)
+            code = value.join(re.split(rf"(?<![\w/]){re.escape(name)}(?!\w)", code))
         if block.language == "python":
             (self.folder / ".sample.py").write_text(code, encoding="utf-8")
             code = "python .sample.py\n"
