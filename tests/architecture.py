@@ -1,7 +1,8 @@
 """The rules of the architecture as data: the floor and the layers of each package, the modules that may
 import each library, and the names that no module may bind.
 
-Owns the reading of tests/data/architecture.toml and the table of it in docs/architecture.md.
+Owns the reading of tests/data/architecture.toml, and the table that docs/explanation/architecture.md shows
+of it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from msgspec import Struct, convert
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "thor_policy"
-DOCUMENT = ROOT / "docs" / "architecture.md"
-#: The lines of the document before and after the table.
+DOCUMENT = ROOT / "docs" / "explanation" / "architecture.md"
+#: Where the table stands in the document.
 BEGIN, END = "<!-- packages: ./scripts/architecture-doc -->", "<!-- end of packages -->"
 #: No name may be one of these: a bare participle or pronoun does not say what a variable holds, and the parts
 #: have other names (maintenance thread, pack manager, task).

@@ -1,0 +1,222 @@
+"""The documents: every block of shell or Python is run as it stands, or says why not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.documents import PAGES, ROOT, Shell, blocks_named, blocks_of, missing_line, open_shell
+from thor_policy import catalog
+from thor_policy.client.blocking import Client
+from thor_policy.config import Config
+from thor_policy.daemon.service import serving
+from thor_policy.journal.reader import Reader
+from thor_policy.journal.verification.verify import verify
+from thor_policy.testing import load_stub_engine
+
+#: The names under which blocks are run, each by a test below.
+NAMES = {
+    *("readme", "quickstart", "tutorial", "zeromq sample"),
+    *("packs", "signatures", "keys", "journal", "checks", "backup"),
+}
+DOOR = ROOT / "docs" / "examples" / "door-access"
+QUESTION = json.loads((ROOT / "docs" / "examples" / "door-question.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_of_code_is_run_or_says_why_not(page: Path) -> None:
+    blocks = blocks_of(page)
+    unmarked = [block.place for block in blocks if not block.name and not block.reason]
+    assert unmarked == [], "put <!-- run: NAME --> or <!-- not run: REASON --> on the line before"
+    assert {block.name for block in blocks if block.name} <= NAMES, "write a test for this name"
+
+
+def test_the_front_page_links_to_every_page() -> None:
+    """docs/conf.py makes the table of contents from these links."""
+    docs = ROOT / "docs"
+    links = set(re.findall(r"\]\(([^)#]+\.md)\)", (docs / "index.md").read_text(encoding="utf-8")))
+    pages = {str(page.relative_to(docs)) for page in docs.rglob("*.md")}
+    assert links == {page for page in pages if not page.startswith("examples/")} - {"index.md"}
+
+
+def test_every_name_has_blocks() -> None:
+    assert {block.name for page in PAGES for block in blocks_of(page)} - {""} == NAMES
+
+
+@pytest.mark.parametrize(
+    ("mark", "expected"),
+    [
+        ("", ("", "", False, 0)),
+        ("<!-- run: tutorial -->", ("tutorial", "", False, 0)),
+        ("<!-- run: tutorial in the background -->", ("tutorial", "", True, 0)),
+        ("<!-- run: tutorial, exit status 2 -->", ("tutorial", "", False, 2)),
+        ("<!-- not run: needs root -->", ("", "needs root", False, 0)),
+        ("<!-- not run: -->", ("", "", False, 0)),
+    ],
+)
+def test_a_mark_stands_on_the_line_before_its_block(mark: str, expected: tuple[str, str, bool, int]) -> None:
+    text = f"Text\n{mark}\n```sh\nls\n```\n\n```\nfile\n```\n"
+    (block,) = blocks_of(ROOT / "README.md", text)
+    assert (block.name, block.reason, block.background, block.status) == expected
+    assert (block.code, block.output, block.place) == ("ls\n", "file\n", "README.md:3")
+
+
+@pytest.mark.parametrize(
+    ("output", "printed", "missing"),
+    [
+        ("a 1\nc\n", "a   1\nb\nc\n", None),
+        ("a\nb\n", "b\na\n", "b"),
+        ("a\n", "ab\n", "a"),
+        ("a 1\n", "a 1 c\n", None),
+    ],
+)
+def test_documented_output_must_be_printed_in_its_order(
+    output: str, printed: str, missing: str | None
+) -> None:
+    assert missing_line(output, printed) == missing
+
+
+def variables_of(config: Config) -> dict[str, str]:
+    """The settings of a test, as a user's variables."""
+    return {"THOR_POLICY_STATE_DIR": str(config.state_dir), "THOR_POLICY_ENDPOINT": config.endpoint}
+
+
+@pytest.fixture
+def config(short_dir: Path) -> Config:
+    return Config(state_dir=short_dir / "state", endpoint=f"ipc://{short_dir}/policy.sock")
+
+
+@pytest.fixture
+def shell(config: Config, tmp_path: Path) -> Iterator[Shell]:
+    with open_shell(tmp_path, variables_of(config)) as opened:
+        yield opened
+
+
+@contextlib.contextmanager
+def decided(config: Config) -> Iterator[None]:
+    """A daemon with the stub, which has decided a question."""
+    with serving(config, load_engine=load_stub_engine):
+        with Client(config.endpoint) as client:
+            client.evaluate(QUESTION)
+        yield
+
+
+def newest_decision(config: Config) -> str:
+    with Reader(config.journal_path) as reader:
+        return str(reader.decisions(limit=1)[0]["decision_id"])
+
+
+# ---------------------------------------------------------------- a newcomer, with the embedded model
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory, model_file: catalog.ModelFile) -> Iterator[Shell]:
+    """The shell in which every block of the quickstart was run, in order, with its daemon.
+
+    It began in a directory that was empty, but for the virtual environment.
+    """
+    folder = tmp_path_factory.mktemp("newcomer")
+    (folder / ".venv").symlink_to(sys.prefix)
+    with tempfile.TemporaryDirectory(prefix="tp-") as short_dir:
+        config = Config(state_dir=folder / "state", endpoint=f"ipc://{short_dir}/policy.sock")
+        with open_shell(folder, variables_of(config)) as shell:
+            for block in blocks_named("quickstart"):
+                shell.run(block, {"ID": newest_decision(config)} if "ID" in block.code else {})
+            yield shell
+
+
+@pytest.mark.model
+def test_the_quickstart_runs_as_written(quickstart: Shell) -> None:
+    """Its answers are in the journal: the first by the model, that of the Python client from the cache."""
+    with Reader(Config(state_dir=quickstart.folder / "state").journal_path) as reader:
+        tiers = [row["tier"] for row in reader.decisions(entity="env:production")]
+    assert tiers == ["cache", "model"]
+
+
+@pytest.mark.model
+def test_the_tutorial_runs_as_written_after_the_quickstart(quickstart: Shell) -> None:
+    (quickstart.folder / "docs").symlink_to(ROOT / "docs")
+    for block in blocks_named("tutorial"):
+        quickstart.run(block)
+
+
+@pytest.mark.model
+def test_the_question_of_the_readme_gets_the_answer_on_the_page(
+    shell: Shell, model_file: catalog.ModelFile
+) -> None:
+    (shell.folder / ".venv").symlink_to(sys.prefix)
+    for block in blocks_named("readme"):
+        shell.run(block)
+
+
+# ---------------------------------------------------------------- guides and reference, with the stub
+
+
+@pytest.mark.model
+def test_the_commands_for_packs_run_as_written(
+    shell: Shell, config: Config, model_file: catalog.ModelFile
+) -> None:
+    """The model is for `render`, which prints tokens."""
+    names = {"DIR": str(DOOR), "NAME": "team-governance", "FILE": str(DOOR.parent / "door-question.json")}
+    with decided(config):
+        for block in blocks_named("packs"):
+            shell.run(block, names)
+
+
+def test_the_commands_for_signatures_run_as_written(shell: Shell, tmp_path: Path) -> None:
+    pack = shutil.copytree(DOOR, tmp_path / "door-access")
+    for block in blocks_named("signatures"):
+        shell.run(block, {"DIR": str(pack), "FILE": str(tmp_path / "release.key")})
+
+
+def test_the_commands_for_keys_run_as_written(shell: Shell) -> None:
+    for block in blocks_named("keys"):
+        shell.run(block)
+
+
+def test_the_commands_for_the_journal_run_as_written(shell: Shell, config: Config) -> None:
+    with decided(config):
+        pass
+    head = verify(config.journal_path)
+    for block in blocks_named("journal"):
+        shell.run(block, {"SEQ:HASH": f"{head.events}:{head.head}"}, typed="y\n")
+
+
+@pytest.mark.model
+def test_the_commands_that_check_a_daemon_run_as_written(
+    shell: Shell, config: Config, model_file: catalog.ModelFile
+) -> None:
+    """The model is for `doctor`, which looks for its file."""
+    with decided(config):
+        for block in blocks_named("checks"):
+            shell.run(block)
+
+
+@pytest.mark.skipif(shutil.which("sqlite3") is None, reason="the command sqlite3 is not on this machine")
+def test_a_backup_can_be_restored_as_written(config: Config, tmp_path: Path) -> None:
+    variables = {"STATE": str(config.state_dir), "BACKUP": str(tmp_path / "backup")}
+    back_up, restore = blocks_named("backup")
+    with open_shell(tmp_path, variables_of(config) | variables) as shell:
+        with decided(config):
+            decision_id = newest_decision(config)
+            shell.run(back_up)
+        shell.run(restore)
+    assert newest_decision(config) == decision_id
+
+
+def test_the_sample_for_any_language_gets_a_decision(config: Config) -> None:
+    (sample,) = blocks_named("zeromq sample")
+    names: dict[str, Any] = {}
+    exec(sample.code, names)  # noqa: S102  it is ours
+    with decided(config):
+        reply = names["ask"](QUESTION, config.endpoint)
+    assert reply["context"]["decision_id"] == newest_decision(config)
