@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from thor_policy.cli.escape import visible
-from thor_policy.cli.steps import Steps
+from thor_policy.cli.steps import Steps, error_console
 from thor_policy.core.requests import Json
 from thor_policy.learning.training.settings import Point
 from thor_policy.telemetry import logs
@@ -53,7 +53,7 @@ _STYLES = {
 
 def console(*, stderr: bool = False) -> Console:
     """A console on standard output or standard error."""
-    return Console(stderr=stderr, highlight=False, soft_wrap=False)
+    return error_console() if stderr else Console(highlight=False, soft_wrap=False)
 
 
 def as_json(value: Json) -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 from rich.console import Console
@@ -27,6 +28,15 @@ PAUSE_S = 2.0
 PAUSE_SHARE = 0.1
 #: Name of the thread that prints lines.
 THREAD = "progress-lines"
+
+
+#: The consoles of the bars that are shown, the newest last.
+_consoles: list[Console] = []
+
+
+def error_console() -> Console:
+    """The console on standard error; while a bar is shown it is the bar's, so that lines appear above it."""
+    return _consoles[-1] if _consoles else Console(stderr=True, highlight=False, soft_wrap=False)
 
 
 class Pace:
@@ -70,7 +80,7 @@ class Steps:
         self._pace = Pace(time.monotonic(), pause_s)
         self._has_lines = False
         self._lock, self._ended = threading.Lock(), threading.Event()
-        self._screen = Console(stderr=True, highlight=False, soft_wrap=False)
+        self._screen = error_console()
         #: True if a bar is shown, False if lines are printed.
         self.on_terminal = sys.stderr.isatty() and not self._screen.is_dumb_terminal
         self._bar = self._new_bar() if self.on_terminal else None
@@ -82,6 +92,7 @@ class Steps:
 
     def __enter__(self) -> Steps:
         if self._bar is not None:
+            _consoles.append(self._screen)
             self._bar.start()
         if self._thread is not None:
             self._thread.start()
@@ -93,10 +104,12 @@ class Steps:
         self._ended.set()
         if self._bar is not None:
             self._bar.stop()
+            _consoles.pop()
         if self._thread is not None:
             self._thread.join()
             if self._has_lines and kind is None:
-                self._print(self._line())
+                with suppress(OSError, ValueError):  # standard error was closed
+                    self._print(self._line())
 
     def update(
         self, *, by: int = 0, done: int | None = None, total: int | None = None, note: str | None = None
@@ -166,7 +179,7 @@ class Steps:
                 wait_s = self._pace.wait_s(time.monotonic())
 
     def _print(self, text: str) -> None:
-        Console(stderr=True, highlight=False).print(escape(visible(text, lines=True)), soft_wrap=True)
+        error_console().print(escape(visible(text, lines=True)), soft_wrap=True)
         self._pace.printed(time.monotonic())
 
     def _line(self) -> str:

@@ -6,6 +6,7 @@ Owns their layout. Invariant: functions print plain values and decide nothing. M
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ def show_run(run: Run, figures: Figures, state_dir: Path | None) -> None:
     `state_dir` is where the decisions are recorded, None if that is on another machine.
     """
     items = sorted(worst(run.results).values(), key=lambda item: list(_RESULTS).index(_result(item)))
-    render.line(headline(items))
+    render.line(textwrap.fill(headline(items), 80, subsequent_indent="    "))
     for judge in run.judges:
         render.line(f"\n{judge.pack.name}" if len(run.judges) > 1 else "")
         _show_items([item for item in items if item.pack == judge.pack.name], state_dir)
@@ -130,7 +131,8 @@ def headline(items: Sequence[Item]) -> str:
     failures = [f"{counts[name]} {words}" for name, words in _RESULTS.items() if words and counts[name]]
     skipped = f"; {counts['skipped']} skipped" if counts["skipped"] else ""
     if not failures:
-        return f"all {count} scenarios passed{skipped}" if count else f"no scenario was asked{skipped}"
+        passed = f"all {count} scenarios passed" if count > 1 else f"{count or 'no'} scenario passed"
+        return passed + skipped
     return f"{count - counts['passed']} of {count} scenarios did not pass: {', '.join(failures)}{skipped}"
 
 
