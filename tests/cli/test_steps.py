@@ -256,6 +256,20 @@ class TestTerminal:
         assert "asking" in written
         assert screen == ["loading the model ..."]
 
+    def test_a_bar_with_long_texts_stays_on_one_line_and_keeps_its_count(self) -> None:
+        _, written, _ = self.run(
+            "from thor_policy.cli import render\n"
+            "with render.asking(148) as advance:\n"
+            "    for status in ('passed', 'failed', 'error', 'skipped'):\n"
+            "        advance('SCENARIO-WITH-A-LONG-ID', status, 'allow', 'right', 1.0)\n"
+            "with render.reading_bytes('fetching a-model-with-a-very-long-name-' + 'x' * 60) as report:\n"
+            "    report(1_000_000_000, 2_500_000_000)\n"
+        )
+        lines = re.split(r"\r\x1b\[2K|\r\n", written)
+        assert any("4 of 148" in line for line in lines)
+        assert any("1,000.0 of 2,500.0 MB" in line for line in lines)
+        assert "\x1b[1A\x1b[2K\x1b[1A" not in written  # a bar of two lines would be redrawn by two
+
     def test_a_display_inside_another_leaves_the_screen_clean(self) -> None:
         _, written, screen = self.run(
             "from thor_policy.cli import render\n"

@@ -209,7 +209,7 @@ def asking(total: int) -> Iterator[Callable[[str, str, str | None, str, float], 
         def advance(id: str, status: str, outcome: str | None, verdict: str, ms: float) -> None:
             counts[status] += 1
             tally = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-            steps.update(by=1, note=f"{tally}; {id}")
+            steps.update(by=1, note=tally if sum(counts.values()) == total else f"{tally}; {id}")
             if not steps.on_terminal:
                 words = [part for part in (id, outcome, verdict, f"{ms:,.0f} ms" if outcome else "") if part]
                 steps.log(f"{sum(counts.values()):>{width}}/{total} {'  '.join(words)}")

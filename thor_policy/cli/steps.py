@@ -14,10 +14,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task
+from rich.table import Column
 from rich.text import Text
 
 from thor_policy.cli.escape import visible
@@ -126,8 +128,7 @@ class Steps:
                     task,
                     completed=self._done or 0,
                     total=self._total,
-                    beside=self._beside(),
-                    count=self._count(),
+                    **self._texts(),
                 )
 
     def log(self, text: str) -> None:
@@ -148,19 +149,18 @@ class Steps:
     # ------------------------------------------------------------ the bar
 
     def _new_bar(self) -> Progress:
-        columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}")]
+        columns: list[ProgressColumn] = [SpinnerColumn(), _Shortened("what")]
         if self._total is not None or self._in_bytes:
-            columns.append(BarColumn(bar_width=20))
-        columns += [TextColumn("{task.fields[count]}"), _Clock(), TextColumn("{task.fields[beside]}")]
+            columns.append(BarColumn(bar_width=12))
+        columns += [_CountAndTime(Column(no_wrap=True)), _Shortened("note")]
         # what is printed on standard output belongs there, not on the console of the bar
         bar = Progress(*columns, console=self._screen, transient=True, redirect_stdout=False)
-        bar.add_task(
-            escape(visible(self._activity)), total=self._total, beside=self._beside(), count=self._count()
-        )
+        bar.add_task("", total=self._total, **self._texts())
         return bar
 
-    def _beside(self) -> str:
-        return escape(visible(self._note))
+    def _texts(self) -> dict[str, Any]:
+        """What the columns show."""
+        return {"what": visible(self._activity), "count": self._count(), "note": visible(self._note)}
 
     # ------------------------------------------------------------ the lines
 
@@ -198,13 +198,28 @@ class Steps:
         return f"{show(self._done or 0)}{of_all}{' MB' if self._in_bytes else ''}"
 
 
-class _Clock(ProgressColumn):
-    """The time so far, and the time left where it can be known."""
+class _Shortened(ProgressColumn):
+    """A text that is cut where the line has no room for it."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__()
+        self._field = field
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields[self._field], no_wrap=True, overflow="ellipsis")
+
+
+class _CountAndTime(ProgressColumn):
+    """The count, the time so far, and the time left where it can be known."""
 
     def render(self, task: Task) -> Text:
         left = task.time_remaining if task.total is not None else None
-        until = f", {_duration(left)} left" if left else ""
-        return Text(f"{_duration(task.elapsed or 0.0)}{until}", style="dim")
+        parts = [
+            task.fields["count"],
+            _duration(task.elapsed or 0.0),
+            f"{_duration(left)} left" if left else "",
+        ]
+        return Text(", ".join(part for part in parts if part))
 
 
 def _megabytes(count: int) -> str:
