@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from tests.build import write_adapter_header
 from thor_policy import catalog
 from thor_policy.catalog import fetching
-from thor_policy.catalog.files import Catalog, CatalogModel, HubSource, ModelFile, WheelSource
+from thor_policy.catalog.files import READ_BYTES, Catalog, CatalogModel, HubSource, ModelFile, WheelSource
 from thor_policy.config import Config
 from thor_policy.core.errors import CatalogError, DigestMismatch
 
@@ -781,19 +781,20 @@ def test_a_part_of_a_split_model_is_refused(models_dir: Path, tmp_path: Path) ->
         catalog.resolve(str(path), models_dir)
 
 
-def test_a_file_that_changes_while_it_is_hashed_is_refused(
-    models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, file_digest = tmp_path / "own.gguf", hashlib.file_digest
+def test_a_file_that_changes_while_it_is_hashed_is_refused(models_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "own.gguf"
     path.write_bytes(BODY)
-
-    def digest_and_change(*arguments: Any) -> Any:
-        path.write_bytes(BODY + b"more")
-        return file_digest(*arguments)
-
-    monkeypatch.setattr(hashlib, "file_digest", digest_and_change)
     with pytest.raises(CatalogError, match="changed while it was read"):
-        catalog.resolve(str(path), models_dir)
+        catalog.verify(path, models_dir, progress=lambda _done, _total: path.write_bytes(BODY + b"more"))
+
+
+def test_verifying_a_file_reports_the_bytes_so_far_and_in_total(models_dir: Path, tmp_path: Path) -> None:
+    path, reports = tmp_path / "own.gguf", list[tuple[int, int]]()
+    size_bytes = READ_BYTES + 5
+    path.write_bytes(BODY + bytes(size_bytes - len(BODY)))
+    verdict = catalog.verify(path, models_dir, progress=lambda *at: reports.append(at))
+    assert verdict.actual == sha256(path.read_bytes())
+    assert reports == [(READ_BYTES, size_bytes), (size_bytes, size_bytes)]
 
 
 def test_without_a_models_directory_a_path_is_hashed_each_time(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from thor_policy.daemon.loading import find_adapter
 from thor_policy.daemon.service import serving
 from thor_policy.journal.checkpoints import Signer
 from thor_policy.journal.projections import DECISION_COLUMNS
+from thor_policy.journal.reader import ENDING_CHARS
 from thor_policy.journal.writer import Journal
 from thor_policy.policy.pack import Pack
 from thor_policy.testing import StubEngine, load_stub_engine
@@ -211,7 +212,7 @@ class TestSuites:
         (row,) = json.loads(run("log", "--json").stdout)
         assert row["scenario_id"] == "T1"
         assert row["decision_correct"] == 1
-        assert row["decision_id"] in result.stdout
+        assert row["decision_id"][-ENDING_CHARS:] in result.stdout
         assert "easy" in result.stdout
 
     def test_suites_of_a_pack_that_the_daemon_does_not_serve_are_left_out(

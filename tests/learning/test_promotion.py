@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -38,6 +38,7 @@ from thor_policy.daemon.service import serving
 from thor_policy.journal import events
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.verification.verify import verify
+from thor_policy.learning.display import Silent
 from thor_policy.learning.promotion.gate import Gate
 from thor_policy.learning.promotion.improve import Improvement, improve, next_version
 from thor_policy.learning.promotion.promote import choose, promote
@@ -189,6 +190,34 @@ SUITE = Suite(
     description="What the small pack is to do.",
     scenarios=(scenario("S1", "risky", "require_mfa"), scenario("S2", "wave", "allow")),
 )
+
+
+class Counted(Silent):
+    """A display that counts the steps of each part."""
+
+    def __init__(self) -> None:
+        self.parts: list[list[int]] = []
+
+    @contextmanager
+    def progress(self, total: int | None, label: str, /) -> Iterator[Callable[[], None]]:
+        self.parts.append(part := [total or 0, 0])
+
+        def advance() -> None:
+            part[1] += 1
+
+        yield advance
+
+
+def test_the_gate_shows_each_step_of_its_long_parts(
+    settings: Config, fixed: Path, past: dict[str, str]
+) -> None:
+    display = Counted()
+    announced: list[str] = []
+    judged(settings, fixed, suites=(SUITE,), display=display, announce=announced.append)
+    assert len(display.parts) == len(announced) == 5
+    assert announced[0].startswith("running 2 scenarios by 1")
+    for total, steps in display.parts:
+        assert total == steps
 
 
 # ---------------------------------------------------------------- the counterfactual

@@ -220,6 +220,13 @@ def test_the_page_shows_every_scenario_and_each_figure_with_its_interval() -> No
         assert expected in text, expected
 
 
+def test_the_time_axis_has_seconds_from_1000_ms_on_so_that_labels_do_not_overlap() -> None:
+    html = shown(run_of(answered("Q1", total_ms=2.0), answered("Q2", total_ms=80_000.0)))
+    for label in ("1 ms", "10 ms", "100 ms", "1 s", "10 s", "100 s"):
+        assert f">{label}</text>" in html, label
+    assert "0000 ms" not in html
+
+
 def test_the_page_shows_flips_if_scenarios_were_repeated() -> None:
     rounds = [answered("Q1", round=1), answered("Q1", "mfa", round=2)]
     text = words(shown(run_of(*rounds, repeats=2)))

@@ -20,10 +20,10 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 from urllib.parse import quote
 
 import httpx
@@ -35,6 +35,7 @@ from thor_policy.catalog.files import (
     Digest,
     HubSource,
     ModelFile,
+    Progress,
     ShippedSource,
     WheelSource,
     expected_sha256,
@@ -57,9 +58,6 @@ CHUNK_BYTES = 1 << 20
 #: What to do about a status of the hub, where another try does not help.
 _CURES = dict.fromkeys((401, 403), "set HF_TOKEN to a token that may read it")
 _CURES[404] = "the file has moved, or HF_ENDPOINT is wrong"
-
-#: Called with (bytes so far, bytes in all), on the thread that pulls.
-Progress: TypeAlias = Callable[[int, int], None]
 
 
 class _Arrival(NamedTuple):

@@ -19,7 +19,7 @@ import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
@@ -262,14 +262,16 @@ def _resolve_model(model: CatalogModel, models_dir: Path) -> ModelFile:
     return ModelFile(name=model.name, path=path, sha256=digest.sha256, base=model.base)
 
 
-def verify(model: CatalogModel | Path, models_dir: Path) -> Verdict:
+def verify(
+    model: CatalogModel | Path, models_dir: Path, *, progress: Progress = lambda _done, _total: None
+) -> Verdict:
     """Hash the whole file, whatever is recorded, and compare; writes nothing. Raises CatalogError."""
     path = model.absolute() if isinstance(model, Path) else model.path(models_dir)
     key = _key(path, models_dir) if isinstance(model, Path) else model.file
     known = recorded(models_dir).get(key)
     expected = expected_sha256(None if isinstance(model, Path) else model, known)
     with _reading(path):
-        actual = hash_file(path).sha256 if path.is_file() else None
+        actual = hash_file(path, progress=progress).sha256 if path.is_file() else None
     return Verdict(path=path, expected=expected, actual=actual)
 
 
@@ -288,6 +290,11 @@ def listing(models_dir: Path, *, catalog: Catalog | None = None) -> list[Listed]
 
 # ---------------------------------------------------------------- digests
 
+#: How much of a file is read at a time, in bytes.
+READ_BYTES = 1 << 20
+
+#: Called with the bytes done so far and the bytes in total.
+Progress: TypeAlias = Callable[[int, int], None]
 #: Size in bytes, mtime in ns, inode, ctime in ns.
 Stat: TypeAlias = tuple[int, int, int, int]
 
@@ -309,14 +316,21 @@ def expected_sha256(model: CatalogModel | None, known: Digest | None) -> str | N
     return (model and model.sha256) or (known.sha256 if known else None)
 
 
-def hash_file(path: Path) -> Digest:
-    """Read the whole file. Raises OSError, and CatalogError if the file changed meanwhile."""
-    with path.open("rb") as file:
+def hash_file(path: Path, *, progress: Progress = lambda _done, _total: None) -> Digest:
+    """Read the whole file; `progress` is called with the bytes so far and in total.
+
+    Raises OSError, and CatalogError if the file changed meanwhile.
+    """
+    sha256 = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
         before = stat_of(os.fstat(file.fileno()))
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        done, size_bytes = 0, before[0]
+        while chunk := file.read(READ_BYTES):
+            sha256.update(chunk)
+            progress(done := done + len(chunk), size_bytes)
         if stat_of(os.fstat(file.fileno())) != before:
             raise CatalogError(f"{path} changed while it was read; wait until its writer is done, then retry")
-    return Digest(sha256=sha256, stat=before)
+    return Digest(sha256=sha256.hexdigest(), stat=before)
 
 
 def recorded(models_dir: Path) -> dict[str, Digest]:

@@ -39,7 +39,7 @@ def calibrate(config: Config, by: By, dry_run: bool, report_dir: Path | None, as
     The temperature in force is fitted to all decisions. From 100 on, the figures are of a half that their fit
     did not see. Calibration never changes a label, only its confidence.
     """
-    fitted = fitting.fit(config, by=by)
+    fitted = fitting.fit(config, by=by, display=render)
     if report_dir is not None:
         _write_report(report_dir, fitted)
     if not dry_run:

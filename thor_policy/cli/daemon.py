@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import time
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import click
@@ -46,7 +47,11 @@ def serve(config: Config) -> None:
         log.info("ready at %s, journal %s", config.endpoint, config.journal_path)
 
     reload_settings = click.get_current_context().meta[READ_SETTINGS]
-    with service.open_service(config, supervisor=supervisor, reread=reload_settings) as server:
+    with ExitStack() as stack:
+        # without a terminal, the lines of the log say as much
+        with nullcontext() if logs.structured() else render.working("loading", with_lines=False):
+            service_context = service.open_service(config, supervisor=supervisor, reread=reload_settings)
+            server = stack.enter_context(service_context)
         server.run(ready=ready, turn=supervisor.turn)
         log.info("stopping: the last replies are sent, the journal is closing")
 
@@ -76,7 +81,9 @@ def ask(
     The question is an AuthZEN evaluation or a flat situation, as JSON.
     """
     with Client(config.endpoint, key=config.key_file) as client:
-        reply = client.evaluate(_read_question(question), explain=explain, deadline_ms=deadline_ms, pack=pack)
+        fields = _read_question(question)
+        with render.working("asking"):
+            reply = client.evaluate(fields, explain=explain, deadline_ms=deadline_ms, pack=pack)
     if as_json:
         render.as_json(reply)
     else:
@@ -97,7 +104,10 @@ def status(config: Config, as_json: bool) -> None:
     bits = "" if model.exact else ", not bit-exact"
     adapter = model.adapter and f"{model.adapter.name} x {model.adapter.scale} {model.adapter.sha256[:12]}"
     counts = drift.counters
-    golden = f"{counts['drifted']} changes in {counts['answered']} answers, {counts['failed']} got no answer"
+    golden = (
+        f"{counts['drifted']} changes in {counts['answered']} example answers, "
+        f"{counts['failed']} got no answer"
+    )
     own = ("version", "pid", "state", "trouble", "uptime_s", "endpoint", "tcp_endpoint", "events_endpoint")
     render.pairs(
         {name: getattr(state, name) for name in own}

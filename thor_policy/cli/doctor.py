@@ -11,7 +11,7 @@ import msgspec
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config
-from thor_policy.daemon.doctor import examine
+from thor_policy.daemon.doctor import CHECKS, examine
 
 
 @click.command()
@@ -20,7 +20,8 @@ from thor_policy.daemon.doctor import examine
 @click.pass_context
 def doctor(ctx: click.Context, config: Config, as_json: bool) -> None:
     """Check device, engine, model, pack, disk, SQLite and daemon; exit status 1 if a check says missing."""
-    findings = examine(config)
+    with render.progress(len(CHECKS), "checks") as advance:
+        findings = examine(config, advance=advance)
     if as_json:
         render.as_json(msgspec.to_builtins(findings))
     else:

@@ -11,7 +11,7 @@ from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config
 from thor_policy.suites import runner
-from thor_policy.suites.invariance import KINDS, Kind, figures
+from thor_policy.suites.invariance import KINDS, Kind, Variant, figures
 from thor_policy.suites.runner import VariantRun
 
 
@@ -70,11 +70,12 @@ def invariance(
 
 def _show(varied: VariantRun) -> None:
     for comparison in varied.compared:
+        if comparison.refused is not None:
+            render.line(f"{_what(comparison.variant)}: refused, {comparison.refused}")
         if comparison.failed:
             variant, loosened_by = comparison.variant, comparison.loosened_by
-            what = f"{variant.detail or variant.kind} in {variant.place or 'the whole question'}"
             by = f"loosened by the {loosened_by}" if loosened_by else "below the floor"
-            render.line(f"{variant.scenario} {what}: {comparison.before} became {comparison.after}, {by}")
+            render.line(f"{_what(variant)}: {comparison.before} became {comparison.after}, {by}")
             if variant.text:
                 render.line(f"    {variant.text!a}")
     render.table(
@@ -86,3 +87,8 @@ def _show(varied: VariantRun) -> None:
     )
     which = "all" if varied.seed is None else f"seed {varied.seed}"
     render.line(f"\n{len(varied.compared)} of {varied.variants} variants, {which}, {varied.where}")
+
+
+def _what(variant: Variant) -> str:
+    """The scenario, and what differs from it where."""
+    return f"{variant.scenario} {variant.detail or variant.kind} in {variant.place or 'the whole question'}"

@@ -327,14 +327,15 @@ def rebuild(config: Config, target: Path | None, at: str | None, as_json: bool) 
 @as_json
 def stats(config: Config, since: str | None, by: str | None, as_json: bool) -> None:
     """Count recorded decisions: outcomes, accuracy, confidence, latency, decisions by hour."""
-    with Reader(config.journal_path) as reader:
-        if by is not None:
+    if by is not None:
+        with Reader(config.journal_path) as reader, render.working("reading the decisions"):
             rows = statistics.breakdown(reader, by, since=since)
-            if as_json:
-                render.as_json(rows)
-            else:
-                _show_breakdown(by, rows)
-            return
+        if as_json:
+            render.as_json(rows)
+        else:
+            _show_breakdown(by, rows)
+        return
+    with Reader(config.journal_path) as reader, render.working("reading the decisions"):
         figures = statistics.statistics(reader, since=since)
         confidence = statistics.confidence(reader, since=since)
         latency = statistics.latency(reader, since=since)

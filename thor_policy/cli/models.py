@@ -54,7 +54,7 @@ def pull(config: Config, name: str, force: bool) -> None:
     from thor_policy.catalog import fetching  # imports httpx, which no other command needs
 
     model = catalog.Catalog.load().get(name)
-    with render.download(name) as progress:
+    with render.reading_bytes(f"fetching {name}") as progress:
         file = fetching.pull(model, config.models_dir, progress=progress, force=force)
     render.line(f"{file.path} sha256 {file.sha256}")
 
@@ -75,7 +75,10 @@ def verify(ctx: click.Context, config: Config, name: str | None, as_json: bool) 
         chosen = [catalog.Catalog.load().get(name)]
     else:
         chosen = [row.model for row in catalog.listing(config.models_dir) if row.present]
-    verdicts = [catalog.verify(model, config.models_dir) for model in chosen]
+    verdicts = []
+    for model in chosen:
+        with render.reading_bytes(f"reading {model.name}") as progress:
+            verdicts.append(catalog.verify(model, config.models_dir, progress=progress))
     if as_json:
         render.as_json([msgspec.to_builtins(v, enc_hook=str) | {"status": v.status} for v in verdicts])
     else:

@@ -261,7 +261,10 @@ packs.add_command(promotions)
 
 
 def _control(config: Config, control: records.Control, as_json: bool) -> dict[str, Json]:
-    with Client(config.endpoint, key=config.key_file) as client:
+    with (
+        Client(config.endpoint, key=config.key_file) as client,
+        render.working(f"waiting for the daemon: {control.task} {control.pack or 'packs'}"),
+    ):
         done = client.control(control)
     if as_json:
         render.as_json(done)

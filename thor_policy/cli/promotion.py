@@ -244,7 +244,16 @@ def _terms(gate: Mapping[str, Any]) -> Iterator[tuple[Terms, dict[str, Any]]]:
     )
     announce = partial(render.line, stderr=True)
     with counterfactual_run.on_idle_time():
-        yield terms, {"now": now, "suites": gate["suites"], "key": gate["key_file"], "announce": announce}
+        yield (
+            terms,
+            {
+                "now": now,
+                "suites": gate["suites"],
+                "key": gate["key_file"],
+                "announce": announce,
+                "display": render,
+            },
+        )
 
 
 def plain(promotion: Promotion) -> dict[str, Json]:

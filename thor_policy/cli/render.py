@@ -1,7 +1,7 @@
-"""Printed output: rich tables within 80 columns, progress bars, colours only on a terminal, JSON, CSV, SVG.
+"""Printed output: rich tables within 80 columns, progress, colours only on a terminal, JSON, CSV, SVG.
 
-Owns the library rich. Invariant: functions take plain values and print them; they fetch and decide nothing.
-Main thread; `LogHandler` is called by any thread.
+Owns the library rich, with `steps`, which shows progress. Invariant: functions take plain values and print
+them; they fetch and decide nothing. Main thread; `LogHandler` is called by any thread.
 """
 
 from __future__ import annotations
@@ -18,21 +18,11 @@ from xml.sax.saxutils import escape as escape_xml
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
 from thor_policy.cli.escape import visible
+from thor_policy.cli.steps import Steps, error_console
 from thor_policy.core.requests import Json
 from thor_policy.learning.training.settings import Point
 from thor_policy.telemetry import logs
@@ -47,6 +37,10 @@ _STYLES = {
     "failed": "red",
     "error": "red bold",
     "skipped": "dim",
+    "too loose": "red bold",
+    "too strict": "red",
+    "refused": "red",
+    "uncited": "yellow",
     "ok": "green",
     "missing": "yellow",
     "warning": "yellow",
@@ -59,7 +53,7 @@ _STYLES = {
 
 def console(*, stderr: bool = False) -> Console:
     """A console on standard output or standard error."""
-    return Console(stderr=stderr, highlight=False, soft_wrap=False)
+    return error_console() if stderr else Console(highlight=False, soft_wrap=False)
 
 
 def as_json(value: Json) -> None:
@@ -186,36 +180,48 @@ def _cell_text(cell: Any) -> str:
 
 
 @contextmanager
-def progress(total: int | None, description: str) -> Iterator[Callable[[], None]]:
-    """A progress bar on standard error for `total` items. Call the yielded function after each item."""
-    with _bar(BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda: bar.advance(task)
+def working(activity: str, *, with_lines: bool = True) -> Iterator[None]:
+    """A spinner for work without steps; `with_lines` prints lines where standard error is no terminal."""
+    with Steps(activity, with_lines=with_lines):
+        yield
 
 
 @contextmanager
-def asking(total: int) -> Iterator[Callable[[str, str], None]]:
-    """A progress bar for `total` scenarios. Call the yielded function with the id and status of each."""
-    counts = {"passed": 0, "failed": 0, "error": 0, "skipped": 0}
-    tally = TextColumn("{task.fields[counts]}")
-    with _bar(BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(), tally) as bar:
-        task = bar.add_task("asking", total=total, counts="")
+def progress(total: int | None, activity: str, *, first: str = "") -> Iterator[Callable[[], None]]:
+    """Show how many of `total` items are done. Call the yielded function after each item.
 
-        def advance(id: str, status: str) -> None:
+    `first` says what happens before the first item is done.
+    """
+    with Steps(activity, total, note=first) as steps:
+        yield lambda: steps.update(by=1, note="")
+
+
+@contextmanager
+def asking(total: int) -> Iterator[Callable[[str, str, str | None, str, float], None]]:
+    """Show how many of `total` scenarios are answered; without a terminal, a line for each of them.
+
+    Call the yielded function with the id, status, outcome, verdict in words and milliseconds of each.
+    """
+    counts = {"passed": 0, "failed": 0, "error": 0, "skipped": 0}
+    width = len(str(total))
+    with Steps("asking", total) as steps:
+
+        def advance(id: str, status: str, outcome: str | None, verdict: str, ms: float) -> None:
             counts[status] += 1
-            tally_text = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-            bar.update(task, advance=1, counts=escape(f"{tally_text}; {id}"))
+            tally = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+            steps.update(by=1, note=tally if sum(counts.values()) == total else f"{tally}; {id}")
+            if not steps.on_terminal:
+                words = [part for part in (id, outcome, verdict, f"{ms:,.0f} ms" if outcome else "") if part]
+                steps.log(f"{sum(counts.values()):>{width}}/{total} {'  '.join(words)}")
 
         yield advance
 
 
 @contextmanager
 def redeciding(total: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar for `total` past decisions. Call the yielded function with each result, or `waiting`."""
+    """Show how many of `total` past decisions are decided again. Call it with each result, or `waiting`."""
     counts = {"loosened": 0, "tightened": 0}
-    tally = TextColumn("{task.fields[counts]}")
-    with _bar(BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(), tally) as bar:
-        task = bar.add_task("deciding again", total=total, counts="")
+    with Steps("deciding again", total, note="loading the model") as steps:
 
         def advance(result: str) -> None:
             if result in counts:
@@ -223,52 +229,55 @@ def redeciding(total: int) -> Iterator[Callable[[str], None]]:
             shown = [f"{count} {name}" for name, count in counts.items() if count]
             if result == "waiting":
                 shown.append("the daemon is busy")
-            bar.update(task, advance=int(result != "waiting"), counts=", ".join(shown))
+            steps.update(by=int(result != "waiting"), note=", ".join(shown))
 
         yield advance
 
 
 @contextmanager
-def counting(description: str) -> Iterator[Callable[[int], None]]:
-    """A running count on standard error. Call the yielded function with the number so far."""
-    with _bar(TextColumn("{task.completed:,}")) as bar:
-        task = bar.add_task(description, total=None)
-        yield lambda count: bar.update(task, completed=count)
+def counting(activity: str) -> Iterator[Callable[[int], None]]:
+    """Show a count of unknown total. Call the yielded function with the number so far."""
+    with Steps(activity) as steps:
+        yield lambda count: steps.update(done=count)
 
 
 @contextmanager
 def training() -> Iterator[tuple[Callable[[int, int, float], None], Callable[[Point], None]]]:
-    """A bar for the steps of a training, and a line on standard error for each check on held-out cases.
+    """Show the steps of a training, and a line for each check on held-out cases.
 
     Yields the function to call after each step, and the one to call after each check.
     """
-    with _bar(BarColumn(bar_width=24), TimeElapsedColumn(), TimeRemainingColumn()) as bar:
-        task = bar.add_task("training", total=None)
+    with Steps("training") as steps:
 
         def checked(point: Point) -> None:
-            line(
+            steps.log(
                 f"step {point.step} of {point.steps}: label loss {point.label_loss:.3f}, "
                 f"text loss {point.rest_loss:.3f}; held out: loss {point.held_out_loss:.3f}, "
-                f"balanced accuracy {point.held_out_accuracy:.3f}",
-                stderr=True,
+                f"balanced accuracy {point.held_out_accuracy:.3f}"
             )
 
-        yield lambda step, steps, _loss: bar.update(task, completed=step, total=steps), checked
+        yield lambda step, total, loss: steps.update(done=step, total=total, note=f"loss {loss:.3f}"), checked
 
 
 @contextmanager
-def download(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar for bytes. Call the yielded function with (bytes so far, bytes in total)."""
-    with _bar(BarColumn(bar_width=24), DownloadColumn(), TransferSpeedColumn()) as bar:
-        task = bar.add_task(description, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+def reading_bytes(activity: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how much of a file is done. Call the yielded function with (bytes so far, bytes in total)."""
+    with Steps(activity, in_bytes=True) as steps:
+        yield lambda done, total: steps.update(done=done, total=total)
 
 
-def _bar(*columns: ProgressColumn) -> Progress:
-    """A bar that is shown only on a terminal, and removed when it is done."""
-    screen = console(stderr=True)
-    description = TextColumn("{task.description}")
-    return Progress(description, *columns, console=screen, transient=True, disable=not screen.is_terminal)
+@contextmanager
+def measuring(
+    total: int | None, activity: str, *, stderr: bool
+) -> Iterator[tuple[Callable[[], None], Callable[[str], None]]]:
+    """Show how many of `total` items are done, and yield a function that prints a line at once, whole."""
+    with Steps(activity, total) as steps:
+
+        def print_line(text: str) -> None:
+            steps.print_with(lambda: line(text, stderr=stderr))
+            (sys.stderr if stderr else sys.stdout).flush()
+
+        yield lambda: steps.update(by=1), print_line
 
 
 def reliability_svg(title: str, series: Mapping[str, Sequence[tuple[float, float, int]]]) -> str:
@@ -323,23 +332,3 @@ def bars_svg(title: str, values_ms: Mapping[str, float]) -> str:
         f'<text x="20" y="24" font-size="15" font-weight="bold">{escape_xml(title)}: median, one run</text>'
         f"{''.join(rows)}</svg>\n"
     )
-
-
-@contextmanager
-def measuring(
-    total: int | None, activity: str, *, stderr: bool
-) -> Iterator[tuple[Callable[[], None], Callable[[str], None]]]:
-    """A progress bar for `total` items, and a function that prints a line at once, whole, beside the bar."""
-    with _bar(BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
-        task = bar.add_task(activity, total=total)
-
-        def print_line(text: str) -> None:
-            if bar.disable:
-                line(text, stderr=stderr)
-            else:  # the bar redraws itself in place: take it away while the line is printed
-                bar.live.stop()
-                line(text, stderr=stderr)
-                bar.live.start(refresh=True)
-            (sys.stderr if stderr else sys.stdout).flush()
-
-        yield lambda: bar.advance(task), print_line

@@ -46,7 +46,7 @@ def replay(
         decision_ids=decision_ids,
         sample=sample,
         since=since,
-        progress=lambda total: render.progress(total, "replayed"),
+        progress=lambda total: render.progress(total, "replaying", first="loading the model"),
     )
     if as_json:
         decisions = msgspec.to_builtins(replays.decisions)

@@ -119,19 +119,22 @@ def review(
     with journal_access.open_reader(config) as reader:
         reviews = JournalQueue(reader, partial(journal_access.submit_record, config))
         if stats:
-            _show_report(reviews.report(filters["since"]), as_json=as_json)
+            with render.working("reading the reviews"):
+                report = reviews.report(filters["since"])
+            _show_report(report, as_json=as_json)
             return
-        picks = review_queue.picks(
-            reader,
-            name,
-            queue=queue,
-            by=by,
-            random_share=random_share,
-            second_share=second_share,
-            verdicts=verdicts,
-            type=type_,
-            **filters,
-        )[:limit]
+        with render.working("reading the queue"):
+            picks = review_queue.picks(
+                reader,
+                name,
+                queue=queue,
+                by=by,
+                random_share=random_share,
+                second_share=second_share,
+                verdicts=verdicts,
+                type=type_,
+                **filters,
+            )[:limit]
         if as_json:
             render.as_json(msgspec.to_builtins(picks))
         elif assignee is not None:

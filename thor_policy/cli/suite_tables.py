@@ -5,9 +5,14 @@ Owns their layout. Invariant: functions print plain values and decide nothing. M
 
 from __future__ import annotations
 
+import shlex
+import textwrap
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from thor_policy.cli import render
+from thor_policy.journal.reader import ENDING_CHARS
 from thor_policy.suites import leaks
 from thor_policy.suites.baselines import Gate
 from thor_policy.suites.check import Check
@@ -17,14 +22,28 @@ from thor_policy.suites.figures import Figures, Group
 from thor_policy.suites.intervals import Rate
 from thor_policy.suites.run_files import Item, Run, worst
 
+#: Results of a scenario, the gravest first, with the words of the headline; those that passed have none.
+_RESULTS = {
+    "too loose": "too loose",
+    "too strict": "too strict",
+    "refused": "refused",
+    "failed": "right but not as expected otherwise",
+    "uncited": "right but without the expected citation",
+    "passed": "",
+    "skipped": "",
+}
 
-def show_run(run: Run, figures: Figures) -> None:
-    """Print every scenario, the misses, and the figures."""
-    items = list(worst(run.results).values())
+
+def show_run(run: Run, figures: Figures, state_dir: Path | None) -> None:
+    """Print the headline, every scenario, the gravest failure first, the misses, and the figures.
+
+    `state_dir` is where the decisions are recorded, None if that is on another machine.
+    """
+    items = sorted(worst(run.results).values(), key=lambda item: list(_RESULTS).index(_result(item)))
+    render.line(textwrap.fill(headline(items), 80, subsequent_indent="    "))
     for judge in run.judges:
-        if len(run.judges) > 1:
-            render.line(f"\n{judge.pack.name}")
-        _show_items([item for item in items if item.pack == judge.pack.name])
+        render.line(f"\n{judge.pack.name}" if len(run.judges) > 1 else "")
+        _show_items([item for item in items if item.pack == judge.pack.name], state_dir)
     render.line("")
     if len(figures.by_pack) > 1:
         _show_groups("pack", figures.by_pack)
@@ -105,14 +124,59 @@ def _verdict(change: Change) -> str:
     return "differs"
 
 
-def _show_items(items: Sequence[Item]) -> None:
-    rows = [(item.id, item.status, item.outcome, item.tier, item.decision_id) for item in items]
-    render.table(("id", "result", "outcome", "by", "decision id"), rows, gap=1)
+def headline(items: Sequence[Item]) -> str:
+    """How many scenarios did not pass, and how gravely, in one line."""
+    counts = Counter(map(_result, items))
+    count = len(items) - counts["skipped"]
+    failures = [f"{counts[name]} {words}" for name, words in _RESULTS.items() if words and counts[name]]
+    skipped = f"; {counts['skipped']} skipped" if counts["skipped"] else ""
+    if not failures:
+        passed = f"all {count} scenarios passed" if count > 1 else f"{count or 'no'} scenario passed"
+        return passed + skipped
+    return f"{count - counts['passed']} of {count} scenarios did not pass: {', '.join(failures)}{skipped}"
+
+
+def _result(item: Item) -> str:
+    """One of `_RESULTS`."""
+    if item.status == "error":
+        return "refused"
+    if item.status != "failed":
+        return item.status
+    if item.wrong is not None:
+        return f"too {item.wrong}"
+    return "uncited" if item.lacks_only_citation else "failed"
+
+
+def _show_items(items: Sequence[Item], state_dir: Path | None) -> None:
+    rows = [
+        (
+            item.id,
+            _result(item),
+            item.outcome,
+            "|".join(item.accepted),
+            item.tier,
+            f"{item.total_ms:,.0f}",
+            (item.decision_id or "-")[-ENDING_CHARS:],
+        )
+        for item in items
+    ]
+    columns = ("id", "result", "outcome", "expected", "by", "ms", "decision")
+    render.table(columns, rows, gap=1, clipped=(2, 3))
     for item in items:
         if item.misses:
-            render.line(f"{item.id} {item.title}: {'; '.join(item.misses)}")
+            reason = item.verdict if item.status in ("error", "skipped") else "; ".join(item.misses)
+            render.line(f"{item.id} {item.title}: {reason}")
             if item.label:
                 render.line(f"    the model said {item.label}, the rules {item.floor}")
+            if item.decision_id:
+                render.line(f"    {_how_to_see(item.decision_id, state_dir)}")
+
+
+def _how_to_see(decision_id: str, state_dir: Path | None) -> str:
+    command = f"thorpolicy log show {decision_id[-ENDING_CHARS:]}"
+    if state_dir is None:
+        return f"on the daemon's machine: {command}"
+    return f"{command} --state-dir {shlex.quote(str(state_dir))}"
 
 
 def _show_groups(what: str, groups: Sequence[Group]) -> None:

@@ -116,9 +116,11 @@ def test(
     if bless and (gated or not selection.whole):
         raise click.UsageError("--bless needs --full, and neither --filter nor --gate")
 
+    is_remote = (against or config.endpoint).startswith("tcp:")
+
     def finished(run: Run, figures: Figures) -> None:
         if not as_json:
-            suite_tables.show_run(run, figures)
+            suite_tables.show_run(run, figures, None if is_remote else config.state_dir)
 
     result = check(
         config,
@@ -177,7 +179,7 @@ def compare(
 @contextmanager
 def _progress(count: int) -> Iterator[Callable[[Item], None]]:
     with render.asking(count) as advance:
-        yield lambda item: advance(item.id, item.status)
+        yield lambda item: advance(item.id, item.status, item.outcome, item.verdict, item.total_ms)
 
 
 def _announce(message: str) -> None:

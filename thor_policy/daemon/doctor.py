@@ -42,19 +42,13 @@ class Finding(Struct, frozen=True, kw_only=True):
     cure: str | None = None
 
 
-def examine(config: Config) -> list[Finding]:
-    """Every check, in the order in which a start needs them."""
-    checks: list[Callable[[Config], Finding]] = [
-        _device,
-        _engine,
-        _model,
-        _pack,
-        _state_dir,
-        _disk,
-        _sqlite,
-        _daemon,
-    ]
-    return [check(config) for check in checks]
+def examine(config: Config, *, advance: Callable[[], None] = lambda: None) -> list[Finding]:
+    """The findings of all `CHECKS`; `advance` is called after each."""
+    findings = []
+    for check in CHECKS:
+        findings.append(check(config))
+        advance()
+    return findings
 
 
 def _device(_config: Config) -> Finding:
@@ -207,3 +201,16 @@ def _meminfo_kb(name: str) -> int:
         if key == name:
             return int(value.split()[0])
     return 0
+
+
+#: Every check, in the order in which a start needs them.
+CHECKS: tuple[Callable[[Config], Finding], ...] = (
+    _device,
+    _engine,
+    _model,
+    _pack,
+    _state_dir,
+    _disk,
+    _sqlite,
+    _daemon,
+)

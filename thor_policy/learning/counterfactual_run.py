@@ -91,12 +91,12 @@ def what_if(
             limit=limit,
         )
         busy = stack.enter_context(journal_access.daemon_busy(config))
+        advance = stack.enter_context(progress(len(decision_ids)))
         engine = stack.enter_context(closing(loading.load_engine(config)))
         adapter = loading.adopt_adapter(config, engine)
         redecider = Redecider(
             reader, engine, loading.load_pack(config), adapter=adapter, instead_of=instead_of
         )
-        advance = stack.enter_context(progress(len(decision_ids)))
         running = run(
             redecider,
             decision_ids,

@@ -19,6 +19,7 @@ from thor_policy.core.decisions import identity_of
 from thor_policy.daemon import journal_access, loading
 from thor_policy.daemon.loading import find_adapter
 from thor_policy.journal.reader import Reader, Record
+from thor_policy.learning.display import SILENT, Display
 from thor_policy.policy import calibration
 from thor_policy.policy.calibration import Judged, Quality
 
@@ -40,8 +41,8 @@ class Fitted(Struct, frozen=True, kw_only=True):
     model: str
 
 
-def fit(config: Config, *, by: By = "reviews") -> Fitted:
-    """Fit a temperature for the pack, model and adapter of `config`.
+def fit(config: Config, *, by: By = "reviews", display: Display = SILENT) -> Fitted:
+    """Fit a temperature for the pack, model and adapter of `config`; `display` shows how far it is.
 
     Raises CalibrationError if too few decisions were judged; CatalogError, PackError, JournalError.
     """
@@ -50,13 +51,17 @@ def fit(config: Config, *, by: By = "reviews") -> Fitted:
     adapter = find_adapter(config.adapter, config.adapter_scale, config, model.name)
     judge = identity_of(model.sha256, adapter.adapter if adapter else None)
     identity = {"pack_sha256": pack.sha256, "model_sha256": judge}
-    with Reader(config.journal_path) as reader:
-        judged = [_uncalibrated(row) for row in reader.judged(pack.sha256, judge, by=by)]
-    fitted = calibration.fit(judged, **identity)
-    random.Random(0).shuffle(judged)  # noqa: S311  (halves that no pattern in time divides)
-    half = calibration.fit(judged[::2], **identity) if len(judged) >= 2 * records.LEAST else fitted
-    unseen = judged[1::2]
-    before, after = calibration.quality(unseen), calibration.quality(unseen, half.temperature)
+    judged: list[Judged] = []
+    with Reader(config.journal_path) as reader, display.counting("judged decisions read") as count:
+        for row in reader.judged(pack.sha256, judge, by=by):
+            judged.append(_uncalibrated(row))
+            count(len(judged))
+    with display.working(f"fitting {len(judged):,} decisions"):
+        fitted = calibration.fit(judged, **identity)
+        random.Random(0).shuffle(judged)  # noqa: S311  (halves that no pattern in time divides)
+        half = calibration.fit(judged[::2], **identity) if len(judged) >= 2 * records.LEAST else fitted
+        unseen = judged[1::2]
+        before, after = calibration.quality(unseen), calibration.quality(unseen, half.temperature)
     return Fitted(
         calibration=fitted,
         judged=len(judged),

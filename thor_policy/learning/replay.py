@@ -101,7 +101,7 @@ def replay_recorded(
             ids = [reader.resolve(id_or_end) for id_or_end in decision_ids]
         else:
             ids = reader.decided_here(since=since, sample=sample)
-        with closing(loading.load_engine(config)) as engine, progress(len(ids)) as advance:
+        with progress(len(ids)) as advance, closing(loading.load_engine(config)) as engine:
             replayer = Replayer(
                 reader,
                 engine,

@@ -117,6 +117,11 @@ def _ms(value: float) -> str:
     return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
+def _tick(ms: float) -> str:
+    """A label of the time axis: short, so that neighbours do not overlap."""
+    return f"{ms / 1000:g} s" if ms >= 1000 else f"{ms:g} ms"
+
+
 def _matrix(confusion: Confusion) -> Matrix:
     labels = confusion.labels
     left, top = 10 + 6.2 * max(map(len, labels)), 8 + 4.4 * max(map(len, labels))
@@ -174,5 +179,5 @@ def _times(items: Sequence[Item]) -> Times | None:
                 caption=f"{tier}: {len(values)}, median {_ms(middle)}",
             )
         )
-    ticks = tuple((f"{10.0**power:g} ms", x(10.0**power)) for power in range(lowest, highest + 1))
+    ticks = tuple((_tick(10.0**power), x(10.0**power)) for power in range(lowest, highest + 1))
     return Times(height=34 + 66 * len(strips), strips=tuple(strips), ticks=ticks)

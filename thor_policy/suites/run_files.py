@@ -22,7 +22,7 @@ from thor_policy.core.requests import Json
 from thor_policy.suites.coverage import Coverage
 from thor_policy.suites.leaks import Leak
 from thor_policy.suites.reasoning import Element
-from thor_policy.suites.verdicts import Result, Status
+from thor_policy.suites.verdicts import UNCITED, Result, Status
 
 #: Version of the JSON format; a file of another version is refused.
 FORMAT = 1
@@ -102,6 +102,22 @@ class Item(Struct, frozen=True, kw_only=True):
     def decided_right(self) -> bool:
         """True when the outcome is accepted, whatever else is wrong."""
         return self.outcome in self.accepted
+
+    @property
+    def verdict(self) -> str:
+        """The result in a few words; of a scenario without an answer, the reason."""
+        if self.status == "skipped":
+            return f"skipped: {'; '.join(self.misses)}"
+        if self.status == "error":
+            return f"refused: {'; '.join(self.misses)}"
+        if self.wrong is not None:
+            return f"too {self.wrong}"
+        return f"right, but {'; '.join(self.misses)}" if self.misses else "right"
+
+    @property
+    def lacks_only_citation(self) -> bool:
+        """True when it failed only because the answer does not cite an expected clause."""
+        return self.status == "failed" and all(miss.startswith(UNCITED) for miss in self.misses)
 
     @property
     def wanted(self) -> str | None:

@@ -24,6 +24,8 @@ Ask = Callable[[dict[str, Json]], dict[str, Json]]
 
 #: Parts of a complete answer.
 _STRUCTURE = ("outcome", "classification", "risk", "clauses", "reasoning")
+#: Begins the miss of an answer without an expected clause.
+UNCITED = "did not cite "
 #: Share of those parts that an answer needs to pass.
 STRUCTURE_NEEDED = 0.67
 
@@ -139,7 +141,7 @@ def judge(scenario: Scenario, answer: dict[str, Json], accepted: tuple[str, ...]
     if expect.risk is not None and answer["risk"] != expect.risk:
         misses.append(f"risk {answer['risk']}, expected {expect.risk}")
     if uncited := [clause for clause in expect.clauses if clause not in answer["clauses"]]:
-        misses.append(f"did not cite {', '.join(uncited)}")
+        misses.append(f"{UNCITED}{', '.join(uncited)}")
     structure = sum(bool(answer.get(part)) for part in _STRUCTURE) / len(_STRUCTURE)
     if structure < STRUCTURE_NEEDED:
         misses.append(f"structure {structure:.2f}, needed {STRUCTURE_NEEDED}")

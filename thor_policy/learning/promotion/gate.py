@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -38,6 +39,7 @@ from thor_policy.journal.projections import version_of
 from thor_policy.journal.reader import Reader, Record
 from thor_policy.learning import similarity
 from thor_policy.learning.counterfactual import Counterfactual, Redecider, Skipped
+from thor_policy.learning.display import SILENT, Display
 from thor_policy.learning.export import ALIKE
 from thor_policy.learning.promotion.report import Check, Merit, Report, Terms
 from thor_policy.policy import pack_files
@@ -113,14 +115,23 @@ class _LoadedPack:
         fields = decision_item(decision, explained=True, commit_ms=0.0, total_ms=0.0)
         return decode_reply(encode_reply("", **fields))
 
-    def run(self, suites: Sequence[Suite], judge: Judge, embedder: Embedder | None) -> Run:
-        """Run every scenario once. Raises SuiteError if one expects an outcome that the pack lacks."""
+    def run(
+        self,
+        suites: Sequence[Suite],
+        judge: Judge,
+        embedder: Embedder | None,
+        advance: Callable[[], None],
+    ) -> Run:
+        """Run every scenario once, and call `advance` after each.
+
+        Raises SuiteError if one expects an outcome that the pack lacks.
+        """
         labels, name = self.pack.labels, self.pack.info.name
-        results = [
-            item(result, suite=suite.name, pack=name, labels=labels)
-            for suite in suites
-            for result in run_suite(suite, self.ask, labels=labels, quick=False, embedder=embedder)
-        ]
+        results = []
+        for suite in suites:
+            for result in run_suite(suite, self.ask, labels=labels, quick=False, embedder=embedder):
+                results.append(item(result, suite=suite.name, pack=name, labels=labels))
+                advance()
         return Run(
             at=events.timestamp(self._now),
             version=__version__,
@@ -141,8 +152,8 @@ class Gate:
 
     `suites` are those for the pack's name. `shown` are the evaluations that any candidate shows as an
     example: they are left out, so that all candidates are compared on the same reviewed decisions. `announce`
-    is called with a line of text before each long part. Raises EngineError if the active pack cannot be
-    loaded.
+    is called with a line of text before each long part; `display` shows how far it is. Raises EngineError if
+    the active pack cannot be loaded.
     """
 
     def __init__(
@@ -160,11 +171,12 @@ class Gate:
         max_request_bytes: int = Config.max_request_bytes,
         now: float,
         announce: Callable[[str], None] = lambda _: None,
+        display: Display = SILENT,
     ) -> None:
         self._reader, self._engine, self._adapter = reader, engine, adapter
         self._suites, self._material, self._embedder = suites, material, embedder
         self._pack_keys, self._max_request_bytes = pack_keys, max_request_bytes
-        self._now, self._announce = now, announce
+        self._now, self._announce, self._display = now, announce, display
         self._model = structs.replace(engine.model, adapter=adapter)
         self._active = self._load(active)
         self._shown = [*shown, *(example.evaluation for example in active.examples)]
@@ -262,10 +274,9 @@ class Gate:
     def _scenarios(self, loaded: _LoadedPack) -> tuple[Check, tuple[Rate, Rate]]:
         """The check of the suites, and the scenarios that candidate and active pack pass."""
         count = sum(len(suite.scenarios) for suite in self._suites)
-        self._announce(f"running {count} scenarios by {loaded.pack.info.version}")
         if self._active_run is None:
-            self._active_run = self._run(self._active)
-        before, after = self._active_run, self._run(loaded)
+            self._active_run = self._run(self._active, count)
+        before, after = self._active_run, self._run(loaded, count)
         versions = (self._active.pack.info.version, loaded.pack.info.version)
         reasons = []
         for change in compare(before, after).changes:
@@ -285,14 +296,22 @@ class Gate:
         )
         return check, passing
 
-    def _run(self, loaded: _LoadedPack) -> Run:
+    def _run(self, loaded: _LoadedPack, count: int) -> Run:
         judge = Judge(
             pack=loaded.pack.info,
             labels=loaded.pack.labels,
             model=self._model.name,
             model_sha256=self._model.identity,
         )
-        return loaded.run(self._suites, judge, self._embedder)
+        with self._part(f"running {count} scenarios by {loaded.pack.info.version}", count) as advance:
+            return loaded.run(self._suites, judge, self._embedder, advance)
+
+    @contextmanager
+    def _part(self, activity: str, count: int) -> Iterator[Callable[[], None]]:
+        """Announce a long part of `count` steps; yields the function to call after each."""
+        self._announce(activity)
+        with self._display.progress(count, activity.partition(" ")[0]) as advance:
+            yield advance
 
     def _held_out(self, loaded: _LoadedPack, terms: Terms) -> tuple[Check, tuple[Rate, Rate]]:
         """The check of reviewed decisions that no example shows, and how often each pack agrees."""
@@ -300,20 +319,21 @@ class Gate:
         rank = {label: number for number, label in enumerate(loaded.pack.labels)}
         hits, reasons, count = Counter[str](), [], 0
         rows = self._reviewed(terms.reviewed)
-        self._announce(f"deciding {len(rows)} reviewed decisions by both packs")
-        for row in rows:
-            decision_id, right = row["decision_id"], row["right"]
-            if right not in rank or self._is_shown(decision_id, loaded.pack, shown):
-                continue
-            new = _outcome(loaded.past.redecide(decision_id))
-            old = _outcome(self._active.past.redecide(decision_id))
-            if new is None and old is None:
-                continue
-            count += 1
-            hits["new"] += new == right
-            hits["old"] += old == right
-            if _is_looser(rank, new, right) and not _is_looser(rank, old, right):
-                reasons.append(f"{decision_id} is looser than its review: {right} is right, not {new}")
+        with self._part(f"deciding {len(rows)} reviewed decisions by both packs", len(rows)) as advance:
+            for row in rows:
+                advance()
+                decision_id, right = row["decision_id"], row["right"]
+                if right not in rank or self._is_shown(decision_id, loaded.pack, shown):
+                    continue
+                new = _outcome(loaded.past.redecide(decision_id))
+                old = _outcome(self._active.past.redecide(decision_id))
+                if new is None and old is None:
+                    continue
+                count += 1
+                hits["new"] += new == right
+                hits["old"] += old == right
+                if _is_looser(rank, new, right) and not _is_looser(rank, old, right):
+                    reasons.append(f"{decision_id} is looser than its review: {right} is right, not {new}")
         agreeing = rate(hits["new"], count), rate(hits["old"], count)
         if hits["new"] < hits["old"]:
             reasons.append(
@@ -362,26 +382,27 @@ class Gate:
     def _counterfactual(self, loaded: _LoadedPack, terms: Terms) -> Check:
         ids = self._reader.past(since=terms.since, limit=terms.past)
         total = len(self._reader.past(since=terms.since)) if len(ids) == terms.past else len(ids)
-        self._announce(f"deciding {len(ids)} past decisions again")
         rank = {label: number for number, label in enumerate(loaded.pack.labels)}
         counts: Counter[str] = Counter()
         reasons = []
-        for decision_id in ids:
-            result = loaded.past.redecide(decision_id)
-            if isinstance(result, Skipped):
-                counts["skipped"] += 1
-                if result.reason in ("no_answer_now", "too_large"):
-                    reasons.append(f"{decision_id} would get no answer: {result.message}")
-                continue
-            counts["compared"] += 1
-            if result.direction != "loosened":
-                counts["tightened"] += result.direction == "tightened"
-                continue
-            excuse = self._excuse(result, rank, terms)
-            counts[excuse or "loosened"] += 1
-            if excuse is None:
-                then, now = result.then.outcome, result.now.outcome
-                reasons.append(f"{decision_id} is loosened: {then} was served, {now} would be")
+        with self._part(f"deciding {len(ids)} past decisions again", len(ids)) as advance:
+            for decision_id in ids:
+                advance()
+                result = loaded.past.redecide(decision_id)
+                if isinstance(result, Skipped):
+                    counts["skipped"] += 1
+                    if result.reason in ("no_answer_now", "too_large"):
+                        reasons.append(f"{decision_id} would get no answer: {result.message}")
+                    continue
+                counts["compared"] += 1
+                if result.direction != "loosened":
+                    counts["tightened"] += result.direction == "tightened"
+                    continue
+                excuse = self._excuse(result, rank, terms)
+                counts[excuse or "loosened"] += 1
+                if excuse is None:
+                    then, now = result.then.outcome, result.now.outcome
+                    reasons.append(f"{decision_id} is loosened: {then} was served, {now} would be")
         figure = f"{counts['loosened']} of {counts['compared']} loosened, {counts['tightened']} tightened"
         for name in ("as reviewed", "accepted", "loose already", "skipped"):
             figure += f", {counts[name]} {name}" if counts[name] else ""
@@ -419,15 +440,16 @@ class Gate:
             variant for scenario in scenarios for variant in invariance.variants(scenario, material)
         ]
         drawn = invariance.sample(every, terms.variants, terms.seed)
-        self._announce(f"running {len(drawn)} variants of scenarios")
         reasons, count = [], 0
         try:
-            for comparison in invariance.compare(scenarios, drawn, loaded.ask, loaded.pack.labels):
-                count += 1
-                if comparison.below_floor:
-                    variant = comparison.variant
-                    what = variant.detail or variant.kind
-                    reasons.append(f"{variant.scenario} with {what} gets {comparison.after}, below its floor")
+            with self._part(f"running {len(drawn)} variants of scenarios", len(drawn)) as advance:
+                for comparison in invariance.compare(scenarios, drawn, loaded.ask, loaded.pack.labels):
+                    count += 1
+                    advance()
+                    if comparison.below_floor:
+                        variant, after = comparison.variant, comparison.after
+                        what = variant.detail or variant.kind
+                        reasons.append(f"{variant.scenario} with {what} gets {after}, below its floor")
         except RequestError as error:
             reasons.append(f"a scenario that is to be varied is refused: {error.code}: {error}")
         figure = f"{len(reasons)} of {count} below, seed {terms.seed}"

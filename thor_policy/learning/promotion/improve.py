@@ -22,6 +22,7 @@ from thor_policy.daemon import journal_access, loading
 from thor_policy.engine.embedder import MiniLM, missing
 from thor_policy.journal.projections import version_of
 from thor_policy.learning import similarity
+from thor_policy.learning.display import SILENT, Display
 from thor_policy.learning.export import (
     ALIKE,
     FEW,
@@ -73,6 +74,7 @@ def improve(
     in_force: bool = False,
     load_engine: Callable[[Config], Engine] = loading.load_engine,
     announce: Callable[[str], None] = lambda _: None,
+    display: Display = SILENT,
 ) -> Improvement:
     """Write the next pack to a directory of its own in `folder`, and send it through the gate.
 
@@ -85,9 +87,9 @@ def improve(
     own_suites = [suite for suite in runner.find(suites) if suite.pack == active.info.name]
     no_embedder = missing(config.models_dir)
     embedder = None if no_embedder else MiniLM(config.models_dir)
-    with journal_access.open_reader(config) as reader:
-        announce("reading corrections")
-        gathered = gather(reader, active)
+    announce("reading corrections")
+    with journal_access.open_reader(config) as reader, display.counting("reviews read") as progress:
+        gathered = gather(reader, active, progress=progress)
     refuse_too_few(gathered, active, LEAST, "the next pack")
     corrected = corrected_examples(gathered.corrections, active, own_suites, embedder)
     examples, unchanged = next_examples(corrected, active)
@@ -109,6 +111,7 @@ def improve(
         dry_run=not in_force,
         load_engine=load_engine,
         announce=announce,
+        display=display,
     )
     return Improvement(
         pack=pack.info,

@@ -25,6 +25,7 @@ from thor_policy.core.status import Status
 from thor_policy.daemon import journal_access, loading
 from thor_policy.engine.embedder import MiniLM, missing
 from thor_policy.journal.reader import Reader, Record
+from thor_policy.learning.display import SILENT, Display
 from thor_policy.learning.promotion.gate import Gate
 from thor_policy.learning.promotion.report import Promotion, Report, Terms
 from thor_policy.policy import pack_files
@@ -48,6 +49,7 @@ def promote(
     dry_run: bool = False,
     load_engine: Callable[[Config], Engine] = loading.load_engine,
     announce: Callable[[str], None] = lambda _: None,
+    display: Display = SILENT,
 ) -> Promotion:
     """Send candidates through the gate, record the results, and activate the candidate that is chosen.
 
@@ -86,6 +88,7 @@ def promote(
             max_request_bytes=config.max_request_bytes,
             now=now,
             announce=announce,
+            display=display,
         )
         terms = structs.replace(terms, accepted=accepted)
         reports = tuple(gate.judge(candidate, terms) for candidate in candidates)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
@@ -23,9 +23,10 @@ from thor_policy.daemon import loading
 from thor_policy.daemon.loading import find_adapter
 from thor_policy.journal.reader import Reader
 from thor_policy.learning import export
+from thor_policy.learning.display import SILENT, Display
 from thor_policy.learning.training import dataset
 from thor_policy.learning.training.samples import Case
-from thor_policy.learning.training.settings import Point, Settings
+from thor_policy.learning.training.settings import Settings
 from thor_policy.policy.decider import Policy
 from thor_policy.policy.pack import Pack
 from thor_policy.suites import runner
@@ -40,42 +41,6 @@ CANDIDATE = "candidate"
 #: Shares of the way from the adapter in use to the trained weights. They are tried in this order until one is
 #: accepted: a smaller share keeps more of what the adapter in use decides.
 SHARES = (1.0, 0.5, 0.25)
-
-
-class Display(Protocol):
-    """Shows how far the work is. Each method opens a display for the length of a block.
-
-    The module `cli.render` is one.
-    """
-
-    def counting(self, label: str, /) -> AbstractContextManager[Callable[[int], None]]:
-        """Call what it yields with the number so far."""
-
-    def progress(self, total: int | None, label: str, /) -> AbstractContextManager[Callable[[], None]]:
-        """Call what it yields after each of `total` items."""
-
-    def training(
-        self,
-    ) -> AbstractContextManager[tuple[Callable[[int, int, float], None], Callable[[Point], None]]]:
-        """Call the first with step, steps, loss (nats); the second at each check of the held-out cases."""
-
-
-class Silent:
-    """A display that shows nothing."""
-
-    def counting(self, _label: str, /) -> AbstractContextManager[Callable[[int], None]]:
-        return nullcontext(lambda _: None)
-
-    def progress(self, _total: int | None, _label: str, /) -> AbstractContextManager[Callable[[], None]]:
-        return nullcontext(lambda: None)
-
-    def training(
-        self,
-    ) -> AbstractContextManager[tuple[Callable[[int, int, float], None], Callable[[Point], None]]]:
-        return nullcontext((lambda *_: None, lambda _: None))
-
-
-SILENT: Display = Silent()
 
 
 class Trial(Struct, frozen=True, kw_only=True):
