@@ -104,9 +104,10 @@ class Installed:
         """Run pip with the settings of this machine and the build flags that scripts/setup recorded."""
         recorded = Path(sys.prefix) / "thor-policy-cmake-args"
         flags = {"CMAKE_ARGS": recorded.read_text(encoding="utf-8")} if recorded.exists() else {}
+        outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         command = [self.venv / "bin" / "python", "-m", "pip", "--quiet", *arguments]
         done = subprocess.run(
-            command, capture_output=True, text=True, env=os.environ | flags, timeout=INSTALL_S, check=False
+            command, capture_output=True, text=True, env=outside | flags, timeout=INSTALL_S, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
