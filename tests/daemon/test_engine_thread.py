@@ -346,6 +346,6 @@ class TestShadow:
 
         def count(policy: Policy) -> Steps[int]:
             yield
-            return policy.shadows_dropped
+            return policy.counters["shadows_dropped"]
 
         assert result(worker.do(count)) == 2

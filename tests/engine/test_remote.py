@@ -667,11 +667,11 @@ def test_the_doctor_checks_the_server(server: TinyServer, config: Config) -> Non
     remote_config = replace(config, engine_url=server.url)
     engine, model = doctor._engine(remote_config), doctor._model(remote_config)
     assert (engine.state, model.state) == ("ok", "ok")
-    assert engine.found == f"tiny on llama-server b1 at {server.url}, not bit-exact"
+    assert engine.detail == f"tiny on llama-server b1 at {server.url}, not bit-exact"
     server.faults["/props"] = FAULTS["no key"][0]
     engine = doctor._engine(remote_config)
     assert engine.state == "missing"
-    assert "set engine_key" in engine.found
+    assert "set engine_key" in engine.detail
 
 
 # ---------------------------------------------------------------- compared with the engine in process

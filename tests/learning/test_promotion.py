@@ -599,7 +599,7 @@ def test_a_start_with_a_pack_that_was_replaced_warns(
     (warned,) = warnings()
     assert re.match(r"the settings name small 1, but 2\.1 took its place by a promotion at 20", warned)
     problems = doctor._pack(settings)
-    assert (problems.state, "2.1 took its place" in problems.found) == ("warning", True)
+    assert (problems.state, "2.1 took its place" in problems.detail) == ("warning", True)
 
     settings = replace(settings, pack=str(fixed))
     assert warnings() == []

@@ -404,7 +404,11 @@ class TestShadow:
         assert policy.shadows_waiting == 0
         policy.decide(request())
         policy.set_residents(policy.residents.with_shadow(None))
-        assert (policy.shadows_waiting, policy.decide_shadow(), policy.shadows_dropped) == (1, None, 1)
+        assert (policy.shadows_waiting, policy.decide_shadow(), policy.counters["shadows_dropped"]) == (
+            1,
+            None,
+            1,
+        )
         policy.decide(request())
         assert policy.shadows_waiting == 0
 

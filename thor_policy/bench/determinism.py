@@ -19,9 +19,8 @@ from thor_policy.config import Config
 from thor_policy.core.decisions import Decision, Scored
 from thor_policy.core.engine import all_steps
 from thor_policy.core.errors import EngineError
-from thor_policy.core.requests import Caller, Evaluation, Request
+from thor_policy.core.requests import NEVER_NS, Caller, Evaluation, Request
 from thor_policy.daemon import loading
-from thor_policy.engine.llama import NEVER_NS
 from thor_policy.engine.native import build_name, device_memory
 from thor_policy.policy.decider import Policy
 from thor_policy.policy.pack import Pack

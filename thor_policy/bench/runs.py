@@ -26,9 +26,9 @@ from thor_policy.bench.figures import Advance, Announce, Fact, Rate, Report, Ser
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core.errors import EngineError
-from thor_policy.core.requests import Evaluation, Json
+from thor_policy.core.requests import NEVER_NS, Evaluation, Json
 from thor_policy.daemon import loading
-from thor_policy.engine.llama import NEVER_NS, LlamaEngine
+from thor_policy.engine.llama import LlamaEngine
 from thor_policy.engine.native import build_name
 from thor_policy.policy.pack import Pack
 from thor_policy.telemetry.machine import machine

@@ -97,7 +97,7 @@ def status(config: Config, as_json: bool) -> None:
     bits = "" if model.exact else ", not bit-exact"
     adapter = model.adapter and f"{model.adapter.name} x {model.adapter.scale} {model.adapter.sha256[:12]}"
     counts = drift.counters
-    golden = f"{counts['drifted']} changes in {counts['answered']} example answers, {counts['failed']} got no answer"
+    golden = f"{counts['drifted']} changes in {counts['answered']} answers, {counts['failed']} got no answer"
     own = ("version", "pid", "state", "trouble", "uptime_s", "endpoint", "tcp_endpoint", "events_endpoint")
     render.pairs(
         {name: getattr(state, name) for name in own}

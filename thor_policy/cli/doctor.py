@@ -24,7 +24,7 @@ def doctor(ctx: click.Context, config: Config, as_json: bool) -> None:
     if as_json:
         render.as_json(msgspec.to_builtins(findings))
     else:
-        render.table(("check", "state", "found"), [(f.name, f.state, f.found) for f in findings])
+        render.table(("check", "state", "detail"), [(f.name, f.state, f.detail) for f in findings])
         for finding in findings:
             if finding.cure:
                 render.line(f"  {finding.name}: {finding.cure}")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO, TypeVar
 
 import click
 import msgspec
@@ -28,6 +29,26 @@ from thor_policy.policy.lint import lint_pack
 from thor_policy.policy.pack import Pack
 from thor_policy.protocol.requests import evaluation_from, question_fields
 from thor_policy.security import signatures
+
+FC = TypeVar("FC", bound=Callable[..., Any])
+
+#: The argument of commands that read a pack's files.
+shipped_pack = click.argument(
+    "pack",
+    metavar="NAME|DIR",
+    help="Name of a shipped pack (`packs list`), or a pack's directory.",
+    shell_complete=completion.packs,
+)
+
+
+def resident_pack(metavar: str) -> Callable[[FC], FC]:
+    """The argument of commands that change the packs of a running daemon."""
+    return click.argument(
+        "pack",
+        metavar=metavar,
+        help="Name of a resident or shipped pack, or a pack's directory.",
+        shell_complete=completion.packs,
+    )
 
 
 @click.group()
@@ -60,12 +81,7 @@ def list_packs(as_json: bool) -> None:
 
 
 @packs.command()
-@click.argument(
-    "pack",
-    metavar="NAME|DIR",
-    help="Name of a shipped pack (`packs list`), or a pack's directory.",
-    shell_complete=completion.packs,
-)
+@shipped_pack
 @as_json
 def show(pack: str, as_json: bool) -> None:
     """Show the clauses, rules and outcomes of a pack."""
@@ -93,12 +109,7 @@ def show(pack: str, as_json: bool) -> None:
 
 
 @packs.command()
-@click.argument(
-    "pack",
-    metavar="NAME|DIR",
-    help="Name of a shipped pack (`packs list`), or a pack's directory.",
-    shell_complete=completion.packs,
-)
+@shipped_pack
 @as_json
 @click.pass_context
 def lint(ctx: click.Context, pack: str, as_json: bool) -> None:
@@ -146,12 +157,7 @@ def sign(directory: Path, key_file: Path, new_key: bool, as_json: bool) -> None:
 
 @packs.command()
 @configured("pack_keys")
-@click.argument(
-    "pack",
-    metavar="NAME|DIR",
-    help="Name of a shipped pack (`packs list`), or a pack's directory.",
-    shell_complete=completion.packs,
-)
+@shipped_pack
 @as_json
 def verify(config: Config, pack: str, as_json: bool) -> None:
     """Show which key of --pack-keys signed a pack. Exit status 2, with the reason, if none did."""
@@ -167,12 +173,7 @@ def verify(config: Config, pack: str, as_json: bool) -> None:
 
 @packs.command(name="render")
 @configured("model", "models_dir", "adapter")
-@click.argument(
-    "pack",
-    metavar="NAME|DIR",
-    help="Name of a shipped pack (`packs list`), or a pack's directory.",
-    shell_complete=completion.packs,
-)
+@shipped_pack
 @click.argument("question", metavar="FILE|-", type=click.File("r", encoding="utf-8"), help="The question.")
 @as_json
 def render_prompt(config: Config, pack: str, question: TextIO, as_json: bool) -> None:
@@ -208,12 +209,7 @@ def render_prompt(config: Config, pack: str, question: TextIO, as_json: bool) ->
 
 @packs.command()
 @configured("endpoint", "key", "state_dir")
-@click.argument(
-    "pack",
-    metavar="NAME|DIR",
-    help="Name of a shipped pack (`packs list`), or a pack's directory.",
-    shell_complete=completion.packs,
-)
+@shipped_pack
 @as_json
 def load(config: Config, pack: str, as_json: bool) -> None:
     """Make a pack resident in the running daemon; it decides the requests that name it."""
@@ -222,12 +218,7 @@ def load(config: Config, pack: str, as_json: bool) -> None:
 
 @packs.command()
 @configured("endpoint", "key", "state_dir")
-@click.argument(
-    "pack",
-    metavar="NAME|DIR",
-    help="Name of a resident or shipped pack, or a pack's directory.",
-    shell_complete=completion.packs,
-)
+@resident_pack("NAME|DIR")
 @as_json
 def activate(config: Config, pack: str, as_json: bool) -> None:
     """Make a pack the active one. It is loaded first if it is not resident.
@@ -239,12 +230,7 @@ def activate(config: Config, pack: str, as_json: bool) -> None:
 
 @packs.command()
 @configured("endpoint", "key", "state_dir")
-@click.argument(
-    "pack",
-    metavar="NAME|DIR|none",
-    help="Name of a resident or shipped pack, or a pack's directory.",
-    shell_complete=completion.packs,
-)
+@resident_pack("NAME|DIR|none")
 @as_json
 def shadow(config: Config, pack: str, as_json: bool) -> None:
     """Make a pack the shadow: it answers the same questions, without effect. `none` ends that."""

@@ -20,7 +20,7 @@ Steps: TypeAlias = Generator[None, None, T]
 
 
 def all_steps(steps: Steps[T]) -> T:
-    """What work in steps comes to, with nothing done in between."""
+    """The result of work in steps, with nothing done in between."""
     while True:
         try:
             next(steps)
@@ -140,13 +140,13 @@ class Engine(Protocol):
         """What became of the model's file since it was loaded; None if there is none. Any thread."""
 
     def memory(self) -> tuple[DeviceMemory, ...]:
-        """Memory of each GPU; empty where there is none, or it cannot be told. Any thread."""
+        """Memory of each GPU; empty where there is none, or it is unknown. Any thread."""
 
     def adopt(self, adapter: Adapter, path: Path, *, vouched: bool = False) -> None:
         """Open a LoRA adapter, so that prefixes can be loaded under it.
 
-        `vouched`: somebody we trust says that it was trained on this model. Raises EngineError if it is none,
-        or not for this model.
+        `vouched`: a trusted source says that it was trained on this model. Raises EngineError if the file is
+        no adapter, or is not for this model.
         """
 
     def loading(self, prefix: PromptPrefix, adapter: Adapter | None = None) -> Steps[LoadedPrefix]:
@@ -188,7 +188,7 @@ class DecisionLog(Protocol):
     def decided(self, decision: Decision, ticket: int | None = None) -> None: ...
 
     def shadowed(self, served: Decision, shadow: Decision, at: float) -> None:
-        """What another pack would have answered in the place of `served`; nobody was told."""
+        """What the shadow pack decides in place of `served`; no client gets it."""
 
     def explained(
         self, decision_id: str, explanation: Explanation, at: float, ticket: int | None = None

@@ -102,7 +102,7 @@ class JournalError(ThorPolicyError):
 
 
 class DiskFull(JournalError):
-    """The disk is full, and the daemon was told to stop rather than to wait for room."""
+    """The disk is full, and the setting `on_full` is halt."""
 
     exit_code = 5
 

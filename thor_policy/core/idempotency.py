@@ -1,7 +1,7 @@
 """The mark by which an event says which idempotency key it answers.
 
-Owns the text of a mark, and the digest in it. Invariant: a mark begins with the digest of caller and key, by
-which the journal's index finds it; `Mark.parse` undoes `str`. Pure; any thread.
+Owns the text of a mark, and the digest in it. Invariant: a mark begins with the digest of caller and key,
+by which the journal's index finds it; `Mark.parse` undoes `str`. Pure; any thread.
 """
 
 from __future__ import annotations

@@ -184,17 +184,16 @@ class Edge(Struct, frozen=True, kw_only=True):
     rationale: Text | None = None
 
 
-#: Where the answer to a past question goes under another judge.
+#: How the outcome of a past request changes under another pack, model or adapter.
 Direction: TypeAlias = Literal["same", "loosened", "tightened"]
-#: Results of one run that are handed over together, and clauses told of one; so that no batch has more values
-#: than a record may have.
+#: Most results in one record, and most clauses in one result: so a record stays within its limits.
 MAX_REDECIDED, MAX_CLAUSES = 20, 32
 
 
 class Redecided(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What became of one past decision, of which `served` was the outcome, when it was taken again.
+    """The result of deciding a past request again; `served` is the recorded outcome.
 
-    `score_ms` is the model's part of the milliseconds that it took.
+    `score_ms` is the model's part of `took_ms`.
     """
 
     decision_id: Name
@@ -212,7 +211,7 @@ class Redecided(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class JudgePack(Struct, frozen=True, kw_only=True):
-    """The pack of a run (`core.PackInfo`)."""
+    """The pack of a run (`core.decisions.PackInfo`)."""
 
     name: Name
     version: Name
@@ -220,7 +219,7 @@ class JudgePack(Struct, frozen=True, kw_only=True):
 
 
 class JudgeAdapter(Struct, frozen=True, kw_only=True):
-    """The adapter of a run (`core.Adapter`)."""
+    """The adapter of a run (`core.decisions.Adapter`)."""
 
     name: Name
     sha256: Digest
@@ -228,7 +227,7 @@ class JudgeAdapter(Struct, frozen=True, kw_only=True):
 
 
 class JudgeModel(Struct, frozen=True, kw_only=True):
-    """The model of a run: identity of its file, and the adapter that it judged with."""
+    """The model of a run: identity of its file, and the adapter that it used."""
 
     name: Name
     sha256: Digest
@@ -247,10 +246,10 @@ class Counterfactuals(Struct, frozen=True, kw_only=True):
 
 
 class Promotion(Struct, frozen=True, kw_only=True):
-    """What became of a pack that was to take the place of the pack `against`, on a model's weights.
+    """Whether a pack passed the gate that lets it replace the pack `against`, on a model's weights.
 
-    `report` is what was found, as JSON; `signature` is that of the key `key` over the sha256 of report and
-    pack (`signing`). Neither is there where nobody signed, or where the pack was refused.
+    `report` holds the findings, as JSON; `signature` is that of the key `key` over the sha256 of report and
+    pack (`security.signatures`). Both are None without a key, or if the pack was refused.
     """
 
     name: Name
@@ -266,7 +265,7 @@ class Promotion(Struct, frozen=True, kw_only=True):
 
 class Maintenance(Struct, frozen=True, kw_only=True):
     """Work on the journal: erase `actor`, archive what is older than `before`, sign a checkpoint now, put a
-    `calibration` in force, keep `counterfactuals`, record a `promotion`.
+    `calibration` in force, record `counterfactuals` or a `promotion`.
     """
 
     task: Literal["erase", "archive", "checkpoint", "calibrate", "counterfactual", "promote"]
@@ -282,9 +281,10 @@ Place: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096)]
 
 
 class Control(Struct, frozen=True, kw_only=True):
-    """A change of what judges: make `pack` resident, activate it, let it shadow the active one (`none` ends
-    that), unload it, read every resident pack anew from its directory, judge with `adapter` at `scale`
-    (`none` ends that).
+    """A change of packs or adapter.
+
+    It makes `pack` resident, activates it, makes it the shadow (`none`: no shadow), unloads it, reloads every
+    resident pack from its directory, or uses `adapter` at `scale` (`none`: no adapter).
     """
 
     task: Literal["load", "activate", "shadow", "unload", "reload", "adapter"]

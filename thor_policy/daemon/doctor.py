@@ -1,7 +1,7 @@
-"""What this machine has and lacks, and the command that fixes each lack.
+"""The checks of `thorpolicy doctor`: what this machine has and lacks, and the command that fixes it.
 
 Owns the checks behind `thorpolicy doctor`. Invariant: a check never raises and changes nothing but an
-empty file that it removes again; what cannot be told is said to be unknown. Any process, also beside a
+empty file that it removes again; what it cannot find out it reports as unknown. Any process, also beside a
 daemon.
 """
 
@@ -38,7 +38,7 @@ class Finding(Struct, frozen=True, kw_only=True):
 
     name: str
     state: Literal["ok", "warning", "missing"]
-    found: str
+    detail: str
     cure: str | None = None
 
 
@@ -61,8 +61,8 @@ def _device(_config: Config) -> Finding:
     cores = len(os.sched_getaffinity(0))
     board = _read(Path("/proc/device-tree/model")) or platform.machine()
     memory_gb = _meminfo_kb("MemAvailable") / 1e6
-    found = f"{board}, {cores} cores, {memory_gb:.1f} GB free, Python {platform.python_version()}"
-    return Finding(name="device", state="ok", found=found)
+    detail = f"{board}, {cores} cores, {memory_gb:.1f} GB free, Python {platform.python_version()}"
+    return Finding(name="device", state="ok", detail=detail)
 
 
 def _engine(config: Config) -> Finding:
@@ -72,19 +72,19 @@ def _engine(config: Config) -> Finding:
         from thor_policy.engine.native import build_name, gpu_offload
     except (ImportError, OSError, RuntimeError) as error:
         return Finding(
-            name="engine", state="missing", found=str(error), cure="pip install llama-cpp-python==0.3.36"
+            name="engine", state="missing", detail=str(error), cure="pip install llama-cpp-python==0.3.36"
         )
     gpu = Path("/dev/nvidiactl").exists() or Path("/dev/nvmap").exists()
     if gpu_offload():
-        return Finding(name="engine", state="ok", found=f"{build_name()}, with CUDA")
+        return Finding(name="engine", state="ok", detail=f"{build_name()}, with CUDA")
     if gpu:
         return Finding(
             name="engine",
             state="warning",
-            found=f"{build_name()}, built for the CPU, on a machine with a GPU",
+            detail=f"{build_name()}, built for the CPU, on a machine with a GPU",
             cure="rm -r .venv && ./scripts/demo (it sets the CUDA build flags)",
         )
-    return Finding(name="engine", state="ok", found=f"{build_name()}, CPU; no CUDA device here")
+    return Finding(name="engine", state="ok", detail=f"{build_name()}, CPU; no CUDA device here")
 
 
 def _server(config: Config) -> Finding:
@@ -99,47 +99,47 @@ def _server(config: Config) -> Finding:
             template=config.engine_template,
         )
     except ThorPolicyError as error:
-        cure = "start it, or leave engine_url empty to judge in this process"
-        return Finding(name="engine", state="missing", found=str(error), cure=cure)
+        cure = "start it, or leave engine_url empty to run the model in this process"
+        return Finding(name="engine", state="missing", detail=str(error), cure=cure)
     engine.close()
-    found = f"{engine.model.name} on {engine.model.build} at {config.engine_url}, not bit-exact"
-    return Finding(name="engine", state="ok", found=found)
+    detail = f"{engine.model.name} on {engine.model.build} at {config.engine_url}, not bit-exact"
+    return Finding(name="engine", state="ok", detail=detail)
 
 
 def _model(config: Config) -> Finding:
     if config.engine_url:
-        return Finding(name="model", state="ok", found="not needed here: engine_url names a server")
+        return Finding(name="model", state="ok", detail="not needed here: engine_url names a server")
     try:
         file = catalog.resolve(config.model, config.models_dir)
     except ThorPolicyError as error:
         return Finding(
-            name="model", state="missing", found=str(error), cure=f"thorpolicy models pull {config.model}"
+            name="model", state="missing", detail=str(error), cure=f"thorpolicy models pull {config.model}"
         )
-    return Finding(name="model", state="ok", found=f"{file.name}, sha256 {file.sha256[:12]}, {file.path}")
+    return Finding(name="model", state="ok", detail=f"{file.name}, sha256 {file.sha256[:12]}, {file.path}")
 
 
 def _pack(config: Config) -> Finding:
     try:
         pack = pack_files.load(pack_files.find(config.pack, data_path("prompts")), config.pack_keys)
     except ThorPolicyError as error:
-        return Finding(name="pack", state="missing", found=str(error), cure="thorpolicy packs list")
+        return Finding(name="pack", state="missing", detail=str(error), cure="thorpolicy packs list")
     wrong = [finding for finding in lint_pack(pack) if finding.level == "error"]
-    found = f"{pack.info.name} {pack.info.version}, sha256 {pack.info.sha256[:12]}"
+    detail = f"{pack.info.name} {pack.info.version}, sha256 {pack.info.sha256[:12]}"
     if wrong:
         cure = f"thorpolicy packs lint {config.pack}"
-        return Finding(name="pack", state="warning", found=f"{found}: {len(wrong)} errors", cure=cure)
+        return Finding(name="pack", state="warning", detail=f"{detail}: {len(wrong)} errors", cure=cure)
     if newer := _taken_over(config, pack.info):
-        told = f"{found}; {newer['version']} took its place by a promotion at {newer['timestamp']}"
-        cure = "name the folder of that one as pack in the settings: a start goes back to this one"
-        return Finding(name="pack", state="warning", found=told, cure=cure)
-    return Finding(name="pack", state="ok", found=found)
+        newest = f"{newer['version']} took its place by a promotion at {newer['timestamp']}"
+        cure = f"set pack to the folder of {newer['version']}: a start goes back to this one"
+        return Finding(name="pack", state="warning", detail=f"{detail}; {newest}", cure=cure)
+    return Finding(name="pack", state="ok", detail=detail)
 
 
 def _taken_over(config: Config, pack: PackInfo) -> dict[str, Any] | None:
     try:
         with Reader(config.journal_path) as reader:
             return reader.taken_over(pack)
-    except ThorPolicyError:  # no journal, or none that can be read: there are other checks for that
+    except ThorPolicyError:  # no readable journal: other checks report that
         return None
 
 
@@ -152,10 +152,10 @@ def _state_dir(config: Config) -> Finding:
         return Finding(
             name="state dir",
             state="missing",
-            found=f"{config.state_dir}: {error.strerror}",
+            detail=f"{config.state_dir}: {error.strerror}",
             cure="choose a directory that you may write: --state-dir DIR",
         )
-    return Finding(name="state dir", state="ok", found=str(config.state_dir))
+    return Finding(name="state dir", state="ok", detail=str(config.state_dir))
 
 
 def _disk(config: Config) -> Finding:
@@ -165,7 +165,7 @@ def _disk(config: Config) -> Finding:
     return Finding(
         name="disk",
         state="warning" if low else "ok",
-        found=f"{free / 1e9:.1f} GB free for the journal",
+        detail=f"{free / 1e9:.1f} GB free for the journal",
         cure="free some space, or choose another --state-dir" if low else None,
     )
 
@@ -176,10 +176,10 @@ def _sqlite(_config: Config) -> Finding:
         return Finding(
             name="sqlite",
             state="warning",
-            found=f"{sqlite3.sqlite_version}: two writers at once can corrupt a write-ahead log",
-            cure="nothing to do while only thorpolicy opens the file for writing; SQLite 3.51.3 mends it",
+            detail=f"{sqlite3.sqlite_version}: two writers at once can corrupt a write-ahead log",
+            cure="nothing to do while only thorpolicy opens the file for writing; SQLite 3.51.3 fixes it",
         )
-    return Finding(name="sqlite", state="ok", found=sqlite3.sqlite_version)
+    return Finding(name="sqlite", state="ok", detail=sqlite3.sqlite_version)
 
 
 def _daemon(config: Config) -> Finding:
@@ -187,10 +187,10 @@ def _daemon(config: Config) -> Finding:
         with Client(config.endpoint, key=config.key_file, timeout_ms=2_000) as client:
             status = client.status()
     except ThorPolicyError as error:
-        return Finding(name="daemon", state="warning", found=str(error), cure="thorpolicy serve")
+        return Finding(name="daemon", state="warning", detail=str(error), cure="thorpolicy serve")
     if trouble := status.trouble:
-        return Finding(name="daemon", state="warning", found=trouble, cure="see thorpolicy status")
-    return Finding(name="daemon", state="ok", found=f"{status.state} at {config.endpoint}")
+        return Finding(name="daemon", state="warning", detail=trouble, cure="see thorpolicy status")
+    return Finding(name="daemon", state="ok", detail=f"{status.state} at {config.endpoint}")
 
 
 def _read(path: Path) -> str:

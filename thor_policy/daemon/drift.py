@@ -1,13 +1,12 @@
 """The drift sentinel: does the model still answer as it did?
 
-Owns the golden questions (the examples of the active pack) and what the model said to each when it was
-first asked. Invariant: it asks only when nobody waits, one question at a time, and tells each change
-once: what the model says now is what it is held against from then on. Engine thread; its counters may be
-read from any.
+Owns the golden questions (the examples of the active pack) and the model's first answer to each.
+Invariant: it asks only when no request waits, one question at a time, and reports each change once: later
+answers are compared with the newest. Engine thread; its counters may be read from any.
 
-A file that was changed on disk, a driver that computes otherwise, memory that has gone bad: each shows
-here before it shows in decisions. The active pack is asked, under the adapter that it judges with.
-Nothing is drift where pack, model, adapter or build are others: that begins anew.
+It finds a model file that was changed on disk, a driver that computes otherwise and bad memory before
+they show in decisions. The active pack is asked, under its adapter. Another pack, model, adapter or build
+is not drift: the comparison begins again.
 """
 
 from __future__ import annotations
@@ -117,7 +116,7 @@ class DriftSentinel:
 
 
 def shifted(before: tuple[float, ...], now: tuple[float, ...]) -> float:
-    """The largest change of a logit; infinite where one is no number or there are others than before."""
+    """The largest change of a logit; infinite if one is not a number or their count differs."""
     if len(before) != len(now):
         return math.inf
     shifts = [abs(a - b) if a != b else 0.0 for a, b in zip(before, now, strict=True)]

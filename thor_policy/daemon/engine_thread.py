@@ -312,7 +312,7 @@ class EngineThread:
         self.step_ms_max = max(self.step_ms_max, (time.monotonic_ns() - started_ns) / 1e6)
         for result in ended:
             explained = isinstance(result, Explained)
-            # counted before anybody is told, who might look
+            # counted first: whoever gets the result may look at the counters
             self.counters["explanations" if explained else "unexplained"] += 1
             self._on_outcome(result.ticket, result)
             if isinstance(result, Explained):

@@ -24,17 +24,17 @@ from thor_policy.journal.reader import Reader
 from thor_policy.protocol.replies import encode_request
 from thor_policy.protocol.requests import decode_request
 
-#: How long a command waits for another that holds the journal, and how often it looks, in seconds.
+#: How long a command waits for another process that holds the journal, and between two tries, in seconds.
 LOCK_WAIT_S, _LOCK_STEP_S = 3.0, 0.02
 
-#: How long a daemon may take to say how it is, in milliseconds.
+#: How long a daemon may take to report its status, in milliseconds.
 STATUS_MS = 5_000
 
 
 def open_reader(config: Config) -> Reader:
-    """A reader of the journal; one that an earlier version wrote is brought up to date first.
+    """A reader of the journal; a file of an earlier version is migrated first.
 
-    Raises JournalError, and AlreadyRunning where a daemon of the earlier version runs still.
+    Raises JournalError, and AlreadyRunning while a daemon of the earlier version runs.
     """
     reader = Reader(config.journal_path)
     if reader.is_current():
@@ -45,9 +45,9 @@ def open_reader(config: Config) -> Reader:
 
 
 def submit_record(config: Config, record: records.Record) -> str:
-    """Record something, through the daemon where one runs, otherwise by hand; returns the record's id.
+    """Record something, through the daemon where one runs, otherwise directly; returns the record's id.
 
-    Another command may hold the journal for a moment; that is waited for, up to `LOCK_WAIT_S`.
+    Waits up to `LOCK_WAIT_S` for another command that holds the journal.
     Raises RequestError, Unreachable, JournalError, AlreadyRunning.
     """
     until = time.monotonic() + LOCK_WAIT_S
@@ -71,18 +71,19 @@ def _record_directly(config: Config, record: records.Record) -> str:
         event = events.record_event(
             record, record_id=record_id, at=time.time(), caller=us, masked=config.masked
         )
-        fate = journal.commit(event).result()
-    if fate.error is not None:
-        raise RequestError(fate.error, fate.message or "the journal could not record it")
+        commit = journal.commit(event).result()
+    if commit.error is not None:
+        raise RequestError(commit.error, commit.message or "the journal could not record it")
     return record_id
 
 
 def maintain(
     config: Config, maintenance: records.Maintenance, *, progress: Callable[[int], None] = lambda _: None
 ) -> dict[str, Json]:
-    """Do long work on the journal, through the daemon where one runs, otherwise by hand; says what was done.
+    """Do long work on the journal, through the daemon where one runs, otherwise directly.
 
-    `progress` hears of it only where no daemon does it. Raises RequestError, Unreachable, JournalError.
+    Returns what was done. `progress` is called only where no daemon does the work. Raises RequestError,
+    Unreachable, JournalError.
     """
     with Client(config.endpoint, key=config.key_file) as client:
         if client.remote or client.alive():
@@ -93,31 +94,31 @@ def maintain(
         return run_maintenance(journal, maintenance, by_uid=os.geteuid(), progress=progress)
 
 
-def record_counterfactuals(config: Config, told: records.Counterfactuals) -> None:
-    """Record what past decisions would have been, as `tend` does.
+def record_counterfactuals(config: Config, counterfactuals: records.Counterfactuals) -> None:
+    """Record what past decisions would have been, as `maintain` does.
 
-    Raises JournalError too if whoever records them does not know a decision: then it has another journal.
+    Raises JournalError too if the daemon does not know a decision: then it keeps another journal.
     """
-    done = maintain(config, records.Maintenance(task="counterfactual", counterfactuals=told))
+    done = maintain(config, records.Maintenance(task="counterfactual", counterfactuals=counterfactuals))
     if unknown := done["unknown"]:
         raise JournalError(
-            f"{len(unknown)} of {len(told.results)} decisions of {config.journal_path} are unknown to the "
-            f"daemon at {config.endpoint}, which keeps another journal; name its state_dir"
+            f"{len(unknown)} of {len(counterfactuals.results)} decisions of {config.journal_path} are "
+            f"unknown to the daemon at {config.endpoint}, which keeps another journal; name its state_dir"
         )
 
 
 @contextmanager
 def daemon_busy(config: Config) -> Iterator[Callable[[], bool]]:
-    """Tells, each time it is called, whether a daemon at the endpoint has requests in flight.
+    """Yield a function that says whether a daemon at the endpoint has requests in flight.
 
-    One that does not say so in time has. It raises RequestError if the caller may not ask.
+    A daemon that does not answer in time counts as busy. Raises RequestError if the caller may not ask.
     """
     with Client(config.endpoint, key=config.key_file, timeout_ms=STATUS_MS) as client:
 
-        def told() -> bool:
+        def busy() -> bool:
             try:
                 return client.alive() and client.status().in_flight > 0
             except Unreachable:
                 return True
 
-        yield told
+        yield busy

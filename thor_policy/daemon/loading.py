@@ -73,18 +73,18 @@ def load_engine(config: Config) -> Engine:
 
 def adopt_adapter(config: Config, engine: Engine) -> Adapter | None:
     """Open the adapter of the settings in an engine, if they name one. Raises CatalogError, EngineError."""
-    found = find_adapter(config.adapter, config.adapter_scale, config, engine.model.name)
-    if found is None:
+    opened = find_adapter(config.adapter, config.adapter_scale, config, engine.model.name)
+    if opened is None:
         return None
-    found.adopt(engine)
-    return found.adapter
+    opened.adopt(engine)
+    return opened.adapter
 
 
 def calibration_of(config: Config, pack: PackInfo, model: ModelInfo) -> Calibration | None:
     """The newest calibration of this pack on this model with its adapter, if there is one."""
     with Reader(config.journal_path) as reader:
-        found = reader.calibration(pack.sha256, model.identity)
-    return Calibration(**found) if found else None
+        fields = reader.calibration(pack.sha256, model.identity)
+    return Calibration(**fields) if fields else None
 
 
 def journal_options(config: Config) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def open_journal(config: Config, on_committed: OnCommitted) -> Journal:
     return Journal(config.journal_path, on_committed=on_committed, **journal_options(config))
 
 
-#: In place of a name: no shadow, no adapter; the adapter that goes with the model.
+#: In place of a name: no shadow or no adapter; the adapter that the catalog lists for the model.
 NONE, AUTO = "none", "auto"
 
 
@@ -123,30 +123,30 @@ class OpenAdapter:
         """Open it in the engine. Raises EngineError if it is not for this model."""
         ours = engine.model.name
         if self.base is not None and self.base != ours:
-            raise EngineError(f"the adapter {self.adapter.name} is for {self.base}, and {ours} judges")
+            raise EngineError(f"the adapter {self.adapter.name} is for {self.base}, and the model is {ours}")
         engine.adopt(self.adapter, self.path, vouched=self.base is not None)
 
 
-def find_adapter(told: str, scale: float, config: Config, model: str) -> OpenAdapter | None:
-    """The adapter of that name or path, or with `auto` the one that goes with the model of that name.
+def find_adapter(name: str, scale: float, config: Config, model: str) -> OpenAdapter | None:
+    """The adapter of that name or path; with `auto`, the adapter that the catalog lists for the model.
 
-    None for an empty one or `none`, and where no adapter goes with the model. Raises CatalogError.
+    None for an empty name or `none`, and where the catalog lists no adapter. Raises CatalogError.
     """
-    if told == AUTO:
-        told = "" if config.engine_url else catalog.companion_of(model) or ""
-    if told in ("", NONE):
+    if name == AUTO:
+        name = "" if config.engine_url else catalog.companion_of(model) or ""
+    if name in ("", NONE):
         return None
-    file = catalog.resolve_adapter(told, config.models_dir)
+    file = catalog.resolve_adapter(name, config.models_dir)
     adapter = Adapter(name=file.name, sha256=file.sha256, scale=scale, rendering=file.rendering)
     return OpenAdapter(adapter, file.path, file.base)
 
 
-def open_pack(told: str, trusted: Sequence[str] = ()) -> Pack:
+def open_pack(name: str, trusted: Sequence[str] = ()) -> Pack:
     """The pack of that name or in that directory, if lint finds no error in it. Raises PackError.
 
-    `trusted` names files with public keys; where there are any, one of them has to have signed the pack.
+    `trusted` names files with public keys; if there are any, one of these keys must have signed the pack.
     """
-    pack = pack_files.load(pack_files.find(told, data_path("prompts")), trusted)
+    pack = pack_files.load(pack_files.find(name, data_path("prompts")), trusted)
     errors = [finding for finding in lint_pack(pack) if finding.level == "error"]
     if errors:
         more = f", and {len(errors) - 1} more" if len(errors) > 1 else ""

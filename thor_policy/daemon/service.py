@@ -57,8 +57,8 @@ def open_service(
 ) -> Iterator[Server]:
     """A server that is warm and bound, ready to `run`; everything is stopped on the way out.
 
-    `supervisor` learns what it has to watch; what it is told besides is up to the caller. `reread` reads the
-    settings anew when the server is asked to reload, and raises ConfigError.
+    `supervisor` learns which parts to watch; the caller sends it everything else. `reread` reads the settings
+    again when the server is asked to reload, and raises ConfigError.
     Raises ThorPolicyError where a part cannot start, Stalled where the journal does not drain in time.
     """
     with ExitStack() as stack:
@@ -75,7 +75,7 @@ def open_service(
             if newer := reader.taken_over(pack.info):
                 log.warning(
                     "the settings name %s %s, but %s took its place by a promotion at %s and does not decide "
-                    "now: name its folder as pack in the settings",
+                    "now: set pack to its folder in the settings",
                     *(pack.info.name, pack.info.version, newer["version"], newer["timestamp"]),
                 )
 

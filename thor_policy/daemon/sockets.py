@@ -72,7 +72,7 @@ def bind_publisher(context: zmq.Context[zmq.Socket[bytes]], config: Config) -> z
     return publisher
 
 
-def bound(opened: zmq.Socket[bytes]) -> None:
+def limit(opened: zmq.Socket[bytes]) -> None:
     """Limit what a socket of ours holds for its peers."""
     opened.set(zmq.LINGER, 1_000)
     opened.set(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
@@ -81,7 +81,7 @@ def bound(opened: zmq.Socket[bytes]) -> None:
 
 
 def _bind(opened: zmq.Socket[bytes], endpoint: str, path: Path, mode: int) -> None:
-    bound(opened)
+    limit(opened)
     old_mask = os.umask(0o177)
     try:
         opened.bind(endpoint)

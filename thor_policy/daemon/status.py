@@ -96,8 +96,7 @@ class Parts:
             explanation_step_ms_max=round(thread.step_ms_max, 3),
             loading_step_ms_max=round(thread.task_step_ms_max, 3),
             wait_for_step_ms_max=round(thread.step_wait_ms_max, 3),
-            counters=dict(thread.counters)
-            | {"shadows_dropped": policy.shadows_dropped, "shadows_failed": policy.shadows_failed},
+            counters={**thread.counters, **policy.counters},
         )
 
     def _journal(self) -> JournalStatus:

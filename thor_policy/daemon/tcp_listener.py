@@ -1,4 +1,4 @@
-"""The way in over tcp: only for whoever holds a key.
+"""The tcp listener: only for callers that hold a key.
 
 Owns the tcp ROUTER, the handler that ZeroMQ asks about each handshake (ZAP, RFC 27) and the count of
 those that failed. Invariant: without CURVE and a key that the ring knows at that moment nothing gets
@@ -17,11 +17,11 @@ from zmq.auth import Authenticator
 
 from thor_policy.config import Config
 from thor_policy.core.errors import ConfigError
-from thor_policy.daemon.sockets import bound
+from thor_policy.daemon.sockets import limit
 from thor_policy.security.curve_keys import KeyHolder, KeyPair, KeyRing, Keys
 from thor_policy.security.roles import Roles
 
-#: Name of this way in, for the handler.
+#: ZAP domain of the tcp ROUTER.
 _DOMAIN = "tcp"
 #: How long a peer may take to show its key, in milliseconds.
 _HANDSHAKE_MS = 5_000
@@ -29,7 +29,7 @@ _FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROT
 
 
 def check_identity(config: Config) -> None:
-    """Whether a daemon can tell its callers apart: for a start, before a model is loaded in vain.
+    """Check at a start that the daemon can identify its callers, before it loads a model.
 
     Raises ConfigError.
     """
@@ -75,7 +75,7 @@ class TcpListener:
         self.router.set(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
         self.router.set(zmq.TCP_KEEPALIVE, 1)
         self.router.set(zmq.IPV6, int("[" in config.tcp_endpoint))
-        bound(self.router)
+        limit(self.router)
         self._monitor: zmq.Socket[bytes] = self.router.get_monitor_socket(_FAILED)
         try:
             self.router.bind(config.tcp_endpoint)
@@ -118,7 +118,7 @@ class _KeyAuthenticator(Authenticator):
         self.configure_curve_callback(_DOMAIN, self)
 
     def callback(self, _domain: str, public: bytes) -> bool:
-        """Whether the holder of this public key may come in."""
+        """Whether the holder of this public key may connect."""
         known = self._ring.find(public.decode("ascii")) is not None
         self._counters["keys_accepted" if known else "keys_refused"] += 1
         return known

@@ -40,6 +40,7 @@ from thor_policy.core.engine import (
     all_steps,
 )
 from thor_policy.core.errors import DeadlineExceeded, EngineError, RequestError
+from thor_policy.core.requests import NEVER_NS
 from thor_policy.engine.adapters import Adapters
 from thor_policy.engine.explanations import ExplanationWriter, Trie, closed_set, path_name
 from thor_policy.engine.native import (
@@ -62,9 +63,6 @@ STEP_TOKENS = 64
 PREFILL_TOKENS = 128
 #: Tokens reserved after a question for its explanation.
 ANSWER_TOKENS = 192
-
-#: A deadline that never passes.
-NEVER_NS = 2**63 - 1
 
 
 class _StateRecord(Struct, frozen=True):

@@ -12,16 +12,13 @@ from typing import Literal
 
 import msgspec
 
-from thor_policy.core.requests import Caller, Evaluation, Request
+from thor_policy.core.requests import NEVER_NS, Caller, Evaluation, Request
 from thor_policy.journal.reader import Reader, Record
 
 #: Why a request cannot be decided again. `decision_report`: somebody else decided it. `erased`: it was
 #: erased, or a name in it. `missing`: its private part is gone, and nothing erased it. `masked`: a value was
 #: not recorded.
 Lack = Literal["decision_report", "erased", "missing", "masked"]
-
-#: A deadline that never passes, in monotonic nanoseconds.
-_NEVER_NS = 2**63 - 1
 
 
 class Unasked(Exception):
@@ -52,5 +49,5 @@ def request_of(reader: Reader, event: Record) -> Request:
         caller=msgspec.convert(event["body"]["caller"], Caller),
         received_at=datetime.fromisoformat(event["at"]).timestamp(),
         received_ns=0,
-        deadline_ns=_NEVER_NS,
+        deadline_ns=NEVER_NS,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 
 from msgspec import structs
 
@@ -19,7 +19,7 @@ from thor_policy.core.engine import Engine, PromptPrefix, Steps, WrittenExplanat
 from thor_policy.core.errors import DeadlineExceeded, EngineError, RequestError
 from thor_policy.core.ids import new_id
 from thor_policy.core.records import Calibration
-from thor_policy.core.requests import Action, Entity, Evaluation, Request
+from thor_policy.core.requests import NEVER_NS, Action, Entity, Evaluation, Request
 from thor_policy.core.results import Explained, Unexplained
 from thor_policy.policy.calibration import scaled
 from thor_policy.policy.pack import Pack
@@ -37,8 +37,6 @@ _WARM_UP = Evaluation(
     action=Action(name="warm_up"),
     resource=Entity(type="service", id="thor-policy"),
 )
-#: A deadline that never passes, in monotonic nanoseconds.
-_NEVER_NS = 2**63 - 1
 
 
 class Policy:
@@ -73,7 +71,7 @@ class Policy:
         self._awaiting_shadow: deque[tuple[Request, Decision]] = deque()
         #: Requests that the shadow pack did not decide. Dropped: too many waited, or the pack was unloaded.
         #: Failed: the request did not fit the pack.
-        self.shadows_dropped = self.shadows_failed = 0
+        self.counters = Counter(shadows_dropped=0, shadows_failed=0)
         #: True while a change of packs waits for explanations; then they go before waiting decisions.
         self.awaits_explanations = False
         self._limit = logs.Limit()
@@ -157,7 +155,7 @@ class Policy:
         floor = pack.book.apply(_WARM_UP, at)
         try:
             question = resident.question(_WARM_UP, floor)
-            scored = self.engine.score(resident.key, question, _NEVER_NS)
+            scored = self.engine.score(resident.key, question, NEVER_NS)
             _strictest(pack, floor, scored.label, scored.probabilities)
         except (RequestError, EngineError) as error:
             raise EngineError(f"the model cannot answer the warm-up question: {error}") from error
@@ -263,18 +261,18 @@ class Policy:
         request, served = self._awaiting_shadow.popleft()
         resident = self.residents.shadow
         if resident is None:
-            self.shadows_dropped += 1
+            self.counters["shadows_dropped"] += 1
             return None
         try:
             # without the cache: a cached score names the decision that first got it; a shadow's is not served
-            return served, self._decide(resident, structs.replace(request, deadline_ns=_NEVER_NS), None)
+            return served, self._decide(resident, structs.replace(request, deadline_ns=NEVER_NS), None)
         except RequestError:
-            self.shadows_failed += 1
+            self.counters["shadows_failed"] += 1
             return None
 
     def _remember_for_shadow(self, request: Request, decision: Decision) -> None:
         if len(self._awaiting_shadow) >= self._max_shadows:
-            self.shadows_dropped += 1
+            self.counters["shadows_dropped"] += 1
         else:
             self._awaiting_shadow.append((request, decision))
 

@@ -9,20 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, TypeAlias
 
 from thor_policy.core.decisions import Floor, ModelInfo, Rendering, resident_key
 from thor_policy.core.engine import LoadedPrefix
 from thor_policy.core.errors import RequestError
 from thor_policy.core.requests import Evaluation
+from thor_policy.core.status import PackRole
 from thor_policy.policy.pack import Pack
 
 #: Fewest digits of a pack's sha256 that name it; also the digits that are shown.
 DIGEST_CHARS = 12
-
-#: Active: decides requests. Shadow: decides the same requests again, for the record only. Candidate: decides
-#: only requests that name it.
-Role: TypeAlias = Literal["active", "shadow", "candidate"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +81,7 @@ class Residents:
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
-    def role_of(self, resident: Resident) -> Role:
+    def role_of(self, resident: Resident) -> PackRole:
         """The role of a pack of this table."""
         return "active" if resident is self.active else "shadow" if resident is self.shadow else "candidate"
 

@@ -30,7 +30,7 @@ from thor_policy.core.decisions import Adapter, PackInfo, resident_key
 from thor_policy.core.engine import Engine
 from thor_policy.core.errors import PackError, RequestError
 from thor_policy.core.records import Calibration
-from thor_policy.core.requests import Caller, Evaluation, Json, Request
+from thor_policy.core.requests import NEVER_NS, Caller, Evaluation, Json, Request
 from thor_policy.core.results import Explained
 from thor_policy.journal import events, statistics
 from thor_policy.journal.past_requests import Unasked, request_of
@@ -56,8 +56,6 @@ from thor_policy.suites.run_files import Judge, Run, item, worst
 from thor_policy.suites.scenarios import Embedder, Suite
 from thor_policy.suites.verdicts import run as run_suite
 
-#: A deadline that never passes, in monotonic nanoseconds.
-_NEVER_NS = 2**63 - 1
 #: Decisions that are read at a time.
 _PAGE = 500
 
@@ -102,7 +100,7 @@ class _LoadedPack:
                 caller=Caller(transport="inproc"),
                 received_at=self._now,
                 received_ns=time.monotonic_ns(),
-                deadline_ns=_NEVER_NS,
+                deadline_ns=NEVER_NS,
                 explain=message.explain,
                 annotations=message.annotations,
                 pack=message.pack,

@@ -21,7 +21,7 @@ from msgspec import Struct
 from thor_policy.catalog.files import ModelFile
 from thor_policy.core.decisions import Adapter, resident_key
 from thor_policy.core.errors import TrainingError
-from thor_policy.core.requests import Evaluation, Json
+from thor_policy.core.requests import NEVER_NS, Evaluation, Json
 from thor_policy.engine.native import Vocabulary
 from thor_policy.learning.training.samples import Case, Renderer, Sample
 from thor_policy.learning.training.settings import Point, Settings
@@ -219,7 +219,7 @@ def compare(
             case, pack = sample.case, packs[sample.case.pack]
             evaluation = msgspec.convert(case.evaluation, Evaluation)
             question = pack.brief_question(evaluation, pack.book.apply(evaluation, case.at))
-            scored = engine.score(resident_key(pack.info.sha256, adapter), question, 2**63 - 1)
+            scored = engine.score(resident_key(pack.info.sha256, adapter), question, NEVER_NS)
             differences.append(abs(scored.probabilities[case.outcome] - probabilities[case.outcome]))
             same += scored.label == max(probabilities, key=probabilities.__getitem__)
     finally:

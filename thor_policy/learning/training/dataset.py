@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from thor_policy.core.errors import TrainingError
-from thor_policy.core.requests import Caller, Evaluation, Request
+from thor_policy.core.requests import NEVER_NS, Caller, Evaluation, Request
 from thor_policy.learning.export import Correction, split
 from thor_policy.learning.training.samples import Case
 from thor_policy.policy.decider import Policy
@@ -25,7 +25,6 @@ from thor_policy.policy.pack import Example, Pack
 REPEATS = 4
 #: Earlier cases for each correction, and the fewest earlier cases in all.
 REPLAYED, LEAST_REPLAYED = 4, 200
-_NEVER_NS = 2**63 - 1
 
 
 class Lesson(Struct, frozen=True, kw_only=True):
@@ -81,7 +80,7 @@ def outcomes(
             caller=Caller(transport="inproc"),
             received_at=case.at,
             received_ns=0,
-            deadline_ns=_NEVER_NS,
+            deadline_ns=NEVER_NS,
         )
         decided.append(policy.decide(request).outcome)
         advance()
