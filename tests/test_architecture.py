@@ -186,12 +186,3 @@ def test_links_of_a_document_lead_to_an_existing_file_and_heading(document: Path
         assert path.exists(), f"{document.name} links to {target}"
         if anchor:
             assert anchor in anchors_of(path), f"{document.name} links to {target}"
-
-
-def test_the_version_of_every_dependency_is_pinned() -> None:
-    import tomllib
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = [name for extra in project["optional-dependencies"].values() for name in extra]
-    for requirement in (*project["dependencies"], *extras):
-        assert "==" in requirement, requirement

@@ -12,7 +12,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -782,31 +781,6 @@ class TestDocumentedExamples:
         monkeypatch.setattr(service, "serving", partial(service.serving, load_engine=load_stub_engine))
         result = run("test", "--full", "--pack", str(EXAMPLES / name), str(EXAMPLES / "door-suite.yaml"))
         assert result.exit_code == 0, result.output
-
-
-def test_an_installed_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
-    """Prompts, scenarios and catalog ship inside the wheel."""
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*build, "--wheel-dir", str(tmp_path), str(ROOT)], check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    installed = tmp_path / "installed"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(installed)
-    environment = os.environ | {"PYTHONPATH": str(installed), "HOME": str(tmp_path)}
-    script = (
-        "import thor_policy, sys; assert thor_policy.__file__.startswith(sys.argv.pop());"
-        "from thor_policy import config; assert not config.in_checkout();"
-        "from thor_policy.cli.main import main; main()"
-    )
-    for command, text in ((["packs", "list"], "team-governance"), (["models", "list"], "smollm2")):
-        done = subprocess.run(
-            [sys.executable, "-c", script, *command, str(installed)],
-            capture_output=True, text=True, cwd=tmp_path, env=environment, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert text in done.stdout
-    assert list((installed / "thor_policy" / "data" / "scenarios").glob("*.yaml"))
-    assert (installed / "thor_policy" / "suites" / "html_report.html").is_file()
 
 
 @pytest.mark.model
