@@ -27,6 +27,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 MODEL = "smollm2-135m-instruct-q4_1"
 
+#: CPU threads of each engine. With more, an engine waits for its threads while other tests use the cores: a
+#: decode then takes four times the CPU time. Commands and daemons that tests start read the variable.
+THREADS = int(os.environ.setdefault("THOR_POLICY_THREADS", "1"))
+
 
 @pytest.fixture(scope="session")
 def shipped_pack() -> Pack:
@@ -58,4 +62,5 @@ def tcp_endpoint() -> str:
 @pytest.fixture
 def config(short_dir: Path) -> Config:
     """A configuration with a state directory and an endpoint of its own; every question is scored."""
-    return Config(state_dir=short_dir, endpoint=f"ipc://{short_dir}/policy.sock", cache_size=0)
+    endpoint = f"ipc://{short_dir}/policy.sock"
+    return Config(state_dir=short_dir, endpoint=endpoint, cache_size=0, threads=THREADS)

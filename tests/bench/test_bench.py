@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,17 +91,17 @@ class TestDeterminism:
 
     @pytest.mark.model
     def test_no_bit_differs_and_the_report_counts_what_was_asked(
-        self, model_file: ModelFile, short_dir: Path, tmp_path: Path
+        self, model_file: ModelFile, config: Config, tmp_path: Path
     ) -> None:
         pack, other = (
             write_pack(tmp_path / name, system=f"{name}.", version=version)
             for name, version in (("one", "1"), ("other", "2"))
         )
-        config = Config(state_dir=short_dir, pack=str(pack), model=str(model_file.path), context_tokens=512)
+        small = replace(config, pack=str(pack), model=str(model_file.path), context_tokens=512)
         steps: list[int] = []
         announced: list[figures.Figure] = []
         report = determinism(
-            config,
+            small,
             evaluations(),
             requests=30,
             other=pack_files.load(other),

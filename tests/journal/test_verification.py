@@ -988,17 +988,18 @@ def test_verify_ignores_events_written_meanwhile(path: Path, monkeypatch: pytest
     assert (verdict.problem, verdict.incomplete, verdict.erased) == (None, None, 3)
 
 
-def test_verify_beside_a_live_writer_ends_and_finds_no_problem(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ranges, "PAGE", 8)
-    monkeypatch.setattr(verification, "RANGE", 32)
-    stop, fates = threading.Event(), Fates()
+def verdicts_beside_a_writer(path: Path, count: int) -> list[Verdict]:
+    """The verdicts of `count` verifications of a journal that grows meanwhile.
+
+    For each verified range the writer may record three more events. Without this limit, each verification of a
+    slow machine would have more to read than the one before could read.
+    """
+    stop, room, fates = threading.Event(), threading.Semaphore(32), Fates()
     kept: list[str] = []
 
     def write() -> None:
         chance = random.Random(7)
-        while not stop.is_set():
+        while room.acquire(timeout=WAIT_S) and not stop.is_set():
             decision = by_model()
             kept.append(decision.id)
             journal.decided(decision)
@@ -1012,14 +1013,26 @@ def test_verify_beside_a_live_writer_ends_and_finds_no_problem(
         writer = threading.Thread(target=write)
         writer.start()
         try:
-            seen = [verify(path) for _ in range(30)]
-            while writer.is_alive() and seen[-1].events == seen[0].events:
-                seen.append(verify(path))
+            verdicts = [verify(path, progress=lambda _: room.release()) for _ in range(count)]
+            while writer.is_alive() and verdicts[-1].events == verdicts[0].events:
+                verdicts.append(verify(path, progress=lambda _: room.release()))
         finally:
             stop.set()
+            room.release()
             writer.join(WAIT_S)
-    assert {(verdict.problem, verdict.incomplete) for verdict in seen} == {(None, None)}
-    assert seen[-1].events > seen[0].events
+    return verdicts
+
+
+@pytest.mark.parametrize("count", [8, pytest.param(60, marks=pytest.mark.soak)])
+def test_verify_beside_a_live_writer_ends_and_finds_no_problem(
+    path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Eight verifications; sixty with `-m soak`."""
+    monkeypatch.setattr(ranges, "PAGE", 8)
+    monkeypatch.setattr(verification, "RANGE", 32)
+    verdicts = verdicts_beside_a_writer(path, count)
+    assert {(verdict.problem, verdict.incomplete) for verdict in verdicts} == {(None, None)}
+    assert verdicts[-1].events > verdicts[0].events
 
 
 def test_verify_quickly_finds_an_event_with_a_huge_sequence_number(copied: Callable[[], Path]) -> None:
