@@ -103,16 +103,16 @@ class TestDeterminism:
         report = determinism(
             small,
             evaluations(),
-            requests=30,
+            requests=12,
             other=pack_files.load(other),
             advance=lambda: steps.append(1),
             announce=announced.append,
         )
         assert report.questions == 10, "rules answer what is banned"
-        assert len(steps) == 10 + 30
+        assert len(steps) == 10 + 12
         facts = [figures.Fact(name=name, value=value) for name, value in report.facts.items()]
         assert announced[-len(facts) - 1 :] == [*report.series, *facts]
-        assert (len(report.series[0].ms), report.facts["requests"]) == (30, 30)
+        assert (len(report.series[0].ms), report.facts["requests"]) == (12, 12)
         assert report.facts["explanations"] > 0
         differing = {name: count for name, count in report.facts.items() if "differ" in name}
         assert differing == dict.fromkeys(differing, 0)

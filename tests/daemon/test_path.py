@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import queue
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
@@ -102,20 +104,22 @@ def ask_until_dead(
 
 @pytest.mark.model
 class TestDaemon:
-    def test_after_a_hard_kill_every_acknowledged_decision_is_there(self, config: Config) -> None:
+    @pytest.mark.parametrize("each", [4, pytest.param(100, marks=pytest.mark.soak)])
+    def test_after_a_hard_kill_every_acknowledged_decision_is_there(self, config: Config, each: int) -> None:
+        """Eight clients with four questions each; with 100 each with `-m soak`."""
         acknowledged: list[str] = []
         with process(*serve(config)) as daemon, ThreadPoolExecutor(8) as pool:
             done = [
-                pool.submit(ask_until_dead, config, range(n * 25, n * 25 + 25), acknowledged)
+                pool.submit(ask_until_dead, config, range(n * each, n * each + each), acknowledged)
                 for n in range(8)
             ]
             for one in done:
                 one.result(timeout=PATIENCE_S)
-            assert len(acknowledged) == 200
+            assert len(acknowledged) == 8 * each
             with closing(sqlite3.connect(config.journal_path, isolation_level=None)) as stalled:
                 # the disk stands still: what is acknowledged from here on cannot have been committed
                 stalled.execute("BEGIN IMMEDIATE")
-                ask_until_dead(config, range(200, 202, 2), acknowledged, patience_s=3)
+                ask_until_dead(config, range(8 * each, 8 * each + 2, 2), acknowledged, patience_s=1)
                 daemon.send_signal(signal.SIGKILL)
                 daemon.wait()
         with Reader(config.journal_path) as reader:
@@ -184,34 +188,44 @@ class TestDaemon:
 
 
 @pytest.mark.model
-def test_the_same_request_is_the_same_decision_alone_and_while_explanations_run(config: Config) -> None:
-    with serving(config), ThreadPoolExecutor(3) as pool:
+@pytest.mark.parametrize("times", [8, pytest.param(200, marks=pytest.mark.soak)])
+def test_the_same_request_is_the_same_decision_alone_and_while_explanations_run(
+    config: Config, times: int
+) -> None:
+    """Asked eight times alone and eight times beside; 200 times with `-m soak`."""
+    with serving(config), ThreadPoolExecutor(2) as pool:
+        stop = threading.Event()
+        explained: list[Any] = []
 
-        def ask(explain: str, times: int) -> list[dict[str, Json]]:
+        def ask(count: int) -> list[dict[str, Json]]:
             with Client(config.endpoint, timeout_ms=PATIENCE_S * 1000) as client:
                 return [
-                    client.evaluate(question(1), explain=explain, deadline_ms=DEADLINE_MS)["context"]
-                    for _ in range(times)
+                    client.evaluate(question(1), explain="none", deadline_ms=DEADLINE_MS)["context"]
+                    for _ in range(count)
                 ]
 
-        def explain_others(offset: int) -> int:
+        def explain_others(first: int) -> None:
             with Client(config.endpoint, timeout_ms=PATIENCE_S * 1000) as client:
-                asked = 0
-                while not alone_done.is_set():
-                    client.evaluate(
-                        question(2 * (offset + asked) + 1), explain="inline", deadline_ms=DEADLINE_MS
-                    )
-                    asked += 1
-                return asked
+                for number in itertools.count(first):
+                    if stop.is_set():
+                        return
+                    other = question(2 * number + 1)
+                    explained.append(client.evaluate(other, explain="inline", deadline_ms=DEADLINE_MS))
 
-        alone_done = threading.Event()
-        alone = ask("none", 50)
+        alone = ask(times)
         others = [pool.submit(explain_others, n * 1000) for n in range(2)]
-        beside = ask("none", 50)
-        alone_done.set()
-        assert sum(one.result(timeout=PATIENCE_S) for one in others) > 2
-    assert {one["outcome"] for one in alone + beside} == {alone[0]["outcome"]}
-    assert {json.dumps(one["probabilities"]) for one in alone + beside} == {
+        try:
+            beside = ask(times)
+            while len(explained) < 3 and not any(other.done() for other in others):
+                beside += ask(1)
+        finally:
+            stop.set()
+        for other in others:
+            other.result(timeout=PATIENCE_S)
+    assert len(explained) >= 3
+    replies = alone + beside
+    assert {reply["outcome"] for reply in replies} == {alone[0]["outcome"]}
+    assert {json.dumps(reply["probabilities"]) for reply in replies} == {
         json.dumps(alone[0]["probabilities"])
     }
 
