@@ -52,11 +52,22 @@ def short_dir() -> Iterator[Path]:
 
 
 @pytest.fixture
-def tcp_endpoint() -> str:
+def free_port() -> int:
+    """A TCP port that nobody listens at. Each worker of pytest-xdist takes ports of its own."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port // 2 % workers == worker % workers:  # the kernel prefers odd ports here
+            return port
+
+
+@pytest.fixture
+def tcp_endpoint(free_port: int) -> str:
     """A tcp endpoint that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    return f"tcp://127.0.0.1:{free_port}"
 
 
 @pytest.fixture
