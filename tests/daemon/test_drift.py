@@ -315,7 +315,7 @@ def test_an_idle_daemon_finds_a_drift_and_says_so(
 def test_the_embedded_model_does_not_drift(
     config: Config, shipped_pack: Pack, model_file: catalog.ModelFile, tmp_path: Path, pack: str
 ) -> None:
-    """Two replays of the examples of a small pack are equal to the last bit; with `-m soak`, of the shipped."""
+    """Two replays of a small pack are equal to the last bit; with `-m soak`, those of the shipped pack."""
     active = shipped_pack if pack == "shipped" else pack_files.load(write_pack(tmp_path / "small"))
     engine = load_engine(config)
     try:
