@@ -14,12 +14,14 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zmq
 
+from tests.build import write_pack
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core.errors import ThorPolicyError
@@ -104,9 +106,9 @@ def ask_until_dead(
 
 @pytest.mark.model
 class TestDaemon:
-    @pytest.mark.parametrize("each", [4, pytest.param(100, marks=pytest.mark.soak)])
+    @pytest.mark.parametrize("each", [2, pytest.param(100, marks=pytest.mark.soak)])
     def test_after_a_hard_kill_every_acknowledged_decision_is_there(self, config: Config, each: int) -> None:
-        """Eight clients with four questions each; with 100 each with `-m soak`."""
+        """Eight clients with two questions each; with 100 each with `-m soak`."""
         acknowledged: list[str] = []
         with process(*serve(config)) as daemon, ThreadPoolExecutor(8) as pool:
             done = [
@@ -188,12 +190,16 @@ class TestDaemon:
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("times", [8, pytest.param(200, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    ("pack", "times"), [("small", 5), pytest.param("team-governance", 100, marks=pytest.mark.soak)]
+)
 def test_the_same_request_is_the_same_decision_alone_and_while_explanations_run(
-    config: Config, times: int
+    config: Config, tmp_path: Path, pack: str, times: int
 ) -> None:
-    """Asked eight times alone and eight times beside; 200 times with `-m soak`."""
-    with serving(config), ThreadPoolExecutor(2) as pool:
+    """Five requests alone and five beside, of a small pack; with `-m soak`, 100 of the shipped pack."""
+    if pack == "small":
+        pack = str(write_pack(tmp_path / pack))
+    with serving(replace(config, pack=pack)), ThreadPoolExecutor(2) as pool:
         stop = threading.Event()
         explained: list[Any] = []
 
