@@ -44,6 +44,12 @@ def model_file() -> catalog.ModelFile:
     return catalog.resolve(MODEL, Config().models_dir)
 
 
+@pytest.fixture(scope="session")
+def threads() -> int:
+    """CPU threads of an engine that a test opens."""
+    return THREADS
+
+
 @pytest.fixture
 def short_dir() -> Iterator[Path]:
     """A folder whose path is short enough for a socket."""

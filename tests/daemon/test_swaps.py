@@ -32,13 +32,13 @@ from thor_policy.protocol.requests import evaluation_of
 PATIENCE_S = 120
 ASKERS = 2
 #: How many different questions there are.
-DIFFERENT = 15
+DIFFERENT = 6
 
 
 def question(number: int) -> dict[str, Json]:
     """The question of this number; those of `number + DIFFERENT` and `number` are equal."""
     return {
-        "subject": {"type": "user", "id": f"u{number % 5}"},
+        "subject": {"type": "user", "id": f"u{number % 2}"},
         "action": {"name": ("look", "burn", "move")[number % 3]},
         "resource": {"type": "doc", "id": "d"},
     }
@@ -79,16 +79,16 @@ class Load:
 
 
 def swap_under_load(config: Config, folders: list[Path], adapter: Path, rounds: int) -> list[Any]:
-    """Activate the packs in turn, `rounds` times; in the third and fourth of each six, the adapter judges."""
+    """Activate the packs in turn, `rounds` times; in the last two of each four rounds, the adapter judges."""
     load = Load(config)
     with Client(config.endpoint) as client:
         for number in range(rounds):
-            if number % 6 == 2:
+            if number % 4 == 2:
                 client.control(records.Control(task="adapter", adapter=str(adapter), scale=0.5))
-            elif number % 6 == 4:
-                client.control(records.Control(task="adapter", adapter="none"))
             client.control(records.Control(task="activate", pack=str(folders[number % len(folders)])))
             load.wait_for(ASKERS + 1)
+            if number % 4 == 3:
+                client.control(records.Control(task="adapter", adapter="none"))
     return load.stop()
 
 
@@ -129,11 +129,11 @@ def derived_again(config: Config, replies: list[Any], folders: list[Path], adapt
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("rounds", [6, pytest.param(60, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("rounds", [4, pytest.param(60, marks=pytest.mark.soak)])
 def test_packs_and_adapters_change_under_load_and_no_answer_is_of_a_mixed_state(
     config: Config, tmp_path: Path, model_file: ModelFile, rounds: int
 ) -> None:
-    """Six exchanges of the active pack; sixty with `-m soak`."""
+    """Four exchanges of the active pack; sixty with `-m soak`."""
     folders = [
         write_pack(tmp_path / "one", version="1", system="Decide what people may do."),
         write_pack(tmp_path / "two", version="2", system="Decide. Be careful with fire."),
@@ -163,5 +163,5 @@ def test_packs_and_adapters_change_under_load_and_no_answer_is_of_a_mixed_state(
         adapters = connection.execute("SELECT name, scale FROM adapters").fetchall()
     # the first pack is active from the start, so the first of the rounds activates nothing
     assert sum(kind == "pack_activated" for kind, _ in rows) == rounds
-    assert adapters == [("tuned.gguf", 0.5), (None, None)] * (rounds // 6)
+    assert adapters == [("tuned.gguf", 0.5), (None, None)] * (rounds // 4)
     assert verify(small.journal_path).ok
