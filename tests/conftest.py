@@ -27,6 +27,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 MODEL = "smollm2-135m-instruct-q4_1"
 
+#: CPU threads of each engine. With more, an engine waits for its threads while other tests use the cores: a
+#: decode then takes four times the CPU time. Commands and daemons that tests start read the variable.
+THREADS = int(os.environ.setdefault("THOR_POLICY_THREADS", "1"))
+
 
 @pytest.fixture(scope="session")
 def shipped_pack() -> Pack:
@@ -40,6 +44,12 @@ def model_file() -> catalog.ModelFile:
     return catalog.resolve(MODEL, Config().models_dir)
 
 
+@pytest.fixture(scope="session")
+def threads() -> int:
+    """CPU threads of an engine that a test opens."""
+    return THREADS
+
+
 @pytest.fixture
 def short_dir() -> Iterator[Path]:
     """A folder whose path is short enough for a socket."""
@@ -48,14 +58,26 @@ def short_dir() -> Iterator[Path]:
 
 
 @pytest.fixture
-def tcp_endpoint() -> str:
+def free_port() -> int:
+    """A TCP port that nobody listens at. Each worker of pytest-xdist takes ports of its own."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port // 2 % workers == worker % workers:  # the kernel prefers odd ports here
+            return port
+
+
+@pytest.fixture
+def tcp_endpoint(free_port: int) -> str:
     """A tcp endpoint on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    return f"tcp://127.0.0.1:{free_port}"
 
 
 @pytest.fixture
 def config(short_dir: Path) -> Config:
     """A configuration with a state directory and an endpoint of its own; every question is scored."""
-    return Config(state_dir=short_dir, endpoint=f"ipc://{short_dir}/policy.sock", cache_size=0)
+    endpoint = f"ipc://{short_dir}/policy.sock"
+    return Config(state_dir=short_dir, endpoint=endpoint, cache_size=0, threads=THREADS)

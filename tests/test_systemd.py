@@ -232,6 +232,7 @@ folder = Path(sys.argv[1])
 config = Config(
     state_dir=folder, models_dir=folder, endpoint=f"ipc://{folder}/s", context_tokens=8192,
     model=str(random_phi.write(folder / "tiny.gguf")), max_question_tokens=1024, parallel_explanations=1,
+    threads=1,
 )
 question = {"actor_id": "user:a", "action_type": "deploy", "resource": "env:x"}
 with service.serving(config), Client(config.endpoint, timeout_ms=60_000) as client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import queue
@@ -13,11 +14,14 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
 
+from tests.build import write_pack
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core.errors import ThorPolicyError
@@ -102,20 +106,22 @@ def ask_until_dead(
 
 @pytest.mark.model
 class TestDaemon:
-    def test_has_every_acknowledged_decision_after_a_hard_kill(self, config: Config) -> None:
+    @pytest.mark.parametrize("each", [5, pytest.param(100, marks=pytest.mark.soak)])
+    def test_has_every_acknowledged_decision_after_a_hard_kill(self, config: Config, each: int) -> None:
+        """Eight clients with five questions each; with 100 each with `-m soak`."""
         acknowledged: list[str] = []
         with process(*serve(config)) as daemon, ThreadPoolExecutor(8) as pool:
             askers = [
-                pool.submit(ask_until_dead, config, range(n * 25, n * 25 + 25), acknowledged)
+                pool.submit(ask_until_dead, config, range(n * each, n * each + each), acknowledged)
                 for n in range(8)
             ]
             for asker in askers:
                 asker.result(timeout=PATIENCE_S)
-            assert len(acknowledged) == 200
+            assert len(acknowledged) == 8 * each
             with closing(sqlite3.connect(config.journal_path, isolation_level=None)) as stalled:
                 # the disk is stalled: nothing can be committed, so nothing may be acknowledged, from here on
                 stalled.execute("BEGIN IMMEDIATE")
-                ask_until_dead(config, range(200, 202, 2), acknowledged, patience_s=3)
+                ask_until_dead(config, range(8 * each, 8 * each + 2, 2), acknowledged, patience_s=1)
                 daemon.send_signal(signal.SIGKILL)
                 daemon.wait()
         with Reader(config.journal_path) as reader:
@@ -184,35 +190,48 @@ class TestDaemon:
 
 
 @pytest.mark.model
-def test_the_same_request_gets_the_same_decision_alone_and_while_explanations_run(config: Config) -> None:
-    with serving(config), ThreadPoolExecutor(3) as pool:
+@pytest.mark.parametrize(
+    ("pack", "times"), [("small", 5), pytest.param("team-governance", 100, marks=pytest.mark.soak)]
+)
+def test_the_same_request_gets_the_same_decision_alone_and_while_explanations_run(
+    config: Config, tmp_path: Path, pack: str, times: int
+) -> None:
+    """Five requests alone and five beside, of a small pack; with `-m soak`, 100 of the shipped pack."""
+    if pack == "small":
+        pack = str(write_pack(tmp_path / pack))
+    with serving(replace(config, pack=pack)), ThreadPoolExecutor(2) as pool:
+        stop = threading.Event()
+        explained: list[Any] = []
 
-        def ask(explain: str, times: int) -> list[dict[str, Json]]:
+        def ask(count: int) -> list[dict[str, Json]]:
             with Client(config.endpoint, timeout_ms=PATIENCE_S * 1000) as client:
                 return [
-                    client.evaluate(question(1), explain=explain, deadline_ms=DEADLINE_MS)["context"]
-                    for _ in range(times)
+                    client.evaluate(question(1), explain="none", deadline_ms=DEADLINE_MS)["context"]
+                    for _ in range(count)
                 ]
 
-        def explain_others(offset: int) -> int:
+        def explain_others(first: int) -> None:
             with Client(config.endpoint, timeout_ms=PATIENCE_S * 1000) as client:
-                count = 0
-                while not finished.is_set():
-                    client.evaluate(
-                        question(2 * (offset + count) + 1), explain="inline", deadline_ms=DEADLINE_MS
-                    )
-                    count += 1
-                return count
+                for number in itertools.count(first):
+                    if stop.is_set():
+                        return
+                    other = question(2 * number + 1)
+                    explained.append(client.evaluate(other, explain="inline", deadline_ms=DEADLINE_MS))
 
-        finished = threading.Event()
-        alone = ask("none", 50)
+        alone = ask(times)
         others = [pool.submit(explain_others, n * 1000) for n in range(2)]
-        beside = ask("none", 50)
-        finished.set()
-        assert sum(other.result(timeout=PATIENCE_S) for other in others) > 2
-    answers = alone + beside
-    assert {answer["outcome"] for answer in answers} == {alone[0]["outcome"]}
-    assert {json.dumps(answer["probabilities"]) for answer in answers} == {
+        try:
+            beside = ask(times)
+            while len(explained) < 3 and not any(other.done() for other in others):
+                beside += ask(1)
+        finally:
+            stop.set()
+        for other in others:
+            other.result(timeout=PATIENCE_S)
+    assert len(explained) >= 3
+    replies = alone + beside
+    assert {reply["outcome"] for reply in replies} == {alone[0]["outcome"]}
+    assert {json.dumps(reply["probabilities"]) for reply in replies} == {
         json.dumps(alone[0]["probabilities"])
     }
 

@@ -25,16 +25,20 @@ from thor_policy.engine.llama import NEVER_NS
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.verification.verify import verify
 from thor_policy.policy import pack_files
+from thor_policy.policy.pack import Pack
 from thor_policy.protocol.requests import evaluation_of
 
 #: No test waits longer than this for a reply, in seconds.
 PATIENCE_S = 120
 ASKERS = 2
+#: How many different questions there are.
+DIFFERENT = 6
 
 
 def question(number: int) -> dict[str, Json]:
+    """The question of this number; those of `number + DIFFERENT` and `number` are equal."""
     return {
-        "subject": {"type": "user", "id": f"u{number % 5}"},
+        "subject": {"type": "user", "id": f"u{number % 2}"},
         "action": {"name": ("look", "burn", "move")[number % 3]},
         "resource": {"type": "doc", "id": "d"},
     }
@@ -75,52 +79,63 @@ class Load:
 
 
 def swap_under_load(config: Config, folders: list[Path], adapter: Path, rounds: int) -> list[Any]:
-    """Activate the packs in turn, `rounds` times; the adapter is active in rounds 3 to 6, counted from 0."""
+    """Activate the packs in turn, `rounds` times; in the last two of each four rounds, the adapter is active."""
     load = Load(config)
     with Client(config.endpoint) as client:
         for number in range(rounds):
-            if number == 3:
+            if number % 4 == 2:
                 client.control(records.Control(task="adapter", adapter=str(adapter), scale=0.5))
-            elif number == 7:
-                client.control(records.Control(task="adapter", adapter="none"))
             client.control(records.Control(task="activate", pack=str(folders[number % len(folders)])))
             load.wait_for(ASKERS + 1)
+            if number % 4 == 3:
+                client.control(records.Control(task="adapter", adapter="none"))
     return load.stop()
 
 
 def verify_by_fresh_engine(
     config: Config, replies: list[Any], folders: list[Path], adapter: Path
 ) -> set[Any]:
-    """Score each question on a fresh engine by the digests in its answer and compare; returns the digests."""
+    """Score every question on a fresh engine by the digests of its answer; returns those digests.
+
+    Equal questions under equal digests are scored once, and each of their answers is compared.
+    """
     by_digest = {pack.info.sha256: pack for pack in map(pack_files.load, folders)}
     file = resolve_adapter(str(adapter), config.models_dir)
-    engine, seen = load_engine(replace(config, state_dir=config.state_dir / "fresh")), set()
+    engine = load_engine(replace(config, state_dir=config.state_dir / "fresh"))
+    probabilities: dict[Any, dict[str, float]] = {}
+
+    def score(number: int, pack: Pack, lora: Adapter | None) -> dict[str, float]:
+        if lora:
+            engine.adopt(lora, file.path)
+        evaluation = evaluation_of(question(number), "request")
+        floor = pack.book.apply(evaluation, time.time())
+        brief = lora is not None and lora.rendering == "brief"
+        engine.load(pack.brief_prefix if brief else pack.prefix, lora)
+        text = pack.brief_question(evaluation, floor) if brief else pack.question(evaluation, floor.facts)
+        return engine.score(resident_key(pack.info.sha256, lora), text, NEVER_NS).probabilities
+
     try:
         for number, answer in replies:
-            fields = answer["model"]["adapter"]
-            lora = fields and Adapter(**fields)
-            if lora:
-                assert lora.sha256 == file.sha256
-                engine.adopt(lora, file.path)
-            pack = by_digest[answer["pack"]["sha256"]]
+            adapter_fields = answer["model"]["adapter"]
+            lora = adapter_fields and Adapter(**adapter_fields)
+            assert lora is None or lora.sha256 == file.sha256
             assert answer["model"]["sha256"] == engine.model.sha256
-            evaluation = evaluation_of(question(number), "request")
-            floor = pack.book.apply(evaluation, time.time())
-            brief = lora is not None and lora.rendering == "brief"
-            engine.load(pack.brief_prefix if brief else pack.prefix, lora)
-            text = pack.brief_question(evaluation, floor) if brief else pack.question(evaluation, floor.facts)
-            scored = engine.score(resident_key(pack.info.sha256, lora), text, NEVER_NS)
-            assert scored.probabilities == answer["probabilities"]
-            seen.add((pack.info.sha256, lora))
+            digest = answer["pack"]["sha256"]
+            key = (digest, lora, number % DIFFERENT)
+            if key not in probabilities:
+                probabilities[key] = score(number, by_digest[digest], lora)
+            assert probabilities[key] == answer["probabilities"]
     finally:
         engine.close()
-    return seen
+    return {(digest, lora) for digest, lora, _ in probabilities}
 
 
 @pytest.mark.model
+@pytest.mark.parametrize("rounds", [4, pytest.param(60, marks=pytest.mark.soak)])
 def test_no_answer_mixes_packs_or_adapters_while_they_are_swapped_under_load(
-    config: Config, tmp_path: Path, model_file: ModelFile
+    config: Config, tmp_path: Path, model_file: ModelFile, rounds: int
 ) -> None:
+    """Four exchanges of the active pack; sixty with `-m soak`."""
     folders = [
         write_pack(tmp_path / "one", version="1", system="Decide what people may do."),
         write_pack(tmp_path / "two", version="2", system="Decide. Be careful with fire."),
@@ -134,11 +149,10 @@ def test_no_answer_mixes_packs_or_adapters_while_they_are_swapped_under_load(
         adapter="none",
         context_tokens=768,
         parallel_explanations=1,
-        threads=1,
         shutdown_s=PATIENCE_S,
-    )  # one thread: on a busy machine a second thread would wait for the first
+    )
     with serving(small):
-        replies = swap_under_load(small, folders, adapter, rounds=10)
+        replies = swap_under_load(small, folders, adapter, rounds)
         with Client(small.endpoint) as client:
             status = client.status()
     assert {answer["tier"] for _, answer in replies} == {"model"}
@@ -149,6 +163,7 @@ def test_no_answer_mixes_packs_or_adapters_while_they_are_swapped_under_load(
     with Reader(small.journal_path) as reader, reader.snapshot() as connection:
         rows = connection.execute("SELECT kind, body FROM events ORDER BY seq").fetchall()
         adapters = connection.execute("SELECT name, scale FROM adapters").fetchall()
-    assert sum(kind == "pack_activated" for kind, _ in rows) == 10  # the first pack is active from the start
-    assert adapters == [("tuned.gguf", 0.5), (None, None)]
+    # the first pack is active from the start, so the first of the rounds activates nothing
+    assert sum(kind == "pack_activated" for kind, _ in rows) == rounds
+    assert adapters == [("tuned.gguf", 0.5), (None, None)] * (rounds // 4)
     assert verify(small.journal_path).ok

@@ -92,14 +92,20 @@ OpenEngine = Callable[..., Engine]
     params=["stub", pytest.param("llama", marks=pytest.mark.model)],
     scope="module",
 )
-def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+def engine(request: pytest.FixtureRequest, threads: int) -> Iterator[Engine]:
     opened: Engine
     if request.param == "stub":
         opened = StubEngine()
     else:
         model: ModelFile = request.getfixturevalue("model_file")
         opened = LlamaEngine(
-            model.path, name=model.name, sha256=model.sha256, context_tokens=1024, packs=3, explanations=3
+            model.path,
+            name=model.name,
+            sha256=model.sha256,
+            context_tokens=1024,
+            packs=3,
+            explanations=3,
+            threads=threads,
         )
     opened.load(prefix_of())
     yield opened
@@ -255,11 +261,11 @@ def lora(tmp_path_factory: pytest.TempPathFactory, engine: Engine, request: pyte
 
 
 @pytest.fixture
-def open_llama(model_file: ModelFile) -> Iterator[OpenEngine]:
+def open_llama(model_file: ModelFile, threads: int) -> Iterator[OpenEngine]:
     opened: list[LlamaEngine] = []
 
     def open_engine(**options: object) -> LlamaEngine:
-        defaults = {"context_tokens": 768, "packs": 1, "explanations": 1}
+        defaults = {"context_tokens": 768, "packs": 1, "explanations": 1, "threads": threads}
         engine = LlamaEngine(
             model_file.path,
             name=model_file.name,

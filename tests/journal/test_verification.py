@@ -988,38 +988,57 @@ def test_verify_ignores_events_written_meanwhile(path: Path, monkeypatch: pytest
     assert (verdict.problem, verdict.incomplete, verdict.erased) == (None, None, 3)
 
 
+@pytest.mark.parametrize("count", [5, pytest.param(12, marks=pytest.mark.soak)])
 def test_verify_beside_a_live_writer_ends_and_finds_no_problem(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
+    """Five verifications; twelve with `-m soak`. Each finds a journal that is a third longer.
+
+    During each page that is checked, the writer commits three events; some change rows of checked decisions.
+    """
     monkeypatch.setattr(ranges, "PAGE", 8)
     monkeypatch.setattr(verification, "RANGE", 32)
     stop, fates = threading.Event(), Fates()
+    first = 20
+    room, written = threading.Semaphore(first), threading.Semaphore(0)
     kept: list[str] = []
 
     def write() -> None:
         chance = random.Random(7)
-        while not stop.is_set():
+        while room.acquire(timeout=WAIT_S) and not stop.is_set():
             decision = by_model()
             kept.append(decision.id)
             journal.decided(decision)
             journal.explained(chance.choice(kept), EXPLAINED, NOON)
             journal.append(sent(records.Outcome(decision_id=chance.choice(kept), status="SUCCESS")))
             fates.wait(3)
+            written.release()
 
+    read_page = ranges._Range._live_page
+
+    def page_and_a_commit(self: Any) -> Any:
+        page = read_page(self)
+        room.release()
+        assert written.acquire(timeout=WAIT_S)
+        return page
+
+    monkeypatch.setattr(ranges._Range, "_live_page", page_and_a_commit)
     with Journal(
         path, on_committed=fates, synchronous="OFF", checkpoints=signing(path, every_events=10)
     ) as journal:
         writer = threading.Thread(target=write)
         writer.start()
         try:
-            seen = [verify(path) for _ in range(30)]
-            while writer.is_alive() and seen[-1].events == seen[0].events:
-                seen.append(verify(path))
+            for _ in range(first):
+                assert written.acquire(timeout=WAIT_S)
+            verdicts = [verify(path) for _ in range(count)]
         finally:
             stop.set()
+            room.release()
             writer.join(WAIT_S)
-    assert {(verdict.problem, verdict.incomplete) for verdict in seen} == {(None, None)}
-    assert seen[-1].events > seen[0].events
+    assert {(verdict.problem, verdict.incomplete) for verdict in verdicts} == {(None, None)}
+    lengths = [verdict.events for verdict in verdicts]
+    assert lengths == sorted(set(lengths)), "each is longer than the one before"
 
 
 def test_verify_quickly_finds_an_event_with_a_huge_sequence_number(copied: Callable[[], Path]) -> None:

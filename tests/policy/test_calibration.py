@@ -127,7 +127,8 @@ def test_the_digest_of_a_calibration_changes_with_every_field() -> None:
 @pytest.mark.model
 def test_the_calibration_trial_keeps_the_order_of_all_labels(model_file: ModelFile) -> None:
     """scripts/calibration-trial as a user runs it, with as few questions as a fit takes."""
-    command = [sys.executable, str(ROOT / "scripts" / "calibration_trial.py"), "--count", str(2 * LEAST)]
+    script = str(ROOT / "scripts" / "calibration_trial.py")
+    command = [sys.executable, script, "--count", str(2 * LEAST), "--threads", "1"]
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "THOR_POLICY_MODELS_DIR": str(model_file.path.parent),

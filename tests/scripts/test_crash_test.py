@@ -25,11 +25,13 @@ def crash_test(*arguments: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(done.stdout)
 
 
-def test_no_acknowledged_decision_or_record_is_missing_after_sigkill() -> None:
-    status, figures = crash_test("--rounds", "20")
+@pytest.mark.parametrize("fives", [2, pytest.param(20, marks=pytest.mark.soak)])
+def test_no_acknowledged_decision_or_record_is_missing_after_sigkill(fives: int) -> None:
+    """Ten kills, a hundred with `-m soak`: of each five, three under load and one at each other moment."""
+    status, figures = crash_test("--rounds", str(5 * fives))
     assert figures["problems"] == []
     assert (figures["missing"], figures["invalid_chains"], figures["refused"]) == (0, 0, {})
-    assert figures["kills"] == {"under load": 12, "at a standstill": 4, "while it starts": 4}
+    assert figures["kills"] == {"under load": 3 * fives, "at a standstill": fives, "while it starts": fives}
     assert min(figures["acknowledged"][kind] for kind in ("decision", "outcome", "review")) > 0
     assert status == 0
 

@@ -248,7 +248,7 @@ class TestKeys:
 
 
 class TestRing:
-    @pytest.mark.parametrize("clock_ns", [time.time_ns(), 0, 2**62])
+    @pytest.mark.parametrize("clock_ns", [time.time_ns(), 0, 2**62], ids=["now", "past", "future"])
     def test_sees_a_change_at_once_with_any_clock(self, tmp_path: Path, clock_ns: int) -> None:
         keys, ring = Keys(tmp_path), KeyRing(tmp_path, lambda: clock_ns)
         public = load_client_key(keys.new("laptop", ("ask",), NOON)).public

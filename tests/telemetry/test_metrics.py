@@ -293,16 +293,11 @@ def read(port: int, host: str = "127.0.0.1") -> str:
     return body.decode()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
 class TestEndpoint:
-    def test_the_endpoint_of_a_daemon_has_the_same_metrics_as_the_client_call(self, config: Config) -> None:
-        ours = replace(config, metrics_port=free_port())
+    def test_the_endpoint_of_a_daemon_has_the_same_metrics_as_the_client_call(
+        self, config: Config, free_port: int
+    ) -> None:
+        ours = replace(config, metrics_port=free_port)
         with serving(ours, load_engine=load_stub_engine), Client(ours.endpoint) as own:
             own.evaluate(DEPLOY)
             from_client, scraped = samples_of(own), parsed(read(ours.metrics_port))
