@@ -79,7 +79,7 @@ class Load:
 
 
 def swap_under_load(config: Config, folders: list[Path], adapter: Path, rounds: int) -> list[Any]:
-    """Activate the packs in turn, `rounds` times; in the last two of each four rounds, the adapter is active."""
+    """Activate the packs in turn, `rounds` times; the adapter is active in the last two of each four."""
     load = Load(config)
     with Client(config.endpoint) as client:
         for number in range(rounds):
