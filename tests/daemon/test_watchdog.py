@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import signal
 import socket
 import subprocess
@@ -540,9 +541,10 @@ class TestDaemon:
             opened.wait_for("held")
             error = refused(lambda: own.evaluate(question(), deadline_ms=60_000))
             assert opened.process.wait(PATIENCE_S) == 6
-        assert (error.code, error.message.split(";")[0]) == (
+        stall = re.sub(r"\d+ s$", "N s", error.message.split(";")[0])  # a busy machine notices later
+        assert (error.code, stall) == (
             "unavailable",
-            "journal made no progress for 2 s",
+            "journal made no progress for N s",
         )
 
 

@@ -130,8 +130,9 @@ class TestContract:
             assert_same(engine, again, first[n])
 
     def test_running_explanations_do_not_change_a_bit_of_a_score(self, engine: Engine) -> None:
-        alone = [engine.score("p", question, NEVER) for question in QUESTIONS]
-        for n, question in enumerate(QUESTIONS):
+        questions = QUESTIONS[:6]  # each is explained, by some forty decodes
+        alone = [engine.score("p", question, NEVER) for question in questions]
+        for n, question in enumerate(questions):
             scored = engine.score("p", question, NEVER)
             assert_same(engine, scored, alone[n])
             engine.explain(n, "p", scored, STEPS, NEVER)
