@@ -541,11 +541,10 @@ class TestDaemon:
             opened.wait_for("held")
             error = refused(lambda: own.evaluate(question(), deadline_ms=60_000))
             assert opened.process.wait(PATIENCE_S) == 6
-        stall = re.sub(r"\d+ s$", "N s", error.message.split(";")[0])  # a busy machine notices later
-        assert (error.code, stall) == (
-            "unavailable",
-            "journal made no progress for N s",
-        )
+        assert error.code == "unavailable"
+        stall = re.fullmatch(r"journal made no progress for (\d+) s", error.message.split(";")[0])
+        assert stall is not None
+        assert int(stall[1]) >= 2, "stall_s; a busy machine notices later"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
