@@ -501,7 +501,9 @@ class TestDaemon:
             assert opened.process.wait(PATIENCE_S) == 6
             opened.wait_for("thorpolicy: ")
         assert error["code"] == "unavailable"
-        assert error["message"].startswith("engine made no progress for 2 s; stall_s is 2")
+        stall = re.match(r"engine made no progress for (\d+) s; stall_s is 2", error["message"])
+        assert stall is not None
+        assert int(stall[1]) >= 2, "a busy machine notices later"
         assert "WATCHDOG=1" not in listener.received()
         assert verify(config.journal_path).ok
 
