@@ -142,11 +142,29 @@ def test_the_quickstart_runs_as_written(quickstart: Shell) -> None:
     assert tiers == ["cache", "model"]
 
 
-@pytest.mark.model
-def test_the_tutorial_runs_as_written_after_the_quickstart(quickstart: Shell) -> None:
+class Tutorial:
+    """The pages of the tutorial, run in order in the shell of the quickstart, and each at most once."""
+
+    def __init__(self, shell: Shell) -> None:
+        self._shell = shell
+        self._waiting = blocks_named("tutorial")
+
+    def run_through(self, page: str) -> None:
+        """Run the blocks that have not run yet, up to the last block of this page."""
+        while any(block.place.startswith(f"{page}:") for block in self._waiting):
+            self._shell.run(self._waiting.pop(0))
+
+
+@pytest.fixture(scope="module")
+def tutorial(quickstart: Shell) -> Tutorial:
     (quickstart.folder / "docs").symlink_to(ROOT / "docs")
-    for block in blocks_named("tutorial"):
-        quickstart.run(block)
+    return Tutorial(quickstart)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("page", sorted({block.place.split(":")[0] for block in blocks_named("tutorial")}))
+def test_a_page_of_the_tutorial_runs_as_written_after_the_pages_before(tutorial: Tutorial, page: str) -> None:
+    tutorial.run_through(page)
 
 
 @pytest.mark.model
