@@ -11,6 +11,7 @@ import dataclasses
 import ipaddress
 import os
 import re
+import textwrap
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -582,6 +583,10 @@ _DEFAULTS_IN_WORDS = {
 }
 
 
+#: Characters in a line of the settings page.
+PAGE_WIDTH = 100
+
+
 def settings_page() -> str:
     """The text of docs/reference/settings.md: every setting with its default, range and help, as Markdown."""
     lines = [
@@ -600,5 +605,7 @@ def settings_page() -> str:
         bounds += f"; one of {_join_choices(meta['choices'])}" if meta["choices"] else ""
         flag = f", flag `--{f.name.replace('_', '-')}`" if meta["flag"] else ""
         flag += ", live" if f.name in LIVE_SETTINGS else ""
-        lines += [f"**`{f.name}`**{flag}: {meta['help']}", f"Default: {default}{bounds}", ""]
+        for paragraph in (f"**`{f.name}`**{flag}: {meta['help']}", f"Default: {default}{bounds}"):
+            lines += textwrap.wrap(paragraph, PAGE_WIDTH, break_long_words=False, break_on_hyphens=False)
+        lines.append("")
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
@@ -39,7 +40,7 @@ class Job(Protocol):
 J = TypeVar("J", bound=Job)
 
 
-class JobThread(Generic[J]):
+class JobThread(ABC, Generic[J]):
     """Performs jobs on a thread called `name`; `on_outcome` gets each answer there, and must not block.
 
     A subclass says in `_perform` what a job does, and how others submit one. It sets its own attributes
@@ -91,9 +92,9 @@ class JobThread(Generic[J]):
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    @abstractmethod
     def _perform(self, job: J) -> dict[str, Json]:
         """Do a job, and return what was done. A ThorPolicyError becomes the answer."""
-        raise NotImplementedError
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
