@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,7 +32,7 @@ from thor_policy.journal.reader import Reader
 from thor_policy.learning.export import Correction, gather
 from thor_policy.learning.training import conversion, dataset
 from thor_policy.learning.training.build import digest_of
-from thor_policy.learning.training.judge import worse
+from thor_policy.learning.training.judge import require_extra, worse
 from thor_policy.learning.training.samples import Case, Renderer, Unfit
 from thor_policy.policy import pack_files
 from thor_policy.policy.pack import Pack
@@ -446,3 +447,10 @@ class TestLearning:
         scored = engine.score(resident_key(shipped_pack.info.sha256, None), question, NEVER_NS)
         engine.close()
         assert read == pytest.approx(scored.probabilities, abs=0.02)
+
+
+def test_training_without_torch_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "thor_policy.learning.training.lora", raising=False)
+    with pytest.raises(TrainingError, match=r"torch is not installed: pip install 'thor-policy\[train\]'"):
+        require_extra()

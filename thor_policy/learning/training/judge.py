@@ -102,10 +102,9 @@ def train(
     files = before or _shipped_cases(config)
     known = [case for path in files for case in dataset.read(path, (pack.info.name,))]
     lesson = dataset.lesson(gathered.corrections, pack, known, seed=seed)
-    try:
-        from thor_policy.learning.training.build import make
-    except ImportError as error:
-        raise TrainingError(f"{error.name} is not installed: pip install 'thor-policy[train]'") from error
+    require_extra()
+    from thor_policy.learning.training.build import make
+
     in_use = None if anew else find_adapter(config.adapter, config.adapter_scale, config, model.name)
     if in_use and rank:
         raise ConfigError(f"--rank needs --anew: training from {in_use.adapter.name} keeps its rank")
@@ -142,6 +141,14 @@ def train(
             adapter = adapter.replace(directory / f"{name}.gguf")
             break
     return Judgement(adapter=adapter, card=card, figures=figures, trials=tuple(trials))
+
+
+def require_extra() -> None:
+    """Raise TrainingError if a package of the extra [train] is missing: before the first suite."""
+    try:
+        from thor_policy.learning.training import conversion, lora  # noqa: F401
+    except ImportError as error:
+        raise TrainingError(f"{error.name} is not installed: pip install 'thor-policy[train]'") from error
 
 
 def _shipped_cases(config: Config) -> tuple[Path, ...]:
