@@ -299,7 +299,7 @@ class TestCache:
         changed = copy.copy(pack)
         if part == "pack":
             changed.info = replace(pack.info, sha256="f" * 64)
-            changed.prefix = replace(pack.prefix, pack_sha256="f" * 64)
+            changed._prefixes = (replace(pack.prefix, pack_sha256="f" * 64), pack.brief_prefix)
         if adapter is not None:
             other.adopt(adapter, Path("other.gguf"))
         decision = Policy(other, changed, adapter=adapter, cache=cache).decide(changed_request)
@@ -417,7 +417,8 @@ class TestShadow:
         policy = Policy(engine, pack)
         bad = copy.copy(pack)
         bad.info = replace(pack.info, sha256="f" * 64)
-        bad.prefix = replace(pack.prefix, pack_sha256="f" * 64, labels=(" other", " labels"))
+        prefix = replace(pack.prefix, pack_sha256="f" * 64, labels=(" other", " labels"))
+        bad._prefixes = (prefix, pack.brief_prefix)
         with pytest.raises(KeyError):  # its labels are not those that it orders by strictness
             all_steps(policy.loading(bad, None, 0.0))
         with pytest.raises(EngineError, match="not loaded"):

@@ -32,7 +32,8 @@ class Floor(Struct, frozen=True, kw_only=True):
     """What the operator's rules demand: no answer is looser than `outcome`.
 
     `rules` are the ids that fired, strictest first; `clauses` and `because` are theirs. `errors` maps the
-    id of each rule or fact that failed to its message. `final` says that no model is needed.
+    id of each rule or fact that failed to its message. `missing` are the required members of the request that
+    are absent or of another type. `final` says that no model is needed.
     """
 
     outcome: str
@@ -43,6 +44,7 @@ class Floor(Struct, frozen=True, kw_only=True):
     classification: str | None = None
     facts: dict[str, Json] = {}
     errors: dict[str, str] = {}
+    missing: tuple[str, ...] = ()
     risk: Risk = "critical"
 
     def settles(self, outcome: str) -> bool:

@@ -140,7 +140,7 @@ class PackManager(JobThread[Control]):
         self, policy: Policy, pack: Pack, change: Callable[[Policy, Resident], None]
     ) -> Steps[None]:
         """Make a pack resident if it is not, and give it its role."""
-        adapter = policy.residents.active.model.adapter
+        adapter = policy.residents.adapter_for(pack)
         resident = policy.residents.by_key(resident_key(pack.info.sha256, adapter))
         if resident is None:
             if len(policy.residents) >= self._max_packs:
@@ -210,21 +210,26 @@ class PackManager(JobThread[Control]):
         refused: dict[str, str] = {}
         self.refused = refused
         reloaded: list[str] = []
+        same_version: list[str] = []
         for old in self._policy.residents:
             try:
                 pack = open_pack(str(old.pack.path), self._trusted_keys)
                 if pack.info.sha256 == old.pack.info.sha256:
                     continue
-                self._know_calibration(pack, old.model)
-                if self._policy.residents.by_key(resident_key(pack.info.sha256, old.model.adapter)):
+                adapter = self._policy.residents.adapter_for(pack)
+                self._know_calibration(pack, replace(old.model, adapter=adapter))
+                if self._policy.residents.by_key(resident_key(pack.info.sha256, adapter)):
                     raise PackError(f"{old.pack.path} now holds {pack.info.sha256}, which is resident")
-                new = self._exchange(old, pack, old.model.adapter)
+                new = self._exchange(old, pack, adapter)
                 reloaded.append(str(new))
                 log.warning("%s takes the place of %s", new, old)
+                if pack.info.version == old.pack.info.version:
+                    same_version.append(str(new))
+                    log.warning("%s has the version of the pack before it: give each change a version", new)
             except ThorPolicyError as error:
                 refused[str(old)] = str(error)
                 log.error("%s stays as it is: %s", old, error)
-        return {"reloaded": reloaded, "refused": refused}
+        return {"reloaded": reloaded, "refused": refused, "same_version": same_version}
 
     # ------------------------------------------------------------ the adapter
 
@@ -249,7 +254,7 @@ class PackManager(JobThread[Control]):
 
     def _load_all_under(self, adapter: Adapter | None) -> None:
         for resident in self._policy.residents:
-            if resident.model.adapter != adapter:
+            if resident.model.adapter != adapter and not resident.pack.rules_only:
                 self._exchange(resident, resident.pack, adapter)
 
 

@@ -35,6 +35,7 @@ from thor_policy.daemon.server import Server
 from thor_policy.daemon.sockets import Mailbox, endpoint_lock
 from thor_policy.daemon.status import Parts
 from thor_policy.daemon.tcp_listener import check_identity
+from thor_policy.engine.absent import NoEngine
 from thor_policy.journal import events
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.writer import Journal
@@ -80,12 +81,12 @@ def open_service(
                 )
 
         def open_policy() -> Policy:
-            engine = load_engine(config)
+            engine = NoEngine() if pack.rules_only else load_engine(config)
             try:
                 policy = Policy(
                     engine,
                     pack,
-                    adapter=adopt_adapter(config, engine),
+                    adapter=None if pack.rules_only else adopt_adapter(config, engine),
                     max_explanations=config.max_explanations,
                     max_shadows=config.max_shadows,
                     cache=ScoreCache(config.cache_size, config.cache_ttl_s),
@@ -125,7 +126,8 @@ def open_service(
         stack.callback(pack_manager.stop, config.shutdown_s)
         stack.callback(_stop_engine, engine_thread, config.shutdown_s)
         model, now = policy.engine.model, time.time()
-        journal.append(events.model_loaded(model, now))
+        if not pack.rules_only:
+            journal.append(events.model_loaded(model, now))
         if (adapter := policy.residents.active.model.adapter) is not None:
             journal.append(events.adapter_activated(adapter, model.sha256, now))
         journal.append(events.pack_activated(pack.info, now))

@@ -11,11 +11,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
+from collections.abc import Mapping
 
 from msgspec import structs
 
 from thor_policy.core.decisions import Adapter, Decision, Explanation, Floor, ModelInfo, Scored, Tier, Timings
-from thor_policy.core.engine import Engine, PromptPrefix, Steps, WrittenExplanation
+from thor_policy.core.engine import Engine, LoadedPrefix, PromptPrefix, Steps, WrittenExplanation
 from thor_policy.core.errors import DeadlineExceeded, EngineError, RequestError
 from thor_policy.core.ids import new_id
 from thor_policy.core.records import Calibration
@@ -62,7 +63,10 @@ class Policy:
         self._max_shadows = max_shadows
         #: Scores of earlier questions, for packs whose manifest allows a cache.
         self.cache = cache if cache is not None else ScoreCache(0, 0)
-        first = Resident(pack, self._model_with(adapter), engine.load(_prefix(pack, adapter), adapter))
+        if pack.rules_only:
+            first = self._of_rules_alone(pack)
+        else:
+            first = Resident(pack, self._model_with(adapter), engine.load(_prefix(pack, adapter), adapter))
         #: Any thread may read it; the engine thread replaces it as a whole (`set_residents`).
         self.residents = Residents(first)
         self._leaving: tuple[Resident, ...] = ()
@@ -71,7 +75,11 @@ class Policy:
         self._awaiting_shadow: deque[tuple[Request, Decision]] = deque()
         #: Requests that the shadow pack did not decide. Dropped: too many waited, or the pack was unloaded.
         #: Failed: the request did not fit the pack.
-        self.counters = Counter(shadows_dropped=0, shadows_failed=0)
+        #: Rule errors: decisions in which a fact, a rule or the risk failed. Fields missing: decisions on
+        #: requests without the members that the pack requires.
+        self.counters = Counter(shadows_dropped=0, shadows_failed=0, rule_errors=0, fields_missing=0)
+        #: How often each expression failed, by pack and id; bounded by the expressions of the packs.
+        self.failed_expressions = Counter[tuple[str, str]]()
         #: True while a change of packs waits for explanations; then they go before waiting decisions.
         self.awaits_explanations = False
         self._limit = logs.Limit()
@@ -95,6 +103,9 @@ class Policy:
 
         Raises EngineError.
         """
+        if pack.rules_only:
+            yield
+            return self._of_rules_alone(pack)
         loaded = yield from self.engine.loading(_prefix(pack, adapter), adapter)
         resident = Resident(pack, self._model_with(adapter), loaded)
         yield
@@ -120,12 +131,13 @@ class Policy:
 
         Begin it behind the requests that were admitted while the pack was in the table.
         """
-        while self.engine.needs(resident.key):
+        while not resident.pack.rules_only and self.engine.needs(resident.key):
             self.awaits_explanations = True
             yield
         self.awaits_explanations = False
         self._leaving = tuple(leaving for leaving in self._leaving if leaving is not resident)
-        self.engine.unload(resident.key)
+        if not resident.pack.rules_only:
+            self.engine.unload(resident.key)
 
     def calibrate(self, calibration: Calibration, *, unless_known: bool = False) -> None:
         """Apply a calibration to every further decision by its pack and weights. Any thread.
@@ -150,9 +162,16 @@ class Policy:
     def _model_with(self, adapter: Adapter | None) -> ModelInfo:
         return structs.replace(self.engine.model, adapter=adapter)
 
+    def _of_rules_alone(self, pack: Pack) -> Resident:
+        """A resident that no model judges by."""
+        nothing = LoadedPrefix(prefix_tokens=0, restored=False, golden_scores=0)
+        return Resident(pack, self._model_with(None), nothing)
+
     def _run_warm_up(self, resident: Resident, at: float) -> None:
         pack = resident.pack
         floor = pack.book.apply(_WARM_UP, at)
+        if pack.rules_only:
+            return
         try:
             question = resident.question(_WARM_UP, floor)
             scored = self.engine.score(resident.key, question, NEVER_NS)
@@ -202,13 +221,20 @@ class Policy:
         outcome, decision_id = floor.outcome, new_id()
         temperature = self.temperature_of(resident)
         probabilities: dict[str, float] = {}
+        if floor.missing:
+            reason_code = "fields_missing"
+            self.counters["fields_missing"] += 1
+        elif floor.errors:
+            reason_code = "rule_error"
+            self._count_errors(pack, floor.errors, decision_id, started_ns)
         if not floor.final:
             try:
                 question = resident.question(request.evaluation, floor)
                 scored, original = self._score(resident, question, request.deadline_ns, decision_id, cache)
                 tier = "cache" if original else "model"
                 probabilities = scaled(scored.probabilities, temperature)
-                outcome, reason_code = _strictest(pack, floor, scored.label, probabilities)
+                outcome, unsure = _strictest(pack, floor, scored.label, probabilities)
+                reason_code = unsure or reason_code
             except DeadlineExceeded:
                 tier, outcome, reason_code = "fallback", pack.strictest, "deadline_exceeded"
             except EngineError as error:
@@ -245,6 +271,14 @@ class Policy:
             temperature=temperature if scored else 1.0,
             idempotency=request.idempotency,
         )
+
+    def _count_errors(self, pack: Pack, errors: Mapping[str, str], decision_id: str, now_ns: int) -> None:
+        self.counters["rule_errors"] += 1
+        self.failed_expressions.update((pack.info.name, name) for name in errors)
+        if (unlogged := self._limit.admit(now_ns)) is not None:
+            extra = logs.fields(decision_id=decision_id, unlogged=unlogged or None)
+            reasons = "; ".join(f"{name}: {message}" for name, message in errors.items())
+            log.error("expressions of the pack %s failed: %s", pack.info, reasons[:500], extra=extra)
 
     # ------------------------------------------------------------ the shadow
 
@@ -344,7 +378,7 @@ def _strictest(
     pack: Pack, floor: Floor, label: str, probabilities: dict[str, float]
 ) -> tuple[str, str | None]:
     """Outcome, and the reason code if the model's confidence in an allow was too low."""
-    outcome = pack.book.stricter(floor.outcome, pack.default_floor, label)
+    outcome = pack.book.stricter(floor.outcome, label)
     abstain = pack.manifest.limits.abstain
     unsure = abstain and probabilities[outcome] < abstain.below.get(floor.risk, 0.0)
     if abstain and unsure and outcome == pack.loosest:

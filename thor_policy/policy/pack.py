@@ -4,24 +4,25 @@ Owns the files under `prompts/` and every byte of prompt text. Invariant: the pr
 pack; the question depends only on the evaluation and its facts; nothing in a request can end the line that
 contains it. Loaded on the main thread; immutable, so any thread may render.
 
-A pack's sha256 covers its five files and is the policy version. A sixth file may hold its signature.
+A pack's sha256 covers its files and is the policy version. One more file may hold its signature. A pack of
+rules alone (`model: never`) has no prompt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from thor_policy.core.decisions import Floor, Obligation, PackInfo
 from thor_policy.core.engine import ChatTurn, Fixed, FreeText, OneOf, PromptPrefix, SomeOf, Step
-from thor_policy.core.errors import RequestError
+from thor_policy.core.errors import PackError, RequestError
 from thor_policy.core.requests import Evaluation, Json, Risk
 from thor_policy.policy.prompt_text import look_up, show, text_size
-from thor_policy.policy.rules import Rule, RuleBook
+from thor_policy.policy.rules import MemberType, Requires, Rule, RuleBook
 
 #: Values that every request has: if the first field shows one, all questions begin with the same text.
 _ALWAYS_THERE = ("subject.type", "subject.id", "action.name", "resource.type", "resource.id")
@@ -69,18 +70,26 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Content of pack.yaml. `cache: false`: the model scores every question, repeated ones too."""
+    """Content of pack.yaml.
+
+    `model: never` makes a pack of rules alone. `default` is the outcome where no rule decides; without it the
+    model decides there. `requires` and `reads` declare members of a request with their types: those that it
+    must have, and those that it may have. `cache: false`: the model scores every question, repeated ones too.
+    """
 
     name: str
     version: str
     description: str
     outcomes: tuple[Outcome, ...]
-    classifications: tuple[str, ...]
-    fields: tuple[Field, ...]
-    risk: str
+    model: Literal["tightens", "never"] = "tightens"
+    default: str | None = None
+    requires: Requires | None = None
+    reads: dict[str, MemberType] = {}
+    classifications: tuple[str, ...] = ()
+    fields: tuple[Field, ...] = ()
     words: dict[str, tuple[str, ...]] = {}
     facts: dict[str, str] = {}
-    default_floor: str = ""
+    risk: str | None = None
     supersedes: str | None = None
     limits: Limits = Limits()
     cache: bool = True
@@ -112,28 +121,33 @@ class Pack:
         system: str,
         examples: tuple[Example, ...],
         sha256: str,
+        data: Mapping[str, Json] | None = None,
     ) -> None:
         self.path = path
         self.manifest = manifest
+        self.data = dict(data or {})
         self.clauses = dict(clauses)
         self.examples = examples
         self.system = system
         self.info = PackInfo(name=manifest.name, version=manifest.version, sha256=sha256)
         self.labels = tuple(outcome.label for outcome in manifest.outcomes)
         self.obligations = {outcome.label: outcome.obligations for outcome in manifest.outcomes}
-        self.default_floor = manifest.default_floor or self.labels[0]
+        #: True for a pack of rules alone: no model is asked, and there is no prompt.
+        self.rules_only = manifest.model == "never"
         self.book = RuleBook(
             outcomes=self.labels,
             facts=manifest.facts,
             rules=rules,
             risk=manifest.risk,
             words=manifest.words,
+            data=self.data,
+            requires=manifest.requires,
+            reads=manifest.reads,
+            default=manifest.default,
+            rules_only=self.rules_only,
             where=str(path),
         )
-        self.prefix = self._full_prefix()
-        self.brief_prefix = self._prefix(
-            [ChatTurn(role="system", text=f"{manifest.description}\n{self._outcome_order}")]
-        )
+        self._prefixes = None if self.rules_only else (self._full_prefix(), self._brief_prefix())
 
     @property
     def loosest(self) -> str:
@@ -144,6 +158,21 @@ class Pack:
     def strictest(self) -> str:
         """The outcome of every failure."""
         return self.labels[-1]
+
+    @property
+    def prefix(self) -> PromptPrefix:
+        """The prompt before every question. Raises PackError if the pack has none (`model: never`)."""
+        return self._prompts()[0]
+
+    @property
+    def brief_prefix(self) -> PromptPrefix:
+        """The prompt before every question of an adapter with the brief rendering. Raises PackError."""
+        return self._prompts()[1]
+
+    def _prompts(self) -> tuple[PromptPrefix, PromptPrefix]:
+        if self._prefixes is None:
+            raise PackError(f"{self.info.name} is a pack of rules alone (model: never); it has no prompt")
+        return self._prefixes
 
     def question(self, evaluation: Evaluation, facts: Mapping[str, Json]) -> str:
         """The text of one evaluation: one line for each field that has a value, in the pack's order.
@@ -214,7 +243,12 @@ class Pack:
             system=self.system,
             examples=self.examples if examples is None else tuple(examples),
             sha256="",
+            data=self.data,
         )
+
+    def _brief_prefix(self) -> PromptPrefix:
+        text = f"{self.manifest.description}\n{self._outcome_order}"
+        return self._prefix([ChatTurn(role="system", text=text)])
 
     def _full_prefix(self) -> PromptPrefix:
         clauses = "\n".join(f"{name}: {text}" for name, text in self.clauses.items())

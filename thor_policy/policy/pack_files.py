@@ -181,8 +181,6 @@ def _check(
     for label, other in permutations(labels, 2):
         if other.startswith(label):
             refuse("pack.yaml", f"outcomes: {other!r} begins with {label!r}; rename one")
-    if manifest.default_floor and manifest.default_floor not in labels:
-        refuse("pack.yaml", f"default_floor {manifest.default_floor!r} is not one of the outcomes")
     if not manifest.classifications:
         refuse("pack.yaml", "classifications: at least one is needed")
     for name in manifest.classifications:

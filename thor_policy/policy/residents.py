@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from thor_policy.core.decisions import Floor, ModelInfo, Rendering, resident_key
+from thor_policy.core.decisions import Adapter, Floor, ModelInfo, Rendering, resident_key
 from thor_policy.core.engine import LoadedPrefix
 from thor_policy.core.errors import RequestError
 from thor_policy.core.requests import Evaluation
@@ -84,6 +84,11 @@ class Residents:
     def role_of(self, resident: Resident) -> PackRole:
         """The role of a pack of this table."""
         return "active" if resident is self.active else "shadow" if resident is self.shadow else "candidate"
+
+    def adapter_for(self, pack: Pack) -> Adapter | None:
+        """The adapter that a further pack would be judged with: that of the others; none for rules alone."""
+        judged = (resident.model.adapter for resident in self if not resident.pack.rules_only)
+        return None if pack.rules_only else next(judged, None)
 
     def by_key(self, key: str) -> Resident | None:
         """The pack with this engine key; None if there is none."""

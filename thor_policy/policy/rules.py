@@ -1,66 +1,63 @@
-"""The operator's rules: CEL over the request, and the floor they set.
+"""The operator's rules, and the floor that they set.
 
-Owns CEL. Invariant: a rule can only make the floor stricter, and so does an error: a rule that fails raises
-the floor to its outcome, and any failure disables every `final` allow of that request. Pure: the same
-evaluation and receipt time give the same floor; no clock is read. Compiled once, applied on the engine
-thread.
+Owns the semantics of facts, rules, risk, default and required members. Invariant: a rule can only make the
+floor stricter, and so does an error: a rule that fails counts as matched if its outcome is stricter than the
+loosest one, and any failure disables every `final` of that request. Pure: the same evaluation and receipt
+time give the same floor; no clock is read. Checked once; applied on the engine thread, by commands on any.
 
-Variables of an expression: `subject`, `action`, `resource` and `context` (as in AuthZEN), `now` (the
-daemon's receipt time, a timestamp), and each fact computed so far, by its name. A fact that failed is not a
-variable, so every expression that uses it fails too. Functions:
-
-- `mentions(text, "list")`: whether an entry of the pack's word list occurs in the text, in any way of joining
-  words (deleteAuditLog, delete-audit-log, DELETE_AUDIT).
-- `starts(text, "list")`: whether the text begins with an entry of the word list.
-- `given("context.timestamp", "")`: the value at a path, or the default if the value is absent or null. A
-  value of another type than the default is an error.
+Facts are computed by one program a layer: a layer holds the facts that need no fact of the same or a later
+layer. The last program computes all rules and the risk. (One program for everything would nest one `cel.bind`
+for each fact, and the runtime's parser allows 32 levels.) Only if a program fails are its expressions run one
+by one, to name those that fail.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
-import math
 import re
-import sys
-import types
-import unicodedata
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-import msgspec
 from msgspec import Struct
 
 from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError
 from thor_policy.core.requests import RISKS, Evaluation, Json, Risk
+from thor_policy.policy.expressions import (
+    ROOTS,
+    Fault,
+    Language,
+    Program,
+    Type,
+    is_json,
+    names_in,
+    paths_in,
+)
+from thor_policy.policy.words import WordLists
 
-# cel imports its own command line and a terminal toolkit: 90 ms and 15 MB that no rule needs.
-sys.modules.setdefault("cel.cli", types.ModuleType("cel.cli"))
-
-import cel  # noqa: E402
-from cel.stdlib import STDLIB_FUNCTIONS  # noqa: E402
-
-# The warnings of cel quote hostile requests; Floor.errors has the same information.
-logging.getLogger("cel").disabled = True
-
-#: Characters kept of the error message of an expression.
-_MAX_ERROR_CHARS = 200
-_ROOTS = ("subject", "action", "resource", "context", "now")
-#: Places where a capital starts a new word: `deleteLog`, `HTTPServer`.
-_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_WORD = re.compile(r"[^\W\d_]+|[0-9]+")
 _FACT = re.compile(r"[a-z][a-z0-9_]*")
-#: A word list that an expression names: the last argument of `mentions` or `starts`.
-_WORD_LIST_NAME = re.compile(r"""\b(?:mentions|starts)\((?:[^()]|\([^()]*\))*,\s*["'](\w+)["']\s*\)""")
+_MEMBER = re.compile(r"(?:(?:subject|action|resource)\.properties|context)(?:\.[A-Za-z_][A-Za-z0-9_]*)+")
+#: Types of facts that need no look at their value, by CEL's names.
+_PLAIN = ("BOOL", "INT", "STRING")
+#: Types that no JSON value has, and what an author can write instead.
+_NOT_JSON = {
+    "TIMESTAMP": "wrap it in string(..)",
+    "DURATION": "wrap it in string(..), or compare it in the fact",
+    "BYTES": "wrap it in string(..)",
+    "UINT": "wrap it in int(..)",
+    "TYPE": "compare it in the fact",
+}
+
+#: A type that a pack can declare for a member of a request.
+MemberType: TypeAlias = Literal[
+    "bool", "int", "number", "string", "timestamp", "list", "list(string)", "list(number)", "map"
+]
 
 
 class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """If the expression `when` is true, no outcome is looser than `outcome`.
 
-    `final` (only with the loosest outcome) lets the rule decide without the model if no stricter rule
-    matched. `clause` is the policy clause that it enforces; `because` is the reason in words.
+    `final`: the rule decides without the model if no stricter rule matched. `clause` is the policy clause
+    that it enforces; `because` is the reason in words.
     """
 
     id: str
@@ -72,11 +69,42 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     final: bool = False
 
 
-class RuleBook:
-    """Compiled facts, rules and risk of one pack.
+class Requires(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Members that a request must have, with their types, and the outcome of a request without them."""
 
-    `outcomes` lists the labels, loosest first. Raises PackError that names an expression that does not
-    compile, an outcome that is not in the list, or a `final` rule whose outcome is not the loosest.
+    members: dict[str, MemberType]
+    outcome: str | None = None
+
+
+class RuleFault(Struct, frozen=True, kw_only=True):
+    """A fault in the text at `path` of `file`, at line and column (from 1) inside that text."""
+
+    file: str
+    path: str
+    subject: str
+    message: str
+    line: int = 1
+    column: int = 1
+
+    def __str__(self) -> str:
+        place = f" (at {self.line}:{self.column})" if (self.line, self.column) != (1, 1) else ""
+        return f"{self.subject}: {self.message}{place}"
+
+
+class RuleFaults(PackError):
+    """Everything that is wrong with facts, rules and risk of a pack."""
+
+    def __init__(self, faults: Sequence[RuleFault], where: str) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n".join(f"{where}: {fault}" for fault in faults))
+
+
+class RuleBook:
+    """Checked facts, rules and risk of one pack.
+
+    `outcomes` lists the labels, loosest first. `default` is the outcome where no rule decides; without one
+    the model decides there. `rules_only`: there is no model, so every rule is final. Raises RuleFaults, which
+    lists every fault.
     """
 
     def __init__(
@@ -85,95 +113,231 @@ class RuleBook:
         outcomes: Sequence[str],
         facts: Mapping[str, str],
         rules: Sequence[Rule],
-        risk: str,
+        risk: str | None,
         words: Mapping[str, Sequence[str]] | None = None,
+        data: Mapping[str, Json] | None = None,
+        requires: Requires | None = None,
+        reads: Mapping[str, MemberType] | None = None,
+        default: str | None = None,
+        rules_only: bool = False,
         where: str = "pack",
     ) -> None:
-        self._words = {
-            name: _word_pattern(entries, f"{where}: words {name}") for name, entries in (words or {}).items()
-        }
         self._rank = {outcome: rank for rank, outcome in enumerate(outcomes)}
         self._loosest, self._strictest = outcomes[0], outcomes[-1]
+        self._default, self._rules_only = default, rules_only
+        self._required = requires.members if requires else {}
+        self._outcome_if_missing = (requires.outcome if requires else None) or self._strictest
         self.rules = tuple(rules)
-        for rule in rules:
+        members = {**(reads or {}), **self._required}
+        self._language = Language(words=WordLists(words or {}, where), data=data, members=members)
+        self._checks_members = bool(members)
+        faults = list(self._faults_of_names(facts, requires, reads or {}))
+        self._types: dict[str, Type] = {}
+        faults += self._check_expressions(facts, risk)
+        if faults:
+            raise RuleFaults(faults, where)
+        self._compile(facts, risk if risk is not None else f'"{RISKS[-1]}"', where)
+
+    # ------------------------------------------------------------ checking
+
+    def _faults_of_names(
+        self, facts: Mapping[str, str], requires: Requires | None, reads: Mapping[str, str]
+    ) -> list[RuleFault]:
+        faults = []
+        known = ", ".join(self._rank)
+
+        def fault(file: str, path: str, subject: str, message: str) -> None:
+            faults.append(RuleFault(file=file, path=path, subject=subject, message=message))
+
+        for number, rule in enumerate(self.rules):
             if rule.outcome not in self._rank:
-                known = ", ".join(outcomes)
-                raise PackError(f"{where}: rule {rule.id}: outcome {rule.outcome!r} is not one of {known}")
-            if rule.final and rule.outcome != self._loosest:
-                raise PackError(
-                    f"{where}: rule {rule.id}: `final` is only for {self._loosest!r}, the loosest outcome"
-                )
+                message = f"outcome {rule.outcome!r} is not one of {known}"
+                fault("rules.yaml", f"$[{number}].outcome", f"rule {rule.id}", message)
+            if any(rule.id == other.id for other in self.rules[:number]):
+                fault("rules.yaml", f"$[{number}].id", f"rule {rule.id}", f"the id {rule.id!r} appears twice")
         for name in facts:
-            if name in _ROOTS or not _FACT.fullmatch(name):
-                raise PackError(
-                    f"{where}: fact {name!r}: must be lower case letters, digits and '_', and none of "
-                    f"{', '.join(_ROOTS)}"
+            if name in ROOTS or not _FACT.fullmatch(name):
+                message = f"must be lower case letters, digits and '_', and none of {', '.join(ROOTS)}"
+                fault("pack.yaml", f"$.facts.{name}", f"fact {name!r}", message)
+        for section, paths in (("requires.members", self._required), ("reads", reads)):
+            for path in paths:
+                if not _MEMBER.fullmatch(path):
+                    message = (
+                        "must be a path below context, or below properties of subject, action or resource"
+                    )
+                    fault("pack.yaml", f"$.{section}.{path}", f"{section} {path!r}", message)
+        if self._default is not None and self._default not in self._rank:
+            fault("pack.yaml", "$.default", "default", f"{self._default!r} is not one of {known}")
+        if self._rules_only and self._default is None:
+            message = "a pack without a model needs `default`: the outcome where no rule decides"
+            fault("pack.yaml", "$.model", "model", message)
+        if requires is not None and self._outcome_if_missing not in tuple(self._rank)[1:]:
+            message = f"{requires.outcome!r} must be one of the outcomes stricter than {self._loosest}"
+            fault("pack.yaml", "$.requires.outcome", "requires.outcome", message)
+        return faults
+
+    def _check_expressions(self, facts: Mapping[str, str], risk: str | None) -> list[RuleFault]:
+        faults: list[RuleFault] = []
+
+        def check(text: str, file: str, path: str, subject: str, needed: str | None) -> Type | None:
+            result = self._language.check(text, self._types)
+            problems = result if isinstance(result, list) else self._faults_of_type(text, result, needed)
+            later = set(facts) - set(self._types)
+            for fault in problems:
+                message = fault.message
+                for name in later:
+                    if message.startswith(f"there is no name {name!r}"):
+                        message = f"{name!r} is a fact further down; a fact sees only the facts above it"
+                faults.append(
+                    RuleFault(
+                        file=file,
+                        path=path,
+                        subject=subject,
+                        message=message,
+                        line=fault.line,
+                        column=fault.column,
+                    )
                 )
-        self._facts = [(name, _compile(text, f"{where}: fact {name}")) for name, text in facts.items()]
-        self._programs = [(rule, _compile(rule.when, f"{where}: rule {rule.id}: when")) for rule in rules]
-        self._risk = _compile(risk, f"{where}: risk")
-        for text in (*facts.values(), *(rule.when for rule in rules), risk):
-            for name in _WORD_LIST_NAME.findall(text):
-                if name not in self._words:
-                    raise PackError(f"{where}: there is no word list {name!r} (in {text[:60]!r})")
-        programs = [self._risk, *(program for _, program in (*self._facts, *self._programs))]
-        used = {name for program in programs for name in program.functions()}
-        # Only the functions that are called: each costs time in each request. cel calls `math.round` `round`.
-        self._functions = {
-            name: function for name, function in STDLIB_FUNCTIONS.items() if name.rpartition(".")[2] in used
-        } | {"mentions": self._mentions, "starts": self._starts}
+            return result if isinstance(result, Type) else None
+
+        unknown = Language(words=WordLists({})).check("dyn(1)", {})
+        assert isinstance(unknown, Type)  # noqa: S101
+        for name, text in facts.items():
+            # A fact at fault is of unknown type, so that what uses it is not at fault too.
+            self._types[name] = check(text, "pack.yaml", f"$.facts.{name}", f"fact {name}", None) or unknown
+        for number, rule in enumerate(self.rules):
+            check(rule.when, "rules.yaml", f"$[{number}].when", f"rule {rule.id}: when", "BOOL")
+        if risk is not None:
+            check(risk, "pack.yaml", "$.risk", "risk", "STRING")
+        return faults
+
+    @staticmethod
+    def _faults_of_type(text: str, checked: Type, needed: str | None) -> list[Fault]:
+        message = None
+        if needed and checked.name not in (needed, "DYN"):
+            message = f"gives a {checked.name.lower()}, not a {needed.lower()}"
+        elif needed is None and (cure := _NOT_JSON.get(checked.name.partition("<")[0])):
+            message = f"gives a {checked.name.lower()}, which a fact cannot be; {cure}"
+        elif needed is None and "optional_type" in checked.name:
+            message = "gives an optional value, which a fact cannot be; end it with .orValue(..)"
+        return [Fault(line=1, column=1, message=message)] if message else []
+
+    # ------------------------------------------------------------ compiling
+
+    def _compile(self, facts: Mapping[str, str], risk: str, where: str) -> None:
+        layer_of: dict[str, int] = {}
+        for name, text in facts.items():
+            needed = [layer_of[other] for other in names_in(text) if other in layer_of]
+            layer_of[name] = max(needed, default=-1) + 1
+        layers: list[list[str]] = [[] for _ in range(max(layer_of.values(), default=-1) + 1)]
+        for name, layer in layer_of.items():
+            layers[layer].append(name)
+
+        def program(texts: Sequence[str]) -> Program:
+            try:
+                return self._language.compile(texts, facts)
+            except RuntimeError as error:
+                raise PackError(
+                    f"{where}: an expression nests too deeply: {texts[0][:60]!r}: {error}"
+                ) from error
+
+        self._layers = [(layer, program([facts[name] for name in layer])) for layer in layers]
+        self._last = program([*(rule.when for rule in self.rules), risk])
+        self._singles = {f"fact:{name}": program([text]) for name, text in facts.items()}
+        self._singles |= {rule.id: program([rule.when]) for rule in self.rules} | {"risk": program([risk])}
+        self._checked_facts = {name for name, kind in self._types.items() if kind.name not in _PLAIN}
+
+    # ------------------------------------------------------------ applying
 
     def apply(self, evaluation: Evaluation, received_at: float) -> Floor:
         """Compute facts, rules and risk of one evaluation; `received_at` is Unix time in seconds.
 
         Never raises: `Floor.errors` names each failure, and a failure makes the floor stricter.
         """
-        request = msgspec.to_builtins(evaluation)
-        context = cel.Context(request, self._functions)
-        context.add_function("given", functools.partial(_given, request))
-        context.add_variable("now", datetime.fromtimestamp(received_at, UTC))
         errors: dict[str, str] = {}
+        inputs = self._language.inputs(evaluation, received_at)
+        missing = self._language.members_at_fault(self._required) if self._checks_members else {}
         facts: dict[str, Json] = {}
-        context.set_variable_resolver(facts.get)  # add_variable would rebuild the context for every fact
-        for name, program in self._facts:
-            value = _run(program, context, errors, f"fact:{name}", bool | int | float | str)
-            if value is not None:
-                facts[name] = value
+        for names, program in self._layers:
+            values = program.run(inputs)
+            if isinstance(values, str):
+                values = self._run_singly([f"fact:{name}" for name in names], inputs, errors)
+            for name, value in zip(names, values, strict=True):
+                if name in self._checked_facts and not is_json(value):
+                    errors[f"fact:{name}"] = f"gave a {type(value).__name__}, not a plain value"
+                elif not errors or f"fact:{name}" not in errors:
+                    facts[name] = inputs[name] = value
+        values = self._last.run(inputs)
+        if isinstance(values, str):
+            values = self._run_singly([*(rule.id for rule in self.rules), "risk"], inputs, errors)
 
         fired: list[Rule] = []
         finals: list[Rule] = []
-        for rule, program in self._programs:
-            holds = _run(program, context, errors, rule.id, bool)
-            if holds is None:
-                if rule.outcome != self._loosest:
-                    fired.append(rule)
-            elif holds:
-                (finals if rule.final else fired).append(rule)
+        for rule, value in zip(self.rules, values, strict=False):
+            if value is False:
+                continue
+            if value is True:
+                (finals if rule.final and rule.outcome == self._loosest else fired).append(rule)
+                continue
+            errors.setdefault(rule.id, f"gave a {type(value).__name__}, not a bool")
+            if rule.outcome != self._loosest and not missing:
+                fired.append(rule)
         fired.sort(key=lambda rule: -self._rank[rule.outcome])
-
-        risk = _run(self._risk, context, errors, "risk", str)
-        outcome = fired[0].outcome if fired else self._loosest
-        deciding = [rule for rule in fired if rule.outcome == outcome]
-        final = outcome == self._strictest
-        if outcome == self._loosest and finals and not errors:
-            deciding, final = finals, True
+        outcome, final, deciding, because = (
+            self._incomplete(missing, fired) if missing else self._decide(fired, finals, errors)
+        )
         return Floor(
             outcome=outcome,
             final=final,
-            rules=tuple(rule.id for rule in dict.fromkeys((*fired, *deciding))),
+            rules=tuple(dict.fromkeys(rule.id for rule in (*fired, *deciding))),
             clauses=tuple(dict.fromkeys(rule.clause for rule in deciding if rule.clause)),
-            because=_because(deciding, errors),
+            because=because,
             classification=next((rule.classification for rule in deciding if rule.classification), None),
             facts=facts,
-            errors=errors,
-            risk=_as_risk(risk),
+            errors={} if missing else errors,  # whatever failed, failed because of what is missing
+            missing=tuple(missing),
+            risk=_as_risk(values[-1]),
         )
 
-    def _mentions(self, text: str, name: str) -> bool:
-        return self._words[name].search(_plain_words(text)) is not None
+    def _run_singly(self, ids: Sequence[str], inputs: Mapping[str, Any], errors: dict[str, str]) -> list[Any]:
+        """The value of each expression; None for one that failed, with its message in `errors`."""
+        values = []
+        for name in ids:
+            single = self._singles[name].run(inputs)
+            if isinstance(single, str):
+                errors[name] = single
+            values.append(None if isinstance(single, str) else single[0])
+        return values
 
-    def _starts(self, text: str, name: str) -> bool:
-        return self._words[name].match(_plain_words(text)) is not None
+    def _decide(
+        self, fired: Sequence[Rule], finals: Sequence[Rule], errors: Mapping[str, str]
+    ) -> tuple[str, bool, Sequence[Rule], str | None]:
+        """Outcome, whether it is final, the rules that decide, and why. `fired` has the strictest first."""
+        outcome = fired[0].outcome if fired else self._loosest
+        deciding = [rule for rule in fired if rule.outcome == outcome]
+        if outcome != self._loosest:
+            decides = self._rules_only or (not errors and any(rule.final for rule in deciding))
+            return outcome, decides or outcome == self._strictest, deciding, _because(deciding, errors)
+        if not errors and (finals or (self._rules_only and deciding)):
+            deciding = [*finals, *(deciding if self._rules_only else ())]
+            return outcome, True, deciding, _because(deciding, errors)
+        if errors and self._rules_only:
+            failed = f"The rules failed ({', '.join(errors)}), so the answer is {self._strictest}."
+            return self._strictest, True, (), failed
+        if self._default is not None and (errors or not deciding):
+            because = f"No rule decides this, so the answer is {self._default}."
+            return self._default, not errors or self._default == self._strictest, (), because
+        return outcome, False, deciding, _because(deciding, errors)
+
+    def _incomplete(
+        self, missing: Mapping[str, str], fired: Sequence[Rule]
+    ) -> tuple[str, bool, Sequence[Rule], str | None]:
+        """The answer to a request without required members: the stated outcome, or a stricter rule's."""
+        outcome = self.stricter(self._outcome_if_missing, *(rule.outcome for rule in fired))
+        deciding = [rule for rule in fired if rule.outcome == outcome]
+        lacks = "; ".join(f"{path} {problem}" for path, problem in missing.items())
+        because = " ".join(filter(None, (_because(deciding, {}), f"The request is incomplete: {lacks}.")))
+        return outcome, True, deciding, because
 
     def stricter(self, *outcomes: str) -> str:
         """The strictest of `outcomes`."""
@@ -182,51 +346,8 @@ class RuleBook:
 
 def reads_only_subject_properties(rule: Rule) -> bool:
     """True when a rule reads nothing but `subject.properties`, which the caller asserts."""
-    paths = re.findall(r"\b(subject|action|resource|context|now)\b(?:\.(\w+))?", rule.when)
-    return bool(paths) and all(root == "subject" and part == "properties" for root, part in paths)
-
-
-@functools.lru_cache(maxsize=4096)
-def _plain_words(text: str) -> str:
-    """The words of a text, lower case, a space around each: `deleteAuditLog` is " delete audit log ".
-
-    A capital inside a word splits it. The unsplit words follow, so that `dElete` hides nothing. Invisible
-    characters are removed.
-    """
-    text = unicodedata.normalize("NFKC", text)
-    if not text.isascii():
-        text = "".join(char for char in text if unicodedata.category(char) != "Cf")
-    split, unsplit = (" ".join(_WORD.findall(form.lower())) for form in (_CAMEL.sub(" ", text), text))
-    return f" {split} " if split == unsplit else f" {split} | {unsplit} "
-
-
-def _word_pattern(entries: Sequence[str], where: str) -> re.Pattern[str]:
-    """Pattern that matches any entry: whole words; a `*` at either end of an entry matches any letters."""
-    alternatives = []
-    for entry in entries:
-        words = re.escape(_plain_words(entry.strip("*")).strip())
-        if not words:
-            raise PackError(f"{where}: the entry {entry!r} holds no word; give letters or digits")
-        alternatives.append(r"\w*" * entry.startswith("*") + words + r"\w*" * entry.endswith("*"))
-    if not alternatives:
-        raise PackError(f"{where}: the list is empty; add a word or remove the list")
-    return re.compile(f" (?:{'|'.join(alternatives)}) ")
-
-
-def _given(request: Mapping[str, Json], path: str, default: Json) -> Json:
-    """Value at a dotted path; `default` if there is none. A default of null accepts any type."""
-    value: Json = request
-    for key in path.split("."):
-        if not isinstance(value, dict):
-            raise TypeError(f"{path}: {key!r} is looked up in a {type(value).__name__}")
-        value = value.get(key)
-        if value is None:
-            return default
-    if isinstance(default, float) and type(value) is int:
-        return float(value)
-    if default is not None and type(value) is not type(default):
-        raise TypeError(f"{path}: a {type(value).__name__}, not a {type(default).__name__}")
-    return value
+    paths = paths_in(rule.when)
+    return bool(paths) and all(path.startswith("subject.properties") for path in paths)
 
 
 def _because(deciding: Sequence[Rule], errors: Mapping[str, str]) -> str | None:
@@ -240,26 +361,3 @@ def _because(deciding: Sequence[Rule], errors: Mapping[str, str]) -> str | None:
 def _as_risk(value: Any) -> Risk:
     """The value if it is a risk; otherwise the highest risk, since an unknown risk may be high."""
     return next((risk for risk in RISKS if risk == value), RISKS[-1])
-
-
-def _compile(text: str, where: str) -> cel.Program:
-    try:
-        return cel.compile(text)
-    except ValueError as error:
-        reason = str(error).splitlines()[0].removeprefix("Failed to parse expression ")
-        raise PackError(f"{where}: not valid CEL: {reason}") from error
-
-
-def _run(program: cel.Program, context: cel.Context, errors: dict[str, str], name: str, kind: Any) -> Any:
-    """Value of `program`; None if it failed, with the message in `errors`."""
-    try:
-        value = program.execute(context)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # a panic in the Rust library is not a subclass of Exception
-        errors[name] = f"{type(error).__name__}: {error}"[:_MAX_ERROR_CHARS]
-        return None
-    if not isinstance(value, kind) or (isinstance(value, float) and math.isnan(value)):
-        errors[name] = f"gave a {type(value).__name__}, not a {getattr(kind, '__name__', 'plain value')}"
-        return None
-    return value

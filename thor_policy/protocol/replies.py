@@ -34,7 +34,7 @@ def decision_item(
     """`decision` and `context` of a reply; unless `explained`, classification and reasoning are null."""
     explanation = decision.explanation if explained else None
     model, scored = decision.model, decision.scored
-    context = {
+    context: dict[str, Json] = {
         "decision_id": decision.id,
         "outcome": decision.outcome,
         "classification": explanation.classification if explanation else None,
@@ -68,6 +68,10 @@ def decision_item(
         context["original_decision_id"] = decision.original
     if decision.reason_code is not None:
         context["reason_code"] = decision.reason_code
+    if decision.floor.errors:
+        context["rule_errors"] = decision.floor.errors
+    if decision.floor.missing:
+        context["fields_missing"] = decision.floor.missing
     return {"decision": decision.allow, "context": context}
 
 

@@ -1,0 +1,608 @@
+"""The language of a pack's facts and rules: CEL, checked before it is run.
+
+Owns the CEL library (the C++ runtime of the CEL project), the functions that packs may call, and the places
+of faults. Invariant: an expression that does not check is never run, and a checked one gives a value or an
+error, never an exception. A `Language` belongs to one pack; any thread may check and run with it.
+
+Variables: `subject`, `action`, `resource` and `context` (as in AuthZEN), `now` (the daemon's receipt time, a
+timestamp), `data` (the tables of data.yaml), and each fact above an expression, by its name. Docs:
+docs/reference/packs.md.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+import re
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+from cel_expr_python import cel
+from cel_expr_python.ext import ext_bindings, ext_math, ext_optional, ext_strings
+from msgspec import Meta, Struct
+
+from thor_policy.core.requests import Evaluation, Json
+from thor_policy.policy.words import WordLists
+
+#: Characters kept of the error message of an expression.
+_MAX_ERROR_CHARS = 200
+#: From here on not every whole number is a double.
+_EXACT = 2**53
+#: Rows of a table of data.yaml from which on lint advises `row(..)`: `data.TABLE[..]` copies the table.
+LARGE_TABLE = 200
+
+ROOTS = ("subject", "action", "resource", "context", "data", "now")
+#: Members of the roots that are no maps. A request always has them.
+_MEMBERS = {
+    "subject.type": "string",
+    "subject.id": "string",
+    "subject.properties": "map",
+    "action.name": "string",
+    "action.properties": "map",
+    "resource.type": "string",
+    "resource.id": "string",
+    "resource.properties": "map",
+}
+_Timestamp = Annotated[datetime, Meta(tz=True)]
+_T = cel.Type
+_ANY_MAP = _T.Map(_T.STRING, _T.DYN)
+_ANY_LIST = _T.List(_T.DYN)
+#: The types that `requires` and `reads` name, as the checker sees them.
+TYPES: dict[str, Any] = {
+    "bool": _T.BOOL,
+    "int": _T.INT,
+    "number": _T.DYN,  # a JSON number: whole or not
+    "string": _T.STRING,
+    "timestamp": _T.STRING,  # RFC 3339 text; `timestamp(..)` reads it
+    "list": _ANY_LIST,
+    "list(string)": _T.List(_T.STRING),
+    "list(number)": _ANY_LIST,
+    "map": _ANY_MAP,
+}
+_EXTENSIONS = [
+    ext_strings.ExtStrings(),
+    ext_optional.ExtOptional(),
+    ext_bindings.ExtBindings(),
+    ext_math.ExtMath(),
+]
+_FAULT = re.compile(r"ERROR: <input>:(-?\d+):(-?\d+): (.*?)(?: \(in container ''\))?(?=\n|$| \[)")
+_UNDECLARED = re.compile(r"undeclared reference to '([^']*)'")
+_TOKEN = re.compile(
+    r"""(?P<space>\s+|//[^\n]*)
+    |(?P<string>[bB]?[rR]?(?:\"\"\"(?s:.*?)\"\"\"|'''(?s:.*?)'''|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'))
+    |(?P<number>0x[0-9a-fA-F]+u?|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?u?)
+    |(?P<name>[A-Za-z_][A-Za-z0-9_]*)
+    |(?P<sign>.)""",
+    re.VERBOSE | re.DOTALL,
+)
+#: An escape of NUL in a string literal.
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\(?:000|[xX]00|u0000|U00000000)")
+#: Functions whose literal argument can be wrong, by name: how to try it.
+_LITERAL_CALLS = {
+    "matches": "''.matches({})",
+    "timestamp": "timestamp({})",
+    "duration": "duration({})",
+    **{
+        f"get{part}": f"timestamp(0).get{part}({{}})"
+        for part in (
+            "Date",
+            "DayOfMonth",
+            "DayOfWeek",
+            "DayOfYear",
+            "FullYear",
+            "Hours",
+            "Milliseconds",
+            "Minutes",
+            "Month",
+            "Seconds",
+        )
+    },
+}
+
+
+class Fault(Struct, frozen=True, kw_only=True):
+    """A fault of an expression at line and column (from 1, in code points) of its text."""
+
+    line: int
+    column: int
+    message: str
+
+
+class Type(NamedTuple):
+    """The type of an expression, as the checker infers it; `name` is CEL's name for it."""
+
+    name: str
+    native: Any
+
+
+class Token(NamedTuple):
+    """One token of an expression: its kind (`string`, `number`, `name`, `sign`), text and offset."""
+
+    kind: str
+    text: str
+    offset: int
+
+
+class Program:
+    """Checked expressions that are run together; each run gives all their values, or one error.
+
+    `reads` are the variables that they use: each one that a run is given costs time.
+    """
+
+    def __init__(self, expression: Any, reads: Sequence[str]) -> None:
+        self._expression = expression
+        self._reads = tuple(reads)
+
+    def run(self, inputs: Mapping[str, Any]) -> list[Any] | str:
+        """The values, or the message of the first error. Inputs are those of `Language.inputs`, and facts."""
+        try:
+            used = {name: inputs[name] for name in self._reads if name in inputs}
+            values = self._expression.eval(data=used).plain_value()
+        except (RuntimeError, TypeError, ValueError) as error:  # a value that has no JSON form
+            return _short(str(error))
+        return values if type(values) is list else _short(str(values))
+
+
+class Language:
+    """CEL for one pack: its word lists, its tables, and the members that it declares with their types."""
+
+    def __init__(
+        self,
+        *,
+        words: WordLists,
+        data: Mapping[str, Json] | None = None,
+        members: Mapping[str, str] | None = None,
+    ) -> None:
+        self._words = words
+        self._data = _plain(data or {})
+        self._members = dict(members or {})
+        self._running = threading.local()
+        self._functions = self._declare_functions()
+        #: Every name that a call may have, for hints.
+        self._function_names = {function for function, _ in _signatures()}
+        self._variables: dict[str, Any] = {name: TYPES[kind] for name, kind in _MEMBERS.items()}
+        self._variables |= {"context": _ANY_MAP, "now": _T.TIMESTAMP}
+        self._variables |= {f"data.{name}": _table_type(table) for name, table in self._data.items()}
+        self._tables = {f"data.{name}": table for name, table in self._data.items()}
+
+    # ------------------------------------------------------------ checking
+
+    def check(self, text: str, facts: Mapping[str, Type]) -> Type | list[Fault]:
+        """The type of an expression that may use `facts`, or its faults."""
+        tokens = [token for token in tokenise(text) if token.kind != "space"]
+        checked = self._without_presence_tests(text, tokens)
+        declared = {name: TYPES[kind] for name, kind in self._members.items()}
+        environment = self._environment({name: fact.native for name, fact in facts.items()} | declared)
+        try:
+            native = environment.compile(checked).return_type()
+        except RuntimeError as error:
+            return self._faults(str(error), text, facts)
+        faults = [*self._faults_of_calls(text, tokens), *_faults_of_literals(text, tokens)]
+        return faults or Type(native.name(), native)
+
+    def compile(self, texts: Sequence[str], facts: Collection[str]) -> Program:
+        """Checked expressions as one program. Raises RuntimeError if they nest too deeply together."""
+        environment = self._environment(dict.fromkeys(facts, _T.DYN))
+        paths = {path for text in texts for path in (*paths_in(text), *names_in(text))}
+        reads = [
+            name
+            for name in (*self._variables, *facts)
+            if any(path == name or path.startswith(f"{name}.") for path in paths)
+        ]
+        return Program(environment.compile("[" + ",".join(f"{text}\n" for text in texts) + "]"), reads)
+
+    def _environment(self, variables: Mapping[str, Any]) -> Any:
+        return cel.NewEnv(
+            variables={**self._variables, **variables}, extensions=_EXTENSIONS, functions=self._functions
+        )
+
+    def _without_presence_tests(self, text: str, tokens: Sequence[Token]) -> str:
+        """The text with `true` for each `has(..)` of a declared member, which the checker cannot resolve.
+
+        A declared member is a variable with a type of its own for the checker. The length does not change.
+        """
+        for at, token in enumerate(tokens):
+            if token.text == "has" and at + 1 < len(tokens) and tokens[at + 1].text == "(":
+                close = next((n for n in range(at + 2, len(tokens)) if tokens[n].text == ")"), at)
+                if "".join(part.text for part in tokens[at + 2 : close]) in self._members:
+                    end = tokens[close].offset + 1
+                    text = text[: token.offset] + "true".ljust(end - token.offset) + text[end:]
+        return text
+
+    def _faults(self, report: str, text: str, facts: Collection[str]) -> list[Fault]:
+        faults = {}
+        for line, column, message in _FAULT.findall(report):
+            place = max(1, int(line)), max(1, int(column))
+            if name := _UNDECLARED.fullmatch(message):
+                message = self._undeclared(name[1], facts)
+                place = place[0], _start_of_name(text, *place, name[1])
+            elif "recursion depth" in message:
+                message = "nests deeper than 32 levels; split it into facts"
+            elif "parsetree" in message:
+                continue  # the parser's word for what it could not read; the error itself follows
+            message = message.partition(" expecting {")[0].strip()
+            faults[place] = Fault(line=place[0], column=place[1], message=message)
+        if not faults:
+            message = "nests deeper than 32 levels; split it into facts" if "recursion" in report else report
+            return [Fault(line=1, column=1, message=_short(message))]
+        return list(faults.values())
+
+    def _undeclared(self, name: str, facts: Collection[str]) -> str:
+        root, _, rest = name.partition(".")
+        if root == "data":
+            return f"there is no table {rest.partition('.')[0]!r} in data.yaml"
+        if root in ("subject", "action", "resource"):
+            members = [member.split(".")[1] for member in _MEMBERS if member.startswith(f"{root}.")]
+            return f"{name}: {root} has the members {', '.join(members)}" + (
+                f"; write {root}.properties.{rest}" if rest and "properties" in members else ""
+            )
+        known = [*ROOTS, *facts, *self._function_names]
+        near = difflib.get_close_matches(name, known, n=1)
+        return f"there is no name {name!r} here" + (f"; did you mean {near[0]!r}?" if near else "")
+
+    def _faults_of_calls(self, text: str, tokens: Sequence[Token]) -> Iterator[Fault]:
+        """Faults of literal arguments, which the checker does not look at."""
+        for at, token in enumerate(tokens):
+            if token.kind != "name" or at + 2 >= len(tokens) or tokens[at + 1].text != "(":
+                continue
+            arguments = _arguments(tokens, at + 1)
+            first = arguments[0] if arguments else []
+            literal = first[0].text if len(first) == 1 and first[0].kind == "string" else None
+            problem = None
+            if token.text in ("mentions", "starts") and len(arguments) == 2:
+                named = _literal(arguments[1])
+                if named is not None and named not in self._words:
+                    problem, first = f"there is no word list {named!r} in pack.yaml", arguments[1]
+            elif token.text == "row" and len(arguments) == 2:
+                named = _literal(first)
+                if named is not None and named not in self._data:
+                    problem = f"there is no table {named!r} in data.yaml"
+            elif token.text == "given" and len(arguments) == 2:
+                problem = self._fault_of_given(first, arguments[1])
+            elif token.text == "has" and len(arguments) == 1:
+                path = "".join(part.text for part in first)
+                if path in _MEMBERS:
+                    problem = f"{path} is always there; remove has({path})"
+            elif token.text in _LITERAL_CALLS and literal is not None and len(arguments) == 1:
+                problem = _try_literal(_LITERAL_CALLS[token.text].format(literal))
+            if problem:
+                line, column = _position(text, (first or [token])[0].offset)
+                yield Fault(line=line, column=column, message=problem)
+
+    def _fault_of_given(self, path: Sequence[Token], default: Sequence[Token]) -> str | None:
+        name = _literal(path[:1])
+        if name is None:
+            return None
+        root, _, rest = name.partition(".")
+        whole = len(path) == 1
+        if root not in ("subject", "action", "resource", "context") or (whole and not rest):
+            return f"given reads subject, action, resource and context by a path; {name!r} is none of them"
+        member = ".".join(name.split(".")[:2])
+        if root != "context" and member not in _MEMBERS and (whole or "." in rest):
+            return self._undeclared(name, ())
+        kind = self._members.get(name) if whole else None
+        kind_of_default = _kind_of_literal(default)
+        if kind and kind_of_default and TYPES[kind] != TYPES[kind_of_default]:
+            return f"{name} is declared as {kind}, and the default is a {kind_of_default}"
+        return None
+
+    # ------------------------------------------------------------ running
+
+    def inputs(self, evaluation: Evaluation, received_at: float) -> dict[str, Any]:
+        """The variables of one request. Programs of this thread read this request until the next call."""
+        subject, action, resource = evaluation.subject, evaluation.action, evaluation.resource
+        properties = [_plain(part.properties) for part in (subject, action, resource)]
+        context = _plain(evaluation.context)
+        inputs = {
+            "subject.type": _plain(subject.type),
+            "subject.id": _plain(subject.id),
+            "subject.properties": properties[0],
+            "action.name": _plain(action.name),
+            "action.properties": properties[1],
+            "resource.type": _plain(resource.type),
+            "resource.id": _plain(resource.id),
+            "resource.properties": properties[2],
+            "context": context,
+        }
+        roots: dict[str, Any] = {"subject": {}, "action": {}, "resource": {}, "context": context}
+        for name in _MEMBERS:
+            root, member = name.split(".")
+            roots[root][member] = inputs[name]
+        self._running.roots = roots
+        return inputs | {
+            "now": datetime.fromtimestamp(received_at, UTC),
+            **self._tables,
+        }
+
+    def members_at_fault(self, required: Collection[str]) -> dict[str, str]:
+        """What is wrong with the declared members of the request of `inputs`: path -> problem.
+
+        A member that is not `required` may be absent. Numbers of a declared type get that type.
+        """
+        problems: dict[str, str] = {}
+        for path, kind in self._members.items():
+            parent: Json = self._running.roots
+            *steps, last = path.split(".")
+            for step in steps:
+                parent = parent.get(step) if isinstance(parent, dict) else None
+            value = parent.get(last) if isinstance(parent, dict) else None
+            if value is None:
+                if path in required:
+                    problems[path] = "is missing"
+            elif (typed := _as_type(value, kind)) is None:
+                problems[path] = f"is a {_json_type(value)}, not a {kind}"
+            elif typed is not value:
+                parent[last] = typed
+        return problems
+
+    def _given(self, path: str, default: Json) -> Json:
+        """Value at a dotted path; `default` if there is none. A default of null accepts any type."""
+        value: Json = self._running.roots
+        for key in _steps(path):
+            if not isinstance(value, dict):
+                raise TypeError(f"{path}: {key!r} is looked up in a {_json_type(value)}")
+            value = value.get(key)
+            if value is None:
+                return default
+        if default is None or type(value) is type(default):
+            return value
+        if isinstance(default, float) and type(value) is int:
+            return float(value) if abs(value) < _EXACT else value
+        raise TypeError(f"{path}: a {_json_type(value)}, not a {_json_type(default)}")
+
+    def _row(self, table: str, key: str) -> Json:
+        rows = self._data[table]
+        return rows.get(key) if isinstance(rows, dict) else None
+
+    def _declare_functions(self) -> list[Any]:
+        """Our functions, next to those of CEL and its extensions."""
+        own: dict[str, Callable[..., Any]] = {
+            "mentions": self._words.mentions,
+            "starts": self._words.starts,
+            "given": self._given,
+            "row": self._row,
+            "flatten": _flatten,
+            "distinct": lambda items: [item for at, item in enumerate(items) if item not in items[:at]],
+            "sum": sum,
+            "min": min,
+            "max": max,
+            "sets.contains": lambda items, wanted: all(item in items for item in wanted),
+            "sets.intersects": lambda items, others: any(item in items for item in others),
+            "sets.equivalent": lambda a, b: all(item in b for item in a) and all(item in a for item in b),
+        }
+        declared = []
+        for name, overloads in _signatures():
+            declared.append(
+                cel.FunctionDecl(
+                    name,
+                    [
+                        cel.Overload(
+                            f"{name}_{number}",
+                            return_type=result,
+                            parameters=list(parameters),
+                            is_member=name in _LIST_METHODS,
+                            impl=own[name],
+                        )
+                        for number, (parameters, result) in enumerate(overloads)
+                    ],
+                )
+            )
+        return declared
+
+
+_LIST_METHODS = ("flatten", "distinct", "sum", "min", "max")
+
+
+def _signatures() -> list[tuple[str, list[tuple[tuple[Any, ...], Any]]]]:
+    """Name, and for each overload the types of parameters and result, of our functions."""
+    words = [((_T.STRING, _T.STRING), _T.BOOL)]
+    sets = [((_ANY_LIST, _ANY_LIST), _T.BOOL)]
+    given = [
+        ((_T.STRING, _T.BOOL), _T.BOOL),
+        ((_T.STRING, _T.INT), _T.INT),
+        ((_T.STRING, _T.DOUBLE), _T.DYN),  # a double, or a whole number that no double holds
+        ((_T.STRING, _T.STRING), _T.STRING),
+        ((_T.STRING, _T.NULL), _T.DYN),
+        ((_T.STRING, _ANY_LIST), _ANY_LIST),
+        ((_T.STRING, _ANY_MAP), _ANY_MAP),
+    ]
+    return [
+        ("mentions", words),
+        ("starts", words),
+        ("given", given),
+        ("row", [((_T.STRING, _T.STRING), _T.DYN)]),
+        ("flatten", [((_ANY_LIST,), _ANY_LIST)]),
+        ("distinct", [((_ANY_LIST,), _ANY_LIST)]),
+        ("sum", [((_ANY_LIST,), _T.DYN)]),
+        ("min", [((_ANY_LIST,), _T.DYN)]),
+        ("max", [((_ANY_LIST,), _T.DYN)]),
+        ("sets.contains", sets),
+        ("sets.intersects", sets),
+        ("sets.equivalent", sets),
+    ]
+
+
+# ---------------------------------------------------------------- tokens
+
+
+def tokenise(text: str) -> Iterator[Token]:
+    """The tokens of an expression, without white space and comments."""
+    for match in _TOKEN.finditer(text):
+        if match.lastgroup and match.lastgroup != "space":
+            yield Token(match.lastgroup, match[0], match.start())
+
+
+def names_in(text: str) -> set[str]:
+    """The names that an expression may read: variables and facts, but no members and no functions."""
+    tokens = list(tokenise(text))
+    return {
+        token.text
+        for at, token in enumerate(tokens)
+        if token.kind == "name" and (at == 0 or tokens[at - 1].text != ".")
+    }
+
+
+def paths_in(text: str) -> set[str]:
+    """The members of a request that an expression reads by name or by `given`: `subject.properties.role`."""
+    tokens = list(tokenise(text))
+    paths = set()
+    for at, token in enumerate(tokens):
+        if token.kind == "name" and token.text in ROOTS and (at == 0 or tokens[at - 1].text != "."):
+            path, end = token.text, at + 1
+            while end + 1 < len(tokens) and tokens[end].text == "." and tokens[end + 1].kind == "name":
+                path, end = f"{path}.{tokens[end + 1].text}", end + 2
+            paths.add(path)
+        elif token.text == "given" and at + 2 < len(tokens) and tokens[at + 2].kind == "string":
+            paths.add(_literal([tokens[at + 2]]) or "")
+    return paths
+
+
+def _arguments(tokens: Sequence[Token], opening: int) -> list[list[Token]]:
+    """The arguments of a call, by the index of its opening bracket."""
+    arguments: list[list[Token]] = [[]]
+    depth = 0
+    for token in tokens[opening:]:
+        depth += (token.text in "([{") - (token.text in ")]}") if token.kind == "sign" else 0
+        if depth == 0:
+            break
+        if depth == 1 and token.text == "," and token.kind == "sign":
+            arguments.append([])
+        elif not (depth == 1 and token.text == "(" and not arguments[-1] and len(arguments) == 1):
+            arguments[-1].append(token)
+    return [] if arguments == [[]] else arguments
+
+
+def _literal(tokens: Sequence[Token]) -> str | None:
+    """The value of a plain string literal without escapes; None for anything else."""
+    if len(tokens) == 1 and tokens[0].kind == "string":
+        text = tokens[0].text
+        if text[0] in "\"'" and "\\" not in text:
+            return text.strip(text[0])
+    return None
+
+
+def _kind_of_literal(tokens: Sequence[Token]) -> str | None:
+    """`string` or `bool` for such a literal; None for anything else."""
+    if len(tokens) != 1:
+        return None
+    is_bool = tokens[0].text in ("true", "false")
+    return "bool" if is_bool else "string" if tokens[0].kind == "string" else None
+
+
+def _faults_of_literals(text: str, tokens: Sequence[Token]) -> Iterator[Fault]:
+    for token in tokens:
+        message = None
+        if token.kind == "number" and re.search("[.eE]", token.text) and not token.text.startswith("0x"):
+            value = float(token.text)
+            if math.isinf(value):
+                message = f"{token.text} is infinite"
+            elif abs(value) >= _EXACT:
+                message = f"{token.text} is compared inexactly with whole numbers; write {int(value)}"
+        elif token.kind == "string" and ("\0" in token.text or _NUL.search(token.text)):
+            message = "a string cannot contain NUL; in a request it is read as U+FFFD"
+        if message:
+            line, column = _position(text, token.offset)
+            yield Fault(line=line, column=column, message=message)
+
+
+def _position(text: str, offset: int) -> tuple[int, int]:
+    """Line and column, from 1, of an offset."""
+    return text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset)
+
+
+def _start_of_name(text: str, line: int, column: int, name: str) -> int:
+    """Where a name begins that the checker reports at its last dot, or a function that it reports at `(`."""
+    content = text.split("\n")[line - 1] if line <= text.count("\n") + 1 else ""
+    begin = content.rfind(name, 0, column - 1 + len(name))
+    return begin + 1 if begin >= 0 else column
+
+
+@functools.lru_cache(maxsize=1024)
+def _try_literal(expression: str) -> str | None:
+    """The error of a call with a literal argument; None if it works."""
+    value = cel.NewEnv(extensions=_EXTENSIONS).compile(expression).eval()
+    return _short(str(value.plain_value())) if value.type() == _T.ERROR else None
+
+
+# ---------------------------------------------------------------- values
+
+
+@functools.lru_cache(maxsize=1024)
+def _steps(path: str) -> tuple[str, ...]:
+    return tuple(path.split("."))
+
+
+def _plain(value: Json) -> Json:
+    """A copy of JSON that the runtime reads as it is.
+
+    Whole doubles from 2^53 on become integers: the runtime compares an integer with a double inexactly. NUL
+    becomes U+FFFD: the runtime's binding ends a string at NUL, which would hide the rest from every rule.
+    """
+    if type(value) is str:
+        return value if "\0" not in value else value.replace("\0", "\ufffd")
+    if type(value) is dict:
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if type(value) is list:
+        return [_plain(item) for item in value]
+    if type(value) is float and _EXACT <= abs(value) < 2**63:
+        return int(value)
+    return value
+
+
+def _as_type(value: Json, kind: str) -> Json:
+    """The value with its declared type; None if it does not have it."""
+    if kind == "number":
+        exact = type(value) is int and abs(value) < _EXACT
+        return float(value) if exact else value if type(value) in (int, float) else None
+    if kind == "int":
+        whole = type(value) is float and value.is_integer()
+        return int(value) if whole else value if type(value) is int else None
+    if kind == "timestamp":
+        return value if isinstance(value, str) and _is_timestamp(value) else None
+    if kind.startswith("list"):
+        inner = {"list(string)": (str,), "list(number)": (int, float)}.get(kind)
+        fits = type(value) is list and (inner is None or all(type(item) in inner for item in value))
+        return value if fits else None
+    python = {"bool": bool, "string": str, "map": dict}[kind]
+    return value if type(value) is python else None
+
+
+def _flatten(items: list[Json]) -> list[Json]:
+    return [leaf for item in items for leaf in (item if isinstance(item, list) else [item])]
+
+
+def _is_timestamp(text: str) -> bool:
+    try:
+        msgspec.convert(text, _Timestamp)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def _json_type(value: Json) -> str:
+    names = {str: "string", bool: "bool", int: "whole number", float: "number", list: "list", dict: "map"}
+    return names.get(type(value), "null")
+
+
+def _table_type(table: Json) -> Any:
+    return _ANY_MAP if isinstance(table, dict) else _ANY_LIST if isinstance(table, list) else _T.DYN
+
+
+def is_json(value: Any) -> bool:
+    """True for what a fact may be: finite numbers, text, booleans, null, and lists and maps of them."""
+    if type(value) is dict:
+        return all(type(key) is str and is_json(item) for key, item in value.items())
+    if type(value) is list:
+        return all(map(is_json, value))
+    if type(value) is float:
+        return math.isfinite(value)
+    return value is None or type(value) in (str, bool, int)
+
+
+def _short(message: str) -> str:
+    """An error message of the runtime without its code, bounded."""
+    return re.sub(r"^[A-Z_]+: ", "", message)[:_MAX_ERROR_CHARS]
