@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from hypothesis import example, given
@@ -124,6 +125,21 @@ def test_a_byte_order_mark_and_the_line_ends_of_other_systems_change_no_value_an
     assert document.position("$.f") == (4, 4)
 
 
+@given(st.text(st.sampled_from("ab1.: -?#'\"\\\n\t{}[],&*!|>%@~<=\x00\ud800\x85\ufeff") | st.characters()))
+@example('"\\ud800"')
+@example("%YAML 3.0\n---\n")
+@example("%TAG ! !")
+def test_any_text_is_json_or_has_problems_with_a_place_in_it(text: str) -> None:
+    document = Document(text, "f")
+    findings = document.problems(Any)
+    if findings:
+        last = text.count("\n") + text.count("\r") + 2
+        assert all(1 <= finding.line <= last and finding.column >= 1 for finding in findings)
+    else:
+        msgspec.json.encode(document.convert(Any))
+    document.place("$", 1, 1)
+
+
 # ---------------------------------------------------------------- limits
 
 
@@ -137,7 +153,7 @@ def test_aliases_stand_for_what_they_name() -> None:
 def test_aliases_that_multiply_without_end_are_refused() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
-    with pytest.raises(PackError, match=r"^f:[0-9]+:[0-9]+: aliases make more than 1000000 values"):
+    with pytest.raises(PackError, match=r"^f:[0-9]+:[0-9]+: there are more than 1000000 values, aliases"):
         yaml_text.parse("\n".join(lines), Any, "f")
 
 

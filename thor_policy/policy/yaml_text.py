@@ -32,6 +32,9 @@ MAX_DEPTH = 64
 _TOO_DEEP = f"nesting is deeper than {MAX_DEPTH} levels: write it flatter, and no alias inside its own anchor"
 #: Most values of a file, counted with every alias replaced by what it stands for.
 MAX_VALUES = 1_000_000
+_TOO_MANY = (
+    f"there are more than {MAX_VALUES} values, aliases replaced by what they stand for: divide the file"
+)
 #: Most problems that are listed in one refusal.
 MAX_FINDINGS = 50
 #: Most mismatches of types that are gathered.
@@ -153,16 +156,18 @@ class Document:
     def place(self, path: str, line: int, column: int) -> Place:
         """The place in the file of a place inside the text at a path; lines and columns count from 1.
 
-        The text may be folded, quoted or escaped in the file. A place behind its end is its end.
+        The text may be folded, quoted or escaped in the file. A place behind the end of a line or of the
+        text is that end.
         """
         node = self._find(path)[1]
         if not isinstance(node, yaml.ScalarNode):
             return self.position(path)
         lines = node.value.split("\n")
-        before = lines[: line - 1]
-        at = sum(len(text) + 1 for text in before) + (column - 1 if line <= len(lines) else 0)
-        places = offsets(self._text, node)
-        return self._place(places[max(0, min(at, len(places) - 1))])
+        if line > len(lines):
+            line, column = len(lines), len(lines[-1]) + 1
+        before = lines[: max(line, 1) - 1]
+        inside = min(max(column, 1) - 1, len(lines[len(before)]))
+        return self._place(offsets(self._text, node)[sum(len(text) + 1 for text in before) + inside])
 
     # ------------------------------------------------------------ reading
 
@@ -192,7 +197,7 @@ class Document:
         """The value of a node. Collects findings; raises _Stop at a limit."""
         self._values_left -= 1
         if self._values_left < 0:
-            raise _Stop(self._start(node), f"aliases make more than {MAX_VALUES} values: write fewer of them")
+            raise _Stop(self._start(node), _TOO_MANY)
         if node.tag != _NO_TAG and node.tag != _PLAIN:
             shown = node.tag.replace("tag:yaml.org,2002:", "!!")
             self._refuse(node, f"the tag {shown} is refused: remove it; quote a text that begins with '!'")
@@ -264,7 +269,7 @@ class Document:
     def _converted(self, kind: Any) -> tuple[Any, tuple[Finding, ...]]:
         """The value as `kind`, and every finding; the value counts only if there is none."""
         findings = list(self._findings)
-        if self._is_whole and (findings or self._has_odd_numbers):
+        if findings or self._has_odd_numbers:
             findings += self._mismatches(kind)
         if findings:
             return None, _in_order(findings)
@@ -278,7 +283,7 @@ class Document:
             return None, _in_order(findings)
 
     def _mismatches(self, kind: Any) -> list[Finding]:
-        if self._root is None:
+        if self._root is None or not self._is_whole:
             return []
         walk = yaml_types.mismatches(self._root, self._value, kind, self._refused)
         return [
