@@ -12,14 +12,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
-import yaml
 
 from thor_policy.config import data_path
 from thor_policy.core.requests import Evaluation
 from thor_policy.learning.training.samples import AT, Case
+from thor_policy.policy import yaml_text
 from thor_policy.policy.pack import Pack
 from thor_policy.suites import leaks, suite_files
 from training_data.domains import DOMAINS
@@ -108,7 +108,7 @@ def generated(pack: str, count: int, seed: int, part: Part) -> list[Case]:
 def written(pack: str, part: Literal["train", "check", "held"]) -> list[Case]:
     """The written cases of a pack that serve for `part`."""
     path, cases = WRITTEN / f"{pack}.yaml", []
-    for entry in yaml.safe_load(path.read_text(encoding="utf-8")):
+    for entry in yaml_text.parse(path.read_text(encoding="utf-8"), list[Any], path):
         block = int(entry["id"][1:]) // BLOCK
         place = place_of(f"{pack}: written {block}", WRITTEN_HELD)
         if part != ("held" if place == 0 else "check" if place == 1 else "train"):

@@ -11,11 +11,10 @@ from datetime import UTC, datetime
 from itertools import count
 
 import msgspec
-import yaml
 
 from thor_policy.config import data_path
 from thor_policy.core.requests import Evaluation
-from thor_policy.policy import pack_files
+from thor_policy.policy import pack_files, yaml_text
 from training_data.domains import DOMAINS
 from training_data.situations import Chance, Situation, draw_balanced, flat_form
 
@@ -64,7 +63,7 @@ def as_suite(pack_name: str, generated: Iterator[Situation], seed: int) -> str:
         "description": f"{len(scenarios)} generated situations, seed {seed}.",
         "scenarios": scenarios,
     }
-    return yaml.safe_dump(suite, sort_keys=False, allow_unicode=True, width=110)
+    return yaml_text.dump(suite)
 
 
 def as_lines(generated: Iterator[Situation]) -> str:

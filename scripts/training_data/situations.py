@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
+from thor_policy.policy import yaml_text
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Domain(Protocol):
 
 def vocabulary(path: Path) -> tuple[dict[str, Any], Texts]:
     """The names and words of a domain, and its kinds of free text, from a YAML file."""
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = yaml_text.parse(path.read_text(encoding="utf-8"), dict[str, Any], path)
     texts: Texts = {}
     for kind, entry in content.pop("texts").items():
         adds = Finding(**entry["adds"], because=entry["because"]) if "adds" in entry else None

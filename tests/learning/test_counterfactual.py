@@ -48,7 +48,7 @@ from thor_policy.learning.counterfactual import (
     summarise,
 )
 from thor_policy.learning.counterfactual_run import NICENESS, REST_S, moment, on_idle_time, run
-from thor_policy.policy import pack_files
+from thor_policy.policy import pack_files, yaml_text
 from thor_policy.policy.decider import Policy
 from thor_policy.policy.pack import Pack
 from thor_policy.testing import StubEngine
@@ -90,7 +90,7 @@ def taken(pack: Pack, *requests: Request, engine: StubEngine | None = None, **op
 def without(folder: Path, rule: str) -> Pack:
     """A copy of the shipped pack without one of its rules."""
     shutil.copytree(data_path("prompts") / "team-governance", folder)
-    rules = yaml.safe_load((folder / "rules.yaml").read_text(encoding="utf-8"))
+    rules = yaml_text.parse((folder / "rules.yaml").read_text(encoding="utf-8"), Any, "rules.yaml")
     left = [entry for entry in rules if entry["id"] != rule]
     assert len(left) == len(rules) - 1
     (folder / "rules.yaml").write_text(yaml.safe_dump(left), encoding="utf-8")

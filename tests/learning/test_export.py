@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 import pytest
-import yaml
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +27,7 @@ from thor_policy.journal.events import MASK
 from thor_policy.journal.reader import Reader
 from thor_policy.learning import export, similarity
 from thor_policy.learning.export import FORMATS, Gathered
-from thor_policy.policy import pack_files
+from thor_policy.policy import pack_files, yaml_text
 from thor_policy.policy.lint import lint_pack
 from thor_policy.policy.pack import Example, Pack
 from thor_policy.policy.rules import Rule
@@ -324,7 +323,7 @@ class TestFiles:
         assert "by 'kim'" in (folder / "examples.yaml").read_text()
 
     def test_few_shot_examples_are_not_held_out(self, folder: Path) -> None:
-        examples = yaml.safe_load((folder / "examples.yaml").read_text())
+        examples = yaml_text.parse((folder / "examples.yaml").read_text(), Any, "examples.yaml")
         out = {line["provenance"]["decision_id"][-12:] for line in lines_of(folder / "chat.test.jsonl")}
         assert out.isdisjoint({example["id"].removeprefix("C-") for example in examples})
 
@@ -367,7 +366,7 @@ class TestNearDuplicates:
         ]
         assert [len(side) for side in sides] == [48, 12]
         assert all(similarity.alike(first, other) < export.ALIKE for first in sides[0] for other in sides[1])
-        examples = yaml.safe_load((tmp_path / "out" / "examples.yaml").read_text())
+        examples = yaml_text.parse((tmp_path / "out" / "examples.yaml").read_text(), Any, "examples.yaml")
         assert len({example["evaluation"]["subject"]["id"] for example in examples}) == len(examples) == 8
 
 
@@ -474,7 +473,7 @@ def test_any_example_survives_its_yaml(name: str, context: dict[str, Json], reas
         at=NOON,
     )
     text = pack_files.as_yaml([example])
-    (again,) = pack_files.parse_yaml(text, tuple[Example, ...], "here")
+    (again,) = yaml_text.parse(text, tuple[Example, ...], "here")
     assert msgspec.to_builtins(again) == msgspec.to_builtins(example)
 
 

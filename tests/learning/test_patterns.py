@@ -22,7 +22,7 @@ from thor_policy.journal.reader import Reader
 from thor_policy.learning import patterns
 from thor_policy.learning.corrections import wilson_low
 from thor_policy.learning.patterns import Patterns
-from thor_policy.policy import pack_files
+from thor_policy.policy import pack_files, yaml_text
 from thor_policy.policy.lint import lint_pack
 from thor_policy.policy.pack import Pack
 from thor_policy.policy.rules import Rule
@@ -127,7 +127,7 @@ class TestProposal:
         assert (pattern.kind, pattern.change) == ("correction", "allow -> deny")
         assert set(pattern.cases) == {case.id for case in wrong}
         assert pattern.proposal is not None
-        (rule,) = pack_files.parse_yaml(pattern.proposal.rule, tuple[Rule, ...], "here")
+        (rule,) = yaml_text.parse(pattern.proposal.rule, tuple[Rule, ...], "here")
         assert set(rule.when.split(" && ")) <= set(pattern.common)
         assert {"large", 'given("context.team", "") == "west"'} == set(rule.when.split(" && "))
         assert (rule.outcome, rule.clause, rule.final) == ("deny", "R2", False)
@@ -167,7 +167,7 @@ class TestProposal:
         record(journal, *wrong, *others, *(review(decision, "allow", "Fine.") for decision in wrong))
         (pattern,) = find(journal, pack).patterns
         assert pattern.proposal is not None
-        (rule,) = pack_files.parse_yaml(pattern.proposal.rule, tuple[Rule, ...], "here")
+        (rule,) = yaml_text.parse(pattern.proposal.rule, tuple[Rule, ...], "here")
         assert (rule.when, rule.outcome, rule.final) == ('action.name == "look"', "allow", True)
         assert pattern.proposal.changes == {"deny -> allow": 15}
 

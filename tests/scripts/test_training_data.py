@@ -18,13 +18,12 @@ from typing import Any
 
 import msgspec
 import pytest
-import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from thor_policy.config import data_path
 from thor_policy.core.requests import Evaluation
-from thor_policy.policy import pack_files
+from thor_policy.policy import pack_files, yaml_text
 from thor_policy.protocol.messages import EvaluateRequest
 from thor_policy.protocol.requests import decode_request
 from thor_policy.suites import suite_files
@@ -122,7 +121,7 @@ def test_a_printed_suite_loads_and_printed_lines_hold_labels(tmp_path: Path) -> 
         make_training_data("--count", "12", "--seed", "5", "--suite", "--only-judged"), encoding="utf-8"
     )
     assert len(suite_files.load(path).scenarios) == 12
-    scenarios = yaml.safe_load(path.read_text())["scenarios"]
+    scenarios = yaml_text.parse(path.read_text(encoding="utf-8"), Any, path)["scenarios"]
     assert {"request", "situation"} <= {key for scenario in scenarios for key in scenario}
     lines = [json.loads(line) for line in make_training_data("--count", "12", "--seed", "5").splitlines()]
     assert len(lines) == 12
@@ -161,7 +160,7 @@ def test_a_pair_differs_in_one_fact_and_in_its_outcome(domain: Domain, seed: int
 def test_written_situations_have_valid_labels_and_unique_texts(path: Path) -> None:
     """Labels exist in the pack and are not looser than its rules; no text is repeated or in a suite."""
     pack = PACKS[path.stem]
-    entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    entries = yaml_text.parse(path.read_text(encoding="utf-8"), Any, path)
     suites = " ".join(suite.read_text(encoding="utf-8") for suite in data_path("scenarios").glob("*.yaml"))
     assert len({entry["id"] for entry in entries}) == len(entries) >= 100
     for entry in entries:

@@ -10,12 +10,11 @@ from typing import Any
 
 import msgspec
 import pytest
-import yaml
 
 from thor_policy.config import Config, data_path
 from thor_policy.core.requests import Evaluation
 from thor_policy.engine.embedder import MiniLM, missing
-from thor_policy.policy import pack_files
+from thor_policy.policy import pack_files, yaml_text
 from thor_policy.policy.pack import Pack
 from thor_policy.suites import leaks, suite_files
 from thor_policy.suites.leaks import EMBEDDING_THRESHOLD, TEXT_THRESHOLD
@@ -24,7 +23,8 @@ from thor_policy.suites.suite_files import merged
 from thor_policy.testing import StubEmbedder
 
 PACKS = pack_files.available(data_path("prompts"))
-PAIRS = yaml.safe_load((Path(__file__).parents[1] / "data" / "leak-pairs.yaml").read_text(encoding="utf-8"))
+_PATH = Path(__file__).parents[1] / "data" / "leak-pairs.yaml"
+PAIRS = yaml_text.parse(_PATH.read_text(encoding="utf-8"), list[dict[str, Any]], _PATH)
 
 
 @cache

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from thor_policy.config import Config
 from thor_policy.engine.embedder import MiniLM, missing
+from thor_policy.policy import yaml_text
 from thor_policy.suites import verdicts
 from thor_policy.suites.reasoning import Element, chunks, measure, share
 from thor_policy.suites.scenarios import Embedder, Expectation, Reasoning, Scenario, Suite
@@ -19,7 +19,8 @@ from thor_policy.suites.verdicts import Result
 from thor_policy.testing import StubEmbedder
 
 REASON = "The account is SUSPENDED, so nothing is allowed; the key (an old one) stays."
-PAIRS = yaml.safe_load((Path(__file__).parents[1] / "data" / "reason-pairs.yaml").read_text(encoding="utf-8"))
+_PATH = Path(__file__).parents[1] / "data" / "reason-pairs.yaml"
+PAIRS = yaml_text.parse(_PATH.read_text(encoding="utf-8"), list[dict[str, Any]], _PATH)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from thor_policy.config import data_path
 from thor_policy.core.errors import SuiteError
+from thor_policy.policy import yaml_text
 from thor_policy.suites import suite_files
 from thor_policy.suites.scenarios import Expectation, Scenario, Suite
 from thor_policy.suites.suite_files import MAX_COMBINATIONS, merged
@@ -209,7 +210,7 @@ def test_otherwise_sets_what_unlisted_combinations_expect(tmp_path: Path) -> Non
             45,
             "scenario M/seller/look: expect needs exactly one",
         ),
-        ("  - id: M\n", "  - id: M\n    quiet: 1\n", 31, "unknown field `quiet`"),
+        ("  - id: M\n", "  - id: M\n    quiet: 1\n", 32, "unknown field `quiet`"),
         ("skip: the till is being mended", "skip: ''", 34, "Expected `str` of length >= 1"),
         ("max_latency_ms: 20.5", "max_latency_ms: 0", 29, "Expected `float` > 0"),
         ("similarity: 0.7", "similarity: 70", 17, "Expected `float` <= 1"),
@@ -222,14 +223,14 @@ def test_a_wrong_suite_file_is_refused_with_the_line(
     path = written(tmp_path, WHOLE.replace(old, new, 1))
     with pytest.raises(SuiteError) as refusal:
         suite_files.load(path)
-    assert str(refusal.value).startswith(f"{path}: line {line}: "), refusal.value
+    assert str(refusal.value).startswith(f"{path}:{line}:"), refusal.value
     assert message in str(refusal.value)
 
 
 def test_a_matrix_with_too_many_combinations_is_refused(tmp_path: Path) -> None:
     axis = ", ".join(f"v{n}: {{}}" for n in range(MAX_COMBINATIONS // 6 + 1))
     path = written(tmp_path, WHOLE.replace("    axes:\n", f"    axes:\n      many: {{{axis}}}\n"))
-    with pytest.raises(SuiteError, match=r"line 36: matrix M: makes 1002 scenarios; the limit is 1000"):
+    with pytest.raises(SuiteError, match=r":36:5: matrix M: makes 1002 scenarios; the limit is 1000"):
         suite_files.load(path)
 
 
@@ -255,16 +256,16 @@ def test_the_published_schema_is_that_of_the_types() -> None:
 
 @pytest.mark.parametrize("path", suite_files.available(data_path("scenarios")), ids=lambda path: path.stem)
 def test_the_schema_accepts_every_suite_that_ships(validator: Any, path: Path) -> None:
-    validator.validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    validator.validate(yaml_text.parse(path.read_text(encoding="utf-8"), dict[str, Any], path))
 
 
 def test_the_schema_accepts_every_feature_of_the_format(validator: Any) -> None:
-    validator.validate(yaml.safe_load(WHOLE))
+    validator.validate(yaml_text.parse(WHOLE, dict[str, Any], "whole"))
 
 
 def changed(path: list[Any], value: Any) -> dict[str, Any]:
     """The whole file with one place changed; `...` removes the member."""
-    raw: dict[str, Any] = yaml.safe_load(WHOLE)
+    raw: dict[str, Any] = yaml_text.parse(WHOLE, dict[str, Any], "whole")
     place: Any = raw
     for key in path[:-1]:
         place = place[key]

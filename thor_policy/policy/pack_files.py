@@ -1,23 +1,23 @@
 """Pack files: finding, reading, checking and writing them.
 
-Owns the file names of a pack, its digest and the strict YAML reader. Invariant: a pack is loaded completely
-or refused with file and line. Main thread, or a thread that may wait for the disk.
+Owns the file names of a pack and its digest. Invariant: a pack is loaded completely or refused with file and
+field. Main thread, or a thread that may wait for the disk.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 from msgspec import NODEFAULT, Struct
 
 from thor_policy.core.errors import PackError
+from thor_policy.policy import yaml_text
 from thor_policy.policy.pack import Example, Manifest, Pack
 from thor_policy.policy.rules import Rule
 
@@ -25,9 +25,6 @@ from thor_policy.policy.rules import Rule
 FILES = ("pack.yaml", "clauses.yaml", "rules.yaml", "system.md", "examples.yaml")
 #: The signature of the pack (security.signatures); the digest does not cover it.
 SIGNATURE = "pack.sig"
-#: The place in a message of msgspec, and the steps of its path: a name, or a number in a list.
-_PLACE = re.compile(r" - at `(?:key in )?(\$[^`]*)`")
-_STEP = re.compile(r"\.([^.\[\]]+)|\[([^\]]*)\]")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _LABEL = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
@@ -72,10 +69,10 @@ def load(path: Path, trusted: Sequence[str] = ()) -> Pack:
         digest.update(len(name).to_bytes(4, "big") + name.encode())
         digest.update(len(content).to_bytes(8, "big") + content)
 
-    manifest = parse_yaml(texts["pack.yaml"], Manifest, path / "pack.yaml")
-    clauses = parse_yaml(texts["clauses.yaml"], dict[str, str], path / "clauses.yaml")
-    rules = parse_yaml(texts["rules.yaml"], tuple[Rule, ...], path / "rules.yaml")
-    examples = parse_yaml(texts["examples.yaml"], tuple[Example, ...], path / "examples.yaml")
+    manifest = yaml_text.parse(texts["pack.yaml"], Manifest, path / "pack.yaml")
+    clauses = yaml_text.parse(texts["clauses.yaml"], dict[str, str], path / "clauses.yaml")
+    rules = yaml_text.parse(texts["rules.yaml"], tuple[Rule, ...], path / "rules.yaml")
+    examples = yaml_text.parse(texts["examples.yaml"], tuple[Example, ...], path / "examples.yaml")
     _check(path, manifest, clauses, rules, examples)
     pack = Pack(
         path=path,
@@ -93,43 +90,10 @@ def load(path: Path, trusted: Sequence[str] = ()) -> Pack:
     return pack
 
 
-def parse_yaml(text: str, kind: Any, where: Path | str) -> Any:
-    """YAML text as a value of type `kind`. Raises PackError that names file, and line or field."""
-    try:
-        raw = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a safe loader)
-        return msgspec.convert(raw, kind)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}:" if mark else ""
-        raise PackError(f"{where}:{line} {getattr(error, 'problem', error)}") from error
-    except msgspec.ValidationError as error:
-        place = _PLACE.search(str(error))
-        raise PackError(f"{where}: line {line_of(text, place[1] if place else '$')}: {error}") from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise PackError(f"{where}: {error}") from error
-
-
-def line_of(text: str, place: str) -> int:
-    """Line, from 1, of a place such as `$.rules[2].when` in valid YAML; if absent, of its nearest parent."""
-    node, line = yaml.compose(text, Loader=yaml.CSafeLoader), 1
-    for key, index in _STEP.findall(place):
-        if isinstance(node, yaml.SequenceNode) and index.isdecimal() and int(index) < len(node.value):
-            node = node.value[int(index)]
-            line = node.start_mark.line + 1
-        elif isinstance(node, yaml.MappingNode) and key:
-            pairs = [pair for pair in node.value if pair[0].value == key]
-            if not pairs:
-                break
-            line, node = pairs[-1][0].start_mark.line + 1, pairs[-1][1]
-        else:
-            break
-    return line
-
-
 def as_yaml(items: Sequence[Rule | Example]) -> str:
     """Rules or examples as YAML for their file; fields with their default value are left out."""
     values = [_without_defaults(item) for item in items]
-    return yaml.dump(values, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True, width=110)
+    return yaml_text.dump(values)
 
 
 def _without_defaults(item: Struct) -> dict[str, Any]:
@@ -141,21 +105,6 @@ def _without_defaults(item: Struct) -> dict[str, Any]:
             plain = _without_defaults(value) if isinstance(value, Struct) else msgspec.to_builtins(value)
             values[field.name] = plain
     return values
-
-
-class _StrictLoader(yaml.CSafeLoader):
-    """Safe YAML loader that refuses a repeated key."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} appears twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def _check(

@@ -26,7 +26,7 @@ from msgspec import Struct, field
 
 from thor_policy.core.errors import PackError, RequestError, SuiteError
 from thor_policy.core.requests import Json
-from thor_policy.policy import pack_files
+from thor_policy.policy import yaml_text
 from thor_policy.suites.scenarios import Scenario
 from thor_policy.suites.verdicts import Ask
 
@@ -116,7 +116,7 @@ def material(folder: Path) -> Material:
     def read(name: str, kind: Any) -> Any:
         path = folder / name
         try:
-            return pack_files.parse_yaml(path.read_text(encoding="utf-8"), kind, path)
+            return yaml_text.parse(path.read_text(encoding="utf-8"), kind, path)
         except (OSError, UnicodeDecodeError) as error:
             raise SuiteError(f"{path}: cannot be read: {error}") from error
         except PackError as error:

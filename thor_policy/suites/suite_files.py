@@ -2,7 +2,7 @@
 
 Owns the file format and its JSON Schema. Invariant: every suite that loads can be asked. Each of its
 scenarios is well-formed, has a unique id and exactly one kind of expectation. Any other file is refused with
-path, line and cause. Main thread.
+path, line, column and cause. Main thread.
 
     name, pack, description
     defaults     values for scenarios that do not give their own: difficulty, tags (added to the scenario's
@@ -27,7 +27,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from thor_policy.core.errors import PackError, RequestError, SuiteError
 from thor_policy.core.requests import Json
-from thor_policy.policy import pack_files
+from thor_policy.policy import yaml_text
 from thor_policy.suites.scenarios import (
     Difficulty,
     Expectation,
@@ -135,10 +135,11 @@ def available(folder: Path) -> list[Path]:
 
 
 def load(path: Path) -> Suite:
-    """The suite in a YAML file. Raises SuiteError naming file, line and scenario."""
+    """The suite in a YAML file. Raises SuiteError naming file, line, column and scenario."""
     try:
         text = path.read_text(encoding="utf-8")
-        file: SuiteFile = pack_files.parse_yaml(text, SuiteFile, path)
+        document = yaml_text.Document(text, path)
+        file: SuiteFile = document.convert(SuiteFile)
     except OSError as error:
         raise SuiteError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -148,8 +149,8 @@ def load(path: Path) -> Suite:
     try:
         scenarios = tuple(_scenarios(file))
     except _Wrong as wrong:
-        line = pack_files.line_of(text, wrong.place)
-        raise SuiteError(f"{path}: line {line}: {wrong}") from wrong
+        place = document.position(wrong.place)
+        raise SuiteError(f"{path}:{place.line}:{place.column}: {wrong}") from wrong
     return Suite(
         name=file.name,
         pack=file.pack,

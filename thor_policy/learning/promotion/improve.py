@@ -35,7 +35,7 @@ from thor_policy.learning.export import (
 )
 from thor_policy.learning.promotion.promote import active_pack, promote
 from thor_policy.learning.promotion.report import Promotion, Terms
-from thor_policy.policy import pack_files
+from thor_policy.policy import pack_files, yaml_text
 from thor_policy.policy.lint import lint_pack
 from thor_policy.policy.pack import Example, Manifest, Pack
 from thor_policy.security import signatures
@@ -209,7 +209,7 @@ def _with_version(text: str, manifest: Manifest, where: Path) -> str:
     """
     lines = f"version: {_quoted(manifest.version)}\nsupersedes: {_quoted(manifest.supersedes or '')}"
     changed = _VERSION.sub(lambda _: lines, _SUPERSEDES.sub("", text), count=1)
-    if pack_files.parse_yaml(changed, Manifest, where) != manifest:
+    if yaml_text.parse(changed, Manifest, where) != manifest:
         raise PackError(f"{where}: version cannot be changed; put `version: ...` on a line of its own")
     return changed
 
