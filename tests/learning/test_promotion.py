@@ -849,20 +849,22 @@ def test_corrections_become_the_examples_of_the_next_pack_and_nothing_else_chang
     settings: Config, active: Path, tmp_path: Path
 ) -> None:
     correct(settings, ENOUGH)
-    before = {name: (active / name).read_bytes() for name in pack_files.FILES}
+    before = {name: (active / name).read_bytes() for name in pack_files.REQUIRED_WITH_MODEL}
     done = proposed(settings, tmp_path / "packs")
     made = pack_files.load(tmp_path / "packs" / "small-2")
     assert (done.pack, done.path, done.corrections) == (made.info, str(made.path), ENOUGH)
     assert done.promotion.chosen == made.info
     assert not done.promotion.recorded
     assert promotions(settings) == []
-    assert {name: (active / name).read_bytes() for name in pack_files.FILES} == before
+    assert {name: (active / name).read_bytes() for name in pack_files.REQUIRED_WITH_MODEL} == before
     old = pack_files.load(active)
     assert made.manifest == structs.replace(
         old.manifest, version="2", supersedes=f"small@1+{old.info.sha256[:12]}"
     )
     assert [
-        made.path / name for name in pack_files.FILES if (made.path / name).read_bytes() != before[name]
+        made.path / name
+        for name in pack_files.REQUIRED_WITH_MODEL
+        if (made.path / name).read_bytes() != before[name]
     ] == [
         made.path / "pack.yaml",
         made.path / "examples.yaml",

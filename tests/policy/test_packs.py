@@ -128,7 +128,9 @@ def write(tmp_path: Path) -> Write:
         folder = tmp_path / "small"
         folder.mkdir(exist_ok=True)
         for name in FILES:
-            content = changed.get(Path(name).stem, SMALL[name])
+            content = changed.get(Path(name).stem, SMALL.get(name))
+            if content is None:
+                continue
             text = content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
             (folder / name).write_text(text, encoding="utf-8")
         return folder
@@ -139,8 +141,7 @@ def write(tmp_path: Path) -> Write:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Pack:
     folder = tmp_path_factory.mktemp("small")
-    for name in FILES:
-        content = SMALL[name]
+    for name, content in SMALL.items():
         text = content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
         (folder / name).write_text(text, encoding="utf-8")
     return pack_files.load(folder)
@@ -186,15 +187,15 @@ def test_a_valid_pack_loads_and_lint_finds_nothing(write: Write) -> None:
     assert pack.obligations["allow"] == ()
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", SMALL)
 def test_a_missing_file_is_refused_by_name(write: Write, name: str) -> None:
     folder = write()
     (folder / name).unlink()
-    with pytest.raises(PackError, match=rf"^{folder / name}: cannot be read: .*No such file"):
+    with pytest.raises(PackError, match=rf"^{folder / name}: is missing; it holds"):
         pack_files.load(folder)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", SMALL)
 def test_a_file_that_is_not_utf8_is_refused_by_name(write: Write, name: str) -> None:
     folder = write()
     (folder / name).write_bytes(b"# \xff\n")
@@ -291,7 +292,7 @@ def test_an_invalid_rule_book_is_refused_with_the_pack_and_the_place(
     write: Write, changes: dict[str, Any], message: str
 ) -> None:
     folder = write(**changes)
-    with pytest.raises(PackError, match=rf"^{folder}[^:]*: {re.escape(message)}"):
+    with pytest.raises(PackError, match=rf"(?m)^{folder}/\w+\.yaml:\d+:\d+: {re.escape(message)}"):
         pack_files.load(folder)
 
 
@@ -309,7 +310,7 @@ def test_the_digest_is_of_the_five_files_and_nothing_else(write: Write, tmp_path
     assert pack_files.load(moved).info.sha256 == digest
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", SMALL)
 def test_any_other_byte_of_any_file_is_another_policy_version(write: Write, name: str) -> None:
     folder = write()
     digests = {pack_files.load(folder).info.sha256}
@@ -394,19 +395,19 @@ def findings(folder: Path) -> list[Finding]:
     [
         (
             {"rules": first_rule(clause="R9")},
-            ("error", "rules.yaml no-deletion", "clause 'R9' does not exist"),
+            ("error", "rules.yaml rule no-deletion", "clause 'R9' does not exist"),
         ),
         (
             {"rules": first_rule(clause=None)},
             (
                 "warning",
-                "rules.yaml no-deletion",
+                "rules.yaml rule no-deletion",
                 "cites no clause, so its answers cannot be traced to the policy text",
             ),
         ),
         (
             {"rules": first_rule(classification="odd")},
-            ("error", "rules.yaml no-deletion", "classification 'odd' is not in pack.yaml"),
+            ("error", "rules.yaml rule no-deletion", "classification 'odd' is not in pack.yaml"),
         ),
         (
             {
@@ -424,7 +425,7 @@ def findings(folder: Path) -> list[Finding]:
             },
             (
                 "warning",
-                "rules.yaml trusting",
+                "rules.yaml rule trusting",
                 "is a final allow that depends only on properties which the caller asserts",
             ),
         ),

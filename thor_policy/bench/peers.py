@@ -290,7 +290,6 @@ def _with_reason_tokens(pack: Pack, folder: Path, tokens: int) -> Path:
     copy = folder / pack.info.name
     copy.mkdir()
     old = f"max_reasoning_tokens: {pack.manifest.limits.max_reasoning_tokens}"
-    for name in pack_files.FILES:
-        text = (pack.path / name).read_text(encoding="utf-8")
+    for name, text in pack_files.PackFiles(pack.path).texts.items():
         (copy / name).write_text(text.replace(old, f"max_reasoning_tokens: {tokens}"), encoding="utf-8")
     return copy

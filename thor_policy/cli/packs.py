@@ -25,7 +25,7 @@ from thor_policy.core.errors import RequestError
 from thor_policy.core.requests import Json
 from thor_policy.daemon.loading import find_adapter
 from thor_policy.policy import pack_files
-from thor_policy.policy.lint import lint_pack
+from thor_policy.policy.lint import lint as lint_files
 from thor_policy.policy.pack import Pack
 from thor_policy.protocol.requests import evaluation_from, question_fields
 from thor_policy.security import signatures
@@ -114,12 +114,12 @@ def show(pack: str, as_json: bool) -> None:
 @click.pass_context
 def lint(ctx: click.Context, pack: str, as_json: bool) -> None:
     """Check a pack and list its problems. Exit status 1 if one of them is an error."""
-    findings = lint_pack(_load(pack))
+    findings = lint_files(pack_files.find(pack, data_path("prompts")))
     if as_json:
         render.as_json(msgspec.to_builtins(findings))
     else:
         for finding in findings:
-            render.line(f"{finding.level}: {finding.where}: {finding.message}")
+            render.line(f"{finding.level}: {finding}")
         if not findings:
             render.line("no problems found")
     ctx.exit(1 if any(finding.level == "error" for finding in findings) else 0)

@@ -150,8 +150,5 @@ def open_pack(name: str, trusted: Sequence[str] = ()) -> Pack:
     errors = [finding for finding in lint_pack(pack) if finding.level == "error"]
     if errors:
         more = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
-        raise PackError(
-            f"{pack.path}: {errors[0].where}: {errors[0].message}{more}; "
-            f"see: thorpolicy packs lint {pack.path}"
-        )
+        raise PackError(f"{pack.path}/{errors[0]}{more}; see: thorpolicy packs lint {pack.path}")
     return pack

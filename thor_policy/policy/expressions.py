@@ -26,6 +26,17 @@ from cel_expr_python.ext import ext_bindings, ext_math, ext_optional, ext_string
 from msgspec import Meta, Struct
 
 from thor_policy.core.requests import Evaluation, Json
+from thor_policy.policy.tokens import (
+    ROOTS,
+    Token,
+    arguments_of,
+    kind_of_literal,
+    literal_of,
+    names_in,
+    paths_in,
+    position,
+    tokenise,
+)
 from thor_policy.policy.words import WordLists
 
 #: Characters kept of the error message of an expression.
@@ -35,7 +46,6 @@ _EXACT = 2**53
 #: Rows of a table of data.yaml from which on lint advises `row(..)`: `data.TABLE[..]` copies the table.
 LARGE_TABLE = 200
 
-ROOTS = ("subject", "action", "resource", "context", "data", "now")
 #: Members of the roots that are no maps. A request always has them.
 _MEMBERS = {
     "subject.type": "string",
@@ -71,14 +81,6 @@ _EXTENSIONS = [
 ]
 _FAULT = re.compile(r"ERROR: <input>:(-?\d+):(-?\d+): (.*?)(?: \(in container ''\))?(?=\n|$| \[)")
 _UNDECLARED = re.compile(r"undeclared reference to '([^']*)'")
-_TOKEN = re.compile(
-    r"""(?P<space>\s+|//[^\n]*)
-    |(?P<string>[bB]?[rR]?(?:\"\"\"(?s:.*?)\"\"\"|'''(?s:.*?)'''|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'))
-    |(?P<number>0x[0-9a-fA-F]+u?|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?u?)
-    |(?P<name>[A-Za-z_][A-Za-z0-9_]*)
-    |(?P<sign>.)""",
-    re.VERBOSE | re.DOTALL,
-)
 #: An escape of NUL in a string literal.
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\(?:000|[xX]00|u0000|U00000000)")
 #: Functions whose literal argument can be wrong, by name: how to try it.
@@ -117,14 +119,6 @@ class Type(NamedTuple):
 
     name: str
     native: Any
-
-
-class Token(NamedTuple):
-    """One token of an expression: its kind (`string`, `number`, `name`, `sign`), text and offset."""
-
-    kind: str
-    text: str
-    offset: int
 
 
 class Program:
@@ -249,16 +243,16 @@ class Language:
         for at, token in enumerate(tokens):
             if token.kind != "name" or at + 2 >= len(tokens) or tokens[at + 1].text != "(":
                 continue
-            arguments = _arguments(tokens, at + 1)
+            arguments = arguments_of(tokens, at + 1)
             first = arguments[0] if arguments else []
             literal = first[0].text if len(first) == 1 and first[0].kind == "string" else None
             problem = None
             if token.text in ("mentions", "starts") and len(arguments) == 2:
-                named = _literal(arguments[1])
+                named = literal_of(arguments[1])
                 if named is not None and named not in self._words:
                     problem, first = f"there is no word list {named!r} in pack.yaml", arguments[1]
             elif token.text == "row" and len(arguments) == 2:
-                named = _literal(first)
+                named = literal_of(first)
                 if named is not None and named not in self._data:
                     problem = f"there is no table {named!r} in data.yaml"
             elif token.text == "given" and len(arguments) == 2:
@@ -270,11 +264,11 @@ class Language:
             elif token.text in _LITERAL_CALLS and literal is not None and len(arguments) == 1:
                 problem = _try_literal(_LITERAL_CALLS[token.text].format(literal))
             if problem:
-                line, column = _position(text, (first or [token])[0].offset)
+                line, column = position(text, (first or [token])[0].offset)
                 yield Fault(line=line, column=column, message=problem)
 
     def _fault_of_given(self, path: Sequence[Token], default: Sequence[Token]) -> str | None:
-        name = _literal(path[:1])
+        name = literal_of(path[:1])
         if name is None:
             return None
         root, _, rest = name.partition(".")
@@ -285,7 +279,7 @@ class Language:
         if root != "context" and member not in _MEMBERS and (whole or "." in rest):
             return self._undeclared(name, ())
         kind = self._members.get(name) if whole else None
-        kind_of_default = _kind_of_literal(default)
+        kind_of_default = kind_of_literal(default)
         if kind and kind_of_default and TYPES[kind] != TYPES[kind_of_default]:
             return f"{name} is declared as {kind}, and the default is a {kind_of_default}"
         return None
@@ -426,73 +420,6 @@ def _signatures() -> list[tuple[str, list[tuple[tuple[Any, ...], Any]]]]:
     ]
 
 
-# ---------------------------------------------------------------- tokens
-
-
-def tokenise(text: str) -> Iterator[Token]:
-    """The tokens of an expression, without white space and comments."""
-    for match in _TOKEN.finditer(text):
-        if match.lastgroup and match.lastgroup != "space":
-            yield Token(match.lastgroup, match[0], match.start())
-
-
-def names_in(text: str) -> set[str]:
-    """The names that an expression may read: variables and facts, but no members and no functions."""
-    tokens = list(tokenise(text))
-    return {
-        token.text
-        for at, token in enumerate(tokens)
-        if token.kind == "name" and (at == 0 or tokens[at - 1].text != ".")
-    }
-
-
-def paths_in(text: str) -> set[str]:
-    """The members of a request that an expression reads by name or by `given`: `subject.properties.role`."""
-    tokens = list(tokenise(text))
-    paths = set()
-    for at, token in enumerate(tokens):
-        if token.kind == "name" and token.text in ROOTS and (at == 0 or tokens[at - 1].text != "."):
-            path, end = token.text, at + 1
-            while end + 1 < len(tokens) and tokens[end].text == "." and tokens[end + 1].kind == "name":
-                path, end = f"{path}.{tokens[end + 1].text}", end + 2
-            paths.add(path)
-        elif token.text == "given" and at + 2 < len(tokens) and tokens[at + 2].kind == "string":
-            paths.add(_literal([tokens[at + 2]]) or "")
-    return paths
-
-
-def _arguments(tokens: Sequence[Token], opening: int) -> list[list[Token]]:
-    """The arguments of a call, by the index of its opening bracket."""
-    arguments: list[list[Token]] = [[]]
-    depth = 0
-    for token in tokens[opening:]:
-        depth += (token.text in "([{") - (token.text in ")]}") if token.kind == "sign" else 0
-        if depth == 0:
-            break
-        if depth == 1 and token.text == "," and token.kind == "sign":
-            arguments.append([])
-        elif not (depth == 1 and token.text == "(" and not arguments[-1] and len(arguments) == 1):
-            arguments[-1].append(token)
-    return [] if arguments == [[]] else arguments
-
-
-def _literal(tokens: Sequence[Token]) -> str | None:
-    """The value of a plain string literal without escapes; None for anything else."""
-    if len(tokens) == 1 and tokens[0].kind == "string":
-        text = tokens[0].text
-        if text[0] in "\"'" and "\\" not in text:
-            return text.strip(text[0])
-    return None
-
-
-def _kind_of_literal(tokens: Sequence[Token]) -> str | None:
-    """`string` or `bool` for such a literal; None for anything else."""
-    if len(tokens) != 1:
-        return None
-    is_bool = tokens[0].text in ("true", "false")
-    return "bool" if is_bool else "string" if tokens[0].kind == "string" else None
-
-
 def _faults_of_literals(text: str, tokens: Sequence[Token]) -> Iterator[Fault]:
     for token in tokens:
         message = None
@@ -505,13 +432,8 @@ def _faults_of_literals(text: str, tokens: Sequence[Token]) -> Iterator[Fault]:
         elif token.kind == "string" and ("\0" in token.text or _NUL.search(token.text)):
             message = "a string cannot contain NUL; in a request it is read as U+FFFD"
         if message:
-            line, column = _position(text, token.offset)
+            line, column = position(text, token.offset)
             yield Fault(line=line, column=column, message=message)
-
-
-def _position(text: str, offset: int) -> tuple[int, int]:
-    """Line and column, from 1, of an offset."""
-    return text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset)
 
 
 def _start_of_name(text: str, line: int, column: int, name: str) -> int:

@@ -122,6 +122,7 @@ class Pack:
         examples: tuple[Example, ...],
         sha256: str,
         data: Mapping[str, Json] | None = None,
+        book: RuleBook | None = None,
     ) -> None:
         self.path = path
         self.manifest = manifest
@@ -134,19 +135,7 @@ class Pack:
         self.obligations = {outcome.label: outcome.obligations for outcome in manifest.outcomes}
         #: True for a pack of rules alone: no model is asked, and there is no prompt.
         self.rules_only = manifest.model == "never"
-        self.book = RuleBook(
-            outcomes=self.labels,
-            facts=manifest.facts,
-            rules=rules,
-            risk=manifest.risk,
-            words=manifest.words,
-            data=self.data,
-            requires=manifest.requires,
-            reads=manifest.reads,
-            default=manifest.default,
-            rules_only=self.rules_only,
-            where=str(path),
-        )
+        self.book = book or rule_book(manifest, rules, self.data, str(path))
         self._prefixes = None if self.rules_only else (self._full_prefix(), self._brief_prefix())
 
     @property
@@ -277,6 +266,23 @@ class Pack:
             question_head=f"{first.name}:" if first.value in _ALWAYS_THERE else "",
             labels=tuple(f" {label}" for label in self.labels),
         )
+
+
+def rule_book(manifest: Manifest, rules: tuple[Rule, ...], data: Mapping[str, Json], where: str) -> RuleBook:
+    """The checked rules of a pack. Raises RuleFaults that lists every fault."""
+    return RuleBook(
+        outcomes=[outcome.label for outcome in manifest.outcomes],
+        facts=manifest.facts,
+        rules=rules,
+        risk=manifest.risk,
+        words=manifest.words,
+        data=data,
+        requires=manifest.requires,
+        reads=manifest.reads,
+        default=manifest.default,
+        rules_only=manifest.model == "never",
+        where=where,
+    )
 
 
 def answer(outcome: str, classification: str, clauses: Sequence[str], reasoning: str) -> str:

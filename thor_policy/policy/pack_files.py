@@ -1,32 +1,71 @@
 """Pack files: finding, reading, checking and writing them.
 
-Owns the file names of a pack and its digest. Invariant: a pack is loaded completely or refused with file and
-field. Main thread, or a thread that may wait for the disk.
+Owns the file names of a pack, its digest, and what keeps its files from being a pack. Invariant: a pack is
+loaded completely or refused with every problem, its file, line and column. Main thread, or a thread that may
+wait for the disk.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
-from msgspec import NODEFAULT, Struct
+from msgspec import NODEFAULT, Struct, structs
 
 from thor_policy.core.errors import PackError
+from thor_policy.core.requests import Json
 from thor_policy.policy import yaml_text
-from thor_policy.policy.pack import Example, Manifest, Pack
-from thor_policy.policy.rules import Rule
+from thor_policy.policy.pack import Example, Manifest, Pack, rule_book
+from thor_policy.policy.rules import Rule, RuleFaults
 
-#: The files of a pack, all required; the digest covers them in this order.
-FILES = ("pack.yaml", "clauses.yaml", "rules.yaml", "system.md", "examples.yaml")
+#: The files of a pack; the digest covers those that are there, in this order.
+FILES = ("pack.yaml", "clauses.yaml", "rules.yaml", "system.md", "examples.yaml", "data.yaml")
+#: The files that every pack has, and those that a pack with a model has.
+REQUIRED = ("pack.yaml", "rules.yaml")
+REQUIRED_WITH_MODEL = ("pack.yaml", "clauses.yaml", "rules.yaml", "system.md", "examples.yaml")
+#: The types of the files that are YAML.
+TYPES: dict[str, Any] = {
+    "pack.yaml": Manifest,
+    "clauses.yaml": dict[str, str],
+    "rules.yaml": tuple[Rule, ...],
+    "examples.yaml": tuple[Example, ...],
+    "data.yaml": dict[str, Json],
+}
 #: The signature of the pack (security.signatures); the digest does not cover it.
 SIGNATURE = "pack.sig"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _LABEL = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_TABLE = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    """One problem: an `error` makes the pack unusable, a `warning` is advice for its author.
+
+    `where` names the file and the rule, fact or member; `path` is its place there (`$[2].when`). `line` and
+    `column` (from 1, in code points) are known where the pack was read from files.
+    """
+
+    level: Literal["error", "warning"]
+    where: str
+    message: str
+    path: str = "$"
+    line: int | None = None
+    column: int | None = None
+
+    @property
+    def file(self) -> str:
+        """The file's name."""
+        return self.where.partition(" ")[0]
+
+    def __str__(self) -> str:
+        file, _, name = self.where.partition(" ")
+        place = f":{self.line}:{self.column}" if self.line else ""
+        return f"{file}{place}: {f'{name}: ' if name else ''}{self.message}"
 
 
 # ---------------------------------------------------------------- loading
@@ -54,40 +93,118 @@ def available(prompts_dir: Path) -> list[str]:
 
 
 def load(path: Path, trusted: Sequence[str] = ()) -> Pack:
-    """Load the pack in directory `path`. Raises PackError that names file and field.
+    """Load the pack in directory `path`. Raises PackError with every problem: file, line and column.
 
     `trusted` names files with public keys. If there are any, one of these keys must have signed the pack.
     """
-    digest = hashlib.sha256()
-    texts: dict[str, str] = {}
-    for name in FILES:
-        try:
-            content = (path / name).read_bytes()
-            texts[name] = content.decode("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PackError(f"{path / name}: cannot be read: {error}") from error
-        digest.update(len(name).to_bytes(4, "big") + name.encode())
-        digest.update(len(content).to_bytes(8, "big") + content)
-
-    manifest = yaml_text.parse(texts["pack.yaml"], Manifest, path / "pack.yaml")
-    clauses = yaml_text.parse(texts["clauses.yaml"], dict[str, str], path / "clauses.yaml")
-    rules = yaml_text.parse(texts["rules.yaml"], tuple[Rule, ...], path / "rules.yaml")
-    examples = yaml_text.parse(texts["examples.yaml"], tuple[Example, ...], path / "examples.yaml")
-    _check(path, manifest, clauses, rules, examples)
-    pack = Pack(
-        path=path,
-        manifest=manifest,
-        clauses=clauses,
-        rules=rules,
-        system=texts["system.md"],
-        examples=examples,
-        sha256=digest.hexdigest(),
-    )
+    pack, findings = examine(path)
+    if pack is None:
+        raise PackError("\n".join(f"{path}/{finding}" for finding in findings))
     if trusted:
         from thor_policy.security import signatures  # imports cryptography, needed only here
 
         signatures.check_pack(pack.info, path / SIGNATURE, map(Path, trusted))
     return pack
+
+
+def examine(path: Path) -> tuple[Pack | None, list[Finding]]:
+    """The pack in a directory, or everything that keeps its files from being one. Never raises."""
+    files = PackFiles(path)
+    values = dict(files.values())
+    findings = list(files.findings)
+    manifest: Manifest | None = values.get("pack.yaml")
+    if manifest is not None:
+        findings += [files.placed(finding) for finding in _problems(manifest, values)]
+    usable = manifest is not None and not any(finding.path.startswith("$.outcomes") for finding in findings)
+    if manifest is None or not usable:
+        return None, findings
+    rules, data = values.get("rules.yaml", ()), values.get("data.yaml", {})
+    try:
+        book = rule_book(manifest, rules, data, str(path))
+    except RuleFaults as error:
+        for fault in error.faults:
+            where = f"{fault.file} {fault.subject}"
+            place = files.documents[fault.file].place(fault.path, fault.line, fault.column)
+            finding = Finding(level="error", where=where, message=fault.message, path=fault.path)
+            findings.append(structs.replace(finding, line=place.line, column=place.column))
+    except PackError as error:
+        findings.append(Finding(level="error", where="pack.yaml", message=str(error)))
+    if findings:
+        return None, sorted(findings, key=lambda each: (FILES.index(each.file), each.line or 0))
+    return Pack(
+        path=path,
+        manifest=manifest,
+        clauses=values.get("clauses.yaml", {}),
+        rules=rules,
+        system=files.texts.get("system.md", ""),
+        examples=values.get("examples.yaml", ()),
+        data=data,
+        sha256=files.sha256,
+        book=book,
+    ), []
+
+
+class PackFiles:
+    """The files in the directory of a pack: their text, their digest, and what is wrong with each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.texts: dict[str, str] = {}
+        self.findings: list[Finding] = []
+        digest = hashlib.sha256()
+        for name in FILES:
+            try:
+                content = (path / name).read_bytes()
+                self.texts[name] = content.decode("utf-8")
+            except FileNotFoundError:
+                continue
+            except (OSError, UnicodeDecodeError) as error:
+                self._add(name, f"cannot be read: {error}")
+                continue
+            digest.update(len(name).to_bytes(4, "big") + name.encode())
+            digest.update(len(content).to_bytes(8, "big") + content)
+        self.sha256 = digest.hexdigest()
+        self.documents = {
+            name: yaml_text.Document(text, name) for name, text in self.texts.items() if name in TYPES
+        }
+
+    def values(self) -> Iterator[tuple[str, Any]]:
+        """Name and value of each file that is YAML of its type; adds a finding for everything else."""
+        rules_only = False
+        for name, document in self.documents.items():
+            problems = document.problems(TYPES[name])
+            for problem in problems:
+                self._add(name, problem.message, problem.line, problem.column)
+            if not problems:
+                value = document.convert(TYPES[name])
+                rules_only = rules_only or (name == "pack.yaml" and value.model == "never")
+                yield name, value
+        for name in REQUIRED if rules_only else REQUIRED_WITH_MODEL:
+            if name not in self.texts and not any(finding.file == name for finding in self.findings):
+                self._add(name, f"is missing; {_PURPOSE[name]}")
+
+    def placed(self, finding: Finding) -> Finding:
+        """A finding with line and column."""
+        document = self.documents.get(finding.file)
+        if document is None or finding.line is not None:
+            return finding
+        place = document.position(finding.path)
+        return structs.replace(finding, line=place.line, column=place.column)
+
+    def _add(self, name: str, message: str, line: int | None = None, column: int | None = None) -> None:
+        self.findings.append(Finding(level="error", where=name, message=message, line=line, column=column))
+
+
+_PURPOSE = {
+    "pack.yaml": "it holds name, version, description, outcomes, facts and limits",
+    "clauses.yaml": "it holds the numbered policy text, such as `R1: Reading is allowed.`",
+    "rules.yaml": "it holds the list of rules, or []",
+    "system.md": "it holds the instruction to the model",
+    "examples.yaml": "it holds the few-shot examples, or []",
+}
+
+
+# ---------------------------------------------------------------- writing
 
 
 def as_yaml(items: Sequence[Rule | Example]) -> str:
@@ -107,41 +224,53 @@ def _without_defaults(item: Struct) -> dict[str, Any]:
     return values
 
 
-def _check(
-    path: Path,
-    manifest: Manifest,
-    clauses: Mapping[str, str],
-    rules: tuple[Rule, ...],
-    examples: tuple[Example, ...],
-) -> None:
-    """Refuse a pack that cannot be served at all; lint reports all other problems."""
+# ---------------------------------------------------------------- checking
 
-    def refuse(file: str, message: str) -> None:
-        raise PackError(f"{path / file}: {message}")
+
+def _problems(manifest: Manifest, values: Mapping[str, Any]) -> Iterator[Finding]:
+    """What keeps well-formed files from being a pack; lint reports all other problems."""
+
+    def error(file: str, path: str, message: str) -> Finding:
+        return Finding(level="error", where=file, path=path, message=message)
 
     labels = [outcome.label for outcome in manifest.outcomes]
     if not _NAME.fullmatch(manifest.name):
-        refuse("pack.yaml", f"name {manifest.name!r} must be lower case letters, digits and hyphens")
+        message = f"name {manifest.name!r} must be lower case letters, digits and hyphens"
+        yield error("pack.yaml", "$.name", message)
     if len(labels) < 2:
-        refuse("pack.yaml", "outcomes: at least two labels are needed, loosest first")
-    for label in labels:
+        yield error("pack.yaml", "$.outcomes", "outcomes: at least two labels are needed, loosest first")
+    for at, label in enumerate(labels):
         if not _LABEL.fullmatch(label):
-            refuse("pack.yaml", f"outcomes: {label!r} must be lower case letters, digits and '_'")
-    for label, other in permutations(labels, 2):
+            message = f"outcomes: {label!r} must be lower case letters, digits and '_'"
+            yield error("pack.yaml", f"$.outcomes[{at}]", message)
+    for (_, label), (at, other) in permutations(enumerate(labels), 2):
         if other.startswith(label):
-            refuse("pack.yaml", f"outcomes: {other!r} begins with {label!r}; rename one")
-    if not manifest.classifications:
-        refuse("pack.yaml", "classifications: at least one is needed")
-    for name in manifest.classifications:
-        if manifest.classifications.count(name) > 1:
-            refuse("pack.yaml", f"classifications: {name!r} appears twice")
-    if not manifest.fields:
-        refuse("pack.yaml", "fields: at least one is needed; without fields the question is empty")
+            yield error(
+                "pack.yaml", f"$.outcomes[{at}]", f"outcomes: {other!r} begins with {label!r}; rename one"
+            )
+    for at, name in enumerate(manifest.classifications):
+        if name in manifest.classifications[:at]:
+            message = f"classifications: {name!r} appears twice"
+            yield error("pack.yaml", f"$.classifications[{at}]", message)
     abstain = manifest.limits.abstain
     if abstain and abstain.outcome not in labels[1:]:
-        refuse("pack.yaml", f"limits.abstain.outcome {abstain.outcome!r} must be stricter than {labels[0]}")
-    if not clauses:
-        refuse("clauses.yaml", "at least one clause is needed")
-    for kind, ids in (("rule", [r.id for r in rules]), ("example", [e.id for e in examples])):
-        for repeated in {name for name in ids if ids.count(name) > 1}:
-            refuse(f"{kind}s.yaml", f"the id {repeated!r} appears twice")
+        message = f"limits.abstain.outcome {abstain.outcome!r} must be stricter than {labels[0]}"
+        yield error("pack.yaml", "$.limits.abstain.outcome", message)
+    if manifest.model != "never":
+        if not manifest.classifications:
+            yield error("pack.yaml", "$", "classifications: at least one is needed")
+        if not manifest.fields:
+            message = "fields: at least one is needed; without fields the question is empty"
+            yield error("pack.yaml", "$", message)
+        if manifest.risk is None:
+            yield error("pack.yaml", "$", "risk: is missing; it is an expression such as '\"low\"'")
+        if values.get("clauses.yaml") == {}:
+            yield error("clauses.yaml", "$", "at least one clause is needed")
+    examples: tuple[Example, ...] = values.get("examples.yaml", ())
+    for at, example in enumerate(examples):
+        if any(example.id == other.id for other in examples[:at]):
+            yield error("examples.yaml", f"$[{at}].id", f"the id {example.id!r} appears twice")
+    for table in values.get("data.yaml", {}):
+        if not _TABLE.fullmatch(table):
+            message = f"the name {table!r} must be lower case letters, digits and '_'"
+            yield error("data.yaml", f"$.{table}", message)

@@ -22,16 +22,8 @@ from msgspec import Struct
 from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError
 from thor_policy.core.requests import RISKS, Evaluation, Json, Risk
-from thor_policy.policy.expressions import (
-    ROOTS,
-    Fault,
-    Language,
-    Program,
-    Type,
-    is_json,
-    names_in,
-    paths_in,
-)
+from thor_policy.policy.expressions import Fault, Language, Program, Type, is_json
+from thor_policy.policy.tokens import ROOTS, names_in, paths_in
 from thor_policy.policy.words import WordLists
 
 _FACT = re.compile(r"[a-z][a-z0-9_]*")

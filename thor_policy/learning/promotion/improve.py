@@ -168,7 +168,7 @@ def write(active: Pack, examples: Sequence[Example], folder: Path, *, of: int) -
         version = next_version(version)
     directory = folder / f"{active.info.name}-{version}"
     manifest = structs.replace(active.manifest, version=version, supersedes=version_of(active.info))
-    texts = {name: (active.path / name).read_text(encoding="utf-8") for name in pack_files.FILES}
+    texts = dict(pack_files.PackFiles(active.path).texts)
     if pack_files.load(active.path).info != active.info:
         raise PackError(f"{active.path} has changed since it was read; run the command again")
     texts["pack.yaml"] = _with_version(texts["pack.yaml"], manifest, active.path / "pack.yaml")

@@ -1,0 +1,191 @@
+"""The text of expressions, as tokens: what it names, what it compares, where its parts begin.
+
+Owns the reading of CEL without running it: the runtime gives no tree to Python. Invariant: it decides
+nothing; the checker and lint use it for hints, and the rules for the order of facts. Pure; any thread.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+#: What an expression can read, but for facts.
+ROOTS = ("subject", "action", "resource", "context", "data", "now")
+_TOKEN = re.compile(
+    r"""(?P<space>\s+|//[^\n]*)
+    |(?P<string>[bB]?[rR]?(?:\"\"\"(?s:.*?)\"\"\"|'''(?s:.*?)'''|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'))
+    |(?P<number>0x[0-9a-fA-F]+u?|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?u?)
+    |(?P<name>[A-Za-z_][A-Za-z0-9_]*)
+    |(?P<sign>.)""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+class Token(NamedTuple):
+    """One token of an expression: its kind (`string`, `number`, `name`, `sign`), text and offset."""
+
+    kind: str
+    text: str
+    offset: int
+
+
+def tokenise(text: str) -> Iterator[Token]:
+    """The tokens of an expression, without white space and comments."""
+    for match in _TOKEN.finditer(text):
+        if match.lastgroup and match.lastgroup != "space":
+            yield Token(match.lastgroup, match[0], match.start())
+
+
+def names_in(text: str) -> set[str]:
+    """The names that an expression may read: variables and facts, but no members and no functions."""
+    tokens = list(tokenise(text))
+    return {
+        token.text
+        for at, token in enumerate(tokens)
+        if token.kind == "name" and (at == 0 or tokens[at - 1].text != ".")
+    }
+
+
+def paths_in(text: str) -> set[str]:
+    """The members of a request that an expression reads by name or by `given`: `subject.properties.role`."""
+    tokens = list(tokenise(text))
+    paths = set()
+    for at, token in enumerate(tokens):
+        if token.kind == "name" and token.text in ROOTS and (at == 0 or tokens[at - 1].text != "."):
+            path, end = token.text, at + 1
+            while end + 1 < len(tokens) and tokens[end].text == "." and tokens[end + 1].kind == "name":
+                path, end = f"{path}.{tokens[end + 1].text}", end + 2
+            paths.add(path)
+        elif token.text == "given" and at + 2 < len(tokens) and tokens[at + 2].kind == "string":
+            paths.add(literal_of([tokens[at + 2]]) or "")
+    return paths
+
+
+def literal_values(text: str) -> set[str] | None:
+    """The texts that an expression can give, if it is a choice among literals; None for anything else."""
+    return _values_of(list(tokenise(text)))
+
+
+def comparisons(text: str) -> Iterator[tuple[str, str]]:
+    """Each variable that is compared with a literal text by `==`, `!=` or `in [..]`, and the text."""
+    tokens = list(tokenise(text))
+    signs = [token.text for token in tokens]
+    for at, token in enumerate(tokens):
+        if token.kind != "name" or (at and signs[at - 1] == "."):
+            continue
+        if signs[at + 1 : at + 3] in (["=", "="], ["!", "="]) and at + 3 < len(tokens):
+            literal = literal_of([tokens[at + 3]])
+            if literal is not None and signs[at + 4 : at + 5] not in (["+"], ["."], ["["]):
+                yield token.text, literal
+        elif signs[at + 1 : at + 3] == ["in", "["]:
+            for item in arguments_of(tokens, at + 2):
+                literal = literal_of(item)
+                if literal is not None:
+                    yield token.text, literal
+
+
+def never_holds(text: str) -> str | None:
+    """Why a condition can never be true, where its parts joined by `&&` show it; None otherwise."""
+    equal: dict[str, str] = {}
+    for part in _parts(list(tokenise(text)), ("&", "&")):
+        if [token.text for token in part] == ["false"]:
+            return "it is false"
+        signs = [token.text for token in part]
+        if signs[-3:-1] == ["=", "="] and part[-1].kind in ("string", "number"):
+            path = "".join(signs[:-3])
+            plain = all(token.kind == "name" or token.text == "." for token in part[:-3])
+            if plain and equal.setdefault(path, signs[-1]) != signs[-1]:
+                return f"{path} cannot be {equal[path]} and {signs[-1]}"
+    return None
+
+
+def _values_of(tokens: list[Token]) -> set[str] | None:
+    while tokens and tokens[0].text == "(" and _closing(tokens, 0) == len(tokens) - 1:
+        tokens = tokens[1:-1]
+    literal = literal_of(tokens)
+    if literal is not None:
+        return {literal}
+    question = next((at for at in _at_top(tokens) if tokens[at].text == "?"), None)
+    if question is None or tokens[question].kind != "sign":
+        return None
+    nested = 0
+    for at in _at_top(tokens):
+        if at > question and tokens[at].kind == "sign":
+            nested += (tokens[at].text == "?") - (tokens[at].text == ":")
+            if nested < 0:
+                chosen, other = _values_of(tokens[question + 1 : at]), _values_of(tokens[at + 1 :])
+                return None if chosen is None or other is None else chosen | other
+    return None
+
+
+def _at_top(tokens: Sequence[Token]) -> Iterator[int]:
+    """The indices of tokens outside of brackets."""
+    depth = 0
+    for at, token in enumerate(tokens):
+        closes = token.kind == "sign" and token.text in ")]}"
+        depth -= closes
+        if depth == 0 and not closes:
+            yield at
+        depth += token.kind == "sign" and token.text in "([{"
+
+
+def _closing(tokens: Sequence[Token], opening: int) -> int:
+    """The index of the bracket that closes the one at `opening`; -1 if there is none."""
+    depth = 0
+    for at in range(opening, len(tokens)):
+        if tokens[at].kind == "sign":
+            depth += (tokens[at].text in "([{") - (tokens[at].text in ")]}")
+            if depth == 0:
+                return at
+    return -1
+
+
+def _parts(tokens: list[Token], operator: tuple[str, str]) -> list[list[Token]]:
+    """The parts of an expression between an operator of two signs, outside of brackets.
+
+    A single part where `||` or `?` is outside of brackets too.
+    """
+    top = [at for at in _at_top(tokens) if tokens[at].kind == "sign"]
+    if any(tokens[at].text in "|?" for at in top):
+        return [tokens]
+    cuts = [at for at in top if at + 1 < len(tokens) and (tokens[at].text, tokens[at + 1].text) == operator]
+    starts, ends = [0, *(at + 2 for at in cuts)], [*cuts, len(tokens)]
+    return [tokens[start:end] for start, end in zip(starts, ends, strict=True)]
+
+
+def arguments_of(tokens: Sequence[Token], opening: int) -> list[list[Token]]:
+    """The arguments of a call, by the index of its opening bracket."""
+    arguments: list[list[Token]] = [[]]
+    depth = 0
+    for token in tokens[opening:]:
+        depth += (token.text in "([{") - (token.text in ")]}") if token.kind == "sign" else 0
+        if depth == 0:
+            break
+        if depth == 1 and token.text == "," and token.kind == "sign":
+            arguments.append([])
+        elif not (depth == 1 and token.text == "(" and not arguments[-1] and len(arguments) == 1):
+            arguments[-1].append(token)
+    return [] if arguments == [[]] else arguments
+
+
+def literal_of(tokens: Sequence[Token]) -> str | None:
+    """The value of a plain string literal without escapes; None for anything else."""
+    if len(tokens) == 1 and tokens[0].kind == "string":
+        text = tokens[0].text
+        if text[0] in "\"'" and "\\" not in text:
+            return text.strip(text[0])
+    return None
+
+
+def kind_of_literal(tokens: Sequence[Token]) -> str | None:
+    """`string` or `bool` for such a literal; None for anything else."""
+    if len(tokens) != 1:
+        return None
+    is_bool = tokens[0].text in ("true", "false")
+    return "bool" if is_bool else "string" if tokens[0].kind == "string" else None
+
+
+def position(text: str, offset: int) -> tuple[int, int]:
+    """Line and column, from 1, of an offset."""
+    return text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset)
