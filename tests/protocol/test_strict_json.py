@@ -22,7 +22,7 @@ from thor_policy.protocol.messages import (
     RecordRequest,
     StatusRequest,
 )
-from thor_policy.protocol.requests import decode_request, recover_request_id
+from thor_policy.protocol.requests import decode_request, evaluation_from, recover_request_id
 
 MAX_BYTES = 65_536
 #: A question in which every member is there.
@@ -337,6 +337,24 @@ def test_an_integer_beyond_64_bits_in_an_item_of_a_batch_refuses_that_item_alone
         "decoded",
     ]
     assert refused(whole(evaluations=[ALICE], request={"n": 2**64})).startswith("request.n: the integer")
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (float("inf"), ": inf is no JSON number; give a finite number, or leave the member out"),
+        (2**63, ": the integer does not fit 64 bits; give a float or a string"),
+        ({1: 2}, ": the name 1 is no string; make it one"),
+    ],
+)
+def test_a_question_of_a_suite_that_is_no_json_is_refused(value: Any, problem: str) -> None:
+    for fields, place in (
+        ({"request": ALICE | {"context": {"n": value}}}, "request.context.n"),
+        ({"situation": FLAT | {"n": value}}, "situation.n"),
+    ):
+        with pytest.raises(RequestError) as refusal:
+            evaluation_from(fields)
+        assert (refusal.value.code, refusal.value.message) == ("bad_request", f"{place}{problem}")
 
 
 @pytest.mark.parametrize(

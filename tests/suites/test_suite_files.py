@@ -195,24 +195,6 @@ def test_otherwise_sets_what_unlisted_combinations_expect(tmp_path: Path) -> Non
         ("id: S2", "id: S1", 23, "scenario S1: the id appears twice"),
         ("id: S2", "id: M/guest/look", 31, "scenario M/guest/look: the id appears twice"),
         ('resource: "good:tea", till', "resource: 5, till", 21, "scenario S1: situation.resource: must be"),
-        (
-            'resource: "good:tea", till',
-            'resource: "good:t", n: .inf, till',
-            21,
-            "S1: situation.n: inf is no JSON",
-        ),
-        (
-            'resource: "good:tea", till',
-            f'resource: "good:t", n: {2**63}, till',
-            21,
-            "situation.n: the integer",
-        ),
-        (
-            'resource: "good:tea", till',
-            'resource: "good:t", n: {1: 2}, till',
-            21,
-            "n: the name 1 is no string",
-        ),
         ("action: look}", "act: look}", 45, "matrix M: there is no axis 'act'; there are role, action"),
         ("action: look}", "action: peek}", 45, "matrix M: the axis action has no 'peek'; it has look, sell,"),
         (
