@@ -74,7 +74,7 @@ def run(config: Config, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("THOR_POLICY_STATE_DIR", str(config.state_dir))
     monkeypatch.setenv("THOR_POLICY_ENDPOINT", config.endpoint)
 
-    def invoke(*arguments: str, stdin: str | None = None) -> Result:
+    def invoke(*arguments: str, stdin: str | bytes | None = None) -> Result:
         return CliRunner().invoke(cli, arguments, input=stdin)
 
     return invoke
@@ -123,6 +123,68 @@ class TestAsk:
     @pytest.mark.parametrize("text", ["{broken", "/no/such/file", ""])
     def test_a_question_that_is_not_json_is_status_2(self, run: Run, text: str) -> None:
         assert run("ask", text).exit_code == 2
+
+
+#: A question with a fault that JSON does not allow, and the place or problem that the error names.
+NOT_STRICT = {
+    "twice": ('"n": 1, "n": 2', "n: is there twice in one object; give it one time"),
+    "twice by an escape": ('"role": 1, "r\\u006fle": 2', "role: is there twice in one object"),
+    "twice in a detail": ('"d": {"a": [{"b": 1, "b": 1}]}', "d.a.0.b: is there twice in one object"),
+    "actor twice": ('"actor_id": "user:eve"', "actor_id: is there twice in one object"),
+    "NaN": ('"n": NaN', "is not valid JSON: "),
+    "infinite": ('"n": -Infinity', "is not valid JSON: "),
+    "1e400": ('"n": 1e400', "n: the number is too large for 64 bits"),
+    "2**64": (f'"n": [{2**64}]', "n.0: the integer does not fit 64 bits"),
+    "-10**30": (f'"n": {-(10**30)}', "n: the integer does not fit 64 bits"),
+    "surrogate": ('"n": "\\ud800"', "is not valid JSON: "),
+}
+
+
+@pytest.mark.parametrize(("member", "problem"), NOT_STRICT.values(), ids=NOT_STRICT)
+class TestStrictQuestions:
+    @pytest.fixture
+    def text(self, member: str) -> str:
+        return f"{json.dumps(QUESTION)[:-1]}, {member}}}"
+
+    def test_ask_refuses_them_with_status_2_before_it_asks(
+        self, run: Run, text: str, problem: str, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "question.json"
+        file.write_text(text)
+        for result in (run("ask", text), run("ask", str(file)), run("ask", "-", stdin=text)):
+            assert result.exit_code == 2
+            assert problem in result.stderr
+
+    def test_packs_render_refuses_them(self, run: Run, text: str, problem: str) -> None:
+        result = run("packs", "render", "team-governance", "-", stdin=text)
+        assert (result.exit_code, problem in result.stderr) == (4, True)
+
+
+def test_ask_names_a_question_that_is_not_utf8(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "question.json"
+    file.write_bytes(b'{"actor_id": "\xff"}')
+    for result in (run("ask", str(file)), run("ask", "-", stdin=file.read_bytes())):
+        assert (result.exit_code, "is not valid UTF-8" in result.stderr) == (2, True)
+    result = run("packs", "render", "team-governance", str(file))
+    assert (result.exit_code, "is not valid UTF-8" in result.stderr) == (4, True)
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "Infinity", "1e400"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["log", "outcome", "any-id", "SUCCESS", "--value"],
+        ["adapters", "activate", "none", "--scale"],
+        ["review", "--random-share"],
+        ["review", "--second-share"],
+        ["train", "--epochs"],
+    ],
+    ids=lambda command: command[-1],
+)
+def test_an_option_takes_finite_numbers_only(run: Run, command: list[str], number: str) -> None:
+    result = run(*command, number)
+    assert result.exit_code == 2
+    assert f"Invalid value for '{command[-1]}'" in result.stderr
 
 
 class TestJournalLock:
@@ -533,6 +595,22 @@ class TestMaintenance:
         newer = json.loads(run("log", "outcome", zoe, "PENDING", "--json").stdout)
         assert json.loads(run("log", "show", zoe, "--json").stdout)["outcomes"][1]["id"] == newer["id"]
         assert run("log", "verify").exit_code == 0
+
+    def test_outcome_with_a_value_that_is_no_number_is_status_2_and_records_nothing(
+        self, run: Run, ids: dict[str, str]
+    ) -> None:
+        for value in ("nan", "inf", "-inf"):
+            result = run("log", "outcome", ids["zoe"], "SUCCESS", "--value", value)
+            assert (result.exit_code, "give a finite number" in result.stderr) == (2, True)
+        assert not json.loads(run("log", "show", ids["zoe"], "--json").stdout)["outcomes"]
+
+    def test_an_argument_that_is_not_utf8_is_refused(self, run: Run, ids: dict[str, str]) -> None:
+        for command in (
+            ("log", "erase", "user:\udcff", "--yes"),
+            ("log", "outcome", ids["zoe"], "PENDING", "--note", "\udcff"),
+        ):
+            result = run(*command)
+            assert (result.exit_code, "lone surrogate" in result.stderr) == (4, True)
 
     def test_outcome_of_an_unknown_decision_is_status_2(self, run: Run, ids: dict[str, str]) -> None:
         assert run("log", "outcome", "no-such-decision", "SUCCESS").exit_code == 2

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import decimal
+import enum
 import inspect
 import json
+import math
+import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 import msgspec
+import numpy
 import pytest
 import zmq
 from hypothesis import given
@@ -22,7 +29,7 @@ from thor_policy.core import records
 from thor_policy.core.errors import RequestError, Unreachable
 from thor_policy.core.requests import Json
 from thor_policy.daemon.service import serving
-from thor_policy.protocol.replies import reply_id
+from thor_policy.protocol.replies import encode_request, reply_id
 from thor_policy.testing import load_stub_engine
 
 #: Longest wait of any test, in milliseconds.
@@ -112,6 +119,34 @@ class TestEither:
             calls.evaluate({"padding": "x" * 70_000})
         assert caught.value.code == "too_large"
 
+    @pytest.mark.parametrize("amount", [float("inf"), float("-inf"), float("nan")])
+    def test_sends_no_number_that_is_not_finite(self, calls: Calls, amount: float) -> None:
+        report = records.DecisionReport(agent="a", outcome="b", context={"amounts": [amount]})
+        for name, arguments, place in (
+            ("evaluate", [QUESTION | {"context": {"amount": amount}}], "request.context.amount"),
+            ("evaluate", [{"actor_id": "user:ivo", "details": {"n": amount}}], "situation.details.n"),
+            ("outcome", ["an-id", "SUCCESS", amount], "record.value"),
+            ("decision_report", [report], "record.context.amounts.0"),
+            ("consultation", [records.Consultation(system="a", session="b", value=amount)], "record.value"),
+            (
+                "node",
+                [records.Node(type="goal", title="t", metadata={"n": {"m": amount}})],
+                "record.metadata.n.m",
+            ),
+            ("edge", [records.Edge(source="a", target="b", type="c", weight=amount)], "record.weight"),
+            ("control", [records.Control(task="adapter", adapter="a", scale=amount)], "record.scale"),
+            ("call", ["evaluate", {"evaluations": [{"context": {"n": amount}}]}], "evaluations.0.context.n"),
+        ):
+            with pytest.raises(RequestError) as caught:
+                getattr(calls, name)(*arguments)
+            problem = f"{amount} is no JSON number; give a finite number, or leave the member out"
+            assert (caught.value.code, caught.value.message) == ("bad_request", f"{place}: {problem}")
+        with pytest.raises(RequestError, match=r"^annotations\.tags\.0: "):
+            calls.evaluate(QUESTION, annotations={"tags": [amount]})
+        with pytest.raises(RequestError, match=r"^record\.confidence: "):
+            calls.track_signal(agent="a", symbol="b", signal="BUY", confidence=amount)
+        assert calls.status().counters == {"received": 1}
+
     def test_raises_unreachable_at_once_if_no_daemon_listens(self, config: Config, awaited: bool) -> None:
         with pytest.raises(Unreachable, match="thorpolicy serve"):
             Calls(config.endpoint, awaited=awaited).status()
@@ -119,6 +154,73 @@ class TestEither:
     def test_raises_unreachable_after_the_timeout(self, config: Config, awaited: bool) -> None:
         with silent_daemon(config), pytest.raises(Unreachable, match="no reply within 50 ms"):
             Calls(config.endpoint, awaited=awaited).status(timeout=50)
+
+
+class Sides(enum.Enum):
+    LEFT = "left"
+    NONE = math.nan
+
+
+class Text(str):
+    __slots__ = ()
+
+
+ITSELF: list[Any] = []
+ITSELF.append(ITSELF)
+
+NO_JSON: dict[str, tuple[Any, str]] = {
+    "nan in a tuple": ((1, [math.nan]), ".1.0: nan is no JSON number; give a finite number"),
+    "enum of nan": (Sides.NONE, ": nan is no JSON number"),
+    "2**63": (2**63, ": the integer does not fit 64 bits; give a float or a string"),
+    "2**64": ([2**64], ".0: the integer does not fit 64 bits"),
+    "-2**63-1": (-(2**63) - 1, ": the integer does not fit 64 bits"),
+    "10**30": ({"n": 10**30}, ".n: the integer does not fit 64 bits"),
+    "surrogate": ("a\ud800", r": the text holds the lone surrogate '\ud800', which UTF-8 cannot encode"),
+    "surrogate in a name": ({"\udfff": 1}, r": the text holds the lone surrogate '\udfff'"),
+    "integer as a name": ({1: 2}, ": the name 1 is no string; make it one"),
+    "float as a name": ({1.5: 2}, ": the name 1.5 is no string"),
+    "None as a name": ({"a": {None: 2}}, ".a: the name None is no string"),
+    "tuple as a name": ({(1, 2): 2}, ": the name (1, 2) is no string"),
+    "Decimal": (
+        decimal.Decimal("1.50"),
+        ": a value of type decimal.Decimal is no JSON; give a string, a num",
+    ),
+    "datetime": (datetime(2026, 1, 1), ": a value of type datetime.datetime is no JSON"),  # noqa: DTZ001
+    "UUID": (uuid.UUID(int=1), ": a value of type uuid.UUID is no JSON"),
+    "bytes": (b"ab", ": a value of type builtins.bytes is no JSON"),
+    "set": ({1, 2}, ": a value of type builtins.set is no JSON"),
+    "text of another class": (Text("a"), ": a value of type tests.client.test_client.Text is no JSON"),
+    "NumPy": (numpy.float64(1.5), ": a value of type numpy.float64 is no JSON"),
+    "object": (object(), ": a value of type builtins.object is no JSON"),
+    "a list in itself": (ITSELF, ": is nested too deep, or contains itself"),
+}
+
+
+@pytest.mark.parametrize(("value", "problem"), NO_JSON.values(), ids=NO_JSON)
+def test_a_value_that_json_cannot_say_is_refused_with_its_path(value: Any, problem: str) -> None:
+    for fields, place in (
+        ({"request": QUESTION | {"context": {"x": value}}}, "request.context.x"),
+        ({"record": records.Consultation(system="a", session="b", value=value)}, "record.value"),
+        ({"anything": [{"x": value}]}, "anything.0.x"),
+    ):
+        with pytest.raises(RequestError) as caught:
+            encode_request("q", "evaluate", fields)
+        assert caught.value.code == "bad_request"
+        path = caught.value.message if value is not ITSELF else f"{place}{problem}"
+        assert path.startswith(f"{place}{problem}")
+
+
+def test_values_that_json_can_say_are_sent_as_they_are() -> None:
+    value = {
+        "a": (1, [2.5, None, True]),
+        "b": OrderedDict(c="ü"),
+        "d": Sides.LEFT,
+        "": 2**63 - 1,
+        "e": -(2**63),
+    }
+    sent = json.loads(encode_request("q", "evaluate", {"request": value}))
+    read = {"a": [1, [2.5, None, True]], "b": {"c": "ü"}, "d": "left", "": 2**63 - 1, "e": -(2**63)}
+    assert sent == {"v": 1, "id": "q", "op": "evaluate", "request": read}
 
 
 def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:

@@ -434,6 +434,17 @@ def test_a_series_of_failures_is_logged_at_its_start_and_at_its_end(
     assert messages[1] == f"{server.url} answers again"
 
 
+def test_a_request_with_a_number_that_is_not_finite_is_not_sent(server: TinyServer) -> None:
+    link = engine_http.Link(server.url)
+    try:
+        with pytest.raises(
+            EngineError, match=r"/completion cannot be sent: logit_bias\.0\.1: inf is no JSON"
+        ):
+            link.post("/completion", {"logit_bias": [[1, float("inf")]]}, dict, NEVER)
+    finally:
+        link.close()
+
+
 def test_an_unreachable_server_raises_an_error_with_its_url(open_remote: OpenRemote) -> None:
     with TinyServer() as server:
         url = server.url

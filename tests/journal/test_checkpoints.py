@@ -625,6 +625,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "deep": (b'{"x": ' + b"[" * 60_000, "is not a checkpoint: "),
     "digits": (b'{"seq": ' + b"9" * 60_000 + b"}", "is not a checkpoint: "),
     "type": (msgspec.json.encode(msgspec.structs.asdict(GOOD) | {"seq": "1"}), "is not a checkpoint: .*seq"),
+    "twice": (msgspec.json.encode(GOOD)[:-1] + b',"seq":1}', "is not a checkpoint: seq: is there twice"),
     "sign": (msgspec.json.encode(msgspec.structs.asdict(GOOD) | {"seq": -1}), "is not a checkpoint: .*seq"),
     "path": (
         msgspec.json.encode(msgspec.structs.asdict(GOOD) | {"chain": "../x"}),

@@ -217,7 +217,26 @@ class TestLessons:
         for name in ("cases.jsonl", "cases.jsonl.gz"):
             assert dataset.read(tmp_path / name, ("team-governance",)) == cases[:3]
 
-    @pytest.mark.parametrize("content", [b"{", b"[1]\n", b'{"pack": "a"}\n', b"\x1f\x8b"])
+    @pytest.mark.parametrize(
+        ("member", "problem"),
+        [
+            (b'"at": 0.0, "at": 0.0', "at: is there twice"),
+            (b'"x": {"y": 1, "y": 1}', r"x\.y: is there twice"),
+            (b'"x": 1e400', "x: the number is too large"),
+            (b'"x": [18446744073709551616]', r"x\.0: the integer does not fit 64 bits"),
+        ],
+    )
+    def test_a_case_that_is_not_strict_json_is_refused(
+        self, tmp_path: Path, member: bytes, problem: str
+    ) -> None:
+        line = msgspec.json.encode(case(1))
+        (tmp_path / "cases.jsonl").write_bytes(line + b"\n" + line[:-1] + b", " + member + b"}\n")
+        with pytest.raises(TrainingError, match=rf"holds no cases: {problem}"):
+            dataset.read(tmp_path / "cases.jsonl", ("team-governance",))
+
+    @pytest.mark.parametrize(
+        "content", [b"{", b"[1]\n", b'{"pack": "a"}\n', b"\x1f\x8b", b'{"pack": "\xff"}']
+    )
     def test_a_file_without_cases_is_refused(self, tmp_path: Path, content: bytes) -> None:
         for name in ("cases.jsonl", "cases.jsonl.gz"):
             (tmp_path / name).write_bytes(content)

@@ -206,9 +206,8 @@ OPS = (
         ({"v": 2}, "version_mismatch", "v: this daemon speaks protocol version 1 only"),
         ({"v": "1"}, "version_mismatch", "v: this daemon speaks protocol version 1 only"),
         ({"v": True}, "version_mismatch", "v: this daemon speaks protocol version 1 only"),
-        ({"v": None}, "version_mismatch", "v: this daemon speaks protocol version 1 only"),
+        ({"v": None}, "bad_request", "v: the protocol version is missing; this is 1"),
         ({"id": 7}, "bad_request", "id: must be a string"),
-        ({"id": None}, "bad_request", "id: must be a string"),
         ({"id": "i" * 257}, "too_large", "id: has 257 characters; the limit is 256"),
         ({"op": "forget"}, "bad_request", f"op: must be one of {OPS}"),
         ({"op": ["status"]}, "bad_request", f"op: must be one of {OPS}"),
@@ -305,8 +304,7 @@ def test_a_frame_that_is_not_an_object_is_refused_with_its_type(raw: bytes) -> N
 def test_a_number_that_json_cannot_hold_is_refused_with_its_place(number: bytes) -> None:
     error = refused(with_context(b'{"n":' + number + b"}"))
     assert error.code == "bad_request"
-    assert error.message.startswith("request[")
-    assert error.message.endswith("out of range")
+    assert error.message == "request.context.n: the number is too large for 64 bits"
 
 
 @pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 2**64, 10**30])
@@ -341,7 +339,7 @@ def without(part: str) -> dict[str, Any]:
             ALICE | {"action": {"name": "r", "properties": []}},
             "request.action.properties: expected `object`, got `array`",
         ),
-        (ALICE | {"context": None}, "request.context: expected `object`, got `null`"),
+        (ALICE | {"context": 1}, "request.context: expected `object`, got `int`"),
         (ALICE | {"context": "c"}, "request.context: expected `object`, got `str`"),
         (ALICE | {"subject": {"type": "", "id": "a"}}, "request.subject.type: must not be empty"),
         (ALICE | {"subject": {"type": "u", "id": ""}}, "request.subject.id: must not be empty"),
@@ -462,7 +460,7 @@ def test_an_empty_batch_is_a_single_question() -> None:
     ("members", "code", "message"),
     [
         ({"evaluations": {}}, "bad_request", "evaluations: must be an array"),
-        ({"evaluations": None}, "bad_request", "evaluations: must be an array"),
+        ({"evaluations": 7}, "bad_request", "evaluations: must be an array"),
         (
             {"evaluations": [ALICE] * 65},
             "too_large",
@@ -629,10 +627,10 @@ def test_unknown_members_of_a_record_are_ignored(op: str) -> None:
     ("members", "message"),
     [
         ({"record": ...}, "record: is missing; the op {op} needs one"),
-        ({"record": None}, "record: expected `object`, got `null`"),
+        ({"record": None}, "record: is missing; the op {op} needs one"),
         ({"record": []}, "record: expected `object`, got `array`"),
         ({"deadline_ms": 0}, "deadline_ms: must be a whole number from 1 to 120000"),
-        ({"idempotency_key": None}, "idempotency_key: must be a string"),
+        ({"idempotency_key": 7}, "idempotency_key: must be a string"),
     ],
 )
 def test_a_record_op_with_a_bad_envelope_is_refused(op: str, members: dict[str, Any], message: str) -> None:
@@ -815,7 +813,7 @@ def test_a_withdrawal_needs_withdraws_and_a_lease_needs_seconds(
     ("op", "field", "value", "message"),
     [
         ("decision_report", "agent", 5, "record.agent: expected `str`, got `int`"),
-        ("decision_report", "type", None, "record.type: expected `str`, got `null`"),
+        ("decision_report", "agent", None, "record.agent: expected `str`, got `null`"),
         ("decision_report", "context", [], "record.context: expected `object`, got `array`"),
         ("decision_report", "is_exception", 1, "record.is_exception: expected `bool`, got `int`"),
         ("decision_report", "input_tokens", 1.5, "record.input_tokens: expected `int | null`, got `float`"),
@@ -825,7 +823,7 @@ def test_a_withdrawal_needs_withdraws_and_a_lease_needs_seconds(
         ("outcome", "status", 5, "record.status: expected `str`, got `int`"),
         ("outcome", "value", "12", "record.value: expected `float | null`, got `str`"),
         ("outcome", "value", 2**63, "record.value: the integer does not fit 64 bits"),
-        ("node", "metadata", None, "record.metadata: expected `object`, got `null`"),
+        ("node", "metadata", [], "record.metadata: expected `object`, got `array`"),
         ("edge", "weight", True, "record.weight: expected `float | null`, got `bool`"),
         ("consultation", "value", {"n": 2**64}, "record.value.n: the integer does not fit 64 bits"),
     ],

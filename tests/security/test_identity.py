@@ -237,6 +237,13 @@ class TestKeys:
             path.unlink()
         assert str(refusal.value) == f"{path} is no key file of `thorpolicy keys`"
 
+    def test_a_key_file_with_a_member_twice_is_refused(self, tmp_path: Path) -> None:
+        path = Keys(tmp_path).new("laptop", ("ask",), NOON)
+        load_client_key(path)
+        path.write_bytes(path.read_bytes().replace(b'"name":', b'"name": "other", "name":'))
+        with pytest.raises(ConfigError, match="is no key file of"):
+            load_client_key(path)
+
     def test_a_missing_key_file_is_refused_with_the_cure(self, tmp_path: Path) -> None:
         with pytest.raises(
             ConfigError,

@@ -113,6 +113,15 @@ def test_a_saved_run_loads_unchanged_and_the_figures_in_the_file_are_ignored(tmp
     assert load(path) == run
 
 
+def test_a_saved_run_with_a_member_twice_is_refused_with_its_place(tmp_path: Path) -> None:
+    whole = msgspec.json.encode(plain(run_of(answered("Q1"))))
+    path = tmp_path / "run.json"
+    for extra, place in ((b'"format":1', "format"), (b'"summary":{"hits":1,"hits":2}', r"summary\.hits")):
+        path.write_bytes(b"{" + extra + b"," + whole[1:])
+        with pytest.raises(SuiteError, match=rf"run\.json: is no saved run: {place}: is there twice"):
+            load(path)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

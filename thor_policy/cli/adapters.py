@@ -10,7 +10,7 @@ import msgspec
 
 from thor_policy import catalog
 from thor_policy.cli import completion, render
-from thor_policy.cli.options import absolute_if_path, as_json, configured
+from thor_policy.cli.options import absolute_if_path, as_json, configured, finite
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core import records
@@ -50,7 +50,9 @@ def list_adapters(config: Config, as_json: bool) -> None:
     help="A name that `adapters list` prints, or a GGUF file; auto: the model's own; none: no adapter.",
     shell_complete=completion.adapters,
 )
-@click.option("--scale", type=float, default=1.0, show_default=True, help="Weight of the adapter.")
+@click.option(
+    "--scale", type=float, callback=finite, default=1.0, show_default=True, help="Weight of the adapter."
+)
 @as_json
 def activate(config: Config, adapter: str, scale: float, as_json: bool) -> None:
     """Decide with this adapter from now on; the daemon loads every resident pack again."""

@@ -6,7 +6,6 @@ Owns what these commands print. A daemon's threads are made in `daemon.service`.
 from __future__ import annotations
 
 import faulthandler
-import json
 import logging
 import sys
 import time
@@ -20,6 +19,7 @@ from thor_policy.cli import render
 from thor_policy.cli.options import READ_SETTINGS, as_json, configured
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
+from thor_policy.core import strict_json
 from thor_policy.core.requests import Json
 from thor_policy.telemetry import logs
 from thor_policy.telemetry.watchdog import Supervisor
@@ -165,18 +165,18 @@ def metrics(config: Config, prometheus: bool, as_json: bool) -> None:
 
 
 def _read_question(source: str) -> Json:
-    text = source
+    text: str | bytes = source
     if source == "-":
-        text = sys.stdin.read()
+        text = sys.stdin.buffer.read()
     elif not source.lstrip().startswith("{"):
         try:
-            text = Path(source).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = Path(source).read_bytes()
+        except (OSError, ValueError) as error:
             raise click.UsageError(f"{source!r} is neither JSON nor a readable file: {error}") from error
     try:
-        return json.loads(text)
-    except ValueError as error:
-        raise click.UsageError(f"the question is not valid JSON: {error}") from error
+        return strict_json.decode(text)
+    except strict_json.JsonError as error:
+        raise click.UsageError(f"the question{':' if error.place else ''} {error}") from error
 
 
 def _show_reply(reply: dict[str, Json]) -> None:

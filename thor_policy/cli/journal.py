@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from thor_policy.cli import render
-from thor_policy.cli.options import as_json, configured, decision_filters
+from thor_policy.cli.options import as_json, configured, decision_filters, finite
 from thor_policy.config import Config
 from thor_policy.core import records
 from thor_policy.core.requests import Json
@@ -202,7 +202,7 @@ def verify(
     "decision_id", help="The id, as `log` or a reply shows it, or at least its last 8 characters."
 )
 @click.argument("status", type=click.Choice(["SUCCESS", "FAILURE", "PENDING"]), help="The outcome.")
-@click.option("--value", type=float, help="A number, such as a profit or a loss.")
+@click.option("--value", type=float, callback=finite, help="A number, such as a profit or a loss.")
 @click.option("--note", help="A short note.")
 @as_json
 def outcome(

@@ -1,12 +1,13 @@
 """Command-line options, made from the settings in `config.Config`.
 
-Owns the decorators `configured`, `decision_filters` and `as_json`. Invariant: the name and
-help text of a setting are written only in Config. Main thread.
+Owns the decorators `configured`, `decision_filters` and `as_json`, and the check of a number. Invariant: the
+name and help text of a setting are written only in Config. Main thread.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +106,16 @@ def decision_filters(command: F) -> F:
     for option in reversed(_FILTERS):
         command = option(command)
     return command
+
+
+def finite(_ctx: click.Context, _param: click.Parameter, value: float | None) -> float | None:
+    """The callback of an option that is a number: NaN and infinities are refused with exit status 2.
+
+    A range does not refuse NaN, which is neither below nor above its bounds.
+    """
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not finite; give a finite number.")
+    return value
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

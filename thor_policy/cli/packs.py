@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import click
 import msgspec
@@ -20,7 +20,7 @@ from thor_policy.cli.options import absolute_if_path, as_json, configured
 from thor_policy.cli.promotion import promote, promotions
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config, data_path
-from thor_policy.core import records
+from thor_policy.core import records, strict_json
 from thor_policy.core.errors import RequestError
 from thor_policy.core.requests import Json
 from thor_policy.daemon.loading import find_adapter
@@ -174,9 +174,9 @@ def verify(config: Config, pack: str, as_json: bool) -> None:
 @packs.command(name="render")
 @configured("model", "models_dir", "adapter")
 @shipped_pack
-@click.argument("question", metavar="FILE|-", type=click.File("r", encoding="utf-8"), help="The question.")
+@click.argument("question", metavar="FILE|-", type=click.File("rb"), help="The question.")
 @as_json
-def render_prompt(config: Config, pack: str, question: TextIO, as_json: bool) -> None:
+def render_prompt(config: Config, pack: str, question: BinaryIO, as_json: bool) -> None:
     """Print the exact prompt of one request, in the rendering of the adapter in the settings."""
     from thor_policy.engine.native import Vocabulary
 
@@ -284,9 +284,9 @@ def _load(name_or_dir: str) -> Pack:
     return pack_files.load(pack_files.find(name_or_dir, data_path("prompts")))
 
 
-def _evaluation(text: str) -> Json:
+def _evaluation(text: bytes) -> Json:
     try:
-        fields = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
-        raise RequestError("bad_request", f"the request is not valid JSON: {error}") from error
+        fields = strict_json.decode(text)
+    except strict_json.JsonError as error:
+        raise RequestError("bad_request", f"the request{':' if error.place else ''} {error}") from error
     return evaluation_from(question_fields(fields))

@@ -13,7 +13,7 @@ import msgspec
 
 from thor_policy.cli import render, review_page
 from thor_policy.cli.escape import visible
-from thor_policy.cli.options import as_json, configured, decision_filters
+from thor_policy.cli.options import as_json, configured, decision_filters, finite
 from thor_policy.config import Config
 from thor_policy.core import records
 from thor_policy.core.errors import ThorPolicyError
@@ -62,6 +62,7 @@ q                   quit"""
 @click.option(
     "--random-share",
     type=click.FloatRange(0, 1),
+    callback=finite,
     default=ranking.RANDOM_SHARE,
     show_default=True,
     help="Share of decisions in the random sample, whatever their priority.",
@@ -69,6 +70,7 @@ q                   quit"""
 @click.option(
     "--second-share",
     type=click.FloatRange(0, 1),
+    callback=finite,
     default=ranking.SECOND_SHARE,
     show_default=True,
     help="Share of decisions that other reviewers judge again, blind to earlier verdicts.",

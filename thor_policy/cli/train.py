@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from thor_policy.cli import render
-from thor_policy.cli.options import as_json, configured
+from thor_policy.cli.options import as_json, configured, finite
 from thor_policy.config import Config
 from thor_policy.learning.training import judge
 from thor_policy.learning.training.settings import Settings
@@ -32,7 +32,12 @@ from thor_policy.learning.training.settings import Settings
 )
 @click.option("--anew", is_flag=True, help="Start from random weights, not from the adapter of the settings.")
 @click.option(
-    "--epochs", type=click.FloatRange(0.1, 100), default=2.0, show_default=True, help="Passes over all cases."
+    "--epochs",
+    type=click.FloatRange(0.1, 100),
+    callback=finite,
+    default=2.0,
+    show_default=True,
+    help="Passes over all cases.",
 )
 @click.option(
     "--rank",

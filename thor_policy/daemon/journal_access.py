@@ -64,8 +64,7 @@ def submit_record(config: Config, record: records.Record) -> str:
 
 
 def _record_directly(config: Config, record: records.Record) -> str:
-    frame = encode_request("", records.KIND_OF[type(record)], {"record": record})
-    decode_request(frame, max_bytes=config.max_request_bytes, max_deadline_ms=1)  # what a daemon would refuse
+    _check(config, records.KIND_OF[type(record)], record)
     record_id, us = new_id(), Caller(transport="inproc", uid=os.geteuid(), gid=os.getegid(), pid=os.getpid())
     with open_journal(config, lambda _: None) as journal:
         event = events.record_event(
@@ -75,6 +74,12 @@ def _record_directly(config: Config, record: records.Record) -> str:
     if commit.error is not None:
         raise RequestError(commit.error, commit.message or "the journal could not record it")
     return record_id
+
+
+def _check(config: Config, op: str, record: records.Record | records.Maintenance) -> None:
+    """Raise the RequestError with which a daemon would refuse a record."""
+    frame = encode_request("", op, {"record": record})
+    decode_request(frame, max_bytes=config.max_request_bytes, max_deadline_ms=1)
 
 
 def maintain(
@@ -90,6 +95,7 @@ def maintain(
             return client.maintenance(maintenance)
     if not config.journal_path.is_file():
         raise JournalError(f"there is no journal at {config.journal_path}; `thorpolicy serve` makes one")
+    _check(config, "maintenance", maintenance)
     with open_journal(config, lambda _: None) as journal:
         return run_maintenance(journal, maintenance, by_uid=os.geteuid(), progress=progress)
 

@@ -18,6 +18,7 @@ from typing import TypeVar
 import httpx
 import msgspec
 
+from thor_policy.core import strict_json
 from thor_policy.core.errors import ConfigError, DeadlineExceeded, EngineError
 from thor_policy.core.requests import Json
 
@@ -93,7 +94,11 @@ class Link:
 
     def post(self, path: str, body: dict[str, Json], kind: type[T], deadline_ns: int) -> T:
         """Raises PathNotFound, DeadlineExceeded, EngineError."""
-        return self._send("POST", path, msgspec.json.encode(body), kind, deadline_ns)
+        try:
+            content = strict_json.encode(body)
+        except strict_json.JsonError as error:
+            raise EngineError(f"the request to {self.url}{path} cannot be sent: {error}") from error
+        return self._send("POST", path, content, kind, deadline_ns)
 
     def _send(self, method: str, path: str, content: bytes | None, kind: type[T], deadline_ns: int) -> T:
         left_s = (deadline_ns - time.monotonic_ns()) / 1e9

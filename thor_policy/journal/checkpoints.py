@@ -30,6 +30,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from thor_policy.core import strict_json
 from thor_policy.core.errors import JournalError
 from thor_policy.security import files, signatures
 from thor_policy.security.signatures import Digest, Key, KeyId, PublicKeys, Signature
@@ -208,7 +209,7 @@ def _malformed(checkpoint: Checkpoint) -> str | None:
 
 def _decode(content: bytes) -> Checkpoint:
     try:
-        return msgspec.json.decode(content, type=Checkpoint)
+        return strict_json.decode_as(content, Checkpoint)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise ValueError(f"is not a checkpoint: {error}") from error
 

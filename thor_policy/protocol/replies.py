@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from thor_policy.core import strict_json
 from thor_policy.core.decisions import Decision, Explanation, Timings
 from thor_policy.core.errors import RequestError
 from thor_policy.core.requests import Json
@@ -123,8 +124,11 @@ def encode_reply(request_id: str, **members: Json) -> bytes:
 
 
 def encode_request(request_id: str, op: str, fields: dict[str, Json]) -> bytes:
-    """A request frame; a field may be a struct."""
-    return _encoder.encode({"v": PROTOCOL_VERSION, "id": request_id, "op": op} | fields)
+    """A request frame; a field may be a struct. Raises RequestError with the path of what JSON cannot say."""
+    try:
+        return strict_json.encode({"v": PROTOCOL_VERSION, "id": request_id, "op": op} | fields)
+    except strict_json.JsonError as error:
+        raise RequestError("bad_request", str(error)) from error
 
 
 def decode_reply(frame: bytes) -> dict[str, Json]:

@@ -1,8 +1,9 @@
 """The wire format, protocol version 1: one JSON frame in, one JSON frame out.
 
 Owns the decoding of requests and the mapping of the older flat situation; no other package does either.
-Invariant: any bytes give a typed message, or a RequestError that names the field and the limit. Everything
-in a request is hostile text. Pure; called by the main thread and by clients.
+Invariant: any bytes give a typed message, or a RequestError that names the field and the limit. Null for an
+optional member gives the message that its absence gives. Everything in a request is hostile text. Pure;
+called by the main thread and by clients.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, get_args, get_type_hints
 
 import msgspec
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct
 
-from thor_policy.core import records
+from thor_policy.core import records, strict_json
 from thor_policy.core.errors import ErrorCode, RequestError
 from thor_policy.core.requests import Action, Annotations, Entity, Evaluation, Explain, Json
 from thor_policy.protocol.messages import (
@@ -41,8 +42,6 @@ MAX_VALUES = 1024
 MAX_EVALUATIONS = 64
 #: Most characters of an id, a type or an action's name.
 MAX_NAME_CHARS = 256
-#: Bounds of an integer: those of rules, SQLite and other languages.
-MIN_INT, MAX_INT = -(2**63), 2**63 - 1
 
 
 class _Envelope(Struct, frozen=True):
@@ -53,12 +52,12 @@ class _Envelope(Struct, frozen=True):
     explain: Any = "none"
     pack: Any = UNSET
     idempotency_key: Any = UNSET
-    annotations: Raw | UnsetType = UNSET
-    request: Raw | UnsetType = UNSET
-    situation: Raw | UnsetType = UNSET
-    evaluations: Raw | UnsetType = UNSET
-    options: Raw | UnsetType = UNSET
-    record: Raw | UnsetType = UNSET
+    annotations: Any = UNSET
+    request: Any = UNSET
+    situation: Any = UNSET
+    evaluations: Any = UNSET
+    options: Any = UNSET
+    record: Any = UNSET
 
 
 _Time = Annotated[datetime, Meta(tz=True)]
@@ -73,7 +72,13 @@ _BOUND_ERRORS: dict[tuple[str | None, str], tuple[ErrorCode, str]] = {
     (None, ">="): ("bad_request", "must be at least {}"),
     (None, "<="): ("bad_request", "must be at most {}"),
 }
-_envelopes = msgspec.json.Decoder(_Envelope)
+
+
+class _Head(Struct, frozen=True):
+    id: Any = ""
+
+
+_heads = msgspec.json.Decoder(_Head)
 
 
 # ---------------------------------------------------------------- requests
@@ -88,11 +93,12 @@ def decode_request(
 ) -> Message:
     """Decode the message in `frame`. Raises RequestError; `recover_request_id` gives the id for the reply.
 
-    `authorise` is called with the op before the rest of the request is decoded, and may raise.
+    `authorise` is called with the op before the members of the request are checked, and may raise.
     """
     if len(frame) > max_bytes:
         raise RequestError("too_large", f"the request has {len(frame)} bytes; the limit is {max_bytes}")
-    envelope = _decode_json(frame, _envelopes)
+    raw = _decode_json(frame)
+    envelope: _Envelope = _convert(_without_nulls(raw) if isinstance(raw, dict) else raw, _Envelope, "")
     if envelope.v is UNSET:
         raise RequestError("bad_request", f"v: the protocol version is missing; this is {PROTOCOL_VERSION}")
     if envelope.v != PROTOCOL_VERSION or isinstance(envelope.v, bool):
@@ -134,7 +140,7 @@ def recover_request_id(frame: bytes, max_bytes: int) -> str:
     if len(frame) > max_bytes:
         return ""
     try:
-        request_id = _envelopes.decode(frame).id
+        request_id = _heads.decode(frame).id
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return ""
     return request_id if isinstance(request_id, str) and len(request_id) <= MAX_NAME_CHARS else ""
@@ -146,9 +152,8 @@ def _decode_evaluate(envelope: _Envelope, deadline_ms: int | None) -> EvaluateRe
     if envelope.pack is not UNSET:
         _check_name(envelope.pack, "pack")
     annotations = Annotations()
-    if isinstance(envelope.annotations, Raw):
-        raw = _decode_json(envelope.annotations, where="annotations")
-        annotations = _convert(raw, Annotations, "annotations")
+    if envelope.annotations is not UNSET:
+        annotations = _convert(envelope.annotations, Annotations, "annotations")
 
     pack = None if envelope.pack is UNSET else envelope.pack
 
@@ -163,16 +168,15 @@ def _decode_evaluate(envelope: _Envelope, deadline_ms: int | None) -> EvaluateRe
             idempotency=_idempotency(envelope, [evaluation, annotations, pack], number),
         )
 
-    if isinstance(envelope.evaluations, Raw):
-        batch = _decode_batch(envelope, _decode_json(envelope.evaluations, where="evaluations"), to_request)
+    if envelope.evaluations is not UNSET:
+        batch = _decode_batch(envelope, envelope.evaluations, to_request)
         if batch is not None:
             return batch
     if (envelope.request is UNSET) == (envelope.situation is UNSET):
         raise RequestError("bad_request", "request: give either `request` or `situation`, and only one")
-    if isinstance(envelope.request, Raw):
-        return to_request(evaluation_of(_decode_json(envelope.request, where="request"), "request"))
-    assert isinstance(envelope.situation, Raw)  # noqa: S101
-    return to_request(from_situation(_decode_json(envelope.situation, where="situation")))
+    if envelope.request is not UNSET:
+        return to_request(evaluation_of(envelope.request, "request"))
+    return to_request(from_situation(envelope.situation))
 
 
 def _decode_batch(
@@ -189,15 +193,17 @@ def _decode_batch(
         raise RequestError(
             "bad_request", "situation: cannot be used with `evaluations`; give `request`, or neither"
         )
-    options = _decode_json(envelope.options, where="options") if isinstance(envelope.options, Raw) else {}
-    semantic: Any = options.get("evaluations_semantic", "execute_all") if isinstance(options, dict) else 0
+    options = {} if envelope.options is UNSET else envelope.options
+    semantic: Any = 0
+    if isinstance(options, dict):
+        semantic = _without_nulls(options).get("evaluations_semantic", "execute_all")
     if semantic not in get_args(Semantic):
         raise RequestError(
             "bad_request", f"options.evaluations_semantic: must be one of {', '.join(get_args(Semantic))}"
         )
     if not items:
         return None
-    defaults = _decode_json(envelope.request, where="request") if isinstance(envelope.request, Raw) else {}
+    defaults = {} if envelope.request is UNSET else envelope.request
     if not isinstance(defaults, dict):
         raise RequestError("bad_request", "request: must be an object")
     decoded: list[EvaluateRequest | RequestError] = []
@@ -206,7 +212,8 @@ def _decode_batch(
         try:
             if not isinstance(item, dict):
                 raise RequestError("bad_request", f"{where}: must be an object")
-            decoded.append(to_request(evaluation_of(defaults | item, where), number))
+            _check_integers(item, where)
+            decoded.append(to_request(evaluation_of(defaults | _without_nulls(item), where), number))
         except RequestError as error:
             decoded.append(error)
     return EvaluateBatchRequest(id=envelope.id, items=tuple(decoded), semantic=semantic)
@@ -255,11 +262,10 @@ def _decode_control(envelope: _Envelope) -> records.Control:
 
 
 def _record_member(envelope: _Envelope) -> Json:
-    if not isinstance(envelope.record, Raw):
+    if envelope.record is UNSET:
         raise RequestError("bad_request", f"record: is missing; the op {envelope.op} needs one")
-    raw = _decode_json(envelope.record, where="record")
-    _check_limits(raw, "record")
-    return raw
+    _check_limits(envelope.record, "record")
+    return envelope.record
 
 
 def _decode_record(envelope: _Envelope) -> records.Record:
@@ -304,7 +310,7 @@ def from_situation(raw: Json) -> Evaluation:
     renamed = (("actor_role", "role"), ("t3_tensor", "trust"), ("identity_metrics", "identity"))
     properties = {new: rest.pop(old) for old, new in renamed if old in rest}
     return Evaluation(
-        subject=Entity(type=subject_type, id=subject_id, properties=properties),
+        subject=Entity(type=subject_type, id=subject_id, properties=_without_nulls(properties)),
         action=Action(name=rest.pop("action_type")),
         resource=Entity(type=resource_type, id=resource_id),
         context=rest,
@@ -315,14 +321,18 @@ def question_fields(raw: Json) -> dict[str, Json]:
     """`{"request": ..}` or `{"situation": ..}`, by the form of a JSON value."""
     if isinstance(raw, dict) and not {"subject", "action"} & raw.keys():
         for wrapped in ("request", "situation"):
-            if wrapped in raw:
+            if raw.get(wrapped) is not None:
                 return {wrapped: raw[wrapped]}
         return {"situation": raw}
     return {"request": raw}
 
 
 def evaluation_from(fields: dict[str, Json]) -> Evaluation:
-    """The evaluation in the result of `question_fields`. Raises RequestError."""
+    """The evaluation in the result of `question_fields`, which may be no JSON yet. Raises RequestError."""
+    try:
+        strict_json.check(fields)
+    except strict_json.JsonError as error:
+        raise RequestError("bad_request", str(error)) from error
     if "situation" in fields:
         return from_situation(fields["situation"])
     return evaluation_of(fields["request"], "request")
@@ -336,22 +346,33 @@ def _split(name: str, default_type: str) -> tuple[str, str]:
 # ---------------------------------------------------------------- checks
 
 
-def _decode_json(data: bytes | Raw, decoder: Any = None, *, where: str = "") -> Any:
+def _decode_json(frame: bytes) -> Json:
+    """The value of a frame; integers in the items of a batch are not checked yet. Raises RequestError."""
     try:
-        return decoder.decode(data) if decoder else msgspec.json.decode(data)
-    except msgspec.ValidationError as error:
-        raise RequestError("bad_request", ": ".join(_place_and_problem(error, where))) from error
-    except msgspec.DecodeError as error:
-        raise RequestError("bad_request", f"the request is not valid JSON: {error}") from error
-    except UnicodeDecodeError as error:
-        raise RequestError("bad_request", "the request is not valid UTF-8") from error
-    except RecursionError as error:
-        raise RequestError(
-            "bad_request", f"{where or 'the request'}: nested deeper than {MAX_DEPTH} levels"
-        ) from error
+        raw = strict_json.parse(frame)
+    except strict_json.TooDeep as error:
+        raise RequestError("bad_request", f"the request: nested deeper than {MAX_DEPTH} levels") from error
+    except strict_json.JsonError as error:
+        raise RequestError("bad_request", str(error) if error.place else f"the request {error}") from error
+    if strict_json.may_hold_large_integers(frame):
+        is_batch = isinstance(raw, dict) and "evaluations" in raw and raw.get("op") in (None, "evaluate")
+        _check_integers(raw | {"evaluations": None} if is_batch else raw, "")
+    return raw
+
+
+def _check_integers(raw: Json, where: str) -> None:
+    try:
+        strict_json.check_integers(raw, where)
+    except strict_json.JsonError as error:
+        raise RequestError("bad_request", str(error)) from error
 
 
 def _convert(raw: Json, kind: Any, where: str) -> Any:
+    """The struct `kind` of a decoded object. Raises RequestError."""
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError:  # perhaps only since null stands for an optional member
+        raw = _without_optional_nulls(raw, kind)
     try:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
@@ -363,6 +384,32 @@ def _convert(raw: Json, kind: Any, where: str) -> Any:
         elif problem.startswith("invalid enum value"):
             problem = f"must be one of {', '.join(_choices(kind, place.removeprefix(f'{where}.')))}"
         raise RequestError(code, f"{place}: {problem}") from error
+
+
+def _without_nulls(members: dict[str, Json]) -> dict[str, Json]:
+    return {name: value for name, value in members.items() if value is not None}
+
+
+def _without_optional_nulls(raw: Json, kind: Any) -> Json:
+    """A decoded object without null for members that the struct `kind` does not require, nor those in it."""
+    if isinstance(raw, list):
+        return [_without_optional_nulls(item, kind) for item in raw]
+    if not isinstance(raw, dict):
+        return raw
+    kept = dict(raw)
+    for field in msgspec.structs.fields(kind):
+        value = raw.get(field.name)
+        nested = _struct_in(field.type)
+        if value is None and not field.required:
+            kept.pop(field.name, None)
+        elif value is not None and nested is not None:
+            kept[field.name] = _without_optional_nulls(value, nested)
+    return kept
+
+
+def _struct_in(hint: Any) -> Any:
+    """The struct that a type hint contains, at any depth; None if it contains none."""
+    return next((part for part in _leaves(hint) if isinstance(part, type) and issubclass(part, Struct)), None)
 
 
 def _place_and_problem(error: msgspec.ValidationError, where: str) -> tuple[str, str]:
@@ -378,7 +425,7 @@ def _choices(kind: Any, place: str) -> list[str]:
     parts: list[Any] = []
     for field in place.split("."):
         parts = _leaves(get_type_hints(kind)[field.partition("[")[0]])
-        kind = next((part for part in parts if isinstance(part, type) and issubclass(part, Struct)), kind)
+        kind = _struct_in(get_type_hints(kind)[field.partition("[")[0]]) or kind
     return [part for part in parts if isinstance(part, str)]
 
 
@@ -408,20 +455,37 @@ def _check_name(value: Json, where: str, *, empty: bool = False) -> None:
 
 
 def _check_limits(raw: Json, where: str) -> None:
-    """Check depth, number of values and size of integers, without recursion."""
+    """Check depth and number of values, without recursion."""
+    if _is_small(raw):
+        return
     stack: list[tuple[Json, str, int]] = [(raw, where, 0)]
     seen = 0
     while stack:
         value, path, depth = stack.pop()
         seen += 1
         if seen > MAX_VALUES:
-            raise RequestError("too_large", f"{where}: holds more than {MAX_VALUES} values")
+            break
         if isinstance(value, dict | list):
             if depth == MAX_DEPTH:
                 raise RequestError("bad_request", f"{path}: nested deeper than {MAX_DEPTH} levels")
             if len(value) > MAX_VALUES:
                 raise RequestError("too_large", f"{path}: holds more than {MAX_VALUES} values")
             items = value.items() if isinstance(value, dict) else enumerate(value)
-            stack.extend((item, f"{path}.{str(key)[:40]}", depth + 1) for key, item in items)
-        elif isinstance(value, int) and not MIN_INT <= value <= MAX_INT:
-            raise RequestError("bad_request", f"{path}: the integer does not fit 64 bits")
+            stack.extend((item, strict_json.within(path, key), depth + 1) for key, item in items)
+    raise RequestError("too_large", f"{where}: holds more than {MAX_VALUES} values")
+
+
+def _is_small(raw: Json) -> bool:
+    level: list[Any] = [[raw]]
+    seen = 0
+    for _ in range(MAX_DEPTH + 1):
+        below: list[Any] = []
+        for parts in level:
+            seen += len(parts)
+            if seen > MAX_VALUES:
+                return False
+            for part in parts.values() if type(parts) is dict else parts:
+                if type(part) is dict or type(part) is list:
+                    below.append(part)
+        level = below
+    return not level

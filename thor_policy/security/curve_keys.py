@@ -27,6 +27,7 @@ import msgspec
 import zmq
 from msgspec import Meta, Struct
 
+from thor_policy.core import strict_json
 from thor_policy.core.errors import ConfigError
 from thor_policy.core.requests import Role
 from thor_policy.security import files
@@ -243,8 +244,8 @@ def _read(path: Path, kind: type[T], *, secret: bool = False) -> T:
             cure = "; run `chown` on it, for the user who has to read it"
         raise ConfigError(f"the key file {path} cannot be read: {error.strerror}{cure}") from error
     try:
-        return msgspec.json.decode(content, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return strict_json.decode_as(content, kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         raise ConfigError(f"{path} is no key file of `thorpolicy keys`") from None
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from thor_policy.core import strict_json
 from thor_policy.core.decisions import PackInfo
 from thor_policy.core.errors import SuiteError
 from thor_policy.core.requests import Json
@@ -228,10 +229,10 @@ def load(path: Path) -> Run:
             raise SuiteError(
                 f"{path}: has format {version}; this version reads format {FORMAT}: run it again"
             )
-        return msgspec.json.decode(raw, type=Run)
+        return strict_json.decode_as(raw, Run)
     except OSError as error:
         raise SuiteError(f"{path}: cannot be read: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise SuiteError(
             f"{path}: is no saved run: {error}; make one with `thorpolicy test --json > FILE`"
         ) from error

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from thor_policy.core import strict_json
 from thor_policy.core.errors import TrainingError
 from thor_policy.core.requests import NEVER_NS, Caller, Evaluation, Request
 from thor_policy.learning.export import Correction, split
@@ -43,8 +44,8 @@ def read(path: Path, packs: Sequence[str]) -> list[Case]:
     """The cases of these packs in a file of JSON lines, compressed or not. Raises TrainingError."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            cases = [msgspec.json.decode(line, type=Case) for line in file]
-    except (OSError, EOFError, msgspec.DecodeError) as error:
+            cases = [strict_json.decode_as(line, Case) for line in file]
+    except (OSError, EOFError, msgspec.DecodeError, ValueError) as error:
         raise TrainingError(f"{path} holds no cases: {error}") from error
     return [case for case in cases if case.pack in packs]
 
