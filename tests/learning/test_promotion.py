@@ -425,7 +425,7 @@ def test_a_pack_with_lint_errors_is_refused_without_a_model_call(
     report = judged(settings, loose)
     assert not report.passed
     assert [check.name for check in report.checks] == ["outcomes", "lint", "leaks"]
-    assert "rules.yaml odd: clause 'R9' does not exist" in check(report, "lint").reasons
+    assert "rules.yaml rule odd: clause 'R9' does not exist" in check(report, "lint").reasons
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Literal
 from thor_policy.policy.expressions import LARGE_TABLE
 from thor_policy.policy.pack import Pack
 from thor_policy.policy.pack_files import FILES, SIGNATURE, Finding, PackFiles, examine
-from thor_policy.policy.rules import reads_only_subject_properties
+from thor_policy.policy.rules import Rule, reads_only_subject_properties
 from thor_policy.policy.tokens import comparisons, literal_values, never_holds, tokenise
 
 
@@ -123,33 +123,35 @@ def _rules_without_effect(pack: Pack) -> Iterator[Finding]:
     forms = [" ".join(token.text for token in tokenise(rule.when)) for rule in rules]
     always = [rule for rule, form in zip(rules, forms, strict=True) if form == "true"]
     for at, (rule, form) in enumerate(zip(rules, forms, strict=True)):
-        level: Literal["error", "warning"] = "error"
         same = [other for other, text in zip(rules, forms, strict=True) if text == form and other is not rule]
         stricter = [other for other in same if rank(other.outcome) > rank(rule.outcome)]
         over = [other for other in always if rank(other.outcome) > rank(rule.outcome)]
         twins = [other for other in rules[:at] if other in same and other.outcome == rule.outcome]
-        if contradiction := never_holds(rule.when):
+        contradiction = never_holds(rule.when)
+        level: Literal["error", "warning"] = "error" if contradiction or stricter else "warning"
+        if contradiction:
             message = f"can never fire: {contradiction}"
-        elif form == "true" and rule.outcome == pack.strictest:
-            message = f"always fires, so every answer of this pack is {rule.outcome}"
         elif stricter:
             message = (
-                f"can never decide: {stricter[0].id} has the same condition and demands {stricter[0].outcome}"
+                f"can never decide: {stricter[0].id} has its condition and demands {stricter[0].outcome}"
             )
+        elif form == "true" and rule.outcome == pack.strictest:
+            message = f"always fires, so every answer of this pack is {rule.outcome}"
         elif over:
             message = f"can never decide: {over[0].id} always fires and demands {over[0].outcome}"
         elif twins:
-            level, message = "warning", f"has condition and outcome of {twins[0].id}"
-        elif (
-            rule.outcome == pack.loosest and not rule.final and pack.manifest.default in (None, pack.loosest)
-        ):
-            effect = "no effect on the outcome" if not pack.rules_only else "no effect: it is the default"
-            level, message = "warning", f"has {effect}; make it final or remove it"
-            if pack.rules_only:
-                continue  # it gives the reason of an allow
+            message = f"has the condition and the outcome of {twins[0].id}"
+        elif _changes_nothing(rule, pack):
+            message = "has no effect on the outcome; make it final or remove it"
         else:
             continue
         yield Finding(level=level, where=f"rules.yaml rule {rule.id}", message=message, path=f"$[{at}].when")
+
+
+def _changes_nothing(rule: Rule, pack: Pack) -> bool:
+    """True for an allow that neither settles anything nor keeps a stricter default away."""
+    default = pack.manifest.default in (None, pack.loosest)
+    return rule.outcome == pack.loosest and not rule.final and not pack.rules_only and default
 
 
 def _impossible_comparisons(pack: Pack) -> Iterator[Finding]:
