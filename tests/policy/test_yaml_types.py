@@ -72,6 +72,20 @@ def test_every_problem_of_a_file_is_reported_in_one_run_in_the_order_of_the_file
     assert str(refusal.value) == "\n".join(findings)
 
 
+class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    rows: Annotated[dict[str, Annotated[list[int], Meta(max_length=1)]], Meta(min_length=1)]
+    columns: Annotated[dict[str, int], Meta(min_length=1)]
+
+
+def test_the_lengths_of_lists_and_mappings_are_checked_beside_all_else() -> None:
+    findings = Document("rows:\n  a: [1, 2]\n  b: [x]\ncolumns: {}\n", "f").problems(Table)
+    assert [str(finding) for finding in findings] == [
+        "f:2:6: Expected `array` of length <= 1 - at `$.rows.a`",
+        "f:3:7: Expected `int`, got `str` - at `$.rows.b[0]`",
+        "f:4:10: Expected `object` of length >= 1 - at `$.columns`",
+    ]
+
+
 def test_an_unknown_member_that_is_like_none_is_answered_with_the_known_ones() -> None:
     (finding,) = Document("title: a\nversion: b\nparts: [{name: c}]\ncolour: d\n", "f").problems(Whole)
     assert str(finding) == (
