@@ -63,7 +63,7 @@ class _Walk:
         self, at: yaml.Node, node: yaml.MappingNode, value: dict[str, Json], kind: type[Struct], path: str
     ) -> Iterator[Mismatch]:
         fields = _fields(kind)
-        present = {key.value for key, _ in node.value}
+        present = {key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)}
         for name, field in fields.items():
             if field.required and name not in present:
                 yield at, f"Object missing required field `{name}`{_at(path)}"
