@@ -327,6 +327,7 @@ json_values = st.recursive(
 
 @given(json_values)
 @example({"a": 1e17, "b": -0.0, "c": 5e-324})
+@example(["a\u2028b", "\x85", "a b\u2029 c", "\ufeff", "\x7f"])
 def test_what_is_written_is_read_as_the_same_json(value: Json) -> None:
     text = yaml_text.dump(value)
     read = yaml_text.parse(text, Any, "f")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec import Meta, Struct
 
 from thor_policy.core.errors import PackError
@@ -72,6 +74,20 @@ def test_every_problem_of_a_file_is_reported_in_one_run_in_the_order_of_the_file
     assert str(refusal.value) == "\n".join(findings)
 
 
+class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    rows: Annotated[dict[str, Annotated[list[int], Meta(max_length=1)]], Meta(min_length=1)]
+    columns: Annotated[dict[str, int], Meta(min_length=1)]
+
+
+def test_the_lengths_of_lists_and_mappings_are_checked_beside_all_else() -> None:
+    findings = Document("rows:\n  a: [1, 2]\n  b: [x]\ncolumns: {}\n", "f").problems(Table)
+    assert [str(finding) for finding in findings] == [
+        "f:2:6: Expected `array` of length <= 1 - at `$.rows.a`",
+        "f:3:7: Expected `int`, got `str` - at `$.rows.b[0]`",
+        "f:4:10: Expected `object` of length >= 1 - at `$.columns`",
+    ]
+
+
 def test_an_unknown_member_that_is_like_none_is_answered_with_the_known_ones() -> None:
     (finding,) = Document("title: a\nversion: b\nparts: [{name: c}]\ncolour: d\n", "f").problems(Whole)
     assert str(finding) == (
@@ -91,6 +107,24 @@ def test_an_unknown_member_that_is_like_none_is_answered_with_the_known_ones() -
 )
 def test_one_problem_has_its_place(text: str, finding: str) -> None:
     assert [str(each) for each in Document(text, "f").problems(Whole)] == [finding]
+
+
+@pytest.mark.parametrize("kind", [Whole, Table, dict[str, Any], dict[str, Part], Any])
+@given(st.integers(0, len(EVERYTHING_WRONG) - 1), st.sampled_from("?[]{}&*!|>-:#'\" a1,\n"))
+def test_a_damaged_file_has_problems_or_is_another_file_and_never_an_error_of_our_own(
+    kind: Any, index: int, char: str
+) -> None:
+    text = EVERYTHING_WRONG[:index] + char + EVERYTHING_WRONG[index + 1 :]
+    assert Document(text, "f").problems(kind)
+
+
+def test_keys_that_are_no_text_are_reported_beside_missing_members() -> None:
+    findings = Document("? [a]\n: b\n? {c: d}\n: e\ntitle: a\nversion: b\n", "f").problems(Whole)
+    assert [str(finding) for finding in findings] == [
+        "f:1:1: Object missing required field `parts`",
+        "f:1:3: a key must be text, not a mapping or a list",
+        "f:3:3: a key must be text, not a mapping or a list",
+    ]
 
 
 def test_a_long_list_of_problems_ends_with_their_number() -> None:

@@ -101,7 +101,7 @@ def _unindented(header: str, lines: list[tuple[int, str]], indent: int) -> Itera
                 empty.append(start + len(line))
             continue
         if spaces < indent:
-            break  # a comment behind the scalar
+            break  # it has another indentation
         is_blank = line[indent] in " \t"
         if last is not None:
             if folded and not was_blank and not is_blank:
