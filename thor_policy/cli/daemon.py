@@ -10,16 +10,14 @@ import logging
 import sys
 import time
 from contextlib import ExitStack, nullcontext
-from pathlib import Path
 
 import click
 import msgspec
 
 from thor_policy.cli import render
-from thor_policy.cli.options import READ_SETTINGS, as_json, configured
+from thor_policy.cli.options import READ_SETTINGS, as_json, configured, read_question
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
-from thor_policy.core import strict_json
 from thor_policy.core.requests import Json
 from thor_policy.telemetry import logs
 from thor_policy.telemetry.watchdog import Supervisor
@@ -81,7 +79,7 @@ def ask(
     The question is an AuthZEN evaluation or a flat situation, as JSON.
     """
     with Client(config.endpoint, key=config.key_file) as client:
-        fields = _read_question(question)
+        fields = read_question(question)
         with render.working("asking"):
             reply = client.evaluate(fields, explain=explain, deadline_ms=deadline_ms, pack=pack)
     if as_json:
@@ -162,21 +160,6 @@ def metrics(config: Config, prometheus: bool, as_json: bool) -> None:
             ],
         )
         render.pairs({name: metric.value for name, metric in shown if metric.mean is None and metric.value})
-
-
-def _read_question(source: str) -> Json:
-    text: str | bytes = source
-    if source == "-":
-        text = sys.stdin.buffer.read()
-    elif not source.lstrip().startswith("{"):
-        try:
-            text = Path(source).read_bytes()
-        except (OSError, ValueError) as error:
-            raise click.UsageError(f"{source!r} is neither JSON nor a readable file: {error}") from error
-    try:
-        return strict_json.decode(text)
-    except strict_json.JsonError as error:
-        raise click.UsageError(f"the question{':' if error.place else ''} {error}") from error
 
 
 def _show_reply(reply: dict[str, Json]) -> None:

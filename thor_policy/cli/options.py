@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,8 +17,9 @@ from typing import Any, TypeVar
 import click
 
 from thor_policy import config
-from thor_policy.cli.completion import FOR_SETTINGS
-from thor_policy.core.requests import RISKS
+from thor_policy.cli import completion
+from thor_policy.core import strict_json
+from thor_policy.core.requests import RISKS, Json
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,7 +54,7 @@ def configured(*names: str) -> Callable[[F], F]:
                 setting.name,
                 metavar=setting.metadata["metavar"],
                 help=setting.metadata["help"],
-                shell_complete=FOR_SETTINGS.get(setting.name),
+                shell_complete=completion.FOR_SETTINGS.get(setting.name),
             )(wrapped)
         result: F = click.option(
             "--config",
@@ -119,3 +121,28 @@ def finite(_ctx: click.Context, _param: click.Parameter, value: float | None) ->
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+#: The argument of commands that read a pack's files.
+shipped_pack = click.argument(
+    "pack",
+    metavar="NAME|DIR",
+    help="Name of a shipped pack (`packs list`), or a pack's directory.",
+    shell_complete=completion.packs,
+)
+
+
+def read_question(source: str) -> Json:
+    """The question that an argument gives: JSON, a file, or `-` for standard input. Raises UsageError."""
+    text: str | bytes = source
+    if source == "-":
+        text = sys.stdin.buffer.read()
+    elif not source.lstrip().startswith("{"):
+        try:
+            text = Path(source).read_bytes()
+        except (OSError, ValueError) as error:
+            raise click.UsageError(f"{source!r} is neither JSON nor a readable file: {error}") from error
+    try:
+        return strict_json.decode(text)
+    except strict_json.JsonError as error:
+        raise click.UsageError(f"the question{':' if error.place else ''} {error}") from error

@@ -1,44 +1,30 @@
 """`packs`: list, show, check, sign and render policy packs, and change which packs a daemon has resident.
 
-Owns the commands; `policy.pack_files` reads packs, and the daemon's engine thread changes what is resident.
+Owns the commands; `policy.pack_files` reads packs, and the daemon's engine thread changes what is resident. What
+authors need is in `pack_authoring`.
 """
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import click
 import msgspec
 
-from thor_policy import catalog
 from thor_policy.cli import completion, render
-from thor_policy.cli.options import absolute_if_path, as_json, configured
+from thor_policy.cli import pack_authoring as authoring
+from thor_policy.cli.options import absolute_if_path, as_json, configured, shipped_pack
 from thor_policy.cli.promotion import promote, promotions
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config, data_path
-from thor_policy.core import records, strict_json
-from thor_policy.core.errors import RequestError
+from thor_policy.core import records
 from thor_policy.core.requests import Json
-from thor_policy.daemon.loading import find_adapter
 from thor_policy.policy import pack_files
-from thor_policy.policy.lint import lint as lint_files
-from thor_policy.policy.pack import Pack
-from thor_policy.protocol.requests import evaluation_from, question_fields
 from thor_policy.security import signatures
 
 FC = TypeVar("FC", bound=Callable[..., Any])
-
-#: The argument of commands that read a pack's files.
-shipped_pack = click.argument(
-    "pack",
-    metavar="NAME|DIR",
-    help="Name of a shipped pack (`packs list`), or a pack's directory.",
-    shell_complete=completion.packs,
-)
 
 
 def resident_pack(metavar: str) -> Callable[[FC], FC]:
@@ -60,7 +46,7 @@ def packs() -> None:
 @as_json
 def list_packs(as_json: bool) -> None:
     """List the packs that ship with this version."""
-    loaded = [_load(name) for name in pack_files.available(data_path("prompts"))]
+    loaded = [authoring.load(name) for name in pack_files.available(data_path("prompts"))]
     if as_json:
         render.as_json([msgspec.to_builtins(pack.info) for pack in loaded])
         return
@@ -78,51 +64,6 @@ def list_packs(as_json: bool) -> None:
             for pack in loaded
         ],
     )
-
-
-@packs.command()
-@shipped_pack
-@as_json
-def show(pack: str, as_json: bool) -> None:
-    """Show the clauses, rules and outcomes of a pack."""
-    loaded = _load(pack)
-    if as_json:
-        render.as_json(
-            {
-                "pack": msgspec.to_builtins(loaded.info),
-                "manifest": msgspec.to_builtins(loaded.manifest),
-                "clauses": loaded.clauses,
-                "rules": msgspec.to_builtins(loaded.book.rules),
-                "examples": msgspec.to_builtins(loaded.examples),
-            }
-        )
-        return
-    render.line(f"{loaded.info.name} {loaded.info.version}: {loaded.manifest.description}")
-    render.line(f"sha256 {loaded.info.sha256}")
-    render.line(f"outcomes, loosest first: {', '.join(loaded.labels)}\n")
-    render.table(("clause", "text"), list(loaded.clauses.items()))
-    render.line("")
-    render.table(
-        ("rule", "outcome", "final", "clause"),
-        [(rule.id, rule.outcome, "yes" if rule.final else "", rule.clause) for rule in loaded.book.rules],
-    )
-
-
-@packs.command()
-@shipped_pack
-@as_json
-@click.pass_context
-def lint(ctx: click.Context, pack: str, as_json: bool) -> None:
-    """Check a pack and list its problems. Exit status 1 if one of them is an error."""
-    findings = lint_files(pack_files.find(pack, data_path("prompts")))
-    if as_json:
-        render.as_json(msgspec.to_builtins(findings))
-    else:
-        for finding in findings:
-            render.line(f"{finding.level}: {finding}")
-        if not findings:
-            render.line("no problems found")
-    ctx.exit(1 if any(finding.level == "error" for finding in findings) else 0)
 
 
 @packs.command()
@@ -144,7 +85,7 @@ def sign(directory: Path, key_file: Path, new_key: bool, as_json: bool) -> None:
 
     A daemon whose setting pack_keys lists the public key loads the pack, and refuses it after any change.
     """
-    pack = _load(f"{directory}/")
+    pack = authoring.load(f"{directory}/")
     key = signatures.Key.make(key_file) if new_key else signatures.Key.open(key_file)
     if new_key:
         render.line(f"made a new key: {key_file}; to check its signatures use {key_file}.pub", stderr=True)
@@ -161,7 +102,7 @@ def sign(directory: Path, key_file: Path, new_key: bool, as_json: bool) -> None:
 @as_json
 def verify(config: Config, pack: str, as_json: bool) -> None:
     """Show which key of --pack-keys signed a pack. Exit status 2, with the reason, if none did."""
-    loaded = _load(pack)
+    loaded = authoring.load(pack)
     signed = signatures.check_pack(
         loaded.info, loaded.path / pack_files.SIGNATURE, map(Path, config.pack_keys)
     )
@@ -169,42 +110,6 @@ def verify(config: Config, pack: str, as_json: bool) -> None:
         render.as_json(msgspec.to_builtins(signed))
         return
     render.line(f"{signed.name} {signed.version} {signed.sha256} is signed by the key {signed.key}")
-
-
-@packs.command(name="render")
-@configured("model", "models_dir", "adapter")
-@shipped_pack
-@click.argument("question", metavar="FILE|-", type=click.File("rb"), help="The question.")
-@as_json
-def render_prompt(config: Config, pack: str, question: BinaryIO, as_json: bool) -> None:
-    """Print the exact prompt of one request, in the rendering of the adapter in the settings."""
-    from thor_policy.engine.native import Vocabulary
-
-    loaded = _load(pack)
-    evaluation = _evaluation(question.read())
-    floor = loaded.book.apply(evaluation, time.time())
-    model = catalog.resolve(config.model, config.models_dir)
-    adapter = find_adapter(config.adapter, 1.0, config, model.name)
-    brief = adapter is not None and adapter.adapter.rendering == "brief"
-    prefix = loaded.brief_prefix if brief else loaded.prefix
-    text = loaded.brief_question(evaluation, floor) if brief else loaded.question(evaluation, floor.facts)
-    vocabulary = Vocabulary(model.path, vocab_only=True)
-    prefix_tokens, suffix_tokens = vocabulary.question(prefix, text)
-    shown = {
-        "prefix": vocabulary.text_of(prefix_tokens, special=True),
-        "suffix": vocabulary.text_of(suffix_tokens, special=True),
-        "prefix_tokens": prefix_tokens,
-        "suffix_tokens": suffix_tokens,
-    }
-    if as_json:
-        render.as_json(shown)
-        return
-    sys.stdout.write(f"{shown['prefix']}{shown['suffix']}\n")
-    render.line(
-        f"prefix {len(prefix_tokens)} tokens, suffix {len(suffix_tokens)} tokens; "
-        f"floor {floor.outcome}{' (final: the model is not asked)' if floor.final else ''}",
-        stderr=True,
-    )
 
 
 @packs.command()
@@ -256,6 +161,14 @@ def reload(ctx: click.Context, config: Config, as_json: bool) -> None:
     ctx.exit(1 if done["refused"] else 0)
 
 
+for command in (
+    authoring.new,
+    authoring.show,
+    authoring.lint,
+    authoring.try_pack,
+    authoring.render_prompt,
+):
+    packs.add_command(command)
 packs.add_command(promote)
 packs.add_command(promotions)
 
@@ -270,6 +183,10 @@ def _control(config: Config, control: records.Control, as_json: bool) -> dict[st
         render.as_json(done)
         return done
     render.residents(done["packs"])
+    for name in done.get("same_version", ()):
+        render.line(
+            f"warning: {name} has the version of the pack before it; give each change a version", stderr=True
+        )
     for name, reason in done.get("refused", {}).items():
         render.line(f"refused: {name} stays as it is: {reason}", stderr=True)
     return done
@@ -278,15 +195,3 @@ def _control(config: Config, control: records.Control, as_json: bool) -> dict[st
 def _absolute(name_or_dir: str) -> str:
     """A pack's name unchanged, its directory absolute: the daemon has another working directory."""
     return absolute_if_path(name_or_dir, marker="pack.yaml")
-
-
-def _load(name_or_dir: str) -> Pack:
-    return pack_files.load(pack_files.find(name_or_dir, data_path("prompts")))
-
-
-def _evaluation(text: bytes) -> Json:
-    try:
-        fields = strict_json.decode(text)
-    except strict_json.JsonError as error:
-        raise RequestError("bad_request", f"the request{':' if error.place else ''} {error}") from error
-    return evaluation_from(question_fields(fields))

@@ -14,7 +14,7 @@ from typing import Literal
 
 from thor_policy.policy.expressions import LARGE_TABLE
 from thor_policy.policy.pack import Pack
-from thor_policy.policy.pack_files import FILES, SIGNATURE, Finding, PackFiles, examine
+from thor_policy.policy.pack_files import FILES, SIGNATURE, SUITE, Finding, PackFiles, examine
 from thor_policy.policy.rules import Rule, reads_only_subject_properties
 from thor_policy.policy.tokens import comparisons, literal_values, never_holds, tokenise
 
@@ -108,7 +108,9 @@ def lint_pack(pack: Pack) -> list[Finding]:
     for clause in pack.clauses:
         if clause not in cited:
             warn(f"clauses.yaml {clause}", "no rule and no example cites this clause", f"$.{clause}")
-    for stray in sorted(path.name for path in pack.path.iterdir() if path.name not in (*FILES, SIGNATURE)):
+    for stray in sorted(
+        path.name for path in pack.path.iterdir() if path.name not in (*FILES, SIGNATURE, SUITE)
+    ):
         warn(stray, "is not part of a pack; the digest does not cover it")
     return findings
 

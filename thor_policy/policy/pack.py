@@ -149,6 +149,12 @@ class Pack:
         return self.labels[-1]
 
     @property
+    def by_rule_alone(self) -> bool:
+        """True if no request is ever answered by a model."""
+        every_rule_settles = all(rule.final or rule.outcome == self.strictest for rule in self.book.rules)
+        return self.rules_only or (self.manifest.default is not None and every_rule_settles)
+
+    @property
     def prefix(self) -> PromptPrefix:
         """The prompt before every question. Raises PackError if the pack has none (`model: never`)."""
         return self._prompts()[0]

@@ -38,6 +38,8 @@ TYPES: dict[str, Any] = {
 }
 #: The signature of the pack (security.signatures); the digest does not cover it.
 SIGNATURE = "pack.sig"
+#: A suite beside the files of a pack; the digest does not cover it.
+SUITE = "suite.yaml"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _LABEL = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _TABLE = re.compile(r"[a-z][a-z0-9_]*")
@@ -85,6 +87,11 @@ def find(name_or_dir: str, prompts_dir: Path) -> Path:
         raise PackError(f"{path} is not a policy pack: it has no pack.yaml")
     known = ", ".join(available(prompts_dir)) or "none"
     raise PackError(f"no pack {name_or_dir!r}; known packs: {known} (or give a directory)")
+
+
+def is_name(text: str) -> bool:
+    """True for a name that a pack can have."""
+    return _NAME.fullmatch(text) is not None
 
 
 def available(prompts_dir: Path) -> list[str]:

@@ -23,7 +23,7 @@ from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError
 from thor_policy.core.requests import RISKS, Evaluation, Json, Risk
 from thor_policy.policy.expressions import Fault, Language, Program, Type, is_json
-from thor_policy.policy.tokens import ROOTS, names_in, paths_in
+from thor_policy.policy.tokens import ROOTS, names_in, parts_of, paths_in
 from thor_policy.policy.words import WordLists
 
 _FACT = re.compile(r"[a-z][a-z0-9_]*")
@@ -81,6 +81,23 @@ class RuleFault(Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         place = f" (at {self.line}:{self.column})" if (self.line, self.column) != (1, 1) else ""
         return f"{self.subject}: {self.message}{place}"
+
+
+class Part(Struct, frozen=True, kw_only=True):
+    """A part of a condition between `&&`, and what it gave: a value, or the message of its failure."""
+
+    text: str
+    value: Json = None
+    error: str | None = None
+
+
+class RuleTrace(Struct, frozen=True, kw_only=True):
+    """What came of one rule: it `fired`, did `not`, or `failed` with `error`. `parts` says why."""
+
+    rule: Rule
+    state: Literal["fired", "not", "failed"]
+    error: str | None
+    parts: tuple[Part, ...]
 
 
 class RuleFaults(PackError):
@@ -290,6 +307,27 @@ class RuleBook:
             missing=tuple(missing),
             risk=_as_risk(values[-1]),
         )
+
+    def trace(self, evaluation: Evaluation, received_at: float) -> tuple[Floor, tuple[RuleTrace, ...]]:
+        """The floor, and what came of each rule with the parts of its condition; compiles them, so it is slow."""
+        floor = self.apply(evaluation, received_at)
+        inputs = self._language.inputs(evaluation, received_at)
+        self._language.members_at_fault(self._required)
+        inputs |= floor.facts
+        traces = []
+        for rule in self.rules:
+            whole = self._singles[rule.id].run(inputs)
+            error = whole if isinstance(whole, str) else None
+            state: Literal["fired", "not", "failed"] = "failed" if error else "fired" if whole[0] else "not"
+            parts = [self._part(text, inputs) for text in parts_of(rule.when)]
+            traces.append(RuleTrace(rule=rule, state=state, error=error, parts=tuple(parts)))
+        return floor, tuple(traces)
+
+    def _part(self, text: str, inputs: Mapping[str, Any]) -> Part:
+        result = self._language.compile([text], self._types).run(inputs)
+        if isinstance(result, str):
+            return Part(text=text, error=result)
+        return Part(text=text, value=result[0])
 
     def _run_singly(self, ids: Sequence[str], inputs: Mapping[str, Any], errors: dict[str, str]) -> list[Any]:
         """The value of each expression; None for one that failed, with its message in `errors`."""

@@ -85,6 +85,16 @@ def comparisons(text: str) -> Iterator[tuple[str, str]]:
                     yield token.text, literal
 
 
+def parts_of(text: str) -> list[str]:
+    """The texts of a condition between `&&`, each on one line."""
+    parts = _parts(list(tokenise(text)), ("&", "&"))
+    return [
+        " ".join(text[part[0].offset : part[-1].offset + len(part[-1].text)].split())
+        for part in parts
+        if part
+    ]
+
+
 def never_holds(text: str) -> str | None:
     """Why a condition can never be true, where its parts joined by `&&` show it; None otherwise."""
     equal: dict[str, str] = {}

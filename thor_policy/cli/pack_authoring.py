@@ -1,0 +1,264 @@
+"""`packs new`, `show`, `lint`, `try`, `render`, `diff`: what an author of packs needs, without a daemon.
+
+Owns the commands; `policy` reads, checks and applies packs, `suites.pack_diff` compares two.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import msgspec
+
+from thor_policy import catalog
+from thor_policy.cli import render
+from thor_policy.cli.options import as_json, configured, read_question, shipped_pack
+from thor_policy.config import Config, data_path
+from thor_policy.core.decisions import Floor
+from thor_policy.core.errors import PackError, RequestError
+from thor_policy.core.requests import Evaluation, Json
+from thor_policy.daemon.loading import find_adapter
+from thor_policy.policy import new_pack, pack_files
+from thor_policy.policy.lint import lint as lint_files
+from thor_policy.policy.pack import Pack
+from thor_policy.policy.rules import RuleTrace
+from thor_policy.protocol.requests import evaluation_from, question_fields
+
+#: How often `--watch` looks for changed files.
+_WATCH_EVERY_S = 0.3
+
+question_argument = click.argument(
+    "question", metavar="JSON|FILE|-", help="The question as JSON, or a file; - reads standard input."
+)
+
+
+@click.command()
+@click.argument("name", metavar="NAME", help="Name of the pack: lower case letters, digits and hyphens.")
+@click.option(
+    "--dir",
+    "directory",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The new directory; default: NAME in the working directory.",
+)
+@click.option("--with-model", is_flag=True, help="With a prompt: a model decides where no rule does.")
+def new(name: str, directory: Path | None, with_model: bool) -> None:
+    """Write a new pack that lints, decides and has a suite, to be edited.
+
+    The pack has rules alone unless --with-model is given.
+    """
+    folder = directory or Path(name)
+    for file in new_pack.write(folder, name, with_model=with_model):
+        render.line(f"wrote {folder / file}")
+    shown = folder if directory else f"./{folder}"
+    render.line(f"next: thorpolicy packs lint {shown}; thorpolicy test --pack {shown}")
+
+
+@click.command()
+@shipped_pack
+@as_json
+def show(pack: str, as_json: bool) -> None:
+    """Show the outcomes, facts, rules with their conditions, and clauses of a pack."""
+    loaded = load(pack)
+    if as_json:
+        render.as_json(
+            {
+                "pack": msgspec.to_builtins(loaded.info),
+                "manifest": msgspec.to_builtins(loaded.manifest),
+                "clauses": loaded.clauses,
+                "rules": msgspec.to_builtins(loaded.book.rules),
+                "examples": msgspec.to_builtins(loaded.examples),
+                "data": loaded.data,
+            }
+        )
+        return
+    manifest = loaded.manifest
+    render.line(f"{loaded.info.name} {loaded.info.version}: {manifest.description}")
+    render.line(f"sha256 {loaded.info.sha256}")
+    render.line(f"outcomes, loosest first: {', '.join(loaded.labels)}")
+    if loaded.by_rule_alone:
+        render.line("every answer is by rule: no model is asked")
+    if manifest.default is not None:
+        render.line(f"where no rule decides: {manifest.default}")
+    if manifest.requires is not None:
+        needed = ", ".join(f"{path} ({kind})" for path, kind in manifest.requires.members.items())
+        render.line(f"required of a request: {needed}")
+    for title, texts in (("facts", manifest.facts), ("risk", {"": manifest.risk or ""})):
+        if any(texts.values()):
+            render.line("")
+            render.pairs({name: _one_line(text) for name, text in texts.items()}, title=title)
+    for rule in loaded.book.rules:
+        clause = f", clause {rule.clause}" if rule.clause else ""
+        title = f"{rule.id}: {rule.outcome}{' (final)' if rule.final else ''}{clause}"
+        render.line("")
+        render.pairs({"when": _one_line(rule.when), "because": rule.because}, title=title)
+    if loaded.clauses:
+        render.line("")
+        render.table(("clause", "text"), list(loaded.clauses.items()))
+
+
+@click.command()
+@shipped_pack
+@as_json
+@click.pass_context
+def lint(ctx: click.Context, pack: str, as_json: bool) -> None:
+    """Check a pack and list all its problems. Exit status 1 if one of them is an error."""
+    findings = lint_files(pack_files.find(pack, data_path("prompts")))
+    if as_json:
+        render.as_json(msgspec.to_builtins(findings))
+    else:
+        for finding in findings:
+            render.line(f"{finding.level}: {finding}")
+        if not findings:
+            render.line("no problems found")
+    ctx.exit(1 if any(finding.level == "error" for finding in findings) else 0)
+
+
+@click.command(name="try")
+@shipped_pack
+@question_argument
+@click.option(
+    "--watch", is_flag=True, help="Answer again whenever a file of the pack or the question changes."
+)
+@as_json
+def try_pack(pack: str, question: str, watch: bool, as_json: bool) -> None:
+    """Apply a pack's rules to one question: facts, rules and why, the floor, the lines of the prompt.
+
+    No daemon and no model are needed. The question is an AuthZEN evaluation or a flat situation.
+    """
+    folder = pack_files.find(pack, data_path("prompts"))
+    if watch and question == "-":
+        raise click.UsageError("--watch cannot read the question from standard input: give a file")
+    if not watch:
+        _try(folder, question, as_json)
+        return
+    for _ in _changes(folder, question):
+        click.clear()
+        try:
+            _try(folder, question, as_json)
+        except (PackError, RequestError, click.UsageError) as error:
+            render.line(error.format_message() if isinstance(error, click.UsageError) else str(error))
+        render.line("\nwatching for changes; end with Ctrl-C", stderr=True)
+
+
+def _try(folder: Path, question: str, as_json: bool) -> None:
+    pack, evaluation = pack_files.load(folder), _evaluation(read_question(question))
+    floor, traces = pack.book.trace(evaluation, time.time())
+    answer = _answer(pack, floor)
+    prompt = "" if pack.rules_only or floor.final else pack.question(evaluation, floor.facts)
+    if as_json:
+        shown = {"floor": floor, "answer": answer, "rules": traces, "prompt": prompt}
+        render.as_json(msgspec.to_builtins(shown))
+        return
+    render.line(f"{pack.info.name} {pack.info.version}\n")
+    if floor.facts:
+        render.pairs({name: _shown(value) for name, value in floor.facts.items()}, title="facts")
+        render.line("")
+    failed = {name: message for name, message in floor.errors.items() if name.startswith("fact:")}
+    if failed:
+        render.pairs(
+            {name.removeprefix("fact:"): text for name, text in failed.items()}, title="failed facts"
+        )
+        render.line("")
+    for trace in traces:
+        _show_rule(trace)
+    render.line("")
+    render.pairs({"answer": answer, "because": floor.because, "risk": floor.risk})
+    if prompt:
+        render.line("")
+        render.pairs({"": prompt}, title="what the model reads")
+
+
+def _show_rule(trace: RuleTrace) -> None:
+    mark = {"fired": "fired ", "not": "      ", "failed": "FAILED"}[trace.state]
+    rule = trace.rule
+    render.line(f"{mark}  {rule.id}: {rule.outcome}{' (final)' if rule.final else ''}")
+    if trace.error:
+        render.line(f"          {trace.error}")
+    if trace.state == "fired" or len(trace.parts) == 1:
+        render.line(f"          when {_one_line(rule.when)}")
+        return
+    for part in trace.parts:
+        if part.value is not True:
+            render.line(f"          {_shown(part.value) if part.error is None else 'failed'}: {part.text}")
+
+
+def _answer(pack: Pack, floor: Floor) -> str:
+    if floor.missing:
+        return f"{floor.outcome}, fields_missing: {', '.join(floor.missing)}"
+    if floor.errors:
+        failed = f"rule_error in {', '.join(floor.errors)}"
+        return f"{floor.outcome}, {failed}" if floor.final else f"at least {floor.outcome} ({failed})"
+    if floor.final:
+        return f"{floor.outcome}, by rule"
+    return f"{floor.outcome}, or what is stricter: the model decides"
+
+
+def _changes(folder: Path, question: str) -> Iterator[None]:
+    """One item at first, and one whenever a file of the pack or of the question has changed."""
+    watched = [folder / name for name in pack_files.FILES]
+    if not question.lstrip().startswith("{"):
+        watched.append(Path(question))
+    before: list[int] | None = None
+    while True:
+        now = [path.stat().st_mtime_ns if path.exists() else 0 for path in watched]
+        if now != before:
+            before = now
+            yield
+        time.sleep(_WATCH_EVERY_S)
+
+
+@click.command(name="render")
+@configured("model", "models_dir", "adapter")
+@shipped_pack
+@question_argument
+@as_json
+def render_prompt(config: Config, pack: str, question: str, as_json: bool) -> None:
+    """Print the exact prompt of one request, in the rendering of the adapter in the settings."""
+    from thor_policy.engine.native import Vocabulary
+
+    loaded = load(pack)
+    evaluation = _evaluation(read_question(question))
+    floor = loaded.book.apply(evaluation, time.time())
+    model = catalog.resolve(config.model, config.models_dir)
+    adapter = find_adapter(config.adapter, 1.0, config, model.name)
+    brief = adapter is not None and adapter.adapter.rendering == "brief"
+    prefix = loaded.brief_prefix if brief else loaded.prefix
+    text = loaded.brief_question(evaluation, floor) if brief else loaded.question(evaluation, floor.facts)
+    vocabulary = Vocabulary(model.path, vocab_only=True)
+    prefix_tokens, suffix_tokens = vocabulary.question(prefix, text)
+    shown = {
+        "prefix": vocabulary.text_of(prefix_tokens, special=True),
+        "suffix": vocabulary.text_of(suffix_tokens, special=True),
+        "prefix_tokens": prefix_tokens,
+        "suffix_tokens": suffix_tokens,
+    }
+    if as_json:
+        render.as_json(shown)
+        return
+    sys.stdout.write(f"{shown['prefix']}{shown['suffix']}\n")
+    render.line(
+        f"prefix {len(prefix_tokens)} tokens, suffix {len(suffix_tokens)} tokens; "
+        f"rules: {_answer(loaded, floor)}",
+        stderr=True,
+    )
+
+
+def load(name_or_dir: str) -> Pack:
+    """The pack of that name or in that directory. Raises PackError."""
+    return pack_files.load(pack_files.find(name_or_dir, data_path("prompts")))
+
+
+def _evaluation(fields: Json) -> Evaluation:
+    return evaluation_from(question_fields(fields))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _shown(value: Json) -> str:
+    return msgspec.json.encode(value).decode()
