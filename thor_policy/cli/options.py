@@ -1,6 +1,6 @@
 """Command-line options, made from the settings in `config.Config`.
 
-Owns the decorators `configured`, `decision_filters` and `as_json`. Invariant: the name and
+Owns the decorators `configured`, `decision_filters`, `with_tests` and `as_json`. Invariant: the name and
 help text of a setting are written only in Config. Main thread.
 """
 
@@ -106,5 +106,10 @@ def decision_filters(command: F) -> F:
         command = option(command)
     return command
 
+
+#: For commands that leave out decisions of tests otherwise.
+with_tests = click.option(
+    "--tests", is_flag=True, help="Include decisions of tests: questions of `test` and `invariance`."
+)
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
