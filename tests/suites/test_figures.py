@@ -98,9 +98,11 @@ def test_a_question_in_short_is_one_line_of_bounded_length() -> None:
         subject=Entity(type="user", id="lee", properties={"role": "guest"}),
         action=Action(name="burn"),
         resource=Entity(type="doc", id="d"),
-        context={"hours": [1, 2], "note": "because"},
+        context={"hours": [1, 2], "trust": {"low": 0.5, "known": True}, "note": "because"},
     )
-    assert in_short(evaluation) == "user:lee burn doc:d; role guest; hours [1,2]; note because"
+    assert in_short(evaluation) == (
+        "user:lee burn doc:d; role guest; hours [1,2]; trust (low 0.5, known true); note because"
+    )
     long = in_short(msgspec.structs.replace(evaluation, context={"text": "x" * 1000}))
     assert (len(long), long[-1]) == (SHORT_CHARS, "…")
 

@@ -20,11 +20,11 @@ from msgspec.structs import replace
 
 from tests.build import JUDGE, answered, error, many, run_of, skipped
 from thor_policy.suites.baselines import Gate
-from thor_policy.suites.conclusions import conclude
+from thor_policy.suites.conclusions import Point, Recorded, conclude
 from thor_policy.suites.html_report import page
 from thor_policy.suites.junit import could_not_run
 from thor_policy.suites.junit import junit as junit_of
-from thor_policy.suites.run_files import Item, Run
+from thor_policy.suites.run_files import Item, Run, Why
 
 #: What a scenario of a stranger may say.
 HOSTILE = (
@@ -223,6 +223,30 @@ def test_the_page_shows_every_scenario_and_each_figure_with_its_interval() -> No
         "expected calibration error", "model: 3, median 100 ms", "tiny-q4", "a desk",
     ):  # fmt: skip
         assert expected in text, expected
+
+
+def test_the_page_has_failures_by_kind_with_question_rules_and_command() -> None:
+    why = Why(question="user:lee burn doc:d", rules=("night",), because="It is night.")
+    wrong = answered("L1", "allow", misses=("answered allow",), decision_id="0198-aaaa1111", why=why)
+    uncited = answered("U1", status="failed", misses=("did not cite R1",))
+    run = run_of(uncited, answered("S1", "deny", wanted="allow", misses=("answered deny",)), wrong)
+    text = words(page(conclude(run, recorded=Recorded(state_dir=Path("/srv/state")))))
+    assert "1 too loose, 1 too strict, 1 citation only" in text
+    places = [text.index(kind) for kind in ("Too loose (1)", "Too strict (1)", "Citation only (1)")]
+    assert places == sorted(places)
+    for part in (
+        "user:lee burn doc:d",
+        "allow; night: It is night.",
+        "log show aaaa1111 --state-dir /srv/state",
+    ):
+        assert part in text
+
+
+def test_a_page_does_not_say_all_passed_if_the_status_is_not_0() -> None:
+    point = Point(name="coverage of small", reasons=("40 % is below the threshold of 90 %",))
+    html = page(conclude(PASSED, points=(point,)))
+    assert "<h1>All scenarios passed, but the run is no success</h1>" in html
+    assert "coverage of small: 40 % is below the threshold of 90 %" in html
 
 
 def test_the_time_axis_has_seconds_from_1000_ms_on_so_that_labels_do_not_overlap() -> None:

@@ -21,10 +21,12 @@ from thor_policy.suites.run_files import Item, Run, worst
 
 #: What the figures are that are hard to guess from their names.
 _LEGEND = (
-    "rules alone: the rules' floor would have been right; model alone: the model's own label, before the "
-    "floor, of the questions that it was asked. output structure: the share of the five parts of an answer "
-    "(outcome, class, risk, clauses, reason) that are there. labels: answers of the model to questions with "
-    "one right outcome. tokens: mean where the model was asked. More: docs/explanation/suites.md"
+    "rules alone: the rules' floor would have been right",
+    "model alone: the model's own label, before the floor, where it was asked",
+    "output structure: the share of outcome, class, risk, clauses, reason that is there",
+    "labels: answers of the model to questions with one right outcome",
+    "tokens: mean of the questions that the model was asked",
+    "more: docs/explanation/suites.md",
 )
 #: Columns of the report.
 _WIDTH = 80
@@ -37,10 +39,10 @@ def show_conclusion(conclusion: Conclusion, *, with_coverage: bool) -> None:
     """
     run, figures = conclusion.run, conclusion.figures
     items = by_gravity(worst(run.results).values())
-    render.line(textwrap.fill(conclusion.headline, _WIDTH, subsequent_indent="    "))
+    render.line(_wrapped(conclusion.headline, "    "))
     for judge in run.judges:
         render.line(f"\n{judge.pack.name}" if len(run.judges) > 1 else "")
-        _show_items([item for item in items if item.pack == judge.pack.name])
+        _show_items([item for item in items if item.pack == judge.pack.name], conclusion)
     render.line("")
     if len(figures.by_pack) > 1:
         _show_groups("pack", figures.by_pack)
@@ -57,20 +59,23 @@ def show_conclusion(conclusion: Conclusion, *, with_coverage: bool) -> None:
         render.table(("flipped", "passed", "outcomes", "probability moved"), flips)
         render.line("")
     render.pairs(_summary(run, figures))
-    render.line(textwrap.fill(_LEGEND, _WIDTH, initial_indent="  ", subsequent_indent="  "))
+    render.line("")
+    for text in _LEGEND:
+        render.line(f"  {text}")
     if with_coverage:
         show_coverage(run.coverage)
     for path in conclusion.blessed:
         render.line(f"baseline written: {path}")
     _show_failures(conclusion)
-    render.line("")
+    if conclusion.failures or not conclusion.ok or conclusion.gate is not None:
+        render.line("")
     for point in conclusion.points:
         for reason in point.reasons if point.status == 1 else ():
             render.line(f"{point.name}: {reason}")
     if conclusion.gate is not None:
         render.line("gate passed" if conclusion.gate.ok else "gate not passed")
     if conclusion.failures:
-        render.line(textwrap.fill(conclusion.headline, _WIDTH, subsequent_indent="    "))
+        render.line(_wrapped(conclusion.headline, "    "))
 
 
 def _show_failures(conclusion: Conclusion) -> None:
@@ -81,20 +86,19 @@ def _show_failures(conclusion: Conclusion) -> None:
         if item.result != kind:
             kind = item.result
             render.line(f"\n{kind} ({kinds[kind]})")
-        render.line(textwrap.fill(f"{item.id} {item.title}", _WIDTH, subsequent_indent="  "))
+        render.line(_wrapped(f"{item.id} {item.title}", "  "))
         rows = details(item)
         if command := conclusion.command(item):
             rows.append(("see", command))
         for name, value in rows:
-            if name == "see":  # to be copied, so never broken
-                render.line(f"    {name:<9} {value}")
-                continue
-            indent = " " * 14
-            render.line(
-                textwrap.fill(f"{name:<9} {value}", _WIDTH, initial_indent="    ", subsequent_indent=indent)
-            )
+            text = f"    {name:<9} {value}"  # a command is to be copied, so it is never broken
+            render.line(text if name == "see" else _wrapped(text, " " * 14))
     if conclusion.failures and conclusion.recorded.state_dir is None:
         render.line("\nnot recorded; without --no-record the command is printed that shows each decision")
+
+
+def _wrapped(text: str, indent: str) -> str:
+    return textwrap.fill(text, _WIDTH, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def show_comparison(comparison: Comparison) -> None:
@@ -141,7 +145,7 @@ def _verdict(change: Change) -> str:
     return "differs"
 
 
-def _show_items(items: Sequence[Item]) -> None:
+def _show_items(items: Sequence[Item], conclusion: Conclusion) -> None:
     rows = [
         (
             item.id,
@@ -150,7 +154,7 @@ def _show_items(items: Sequence[Item]) -> None:
             "|".join(item.accepted),
             item.tier,
             f"{item.total_ms:,.0f}",
-            (item.decision_id or "-")[-ENDING_CHARS:],
+            item.decision_id[-ENDING_CHARS:] if conclusion.command(item) and item.decision_id else None,
         )
         for item in items
     ]

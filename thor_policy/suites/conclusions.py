@@ -152,16 +152,22 @@ def by_gravity(items: Iterable[Item]) -> list[Item]:
     return sorted(items, key=lambda item: ITEM_RESULTS.index(item.result))
 
 
+def kinds(items: Iterable[Item]) -> str:
+    """How many of these scenarios failed in each way, the gravest first; empty if none did."""
+    counts = Counter(item.result for item in items)
+    return ", ".join(f"{counts[name]} {name}" for name in FAILURES if counts[name])
+
+
 def headline(items: Sequence[Item]) -> str:
     """How many of these scenarios did not pass, and how gravely, in one line."""
     counts = Counter(item.result for item in items)
     count = len(items) - counts["skipped"]
-    failures = [f"{counts[name]} {name}" for name in FAILURES if counts[name]]
+    failures = kinds(items)
     skipped = f"; {counts['skipped']} skipped" if counts["skipped"] else ""
     if not failures:
         passed = f"all {count} scenarios passed" if count > 1 else f"{count or 'no'} scenario passed"
         return passed + skipped
-    return f"{count - counts['passed']} of {count} scenarios did not pass: {', '.join(failures)}{skipped}"
+    return f"{count - counts['passed']} of {count} scenarios did not pass: {failures}{skipped}"
 
 
 def details(item: Item) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from msgspec import Struct
 
-from thor_policy.suites.conclusions import Conclusion, details
+from thor_policy.suites.conclusions import Conclusion, details, kinds
 from thor_policy.suites.figures import Confusion
 from thor_policy.suites.intervals import Rate
 from thor_policy.suites.run_files import FAILURES, Item, worst
@@ -85,7 +85,7 @@ def page(conclusion: Conclusion) -> str:
         reasons=[f"{point.name}: {reason}" for point in conclusion.points for reason in point.reasons],
         width=WIDTH,
         verdict=_verdict(conclusion),
-        headline=conclusion.headline,
+        kinds=kinds(failures),
         command=conclusion.command,
         details=details,
         matrices=[_matrix(confusion) for confusion in figures.confusion],

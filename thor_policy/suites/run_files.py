@@ -252,12 +252,17 @@ def in_short(evaluation: Evaluation) -> str:
     for members in (subject.properties, evaluation.action.properties, resource.properties):
         rest |= members
     rest |= evaluation.context
-    shown = "; ".join(
-        f"{name} {value if isinstance(value, str) else msgspec.json.encode(value).decode()}"
-        for name, value in rest.items()
-    )
+    shown = "; ".join(f"{name} {_in_words(value)}" for name, value in rest.items())
     line += f"; {shown}" if shown else ""
     return line if len(line) <= SHORT_CHARS else f"{line[: SHORT_CHARS - 1]}…"
+
+
+def _in_words(value: Json) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        return f"({', '.join(f'{name} {_in_words(member)}' for name, member in value.items())})"
+    return msgspec.json.encode(value).decode()
 
 
 def how_wrong(outcome: str | None, accepted: Sequence[str], labels: Sequence[str]) -> Wrong | None:
