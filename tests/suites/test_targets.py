@@ -96,7 +96,7 @@ class TestTheDaemonsPack:
             "small@1",
             "packs load DIR",
             "--no-record",
-            "--against",
+            "--endpoint",
         ):
             assert part in ended.stderr
 

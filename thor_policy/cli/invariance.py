@@ -8,7 +8,7 @@ from typing import get_args
 import click
 
 from thor_policy.cli import render
-from thor_policy.cli.options import as_json, configured
+from thor_policy.cli.options import as_json, configured, is_given
 from thor_policy.config import Config
 from thor_policy.suites import runner
 from thor_policy.suites.invariance import KINDS, Kind, Variant, figures
@@ -67,6 +67,7 @@ def invariance(
         kinds or KINDS,
         count=None if full else sample,
         seed=seed,
+        any_pack=is_given(ctx, "endpoint") and not is_given(ctx, "pack"),
         record=not no_record,
         asking=lambda count, where: render.progress(count, f"asking {where}"),
         announce=lambda message: render.line(message, stderr=True),

@@ -65,6 +65,11 @@ def configured(*names: str) -> Callable[[F], F]:
     return decorate
 
 
+def is_given(ctx: click.Context, option: str) -> bool:
+    """True if the option is on the command line, not only in a file or the environment."""
+    return ctx.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE
+
+
 def absolute_if_path(name_or_path: str, *, marker: str = "") -> str:
     """A path made absolute, because the daemon has another working directory; a name unchanged.
 

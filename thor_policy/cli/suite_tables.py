@@ -23,7 +23,7 @@ from thor_policy.suites.run_files import Item, Run, worst
 _LEGEND = (
     "rules alone: the rules' floor would have been right",
     "model alone: the model's own label, before the floor, where it was asked",
-    "output structure: the share of outcome, class, risk, clauses, reason that is there",
+    "output structure: the share of the five parts of an answer that is there",
     "labels: answers of the model to questions with one right outcome",
     "tokens: mean of the questions that the model was asked",
     "more: docs/explanation/suites.md",

@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from thor_policy.cli import render, suite_tables
-from thor_policy.cli.options import as_json, configured
+from thor_policy.cli.options import as_json, configured, is_given
 from thor_policy.config import Config
 from thor_policy.suites.check import Selection, check, compare_sides
 from thor_policy.suites.report_files import JUnitFile, write_html
@@ -180,12 +180,12 @@ def test(
     if bless and (gated or not selection.whole):
         raise click.UsageError("--bless needs --full, and neither --filter nor --gate")
 
-    names_daemon = against is not None or _is_given(ctx, "endpoint")
+    names_daemon = against is not None or is_given(ctx, "endpoint")
     conclusion = check(
         config,
         selection,
         against=against,
-        any_pack=names_daemon and not _is_given(ctx, "pack"),
+        any_pack=names_daemon and not is_given(ctx, "pack"),
         candidate=candidate,
         record=not no_record,
         gated=gated,
@@ -210,10 +210,6 @@ def test(
         _warn(failed.reasons)
         conclusion = conclusion.adding(failed)
     ctx.exit(conclusion.status)
-
-
-def _is_given(ctx: click.Context, option: str) -> bool:
-    return ctx.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE
 
 
 def _warn(reasons: Iterable[str]) -> None:

@@ -200,17 +200,19 @@ def vary(
     count: int | None,
     seed: int,
     asking: Callable[[int, str], AbstractContextManager[Callable[[], None]]],
+    any_pack: bool = False,
     record: bool = True,
     announce: Callable[[str], None] = lambda _: None,
 ) -> VariantRun:
-    """Ask `count` variants of the scenarios of the pack of the settings, or all variants if `count` is None.
+    """Ask `count` variants of the scenarios of one pack, or all variants if `count` is None.
 
-    `asking` is called with the number of variants and the place where they are answered. The context that it
-    returns gives a function to call after each answer. With `record` false this process answers, and no
-    decision stays in a journal. Raises SuiteError.
+    The pack is that of the settings, with `any_pack` the active one of a daemon. `asking` is called with the
+    number of variants and the place where they are answered. The context that it returns gives a function to
+    call after each answer. With `record` false this process answers, and no decision stays in a journal.
+    Raises SuiteError.
     """
     material = invariance.material(data_path("scenarios") / invariance.MATERIAL_DIR)
-    target = targets.find(config, "either", record=record)
+    target = targets.find(config, "either", any_pack=any_pack, record=record)
     pack, where = target.pack, target.where
     own = [suite for suite in suites if suite.pack == pack.info.name]
     scenarios = [scenario for suite in own for scenario in suite.scenarios if scenario.skip is None]

@@ -135,7 +135,7 @@ def _same(pack: Pack, packs: Sequence[PackStatus], endpoint: str) -> PackStatus:
     raise SuiteError(
         f"the daemon at {endpoint} does not serve {pack.info.name} {pack.info.sha256[:DIGEST_CHARS]} "
         f"({pack.path}); resident: {_listed(packs)}. Load it (thorpolicy packs reload, or packs load DIR), "
-        f"or test it in this process (--no-record), or test the daemon's own pack (--against {endpoint} "
+        f"or test it in this process (--no-record), or test the daemon's own pack (--endpoint {endpoint} "
         "without --pack)"
     )
 
