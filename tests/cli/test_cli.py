@@ -270,7 +270,7 @@ class TestSuites:
     ) -> None:
         result = run("test", suite_file(SUITE))
         assert result.exit_code == 0, result.output
-        (row,) = json.loads(run("log", "--json").stdout)
+        (row,) = json.loads(run("log", "--json", "--tests").stdout)
         assert row["scenario_id"] == "T1"
         assert row["decision_correct"] == 1
         assert row["decision_id"][-ENDING_CHARS:] in result.stdout

@@ -324,7 +324,7 @@ def test_the_screen_shows_what_a_reviewer_needs_without_scrolling(config: Config
     )  # fmt: skip
     (decision,) = decisions(1, floor=floor, annotations=Annotations(scenario_id="T1", expected=("deny",)))
     record(config.journal_path, decision)
-    with Terminal(config, "--reviewer", "robin") as terminal:
+    with Terminal(config, "--reviewer", "robin", "--tests") as terminal:
         terminal.until("q quit")
         for shown in (
             "unreviewed  1 of 1",

@@ -166,9 +166,15 @@ class TestInvariance:
 
     def test_questions_of_invariance_are_not_recorded_as_scenarios(self, run: Run) -> None:
         run("invariance", "--kind", "key_order", "--sample", "3")
-        rows = json.loads(run("log", "--json").stdout)
+        rows = json.loads(run("log", "--json", "--tests").stdout)
         assert len(rows) == 6
         assert {row["scenario_id"] for row in rows} == {None}
+
+    def test_kinds_without_a_variant_are_refused_and_not_a_success(self, run: Run, write: Write) -> None:
+        result = run("invariance", "--kind", "synonyms", write(HARMLESS))
+        assert result.exit_code == 2
+        assert "no variant of the kinds synonyms" in result.stderr
+        assert run("invariance", "--sample", "0").exit_code == 2
 
     def test_invariance_refuses_suites_without_a_scenario_for_the_pack(
         self, run: Run, tmp_path: Path
@@ -178,6 +184,49 @@ class TestInvariance:
         result = run("invariance", str(path))
         assert result.exit_code == 2
         assert "no scenario to vary for the pack team-governance" in result.stderr
+
+
+class TestWhatIsLeftOut:
+    """Decisions of tests are recorded, and left out where people look at decisions; the commands say so."""
+
+    @pytest.fixture
+    def recorded(self, run: Run, write: Write) -> None:
+        run("ask", json.dumps(HARMLESS["situation"]))
+        run("test", write(HARMLESS))
+        run("invariance", "--kind", "key_order", "--sample", "1", write(HARMLESS))
+
+    @pytest.mark.usefixtures("recorded")
+    def test_log_lists_them_with_tests_and_counts_them_without(self, run: Run) -> None:
+        without, with_tests = run("log", "--json"), run("log", "--json", "--tests")
+        assert (len(json.loads(without.stdout)), len(json.loads(with_tests.stdout))) == (1, 4)
+        assert "3 decisions of tests are left out here; --tests lists them" in without.stderr
+        assert "left out" not in with_tests.stderr
+        assert "left out" not in run("log", "-n", "1", "--since", "2030-01-01").stderr
+
+    @pytest.mark.usefixtures("recorded")
+    def test_log_of_incorrect_decisions_has_those_of_scenarios(self, run: Run, write: Write) -> None:
+        run("test", write(HARMLESS | {"id": "W1", "expect": {"never": "allow"}}))
+        run("test", write(HARMLESS | {"id": "W2", "expect": {"outcome": "allow"}}))
+        rows = json.loads(run("log", "--json", "--incorrect").stdout)
+        assert len(rows) == 1
+        assert rows[0]["scenario_id"] in ("W1", "W2")
+
+    @pytest.mark.usefixtures("recorded")
+    def test_stats_count_them_apart(self, run: Run) -> None:
+        figures = json.loads(run("stats", "--json").stdout)
+        assert (figures["decisions"], figures["left_out"], figures["expected"]) == (1, 3, 0)
+        assert sum(count for _, count in figures["hourly"]) == 1
+        assert "3 decisions of tests; --tests counts them" in run("stats").stdout
+        whole = json.loads(run("stats", "--json", "--tests").stdout)
+        assert (whole["decisions"], whole["left_out"]) == (4, 0)
+        for options, total in (([], 1), (["--tests"], 4)):
+            (row,) = json.loads(run("stats", "--by", "pack", "--json", *options).stdout)
+            assert row["total"] == total
+
+    @pytest.mark.usefixtures("recorded")
+    def test_nobody_reviews_them_unless_they_are_asked_for(self, run: Run) -> None:
+        for options, count in (([], 1), (["--tests"], 4), (["--queue", "all"], 4)):
+            assert len(json.loads(run("review", "--json", *options).stdout)) == count
 
 
 @pytest.mark.model

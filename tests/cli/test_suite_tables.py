@@ -1,18 +1,31 @@
-"""What `test` prints about a run: the headline, the gravest failures first, and how to see each of them."""
+"""What `test` prints about a run: the headline, and at the end the failures, the gravest first."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from tests.build import answered, error, run_of, skipped
-from thor_policy.cli.suite_tables import headline, show_run
-from thor_policy.suites.figures import figures
-from thor_policy.suites.run_files import Item
+from thor_policy.cli.suite_tables import show_conclusion
+from thor_policy.suites.conclusions import Point, Recorded, conclude, headline
+from thor_policy.suites.run_files import Item, Run, Why
 
-LOOSE = answered("L1", "allow", misses=("answered allow, expected deny",), decision_id="0198-aaaa1111")
+LOOSE = answered(
+    "L1",
+    "allow",
+    misses=("answered allow, expected deny",),
+    decision_id="0198-aaaa1111",
+    why=Why(
+        question="user:lee burn doc:d; hour 3",
+        rules=("night", "office"),
+        because="It is night.",
+        errors={"weekend": "no such key: day"},
+        reasoning="It looks harmless.",
+    ),
+)
 STRICT = answered(
     "S1", "deny", wanted="allow", misses=("answered deny, expected allow",), decision_id="0198-bbbb2222"
 )
@@ -24,12 +37,18 @@ SKIPPED = skipped("K1", misses=("needs a calendar",))
 ALL = (PASSED, SKIPPED, UNCITED, REFUSED, STRICT, RISKY, LOOSE)
 
 
+HERE = Recorded(state_dir=Path("/srv/policy state"))
+
+
+def shown(run: Run, capsys: pytest.CaptureFixture[str], recorded: Recorded = HERE, **changes: Any) -> str:
+    show_conclusion(conclude(run, recorded=recorded, **changes), with_coverage=False)
+    return capsys.readouterr().out
+
+
 @pytest.fixture
 def report(capsys: pytest.CaptureFixture[str]) -> list[str]:
     """The lines of the report of a run with every kind of result."""
-    run = run_of(*ALL)
-    show_run(run, figures(run), Path("/srv/policy state"))
-    return capsys.readouterr().out.splitlines()
+    return shown(run_of(*ALL), capsys).splitlines()
 
 
 class TestHeadline:
@@ -42,16 +61,13 @@ class TestHeadline:
             ([LOOSE, PASSED], "1 of 2 scenarios did not pass: 1 too loose"),
             (
                 [UNCITED, UNCITED, STRICT, LOOSE, PASSED],
-                (
-                    "4 of 5 scenarios did not pass: 1 too loose, 1 too strict, "
-                    "2 right but without the expected citation"
-                ),
+                ("4 of 5 scenarios did not pass: 1 too loose, 1 too strict, 2 citation only"),
             ),
             (
                 ALL,
                 (
-                    "5 of 6 scenarios did not pass: 1 too loose, 1 too strict, 1 refused, 1 right but not as "
-                    "expected otherwise, 1 right but without the expected citation; 1 skipped"
+                    "5 of 6 scenarios did not pass: 1 too loose, 1 too strict, 1 refused, "
+                    "1 wrong otherwise, 1 citation only; 1 skipped"
                 ),
             ),
         ],
@@ -59,8 +75,10 @@ class TestHeadline:
     def test_it_counts_the_failures_the_dangerous_ones_first(self, items: list[Item], text: str) -> None:
         assert headline(items) == text
 
-    def test_it_is_the_first_line_of_the_report(self, report: list[str]) -> None:
-        assert report[0].startswith("5 of 6 scenarios did not pass: 1 too loose, 1 too strict")
+    def test_it_is_the_first_line_of_the_report_and_after_failures_the_last(self, report: list[str]) -> None:
+        text = "5 of 6 scenarios did not pass: 1 too loose, 1 too strict"
+        assert report[0].startswith(text)
+        assert report[-2].startswith(text)
 
 
 class TestScenarios:
@@ -69,31 +87,63 @@ class TestScenarios:
         rows = [line.split() for line in report[first + 1 : first + 1 + len(ALL)]]
         assert [row[0] for row in rows] == ["L1", "S1", "E1", "R1", "U1", "P1", "K1"]
 
-    def test_each_failure_is_followed_by_the_command_that_shows_its_decision(self, report: list[str]) -> None:
-        number = report.index("L1 About L1: answered allow, expected deny")
-        command = "thorpolicy log show aaaa1111 --state-dir '/srv/policy state'"
-        assert command in [line.strip() for line in report[number : number + 3]]
+    def test_failures_are_at_the_end_by_kind_and_the_gravest_kind_is_first(self, report: list[str]) -> None:
+        kinds = ["too loose", "too strict", "refused", "wrong otherwise", "citation only"]
+        places = [report.index(f"{kind} (1)") for kind in kinds]
+        assert places == sorted(places)
+        assert places[0] > next(number for number, line in enumerate(report) if "model alone" in line)
+        order = ["L1", "S1", "E1", "R1", "U1"]
+        assert [line[:2] for line in report[places[0] :] if line[2:9] == " About "] == order
+
+    def test_a_failure_has_question_answer_rules_reason_and_command(self, report: list[str]) -> None:
+        number = report.index("L1 About L1")
+        block = [line.strip() for line in report[number + 1 : number + 9]]
+        assert block == [
+            "wrong     answered allow, expected deny",
+            "question  user:lee burn doc:d; hour 3",
+            "answer    allow, by model; expected deny",
+            "model     allow 0.80",
+            "rules     allow; night, office: It is night.",
+            "failed    weekend: no such key: day",
+            "reason    It looks harmless.",
+            "see       thorpolicy log show aaaa1111 --state-dir '/srv/policy state'",
+        ]
 
     def test_a_scenario_that_passed_has_no_command(self, report: list[str]) -> None:
         assert not any("log show eeee5555" in line for line in report)
 
     def test_a_refused_scenario_has_its_reason(self, report: list[str]) -> None:
-        assert "E1 About E1: refused: busy: the queue is full" in report
+        assert report[report.index("E1 About E1") + 1].strip() == "wrong     busy: the queue is full"
 
-    def test_a_journal_on_another_machine_has_no_directory_here(
+    def test_a_journal_on_another_machine_is_read_there(self, capsys: pytest.CaptureFixture[str]) -> None:
+        text = shown(run_of(LOOSE), capsys, Recorded(state_dir=Path("/var/lib/p"), remote=True))
+        assert "on the daemon's machine: thorpolicy log show aaaa1111 --state-dir /var/lib/p" in text
+
+    def test_without_a_record_there_is_no_command(self, capsys: pytest.CaptureFixture[str]) -> None:
+        text = shown(run_of(LOOSE), capsys, Recorded())
+        assert "log show" not in text
+        assert "not recorded; without --no-record" in text
+
+    def test_what_else_the_status_depends_on_is_printed_after_the_failures(
         self, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        show_run(run_of(LOOSE), figures(run_of(LOOSE)), None)
-        shown = capsys.readouterr().out
-        assert "on the daemon's machine: thorpolicy log show aaaa1111" in shown
-        assert "--state-dir" not in shown
+        point = Point(name="coverage of small", reasons=("40 % is below the threshold of 90 %",))
+        lines = shown(run_of(LOOSE), capsys, points=(point,)).splitlines()
+        assert lines[-2:] == [
+            "coverage of small: 40 % is below the threshold of 90 %",
+            "1 of 1 scenarios did not pass: 1 too loose",
+        ]
+
+    def test_names_that_are_hard_to_guess_are_explained(self, report: list[str]) -> None:
+        text = " ".join(" ".join(report).split())
+        for name in ("rules alone", "model alone", "output structure", "labels", "tokens"):
+            assert f"{name}: " in text
 
     def test_tables_fit_80_columns_with_long_names(self, capsys: pytest.CaptureFixture[str]) -> None:
         accepted = ("allow_and_tell_the_owner", "require_mfa", "deny")
         run = run_of(replace(LOOSE, id="SCENARIO-12", outcome="require_attestation", accepted=accepted))
-        show_run(run, figures(run), Path("/srv"))
-        for line in capsys.readouterr().out.splitlines():
-            assert len(line) <= 80 or line.startswith("  "), line
+        for line in shown(run, capsys).splitlines():
+            assert len(line) <= 80 or line.startswith(("  ", "    see ")), line
 
 
 @pytest.mark.parametrize(

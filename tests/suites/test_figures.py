@@ -15,11 +15,24 @@ from msgspec.structs import replace
 
 from tests.build import JUDGE, LABELS, answered, error, many, run_of, skipped
 from thor_policy.core.errors import SuiteError
+from thor_policy.core.requests import Action, Entity, Evaluation
 from thor_policy.suites import baselines, verdicts
 from thor_policy.suites.comparison import Comparison, compare
 from thor_policy.suites.figures import figures, flips, pass_k
 from thor_policy.suites.intervals import rate
-from thor_policy.suites.run_files import Item, Run, Tokens, how_wrong, item, load, plain, worst
+from thor_policy.suites.run_files import (
+    SHORT_CHARS,
+    Item,
+    Run,
+    Tokens,
+    Why,
+    how_wrong,
+    in_short,
+    item,
+    load,
+    plain,
+    worst,
+)
 from thor_policy.suites.scenarios import Expectation, Scenario
 
 # ---------------------------------------------------------------- the form of a run
@@ -49,7 +62,7 @@ ANSWER: dict[str, Any] = {
 }
 
 
-def test_an_item_keeps_what_figures_need_and_nothing_of_the_question() -> None:
+def test_an_item_keeps_what_figures_need_and_of_the_question_only_what_explains_a_failure() -> None:
     result = verdicts.judge(SCENARIO, ANSWER, ("mfa",))
     assert item(result, suite="trial", pack="small", labels=LABELS, round=2) == Item(
         suite="trial",
@@ -74,7 +87,24 @@ def test_an_item_keeps_what_figures_need_and_nothing_of_the_question() -> None:
         total_ms=12.5,
         score_ms=10.0,
         tokens=Tokens(prefix=1241, question=76, explanation=14),
+        why=Why(question="user:alice read doc:handbook", reasoning="An ordinary read."),
     )
+    passed = verdicts.judge(SCENARIO, ANSWER, ("allow",))
+    assert item(passed, suite="trial", pack="small", labels=LABELS).why is None
+
+
+def test_a_question_in_short_is_one_line_of_bounded_length() -> None:
+    evaluation = Evaluation(
+        subject=Entity(type="user", id="lee", properties={"role": "guest"}),
+        action=Action(name="burn"),
+        resource=Entity(type="doc", id="d"),
+        context={"hours": [1, 2], "trust": {"low": 0.5, "known": True}, "note": "because"},
+    )
+    assert in_short(evaluation) == (
+        "user:lee burn doc:d; role guest; hours [1,2]; trust (low 0.5, known true); note because"
+    )
+    long = in_short(msgspec.structs.replace(evaluation, context={"text": "x" * 1000}))
+    assert (len(long), long[-1]) == (SHORT_CHARS, "…")
 
 
 def test_an_item_without_an_answer_has_no_outcome_and_no_tokens() -> None:

@@ -20,10 +20,11 @@ from msgspec.structs import replace
 
 from tests.build import JUDGE, answered, error, many, run_of, skipped
 from thor_policy.suites.baselines import Gate
-from thor_policy.suites.figures import figures
+from thor_policy.suites.conclusions import Point, Recorded, conclude
 from thor_policy.suites.html_report import page
-from thor_policy.suites.junit import could_not_run, junit
-from thor_policy.suites.run_files import Item, Run
+from thor_policy.suites.junit import could_not_run
+from thor_policy.suites.junit import junit as junit_of
+from thor_policy.suites.run_files import Item, Run, Why
 
 #: What a scenario of a stranger may say.
 HOSTILE = (
@@ -83,6 +84,10 @@ def checked(xml: bytes) -> ElementTree.Element:
     return root
 
 
+def junit(run: Run, gate: Gate | None = None) -> bytes:
+    return junit_of(conclude(run, gate=gate))
+
+
 def failing_cases(root: ElementTree.Element) -> int:
     return int(root.attrib["failures"]) + int(root.attrib["errors"])
 
@@ -100,8 +105,8 @@ def test_junit_has_a_test_suite_per_suite_and_a_case_per_scenario() -> None:
     failure = second.find("failure")
     assert failure is not None
     assert (failure.attrib, failure.text) == (
-        {"message": "answered allow, expected deny", "type": "loose"},
-        "answered allow, expected deny",
+        {"message": "answered allow, expected deny", "type": "too loose"},
+        "answered allow, expected deny\nanswer: allow, by model; expected deny\nmodel: allow 0.80",
     )
     assert [child.tag for child in third] == ["skipped"]
     assert [child.tag for child in fourth] == ["error"]
@@ -132,10 +137,10 @@ def test_under_a_gate_only_the_case_of_the_gate_fails() -> None:
     assert failing_cases(passed) == 0
     kept = passed.find("testsuite/testcase/skipped")
     assert kept is not None
-    assert kept.attrib["message"] == "failed; the gate decides: answered mfa"
+    assert kept.attrib["message"] == "too loose; the gate decides: answered mfa"
     stopped = checked(junit(failing, Gate(reasons=("Q1 is newly loosened", "and more"), comparisons={})))
     assert (stopped.attrib["tests"], failing_cases(stopped)) == ("2", 1)
-    assert stopped[-1].attrib["name"] == "gate"
+    assert stopped.findall("testsuite/testcase")[-1].attrib["name"] == "gate"
 
 
 def test_a_run_that_could_not_begin_is_a_junit_case_in_error() -> None:
@@ -188,7 +193,7 @@ class PageParser(HTMLParser):
 
 
 def shown(run: Run, gate: Gate | None = None) -> str:
-    return page(run, figures(run), gate)
+    return page(conclude(run, gate=gate))
 
 
 def words(html: str) -> str:
@@ -213,11 +218,35 @@ def test_the_page_shows_every_scenario_and_each_figure_with_its_interval() -> No
     text = words(shown(MIXED))
     for expected in (
         "About Q1", "answered allow, expected deny", "busy: the queue is full", "needs a calendar",
-        "2 of 4passed 15 to 85 %", "Not passed (2)", "Skipped (1)", "Passed (2)",
+        "2 of 4passed 15 to 85 %", "Too loose (1)", "Refused (1)", "Skipped (1)", "Passed (2)",
         "rules alone", "model alone, where it was asked", "always the most frequent outcome",
         "expected calibration error", "model: 3, median 100 ms", "tiny-q4", "a desk",
     ):  # fmt: skip
         assert expected in text, expected
+
+
+def test_the_page_has_failures_by_kind_with_question_rules_and_command() -> None:
+    why = Why(question="user:lee burn doc:d", rules=("night",), because="It is night.")
+    wrong = answered("L1", "allow", misses=("answered allow",), decision_id="0198-aaaa1111", why=why)
+    uncited = answered("U1", status="failed", misses=("did not cite R1",))
+    run = run_of(uncited, answered("S1", "deny", wanted="allow", misses=("answered deny",)), wrong)
+    text = words(page(conclude(run, recorded=Recorded(state_dir=Path("/srv/state")))))
+    assert "1 too loose, 1 too strict, 1 citation only" in text
+    places = [text.index(kind) for kind in ("Too loose (1)", "Too strict (1)", "Citation only (1)")]
+    assert places == sorted(places)
+    for part in (
+        "user:lee burn doc:d",
+        "allow; night: It is night.",
+        "log show aaaa1111 --state-dir /srv/state",
+    ):
+        assert part in text
+
+
+def test_a_page_does_not_say_all_passed_if_the_status_is_not_0() -> None:
+    point = Point(name="coverage of small", reasons=("40 % is below the threshold of 90 %",))
+    html = page(conclude(PASSED, points=(point,)))
+    assert "<h1>All scenarios passed, but the run is no success</h1>" in html
+    assert "coverage of small: 40 % is below the threshold of 90 %" in html
 
 
 def test_the_time_axis_has_seconds_from_1000_ms_on_so_that_labels_do_not_overlap() -> None:

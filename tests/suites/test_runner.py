@@ -24,6 +24,7 @@ from thor_policy.core.requests import Json
 from thor_policy.daemon.service import serving
 from thor_policy.suites import runner
 from thor_policy.suites.check import Selection, check, side_names
+from thor_policy.suites.report_files import JUnitFile
 from thor_policy.suites.run_files import Item, load, plain
 from thor_policy.suites.scenarios import Suite
 from thor_policy.testing import StubEngine, load_stub_engine
@@ -208,7 +209,7 @@ def test_bless_refuses_a_filtered_run(run: Run, write: Write) -> None:
 
 
 def test_a_check_runs_without_a_terminal(daemon: Config, write: Write, tmp_path: Path) -> None:
-    """The function behind `test` takes plain values, calls back, and writes the same files."""
+    """The function behind `test` takes plain values and calls back; the same files can be made of it."""
     names, counts, shown = (str(write(entry("E1"), entry("F1", **HOPELESS))),), [], []
 
     @contextmanager
@@ -216,11 +217,11 @@ def test_a_check_runs_without_a_terminal(daemon: Config, write: Write, tmp_path:
         counts.append(count)
         yield lambda item: shown.append(item.id)
 
-    result = check(
-        daemon, Selection(suites=names, repeat=2), progress=progress, junit_file=tmp_path / "run.xml"
-    )
+    result = check(daemon, Selection(suites=names, repeat=2), progress=progress)
     assert (result.ok, result.figures.failed, result.gate, result.blessed) == (False, 1, None, ())
     assert (counts, shown) == ([4], ["E1", "F1", "E1", "F1"])
+    file = JUnitFile(tmp_path / "run.xml")
+    assert file.conclude(result) is None
     assert failing_cases(checked((tmp_path / "run.xml").read_bytes())) == 1
     with pytest.raises(SuiteError, match="only a run of every scenario can become a baseline"):
         check(daemon, Selection(suites=names), bless=True)
@@ -270,7 +271,7 @@ def test_repeats_ask_every_scenario_in_each_round(run: Run, write: Write) -> Non
     ]  # fmt: skip
     assert shown["summary"]["scenarios"] == 2
     assert shown["summary"]["pass_k"] == [1, 1, 1]
-    assert len(json.loads(run("log", "--json").stdout)) == 6
+    assert len(json.loads(run("log", "--json", "--tests").stdout)) == 6
 
 
 def test_a_daemon_that_answers_from_its_cache_is_not_asked_again(
@@ -307,7 +308,7 @@ def test_a_run_with_errors_is_shown_and_not_blessed(run: Run, write: Write, tmp_
     ended = run("test", write(entry("X1", **TOO_LONG)), "--full", "--bless", "--junit", file)
     assert (ended.exit_code, "no answer to X1" in ended.stderr) == (2, True)
     assert "too_large" in ended.stdout
-    assert failing_cases(checked(file.read_bytes())) == 1
+    assert failing_cases(checked(file.read_bytes())) == 2
 
 
 def test_a_looser_model_does_not_pass_the_gate(run: Run, write: Write, config: Config) -> None:

@@ -13,6 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.build import write_pack
 from thor_policy.config import data_path
 from thor_policy.core.errors import SuiteError
 from thor_policy.policy import yaml_text
@@ -174,6 +175,53 @@ def test_a_combination_merges_fixtures_its_matrix_and_the_value_of_each_axis(
     }
 
 
+def test_the_difficulty_is_medium_unless_the_file_says_otherwise(tmp_path: Path) -> None:
+    loaded = suite_files.load(written(tmp_path, WHOLE.replace("  difficulty: easy\n", "")))
+    assert (by_id(loaded)["S1"].difficulty, by_id(loaded)["S2"].difficulty) == ("medium", "hard")
+
+
+@pytest.mark.parametrize("path", ["./pack", "pack/", "../{}/pack"])
+def test_a_pack_named_by_path_is_read_from_the_directory_of_the_suite(tmp_path: Path, path: str) -> None:
+    write_pack(tmp_path / "pack")
+    text = WHOLE.replace("pack: discount-approval", f"pack: {path.format(tmp_path.name)}")
+    loaded = suite_files.load(written(tmp_path, text))
+    assert loaded.pack == "small"
+    assert Path(loaded.pack_dir).resolve() == (tmp_path / "pack").resolve()
+
+
+@pytest.mark.parametrize(
+    ("form", "part", "wrapper"),
+    [
+        ("situation", {"situation": {"actor_role": "x"}}, "situation"),
+        ("situation", {"request": {}}, "request"),
+        ("request", {"request": {"subject": {}}}, "request"),
+        ("request", {"situation": {}, "context": {}}, "situation"),
+        ("situation", {"request": "a free member of a situation", "actor_role": "x"}, None),
+        ("request", {"context": {"request": "R1"}}, None),
+    ],
+)
+def test_an_axis_takes_the_inside_of_a_question(
+    tmp_path: Path, form: str, part: dict[str, Any], wrapper: str | None
+) -> None:
+    question = {
+        "request": {
+            "subject": {"type": "user", "id": "a"},
+            "action": {"name": "look"},
+            "resource": {"type": "doc", "id": "d"},
+        },
+        "situation": {"actor_id": "user:a", "action_type": "look", "resource": "doc:d"},
+    }[form]
+    matrix = {"id": "M", "title": "t", form: question, "axes": {"role": {"staff": part}}}
+    path = written(tmp_path, yaml.safe_dump({"name": "n", "pack": "p", "matrix": [matrix]}))
+    if wrapper is None:
+        assert len(suite_files.load(path).scenarios) == 1
+        return
+    with pytest.raises(
+        SuiteError, match=rf"staff of the axis role holds '{wrapper}'; an axis takes the inside"
+    ):
+        suite_files.load(path)
+
+
 def test_otherwise_sets_what_unlisted_combinations_expect(tmp_path: Path) -> None:
     text = WHOLE.replace("    title: Who may do what\n", "    title: Who may do what\n    otherwise: hold\n")
     loaded = suite_files.load(written(tmp_path, text))
@@ -187,7 +235,18 @@ def test_otherwise_sets_what_unlisted_combinations_expect(tmp_path: Path) -> Non
     ("old", "new", "line", "message"),
     [
         ("difficulty: hard", "difficulty: brutal", 25, "Invalid enum value 'brutal'"),
-        ("  difficulty: easy\n", "", 18, "scenario S1: needs a difficulty, of its own or in defaults"),
+        (
+            "seller: {}",
+            "seller: {situation: {a: b}}",
+            38,
+            "the axis role holds 'situation'; an axis takes the",
+        ),
+        (
+            "pack: discount-approval",
+            "pack: ./nowhere",
+            2,
+            "pack: './nowhere' is read from the directory of the suite",
+        ),
         ("uses: [open]", "uses: [shut]", 19, "scenario S1: there is no fixture 'shut'; there are: open, s"),
         ("uses: [seller]", "uses: [buyer]", 27, "fixture buyer is a part of a request, but this asks with"),
         ("    situation: {state", "    request: {}\n    situation: {state", 10, "fixture open: needs either"),

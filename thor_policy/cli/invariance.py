@@ -8,7 +8,7 @@ from typing import get_args
 import click
 
 from thor_policy.cli import render
-from thor_policy.cli.options import as_json, configured
+from thor_policy.cli.options import as_json, configured, is_given
 from thor_policy.config import Config
 from thor_policy.suites import runner
 from thor_policy.suites.invariance import KINDS, Kind, Variant, figures
@@ -30,9 +30,17 @@ from thor_policy.suites.runner import VariantRun
     type=click.Choice(get_args(Kind)),
     help="Only variants of this kind; repeatable.",
 )
-@click.option("--sample", default=100, show_default=True, metavar="N", help="Number of variants to ask.")
+@click.option(
+    "--sample",
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="Number of variants to ask.",
+)
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Random seed of the sample.")
 @click.option("--full", is_flag=True, help="Ask every variant; takes hours with a model.")
+@click.option("--no-record", is_flag=True, help="Answer in this process and record nothing.")
 @as_json
 @click.pass_context
 def invariance(
@@ -43,13 +51,14 @@ def invariance(
     sample: int,
     seed: int,
     full: bool,
+    no_record: bool,
     as_json: bool,
 ) -> None:
     """Ask variants of scenarios and report answers that changed.
 
     A variant differs only in ways that should not matter: order of members, unknown members, irrelevant
     context, synonyms, number format, an injected text that asks for an allow. Exit status 1: an answer got
-    looser, or fell below its floor.
+    looser, or fell below its floor, or every variant was refused.
     """
     suites = runner.find([str(path) for path in files])
     varied = runner.vary(
@@ -58,6 +67,8 @@ def invariance(
         kinds or KINDS,
         count=None if full else sample,
         seed=seed,
+        any_pack=is_given(ctx, "endpoint") and not is_given(ctx, "pack"),
+        record=not no_record,
         asking=lambda count, where: render.progress(count, f"asking {where}"),
         announce=lambda message: render.line(message, stderr=True),
     )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import click
 
 from thor_policy.cli import render
-from thor_policy.cli.options import as_json, configured, decision_filters, finite
+from thor_policy.cli.options import as_json, configured, decision_filters, finite, with_tests
 from thor_policy.config import Config
 from thor_policy.core import records
 from thor_policy.core.requests import Json
@@ -20,12 +22,14 @@ from thor_policy.journal.checkpoints import trusted_keys
 from thor_policy.journal.maintenance.rebuild import rebuild as rebuild_aside
 from thor_policy.journal.maintenance.rebuild import rebuild_in_place
 from thor_policy.journal.projections import DECISION_COLUMNS
-from thor_policy.journal.reader import ENDING_CHARS, Reader, instant
+from thor_policy.journal.reader import ENDING_CHARS, Reader, instant, is_of_test
 from thor_policy.journal.verification.verify import verify as verify_journal
 from thor_policy.journal.writer import Journal
 
 #: How often `--follow` looks for new decisions, in seconds.
 FOLLOW_S = 0.5
+#: `log` counts at most this many decisions that it leaves out.
+_MOST_COUNTED = 1_000
 
 
 @click.group(invoke_without_command=True)
@@ -46,6 +50,7 @@ FOLLOW_S = 0.5
     is_flag=True,
     help="Only decisions that differ from what a scenario or a reviewer expected.",
 )
+@with_tests
 @click.option("--follow", is_flag=True, help="Then print each new decision, until Ctrl-C.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print every column as CSV.")
 @as_json
@@ -61,10 +66,13 @@ def log(
     as_json: bool,
     unreviewed: bool,
     incorrect: bool,
+    tests: bool,
     type_: str | None,
-    **filters: str | None,
+    **filters: Any,
 ) -> None:
     """List recorded decisions, newest first. The commands check and maintain the journal.
+
+    Decisions of tests are left out, except with --incorrect or --tests; standard error says how many.
 
     \b
     --follow prints the newest last; with --json, one object on each line.
@@ -73,19 +81,24 @@ def log(
         return
     if follow and (as_csv or unreviewed or incorrect or before or type_ or any(filters.values())):
         raise click.UsageError("--follow shows every decision: leave out the filters, --before and --csv")
+    with_tests = tests or incorrect
     with Reader(config.journal_path) as reader:
         if before is not None:
             before = reader.resolve(before)
-        rows = reader.decisions(
-            limit=limit,
+        page = partial(
+            reader.decisions,
             before=before,
             type=type_,
             reviewed=False if unreviewed else None,
             correct=False if incorrect else None,
-            **filters,
         )
+        rows = page(limit=limit, tests=None if with_tests else False, **filters)
+        if not with_tests:
+            if len(rows) == limit:
+                filters["since"] = rows[-1]["timestamp"]
+            _say_left_out(len(page(limit=_MOST_COUNTED, tests=True, **filters)))
         if follow:
-            _follow(reader, rows[::-1], as_json=as_json)
+            _follow(reader, rows[::-1], as_json=as_json, with_tests=with_tests)
         elif as_csv:
             render.as_csv(DECISION_COLUMNS, rows)
         elif as_json:
@@ -94,12 +107,20 @@ def log(
             render.table(BRIEF, [_brief(row) for row in rows], clipped=(1, 2, 3, 4))
 
 
-def _follow(reader: Reader, rows: Sequence[dict[str, Json]], *, as_json: bool) -> None:
+def _say_left_out(count: int) -> None:
+    if count:
+        shown = f"{count:,}" if count < _MOST_COUNTED else f"{count:,} or more"
+        render.line(f"{shown} decisions of tests are left out here; --tests lists them", stderr=True)
+
+
+def _follow(reader: Reader, rows: Sequence[dict[str, Json]], *, as_json: bool, with_tests: bool) -> None:
     seq = max((row["seq"] for row in rows), default=reader.newest_seq())
     if not as_json:
         render.line(_spaced(BRIEF))
     with suppress(KeyboardInterrupt):
         for row in chain(rows, _newer(reader, seq)):
+            if is_of_test(row) and not with_tests:
+                continue
             if as_json:
                 render.as_json_line(row)
             else:
@@ -324,22 +345,27 @@ def rebuild(config: Config, target: Path | None, at: str | None, as_json: bool) 
     type=click.Choice(sorted(statistics.DIMENSIONS)),
     help="One row for each actor, model, pack or type.",
 )
+@with_tests
 @as_json
-def stats(config: Config, since: str | None, by: str | None, as_json: bool) -> None:
-    """Count recorded decisions: outcomes, accuracy, confidence, latency, decisions by hour."""
+def stats(config: Config, since: str | None, by: str | None, tests: bool, as_json: bool) -> None:
+    """Count recorded decisions: outcomes, accuracy, confidence, latency, decisions by hour.
+
+    Decisions of tests are left out and counted apart, except with --tests.
+    """
     if by is not None:
         with Reader(config.journal_path) as reader, render.working("reading the decisions"):
-            rows = statistics.breakdown(reader, by, since=since)
+            rows = statistics.breakdown(reader, by, since=since, tests=tests)
         if as_json:
             render.as_json(rows)
         else:
             _show_breakdown(by, rows)
         return
     with Reader(config.journal_path) as reader, render.working("reading the decisions"):
-        figures = statistics.statistics(reader, since=since)
-        confidence = statistics.confidence(reader, since=since)
-        latency = statistics.latency(reader, since=since)
-        hourly = statistics.hourly(reader, since=since)
+        figures = statistics.statistics(reader, since=since, tests=tests)
+        figures["left_out"] = 0 if tests else statistics.count_of_tests(reader, since=since)
+        confidence = statistics.confidence(reader, since=since, tests=tests)
+        latency = statistics.latency(reader, since=since, tests=tests)
+        hourly = statistics.hourly(reader, since=since, tests=tests)
     if as_json:
         render.as_json(
             figures
@@ -363,7 +389,7 @@ def stats(config: Config, since: str | None, by: str | None, as_json: bool) -> N
 
 
 def _show_counts(figures: dict[str, Json]) -> None:
-    total = figures["decisions"]
+    total, left_out = figures["decisions"], figures["left_out"]
     shares = [
         (kind, name or "-", count, _share(count, total))
         for kind in ("outcomes", "tiers", "risks", "turned_out")
@@ -377,6 +403,7 @@ def _show_counts(figures: dict[str, Json]) -> None:
             "reviewed": figures["reviewed"],
             "value": figures["value"],
         }
+        | ({"left out": f"{left_out:,} decisions of tests; --tests counts them"} if left_out else {})
     )
     render.table(("by", "value", "decisions", "share"), shares, clipped=(1,))
     if figures["expected"]:

@@ -1,7 +1,7 @@
 """Command-line options, made from the settings in `config.Config`.
 
-Owns the decorators `configured`, `decision_filters` and `as_json`, and the check of a number. Invariant: the
-name and help text of a setting are written only in Config. Main thread.
+Owns the decorators `configured`, `decision_filters`, `with_tests` and `as_json`, and what a number and a
+question must be. Invariant: the name and help text of a setting are written only in Config. Main thread.
 """
 
 from __future__ import annotations
@@ -68,6 +68,11 @@ def configured(*names: str) -> Callable[[F], F]:
     return decorate
 
 
+def is_given(ctx: click.Context, option: str) -> bool:
+    """True if the option is on the command line, not only in a file or the environment."""
+    return ctx.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE
+
+
 def absolute_if_path(name_or_path: str, *, marker: str = "") -> str:
     """A path made absolute, because the daemon has another working directory; a name unchanged.
 
@@ -119,6 +124,11 @@ def finite(_ctx: click.Context, _param: click.Parameter, value: float | None) ->
         raise click.BadParameter(f"{value} is not finite; give a finite number.")
     return value
 
+
+#: For commands that leave out decisions of tests otherwise.
+with_tests = click.option(
+    "--tests", is_flag=True, help="Include decisions of tests: questions of `test` and `invariance`."
+)
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

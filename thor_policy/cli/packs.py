@@ -1,7 +1,7 @@
 """`packs`: list, show, check, sign and render policy packs, and change which packs a daemon has resident.
 
-Owns the commands; `policy.pack_files` reads packs, and the daemon's engine thread changes what is resident. What
-authors need is in `pack_authoring`.
+Owns the commands; `policy.pack_files` reads packs, and the daemon's engine thread changes what is resident.
+What authors need is in `pack_authoring`.
 """
 
 from __future__ import annotations

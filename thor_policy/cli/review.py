@@ -13,7 +13,7 @@ import msgspec
 
 from thor_policy.cli import render, review_page
 from thor_policy.cli.escape import visible
-from thor_policy.cli.options import as_json, configured, decision_filters, finite
+from thor_policy.cli.options import as_json, configured, decision_filters, finite, with_tests
 from thor_policy.config import Config
 from thor_policy.core import records
 from thor_policy.core.errors import ThorPolicyError
@@ -83,6 +83,7 @@ q                   quit"""
     help="Number of verdicts for each decision of the second share.",
 )
 @decision_filters
+@with_tests
 @click.option(
     "-n", "--limit", type=click.IntRange(1, 10_000), help="At most this many decisions of the queue."
 )
@@ -107,11 +108,14 @@ def review(
     assignee: str | None,
     plain: bool,
     stats: bool,
+    tests: bool,
     as_json: bool,
     type_: str | None,
     **filters: Any,
 ) -> None:
     """Review decisions: one key for each verdict, recorded at once.
+
+    Decisions of tests are in the queue `unreviewed` only with --tests.
 
     \b
     --json prints the queue, or with --stats the figures.
@@ -135,6 +139,7 @@ def review(
                 second_share=second_share,
                 verdicts=verdicts,
                 type=type_,
+                tests=None if tests or queue != "unreviewed" else False,
                 **filters,
             )[:limit]
         if as_json:

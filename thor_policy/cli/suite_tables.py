@@ -1,49 +1,48 @@
-"""Tables of a run, a gate and a comparison, within 80 columns.
+"""Tables of a run and a comparison, within 80 columns.
 
 Owns their layout. Invariant: functions print plain values and decide nothing. Main thread.
 """
 
 from __future__ import annotations
 
-import shlex
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from thor_policy.cli import render
 from thor_policy.journal.reader import ENDING_CHARS
 from thor_policy.suites import leaks
-from thor_policy.suites.baselines import Gate
-from thor_policy.suites.check import Check
 from thor_policy.suites.comparison import Change, Comparison
+from thor_policy.suites.conclusions import Conclusion, by_gravity, details
 from thor_policy.suites.coverage import Coverage
 from thor_policy.suites.figures import Figures, Group
 from thor_policy.suites.intervals import Rate
 from thor_policy.suites.run_files import Item, Run, worst
 
-#: Results of a scenario, the gravest first, with the words of the headline; those that passed have none.
-_RESULTS = {
-    "too loose": "too loose",
-    "too strict": "too strict",
-    "refused": "refused",
-    "failed": "right but not as expected otherwise",
-    "uncited": "right but without the expected citation",
-    "passed": "",
-    "skipped": "",
-}
+#: What the figures are that are hard to guess from their names.
+_LEGEND = (
+    "rules alone: the rules' floor would have been right",
+    "model alone: the model's own label, before the floor, where it was asked",
+    "output structure: the share of the five parts of an answer that is there",
+    "labels: answers of the model to questions with one right outcome",
+    "tokens: mean of the questions that the model was asked",
+    "more: docs/explanation/suites.md",
+)
+#: Columns of the report.
+_WIDTH = 80
 
 
-def show_run(run: Run, figures: Figures, state_dir: Path | None) -> None:
-    """Print the headline, every scenario, the gravest failure first, the misses, and the figures.
+def show_conclusion(conclusion: Conclusion, *, with_coverage: bool) -> None:
+    """Print the headline, every scenario, the figures, then each failure, the gravest kind first.
 
-    `state_dir` is where the decisions are recorded, None if that is on another machine.
+    What the status depends on beside the scenarios is printed last.
     """
-    items = sorted(worst(run.results).values(), key=lambda item: list(_RESULTS).index(_result(item)))
-    render.line(textwrap.fill(headline(items), 80, subsequent_indent="    "))
+    run, figures = conclusion.run, conclusion.figures
+    items = by_gravity(worst(run.results).values())
+    render.line(_wrapped(conclusion.headline, "    "))
     for judge in run.judges:
         render.line(f"\n{judge.pack.name}" if len(run.judges) > 1 else "")
-        _show_items([item for item in items if item.pack == judge.pack.name], state_dir)
+        _show_items([item for item in items if item.pack == judge.pack.name], conclusion)
     render.line("")
     if len(figures.by_pack) > 1:
         _show_groups("pack", figures.by_pack)
@@ -60,24 +59,46 @@ def show_run(run: Run, figures: Figures, state_dir: Path | None) -> None:
         render.table(("flipped", "passed", "outcomes", "probability moved"), flips)
         render.line("")
     render.pairs(_summary(run, figures))
-
-
-def show_check(check: Check, *, with_coverage: bool) -> None:
-    """Print what follows the tables of a run: coverage, new baselines, and the gate."""
-    if with_coverage:
-        show_coverage(check.run.coverage, check.coverage_threshold)
-    for path in check.blessed:
-        render.line(f"baseline written: {path}")
-    if check.gate is not None:
-        show_gate(check.gate)
-
-
-def show_gate(gate: Gate) -> None:
-    """Print whether the gate passed, and every reason against it."""
     render.line("")
-    for reason in gate.reasons:
-        render.line(f"gate: {reason}")
-    render.line("gate passed" if gate.ok else "gate not passed")
+    for text in _LEGEND:
+        render.line(f"  {text}")
+    if with_coverage:
+        show_coverage(run.coverage)
+    for path in conclusion.blessed:
+        render.line(f"baseline written: {path}")
+    _show_failures(conclusion)
+    if conclusion.failures or not conclusion.ok or conclusion.gate is not None:
+        render.line("")
+    for point in conclusion.points:
+        for reason in point.reasons if point.status == 1 else ():
+            render.line(f"{point.name}: {reason}")
+    if conclusion.gate is not None:
+        render.line("gate passed" if conclusion.gate.ok else "gate not passed")
+    if conclusion.failures:
+        render.line(_wrapped(conclusion.headline, "    "))
+
+
+def _show_failures(conclusion: Conclusion) -> None:
+    """Print each scenario that did not pass: what is wrong, question, answer, rules, and how to see more."""
+    kinds = Counter(item.result for item in conclusion.failures)
+    kind = None
+    for item in conclusion.failures:
+        if item.result != kind:
+            kind = item.result
+            render.line(f"\n{kind} ({kinds[kind]})")
+        render.line(_wrapped(f"{item.id} {item.title}", "  "))
+        rows = details(item)
+        if command := conclusion.command(item):
+            rows.append(("see", command))
+        for name, value in rows:
+            text = f"    {name:<9} {value}"  # a command is to be copied, so it is never broken
+            render.line(text if name == "see" else _wrapped(text, " " * 14))
+    if conclusion.failures and conclusion.recorded.state_dir is None:
+        render.line("\nnot recorded; without --no-record the command is printed that shows each decision")
+
+
+def _wrapped(text: str, indent: str) -> str:
+    return textwrap.fill(text, _WIDTH, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def show_comparison(comparison: Comparison) -> None:
@@ -124,59 +145,24 @@ def _verdict(change: Change) -> str:
     return "differs"
 
 
-def headline(items: Sequence[Item]) -> str:
-    """How many scenarios did not pass, and how gravely, in one line."""
-    counts = Counter(map(_result, items))
-    count = len(items) - counts["skipped"]
-    failures = [f"{counts[name]} {words}" for name, words in _RESULTS.items() if words and counts[name]]
-    skipped = f"; {counts['skipped']} skipped" if counts["skipped"] else ""
-    if not failures:
-        passed = f"all {count} scenarios passed" if count > 1 else f"{count or 'no'} scenario passed"
-        return passed + skipped
-    return f"{count - counts['passed']} of {count} scenarios did not pass: {', '.join(failures)}{skipped}"
-
-
-def _result(item: Item) -> str:
-    """One of `_RESULTS`."""
-    if item.status == "error":
-        return "refused"
-    if item.status != "failed":
-        return item.status
-    if item.wrong is not None:
-        return f"too {item.wrong}"
-    return "uncited" if item.lacks_only_citation else "failed"
-
-
-def _show_items(items: Sequence[Item], state_dir: Path | None) -> None:
+def _show_items(items: Sequence[Item], conclusion: Conclusion) -> None:
     rows = [
         (
             item.id,
-            _result(item),
+            item.result,
             item.outcome,
             "|".join(item.accepted),
             item.tier,
             f"{item.total_ms:,.0f}",
-            (item.decision_id or "-")[-ENDING_CHARS:],
+            item.decision_id[-ENDING_CHARS:] if conclusion.command(item) and item.decision_id else None,
         )
         for item in items
     ]
     columns = ("id", "result", "outcome", "expected", "by", "ms", "decision")
     render.table(columns, rows, gap=1, clipped=(2, 3))
     for item in items:
-        if item.misses:
-            reason = item.verdict if item.status in ("error", "skipped") else "; ".join(item.misses)
-            render.line(f"{item.id} {item.title}: {reason}")
-            if item.label:
-                render.line(f"    the model said {item.label}, the rules {item.floor}")
-            if item.decision_id:
-                render.line(f"    {_how_to_see(item.decision_id, state_dir)}")
-
-
-def _how_to_see(decision_id: str, state_dir: Path | None) -> str:
-    command = f"thorpolicy log show {decision_id[-ENDING_CHARS:]}"
-    if state_dir is None:
-        return f"on the daemon's machine: {command}"
-    return f"{command} --state-dir {shlex.quote(str(state_dir))}"
+        if item.status == "skipped":
+            render.line(f"{item.id} {item.title}: {item.verdict}")
 
 
 def _show_groups(what: str, groups: Sequence[Group]) -> None:
@@ -245,7 +231,7 @@ def _leaks(run: Run) -> str:
     return "none found, by wording " + ("alone" if run.embedder.startswith("no ") else "and meaning")
 
 
-def show_coverage(covered: Sequence[Coverage], threshold_percent: float | None) -> None:
+def show_coverage(covered: Sequence[Coverage]) -> None:
     """Print which clauses and rules of each pack a run reached, and which it never did."""
     for coverage in covered:
         rows = (
@@ -258,10 +244,6 @@ def show_coverage(covered: Sequence[Coverage], threshold_percent: float | None) 
             for name, counts, never in rows
         }
         render.pairs(pairs, title=f"coverage of {coverage.pack}")
-        if not coverage.reaches(threshold_percent):
-            render.line(
-                f"coverage {100 * coverage.share:.0f} % is below the threshold of {threshold_percent:g} %"
-            )
 
 
 def _rate(rate: Rate) -> str:

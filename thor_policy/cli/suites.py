@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,11 +13,16 @@ import click
 import msgspec
 
 from thor_policy.cli import render, suite_tables
-from thor_policy.cli.options import as_json, configured
+from thor_policy.cli.options import as_json, configured, is_given
 from thor_policy.config import Config
 from thor_policy.suites.check import Selection, check, compare_sides
-from thor_policy.suites.figures import Figures
-from thor_policy.suites.run_files import Item, Run
+from thor_policy.suites.report_files import JUnitFile, write_html
+from thor_policy.suites.run_files import Item
+
+#: The option of the JUnit file.
+JUNIT = "--junit"
+#: Key in the context's `meta` of the `JUnitFile` of the command.
+_REPORT = "thor_policy.junit"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -56,12 +63,53 @@ def _selection_options(command: F) -> F:
 
 
 def _file(option: str, name: str, help: str) -> Callable[[F], F]:
-    return click.option(
-        option, name, metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help=help
-    )
+    return click.option(option, name, metavar="FILE", type=click.Path(path_type=Path), help=help)
 
 
-@click.command()
+class _Reported(click.Command):
+    """A command whose JUnit file holds an error from the first moment until the command writes it.
+
+    So it agrees with the exit status, whatever ends the command: a wrong option, an interrupt, a signal.
+    """
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        report = JUnitFile(_path_in(args))
+        try:
+            context = super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            report.fail(error.format_message())
+            raise
+        context.meta[_REPORT] = report
+        return context
+
+    def invoke(self, ctx: click.Context) -> Any:
+        report: JUnitFile = ctx.meta[_REPORT]
+        report.begin()
+        if report.failed is not None:
+            _warn(report.failed.reasons)
+        try:
+            return super().invoke(ctx)
+        except click.exceptions.Exit:
+            raise
+        except BaseException as error:
+            report.fail(str(error) or f"the run was ended by {type(error).__name__}")
+            raise
+
+
+def _path_in(arguments: Sequence[str]) -> Path | None:
+    """The JUnit file that the arguments name, also if they cannot be understood otherwise."""
+    path = None
+    for argument, following in pairwise([*arguments, ""]):
+        if argument == JUNIT:
+            path = following
+        elif argument.startswith(f"{JUNIT}="):
+            path = argument.removeprefix(f"{JUNIT}=")
+    return Path(path) if path else None
+
+
+@click.command(cls=_Reported)
 @configured()
 @click.argument("suites", metavar="[SUITE]...", nargs=-1, help="Suites by name or file, as with --suite.")
 @_selection_options
@@ -82,8 +130,22 @@ def _file(option: str, name: str, help: str) -> Callable[[F], F]:
     type=click.Path(file_okay=False, path_type=Path),
     help="Directory of baselines; default: `baselines` in the state directory.",
 )
-@click.option("--against", metavar="URL", help="Ask only the daemon at this address.")
-@_file("--junit", "junit_file", "Also write a JUnit file, even if the run fails.")
+@click.option(
+    "--against",
+    metavar="URL",
+    help="Ask only the daemon at this address, about its active pack unless --pack or --candidate is given.",
+)
+@click.option(
+    "--candidate",
+    metavar="NAME",
+    help="Ask the daemon about this resident pack: name, name@version or digest.",
+)
+@click.option(
+    "--no-record",
+    is_flag=True,
+    help="Answer in this process and record nothing; a daemon is only asked which pack it has.",
+)
+@_file(JUNIT, "junit_file", "Also write a JUnit file, even if the run fails.")
 @_file("--html", "html_file", "Also write an HTML page about the run.")
 @as_json
 @click.pass_context
@@ -101,14 +163,16 @@ def test(
     bless: bool,
     baselines_dir: Path | None,
     against: str | None,
+    candidate: str | None,
+    no_record: bool,
     junit_file: Path | None,
     html_file: Path | None,
     as_json: bool,
 ) -> None:
     """Run scenario suites, each against its pack, and record each decision.
 
-    While a daemon is up, only suites of the pack that it serves are run. Exit status 0: every scenario
-    passed (with --gate: the gate passed); 1: otherwise; 2: could not run.
+    While a daemon is up, only suites of one of its packs are run. Exit status 0: every scenario passed (with
+    --gate: the gate passed); 1: otherwise; 2: could not run, or could not write a file.
     """
     selection = Selection(
         suites=suites + more_suites, filters=filters, full=full, repeat=repeat, allow_leak=allow_leak
@@ -116,31 +180,41 @@ def test(
     if bless and (gated or not selection.whole):
         raise click.UsageError("--bless needs --full, and neither --filter nor --gate")
 
-    is_remote = (against or config.endpoint).startswith("tcp:")
-
-    def finished(run: Run, figures: Figures) -> None:
-        if not as_json:
-            suite_tables.show_run(run, figures, None if is_remote else config.state_dir)
-
-    result = check(
+    names_daemon = against is not None or is_given(ctx, "endpoint")
+    conclusion = check(
         config,
         selection,
         against=against,
+        any_pack=names_daemon and not is_given(ctx, "pack"),
+        candidate=candidate,
+        record=not no_record,
         gated=gated,
         bless=bless,
         baselines_dir=baselines_dir,
         coverage_threshold=coverage_threshold,
-        junit_file=junit_file,
-        html_file=html_file,
-        finished=finished,
         progress=_progress,
         announce=_announce,
     )
+    report: JUnitFile = ctx.meta[_REPORT]
+    if report.failed is not None:
+        conclusion = conclusion.adding(report.failed)
+    conclusion = write_html(conclusion, html_file)
     if as_json:
-        render.as_json(result.plain())
+        render.as_json(conclusion.plain())
     else:
-        suite_tables.show_check(result, with_coverage=full or coverage_threshold is not None)
-    ctx.exit(0 if result.ok else 1)
+        suite_tables.show_conclusion(conclusion, with_coverage=full or coverage_threshold is not None)
+    _warn(reason for point in conclusion.points if point.status > 1 for reason in point.reasons)
+    sys.stdout.flush()  # what fails after the JUnit file is written could not be in it
+    failed = report.conclude(conclusion)
+    if failed is not None and failed not in conclusion.points:
+        _warn(failed.reasons)
+        conclusion = conclusion.adding(failed)
+    ctx.exit(conclusion.status)
+
+
+def _warn(reasons: Iterable[str]) -> None:
+    for reason in reasons:
+        render.line(f"thorpolicy: {reason}", stderr=True)
 
 
 @click.command()

@@ -27,6 +27,10 @@ Record = dict[str, Json]
 
 #: Least characters of the end of an id that may stand for the whole id.
 ENDING_CHARS = 8
+#: The first tag of the questions of `invariance`, which have no scenario.
+INVARIANCE_TAG = "invariance"
+#: The condition for decisions that answered a question of `test` or `invariance`, and that nobody acted on.
+OF_TESTS = f"""(scenario_id IS NOT NULL OR tags LIKE '["{INVARIANCE_TAG}"%')"""
 #: Tables of records about a decision.
 _TRACE = ("consultations", "approvals", "reviews", "outcomes", "shadows", "counterfactuals")
 #: Values of `tier` of decisions that a daemon made. Reported decisions have others.
@@ -150,11 +154,13 @@ class Reader:
         reviewed: bool | None = None,
         correct: bool | None = None,
         status: str | None = None,
+        tests: bool | None = None,
     ) -> list[Record]:
         """Newest first, at most `limit`. `before` is the id of the last decision of the previous page.
 
         `since` and `until` are RFC 3339, in UTC if they have no offset. An `actor` without `:` is a user.
-        `correct` is that of a scenario or a review, `status` that of the recorded outcome.
+        `correct` is that of a scenario or a review, `status` that of the recorded outcome. `tests` selects
+        only decisions of tests, or only others.
         """
         since, until = instant(since, "since"), instant(until, "until")
         columns: dict[str, Any] = {
@@ -179,6 +185,8 @@ class Reader:
             for name, common in schema.COMMON.items()
             if name in rare
         ]
+        if tests is not None:
+            where.append((OF_TESTS if tests else f"NOT {OF_TESTS}", ()))
         bounds = [("timestamp >= ?", since), ("timestamp < ?", until)]
         where += [(condition, (at,)) for condition, at in bounds if at is not None]
         newest = until
@@ -364,6 +372,11 @@ class Reader:
                     self._connection.execute("ROLLBACK")
         except (sqlite3.Error, ValueError, OSError, EOFError) as error:
             raise JournalError(f"{self.path} cannot be read as a journal: {error}") from error
+
+
+def is_of_test(record: Record) -> bool:
+    """True for a decision that answered a question of `test` or `invariance`: `OF_TESTS` for a record."""
+    return record["scenario_id"] is not None or record["tags"][:1] == [INVARIANCE_TAG]
 
 
 def read_only_uri(path: Path) -> str:

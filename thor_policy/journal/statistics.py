@@ -1,7 +1,7 @@
 """Statistics of decisions: counts, accuracy and latency, by actor, model, pack, confidence and hour.
 
 Owns the aggregating queries. Invariant: each call reads one snapshot of the decisions since a time, so the
-figures of one call agree. Any thread or process.
+figures of one call agree. With `tests` false a call leaves out decisions of tests. Any thread or process.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from thor_policy.core.requests import Json
-from thor_policy.journal.reader import Reader, Record, instant
+from thor_policy.journal.reader import OF_TESTS, Reader, Record, instant
 
 #: Dimensions of a breakdown, and the column of each.
 DIMENSIONS = {"actor": "actor", "model": "model_name", "pack": "prompt_version", "type": "decision_type"}
@@ -19,9 +19,9 @@ BUCKETS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 MOST_ROWS = 50
 
 
-def statistics(reader: Reader, *, since: str | None = None) -> Record:
+def statistics(reader: Reader, *, since: str | None = None, tests: bool = True) -> Record:
     """Counts by outcome, tier and risk, accuracy where it is known, recorded outcomes, and latency in ms."""
-    where, values = _window(since)
+    where, values = _window(since, tests)
     with reader.snapshot() as connection:
         rows = connection.execute(
             "SELECT decision, tier, risk_level, count(*), count(decision_correct), sum(decision_correct), "
@@ -52,10 +52,10 @@ def statistics(reader: Reader, *, since: str | None = None) -> Record:
     }
 
 
-def breakdown(reader: Reader, by: str, *, since: str | None = None) -> list[Record]:
+def breakdown(reader: Reader, by: str, *, since: str | None = None, tests: bool = True) -> list[Record]:
     """One record for each value of a dimension (`DIMENSIONS`), most decisions first, at most `MOST_ROWS`."""
     column = DIMENSIONS[by]
-    where, values = _window(since)
+    where, values = _window(since, tests)
     with reader.snapshot() as connection:
         rows = connection.execute(
             f"SELECT {column}, count(*), sum(allow), count(decision_correct), sum(decision_correct), "
@@ -81,9 +81,9 @@ def breakdown(reader: Reader, by: str, *, since: str | None = None) -> list[Reco
     return records
 
 
-def latency(reader: Reader, *, since: str | None = None) -> list[Record]:
+def latency(reader: Reader, *, since: str | None = None, tests: bool = True) -> list[Record]:
     """p50, p90 and p99 of the latency in ms of each model."""
-    where, values = _window(since)
+    where, values = _window(since, tests)
     with reader.snapshot() as connection:
         rows = connection.execute(
             "SELECT model_name, latency_ms FROM decisions INDEXED BY decisions_timestamp "
@@ -99,9 +99,9 @@ def latency(reader: Reader, *, since: str | None = None) -> list[Record]:
     ]
 
 
-def confidence(reader: Reader, *, since: str | None = None) -> list[Record]:
+def confidence(reader: Reader, *, since: str | None = None, tests: bool = True) -> list[Record]:
     """For each bucket of confidence: the number of decisions, of judged ones, and of right ones."""
-    where, values = _window(since)
+    where, values = _window(since, tests)
     cases = " ".join(f"WHEN confidence >= {low} THEN {low}" for low in reversed(BUCKETS))
     with reader.snapshot() as connection:
         rows = connection.execute(
@@ -116,9 +116,9 @@ def confidence(reader: Reader, *, since: str | None = None) -> list[Record]:
     ]
 
 
-def hourly(reader: Reader, *, since: str | None = None) -> list[tuple[str, int]]:
+def hourly(reader: Reader, *, since: str | None = None, tests: bool = True) -> list[tuple[str, int]]:
     """The number of decisions in each hour that has any, oldest first: (`2026-07-01T12`, count)."""
-    where, values = _window(since)
+    where, values = _window(since, tests)
     with reader.snapshot() as connection:
         return connection.execute(
             f"SELECT substr(timestamp, 1, 13), count(*) FROM decisions {where} GROUP BY 1 ORDER BY 1", values
@@ -133,8 +133,17 @@ def percentiles(took_ms: list[float]) -> dict[str, float] | None:
     return {f"p{p}": ordered[(len(ordered) * p - 1) // 100] for p in (50, 90, 99)}
 
 
-def _window(since: str | None) -> tuple[str, list[Any]]:
-    return "WHERE timestamp >= ?", [instant(since, "since") or ""]
+def count_of_tests(reader: Reader, *, since: str | None = None) -> int:
+    """The number of decisions that answered a question of `test` or `invariance`."""
+    where, values = _window(since, tests=True)
+    with reader.snapshot() as connection:
+        counted = connection.execute(f"SELECT count(*) FROM decisions {where} AND {OF_TESTS}", values)
+        return int(counted.fetchone()[0])
+
+
+def _window(since: str | None, tests: bool) -> tuple[str, list[Any]]:
+    without = "" if tests else f" AND NOT {OF_TESTS}"
+    return f"WHERE timestamp >= ?{without}", [instant(since, "since") or ""]
 
 
 def _counts(rows: list[tuple[Json, ...]], column: int) -> dict[str, int]:

@@ -36,11 +36,11 @@ def write(directory: Path, name: str, *, with_model: bool) -> list[str]:
 
 
 _NO_MODEL = """\
-model: never # rules alone decide; `packs new --with-model` writes a pack whose answers a model can make stricter
+model: never # rules alone decide; `packs new --with-model` writes a pack with a model
 default: deny # the outcome where no rule decides
 """
 _PROMPT = """\
-# Where no rule decides, the model does. It reads these lines of a request, and can only make an answer stricter.
+# Where no rule decides, the model does. It reads these lines of a request, and only makes an answer stricter.
 fields:
   - {name: who, value: subject.id}
   - {name: role, value: facts.role}
@@ -120,7 +120,7 @@ roles:
     SUITE: """\
 # The questions that this pack must answer rightly: thorpolicy test --pack DIR
 name: NAME
-pack: NAME
+pack: . # the directory of this file
 defaults: {difficulty: easy}
 matrix: # every combination is a scenario; what `expect` does not list expects deny
   - id: ROLES

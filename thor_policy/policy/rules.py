@@ -309,7 +309,7 @@ class RuleBook:
         )
 
     def trace(self, evaluation: Evaluation, received_at: float) -> tuple[Floor, tuple[RuleTrace, ...]]:
-        """The floor, and what came of each rule with the parts of its condition; compiles them, so it is slow."""
+        """The floor, and what came of each rule and of the parts of its condition. Slow: it compiles them."""
         floor = self.apply(evaluation, received_at)
         inputs = self._language.inputs(evaluation, received_at)
         self._language.members_at_fault(self._required)

@@ -45,17 +45,25 @@ def path_of(folder: Path, suite: str, model: str) -> Path:
 def bless(folder: Path, run: Run) -> list[Path]:
     """Make a run the baseline of each of its suites, and return the files.
 
-    Raises SuiteError if the run has errors: a scenario without an answer cannot be compared.
+    Raises SuiteError if the run has errors, because a scenario without an answer cannot be compared, or if a
+    file cannot be written.
     """
     if errors := [item.id for item in worst(run.results).values() if item.status == "error"]:
         raise SuiteError(f"a run with errors is no baseline; there was no answer to {', '.join(errors)}")
-    folder.mkdir(parents=True, exist_ok=True)
+    items = tuple(msgspec.structs.replace(item, why=None) for item in run.results)  # for readers of this run
+    run = msgspec.structs.replace(run, results=items)
     written = []
     for suite in _suites(run):
         part = run.only(suite)
         path = path_of(folder, suite, part.judges[0].model)
         text = msgspec.json.format(msgspec.json.encode(plain(part, summary=figures(part))), indent=1)
-        path.write_bytes(text + b"\n")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(text + b"\n")
+        except OSError as error:
+            raise SuiteError(
+                f"{path} cannot be written: {error.strerror}; choose another directory with --baselines"
+            ) from error
         written.append(path)
     return written
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from msgspec import Struct
 
-from thor_policy.suites.baselines import Gate
-from thor_policy.suites.figures import Confusion, Figures
+from thor_policy.suites.conclusions import Conclusion, details, kinds
+from thor_policy.suites.figures import Confusion
 from thor_policy.suites.intervals import Rate
-from thor_policy.suites.run_files import Item, Run, worst
+from thor_policy.suites.run_files import FAILURES, Item, worst
 
 #: Width of every chart in SVG units; on a phone one unit is about one pixel.
 WIDTH = 360
@@ -66,9 +66,11 @@ class Times(Struct, frozen=True, kw_only=True):
     ticks: tuple[tuple[str, float], ...]
 
 
-def page(run: Run, figures: Figures, gate: Gate | None = None) -> str:
+def page(conclusion: Conclusion) -> str:
     """The whole page."""
+    run, figures = conclusion.run, conclusion.figures
     items = list(worst(run.results).values())
+    failures = conclusion.failures
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -80,29 +82,32 @@ def page(run: Run, figures: Figures, gate: Gate | None = None) -> str:
     text = environment.get_template("html_report.html").render(
         run=run,
         figures=figures,
-        gate=gate,
+        reasons=[f"{point.name}: {reason}" for point in conclusion.points for reason in point.reasons],
         width=WIDTH,
-        verdict=_verdict(figures, gate),
+        verdict=_verdict(conclusion),
+        kinds=kinds(failures),
+        command=conclusion.command,
+        details=details,
         matrices=[_matrix(confusion) for confusion in figures.confusion],
         times=_times(run.results),
         tags=[group for group in figures.by_tag if group.passed.of >= _MIN_SCENARIOS_OF_TAG],
-        not_passed=[item for item in items if item.status in ("failed", "error")],
+        not_passed={name: [item for item in failures if item.result == name] for name in FAILURES},
         skipped=[item for item in items if item.status == "skipped"],
         passed=[item for item in items if item.status == "passed"],
     )
     return text.encode("utf-8", "replace").decode("utf-8")  # replaces lone surrogates
 
 
-def _verdict(figures: Figures, gate: Gate | None) -> str:
-    if gate is not None:
-        return "The gate is passed" if gate.ok else "The gate is not passed"
+def _verdict(conclusion: Conclusion) -> str:
+    """What the exit status says, in words."""
+    figures = conclusion.figures
+    if conclusion.gate is not None and conclusion.status < 2:
+        return "The gate is passed" if conclusion.ok else "The gate is not passed"
     if not figures.not_skipped:
         return "Nothing was asked"
-    return (
-        "All passed"
-        if figures.ok
-        else f"{figures.failed + figures.errors} of {figures.not_skipped} did not pass"
-    )
+    if figures.failed or figures.errors:
+        return f"{figures.failed + figures.errors} of {figures.not_skipped} did not pass"
+    return "All passed" if conclusion.ok else "All scenarios passed, but the run is no success"
 
 
 def _percent(rate: Rate) -> str:

@@ -26,6 +26,7 @@ from msgspec import Struct, field
 
 from thor_policy.core.errors import PackError, RequestError, SuiteError
 from thor_policy.core.requests import Json
+from thor_policy.journal.reader import INVARIANCE_TAG
 from thor_policy.policy import yaml_text
 from thor_policy.suites.scenarios import Scenario
 from thor_policy.suites.verdicts import Ask
@@ -306,7 +307,7 @@ def compare_answers(variant: Variant, before: AnswerRanks, after: AnswerRanks) -
 
 
 def _fields(question: dict[str, Json], kind: str) -> dict[str, Json]:
-    return question | {"explain": "none", "annotations": {"tags": ("invariance", kind)}}
+    return question | {"explain": "none", "annotations": {"tags": (INVARIANCE_TAG, kind)}}
 
 
 def _ranks_of(reply: dict[str, Json], labels: Sequence[str]) -> AnswerRanks:

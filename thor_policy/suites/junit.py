@@ -1,7 +1,7 @@
 """JUnit XML of a run, for tools that collect test results.
 
 Owns that file. Invariant: the XML is well-formed whatever a scenario holds, its counts match its elements,
-and it holds a failure or an error exactly if the command exits with a status other than 0. Pure.
+and it holds a failure or an error exactly if the conclusion has a status other than 0. Pure.
 """
 
 from __future__ import annotations
@@ -10,31 +10,33 @@ import re
 from collections.abc import Iterable, Sequence
 from xml.etree import ElementTree
 
-from thor_policy.suites.baselines import Gate
-from thor_policy.suites.run_files import Item, Run, rounds, worst
+from thor_policy.suites.conclusions import Conclusion, details
+from thor_policy.suites.run_files import Item, rounds, worst
 
 #: Characters that XML 1.0 cannot hold, or that a parser changes when it normalises line ends.
 _UNFIT = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _NOT_PASSED = ("failure", "error", "skipped")
 
 
-def junit(run: Run, gate: Gate | None = None) -> bytes:
+def junit(conclusion: Conclusion) -> bytes:
     """The file of a run: one test suite for each suite, one test case for each scenario (its worst round).
 
-    With a gate, failed scenarios are shown as skipped, because the case of the gate says whether they matter.
+    Each point of the conclusion is a case too, in the suite `run`. With a gate, failed scenarios are shown as
+    skipped, because the case of the gate says whether they matter.
     """
+    run = conclusion.run
     seconds = {
         key: sum(item.total_ms for item in answers) / 1000 for key, answers in rounds(run.results).items()
     }
     suites: dict[str, list[ElementTree.Element]] = {}
     for key, item in worst(run.results).items():
-        case = _case(item, seconds[key], gated=gate is not None)
-        suites.setdefault(item.suite, []).append(case)
-    if gate is not None:
-        case = _element("testcase", classname="gate", name="gate", time="0.000")
-        if gate.reasons:
-            case.append(_not_passed("failure", gate.reasons, "gate"))
-        suites["gate"] = [case]
+        suites.setdefault(item.suite, []).append(_case(conclusion, item, seconds[key]))
+    for point in conclusion.points:
+        case = _element("testcase", classname="thorpolicy", name=point.name, time="0.000")
+        if point.reasons:
+            kind = "failure" if point.status == 1 else "error"
+            case.append(_not_passed(kind, point.reasons, point.name))
+        suites.setdefault("thorpolicy", []).append(case)
     properties = {"version": run.version, "where": run.where, "machine": run.machine}
     for judge in run.judges:
         properties[f"pack.{judge.pack.name}"] = f"{judge.pack.version} {judge.pack.sha256}"
@@ -83,26 +85,32 @@ def _suite(
     return suite
 
 
-def _case(item: Item, seconds: float, *, gated: bool) -> ElementTree.Element:
+def _case(conclusion: Conclusion, item: Item, seconds: float) -> ElementTree.Element:
     case = _element("testcase", classname=item.suite, name=f"{item.id} {item.title}", time=f"{seconds:.3f}")
     if item.status == "skipped":
         case.append(_element("skipped", message="; ".join(item.misses)))
-    elif item.status == "failed" and gated:
-        case.append(_element("skipped", message=f"failed; the gate decides: {'; '.join(item.misses)}"))
+    elif item.status == "failed" and conclusion.gate is not None:
+        message = f"{item.result}; the gate decides: {'; '.join(item.misses)}"
+        case.append(_element("skipped", message=message))
     elif item.status != "passed":
         kind = "failure" if item.status == "failed" else "error"
-        case.append(_not_passed(kind, item.misses, item.wrong or item.status))
+        lines = [f"{name}: {value}" for name, value in details(item)[1:]]
+        if command := conclusion.command(item):
+            lines.append(f"see: {command}")
+        case.append(_not_passed(kind, item.misses, item.result, lines))
     if item.decision_id is not None:
         out = _element("system-out")
-        out.text = f"decision {item.decision_id}: {item.outcome}, by {item.tier}"
+        out.text = _fit(f"decision {item.decision_id}: {item.outcome}, by {item.tier}")
         case.append(out)
     return case
 
 
-def _not_passed(kind: str, reasons: Iterable[str], type: str) -> ElementTree.Element:
-    lines = list(reasons)
-    element = _element(kind, message="; ".join(lines), type=type)
-    element.text = _fit("\n".join(lines))
+def _not_passed(
+    kind: str, reasons: Iterable[str], type: str, lines: Iterable[str] = ()
+) -> ElementTree.Element:
+    message = list(reasons)
+    element = _element(kind, message="; ".join(message), type=type)
+    element.text = _fit("\n".join([*message, *lines]))
     return element
 
 

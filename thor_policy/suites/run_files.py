@@ -11,25 +11,35 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 from msgspec import Struct
 
 from thor_policy.core import strict_json
-from thor_policy.core.decisions import PackInfo
+from thor_policy.core.decisions import Floor, PackInfo
 from thor_policy.core.errors import SuiteError
-from thor_policy.core.requests import Json
+from thor_policy.core.requests import Evaluation, Json
 from thor_policy.suites.coverage import Coverage
 from thor_policy.suites.leaks import Leak
 from thor_policy.suites.reasoning import Element
 from thor_policy.suites.verdicts import UNCITED, Result, Status
 
+#: Most characters of a question in short.
+SHORT_CHARS = 240
 #: Version of the JSON format; a file of another version is refused.
 FORMAT = 1
 
 #: How an outcome is wrong: `loose` if it is looser than every accepted one, otherwise `strict`.
 Wrong = Literal["loose", "strict"]
+#: What became of a scenario, as reports show it.
+ItemResult = Literal[
+    "too loose", "too strict", "refused", "wrong otherwise", "citation only", "passed", "skipped"
+]
+#: The same, the gravest first.
+ITEM_RESULTS: tuple[ItemResult, ...] = get_args(ItemResult)
+#: Those of scenarios that did not pass.
+FAILURES = ITEM_RESULTS[:5]
 #: Identifies a scenario across runs: suite and id.
 Key = tuple[str, str]
 
@@ -62,12 +72,26 @@ class Tokens(Struct, frozen=True, kw_only=True):
     explanation: int
 
 
+class Why(Struct, frozen=True, kw_only=True):
+    """What a reader of a failure needs: the question in short, what the rules demanded, the reason given.
+
+    `rules` are the ids of the rules that fired, `because` their reasons; `errors` maps rules and facts that
+    failed to their messages. `reasoning` is the reason of the answer, None without one.
+    """
+
+    question: str
+    rules: tuple[str, ...] = ()
+    because: str | None = None
+    errors: dict[str, str] = {}
+    reasoning: str | None = None
+
+
 class Item(Struct, frozen=True, kw_only=True):
     """One answer to one scenario, in round `round` (from 1). Times are the daemon's, in milliseconds.
 
     `question` is a digest of the question, so that an edited scenario is not compared with its earlier form.
     `elements` are those of a good reason. `coverage` is the share of them that the reason covers, None if it
-    was not measured.
+    was not measured. `why` is there if it did not pass.
     """
 
     suite: str
@@ -94,6 +118,7 @@ class Item(Struct, frozen=True, kw_only=True):
     tokens: Tokens | None = None
     elements: tuple[Element, ...] = ()
     coverage: float | None = None
+    why: Why | None = None
 
     @property
     def key(self) -> Key:
@@ -107,18 +132,23 @@ class Item(Struct, frozen=True, kw_only=True):
     @property
     def verdict(self) -> str:
         """The result in a few words; of a scenario without an answer, the reason."""
-        if self.status == "skipped":
-            return f"skipped: {'; '.join(self.misses)}"
-        if self.status == "error":
-            return f"refused: {'; '.join(self.misses)}"
+        if self.status in ("skipped", "error"):
+            return f"{self.result}: {'; '.join(self.misses)}"
         if self.wrong is not None:
             return f"too {self.wrong}"
         return f"right, but {'; '.join(self.misses)}" if self.misses else "right"
 
     @property
-    def lacks_only_citation(self) -> bool:
-        """True when it failed only because the answer does not cite an expected clause."""
-        return self.status == "failed" and all(miss.startswith(UNCITED) for miss in self.misses)
+    def result(self) -> ItemResult:
+        """What became of it. `citation only`: right, but the answer does not cite an expected clause."""
+        if self.status == "passed" or self.status == "skipped":
+            return self.status
+        if self.status == "error":
+            return "refused"
+        if self.wrong is not None:
+            return "too loose" if self.wrong == "loose" else "too strict"
+        uncited = all(miss.startswith(UNCITED) for miss in self.misses)
+        return "citation only" if uncited else "wrong otherwise"
 
     @property
     def wanted(self) -> str | None:
@@ -157,8 +187,19 @@ class Run(Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, judges=judges, results=items)
 
 
-def item(result: Result, *, suite: str, pack: str, labels: Sequence[str], round: int = 1) -> Item:
-    """The item of a result of `verdicts.run`. `labels` are those of the pack, loosest first."""
+def item(
+    result: Result,
+    *,
+    suite: str,
+    pack: str,
+    labels: Sequence[str],
+    round: int = 1,
+    floor: Floor | None = None,
+) -> Item:
+    """The item of a result of `verdicts.run`. `labels` are those of the pack, loosest first.
+
+    `floor` is what the rules demand, for the reader of a failure.
+    """
     scenario, answer = result.scenario, result.answer or {}
     tokens = answer.get("tokens")
     return Item(
@@ -186,7 +227,43 @@ def item(result: Result, *, suite: str, pack: str, labels: Sequence[str], round:
         tokens=Tokens(**tokens) if tokens else None,
         elements=result.elements,
         coverage=result.coverage,
+        why=_why(result, floor) if result.status in ("failed", "error") else None,
     )
+
+
+def _why(result: Result, floor: Floor | None) -> Why:
+    question = in_short(result.scenario.evaluation())
+    reasoning = (result.answer or {}).get("reasoning")
+    if floor is None:
+        return Why(question=question, reasoning=reasoning)
+    return Why(
+        question=question,
+        rules=floor.rules,
+        because=floor.because,
+        errors=floor.errors,
+        reasoning=reasoning if reasoning != floor.because else None,
+    )
+
+
+def in_short(evaluation: Evaluation) -> str:
+    """The question on one line: who does what to what, then properties and context, cut at `SHORT_CHARS`."""
+    subject, resource = evaluation.subject, evaluation.resource
+    line = f"{subject.type}:{subject.id} {evaluation.action.name} {resource.type}:{resource.id}"
+    rest: dict[str, Json] = {}
+    for members in (subject.properties, evaluation.action.properties, resource.properties):
+        rest |= members
+    rest |= evaluation.context
+    shown = "; ".join(f"{name} {_in_words(value)}" for name, value in rest.items())
+    line += f"; {shown}" if shown else ""
+    return line if len(line) <= SHORT_CHARS else f"{line[: SHORT_CHARS - 1]}…"
+
+
+def _in_words(value: Json) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        return f"({', '.join(f'{name} {_in_words(member)}' for name, member in value.items())})"
+    return msgspec.json.encode(value).decode()
 
 
 def how_wrong(outcome: str | None, accepted: Sequence[str], labels: Sequence[str]) -> Wrong | None:

@@ -92,12 +92,13 @@ class Reasoning(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Suite(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The scenarios of a file, for one pack."""
+    """The scenarios of a file, for one pack; `pack_dir` is its directory if the file names it by path."""
 
     name: str
     pack: str
     scenarios: tuple[Scenario, ...]
     description: str = ""
+    pack_dir: str = ""
     reasoning: Reasoning = Reasoning()
 
 

@@ -4,9 +4,10 @@ Owns the file format and its JSON Schema. Invariant: every suite that loads can 
 scenarios is well-formed, has a unique id and exactly one kind of expectation. Any other file is refused with
 path, line, column and cause. Main thread.
 
-    name, pack, description
-    defaults     values for scenarios that do not give their own: difficulty, tags (added to the scenario's
-                 own), uses (put before its own), max_latency_ms
+    name, description
+    pack         a name, or a path (with a slash) from the directory of the file
+    defaults     values for scenarios that do not give their own: difficulty (medium), tags (added to the
+                 scenario's own), uses (put before its own), max_latency_ms
     fixtures     named parts of a question, in either form. A scenario `uses` some: later fixtures override
                  earlier ones, its own members override all. Objects are merged, other values replaced.
     reasoning    how coverage of reasons is measured
@@ -27,7 +28,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from thor_policy.core.errors import PackError, RequestError, SuiteError
 from thor_policy.core.requests import Json
-from thor_policy.policy import yaml_text
+from thor_policy.policy import pack_files, yaml_text
 from thor_policy.suites.scenarios import (
     Difficulty,
     Expectation,
@@ -48,6 +49,8 @@ Name = Annotated[str, Meta(min_length=1)]
 _Word = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:+-]+$")]
 _Axis = Annotated[dict[_Word, dict[str, Json]], Meta(min_length=1)]
 _Combination = dict[str, str]
+#: The two forms of a question.
+_FORMS = frozenset({"request", "situation"})
 
 
 class Question(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -110,7 +113,7 @@ class Matrix(Labelled, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Defaults(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Values for scenarios that do not give their own."""
 
-    difficulty: Difficulty | UnsetType = UNSET
+    difficulty: Difficulty = "medium"
     tags: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()
     max_latency_ms: Milliseconds | None = None
@@ -147,13 +150,15 @@ def load(path: Path) -> Suite:
     except PackError as error:
         raise SuiteError(str(error)) from error
     try:
+        pack, pack_dir = _pack(file.pack, path)
         scenarios = tuple(_scenarios(file))
     except _Wrong as wrong:
         place = document.position(wrong.place)
         raise SuiteError(f"{path}:{place.line}:{place.column}: {wrong}") from wrong
     return Suite(
         name=file.name,
-        pack=file.pack,
+        pack=pack,
+        pack_dir=pack_dir,
         description=file.description,
         reasoning=file.reasoning,
         scenarios=scenarios,
@@ -166,6 +171,24 @@ class _Wrong(Exception):
     def __init__(self, place: str, message: str) -> None:
         super().__init__(message)
         self.place = place
+
+
+def _pack(pack: str, path: Path) -> tuple[str, str]:
+    """Name and directory of the pack of the suite at `path`; no directory if the suite names it by its name.
+
+    Raises _Wrong if the directory holds no pack.
+    """
+    if "/" not in pack and pack not in (".", ".."):
+        return pack, ""
+    directory = path.absolute().parent / Path(pack)
+    try:
+        return pack_files.load(directory).info.name, str(directory)
+    except PackError as error:
+        raise _Wrong(
+            "$.pack",
+            f"pack: {pack!r} is read from the directory of the suite, and there is no pack: {error}; "
+            "write the name of a pack, or a path from that directory",
+        ) from error
 
 
 def _scenarios(file: SuiteFile) -> Iterator[Scenario]:
@@ -221,6 +244,17 @@ def _checked_table(matrix: Matrix, place: str) -> Matrix:
             f"{place}.axes",
             f"matrix {matrix.id}: makes {count} scenarios; the limit is {MAX_COMBINATIONS}: divide it",
         )
+    for axis, values in matrix.axes.items():
+        for value, part in values.items():
+            if wrappers := part.keys() & _FORMS:
+                if matrix.form == "situation" and len(part) > 1:
+                    continue  # a flat situation may have a member of that name
+                wrapper = min(wrappers)
+                raise _Wrong(
+                    f"{place}.axes.{axis}.{value}",
+                    f"matrix {matrix.id}: the value {value} of the axis {axis} holds {wrapper!r}; an axis "
+                    f"takes the inside of a {matrix.form}, without {wrapper!r} around it",
+                )
     for number, cell in enumerate(matrix.expect):
         for axis, listed in cell.when.items():
             at = f"{place}.expect[{number}].when"
@@ -264,8 +298,6 @@ def _scenario(
     for part in (entry.members, *(parts or ())):
         members = merged(members, part)
     difficulty = file.defaults.difficulty if entry.difficulty is UNSET else entry.difficulty
-    if isinstance(difficulty, UnsetType):
-        raise _Wrong(place, f"{where}: needs a difficulty, of its own or in defaults")
     if expect.max_latency_ms is None:
         expect = msgspec.structs.replace(expect, max_latency_ms=file.defaults.max_latency_ms)
     return Scenario(
