@@ -243,7 +243,7 @@ def stub_parts(pack: PackInfo) -> PartsStatus:
             counters={},
         ),
         maintenance=job,
-        pack_manager=PackManagerStatus(**structs.asdict(job), refused={}),
+        pack_manager=PackManagerStatus(**structs.asdict(job), refused={}, max_packs=3),
         drift=DriftStatus(every_s=0.0, golden=0, shift_max=0.0, counters={}),
     )
 

@@ -437,7 +437,7 @@ class TestDaemon:
         with daemon(config, listener) as opened:
             assert not any("READY" in message for message in listener.received())
             opened.send("go")
-            assert listener.receive().startswith("READY=1\nSTATUS=smollm2")
+            assert listener.receive().startswith("READY=1\nSTATUS=team-governance decides at")
             for _ in range(3):  # with a limit this short, the status of a commit may come in between
                 while (message := listener.receive()).startswith("STATUS="):
                     pass

@@ -9,6 +9,7 @@ import faulthandler
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 
 import click
@@ -36,12 +37,12 @@ def serve(config: Config) -> None:
 
     logs.set_up(config.log_format, config.log_level, stream=sys.stderr, pretty=render.LogHandler())
     faulthandler.enable()  # the watchdog ends a hung daemon with SIGABRT; then print the stack of each thread
-    supervisor, model = Supervisor(stall_s=config.stall_s), config.engine_url or config.model
-    supervisor.loading(f"loading {model} and {config.pack}")
-    log.info("loading %s and %s ...", model, config.pack)
+    supervisor = Supervisor(stall_s=config.stall_s)
+    supervisor.loading(f"loading {config.pack}")
+    log.info("loading the pack %s ...", config.pack)
 
     def ready() -> None:
-        supervisor.ready(f"{model} decides by {config.pack} at {config.endpoint}", time.monotonic_ns())
+        supervisor.ready(f"{config.pack} decides at {config.endpoint}", time.monotonic_ns())
         log.info("ready at %s, journal %s", config.endpoint, config.journal_path)
 
     reload_settings = click.get_current_context().meta[READ_SETTINGS]
@@ -122,6 +123,10 @@ def status(config: Config, as_json: bool) -> None:
         title="daemon",
     )
     render.residents([msgspec.to_builtins(resident) for resident in state.packs])
+    for resident in state.packs:
+        if resident.failed_expressions:
+            title = f"failed expressions of {resident.name}: how often"
+            render.pairs(resident.failed_expressions, title=title)
     for title in ("engine", "cache", "journal", "maintenance", "pack_manager"):
         render.pairs(msgspec.to_builtins(getattr(state, title)), title=title)
     if state.counters:
@@ -162,6 +167,10 @@ def metrics(config: Config, prometheus: bool, as_json: bool) -> None:
         render.pairs({name: metric.value for name, metric in shown if metric.mean is None and metric.value})
 
 
+def _lines(values: Mapping[str, str]) -> str | None:
+    return "\n".join(f"{name}: {value}" for name, value in values.items()) or None
+
+
 def _show_reply(reply: dict[str, Json]) -> None:
     context = reply["context"]
     shares = ", ".join(f"{label} {share:.2f}" for label, share in context["probabilities"].items())
@@ -176,6 +185,8 @@ def _show_reply(reply: dict[str, Json]) -> None:
             "risk": context["risk"],
             "answered by": context["tier"]
             + (f" ({context['reason_code']})" if "reason_code" in context else ""),
+            "rule errors": _lines(context.get("rule_errors", {})),
+            "missing": ", ".join(context.get("fields_missing", ())) or None,
             "floor": context["floor"],
             "confidence": context["confidence"],
             "probabilities": shares or None,

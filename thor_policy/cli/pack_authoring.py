@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from thor_policy import catalog
-from thor_policy.cli import render
+from thor_policy.cli import completion, render
 from thor_policy.cli.options import as_json, configured, read_question, shipped_pack
 from thor_policy.config import Config, data_path
 from thor_policy.core.decisions import Floor
@@ -26,6 +26,7 @@ from thor_policy.policy.lint import lint as lint_files
 from thor_policy.policy.pack import Pack
 from thor_policy.policy.rules import RuleTrace
 from thor_policy.protocol.requests import evaluation_from, question_fields
+from thor_policy.suites import pack_diff, runner
 
 #: How often `--watch` looks for changed files.
 _WATCH_EVERY_S = 0.3
@@ -155,7 +156,8 @@ def _try(folder: Path, question: str, as_json: bool) -> None:
         return
     render.line(f"{pack.info.name} {pack.info.version}\n")
     if floor.facts:
-        render.pairs({name: _shown(value) for name, value in floor.facts.items()}, title="facts")
+        facts = [name for name in pack.manifest.facts if name in floor.facts]
+        render.pairs({name: _shown(floor.facts[name]) for name in facts}, title="facts")
         render.line("")
     failed = {name: message for name, message in floor.errors.items() if name.startswith("fact:")}
     if failed:
@@ -209,6 +211,50 @@ def _changes(folder: Path, question: str) -> Iterator[None]:
             before = now
             yield
         time.sleep(_WATCH_EVERY_S)
+
+
+@click.command()
+@click.argument("before", metavar="NAME|DIR", help="The pack in use now.", shell_complete=completion.packs)
+@click.argument("after", metavar="NAME|DIR", help="The changed pack.", shell_complete=completion.packs)
+@click.option(
+    "--suite",
+    "suites",
+    metavar="NAME|FILE",
+    multiple=True,
+    help="Suite whose answers are compared; repeatable. [default: those of both packs]",
+)
+@as_json
+def diff(before: str, after: str, suites: tuple[str, ...], as_json: bool) -> None:
+    """Show what differs between two packs, and which answers by rule to their suites change.
+
+    No model is asked: `whatif` and `compare` show what it changes.
+    """
+    old, new = load(before), load(after)
+    scenarios = [
+        scenario
+        for suite in runner.find(suites, new.path)
+        if suites or suite.pack in (old.info.name, new.info.name)
+        for scenario in suite.scenarios
+    ]
+    changed = list(pack_diff.changes(old, new))
+    answers = list(pack_diff.changed_answers(old, new, scenarios))
+    if as_json:
+        shown = {"changes": changed, "scenarios": len(scenarios), "answers": answers}
+        render.as_json(msgspec.to_builtins(shown))
+        return
+    for change in changed:
+        state = "removed" if change.after is None else "added" if change.before is None else "changed"
+        render.line(f"{state} {change.kind} {change.name}")
+        for sign, text in (("-", change.before), ("+", change.after)):
+            if text is not None:
+                render.line(f"  {sign} {text}")
+    if not changed:
+        render.line("the packs have the same parts")
+    render.line(f"\n{len(answers)} of {len(scenarios)} answers by rule change")
+    if answers:
+        columns = ("scenario", "now", "before", "after", "title")
+        rows = [[getattr(answer, column) for column in columns] for answer in answers]
+        render.table(columns, rows, clipped=(2, 3, 4))
 
 
 @click.command(name="render")

@@ -166,6 +166,7 @@ for command in (
     authoring.show,
     authoring.lint,
     authoring.try_pack,
+    authoring.diff,
     authoring.render_prompt,
 ):
     packs.add_command(command)

@@ -7,6 +7,7 @@ them; they fetch and decide nothing. Main thread; `LogHandler` is called by any 
 from __future__ import annotations
 
 import csv
+import html
 import json
 import logging
 import sys
@@ -14,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
-from xml.sax.saxutils import escape as escape_xml
 
 from rich.console import Console
 from rich.markup import escape
@@ -304,12 +304,12 @@ def reliability_svg(title: str, series: Mapping[str, Sequence[tuple[float, float
             )
         parts.append(
             f'<circle cx="{left + size + 30}" cy="{top + 14 + 24 * number}" r="6" fill="{colour}"/>'
-            f'<text x="{left + size + 42}" y="{top + 18 + 24 * number}">{escape_xml(name)}</text>'
+            f'<text x="{left + size + 42}" y="{top + 18 + 24 * number}">{html.escape(name)}</text>'
         )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="620" height="{top + size + 56}" '
         'font-family="sans-serif" font-size="13"><rect width="100%" height="100%" fill="white"/>'
-        f'<text x="20" y="22" font-size="15" font-weight="bold">{escape_xml(title)}</text>'
+        f'<text x="20" y="22" font-size="15" font-weight="bold">{html.escape(title)}</text>'
         f"{''.join(parts)}</svg>\n"
     )
 
@@ -321,7 +321,7 @@ def bars_svg(title: str, values_ms: Mapping[str, float]) -> str:
     for number, (name, value) in enumerate(values_ms.items()):
         y, width = 40 + 28 * number, max(1.0, 380 * value / longest)
         rows.append(
-            f'<text x="250" y="{y + 14}" text-anchor="end">{escape_xml(name)}</text>'
+            f'<text x="250" y="{y + 14}" text-anchor="end">{html.escape(name)}</text>'
             f'<rect x="260" y="{y}" width="{width:.1f}" height="18" fill="#4a7a9c"/>'
             f'<text x="{266 + width:.1f}" y="{y + 14}">{value:.2f} ms</text>'
         )
@@ -330,6 +330,6 @@ def bars_svg(title: str, values_ms: Mapping[str, float]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}" '
         f'font-family="sans-serif" font-size="13">'
         f'<rect width="100%" height="100%" fill="white"/>'
-        f'<text x="20" y="24" font-size="15" font-weight="bold">{escape_xml(title)}: median, one run</text>'
+        f'<text x="20" y="24" font-size="15" font-weight="bold">{html.escape(title)}: median, one run</text>'
         f"{''.join(rows)}</svg>\n"
     )

@@ -34,7 +34,10 @@ class ModelStatus(Struct, frozen=True, kw_only=True):
 
 
 class PackStatus(Struct, frozen=True, kw_only=True):
-    """A resident pack. `temperature` is that of its calibration, 1 without one; `adapter` a name."""
+    """A resident pack. `temperature` is that of its calibration, 1 without one; `adapter` a name.
+
+    `failed_expressions`: how often each rule, fact (`fact:NAME`) or risk of the pack failed since the start.
+    """
 
     name: str
     version: str
@@ -44,6 +47,7 @@ class PackStatus(Struct, frozen=True, kw_only=True):
     temperature: float
     adapter: str | None
     path: str
+    failed_expressions: dict[str, int] = {}
 
 
 class EngineStatus(Struct, frozen=True, kw_only=True):
@@ -100,9 +104,13 @@ class JobStatus(Struct, frozen=True, kw_only=True):
 
 
 class PackManagerStatus(JobStatus, frozen=True, kw_only=True):
-    """The thread that changes packs. `refused` maps a pack to why the newest reload refused it."""
+    """The thread that changes packs. `refused` maps a pack to why the newest reload refused it.
+
+    `max_packs` is the setting resident_packs.
+    """
 
     refused: dict[str, str]
+    max_packs: int
 
 
 class DriftStatus(Struct, frozen=True, kw_only=True):

@@ -57,7 +57,7 @@ class PackManager(JobThread[Control]):
         calibration_of: Callable[[PackInfo, ModelInfo], Calibration | None],
     ) -> None:
         self._config = config
-        self._max_packs, self._trusted_keys = config.resident_packs, config.pack_keys
+        self.max_packs, self._trusted_keys = config.resident_packs, config.pack_keys
         self._engine_thread, self._policy, self._journal = engine_thread, policy, journal
         self._calibration_of = calibration_of
         self._commits: list[Future[Committed]] = []
@@ -143,12 +143,12 @@ class PackManager(JobThread[Control]):
         adapter = policy.residents.adapter_for(pack)
         resident = policy.residents.by_key(resident_key(pack.info.sha256, adapter))
         if resident is None:
-            if len(policy.residents) >= self._max_packs:
+            if len(policy.residents) >= self.max_packs:
                 there = ", ".join(map(str, policy.residents))
                 raise RequestError(
                     "conflict",
                     f"{len(policy.residents)} packs are resident ({there}) and resident_packs is "
-                    f"{self._max_packs}: unload one, or raise it",
+                    f"{self.max_packs}: unload one, or raise it",
                 )
             resident = yield from policy.loading(pack, adapter, time.time())
             policy.set_residents(policy.residents.with_candidate(resident))
@@ -271,6 +271,7 @@ def describe_packs(policy: Policy) -> tuple[PackStatus, ...]:
             temperature=policy.temperature_of(resident),
             adapter=resident.model.adapter.name if resident.model.adapter else None,
             path=str(resident.pack.path),
+            failed_expressions=policy.failures_of(resident.pack.info.name),
         )
         for resident in residents
     )

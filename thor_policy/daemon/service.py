@@ -81,6 +81,8 @@ def open_service(
                 )
 
         def open_policy() -> Policy:
+            if not pack.rules_only:
+                log.info("loading the model %s ...", config.engine_url or config.model)
             engine = NoEngine() if pack.rules_only else load_engine(config)
             try:
                 policy = Policy(

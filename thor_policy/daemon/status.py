@@ -60,6 +60,7 @@ class Parts:
                 waiting=self.pack_manager.waiting,
                 counters=dict(self.pack_manager.counters),
                 refused=dict(self.pack_manager.refused),
+                max_packs=self.pack_manager.max_packs,
             ),
             drift=self.drift.status(),
         )

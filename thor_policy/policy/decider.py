@@ -272,6 +272,12 @@ class Policy:
             idempotency=request.idempotency,
         )
 
+    def failures_of(self, pack_name: str) -> dict[str, int]:
+        """How often each expression of the packs of this name failed. Any thread."""
+        return {
+            name: count for (pack, name), count in dict(self.failed_expressions).items() if pack == pack_name
+        }
+
     def _count_errors(self, pack: Pack, errors: Mapping[str, str], decision_id: str, now_ns: int) -> None:
         self.counters["rule_errors"] += 1
         self.failed_expressions.update((pack.info.name, name) for name in errors)

@@ -14,7 +14,7 @@ from typing import Literal
 
 from thor_policy.policy.expressions import LARGE_TABLE
 from thor_policy.policy.pack import Pack
-from thor_policy.policy.pack_files import FILES, SIGNATURE, SUITE, Finding, PackFiles, examine
+from thor_policy.policy.pack_files import FILES, SIGNATURE, SUITES, Finding, PackFiles, examine
 from thor_policy.policy.rules import Rule, reads_only_subject_properties
 from thor_policy.policy.tokens import comparisons, literal_values, never_holds, tokenise
 
@@ -109,7 +109,7 @@ def lint_pack(pack: Pack) -> list[Finding]:
         if clause not in cited:
             warn(f"clauses.yaml {clause}", "no rule and no example cites this clause", f"$.{clause}")
     for stray in sorted(
-        path.name for path in pack.path.iterdir() if path.name not in (*FILES, SIGNATURE, SUITE)
+        path.name for path in pack.path.iterdir() if path.name not in (*FILES, SIGNATURE, *SUITES)
     ):
         warn(stray, "is not part of a pack; the digest does not cover it")
     return findings

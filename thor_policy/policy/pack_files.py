@@ -38,8 +38,8 @@ TYPES: dict[str, Any] = {
 }
 #: The signature of the pack (security.signatures); the digest does not cover it.
 SIGNATURE = "pack.sig"
-#: A suite beside the files of a pack; the digest does not cover it.
-SUITE = "suite.yaml"
+#: A suite, and a folder of suites, beside the files of a pack; the digest does not cover them.
+SUITE, SUITES = "suite.yaml", ("suite.yaml", "suites")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _LABEL = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _TABLE = re.compile(r"[a-z][a-z0-9_]*")

@@ -24,6 +24,8 @@ Ask = Callable[[dict[str, Json]], dict[str, Json]]
 
 #: Parts of a complete answer.
 _STRUCTURE = ("outcome", "classification", "risk", "clauses", "reasoning")
+#: Parts of an answer by rule: a pack need not give its rules a class and a clause.
+_STRUCTURE_BY_RULE = ("outcome", "risk", "reasoning")
 #: Begins the miss of an answer without an expected clause.
 UNCITED = "did not cite "
 #: Share of those parts that an answer needs to pass.
@@ -142,7 +144,8 @@ def judge(scenario: Scenario, answer: dict[str, Json], accepted: tuple[str, ...]
         misses.append(f"risk {answer['risk']}, expected {expect.risk}")
     if uncited := [clause for clause in expect.clauses if clause not in answer["clauses"]]:
         misses.append(f"{UNCITED}{', '.join(uncited)}")
-    structure = sum(bool(answer.get(part)) for part in _STRUCTURE) / len(_STRUCTURE)
+    parts = _STRUCTURE if answer["tier"] in ("model", "cache") else _STRUCTURE_BY_RULE
+    structure = sum(bool(answer.get(part)) for part in parts) / len(parts)
     if structure < STRUCTURE_NEEDED:
         misses.append(f"structure {structure:.2f}, needed {STRUCTURE_NEEDED}")
     total_ms = answer["timings_ms"]["total"]
