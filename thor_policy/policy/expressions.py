@@ -26,6 +26,7 @@ from cel_expr_python.ext import ext_bindings, ext_math, ext_optional, ext_string
 from msgspec import Meta, Struct
 
 from thor_policy.core.requests import Evaluation, Json
+from thor_policy.policy.cel_calls import callable_from_cel, error_of
 from thor_policy.policy.tokens import (
     ROOTS,
     Token,
@@ -137,8 +138,8 @@ class Program:
             used = {name: inputs[name] for name in self._reads if name in inputs}
             values = self._expression.eval(data=used).plain_value()
         except (RuntimeError, TypeError, ValueError) as error:  # a value that has no JSON form
-            return _short(str(error))
-        return values if type(values) is list else _short(str(values))
+            return _short(error_of(str(error)))
+        return values if type(values) is list else _short(error_of(str(values)))
 
 
 class Language:
@@ -379,7 +380,7 @@ class Language:
                             return_type=result,
                             parameters=list(parameters),
                             is_member=name in _LIST_METHODS,
-                            impl=own[name],
+                            impl=callable_from_cel(own[name]),
                         )
                         for number, (parameters, result) in enumerate(overloads)
                     ],
