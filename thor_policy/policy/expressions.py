@@ -34,8 +34,10 @@ from thor_policy.policy.tokens import (
     kind_of_literal,
     literal_of,
     names_in,
+    open_optionals,
     paths_in,
     position,
+    repeated_keys,
     tokenise,
 )
 from thor_policy.policy.words import WordLists
@@ -137,7 +139,7 @@ class Program:
         try:
             used = {name: inputs[name] for name in self._reads if name in inputs}
             values = self._expression.eval(data=used).plain_value()
-        except (RuntimeError, TypeError, ValueError) as error:  # a value that has no JSON form
+        except (RuntimeError, SystemError, TypeError, ValueError) as error:  # a value that has no JSON form
             return _short(error_of(str(error)))
         return values if type(values) is list else _short(error_of(str(values)))
 
@@ -176,7 +178,7 @@ class Language:
             native = environment.compile(checked).return_type()
         except RuntimeError as error:
             return self._faults(str(error), text, facts)
-        faults = [*self._faults_of_calls(text, tokens), *_faults_of_literals(text, tokens)]
+        faults = [*self._faults_of_calls(text, tokens), *_faults_of_tokens(text, tokens, facts)]
         return faults or Type(native.name(), native)
 
     def compile(self, texts: Sequence[str], facts: Collection[str]) -> Program:
@@ -361,13 +363,13 @@ class Language:
             "given": self._given,
             "row": self._row,
             "flatten": _flatten,
-            "distinct": lambda items: [item for at, item in enumerate(items) if item not in items[:at]],
-            "sum": sum,
-            "min": min,
-            "max": max,
-            "sets.contains": lambda items, wanted: all(item in items for item in wanted),
-            "sets.intersects": lambda items, others: any(item in items for item in others),
-            "sets.equivalent": lambda a, b: all(item in b for item in a) and all(item in a for item in b),
+            "distinct": _distinct,
+            "sum": _sum,
+            "min": lambda items: min(_numbers(items)),
+            "max": lambda items: max(_numbers(items)),
+            "sets.contains": _contains,
+            "sets.intersects": lambda items, others: any(_contains(items, [item]) for item in others),
+            "sets.equivalent": lambda a, b: _contains(a, b) and _contains(b, a),
         }
         declared = []
         for name, overloads in _signatures():
@@ -421,20 +423,36 @@ def _signatures() -> list[tuple[str, list[tuple[tuple[Any, ...], Any]]]]:
     ]
 
 
-def _faults_of_literals(text: str, tokens: Sequence[Token]) -> Iterator[Fault]:
-    for token in tokens:
-        message = None
+def _faults_of_tokens(text: str, tokens: Sequence[Token], facts: Collection[str]) -> Iterator[Fault]:
+    """What the checker accepts, and the runtime, or its binding, gets wrong; and protobuf's own types."""
+    faults: list[tuple[Token, str]] = []
+    for at, token in enumerate(tokens):
         if token.kind == "number" and re.search("[.eE]", token.text) and not token.text.startswith("0x"):
             value = float(token.text)
             if math.isinf(value):
-                message = f"{token.text} is infinite"
-            elif abs(value) >= _EXACT:
-                message = f"{token.text} is compared inexactly with whole numbers; write {int(value)}"
-        elif token.kind == "string" and ("\0" in token.text or _NUL.search(token.text)):
-            message = "a string cannot contain NUL; in a request it is read as U+FFFD"
-        if message:
-            line, column = position(text, token.offset)
-            yield Fault(line=line, column=column, message=message)
+                faults.append((token, f"{token.text} is infinite"))
+            elif _EXACT <= abs(value) <= 2**63:
+                whole = min(int(value), 2**63 - 1)
+                faults.append(
+                    (token, f"{token.text} is compared inexactly with whole numbers; write {whole}")
+                )
+        elif token.kind == "string":
+            is_raw = re.match("[bB]?[rR]", token.text)
+            if "\0" in token.text or (not is_raw and _NUL.search(token.text)):
+                faults.append((token, "a string cannot contain NUL; in a request it is read as U+FFFD"))
+        elif token.text == "google" and "google" not in facts and (at == 0 or tokens[at - 1].text != "."):
+            message = "a pack has no protobuf types; write the value itself, or timestamp(..), duration(..)"
+            faults.append((token, message))
+    # A list, a map, a function or dyn(..) that holds an optional value ends the process: the binding cannot
+    # convert it to Python.
+    ends = "an optional value must be ended where it is: add .orValue(..), .hasValue() or .value()"
+    faults += [(token, ends) for token in open_optionals(tokens)]
+    faults += [
+        (token, f"this map has the key {token.text} twice; remove one") for token in repeated_keys(tokens)
+    ]
+    for token, message in faults:
+        line, column = position(text, token.offset)
+        yield Fault(line=line, column=column, message=message)
 
 
 def _start_of_name(text: str, line: int, column: int, name: str) -> int:
@@ -496,6 +514,39 @@ def _as_type(value: Json, kind: str) -> Json:
 
 def _flatten(items: list[Json]) -> list[Json]:
     return [leaf for item in items for leaf in (item if isinstance(item, list) else [item])]
+
+
+def _distinct(items: list[Json]) -> list[Json]:
+    return [item for at, item in enumerate(items) if not _contains(items[:at], [item])]
+
+
+def _contains(items: list[Json], wanted: list[Json]) -> bool:
+    held = [_apart(item) for item in items]
+    return all(_apart(item) in held for item in wanted)
+
+
+def _apart(value: Any) -> Any:
+    """The value with each bool apart from numbers: in CEL true is not 1, as it is in Python."""
+    if type(value) is bool:
+        return (value,)
+    if type(value) is list:
+        return [_apart(item) for item in value]
+    if type(value) is dict:
+        return {_apart(key): _apart(item) for key, item in value.items()}
+    return value
+
+
+def _numbers(items: list[Any]) -> list[Any]:
+    if any(type(item) is bool for item in items):
+        raise TypeError("a bool is no number")
+    return items
+
+
+def _sum(items: list[Any]) -> int | float:
+    total: int | float = sum(_numbers(items))
+    if type(total) is int and not -(2**63) <= total < 2**63:
+        raise OverflowError("sum: beyond 64 bits")
+    return total
 
 
 def _is_timestamp(text: str) -> bool:
