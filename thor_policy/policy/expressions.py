@@ -35,8 +35,10 @@ from thor_policy.policy.tokens import (
     kind_of_literal,
     literal_of,
     names_in,
+    open_optionals,
     paths_in,
     position,
+    repeated_keys,
     tokenise,
 )
 from thor_policy.policy.words import WordLists
@@ -134,7 +136,7 @@ class Program:
         try:
             used = {name: inputs[name] for name in self._reads if name in inputs}
             values = self._expression.eval(data=used).plain_value()
-        except (RuntimeError, TypeError, ValueError) as error:  # a value that has no JSON form
+        except (RuntimeError, SystemError, TypeError, ValueError) as error:  # a value that has no JSON form
             return _short(error_of(str(error)))
         return values if type(values) is list else _short(error_of(str(values)))
 
@@ -169,7 +171,7 @@ class Language:
             native = environment.compile(checked).return_type()
         except RuntimeError as error:
             return self._faults(str(error), text, facts)
-        faults = [*self._faults_of_calls(text, tokens), *_faults_of_literals(text, tokens)]
+        faults = [*self._faults_of_calls(text, tokens), *_faults_of_tokens(text, tokens, facts)]
         return faults or Type(native.name(), native)
 
     def compile(self, texts: Sequence[str], facts: Collection[str]) -> Program:
@@ -328,20 +330,36 @@ class Language:
         return problems
 
 
-def _faults_of_literals(text: str, tokens: Sequence[Token]) -> Iterator[Fault]:
-    for token in tokens:
-        message = None
+def _faults_of_tokens(text: str, tokens: Sequence[Token], facts: Collection[str]) -> Iterator[Fault]:
+    """What the checker accepts, and the runtime, or its binding, gets wrong; and protobuf's own types."""
+    faults: list[tuple[Token, str]] = []
+    for at, token in enumerate(tokens):
         if token.kind == "number" and re.search("[.eE]", token.text) and not token.text.startswith("0x"):
             value = float(token.text)
             if math.isinf(value):
-                message = f"{token.text} is infinite"
-            elif abs(value) >= EXACT:
-                message = f"{token.text} is compared inexactly with whole numbers; write {int(value)}"
-        elif token.kind == "string" and ("\0" in token.text or _NUL.search(token.text)):
-            message = "a string cannot contain NUL; in a request it is read as U+FFFD"
-        if message:
-            line, column = position(text, token.offset)
-            yield Fault(line=line, column=column, message=message)
+                faults.append((token, f"{token.text} is infinite"))
+            elif EXACT <= abs(value) <= 2**63:
+                whole = min(int(value), 2**63 - 1)
+                faults.append(
+                    (token, f"{token.text} is compared inexactly with whole numbers; write {whole}")
+                )
+        elif token.kind == "string":
+            is_raw = re.match("[bB]?[rR]", token.text)
+            if "\0" in token.text or (not is_raw and _NUL.search(token.text)):
+                faults.append((token, "a string cannot contain NUL; in a request it is read as U+FFFD"))
+        elif token.text == "google" and "google" not in facts and (at == 0 or tokens[at - 1].text != "."):
+            message = "a pack has no protobuf types; write the value itself, or timestamp(..), duration(..)"
+            faults.append((token, message))
+    # A list, a map, a function or dyn(..) that holds an optional value ends the process: the binding cannot
+    # convert it to Python.
+    ends = "an optional value must be ended where it is: add .orValue(..), .hasValue() or .value()"
+    faults += [(token, ends) for token in open_optionals(tokens)]
+    faults += [
+        (token, f"this map has the key {token.text} twice; remove one") for token in repeated_keys(tokens)
+    ]
+    for token, message in faults:
+        line, column = position(text, token.offset)
+        yield Fault(line=line, column=column, message=message)
 
 
 def _start_of_name(text: str, line: int, column: int, name: str) -> int:

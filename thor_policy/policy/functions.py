@@ -124,6 +124,27 @@ def _equal(one_side: Json, other_side: Json) -> bool:
     return bool(one_side == other_side)
 
 
+def _sum(items: list[Json]) -> int | float:
+    total: int | float = sum(_numbers(items))
+    if type(total) is int and not -(2**63) <= total < 2**63:
+        raise OverflowError("sum: beyond 64 bits")
+    return total
+
+
+def _min(items: list[Json]) -> Json:
+    return min(_numbers(items))
+
+
+def _max(items: list[Json]) -> Json:
+    return max(_numbers(items))
+
+
+def _numbers(items: list[Json]) -> list[Any]:
+    if any(type(item) is bool for item in items):
+        raise TypeError("a bool is no number")
+    return items
+
+
 @functools.lru_cache(maxsize=1024)
 def _steps(path: str) -> tuple[str, ...]:
     return tuple(path.split("."))
@@ -154,9 +175,9 @@ _GIVEN: list[_Overload] = [
 _METHODS: dict[str, tuple[Callable[..., Any], Any]] = {
     "flatten": (flatten, ANY_LIST),
     "distinct": (distinct, ANY_LIST),
-    "sum": (sum, _T.DYN),
-    "min": (min, _T.DYN),
-    "max": (max, _T.DYN),
+    "sum": (_sum, _T.DYN),
+    "min": (_min, _T.DYN),
+    "max": (_max, _T.DYN),
 }
 _FUNCTIONS: dict[str, tuple[Callable[..., Any], list[_Overload]]] = {
     "mentions": (mentions, _OF_WORDS),

@@ -227,8 +227,6 @@ class RuleBook:
             message = f"gives a {checked.name.lower()}, not a {needed.lower()}"
         elif needed is None and (cure := _NOT_JSON.get(checked.name.partition("<")[0])):
             message = f"gives a {checked.name.lower()}, which a fact cannot be; {cure}"
-        elif needed is None and "optional_type" in checked.name:
-            message = "gives an optional value, which a fact cannot be; end it with .orValue(..)"
         return [Fault(line=1, column=1, message=message)] if message else []
 
     # ------------------------------------------------------------ compiling
