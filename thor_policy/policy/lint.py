@@ -7,16 +7,16 @@ pack's directory; any thread.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from thor_policy.core.requests import RISKS
 from thor_policy.policy.expressions import LARGE_TABLE
 from thor_policy.policy.pack import Pack
 from thor_policy.policy.pack_files import FILES, SIGNATURE, SUITES, Finding, PackFiles, examine
 from thor_policy.policy.rules import Rule, reads_only_subject_properties
-from thor_policy.policy.tokens import comparisons, literal_values, never_holds, tokenise
+from thor_policy.policy.tokens import comparisons, literal_values, never_holds, paths_in, tokenise
 
 
 def lint(path: Path) -> list[Finding]:
@@ -48,11 +48,17 @@ def lint_pack(pack: Pack) -> list[Finding]:
         if rule.classification is not None and rule.classification not in known:
             message = f"classification {rule.classification!r} is not in pack.yaml"
             error(where, message, f"{path}.classification")
-        if rule.final and rule.outcome == pack.loosest and reads_only_subject_properties(rule):
+        if (
+            rule.final
+            and rule.outcome == pack.loosest
+            and reads_only_subject_properties(rule, pack.manifest.facts)
+        ):
             message = "is a final allow that depends only on properties which the caller asserts"
             warn(where, message, f"{path}.when")
     findings += _rules_without_effect(pack)
     findings += _impossible_comparisons(pack)
+    for risk in sorted((literal_values(pack.manifest.risk or "") or set()) - set(RISKS)):
+        error("pack.yaml risk", f"gives {risk!r}, which is not one of {', '.join(RISKS)}", "$.risk")
     for at, field in enumerate(pack.manifest.fields):
         where, path = f"pack.yaml fields {field.name}", f"$.fields[{at}].value"
         root, _, name = field.value.partition(".")
@@ -61,14 +67,15 @@ def lint_pack(pack: Pack) -> list[Finding]:
         if root not in ("subject", "action", "resource", "context", "facts"):
             roots = "subject, action, resource, context or facts"
             error(where, f"{field.value!r} must begin with {roots}", path)
-        elif root == "facts" and name not in pack.manifest.facts:
-            error(where, f"there is no fact {name!r}", path)
+        elif root == "facts" and name.partition(".")[0] not in pack.manifest.facts:
+            error(where, f"there is no fact {name.partition('.')[0]!r}", path)
         elif root in members and name.partition(".")[0] not in members[root]:
             error(where, f"{field.value}: {root} has the members {', '.join(members[root])}", path)
     for name, table in pack.data.items():
         if isinstance(table, dict) and len(table) >= LARGE_TABLE:
             uses = [*pack.manifest.facts.values(), *(rule.when for rule in pack.book.rules)]
-            if any(re.search(rf"\bdata\s*\.\s*{name}\b", text) for text in uses):
+            read = {".".join(member.split(".")[:2]) for text in uses for member in paths_in(text)}
+            if f"data.{name}" in read:
                 message = f"has {len(table)} rows, which data.{name} copies for each request"
                 warn(f"data.yaml {name}", f'{message}; row("{name}", ..) reads one row', f"$.{name}")
     for at, example in enumerate(pack.examples):
