@@ -167,6 +167,7 @@ class Language:
         environment = self._environment({name: fact.native for name, fact in facts.items()} | declared)
         try:
             native = environment.compile(checked).return_type()
+            environment.compile(f"[{checked}\n]")  # as in `compile`, where it is one level deeper
         except RuntimeError as error:
             return self._faults(str(error), text, facts)
         faults = [*self._faults_of_calls(text, tokens), *_faults_of_literals(text, tokens)]

@@ -14,7 +14,7 @@ by one, to name those that fail.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
@@ -24,7 +24,7 @@ from thor_policy.core.errors import PackError
 from thor_policy.core.requests import RISKS, Evaluation, Json, Risk
 from thor_policy.policy.expressions import Fault, Language, Program, Type, is_json
 from thor_policy.policy.tokens import RESERVED, ROOTS, names_in, parts_of, paths_in
-from thor_policy.policy.words import WordLists
+from thor_policy.policy.words import WordLists, fault_of
 
 _FACT = re.compile(r"[a-z][a-z0-9_]*")
 _MEMBER = re.compile(r"(?:(?:subject|action|resource)\.properties|context)(?:\.[A-Za-z_][A-Za-z0-9_]*)+")
@@ -141,9 +141,12 @@ class RuleBook:
         self._outcome_if_missing = (requires.outcome if requires else None) or self._strictest
         self.rules = tuple(rules)
         members = {**(reads or {}), **self._required}
-        self._language = Language(words=WordLists(words or {}, where), data=data, members=members)
+        faults = list(_faults_of_words(words or {}))
+        # A list at fault has a word, so that what uses it is not at fault too.
+        lists = {name: ["word"] if fault_of(entries) else entries for name, entries in (words or {}).items()}
+        self._language = Language(words=WordLists(lists), data=data, members=members)
         self._checks_members = bool(members)
-        faults = list(self._faults_of_names(facts, requires, reads or {}))
+        faults += self._faults_of_names(facts, requires, reads or {})
         self._types: dict[str, Type] = {}
         faults += self._check_expressions(facts, risk)
         if faults:
@@ -383,6 +386,14 @@ class RuleBook:
     def stricter(self, *outcomes: str) -> str:
         """The strictest of `outcomes`."""
         return max(outcomes, key=self._rank.__getitem__)
+
+
+def _faults_of_words(words: Mapping[str, Sequence[str]]) -> Iterator[RuleFault]:
+    for name, entries in words.items():
+        if fault := fault_of(entries):
+            at, message = fault
+            path = f"$.words.{name}" + ("" if at is None else f"[{at}]")
+            yield RuleFault(file="pack.yaml", path=path, subject=f"words {name}", message=message)
 
 
 def reads_only_subject_properties(rule: Rule, facts: Mapping[str, str]) -> bool:

@@ -33,9 +33,10 @@ class WordLists:
     """The compiled word lists of a pack. Raises PackError that names a list or entry without words."""
 
     def __init__(self, words: Mapping[str, Sequence[str]], where: str = "pack") -> None:
-        self._patterns = {
-            name: _pattern(entries, f"{where}: words {name}") for name, entries in words.items()
-        }
+        for name, entries in words.items():
+            if fault := fault_of(entries):
+                raise PackError(f"{where}: words {name}: {fault[1]}")
+        self._patterns = {name: _pattern(entries) for name, entries in words.items()}
 
     def __contains__(self, name: str) -> bool:
         return name in self._patterns
@@ -65,17 +66,21 @@ def plain_words(text: str) -> str:
     return f" {' | '.join(dict.fromkeys(' '.join(_WORD.findall(form.lower())) for form in forms))} "
 
 
-def _pattern(entries: Sequence[str], where: str) -> re.Pattern[str]:
+def fault_of(entries: Sequence[str]) -> tuple[int | None, str] | None:
+    """What keeps a word list from being used, with the index of the entry if it is one."""
+    for at, entry in enumerate(entries):
+        if not plain_words(entry.strip("*")).strip(" |"):
+            return at, f"the entry {entry!r} holds no word; give letters or digits"
+    return None if entries else (None, "the list is empty; add a word or remove the list")
+
+
+def _pattern(entries: Sequence[str]) -> re.Pattern[str]:
     """Pattern that matches any entry: whole words; a `*` at either end of an entry matches any letters."""
     alternatives = []
     for entry in entries:
         readings = plain_words(entry.strip("*")).strip()
-        if not readings:
-            raise PackError(f"{where}: the entry {entry!r} holds no word; give letters or digits")
         alternatives += [
             r"\w*" * entry.startswith("*") + re.escape(words) + r"\w*" * entry.endswith("*")
             for words in readings.split(" | ")
         ]
-    if not alternatives:
-        raise PackError(f"{where}: the list is empty; add a word or remove the list")
     return re.compile(f" (?:{'|'.join(alternatives)}) ")
