@@ -360,6 +360,8 @@ def _start_of_name(text: str, line: int, column: int, name: str) -> int:
     """Where a name begins that the checker reports at its last dot, or a function that it reports at `(`."""
     content = text.split("\n")[line - 1] if line <= text.count("\n") + 1 else ""
     begin = content.rfind(name, 0, column - 1 + len(name))
+    if begin < 0 and content.startswith(name, column):  # it stands behind `has(`
+        begin = column
     return begin + 1 if begin >= 0 else column
 
 

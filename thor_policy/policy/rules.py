@@ -236,11 +236,11 @@ class RuleBook:
         message = None
         names = re.findall(r"\w+", checked.name)
         if needed and checked.name not in (needed, "DYN"):
-            message = f"gives a {checked.name.lower()}, not a {needed.lower()}"
+            message = f"gives {_a(checked.name)}, not a {needed.lower()}"
         elif needed is None and (kinds := [name for name in names if name in _NOT_JSON]):
-            message = f"gives a {checked.name.lower()}, which a fact cannot be; {_NOT_JSON[kinds[0]]}"
+            message = f"gives {_a(checked.name)}, which a fact cannot be; {_NOT_JSON[kinds[0]]}"
         elif needed is None and _KEYS_NOT_TEXT.search(checked.name):
-            message = f"gives a {checked.name.lower()}, which a fact cannot be; its keys must be strings"
+            message = f"gives {_a(checked.name)}, which a fact cannot be; its keys must be strings"
         elif needed is None and "optional_type" in checked.name:
             message = "gives an optional value, which a fact cannot be; end it with .orValue(..)"
         return [Fault(line=1, column=1, message=message)] if message else []
@@ -386,6 +386,11 @@ class RuleBook:
     def stricter(self, *outcomes: str) -> str:
         """The strictest of `outcomes`."""
         return max(outcomes, key=self._rank.__getitem__)
+
+
+def _a(type_name: str) -> str:
+    """The name of a type in a sentence."""
+    return f"{'an' if type_name[0] in 'Io' else 'a'} {type_name.lower()}"
 
 
 def _faults_of_words(words: Mapping[str, Sequence[str]]) -> Iterator[RuleFault]:
