@@ -151,12 +151,14 @@ def _values_of(tokens: list[Token]) -> set[str] | None:
     literal = literal_of(tokens)
     if literal is not None:
         return {literal}
-    question = next((at for at in _at_top(tokens) if tokens[at].text == "?"), None)
-    if question is None or tokens[question].kind != "sign":
+    # The `?` of `.?` is no choice.
+    top = [at for at in _at_top(tokens) if tokens[at].kind == "sign" and tokens[at - 1].text != "."]
+    question = next((at for at in top if tokens[at].text == "?"), None)
+    if question is None:
         return None
     nested = 0
-    for at in _at_top(tokens):
-        if at > question and tokens[at].kind == "sign":
+    for at in top:
+        if at > question:
             nested += (tokens[at].text == "?") - (tokens[at].text == ":")
             if nested < 0:
                 chosen, other = _values_of(tokens[question + 1 : at]), _values_of(tokens[at + 1 :])
