@@ -221,6 +221,7 @@ FAULTS = [
     ("given(¶'contxt.a', 1) == 1", "given reads subject, action, resource and context by a path"),
     ("given(¶'subject.role', '') == ''", "subject.role: subject has the members"),
     ("given(¶'context.amount', '') == ''", "context.amount is declared as int, and the default is a string"),
+    ("given(¶'context.time', now) < now", "the default is a time, and a member of a request is a text"),
     ("has(¶subject.properties)", "subject.properties is always there; remove has(subject.properties)"),
     ("kind.matches(¶'(')", "invalid regular expression"),
     ("matches(kind, ¶'(?=x)')", "invalid regular expression"),

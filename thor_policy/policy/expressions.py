@@ -280,6 +280,8 @@ class Language:
         member = ".".join(name.split(".")[:2])
         if root != "context" and member not in _MEMBERS and (whole or "." in rest):
             return self._undeclared(name, ())
+        if [token.text for token in default] == ["now"]:
+            return "the default is a time, and a member of a request is a text; write string(now)"
         kind = self._members.get(name) if whole else None
         kind_of_default = kind_of_literal(default)
         if kind and kind_of_default and TYPES[kind] != TYPES[kind_of_default]:
