@@ -71,8 +71,12 @@ class TestBuild:
     def test_the_wheel_contains_what_ships_with_the_package(self, built: dict[str, Path]) -> None:
         with zipfile.ZipFile(built[".whl"]) as archive:
             names = set(archive.namelist())
-        for name, suffix in (("prompts", ".yaml"), ("scenarios", ".yaml"), ("models", ".toml")):
-            for path in data_path(name).rglob(f"*{suffix}"):
+        for name, suffixes in (
+            ("prompts", (".yaml", ".json")),
+            ("scenarios", (".yaml", ".json")),
+            ("models", (".toml",)),
+        ):
+            for path in (path for path in data_path(name).rglob("*") if path.suffix in suffixes):
                 assert f"thor_policy/data/{name}/{path.relative_to(data_path(name))}" in names
         assert "thor_policy/suites/html_report.html" in names
         assert not [name for name in names if name.startswith(("tests/", "scripts/"))]

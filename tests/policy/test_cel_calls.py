@@ -66,8 +66,8 @@ def test_the_result_of_a_call_is_held_no_longer_than_until_the_next_call() -> No
 
 def test_a_call_that_fails_gives_the_message_of_its_exception() -> None:
     assert run('given("context.text", 1)', 1, text="a") == "context.text: a string, not a whole number"
-    assert run("[1, true].max()", 1) == "a bool is no number"
-    assert run("[9223372036854775807, 1].sum()", 1) == "sum: beyond 64 bits"
+    assert run("[1, true].max()", 1) == "the list has items of several types"
+    assert "64 bits" in run("[9223372036854775807, 1].sum()", 1)
     assert run('given("context.text", 1) == 1 || true', 1, text="a") == [True]
     assert run("context.none", 1) == 'Key not found in map : "none"'
 

@@ -187,7 +187,7 @@ JSON = st.recursive(
 
 
 def as_read(value: Any) -> Any:
-    """The value with its types, after the two changes that a request goes through before rules see it."""
+    """The value with its types, after the changes that a request goes through before rules see it."""
     if isinstance(value, str):
         return value.replace("\0", "\ufffd")
     if isinstance(value, list):
@@ -196,6 +196,8 @@ def as_read(value: Any) -> Any:
         return {as_read(key): as_read(item) for key, item in value.items()}
     if isinstance(value, float) and value.is_integer() and 2**53 <= abs(value) < 2**63:
         value = int(value)
+    if value == 2.0**63:  # it must not compare as equal to 2**63 - 1
+        value = math.nextafter(value, math.inf)
     return type(value).__name__, repr(value)
 
 

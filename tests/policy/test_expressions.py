@@ -156,7 +156,7 @@ def test_a_double_beyond_every_whole_number_or_below_2_to_the_53_is_accepted(tex
     "text",
     [
         "google.protobuf.Value{number_value: 1.0}",
-        "type(now) == google.protobuf.Timestamp",
+        "google.protobuf.Timestamp{seconds: 5}",
         "google.protobuf.Any{}",
     ],
 )

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError
 from thor_policy.core.requests import RISKS, Action, Entity, Evaluation
-from thor_policy.policy.rules import Requires, Rule, RuleBook, reads_only_subject_properties
+from thor_policy.policy.rules import MemberType, Requires, Rule, RuleBook, reads_only_subject_properties
 
 OUTCOMES = ("allow", "require_mfa", "require_attestation", "deny")
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC).timestamp()
@@ -232,12 +232,26 @@ def test_a_fact_may_be_any_json(text: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["dyn(now)", 'dyn(duration("1s"))', 'dyn(b"bytes")', "dyn({1: 2})", "[1.0 / 0.0]"]
+    "text",
+    [
+        "dyn(now)",
+        'dyn(duration("1s"))',
+        'dyn(b"bytes")',
+        "dyn({1: 2})",
+        "[1.0 / 0.0]",
+        "dyn(18446744073709551615u)",
+    ],
 )
 def test_a_fact_that_is_not_json_fails(text: str) -> None:
     result = floor(facts={"odd": text})
     assert result.facts == {}
     assert list(result.errors) == ["fact:odd"]
+
+
+@pytest.mark.parametrize("text", ["now", "[now]", '{"a": [duration("1s")]}', "{1: true}", "type(1)", "[1u]"])
+def test_a_fact_whose_type_is_not_json_is_refused(text: str) -> None:
+    with pytest.raises(PackError, match=r"pack: fact odd: gives an? .*, which a fact cannot be; "):
+        book(facts={"odd": text})
 
 
 # ---------------------------------------------------------------- risk
@@ -416,8 +430,133 @@ def test_an_invalid_or_reserved_fact_name_is_refused(name: str) -> None:
         book(facts={name: "1"})
 
 
+@pytest.mark.parametrize("name", ["true", "in", "list", "string"])
+def test_a_fact_cannot_be_called_like_a_word_of_cel(name: str) -> None:
+    with pytest.raises(PackError) as refused:
+        book(rule("fine", "true"), facts={name: "1", "after": "2"})
+    assert str(refused.value) == f"pack: fact '{name}': is a word of CEL, which no fact can have as its name"
+
+
 def test_the_strictest_of_several_outcomes() -> None:
     assert book().stricter("allow", "require_attestation", "require_mfa") == "require_attestation"
+
+
+# ---------------------------------------------------------------- names
+
+
+def test_a_dot_before_a_name_reads_the_variable() -> None:
+    result = floor(
+        rule("holds", '.kind == "doc" && .context.n == 1 && .subject.id == "alice"'),
+        facts={"kind": ".resource.type"},
+        context={"n": 1},
+    )
+    assert (result.rules, result.errors) == (("holds",), {})
+
+
+def test_a_name_that_a_macro_binds_hides_a_fact_and_a_root() -> None:
+    whens = ('["z"].exists(kind, kind == "z")', '[{"type": 1}].exists(resource, has(resource.type))')
+    result = floor(*(rule(when, when) for when in whens), facts={"kind": "resource.type"})
+    assert (result.rules, result.errors) == (whens, {})
+
+
+# ---------------------------------------------------------------- declared members
+
+
+def declaring(kind: MemberType, when: str, value: Any, required: bool = True) -> Floor:
+    members: dict[str, MemberType] = {"context.value": kind}
+    declared = RuleBook(
+        outcomes=OUTCOMES,
+        facts={},
+        rules=[rule("holds", when)],
+        risk='"low"',
+        requires=Requires(members=members, outcome="require_mfa") if required else None,
+        reads=None if required else members,
+    )
+    return declared.apply(evaluation(value=value), NOON)
+
+
+@pytest.mark.parametrize(
+    "when", ["!has(context.value)", 'given("context.value", 7) == 7', "!(has(context.value))"]
+)
+def test_null_for_a_declared_member_is_no_member(when: str) -> None:
+    assert declaring("int", when, None, required=False).rules == ("holds",)
+    assert declaring("int", when, None).missing == ("context.value",)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("int", 1.5),
+        ("int", True),
+        ("int", 1e30),
+        ("int", 2.0**63),
+        ("number", True),
+        ("number", "1"),
+        ("list(number)", [1, True]),
+        ("list(string)", ["a", None]),
+        ("timestamp", "2026-07-01 10:00:00Z"),
+        ("timestamp", "2026-07-01T10:00:00"),
+        ("timestamp", "9999-12-31T23:30:00-01:00"),
+        ("timestamp", "0001-01-01T00:30:00+01:00"),
+    ],
+)
+def test_a_member_of_another_type_than_declared_is_missing(kind: MemberType, value: Any) -> None:
+    result = declaring(kind, "false", value)
+    assert (result.outcome, result.missing, result.errors) == ("require_mfa", ("context.value",), {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "when"),
+    [
+        ("int", 3.0, "context.value == 3"),
+        ("int", 2**63 - 1, "context.value == 9223372036854775807"),
+        ("number", 3, "context.value > 2.5"),
+        ("number", 2**53 + 1, "context.value == 9007199254740993"),
+        ("timestamp", "2026-07-01t10:00:00+02:00", "timestamp(context.value).getHours() == 8"),
+    ],
+)
+def test_a_member_of_its_declared_type_can_be_compared(kind: MemberType, value: Any, when: str) -> None:
+    result = declaring(kind, when, value)
+    assert (result.rules, result.missing, result.errors) == (("holds",), (), {})
+
+
+# ---------------------------------------------------------------- lists
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        "!sets.contains([1], [dyn(true)])",
+        "!sets.intersects([[1]], [[dyn(true)]])",
+        '!sets.equivalent([{"a": dyn(1)}], [{"a": dyn(true)}])',
+        "[dyn(1), true, 1.0].distinct().size() == 2",
+        '[dyn("a"), 1, null, [1], {"a": 1}].distinct().size() == 5',
+        "sets.contains([1, 2], [dyn(1.0)])",
+        "[2, dyn(1.5)].max() == 2 && [2, dyn(1.5)].min() == 1.5",
+        '["a", "c", "b"].max() == "c"',
+        "[].sum() == 0 && [1, 2].sum() == 3 && [1, dyn(0.5)].sum() == 1.5",
+        "[dyn(9007199254740992), 0.5, 0.5].sum() == 9007199254740993",
+        "[4503599627370496.0, 4503599627370496.0].sum() < 9007199254740993",
+    ],
+)
+def test_functions_of_lists_compare_and_add_as_cel_does(when: str) -> None:
+    result = floor(rule("holds", when))
+    assert (result.rules, result.errors) == (("holds",), {})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[dyn(1), true].sum()",
+        '["a"].sum()',
+        "[dyn(1), true].max()",
+        '[dyn(1), "a"].min()',
+        "[].max()",
+        "[9223372036854775807, 1].sum()",
+    ],
+)
+def test_functions_of_lists_fail_for_items_that_they_cannot_add_or_compare(text: str) -> None:
+    assert list(floor(facts={"value": text}).errors) == ["fact:value"]
 
 
 # ---------------------------------------------------------------- what rests on the caller's word alone
@@ -426,6 +565,10 @@ def test_the_strictest_of_several_outcomes() -> None:
 @pytest.mark.parametrize(
     ("when", "asserted"),
     [
+        ("trusted", True),
+        ("trusted && big", False),
+        ('subject.properties.role == "admin" && big', False),
+        ("by_role == 1", True),
         ('subject.properties.role == "admin"', True),
         ("has(subject.properties.role) && subject.properties.trust.integrity > 0.5", True),
         ('subject.properties.role == "admin" && action.name == "read"', False),
@@ -437,7 +580,12 @@ def test_the_strictest_of_several_outcomes() -> None:
 def test_reads_only_subject_properties_is_true_for_rules_that_read_nothing_else(
     when: str, asserted: bool
 ) -> None:
-    assert reads_only_subject_properties(rule("one", when)) == asserted
+    facts = {
+        "trusted": "subject.properties.trusted == true",
+        "by_role": "trusted ? 1 : 2",
+        "big": "resource.properties.pages > 100",
+    }
+    assert reads_only_subject_properties(rule("one", when), facts) == asserted
 
 
 # ---------------------------------------------------------------- properties

@@ -32,6 +32,7 @@ from thor_policy.policy.tokens import (
     ROOTS,
     Token,
     arguments_of,
+    bound_in,
     kind_of_literal,
     literal_of,
     names_in,
@@ -86,8 +87,7 @@ _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\(?:000|[xX]00|u0000|U00000000)")
 #: Functions whose literal argument can be wrong, by name: how to try it.
 _LITERAL_CALLS = {
     "matches": "''.matches({})",
-    "timestamp": "timestamp({})",
-    "duration": "duration({})",
+    **{name: f"{name}({{}})" for name in ("timestamp", "duration", "int", "uint", "double", "bool")},
     **{
         f"get{part}": f"timestamp(0).get{part}({{}})"
         for part in (
@@ -136,7 +136,7 @@ class Program:
         try:
             used = {name: inputs[name] for name in self._reads if name in inputs}
             values = self._expression.eval(data=used).plain_value()
-        except (RuntimeError, SystemError, TypeError, ValueError) as error:  # a value that has no JSON form
+        except Exception as error:  # a value that the binding cannot pass on; it raises SystemError too
             return _short(error_of(str(error)))
         return values if type(values) is list else _short(error_of(str(values)))
 
@@ -169,6 +169,7 @@ class Language:
         environment = self._environment({name: fact.native for name, fact in facts.items()} | declared)
         try:
             native = environment.compile(checked).return_type()
+            environment.compile(f"[{checked}\n]")  # as in `compile`, where it is one level deeper
         except RuntimeError as error:
             return self._faults(str(error), text, facts)
         faults = [*self._faults_of_calls(text, tokens), *_faults_of_tokens(text, tokens, facts)]
@@ -199,8 +200,10 @@ class Language:
             if token.text == "has" and at + 1 < len(tokens) and tokens[at + 1].text == "(":
                 close = next((n for n in range(at + 2, len(tokens)) if tokens[n].text == ")"), at)
                 if "".join(part.text for part in tokens[at + 2 : close]) in self._members:
-                    end = tokens[close].offset + 1
-                    text = text[: token.offset] + "true".ljust(end - token.offset) + text[end:]
+                    begin, end = tokens[at + 2].offset, tokens[close].offset + 1
+                    before, after = text[token.offset : begin], text[begin + len("true") : end]
+                    blanks = [re.sub(r"[^\n]", " ", part) for part in (before, after)]
+                    text = text[: token.offset] + blanks[0] + "true" + blanks[1] + text[end:]
         return text
 
     def _faults(self, report: str, text: str, facts: Collection[str]) -> list[Fault]:
@@ -224,24 +227,29 @@ class Language:
     def _undeclared(self, name: str, facts: Collection[str]) -> str:
         root, _, rest = name.partition(".")
         if root == "data":
-            return f"there is no table {rest.partition('.')[0]!r} in data.yaml"
+            table = rest.partition(".")[0]
+            return f"there is no table {table!r} in data.yaml" if table else "write data.TABLE"
         if root in ("subject", "action", "resource"):
             members = [member.split(".")[1] for member in _MEMBERS if member.startswith(f"{root}.")]
             return f"{name}: {root} has the members {', '.join(members)}" + (
                 f"; write {root}.properties.{rest}" if rest and "properties" in members else ""
             )
+        if name in functions.NAMES:
+            return f"{name} is called with another number of arguments"
         known = [*ROOTS, *facts, *functions.NAMES]
         near = difflib.get_close_matches(name, known, n=1)
         return f"there is no name {name!r} here" + (f"; did you mean {near[0]!r}?" if near else "")
 
     def _faults_of_calls(self, text: str, tokens: Sequence[Token]) -> Iterator[Fault]:
         """Faults of literal arguments, which the checker does not look at."""
+        bound = bound_in(tokens)
         for at, token in enumerate(tokens):
             if token.kind != "name" or at + 2 >= len(tokens) or tokens[at + 1].text != "(":
                 continue
             arguments = arguments_of(tokens, at + 1)
             first = arguments[0] if arguments else []
-            literal = first[0].text if len(first) == 1 and first[0].kind == "string" else None
+            last = arguments[-1] if arguments else []
+            literal = last[0].text if len(last) == 1 and last[0].kind == "string" else None
             problem = None
             if token.text in ("mentions", "starts") and len(arguments) == 2:
                 named = literal_of(arguments[1])
@@ -255,25 +263,27 @@ class Language:
                 problem = self._fault_of_given(first, arguments[1])
             elif token.text == "has" and len(arguments) == 1:
                 path = "".join(part.text for part in first)
-                if path in _MEMBERS:
+                if path in _MEMBERS and first[0].text not in bound:
                     problem = f"{path} is always there; remove has({path})"
-            elif token.text in _LITERAL_CALLS and literal is not None and len(arguments) == 1:
-                problem = _try_literal(_LITERAL_CALLS[token.text].format(literal))
+            elif token.text in _LITERAL_CALLS and literal is not None:
+                problem, first = _try_literal(_LITERAL_CALLS[token.text].format(literal)), last
             if problem:
                 line, column = position(text, (first or [token])[0].offset)
                 yield Fault(line=line, column=column, message=problem)
 
     def _fault_of_given(self, path: Sequence[Token], default: Sequence[Token]) -> str | None:
         name = literal_of(path[:1])
-        if name is None:
+        whole = len(path) == 1
+        if name is None or not (whole or "." in name):
             return None
         root, _, rest = name.partition(".")
-        whole = len(path) == 1
         if root not in ("subject", "action", "resource", "context") or (whole and not rest):
             return f"given reads subject, action, resource and context by a path; {name!r} is none of them"
         member = ".".join(name.split(".")[:2])
         if root != "context" and member not in _MEMBERS and (whole or "." in rest):
             return self._undeclared(name, ())
+        if [token.text for token in default] == ["now"]:
+            return "the default is a time, and a member of a request is a text; write string(now)"
         kind = self._members.get(name) if whole else None
         kind_of_default = kind_of_literal(default)
         if kind and kind_of_default and TYPES[kind] != TYPES[kind_of_default]:
@@ -311,7 +321,7 @@ class Language:
     def members_at_fault(self, required: Collection[str]) -> dict[str, str]:
         """What is wrong with the declared members of the request of `inputs`: path -> problem.
 
-        A member that is not `required` may be absent. Numbers of a declared type get that type.
+        A member that is not `required` may be absent; null is absent. A number gets its declared type.
         """
         problems: dict[str, str] = {}
         for path, kind in self._members.items():
@@ -321,6 +331,8 @@ class Language:
                 parent = parent.get(step) if isinstance(parent, dict) else None
             value = parent.get(last) if isinstance(parent, dict) else None
             if value is None:
+                if isinstance(parent, dict):
+                    parent.pop(last, None)
                 if path in required:
                     problems[path] = "is missing"
             elif (typed := _as_type(value, kind)) is None:
@@ -347,7 +359,7 @@ def _faults_of_tokens(text: str, tokens: Sequence[Token], facts: Collection[str]
             is_raw = re.match("[bB]?[rR]", token.text)
             if "\0" in token.text or (not is_raw and _NUL.search(token.text)):
                 faults.append((token, "a string cannot contain NUL; in a request it is read as U+FFFD"))
-        elif token.text == "google" and "google" not in facts and (at == 0 or tokens[at - 1].text != "."):
+        elif token.text == "google" and _makes_message(tokens, at):
             message = "a pack has no protobuf types; write the value itself, or timestamp(..), duration(..)"
             faults.append((token, message))
     # A list, a map, a function or dyn(..) that holds an optional value ends the process: the binding cannot
@@ -362,10 +374,19 @@ def _faults_of_tokens(text: str, tokens: Sequence[Token], facts: Collection[str]
         yield Fault(line=line, column=column, message=message)
 
 
+def _makes_message(tokens: Sequence[Token], at: int) -> bool:
+    """True if the dotted name that begins at a token is followed by `{`, as a protobuf message is written."""
+    while at + 2 < len(tokens) and tokens[at + 1].text == "." and tokens[at + 2].kind == "name":
+        at += 2
+    return at + 1 < len(tokens) and tokens[at + 1].text == "{"
+
+
 def _start_of_name(text: str, line: int, column: int, name: str) -> int:
     """Where a name begins that the checker reports at its last dot, or a function that it reports at `(`."""
     content = text.split("\n")[line - 1] if line <= text.count("\n") + 1 else ""
     begin = content.rfind(name, 0, column - 1 + len(name))
+    if begin < 0 and content.startswith(name, column):  # it stands behind `has(`
+        begin = column
     return begin + 1 if begin >= 0 else column
 
 
@@ -382,8 +403,9 @@ def _try_literal(expression: str) -> str | None:
 def _plain(value: Json) -> Json:
     """A copy of JSON that the runtime reads as it is.
 
-    Whole doubles from 2^53 on become integers: the runtime compares an integer with a double inexactly. NUL
-    becomes U+FFFD: the runtime's binding ends a string at NUL, which would hide the rest from every rule.
+    Whole doubles from 2^53 on become integers: the runtime compares an integer with a double inexactly. 2^63
+    becomes the next double, because the runtime says that it equals the integer 2^63-1. NUL becomes U+FFFD:
+    the runtime's binding ends a string at NUL, which would hide the rest from every rule.
     """
     if type(value) is str:
         return value if "\0" not in value else value.replace("\0", "\ufffd")
@@ -391,8 +413,10 @@ def _plain(value: Json) -> Json:
         return {_plain(key): _plain(item) for key, item in value.items()}
     if type(value) is list:
         return [_plain(item) for item in value]
-    if type(value) is float and EXACT <= abs(value) < 2**63:
-        return int(value)
+    if type(value) is float and abs(value) >= EXACT:
+        if -(2**63) <= value < 2**63:
+            return int(value)
+        return math.nextafter(value, math.inf) if value == 2**63 else value
     return value
 
 
@@ -402,7 +426,7 @@ def _as_type(value: Json, kind: str) -> Json:
         exact = type(value) is int and abs(value) < EXACT
         return float(value) if exact else value if type(value) in (int, float) else None
     if kind == "int":
-        whole = type(value) is float and value.is_integer()
+        whole = type(value) is float and value.is_integer() and abs(value) < EXACT
         return int(value) if whole else value if type(value) is int else None
     if kind == "timestamp":
         return value if isinstance(value, str) and _is_timestamp(value) else None
@@ -416,10 +440,10 @@ def _as_type(value: Json, kind: str) -> Json:
 
 def _is_timestamp(text: str) -> bool:
     try:
-        msgspec.convert(text, _Timestamp)
-    except msgspec.ValidationError:
+        msgspec.convert(text, _Timestamp).astimezone(UTC)
+    except (msgspec.ValidationError, OverflowError):
         return False
-    return True
+    return text[10] in "Tt"
 
 
 def _table_type(table: Json) -> Any:
@@ -427,14 +451,16 @@ def _table_type(table: Json) -> Any:
 
 
 def is_json(value: Any) -> bool:
-    """True for what a fact may be: finite numbers, text, booleans, null, and lists and maps of them."""
+    """True for what a fact may be: numbers of 64 bits, text, booleans, null, and lists and maps of them."""
     if type(value) is dict:
         return all(type(key) is str and is_json(item) for key, item in value.items())
     if type(value) is list:
         return all(map(is_json, value))
     if type(value) is float:
         return math.isfinite(value)
-    return value is None or type(value) in (str, bool, int)
+    if type(value) is int:
+        return -(2**63) <= value < 2**63
+    return value is None or type(value) in (str, bool)
 
 
 def _short(message: str) -> str:

@@ -7,8 +7,10 @@ thread, and nothing else. Declared once for all packs. Any thread.
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
 from cel_expr_python import cel
@@ -95,6 +97,40 @@ def distinct(items: list[Json]) -> list[Json]:
     return kept
 
 
+def total(items: list[Json]) -> Json:
+    """The exact sum, rounded at the end. Raises TypeError for other items, ValueError beyond 64 bits."""
+    kinds = set(map(type, items))
+    if not kinds <= {int, float}:
+        raise TypeError("the list has items that are no numbers")
+    if float in kinds and not all(map(math.isfinite, items)):
+        return sum(items)
+    exact = sum(map(Fraction, items), Fraction(0))
+    is_integer = float not in kinds or (exact.denominator == 1 and EXACT <= abs(exact) < 2**63)
+    if is_integer and not -(2**63) <= exact < 2**63:
+        raise ValueError("the sum does not fit 64 bits")
+    return int(exact) if is_integer else float(exact)
+
+
+def smallest(items: list[Json]) -> Json:
+    """The smallest item. Raises TypeError and ValueError as `_comparable`."""
+    return min(_comparable(items))
+
+
+def largest(items: list[Json]) -> Json:
+    """The largest item. Raises TypeError and ValueError as `_comparable`."""
+    return max(_comparable(items))
+
+
+def _comparable(items: list[Json]) -> list[Json]:
+    """The items. Raises ValueError if there is none, TypeError unless they are numbers or of one type."""
+    kinds = set(map(type, items))
+    if not items:
+        raise ValueError("the list is empty")
+    if len(kinds) > 1 and not kinds <= {int, float}:
+        raise TypeError("the list has items of several types")
+    return items
+
+
 def _contains(items: list[Json], wanted: list[Json]) -> bool:
     return all(_among(item, items) for item in wanted)
 
@@ -122,27 +158,6 @@ def _equal(one_side: Json, other_side: Json) -> bool:
         same_keys = one_side.keys() == other_side.keys()
         return same_keys and all(_equal(one_side[key], other_side[key]) for key in one_side)
     return bool(one_side == other_side)
-
-
-def _sum(items: list[Json]) -> int | float:
-    total: int | float = sum(_numbers(items))
-    if type(total) is int and not -(2**63) <= total < 2**63:
-        raise OverflowError("sum: beyond 64 bits")
-    return total
-
-
-def _min(items: list[Json]) -> Json:
-    return min(_numbers(items))
-
-
-def _max(items: list[Json]) -> Json:
-    return max(_numbers(items))
-
-
-def _numbers(items: list[Json]) -> list[Any]:
-    if any(type(item) is bool for item in items):
-        raise TypeError("a bool is no number")
-    return items
 
 
 @functools.lru_cache(maxsize=1024)
@@ -175,9 +190,9 @@ _GIVEN: list[_Overload] = [
 _METHODS: dict[str, tuple[Callable[..., Any], Any]] = {
     "flatten": (flatten, ANY_LIST),
     "distinct": (distinct, ANY_LIST),
-    "sum": (_sum, _T.DYN),
-    "min": (_min, _T.DYN),
-    "max": (_max, _T.DYN),
+    "sum": (total, _T.DYN),
+    "min": (smallest, _T.DYN),
+    "max": (largest, _T.DYN),
 }
 _FUNCTIONS: dict[str, tuple[Callable[..., Any], list[_Overload]]] = {
     "mentions": (mentions, _OF_WORDS),

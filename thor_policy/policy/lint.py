@@ -7,121 +7,206 @@ pack's directory; any thread.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
+from thor_policy.core.requests import RISKS, Json
 from thor_policy.policy.expressions import LARGE_TABLE
-from thor_policy.policy.pack import Pack
+from thor_policy.policy.pack import Example, Manifest, Pack
 from thor_policy.policy.pack_files import FILES, SIGNATURE, SUITES, Finding, PackFiles, examine
 from thor_policy.policy.rules import Rule, reads_only_subject_properties
-from thor_policy.policy.tokens import comparisons, literal_values, never_holds, tokenise
+from thor_policy.policy.tokens import comparisons, literal_values, never_holds, paths_in, tokenise
+
+
+class _Parts(NamedTuple):
+    """What can be said of a pack without running it. A part is None if its file cannot be read."""
+
+    manifest: Manifest
+    clauses: Mapping[str, str] | None
+    rules: Sequence[Rule] | None
+    examples: Sequence[Example] | None
+    data: Mapping[str, Json]
+
+    @property
+    def labels(self) -> list[str]:
+        return [outcome.label for outcome in self.manifest.outcomes]
 
 
 def lint(path: Path) -> list[Finding]:
-    """All problems of the pack in a directory, with their places."""
+    """All problems of the pack in a directory, with their places, in the order of files and lines."""
     pack, findings = examine(path)
-    if pack is None:
-        return findings
     files = PackFiles(path)
-    return [files.placed(finding) for finding in lint_pack(pack)]
+    if pack is not None:
+        findings = lint_pack(pack)
+    elif parts := _parts(files, findings):
+        findings = [*findings, *_advice(parts), *_strays(path)]
+    return sorted(map(files.placed, findings), key=_order)
 
 
 def lint_pack(pack: Pack) -> list[Finding]:
     """All problems of a pack that loads, without their places."""
-    findings: list[Finding] = []
+    parts = _Parts(pack.manifest, pack.clauses, pack.book.rules, pack.examples, pack.data)
+    return [*_advice(parts), *_answers_of_examples(pack), *_strays(pack.path)]
 
-    def error(where: str, message: str, path: str = "$") -> None:
-        findings.append(Finding(level="error", where=where, message=message, path=path))
 
-    def warn(where: str, message: str, path: str = "$") -> None:
-        findings.append(Finding(level="warning", where=where, message=message, path=path))
+def _parts(files: PackFiles, findings: Sequence[Finding]) -> _Parts | None:
+    """The parts of a pack that does not load; None without a manifest."""
+    values = dict(files.values())
+    at_fault = {finding.file for finding in findings}
+    manifest: Manifest | None = values.get("pack.yaml")
+    if manifest is None or len(manifest.outcomes) < 2:
+        return None
 
-    known = set(pack.manifest.classifications)
-    for at, rule in enumerate(pack.book.rules):
+    def part(name: str, empty: Any) -> Any:
+        return values.get(name, None if name in at_fault else empty)
+
+    return _Parts(
+        manifest=manifest,
+        clauses=part("clauses.yaml", {}),
+        rules=part("rules.yaml", ()),
+        examples=part("examples.yaml", ()),
+        data=values.get("data.yaml", {}),
+    )
+
+
+def _order(finding: Finding) -> tuple[int, int, int]:
+    file = FILES.index(finding.file) if finding.file in FILES else len(FILES)
+    return file, finding.line or 0, finding.column or 0
+
+
+def _error(where: str, message: str, path: str = "$") -> Finding:
+    return Finding(level="error", where=where, message=message, path=path)
+
+
+def _warning(where: str, message: str, path: str = "$") -> Finding:
+    return Finding(level="warning", where=where, message=message, path=path)
+
+
+# ---------------------------------------------------------------- what names what
+
+
+def _advice(parts: _Parts) -> Iterator[Finding]:
+    """Everything but what examples come to."""
+    yield from _problems_of_rules(parts)
+    if parts.rules is not None:
+        yield from _rules_without_effect(parts, parts.rules)
+    yield from _impossible_comparisons(parts)
+    for risk in sorted((literal_values(parts.manifest.risk or "") or set()) - set(RISKS)):
+        yield _error("pack.yaml risk", f"gives {risk!r}, which is not one of {', '.join(RISKS)}", "$.risk")
+    yield from _problems_of_fields(parts.manifest)
+    yield from _large_tables(parts)
+    if parts.examples is not None:
+        yield from _problems_of_examples(parts, parts.examples)
+    if parts.rules is not None and parts.examples is not None:
+        cited = {rule.clause for rule in parts.rules} | {c for e in parts.examples for c in e.clauses}
+        for clause in parts.clauses or ():
+            if clause not in cited:
+                message = "no rule and no example cites this clause"
+                yield _warning(f"clauses.yaml {clause}", message, f"$.{clause}")
+
+
+def _problems_of_rules(parts: _Parts) -> Iterator[Finding]:
+    facts, clauses = parts.manifest.facts, parts.clauses
+    for at, rule in enumerate(parts.rules or ()):
         where, path = f"rules.yaml rule {rule.id}", f"$[{at}]"
-        if rule.clause is not None and rule.clause not in pack.clauses:
-            error(where, f"clause {rule.clause!r} does not exist", f"{path}.clause")
-        if rule.clause is None and pack.clauses:
-            warn(where, "cites no clause, so its answers cannot be traced to the policy text", path)
-        if rule.classification is not None and rule.classification not in known:
+        if rule.clause is not None and clauses is not None and rule.clause not in clauses:
+            yield _error(where, f"clause {rule.clause!r} does not exist", f"{path}.clause")
+        if rule.clause is None and clauses:
+            message = "cites no clause, so its answers cannot be traced to the policy text"
+            yield _warning(where, message, path)
+        if rule.classification is not None and rule.classification not in parts.manifest.classifications:
             message = f"classification {rule.classification!r} is not in pack.yaml"
-            error(where, message, f"{path}.classification")
-        if rule.final and rule.outcome == pack.loosest and reads_only_subject_properties(rule):
+            yield _error(where, message, f"{path}.classification")
+        settles = rule.final and rule.outcome == parts.labels[0]
+        if settles and reads_only_subject_properties(rule, facts):
             message = "is a final allow that depends only on properties which the caller asserts"
-            warn(where, message, f"{path}.when")
-    findings += _rules_without_effect(pack)
-    findings += _impossible_comparisons(pack)
-    for at, field in enumerate(pack.manifest.fields):
+            yield _warning(where, message, f"{path}.when")
+
+
+def _problems_of_fields(manifest: Manifest) -> Iterator[Finding]:
+    for at, field in enumerate(manifest.fields):
         where, path = f"pack.yaml fields {field.name}", f"$.fields[{at}].value"
-        root, _, name = field.value.partition(".")
+        root, _, rest = field.value.partition(".")
+        name = rest.partition(".")[0]
         members = {"subject": ("type", "id", "properties"), "action": ("name", "properties")}
         members["resource"] = members["subject"]
         if root not in ("subject", "action", "resource", "context", "facts"):
             roots = "subject, action, resource, context or facts"
-            error(where, f"{field.value!r} must begin with {roots}", path)
-        elif root == "facts" and name not in pack.manifest.facts:
-            error(where, f"there is no fact {name!r}", path)
-        elif root in members and name.partition(".")[0] not in members[root]:
-            error(where, f"{field.value}: {root} has the members {', '.join(members[root])}", path)
-    for name, table in pack.data.items():
-        if isinstance(table, dict) and len(table) >= LARGE_TABLE:
-            uses = [*pack.manifest.facts.values(), *(rule.when for rule in pack.book.rules)]
-            if any(re.search(rf"\bdata\s*\.\s*{name}\b", text) for text in uses):
-                message = f"has {len(table)} rows, which data.{name} copies for each request"
-                warn(f"data.yaml {name}", f'{message}; row("{name}", ..) reads one row', f"$.{name}")
+            yield _error(where, f"{field.value!r} must begin with {roots}", path)
+        elif root == "facts" and name not in manifest.facts:
+            yield _error(where, f"there is no fact {name!r}", path)
+        elif root in members and name not in members[root]:
+            yield _error(where, f"{field.value}: {root} has the members {', '.join(members[root])}", path)
+
+
+def _large_tables(parts: _Parts) -> Iterator[Finding]:
+    texts = [*parts.manifest.facts.values(), *(rule.when for rule in parts.rules or ())]
+    read = {".".join(path.split(".")[:2]) for text in texts for path in paths_in(text)}
+    for name, table in parts.data.items():
+        if isinstance(table, dict) and len(table) >= LARGE_TABLE and f"data.{name}" in read:
+            message = f"has {len(table)} rows, which data.{name} copies for each request"
+            yield _warning(f"data.yaml {name}", f'{message}; row("{name}", ..) reads one row', f"$.{name}")
+
+
+def _problems_of_examples(parts: _Parts, examples: Sequence[Example]) -> Iterator[Finding]:
+    for at, example in enumerate(examples):
+        where, path = f"examples.yaml {example.id}", f"$[{at}]"
+        if example.outcome not in parts.labels:
+            message = f"outcome {example.outcome!r} is not one of {', '.join(parts.labels)}"
+            yield _error(where, message, f"{path}.outcome")
+        if example.classification not in parts.manifest.classifications:
+            message = f"classification {example.classification!r} is not in pack.yaml"
+            yield _error(where, message, f"{path}.classification")
+        for number, clause in enumerate(example.clauses):
+            if parts.clauses is not None and clause not in parts.clauses:
+                yield _error(where, f"clause {clause!r} does not exist", f"{path}.clauses[{number}]")
+    if parts.manifest.model != "never":
+        for label in parts.labels:
+            if not any(example.outcome == label for example in examples):
+                yield _warning("examples.yaml", f"no example shows the outcome {label!r}")
+
+
+def _strays(folder: Path) -> Iterator[Finding]:
+    known = (*FILES, SIGNATURE, *SUITES)
+    for stray in sorted(path.name for path in folder.iterdir() if path.name not in known):
+        yield _warning(stray, "is not part of a pack; the digest does not cover it")
+
+
+# ---------------------------------------------------------------- what examples come to
+
+
+def _answers_of_examples(pack: Pack) -> Iterator[Finding]:
+    """Examples that the rules contradict, or on which they fail."""
     for at, example in enumerate(pack.examples):
         where, path = f"examples.yaml {example.id}", f"$[{at}]"
         if example.outcome not in pack.labels:
-            error(
-                where,
-                f"outcome {example.outcome!r} is not one of {', '.join(pack.labels)}",
-                f"{path}.outcome",
-            )
             continue
-        if example.classification not in known:
-            message = f"classification {example.classification!r} is not in pack.yaml"
-            error(where, message, f"{path}.classification")
-        for clause in example.clauses:
-            if clause not in pack.clauses:
-                error(where, f"clause {clause!r} does not exist", f"{path}.clauses")
         floor = pack.book.apply(example.evaluation, example.at)
         for name, message in floor.errors.items():
-            error(where, f"{name} fails on this example: {message}", path)
+            yield _error(where, f"{name} fails on this example: {message}", path)
         if floor.missing:
-            error(where, f"lacks what the pack requires: {', '.join(floor.missing)}", path)
+            yield _error(where, f"lacks what the pack requires: {', '.join(floor.missing)}", path)
         if pack.book.stricter(floor.outcome, example.outcome) != example.outcome:
             demand = f"{', '.join(floor.rules)} demand {floor.outcome}"
-            error(where, f"says {example.outcome}, but {demand}", f"{path}.outcome")
+            yield _error(where, f"says {example.outcome}, but {demand}", f"{path}.outcome")
         if floor.final and floor.outcome != example.outcome:
             message = f"says {example.outcome}, but a final rule answers {floor.outcome}"
-            error(where, message, f"{path}.outcome")
+            yield _error(where, message, f"{path}.outcome")
         if floor.risk != example.risk:
             message = f"says risk {example.risk}, but the risk expression gives {floor.risk}"
-            error(where, message, f"{path}.risk")
-    if not pack.rules_only:
-        for label in pack.labels:
-            if not any(example.outcome == label for example in pack.examples):
-                warn("examples.yaml", f"no example shows the outcome {label!r}")
-    cited = {rule.clause for rule in pack.book.rules} | {c for e in pack.examples for c in e.clauses}
-    for clause in pack.clauses:
-        if clause not in cited:
-            warn(f"clauses.yaml {clause}", "no rule and no example cites this clause", f"$.{clause}")
-    for stray in sorted(
-        path.name for path in pack.path.iterdir() if path.name not in (*FILES, SIGNATURE, *SUITES)
-    ):
-        warn(stray, "is not part of a pack; the digest does not cover it")
-    return findings
+            yield _error(where, message, f"{path}.risk")
 
 
 # ---------------------------------------------------------------- rules that decide nothing
 
 
-def _rules_without_effect(pack: Pack) -> Iterator[Finding]:
+def _rules_without_effect(parts: _Parts, all_rules: Sequence[Rule]) -> Iterator[Finding]:
     """Rules that can never fire, or never decide, whatever the request."""
-    rank = pack.labels.index
-    rules = pack.book.rules
+    rank = parts.labels.index
+    # An index of the file for each rule of a known outcome.
+    places = [at for at, rule in enumerate(all_rules) if rule.outcome in parts.labels]
+    rules = [all_rules[at] for at in places]
     forms = [" ".join(token.text for token in tokenise(rule.when)) for rule in rules]
     always = [rule for rule, form in zip(rules, forms, strict=True) if form == "true"]
     for at, (rule, form) in enumerate(zip(rules, forms, strict=True)):
@@ -137,35 +222,35 @@ def _rules_without_effect(pack: Pack) -> Iterator[Finding]:
             message = (
                 f"can never decide: {stricter[0].id} has its condition and demands {stricter[0].outcome}"
             )
-        elif form == "true" and rule.outcome == pack.strictest:
+        elif form == "true" and rule.outcome == parts.labels[-1]:
             message = f"always fires, so every answer of this pack is {rule.outcome}"
         elif over:
             message = f"can never decide: {over[0].id} always fires and demands {over[0].outcome}"
         elif twins:
             message = f"has the condition and the outcome of {twins[0].id}"
-        elif _changes_nothing(rule, pack):
+        elif _changes_nothing(rule, parts):
             message = "has no effect on the outcome; make it final or remove it"
         else:
             continue
-        yield Finding(level=level, where=f"rules.yaml rule {rule.id}", message=message, path=f"$[{at}].when")
+        yield Finding(
+            level=level, where=f"rules.yaml rule {rule.id}", message=message, path=f"$[{places[at]}].when"
+        )
 
 
-def _changes_nothing(rule: Rule, pack: Pack) -> bool:
+def _changes_nothing(rule: Rule, parts: _Parts) -> bool:
     """True for an allow that neither settles anything nor keeps a stricter default away."""
-    default = pack.manifest.default in (None, pack.loosest)
-    return rule.outcome == pack.loosest and not rule.final and not pack.rules_only and default
+    loosest, manifest = parts.labels[0], parts.manifest
+    has_model, default = manifest.model != "never", manifest.default in (None, loosest)
+    return rule.outcome == loosest and not rule.final and has_model and default
 
 
-def _impossible_comparisons(pack: Pack) -> Iterator[Finding]:
+def _impossible_comparisons(parts: _Parts) -> Iterator[Finding]:
     """Comparisons of a fact with a text that the fact never is."""
-    values = {name: literal_values(text) for name, text in pack.manifest.facts.items()}
-    texts = [
-        (f"pack.yaml fact {name}", f"$.facts.{name}", text) for name, text in pack.manifest.facts.items()
-    ]
-    texts += [
-        (f"rules.yaml rule {rule.id}", f"$[{at}].when", rule.when) for at, rule in enumerate(pack.book.rules)
-    ]
-    texts.append(("pack.yaml risk", "$.risk", pack.manifest.risk or ""))
+    values = {name: literal_values(text) for name, text in parts.manifest.facts.items()}
+    facts, rules = parts.manifest.facts.items(), enumerate(parts.rules or ())
+    texts = [(f"pack.yaml fact {name}", f"$.facts.{name}", text) for name, text in facts]
+    texts += [(f"rules.yaml rule {rule.id}", f"$[{at}].when", rule.when) for at, rule in rules]
+    texts.append(("pack.yaml risk", "$.risk", parts.manifest.risk or ""))
     for where, path, text in texts:
         for fact, literal in comparisons(text):
             possible = values.get(fact)

@@ -122,14 +122,16 @@ def examine(path: Path) -> tuple[Pack | None, list[Finding]]:
     manifest: Manifest | None = values.get("pack.yaml")
     if manifest is not None:
         findings += [files.placed(finding) for finding in _problems(manifest, values)]
-    usable = manifest is not None and not any(finding.path.startswith("$.outcomes") for finding in findings)
-    if manifest is None or not usable:
+    if manifest is None or len(manifest.outcomes) < 2:
         return None, findings
     rules, data = values.get("rules.yaml", ()), values.get("data.yaml", {})
+    tables_unknown = "data.yaml" in files.texts and "data.yaml" not in values
     try:
         book = rule_book(manifest, rules, data, str(path))
     except RuleFaults as error:
         for fault in error.faults:
+            if tables_unknown and fault.message.startswith("there is no table "):
+                continue
             where = f"{fault.file} {fault.subject}"
             place = files.documents[fault.file].place(fault.path, fault.line, fault.column)
             finding = Finding(level="error", where=where, message=fault.message, path=fault.path)
@@ -137,7 +139,7 @@ def examine(path: Path) -> tuple[Pack | None, list[Finding]]:
     except PackError as error:
         findings.append(Finding(level="error", where="pack.yaml", message=str(error)))
     if findings:
-        return None, sorted(findings, key=lambda each: (FILES.index(each.file), each.line or 0))
+        return None, findings
     return Pack(
         path=path,
         manifest=manifest,

@@ -14,7 +14,7 @@ by one, to name those that fail.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
@@ -23,8 +23,8 @@ from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError
 from thor_policy.core.requests import RISKS, Evaluation, Json, Risk
 from thor_policy.policy.expressions import Fault, Language, Program, Type, is_json
-from thor_policy.policy.tokens import ROOTS, names_in, parts_of, paths_in
-from thor_policy.policy.words import WordLists
+from thor_policy.policy.tokens import RESERVED, ROOTS, names_in, parts_of, paths_in
+from thor_policy.policy.words import WordLists, fault_of
 
 _FACT = re.compile(r"[a-z][a-z0-9_]*")
 _MEMBER = re.compile(r"(?:(?:subject|action|resource)\.properties|context)(?:\.[A-Za-z_][A-Za-z0-9_]*)+")
@@ -38,6 +38,9 @@ _NOT_JSON = {
     "UINT": "wrap it in int(..)",
     "TYPE": "compare it in the fact",
 }
+
+_KEYS_NOT_TEXT = re.compile(r"MAP<(?!STRING|DYN)")
+_UNKNOWN_NAME = re.compile(r"there is no name '([^'.]+)['.]")
 
 #: A type that a pack can declare for a member of a request.
 MemberType: TypeAlias = Literal[
@@ -138,9 +141,12 @@ class RuleBook:
         self._outcome_if_missing = (requires.outcome if requires else None) or self._strictest
         self.rules = tuple(rules)
         members = {**(reads or {}), **self._required}
-        self._language = Language(words=WordLists(words or {}, where), data=data, members=members)
+        faults = list(_faults_of_words(words or {}))
+        # A list at fault has a word, so that what uses it is not at fault too.
+        lists = {name: ["word"] if fault_of(entries) else entries for name, entries in (words or {}).items()}
+        self._language = Language(words=WordLists(lists), data=data, members=members)
         self._checks_members = bool(members)
-        faults = list(self._faults_of_names(facts, requires, reads or {}))
+        faults += self._faults_of_names(facts, requires, reads or {})
         self._types: dict[str, Type] = {}
         faults += self._check_expressions(facts, risk)
         if faults:
@@ -168,6 +174,9 @@ class RuleBook:
             if name in ROOTS or not _FACT.fullmatch(name):
                 message = f"must be lower case letters, digits and '_', and none of {', '.join(ROOTS)}"
                 fault("pack.yaml", f"$.facts.{name}", f"fact {name!r}", message)
+            elif name in RESERVED:
+                message = "is a word of CEL, which no fact can have as its name"
+                fault("pack.yaml", f"$.facts.{name}", f"fact {name!r}", message)
         for section, paths in (("requires.members", self._required), ("reads", reads)):
             for path in paths:
                 if not _MEMBER.fullmatch(path):
@@ -194,9 +203,9 @@ class RuleBook:
             later = set(facts) - set(self._types)
             for fault in problems:
                 message = fault.message
-                for name in later:
-                    if message.startswith(f"there is no name {name!r}"):
-                        message = f"{name!r} is a fact further down; a fact sees only the facts above it"
+                missing = _UNKNOWN_NAME.match(message)
+                if missing and missing[1] in later:
+                    message = f"{missing[1]!r} is a fact further down; a fact sees only the facts above it"
                 faults.append(
                     RuleFault(
                         file=file,
@@ -213,7 +222,9 @@ class RuleBook:
         assert isinstance(unknown, Type)  # noqa: S101
         for name, text in facts.items():
             # A fact at fault is of unknown type, so that what uses it is not at fault too.
-            self._types[name] = check(text, "pack.yaml", f"$.facts.{name}", f"fact {name}", None) or unknown
+            checked = check(text, "pack.yaml", f"$.facts.{name}", f"fact {name}", None)
+            if name not in RESERVED:
+                self._types[name] = checked or unknown
         for number, rule in enumerate(self.rules):
             check(rule.when, "rules.yaml", f"$[{number}].when", f"rule {rule.id}: when", "BOOL")
         if risk is not None:
@@ -223,10 +234,15 @@ class RuleBook:
     @staticmethod
     def _faults_of_type(text: str, checked: Type, needed: str | None) -> list[Fault]:
         message = None
+        names = re.findall(r"\w+", checked.name)
         if needed and checked.name not in (needed, "DYN"):
-            message = f"gives a {checked.name.lower()}, not a {needed.lower()}"
-        elif needed is None and (cure := _NOT_JSON.get(checked.name.partition("<")[0])):
-            message = f"gives a {checked.name.lower()}, which a fact cannot be; {cure}"
+            message = f"gives {_a(checked.name)}, not a {needed.lower()}"
+        elif needed is None and (kinds := [name for name in names if name in _NOT_JSON]):
+            message = f"gives {_a(checked.name)}, which a fact cannot be; {_NOT_JSON[kinds[0]]}"
+        elif needed is None and _KEYS_NOT_TEXT.search(checked.name):
+            message = f"gives {_a(checked.name)}, which a fact cannot be; its keys must be strings"
+        elif needed is None and "optional_type" in checked.name:
+            message = "gives an optional value, which a fact cannot be; end it with .orValue(..)"
         return [Fault(line=1, column=1, message=message)] if message else []
 
     # ------------------------------------------------------------ compiling
@@ -372,9 +388,27 @@ class RuleBook:
         return max(outcomes, key=self._rank.__getitem__)
 
 
-def reads_only_subject_properties(rule: Rule) -> bool:
-    """True when a rule reads nothing but `subject.properties`, which the caller asserts."""
-    paths = paths_in(rule.when)
+def _a(type_name: str) -> str:
+    """The name of a type in a sentence."""
+    return f"{'an' if type_name[0] in 'Io' else 'a'} {type_name.lower()}"
+
+
+def _faults_of_words(words: Mapping[str, Sequence[str]]) -> Iterator[RuleFault]:
+    for name, entries in words.items():
+        if fault := fault_of(entries):
+            at, message = fault
+            path = f"$.words.{name}" + ("" if at is None else f"[{at}]")
+            yield RuleFault(file="pack.yaml", path=path, subject=f"words {name}", message=message)
+
+
+def reads_only_subject_properties(rule: Rule, facts: Mapping[str, str]) -> bool:
+    """True when a rule and its facts read nothing but `subject.properties`, which the caller asserts."""
+    texts, seen = [rule.when], set[str]()
+    for text in texts:
+        used = (names_in(text) & facts.keys()) - seen
+        texts += [facts[name] for name in used]
+        seen |= used
+    paths = {path for text in texts for path in paths_in(text)}
     return bool(paths) and all(path.startswith("subject.properties") for path in paths)
 
 

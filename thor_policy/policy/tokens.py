@@ -6,6 +6,7 @@ nothing; the checker and lint use it for hints, and the rules for the order of f
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -18,9 +19,20 @@ _OPTIONAL_CALLS, _ENDS, _TAKE_OPTIONALS = (
 )
 #: What an expression can read, but for facts.
 ROOTS = ("subject", "action", "resource", "context", "data", "now")
+#: Words that cannot be the name of a variable.
+# fmt: off
+RESERVED = frozenset((
+    "true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function", "if",
+    "import", "let", "loop", "package", "namespace", "return", "var", "void", "while", "bool", "bytes",
+    "double", "dyn", "int", "list", "map", "null_type", "string", "type", "uint",
+))
+# fmt: on
+#: Macros whose first argument is a name of their own.
+_BINDING = ("all", "exists", "exists_one", "map", "filter", "optMap", "optFlatMap", "bind")
 _TOKEN = re.compile(
     r"""(?P<space>\s+|//[^\n]*)
-    |(?P<string>[bB]?[rR]?(?:\"\"\"(?s:.*?)\"\"\"|'''(?s:.*?)'''|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'))
+    |(?P<string>[bB]?[rR](?:\"\"\".*?\"\"\"|'''.*?'''|"[^"\n]*"|'[^'\n]*')
+        |[bB]?(?:\"\"\"(?:\\.|[^\\])*?\"\"\"|'''(?:\\.|[^\\])*?'''|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'))
     |(?P<number>0x[0-9a-fA-F]+u?|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?u?)
     |(?P<name>[A-Za-z_][A-Za-z0-9_]*)
     |(?P<sign>.)""",
@@ -47,10 +59,30 @@ def names_in(text: str) -> set[str]:
     """The names that an expression may read: variables and facts, but no members and no functions."""
     tokens = list(tokenise(text))
     return {
-        token.text
-        for at, token in enumerate(tokens)
-        if token.kind == "name" and (at == 0 or tokens[at - 1].text != ".")
+        token.text for at, token in enumerate(tokens) if token.kind == "name" and not _is_member(tokens, at)
     }
+
+
+def bound_in(tokens: Sequence[Token]) -> set[str]:
+    """The names that macros of an expression bind, such as `s` in `steps.exists(s, s.approved)`."""
+    return {
+        tokens[at + 2].text
+        for at, token in enumerate(tokens[:-3])
+        if token.text in _BINDING and (tokens[at + 1].text, tokens[at + 3].text) == ("(", ",")
+    }
+
+
+def _is_member(tokens: Sequence[Token], at: int) -> bool:
+    """True for `b` in `a.b` and `a.?b`; false for `b` in `.b`, which is the variable."""
+    dot = at - 2 if at and tokens[at - 1].text == "?" else at - 1
+    if dot < 1 or tokens[dot].text != ".":
+        return False
+    before = tokens[dot - 1]
+    return (
+        before.kind in ("string", "number")
+        or before.text in ")]}`"
+        or (before.kind == "name" and before.text != "in")
+    )
 
 
 def paths_in(text: str) -> set[str]:
@@ -58,7 +90,7 @@ def paths_in(text: str) -> set[str]:
     tokens = list(tokenise(text))
     paths = set()
     for at, token in enumerate(tokens):
-        if token.kind == "name" and token.text in ROOTS and (at == 0 or tokens[at - 1].text != "."):
+        if token.kind == "name" and token.text in ROOTS and not _is_member(tokens, at):
             path, end = token.text, at + 1
             while end + 1 < len(tokens) and tokens[end].text == "." and tokens[end + 1].kind == "name":
                 path, end = f"{path}.{tokens[end + 1].text}", end + 2
@@ -77,8 +109,9 @@ def comparisons(text: str) -> Iterator[tuple[str, str]]:
     """Each variable that is compared with a literal text by `==`, `!=` or `in [..]`, and the text."""
     tokens = list(tokenise(text))
     signs = [token.text for token in tokens]
+    bound = bound_in(tokens)
     for at, token in enumerate(tokens):
-        if token.kind != "name" or (at and signs[at - 1] == "."):
+        if token.kind != "name" or token.text in bound or _is_member(tokens, at):
             continue
         if signs[at + 1 : at + 3] in (["=", "="], ["!", "="]) and at + 3 < len(tokens):
             literal = literal_of([tokens[at + 3]])
@@ -103,7 +136,7 @@ def parts_of(text: str) -> list[str]:
 
 def never_holds(text: str) -> str | None:
     """Why a condition can never be true, where its parts joined by `&&` show it; None otherwise."""
-    equal: dict[str, str] = {}
+    equal: dict[str, str | float | None] = {}
     for part in _parts(list(tokenise(text)), ("&", "&")):
         if [token.text for token in part] == ["false"]:
             return "it is false"
@@ -111,8 +144,10 @@ def never_holds(text: str) -> str | None:
         if signs[-3:-1] == ["=", "="] and part[-1].kind in ("string", "number"):
             path = "".join(signs[:-3])
             plain = all(token.kind == "name" or token.text == "." for token in part[:-3])
-            if plain and equal.setdefault(path, signs[-1]) != signs[-1]:
-                return f"{path} cannot be {equal[path]} and {signs[-1]}"
+            value = _value_of(part[-1])
+            other = equal.setdefault(path, value) if plain else value
+            if other != value and other is not None and value is not None:
+                return f"{path} cannot be {json.dumps(other)} and {json.dumps(value)}"
     return None
 
 
@@ -199,12 +234,14 @@ def _values_of(tokens: list[Token]) -> set[str] | None:
     literal = literal_of(tokens)
     if literal is not None:
         return {literal}
-    question = next((at for at in _at_top(tokens) if tokens[at].text == "?"), None)
-    if question is None or tokens[question].kind != "sign":
+    # The `?` of `.?` is no choice.
+    top = [at for at in _at_top(tokens) if tokens[at].kind == "sign" and tokens[at - 1].text != "."]
+    question = next((at for at in top if tokens[at].text == "?"), None)
+    if question is None:
         return None
     nested = 0
-    for at in _at_top(tokens):
-        if at > question and tokens[at].kind == "sign":
+    for at in top:
+        if at > question:
             nested += (tokens[at].text == "?") - (tokens[at].text == ":")
             if nested < 0:
                 chosen, other = _values_of(tokens[question + 1 : at]), _values_of(tokens[at + 1 :])
@@ -263,12 +300,24 @@ def arguments_of(tokens: Sequence[Token], opening: int) -> list[list[Token]]:
 
 
 def literal_of(tokens: Sequence[Token]) -> str | None:
-    """The value of a plain string literal without escapes; None for anything else."""
+    """The value of a string literal without escapes; None for anything else."""
     if len(tokens) == 1 and tokens[0].kind == "string":
         text = tokens[0].text
-        if text[0] in "\"'" and "\\" not in text:
-            return text.strip(text[0])
+        is_raw, text = text[0] in "rR", text.lstrip("rR")
+        if text[0] in "\"'" and (is_raw or "\\" not in text):
+            quotes = 3 if text[:3] in ('"""', "'''") and len(text) >= 6 else 1
+            return text[quotes:-quotes]
     return None
+
+
+def _value_of(token: Token) -> str | float | None:
+    """The value of a number, or of a string without escapes; None where it is not known."""
+    if token.kind == "string":
+        return literal_of([token])
+    digits = token.text.rstrip("uU")
+    if digits.startswith("0x"):
+        return int(digits, 16)
+    return int(digits) if digits.isdigit() else float(digits)
 
 
 def kind_of_literal(tokens: Sequence[Token]) -> str | None:

@@ -17,13 +17,15 @@ from thor_policy.core.errors import PackError
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _WORD = re.compile(r"[^\W\d_]+|[0-9]+")
 #: Characters that a reader does not see. The first two lines are Default_Ignorable_Code_Point of Unicode 16
-#: (DerivedCoreProperties.txt), the third the rest of category Cf. Then control characters that are no white
-#: space, interlinear annotation, the blank braille pattern, a null note head and a filler.
+#: (DerivedCoreProperties.txt), the third the rest of category Cf. Then control characters but for tab and
+#: line breaks, interlinear annotation, the blank braille pattern, a null note head, a filler, and what has no
+#: glyph: private use, noncharacters, U+FFFC and U+FFFD (as which NUL is read in a request).
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
     "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
     "\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd\U00013430-\U0001345f"
-    "\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufff9-\ufffb\u2800\U0001d159\U00016fe4]"
+    "\x00-\x08\x0e-\x1f\x7f-\x9f\ufff9-\uffff\u2800\U0001d159\U00016fe4"
+    "\ue000-\uf8ff\ufdd0-\ufdef\U000f0000-\U0010ffff]"
 )
 
 
@@ -31,9 +33,10 @@ class WordLists:
     """The compiled word lists of a pack. Raises PackError that names a list or entry without words."""
 
     def __init__(self, words: Mapping[str, Sequence[str]], where: str = "pack") -> None:
-        self._patterns = {
-            name: _pattern(entries, f"{where}: words {name}") for name, entries in words.items()
-        }
+        for name, entries in words.items():
+            if fault := fault_of(entries):
+                raise PackError(f"{where}: words {name}: {fault[1]}")
+        self._patterns = {name: _pattern(entries) for name, entries in words.items()}
 
     def __contains__(self, name: str) -> bool:
         return name in self._patterns
@@ -44,7 +47,8 @@ class WordLists:
 
     def starts(self, text: str, name: str) -> bool:
         """True if the text begins with an entry of the list `name`. Raises KeyError."""
-        return self._patterns[name].match(plain_words(text)) is not None
+        readings = plain_words(text).split("|")
+        return any(self._patterns[name].match(reading) for reading in readings)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -62,17 +66,21 @@ def plain_words(text: str) -> str:
     return f" {' | '.join(dict.fromkeys(' '.join(_WORD.findall(form.lower())) for form in forms))} "
 
 
-def _pattern(entries: Sequence[str], where: str) -> re.Pattern[str]:
+def fault_of(entries: Sequence[str]) -> tuple[int | None, str] | None:
+    """What keeps a word list from being used, with the index of the entry if it is one."""
+    for at, entry in enumerate(entries):
+        if not plain_words(entry.strip("*")).strip(" |"):
+            return at, f"the entry {entry!r} holds no word; give letters or digits"
+    return None if entries else (None, "the list is empty; add a word or remove the list")
+
+
+def _pattern(entries: Sequence[str]) -> re.Pattern[str]:
     """Pattern that matches any entry: whole words; a `*` at either end of an entry matches any letters."""
     alternatives = []
     for entry in entries:
         readings = plain_words(entry.strip("*")).strip()
-        if not readings:
-            raise PackError(f"{where}: the entry {entry!r} holds no word; give letters or digits")
         alternatives += [
             r"\w*" * entry.startswith("*") + re.escape(words) + r"\w*" * entry.endswith("*")
             for words in readings.split(" | ")
         ]
-    if not alternatives:
-        raise PackError(f"{where}: the list is empty; add a word or remove the list")
     return re.compile(f" (?:{'|'.join(alternatives)}) ")

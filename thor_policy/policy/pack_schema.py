@@ -1,0 +1,175 @@
+"""JSON Schemas of the files of a pack, for editors that check a file while it is written.
+
+Owns what a schema says beyond the types: what each member means, and the form of names. Invariant: a schema
+refuses nothing that lint accepts. Only lint can check expressions, and whether what a file names exists.
+Pure.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from thor_policy.core.requests import RISKS, Json
+from thor_policy.policy.pack_files import TYPES
+from thor_policy.policy.tokens import RESERVED, ROOTS
+
+#: A JSON Schema, or a part of one.
+Schema = dict[str, Any]
+
+_LABEL = "^[a-z][a-z0-9_]{0,63}$"
+_NAMES = {"pattern": "^[a-z][a-z0-9_]*$"}
+_MEMBER_PATHS = {
+    "pattern": r"^((subject|action|resource)\.properties|context)(\.[A-Za-z_][A-Za-z0-9_]*)+$",
+}
+_SHOWN = (
+    r"^((subject|resource)\.(type|id|properties)(\..*)?|action\.(name|properties)(\..*)?|context(\..*)?"
+    r"|facts\.[a-z][a-z0-9_]*(\..*)?)$"
+)
+
+_FILES = {
+    "pack.yaml": "The head of a policy pack: what it can answer, what it reads, and its facts.",
+    "rules.yaml": "The rules of a policy pack. All are evaluated; the strictest outcome that matches counts.",
+    "clauses.yaml": "The numbered policy text: a name such as R1, and its sentence.",
+    "examples.yaml": "The few-shot examples of a policy pack: questions with their right answers.",
+    "data.yaml": "The tables of a policy pack, by name. Expressions read them as data.NAME.",
+}
+
+#: For each struct and member: what it means, and what a schema can say about it beyond its type.
+_MEMBERS: dict[str, dict[str, tuple[str, Schema]]] = {
+    "Manifest": {
+        "name": ("Name of the pack.", {"pattern": "^[a-z0-9][a-z0-9-]{0,63}$"}),
+        "version": ("Version of the pack, such as 1.0.0. The sha256 of its files tells packs apart.", {}),
+        "description": ("What the pack decides, in one sentence.", {}),
+        "outcomes": ("All outcomes, loosest first. The last one answers every failure.", {"minItems": 2}),
+        "model": ("`never`: rules alone decide. `tightens`: a model can make an outcome stricter.", {}),
+        "default": ("The outcome where no rule decides. Without it the model decides there.", {}),
+        "requires": ("Members that a request must have, and the outcome of a request without them.", {}),
+        "reads": ("Members that a request may have, with their types.", {"propertyNames": _MEMBER_PATHS}),
+        "classifications": ("The classes that an answer can have.", {"uniqueItems": True}),
+        "fields": ("The lines of the question to the model, in this order.", {}),
+        "words": ("Word lists for mentions(..) and starts(..), by name.", {}),
+        "facts": (
+            "Named CEL expressions. Each sees the request, `now`, `data` and the facts above it.",
+            {"propertyNames": _NAMES | {"not": {"enum": sorted({*ROOTS, *RESERVED})}}},
+        ),
+        "risk": ("A CEL expression that gives low, medium, high or critical.", {}),
+        "supersedes": ("The version that this one replaces.", {}),
+        "limits": ("Limits of a question and of an explanation.", {}),
+        "cache": ("false: the model scores every question, also repeated ones.", {}),
+    },
+    "Outcome": {
+        "label": ("Name of the outcome.", {"pattern": _LABEL}),
+        "obligations": ("What the caller must see to when it gets this outcome.", {}),
+    },
+    "Obligation": {
+        "id": ("Name of the obligation.", {}),
+        "type": ("Type of the obligation (AuthZEN obligations profile).", {}),
+        "properties": ("What the caller needs to know for it.", {}),
+    },
+    "Requires": {
+        "members": ("Path of each member, with its type.", {"propertyNames": _MEMBER_PATHS}),
+        "outcome": ("Outcome of a request without them. Default: the strictest.", {}),
+    },
+    "Field": {
+        "name": ("Name of the line.", {}),
+        "value": ("Path into the request, or facts.NAME. An absent value has no line.", {"pattern": _SHOWN}),
+    },
+    "Limits": {
+        "max_reasoning_tokens": ("Most tokens of the model's reason.", {}),
+        "max_field_chars": ("A longer value is shown truncated, with an ellipsis.", {}),
+        "max_text_chars": ("A request with a longer value in one of the fields is refused.", {}),
+        "max_clauses": ("Most clauses that the model cites.", {}),
+        "abstain": ("What becomes of an allow of the model with little confidence.", {}),
+    },
+    "Abstention": {
+        "outcome": ("The outcome instead.", {}),
+        "below": (
+            "Confidence from 0 to 1 for each risk: an allow with less becomes `outcome`.",
+            {"propertyNames": {"enum": list(RISKS)}},
+        ),
+    },
+    "Rule": {
+        "id": ("Name of the rule, different from all others.", {}),
+        "when": ("A CEL expression that gives true or false. A rule that fails counts as matched.", {}),
+        "outcome": ("No answer is looser than this outcome if the rule matches.", {}),
+        "because": ("The reason, in one sentence.", {}),
+        "clause": ("Name of the clause that the rule enforces.", {}),
+        "classification": ("Class of the answer.", {}),
+        "final": ("true: the rule decides without the model, unless a stricter rule matched.", {}),
+    },
+    "Example": {
+        "id": ("Name of the example, different from all others.", {}),
+        "evaluation": ("The question.", {}),
+        "outcome": ("The right outcome.", {}),
+        "classification": ("The right class.", {}),
+        "risk": ("The risk, as the expression in pack.yaml gives it.", {}),
+        "clauses": ("Names of the clauses to cite.", {}),
+        "reasoning": ("The reason, in one sentence.", {}),
+        "at": ("Receipt time of the question, in Unix seconds.", {}),
+    },
+    "Evaluation": {
+        "subject": ("Who wants to do it.", {}),
+        "action": ("What the subject wants to do.", {}),
+        "resource": ("What it is done to.", {}),
+        "context": ("Circumstances, such as a reason or a time.", {}),
+    },
+    "Entity": {
+        "type": ("Type of the subject or resource.", {}),
+        "id": ("Its id within the type.", {}),
+        "properties": ("What is known about it.", {}),
+    },
+    "Action": {
+        "name": ("Name of the action.", {}),
+        "properties": ("What is known about it.", {}),
+    },
+}
+
+#: Rules of pack.yaml that concern several members.
+_WITH_OR_WITHOUT_MODEL = {
+    "if": {"required": ["model"], "properties": {"model": {"const": "never"}}},
+    "then": {"required": ["default"], "properties": {"default": {"type": "string"}}},
+    "else": {
+        "required": ["classifications", "fields", "risk"],
+        "properties": {
+            "classifications": {"minItems": 1},
+            "fields": {"minItems": 1},
+            "risk": {"type": "string"},
+        },
+    },
+}
+
+
+def schemas() -> dict[str, Schema]:
+    """The JSON Schema (draft 2020-12) of each YAML file of a pack, by the name of the schema's file."""
+    return {f"{name.removesuffix('.yaml')}.schema.json": _schema(name) for name in TYPES}
+
+
+def _schema(name: str) -> Schema:
+    (file,), structs = msgspec.json.schema_components((TYPES[name],), ref_template="#/$defs/{name}")
+    if name == "pack.yaml":
+        file = structs.pop("Manifest") | _WITH_OR_WITHOUT_MODEL
+        _describe(file, "Manifest")
+    if name == "data.yaml":
+        file["propertyNames"] = _NAMES
+    for struct, definition in structs.items():
+        _describe(definition, struct)
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"{name} of a policy pack of thor-policy",
+        "description": _FILES[name],
+    }
+    plain: Schema = msgspec.to_builtins(head | {key: file[key] for key in file if key not in head})
+    return plain | ({"$defs": msgspec.to_builtins(structs)} if structs else {})
+
+
+def _describe(definition: Schema, struct: str) -> None:
+    """Add to the schema of a struct what its members mean."""
+    definition["description"] = " ".join(definition["description"].split())
+    members: dict[str, Json] = definition["properties"]
+    for name, schema in members.items():
+        description, details = _MEMBERS[struct][name]
+        members[name] = {"description": description} | schema | details
+    if struct == "Manifest":
+        members["words"]["additionalProperties"]["minItems"] = 1
