@@ -80,6 +80,7 @@ _EXTENSIONS = [
     ext_math.ExtMath(),
 ]
 _FAULT = re.compile(r"ERROR: <input>:(-?\d+):(-?\d+): (.*?)(?: \(in container ''\))?(?=\n|$| \[)")
+_NOT_THERE = re.compile(r'No value with name "([^"]*)" found in Activation')
 _UNDECLARED = re.compile(r"undeclared reference to '([^']*)'")
 #: An escape of NUL in a string literal.
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\(?:000|[xX]00|u0000|U00000000)")
@@ -234,6 +235,8 @@ class Language:
             return f"{name}: {root} has the members {', '.join(members)}" + (
                 f"; write {root}.properties.{rest}" if rest and "properties" in members else ""
             )
+        if name in _LIST_METHODS:
+            return f"{name} is called on a list: LIST.{name}()"
         known = [*ROOTS, *facts, *self._function_names]
         near = difflib.get_close_matches(name, known, n=1)
         return f"there is no name {name!r} here" + (f"; did you mean {near[0]!r}?" if near else "")
@@ -526,5 +529,6 @@ def is_json(value: Any) -> bool:
 
 
 def _short(message: str) -> str:
-    """An error message of the runtime without its code, bounded."""
+    """An error message of the runtime without its code, bounded. Only failed facts have no value."""
+    message = _NOT_THERE.sub(r"reads the fact \1, which failed", message)
     return re.sub(r"^[A-Z_]+: ", "", message)[:_MAX_ERROR_CHARS]

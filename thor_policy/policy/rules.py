@@ -224,7 +224,7 @@ class RuleBook:
     def _faults_of_type(text: str, checked: Type, needed: str | None) -> list[Fault]:
         message = None
         if needed and checked.name not in (needed, "DYN"):
-            message = f"gives a {checked.name.lower()}, not a {needed.lower()}"
+            message = f"gives {checked.name.lower()}, where {needed.lower()} is needed"
         elif needed is None and (cure := _NOT_JSON.get(checked.name.partition("<")[0])):
             message = f"gives a {checked.name.lower()}, which a fact cannot be; {cure}"
         elif needed is None and "optional_type" in checked.name:

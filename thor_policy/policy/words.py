@@ -39,12 +39,17 @@ class WordLists:
         return name in self._patterns
 
     def mentions(self, text: str, name: str) -> bool:
-        """True if an entry of the list `name` occurs anywhere in the text. Raises KeyError."""
-        return self._patterns[name].search(plain_words(text)) is not None
+        """True if an entry of the list `name` occurs anywhere in the text. Raises ValueError."""
+        return self._pattern_of(name).search(plain_words(text)) is not None
 
     def starts(self, text: str, name: str) -> bool:
-        """True if the text begins with an entry of the list `name`. Raises KeyError."""
-        return self._patterns[name].match(plain_words(text)) is not None
+        """True if the text begins with an entry of the list `name`. Raises ValueError."""
+        return self._pattern_of(name).match(plain_words(text)) is not None
+
+    def _pattern_of(self, name: str) -> re.Pattern[str]:
+        if name not in self._patterns:
+            raise ValueError(f"there is no word list {name!r}")
+        return self._patterns[name]
 
 
 @functools.lru_cache(maxsize=4096)
