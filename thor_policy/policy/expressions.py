@@ -331,7 +331,7 @@ class Language:
                 if path in required:
                     problems[path] = "is missing"
             elif (typed := _as_type(value, kind)) is None:
-                problems[path] = f"is a {_json_type(value)}, not a {kind}"
+                problems[path] = f"is a {_json_type(value)}, where {kind} is needed"
             elif typed is not value:
                 parent[last] = typed
         return problems
