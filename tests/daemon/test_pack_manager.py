@@ -26,7 +26,7 @@ from thor_policy.cli.main import cli
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core.decisions import Adapter, identity_of
-from thor_policy.core.engine import PromptPrefix, Steps
+from thor_policy.core.engine import Engine, PromptPrefix, Steps
 from thor_policy.core.errors import EngineError, RequestError
 from thor_policy.core.records import Calibration, Control, Maintenance
 from thor_policy.core.requests import Json
@@ -492,3 +492,80 @@ def running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
             assert child.wait(PATIENCE_S) == 0
         finally:
             child.kill()
+
+
+# ---------------------------------------------------------------- packs of rules alone
+
+ALONE = """
+name: alone
+version: "1"
+description: Rules alone.
+model: never
+default: deny
+outcomes: [{label: allow}, {label: require_mfa}, {label: deny}]
+"""
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Path:
+    folder = tmp_path / "alone"
+    folder.mkdir()
+    (folder / "pack.yaml").write_text(ALONE)
+    (folder / "rules.yaml").write_text(
+        "- {id: looks, when: 'action.name == \"look\"', outcome: allow, because: Looking is free.}\n"
+        "- {id: odd, when: 'context.n == 1', outcome: require_mfa, because: Odd.}\n"
+    )
+    return folder
+
+
+def no_engine(_: Config) -> Engine:
+    raise AssertionError("a pack of rules alone needs no model")
+
+
+class TestRulesAlone:
+    def test_a_daemon_starts_and_decides_without_a_model(self, config: Config, alone: Path) -> None:
+        settings = replace(config, pack=str(alone), model="no-such-model", models_dir=alone / "none")
+        with serving(settings, load_engine=no_engine), Client(settings.endpoint) as client:
+            context = answer_context(client, request={**QUESTION, "context": {"n": 2}})
+            assert (context["outcome"], context["tier"], context["model"]) == ("allow", "rule", None)
+            status = client.status()
+            assert (status.model.name, status.packs[0].prefix_tokens) == ("none", 0)
+        assert kinds(settings, "model_loaded") == []
+
+    def test_a_failed_rule_is_named_in_reply_status_and_metrics(self, config: Config, alone: Path) -> None:
+        with (
+            serving(replace(config, pack=str(alone)), load_engine=no_engine),
+            Client(config.endpoint) as client,
+        ):
+            context = answer_context(client, request=QUESTION)
+            assert (context["outcome"], context["reason_code"]) == ("require_mfa", "rule_error")
+            assert context["rule_errors"] == {"odd": 'Key not found in map : "n"'}
+            assert client.status().packs[0].failed_expressions == {"odd": 1}
+            assert client.status().engine.counters["rule_errors"] == 1
+
+    def test_a_pack_with_a_model_is_refused_with_the_cure(
+        self, config: Config, alone: Path, folder: Path
+    ) -> None:
+        with (
+            serving(replace(config, pack=str(alone)), load_engine=no_engine),
+            Client(config.endpoint) as client,
+        ):
+            error = refused(client, task="activate", pack=str(folder))
+            assert "restart the daemon with that pack in the setting pack" in str(error)
+            assert answer_context(client, request={**QUESTION, "context": {"n": 2}})["outcome"] == "allow"
+
+    def test_it_can_be_activated_beside_a_model_and_left_again(
+        self, client: Client, alone: Path, folder: Path, adapter: Path
+    ) -> None:
+        client.control(Control(task="adapter", adapter=str(adapter)))
+        client.control(Control(task="activate", pack=str(alone)))
+        assert answer_context(client, request={**QUESTION, "context": {"n": 2}})["tier"] == "rule"
+        client.control(Control(task="activate", pack=str(folder)))
+        context = answer_context(client, request=QUESTION)
+        assert context["tier"] == "model"
+        assert context["model"]["adapter"]["name"] == adapter.name
+
+    def test_a_reload_names_a_pack_that_changed_under_its_version(self, client: Client, folder: Path) -> None:
+        (folder / "system.md").write_text("Weigh it twice.")
+        done = client.control(Control(task="reload"))
+        assert done["same_version"] == done["reloaded"]

@@ -16,10 +16,11 @@ from msgspec.structs import replace
 from tests.build import write_pack
 from thor_policy.core.decisions import Adapter, Scored
 from thor_policy.core.engine import all_steps
-from thor_policy.core.errors import DeadlineExceeded, EngineError, RequestError
+from thor_policy.core.errors import DeadlineExceeded, EngineError, PackError, RequestError
 from thor_policy.core.records import Calibration
 from thor_policy.core.requests import Action, Caller, Entity, Evaluation, Request
 from thor_policy.core.results import Explained
+from thor_policy.engine.absent import NoEngine
 from thor_policy.policy import pack_files
 from thor_policy.policy.decider import Policy
 from thor_policy.policy.pack import Pack
@@ -423,3 +424,109 @@ class TestShadow:
             all_steps(policy.loading(bad, None, 0.0))
         with pytest.raises(EngineError, match="not loaded"):
             engine.score("f" * 64, "", NEVER)
+
+
+# ---------------------------------------------------------------- what rules could not read
+
+
+class TestRuleErrors:
+    def test_have_a_reason_code_a_counter_and_the_name_of_the_rule(self, pack: Pack) -> None:
+        policy = Policy(StubEngine(bias="allow"), pack)
+        decision = policy.decide(request("broken"))
+        assert (decision.outcome, decision.reason_code) == ("require_mfa", "rule_error")
+        assert list(decision.floor.errors) == ["broken"]
+        assert policy.decide(request("look")).reason_code is None
+        assert policy.counters["rule_errors"] == 1
+        assert policy.failures_of("small") == {"broken": 1}
+        assert policy.failures_of("other") == {}
+
+    def test_are_logged_with_a_limit(self, pack: Pack, caplog: pytest.LogCaptureFixture) -> None:
+        policy = Policy(StubEngine(), pack)
+        for _ in range(200):
+            policy.decide(request("broken"))
+        logged = [record for record in caplog.records if "expressions of the pack" in record.message]
+        assert 1 <= len(logged) < 50
+        assert "broken: Key not found" in logged[0].message
+
+    def test_a_failure_of_the_model_has_its_own_code(self, pack: Pack) -> None:
+        policy = Policy(FailingEngine(EngineError("lost")), pack)
+        decision = policy.decide(request("broken"))
+        assert (decision.outcome, decision.reason_code) == ("deny", "engine_failed")
+
+
+RULES_ONLY = """
+name: alone
+version: "1"
+description: Rules alone.
+model: never
+default: deny
+outcomes: [{label: allow}, {label: require_mfa}, {label: deny}]
+requires: {outcome: require_mfa, members: {context.who: string}}
+"""
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Pack:
+    (tmp_path / "pack.yaml").write_text(RULES_ONLY)
+    (tmp_path / "rules.yaml").write_text(
+        "- {id: kim, when: 'context.who == \"kim\"', outcome: allow, because: It is Kim.}\n"
+    )
+    return pack_files.load(tmp_path)
+
+
+def asked_by(who: str | None) -> Request:
+    context = {} if who is None else {"who": who}
+    plain = request()
+    return replace(plain, evaluation=replace(plain.evaluation, context=context))
+
+
+class TestPackOfRulesAlone:
+    def test_needs_no_model(self, alone: Pack) -> None:
+        policy = Policy(NoEngine(), alone)
+        policy.warm_up(0.0)
+        for who, outcome, code in (
+            ("kim", "allow", None),
+            ("lee", "deny", None),
+            (None, "require_mfa", "fields_missing"),
+        ):
+            decision = policy.decide(asked_by(who))
+            assert (decision.outcome, decision.reason_code) == (outcome, code)
+            assert (decision.tier, decision.model, decision.scored) == ("rule", None, None)
+            assert decision.explanation is not None
+            assert decision.explanation.reasoning
+        assert policy.counters["fields_missing"] == 1
+
+    def test_is_loaded_and_unloaded_beside_a_pack_with_a_model_and_never_scored(
+        self, pack: Pack, alone: Pack
+    ) -> None:
+        engine = StubEngine()
+        policy = Policy(engine, pack)
+        resident = all_steps(policy.loading(alone, None, 0.0))
+        policy.set_residents(policy.residents.with_candidate(resident))
+        assert policy.decide(replace(asked_by("kim"), pack="alone")).outcome == "allow"
+        with pytest.raises(EngineError, match="not loaded"):
+            engine.score(resident.key, "", NEVER)
+        policy.set_residents(policy.residents.without(resident))
+        all_steps(policy.retiring(resident))
+
+    def test_has_no_adapter_and_gives_the_next_pack_that_of_the_others(self, pack: Pack, alone: Pack) -> None:
+        adapter = Adapter(name="tuned", sha256="a" * 64)
+        engine = StubEngine()
+        engine.adopt(adapter, Path("tuned.gguf"))
+        policy = Policy(engine, pack, adapter=adapter)
+        resident = all_steps(policy.loading(alone, None, 0.0))
+        residents = policy.residents.with_candidate(resident).with_active(resident)
+        assert resident.model.adapter is None
+        assert residents.adapter_for(alone) is None
+        assert residents.adapter_for(pack) == adapter
+
+    def test_cannot_be_followed_by_a_pack_with_a_model_where_there_is_none(
+        self, pack: Pack, alone: Pack
+    ) -> None:
+        policy = Policy(NoEngine(), alone)
+        with pytest.raises(EngineError, match=r"this daemon has no model.*restart the daemon with that pack"):
+            all_steps(policy.loading(pack, None, 0.0))
+
+    def test_has_no_prompt(self, alone: Pack) -> None:
+        with pytest.raises(PackError, match=r"alone is a pack of rules alone \(model: never\)"):
+            _ = alone.prefix

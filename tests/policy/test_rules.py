@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError
 from thor_policy.core.requests import RISKS, Action, Entity, Evaluation
-from thor_policy.policy.rules import Rule, RuleBook, reads_only_subject_properties
+from thor_policy.policy.rules import Requires, Rule, RuleBook, reads_only_subject_properties
 
 OUTCOMES = ("allow", "require_mfa", "require_attestation", "deny")
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC).timestamp()
@@ -573,3 +573,245 @@ def test_the_same_request_at_the_same_time_gets_the_same_floor(
     # Their wording may differ: it can hold a map, and a map of the CEL library has no order.
     assert first.errors.keys() == second.errors.keys()
     assert msgspec.structs.replace(first, errors={}) == msgspec.structs.replace(second, errors={})
+
+
+# ---------------------------------------------------------------- default, and packs of rules alone
+
+
+def rules_only(*rules: Rule, default: str = "deny", **more: Any) -> RuleBook:
+    whole: dict[str, Any] = {"outcomes": OUTCOMES, "facts": {}, "risk": None, **more}
+    return RuleBook(rules=rules, default=default, rules_only=True, **whole)
+
+
+def test_the_default_decides_by_rule_where_no_rule_does() -> None:
+    defaults = RuleBook(
+        outcomes=OUTCOMES, facts={}, rules=[rule("no", "false")], risk='"low"', default="deny"
+    )
+    result = defaults.apply(evaluation(), NOON)
+    assert (result.outcome, result.final, result.rules) == ("deny", True, ())
+    assert result.because == "No rule decides this, so the answer is deny."
+    assert result.settles("deny")
+
+
+@pytest.mark.parametrize("is_final", [True, False])
+def test_a_rule_that_allows_keeps_the_default_away(is_final: bool) -> None:
+    permit = rule("permit", outcome="allow", final=is_final)
+    book_ = RuleBook(outcomes=OUTCOMES, facts={}, rules=[permit], risk='"low"', default="deny")
+    result = book_.apply(evaluation(), NOON)
+    assert (result.outcome, result.final, result.because) == ("allow", is_final, "Because of permit.")
+
+
+def test_an_error_leaves_the_default_and_disables_the_allow() -> None:
+    permit, broken = final("permit"), final("broken", "context.missing")
+    for default, outcome in (("require_mfa", "require_mfa"), ("allow", "allow")):
+        book_ = RuleBook(outcomes=OUTCOMES, facts={}, rules=[permit, broken], risk='"low"', default=default)
+        result = book_.apply(evaluation(), NOON)
+        assert (result.outcome, result.final) == (outcome, False)
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_without_a_model_every_rule_is_final(outcome: str) -> None:
+    result = rules_only(rule("says", outcome=outcome)).apply(evaluation(), NOON)
+    assert (result.outcome, result.final, result.rules) == (outcome, True, ("says",))
+
+
+@pytest.mark.parametrize("default", OUTCOMES)
+def test_without_a_model_a_failed_allow_or_fact_is_the_strictest_outcome(default: str) -> None:
+    for book_ in (
+        rules_only(final("broken", "context.missing"), final("permit"), default=default),
+        rules_only(final("permit"), default=default, facts={"broken": "context.missing"}),
+        rules_only(final("permit"), default=default, risk="context.missing"),
+    ):
+        result = book_.apply(evaluation(), NOON)
+        assert (result.outcome, result.final, len(result.errors)) == ("deny", True, 1)
+        assert "failed" in str(result.because)
+
+
+def test_without_a_model_a_failed_rule_counts_as_matched() -> None:
+    broken = rule("broken", "context.missing", "require_mfa")
+    result = rules_only(broken, final("permit")).apply(evaluation(), NOON)
+    assert (result.outcome, result.final, result.rules) == ("require_mfa", True, ("broken",))
+
+
+def test_a_pack_without_a_model_needs_a_default_that_is_an_outcome() -> None:
+    with pytest.raises(PackError, match="model: a pack without a model needs `default`"):
+        RuleBook(outcomes=OUTCOMES, facts={}, rules=[], risk=None, rules_only=True)
+    with pytest.raises(PackError, match="default: 'maybe' is not one of allow"):
+        rules_only(default="maybe")
+
+
+# ---------------------------------------------------------------- required members and types
+
+NEEDS = Requires(members={"context.amount": "number", "context.who": "string"}, outcome="require_mfa")
+
+
+def needing(*rules: Rule, **more: Any) -> RuleBook:
+    whole: dict[str, Any] = {"outcomes": OUTCOMES, "facts": {}, "risk": '"low"', "requires": NEEDS, **more}
+    return RuleBook(rules=rules, **whole)
+
+
+@pytest.mark.parametrize(
+    ("context", "missing"),
+    [
+        ({"who": "kim"}, ("context.amount",)),
+        ({"who": "kim", "amount": None}, ("context.amount",)),
+        ({"who": "kim", "amount": "5"}, ("context.amount",)),
+        ({"who": ["kim"], "amount": True}, ("context.amount", "context.who")),
+        ({}, ("context.amount", "context.who")),
+    ],
+)
+def test_a_request_without_required_members_gets_the_stated_outcome_and_their_names(
+    context: dict[str, Any], missing: tuple[str, ...]
+) -> None:
+    above = rule("above", "context.amount > 10.0")
+    result = needing(above, final("rest")).apply(evaluation(**context), NOON)
+    assert (result.outcome, result.final, result.errors) == ("require_mfa", True, {})
+    assert tuple(sorted(result.missing)) == missing
+    assert all(path in str(result.because) for path in missing)
+
+
+def test_a_rule_that_fires_without_the_missing_members_still_counts() -> None:
+    result = needing(rule("locked", 'subject.id == "alice"')).apply(evaluation(), NOON)
+    assert (result.outcome, result.rules) == ("deny", ("locked",))
+
+
+def test_without_a_stated_outcome_a_missing_member_is_the_strictest_one() -> None:
+    strict = needing(requires=Requires(members={"context.who": "string"}))
+    assert strict.apply(evaluation(), NOON).outcome == "deny"
+
+
+def test_a_member_that_may_be_absent_must_have_its_type_if_it_is_there() -> None:
+    book_ = book_reading({"context.note": "string"}, rule("note", 'has(context.note) && context.note == "x"'))
+    assert book_.apply(evaluation(), NOON).outcome == "allow"
+    assert book_.apply(evaluation(note="x"), NOON).outcome == "deny"
+    assert book_.apply(evaluation(note=["x"]), NOON).missing == ("context.note",)
+
+
+def book_reading(reads: Mapping[str, Any], *rules: Rule, **more: Any) -> RuleBook:
+    whole: dict[str, Any] = {"outcomes": OUTCOMES, "facts": {}, "risk": '"low"', "reads": reads, **more}
+    return RuleBook(rules=rules, **whole)
+
+
+@pytest.mark.parametrize(
+    ("kind", "right", "wrong"),
+    [
+        ("bool", [True, False], [0, "true", []]),
+        ("int", [0, 5, 5.0, -(2**63)], [5.5, "5", True]),
+        ("number", [0, 5, 5.5, 2**60], ["5", True, []]),
+        ("string", ["", "x"], [1, ["x"], {}]),
+        ("timestamp", ["2026-07-01T10:00:00Z", "2026-07-01T10:00:00.5+02:00"], ["2026-07-01", "now", 5, ""]),
+        ("list", [[], [1, "x"]], ["x", {}, 1]),
+        ("list(string)", [[], ["x"]], [[1], "x", ["x", None]]),
+        ("list(number)", [[1, 2.5]], [["1"], [True]]),
+        ("map", [{}, {"a": 1}], [[], "x"]),
+    ],
+)
+def test_each_type_accepts_its_values_and_no_other(kind: str, right: list[Any], wrong: list[Any]) -> None:
+    book_ = book_reading({"context.v": kind})
+    assert [book_.apply(evaluation(v=value), NOON).missing for value in right] == [()] * len(right)
+    assert [book_.apply(evaluation(v=value), NOON).missing for value in wrong] == [("context.v",)] * len(
+        wrong
+    )
+
+
+@pytest.mark.parametrize(
+    ("when", "message"),
+    [
+        ('context.amount == "5"', None),  # a number may be whole or not, so the checker leaves it open
+        ("context.who > 5", "no matching overload for '_>_' applied to '(string, int)'"),
+        ("context.who.size() > 5", None),
+        ('given("context.who", true)', "context.who is declared as string, and the default is a bool"),
+        ("has(context.who) && context.who.matches('^a')", None),
+    ],
+)
+def test_expressions_are_checked_against_the_declared_types(when: str, message: str | None) -> None:
+    if message is None:
+        needing(rule("typed", when))
+        return
+    with pytest.raises(PackError, match=re.escape(message)):
+        needing(rule("typed", when))
+
+
+@pytest.mark.parametrize(
+    "path", ["amount", "context", "subject.id", "user.name", "context.", "resource.properties"]
+)
+def test_a_declared_member_lies_below_context_or_properties(path: str) -> None:
+    with pytest.raises(PackError, match="must be a path below context"):
+        book_reading({path: "string"})
+
+
+# ---------------------------------------------------------------- what the runtime alone gets wrong
+
+
+@pytest.mark.parametrize("place", ["context", "properties", "name"])
+def test_text_after_a_nul_is_not_hidden_from_rules(place: str) -> None:
+    hidden = Evaluation(
+        subject=Entity(type="user", id="alice", properties={"note": "ok\0 rm -rf /"}),
+        action=Action(name="read\0delete"),
+        resource=Entity(type="doc", id="x"),
+        context={"command": "ls\0; rm -rf /", "list": ["a\0rm"], "map": {"k\0rm": 1}},
+    )
+    whens = {
+        "context": 'context.command.contains("rm") && context.list[0].contains("rm") '
+        '&& context.map.exists(k, k.contains("rm")) && given("context.command", "").contains("rm")',
+        "properties": 'subject.properties.note.contains("rm") && mentions(subject.properties.note, "list")',
+        "name": 'action.name.contains("delete") && mentions(action.name, "deletes") && action.name != "read"',
+    }
+    words = {"list": ["rm"], "deletes": ["delete"]}
+    assert book(rule("seen", whens[place]), words=words).apply(hidden, NOON).outcome == "deny"
+
+
+def test_a_nul_in_a_literal_is_refused() -> None:
+    for literal in (r"'a\000b'", r"'a\x00b'", r"'\u0000'"):
+        with pytest.raises(PackError, match="a string cannot contain NUL"):
+            book(rule("nul", f"subject.id == {literal}"))
+
+
+@pytest.mark.parametrize(
+    ("amount", "limit", "is_above"),
+    [
+        (2**53 + 1, 2**53, True),
+        (2**53, 2**53 + 1, False),
+        (2**53 + 1, float(2**53), True),
+        (float(2**53), 2**53 + 1, False),
+        (2**53 + 1, 2**53 + 1, False),
+        (10**18 + 1, 1e18, True),
+        (2**63 - 1, 2**63 - 2, True),
+        (-(2**53) - 1, -(2**53), False),
+        (0.5, 0, True),
+        (1e300, 2**63 - 1, True),
+        (5, 5.0, False),
+    ],
+)
+def test_whole_numbers_and_doubles_compare_exactly(amount: float, limit: float, is_above: bool) -> None:
+    for when in (
+        "context.amount > context.limit",
+        'given("context.amount", 0.0) > given("context.limit", 0.0)',
+        'given("context.amount", null) > given("context.limit", null)',
+    ):
+        result = floor(rule("above", when), context={"amount": amount, "limit": limit})
+        assert (result.errors, result.outcome) == ({}, "deny" if is_above else "allow"), when
+
+
+def test_a_double_literal_above_2_53_is_refused() -> None:
+    with pytest.raises(PackError, match="is compared inexactly with whole numbers; write 9007199254740992"):
+        book(rule("big", "context.amount > 9007199254740992.0"))
+
+
+# ---------------------------------------------------------------- why
+
+
+def test_a_trace_says_of_each_rule_whether_it_fired_and_which_part_did_not_hold() -> None:
+    rules = (
+        rule("both", 'level > 2 && subject.id == "alice"'),
+        rule("half", 'subject.id == "alice" && level > 9'),
+        rule("broken", 'level > 2 && context.missing == 1 || subject.id == "x"', "require_mfa"),
+    )
+    result, traces = book(*rules, facts={"level": "context.level"}).trace(evaluation(level=5), NOON)
+    assert (result.outcome, [trace.state for trace in traces]) == ("deny", ["fired", "not", "failed"])
+    assert [(part.text, part.value) for part in traces[1].parts] == [
+        ('subject.id == "alice"', True),
+        ("level > 9", False),
+    ]
+    assert len(traces[2].parts) == 1  # `||` binds weaker: no part of it decides alone
+    assert "missing" in str(traces[2].error)

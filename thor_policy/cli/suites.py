@@ -171,8 +171,8 @@ def test(
 ) -> None:
     """Run scenario suites, each against its pack, and record each decision.
 
-    While a daemon is up, only suites of one of its packs are run. Exit status 0: every scenario passed (with
-    --gate: the gate passed); 1: otherwise; 2: could not run, or could not write a file.
+    While a daemon is up, or with --pack, only suites of one pack are run. Exit status 0: every scenario
+    passed (with --gate: the gate passed); 1: otherwise; 2: could not run, or could not write a file.
     """
     selection = Selection(
         suites=suites + more_suites, filters=filters, full=full, repeat=repeat, allow_leak=allow_leak
@@ -186,6 +186,7 @@ def test(
         selection,
         against=against,
         any_pack=names_daemon and not is_given(ctx, "pack"),
+        one_pack=is_given(ctx, "pack") and not selection.suites,
         candidate=candidate,
         record=not no_record,
         gated=gated,

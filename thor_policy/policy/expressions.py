@@ -15,8 +15,7 @@ import difflib
 import functools
 import math
 import re
-import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple
 
@@ -26,6 +25,9 @@ from cel_expr_python.ext import ext_bindings, ext_math, ext_optional, ext_string
 from msgspec import Meta, Struct
 
 from thor_policy.core.requests import Evaluation, Json
+from thor_policy.policy import functions
+from thor_policy.policy.cel_calls import error_of
+from thor_policy.policy.functions import ANY_LIST, ANY_MAP, EXACT, json_type, with_article
 from thor_policy.policy.tokens import (
     ROOTS,
     Token,
@@ -33,16 +35,16 @@ from thor_policy.policy.tokens import (
     kind_of_literal,
     literal_of,
     names_in,
+    open_optionals,
     paths_in,
     position,
+    repeated_keys,
     tokenise,
 )
 from thor_policy.policy.words import WordLists
 
 #: Characters kept of the error message of an expression.
 _MAX_ERROR_CHARS = 200
-#: From here on not every whole number is a double.
-_EXACT = 2**53
 #: Rows of a table of data.yaml from which on lint advises `row(..)`: `data.TABLE[..]` copies the table.
 LARGE_TABLE = 200
 
@@ -59,8 +61,6 @@ _MEMBERS = {
 }
 _Timestamp = Annotated[datetime, Meta(tz=True)]
 _T = cel.Type
-_ANY_MAP = _T.Map(_T.STRING, _T.DYN)
-_ANY_LIST = _T.List(_T.DYN)
 #: The types that `requires` and `reads` name, as the checker sees them.
 TYPES: dict[str, Any] = {
     "bool": _T.BOOL,
@@ -68,10 +68,10 @@ TYPES: dict[str, Any] = {
     "number": _T.DYN,  # a JSON number: whole or not
     "string": _T.STRING,
     "timestamp": _T.STRING,  # RFC 3339 text; `timestamp(..)` reads it
-    "list": _ANY_LIST,
+    "list": ANY_LIST,
     "list(string)": _T.List(_T.STRING),
-    "list(number)": _ANY_LIST,
-    "map": _ANY_MAP,
+    "list(number)": ANY_LIST,
+    "map": ANY_MAP,
 }
 _EXTENSIONS = [
     ext_strings.ExtStrings(),
@@ -137,9 +137,9 @@ class Program:
         try:
             used = {name: inputs[name] for name in self._reads if name in inputs}
             values = self._expression.eval(data=used).plain_value()
-        except (RuntimeError, TypeError, ValueError) as error:  # a value that has no JSON form
-            return _short(str(error))
-        return values if type(values) is list else _short(str(values))
+        except (RuntimeError, SystemError, TypeError, ValueError) as error:  # a value that has no JSON form
+            return _short(error_of(str(error)))
+        return values if type(values) is list else _short(error_of(str(values)))
 
 
 class Language:
@@ -155,12 +155,8 @@ class Language:
         self._words = words
         self._data = _plain(data or {})
         self._members = dict(members or {})
-        self._running = threading.local()
-        self._functions = self._declare_functions()
-        #: Every name that a call may have, for hints.
-        self._function_names = {function for function, _ in _signatures()}
         self._variables: dict[str, Any] = {name: TYPES[kind] for name, kind in _MEMBERS.items()}
-        self._variables |= {"context": _ANY_MAP, "now": _T.TIMESTAMP}
+        self._variables |= {"context": ANY_MAP, "now": _T.TIMESTAMP}
         self._variables |= {f"data.{name}": _table_type(table) for name, table in self._data.items()}
         self._tables = {f"data.{name}": table for name, table in self._data.items()}
 
@@ -176,7 +172,7 @@ class Language:
             native = environment.compile(checked).return_type()
         except RuntimeError as error:
             return self._faults(str(error), text, facts)
-        faults = [*self._faults_of_calls(text, tokens), *_faults_of_literals(text, tokens)]
+        faults = [*self._faults_of_calls(text, tokens), *_faults_of_tokens(text, tokens, facts)]
         return faults or Type(native.name(), native)
 
     def compile(self, texts: Sequence[str], facts: Collection[str]) -> Program:
@@ -192,7 +188,7 @@ class Language:
 
     def _environment(self, variables: Mapping[str, Any]) -> Any:
         return cel.NewEnv(
-            variables={**self._variables, **variables}, extensions=_EXTENSIONS, functions=self._functions
+            variables={**self._variables, **variables}, extensions=_EXTENSIONS, functions=functions.DECLARED
         )
 
     def _without_presence_tests(self, text: str, tokens: Sequence[Token]) -> str:
@@ -235,9 +231,9 @@ class Language:
             return f"{name}: {root} has the members {', '.join(members)}" + (
                 f"; write {root}.properties.{rest}" if rest and "properties" in members else ""
             )
-        if name in _LIST_METHODS:
+        if name in functions.METHOD_NAMES:
             return f"{name} is called on a list: LIST.{name}()"
-        known = [*ROOTS, *facts, *self._function_names]
+        known = [*ROOTS, *facts, *functions.NAMES]
         near = difflib.get_close_matches(name, known, n=1)
         return f"there is no name {name!r} here" + (f"; did you mean {near[0]!r}?" if near else "")
 
@@ -309,7 +305,7 @@ class Language:
         for name in _MEMBERS:
             root, member = name.split(".")
             roots[root][member] = inputs[name]
-        self._running.roots = roots
+        functions.evaluating(roots, self._data, self._words)
         return inputs | {
             "now": datetime.fromtimestamp(received_at, UTC),
             **self._tables,
@@ -322,7 +318,7 @@ class Language:
         """
         problems: dict[str, str] = {}
         for path, kind in self._members.items():
-            parent: Json = self._running.roots
+            parent: Json = functions.roots()
             *steps, last = path.split(".")
             for step in steps:
                 parent = parent.get(step) if isinstance(parent, dict) else None
@@ -331,112 +327,42 @@ class Language:
                 if path in required:
                     problems[path] = "is missing"
             elif (typed := _as_type(value, kind)) is None:
-                problems[path] = f"is a {_json_type(value)}, where {kind} is needed"
+                problems[path] = f"is a {json_type(value)}, not {with_article(kind)}"
             elif typed is not value:
                 parent[last] = typed
         return problems
 
-    def _given(self, path: str, default: Json) -> Json:
-        """Value at a dotted path; `default` if there is none. A default of null accepts any type."""
-        value: Json = self._running.roots
-        for key in _steps(path):
-            if not isinstance(value, dict):
-                raise TypeError(f"{path}: {key!r} is looked up in a {_json_type(value)}")
-            value = value.get(key)
-            if value is None:
-                return default
-        if default is None or type(value) is type(default):
-            return value
-        if isinstance(default, float) and type(value) is int:
-            return float(value) if abs(value) < _EXACT else value
-        raise TypeError(f"{path}: a {_json_type(value)}, not a {_json_type(default)}")
 
-    def _row(self, table: str, key: str) -> Json:
-        rows = self._data[table]
-        return rows.get(key) if isinstance(rows, dict) else None
-
-    def _declare_functions(self) -> list[Any]:
-        """Our functions, next to those of CEL and its extensions."""
-        own: dict[str, Callable[..., Any]] = {
-            "mentions": self._words.mentions,
-            "starts": self._words.starts,
-            "given": self._given,
-            "row": self._row,
-            "flatten": _flatten,
-            "distinct": lambda items: [item for at, item in enumerate(items) if item not in items[:at]],
-            "sum": sum,
-            "min": min,
-            "max": max,
-            "sets.contains": lambda items, wanted: all(item in items for item in wanted),
-            "sets.intersects": lambda items, others: any(item in items for item in others),
-            "sets.equivalent": lambda a, b: all(item in b for item in a) and all(item in a for item in b),
-        }
-        declared = []
-        for name, overloads in _signatures():
-            declared.append(
-                cel.FunctionDecl(
-                    name,
-                    [
-                        cel.Overload(
-                            f"{name}_{number}",
-                            return_type=result,
-                            parameters=list(parameters),
-                            is_member=name in _LIST_METHODS,
-                            impl=own[name],
-                        )
-                        for number, (parameters, result) in enumerate(overloads)
-                    ],
-                )
-            )
-        return declared
-
-
-_LIST_METHODS = ("flatten", "distinct", "sum", "min", "max")
-
-
-def _signatures() -> list[tuple[str, list[tuple[tuple[Any, ...], Any]]]]:
-    """Name, and for each overload the types of parameters and result, of our functions."""
-    words = [((_T.STRING, _T.STRING), _T.BOOL)]
-    sets = [((_ANY_LIST, _ANY_LIST), _T.BOOL)]
-    given = [
-        ((_T.STRING, _T.BOOL), _T.BOOL),
-        ((_T.STRING, _T.INT), _T.INT),
-        ((_T.STRING, _T.DOUBLE), _T.DYN),  # a double, or a whole number that no double holds
-        ((_T.STRING, _T.STRING), _T.STRING),
-        ((_T.STRING, _T.NULL), _T.DYN),
-        ((_T.STRING, _ANY_LIST), _ANY_LIST),
-        ((_T.STRING, _ANY_MAP), _ANY_MAP),
-    ]
-    return [
-        ("mentions", words),
-        ("starts", words),
-        ("given", given),
-        ("row", [((_T.STRING, _T.STRING), _T.DYN)]),
-        ("flatten", [((_ANY_LIST,), _ANY_LIST)]),
-        ("distinct", [((_ANY_LIST,), _ANY_LIST)]),
-        ("sum", [((_ANY_LIST,), _T.DYN)]),
-        ("min", [((_ANY_LIST,), _T.DYN)]),
-        ("max", [((_ANY_LIST,), _T.DYN)]),
-        ("sets.contains", sets),
-        ("sets.intersects", sets),
-        ("sets.equivalent", sets),
-    ]
-
-
-def _faults_of_literals(text: str, tokens: Sequence[Token]) -> Iterator[Fault]:
-    for token in tokens:
-        message = None
+def _faults_of_tokens(text: str, tokens: Sequence[Token], facts: Collection[str]) -> Iterator[Fault]:
+    """What the checker accepts, and the runtime, or its binding, gets wrong; and protobuf's own types."""
+    faults: list[tuple[Token, str]] = []
+    for at, token in enumerate(tokens):
         if token.kind == "number" and re.search("[.eE]", token.text) and not token.text.startswith("0x"):
             value = float(token.text)
             if math.isinf(value):
-                message = f"{token.text} is infinite"
-            elif abs(value) >= _EXACT:
-                message = f"{token.text} is compared inexactly with whole numbers; write {int(value)}"
-        elif token.kind == "string" and ("\0" in token.text or _NUL.search(token.text)):
-            message = "a string cannot contain NUL; in a request it is read as U+FFFD"
-        if message:
-            line, column = position(text, token.offset)
-            yield Fault(line=line, column=column, message=message)
+                faults.append((token, f"{token.text} is infinite"))
+            elif EXACT <= abs(value) <= 2**63:
+                whole = min(int(value), 2**63 - 1)
+                faults.append(
+                    (token, f"{token.text} is compared inexactly with whole numbers; write {whole}")
+                )
+        elif token.kind == "string":
+            is_raw = re.match("[bB]?[rR]", token.text)
+            if "\0" in token.text or (not is_raw and _NUL.search(token.text)):
+                faults.append((token, "a string cannot contain NUL; in a request it is read as U+FFFD"))
+        elif token.text == "google" and "google" not in facts and (at == 0 or tokens[at - 1].text != "."):
+            message = "a pack has no protobuf types; write the value itself, or timestamp(..), duration(..)"
+            faults.append((token, message))
+    # A list, a map, a function or dyn(..) that holds an optional value ends the process: the binding cannot
+    # convert it to Python.
+    ends = "an optional value must be ended where it is: add .orValue(..), .hasValue() or .value()"
+    faults += [(token, ends) for token in open_optionals(tokens)]
+    faults += [
+        (token, f"this map has the key {token.text} twice; remove one") for token in repeated_keys(tokens)
+    ]
+    for token, message in faults:
+        line, column = position(text, token.offset)
+        yield Fault(line=line, column=column, message=message)
 
 
 def _start_of_name(text: str, line: int, column: int, name: str) -> int:
@@ -456,11 +382,6 @@ def _try_literal(expression: str) -> str | None:
 # ---------------------------------------------------------------- values
 
 
-@functools.lru_cache(maxsize=1024)
-def _steps(path: str) -> tuple[str, ...]:
-    return tuple(path.split("."))
-
-
 def _plain(value: Json) -> Json:
     """A copy of JSON that the runtime reads as it is.
 
@@ -473,7 +394,7 @@ def _plain(value: Json) -> Json:
         return {_plain(key): _plain(item) for key, item in value.items()}
     if type(value) is list:
         return [_plain(item) for item in value]
-    if type(value) is float and _EXACT <= abs(value) < 2**63:
+    if type(value) is float and EXACT <= abs(value) < 2**63:
         return int(value)
     return value
 
@@ -481,7 +402,7 @@ def _plain(value: Json) -> Json:
 def _as_type(value: Json, kind: str) -> Json:
     """The value with its declared type; None if it does not have it."""
     if kind == "number":
-        exact = type(value) is int and abs(value) < _EXACT
+        exact = type(value) is int and abs(value) < EXACT
         return float(value) if exact else value if type(value) in (int, float) else None
     if kind == "int":
         whole = type(value) is float and value.is_integer()
@@ -496,10 +417,6 @@ def _as_type(value: Json, kind: str) -> Json:
     return value if type(value) is python else None
 
 
-def _flatten(items: list[Json]) -> list[Json]:
-    return [leaf for item in items for leaf in (item if isinstance(item, list) else [item])]
-
-
 def _is_timestamp(text: str) -> bool:
     try:
         msgspec.convert(text, _Timestamp)
@@ -508,13 +425,8 @@ def _is_timestamp(text: str) -> bool:
     return True
 
 
-def _json_type(value: Json) -> str:
-    names = {str: "string", bool: "bool", int: "whole number", float: "number", list: "list", dict: "map"}
-    return names.get(type(value), "null")
-
-
 def _table_type(table: Json) -> Any:
-    return _ANY_MAP if isinstance(table, dict) else _ANY_LIST if isinstance(table, list) else _T.DYN
+    return ANY_MAP if isinstance(table, dict) else ANY_LIST if isinstance(table, list) else _T.DYN
 
 
 def is_json(value: Any) -> bool:

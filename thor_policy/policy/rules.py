@@ -23,6 +23,7 @@ from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError
 from thor_policy.core.requests import RISKS, Evaluation, Json, Risk
 from thor_policy.policy.expressions import Fault, Language, Program, Type, is_json
+from thor_policy.policy.functions import with_article
 from thor_policy.policy.tokens import ROOTS, names_in, parts_of, paths_in
 from thor_policy.policy.words import WordLists
 
@@ -224,11 +225,9 @@ class RuleBook:
     def _faults_of_type(text: str, checked: Type, needed: str | None) -> list[Fault]:
         message = None
         if needed and checked.name not in (needed, "DYN"):
-            message = f"gives {checked.name.lower()}, where {needed.lower()} is needed"
+            message = f"gives {with_article(checked.name.lower())}, not {with_article(needed.lower())}"
         elif needed is None and (cure := _NOT_JSON.get(checked.name.partition("<")[0])):
-            message = f"gives a {checked.name.lower()}, which a fact cannot be; {cure}"
-        elif needed is None and "optional_type" in checked.name:
-            message = "gives an optional value, which a fact cannot be; end it with .orValue(..)"
+            message = f"gives {with_article(checked.name.lower())}, which a fact cannot be; {cure}"
         return [Fault(line=1, column=1, message=message)] if message else []
 
     # ------------------------------------------------------------ compiling

@@ -10,6 +10,12 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+#: Calls that give an optional value, those that end one, and those that take one as their last argument.
+_OPTIONAL_CALLS, _ENDS, _TAKE_OPTIONALS = (
+    ("first", "last"),
+    ("orValue", "hasValue", "value"),
+    ("or", "optFlatMap"),
+)
 #: What an expression can read, but for facts.
 ROOTS = ("subject", "action", "resource", "context", "data", "now")
 _TOKEN = re.compile(
@@ -108,6 +114,83 @@ def never_holds(text: str) -> str | None:
             if plain and equal.setdefault(path, signs[-1]) != signs[-1]:
                 return f"{path} cannot be {equal[path]} and {signs[-1]}"
     return None
+
+
+def open_optionals(tokens: Sequence[Token]) -> Iterator[Token]:
+    """Where an optional value begins that is not ended in place, by `.orValue(..)`, `[?x]` and the like."""
+    texts = ["", *("" if token.kind == "string" else token.text for token in tokens), ""]
+    for at, token in enumerate(tokens):
+        before, text, after = texts[at : at + 3]
+        if text == "?" and before == ".":
+            goes_on = at - 1
+        elif text == "?" and before == "[" and at > 1 and _ends_an_operand(tokens[at - 2]):
+            goes_on = _closing(tokens, at - 1) + 1
+        elif (text in _OPTIONAL_CALLS and (before, after) == (".", "(")) or (
+            text == "optional" and before != "." == after
+        ):
+            goes_on = at + 1
+        else:
+            continue
+        if not _is_ended(tokens, goes_on):
+            yield token
+
+
+def repeated_keys(tokens: Sequence[Token]) -> Iterator[Token]:
+    """Each literal key of a map that the same map has before, `0` and `0u` being the same key."""
+    for at, token in enumerate(tokens):
+        if _is_sign(token, "{"):
+            seen: set[int | str] = set()
+            for start in _entries(tokens, at):
+                key = tokens[start]
+                if [part.text for part in tokens[start + 1 : start + 2]] != [":"]:
+                    continue
+                number = re.fullmatch(r"(0x[0-9a-fA-F]+|[0-9]+)[uU]?", key.text)
+                value = int(number[1], 16 if "x" in number[1] else 10) if number else literal_of([key])
+                if value is not None and value in seen:
+                    yield key
+                seen |= {value} if value is not None else set()
+
+
+def _is_ended(tokens: Sequence[Token], at: int) -> bool:
+    """Whether members and calls from a token on, or around it, end the optional value before the token."""
+    while at < len(tokens) and _is_sign(tokens[at], ".(["):
+        if tokens[at].text != ".":
+            at = _closing(tokens, at) + 1
+            continue
+        at += 1 + (tokens[at + 1].text == "?")
+        if tokens[at].text in _ENDS and at + 1 < len(tokens) and tokens[at + 1].text == "(":
+            return True
+        if tokens[at].text == "`":  # a name between backquotes
+            at = next(n for n in range(at + 1, len(tokens)) if tokens[n].text == "`")
+        at += 1
+    around = [n for n in range(at) if _is_sign(tokens[n], "([{") and _closing(tokens, n) >= at]
+    if not around:
+        return False
+    opening = around[-1]
+    if tokens[opening].text != "(":  # an entry of a list or map: `[?x]`, `{?"key": x}`
+        return tokens[max(start for start in _entries(tokens, opening) if start < at)].text == "?"
+    call = tokens[opening - 1].text if opening and tokens[opening - 1].kind == "name" else "in"
+    if call == "has":
+        return True
+    return call in (*_TAKE_OPTIONALS, "in") and _is_ended(tokens, _closing(tokens, opening) + 1)
+
+
+def _is_sign(token: Token, signs: str) -> bool:
+    return token.kind == "sign" and token.text in signs
+
+
+def _ends_an_operand(token: Token) -> bool:
+    return (token.kind in ("name", "string") and token.text != "in") or _is_sign(token, ")]}`")
+
+
+def _entries(tokens: Sequence[Token], opening: int) -> list[int]:
+    """Where each entry begins between a bracket and the one that closes it."""
+    closing, depth, starts = _closing(tokens, opening), 0, [opening + 1]
+    for at in range(opening, closing):
+        depth += _is_sign(tokens[at], "([{") - _is_sign(tokens[at], ")]}")
+        if depth == 1 and _is_sign(tokens[at], ","):
+            starts.append(at + 1)
+    return [start for start in starts if start < closing]
 
 
 def _values_of(tokens: list[Token]) -> set[str] | None:

@@ -57,6 +57,7 @@ def check(
     *,
     against: str | None = None,
     any_pack: bool = False,
+    one_pack: bool = False,
     candidate: str | None = None,
     record: bool = True,
     gated: bool = False,
@@ -68,12 +69,13 @@ def check(
 ) -> Conclusion:
     """Run scenario suites, each against its pack, and judge the run.
 
-    While a daemon is up at the endpoint, only suites of one pack are run: its resident pack `candidate`, with
-    `any_pack` its active pack, otherwise the pack of the settings. `against` is the address of a daemon that
-    must be up. With `record` false this process answers, and no decision stays in a journal. `gated` compares
-    the run with its baselines in `baselines_dir` (default: `baselines` in the state directory). `bless` first
-    makes the run the baseline, and needs a selection that is `whole`. A baseline that cannot be read or
-    written is a point of the conclusion. Raises ThorPolicyError if the run could not end.
+    With `one_pack`, or while a daemon is up at the endpoint, only suites of one pack are run: its resident
+    pack `candidate`, with `any_pack` its active pack, otherwise the pack of the settings. `against` is the
+    address of a daemon that must be up. With `record` false this process answers, and no decision stays in a
+    journal. `gated` compares the run with its baselines in `baselines_dir` (default: `baselines` in the state
+    directory). `bless` first makes the run the baseline, and needs a selection that is `whole`. A baseline
+    that cannot be read or written is a point of the conclusion. Raises ThorPolicyError if the run could not
+    end.
     """
     if bless and not selection.whole:
         raise SuiteError("only a run of every scenario can become a baseline: select `full` and no filter")
@@ -85,7 +87,7 @@ def check(
         candidate=candidate,
         record=record,
     )
-    one_pack = bool(against or candidate) or target.resident is not None
+    one_pack = one_pack or bool(against or candidate) or target.resident is not None
     suites = chosen_suites(target, selection, own_pack_only=one_pack)
     run = _run(target, suites, selection, progress, announce)
     folder, blessed, gate, points = baselines_dir or config.state_dir / "baselines", [], None, []

@@ -183,8 +183,8 @@ def client_of(target: Target, announce: Callable[[str], None] = lambda _: None) 
 
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="thor-policy-")))
-        model = "" if target.pack.rules_only else f"{config.model} with "
-        announce(f"loading {model}{target.pack.info.name} ...")
+        model_name = "" if target.pack.rules_only else f"{config.model} with "
+        announce(f"loading {model_name}{target.pack.info.name} ...")
         private = replace(
             config,
             endpoint=f"ipc://{folder}/policy.sock",

@@ -1,0 +1,179 @@
+"""Expressions: what the checker refuses because the runtime, or its binding, gets it wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from thor_policy.core.requests import Action, Entity, Evaluation
+from thor_policy.policy.expressions import Fault, Language, Type
+from thor_policy.policy.words import WordLists
+
+LANGUAGE = Language(words=WordLists({}), data={"table": {}})
+ANY = LANGUAGE.check("dyn(1)", {})
+
+
+def faults(text: str, **facts: Type) -> list[str]:
+    checked = LANGUAGE.check(text, facts)
+    return [f"{fault.column}: {fault.message}" for fault in checked] if isinstance(checked, list) else []
+
+
+def value(text: str, **context: Any) -> Any:
+    assert faults(text) == []
+    entity = Entity(type="user", id="alice")
+    evaluation = Evaluation(subject=entity, action=Action(name="read"), resource=entity, context=context)
+    values = LANGUAGE.compile([text], ()).run(LANGUAGE.inputs(evaluation, 0.0))
+    assert isinstance(values, list), values
+    return values[0]
+
+
+# ---------------------------------------------------------------- optional values
+
+
+@pytest.mark.parametrize(
+    ("text", "column"),
+    [
+        ("[{'a': optional.of(1)}].distinct() == []", 8),
+        ("[optional.of(1), 1].flatten().size() == 1", 2),
+        ("given('context.q', {'a': 1, 'b': context.v.first()}) == {}", 44),
+        ("sets.contains([], [{'a': context.?v, 'b': 1}])", 34),
+        ("dyn({'a': context.?v, 'b': 1})", 19),
+        ("dyn([[context.?v]])", 15),
+        ("[context.v[?0], 1].flatten().size() == 2", 12),
+        ("[context.v.last(), 1].distinct().size() == 2", 12),
+        ("(true ? dyn(context.?v) : 1) == 1", 21),
+        ("[true ? context.?v : dyn(1)].flatten().size() == 1", 17),
+        ("[context.?v.optMap(x, x), 2].sum() == 1", 10),
+        ("cel.bind(o, context.?v, {'a': o})", 21),
+        ("[1].map(x, context.?v)", 20),
+        ("context.?v", 9),
+        ("context.?`k-v`.?k", 9),
+        ("true ? context.?a : optional.none()", 16),
+        ("optional.of(context.?a).hasValue()", 21),
+        ("optional.none() == optional.none()", 1),
+        ("context.?a.orValue(context.?b) == 1", 28),
+        ("[?[context.?a][0]]", 12),
+    ],
+)
+def test_an_optional_value_that_is_kept_is_refused_where_it_begins(text: str, column: int) -> None:
+    message = "an optional value must be ended where it is: add .orValue(..), .hasValue() or .value()"
+    assert f"{column}: {message}" in faults(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "result"),
+    [
+        ("context.?a.orValue(1)", 1),
+        ("context.?v.orValue([])", [7, 8]),
+        ("context.?m.?k.orValue(0)", 5),
+        ("context.m[?'k'].orValue(0)", 5),
+        ("context.v[?9].hasValue()", False),
+        ("context.v.first().value()", 7),
+        ("context.?m.k.orValue(0)", 5),
+        ("context.?m[?'k'].orValue(0)", 5),
+        ("context.m.?`a-b`.orValue(6)", 6),
+        ("(true ? context.?v : optional.none()).orValue([])", [7, 8]),
+        ("context.?a.or(context.?v).orValue([])", [7, 8]),
+        ("context.?a.or(true ? context.?v : optional.none()).hasValue()", True),
+        ("context.?m.optMap(x, x.k + 1).orValue(0)", 6),
+        ("context.?m.optFlatMap(x, x.?k).orValue(0)", 5),
+        ("[?context.?a, ?context.m.?k, 1]", [5, 1]),
+        ("{?'a': context.?a, ?'k': context.m.?k, 'l': [?context.v.last()]}", {"k": 5, "l": [8]}),
+        ("has(context.?m.k)", True),
+        ("[context.?a.orValue(1), context.?v.orValue([])].flatten()", [1, 7, 8]),
+        ("[1, 2].exists(x, x == context.?a.orValue(2))", True),
+        ("context.m.exists(x, x in [?optional.of('k')])", True),
+        ('"context.?a [?0] optional.of(1)".size()', 30),
+        ("context.first == 1 && context.optional.of == 2", True),
+    ],
+)
+def test_an_optional_value_that_is_ended_in_place_is_accepted(text: str, result: Any) -> None:
+    assert value(text, v=[7, 8], m={"k": 5}, first=1, optional={"of": 2}) == result
+
+
+def test_an_optional_value_that_reaches_the_result_is_an_error_and_no_exception() -> None:
+    assert isinstance(LANGUAGE.compile(["dyn(optional.of(1))"], ()).run({}), str)
+
+
+# ---------------------------------------------------------------- maps, literals, protobuf
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "key"),
+    [
+        ("{0: 1, 0u: 2}", 8, "0u"),
+        ("{0u: 1, 0x0: 2}", 9, "0x0"),
+        ("{'a': 1, 'b': 2, \"a\": 3}", 18, '"a"'),
+        ("[{1: {'a': 1}, 2: 3, 1: 4}]", 22, "1"),
+    ],
+)
+def test_a_map_with_the_same_key_twice_is_refused(text: str, column: int, key: str) -> None:
+    assert faults(text) == [f"{column}: this map has the key {key} twice; remove one"]
+
+
+@pytest.mark.parametrize(
+    "text", ["{0: 1, 1u: 2}", "{'a': {'a': 1}}", "{'0': 1, 0: 2}", "{'a': 'b', 'c': 'b'}"]
+)
+def test_a_map_with_different_keys_is_accepted(text: str) -> None:
+    assert faults(text) == []
+
+
+@pytest.mark.parametrize("text", ["r'[\\x00-\\x1f]'", 'R"\\000"', "'\\\\x00'", "br'\\x00'"])
+def test_a_raw_string_may_name_nul_for_a_pattern(text: str) -> None:
+    assert faults(text) == []
+
+
+@pytest.mark.parametrize("text", ["'\\x00'", "'r\\x00'", '"\\000"', "b'\\x00'", "'\\\\\\u0000'", "r'\0'"])
+def test_a_string_with_nul_is_refused(text: str) -> None:
+    assert faults(text) == ["1: a string cannot contain NUL; in a request it is read as U+FFFD"]
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("9007199254740992.0", 2**53),
+        ("1e16", 10**16),
+        ("9223372036854775808.0", 2**63 - 1),
+    ],
+)
+def test_a_double_that_whole_numbers_are_compared_with_inexactly_is_refused(text: str, whole: int) -> None:
+    assert faults(f"context.v > {text}") == [
+        f"13: {text} is compared inexactly with whole numbers; write {whole}"
+    ]
+    assert faults(f"context.v > {whole}") == []
+
+
+@pytest.mark.parametrize("text", ["1e19", "1.5e300", "9007199254740991.0", "0.5"])
+def test_a_double_beyond_every_whole_number_or_below_2_to_the_53_is_accepted(text: str) -> None:
+    assert value(f"[context.low < {text}, context.v > {text}]", low=0, v=2**63 - 1) == [
+        True,
+        float(text) < 2**63 - 1,
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "google.protobuf.Value{number_value: 1.0}",
+        "type(now) == google.protobuf.Timestamp",
+        "google.protobuf.Any{}",
+    ],
+)
+def test_protobuf_types_are_refused(text: str) -> None:
+    column = text.index("google") + 1
+    message = "a pack has no protobuf types; write the value itself, or timestamp(..), duration(..)"
+    assert faults(text) == [f"{column}: {message}"]
+
+
+def test_a_fact_or_member_may_be_named_google() -> None:
+    assert isinstance(ANY, Type)
+    assert faults("google.protobuf == 1", google=ANY) == []
+    assert faults("context.google == 1") == []
+
+
+def test_every_fault_of_a_text_has_its_place() -> None:
+    checked = LANGUAGE.check("{1: 1e17,\n 1: context.?a}", {})
+    assert isinstance(checked, list)
+    assert [(fault.line, fault.column) for fault in checked] == [(1, 5), (2, 13), (2, 2)]
+    assert all(isinstance(fault, Fault) for fault in checked)

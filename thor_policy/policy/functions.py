@@ -1,0 +1,227 @@
+"""The functions that packs may call, next to those of CEL: given, mentions, starts, row, and those of lists.
+
+Owns their declaration and what they do. Invariant: they read the request that `evaluating` named last on this
+thread, and nothing else. Declared once for all packs. Any thread.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cel_expr_python import cel
+
+from thor_policy.core.requests import Json
+from thor_policy.policy.cel_calls import callable_from_cel
+from thor_policy.policy.words import WordLists
+
+#: From here on not every whole number is a double.
+EXACT = 2**53
+
+_T = cel.Type
+ANY_MAP = _T.Map(_T.STRING, _T.DYN)
+ANY_LIST = _T.List(_T.DYN)
+
+
+class _Current(threading.local):
+    """What is evaluated on this thread: the request's members by root, the pack's tables and word lists."""
+
+    roots: Mapping[str, Json]
+    tables: Mapping[str, Json]
+    words: WordLists
+
+
+_current = _Current()
+
+
+def evaluating(request: Mapping[str, Json], tables: Mapping[str, Json], words: WordLists) -> None:
+    """Name what functions read on this thread, until the next call."""
+    _current.roots, _current.tables, _current.words = request, tables, words
+
+
+def roots() -> Mapping[str, Json]:
+    """The members of the request that is evaluated on this thread."""
+    return _current.roots
+
+
+# ---------------------------------------------------------------- what they do
+
+
+def mentions(text: str, name: str) -> bool:
+    """True if an entry of the word list occurs in the text, in any way of joining words."""
+    return _current.words.mentions(text, name)
+
+
+def starts(text: str, name: str) -> bool:
+    """True if the text begins with an entry of the word list."""
+    return _current.words.starts(text, name)
+
+
+def given(path: str, default: Json) -> Json:
+    """Value at a dotted path; `default` if it is absent or null. A default of null accepts any type."""
+    value: Json = _current.roots
+    for key in _steps(path):
+        if not isinstance(value, dict):
+            raise TypeError(f"{path}: {key!r} is looked up in a {json_type(value)}")
+        value = value.get(key)
+        if value is None:
+            return default
+    if default is None or type(value) is type(default):
+        return value
+    if isinstance(default, float) and type(value) is int:
+        return float(value) if abs(value) < EXACT else value
+    raise TypeError(f"{path}: a {json_type(value)}, not a {json_type(default)}")
+
+
+def row(table: str, key: str) -> Json:
+    """The row of a table of data.yaml; null if there is none."""
+    rows = _current.tables[table]
+    return rows.get(key) if isinstance(rows, dict) else None
+
+
+def flatten(items: list[Json]) -> list[Json]:
+    """The items, with those that are lists replaced by theirs."""
+    return [leaf for item in items for leaf in (item if isinstance(item, list) else [item])]
+
+
+def distinct(items: list[Json]) -> list[Json]:
+    """The items without repetitions, each where it comes first."""
+    kept: list[Json] = []
+    for item in items:
+        if not _among(item, kept):
+            kept.append(item)
+    return kept
+
+
+def _contains(items: list[Json], wanted: list[Json]) -> bool:
+    return all(_among(item, items) for item in wanted)
+
+
+def _intersects(items: list[Json], others: list[Json]) -> bool:
+    return any(_among(item, items) for item in others)
+
+
+def _equivalent(items: list[Json], others: list[Json]) -> bool:
+    return _contains(items, others) and _contains(others, items)
+
+
+def _among(item: Json, items: list[Json]) -> bool:
+    return any(_equal(item, other) for other in items)
+
+
+def _equal(one_side: Json, other_side: Json) -> bool:
+    """Equality as in CEL: true is not 1."""
+    if isinstance(one_side, bool) or isinstance(other_side, bool):
+        return one_side is other_side
+    if isinstance(one_side, list) and isinstance(other_side, list):
+        pairs = zip(one_side, other_side, strict=False)
+        return len(one_side) == len(other_side) and all(_equal(*pair) for pair in pairs)
+    if isinstance(one_side, dict) and isinstance(other_side, dict):
+        same_keys = one_side.keys() == other_side.keys()
+        return same_keys and all(_equal(one_side[key], other_side[key]) for key in one_side)
+    return bool(one_side == other_side)
+
+
+def _sum(items: list[Json]) -> int | float:
+    total: int | float = sum(_numbers(items))
+    if type(total) is int and not -(2**63) <= total < 2**63:
+        raise OverflowError("sum: beyond 64 bits")
+    return total
+
+
+def _min(items: list[Json]) -> Json:
+    return min(_numbers(items))
+
+
+def _max(items: list[Json]) -> Json:
+    return max(_numbers(items))
+
+
+def _numbers(items: list[Json]) -> list[Any]:
+    if any(type(item) is bool for item in items):
+        raise TypeError("a bool is no number")
+    return items
+
+
+@functools.lru_cache(maxsize=1024)
+def _steps(path: str) -> tuple[str, ...]:
+    return tuple(path.split("."))
+
+
+def json_type(value: Json) -> str:
+    """The name of a JSON value's type, for messages."""
+    names = {str: "string", bool: "bool", int: "whole number", float: "number", list: "list", dict: "map"}
+    return names.get(type(value), "null")
+
+
+def with_article(noun: str) -> str:
+    """`a bool`, `an int`, for messages."""
+    return f"{'an' if noun[:1] in tuple('aeio') else 'a'} {noun}"
+
+
+# ---------------------------------------------------------------- their declaration
+
+#: Parameters and result of one way to call a function.
+_Overload = tuple[tuple[Any, ...], Any]
+_OF_WORDS: list[_Overload] = [((_T.STRING, _T.STRING), _T.BOOL)]
+_OF_SETS: list[_Overload] = [((ANY_LIST, ANY_LIST), _T.BOOL)]
+_GIVEN: list[_Overload] = [
+    ((_T.STRING, _T.BOOL), _T.BOOL),
+    ((_T.STRING, _T.INT), _T.INT),
+    ((_T.STRING, _T.DOUBLE), _T.DYN),  # a double, or a whole number that no double holds
+    ((_T.STRING, _T.STRING), _T.STRING),
+    ((_T.STRING, _T.NULL), _T.DYN),
+    ((_T.STRING, ANY_LIST), ANY_LIST),
+    ((_T.STRING, ANY_MAP), ANY_MAP),
+]
+#: Functions that are called on a list: `items.sum()`.
+_METHODS: dict[str, tuple[Callable[..., Any], Any]] = {
+    "flatten": (flatten, ANY_LIST),
+    "distinct": (distinct, ANY_LIST),
+    "sum": (_sum, _T.DYN),
+    "min": (_min, _T.DYN),
+    "max": (_max, _T.DYN),
+}
+_FUNCTIONS: dict[str, tuple[Callable[..., Any], list[_Overload]]] = {
+    "mentions": (mentions, _OF_WORDS),
+    "starts": (starts, _OF_WORDS),
+    "given": (given, _GIVEN),
+    "row": (row, [((_T.STRING, _T.STRING), _T.DYN)]),
+    "sets.contains": (_contains, _OF_SETS),
+    "sets.intersects": (_intersects, _OF_SETS),
+    "sets.equivalent": (_equivalent, _OF_SETS),
+}
+
+#: Every name of ours that a call may have.
+NAMES = (*_FUNCTIONS, *_METHODS)
+#: Those that are called on a list.
+METHOD_NAMES = tuple(_METHODS)
+
+
+def _declared(name: str, function: Any, overloads: list[_Overload], *, is_member: bool) -> Any:
+    implementation = callable_from_cel(function)
+    return cel.FunctionDecl(
+        name,
+        [
+            cel.Overload(
+                f"{name}_{number}",
+                return_type=result,
+                parameters=list(parameters),
+                is_member=is_member,
+                impl=implementation,
+            )
+            for number, (parameters, result) in enumerate(overloads)
+        ],
+    )
+
+
+#: The declarations for the runtime.
+DECLARED = [
+    *(_declared(name, *functions, is_member=False) for name, functions in _FUNCTIONS.items()),
+    *(
+        _declared(name, function, [((ANY_LIST,), result)], is_member=True)
+        for name, (function, result) in _METHODS.items()
+    ),
+]
