@@ -325,7 +325,7 @@ HEAD = """\
 
 Written by `scripts/cel-doc`. It runs the public conformance tests of the
 [CEL project](https://github.com/google/cel-spec) through the checker and the runtime that packs
-have. [Packs](packs.md#expressions) says what an expression sees.
+have. [Expressions](expressions.md) says what an expression sees, with an example for each function.
 
 A case passes if it gives the value that the test demands, with its type. If the test demands an
 error, the case passes if the expression fails, or is refused when the pack is loaded. The cases are

@@ -25,7 +25,7 @@ from thor_policy.testing import load_stub_engine
 
 #: The names under which blocks are run, each by a test below.
 NAMES = {
-    *("readme", "quickstart", "tutorial", "zeromq sample"),
+    *("readme", "quickstart", "tutorial", "recipes", "zeromq sample"),
     *("packs", "signatures", "keys", "journal", "checks", "backup"),
 }
 DOOR = ROOT / "docs" / "examples" / "door-access"
@@ -188,6 +188,14 @@ def test_the_commands_for_packs_run_as_written(
     with decided(config):
         for block in blocks_named("packs"):
             shell.run(block, names)
+
+
+def test_the_recipes_for_rules_run_as_written(shell: Shell, config: Config) -> None:
+    """No block needs a model: the daemon has a pack of rules alone."""
+    (shell.folder / "docs").symlink_to(ROOT / "docs")
+    for block in blocks_named("recipes"):
+        decision = {"ID": newest_decision(config)} if "show ID" in block.code else {}
+        shell.run(block, {"ENDPOINT": config.endpoint, **decision})
 
 
 def test_the_commands_for_signatures_run_as_written(shell: Shell, tmp_path: Path) -> None:

@@ -155,8 +155,13 @@ def show(config: Config, decision_id: str, as_json: bool) -> None:
         return
     render.pairs({name: value for name, value in trace.pop("decision").items() if value is not None})
     event = trace.pop("event")
-    private = "there" if event["private"] else "erased"
-    render.pairs({"seq": event["seq"], "hash": event["hash"], "private part": private}, title="event")
+    private, floor = event["private"], (event["body"] or {}).get("floor") or {}
+    shown = {"seq": event["seq"], "hash": event["hash"], "private part": "there" if private else "erased"}
+    if floor.get("rules"):
+        shown["rules"] = ", ".join(floor["rules"])
+    render.pairs(shown, title="event")
+    if private and private.get("errors"):
+        render.pairs(private["errors"], title="failed expressions")
     for table, rows in trace.items():
         for row in rows:
             values = {name: value for name, value in row.items() if value is not None}

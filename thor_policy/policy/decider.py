@@ -284,7 +284,8 @@ class Policy:
         if (unlogged := self._limit.admit(now_ns)) is not None:
             extra = logs.fields(decision_id=decision_id, unlogged=unlogged or None)
             reasons = "; ".join(f"{name}: {message}" for name, message in errors.items())
-            log.error("expressions of the pack %s failed: %s", pack.info, reasons[:500], extra=extra)
+            named = f"{pack.info.name} {pack.info.version}"
+            log.error("expressions of the pack %s failed: %s", named, reasons[:500], extra=extra)
 
     # ------------------------------------------------------------ the shadow
 

@@ -27,7 +27,7 @@ from msgspec import Meta, Struct
 from thor_policy.core.requests import Evaluation, Json
 from thor_policy.policy import functions
 from thor_policy.policy.cel_calls import error_of
-from thor_policy.policy.functions import ANY_LIST, ANY_MAP, EXACT, json_type
+from thor_policy.policy.functions import ANY_LIST, ANY_MAP, EXACT, json_type, with_article
 from thor_policy.policy.tokens import (
     ROOTS,
     Token,
@@ -81,6 +81,7 @@ _EXTENSIONS = [
     ext_math.ExtMath(),
 ]
 _FAULT = re.compile(r"ERROR: <input>:(-?\d+):(-?\d+): (.*?)(?: \(in container ''\))?(?=\n|$| \[)")
+_NOT_THERE = re.compile(r'No value with name "([^"]*)" found in Activation')
 _UNDECLARED = re.compile(r"undeclared reference to '([^']*)'")
 #: An escape of NUL in a string literal.
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\(?:000|[xX]00|u0000|U00000000)")
@@ -234,6 +235,8 @@ class Language:
             return f"{name}: {root} has the members {', '.join(members)}" + (
                 f"; write {root}.properties.{rest}" if rest and "properties" in members else ""
             )
+        if name in functions.METHOD_NAMES:
+            return f"{name} is called on a list: LIST.{name}()"
         if name in functions.NAMES:
             return f"{name} is called with another number of arguments"
         known = [*ROOTS, *facts, *functions.NAMES]
@@ -336,7 +339,7 @@ class Language:
                 if path in required:
                     problems[path] = "is missing"
             elif (typed := _as_type(value, kind)) is None:
-                problems[path] = f"is a {json_type(value)}, not a {kind}"
+                problems[path] = f"is a {json_type(value)}, not {with_article(kind)}"
             elif typed is not value:
                 parent[last] = typed
         return problems
@@ -464,5 +467,6 @@ def is_json(value: Any) -> bool:
 
 
 def _short(message: str) -> str:
-    """An error message of the runtime without its code, bounded."""
+    """An error message of the runtime without its code, bounded. Only failed facts have no value."""
+    message = _NOT_THERE.sub(r"reads the fact \1, which failed", message)
     return re.sub(r"^[A-Z_]+: ", "", message)[:_MAX_ERROR_CHARS]

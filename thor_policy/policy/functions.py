@@ -171,6 +171,11 @@ def json_type(value: Json) -> str:
     return names.get(type(value), "null")
 
 
+def with_article(noun: str) -> str:
+    """`a bool`, `an int`, for messages."""
+    return f"{'an' if noun[:1] in tuple('aeio') else 'a'} {noun}"
+
+
 # ---------------------------------------------------------------- their declaration
 
 #: Parameters and result of one way to call a function.
@@ -206,6 +211,8 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], list[_Overload]]] = {
 
 #: Every name of ours that a call may have.
 NAMES = (*_FUNCTIONS, *_METHODS)
+#: Those that are called on a list.
+METHOD_NAMES = tuple(_METHODS)
 
 
 def _declared(name: str, function: Any, overloads: list[_Overload], *, is_member: bool) -> Any:

@@ -23,6 +23,7 @@ from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError
 from thor_policy.core.requests import RISKS, Evaluation, Json, Risk
 from thor_policy.policy.expressions import Fault, Language, Program, Type, is_json
+from thor_policy.policy.functions import with_article
 from thor_policy.policy.tokens import RESERVED, ROOTS, names_in, parts_of, paths_in
 from thor_policy.policy.words import WordLists, fault_of
 
@@ -235,12 +236,13 @@ class RuleBook:
     def _faults_of_type(text: str, checked: Type, needed: str | None) -> list[Fault]:
         message = None
         names = re.findall(r"\w+", checked.name)
+        given = with_article(checked.name.lower())
         if needed and checked.name not in (needed, "DYN"):
-            message = f"gives {_a(checked.name)}, not a {needed.lower()}"
+            message = f"gives {given}, not {with_article(needed.lower())}"
         elif needed is None and (kinds := [name for name in names if name in _NOT_JSON]):
-            message = f"gives {_a(checked.name)}, which a fact cannot be; {_NOT_JSON[kinds[0]]}"
+            message = f"gives {given}, which a fact cannot be; {_NOT_JSON[kinds[0]]}"
         elif needed is None and _KEYS_NOT_TEXT.search(checked.name):
-            message = f"gives {_a(checked.name)}, which a fact cannot be; its keys must be strings"
+            message = f"gives {given}, which a fact cannot be; its keys must be strings"
         elif needed is None and "optional_type" in checked.name:
             message = "gives an optional value, which a fact cannot be; end it with .orValue(..)"
         return [Fault(line=1, column=1, message=message)] if message else []
@@ -386,11 +388,6 @@ class RuleBook:
     def stricter(self, *outcomes: str) -> str:
         """The strictest of `outcomes`."""
         return max(outcomes, key=self._rank.__getitem__)
-
-
-def _a(type_name: str) -> str:
-    """The name of a type in a sentence."""
-    return f"{'an' if type_name[0] in 'Io' else 'a'} {type_name.lower()}"
 
 
 def _faults_of_words(words: Mapping[str, Sequence[str]]) -> Iterator[RuleFault]:

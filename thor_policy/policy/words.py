@@ -42,13 +42,18 @@ class WordLists:
         return name in self._patterns
 
     def mentions(self, text: str, name: str) -> bool:
-        """True if an entry of the list `name` occurs anywhere in the text. Raises KeyError."""
-        return self._patterns[name].search(plain_words(text)) is not None
+        """True if an entry of the list `name` occurs anywhere in the text. Raises ValueError."""
+        return self._pattern_of(name).search(plain_words(text)) is not None
 
     def starts(self, text: str, name: str) -> bool:
-        """True if the text begins with an entry of the list `name`. Raises KeyError."""
-        readings = plain_words(text).split("|")
-        return any(self._patterns[name].match(reading) for reading in readings)
+        """True if the text begins with an entry of the list `name`. Raises ValueError."""
+        pattern = self._pattern_of(name)
+        return any(pattern.match(reading) for reading in plain_words(text).split("|"))
+
+    def _pattern_of(self, name: str) -> re.Pattern[str]:
+        if name not in self._patterns:
+            raise ValueError(f"there is no word list {name!r}")
+        return self._patterns[name]
 
 
 @functools.lru_cache(maxsize=4096)
