@@ -391,7 +391,7 @@ def _plain(value: Json) -> Json:
         return {_plain(key): _plain(item) for key, item in value.items()}
     if type(value) is list:
         return [_plain(item) for item in value]
-    if type(value) is float and EXACT <= abs(value) < 2**63:
+    if type(value) is float and EXACT <= abs(value) and -(2**63) <= value < 2**63:
         return int(value)
     return value
 
