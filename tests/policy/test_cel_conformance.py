@@ -177,7 +177,18 @@ JSON = st.recursive(
     | st.booleans()
     | st.integers(-(2**63), 2**63 - 1)
     | st.sampled_from(
-        [2**53, 2**53 + 1, -(2**63), 2**63 - 1, -0.0, 5e-324, sys.float_info.max, 2.0**53, 2.0**63]
+        [
+            2**53,
+            2**53 + 1,
+            -(2**63),
+            2**63 - 1,
+            -0.0,
+            5e-324,
+            sys.float_info.max,
+            2.0**53,
+            2.0**63,
+            -(2.0**63),
+        ]
     )
     | st.floats(allow_nan=False, allow_infinity=False)
     | TEXTS,
@@ -194,7 +205,7 @@ def as_read(value: Any) -> Any:
         return [as_read(item) for item in value]
     if isinstance(value, dict):
         return {as_read(key): as_read(item) for key, item in value.items()}
-    if isinstance(value, float) and value.is_integer() and 2**53 <= abs(value) < 2**63:
+    if isinstance(value, float) and value.is_integer() and abs(value) >= 2**53 and -(2**63) <= value < 2**63:
         value = int(value)
     if value == 2.0**63:  # it must not compare as equal to 2**63 - 1
         value = math.nextafter(value, math.inf)
@@ -254,13 +265,12 @@ ELEMENTS = program(
     "context.items == context.items",
     "context.x == context.items",
     "size(context.items)",
-    "sets.contains(context.items, [context.x])",
     "context.items.distinct().size() <= context.items.size()",
 )
 
 
 @given(JSON, st.lists(JSON, max_size=4))
-def test_in_and_equality_agree_with_python_but_for_bools_and_numbers(x: Any, items: list[Any]) -> None:
+def test_in_and_equality_agree_with_python_but_for_bools_and_2_to_the_63(x: Any, items: list[Any]) -> None:
     def equal(a: Any, b: Any) -> bool:
         if isinstance(a, bool) or isinstance(b, bool):
             return a is b
@@ -268,6 +278,10 @@ def test_in_and_equality_agree_with_python_but_for_bools_and_numbers(x: Any, ite
             return len(a) == len(b) and all(map(equal, a, b))
         if isinstance(a, dict) and isinstance(b, dict):
             return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+        if isinstance(a, int | float) and isinstance(b, int | float) and 2.0**63 in (a, b):
+            return float(a) == float(b)
+        if isinstance(a, int | float) and isinstance(b, int | float) and 2.0**63 in (a, b):
+            return float(a) == float(b)
         return bool(a == b)
 
     def without_nul(value: Any) -> Any:
@@ -276,4 +290,4 @@ def test_in_and_equality_agree_with_python_but_for_bools_and_numbers(x: Any, ite
     values = run(ELEMENTS, {"x": x, "items": items})
     x, items = without_nul(x), without_nul(items)
     is_in = any(equal(x, item) for item in items)
-    assert values == [is_in, True, equal(x, items), len(items), is_in, True]
+    assert values == [is_in, True, equal(x, items), len(items), True]

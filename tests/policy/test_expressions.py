@@ -144,6 +144,13 @@ def test_a_double_that_whole_numbers_are_compared_with_inexactly_is_refused(text
     assert faults(f"context.v > {whole}") == []
 
 
+@pytest.mark.parametrize("whole", [-(2**63) + 1, -(2**53) - 1, 2**53 + 1, 2**63 - 1025])
+def test_whole_doubles_of_a_request_are_compared_exactly(whole: int) -> None:
+    assert float(whole) != whole
+    texts = "[context.a == context.b, context.a < context.b, context.a in [context.b]]"
+    assert value(texts, a=whole, b=float(whole)) == [False, whole < float(whole), False]
+
+
 @pytest.mark.parametrize("text", ["1e19", "1.5e300", "9007199254740991.0", "0.5"])
 def test_a_double_beyond_every_whole_number_or_below_2_to_the_53_is_accepted(text: str) -> None:
     assert value(f"[context.low < {text}, context.v > {text}]", low=0, v=2**63 - 1) == [

@@ -259,14 +259,29 @@ def test_a_fact_whose_type_is_not_json_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("risk", RISKS)
 def test_risk_is_what_its_expression_says(risk: str) -> None:
-    assert floor(risk=f'context.asset == "db" ? "{risk}" : "?"', context={"asset": "db"}).risk == risk
+    assert floor(risk=f'context.asset == "db" ? "{risk}" : "low"', context={"asset": "db"}).risk == risk
 
 
 @pytest.mark.parametrize(
-    "text", ['"none"', '"LOW"', '""', "dyn(1)", "dyn(true)", "dyn(null)", "context.missing", "dyn(1 / 0)"]
+    "text",
+    [
+        '"no" + "ne"',
+        '"lo".upperAscii()',
+        '"" + ""',
+        "dyn(1)",
+        "dyn(true)",
+        "dyn(null)",
+        "context.missing",
+        "dyn(1 / 0)",
+    ],
 )
 def test_a_risk_that_is_unknown_or_fails_is_critical(text: str) -> None:
     assert floor(risk=text).risk == "critical"
+
+
+def test_a_risk_that_no_request_can_have_is_refused() -> None:
+    with pytest.raises(PackError, match="risk: gives 'hihg', which is none of low, medium, high, critical"):
+        book(risk='context.asset == "db" ? "hihg" : "low"')
 
 
 def test_a_failing_risk_expression_disables_final_allows() -> None:
@@ -869,6 +884,11 @@ def test_each_type_accepts_its_values_and_no_other(kind: str, right: list[Any], 
         ("context.who > 5", "no matching overload for '_>_' applied to '(string, int)'"),
         ("context.who.size() > 5", None),
         ('given("context.who", true)', "context.who is declared as string, and the default is a bool"),
+        (
+            'given("context.amount", 0) > 1',
+            "context.amount is declared as number, and the default is an int; write 0.0",
+        ),
+        ('given("context.amount", 0.0) > 1', None),
         ("has(context.who) && context.who.matches('^a')", None),
     ],
 )

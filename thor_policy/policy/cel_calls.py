@@ -43,6 +43,8 @@ _new_function = ctypes.PYFUNCTYPE(
     ctypes.py_object, ctypes.POINTER(_MethodDef), ctypes.py_object, ctypes.c_void_p
 )(("PyCFunction_NewEx", ctypes.pythonapi))
 _FAILED = _Failed()
+#: How a function shows itself. For each failure the binding takes this text, and never releases it.
+_NAME = "function"
 _last = threading.local()
 
 
@@ -59,7 +61,8 @@ def callable_from_cel(function: Callable[..., Any]) -> Any:
 
     pointer = _FUNCTION(call)
     definition = _MethodDef(b"function", ctypes.cast(pointer, ctypes.c_void_p).value, _VARARGS, None)
-    return _new_function(ctypes.byref(definition), (pointer, definition), None)  # which keeps both alive
+    native = _new_function(ctypes.byref(definition), (pointer, definition), None)  # which keeps both alive
+    return type("Function", (), {"__call__": native, "__repr__": lambda _: _NAME})()
 
 
 def error_of(message: str) -> str:

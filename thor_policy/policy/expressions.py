@@ -290,7 +290,8 @@ class Language:
         kind = self._members.get(name) if whole else None
         kind_of_default = kind_of_literal(default)
         if kind and kind_of_default and TYPES[kind] != TYPES[kind_of_default]:
-            return f"{name} is declared as {kind}, and the default is a {kind_of_default}"
+            cure = f"; write {default[-1].text}.0" if (kind, kind_of_default) == ("number", "int") else ""
+            return f"{name} is declared as {kind}, and the default is {with_article(kind_of_default)}{cure}"
         return None
 
     # ------------------------------------------------------------ running

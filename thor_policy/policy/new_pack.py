@@ -125,6 +125,7 @@ defaults: {difficulty: easy}
 matrix: # every combination is a scenario; what `expect` does not list expects deny
   - id: ROLES
     title: What a role may do with the document of somebody else
+    quick: true
     request:
       subject: {type: user, id: kim}
       resource: {type: document, id: plan, properties: {owner: lee}}

@@ -42,6 +42,7 @@ SIGNATURE = "pack.sig"
 SUITE, SUITES = "suite.yaml", ("suite.yaml", "suites")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _LABEL = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_NO_MODEL = re.compile(r"(?m)^model:[ \t]*never\b")
 _TABLE = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -179,15 +180,13 @@ class PackFiles:
 
     def values(self) -> Iterator[tuple[str, Any]]:
         """Name and value of each file that is YAML of its type; adds a finding for everything else."""
-        rules_only = False
         for name, document in self.documents.items():
             problems = document.problems(TYPES[name])
             for problem in problems:
                 self._add(name, problem.message, problem.line, problem.column)
             if not problems:
-                value = document.convert(TYPES[name])
-                rules_only = rules_only or (name == "pack.yaml" and value.model == "never")
-                yield name, value
+                yield name, document.convert(TYPES[name])
+        rules_only = _NO_MODEL.search(self.texts.get("pack.yaml", ""))  # also in a file with other problems
         for name in REQUIRED if rules_only else REQUIRED_WITH_MODEL:
             if name not in self.texts and not any(finding.file == name for finding in self.findings):
                 self._add(name, f"is missing; {_PURPOSE[name]}")

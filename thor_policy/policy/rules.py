@@ -24,7 +24,7 @@ from thor_policy.core.errors import PackError
 from thor_policy.core.requests import RISKS, Evaluation, Json, Risk
 from thor_policy.policy.expressions import Fault, Language, Program, Type, is_json
 from thor_policy.policy.functions import with_article
-from thor_policy.policy.tokens import RESERVED, ROOTS, names_in, parts_of, paths_in
+from thor_policy.policy.tokens import RESERVED, ROOTS, literal_values, names_in, parts_of, paths_in
 from thor_policy.policy.words import WordLists, fault_of
 
 _FACT = re.compile(r"[a-z][a-z0-9_]*")
@@ -230,6 +230,9 @@ class RuleBook:
             check(rule.when, "rules.yaml", f"$[{number}].when", f"rule {rule.id}: when", "BOOL")
         if risk is not None:
             check(risk, "pack.yaml", "$.risk", "risk", "STRING")
+            for value in sorted((literal_values(risk) or set()) - set(RISKS)):
+                message = f"gives {value!r}, which is none of {', '.join(RISKS)}"
+                faults.append(RuleFault(file="pack.yaml", path="$.risk", subject="risk", message=message))
         return faults
 
     @staticmethod

@@ -321,9 +321,13 @@ def _value_of(token: Token) -> str | float | None:
 
 
 def kind_of_literal(tokens: Sequence[Token]) -> str | None:
-    """`string` or `bool` for such a literal; None for anything else."""
+    """`string`, `bool`, `int` or `number` (with a point) for such a literal; None for anything else."""
+    if len(tokens) == 2 and tokens[0].text == "-":
+        tokens = tokens[1:]
     if len(tokens) != 1:
         return None
+    if tokens[0].kind == "number":
+        return "number" if re.search(r"^[0-9]*\.|[eE]", tokens[0].text) else "int"
     is_bool = tokens[0].text in ("true", "false")
     return "bool" if is_bool else "string" if tokens[0].kind == "string" else None
 
