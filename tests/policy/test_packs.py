@@ -830,3 +830,29 @@ def test_no_shipped_scenario_repeats_an_example_of_its_pack(path: Path) -> None:
             if same(scenario.evaluation()) in shown
         }
         assert repeated == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"contxt": {"a": 1}},
+            "evaluation has the members subject, action, resource, context, and no 'contxt'",
+        ),
+        (
+            {"subject": {"type": "user", "id": "a", "role": "x"}},
+            "evaluation.subject has the members type, id, ",
+        ),
+        (
+            {"action": {"name": "read", "property": {}}},
+            "evaluation.action has the members name, properties, and",
+        ),
+    ],
+)
+def test_a_misspelt_member_of_an_example_is_refused(
+    write: Write, changes: dict[str, Any], message: str
+) -> None:
+    evaluation = SMALL["examples.yaml"][0]["evaluation"] | changes
+    folder = write(examples=first_example(evaluation=evaluation))
+    with pytest.raises(PackError, match=rf"examples\.yaml:\d+:\d+: {re.escape(message)}"):
+        pack_files.load(folder)

@@ -31,6 +31,9 @@ from thor_policy.suites import pack_diff, runner
 #: How often `--watch` looks for changed files.
 _WATCH_EVERY_S = 0.3
 
+#: Longest part of a line that lint shows.
+_CARET_CHARS = 74
+
 question_argument = click.argument(
     "question", metavar="JSON|FILE|-", help="The question as JSON, or a file; - reads standard input."
 )
@@ -107,15 +110,28 @@ def show(pack: str, as_json: bool) -> None:
 @click.pass_context
 def lint(ctx: click.Context, pack: str, as_json: bool) -> None:
     """Check a pack and list all its problems. Exit status 1 if one of them is an error."""
-    findings = lint_files(pack_files.find(pack, data_path("prompts")))
+    folder = pack_files.find(pack, data_path("prompts"))
+    findings = lint_files(folder)
     if as_json:
         render.as_json(msgspec.to_builtins(findings))
     else:
         for finding in findings:
             render.line(f"{finding.level}: {finding}")
+            _show_place(folder / finding.file, finding.line, finding.column)
         if not findings:
             render.line("no problems found")
     ctx.exit(1 if any(finding.level == "error" for finding in findings) else 0)
+
+
+def _show_place(file: Path, line: int | None, column: int | None) -> None:
+    """Print a line of a file with a caret under a column, both cut to the width of a screen."""
+    if line is None or column is None or not file.is_file():
+        return
+    text = file.read_text(encoding="utf-8", errors="replace").splitlines()[line - 1 : line]
+    if text:
+        start = max(0, column - _CARET_CHARS // 2)
+        render.line(f"    {text[0][start : start + _CARET_CHARS]}")
+        render.line(f"    {' ' * (column - 1 - start)}^")
 
 
 @click.command(name="try")

@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from thor_policy.cli import render, suite_tables
-from thor_policy.cli.options import as_json, configured, is_given
+from thor_policy.cli.options import as_json, configured, finite, is_given
 from thor_policy.config import Config
 from thor_policy.suites.check import Selection, check, compare_sides
 from thor_policy.suites.report_files import JUnitFile, write_html
@@ -117,6 +117,7 @@ def _path_in(arguments: Sequence[str]) -> Path | None:
     "--coverage-threshold",
     metavar="PERCENT",
     type=click.FloatRange(0, 100),
+    callback=finite,
     help="Fail if a smaller share of a pack's clauses is cited, or of its rules fires.",
 )
 @click.option(

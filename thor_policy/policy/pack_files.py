@@ -123,6 +123,9 @@ def examine(path: Path) -> tuple[Pack | None, list[Finding]]:
     manifest: Manifest | None = values.get("pack.yaml")
     if manifest is not None:
         findings += [files.placed(finding) for finding in _problems(manifest, values)]
+    if "examples.yaml" in values:
+        raw = files.documents["examples.yaml"].convert(list[dict[str, Any]])
+        findings += [files.placed(finding) for finding in _unknown_members(raw)]
     if manifest is None or len(manifest.outcomes) < 2:
         return None, findings
     rules, data = values.get("rules.yaml", ()), values.get("data.yaml", {})
@@ -233,6 +236,28 @@ def _without_defaults(item: Struct) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- checking
+
+#: Members of a request, and of its parts. A request may have more, which nothing reads; an example may not.
+_MEMBERS = {
+    "": ("subject", "action", "resource", "context"),
+    "subject": ("type", "id", "properties"),
+    "action": ("name", "properties"),
+    "resource": ("type", "id", "properties"),
+}
+
+
+def _unknown_members(examples: Sequence[Mapping[str, Json]]) -> Iterator[Finding]:
+    """Members of examples that no request has: a misspelt one would be left out without a word."""
+    for at, example in enumerate(examples):
+        evaluation = example["evaluation"]
+        for part, known in _MEMBERS.items():
+            place = f"evaluation.{part}" if part else "evaluation"
+            for name in evaluation[part] if part else evaluation:
+                if name not in known:
+                    message = f"{place} has the members {', '.join(known)}, and no {name!r}"
+                    yield Finding(
+                        level="error", where="examples.yaml", message=message, path=f"$[{at}].{place}.{name}"
+                    )
 
 
 def _problems(manifest: Manifest, values: Mapping[str, Any]) -> Iterator[Finding]:
