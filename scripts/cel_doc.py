@@ -355,8 +355,8 @@ No case fails.
 - A map that is built with the keys `0` and `uint("0")` has both. CEL demands an error. JSON has no
   unsigned numbers, so no map of a request has such keys.
 - A whole number of a request is compared inexactly with a double that an expression computes, from
-  2^53 on. Doubles of a request that are whole, and at least 2^53, are read as whole numbers.
-- The double 2^63 of a request equals the whole numbers from 2^63 - 512 on.
+  2^53 on. Doubles of a request that are whole, and at least 2^53, are read as whole numbers; 2^63,
+  which is none of 64 bits, is read as the next double.
 - NUL in a text of a request is read as U+FFFD.
 - Names of time zones are looked up in the time zone data of the machine. If a zone is missing there,
   a literal name is refused at load, and a computed one fails.
