@@ -90,11 +90,10 @@ def flatten(items: list[Json]) -> list[Json]:
 
 def distinct(items: list[Json]) -> list[Json]:
     """The items without repetitions, each where it comes first."""
-    kept: list[Json] = []
+    first: dict[Any, Json] = {}
     for item in items:
-        if not _among(item, kept):
-            kept.append(item)
-    return kept
+        first.setdefault(_key(item), item)
+    return list(first.values())
 
 
 def total(items: list[Json]) -> Json:
@@ -104,6 +103,8 @@ def total(items: list[Json]) -> Json:
         raise TypeError("the list has items that are no numbers")
     if float in kinds and not all(map(math.isfinite, items)):
         return sum(items)
+    if float in kinds and abs(rounded := math.fsum(items)) < EXACT:
+        return rounded
     exact = sum(map(Fraction, items), Fraction(0))
     is_integer = float not in kinds or (exact.denominator == 1 and EXACT <= abs(exact) < 2**63)
     if is_integer and not -(2**63) <= exact < 2**63:
@@ -132,32 +133,26 @@ def _comparable(items: list[Json]) -> list[Json]:
 
 
 def _contains(items: list[Json], wanted: list[Json]) -> bool:
-    return all(_among(item, items) for item in wanted)
+    return set(map(_key, wanted)) <= set(map(_key, items))
 
 
 def _intersects(items: list[Json], others: list[Json]) -> bool:
-    return any(_among(item, items) for item in others)
+    return not set(map(_key, items)).isdisjoint(map(_key, others))
 
 
 def _equivalent(items: list[Json], others: list[Json]) -> bool:
-    return _contains(items, others) and _contains(others, items)
+    return set(map(_key, items)) == set(map(_key, others))
 
 
-def _among(item: Json, items: list[Json]) -> bool:
-    return any(_equal(item, other) for other in items)
-
-
-def _equal(one_side: Json, other_side: Json) -> bool:
-    """Equality as in CEL: true is not 1."""
-    if isinstance(one_side, bool) or isinstance(other_side, bool):
-        return one_side is other_side
-    if isinstance(one_side, list) and isinstance(other_side, list):
-        pairs = zip(one_side, other_side, strict=False)
-        return len(one_side) == len(other_side) and all(_equal(*pair) for pair in pairs)
-    if isinstance(one_side, dict) and isinstance(other_side, dict):
-        same_keys = one_side.keys() == other_side.keys()
-        return same_keys and all(_equal(one_side[key], other_side[key]) for key in one_side)
-    return bool(one_side == other_side)
+def _key(value: Any) -> Any:
+    """Something hashable that is equal where CEL says that the values are: 1 is 1.0, and true is not 1."""
+    if isinstance(value, bool | bytearray):
+        return type(value), bytes([value]) if isinstance(value, bool) else bytes(value)
+    if isinstance(value, list):
+        return list, tuple(map(_key, value))
+    if isinstance(value, dict):
+        return dict, frozenset((_key(key), _key(item)) for key, item in value.items())
+    return object() if value != value else value  # NaN equals nothing
 
 
 @functools.lru_cache(maxsize=1024)
