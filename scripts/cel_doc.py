@@ -149,7 +149,7 @@ REFUSALS = (
     ),
     Refusal("NUL in a literal", "cannot contain NUL", "nothing: no text of a request has NUL"),
     Refusal("a map with the same key twice, also as `0` and `0u`", "twice", "one of the two"),
-    Refusal("more than 31 levels of brackets", "nests deeper than 32 levels", "facts"),
+    Refusal("more than 31 levels of brackets", "nests deeper|recursion limit", "facts"),
     Refusal(
         "operands of two types, and names of members where a call needs another kind of value",
         "no matching overload|no name|expression of type|undeclared",

@@ -983,3 +983,9 @@ def test_a_trace_says_of_each_rule_whether_it_fired_and_which_part_did_not_hold(
     ]
     assert len(traces[2].parts) == 1  # `||` binds weaker: no part of it decides alone
     assert "missing" in str(traces[2].error)
+
+
+@pytest.mark.parametrize("name", ["risk", "fact:kind"])
+def test_a_rule_cannot_have_the_name_of_another_expression(name: str) -> None:
+    with pytest.raises(PackError, match=f"the id '{name}' is that of another expression"):
+        book(rule(name), facts={"kind": '"a"'})

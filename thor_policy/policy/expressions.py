@@ -46,6 +46,8 @@ from thor_policy.policy.words import WordLists
 
 #: Characters kept of the error message of an expression.
 _MAX_ERROR_CHARS = 200
+#: What is wrong with an expression that the runtime's parser refuses for its depth.
+TOO_DEEP = "nests deeper than 32 levels; split it into facts"
 #: Rows of a table of data.yaml from which on lint advises `row(..)`: `data.TABLE[..]` copies the table.
 LARGE_TABLE = 200
 
@@ -159,21 +161,23 @@ class Language:
         self._variables |= {"context": ANY_MAP, "now": _T.TIMESTAMP}
         self._variables |= {f"data.{name}": _table_type(table) for name, table in self._data.items()}
         self._tables = {f"data.{name}": table for name, table in self._data.items()}
+        #: Environments by the names and types that they declare: making one costs more than compiling in it.
+        self._environments: dict[frozenset[tuple[str, str]], Any] = {}
 
     # ------------------------------------------------------------ checking
 
     def check(self, text: str, facts: Mapping[str, Type]) -> Type | list[Fault]:
         """The type of an expression that may use `facts`, or its faults."""
-        tokens = [token for token in tokenise(text) if token.kind != "space"]
+        tokens = list(tokenise(text))
         checked = self._without_presence_tests(text, tokens)
+        named = {name: facts[name].native for name in names_in(text) if name in facts}
         declared = {name: TYPES[kind] for name, kind in self._members.items()}
-        environment = self._environment({name: fact.native for name, fact in facts.items()} | declared)
+        environment = self._environment(named | declared)
         try:
             native = environment.compile(checked).return_type()
-            environment.compile(f"[{checked}\n]")  # as in `compile`, where it is one level deeper
         except RuntimeError as error:
             return self._faults(str(error), text, facts)
-        faults = [*self._faults_of_calls(text, tokens), *_faults_of_tokens(text, tokens, facts)]
+        faults = [*self._faults_of_calls(text, tokens), *_faults_of_tokens(text, tokens)]
         return faults or Type(native.name(), native)
 
     def compile(self, texts: Sequence[str], facts: Collection[str]) -> Program:
@@ -188,9 +192,14 @@ class Language:
         return Program(environment.compile("[" + ",".join(f"{text}\n" for text in texts) + "]"), reads)
 
     def _environment(self, variables: Mapping[str, Any]) -> Any:
-        return cel.NewEnv(
-            variables={**self._variables, **variables}, extensions=_EXTENSIONS, functions=functions.DECLARED
-        )
+        key = frozenset((name, native.name()) for name, native in variables.items())
+        if key not in self._environments:
+            self._environments[key] = cel.NewEnv(
+                variables={**self._variables, **variables},
+                extensions=_EXTENSIONS,
+                functions=functions.DECLARED,
+            )
+        return self._environments[key]
 
     def _without_presence_tests(self, text: str, tokens: Sequence[Token]) -> str:
         """The text with `true` for each `has(..)` of a declared member, which the checker cannot resolve.
@@ -215,13 +224,13 @@ class Language:
                 message = self._undeclared(name[1], facts)
                 place = place[0], _start_of_name(text, *place, name[1])
             elif "recursion depth" in message:
-                message = "nests deeper than 32 levels; split it into facts"
+                message = TOO_DEEP
             elif "parsetree" in message:
                 continue  # the parser's word for what it could not read; the error itself follows
             message = message.partition(" expecting {")[0].strip()
             faults[place] = Fault(line=place[0], column=place[1], message=message)
         if not faults:
-            message = "nests deeper than 32 levels; split it into facts" if "recursion" in report else report
+            message = TOO_DEEP if "recursion" in report else report
             return [Fault(line=1, column=1, message=_short(message))]
         return list(faults.values())
 
@@ -346,7 +355,7 @@ class Language:
         return problems
 
 
-def _faults_of_tokens(text: str, tokens: Sequence[Token], facts: Collection[str]) -> Iterator[Fault]:
+def _faults_of_tokens(text: str, tokens: Sequence[Token]) -> Iterator[Fault]:
     """What the checker accepts, and the runtime, or its binding, gets wrong; and protobuf's own types."""
     faults: list[tuple[Token, str]] = []
     for at, token in enumerate(tokens):

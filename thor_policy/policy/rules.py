@@ -22,7 +22,7 @@ from msgspec import Struct
 from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError
 from thor_policy.core.requests import RISKS, Evaluation, Json, Risk
-from thor_policy.policy.expressions import Fault, Language, Program, Type, is_json
+from thor_policy.policy.expressions import TOO_DEEP, Fault, Language, Program, Type, is_json
 from thor_policy.policy.functions import with_article
 from thor_policy.policy.tokens import RESERVED, ROOTS, literal_values, names_in, parts_of, paths_in
 from thor_policy.policy.words import WordLists, fault_of
@@ -149,6 +149,7 @@ class RuleBook:
         self._checks_members = bool(members)
         faults += self._faults_of_names(facts, requires, reads or {})
         self._types: dict[str, Type] = {}
+        self._singles: dict[str, Program] = {}
         faults += self._check_expressions(facts, risk)
         if faults:
             raise RuleFaults(faults, where)
@@ -169,6 +170,11 @@ class RuleBook:
             if rule.outcome not in self._rank:
                 message = f"outcome {rule.outcome!r} is not one of {known}"
                 fault("rules.yaml", f"$[{number}].outcome", f"rule {rule.id}", message)
+            if rule.id == "risk" or rule.id.startswith("fact:"):
+                message = (
+                    f"the id {rule.id!r} is that of another expression in `rule_errors`; rename the rule"
+                )
+                fault("rules.yaml", f"$[{number}].id", f"rule {rule.id}", message)
             if any(rule.id == other.id for other in self.rules[:number]):
                 fault("rules.yaml", f"$[{number}].id", f"rule {rule.id}", f"the id {rule.id!r} appears twice")
         for name in facts:
@@ -261,19 +267,35 @@ class RuleBook:
         for name, layer in layer_of.items():
             layers[layer].append(name)
 
-        def program(texts: Sequence[str]) -> Program:
-            try:
-                return self._language.compile(texts, facts)
-            except RuntimeError as error:
-                raise PackError(
-                    f"{where}: an expression nests too deeply: {texts[0][:60]!r}: {error}"
-                ) from error
-
-        self._layers = [(layer, program([facts[name] for name in layer])) for layer in layers]
-        self._last = program([*(rule.when for rule in self.rules), risk])
-        self._singles = {f"fact:{name}": program([text]) for name, text in facts.items()}
-        self._singles |= {rule.id: program([rule.when]) for rule in self.rules} | {"risk": program([risk])}
+        self._texts = {f"fact:{name}": text for name, text in facts.items()}
+        self._texts |= {rule.id: rule.when for rule in self.rules} | {"risk": risk}
+        try:
+            self._layers = [
+                (layer, self._language.compile([facts[name] for name in layer], facts)) for layer in layers
+            ]
+            self._last = self._language.compile([*(rule.when for rule in self.rules), risk], facts)
+        except RuntimeError:  # each checks, and in a list it stands a level deeper
+            raise RuleFaults(list(self._too_deep(facts)), where) from None
         self._checked_facts = {name for name, kind in self._types.items() if kind.name not in _PLAIN}
+
+    def _too_deep(self, facts: Mapping[str, str]) -> Iterator[RuleFault]:
+        places = [("pack.yaml", f"$.facts.{name}", f"fact {name}", text) for name, text in facts.items()]
+        places += [
+            ("rules.yaml", f"$[{number}].when", f"rule {rule.id}: when", rule.when)
+            for number, rule in enumerate(self.rules)
+        ]
+        places.append(("pack.yaml", "$.risk", "risk", self._texts["risk"]))
+        for file, path, subject, text in places:
+            try:
+                self._language.compile([text], facts)
+            except RuntimeError:
+                yield RuleFault(file=file, path=path, subject=subject, message=TOO_DEEP)
+
+    def _single(self, name: str) -> Program:
+        """The program of one expression, by its id in `Floor.errors`; compiled when it is first needed."""
+        if name not in self._singles:
+            self._singles[name] = self._language.compile([self._texts[name]], self._types)
+        return self._singles[name]
 
     # ------------------------------------------------------------ applying
 
@@ -335,7 +357,7 @@ class RuleBook:
         inputs |= floor.facts
         traces = []
         for rule in self.rules:
-            whole = self._singles[rule.id].run(inputs)
+            whole = self._single(rule.id).run(inputs)
             error = whole if isinstance(whole, str) else None
             state: Literal["fired", "not", "failed"] = "failed" if error else "fired" if whole[0] else "not"
             parts = [self._part(text, inputs) for text in parts_of(rule.when)]
@@ -352,7 +374,7 @@ class RuleBook:
         """The value of each expression; None for one that failed, with its message in `errors`."""
         values = []
         for name in ids:
-            single = self._singles[name].run(inputs)
+            single = self._single(name).run(inputs)
             if isinstance(single, str):
                 errors[name] = single
             values.append(None if isinstance(single, str) else single[0])
