@@ -11,12 +11,23 @@ That counts because each commit writes one entry of each index, most of them to 
 from __future__ import annotations
 
 import sqlite3
+import sys
 from contextlib import closing
 from pathlib import Path
-
-from sqlite_utils import Database, Migrations
+from typing import Any
 
 from thor_policy.core.errors import JournalError
+
+# sqlite_utils imports numpy and pandas where they are installed, to know their types. No column here has one,
+# and numpy is a tenth of the time that the daemon takes to start.
+_modules: dict[str, Any] = sys.modules
+_unneeded = [name for name in ("numpy", "pandas") if name not in _modules]
+_modules.update(dict.fromkeys(_unneeded))
+try:
+    from sqlite_utils import Database, Migrations
+finally:
+    for name in _unneeded:
+        del _modules[name]
 
 #: Values that many decisions have. A page of them is quickly read by the index on timestamp, and an index of
 #: them would cost every commit. To change this list, add a migration (the indexes are made in 0002).
