@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from thor_policy.core.requests import RISKS, Json
+from thor_policy.core.requests import Json
 from thor_policy.policy.expressions import LARGE_TABLE
 from thor_policy.policy.pack import Example, Manifest, Pack
 from thor_policy.policy.pack_files import FILES, SIGNATURE, SUITES, Finding, PackFiles, examine
@@ -35,8 +35,8 @@ class _Parts(NamedTuple):
 
 def lint(path: Path) -> list[Finding]:
     """All problems of the pack in a directory, with their places, in the order of files and lines."""
-    pack, findings = examine(path)
     files = PackFiles(path)
+    pack, findings = examine(files)
     if pack is not None:
         findings = lint_pack(pack)
     elif parts := _parts(files, findings):
@@ -52,7 +52,7 @@ def lint_pack(pack: Pack) -> list[Finding]:
 
 def _parts(files: PackFiles, findings: Sequence[Finding]) -> _Parts | None:
     """The parts of a pack that does not load; None without a manifest."""
-    values = dict(files.values())
+    values = files.values
     at_fault = {finding.file for finding in findings}
     manifest: Manifest | None = values.get("pack.yaml")
     if manifest is None or len(manifest.outcomes) < 2:
@@ -92,8 +92,6 @@ def _advice(parts: _Parts) -> Iterator[Finding]:
     if parts.rules is not None:
         yield from _rules_without_effect(parts, parts.rules)
     yield from _impossible_comparisons(parts)
-    for risk in sorted((literal_values(parts.manifest.risk or "") or set()) - set(RISKS)):
-        yield _error("pack.yaml risk", f"gives {risk!r}, which is not one of {', '.join(RISKS)}", "$.risk")
     yield from _problems_of_fields(parts.manifest)
     yield from _large_tables(parts)
     if parts.examples is not None:

@@ -105,7 +105,7 @@ def load(path: Path, trusted: Sequence[str] = ()) -> Pack:
 
     `trusted` names files with public keys. If there are any, one of these keys must have signed the pack.
     """
-    pack, findings = examine(path)
+    pack, findings = examine(PackFiles(path))
     if pack is None:
         raise PackError("\n".join(f"{path}/{finding}" for finding in findings))
     if trusted:
@@ -115,10 +115,9 @@ def load(path: Path, trusted: Sequence[str] = ()) -> Pack:
     return pack
 
 
-def examine(path: Path) -> tuple[Pack | None, list[Finding]]:
-    """The pack in a directory, or everything that keeps its files from being one. Never raises."""
-    files = PackFiles(path)
-    values = dict(files.values())
+def examine(files: PackFiles) -> tuple[Pack | None, list[Finding]]:
+    """The pack of these files, or everything that keeps them from being one. Never raises."""
+    path, values = files.path, files.values
     findings = list(files.findings)
     manifest: Manifest | None = values.get("pack.yaml")
     if manifest is not None:
@@ -158,7 +157,10 @@ def examine(path: Path) -> tuple[Pack | None, list[Finding]]:
 
 
 class PackFiles:
-    """The files in the directory of a pack: their text, their digest, and what is wrong with each."""
+    """The files in the directory of a pack, read once: text, digest, values, and what is wrong with each.
+
+    `values` has each file that is YAML of its type (`TYPES`); there is a finding for everything else.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -180,15 +182,13 @@ class PackFiles:
         self.documents = {
             name: yaml_text.Document(text, name) for name, text in self.texts.items() if name in TYPES
         }
-
-    def values(self) -> Iterator[tuple[str, Any]]:
-        """Name and value of each file that is YAML of its type; adds a finding for everything else."""
+        self.values: dict[str, Any] = {}
         for name, document in self.documents.items():
             problems = document.problems(TYPES[name])
             for problem in problems:
                 self._add(name, problem.message, problem.line, problem.column)
             if not problems:
-                yield name, document.convert(TYPES[name])
+                self.values[name] = document.convert(TYPES[name])
         rules_only = _NO_MODEL.search(self.texts.get("pack.yaml", ""))  # also in a file with other problems
         for name in REQUIRED if rules_only else REQUIRED_WITH_MODEL:
             if name not in self.texts and not any(finding.file == name for finding in self.findings):

@@ -10,15 +10,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from thor_policy.core.decisions import Adapter, Floor, ModelInfo, Rendering, resident_key
+from thor_policy.core.decisions import Adapter, Floor, ModelInfo, PackInfo, Rendering, resident_key
 from thor_policy.core.engine import LoadedPrefix
 from thor_policy.core.errors import RequestError
 from thor_policy.core.requests import Evaluation
-from thor_policy.core.status import PackRole
+from thor_policy.core.status import PackRole, PackStatus
 from thor_policy.policy.pack import Pack
 
 #: Fewest digits of a pack's sha256 that name it; also the digits that are shown.
 DIGEST_CHARS = 12
+
+
+def is_named(pack: PackInfo | PackStatus, name: str) -> bool:
+    """True if `name` is the pack's name, `name@version`, or at least `DIGEST_CHARS` of its sha256."""
+    by_name = name in (pack.name, f"{pack.name}@{pack.version}")
+    return by_name or (len(name) >= DIGEST_CHARS and pack.sha256.startswith(name))
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +60,7 @@ class Resident:
 
     def matches(self, name: str) -> bool:
         """True if `name` is the pack's name, `name@version`, or at least `DIGEST_CHARS` of its sha256."""
-        info = self.pack.info
-        by_name = name in (info.name, f"{info.name}@{info.version}")
-        return by_name or (len(name) >= DIGEST_CHARS and info.sha256.startswith(name))
+        return is_named(self.pack.info, name)
 
     def __str__(self) -> str:
         info = self.pack.info

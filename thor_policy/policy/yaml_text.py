@@ -24,6 +24,7 @@ from msgspec import Struct
 
 from thor_policy.core.errors import PackError
 from thor_policy.core.requests import Json
+from thor_policy.core.strict_json import MAX_INT, MIN_INT
 from thor_policy.policy import yaml_types
 from thor_policy.policy.yaml_places import offsets
 
@@ -39,8 +40,6 @@ _TOO_MANY = (
 MAX_FINDINGS = 50
 #: Most mismatches of types that are gathered.
 _MAX_WALKED = 1000
-#: Bounds of an integer: those of rules and of the protocol.
-MIN_INT, MAX_INT = -(2**63), 2**63 - 1
 
 #: The tags of our own: a plain scalar, and everything else without a tag in the file.
 _PLAIN, _NO_TAG = "?", ""

@@ -21,7 +21,7 @@ from thor_policy.core.status import PackStatus, Status
 from thor_policy.journal.writer import Journal, OnCommitted
 from thor_policy.policy import pack_files
 from thor_policy.policy.pack import Pack
-from thor_policy.policy.residents import DIGEST_CHARS
+from thor_policy.policy.residents import DIGEST_CHARS, is_named
 
 #: Who answers: the daemon at the endpoint, this process, or the daemon if one is up.
 Whom = Literal["daemon", "process", "either"]
@@ -108,12 +108,7 @@ def _status(config: Config, whom: Whom, *, needed: bool) -> tuple[Status | None,
 
 def _named(name: str, packs: Sequence[PackStatus], endpoint: str) -> PackStatus:
     """The resident pack with this name, name@version or digest. Raises SuiteError."""
-    matches = [
-        pack
-        for pack in packs
-        if name in (pack.name, f"{pack.name}@{pack.version}")
-        or (len(name) >= DIGEST_CHARS and pack.sha256.startswith(name))
-    ]
+    matches = [pack for pack in packs if is_named(pack, name)]
     waiting = [pack for pack in matches if pack.role != "active"]
     if len(waiting) == 1:  # a candidate often has the name of the active pack
         return waiting[0]
