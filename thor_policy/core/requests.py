@@ -6,9 +6,11 @@ values are frozen, and nothing here does input or output. Used by every thread.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, TypeAlias
 
-from msgspec import Struct
+import msgspec
+from msgspec import Meta, Struct
 
 #: JSON as decoded: str, int, float, bool, None, list, dict.
 Json: TypeAlias = Any
@@ -95,3 +97,15 @@ class Request(Struct, frozen=True, kw_only=True):
     annotations: Annotations = Annotations()
     idempotency: str | None = None
     pack: str | None = None
+
+
+_Time = Annotated[datetime, Meta(tz=True)]
+
+
+def is_time(text: str) -> bool:
+    """True for an RFC 3339 time that can be converted to UTC."""
+    try:
+        msgspec.convert(text, _Time).astimezone(UTC)
+    except (msgspec.ValidationError, OverflowError):
+        return False
+    return True

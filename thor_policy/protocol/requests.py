@@ -11,15 +11,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import msgspec
-from msgspec import UNSET, Meta, Struct
+from msgspec import UNSET, Struct
 
 from thor_policy.core import records, strict_json
 from thor_policy.core.errors import ErrorCode, RequestError
-from thor_policy.core.requests import Action, Annotations, Entity, Evaluation, Explain, Json
+from thor_policy.core.requests import Action, Annotations, Entity, Evaluation, Explain, Json, is_time
 from thor_policy.protocol.messages import (
     OPS,
     PROTOCOL_VERSION,
@@ -60,7 +59,6 @@ class _Envelope(Struct, frozen=True):
     record: Any = UNSET
 
 
-_Time = Annotated[datetime, Meta(tz=True)]
 #: An error message of msgspec: the problem, and its place at the end, after text that may be hostile.
 _PROBLEM_AT_PLACE = re.compile(r"(.*?)(?: - at `\$([^`]*)`)?", re.DOTALL)
 #: A problem of msgspec with a value outside the bounds of its type; below, our code and message for it.
@@ -243,7 +241,7 @@ def _decode_maintenance(envelope: _Envelope) -> records.Maintenance:
         )
     if maintenance.task == "erase" and not _split(maintenance.actor or "", "user")[1].strip():
         raise RequestError("bad_request", "record.actor: must name an actor, such as `user:alice`")
-    if maintenance.task == "archive" and not _is_time(maintenance.before or ""):
+    if maintenance.task == "archive" and not is_time(maintenance.before or ""):
         raise RequestError(
             "bad_request", "record.before: must be an RFC 3339 time such as 2026-05-13T10:00:00Z"
         )
@@ -273,7 +271,7 @@ def _decode_record(envelope: _Envelope) -> records.Record:
     if isinstance(record, records.Consultation):
         if record.decision_id is None and record.session is None:
             raise RequestError("bad_request", "record.decision_id: is missing; give it, or `session`")
-        if record.fresh_at is not None and not _is_time(record.fresh_at):
+        if record.fresh_at is not None and not is_time(record.fresh_at):
             raise RequestError(
                 "bad_request", "record.fresh_at: must be an RFC 3339 time such as 2026-05-13T10:00:00Z"
             )
@@ -432,15 +430,6 @@ def _choices(kind: Any, place: str) -> list[str]:
 def _leaves(hint: Any) -> list[Any]:
     """The types and literals that a type hint consists of, at any depth."""
     return [leaf for part in get_args(hint) for leaf in _leaves(part)] or [hint]
-
-
-def _is_time(text: str) -> bool:
-    """True for an RFC 3339 time that can be converted to UTC."""
-    try:
-        msgspec.convert(text, _Time).astimezone(UTC)
-    except (msgspec.ValidationError, OverflowError):
-        return False
-    return True
 
 
 def _check_name(value: Json, where: str, *, empty: bool = False) -> None:
