@@ -6,7 +6,7 @@ import itertools
 import queue
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -563,3 +563,50 @@ def write_adapter_header(path: Path, **metadata: str | float | bool) -> Path:
     out.write_tensors_to_file()
     out.close()
     return path
+
+
+# ---------------------------------------------------------------- the wire
+
+#: For each op the least that its record says, and what that is.
+LEAST_RECORDS: dict[str, tuple[dict[str, Any], records.Record]] = {
+    "decision_report": (
+        {"agent": "trader", "outcome": "BUY"},
+        records.DecisionReport(agent="trader", outcome="BUY", type="policy_application", made_by="agent"),
+    ),
+    "consultation": ({"system": "crm", "session": "s"}, records.Consultation(system="crm", session="s")),
+    "outcome": (
+        {"decision_id": "d", "status": "SUCCESS"},
+        records.Outcome(decision_id="d", status="SUCCESS"),
+    ),
+    "review": (
+        {"decision_id": "d", "reviewer": "ines", "verdict": "accept"},
+        records.Review(decision_id="d", reviewer="ines", verdict="accept"),
+    ),
+    "assignment": (
+        {"decision_id": "d", "reviewer": "ines", "type": "assign"},
+        records.Assignment(decision_id="d", reviewer="ines", type="assign"),
+    ),
+    "approval": (
+        {"decision_id": "d", "approver": "ines"},
+        records.Approval(decision_id="d", approver="ines", verdict="approved", step=1),
+    ),
+    "node": ({"type": "goal", "title": "t"}, records.Node(type="goal", title="t", status="active")),
+    "edge": (
+        {"source": "a", "target": "b", "type": "led_to"},
+        records.Edge(source="a", target="b", type="led_to"),
+    ),
+}
+
+
+def changed(document: Json, path: Sequence[str | int], value: Json) -> Json:
+    """The document with one place changed, in place; `...` removes the member."""
+    if not path:
+        return value
+    place = document
+    for key in path[:-1]:
+        place = place[key]
+    if value is ...:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    return document

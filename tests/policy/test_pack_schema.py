@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.build import changed
 from thor_policy.config import data_path
 from thor_policy.core.requests import Json
 from thor_policy.policy import new_pack, pack_files, yaml_text
@@ -145,21 +146,7 @@ def test_an_error_that_the_schema_refuses_is_found_by_lint_too(
     name, path, value = PLANTED[planted]
     document = content(folder / name)
     validators[name].validate(document)
-    changed = _changed(document, path, value)
-    assert not validators[name].is_valid(changed)
-    (folder / name).write_text(yaml_text.dump(changed), encoding="utf-8")
+    changed_document = changed(document, path, value)
+    assert not validators[name].is_valid(changed_document)
+    (folder / name).write_text(yaml_text.dump(changed_document), encoding="utf-8")
     assert [finding for finding in lint(folder) if finding.level == "error" and finding.file == name]
-
-
-def _changed(document: Json, path: list[Any], value: Json) -> Json:
-    """The document with one place changed."""
-    if not path:
-        return value
-    place = document
-    for key in path[:-1]:
-        place = place[key]
-    if value is ...:
-        del place[path[-1]]
-    else:
-        place[path[-1]] = value
-    return document

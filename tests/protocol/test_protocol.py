@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.build import LEAST_RECORDS
 from thor_policy.core import records
 from thor_policy.core.decisions import (
     Adapter,
@@ -498,35 +499,6 @@ def test_64_items_are_a_batch() -> None:
 
 # ---------------------------------------------------------------- records
 
-#: For each op the least that its record says, and what that is.
-LEAST: dict[str, tuple[dict[str, Any], records.Record]] = {
-    "decision_report": (
-        {"agent": "trader", "outcome": "BUY"},
-        records.DecisionReport(agent="trader", outcome="BUY", type="policy_application", made_by="agent"),
-    ),
-    "consultation": ({"system": "crm", "session": "s"}, records.Consultation(system="crm", session="s")),
-    "outcome": (
-        {"decision_id": "d", "status": "SUCCESS"},
-        records.Outcome(decision_id="d", status="SUCCESS"),
-    ),
-    "review": (
-        {"decision_id": "d", "reviewer": "ines", "verdict": "accept"},
-        records.Review(decision_id="d", reviewer="ines", verdict="accept"),
-    ),
-    "assignment": (
-        {"decision_id": "d", "reviewer": "ines", "type": "assign"},
-        records.Assignment(decision_id="d", reviewer="ines", type="assign"),
-    ),
-    "approval": (
-        {"decision_id": "d", "approver": "ines"},
-        records.Approval(decision_id="d", approver="ines", verdict="approved", step=1),
-    ),
-    "node": ({"type": "goal", "title": "t"}, records.Node(type="goal", title="t", status="active")),
-    "edge": (
-        {"source": "a", "target": "b", "type": "led_to"},
-        records.Edge(source="a", target="b", type="led_to"),
-    ),
-}
 #: For each op a record that leaves nothing out.
 WHOLE: dict[str, records.Record] = {
     "decision_report": records.DecisionReport(
@@ -595,19 +567,19 @@ def record_frame(op: str, record: Any = ..., **members: Any) -> bytes:
 
 
 def kept(op: str, **fields: Any) -> Any:
-    message = decode(record_frame(op, LEAST[op][0] | fields))
+    message = decode(record_frame(op, LEAST_RECORDS[op][0] | fields))
     assert isinstance(message, RecordRequest)
     return message.record
 
 
 def test_each_record_type_has_its_op() -> None:
     assert set(RECORDS.values()) == set(get_args(records.Record))
-    assert RECORDS.keys() == LEAST.keys() == WHOLE.keys()
+    assert RECORDS.keys() == LEAST_RECORDS.keys() == WHOLE.keys()
 
 
-@pytest.mark.parametrize("op", LEAST)
+@pytest.mark.parametrize("op", LEAST_RECORDS)
 def test_a_record_needs_only_its_required_fields(op: str) -> None:
-    fields, record = LEAST[op]
+    fields, record = LEAST_RECORDS[op]
     assert decode(record_frame(op, fields, id=...)) == RecordRequest(id="", record=record, deadline_ms=None)
 
 
@@ -617,12 +589,12 @@ def test_a_record_with_all_fields_is_decoded_as_it_was_encoded(op: str) -> None:
     assert decode(raw) == RecordRequest(id="q", record=WHOLE[op], deadline_ms=50)
 
 
-@pytest.mark.parametrize("op", LEAST)
+@pytest.mark.parametrize("op", LEAST_RECORDS)
 def test_unknown_members_of_a_record_are_ignored(op: str) -> None:
-    assert kept(op, unknown={"a": [1]}, caller={"uid": 0}) == LEAST[op][1]
+    assert kept(op, unknown={"a": [1]}, caller={"uid": 0}) == LEAST_RECORDS[op][1]
 
 
-@pytest.mark.parametrize("op", LEAST)
+@pytest.mark.parametrize("op", LEAST_RECORDS)
 @pytest.mark.parametrize(
     ("members", "message"),
     [
@@ -634,7 +606,7 @@ def test_unknown_members_of_a_record_are_ignored(op: str) -> None:
     ],
 )
 def test_a_record_op_with_a_bad_envelope_is_refused(op: str, members: dict[str, Any], message: str) -> None:
-    error = refused(record_frame(op, **{"record": LEAST[op][0]} | members))
+    error = refused(record_frame(op, **{"record": LEAST_RECORDS[op][0]} | members))
     assert (error.code, error.message) == ("bad_request", message.format(op=op))
 
 
@@ -642,13 +614,13 @@ def test_a_record_op_with_a_bad_envelope_is_refused(op: str, members: dict[str, 
     ("op", "field"),
     [
         (op, field)
-        for op, (fields, _) in LEAST.items()
+        for op, (fields, _) in LEAST_RECORDS.items()
         for field in fields
         if (op, field) != ("consultation", "session")
     ],
 )
 def test_a_record_without_a_required_field_is_refused(op: str, field: str) -> None:
-    fields = {name: value for name, value in LEAST[op][0].items() if name != field}
+    fields = {name: value for name, value in LEAST_RECORDS[op][0].items() if name != field}
     error = refused(record_frame(op, fields))
     assert (error.code, error.message) == ("bad_request", f"record: object missing required field `{field}`")
 
@@ -680,7 +652,7 @@ def test_fresh_at_is_kept_unchanged(time: str) -> None:
     ],
 )
 def test_fresh_at_must_be_a_time_with_a_zone_that_converts_to_utc(time: str) -> None:
-    error = refused(record_frame("consultation", LEAST["consultation"][0] | {"fresh_at": time}))
+    error = refused(record_frame("consultation", LEAST_RECORDS["consultation"][0] | {"fresh_at": time}))
     assert error.code == "bad_request"
     assert error.message == "record.fresh_at: must be an RFC 3339 time such as 2026-05-13T10:00:00Z"
 
@@ -740,7 +712,7 @@ OTHER_FIELDS = {
 
 
 def refused_field(op: str, field: str, value: Any) -> tuple[str, str]:
-    error = refused(record_frame(op, LEAST[op][0] | {field: value}))
+    error = refused(record_frame(op, LEAST_RECORDS[op][0] | {field: value}))
     return error.code, error.message
 
 
@@ -805,7 +777,7 @@ def test_an_unknown_choice_is_refused_with_the_known_ones(
 def test_a_withdrawal_needs_withdraws_and_a_lease_needs_seconds(
     op: str, members: dict[str, Any], message: str
 ) -> None:
-    error = refused(record_frame(op, LEAST[op][0] | members))
+    error = refused(record_frame(op, LEAST_RECORDS[op][0] | members))
     assert (error.code, error.message) == ("bad_request", message)
 
 
@@ -847,7 +819,7 @@ def test_a_record_has_the_same_limits_of_depth_and_values_as_a_request() -> None
     assert kept("consultation", value=nested(7)).value == nested(7)
     message = "record.value.0.k.0.k.0.k.0: nested deeper than 8 levels"
     assert refused_field("consultation", "value", nested(8)) == ("bad_request", message)
-    others = 1 + len(LEAST["consultation"][0]) + 1  # the record, its fields and the list
+    others = 1 + len(LEAST_RECORDS["consultation"][0]) + 1  # the record, its fields and the list
     assert kept("consultation", value=[0] * (1024 - others))
     message = "record: holds more than 1024 values"
     assert refused_field("consultation", "value", [0] * (1025 - others)) == ("too_large", message)
@@ -855,7 +827,7 @@ def test_a_record_has_the_same_limits_of_depth_and_values_as_a_request() -> None
 
 @pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"1e999"])
 def test_a_number_of_a_record_that_is_nan_or_infinite_is_refused(number: bytes) -> None:
-    raw = record_frame("outcome", LEAST["outcome"][0] | {"value": "HERE"}).replace(b'"HERE"', number)
+    raw = record_frame("outcome", LEAST_RECORDS["outcome"][0] | {"value": "HERE"}).replace(b'"HERE"', number)
     assert refused(raw).code == "bad_request"
 
 
@@ -1345,11 +1317,11 @@ def test_any_member_may_hold_arbitrary_json(member: str, value: Any) -> None:
     decoded_or_refused(frame(request=..., situation=flat | {member: value}))
 
 
-@given(st.sampled_from(sorted(LEAST)), st.dictionaries(FIELDS, ANY_JSON, max_size=3) | ANY_JSON)
+@given(st.sampled_from(sorted(LEAST_RECORDS)), st.dictionaries(FIELDS, ANY_JSON, max_size=3) | ANY_JSON)
 def test_a_record_may_hold_arbitrary_json(op: str, value: Any) -> None:
     decoded_or_refused(record_frame(op, value))
     if isinstance(value, dict):
-        decoded_or_refused(record_frame(op, LEAST[op][0] | value))
+        decoded_or_refused(record_frame(op, LEAST_RECORDS[op][0] | value))
 
 
 @given(st.data())

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct, structs
 
+from tests.build import LEAST_RECORDS
 from thor_policy.core import records
 from thor_policy.core.errors import RequestError
 from thor_policy.core.requests import Action, Annotations, Entity, Evaluation
@@ -467,27 +468,6 @@ def test_null_inside_context_and_properties_stays_a_value() -> None:
     message = decode(whole(situation=FLAT | {"details": None}))
     assert isinstance(message, EvaluateRequest)
     assert message.evaluation.context == {"details": None}
-
-
-LEAST_RECORDS: dict[str, tuple[dict[str, Any], records.Record]] = {
-    "decision_report": ({"agent": "a", "outcome": "b"}, records.DecisionReport(agent="a", outcome="b")),
-    "consultation": ({"system": "a", "session": "s"}, records.Consultation(system="a", session="s")),
-    "outcome": (
-        {"decision_id": "d", "status": "SUCCESS"},
-        records.Outcome(decision_id="d", status="SUCCESS"),
-    ),
-    "review": (
-        {"decision_id": "d", "reviewer": "r", "verdict": "accept"},
-        records.Review(decision_id="d", reviewer="r", verdict="accept"),
-    ),
-    "assignment": (
-        {"decision_id": "d", "reviewer": "r", "type": "assign"},
-        records.Assignment(decision_id="d", reviewer="r", type="assign"),
-    ),
-    "approval": ({"decision_id": "d", "approver": "a"}, records.Approval(decision_id="d", approver="a")),
-    "node": ({"type": "goal", "title": "t"}, records.Node(type="goal", title="t")),
-    "edge": ({"source": "a", "target": "b", "type": "c"}, records.Edge(source="a", target="b", type="c")),
-}
 
 
 @pytest.mark.parametrize("op", LEAST_RECORDS)

@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.build import write_pack
+from tests.build import changed, write_pack
 from thor_policy.config import data_path
 from thor_policy.core.errors import SuiteError
 from thor_policy.policy import yaml_text
@@ -320,16 +320,9 @@ def test_the_schema_accepts_every_feature_of_the_format(validator: Any) -> None:
     validator.validate(yaml_text.parse(WHOLE, dict[str, Any], "whole"))
 
 
-def changed(path: list[Any], value: Any) -> dict[str, Any]:
+def whole_with(path: list[Any], value: Any) -> dict[str, Any]:
     """The whole file with one place changed; `...` removes the member."""
-    raw: dict[str, Any] = yaml_text.parse(WHOLE, dict[str, Any], "whole")
-    place: Any = raw
-    for key in path[:-1]:
-        place = place[key]
-    if value is ...:
-        del place[path[-1]]
-    else:
-        place[path[-1]] = value
+    raw: dict[str, Any] = changed(yaml_text.parse(WHOLE, dict[str, Any], "whole"), path, value)
     return raw
 
 
@@ -375,7 +368,7 @@ def changed(path: list[Any], value: Any) -> dict[str, Any]:
 def test_the_schema_rejects_what_the_loader_rejects(
     validator: Any, tmp_path: Path, path: list[Any], value: Any
 ) -> None:
-    raw = changed(path, value)
+    raw = whole_with(path, value)
     with pytest.raises(SuiteError):
         suite_files.load(written(tmp_path, yaml.safe_dump(raw, sort_keys=False)))
     assert not validator.is_valid(raw)
