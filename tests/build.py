@@ -497,6 +497,17 @@ def write_pack(folder: Path, *, version: str = "1", system: str = "Decide.", rul
 ADAPTER_RANK = 4
 
 
+def write_rules_only_pack(folder: Path, *, rules: str, more: str = "") -> Path:
+    """A pack named `alone`, of rules alone, where deny is the default; `more` ends its pack.yaml."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pack.yaml").write_text(
+        'name: alone\nversion: "1"\ndescription: Rules alone.\nmodel: never\ndefault: deny\n'
+        f"outcomes: [{{label: allow}}, {{label: require_mfa}}, {{label: deny}}]\n{more}"
+    )
+    (folder / "rules.yaml").write_text(rules)
+    return folder
+
+
 def write_adapter(
     path: Path,
     *,

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tests.build import write_adapter_header, write_pack
+from tests.build import write_adapter_header, write_pack, write_rules_only_pack
 from thor_policy.cli.main import cli
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
@@ -496,26 +496,14 @@ def running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
 
 # ---------------------------------------------------------------- packs of rules alone
 
-ALONE = """
-name: alone
-version: "1"
-description: Rules alone.
-model: never
-default: deny
-outcomes: [{label: allow}, {label: require_mfa}, {label: deny}]
-"""
-
 
 @pytest.fixture
 def alone(tmp_path: Path) -> Path:
-    folder = tmp_path / "alone"
-    folder.mkdir()
-    (folder / "pack.yaml").write_text(ALONE)
-    (folder / "rules.yaml").write_text(
+    rules = (
         "- {id: looks, when: 'action.name == \"look\"', outcome: allow, because: Looking is free.}\n"
         "- {id: odd, when: 'context.n == 1', outcome: require_mfa, because: Odd.}\n"
     )
-    return folder
+    return write_rules_only_pack(tmp_path / "alone", rules=rules)
 
 
 def no_engine(_: Config) -> Engine:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tests.build import write_pack
+from tests.build import write_pack, write_rules_only_pack
 from thor_policy.core.decisions import Adapter, Scored
 from thor_policy.core.engine import all_steps
 from thor_policy.core.errors import DeadlineExceeded, EngineError, PackError, RequestError
@@ -454,24 +454,11 @@ class TestRuleErrors:
         assert (decision.outcome, decision.reason_code) == ("deny", "engine_failed")
 
 
-RULES_ONLY = """
-name: alone
-version: "1"
-description: Rules alone.
-model: never
-default: deny
-outcomes: [{label: allow}, {label: require_mfa}, {label: deny}]
-requires: {outcome: require_mfa, members: {context.who: string}}
-"""
-
-
 @pytest.fixture
 def alone(tmp_path: Path) -> Pack:
-    (tmp_path / "pack.yaml").write_text(RULES_ONLY)
-    (tmp_path / "rules.yaml").write_text(
-        "- {id: kim, when: 'context.who == \"kim\"', outcome: allow, because: It is Kim.}\n"
-    )
-    return pack_files.load(tmp_path)
+    rules = "- {id: kim, when: 'context.who == \"kim\"', outcome: allow, because: It is Kim.}\n"
+    needs = "requires: {outcome: require_mfa, members: {context.who: string}}\n"
+    return pack_files.load(write_rules_only_pack(tmp_path, rules=rules, more=needs))
 
 
 def asked_by(who: str | None) -> Request:
