@@ -240,3 +240,24 @@ class TestDiff:
         assert "the packs have the same parts" in result.output
         assert "0 of 11 answers by rule change" in result.output
         assert demo.is_dir()
+
+
+class TestWithoutWeights:
+    """What is learned from a pack of rules alone needs no model either."""
+
+    def test_its_decisions_are_replayed_compared_and_gated(
+        self, run: Run, demo: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("THOR_POLICY_MODELS_DIR", str(demo.parent / "no-models"))
+        assert run("test", "--full", "--pack", "./demo").exit_code == 0
+        assert run("replay", "--random", "3", "--pack", "./demo").output.startswith("3 identical")
+        assert run("packs", "new", "demo", "--dir", "after").exit_code == 0
+        table = demo.parent / "after" / "data.yaml"
+        table.write_text(table.read_text().replace("reader: [read]", "reader: [read, write]"))
+        whatif = run("whatif", "--pack", "./after", "--instead-of", "demo", "--since", "1d", "--dry-run")
+        assert (whatif.exit_code, "decided by demo 0.1.0" in whatif.output) == (1, True), whatif.output
+        promoted = run("packs", "promote", "./after", "--pack", "./demo", "--dry-run", "--json")
+        assert promoted.exit_code == 1, promoted.output
+        (report,) = json.loads(promoted.stdout)["reports"]
+        failed = {check["name"] for check in report["checks"] if check["reasons"]}
+        assert failed == {"suites", "counterfactual"}

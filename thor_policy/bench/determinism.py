@@ -149,8 +149,8 @@ def _scored(decision: Decision) -> Scored:
 @contextlib.contextmanager
 def _open_policy(config: Config, pack: Pack, other: Pack, at: float) -> Iterator[Policy]:
     """The engine of the settings with both packs resident, each under the adapter of the settings."""
-    with contextlib.closing(loading.load_engine(config)) as engine:
-        adapter = loading.adopt_adapter(config, engine)
+    engine, adapter = loading.open_engine(config, pack, other)
+    with contextlib.closing(engine):
         policy = Policy(engine, pack, adapter=adapter)
         resident = all_steps(policy.loading(other, adapter, at))
         policy.set_residents(policy.residents.with_candidate(resident))

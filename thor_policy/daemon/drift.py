@@ -73,8 +73,9 @@ class DriftSentinel:
         pack = active.pack
         if (of := (*active.calibration_key, active.model.build)) != self._of:
             self._of, self._known, self._place = of, {}, 0
-        if self._place < len(pack.examples):
-            example = pack.examples[self._place]
+        golden = () if pack.rules_only else pack.examples
+        if self._place < len(golden):
+            example = golden[self._place]
             try:
                 floor = pack.book.apply(example.evaluation, example.at)
                 question = active.question(example.evaluation, floor)
@@ -86,7 +87,7 @@ class DriftSentinel:
                 self.counters["answered"] += 1
                 self._hold(example.id, scored, active, at)
         self._place += 1
-        if self._place >= len(pack.examples):
+        if self._place >= len(golden):
             self._place, self._due_ns = 0, now_ns + self._every_ns
 
     def _hold(self, id: str, scored: Scored, active: Resident, at: float) -> None:

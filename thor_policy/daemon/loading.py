@@ -6,6 +6,7 @@ the file, before anything decides. Called at a start, and by the pack manager's 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from thor_policy.core.decisions import Adapter, ModelInfo, PackInfo
 from thor_policy.core.engine import Engine
 from thor_policy.core.errors import CatalogError, EngineError, PackError
 from thor_policy.core.records import Calibration
+from thor_policy.engine.absent import NoEngine
 from thor_policy.journal.checkpoints import Signer, key_path
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.signing_rule import Checkpoints
@@ -25,6 +27,8 @@ from thor_policy.journal.writer import Journal, OnCommitted
 from thor_policy.policy import pack_files
 from thor_policy.policy.lint import lint_pack
 from thor_policy.policy.pack import Pack
+
+log = logging.getLogger(__name__)
 
 OpenJournal = Callable[[Config, OnCommitted], Journal]
 
@@ -69,6 +73,24 @@ def load_engine(config: Config) -> Engine:
         kv_type=config.kv_type,
         states_dir=config.state_dir / "prefix-states",
     )
+
+
+def open_engine(
+    config: Config, *packs: Pack, load: Callable[[Config], Engine] | None = None
+) -> tuple[Engine, Adapter | None]:
+    """What these packs are judged by: the model of the settings and its adapter; no model for rules alone.
+
+    `load` loads the model; default: `load_engine`. Raises CatalogError, ConfigError, EngineError.
+    """
+    if all(pack.rules_only for pack in packs):
+        return NoEngine(), None
+    log.info("loading the model %s ...", config.engine_url or config.model)
+    engine = (load or load_engine)(config)
+    try:
+        return engine, adopt_adapter(config, engine)
+    except BaseException:
+        engine.close()
+        raise
 
 
 def adopt_adapter(config: Config, engine: Engine) -> Adapter | None:

@@ -23,10 +23,10 @@ from thor_policy.daemon.drift import DriftSentinel
 from thor_policy.daemon.engine_thread import EngineThread
 from thor_policy.daemon.loading import (
     OpenJournal,
-    adopt_adapter,
     calibration_of,
     load_engine,
     load_pack,
+    open_engine,
     open_journal,
 )
 from thor_policy.daemon.maintenance_thread import MaintenanceThread
@@ -35,7 +35,6 @@ from thor_policy.daemon.server import Server
 from thor_policy.daemon.sockets import Mailbox, endpoint_lock
 from thor_policy.daemon.status import Parts
 from thor_policy.daemon.tcp_listener import check_identity
-from thor_policy.engine.absent import NoEngine
 from thor_policy.journal import events
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.writer import Journal
@@ -81,14 +80,12 @@ def open_service(
                 )
 
         def open_policy() -> Policy:
-            if not pack.rules_only:
-                log.info("loading the model %s ...", config.engine_url or config.model)
-            engine = NoEngine() if pack.rules_only else load_engine(config)
+            engine, adapter = open_engine(config, pack, load=load_engine)
             try:
                 policy = Policy(
                     engine,
                     pack,
-                    adapter=None if pack.rules_only else adopt_adapter(config, engine),
+                    adapter=adapter,
                     max_explanations=config.max_explanations,
                     max_shadows=config.max_shadows,
                     cache=ScoreCache(config.cache_size, config.cache_ttl_s),

@@ -92,11 +92,10 @@ def what_if(
         )
         busy = stack.enter_context(journal_access.daemon_busy(config))
         advance = stack.enter_context(progress(len(decision_ids)))
-        engine = stack.enter_context(closing(loading.load_engine(config)))
-        adapter = loading.adopt_adapter(config, engine)
-        redecider = Redecider(
-            reader, engine, loading.load_pack(config), adapter=adapter, instead_of=instead_of
-        )
+        pack = loading.load_pack(config)
+        engine, adapter = loading.open_engine(config, pack)
+        stack.enter_context(closing(engine))
+        redecider = Redecider(reader, engine, pack, adapter=adapter, instead_of=instead_of)
         running = run(
             redecider,
             decision_ids,

@@ -101,18 +101,15 @@ def replay_recorded(
             ids = [reader.resolve(id_or_end) for id_or_end in decision_ids]
         else:
             ids = reader.decided_here(since=since, sample=sample)
-        with progress(len(ids)) as advance, closing(loading.load_engine(config)) as engine:
-            replayer = Replayer(
-                reader,
-                engine,
-                loading.load_pack(config),
-                adapter=loading.adopt_adapter(config, engine),
-                text_of=_text_of(config),
-            )
-            decisions: list[Replayed] = []
-            for decision_id in ids:
-                decisions.append(replayer.replay(decision_id))
-                advance()
+        pack = loading.load_pack(config)
+        with progress(len(ids)) as advance:
+            engine, adapter = loading.open_engine(config, pack)
+            with closing(engine):
+                replayer = Replayer(reader, engine, pack, adapter=adapter, text_of=_text_of(config))
+                decisions: list[Replayed] = []
+                for decision_id in ids:
+                    decisions.append(replayer.replay(decision_id))
+                    advance()
         return Replays(decisions=tuple(decisions), exact=engine.model.exact)
 
 

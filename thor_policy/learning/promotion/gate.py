@@ -27,7 +27,7 @@ from msgspec import structs
 
 from thor_policy import __version__
 from thor_policy.config import Config
-from thor_policy.core.decisions import Adapter, PackInfo, resident_key
+from thor_policy.core.decisions import Adapter, PackInfo
 from thor_policy.core.engine import Engine
 from thor_policy.core.errors import PackError, RequestError
 from thor_policy.core.records import Calibration
@@ -84,6 +84,12 @@ class _LoadedPack:
         self._policy = Policy(engine, pack, adapter=adapter, calibration=calibration)
         self.past = Redecider(reader, engine, pack, adapter=adapter)
         self._ticket = 0
+
+    def unload(self) -> None:
+        """Free what the pack holds of the engine."""
+        resident = self._policy.residents.active
+        if not self.pack.rules_only:
+            self._policy.engine.unload(resident.key)
 
     def ask(self, fields: dict[str, Json]) -> dict[str, Json]:
         """The reply to an `evaluate` request of a client, with the explanation if the request asks for one.
@@ -206,7 +212,7 @@ class Gate:
                 checks += [suites, held_out, self._counterfactual(loaded, terms)]
                 checks.append(self._invariance(loaded, terms))
             finally:
-                self._engine.unload(resident_key(info.sha256, self._adapter))
+                loaded.unload()
             merit, merit_of_active = (
                 Merit(pack=pack, held_out=agreeing[side], suites=passing[side], served=self._served(pack))
                 for side, pack in enumerate((info, active))

@@ -68,10 +68,10 @@ def promote(
     signer = signatures.Key.open(key) if key is not None and not dry_run else None
     active, status = active_pack(config)
     candidates = [pack_files.load(pack_files.find(name, data_path("prompts"))) for name in named]
-    own_suites = [suite for suite in runner.find(suites) if suite.pack == active.info.name]
+    own_suites = [suite for suite in runner.find(suites, active.path) if suite.pack == active.info.name]
     no_embedder = missing(config.models_dir)
-    with journal_access.open_reader(config) as reader, closing(load_engine(config)) as engine:
-        adapter = loading.adopt_adapter(config, engine)
+    engine, adapter = loading.open_engine(config, active, *candidates, load=load_engine)
+    with closing(engine), journal_access.open_reader(config) as reader:
         if status is not None:
             _require_same_weights(status, engine, adapter)
         accepted = tuple(reader.resolve(id_or_end) for id_or_end in terms.accepted)

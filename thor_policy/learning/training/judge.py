@@ -164,8 +164,9 @@ def _examine(config: Config, pack: Pack, held_out: Sequence[Case], who: str, dis
     chosen = runner.choose(suites, full=True)
     total = len(held_out) + sum(len(suite.scenarios) for suite in chosen)
     with display.progress(total, f"corrections and scenarios asked {who}") as advance:
-        with closing(loading.load_engine(config)) as engine:
-            policy = Policy(engine, pack, adapter=loading.adopt_adapter(config, engine))
+        engine, adapter = loading.open_engine(config, pack)
+        with closing(engine):
+            policy = Policy(engine, pack, adapter=adapter)
             outcomes = dataset.outcomes(policy, held_out, advance=advance)
         right = sum(outcome == case.outcome for outcome, case in zip(outcomes, held_out, strict=True))
         if not suites:
