@@ -84,7 +84,8 @@ def show(pack: str, as_json: bool) -> None:
     render.line(f"sha256 {loaded.info.sha256}")
     render.line(f"outcomes, loosest first: {', '.join(loaded.labels)}")
     if loaded.by_rule_alone:
-        render.line("every answer is by rule: no model is asked")
+        unless = "" if loaded.rules_only else ", unless an expression fails"
+        render.line(f"every answer is by rule{unless}: no model is asked")
     if manifest.default is not None:
         render.line(f"where no rule decides: {manifest.default}")
     if manifest.requires is not None:

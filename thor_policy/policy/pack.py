@@ -150,7 +150,7 @@ class Pack:
 
     @property
     def by_rule_alone(self) -> bool:
-        """True if no request is ever answered by a model."""
+        """True if a model is asked nothing, but for requests on which an expression fails."""
         every_rule_settles = all(rule.final or rule.outcome == self.strictest for rule in self.book.rules)
         return self.rules_only or (self.manifest.default is not None and every_rule_settles)
 
