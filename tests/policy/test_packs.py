@@ -434,6 +434,10 @@ def findings(folder: Path) -> list[Finding]:
             ("error", "pack.yaml fields mood", "there is no fact 'mood'"),
         ),
         (
+            {"pack": manifest(fields=[{"name": "id", "value": "subject.id", "rest": True}])},
+            ("error", "pack.yaml fields id", "subject.id is no map, so there is no rest of it"),
+        ),
+        (
             {"pack": manifest(fields=[{"name": "all", "value": "facts"}])},
             ("error", "pack.yaml fields all", "there is no fact ''"),
         ),
@@ -554,6 +558,27 @@ def test_a_field_without_a_value_has_no_line(small: Pack) -> None:
         msgspec.structs.replace(evaluation_with(), context={"details": None}),
     ):
         assert small.question(nothing, {}) == small.question(evaluation_with(), {})
+
+
+def test_a_rest_field_shows_every_member_that_no_other_field_shows(write: Write) -> None:
+    fields = [
+        {"name": "to", "value": "action.properties.to"},
+        {"name": "size", "value": "action.properties.file.size"},
+        {"name": "rest", "value": "action.properties", "rest": True},
+    ]
+    pack = pack_files.load(write(pack=manifest(fields=fields)))
+
+    def question(**properties: Any) -> str:
+        action = Action(name="write", properties=properties)
+        return pack.question(msgspec.structs.replace(evaluation_with(), action=action), {})
+
+    assert question(to="bob") == "to: bob"
+    assert question(to="bob", file={"size": 3}) == "to: bob\nsize: 3"
+    assert question(to="bob", Bcc=["eve"], file={"size": 3, "name": "x"}) == (
+        "to: bob\nsize: 3\nrest: Bcc eve, file name x"
+    )
+    with pytest.raises(RequestError, match="action.properties"):
+        question(notes="x" * 2001)
 
 
 def test_a_path_through_a_value_that_is_not_an_object_gives_no_line(write: Write) -> None:

@@ -1,4 +1,4 @@
-"""The functions that packs may call, next to those of CEL: given, mentions, starts, row, and those of lists.
+"""The functions that packs may call, next to those of CEL: of words, of a request, of lists and of tables.
 
 Owns their declaration and what they do. Invariant: they read the request that `evaluating` named last on this
 thread, and nothing else. Declared once for all packs. Any thread.
@@ -88,6 +88,22 @@ def flatten(items: list[Json]) -> list[Json]:
     return [leaf for item in items for leaf in (item if isinstance(item, list) else [item])]
 
 
+def texts(value: Json) -> list[Json]:
+    """Every text in a value, at any depth, keys included; in order."""
+    collected: list[Json] = []
+    pending: list[Json] = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, str):
+            collected.append(item)
+        elif isinstance(item, list):
+            pending.extend(reversed(item))
+        elif isinstance(item, dict):
+            for key in reversed(item):
+                pending += [item[key], key]
+    return collected
+
+
 def distinct(items: list[Json]) -> list[Json]:
     """The items without repetitions, each where it comes first."""
     first: dict[Any, Json] = {}
@@ -175,6 +191,8 @@ def with_article(noun: str) -> str:
 
 #: Parameters and result of one way to call a function.
 _Overload = tuple[tuple[Any, ...], Any]
+#: The types of JSON values. The runtime finds no function for a value whose parameter is of type dyn.
+_ANY_JSON = (_T.STRING, ANY_LIST, ANY_MAP, _T.INT, _T.DOUBLE, _T.BOOL, _T.NULL)
 _OF_WORDS: list[_Overload] = [((_T.STRING, _T.STRING), _T.BOOL)]
 _OF_SETS: list[_Overload] = [((ANY_LIST, ANY_LIST), _T.BOOL)]
 _GIVEN: list[_Overload] = [
@@ -198,6 +216,7 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], list[_Overload]]] = {
     "mentions": (mentions, _OF_WORDS),
     "starts": (starts, _OF_WORDS),
     "given": (given, _GIVEN),
+    "texts": (texts, [((kind,), ANY_LIST) for kind in _ANY_JSON]),
     "row": (row, [((_T.STRING, _T.STRING), _T.DYN)]),
     "sets.contains": (_contains, _OF_SETS),
     "sets.intersects": (_intersects, _OF_SETS),

@@ -136,6 +136,8 @@ def _problems_of_fields(manifest: Manifest) -> Iterator[Finding]:
             yield _error(where, f"there is no fact {name!r}", path)
         elif root in members and name not in members[root]:
             yield _error(where, f"{field.value}: {root} has the members {', '.join(members[root])}", path)
+        elif field.rest and root in members and name != "properties":
+            yield _error(where, f"{field.value} is no map, so there is no rest of it", path)
 
 
 def _large_tables(parts: _Parts) -> Iterator[Finding]:

@@ -21,7 +21,7 @@ from thor_policy.core.decisions import Floor, Obligation, PackInfo
 from thor_policy.core.engine import ChatTurn, Fixed, FreeText, OneOf, PromptPrefix, SomeOf, Step
 from thor_policy.core.errors import PackError, RequestError
 from thor_policy.core.requests import Evaluation, Json, Risk
-from thor_policy.policy.prompt_text import look_up, show, text_size
+from thor_policy.policy.prompt_text import look_up, show, text_size, without
 from thor_policy.policy.rules import MemberType, Requires, Rule, RuleBook
 
 #: Values that every request has: if the first field shows one, all questions begin with the same text.
@@ -40,11 +40,13 @@ class Outcome(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Field(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One line of the question: `name: value`, where `value` is a dotted path into the request or facts.
 
-    A field without a value has no line.
+    A field without a value has no line. `rest`: the line shows the members of the map at `value` that no
+    other field shows.
     """
 
     name: str
     value: str
+    rest: bool = False
 
 
 class Abstention(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -179,6 +181,8 @@ class Pack:
         lines = []
         for field in self.manifest.fields:
             value = look_up(roots, field.value)
+            if field.rest and isinstance(value, Mapping):
+                value = without(value, self._shown_elsewhere(field)) or None
             if value is not None:
                 if (size := text_size(value)) > limits.max_text_chars:
                     raise RequestError(
@@ -187,6 +191,12 @@ class Pack:
                     )
                 lines.append(f"{field.name}: {show(value, limits.max_field_chars)}")
         return "\n".join(lines)
+
+    def _shown_elsewhere(self, field: Field) -> list[str]:
+        """The paths, below the value of a field with `rest`, of the values that other fields show."""
+        below = field.value + "."
+        values = [other.value for other in self.manifest.fields]
+        return [value.removeprefix(below) for value in values if value.startswith(below)]
 
     def brief_question(self, evaluation: Evaluation, floor: Floor) -> str:
         """The text of one evaluation behind `brief_prefix`. Raises RequestError `too_large`.

@@ -75,6 +75,7 @@ _MEMBERS: dict[str, dict[str, tuple[str, Schema]]] = {
     "Field": {
         "name": ("Name of the line.", {}),
         "value": ("Path into the request, or facts.NAME. An absent value has no line.", {"pattern": _SHOWN}),
+        "rest": ("Show the members of the map at `value` that no other field shows.", {}),
     },
     "Limits": {
         "max_reasoning_tokens": ("Most tokens of the model's reason.", {}),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from thor_policy.core.requests import Json
 
@@ -27,6 +27,22 @@ def look_up(roots: Mapping[str, Json], path: str) -> Json:
             return None
         value = value.get(part)
     return value
+
+
+def without(value: Mapping[str, Json], paths: Sequence[str]) -> dict[str, Json]:
+    """The members of a map but for those at the dotted paths; a map that nothing is left of goes too."""
+    here = {path for path in paths if "." not in path}
+    left: dict[str, Json] = {}
+    for key, item in value.items():
+        deeper = [path.removeprefix(f"{key}.") for path in paths if path.startswith(f"{key}.")]
+        if key in here:
+            continue
+        if deeper and isinstance(item, Mapping):
+            if rest := without(item, deeper):
+                left[key] = rest
+        else:
+            left[key] = item
+    return left
 
 
 def text_size(value: Json) -> int:
