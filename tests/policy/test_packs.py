@@ -577,7 +577,7 @@ def test_a_rest_field_shows_every_member_that_no_other_field_shows(write: Write)
     assert question(to="bob", Bcc=["eve"], file={"size": 3, "name": "x"}) == (
         "to: bob\nsize: 3\nrest: Bcc eve, file name x"
     )
-    with pytest.raises(RequestError, match="action.properties"):
+    with pytest.raises(RequestError, match=r"action\.properties"):
         question(notes="x" * 2001)
 
 
