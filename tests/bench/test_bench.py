@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from thor_policy.bench import figures
 from thor_policy.bench.determinism import DIFFERENT, determinism
 from thor_policy.catalog.files import ModelFile
 from thor_policy.cli.main import cli
-from thor_policy.config import Config
+from thor_policy.config import Config, data_path
 from thor_policy.core.requests import Action, Entity, Evaluation
 from thor_policy.engine.llama import NEVER_NS, LlamaEngine
 from thor_policy.policy import pack_files
@@ -199,3 +200,20 @@ class TestTheJournalBenchmark:
         for name in [figure["name"] for figure in report["series"] + report["rates"]] + [*report["facts"]]:
             assert lines.count(name) == 1, name
         assert "get by id, 200" in lines, "the look-ups at a tenth of the rows are printed too"
+
+
+class TestTheRulesBenchmark:
+    """The shipped packs on the questions of their suites, without a model."""
+
+    def test_each_pack_is_compared_with_the_one_of_its_name(self, tmp_path: Path) -> None:
+        shutil.copytree(data_path("prompts") / "trade-risk", tmp_path / "trade-risk")
+        result = CliRunner().invoke(
+            cli, ["bench", "rules", "--rounds", "1", "--json", "--against", str(tmp_path)]
+        )
+        assert result.exit_code == 0, result.output
+        report = json.loads(result.stdout)
+        names = [series["name"] for series in report["series"]]
+        assert names[:2] == ["agent-tools", "device-operations"]
+        assert names[-2:] == ["trade-risk", "trade-risk, compared"]
+        assert [ratio["against"] for ratio in report["ratios"]] == ["trade-risk, compared"]
+        assert all(len(series["ms"]) >= 25 for series in report["series"])

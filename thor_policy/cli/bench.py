@@ -182,6 +182,39 @@ def journal(config: Config, rows: int, blocks: int, report_dir: Path | None, as_
     _show(report, as_json, report_dir)
 
 
+@bench.command()
+@click.option(
+    "--against",
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of other versions of the packs, such as `prompts` of another checkout.",
+)
+@click.option(
+    "--rounds", type=click.IntRange(1), default=7, show_default=True, help="How often each question is timed."
+)
+@report_dir
+@as_json
+def rules(against: Path | None, rounds: int, report_dir: Path | None, as_json: bool) -> None:
+    """Time the rules of the shipped packs on the questions of their suites, without a model."""
+    from thor_policy.bench import rules as benchmark
+
+    contests = []
+    for path in suite_files.available(data_path("scenarios")):
+        suite = suite_files.load(path)
+        other = against / suite.pack if against and (against / suite.pack).is_dir() else None
+        contests.append(
+            benchmark.Contest(
+                pack=pack_files.load(pack_files.find(suite.pack, data_path("prompts"))),
+                questions=tuple(scenario.evaluation() for scenario in suite.scenarios),
+                against=pack_files.load(other) if other else None,
+            )
+        )
+    total = rounds * sum(len(contest.questions) for contest in contests)
+    with _measuring(total, "timing", as_json) as (advance, announce):
+        report = benchmark.rules(contests, rounds=rounds, advance=advance, announce=announce)
+    _show(report, as_json, report_dir)
+
+
 def _evaluations() -> list[Evaluation]:
     """The questions of the shipped scenarios."""
     suites = [suite_files.load(path) for path in suite_files.available(data_path("scenarios"))]

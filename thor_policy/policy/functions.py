@@ -17,7 +17,7 @@ from cel_expr_python import cel
 
 from thor_policy.core.requests import Json
 from thor_policy.policy.cel_calls import callable_from_cel
-from thor_policy.policy.words import WordLists
+from thor_policy.policy.words import WordLists, plain_words
 
 #: From here on not every whole number is a double.
 EXACT = 2**53
@@ -46,6 +46,11 @@ def evaluating(request: Mapping[str, Json], tables: Mapping[str, Json], words: W
 def roots() -> Mapping[str, Json]:
     """The members of the request that is evaluated on this thread."""
     return _current.roots
+
+
+def forget() -> None:
+    """Forget what was read of texts, so that a benchmark times the reading."""
+    plain_words.cache_clear()
 
 
 # ---------------------------------------------------------------- what they do
