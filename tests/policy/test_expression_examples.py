@@ -6,12 +6,14 @@ import json
 import re
 from datetime import datetime
 
+import msgspec
 import pytest
 
 from tests.documents import ROOT
 from thor_policy.policy import yaml_text
 from thor_policy.policy.expressions import Language
 from thor_policy.policy.rules import Rule, RuleBook, RuleFaults
+from thor_policy.policy.vocabulary import Vocabulary
 from thor_policy.policy.words import WordLists
 from thor_policy.protocol.requests import evaluation_from, question_fields
 
@@ -39,6 +41,7 @@ def book_of(expression: str) -> RuleBook:
         words=PARTS["words"],
         data=PARTS["data"],
         reads=PARTS["reads"],
+        vocabulary=msgspec.convert(PARTS["vocabulary"], dict[str, Vocabulary]),
     )
 
 

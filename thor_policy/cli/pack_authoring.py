@@ -91,6 +91,10 @@ def show(pack: str, as_json: bool) -> None:
     if manifest.requires is not None:
         needed = ", ".join(f"{path} ({kind})" for path, kind in manifest.requires.members.items())
         render.line(f"required of a request: {needed}")
+    for path, vocabulary in manifest.vocabulary.items():
+        render.line("")
+        unknown = vocabulary.unknown or loaded.strictest
+        render.pairs(vocabulary.kinds, title=f"vocabulary of {path}: a name and its kind; unknown: {unknown}")
     for title, texts in (("facts", manifest.facts), ("risk", {"": manifest.risk or ""})):
         if any(texts.values()):
             render.line("")

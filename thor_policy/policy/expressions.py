@@ -143,7 +143,10 @@ class Program:
 
 
 class Language:
-    """CEL for one pack: its word lists, its tables, and the members that it declares with their types."""
+    """CEL for one pack: its word lists, its tables, and the members that it declares with their types.
+
+    `vocabularies` are the paths of the members that have one.
+    """
 
     def __init__(
         self,
@@ -151,8 +154,10 @@ class Language:
         words: WordLists,
         data: Mapping[str, Json] | None = None,
         members: Mapping[str, str] | None = None,
+        vocabularies: Collection[str] = (),
     ) -> None:
         self._words = words
+        self._vocabularies = tuple(vocabularies)
         self._data = _plain(data or {})
         self._members = dict(members or {})
         self._variables: dict[str, Any] = {name: TYPES[kind] for name, kind in _MEMBERS.items()}
@@ -265,6 +270,10 @@ class Language:
                 named = literal_of(arguments[1])
                 if named is not None and named not in self._words:
                     problem, first = f"there is no word list {named!r} in pack.yaml", arguments[1]
+            elif token.text == "kind" and len(arguments) == 1:
+                named = literal_of(first)
+                if named is not None and named not in self._vocabularies:
+                    problem = f"there is no vocabulary {named!r} in pack.yaml"
             elif token.text == "row" and len(arguments) == 2:
                 named = literal_of(first)
                 if named is not None and named not in self._data:
@@ -328,6 +337,17 @@ class Language:
             "now": datetime.fromtimestamp(received_at, UTC),
             **self._tables,
         }
+
+    def set_names(self, inputs: dict[str, Any], values: Mapping[str, Json]) -> None:
+        """Let expressions read these values at members of the request of `inputs`, which must have them."""
+        for path, value in values.items():
+            if path in inputs:
+                inputs[path] = value
+            parent: Json = functions.roots()
+            *steps, last = path.split(".")
+            for step in steps:
+                parent = parent[step]
+            parent[last] = value
 
     def members_at_fault(self, required: Collection[str]) -> dict[str, str]:
         """What is wrong with the declared members of the request of `inputs`: path -> problem.

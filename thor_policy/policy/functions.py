@@ -17,6 +17,7 @@ from cel_expr_python import cel
 
 from thor_policy.core.requests import Json
 from thor_policy.policy.cel_calls import callable_from_cel
+from thor_policy.policy.structure import names
 from thor_policy.policy.words import WordLists, plain_words
 
 #: From here on not every whole number is a double.
@@ -33,6 +34,7 @@ class _Current(threading.local):
     roots: Mapping[str, Json]
     tables: Mapping[str, Json]
     words: WordLists
+    kinds: Mapping[str, str]
 
 
 _current = _Current()
@@ -40,7 +42,12 @@ _current = _Current()
 
 def evaluating(request: Mapping[str, Json], tables: Mapping[str, Json], words: WordLists) -> None:
     """Name what functions read on this thread, until the next call."""
-    _current.roots, _current.tables, _current.words = request, tables, words
+    _current.roots, _current.tables, _current.words, _current.kinds = request, tables, words, {}
+
+
+def name_kinds(kinds: Mapping[str, str]) -> None:
+    """Say the kind of the name at each member of the request that has a vocabulary: path -> kind."""
+    _current.kinds = kinds
 
 
 def roots() -> Mapping[str, Json]:
@@ -64,6 +71,13 @@ def mentions(text: str, name: str) -> bool:
 def starts(text: str, name: str) -> bool:
     """True if the text begins with an entry of the word list."""
     return _current.words.starts(text, name)
+
+
+def kind(path: str) -> str:
+    """The kind of the name at a path in the pack's vocabulary; "" if it is absent or unknown."""
+    if path not in _current.kinds:
+        raise ValueError(f"there is no vocabulary {path!r}")
+    return _current.kinds[path]
 
 
 def given(path: str, default: Json) -> Json:
@@ -220,6 +234,9 @@ _METHODS: dict[str, tuple[Callable[..., Any], Any]] = {
 _FUNCTIONS: dict[str, tuple[Callable[..., Any], list[_Overload]]] = {
     "mentions": (mentions, _OF_WORDS),
     "starts": (starts, _OF_WORDS),
+    "kind": (kind, [((_T.STRING,), _T.STRING)]),
+    "same": (names.same, _OF_WORDS),
+    "plain": (names.plain, [((_T.STRING,), _T.BOOL)]),
     "given": (given, _GIVEN),
     "texts": (texts, [((kind,), ANY_LIST) for kind in _ANY_JSON]),
     "row": (row, [((_T.STRING, _T.STRING), _T.DYN)]),

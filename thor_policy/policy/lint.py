@@ -16,7 +16,17 @@ from thor_policy.policy.expressions import LARGE_TABLE
 from thor_policy.policy.pack import Example, Manifest, Pack
 from thor_policy.policy.pack_files import FILES, SIGNATURE, SUITES, Finding, PackFiles, examine
 from thor_policy.policy.rules import Rule, reads_only_subject_properties
-from thor_policy.policy.tokens import comparisons, literal_values, never_holds, paths_in, tokenise
+from thor_policy.policy.structure import names
+from thor_policy.policy.tokens import (
+    comparisons,
+    kinds_compared,
+    literal_values,
+    member_comparisons,
+    names_in,
+    never_holds,
+    paths_in,
+    tokenise,
+)
 
 
 class _Parts(NamedTuple):
@@ -92,12 +102,14 @@ def _advice(parts: _Parts) -> Iterator[Finding]:
     if parts.rules is not None:
         yield from _rules_without_effect(parts, parts.rules)
     yield from _impossible_comparisons(parts)
+    yield from _problems_of_vocabulary(parts)
     yield from _problems_of_fields(parts.manifest)
     yield from _large_tables(parts)
     if parts.examples is not None:
         yield from _problems_of_examples(parts, parts.examples)
     if parts.rules is not None and parts.examples is not None:
         cited = {rule.clause for rule in parts.rules} | {c for e in parts.examples for c in e.clauses}
+        cited |= {vocabulary.clause for vocabulary in parts.manifest.vocabulary.values()}
         for clause in parts.clauses or ():
             if clause not in cited:
                 message = "no rule and no example cites this clause"
@@ -119,6 +131,11 @@ def _problems_of_rules(parts: _Parts) -> Iterator[Finding]:
         settles = rule.final and rule.outcome == parts.labels[0]
         if settles and reads_only_subject_properties(rule, facts):
             message = "is a final allow that depends only on properties which the caller asserts"
+            yield _warning(where, message, f"{path}.when")
+        if settles and "same" in names_in(rule.when):
+            message = (
+                "is a final allow that calls same(..), which is true for names that only look alike; use =="
+            )
             yield _warning(where, message, f"{path}.when")
 
 
@@ -244,17 +261,51 @@ def _changes_nothing(rule: Rule, parts: _Parts) -> bool:
     return rule.outcome == loosest and not rule.final and has_model and default
 
 
+def _expressions(parts: _Parts) -> Iterator[tuple[str, str, str]]:
+    """Each expression of a pack: where it is, its path there, and its text."""
+    for name, text in parts.manifest.facts.items():
+        yield f"pack.yaml fact {name}", f"$.facts.{name}", text
+    for at, rule in enumerate(parts.rules or ()):
+        yield f"rules.yaml rule {rule.id}", f"$[{at}].when", rule.when
+    yield "pack.yaml risk", "$.risk", parts.manifest.risk or ""
+
+
 def _impossible_comparisons(parts: _Parts) -> Iterator[Finding]:
     """Comparisons of a fact with a text that the fact never is."""
     values = {name: literal_values(text) for name, text in parts.manifest.facts.items()}
-    facts, rules = parts.manifest.facts.items(), enumerate(parts.rules or ())
-    texts = [(f"pack.yaml fact {name}", f"$.facts.{name}", text) for name, text in facts]
-    texts += [(f"rules.yaml rule {rule.id}", f"$[{at}].when", rule.when) for at, rule in rules]
-    texts.append(("pack.yaml risk", "$.risk", parts.manifest.risk or ""))
-    for where, path, text in texts:
+    for where, path, text in _expressions(parts):
         for fact, literal in comparisons(text):
             possible = values.get(fact)
             if possible is not None and literal not in possible:
                 listed = ", ".join(sorted(map(repr, possible)))
                 message = f"compares {fact} with {literal!r}, but {fact} is one of {listed}"
                 yield Finding(level="warning", where=where, message=message, path=path)
+
+
+def _problems_of_vocabulary(parts: _Parts) -> Iterator[Finding]:
+    """Clauses and classes that are not there, and comparisons with names that no member has."""
+    vocabularies = parts.manifest.vocabulary
+    for path, vocabulary in vocabularies.items():
+        where, place = f"pack.yaml vocabulary {path}", f"$.vocabulary.{path}"
+        if (
+            vocabulary.clause is not None
+            and parts.clauses is not None
+            and vocabulary.clause not in parts.clauses
+        ):
+            yield _error(where, f"clause {vocabulary.clause!r} does not exist", f"{place}.clause")
+        classification = vocabulary.classification
+        if classification is not None and classification not in parts.manifest.classifications:
+            message = f"classification {classification!r} is not in pack.yaml"
+            yield _error(where, message, f"{place}.classification")
+    for where, place, text in _expressions(parts):
+        for path, literal, respelt, _ in member_comparisons(text, parts.manifest.facts):
+            known = vocabularies[path].kinds if path in vocabularies else {literal}
+            spellings = {names.identifier(name) for name in known} if respelt else known
+            if literal and (names.identifier(literal) if respelt else literal) not in spellings:
+                message = f"compares {path} with {literal!r}, which its vocabulary does not have"
+                yield _error(where, message, place)
+        for path, literal in kinds_compared(text):
+            kinds = vocabularies[path].kinds.values() if path in vocabularies else (literal,)
+            if literal and literal not in kinds:
+                message = f"compares kind({path!r}) with {literal!r}, which no name of its vocabulary has"
+                yield _error(where, message, place)

@@ -75,6 +75,10 @@ reads: # members that a request may have, with their types: expressions are chec
   resource.properties.owner: string
   context.reason: string
 
+vocabulary: # the names that a member can have; a request with another name gets the strictest outcome
+  action.name: {names: [read, write, delete]}
+  subject.properties.role: {names: [reader, editor, guest]}
+
 facts: # named expressions; each sees the ones above it
   role: subject.properties.role
   granted: role in data.roles && action.name in data.roles[role]

@@ -23,6 +23,7 @@ from thor_policy.core.errors import PackError, RequestError
 from thor_policy.core.requests import Evaluation, Json, Risk
 from thor_policy.policy.prompt_text import look_up, show, text_size, without
 from thor_policy.policy.rules import MemberType, Requires, Rule, RuleBook
+from thor_policy.policy.vocabulary import Vocabulary
 
 #: Values that every request has: if the first field shows one, all questions begin with the same text.
 _ALWAYS_THERE = ("subject.type", "subject.id", "action.name", "resource.type", "resource.id")
@@ -76,7 +77,8 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     `model: never` makes a pack of rules alone. `default` is the outcome where no rule decides; without it the
     model decides there. `requires` and `reads` declare members of a request with their types: those that it
-    must have, and those that it may have. `cache: false`: the model scores every question, repeated ones too.
+    must have, and those that it may have. `vocabulary` lists the names that members can have, by their path.
+    `cache: false`: the model scores every question, repeated ones too.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     classifications: tuple[str, ...] = ()
     fields: tuple[Field, ...] = ()
     words: dict[str, tuple[str, ...]] = {}
+    vocabulary: dict[str, Vocabulary] = {}
     facts: dict[str, str] = {}
     risk: str | None = None
     supersedes: str | None = None
@@ -295,6 +298,8 @@ def rule_book(manifest: Manifest, rules: tuple[Rule, ...], data: Mapping[str, Js
         data=data,
         requires=manifest.requires,
         reads=manifest.reads,
+        vocabulary=manifest.vocabulary,
+        not_plain=manifest.limits.abstain.outcome if manifest.limits.abstain else None,
         default=manifest.default,
         rules_only=manifest.model == "never",
         where=where,

@@ -23,6 +23,10 @@ _NAMES = {"pattern": "^[a-z][a-z0-9_]*$"}
 _MEMBER_PATHS = {
     "pattern": r"^((subject|action|resource)\.properties|context)(\.[A-Za-z_][A-Za-z0-9_]*)+$",
 }
+_NAMED_PATHS = {
+    "pattern": r"^((subject|resource)\.type|action\.name"
+    r"|((subject|action|resource)\.properties|context)(\.[A-Za-z_][A-Za-z0-9_]*)+)$",
+}
 _SHOWN = (
     r"^((subject|resource)\.(type|id|properties)(\..*)?|action\.(name|properties)(\..*)?|context(\..*)?"
     r"|facts\.[a-z][a-z0-9_]*(\..*)?)$"
@@ -49,6 +53,10 @@ _MEMBERS: dict[str, dict[str, tuple[str, Schema]]] = {
         "reads": ("Members that a request may have, with their types.", {"propertyNames": _MEMBER_PATHS}),
         "classifications": ("The classes that an answer can have.", {"uniqueItems": True}),
         "fields": ("The lines of the question to the model, in this order.", {}),
+        "vocabulary": (
+            "For members of a request, by path: the names that they can have.",
+            {"propertyNames": _NAMED_PATHS},
+        ),
         "words": ("Word lists for mentions(..) and starts(..), by name.", {}),
         "facts": (
             "Named CEL expressions. Each sees the request, `now`, `data` and the facts above it.",
@@ -71,6 +79,12 @@ _MEMBERS: dict[str, dict[str, tuple[str, Schema]]] = {
     "Requires": {
         "members": ("Path of each member, with its type.", {"propertyNames": _MEMBER_PATHS}),
         "outcome": ("Outcome of a request without them. Default: the strictest.", {}),
+    },
+    "Vocabulary": {
+        "names": ("Each name with its kind, which kind(..) gives; or a list of names.", {}),
+        "unknown": ("Least outcome of a request with another name. Default: the strictest.", {}),
+        "clause": ("Name of the clause that it enforces.", {}),
+        "classification": ("Class of the answer.", {}),
     },
     "Field": {
         "name": ("Name of the line.", {}),

@@ -9,6 +9,10 @@ Facts are computed by one program a layer: a layer holds the facts that need no 
 layer. The last program computes all rules and the risk. (One program for everything would nest one `cel.bind`
 for each fact, and the runtime's parser allows 32 levels.) Only if a program fails are its expressions run one
 by one, to name those that fail.
+
+Rules read the names of the pack's vocabulary in its spelling. A name that is unknown counts as a rule that
+matched (`vocabulary:PATH`). If it resembles known names, the rules are applied to each of them too, and the
+strictest floor counts.
 """
 
 from __future__ import annotations
@@ -17,14 +21,16 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError
 from thor_policy.core.requests import RISKS, Evaluation, Json, Risk
 from thor_policy.policy.expressions import TOO_DEEP, Fault, Language, Program, Type, is_json
-from thor_policy.policy.functions import with_article
+from thor_policy.policy.functions import name_kinds, roots, with_article
+from thor_policy.policy.structure.names import shown
 from thor_policy.policy.tokens import RESERVED, ROOTS, literal_values, names_in, parts_of, paths_in
+from thor_policy.policy.vocabulary import RULE_ID, Reading, Vocabularies, Vocabulary, faults_of
 from thor_policy.policy.words import WordLists, fault_of
 
 _FACT = re.compile(r"[a-z][a-z0-9_]*")
@@ -116,8 +122,9 @@ class RuleBook:
     """Checked facts, rules and risk of one pack.
 
     `outcomes` lists the labels, loosest first. `default` is the outcome where no rule decides; without one
-    the model decides there. `rules_only`: there is no model, so every rule is final. Raises RuleFaults, which
-    lists every fault.
+    the model decides there. `rules_only`: there is no model, so every rule is final. `not_plain` is the least
+    outcome of a request with a name that is not plain, where `vocabulary` says nothing about its member; by
+    default the strictest. Raises RuleFaults, which lists every fault.
     """
 
     def __init__(
@@ -131,6 +138,8 @@ class RuleBook:
         data: Mapping[str, Json] | None = None,
         requires: Requires | None = None,
         reads: Mapping[str, MemberType] | None = None,
+        vocabulary: Mapping[str, Vocabulary] | None = None,
+        not_plain: str | None = None,
         default: str | None = None,
         rules_only: bool = False,
         where: str = "pack",
@@ -141,11 +150,16 @@ class RuleBook:
         self._required = requires.members if requires else {}
         self._outcome_if_missing = (requires.outcome if requires else None) or self._strictest
         self.rules = tuple(rules)
+        self._vocabulary = dict(vocabulary or {})
+        self._vocabularies = Vocabularies(self._vocabulary)
+        self._not_plain = not_plain if not_plain and not_plain in outcomes[1:] else self._strictest
         members = {**(reads or {}), **self._required}
         faults = list(_faults_of_words(words or {}))
         # A list at fault has a word, so that what uses it is not at fault too.
         lists = {name: ["word"] if fault_of(entries) else entries for name, entries in (words or {}).items()}
-        self._language = Language(words=WordLists(lists), data=data, members=members)
+        self._language = Language(
+            words=WordLists(lists), data=data, members=members, vocabularies=self._vocabulary
+        )
         self._checks_members = bool(members)
         faults += self._faults_of_names(facts, requires, reads or {})
         self._types: dict[str, Type] = {}
@@ -170,9 +184,9 @@ class RuleBook:
             if rule.outcome not in self._rank:
                 message = f"outcome {rule.outcome!r} is not one of {known}"
                 fault("rules.yaml", f"$[{number}].outcome", f"rule {rule.id}", message)
-            if rule.id == "risk" or rule.id.startswith("fact:"):
+            if rule.id == "risk" or rule.id.startswith(("fact:", RULE_ID)):
                 message = (
-                    f"the id {rule.id!r} is that of another expression in `rule_errors`; rename the rule"
+                    f"the id {rule.id!r} is not free: replies use it for something else; rename the rule"
                 )
                 fault("rules.yaml", f"$[{number}].id", f"rule {rule.id}", message)
             if any(rule.id == other.id for other in self.rules[:number]):
@@ -191,6 +205,12 @@ class RuleBook:
                         "must be a path below context, or below properties of subject, action or resource"
                     )
                     fault("pack.yaml", f"$.{section}.{path}", f"{section} {path!r}", message)
+        for path, vocabulary in self._vocabulary.items():
+            for place, message in faults_of(path, vocabulary):
+                fault("pack.yaml", f"$.vocabulary.{path}{place}", f"vocabulary {path}", message)
+            if vocabulary.unknown is not None and vocabulary.unknown not in tuple(self._rank)[1:]:
+                message = f"{vocabulary.unknown!r} must be one of the outcomes stricter than {self._loosest}"
+                fault("pack.yaml", f"$.vocabulary.{path}.unknown", f"vocabulary {path}: unknown", message)
         if self._default is not None and self._default not in self._rank:
             fault("pack.yaml", "$.default", "default", f"{self._default!r} is not one of {known}")
         if self._rules_only and self._default is None:
@@ -304,9 +324,33 @@ class RuleBook:
 
         Never raises: `Floor.errors` names each failure, and a failure makes the floor stricter.
         """
-        errors: dict[str, str] = {}
+        inputs, missing, readings = self._inputs(evaluation, received_at)
+        unknown = [reading for reading in readings if reading.because]
+        floor = self._floor(inputs, missing, unknown)
+        for reading in unknown:
+            for name in reading.likely:
+                inputs, missing, _ = self._inputs(evaluation, received_at, {reading.path: name})
+                floor = self._stricter_floor(floor, self._floor(inputs, missing, unknown), reading, name)
+        return floor
+
+    def _inputs(
+        self, evaluation: Evaluation, received_at: float, instead: Mapping[str, Json] | None = None
+    ) -> tuple[dict[str, Any], dict[str, str], list[Reading]]:
+        """What expressions read, what is wrong with declared members, and how names are read.
+
+        `instead`: what to read at a member of the vocabulary, whatever was sent.
+        """
         inputs = self._language.inputs(evaluation, received_at)
         missing = self._language.members_at_fault(self._required) if self._checks_members else {}
+        readings = self._vocabularies.read(roots())
+        values = {reading.path: reading.value for reading in readings} | dict(instead or {})
+        self._language.set_names(inputs, values)
+        name_kinds(self._vocabularies.kinds(values))
+        return inputs, missing, readings
+
+    def _floor(self, inputs: dict[str, Any], missing: Mapping[str, str], unknown: Sequence[Reading]) -> Floor:
+        """The floor of the request that `_inputs` prepared last on this thread."""
+        errors: dict[str, str] = {}
         facts: dict[str, Json] = {}
         for names, program in self._layers:
             values = program.run(inputs)
@@ -321,7 +365,7 @@ class RuleBook:
         if isinstance(values, str):
             values = self._run_singly([*(rule.id for rule in self.rules), "risk"], inputs, errors)
 
-        fired: list[Rule] = []
+        fired = [self._rule_of(reading) for reading in unknown]
         finals: list[Rule] = []
         for rule, value in zip(self.rules, values, strict=False):
             if value is False:
@@ -349,11 +393,38 @@ class RuleBook:
             risk=_as_risk(values[-1]),
         )
 
+    def _rule_of(self, reading: Reading) -> Rule:
+        """The rule that an unknown name counts as."""
+        vocabulary = self._vocabulary.get(reading.path)
+        outcome = vocabulary.unknown or self._strictest if vocabulary else self._not_plain
+        return Rule(
+            id=f"{RULE_ID}{reading.path}",
+            when="true",
+            outcome=outcome,
+            because=reading.because or "",
+            clause=vocabulary.clause if vocabulary else None,
+            classification=vocabulary.classification if vocabulary else None,
+        )
+
+    def _stricter_floor(self, floor: Floor, other: Floor, reading: Reading, name: Json) -> Floor:
+        """The stricter of a floor and that of a name which an unknown one may stand for.
+
+        The facts stay those of the name that was sent.
+        """
+        errors = {**other.errors, **floor.errors}
+        risk = max(floor.risk, other.risk, key=RISKS.index)
+        if self._rank[other.outcome] <= self._rank[floor.outcome]:
+            return structs.replace(floor, errors=errors, risk=risk)
+        because = f"{other.because or ''} {reading.because} It may stand for {_names(name)}.".strip()
+        rules = tuple(dict.fromkeys((*other.rules, *floor.rules)))
+        return structs.replace(
+            other, rules=rules, because=because, facts=floor.facts, errors=errors, risk=risk
+        )
+
     def trace(self, evaluation: Evaluation, received_at: float) -> tuple[Floor, tuple[RuleTrace, ...]]:
         """The floor, and what came of each rule and of the parts of its condition. Slow: it compiles them."""
         floor = self.apply(evaluation, received_at)
-        inputs = self._language.inputs(evaluation, received_at)
-        self._language.members_at_fault(self._required)
+        inputs, _, _ = self._inputs(evaluation, received_at)
         inputs |= floor.facts
         traces = []
         for rule in self.rules:
@@ -415,6 +486,10 @@ class RuleBook:
         return max(outcomes, key=self._rank.__getitem__)
 
 
+def _names(value: Json) -> str:
+    return ", ".join(map(shown, value)) if isinstance(value, list) else shown(value)
+
+
 def _faults_of_words(words: Mapping[str, Sequence[str]]) -> Iterator[RuleFault]:
     for name, entries in words.items():
         if fault := fault_of(entries):
@@ -423,14 +498,19 @@ def _faults_of_words(words: Mapping[str, Sequence[str]]) -> Iterator[RuleFault]:
             yield RuleFault(file="pack.yaml", path=path, subject=f"words {name}", message=message)
 
 
-def reads_only_subject_properties(rule: Rule, facts: Mapping[str, str]) -> bool:
-    """True when a rule and its facts read nothing but `subject.properties`, which the caller asserts."""
+def paths_read(rule: Rule, facts: Mapping[str, str]) -> set[str]:
+    """The members of a request that a rule and its facts read."""
     texts, seen = [rule.when], set[str]()
     for text in texts:
         used = (names_in(text) & facts.keys()) - seen
         texts += [facts[name] for name in used]
         seen |= used
-    paths = {path for text in texts for path in paths_in(text)}
+    return {path for text in texts for path in paths_in(text)}
+
+
+def reads_only_subject_properties(rule: Rule, facts: Mapping[str, str]) -> bool:
+    """True when a rule and its facts read nothing but `subject.properties`, which the caller asserts."""
+    paths = paths_read(rule, facts)
     return bool(paths) and all(path.startswith("subject.properties") for path in paths)
 
 

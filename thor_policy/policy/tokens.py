@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 #: Calls that give an optional value, those that end one, and those that take one as their last argument.
@@ -19,6 +19,8 @@ _OPTIONAL_CALLS, _ENDS, _TAKE_OPTIONALS = (
 )
 #: What an expression can read, but for facts.
 ROOTS = ("subject", "action", "resource", "context", "data", "now")
+#: Methods that give another spelling of a name.
+_RESPELLING = ("lowerAscii", "upperAscii", "trim")
 #: Words that cannot be the name of a variable.
 # fmt: off
 RESERVED = frozenset((
@@ -122,6 +124,83 @@ def comparisons(text: str) -> Iterator[tuple[str, str]]:
                 literal = literal_of(item)
                 if literal is not None:
                     yield token.text, literal
+
+
+def member_comparisons(text: str, facts: Mapping[str, str]) -> Iterator[tuple[str, str, bool, int]]:
+    """Each member of a request that is compared with a literal text by `==`, `!=` or `in [..]`.
+
+    Yields the member's path, the literal, whether the member is compared in another case or trimmed, and the
+    literal's offset. A member is read by name, by `given`, or by a fact of `facts` that is nothing else.
+    """
+    tokens = list(tokenise(text))
+    bound = bound_in(tokens)
+    for at, token in enumerate(tokens):
+        member = None if token.text in bound else _member_at(tokens, at, facts)
+        if member is None:
+            continue
+        path, respelt, end = member
+        for value, offset in _literals_compared(tokens, at, end):
+            yield path, value, respelt, offset
+
+
+def kinds_compared(text: str) -> Iterator[tuple[str, str]]:
+    """Each literal text that `kind("PATH")` is compared with by `==`, `!=` or `in [..]`, and the path."""
+    tokens = list(tokenise(text))
+    for at, token in enumerate(tokens):
+        if (
+            token.text != "kind"
+            or _is_member(tokens, at)
+            or [t.text for t in tokens[at + 1 : at + 2]] != ["("]
+        ):
+            continue
+        path, end = literal_of(tokens[at + 2 : at + 3]), _closing(tokens, at + 1) + 1
+        if path is not None and end == at + 4:
+            yield from ((path, literal) for literal, _ in _literals_compared(tokens, at, end))
+
+
+def _literals_compared(tokens: Sequence[Token], start: int, end: int) -> Iterator[tuple[str, int]]:
+    """The literal texts that the operand from `start` to `end` is compared with, and their offsets."""
+    signs = [token.text if token.kind != "string" else "" for token in tokens]
+    literals: list[Sequence[Token]] = []
+    equals, joins = (["=", "="], ["!", "="]), (["+"], ["."], ["["])
+    if signs[end : end + 2] in equals and signs[end + 3 : end + 4] not in joins:
+        literals.append(tokens[end + 2 : end + 3])
+    elif signs[end : end + 2] == ["in", "["]:
+        literals += arguments_of(tokens, end + 1)
+    if start >= 3 and signs[start - 2 : start] in equals and signs[start - 4 : start - 3] != ["+"]:
+        literals.append(tokens[start - 3 : start - 2])
+    for literal in literals:
+        value = literal_of(literal)
+        if value is not None:
+            yield value, literal[0].offset
+
+
+def _member_at(tokens: Sequence[Token], at: int, facts: Mapping[str, str]) -> tuple[str, bool, int] | None:
+    """The member of a request that begins at a token, whether a call changes it, and the index behind it."""
+    token, end, changed = tokens[at], at + 1, False
+    if token.kind != "name" or _is_member(tokens, at):
+        return None
+    calls = tokens[end].text == "(" if end < len(tokens) else False
+    if token.text == "given" and calls and tokens[end + 1].kind == "string":
+        path, end = literal_of([tokens[end + 1]]) or "", _closing(tokens, end) + 1
+    elif token.text in ROOTS and not calls:
+        path = token.text
+        while end + 1 < len(tokens) and tokens[end].text == "." and tokens[end + 1].kind == "name":
+            if end + 2 < len(tokens) and tokens[end + 2].text == "(":
+                break
+            path, end = f"{path}.{tokens[end + 1].text}", end + 2
+    elif token.text in facts and not calls:
+        inner = list(tokenise(facts[token.text]))
+        others = {name: other for name, other in facts.items() if name != token.text}
+        member = _member_at(inner, 0, others) if inner else None
+        if member is None or member[2] != len(inner):
+            return None
+        path, changed, _ = member
+    else:
+        return None
+    while [t.text for t in tokens[end : end + 4 : 2]] == [".", "("] and tokens[end + 1].text in _RESPELLING:
+        changed, end = True, _closing(tokens, end + 2) + 1
+    return path, changed, end
 
 
 def parts_of(text: str) -> list[str]:

@@ -1,0 +1,1 @@
+"""What texts in a request mean: names, and texts of a known grammar."""
