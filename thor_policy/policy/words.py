@@ -20,7 +20,7 @@ _WORD = re.compile(r"[^\W\d_]+|[0-9]+")
 #: (DerivedCoreProperties.txt), the third the rest of category Cf. Then control characters but for tab and
 #: line breaks, interlinear annotation, the blank braille pattern, a null note head, a filler, and what has no
 #: glyph: private use, noncharacters, U+FFFC and U+FFFD (as which NUL is read in a request).
-_INVISIBLE = re.compile(
+INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
     "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
     "\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd\U00013430-\U0001345f"
@@ -65,8 +65,8 @@ def plain_words(text: str) -> str:
     """
     readings = [unicodedata.normalize("NFKC", text)]
     if not text.isascii() or not text.isprintable():
-        seen = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text))
-        readings = [seen, unicodedata.normalize("NFKC", _INVISIBLE.sub(" ", text))]
+        seen = unicodedata.normalize("NFKC", INVISIBLE.sub("", text))
+        readings = [seen, unicodedata.normalize("NFKC", INVISIBLE.sub(" ", text))]
     forms = [form for reading in readings for form in (_CAMEL.sub(" ", reading), reading)]
     return f" {' | '.join(dict.fromkeys(' '.join(_WORD.findall(form.lower())) for form in forms))} "
 

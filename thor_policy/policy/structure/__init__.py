@@ -1,0 +1,1 @@
+"""What texts of a request mean: functions of the text alone, which packs call."""
