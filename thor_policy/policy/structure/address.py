@@ -13,6 +13,8 @@ from typing import TypeAlias
 
 _Ip: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+#: A longer host is no name of DNS.
+MAX_HOST_CHARS = 253
 #: Every class, the one to fear most first. "": a name that says nothing about its address.
 CLASSES = (
     "metadata", "loopback", "unspecified", "link_local", "private", "cgnat", "multicast", "reserved", "",
@@ -128,7 +130,7 @@ _ENDINGS = {
 _IN_A_NAME = re.compile(r"(?<![0-9])(\d{1,3})[.-](\d{1,3})[.-](\d{1,3})[.-](\d{1,3})(?![0-9])")
 #: Services whose names resolve to the address that they hold, and the hexadecimal form that these read.
 _RESOLVES_ITSELF = re.compile(r"(?:^|\.)(?:[sn]ip\.io|sslip\.io|xip\.io|rbndr\.us|1u\.ms|traefik\.me)$")
-_HEXADECIMAL = re.compile(r"(?<![0-9a-z])[0-9a-f]{8}(?![0-9a-z])")
+_HEXADECIMAL = re.compile(r"(?<![0-9a-z])(?:0x)?([0-9a-f]{8})(?![0-9a-z])")
 _IPV6_LABEL = re.compile(r"(?<![0-9a-z-])[0-9a-f-]{2,39}(?![0-9a-z-])")
 
 
@@ -142,10 +144,9 @@ def of_host(host: str) -> tuple[str, str]:
 
     The class is "" for a name that says nothing about its address, the address "" for a name without one.
     """
-    try:
-        return of_ip(ipaddress.ip_address(host.strip("[]")))
-    except ValueError:
-        return _of_name(host) if host else ("", "")
+    if not 0 < len(host) <= MAX_HOST_CHARS:
+        return "", ""
+    return of_ip(ipaddress.ip_address(host.strip("[]"))) if is_ip(host) else _of_name(host)
 
 
 def of_ip(ip: _Ip) -> tuple[str, str]:
@@ -181,13 +182,15 @@ def _of_name(host: str) -> tuple[str, str]:
     for numbers in _IN_A_NAME.findall(host):
         if all(int(number) < 256 for number in numbers):
             readings.append(of_ip(ipaddress.IPv4Address(bytes(map(int, numbers)))))
-    if _RESOLVES_ITSELF.search(host):
+    if service := _RESOLVES_ITSELF.search(host):
         readings += [of_ip(ipaddress.IPv4Address(int(digits, 16))) for digits in _HEXADECIMAL.findall(host)]
         for label in _IPV6_LABEL.findall(host):
             try:
                 readings.append(of_ip(ipaddress.IPv6Address(label.replace("-", ":"))))
             except ValueError:
                 continue
+        if len(readings) == 1 and service.start() > 0:
+            readings.append(("reserved", ""))  # in a form that is not read here
     labels = host.split(".")
     readings += [
         (_ENDINGS[ending], "") for at in range(len(labels)) if (ending := ".".join(labels[at:])) in _ENDINGS
@@ -199,8 +202,4 @@ def _of_name(host: str) -> tuple[str, str]:
 
 def is_ip(host: str) -> bool:
     """Whether a host, as ada_url writes it, is an address and no name."""
-    try:
-        ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return False
-    return True
+    return host.startswith("[") or host.replace(".", "").isdigit()

@@ -8,6 +8,7 @@ opens the file must resolve it. Nothing here touches a file. Pure; any thread.
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import re
 from collections.abc import Container, Sequence
@@ -56,8 +57,25 @@ _SECRET_ROW = re.compile(
     )
 )
 _SECRET_FOLDER = re.compile(r" (?:\w*(?:{})\w*|creds|private keys?) ".format("|".join(lists.SECRET_PARTS)))
+_KEY = re.compile(" keys? ")
 _NO_SECRET_ROW = re.compile(
     " (?:{})(?= )".format("|".join(map(re.escape, (*lists.NOT_SECRET, *lists.NOT_SECRET_ROWS))))
+)
+
+#: Names that a pattern may mean.
+_STORES = (
+    *lists.SECRET_NAMES,
+    *(
+        f"{word}.{end}"
+        for word in (*lists.SECRET_PARTS, "token", "tokens", "creds")
+        for end in ("json", "txt")
+    ),
+    *lists.SECRET_BEGINNINGS,
+)
+_MAX_PATTERN = 64
+#: Where an entry of several folders may begin.
+_FIRST_OF_SEVERAL = frozenset(
+    key.split("/")[0] for key in (*lists.SECRET_FOLDERS, *lists.STEERS_FOLDERS) if "/" in key
 )
 
 
@@ -104,28 +122,24 @@ def _read(text: str, base: str) -> dict[str, Any]:
     plain = _HOME.sub("~", plain, count=1) if plain.startswith("$") else plain
     opaque = opaque or _fault(plain)
     if opaque:
-        parts = _parts(_unmasked(text))
-        return _result(
-            opaque=opaque,
-            base_ok=bool(root),
-            secret=_secret(parts, parts, opaque=True),
-            steers=_steers(parts),
-        )
+        readings = [_parts(reading) for reading in _unmasked(text)]
+        secret = "store" if _may_be_store(text) else max(_secret(parts, 0) for parts in readings)
+        steers = next(filter(None, map(_steers, readings)), "")
+        return _result(opaque=opaque, base_ok=bool(root), secret=secret, steers=steers)
     if plain[0] not in "/~" and root:
         plain = f"/{'/'.join(root)}/{plain}"
     parts = _parts(plain)
     is_absolute = plain[0] == "/"
     below = is_absolute and bool(root) and parts[: len(root)] == list(root)
-    lowered = [part.lower() for part in parts]
-    own = lowered[len(root) :] if below else lowered
+    own = parts[len(root) :] if below else parts
     return _result(
         path="/" * is_absolute + "/".join(parts),
         name=parts[-1] if parts else "",
         inside=below and bool(own),
         is_base=below and not own,
         base_ok=bool(root),
-        secret=_secret(lowered, own),
-        steers=_steers(own) or ("system" if is_absolute and lowered[:1] == ["etc"] else ""),
+        secret=_secret(parts, len(root) if below else 0),
+        steers=_steers(own) or ("system" if is_absolute and parts[:1] == ["etc"] else ""),
     )
 
 
@@ -172,37 +186,59 @@ def _fault(text: str) -> str:
     return ""
 
 
-def _unmasked(text: str) -> str:
-    """What an opaque text may stand for, in lower case."""
-    text = _BEGINS_A_NAME.sub("/", plain_text.fold(unquote(unquote(text))))
-    return "/".join(part.strip(" @").rstrip(" .") for part in _VANISHES.sub("", text).split("/"))
+def _unmasked(text: str) -> list[str]:
+    """What an opaque text may stand for. For some a backslash splits names, for others it vanishes."""
+    text = plain_text.fold(unquote(unquote(text)))
+    readings = [text, text.replace("\\", "")] if "\\" in text else [text]
+    split = (_VANISHES.sub("", _BEGINS_A_NAME.sub("/", reading)).split("/") for reading in readings)
+    return ["/".join(part.strip(" @").rstrip(" .") for part in parts) for parts in split]
 
 
 # ---------------------------------------------------------------- lists
 
 
-def _secret(parts: list[str], own: list[str], *, opaque: bool = False) -> str:
-    """Whether a path in lower case holds secrets; `own`: its parts below the base."""
+def _secret(parts: list[str], base_parts: int) -> str:
+    """Whether a path holds secrets. Mere words count only behind the parts of its base."""
     if not parts:
         return ""
-    name = parts[-1]
-    if _matches(parts, lists.SECRET_FOLDERS):
-        return "" if name.endswith(".pub") and not opaque else "store"
-    if parts[0] == "proc" and name in ("environ", "mem", "auxv"):
+    folded = _folded(parts)
+    name = folded[-1]
+    if _matches(folded, lists.SECRET_FOLDERS):
+        return "" if name.endswith(".pub") else "store"
+    if folded[0] == "proc" and name in ("environ", "mem", "auxv"):
         return "store"
     names = _without_copies(name)
-    if any(_is_store(form) or _ends_with(parts[:-1], form, lists.SECRET_NAMES) for form in names):
+    if any(_is_store(form) or _ends_with(folded[:-1], form, lists.SECRET_NAMES) for form in names):
         return "store"
+    own = parts[base_parts:]
+    if not own:
+        return ""
     is_about = names[-1].rpartition(".")[2] in lists.ABOUT_ENDINGS or name.endswith(lists.EXAMPLE_ENDINGS)
-    if own and _SECRET_ROW.search(_words(own[-1])):
+    words = _words(own[-1])
+    if _SECRET_ROW.search(words):
         return "name" if is_about else "store"
-    weak = name in lists.ABOUT_NAMES
-    for part in own[:-1]:
+    is_weak = name in lists.ABOUT_NAMES or (not is_about and " key" in words and bool(_KEY.search(words)))
+    for part, folded_part in zip(own[:-1], folded[base_parts:], strict=False):
         words = _words(part)
-        if _SECRET_FOLDER.search(words) and not is_about:
+        if not is_about and _SECRET_FOLDER.search(words):
             return "store"
-        weak = weak or _is_store(part) or bool(_SECRET_ROW.search(words))
-    return "name" if weak else ""
+        is_weak = is_weak or _is_store(folded_part) or bool(_SECRET_ROW.search(words))
+    return "name" if is_weak else ""
+
+
+def _folded(parts: list[str]) -> list[str]:
+    """The parts as lists have them: an accent hides no name."""
+    return [part.lower() if part.isascii() else plain_text.fold(part) for part in parts]
+
+
+def _may_be_store(text: str) -> bool:
+    """Whether the last part is a pattern that a name of a store matches. `*` alone is none."""
+    pattern = text.rpartition("/")[2].lower()
+    if len(pattern) > _MAX_PATTERN or not any(sign in pattern for sign in "*?["):
+        return False
+    if pattern.endswith(lists.SECRET_ENDINGS):
+        return True
+    return len(pattern.strip("*?")) > 1 and any(fnmatch.fnmatchcase(name, pattern) for name in _STORES)
 
 
 def _is_store(name: str) -> bool:
@@ -213,6 +249,7 @@ def _is_store(name: str) -> bool:
     return (
         name in lists.SECRET_NAMES
         or name.endswith(lists.SECRET_ENDINGS)
+        or (name.startswith(".env") and not name[4:5].isalpha())  # .env.prod, .env-old, .env2
         or (name.startswith(".") and name.endswith("_history"))
     )
 
@@ -222,15 +259,14 @@ def _without_copies(name: str) -> list[str]:
     forms = [name]
     for _ in range(4):
         shorter = _COPY.sub("", forms[-1])
-        shorter = next(
-            (shorter.removesuffix(end) for end in lists.BACKUP_ENDINGS if shorter.endswith(end)), shorter
-        )
+        if shorter.endswith(lists.BACKUP_ENDINGS):
+            shorter = next(shorter.removesuffix(end) for end in lists.BACKUP_ENDINGS if shorter.endswith(end))
         if not shorter or shorter == forms[-1]:
             break
         forms.append(shorter)
-    return (
-        forms if len(forms) == 1 else [*forms, forms[-1].removeprefix(".")]
-    )  # .id_rsa.swp is vim's of id_rsa
+    if len(forms) > 1:
+        forms.append(forms[-1].removeprefix("."))  # vim's copy of id_rsa is .id_rsa.swp
+    return forms
 
 
 def _words(name: str) -> str:
@@ -238,10 +274,10 @@ def _words(name: str) -> str:
 
 
 def _steers(parts: list[str]) -> str:
-    """What a path in any case steers, of the parts below the base."""
-    parts = [part.lower() for part in parts]
+    """What the file at these parts, below the base, steers."""
     if not parts:
         return ""
+    parts = _folded(parts)
     if folder := _matches(parts, lists.STEERS_FOLDERS):
         return lists.STEERS_FOLDERS[folder]
     name = parts[-1]
@@ -255,11 +291,14 @@ def _steers(parts: list[str]) -> str:
 
 def _matches(parts: list[str], folders: Container[str]) -> str:
     """The first folder of a list that the path goes through; its key may have up to three parts."""
-    for at in range(len(parts)):
-        for size in (1, 2, 3):
-            key = "/".join(parts[at : at + size])
-            if key in folders:
-                return key
+    for at, part in enumerate(parts):
+        if part in folders:
+            return part
+        if part in _FIRST_OF_SEVERAL:
+            for size in (2, 3):
+                key = "/".join(parts[at : at + size])
+                if key in folders:
+                    return key
     return ""
 
 

@@ -55,8 +55,8 @@ SECRET_NAMES = frozenset(
     application_default_credentials.json, local.settings.json, azureauth.json, sops/age/keys.txt,
     # keys of applications
     master.key, config/master.key, credentials.yml.enc, secret_token.rb, wp-config.php, localsettings.php,
-    secring.gpg, trustdb.gpg, wallet.dat, key3.db, key4.db, logins.json, signons.sqlite, cookies.sqlite,
-    cookies.txt, login data, web data, local state,
+    secring.gpg, trustdb.gpg, private.asc, wallet.dat, key3.db, key4.db, logins.json, signons.sqlite,
+    cookies.sqlite, cookies.txt, login data, web data, local state,
     # the system
     shadow, shadow-, gshadow, gshadow-, etc/passwd, passwd, etc/sudoers, sudoers, krb5.keytab, dev/mem,
     dev/kmem, proc/kcore, .rhosts, .secret, .secrets, unattend.xml, ntds.dit,
@@ -69,7 +69,7 @@ SECRET_NAMES = frozenset(
 )
 #: Files that hold secrets in some projects, and none in others.
 ABOUT_NAMES = frozenset(
-    {"auth.json", "google-services.json", "googleservice-info.plist", "cookies", ".htaccess"}
+    {"auth.json", "database.yml", "google-services.json", "googleservice-info.plist", "cookies", ".htaccess"}
 )
 #: Endings of keys, key stores, password stores, states.
 SECRET_ENDINGS = tuple(
@@ -83,7 +83,7 @@ SECRET_ENDINGS = tuple(
 #: Beginnings, of the names of private keys and the like. Those that end in .pub are no secret.
 SECRET_BEGINNINGS = tuple(
     _entries("""
-    id_rsa, id_dsa, id_ecdsa, id_ed25519, id_xmss, ssh_host_, .env., .env-, .env_
+    id_rsa, id_dsa, id_ecdsa, id_ed25519, id_xmss, ssh_host_
     """)
 )
 #: What stands for a model without values, at the end of a name.

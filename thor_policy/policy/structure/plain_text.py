@@ -30,7 +30,8 @@ def fault(text: str) -> str:
     """Why the text is not what it looks like: "has a control character". "" if it is plain."""
     if text.isascii():
         return "" if text.isprintable() else "has a control character"
-    for character in text:
+    characters = set(text)
+    for character in characters:
         if not character.isascii() and unicodedata.category(character) in ("Zs", "Zl", "Zp", "Cs", "Cn"):
             return "has an unusual blank, or a character that does not exist"
     if INVISIBLE.search(text) or "\n" in text or "\t" in text or "\r" in text:
@@ -40,7 +41,7 @@ def fault(text: str) -> str:
     if not unicodedata.is_normalized("NFKC", text):
         return "has characters that stand for others (NFKC)"
     look_alikes, _ = _tables()
-    if any(look_alikes.get(character, "-") in _MEANINGFUL for character in text):
+    if any(look_alikes.get(character, "-") in _MEANINGFUL for character in characters):
         return "has a sign that looks like another one"
     return next(filter(None, (_fault_of_word(word) for word in _WORD.findall(text))), "")
 
@@ -49,20 +50,26 @@ def fold(text: str) -> str:
     """The ASCII text that a reader may take this text for, in lower case; for lists of dangerous names."""
     if text.isascii():
         return INVISIBLE.sub("", text).lower()
-    text = unicodedata.normalize("NFKD", INVISIBLE.sub("", text))
-    look_alikes, _ = _tables()
-    letters = (look_alikes.get(character, character) for character in text)
-    return "".join(letter for letter in letters if not unicodedata.combining(letter[0])).casefold()
+    text = unicodedata.normalize("NFKD", INVISIBLE.sub("", text))[: 2 * len(text)]
+    return text.translate({ord(character): _folded(character) for character in set(text)}).casefold()
+
+
+def _folded(character: str) -> str:
+    if unicodedata.combining(character):
+        return ""
+    digit = unicodedata.decimal(character, -1)
+    return str(digit) if digit >= 0 else _tables()[0].get(character, character)
 
 
 def _fault_of_word(word: str) -> str:
     if word.isascii():
         return ""
     look_alikes, script_of = _tables()
-    scripts = {script_of(character) for character in word} - _OF_EVERY_SCRIPT
+    characters = set(word)
+    scripts = {script_of(character) for character in characters} - _OF_EVERY_SCRIPT
     if len(scripts) > 1 and not any(scripts <= together for together in _TOGETHER):
         return "has a word that mixes scripts"
-    if all(character.isascii() or character in look_alikes for character in word):
+    if all(character.isascii() or character in look_alikes for character in characters):
         return "has a word that looks like another one in Latin letters"
     return ""
 

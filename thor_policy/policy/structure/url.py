@@ -24,7 +24,6 @@ from thor_policy.policy.words import INVISIBLE
 MAX_CHARS = 8192
 #: A longer text is read anew each time.
 _CACHED_CHARS = 2048
-_MAX_HOST_CHARS = 253
 _MAX_SEGMENTS = 64
 
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443, "ftp": 21}
@@ -40,7 +39,7 @@ _AUTHORITY = re.compile(
     r"(?:(?P<userinfo>[^@]*)@)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^@:\[\]]*)(?::(?P<port>[0-9]*))?"
 )
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
-#: A leading zero: octal for C libraries, decimal for others.
+#: Leading zeros: the number is octal for C libraries, and decimal for others.
 _LEADING_ZERO = re.compile(r"(?:^|(?<=\.))0+(?=[0-9])")
 #: Percent-encoding of what needs none: letters, digits, `-._~`; also of signs that split a path.
 _NEEDLESS = re.compile(r"%(?:2[def]|3[0-9]|4[1-9a-f]|5[0-9acf]|6[1-9a-f]|7[0-9aef]|25|[01][0-9a-f]|3b)", re.I)
@@ -98,12 +97,13 @@ def _read(text: str) -> dict[str, Any]:
         return _result(opaque=_fault_of_text(text), scheme=scheme)
     authority = _AUTHORITY.fullmatch(parts["authority"]) if parts and parts["slashes"] else None
     is_web = scheme in _SPECIAL
-    reading = _whatwg(text if is_web else f"http:{text[len(scheme) + 1 :]}")
+    reading = None
+    if is_web or (parts and parts["authority"]):
+        reading = _whatwg(text if is_web else f"http:{text[len(scheme) + 1 :]}")
     opaque = _fault_of_text(text) or _fault_of_parts(parts, authority, reading)
     host = reading.host if reading else ""
     if opaque:
-        classes = [address.of_host(candidate) for candidate in {host, *_candidates(text)} if candidate]
-        kind, ip = address.worst(classes)
+        kind, ip = address.worst([address.of_host(host), *_candidates(text)])
     else:
         kind, ip = address.of_host(host)
     port = reading.port if reading else ""
@@ -112,7 +112,8 @@ def _read(text: str) -> dict[str, Any]:
     path = _path(reading.path if reading else "")
     if len(path["segments"]) > _MAX_SEGMENTS:
         opaque, path = opaque or f"has more than {_MAX_SEGMENTS} segments in its path", {}
-    if parts and (_DOT_SEGMENT.search(parts["rest"]) or _NEEDLESS.search(parts["rest"].split("?")[0])):
+    raw = parts["rest"].split("?")[0] if parts else ""
+    if opaque or _DOT_SEGMENT.search(raw) or _NEEDLESS.search(raw):
         path["plain"] = False
     return _result(
         opaque=opaque,
@@ -130,15 +131,15 @@ def _read(text: str) -> dict[str, Any]:
 
 def _whatwg(text: str) -> _Reading | None:
     try:
-        parsed = ada_url.URL(text)
-        return _Reading(
-            host=parsed.hostname.removesuffix("."),
-            port=parsed.port,
-            path=parsed.pathname,
-            has_query=bool(parsed.search),
-        )
-    except ValueError:  # also of a lone surrogate
+        parsed = ada_url.parse_url(text, ("hostname", "port", "pathname", "search"))
+    except ValueError:
         return None
+    return _Reading(
+        host=parsed["hostname"].removesuffix("."),
+        port=parsed["port"],
+        path=parsed["pathname"],
+        has_query=bool(parsed["search"]),
+    )
 
 
 # ---------------------------------------------------------------- what is not understood
@@ -174,14 +175,15 @@ def _fault_of_parts(
         return "has a host or port that no client accepts"
     if host.startswith("["):
         return ""
-    if len(reading.host) > _MAX_HOST_CHARS:
-        return f"has a host of more than {_MAX_HOST_CHARS} characters"
-    if _LEADING_ZERO.search(host) and address.is_ip(reading.host):
-        return "has numbers with leading zeros, octal for some clients and decimal for others"
+    if len(reading.host) > address.MAX_HOST_CHARS:
+        return f"has a host of more than {address.MAX_HOST_CHARS} characters"
     if host.isascii() and not _HOST_NAME.fullmatch(host):
         return "has a host with unusual characters"
     if address.is_ip(reading.host):
-        return "" if host.isascii() else "has a host in letters that stand for others"
+        is_usual = host.removesuffix(".") == reading.host
+        return "" if is_usual else "has an address in an unusual form, which clients read differently"
+    if "" in host.removesuffix(".").split("."):
+        return "has a host with an empty label"
     if not host.isascii():
         return _fault_of_name(host, reading.host)
     if reading.host != host.lower().removesuffix("."):
@@ -204,8 +206,8 @@ def _fault_of_name(host: str, ascii_host: str) -> str:
     return next(filter(None, (plain_text.fault(label) for label in shown.split("."))), "")
 
 
-def _candidates(text: str) -> list[str]:
-    """Every host that some client may see in a text that is not understood."""
+def _candidates(text: str) -> list[tuple[str, str]]:
+    """Class and address of every host that some client may see in a text that is not understood."""
     cleaned = unicodedata.normalize("NFKC", INVISIBLE.sub("", unquote("".join(text.split()))))
     _, _, after = cleaned[:_CACHED_CHARS].partition(":")
     pieces = {
@@ -217,7 +219,9 @@ def _candidates(text: str) -> list[str]:
     readings = [_whatwg(f"http://{piece}/") for piece in pieces]
     readings += [_whatwg(f"http://{_LEADING_ZERO.sub('', piece)}/") for piece in pieces]
     readings += [_whatwg(f"http://{plain_text.fold(piece)}/") for piece in pieces if not piece.isascii()]
-    return [reading.host for reading in readings if reading and len(reading.host) <= _MAX_HOST_CHARS]
+    hosts = {reading.host for reading in readings if reading}
+    classes = [(host, address.of_host(host)) for host in hosts]
+    return [pair for host, pair in classes if "." in host or pair[0] != "private"]  # a mere word is no host
 
 
 # ---------------------------------------------------------------- the path
