@@ -23,6 +23,8 @@ _TOGETHER = (
 )
 #: Signs that split paths and URLs, or that shells read.
 _MEANINGFUL = frozenset("/\\.:@?#%~$|;&<>*")
+#: Marks on a letter. Normalisation takes quadratic time in their number.
+_MAX_MARKS = 6
 _OF_EVERY_SCRIPT = {"COMMON", "INHERITED"}
 
 
@@ -36,6 +38,11 @@ def fault(text: str) -> str:
             return "has an unusual blank, or a character that does not exist"
     if INVISIBLE.search(text) or "\n" in text or "\t" in text or "\r" in text:
         return "has a character that nobody sees"
+    marks = 0
+    for character in text:
+        marks = marks + 1 if unicodedata.combining(character) else 0
+        if marks > _MAX_MARKS:
+            return "has too many combining marks on a letter"
     if not unicodedata.is_normalized("NFC", text):
         return "has combining marks that are not composed (NFC)"
     if not unicodedata.is_normalized("NFKC", text):
@@ -46,11 +53,19 @@ def fault(text: str) -> str:
     return next(filter(None, (_fault_of_word(word) for word in _WORD.findall(text))), "")
 
 
+def bare(text: str) -> str:
+    """The text in NFKC, without characters that nobody sees and without combining marks."""
+    if text.isascii():
+        return INVISIBLE.sub("", text)
+    marks = {ord(character): "" for character in set(text) if unicodedata.combining(character)}
+    return unicodedata.normalize("NFKC", INVISIBLE.sub("", text).translate(marks))[: 2 * len(text)]
+
+
 def fold(text: str) -> str:
     """The ASCII text that a reader may take this text for, in lower case; for lists of dangerous names."""
     if text.isascii():
         return INVISIBLE.sub("", text).lower()
-    text = unicodedata.normalize("NFKD", INVISIBLE.sub("", text))[: 2 * len(text)]
+    text = unicodedata.normalize("NFKD", bare(text))
     return text.translate({ord(character): _folded(character) for character in set(text)}).casefold()
 
 

@@ -18,13 +18,14 @@ import ada_url
 from msgspec import Struct
 
 from thor_policy.policy.structure import address, plain_text
-from thor_policy.policy.words import INVISIBLE
 
 #: A longer text is opaque.
 MAX_CHARS = 8192
 #: A longer text is read anew each time.
 _CACHED_CHARS = 2048
 _MAX_SEGMENTS = 64
+#: A host beyond ASCII is normalised, which takes quadratic time in the number of marks on a letter.
+_MAX_AUTHORITY = 512
 
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443, "ftp": 21}
 #: Schemes that ada_url reads as the web's; the host of another scheme is read as if it were one of http.
@@ -40,10 +41,12 @@ _AUTHORITY = re.compile(
 )
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
 #: Leading zeros: the number is octal for C libraries, and decimal for others.
-_LEADING_ZERO = re.compile(r"(?:^|(?<=\.))0+(?=[0-9])")
+_LEADING_ZEROS = re.compile(r"(?:^|(?<=\.))0+(?=[0-9])")
 #: Percent-encoding of what needs none: letters, digits, `-._~`; also of signs that split a path.
 _NEEDLESS = re.compile(r"%(?:2[def]|3[0-9]|4[1-9a-f]|5[0-9acf]|6[1-9a-f]|7[0-9aef]|25|[01][0-9a-f]|3b)", re.I)
 _DOT_SEGMENT = re.compile(r"/\.\.?(?:/|$)")
+#: The zone of an IPv6 address.
+_ZONE = re.compile(r"%[^\]]*(?=\])")
 #: Where another client may see the host begin or end.
 _BREAKS = re.compile(r"[/?#@\\{},;|<>\"'()]+")
 
@@ -93,39 +96,40 @@ def _cached(text: str) -> dict[str, Any]:
 def _read(text: str) -> dict[str, Any]:
     parts = _RFC3986.fullmatch(text)
     scheme = parts["scheme"].lower() if parts else ""
+    shown = parts["authority"] or "" if parts else ""
     if parts and parts["slashes"] is None and scheme in _HOSTLESS:
         return _result(opaque=_fault_of_text(text), scheme=scheme)
-    authority = _AUTHORITY.fullmatch(parts["authority"]) if parts and parts["slashes"] else None
-    is_web = scheme in _SPECIAL
+    authority = _AUTHORITY.fullmatch(shown)
     reading = None
-    if is_web or (parts and parts["authority"]):
-        reading = _whatwg(text if is_web else f"http:{text[len(scheme) + 1 :]}")
+    if len(shown) <= _MAX_AUTHORITY:
+        if scheme in _SPECIAL:
+            reading = _whatwg(text)
+        elif (
+            shown
+        ):  # WHATWG leaves the host of other schemes as it is; their clients read it as a browser would
+            reading = _whatwg(f"http:{text[len(scheme) + 1 :]}")
     opaque = _fault_of_text(text) or _fault_of_parts(parts, authority, reading)
-    host = reading.host if reading else ""
+    reading = reading or _Reading()
+    segments = [unquote(segment) for segment in reading.path.split("/") if segment]
+    if len(segments) > _MAX_SEGMENTS:
+        opaque, segments = opaque or f"has more than {_MAX_SEGMENTS} segments in its path", []
+    kind, ip = address.of_host(reading.host)
     if opaque:
-        kind, ip = address.worst([address.of_host(host), *_candidates(text)])
-    else:
-        kind, ip = address.of_host(host)
-    port = reading.port if reading else ""
-    if not port and authority and not is_web:
-        port = authority["port"] or ""
-    path = _path(reading.path if reading else "")
-    if len(path["segments"]) > _MAX_SEGMENTS:
-        opaque, path = opaque or f"has more than {_MAX_SEGMENTS} segments in its path", {}
-    raw = parts["rest"].split("?")[0] if parts else ""
-    if opaque or _DOT_SEGMENT.search(raw) or _NEEDLESS.search(raw):
-        path["plain"] = False
+        kind, ip = address.worst([(kind, ip), *_candidates(text)])
+    named_port = reading.port or (authority["port"] if authority and scheme not in _SPECIAL else "")
     return _result(
         opaque=opaque,
         scheme=scheme,
-        host=host,
-        port=int(port) if port else _DEFAULT_PORTS.get(scheme, 0),
-        userinfo="@" in parts["authority"] if parts and parts["slashes"] else False,
-        query=reading.has_query if reading else False,
+        host=reading.host,
+        port=int(named_port) if named_port else _DEFAULT_PORTS.get(scheme, 0),
+        userinfo="@" in shown,
+        path=unquote(reading.path),
+        plain=not opaque and parts is not None and _is_plain(parts["rest"], reading.path, segments),
+        segments=[segment.lower() for segment in segments],
+        query=reading.has_query,
         address=kind,
         ip=ip,
-        idn=any(label.startswith("xn--") for label in host.split(".")),
-        **path,
+        idn=any(label.startswith("xn--") for label in reading.host.split(".")),
     )
 
 
@@ -208,33 +212,33 @@ def _fault_of_name(host: str, ascii_host: str) -> str:
 
 def _candidates(text: str) -> list[tuple[str, str]]:
     """Class and address of every host that some client may see in a text that is not understood."""
-    cleaned = unicodedata.normalize("NFKC", INVISIBLE.sub("", unquote("".join(text.split()))))
-    _, _, after = cleaned[:_CACHED_CHARS].partition(":")
-    pieces = {
-        piece
-        for start in (cleaned[:_CACHED_CHARS], after)
-        for piece in _BREAKS.split(start.lstrip("/\\"))[:8]
-        if piece
-    }
-    readings = [_whatwg(f"http://{piece}/") for piece in pieces]
-    readings += [_whatwg(f"http://{_LEADING_ZERO.sub('', piece)}/") for piece in pieces]
-    readings += [_whatwg(f"http://{plain_text.fold(piece)}/") for piece in pieces if not piece.isascii()]
-    hosts = {reading.host for reading in readings if reading}
+    cleaned = _ZONE.sub("", plain_text.bare(unquote("".join(text.split())))[:_CACHED_CHARS])
+    pieces: set[str] = set()
+    for start in (cleaned, cleaned.partition(":")[2]):
+        pieces.update(_BREAKS.split(start.lstrip("/\\"))[:8])
+    pieces |= {piece.partition(":")[0] for piece in pieces}  # without a port, which may be wrong
+    if not cleaned.isascii():
+        pieces |= {plain_text.fold(piece) for piece in pieces}
+    pieces |= {_LEADING_ZEROS.sub("", piece) for piece in pieces}
+    hosts = {_host(piece) for piece in pieces if 0 < len(piece) <= address.MAX_HOST_CHARS}
     classes = [(host, address.of_host(host)) for host in hosts]
     return [pair for host, pair in classes if "." in host or pair[0] != "private"]  # a mere word is no host
 
 
-# ---------------------------------------------------------------- the path
+def _host(piece: str) -> str:
+    try:
+        return ada_url.parse_url(f"http://{piece}/", ("hostname",))["hostname"].removesuffix(".")
+    except ValueError:
+        return ""
 
 
-def _path(raw: str) -> dict[str, Any]:
-    """Members `path`, `plain` and `segments`, of a path in which dots are resolved."""
-    segments = [unquote(segment) for segment in raw.split("/") if segment]
-    path = unquote(raw)
-    is_plain = (
-        "//" not in raw
-        and not any(sign in segment for segment in segments for sign in "/\\%;")
-        and "\ufffd" not in path
-        and not plain_text.fault(path)
+def _is_plain(rest: str, raw: str, segments: list[str]) -> bool:
+    """Whether the path, as the text has it in `rest`, is the one that every server sees."""
+    rest = rest.partition("?")[0].partition("#")[0]
+    return (
+        not _DOT_SEGMENT.search(rest)
+        and not _NEEDLESS.search(rest)
+        and "//" not in raw
+        and not any(sign in segment for segment in segments for sign in "/\\%;\ufffd")
+        and not plain_text.fault(unquote(raw))
     )
-    return {"path": path, "plain": is_plain, "segments": [segment.lower() for segment in segments]}
