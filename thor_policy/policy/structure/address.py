@@ -146,7 +146,8 @@ def of_host(host: str) -> tuple[str, str]:
     """
     if not 0 < len(host) <= MAX_HOST_CHARS:
         return "", ""
-    return of_ip(ipaddress.ip_address(host.strip("[]"))) if is_ip(host) else _of_name(host)
+    ip = _ip_of(host)
+    return of_ip(ip) if ip else _of_name(host)
 
 
 def of_ip(ip: _Ip) -> tuple[str, str]:
@@ -202,4 +203,13 @@ def _of_name(host: str) -> tuple[str, str]:
 
 def is_ip(host: str) -> bool:
     """Whether a host, as ada_url writes it, is an address and no name."""
-    return host.startswith("[") or host.replace(".", "").isdigit()
+    return _ip_of(host) is not None
+
+
+def _ip_of(host: str) -> _Ip | None:
+    if not host.startswith("[") and not host[-1:].isdigit():
+        return None
+    try:
+        return ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return None
