@@ -538,7 +538,7 @@ def test_a_record_may_follow_its_decision_in_the_same_batch(
 
 # ---------------------------------------------------------------- masked values
 
-SECRET = "hunter2-and-more"  # noqa: S105
+SECRET = "hunter2-and-more"
 
 
 def test_a_masked_value_is_in_no_file_of_the_journal(path: Path) -> None:

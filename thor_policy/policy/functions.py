@@ -18,6 +18,8 @@ from cel_expr_python import cel
 from thor_policy.core.requests import Json
 from thor_policy.policy.cel_calls import callable_from_cel
 from thor_policy.policy.structure import names
+from thor_policy.policy.structure import path as paths
+from thor_policy.policy.structure import url as urls
 from thor_policy.policy.words import WordLists, plain_words
 
 #: From here on not every whole number is a double.
@@ -243,7 +245,12 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], list[_Overload]]] = {
     "sets.contains": (_contains, _OF_SETS),
     "sets.intersects": (_intersects, _OF_SETS),
     "sets.equivalent": (_equivalent, _OF_SETS),
+    "url": (urls.url, [((_T.STRING,), ANY_MAP)]),
+    "path": (paths.path, [((_T.STRING, _T.STRING), ANY_MAP)]),
 }
+
+#: The members of the results of functions that give a map.
+MEMBERS: dict[str, frozenset[str]] = {"url": urls.MEMBERS, "path": paths.MEMBERS}
 
 #: Every name of ours that a call may have.
 NAMES = (*_FUNCTIONS, *_METHODS)

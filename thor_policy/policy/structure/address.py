@@ -1,0 +1,215 @@
+"""What a host is: this machine, a private network, instance metadata, or the public internet.
+
+Owns the tables of networks and of names. Invariant: an address inside another one (IPv4-mapped, NAT64, 6to4,
+Teredo, ISATAP, a name such as 10-0-0-1.nip.io) has the class of what it leads to. Pure, without a look-up in
+DNS: any other name may resolve to any address, which nothing here can see. Any thread.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import TypeAlias
+
+_Ip: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+#: A longer host is no name of DNS.
+MAX_HOST_CHARS = 253
+#: Every class, the one to fear most first. "": a name that says nothing about its address.
+CLASSES = (
+    "metadata", "loopback", "unspecified", "link_local", "private", "cgnat", "multicast", "reserved", "",
+    "public",
+)  # fmt: skip
+
+#: Addresses that serve credentials or settings of the machine to whoever asks from inside.
+_METADATA = {
+    "169.254.169.254",  # AWS, Azure, Google Cloud, DigitalOcean, OpenStack, Oracle
+    "169.254.169.253", "169.254.169.123",  # AWS: DNS and time
+    "169.254.170.2", "169.254.170.23",  # AWS: credentials of ECS tasks, of EKS pods
+    "169.254.0.23",  # Tencent
+    "169.254.42.42", "fd00:42::42",  # Scaleway
+    "100.100.100.200",  # Alibaba
+    "192.0.0.192",  # Oracle, classic
+    "168.63.129.16",  # Azure, WireServer
+    "fd00:ec2::254", "fd00:ec2::23",  # AWS
+    "fd20:ce::254",  # Google Cloud
+    "fe80::a9fe:a9fe",  # OpenStack
+}  # fmt: skip
+#: IANA special-purpose registries for IPv4 and IPv6; the first network that holds an address decides.
+_NETWORKS = [
+    (ipaddress.ip_network(network), name)
+    for network, name in (
+        ("0.0.0.0/32", "unspecified"),
+        ("127.0.0.0/8", "loopback"),
+        ("10.0.0.0/8", "private"),
+        ("172.16.0.0/12", "private"),
+        ("192.168.0.0/16", "private"),
+        ("169.254.0.0/16", "link_local"),
+        ("100.64.0.0/10", "cgnat"),
+        ("224.0.0.0/4", "multicast"),
+        ("0.0.0.0/8", "reserved"),
+        ("192.0.0.0/24", "reserved"),
+        ("192.0.2.0/24", "reserved"),
+        ("192.88.99.0/24", "reserved"),
+        ("198.18.0.0/15", "reserved"),
+        ("198.51.100.0/24", "reserved"),
+        ("203.0.113.0/24", "reserved"),
+        ("240.0.0.0/4", "reserved"),
+        ("0.0.0.0/0", "public"),
+        ("::/128", "unspecified"),
+        ("::1/128", "loopback"),
+        ("fe80::/10", "link_local"),
+        ("fec0::/10", "private"),
+        ("fc00::/7", "private"),
+        ("64:ff9b:1::/48", "private"),
+        ("ff00::/8", "multicast"),
+        ("2001:db8::/32", "reserved"),
+        ("2001::/23", "reserved"),
+        ("3fff::/20", "reserved"),
+        ("2000::/3", "public"),
+        ("::/0", "reserved"),
+    )
+]
+_BY_VERSION = {
+    version: [
+        (int(network.network_address), int(network.netmask), name)
+        for network, name in _NETWORKS
+        if network.version == version
+    ]
+    for version in (4, 6)
+}
+#: IPv6 prefixes before an IPv4 address, as the first 96 bits: mapped, translated, compatible, NAT64.
+_BEFORE_IPV4 = {
+    int(ipaddress.ip_address(prefix)) >> 32 for prefix in ("::ffff:0:0", "::ffff:0:0:0", "64:ff9b::")
+}
+
+#: Names, and endings of names (with the dot), by what they lead to.
+_NAMES = {
+    "metadata": "metadata",
+    "metadata.google.internal": "metadata",
+    "metadata.goog": "metadata",
+    "metadata.azure.internal": "metadata",
+    "metadata.tencentyun.com": "metadata",
+    "metadata.packet.net": "metadata",
+    "metadata.platformequinix.com": "metadata",
+    "rancher-metadata": "metadata",
+    "instance-data": "metadata",
+    "instance-data.ec2.internal": "metadata",
+    "localhost6": "loopback",
+    "ip6-localhost": "loopback",
+    "ip6-loopback": "loopback",
+    "localhost.localdomain": "loopback",
+    "localhost6.localdomain6": "loopback",
+}
+#: Endings that are not in the public DNS (RFC 6761, 6762, 8375; .internal), or that lead to 127.0.0.1.
+_ENDINGS = {
+    "localhost": "loopback",
+    "localtest.me": "loopback",
+    "lvh.me": "loopback",
+    "vcap.me": "loopback",
+    "lacolhost.com": "loopback",
+    "localho.st": "loopback",
+    "local.gd": "loopback",
+    "fuf.me": "loopback",
+    "internal": "private",
+    "local": "private",
+    "localdomain": "private",
+    "lan": "private",
+    "home": "private",
+    "home.arpa": "private",
+    "corp": "private",
+    "intranet": "private",
+    "private": "private",
+    "test": "private",
+    "svc": "private",
+    "default": "private",  # services of Kubernetes in its first namespace
+    "consul": "private",
+    "cluster.local": "private",
+}
+#: An IPv4 address in a name: 10.0.0.1.nip.io, a-10-0-0-1.sslip.io, ip-10-0-0-1.example.com.
+_IN_A_NAME = re.compile(r"(?<![0-9])(\d{1,3})[.-](\d{1,3})[.-](\d{1,3})[.-](\d{1,3})(?![0-9])")
+#: Services whose names resolve to the address that they hold, and the hexadecimal form that these read.
+_RESOLVES_ITSELF = re.compile(r"(?:^|\.)(?:[sn]ip\.io|sslip\.io|xip\.io|rbndr\.us|1u\.ms|traefik\.me)$")
+_HEXADECIMAL = re.compile(r"(?<![0-9a-z])(?:0x)?([0-9a-f]{8})(?![0-9a-z])")
+_IPV6_LABEL = re.compile(r"(?<![0-9a-z-])[0-9a-f-]{2,39}(?![0-9a-z-])")
+
+
+def worst(classes: list[tuple[str, str]]) -> tuple[str, str]:
+    """The class and address to fear most; ("", "") of none."""
+    return min(classes, key=lambda pair: CLASSES.index(pair[0]), default=("", ""))
+
+
+def of_host(host: str) -> tuple[str, str]:
+    """Class and address of a host as ada_url writes it: ASCII, lower case, IPv6 in brackets.
+
+    The class is "" for a name that says nothing about its address, the address "" for a name without one.
+    """
+    if not 0 < len(host) <= MAX_HOST_CHARS:
+        return "", ""
+    ip = _ip_of(host)
+    return of_ip(ip) if ip else _of_name(host)
+
+
+def of_ip(ip: _Ip) -> tuple[str, str]:
+    """Class of an address, and the address that it leads to."""
+    text = str(ip)
+    if text in _METADATA:
+        return "metadata", text
+    inner = _inner(int(ip)) if ip.version == 6 else []
+    if inner:
+        return worst([of_ip(ipaddress.IPv4Address(number)) for number in inner])
+    number = int(ip)
+    return next(name for base, mask, name in _BY_VERSION[ip.version] if number & mask == base), text
+
+
+def _inner(number: int) -> list[int]:
+    """The IPv4 addresses inside an IPv6 address."""
+    low = number & 0xFFFFFFFF
+    if number >> 32 in _BEFORE_IPV4 or (number >> 32 == 0 and low > 0xFFFF):
+        return [low]
+    if number >> 112 == 0x2002:  # 6to4
+        return [number >> 80 & 0xFFFFFFFF]
+    if number >> 96 == 0x2001_0000:  # Teredo: the server, and the client with every bit turned
+        return [number >> 64 & 0xFFFFFFFF, low ^ 0xFFFFFFFF]
+    if number >> 32 & 0xFDFFFFFF == 0x0000_5EFE:  # ISATAP
+        return [low]
+    return []
+
+
+def _of_name(host: str) -> tuple[str, str]:
+    if name := _NAMES.get(host):
+        return name, ""
+    readings: list[tuple[str, str]] = [("", "")]
+    for numbers in _IN_A_NAME.findall(host):
+        if all(int(number) < 256 for number in numbers):
+            readings.append(of_ip(ipaddress.IPv4Address(bytes(map(int, numbers)))))
+    if service := _RESOLVES_ITSELF.search(host):
+        readings += [of_ip(ipaddress.IPv4Address(int(digits, 16))) for digits in _HEXADECIMAL.findall(host)]
+        for label in _IPV6_LABEL.findall(host):
+            try:
+                readings.append(of_ip(ipaddress.IPv6Address(label.replace("-", ":"))))
+            except ValueError:
+                continue
+        if len(readings) == 1 and service.start() > 0:
+            readings.append(("reserved", ""))  # in a form that is not read here
+    labels = host.split(".")
+    readings += [
+        (_ENDINGS[ending], "") for at in range(len(labels)) if (ending := ".".join(labels[at:])) in _ENDINGS
+    ]
+    if len(labels) == 1:
+        readings.append(("private", ""))  # no public name has one label
+    return worst(readings)
+
+
+def is_ip(host: str) -> bool:
+    """Whether a host, as ada_url writes it, is an address and no name."""
+    return _ip_of(host) is not None
+
+
+def _ip_of(host: str) -> _Ip | None:
+    if not host.startswith("[") and not host[-1:].isdigit():
+        return None
+    try:
+        return ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return None
