@@ -17,6 +17,7 @@ from cel_expr_python import cel
 
 from thor_policy.core.requests import Json
 from thor_policy.policy.cel_calls import callable_from_cel
+from thor_policy.policy.structure import shell as shell_lines
 from thor_policy.policy.words import WordLists
 
 #: From here on not every whole number is a double.
@@ -81,6 +82,11 @@ def row(table: str, key: str) -> Json:
     """The row of a table of data.yaml; null if there is none."""
     rows = _current.tables[table]
     return rows.get(key) if isinstance(rows, dict) else None
+
+
+def shell(text: str, table: str = "") -> Json:
+    """The structure of a command line, with the kinds of a table of programs. Raises ValueError, KeyError."""
+    return shell_lines.shell(text, _current.tables[table] if table else None)
 
 
 def flatten(items: list[Json]) -> list[Json]:
@@ -199,11 +205,14 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], list[_Overload]]] = {
     "starts": (starts, _OF_WORDS),
     "given": (given, _GIVEN),
     "row": (row, [((_T.STRING, _T.STRING), _T.DYN)]),
+    "shell": (shell, [((_T.STRING,), ANY_MAP), ((_T.STRING, _T.STRING), ANY_MAP)]),
     "sets.contains": (_contains, _OF_SETS),
     "sets.intersects": (_intersects, _OF_SETS),
     "sets.equivalent": (_equivalent, _OF_SETS),
 }
 
+#: Members of the maps that functions give, by function: another one is a misspelling.
+MEMBERS: dict[str, frozenset[str]] = {"shell": shell_lines.MEMBERS}
 #: Every name of ours that a call may have.
 NAMES = (*_FUNCTIONS, *_METHODS)
 #: Those that are called on a list.
