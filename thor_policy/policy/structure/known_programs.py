@@ -142,7 +142,8 @@ BUILTIN: dict[str, Any] = {
     "cd,pushd": {"options": "-[LPen@]", "args": "text"},
     "popd": {},
     "git": {"options": "-C=dir"},
-    "make,gmake,tar,bsdtar": {"options": "-C,--directory=dir -f,--file,--makefile=path", "args": "maybe"},
+    "make,gmake": {"options": "-C,--directory=dir", "args": "maybe"},
+    "tar,bsdtar": {"options": "-C,--directory=dir", "args": "maybe", "bundles": True},
     "rm": {
         "options": "-[rRfvidI] --recursive --force --no-preserve-root --preserve-root --verbose --dir --one-file-system",
         "args": "out",

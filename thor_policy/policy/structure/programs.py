@@ -31,13 +31,14 @@ KINDS = (
 #: Types that a word can have.
 TYPES = (
     "text", "any", "none", "path", "out", "dir", "maybe", "url", "method", "package", "remote", "module",
-    "assign", "command", "exec", "shell", "script", "stdin", "code", "rest", "sed", "awk", "jq", "make",
+    "word", "assign", "command", "exec", "shell", "script", "stdin", "code", "rest", "sed", "awk", "jq", "make",
 )  # fmt: skip
 _OPTION = re.compile(
     r"(?P<names>[^=:^\[\s]+|[-+]\[[^\]]+\])(?P<value>\[?=(?P<type>[a-z]+)\]?|\^(?P<first>[a-z]+))?(?::(?P<kind>[a-z]+))?"
 )
 _VERSION = re.compile(r"(?<=[a-z+])-?[0-9][0-9.]*$")
 _PLAIN_PATH = re.compile(r"[\w@%+,./~*?\[\]{}!-]+")
+_NAME = re.compile(r"[\w./@{}^~+-]*")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _PACKAGE = re.compile(r"(@[\w.-]+/)?[\w.-]+(\[[\w,.-]+\])?([@=<>~!^]=?[\w.*+!<>=~^,-]*)?")
 #: A script of sed that neither runs commands nor touches other files.
@@ -72,6 +73,7 @@ class Spec(Struct, kw_only=True):
 
     kind: str = ""
     alone: str | None = None
+    bare: str | None = None
     options: dict[str, Option] = {}
     operands: dict[str, Option] = {}
     args: tuple[tuple[str, bool], ...] | None = None
@@ -81,7 +83,9 @@ class Spec(Struct, kw_only=True):
     lists: frozenset[str] = frozenset()
     filters: bool = False
     wipes: frozenset[str] = frozenset()
+    rewrites: frozenset[str] = frozenset()
     runs_input: bool = False
+    bundles: bool = False
 
 
 class Reading(Struct, kw_only=True):
@@ -140,6 +144,8 @@ def _over(below: Spec | None, spec: Spec) -> Spec:
     return Spec(
         kind=spec.kind,
         alone=spec.alone if spec.alone is not None else below.alone,
+        bare=spec.bare if spec.bare is not None else below.bare,
+        rewrites=below.rewrites | spec.rewrites,
         options=below.options | spec.options,
         operands=below.operands | spec.operands,
         args=spec.args if spec.args is not None else below.args,
@@ -150,6 +156,7 @@ def _over(below: Spec | None, spec: Spec) -> Spec:
         filters=below.filters or spec.filters,
         wipes=below.wipes | spec.wipes,
         runs_input=below.runs_input or spec.runs_input,
+        bundles=below.bundles or spec.bundles,
     )
 
 
@@ -159,14 +166,14 @@ def _spec(where: str, entry: Any) -> Spec:
         raise Faulty(f"{where}: write a kind or a map")
     if unknown := [key for key in entry if key not in Spec.__struct_fields__]:
         raise Faulty(f"{where}: there is no key {unknown[0]!r}; keys are {', '.join(Spec.__struct_fields__)}")
-    for key in ("kind", "alone"):
+    for key in ("kind", "alone", "bare"):
         if entry.get(key) is not None and entry[key] not in KINDS:
             raise Faulty(
                 f"{where}: there is no kind {entry[key]!r}; kinds are {', '.join(filter(None, KINDS))}"
             )
     words = {
         key: str(entry.get(key) or "").replace(",", " ").split()
-        for key in ("saves", "lists", "wipes", "modules")
+        for key in ("saves", "lists", "wipes", "rewrites", "modules")
     }
     subcommands = {
         name.strip(): _spec(f"{where} {name.strip()}", inner)
@@ -176,6 +183,8 @@ def _spec(where: str, entry: Any) -> Spec:
     return Spec(
         kind=entry.get("kind", ""),
         alone=entry.get("alone"),
+        bare=entry.get("bare"),
+        rewrites=frozenset(words["rewrites"]),
         options=_options(where, entry.get("options", "")),
         operands=_options(where, entry.get("operands", "")),
         args=_args(where, entry["args"]) if "args" in entry else None,
@@ -186,6 +195,7 @@ def _spec(where: str, entry: Any) -> Spec:
         wipes=frozenset(words["wipes"]),
         filters=bool(entry.get("filters")),
         runs_input=bool(entry.get("runs_input")),
+        bundles=bool(entry.get("bundles")),
     )
 
 
@@ -243,6 +253,8 @@ class _Reader:
     def __init__(self, spec: Spec, words: Sequence[Word], *, lenient: bool) -> None:
         self.scopes = [spec]
         self.words = list(words)
+        if spec.bundles and words and words[0].text[:1].isalpha():
+            self.words[0] = Word(f"-{words[0].text}", *words[0][1:])
         self.lenient = lenient
         self.reading = Reading(kind=spec.kind)
         self.positional: list[Word] = []
@@ -262,8 +274,9 @@ class _Reader:
             word = self.words[self.at]
             text = word.text
             self.at += 1
-            if not ended and not self.positional and text in self.spec.subcommands:
-                self.scopes.append(self.spec.subcommands[text])
+            inner = self._subcommand(text) if not self.positional else None
+            if inner is not None:
+                self.scopes.append(inner)
                 reading.used.add(text)
             elif (
                 ended
@@ -288,6 +301,13 @@ class _Reader:
                     self._rest()
                     break
         self._finish()
+
+    def _subcommand(self, text: str) -> Spec | None:
+        """The entry of a subcommand; one of a list counts too: `secret/db`, `pods,secrets`."""
+        subcommands = self.spec.subcommands
+        if text in subcommands or not subcommands:
+            return subcommands.get(text)
+        return next((subcommands[part] for part in re.split(r"[/,]", text) if part in subcommands), None)
 
     def _is_any(self) -> bool:
         args = self.spec.args
@@ -426,24 +446,17 @@ class _Reader:
         reading.kind = spec.kind
         if not self.words and spec.alone is not None:
             reading.kind = spec.alone
-        elif spec.alone is not None and self._is_bare():
-            reading.kind = spec.alone
+        elif spec.bare is not None and not (self.positional or reading.commands or reading.shell):
+            reading.kind = spec.bare
         if self.first == "stdin":
             reading.reads_stdin = True
         for word, name in zip(self.positional, self._types(), strict=True):
             if not (name == "text" and not word.is_known):
                 self.value(name, word)
+        if spec.rewrites & reading.used:
+            reading.paths = [(path, "out") for path, _ in reading.paths]
         for kind in self.raised:
             reading.raise_kind(kind)
-
-    def _is_bare(self) -> bool:
-        """True if a wrapper got no command: `env -0`."""
-        reading = self.reading
-        return (
-            bool(spec_args := self.spec.args)
-            and spec_args[-1][0] in ("command", "assign")
-            and (not reading.commands and reading.shell is None)
-        )
 
     def _types(self) -> list[str]:
         """The type of each word that is no option."""
@@ -519,12 +532,20 @@ class _Reader:
             self.reading.paths.append((rest[rest.find("/") :] if "/" in rest else "/" + rest, "path"))
             return
         self.reading.urls.append(text if scheme else f"http://{text}")
-        if scheme and scheme[1].lower() not in ("http", "https", "ftp", "ftps"):
+        if "::" in text or text.startswith("-"):
+            self.reading.unknown.append(text)
+        elif scheme and scheme[1].lower() not in ("http", "https", "ftp", "ftps"):
             self.reading.unknown.append(text)
 
     def method(self, word: Word) -> None:
         if word.text.upper() not in ("GET", "HEAD", "OPTIONS"):
             self._raise("sends")
+
+    def word(self, word: Word) -> None:
+        """A plain name; an address is none."""
+        if not _NAME.fullmatch(word.text):
+            self.reading.unknown.append(word.text)
+        self.maybe(word)
 
     def package(self, word: Word) -> None:
         if word.text.startswith(("./", "../", "/", "~")) or word.text in (".", ".."):
@@ -596,6 +617,7 @@ class _Reader:
 
 _VALUES: dict[str, Callable[[_Reader, Word], None]] = {
     "none": _Reader.none,
+    "word": _Reader.word,
     "path": _Reader.path,
     "out": _Reader.out,
     "dir": _Reader.dir,

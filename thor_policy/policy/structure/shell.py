@@ -49,6 +49,12 @@ _ARITHMETIC = re.compile(r"[\d\s+*/%()<>=!&|?:^~\[\]$-]*")
 _GAP = re.compile(r"(?:[ \t\n]|\\\n)*")
 #: Variables whose change gives other words another meaning.
 _STEERING = frozenset("HOME IFS PWD OLDPWD CDPATH SHELLOPTS BASHOPTS POSIXLY_CORRECT GLOBIGNORE".split())
+#: Variables of the environment that hold no secret.
+_PLAIN = frozenset(
+    "HOME PWD IFS USER LOGNAME PATH SHELL LANG TERM HOSTNAME HOSTTYPE OSTYPE UID EUID PPID RANDOM SECONDS LINENO BASH "
+    "BASH_VERSION COLUMNS LINES TMPDIR OLDPWD CI NODE_ENV VIRTUAL_ENV REPLY MAPFILE PIPESTATUS OPTARG OPTIND".split()
+)
+_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASS|CRED|AUTH|COOKIE|SESSION|PRIVATE|_PAT$|DSN|DATABASE_URL", re.IGNORECASE)
 _WORDS = frozenset(
     "word string raw_string ansi_c_string translated_string concatenation number simple_expansion expansion "
     "command_substitution process_substitution arithmetic_expansion brace_expression extglob_pattern regex".split()
@@ -298,7 +304,7 @@ class _Walk:
             [child for at, child in enumerate(children) if node.field_name_for_child(at) == "value"], dirs
         )
         self.line.foreign[name] = self.line.programs_since(start)
-        self._names(name)
+        self.line.note_variable(name)
         known = 0 < len(words) <= 32 and all(word.is_known and not word.inputs for word in words)
         texts = tuple(dict.fromkeys(word.text for word in words)) if known else ()
         body = [child for child in children if child.type in ("do_group", "compound_statement")]
@@ -407,14 +413,14 @@ class _Walk:
     def _variable_assignment(self, node: Node, dirs: Dirs, feed: Feed, extra: Sequence[Word]) -> Places:
         name, value = self._assignment([node], dirs)
         self._assign(name, value)
-        self._names(name)
+        self.line.note_variable(name)
         return dirs, dirs
 
     def _variable_assignments(self, node: Node, dirs: Dirs, feed: Feed, extra: Sequence[Word]) -> Places:
         for run in _runs(node.children):
             name, value = self._assignment(run, dirs)
             self._assign(name, value)
-            self._names(name)
+            self.line.note_variable(name)
         return dirs, dirs
 
     def _assignment(self, run: Sequence[Node], dirs: Dirs) -> tuple[str, list[Word] | None]:
@@ -446,11 +452,6 @@ class _Walk:
             self.line.foreign[name] = inputs
         if name in _STEERING:
             self.line.hide(f"it changes {name}")
-
-    def _names(self, name: str) -> None:
-        """Note a variable of the line. Lower-case ones are its own, but for those of proxies."""
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name.endswith("proxy"):
-            self.line.variables[name] = None
 
     # ------------------------------------------------------------ redirections
 
@@ -567,6 +568,10 @@ class _Walk:
         if variable:
             name = variable[1] or variable[2]
             texts = line.values.get(name)
+            if texts is None and name not in line.foreign and name not in _PLAIN:
+                line.hide(f"what {name} holds is not known")
+                if _SECRET_NAME.search(name):
+                    line.add(Command("$", "", [name], "secrets", [], [], False, False, [], []))
             if texts is None and name in ("HOME", "PWD", "IFS"):
                 texts = ({"HOME": "~", "PWD": ".", "IFS": " "}[name],)
             return Value(
@@ -588,7 +593,7 @@ class _Walk:
             self._substitutions(node, dirs)
             inputs = line.programs_since(start)
         elif char in "<>":
-            self._subshell_of(node, dirs)
+            self._subshell_of(node, dirs, NOTHING if char == "<" else Feed(inputs=("?",), is_given=True))
             inputs = line.programs_since(start)
             self.dirs = dirs
             return Value(("/dev/fd/63",), node.end_byte, inputs or ("?",))
@@ -601,11 +606,15 @@ class _Walk:
         self.dirs = dirs
         return Value((), node.end_byte, inputs)
 
-    def _subshell_of(self, node: Node, dirs: Dirs) -> None:
+    def _subshell_of(self, node: Node, dirs: Dirs, feed: Feed = NOTHING) -> None:
         self.line.output = None
         self.conditional += 1
-        self._sequence(node.children, dirs, NOTHING)
+        self._sequence(node.children, dirs, feed)
         self.conditional -= 1
+
+    def _file_redirect(self, node: Node, dirs: Dirs, feed: Feed, extra: Sequence[Word]) -> Places:
+        self._redirected(node, dirs, feed)  # $(< file)
+        return dirs, dirs
 
     def _substitutions(self, node: Node, dirs: Dirs) -> None:
         """The commands of all substitutions inside of a node."""

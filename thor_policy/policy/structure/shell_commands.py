@@ -29,13 +29,13 @@ MAX_DIRS = 8
 #: Files that are the command's own streams.
 _STREAMS = re.compile(r"/dev/(null|stdin|stdout|stderr|tty|zero|full|u?random|fd/.*)")
 _STDIN = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
-_DEVICE = re.compile(r"/dev/(?!shm/|pts/|tcp/|udp/)[^/].*")
+_DEVICE = re.compile(r"/dev/(?!shm/|pts/|tcp/|udp/)[^/].*|/proc/sysrq-trigger")
 _NETWORK = re.compile(r"/dev/(tcp|udp)/.*")
 _ENVIRON = re.compile(r"/proc/[^/]+/environ")
 #: Folders whose loss ruins a system; `*` and `{}` stand for all that they hold.
 _WIPED = re.compile(
     r"(/|~[\w-]*(/\.\.)*|/(bin|boot|dev|etc|home|lib|lib64|opt|proc|root|sbin|srv|sys|usr|var|Users|System|Library)"
-    r"|/(home|Users)/[^/]+)(/?\*+|/?\{\}|/?\.\*|/?\.\[.*)?"
+    r"|/(home|Users)/[^/]+)(/?\{\}|/?\ufffd|/?(?:[*?.]|\[[^\]]*\])+)?|/[^/]*[*?\[][^/]*"
 )
 _FETCHERS = frozenset(("curl", "wget", "aria2c", "fetch", "http", "https"))
 _ASSIGNING = frozenset(
@@ -152,6 +152,11 @@ class Line:
             if content:
                 self.written.add(place)
         return places
+
+    def note_variable(self, name: str) -> None:
+        """Note a variable that the line changes. Lower-case ones are its own, but for those of proxies."""
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name.endswith("proxy"):
+            self.variables[name] = None
 
     def redirected(self, word: Word, dirs: Dirs) -> None:
         """Note a file that a redirection writes; a device or a host is a command of its own."""
@@ -353,9 +358,13 @@ class Line:
             call.runs_input = call.runs_input or not reading.code.is_known or bool(reading.code.inputs)
             return
         script = reading.script
-        if script is not None and script.text not in _STDIN and not (reading.reads_stdin and feed.inputs):
+        if script is not None and script.text in _STDIN:
+            reading.reads_stdin = True
+        elif script is not None and not (reading.reads_stdin and feed.inputs):
             if script.inputs:
                 call.runs_input = True
+            elif "{}" in script.text:
+                reading.unknown.append(script.text)
             elif not script.is_known:
                 self.hide("a script cannot be known")
             call.scripts += self.add_path(script.text, call.dirs) if script.is_known else []
@@ -390,14 +399,14 @@ class Line:
         fetches = reading.kind == "fetches" or call.name in _FETCHERS
         spec = reading.spec
         if spec and (("always" in spec.saves and not call.outs) or spec.saves & reading.used):
-            for url in reading.urls or ["*"]:
-                name = re.sub(r"[?#].*", "", url).rstrip("/").rpartition("/")[2].removesuffix(".git")
+            for url in [part for url in reading.urls for part in (url, url.partition("?")[0])] or ["*"]:
+                name = url.partition("#")[0].rstrip("/").rpartition("/")[2].removesuffix(".git")
                 call.outs += (
                     self.add_path(name or "index.html", call.dirs, written=True) if name != "*" else ["*"]
                 )
         foreign = any(name in _FETCHERS for name in feed.inputs)
-        from_written = self.is_written([place for place in places if place not in call.outs])
-        if fetches or foreign or from_written or call.name == "tee":
+        from_written = self.is_written(places)
+        if fetches or foreign or from_written or feed.is_given:
             self.written.update(call.outs)
             if reading.kind == "edits" and not call.outs and (foreign or from_written):
                 self.written.add("*")  # an archive's files
@@ -448,6 +457,7 @@ class Line:
             variable = re.match(r"[A-Za-z_]\w*", word.text)
             if variable and name != "printf" or (variable and any(word.text == "-v" for word in words)):
                 self.values[variable[0]] = ()
+                self.note_variable(variable[0])
                 if name in ("read", "mapfile", "readarray"):
                     self.foreign[variable[0]] = inputs or (name,)
         if name in ("read", "mapfile", "readarray"):
