@@ -19,6 +19,7 @@ from thor_policy.core.requests import Json
 from thor_policy.policy.cel_calls import callable_from_cel
 from thor_policy.policy.structure import names
 from thor_policy.policy.structure import path as paths
+from thor_policy.policy.structure import shell as shell_lines
 from thor_policy.policy.structure import url as urls
 from thor_policy.policy.words import WordLists, plain_words
 
@@ -102,6 +103,11 @@ def row(table: str, key: str) -> Json:
     """The row of a table of data.yaml; null if there is none."""
     rows = _current.tables[table]
     return rows.get(key) if isinstance(rows, dict) else None
+
+
+def shell(text: str, table: str = "") -> Json:
+    """The structure of a command line, with the kinds of a table of programs. Raises ValueError, KeyError."""
+    return shell_lines.shell(text, _current.tables[table] if table else None)
 
 
 def flatten(items: list[Json]) -> list[Json]:
@@ -242,6 +248,7 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], list[_Overload]]] = {
     "given": (given, _GIVEN),
     "texts": (texts, [((kind,), ANY_LIST) for kind in _ANY_JSON]),
     "row": (row, [((_T.STRING, _T.STRING), _T.DYN)]),
+    "shell": (shell, [((_T.STRING,), ANY_MAP), ((_T.STRING, _T.STRING), ANY_MAP)]),
     "sets.contains": (_contains, _OF_SETS),
     "sets.intersects": (_intersects, _OF_SETS),
     "sets.equivalent": (_equivalent, _OF_SETS),
@@ -249,8 +256,12 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], list[_Overload]]] = {
     "path": (paths.path, [((_T.STRING, _T.STRING), ANY_MAP)]),
 }
 
-#: The members of the results of functions that give a map.
-MEMBERS: dict[str, frozenset[str]] = {"url": urls.MEMBERS, "path": paths.MEMBERS}
+#: Members of the maps that functions give, by function: another one is a misspelling.
+MEMBERS: dict[str, frozenset[str]] = {
+    "path": paths.MEMBERS,
+    "shell": shell_lines.MEMBERS,
+    "url": urls.MEMBERS,
+}
 
 #: Every name of ours that a call may have.
 NAMES = (*_FUNCTIONS, *_METHODS)

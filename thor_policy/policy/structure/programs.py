@@ -1,0 +1,639 @@
+"""What a command's words mean: which are options, paths, code, or a command of their own. Read by a table.
+
+Owns the notation of the table `programs` and its reading. Invariant: a word that the table does not explain is
+listed in `unknown`, and a word that may name a file is listed among the paths. Pure; any thread.
+
+An entry is a kind, or a map of
+- `kind`: what the program does with these words; `alone`: what it does without any word;
+- `options`: `-[abc]` are letters that may be joined; `-n,--lines=text` takes a value, `--color[=text]` only
+  one that is attached; `:kind` at the end raises the kind; `-#` is a number (`head -5`);
+- `args`: types of the other words in turn; the last repeats, `*` after one: as many as leave the rest enough;
+- `subcommands`: entries by word, which may be an option; `operands`: options without a dash (`of=out`);
+- `modules`: for the type module; `saves`, `lists`, `filters`, `wipes`: see `Spec`.
+Several names of a key or an option are separated by a comma.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from msgspec import Struct
+
+from thor_policy.policy.structure.shell_words import UNKNOWN, Word
+
+#: Kinds of what a command does, the harmless first. "" is not known.
+KINDS = (
+    "reads", "local", "edits", "builds", "installs", "fetches", "", "runs", "sends", "publishes", "secrets",
+    "root", "fatal",
+)  # fmt: skip
+#: Types that a word can have.
+TYPES = (
+    "text", "any", "none", "path", "out", "dir", "maybe", "url", "method", "package", "remote", "module",
+    "word", "assign", "command", "exec", "shell", "script", "stdin", "code", "rest", "sed", "awk", "jq", "make",
+)  # fmt: skip
+_OPTION = re.compile(
+    r"(?P<names>[^=:^\[\s]+|[-+]\[[^\]]+\])(?P<value>\[?=(?P<type>[a-z]+)\]?|\^(?P<first>[a-z]+))?(?::(?P<kind>[a-z]+))?"
+)
+_VERSION = re.compile(r"(?<=[a-z+])-?[0-9][0-9.]*$")
+_PLAIN_PATH = re.compile(r"[\w@%+,./~*?\[\]{}!-]+")
+_NAME = re.compile(r"[\w./@{}^~+-]*")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_PACKAGE = re.compile(r"(@[\w.-]+/)?[\w.-]+(\[[\w,.-]+\])?([@=<>~!^]=?[\w.*+!<>=~^,-]*)?")
+#: A script of sed that neither runs commands nor touches other files.
+_SED_ADDRESS = r"(?:\d+(?:~\d+)?|\$|/(?:\\.|[^/\\\n])*/I?|\\%(?:\\.|[^%\\\n])*%)"
+_SED_COMMAND = (
+    r"(?:s(?P<s>[/|#,@!%:])(?:\\.|(?!(?P=s))[^\\])*(?P=s)(?:\\.|(?!(?P=s))[^\\])*(?P=s)[gpiImM0-9]*"
+    r"|y(?P<y>[/|#,])(?:\\.|(?!(?P=y))[^\\])*(?P=y)(?:\\.|(?!(?P=y))[^\\])*(?P=y)"
+    r"|[aic]\\?[^\n]*|[pPdDqQ=nNgGhHxlz{}])"
+)
+_SED = re.compile(
+    rf"\s*(?:{_SED_ADDRESS}(?:\s*,\s*(?:[+~]\d+|{_SED_ADDRESS}))?)?\s*!?\s*{_SED_COMMAND}\s*", re.DOTALL
+)
+_AWK = re.compile(r"system|getline|(?<!\|)\|(?!\|)|printf?[^;}\n]*>|@|ENVIRON|PROCINFO|SYMTAB|ARGV")
+_JQ = re.compile(r"\benv\b|\$ENV|\binput_filename\b|\binclude\b|\bimport\b|\bdebug\b|get_search_list")
+_STANDARD = re.compile(r"(/usr(/local)?|/opt/homebrew)?/s?bin/[^/]+")
+
+
+class Option(NamedTuple):
+    """One option: the type of its value ("" for none), whether only attached, its kind, type of the first word."""
+
+    value: str = ""
+    attached: bool = False
+    kind: str | None = None
+    first: str = ""
+
+
+class Spec(Struct, kw_only=True):
+    """An entry of the table. `saves`: a download goes to a file of its URL's name; `lists`: prints names of
+    files; `filters`: prints lines of its input; each always, or with one of these options. `wipes`: removes
+    or overwrites what its paths hold. `runs_input`: runs what it reads if it gets no script.
+    """
+
+    kind: str = ""
+    alone: str | None = None
+    bare: str | None = None
+    options: dict[str, Option] = {}
+    operands: dict[str, Option] = {}
+    args: tuple[tuple[str, bool], ...] | None = None
+    subcommands: dict[str, Spec] = {}
+    modules: frozenset[str] = frozenset()
+    saves: frozenset[str] = frozenset()
+    lists: frozenset[str] = frozenset()
+    filters: bool = False
+    wipes: frozenset[str] = frozenset()
+    rewrites: frozenset[str] = frozenset()
+    runs_input: bool = False
+    bundles: bool = False
+
+
+class Reading(Struct, kw_only=True):
+    """What the words of one command mean. Paths come with their role: `path` (read), `out` (written)."""
+
+    kind: str = ""
+    unknown: list[str] = []
+    opaque: str = ""
+    paths: list[tuple[str, str]] = []
+    dirs: list[str] = []
+    urls: list[str] = []
+    assigned: list[str] = []
+    commands: list[list[Word]] = []
+    shell: Word | None = None
+    code: Word | None = None
+    script: Word | None = None
+    module: str = ""
+    reads_stdin: bool = False
+    replaced: str = ""
+    spec: Spec | None = None
+    used: set[str] = set()
+
+    def raise_kind(self, kind: str | None) -> None:
+        if kind is not None and KINDS.index(kind) > KINDS.index(self.kind):
+            self.kind = kind
+
+
+class Faulty(ValueError):
+    """The table is not in the notation; the text says where and why."""
+
+
+# ---------------------------------------------------------------- the table
+
+
+class Programs:
+    """The entries by program. Raises Faulty. An entry that lacks options and args has those of `below`."""
+
+    def __init__(self, table: Mapping[str, Any], below: Programs | None = None) -> None:
+        self._specs = dict(below._specs) if below else {}
+        for names, entry in table.items():
+            spec = _spec(names, entry)
+            for name in names.split(","):
+                self._specs[name.strip()] = _over(self._specs.get(name.strip()), spec)
+        #: Whether entries say what programs do; the built-in ones alone do not.
+        self.has_kinds = below is not None
+
+    def spec_of(self, name: str) -> Spec | None:
+        """The entry of a program; one without the digits of its version (`python3.11`) if there is no other."""
+        spec = self._specs.get(name)
+        return spec if spec is not None else self._specs.get(_VERSION.sub("", name))
+
+
+def _over(below: Spec | None, spec: Spec) -> Spec:
+    if below is None:
+        return spec
+    return Spec(
+        kind=spec.kind,
+        alone=spec.alone if spec.alone is not None else below.alone,
+        bare=spec.bare if spec.bare is not None else below.bare,
+        rewrites=below.rewrites | spec.rewrites,
+        options=below.options | spec.options,
+        operands=below.operands | spec.operands,
+        args=spec.args if spec.args is not None else below.args,
+        subcommands=below.subcommands | spec.subcommands,
+        modules=below.modules | spec.modules,
+        saves=below.saves | spec.saves,
+        lists=below.lists | spec.lists,
+        filters=below.filters or spec.filters,
+        wipes=below.wipes | spec.wipes,
+        runs_input=below.runs_input or spec.runs_input,
+        bundles=below.bundles or spec.bundles,
+    )
+
+
+def _spec(where: str, entry: Any) -> Spec:
+    entry = {"kind": entry} if isinstance(entry, str) else entry
+    if not isinstance(entry, dict):
+        raise Faulty(f"{where}: write a kind or a map")
+    if unknown := [key for key in entry if key not in Spec.__struct_fields__]:
+        raise Faulty(f"{where}: there is no key {unknown[0]!r}; keys are {', '.join(Spec.__struct_fields__)}")
+    for key in ("kind", "alone", "bare"):
+        if entry.get(key) is not None and entry[key] not in KINDS:
+            raise Faulty(
+                f"{where}: there is no kind {entry[key]!r}; kinds are {', '.join(filter(None, KINDS))}"
+            )
+    words = {
+        key: str(entry.get(key) or "").replace(",", " ").split()
+        for key in ("saves", "lists", "wipes", "rewrites", "modules")
+    }
+    subcommands = {
+        name.strip(): _spec(f"{where} {name.strip()}", inner)
+        for names, inner in (entry.get("subcommands") or {}).items()
+        for name in names.split(",")
+    }
+    return Spec(
+        kind=entry.get("kind", ""),
+        alone=entry.get("alone"),
+        bare=entry.get("bare"),
+        rewrites=frozenset(words["rewrites"]),
+        options=_options(where, entry.get("options", "")),
+        operands=_options(where, entry.get("operands", "")),
+        args=_args(where, entry["args"]) if "args" in entry else None,
+        subcommands=subcommands,
+        modules=frozenset(words["modules"]),
+        saves=frozenset(words["saves"]),
+        lists=frozenset(words["lists"]),
+        wipes=frozenset(words["wipes"]),
+        filters=bool(entry.get("filters")),
+        runs_input=bool(entry.get("runs_input")),
+        bundles=bool(entry.get("bundles")),
+    )
+
+
+def _options(where: str, text: str) -> dict[str, Option]:
+    options: dict[str, Option] = {}
+    for token in text.split():
+        match = _OPTION.fullmatch(token)
+        kind, value = (match["kind"], match["type"] or "") if match else (None, "")
+        if match is None or (value and value not in TYPES) or (kind is not None and kind not in KINDS):
+            raise Faulty(
+                f"{where}: {token!r} is no option; write -a, -[abc], --name=TYPE, --name[=TYPE], :KIND at the end"
+            )
+        option = Option(value, (match["value"] or "").startswith("["), kind, match["first"] or "")
+        names = match["names"]
+        if names[1:2] == "[":
+            options |= {f"{names[0]}{letter}": option for letter in names[2:-1]}
+        else:
+            options |= dict.fromkeys(names.split(","), option)
+    return options
+
+
+def _args(where: str, text: str) -> tuple[tuple[str, bool], ...]:
+    args = tuple((part.rstrip("*"), part.endswith("*")) for part in text.split())
+    for name, _ in args:
+        if name not in TYPES:
+            raise Faulty(f"{where}: there is no type {name!r}; types are {', '.join(TYPES)}")
+    return args
+
+
+# ---------------------------------------------------------------- reading
+
+
+def name_of(program: str) -> str:
+    """The base name of a program, without a quoted `.exe`."""
+    return program.rstrip("/").rpartition("/")[2].removesuffix(".exe")
+
+
+def is_own(program: str) -> bool:
+    """True for a program that is named by a path and lies in no folder of the system."""
+    return "/" in program and not _STANDARD.fullmatch(program)
+
+
+#: Modules of Python that run what they read.
+_READING_MODULES = ("code", "pdb", "asyncio", "IPython", "timeit", "trace", "cProfile", "profile")
+#: The reading of a program without an entry: each word may name a file.
+_NO_SPEC = Spec(args=(("path", False),))
+
+
+def read(spec: Spec | None, words: Sequence[Word]) -> Reading:
+    """What the words behind the program's name mean."""
+    return _Reader(spec or _NO_SPEC, words, lenient=spec is None).reading
+
+
+class _Reader:
+    def __init__(self, spec: Spec, words: Sequence[Word], *, lenient: bool) -> None:
+        self.scopes = [spec]
+        self.words = list(words)
+        if spec.bundles and words and words[0].text[:1].isalpha():
+            self.words[0] = Word(f"-{words[0].text}", *words[0][1:])
+        self.lenient = lenient
+        self.reading = Reading(kind=spec.kind)
+        self.positional: list[Word] = []
+        self.first = ""
+        self.raised: list[str] = []
+        self.at = 0
+        self._read()
+
+    @property
+    def spec(self) -> Spec:
+        return self.scopes[-1]
+
+    def _read(self) -> None:
+        reading = self.reading
+        ended = False
+        while self.at < len(self.words):
+            word = self.words[self.at]
+            text = word.text
+            self.at += 1
+            inner = self._subcommand(text) if not self.positional else None
+            if inner is not None:
+                self.scopes.append(inner)
+                reading.used.add(text)
+            elif (
+                ended
+                or text in ("-", "")
+                or text[0] not in "-+"
+                or (text[0] == "+" and not self._option(text[:2]))
+            ):
+                if self._is_any() or not (word.splits or (text.startswith(UNKNOWN) and not ended)):
+                    pass
+                else:
+                    reading.opaque = "an argument cannot be known"
+                self.positional.append(word)
+                if self._takes_rest(word):
+                    break
+            elif text == "--":
+                ended = True
+            elif self._is_any():
+                self.positional.append(word)
+            else:
+                self._take_option(word)
+                if reading.code is not None or reading.module:
+                    self._rest()
+                    break
+        self._finish()
+
+    def _subcommand(self, text: str) -> Spec | None:
+        """The entry of a subcommand; one of a list counts too: `secret/db`, `pods,secrets`."""
+        subcommands = self.spec.subcommands
+        if text in subcommands or not subcommands:
+            return subcommands.get(text)
+        return next((subcommands[part] for part in re.split(r"[/,]", text) if part in subcommands), None)
+
+    def _is_any(self) -> bool:
+        args = self.spec.args
+        return bool(args) and args[min(len(self.positional), len(args) - 1)][0] == "any"  # type: ignore[index]
+
+    def _option(self, name: str) -> Option | None:
+        return next((scope.options[name] for scope in reversed(self.scopes) if name in scope.options), None)
+
+    def _take_option(self, word: Word) -> None:
+        text = word.text
+        name, equals, _ = text.partition("=")
+        option = self._option(text) or (self._option(name) if equals else None)
+        if (
+            option
+            and (equals or not option.value or option.attached)
+            and (option.value or not equals or text == name)
+        ):
+            self._use(
+                name if equals and self._option(name) else text,
+                option,
+                word.after(len(name) + 1) if equals else None,
+            )
+        elif option:
+            self._use(text, option, self._next())
+        elif text[1:].isdigit() and self._option("-#"):
+            pass
+        elif text[:2] != "--" and self._cluster(word):
+            pass
+        else:
+            self._abbreviation(name)
+            self._unlisted(word)
+
+    def _next(self) -> Word | None:
+        if self.at >= len(self.words):
+            return None
+        self.at += 1
+        return self.words[self.at - 1]
+
+    def _cluster(self, word: Word) -> bool:
+        """Letters that are joined: all must be known."""
+        sign, text = word.text[0], word.text
+        taken: list[tuple[str, Option, int]] = []
+        for at in range(1, len(text)):
+            option = self._option(sign + text[at])
+            if option is None:
+                return False
+            taken.append((sign + text[at], option, at + 1))
+            if option.value:
+                break
+        for name, option, end in taken:
+            value = (
+                word.after(end + (text[end : end + 1] == "=")) if option.value and end < len(text) else None
+            )
+            self._use(name, option, value if value or option.attached or not option.value else self._next())
+        return True
+
+    def _abbreviation(self, name: str) -> None:
+        """A long option that is cut short counts as what it begins, beside being unknown."""
+        if len(name) > 3 and name.startswith("--"):
+            for scope in self.scopes:
+                for full, option in scope.options.items():
+                    if full.startswith(name):
+                        self.reading.used.add(full)
+                        self._raise(option.kind)
+
+    def _unlisted(self, word: Word) -> None:
+        """An option that is not in the table: its value may be a path."""
+        reading = self.reading
+        if not word.is_known:
+            reading.opaque = "an option cannot be known"
+        if not self.lenient:
+            reading.unknown.append(word.text)
+        _, equals, value = word.text.partition("=")
+        if equals and value:
+            self.value("maybe" if not self.lenient else "path", word.after(len(word.text) - len(value)))
+        elif re.match(r"[-+][A-Za-z](?=[/~.@])", word.text):
+            self.value("maybe" if not self.lenient else "path", word.after(2))
+
+    def _use(self, name: str, option: Option, value: Word | None) -> None:
+        self.reading.used.add(name)
+        self._raise(option.kind)
+        if option.first:
+            self.first = option.first
+        if option.value and value is not None:
+            if name in ("-I", "-i", "--replace") and option.value == "text":
+                self.reading.replaced = value.text
+            self.value(option.value, value)
+
+    def _raise(self, kind: str | None) -> None:
+        if kind is not None:
+            self.raised.append(kind)
+
+    def _takes_rest(self, word: Word) -> bool:
+        """True if the word ends the reading: it begins a command, a script's arguments or the like."""
+        if self.spec.subcommands and self.spec.args is None:
+            return False
+        types = self.spec.args or ()
+        name = self.first or (types[min(len(self.positional), len(types)) - 1][0] if types else "")
+        reading = self.reading
+        if name == "assign":
+            variable = re.fullmatch(r"([A-Za-z_]\w*)=.*", word.text, re.DOTALL)
+            if variable:
+                reading.assigned.append(variable[1])
+                self.positional.pop()
+                return False
+            name = "command"
+        if name == "command":
+            reading.commands.append(self.words[self.at - 1 :])
+        elif name == "shell" and (self.first or len(self.words) == self.at):
+            reading.shell = word
+        elif name == "shell":
+            rest = self.words[self.at - 1 :]
+            inputs = tuple(name for part in rest for name in part.inputs)
+            reading.shell = Word(" ".join(part.text for part in rest), inputs)
+        elif name == "script":
+            reading.script = word
+        elif name == "stdin":
+            reading.reads_stdin = True
+            self.value("maybe", word)
+        else:
+            return False
+        self.positional.clear()
+        if name in ("script", "shell", "stdin"):
+            self._rest()
+        return True
+
+    def _rest(self) -> None:
+        """The words that the script or code gets; each may name a file."""
+        if not self.reading.commands:
+            for word in self.words[self.at :]:
+                self.value("maybe", word)
+
+    def _finish(self) -> None:
+        reading, spec = self.reading, self.spec
+        reading.spec = spec
+        reading.kind = spec.kind
+        if not self.words and spec.alone is not None:
+            reading.kind = spec.alone
+        elif spec.bare is not None and not (self.positional or reading.commands or reading.shell):
+            reading.kind = spec.bare
+        if self.first == "stdin":
+            reading.reads_stdin = True
+        for word, name in zip(self.positional, self._types(), strict=True):
+            if not (name == "text" and not word.is_known):
+                self.value(name, word)
+        if spec.rewrites & reading.used:
+            reading.paths = [(path, "out") for path, _ in reading.paths]
+        for kind in self.raised:
+            reading.raise_kind(kind)
+
+    def _types(self) -> list[str]:
+        """The type of each word that is no option."""
+        count, args = len(self.positional), self.spec.args
+        if args is None:
+            return ["path" if self.lenient else "none"] * count
+        names: list[str] = []
+        for at, (name, starred) in enumerate(args):
+            behind = len(args) - at - 1
+            names += [name] * (max(0, count - len(names) - behind) if starred else 1)
+        return (names + [args[-1][0]] * count)[:count]
+
+    # ------------------------------------------------------------ values
+
+    def value(self, name: str, word: Word) -> None:
+        """Take a word of a type."""
+        handler = _VALUES.get(name)
+        if handler is not None:
+            handler(self, word)
+
+    def none(self, word: Word) -> None:
+        operand = self.spec.operands.get(word.text.partition("=")[0])
+        if operand is not None and "=" in word.text:
+            self._raise(operand.kind)
+            self.value(operand.value, word.after(word.text.index("=") + 1))
+            return
+        self.reading.unknown.append(word.text)
+        if not word.is_known:
+            self.reading.opaque = "an argument cannot be known"
+        self.maybe(word)
+
+    def path(self, word: Word, role: str = "path") -> None:
+        text = word.text
+        if not word.is_known:
+            self.reading.opaque = "a path cannot be known"
+        if _SCHEME.match(text):
+            self.url(word)
+        elif text not in ("", "-"):
+            self.reading.paths.append((text, role))
+
+    def out(self, word: Word) -> None:
+        self.path(word, "out")
+
+    def dir(self, word: Word) -> None:
+        if not word.is_known:
+            self.reading.opaque = "the running directory cannot be known"
+        self.reading.dirs.append(word.text)
+
+    def maybe(self, word: Word) -> None:
+        """A word that is a path if it looks like one; what follows `=`, `@` too."""
+        if not word.is_known:
+            self.reading.opaque = self.reading.opaque or "an argument cannot be known"
+        text = word.text
+        if _SCHEME.match(text):
+            self.url(word)
+            return
+        if "=" in text and (value := text.partition("=")[2]):
+            self.maybe(word.after(len(text) - len(value)))
+        elif text[:1] == "@":
+            self.maybe(word.after(1))
+        elif (
+            text[:1] != "-" and _PLAIN_PATH.fullmatch(text) and ("/" in text or "." in text or text[0] == "~")
+        ):
+            self.path(word)
+
+    def url(self, word: Word) -> None:
+        text = word.text
+        if not word.is_known:
+            self.reading.opaque = "an address cannot be known"
+        scheme = _SCHEME.match(text)
+        if scheme and scheme[1].lower() == "file":
+            rest = text[scheme.end() :]
+            self.reading.paths.append((rest[rest.find("/") :] if "/" in rest else "/" + rest, "path"))
+            return
+        self.reading.urls.append(text if scheme else f"http://{text}")
+        if "::" in text or text.startswith("-"):
+            self.reading.unknown.append(text)
+        elif scheme and scheme[1].lower() not in ("http", "https", "ftp", "ftps"):
+            self.reading.unknown.append(text)
+
+    def method(self, word: Word) -> None:
+        if word.text.upper() not in ("GET", "HEAD", "OPTIONS"):
+            self._raise("sends")
+
+    def word(self, word: Word) -> None:
+        """A plain name; an address is none."""
+        if not _NAME.fullmatch(word.text):
+            self.reading.unknown.append(word.text)
+        self.maybe(word)
+
+    def package(self, word: Word) -> None:
+        if word.text.startswith(("./", "../", "/", "~")) or word.text in (".", ".."):
+            self.path(Word(word.text.partition("[")[0], word.inputs, word.splits))
+        elif not _PACKAGE.fullmatch(word.text):
+            self.reading.unknown.append(word.text)
+
+    def remote(self, word: Word) -> None:
+        head, colon, _ = word.text.partition(":")
+        if colon and "/" not in head:
+            self._raise("sends")
+        else:
+            self.path(word)
+
+    def module(self, word: Word) -> None:
+        if not word.is_known:
+            self.reading.opaque = "a module cannot be known"
+        self.reading.module = word.text
+        if word.text in self.spec.modules:
+            self.reading.commands.append([word, *self.words[self.at :]])
+        elif word.text in _READING_MODULES:
+            self.reading.reads_stdin = True
+        elif not self.lenient and self.spec.modules:
+            self.reading.unknown.append(word.text)
+
+    def shell(self, word: Word) -> None:
+        self.reading.shell = word
+
+    def code(self, word: Word) -> None:
+        self.reading.code = word
+        self._raise("runs")
+
+    def script(self, word: Word) -> None:
+        self.reading.script = word
+
+    def exec_(self, word: Word) -> None:
+        """`find -exec`: the words up to `;` or `+`."""
+        start = self.at - 1
+        ends = [at for at in range(start, len(self.words)) if self.words[at].text in (";", "+")]
+        end = ends[0] if ends else len(self.words)
+        self.reading.commands.append(self.words[start:end])
+        self.words[start : end + 1] = []
+        self.at = start
+
+    def sed(self, word: Word) -> None:
+        text, at = word.text, 0
+        while at < len(text):
+            match = _SED.match(text, at)
+            if match is None:
+                self.reading.unknown.append(text)
+                return
+            at = match.end()
+            at += len(re.match(r"[;\s]*", text[at:])[0])  # type: ignore[index]
+
+    def awk(self, word: Word) -> None:
+        if _AWK.search(word.text):
+            self.reading.unknown.append(word.text)
+
+    def jq(self, word: Word) -> None:
+        if _JQ.search(word.text):
+            self.reading.unknown.append(word.text)
+
+    def make(self, word: Word) -> None:
+        """A target, or a variable, which can name the program that runs."""
+        if not re.fullmatch(r"[\w./%-]+", word.text):
+            self.reading.unknown.append(word.text)
+        self.maybe(word)
+
+
+_VALUES: dict[str, Callable[[_Reader, Word], None]] = {
+    "none": _Reader.none,
+    "word": _Reader.word,
+    "path": _Reader.path,
+    "out": _Reader.out,
+    "dir": _Reader.dir,
+    "maybe": _Reader.maybe,
+    "rest": _Reader.maybe,
+    "url": _Reader.url,
+    "method": _Reader.method,
+    "package": _Reader.package,
+    "remote": _Reader.remote,
+    "module": _Reader.module,
+    "shell": _Reader.shell,
+    "code": _Reader.code,
+    "script": _Reader.script,
+    "exec": _Reader.exec_,
+    "sed": _Reader.sed,
+    "awk": _Reader.awk,
+    "jq": _Reader.jq,
+    "make": _Reader.make,
+}

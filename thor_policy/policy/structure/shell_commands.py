@@ -1,0 +1,511 @@
+"""The commands of one shell line: what each reads, writes, runs, and what the line has done before it.
+
+Owns what a line accumulates, and the meaning of a command's words. Invariant: whatever is not understood calls
+`hide`, so that the line is opaque; nothing that was read is taken back. One `Line` a text; no state is shared.
+
+The running directory is a set: after `cd a; b`, b runs in `a` or, if that failed, where the line began.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from thor_policy.core.requests import Json
+from thor_policy.policy.structure.known_programs import OPAQUE, SHELLS
+from thor_policy.policy.structure.programs import KINDS, Programs, Reading, Spec, is_own, name_of, read
+from thor_policy.policy.structure.shell_words import UNKNOWN, Word, hides_names, joined
+
+#: Commands of a text, substitutions included.
+MAX_COMMANDS = 64
+#: Command lines inside of command lines, and wrappers around one command.
+MAX_NESTED = 4
+#: Running directories that a command may have.
+MAX_DIRS = 8
+#: Files that are the command's own streams.
+_STREAMS = re.compile(r"/dev/(null|stdin|stdout|stderr|tty|zero|full|u?random|fd/.*)")
+_STDIN = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
+_DEVICE = re.compile(r"/dev/(?!shm/|pts/|tcp/|udp/)[^/].*|/proc/sysrq-trigger")
+_NETWORK = re.compile(r"/dev/(tcp|udp)/.*")
+_ENVIRON = re.compile(r"/proc/[^/]+/environ")
+#: Folders whose loss ruins a system; `*` and `{}` stand for all that they hold.
+_WIPED = re.compile(
+    r"(/|~[\w-]*(/\.\.)*|/(bin|boot|dev|etc|home|lib|lib64|opt|proc|root|sbin|srv|sys|usr|var|Users|System|Library)"
+    r"|/(home|Users)/[^/]+)(/?\{\}|/?\ufffd|/?(?:[*?.]|\[[^\]]*\])+)?|/[^/]*[*?\[][^/]*"
+)
+_FETCHERS = frozenset(("curl", "wget", "aria2c", "fetch", "http", "https"))
+_ASSIGNING = frozenset(
+    "read mapfile readarray getopts printf let unset local typeset declare export readonly".split()
+)
+
+#: Where a command may run, as paths from where the line starts.
+Dirs: TypeAlias = tuple[str, ...]
+
+
+class Feed(Struct, frozen=True, kw_only=True):
+    """What a command reads: from programs, from files, or a text (None: not one that is known)."""
+
+    inputs: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    text: str | None = None
+    is_given: bool = False
+    #: Folders below which all the names lie that are read; None if it may be any text.
+    lists: Dirs | None = None
+
+
+NOTHING = Feed()
+
+
+class Command(Struct):
+    """One command, as rules see it."""
+
+    program: str
+    path: str
+    words: list[str]
+    kind: str
+    unknown: list[str]
+    inputs: list[str]
+    runs_input: bool
+    wipes: bool
+    via: list[str]
+    variables: list[str]
+
+
+class Around(Struct, frozen=True):
+    """What stands around a command: wrappers, their kinds and unknown words, assignments."""
+
+    via: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
+
+
+class Line:
+    """The reading of one text, and of the texts inside of it. `parse` reads a text that is run in `dirs`."""
+
+    def __init__(
+        self, programs: Programs, parse: Callable[[Line, str, Dirs, Feed, Around], tuple[Dirs, Dirs]]
+    ) -> None:
+        self.programs = programs
+        self._parse = parse
+        self.commands: list[Command] = []
+        self.opaque = ""
+        self.paths: dict[str, None] = {}
+        self.reads: dict[str, None] = {}
+        self.writes: dict[str, None] = {}
+        self.urls: dict[str, None] = {}
+        self.variables: dict[str, None] = {}
+        #: Texts that a variable can have; none: not known. Only those of plain assignments and loops.
+        self.values: dict[str, tuple[str, ...]] = {}
+        #: Variables that hold what programs printed, with these programs.
+        self.foreign: dict[str, tuple[str, ...]] = {}
+        self.functions: set[str] = set()
+        #: Files that this line writes with content of its own or of another host; "*" for any.
+        self.written: set[str] = set()
+        self.downloads = False
+        #: Folders of the names that the last command prints, and its text if that is known.
+        self.listing: Dirs | None = None
+        self.output: str | None = None
+        self.nested = 0
+
+    def hide(self, reason: str) -> None:
+        """The line is opaque; the first reason is kept."""
+        self.opaque = self.opaque or reason
+
+    def result(self) -> dict[str, Json]:
+        """The members, as `shell.MEMBERS` names them."""
+        commands = self.commands
+        return {
+            "opaque": self.opaque,
+            "commands": [
+                {name: getattr(command, name) for name in Command.__struct_fields__} for command in commands
+            ],
+            "paths": list(self.paths),
+            "reads": list(self.reads),
+            "writes": list(self.writes),
+            "urls": list(self.urls),
+            "kinds": sorted({command.kind or "unknown" for command in commands}),
+            "unknown": [word for command in commands for word in command.unknown],
+            "runs_input": any(command.runs_input for command in commands),
+            "wipes": any(command.wipes for command in commands),
+            "variables": list(self.variables),
+        }
+
+    def programs_since(self, start: int) -> tuple[str, ...]:
+        """The programs of the commands from an index on; "?" for one that is not known."""
+        return tuple(dict.fromkeys(command.program or "?" for command in self.commands[start:]))
+
+    # ------------------------------------------------------------ what a line does beside commands
+
+    def add_path(self, path: str, dirs: Dirs, *, written: bool = False, content: bool = False) -> list[str]:
+        """Note a file; where it may lie. `content`: the line writes what the file holds."""
+        if _STREAMS.fullmatch(path):
+            return []
+        places = list(dict.fromkeys(joined(folder, path) for folder in dirs))
+        for place in places:
+            self.paths[place] = None
+            (self.writes if written else self.reads)[place] = None
+            if content:
+                self.written.add(place)
+        return places
+
+    def note_variable(self, name: str) -> None:
+        """Note a variable that the line changes. Lower-case ones are its own, but for those of proxies."""
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name.endswith("proxy"):
+            self.variables[name] = None
+
+    def redirected(self, word: Word, dirs: Dirs) -> None:
+        """Note a file that a redirection writes; a device or a host is a command of its own."""
+        if not word.is_known:
+            self.hide("a redirection cannot be known")
+        for place in self.add_path(word.text, dirs, written=True, content=True):
+            kind = "fatal" if _DEVICE.fullmatch(place) else "sends" if _NETWORK.fullmatch(place) else ""
+            if kind:
+                self.add(Command(">", "", [place], kind, [], [], False, False, [], []))
+
+    def read_from(self, word: Word, dirs: Dirs) -> None:
+        """Note a file that a redirection reads; the variables of a process are secrets."""
+        if not word.is_known:
+            self.hide("a redirection cannot be known")
+        for place in self.add_path(word.text, dirs):
+            if _ENVIRON.fullmatch(place):
+                self.add(Command("<", "", [place], "secrets", [], [], False, False, [], []))
+
+    def add(self, command: Command) -> None:
+        """Note a command; without a table of kinds its kind is not known."""
+        if len(self.commands) >= MAX_COMMANDS:
+            self.hide(f"it has more than {MAX_COMMANDS} commands")
+            return
+        if not self.programs.has_kinds:
+            command.kind = ""
+        self.commands.append(command)
+
+    def is_written(self, places: Sequence[str]) -> bool:
+        """True if this line wrote what one of the files holds."""
+        return "*" in self.written or any(
+            place == written or place.startswith(f"{written}/")
+            for place in places
+            for written in self.written
+        )
+
+    # ------------------------------------------------------------ one command
+
+    def run(self, words: Sequence[Word], dirs: Dirs, feed: Feed, around: Around) -> tuple[Dirs, Dirs]:
+        """Read a command; where the next one may run if it succeeds, or fails."""
+        self.listing = self.output = None
+        if len(around.via) > MAX_NESTED or len(self.commands) >= MAX_COMMANDS:
+            self.hide(f"it has more than {MAX_COMMANDS} commands, or {MAX_NESTED} wrappers around one")
+            return dirs, dirs
+        program = words[0]
+        inputs = tuple(dict.fromkeys((*feed.inputs, *(name for word in words for name in word.inputs))))
+        name = name_of(program.text)
+        if (
+            not program.is_known
+            or program.splits
+            or not name.isascii()
+            or re.search(r"[*?\[\]]..", program.text)
+        ):
+            self.hide("a program's name cannot be known")
+            self.add(
+                self._command("", words, "", around, inputs, runs_input=bool(feed.inputs or program.inputs))
+            )
+            return dirs, dirs
+        if name in OPAQUE:
+            self.hide(f"{name} changes what other words mean")
+        spec = None if name in self.functions else self.programs.spec_of(name)
+        reading = read(spec, words[1:])
+        if reading.opaque:
+            self.hide(reading.opaque)
+        if name in _ASSIGNING:
+            self._assigned_by(name, words[1:], inputs)
+        own = is_own(program.text)
+        if own:
+            reading.raise_kind("builds" if spec else None)
+            reading.kind = reading.kind if spec else "builds"
+        places = self._places(reading, dirs)
+        call = _Call(name, spec, reading, feed, places, inputs, around, words)
+        if own:
+            call.scripts = self.add_path(program.text, dirs)
+        return self._run(call, dirs)
+
+    def _places(self, reading: Reading, dirs: Dirs) -> Dirs:
+        """Where a command runs after `-C`: there, and where it was."""
+        for folder in reading.dirs:
+            self.add_path(folder, dirs)
+            dirs = tuple(dict.fromkeys((*dirs, *(joined(place, folder) for place in dirs))))[:MAX_DIRS]
+        return dirs
+
+    def _run(self, call: _Call, dirs: Dirs) -> tuple[Dirs, Dirs]:
+        reading, around = call.reading, call.around
+        start = len(self.commands)
+        if call.name == "find" or not (reading.commands or reading.shell):
+            self._simple(call)
+        else:
+            self.paths_of(call)
+        inner = replace(
+            around,
+            via=(*around.via, call.name),
+            kinds=(*around.kinds, *(() if call.is_neutral else (reading.kind,))),
+            unknown=(*around.unknown, *(() if call.name == "find" else reading.unknown)),
+            variables=(*around.variables, *reading.assigned),
+        )
+        for word in reading.commands:
+            self._wrapped(call, word, inner)
+        after = dirs, dirs
+        if reading.shell is not None:
+            after = self._text(call, reading.shell, inner)
+        if len(self.commands) == start:
+            self._simple(call)
+        for name in reading.assigned:
+            self.variables[name] = None
+        if call.name in ("cd", "pushd", "popd"):
+            return self._moved(call, dirs), dirs
+        return after if call.name == "eval" else (dirs, dirs)
+
+    def _wrapped(self, call: _Call, words: list[Word], inner: Around) -> None:
+        """The command inside of a wrapper."""
+        feed, words = call.feed, list(words)
+        if not words:
+            return
+        roots = [path for path, _ in call.reading.paths] or ["."]
+        if call.name in ("find", "gfind"):
+            words = [
+                Word(word.text.replace("{}", f"{roots[0]}/{{}}"), *word[1:]) if word.text == "{}" else word
+                for word in words
+            ]
+            words = [
+                Word(UNKNOWN, ("find",)) if "{}" in word.text and not word.text.endswith("/{}") else word
+                for word in words
+            ]
+        elif call.name in ("xargs", "gxargs"):
+            words = self._with_input(call, words)
+            feed = NOTHING
+        self.run(words, call.dirs, feed, inner)
+
+    def _with_input(self, call: _Call, words: list[Word]) -> list[Word]:
+        """The words of a command that xargs runs, with those that it reads."""
+        feed, token = call.feed, call.reading.replaced
+        if feed.text is not None:
+            read_words = [Word(text) for text in feed.text.split()]
+        elif feed.lists is not None:
+            read_words = [Word(f"{folder}/{{}}") for folder in feed.lists]
+        else:
+            read_words = [Word(UNKNOWN, feed.inputs or ("xargs",), splits=True)]
+        if not token:
+            return [*words, *read_words]
+        exact = [item for word in words for item in (read_words if word.text == token else [word])]
+        return [
+            Word(word.text.replace(token, UNKNOWN), feed.inputs or ("xargs",)) if token in word.text else word
+            for word in exact
+        ]
+
+    def _text(self, call: _Call, text: Word, inner: Around) -> tuple[Dirs, Dirs]:
+        """A command line that a command gets as a word."""
+        if not text.is_known or text.inputs or text.splits:
+            call.runs_input = True
+            self._simple(call)
+            return call.dirs, call.dirs
+        return self._parse(self, text.text, call.dirs, call.feed, inner)
+
+    def paths_of(self, call: _Call) -> list[str]:
+        """Note the paths and addresses of a command; where its files may lie."""
+        places: list[str] = []
+        for path, role in call.reading.paths:
+            found = self.add_path(path, call.dirs, written=role == "out")
+            call.outs += found if role == "out" else []
+            places += found
+            if hides_names(path):
+                call.reading.unknown.append(path)
+        for url in call.reading.urls:
+            self.urls[url] = None
+        return places
+
+    def _simple(self, call: _Call) -> None:
+        """A command that runs no other by its words."""
+        reading = call.reading
+        places = self.paths_of(call)
+        self._input_of(call)
+        if call.scripts and self.is_written(call.scripts):
+            call.runs_input = True
+        if any(map(_ENVIRON.fullmatch, places)):
+            reading.raise_kind("secrets")
+        if any(map(_DEVICE.fullmatch, call.outs)):
+            reading.raise_kind("fatal")
+        if any(map(_NETWORK.fullmatch, places)):
+            reading.raise_kind("sends")
+        wiping = reading.spec.wipes if reading.spec and call.spec else frozenset()
+        wipes = ("always" in wiping or bool(wiping & reading.used)) and any(map(_WIPED.fullmatch, places))
+        if call.name == "rm" and reading.used & {"-r", "-R", "--recursive"}:
+            reading.unknown += [place for place in places if place in (".", "*")]
+        self._kept(call, places)
+        if self.downloads and reading.kind in ("builds", "installs"):
+            reading.unknown.append("runs after a download")
+        self.add(
+            self._command(
+                call.name, call.words, reading.kind, call.around, call.inputs, call.runs_input, wipes, reading
+            )
+        )
+        self._printed(call, places)
+
+    def _input_of(self, call: _Call) -> None:
+        """Whether an interpreter runs what it reads."""
+        reading, feed = call.reading, call.feed
+        if reading.code is not None:
+            call.runs_input = call.runs_input or not reading.code.is_known or bool(reading.code.inputs)
+            return
+        script = reading.script
+        if script is not None and script.text in _STDIN:
+            reading.reads_stdin = True
+        elif script is not None and not (reading.reads_stdin and feed.inputs):
+            if script.inputs:
+                call.runs_input = True
+            elif "{}" in script.text:
+                reading.unknown.append(script.text)
+            elif not script.is_known:
+                self.hide("a script cannot be known")
+            call.scripts += self.add_path(script.text, call.dirs) if script.is_known else []
+            return
+        runs = (
+            reading.spec is not None
+            and reading.spec.runs_input
+            and not reading.module
+            and call.spec is not None
+        )
+        if not (runs or reading.reads_stdin) or call.runs_input or reading.commands:
+            return
+        if "--version" in reading.used:
+            return
+        if feed.inputs:
+            call.runs_input = True
+        elif feed.files:
+            for path in feed.files:
+                call.scripts += self.add_path(path, call.dirs)
+        elif feed.text is not None and call.name in SHELLS:
+            self._parse(
+                self, feed.text, call.dirs, NOTHING, replace(call.around, via=(*call.around.via, call.name))
+            )
+        elif feed.is_given and feed.text is None:
+            call.runs_input = True
+        elif feed.is_given or not reading.used & {"-V", "-v", "-h", "--help"}:
+            reading.raise_kind("runs")
+
+    def _kept(self, call: _Call, places: list[str]) -> None:
+        """Note what files hold after the command."""
+        reading, feed = call.reading, call.feed
+        fetches = reading.kind == "fetches" or call.name in _FETCHERS
+        spec = reading.spec
+        if spec and (("always" in spec.saves and not call.outs) or spec.saves & reading.used):
+            for url in [part for url in reading.urls for part in (url, url.partition("?")[0])] or ["*"]:
+                name = url.partition("#")[0].rstrip("/").rpartition("/")[2].removesuffix(".git")
+                call.outs += (
+                    self.add_path(name or "index.html", call.dirs, written=True) if name != "*" else ["*"]
+                )
+        foreign = any(name in _FETCHERS for name in feed.inputs)
+        from_written = self.is_written(places)
+        if fetches or foreign or from_written or feed.is_given:
+            self.written.update(call.outs)
+            if reading.kind == "edits" and not call.outs and (foreign or from_written):
+                self.written.add("*")  # an archive's files
+        if (fetches and call.outs) or (foreign and reading.kind == "edits"):
+            self.downloads = True
+
+    def _printed(self, call: _Call, places: list[str]) -> None:
+        """What the command prints, where the next one of a pipe may rely on it."""
+        spec, words = call.reading.spec, call.words[1:]
+        known = all(word.is_known and not word.splits for word in words)
+        if call.name == "echo" and known:
+            self.output = " ".join(word.text for word in words if word.text not in ("-n", "-e", "-E"))
+        elif call.name == "printf" and known and len(words) == 1 and "%" not in words[0].text:
+            self.output = words[0].text
+        elif call.name == "pwd" and not words and len(call.dirs) == 1:
+            self.output = "."
+        if spec is None or call.spec is None:
+            return
+        if "always" in spec.lists or spec.lists & call.reading.used:
+            self.listing = tuple(places) or call.dirs
+        elif spec.filters and not places:
+            self.listing = call.feed.lists
+
+    def _moved(self, call: _Call, dirs: Dirs) -> Dirs:
+        """Where the next command runs after `cd`."""
+        targets = [
+            word
+            for word in call.words[1:]
+            if not re.fullmatch(r"-[LPe@n]*|--", word.text) or word.text == "-"
+        ]
+        if (
+            call.name == "popd"
+            or (call.name == "pushd" and not targets)
+            or any(
+                not word.is_known or re.fullmatch(r"[-+]\d*", word.text) or re.search(r"[*?\[]", word.text)
+                for word in targets
+            )
+        ):
+            self.hide("the running directory cannot be known")
+            return (UNKNOWN,)
+        target = targets[0].text if targets else "~"
+        self.add_path(target or ".", dirs)
+        return tuple(dict.fromkeys(joined(folder, target) for folder in dirs))
+
+    def _assigned_by(self, name: str, words: Sequence[Word], inputs: tuple[str, ...]) -> None:
+        """Builtins change variables that they name."""
+        for word in words:
+            variable = re.match(r"[A-Za-z_]\w*", word.text)
+            if variable and name != "printf" or (variable and any(word.text == "-v" for word in words)):
+                self.values[variable[0]] = ()
+                self.note_variable(variable[0])
+                if name in ("read", "mapfile", "readarray"):
+                    self.foreign[variable[0]] = inputs or (name,)
+        if name in ("read", "mapfile", "readarray"):
+            self.foreign |= dict.fromkeys(("REPLY", "MAPFILE"), inputs or (name,))
+
+    def _command(
+        self,
+        program: str,
+        words: Sequence[Word],
+        kind: str,
+        around: Around,
+        inputs: tuple[str, ...],
+        runs_input: bool,
+        wipes: bool = False,
+        reading: Reading | None = None,
+    ) -> Command:
+        return Command(
+            program=program,
+            path=words[0].text if "/" in words[0].text else "",
+            words=[word.text for word in words[1:]],
+            kind=max((kind, *around.kinds), key=KINDS.index),
+            unknown=[*around.unknown, *(reading.unknown if reading else ())],
+            inputs=list(inputs),
+            runs_input=runs_input,
+            wipes=wipes,
+            via=list(around.via),
+            variables=list(around.variables),
+        )
+
+
+class _Call:
+    """A command while it is read."""
+
+    def __init__(
+        self,
+        name: str,
+        spec: Spec | None,
+        reading: Reading,
+        feed: Feed,
+        dirs: Dirs,
+        inputs: tuple[str, ...],
+        around: Around,
+        words: Sequence[Word],
+    ) -> None:
+        self.name, self.spec, self.reading, self.feed, self.dirs = name, spec, reading, feed, dirs
+        self.inputs, self.around, self.words = inputs, around, words
+        self.scripts: list[str] = []
+        self.outs: list[str] = []
+        self.runs_input = False
+        #: A shell, or find, adds no kind to the commands that it runs.
+        self.is_neutral = name in SHELLS or name in ("eval", "find", "gfind")
