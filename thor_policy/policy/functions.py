@@ -17,6 +17,11 @@ from cel_expr_python import cel
 
 from thor_policy.core.requests import Json
 from thor_policy.policy.cel_calls import callable_from_cel
+from thor_policy.policy.structure import money
+from thor_policy.policy.structure.email import Mail, email, emails
+from thor_policy.policy.structure.money import Amount, decimal
+from thor_policy.policy.structure.network import Range, cidr, inside
+from thor_policy.policy.structure.sql import Sql, sql
 from thor_policy.policy.words import WordLists
 
 #: From here on not every whole number is a double.
@@ -186,6 +191,7 @@ _GIVEN: list[_Overload] = [
     ((_T.STRING, ANY_LIST), ANY_LIST),
     ((_T.STRING, ANY_MAP), ANY_MAP),
 ]
+_OF_TEXT: list[_Overload] = [((_T.STRING,), ANY_MAP)]
 #: Functions that are called on a list: `items.sum()`.
 _METHODS: dict[str, tuple[Callable[..., Any], Any]] = {
     "flatten": (flatten, ANY_LIST),
@@ -199,11 +205,25 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], list[_Overload]]] = {
     "starts": (starts, _OF_WORDS),
     "given": (given, _GIVEN),
     "row": (row, [((_T.STRING, _T.STRING), _T.DYN)]),
+    "sql": (sql, _OF_TEXT),
+    "email": (email, _OF_TEXT),
+    "emails": (emails, [((_T.DYN,), _T.List(ANY_MAP))]),
+    "decimal": (decimal, [((_T.DYN,), ANY_MAP)]),
+    "decimal.compare": (money.compare, [((_T.DYN, _T.DYN), _T.INT)]),
+    "cidr": (cidr, _OF_TEXT),
+    "cidr.inside": (inside, _OF_WORDS),
     "sets.contains": (_contains, _OF_SETS),
     "sets.intersects": (_intersects, _OF_SETS),
     "sets.equivalent": (_equivalent, _OF_SETS),
 }
 
+#: The members of the map that a function gives, by its name.
+MEMBERS: dict[str, frozenset[str]] = {
+    "sql": frozenset(Sql.__annotations__),
+    "email": frozenset(Mail.__annotations__),
+    "decimal": frozenset(Amount.__annotations__),
+    "cidr": frozenset(Range.__annotations__),
+}
 #: Every name of ours that a call may have.
 NAMES = (*_FUNCTIONS, *_METHODS)
 #: Those that are called on a list.
