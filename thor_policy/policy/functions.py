@@ -7,6 +7,7 @@ thread, and nothing else. Declared once for all packs. Any thread.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import threading
 from collections.abc import Callable, Mapping
@@ -192,6 +193,9 @@ _GIVEN: list[_Overload] = [
     ((_T.STRING, ANY_MAP), ANY_MAP),
 ]
 _OF_TEXT: list[_Overload] = [((_T.STRING,), ANY_MAP)]
+#: The types of JSON, and those of amounts: the runtime passes no value to a parameter without a type.
+_AMOUNTS = (_T.STRING, _T.INT, _T.DOUBLE)
+_JSON = (*_AMOUNTS, _T.BOOL, _T.NULL, ANY_LIST, ANY_MAP)
 #: Functions that are called on a list: `items.sum()`.
 _METHODS: dict[str, tuple[Callable[..., Any], Any]] = {
     "flatten": (flatten, ANY_LIST),
@@ -207,9 +211,9 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], list[_Overload]]] = {
     "row": (row, [((_T.STRING, _T.STRING), _T.DYN)]),
     "sql": (sql, _OF_TEXT),
     "email": (email, _OF_TEXT),
-    "emails": (emails, [((_T.DYN,), _T.List(ANY_MAP))]),
-    "decimal": (decimal, [((_T.DYN,), ANY_MAP)]),
-    "decimal.compare": (money.compare, [((_T.DYN, _T.DYN), _T.INT)]),
+    "emails": (emails, [((kind,), _T.List(ANY_MAP)) for kind in _JSON]),
+    "decimal": (decimal, [((kind,), ANY_MAP) for kind in _JSON]),
+    "decimal.compare": (money.compare, [(pair, _T.INT) for pair in itertools.product(_AMOUNTS, repeat=2)]),
     "cidr": (cidr, _OF_TEXT),
     "cidr.inside": (inside, _OF_WORDS),
     "sets.contains": (_contains, _OF_SETS),
