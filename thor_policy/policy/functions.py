@@ -7,6 +7,7 @@ thread, and nothing else. Declared once for all packs. Any thread.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import threading
 from collections.abc import Callable, Mapping
@@ -16,12 +17,15 @@ from typing import Any
 from cel_expr_python import cel
 
 from thor_policy.core.requests import Json
+from thor_policy.policy import words
 from thor_policy.policy.cel_calls import callable_from_cel
-from thor_policy.policy.structure import names
+from thor_policy.policy.structure import email as mails
+from thor_policy.policy.structure import money, names, network
 from thor_policy.policy.structure import path as paths
 from thor_policy.policy.structure import shell as shell_lines
+from thor_policy.policy.structure import sql as statements
 from thor_policy.policy.structure import url as urls
-from thor_policy.policy.words import WordLists, plain_words
+from thor_policy.policy.words import WordLists
 
 #: From here on not every whole number is a double.
 EXACT = 2**53
@@ -60,7 +64,10 @@ def roots() -> Mapping[str, Json]:
 
 def forget() -> None:
     """Forget what was read of texts, so that a benchmark times the reading."""
-    plain_words.cache_clear()
+    for module in (mails, money, names, network, paths, shell_lines, statements, urls, words):
+        for value in vars(module).values():
+            if hasattr(value, "cache_clear"):
+                value.cache_clear()
 
 
 # ---------------------------------------------------------------- what they do
@@ -218,8 +225,9 @@ def with_article(noun: str) -> str:
 
 #: Parameters and result of one way to call a function.
 _Overload = tuple[tuple[Any, ...], Any]
-#: The types of JSON values. The runtime finds no function for a value whose parameter is of type dyn.
-_ANY_JSON = (_T.STRING, ANY_LIST, ANY_MAP, _T.INT, _T.DOUBLE, _T.BOOL, _T.NULL)
+#: The types of amounts, and those of JSON: the runtime passes no value to a parameter of type dyn.
+_AMOUNTS = (_T.STRING, _T.INT, _T.DOUBLE)
+_JSON = (*_AMOUNTS, _T.BOOL, _T.NULL, ANY_LIST, ANY_MAP)
 _OF_WORDS: list[_Overload] = [((_T.STRING, _T.STRING), _T.BOOL)]
 _OF_SETS: list[_Overload] = [((ANY_LIST, ANY_LIST), _T.BOOL)]
 _GIVEN: list[_Overload] = [
@@ -231,6 +239,7 @@ _GIVEN: list[_Overload] = [
     ((_T.STRING, ANY_LIST), ANY_LIST),
     ((_T.STRING, ANY_MAP), ANY_MAP),
 ]
+_OF_TEXT: list[_Overload] = [((_T.STRING,), ANY_MAP)]
 #: Functions that are called on a list: `items.sum()`.
 _METHODS: dict[str, tuple[Callable[..., Any], Any]] = {
     "flatten": (flatten, ANY_LIST),
@@ -246,23 +255,33 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], list[_Overload]]] = {
     "same": (names.same, _OF_WORDS),
     "plain": (names.plain, [((_T.STRING,), _T.BOOL)]),
     "given": (given, _GIVEN),
-    "texts": (texts, [((kind,), ANY_LIST) for kind in _ANY_JSON]),
+    "texts": (texts, [((kind,), ANY_LIST) for kind in _JSON]),
     "row": (row, [((_T.STRING, _T.STRING), _T.DYN)]),
-    "shell": (shell, [((_T.STRING,), ANY_MAP), ((_T.STRING, _T.STRING), ANY_MAP)]),
     "sets.contains": (_contains, _OF_SETS),
     "sets.intersects": (_intersects, _OF_SETS),
     "sets.equivalent": (_equivalent, _OF_SETS),
-    "url": (urls.url, [((_T.STRING,), ANY_MAP)]),
+    "shell": (shell, [((_T.STRING,), ANY_MAP), ((_T.STRING, _T.STRING), ANY_MAP)]),
+    "sql": (statements.sql, _OF_TEXT),
+    "url": (urls.url, _OF_TEXT),
     "path": (paths.path, [((_T.STRING, _T.STRING), ANY_MAP)]),
+    "email": (mails.email, _OF_TEXT),
+    "emails": (mails.emails, [((kind,), _T.List(ANY_MAP)) for kind in _JSON]),
+    "decimal": (money.decimal, [((kind,), ANY_MAP) for kind in _JSON]),
+    "decimal.compare": (money.compare, [(pair, _T.INT) for pair in itertools.product(_AMOUNTS, repeat=2)]),
+    "cidr": (network.cidr, _OF_TEXT),
+    "cidr.inside": (network.inside, _OF_WORDS),
 }
 
 #: Members of the maps that functions give, by function: another one is a misspelling.
 MEMBERS: dict[str, frozenset[str]] = {
+    "cidr": frozenset(network.Range.__annotations__),
+    "decimal": frozenset(money.Amount.__annotations__),
+    "email": frozenset(mails.Mail.__annotations__),
     "path": paths.MEMBERS,
     "shell": shell_lines.MEMBERS,
+    "sql": frozenset(statements.Sql.__annotations__),
     "url": urls.MEMBERS,
 }
-
 #: Every name of ours that a call may have.
 NAMES = (*_FUNCTIONS, *_METHODS)
 #: Those that are called on a list.
