@@ -27,8 +27,11 @@ from thor_policy.policy.functions import with_article
 from thor_policy.policy.tokens import RESERVED, ROOTS, literal_values, names_in, parts_of, paths_in
 from thor_policy.policy.words import WordLists, fault_of
 
-_FACT = re.compile(r"[a-z][a-z0-9_]*")
+#: The name of a fact. One that begins with `STEP` is a step.
+_FACT = re.compile(r"_?[a-z][a-z0-9_]*")
 _MEMBER = re.compile(r"(?:(?:subject|action|resource)\.properties|context)(?:\.[A-Za-z_][A-Za-z0-9_]*)+")
+#: The beginning of the name of a step: a fact that later expressions read, and nobody is shown.
+STEP = "_"
 #: Types of facts that need no look at their value, by CEL's names.
 _PLAIN = ("BOOL", "INT", "STRING")
 #: Types that no JSON value has, and what an author can write instead.
@@ -179,7 +182,10 @@ class RuleBook:
                 fault("rules.yaml", f"$[{number}].id", f"rule {rule.id}", f"the id {rule.id!r} appears twice")
         for name in facts:
             if name in ROOTS or not _FACT.fullmatch(name):
-                message = f"must be lower case letters, digits and '_', and none of {', '.join(ROOTS)}"
+                message = (
+                    f"must be lower case letters, digits and '_', begin with a letter, or with one '_' if it "
+                    f"is a step, and be none of {', '.join(ROOTS)}"
+                )
                 fault("pack.yaml", f"$.facts.{name}", f"fact {name!r}", message)
             elif name in RESERVED:
                 message = "is a word of CEL, which no fact can have as its name"
@@ -304,6 +310,10 @@ class RuleBook:
 
         Never raises: `Floor.errors` names each failure, and a failure makes the floor stricter.
         """
+        return self._apply(evaluation, received_at)[0]
+
+    def _apply(self, evaluation: Evaluation, received_at: float) -> tuple[Floor, Mapping[str, Any]]:
+        """The floor, and all that its rules read: the request, and every fact, steps too."""
         errors: dict[str, str] = {}
         inputs = self._language.inputs(evaluation, received_at)
         missing = self._language.members_at_fault(self._required) if self._checks_members else {}
@@ -316,7 +326,9 @@ class RuleBook:
                 if name in self._checked_facts and not is_json(value):
                     errors[f"fact:{name}"] = f"gave a {type(value).__name__}, not a plain value"
                 elif not errors or f"fact:{name}" not in errors:
-                    facts[name] = inputs[name] = value
+                    inputs[name] = value
+                    if not name.startswith(STEP):
+                        facts[name] = value
         values = self._last.run(inputs)
         if isinstance(values, str):
             values = self._run_singly([*(rule.id for rule in self.rules), "risk"], inputs, errors)
@@ -333,28 +345,27 @@ class RuleBook:
             if rule.outcome != self._loosest and not missing:
                 fired.append(rule)
         fired.sort(key=lambda rule: -self._rank[rule.outcome])
-        outcome, final, deciding, because = (
+        outcome, final, deciding, reasons = (
             self._incomplete(missing, fired) if missing else self._decide(fired, finals, errors)
         )
-        return Floor(
+        floor = Floor(
             outcome=outcome,
             final=final,
             rules=tuple(dict.fromkeys(rule.id for rule in (*fired, *deciding))),
             clauses=tuple(dict.fromkeys(rule.clause for rule in deciding if rule.clause)),
-            because=because,
+            because=reasons[0] if reasons else None,
+            also_because=tuple(reasons[1:]),
             classification=next((rule.classification for rule in deciding if rule.classification), None),
             facts=facts,
             errors={} if missing else errors,  # whatever failed, failed because of what is missing
             missing=tuple(missing),
             risk=_as_risk(values[-1]),
         )
+        return floor, inputs
 
     def trace(self, evaluation: Evaluation, received_at: float) -> tuple[Floor, tuple[RuleTrace, ...]]:
         """The floor, and what came of each rule and of the parts of its condition. Slow: it compiles them."""
-        floor = self.apply(evaluation, received_at)
-        inputs = self._language.inputs(evaluation, received_at)
-        self._language.members_at_fault(self._required)
-        inputs |= floor.facts
+        floor, inputs = self._apply(evaluation, received_at)
         traces = []
         for rule in self.rules:
             whole = self._single(rule.id).run(inputs)
@@ -382,33 +393,35 @@ class RuleBook:
 
     def _decide(
         self, fired: Sequence[Rule], finals: Sequence[Rule], errors: Mapping[str, str]
-    ) -> tuple[str, bool, Sequence[Rule], str | None]:
+    ) -> tuple[str, bool, Sequence[Rule], Sequence[str]]:
         """Outcome, whether it is final, the rules that decide, and why. `fired` has the strictest first."""
         outcome = fired[0].outcome if fired else self._loosest
         deciding = [rule for rule in fired if rule.outcome == outcome]
         if outcome != self._loosest:
             decides = self._rules_only or (not errors and any(rule.final for rule in deciding))
-            return outcome, decides or outcome == self._strictest, deciding, _because(deciding, errors)
+            return outcome, decides or outcome == self._strictest, deciding, _reasons(deciding, errors)
         if not errors and (finals or (self._rules_only and deciding)):
             deciding = [*finals, *(deciding if self._rules_only else ())]
-            return outcome, True, deciding, _because(deciding, errors)
+            deciding.sort(key=self.rules.index)
+            return outcome, True, deciding, _reasons(deciding, errors)
         if errors and self._rules_only:
             failed = f"The rules failed ({', '.join(errors)}), so the answer is {self._strictest}."
-            return self._strictest, True, (), failed
+            return self._strictest, True, (), [failed]
         if self._default is not None and (errors or not deciding):
             because = f"No rule decides this, so the answer is {self._default}."
-            return self._default, not errors or self._default == self._strictest, (), because
-        return outcome, False, deciding, _because(deciding, errors)
+            return self._default, not errors or self._default == self._strictest, (), [because]
+        return outcome, False, deciding, _reasons(deciding, errors)
 
     def _incomplete(
         self, missing: Mapping[str, str], fired: Sequence[Rule]
-    ) -> tuple[str, bool, Sequence[Rule], str | None]:
+    ) -> tuple[str, bool, Sequence[Rule], Sequence[str]]:
         """The answer to a request without required members: the stated outcome, or a stricter rule's."""
         outcome = self.stricter(self._outcome_if_missing, *(rule.outcome for rule in fired))
         deciding = [rule for rule in fired if rule.outcome == outcome]
         lacks = "; ".join(f"{path} {problem}" for path, problem in missing.items())
-        because = " ".join(filter(None, (_because(deciding, {}), f"The request is incomplete: {lacks}.")))
-        return outcome, True, deciding, because
+        first, *others = _reasons(deciding, {}) or [""]
+        because = f"{first} The request is incomplete: {lacks}.".lstrip()
+        return outcome, True, deciding, [because, *others]
 
     def stricter(self, *outcomes: str) -> str:
         """The strictest of `outcomes`."""
@@ -434,12 +447,13 @@ def reads_only_subject_properties(rule: Rule, facts: Mapping[str, str]) -> bool:
     return bool(paths) and all(path.startswith("subject.properties") for path in paths)
 
 
-def _because(deciding: Sequence[Rule], errors: Mapping[str, str]) -> str | None:
+def _reasons(deciding: Sequence[Rule], errors: Mapping[str, str]) -> list[str]:
+    """The reason of each rule, each text one time, in the pack's order: the first is the deciding rule's."""
     reasons = [
         f"Rule {rule.id} could not be evaluated and counts as matched." if rule.id in errors else rule.because
         for rule in deciding
     ]
-    return " ".join(dict.fromkeys(reasons)) or None
+    return list(dict.fromkeys(reasons))
 
 
 def _as_risk(value: Any) -> Risk:
