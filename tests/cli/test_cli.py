@@ -21,18 +21,20 @@ import pytest
 from click.testing import CliRunner, Result
 from msgspec.structs import replace
 
-from tests.build import CALLER, MODEL, NOON, by_model
+from tests.build import CALLER, MODEL, NOON, by_model, without_model
 from thor_policy import catalog
 from thor_policy.cli.main import cli
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core import records
+from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import AlreadyRunning
 from thor_policy.core.records import Calibration
 from thor_policy.core.requests import Json
 from thor_policy.daemon import journal_access, service
 from thor_policy.daemon.loading import find_adapter
 from thor_policy.daemon.service import serving
+from thor_policy.journal import events
 from thor_policy.journal.checkpoints import Signer
 from thor_policy.journal.projections import DECISION_COLUMNS
 from thor_policy.journal.reader import ENDING_CHARS
@@ -430,6 +432,16 @@ class TestLog:
     def test_csv_without_rows_is_the_header(self, run: Run, recorded_ids: dict[str, str]) -> None:
         result = run("log", "--csv", "--actor", "nobody")
         assert result.stdout.splitlines() == [",".join(DECISION_COLUMNS)]
+
+    def test_show_prints_the_further_reasons_of_the_floor_on_request(self, run: Run, config: Config) -> None:
+        floor = Floor(
+            outcome="deny", final=True, rules=("a", "b"), because="It is late.", also_because=("It is big.",)
+        )
+        with closing(Journal(config.journal_path, synchronous="OFF")) as journal:
+            journal.commit(events.decision_event(without_model(id="d-reasons", floor=floor))).result()
+        plain, full = (run("log", "show", "d-reasons", *flags).stdout for flags in ((), ("--all",)))
+        assert "It is big." not in plain
+        assert "further reasons  It is big." in full
 
     def test_show_takes_the_end_of_an_id_and_shows_the_attached_records(
         self, run: Run, recorded_ids: dict[str, str]

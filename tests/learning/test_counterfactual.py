@@ -215,6 +215,20 @@ class TestRedecidingByAnotherPack:
         assert isinstance(result, Counterfactual)
         assert (result.direction, result.now.reason_code) == ("tightened", "low_confidence")
 
+    def test_a_threshold_that_turns_a_tightening_into_a_doubt_is_loosened(
+        self, journal: Path, tmp_path: Path
+    ) -> None:
+        folder = write_pack(tmp_path / "small")
+        (decision,) = taken(pack_files.load(folder), request("look"), engine=StubEngine(bias="deny"))
+        assert (decision.outcome, decision.reason_code) == ("deny", None)
+        record(journal, decision)
+        text = (folder / "pack.yaml").read_text(encoding="utf-8")
+        (folder / "pack.yaml").write_text(text.replace("limits: {", "limits: {tighten_at: 0.97, "))
+        (result,) = again(journal, pack_files.load(folder), engine=StubEngine(bias="deny"))
+        assert isinstance(result, Counterfactual)
+        assert (result.direction, result.now.outcome) == ("loosened", "allow")
+        assert (result.now.reason_code, result.now.label) == ("doubt", "deny")
+
     def test_a_change_to_allow_is_loosened_in_any_order_of_outcomes(
         self, journal: Path, tmp_path: Path
     ) -> None:

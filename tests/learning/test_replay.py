@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -155,6 +156,18 @@ class TestIdentical:
         record(journal, late)
         assert late.floor.facts["late"] is True
         assert again(journal, folder, late).verdict == "identical"
+
+    def test_a_doubt_is_identical_because_its_threshold_is_part_of_the_pack(
+        self, folder: Path, journal: Path
+    ) -> None:
+        text = (folder / "pack.yaml").read_text()
+        (folder / "pack.yaml").write_text(re.sub("limits: .*", "limits: {tighten_at: 1.0}", text))
+        decision = Policy(StubEngine(bias="deny"), pack_files.load(folder)).decide(request_of("look"))
+        record(journal, decision)
+        assert (decision.outcome, decision.reason_code) == ("allow", "doubt")
+        assert again(journal, folder, decision, StubEngine(bias="deny")).verdict == "identical"
+        (folder / "pack.yaml").write_text(re.sub("limits: .*", "limits: {tighten_at: 0.5}", text))
+        assert again(journal, folder, decision, StubEngine(bias="deny")).verdict == "refused"
 
     def test_the_recorded_temperature_is_used(self, folder: Path, journal: Path) -> None:
         sha, engine = pack_files.load(folder).info.sha256, StubEngine()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -64,11 +65,10 @@ class FailingEngine(StubEngine):
         raise self._error
 
 
-@pytest.fixture(scope="module")
-def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
-    folder: Path = tmp_path_factory.mktemp("small")
+def limited(folder: Path, limits: str) -> Pack:
+    """The pack with other limits, a flow mapping of YAML."""
     texts = {
-        "pack.yaml": PACK,
+        "pack.yaml": re.sub("limits: .*", f"limits: {limits}", PACK),
         "rules.yaml": RULES,
         "examples.yaml": EXAMPLE,
         "clauses.yaml": "R1: One.\nR2: Two.\n",
@@ -77,6 +77,11 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
     for name, text in texts.items():
         (folder / name).write_text(text)
     return pack_files.load(folder)
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    return limited(tmp_path_factory.mktemp("small"), "{abstain: {outcome: require_mfa, below: {high: 0.95}}}")
 
 
 @pytest.fixture
@@ -158,6 +163,29 @@ class TestOutcome:
         assert (decision.label, decision.outcome) == ("allow", "require_mfa")
         assert decision.reason_code == "low_confidence"
         assert not decision.allow
+
+    def test_a_doubt_below_the_threshold_leaves_the_floor_and_is_counted(self, tmp_path: Path) -> None:
+        decider = Policy(StubEngine(bias="deny"), limited(tmp_path, "{tighten_at: {low: 0.95}}"))
+        decision = decider.decide(request("step"))
+        assert (decision.outcome, decision.reason_code, decision.label) == ("require_mfa", "doubt", "deny")
+        assert decision.confidence == decision.probabilities["require_mfa"]
+        assert [duty.id for duty in decision.obligations] == ["mfa"]
+        assert decider.decide(request("grave")).outcome == "deny"
+        assert decider.counters["doubts"] == 1
+
+    def test_a_doubt_is_measured_by_calibrated_probabilities(self, tmp_path: Path) -> None:
+        pack, engine = limited(tmp_path, "{tighten_at: 0.85}"), StubEngine(bias="deny")
+        flatter = Calibration(
+            temperature=3.0, pack_sha256=pack.info.sha256, model_sha256=engine.model.sha256, judged=60
+        )
+        assert Policy(engine, pack).decide(request()).outcome == "deny"
+        decision = Policy(engine, pack, calibration=flatter).decide(request())
+        assert (decision.outcome, decision.reason_code, decision.allow) == ("allow", "doubt", True)
+
+    def test_a_threshold_lets_no_failure_of_the_engine_through(self, tmp_path: Path) -> None:
+        pack = limited(tmp_path, "{tighten_at: 1.0}")
+        decision = Policy(FailingEngine(EngineError("lost")), pack).decide(request())
+        assert (decision.outcome, decision.reason_code) == ("deny", "engine_failed")
 
     def test_confidence_is_the_probability_of_the_served_outcome(self, policy: Callable[..., Policy]) -> None:
         decision = policy("allow").decide(request("step"))
@@ -420,7 +448,9 @@ class TestShadow:
         bad.info = replace(pack.info, sha256="f" * 64)
         prefix = replace(pack.prefix, pack_sha256="f" * 64, labels=(" other", " labels"))
         bad._prefixes = (prefix, pack.brief_prefix)
-        with pytest.raises(KeyError):  # its labels are not those that it orders by strictness
+        with pytest.raises(
+            ValueError, match="not in tuple"
+        ):  # its labels are not those that it orders by strictness
             all_steps(policy.loading(bad, None, 0.0))
         with pytest.raises(EngineError, match="not loaded"):
             engine.score("f" * 64, "", NEVER)

@@ -66,6 +66,16 @@ def places(findings: list[Finding]) -> list[tuple[str, int | None, int | None]]:
 # ---------------------------------------------------------------- one run
 
 
+def test_a_field_that_shows_a_step_is_an_error_at_its_place(write: Write) -> None:
+    fields = "fields: [{name: hours, value: ¶facts._hours}]\nfacts:\nFACTS\n"
+    folder, marks = write(
+        facts="  _hours: size(data.names)\n", pack_yaml=PACK["pack.yaml"].replace("facts:\nFACTS\n", fields)
+    )
+    (finding,) = [finding for finding in lint(folder) if finding.level == "error"]
+    assert places([finding]) == marks
+    assert finding.message == "'_hours' is a step, which no model is shown; rename it to 'hours'"
+
+
 def test_the_four_typical_mistakes_are_found_in_one_run(write: Write) -> None:
     folder, marks = write(
         facts="""\

@@ -67,7 +67,7 @@ def test_the_strictest_match_sets_the_floor_whatever_its_place() -> None:
         assert set(result.rules) == {"a", "b", "c"}
 
 
-def test_the_floor_has_clauses_class_and_reasons_of_the_rules_that_set_it() -> None:
+def test_the_floor_has_clauses_and_class_of_the_rules_that_set_it_and_the_reason_of_the_first() -> None:
     result = floor(
         rule("a", outcome="require_mfa", clause="R1", classification="first"),
         rule("b", outcome="require_attestation", clause="R2"),
@@ -77,13 +77,15 @@ def test_the_floor_has_clauses_class_and_reasons_of_the_rules_that_set_it() -> N
     assert result.outcome == "require_attestation"
     assert result.clauses == ("R2", "R3")
     assert result.classification == "third"
-    assert result.because == "Because of b. Because of c. Because of d."
+    assert result.because == "Because of b."
+    assert result.also_because == ("Because of c.", "Because of d.")
+    assert result.all_reasons == "Because of b. Because of c. Because of d."
     assert result.rules == ("b", "c", "d", "a")
 
 
 def test_the_same_reason_is_given_once() -> None:
     twins = [Rule(id=name, when="true", outcome="deny", because="Nobody may.") for name in "ab"]
-    assert floor(*twins).because == "Nobody may."
+    assert (floor(*twins).because, floor(*twins).also_because) == ("Nobody may.", ())
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
@@ -112,6 +114,32 @@ def test_a_fact_can_read_every_part_of_the_request() -> None:
         "pages": 3,
         "team": "core",
     }
+
+
+def test_a_fact_whose_name_begins_with_an_underscore_is_a_step_that_nobody_is_shown() -> None:
+    facts = {"_hours": "context.seconds / 3600", "late": "_hours > 20", "_never": '"a" == "b"'}
+    rules = rule("late", "late && _hours < 25", outcome="require_mfa")
+    result = floor(rules, facts=facts, risk='_hours > 20 ? "high" : "low"', context={"seconds": 79_200})
+    assert (result.outcome, result.risk, result.errors) == ("require_mfa", "high", {})
+    assert result.facts == {"late": True}
+
+
+def test_a_step_that_fails_is_named_like_any_fact() -> None:
+    result = floor(facts={"_hours": "context.seconds / 3600"})
+    assert list(result.errors) == ["fact:_hours"]
+
+
+def test_a_trace_shows_the_parts_of_a_condition_on_steps() -> None:
+    rules = book(rule("late", "_hours > 20 && _hours < 22"), facts={"_hours": "context.seconds / 3600"})
+    result, (trace,) = rules.trace(evaluation(seconds=79_200), NOON)
+    assert [part.value for part in trace.parts] == [True, False]
+    assert (trace.state, result.facts) == ("not", {})
+
+
+def test_without_a_model_the_deciding_allow_is_the_first_in_the_order_of_the_pack() -> None:
+    allows = [rule("plain", outcome="allow"), final("settled"), rule("no", "false")]
+    result = rules_only(*allows).apply(evaluation(), NOON)
+    assert (result.because, result.also_because) == ("Because of plain.", ("Because of settled.",))
 
 
 # ---------------------------------------------------------------- final allows
@@ -438,7 +466,8 @@ def test_an_unknown_outcome_is_refused_with_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["subject", "action", "resource", "context", "now", "", "Upper", "a-b", "a.b", "1st", "_x"]
+    "name",
+    ["subject", "action", "resource", "context", "now", "", "Upper", "a-b", "a.b", "1st", "_", "__x", "_X"],
 )
 def test_an_invalid_or_reserved_fact_name_is_refused(name: str) -> None:
     with pytest.raises(PackError, match=f"fact '{name}': must be lower case letters, digits and '_'"):

@@ -214,6 +214,8 @@ def decided(number: int, **changes: Any) -> dict[str, Json]:
         "decision_id": f"d{number}",
         "risk_level": "medium",
         "tier": "model",
+        "reason_code": None,
+        "label": "allow",
         "probabilities": {"allow": 0.9, "deny": 0.1},
         "situation": {"subject": {"id": "alice"}, "action": {"name": "deploy"}, "context": {"n": number}},
     }
@@ -231,6 +233,14 @@ def ranked(*rows: dict[str, Json], **options: Any) -> list[str]:
 def test_the_more_uncertain_decision_comes_first() -> None:
     sure, split = decided(1), decided(2, probabilities={"allow": 0.5, "deny": 0.5})
     assert ranked(sure, split) == ["d2", "d1"]
+
+
+def test_a_doubt_comes_before_the_most_uncertain_decision_and_says_what_did_not_count() -> None:
+    split = decided(1, probabilities={"allow": 0.49, "deny": 0.51})
+    doubt = decided(2, reason_code="doubt", label="deny", probabilities={"allow": 0.1, "deny": 0.9})
+    assert ranked(split, doubt) == ["d2", "d1"]
+    (pick,) = ranking.queue([doubt], reviewed=[doubt], random_share=0.0)
+    assert pick.why == "the model's answer deny did not count; uncertainty 1.00 x risk medium x novelty 0.00"
 
 
 def test_the_decision_with_the_higher_risk_comes_first() -> None:
@@ -394,6 +404,14 @@ def test_each_verdict_is_recorded_before_the_next_decision_is_shown(office: Offi
     ]
     with pytest.raises(RequestError, match="no decision is shown"):
         kim.judge("accept")
+
+
+def test_the_queue_of_doubts_has_only_unreviewed_doubts(office: Office) -> None:
+    office.decide("d4", outcome="allow", allow=True, reason_code="doubt")
+    office.decide("d5", outcome="allow", allow=True, reason_code="doubt")
+    assert ids(office.picks("kim", queue="doubts", by="priority", random_share=1.0)) == ["d5", "d4"]
+    office.keep(records.Review(decision_id="d5", reviewer="bo", verdict="accept"))
+    assert ids(office.picks("kim", queue="doubts", second_share=1.0)) == ["d4"]
 
 
 def test_two_reviewers_never_see_the_same_decision(office: Office) -> None:

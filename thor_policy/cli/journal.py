@@ -145,8 +145,9 @@ def _spaced(cells: Sequence[Json]) -> str:
 @click.argument(
     "decision_id", help="The id, as `log` or a reply shows it, or at least its last 8 characters."
 )
+@click.option("--all", "every", is_flag=True, help="Also the reasons of further rules that demand the floor.")
 @as_json
-def show(config: Config, decision_id: str, as_json: bool) -> None:
+def show(config: Config, decision_id: str, every: bool, as_json: bool) -> None:
     """Show one decision with every column, its event, and all records about it."""
     with Reader(config.journal_path) as reader:
         trace = reader.trace(reader.resolve(decision_id))
@@ -159,6 +160,8 @@ def show(config: Config, decision_id: str, as_json: bool) -> None:
     shown = {"seq": event["seq"], "hash": event["hash"], "private part": "there" if private else "erased"}
     if floor.get("rules"):
         shown["rules"] = ", ".join(floor["rules"])
+    if every and (others := floor.get("also_because")):
+        shown["further reasons"] = "\n".join(others)
     render.pairs(shown, title="event")
     if private and private.get("errors"):
         render.pairs(private["errors"], title="failed expressions")

@@ -31,9 +31,11 @@ class Obligation(Struct, frozen=True, kw_only=True):
 class Floor(Struct, frozen=True, kw_only=True):
     """What the operator's rules demand: no answer is looser than `outcome`.
 
-    `rules` are the ids that fired, strictest first; `clauses` and `because` are theirs. `errors` maps the
-    id of each rule or fact that failed to its message. `missing` are the required members of the request that
-    are absent or of another type. `final` says that no model is needed.
+    `rules` are the ids that fired, strictest first. `clauses` are those of the rules that demand `outcome`.
+    `because` is the reason of the deciding rule: the first of these rules in the pack's order. `also_because`
+    are the reasons of the others. `errors` maps the id of each rule or fact that failed to its message.
+    `missing` are the required members of the request that are absent or of another type. `final` says that no
+    model is needed.
     """
 
     outcome: str
@@ -41,6 +43,7 @@ class Floor(Struct, frozen=True, kw_only=True):
     rules: tuple[str, ...] = ()
     clauses: tuple[str, ...] = ()
     because: str | None = None
+    also_because: tuple[str, ...] = ()
     classification: str | None = None
     facts: dict[str, Json] = {}
     errors: dict[str, str] = {}
@@ -50,6 +53,11 @@ class Floor(Struct, frozen=True, kw_only=True):
     def settles(self, outcome: str) -> bool:
         """True when the rules alone demand `outcome` and say why."""
         return outcome == self.outcome and bool(self.because)
+
+    @property
+    def all_reasons(self) -> str:
+        """The reasons of all rules that demand the outcome, the deciding one first; empty without one."""
+        return " ".join((self.because, *self.also_because)) if self.because else ""
 
 
 class Scored(Struct, frozen=True, kw_only=True):

@@ -70,6 +70,7 @@ class FloorBody(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False)
     rules: tuple[str, ...] = ()
     clauses: tuple[str, ...] = ()
     because: str | None = None
+    also_because: tuple[str, ...] = ()
     classification: str | None = None
 
 
@@ -246,6 +247,7 @@ def decision_event(decision: Decision, ticket: int | None = None, *, masked: Seq
             rules=floor.rules,
             clauses=floor.clauses,
             because=floor.because,
+            also_because=floor.also_because,
             classification=floor.classification,
         ),
         pack=decision.pack,

@@ -88,6 +88,7 @@ def _decision(
             rules=floor.rules,
             clauses=floor.clauses,
             because=floor.because,
+            also_because=floor.also_because,
             classification=floor.classification,
         ),
         risk=body.risk,

@@ -154,6 +154,7 @@ class Reader:
         reviewed: bool | None = None,
         correct: bool | None = None,
         status: str | None = None,
+        reason_code: str | None = None,
         tests: bool | None = None,
     ) -> list[Record]:
         """Newest first, at most `limit`. `before` is the id of the last decision of the previous page.
@@ -185,6 +186,8 @@ class Reader:
             for name, common in schema.COMMON.items()
             if name in rare
         ]
+        if reason_code is not None:
+            where.append(("reason_code = ?", (reason_code,)))
         if tests is not None:
             where.append((OF_TESTS if tests else f"NOT {OF_TESTS}", ()))
         bounds = [("timestamp >= ?", since), ("timestamp < ?", until)]

@@ -1,4 +1,4 @@
-"""How a request becomes a decision: the rules, then the model, then the strictest of their outcomes.
+"""How a request becomes a decision: the rules, then the model, then what `tightening` makes of both.
 
 Owns the decision semantics. Invariant: the outcome is never looser than the floor; every failure ends in
 the strictest outcome with a reason code; one `Resident` makes the whole decision, which carries the
@@ -26,6 +26,7 @@ from thor_policy.policy.calibration import scaled
 from thor_policy.policy.pack import Pack
 from thor_policy.policy.residents import Resident, Residents
 from thor_policy.policy.score_cache import ScoreCache
+from thor_policy.policy.tightening import DOUBT, outcome_of
 from thor_policy.telemetry import logs
 
 log = logging.getLogger(__name__)
@@ -76,8 +77,11 @@ class Policy:
         #: Requests that the shadow pack did not decide. Dropped: too many waited, or the pack was unloaded.
         #: Failed: the request did not fit the pack.
         #: Rule errors: decisions in which a fact, a rule or the risk failed. Fields missing: decisions on
-        #: requests without the members that the pack requires.
-        self.counters = Counter(shadows_dropped=0, shadows_failed=0, rule_errors=0, fields_missing=0)
+        #: requests without the members that the pack requires. Doubts: decisions in which the model's label
+        #: was stricter than the floor and did not count.
+        self.counters = Counter(
+            shadows_dropped=0, shadows_failed=0, rule_errors=0, fields_missing=0, doubts=0
+        )
         #: How often each expression failed, by pack and id; bounded by the expressions of the packs.
         self.failed_expressions = Counter[tuple[str, str]]()
         #: True while a change of packs waits for explanations; then they go before waiting decisions.
@@ -175,7 +179,7 @@ class Policy:
         try:
             question = resident.question(_WARM_UP, floor)
             scored = self.engine.score(resident.key, question, NEVER_NS)
-            _strictest(pack, floor, scored.label, scored.probabilities)
+            outcome_of(pack, floor, scored.label, scored.probabilities)
         except (RequestError, EngineError) as error:
             raise EngineError(f"the model cannot answer the warm-up question: {error}") from error
 
@@ -233,8 +237,9 @@ class Policy:
                 scored, original = self._score(resident, question, request.deadline_ns, decision_id, cache)
                 tier = "cache" if original else "model"
                 probabilities = scaled(scored.probabilities, temperature)
-                outcome, unsure = _strictest(pack, floor, scored.label, probabilities)
+                outcome, unsure = outcome_of(pack, floor, scored.label, probabilities)
                 reason_code = unsure or reason_code
+                self.counters["doubts"] += unsure == DOUBT
             except DeadlineExceeded:
                 tier, outcome, reason_code = "fallback", pack.strictest, "deadline_exceeded"
             except EngineError as error:
@@ -379,18 +384,6 @@ class Policy:
 def _prefix(pack: Pack, adapter: Adapter | None) -> PromptPrefix:
     """The prompt before every question, in the rendering that the adapter was trained on."""
     return pack.brief_prefix if adapter and adapter.rendering == "brief" else pack.prefix
-
-
-def _strictest(
-    pack: Pack, floor: Floor, label: str, probabilities: dict[str, float]
-) -> tuple[str, str | None]:
-    """Outcome, and the reason code if the model's confidence in an allow was too low."""
-    outcome = pack.book.stricter(floor.outcome, label)
-    abstain = pack.manifest.limits.abstain
-    unsure = abstain and probabilities[outcome] < abstain.below.get(floor.risk, 0.0)
-    if abstain and unsure and outcome == pack.loosest:
-        return abstain.outcome, "low_confidence"
-    return outcome, None
 
 
 def _without_model(floor: Floor, tier: Tier, outcome: str) -> Explanation:

@@ -15,7 +15,7 @@ from thor_policy.core.requests import Json
 from thor_policy.policy.expressions import LARGE_TABLE
 from thor_policy.policy.pack import Example, Manifest, Pack
 from thor_policy.policy.pack_files import FILES, SIGNATURE, SUITES, Finding, PackFiles, examine
-from thor_policy.policy.rules import Rule, reads_only_subject_properties
+from thor_policy.policy.rules import STEP, Rule, reads_only_subject_properties
 from thor_policy.policy.structure import names
 from thor_policy.policy.tokens import (
     comparisons,
@@ -151,6 +151,9 @@ def _problems_of_fields(manifest: Manifest) -> Iterator[Finding]:
             yield _error(where, f"{field.value!r} must begin with {roots}", path)
         elif root == "facts" and name not in manifest.facts:
             yield _error(where, f"there is no fact {name!r}", path)
+        elif root == "facts" and name.startswith(STEP):
+            message = f"{name!r} is a step, which no model is shown; rename it to {name.lstrip(STEP)!r}"
+            yield _error(where, message, path)
         elif root in members and name not in members[root]:
             yield _error(where, f"{field.value}: {root} has the members {', '.join(members[root])}", path)
         elif field.rest and root in members and name != "properties":

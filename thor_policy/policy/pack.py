@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -50,11 +50,15 @@ class Field(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     rest: bool = False
 
 
+#: A probability that a pack states.
+Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+
+
 class Abstention(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An allow with less confidence than `below` (by risk) becomes `outcome`."""
 
     outcome: str
-    below: dict[Risk, Annotated[float, Meta(ge=0, le=1)]]
+    below: dict[Risk, Share]
 
 
 class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,14 +66,20 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     A value longer than `max_field_chars` (without its quotes) is truncated, with an ellipsis. A value longer
     than `max_text_chars` is refused, because the model would not read most of it. `max_clauses` limits the
-    clauses that the model cites.
+    clauses that the model cites. A label stricter than the floor counts from the doubt `tighten_at` on, which
+    is one number or one for each risk; 0, also for a risk that is not named, lets every such label count.
     """
 
     max_reasoning_tokens: Annotated[int, Meta(ge=1)] = 48
     max_field_chars: Annotated[int, Meta(ge=1)] = 160
     max_text_chars: Annotated[int, Meta(ge=1)] = 2000
     max_clauses: Annotated[int, Meta(ge=1)] = 3
+    tighten_at: Share | dict[Risk, Share] = 0.0
     abstain: Abstention | None = None
+
+    def tightens_at(self, risk: Risk) -> float:
+        """The doubt from which a label stricter than the floor counts at this risk."""
+        return self.tighten_at.get(risk, 0.0) if isinstance(self.tighten_at, dict) else self.tighten_at
 
 
 class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -204,9 +214,9 @@ class Pack:
     def brief_question(self, evaluation: Evaluation, floor: Floor) -> str:
         """The text of one evaluation behind `brief_prefix`. Raises RequestError `too_large`.
 
-        The brief prefix shows no clauses, so the text ends with the floor and its reason.
+        The brief prefix shows no clauses, so the text ends with the floor and all reasons for it.
         """
-        because = f", for {floor.because}" if floor.because else ""
+        because = f", for {floor.all_reasons}" if floor.because else ""
         return f"{self.question(evaluation, floor.facts)}\nrules ask: {floor.outcome}{because}"
 
     def explanation_steps(self, outcome: str, floor: Floor) -> tuple[Step, ...]:

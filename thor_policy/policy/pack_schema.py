@@ -20,6 +20,7 @@ Schema = dict[str, Any]
 
 _LABEL = "^[a-z][a-z0-9_]{0,63}$"
 _NAMES = {"pattern": "^[a-z][a-z0-9_]*$"}
+_FACTS = {"pattern": "^_?[a-z][a-z0-9_]*$"}
 _MEMBER_PATHS = {
     "pattern": r"^((subject|action|resource)\.properties|context)(\.[A-Za-z_][A-Za-z0-9_]*)+$",
 }
@@ -59,8 +60,8 @@ _MEMBERS: dict[str, dict[str, tuple[str, Schema]]] = {
         ),
         "words": ("Word lists for mentions(..) and starts(..), by name.", {}),
         "facts": (
-            "Named CEL expressions. Each sees the request, `now`, `data` and the facts above it.",
-            {"propertyNames": _NAMES | {"not": {"enum": sorted({*ROOTS, *RESERVED})}}},
+            "Named CEL expressions. Each sees the request, `now`, `data` and facts above it; _x is a step.",
+            {"propertyNames": _FACTS | {"not": {"enum": sorted({*ROOTS, *RESERVED})}}},
         ),
         "risk": ("A CEL expression that gives low, medium, high or critical.", {}),
         "supersedes": ("The version that this one replaces.", {}),
@@ -96,6 +97,10 @@ _MEMBERS: dict[str, dict[str, tuple[str, Schema]]] = {
         "max_field_chars": ("A longer value is shown truncated, with an ellipsis.", {}),
         "max_text_chars": ("A request with a longer value in one of the fields is refused.", {}),
         "max_clauses": ("Most clauses that the model cites.", {}),
+        "tighten_at": (
+            "The doubt, 0 to 1, from which a stricter label counts: one number, or one for each risk.",
+            {"propertyNames": {"enum": list(RISKS)}},
+        ),
         "abstain": ("What becomes of an allow of the model with little confidence.", {}),
     },
     "Abstention": {

@@ -33,8 +33,11 @@ from thor_policy.policy.tokens import RESERVED, ROOTS, literal_values, names_in,
 from thor_policy.policy.vocabulary import RULE_ID, Reading, Vocabularies, Vocabulary, faults_of
 from thor_policy.policy.words import WordLists, fault_of
 
-_FACT = re.compile(r"[a-z][a-z0-9_]*")
+#: The name of a fact. One that begins with `STEP` is a step.
+_FACT = re.compile(r"_?[a-z][a-z0-9_]*")
 _MEMBER = re.compile(r"(?:(?:subject|action|resource)\.properties|context)(?:\.[A-Za-z_][A-Za-z0-9_]*)+")
+#: The beginning of the name of a step: a fact that later expressions read, and nobody is shown.
+STEP = "_"
 #: Types of facts that need no look at their value, by CEL's names.
 _PLAIN = ("BOOL", "INT", "STRING")
 #: Types that no JSON value has, and what an author can write instead.
@@ -193,7 +196,10 @@ class RuleBook:
                 fault("rules.yaml", f"$[{number}].id", f"rule {rule.id}", f"the id {rule.id!r} appears twice")
         for name in facts:
             if name in ROOTS or not _FACT.fullmatch(name):
-                message = f"must be lower case letters, digits and '_', and none of {', '.join(ROOTS)}"
+                message = (
+                    f"must be lower case letters, digits and '_', begin with a letter, or with one '_' if it "
+                    f"is a step, and be none of {', '.join(ROOTS)}"
+                )
                 fault("pack.yaml", f"$.facts.{name}", f"fact {name!r}", message)
             elif name in RESERVED:
                 message = "is a word of CEL, which no fact can have as its name"
@@ -349,7 +355,7 @@ class RuleBook:
         return inputs, missing, readings
 
     def _floor(self, inputs: dict[str, Any], missing: Mapping[str, str], unknown: Sequence[Reading]) -> Floor:
-        """The floor of the request that `_inputs` prepared last on this thread."""
+        """The floor of the request that `_inputs` prepared last on this thread; facts join the `inputs`."""
         errors: dict[str, str] = {}
         facts: dict[str, Json] = {}
         for names, program in self._layers:
@@ -360,7 +366,9 @@ class RuleBook:
                 if name in self._checked_facts and not is_json(value):
                     errors[f"fact:{name}"] = f"gave a {type(value).__name__}, not a plain value"
                 elif not errors or f"fact:{name}" not in errors:
-                    facts[name] = inputs[name] = value
+                    inputs[name] = value
+                    if not name.startswith(STEP):
+                        facts[name] = value
         values = self._last.run(inputs)
         if isinstance(values, str):
             values = self._run_singly([*(rule.id for rule in self.rules), "risk"], inputs, errors)
@@ -377,7 +385,7 @@ class RuleBook:
             if rule.outcome != self._loosest and not missing:
                 fired.append(rule)
         fired.sort(key=lambda rule: -self._rank[rule.outcome])
-        outcome, final, deciding, because = (
+        outcome, final, deciding, reasons = (
             self._incomplete(missing, fired) if missing else self._decide(fired, finals, errors)
         )
         return Floor(
@@ -385,7 +393,8 @@ class RuleBook:
             final=final,
             rules=tuple(dict.fromkeys(rule.id for rule in (*fired, *deciding))),
             clauses=tuple(dict.fromkeys(rule.clause for rule in deciding if rule.clause)),
-            because=because,
+            because=reasons[0] if reasons else None,
+            also_because=tuple(reasons[1:]),
             classification=next((rule.classification for rule in deciding if rule.classification), None),
             facts=facts,
             errors={} if missing else errors,  # whatever failed, failed because of what is missing
@@ -424,8 +433,8 @@ class RuleBook:
     def trace(self, evaluation: Evaluation, received_at: float) -> tuple[Floor, tuple[RuleTrace, ...]]:
         """The floor, and what came of each rule and of the parts of its condition. Slow: it compiles them."""
         floor = self.apply(evaluation, received_at)
-        inputs, _, _ = self._inputs(evaluation, received_at)
-        inputs |= floor.facts
+        inputs, missing, _ = self._inputs(evaluation, received_at)
+        self._floor(inputs, missing, ())  # for its facts
         traces = []
         for rule in self.rules:
             whole = self._single(rule.id).run(inputs)
@@ -453,33 +462,35 @@ class RuleBook:
 
     def _decide(
         self, fired: Sequence[Rule], finals: Sequence[Rule], errors: Mapping[str, str]
-    ) -> tuple[str, bool, Sequence[Rule], str | None]:
+    ) -> tuple[str, bool, Sequence[Rule], Sequence[str]]:
         """Outcome, whether it is final, the rules that decide, and why. `fired` has the strictest first."""
         outcome = fired[0].outcome if fired else self._loosest
         deciding = [rule for rule in fired if rule.outcome == outcome]
         if outcome != self._loosest:
             decides = self._rules_only or (not errors and any(rule.final for rule in deciding))
-            return outcome, decides or outcome == self._strictest, deciding, _because(deciding, errors)
+            return outcome, decides or outcome == self._strictest, deciding, _reasons(deciding, errors)
         if not errors and (finals or (self._rules_only and deciding)):
             deciding = [*finals, *(deciding if self._rules_only else ())]
-            return outcome, True, deciding, _because(deciding, errors)
+            deciding.sort(key=self.rules.index)
+            return outcome, True, deciding, _reasons(deciding, errors)
         if errors and self._rules_only:
             failed = f"The rules failed ({', '.join(errors)}), so the answer is {self._strictest}."
-            return self._strictest, True, (), failed
+            return self._strictest, True, (), [failed]
         if self._default is not None and (errors or not deciding):
             because = f"No rule decides this, so the answer is {self._default}."
-            return self._default, not errors or self._default == self._strictest, (), because
-        return outcome, False, deciding, _because(deciding, errors)
+            return self._default, not errors or self._default == self._strictest, (), [because]
+        return outcome, False, deciding, _reasons(deciding, errors)
 
     def _incomplete(
         self, missing: Mapping[str, str], fired: Sequence[Rule]
-    ) -> tuple[str, bool, Sequence[Rule], str | None]:
+    ) -> tuple[str, bool, Sequence[Rule], Sequence[str]]:
         """The answer to a request without required members: the stated outcome, or a stricter rule's."""
         outcome = self.stricter(self._outcome_if_missing, *(rule.outcome for rule in fired))
         deciding = [rule for rule in fired if rule.outcome == outcome]
         lacks = "; ".join(f"{path} {problem}" for path, problem in missing.items())
-        because = " ".join(filter(None, (_because(deciding, {}), f"The request is incomplete: {lacks}.")))
-        return outcome, True, deciding, because
+        first, *others = _reasons(deciding, {}) or [""]
+        because = f"{first} The request is incomplete: {lacks}.".lstrip()
+        return outcome, True, deciding, [because, *others]
 
     def stricter(self, *outcomes: str) -> str:
         """The strictest of `outcomes`."""
@@ -514,12 +525,13 @@ def reads_only_subject_properties(rule: Rule, facts: Mapping[str, str]) -> bool:
     return bool(paths) and all(path.startswith("subject.properties") for path in paths)
 
 
-def _because(deciding: Sequence[Rule], errors: Mapping[str, str]) -> str | None:
+def _reasons(deciding: Sequence[Rule], errors: Mapping[str, str]) -> list[str]:
+    """The reason of each rule, each text one time, in the pack's order: the first is the deciding rule's."""
     reasons = [
         f"Rule {rule.id} could not be evaluated and counts as matched." if rule.id in errors else rule.because
         for rule in deciding
     ]
-    return " ".join(dict.fromkeys(reasons)) or None
+    return list(dict.fromkeys(reasons))
 
 
 def _as_risk(value: Any) -> Risk:

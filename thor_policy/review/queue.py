@@ -17,12 +17,13 @@ from thor_policy.core.requests import Json
 from thor_policy.journal import review_queries
 from thor_policy.journal.reader import Reader, Record
 from thor_policy.policy.pack import Pack
+from thor_policy.policy.tightening import DOUBT
 from thor_policy.review import agreement, ranking
 from thor_policy.review.agreement import Rating, Report
 from thor_policy.review.ranking import Pick
 from thor_policy.review.session import Item
 
-QueueName = Literal["unreviewed", "incorrect", "all", "disagreements", "mine"]
+QueueName = Literal["unreviewed", "doubts", "incorrect", "all", "disagreements", "mine"]
 Order = Literal["priority", "newest"]
 
 #: Number of the newest reviewed decisions searched for second verdicts and disagreements.
@@ -118,6 +119,8 @@ def picks(
             )
             for row in _available(reader, disputed, reviewer, at)[0]
         ]
+    if queue == "doubts":
+        filters = filters | {"reason_code": DOUBT}
     rows = reader.decisions(limit=ranking.WINDOW, reviewed=False, **filters)
     free, mine = _available(reader, rows, reviewer, at)
     if queue == "mine":
@@ -127,7 +130,7 @@ def picks(
     reviewed, ratings = _reviewed(reader, filters)
     again = [
         row
-        for row in ([] if queue == "mine" else reviewed)
+        for row in (reviewed if queue == "unreviewed" else [])
         if ranking.drawn(row["decision_id"], "second", second_share)
         and 0 < len(ratings[row["decision_id"]]) < verdicts
         and not any(
@@ -140,7 +143,7 @@ def picks(
         again=_available(reader, again, reviewer, at)[0],
         verdicts=verdicts,
         mine=mine,
-        random_share=0.0 if queue == "mine" else random_share,
+        random_share=random_share if queue == "unreviewed" else 0.0,
     )
 
 

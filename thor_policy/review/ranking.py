@@ -7,7 +7,8 @@ bounded: `WINDOW` decisions are compared with `COMPARED` reviewed ones. Pure; an
     score = (0.1 + 0.9 uncertainty) x risk x (0.1 + 0.9 novelty)
 
 `uncertainty` is the entropy of the calibrated probabilities divided by its maximum, 0 to 1. It is 0 for an
-answer of the rules and 1 for a fallback. `risk` is 0.25, 0.5, 0.75 or 1. `novelty` is 1 minus the greatest
+answer of the rules, 1 for a fallback, and 1 for a doubt: a decision in which the model's label was stricter
+than the floor and did not count. `risk` is 0.25, 0.5, 0.75 or 1. `novelty` is 1 minus the greatest
 overlap (Jaccard) of the question's words with those of a reviewed question.
 """
 
@@ -21,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from msgspec import Struct
 
 from thor_policy.core.requests import RISKS, Json
+from thor_policy.policy.tightening import DOUBT
 
 #: Number of decisions that are ranked, and of reviewed ones with which they are compared.
 WINDOW, COMPARED = 500, 200
@@ -83,7 +85,7 @@ def signals(row: Mapping[str, Json], reviewed: Sequence[frozenset[str]]) -> Sign
     """The factors of one row of the table of decisions. `reviewed` are the words of reviewed questions."""
     risk = row["risk_level"]
     return Signals(
-        uncertainty=uncertainty(row["probabilities"], row["tier"]),
+        uncertainty=1.0 if row["reason_code"] == DOUBT else uncertainty(row["probabilities"], row["tier"]),
         risk=(RISKS.index(risk) + 1) / len(RISKS) if risk in RISKS else 0.5,
         novelty=novelty(words(row), reviewed),
         risk_level=risk,
@@ -162,9 +164,12 @@ def queue(
         decision_id = row["decision_id"]
         factors = signals(row, known)
         is_mine, is_sampled = decision_id in mine, drawn(decision_id, "sample", random_share)
-        pick = Pick(decision_id=decision_id, why=str(factors), score=factors.score)
+        why = str(factors)
+        if row["reason_code"] == DOUBT:
+            why = f"the model's answer {row['label']} did not count; {why}"
+        pick = Pick(decision_id=decision_id, why=why, score=factors.score)
         if is_mine:
-            own.append(_with_reason(pick, f"assigned to you; {factors}"))
+            own.append(_with_reason(pick, f"assigned to you; {why}"))
         elif is_sampled:
             why = f"random sample ({random_share:.0%} of decisions), so that estimates are unbiased"
             pick = Pick(decision_id=decision_id, why=why, sampled=True)
