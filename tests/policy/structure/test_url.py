@@ -170,6 +170,10 @@ def test_a_host_beyond_ascii_is_marked_in_either_spelling() -> None:
     assert not url("https://example.com/")["idn"]
 
 
+def test_a_backslash_anywhere_is_opaque() -> None:
+    assert url("https://example.com/a\\b")["opaque"] == "has a backslash"
+
+
 def test_a_text_beyond_the_limits_is_opaque() -> None:
     assert url("https://example.com/" + "a" * MAX_CHARS)["opaque"] == "has more than 8192 characters"
     assert url("https://example.com" + "/a" * 65)["opaque"] == "has more than 64 segments in its path"
