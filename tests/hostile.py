@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 _PIECES = [
     *"/\\.:@?#%&=+~$|;<>*[]{}()'\"`!^,- \t\n\r\0\x7f",
     *"\u200b\u202e\u00ad\ufeff\u0301\u0323\u0430\u03bf\uff0e\u2024\u3002\u2215\u2044ıßé日\ufdfa\ud800😀\U000e0041",
-    "..", "//", "/../", "%2e", "%2f", "%00", "%25", "${HOME}", "~1", "0x7f", "0177", "169.254.169.254", "[::1]",
-    "xn--", "localhost", ".env", ".git", "file://", "http:", "id_rsa", "a" * 300,
+    "..", "//", "/../", "%2e", "%2f", "%00", "%25", "${HOME}", "~1", "0x7f", "0177", "169.254.169.254",
+    "[::1]", "xn--", "localhost", ".env", ".git", "file://", "http:", "id_rsa", "a" * 300,
 ]  # fmt: skip
 
 

@@ -244,7 +244,8 @@ def test_any_base_gives_a_value(base: str) -> None:
 
 @pytest.mark.parametrize("count", [300, pytest.param(100_000, marks=pytest.mark.soak)])
 def test_hostile_texts_give_a_value_within_their_time_and_no_memory(count: int) -> None:
-    """The bound, 100 ms of CPU time, is far above what any text takes. Only many texts show a leak."""
+    """The bound is far above what any text takes, in CPU time. Only many texts show a leak."""
+    path("ünïcode", BASE)  # loads the table of confusables
     longest, settled = 0.0, 0
     for number, text in enumerate(variants(SEEDS, count)):
         begun = time.thread_time()
@@ -256,5 +257,5 @@ def test_hostile_texts_give_a_value_within_their_time_and_no_memory(count: int) 
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - settled
     print(f"{count} texts, longest {longest * 1000:.1f} ms, the second half took {grown} KiB")
     if count == 100_000:
-        assert longest < 0.1
+        assert longest < 0.05
         assert grown < 4096

@@ -170,6 +170,10 @@ def test_a_host_beyond_ascii_is_marked_in_either_spelling() -> None:
     assert not url("https://example.com/")["idn"]
 
 
+def test_a_backslash_anywhere_is_opaque() -> None:
+    assert url("https://example.com/a\\b")["opaque"] == "has a backslash"
+
+
 def test_a_text_beyond_the_limits_is_opaque() -> None:
     assert url("https://example.com/" + "a" * MAX_CHARS)["opaque"] == "has more than 8192 characters"
     assert url("https://example.com" + "/a" * 65)["opaque"] == "has more than 64 segments in its path"
@@ -203,7 +207,8 @@ def test_any_text_gives_a_value(text: str) -> None:
 
 @pytest.mark.parametrize("count", [300, pytest.param(100_000, marks=pytest.mark.soak)])
 def test_hostile_texts_give_a_value_within_their_time_and_no_memory(count: int) -> None:
-    """The bound, 100 ms of CPU time, is far above what any text takes. Only many texts show a leak."""
+    """The bound is far above what any text takes, in CPU time. Only many texts show a leak."""
+    url("https://ünïcode.example/")  # loads the table of confusables
     longest, settled = 0.0, 0
     for number, text in enumerate(variants(SEEDS, count)):
         begun = time.thread_time()
@@ -215,5 +220,5 @@ def test_hostile_texts_give_a_value_within_their_time_and_no_memory(count: int) 
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - settled
     print(f"{count} texts, longest {longest * 1000:.1f} ms, the second half took {grown} KiB")
     if count == 100_000:
-        assert longest < 0.1
+        assert longest < 0.05
         assert grown < 4096

@@ -155,11 +155,14 @@ def of_ip(ip: _Ip) -> tuple[str, str]:
     text = str(ip)
     if text in _METADATA:
         return "metadata", text
-    inner = _inner(int(ip)) if ip.version == 6 else []
-    if inner:
-        return worst([of_ip(ipaddress.IPv4Address(number)) for number in inner])
     number = int(ip)
-    return next(name for base, mask, name in _BY_VERSION[ip.version] if number & mask == base), text
+    own = next(name for base, mask, name in _BY_VERSION[ip.version] if number & mask == base), text
+    if ip.version == 4:
+        return own
+    inner = [of_ip(ipaddress.IPv4Address(address)) for address in _inner(number)]
+    if number >> 32 & 0xFDFFFFFF == 0x0000_5EFE:  # ISATAP: in any network
+        return worst([own, of_ip(ipaddress.IPv4Address(number & 0xFFFFFFFF))])
+    return worst(inner) if inner else own
 
 
 def _inner(number: int) -> list[int]:
@@ -169,10 +172,8 @@ def _inner(number: int) -> list[int]:
         return [low]
     if number >> 112 == 0x2002:  # 6to4
         return [number >> 80 & 0xFFFFFFFF]
-    if number >> 96 == 0x2001_0000:  # Teredo: the server, and the client with every bit turned
-        return [number >> 64 & 0xFFFFFFFF, low ^ 0xFFFFFFFF]
-    if number >> 32 & 0xFDFFFFFF == 0x0000_5EFE:  # ISATAP
-        return [low]
+    if number >> 96 == 0x2001_0000:  # Teredo: the client with every bit turned, and its server
+        return [low ^ 0xFFFFFFFF, number >> 64 & 0xFFFFFFFF]
     return []
 
 

@@ -37,7 +37,7 @@ _RFC3986 = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(?P<slashes>//(?P<authority>[^/?#]*))?(?P<rest>.*)", re.S
 )
 _AUTHORITY = re.compile(
-    r"(?:(?P<userinfo>[^@]*)@)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^@:\[\]]*)(?::(?P<port>[0-9]*))?"
+    r"(?:[A-Za-z0-9._~!$&'()*+,;=:%-]*@)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^@:\[\]]*)(?::(?P<port>[0-9]*))?"
 )
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
 #: Leading zeros: the number is octal for C libraries, and decimal for others.
