@@ -56,6 +56,7 @@ _SECRET_ROW = re.compile(
         "|".join(lists.SECRET_PARTS),
     )
 )
+_TOPIC = re.compile(" (?:{}) ".format("|".join(lists.TOPIC_WORDS)))
 _SECRET_FOLDER = re.compile(r" (?:\w*(?:{})\w*|creds|private keys?) ".format("|".join(lists.SECRET_PARTS)))
 _KEY = re.compile(" keys? ")
 _NO_SECRET_ROW = re.compile(
@@ -86,7 +87,8 @@ def path(text: str, base: str) -> dict[str, Any]:
     - `path` (absolute, or from `~`; relative if the base is no good; "" if opaque), `name` (its last part)
     - `base_ok`: the base is an absolute folder at least two levels deep, without ..
     - `inside` (below the base), `is_base` (the base itself)
-    - `secret`: "store" (holds secrets), "name" (its name speaks of them) or ""
+    - `secret`: "store" (holds secrets); of documents and code, "name" (the name speaks of secrets), "topic" (and
+      of what is done with them, as in password_reset.py); or ""
     - `steers`: "git", "agent", "pipeline", "editor", "shell", "packages", "system" or ""
 
     A relative text starts at the base. `secret` and `steers` of an opaque text are those of the name that it
@@ -216,7 +218,7 @@ def _secret(parts: list[str], base_parts: int) -> str:
     is_about = names[-1].rpartition(".")[2] in lists.ABOUT_ENDINGS or name.endswith(lists.EXAMPLE_ENDINGS)
     words = _words(own[-1])
     if _SECRET_ROW.search(words):
-        return "name" if is_about else "store"
+        return "store" if not is_about else "topic" if _TOPIC.search(words) else "name"
     is_weak = name in lists.ABOUT_NAMES or (not is_about and " key" in words and bool(_KEY.search(words)))
     for part, folded_part in zip(own[:-1], folded[base_parts:], strict=False):
         words = _words(part)

@@ -54,7 +54,9 @@ _PLAIN = frozenset(
     "HOME PWD IFS USER LOGNAME PATH SHELL LANG TERM HOSTNAME HOSTTYPE OSTYPE UID EUID PPID RANDOM SECONDS LINENO BASH "
     "BASH_VERSION COLUMNS LINES TMPDIR OLDPWD CI NODE_ENV VIRTUAL_ENV REPLY MAPFILE PIPESTATUS OPTARG OPTIND".split()
 )
-_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASS|CRED|AUTH|COOKIE|SESSION|PRIVATE|_PAT$|DSN|DATABASE_URL", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"KEY|TOKEN|SECRET|PASS|CRED|AUTH|COOKIE|SESSION|PRIVATE|_PAT$|DSN|DATABASE_URL", re.IGNORECASE
+)
 _WORDS = frozenset(
     "word string raw_string ansi_c_string translated_string concatenation number simple_expansion expansion "
     "command_substitution process_substitution arithmetic_expansion brace_expression extglob_pattern regex".split()
