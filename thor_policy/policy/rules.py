@@ -509,14 +509,19 @@ def _faults_of_words(words: Mapping[str, Sequence[str]]) -> Iterator[RuleFault]:
             yield RuleFault(file="pack.yaml", path=path, subject=f"words {name}", message=message)
 
 
-def paths_read(rule: Rule, facts: Mapping[str, str]) -> set[str]:
-    """The members of a request that a rule and its facts read."""
+def texts_read(rule: Rule, facts: Mapping[str, str]) -> list[str]:
+    """The condition of a rule, and the expressions of the facts that it reads."""
     texts, seen = [rule.when], set[str]()
     for text in texts:
         used = (names_in(text) & facts.keys()) - seen
         texts += [facts[name] for name in used]
         seen |= used
-    return {path for text in texts for path in paths_in(text)}
+    return texts
+
+
+def paths_read(rule: Rule, facts: Mapping[str, str]) -> set[str]:
+    """The members of a request that a rule and its facts read."""
+    return {path for text in texts_read(rule, facts) for path in paths_in(text)}
 
 
 def reads_only_subject_properties(rule: Rule, facts: Mapping[str, str]) -> bool:

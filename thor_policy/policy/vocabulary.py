@@ -156,7 +156,7 @@ def _reading(path: str, text: str, known: _Names | None) -> Reading:
     if problem is None and known is None:
         return Reading(path, text)
     reason = f"The {_noun(path)} {names.shown(text)} {problem or 'is not one that this pack knows'}."
-    return Reading(path, text, reason, known.likely(text) if known else ())
+    return Reading(path, text, reason, known.likely(text) if known else (names.look(text),))
 
 
 def _noun(path: str) -> str:

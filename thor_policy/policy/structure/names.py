@@ -73,7 +73,7 @@ def skeleton(text: str) -> str:
 
     Unseen characters and marks that belong to no letter are left out.
     """
-    return _look(_look(_seen(text)).casefold())
+    return _alike(_alike(_seen(text)).casefold())
 
 
 def same(a: str, b: str) -> bool:
@@ -81,7 +81,7 @@ def same(a: str, b: str) -> bool:
     if identifier(a) == identifier(b):
         return True
     a, b = _seen(a), _seen(b)
-    return skeleton(a) == skeleton(b) or _look(identifier(a)) == _look(identifier(b))
+    return skeleton(a) == skeleton(b) or _alike(identifier(a)) == _alike(identifier(b))
 
 
 def composed(text: str) -> str:
@@ -101,7 +101,7 @@ def _seen(text: str) -> str:
     return "".join(char for char in kept if not _is_loose_mark(char)).strip()
 
 
-def _look(text: str) -> str:
+def _alike(text: str) -> str:
     """Each character replaced by the one that it looks like."""
     if not text.isascii():
         text = decomposed(text).translate(_prototypes())
@@ -219,6 +219,11 @@ def letters(text: str) -> str:
 def _unescaped(match: re.Match[str]) -> str:
     code = int(next(filter(None, match.groups())), 16)
     return chr(code) if code <= 0x10FFFF else ""
+
+
+def look(text: str) -> str:
+    """A name in the ASCII letters that it looks like, without unseen characters, marks and blanks around."""
+    return folded(composed(text[:MAX_NAME])).strip()
 
 
 def folded(text: str) -> str:
