@@ -349,9 +349,10 @@ class RuleBook:
         inputs = self._language.inputs(evaluation, received_at)
         missing = self._language.members_at_fault(self._required) if self._checks_members else {}
         readings = self._vocabularies.read(roots())
-        values = {reading.path: reading.value for reading in readings} | dict(instead or {})
-        self._language.set_names(inputs, values)
-        name_kinds(self._vocabularies.kinds(values))
+        if readings or self._vocabulary:
+            values = {reading.path: reading.value for reading in readings} | dict(instead or {})
+            self._language.set_names(inputs, values)
+            name_kinds(self._vocabularies.kinds(values))
         return inputs, missing, readings
 
     def _floor(self, inputs: dict[str, Any], missing: Mapping[str, str], unknown: Sequence[Reading]) -> Floor:
