@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import get_args
 
@@ -13,6 +14,9 @@ from thor_policy.config import Config
 from thor_policy.suites import runner
 from thor_policy.suites.invariance import KINDS, Kind, Variant, figures
 from thor_policy.suites.runner import VariantRun
+
+#: Changed answers of one kind and class that are shown.
+_SHOWN = 20
 
 
 @click.command()
@@ -57,8 +61,9 @@ def invariance(
     """Ask variants of scenarios and report answers that changed.
 
     A variant differs only in ways that should not matter: order of members, unknown members, irrelevant
-    context, synonyms, number format, an injected text that asks for an allow. Exit status 1: an answer got
-    looser, or fell below its floor, or every variant was refused.
+    context, synonyms, number format, an injected text that asks for an allow, another spelling of a name that
+    a rule looks at. The rules alone answer all these spellings. Exit status 1: an answer got looser, or fell
+    below its floor, or became a final allow, or every variant was refused.
     """
     suites = runner.find([str(path) for path in files])
     varied = runner.vary(
@@ -80,22 +85,40 @@ def invariance(
 
 
 def _show(varied: VariantRun) -> None:
+    shown = Counter[tuple[str, str]]()
     for comparison in varied.compared:
+        if comparison.changed or comparison.failed:
+            variant = comparison.variant
+            shown[variant.kind, variant.detail] += 1
+            if shown[variant.kind, variant.detail] > _SHOWN:
+                continue
         if comparison.refused is not None:
             render.line(f"{_what(comparison.variant)}: refused, {comparison.refused}")
         if comparison.failed:
-            variant, loosened_by = comparison.variant, comparison.loosened_by
+            loosened_by = comparison.loosened_by
             by = f"loosened by the {loosened_by}" if loosened_by else "below the floor"
+            by = "a final allow" if comparison.finally_allowed else by
             render.line(f"{_what(variant)}: {comparison.before} became {comparison.after}, {by}")
             if variant.text:
                 render.line(f"    {variant.text!a}")
     render.table(
-        ("variants", "asked", "refused", "flips", "by rules", "by model", "below floor"),
+        ("variants", "asked", "refused", "flips", "by rules", "by model", "below floor", "final allow"),
         [
-            (f.name, f.total, f.refused, f.flips, f.loosened_by_rules, f.loosened_by_model, f.below_floor)
+            (
+                f.name,
+                f.total,
+                f.refused,
+                f.flips,
+                f.loosened_by_rules,
+                f.loosened_by_model,
+                f.below_floor,
+                f.finally_allowed,
+            )
             for f in figures(varied.compared)
         ],
     )
+    if hidden := sum(max(0, count - _SHOWN) for count in shown.values()):
+        render.line(f"\n{hidden} more changed answers are not shown; --json lists all")
     which = "all" if varied.seed is None else f"seed {varied.seed}"
     render.line(f"\n{len(varied.compared)} of {varied.variants} variants, {which}, {varied.where}")
 

@@ -26,6 +26,7 @@ from thor_policy.policy.calibration import scaled
 from thor_policy.policy.pack import Pack
 from thor_policy.policy.residents import Resident, Residents
 from thor_policy.policy.score_cache import ScoreCache
+from thor_policy.policy.structure import names
 from thor_policy.policy.tightening import DOUBT, outcome_of
 from thor_policy.telemetry import logs
 
@@ -173,6 +174,7 @@ class Policy:
 
     def _run_warm_up(self, resident: Resident, at: float) -> None:
         pack = resident.pack
+        names.load()
         floor = pack.book.apply(_WARM_UP, at)
         if pack.rules_only:
             return

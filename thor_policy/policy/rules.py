@@ -349,9 +349,10 @@ class RuleBook:
         inputs = self._language.inputs(evaluation, received_at)
         missing = self._language.members_at_fault(self._required) if self._checks_members else {}
         readings = self._vocabularies.read(roots())
-        values = {reading.path: reading.value for reading in readings} | dict(instead or {})
-        self._language.set_names(inputs, values)
-        name_kinds(self._vocabularies.kinds(values))
+        if readings or self._vocabulary:
+            values = {reading.path: reading.value for reading in readings} | dict(instead or {})
+            self._language.set_names(inputs, values)
+            name_kinds(self._vocabularies.kinds(values))
         return inputs, missing, readings
 
     def _floor(self, inputs: dict[str, Any], missing: Mapping[str, str], unknown: Sequence[Reading]) -> Floor:
@@ -509,14 +510,19 @@ def _faults_of_words(words: Mapping[str, Sequence[str]]) -> Iterator[RuleFault]:
             yield RuleFault(file="pack.yaml", path=path, subject=f"words {name}", message=message)
 
 
-def paths_read(rule: Rule, facts: Mapping[str, str]) -> set[str]:
-    """The members of a request that a rule and its facts read."""
+def texts_read(rule: Rule, facts: Mapping[str, str]) -> list[str]:
+    """The condition of a rule, and the expressions of the facts that it reads."""
     texts, seen = [rule.when], set[str]()
     for text in texts:
         used = (names_in(text) & facts.keys()) - seen
         texts += [facts[name] for name in used]
         seen |= used
-    return {path for text in texts for path in paths_in(text)}
+    return texts
+
+
+def paths_read(rule: Rule, facts: Mapping[str, str]) -> set[str]:
+    """The members of a request that a rule and its facts read."""
+    return {path for text in texts_read(rule, facts) for path in paths_in(text)}
 
 
 def reads_only_subject_properties(rule: Rule, facts: Mapping[str, str]) -> bool:

@@ -78,14 +78,16 @@ class Vocabularies:
         self._paths = [(path, path.split(".")) for path in dict.fromkeys((*vocabularies, *NAMED))]
 
     def read(self, roots: Mapping[str, Any]) -> list[Reading]:
-        """What rules read at each member that has a vocabulary, or must be plain, and is there."""
+        """What rules read at each member with a vocabulary that is there, and at each that is not plain."""
         readings = []
         for path, steps in self._paths:
             value: Json = roots
             for step in steps:
                 value = value.get(step) if type(value) is dict else None
             if value is not None:
-                readings.append(self._reading(path, value))
+                known = self._names.get(path)
+                if known is not None or type(value) is not str or not names.plain(value):
+                    readings.append(self._reading(path, value))
         return readings
 
     def kinds(self, values: Mapping[str, Json]) -> dict[str, str]:
@@ -156,7 +158,7 @@ def _reading(path: str, text: str, known: _Names | None) -> Reading:
     if problem is None and known is None:
         return Reading(path, text)
     reason = f"The {_noun(path)} {names.shown(text)} {problem or 'is not one that this pack knows'}."
-    return Reading(path, text, reason, known.likely(text) if known else ())
+    return Reading(path, text, reason, known.likely(text) if known else (names.look(text),))
 
 
 def _noun(path: str) -> str:

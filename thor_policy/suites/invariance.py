@@ -11,6 +11,7 @@ repeated. Main thread.
     synonyms            words of sentences replaced by those of a fixed table
     number_format       3 as 3.0 and 3.0 as 3; in sentences 2000 as 2,000
     injections          a text appended to one string of the request; by class of text
+    evasions            another spelling of a name that a rule looks at; by class of spelling (`evasions`)
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from thor_policy.policy import yaml_text
 from thor_policy.suites.scenarios import Scenario
 from thor_policy.suites.verdicts import Ask
 
-Kind = Literal["key_order", "unknown_fields", "irrelevant_context", "synonyms", "number_format", "injections"]
+Kind = Literal[
+    "key_order", "unknown_fields", "irrelevant_context", "synonyms", "number_format", "injections", "evasions"
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 #: The folder of the material, in the folder of the suites that ship.
 MATERIAL_DIR = "variants"
@@ -52,10 +55,11 @@ _Path = tuple[str | int, ...]
 
 
 class Material(Struct, frozen=True, kw_only=True):
-    """The texts to inject, by class, and words with their synonyms."""
+    """The texts to inject, by class, words with their synonyms, and words in other languages."""
 
     injections: dict[str, tuple[str, ...]]
     synonyms: dict[str, str]
+    languages: dict[str, tuple[str, ...]]
 
 
 class Variant(Struct, frozen=True, kw_only=True):
@@ -78,7 +82,10 @@ class AnswerRanks(Struct, frozen=True, kw_only=True):
 
 
 class VariantComparison(Struct, frozen=True, kw_only=True):
-    """The answers to a variant and to its original. `refused` is the error code of a refused variant."""
+    """The answers to a variant and to its original. `refused` is the error code of a refused variant.
+
+    `finally_allowed`: by rules alone a final allow, which the original was not.
+    """
 
     variant: Variant
     before: str
@@ -87,6 +94,7 @@ class VariantComparison(Struct, frozen=True, kw_only=True):
     flipped: bool = False
     loosened_by: Literal["rules", "model"] | None = None
     below_floor: bool = False
+    finally_allowed: bool = False
 
     @property
     def changed(self) -> bool:
@@ -96,7 +104,7 @@ class VariantComparison(Struct, frozen=True, kw_only=True):
     @property
     def failed(self) -> bool:
         """True when the variant got a looser outcome than its original, or one below its floor."""
-        return self.loosened_by is not None or self.below_floor
+        return self.loosened_by is not None or self.below_floor or self.finally_allowed
 
 
 class Figures(Struct, frozen=True, kw_only=True):
@@ -109,6 +117,7 @@ class Figures(Struct, frozen=True, kw_only=True):
     loosened_by_rules: int
     loosened_by_model: int
     below_floor: int
+    finally_allowed: int
 
 
 def material(folder: Path) -> Material:
@@ -126,6 +135,7 @@ def material(folder: Path) -> Material:
     return Material(
         injections=read("injections.yaml", dict[str, tuple[str, ...]]),
         synonyms=read("synonyms.yaml", dict[str, str]),
+        languages=read("languages.yaml", dict[str, tuple[str, ...]]),
     )
 
 
@@ -133,7 +143,10 @@ def material(folder: Path) -> Material:
 
 
 def variants(scenario: Scenario, material: Material, kinds: Sequence[Kind] = KINDS) -> Iterator[Variant]:
-    """Every variant of a scenario, in a fixed order. Variants equal to the question are left out."""
+    """Every variant of a scenario, in a fixed order, but for evasions, which need the pack.
+
+    Variants equal to the question are left out.
+    """
     question = scenario.question()
     makers: dict[Kind, Callable[[], Iterable[Variant]]] = {
         "key_order": lambda: variant("key_order", _with_keys_reversed(question)),
@@ -152,7 +165,7 @@ def variants(scenario: Scenario, material: Material, kinds: Sequence[Kind] = KIN
             yield Variant(scenario=scenario.id, kind=kind, question=changed)
 
     for kind in KINDS:
-        if kind in kinds:
+        if kind in kinds and kind in makers:
             yield from makers[kind]()
 
 
@@ -335,6 +348,7 @@ def figures(comparisons: Sequence[VariantComparison]) -> tuple[Figures, ...]:
             loosened_by_rules=sum(answers.loosened_by == "rules" for answers in group),
             loosened_by_model=sum(answers.loosened_by == "model" for answers in group),
             below_floor=sum(answers.below_floor for answers in group),
+            finally_allowed=sum(answers.finally_allowed for answers in group),
         )
         for name, group in groups.items()
         if group

@@ -28,6 +28,7 @@ from thor_policy.core.requests import Json
 from thor_policy.engine.embedder import MiniLM, missing
 from thor_policy.policy.pack import Pack
 from thor_policy.suites import coverage, invariance, leaks, suite_files, targets, verdicts
+from thor_policy.suites.evasions import Evasions
 from thor_policy.suites.invariance import Kind, VariantComparison
 from thor_policy.suites.leaks import Leak
 from thor_policy.suites.run_files import Item, Judge, Key, Run, item
@@ -207,7 +208,8 @@ def vary(
     """Ask `count` variants of the scenarios of one pack, or all variants if `count` is None.
 
     The pack is that of the settings, with `any_pack` the active one of a daemon. `asking` is called with the
-    number of variants and the place where they are answered. The context that it returns gives a function to
+    number of variants and the place where they are answered; the rules of the pack alone answer evasions,
+    in this process. The context that it returns gives a function to
     call after each answer. With `record` false this process answers, and no decision stays in a journal.
     Raises SuiteError.
     """
@@ -219,14 +221,18 @@ def vary(
     if not scenarios:
         raise SuiteError(f"no scenario to vary for the pack {pack.info.name}")
     every = [variant for scenario in scenarios for variant in invariance.variants(scenario, material, kinds)]
+    evasions = Evasions(pack, material.languages, time.time())
+    if "evasions" in kinds:
+        every += [variant for s in scenarios for variant in evasions.of(s.id, s.evaluation())]
     drawn = every if count is None else invariance.sample(every, count, seed)
     if not drawn:
         raise SuiteError(f"these scenarios have no variant of the kinds {', '.join(kinds)}")
-    with targets.client_of(target, announce) as client:
-        put = _question_to(client, target, repeated=False)
-        compared = []
-        with asking(len(drawn), where) as advance:
-            for comparison in invariance.compare(scenarios, drawn, put, pack.labels):
+    compared = [evasions.compare(variant) for variant in drawn if variant.kind == "evasions"]
+    to_ask = [variant for variant in drawn if variant.kind != "evasions"]
+    if to_ask:
+        with targets.client_of(target, announce) as client, asking(len(to_ask), where) as advance:
+            put = _question_to(client, target, repeated=False)
+            for comparison in invariance.compare(scenarios, to_ask, put, pack.labels):
                 compared.append(comparison)
                 advance()
     return VariantRun(

@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from typing import TypedDict
 
 import ada_url
-from confusable_homoglyphs import confusables
 
 from thor_policy.core.requests import Json
 
@@ -130,6 +129,8 @@ def _is_plain_label(label: str) -> bool:
     shown = ada_url.idna.decode(label)
     if shown == label or shown.isascii() or ada_url.idna.encode(shown).decode() != label:
         return False
+    from confusable_homoglyphs import confusables  # reads its tables, needed only here
+
     if confusables.is_mixed_script(shown, allowed_aliases=["COMMON", "INHERITED"]):
         return False
     return not any(

@@ -73,7 +73,7 @@ def skeleton(text: str) -> str:
 
     Unseen characters and marks that belong to no letter are left out.
     """
-    return _look(_look(_seen(text)).casefold())
+    return _alike(_alike(_seen(text)).casefold())
 
 
 def same(a: str, b: str) -> bool:
@@ -81,7 +81,7 @@ def same(a: str, b: str) -> bool:
     if identifier(a) == identifier(b):
         return True
     a, b = _seen(a), _seen(b)
-    return skeleton(a) == skeleton(b) or _look(identifier(a)) == _look(identifier(b))
+    return skeleton(a) == skeleton(b) or _alike(identifier(a)) == _alike(identifier(b))
 
 
 def composed(text: str) -> str:
@@ -101,10 +101,10 @@ def _seen(text: str) -> str:
     return "".join(char for char in kept if not _is_loose_mark(char)).strip()
 
 
-def _look(text: str) -> str:
+def _alike(text: str) -> str:
     """Each character replaced by the one that it looks like."""
     if not text.isascii():
-        text = decomposed(text).translate(_prototypes())
+        text = decomposed(text).translate(prototypes())
     return text.translate(_ASCII_TABLE)
 
 
@@ -144,11 +144,11 @@ def _problem(text: str, declared: bool) -> str | None:
 
 def _soft_problem(name: str, scripts: Sequence[str]) -> str | None:
     """What is wrong with the letters of a name of one script, unless the pack's vocabulary has the name."""
-    look = {char: decomposed(char).translate(_prototypes()) for char in name if not char.isascii()}
+    look = {char: decomposed(char).translate(prototypes()) for char in name if not char.isascii()}
     # A letter such as æ, which looks like two, is common in Latin names.
     alike = [char for char, other in look.items() if len(other) == 1 and other.isascii()]
     if len(alike) == len(look):
-        return f"looks like {shown(name.translate(_prototypes()))}"
+        return f"looks like {shown(name.translate(prototypes()))}"
     if alike and "Latin" in scripts:
         return f"contains {_code(alike[0])}, which looks like {shown(look[alike[0]])}"
     signs = [char for char in look if not char.isalnum() and unicodedata.category(char)[0] != "M"]
@@ -181,12 +181,14 @@ def _code(char: str) -> str:
 
 def _is_loose_mark(char: str) -> bool:
     """True for a combining mark that no letter before it took up in NFKC, and that belongs to no script."""
-    return not char.isascii() and unicodedata.category(char)[0] == "M" and _alias(char) == "INHERITED"
+    return not char.isascii() and unicodedata.category(char)[0] == "M" and script_alias(char) == "INHERITED"
 
 
 def _script(char: str) -> str | None:
     """The script of a letter, such as Latin; None for what all scripts share."""
-    alias = "LATIN" if char.isascii() and char.isalpha() else "COMMON" if char.isascii() else _alias(char)
+    alias = (
+        "LATIN" if char.isascii() and char.isalpha() else "COMMON" if char.isascii() else script_alias(char)
+    )
     return None if alias in ("COMMON", "INHERITED") else alias.replace("_", " ").title()
 
 
@@ -221,12 +223,17 @@ def _unescaped(match: re.Match[str]) -> str:
     return chr(code) if code <= 0x10FFFF else ""
 
 
+def look(text: str) -> str:
+    """A name in the ASCII letters that it looks like, without unseen characters, marks and blanks around."""
+    return folded(composed(text[:MAX_NAME])).strip()
+
+
 def folded(text: str) -> str:
     """The text without unseen characters and marks, each letter as the ASCII letter that it looks like."""
     if text.isascii():
         return text
     bare = "".join(c for c in decomposed(INVISIBLE.sub("", text)) if unicodedata.category(c)[0] != "M")
-    return bare.translate(_prototypes())
+    return bare.translate(prototypes())
 
 
 # ---------------------------------------------------------------- tables
@@ -238,8 +245,13 @@ class _Homoglyph(Struct):
     c: str
 
 
+def load() -> None:
+    """Read the tables, about 50 ms, which the first name that is not ASCII needs."""
+    script_alias(next(map(chr, prototypes())))
+
+
 @functools.cache
-def _prototypes() -> Mapping[int, str]:
+def prototypes() -> Mapping[int, str]:
     """For each character that is not ASCII and looks like others: the one that stands for all of them.
 
     The library gives each row of confusables.txt (a character and its prototype) in both directions. So a
@@ -263,7 +275,8 @@ def _prototypes() -> Mapping[int, str]:
 
 
 @functools.lru_cache(maxsize=_KEPT)
-def _alias(char: str) -> str:
+def script_alias(char: str) -> str:
+    """The script of a character, as `LATIN`; COMMON and INHERITED for what all scripts share."""
     from confusable_homoglyphs import categories  # reads its table, needed only here
 
     alias: str = categories.alias(char)

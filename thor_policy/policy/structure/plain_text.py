@@ -2,7 +2,7 @@
 
 Owns the rules for characters that hide or imitate: controls, characters that nobody sees, compatibility forms
 (UAX 15), mixed scripts and confusables (UTS 39). Invariant: printable ASCII is plain, and every text gives an
-answer. Pure; any thread. The first text that is not ASCII loads the table of confusables, about 70 ms.
+answer. Pure; any thread. The first text that is not ASCII loads the tables of `names`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from collections.abc import Callable
 
-from thor_policy.policy.structure.names import INVISIBLE
+from thor_policy.policy.structure.names import INVISIBLE, prototypes, script_alias
 
 _WORD = re.compile(r"[^\W_]+")
 #: Scripts that are written together (UTS 39, section 5.2, "highly restrictive").
@@ -47,7 +46,7 @@ def fault(text: str) -> str:
         return "has combining marks that are not composed (NFC)"
     if not unicodedata.is_normalized("NFKC", text):
         return "has characters that stand for others (NFKC)"
-    look_alikes, _ = _tables()
+    look_alikes = _look_alikes()
     if any(look_alikes.get(character, "-") in _MEANINGFUL for character in characters):
         return "has a sign that looks like another one"
     return next(filter(None, (_fault_of_word(word) for word in _WORD.findall(text))), "")
@@ -73,15 +72,15 @@ def _folded(character: str) -> str:
     if unicodedata.combining(character):
         return ""
     digit = unicodedata.decimal(character, -1)
-    return str(digit) if digit >= 0 else _tables()[0].get(character, character)
+    return str(digit) if digit >= 0 else _look_alikes().get(character, character)
 
 
 def _fault_of_word(word: str) -> str:
     if word.isascii():
         return ""
-    look_alikes, script_of = _tables()
+    look_alikes = _look_alikes()
     characters = set(word)
-    scripts = {script_of(character) for character in characters} - _OF_EVERY_SCRIPT
+    scripts = {script_alias(character) for character in characters} - _OF_EVERY_SCRIPT
     if len(scripts) > 1 and not any(scripts <= together for together in _TOGETHER):
         return "has a word that mixes scripts"
     if all(character.isascii() or character in look_alikes for character in characters):
@@ -90,15 +89,6 @@ def _fault_of_word(word: str) -> str:
 
 
 @functools.cache
-def _tables() -> tuple[dict[str, str], Callable[[str], str]]:
-    """The ASCII look-alike of each character that has one, and what names the script of a character."""
-    from confusable_homoglyphs import categories, confusables  # 70 ms, which ASCII never needs
-
-    look_alikes = {
-        character: similar["c"]
-        for character, others in confusables.confusables_data.items()
-        if len(character) == 1 and not character.isascii()
-        for similar in others
-        if similar["c"].isascii()
-    }
-    return look_alikes, categories.alias
+def _look_alikes() -> dict[str, str]:
+    """The ASCII look-alike of each character that has one."""
+    return {chr(code): look for code, look in prototypes().items() if look.isascii()}
