@@ -223,13 +223,10 @@ def _changes(tokens: Sequence[Token]) -> bool:
 
 def _targets(tokens: Sequence[Token]) -> Iterator[str]:
     """Names that follow INTO, TABLE, FROM or UPDATE, for what sqlglot does not take apart."""
-    for at, token in enumerate(tokens[:-1]):
-        if (
-            token.kind == "word"
-            and token.text in ("INTO", "TABLE", "FROM", "UPDATE")
-            and _is_name(tokens[at + 1])
-        ):
-            yield _dotted(tokens[at + 1 :])
+    for at, (before, token) in enumerate(itertools.pairwise(tokens), 1):
+        is_target = before.kind == "word" and before.text in ("INTO", "TABLE", "FROM", "UPDATE")
+        if is_target and _is_name(token) and token.text != "TABLE":
+            yield _dotted(tokens[at:])
 
 
 def _is_reading_pragma(tokens: Sequence[Token]) -> bool:

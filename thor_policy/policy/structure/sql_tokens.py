@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-#: Most open brackets, and most arrays and indices, `[..]`, of a text: sqlglot takes 10 ms for each inside another.
+#: Most open brackets, and most arrays and indices, `[1]`, of a text: sqlglot takes 10 ms for some.
 MAX_DEPTH, MAX_ARRAYS = 24, 8
 
 
