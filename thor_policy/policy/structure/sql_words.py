@@ -79,7 +79,7 @@ SECRET_TABLES = _set("""
     pg_authid pg_shadow pg_user_mapping pg_user_mappings pg_hba_file_rules pg_ident_file_mappings
     pg_file_settings pg_largeobject pg_subscription pg_foreign_server pg_statistic mysql.user mysql.db
     mysql.global_priv mysql.servers mysql.slave_master_info mysql.proxies_priv sql_logins syslogins
-    sysxlogins sysusers linked_logins credentials database_scoped_credentials
+    sysxlogins sysusers linked_logins credentials database_scoped_credentials fsdir zipfile
 """)
 #: Words before a bracket that call nothing, and types with a length.
 NO_FUNCTIONS = _set("""
