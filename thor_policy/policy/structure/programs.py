@@ -30,15 +30,20 @@ KINDS = (
 )  # fmt: skip
 #: Types that a word can have.
 TYPES = (
-    "text", "any", "none", "path", "out", "dir", "maybe", "url", "method", "package", "remote", "module",
-    "word", "assign", "command", "exec", "shell", "script", "stdin", "code", "rest", "sed", "awk", "jq", "make",
+    "text", "any", "none", "path", "out", "names", "dir", "maybe", "url", "method", "package", "remote", "module",
+    "word", "assign", "command", "exec", "shell", "script", "stdin", "code", "rest", "task", "sed", "awk", "jq", "make",
 )  # fmt: skip
 _OPTION = re.compile(
     r"(?P<names>[^=:^\[\s]+|[-+]\[[^\]]+\])(?P<value>\[?=(?P<type>[a-z]+)\]?|\^(?P<first>[a-z]+))?(?::(?P<kind>[a-z]+))?"
 )
 _VERSION = re.compile(r"(?<=[a-z+])-?[0-9][0-9.]*$")
 _PLAIN_PATH = re.compile(r"[\w@%+,./~*?\[\]{}!-]+")
-_NAME = re.compile(r"[\w./@{}^~+-]*")
+_NAME = re.compile(r"[\w./{}^~+-]*")
+#: Tasks of a project that reach beyond it.
+_OUTWARD = re.compile(
+    r"(?:.*[:_./-])?(?:publish|deploy|release|push|upload|ship|rollback|promote|uninstall|register)(?:[:_./-].*)?",
+    re.IGNORECASE,
+)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _PACKAGE = re.compile(r"(@[\w.-]+/)?[\w.-]+(\[[\w,.-]+\])?([@=<>~!^]=?[\w.*+!<>=~^,-]*)?")
 #: A script of sed that neither runs commands nor touches other files.
@@ -89,7 +94,8 @@ class Spec(Struct, kw_only=True):
 
 
 class Reading(Struct, kw_only=True):
-    """What the words of one command mean. Paths come with their role: `path` (read), `out` (written)."""
+    """What the words of one command mean. Paths come with their role: `path` (read), `out` (written),
+    `names` (a pattern)."""
 
     kind: str = ""
     unknown: list[str] = []
@@ -317,6 +323,8 @@ class _Reader:
         return next((scope.options[name] for scope in reversed(self.scopes) if name in scope.options), None)
 
     def _take_option(self, word: Word) -> None:
+        if word.splits:
+            self.reading.opaque = "an option cannot be known"
         text = word.text
         name, equals, _ = text.partition("=")
         option = self._option(text) or (self._option(name) if equals else None)
@@ -392,6 +400,8 @@ class _Reader:
         if option.first:
             self.first = option.first
         if option.value and value is not None:
+            if value.splits:
+                self.reading.opaque = "the value of an option cannot be known"
             if name in ("-I", "-i", "--replace") and option.value == "text":
                 self.reading.replaced = value.text
             self.value(option.value, value)
@@ -438,7 +448,7 @@ class _Reader:
         """The words that the script or code gets; each may name a file."""
         if not self.reading.commands:
             for word in self.words[self.at :]:
-                self.value("maybe", word)
+                self.rest(word)
 
     def _finish(self) -> None:
         reading, spec = self.reading, self.spec
@@ -494,11 +504,19 @@ class _Reader:
             self.reading.opaque = "a path cannot be known"
         if _SCHEME.match(text):
             self.url(word)
+            if text[:5].lower() != "file:":
+                self.reading.unknown.append(text)
+        elif text[:1] == "+":
+            self.reading.unknown.append(text)  # a command of less and vim
         elif text not in ("", "-"):
             self.reading.paths.append((text, role))
 
     def out(self, word: Word) -> None:
         self.path(word, "out")
+
+    def names(self, word: Word) -> None:
+        """A pattern of names of files."""
+        self.path(word, "names")
 
     def dir(self, word: Word) -> None:
         if not word.is_known:
@@ -513,6 +531,8 @@ class _Reader:
         if _SCHEME.match(text):
             self.url(word)
             return
+        if ":" in text and (value := text.rpartition(":")[2]):
+            self.maybe(word.after(len(text) - len(value)))  # HEAD:file
         if "=" in text and (value := text.partition("=")[2]):
             self.maybe(word.after(len(text) - len(value)))
         elif text[:1] == "@":
@@ -521,6 +541,17 @@ class _Reader:
             text[:1] != "-" and _PLAIN_PATH.fullmatch(text) and ("/" in text or "." in text or text[0] == "~")
         ):
             self.path(word)
+
+    def rest(self, word: Word) -> None:
+        """A word that the project's own code reads."""
+        if _OUTWARD.fullmatch(word.text):
+            self.reading.unknown.append(word.text)
+        self.maybe(word)
+
+    def task(self, word: Word) -> None:
+        """The name of a task of the project."""
+        if _OUTWARD.fullmatch(word.text) or not word.is_known:
+            self.reading.unknown.append(word.text)
 
     def url(self, word: Word) -> None:
         text = word.text
@@ -610,7 +641,7 @@ class _Reader:
 
     def make(self, word: Word) -> None:
         """A target, or a variable, which can name the program that runs."""
-        if not re.fullmatch(r"[\w./%-]+", word.text):
+        if not re.fullmatch(r"[\w./%-]+", word.text) or _OUTWARD.fullmatch(word.text) or "install" in word.text:
             self.reading.unknown.append(word.text)
         self.maybe(word)
 
@@ -620,9 +651,11 @@ _VALUES: dict[str, Callable[[_Reader, Word], None]] = {
     "word": _Reader.word,
     "path": _Reader.path,
     "out": _Reader.out,
+    "names": _Reader.names,
     "dir": _Reader.dir,
     "maybe": _Reader.maybe,
-    "rest": _Reader.maybe,
+    "rest": _Reader.rest,
+    "task": _Reader.task,
     "url": _Reader.url,
     "method": _Reader.method,
     "package": _Reader.package,

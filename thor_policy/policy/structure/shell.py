@@ -389,6 +389,8 @@ class _Walk:
                 words += others
             elif head.type == "variable_assignment":
                 name, value = self._assignment(run, dirs)
+                for word in value or ():
+                    line.note_value(word.text, dirs)
                 if words:  # export A=b
                     self._assign(name, value)
                     line.variables[name] = None
@@ -412,6 +414,8 @@ class _Walk:
 
     def _variable_assignment(self, node: Node, dirs: Dirs, feed: Feed, extra: Sequence[Word]) -> Places:
         name, value = self._assignment([node], dirs)
+        for word in value or ():
+            self.line.note_value(word.text, dirs)
         self._assign(name, value)
         self.line.note_variable(name)
         return dirs, dirs
@@ -600,6 +604,9 @@ class _Walk:
         else:
             self._subshell_of(node, dirs)
             inputs = line.programs_since(start) or ("?",)
+            if inputs == ("nproc",):
+                self.dirs = dirs
+                return Value(("2",), node.end_byte)
             if line.output is not None and len(line.commands) == start + 1:
                 self.dirs = dirs
                 return Value((raw(line.output.rstrip("\n")),), node.end_byte, inputs)

@@ -158,6 +158,12 @@ class Line:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name.endswith("proxy"):
             self.variables[name] = None
 
+    def note_value(self, text: str, dirs: Dirs) -> None:
+        """Note the paths that a variable gets."""
+        for part in text.split(":"):
+            if part.startswith(("/", "~", "..")) or "/" in part:
+                self.add_path(part, dirs)
+
     def redirected(self, word: Word, dirs: Dirs) -> None:
         """Note a file that a redirection writes; a device or a host is a command of its own."""
         if not word.is_known:
@@ -271,7 +277,7 @@ class Line:
         feed, words = call.feed, list(words)
         if not words:
             return
-        roots = [path for path, _ in call.reading.paths] or ["."]
+        roots = [path for path, role in call.reading.paths if role != "names"] or ["."]
         if call.name in ("find", "gfind"):
             words = [
                 Word(word.text.replace("{}", f"{roots[0]}/{{}}"), *word[1:]) if word.text == "{}" else word
@@ -315,7 +321,7 @@ class Line:
         """Note the paths and addresses of a command; where its files may lie."""
         places: list[str] = []
         for path, role in call.reading.paths:
-            found = self.add_path(path, call.dirs, written=role == "out")
+            found = self.add_path(path, ("",) if role == "names" else call.dirs, written=role == "out")
             call.outs += found if role == "out" else []
             places += found
             if hides_names(path):
@@ -341,6 +347,8 @@ class Line:
         wipes = ("always" in wiping or bool(wiping & reading.used)) and any(map(_WIPED.fullmatch, places))
         if call.name == "rm" and reading.used & {"-r", "-R", "--recursive"}:
             reading.unknown += [place for place in places if place in (".", "*")]
+        if reading.kind == "fetches" and any(word.inputs or not word.is_known for word in call.words):
+            self.hide("what a request sends cannot be known")
         self._kept(call, places)
         if self.downloads and reading.kind in ("builds", "installs"):
             reading.unknown.append("runs after a download")
