@@ -46,6 +46,8 @@ _EXPANSION = re.compile(
     r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)(?:\}|:?[-?=][^{}`$'\"\\]*\}))"
 )
 _ARITHMETIC = re.compile(r"[\d\s+*/%()<>=!&|?:^~\[\]$-]*")
+_SUBSTITUTION = re.compile(r"[$<>]\(|`[^`]*`")
+_JOINED = re.compile(r"(?:\\\n)+")
 _GAP = re.compile(r"(?:[ \t\n]|\\\n)*")
 #: Variables whose change gives other words another meaning.
 _STEERING = frozenset("HOME IFS PWD OLDPWD CDPATH SHELLOPTS BASHOPTS POSIXLY_CORRECT GLOBIGNORE".split())
@@ -178,6 +180,10 @@ class _Walk:
                 start = child.start_byte
                 if covers and start > end and not _GAP.fullmatch(self.source, end, start):
                     self.line.hide("the parser skips a part of it")
+                if start > end and self.source[end - 1 : end] not in ";&|(" and _JOINED.fullmatch(self.source, end, start):
+                    self.line.hide("a word goes on in the next line")
+                if child.type == "comment" and start and self.source[start - 1] not in " \t\n;&|()":
+                    self.line.hide("a comment begins inside of a word")
                 end = child.end_byte
                 if child.child_count or child.type in _NESTED:
                     stack.append((child, level + 1))
@@ -537,8 +543,9 @@ class _Walk:
                 feed, text=raw(text).encode("latin-1", "replace").decode("utf-8", "replace"), is_given=True
             ), words
         before = len(self.line.commands)
-        if body is not None:
-            self._substitutions(body, dirs)
+        count = self._substitutions(body, dirs) if body is not None else 0
+        if count != len(_SUBSTITUTION.findall(text)):
+            self.line.hide("a here-document is not understood")
         inputs = self.line.programs_since(before)
         known = not re.search(r"[$`\\]", text)
         return replace(
@@ -594,7 +601,8 @@ class _Walk:
         if node.type == "expansion":
             if re.match(r"\$\{[!#]?\w*[@\[]|\$\{!|.*[@]\w\}$|.*:?=", self._text(node)):
                 line.hide("an expansion is not understood")
-            self._substitutions(node, dirs)
+            if self._substitutions(node, dirs) != len(_SUBSTITUTION.findall(self._text(node))):
+                line.hide("an expansion is not understood")
             inputs = line.programs_since(start)
         elif char in "<>":
             self._subshell_of(node, dirs, NOTHING if char == "<" else Feed(inputs=("?",), is_given=True))
@@ -623,15 +631,17 @@ class _Walk:
         self._redirected(node, dirs, feed)  # $(< file)
         return dirs, dirs
 
-    def _substitutions(self, node: Node, dirs: Dirs) -> None:
-        """The commands of all substitutions inside of a node."""
-        stack = [node]
+    def _substitutions(self, node: Node, dirs: Dirs) -> int:
+        """Read the commands of all substitutions inside of a node; how many there are."""
+        stack, count = [node], 0
         while stack:
             part = stack.pop()
             if part.type in ("command_substitution", "process_substitution"):
                 self._subshell_of(part, dirs)
+                count += 1
             else:
                 stack += reversed(part.children)
+        return count
 
     def _arithmetic(self, begin: int, end: int) -> None:
         if not _ARITHMETIC.fullmatch(self.source, begin, end):
