@@ -37,6 +37,8 @@ _OPTION = re.compile(
     r"(?P<names>[^=:^\[\s]+|[-+]\[[^\]]+\])(?P<value>\[?=(?P<type>[a-z]+)\]?|\^(?P<first>[a-z]+))?(?::(?P<kind>[a-z]+))?"
 )
 _VERSION = re.compile(r"(?<=[a-z+])-?[0-9][0-9.]*$")
+#: Parts of one word that may each be a path.
+_MAX_PARTS = 64
 _PLAIN_PATH = re.compile(r"[\w@%+,./~*?\[\]{}!-]+")
 _NAME = re.compile(r"[\w./{}^~+-]*")
 #: Tasks of a project that reach beyond it.
@@ -56,7 +58,7 @@ _SED_COMMAND = (
 _SED = re.compile(
     rf"\s*(?:{_SED_ADDRESS}(?:\s*,\s*(?:[+~]\d+|{_SED_ADDRESS}))?)?\s*!?\s*{_SED_COMMAND}\s*", re.DOTALL
 )
-_AWK = re.compile(r"system|getline|(?<!\|)\|(?!\|)|printf?[^;}\n]*>|@|ENVIRON|PROCINFO|SYMTAB|ARGV")
+_AWK = re.compile(r"system|getline|(?<!\|)\|(?!\|)|@|ENVIRON|PROCINFO|SYMTAB|ARGV")
 _JQ = re.compile(r"\benv\b|\$ENV|\binput_filename\b|\binclude\b|\bimport\b|\bdebug\b|get_search_list")
 _STANDARD = re.compile(r"(/usr(/local)?|/opt/homebrew)?/s?bin/[^/]+")
 
@@ -524,23 +526,19 @@ class _Reader:
         self.reading.dirs.append(word.text)
 
     def maybe(self, word: Word) -> None:
-        """A word that is a path if it looks like one; what follows `=`, `@` too."""
+        """A word that is a path if it looks like one, and so may its parts: `of=x`, `@x`, `HEAD:x`."""
+        reading, text = self.reading, word.text
         if not word.is_known:
-            self.reading.opaque = self.reading.opaque or "an argument cannot be known"
-        text = word.text
+            reading.opaque = reading.opaque or "an argument cannot be known"
         if _SCHEME.match(text):
             self.url(word)
             return
-        if ":" in text and (value := text.rpartition(":")[2]):
-            self.maybe(word.after(len(text) - len(value)))  # HEAD:file
-        if "=" in text and (value := text.partition("=")[2]):
-            self.maybe(word.after(len(text) - len(value)))
-        elif text[:1] == "@":
-            self.maybe(word.after(1))
-        elif (
-            text[:1] != "-" and _PLAIN_PATH.fullmatch(text) and ("/" in text or "." in text or text[0] == "~")
-        ):
-            self.path(word)
+        parts = list(dict.fromkeys((text, *re.split(r"[=:@,]", text))))
+        if len(parts) > _MAX_PARTS:
+            reading.opaque = f"a word has more than {_MAX_PARTS} parts"
+        for part in parts[:_MAX_PARTS]:
+            if part[:1] != "-" and _PLAIN_PATH.fullmatch(part) and ("/" in part or "." in part or part[0] == "~"):
+                self.path(Word(part, word.inputs))
 
     def rest(self, word: Word) -> None:
         """A word that the project's own code reads."""
@@ -632,7 +630,8 @@ class _Reader:
             at += len(re.match(r"[;\s]*", text[at:])[0])  # type: ignore[index]
 
     def awk(self, word: Word) -> None:
-        if _AWK.search(word.text):
+        statements = re.split(r"[;}\n]", word.text)
+        if _AWK.search(word.text) or any(">" in part.partition("print")[2] for part in statements):
             self.reading.unknown.append(word.text)
 
     def jq(self, word: Word) -> None:

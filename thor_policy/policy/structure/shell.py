@@ -23,6 +23,7 @@ from thor_policy.core.requests import Json
 from thor_policy.policy.structure.known_programs import BUILTIN
 from thor_policy.policy.structure.programs import Faulty, Programs
 from thor_policy.policy.structure.shell_commands import (
+    MAX_COMMANDS,
     MAX_DIRS,
     MAX_NESTED,
     NOTHING,
@@ -36,8 +37,10 @@ from thor_policy.policy.structure.shell_words import UNKNOWN, Misread, Value, Wo
 
 #: Characters of a text that is read; a longer one is opaque.
 MAX_CHARS = 16_384
+#: Signs of the shell in a text: the parser takes quadratic time for a text of wrong ones.
+MAX_SIGNS = 1024
 #: Levels of the parser's tree.
-_MAX_LEVELS = 100
+_MAX_LEVELS = 60
 #: Members of the result; those of its `commands` are the fields of `Command`.
 MEMBERS = frozenset(
     "opaque commands paths reads writes urls kinds unknown runs_input wipes variables".split()
@@ -98,6 +101,8 @@ def _read(text: str, programs: Programs) -> dict[str, Json]:
     line = Line(programs, _parse)
     if len(text) > MAX_CHARS:
         line.hide(f"the text is longer than {MAX_CHARS} characters")
+    elif sum(map(text.count, "()[]{}<>|&;`$!")) > MAX_SIGNS:
+        line.hide(f"the text has more than {MAX_SIGNS} signs of the shell")
     else:
         if unseen := _unseen(text):
             line.hide(f"the text holds {unseen}")
@@ -137,12 +142,13 @@ def _parse(line: Line, text: str, dirs: Dirs, feed: Feed, around: Around) -> Pla
     if root.has_error:
         line.hide("it cannot be parsed")
     walk = _Walk(line, source.decode("latin-1"), around)
-    if not walk.is_shallow(root):
+    levels = walk.levels_of(root, _MAX_LEVELS - line.levels)
+    if line.levels + levels > _MAX_LEVELS:
         line.hide(f"it nests deeper than {_MAX_LEVELS} levels")
         return dirs, dirs
-    line.nested += 1
+    line.nested, line.levels = line.nested + 1, line.levels + levels
     after = walk.statement(root, dirs, feed)
-    line.nested -= 1
+    line.nested, line.levels = line.nested - 1, line.levels - levels
     return after
 
 
@@ -161,13 +167,17 @@ class _Walk:
         self.conditional = 0
         self.dirs: Dirs = (".",)
 
-    def is_shallow(self, root: Node) -> bool:
-        """Whether the tree can be walked; notes nodes by where they begin, and text that no node covers."""
-        stack = [(root, 0)]
+    def levels_of(self, root: Node, most: int) -> int:
+        """The levels of the tree, at most one more than `most`.
+
+        Notes nodes by where they begin; a text that no node covers makes the line opaque.
+        """
+        stack, levels = [(root, 1)], 0
         while stack:
             node, level = stack.pop()
-            if level > _MAX_LEVELS:
-                return False
+            levels = max(levels, level)
+            if level > most:
+                return level
             kind = node.type
             if kind in _NESTED:
                 self.nodes.setdefault(node.start_byte, node)
@@ -187,12 +197,15 @@ class _Walk:
                 end = child.end_byte
                 if child.child_count or child.type in _NESTED:
                     stack.append((child, level + 1))
-        return True
+        return levels
 
     # ------------------------------------------------------------ statements
 
     def statement(self, node: Node, dirs: Dirs, feed: Feed, extra: Sequence[Word] = ()) -> Places:
         """Read a statement; where the next one may run if it succeeds, or fails."""
+        if len(self.line.commands) >= MAX_COMMANDS:
+            self.line.hide(f"it has more than {MAX_COMMANDS} commands")
+            return dirs, dirs
         if len(dirs) > MAX_DIRS:
             self.line.hide(f"a command may run in more than {MAX_DIRS} directories")
             dirs = dirs[:MAX_DIRS]
@@ -241,7 +254,7 @@ class _Walk:
         for stage in stages:
             self._inside(stage, dirs, feed, extra if stage is stages[-1] else ())
             feed = Feed(
-                inputs=(*feed.inputs, *self.line.programs_since(start)) or ("?",),
+                inputs=tuple(dict.fromkeys((*feed.inputs, *self.line.programs_since(start)))) or ("?",),
                 text=self.line.output,
                 is_given=True,
                 lists=self.line.listing,

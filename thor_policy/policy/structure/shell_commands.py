@@ -24,6 +24,8 @@ from thor_policy.policy.structure.shell_words import UNKNOWN, Word, hides_names,
 MAX_COMMANDS = 64
 #: Command lines inside of command lines, and wrappers around one command.
 MAX_NESTED = 4
+#: Words of a command.
+MAX_WORDS = 512
 #: Running directories that a command may have.
 MAX_DIRS = 8
 #: Files that are the command's own streams.
@@ -110,7 +112,8 @@ class Line:
         #: Folders of the names that the last command prints, and its text if that is known.
         self.listing: Dirs | None = None
         self.output: str | None = None
-        self.nested = 0
+        #: Texts inside of texts that are being read, and the levels of their trees.
+        self.nested = self.levels = 0
 
     def hide(self, reason: str) -> None:
         """The line is opaque; the first reason is kept."""
@@ -206,6 +209,9 @@ class Line:
         if len(around.via) > MAX_NESTED or len(self.commands) >= MAX_COMMANDS:
             self.hide(f"it has more than {MAX_COMMANDS} commands, or {MAX_NESTED} wrappers around one")
             return dirs, dirs
+        if len(words) > MAX_WORDS:
+            self.hide(f"a command has more than {MAX_WORDS} words")
+            words = words[:MAX_WORDS]
         program = words[0]
         inputs = tuple(dict.fromkeys((*feed.inputs, *(name for word in words for name in word.inputs))))
         name = name_of(program.text)
