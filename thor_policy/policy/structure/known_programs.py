@@ -142,7 +142,7 @@ BUILTIN: dict[str, Any] = {
     "cd,pushd": {"options": "-[LPen@]", "args": "text"},
     "popd": {},
     "git": {"options": "-C=dir"},
-    "make,gmake": {"options": "-C,--directory=dir", "args": "maybe"},
+    "make,gmake": {"options": "-C,--directory=dir -f,--file,--makefile=script", "args": "maybe"},
     "tar,bsdtar": {"options": "-C,--directory=dir", "args": "maybe", "bundles": True},
     "rm": {
         "options": "-[rRfvidI] --recursive --force --no-preserve-root --preserve-root --verbose --dir --one-file-system",

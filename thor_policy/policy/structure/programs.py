@@ -511,7 +511,7 @@ class _Reader:
         elif text[:1] == "+":
             self.reading.unknown.append(text)  # a command of less and vim
         elif text not in ("", "-"):
-            self.reading.paths.append((text, role))
+            self.reading.paths.append((text.partition("::")[0] or text, role))  # a test in a file
 
     def out(self, word: Word) -> None:
         self.path(word, "out")
@@ -537,7 +537,7 @@ class _Reader:
         if len(parts) > _MAX_PARTS:
             reading.opaque = f"a word has more than {_MAX_PARTS} parts"
         for part in parts[:_MAX_PARTS]:
-            if part[:1] != "-" and _PLAIN_PATH.fullmatch(part) and ("/" in part or "." in part or part[0] == "~"):
+            if part[:1] not in ("-", "@") and _PLAIN_PATH.fullmatch(part) and ("/" in part or "." in part or part[0] == "~"):
                 self.path(Word(part, word.inputs))
 
     def rest(self, word: Word) -> None:

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from thor_policy.core.requests import Json
 from thor_policy.policy.structure.known_programs import OPAQUE, SHELLS
+from thor_policy.policy.structure.path import path as where_to
 from thor_policy.policy.structure.programs import KINDS, Programs, Reading, Spec, is_own, name_of, read
 from thor_policy.policy.structure.shell_words import UNKNOWN, Word, hides_names, joined
 
@@ -33,6 +34,8 @@ _STREAMS = re.compile(r"/dev/(null|stdin|stdout|stderr|tty|zero|full|u?random|fd
 _STDIN = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 _DEVICE = re.compile(r"/dev/(?!shm/|pts/|tcp/|udp/)[^/].*|/proc/sysrq-trigger")
 _NETWORK = re.compile(r"/dev/(tcp|udp)/.*")
+#: Names that stand for others: patterns, what find and xargs put in, all packages of Go.
+_PATTERN = re.compile(r"[*?\[]|\{\}|(?<![^/])\.\.\.(?![^/])")
 _ENVIRON = re.compile(r"/proc/[^/]+/environ")
 #: Folders whose loss ruins a system; `*` and `{}` stand for all that they hold.
 _WIPED = re.compile(
@@ -150,8 +153,9 @@ class Line:
             return []
         places = list(dict.fromkeys(joined(folder, path) for folder in dirs))
         for place in places:
-            self.paths[place] = None
-            (self.writes if written else self.reads)[place] = None
+            named = _named_by(place)
+            self.paths[named] = None
+            (self.writes if written else self.reads)[named] = None
             if content:
                 self.written.add(place)
         return places
@@ -500,6 +504,18 @@ class Line:
             via=list(around.via),
             variables=list(around.variables),
         )
+
+
+def _named_by(place: str) -> str:
+    """The path; for a pattern its folder, unless it may stand for secrets or for files that steer tools."""
+    pattern = _PATTERN.search(place)
+    if pattern is None:
+        return place
+    meant = where_to(place, "/a/b")
+    if meant["secret"] or meant["steers"]:
+        return place
+    folder = place[: place.rfind("/", 0, pattern.start() + 1) + 1]
+    return folder.rstrip("/") or ("/" if folder else ".")
 
 
 class _Call:
