@@ -183,6 +183,7 @@ def test_a_kind_is_the_strictest_of_program_subcommand_and_options(text: str, ki
         ("npm run publish:prod", ["publish:prod"]),
         ("curl -O https://x.example/a && make", ["runs after a download"]),
         ("cat .e*", [".e*"]),
+        ("cat a/*.json *.py", ["a/*.json"]),
     ],
 )
 def test_words_that_the_table_does_not_explain_are_listed(text: str, unknown: list[str]) -> None:

@@ -36,6 +36,8 @@ _DEVICE = re.compile(r"/dev/(?!shm/|pts/|tcp/|udp/)[^/].*|/proc/sysrq-trigger")
 _NETWORK = re.compile(r"/dev/(tcp|udp)/.*")
 #: Names that stand for others: patterns, what find and xargs put in, all packages of Go.
 _PATTERN = re.compile(r"[*?\[]|\{\}|(?<![^/])\.\.\.(?![^/])")
+#: All files of a format that secrets are kept in, beside much else: not known to be harmless, and no secret.
+_MANY = re.compile(r"(.*/)?\*+\.(json|txt|conf|db|sqlite3?)")
 _ENVIRON = re.compile(r"/proc/[^/]+/environ")
 #: Folders whose loss ruins a system; `*` and `{}` stand for all that they hold.
 _WIPED = re.compile(
@@ -334,7 +336,7 @@ class Line:
             found = self.add_path(path, ("",) if role == "names" else call.dirs, written=role == "out")
             call.outs += found if role == "out" else []
             places += found
-            if hides_names(path):
+            if hides_names(path) or _MANY.fullmatch(path):
                 call.reading.unknown.append(path)
         for url in call.reading.urls:
             self.urls[url] = None
@@ -512,7 +514,7 @@ def _named_by(place: str) -> str:
     if pattern is None:
         return place
     meant = where_to(place, "/a/b")
-    if meant["secret"] or meant["steers"]:
+    if (meant["secret"] or meant["steers"]) and not _MANY.fullmatch(place):
         return place
     folder = place[: place.rfind("/", 0, pattern.start() + 1) + 1]
     return folder.rstrip("/") or ("/" if folder else ".")
