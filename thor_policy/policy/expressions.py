@@ -27,11 +27,14 @@ from thor_policy.core.requests import Evaluation, Json, is_time
 from thor_policy.policy import functions
 from thor_policy.policy.cel_calls import error_of
 from thor_policy.policy.functions import ANY_LIST, ANY_MAP, EXACT, json_type, with_article
+from thor_policy.policy.structure.programs import Faulty
+from thor_policy.policy.structure.shell import programs_of
 from thor_policy.policy.tokens import (
     ROOTS,
     Token,
     arguments_of,
     bound_in,
+    closing,
     kind_of_literal,
     literal_of,
     names_in,
@@ -116,10 +119,14 @@ class Fault(Struct, frozen=True, kw_only=True):
 
 
 class Type(NamedTuple):
-    """The type of an expression, as the checker infers it; `name` is CEL's name for it."""
+    """The type of an expression, as the checker infers it; `name` is CEL's name for it.
+
+    `call` is the function of `functions.MEMBERS` that gives the whole expression, if it is such a call.
+    """
 
     name: str
     native: Any
+    call: str = ""
 
 
 class Program:
@@ -180,8 +187,14 @@ class Language:
             native = environment.compile(checked).return_type()
         except RuntimeError as error:
             return self._faults(str(error), text, facts)
-        faults = [*self._faults_of_calls(text, tokens), *_faults_of_tokens(text, tokens)]
-        return faults or Type(native.name(), native)
+        faults = [
+            *self._faults_of_calls(text, tokens),
+            *_faults_of_members(text, tokens, facts),
+            *_faults_of_tokens(text, tokens),
+        ]
+        is_call = tokens[0].text in functions.MEMBERS and tokens[1].text == "("
+        is_call = is_call and closing(tokens, 1) == len(tokens) - 1
+        return faults or Type(native.name(), native, tokens[0].text if is_call else "")
 
     def compile(self, texts: Sequence[str], facts: Collection[str]) -> Program:
         """Checked expressions as one program. Raises RuntimeError if they nest too deeply together."""
@@ -278,6 +291,8 @@ class Language:
                 named = literal_of(first)
                 if named is not None and named not in self._data:
                     problem = f"there is no table {named!r} in data.yaml"
+            elif token.text == "shell" and len(arguments) == 2:
+                problem, first = self._fault_of_programs(literal_of(arguments[1])), arguments[1]
             elif token.text == "given" and len(arguments) == 2:
                 problem = self._fault_of_given(first, arguments[1])
             elif token.text == "has" and len(arguments) == 1:
@@ -289,6 +304,18 @@ class Language:
             if problem:
                 line, column = position(text, (first or [token])[0].offset)
                 yield Fault(line=line, column=column, message=problem)
+
+    def _fault_of_programs(self, name: str | None) -> str | None:
+        """What is wrong with a table of programs."""
+        if name is None:
+            return None
+        if name not in self._data:
+            return f"there is no table {name!r} in data.yaml"
+        try:
+            programs_of(self._data[name])
+        except Faulty as error:
+            return f"data.yaml {name}: {error}"
+        return None
 
     def _fault_of_given(self, path: Sequence[Token], default: Sequence[Token]) -> str | None:
         name = literal_of(path[:1])
@@ -371,6 +398,42 @@ class Language:
             elif typed is not value:
                 parent[last] = typed
         return problems
+
+
+def _faults_of_members(text: str, tokens: Sequence[Token], facts: Mapping[str, Type]) -> Iterator[Fault]:
+    """Members that a function's map does not have: of a call, or of a fact that is such a call."""
+    bound = bound_in(tokens)
+    signs = [token.text for token in tokens]
+    for at, token in enumerate(tokens):
+        if token.kind != "name" or (at and signs[at - 1] == "."):
+            continue
+        is_called = signs[at + 1 : at + 2] == ["("]
+        if is_called and token.text in functions.MEMBERS:
+            function, end = token.text, closing(tokens, at + 1)
+        elif not is_called and token.text in facts and token.text not in bound and facts[token.text].call:
+            function, end = facts[token.text].call, at
+        else:
+            continue
+        name = _member_at(tokens, end + 1)
+        if name is not None and name[0] not in functions.MEMBERS[function]:
+            known = sorted(functions.MEMBERS[function])
+            near = difflib.get_close_matches(name[0], known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"its members are {', '.join(known)}"
+            line, column = position(text, name[1].offset)
+            yield Fault(
+                line=line, column=column, message=f"{function}(..) has no member {name[0]!r}; {hint}"
+            )
+
+
+def _member_at(tokens: Sequence[Token], at: int) -> tuple[str, Token] | None:
+    """The member that is read at a token: `.name`, `.?name` or `["name"]`; None for a call of a method."""
+    texts = [token.text for token in tokens[at : at + 4]] + [""] * 4
+    if texts[0] == "." and at + 1 < len(tokens):
+        name = at + 1 + (texts[1] == "?")
+        is_method = name + 1 < len(tokens) and tokens[name + 1].text == "("
+        return None if is_method or name >= len(tokens) else (tokens[name].text, tokens[name])
+    literal = literal_of(tokens[at + 1 : at + 2]) if texts[0] == "[" and texts[2] == "]" else None
+    return (literal, tokens[at + 1]) if literal is not None else None
 
 
 def _faults_of_tokens(text: str, tokens: Sequence[Token]) -> Iterator[Fault]:

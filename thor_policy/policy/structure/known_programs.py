@@ -76,7 +76,7 @@ BUILTIN: dict[str, Any] = {
     "eval": {"args": "shell"},
     "trap": {"args": "any"},
     "find,gfind": {
-        "options": "-name,-iname,-path,-ipath,-wholename,-iwholename,-regex,-iregex,-type,-xtype,-size,-mtime,-atime,"
+        "options": "-name,-iname,-path,-ipath,-wholename,-iwholename=names -regex,-iregex,-type,-xtype,-size,-mtime,-atime,"
         "-ctime,-mmin,-amin,-cmin,-maxdepth,-mindepth,-perm,-user,-group,-printf,-links,-lname,-inum,-regextype,"
         "-fstype=text -newer,-anewer,-cnewer,-samefile,-files0-from=path -not -o -a -or -and -print -print0 -ls "
         "-empty -readable -writable -executable -prune -depth -mount -xdev -true -false -quit -follow -nouser "
@@ -142,7 +142,7 @@ BUILTIN: dict[str, Any] = {
     "cd,pushd": {"options": "-[LPen@]", "args": "text"},
     "popd": {},
     "git": {"options": "-C=dir"},
-    "make,gmake": {"options": "-C,--directory=dir", "args": "maybe"},
+    "make,gmake": {"options": "-C,--directory=dir -f,--file,--makefile=script", "args": "maybe"},
     "tar,bsdtar": {"options": "-C,--directory=dir", "args": "maybe", "bundles": True},
     "rm": {
         "options": "-[rRfvidI] --recursive --force --no-preserve-root --preserve-root --verbose --dir --one-file-system",

@@ -30,15 +30,22 @@ KINDS = (
 )  # fmt: skip
 #: Types that a word can have.
 TYPES = (
-    "text", "any", "none", "path", "out", "dir", "maybe", "url", "method", "package", "remote", "module",
-    "word", "assign", "command", "exec", "shell", "script", "stdin", "code", "rest", "sed", "awk", "jq", "make",
+    "text", "any", "none", "path", "out", "names", "dir", "maybe", "url", "method", "package", "remote", "module",
+    "word", "assign", "command", "exec", "shell", "script", "stdin", "code", "rest", "task", "sed", "awk", "jq", "make",
 )  # fmt: skip
 _OPTION = re.compile(
     r"(?P<names>[^=:^\[\s]+|[-+]\[[^\]]+\])(?P<value>\[?=(?P<type>[a-z]+)\]?|\^(?P<first>[a-z]+))?(?::(?P<kind>[a-z]+))?"
 )
 _VERSION = re.compile(r"(?<=[a-z+])-?[0-9][0-9.]*$")
+#: Parts of one word that may each be a path.
+_MAX_PARTS = 64
 _PLAIN_PATH = re.compile(r"[\w@%+,./~*?\[\]{}!-]+")
-_NAME = re.compile(r"[\w./@{}^~+-]*")
+_NAME = re.compile(r"[\w./{}^~+-]*")
+#: Tasks of a project that reach beyond it.
+_OUTWARD = re.compile(
+    r"(?:.*[:_./-])?(?:publish|deploy|release|push|upload|ship|rollback|promote|uninstall|register)(?:[:_./-].*)?",
+    re.IGNORECASE,
+)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _PACKAGE = re.compile(r"(@[\w.-]+/)?[\w.-]+(\[[\w,.-]+\])?([@=<>~!^]=?[\w.*+!<>=~^,-]*)?")
 #: A script of sed that neither runs commands nor touches other files.
@@ -51,7 +58,7 @@ _SED_COMMAND = (
 _SED = re.compile(
     rf"\s*(?:{_SED_ADDRESS}(?:\s*,\s*(?:[+~]\d+|{_SED_ADDRESS}))?)?\s*!?\s*{_SED_COMMAND}\s*", re.DOTALL
 )
-_AWK = re.compile(r"system|getline|(?<!\|)\|(?!\|)|printf?[^;}\n]*>|@|ENVIRON|PROCINFO|SYMTAB|ARGV")
+_AWK = re.compile(r"system|getline|(?<!\|)\|(?!\|)|@|ENVIRON|PROCINFO|SYMTAB|ARGV")
 _JQ = re.compile(r"\benv\b|\$ENV|\binput_filename\b|\binclude\b|\bimport\b|\bdebug\b|get_search_list")
 _STANDARD = re.compile(r"(/usr(/local)?|/opt/homebrew)?/s?bin/[^/]+")
 
@@ -89,7 +96,8 @@ class Spec(Struct, kw_only=True):
 
 
 class Reading(Struct, kw_only=True):
-    """What the words of one command mean. Paths come with their role: `path` (read), `out` (written)."""
+    """What the words of one command mean. Paths come with their role: `path` (read), `out` (written),
+    `names` (a pattern)."""
 
     kind: str = ""
     unknown: list[str] = []
@@ -317,6 +325,8 @@ class _Reader:
         return next((scope.options[name] for scope in reversed(self.scopes) if name in scope.options), None)
 
     def _take_option(self, word: Word) -> None:
+        if word.splits:
+            self.reading.opaque = "an option cannot be known"
         text = word.text
         name, equals, _ = text.partition("=")
         option = self._option(text) or (self._option(name) if equals else None)
@@ -392,6 +402,8 @@ class _Reader:
         if option.first:
             self.first = option.first
         if option.value and value is not None:
+            if value.splits:
+                self.reading.opaque = "the value of an option cannot be known"
             if name in ("-I", "-i", "--replace") and option.value == "text":
                 self.reading.replaced = value.text
             self.value(option.value, value)
@@ -438,7 +450,7 @@ class _Reader:
         """The words that the script or code gets; each may name a file."""
         if not self.reading.commands:
             for word in self.words[self.at :]:
-                self.value("maybe", word)
+                self.rest(word)
 
     def _finish(self) -> None:
         reading, spec = self.reading, self.spec
@@ -494,11 +506,19 @@ class _Reader:
             self.reading.opaque = "a path cannot be known"
         if _SCHEME.match(text):
             self.url(word)
+            if text[:5].lower() != "file:":
+                self.reading.unknown.append(text)
+        elif text[:1] == "+":
+            self.reading.unknown.append(text)  # a command of less and vim
         elif text not in ("", "-"):
-            self.reading.paths.append((text, role))
+            self.reading.paths.append((text.partition("::")[0] or text, role))  # a test in a file
 
     def out(self, word: Word) -> None:
         self.path(word, "out")
+
+    def names(self, word: Word) -> None:
+        """A pattern of names of files."""
+        self.path(word, "names")
 
     def dir(self, word: Word) -> None:
         if not word.is_known:
@@ -506,21 +526,30 @@ class _Reader:
         self.reading.dirs.append(word.text)
 
     def maybe(self, word: Word) -> None:
-        """A word that is a path if it looks like one; what follows `=`, `@` too."""
+        """A word that is a path if it looks like one, and so may its parts: `of=x`, `@x`, `HEAD:x`."""
+        reading, text = self.reading, word.text
         if not word.is_known:
-            self.reading.opaque = self.reading.opaque or "an argument cannot be known"
-        text = word.text
+            reading.opaque = reading.opaque or "an argument cannot be known"
         if _SCHEME.match(text):
             self.url(word)
             return
-        if "=" in text and (value := text.partition("=")[2]):
-            self.maybe(word.after(len(text) - len(value)))
-        elif text[:1] == "@":
-            self.maybe(word.after(1))
-        elif (
-            text[:1] != "-" and _PLAIN_PATH.fullmatch(text) and ("/" in text or "." in text or text[0] == "~")
-        ):
-            self.path(word)
+        parts = list(dict.fromkeys((text, *re.split(r"[=:@,]", text))))
+        if len(parts) > _MAX_PARTS:
+            reading.opaque = f"a word has more than {_MAX_PARTS} parts"
+        for part in parts[:_MAX_PARTS]:
+            if part[:1] not in ("-", "@") and _PLAIN_PATH.fullmatch(part) and ("/" in part or "." in part or part[0] == "~"):
+                self.path(Word(part, word.inputs))
+
+    def rest(self, word: Word) -> None:
+        """A word that the project's own code reads."""
+        if _OUTWARD.fullmatch(word.text):
+            self.reading.unknown.append(word.text)
+        self.maybe(word)
+
+    def task(self, word: Word) -> None:
+        """The name of a task of the project."""
+        if _OUTWARD.fullmatch(word.text) or not word.is_known:
+            self.reading.unknown.append(word.text)
 
     def url(self, word: Word) -> None:
         text = word.text
@@ -601,7 +630,8 @@ class _Reader:
             at += len(re.match(r"[;\s]*", text[at:])[0])  # type: ignore[index]
 
     def awk(self, word: Word) -> None:
-        if _AWK.search(word.text):
+        statements = re.split(r"[;}\n]", word.text)
+        if _AWK.search(word.text) or any(">" in part.partition("print")[2] for part in statements):
             self.reading.unknown.append(word.text)
 
     def jq(self, word: Word) -> None:
@@ -610,7 +640,7 @@ class _Reader:
 
     def make(self, word: Word) -> None:
         """A target, or a variable, which can name the program that runs."""
-        if not re.fullmatch(r"[\w./%-]+", word.text):
+        if not re.fullmatch(r"[\w./%-]+", word.text) or _OUTWARD.fullmatch(word.text) or "install" in word.text:
             self.reading.unknown.append(word.text)
         self.maybe(word)
 
@@ -620,9 +650,11 @@ _VALUES: dict[str, Callable[[_Reader, Word], None]] = {
     "word": _Reader.word,
     "path": _Reader.path,
     "out": _Reader.out,
+    "names": _Reader.names,
     "dir": _Reader.dir,
     "maybe": _Reader.maybe,
-    "rest": _Reader.maybe,
+    "rest": _Reader.rest,
+    "task": _Reader.task,
     "url": _Reader.url,
     "method": _Reader.method,
     "package": _Reader.package,

@@ -23,6 +23,7 @@ from thor_policy.core.requests import Json
 from thor_policy.policy.structure.known_programs import BUILTIN
 from thor_policy.policy.structure.programs import Faulty, Programs
 from thor_policy.policy.structure.shell_commands import (
+    MAX_COMMANDS,
     MAX_DIRS,
     MAX_NESTED,
     NOTHING,
@@ -36,8 +37,10 @@ from thor_policy.policy.structure.shell_words import UNKNOWN, Misread, Value, Wo
 
 #: Characters of a text that is read; a longer one is opaque.
 MAX_CHARS = 16_384
+#: Signs of the shell in a text: the parser takes quadratic time for a text of wrong ones.
+MAX_SIGNS = 1024
 #: Levels of the parser's tree.
-_MAX_LEVELS = 100
+_MAX_LEVELS = 60
 #: Members of the result; those of its `commands` are the fields of `Command`.
 MEMBERS = frozenset(
     "opaque commands paths reads writes urls kinds unknown runs_input wipes variables".split()
@@ -46,6 +49,8 @@ _EXPANSION = re.compile(
     r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)(?:\}|:?[-?=][^{}`$'\"\\]*\}))"
 )
 _ARITHMETIC = re.compile(r"[\d\s+*/%()<>=!&|?:^~\[\]$-]*")
+_SUBSTITUTION = re.compile(r"[$<>]\(|`[^`]*`")
+_JOINED = re.compile(r"(?:\\\n)+")
 _GAP = re.compile(r"(?:[ \t\n]|\\\n)*")
 #: Variables whose change gives other words another meaning.
 _STEERING = frozenset("HOME IFS PWD OLDPWD CDPATH SHELLOPTS BASHOPTS POSIXLY_CORRECT GLOBIGNORE".split())
@@ -98,6 +103,8 @@ def _read(text: str, programs: Programs) -> dict[str, Json]:
     line = Line(programs, _parse)
     if len(text) > MAX_CHARS:
         line.hide(f"the text is longer than {MAX_CHARS} characters")
+    elif sum(map(text.count, "()[]{}<>|&;`$!")) > MAX_SIGNS:
+        line.hide(f"the text has more than {MAX_SIGNS} signs of the shell")
     else:
         if unseen := _unseen(text):
             line.hide(f"the text holds {unseen}")
@@ -137,12 +144,13 @@ def _parse(line: Line, text: str, dirs: Dirs, feed: Feed, around: Around) -> Pla
     if root.has_error:
         line.hide("it cannot be parsed")
     walk = _Walk(line, source.decode("latin-1"), around)
-    if not walk.is_shallow(root):
+    levels = walk.levels_of(root, _MAX_LEVELS - line.levels)
+    if line.levels + levels > _MAX_LEVELS:
         line.hide(f"it nests deeper than {_MAX_LEVELS} levels")
         return dirs, dirs
-    line.nested += 1
+    line.nested, line.levels = line.nested + 1, line.levels + levels
     after = walk.statement(root, dirs, feed)
-    line.nested -= 1
+    line.nested, line.levels = line.nested - 1, line.levels - levels
     return after
 
 
@@ -161,13 +169,17 @@ class _Walk:
         self.conditional = 0
         self.dirs: Dirs = (".",)
 
-    def is_shallow(self, root: Node) -> bool:
-        """Whether the tree can be walked; notes nodes by where they begin, and text that no node covers."""
-        stack = [(root, 0)]
+    def levels_of(self, root: Node, most: int) -> int:
+        """The levels of the tree, at most one more than `most`.
+
+        Notes nodes by where they begin; a text that no node covers makes the line opaque.
+        """
+        stack, levels = [(root, 1)], 0
         while stack:
             node, level = stack.pop()
-            if level > _MAX_LEVELS:
-                return False
+            levels = max(levels, level)
+            if level > most:
+                return level
             kind = node.type
             if kind in _NESTED:
                 self.nodes.setdefault(node.start_byte, node)
@@ -180,15 +192,22 @@ class _Walk:
                 start = child.start_byte
                 if covers and start > end and not _GAP.fullmatch(self.source, end, start):
                     self.line.hide("the parser skips a part of it")
+                if start > end and self.source[end - 1 : end] not in ";&|(" and _JOINED.fullmatch(self.source, end, start):
+                    self.line.hide("a word goes on in the next line")
+                if child.type == "comment" and start and self.source[start - 1] not in " \t\n;&|()":
+                    self.line.hide("a comment begins inside of a word")
                 end = child.end_byte
                 if child.child_count or child.type in _NESTED:
                     stack.append((child, level + 1))
-        return True
+        return levels
 
     # ------------------------------------------------------------ statements
 
     def statement(self, node: Node, dirs: Dirs, feed: Feed, extra: Sequence[Word] = ()) -> Places:
         """Read a statement; where the next one may run if it succeeds, or fails."""
+        if len(self.line.commands) >= MAX_COMMANDS:
+            self.line.hide(f"it has more than {MAX_COMMANDS} commands")
+            return dirs, dirs
         if len(dirs) > MAX_DIRS:
             self.line.hide(f"a command may run in more than {MAX_DIRS} directories")
             dirs = dirs[:MAX_DIRS]
@@ -237,7 +256,7 @@ class _Walk:
         for stage in stages:
             self._inside(stage, dirs, feed, extra if stage is stages[-1] else ())
             feed = Feed(
-                inputs=(*feed.inputs, *self.line.programs_since(start)) or ("?",),
+                inputs=tuple(dict.fromkeys((*feed.inputs, *self.line.programs_since(start)))) or ("?",),
                 text=self.line.output,
                 is_given=True,
                 lists=self.line.listing,
@@ -391,6 +410,8 @@ class _Walk:
                 words += others
             elif head.type == "variable_assignment":
                 name, value = self._assignment(run, dirs)
+                for word in value or ():
+                    line.note_value(word.text, dirs)
                 if words:  # export A=b
                     self._assign(name, value)
                     line.variables[name] = None
@@ -414,6 +435,8 @@ class _Walk:
 
     def _variable_assignment(self, node: Node, dirs: Dirs, feed: Feed, extra: Sequence[Word]) -> Places:
         name, value = self._assignment([node], dirs)
+        for word in value or ():
+            self.line.note_value(word.text, dirs)
         self._assign(name, value)
         self.line.note_variable(name)
         return dirs, dirs
@@ -535,8 +558,9 @@ class _Walk:
                 feed, text=raw(text).encode("latin-1", "replace").decode("utf-8", "replace"), is_given=True
             ), words
         before = len(self.line.commands)
-        if body is not None:
-            self._substitutions(body, dirs)
+        count = self._substitutions(body, dirs) if body is not None else 0
+        if count != len(_SUBSTITUTION.findall(text)):
+            self.line.hide("a here-document is not understood")
         inputs = self.line.programs_since(before)
         known = not re.search(r"[$`\\]", text)
         return replace(
@@ -592,7 +616,8 @@ class _Walk:
         if node.type == "expansion":
             if re.match(r"\$\{[!#]?\w*[@\[]|\$\{!|.*[@]\w\}$|.*:?=", self._text(node)):
                 line.hide("an expansion is not understood")
-            self._substitutions(node, dirs)
+            if self._substitutions(node, dirs) != len(_SUBSTITUTION.findall(self._text(node))):
+                line.hide("an expansion is not understood")
             inputs = line.programs_since(start)
         elif char in "<>":
             self._subshell_of(node, dirs, NOTHING if char == "<" else Feed(inputs=("?",), is_given=True))
@@ -602,6 +627,9 @@ class _Walk:
         else:
             self._subshell_of(node, dirs)
             inputs = line.programs_since(start) or ("?",)
+            if inputs == ("nproc",):
+                self.dirs = dirs
+                return Value(("2",), node.end_byte)
             if line.output is not None and len(line.commands) == start + 1:
                 self.dirs = dirs
                 return Value((raw(line.output.rstrip("\n")),), node.end_byte, inputs)
@@ -618,15 +646,17 @@ class _Walk:
         self._redirected(node, dirs, feed)  # $(< file)
         return dirs, dirs
 
-    def _substitutions(self, node: Node, dirs: Dirs) -> None:
-        """The commands of all substitutions inside of a node."""
-        stack = [node]
+    def _substitutions(self, node: Node, dirs: Dirs) -> int:
+        """Read the commands of all substitutions inside of a node; how many there are."""
+        stack, count = [node], 0
         while stack:
             part = stack.pop()
             if part.type in ("command_substitution", "process_substitution"):
                 self._subshell_of(part, dirs)
+                count += 1
             else:
                 stack += reversed(part.children)
+        return count
 
     def _arithmetic(self, begin: int, end: int) -> None:
         if not _ARITHMETIC.fullmatch(self.source, begin, end):

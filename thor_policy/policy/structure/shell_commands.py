@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from thor_policy.core.requests import Json
 from thor_policy.policy.structure.known_programs import OPAQUE, SHELLS
+from thor_policy.policy.structure.path import path as where_to
 from thor_policy.policy.structure.programs import KINDS, Programs, Reading, Spec, is_own, name_of, read
 from thor_policy.policy.structure.shell_words import UNKNOWN, Word, hides_names, joined
 
@@ -24,6 +25,8 @@ from thor_policy.policy.structure.shell_words import UNKNOWN, Word, hides_names,
 MAX_COMMANDS = 64
 #: Command lines inside of command lines, and wrappers around one command.
 MAX_NESTED = 4
+#: Words of a command.
+MAX_WORDS = 512
 #: Running directories that a command may have.
 MAX_DIRS = 8
 #: Files that are the command's own streams.
@@ -31,6 +34,10 @@ _STREAMS = re.compile(r"/dev/(null|stdin|stdout|stderr|tty|zero|full|u?random|fd
 _STDIN = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 _DEVICE = re.compile(r"/dev/(?!shm/|pts/|tcp/|udp/)[^/].*|/proc/sysrq-trigger")
 _NETWORK = re.compile(r"/dev/(tcp|udp)/.*")
+#: Names that stand for others: patterns, what find and xargs put in, all packages of Go.
+_PATTERN = re.compile(r"[*?\[]|\{\}|(?<![^/])\.\.\.(?![^/])")
+#: All files of a format that secrets are kept in, beside much else: not known to be harmless, and no secret.
+_MANY = re.compile(r"(.*/)?\*+\.(json|txt|conf|db|sqlite3?)")
 _ENVIRON = re.compile(r"/proc/[^/]+/environ")
 #: Folders whose loss ruins a system; `*` and `{}` stand for all that they hold.
 _WIPED = re.compile(
@@ -110,7 +117,8 @@ class Line:
         #: Folders of the names that the last command prints, and its text if that is known.
         self.listing: Dirs | None = None
         self.output: str | None = None
-        self.nested = 0
+        #: Texts inside of texts that are being read, and the levels of their trees.
+        self.nested = self.levels = 0
 
     def hide(self, reason: str) -> None:
         """The line is opaque; the first reason is kept."""
@@ -147,8 +155,9 @@ class Line:
             return []
         places = list(dict.fromkeys(joined(folder, path) for folder in dirs))
         for place in places:
-            self.paths[place] = None
-            (self.writes if written else self.reads)[place] = None
+            named = _named_by(place)
+            self.paths[named] = None
+            (self.writes if written else self.reads)[named] = None
             if content:
                 self.written.add(place)
         return places
@@ -157,6 +166,12 @@ class Line:
         """Note a variable that the line changes. Lower-case ones are its own, but for those of proxies."""
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name.endswith("proxy"):
             self.variables[name] = None
+
+    def note_value(self, text: str, dirs: Dirs) -> None:
+        """Note the paths that a variable gets."""
+        for part in text.split(":"):
+            if part.startswith(("/", "~", "..")) or "/" in part:
+                self.add_path(part, dirs)
 
     def redirected(self, word: Word, dirs: Dirs) -> None:
         """Note a file that a redirection writes; a device or a host is a command of its own."""
@@ -200,6 +215,9 @@ class Line:
         if len(around.via) > MAX_NESTED or len(self.commands) >= MAX_COMMANDS:
             self.hide(f"it has more than {MAX_COMMANDS} commands, or {MAX_NESTED} wrappers around one")
             return dirs, dirs
+        if len(words) > MAX_WORDS:
+            self.hide(f"a command has more than {MAX_WORDS} words")
+            words = words[:MAX_WORDS]
         program = words[0]
         inputs = tuple(dict.fromkeys((*feed.inputs, *(name for word in words for name in word.inputs))))
         name = name_of(program.text)
@@ -271,7 +289,7 @@ class Line:
         feed, words = call.feed, list(words)
         if not words:
             return
-        roots = [path for path, _ in call.reading.paths] or ["."]
+        roots = [path for path, role in call.reading.paths if role != "names"] or ["."]
         if call.name in ("find", "gfind"):
             words = [
                 Word(word.text.replace("{}", f"{roots[0]}/{{}}"), *word[1:]) if word.text == "{}" else word
@@ -315,10 +333,10 @@ class Line:
         """Note the paths and addresses of a command; where its files may lie."""
         places: list[str] = []
         for path, role in call.reading.paths:
-            found = self.add_path(path, call.dirs, written=role == "out")
+            found = self.add_path(path, ("",) if role == "names" else call.dirs, written=role == "out")
             call.outs += found if role == "out" else []
             places += found
-            if hides_names(path):
+            if hides_names(path) or _MANY.fullmatch(path):
                 call.reading.unknown.append(path)
         for url in call.reading.urls:
             self.urls[url] = None
@@ -341,6 +359,8 @@ class Line:
         wipes = ("always" in wiping or bool(wiping & reading.used)) and any(map(_WIPED.fullmatch, places))
         if call.name == "rm" and reading.used & {"-r", "-R", "--recursive"}:
             reading.unknown += [place for place in places if place in (".", "*")]
+        if reading.kind == "fetches" and any(word.inputs or not word.is_known for word in call.words):
+            self.hide("what a request sends cannot be known")
         self._kept(call, places)
         if self.downloads and reading.kind in ("builds", "installs"):
             reading.unknown.append("runs after a download")
@@ -486,6 +506,18 @@ class Line:
             via=list(around.via),
             variables=list(around.variables),
         )
+
+
+def _named_by(place: str) -> str:
+    """The path; for a pattern its folder, unless it may stand for secrets or for files that steer tools."""
+    pattern = _PATTERN.search(place)
+    if pattern is None:
+        return place
+    meant = where_to(place, "/a/b")
+    if (meant["secret"] or meant["steers"]) and not _MANY.fullmatch(place):
+        return place
+    folder = place[: place.rfind("/", 0, pattern.start() + 1) + 1]
+    return folder.rstrip("/") or ("/" if folder else ".")
 
 
 class _Call:
