@@ -211,7 +211,7 @@ class TestShow:
         ):
             assert expected in result.output
         assert demo.is_dir()
-        assert "every answer is by rule" not in run("packs", "show", "agent-tools").output
+        assert "every answer is by rule" not in run("packs", "show", "trade-risk").output
 
 
 class TestDiff:

@@ -300,7 +300,48 @@ def test_no_text_makes_rules_settle_an_allow_that_they_did_not_settle_before(nam
 SET_OFF: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "agent-tools": [
         ("X4", {"action": {"name": "http.get"}, "resource": {"id": "http://169.254.169.254/latest/keys"}}),
-        ("X5", {"action": {"properties": {"command": ["ls"]}}}),
+        ("X1", {"action": {"name": "permissions.update"}, "resource": {"type": "team"}}),
+        ("X1", {"resource": {"id": "AGENTS.md"}}),
+        ("X1", {"resource": {"id": "notes/passwords.md"}}),
+        ("X1", {"resource": {"id": "beds.csv"}, "action": {"properties": {"shadow": "x"}}}),
+        (
+            "X1",
+            {
+                "subject": {"properties": {"tools": ["calendar.read"]}},
+                "action": {"name": "calendar.read"},
+                "resource": {"type": "calendar"},
+            },
+        ),
+        (
+            "X1",
+            {
+                "subject": {"properties": {"tools": ["sql.query"]}},
+                "action": {"name": "sql.query", "properties": {"statement": "SELECT 1"}},
+                "resource": {"type": "database"},
+            },
+        ),
+        (
+            "X1",
+            {
+                "action": {"name": "sql.query", "properties": {"statement": "DROP TABLE beds"}},
+                "resource": {"type": "database"},
+            },
+        ),
+        (
+            "X1",
+            {
+                "subject": {"properties": {"tools": ["http.get"]}},
+                "action": {"name": "http.get"},
+                "resource": {"type": "url", "id": "https://roses.example/kinds"},
+            },
+        ),
+        (
+            "X1",
+            {
+                "action": {"name": "http.get"},
+                "resource": {"type": "url", "id": "http://127.0.0.1/roses"},
+            },
+        ),
     ],
     "device-operations": [
         (

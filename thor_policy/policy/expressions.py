@@ -192,7 +192,7 @@ class Language:
             *_faults_of_members(text, tokens, facts),
             *_faults_of_tokens(text, tokens),
         ]
-        is_call = tokens[0].text in functions.MEMBERS and tokens[1].text == "("
+        is_call = tokens[0].text in functions.MEMBERS and [token.text for token in tokens[1:2]] == ["("]
         is_call = is_call and closing(tokens, 1) == len(tokens) - 1
         return faults or Type(native.name(), native, tokens[0].text if is_call else "")
 
@@ -420,9 +420,7 @@ def _faults_of_members(text: str, tokens: Sequence[Token], facts: Mapping[str, T
             near = difflib.get_close_matches(name[0], known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"its members are {', '.join(known)}"
             line, column = position(text, name[1].offset)
-            yield Fault(
-                line=line, column=column, message=f"{function}(..) has no member {name[0]!r}; {hint}"
-            )
+            yield Fault(line=line, column=column, message=f"{function}(..) has no member {name[0]!r}; {hint}")
 
 
 def _member_at(tokens: Sequence[Token], at: int) -> tuple[str, Token] | None:

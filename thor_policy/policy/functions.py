@@ -123,7 +123,7 @@ def flatten(items: list[Json]) -> list[Json]:
 
 
 def texts(value: Json) -> list[Json]:
-    """Every text in a value, at any depth, keys included; in order."""
+    """Every text in a value, at any depth, keys included; members of a map in the order of their keys."""
     collected: list[Json] = []
     pending: list[Json] = [value]
     while pending:
@@ -133,7 +133,7 @@ def texts(value: Json) -> list[Json]:
         elif isinstance(item, list):
             pending.extend(reversed(item))
         elif isinstance(item, dict):
-            for key in reversed(item):
+            for key in sorted(item, reverse=True):
                 pending += [item[key], key]
     return collected
 

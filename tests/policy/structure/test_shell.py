@@ -27,7 +27,9 @@ _LABELS_FILE = ROOT / "tests" / "data" / "structure" / "shell.yaml"
 LABELS: dict[str, dict[str, list[str]]] = yaml_text.parse(
     _LABELS_FILE.read_text(encoding="utf-8"), dict, "shell.yaml"
 )
-LINES = [(label, kind, line) for label, kinds in LABELS.items() for kind, some in kinds.items() for line in some]
+LINES = [
+    (label, kind, line) for label, kinds in LABELS.items() for kind, some in kinds.items() for line in some
+]
 #: Safe lines that are asked about all the same.
 ASKED = {
     "ln -s ../shared.py src/shared.py": "the target of a link is read from where the line begins",
@@ -75,7 +77,9 @@ def test_at_least_300_lines_are_labelled_and_ten_for_each_kind() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("label", "kind", "line"), LINES, ids=[f"{kind} {line!a}" for _, kind, line in LINES])
+@pytest.mark.parametrize(
+    ("label", "kind", "line"), LINES, ids=[f"{kind} {line!a}" for _, kind, line in LINES]
+)
 def test_a_line_comes_to_what_its_label_says(label: str, kind: str, line: str) -> None:
     match label:
         case "dangerous":
@@ -220,7 +224,9 @@ def test_words_that_the_table_does_not_explain_are_listed(text: str, unknown: li
         ("[ -f ../a ] && [[ -d ~ ]]", ["../a", "~"]),
     ],
 )
-def test_each_word_that_names_a_file_is_a_path_from_where_the_line_begins(text: str, paths: list[str]) -> None:
+def test_each_word_that_names_a_file_is_a_path_from_where_the_line_begins(
+    text: str, paths: list[str]
+) -> None:
     assert sorted(read(text)["paths"]) == sorted(paths)
 
 

@@ -537,7 +537,11 @@ class _Reader:
         if len(parts) > _MAX_PARTS:
             reading.opaque = f"a word has more than {_MAX_PARTS} parts"
         for part in parts[:_MAX_PARTS]:
-            if part[:1] not in ("-", "@") and _PLAIN_PATH.fullmatch(part) and ("/" in part or "." in part or part[0] == "~"):
+            if (
+                part[:1] not in ("-", "@")
+                and _PLAIN_PATH.fullmatch(part)
+                and ("/" in part or "." in part or part[0] == "~")
+            ):
                 self.path(Word(part, word.inputs))
 
     def rest(self, word: Word) -> None:
@@ -640,7 +644,11 @@ class _Reader:
 
     def make(self, word: Word) -> None:
         """A target, or a variable, which can name the program that runs."""
-        if not re.fullmatch(r"[\w./%-]+", word.text) or _OUTWARD.fullmatch(word.text) or "install" in word.text:
+        if (
+            not re.fullmatch(r"[\w./%-]+", word.text)
+            or _OUTWARD.fullmatch(word.text)
+            or "install" in word.text
+        ):
             self.reading.unknown.append(word.text)
         self.maybe(word)
 

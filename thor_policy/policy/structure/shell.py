@@ -192,7 +192,11 @@ class _Walk:
                 start = child.start_byte
                 if covers and start > end and not _GAP.fullmatch(self.source, end, start):
                     self.line.hide("the parser skips a part of it")
-                if start > end and self.source[end - 1 : end] not in ";&|(" and _JOINED.fullmatch(self.source, end, start):
+                if (
+                    start > end
+                    and self.source[end - 1 : end] not in ";&|("
+                    and _JOINED.fullmatch(self.source, end, start)
+                ):
                     self.line.hide("a word goes on in the next line")
                 if child.type == "comment" and start and self.source[start - 1] not in " \t\n;&|()":
                     self.line.hide("a comment begins inside of a word")
