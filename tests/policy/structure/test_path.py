@@ -137,6 +137,7 @@ def test_a_copy_of_a_store_of_secrets_is_one(copy: str) -> None:
         (".ｅｎｖ", "secret"),
         (".énv", "secret"),
         ("HEAD:.env", "secret"),
+        ("password_reset.py;.env", "secret"),
         ("@.env", "secret"),
         ("src;cat .env", "secret"),
         (".en?", "secret"),

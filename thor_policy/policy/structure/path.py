@@ -96,8 +96,8 @@ def path(text: str, base: str) -> dict[str, Any]:
     - `base_ok`: the base is an absolute folder at least two levels deep, without ..
     - `inside` (below the base), `is_base` (the base itself)
     - `pattern`: it has signs that a shell expands to names; it is inside if all of these are
-    - `secret`: "store" (holds secrets); of documents and code, "name" (the name speaks of secrets), "topic" (and
-      of what is done with them, as in password_reset.py); or ""
+    - `secret`: "store" (holds secrets); of documents and code, "name" (the name speaks of secrets), "topic"
+      (and of what is done with them, as in password_reset.py); or ""
     - `steers`: "git", "agent", "pipeline", "editor", "shell", "packages", "system" or ""
 
     A relative text starts at the base. `secret` and `steers` of an opaque text are those of the name that it
