@@ -149,7 +149,7 @@ def _read(text: str, base: str) -> dict[str, Any]:
         inside=below and bool(own),
         is_base=below and not own,
         base_ok=bool(root),
-        pattern=any(map(_is_pattern, parts)),
+        pattern=any(map(_is_pattern, plain.split("/"))),
         secret=_secret(parts, len(root) if below else 0),
         steers=_steers(own) or ("system" if is_absolute and parts[:1] == ["etc"] else ""),
     )
