@@ -37,7 +37,8 @@ SEEDS = [text for _, text, _ in CASES]
 def is_ordinary(text: str, base: str = BASE) -> bool:
     """Whether a pack may allow this file without a question."""
     result = path(text, base)
-    return bool(result["inside"] and not (result["opaque"] or result["secret"] or result["steers"]))
+    doubts = ("opaque", "pattern", "secret", "steers")
+    return bool(result["inside"]) and not any(result[member] for member in doubts)
 
 
 def test_at_least_150_paths_are_labelled() -> None:
@@ -57,9 +58,7 @@ def test_only_an_ordinary_file_below_the_base_reads_as_one(label: str, text: str
         case "steers":
             assert result["steers"]
         case "opaque":
-            assert result["opaque"]
-            assert not result["inside"]
-            assert result["path"] == ""
+            assert result["opaque"] or result["pattern"]
 
 
 @pytest.mark.parametrize(("kind", "case"), KINDS, ids=[f"{kind} {case['target']}" for kind, case in KINDS])
@@ -138,6 +137,7 @@ def test_a_copy_of_a_store_of_secrets_is_one(copy: str) -> None:
         (".ｅｎｖ", "secret"),
         (".énv", "secret"),
         ("HEAD:.env", "secret"),
+        ("password_reset.py;.env", "secret"),
         ("@.env", "secret"),
         ("src;cat .env", "secret"),
         (".en?", "secret"),
@@ -212,6 +212,40 @@ def test_a_base_is_the_same_however_it_is_spelt(base: str) -> None:
     assert not path(".", base)["inside"]
 
 
+@pytest.mark.parametrize(
+    ("text", "secret", "steers"),
+    [
+        ("src/*.py", "", ""),
+        ("src/**/*.ts", "", ""),
+        ("tests/test_[a-c].py", "", ""),
+        ("src/[!a]?.c", "", ""),
+        ("*.md", "", "agent"),
+        ("build/*", "name", "git"),  # it may match tokens.json, and lefthook.yml
+        ("site*.py", "", "packages"),
+        ("*.json", "name", "agent"),
+        ("tok*.json", "store", ""),
+        ("cred*", "store", ""),
+        ("*.pem", "store", ""),
+        (".e*", "store", "editor"),
+        (".s*/known", "store", "pipeline"),
+        (".g*/hooks/x", "store", "git"),
+    ],
+)
+def test_a_pattern_is_all_that_it_may_match(text: str, secret: str, steers: str) -> None:
+    result = path(text, BASE)
+    assert (result["opaque"], result["pattern"], result["inside"]) == ("", True, True)
+    assert (result["secret"], result["steers"]) == (secret, steers)
+
+
+@pytest.mark.parametrize("text", [".*", ".?/x", "..*", "a[", "[]", "a!b", "*" * 9, "a" * 65 + "*", "{a,b}"])
+def test_a_pattern_that_may_lead_out_or_is_not_understood_is_opaque(text: str) -> None:
+    assert path(text, BASE)["opaque"]
+
+
+def test_a_name_of_a_route_is_no_pattern() -> None:
+    assert is_ordinary("app/[slug]/page.tsx")
+
+
 def test_words_in_the_base_make_no_secret_of_the_files_below() -> None:
     assert is_ordinary("README.csv", "/projects/secret-santa")
     assert path("/projects/secret-santa/list.csv", BASE)["secret"] == "store"
@@ -225,14 +259,15 @@ def check(text: str, base: str) -> None:
     """What holds for the result of every text."""
     result = path(text, base)
     assert set(result) == MEMBERS
-    assert result["secret"] in ("", "name", "store")
+    assert result["secret"] in ("", "topic", "name", "store")
     if result["opaque"]:
         assert (result["inside"], result["is_base"], result["path"]) == (False, False, "")
     elif result["inside"]:
         meant = text.removeprefix("file://").removeprefix("localhost") if text.startswith("file:") else text
         assert posixpath.normpath(posixpath.join(BASE, meant)).lstrip("/").startswith(BASE.lstrip("/") + "/")
         assert text.isprintable()
-        assert not set(text) & set("\\%$*?`'\"|;&<>")
+        assert not set(text) & set("\\%$`'\"|;&<>{}:")
+        assert result["pattern"] or not set(text) & set("*?!^")
 
 
 @given(st.text() | st.from_regex(r"\A[a-zA-Z./~$-]{0,30}\Z"), st.sampled_from([BASE, f"{BASE}/"]))

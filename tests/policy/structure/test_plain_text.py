@@ -41,9 +41,9 @@ def test_a_text_in_a_writing_that_exists_is_plain(text: str) -> None:
         ("x²", "stand for others"),
         ("a∕b", "looks like another one"),
         ("a\u2024b", "stand for others"),
-        ("pаypal", "mixes scripts"),
-        ("аррӏе", "Latin letters"),
-        ("ıd", "Latin letters"),
+        ("pаypal", "mixes Latin and Cyrillic letters"),
+        ("аррӏе", 'looks like "appie"'),
+        ("ıd", 'looks like "i"'),
     ],
 )
 def test_a_text_that_hides_or_imitates_is_not_plain(text: str, reason: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -23,28 +23,33 @@ from thor_policy.policy.words import plain_words
 MAX_CHARS = 4096
 _CACHED_CHARS = 1024
 
+#: What `secret` may be, the worst last.
+_SECRETS = ("", "topic", "name", "store")
+#: Levels of a base.
+_MIN_BASE = 2
 #: Folders of a base that bounds nothing: another process, a device, the system's settings.
 _NO_BASE = {"proc", "sys", "dev", "etc", "boot", "bin", "sbin", "lib", "lib64"}
 
 _FILE_URL = re.compile(r"file://(?:localhost)?(/[^?#]*)", re.I)
 _HOME = re.compile(r"\$(?:HOME|\{HOME\})(?=/|$)")
-#: ASCII that a path may have without meaning something else to a shell, a URL or Windows.
-_UNUSUAL = re.compile(r"[\x00-\x7f](?<![\w .,+=@#()~/\[\]-])")
+#: ASCII that means something else to a shell, a URL or Windows. Signs of patterns are looked at later.
+_UNUSUAL = re.compile(r"[\x00-\x7f](?<![\w .,+=@#()~/\[\]*?!^-])")
 _REASONS = {
     "\\": "has a backslash",
     "%": "has a percent sign, which may encode another path",
     "$": "has a variable",
     ":": "has a colon: a drive, a stream or a host",
-    "*": "has a pattern",
-    "?": "has a pattern",
-    "{": "has a pattern",
-    "}": "has a pattern",
+    "{": "has braces",
+    "}": "has braces",
 }
 #: What another reading of an opaque text takes for a slash, and what it drops.
 _BEGINS_A_NAME = re.compile(r"[\\:|;&<>]+")
 _VANISHES = re.compile(r"[\"'`$*?{}\[\]\x00-\x1f]+")
 #: A name of a route, `[id].tsx`: as a pattern it would match files of one letter in the same folder.
 _ROUTE = re.compile(r"\[{1,2}(?:\.{3})?[A-Za-z][A-Za-z0-9_-]*\]{1,2}(?:\.[a-z]+)*")
+_SIGN_OF_PATTERN = re.compile(r"[*?!^\[\]]")
+#: A part with patterns of the shell: `*`, `?`, `[a-z]`, `[!a-z]`.
+_PATTERN = re.compile(r"(?:[^*?!^\[\]]|\*{1,2}|\?|\[[!^]?[\w .,+=@#()~-]+\])+")
 #: Short names of Windows: GIT~1 is .git.
 _SHORT_NAME = re.compile(r"~[0-9]")
 #: What a copy of a file adds to its name.
@@ -63,17 +68,20 @@ _NO_SECRET_ROW = re.compile(
     " (?:{})(?= )".format("|".join(map(re.escape, (*lists.NOT_SECRET, *lists.NOT_SECRET_ROWS))))
 )
 
+_DATA_ENDINGS = ("json", "yaml", "yml", "txt", "csv", "toml")
 #: Names that a pattern may mean.
 _STORES = (
-    *lists.SECRET_NAMES,
+    *(name for name in lists.SECRET_NAMES if name.rpartition(".")[2] not in lists.ABOUT_ENDINGS),
     *(
         f"{word}.{end}"
-        for word in (*lists.SECRET_PARTS, "token", "tokens", "creds")
-        for end in ("json", "txt")
+        for word in (*lists.SECRET_PARTS, "tokens", "creds", "api_key")
+        for end in _DATA_ENDINGS
     ),
     *lists.SECRET_BEGINNINGS,
 )
-_MAX_PATTERN = 64
+#: Names that a wide pattern may mean: `*.py` is rather all code than sitecustomize.py.
+_STEERS_NO_CODE = tuple(name for name in lists.STEERS_NAMES if not name.endswith((".py", ".cjs")))
+_MAX_PATTERN, _MAX_STARS = 64, 8
 #: Where an entry of several folders may begin.
 _FIRST_OF_SEVERAL = frozenset(
     key.split("/")[0] for key in (*lists.SECRET_FOLDERS, *lists.STEERS_FOLDERS) if "/" in key
@@ -87,8 +95,9 @@ def path(text: str, base: str) -> dict[str, Any]:
     - `path` (absolute, or from `~`; relative if the base is no good; "" if opaque), `name` (its last part)
     - `base_ok`: the base is an absolute folder at least two levels deep, without ..
     - `inside` (below the base), `is_base` (the base itself)
-    - `secret`: "store" (holds secrets); of documents and code, "name" (the name speaks of secrets), "topic" (and
-      of what is done with them, as in password_reset.py); or ""
+    - `pattern`: it has signs that a shell expands to names; it is inside if all of these are
+    - `secret`: "store" (holds secrets); of documents and code, "name" (the name speaks of secrets), "topic"
+      (and of what is done with them, as in password_reset.py); or ""
     - `steers`: "git", "agent", "pipeline", "editor", "shell", "packages", "system" or ""
 
     A relative text starts at the base. `secret` and `steers` of an opaque text are those of the name that it
@@ -102,7 +111,7 @@ def path(text: str, base: str) -> dict[str, Any]:
 def _result(**known: Any) -> dict[str, Any]:
     return {
         "opaque": "", "path": "", "name": "", "base_ok": False, "inside": False, "is_base": False,
-        "secret": "", "steers": "",
+        "pattern": False, "secret": "", "steers": "",
     } | known  # fmt: skip
 
 
@@ -125,7 +134,7 @@ def _read(text: str, base: str) -> dict[str, Any]:
     opaque = opaque or _fault(plain)
     if opaque:
         readings = [_parts(reading) for reading in _unmasked(text)]
-        secret = "store" if _may_be_store(text) else max(_secret(parts, 0) for parts in readings)
+        secret = max((_secret(parts, 0) for parts in readings), key=_SECRETS.index)
         steers = next(filter(None, map(_steers, readings)), "")
         return _result(opaque=opaque, base_ok=bool(root), secret=secret, steers=steers)
     if plain[0] not in "/~" and root:
@@ -140,6 +149,7 @@ def _read(text: str, base: str) -> dict[str, Any]:
         inside=below and bool(own),
         is_base=below and not own,
         base_ok=bool(root),
+        pattern=any(map(_is_pattern, plain.split("/"))),
         secret=_secret(parts, len(root) if below else 0),
         steers=_steers(own) or ("system" if is_absolute and parts[:1] == ["etc"] else ""),
     )
@@ -151,7 +161,9 @@ def _base(text: str) -> Sequence[str]:
     if not text.startswith("/") or _fault(text) or ".." in text.split("/"):
         return ()
     parts = _parts(text)
-    return parts if len(parts) > 1 and parts[0].lower() not in _NO_BASE else ()
+    if len(parts) < _MIN_BASE or parts[0].lower() in _NO_BASE or any(map(_is_pattern, parts)):
+        return ()
+    return parts
 
 
 def _parts(text: str) -> list[str]:
@@ -183,9 +195,23 @@ def _fault(text: str) -> str:
     for part in text.split("/"):
         if (part[-1:] in (" ", ".") and part not in (".", "..")) or part[:1] == " ":
             return "has a part that begins with a blank, or ends with a blank or dot"
-        if ("[" in part or "]" in part) and not _ROUTE.fullmatch(part):
-            return "has a pattern"
+        if _SIGN_OF_PATTERN.search(part) and not _ROUTE.fullmatch(part):
+            if len(part) > _MAX_PATTERN or part.count("*") > _MAX_STARS or not _PATTERN.fullmatch(part):
+                return "has a pattern that is not understood"
+            if _meant(part, [".."]):
+                return "has a pattern that may match the folder above"
     return ""
+
+
+def _is_pattern(part: str) -> bool:
+    return bool(_SIGN_OF_PATTERN.search(part)) and not _ROUTE.fullmatch(part)
+
+
+def _meant(pattern: str, names: Iterable[str], *, hidden: bool = False) -> str:
+    """The first name that a pattern matches; "" if there is none. For a shell, `*` matches no hidden name."""
+    matches = re.compile(fnmatch.translate(pattern.replace("[^", "[!"))).fullmatch
+    hidden = hidden or pattern.startswith(".")
+    return next((name for name in names if (hidden or name[0] != ".") and matches(name)), "")
 
 
 def _unmasked(text: str) -> list[str]:
@@ -225,7 +251,7 @@ def _secret(parts: list[str], base_parts: int) -> str:
         if not is_about and _SECRET_FOLDER.search(words):
             return "store"
         is_weak = is_weak or _is_store(folded_part) or bool(_SECRET_ROW.search(words))
-    return "name" if is_weak else ""
+    return "name" if is_weak else (_secret_of_pattern(name) if _is_pattern(name) else "")
 
 
 def _folded(parts: list[str]) -> list[str]:
@@ -233,14 +259,17 @@ def _folded(parts: list[str]) -> list[str]:
     return [part.lower() if part.isascii() else plain_text.fold(part) for part in parts]
 
 
-def _may_be_store(text: str) -> bool:
-    """Whether the last part is a pattern that a name of a store matches. `*` alone is none."""
-    pattern = text.rpartition("/")[2].lower()
-    if len(pattern) > _MAX_PATTERN or not any(sign in pattern for sign in "*?["):
-        return False
-    if pattern.endswith(lists.SECRET_ENDINGS):
-        return True
-    return len(pattern.strip("*?")) > 1 and any(fnmatch.fnmatchcase(name, pattern) for name in _STORES)
+def _secret_of_pattern(pattern: str) -> str:
+    """Whether a pattern matches stores: "store" if it aims at them, "name" if it is as wide as `*.json`."""
+    if not _meant(pattern, _STORES, hidden=True):
+        return ""
+    return "name" if _is_wide(pattern) else "store"
+
+
+def _is_wide(pattern: str) -> bool:
+    """Whether a pattern says at most what a name ends with: `*`, `*.py`."""
+    stem = pattern.rpartition(".")[0] if pattern.rfind(".") > 0 else pattern
+    return len(_SIGN_OF_PATTERN.sub("", stem)) < 2
 
 
 def _is_store(name: str) -> bool:
@@ -283,6 +312,10 @@ def _steers(parts: list[str]) -> str:
     if folder := _matches(parts, lists.STEERS_FOLDERS):
         return lists.STEERS_FOLDERS[folder]
     name = parts[-1]
+    if _is_pattern(name):
+        names = _STEERS_NO_CODE if _is_wide(name) else lists.STEERS_NAMES
+        if meant := _meant(name, names):
+            return lists.STEERS_NAMES[meant]
     if tail := _ends_with(parts[:-1], name, lists.STEERS_NAMES):
         return lists.STEERS_NAMES[tail]
     for beginning, kind in lists.STEERS_BEGINNINGS.items():
@@ -291,11 +324,13 @@ def _steers(parts: list[str]) -> str:
     return next((kind for ending, kind in lists.STEERS_ENDINGS.items() if name.endswith(ending)), "")
 
 
-def _matches(parts: list[str], folders: Container[str]) -> str:
+def _matches(parts: list[str], folders: Collection[str]) -> str:
     """The first folder of a list that the path goes through; its key may have up to three parts."""
     for at, part in enumerate(parts):
         if part in folders:
             return part
+        if part.startswith(".") and _is_pattern(part) and (meant := _meant(part, folders)):
+            return meant
         if part in _FIRST_OF_SEVERAL:
             for size in (2, 3):
                 key = "/".join(parts[at : at + size])

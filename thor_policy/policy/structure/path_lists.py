@@ -124,11 +124,12 @@ NOT_SECRET_ROWS = tuple(
 #: Words beside which a secret word is a topic: choosing-a-password.md, password_reset.py.
 TOPIC_WORDS = tuple(
     _entries("""
-    about, best practices, change, changing, check, checker, choose, choosing, design, entry, faq, field, forgot,
-    forgotten, form, generation, generator, guide, guideline, guidelines, handler, handling, hash, hasher, hashing, how,
-    input, login, management, manager, middleware, model, models, page, parser, policies, policy, reset, resetting,
-    rotate, rotating, rotation, router, routes, rules, safe, schema, screen, serializer, service, spec, store, storing,
-    strength, strong, test, tests, tokenizer, tutorial, types, utils, validate, validation, validator, view, views
+    about, best practices, change, changing, check, checker, choose, choosing, design, entry, faq, field,
+    forgot, forgotten, form, generation, generator, guide, guideline, guidelines, handler, handling, hash,
+    hasher, hashing, how, input, login, management, manager, middleware, model, models, page, parser,
+    policies, policy, reset, resetting, rotate, rotating, rotation, router, routes, rules, safe, schema,
+    screen, serializer, service, spec, store, storing, strength, strong, test, tests, tokenizer, tutorial,
+    types, utils, validate, validation, validator, view, views
     """)
 )
 #: Endings of code, documents and pictures: files about secrets, more than files of secrets.
