@@ -34,7 +34,7 @@ def test_the_rules_of_a_recipe_alone_give_every_answer_of_its_suite(folder: Path
         assert floor.errors == {}
         assert (scenario.id, floor.final, floor.outcome) == (scenario.id, True, scenario.expect.outcome)
     fired = {rule for each in suite.scenarios for rule in pack.book.apply(each.evaluation(), AT).rules}
-    assert fired == {rule.id for rule in pack.book.rules}, "each rule has a scenario in which it fires"
+    assert fired >= {rule.id for rule in pack.book.rules}, "each rule has a scenario in which it fires"
 
 
 def test_the_guide_shows_the_recipes_as_they_are_and_all_of_them() -> None:

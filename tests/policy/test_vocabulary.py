@@ -183,6 +183,12 @@ def test_names_must_be_plain_also_without_a_vocabulary(request_: Evaluation, mem
 def test_a_trace_reads_names_as_the_floor_does() -> None:
     _, traces = book().trace(evaluation("FILE.DELETE"), 0.0)
     assert [trace.state for trace in traces] == ["not", "fired"]
+    _, traces = book().trace(evaluation("file_delete"), 0.0)
+    assert [(trace.rule.id, trace.state) for trace in traces] == [
+        ("vocabulary:action.name", "fired"),
+        ("reads", "not"),
+        ("removes", "not"),
+    ]
 
 
 @given(st.text(max_size=250), st.text(max_size=20))

@@ -409,7 +409,7 @@ class RuleBook:
         outcome = vocabulary.unknown or self._strictest if vocabulary else self._not_plain
         return Rule(
             id=f"{RULE_ID}{reading.path}",
-            when="true",
+            when=f"{reading.path} is unknown",
             outcome=outcome,
             because=reading.because or "",
             clause=vocabulary.clause if vocabulary else None,
@@ -434,9 +434,13 @@ class RuleBook:
     def trace(self, evaluation: Evaluation, received_at: float) -> tuple[Floor, tuple[RuleTrace, ...]]:
         """The floor, and what came of each rule and of the parts of its condition. Slow: it compiles them."""
         floor = self.apply(evaluation, received_at)
-        inputs, missing, _ = self._inputs(evaluation, received_at)
+        inputs, missing, readings = self._inputs(evaluation, received_at)
         self._floor(inputs, missing, ())  # for its facts
-        traces = []
+        traces = [
+            RuleTrace(rule=self._rule_of(reading), state="fired", error=None, parts=())
+            for reading in readings
+            if reading.because
+        ]
         for rule in self.rules:
             whole = self._single(rule.id).run(inputs)
             error = whole if isinstance(whole, str) else None
