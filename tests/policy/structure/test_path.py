@@ -266,7 +266,7 @@ def check(text: str, base: str) -> None:
         meant = text.removeprefix("file://").removeprefix("localhost") if text.startswith("file:") else text
         assert posixpath.normpath(posixpath.join(BASE, meant)).lstrip("/").startswith(BASE.lstrip("/") + "/")
         assert text.isprintable()
-        assert not set(text) & set("\\%$`'\"|;&<>{}:")
+        assert not set(meant) & set("\\%$`'\"|;&<>{}:")
         assert result["pattern"] or not set(text) & set("*?!^")
 
 
