@@ -34,7 +34,7 @@ from thor_policy.policy.tokens import (
     Token,
     arguments_of,
     bound_in,
-    closing,
+    closing_of,
     kind_of_literal,
     literal_of,
     names_in,
@@ -192,9 +192,7 @@ class Language:
             *_faults_of_members(text, tokens, facts),
             *_faults_of_tokens(text, tokens),
         ]
-        is_call = tokens[0].text in functions.MEMBERS and [token.text for token in tokens[1:2]] == ["("]
-        is_call = is_call and closing(tokens, 1) == len(tokens) - 1
-        return faults or Type(native.name(), native, tokens[0].text if is_call else "")
+        return faults or Type(native.name(), native, _call_of(tokens))
 
     def compile(self, texts: Sequence[str], facts: Collection[str]) -> Program:
         """Checked expressions as one program. Raises RuntimeError if they nest too deeply together."""
@@ -400,6 +398,12 @@ class Language:
         return problems
 
 
+def _call_of(tokens: Sequence[Token]) -> str:
+    """The function of `functions.MEMBERS` whose call the whole expression is; "" if it is none."""
+    is_call = [token.text for token in tokens[1:2]] == ["("] and closing_of(tokens, 1) == len(tokens) - 1
+    return tokens[0].text if is_call and tokens[0].text in functions.MEMBERS else ""
+
+
 def _faults_of_members(text: str, tokens: Sequence[Token], facts: Mapping[str, Type]) -> Iterator[Fault]:
     """Members that a function's map does not have: of a call, or of a fact that is such a call."""
     bound = bound_in(tokens)
@@ -409,7 +413,7 @@ def _faults_of_members(text: str, tokens: Sequence[Token], facts: Mapping[str, T
             continue
         is_called = signs[at + 1 : at + 2] == ["("]
         if is_called and token.text in functions.MEMBERS:
-            function, end = token.text, closing(tokens, at + 1)
+            function, end = token.text, closing_of(tokens, at + 1)
         elif not is_called and token.text in facts and token.text not in bound and facts[token.text].call:
             function, end = facts[token.text].call, at
         else:

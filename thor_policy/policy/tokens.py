@@ -153,7 +153,7 @@ def kinds_compared(text: str) -> Iterator[tuple[str, str]]:
             or [t.text for t in tokens[at + 1 : at + 2]] != ["("]
         ):
             continue
-        path, end = literal_of(tokens[at + 2 : at + 3]), closing(tokens, at + 1) + 1
+        path, end = literal_of(tokens[at + 2 : at + 3]), closing_of(tokens, at + 1) + 1
         if path is not None and end == at + 4:
             yield from ((path, literal) for literal, _ in _literals_compared(tokens, at, end))
 
@@ -182,7 +182,7 @@ def _member_at(tokens: Sequence[Token], at: int, facts: Mapping[str, str]) -> tu
         return None
     calls = tokens[end].text == "(" if end < len(tokens) else False
     if token.text == "given" and calls and tokens[end + 1].kind == "string":
-        path, end = literal_of([tokens[end + 1]]) or "", closing(tokens, end) + 1
+        path, end = literal_of([tokens[end + 1]]) or "", closing_of(tokens, end) + 1
     elif token.text in ROOTS and not calls:
         path = token.text
         while end + 1 < len(tokens) and tokens[end].text == "." and tokens[end + 1].kind == "name":
@@ -199,7 +199,7 @@ def _member_at(tokens: Sequence[Token], at: int, facts: Mapping[str, str]) -> tu
     else:
         return None
     while [t.text for t in tokens[end : end + 4 : 2]] == [".", "("] and tokens[end + 1].text in _RESPELLING:
-        changed, end = True, closing(tokens, end + 2) + 1
+        changed, end = True, closing_of(tokens, end + 2) + 1
     return path, changed, end
 
 
@@ -238,7 +238,7 @@ def open_optionals(tokens: Sequence[Token]) -> Iterator[Token]:
         if text == "?" and before == ".":
             goes_on = at - 1
         elif text == "?" and before == "[" and at > 1 and _ends_an_operand(tokens[at - 2]):
-            goes_on = closing(tokens, at - 1) + 1
+            goes_on = closing_of(tokens, at - 1) + 1
         elif (text in _OPTIONAL_CALLS and (before, after) == (".", "(")) or (
             text == "optional" and before != "." == after
         ):
@@ -269,7 +269,7 @@ def _is_ended(tokens: Sequence[Token], at: int) -> bool:
     """Whether members and calls from a token on, or around it, end the optional value before the token."""
     while at < len(tokens) and _is_sign(tokens[at], ".(["):
         if tokens[at].text != ".":
-            at = closing(tokens, at) + 1
+            at = closing_of(tokens, at) + 1
             continue
         at += 1 + (tokens[at + 1].text == "?")
         if tokens[at].text in _ENDS and at + 1 < len(tokens) and tokens[at + 1].text == "(":
@@ -277,7 +277,7 @@ def _is_ended(tokens: Sequence[Token], at: int) -> bool:
         if tokens[at].text == "`":  # a name between backquotes
             at = next(n for n in range(at + 1, len(tokens)) if tokens[n].text == "`")
         at += 1
-    around = [n for n in range(at) if _is_sign(tokens[n], "([{") and closing(tokens, n) >= at]
+    around = [n for n in range(at) if _is_sign(tokens[n], "([{") and closing_of(tokens, n) >= at]
     if not around:
         return False
     opening = around[-1]
@@ -286,7 +286,7 @@ def _is_ended(tokens: Sequence[Token], at: int) -> bool:
     call = tokens[opening - 1].text if opening and tokens[opening - 1].kind == "name" else "in"
     if call == "has":
         return True
-    return call in (*_TAKE_OPTIONALS, "in") and _is_ended(tokens, closing(tokens, opening) + 1)
+    return call in (*_TAKE_OPTIONALS, "in") and _is_ended(tokens, closing_of(tokens, opening) + 1)
 
 
 def _is_sign(token: Token, signs: str) -> bool:
@@ -299,16 +299,16 @@ def _ends_an_operand(token: Token) -> bool:
 
 def _entries(tokens: Sequence[Token], opening: int) -> list[int]:
     """Where each entry begins between a bracket and the one that closes it."""
-    end, depth, starts = closing(tokens, opening), 0, [opening + 1]
-    for at in range(opening, end):
+    closing, depth, starts = closing_of(tokens, opening), 0, [opening + 1]
+    for at in range(opening, closing):
         depth += _is_sign(tokens[at], "([{") - _is_sign(tokens[at], ")]}")
         if depth == 1 and _is_sign(tokens[at], ","):
             starts.append(at + 1)
-    return [start for start in starts if start < end]
+    return [start for start in starts if start < closing]
 
 
 def _values_of(tokens: list[Token]) -> set[str] | None:
-    while tokens and tokens[0].text == "(" and closing(tokens, 0) == len(tokens) - 1:
+    while tokens and tokens[0].text == "(" and closing_of(tokens, 0) == len(tokens) - 1:
         tokens = tokens[1:-1]
     literal = literal_of(tokens)
     if literal is not None:
@@ -339,7 +339,7 @@ def _at_top(tokens: Sequence[Token]) -> Iterator[int]:
         depth += token.kind == "sign" and token.text in "([{"
 
 
-def closing(tokens: Sequence[Token], opening: int) -> int:
+def closing_of(tokens: Sequence[Token], opening: int) -> int:
     """The index of the bracket that closes the one at `opening`; -1 if there is none."""
     depth = 0
     for at in range(opening, len(tokens)):
@@ -364,16 +364,16 @@ def _parts(tokens: list[Token], operator: tuple[str, str]) -> list[list[Token]]:
 
 
 def arguments_of(tokens: Sequence[Token], opening: int) -> list[list[Token]]:
-    """The arguments of a call, or the items of a list, by the index of the opening bracket."""
+    """The arguments of a call, by the index of its opening bracket."""
     arguments: list[list[Token]] = [[]]
-    depth = 1
-    for token in tokens[opening + 1 :]:
+    depth = 0
+    for token in tokens[opening:]:
         depth += (token.text in "([{") - (token.text in ")]}") if token.kind == "sign" else 0
         if depth == 0:
             break
         if depth == 1 and token.text == "," and token.kind == "sign":
             arguments.append([])
-        else:
+        elif not (depth == 1 and token.text == "(" and not arguments[-1] and len(arguments) == 1):
             arguments[-1].append(token)
     return [] if arguments == [[]] else arguments
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import resource
 import time
 from typing import Any
@@ -12,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.documents import ROOT
+from tests.hostile import variants
 from thor_policy.config import data_path
 from thor_policy.policy import yaml_text
 from thor_policy.policy.structure.path import path
@@ -30,6 +30,7 @@ LABELS: dict[str, dict[str, list[str]]] = yaml_text.parse(
 LINES = [
     (label, kind, line) for label, kinds in LABELS.items() for kind, some in kinds.items() for line in some
 ]
+SEEDS = [line for _, _, line in LINES]
 #: Safe lines that are asked about all the same.
 ASKED = {
     "ln -s ../shared.py src/shared.py": "the target of a link is read from where the line begins",
@@ -292,8 +293,8 @@ def test_a_program_that_only_gets_data_is_not_marked(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["rm -rf /", "rm -r ~/*", "rm -rf /etc", "find / -delete", "find ~ -exec rm {} +", "rm -rf /$x", "cd /; rm -r *",
-     "chmod -R 0 /", "mv ~ a", "echo / | xargs rm -rf", "x=/; rm -rf $x", "rm -rf /[a-z]*"],
+    ["rm -rf /", "rm -r ~/*", "rm -rf /etc", "find / -delete", "find ~ -exec rm {} +", "rm -rf /$x",
+     "cd /; rm -r *", "chmod -R 0 /", "mv ~ a", "echo / | xargs rm -rf", "x=/; rm -rf $x", "rm -rf /[a-z]*"],
 )  # fmt: skip
 def test_the_loss_of_a_system_or_a_home_is_marked(text: str) -> None:
     assert read(text)["wipes"]
@@ -367,10 +368,13 @@ def test_what_is_not_understood_makes_the_line_opaque(text: str, reason: str) ->
 
 # ---------------------------------------------------------------- hostile texts
 
-_PIECES = st.sampled_from(
-    "ls rm sh -rf / ~ $HOME .env curl | || && ; & \n ( ) { } $( ` ' \" \\ <<E E < > <<< >( <( if then fi for in do done "
-    "while case esac [ ] [[ ]] $(( )) ${ = * ? {a,b} ! # sudo env xargs eval find -exec {} + cd .. a é \u200b".split(" ")
-)  # fmt: skip
+_PIECES = st.sampled_from([
+    "ls", "rm", "sh", "-rf", "/", "~", "$HOME", ".env", "curl", "|", "||", "&&", ";", "&", "\n", "(", ")",
+    "{", "}", "$(", "`", "'", '"', "\\", "<<E", "E", "<", ">", "<<<", ">(", "<(", "if", "then", "fi", "for",
+    "in", "do", "done", "while", "case", "esac", "[", "]", "[[", "]]", "$((", "))", "${", "=", "*", "?",
+    "{a,b}", "!", "#", "sudo", "env", "xargs", "eval", "find", "-exec", "{}", "+", "cd", "..", "a", "é",
+    "\u200b", " ",
+])  # fmt: skip
 
 
 @given(st.text() | st.lists(_PIECES, max_size=20).map(" ".join) | st.lists(_PIECES, max_size=20).map("".join))
@@ -389,7 +393,7 @@ def check(text: str) -> None:
 def test_hostile_lines_give_a_value_within_their_time_and_no_memory(count: int) -> None:
     """The bound, 500 ms of CPU time, is far above what any text takes. Only many texts show a leak."""
     longest, settled = 0.0, 0
-    for number, text in enumerate(variants(count)):
+    for number, text in enumerate(variants(SEEDS, count)):
         begun = time.thread_time()
         read(text)
         longest = max(longest, time.thread_time() - begun)
@@ -402,37 +406,10 @@ def test_hostile_lines_give_a_value_within_their_time_and_no_memory(count: int) 
         assert grown < 8192
 
 
-def variants(count: int) -> list[str]:
-    """Labelled lines that were cut, joined, repeated and sprinkled with signs, the same ones each time."""
-    chance = random.Random(21)
-    lines = [line for _, _, line in LINES]
-    signs = "()[]{}<>|&;`$!'\"\\ \n#*?~=-\u200bé"
-    texts = []
-    for _ in range(count):
-        text = chance.choice(lines)
-        for _ in range(chance.randint(1, 4)):
-            at = chance.randint(0, len(text))
-            match chance.randint(0, 5):
-                case 0:
-                    text = text[:at] + chance.choice(signs) + text[at:]
-                case 1:
-                    text = text[:at] + text[at + 1 :]
-                case 2:
-                    text = text[:at] + chance.choice(lines)[chance.randint(0, 9) :]
-                case 3:
-                    text = text[:at] + chance.choice(signs) * chance.randint(1, 40) + text[at:]
-                case 4:
-                    text = f"{text}{chance.choice(('; ', ' | ', ' && ', chr(10)))}{chance.choice(lines)}"
-                case _:
-                    text = (text + chance.choice(("", " ", ";", "|"))) * chance.randint(1, 6)
-        texts.append(text[:MAX_CHARS])
-    return texts
-
-
 @pytest.mark.parametrize(
     "text",
     [sign * 16_000 for sign in "({[)]}`\"'\\$~|&;<>#!-=*a \n"]
-    + [part * (16_000 // len(part)) for part in ("$(", "<<A\n", "a|", "{a,b}", "${a:-", "a b ", "-a ", "x=", "eval ")],
+    + [part * 900 for part in ("$(", "<<A\n", "a|", "{a,b}", "${a:-", "a b ", "x=", "eval ", "cd a;")],
     ids=lambda text: repr(text[:8]),
 )  # fmt: skip
 def test_a_long_text_of_one_sign_gives_a_value(text: str) -> None:

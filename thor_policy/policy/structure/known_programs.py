@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 _SHELL = {
-    "options": "-c^shell -s^stdin -[abefhklmnprtuvxBCEHPT] -O,-o,+o,+O=text --login --norc --noprofile --posix "
+    "options": "-c^shell -s^stdin -[abefhklmnprtuvxBCEHPT] -O,-o,+o,+O=text --login --norc --noprofile "
+    "--posix "
     "--restricted --verbose --rcfile,--init-file=path --version",
     "args": "script",
     "runs_input": True,
@@ -17,7 +18,9 @@ _SHELL = {
 _CODE_E = {"options": "-e=code", "args": "script", "runs_input": True}
 
 #: Shells: their code is parsed as a command line of its own.
-SHELLS = frozenset("sh bash dash zsh ksh ash mksh rbash yash posh fish csh tcsh".split())
+SHELLS = frozenset((
+    "sh", "bash", "dash", "zsh", "ksh", "ash", "mksh", "rbash", "yash", "posh", "fish", "csh", "tcsh",
+))  # fmt: skip
 
 #: Builtins that change what the words of later commands mean.
 OPAQUE = frozenset(
@@ -27,7 +30,8 @@ OPAQUE = frozenset(
 BUILTIN: dict[str, Any] = {
     # ------------------------------------------------ wrappers
     "env": {
-        "options": "-[i0v] --ignore-environment --null --debug -u,--unset=text -C,--chdir=dir -S,--split-string=shell",
+        "options": "-[i0v] --ignore-environment --null --debug -u,--unset=text -C,--chdir=dir "
+        "-S,--split-string=shell",
         "args": "assign",
     },
     "nice": {"options": "-n,--adjustment=text -#", "args": "command"},
@@ -42,7 +46,8 @@ BUILTIN: dict[str, Any] = {
     "command": {"options": "-[p]", "args": "command", "subcommands": {"-v,-V": {"args": "text"}}},
     "exec": {"options": "-[cl] -a=text", "args": "command"},
     "xargs,gxargs": {
-        "options": "-[0rtpxo] --null --no-run-if-empty --verbose --exit --interactive -I=text --replace[=text] "
+        "options": "-[0rtpxo] --null --no-run-if-empty --verbose --exit --interactive -I=text "
+        "--replace[=text] "
         "-n,--max-args=text -P,--max-procs=text -L,--max-lines=text -d,--delimiter=text -s,--max-chars=text "
         "-E=text -a,--arg-file=path",
         "args": "command",
@@ -54,7 +59,8 @@ BUILTIN: dict[str, Any] = {
     "taskset": {"options": "-[c]", "args": "text command"},
     "chrt": {"options": "-[bfior]", "args": "text command"},
     "sudo": {
-        "options": "-[AbEHnPSkKv] -i^shell -s^shell -l --login^shell --shell^shell -u,--user=text -g,--group=text "
+        "options": "-[AbEHnPSkKv] -i^shell -s^shell -l --login^shell --shell^shell -u,--user=text "
+        "-g,--group=text "
         "-h,--host=text -p,--prompt=text -C=text -T=text -r=text -t=text -D,--chdir=dir -R,--chroot=path",
         "args": "assign",
     },
@@ -70,16 +76,19 @@ BUILTIN: dict[str, Any] = {
     "flock": {"options": "-[nsxuo] -w=text -E=text -c=shell", "args": "path command"},
     "strace,ltrace": {"options": "-[fFqv] -e=text -o=out -p=text -s=text", "args": "command"},
     "valgrind": {"args": "command"},
-    "systemd-run,unshare,nsenter,firejail,proxychains,proxychains4,xvfb-run,dbus-run-session,unbuffer,faketime": {
-        "args": "command"
-    },
+    "systemd-run,unshare,nsenter,firejail,proxychains,proxychains4,xvfb-run,dbus-run-session,unbuffer,"
+    "faketime": {"args": "command"},
     "eval": {"args": "shell"},
     "trap": {"args": "any"},
     "find,gfind": {
-        "options": "-name,-iname,-path,-ipath,-wholename,-iwholename=names -regex,-iregex,-type,-xtype,-size,-mtime,-atime,"
-        "-ctime,-mmin,-amin,-cmin,-maxdepth,-mindepth,-perm,-user,-group,-printf,-links,-lname,-inum,-regextype,"
-        "-fstype=text -newer,-anewer,-cnewer,-samefile,-files0-from=path -not -o -a -or -and -print -print0 -ls "
-        "-empty -readable -writable -executable -prune -depth -mount -xdev -true -false -quit -follow -nouser "
+        "options": "-name,-iname,-path,-ipath,-wholename,-iwholename=names -regex,-iregex,-type,-xtype,"
+        "-size,-mtime,-atime,"
+        "-ctime,-mmin,-amin,-cmin,-maxdepth,-mindepth,-perm,-user,-group,-printf,-links,-lname,-inum,"
+        "-regextype,"
+        "-fstype=text -newer,-anewer,-cnewer,-samefile,-files0-from=path -not -o -a -or -and -print "
+        "-print0 -ls "
+        "-empty -readable -writable -executable -prune -depth -mount -xdev -true -false -quit -follow "
+        "-nouser "
         "-daystart -L -H -P -delete -exec,-execdir,-ok,-okdir=exec -fprint,-fprint0,-fls=out",
         "args": "path",
         "wipes": "-delete",
@@ -103,7 +112,8 @@ BUILTIN: dict[str, Any] = {
         "runs_input": True,
     },
     "node,nodejs": {
-        "options": "-e,--eval=code -p,--print=code -r,--require=path --import=path --loader=path -c --check -v "
+        "options": "-e,--eval=code -p,--print=code -r,--require=path --import=path --loader=path -c "
+        "--check -v "
         "--version --test --watch --input-type=text --enable-source-maps --no-warnings",
         "args": "script",
         "runs_input": True,
@@ -134,10 +144,10 @@ BUILTIN: dict[str, Any] = {
             "eval": {"args": "code"},
         },
     },
-    "tclsh,wish,expect,elixir,iex,erl,swift,scala,groovy,julia,octave,sbcl,guile,racket,clojure,ghci,runghc,irb,jshell,"
-    "kotlin,ts-node,tsx,rhino,jrunscript,qjs,gjs,nu,xonsh,elvish,raku,janet,crystal,dart,dc,ed,ex,m4,at,batch,gdb,lldb": (
-        _CODE_E
-    ),
+    "tclsh,wish,expect,elixir,iex,erl,swift,scala,groovy,julia,octave,sbcl,guile,racket,clojure,ghci,"
+    "runghc,irb,jshell,"
+    "kotlin,ts-node,tsx,rhino,jrunscript,qjs,gjs,nu,xonsh,elvish,raku,janet,crystal,dart,dc,ed,ex,m4,at,"
+    "batch,gdb,lldb": (_CODE_E),
     # ------------------------------------------------ builtins that move or assign
     "cd,pushd": {"options": "-[LPen@]", "args": "text"},
     "popd": {},
@@ -145,7 +155,8 @@ BUILTIN: dict[str, Any] = {
     "make,gmake": {"options": "-C,--directory=dir -f,--file,--makefile=script", "args": "maybe"},
     "tar,bsdtar": {"options": "-C,--directory=dir", "args": "maybe", "bundles": True},
     "rm": {
-        "options": "-[rRfvidI] --recursive --force --no-preserve-root --preserve-root --verbose --dir --one-file-system",
+        "options": "-[rRfvidI] --recursive --force --no-preserve-root --preserve-root --verbose --dir "
+        "--one-file-system",
         "args": "out",
         "wipes": "always",
     },

@@ -1,7 +1,8 @@
 """The commands of one shell line: what each reads, writes, runs, and what the line has done before it.
 
-Owns what a line accumulates, and the meaning of a command's words. Invariant: whatever is not understood calls
-`hide`, so that the line is opaque; nothing that was read is taken back. One `Line` a text; no state is shared.
+Owns what a line accumulates, and the meaning of a command's words. Invariant: whatever is not understood
+calls `hide`, so that the line is opaque; nothing that was read is taken back. One `Line` a text; no state is
+shared.
 
 The running directory is a set: after `cd a; b`, b runs in `a` or, if that failed, where the line began.
 """
@@ -16,9 +17,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from thor_policy.core.requests import Json
+from thor_policy.policy.structure.command_words import Reading, is_own, name_of, read
 from thor_policy.policy.structure.known_programs import OPAQUE, SHELLS
 from thor_policy.policy.structure.path import path as where_to
-from thor_policy.policy.structure.programs import KINDS, Programs, Reading, Spec, is_own, name_of, read
+from thor_policy.policy.structure.programs import KINDS, Programs, Spec
 from thor_policy.policy.structure.shell_words import UNKNOWN, Word, hides_names, joined
 
 #: Commands of a text, substitutions included.
@@ -45,9 +47,10 @@ _WIPED = re.compile(
     r"|/(home|Users)/[^/]+)(/?\{\}|/?\ufffd|/?(?:[*?.]|\[[^\]]*\])+)?|/[^/]*[*?\[][^/]*"
 )
 _FETCHERS = frozenset(("curl", "wget", "aria2c", "fetch", "http", "https"))
-_ASSIGNING = frozenset(
-    "read mapfile readarray getopts printf let unset local typeset declare export readonly".split()
-)
+_ASSIGNING = frozenset((
+    "read", "mapfile", "readarray", "getopts", "printf", "let", "unset", "local", "typeset", "declare",
+    "export", "readonly",
+))  # fmt: skip
 
 #: Where a command may run, as paths from where the line starts.
 Dirs: TypeAlias = tuple[str, ...]
@@ -333,9 +336,9 @@ class Line:
         """Note the paths and addresses of a command; where its files may lie."""
         places: list[str] = []
         for path, role in call.reading.paths:
-            found = self.add_path(path, ("",) if role == "names" else call.dirs, written=role == "out")
-            call.outs += found if role == "out" else []
-            places += found
+            added = self.add_path(path, ("",) if role == "names" else call.dirs, written=role == "out")
+            call.outs += added if role == "out" else []
+            places += added
             if hides_names(path) or _MANY.fullmatch(path):
                 call.reading.unknown.append(path)
         for url in call.reading.urls:
@@ -419,7 +422,8 @@ class Line:
         fetches = reading.kind == "fetches" or call.name in _FETCHERS
         spec = reading.spec
         if spec and (("always" in spec.saves and not call.outs) or spec.saves & reading.used):
-            for url in [part for url in reading.urls for part in (url, url.partition("?")[0])] or ["*"]:
+            addresses = [part for url in reading.urls for part in (url, url.partition("?")[0])]
+            for url in addresses or ["*"]:
                 name = url.partition("#")[0].rstrip("/").rpartition("/")[2].removesuffix(".git")
                 call.outs += (
                     self.add_path(name or "index.html", call.dirs, written=True) if name != "*" else ["*"]
@@ -475,7 +479,7 @@ class Line:
         """Builtins change variables that they name."""
         for word in words:
             variable = re.match(r"[A-Za-z_]\w*", word.text)
-            if variable and name != "printf" or (variable and any(word.text == "-v" for word in words)):
+            if (variable and name != "printf") or (variable and any(word.text == "-v" for word in words)):
                 self.values[variable[0]] = ()
                 self.note_variable(variable[0])
                 if name in ("read", "mapfile", "readarray"):

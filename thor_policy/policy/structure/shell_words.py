@@ -51,7 +51,7 @@ class Value(NamedTuple):
     inputs: tuple[str, ...] = ()
 
 
-class Misread(Exception):  # noqa: N818 - the reader's own signal, never seen outside
+class Misread(Exception):
     """The characters are no single word: the parser and this module disagree."""
 
 
@@ -117,9 +117,7 @@ def _atoms(source: str, begin: int, end: int, expand: Expand) -> tuple[list[_Ato
             atoms += [_Atom("", True), *(_Atom(quoted, True) for quoted in text)]
         elif char == "$" and after == '"' and not in_quotes:
             at += 1  # translated text: the quote follows
-        elif char == "`" or (char == "$" and (after.isalnum() or after in tuple("_{([@*#?-$!"))):
-            at = take(expand(at))
-        elif char in "<>" and after == "(" and not in_quotes:
+        elif _expands(char, after, in_quotes):
             at = take(expand(at))
         elif not in_quotes and char in " \t\n;|&()<>":
             raise Misread("a word holds a sign of the shell")
@@ -129,6 +127,13 @@ def _atoms(source: str, begin: int, end: int, expand: Expand) -> tuple[list[_Ato
     if in_quotes or at > end:
         raise Misread("a quote is not closed")
     return atoms, tuple(inputs)
+
+
+def _expands(char: str, after: str, in_quotes: bool) -> bool:
+    """True where an expansion begins."""
+    if char in "<>":
+        return after == "(" and not in_quotes
+    return char == "`" or (char == "$" and (after.isalnum() or after in tuple("_{([@*#?-$!")))
 
 
 def _ansi(source: str, at: int, end: int) -> tuple[str, int]:
@@ -166,8 +171,8 @@ def _alternatives(atoms: Sequence[_Atom]) -> Iterator[list[_Atom]]:
                 for rest in _alternatives(atoms[at + 1 :]):
                     yield [*atoms[:at], _Atom(choice, atom.quoted, (), True), *rest]
             return
-        if _is(atom, "{") and (found := _brace(atoms, at)):
-            parts, close = found
+        if _is(atom, "{") and (brace := _brace(atoms, at)):
+            parts, close = brace
             for part in parts:
                 for inner in _alternatives(part):
                     for rest in _alternatives(atoms[close + 1 :]):
@@ -181,7 +186,7 @@ def _is(atom: _Atom, char: str) -> bool:
 
 
 def _brace(atoms: Sequence[_Atom], opening: int) -> tuple[list[list[_Atom]], int] | None:
-    """The alternatives of the brace that opens at an index, and where it closes; None if it expands nothing."""
+    """The alternatives of the brace at an index, and where it closes; None if it expands nothing."""
     depth = 0
     parts: list[list[_Atom]] = [[]]
     for at in range(opening, len(atoms)):
@@ -219,7 +224,7 @@ def _range(text: str) -> list[str]:
 
 
 def _split(atoms: Sequence[_Atom], inputs: tuple[str, ...]) -> Iterator[Word]:
-    """The words of one alternative: an unquoted value is split at its blanks, a leading `~` of quotes is none."""
+    """The words of one alternative. An unquoted value is split at blanks; a quoted `~` is a name."""
     text, is_there, splits = "", False, False
     for atom in atoms:
         if atom.is_value and not atom.quoted:
