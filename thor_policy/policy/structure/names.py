@@ -224,8 +224,12 @@ def readings(text: str) -> Iterator[str]:
 
 
 def letters(text: str) -> str:
-    """The letters and digits of a text as a reader sees them, lower case, whatever stands between words."""
-    return "".join(filter(str.isalnum, folded(skeleton(folded(composed(text).casefold())))))
+    """The letters and digits of a text as a reader sees them, lower case, whatever stands between words.
+
+    `i` counts as `l`: a sign that looks like one of them in small letters looks like the other in capitals.
+    """
+    letters = filter(str.isalnum, folded(skeleton(folded(composed(text).casefold()))))
+    return "".join(letters).replace("i", "l")
 
 
 def _unescaped(match: re.Match[str]) -> str:
