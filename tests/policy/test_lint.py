@@ -419,6 +419,18 @@ vocabulary:
     assert {finding.level for finding in findings} == {"error"}
 
 
+def test_a_final_allow_over_action_names_without_a_vocabulary_is_a_warning(write: Write) -> None:
+    rule = RULE.replace("context.go == true", "'action.name == \"file.read\"'")
+    folder, _ = write(rules=rule)
+    (finding,) = lint(folder)
+    assert finding.level == "warning"
+    assert (
+        "is a final allow that reads action.name, and the pack has no vocabulary; add one" in finding.message
+    )
+    folder, _ = write(rules=rule, pack_yaml=PACK["pack.yaml"] + VOCABULARY)
+    assert lint(folder) == []
+
+
 def test_a_final_allow_that_calls_same_is_a_warning(write: Write) -> None:
     folder, _ = write(rules=RULE.replace("context.go == true", "'same(resource.id, subject.id)'"))
     (finding,) = lint(folder)
