@@ -184,3 +184,8 @@ def test_every_fault_of_a_text_has_its_place() -> None:
     assert isinstance(checked, list)
     assert [(fault.line, fault.column) for fault in checked] == [(1, 5), (2, 13), (2, 2)]
     assert all(isinstance(fault, Fault) for fault in checked)
+
+
+def test_a_fact_may_have_the_name_of_a_function_and_stand_alone() -> None:
+    assert isinstance(ANY, Type)
+    assert faults("shell", shell=ANY) == []

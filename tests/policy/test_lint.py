@@ -328,3 +328,113 @@ def test_a_right_expression_raises_no_alarm(write: Write, text: str) -> None:
 @pytest.mark.parametrize("name", pack_files.available(data_path("prompts")))
 def test_lint_finds_nothing_in_a_shipped_pack(name: str) -> None:
     assert lint(data_path("prompts") / name) == []
+
+
+# ---------------------------------------------------------------- vocabulary
+
+VOCABULARY = """\
+vocabulary:
+  action.name: {names: {file.read: reads, file.delete: removes}}
+  context.phase: {names: [draft, final]}
+"""
+ROLE = '  phase: given("context.phase", "").lowerAscii()\n'
+
+
+@pytest.mark.parametrize(
+    ("when", "message"),
+    [
+        (
+            'action.name == "file.reed"',
+            "compares action.name with 'file.reed', which its vocabulary does not have",
+        ),
+        (
+            'action.name in ["file.read", "x"]',
+            "compares action.name with 'x', which its vocabulary does not have",
+        ),
+        (
+            'action.name in ["x", "file.read"]',
+            "compares action.name with 'x', which its vocabulary does not have",
+        ),
+        (
+            '"File.read" != action.name',
+            "compares action.name with 'File.read', which its vocabulary does not have",
+        ),
+        ('given("context.phase", "") == "end"', "compares context.phase with 'end', which its vocabulary"),
+        ('phase == "end"', "compares context.phase with 'end', which its vocabulary does not have"),
+        ('phase.trim() in ["end"]', "compares context.phase with 'end', which its vocabulary does not have"),
+        (
+            'kind("action.name") == "writes"',
+            "compares kind('action.name') with 'writes', which no name of its",
+        ),
+        (
+            'kind("action.name") in ["", "writes"]',
+            "compares kind('action.name') with 'writes', which no name of",
+        ),
+    ],
+)
+def test_a_comparison_with_a_name_that_the_vocabulary_lacks_is_an_error(
+    write: Write, when: str, message: str
+) -> None:
+    rules = f"- id: first\n  when: {MARK}>-\n    {when}\n  outcome: deny\n  clause: R1\n  because: No.\n"
+    pack = PACK["pack.yaml"] + VOCABULARY
+    folder, ((_, line, column),) = write(ROLE, rules, pack_yaml=pack)
+    (finding,) = lint(folder)
+    assert (finding.level, finding.line) == ("error", line)
+    assert finding.message.startswith(message)
+    assert column
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        'action.name in ["file.read", "file.delete"]',
+        'phase == "final" || phase.upperAscii() == "DRAFT"',
+        'given("context.phase", "") == ""',
+        'kind("action.name") in ["reads", ""]',
+        '["x"].exists(name, name == "x") || context.other == "x"',
+        'action.name + "s" == "file.reads" || "x" + "y" == action.name',
+    ],
+)
+def test_a_comparison_with_a_name_of_the_vocabulary_is_no_finding(write: Write, when: str) -> None:
+    rules = f"- id: first\n  when: >-\n    {when}\n  outcome: deny\n  clause: R1\n  because: No.\n"
+    folder, _ = write(ROLE, rules, pack_yaml=PACK["pack.yaml"] + VOCABULARY)
+    assert lint(folder) == []
+
+
+def test_faults_of_a_vocabulary_are_found_at_their_places(write: Write) -> None:
+    vocabulary = f"""\
+vocabulary:
+  facts.kind: {MARK}{{names: [a]}}
+  action.name:
+    unknown: {MARK}allow
+    clause: {MARK}R9
+    names: [file.read, {MARK}File.READ]
+  context.phase:
+    names:
+      d\u0435l: {MARK}removes
+"""
+    folder, marks = write(pack_yaml=PACK["pack.yaml"] + vocabulary)
+    findings = lint(folder)
+    assert places(findings) == marks
+    assert {finding.level for finding in findings} == {"error"}
+
+
+def test_a_final_allow_over_action_names_without_a_vocabulary_is_a_warning(write: Write) -> None:
+    rule = RULE.replace("context.go == true", "'action.name == \"file.read\"'")
+    folder, _ = write(rules=rule)
+    (finding,) = lint(folder)
+    assert finding.level == "warning"
+    assert (
+        "is a final allow that reads action.name, and the pack has no vocabulary; add one" in finding.message
+    )
+    folder, _ = write(rules=rule, pack_yaml=PACK["pack.yaml"] + VOCABULARY)
+    assert lint(folder) == []
+
+
+def test_a_final_allow_that_calls_same_is_a_warning(write: Write) -> None:
+    folder, _ = write(rules=RULE.replace("context.go == true", "'same(resource.id, subject.id)'"))
+    (finding,) = lint(folder)
+    assert (finding.level, finding.message.partition(",")[0]) == (
+        "warning",
+        "is a final allow that calls same(..)",
+    )

@@ -47,6 +47,7 @@ SMALL: dict[str, Any] = {
             {"name": "details", "value": "context.details"},
         ],
         "words": {"dangerous": ["delete*", "drop"]},
+        "vocabulary": {"resource.properties.kind": {"names": ["plan", "note"]}},
         "facts": {"danger": 'mentions(action.name, "dangerous")'},
         "risk": 'danger ? "critical" : "low"',
         "limits": {"max_reasoning_tokens": 40, "max_field_chars": 60, "max_clauses": 2},

@@ -25,7 +25,7 @@ READS = Rule(
     id="reads", when='action.name != "file.delete"', outcome="allow", final=True, because="It reads."
 )
 #: Spellings that still get a looser answer, and those that become a final allow, by pack.
-LEFT = {"agent-tools": (35, 0), "device-operations": (130, 0), "team-governance": (197, 24)}
+LEFT = {"device-operations": (130, 0), "team-governance": (197, 24)}
 
 each_pack = pytest.mark.parametrize("name", pack_files.available(data_path("prompts")))
 

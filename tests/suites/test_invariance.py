@@ -22,6 +22,7 @@ from thor_policy.policy.decider import Policy
 from thor_policy.policy.pack import Pack
 from thor_policy.protocol.requests import evaluation_from
 from thor_policy.suites import invariance, suite_files
+from thor_policy.suites.evasions import Evasions
 from thor_policy.suites.invariance import KINDS, AnswerRanks, Variant, text_places
 from thor_policy.suites.scenarios import Expectation, Scenario
 from thor_policy.suites.suite_files import merged
@@ -33,6 +34,8 @@ TEXTS = [text for texts in MATERIAL.injections.values() for text in texts]
 #: When the daemon is taken to receive a question; those that look at the time state their own.
 AT = 1_767_279_600.0
 LABELS = ("allow", "hold", "deny")
+#: Spellings with a looser answer of packs whose vocabulary is not complete.
+LOOSER = {"device-operations": 176, "team-governance": 116}
 
 each_pack = pytest.mark.parametrize("name", PACKS)
 
@@ -418,6 +421,18 @@ def setting_off(name: str) -> dict[str, Evaluation]:
 @each_pack
 def test_every_rule_has_a_question_on_which_it_fires(name: str) -> None:
     assert setting_off(name).keys() == {rule.id for rule in pack_of(name).book.rules}
+
+
+@each_pack
+def test_no_spelling_of_a_name_that_a_rule_looks_at_gets_its_question_a_looser_answer(name: str) -> None:
+    """Every deny or review rule, on a question that sets it off; by the rules alone."""
+    evasions = Evasions(pack_of(name), MATERIAL.languages, AT)
+    questions = {id(evaluation): evaluation for evaluation in setting_off(name).values()}
+    variants = [each for key, evaluation in questions.items() for each in evasions.of(str(key), evaluation)]
+    comparisons = [evasions.compare(variant) for variant in variants[::4]]
+    assert evasions.untried == set()
+    assert sum(comparison.failed for comparison in comparisons) <= LOOSER.get(name, 0)
+    assert not any(comparison.finally_allowed for comparison in comparisons)
 
 
 def with_details(evaluation: Evaluation, text: str) -> Evaluation:

@@ -15,7 +15,7 @@ from thor_policy.core.requests import Json
 from thor_policy.policy.expressions import LARGE_TABLE
 from thor_policy.policy.pack import Example, Manifest, Pack
 from thor_policy.policy.pack_files import FILES, SIGNATURE, SUITES, Finding, PackFiles, examine
-from thor_policy.policy.rules import STEP, Rule, reads_only_subject_properties
+from thor_policy.policy.rules import STEP, Rule, paths_read, reads_only_subject_properties
 from thor_policy.policy.structure import names
 from thor_policy.policy.tokens import (
     comparisons,
@@ -131,6 +131,9 @@ def _problems_of_rules(parts: _Parts) -> Iterator[Finding]:
         settles = rule.final and rule.outcome == parts.labels[0]
         if settles and reads_only_subject_properties(rule, facts):
             message = "is a final allow that depends only on properties which the caller asserts"
+            yield _warning(where, message, f"{path}.when")
+        if settles and not parts.manifest.vocabulary and "action.name" in paths_read(rule, facts):
+            message = "is a final allow that reads action.name, and the pack has no vocabulary; add one"
             yield _warning(where, message, f"{path}.when")
         if settles and "same" in names_in(rule.when):
             message = (

@@ -26,7 +26,7 @@ _MOST_LIKELY = 4
 #: Most names of a member that is a list.
 _MOST_LISTED = 100
 #: Shorter names differ from others by one letter too often.
-_SHORTEST_MISSPELT = 4
+_SHORTEST_MISSPELT = 3
 
 _PATH = re.compile(
     r"subject\.type|resource\.type|action\.name"

@@ -18,7 +18,7 @@ from thor_policy.core.decisions import Floor
 from thor_policy.core.requests import Evaluation, Json
 from thor_policy.policy.pack import Pack
 from thor_policy.policy.rules import Rule, texts_read
-from thor_policy.policy.structure.names import identifier
+from thor_policy.policy.structure.names import identifier, plain
 from thor_policy.policy.tokens import kinds_compared, member_comparisons, paths_in
 from thor_policy.policy.vocabulary import NAMED
 from thor_policy.suites.invariance import AnswerRanks, Variant, VariantComparison, compare_answers
@@ -181,7 +181,7 @@ class Evasions:
             value = request
             for step in path.split("."):
                 value = value.get(step) if isinstance(value, dict) else None
-            if isinstance(value, str) and value.strip():
+            if isinstance(value, str) and value.strip() and plain(value):  # else it is a disguise itself
                 is_name = any(path in look.names for look in looks)
                 if is_name or any(identifier(value) in look.compared.get(path, ()) for look in looks):
                     yield path, value

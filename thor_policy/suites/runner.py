@@ -223,7 +223,9 @@ def vary(
     every = [variant for scenario in scenarios for variant in invariance.variants(scenario, material, kinds)]
     evasions = Evasions(pack, material.languages, time.time())
     if "evasions" in kinds:
-        every += [variant for s in scenarios for variant in evasions.of(s.id, s.evaluation())]
+        questions = {scenario.id: scenario.evaluation() for scenario in scenarios}
+        questions |= {f"example {example.id}": example.evaluation for example in pack.examples}
+        every += [variant for name, each in questions.items() for variant in evasions.of(name, each)]
     drawn = every if count is None else invariance.sample(every, count, seed)
     if not drawn:
         raise SuiteError(f"these scenarios have no variant of the kinds {', '.join(kinds)}")

@@ -80,8 +80,18 @@ def same(a: str, b: str) -> bool:
     """True if two texts are the same name, or look like it: for rules that tighten, never for an allow."""
     if identifier(a) == identifier(b):
         return True
-    a, b = _seen(a), _seen(b)
-    return skeleton(a) == skeleton(b) or _alike(identifier(a)) == _alike(identifier(b))
+    return any(look == other for look, other in zip(_looks(a), _looks(b), strict=True))
+
+
+def _looks(text: str) -> tuple[str, str]:
+    """What a text looks like, and what its identifier looks like."""
+    return _looks_of_name(text) if len(text) <= MAX_NAME else _looks_of_name.__wrapped__(text)
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _looks_of_name(text: str) -> tuple[str, str]:
+    seen = _seen(text)
+    return skeleton(seen), _alike(identifier(seen))
 
 
 def composed(text: str) -> str:
@@ -214,8 +224,12 @@ def readings(text: str) -> Iterator[str]:
 
 
 def letters(text: str) -> str:
-    """The letters and digits of a text as a reader sees them, lower case, whatever stands between words."""
-    return "".join(filter(str.isalnum, folded(skeleton(folded(composed(text).casefold())))))
+    """The letters and digits of a text as a reader sees them, lower case, whatever stands between words.
+
+    `i` counts as `l`: a sign that looks like one of them in small letters looks like the other in capitals.
+    """
+    letters = filter(str.isalnum, folded(skeleton(folded(composed(text).casefold()))))
+    return "".join(letters).replace("i", "l")
 
 
 def _unescaped(match: re.Match[str]) -> str:
