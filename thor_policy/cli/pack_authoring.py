@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from thor_policy import catalog
-from thor_policy.cli import completion, render
+from thor_policy.cli import completion, render, suite_tables
 from thor_policy.cli.options import as_json, configured, read_question, shipped_pack
 from thor_policy.config import Config, data_path
 from thor_policy.core.decisions import Floor
@@ -26,7 +26,8 @@ from thor_policy.policy.lint import lint as lint_files
 from thor_policy.policy.pack import Pack
 from thor_policy.policy.rules import RuleTrace
 from thor_policy.protocol.requests import evaluation_from, question_fields
-from thor_policy.suites import pack_diff, runner
+from thor_policy.suites import baselines, pack_diff, runner
+from thor_policy.suites.baselines import RecordedEffect
 
 #: How often `--watch` looks for changed files.
 _WATCH_EVERY_S = 0.3
@@ -62,11 +63,19 @@ def new(name: str, directory: Path | None, with_model: bool) -> None:
 
 
 @click.command()
+@configured("state_dir")
 @shipped_pack
 @as_json
-def show(pack: str, as_json: bool) -> None:
-    """Show the outcomes, facts, rules with their conditions, and clauses of a pack."""
+def show(config: Config, pack: str, as_json: bool) -> None:
+    """Show the outcomes, facts, rules with their conditions, and clauses of a pack.
+
+    It also says what each model adds and costs, by the baselines that `test --bless` wrote to the state
+    directory.
+    """
     loaded = load(pack)
+    effects = (
+        [] if loaded.rules_only else baselines.recorded_effects(config.state_dir / "baselines", loaded.info)
+    )
     if as_json:
         render.as_json(
             {
@@ -76,6 +85,7 @@ def show(pack: str, as_json: bool) -> None:
                 "rules": msgspec.to_builtins(loaded.book.rules),
                 "examples": msgspec.to_builtins(loaded.examples),
                 "data": loaded.data,
+                "model_effects": msgspec.to_builtins(effects),
             }
         )
         return
@@ -103,6 +113,14 @@ def show(pack: str, as_json: bool) -> None:
     if loaded.clauses:
         render.line("")
         render.table(("clause", "text"), list(loaded.clauses.items()))
+    if effects:
+        render.line("")
+        suite_tables.show_effects((_title(recorded), recorded.effect) for recorded in effects)
+
+
+def _title(recorded: RecordedEffect) -> str:
+    files = "" if recorded.current else " with other files of the pack"
+    return f"what {recorded.model} added in the run of {recorded.at[:10]}{files}"
 
 
 @click.command()
