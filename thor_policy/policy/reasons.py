@@ -49,22 +49,21 @@ _NEGATIONS = frozenset(
 )
 _REACH = 3
 #: Words of closed classes, with which a sentence begins that names nobody.
-_OPENERS = frozenset(
-    (
-        "a about above according across after again against all already also although always an and another "
-        "any anybody anyone anything are as at be because before behind being below beside between beyond "
-        "both but by can cannot despite do does during each either else even ever every everybody everyone "
-        "everything except few fewer first for from full given had half has have he her here his how however "
-        "i if in inside instead into is it its just last later least less like many may more most much must "
-        "my near nearly neither never next no nobody none nor not nothing now of off often on once one only "
-        "or other our out outside over own part per rather same second several she should since so some "
-        "somebody someone something somewhere still such than that the their them then there therefore these "
-        "they third this those though through together too toward two three four five six seven eight nine "
-        "ten twenty thirty forty fifty hundred thousand under unless unlike until up upon very was we were "
-        "what whatever when where whether which while who whoever whose why will with within without would "
-        "yes yet you your "
-    ).split()
+_OPENING_WORDS = (
+    "a about above according across after again against all already also although always an and another "
+    "any anybody anyone anything are as at be because before behind being below beside between beyond "
+    "both but by can cannot despite do does during each either else even ever every everybody everyone "
+    "everything except few fewer first for from full given had half has have he her here his how however "
+    "i if in inside instead into is it its just last later least less like many may more most much must "
+    "my near nearly neither never next no nobody none nor not nothing now of off often on once one only "
+    "or other our out outside over own part per rather same second several she should since so some "
+    "somebody someone something somewhere still such than that the their them then there therefore these "
+    "they third this those though through together too toward two three four five six seven eight nine "
+    "ten twenty thirty forty fifty hundred thousand under unless unlike until up upon very was we were "
+    "what whatever when where whether which while who whoever whose why will with within without would "
+    "yes yet you your "
 )
+_OPENERS = frozenset(_OPENING_WORDS.split())
 
 
 def settled(pack: Pack, decision: Decision) -> str | None:
