@@ -19,11 +19,11 @@ from thor_policy.cli.options import as_json, configured, read_question, shipped_
 from thor_policy.config import Config, data_path
 from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError, RequestError
-from thor_policy.core.requests import Evaluation, Json
+from thor_policy.core.requests import RISKS, Evaluation, Json
 from thor_policy.daemon.loading import find_adapter
 from thor_policy.policy import new_pack, pack_files
 from thor_policy.policy.lint import lint as lint_files
-from thor_policy.policy.pack import Pack
+from thor_policy.policy.pack import Limits, Pack
 from thor_policy.policy.rules import RuleTrace
 from thor_policy.protocol.requests import evaluation_from, question_fields
 from thor_policy.suites import baselines, pack_diff, runner
@@ -96,6 +96,8 @@ def show(config: Config, pack: str, as_json: bool) -> None:
     if loaded.by_rule_alone:
         unless = "" if loaded.rules_only else ", unless an expression fails"
         render.line(f"every answer is by rule{unless}: no model is asked")
+    if not loaded.rules_only:
+        render.line(f"a stricter label of the model counts {_when(manifest.limits)}")
     if manifest.default is not None:
         render.line(f"where no rule decides: {manifest.default}")
     if manifest.requires is not None:
@@ -116,6 +118,12 @@ def show(config: Config, pack: str, as_json: bool) -> None:
     if effects:
         render.line("")
         suite_tables.show_effects((_title(recorded), recorded.effect) for recorded in effects)
+
+
+def _when(limits: Limits) -> str:
+    doubts = {risk: limits.tightens_at(risk) for risk in RISKS}
+    shares = ", ".join(f"{risk} {share:g}" for risk, share in doubts.items() if share)
+    return f"from these doubts on: {shares}" if shares else "always"
 
 
 def _title(recorded: RecordedEffect) -> str:
