@@ -51,6 +51,22 @@ def report(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return shown(run_of(*ALL), capsys).splitlines()
 
 
+def test_the_report_says_what_the_model_adds_to_each_pack_and_when_it_only_costs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    printed = shown(run_of(STRICT, answered("Q2", "deny")), capsys)
+    for line in (
+        "what the model adds to small",
+        "rules alone  1 of 2 right, 0 too strict, 1 too loose",
+        "served       1 of 2 right, 1 too strict, 0 too loose",
+        "changed      2 of 2 scored: 1 (9 to 91 %) rightly, 1 (9 to 91 %) wrongly",
+        "difference   +0.0 points right",
+    ):
+        assert line in printed
+    assert "it costs more than it adds" not in printed
+    assert "it costs more than it adds: raise limits.tighten_at" in shown(run_of(STRICT), capsys)
+
+
 class TestHeadline:
     @pytest.mark.parametrize(
         ("items", "text"),

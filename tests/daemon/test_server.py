@@ -148,9 +148,9 @@ class TestReplies:
         assert set(reply) == {"v", "id", "decision", "context"}
         context = reply["context"]
         assert set(context) - {"reason_code"} == {
-            "decision_id", "outcome", "classification", "risk", "reasoning", "clauses", "confidence",
-            "probabilities", "tier", "floor", "obligations", "precedents", "pack", "model", "tokens",
-            "timings_ms",
+            "decision_id", "outcome", "classification", "risk", "reasoning", "reasoning_source", "clauses",
+            "confidence", "probabilities", "tier", "floor", "rules", "obligations", "precedents", "pack",
+            "model", "tokens", "timings_ms",
         }  # fmt: skip
         assert reply["decision"] == (context["outcome"] == "allow")
         assert context["reasoning"] is not None

@@ -237,6 +237,40 @@ class TestExplanation:
         assert explained.explanation.reasoning == "It needs MFA."
         assert explained.explanation.clauses == ("R2",)
         assert explained.explanation.text.startswith("require_mfa\nclass: ")
+        assert (explained.explanation.source, explained.explanation.fault) == ("rule", None)
+
+    def test_of_the_model_that_does_not_hold_is_replaced_by_that_of_the_rules(
+        self, policy: Callable[..., Policy]
+    ) -> None:
+        decider = policy("deny")  # its stub writes no sentence
+        decider.decide(request("step", explain="inline"))
+        explanation = finish(decider).explanation
+        assert (explanation.source, explanation.fault) == ("replaced", "empty")
+        assert explanation.clauses == ("R2",)
+        assert explanation.reasoning == (
+            "It needs MFA. The model's answer is deny; its own reason did not hold and is not shown."
+        )
+        assert decider.counters["reasons_replaced"] == 1
+
+    def test_of_an_abstention_says_that_the_model_is_not_sure(self, policy: Callable[..., Policy]) -> None:
+        decider = policy("allow")
+        decider.decide(request("grave", explain="inline"))
+        explanation = finish(decider).explanation
+        assert explanation.reasoning == (
+            "The model is not sure enough of allow (probability 0.90), so the answer is require_mfa."
+        )
+        assert explanation.source == "rule"
+
+    def test_of_a_doubt_is_that_of_the_rules_also_where_none_matched(self, tmp_path: Path) -> None:
+        decider = Policy(StubEngine(bias="deny"), limited(tmp_path, "{tighten_at: 1.0}"))
+        decider.decide(request(explain="inline"))
+        explanation = finish(decider).explanation
+        assert (explanation.reasoning, explanation.source) == ("No rule asks for more than allow.", "rule")
+
+    def test_of_a_failure_is_that_of_the_daemon(self, policy: Callable[..., Policy]) -> None:
+        explanation = policy(error=EngineError("lost")).decide(request()).explanation
+        assert explanation is not None
+        assert explanation.source == "failure"
 
     def test_of_the_model_cites_the_rules_that_set_the_floor_first(
         self, policy: Callable[..., Policy]

@@ -758,7 +758,7 @@ def test_different_short_texts_look_different(small: Pack, first: str, second: s
 
 def test_if_the_model_decides_it_writes_class_clauses_and_reasoning(small: Pack) -> None:
     floor = Floor(outcome="allow", final=False)
-    assert small.explanation_steps("require_mfa", floor) == (
+    assert small.explanation_steps("require_mfa", floor, floor.because) == (
         Fixed(text=" require_mfa\nclass:"),
         OneOf(name="classification", options=(" routine", " danger")),
         Fixed(text="\nclauses:"),
@@ -776,7 +776,7 @@ def test_if_rules_settle_the_outcome_their_clause_and_reason_are_fixed_text(smal
         because="Nobody deletes.",
         classification="danger",
     )
-    assert small.explanation_steps("deny", floor) == (
+    assert small.explanation_steps("deny", floor, floor.because) == (
         Fixed(text=" deny\nclass:"),
         OneOf(name="classification", options=(" danger",)),
         Fixed(text="\nclauses:"),
@@ -788,15 +788,16 @@ def test_if_rules_settle_the_outcome_their_clause_and_reason_are_fixed_text(smal
 
 def test_rules_without_class_or_clause_leave_the_class_to_the_model(small: Pack) -> None:
     floor = Floor(outcome="deny", final=True, because="It is so.")
-    steps = small.explanation_steps("deny", floor)
+    steps = small.explanation_steps("deny", floor, floor.because)
     assert steps[1] == OneOf(name="classification", options=(" routine", " danger"))
     assert steps[3] == Fixed(text=" none")
 
 
 def test_the_model_explains_an_outcome_stricter_than_the_floor(small: Pack) -> None:
     floor = Floor(outcome="require_mfa", final=False, clauses=("R3",), because="Prove it.")
-    assert FreeText(name="reasoning", max_tokens=40) in small.explanation_steps("deny", floor)
-    assert FreeText(name="reasoning", max_tokens=40) not in small.explanation_steps("require_mfa", floor)
+    reason = FreeText(name="reasoning", max_tokens=40)
+    assert reason in small.explanation_steps("deny", floor, None)
+    assert reason not in small.explanation_steps("require_mfa", floor, floor.because)
 
 
 def test_every_enum_is_followed_by_fixed_text_as_the_engine_needs_it(small: Pack) -> None:
@@ -804,7 +805,7 @@ def test_every_enum_is_followed_by_fixed_text_as_the_engine_needs_it(small: Pack
         Floor(outcome="allow", final=False),
         Floor(outcome="deny", final=True, because="It is so."),
     ):
-        steps = small.explanation_steps("deny", floor)
+        steps = small.explanation_steps("deny", floor, floor.because)
         for step, following in zip(steps, (*steps[1:], None), strict=True):
             assert isinstance(following, Fixed) or not isinstance(step, OneOf | SomeOf)
 

@@ -1359,7 +1359,7 @@ DECISION = Decision(
     outcome="require_mfa",
     allow=False,
     tier="model",
-    floor=Floor(outcome="allow", final=False, clauses=("R7",)),
+    floor=Floor(outcome="allow", final=False, rules=("reads",), clauses=("R7",)),
     risk="medium",
     pack=PackInfo(name="small", version="1.0.0", sha256="ab" * 32),
     model=ModelInfo(
@@ -1379,6 +1379,7 @@ DECISION = Decision(
         reasoning="It is so.",
         text="whole",
         generated_tokens=9,
+        source="model",
     ),
     scored=Scored(
         label="require_mfa",
@@ -1410,11 +1411,13 @@ def test_the_reply_to_an_evaluation_has_the_documented_shape() -> None:
             "classification": "routine",
             "risk": "medium",
             "reasoning": "It is so.",
+            "reasoning_source": "model",
             "clauses": ["R1", "R2"],
             "confidence": 0.75,
             "probabilities": {"allow": 0.25, "require_mfa": 0.75},
             "tier": "model",
             "floor": "allow",
+            "rules": ["reads"],
             "obligations": [{"id": "step-up", "type": "step-up", "properties": {"acr_value": "phr"}}],
             "precedents": [],
             "pack": {"name": "small", "version": "1.0.0", "sha256": "ab" * 32},
@@ -1498,6 +1501,7 @@ def test_an_event_message_is_its_kind_and_a_json_object() -> None:
         "classification": "routine",
         "clauses": ["R1", "R2"],
         "reasoning": "It is so.",
+        "reasoning_source": "model",
         "truncated": False,
     }
 

@@ -511,6 +511,26 @@ def test_without_a_baseline_the_gate_fails_until_one_is_blessed(tmp_path: Path) 
     assert load(tmp_path / "trial@tiny-q4.json") == run
 
 
+def test_the_baselines_of_a_pack_say_what_each_model_adds_to_it(tmp_path: Path) -> None:
+    items = [
+        answered("Q1", "deny", wanted="deny", suite="small", source="replaced"),
+        answered("Q2", "mfa", wanted="allow", suite="small", source="model"),
+        answered("Q3", "allow", wanted="allow", suite="small", label="deny", reason_code="doubt"),
+        answered("Q4", "allow", suite="small", label=None, tier="rule", source="rule"),
+    ]
+    run = run_of(*items)
+    baselines.bless(tmp_path, run)
+    (recorded,) = baselines.recorded_effects(tmp_path, JUDGE.pack)
+    assert (recorded.model, recorded.at, recorded.current) == ("tiny-q4", run.at, True)
+    assert recorded.effect == figures(run).effects[0]
+    assert (recorded.effect.scored, recorded.effect.changed, recorded.effect.doubts) == (3, 2, 1)
+    assert (recorded.effect.rightly.hits, recorded.effect.wrongly.hits) == (1, 1)
+    assert figures(run).reasons_replaced == rate(1, 2)
+    (older,) = baselines.recorded_effects(tmp_path, replace(JUDGE.pack, sha256="ef" * 32))
+    assert not older.current
+    assert baselines.recorded_effects(tmp_path, replace(JUDGE.pack, name="other")) == []
+
+
 def test_each_suite_has_its_own_baseline_with_a_safe_file_name(tmp_path: Path) -> None:
     other = replace(JUDGE, pack=replace(JUDGE.pack, name="other"), model="/models/a b/../big.gguf")
     items = [answered("Q1"), answered("Q1", suite="../evil suite", pack="other")]

@@ -180,6 +180,9 @@ def _show_reply(reply: dict[str, Json]) -> None:
             "outcome": context["outcome"],
             "decision": "allow" if reply["decision"] else "not allowed",
             "reason": context["reasoning"],
+            "reason by": "the rules: the model's own did not hold"
+            if context["reasoning_source"] == "replaced"
+            else None,
             "class": context["classification"],
             "clauses": ", ".join(context["clauses"]) or None,
             "risk": context["risk"],

@@ -14,19 +14,20 @@ import click
 import msgspec
 
 from thor_policy import catalog
-from thor_policy.cli import completion, render
+from thor_policy.cli import completion, render, suite_tables
 from thor_policy.cli.options import as_json, configured, read_question, shipped_pack
 from thor_policy.config import Config, data_path
 from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError, RequestError
-from thor_policy.core.requests import Evaluation, Json
+from thor_policy.core.requests import RISKS, Evaluation, Json
 from thor_policy.daemon.loading import find_adapter
 from thor_policy.policy import new_pack, pack_files
 from thor_policy.policy.lint import lint as lint_files
-from thor_policy.policy.pack import Pack
+from thor_policy.policy.pack import Limits, Pack
 from thor_policy.policy.rules import RuleTrace
 from thor_policy.protocol.requests import evaluation_from, question_fields
-from thor_policy.suites import pack_diff, runner
+from thor_policy.suites import baselines, pack_diff, runner
+from thor_policy.suites.baselines import RecordedEffect
 
 #: How often `--watch` looks for changed files.
 _WATCH_EVERY_S = 0.3
@@ -62,11 +63,19 @@ def new(name: str, directory: Path | None, with_model: bool) -> None:
 
 
 @click.command()
+@configured("state_dir")
 @shipped_pack
 @as_json
-def show(pack: str, as_json: bool) -> None:
-    """Show the outcomes, facts, rules with their conditions, and clauses of a pack."""
+def show(config: Config, pack: str, as_json: bool) -> None:
+    """Show the outcomes, facts, rules with their conditions, and clauses of a pack.
+
+    It also says what each model adds and costs, by the baselines that `test --bless` wrote to the state
+    directory.
+    """
     loaded = load(pack)
+    effects = (
+        [] if loaded.rules_only else baselines.recorded_effects(config.state_dir / "baselines", loaded.info)
+    )
     if as_json:
         render.as_json(
             {
@@ -76,6 +85,7 @@ def show(pack: str, as_json: bool) -> None:
                 "rules": msgspec.to_builtins(loaded.book.rules),
                 "examples": msgspec.to_builtins(loaded.examples),
                 "data": loaded.data,
+                "model_effects": msgspec.to_builtins(effects),
             }
         )
         return
@@ -86,6 +96,8 @@ def show(pack: str, as_json: bool) -> None:
     if loaded.by_rule_alone:
         unless = "" if loaded.rules_only else ", unless an expression fails"
         render.line(f"every answer is by rule{unless}: no model is asked")
+    if not loaded.rules_only:
+        render.line(f"a stricter label of the model counts {_when(manifest.limits)}")
     if manifest.default is not None:
         render.line(f"where no rule decides: {manifest.default}")
     if manifest.requires is not None:
@@ -107,6 +119,20 @@ def show(pack: str, as_json: bool) -> None:
     if loaded.clauses:
         render.line("")
         render.table(("clause", "text"), list(loaded.clauses.items()))
+    if effects:
+        render.line("")
+        suite_tables.show_effects((_title(recorded), recorded.effect) for recorded in effects)
+
+
+def _when(limits: Limits) -> str:
+    doubts = {risk: limits.tightens_at(risk) for risk in RISKS}
+    shares = ", ".join(f"{risk} {share:g}" for risk, share in doubts.items() if share)
+    return f"from these doubts on: {shares}" if shares else "always"
+
+
+def _title(recorded: RecordedEffect) -> str:
+    files = "" if recorded.current else " with other files of the pack"
+    return f"what {recorded.model} added in the run of {recorded.at[:10]}{files}"
 
 
 @click.command()

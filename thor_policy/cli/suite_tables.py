@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from thor_policy.cli import render
 from thor_policy.journal.reader import ENDING_CHARS
@@ -17,6 +17,7 @@ from thor_policy.suites.conclusions import Conclusion, by_gravity, details
 from thor_policy.suites.coverage import Coverage
 from thor_policy.suites.figures import Figures, Group
 from thor_policy.suites.intervals import Rate
+from thor_policy.suites.model_effect import Effect, Outcomes
 from thor_policy.suites.run_files import Item, Run, worst
 
 #: What the figures are that are hard to guess from their names.
@@ -24,6 +25,8 @@ _LEGEND = (
     "rules alone: the rules' floor would have been right",
     "model alone: the model's own label, before the floor, where it was asked",
     "output structure: the share of the five parts of an answer that is there",
+    "changed: outcomes stricter than the floor; rightly: only the outcome is right; wrongly: only the floor",
+    "reasons replaced: reasons of the model that did not hold, of all that it gave",
     "labels: answers of the model to questions with one right outcome",
     "tokens: mean of the questions that the model was asked",
     "more: docs/explanation/suites.md",
@@ -47,6 +50,8 @@ def show_conclusion(conclusion: Conclusion, *, with_coverage: bool) -> None:
     if len(figures.by_pack) > 1:
         _show_groups("pack", figures.by_pack)
     _show_groups("difficulty", figures.by_difficulty)
+    if figures.effects:
+        show_effects((f"what the model adds to {effect.name}", effect) for effect in figures.effects)
     if figures.latency:
         rows = [(tier.tier, tier.count, tier.median_ms, tier.p95_ms, tier.max_ms) for tier in figures.latency]
         render.table(("answered by", "answers", "median ms", "p95 ms", "longest ms"), rows)
@@ -184,6 +189,34 @@ def _show_groups(what: str, groups: Sequence[Group]) -> None:
     render.line("")
 
 
+def show_effects(effects: Iterable[tuple[str, Effect]]) -> None:
+    """Print what the model adds and costs: outcomes of the rules alone, served ones, and the changes."""
+    for title, effect in effects:
+        changes = f"{_share(effect.rightly)} rightly, {_share(effect.wrongly)} wrongly"
+        low, high = 100 * effect.difference.low, 100 * effect.difference.high
+        pairs = {
+            "rules alone": _outcomes(effect.rules),
+            "served": _outcomes(effect.served),
+            "changed": f"{effect.changed} of {effect.scored} scored: {changes}",
+            "doubts": f"{effect.doubts} did not count",
+            "difference": f"{100 * effect.difference.difference:+.1f} points right, 95 %: {low:+.1f} to "
+            f"{high:+.1f}",
+        }
+        if effect.costs:
+            pairs["advice"] = "it costs more than it adds: raise limits.tighten_at, or set model: never"
+        render.pairs(pairs, title=title)
+    render.line("")
+
+
+def _outcomes(outcomes: Outcomes) -> str:
+    right = outcomes.right
+    return f"{right.hits} of {right.of} right, {outcomes.strict} too strict, {outcomes.loose} too loose"
+
+
+def _share(share: Rate) -> str:
+    return f"{share.hits} ({100 * share.low:.0f} to {100 * share.high:.0f} %)" if share.of else "0"
+
+
 def _summary(run: Run, figures: Figures) -> dict[str, object]:
     pairs: dict[str, object] = {
         "asked": f"{figures.not_skipped} scenarios, {run.where}"
@@ -200,6 +233,7 @@ def _summary(run: Run, figures: Figures) -> dict[str, object]:
         )
     pairs |= {
         "too loose, too strict": f"{figures.too_loose.hits}, {figures.too_strict.hits}",
+        "reasons replaced": f"{figures.reasons_replaced.hits} of {figures.reasons_replaced.of}",
         "output structure": f"{figures.mean_structure:.2f}",
         "reasoning coverage": _reasons(run, figures),
         "leaks": _leaks(run),

@@ -77,11 +77,20 @@ class Scored(Struct, frozen=True, kw_only=True):
     score_ms: float
 
 
+#: Who gave the reason of an answer: the rules and limits of the pack, the model, or the rules in place of a
+#: reason of the model that did not hold; or the daemon, if the model gave no answer.
+Source: TypeAlias = Literal["rule", "model", "replaced", "failure"]
+#: Why a reason of the model did not hold: it cites a clause that the rules exclude, states another outcome,
+#: or has a number or a name that is in neither question nor policy; or there is none.
+Fault: TypeAlias = Literal["clause", "outcome", "number", "name", "empty"]
+
+
 class Explanation(Struct, frozen=True, kw_only=True):
     """Why: always well-formed, because its structure is forced and its enums are closed.
 
     `text` is the whole answer as the model would have written it; `generated_tokens` counts the tokens
-    that the model chose; `explain_ms` is wall time from the decision on.
+    that the model chose; `explain_ms` is wall time from the decision on. `source` says who gave `reasoning`;
+    `fault` is there if it was `replaced`.
     """
 
     classification: str | None
@@ -91,6 +100,8 @@ class Explanation(Struct, frozen=True, kw_only=True):
     truncated: bool = False
     generated_tokens: int = 0
     explain_ms: float = 0.0
+    source: Source = "rule"
+    fault: Fault | None = None
 
 
 #: How a question is put: with clauses and examples before it, or with the rules' floor at its end.

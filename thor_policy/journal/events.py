@@ -21,9 +21,11 @@ from thor_policy.core.decisions import (
     Adapter,
     Decision,
     Explanation,
+    Fault,
     ModelInfo,
     Obligation,
     PackInfo,
+    Source,
     Tier,
     Timings,
     identity_of,
@@ -110,6 +112,8 @@ class ExplanationBody(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
     truncated: bool = False
     generated_tokens: int = 0
     explain_ms: float = 0.0
+    source: Source = "rule"
+    fault: Fault | None = None
 
 
 class DecisionColumns(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -397,6 +401,8 @@ def _explanation_body(explanation: Explanation) -> ExplanationBody:
         truncated=explanation.truncated,
         generated_tokens=explanation.generated_tokens,
         explain_ms=explanation.explain_ms,
+        source=explanation.source,
+        fault=explanation.fault,
     )
 
 

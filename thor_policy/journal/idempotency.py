@@ -162,6 +162,8 @@ def _joined(body: ExplanationBody, words: ExplanationPrivate) -> Explanation:
         truncated=body.truncated,
         generated_tokens=body.generated_tokens,
         explain_ms=body.explain_ms,
+        source=body.source,
+        fault=body.fault,
     )
 
 

@@ -22,6 +22,7 @@ from thor_policy.core.ids import new_id
 from thor_policy.core.records import Calibration
 from thor_policy.core.requests import NEVER_NS, Action, Entity, Evaluation, Request
 from thor_policy.core.results import Explained, Unexplained
+from thor_policy.policy import reasons
 from thor_policy.policy.calibration import scaled
 from thor_policy.policy.pack import Pack
 from thor_policy.policy.residents import Resident, Residents
@@ -73,15 +74,16 @@ class Policy:
         self.residents = Residents(first)
         self._leaving: tuple[Resident, ...] = ()
         self._calibrations = {first.calibration_key: calibration} if calibration else {}
-        self._explaining: dict[int, Decision] = {}
+        self._explaining: dict[int, tuple[Pack, Decision]] = {}
         self._awaiting_shadow: deque[tuple[Request, Decision]] = deque()
         #: Requests that the shadow pack did not decide. Dropped: too many waited, or the pack was unloaded.
         #: Failed: the request did not fit the pack.
         #: Rule errors: decisions in which a fact, a rule or the risk failed. Fields missing: decisions on
         #: requests without the members that the pack requires. Doubts: decisions in which the model's label
-        #: was stricter than the floor and did not count.
+        #: was stricter than the floor and did not count. Reasons replaced: explanations of the model that
+        #: did not hold.
         self.counters = Counter(
-            shadows_dropped=0, shadows_failed=0, rule_errors=0, fields_missing=0, doubts=0
+            shadows_dropped=0, shadows_failed=0, rule_errors=0, fields_missing=0, doubts=0, reasons_replaced=0
         )
         #: How often each expression failed, by pack and id; bounded by the expressions of the packs.
         self.failed_expressions = Counter[tuple[str, str]]()
@@ -359,27 +361,19 @@ class Policy:
     def _begin_explanation(
         self, resident: Resident, request: Request, decision: Decision, scored: Scored
     ) -> None:
-        steps = resident.pack.explanation_steps(decision.outcome, decision.floor)
-        self._explaining[request.ticket] = decision
+        pack = resident.pack
+        steps = pack.explanation_steps(decision.outcome, decision.floor, reasons.settled(pack, decision))
+        self._explaining[request.ticket] = pack, decision
         later_ns = time.monotonic_ns() + EXPLAIN_LATER_S * 10**9
         deadline_ns = request.deadline_ns if request.explain == "inline" else later_ns
         self.engine.explain(request.ticket, resident.key, scored, steps, deadline_ns)
 
     def _result_of(self, written: WrittenExplanation) -> Explained | Unexplained:
-        decision = self._explaining.pop(written.ticket, None)
-        if decision is None or (written.truncated and not written.text):
+        pack, decision = self._explaining.pop(written.ticket, (None, None))
+        if pack is None or decision is None or (written.truncated and not written.text):
             return Unexplained(written.ticket)
-        floor = decision.floor
-        by_rules = floor.settles(decision.outcome)
-        explanation = Explanation(
-            classification=next(iter(written.values.get("classification", ())), None),
-            clauses=tuple(dict.fromkeys((*floor.clauses, *written.values.get("clauses", ())))),
-            reasoning=(floor.because or "") if by_rules else " ".join(written.values.get("reasoning", ())),
-            text=written.text,
-            truncated=written.truncated,
-            generated_tokens=written.generated_tokens,
-            explain_ms=written.explain_ms,
-        )
+        explanation = reasons.explanation(pack, decision, written)
+        self.counters["reasons_replaced"] += explanation.source == "replaced"
         return Explained(written.ticket, decision.id, explanation)
 
 
@@ -396,4 +390,5 @@ def _without_model(floor: Floor, tier: Tier, outcome: str) -> Explanation:
         clauses=floor.clauses,
         reasoning=(floor.because or "") if tier == "rule" else failed,
         text="",
+        source="rule" if tier == "rule" else "failure",
     )

@@ -184,6 +184,12 @@ class Pack:
             raise PackError(f"{self.info.name} is a pack of rules alone (model: never); it has no prompt")
         return self._prefixes
 
+    def shown_values(self, evaluation: Evaluation) -> list[Json]:
+        """The values of a request that the model is shown, without facts, which rules computed."""
+        roots = msgspec.to_builtins(evaluation)
+        paths = (field.value for field in self.manifest.fields if not field.value.startswith("facts."))
+        return [value for path in paths if (value := look_up(roots, path)) is not None]
+
     def question(self, evaluation: Evaluation, facts: Mapping[str, Json]) -> str:
         """The text of one evaluation: one line for each field that has a value, in the pack's order.
 
@@ -219,13 +225,13 @@ class Pack:
         because = f", for {floor.all_reasons}" if floor.because else ""
         return f"{self.question(evaluation, floor.facts)}\nrules ask: {floor.outcome}{because}"
 
-    def explanation_steps(self, outcome: str, floor: Floor) -> tuple[Step, ...]:
+    def explanation_steps(self, outcome: str, floor: Floor, reason: str | None) -> tuple[Step, ...]:
         """The steps of an answer after `outcome:`.
 
-        If the rules alone settled the outcome, their clauses and reason are fixed text; the model does not
+        If there is a `reason` already, it and the clauses of the floor are fixed text; the model does not
         write them.
         """
-        by_rules = floor.settles(outcome)
+        by_rules = reason is not None
         limits = self.manifest.limits
         classes = tuple(f" {name}" for name in self.manifest.classifications)
         cited = tuple(f" {clause}" for clause in (floor.clauses if by_rules else self.clauses))
@@ -241,7 +247,7 @@ class Pack:
             steps.append(SomeOf(name="clauses", options=cited, most=limits.max_clauses))
         steps.append(Fixed(text="\nbecause:"))
         if by_rules:
-            steps.append(Fixed(text=f" {floor.because}"))
+            steps.append(Fixed(text=f" {reason}"))
         else:
             steps.append(FreeText(name="reasoning", max_tokens=limits.max_reasoning_tokens))
         return tuple(steps)

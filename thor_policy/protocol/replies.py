@@ -41,11 +41,13 @@ def decision_item(
         "classification": explanation.classification if explanation else None,
         "risk": decision.risk,
         "reasoning": explanation.reasoning if explanation else None,
+        "reasoning_source": explanation.source if explanation else None,
         "clauses": explanation.clauses if explanation else decision.floor.clauses,
         "confidence": decision.confidence,
         "probabilities": decision.probabilities,
         "tier": decision.tier,
         "floor": decision.floor.outcome,
+        "rules": decision.floor.rules,
         "obligations": decision.obligations,
         "precedents": (),
         "pack": decision.pack,
@@ -88,6 +90,7 @@ def explanation_item(explanation: Explanation) -> dict[str, Json]:
         "classification": explanation.classification,
         "clauses": explanation.clauses,
         "reasoning": explanation.reasoning,
+        "reasoning_source": explanation.source,
         "truncated": explanation.truncated,
     }
 

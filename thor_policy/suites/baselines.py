@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
+from thor_policy.core.decisions import PackInfo
 from thor_policy.core.errors import SuiteError
 from thor_policy.suites.comparison import SIGNIFICANT, Comparison, compare
 from thor_policy.suites.figures import figures
+from thor_policy.suites.model_effect import Effect
 from thor_policy.suites.run_files import Key, Run, load, plain, worst
 
 #: The gate never passes if a scenario with this tag fails that passed before.
@@ -35,6 +38,15 @@ class Gate(Struct, frozen=True, kw_only=True):
     @property
     def ok(self) -> bool:
         return not self.reasons
+
+
+class RecordedEffect(Struct, frozen=True, kw_only=True):
+    """What a model added to a pack, by a run at the time `at`; `current`: by the pack's files as they are."""
+
+    model: str
+    at: str
+    current: bool
+    effect: Effect
 
 
 def path_of(folder: Path, suite: str, model: str) -> Path:
@@ -92,6 +104,21 @@ def gate(folder: Path, run: Run, *, whole: bool) -> Gate:
     if not any(item.status != "skipped" for item in items):
         reasons.append("nothing was asked")
     return Gate(reasons=tuple(reasons), comparisons=comparisons)
+
+
+def recorded_effects(folder: Path, pack: PackInfo) -> list[RecordedEffect]:
+    """What each model added to a pack in the baseline of the suite of its name. Raises SuiteError."""
+    effects = []
+    for path in sorted(folder.glob(f"{_UNFIT.sub('_', pack.name)}@*.json")):
+        run = load(path)
+        for judge, effect in product(run.judges, figures(run).effects):
+            if judge.pack.name == effect.name == pack.name:
+                effects.append(
+                    RecordedEffect(
+                        model=judge.model, at=run.at, current=judge.pack.sha256 == pack.sha256, effect=effect
+                    )
+                )
+    return effects
 
 
 def _against(comparison: Comparison, *, whole: bool) -> list[str]:

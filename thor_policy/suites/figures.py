@@ -16,7 +16,9 @@ from msgspec import Struct, field
 
 from thor_policy.policy import calibration
 from thor_policy.policy.calibration import Quality
+from thor_policy.policy.tightening import DOUBT
 from thor_policy.suites.intervals import Rate, rate
+from thor_policy.suites.model_effect import Case, Effect, effect_of
 from thor_policy.suites.run_files import Item, Run, rounds, worst
 from thor_policy.suites.scenarios import DIFFICULTIES
 
@@ -75,8 +77,10 @@ class Figures(Struct, frozen=True, kw_only=True):
     Shares of right outcomes: `rules` by the floor of the rules alone; `model` by the label of the model,
     where it was asked; `rules_where_asked` by the rules on those same questions; `majority` by the label that
     most scenarios of a pack accept. `balanced_accuracy` is the mean recall over the `classes` that some
-    scenario accepts alone. `pass_k` holds, for k = 1 .. repeats, the chance that k answers in a row pass.
-    `calibration` is that of the model's label. `mean_coverage` is over the reasons that were measured.
+    scenario accepts alone. `effects` say for each pack what the model adds and costs. `reasons_replaced`
+    counts the model's reasons that did not hold, of all that it gave. `pass_k` holds, for k = 1 ..
+    repeats, the chance that k answers in a row pass. `calibration` is that of the model's label.
+    `mean_coverage` is over the reasons that were measured.
     """
 
     scenarios: int
@@ -106,6 +110,8 @@ class Figures(Struct, frozen=True, kw_only=True):
     by_difficulty: tuple[Group, ...]
     by_pack: tuple[Group, ...]
     by_tag: tuple[Group, ...]
+    effects: tuple[Effect, ...] = ()
+    reasons_replaced: Rate = rate(0, 0)
     reasons_measured: int = 0
     mean_coverage: float | None = None
 
@@ -155,6 +161,15 @@ def figures(run: Run) -> Figures:
         by_difficulty=_groups(counted, lambda item: [item.difficulty], first=DIFFICULTIES),
         by_pack=_groups(counted, lambda item: [item.pack]),
         by_tag=_groups(counted, lambda item: item.tags),
+        effects=tuple(
+            effect
+            for judge in run.judges
+            if (effect := _effect(judge.pack.name, judge.labels, counted)).scored
+        ),
+        reasons_replaced=_share(
+            [item for item in counted if item.source in ("model", "replaced")],
+            lambda item: item.source == "replaced",
+        ),
         reasons_measured=sum(item.coverage is not None for item in counted),
         mean_coverage=_mean([item.coverage for item in counted if item.coverage is not None]),
     )
@@ -282,6 +297,21 @@ def _groups(
         )
         for name in order
     )
+
+
+def _effect(pack: str, labels: Sequence[str], items: Iterable[Item]) -> Effect:
+    cases = [
+        Case(
+            floor=item.floor,
+            outcome=item.outcome,
+            accepted=item.accepted,
+            scored=item.label is not None,
+            doubt=item.reason_code == DOUBT,
+        )
+        for item in items
+        if item.pack == pack and item.floor is not None and item.outcome is not None
+    ]
+    return effect_of(pack, labels, cases)
 
 
 def _recalls(items: Iterable[Item]) -> list[float]:

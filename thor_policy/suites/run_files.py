@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from thor_policy.core import strict_json
-from thor_policy.core.decisions import Floor, PackInfo
+from thor_policy.core.decisions import Floor, PackInfo, Source
 from thor_policy.core.errors import SuiteError
 from thor_policy.core.requests import Evaluation, Json
 from thor_policy.suites.coverage import Coverage
@@ -90,8 +90,8 @@ class Item(Struct, frozen=True, kw_only=True):
     """One answer to one scenario, in round `round` (from 1). Times are the daemon's, in milliseconds.
 
     `question` is a digest of the question, so that an edited scenario is not compared with its earlier form.
-    `elements` are those of a good reason. `coverage` is the share of them that the reason covers, None if it
-    was not measured. `why` is there if it did not pass.
+    `source` says whose the reason is. `elements` are those of a good reason. `coverage` is the share of
+    them that the reason covers, None if it was not measured. `why` is there if it did not pass.
     """
 
     suite: str
@@ -115,7 +115,9 @@ class Item(Struct, frozen=True, kw_only=True):
     decision_id: str | None = None
     total_ms: float = 0.0
     score_ms: float = 0.0
+    reason_code: str | None = None
     tokens: Tokens | None = None
+    source: Source | None = None
     elements: tuple[Element, ...] = ()
     coverage: float | None = None
     why: Why | None = None
@@ -225,6 +227,8 @@ def item(
         total_ms=result.total_ms,
         score_ms=answer.get("timings_ms", {}).get("score", 0.0),
         tokens=Tokens(**tokens) if tokens else None,
+        reason_code=answer.get("reason_code"),
+        source=answer.get("reasoning_source"),
         elements=result.elements,
         coverage=result.coverage,
         why=_why(result, floor) if result.status in ("failed", "error") else None,

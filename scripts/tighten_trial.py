@@ -1,0 +1,247 @@
+"""Choose `limits.tighten_at` of the shipped packs on situations that no figure uses, and measure the choice.
+
+Owns the commands of scripts/tighten-trial. `score` lets the model score each situation one time and writes
+a line for each to a file. `choose` reads only that file, so it can be repeated at no cost. Invariant:
+thresholds are chosen on cases of the part `check`, and measured on cases that served neither for training nor
+for choosing. The suites are in neither.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from thor_policy import catalog
+from thor_policy.config import Config, data_path
+from thor_policy.core.decisions import Adapter
+from thor_policy.core.errors import ThorPolicyError
+from thor_policy.core.requests import RISKS, Evaluation, Risk
+from thor_policy.engine.llama import LlamaEngine
+from thor_policy.learning.training.samples import Case
+from thor_policy.policy import pack_files
+from thor_policy.policy.pack import Limits, Pack
+from thor_policy.policy.tightening import DOUBT, served
+from thor_policy.suites.intervals import Rate
+from thor_policy.suites.model_effect import Case as Answer
+from thor_policy.suites.model_effect import Effect, Outcomes, effect_of
+from training_data.cases import generated, written
+from training_data.domains import DOMAINS
+from training_data.figures import Judge, best
+
+#: What a case serves for here: to choose thresholds, or to measure them.
+Use = Literal["choose", "measure"]
+#: The thresholds that are tried, one for all risks: the situations of one risk are too few to choose by.
+TIGHTEN_AT = (0.0, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 1.0)
+#: The greatest values of `abstain.below` that are tried: those of the pack, or no more than these.
+BELOW = (1.0, 0.2, 0.1, 0.05, 0.0)
+
+
+class Line(Struct, frozen=True, kw_only=True):
+    """A case with the floor and risk of the rules. `probabilities` is empty where the model is not asked."""
+
+    pack: str
+    pack_sha256: str
+    judge: str
+    use: Use
+    source: str
+    group: str
+    right: str
+    floor: str
+    final: bool
+    risk: Risk
+    probabilities: dict[str, float]
+
+
+def cases(pack: str, count: int, seed: int) -> Iterator[tuple[Use, Case]]:
+    """`count` generated cases to choose by, as many to measure by, and the written ones of both parts."""
+    for case in (*generated(pack, count, seed, "check"), *written(pack, "check")):
+        yield "choose", case
+    half = count // 2
+    held_out = (*generated(pack, half, seed, "templates"), *generated(pack, count - half, seed, "kinds"))
+    for case in (*held_out, *written(pack, "held")):
+        yield "measure", case
+
+
+def score(config: Config, names: Sequence[str], count: int, seed: int, out: Path, threads: int) -> None:
+    """Append a line for each case to `out`; a pack whose lines are already there is left out."""
+    packs = {name: pack_files.load(pack_files.find(name, data_path("prompts"))) for name in names}
+    known = {(line.pack, line.pack_sha256) for line in read(out)} if out.exists() else set()
+    packs = {name: pack for name, pack in packs.items() if (name, pack.info.sha256) not in known}
+    model = catalog.resolve(config.model, config.models_dir)
+    file = catalog.resolve_adapter(catalog.companion_of(config.model) or "", config.models_dir)
+    adapter = Adapter(name=file.name, sha256=file.sha256, rendering=file.rendering)
+    engine = LlamaEngine(
+        model.path,
+        name=model.name,
+        sha256=model.sha256,
+        context_tokens=config.context_tokens,
+        packs=len(packs),
+        explanations=1,
+        threads=threads,
+    )
+    engine.adopt(adapter, file.path)
+    judge = Judge(engine, packs, adapter)
+    for name, pack in packs.items():
+        lines = [
+            line_of(judge, pack, f"{model.name}+{adapter.name}", use, case)
+            for use, case in track(
+                list(cases(name, count, seed)), name, console=Console(stderr=True), transient=True
+            )
+        ]
+        with out.open("ab") as stream:
+            stream.writelines(msgspec.json.encode(line) + b"\n" for line in lines)
+    engine.close()
+
+
+def line_of(judge: Judge, pack: Pack, judge_name: str, use: Use, case: Case) -> Line:
+    """The line of one case; the model is asked where the rules leave the outcome open."""
+    floor = pack.book.apply(msgspec.convert(case.evaluation, Evaluation), case.at)
+    return Line(
+        pack=case.pack,
+        pack_sha256=pack.info.sha256,
+        judge=judge_name,
+        use=use,
+        source=case.source,
+        group=case.group,
+        right=case.outcome,
+        floor=floor.outcome,
+        final=floor.final,
+        risk=floor.risk,
+        probabilities={} if floor.final else judge.probabilities(case),
+    )
+
+
+def read(path: Path) -> list[Line]:
+    """All lines of a file of `score`."""
+    return [msgspec.json.decode(line, type=Line) for line in path.read_bytes().splitlines()]
+
+
+# ---------------------------------------------------------------- choosing
+
+
+def limits_of(pack: Pack, tighten_at: float, below: float) -> Limits:
+    """The limits of a pack with another threshold, and with no value of `abstain.below` above `below`."""
+    abstain = pack.manifest.limits.abstain
+    if abstain:
+        abstain = replace(abstain, below={risk: min(share, below) for risk, share in abstain.below.items()})
+    return replace(pack.manifest.limits, tighten_at=tighten_at, abstain=abstain)
+
+
+def answers(pack: Pack, lines: Sequence[Line], limits: Limits) -> list[Answer]:
+    """The answer that these limits make of each scored line."""
+    cases = []
+    for line in lines:
+        outcome, code = line.floor, None
+        if line.probabilities:
+            label = best(line.probabilities)
+            outcome, code = served(pack.labels, limits, line.floor, line.risk, label, line.probabilities)
+        cases.append(
+            Answer(
+                floor=line.floor,
+                outcome=outcome,
+                accepted=(line.right,),
+                scored=bool(line.probabilities),
+                doubt=code == DOUBT,
+            )
+        )
+    return cases
+
+
+def choose(pack: Pack, lines: Sequence[Line]) -> tuple[float, float]:
+    """`tighten_at` and the greatest `below`, by the lines that serve for choosing.
+
+    The pair with the most right outcomes is taken; of several, the one that changes the fewest outcomes. None
+    can be looser than the rules alone, because the model only tightens.
+    """
+    tried = {pair: answers(pack, lines, limits_of(pack, *pair)) for pair in product(TIGHTEN_AT, BELOW)}
+
+    def merit(pair: tuple[float, float]) -> tuple[float, ...]:
+        right = sum(case.outcome in case.accepted for case in tried[pair])
+        changed = sum(case.outcome != case.floor for case in tried[pair])
+        return right, -changed, pair[0], -pair[1]
+
+    return max(tried, key=merit)
+
+
+def report(file: Path, console: Console) -> None:
+    """Choose for each pack of a file of `score`, and print what the choice adds and costs."""
+    lines = read(file)
+    for name in dict.fromkeys(line.pack for line in lines):
+        pack = pack_files.load(pack_files.find(name, data_path("prompts")))
+        mine = [line for line in lines if line.pack == name]
+        parts = {use: [line for line in mine if line.use == use] for use in ("choose", "measure")}
+        tighten_at, below = choose(pack, parts["choose"])
+        console.print(f"\n{name}: tighten_at {tighten_at:g}, abstain.below at most {below:g}")
+        heads = ("cases", "limits", "rules", "served", "changed", "rightly", "wrongly", "doubts", "points")
+        table = Table(*heads, box=None)
+        for use, part in parts.items():
+            for title, limits in (
+                ("before", limits_of(pack, 0.0, 1.0)),
+                ("chosen", limits_of(pack, tighten_at, below)),
+            ):
+                effect = effect_of(name, pack.labels, answers(pack, part, limits))
+                table.add_row(f"{use} {len(part)}", title, *_cells(effect))
+        console.print(table)
+        by_risk = [
+            f"{risk} {sum(line.risk == risk and bool(line.probabilities) for line in parts['choose'])}"
+            for risk in RISKS
+        ]
+        console.print(f"scored cases to choose by, by risk: {', '.join(by_risk)}")
+
+
+def _cells(effect: Effect) -> list[str]:
+    def three(outcomes: Outcomes) -> str:
+        return f"{outcomes.right.hits}/{outcomes.strict}/{outcomes.loose}"
+
+    def share(part: Rate) -> str:
+        return f"{part.hits} ({100 * part.low:.0f}-{100 * part.high:.0f} %)" if part.of else "0"
+
+    gain = effect.difference
+    return [
+        three(effect.rules),
+        three(effect.served),
+        str(effect.changed),
+        share(effect.rightly),
+        share(effect.wrongly),
+        str(effect.doubts),
+        f"{100 * gain.difference:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})",
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="tighten-trial", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    scoring = commands.add_parser("score", help="let the model score every situation one time")
+    scoring.add_argument("file", type=Path, help="JSON lines; a pack that it has is left out")
+    scoring.add_argument("--pack", action="append", choices=sorted(DOMAINS), help="default: all")
+    scoring.add_argument("--count", type=int, default=250, help="generated situations; default: %(default)s")
+    scoring.add_argument("--seed", type=int, default=78, help="random seed; default: %(default)s")
+    scoring.add_argument("--threads", type=int, default=0, help="threads; 0: one for each core")
+    choosing = commands.add_parser("choose", help="choose thresholds, and print what they add and cost")
+    choosing.add_argument("file", type=Path, help="a file of `score`")
+    options = parser.parse_args()
+    try:
+        if options.command == "score":
+            names = options.pack or list(DOMAINS)
+            score(Config(), names, options.count, options.seed, options.file, options.threads)
+        else:
+            report(options.file, Console(width=120))
+    except ThorPolicyError as error:
+        print(f"tighten-trial: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
