@@ -134,7 +134,10 @@ REFUSALS = (
         "macros with two variables", "no name", "a macro with a variable, over a list of keys", ("macros2",)
     ),
     Refusal(
-        "IP addresses and networks", "no name", "`startsWith`, or a flag from the caller", ("network_ext",)
+        "IP addresses and networks as values: `cidr(..)` gives a map here",
+        "no name",
+        "`cidr(..)`, `cidr.inside(..)`",
+        ("network_ext",),
     ),
     Refusal(
         "an optional value that is kept, compared, or held by a list, a map or `dyn`",
@@ -215,6 +218,8 @@ def _run(language: Language, file: str, section: str, case: list[Any]) -> Result
     place = f"{file}/{section}/{name}"
     bindings, types = options.get("bindings", {}), options.get("types", {})
     facts = {variable: _type(language, types.get(variable, "dyn")) for variable in {**bindings, **types}}
+    if file == "network_ext" and "cidr(" in text:  # a function of ours has this name
+        return Result(place, text, refusal=next(refusal for refusal in REFUSALS if file in refusal.files))
     checked = language.check(text, facts)
     try:
         program = language.compile([text], facts) if isinstance(checked, Type) else None
