@@ -220,5 +220,5 @@ def test_hostile_texts_give_a_value_within_their_time_and_no_memory(count: int) 
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - settled
     print(f"{count} texts, longest {longest * 1000:.1f} ms, the second half took {grown} KiB")
     if count == 100_000:
-        assert longest < 0.05
+        assert longest < 0.1
         assert grown < 4096
