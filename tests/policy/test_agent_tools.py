@@ -122,7 +122,7 @@ def test_only_ordinary_files_of_the_workspace_are_free(tool: str) -> None:
 
     inside = [outcome(entry) for entry in labels["inside"]]
     entries = [entry for label in CLOSED for entry in labels[label]]
-    if tool == "file.read":  # the workspace itself may be listed, and so may what a pattern inside of it matches
+    if tool == "file.read":  # the workspace may be listed, and what a pattern inside matches
         entries = [entry for entry in entries if entry not in (BASE, f"{BASE}/", ".", "src/*.py")]
     closed = {str(entry): outcome(entry) for entry in entries}
     assert [path for path, result in closed.items() if result == "allow"] == []
