@@ -107,7 +107,8 @@ def test_only_public_addresses_are_read_without_consent() -> None:
 @pytest.mark.parametrize("label", ["metadata", "link_local"])
 def test_instance_metadata_is_denied_in_every_notation(label: str) -> None:
     assert label in address.CLASSES
-    entries = [entry for texts in labelled("urls.yaml").values() for entry in texts if isinstance(entry, list)]
+    texts = [text for label_texts in labelled("urls.yaml").values() for text in label_texts]
+    entries = [entry for entry in texts if isinstance(entry, list)]
     answers = {text: page(text).outcome for text, kind in entries if kind == label}
     assert {text: outcome for text, outcome in answers.items() if outcome != "deny"} == {}
 

@@ -2,7 +2,7 @@
 
 `given.json` has requests to a pack, and `meaning.json` those that a rule got wrong because it read strings
 (K10 to K29). `calls.yaml` has further tool calls. `further.json` has conditions, each with what it must come
-to: true, false, `error`, or `refused` where the pack must not load. The kinds: time of offsets and zones (K01),
+to: true, false, `error`, or `refused` where the pack must not load. The kinds: time of offsets (K01),
 functions of CEL (K02), numbers beyond 2^53 (K03), length in code points (K04), errors inside `exists` and
 `all` (K05), characters that nobody sees (K08).
 """
