@@ -10,7 +10,7 @@ from thor_policy.core.requests import Action, Entity, Evaluation
 from thor_policy.policy.expressions import Fault, Language, Type
 from thor_policy.policy.words import WordLists
 
-LANGUAGE = Language(words=WordLists({}), data={"table": {}})
+LANGUAGE = Language(words=WordLists({}), data={"table": {}, "faulty": {"ls": "reeds"}})
 ANY = LANGUAGE.check("dyn(1)", {})
 
 
@@ -189,3 +189,43 @@ def test_every_fault_of_a_text_has_its_place() -> None:
 def test_a_fact_may_have_the_name_of_a_function_and_stand_alone() -> None:
     assert isinstance(ANY, Type)
     assert faults("shell", shell=ANY) == []
+
+
+# ---------------------------------------------------------------- members of what functions give
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("shell(context.a).comands != []", "18: shell(..) has no member 'comands'; did you mean 'commands'?"),
+        ("shell(context.a)['kindz'] == 1", "18: shell(..) has no member 'kindz'; did you mean 'kinds'?"),
+        ("shell(context.a).?urlz.hasValue()", "19: shell(..) has no member 'urlz'; did you mean 'urls'?"),
+        ("1 == 1 && line.pats.size() > 0", "16: shell(..) has no member 'pats'; did you mean 'paths'?"),
+        ("url(context.a).hots == ''", "16: url(..) has no member 'hots'; did you mean 'host'?"),
+        ("shell(context.a, 'tables').opaque == ''", "18: there is no table 'tables' in data.yaml"),
+    ],
+)  # fmt: skip
+def test_a_member_that_a_function_does_not_give_is_refused_at_its_place(text: str, fault: str) -> None:
+    line = LANGUAGE.check("shell(context.a)", {})
+    assert isinstance(line, Type)
+    assert faults(text, line=line) == [fault]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "shell(context.a).commands.exists(c, c.program == 'ls')",
+        "line.kinds.size() + line['paths'].size() + line.size() > 0",
+        "[{'kindz': 1}].exists(line, line.kindz == 1)",
+        "shell(context.a, 'table').opaque == ''",
+    ],
+)
+def test_members_that_a_function_gives_are_accepted(text: str) -> None:
+    line = LANGUAGE.check("shell(context.a)", {})
+    assert isinstance(line, Type)
+    assert faults(text, line=line) == []
+
+
+def test_a_faulty_table_of_programs_is_refused_where_it_is_named() -> None:
+    (fault,) = faults("shell(context.a, 'faulty').opaque == ''")
+    assert fault.startswith("18: data.yaml faulty: ls: there is no kind 'reeds'")

@@ -461,6 +461,8 @@ class _Reader:
 
     def make(self, word: Word) -> None:
         """A target, or a variable, which can name the program that runs."""
+        if re.fullmatch(r"(V|VERBOSE|DEBUG|CI)=\w*", word.text):
+            return
         if (
             not re.fullmatch(r"[\w./%-]+", word.text)
             or _OUTWARD.fullmatch(word.text)

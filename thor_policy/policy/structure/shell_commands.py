@@ -122,6 +122,8 @@ class Line:
         self.output: str | None = None
         #: Texts inside of texts that are being read, and the levels of their trees.
         self.nested = self.levels = 0
+        #: Where the line was before each `pushd`.
+        self.pushed: list[Dirs] = []
 
     def hide(self, reason: str) -> None:
         """The line is opaque; the first reason is kept."""
@@ -235,7 +237,7 @@ class Line:
                 self._command("", words, "", around, inputs, runs_input=bool(feed.inputs or program.inputs))
             )
             return dirs, dirs
-        if name in OPAQUE:
+        if name in OPAQUE and not (name in ("source", ".") and _enters_virtualenv(words)):
             self.hide(f"{name} changes what other words mean")
         spec = None if name in self.functions else self.programs.spec_of(name)
         reading = read(spec, words[1:])
@@ -461,6 +463,8 @@ class Line:
             for word in call.words[1:]
             if not re.fullmatch(r"-[LPe@n]*|--", word.text) or word.text == "-"
         ]
+        if call.name == "popd" and self.pushed and not targets:
+            return self.pushed.pop()
         if (
             call.name == "popd"
             or (call.name == "pushd" and not targets)
@@ -471,6 +475,8 @@ class Line:
         ):
             self.hide("the running directory cannot be known")
             return (UNKNOWN,)
+        if call.name == "pushd":
+            self.pushed.append(dirs)
         target = targets[0].text if targets else "~"
         self.add_path(target or ".", dirs)
         return tuple(dict.fromkeys(joined(folder, target) for folder in dirs))
@@ -510,6 +516,11 @@ class Line:
             via=list(around.via),
             variables=list(around.variables),
         )
+
+
+def _enters_virtualenv(words: Sequence[Word]) -> bool:
+    """True for `source .venv/bin/activate`, which runs a file of the workspace as a script does."""
+    return len(words) == 2 and re.fullmatch(r"(\./)?\.?v?env/bin/activate", words[1].text) is not None
 
 
 def _named_by(place: str) -> str:
