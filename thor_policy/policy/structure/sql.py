@@ -69,6 +69,11 @@ def sql(text: str) -> Sql:
     return _sql(text)
 
 
+def load() -> None:
+    """Load the parsers, which takes 0.2 s. The first text does it otherwise."""
+    _parsers()
+
+
 @functools.lru_cache(maxsize=256)
 def _sql(text: str) -> Sql:
     try:
@@ -334,7 +339,7 @@ class _TooManySteps(Exception):
 
 @functools.cache
 def _parsers() -> dict[str, Any]:
-    """A parser for each dialect, which counts its steps. Loaded with the first text, which takes 0.2 s."""
+    """A dialect and its parser, which counts its steps, for each of _DIALECTS."""
     from sqlglot.dialects.dialect import Dialect
 
     logging.getLogger("sqlglot").disabled = True  # its lines would hold what requests said
