@@ -196,6 +196,7 @@ class Language:
 
     def compile(self, texts: Sequence[str], facts: Collection[str]) -> Program:
         """Checked expressions as one program. Raises RuntimeError if they nest too deeply together."""
+        functions.load(texts)
         environment = self._environment(dict.fromkeys(facts, _T.DYN))
         paths = {path for text in texts for path in (*paths_in(text), *names_in(text))}
         reads = [

@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -287,6 +287,12 @@ MEMBERS: dict[str, frozenset[str]] = {
 NAMES = (*_FUNCTIONS, *_METHODS)
 #: Those that are called on a list.
 METHOD_NAMES = tuple(_METHODS)
+
+
+def load(texts: Sequence[str]) -> None:
+    """Load what the functions in expressions need and is loaded late, so that no request waits for it."""
+    if any("sql" in text for text in texts):
+        statements.load()
 
 
 def _declared(name: str, function: Any, overloads: list[_Overload], *, is_member: bool) -> Any:

@@ -25,7 +25,7 @@ def test_a_hundred_and_fifty_texts_are_labelled() -> None:
     assert len(set(TEXTS)) == len(TEXTS)
 
 
-@pytest.mark.parametrize("text", [*LABELS["ask"], *LABELS["dangerous"]], ids=ascii)
+@pytest.mark.parametrize("text", [*LABELS["ask"], *LABELS["dangerous"], *LABELS["later_ask"]], ids=ascii)
 def test_a_text_that_changes_anything_does_not_only_read(text: str) -> None:
     assert not sql(text)["reads_only"]
 
@@ -34,6 +34,11 @@ def test_a_text_that_changes_anything_does_not_only_read(text: str) -> None:
 def test_a_text_that_only_reads_is_understood(text: str) -> None:
     result = sql(text)
     assert (result["opaque"], result["reads_only"], result["kinds"]) == ("", True, ["read"])
+
+
+def test_nine_of_ten_texts_that_only_read_are_known_to() -> None:
+    texts = LABELS["safe"] + LABELS["later_safe"]
+    assert sum(sql(text)["reads_only"] for text in texts) >= 0.9 * len(texts)
 
 
 @pytest.mark.parametrize(

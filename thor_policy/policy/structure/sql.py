@@ -25,11 +25,11 @@ import functools
 import itertools
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from thor_policy.policy.structure import sql_words as words
-from thor_policy.policy.structure.sql_tokens import NOTHING, OPEN, Opaque, Token, tokens_of
+from thor_policy.policy.structure.sql_tokens import NOTHING, OPEN, Opaque, Token, is_array, tokens_of
 
 if TYPE_CHECKING:
     from sqlglot import exp
@@ -67,6 +67,11 @@ def sql(text: str) -> Sql:
     if len(text) > MAX_CHARS:
         return _nothing(f"the text has more than {MAX_CHARS} characters")
     return _sql(text)
+
+
+def load() -> None:
+    """Load the parsers, which takes 0.2 s. The first text does it otherwise."""
+    _parsers()
 
 
 @functools.lru_cache(maxsize=256)
@@ -213,6 +218,8 @@ def _kinds(tokens: Sequence[Token]) -> set[str]:
 def _changes(tokens: Sequence[Token]) -> bool:
     """True if a word may begin a change, or turn the statement into one."""
     plain = [token.text if token.kind == "word" else "" for token in tokens]
+    if plain[:2] == ["SHOW", "CREATE"]:  # it shows how a table was made
+        plain = plain[2:]
     from_a_file = any(  # DuckDB reads the file that FROM '/etc/passwd' names
         word in ("FROM", "JOIN") and token.kind == "string"
         for word, token in zip(plain, tokens[1:], strict=False)
@@ -276,53 +283,75 @@ def _close(tokens: Sequence[Token], at: int) -> int:
 
 
 def _functions(tokens: Sequence[Token]) -> Iterator[str]:
-    """Names of functions that are called, lower case, qualified unless by pg_catalog.
-
-    PostgreSQL also calls f(x) for `(x).f`, and for `x.f` if x is the alias of a function in FROM.
-    """
-    owners: set[str] = set()
-    columns = set(words.COLUMNS)
+    """Names of functions that are called, lower case, qualified unless by pg_catalog."""
+    columns: dict[str, set[str]] = {}
+    #: Names of functions in FROM: themselves, or an alias.
+    scalars: set[str] = set()
     for at, token in enumerate(tokens):
-        if not (_is_name(token) or token.kind == "variable"):
+        if token.text in words.VALUES_AS_FUNCTIONS:
+            scalars |= {_plain(token), *_alias(tokens, at + 1)}
+        if not _is_name(token) and token.kind != "variable":
+            continue
+        if at + 1 >= len(tokens) or tokens[at + 1] != OPEN:
             continue
         begin = at
         while begin > 1 and tokens[begin - 1].text == "." and _is_name(tokens[begin - 2]):
             begin -= 2
-        before = tokens[begin - 1] if begin else NOTHING
-        if before.text == "." and begin > 1 and tokens[begin - 2].text == ")":
-            yield _plain(token)
-        elif at + 1 < len(tokens) and tokens[at + 1] == OPEN:
-            close = _close(tokens, at + 1)
-            inside, after = tokens[at + 2 : close], tokens[close + 1 : close + 3]
-            if begin == at and _names_columns(tokens, at, after):
-                columns |= {_plain(part) for part in inside if _is_name(part)}
-            elif not (
-                (token.kind == "word" and token.text in words.NO_FUNCTIONS)
-                or before.text in ("::", *words.TARGETS)
-            ):
-                name = token.text.lower() if token.kind == "variable" else _dotted(tokens[begin : at + 1])
-                yield name.removeprefix("pg_catalog.")
-                owners |= {name.rpartition(".")[2], *_alias(after)}
-    for owner, dot, member in zip(tokens, tokens[1:], tokens[2:], strict=False):
-        is_member = dot.text == "." and _is_name(owner) and _is_name(member) and _plain(owner) in owners
-        if is_member and _plain(member) not in columns:
-            yield _plain(member)
+        before = tokens[begin - 1].text if begin else ""
+        close = _close(tokens, at + 1)
+        if begin == at and _names_columns(tokens, at, close):
+            inside = tokens[at + 2 : close]
+            columns.setdefault(_plain(token), set()).update(_plain(part) for part in inside if _is_name(part))
+        elif token.text not in words.NO_FUNCTIONS and before not in ("::", *words.TARGETS):
+            name = _dotted(tokens[begin : at + 1]) or token.text.lower()
+            yield name.removeprefix("pg_catalog.")
+            scalars |= {name.rpartition(".")[2], *_alias(tokens, close + 1)}
+    yield from _members(tokens, scalars, columns)
 
 
-def _alias(after: Sequence[Token]) -> list[str]:
-    """The name that a function has by what follows it: `f(x) AS name`, `f(x) name`."""
-    names = [part for part in after if part.text != "AS"] if after and after[0].text == "AS" else after[:1]
-    return [_plain(part) for part in names if _is_name(part)]
+def _members(
+    tokens: Sequence[Token], scalars: Collection[str], columns: Mapping[str, Collection[str]]
+) -> Iterator[str]:
+    """Functions that are written as columns: PostgreSQL calls f(x) for `(x).f`, `x[1].f`, and `$1.f`.
+
+    It also does for `x.f` if x is the name of a function in FROM, and `f` none of its columns.
+    """
+    for at in range(2, len(tokens)):
+        if tokens[at - 1].text != "." or not _is_name(tokens[at]):
+            continue
+        owner, member = tokens[at - 2], _plain(tokens[at])
+        is_value = owner.text == ")" or owner.kind == "variable" or _is_subscript(tokens, at - 2)
+        name = _plain(owner) if _is_name(owner) else ""
+        is_column = member in words.COLUMNS or member in columns.get(name, ())
+        is_dangerous = name not in words.SYSTEM_SCHEMAS and words.DANGEROUS.match(member)
+        if is_value or is_dangerous or (name in scalars and not is_column):
+            yield member
 
 
-def _names_columns(tokens: Sequence[Token], at: int, after: Sequence[Token]) -> bool:
+def _is_subscript(tokens: Sequence[Token], at: int) -> bool:
+    """True for `[..]` behind a value: an index in PostgreSQL, no name."""
+    before = tokens[at - 1] if at else NOTHING
+    is_behind = _is_name(before) and before.text not in words.NO_FUNCTIONS
+    return tokens[at].text[0] == "[" and (is_behind or before.text == ")" or is_array(tokens[at].text))
+
+
+def _alias(tokens: Sequence[Token], at: int) -> Iterator[str]:
+    """The name that a function in FROM gets by what follows it: `f(x) AS name`, `(f(x)) name`."""
+    while at < len(tokens) and tokens[at].text in (")", "WITH", "ORDINALITY", "AS"):
+        at += 1
+    if at < len(tokens) and _is_name(tokens[at]):
+        yield _plain(tokens[at])
+
+
+def _names_columns(tokens: Sequence[Token], at: int, close: int) -> bool:
     """True if the name at a place, before a bracket, is no function but what the columns in it belong to.
 
     That is an alias, as in `AS t(a, b)`, `f(x) t(a, b)`, or an entry of WITH, as in `WITH t(a, b) AS (..)`.
     """
     before = tokens[at - 1].text if at else ""
-    is_entry = [part.text for part in after][:1] == ["AS"] and tokens[0].text == "WITH"
-    return before in ("AS", ")") or (is_entry and before in ("WITH", "RECURSIVE", ","))
+    is_entry = tokens[0].text == "WITH" and close + 1 < len(tokens) and tokens[close + 1].text == "AS"
+    is_alias = before in ("AS", ")") and not any(part.kind == "string" for part in tokens[at + 2 : close])
+    return is_alias or (is_entry and before in ("WITH", "RECURSIVE", ","))
 
 
 # ---------------------------------------------------------------- trees
@@ -334,7 +363,7 @@ class _TooManySteps(Exception):
 
 @functools.cache
 def _parsers() -> dict[str, Any]:
-    """A parser for each dialect, which counts its steps. Loaded with the first text, which takes 0.2 s."""
+    """A dialect and its parser, which counts its steps, for each of _DIALECTS."""
     from sqlglot.dialects.dialect import Dialect
 
     logging.getLogger("sqlglot").disabled = True  # its lines would hold what requests said

@@ -36,7 +36,7 @@ _TOKEN = re.compile(
     |(?P<number>(?:0[xX][0-9a-fA-F]+|(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)(?![\w$.]))
     |(?P<word>[A-Za-z_][A-Za-z0-9_]*(?![$\#]))
     |(?P<variable>@@?[A-Za-z_][A-Za-z0-9_]*(?![$\#])|(?<!:):[A-Za-z_][A-Za-z0-9_]*|\$[0-9]+(?![\w$])|\?)
-    |(?P<sign>::|<=|>=|<>|!=|\|\||->>|->|@>|<@|@@(?=[ ])|[+%<>=~^&|.,();]|-(?!-)|\*(?!/)|/(?!\*)|!(?==|~))""",
+    |(?P<sign>::|!?~\*?|<=|>=|<>|!=|\|\||->>|->|@>|<@|@@(?=[ ])|[+%<>=^&|.,();]|-(?!-)|\*(?!/)|/(?!\*))""",
     re.VERBOSE | re.DOTALL | re.ASCII,
 )
 #: What no text may hold anywhere, and why.
@@ -80,7 +80,7 @@ def tokens_of(text: str) -> Iterator[Token]:
         if kind in ("blank", "comment"):
             continue
         depth += {"(": 1, ")": -1}.get(content, 0)
-        arrays += kind == "name" and _is_array(content)
+        arrays += kind == "name" and is_array(content)
         if depth > MAX_DEPTH or arrays > MAX_ARRAYS:
             raise Opaque(f"has more than {MAX_DEPTH} open brackets, or more than {MAX_ARRAYS} of [..]")
         yield Token(kind, content.upper() if kind == "word" else content)
@@ -93,14 +93,14 @@ def _joins(before: str, quoted: str) -> bool:
     return quoted[0] != "[" and (before[-1:].isalnum() or before[-1:] in tuple("_&@:$'\"`"))
 
 
-def _is_array(content: str) -> bool:
+def is_array(content: str) -> bool:
     """True for `[1]`, an array of PostgreSQL or an index; `[id]` is a name in T-SQL and SQLite."""
     return content[0] == "[" and not (content[1].isalpha() or content[1] == "_")
 
 
 def _is_plain_name(content: str) -> bool:
     inside = content[1:-1]
-    if _is_array(content):
+    if is_array(content):
         return (
             re.fullmatch(r"(?:[0-9]+|'[\w .-]*'|[, :])*", inside, re.ASCII) is not None and "--" not in inside
         )
