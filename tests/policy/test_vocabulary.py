@@ -125,6 +125,18 @@ def test_rules_are_applied_to_the_known_names_that_an_unknown_one_may_stand_for(
     assert str(result.because).endswith(' It may stand for "file.delete".')
 
 
+def test_two_unknown_names_of_one_request_are_tried_together() -> None:
+    when = 'action.name == "file.delete" && subject.properties.role == "user"'
+    rule = Rule(id="users", when=when, outcome="deny", because="No.")
+    rules = book(rule, vocabulary={"action.name": ACTIONS, "subject.properties.role": Vocabulary(
+        names=("admin", "user"), unknown="review")})  # fmt: skip
+    result = rules.apply(evaluation("file_delete", role="us\u0435r"), 0.0)
+    assert (result.outcome, result.rules[0]) == ("deny", "users")
+    assert str(result.because).endswith('letters. It may stand for "user".')
+    assert 'It may stand for "file.delete".' in str(result.because)
+    assert rules.apply(evaluation("file_delete", role="adm\u0456n"), 0.0).outcome == "review"
+
+
 def test_a_likely_name_never_loosens_what_the_name_that_was_sent_gets() -> None:
     rule = Rule(id="unknown", when='kind("action.name") == ""', outcome="deny", because="Unknown.")
     assert floor("file.raed", rule).outcome == "deny"

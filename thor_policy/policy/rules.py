@@ -333,10 +333,9 @@ class RuleBook:
         inputs, missing, readings = self._inputs(evaluation, received_at)
         unknown = [reading for reading in readings if reading.because]
         floor = self._floor(inputs, missing, unknown)
-        for reading in unknown:
-            for name in reading.likely:
-                inputs, missing, _ = self._inputs(evaluation, received_at, {reading.path: name})
-                floor = self._stricter_floor(floor, self._floor(inputs, missing, unknown), reading, name)
+        for instead in _likely(unknown):
+            inputs, missing, _ = self._inputs(evaluation, received_at, instead)
+            floor = self._stricter_floor(floor, self._floor(inputs, missing, unknown), unknown, instead)
         return floor
 
     def _inputs(
@@ -416,16 +415,23 @@ class RuleBook:
             classification=vocabulary.classification if vocabulary else None,
         )
 
-    def _stricter_floor(self, floor: Floor, other: Floor, reading: Reading, name: Json) -> Floor:
-        """The stricter of a floor and that of a name which an unknown one may stand for.
+    def _stricter_floor(
+        self, floor: Floor, other: Floor, unknown: Sequence[Reading], instead: Mapping[str, Json]
+    ) -> Floor:
+        """The stricter of a floor and that of names which unknown ones may stand for.
 
-        The facts stay those of the name that was sent.
+        The facts stay those of the names that were sent.
         """
         errors = {**other.errors, **floor.errors}
         risk = max(floor.risk, other.risk, key=RISKS.index)
         if self._rank[other.outcome] <= self._rank[floor.outcome]:
             return structs.replace(floor, errors=errors, risk=risk)
-        because = f"{other.because or ''} {reading.because} It may stand for {_names(name)}.".strip()
+        read = [
+            f"{reading.because} It may stand for {_names(instead[reading.path])}."
+            for reading in unknown
+            if reading.path in instead
+        ]
+        because = " ".join(filter(None, (other.because, *read)))
         rules = tuple(dict.fromkeys((*other.rules, *floor.rules)))
         return structs.replace(
             other, rules=rules, because=because, facts=floor.facts, errors=errors, risk=risk
@@ -500,6 +506,18 @@ class RuleBook:
     def stricter(self, *outcomes: str) -> str:
         """The strictest of `outcomes`."""
         return max(outcomes, key=self._rank.__getitem__)
+
+
+def _likely(unknown: Sequence[Reading]) -> Iterator[dict[str, Json]]:
+    """What to read at unknown members: each likely name alone, and with the likeliest of the others."""
+    likeliest = {reading.path: reading.likely[0] for reading in unknown if reading.likely}
+    if len(likeliest) > 1:
+        yield likeliest
+    for reading in unknown:
+        for at, name in enumerate(reading.likely):
+            yield {reading.path: name}
+            if at and len(likeliest) > 1:
+                yield likeliest | {reading.path: name}
 
 
 def _names(value: Json) -> str:
