@@ -150,7 +150,7 @@ class _Statement:
                 raise Opaque(f"has a statement, number {number}, that shows more than names")
             self.kinds = {"read"}
             trees_read = True
-            self.tables = {_dotted(body)} if is_explained else set()
+            self.tables = {_dotted(body[first == "TABLE" :])} - {""} if is_explained else set()
         elif first == "PRAGMA":
             trees_read = _is_reading_pragma(tokens)
             self.kinds = {"read" if trees_read else "set"}
@@ -303,7 +303,7 @@ def _functions(tokens: Sequence[Token]) -> Iterator[str]:
             inside = tokens[at + 2 : close]
             columns.setdefault(_plain(token), set()).update(_plain(part) for part in inside if _is_name(part))
         elif token.text not in words.NO_FUNCTIONS and before not in ("::", *words.TARGETS):
-            name = _dotted(tokens[begin : at + 1]) or token.text.lower()
+            name = _dotted(tokens[begin : at + 1]) or token.text.lstrip("@:").lower()
             yield name.removeprefix("pg_catalog.")
             scalars |= {name.rpartition(".")[2], *_alias(tokens, close + 1)}
     yield from _members(tokens, scalars, columns)
