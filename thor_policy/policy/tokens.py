@@ -299,12 +299,12 @@ def _ends_an_operand(token: Token) -> bool:
 
 def _entries(tokens: Sequence[Token], opening: int) -> list[int]:
     """Where each entry begins between a bracket and the one that closes it."""
-    closing, depth, starts = closing_of(tokens, opening), 0, [opening + 1]
-    for at in range(opening, closing):
+    end, depth, starts = closing_of(tokens, opening), 0, [opening + 1]
+    for at in range(opening, end):
         depth += _is_sign(tokens[at], "([{") - _is_sign(tokens[at], ")]}")
         if depth == 1 and _is_sign(tokens[at], ","):
             starts.append(at + 1)
-    return [start for start in starts if start < closing]
+    return [start for start in starts if start < end]
 
 
 def _values_of(tokens: list[Token]) -> set[str] | None:
@@ -364,16 +364,16 @@ def _parts(tokens: list[Token], operator: tuple[str, str]) -> list[list[Token]]:
 
 
 def arguments_of(tokens: Sequence[Token], opening: int) -> list[list[Token]]:
-    """The arguments of a call, by the index of its opening bracket."""
+    """The arguments of a call, or the items of a list, by the index of the opening bracket."""
     arguments: list[list[Token]] = [[]]
-    depth = 0
-    for token in tokens[opening:]:
+    depth = 1
+    for token in tokens[opening + 1 :]:
         depth += (token.text in "([{") - (token.text in ")]}") if token.kind == "sign" else 0
         if depth == 0:
             break
         if depth == 1 and token.text == "," and token.kind == "sign":
             arguments.append([])
-        elif not (depth == 1 and token.text == "(" and not arguments[-1] and len(arguments) == 1):
+        else:
             arguments[-1].append(token)
     return [] if arguments == [[]] else arguments
 
