@@ -18,7 +18,7 @@ from thor_policy.policy.structure.shell_words import UNKNOWN, Misread, Value, Wo
 
 Node: TypeAlias = tree_sitter.Node
 _EXPANSION = re.compile(
-    r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)(?:\}|:?[-?=][^{}`$'\"\\]*\}))"
+    r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)(?:\}|:?[-?=][^{}`$'\"\\]*\}|%%?/\}))"
 )
 _ARITHMETIC = re.compile(r"[\d\s+*/%()<>=!&|?:^~\[\]$-]*")
 SUBSTITUTION = re.compile(r"[$<>]\(|`[^`]*`")
@@ -112,6 +112,13 @@ class Source(ABC):
         if variable:
             name = variable[1] or variable[2]
             texts = line.values.get(name)
+            if (
+                texts is not None
+                and "" in texts
+                and variable[0][-1:] == "}"
+                and variable[0] != f"${{{name}}}"
+            ):
+                texts = ()  # its default counts
             if texts is None and name not in line.foreign and name not in _PLAIN:
                 line.hide(f"what {name} holds is not known")
                 if _SECRET_NAME.search(name):
