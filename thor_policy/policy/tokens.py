@@ -299,12 +299,12 @@ def _ends_an_operand(token: Token) -> bool:
 
 def _entries(tokens: Sequence[Token], opening: int) -> list[int]:
     """Where each entry begins between a bracket and the one that closes it."""
-    closing, depth, starts = closing_of(tokens, opening), 0, [opening + 1]
-    for at in range(opening, closing):
+    end, depth, starts = closing_of(tokens, opening), 0, [opening + 1]
+    for at in range(opening, end):
         depth += _is_sign(tokens[at], "([{") - _is_sign(tokens[at], ")]}")
         if depth == 1 and _is_sign(tokens[at], ","):
             starts.append(at + 1)
-    return [start for start in starts if start < closing]
+    return [start for start in starts if start < end]
 
 
 def _values_of(tokens: list[Token]) -> set[str] | None:

