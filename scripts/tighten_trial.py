@@ -44,10 +44,10 @@ from training_data.figures import Judge, best
 Use = Literal["choose", "measure"]
 #: The thresholds that are tried, one for all risks: the situations of one risk are too few to choose by.
 TIGHTEN_AT = (0.0, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 1.0)
-#: A pair that is tried: `tighten_at`, and the greatest value of `abstain.below`.
+#: The values of `abstain.below` that are tried.
+BELOW = (0.5, 0.2, 0.1, 0.05, 0.0)
+#: A pair that is tried: `tighten_at` and `abstain.below`.
 Pair: TypeAlias = tuple[float, float]
-#: The greatest values of `abstain.below` that are tried: those of the pack, or no more than these.
-BELOW = (1.0, 0.2, 0.1, 0.05, 0.0)
 
 
 class Line(Struct, frozen=True, kw_only=True):
@@ -134,10 +134,10 @@ def read(path: Path) -> list[Line]:
 
 
 def limits_of(pack: Pack, tighten_at: float, below: float) -> Limits:
-    """The limits of a pack with another threshold, and with no value of `abstain.below` above `below`."""
+    """The limits of a pack with other thresholds; `below` for all risks that its `abstain` names."""
     abstain = pack.manifest.limits.abstain
     if abstain:
-        abstain = replace(abstain, below={risk: min(share, below) for risk, share in abstain.below.items()})
+        abstain = replace(abstain, below=dict.fromkeys(abstain.below, below))
     return replace(pack.manifest.limits, tighten_at=tighten_at, abstain=abstain)
 
 
@@ -212,12 +212,13 @@ def report(file: Path, console: Console) -> None:
     for name, pack in packs.items():
         parts = parts_of[name]
         tighten_at, below = choose(tried, name)
-        console.print(f"\n{name}: tighten_at {tighten_at:g}, abstain.below at most {below:g}")
+        console.print(f"\n{name}: tighten_at {tighten_at:g}, abstain.below {below:g}")
         heads = ("cases", "limits", "rules", "served", "changed", "rightly", "wrongly", "doubts", "points")
         table = Table(*heads, box=None)
         for use, part in parts.items():
             for title, limits in (
-                ("before", limits_of(pack, 0.0, 1.0)),
+                ("none", limits_of(pack, 0.0, 0.0)),
+                ("shipped", pack.manifest.limits),
                 ("chosen", limits_of(pack, tighten_at, below)),
             ):
                 effect = effect_of(name, pack.labels, answers(pack, part, limits))

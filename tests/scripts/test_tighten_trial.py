@@ -58,7 +58,7 @@ def test_the_threshold_with_the_most_right_outcomes_is_chosen(pack: Pack) -> Non
 
 
 def test_of_equally_good_thresholds_the_quietest_is_chosen(pack: Pack) -> None:
-    assert chosen(pack, [line("require_mfa", 0.7), line("allow", 0.1)]) == (1.0, 1.0)
+    assert chosen(pack, [line("require_mfa", 0.7), line("allow", 0.1)]) == (1.0, 0.5)
 
 
 def test_of_thresholds_that_chance_does_not_tell_apart_the_best_over_all_packs_is_chosen(pack: Pack) -> None:
@@ -72,12 +72,12 @@ def test_an_abstention_is_kept_where_it_is_right(pack: Pack) -> None:
     lines = [line("require_attestation", 0.7, risk="high"), line("require_attestation", 0.9, risk="high")]
     tighten_at, below = chosen(pack, lines)
     assert tighten_at > 0.9
-    assert below == 1.0
+    assert below == 0.5
 
 
 def test_where_the_rules_decide_alone_there_is_no_score_and_no_change(pack: Pack) -> None:
     settled = line("deny", 0.0, floor="deny", final=True, probabilities={})
-    (case,) = answers(pack, [settled], limits_of(pack, 0.0, 1.0))
+    (case,) = answers(pack, [settled], limits_of(pack, 0.0, 0.5))
     assert (case.outcome, case.scored, case.doubt) == ("deny", False, False)
 
 
