@@ -9,11 +9,12 @@ for choosing. The suites are in neither.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -43,8 +44,10 @@ from training_data.figures import Judge, best
 Use = Literal["choose", "measure"]
 #: The thresholds that are tried, one for all risks: the situations of one risk are too few to choose by.
 TIGHTEN_AT = (0.0, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 1.0)
-#: The greatest values of `abstain.below` that are tried: those of the pack, or no more than these.
-BELOW = (1.0, 0.2, 0.1, 0.05, 0.0)
+#: The values of `abstain.below` that are tried.
+BELOW = (0.5, 0.2, 0.1, 0.05, 0.0)
+#: A pair that is tried: `tighten_at` and `abstain.below`.
+Pair: TypeAlias = tuple[float, float]
 
 
 class Line(Struct, frozen=True, kw_only=True):
@@ -131,10 +134,10 @@ def read(path: Path) -> list[Line]:
 
 
 def limits_of(pack: Pack, tighten_at: float, below: float) -> Limits:
-    """The limits of a pack with another threshold, and with no value of `abstain.below` above `below`."""
+    """The limits of a pack with other thresholds; `below` for all risks that its `abstain` names."""
     abstain = pack.manifest.limits.abstain
     if abstain:
-        abstain = replace(abstain, below={risk: min(share, below) for risk, share in abstain.below.items()})
+        abstain = replace(abstain, below=dict.fromkeys(abstain.below, below))
     return replace(pack.manifest.limits, tighten_at=tighten_at, abstain=abstain)
 
 
@@ -158,36 +161,64 @@ def answers(pack: Pack, lines: Sequence[Line], limits: Limits) -> list[Answer]:
     return cases
 
 
-def choose(pack: Pack, lines: Sequence[Line]) -> tuple[float, float]:
-    """`tighten_at` and the greatest `below`, by the lines that serve for choosing.
+class Tried(Struct, frozen=True):
+    """What a pair makes of the cases: which it answers right, and how many outcomes it changes."""
 
-    The pair with the most right outcomes is taken; of several, the one that changes the fewest outcomes. None
-    can be looser than the rules alone, because the model only tightens.
+    right: list[bool]
+    changed: int
+
+
+def try_all(pack: Pack, lines: Sequence[Line]) -> dict[Pair, Tried]:
+    """What each pair makes of the lines that serve for choosing."""
+    tried = {}
+    for pair in product(TIGHTEN_AT, BELOW):
+        cases = answers(pack, lines, limits_of(pack, *pair))
+        right = [case.outcome in case.accepted for case in cases]
+        tried[pair] = Tried(right, sum(case.outcome != case.floor for case in cases))
+    return tried
+
+
+def choose(tried: Mapping[str, Mapping[Pair, Tried]], pack_name: str) -> Pair:
+    """The pair for one of the packs that were tried.
+
+    A pack's situations are few, and neighbouring pairs differ by less than chance. So of the pairs that are
+    within one standard error (paired) of the most right outcomes of the pack, the one is taken with the most
+    right outcomes over all packs; of several, the one that changes the fewest outcomes. No pair can be looser
+    than the rules alone, because the model only tightens.
     """
-    tried = {pair: answers(pack, lines, limits_of(pack, *pair)) for pair in product(TIGHTEN_AT, BELOW)}
+    own = tried[pack_name]
+    top = max(own.values(), key=lambda pair: sum(pair.right))
 
-    def merit(pair: tuple[float, float]) -> tuple[float, ...]:
-        right = sum(case.outcome in case.accepted for case in tried[pair])
-        changed = sum(case.outcome != case.floor for case in tried[pair])
-        return right, -changed, pair[0], -pair[1]
+    def is_close(candidate: Tried) -> bool:
+        differing = sum(a != b for a, b in zip(candidate.right, top.right, strict=True))
+        return sum(top.right) - sum(candidate.right) <= math.sqrt(differing)
 
-    return max(tried, key=merit)
+    def merit(pair: Pair) -> tuple[float, ...]:
+        everywhere = sum(sum(pairs[pair].right) for pairs in tried.values())
+        return everywhere, -own[pair].changed, *pair
+
+    return max((pair for pair, candidate in own.items() if is_close(candidate)), key=merit)
 
 
 def report(file: Path, console: Console) -> None:
     """Choose for each pack of a file of `score`, and print what the choice adds and costs."""
     lines = read(file)
-    for name in dict.fromkeys(line.pack for line in lines):
-        pack = pack_files.load(pack_files.find(name, data_path("prompts")))
-        mine = [line for line in lines if line.pack == name]
-        parts = {use: [line for line in mine if line.use == use] for use in ("choose", "measure")}
-        tighten_at, below = choose(pack, parts["choose"])
-        console.print(f"\n{name}: tighten_at {tighten_at:g}, abstain.below at most {below:g}")
+    names = dict.fromkeys(line.pack for line in lines)
+    packs = {name: pack_files.load(pack_files.find(name, data_path("prompts"))) for name in names}
+    parts_of: dict[str, dict[Use, list[Line]]] = {name: {"choose": [], "measure": []} for name in packs}
+    for line in lines:
+        parts_of[line.pack][line.use].append(line)
+    tried = {name: try_all(pack, parts_of[name]["choose"]) for name, pack in packs.items()}
+    for name, pack in packs.items():
+        parts = parts_of[name]
+        tighten_at, below = choose(tried, name)
+        console.print(f"\n{name}: tighten_at {tighten_at:g}, abstain.below {below:g}")
         heads = ("cases", "limits", "rules", "served", "changed", "rightly", "wrongly", "doubts", "points")
         table = Table(*heads, box=None)
         for use, part in parts.items():
             for title, limits in (
-                ("before", limits_of(pack, 0.0, 1.0)),
+                ("none", limits_of(pack, 0.0, 0.0)),
+                ("shipped", pack.manifest.limits),
                 ("chosen", limits_of(pack, tighten_at, below)),
             ):
                 effect = effect_of(name, pack.labels, answers(pack, part, limits))

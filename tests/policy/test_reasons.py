@@ -82,6 +82,7 @@ PLAIN = request(note=None)
 INVENTED = [
     ("The card is reported as stolen.", ("R4",), "deny", PLAIN, "clause"),  # nothing says so
     ("The payment goes abroad.", ("R3",), "deny", request(), "clause"),  # R3 asks for less than deny
+    ("The account is locked.", ("R4",), "allow", request(context={"amount": 50.0}), "clause"),
     ("It is small.", ("R1",), "deny", request(context={"amount": 5.0, "note": NOTE}), "clause"),
     ("By R3 it is stopped.", ("R5",), "deny", request(), "clause"),  # in the sentence alone
     ("The payment is allowed, as it is routine.", ("R4",), "deny", request(), "outcome"),
@@ -106,7 +107,7 @@ HOLDING = [
     ("By R4 a stolen card may not pay.", ("R4",), "deny", request()),
     ("It is 2.500 on a stolen card.", ("R4",), "deny", request()),
     ("Writing to berta@holm.example first is safer.", ("R5",), "hold", request()),
-    ("It is an ordinary payment.", ("R4",), "allow", request(context={"amount": 50.0})),
+    ("It is an ordinary payment.", ("R1", "R5"), "allow", request(context={"amount": 50.0})),
 ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 from rich.console import Console
-from tighten_trial import Line, answers, cases, choose, limits_of, read, report
+from tighten_trial import Line, answers, cases, choose, limits_of, read, report, try_all
 
 from thor_policy.config import data_path
 from thor_policy.policy import pack_files
@@ -45,28 +45,39 @@ def line(right: str, doubt: float, **changes: Any) -> Line:
     return Line(**fields | changes)
 
 
+def chosen(pack: Pack, lines: list[Line]) -> tuple[float, float]:
+    return choose({NAME: try_all(pack, lines)}, NAME)
+
+
 def test_the_threshold_with_the_most_right_outcomes_is_chosen(pack: Pack) -> None:
     lines = [line("allow", 0.75), line("allow", 0.82), line("deny", 0.96), line("deny", 0.93)]
-    tighten_at, _ = choose(pack, lines)
+    tighten_at, _ = chosen(pack, lines)
     assert tighten_at == 0.9
     outcomes = [case.outcome for case in answers(pack, lines, limits_of(pack, tighten_at, 0.0))]
     assert outcomes == ["allow", "allow", "deny", "deny"]
 
 
 def test_of_equally_good_thresholds_the_quietest_is_chosen(pack: Pack) -> None:
-    assert choose(pack, [line("require_mfa", 0.7), line("allow", 0.1)]) == (1.0, 0.0)
+    assert chosen(pack, [line("require_mfa", 0.7), line("allow", 0.1)]) == (1.0, 0.5)
+
+
+def test_of_thresholds_that_chance_does_not_tell_apart_the_best_over_all_packs_is_chosen(pack: Pack) -> None:
+    few = try_all(pack, [line("deny", 0.72), line("allow", 0.65), line("allow", 0.74)])
+    many = try_all(pack, [line("deny", 0.96) for _ in range(9)] + [line("allow", 0.84) for _ in range(9)])
+    assert choose({NAME: few}, NAME)[0] > 0.74
+    assert choose({NAME: few, "other": many}, NAME)[0] == 0.95
 
 
 def test_an_abstention_is_kept_where_it_is_right(pack: Pack) -> None:
     lines = [line("require_attestation", 0.7, risk="high"), line("require_attestation", 0.9, risk="high")]
-    tighten_at, below = choose(pack, lines)
+    tighten_at, below = chosen(pack, lines)
     assert tighten_at > 0.9
-    assert below == 1.0
+    assert below == 0.5
 
 
 def test_where_the_rules_decide_alone_there_is_no_score_and_no_change(pack: Pack) -> None:
     settled = line("deny", 0.0, floor="deny", final=True, probabilities={})
-    (case,) = answers(pack, [settled], limits_of(pack, 0.0, 1.0))
+    (case,) = answers(pack, [settled], limits_of(pack, 0.0, 0.5))
     assert (case.outcome, case.scored, case.doubt) == ("deny", False, False)
 
 

@@ -7,10 +7,10 @@ with the kind of the fault. Pure; engine thread.
 Where the rules settle the outcome, or the pack's limits do, the reason is theirs and the model writes none.
 Elsewhere these are faults of the model's explanation:
 
-    clause   For an outcome above the loosest it cites a clause that the rules exclude: none of the clause's
+    clause   It cites a clause that the rules exclude. For an outcome above the loosest: none of the clause's
              rules matched, and either the request shows the model no free text that they could have missed,
              or all of them demand less than the outcome. Or those that matched demand less than the floor, or
-             only the loosest outcome.
+             only the loosest outcome. For the loosest outcome: all its rules demand more.
     outcome  Its sentence states an outcome other than the one served, or denies the one served.
     number   Its sentence has a number that is in neither question nor policy.
     name     Its sentence has a name, address or path that is in neither question nor policy.
@@ -134,10 +134,10 @@ def fault_of(
 
 def _excludes(pack: Pack, floor: Floor, outcome: str, clause: str, *, free_text: bool) -> bool:
     """True if the rules exclude a clause as the reason of this outcome."""
-    if outcome == pack.loosest:  # a clause that asks for more may well say why this request is none of its
-        return False
     rank = pack.labels.index
     rules = [rule for rule in pack.book.rules if rule.clause == clause]
+    if outcome == pack.loosest:
+        return bool(rules) and all(rank(rule.outcome) > 0 for rule in rules)
     matched = [rule for rule in rules if rule.id in floor.rules]
     if matched:
         least = max(rank(rule.outcome) for rule in matched)
