@@ -479,11 +479,16 @@ PACK_EXAMPLES = """
 """
 
 
-def write_pack(folder: Path, *, version: str = "1", system: str = "Decide.", rules: str = PACK_RULES) -> Path:
-    """Write a pack called small to `folder`; another `system` makes it another pack."""
+def write_pack(
+    folder: Path, *, version: str = "1", system: str = "Decide.", rules: str = PACK_RULES, more: str = ""
+) -> Path:
+    """Write a pack called small to `folder`; another `system` makes it another pack.
+
+    `more` ends its pack.yaml.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
-        "pack.yaml": PACK_MANIFEST.format(version=version),
+        "pack.yaml": PACK_MANIFEST.format(version=version) + more,
         "rules.yaml": rules,
         "examples.yaml": PACK_EXAMPLES,
         "clauses.yaml": "R1: Looking is free.\nR2: Nothing may be destroyed.\n",

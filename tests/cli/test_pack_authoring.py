@@ -143,6 +143,16 @@ class TestTry:
             assert expected in result.output
         assert demo.is_dir()
 
+    def test_shows_the_times_that_rules_read(self, run: Run, demo: Path) -> None:
+        assert "  time " not in run("packs", "try", "demo", question()).output
+        rule = "- {id: untimed, when: 'stated_times().size() == 0', outcome: deny, because: No time.}\n"
+        with (demo / "rules.yaml").open("a") as rules:
+            rules.write(rule)
+        assert "  time     none is stated" in run("packs", "try", "demo", question()).output
+        stated = json.loads(question()) | {"context": {"time": "2026-05-13T12:00:00+02:00"}}
+        output = run("packs", "try", "demo", json.dumps(stated)).output
+        assert "  time     2026-05-13T10:00:00Z (context.time)" in output
+
     def test_takes_json_a_file_and_standard_input(self, run: Run, demo: Path) -> None:
         (demo.parent / "question.json").write_text(question())
         outputs = {

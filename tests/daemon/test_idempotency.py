@@ -22,7 +22,7 @@ from tests.build import by_model, by_rule, fallback, write_adapter_header, write
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core import records
-from thor_policy.core.decisions import Decision, PriorRecord, Scored
+from thor_policy.core.decisions import Decision, Floor, PriorRecord, Scored
 from thor_policy.core.errors import RequestError
 from thor_policy.core.idempotency import Mark, digest_of
 from thor_policy.core.requests import Caller, Json, Role
@@ -46,6 +46,18 @@ from thor_policy.testing import StubEngine, load_stub_engine
 PATIENCE_MS = 20_000
 NOON = 1_778_668_800.0
 CALLER = Caller(transport="ipc", uid=1000, gid=1000, pid=42)
+
+
+def by_a_rule_that_reads_a_time(**changes: Any) -> Decision:
+    floor = Floor(
+        outcome="deny",
+        final=True,
+        because="the freeze is on",
+        time_used={"context.time": "2026-05-13T10:00:00Z"},
+    )
+    return by_rule(floor=floor, **changes)
+
+
 #: A question that the rules leave to the model.
 DEPLOY: dict[str, Json] = {
     "subject": {
@@ -340,7 +352,7 @@ class TestJournal:
             assert self.find(journal, known, since=NOON + 1) is None
             assert self.find(journal, unknown) is None
 
-    @pytest.mark.parametrize("decision", [by_model, by_rule, fallback])
+    @pytest.mark.parametrize("decision", [by_model, by_rule, fallback, by_a_rule_that_reads_a_time])
     def test_returns_a_decision_with_every_field_of_its_reply(
         self, path: Path, decision: Callable[..., Decision]
     ) -> None:

@@ -531,6 +531,27 @@ class TestRulesAlone:
             assert client.status().packs[0].failed_expressions == {"odd": 1}
             assert client.status().engine.counters["rule_errors"] == 1
 
+    def test_the_reply_and_the_journal_name_the_times_that_rules_read(
+        self, config: Config, tmp_path: Path
+    ) -> None:
+        rules = (
+            "- id: late\n  when: stated_times().exists(at, at > string(now))\n"
+            "  outcome: deny\n  because: Late.\n"
+        )
+        pack = write_rules_only_pack(tmp_path / "clock", rules=rules, more="clock: daemon\n")
+        context: dict[str, Json] = {"time": "2026-05-13T12:00+02:00"}
+        with (
+            serving(replace(config, pack=str(pack)), load_engine=no_engine),
+            Client(config.endpoint) as client,
+        ):
+            answer = answer_context(client, request={**QUESTION, "context": context})
+            used = answer["time_used"]
+            assert list(used) == ["context.time", "daemon"]
+            assert used["context.time"] == "2026-05-13T10:00:00Z"
+        with Reader(config.journal_path) as reader:
+            private = reader.trace(answer["decision_id"])["event"]["private"]
+        assert private["time_used"] == used
+
     def test_a_pack_with_a_model_is_refused_with_the_cure(
         self, config: Config, alone: Path, folder: Path
     ) -> None:

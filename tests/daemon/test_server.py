@@ -150,7 +150,7 @@ class TestReplies:
         assert set(context) - {"reason_code"} == {
             "decision_id", "outcome", "classification", "risk", "reasoning", "reasoning_source", "clauses",
             "confidence", "probabilities", "tier", "floor", "rules", "obligations", "precedents", "pack",
-            "model", "tokens", "timings_ms",
+            "model", "tokens", "time_used", "timings_ms",
         }  # fmt: skip
         assert reply["decision"] == (context["outcome"] == "allow")
         assert context["reasoning"] is not None

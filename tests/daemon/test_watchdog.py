@@ -561,7 +561,7 @@ class TestThreadThatEnded:
                 return super().score(pack_sha256, question, deadline_ns)
 
         with serving(config, load_engine=lambda _: Engine()), Client(config.endpoint) as own:
-            leave = question() | {"action_type": "leave"}
+            leave = question() | {"details": "leave"}
             assert refused(lambda: own.evaluate(leave, deadline_ms=500)).code == "expired"
             wait_until(lambda: not own.status().engine.alive)
             status, error = own.status(), refused(lambda: own.evaluate(question()))

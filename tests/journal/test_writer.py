@@ -548,6 +548,7 @@ def test_a_masked_value_is_in_no_file_of_the_journal(path: Path) -> None:
         final=False,
         facts={"entered": SECRET},
         errors={"rule": f"cannot read {SECRET}"},
+        time_used={"context.time": "2026-05-13T10:00:00Z"},
     )
     decision = by_model(
         id="d1",
@@ -580,7 +581,7 @@ def test_a_masked_value_is_in_no_file_of_the_journal(path: Path) -> None:
         "kept": "in sight",
     }
     assert private["masked"] == ["/context/password", "/context/nested/deep~1er"]
-    assert not {"facts", "errors", "suffix_tokens"} & private.keys()
+    assert not {"facts", "errors", "time_used", "suffix_tokens"} & private.keys()
     assert row(path, "decisions", "decision_id = 'd1'")["decision"] == "deny"
     private = events.decode(rows(path, "SELECT value FROM private WHERE seq = 2")[0][0])
     assert (private["context"], private["masked"]) == (

@@ -153,7 +153,7 @@ class TestRedecidingByAnotherPack:
         assert [(change.then, change.now, change.count) for change in summary.changes] == [
             ("deny", "allow", 2)
         ]
-        version = f"team-governance@1.0.0+{shipped_pack.info.sha256[:12]}"
+        version = f"{shipped_pack.info.name}@{shipped_pack.info.version}+{shipped_pack.info.sha256[:12]}"
         assert [(group.value, group.compared) for group in summary.by_judge] == [(f"{version}, its rules", 5)]
 
     def test_a_pack_with_one_more_rule_tightens_what_the_rule_denies(
@@ -190,6 +190,7 @@ class TestRedecidingByAnotherPack:
         folder = write_pack(
             tmp_path / "small",
             rules="- {id: late, when: now.getHours() >= 18, outcome: deny, clause: R1, because: Late.}\n",
+            more="clock: daemon\n",
         )
         pack = pack_files.load(folder)
         decisions = taken(pack, request("look"), request("look", at=NOON + 8 * 3600))
@@ -261,7 +262,7 @@ class TestSkippedDecisions:
         record(journal, masked, masked=("/subject/id",))
         no_part = events.decision_event(bare)
         record(journal, replace(no_part, private=None), erasing(journal, 2))
-        long = replace(whole, id="long", evaluation=request("x" * 3000).evaluation)
+        long = replace(whole, id="long", evaluation=request("look", who="x" * 3000).evaluation)
         record(journal, long)
         results = again(journal, pack)
         assert reasons(results) == {
@@ -673,7 +674,7 @@ def test_a_daemon_is_busy_while_it_has_a_request_in_flight(config: Config) -> No
 def ask(config: Config, who: str, deadline_ms: int = 20_000, **properties: Json) -> str:
     question = {
         "subject": {"type": "user", "id": who, "properties": TRUSTED | properties},
-        "action": {"name": "approve_budget"},
+        "action": {"name": "approve"},
         "resource": {"type": "doc", "id": "guide"},
     }
     with Client(config.endpoint, timeout_ms=60_000) as client:
@@ -729,7 +730,7 @@ class TestWhatIfCommand:
         result = json.loads(shown.stdout)
         assert (result["summary"]["compared"], result["summary"]["same"], result["flips"]) == (3, 3, [])
         assert rows(daemon.journal_path, "SELECT * FROM counterfactuals") == []
-        chosen = invoke("--json", "--dry-run", "--actor", "u1", "--action", "approve_budget", "--since", "1h")
+        chosen = invoke("--json", "--dry-run", "--actor", "u1", "--action", "approve", "--since", "1h")
         assert json.loads(chosen.stdout)["summary"]["compared"] == 1
         assert json.loads(invoke("--json", "--dry-run", "-n", 2).stdout)["summary"]["compared"] == 2
         assert len(ids) == 3

@@ -46,6 +46,7 @@ TUNED = Adapter(name="tuned", sha256="c" * 64, scale=0.5)
 PACK = """
 name: small
 version: "1"
+clock: daemon
 description: Three outcomes, a rule for each way to answer, and a fact that takes its time from the request.
 outcomes: [{label: allow}, {label: require_mfa}, {label: deny}]
 classifications: [routine]

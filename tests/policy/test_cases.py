@@ -103,7 +103,12 @@ def test_a_condition_comes_to_what_cel_says(case: dict[str, Any]) -> None:
 
     def book() -> RuleBook:
         return RuleBook(
-            outcomes=("allow", "deny"), facts={}, rules=(rule,), risk='"low"', words=case.get("words")
+            outcomes=("allow", "deny"),
+            facts={},
+            rules=(rule,),
+            risk='"low"',
+            words=case.get("words"),
+            clock="daemon",
         )
 
     if case["right"] == "refused":

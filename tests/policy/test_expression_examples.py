@@ -41,6 +41,7 @@ def book_of(expression: str) -> RuleBook:
         words=PARTS["words"],
         data=PARTS["data"],
         reads=PARTS["reads"],
+        clock="daemon",
         vocabulary=msgspec.convert(PARTS["vocabulary"], dict[str, Vocabulary]),
     )
 

@@ -26,6 +26,7 @@ description: Who may do what in the tests.
 outcomes: [{label: allow}, {label: ask}, {label: deny}]
 model: never
 default: deny
+clock: daemon
 reads: {context.amount: int, context.when: timestamp, context.m: map, context.m.x: int}
 words: {removing: [delete, "drop*"]}
 facts:
@@ -134,7 +135,7 @@ words:
 facts:
   kind: '¶nope == 1'
   list: '¶1'
-  times: '¶[now]'
+  times: '¶[timestamp("2026-01-01T00:00:00Z")]'
 risk: '¶permited ? "high" : "low"'
 limits:
   abstain: {outcome: ¶allow, below: {}}

@@ -539,7 +539,7 @@ def test_an_example_answer_opens_as_every_answer_does(small: Pack) -> None:
 
 
 def test_rules_are_applied_to_an_example_at_its_own_time(write: Write) -> None:
-    timed = manifest(facts={"danger": "now.getFullYear() > 2030"})
+    timed = manifest(facts={"danger": "now.getFullYear() > 2030"}, clock="daemon")
     late = first_example(at=2_000_000_000.0)
     turns = pack_files.load(write(pack=timed, examples=late)).prefix.turns
     assert turns[1].text.endswith("danger: yes")

@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError
 from thor_policy.core.requests import RISKS, Action, Entity, Evaluation
-from thor_policy.policy.rules import MemberType, Requires, Rule, RuleBook, reads_only_subject_properties
+from thor_policy.policy.rules import (
+    MemberType,
+    Requires,
+    Rule,
+    RuleBook,
+    RuleFaults,
+    reads_only_subject_properties,
+)
 
 OUTCOMES = ("allow", "require_mfa", "require_attestation", "deny")
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC).timestamp()
@@ -36,7 +43,7 @@ def book(
     risk: str = '"low"',
     words: Mapping[str, Sequence[str]] | None = None,
 ) -> RuleBook:
-    return RuleBook(outcomes=OUTCOMES, facts=facts or {}, rules=rules, risk=risk, words=words)
+    return RuleBook(outcomes=OUTCOMES, facts=facts or {}, rules=rules, risk=risk, words=words, clock="daemon")
 
 
 def evaluation(**context: Any) -> Evaluation:
@@ -335,6 +342,74 @@ def test_a_time_in_the_request_can_be_compared_with_now() -> None:
     stale = rule("stale", 'now - timestamp(context.timestamp) > duration("1h")')
     for timestamp, outcome in (("2026-01-01T11:30:00Z", "allow"), ("2026-01-01T10:59:00Z", "deny")):
         assert floor(stale, context={"timestamp": timestamp}).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("when", "line", "column"), [("now > now", 1, 1), ("true &&\n  string(now) != ''", 2, 10)]
+)
+def test_the_daemons_clock_is_no_name_of_a_pack_that_does_not_declare_it(
+    when: str, line: int, column: int
+) -> None:
+    with pytest.raises(RuleFaults) as refused:
+        RuleBook(outcomes=OUTCOMES, facts={}, rules=[rule("late", when)], risk=None)
+    (fault,) = refused.value.faults
+    assert (fault.line, fault.column) == (line, column)
+    assert "`clock: daemon`" in fault.message
+
+
+@pytest.mark.parametrize(
+    ("context", "texts"),
+    [
+        ({}, []),
+        ({"time": None, "timestamp": None}, []),
+        ({"time": "2026-06-27T18:03-07:00"}, ["2026-06-28T01:03:00Z"]),
+        ({"timestamp": "2026-06-27t18:03:09.25z"}, ["2026-06-27T18:03:09.250000Z"]),
+        (
+            {"time": "2026-06-27T18:03:00+02:00", "timestamp": "2026-06-27T10:00:00Z"},
+            ["2026-06-27T16:03:00Z", "2026-06-27T10:00:00Z"],
+        ),
+    ],
+    ids=["none", "null", "AuthZEN without seconds", "an older service", "both"],
+)
+def test_the_times_that_a_request_states_are_read_in_utc(context: dict[str, Any], texts: list[str]) -> None:
+    result = floor(facts={"at": "stated_times()"}, context=context)
+    assert result.facts == {"at": texts}
+    members = [f"context.{name}" for name in ("time", "timestamp") if context.get(name)]
+    assert result.time_used == dict(zip(members, texts, strict=True))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "yesterday",
+        "2026-06-27",
+        "2026-06-27T18:03:00",
+        "2026-06-27 18:03:00Z",
+        "2026-13-27T18:03:00Z",
+        "２026-06-27T18:03:00Z",
+        "0001-01-01T00:00:00+14:00",
+        "",
+        1_782_907_200,
+        {"at": "2026-06-27T18:03:00Z"},
+    ],
+)
+def test_a_time_that_cannot_be_read_fails_instead_of_counting_as_none(value: Any) -> None:
+    late = rule("untimed", "stated_times().size() == 0")
+    result = floor(late, final("open"), context={"time": value})
+    assert (result.outcome, list(result.errors)) == ("deny", ["untimed"])
+    assert result.time_used == {}
+
+
+def test_a_floor_names_each_time_that_its_expressions_read_and_no_other() -> None:
+    context = {"time": "2026-06-27T18:03:00Z", "timestamp": "2026-06-27T10:00:00Z"}
+    assert floor(rule("any"), context=context).time_used is None
+    reads_one = rule("late", 'given("context.timestamp", "") > "2026"')
+    assert floor(reads_one, context=context).time_used == {"context.timestamp": "2026-06-27T10:00:00Z"}
+    reads_clock = rule("late", "now > timestamp(context.time)")
+    assert floor(reads_clock, context=context).time_used == {
+        "context.time": "2026-06-27T18:03:00Z",
+        "daemon": "2026-01-01T12:00:00Z",
+    }
 
 
 # ---------------------------------------------------------------- mentions

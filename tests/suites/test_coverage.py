@@ -81,6 +81,8 @@ UNREACHED = {
     "device-operations": (
         "battery-too-low",
         "locked-out",
+        "lock-unreadable",
+        "unknown-zone",
         "footage-leaves",
         "lock-unknown",
         "version-unknown",
@@ -88,7 +90,13 @@ UNREACHED = {
     ),
     "discount-approval": ("long-price", "plain-and-small"),
     "invoice-exception": ("three-way-match",),
-    "team-governance": ("unreadable-subject", "automation-privileged"),
+    "team-governance": (
+        "unreadable-account",
+        "unreadable-subject",
+        "unknown-type",
+        "production-without-time",
+        "automation-privileged",
+    ),
     "trade-risk": ("deep-drawdown", "conduct", "plain-exit"),
 }
 

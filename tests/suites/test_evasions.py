@@ -24,8 +24,6 @@ REMOVES = Rule(id="removes", when='kind("action.name") in ["removal", ""]', outc
 READS = Rule(
     id="reads", when='action.name != "file.delete"', outcome="allow", final=True, because="It reads."
 )
-#: Spellings that still get a looser answer, and those that become a final allow, by pack.
-LEFT = {"device-operations": (130, 0), "team-governance": (197, 24)}
 
 each_pack = pytest.mark.parametrize("name", pack_files.available(data_path("prompts")))
 
@@ -169,11 +167,10 @@ def failures(name: str, step: int) -> tuple[int, int]:
 
 @each_pack
 def test_no_spelling_of_a_sample_gets_a_looser_answer_from_a_shipped_pack(name: str) -> None:
-    looser, allowed = failures(name, step=7)
-    assert (looser <= LEFT.get(name, (0, 0))[0], allowed <= LEFT.get(name, (0, 0))[1]) == (True, True)
+    assert failures(name, step=7) == (0, 0)
 
 
 @pytest.mark.soak
 @each_pack
 def test_no_spelling_at_all_gets_a_looser_answer_from_a_shipped_pack(name: str) -> None:
-    assert failures(name, step=1) <= LEFT.get(name, (0, 0))
+    assert failures(name, step=1) == (0, 0)

@@ -34,8 +34,6 @@ TEXTS = [text for texts in MATERIAL.injections.values() for text in texts]
 #: When the daemon is taken to receive a question; those that look at the time state their own.
 AT = 1_767_279_600.0
 LABELS = ("allow", "hold", "deny")
-#: Spellings with a looser answer of packs whose vocabulary is not complete.
-LOOSER = {"device-operations": 176, "team-governance": 116}
 
 each_pack = pytest.mark.parametrize("name", PACKS)
 
@@ -355,10 +353,12 @@ SET_OFF: dict[str, list[tuple[str, dict[str, Any]]]] = {
             },
         ),
         ("X3", {"resource": {"properties": {"interlock": "open"}}}),
+        ("X3", {"resource": {"properties": {"interlock": "unknown"}}}),
         ("X3", {"resource": {"properties": {"interlock": "unsure"}}}),
-        ("X6", {"action": {"name": "upload_camera_video"}}),
+        ("X6", {"action": {"name": "upload_video"}}),
+        ("X6", {"resource": {"properties": {"zone": "spa"}}}),
         ("X1", {"action": {"name": "update_firmware", "properties": {"version": "newest"}}}),
-        ("X2", {"action": {"name": "ponder"}}),
+        ("X2", {"action": {"name": "polish"}}),
     ],
     "discount-approval": [
         ("X1", {"resource": {"properties": {"price_fixed_months": 48}}}),
@@ -366,7 +366,12 @@ SET_OFF: dict[str, list[tuple[str, dict[str, Any]]]] = {
             "X1",
             {
                 "resource": {"properties": {"payment_days": 30}},
-                "context": {"details": "", "open_incidents": [], "overdue_days": 0},
+                "context": {
+                    "details": "",
+                    "open_incidents": [],
+                    "overdue_days": 0,
+                    "time": "2026-05-12T10:00:00Z",
+                },
             },
         ),
     ],
@@ -382,6 +387,9 @@ SET_OFF: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "team-governance": [
         ("X1", {"subject": {"properties": {"role": ["developer"]}}}),
         ("X1", {"subject": {"type": "ci", "properties": {"role": "ci"}}, "action": {"name": "grant_role"}}),
+        ("X1", {"subject": {"properties": {"account": "on hold"}}}),
+        ("X1", {"resource": {"type": "gizmo"}}),
+        ("X5", {"context": {"time": None}}),
     ],
     "trade-risk": [
         ("X1", {"context": {"account": {"drawdown_percent": 16}}}),
@@ -431,7 +439,7 @@ def test_no_spelling_of_a_name_that_a_rule_looks_at_gets_its_question_a_looser_a
     variants = [each for key, evaluation in questions.items() for each in evasions.of(str(key), evaluation)]
     comparisons = [evasions.compare(variant) for variant in variants[::4]]
     assert evasions.untried == set()
-    assert sum(comparison.failed for comparison in comparisons) <= LOOSER.get(name, 0)
+    assert not any(comparison.failed for comparison in comparisons)
     assert not any(comparison.finally_allowed for comparison in comparisons)
 
 

@@ -31,7 +31,7 @@ PATIENCE_S = 60
 PRIVATE = "ivo-4711"
 DEPLOY: Json = {
     "subject": {"type": "user", "id": PRIVATE},
-    "action": {"name": f"deploy-{PRIVATE}"},
+    "action": {"name": "deploy", "properties": {"note": PRIVATE}},
     "resource": {"type": "env", "id": "production"},
     "context": {"note": PRIVATE},
 }
@@ -46,7 +46,7 @@ from thor_policy.core.errors import EngineError
 
 class Engine(testing.StubEngine):
     def score(self, pack_sha256, question, deadline_ns):
-        if "broken" in question:
+        if "restart" in question:
             raise EngineError("a decode failed")
         return super().score(pack_sha256, question, deadline_ns)
 
@@ -360,7 +360,7 @@ class TestDaemon:
                 assert child.poll() is None, path.read_text()
             with Client(config.endpoint, timeout_ms=PATIENCE_S * 1000) as client:
                 client.evaluate(DEPLOY)
-                client.evaluate(DEPLOY | {"action": {"name": "broken"}})
+                client.evaluate(DEPLOY | {"action": {"name": "restart"}})
                 with pytest.raises(RequestError):
                     client.evaluate(DEPLOY | {"action": {"name": ""}})
             child.send_signal(signal.SIGTERM)

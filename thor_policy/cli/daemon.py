@@ -190,6 +190,7 @@ def _show_reply(reply: dict[str, Json]) -> None:
             + (f" ({context['reason_code']})" if "reason_code" in context else ""),
             "rule errors": _lines(context.get("rule_errors", {})),
             "missing": ", ".join(context.get("fields_missing", ())) or None,
+            "time used": render.time_used(context.get("time_used")),
             "floor": context["floor"],
             "confidence": context["confidence"],
             "probabilities": shares or None,

@@ -160,6 +160,8 @@ def show(config: Config, decision_id: str, every: bool, as_json: bool) -> None:
     shown = {"seq": event["seq"], "hash": event["hash"], "private part": "there" if private else "erased"}
     if floor.get("rules"):
         shown["rules"] = ", ".join(floor["rules"])
+    if private and (time_used := render.time_used(private.get("time_used"))):
+        shown["time used"] = time_used
     if every and (others := floor.get("also_because")):
         shown["further reasons"] = "\n".join(others)
     render.pairs(shown, title="event")

@@ -215,7 +215,10 @@ def _try(folder: Path, question: str, as_json: bool) -> None:
     for trace in traces:
         _show_rule(trace)
     render.line("")
-    render.pairs({"answer": answer, "because": floor.because, "risk": floor.risk})
+    shown = {"answer": answer, "because": floor.because, "risk": floor.risk}
+    if floor.time_used is not None:
+        shown["time"] = render.time_used(floor.time_used)
+    render.pairs(shown)
     if prompt:
         render.line("")
         render.pairs({"": prompt}, title="what the model reads")

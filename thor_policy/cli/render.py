@@ -135,6 +135,13 @@ def pairs(values: Mapping[str, Any], *, title: str | None = None) -> None:
         console().print(f"  {name:<{width}}  {text}", soft_wrap=True)
 
 
+def time_used(times: Mapping[str, str] | None) -> str | None:
+    """The times that rules read, with where they come from; None if the pack reads none."""
+    if times is None:
+        return None
+    return ", ".join(f"{time} ({source})" for source, time in times.items()) or "none is stated"
+
+
 def line(text: str, *, stderr: bool = False) -> None:
     """Print one line of plain text."""
     console(stderr=stderr).print(escape(visible(text, lines=True)), soft_wrap=True)

@@ -34,8 +34,9 @@ class Floor(Struct, frozen=True, kw_only=True):
     `rules` are the ids that fired, strictest first. `clauses` are those of the rules that demand `outcome`.
     `because` is the reason of the deciding rule: the first of these rules in the pack's order. `also_because`
     are the reasons of the others. `errors` maps the id of each rule or fact that failed to its message.
-    `missing` are the required members of the request that are absent or of another type. `final` says that no
-    model is needed.
+    `missing` are the required members of the request that are absent or of another type. `time_used` has
+    each time that expressions read, by its origin (a member of the request, or `daemon`); None if the pack
+    reads none. `final` says that no model is needed.
     """
 
     outcome: str
@@ -49,6 +50,7 @@ class Floor(Struct, frozen=True, kw_only=True):
     errors: dict[str, str] = {}
     missing: tuple[str, ...] = ()
     risk: Risk = "critical"
+    time_used: dict[str, str] | None = None
 
     def settles(self, outcome: str) -> bool:
         """True when the rules alone demand `outcome` and say why."""

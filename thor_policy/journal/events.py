@@ -206,12 +206,13 @@ class DecisionPrivate(PrivateColumns, frozen=True, kw_only=True, omit_defaults=T
     """Private part of a `decision` event.
 
     `facts` that are false, zero or empty are left out. So is `reasoning` where it equals the floor's
-    `because`. `masked` are the JSON pointers whose values were not recorded. Then facts, errors and suffix
-    tokens are not recorded either, because they are computed from those values.
+    `because`. `masked` are the JSON pointers whose values were not recorded. Then facts, errors, times and
+    suffix tokens are not recorded either, because they are computed from those values.
     """
 
     facts: dict[str, Json] = {}
     errors: dict[str, str] = {}
+    time_used: dict[str, str] | None = None
     suffix_tokens: tuple[int, ...] = ()
     masked: tuple[str, ...] = ()
 
@@ -276,6 +277,7 @@ def decision_event(decision: Decision, ticket: int | None = None, *, masked: Seq
         evaluation=evaluation,
         facts={name: value for name, value in floor.facts.items() if value},
         errors=floor.errors,
+        time_used=floor.time_used,
         suffix_tokens=scored.suffix_tokens if scored else (),
         reasoning=explanation.reasoning if explanation and explanation.reasoning != floor.because else None,
         text=(explanation.text or None) if explanation else None,
@@ -357,7 +359,13 @@ def _masked(private: DecisionPrivate, pointers: Sequence[str]) -> DecisionPrivat
         return private
     evaluation = msgspec.convert(plain, Evaluation)
     return replace(
-        private, evaluation=evaluation, facts={}, errors={}, suffix_tokens=(), masked=tuple(hidden)
+        private,
+        evaluation=evaluation,
+        facts={},
+        errors={},
+        time_used=None,
+        suffix_tokens=(),
+        masked=tuple(hidden),
     )
 
 

@@ -90,6 +90,7 @@ def _decision(
             because=floor.because,
             also_because=floor.also_because,
             classification=floor.classification,
+            time_used=private_part.time_used if private_part else None,
         ),
         risk=body.risk,
         pack=body.pack,

@@ -57,8 +57,8 @@ CANNOT_SEE = (
 )
 #: A text that a condition may quote.
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.:/@+-]{0,39}")
-#: An expression that uses the time of receipt.
-_CLOCK = re.compile(r"\bnow\b")
+#: An expression that uses a time.
+_CLOCK = re.compile(r"\bnow\b|\bstated_times\b|\bcontext\.time(stamp)?\b")
 _PAGE = 1_000
 #: Decisions that the rarity of a condition is measured on.
 _SAMPLE = 2_000
@@ -226,7 +226,7 @@ def _case(row: Record, pack: Pack) -> Case | None:
 def _features(evaluation: Evaluation, floor: Floor, pack: Pack) -> tuple[dict[str, Value], frozenset[str]]:
     """Facts and plain values by their CEL expression, and the words of the pack's text fields.
 
-    The subject's id is no value: a rule must not be about one person. Nor is a number that uses the clock: it
+    The subject's id is no value: a rule must not be about one person. Nor is a number that uses a time: it
     grows with time, whatever the request.
     """
     values: dict[str, Value] = {

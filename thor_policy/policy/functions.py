@@ -9,8 +9,10 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any
 
@@ -29,6 +31,12 @@ from thor_policy.policy.words import WordLists
 
 #: From here on not every whole number is a double.
 EXACT = 2**53
+#: The members of a request that state its time: AuthZEN's name, and that of older services.
+TIMES = ("context.time", "context.timestamp")
+#: RFC 3339 in ASCII digits; AuthZEN's own examples leave the seconds out.
+_TIME = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,9})?)?([Zz]|[+-][0-9]{2}:[0-9]{2})"
+)
 
 _T = cel.Type
 ANY_MAP = _T.Map(_T.STRING, _T.DYN)
@@ -111,6 +119,45 @@ def row(table: str, key: str) -> Json:
     """The row of a table of data.yaml; null if there is none."""
     rows = _current.tables[table]
     return rows.get(key) if isinstance(rows, dict) else None
+
+
+def stated_times() -> list[str]:
+    """The times that the request states, in UTC. Raises TypeError, ValueError for what is no time."""
+    texts = []
+    for path in TIMES:
+        value = _current.roots["context"].get(path.removeprefix("context."))
+        if value is None:
+            continue
+        if type(value) is not str:
+            raise TypeError(f"{path}: a {json_type(value)}, not a time")
+        if (at := _moment(value)) is None:
+            raise ValueError(f"{path}: not a time with a zone, as 2026-03-03T22:30:00Z")
+        texts.append(as_text(at))
+    return texts
+
+
+def times_by_member() -> Iterator[tuple[str, str]]:
+    """Path and time, in UTC, of each of `TIMES` that the request states and that is a time."""
+    for path in TIMES:
+        value = _current.roots["context"].get(path.removeprefix("context."))
+        if type(value) is str and (at := _moment(value)) is not None:
+            yield path, as_text(at)
+
+
+def as_text(at: datetime) -> str:
+    """An RFC 3339 time in UTC."""
+    return at.isoformat().replace("+00:00", "Z")
+
+
+@functools.lru_cache(maxsize=256)
+def _moment(text: str) -> datetime | None:
+    """The time in UTC of an RFC 3339 text, whose seconds may be left out; None for any other text."""
+    if not _TIME.fullmatch(text):
+        return None
+    try:
+        return datetime.fromisoformat(text.upper()).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
 
 
 def shell(text: str, table: str = "") -> Json:
@@ -258,6 +305,7 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], list[_Overload]]] = {
     "given": (given, _GIVEN),
     "texts": (texts, [((kind,), ANY_LIST) for kind in _JSON]),
     "row": (row, [((_T.STRING, _T.STRING), _T.DYN)]),
+    "stated_times": (stated_times, [((), _T.List(_T.STRING))]),
     "sets.contains": (_contains, _OF_SETS),
     "sets.intersects": (_intersects, _OF_SETS),
     "sets.equivalent": (_equivalent, _OF_SETS),

@@ -22,7 +22,7 @@ from thor_policy.core.engine import ChatTurn, Fixed, FreeText, OneOf, PromptPref
 from thor_policy.core.errors import PackError, RequestError
 from thor_policy.core.requests import Evaluation, Json, Risk
 from thor_policy.policy.prompt_text import look_up, show, text_size, without
-from thor_policy.policy.rules import MemberType, Requires, Rule, RuleBook
+from thor_policy.policy.rules import Clock, MemberType, Requires, Rule, RuleBook
 from thor_policy.policy.vocabulary import Vocabulary
 
 #: Values that every request has: if the first field shows one, all questions begin with the same text.
@@ -88,7 +88,8 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     `model: never` makes a pack of rules alone. `default` is the outcome where no rule decides; without it the
     model decides there. `requires` and `reads` declare members of a request with their types: those that it
     must have, and those that it may have. `vocabulary` lists the names that members can have, by their path.
-    `cache: false`: the model scores every question, repeated ones too.
+    `cache: false`: the model scores every question, repeated ones too. `clock: daemon`:
+    expressions may read `now`, the receipt time, so outcomes may change with it.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     supersedes: str | None = None
     limits: Limits = Limits()
     cache: bool = True
+    clock: Clock = "request"
 
 
 class Example(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -318,6 +320,7 @@ def rule_book(manifest: Manifest, rules: tuple[Rule, ...], data: Mapping[str, Js
         not_plain=manifest.limits.abstain.outcome if manifest.limits.abstain else None,
         default=manifest.default,
         rules_only=manifest.model == "never",
+        clock=manifest.clock,
         where=where,
     )
 

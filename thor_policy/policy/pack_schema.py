@@ -60,12 +60,16 @@ _MEMBERS: dict[str, dict[str, tuple[str, Schema]]] = {
         ),
         "words": ("Word lists for mentions(..) and starts(..), by name.", {}),
         "facts": (
-            "Named CEL expressions. Each sees the request, `now`, `data` and facts above it; _x is a step.",
+            "Named CEL expressions. Each sees the request, `data` and facts above it; _x is a step.",
             {"propertyNames": _FACTS | {"not": {"enum": sorted({*ROOTS, *RESERVED})}}},
         ),
         "risk": ("A CEL expression that gives low, medium, high or critical.", {}),
         "supersedes": ("The version that this one replaces.", {}),
         "limits": ("Limits of a question and of an explanation.", {}),
+        "clock": (
+            "`daemon`: expressions may read `now`. `request`: only the time that a request states.",
+            {},
+        ),
         "cache": ("false: the model scores every question, also repeated ones.", {}),
     },
     "Outcome": {

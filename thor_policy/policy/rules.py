@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct, structs
@@ -27,9 +28,25 @@ from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError
 from thor_policy.core.requests import RISKS, Evaluation, Json, Risk
 from thor_policy.policy.expressions import TOO_DEEP, Fault, Language, Program, Type, is_json
-from thor_policy.policy.functions import name_kinds, roots, with_article
+from thor_policy.policy.functions import (
+    TIMES,
+    as_text,
+    name_kinds,
+    roots,
+    times_by_member,
+    with_article,
+)
 from thor_policy.policy.structure.names import shown
-from thor_policy.policy.tokens import RESERVED, ROOTS, literal_values, names_in, parts_of, paths_in
+from thor_policy.policy.tokens import (
+    RESERVED,
+    ROOTS,
+    literal_values,
+    names_in,
+    parts_of,
+    paths_in,
+    position,
+    tokenise,
+)
 from thor_policy.policy.vocabulary import RULE_ID, Reading, Vocabularies, Vocabulary, faults_of
 from thor_policy.policy.words import WordLists, fault_of
 
@@ -52,6 +69,8 @@ _NOT_JSON = {
 _KEYS_NOT_TEXT = re.compile(r"MAP<(?!STRING|DYN)")
 _UNKNOWN_NAME = re.compile(r"there is no name '([^'.]+)['.]")
 
+#: Whose time the expressions of a pack may read: that which a request states, or also the daemon's (`now`).
+Clock: TypeAlias = Literal["request", "daemon"]
 #: A type that a pack can declare for a member of a request.
 MemberType: TypeAlias = Literal[
     "bool", "int", "number", "string", "timestamp", "list", "list(string)", "list(number)", "map"
@@ -127,7 +146,8 @@ class RuleBook:
     `outcomes` lists the labels, loosest first. `default` is the outcome where no rule decides; without one
     the model decides there. `rules_only`: there is no model, so every rule is final. `not_plain` is the least
     outcome of a request with a name that is not plain, where `vocabulary` says nothing about its member; by
-    default the strictest. Raises RuleFaults, which lists every fault.
+    default the strictest. `clock`: with `request` no
+    expression may read `now`. Raises RuleFaults, which lists every fault.
     """
 
     def __init__(
@@ -145,11 +165,12 @@ class RuleBook:
         not_plain: str | None = None,
         default: str | None = None,
         rules_only: bool = False,
+        clock: Clock = "request",
         where: str = "pack",
     ) -> None:
         self._rank = {outcome: rank for rank, outcome in enumerate(outcomes)}
         self._loosest, self._strictest = outcomes[0], outcomes[-1]
-        self._default, self._rules_only = default, rules_only
+        self._default, self._rules_only, self._clock = default, rules_only, clock
         self._required = requires.members if requires else {}
         self._outcome_if_missing = (requires.outcome if requires else None) or self._strictest
         self.rules = tuple(rules)
@@ -233,6 +254,8 @@ class RuleBook:
         def check(text: str, file: str, path: str, subject: str, needed: str | None) -> Type | None:
             result = self._language.check(text, self._types)
             problems = result if isinstance(result, list) else self._faults_of_type(text, result, needed)
+            if self._clock == "request":
+                problems = [*problems, *_readings_of_now(text)]
             later = set(facts) - set(self._types)
             for fault in problems:
                 message = fault.message
@@ -303,6 +326,11 @@ class RuleBook:
         except RuntimeError:  # each checks, and in a list it stands a level deeper
             raise RuleFaults(list(self._too_deep(facts)), where) from None
         self._checked_facts = {name for name, kind in self._types.items() if kind.name not in _PLAIN}
+        paths = {path for text in self._texts.values() for path in paths_in(text)}
+        calls_times = any("stated_times" in names_in(text) for text in self._texts.values())
+        self._reads_now = "now" in paths
+        #: The members with a time that expressions read.
+        self._times = tuple(path for path in TIMES if path in paths or calls_times)
 
     def _too_deep(self, facts: Mapping[str, str]) -> Iterator[RuleFault]:
         places = [("pack.yaml", f"$.facts.{name}", f"fact {name}", text) for name, text in facts.items()]
@@ -400,6 +428,7 @@ class RuleBook:
             errors={} if missing else errors,  # whatever failed, failed because of what is missing
             missing=tuple(missing),
             risk=_as_risk(values[-1]),
+            time_used=self._time_used(inputs["now"]),
         )
 
     def _rule_of(self, reading: Reading) -> Rule:
@@ -503,6 +532,15 @@ class RuleBook:
         because = f"{first} The request is incomplete: {lacks}.".lstrip()
         return outcome, True, deciding, [because, *others]
 
+    def _time_used(self, now: datetime) -> dict[str, str] | None:
+        """The times that expressions read in this request, by their origin; None if they read none."""
+        if not self._times and not self._reads_now:
+            return None
+        used = {path: time for path, time in times_by_member() if path in self._times}
+        if self._reads_now:
+            used["daemon"] = as_text(now)
+        return used
+
     def stricter(self, *outcomes: str) -> str:
         """The strictest of `outcomes`."""
         return max(outcomes, key=self._rank.__getitem__)
@@ -565,3 +603,11 @@ def _reasons(deciding: Sequence[Rule], errors: Mapping[str, str]) -> list[str]:
 def _as_risk(value: Any) -> Risk:
     """The value if it is a risk; otherwise the highest risk, since an unknown risk may be high."""
     return next((risk for risk in RISKS if risk == value), RISKS[-1])
+
+
+def _readings_of_now(text: str) -> Iterator[Fault]:
+    if "now" in names_in(text):
+        at = next(token for token in tokenise(text) if token.text == "now")
+        line, column = position(text, at.offset)
+        message = "`now` is the daemon's clock; read stated_times(), or write `clock: daemon` in pack.yaml"
+        yield Fault(line=line, column=column, message=message)

@@ -75,6 +75,8 @@ def decision_item(
         context["rule_errors"] = decision.floor.errors
     if decision.floor.missing:
         context["fields_missing"] = decision.floor.missing
+    if decision.floor.time_used is not None:
+        context["time_used"] = decision.floor.time_used
     return {"decision": decision.allow, "context": context}
 
 
