@@ -232,7 +232,7 @@ class TestReading:
         assert run("log", "verify").exit_code == 0
         assert json.loads(run("log", "verify", "--json").stdout)["ok"]
         with sqlite3.connect(daemon.journal_path) as connection:
-            connection.execute("UPDATE decisions SET decision = 'allow', allow = 1")
+            connection.execute("UPDATE decisions SET decision = 'changed', allow = 1 - allow")
         connection.close()
         result = run("log", "verify")
         assert result.exit_code == 1
