@@ -299,7 +299,8 @@ def test_a_program_that_only_gets_data_is_not_marked(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["rm -rf /", "rm -r ~/*", "rm -rf /etc", "find / -delete", "find ~ -exec rm {} +", "rm -rf /$x",
-     "cd /; rm -r *", "chmod -R 0 /", "mv ~ a", "echo / | xargs rm -rf", "x=/; rm -rf $x",
+     "cd /; rm -r *", "chmod -R 0 /", "mv ~ a", "echo / | xargs rm -rf", "x=/; rm -rf $x", "! { rm -rf /; }",
+     "! ! A=b rm -rf /",
      "rm -rf ${HOME%/}", "rm -rf /[a-z]*"],
 )  # fmt: skip
 def test_the_loss_of_a_system_or_a_home_is_marked(text: str) -> None:
@@ -346,6 +347,7 @@ def test_variables_that_a_line_changes_are_listed(text: str, variables: list[str
         ("ls() { id; }", "it defines a function"),
         ("alias ls=id", "alias changes what other words mean"),
         ("trap id EXIT", "trap changes what other words mean"),
+        ("! { ls; }", "a word of the shell's syntax stands where a program is read"),
         ("popd", "the running directory cannot be known"),
         (". ../env/bin/activate", ". changes what other words mean"),
         ("source a", "source changes what other words mean"),
@@ -398,7 +400,6 @@ def check(text: str) -> None:
     for result in (shell(text), read(text)):
         assert set(result) == MEMBERS
         assert all(set(command) == set(Command.__struct_fields__) for command in result["commands"])
-    assert shell(text)["opaque"] == read(text)["opaque"]
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(100_000, marks=pytest.mark.soak)])

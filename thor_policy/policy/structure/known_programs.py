@@ -27,7 +27,13 @@ OPAQUE = frozenset(
     ("source", ".", "alias", "unalias", "trap", "coproc", "enable", "hash", "bind", "complete", "fc")
 )
 
+#: Words of the shell's own syntax. The parser takes them for programs behind `!`.
+RESERVED = frozenset((
+    "{", "}", "if", "then", "elif", "else", "fi", "for", "while", "until", "do", "done", "case", "esac",
+))  # fmt: skip
+
 BUILTIN: dict[str, Any] = {
+    "!,{,if,then,elif,else,while,until,do": {"args": "assign"},
     # ------------------------------------------------ wrappers
     "env": {
         "options": "-[i0v] --ignore-environment --null --debug -u,--unset=text -C,--chdir=dir "
@@ -35,7 +41,7 @@ BUILTIN: dict[str, Any] = {
         "args": "assign",
     },
     "nice": {"options": "-n,--adjustment=text -#", "args": "command"},
-    "!,nohup,builtin,busybox,chronic,caffeinate,fakeroot,torsocks,gosu,tini,dumb-init,setarch,noglob": {
+    "nohup,builtin,busybox,chronic,caffeinate,fakeroot,torsocks,gosu,tini,dumb-init,setarch,noglob": {
         "args": "command"
     },
     "timeout": {

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from thor_policy.core.requests import Json
 from thor_policy.policy.structure.command_words import Reading, is_own, name_of, read
-from thor_policy.policy.structure.known_programs import OPAQUE, SHELLS
+from thor_policy.policy.structure.known_programs import OPAQUE, RESERVED, SHELLS
 from thor_policy.policy.structure.path import path as where_to
 from thor_policy.policy.structure.programs import KINDS, Programs, Spec
 from thor_policy.policy.structure.shell_words import UNKNOWN, Word, hides_names, joined
@@ -237,6 +237,8 @@ class Line:
                 self._command("", words, "", around, inputs, runs_input=bool(feed.inputs or program.inputs))
             )
             return dirs, dirs
+        if program.text in RESERVED:
+            self.hide("a word of the shell's syntax stands where a program is read")
         if name in OPAQUE and not (name in ("source", ".") and _enters_virtualenv(words)):
             self.hide(f"{name} changes what other words mean")
         spec = None if name in self.functions else self.programs.spec_of(name)
