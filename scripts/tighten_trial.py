@@ -36,7 +36,7 @@ from thor_policy.policy.tightening import DOUBT, served
 from thor_policy.suites.intervals import Rate
 from thor_policy.suites.model_effect import Case as Answer
 from thor_policy.suites.model_effect import Effect, Outcomes, effect_of
-from training_data.cases import generated, written
+from training_data.cases import generated, judged_packs, written
 from training_data.domains import DOMAINS
 from training_data.figures import Judge, best
 
@@ -264,7 +264,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         if options.command == "score":
-            names = options.pack or list(DOMAINS)
+            names = options.pack or list(judged_packs())
             score(Config(), names, options.count, options.seed, options.file, options.threads)
         else:
             report(options.file, Console(width=120))

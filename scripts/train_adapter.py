@@ -14,13 +14,11 @@ from pathlib import Path
 
 from thor_policy import catalog
 from thor_policy.cli import render
-from thor_policy.config import Config, data_path
+from thor_policy.config import Config
 from thor_policy.core.errors import ThorPolicyError
 from thor_policy.learning.training.build import make
 from thor_policy.learning.training.settings import Settings
-from thor_policy.policy import pack_files
-from training_data.cases import check_set, training_set, without_leaks
-from training_data.domains import DOMAINS
+from training_data.cases import check_set, judged_packs, training_set, without_leaks
 
 #: Generated cases of each pack that weights are chosen by.
 CHECK_CASES = 24
@@ -65,10 +63,10 @@ def main() -> int:
         stop_after=options.stop_after,
         seed=options.seed,
     )
-    packs = {name: pack_files.load(pack_files.find(name, data_path("prompts"))) for name in DOMAINS}
+    packs = judged_packs()
     cases, notes = training_set(packs, options.count, options.seed)
     cases, leak_note = without_leaks(cases)
-    held_out = check_set(CHECK_CASES, options.seed + 1)
+    held_out = check_set(packs, CHECK_CASES, options.seed + 1)
     start_s = time.monotonic()
     with render.training() as (advance, checked):
         try:

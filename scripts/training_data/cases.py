@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ import msgspec
 from thor_policy.config import data_path
 from thor_policy.core.requests import Evaluation
 from thor_policy.learning.training.samples import AT, Case
-from thor_policy.policy import yaml_text
+from thor_policy.policy import pack_files, yaml_text
 from thor_policy.policy.pack import Pack
 from thor_policy.suites import leaks, suite_files
 from training_data.domains import DOMAINS
@@ -178,11 +178,17 @@ def composed(pack: Pack, count: int, seed: int) -> Iterator[Case]:
             chance.ways.clear()
 
 
+def judged_packs() -> dict[str, Pack]:
+    """The shipped packs that ask a model, by name: an adapter is trained for them and measured on them."""
+    packs = (pack_files.load(pack_files.find(name, data_path("prompts"))) for name in DOMAINS)
+    return {pack.info.name: pack for pack in packs if not pack.rules_only}
+
+
 def training_set(packs: Mapping[str, Pack], count: int, seed: int) -> tuple[list[Case], tuple[str, ...]]:
     """The training set, with a note on each pack. Written cases that are held back are not in it."""
     cases: list[Case] = []
     notes = []
-    for name in DOMAINS:
+    for name in packs:
         by_generator = list(composed(packs[name], count, seed))
         by_hand = written(name, "train")
         cases += by_generator + by_hand * WRITTEN_REPEATS
@@ -195,10 +201,10 @@ def training_set(packs: Mapping[str, Pack], count: int, seed: int) -> tuple[list
     return cases, tuple(notes)
 
 
-def check_set(count: int, seed: int) -> list[Case]:
+def check_set(packs: Iterable[str], count: int, seed: int) -> list[Case]:
     """Cases to choose weights by while training: `count` generated ones of each pack, and written ones."""
     return [
-        case for pack in DOMAINS for case in (*generated(pack, count, seed, "check"), *written(pack, "check"))
+        case for pack in packs for case in (*generated(pack, count, seed, "check"), *written(pack, "check"))
     ]
 
 

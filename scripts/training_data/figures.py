@@ -28,10 +28,10 @@ from thor_policy.core.requests import Evaluation
 from thor_policy.engine.llama import LlamaEngine
 from thor_policy.learning.training import dataset
 from thor_policy.learning.training.samples import AT, Case
-from thor_policy.policy import calibration, pack_files
+from thor_policy.policy import calibration
 from thor_policy.policy.pack import Pack
 from thor_policy.suites import leaks, suite_files
-from training_data.cases import case_of, generated, written
+from training_data.cases import case_of, generated, judged_packs, written
 from training_data.domains import DOMAINS
 from training_data.situations import Chance
 
@@ -47,13 +47,13 @@ class Judge:
     """One engine with the packs resident, under one adapter or none."""
 
     def __init__(self, engine: LlamaEngine, packs: Mapping[str, Pack], adapter: Adapter | None) -> None:
-        self._engine, self._packs, self._adapter = engine, packs, adapter
+        self._engine, self.packs, self._adapter = engine, packs, adapter
         for pack in packs.values():
             engine.load(pack.brief_prefix if adapter else pack.prefix, adapter)
 
     def probabilities(self, case: Case, *, floor_shown: bool = True) -> dict[str, float]:
         """The probability of each label. `floor_shown` matters under an adapter only."""
-        pack, evaluation = self._packs[case.pack], msgspec.convert(case.evaluation, Evaluation)
+        pack, evaluation = self.packs[case.pack], msgspec.convert(case.evaluation, Evaluation)
         floor = pack.book.apply(evaluation, case.at)
         question = pack.question(evaluation, floor.facts)
         if self._adapter and floor_shown:
@@ -62,7 +62,7 @@ class Judge:
         return self._engine.score(key, question, NEVER_NS).probabilities
 
     def unload(self) -> None:
-        for pack in self._packs.values():
+        for pack in self.packs.values():
             self._engine.unload(resident_key(pack.info.sha256, self._adapter))
 
 
@@ -170,7 +170,8 @@ def one_fact_pairs(judge: Judge, count: int, seed: int) -> dict[str, Any]:
     At least `count` pairs of each pack.
     """
     results: dict[str, dict[str, list[bool]]] = {}
-    for name, domain in DOMAINS.items():
+    for name in judge.packs:
+        domain = DOMAINS[name]
         by_fact: dict[str, list[bool]] = defaultdict(list)
         chance = Chance(seed)
         while sum(map(len, by_fact.values())) < count:
@@ -196,7 +197,7 @@ def measure(
 
     `count` and `seed` are those of the generated cases, in each of the two parts `templates` and `kinds`.
     """
-    packs = {name: pack_files.load(pack_files.find(name, data_path("prompts"))) for name in DOMAINS}
+    packs = judged_packs()
     model = catalog.resolve(config.model, config.models_dir)
     engine = LlamaEngine(
         model.path,
@@ -216,10 +217,10 @@ def measure(
 
     scenarios, given_away = suites(packs, path.with_suffix(".cases.jsonl.gz"))
     held_out: dict[Literal["templates", "kinds"], list[Case]] = {
-        "templates": _generated(count, seed, "templates"),
-        "kinds": _generated(count, seed, "kinds"),
+        "templates": _generated(packs, count, seed, "templates"),
+        "kinds": _generated(packs, count, seed, "kinds"),
     }
-    by_hand = [case for name in DOMAINS for case in written(name, "held")]
+    by_hand = [case for name in packs for case in written(name, "held")]
     majority = {
         name: Counter(case.outcome for case, _, _ in scenarios if case.pack == name).most_common(1)[0][0]
         for name in packs
@@ -272,8 +273,10 @@ def measure(
     return result
 
 
-def _generated(count: int, seed: int, part: Literal["templates", "kinds"]) -> list[Case]:
-    return [case for name in DOMAINS for case in generated(name, count // len(DOMAINS), seed, part)]
+def _generated(
+    packs: Mapping[str, Pack], count: int, seed: int, part: Literal["templates", "kinds"]
+) -> list[Case]:
+    return [case for name in packs for case in generated(name, count // len(packs), seed, part)]
 
 
 def _suite_figures(

@@ -37,6 +37,11 @@ RISKS = ("low", "medium", "high", "critical")
 EACH_DOMAIN = [pytest.param(domain, id=name) for name, domain in DOMAINS.items()]
 WRITTEN_FILES = sorted(WRITTEN.glob("*.yaml"))
 PACKS = {name: pack_files.load(pack_files.find(name, data_path("prompts"))) for name in DOMAINS}
+#: The domains of packs that ask a model. A pack of rules alone allows only what it knows to be harmless, so
+#: its answers are stricter than the labels, which read the task.
+JUDGED_DOMAINS = [
+    pytest.param(domain, id=name) for name, domain in DOMAINS.items() if not PACKS[name].rules_only
+]
 
 
 def make_training_data(*arguments: str) -> str:
@@ -78,7 +83,7 @@ def test_held_out_situations_use_kinds_or_phrasings_that_training_never_shows(do
     assert all(used - trained for used in phrasings["templates"]), "each has a phrasing that was not trained"
 
 
-@pytest.mark.parametrize("domain", EACH_DOMAIN)
+@pytest.mark.parametrize("domain", JUDGED_DOMAINS)
 @given(seed=st.integers(0, 2**32))
 def test_no_label_is_looser_than_the_rules_of_the_pack(domain: Domain, seed: int) -> None:
     """Reference policy and rules are two readings of the same clauses: where rules are final, both agree."""
@@ -137,7 +142,7 @@ def leaves(value: Any, *path: str | int) -> dict[tuple[str | int, ...], Any]:
     return {at: leaf for step, member in items for at, leaf in leaves(member, *path, step).items()}
 
 
-@pytest.mark.parametrize("domain", EACH_DOMAIN)
+@pytest.mark.parametrize("domain", JUDGED_DOMAINS)
 @given(seed=st.integers(0, 2**32))
 def test_a_pair_differs_in_one_fact_and_in_its_outcome(domain: Domain, seed: int) -> None:
     """Neither label of a pair is looser than the rules."""
@@ -168,9 +173,10 @@ def test_written_situations_have_valid_labels_and_unique_texts(path: Path) -> No
         at = datetime.fromisoformat(context.get("timestamp", "2026-01-01T15:00:00Z")).timestamp()
         floor = pack.book.apply(msgspec.convert(entry["evaluation"], Evaluation), at)
         assert not floor.errors, id
-        assert pack.labels.index(floor.outcome) <= pack.labels.index(entry["outcome"]), (id, floor.rules)
-        assert entry["outcome"] == floor.outcome or not floor.final, id
-        assert RISKS.index(floor.risk) <= RISKS.index(entry["risk"]), id
+        if not pack.rules_only:
+            assert pack.labels.index(floor.outcome) <= pack.labels.index(entry["outcome"]), (id, floor.rules)
+            assert entry["outcome"] == floor.outcome or not floor.final, id
+            assert RISKS.index(floor.risk) <= RISKS.index(entry["risk"]), id
         assert set() < set(entry["clauses"]) <= pack.clauses.keys(), id
         assert 1 <= len(entry["rationale"].split()) <= 20, id
         assert entry["kind"], id
