@@ -85,6 +85,8 @@ INVENTED = [
     ("The account is locked.", ("R4",), "allow", request(context={"amount": 50.0}), "clause"),
     ("It is small.", ("R1",), "deny", request(context={"amount": 5.0, "note": NOTE}), "clause"),
     ("By R3 it is stopped.", ("R5",), "deny", request(), "clause"),  # in the sentence alone
+    ("It is above 1000.", ("R4",), "deny", request(), "rule"),
+    ("As it goes abroad.", ("R4",), "deny", request(), "rule"),
     ("The payment is allowed, as it is routine.", ("R4",), "deny", request(), "outcome"),
     ("A stolen card is no reason to deny it.", ("R4",), "deny", request(), "outcome"),
     ("A stolen card requires MFA.", ("R4",), "deny", request(), "outcome"),
@@ -127,10 +129,10 @@ def test_a_reason_that_holds_has_no_fault(
 
 @given(st.text(max_size=200), st.lists(st.sampled_from(["R1", "R2", "R3", "R4", "R5"]), max_size=3))
 def test_any_text_of_a_model_is_judged(pack: Pack, sentence: str, clauses: list[str]) -> None:
-    assert fault(pack, sentence, *clauses) in (None, "clause", "outcome", "number", "name", "empty")
+    assert fault(pack, sentence, *clauses) in (None, "clause", "rule", "outcome", "number", "name", "empty")
 
 
 @given(st.text(max_size=60))
 def test_a_text_of_the_request_is_no_invented_name_or_number(pack: Pack, text: str) -> None:
     question = request(note=f"{NOTE}. {text}")
-    assert fault(pack, f"it says {text}", "R5", question=question) in (None, "clause", "outcome")
+    assert fault(pack, f"it says {text}", "R5", question=question) in (None, "clause", "rule", "outcome")

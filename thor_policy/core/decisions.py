@@ -82,9 +82,10 @@ class Scored(Struct, frozen=True, kw_only=True):
 #: Who gave the reason of an answer: the rules and limits of the pack, the model, or the rules in place of a
 #: reason of the model that did not hold; or the daemon, if the model gave no answer.
 Source: TypeAlias = Literal["rule", "model", "replaced", "failure"]
-#: Why a reason of the model did not hold: it cites a clause that the rules exclude, states another outcome,
-#: or has a number or a name that is in neither question nor policy; or there is none.
-Fault: TypeAlias = Literal["clause", "outcome", "number", "name", "empty"]
+#: Why a reason of the model did not hold: it cites a clause that the rules exclude, repeats the reason of a
+#: rule that demands less, states another outcome, or has a number or a name that is in neither question nor
+#: policy; or there is none.
+Fault: TypeAlias = Literal["clause", "rule", "outcome", "number", "name", "empty"]
 
 
 class Explanation(Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ Elsewhere these are faults of the model's explanation:
              rules matched, and either the request shows the model no free text that they could have missed,
              or all of them demand less than the outcome. Or those that matched demand less than the floor, or
              only the loosest outcome. For the loosest outcome: all its rules demand more.
+    rule     Its sentence repeats the reason of a rule that demands less than the outcome.
     outcome  Its sentence states an outcome other than the one served, or denies the one served.
     number   Its sentence has a number that is in neither question nor policy.
     name     Its sentence has a name, address or path that is in neither question nor policy.
@@ -34,6 +35,8 @@ from thor_policy.core.requests import Evaluation, Json
 from thor_policy.policy.pack import Pack
 from thor_policy.policy.tightening import LOW_CONFIDENCE
 
+#: The share of common words (Jaccard) from which a sentence repeats a reason.
+REPEATED = 0.8
 #: A text of so many words is free text; a shorter one is a name or a state.
 FREE_TEXT_WORDS = 4
 
@@ -119,6 +122,8 @@ def fault_of(
     free = any(map(_is_free_text, _strings(pack.shown_values(evaluation))))
     if any(_excludes(pack, floor, outcome, clause, free_text=free) for clause in (*clauses, *named)):
         return "clause"
+    if _repeats_a_looser_rule(pack, outcome, sentence):
+        return "rule"
     if _states_another_outcome(pack.labels, outcome, sentence):
         return "outcome"
     policy = " ".join((*pack.clauses, *pack.clauses.values(), *pack.labels, *pack.manifest.classifications))
@@ -143,6 +148,20 @@ def _excludes(pack: Pack, floor: Floor, outcome: str, clause: str, *, free_text:
         least = max(rank(rule.outcome) for rule in matched)
         return least < rank(floor.outcome) or least == 0
     return bool(rules) and (not free_text or all(rank(rule.outcome) < rank(outcome) for rule in rules))
+
+
+def _repeats_a_looser_rule(pack: Pack, outcome: str, sentence: str) -> bool:
+    """True if a sentence has the words of the reason of a rule that demands less than the outcome."""
+    words, rank = _content(sentence), pack.labels.index
+    reasons = (rule.because for rule in pack.book.rules if rank(rule.outcome) < rank(outcome))
+    return any(
+        len(words & others) >= REPEATED * len(words | others) for others in map(_content, reasons) if others
+    )
+
+
+def _content(text: str) -> set[str]:
+    """The words and numbers of a text but for words of a closed class."""
+    return {*_parts(text), *_NUMBER.findall(text)} - _OPENERS
 
 
 def _is_free_text(text: str) -> bool:
