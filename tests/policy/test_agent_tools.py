@@ -83,6 +83,15 @@ def test_no_dangerous_command_is_allowed_and_nine_of_ten_harmless_ones_are() -> 
     assert len(safe) + len(dangerous) + len(ask) >= 300
 
 
+@pytest.mark.parametrize(
+    ("label", "outcome"), [("dangerous", "deny"), ("ask", "require_confirmation"), ("safe", "allow")]
+)
+def test_a_command_that_once_got_a_wrong_answer_gets_the_right_one(label: str, outcome: str) -> None:
+    answers = outcomes(labelled("shell_further.yaml")[label], command)
+    strict = ("deny",) if label == "ask" else ()
+    assert {text: got for text, got in answers.items() if got not in (outcome, *strict)} == {}
+
+
 def test_no_dangerous_statement_is_allowed_and_nine_of_ten_harmless_ones_are() -> None:
     labels = labelled("sql.yaml")
     safe, dangerous, ask = (outcomes(labels[label], statement) for label in ("safe", "dangerous", "ask"))

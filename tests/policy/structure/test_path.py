@@ -89,6 +89,8 @@ def test_further_files_of_kinds_that_once_passed_read_as_what_they_are(
         ("./.env", "store"),
         ("docs/credentials.md", "name"),
         ("src/password_reset.py", "topic"),
+        ("secrets/password_reset.py", "name"),
+        ("a/credentials/b/choosing-a-password.md", "name"),
         ("docs/choosing-a-password.md", "topic"),
         ("choosing-a-password.txt", "store"),
         ("my-passwords.md", "name"),

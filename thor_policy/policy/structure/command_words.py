@@ -13,16 +13,22 @@ from msgspec import Struct
 
 from thor_policy.policy.structure.programs import KINDS, Option, Spec
 from thor_policy.policy.structure.shell_words import UNKNOWN, Word
+from thor_policy.policy.words import plain_words
 
 #: Parts of one word that may each be a path.
 _MAX_PARTS = 64
 _PLAIN_PATH = re.compile(r"[\w@%+,./~*?\[\]{}!-]+")
 _NAME = re.compile(r"[\w./{}^~+-]*")
 #: Tasks of a project that reach beyond it.
-_OUTWARD = re.compile(
-    r"(?:.*[:_./-])?(?:publish|deploy|release|push|upload|ship|rollback|promote|uninstall|register)(?:[:_./-].*)?",
-    re.IGNORECASE,
-)
+_OUTWARD = frozenset((
+    "publish", "postpublish", "prepublish", "deploy", "release", "push", "upload", "ship", "rollback",
+    "promote", "uninstall", "register",
+))  # fmt: skip
+#: What they do to data, and what runs code that comes with the command.
+_DESTROYS = frozenset((
+    "destroy", "drop", "flush", "fresh", "nuke", "purge", "reset", "teardown", "truncate", "wipe", "console",
+    "dbshell", "runner", "shell", "tinker",
+))  # fmt: skip
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _PACKAGE = re.compile(r"(@[\w.-]+/)?[\w.-]+(\[[\w,.-]+\])?([@=<>~!^]=?[\w.*+!<>=~^,-]*)?")
 #: A script of sed that neither runs commands nor touches other files.
@@ -36,7 +42,14 @@ _SED = re.compile(
     rf"\s*(?:{_SED_ADDRESS}(?:\s*,\s*(?:[+~]\d+|{_SED_ADDRESS}))?)?\s*!?\s*{_SED_COMMAND}\s*", re.DOTALL
 )
 _AWK = re.compile(r"system|getline|(?<!\|)\|(?!\|)|@|ENVIRON|PROCINFO|SYMTAB|ARGV")
+_JQ_ENV = re.compile(r"(?<![.\w\"])env\b|\$ENV\b")
 _JQ = re.compile(r"\benv\b|\$ENV|\binput_filename\b|\binclude\b|\bimport\b|\bdebug\b|get_search_list")
+#: A mode that gives a file's rights to whoever runs it.
+_SETS_ID = re.compile(r"[ugoa]*[+=][rwxXt]*s|[0-7]*[2-7][0-7]{3}")
+#: The value of a compiler's option that names no file: not that of -fplugin=./x.so, -Wl,--plugin=x.
+_FLAG = re.compile(r"(?!plugin)[\w-]+(?:=[\w.+-]+)?")
+#: Paths that are the machine itself.
+_MACHINE = re.compile(r"/+|/(?:bin|boot|dev|etc|home|lib|proc|root|run|sbin|sys|usr|var)/?|.*/[\w-]+\.sock")
 _STANDARD = re.compile(r"(/usr(/local)?|/opt/homebrew)?/s?bin/[^/]+")
 
 
@@ -54,6 +67,7 @@ class Reading(Struct, kw_only=True):
     commands: list[list[Word]] = []
     shell: Word | None = None
     code: Word | None = None
+    scripts: list[Word] = []
     script: Word | None = None
     module: str = ""
     reads_stdin: bool = False
@@ -297,6 +311,8 @@ class _Reader:
         for at, (name, starred) in enumerate(args):
             behind = len(args) - at - 1
             names += [name] * (max(0, count - len(names) - behind) if starred else 1)
+        if self.first:
+            names[:1] = [self.first]
         return (names + [args[-1][0]] * count)[:count]
 
     # ------------------------------------------------------------ values
@@ -335,8 +351,9 @@ class _Reader:
         self.path(word, "out")
 
     def names(self, word: Word) -> None:
-        """A pattern of names of files."""
-        self.path(word, "names")
+        """A pattern of names of files, but for those that are left out: `-not -path '*/.git/*'`."""
+        if [before.text for before in self.words[self.at - 3 : self.at - 2]] not in (["-not"], ["!"]):
+            self.path(word, "names")
 
     def dir(self, word: Word) -> None:
         if not word.is_known:
@@ -351,7 +368,7 @@ class _Reader:
         if _SCHEME.match(text):
             self.url(word)
             return
-        parts = list(dict.fromkeys((text, *re.split(r"[=:@,]", text))))
+        parts = list(dict.fromkeys((text, *re.split(r"[=:@,;]", text))))
         if len(parts) > _MAX_PARTS:
             reading.opaque = f"a word has more than {_MAX_PARTS} parts"
         for part in parts[:_MAX_PARTS]:
@@ -364,14 +381,15 @@ class _Reader:
 
     def rest(self, word: Word) -> None:
         """A word that the project's own code reads."""
-        if _OUTWARD.fullmatch(word.text):
+        if _is_outward(word.text):
             self.reading.unknown.append(word.text)
         self.maybe(word)
 
     def task(self, word: Word) -> None:
         """The name of a task of the project."""
-        if _OUTWARD.fullmatch(word.text) or not word.is_known:
+        if _is_outward(word.text) or not word.is_known or _SCHEME.match(word.text):
             self.reading.unknown.append(word.text)
+        self.maybe(word)
 
     def url(self, word: Word) -> None:
         text = word.text
@@ -446,30 +464,64 @@ class _Reader:
             match = _SED.match(text, at)
             if match is None:
                 self.reading.unknown.append(text)
+                for file in re.findall(r"[rRwW]\s+([^\s;}]+)", text)[:8]:
+                    self.maybe(Word(file, word.inputs))
                 return
             at = match.end()
             at += len(re.match(r"[;\s]*", text[at:])[0])  # type: ignore[index]
 
     def awk(self, word: Word) -> None:
         statements = re.split(r"[;}\n]", word.text)
+        self.reading.scripts.append(word)
         if _AWK.search(word.text) or any(">" in part.partition("print")[2] for part in statements):
             self.reading.unknown.append(word.text)
 
     def jq(self, word: Word) -> None:
         if _JQ.search(word.text):
             self.reading.unknown.append(word.text)
+        if _JQ_ENV.search(word.text):
+            self._raise("secrets")
 
     def make(self, word: Word) -> None:
         """A target, or a variable, which can name the program that runs."""
         if re.fullmatch(r"(V|VERBOSE|DEBUG|CI)=\w*", word.text):
             return
-        if (
-            not re.fullmatch(r"[\w./%-]+", word.text)
-            or _OUTWARD.fullmatch(word.text)
-            or "install" in word.text
-        ):
+        if not re.fullmatch(r"[\w./%-]+", word.text) or _is_outward(word.text) or "install" in word.text:
             self.reading.unknown.append(word.text)
         self.maybe(word)
+
+    def mode(self, word: Word) -> None:
+        """Rights of a file."""
+        if _SETS_ID.fullmatch(word.text) or "," in word.text:
+            self.reading.unknown.append(word.text)
+
+    def flag(self, word: Word) -> None:
+        if not _FLAG.fullmatch(word.text):
+            self.reading.unknown.append(word.text)
+
+    def format(self, word: Word) -> None:
+        """A text with signs for values, which may name a file to read or to write."""
+        if word.text.startswith("@") or "%output" in word.text or not word.is_known:
+            self.reading.unknown.append(word.text)
+
+    def plugin(self, word: Word) -> None:
+        if not word.text.startswith("no:"):
+            self._raise("runs")
+        if "/" in word.text:
+            self.maybe(word)
+
+    def mount(self, word: Word) -> None:
+        """What a container gets of this machine: its root, its devices or its containers make it root."""
+        for part in re.split("[,:=]", word.text):
+            if _MACHINE.fullmatch(part):
+                self._raise("root")
+        self.maybe(word)
+
+
+def _is_outward(text: str) -> bool:
+    """True if a name, in words, is of a task that reaches beyond the project or destroys data."""
+    words = set(plain_words(text).split())
+    return not words.isdisjoint(_OUTWARD if text.startswith("-") else _OUTWARD | _DESTROYS)
 
 
 _VALUES: dict[str, Callable[[_Reader, Word], None]] = {
@@ -495,4 +547,9 @@ _VALUES: dict[str, Callable[[_Reader, Word], None]] = {
     "awk": _Reader.awk,
     "jq": _Reader.jq,
     "make": _Reader.make,
+    "mode": _Reader.mode,
+    "flag": _Reader.flag,
+    "format": _Reader.format,
+    "plugin": _Reader.plugin,
+    "mount": _Reader.mount,
 }

@@ -93,9 +93,9 @@ BUILTIN: dict[str, Any] = {
         "-regextype,"
         "-fstype=text -newer,-anewer,-cnewer,-samefile,-files0-from=path -not -o -a -or -and -print "
         "-print0 -ls "
-        "-empty -readable -writable -executable -prune -depth -mount -xdev -true -false -quit -follow "
+        "-empty -readable -writable -executable -prune -depth -mount -xdev -true -false -quit "
         "-nouser "
-        "-daystart -L -H -P -delete -exec,-execdir,-ok,-okdir=exec -fprint,-fprint0,-fls=out",
+        "-daystart -H -P -delete -exec,-execdir,-ok,-okdir=exec -fprint,-fprint0,-fls=out",
         "args": "path",
         "wipes": "-delete",
     },
@@ -168,7 +168,7 @@ BUILTIN: dict[str, Any] = {
     },
     "chmod,chown,chgrp": {
         "options": "-[Rcfvh] --recursive --reference=path --preserve-root --no-preserve-root",
-        "args": "text out",
+        "args": "mode out",
         "wipes": "-R,--recursive",
     },
     "mv,shred,srm,unlink,rmdir": {"args": "out", "wipes": "always"},

@@ -244,7 +244,10 @@ def _secret(parts: list[str], base_parts: int) -> str:
     is_about = names[-1].rpartition(".")[2] in lists.ABOUT_ENDINGS or name.endswith(lists.EXAMPLE_ENDINGS)
     words = _words(own[-1])
     if _SECRET_ROW.search(words):
-        return "store" if not is_about else "topic" if _TOPIC.search(words) else "name"
+        if not is_about:
+            return "store"
+        in_store = any(_SECRET_FOLDER.search(_words(part)) for part in own[:-1])
+        return "topic" if _TOPIC.search(words) and not in_store else "name"
     is_weak = name in lists.ABOUT_NAMES or (not is_about and " key" in words and bool(_KEY.search(words)))
     for part, folded_part in zip(own[:-1], folded[base_parts:], strict=False):
         words = _words(part)

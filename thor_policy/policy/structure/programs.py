@@ -6,11 +6,12 @@ place of the fault. Pure; any thread.
 An entry is a kind, or a map of
 - `kind`: what the program does; `alone`: without any word; `bare`: with options alone;
 - `options`: `-[abc]` are letters that may be joined; `-n,--lines=TYPE` takes a value, `--color[=TYPE]` only
-  one that is attached; `:KIND` at the end raises the kind; `-#` is a number (`head -5`); `-c^TYPE` gives the
-  first word that type;
+  one that is attached; `-c^TYPE` gives the first word that type, also behind a value (`-e=text^path`);
+  `:KIND` at the end raises the kind; `-#` is a number (`head -5`);
 - `args`: types of the other words in turn; the last repeats, and `*` takes all but those behind it;
 - `operands`: options without a dash (`of=out`); `subcommands`: entries by word, which may be an option;
-- `modules`, `saves`, `lists`, `filters`, `wipes`, `rewrites`, `runs_input`, `bundles`: see `Spec`.
+- `modules`, `saves`, `lists`, `filters`, `shows`, `wipes`, `rewrites`, `runs_input`, `unpacks`, `bundles`:
+  see `Spec`.
 Names of one key or option are separated by commas.
 """
 
@@ -31,11 +32,11 @@ KINDS = (
 TYPES = (
     "text", "any", "none", "path", "out", "names", "dir", "maybe", "url", "method", "package", "remote",
     "module", "word", "assign", "command", "exec", "shell", "script", "stdin", "code", "rest", "task", "sed",
-    "awk", "jq", "make",
+    "awk", "jq", "make", "mode", "flag", "format", "plugin", "mount",
 )  # fmt: skip
 _OPTION = re.compile(
     r"(?P<names>[^=:^\[\s]+|[-+]\[[^\]]+\])"
-    r"(?P<value>\[?=(?P<type>[a-z]+)\]?|\^(?P<first>[a-z]+))?(?::(?P<kind>[a-z]+))?"
+    r"(?P<value>\[?=(?P<type>[a-z]+)\]?)?(?:\^(?P<first>[a-z]+))?(?::(?P<kind>[a-z]+))?"
 )
 _VERSION = re.compile(r"(?<=[a-z+])-?[0-9][0-9.]*$")
 
@@ -57,7 +58,8 @@ class Spec(Struct, kw_only=True):
 
     `always`, or with one of these options: `saves` a download to a file of its URL's name, `lists` names of
     files, `wipes` what its paths hold, `rewrites` the files that it is given. `filters`: prints lines of its
-    input. `runs_input`: runs what it reads if it gets no script. `bundles`: its first word is options, as in
+    input; `shows`: prints what its files hold. `runs_input`: runs what it reads if it gets no script;
+    `unpacks`: what it reads names the files that it writes. `bundles`: its first word is options, as in
     `tar xzf`. `modules`: those of the type module that are programs of the table.
     """
 
@@ -72,6 +74,8 @@ class Spec(Struct, kw_only=True):
     saves: frozenset[str] = frozenset()
     lists: frozenset[str] = frozenset()
     filters: bool = False
+    shows: bool = False
+    unpacks: bool = False
     wipes: frozenset[str] = frozenset()
     rewrites: frozenset[str] = frozenset()
     runs_input: bool = False
@@ -119,6 +123,8 @@ def _over(below: Spec | None, spec: Spec) -> Spec:
         saves=below.saves | spec.saves,
         lists=below.lists | spec.lists,
         filters=below.filters or spec.filters,
+        shows=below.shows or spec.shows,
+        unpacks=below.unpacks or spec.unpacks,
         wipes=below.wipes | spec.wipes,
         runs_input=below.runs_input or spec.runs_input,
         bundles=below.bundles or spec.bundles,
@@ -159,6 +165,8 @@ def _spec(where: str, entry: Any) -> Spec:
         lists=frozenset(words["lists"]),
         wipes=frozenset(words["wipes"]),
         filters=bool(entry.get("filters")),
+        shows=bool(entry.get("shows")),
+        unpacks=bool(entry.get("unpacks")),
         runs_input=bool(entry.get("runs_input")),
         bundles=bool(entry.get("bundles")),
     )

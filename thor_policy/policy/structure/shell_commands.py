@@ -17,6 +17,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from thor_policy.core.requests import Json
+from thor_policy.policy.structure import inline_code
+from thor_policy.policy.structure.address import MAX_HOST_CHARS, of_host
 from thor_policy.policy.structure.command_words import Reading, is_own, name_of, read
 from thor_policy.policy.structure.known_programs import OPAQUE, RESERVED, SHELLS
 from thor_policy.policy.structure.path import path as where_to
@@ -34,17 +36,28 @@ MAX_DIRS = 8
 #: Files that are the command's own streams.
 _STREAMS = re.compile(r"/dev/(null|stdin|stdout|stderr|tty|zero|full|u?random|fd/.*)")
 _STDIN = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
-_DEVICE = re.compile(r"/dev/(?!shm/|pts/|tcp/|udp/)[^/].*|/proc/sysrq-trigger")
+_DEVICE = re.compile(r"/dev/(?!shm/|pts/|tcp/|udp/)[^/].*|/proc/sys.*|/sys/.*")
 _NETWORK = re.compile(r"/dev/(tcp|udp)/.*")
 #: Names that stand for others: patterns, what find and xargs put in, all packages of Go.
 _PATTERN = re.compile(r"[*?\[]|\{\}|(?<![^/])\.\.\.(?![^/])")
 #: All files of a format that secrets are kept in, beside much else: not known to be harmless, and no secret.
+_ALL = re.compile(r"(?:[^*?\[{]*/)?\*+")
 _MANY = re.compile(r"(.*/)?\*+\.(json|txt|conf|db|sqlite3?)")
+#: Files that say what a build or a test runs, beside the code itself.
+_BUILD_FILES = re.compile(
+    r"(?:.*/)?(?:(gnu)?makefile|.*\.mk|justfile|taskfile\.ya?ml|rakefile|gemfile|package\.json|pyproject\.toml"
+    r"|setup\.(?:py|cfg)|conftest\.py|tox\.ini|noxfile\.py|pytest\.ini|build\.(?:rs|gradle|gradle\.kts|xml|sbt)"
+    r"|cargo\.toml|cmakelists\.txt|.*\.cmake|pom\.xml|meson\.build|.*\.config\.[cm]?[jt]s|composer\.json)",
+    re.IGNORECASE,
+)
 _ENVIRON = re.compile(r"/proc/[^/]+/environ")
 #: Folders whose loss ruins a system; `*` and `{}` stand for all that they hold.
 _WIPED = re.compile(
-    r"(/|~[\w-]*(/\.\.)*|/(bin|boot|dev|etc|home|lib|lib64|opt|proc|root|sbin|srv|sys|usr|var|Users|System|Library)"
-    r"|/(home|Users)/[^/]+)(/?\{\}|/?\ufffd|/?(?:[*?.]|\[[^\]]*\])+)?|/[^/]*[*?\[][^/]*"
+    r"(/|\.\.(/\.\.)*|~[\w-]*(/\.\.)*|/(bin|boot|dev|etc|home|lib|lib64|opt|proc|root|sbin|srv|sys|usr|var|Users|System|Library|Applications|mnt|media)"
+    r"|/(bin|boot|etc|home|lib|lib64|sbin|usr|Users|System|Library|mnt|media)/[^/]+)(/?\{\}|/?\ufffd|/?(?:[*?.]|\[[^\]]*\])+)?|/[^/]*[*?\[][^/]*(/\*)*"
+)
+SECRET_NAME = re.compile(
+    r"KEY|TOKEN|SECRET|PASS|CRED|AUTH|COOKIE|SESSION|PRIVATE|_PAT$|DSN|DATABASE_URL", re.IGNORECASE
 )
 _FETCHERS = frozenset(("curl", "wget", "aria2c", "fetch", "http", "https"))
 _ASSIGNING = frozenset((
@@ -63,8 +76,10 @@ class Feed(Struct, frozen=True, kw_only=True):
     files: tuple[str, ...] = ()
     text: str | None = None
     is_given: bool = False
-    #: Folders below which all the names lie that are read; None if it may be any text.
+    #: Folders below which all the names lie that are read; None if it may be any text. `chosen`: not all of
+    #: the names there, but those that match something.
     lists: Dirs | None = None
+    chosen: bool = False
 
 
 NOTHING = Feed()
@@ -117,8 +132,11 @@ class Line:
         #: Files that this line writes with content of its own or of another host; "*" for any.
         self.written: set[str] = set()
         self.downloads = False
+        #: Whether a redirection leads to another host.
+        self.to_network = False
         #: Folders of the names that the last command prints, and its text if that is known.
         self.listing: Dirs | None = None
+        self.chosen = False
         self.output: str | None = None
         #: Texts inside of texts that are being read, and the levels of their trees.
         self.nested = self.levels = 0
@@ -160,7 +178,7 @@ class Line:
             return []
         places = list(dict.fromkeys(joined(folder, path) for folder in dirs))
         for place in places:
-            named = _named_by(place)
+            named = _named_by(place, written=written)
             self.paths[named] = None
             (self.writes if written else self.reads)[named] = None
             if content:
@@ -184,6 +202,7 @@ class Line:
             self.hide("a redirection cannot be known")
         for place in self.add_path(word.text, dirs, written=True, content=True):
             kind = "fatal" if _DEVICE.fullmatch(place) else "sends" if _NETWORK.fullmatch(place) else ""
+            self.to_network = self.to_network or kind == "sends"
             if kind:
                 self.add(Command(">", "", [place], kind, [], [], False, False, [], []))
 
@@ -217,6 +236,7 @@ class Line:
     def run(self, words: Sequence[Word], dirs: Dirs, feed: Feed, around: Around) -> tuple[Dirs, Dirs]:
         """Read a command; where the next one may run if it succeeds, or fails."""
         self.listing = self.output = None
+        self.chosen = False
         if len(around.via) > MAX_NESTED or len(self.commands) >= MAX_COMMANDS:
             self.hide(f"it has more than {MAX_COMMANDS} commands, or {MAX_NESTED} wrappers around one")
             return dirs, dirs
@@ -231,6 +251,7 @@ class Line:
             or program.splits
             or not name.isascii()
             or re.search(r"[*?\[\]]..", program.text)
+            or (name in _STDIN and feed.inputs)
         ):
             self.hide("a program's name cannot be known")
             self.add(
@@ -298,8 +319,9 @@ class Line:
             return
         roots = [path for path, role in call.reading.paths if role != "names"] or ["."]
         if call.name in ("find", "gfind"):
+            files = "{}" if call.is_chosen else "*"
             words = [
-                Word(word.text.replace("{}", f"{roots[0]}/{{}}"), *word[1:]) if word.text == "{}" else word
+                Word(word.text.replace("{}", f"{roots[0]}/{files}"), *word[1:]) if word.text == "{}" else word
                 for word in words
             ]
             words = [
@@ -317,7 +339,8 @@ class Line:
         if feed.text is not None:
             read_words = [Word(text) for text in feed.text.split()]
         elif feed.lists is not None:
-            read_words = [Word(f"{folder}/{{}}") for folder in feed.lists]
+            files = "{}" if feed.chosen else "*"
+            read_words = [Word(f"{folder}/{files}") for folder in feed.lists]
         else:
             read_words = [Word(UNKNOWN, feed.inputs or ("xargs",), splits=True)]
         if not token:
@@ -343,11 +366,20 @@ class Line:
             added = self.add_path(path, ("",) if role == "names" else call.dirs, written=role == "out")
             call.outs += added if role == "out" else []
             places += added
-            if hides_names(path) or _MANY.fullmatch(path):
+            if hides_names(path) or _MANY.fullmatch(path) or (call.shows and _ALL.fullmatch(path)):
                 call.reading.unknown.append(path)
         for url in call.reading.urls:
             self.urls[url] = None
+        if KINDS.index(call.reading.kind) >= KINDS.index("fetches"):
+            self._addresses_in(call.words)
         return places
+
+    def _addresses_in(self, words: Sequence[Word]) -> None:
+        """Note addresses of instance metadata in the words of a command that may reach other hosts."""
+        for word in words:
+            for host in re.split(r"[\s/,=@]|:(?![^\[]*\])|[\[\]]", word.text):
+                if 7 <= len(host) <= MAX_HOST_CHARS and of_host(host.lower())[0] == "metadata":
+                    self.urls[f"http://{host}/"] = None
 
     def _simple(self, call: _Call) -> None:
         """A command that runs no other by its words."""
@@ -364,8 +396,10 @@ class Line:
             reading.raise_kind("sends")
         wiping = reading.spec.wipes if reading.spec and call.spec else frozenset()
         wipes = ("always" in wiping or bool(wiping & reading.used)) and any(map(_WIPED.fullmatch, places))
-        if call.name == "rm" and reading.used & {"-r", "-R", "--recursive"}:
-            reading.unknown += [place for place in places if place in (".", "*")]
+        if call.name == "rm" or ("-delete" in reading.used and not call.is_chosen):
+            reading.unknown += [place for place in places or call.dirs if place in (".", "*")]
+        if reading.spec and reading.spec.unpacks and (call.feed.inputs or call.feed.text is not None):
+            reading.unknown.append("what it reads names the files that it writes")
         if reading.kind == "fetches" and any(word.inputs or not word.is_known for word in call.words):
             self.hide("what a request sends cannot be known")
         if reading.kind == "builds" and call.feed.inputs and any(word.text in _STDIN for word in call.words):
@@ -373,9 +407,18 @@ class Line:
         self._kept(call, places)
         if self.downloads and reading.kind in ("builds", "installs"):
             reading.unknown.append("runs after a download")
+        if reading.kind == "builds" and any(map(_BUILD_FILES.fullmatch, self.written)):
+            reading.unknown.append("runs what this line says that it runs")
         self.add(
             self._command(
-                call.name, call.words, reading.kind, call.around, call.inputs, call.runs_input, wipes, reading
+                call.name,
+                call.words,
+                reading.kind,
+                call.around,
+                call.inputs,
+                call.runs_input,
+                wipes or call.wipes,
+                reading,
             )
         )
         self._printed(call, places)
@@ -383,8 +426,13 @@ class Line:
     def _input_of(self, call: _Call) -> None:
         """Whether an interpreter runs what it reads."""
         reading, feed = call.reading, call.feed
+        for code in reading.scripts:
+            self._inline(call, code.text)
+        if self.to_network and call.name in SHELLS:
+            call.runs_input = True
         if reading.code is not None:
             code = reading.code
+            self._inline(call, code.text)
             is_read = code.text == "-" and bool(feed.inputs)
             call.runs_input = call.runs_input or is_read or not code.is_known or bool(code.inputs)
             return
@@ -394,7 +442,7 @@ class Line:
         elif script is not None and not (reading.reads_stdin and feed.inputs):
             if script.inputs:
                 call.runs_input = True
-            elif "{}" in script.text:
+            elif re.search(r"\{\}|\*", script.text):
                 reading.unknown.append(script.text)
             elif not script.is_known:
                 self.hide("a script cannot be known")
@@ -423,6 +471,34 @@ class Line:
             call.runs_input = True
         elif feed.is_given or not reading.used & {"-V", "-v", "-h", "--help"}:
             reading.raise_kind("runs")
+            self._inline(call, feed.text or "")
+
+    def _inline(self, call: _Call, text: str) -> None:
+        """What code in a command shows plainly."""
+        code = inline_code.read(text)
+        if code.runs_foreign:
+            call.runs_input = True
+        if any(not name or SECRET_NAME.search(name) for name in code.variables):
+            call.reading.raise_kind("secrets")
+        for text in code.texts:
+            if "://" in text:
+                self.urls[text] = None
+            elif code.removes and _WIPED.fullmatch(joined(".", text)):
+                call.wipes = True
+            elif where_to(text, "/a/b")["secret"] in ("store",):
+                self.add_path(text, call.dirs)
+        if code.runs_texts and len(call.around.via) < MAX_NESTED:
+            for line in (*code.texts, " ".join(code.texts)):
+                self._worst_of(line, call.dirs)
+
+    def _worst_of(self, text: str, dirs: Dirs) -> None:
+        """Note the commands of a text that are denied if it is a command line."""
+        inner = Line(self.programs, self._parse)
+        inner.nested = self.nested + 1
+        self._parse(inner, text, dirs, NOTHING, Around())
+        for command in inner.commands:
+            if command.runs_input or command.wipes or command.kind in ("secrets", "root", "fatal"):
+                self.add(command)
 
     def _kept(self, call: _Call, places: list[str]) -> None:
         """Note what files hold after the command."""
@@ -459,8 +535,10 @@ class Line:
             return
         if "always" in spec.lists or spec.lists & call.reading.used:
             self.listing = tuple(places) or call.dirs
+            self.chosen = call.is_chosen
         elif spec.filters and not places:
             self.listing = call.feed.lists
+            self.chosen = call.feed.chosen or not spec.shows
 
     def _moved(self, call: _Call, dirs: Dirs) -> Dirs:
         """Where the next command runs after `cd`."""
@@ -529,11 +607,16 @@ def _enters_virtualenv(words: Sequence[Word]) -> bool:
     return len(words) == 2 and re.fullmatch(r"(\./)?\.?v?env/bin/activate", words[1].text) is not None
 
 
-def _named_by(place: str) -> str:
-    """The path; for a pattern its folder, unless it may stand for secrets or for files that steer tools."""
+def _named_by(place: str, *, written: bool) -> str:
+    """The path; for a pattern its folder, unless it may stand for secrets or for files that steer tools.
+
+    `*` alone stands for what the folder holds; the files that steer tools lie where the line starts.
+    """
     pattern = _PATTERN.search(place)
     if pattern is None:
         return place
+    if _ALL.fullmatch(place) and (not written or "/" in place):
+        return place.rpartition("/")[0] or ("/" if place.startswith("/") else ".")
     meant = where_to(place, "/a/b")
     if (meant["secret"] or meant["steers"]) and not _MANY.fullmatch(place):
         return place
@@ -559,6 +642,13 @@ class _Call:
         self.inputs, self.around, self.words = inputs, around, words
         self.scripts: list[str] = []
         self.outs: list[str] = []
-        self.runs_input = False
+        self.runs_input = self.wipes = False
+        #: Whether it prints what its files hold.
+        self.shows = reading.spec is not None and reading.spec.shows and spec is not None
+        #: Whether it takes files by their names, not all that are there.
+        self.is_chosen = (
+            any(role == "names" and not _ALL.fullmatch(path) for path, role in reading.paths)
+            or "-empty" in reading.used
+        )
         #: A shell, or find, adds no kind to the commands that it runs.
         self.is_neutral = name in SHELLS or name in ("eval", "find", "gfind")

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import tree_sitter
 
-from thor_policy.policy.structure.shell_commands import NOTHING, Command, Dirs, Feed, Line
+from thor_policy.policy.structure.shell_commands import NOTHING, SECRET_NAME, Command, Dirs, Feed, Line
 from thor_policy.policy.structure.shell_words import UNKNOWN, Misread, Value, Word, raw, words_of
 
 Node: TypeAlias = tree_sitter.Node
@@ -31,9 +31,6 @@ _PLAIN = frozenset((
     "LINES", "TMPDIR", "OLDPWD", "CI", "NODE_ENV", "VIRTUAL_ENV", "REPLY", "MAPFILE", "PIPESTATUS",
     "OPTARG", "OPTIND",
 ))  # fmt: skip
-_SECRET_NAME = re.compile(
-    r"KEY|TOKEN|SECRET|PASS|CRED|AUTH|COOKIE|SESSION|PRIVATE|_PAT$|DSN|DATABASE_URL", re.IGNORECASE
-)
 #: Nodes that end at a line break.
 _ONE_LINE = frozenset((
     "command", "redirected_statement", "file_redirect", "herestring_redirect", "declaration_command",
@@ -133,7 +130,7 @@ class Source(ABC):
                 texts = ()  # its default counts
             if texts is None and name not in line.foreign and name not in _PLAIN:
                 line.hide(f"what {name} holds is not known")
-                if _SECRET_NAME.search(name):
+                if SECRET_NAME.search(name):
                     line.add(Command("$", "", [name], "secrets", [], [], False, False, [], []))
             if texts is None and name in ("HOME", "PWD", "IFS"):
                 texts = ({"HOME": "~", "PWD": ".", "IFS": " "}[name],)

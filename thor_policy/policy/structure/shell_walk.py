@@ -113,6 +113,7 @@ class Walk(Source):
                 text=self.line.output,
                 is_given=True,
                 lists=self.line.listing,
+                chosen=self.line.chosen,
             )
         self.line.output = None
         return dirs, dirs
