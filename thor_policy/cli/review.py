@@ -116,7 +116,7 @@ def review(
 ) -> None:
     """Review decisions: one key for each verdict, recorded at once.
 
-    Decisions of tests are in the queue `unreviewed` only with --tests.
+    Decisions of tests are in the queues `unreviewed` and `doubts` only with --tests.
 
     \b
     --json prints the queue, or with --stats the figures.
@@ -140,7 +140,7 @@ def review(
                 second_share=second_share,
                 verdicts=verdicts,
                 type=type_,
-                tests=None if tests or queue != "unreviewed" else False,
+                tests=None if tests or queue not in ("unreviewed", "doubts") else False,
                 **filters,
             )[:limit]
         if as_json:
