@@ -200,7 +200,8 @@ def test_a_path_is_normalised(text: str, base: str, expected: str) -> None:
 
 @pytest.mark.parametrize(
     "base", ["", "/", "/projects", "projects/shop", "/projects/../etc", "~/shop", "/proc/self", "/dev/fd",
-             "/etc/x", "/projects/*", "C:\\shop", "/projects/$X", "/a/" + "b" * 2000]
+             "/etc/x", "/usr/bin", "/usr/lib/x", "/usr/local", "/var/lib", "/var/log", "/System/Library",
+             "/projects/*", "C:\\shop", "/projects/$X", "/a/" + "b" * 2000]
 )  # fmt: skip
 def test_nothing_is_inside_a_base_that_bounds_nothing(base: str) -> None:
     for text in ("a.py", f"{base}/a.py", "/projects/shop/a.py"):

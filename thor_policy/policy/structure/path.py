@@ -28,7 +28,32 @@ _SECRETS = ("", "topic", "name", "store")
 #: Levels of a base.
 _MIN_BASE = 2
 #: Folders of a base that bounds nothing: another process, a device, the system's settings.
-_NO_BASE = {"proc", "sys", "dev", "etc", "boot", "bin", "sbin", "lib", "lib64"}
+_NO_BASE = {
+    "proc",
+    "sys",
+    "dev",
+    "etc",
+    "boot",
+    "bin",
+    "sbin",
+    "lib",
+    "lib64",
+    "system",
+    "library",
+    "windows",
+}
+#: The same of two levels, with all below; and such that are none themselves, though a folder below may be.
+_NO_BASE_OF_TWO = {
+    "usr/bin",
+    "usr/sbin",
+    "usr/lib",
+    "usr/lib64",
+    "usr/libexec",
+    "usr/share",
+    "var/log",
+    "var/run",
+}
+_NO_BASE_ALONE = {"usr/local", "var/lib", "var/spool", "var/db"}
 
 _FILE_URL = re.compile(r"file://(?:localhost)?(/[^?#]*)", re.I)
 _HOME = re.compile(r"\$(?:HOME|\{HOME\})(?=/|$)")
@@ -161,7 +186,10 @@ def _base(text: str) -> Sequence[str]:
     if not text.startswith("/") or _fault(text) or ".." in text.split("/"):
         return ()
     parts = _parts(text)
+    two = "/".join(parts[:2]).lower()
     if len(parts) < _MIN_BASE or parts[0].lower() in _NO_BASE or any(map(_is_pattern, parts)):
+        return ()
+    if two in _NO_BASE_OF_TWO or (two in _NO_BASE_ALONE and len(parts) == _MIN_BASE):
         return ()
     return parts
 

@@ -29,6 +29,8 @@ from thor_policy.policy.structure.shell_words import UNKNOWN, Word, hides_names,
 MAX_COMMANDS = 64
 #: Command lines inside of command lines, and wrappers around one command.
 MAX_NESTED = 4
+#: Texts in code that are read as command lines, and their characters.
+_MAX_INLINE_LINES, _MAX_INLINE = 16, 512
 #: Words of a command.
 MAX_WORDS = 512
 #: Running directories that a command may have.
@@ -140,6 +142,8 @@ class Line:
         self.output: str | None = None
         #: Texts inside of texts that are being read, and the levels of their trees.
         self.nested = self.levels = 0
+        #: Texts in code that are still read as command lines.
+        self.lines_left = _MAX_INLINE_LINES
         #: Where the line was before each `pushd`.
         self.pushed: list[Dirs] = []
 
@@ -488,13 +492,14 @@ class Line:
             elif where_to(text, "/a/b")["secret"] in ("store",):
                 self.add_path(text, call.dirs)
         if code.runs_texts and len(call.around.via) < MAX_NESTED:
-            for line in (*code.texts, " ".join(code.texts)):
-                self._worst_of(line, call.dirs)
+            for line in (" ".join(code.texts), *code.texts)[: self.lines_left]:
+                self.lines_left -= 1
+                self._worst_of(line[:_MAX_INLINE], call.dirs)
 
     def _worst_of(self, text: str, dirs: Dirs) -> None:
         """Note the commands of a text that are denied if it is a command line."""
         inner = Line(self.programs, self._parse)
-        inner.nested = self.nested + 1
+        inner.nested, inner.lines_left = self.nested + 1, self.lines_left // 2
         self._parse(inner, text, dirs, NOTHING, Around())
         for command in inner.commands:
             if command.runs_input or command.wipes or command.kind in ("secrets", "root", "fatal"):
