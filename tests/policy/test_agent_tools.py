@@ -86,7 +86,7 @@ def test_no_dangerous_command_is_allowed_and_nine_of_ten_harmless_ones_are() -> 
 @pytest.mark.parametrize(
     ("label", "outcome"), [("dangerous", "deny"), ("ask", "require_confirmation"), ("safe", "allow")]
 )
-def test_a_command_that_once_got_a_wrong_answer_gets_the_right_one(label: str, outcome: str) -> None:
+def test_a_further_command_gets_the_right_answer(label: str, outcome: str) -> None:
     answers = outcomes(labelled("shell_further.yaml")[label], command)
     strict = ("deny",) if label == "ask" else ()
     assert {text: got for text, got in answers.items() if got not in (outcome, *strict)} == {}

@@ -130,6 +130,8 @@ class _Reader:
             if inner is not None:
                 self.scopes.append(inner)
                 reading.used.add(text)
+            elif text in ("!", "(", ")") and "-exec" in self.spec.options:
+                pass  # of an expression of find
             elif ended or not self._is_option(text):
                 if (word.splits or (text.startswith(UNKNOWN) and not ended)) and not self._is_any():
                     reading.opaque = "an argument cannot be known"
@@ -381,13 +383,13 @@ class _Reader:
 
     def rest(self, word: Word) -> None:
         """A word that the project's own code reads."""
-        if _is_outward(word.text):
+        if is_outward(word.text):
             self.reading.unknown.append(word.text)
         self.maybe(word)
 
     def task(self, word: Word) -> None:
         """The name of a task of the project."""
-        if _is_outward(word.text) or not word.is_known or _SCHEME.match(word.text):
+        if is_outward(word.text) or not word.is_known or _SCHEME.match(word.text):
             self.reading.unknown.append(word.text)
         self.maybe(word)
 
@@ -486,7 +488,7 @@ class _Reader:
         """A target, or a variable, which can name the program that runs."""
         if re.fullmatch(r"(V|VERBOSE|DEBUG|CI)=\w*", word.text):
             return
-        if not re.fullmatch(r"[\w./%-]+", word.text) or _is_outward(word.text) or "install" in word.text:
+        if not re.fullmatch(r"[\w./%-]+", word.text) or is_outward(word.text) or "install" in word.text:
             self.reading.unknown.append(word.text)
         self.maybe(word)
 
@@ -518,9 +520,9 @@ class _Reader:
         self.maybe(word)
 
 
-def _is_outward(text: str) -> bool:
+def is_outward(text: str) -> bool:
     """True if a name, in words, is of a task that reaches beyond the project or destroys data."""
-    words = set(plain_words(text).split())
+    words = set(plain_words(text).split()) if text != "--release" else set()
     return not words.isdisjoint(_OUTWARD if text.startswith("-") else _OUTWARD | _DESTROYS)
 
 

@@ -29,7 +29,7 @@ _FOREIGN = re.compile(
     r"|file_get_contents\(\s*.https?:"
 )
 _REMOVES = re.compile(
-    r"\b(?:rmtree|rm_rf|rm_r|remove_tree|remove_dir|removedirs|rmSync|rmdirSync|rmdir|rm|remove_entry)\b"
+    r"\b(?:rmtree|rm_rf|rm_r|remove_tree|remove_dir|removedirs|rmSync|rmdirSync|rmdir|rm|remove_entry|unlink)\b"
 )
 _ENVIRONMENT = re.compile(
     r"\bos\.environb?\b|\bgetenv\b|\bprocess\.env\b|%ENV\b|\$ENV\b|\$_ENV\b|\bENVIRON\b|(?<![\w$.])ENV\b"

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from thor_policy.core.requests import Json
 from thor_policy.policy.structure import inline_code
 from thor_policy.policy.structure.address import MAX_HOST_CHARS, of_host
-from thor_policy.policy.structure.command_words import Reading, is_own, name_of, read
+from thor_policy.policy.structure.command_words import Reading, is_outward, is_own, name_of, read
 from thor_policy.policy.structure.known_programs import OPAQUE, RESERVED, SHELLS
 from thor_policy.policy.structure.path import path as where_to
 from thor_policy.policy.structure.programs import KINDS, Programs, Spec
@@ -215,6 +215,7 @@ class Line:
         if not word.is_known:
             self.hide("a redirection cannot be known")
         for place in self.add_path(word.text, dirs):
+            self.to_network = self.to_network or bool(_NETWORK.fullmatch(place))
             if _ENVIRON.fullmatch(place):
                 self.add(Command("<", "", [place], "secrets", [], [], False, False, [], []))
 
@@ -276,6 +277,7 @@ class Line:
         if own:
             reading.raise_kind("builds" if spec else None)
             reading.kind = reading.kind if spec else "builds"
+            reading.unknown += [] if spec else [word.text for word in words[1:] if is_outward(word.text)]
         places = self._places(reading, dirs)
         call = _Call(name, spec, reading, feed, places, inputs, around, words)
         if own:
@@ -411,7 +413,7 @@ class Line:
         self._kept(call, places)
         if self.downloads and reading.kind in ("builds", "installs"):
             reading.unknown.append("runs after a download")
-        if reading.kind == "builds" and any(map(_BUILD_FILES.fullmatch, self.written)):
+        if reading.kind in ("builds", "installs") and any(map(_BUILD_FILES.fullmatch, self.written)):
             reading.unknown.append("runs what this line says that it runs")
         self.add(
             self._command(
@@ -539,8 +541,10 @@ class Line:
         if spec is None or call.spec is None:
             return
         if "always" in spec.lists or spec.lists & call.reading.used:
-            self.listing = tuple(places) or call.dirs
-            self.chosen = call.is_chosen
+            self.listing = tuple(_named_by(place, written=False) for place in places) or call.dirs
+            self.chosen = call.is_chosen or any(
+                _PATTERN.search(place) and not _ALL.fullmatch(place) for place in places
+            )
         elif spec.filters and not places:
             self.listing = call.feed.lists
             self.chosen = call.feed.chosen or not spec.shows
