@@ -9,9 +9,8 @@ for choosing. The suites are in neither.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -42,12 +41,17 @@ from training_data.figures import Judge, best
 
 #: What a case serves for here: to choose thresholds, or to measure them.
 Use = Literal["choose", "measure"]
+#: Of the scored requests, the share whose text asks for more than the rules, as it is assumed in service. Of
+#: the generated situations it is about 40 %, so a count of right outcomes would take too many tightenings.
+ASKS_FOR_MORE = 0.2
 #: The thresholds that are tried, one for all risks: the situations of one risk are too few to choose by.
 TIGHTEN_AT = (0.0, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 1.0)
 #: The values of `abstain.below` that are tried.
 BELOW = (0.5, 0.2, 0.1, 0.05, 0.0)
 #: A pair that is tried: `tighten_at` and `abstain.below`.
 Pair: TypeAlias = tuple[float, float]
+#: The columns of the report.
+HEADS = ("cases", "limits", "rules", "served", "changed", "rightly", "wrongly", "doubts", "points", "gain")
 
 
 class Line(Struct, frozen=True, kw_only=True):
@@ -134,7 +138,7 @@ def read(path: Path) -> list[Line]:
 
 
 def limits_of(pack: Pack, tighten_at: float, below: float) -> Limits:
-    """The limits of a pack with other thresholds; `below` for all risks that its `abstain` names."""
+    """The limits of a pack with other thresholds; `below` for all risks of its `abstain`, if it has one."""
     abstain = pack.manifest.limits.abstain
     if abstain:
         abstain = replace(abstain, below=dict.fromkeys(abstain.below, below))
@@ -161,43 +165,34 @@ def answers(pack: Pack, lines: Sequence[Line], limits: Limits) -> list[Answer]:
     return cases
 
 
-class Tried(Struct, frozen=True):
-    """What a pair makes of the cases: which it answers right, and how many outcomes it changes."""
+def gain_of(cases: Sequence[Answer]) -> float:
+    """Points that the model adds to the share of right outcomes, with `ASKS_FOR_MORE` of the questions.
 
-    right: list[bool]
-    changed: int
-
-
-def try_all(pack: Pack, lines: Sequence[Line]) -> dict[Pair, Tried]:
-    """What each pair makes of the lines that serve for choosing."""
-    tried = {}
-    for pair in product(TIGHTEN_AT, BELOW):
-        cases = answers(pack, lines, limits_of(pack, *pair))
-        right = [case.outcome in case.accepted for case in cases]
-        tried[pair] = Tried(right, sum(case.outcome != case.floor for case in cases))
-    return tried
-
-
-def choose(tried: Mapping[str, Mapping[Pair, Tried]], pack_name: str) -> Pair:
-    """The pair for one of the packs that were tried.
-
-    A pack's situations are few, and neighbouring pairs differ by less than chance. So of the pairs that are
-    within one standard error (paired) of the most right outcomes of the pack, the one is taken with the most
-    right outcomes over all packs; of several, the one that changes the fewest outcomes. No pair can be looser
-    than the rules alone, because the model only tightens.
+    Of the questions that the model scored: the share of floors that are too loose and become right, minus the
+    share of right floors that become wrong, each with its weight. Negative where the model costs.
     """
-    own = tried[pack_name]
-    top = max(own.values(), key=lambda pair: sum(pair.right))
 
-    def is_close(candidate: Tried) -> bool:
-        differing = sum(a != b for a, b in zip(candidate.right, top.right, strict=True))
-        return sum(top.right) - sum(candidate.right) <= math.sqrt(differing)
+    def share(kind: Sequence[Answer], counts: Callable[[Answer], bool]) -> float:
+        return sum(map(counts, kind)) / len(kind) if kind else 0.0
+
+    loose = [case for case in cases if case.scored and case.floor not in case.accepted]
+    right = [case for case in cases if case.scored and case.floor in case.accepted]
+    gained = share(loose, lambda case: case.outcome in case.accepted)
+    lost = share(right, lambda case: case.outcome not in case.accepted)
+    return 100 * (ASKS_FOR_MORE * gained - (1 - ASKS_FOR_MORE) * lost)
+
+
+def choose(pack: Pack, lines: Sequence[Line]) -> Pair:
+    """The pair with the greatest gain; of several, the one that changes the fewest outcomes.
+
+    No pair can be looser than the rules alone, because the model only tightens.
+    """
 
     def merit(pair: Pair) -> tuple[float, ...]:
-        everywhere = sum(sum(pairs[pair].right) for pairs in tried.values())
-        return everywhere, -own[pair].changed, *pair
+        cases = answers(pack, lines, limits_of(pack, *pair))
+        return gain_of(cases), -sum(case.outcome != case.floor for case in cases), *pair
 
-    return max((pair for pair, candidate in own.items() if is_close(candidate)), key=merit)
+    return max(product(TIGHTEN_AT, BELOW), key=merit)
 
 
 def report(file: Path, console: Console) -> None:
@@ -208,12 +203,23 @@ def report(file: Path, console: Console) -> None:
     parts_of: dict[str, dict[Use, list[Line]]] = {name: {"choose": [], "measure": []} for name in packs}
     for line in lines:
         parts_of[line.pack][line.use].append(line)
-    tried = {name: try_all(pack, parts_of[name]["choose"]) for name, pack in packs.items()}
     for name, pack in packs.items():
         parts = parts_of[name]
-        tighten_at, below = choose(tried, name)
-        console.print(f"\n{name}: tighten_at {tighten_at:g}, abstain.below {below:g}")
-        heads = ("cases", "limits", "rules", "served", "changed", "rightly", "wrongly", "doubts", "points")
+        tighten_at, below = choose(pack, parts["choose"])
+        abstain = f", abstain.below {below:g}" if pack.manifest.limits.abstain else ""
+        console.print(f"\n{name}: tighten_at {tighten_at:g}{abstain}")
+        heads = (
+            "cases",
+            "limits",
+            "rules",
+            "served",
+            "changed",
+            "rightly",
+            "wrongly",
+            "doubts",
+            "points",
+            "gain",
+        )
         table = Table(*heads, box=None)
         for use, part in parts.items():
             for title, limits in (
@@ -221,8 +227,9 @@ def report(file: Path, console: Console) -> None:
                 ("shipped", pack.manifest.limits),
                 ("chosen", limits_of(pack, tighten_at, below)),
             ):
-                effect = effect_of(name, pack.labels, answers(pack, part, limits))
-                table.add_row(f"{use} {len(part)}", title, *_cells(effect))
+                cases = answers(pack, part, limits)
+                effect = effect_of(name, pack.labels, cases)
+                table.add_row(f"{use} {len(part)}", title, *_cells(effect), f"{gain_of(cases):+.1f}")
         console.print(table)
         by_risk = [
             f"{risk} {sum(line.risk == risk and bool(line.probabilities) for line in parts['choose'])}"
@@ -267,7 +274,7 @@ def main() -> int:
             names = options.pack or list(judged_packs())
             score(Config(), names, options.count, options.seed, options.file, options.threads)
         else:
-            report(options.file, Console(width=120))
+            report(options.file, Console(width=130))
     except ThorPolicyError as error:
         print(f"tighten-trial: {error}", file=sys.stderr)
         return error.exit_code

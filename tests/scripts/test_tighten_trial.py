@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from rich.console import Console
-from tighten_trial import Line, answers, cases, choose, limits_of, read, report, try_all
+from tighten_trial import Line, answers, cases, choose, gain_of, limits_of, read, report
 
 from thor_policy.config import data_path
 from thor_policy.policy import pack_files
@@ -17,9 +18,17 @@ from thor_policy.policy.pack import Pack
 NAME = "team-governance"
 
 
+ABSTAIN = "  abstain: {outcome: require_attestation, below: {medium: 0.3, high: 0.5, critical: 0.6}}"
+
+
 @pytest.fixture(scope="module")
-def pack() -> Pack:
-    return pack_files.load(pack_files.find(NAME, data_path("prompts")))
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """The shipped pack with an abstention."""
+    folder: Path = tmp_path_factory.mktemp("packs") / NAME
+    shutil.copytree(data_path("prompts") / NAME, folder)
+    text = (folder / "pack.yaml").read_text(encoding="utf-8")
+    (folder / "pack.yaml").write_text(text.replace("limits:", f"limits:\n{ABSTAIN}"), encoding="utf-8")
+    return pack_files.load(folder)
 
 
 def line(right: str, doubt: float, **changes: Any) -> Line:
@@ -45,32 +54,27 @@ def line(right: str, doubt: float, **changes: Any) -> Line:
     return Line(**fields | changes)
 
 
-def chosen(pack: Pack, lines: list[Line]) -> tuple[float, float]:
-    return choose({NAME: try_all(pack, lines)}, NAME)
-
-
 def test_the_threshold_with_the_most_right_outcomes_is_chosen(pack: Pack) -> None:
     lines = [line("allow", 0.75), line("allow", 0.82), line("deny", 0.96), line("deny", 0.93)]
-    tighten_at, _ = chosen(pack, lines)
+    tighten_at, _ = choose(pack, lines)
     assert tighten_at == 0.9
     outcomes = [case.outcome for case in answers(pack, lines, limits_of(pack, tighten_at, 0.0))]
     assert outcomes == ["allow", "allow", "deny", "deny"]
 
 
 def test_of_equally_good_thresholds_the_quietest_is_chosen(pack: Pack) -> None:
-    assert chosen(pack, [line("require_mfa", 0.7), line("allow", 0.1)]) == (1.0, 0.5)
+    assert choose(pack, [line("require_mfa", 0.7), line("allow", 0.1)]) == (1.0, 0.5)
 
 
-def test_of_thresholds_that_chance_does_not_tell_apart_the_best_over_all_packs_is_chosen(pack: Pack) -> None:
-    few = try_all(pack, [line("deny", 0.72), line("allow", 0.65), line("allow", 0.74)])
-    many = try_all(pack, [line("deny", 0.96) for _ in range(9)] + [line("allow", 0.84) for _ in range(9)])
-    assert choose({NAME: few}, NAME)[0] > 0.74
-    assert choose({NAME: few, "other": many}, NAME)[0] == 0.95
+def test_a_wrong_tightening_weighs_more_than_a_right_one(pack: Pack) -> None:
+    lines = [line("deny", 0.96), line("deny", 0.96), line("allow", 0.97), line("allow", 0.1)]
+    assert gain_of(answers(pack, lines, limits_of(pack, 0.95, 0.0))) == pytest.approx(20 - 40)
+    assert choose(pack, lines)[0] > 0.97
 
 
 def test_an_abstention_is_kept_where_it_is_right(pack: Pack) -> None:
     lines = [line("require_attestation", 0.7, risk="high"), line("require_attestation", 0.9, risk="high")]
-    tighten_at, below = chosen(pack, lines)
+    tighten_at, below = choose(pack, lines)
     assert tighten_at > 0.9
     assert below == 0.5
 
