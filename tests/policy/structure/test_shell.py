@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -427,6 +429,20 @@ def test_hostile_lines_give_a_value_within_their_time_and_no_memory(count: int) 
 )  # fmt: skip
 def test_a_long_text_of_one_sign_gives_a_value(text: str) -> None:
     check(text)
+
+
+#: The parser's scanner read beyond a table of C for such a character, which ended one process of two.
+FAR = "sh" + "{" * 128 + "\U000e0041" * 3 + "{" * 100 + ";" + "{" * 100
+READS_FAR = f"""
+from thor_policy.policy.structure import shell
+for number in range(300):
+    shell.shell({FAR!r} + str(number))
+"""
+
+
+def test_a_character_beyond_the_tables_of_c_does_not_end_the_process() -> None:
+    for _ in range(4):  # where memory is mapped differs from process to process
+        assert subprocess.run([sys.executable, "-c", READS_FAR], check=False).returncode == 0
 
 
 # ---------------------------------------------------------------- the table

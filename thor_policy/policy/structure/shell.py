@@ -41,6 +41,9 @@ MEMBERS = frozenset((
     "variables",
 ))  # fmt: skip
 
+#: Bytes that are not ASCII, as letters. To a shell they are letters too. The grammar's scanner asks the tables
+#: of C's ctype.h, which end at 255, and a character far beyond ended the process.
+_LETTERS = bytes(range(0x80)) + b"x" * 0x80
 _LANGUAGE = tree_sitter.Language(tree_sitter_bash.language())
 _local = threading.local()
 _BUILT_IN = Programs(BUILTIN)
@@ -107,7 +110,7 @@ def _parse(line: Line, text: str, dirs: Dirs, feed: Feed, around: Around) -> Pla
     source = text.encode("utf-8", "replace")
     if not hasattr(_local, "parser"):
         _local.parser = tree_sitter.Parser(_LANGUAGE)
-    root = _local.parser.parse(source).root_node
+    root = _local.parser.parse(source.translate(_LETTERS)).root_node
     if root.has_error:
         line.hide("it cannot be parsed")
     walk = Walk(line, source.decode("latin-1"), around)
