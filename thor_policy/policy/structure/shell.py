@@ -41,8 +41,8 @@ MEMBERS = frozenset((
     "variables",
 ))  # fmt: skip
 
-#: Bytes that are not ASCII, as letters. To a shell they are letters too. The grammar's scanner asks the tables
-#: of C's ctype.h, which end at 255, and a character far beyond ended the process.
+#: Bytes that are not ASCII, as letters. To a shell they are letters too. The scanner of the grammar asks the
+#: tables of C's ctype.h, which end at 255, and a character far beyond them ended the process.
 _LETTERS = bytes(range(0x80)) + b"x" * 0x80
 _LANGUAGE = tree_sitter.Language(tree_sitter_bash.language())
 _local = threading.local()
