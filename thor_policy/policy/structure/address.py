@@ -161,7 +161,7 @@ def of_ip(ip: _Ip) -> tuple[str, str]:
         return own
     inner = [of_ip(ipaddress.IPv4Address(address)) for address in _inner(number)]
     if number >> 32 & 0xFDFFFFFF == 0x0000_5EFE:  # ISATAP: in any network
-        return worst([own, of_ip(ipaddress.IPv4Address(number & 0xFFFFFFFF))])
+        return worst([own, *inner, of_ip(ipaddress.IPv4Address(number & 0xFFFFFFFF))])
     return worst(inner) if inner else own
 
 
