@@ -78,6 +78,28 @@ def test_an_isatap_address_has_the_worse_class_of_its_network_and_what_it_holds(
 
 
 @pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        # 6to4, whose last 64 bits say ISATAP
+        ("2002:7f00:1::5efe:8.8.8.8", "loopback"),
+        ("2002:a9fe:a9fe::5efe:8.8.8.8", "metadata"),
+        ("2002:a00:1::5efe:8.8.8.8", "private"),
+        ("2002:c0a8:101::200:5efe:8.8.8.8", "private"),
+        ("2002:6440:1::5efe:1.1.1.1", "cgnat"),
+        ("2002:a9fe:1::200:5efe:1.1.1.1", "link_local"),
+        ("2002:e000:1::5efe:1.1.1.1", "multicast"),
+        # Teredo, whose flags and port do
+        ("2001:0:808:808:0:5efe:80ff:fffe", "loopback"),
+        ("2001:0:808:808:200:5efe:5601:5601", "metadata"),
+        ("2001:0:a00:1:0:5efe:f7f7:f7f7", "private"),
+        ("2001:0:7f00:1:0:5efe:f7f7:f7f7", "loopback"),
+    ],
+)
+def test_an_isatap_address_in_an_address_that_holds_another_has_the_worst_class(text: str, kind: str) -> None:
+    assert of_ip(ipaddress.ip_address(text))[0] == kind
+
+
+@pytest.mark.parametrize(
     ("host", "kind"),
     [
         ("example.com", ""),

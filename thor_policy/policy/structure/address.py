@@ -35,46 +35,38 @@ _METADATA = {
     "fd20:ce::254",  # Google Cloud
     "fe80::a9fe:a9fe",  # OpenStack
 }  # fmt: skip
-#: IANA special-purpose registries for IPv4 and IPv6; the first network that holds an address decides.
-_NETWORKS = [
-    (ipaddress.ip_network(network), name)
-    for network, name in (
-        ("0.0.0.0/32", "unspecified"),
-        ("127.0.0.0/8", "loopback"),
-        ("10.0.0.0/8", "private"),
-        ("172.16.0.0/12", "private"),
-        ("192.168.0.0/16", "private"),
-        ("169.254.0.0/16", "link_local"),
-        ("100.64.0.0/10", "cgnat"),
-        ("224.0.0.0/4", "multicast"),
-        ("0.0.0.0/8", "reserved"),
-        ("192.0.0.0/24", "reserved"),
-        ("192.0.2.0/24", "reserved"),
-        ("192.88.99.0/24", "reserved"),
-        ("198.18.0.0/15", "reserved"),
-        ("198.51.100.0/24", "reserved"),
-        ("203.0.113.0/24", "reserved"),
-        ("240.0.0.0/4", "reserved"),
-        ("0.0.0.0/0", "public"),
-        ("::/128", "unspecified"),
-        ("::1/128", "loopback"),
-        ("fe80::/10", "link_local"),
-        ("fec0::/10", "private"),
-        ("fc00::/7", "private"),
-        ("64:ff9b:1::/48", "private"),
-        ("ff00::/8", "multicast"),
-        ("2001:db8::/32", "reserved"),
-        ("2001::/23", "reserved"),
-        ("3fff::/20", "reserved"),
-        ("2000::/3", "public"),
-        ("::/0", "reserved"),
-    )
-]
+#: Classes of blocks, after IANA's registries of special-purpose addresses; the smallest block decides
+#: (https://www.iana.org/assignments/iana-ipv4-special-registry and iana-ipv6-special-registry).
+BLOCKS = {
+    ipaddress.ip_network(block): kind
+    for kind, blocks in {
+        "unspecified": "0.0.0.0/32 ::/128",
+        "loopback": "127.0.0.0/8 ::1/128",
+        "private": "10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 fc00::/7",
+        "link_local": "169.254.0.0/16 fe80::/10",
+        "cgnat": "100.64.0.0/10",
+        "multicast": "224.0.0.0/4 ff00::/8",
+        "public": "2000::/3",
+        # Those of IPv6 hold IPv4 addresses, are for documents, or for protocols.
+        "reserved": "0.0.0.0/8 192.0.0.0/24 192.0.2.0/24 192.88.99.0/24 198.18.0.0/15 198.51.100.0/24"
+        " 203.0.113.0/24 240.0.0.0/4 64:ff9b::/96 64:ff9b:1::/48 100::/64 2001::/23 2001:db8::/32 2002::/16"
+        " 3fff::/20 5f00::/16",
+    }.items()
+    for block in blocks.split()
+}
+#: What a host is whose address is in no block, or in one that networks use for hosts of their own.
+_OF_HOSTS = {
+    ipaddress.ip_network("0.0.0.0/0"): "public",
+    ipaddress.ip_network("::/0"): "reserved",
+    ipaddress.ip_network("fec0::/10"): "private",
+    ipaddress.ip_network("64:ff9b:1::/48"): "private",
+}
+#: Network, mask and class of each block, the smallest block first.
 _BY_VERSION = {
     version: [
-        (int(network.network_address), int(network.netmask), name)
-        for network, name in _NETWORKS
-        if network.version == version
+        (int(block.network_address), int(block.netmask), kind)
+        for block, kind in sorted((BLOCKS | _OF_HOSTS).items(), key=lambda pair: -pair[0].prefixlen)
+        if block.version == version
     ]
     for version in (4, 6)
 }
@@ -156,12 +148,12 @@ def of_ip(ip: _Ip) -> tuple[str, str]:
     if text in _METADATA:
         return "metadata", text
     number = int(ip)
-    own = next(name for base, mask, name in _BY_VERSION[ip.version] if number & mask == base), text
+    own = next(kind for base, mask, kind in _BY_VERSION[ip.version] if number & mask == base), text
     if ip.version == 4:
         return own
     inner = [of_ip(ipaddress.IPv4Address(address)) for address in _inner(number)]
     if number >> 32 & 0xFDFFFFFF == 0x0000_5EFE:  # ISATAP: in any network
-        return worst([own, of_ip(ipaddress.IPv4Address(number & 0xFFFFFFFF))])
+        return worst([own, *inner, of_ip(ipaddress.IPv4Address(number & 0xFFFFFFFF))])
     return worst(inner) if inner else own
 
 

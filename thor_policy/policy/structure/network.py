@@ -1,8 +1,7 @@
 """IP addresses and ranges: `cidr(text)` and `cidr.inside(inner, outer)`.
 
-Owns the classes of addresses, after IANA's registries of special-purpose addresses
-(https://www.iana.org/assignments/iana-ipv4-special-registry and iana-ipv6-special-registry). Invariant: a
-range has a class only if all of its addresses have it; otherwise it is `mixed`. Pure; any thread.
+Owns the reading of a text as a range. Invariant: a range has a class (of `address.BLOCKS`) only if all of its
+addresses have it; otherwise it is `mixed`. Pure; any thread.
 
 Only the plain spellings are read: four decimal numbers without leading zeros, or hexadecimal groups, and a
 prefix length. Other spellings (`0251.0376.0.1`, `10.1`, `0x0a000001`, masks, zones, ports) are opaque:
@@ -15,7 +14,11 @@ from __future__ import annotations
 import functools
 import re
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import TypedDict
+from typing import TypeAlias, TypedDict
+
+from thor_policy.policy.structure.address import BLOCKS
+
+_Network: TypeAlias = IPv4Network | IPv6Network
 
 #: Longest text that can be an address with a prefix length.
 MAX_CHARS = 49
@@ -23,36 +26,6 @@ MAX_CHARS = 49
 MANY = 2**63 - 1
 _PLAIN = re.compile(r"[0-9a-fA-F:.]+(?:/(?:0|[1-9][0-9]{0,2}))?")
 _MAPPED = IPv6Network("::ffff:0:0/96")
-#: Blocks and their classes; what is in no block has the class of the version.
-_V4 = {
-    IPv4Network(block): kind
-    for kind, blocks in {
-        "unspecified": "0.0.0.0/32",
-        "private": "10.0.0.0/8 172.16.0.0/12 192.168.0.0/16",
-        "cgnat": "100.64.0.0/10",
-        "loopback": "127.0.0.0/8",
-        "link_local": "169.254.0.0/16",
-        "multicast": "224.0.0.0/4",
-        "reserved": "0.0.0.0/8 192.0.0.0/24 192.0.2.0/24 192.88.99.0/24 198.18.0.0/15 198.51.100.0/24"
-        " 203.0.113.0/24 240.0.0.0/4",
-    }.items()
-    for block in blocks.split()
-}
-_V6 = {
-    IPv6Network(block): kind
-    for kind, blocks in {
-        "unspecified": "::/128",
-        "loopback": "::1/128",
-        "private": "fc00::/7",
-        "link_local": "fe80::/10",
-        "multicast": "ff00::/8",
-        "public": "2000::/3",
-        # Those that hold IPv4 addresses, are for documents, or for protocols.
-        "reserved": "64:ff9b::/96 64:ff9b:1::/48 100::/64 2001::/23 2001:db8::/32 2002::/16 3fff::/20"
-        " 5f00::/16",
-    }.items()
-    for block in blocks.split()
-}
 #: The class of IPv6 addresses in no block. Nobody has one.
 _UNALLOCATED = "unallocated"
 
@@ -106,15 +79,11 @@ def inside(inner: str, outer: str) -> bool:
     """True if all addresses of a range are in another. Raises ValueError if either is opaque."""
     networks = []
     for text in (inner, outer):
-        if reason := cidr(text)["opaque"]:
-            raise ValueError(f"{text[:MAX_CHARS]!a}: {reason}")
-        networks.append(_network(text))
-    small, large = networks
-    if isinstance(small, IPv4Network) and isinstance(large, IPv4Network):
-        return small.subnet_of(large)
-    if isinstance(small, IPv6Network) and isinstance(large, IPv6Network):
-        return small.subnet_of(large)
-    return False
+        network = cidr(text)["opaque"] or _network(text)
+        if isinstance(network, str):
+            raise ValueError(f"{text[:MAX_CHARS]!a}: {network}")
+        networks.append(network)
+    return _is_within(*networks)
 
 
 def _nothing(reason: str) -> Range:
@@ -130,7 +99,7 @@ def _nothing(reason: str) -> Range:
     }
 
 
-def _network(text: str) -> IPv4Network | IPv6Network | str:
+def _network(text: str) -> _Network | str:
     """The network of a text, or why there is none."""
     if not _PLAIN.fullmatch(text):
         return "the text is no address and no range: write 10.0.0.0/8 or fd00::/8"
@@ -151,13 +120,17 @@ def _has_host_bits(text: str) -> bool:
     return False
 
 
-def _class_of(network: IPv4Network | IPv6Network) -> str:
+def _class_of(network: _Network) -> str:
     """The class of the smallest block around a network; `mixed` if a block of another class is in it."""
-    if isinstance(network, IPv4Network):
-        around = [(block.prefixlen, kind) for block, kind in _V4.items() if network.subnet_of(block)]
-        within = {kind for block, kind in _V4.items() if block.subnet_of(network)}
-    else:
-        around = [(block.prefixlen, kind) for block, kind in _V6.items() if network.subnet_of(block)]
-        within = {kind for block, kind in _V6.items() if block.subnet_of(network)}
+    around = [(block.prefixlen, kind) for block, kind in BLOCKS.items() if _is_within(network, block)]
+    within = {kind for block, kind in BLOCKS.items() if _is_within(block, network)}
     _, kind = max(around, default=(0, "public" if network.version == 4 else _UNALLOCATED))
     return kind if within <= {kind} else "mixed"
+
+
+def _is_within(inner: _Network, outer: _Network) -> bool:
+    return (
+        inner.version == outer.version
+        and int(outer.network_address) <= int(inner.network_address)
+        and int(inner.broadcast_address) <= int(outer.broadcast_address)
+    )
