@@ -27,7 +27,6 @@ from thor_policy.config import Config, data_path
 from thor_policy.core.decisions import Adapter
 from thor_policy.core.errors import ThorPolicyError
 from thor_policy.core.requests import RISKS, Evaluation, Risk
-from thor_policy.engine.llama import LlamaEngine
 from thor_policy.learning.training.samples import Case
 from thor_policy.policy import pack_files
 from thor_policy.policy.pack import Limits, Pack
@@ -37,7 +36,7 @@ from thor_policy.suites.model_effect import Case as Answer
 from thor_policy.suites.model_effect import Effect, Outcomes, effect_of
 from training_data.cases import generated, judged_packs, written
 from training_data.domains import DOMAINS
-from training_data.figures import Judge, best
+from training_data.figures import Judge, best, open_engine
 
 #: What a case serves for here: to choose thresholds, or to measure them.
 Use = Literal["choose", "measure"]
@@ -85,23 +84,14 @@ def score(config: Config, names: Sequence[str], count: int, seed: int, out: Path
     packs = {name: pack_files.load(pack_files.find(name, data_path("prompts"))) for name in names}
     known = {(line.pack, line.pack_sha256) for line in read(out)} if out.exists() else set()
     packs = {name: pack for name, pack in packs.items() if (name, pack.info.sha256) not in known}
-    model = catalog.resolve(config.model, config.models_dir)
     file = catalog.resolve_adapter(catalog.companion_of(config.model) or "", config.models_dir)
     adapter = Adapter(name=file.name, sha256=file.sha256, rendering=file.rendering)
-    engine = LlamaEngine(
-        model.path,
-        name=model.name,
-        sha256=model.sha256,
-        context_tokens=config.context_tokens,
-        packs=len(packs),
-        explanations=1,
-        threads=threads,
-    )
+    engine = open_engine(config, len(packs), threads)
     engine.adopt(adapter, file.path)
     judge = Judge(engine, packs, adapter)
     for name, pack in packs.items():
         lines = [
-            line_of(judge, pack, f"{model.name}+{adapter.name}", use, case)
+            line_of(judge, pack, f"{engine.model.name}+{adapter.name}", use, case)
             for use, case in track(
                 list(cases(name, count, seed)), name, console=Console(stderr=True), transient=True
             )
@@ -208,19 +198,7 @@ def report(file: Path, console: Console) -> None:
         tighten_at, below = choose(pack, parts["choose"])
         abstain = f", abstain.below {below:g}" if pack.manifest.limits.abstain else ""
         console.print(f"\n{name}: tighten_at {tighten_at:g}{abstain}")
-        heads = (
-            "cases",
-            "limits",
-            "rules",
-            "served",
-            "changed",
-            "rightly",
-            "wrongly",
-            "doubts",
-            "points",
-            "gain",
-        )
-        table = Table(*heads, box=None)
+        table = Table(*HEADS, box=None)
         for use, part in parts.items():
             for title, limits in (
                 ("none", limits_of(pack, 0.0, 0.0)),

@@ -66,6 +66,24 @@ class Judge:
             self._engine.unload(resident_key(pack.info.sha256, self._adapter))
 
 
+def open_engine(config: Config, packs: int, threads: int = 0) -> LlamaEngine:
+    """The model of the settings, with room for so many packs; with 0 threads, one for each core.
+
+    Raises CatalogError, EngineError.
+    """
+    model = catalog.resolve(config.model, config.models_dir)
+    return LlamaEngine(
+        model.path,
+        name=model.name,
+        sha256=model.sha256,
+        context_tokens=config.context_tokens,
+        packs=packs,
+        explanations=1,
+        threads=threads,
+        states_dir=config.state_dir / "prefix-states",
+    )
+
+
 def best(probabilities: Mapping[str, float]) -> str:
     """The likeliest label."""
     return max(probabilities, key=lambda label: probabilities[label])
@@ -198,16 +216,7 @@ def measure(
     `count` and `seed` are those of the generated cases, in each of the two parts `templates` and `kinds`.
     """
     packs = judged_packs()
-    model = catalog.resolve(config.model, config.models_dir)
-    engine = LlamaEngine(
-        model.path,
-        name=model.name,
-        sha256=model.sha256,
-        context_tokens=config.context_tokens,
-        packs=len(packs),
-        explanations=1,
-        states_dir=config.state_dir / "prefix-states",
-    )
+    engine = open_engine(config, len(packs))
 
     def floor_of(case: Case) -> Floor:
         return packs[case.pack].book.apply(msgspec.convert(case.evaluation, Evaluation), case.at)
@@ -251,8 +260,8 @@ def measure(
         )
     ]
     result: dict[str, Any] = {
-        "model": model.name,
-        "model_sha256": model.sha256,
+        "model": engine.model.name,
+        "model_sha256": engine.model.sha256,
         "adapter": adapter.name,
         "adapter_sha256": adapter.sha256,
         "packs": {name: pack.info.sha256 for name, pack in packs.items()},

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from thor_policy.core.requests import Action, Entity, Evaluation
-from thor_policy.policy.expressions import Fault, Language, Type
+from thor_policy.policy.expressions import Language, Type
+from thor_policy.policy.faults import Fault
 from thor_policy.policy.words import WordLists
 
 LANGUAGE = Language(words=WordLists({}), data={"table": {}, "faulty": {"ls": "reeds"}})

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 
 from cel_expr_python import cel
 from cel_expr_python.ext import ext_bindings, ext_math, ext_optional, ext_strings
-from msgspec import Struct
 
 from thor_policy.core.requests import Evaluation, Json, is_time
 from thor_policy.policy import functions
 from thor_policy.policy.cel_calls import error_of
+from thor_policy.policy.faults import Fault, call_of, faults_of_members, faults_of_tokens
 from thor_policy.policy.functions import ANY_LIST, ANY_MAP, EXACT, json_type, with_article
 from thor_policy.policy.structure.programs import Faulty
 from thor_policy.policy.structure.shell import programs_of
@@ -34,14 +34,11 @@ from thor_policy.policy.tokens import (
     Token,
     arguments_of,
     bound_in,
-    closing_of,
     kind_of_literal,
     literal_of,
     names_in,
-    open_optionals,
     paths_in,
     position,
-    repeated_keys,
     tokenise,
 )
 from thor_policy.policy.words import WordLists
@@ -86,8 +83,6 @@ _EXTENSIONS = [
 _FAULT = re.compile(r"ERROR: <input>:(-?\d+):(-?\d+): (.*?)(?: \(in container ''\))?(?=\n|$| \[)")
 _NOT_THERE = re.compile(r'No value with name "([^"]*)" found in Activation')
 _UNDECLARED = re.compile(r"undeclared reference to '([^']*)'")
-#: An escape of NUL in a string literal.
-_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\(?:000|[xX]00|u0000|U00000000)")
 #: Functions whose literal argument can be wrong, by name: how to try it.
 _LITERAL_CALLS = {
     "matches": "''.matches({})",
@@ -108,14 +103,6 @@ _LITERAL_CALLS = {
         )
     },
 }
-
-
-class Fault(Struct, frozen=True, kw_only=True):
-    """A fault of an expression at line and column (from 1, in code points) of its text."""
-
-    line: int
-    column: int
-    message: str
 
 
 class Type(NamedTuple):
@@ -189,10 +176,10 @@ class Language:
             return self._faults(str(error), text, facts)
         faults = [
             *self._faults_of_calls(text, tokens),
-            *_faults_of_members(text, tokens, facts),
-            *_faults_of_tokens(text, tokens),
+            *faults_of_members(text, tokens, {name: fact.call for name, fact in facts.items() if fact.call}),
+            *faults_of_tokens(text, tokens),
         ]
-        return faults or Type(native.name(), native, _call_of(tokens))
+        return faults or Type(native.name(), native, call_of(tokens))
 
     def compile(self, texts: Sequence[str], facts: Collection[str]) -> Program:
         """Checked expressions as one program. Raises RuntimeError if they nest too deeply together."""
@@ -397,85 +384,6 @@ class Language:
             elif typed is not value:
                 parent[last] = typed
         return problems
-
-
-def _call_of(tokens: Sequence[Token]) -> str:
-    """The function of `functions.MEMBERS` whose call the whole expression is; "" if it is none."""
-    is_call = [token.text for token in tokens[1:2]] == ["("] and closing_of(tokens, 1) == len(tokens) - 1
-    return tokens[0].text if is_call and tokens[0].text in functions.MEMBERS else ""
-
-
-def _faults_of_members(text: str, tokens: Sequence[Token], facts: Mapping[str, Type]) -> Iterator[Fault]:
-    """Members that a function's map does not have: of a call, or of a fact that is such a call."""
-    bound = bound_in(tokens)
-    signs = [token.text for token in tokens]
-    for at, token in enumerate(tokens):
-        if token.kind != "name" or (at and signs[at - 1] == "."):
-            continue
-        is_called = signs[at + 1 : at + 2] == ["("]
-        if is_called and token.text in functions.MEMBERS:
-            function, end = token.text, closing_of(tokens, at + 1)
-        elif not is_called and token.text in facts and token.text not in bound and facts[token.text].call:
-            function, end = facts[token.text].call, at
-        else:
-            continue
-        name = _member_at(tokens, end + 1)
-        if name is not None and name[0] not in functions.MEMBERS[function]:
-            known = sorted(functions.MEMBERS[function])
-            near = difflib.get_close_matches(name[0], known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"its members are {', '.join(known)}"
-            line, column = position(text, name[1].offset)
-            yield Fault(line=line, column=column, message=f"{function}(..) has no member {name[0]!r}; {hint}")
-
-
-def _member_at(tokens: Sequence[Token], at: int) -> tuple[str, Token] | None:
-    """The member that is read at a token: `.name`, `.?name` or `["name"]`; None for a call of a method."""
-    texts = [token.text for token in tokens[at : at + 4]] + [""] * 4
-    if texts[0] == "." and at + 1 < len(tokens):
-        name = at + 1 + (texts[1] == "?")
-        is_method = name + 1 < len(tokens) and tokens[name + 1].text == "("
-        return None if is_method or name >= len(tokens) else (tokens[name].text, tokens[name])
-    literal = literal_of(tokens[at + 1 : at + 2]) if texts[0] == "[" and texts[2] == "]" else None
-    return (literal, tokens[at + 1]) if literal is not None else None
-
-
-def _faults_of_tokens(text: str, tokens: Sequence[Token]) -> Iterator[Fault]:
-    """What the checker accepts, and the runtime, or its binding, gets wrong; and protobuf's own types."""
-    faults: list[tuple[Token, str]] = []
-    for at, token in enumerate(tokens):
-        if token.kind == "number" and re.search("[.eE]", token.text) and not token.text.startswith("0x"):
-            value = float(token.text)
-            if math.isinf(value):
-                faults.append((token, f"{token.text} is infinite"))
-            elif EXACT <= abs(value) <= 2**63:
-                whole = min(int(value), 2**63 - 1)
-                faults.append(
-                    (token, f"{token.text} is compared inexactly with whole numbers; write {whole}")
-                )
-        elif token.kind == "string":
-            is_raw = re.match("[bB]?[rR]", token.text)
-            if "\0" in token.text or (not is_raw and _NUL.search(token.text)):
-                faults.append((token, "a string cannot contain NUL; in a request it is read as U+FFFD"))
-        elif token.text == "google" and _makes_message(tokens, at):
-            message = "a pack has no protobuf types; write the value itself, or timestamp(..), duration(..)"
-            faults.append((token, message))
-    # A list, a map, a function or dyn(..) that holds an optional value ends the process: the binding cannot
-    # convert it to Python.
-    ends = "an optional value must be ended where it is: add .orValue(..), .hasValue() or .value()"
-    faults += [(token, ends) for token in open_optionals(tokens)]
-    faults += [
-        (token, f"this map has the key {token.text} twice; remove one") for token in repeated_keys(tokens)
-    ]
-    for token, message in faults:
-        line, column = position(text, token.offset)
-        yield Fault(line=line, column=column, message=message)
-
-
-def _makes_message(tokens: Sequence[Token], at: int) -> bool:
-    """True if the dotted name that begins at a token is followed by `{`, as a protobuf message is written."""
-    while at + 2 < len(tokens) and tokens[at + 1].text == "." and tokens[at + 2].kind == "name":
-        at += 2
-    return at + 1 < len(tokens) and tokens[at + 1].text == "{"
 
 
 def _start_of_name(text: str, line: int, column: int, name: str) -> int:

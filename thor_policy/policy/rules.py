@@ -27,7 +27,8 @@ from msgspec import Struct, structs
 from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError
 from thor_policy.core.requests import RISKS, Evaluation, Json, Risk
-from thor_policy.policy.expressions import TOO_DEEP, Fault, Language, Program, Type, is_json
+from thor_policy.policy.expressions import TOO_DEEP, Language, Program, Type, is_json
+from thor_policy.policy.faults import Fault
 from thor_policy.policy.functions import (
     TIMES,
     as_text,
