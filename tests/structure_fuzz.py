@@ -50,8 +50,6 @@ _ODD = (
         "İ",
     ),
 )
-#: Inputs after which memory no longer grows, and how much it may grow from then on, in KiB.
-_SETTLED, _MAX_GROWTH_KIB = 20_000, 20_000
 
 
 def hostile_texts(seed: int, count: int, known: Sequence[str]) -> Iterator[str]:
@@ -74,15 +72,29 @@ def hostile_texts(seed: int, count: int, known: Sequence[str]) -> Iterator[str]:
             yield "".join(chr(chance.randint(0, most)) for _ in range(chance.randint(0, 300)))
 
 
-def run(function: Callable[[Any], object], texts: Iterator[Any], *, limit_s: float) -> None:
-    """Call a function with each text. Fails on an error, for a call over its limit, and if memory grows."""
-    settled = 0
+def run(
+    function: Callable[[Any], object],
+    texts: Iterator[Any],
+    *,
+    limit_s: float,
+    settled_after: int = 20_000,
+    max_growth_kib: int = 20_000,
+) -> None:
+    """Call a function with each text. Fails on an error, for a call over its limit, and if memory grows.
+
+    `settled_after`: the number of texts from which on memory may grow by no more than `max_growth_kib`.
+    """
+    settled, longest = 0, 0.0
     for number, text in enumerate(texts):
         started = time.thread_time()
         function(text)
-        assert time.thread_time() - started < limit_s, ascii(text)
-        if number == _SETTLED:
+        taken = time.thread_time() - started
+        assert taken < limit_s, ascii(text)
+        longest = max(longest, taken)
+        if number == settled_after:
             gc.collect()
             settled = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if settled:
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - settled < _MAX_GROWTH_KIB
+    growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - settled
+    print(f"longest {longest * 1000:.1f} ms, then {growth} KiB more")
+    assert settled
+    assert growth < max_growth_kib

@@ -183,9 +183,10 @@ class Language:
 
     def compile(self, texts: Sequence[str], facts: Collection[str]) -> Program:
         """Checked expressions as one program. Raises RuntimeError if they nest too deeply together."""
-        functions.load(texts)
+        names = set().union(*map(names_in, texts))
+        functions.load(names)
         environment = self._environment(dict.fromkeys(facts, _T.DYN))
-        paths = {path for text in texts for path in (*paths_in(text), *names_in(text))}
+        paths = names.union(*map(paths_in, texts))
         reads = [
             name
             for name in (*self._variables, *facts)

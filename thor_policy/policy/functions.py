@@ -11,7 +11,7 @@ import itertools
 import math
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any
@@ -337,9 +337,9 @@ NAMES = (*_FUNCTIONS, *_METHODS)
 METHOD_NAMES = tuple(_METHODS)
 
 
-def load(texts: Sequence[str]) -> None:
-    """Load what the functions in expressions need and is loaded late, so that no request waits for it."""
-    if any("sql" in text for text in texts):
+def load(used: Collection[str]) -> None:
+    """Load what functions of these names need and is loaded late, so that no request waits for it."""
+    if "sql" in used:
         statements.load()
 
 

@@ -58,7 +58,7 @@ def tokenise(text: str) -> Iterator[Token]:
 
 
 def names_in(text: str) -> set[str]:
-    """The names that an expression may read: variables and facts, but no members and no functions."""
+    """The names that an expression may use: variables, facts and functions, but no members."""
     tokens = list(tokenise(text))
     return {
         token.text for at, token in enumerate(tokens) if token.kind == "name" and not _is_member(tokens, at)

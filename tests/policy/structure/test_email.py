@@ -32,6 +32,26 @@ def test_a_text_that_is_not_plainly_one_address_is_opaque(text: str) -> None:
     assert (result["address"], result["local"], result["domain"], result["name"]) == ("", "", "", "")
 
 
+@pytest.mark.parametrize(
+    "label",
+    ["pɑypal", "ɡoogle", "ıcloud", "fırm", "firm-ǃ", "amyʼs", "ɩndia", "bʋy", "ƽhop", "ǀogin", "maɪl",
+     "paʏpal"],
+)  # fmt: skip
+def test_a_domain_with_a_latin_letter_that_looks_like_ascii_is_opaque(label: str) -> None:
+    for written in (label, f"xn--{label.encode('punycode').decode()}"):
+        assert email(f"amy@{written}.example")["opaque"]
+
+
+@pytest.mark.parametrize("domain", ["straße.example", "xn--strae-oqa.example", "faß.example"])
+def test_a_domain_that_programs_read_in_two_ways_is_opaque(domain: str) -> None:
+    assert email(f"amy@{domain}")["opaque"]
+
+
+@pytest.mark.parametrize("label", ["æble", "smørrebrød", "żółw", "mañana", "日本", "ไทย"])
+def test_a_domain_in_plain_letters_of_one_script_is_read(label: str) -> None:
+    assert email(f"amy@{label}.example")["domain"].startswith("xn--")
+
+
 def test_the_name_before_an_address_is_given() -> None:
     assert email('"Amy Bell" <amy@firm.example>')["name"] == "Amy Bell"
     assert email("Amy Bell <amy@firm.example>")["name"] == "Amy Bell"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -133,6 +135,24 @@ def test_a_text_that_is_not_understood_is_opaque_for_a_reason(text: str, reason:
     result = sql(text)
     assert reason in result["opaque"]
     assert {name: value for name, value in result.items() if name != "opaque"} == OPAQUE
+
+
+LOADS = """
+import sys
+from thor_policy.policy.rules import Rule, RuleBook
+rule = Rule(id="case", when=sys.argv[1], outcome="deny", because="It changes data.")
+RuleBook(outcomes=("allow", "deny"), facts={}, rules=(rule,), risk=None)
+print("sqlglot" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("condition", "is_loaded"),
+    [("sql(resource.id).reads_only", True), ('resource.type == "mysql" && context.sql == ""', False)],
+)
+def test_the_parsers_are_loaded_with_a_pack_that_calls_sql(condition: str, is_loaded: bool) -> None:
+    printed = subprocess.check_output([sys.executable, "-c", LOADS, condition], text=True)
+    assert printed.strip() == str(is_loaded)
 
 
 def test_sqlglot_writes_no_log_line_with_the_text(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,6 +15,8 @@ _Ip: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 #: A longer host is no name of DNS.
 MAX_HOST_CHARS = 253
+#: Letters of a host that older clients replace by others, or leave out (IDNA 2003), and newer ones keep.
+DEVIATIONS = frozenset("ßς\u200c\u200d")
 #: Every class, the one to fear most first. "": a name that says nothing about its address.
 CLASSES = (
     "metadata", "loopback", "unspecified", "link_local", "private", "cgnat", "multicast", "reserved", "",

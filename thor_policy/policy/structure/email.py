@@ -5,7 +5,7 @@ program can read in its text; everything that RFC 5322 also allows (comments, qu
 routes, address literals), and every separator or line break, is opaque. Pure; any thread.
 
 Names are compared in lower case: `address`, `local` and `domain` are in it. A domain is in ASCII (IDNA); one
-whose other letters look like ASCII, or mix scripts, is opaque.
+whose other letters look like ASCII, mix scripts, or are read in two ways, is opaque.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from typing import TypedDict
 import ada_url
 
 from thor_policy.core.requests import Json
+from thor_policy.policy.structure import names, plain_text
+from thor_policy.policy.structure.address import DEVIATIONS, MAX_HOST_CHARS
 
 #: Longest address with its name, in characters, and most entries of a field.
 MAX_CHARS, MAX_ENTRIES = 400, 200
-_MAX_LOCAL, _MAX_DOMAIN, _MAX_DEPTH = 64, 253, 4
+_MAX_LOCAL, _MAX_DEPTH = 64, 4
 #: Before the @: words and dots. Left out of what RFC 5322 allows: % and ! (routes), = (rewritten addresses),
 #: / and | (files and programs), quotes of shells, and - at the beginning (options of sendmail).
 _LOCAL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_+~&'-]|\.(?=[A-Za-z0-9_]))*")
@@ -106,7 +108,7 @@ def _email(text: str) -> Mail:
 
 def _domain(written: str) -> str | None:
     """A domain in lower case and ASCII; None for what is not plainly one."""
-    if len(written) > _MAX_DOMAIN or unicodedata.normalize("NFKC", written) != written:
+    if len(written) > MAX_HOST_CHARS or unicodedata.normalize("NFKC", written) != written:
         return None
     domain = written.lower()
     if not domain.isascii():
@@ -114,7 +116,7 @@ def _domain(written: str) -> str | None:
     labels = domain.split(".")
     is_plain = (
         len(labels) == written.count(".") + 1 >= 2
-        and len(domain) <= _MAX_DOMAIN
+        and len(domain) <= MAX_HOST_CHARS
         and all(map(_LABEL.fullmatch, labels))
     )
     if not is_plain or labels[-1].isdigit():
@@ -123,17 +125,12 @@ def _domain(written: str) -> str | None:
 
 
 def _is_plain_label(label: str) -> bool:
-    """True for a label of ASCII, or one of another script that nobody takes for ASCII."""
+    """True for a label of ASCII, or one of a single script that nobody takes for ASCII."""
     if not label.startswith("xn--"):
         return label[2:4] != "--"
     shown = ada_url.idna.decode(label)
     if shown == label or shown.isascii() or ada_url.idna.encode(shown).decode() != label:
         return False
-    from confusable_homoglyphs import confusables  # reads its tables, needed only here
-
-    if confusables.is_mixed_script(shown, allowed_aliases=["COMMON", "INHERITED"]):
+    if plain_text.fault(shown) or not DEVIATIONS.isdisjoint(shown) or len(names.scripts_of(shown)) > 1:
         return False
-    return not any(
-        not letter.isascii() and confusables.is_confusable(letter, preferred_aliases=["latin"])
-        for letter in shown
-    )
+    return not any(not letter.isascii() and names.imitates_latin(letter) for letter in shown)

@@ -145,7 +145,7 @@ def _problem(text: str, declared: bool) -> str | None:
         return None
     if mark := next((char for char in name if _is_loose_mark(char)), None):
         return f"contains the mark {_code(mark)}, which belongs to no letter"
-    scripts = list(dict.fromkeys(script for char in name if (script := _script(char))))
+    scripts = scripts_of(name)
     own = set(scripts) - ({"Latin"} if declared else set())
     if len(scripts) > 1 and not any(own <= group for group in _WRITTEN_TOGETHER):
         return f"mixes {' and '.join(scripts[:3])} letters"
@@ -200,6 +200,18 @@ def _script(char: str) -> str | None:
         "LATIN" if char.isascii() and char.isalpha() else "COMMON" if char.isascii() else script_alias(char)
     )
     return None if alias in ("COMMON", "INHERITED") else alias.replace("_", " ").title()
+
+
+def scripts_of(text: str) -> list[str]:
+    """The scripts of the letters of a text, each where it comes first."""
+    return list(dict.fromkeys(script for char in text if (script := _script(char))))
+
+
+def imitates_latin(char: str) -> bool:
+    """True for a character of another script that looks like a Latin letter, ASCII or not."""
+    return script_alias(char) != "LATIN" and any(
+        script_alias(other) == "LATIN" for text in _neighbours().get(char, ()) for other in text
+    )
 
 
 # ---------------------------------------------------------------- which name a text may stand for
@@ -265,16 +277,21 @@ def load() -> None:
 
 
 @functools.cache
-def prototypes() -> Mapping[int, str]:
-    """For each character that is not ASCII and looks like others: the one that stands for all of them.
-
-    The library gives each row of confusables.txt (a character and its prototype) in both directions. So a
-    prototype is the text with several neighbours, or, of a pair, the one that is longer or ASCII.
-    """
+def _neighbours() -> Mapping[str, Sequence[str]]:
+    """What each text looks like: each row of confusables.txt (a character and its prototype) both ways."""
     source = (resources.files("confusable_homoglyphs") / "confusables.json").read_bytes()
     rows = msgspec.json.decode(source, type=dict[str, list[_Homoglyph]])
     # Characters of scripts from right to left stand between marks of direction.
-    looks = {key.strip("\u200e"): [row.c.strip("\u200e") for row in others] for key, others in rows.items()}
+    return {key.strip("\u200e"): [row.c.strip("\u200e") for row in others] for key, others in rows.items()}
+
+
+@functools.cache
+def prototypes() -> Mapping[int, str]:
+    """For each character that is not ASCII and looks like others: the one that stands for all of them.
+
+    A prototype is the text with several neighbours, or, of a pair, the one that is longer or ASCII.
+    """
+    looks = _neighbours()
 
     def weight(text: str) -> tuple[bool, int, bool, int]:
         return len(looks.get(text, ())) > 1, len(text), text.isascii(), -ord(text[0])

@@ -205,7 +205,7 @@ def _fault_of_name(host: str, ascii_host: str) -> str:
         return "has a host that is no name"
     if not host.isascii() and shown != unicodedata.normalize("NFC", host.lower()).removesuffix("."):
         return "has a host in letters that stand for others"
-    if any(character in shown for character in "ßς\u200c\u200d"):
+    if not address.DEVIATIONS.isdisjoint(shown):
         return "has a letter in its host that clients read differently"
     return next(filter(None, (plain_text.fault(label) for label in shown.split("."))), "")
 
