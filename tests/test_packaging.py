@@ -109,6 +109,7 @@ class Installed:
         recorded = Path(sys.prefix) / "thor-policy-cmake-args"
         flags = {"CMAKE_ARGS": recorded.read_text(encoding="utf-8")} if recorded.exists() else {}
         outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        flags["PATH"] = self.environment["PATH"]
         command = [self.venv / "bin" / "python", "-m", "pip", "--quiet", *arguments]
         done = subprocess.run(
             command, capture_output=True, text=True, env=outside | flags, timeout=INSTALL_S, check=False
@@ -184,7 +185,10 @@ def installed(
         installed.pip("install", "--no-deps", "--no-index", built[".whl"])
         installed.lend_packages()
     else:
-        installed.pip("install", "--no-cache-dir", "--require-hashes", "-r", ROOT / "requirements.lock")
+        hashed = ("install", "--no-cache-dir", "--require-hashes", "--only-binary=:all:")
+        installed.pip(*hashed, "-r", ROOT / "requirements-build.lock")
+        built_here = ("--no-binary=llama-cpp-python", "--no-build-isolation")
+        installed.pip(*hashed, *built_here, "-r", ROOT / "requirements.lock")
         installed.pip("install", "--no-deps", "--no-index", built[".whl"])
     return installed
 
