@@ -136,13 +136,13 @@ def fetching_commands(text: str) -> list[str]:
     A shell function that passes its arguments on to pip is judged by its calls.
     """
     text = re.sub(r"\\\n\s*", "", re.sub(r"(?m)^\s*(#|//).*$", "", text))
-    found = []
+    commands = []
     wrappers = re.findall(r"(?m)^(\w+)\(\) \{[^}]*?\bpip install[^}]*\"\$@\"", text)
     for line in text.splitlines():
         call = re.match(rf"\s*(\w+=\S+ )*({'|'.join(wrappers) or '(?!)'}) ", line)
         if call or (FETCHES.search(line) and '"$@"' not in line):
-            found.append(line.strip())
-    return found
+            commands.append(line.strip())
+    return commands
 
 
 def is_pinned(command: str) -> bool:

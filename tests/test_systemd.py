@@ -187,7 +187,7 @@ class TestUnit:
         assert int(daemon["OOMScoreAdjust"][0]) < 0 < int(improve["OOMScoreAdjust"][0])
 
     def test_the_service_may_start_as_many_threads_as_the_settings_allow(self, installed: Tree) -> None:
-        """OpenMP keeps a pool of `threads` for each thread that computes; the daemon has a dozen of its own."""
+        """OpenMP keeps a pool of `threads` for each thread that computes. The daemon has a dozen more."""
         threads = next(field for field in config.settings() if field.name == "threads")
         assert int(section(installed.unit, "Service")["TasksMax"][0]) > 2 * threads.metadata["most"] + 64
 
