@@ -816,6 +816,14 @@ def test_v18_without_a_known_digest_nothing_is_fetched_over_plain_http(
     assert len(hub.requests) == (by == "a redirect")
 
 
+def test_v18_a_token_is_never_sent_over_plain_http(models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    model = hub_model(sha256=sha256(BODY))
+    with pytest.raises(CatalogError, match=r"http://hub\.example is not https, and HF_TOKEN") as refusal:
+        fetching.pull(model, models_dir, progress=quiet, hub_url="http://hub.example")
+    assert "secret" not in str(refusal.value)
+
+
 def test_v18_a_truncated_first_pull_is_not_continued_with_a_moved_branch(hub: Hub, models_dir: Path) -> None:
     hub.send_bytes = 300_000
     with pytest.raises(CatalogError, match="tiny"):

