@@ -461,7 +461,7 @@ class Config:
             raise ConfigError("engine_url holds a user or a password; remove it and set engine_key")
         if url.scheme not in ("http", "https") or not host or url.query or url.fragment:
             raise ConfigError(f"engine_url is {self.engine_url!r}; it must look like https://host:port")
-        if url.scheme == "http" and not _on_loopback(host):
+        if url.scheme == "http" and not on_loopback(host):
             raise ConfigError(
                 f"engine_url is {self.engine_url!r}; requests may leave this machine over https only: use "
                 "https, or http to an ssh tunnel at 127.0.0.1"
@@ -604,7 +604,8 @@ def _tcp_address(endpoint: str) -> tuple[str, int] | None:
         return None
 
 
-def _on_loopback(host: str) -> bool:
+def on_loopback(host: str) -> bool:
+    """Whether a host of a URL is this machine: localhost, or an address of loopback."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
