@@ -155,11 +155,12 @@ class Connections:
         if connection is not None:
             connection.heard_ns = now_ns
 
-    def close(self, descriptor: int) -> None:
-        """Close a connection. If it has ended, another may have its descriptor; that one is closed then."""
+    def close(self, descriptor: int, share: str) -> None:
+        """Close a connection of this caller, if that is whose the descriptor is now."""
         try:
             with socket.socket(fileno=os.dup(descriptor)) as duplicate:
-                duplicate.shutdown(socket.SHUT_RDWR)
+                if _share_of(duplicate) == share:
+                    duplicate.shutdown(socket.SHUT_RDWR)
         except OSError:  # it has ended by itself
             return
 
@@ -233,7 +234,7 @@ class Connections:
         if (unlogged := self._limit.admit(time.monotonic_ns())) is not None:
             fields = logs.fields(reason=counter, peer=connection.lane.share, unlogged=unlogged or None)
             log.warning("a connection was closed", extra=fields)
-        self.close(descriptor)
+        self.close(descriptor, connection.lane.share)
 
     # ------------------------------------------------------------ rounds
 
@@ -296,13 +297,17 @@ def _peer_of(descriptor: int) -> tuple[str, int] | None:
     """
     try:
         with socket.socket(fileno=os.dup(descriptor)) as duplicate:
-            inode = os.fstat(duplicate.fileno()).st_ino
-            if duplicate.family != socket.AF_UNIX:
-                return f"address {duplicate.getpeername()[0]}", inode
-            _, uid, _ = struct.unpack("3i", duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            return f"uid {uid}", inode
+            return _share_of(duplicate), os.fstat(duplicate.fileno()).st_ino
     except OSError:
         return None
+
+
+def _share_of(opened: socket.socket) -> str:
+    """Whose a connection is. Raises OSError."""
+    if opened.family != socket.AF_UNIX:
+        return f"address {opened.getpeername()[0]}"
+    _, uid, _ = struct.unpack("3i", opened.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return f"uid {uid}"
 
 
 def _is_open(descriptor: int, inode: int) -> bool:

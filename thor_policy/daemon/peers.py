@@ -72,7 +72,7 @@ class Peers:
     """The peers of a ROUTER. `identify` says who sent a frame; None if that one may not send any more.
 
     `on_message` gets the file descriptor that a message came by, and when; `close_connection` that of a
-    connection that is to be closed.
+    connection that is to be closed, and whose it is.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Peers:
         *,
         counters: Counter[str],
         on_message: Callable[[int, int], None],
-        close_connection: Callable[[int], None],
+        close_connection: Callable[[int, str], None],
     ) -> None:
         self.router = router
         self._identify = identify
@@ -137,7 +137,7 @@ class Peers:
             return None
         if left_out > _MAX_FRAMES:
             self._counters["connections_closed_for_frames"] += 1
-            self._close_connection(connection)
+            self._close_connection(connection, share_of(identity.caller))
         route_bytes = route.bytes
         fault = _fault(route_bytes, envelope, left_out)
         kept = envelope if fault is None else envelope[:MAX_ENVELOPE_FRAMES]

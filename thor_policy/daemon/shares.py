@@ -1,7 +1,7 @@
 """What each caller may take: a rate of requests and of bytes, and a part of the places in flight.
 
-Owns the account of each caller. Invariant: a caller that stays within its share is never refused because of
-others, and whatever the callers do, a place stays free for one that has none. No clock: times come in as
+Owns the account of each caller. Invariant: however much a caller asks for, it holds no more than half of
+what the others leave, so it cannot take the places of those that come later. No clock: times come in as
 arguments. Main thread.
 """
 
@@ -86,8 +86,8 @@ class Rates:
 class Places:
     """Who holds how much of something that is limited in all: requests in flight, bytes, connections.
 
-    A caller may hold as much as stays free, and one connection as much as stays free of its caller's part: so
-    one caller gets at most a half, n callers an n+1-th each, and there is a place for whoever comes next.
+    A caller may hold as much as stays free, which is half of what the others leave; a connection as much as
+    stays free of its caller's part. Once all have given back what they held, n callers get an n+1-th each.
     """
 
     def __init__(self) -> None:
