@@ -57,7 +57,7 @@ from thor_policy.protocol.replies import encode_error, encode_event, encode_repl
 from thor_policy.protocol.requests import decode_request, recover_request_id
 from thor_policy.security.curve_keys import KeyHolder
 from thor_policy.security.roles import Roles, authorise
-from thor_policy.telemetry import logs
+from thor_policy.telemetry import clocks, logs
 from thor_policy.telemetry.metrics import Families, Metrics, as_json
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class Server:
         self._reload_status: ReloadStatus | None = None
         #: Why the daemon halts, where a full disk is to halt it.
         self._halted_by: RequestError | None = None
-        self._started_at = time.time()
+        self._started_ns = clocks.boot_ns()
         self.counters: Counter[str] = Counter()
         self._roles = Roles(config.roles)
         self._metrics = Metrics()
@@ -487,7 +487,7 @@ class Server:
             pid=os.getpid(),
             state="stopping" if stopping else "refusing" if trouble else "serving",
             trouble=trouble.message if trouble else None,
-            uptime_s=round(time.time() - self._started_at, 1),
+            uptime_s=round((clocks.boot_ns() - self._started_ns) / 1e9, 1),
             endpoint=self._config.endpoint,
             tcp_endpoint=self._config.tcp_endpoint or None,
             events_endpoint=self._config.events_endpoint,

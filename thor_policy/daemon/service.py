@@ -40,7 +40,7 @@ from thor_policy.journal.reader import Reader
 from thor_policy.journal.writer import Journal
 from thor_policy.policy.decider import Policy
 from thor_policy.policy.score_cache import ScoreCache
-from thor_policy.telemetry import metrics
+from thor_policy.telemetry import clocks, metrics
 from thor_policy.telemetry.watchdog import Supervisor
 
 log = logging.getLogger(__name__)
@@ -167,13 +167,26 @@ def serving(
 ) -> Iterator[Config]:
     """A whole daemon in this process, on a thread, for the length of the block."""
     with open_service(config, load_engine=load_engine, open_journal=open_journal) as server:
-        thread = threading.Thread(target=server.run, name="server", daemon=True)
+        run = partial(server.run, turn=turns(server))
+        thread = threading.Thread(target=run, name="server", daemon=True)
         thread.start()
         try:
             yield config
         finally:
             server.stop()
             thread.join(config.shutdown_s + 5)
+
+
+def turns(server: Server, supervisor: Supervisor | None = None) -> Callable[[bool, int], None]:
+    """What is done at each turn of `server`: watch the wall clock, and send the supervisor what is due."""
+    wall_clock = clocks.StepWatch(server.counters, clocks.wall_offset_ns())
+
+    def turn(stopping: bool, now_ns: int) -> None:
+        wall_clock.turn(clocks.wall_offset_ns())
+        if supervisor is not None:
+            supervisor.turn(stopping, now_ns)
+
+    return turn
 
 
 def _stop_engine(engine_thread: EngineThread, timeout_s: float) -> None:

@@ -117,7 +117,9 @@ class _Verification:
         self._archived = 0
 
     def run(self) -> Verdict:
-        low, high = self._connection.execute("SELECT min(seq), max(seq) FROM events").fetchone()
+        # one query for each: for both at once SQLite would read every event
+        (low,) = self._connection.execute("SELECT min(seq) FROM events").fetchone()
+        (high,) = self._connection.execute("SELECT max(seq) FROM events").fetchone()
         newest = high or 0
         archives = [
             segment
