@@ -35,6 +35,7 @@ from thor_policy.daemon.server import Server
 from thor_policy.daemon.sockets import Mailbox, endpoint_lock
 from thor_policy.daemon.status import Parts
 from thor_policy.daemon.tcp_listener import check_identity
+from thor_policy.daemon.verifier import Verifier
 from thor_policy.journal import events
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.writer import Journal
@@ -131,9 +132,18 @@ def open_service(
             journal.append(events.adapter_activated(adapter, model.sha256, now))
         journal.append(events.pack_activated(pack.info, now))
 
-        maintenance = MaintenanceThread(journal, on_job_done, on_calibration=policy.calibrate)
+        verifier = Verifier(
+            config.journal_path,
+            events_per_s=config.verify_events_per_s,
+            busy=lambda: engine_thread.waiting > 0 or journal.waiting > 0,
+            changes=lambda: journal.counters["reopened"],
+            now_ns=time.monotonic_ns(),
+        )
+        maintenance = MaintenanceThread(
+            journal, on_job_done, on_calibration=policy.calibrate, verifier=verifier
+        )
         stack.callback(maintenance.stop, config.shutdown_s)
-        parts = Parts(policy, engine_thread, journal, maintenance, pack_manager, drift)
+        parts = Parts(policy, engine_thread, journal, maintenance, pack_manager, drift, verifier)
 
         def refusal(part: Part) -> RequestError | None:
             return journal.refusal() if part == "journal" else engine_thread.refusal()
