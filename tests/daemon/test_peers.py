@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -156,19 +159,40 @@ class TestRoutingIds:
         assert (reply["id"], reply["error"]["code"]) == ("mine", "bad_request")
         assert "no routing id" in reply["error"]["message"]
 
-    def test_that_zeromq_gives_begin_at_no_number_that_a_peer_can_know(self, served: Config) -> None:
+    def test_that_zeromq_gives_begin_at_no_number_that_a_peer_can_know(self, config: Config) -> None:
         """libzmq starts at the same number in every process, and aborts where a peer has the next one."""
         guessed, squatters = 0x6B8B4567, []
-        with zmq.Context() as context:
+        script = (
+            "import os; from thor_policy.config import load; from thor_policy.daemon.service import serving\n"
+            "from thor_policy.testing import load_stub_engine\n"
+            "with serving(load(None, environ=os.environ, flags={}), load_engine=load_stub_engine):\n"
+            "    print('ready', flush=True); input()\n"
+        )
+        settings = {"STATE_DIR": str(config.state_dir), "ENDPOINT": config.endpoint}
+        environment = os.environ | {f"THOR_POLICY_{name}": value for name, value in settings.items()}
+        with (
+            subprocess.Popen(
+                [sys.executable, "-c", script],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            ) as daemon,
+            zmq.Context() as context,
+        ):
+            assert daemon.stdout is not None
+            assert daemon.stdout.readline() == "ready\n"
             for number in range(1, 40):
                 opened = context.socket(zmq.DEALER)
                 squatters.append(opened)
                 opened.set(zmq.LINGER, 0)
                 opened.set(zmq.ROUTING_ID, b"\0" + (guessed + number).to_bytes(4, "big"))
-                opened.connect(served.endpoint)
+                opened.connect(config.endpoint)
                 opened.send(request())
-            for _ in range(5):
-                with Client(served.endpoint, timeout_ms=PATIENCE_MS) as client:
+            for _ in range(50):
+                with Client(config.endpoint, timeout_ms=PATIENCE_MS) as client:
                     assert "decision" in client.evaluate(QUESTION)
             for opened in squatters:
                 opened.close()
+            daemon.communicate("\n")
+            assert daemon.returncode == 0
