@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain
@@ -51,6 +51,12 @@ _MOST_COUNTED = 1_000
     help="Only decisions that differ from what a scenario or a reviewer expected.",
 )
 @with_tests
+@click.option(
+    "--after",
+    metavar="SEQ",
+    type=click.IntRange(0),
+    help="Print every decision recorded after this sequence number, the oldest first.",
+)
 @click.option("--follow", is_flag=True, help="Then print each new decision, until Ctrl-C.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print every column as CSV.")
 @as_json
@@ -61,6 +67,7 @@ def log(
     config: Config,
     limit: int,
     before: str | None,
+    after: int | None,
     follow: bool,
     as_csv: bool,
     as_json: bool,
@@ -75,14 +82,21 @@ def log(
     Decisions of tests are left out, except with --incorrect or --tests; standard error says how many.
 
     \b
-    --follow prints the newest last; with --json, one object on each line.
+    --follow and --after print the newest last; with --json, one object on each line.
     """
     if ctx.invoked_subcommand is not None:
         return
-    if follow and (as_csv or unreviewed or incorrect or before or type_ or any(filters.values())):
-        raise click.UsageError("--follow shows every decision: leave out the filters, --before and --csv")
+    in_order = follow or after is not None
+    if in_order and (as_csv or unreviewed or incorrect or before or type_ or any(filters.values())):
+        raise click.UsageError(
+            "--follow and --after show every decision: leave out the filters, --before and --csv"
+        )
     with_tests = tests or incorrect
     with Reader(config.journal_path) as reader:
+        if after is not None:
+            newer = _newer(reader, after, waits=follow)
+            _print_in_order(newer, as_json=as_json, with_tests=with_tests)
+            return
         if before is not None:
             before = reader.resolve(before)
         page = partial(
@@ -97,7 +111,9 @@ def log(
             from_seq = rows[-1]["seq"] if len(rows) == limit else None
             _say_left_out(len(page(limit=_MOST_COUNTED, tests=True, from_seq=from_seq, **filters)))
         if follow:
-            _follow(reader, rows[::-1], as_json=as_json, with_tests=with_tests)
+            seq = max((row["seq"] for row in rows), default=reader.newest_seq())
+            newer = _newer(reader, seq, waits=True)
+            _print_in_order(chain(rows[::-1], newer), as_json=as_json, with_tests=with_tests)
         elif as_csv:
             render.as_csv(DECISION_COLUMNS, rows)
         elif as_json:
@@ -112,12 +128,11 @@ def _say_left_out(count: int) -> None:
         render.line(f"{shown} decisions of tests are left out here; --tests lists them", stderr=True)
 
 
-def _follow(reader: Reader, rows: Sequence[dict[str, Json]], *, as_json: bool, with_tests: bool) -> None:
-    seq = max((row["seq"] for row in rows), default=reader.newest_seq())
+def _print_in_order(rows: Iterable[dict[str, Json]], *, as_json: bool, with_tests: bool) -> None:
     if not as_json:
         render.line(_spaced(BRIEF))
     with suppress(KeyboardInterrupt):
-        for row in chain(rows, _newer(reader, seq)):
+        for row in rows:
             if is_of_test(row) and not with_tests:
                 continue
             if as_json:
@@ -126,12 +141,17 @@ def _follow(reader: Reader, rows: Sequence[dict[str, Json]], *, as_json: bool, w
                 render.line(_spaced(_brief(row)))
 
 
-def _newer(reader: Reader, seq: int) -> Iterator[dict[str, Json]]:
+def _newer(reader: Reader, seq: int, *, waits: bool) -> Iterator[dict[str, Json]]:
+    """The decisions recorded after `seq`; then, if it waits, each new one."""
     while True:
-        for row in reader.newer_than(seq):
+        rows = reader.newer_than(seq)
+        for row in rows:
             seq = row["seq"]
             yield row
-        time.sleep(FOLLOW_S)
+        if not rows and not waits:
+            return
+        if not rows:
+            time.sleep(FOLLOW_S)
 
 
 def _spaced(cells: Sequence[Json]) -> str:
