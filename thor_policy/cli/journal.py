@@ -287,6 +287,24 @@ def erase(ctx: click.Context, config: Config, actor: str, as_json: bool) -> None
 
 @log.command()
 @configured("state_dir", "endpoint", "key")
+@click.confirmation_option(
+    prompt="Replace the key? Requests sent again under an idempotency key are then decided again."
+)
+@as_json
+def rekey(config: Config, as_json: bool) -> None:
+    """Replace the key of the digests on the chain: those so far can then be matched with nothing.
+
+    Idempotency keys sent before are forgotten.
+    """
+    done = _maintain(config, records.Maintenance(task="rekey"), "")
+    if as_json:
+        render.as_json(done)
+    else:
+        render.line(f"replaced {done['rekeyed']}; earlier idempotency keys are forgotten")
+
+
+@log.command()
+@configured("state_dir", "endpoint", "key")
 @click.option("--before", required=True, help="Archive events older than this RFC 3339 time.")
 @as_json
 def archive(config: Config, before: str, as_json: bool) -> None:

@@ -17,6 +17,7 @@ from thor_policy.config import Config
 from thor_policy.core import records
 from thor_policy.core.decisions import PriorRecord
 from thor_policy.core.errors import RequestError, shutting_down
+from thor_policy.core.idempotency import Mark
 from thor_policy.core.ids import new_id
 from thor_policy.core.requests import Caller, Json, Request
 from thor_policy.daemon.inflight import Answer, InFlight
@@ -58,6 +59,9 @@ class Recorder(Protocol):
 
         What became of it comes to the mailbox with `ticket`: committed, or why not.
         """
+
+    def mark(self, caller: Caller, key: str, content: str) -> Mark:
+        """The mark under which a request of `caller` with an idempotency key is recorded; any thread."""
 
     def recall(self, digest: str, on_lookup: Callable[[PriorRecord | RequestError | None], None]) -> None:
         """Look up what was recorded for an idempotency key; returns at once, any thread calls `on_lookup`."""

@@ -24,7 +24,6 @@ from thor_policy.config import LIVE_SETTINGS, Config, with_live_settings
 from thor_policy.core import records
 from thor_policy.core.decisions import PriorRecord
 from thor_policy.core.errors import ConfigError, DiskFull, RequestError, Stalled
-from thor_policy.core.idempotency import Mark, digest_of
 from thor_policy.core.requests import Caller, Json, Role
 from thor_policy.core.results import KeyLookup, Refused
 from thor_policy.core.status import PartsStatus, ReloadStatus, Status
@@ -389,7 +388,7 @@ class Server:
         if idempotency is None:
             work.begin(None)
         else:
-            mark = Mark(digest_of(caller, idempotency.key), idempotency.content)
+            mark = self._recorder.mark(caller, idempotency.key, idempotency.content)
             self._keys.enter(Keyed(ticket, mark, work))
 
     def _recall(self, digest: str, ticket: int) -> None:

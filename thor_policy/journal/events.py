@@ -39,6 +39,8 @@ Part: TypeAlias = Struct | dict[str, Json]
 
 #: The replacement of a value that is not recorded.
 MASK = "[masked]"
+#: Decimals of the probabilities of a decision with such a value.
+MASKED_DIGITS = 2
 
 encode = msgspec.json.Encoder().encode
 decode = msgspec.json.decode
@@ -206,8 +208,9 @@ class DecisionPrivate(PrivateColumns, frozen=True, kw_only=True, omit_defaults=T
     """Private part of a `decision` event.
 
     `facts` that are false, zero or empty are left out. So is `reasoning` where it equals the floor's
-    `because`. `masked` are the JSON pointers whose values were not recorded. Then facts, errors, times and
-    suffix tokens are not recorded either, because they are computed from those values.
+    `because`. `masked` are the JSON pointers whose values were not recorded. Then facts, errors, times,
+    suffix tokens and logits are not recorded either, and probabilities are rounded, because they are computed
+    from those values.
     """
 
     facts: dict[str, Json] = {}
@@ -284,6 +287,8 @@ def decision_event(decision: Decision, ticket: int | None = None, *, masked: Seq
     )
     if masked:
         private = _masked(private, masked)
+        if private.masked:
+            body = _coarse(body)
     return Event(
         kind="decision", subject_id=decision.id, at=decision.at, body=body, private=private, ticket=ticket
     )
@@ -366,6 +371,16 @@ def _masked(private: DecisionPrivate, pointers: Sequence[str]) -> DecisionPrivat
         time_used=None,
         suffix_tokens=(),
         masked=tuple(hidden),
+    )
+
+
+def _coarse(body: DecisionBody) -> DecisionBody:
+    """The body without the exact numbers of the model, which show to its holders what it read."""
+    return replace(
+        body,
+        prompt=None,
+        confidence=None if body.confidence is None else round(body.confidence, MASKED_DIGITS),
+        probabilities={label: round(p, MASKED_DIGITS) for label, p in body.probabilities.items()},
     )
 
 
@@ -544,6 +559,12 @@ def drift_event(
 def checkpoint_event(key: str, at: float) -> Event:
     """A checkpoint file signs the chain up to and including this event. `key` is the id of the key."""
     return Event(kind="checkpoint", subject_id=key, at=at, body={"key": key})
+
+
+def rekeyed_event(at: float, *, by_uid: int | None, by_key: str | None) -> Event:
+    """The key of the digests was replaced: those of earlier events mean nothing any more."""
+    by = {"by_uid": by_uid} | ({} if by_key is None else {"by_key": by_key})
+    return Event(kind="rekeyed", subject_id="rekeyed", at=at, body=by)
 
 
 def gap_event(reason: str, at: float, **lost: Json) -> Event:

@@ -26,9 +26,10 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from thor_policy.core import records
 from thor_policy.core.decisions import Decision, Explanation, PriorRecord
 from thor_policy.core.errors import ErrorCode, JournalError, RequestError
+from thor_policy.core.idempotency import Mark
 from thor_policy.core.requests import Caller
 from thor_policy.core.results import Committed
-from thor_policy.journal import events, leases
+from thor_policy.journal import digest_key, events, leases
 from thor_policy.journal.batch import Placed, Prepared, prepare
 from thor_policy.journal.events import Event
 from thor_policy.journal.idempotency import KEY_WINDOW_S, find_recorded
@@ -120,6 +121,7 @@ class Journal:
             undo.callback(opened.connection.close)
             self._connection, self._seq, self._head = opened.connection, opened.seq, opened.head
             self._first = opened.first
+            self._digest_key = digest_key.open_key(path)
             self.disk_space.restore()
             if self._signing is not None:
                 self._signing.sign_what_a_crash_left(self._connection, self.chain)
@@ -216,6 +218,17 @@ class Journal:
                 idempotency=idempotency,
             )
         )
+
+    def mark(self, caller: Caller, key: str, content: str) -> Mark:
+        """The mark of a request with an idempotency key; `content` is the sha256 of what it asks."""
+        return self._digest_key.mark(caller, key, content)
+
+    def replace_digest_key(self) -> None:
+        """Make all digests on the chain meaningless: no key sent so far is recognised any more.
+
+        Waits for the disk. Raises JournalError.
+        """
+        self._digest_key = digest_key.replace_key(self.path)
 
     def recall(self, digest: str, on_answer: Callable[[PriorRecord | RequestError | None], None]) -> None:
         """Look up what was recorded for an idempotency key, among all that is committed by then.
