@@ -35,8 +35,10 @@ EVENTS_SUFFIX = ".events"
 #: Settings that a running daemon rereads on SIGHUP; any other needs a restart.
 LIVE_SETTINGS = (
     *("deadline_ms", "max_deadline_ms", "max_in_flight", "max_request_bytes", "on_full", "roles"),
-    "log_level",
+    *("count_from", "log_level"),
 )
+#: In `count_from`: the caller that a decision was made for, about its outcome.
+OWN = "own"
 #: An entry of `roles`: a caller or a group of callers, and the roles they have.
 GRANT = re.compile(r"(local|(?:user|group):[^\s=:]+|(?:uid|gid):[0-9]{1,10})=([a-z+]+)")
 
@@ -129,8 +131,15 @@ class Config:
         ("local=ask+record",),
         "Roles of the callers on the ipc socket, as WHO=ROLE+ROLE. WHO is local (anybody who may open the "
         "socket), user:NAME, group:NAME, uid:NUMBER or gid:NUMBER. The roles are ask, record, approve, "
-        "review and control. A caller has the roles of all entries that match. Root and the daemon's own "
-        "user have every role. The roles of a key are set with `thorpolicy keys new`.",
+        "review, test and control. A caller has the roles of all entries that match. Root and the daemon's "
+        "own user have every role. The roles of a key are set with `thorpolicy keys new`.",
+    )
+    count_from: tuple[str, ...] = _setting(
+        ("review", OWN),
+        "Whose statements count as true: roles, and own. Outcomes, reported decisions, exceptions and "
+        "expected outcomes count in statistics, calibration, patterns and promotion only from callers with "
+        "one of these roles. own: also the outcome of a decision that the caller itself asked for. Expected "
+        "outcomes also count from callers with the role test. All other statements are recorded as claims.",
     )
     model: str = _setting(
         "smollm2-135m-instruct-q4_1",
@@ -365,6 +374,10 @@ class Config:
                     f"group:NAME=.., uid:NUMBER=.. or gid:NUMBER=.., with the roles "
                     f"{', '.join(get_args(Role))}"
                 )
+        if unknown := [entry for entry in self.count_from if entry not in (*get_args(Role), OWN)]:
+            raise ConfigError(
+                f"count_from holds {unknown[0]!r}; it must hold roles ({', '.join(get_args(Role))}) or {OWN}"
+            )
         keys = tuple(os.path.abspath(os.path.expanduser(path)) for path in self.pack_keys)  # noqa: PTH100, PTH111
         object.__setattr__(self, "pack_keys", keys)
         if self.keys_dir == Path():

@@ -38,7 +38,7 @@ from thor_policy.journal.reader import Reader
 from thor_policy.journal.verification.verify import verify
 from thor_policy.protocol.messages import OPS
 from thor_policy.security.curve_keys import KeyRing, Keys, load_client_key
-from thor_policy.security.roles import ROLE_OF, Roles, authorise
+from thor_policy.security.roles import COUNTED, ROLE_OF, Roles, authorise, claimed
 from thor_policy.testing import load_stub_engine
 
 PATIENCE_MS = 20_000
@@ -78,7 +78,7 @@ class TestRoles:
     def test_a_caller_has_the_roles_of_all_matching_entries(self) -> None:
         roles = Roles(("local=ask", "uid:1234=review", "uid:1234=approve", "gid:99=control"))
         assert roles.of(caller()) == {"ask", "review", "approve"}
-        assert roles.of(caller(gid=99)) == EVERY - {"record"}
+        assert roles.of(caller(gid=99)) == EVERY - {"record", "test"}
         assert roles.of(caller(uid=1, gid=1)) == {"ask"}
 
     def test_roles_of_a_group_are_for_its_members_and_for_processes_with_its_gid(
@@ -148,6 +148,20 @@ class TestAuthorisation:
     def test_a_refusal_names_the_key(self) -> None:
         with pytest.raises(RequestError, match="needs the role ask, which the key 'laptop' does not have"):
             authorise("evaluate", Caller(transport="tcp", key="laptop"), {"record"})
+
+
+class TestClaims:
+    @pytest.mark.parametrize("op", [*OPS, "annotations"])
+    @given(
+        roles=st.sets(st.sampled_from(get_args(Role))),
+        count_from=st.sets(st.sampled_from((*get_args(Role), "own"))),
+    )
+    def test_a_statement_counts_only_from_a_role_of_the_setting_or_as_what_its_role_is_for(
+        self, op: str, roles: set[Role], count_from: set[str]
+    ) -> None:
+        counts = op not in COUNTED or bool(roles & count_from) or (op == "annotations" and "test" in roles)
+        own = op == "outcome" and "own" in count_from
+        assert claimed(op, roles, count_from) == ("no" if counts else "unless_own" if own else "yes")
 
 
 # ---------------------------------------------------------------- keys
@@ -705,7 +719,7 @@ class TestAnotherUser:
     def test_a_caller_without_any_role_may_not_read_the_status(self, opened: Config) -> None:
         with serving(replace(opened, roles=()), load_engine=load_stub_engine):
             (reply,) = replies_to_another_user(opened, frame("status"))
-        assert "needs one of the roles ask, record, approve, review, control" in reply["error"]["message"]
+        assert f"needs one of the roles {', '.join(get_args(Role))}" in reply["error"]["message"]
 
 
 # ---------------------------------------------------------------- commands

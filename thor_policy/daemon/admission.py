@@ -7,7 +7,7 @@ and a deadline; what is not raises RequestError, and nothing of it is kept. No s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
@@ -19,10 +19,11 @@ from thor_policy.core.decisions import PriorRecord
 from thor_policy.core.errors import RequestError, shutting_down
 from thor_policy.core.idempotency import Mark
 from thor_policy.core.ids import new_id
-from thor_policy.core.requests import Caller, Json, Request
+from thor_policy.core.requests import Annotations, Caller, Claimed, Json, Request, Role
 from thor_policy.daemon.inflight import Answer, InFlight
 from thor_policy.protocol.messages import EvaluateRequest, RecordRequest
 from thor_policy.protocol.replies import decision_item, recorded_item
+from thor_policy.security.roles import claimed
 
 #: How long a job (maintenance, a change of packs) may take before its sender gets `expired`, in seconds.
 JOB_TIMEOUT_S = 3_600
@@ -54,6 +55,7 @@ class Recorder(Protocol):
         caller: Caller,
         ticket: int,
         idempotency: str | None,
+        claimed: Claimed,
     ) -> None:
         """Take a record that `caller` sent at Unix time `at`; returns at once and does not fail.
 
@@ -74,6 +76,7 @@ class Arrival:
     caller: Caller
     received_at: float
     received_ns: int
+    roles: Collection[Role] = ()
 
 
 class Admission:
@@ -118,7 +121,7 @@ class Admission:
             received_ns=arrival.received_ns,
             deadline_ns=deadline_ns,
             explain=message.explain,
-            annotations=message.annotations,
+            annotations=self._annotations(message, arrival),
             pack=message.pack,
         )
 
@@ -139,6 +142,15 @@ class Admission:
         self._check_room()
         deadline_ns = arrival.received_ns + JOB_TIMEOUT_S * 1_000_000_000
         return self._in_flight.admit(answer, received_ns=arrival.received_ns, deadline_ns=deadline_ns)
+
+    def claimed(self, statement: str, arrival: Arrival) -> Claimed:
+        """Whether a statement in a request is only a claim of its caller."""
+        return claimed(statement, arrival.roles, self.config.count_from)
+
+    def _annotations(self, message: EvaluateRequest, arrival: Arrival) -> Annotations:
+        if message.annotations == Annotations():
+            return message.annotations
+        return replace(message.annotations, claimed=self.claimed("annotations", arrival) != "no")
 
     def check_question(self, message: EvaluateRequest) -> None:
         """Refuse a question that cannot be decided, or that would wait past its deadline."""
@@ -221,6 +233,7 @@ class Record:
     record_id: str
     ticket: int
     arrival: Arrival
+    claimed: Claimed
 
     def begin(self, idempotency: str | None) -> None:
         self.recorder.write(
@@ -230,6 +243,7 @@ class Record:
             caller=self.arrival.caller,
             ticket=self.ticket,
             idempotency=idempotency,
+            claimed=self.claimed,
         )
 
     def repeat(self, prior: PriorRecord) -> dict[str, Json]:

@@ -349,7 +349,8 @@ class Server:
             return
         sender = replace(sender, request_id=message.id, op=op_of(message))
         try:
-            self._handle(sender, message, Arrival(sender.caller, time.time(), sender.received_ns))
+            arrival = Arrival(sender.caller, time.time(), sender.received_ns, sender.roles)
+            self._handle(sender, message, arrival)
         except RequestError as error:
             self._refuse(sender, error)
         except Exception:
@@ -367,7 +368,8 @@ class Server:
             Batch(message, submit=submit, done=partial(self._reply_many, sender)).start()
         elif isinstance(message, RecordRequest):
             ticket, record_id = self._admission.record(message, answer, arrival)
-            record = Record(self._recorder, message.record, record_id, ticket, arrival)
+            claimed = self._admission.claimed(op_of(message), arrival)
+            record = Record(self._recorder, message.record, record_id, ticket, arrival, claimed)
             self._begin(ticket, arrival.caller, message.idempotency, record)
         elif isinstance(message, MaintenanceRequest):
             ticket = self._admission.job(answer, arrival, "journal")

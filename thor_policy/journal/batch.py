@@ -63,7 +63,8 @@ class Placed:
         self.seq, self.head, self.first = seq, head, b""
         self._boot, self._boot_text = boot, boot.decode()
         self.events: list[tuple[Any, ...]] = []
-        self.decisions: set[str] = set()
+        #: The decisions in this batch, each with its caller.
+        self.decisions: dict[str, str | None] = {}
         #: The new holder of each decision whose lease changes in this batch; None: nobody.
         self.leases: dict[str, str | None] = {}
         self._private: list[tuple[int, bytes, str]] = []
@@ -89,7 +90,7 @@ class Placed:
         if prepared.private is not None:
             self._private.append((seq, *prepared.private))
         if table == "decisions":
-            self.decisions.add(event.subject_id)
+            self.decisions[event.subject_id] = events.who_sent(event.body)
         elif event.kind in leases.KINDS:
             leases.note_uncommitted(self.leases, event)
         if table is not None:

@@ -31,7 +31,7 @@ from thor_policy.core.decisions import (
     identity_of,
 )
 from thor_policy.core.records import Calibration
-from thor_policy.core.requests import Annotations, Caller, Evaluation, Json, Risk
+from thor_policy.core.requests import Annotations, Caller, Claimed, Evaluation, Json, Risk
 from thor_policy.journal.rewrites import Rewrite
 
 #: A body or a private part: a struct of this module, or plain JSON values.
@@ -50,8 +50,9 @@ class Event(Struct, frozen=True, kw_only=True, gc=False):
     """Something that happened, before it has a place in the chain. `at` is Unix time in seconds.
 
     `subject_id` names what the event is about: the id of a decision, a digest, or the event's own id.
-    `ticket` is returned with the event's fate. `rewrites` are what an `erased` event does to earlier events;
-    the event itself does not store them.
+    `ticket` is returned with the event's fate. `unless_own`: the `claimed` in the body is to be left out if
+    the caller made the decision that the event is about. `rewrites` are what an `erased` event does to
+    earlier events. The event itself stores neither.
     """
 
     kind: str
@@ -60,6 +61,7 @@ class Event(Struct, frozen=True, kw_only=True, gc=False):
     body: Part
     private: Part | None = None
     ticket: int | None = None
+    unless_own: bool = False
     rewrites: tuple[Rewrite, ...] = ()
 
 
@@ -449,6 +451,7 @@ def record_event(
     ticket: int | None = None,
     masked: Sequence[str] = (),
     idempotency: str | None = None,
+    claimed: Claimed = "no",
 ) -> Event:
     """The event of a record that a client sent. Its subject is the record's `decision_id`, else `record_id`.
 
@@ -459,6 +462,8 @@ def record_event(
     private_names = records.PRIVATE_FIELDS[type(record)]
     body: dict[str, Json] = {} if idempotency is None else {"idempotency": idempotency}
     body |= {"id": record_id, "caller": msgspec.to_builtins(caller)}
+    if claimed != "no":
+        body["claimed"] = True
     private: dict[str, Json] = {}
     about = getattr(record, "decision_id", None)
     for field in fields(record):
@@ -477,7 +482,21 @@ def record_event(
         body=body,
         private=private or None,
         ticket=ticket,
+        unless_own=claimed == "unless_own",
     )
+
+
+class _WithCaller(Struct, frozen=True):
+    caller: Caller
+
+
+def who_sent(body: Part | str) -> str | None:
+    """`Caller.who` of an event's body, as it is or as it is stored."""
+    if isinstance(body, str):
+        return decode(body, type=_WithCaller).caller.who
+    if isinstance(body, DecisionColumns):
+        return body.caller.who
+    return msgspec.convert(body, _WithCaller).caller.who
 
 
 # ---------------------------------------------------------------- events of the daemon itself

@@ -23,11 +23,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeAlias, TypeVar
 
+from msgspec import to_builtins
+from msgspec.structs import replace
+
 from thor_policy.core import records
 from thor_policy.core.decisions import Decision, Explanation, PriorRecord
 from thor_policy.core.errors import ErrorCode, JournalError, RequestError
 from thor_policy.core.idempotency import Mark
-from thor_policy.core.requests import Caller
+from thor_policy.core.requests import Caller, Claimed
 from thor_policy.core.results import Committed
 from thor_policy.journal import digest_key, events, leases
 from thor_policy.journal.batch import Placed, Prepared, prepare
@@ -205,6 +208,7 @@ class Journal:
         caller: Caller,
         ticket: int | None = None,
         idempotency: str | None = None,
+        claimed: Claimed = "no",
     ) -> None:
         """Record what a client sent. Its fate is `not_found` if it names an unknown decision."""
         self.append(
@@ -216,6 +220,7 @@ class Journal:
                 ticket=ticket,
                 masked=self._masked,
                 idempotency=idempotency,
+                claimed=claimed,
             )
         )
 
@@ -417,7 +422,7 @@ class Journal:
         for number, prepared in enumerate(batch):
             if (objection := self._objection(prepared.event, placed)) is not None:
                 objections[number] = objection
-            places.append(0 if objection else placed.add(prepared))
+            places.append(0 if objection else placed.add(self._if_own(prepared, placed)))
         self._connection.execute("BEGIN IMMEDIATE")
         placed.write(self._connection)
         if self._queue.empty():
@@ -462,6 +467,33 @@ class Journal:
         if event.kind == "assignment" and leases.held_by_another(self._connection, placed.leases, event):
             return RequestError("conflict", "decision_id: another reviewer has this decision; take the next")
         return None
+
+    def _if_own(self, prepared: Prepared, placed: Placed) -> Prepared:
+        """The event; without `claimed` if it is about a decision that its caller made, and so counts."""
+        event = prepared.event
+        if not event.unless_own:
+            return prepared
+        maker = self._maker_of(event.subject_id, placed)
+        if maker is None or maker != events.who_sent(event.body):
+            return prepared
+        body = {name: value for name, value in to_builtins(event.body).items() if name != "claimed"}
+        return prepare(replace(event, body=body, unless_own=False), prepared.put_ns)
+
+    def _maker_of(self, decision_id: str, placed: Placed) -> str | None:
+        """Who asked for, or reported, a decision. None for a CURVE key whose decision is archived."""
+        if decision_id in placed.decisions:
+            return placed.decisions[decision_id]
+        row = self._connection.execute(
+            "SELECT d.caller_uid, e.body FROM decisions d LEFT JOIN events e ON e.seq = d.seq "
+            "WHERE d.decision_id = ?",
+            (decision_id,),
+        ).fetchone()
+        if row is None:
+            return None
+        uid, body = row
+        if body is not None:
+            return events.who_sent(body)
+        return None if uid is None else f"uid:{uid}"
 
     def _is_known(self, event: Event, placed: Placed) -> bool:
         """False if the event is about a decision that is not recorded."""

@@ -1,9 +1,9 @@
 """Roles: what a caller may do.
 
-Owns the role that each operation needs, and the roles that the settings give to each caller. Invariant: an
-operation that is not in the table needs `control`, and a caller that no entry matches has no role. User and
-group names are resolved only when the settings are read, because a look-up may ask another machine; after
-that nothing here blocks. Main thread.
+Owns the role that each operation needs, the roles that the settings give to each caller, and whose statements
+count. Invariant: an operation that is not in the table needs `control`, a caller that no entry matches has no
+role, and what no role lets count is a claim. User and group names are resolved only when the settings are
+read, because a look-up may ask another machine; after that nothing here blocks. Main thread.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import pwd
 from collections.abc import Collection, Sequence
 from typing import get_args
 
-from thor_policy.config import GRANT
+from thor_policy.config import GRANT, OWN
 from thor_policy.core.errors import ConfigError, RequestError
-from thor_policy.core.requests import Caller, Role
+from thor_policy.core.requests import Caller, Claimed, Role
 
 EVERY_ROLE: frozenset[Role] = frozenset(get_args(Role))
 #: The role that each operation of the protocol needs; None: any of them.
@@ -35,6 +35,8 @@ ROLE_OF: dict[str, Role | None] = {
     "maintenance": "control",
     "control": "control",
 }
+#: What counts in figures as true: what a test expects, how a decision turned out, what others decided.
+COUNTED = frozenset({"annotations", "outcome", "decision_report"})
 
 
 class Roles:
@@ -101,3 +103,15 @@ def authorise(op: str, caller: Caller, roles: Collection[Role]) -> None:
     role = f"the role {needed}" if needed is not None else f"one of the roles {', '.join(get_args(Role))}"
     cure = "see `thorpolicy keys new`" if caller.key is not None else "see the setting `roles`"
     raise RequestError("unauthorized", f"op: {op} needs {role}, which {holder} does not have; {cure}")
+
+
+def claimed(statement: str, roles: Collection[Role], count_from: Collection[str]) -> Claimed:
+    """Whether a statement of a caller with these roles is only a claim, by the setting `count_from`.
+
+    A `statement` is `annotations` or the op of a record; one that is not in `COUNTED` is never a claim.
+    """
+    if statement not in COUNTED or not {*roles}.isdisjoint(count_from):
+        return "no"
+    if statement == "annotations" and "test" in roles:
+        return "no"
+    return "unless_own" if statement == "outcome" and OWN in count_from else "yes"
