@@ -35,8 +35,12 @@ EVENTS_SUFFIX = ".events"
 #: Settings that a running daemon rereads on SIGHUP; any other needs a restart.
 LIVE_SETTINGS = (
     *("deadline_ms", "max_deadline_ms", "max_in_flight", "max_request_bytes", "on_full", "roles"),
-    *("count_from", "log_level"),
+    *("count_from", "packs_for", "log_level"),
 )
+#: An entry of `packs_for`: a caller or a group of callers, and the packs they may name.
+PACK_GRANT = re.compile(r"(local|(?:user|group|key):[^\s=:]+|(?:uid|gid):[0-9]{1,10})=(\S+)")
+#: In `packs_for`: any resident pack.
+ANY_PACK = "*"
 #: In `count_from`: the caller that a decision was made for, about its outcome.
 OWN = "own"
 #: An entry of `roles`: a caller or a group of callers, and the roles they have.
@@ -140,6 +144,12 @@ class Config:
         "expected outcomes count in statistics, calibration, patterns and promotion only from callers with "
         "one of these roles. own: also the outcome of a decision that the caller itself asked for. Expected "
         "outcomes also count from callers with the role test. All other statements are recorded as claims.",
+    )
+    packs_for: tuple[str, ...] = _setting(
+        (),
+        "Packs that callers may name in a question, as WHO=PACK+PACK. WHO is as in roles, or key:NAME for a "
+        "CURVE key. PACK is a name, name@version, the first 12 digits of its sha256 or more, or * (any). "
+        "Everybody may name the active pack; callers with the role review or control any resident pack.",
     )
     model: str = _setting(
         "smollm2-135m-instruct-q4_1",
@@ -373,6 +383,12 @@ class Config:
                     f"roles holds {entry!r}; it must look like local=ask+record, user:NAME=review, "
                     f"group:NAME=.., uid:NUMBER=.. or gid:NUMBER=.., with the roles "
                     f"{', '.join(get_args(Role))}"
+                )
+        for entry in self.packs_for:
+            if PACK_GRANT.fullmatch(entry) is None:
+                raise ConfigError(
+                    f"packs_for holds {entry!r}; it must look like local=PACK+PACK, local=*, user:NAME=.., "
+                    "group:NAME=.., uid:NUMBER=.., gid:NUMBER=.. or key:NAME=.."
                 )
         if unknown := [entry for entry in self.count_from if entry not in (*get_args(Role), OWN)]:
             raise ConfigError(

@@ -23,7 +23,7 @@ from thor_policy.core.requests import Annotations, Caller, Claimed, Json, Reques
 from thor_policy.daemon.inflight import Answer, InFlight
 from thor_policy.protocol.messages import EvaluateRequest, RecordRequest
 from thor_policy.protocol.replies import decision_item, recorded_item
-from thor_policy.security.roles import claimed
+from thor_policy.security.roles import PacksFor, claimed
 
 #: How long a job (maintenance, a change of packs) may take before its sender gets `expired`, in seconds.
 JOB_TIMEOUT_S = 3_600
@@ -82,7 +82,8 @@ class Arrival:
 class Admission:
     """Admits requests to `in_flight`. `refusal` says why a part can take nothing new, None while it can.
 
-    `find_pack` raises RequestError where no resident pack has that name.
+    `find_pack` gets the name of a pack and the names of those that the caller may name besides the active one
+    (None: any); it raises RequestError where no resident pack has that name, or the caller may not name it.
     """
 
     def __init__(
@@ -92,10 +93,11 @@ class Admission:
         engine: EngineQueue,
         *,
         refusal: Callable[[Part], RequestError | None],
-        find_pack: Callable[[str], object],
+        find_pack: Callable[[str, Collection[str] | None], object],
     ) -> None:
         #: Replaced as a whole when settings are read again.
         self.config = config
+        self.packs_for = PacksFor(config.packs_for)
         #: True once the daemon is to stop: nothing is admitted any more. Any thread may set it.
         self.stopping = False
         self.refusal = refusal
@@ -106,7 +108,7 @@ class Admission:
     def question(self, message: EvaluateRequest, answer: Answer, arrival: Arrival) -> Request:
         """The admitted request of a question; `answer` gets its reply."""
         if message.idempotency is None:
-            self.check_question(message)
+            self.check_question(message, arrival)
         else:  # what was recorded is sent again even where nothing new would be decided
             self._check_open("journal")
         self._check_room()
@@ -152,10 +154,10 @@ class Admission:
             return message.annotations
         return replace(message.annotations, claimed=self.claimed("annotations", arrival) != "no")
 
-    def check_question(self, message: EvaluateRequest) -> None:
+    def check_question(self, message: EvaluateRequest, arrival: Arrival) -> None:
         """Refuse a question that cannot be decided, or that would wait past its deadline."""
         if message.pack is not None:
-            self._find_pack(message.pack)
+            self._find_pack(message.pack, self.packs_for.of(arrival.caller, arrival.roles))
         self._check_open("journal", "engine")
         deadline_ms, expected_ms = self._deadline_ms(message), self._expected_ms
         if expected_ms > deadline_ms:
@@ -209,12 +211,13 @@ class Question:
     engine: EngineQueue
     message: EvaluateRequest
     request: Request
+    arrival: Arrival
 
     def begin(self, idempotency: str | None) -> None:
         if idempotency is None:
             self.engine.submit(self.request)
             return
-        self.admission.check_question(self.message)  # time has passed since it was admitted
+        self.admission.check_question(self.message, self.arrival)  # time has passed since it was admitted
         self.engine.submit(replace(self.request, idempotency=idempotency))
 
     def repeat(self, prior: PriorRecord) -> dict[str, Json]:

@@ -55,7 +55,7 @@ from thor_policy.protocol.messages import (
 from thor_policy.protocol.replies import encode_error, encode_event, encode_reply
 from thor_policy.protocol.requests import decode_request, recover_request_id
 from thor_policy.security.curve_keys import KeyHolder
-from thor_policy.security.roles import Roles, authorise
+from thor_policy.security.roles import PacksFor, Roles, authorise
 from thor_policy.telemetry import logs
 from thor_policy.telemetry.metrics import Families, Metrics, as_json
 
@@ -103,10 +103,10 @@ class _Sender:
 class Server:
     """Serves one endpoint, whose lock the caller holds (`endpoint_lock`).
 
-    `describe` says how the other parts are. `find_pack` raises RequestError where no resident pack has that
-    name. Without `pack_changes` no pack can be changed. `reread` reads the settings again. `refusal` says why
-    a part can take nothing new, None while it can: without the engine only records are admitted, without the
-    journal nothing. Raises ConfigError if the endpoint cannot be opened.
+    `describe` says how the other parts are. `find_pack` is that of `Admission`. Without `pack_changes` no
+    pack can be changed. `reread` reads the settings again. `refusal` says why a part can take nothing new,
+    None while it can: without the engine only records are admitted, without the journal nothing. Raises
+    ConfigError if the endpoint cannot be opened.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Server:
         recorder: Recorder,
         maintenance: MaintenanceQueue,
         describe: Callable[[], PartsStatus],
-        find_pack: Callable[[str], object] = lambda _: None,
+        find_pack: Callable[[str, Collection[str] | None], object] = lambda name, listed: None,
         refusal: Callable[[Part], RequestError | None] = lambda _: None,
         pack_changes: PackChanges | None = None,
         reread: Callable[[], Config] | None = None,
@@ -258,13 +258,13 @@ class Server:
         before = self._config
         try:
             config, others = with_live_settings(before, self._reread())
-            roles = Roles(config.roles)
+            roles, packs_for = Roles(config.roles), PacksFor(config.packs_for)
         except ConfigError as error:
             self._reload_status = ReloadStatus(refused=str(error))
             log.error("the settings stay as they were: %s", error)
             return
         self._config, self._roles = config, roles
-        self._admission.config = config
+        self._admission.config, self._admission.packs_for = config, packs_for
         logs.set_level(config.log_level)
         changed = tuple(name for name in LIVE_SETTINGS if getattr(before, name) != getattr(config, name))
         self._reload_status = ReloadStatus(refused=None, changed=changed, need_restart=tuple(others))
@@ -382,7 +382,7 @@ class Server:
 
     def _submit(self, message: EvaluateRequest, answer: Answer, arrival: Arrival) -> None:
         request = self._admission.question(message, answer, arrival)
-        question = Question(self._admission, self._engine, message, request)
+        question = Question(self._admission, self._engine, message, request, arrival)
         self._begin(request.ticket, arrival.caller, message.idempotency, question)
 
     def _begin(self, ticket: int, caller: Caller, idempotency: Idempotency | None, work: Work) -> None:
