@@ -35,7 +35,7 @@ EVENTS_SUFFIX = ".events"
 #: Settings that a running daemon rereads on SIGHUP; any other needs a restart.
 LIVE_SETTINGS = (
     *("deadline_ms", "max_deadline_ms", "max_in_flight", "max_request_bytes", "on_full", "roles"),
-    *("count_from", "packs_for", "log_level"),
+    *("count_from", "packs_for", "journal_quota_mb", "log_level"),
 )
 #: An entry of `packs_for`: a caller or a group of callers, and the packs they may name.
 PACK_GRANT = re.compile(r"(local|(?:user|group|key):[^\s=:]+|(?:uid|gid):[0-9]{1,10})=(\S+)")
@@ -331,6 +331,14 @@ class Config:
     )
     min_free_mb: int = _setting(
         64, "Free disk space below which new requests are refused, in MiB.", least=0, most=1_048_576
+    )
+    journal_quota_mb: int = _setting(
+        4_096,
+        "What each caller may have recorded in 24 hours, in MiB of the stored questions, decisions and "
+        "records. Above it the caller gets `busy`. From 80 % on there is a warning in the log and a counter. "
+        "0: no quota.",
+        least=0,
+        most=1_048_576,
     )
     ballast_mb: int = _setting(
         16,

@@ -21,6 +21,7 @@ from thor_policy.core.idempotency import Mark
 from thor_policy.core.ids import new_id
 from thor_policy.core.requests import Annotations, Caller, Claimed, Json, Request, Role
 from thor_policy.daemon.inflight import Answer, InFlight
+from thor_policy.daemon.quota import JournalQuota
 from thor_policy.protocol.messages import EvaluateRequest, RecordRequest
 from thor_policy.protocol.replies import decision_item, recorded_item
 from thor_policy.security.roles import PacksFor, claimed
@@ -94,6 +95,7 @@ class Admission:
         *,
         refusal: Callable[[Part], RequestError | None],
         find_pack: Callable[[str, Collection[str] | None], object],
+        quota: JournalQuota,
     ) -> None:
         #: Replaced as a whole when settings are read again.
         self.config = config
@@ -104,6 +106,7 @@ class Admission:
         self._in_flight = in_flight
         self._engine = engine
         self._find_pack = find_pack
+        self._quota = quota
 
     def question(self, message: EvaluateRequest, answer: Answer, arrival: Arrival) -> Request:
         """The admitted request of a question; `answer` gets its reply."""
@@ -130,6 +133,7 @@ class Admission:
     def record(self, message: RecordRequest, answer: Answer, arrival: Arrival) -> tuple[int, str]:
         """The ticket of a record, and its new id."""
         self._check_open("journal")
+        self._check_quota(arrival)
         self._check_room()
         record_id = new_id()
         deadline_ns = arrival.received_ns + self._deadline_ms(message) * 1_000_000
@@ -159,6 +163,7 @@ class Admission:
         if message.pack is not None:
             self._find_pack(message.pack, self.packs_for.of(arrival.caller, arrival.roles))
         self._check_open("journal", "engine")
+        self._check_quota(arrival)
         deadline_ms, expected_ms = self._deadline_ms(message), self._expected_ms
         if expected_ms > deadline_ms:
             raise RequestError(
@@ -177,6 +182,10 @@ class Admission:
         for part in needs:
             if (error := self.refusal(part)) is not None:
                 raise error
+
+    def _check_quota(self, arrival: Arrival) -> None:
+        """Refuse a caller that has used its journal quota."""
+        self._quota.check(arrival.caller.who, self.config.journal_quota_mb, arrival.received_ns)
 
     def _check_room(self) -> None:
         """Refuse any request above the limit."""

@@ -40,6 +40,7 @@ from thor_policy.daemon.admission import (
 from thor_policy.daemon.batches import Batch
 from thor_policy.daemon.idempotency import IdempotencyKeys, Keyed
 from thor_policy.daemon.inflight import Answer, InFlight
+from thor_policy.daemon.quota import JournalQuota
 from thor_policy.daemon.sockets import Mailbox, bind_publisher, bind_router, caller_of, stop_on_signals
 from thor_policy.daemon.tcp_listener import TcpListener
 from thor_policy.protocol.messages import (
@@ -142,7 +143,10 @@ class Server:
         #: By what is logged, so that a flood of one message hides no other.
         self._limits: defaultdict[str, logs.Limit] = defaultdict(logs.Limit)
         self._in_flight = InFlight(publish=self._publish, counters=self.counters, metrics=self._metrics)
-        self._admission = Admission(config, self._in_flight, engine, refusal=refusal, find_pack=find_pack)
+        self._quota = JournalQuota(self.counters)
+        self._admission = Admission(
+            config, self._in_flight, engine, refusal=refusal, find_pack=find_pack, quota=self._quota
+        )
         self._keys = IdempotencyKeys(self._in_flight, recall=self._recall, counters=self.counters)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         try:
@@ -285,6 +289,7 @@ class Server:
                 if isinstance(report, Refused):
                     self._keys.ended(ticket)
             elif item.ticket is not None:
+                self._quota.charge(item.sender, item.size, self._config.journal_quota_mb, now_ns)
                 self._in_flight.on_commit(item.ticket, item, now_ns)
                 if item.kind != "explanation":
                     self._keys.ended(item.ticket)

@@ -29,17 +29,19 @@ class Prepared(Struct, frozen=True, gc=False):
     body: str
     digest: bytes
     private: tuple[bytes, str] | None  # salt, value
+    size: int  # bytes of body and private part
     projection: Projection
 
 
 def prepare(event: Event, put_ns: int) -> Prepared:
     """Encode an event that was handed over at `put_ns` (monotonic). Raises if it cannot be encoded."""
     body, at = events.encode(event.body), events.timestamp(event.at)
-    private, digest = None, b""
+    private, digest, size = None, b"", len(body)
     if event.private is not None:
         value = events.encode(event.private)
         salt, digest = chain.seal(value)
         private = salt, value.decode()
+        size += len(value)
     return Prepared(
         event,
         put_ns,
@@ -48,6 +50,7 @@ def prepare(event: Event, put_ns: int) -> Prepared:
         body.decode(),
         digest,
         private,
+        size,
         projections.project(event.kind, 0, at, event.subject_id, event.body, event.private),
     )
 

@@ -50,9 +50,9 @@ class Event(Struct, frozen=True, kw_only=True, gc=False):
     """Something that happened, before it has a place in the chain. `at` is Unix time in seconds.
 
     `subject_id` names what the event is about: the id of a decision, a digest, or the event's own id.
-    `ticket` is returned with the event's fate. `unless_own`: the `claimed` in the body is to be left out if
-    the caller made the decision that the event is about. `rewrites` are what an `erased` event does to
-    earlier events. The event itself stores neither.
+    `ticket` and `sender` (`Caller.who`) are returned with the event's fate. `unless_own`: the `claimed` in
+    the body is to be left out if the caller made the decision that the event is about. `rewrites` are what an
+    `erased` event does to earlier events. The event itself stores neither.
     """
 
     kind: str
@@ -61,6 +61,7 @@ class Event(Struct, frozen=True, kw_only=True, gc=False):
     body: Part
     private: Part | None = None
     ticket: int | None = None
+    sender: str | None = None
     unless_own: bool = False
     rewrites: tuple[Rewrite, ...] = ()
 
@@ -292,7 +293,13 @@ def decision_event(decision: Decision, ticket: int | None = None, *, masked: Seq
         if private.masked:
             body = _coarse(body)
     return Event(
-        kind="decision", subject_id=decision.id, at=decision.at, body=body, private=private, ticket=ticket
+        kind="decision",
+        subject_id=decision.id,
+        at=decision.at,
+        body=body,
+        private=private,
+        ticket=ticket,
+        sender=decision.caller.who,
     )
 
 
@@ -406,7 +413,12 @@ def mask(value: Json, pointers: Sequence[str]) -> tuple[Json, list[str]]:
 
 
 def explanation_event(
-    decision_id: str, explanation: Explanation, at: float, ticket: int | None = None
+    decision_id: str,
+    explanation: Explanation,
+    at: float,
+    ticket: int | None = None,
+    *,
+    sender: str | None = None,
 ) -> Event:
     """The event of an explanation that was written after its decision."""
     return Event(
@@ -416,6 +428,7 @@ def explanation_event(
         body=_explanation_body(explanation),
         private=ExplanationPrivate(reasoning=explanation.reasoning, text=explanation.text),
         ticket=ticket,
+        sender=sender,
     )
 
 
@@ -482,6 +495,7 @@ def record_event(
         body=body,
         private=private or None,
         ticket=ticket,
+        sender=caller.who,
         unless_own=claimed == "unless_own",
     )
 

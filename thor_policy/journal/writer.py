@@ -194,10 +194,15 @@ class Journal:
         self.append(events.decision_event(decision, ticket, masked=self._masked))
 
     def explained(
-        self, decision_id: str, explanation: Explanation, at: float, ticket: int | None = None
+        self,
+        decision_id: str,
+        explanation: Explanation,
+        at: float,
+        ticket: int | None = None,
+        sender: str | None = None,
     ) -> None:
         """Record an explanation that was written after its decision; `at` is Unix time in seconds."""
-        self.append(events.explanation_event(decision_id, explanation, at, ticket))
+        self.append(events.explanation_event(decision_id, explanation, at, ticket, sender=sender))
 
     def write(
         self,
@@ -446,6 +451,8 @@ class Journal:
                 kind=prepared.event.kind,
                 seq=seq,
                 commit_ms=(now_ns - prepared.put_ns) / 1e6,
+                size=prepared.size,
+                sender=prepared.event.sender,
             )
             if seq
             else self._refused(prepared.event, objections[number])
