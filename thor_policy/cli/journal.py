@@ -22,7 +22,7 @@ from thor_policy.journal.checkpoints import trusted_keys
 from thor_policy.journal.maintenance.rebuild import rebuild as rebuild_aside
 from thor_policy.journal.maintenance.rebuild import rebuild_in_place
 from thor_policy.journal.projections import DECISION_COLUMNS
-from thor_policy.journal.reader import ENDING_CHARS, Reader, instant, is_of_test
+from thor_policy.journal.reader import ENDING_CHARS, Reader, claim_in, instant, is_of_test
 from thor_policy.journal.verification.verify import verify as verify_journal
 from thor_policy.journal.writer import Journal
 
@@ -181,6 +181,8 @@ def show(config: Config, decision_id: str, every: bool, as_json: bool) -> None:
         shown["rules"] = ", ".join(floor["rules"])
     if private and (time_used := render.time_used(private.get("time_used"))):
         shown["time used"] = time_used
+    if claim := claim_in(event):
+        shown["claimed"] = claim
     if every and (others := floor.get("also_because")):
         shown["further reasons"] = "\n".join(others)
     render.pairs(shown, title="event")
@@ -306,6 +308,24 @@ def erase(ctx: click.Context, config: Config, actor: str, as_json: bool) -> None
 
 @log.command()
 @configured("state_dir", "endpoint", "key")
+@click.confirmation_option(
+    prompt="Replace the key? Requests sent again under an idempotency key are then decided again."
+)
+@as_json
+def rekey(config: Config, as_json: bool) -> None:
+    """Replace the key of the digests on the chain: those so far can then be matched with nothing.
+
+    Idempotency keys sent before are forgotten.
+    """
+    done = _maintain(config, records.Maintenance(task="rekey"), "")
+    if as_json:
+        render.as_json(done)
+    else:
+        render.line(f"replaced {done['rekeyed']}; earlier idempotency keys are forgotten")
+
+
+@log.command()
+@configured("state_dir", "endpoint", "key")
 @click.option("--before", required=True, help="Archive events older than this RFC 3339 time.")
 @as_json
 def archive(config: Config, before: str, as_json: bool) -> None:
@@ -379,19 +399,23 @@ def rebuild(config: Config, target: Path | None, at: str | None, as_json: bool) 
 def stats(config: Config, since: str | None, by: str | None, tests: bool, as_json: bool) -> None:
     """Count recorded decisions: outcomes, accuracy, confidence, latency, decisions by hour.
 
-    Decisions of tests are left out and counted apart, except with --tests.
+    Decisions of tests are left out and counted apart, except with --tests. So are claims: what callers stated
+    without a role that lets it count (setting count_from).
     """
+    from thor_policy.daemon import journal_access
+
     if by is not None:
-        with Reader(config.journal_path) as reader, render.working("reading the decisions"):
+        with journal_access.open_reader(config) as reader, render.working("reading the decisions"):
             rows = statistics.breakdown(reader, by, since=since, tests=tests)
         if as_json:
             render.as_json(rows)
         else:
             _show_breakdown(by, rows)
         return
-    with Reader(config.journal_path) as reader, render.working("reading the decisions"):
+    with journal_access.open_reader(config) as reader, render.working("reading the decisions"):
         figures = statistics.statistics(reader, since=since, tests=tests)
         figures["left_out"] = 0 if tests else statistics.count_of_tests(reader, since=since)
+        figures["claimed"] = statistics.claims(reader, since=since)
         confidence = statistics.confidence(reader, since=since, tests=tests)
         latency = statistics.latency(reader, since=since, tests=tests)
         hourly = statistics.hourly(reader, since=since, tests=tests)
@@ -419,6 +443,7 @@ def stats(config: Config, since: str | None, by: str | None, tests: bool, as_jso
 
 def _show_counts(figures: dict[str, Json]) -> None:
     total, left_out = figures["decisions"], figures["left_out"]
+    claims = ", ".join(f"{count:,} {name}" for name, count in figures["claimed"].items() if count)
     shares = [
         (kind, name or "-", count, _share(count, total))
         for kind in ("outcomes", "tiers", "risks", "turned_out")
@@ -433,6 +458,7 @@ def _show_counts(figures: dict[str, Json]) -> None:
             "value": figures["value"],
         }
         | ({"left out": f"{left_out:,} decisions of tests; --tests counts them"} if left_out else {})
+        | ({"claimed": f"{claims}; not counted (setting count_from)"} if claims else {})
     )
     render.table(("by", "value", "decisions", "share"), shares, clipped=(1,))
     if figures["expected"]:

@@ -323,7 +323,9 @@ class EngineThread:
             self.counters["explanations" if explained else "unexplained"] += 1
             self._on_outcome(result.ticket, result)
             if isinstance(result, Explained):
-                self._journal.explained(result.decision_id, result.explanation, time.time(), result.ticket)
+                self._journal.explained(
+                    result.decision_id, result.explanation, time.time(), result.ticket, result.sender
+                )
 
     def _shadow(self) -> None:
         """One question by the shadow pack."""

@@ -155,7 +155,7 @@ def open_service(
             recorder=journal,
             maintenance=maintenance,
             describe=parts.status,
-            find_pack=lambda name: policy.residents.named(name),
+            find_pack=lambda name, listed: policy.residents.permitted(name, listed),
             refusal=refusal,
             pack_changes=pack_manager,
             reread=reread,

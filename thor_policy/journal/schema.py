@@ -342,6 +342,13 @@ def _order(db: Database) -> None:
         db.execute(f"CREATE INDEX decisions_{column} ON decisions ({column}) {where}")
 
 
+@migrations(name="0011_claims")
+def _claims(db: Database) -> None:
+    """What callers stated who may not: in a decision its annotations or the whole report, and outcomes."""
+    db.execute("ALTER TABLE decisions ADD COLUMN claimed TEXT")
+    db.execute("ALTER TABLE outcomes ADD COLUMN claimed INTEGER")
+
+
 def pending(connection: sqlite3.Connection) -> list[str]:
     """The migrations that were not applied to a file yet."""
     return [migration.name for migration in migrations.pending(Database(connection))]

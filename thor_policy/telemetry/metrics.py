@@ -66,6 +66,7 @@ _FROM_ZERO: dict[str, tuple[str, ...]] = {
             for fate in ("recorded", "lost", "late")
         ),
         *("replies_dropped", "events_dropped", "unlogged"),
+        *("journal_quota_warned", "journal_quota_refused"),
     ),
     "journal": ("committed", "refused", "lost", "checkpoints_failed", "ballast_released", "recoveries_tried"),
 }
