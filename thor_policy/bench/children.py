@@ -174,8 +174,8 @@ lib.llama_synchronize(context)
 print("bare ready", flush=True)
 sys.stdin.readline()
 """
-#: Tokens that the bare process decodes: about as many as the daemon's first question has.
-_BARE_TOKENS = 64
+#: Tokens that the bare process decodes: as many as a question of the pack team-governance has.
+_BARE_TOKENS = 76
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ the file, before anything decides. Called at a start, and by the pack manager's 
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from thor_policy.journal.writer import Journal, OnCommitted
 from thor_policy.policy import pack_files
 from thor_policy.policy.lint import lint_pack
 from thor_policy.policy.pack import Pack
+from thor_policy.policy.pack_files import PackFiles
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,19 @@ OpenJournal = Callable[[Config, OnCommitted], Journal]
 def load_pack(config: Config) -> Pack:
     """The pack that the settings name. Raises PackError."""
     return pack_files.load(pack_files.find(config.pack, data_path("prompts")), config.pack_keys)
+
+
+def read_pack(config: Config) -> PackFiles:
+    """The files of that pack, for `pack_files.load_files`. Raises PackError if one of them is malformed."""
+    files = PackFiles(pack_files.find(config.pack, data_path("prompts")))
+    if files.findings:
+        pack_files.load_files(files)
+    return files
+
+
+def import_engine(config: Config) -> None:
+    """Import what `load_engine` will need: its thread then waits for no import."""
+    importlib.import_module(f"thor_policy.engine.{'remote' if config.engine_url else 'llama'}")
 
 
 def load_engine(config: Config) -> Engine:
@@ -76,7 +91,7 @@ def load_engine(config: Config) -> Engine:
 
 
 def open_engine(
-    config: Config, *packs: Pack, load: Callable[[Config], Engine] | None = None
+    config: Config, *packs: Pack | PackFiles, load: Callable[[Config], Engine] | None = None
 ) -> tuple[Engine, Adapter | None]:
     """What these packs are judged by: the model of the settings and its adapter; no model for rules alone.
 
