@@ -34,8 +34,7 @@ def serve(config: Config) -> None:
 
     SIGHUP reloads packs and settings.
     """
-    gc.disable()  # until the daemon is ready: a start makes little garbage
-    from thor_policy.daemon import service
+    from thor_policy.daemon.model import loading_early
 
     logs.set_up(config.log_format, config.log_level, stream=sys.stderr, pretty=LogHandler())
     faulthandler.enable()  # the watchdog ends a hung daemon with SIGABRT; then print the stack of each thread
@@ -50,7 +49,12 @@ def serve(config: Config) -> None:
 
     reload_settings = click.get_current_context().meta[READ_SETTINGS]
     with ExitStack() as stack:
+        stack.callback(gc.enable)
+        gc.disable()  # until the daemon is ready: a start makes little garbage
         with _spinner("loading"):
+            stack.enter_context(loading_early(config))
+            from thor_policy.daemon import service  # while llama.cpp loads the model
+
             service_context = service.open_service(config, supervisor=supervisor, reread=reload_settings)
             server = stack.enter_context(service_context)
         server.run(ready=ready, turn=supervisor.turn)

@@ -6,7 +6,6 @@ the file, before anything decides. Called at a start, and by the pack manager's 
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -18,8 +17,9 @@ from thor_policy import catalog
 from thor_policy.config import Config, data_path
 from thor_policy.core.decisions import Adapter, ModelInfo, PackInfo
 from thor_policy.core.engine import Engine
-from thor_policy.core.errors import CatalogError, EngineError, PackError
+from thor_policy.core.errors import EngineError, PackError
 from thor_policy.core.records import Calibration
+from thor_policy.daemon.model import load_engine as load_engine
 from thor_policy.engine.absent import NoEngine
 from thor_policy.journal.checkpoints import Signer, key_path
 from thor_policy.journal.reader import Reader
@@ -46,48 +46,6 @@ def read_pack(config: Config) -> PackFiles:
     if files.findings:
         pack_files.load_files(files)
     return files
-
-
-def import_engine(config: Config) -> None:
-    """Import what `load_engine` will need: its thread then waits for no import."""
-    importlib.import_module(f"thor_policy.engine.{'remote' if config.engine_url else 'llama'}")
-
-
-def load_engine(config: Config) -> Engine:
-    """The model that the settings name, here or on a server, with no prefix resident yet.
-
-    Raises CatalogError, ConfigError, EngineError.
-    """
-    if config.engine_url:
-        from thor_policy.engine.http import read_key
-        from thor_policy.engine.remote import RemoteEngine
-
-        return RemoteEngine(
-            config.engine_url,
-            key=read_key(config.engine_key),
-            model=config.engine_model,
-            template=config.engine_template,
-            question_tokens=config.max_question_tokens,
-        )
-    from thor_policy.engine.llama import LlamaEngine
-
-    model = catalog.resolve(config.model, config.models_dir)
-    if model.base is not None:
-        raise CatalogError(f"{model.name} is an adapter for {model.base}; set model to that, adapter to this")
-    return LlamaEngine(
-        model.path,
-        name=model.name,
-        sha256=model.sha256,
-        context_tokens=config.context_tokens,
-        question_tokens=config.max_question_tokens,
-        packs=config.resident_packs + 1,  # one to load into while all others decide
-        explanations=config.parallel_explanations,
-        threads=config.threads,
-        gpu_layers=config.gpu_layers,
-        flash_attention=config.flash_attention,
-        kv_type=config.kv_type,
-        states_dir=config.state_dir / "prefix-states",
-    )
 
 
 def open_engine(

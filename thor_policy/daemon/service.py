@@ -19,14 +19,12 @@ from thor_policy.core.decisions import Decision
 from thor_policy.core.engine import Engine
 from thor_policy.core.errors import JournalError, RequestError, Stalled, ThorPolicyError
 from thor_policy.core.results import EngineResult, Explained, JobDone
-from thor_policy.daemon import loading
 from thor_policy.daemon.admission import Part
 from thor_policy.daemon.drift import DriftSentinel
 from thor_policy.daemon.engine_thread import EngineThread
 from thor_policy.daemon.loading import (
     OpenJournal,
     calibration_of,
-    import_engine,
     load_engine,
     open_engine,
     open_journal,
@@ -69,19 +67,17 @@ def open_service(
         check_identity(config)
         files = read_pack(config)
         stack.enter_context(endpoint_lock(config.socket_path))
+        # the rules are compiled while llama.cpp loads the model
+        worker = ThreadPoolExecutor(1, thread_name_prefix="rules")
+        loading_pack = worker.submit(load_files, files, config.pack_keys)
+        worker.submit(names.load)
+        worker.shutdown(wait=False)  # its thread ends when both are done
         mailbox = Mailbox()
         stack.callback(mailbox.close)
         # closed after engine thread and journal, whose last reports still become replies
         sockets = stack.enter_context(ExitStack())
         journal = open_journal(config, lambda commits: mailbox.put(*commits))
         stack.callback(_close_journal, journal, config.shutdown_s)
-        if not files.rules_only and load_engine is loading.load_engine:
-            import_engine(config)
-        # the rules are compiled while llama.cpp loads the model; the imports before would only take turns
-        worker = ThreadPoolExecutor(1, thread_name_prefix="rules")
-        loading_pack = worker.submit(load_files, files, config.pack_keys)
-        worker.submit(names.load)
-        worker.shutdown(wait=False)  # its thread ends when both are done
 
         def open_policy() -> Policy:
             try:
