@@ -28,7 +28,6 @@ from thor_policy.policy.cel_calls import error_of
 from thor_policy.policy.faults import Fault, call_of, faults_of_members, faults_of_tokens
 from thor_policy.policy.functions import ANY_LIST, ANY_MAP, EXACT, json_type, with_article
 from thor_policy.policy.structure.programs import Faulty
-from thor_policy.policy.structure.shell import programs_of
 from thor_policy.policy.tokens import (
     ROOTS,
     Token,
@@ -298,6 +297,8 @@ class Language:
             return None
         if name not in self._data:
             return f"there is no table {name!r} in data.yaml"
+        from thor_policy.policy.structure.shell import programs_of  # few packs call shell(..)
+
         try:
             programs_of(self._data[name])
         except Faulty as error:

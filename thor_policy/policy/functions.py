@@ -7,6 +7,7 @@ thread, and nothing else. Declared once for all packs. Any thread.
 from __future__ import annotations
 
 import functools
+import importlib
 import itertools
 import math
 import re
@@ -24,7 +25,6 @@ from thor_policy.policy.cel_calls import callable_from_cel
 from thor_policy.policy.structure import email as mails
 from thor_policy.policy.structure import money, names, network
 from thor_policy.policy.structure import path as paths
-from thor_policy.policy.structure import shell as shell_lines
 from thor_policy.policy.structure import sql as statements
 from thor_policy.policy.structure import url as urls
 from thor_policy.policy.words import WordLists
@@ -72,6 +72,8 @@ def roots() -> Mapping[str, Json]:
 
 def forget() -> None:
     """Forget what was read of texts, so that a benchmark times the reading."""
+    from thor_policy.policy.structure import shell as shell_lines
+
     for module in (mails, money, names, network, paths, shell_lines, statements, urls, words):
         for value in vars(module).values():
             # an unbounded cache holds tables, not texts
@@ -162,6 +164,8 @@ def _moment(text: str) -> datetime | None:
 
 def shell(text: str, table: str = "") -> Json:
     """The structure of a command line, with the kinds of a table of programs. Raises ValueError, KeyError."""
+    from thor_policy.policy.structure import shell as shell_lines  # imported by `load`: few packs call it
+
     return shell_lines.shell(text, _current.tables[table] if table else None)
 
 
@@ -321,13 +325,18 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], list[_Overload]]] = {
     "cidr.inside": (network.inside, _OF_WORDS),
 }
 
+#: Members of what `shell` gives; those of its `commands` are the fields of `shell_commands.Command`.
+_SHELL = (
+    "opaque", "commands", "paths", "reads", "writes", "urls", "kinds", "unknown", "runs_input", "wipes",
+    "variables",
+)  # fmt: skip
 #: Members of the maps that functions give, by function: another one is a misspelling.
 MEMBERS: dict[str, frozenset[str]] = {
     "cidr": frozenset(network.Range.__annotations__),
     "decimal": frozenset(money.Amount.__annotations__),
     "email": frozenset(mails.Mail.__annotations__),
     "path": paths.MEMBERS,
-    "shell": shell_lines.MEMBERS,
+    "shell": frozenset(_SHELL),
     "sql": frozenset(statements.Sql.__annotations__),
     "url": urls.MEMBERS,
 }
@@ -341,6 +350,8 @@ def load(used: Collection[str]) -> None:
     """Load what functions of these names need and is loaded late, so that no request waits for it."""
     if "sql" in used:
         statements.load()
+    if "shell" in used:
+        importlib.import_module("thor_policy.policy.structure.shell")
 
 
 def _declared(name: str, function: Any, overloads: list[_Overload], *, is_member: bool) -> Any:

@@ -35,11 +35,6 @@ MAX_CHARS = 16_384
 MAX_SIGNS = 1024
 #: Levels of the parser's tree.
 _MAX_LEVELS = 60
-#: Members of the result; those of its `commands` are the fields of `Command`.
-MEMBERS = frozenset((
-    "opaque", "commands", "paths", "reads", "writes", "urls", "kinds", "unknown", "runs_input", "wipes",
-    "variables",
-))  # fmt: skip
 
 #: Bytes that are not ASCII, as letters. To a shell they are letters too. The scanner of the grammar asks the
 #: tables of C's ctype.h, which end at 255, and a character far beyond them ended the process.

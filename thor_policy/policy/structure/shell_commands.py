@@ -152,7 +152,7 @@ class Line:
         self.opaque = self.opaque or reason
 
     def result(self) -> dict[str, Json]:
-        """The members, as `shell.MEMBERS` names them."""
+        """The members, as `functions.MEMBERS` names them."""
         commands = self.commands
         return {
             "opaque": self.opaque,
