@@ -34,8 +34,8 @@ EVENTS_SUFFIX = ".events"
 
 #: Settings that a running daemon rereads on SIGHUP; any other needs a restart.
 LIVE_SETTINGS = (
-    *("deadline_ms", "max_deadline_ms", "max_in_flight", "max_request_bytes", "on_full", "roles"),
-    "log_level",
+    *("deadline_ms", "max_deadline_ms", "max_in_flight", "max_request_bytes", "max_text_chars"),
+    *("on_full", "roles", "log_level"),
 )
 #: An entry of `roles`: a caller or a group of callers, and the roles they have.
 GRANT = re.compile(r"(local|(?:user|group):[^\s=:]+|(?:uid|gid):[0-9]{1,10})=([a-z+]+)")
@@ -260,6 +260,21 @@ class Config:
     )
     max_request_bytes: int = _setting(
         65_536, "Largest request frame, in bytes. A larger one gets `too_large`.", least=1024, most=8_388_608
+    )
+    max_text_chars: int = _setting(
+        4096,
+        "Longest text in a question, in characters, names of members included. A question with a longer one "
+        "gets `too_large`. A pack may allow more at paths of its own (`limits.texts`).",
+        least=256,
+        most=8_388_608,
+    )
+    rule_budget_ms: int = _setting(
+        250,
+        "Processor time that the rules of one request may take, in milliseconds; each item of a batch is a "
+        "request. Rules that need more are stopped: the decision is the strictest outcome, with the reason "
+        "code rules_budget.",
+        least=1,
+        most=60_000,
     )
     socket_mode: int = _setting(
         0o660,

@@ -6,7 +6,7 @@ never changes; a change makes another table, so a reader always sees a complete 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -113,6 +113,13 @@ class Residents:
                 "bad_request", f"pack: {name[:64]!r} may be {' or '.join(map(str, matches))}; give its digest"
             )
         return matches[0]
+
+    def long_texts(self, name: str | None) -> Mapping[str, int]:
+        """The limits of texts by path that the pack states which a request names; none if it is not here."""
+        try:
+            return (self.active if name is None else self.named(name)).pack.long_texts
+        except RequestError:
+            return {}
 
     # ------------------------------------------------------------ other tables
 
