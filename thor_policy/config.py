@@ -37,7 +37,7 @@ CONTROL_SUFFIX = ".control"
 #: Settings that a running daemon rereads on SIGHUP; any other needs a restart.
 LIVE_SETTINGS = (
     *("caller_bytes_per_s", "caller_requests_per_s", "deadline_ms", "max_deadline_ms", "max_in_flight"),
-    *("on_full", "roles", "count_from", "packs_for", "journal_quota_mb", "log_level"),
+    *("max_text_chars", "on_full", "roles", "count_from", "packs_for", "journal_quota_mb", "log_level"),
 )
 #: An entry of `packs_for`: a caller or a group of callers, and the packs they may name.
 PACK_GRANT = re.compile(r"(local|(?:user|group|key):[^\s=:]+|(?:uid|gid):[0-9]{1,10})=(\S+)")
@@ -314,6 +314,21 @@ class Config:
         "ends the connection without a reply.",
         least=1024,
         most=8_388_608,
+    )
+    max_text_chars: int = _setting(
+        4096,
+        "Longest text in a question, in characters, names of members included. A question with a longer one "
+        "gets `too_large`. A pack may allow more at paths of its own (`limits.texts`).",
+        least=256,
+        most=8_388_608,
+    )
+    rule_budget_ms: int = _setting(
+        250,
+        "Processor time that the rules of one request may take, in milliseconds; each item of a batch is a "
+        "request. Rules that need more are stopped: the decision is the strictest outcome, with the reason "
+        "code rules_budget.",
+        least=1,
+        most=60_000,
     )
     socket_mode: int = _setting(
         0o660,

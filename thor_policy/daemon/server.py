@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -58,6 +58,7 @@ from thor_policy.protocol.messages import (
 )
 from thor_policy.protocol.replies import encode_error, encode_event, encode_reply
 from thor_policy.protocol.requests import decode_request, recover_request_id
+from thor_policy.protocol.texts import TextLimits
 from thor_policy.security.roles import PacksFor, Roles, authorise
 from thor_policy.telemetry import clocks, logs
 from thor_policy.telemetry.metrics import Families, Metrics
@@ -91,10 +92,10 @@ class PackChanges(Protocol):
 class Server:
     """Serves one endpoint, whose lock the caller holds (`endpoint_lock`).
 
-    `describe` says how the other parts are. `find_pack` is that of `Admission`. Without `pack_changes` no
-    pack can be changed. `reread` reads the settings again. `refusal` says why a part can take nothing new,
-    None while it can: without the engine only records are admitted, without the journal nothing. Raises
-    ConfigError if the endpoint cannot be opened.
+    `describe` says how the other parts are. `find_pack` is that of `Admission`; `long_texts` gives the limits
+    of texts that a pack states. Without `pack_changes` no pack can be changed. `reread` reads the settings
+    again. `refusal` says why a part can take nothing new, None while it can: without the engine only records
+    are admitted, without the journal nothing. Raises ConfigError if the endpoint cannot be opened.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Server:
         maintenance: MaintenanceQueue,
         describe: Callable[[], PartsStatus],
         find_pack: Callable[[str, Collection[str] | None], object] = lambda name, listed: None,
+        long_texts: Callable[[str | None], Mapping[str, int]] = lambda _: {},
         refusal: Callable[[Part], RequestError | None] = lambda _: None,
         pack_changes: PackChanges | None = None,
         reread: Callable[[], Config] | None = None,
@@ -118,6 +120,7 @@ class Server:
         self._maintenance = maintenance
         self._describe = describe
         self._pack_changes = pack_changes
+        self._long_texts = long_texts
         self._reread = reread
         self._reload_due = False
         self._reload_status: ReloadStatus | None = None
@@ -322,6 +325,7 @@ class Server:
                 frame,
                 max_bytes=limit_bytes,
                 max_deadline_ms=self._config.max_deadline_ms,
+                texts=TextLimits(self._config.max_text_chars, self._long_texts),
                 authorise=lambda op: authorise(op, identity.caller, identity.roles),
             )
         except RequestError as error:

@@ -95,6 +95,7 @@ def open_service(
                     adapter=adapter,
                     max_explanations=config.max_explanations,
                     max_shadows=config.max_shadows,
+                    rule_budget_ms=config.rule_budget_ms,
                     cache=ScoreCache(config.cache_size, config.cache_ttl_s),
                 )
                 if calibration := calibration_of(config, pack.info, policy.residents.active.model):
@@ -170,6 +171,7 @@ def open_service(
             maintenance=maintenance,
             describe=parts.status,
             find_pack=lambda name, listed: policy.residents.permitted(name, listed),
+            long_texts=lambda name: policy.residents.long_texts(name),
             refusal=refusal,
             pack_changes=pack_manager,
             reread=reread,

@@ -6,7 +6,7 @@ never changes; a change makes another table, so a reader always sees a complete 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -124,6 +124,13 @@ class Residents:
             f"pack: you may not name {name[:64]!r}, which is not the active pack; leave `pack` out, or see "
             "the setting packs_for",
         )
+
+    def long_texts(self, name: str | None) -> Mapping[str, int]:
+        """The limits of texts by path that the pack states which a request names; none if it is not here."""
+        try:
+            return (self.active if name is None else self.named(name)).pack.long_texts
+        except RequestError:
+            return {}
 
     # ------------------------------------------------------------ other tables
 

@@ -7,7 +7,6 @@ hold what was read, for rules that deny. Any thread.
 
 from __future__ import annotations
 
-import functools
 import threading
 import unicodedata
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from thor_policy.policy.structure.shell_commands import (
     Line,
 )
 from thor_policy.policy.structure.shell_walk import Places, Walk
+from thor_policy.policy.text_cache import TextCache
 
 #: Characters of a text that is read; a longer one is opaque.
 MAX_CHARS = 16_384
@@ -77,7 +77,7 @@ def _read(text: str, programs: Programs) -> dict[str, Json]:
     return line.result()
 
 
-_read_short = functools.lru_cache(maxsize=256)(_read)
+_read_short = TextCache(_read, 8 * 2**20)
 
 
 def _unseen(text: str) -> str:
