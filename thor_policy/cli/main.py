@@ -19,6 +19,7 @@ import click
 
 from thor_policy import __version__
 from thor_policy.core.errors import RequestError, ThorPolicyError
+from thor_policy.core.escape import paragraph
 from thor_policy.telemetry import logs
 
 log = logging.getLogger(__name__)
@@ -71,8 +72,11 @@ class _LazyGroup(click.Group):
                 log.error("%s", error, extra=logs.fields(exit_status=error.exit_code))
             else:
                 code = f"{error.code}: " if isinstance(error, RequestError) else ""
-                click.echo(f"thorpolicy: {code}{error}", err=True)
+                click.echo(f"thorpolicy: {code}{paragraph(str(error))}", err=True)
             ctx.exit(error.exit_code)
+        except click.ClickException as error:
+            setattr(error, "message", paragraph(error.message))  # noqa: B010  click declares it final
+            raise
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
