@@ -369,7 +369,10 @@ def lock(path: Path, *, busy: str | None = None) -> Iterator[None]:
 
 
 def _key(path: Path, models_dir: Path) -> str:
-    return path.name if path.parent.resolve() == models_dir.resolve() else str(path)
+    folder, models = (
+        os.path.realpath(place) for place in (path.parent, models_dir)
+    )  # never raises for a loop
+    return path.name if folder == models else str(path)
 
 
 def _digest_of(path: Path, models_dir: Path, key: str) -> tuple[Digest, Digest | None]:
