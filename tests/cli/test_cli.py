@@ -948,7 +948,8 @@ class TestCalibrate:
 #: Commands whose last argument is a name or a path; `{}` stands before further arguments.
 NAMING = (
     "packs load", "packs activate", "packs lint", "packs show", "packs try {} []",
-    "packs diff {} agent-tools", "packs new", "packs sign", "test", "test --pack", "compare x", "models verify", "models path",
+    "packs diff {} agent-tools", "packs new", "packs sign", "test", "test --pack", "compare x",
+    "models verify", "models path",
     "adapters activate", "log --state-dir", "log show", "log rebuild --to", "log verify --checkpoint-dir",
     "stats --state-dir", "ask", "status --config", "status --key", "whatif", "doctor --state-dir",
     "doctor --models-dir", "keys list --keys-dir", "patterns --to", "export --to",

@@ -22,6 +22,7 @@ from thor_policy.config import Config
 from thor_policy.core.errors import AlreadyRunning, ConfigError
 from thor_policy.core.requests import Caller
 from thor_policy.core.results import Committed, Report
+from thor_policy.security import files
 
 #: Frames above this drop the connection inside ZeroMQ; the limit with a reply is Config.max_request_bytes.
 MAX_FRAME_BYTES = 64 * 1024 * 1024
@@ -106,7 +107,9 @@ def endpoint_lock(path: Path) -> Iterator[None]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
-        lock = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        lock = files.open_own(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o640)
+    except ValueError as error:
+        raise ConfigError(f"the lock {path}.lock of the endpoint {error}") from error
     except OSError as error:
         raise ConfigError(f"cannot use the socket directory {path.parent}: {error.strerror}") from error
     try:

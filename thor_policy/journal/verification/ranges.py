@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from thor_policy.journal import chain, projections, segments
 from thor_policy.journal.projections import AT, GROUP_OF, GROUPS
-from thor_policy.journal.reader import read_only_uri
+from thor_policy.journal.reader import open_read_only
 from thor_policy.journal.rewrites import Row
 from thor_policy.journal.storage import EVENT_COLUMNS
 
@@ -272,7 +272,7 @@ def _any_text(stored: bytes) -> str:
 
 def connect(path: Path) -> sqlite3.Connection:
     """A read-only connection for a long run."""
-    connection = sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None)
+    connection = open_read_only(path)
     connection.execute("PRAGMA busy_timeout = 5000")
     connection.execute("PRAGMA cache_size = -8192")
     connection.execute(f"PRAGMA mmap_size = {2**33}")
