@@ -975,3 +975,36 @@ class TestCalibrate:
         rows = json.loads(run("log", "--json", "-n", "2").stdout)
         assert [row["temperature"] for row in rows] == [8.0, 4.0]
         assert rows[0]["label"] == rows[1]["label"]
+
+
+#: Commands whose last argument is a name or a path; `{}` stands before further arguments.
+NAMING = (
+    "packs load", "packs activate", "packs lint", "packs show", "packs try {} []",
+    "packs diff {} agent-tools", "packs new", "packs sign", "test", "test --pack", "compare x",
+    "models verify", "models path",
+    "adapters activate", "log --state-dir", "log show", "log rebuild --to", "log verify --checkpoint-dir",
+    "stats --state-dir", "ask", "status --config", "status --key", "whatif", "doctor --state-dir",
+    "doctor --models-dir", "keys list --keys-dir", "patterns --to", "export --to",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", NAMING)
+def test_a_name_that_nothing_can_have_ends_with_an_error_that_names_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    names = {
+        "4,000 characters": "x" * 4_000,
+        "300 characters": "x" * 300,
+        "a long name in a folder": f"a/{'x' * 300}",
+        "a folder that leads to itself": f"{tmp_path}/loop/x",
+        "a file as a folder": "/etc/passwd/x",
+    }
+    for case, name in names.items():
+        before, _, after = command.partition(" {}")
+        result = run(*before.split(), name, *after.split())
+        assert isinstance(result.exception, SystemExit | None), (case, result.exception)
+        assert "Traceback" not in result.output
+        if result.exit_code:
+            assert result.output.strip(), case

@@ -28,13 +28,13 @@ from rich.cells import cell_len
 
 from tests.build import ASKED, EXPLAINED, NOON, about, by_model, decision_row, erasing, record, rows, sent
 from thor_policy.cli import review_page
-from thor_policy.cli.escape import visible
 from thor_policy.cli.main import cli
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core import records
 from thor_policy.core.decisions import Decision, Floor
 from thor_policy.core.errors import RequestError
+from thor_policy.core.escape import visible
 from thor_policy.core.requests import Annotations
 from thor_policy.daemon import journal_access
 from thor_policy.daemon.service import serving

@@ -240,7 +240,7 @@ class TestPacks:
         [
             ("nowhere", "bad_request", "known packs"),
             ("/nowhere", "bad_request", "no pack.yaml"),
-            ("a\0b", "bad_request", "no pack"),
+            ("a\0b", "bad_request", "record.pack: has the control character U+0000"),
             ("unlint", "bad_request", "clause 'R9' does not exist"),
             ("unfit", "unavailable", "scored differently"),
         ],
@@ -663,3 +663,53 @@ class TestWhoNamesPacks:
         ):
             again = answer_context(till, pack="small@2", idempotency_key="k")
         assert again["decision_id"] == first["decision_id"]
+
+
+#: Names that no pack or adapter can have, and what the error says.
+IMPOSSIBLE = {
+    "4,000 characters": ("x" * 4_000, "4000 bytes between two slashes; a file name has at most 255"),
+    "300 characters": ("x" * 300, "300 bytes between two slashes"),
+    "300 bytes": ("ß" * 150, "300 bytes between two slashes"),
+    "a long name in a folder": ("/tmp/" + "x" * 300, "300 bytes between two slashes"),
+    "a long path": ("ß/" * 2_000, "6000 bytes; the limit of a path is 4095"),
+    "NUL": ("a\0b", "the control character U+0000"),
+    "a line end": ("/tmp/a\nb", "the control character U+000A"),
+    "an escape": ("\x1b[31m", "the control character U+001B"),
+    "a C1 control": ("a\x9b", "the control character U+009B"),
+    "a folder that leads to itself": ("{}/loop/x", ""),
+    "a file as a folder": ("/etc/passwd/x", ""),
+    "a device": ("/dev/zero", ""),
+    "the root folder": ("/", ""),
+    "many folders": ("../" * 1_000, ""),
+    "an unknown user": ("~nobody-of-this-name/x", ""),
+    "a pack whose rules are a pipe": ("{}/piped", ""),
+}
+
+
+class TestNames:
+    @pytest.mark.parametrize("task", ["load", "activate", "shadow", "unload", "adapter"])
+    def test_a_name_that_nothing_can_have_is_refused_with_field_limit_and_cure(
+        self, client: Client, tmp_path: Path, task: Any
+    ) -> None:
+        (tmp_path / "loop").symlink_to("loop")
+        (tmp_path / "piped").mkdir()
+        (tmp_path / "piped" / "pack.yaml").write_text("name: piped\n", encoding="utf-8")
+        os.mkfifo(tmp_path / "piped" / "rules.yaml")
+        field = "adapter" if task == "adapter" else "pack"
+        for case, (name, problem) in IMPOSSIBLE.items():
+            with pytest.raises(RequestError) as caught:
+                client.control(Control(task=task, **{field: name.replace("{}", str(tmp_path))}))
+            assert caught.value.code in ("bad_request", "not_found"), case
+            if problem:
+                assert caught.value.code == "bad_request", case
+                assert caught.value.message.startswith(f"record.{field}: has "), case
+                assert problem in caught.value.message, case
+
+    def test_a_folder_that_cannot_be_read_is_refused_and_the_thread_goes_on(
+        self, client: Client, tmp_path: Path, other: Path
+    ) -> None:
+        (tmp_path / "odd" / "rules.yaml").mkdir(parents=True)
+        (tmp_path / "odd" / "pack.yaml").write_text("name: odd\n", encoding="utf-8")
+        with pytest.raises(RequestError, match=r"rules\.yaml: cannot be read"):
+            client.control(Control(task="load", pack=str(tmp_path / "odd")))
+        client.control(Control(task="load", pack=str(other)))

@@ -322,19 +322,18 @@ def test_a_signing_key_that_is_not_a_regular_file_is_refused(tmp_path: Path) -> 
         (pipe, "is no regular file"),
         (Path("/dev/zero"), "is no regular file"),
         (tmp_path, "cannot be used: Is a directory"),
-        (dangling, "cannot be used: No such file or directory"),
+        (dangling, "is a symbolic link, where a regular file is needed"),
         (put_key(tmp_path / "large", b"\n" * (MAX_BYTES + 1)), f"has more than {MAX_BYTES} bytes"),
     ):
         with pytest.raises(JournalError, match=problem):
             Signer.load(path)
 
 
-def test_the_target_of_a_link_to_a_signing_key_is_checked(tmp_path: Path) -> None:
+def test_a_link_to_a_signing_key_is_refused(tmp_path: Path) -> None:
     (link := tmp_path / "link").symlink_to(put_key(tmp_path / "real", as_pem(PRIVATE)))
-    assert Signer.load(link).key == SIGNER.key
-    (tmp_path / "real").chmod(0o644)
-    with pytest.raises(JournalError, match="chmod 600"):
+    with pytest.raises(JournalError, match=r"link is a symbolic link, .* move it away"):
         Signer.load(link)
+    assert Signer.load(tmp_path / "real").key == SIGNER.key
 
 
 @pytest.mark.parametrize(
@@ -471,7 +470,7 @@ def test_a_checkpoint_is_not_written_through_a_link(directory: Path, tmp_path: P
     path = store(directory, GOOD)
     path.unlink()
     path.symlink_to(tmp_path / "victim")
-    with pytest.raises(JournalError, match="Too many levels of symbolic links"):
+    with pytest.raises(JournalError, match="is a symbolic link, where a regular file is needed"):
         store(directory, GOOD)
     assert not (tmp_path / "victim").exists()
 
@@ -687,9 +686,9 @@ def test_pipes_links_and_directories_are_listed_and_not_opened(directory: Path, 
     os.mkfifo(directory / "pipe.json")
     assert read_directory(directory) == StoredCheckpoints(
         unreadable=(
-            "'endless.json' cannot be used: Too many levels of symbolic links",
+            "'endless.json' is a symbolic link, where a regular file is needed; move it away",
             "'folder.json' cannot be used: Is a directory",
-            "'link.json' cannot be used: Too many levels of symbolic links",
+            "'link.json' is a symbolic link, where a regular file is needed; move it away",
             "'pipe.json' is no regular file",
         )
     )

@@ -332,6 +332,8 @@ def listing(models_dir: Path, *, catalog: Catalog | None = None) -> list[Listed]
 
 # ---------------------------------------------------------------- digests
 
+#: Largest file of recorded digests, in bytes.
+MAX_DIGESTS_BYTES = 16 * 2**20
 #: How much of a file is read at a time, in bytes.
 READ_BYTES = 1 << 20
 
@@ -384,10 +386,14 @@ def recorded(models_dir: Path) -> dict[str, Digest]:
     path = models_dir / "digests.json"
     with _reading(path):
         try:
-            return msgspec.json.decode(path.read_bytes(), type=dict[str, Digest])
+            content = files.read_own(path, max_bytes=MAX_DIGESTS_BYTES, owners=files.owners_beside(path))
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:
+            raise CatalogError(f"the recorded digests in {path} cannot be used: it {error}") from error
+        try:
+            return msgspec.json.decode(content, type=dict[str, Digest])
+        except (msgspec.DecodeError, ValueError) as error:
             raise CatalogError(
                 f"the recorded digests in {path} are damaged ({error}); restore the file, or delete it to "
                 "accept the models as they are now"
@@ -406,7 +412,11 @@ def record(models_dir: Path, key: str, digest: Digest) -> None:
 @contextmanager
 def lock(path: Path, *, busy: str | None = None) -> Iterator[None]:
     """Hold a lock file; with `busy`, raise CatalogError with that text instead of waiting."""
-    with path.open("ab") as file:
+    try:
+        file = os.fdopen(files.open_own(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+    except ValueError as error:
+        raise CatalogError(f"the lock {path} {error}") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except BlockingIOError as error:
@@ -415,7 +425,10 @@ def lock(path: Path, *, busy: str | None = None) -> Iterator[None]:
 
 
 def _key(path: Path, models_dir: Path) -> str:
-    return path.name if path.parent.resolve() == models_dir.resolve() else str(path)
+    folder, models = (
+        os.path.realpath(place) for place in (path.parent, models_dir)
+    )  # never raises for a loop
+    return path.name if folder == models else str(path)
 
 
 def _digest_of(path: Path, models_dir: Path, key: str) -> tuple[Digest, Digest | None]:
@@ -430,8 +443,8 @@ def _digest_of(path: Path, models_dir: Path, key: str) -> tuple[Digest, Digest |
 
 
 def _record_change(models_dir: Path, key: str, digest: Digest, known: Digest | None) -> None:
-    """Record `digest` if it is new. If the directory cannot be written, the next start hashes again."""
-    with suppress(OSError):
+    """Record `digest` if it is new. If that is not possible, the next start hashes again."""
+    with suppress(OSError, CatalogError):
         if digest != known:
             record(models_dir, key, digest)
 

@@ -190,7 +190,7 @@ def journal(config: Config, rows: int, blocks: int, report_dir: Path | None, as_
     """Measure writing, looking up and verifying, and what the journal costs a decision of the model."""
     from thor_policy.bench import journal as benchmark
 
-    config.state_dir.mkdir(parents=True, exist_ok=True)
+    config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
     with _measuring(None, "writing and reading", as_json) as (advance, announce):
         report = benchmark.journal(
             config, _evaluations(), rows=rows, blocks=blocks, advance=advance, announce=announce

@@ -118,9 +118,11 @@ def _show(varied: VariantRun) -> None:
         ],
     )
     if hidden := sum(max(0, count - _SHOWN) for count in shown.values()):
-        render.line(f"\n{hidden} more changed answers are not shown; --json lists all")
+        render.line("")
+        render.line(f"{hidden} more changed answers are not shown; --json lists all")
     which = "all" if varied.seed is None else f"seed {varied.seed}"
-    render.line(f"\n{len(varied.compared)} of {varied.variants} variants, {which}, {varied.where}")
+    render.line("")
+    render.line(f"{len(varied.compared)} of {varied.variants} variants, {which}, {varied.where}")
 
 
 def _what(variant: Variant) -> str:

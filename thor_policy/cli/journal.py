@@ -16,6 +16,7 @@ from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured, decision_filters, finite, with_tests
 from thor_policy.config import Config
 from thor_policy.core import records
+from thor_policy.core.escape import visible
 from thor_policy.core.requests import Json
 from thor_policy.journal import statistics
 from thor_policy.journal.checkpoints import trusted_keys
@@ -155,7 +156,7 @@ def _newer(reader: Reader, seq: int, *, waits: bool) -> Iterator[dict[str, Json]
 
 
 def _spaced(cells: Sequence[Json]) -> str:
-    cut = (str(render.clip(cell, width)) for cell, width in zip(cells, WIDTHS, strict=True))
+    cut = (render.clip(visible(str(cell)), width) for cell, width in zip(cells, WIDTHS, strict=True))
     return " ".join(f"{cell:<{width}}" for cell, width in zip(cut, WIDTHS, strict=True)).rstrip()
 
 

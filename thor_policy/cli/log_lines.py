@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from thor_policy.cli.escape import visible
+from thor_policy.core.escape import visible
 from thor_policy.telemetry import logs
 
 

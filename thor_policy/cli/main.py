@@ -19,7 +19,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from thor_policy import __version__
-from thor_policy.core.errors import RequestError, ThorPolicyError
+from thor_policy.core.errors import ConfigError, RequestError, ThorPolicyError
+from thor_policy.core.escape import paragraph
 from thor_policy.telemetry import logs
 
 log = logging.getLogger(__name__)
@@ -109,12 +110,26 @@ class _LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except ThorPolicyError as error:
-            if logs.structured():
-                log.error("%s", error, extra=logs.fields(exit_status=error.exit_code))
-            else:
-                code = f"{error.code}: " if isinstance(error, RequestError) else ""
-                click.echo(f"thorpolicy: {code}{error}", err=True)
+            _report(error)
             ctx.exit(error.exit_code)
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a path that no file can have, or that this user may not use
+            name = f"{error.filename!s:.64}: " if error.filename else ""
+            cause = ConfigError(f"{name}{error.strerror or error}; correct the path, or its permissions")
+            _report(cause)
+            ctx.exit(cause.exit_code)
+        except click.ClickException as error:
+            setattr(error, "message", paragraph(error.message))  # noqa: B010  click declares it final
+            raise
+
+
+def _report(error: ThorPolicyError) -> None:
+    if logs.structured():
+        log.error("%s", error, extra=logs.fields(exit_status=error.exit_code))
+    else:
+        code = f"{error.code}: " if isinstance(error, RequestError) else ""
+        click.echo(f"thorpolicy: {code}{paragraph(str(error))}", err=True)
 
 
 def _summary(name: str, limit: int = 45) -> str:

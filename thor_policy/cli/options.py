@@ -79,7 +79,8 @@ def absolute_if_path(name_or_path: str, *, marker: str = "") -> str:
     An argument is a path if it contains a slash, or if the file `marker` exists in it.
     """
     path = Path(os.path.expanduser(name_or_path)).absolute()  # noqa: PTH111  an unknown ~user stays as it is
-    return str(path) if "/" in name_or_path or (path / marker).is_file() else name_or_path
+    is_path = "/" in name_or_path or os.path.isfile(path / marker)  # noqa: PTH113  False for any name
+    return str(path) if is_path else name_or_path
 
 
 #: Filters of `Reader.decisions`, as options.

@@ -19,6 +19,7 @@ from thor_policy.cli.options import as_json, configured, read_question, shipped_
 from thor_policy.config import Config, data_path
 from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError, RequestError
+from thor_policy.core.escape import paragraph, visible
 from thor_policy.core.requests import RISKS, Evaluation, Json
 from thor_policy.daemon.loading import find_adapter
 from thor_policy.policy import new_pack, pack_files
@@ -188,8 +189,10 @@ def try_pack(pack: str, question: str, watch: bool, as_json: bool) -> None:
         try:
             _try(folder, question, as_json)
         except (PackError, RequestError, click.UsageError) as error:
-            render.line(error.format_message() if isinstance(error, click.UsageError) else str(error))
-        render.line("\nwatching for changes; end with Ctrl-C", stderr=True)
+            message = error.format_message() if isinstance(error, click.UsageError) else str(error)
+            render.lines(paragraph(message))
+        render.line("", stderr=True)
+        render.line("watching for changes; end with Ctrl-C", stderr=True)
 
 
 def _try(folder: Path, question: str, as_json: bool) -> None:
@@ -201,7 +204,8 @@ def _try(folder: Path, question: str, as_json: bool) -> None:
         shown = {"floor": floor, "answer": answer, "rules": traces, "prompt": prompt}
         render.as_json(msgspec.to_builtins(shown))
         return
-    render.line(f"{pack.info.name} {pack.info.version}\n")
+    render.line(f"{pack.info.name} {pack.info.version}")
+    render.line("")
     if floor.facts:
         facts = [name for name in pack.manifest.facts if name in floor.facts]
         render.pairs({name: _shown(floor.facts[name]) for name in facts}, title="facts")
@@ -300,7 +304,8 @@ def diff(before: str, after: str, suites: tuple[str, ...], as_json: bool) -> Non
                 render.line(f"  {sign} {text}")
     if not changed:
         render.line("the packs have the same parts")
-    render.line(f"\n{len(answers)} of {len(scenarios)} answers by rule change")
+    render.line("")
+    render.line(f"{len(answers)} of {len(scenarios)} answers by rule change")
     if answers:
         columns = ("scenario", "now", "before", "after", "title")
         rows = [[getattr(answer, column) for column in columns] for answer in answers]
@@ -335,7 +340,7 @@ def render_prompt(config: Config, pack: str, question: str, as_json: bool) -> No
     if as_json:
         render.as_json(shown)
         return
-    sys.stdout.write(f"{shown['prefix']}{shown['suffix']}\n")
+    sys.stdout.write(visible(f"{shown['prefix']}{shown['suffix']}\n", lines=True))
     render.line(
         f"prefix {len(prefix_tokens)} tokens, suffix {len(suffix_tokens)} tokens; "
         f"rules: {_answer(loaded, floor)}",

@@ -54,7 +54,8 @@ def patterns(config: Config, since: str | None, as_json: bool) -> None:
     if result.trend:
         render.line("")
         render.table(("week", "reviewed", "corrected"), result.trend)
-    render.line("\nThis cannot show: " + "; ".join(result.cannot_see) + ".")
+    render.line("")
+    render.line("This cannot show: " + "; ".join(result.cannot_see) + ".")
 
 
 def _show(number: int, pattern: Pattern) -> None:

@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from thor_policy.cli.escape import visible
 from thor_policy.cli.steps import Steps, error_console
+from thor_policy.core.escape import cell as csv_cell
+from thor_policy.core.escape import in_json, visible
 from thor_policy.core.requests import Json
 from thor_policy.learning.training.settings import Point
 
@@ -55,12 +56,12 @@ def console(*, stderr: bool = False) -> Console:
 
 def as_json(value: Json) -> None:
     """Print one JSON value on standard output, indented."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(in_json(json.dumps(value, indent=2, ensure_ascii=False)) + "\n")
 
 
 def as_json_line(value: Json) -> None:
     """Print one JSON value on one line, and flush."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.write(in_json(json.dumps(value, ensure_ascii=False)) + "\n")
     sys.stdout.flush()
 
 
@@ -75,10 +76,8 @@ def as_csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
 def _csv_cell(value: Any) -> Any:
     """The value as a cell that no spreadsheet reads as a formula."""
     if isinstance(value, dict | list):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return f"'{value}"
-    return value
+        return in_json(json.dumps(value, ensure_ascii=False))
+    return csv_cell(value) if isinstance(value, str) else value
 
 
 def sparkline(counts: Sequence[int]) -> str:
@@ -95,23 +94,24 @@ def table(
     If the table is too wide, cells of the columns with the indexes `clipped` are shortened, the widest first.
     """
     output, screen = Table(box=None, padding=(0, gap, 0, 0), header_style="bold"), console()
-    widths = [max(len(_cell_text(cell)) for cell in cells) for cells in zip(columns, *rows, strict=True)]
+    texts = [[_cell_text(cell) for cell in row] for row in (columns, *rows)]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     while clipped and sum(widths) + gap * len(widths) > screen.width:
         widest = max(clipped, key=widths.__getitem__)
         if widths[widest] <= _LEAST:
             break
         widths[widest] -= 1
-    for index, column in enumerate(columns):
-        output.add_column(column, overflow="fold", no_wrap=index == 0)
-    for row in rows:
-        cells = [clip(cell, widths[i]) if i in clipped else cell for i, cell in enumerate(row)]
-        output.add_row(*map(styled, cells))
+    for index, column in enumerate(texts[0]):
+        output.add_column(escape(column), overflow="fold", no_wrap=index == 0)
+    for row, row_texts in zip(rows, texts[1:], strict=True):
+        cells = [clip(text, widths[i]) if i in clipped else text for i, text in enumerate(row_texts)]
+        output.add_row(*map(_coloured, cells, row))
     screen.print(output)
 
 
-def clip(cell: Any, width: int) -> Any:
-    """A text cut to `width` characters; any other value unchanged."""
-    return f"{cell[: width - 1]}…" if isinstance(cell, str) and len(cell) > width else cell
+def clip(text: str, width: int) -> str:
+    """A text cut to `width` characters."""
+    return f"{text[: width - 1]}…" if len(text) > width else text
 
 
 def residents(packs: Sequence[Mapping[str, Json]]) -> None:
@@ -123,12 +123,13 @@ def residents(packs: Sequence[Mapping[str, Json]]) -> None:
 
 def pairs(values: Mapping[str, Any], *, title: str | None = None) -> None:
     """Print names and values, one pair a line; further lines of a value align with its first."""
-    width = max((len(name) for name in values), default=0)
+    named = [(visible(name), value) for name, value in values.items()]
+    width = max((len(name) for name, _ in named), default=0)
     if title:
-        console().print(f"[bold]{escape(visible(title, lines=True))}[/bold]")
-    for name, value in values.items():
-        text = styled(value).replace("\n", f"\n{' ' * (width + 4)}")
-        console().print(f"  {name:<{width}}  {text}", soft_wrap=True)
+        console().print(f"[bold]{escape(visible(title))}[/bold]")
+    for name, value in named:
+        text = _coloured(_cell_text(value, lines=True), value).replace("\n", f"\n{' ' * (width + 4)}")
+        console().print(f"  {escape(f'{name:<{width}}')}  {text}", soft_wrap=True)
 
 
 def time_used(times: Mapping[str, str] | None) -> str | None:
@@ -139,23 +140,28 @@ def time_used(times: Mapping[str, str] | None) -> str | None:
 
 
 def line(text: str, *, stderr: bool = False) -> None:
-    """Print one line of plain text."""
+    """Print one line of plain text; a line end in the text is shown as an escape."""
+    console(stderr=stderr).print(escape(visible(text)), soft_wrap=True)
+
+
+def lines(text: str, *, stderr: bool = False) -> None:
+    """Print a text of several lines. The caller makes sure that no data in it begins a line."""
     console(stderr=stderr).print(escape(visible(text, lines=True)), soft_wrap=True)
 
 
-def styled(cell: Any) -> str:
-    """Text of a cell, escaped for rich, coloured if it names a state."""
-    text, style = escape(_cell_text(cell)), _STYLES.get(str(cell))
-    return f"[{style}]{text}[/{style}]" if style else text
+def _coloured(text: str, cell: Any) -> str:
+    """The text of a cell, escaped for rich, coloured if the cell names a state."""
+    style = _STYLES.get(str(cell))
+    return f"[{style}]{escape(text)}[/{style}]" if style else escape(text)
 
 
-def _cell_text(cell: Any) -> str:
+def _cell_text(cell: Any, *, lines: bool = False) -> str:
     if cell is None:
         return "-"
     if isinstance(cell, float):
         return f"{cell:.3g}" if abs(cell) < 100 else f"{cell:,.0f}"
     text = json.dumps(cell, ensure_ascii=False) if isinstance(cell, dict | list) else str(cell)
-    return visible(text, lines=True)
+    return visible(text, lines=lines)
 
 
 @contextmanager

@@ -12,11 +12,11 @@ import click
 import msgspec
 
 from thor_policy.cli import render, review_page
-from thor_policy.cli.escape import visible
 from thor_policy.cli.options import as_json, configured, decision_filters, finite, with_tests
 from thor_policy.config import Config
 from thor_policy.core import records
 from thor_policy.core.errors import ThorPolicyError
+from thor_policy.core.escape import visible
 from thor_policy.daemon import journal_access, loading
 from thor_policy.review import queue as review_queue
 from thor_policy.review import ranking

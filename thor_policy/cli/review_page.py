@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from rich.cells import cell_len
 
-from thor_policy.cli.escape import visible
+from thor_policy.core.escape import visible
 from thor_policy.core.requests import Json
 from thor_policy.journal.reader import claim_in
 from thor_policy.review.agreement import Kappa, Proportion, Rating, Report

@@ -19,10 +19,10 @@ from prompt_toolkit.layout.controls import FormattedTextControl
 from prompt_toolkit.styles import Style
 from prompt_toolkit.widgets import TextArea
 
-from thor_policy.cli.escape import visible
 from thor_policy.cli.review_page import Line
 from thor_policy.core import records
 from thor_policy.core.errors import ThorPolicyError
+from thor_policy.core.escape import visible
 from thor_policy.review.session import Item, Session
 
 #: Only the terminal's own colours, which fit light and dark themes; NO_COLOR is honoured.

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Column
 from rich.text import Text
 
-from thor_policy.cli.escape import visible
+from thor_policy.core.escape import visible
 
 #: Time before the first line, and the shortest time between two lines, in seconds.
 PAUSE_S = 2.0
@@ -179,7 +179,7 @@ class Steps:
                 wait_s = self._pace.wait_s(time.monotonic())
 
     def _print(self, text: str) -> None:
-        error_console().print(escape(visible(text, lines=True)), soft_wrap=True)
+        error_console().print(escape(visible(text)), soft_wrap=True)
         self._pace.printed(time.monotonic())
 
     def _line(self) -> str:

@@ -42,9 +42,11 @@ def show_conclusion(conclusion: Conclusion, *, with_coverage: bool) -> None:
     """
     run, figures = conclusion.run, conclusion.figures
     items = by_gravity(worst(run.results).values())
-    render.line(_wrapped(conclusion.headline, "    "))
+    render.lines(_wrapped(conclusion.headline, "    "))
     for judge in run.judges:
-        render.line(f"\n{judge.pack.name}" if len(run.judges) > 1 else "")
+        render.line("")
+        if len(run.judges) > 1:
+            render.line(judge.pack.name)
         _show_items([item for item in items if item.pack == judge.pack.name], conclusion)
     render.line("")
     if len(figures.by_pack) > 1:
@@ -80,7 +82,7 @@ def show_conclusion(conclusion: Conclusion, *, with_coverage: bool) -> None:
     if conclusion.gate is not None:
         render.line("gate passed" if conclusion.gate.ok else "gate not passed")
     if conclusion.failures:
-        render.line(_wrapped(conclusion.headline, "    "))
+        render.lines(_wrapped(conclusion.headline, "    "))
 
 
 def _show_failures(conclusion: Conclusion) -> None:
@@ -90,16 +92,21 @@ def _show_failures(conclusion: Conclusion) -> None:
     for item in conclusion.failures:
         if item.result != kind:
             kind = item.result
-            render.line(f"\n{kind} ({kinds[kind]})")
-        render.line(_wrapped(f"{item.id} {item.title}", "  "))
+            render.line("")
+            render.line(f"{kind} ({kinds[kind]})")
+        render.lines(_wrapped(f"{item.id} {item.title}", "  "))
         rows = details(item)
         if command := conclusion.command(item):
             rows.append(("see", command))
         for name, value in rows:
             text = f"    {name:<9} {value}"  # a command is to be copied, so it is never broken
-            render.line(text if name == "see" else _wrapped(text, " " * 14))
+            if name == "see":
+                render.line(text)
+            else:
+                render.lines(_wrapped(text, " " * 14))
     if conclusion.failures and conclusion.recorded.state_dir is None:
-        render.line("\nnot recorded; without --no-record the command is printed that shows each decision")
+        render.line("")
+        render.line("not recorded; without --no-record the command is printed that shows each decision")
 
 
 def _wrapped(text: str, indent: str) -> str:

@@ -26,6 +26,7 @@ from thor_policy.core.errors import DigestMismatch, ThorPolicyError
 from thor_policy.journal.reader import Reader
 from thor_policy.policy import pack_files
 from thor_policy.policy.lint import lint_pack
+from thor_policy.security import files
 
 #: SQLite versions in which two connections can corrupt a write-ahead log by resetting it at once.
 WAL_RESET_BUG = ((3, 7, 0), (3, 51, 2))
@@ -140,7 +141,8 @@ def _taken_over(config: Config, pack: PackInfo) -> dict[str, Any] | None:
 
 def _state_dir(config: Config) -> Finding:
     try:
-        config.state_dir.mkdir(parents=True, exist_ok=True)
+        config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
+        files.check_directory(config.state_dir)
         with tempfile.TemporaryFile(dir=config.state_dir):
             pass
     except OSError as error:
@@ -150,6 +152,9 @@ def _state_dir(config: Config) -> Finding:
             detail=f"{config.state_dir}: {error.strerror}",
             cure="choose a directory that you may write: --state-dir DIR",
         )
+    except ValueError as error:
+        flaw, _, cure = str(error).partition("; ")
+        return Finding(name="state dir", state="missing", detail=f"{config.state_dir}: {flaw}", cure=cure)
     return Finding(name="state dir", state="ok", detail=str(config.state_dir))
 
 

@@ -133,5 +133,8 @@ def _refusal(job: Job, error: Exception) -> RequestError:
         return RequestError("bad_request", str(error))
     if isinstance(error, EngineError | JournalError):
         return RequestError("unavailable", str(error))
+    if isinstance(error, OSError):
+        log.error("%s failed: %s", job.task, error.strerror)
+        return RequestError("unavailable", f"{job.task}: a file cannot be used: {error.strerror}")
     log.error("%s failed with an unexpected error", job.task, exc_info=error)
     return RequestError("internal", f"{job.task} failed; the daemon's log says why")

@@ -23,6 +23,7 @@ from thor_policy.config import Config
 from thor_policy.core.errors import AlreadyRunning, ConfigError
 from thor_policy.core.requests import Caller
 from thor_policy.core.results import Closed, Committed, Report
+from thor_policy.security import files
 
 #: A frame that is this many times as long as Config.max_request_bytes drops the connection inside ZeroMQ,
 #: before it is read; between the two there is a reply.
@@ -114,7 +115,9 @@ def endpoint_lock(path: Path) -> Iterator[None]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
-        lock = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        lock = files.open_own(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o640)
+    except ValueError as error:
+        raise ConfigError(f"the lock {path}.lock of the endpoint {error}") from error
     except OSError as error:
         raise ConfigError(f"cannot use the socket directory {path.parent}: {error.strerror}") from error
     try:

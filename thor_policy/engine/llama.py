@@ -52,6 +52,7 @@ from thor_policy.engine.native import (
     lib,
     recent_warnings,
 )
+from thor_policy.security import files
 
 log = logging.getLogger(__name__)
 
@@ -323,12 +324,12 @@ class LlamaEngine:
     def _restore(self, resident: _Resident, path: Path) -> bool:
         """Load the saved state at `path`; False, with a warning, if it is not what was saved."""
         try:
-            record = msgspec.json.decode(path.with_suffix(".json").read_bytes(), type=_StateRecord)
-            with path.open("rb") as file:
+            record = msgspec.json.decode(files.read_own(path.with_suffix(".json")), type=_StateRecord)
+            with os.fdopen(files.open_own(path, os.O_RDONLY), "rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         except FileNotFoundError:
             return False
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, ValueError, msgspec.MsgspecError) as error:
             log.warning("the prefix state %s cannot be read and is rebuilt: %s", path, error)
             return False
         if sha256 != record.sha256:
@@ -356,26 +357,28 @@ class LlamaEngine:
         partial = path.with_suffix(f".{os.getpid()}.part")
         lib.llama_memory_seq_rm(self._memory, resident.stream, len(resident.tokens), -1)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+            files.check_directory(path.parent)
+            partial.unlink(missing_ok=True)
+            os.close(files.open_own(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640))
             if not lib.llama_state_seq_save_file(
                 self._context, os.fsencode(partial), resident.stream, tokens, len(tokens)
             ):
                 raise OSError("llama.cpp could not write it")
             with partial.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-            path.with_suffix(".json").write_bytes(
-                msgspec.json.encode(_StateRecord(sha256=digest, golden=golden))
-            )
+            content = msgspec.json.encode(_StateRecord(sha256=digest, golden=golden))
+            files.place(path.with_suffix(".json"), content, 0o640, over=True)
             partial.replace(path)
             self._delete_old_states(path.parent)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             log.warning("the prefix state %s cannot be saved, so the next start is slower: %s", path, error)
             with contextlib.suppress(OSError):
                 partial.unlink()
 
     def _delete_old_states(self, directory: Path) -> None:
         """Delete all but the newest two per stream: each edit of a pack, adapter and scale leaves one."""
-        states = sorted(directory.glob("*.state"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        states = sorted(directory.glob("*.state"), key=lambda path: path.lstat().st_mtime_ns, reverse=True)
         for path in states[2 * self._pack_streams :]:
             path.unlink()
             path.with_suffix(".json").unlink(missing_ok=True)

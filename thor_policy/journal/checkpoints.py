@@ -219,5 +219,5 @@ def _make_directory(directory: Path) -> None:
         directory.mkdir(parents=True)
     except FileExistsError:
         return
-    directory.chmod(0o755)  # whatever the umask is, auditors must be able to read it
+    directory.chmod(0o755)  # we have just made it; whatever the umask is, auditors must be able to read it
     files.sync(directory.parent)

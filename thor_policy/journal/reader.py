@@ -7,6 +7,7 @@ own reader.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,8 +21,9 @@ import msgspec
 from thor_policy.core.decisions import PackInfo, Tier
 from thor_policy.core.errors import JournalError
 from thor_policy.core.requests import Json
-from thor_policy.journal import events, schema, segments
+from thor_policy.journal import events, schema, segments, storage
 from thor_policy.journal.projections import JSON_COLUMNS
+from thor_policy.security import files
 
 Record = dict[str, Json]
 
@@ -47,12 +49,7 @@ class Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not path.is_file():
-            raise JournalError(f"there is no journal at {path}; `thorpolicy serve` creates one")
-        try:
-            self._connection = sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None)
-        except sqlite3.Error as error:
-            raise JournalError(f"{path} cannot be read as a journal: {error}") from error
+        self._connection = open_read_only(path)
         try:
             with self.snapshot() as connection:
                 connection.execute("PRAGMA busy_timeout = 5000")
@@ -394,6 +391,22 @@ def claim_in(event: Mapping[str, Json]) -> str | None:
     parts += [f"scenario {annotations['scenario_id']}"] if "scenario_id" in annotations else []
     parts += [f"tags {', '.join(annotations['tags'])}"] if "tags" in annotations else []
     return ", ".join(parts)
+
+
+def open_read_only(path: Path, *, check_same_thread: bool = True) -> sqlite3.Connection:
+    """A read-only connection to the journal at `path`. Raises JournalError if there is none that may be used.
+
+    Its files may belong to this user, to root, or to the owner of their directory.
+    """
+    try:
+        if not os.path.lexists(path):
+            raise JournalError(f"there is no journal at {path}; `thorpolicy serve` creates one")
+        storage.check_files(path, owners=files.owners_beside(path))
+        return sqlite3.connect(
+            read_only_uri(path), uri=True, isolation_level=None, check_same_thread=check_same_thread
+        )
+    except (sqlite3.Error, OSError) as error:
+        raise JournalError(f"{path} cannot be read as a journal: {error}") from error
 
 
 def read_only_uri(path: Path) -> str:

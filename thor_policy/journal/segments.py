@@ -101,15 +101,22 @@ def is_complete(segment: Segment) -> bool:
 @contextmanager
 def decompressed(path: Path) -> Iterator[Iterator[bytes]]:
     """The uncompressed bytes of a segment, in blocks."""
-    with gzip.open(path, "rb") as file:
+    with _opened(path) as file:
         yield iter(lambda: file.read(2**22), b"")
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[Iterator[tuple[chain.Row, Part | None]]]:
     """The events of a segment with their private parts. Raises OSError or ValueError while it is read."""
-    with gzip.open(path, "rb") as file:
+    with _opened(path) as file:
         yield (_decode_line(line) for line in _bounded_lines(file))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[gzip.GzipFile]:
+    descriptor = files.open_own(path, os.O_RDONLY, owners=files.owners_beside(path))
+    with os.fdopen(descriptor, "rb") as raw, gzip.GzipFile(fileobj=raw, mode="rb") as file:
+        yield file
 
 
 def _bounded_lines(file: Any) -> Iterator[bytes]:
@@ -172,7 +179,9 @@ def write_segment(path: Path, events: Iterable[tuple[chain.Row, Part | None]]) -
     last: chain.Row | None = None
     try:
         path.parent.mkdir(mode=0o750, exist_ok=True)
-        with unfinished.open("wb") as raw:
+        files.check_directory(path.parent)
+        unfinished.unlink(missing_ok=True)
+        with os.fdopen(files.open_own(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640), "wb") as raw:
             os.fchmod(raw.fileno(), 0o640)
             with gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
                 for row, part in events:
@@ -188,6 +197,8 @@ def write_segment(path: Path, events: Iterable[tuple[chain.Row, Part | None]]) -
             unfinished.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise JournalError(f"the archive {path} cannot be written: {error.strerror or error}") from error
+        if isinstance(error, ValueError):
+            raise JournalError(f"the folder {path.parent} {error}") from error
         raise
     return last
 

@@ -12,13 +12,15 @@ import logging
 import os
 import sqlite3
 import time
+from collections.abc import Collection
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from thor_policy.core.errors import AlreadyRunning, JournalError
 from thor_policy.journal import chain, schema
+from thor_policy.security import files
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,34 @@ SIDE_FILES = ("", "-wal", "-shm")
 EVENT_COLUMNS = "seq, at, boot_id, mono_ns, kind, subject_id, body, private_digest, prev_hash, hash"
 
 
+class Place(Struct, frozen=True):
+    """Which files a journal is: device and inode of its directory, its database and its write-ahead log."""
+
+    directory: tuple[int, int]
+    database: tuple[int, int] | None
+    wal: tuple[int, int] | None
+
+    @classmethod
+    def of(cls, path: Path) -> Place:
+        """The files that the names stand for now, None for one that is missing. Raises OSError."""
+        at = path.parent.stat()
+        return cls((at.st_dev, at.st_ino), _identity(path), _identity(path.with_name(f"{path.name}-wal")))
+
+    def difference(self, path: Path, *, with_wal: bool = True) -> str | None:
+        """Which of the names of the journal at `path` no longer stands for its file; None if each does."""
+        try:
+            now = Place.of(path)
+        except OSError as error:
+            return f"{error.filename} cannot be reached ({error.strerror})"
+        if now.directory != self.directory:
+            return f"{path.parent} is another directory"
+        if now.database != self.database:
+            return f"{path} is {'another file' if now.database else 'gone'}"
+        if with_wal and now.wal != self.wal:
+            return f"{path}-wal is {'another file' if now.wal else 'gone'}"
+        return None
+
+
 class Opened(Struct, frozen=True, kw_only=True):
     """A journal file ready to be written.
 
@@ -47,6 +77,7 @@ class Opened(Struct, frozen=True, kw_only=True):
     """
 
     connection: sqlite3.Connection
+    place: Place
     seq: int
     head: bytes
     first: bytes
@@ -56,11 +87,18 @@ class Opened(Struct, frozen=True, kw_only=True):
 
 def take_lock(path: Path) -> int:
     """Take the lock beside the journal; returns its descriptor. Raises AlreadyRunning, JournalError."""
+    file = path.with_suffix(".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
-        lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        files.check_directory(path.parent)
+    except ValueError as error:
+        raise JournalError(f"the state directory {path.parent} {error}") from error
     except OSError as error:
         raise JournalError(f"cannot write in the state directory {path.parent}: {error.strerror}") from error
+    try:
+        lock = files.open_own(file, os.O_RDWR | os.O_CREAT, 0o640)
+    except (OSError, ValueError) as error:
+        raise JournalError(f"the lock {file} {files.reason(error)}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -96,9 +134,7 @@ def open_for_writing(path: Path, synchronous: str, disk_space: DiskSpace) -> Ope
             "%s is damaged (%s); it is kept as %s, and a new journal begins", path, error, aside.name
         )
         opened = _open(path, synchronous)
-        return Opened(
-            connection=opened.connection, seq=0, head=chain.GENESIS, first=b"", aside=aside, why=str(error)
-        )
+        return structs.replace(opened, aside=aside, why=str(error))
 
 
 def reopen(path: Path, synchronous: str) -> Opened:
@@ -116,10 +152,7 @@ class _Damaged(Exception):
 def _open(path: Path, synchronous: str) -> Opened:
     with ExitStack() as undo:
         try:
-            if path.is_dir():
-                raise JournalError(f"{path} cannot be used as a journal: it is a directory")
-            path.touch(mode=0o640)
-            path.chmod(0o640)  # before SQLite gives the log beside it the same mode
+            before = _checked(path)
             connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             undo.callback(connection.close)
             connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
@@ -130,6 +163,9 @@ def _open(path: Path, synchronous: str) -> Opened:
             connection.execute(f"PRAGMA cache_size = -{PAGE_CACHE_KIB}")
             connection.execute("PRAGMA secure_delete = ON")  # overwrite what is erased
             schema.migrate(connection)
+            place = Place.of(path)
+            if place.database != before:
+                raise JournalError(f"{path} was exchanged while it was opened; start again")
             seq, head = _check_tail(connection)
             first = connection.execute("SELECT hash FROM events WHERE seq = 1").fetchone()
             if first is None:  # archived
@@ -142,7 +178,38 @@ def _open(path: Path, synchronous: str) -> Opened:
         except OSError as error:
             raise JournalError(f"{path} cannot be used as a journal: {error}") from error
         undo.pop_all()
-    return Opened(connection=connection, seq=seq, head=head, first=first[0] if first else b"")
+    first_hash = first[0] if first else b""
+    return Opened(connection=connection, place=place, seq=seq, head=head, first=first_hash)
+
+
+def check_files(path: Path, *, owners: Collection[int] = ()) -> None:
+    """Check the database file and those beside it, which SQLite opens by their names. Raises JournalError."""
+    for ending in (*SIDE_FILES, "-journal"):
+        file = path.with_name(path.name + ending)
+        try:
+            files.check(file, owners=owners)
+        except (OSError, ValueError) as error:
+            raise JournalError(f"{file} {files.reason(error)}") from error
+
+
+def _checked(path: Path) -> tuple[int, int] | None:
+    """Make the database file if it is missing; device and inode of a file that may be used."""
+    if not os.path.lexists(path):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640))
+    check_files(path)
+    try:
+        files.set_mode(path, 0o640)  # before SQLite gives the log beside it the same mode
+    except ValueError as error:
+        raise JournalError(f"{path} {error}") from error
+    return Place.of(path).database
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _check_tail(connection: sqlite3.Connection) -> tuple[int, bytes]:
@@ -192,6 +259,7 @@ class DiskSpace:
         self._ballast = directory / "ballast"
         self._min_free = min_free_mb * 2**20
         self._ballast_bytes = ballast_mb * 2**20
+        self._warned = ""
 
     def free_bytes(self) -> int:
         """Bytes that this process may still write. Raises OSError."""
@@ -213,10 +281,15 @@ class DiskSpace:
     @property
     def has_ballast(self) -> bool:
         """True while the ballast file exists."""
-        return os.path.exists(self._ballast)  # noqa: PTH110  unlike Path.exists, False on a disk that fails
+        try:
+            return files.check(self._ballast) is not None
+        except (OSError, ValueError):  # a disk that fails, or a file that is not our ballast
+            return False
 
     def release(self) -> bool:
         """Delete the ballast; False if there is none."""
+        if not self.has_ballast:
+            return False
         try:
             self._ballast.unlink()
         except OSError:
@@ -231,12 +304,20 @@ class DiskSpace:
         try:
             if self.free_bytes() < self._min_free + 2 * self._ballast_bytes:
                 return
-            descriptor = os.open(self._ballast, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
-                os.posix_fallocate(descriptor, 0, self._ballast_bytes)
-            finally:
-                os.close(descriptor)
+            descriptor = os.open(self._ballast, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            log.warning("the ballast cannot be written: %s", error)
+            self._warn(error)
+            return
+        try:
+            os.posix_fallocate(descriptor, 0, self._ballast_bytes)
+        except OSError as error:
+            self._warn(error)
             with suppress(OSError):
                 self._ballast.unlink()
+        finally:
+            os.close(descriptor)
+
+    def _warn(self, error: OSError) -> None:
+        if str(error) != self._warned:
+            self._warned = str(error)
+            log.warning("the ballast %s cannot be written: %s", self._ballast, error.strerror)

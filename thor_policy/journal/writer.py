@@ -1,7 +1,8 @@
 """The one connection that writes the journal, and the thread that owns it.
 
 Owns the journal file while the process lives. Invariant: an event is acknowledged only after the commit of
-the transaction with the event, its place in the chain and its projections. `append` never waits: what arrives
+the transaction with the event, its place in the chain and its projections, and nothing is written once the
+names of directory and file lead to others than those that were opened. `append` never waits: what arrives
 during a commit is the next batch, so the disk sets the pace and no timer adds delay. The public methods may
 be called from any thread; `_run` is the journal's thread: gather, commit, report.
 """
@@ -126,7 +127,7 @@ class Journal:
             opened = open_for_writing(path, synchronous, self.disk_space)
             undo.callback(opened.connection.close)
             self._connection, self._seq, self._head = opened.connection, opened.seq, opened.head
-            self._first = opened.first
+            self._first, self._place = opened.first, opened.place
             self._digest_key = digest_key.open_key(path)
             self.disk_space.restore()
             if self._signing is not None:
@@ -169,11 +170,12 @@ class Journal:
         """Why no new request should be admitted; None while the journal records. Any thread."""
         if not self.alive:
             return RequestError("unavailable", "the journal has stopped; the daemon must be restarted")
+        failing = self.failing
         try:
             free, least = self.disk_space.free_bytes(), self.disk_space.min_free_bytes
         except OSError as error:
-            return RequestError("unavailable", f"the disk of {self.path.parent} fails: {error.strerror}")
-        failing = self.failing
+            why = failing or error.strerror
+            return RequestError("unavailable", f"the disk of {self.path.parent} fails: {why}")
         if free < least or (failing and self._full):
             return RequestError(
                 "disk_full",
@@ -349,11 +351,20 @@ class Journal:
             if isinstance(item, tuple):
                 self._encode(*item)
             elif isinstance(item, _Task):
-                item.run(self._connection)
+                self._run_task(item)
             else:
                 return False
         self._gather_more(lambda: False)
         return True
+
+    def _run_task(self, task: _Task[Any]) -> None:
+        try:
+            self._check_place()
+        except JournalError as error:
+            self._fail(error)
+            task.fail(error)
+        else:
+            task.run(self._connection)
 
     def _gather_more(self, enough: Callable[[], bool]) -> None:
         """Prepare the events that have arrived, up to a full batch, or to an item that is no event."""
@@ -377,10 +388,19 @@ class Journal:
                 return item
             except queue.Empty:
                 self.pulse.beat()
-                if self.failing:
-                    self._recover()
-                self.disk_space.restore()
-                self._checkpoint_if_due()
+                self._do_periodic_work()
+
+    def _do_periodic_work(self) -> None:
+        if self.failing:
+            self._recover()
+        else:
+            try:
+                self._check_place()
+            except JournalError as error:
+                self._fail(error)
+        if not self.failing:
+            self.disk_space.restore()
+            self._checkpoint_if_due()
 
     def _encode(self, event: Event, put_ns: int) -> None:
         """Prepare an event, or report that it cannot be stored."""
@@ -430,6 +450,7 @@ class Journal:
             if (objection := self._objection(prepared.event, placed)) is not None:
                 objections[number] = objection
             places.append(0 if objection else placed.add(self._if_own(prepared, placed)))
+        self._check_place()
         self._connection.execute("BEGIN IMMEDIATE")
         placed.write(self._connection)
         if self._queue.empty():
@@ -536,6 +557,18 @@ class Journal:
 
     # ------------------------------------------------------------ the file and its log
 
+    def _check_place(self, *, with_wal: bool = True) -> None:
+        """Raise JournalError if a name leads to another file than the one that was opened."""
+        exchanged = self._place.difference(self.path, with_wal=with_wal)
+        if exchanged is None:
+            return
+        if not self.failing:
+            self.counters["exchanged"] += 1
+            log.critical("nothing is recorded: %s since the journal was opened", exchanged)
+        raise JournalError(
+            f"{exchanged} since the journal was opened; put the opened one back, or restart the daemon"
+        )
+
     def _recover(self) -> None:
         """Try a commit, that of the gap if there is one. `failing` is None if it succeeds."""
         self.counters["recoveries_tried"] += 1
@@ -558,11 +591,12 @@ class Journal:
 
         A commit that failed may be on disk all the same, and the disk may have lost one that succeeded.
         """
+        self._check_place(with_wal=False)  # closing copies a log that has lost its name into the database
         with suppress(sqlite3.Error):
             self._connection.close()
         opened = reopen(self.path, self._synchronous)
         known, self._seq, self._head, self._first = self._seq, opened.seq, opened.head, opened.first
-        self._connection = opened.connection
+        self._connection, self._place = opened.connection, opened.place
         self.counters["reopened"] += 1
         if self._seq < known:
             log.critical("%s ends at event %d; %d were acknowledged", self.path, self._seq, known)

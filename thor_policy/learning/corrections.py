@@ -14,6 +14,7 @@ from datetime import datetime
 from jinja2 import Environment
 from msgspec import Struct
 
+from thor_policy.core.escape import in_html
 from thor_policy.core.requests import Json
 from thor_policy.journal import statistics
 from thor_policy.journal.reader import Reader, Record
@@ -166,7 +167,7 @@ def trend_of(reviewed: Sequence[Record]) -> tuple[tuple[str, int, int], ...]:
 
 def page(analysis: dict[str, Json]) -> str:
     """The analysis as one HTML page."""
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(autoescape=True, finalize=in_html, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_PAGE).render(analysis) + "\n"
 
 

@@ -22,12 +22,17 @@ from thor_policy.core.requests import Json
 from thor_policy.policy import yaml_text
 from thor_policy.policy.pack import Example, Manifest, Pack, rule_book
 from thor_policy.policy.rules import Rule, RuleFaults
+from thor_policy.security import files as safe_files
 
 #: The files of a pack; the digest covers those that are there, in this order.
 FILES = ("pack.yaml", "clauses.yaml", "rules.yaml", "system.md", "examples.yaml", "data.yaml")
 #: The files that every pack has, and those that a pack with a model has.
 REQUIRED = ("pack.yaml", "rules.yaml")
 REQUIRED_WITH_MODEL = ("pack.yaml", "clauses.yaml", "rules.yaml", "system.md", "examples.yaml")
+#: Largest file of a pack, in bytes.
+MAX_FILE_BYTES = 16 * 2**20
+#: Most characters of an unknown name that an error repeats.
+_SHOWN_CHARS = 64
 #: The types of the files that are YAML.
 TYPES: dict[str, Any] = {
     "pack.yaml": Manifest,
@@ -80,12 +85,17 @@ def find(name_or_dir: str, prompts_dir: Path) -> Path:
         return prompts_dir / name_or_dir
     try:
         path = Path(name_or_dir).expanduser()
+        if "/" in name_or_dir or path.is_dir():
+            if (path / "pack.yaml").is_file():
+                return path.absolute()
+            raise PackError(f"{path} is not a policy pack: it has no pack.yaml")
     except RuntimeError as error:
         raise PackError(f"no pack {name_or_dir!r}: {error}") from error
-    if "/" in name_or_dir or path.is_dir():
-        if (path / "pack.yaml").is_file():
-            return path.absolute()
-        raise PackError(f"{path} is not a policy pack: it has no pack.yaml")
+    except OSError as error:
+        shown = name_or_dir if len(name_or_dir) <= _SHOWN_CHARS else f"{name_or_dir[:_SHOWN_CHARS]}.."
+        raise PackError(
+            f"no pack {shown!r}: {error.strerror}; give the name of a shipped pack, or a directory"
+        ) from error
     known = ", ".join(available(prompts_dir)) or "none"
     raise PackError(f"no pack {name_or_dir!r}; known packs: {known} (or give a directory)")
 
@@ -175,11 +185,11 @@ class PackFiles:
         digest = hashlib.sha256()
         for name in FILES:
             try:
-                content = (path / name).read_bytes()
+                content = safe_files.read(path / name, max_bytes=MAX_FILE_BYTES)
                 self.texts[name] = content.decode("utf-8")
             except FileNotFoundError:
                 continue
-            except (OSError, UnicodeDecodeError) as error:
+            except (OSError, ValueError) as error:
                 self._add(name, f"cannot be read: {error}")
                 continue
             digest.update(len(name).to_bytes(4, "big") + name.encode())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Callable
 from functools import partial
 from typing import Any, get_args, get_type_hints
@@ -41,6 +42,8 @@ MAX_DEPTH = 8
 MAX_VALUES = 1024
 #: Most evaluations in one batch.
 MAX_EVALUATIONS = 64
+#: Most bytes of a path, and of a name in it (PATH_MAX without its NUL, and NAME_MAX of Linux).
+MAX_PATH_BYTES, MAX_PART_BYTES = 4_095, 255
 #: Most characters of an id, a type or an action's name.
 MAX_NAME_CHARS = 256
 
@@ -276,6 +279,8 @@ def _decode_control(envelope: _Envelope) -> records.Control:
     needed = {"adapter": "adapter"}.get(control.task, "pack")
     if control.task != "reload" and getattr(control, needed) is None:
         raise RequestError("bad_request", f"record.{needed}: is missing; the task {control.task} needs it")
+    for field in ("pack", "adapter"):
+        _check_place(getattr(control, field) or "", f"record.{field}")
     return control
 
 
@@ -473,6 +478,28 @@ def _check_name(value: Json, where: str, *, empty: bool = False) -> None:
     if len(value) > MAX_NAME_CHARS:
         raise RequestError(
             "too_large", f"{where}: has {len(value)} characters; the limit is {MAX_NAME_CHARS}"
+        )
+
+
+def _check_place(place: str, where: str) -> None:
+    """Refuse a name or path that no file can have. Raises RequestError."""
+    if unfit := next((char for char in place if unicodedata.category(char) in ("Cc", "Cs")), None):
+        raise RequestError(
+            "bad_request",
+            f"{where}: has the control character U+{ord(unfit):04X}; no name or path may have one",
+        )
+    size = len(place.encode())
+    if size > MAX_PATH_BYTES:
+        raise RequestError(
+            "bad_request",
+            f"{where}: has {size} bytes; the limit of a path is {MAX_PATH_BYTES}: move the folder",
+        )
+    longest = max(len(part.encode()) for part in place.split("/"))
+    if longest > MAX_PART_BYTES:
+        raise RequestError(
+            "bad_request",
+            f"{where}: has {longest} bytes between two slashes; a file name has at most {MAX_PART_BYTES}: "
+            "give the name of a resident or shipped pack or of an adapter, or the path of one",
         )
 
 

@@ -88,19 +88,19 @@ class Keys:
 
     def clients(self) -> tuple[KeyHolder, ...]:
         """All client keys, with the revoked ones, oldest first."""
-        if not self._register.exists():
+        if not os.path.lexists(self._register):
             return ()
-        return _read(self._register, _Register).keys
+        return _read(self._register, _Register, own=True).keys
 
     def server(self) -> KeyPair:
         """The server's own key pair."""
         path = self._directory / "server.key"
         _require_curve()
-        if not path.exists():
+        if not os.path.lexists(path):
             raise ConfigError(
                 f"there is no server key in {self._directory}; run `thorpolicy keys new --server`"
             )
-        return _read(path, KeyPair, secret=True)
+        return _read(path, KeyPair, secret=True, own=True)
 
     def new_server(self) -> Path:
         """Make the server's key pair if there is none; return the file of its public key."""
@@ -147,7 +147,7 @@ class Keys:
 
     def _new_server(self) -> Path:
         public, path = self._directory / "server.pub", self._directory / "server.key"
-        if not path.exists():
+        if not os.path.lexists(path):
             pair = _new_pair()
             files.place(path, _json(pair), 0o600, over=True)
         files.place(public, f"{self.server().public}\n".encode(), 0o644, over=True)
@@ -158,7 +158,13 @@ class Keys:
         """Lock the directory, so that one process at a time changes it."""
         try:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o755)
-            lock = os.open(self._directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            file = self._directory
+            try:
+                files.check_directory(file)
+                file = file / ".lock"
+                lock = files.open_own(file, os.O_RDWR | os.O_CREAT)
+            except ValueError as error:
+                raise ConfigError(f"cannot keep keys in {self._directory}: {file} {error}") from error
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 yield
@@ -193,11 +199,11 @@ class KeyRing:
     def find(self, public: str) -> KeyHolder | None:
         """The client with this public key (Z85); None if it is unknown or revoked."""
         try:
-            status = self._path.stat()
+            status = self._path.lstat()
             stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
             if stamp != self._stamp or not self._settled:
                 self._settled = abs(self._now_ns() - status.st_mtime_ns) > _YOUNG_NS
-                keys = _read(self._path, _Register).keys
+                keys = _read(self._path, _Register, own=True).keys
                 self._holders = {holder.public: holder for holder in keys if holder.revoked_at is None}
                 self._stamp, self._logged_error = stamp, ""
         except (OSError, ConfigError) as error:
@@ -230,10 +236,15 @@ def _json(value: Struct) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
 
 
-def _read(path: Path, kind: type[T], *, secret: bool = False) -> T:
-    """Content of a file of keys. Raises ConfigError, which never repeats the content."""
+def _read(path: Path, kind: type[T], *, secret: bool = False, own: bool = False) -> T:
+    """Content of a file of keys, with `own` of the daemon's. Raises ConfigError, never with the content."""
+    check = _exposed if secret else lambda _: None
     try:
-        content = files.read(path, max_bytes=MAX_BYTES, check=_exposed if secret else lambda _: None)
+        if own:
+            owners = files.owners_beside(path)
+            content = files.read_own(path, max_bytes=MAX_BYTES, owners=owners, check=check)
+        else:
+            content = files.read(path, max_bytes=MAX_BYTES, check=check)
     except ValueError as error:
         raise ConfigError(f"the key file {path} {error}") from None
     except OSError as error:

@@ -239,17 +239,21 @@ def public_key(content: bytes) -> Ed25519PublicKey:
 
 
 def private_key(path: Path) -> Ed25519PrivateKey:
-    """The private key in a file of the daemon, which is made if it is missing. Raises OSError, ValueError."""
+    """The private key in a file of the daemon, which is made if it is missing. Raises OSError, ValueError.
+
+    A link is not followed.
+    """
     try:
-        return _private_key(path)
+        return _private_key(path, os.O_NOFOLLOW)
     except FileNotFoundError:
         with suppress(FileExistsError):  # another process made it first: use that one
             _make_key(path)
-        return _private_key(path)
+        return _private_key(path, os.O_NOFOLLOW)
 
 
-def _private_key(path: Path) -> Ed25519PrivateKey:
-    content = files.read(path, check=lambda status: exposed(status.st_uid, status.st_mode, os.geteuid()))
+def _private_key(path: Path, flags: int = 0) -> Ed25519PrivateKey:
+    me = os.geteuid()
+    content = files.read(path, flags, check=lambda status: exposed(status.st_uid, status.st_mode, me))
     with suppress(ValueError, TypeError, UnsupportedAlgorithm):
         private = pem.load_pem_private_key(content, password=None)
         if isinstance(private, Ed25519PrivateKey):

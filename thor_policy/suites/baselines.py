@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from thor_policy.core.decisions import PackInfo
 from thor_policy.core.errors import SuiteError
+from thor_policy.security import files
 from thor_policy.suites.comparison import SIGNIFICANT, Comparison, compare
 from thor_policy.suites.figures import figures
 from thor_policy.suites.model_effect import Effect
@@ -71,7 +72,7 @@ def bless(folder: Path, run: Run) -> list[Path]:
         text = msgspec.json.format(msgspec.json.encode(plain(part, summary=figures(part))), indent=1)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(text + b"\n")
+            files.place(path, text + b"\n", 0o644, over=True)
         except OSError as error:
             raise SuiteError(
                 f"{path} cannot be written: {error.strerror}; choose another directory with --baselines"

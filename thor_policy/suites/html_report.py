@@ -13,6 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from msgspec import Struct
 
+from thor_policy.core.escape import in_html
 from thor_policy.suites.conclusions import Conclusion, details, kinds
 from thor_policy.suites.figures import Confusion
 from thor_policy.suites.intervals import Rate
@@ -74,6 +75,7 @@ def page(conclusion: Conclusion) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=in_html,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from xml.etree import ElementTree
 
+from thor_policy.core.escape import visible
 from thor_policy.suites.conclusions import Conclusion, details
 from thor_policy.suites.run_files import Item, rounds, worst
 
@@ -119,5 +120,5 @@ def _element(tag: str, /, **attributes: str) -> ElementTree.Element:
 
 
 def _fit(text: str) -> str:
-    """The text with every character that XML cannot hold replaced by its code."""
-    return _UNFIT.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+    """The text with an escape for every character that XML cannot hold, and for every one that hides text."""
+    return visible(_UNFIT.sub(lambda match: f"\\x{ord(match[0]):02x}", text), lines=True)

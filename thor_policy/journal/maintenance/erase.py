@@ -8,6 +8,7 @@ One maintenance task at a time, on a thread that may wait.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sqlite3
 import sys
@@ -39,6 +40,7 @@ from thor_policy.journal.rewrites import Rewrite
 from thor_policy.journal.segments import Part
 from thor_policy.journal.storage import BUSY_TIMEOUT_MS, SIDE_FILES
 from thor_policy.journal.writer import WAL_WAIT_MS, Journal
+from thor_policy.security import files
 from thor_policy.telemetry.watchdog import Pulse
 
 log = logging.getLogger(__name__)
@@ -360,10 +362,18 @@ def _other_files(journal: Path, archives: set[Path]) -> list[Path]:
 
 
 def _files_with(paths: list[Path], name: _Name) -> list[str]:
-    """Names of the files that contain the bytes of the name; archives are decompressed."""
+    """Names of the files that contain the bytes of the name; archives are decompressed.
+
+    A link, or a file of others, is not read. It is listed, because it may have the name.
+    """
     matches = []
     for path in paths:
         if path.is_file():
+            try:
+                files.check(path, owners=files.owners_beside(path))
+            except ValueError:
+                matches.append(path.name)
+                continue
             with readable(path), _blocks(path) as blocks:
                 if _contains(blocks, name.bytes):
                     matches.append(path.name)
@@ -376,7 +386,7 @@ def _blocks(path: Path) -> Iterator[Iterator[bytes]]:
         with segments.decompressed(path) as blocks:
             yield blocks
     else:
-        with path.open("rb") as file:
+        with os.fdopen(files.open_own(path, os.O_RDONLY, owners=files.owners_beside(path)), "rb") as file:
             yield iter(lambda: file.read(2**22), b"")
 
 

@@ -6,6 +6,7 @@ a thread that may wait.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from contextlib import closing
 from itertools import islice
@@ -18,6 +19,7 @@ from thor_policy.journal.maintenance.tasks import STEP, Progress, StoredEvents, 
 from thor_policy.journal.reader import instant
 from thor_policy.journal.storage import SIDE_FILES
 from thor_policy.journal.writer import Journal
+from thor_policy.security import files
 from thor_policy.telemetry import clocks
 
 
@@ -32,19 +34,21 @@ def rebuild(
     JournalError if `target` exists.
     """
     until = instant(at, "at") if isinstance(at, str) else None
-    if target.exists():
+    if os.path.lexists(target):
         raise JournalError(f"{target} exists already; choose another directory")
-    if not source.is_file():
-        raise JournalError(f"there is no journal at {source}")
+    connect(source).close()  # raises if there is none
     unfinished = target.with_name(f".{target.name}.new")
     try:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+        files.check_directory(target.parent)
         _remove(unfinished)
         with readable(source):
             newest = _copy(source, unfinished, until, at if isinstance(at, int) else None, progress)
         unfinished.rename(target)
     except OSError as error:
         raise JournalError(f"{target} cannot be written: {error.strerror or error}") from error
+    except ValueError as error:
+        raise JournalError(f"the directory {target.parent} {error}") from error
     finally:
         _remove(unfinished)
     return newest
@@ -56,7 +60,7 @@ def _remove(path: Path) -> None:
 
 
 def _copy(source: Path, target: Path, until: str | None, last: int | None, progress: Progress) -> int:
-    target.touch(mode=0o640)
+    os.close(files.open_own(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640))
     with closing(connect(source)) as reading, closing(sqlite3.connect(target, isolation_level=None)) as new:
         schema.refuse_earlier(reading, source)
         new.execute("PRAGMA journal_mode = WAL")

@@ -17,7 +17,7 @@ from typing import TypeVar
 from thor_policy.core.errors import JournalError
 from thor_policy.journal import chain
 from thor_policy.journal.events import Event
-from thor_policy.journal.reader import read_only_uri
+from thor_policy.journal.reader import open_read_only
 from thor_policy.journal.segments import Part
 from thor_policy.journal.writer import Journal
 
@@ -78,6 +78,6 @@ def readable(path: Path) -> Iterator[None]:
 
 def connect(path: Path) -> sqlite3.Connection:
     """A read-only connection to the journal at `path`."""
-    connection = sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None, check_same_thread=False)
+    connection = open_read_only(path, check_same_thread=False)
     connection.execute("PRAGMA busy_timeout = 5000")
     return connection

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from thor_policy.journal import chain, projections, segments
 from thor_policy.journal.projections import AT, GROUP_OF, GROUPS
-from thor_policy.journal.reader import read_only_uri
+from thor_policy.journal.reader import open_read_only
 from thor_policy.journal.rewrites import Row
 from thor_policy.journal.storage import EVENT_COLUMNS
 
@@ -285,7 +285,7 @@ def connect(path: Path, *, mapped: bool = True) -> sqlite3.Connection:
 
     A `mapped` file is read faster. In a daemon it must not be: an error of the disk would end the process.
     """
-    connection = sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None)
+    connection = open_read_only(path)
     connection.execute("PRAGMA busy_timeout = 5000")
     connection.execute(f"PRAGMA cache_size = -{8192 if mapped else 512}")
     if mapped:

@@ -81,8 +81,6 @@ def verify(
     the keys in that directory. Raises JournalError if the file is no journal at all, or was written before
     0.1.0.
     """
-    if not path.is_file():
-        raise JournalError(f"there is no journal at {path}")
     try:
         with closing(connect(path)) as connection:
             schema.refuse_earlier(connection, path)
