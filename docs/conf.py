@@ -43,7 +43,9 @@ def _contents(index: str) -> str:
     for section in re.split(r"^## ", index, flags=re.MULTILINE):
         caption = [] if section.startswith("# ") else [f":caption: {section.splitlines()[0]}"]
         entries = [
-            f"{title} <{target}>" for title, target, _ in _LINK.findall(section) if target.endswith(".md")
+            f"{title} <{target}>"
+            for title, target, _ in _LINK.findall(section)
+            if target.endswith(".md") and not target.startswith("../")
         ]
         blocks.append("\n".join(["```{toctree}", ":hidden:", *caption, "", *entries, "```"]))
     return "\n\n".join(blocks)

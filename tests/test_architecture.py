@@ -166,7 +166,8 @@ def test_every_command_and_option_has_help() -> None:
 
 
 DOCUMENTS = [
-    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "systemd/README.md")),
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),
+    ROOT / "systemd" / "README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 

@@ -266,16 +266,16 @@ def test_a_key_is_a_name_or_a_path() -> None:
 
 
 def test_a_socket_path_that_the_system_cannot_hold_is_refused_with_its_size() -> None:
-    longest = "/" + "s" * 99
+    longest = "/" + "s" * 98
     loaded = Config(endpoint=f"ipc://{longest}")
     assert loaded.socket_path == Path(longest)
-    assert len(os.fsencode(loaded.events_path)) == MAX_IPC_PATH_BYTES
-    with pytest.raises(ConfigError, match="has 101 bytes; the limit is 100: choose a shorter"):
+    assert len(os.fsencode(loaded.control_path)) == MAX_IPC_PATH_BYTES
+    with pytest.raises(ConfigError, match="has 100 bytes; the limit is 99: choose a shorter"):
         Config(endpoint=f"ipc://{longest}s")
 
 
 def test_a_socket_path_is_counted_in_bytes_not_characters() -> None:
-    with pytest.raises(ConfigError, match="has 109 bytes; the limit is 100"):
+    with pytest.raises(ConfigError, match="has 109 bytes; the limit is 99"):
         Config(endpoint="ipc:///" + "ü" * 54)
 
 

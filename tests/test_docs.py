@@ -45,7 +45,47 @@ def test_the_front_page_links_to_every_page() -> None:
     docs = ROOT / "docs"
     links = set(re.findall(r"\]\(([^)#]+\.md)\)", (docs / "index.md").read_text(encoding="utf-8")))
     pages = {str(page.relative_to(docs)) for page in docs.rglob("*.md")}
-    assert links == {page for page in pages if not page.startswith("examples/")} - {"index.md"}
+    inside = {link for link in links if not link.startswith("../")}
+    assert inside == {page for page in pages if not page.startswith("examples/")} - {"index.md"}
+
+
+SECURITY = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+
+
+def test_v18_the_front_pages_link_to_the_threat_model() -> None:
+    for page in (ROOT / "README.md", ROOT / "docs" / "index.md"):
+        assert re.search(r"\]\((\.\./)?SECURITY\.md\)", page.read_text(encoding="utf-8")), page
+
+
+def test_v18_every_promise_of_the_threat_model_names_a_test_or_script_that_exists() -> None:
+    rows = []
+    for table in re.findall(r"\| held by \|\n\|[-|]+\|\n((?:\|.*\n)+)", SECURITY):
+        rows += table.splitlines()
+    assert len(rows) > 25
+    for row in rows:
+        places = re.findall(r"`((?:tests|scripts|thor_policy)/[\w./-]+)`", row.rpartition(" | ")[2])
+        assert places, row
+        assert [place for place in places if not (ROOT / place).exists()] == [], row
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        "119,328",
+        "477,576",
+        "38,440",
+        "10,000 of 10,000",
+        "118 rules",
+        "264",
+        "3,770",
+        "136 ",
+        "0 below the floor",
+    ],
+)
+def test_v18_the_figures_of_the_threat_model_are_those_of_the_measurements(figure: str) -> None:
+    texts = [ROOT / "docs" / "explanation" / name for name in ("measurements.md", "suites.md")]
+    assert figure in SECURITY
+    assert any(figure in path.read_text(encoding="utf-8") for path in texts)
 
 
 def test_every_name_has_blocks() -> None:

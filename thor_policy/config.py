@@ -31,10 +31,13 @@ MAX_IPC_PATH_BYTES = 107
 MASKABLE = ("/context/", "/subject/properties/", "/action/properties/", "/resource/properties/")
 #: Added to the socket's path; gives the path of the socket that publishes events.
 EVENTS_SUFFIX = ".events"
+#: Added to the socket's path; gives the path of the socket that answers status and metrics.
+CONTROL_SUFFIX = ".control"
 
 #: Settings that a running daemon rereads on SIGHUP; any other needs a restart.
 LIVE_SETTINGS = (
-    *("deadline_ms", "max_deadline_ms", "max_in_flight", "max_request_bytes", "on_full", "roles"),
+    *("caller_bytes_per_s", "caller_requests_per_s", "deadline_ms", "max_deadline_ms", "max_in_flight"),
+    *("on_full", "roles"),
     "log_level",
 )
 #: An entry of `roles`: a caller or a group of callers, and the roles they have.
@@ -253,13 +256,46 @@ class Config:
         120_000, "Longest deadline that a request may set, in milliseconds.", least=1, most=600_000
     )
     max_in_flight: int = _setting(
-        1024,
-        "Requests that may be admitted and unanswered. Further requests get `busy`.",
+        4_096,
+        "Requests that may be admitted and unanswered. A caller (a user, or a key) may have as many as are "
+        "free, so at most half of them; one connection at most half of its caller's. Further requests get "
+        "`busy`.",
         least=1,
         most=1_000_000,
     )
+    caller_requests_per_s: int = _setting(
+        5_000,
+        "Requests that a caller (a user, or a key) may send in a second, each evaluation of a batch counted. "
+        "Further requests get `busy` with the time to wait. 0: any number.",
+        least=0,
+        most=10_000_000,
+    )
+    caller_bytes_per_s: int = _setting(
+        67_108_864,
+        "Bytes of requests that a caller may send in a second. Further requests get `busy`. 0: any number.",
+        least=0,
+        most=1_099_511_627_776,
+    )
+    max_connections: int = _setting(
+        4_096,
+        "Connections that may be open at once on all sockets; fewer if the limit of open files is low "
+        "(LimitNOFILE=). A caller may have as many as are free. Connections beyond that are closed.",
+        least=16,
+        most=1_000_000,
+    )
+    traffic_memory_mb: int = _setting(
+        256,
+        "Memory that requests and replies may take, in MiB. Above it the daemon closes connections whose "
+        "message does not end, or that do not read their replies.",
+        least=16,
+        most=1_048_576,
+    )
     max_request_bytes: int = _setting(
-        65_536, "Largest request frame, in bytes. A larger one gets `too_large`.", least=1024, most=8_388_608
+        65_536,
+        "Largest request frame, in bytes. A larger one gets `too_large`; one of more than twice this size "
+        "ends the connection without a reply.",
+        least=1024,
+        most=8_388_608,
     )
     socket_mode: int = _setting(
         0o660,
@@ -400,7 +436,7 @@ class Config:
                 f"endpoint is {self.endpoint!r}; it must look like ipc:///path/to/socket or, in a command "
                 "for a daemon on another machine, like tcp://host:port"
             )
-        limit = MAX_IPC_PATH_BYTES - len(EVENTS_SUFFIX)
+        limit = MAX_IPC_PATH_BYTES - len(CONTROL_SUFFIX)
         if (size := len(os.fsencode(rest))) > limit:
             raise ConfigError(
                 f"the socket path of endpoint {self.endpoint!r} has {size} bytes; the limit is "
@@ -425,7 +461,7 @@ class Config:
             raise ConfigError("engine_url holds a user or a password; remove it and set engine_key")
         if url.scheme not in ("http", "https") or not host or url.query or url.fragment:
             raise ConfigError(f"engine_url is {self.engine_url!r}; it must look like https://host:port")
-        if url.scheme == "http" and not _on_loopback(host):
+        if url.scheme == "http" and not on_loopback(host):
             raise ConfigError(
                 f"engine_url is {self.engine_url!r}; requests may leave this machine over https only: use "
                 "https, or http to an ssh tunnel at 127.0.0.1"
@@ -452,6 +488,16 @@ class Config:
     def events_path(self) -> Path:
         """File behind the events endpoint."""
         return Path(self.events_endpoint.removeprefix("ipc://"))
+
+    @property
+    def control_endpoint(self) -> str:
+        """Address at which status and metrics are answered, whatever else the daemon does."""
+        return self.endpoint + CONTROL_SUFFIX
+
+    @property
+    def control_path(self) -> Path:
+        """File behind the control endpoint."""
+        return Path(self.control_endpoint.removeprefix("ipc://"))
 
     @property
     def journal_path(self) -> Path:
@@ -558,7 +604,8 @@ def _tcp_address(endpoint: str) -> tuple[str, int] | None:
         return None
 
 
-def _on_loopback(host: str) -> bool:
+def on_loopback(host: str) -> bool:
+    """Whether a host of a URL is this machine: localhost, or an address of loopback."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

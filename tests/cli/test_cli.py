@@ -819,6 +819,27 @@ class TestWithoutDaemon:
         assert findings["model"]["cure"].startswith("thorpolicy models pull")
         assert {"device", "engine", "model", "pack", "state dir", "disk", "sqlite", "daemon"} == set(findings)
 
+    @pytest.mark.parametrize("command", ["serve", "models pull", "doctor"])
+    def test_v18_a_changed_model_file_is_refused_with_the_command_that_fetches_it(
+        self, run: Run, tmp_path: Path, command: str
+    ) -> None:
+        name = Config().model
+        (tmp_path / catalog.Catalog.load().get(name).file).write_bytes(b"GGUF, but another")
+        where = ["--models-dir", str(tmp_path)]
+        cure = f"thorpolicy models pull {name} --force"
+        if command == "doctor":
+            result = run("doctor", "--json", *where)
+            (finding,) = [each for each in json.loads(result.stdout) if each["name"] == "model"]
+            assert (result.exit_code, finding["state"]) == (1, "missing")
+            assert finding["cure"].endswith(cure)
+            return
+        arguments = [name] if command == "models pull" else ["--model", name]
+        program = [Path(sys.executable).with_name("thorpolicy"), *command.split(), *arguments, *where]
+        done = subprocess.run(program, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert "expected sha256" in done.stderr
+        assert cure in done.stderr
+
     @pytest.mark.parametrize(
         "command", [["nonsense"], ["log", "--limit", "0"], ["ask", "--explain", "loudly"]]
     )

@@ -97,7 +97,7 @@ class TestReasons:
     ) -> None:
         expecting = HARMLESS | {"expect": {"one_of": ANY, "reasoning": ["a rule"]}}
         shown = " ".join(run("test", write(expecting)).stdout.split())
-        cure = "all-MiniLM-L6-v2.onnx is not in|[a-z]+ is not installed; run: pip install"
+        cure = "all-MiniLM-L6-v2.onnx is not in|[a-z]+ is not installed; run: ./scripts/setup cpu"
         assert re.search(rf"not measured \(no embedder: ({cure})", shown), shown
         (result,) = json.loads(run("test", "--json", write(expecting)).stdout)["results"]
         assert (result["coverage"], result["elements"]) == (None, [])

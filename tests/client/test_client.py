@@ -153,7 +153,7 @@ class TestEither:
 
     def test_raises_unreachable_after_the_timeout(self, config: Config, awaited: bool) -> None:
         with silent_daemon(config), pytest.raises(Unreachable, match="no reply within 50 ms"):
-            Calls(config.endpoint, awaited=awaited).status(timeout=50)
+            Calls(config.endpoint, awaited=awaited).evaluate(QUESTION, timeout=50)
 
 
 class Sides(enum.Enum):

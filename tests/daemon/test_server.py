@@ -32,6 +32,7 @@ from thor_policy.core.errors import AlreadyRunning, ConfigError, EngineError, Re
 from thor_policy.core.requests import Caller, Json, Request, Role
 from thor_policy.core.results import Committed, JobDone
 from thor_policy.core.status import PartsStatus, Status
+from thor_policy.daemon.fair_queue import Lane
 from thor_policy.daemon.server import Server
 from thor_policy.daemon.service import open_service, serving
 from thor_policy.daemon.sockets import Mailbox
@@ -364,7 +365,7 @@ class TestRefusals:
             (evaluate_frame(request={"action": {"name": "x"}}), "bad_request", "subject"),
             (evaluate_frame(pack="payroll"), "not_found", "payroll"),
             (evaluate_frame(pack="../../etc"), "not_found", "not loaded"),
-            (evaluate_frame(padding="x" * 2_000_000), "too_large", "65536"),
+            (evaluate_frame(padding="x" * 100_000), "too_large", "65536"),
             (
                 evaluate_frame(request=DEPLOY | {"context": {"details": ["word " * 200] * 50}}),
                 "too_large",
@@ -385,7 +386,7 @@ class TestRefusals:
 
     def test_of_several_frames_require_one_json_frame(self, served: Config) -> None:
         with raw_socket(served, zmq.DEALER) as opened:
-            opened.send_multipart([b"one", b"two", evaluate_frame()])
+            opened.send_multipart([b"one", b"x" * 256, evaluate_frame()])
             reply = json.loads(opened.recv_multipart()[-1])
         assert "one JSON frame" in reply["error"]["message"]
 
@@ -406,7 +407,7 @@ class TestLoad:
 
     @pytest.fixture
     def gated(self, config: Config, engine: GatedEngine) -> Iterator[Config]:
-        with serving(replace(config, max_in_flight=2), load_engine=lambda _: engine) as running:
+        with serving(replace(config, max_in_flight=4), load_engine=lambda _: engine) as running:
             try:
                 yield running
             finally:
@@ -423,19 +424,25 @@ class TestLoad:
     def test_requests_beyond_max_in_flight_get_busy_and_retry_after_ms(
         self, gated: Config, engine: GatedEngine
     ) -> None:
-        with raw_socket(gated, zmq.DEALER) as opened, Client(gated.endpoint) as own:
-            for number in range(2):
-                opened.send(evaluate_frame(id=str(number)))
+        with (
+            raw_socket(gated, zmq.DEALER) as opened,
+            raw_socket(gated, zmq.DEALER) as another,
+            Client(gated.endpoint) as own,
+        ):
+            opened.send(evaluate_frame(id="0"))
+            assert engine.scoring.acquire(timeout=PATIENCE_MS / 1000)
+            another.send(evaluate_frame(id="1"))
             patient_until = time.monotonic() + PATIENCE_MS / 1000
             while own.status().in_flight < 2:
                 assert time.monotonic() < patient_until
             error = error_of(lambda: own.evaluate(DEPLOY))
             assert error.code == "busy"
             assert error.retry_after_ms is not None
-            assert "the limit is 2" in error.message
+            assert "the limit is 4 in all" in error.message
             assert error_of(lambda: own.control(records.Control(task="reload"))).code == "busy"
             engine.gate.set()
-            assert {json.loads(opened.recv())["id"] for _ in range(2)} == {"0", "1"}
+            assert json.loads(opened.recv())["id"] == "0"
+            assert json.loads(another.recv())["id"] == "1"
 
     def test_a_request_expires_at_its_deadline_while_the_model_hangs(
         self, gated: Config, engine: GatedEngine
@@ -486,8 +493,14 @@ class Idle:
     mean_decision_ms: float = 0.0
     submitted: list[Request] = field(default_factory=list)
 
-    def submit(self, request: Request) -> None:
+    def ahead(self, lane: Lane) -> int:
+        return self.waiting
+
+    def submit(self, request: Request, lane: Lane) -> None:
         self.submitted.append(request)
+
+    def drop(self, lane: Lane) -> list[Request]:
+        return []
 
 
 @dataclass(frozen=True)

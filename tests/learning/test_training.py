@@ -471,5 +471,5 @@ class TestLearning:
 def test_training_without_torch_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "thor_policy.learning.training.lora", raising=False)
-    with pytest.raises(TrainingError, match=r"torch is not installed: pip install 'thor-policy\[train\]'"):
+    with pytest.raises(TrainingError, match=r"torch is not installed; run: \./scripts/setup train"):
         require_extra()

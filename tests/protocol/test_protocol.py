@@ -1493,11 +1493,13 @@ def test_a_failed_item_of_a_batch_is_never_an_allow(code: Any) -> None:
 
 def test_an_event_message_is_its_kind_and_a_json_object() -> None:
     assert DECISION.explanation is not None
-    kind, body = encode_event("explanation", "0198", explanation_item(DECISION.explanation))
+    kind, body = encode_event("explanation", "0198", 7, 3, explanation_item(DECISION.explanation))
     assert kind == b"explanation"
     assert json.loads(body) == {
         "v": 1,
         "decision_id": "0198",
+        "seq": 7,
+        "number": 3,
         "classification": "routine",
         "clauses": ["R1", "R2"],
         "reasoning": "It is so.",

@@ -2,7 +2,7 @@
 
 Owns the reading of models/catalog.toml, and `digests.json` in the models directory with its lock. Invariant:
 a `ModelFile` carries the sha256 of the bytes at its path; a catalog model has the pinned bytes, or the bytes
-of its first use.
+and the commit of its first use.
 
 Hashing 9 GB at every start is slow, so `digests.json` stores each digest with the file's size, mtime, inode
 and ctime, and only a file whose stat changed is read again. It is a cache, not a protection: whoever can
@@ -40,15 +40,19 @@ _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf\Z")
 
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
+#: A commit of a hub repository. Its files never change; those of a branch or tag may.
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
 
 class WheelSource(
     Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="wheel"
 ):
-    """A file inside a Python wheel."""
+    """A file inside a Python wheel; `sha256` is that of the whole wheel."""
 
     package: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
     version: Annotated[str, Meta(pattern=r"^[0-9][A-Za-z0-9.+!_-]*\Z")]
     member: Annotated[str, Meta(min_length=1)]
+    sha256: Sha256
 
 
 class HubSource(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="hub"):
@@ -56,7 +60,12 @@ class HubSource(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, t
 
     repo: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")]
     file: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][\w./-]*\Z")]
-    revision: Annotated[str, Meta(min_length=1)] = "main"
+    revision: Annotated[str, Meta(min_length=1)]
+
+    @property
+    def commit(self) -> str | None:
+        """`revision` if it is a commit, else None."""
+        return self.revision if COMMIT.fullmatch(self.revision) else None
 
 
 class ShippedSource(
@@ -68,9 +77,11 @@ class ShippedSource(
 
 
 class CatalogModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One entry of the catalog. Without `sha256`, the digest of the first use is recorded and enforced.
+    """One entry of the catalog.
 
-    Only a GGUF can decide; other files are parts of the embedder, and those are always pinned. An entry with
+    It has `sha256`, or `recorded_at_first_use`: then the digest of the first use, and the commit of a hub's
+    file, are recorded and enforced. Only a GGUF from a hub may be recorded. Only a GGUF can decide; other
+    files are parts of the embedder. An entry with
     `base` is a LoRA adapter for the model of that name; `companion` names the adapter that a model uses
     unless the setting `adapter` says otherwise.
     """
@@ -83,12 +94,18 @@ class CatalogModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     recommended_on: Literal["cpu", "cuda"]
     source: WheelSource | HubSource | ShippedSource
     sha256: Sha256 | None = None
+    recorded_at_first_use: bool = False
     base: str | None = None
     companion: str | None = None
 
     @property
     def is_gguf(self) -> bool:
         return self.file.endswith(".gguf")
+
+    @property
+    def commit(self) -> str | None:
+        """The commit that the file must come from: None for a branch, and where `sha256` pins the bytes."""
+        return self.source.commit if isinstance(self.source, HubSource) and not self.sha256 else None
 
     def path(self, models_dir: Path) -> Path:
         """The path of its file, whether it exists or not."""
@@ -113,12 +130,14 @@ class ModelFile(Struct, frozen=True, kw_only=True):
 class Verdict(Struct, frozen=True, kw_only=True):
     """A result of `verify`: `expected` is the pinned or recorded sha256, `actual` that of the file.
 
-    JSON calls `actual` `found`.
+    `commit` is the recorded one, `expected_commit` that of the catalog. JSON calls `actual` `found`.
     """
 
     path: Path
     expected: str | None
     actual: str | None = msgspec.field(name="found")
+    commit: str | None = None
+    expected_commit: str | None = None
 
     @property
     def status(self) -> Literal["ok", "missing", "wrong", "unrecorded"]:
@@ -126,7 +145,8 @@ class Verdict(Struct, frozen=True, kw_only=True):
             return "missing"
         if self.expected is None:
             return "unrecorded"
-        return "ok" if self.actual == self.expected else "wrong"
+        right_commit = None in (self.commit, self.expected_commit) or self.commit == self.expected_commit
+        return "ok" if self.actual == self.expected and right_commit else "wrong"
 
 
 class Listed(Struct, frozen=True, kw_only=True):
@@ -168,8 +188,15 @@ class Catalog(Struct, frozen=True, kw_only=True):
         for model in models:
             if not (model.is_gguf or model.sha256):
                 raise CatalogError(f"{where}: {model.name}: sha256 is required for a file that is not a GGUF")
-            if isinstance(model.source, ShippedSource) and not model.sha256:
-                raise CatalogError(f"{where}: {model.name}: sha256 is required for a shipped file")
+            if not (model.sha256 or (model.recorded_at_first_use and isinstance(model.source, HubSource))):
+                raise CatalogError(
+                    f"{where}: {model.name}: sha256 is required; where the publisher states none for a file "
+                    "of a hub, write recorded_at_first_use = true"
+                )
+            if model.sha256 and model.recorded_at_first_use:
+                raise CatalogError(
+                    f"{where}: {model.name}: recorded_at_first_use has no meaning beside sha256; remove it"
+                )
         whole = {model.name for model in models if model.base is None}
         for model in models:
             if model.base is not None and model.base not in whole:
@@ -248,6 +275,8 @@ def _resolve_model(model: CatalogModel, models_dir: Path) -> ModelFile:
             )
         digest, known = _digest_of(path, models_dir, model.file)
     cure = f"to fetch it again and accept it: thorpolicy models pull {model.name} --force"
+    if known and known.commit and model.commit not in (None, known.commit):
+        raise DigestMismatch(f"{path} is the file of commit {known.commit}, not of {model.commit}; {cure}")
     expected, size_bytes = expected_sha256(model, known), digest.stat[0]
     if expected not in (None, digest.sha256):
         raise DigestMismatch(
@@ -272,7 +301,13 @@ def verify(
     expected = expected_sha256(None if isinstance(model, Path) else model, known)
     with _reading(path):
         actual = hash_file(path, progress=progress).sha256 if path.is_file() else None
-    return Verdict(path=path, expected=expected, actual=actual)
+    return Verdict(
+        path=path,
+        expected=expected,
+        actual=actual,
+        commit=known.commit if known else None,
+        expected_commit=None if isinstance(model, Path) else model.commit,
+    )
 
 
 def listing(models_dir: Path, *, catalog: Catalog | None = None) -> list[Listed]:
@@ -299,11 +334,15 @@ Progress: TypeAlias = Callable[[int, int], None]
 Stat: TypeAlias = tuple[int, int, int, int]
 
 
-class Digest(Struct, frozen=True, kw_only=True):
-    """The sha256 of a file, and the stat of the file when it was hashed."""
+class Digest(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The sha256 of a file, the stat of the file when it was hashed, and the commit that it was pulled from.
+
+    `commit` is None for a file that no hub gave.
+    """
 
     sha256: Sha256
     stat: Stat
+    commit: Annotated[str, Meta(pattern=rf"^{COMMIT.pattern}\Z")] | None = None
 
 
 def stat_of(stat: os.stat_result) -> Stat:
@@ -377,7 +416,10 @@ def _digest_of(path: Path, models_dir: Path, key: str) -> tuple[Digest, Digest |
     known = recorded(models_dir).get(key)
     if known is not None and known.stat == stat_of(path.stat()):
         return known, known
-    return hash_file(path), known
+    digest = hash_file(path)
+    if known is not None and known.sha256 == digest.sha256:
+        digest = msgspec.structs.replace(digest, commit=known.commit)
+    return digest, known
 
 
 def _record_change(models_dir: Path, key: str, digest: Digest, known: Digest | None) -> None:

@@ -48,7 +48,9 @@ def list_models(config: Config, as_json: bool) -> None:
 @models.command()
 @configured("models_dir")
 @click.argument("name", help="A name that `models list` prints.", shell_complete=completion.models)
-@click.option("--force", is_flag=True, help="Fetch again and replace the file and its recorded digest.")
+@click.option(
+    "--force", is_flag=True, help="Fetch again, replace the file, and record its digest and commit anew."
+)
 def pull(config: Config, name: str, force: bool) -> None:
     """Fetch a model of the catalog."""
     from thor_policy.catalog import fetching  # imports httpx, which no other command needs
@@ -83,10 +85,10 @@ def verify(ctx: click.Context, config: Config, name: str | None, as_json: bool) 
         render.as_json([msgspec.to_builtins(v, enc_hook=str) | {"status": v.status} for v in verdicts])
     else:
         for verdict in verdicts:
-            render.pairs(
-                {"status": verdict.status, "expected": verdict.expected, "found": verdict.actual},
-                title=str(verdict.path),
-            )
+            rows = {"status": verdict.status, "expected": verdict.expected, "found": verdict.actual}
+            commits = {"commit": verdict.commit, "expected commit": verdict.expected_commit}
+            rows |= {name: commit for name, commit in commits.items() if commit}
+            render.pairs(rows, title=str(verdict.path))
     ctx.exit(0 if all(v.status == "ok" for v in verdicts) else 1)
 
 

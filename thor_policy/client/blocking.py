@@ -1,7 +1,8 @@
 """The client that blocks.
 
-Owns one socket and its request ids. Invariant: each call returns the reply to that call or raises; a reply
-after the timeout is dropped. Belongs to one thread, with one call in flight.
+Owns a socket for requests, one for status and metrics, and the request ids. Invariant: each call returns
+the reply to that call or raises; a reply after the timeout is dropped. Belongs to one thread, with one call
+in flight.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Client:
         self._path = Connection.to(endpoint, key)
         self._timeout_ms = timeout_ms
         self._context = zmq.Context()
-        self._socket: zmq.Socket[bytes] | None = None
+        self._sockets: dict[str, zmq.Socket[bytes]] = {}
         self._ids = new_request_ids()
 
     def __enter__(self) -> Client:
@@ -76,7 +77,7 @@ class Client:
         """
         try:
             if self.remote:
-                self._connection()
+                self._connection(self._path)
             else:
                 self._path.check()
         except Unreachable:
@@ -184,24 +185,26 @@ class Client:
 
     def _do(self, request: ClientRequest) -> dict[str, Json]:
         frame = encode_request(next(self._ids), request.op, request.fields)
-        return decode_reply(self._round_trip(frame, request.timeout_ms or self._timeout_ms)[-1])
+        path = self._path.control() if request.op in ("status", "metrics") else self._path
+        return decode_reply(self._round_trip(path, frame, request.timeout_ms or self._timeout_ms)[-1])
 
-    def _round_trip(self, frame: bytes, timeout_ms: int) -> Sequence[bytes]:
-        connection = self._connection()
+    def _round_trip(self, path: Connection, frame: bytes, timeout_ms: int) -> Sequence[bytes]:
+        connection = self._connection(path)
         connection.send(frame)
         if connection.poll(timeout_ms):
             return connection.recv_multipart()
         connection.close(linger=0)
-        self._socket = None
+        del self._sockets[path.endpoint]
         raise self._path.no_reply_error(timeout_ms)
 
-    def _connection(self) -> zmq.Socket[bytes]:
-        if self._socket is None:
-            opened = self._path.prepare(self._context.socket(zmq.DEALER))
+    def _connection(self, path: Connection) -> zmq.Socket[bytes]:
+        connection = self._sockets.get(path.endpoint)
+        if connection is None:
+            connection = path.prepare(self._context.socket(zmq.DEALER))
             try:
-                self._path.connect(opened)
+                path.connect(connection)
             except Unreachable:
-                opened.close(linger=0)
+                connection.close(linger=0)
                 raise
-            self._socket = opened
-        return self._socket
+            self._sockets[path.endpoint] = connection
+        return connection

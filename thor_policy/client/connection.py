@@ -17,6 +17,8 @@ from zmq.utils.monitor import parse_monitor_message
 from thor_policy.core.errors import ConfigError, Unreachable
 from thor_policy.security.curve_keys import ClientKey, load_client_key
 
+#: Added to an ipc endpoint; gives that of status and metrics (`Config.control_endpoint`).
+CONTROL_SUFFIX = ".control"
 #: Largest reply that is accepted.
 MAX_REPLY_BYTES = 16 * 1024 * 1024
 #: Timeout of a tcp connection with its CURVE handshake, in seconds.
@@ -52,6 +54,12 @@ class Connection(NamedTuple):
             )
         return cls(endpoint, load_client_key(key_file))
 
+    def control(self) -> Connection:
+        """The path to the endpoint that answers status and metrics: over tcp the same."""
+        if self.key is not None or self.endpoint.endswith(CONTROL_SUFFIX):
+            return self
+        return Connection(self.endpoint + CONTROL_SUFFIX)
+
     def prepare(self, opened: AnySocket) -> AnySocket:
         """Set our limits and our key on a new socket."""
         opened.set(zmq.LINGER, 0)
@@ -77,7 +85,8 @@ class Connection(NamedTuple):
             with zmq.Context() as context, self.prepare(context.socket(zmq.DEALER)) as opened:
                 self._shake_hands(opened, self.key)
         elif not self._listens():
-            raise Unreachable(f"no daemon listens at {self.endpoint}; start one: thorpolicy serve")
+            endpoint = self.endpoint.removesuffix(CONTROL_SUFFIX)
+            raise Unreachable(f"no daemon listens at {endpoint}; start one: thorpolicy serve")
 
     def no_reply_error(self, timeout_ms: int) -> Unreachable:
         """The error for a request without a reply in time."""

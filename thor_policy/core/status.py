@@ -155,6 +155,8 @@ class Status(PartsStatus, frozen=True, kw_only=True):
     endpoint: str
     tcp_endpoint: str | None
     events_endpoint: str
+    control_endpoint: str
+    connections: int
     in_flight: int
     max_in_flight: int
     settings: ReloadStatus | None

@@ -19,6 +19,7 @@ from thor_policy.core.decisions import PriorRecord
 from thor_policy.core.errors import RequestError, shutting_down
 from thor_policy.core.ids import new_id
 from thor_policy.core.requests import Caller, Json, Request
+from thor_policy.daemon.fair_queue import Lane
 from thor_policy.daemon.inflight import Answer, InFlight
 from thor_policy.protocol.messages import EvaluateRequest, RecordRequest
 from thor_policy.protocol.replies import decision_item, recorded_item
@@ -34,11 +35,15 @@ class EngineQueue(Protocol):
     """The engine thread, as far as requests need it (`daemon.engine_thread`)."""
 
     @property
-    def waiting(self) -> int: ...
-    @property
     def mean_decision_ms(self) -> float: ...
 
-    def submit(self, request: Request) -> None: ...
+    def ahead(self, lane: Lane) -> int:
+        """Requests that are likely to be decided before one that comes in this lane now."""
+
+    def submit(self, request: Request, lane: Lane) -> None: ...
+
+    def drop(self, lane: Lane) -> list[Request]:
+        """Take out the requests of a lane that no decision was begun for, and return them."""
 
 
 class Recorder(Protocol):
@@ -65,9 +70,10 @@ class Recorder(Protocol):
 
 @dataclass(frozen=True)
 class Arrival:
-    """Who sent a request, and when: Unix time in seconds, and monotonic nanoseconds."""
+    """Who sent a request, whose share it takes, and when: Unix time in seconds, and monotonic nanoseconds."""
 
     caller: Caller
+    lane: Lane
     received_at: float
     received_ns: int
 
@@ -99,14 +105,18 @@ class Admission:
     def question(self, message: EvaluateRequest, answer: Answer, arrival: Arrival) -> Request:
         """The admitted request of a question; `answer` gets its reply."""
         if message.idempotency is None:
-            self.check_question(message)
+            self.check_question(message, arrival.lane)
         else:  # what was recorded is sent again even where nothing new would be decided
             self._check_open("journal")
-        self._check_room()
+        self._check_room(arrival.lane)
         deadline_ns = arrival.received_ns + self._deadline_ms(message) * 1_000_000
         return Request(
             ticket=self._in_flight.admit(
-                answer, received_ns=arrival.received_ns, deadline_ns=deadline_ns, explain=message.explain
+                answer,
+                received_ns=arrival.received_ns,
+                deadline_ns=deadline_ns,
+                lane=arrival.lane,
+                explain=message.explain,
             ),
             evaluation=message.evaluation,
             caller=arrival.caller,
@@ -121,27 +131,33 @@ class Admission:
     def record(self, message: RecordRequest, answer: Answer, arrival: Arrival) -> tuple[int, str]:
         """The ticket of a record, and its new id."""
         self._check_open("journal")
-        self._check_room()
+        self._check_room(arrival.lane)
         record_id = new_id()
         deadline_ns = arrival.received_ns + self._deadline_ms(message) * 1_000_000
         ticket = self._in_flight.admit(
-            answer, received_ns=arrival.received_ns, deadline_ns=deadline_ns, record_id=record_id
+            answer,
+            received_ns=arrival.received_ns,
+            deadline_ns=deadline_ns,
+            lane=arrival.lane,
+            record_id=record_id,
         )
         return ticket, record_id
 
     def job(self, answer: Answer, arrival: Arrival, *needs: Part) -> int:
         """The ticket of a job that needs these parts."""
         self._check_open(*needs)
-        self._check_room()
+        self._check_room(arrival.lane)
         deadline_ns = arrival.received_ns + JOB_TIMEOUT_S * 1_000_000_000
-        return self._in_flight.admit(answer, received_ns=arrival.received_ns, deadline_ns=deadline_ns)
+        return self._in_flight.admit(
+            answer, received_ns=arrival.received_ns, deadline_ns=deadline_ns, lane=arrival.lane
+        )
 
-    def check_question(self, message: EvaluateRequest) -> None:
+    def check_question(self, message: EvaluateRequest, lane: Lane) -> None:
         """Refuse a question that cannot be decided, or that would wait past its deadline."""
         if message.pack is not None:
             self._find_pack(message.pack)
         self._check_open("journal", "engine")
-        deadline_ms, expected_ms = self._deadline_ms(message), self._expected_ms
+        deadline_ms, expected_ms = self._deadline_ms(message), self._expected_ms(lane)
         if expected_ms > deadline_ms:
             raise RequestError(
                 "busy",
@@ -160,19 +176,20 @@ class Admission:
             if (error := self.refusal(part)) is not None:
                 raise error
 
-    def _check_room(self) -> None:
-        """Refuse any request above the limit."""
-        if len(self._in_flight) >= self.config.max_in_flight:
+    def _check_room(self, lane: Lane) -> None:
+        """Refuse a request of a caller, or of a connection, that holds its part of the places in flight."""
+        places, most = self._in_flight.places, self.config.max_in_flight
+        if not places.room(lane, most):
             raise RequestError(
                 "busy",
-                f"{len(self._in_flight)} requests are in flight; the limit is {self.config.max_in_flight}",
-                retry_after_ms=self._expected_ms + 1,
+                f"{places.held(lane.share)} requests of {lane.share} are in flight, {places.total} in all; "
+                f"the limit is {most} in all, and as many for each caller as are free (max_in_flight)",
+                retry_after_ms=self._expected_ms(lane) + 1,
             )
 
-    @property
-    def _expected_ms(self) -> int:
-        """How long the questions that wait for the engine will take, in milliseconds."""
-        return int(self._engine.waiting * self._engine.mean_decision_ms)
+    def _expected_ms(self, lane: Lane) -> int:
+        """How long the questions that the engine takes before one in this lane will take, in milliseconds."""
+        return int(self._engine.ahead(lane) * self._engine.mean_decision_ms)
 
 
 class Work(Protocol):
@@ -193,13 +210,14 @@ class Question:
     engine: EngineQueue
     message: EvaluateRequest
     request: Request
+    lane: Lane
 
     def begin(self, idempotency: str | None) -> None:
         if idempotency is None:
-            self.engine.submit(self.request)
+            self.engine.submit(self.request, self.lane)
             return
-        self.admission.check_question(self.message)  # time has passed since it was admitted
-        self.engine.submit(replace(self.request, idempotency=idempotency))
+        self.admission.check_question(self.message, self.lane)  # time has passed since it was admitted
+        self.engine.submit(replace(self.request, idempotency=idempotency), self.lane)
 
     def repeat(self, prior: PriorRecord) -> dict[str, Json]:
         assert prior.decision is not None  # noqa: S101  the digest of its content says that it was a question

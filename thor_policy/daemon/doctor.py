@@ -22,7 +22,7 @@ from thor_policy import catalog
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config, data_path
 from thor_policy.core.decisions import PackInfo
-from thor_policy.core.errors import ThorPolicyError
+from thor_policy.core.errors import DigestMismatch, ThorPolicyError
 from thor_policy.journal.reader import Reader
 from thor_policy.policy import pack_files
 from thor_policy.policy.lint import lint_pack
@@ -65,9 +65,7 @@ def _engine(config: Config) -> Finding:
     try:
         from thor_policy.engine.native import build_name, gpu_offload
     except (ImportError, OSError, RuntimeError) as error:
-        return Finding(
-            name="engine", state="missing", detail=str(error), cure="pip install llama-cpp-python==0.3.36"
-        )
+        return Finding(name="engine", state="missing", detail=str(error), cure="./scripts/setup")
     gpu = Path("/dev/nvidiactl").exists() or Path("/dev/nvmap").exists()
     if gpu_offload():
         return Finding(name="engine", state="ok", detail=f"{build_name()}, with CUDA")
@@ -105,6 +103,9 @@ def _model(config: Config) -> Finding:
         return Finding(name="model", state="ok", detail="not needed here: engine_url names a server")
     try:
         file = catalog.resolve(config.model, config.models_dir)
+    except DigestMismatch as error:
+        cure = f"find out who changed it; to fetch it again: thorpolicy models pull {config.model} --force"
+        return Finding(name="model", state="missing", detail=str(error), cure=cure)
     except ThorPolicyError as error:
         return Finding(
             name="model", state="missing", detail=str(error), cure=f"thorpolicy models pull {config.model}"

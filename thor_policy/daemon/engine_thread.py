@@ -26,6 +26,7 @@ from thor_policy.core.engine import DecisionLog, Steps
 from thor_policy.core.errors import EngineError, RequestError, shutting_down
 from thor_policy.core.requests import Request
 from thor_policy.core.results import EngineResult, Explained, Refused, Unexplained
+from thor_policy.daemon.fair_queue import OWN, FairQueue, Lane
 from thor_policy.policy.decider import Policy
 from thor_policy.telemetry import logs
 from thor_policy.telemetry.watchdog import Pulse
@@ -87,7 +88,7 @@ class EngineThread:
         self._opened: queue.SimpleQueue[Policy | BaseException] = queue.SimpleQueue()
         self._journal = journal
         self._on_outcome = on_outcome
-        self._queue: queue.SimpleQueue[Request | _Task | None] = queue.SimpleQueue()
+        self._queue: FairQueue[Request | _Task] = FairQueue()
         self._tasks: deque[_Task] = deque()
         self._steps: Steps[Any] | None = None
         self._run_step_of: dict[_Step, Callable[[], None]] = {
@@ -138,14 +139,22 @@ class EngineThread:
     @property
     def waiting(self) -> int:
         """Requests that wait for the model."""
-        return self._queue.qsize()
+        return len(self._queue)
 
-    def submit(self, request: Request) -> None:
+    def ahead(self, lane: Lane) -> int:
+        """Requests that are likely to be decided before one that comes in this lane now."""
+        return self._queue.ahead(lane)
+
+    def submit(self, request: Request, lane: Lane = OWN) -> None:
         """Queue an admitted request; returns at once."""
-        self._queue.put(request)
+        self._queue.put(request, lane)
+
+    def drop(self, lane: Lane) -> list[Request]:
+        """Take out the requests of a lane that no decision was begun for, and return them."""
+        return [item for item in self._queue.drop(lane) if isinstance(item, Request)]
 
     def do(self, begin: Callable[[Policy], Steps[T]]) -> Future[T]:
-        """Run a task on the engine thread, behind the requests that wait now; the future gets its result.
+        """Run a task on the engine thread, in turn with the requests that wait; the future gets its result.
 
         Tasks run one after another. A task that the end cuts off raises RequestError `shutting_down`.
         """
@@ -158,7 +167,7 @@ class EngineThread:
 
     def stop(self, timeout_s: float) -> bool:
         """Finish what is queued, then end; False if it did not within `timeout_s`."""
-        self._queue.put(None)
+        self._queue.close()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -209,7 +218,7 @@ class EngineThread:
             self.pulse.rest()
             wait_s = self._idle.wait_s(time.monotonic_ns()) if self._idle is not None else None
         try:
-            return self._queue.get(block=not busy, timeout=wait_s)
+            return self._queue.get(block=not busy, timeout_s=wait_s)
         except queue.Empty:
             if policy.engine.explaining:
                 return _Step.EXPLANATION
@@ -262,11 +271,7 @@ class EngineThread:
 
     def _refuse_queued_tasks(self) -> None:
         """Refuse tasks that came after the end, on whichever thread finds them."""
-        while True:
-            try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
-                return
+        for item in self._queue.drop(OWN):
             if isinstance(item, _Task):
                 item.future.set_exception(shutting_down())
 
@@ -285,7 +290,9 @@ class EngineThread:
             internal = RequestError("internal", "the decision failed; the daemon's log says why")
             self._on_outcome(request.ticket, Refused(request.ticket, internal))
             return
-        took_ms = (time.monotonic_ns() - started_ns) / 1e6
+        finally:
+            took_ms = (time.monotonic_ns() - started_ns) / 1e6
+            self._queue.charge(took_ms)
         self.mean_decision_ms += _MEAN_WEIGHT * (took_ms - self.mean_decision_ms)
         self.counters["decisions"] += 1
         self._on_outcome(request.ticket, decision)

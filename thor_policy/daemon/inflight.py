@@ -20,14 +20,16 @@ from thor_policy.core.decisions import Decision
 from thor_policy.core.errors import RequestError
 from thor_policy.core.requests import Explain, Json
 from thor_policy.core.results import Committed, EngineResult, Explained, JobDone, Refused, Unexplained
+from thor_policy.daemon.fair_queue import OWN, Lane
+from thor_policy.daemon.shares import Places
 from thor_policy.protocol.messages import HTTP_STATUS
 from thor_policy.protocol.replies import decision_item, explanation_item, recorded_item
 from thor_policy.telemetry.metrics import Metrics
 
 #: Takes the answer to one request: `decision` and `context`, or `recorded`, or why there is none.
 Answer: TypeAlias = Callable[[dict[str, Json] | RequestError], None]
-#: Takes what was recorded: kind, decision id, and the members of the event.
-Publish: TypeAlias = Callable[[str, str, dict[str, Json]], None]
+#: Takes what was recorded: kind, decision id, its sequence number in the journal, the members of the event.
+Publish: TypeAlias = Callable[[str, str, int, dict[str, Json]], None]
 
 
 @dataclass
@@ -39,6 +41,7 @@ class _Pending:
 
     answer: Answer
     received_ns: int
+    lane: Lane
     record_id: str | None = None
     explain: Explain = "none"
     decision: Decision | None = None
@@ -59,6 +62,8 @@ class InFlight:
         self._pending: dict[int, _Pending] = {}
         self._deadlines: list[tuple[int, int]] = []
         self._unrecorded: dict[tuple[int, str], Decision | Explained] = {}
+        #: Who holds how many of the places in flight.
+        self.places = Places()
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -78,14 +83,16 @@ class InFlight:
         *,
         received_ns: int,
         deadline_ns: int,
+        lane: Lane = OWN,
         explain: Explain = "none",
         record_id: str | None = None,
     ) -> int:
         """A ticket for a question, or for the record `record_id`, whose answer goes to `answer`."""
         ticket = next(self._tickets)
         self._pending[ticket] = _Pending(
-            answer=answer, received_ns=received_ns, explain=explain, record_id=record_id
+            answer=answer, received_ns=received_ns, lane=lane, explain=explain, record_id=record_id
         )
+        self.places.take(lane)
         heapq.heappush(self._deadlines, (deadline_ns, ticket))
         return ticket
 
@@ -184,7 +191,9 @@ class InFlight:
         self._answer(ticket, item)
 
     def _answer(self, ticket: int, answer: dict[str, Json] | RequestError) -> None:
-        self._pending.pop(ticket).answer(answer)
+        pending = self._pending.pop(ticket)
+        self.places.give_back(pending.lane)
+        pending.answer(answer)
 
     def _measure_recorded(self, recorded: Decision | Explained, commit: Committed) -> None:
         if isinstance(recorded, Decision):
@@ -197,6 +206,7 @@ class InFlight:
             item = decision_item(
                 recorded, explained=True, commit_ms=commit.commit_ms, total_ms=commit.commit_ms
             )
-            self._publish("decision", recorded.id, item)
+            self._publish("decision", recorded.id, commit.seq, item)
         else:
-            self._publish("explanation", recorded.decision_id, explanation_item(recorded.explanation))
+            item = explanation_item(recorded.explanation)
+            self._publish("explanation", recorded.decision_id, commit.seq, item)

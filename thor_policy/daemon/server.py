@@ -11,8 +11,8 @@ import logging
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -25,8 +25,8 @@ from thor_policy.core import records
 from thor_policy.core.decisions import PriorRecord
 from thor_policy.core.errors import ConfigError, DiskFull, RequestError, Stalled
 from thor_policy.core.idempotency import Mark, digest_of
-from thor_policy.core.requests import Caller, Json, Role
-from thor_policy.core.results import KeyLookup, Refused
+from thor_policy.core.requests import Caller, Json
+from thor_policy.core.results import Closed, KeyLookup, Refused
 from thor_policy.core.status import PartsStatus, ReloadStatus, Status
 from thor_policy.daemon.admission import (
     Admission,
@@ -39,10 +39,13 @@ from thor_policy.daemon.admission import (
     Work,
 )
 from thor_policy.daemon.batches import Batch
+from thor_policy.daemon.control_endpoint import Snapshot
+from thor_policy.daemon.endpoints import Endpoints
 from thor_policy.daemon.idempotency import IdempotencyKeys, Keyed
+from thor_policy.daemon.inbox import Inbox
 from thor_policy.daemon.inflight import Answer, InFlight
-from thor_policy.daemon.sockets import Mailbox, bind_publisher, bind_router, caller_of, stop_on_signals
-from thor_policy.daemon.tcp_listener import TcpListener
+from thor_policy.daemon.peers import Identity, Peers, Received, Sender
+from thor_policy.daemon.sockets import Mailbox, caller_of, stop_on_signals
 from thor_policy.protocol.messages import (
     EvaluateBatchRequest,
     EvaluateRequest,
@@ -55,15 +58,17 @@ from thor_policy.protocol.messages import (
 )
 from thor_policy.protocol.replies import encode_error, encode_event, encode_reply
 from thor_policy.protocol.requests import decode_request, recover_request_id
-from thor_policy.security.curve_keys import KeyHolder
 from thor_policy.security.roles import Roles, authorise
 from thor_policy.telemetry import logs
-from thor_policy.telemetry.metrics import Families, Metrics, as_json
+from thor_policy.telemetry.metrics import Families, Metrics
 
 log = logging.getLogger(__name__)
 
-#: Requests read before replies and deadlines get their turn.
-_READ_BURST = 64
+#: Requests read, and time spent on handling them in nanoseconds, before replies and deadlines get their turn.
+_READ_BURST, _HANDLE_NS = 64, 5_000_000
+#: Time spent on refusing what exceeds a share, in nanoseconds, after which the loop rests as long, and the
+#: longest such rest, in seconds.
+_REFUSING_NS, _REST_S = 500_000, 0.002
 #: How long an idle loop sleeps at most, in milliseconds.
 _IDLE_MS = 1_000
 
@@ -81,24 +86,6 @@ class PackChanges(Protocol):
 
     def reload(self) -> None:
         """Load again the packs that changed on disk; from a signal handler too."""
-
-
-@dataclass(frozen=True)
-class _Sender:
-    """Who sent a request, and where its reply goes: peer, empty frame of a REQ socket, id to echo.
-
-    `holder` is the key of a caller over tcp; `op` and `received_ns` are for the log.
-    """
-
-    router: zmq.Socket[bytes]
-    route: bytes
-    framing: tuple[bytes, ...]
-    caller: Caller
-    roles: Collection[Role]
-    holder: KeyHolder | None = None
-    request_id: str = ""
-    op: str | None = None
-    received_ns: int = 0
 
 
 class Server:
@@ -136,7 +123,7 @@ class Server:
         self._reload_status: ReloadStatus | None = None
         #: Why the daemon halts, where a full disk is to halt it.
         self._halted_by: RequestError | None = None
-        self._started_at = time.time()
+        self._started_ns = time.monotonic_ns()
         self.counters: Counter[str] = Counter()
         self._roles = Roles(config.roles)
         self._metrics = Metrics()
@@ -145,14 +132,21 @@ class Server:
         self._in_flight = InFlight(publish=self._publish, counters=self.counters, metrics=self._metrics)
         self._admission = Admission(config, self._in_flight, engine, refusal=refusal, find_pack=find_pack)
         self._keys = IdempotencyKeys(self._in_flight, recall=self._recall, counters=self.counters)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
-        try:
-            self._router = bind_router(self._context, config)
-            self._publisher = bind_publisher(self._context, config)
-            self._tcp = TcpListener(self._context, config, self.counters) if config.tcp_endpoint else None
-        except BaseException:
-            self._context.destroy(linger=0)
-            raise
+        self._inbox = Inbox(config)
+        self._published: Counter[str] = Counter()
+        self._snapshot = Snapshot(self.status, self._metrics.families)
+        self._endpoints = Endpoints(
+            config,
+            identify=self._identify,
+            snapshot=self._snapshot,
+            counters=self.counters,
+            on_closed=lambda inode: mailbox.put(Closed(inode)),
+        )
+
+    def _identify(self, frame: zmq.Frame) -> Identity:
+        """Who sent a frame over ipc, as the kernel vouches for it. Raises if the peer has left."""
+        caller = caller_of(frame)
+        return Identity(caller, self._roles.of(caller))
 
     # ------------------------------------------------------------ the loop
 
@@ -171,7 +165,7 @@ class Server:
         Stalled, after refusing what is in flight, when `turn` does.
         """
         with stop_on_signals(self.stop, reload=self.reload):
-            poller = self._startup()
+            poller = self._endpoints.poller(self._mailbox.wakeup_fd)
             ready()
             while not self._serve(poller, turn):
                 pass
@@ -193,19 +187,9 @@ class Server:
 
     def close(self) -> None:
         """Send what is queued and release the endpoint; safe to call twice."""
-        if not self._context.closed:
+        if not self._endpoints.closed:
             self._deliver()
-            self._context.destroy(linger=1_000)
-            self._config.socket_path.unlink(missing_ok=True)
-            self._config.events_path.unlink(missing_ok=True)
-
-    def _startup(self) -> zmq.Poller:
-        poller = zmq.Poller()
-        poller.register(self._router, zmq.POLLIN)
-        poller.register(self._mailbox.wakeup_fd, zmq.POLLIN)
-        for socket in (self._tcp.router, *self._tcp.sockets) if self._tcp else ():
-            poller.register(socket, zmq.POLLIN)
-        return poller
+            self._endpoints.close()
 
     def _serve(self, poller: zmq.Poller, turn: Callable[[bool, int], None]) -> bool:
         """One turn: deliver what other threads report, read what clients send, answer what is due.
@@ -216,13 +200,11 @@ class Server:
         if self._reload_due:
             self._reload_settings()
         self._deliver()
-        if self._router in readable:
-            self._read(self._router)
-        if self._tcp is not None:
-            if not readable.keys().isdisjoint(self._tcp.sockets):
-                self._tcp.turn()
-            if self._tcp.router in readable:
-                self._read(self._tcp.router)
+        self._endpoints.answer_handshakes()
+        for peers in self._endpoints.peers:
+            if peers.router in readable:
+                self._read(peers)
+        self._inbox.handle(self._take, for_ns=_HANDLE_NS)
         now_ns = time.monotonic_ns()
         self._in_flight.expire(now_ns)
         if self._config.on_full == "halt" and not self._admission.stopping:
@@ -246,6 +228,8 @@ class Server:
         self._in_flight.refuse_all(late, time.monotonic_ns())
 
     def _wait_ms(self) -> int:
+        if self._inbox:
+            return 0
         due_ns = self._in_flight.next_deadline_ns
         if due_ns is None:
             return _IDLE_MS
@@ -266,6 +250,7 @@ class Server:
             return
         self._config, self._roles = config, roles
         self._admission.config = config
+        self._inbox.reload(config)
         logs.set_level(config.log_level)
         changed = tuple(name for name in LIVE_SETTINGS if getattr(before, name) != getattr(config, name))
         self._reload_status = ReloadStatus(refused=None, changed=changed, need_restart=tuple(others))
@@ -277,7 +262,9 @@ class Server:
         """Hand over what other threads reported."""
         now_ns = time.monotonic_ns()
         for item in self._mailbox.take():
-            if isinstance(item, tuple):
+            if isinstance(item, Closed):
+                self._drop_waiting(item)
+            elif isinstance(item, tuple):
                 ticket, report = item
                 if isinstance(report, KeyLookup):
                     self._keys.recalled(ticket, report.prior)
@@ -292,55 +279,46 @@ class Server:
 
     # ------------------------------------------------------------ in
 
-    def _read(self, router: zmq.Socket[bytes]) -> None:
-        for _ in range(_READ_BURST):
-            try:
-                route, *framing, frame = router.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            self.counters["received"] += 1
-            sender = self._sender(
-                router, route.bytes, tuple(part.bytes for part in framing), frame, time.monotonic_ns()
-            )
-            if sender is None:
-                self.counters["requests_of_revoked_keys"] += 1
-            elif sender.framing not in ((), (b"",)):
-                sender = replace(sender, framing=sender.framing[:1])
-                self._refuse(sender, RequestError("bad_request", "a request is one JSON frame"))
-            elif sender.holder is not None and not sender.route.startswith(b"\0"):
-                stolen = "over tcp a socket sets no routing id of its own: another key could take it over"
-                self._refuse(sender, RequestError("bad_request", stolen))
-            else:
-                self._take(sender, frame.bytes)
+    def _read(self, peers: Peers) -> None:
+        """Take in what has arrived; what exceeds its caller's share is refused before it is decoded.
 
-    def _sender(
-        self,
-        router: zmq.Socket[bytes],
-        route: bytes,
-        framing: tuple[bytes, ...],
-        frame: zmq.Frame,
-        received_ns: int,
-    ) -> _Sender | None:
-        """Who sent a frame, as the kernel or the handshake vouches for it; None if the key was revoked."""
-        if self._tcp is None or router is not self._tcp.router:
-            caller = caller_of(frame)
-            roles = self._roles.of(caller)
-            return _Sender(router, route, framing, caller, roles, received_ns=received_ns)
-        holder = self._tcp.holder_of(frame)
-        if holder is None:
-            return None
-        caller = Caller(transport="tcp", key=holder.name)
-        return _Sender(router, route, framing, caller, holder.roles, holder, received_ns=received_ns)
+        After such refusals the loop rests for as long as they took, so that a flood of them leaves the
+        processor to the other threads.
+        """
+        refusing_ns = 0
+        for received in peers.receive(_READ_BURST, time.monotonic_ns):
+            error = received.fault or self._inbox.put(received)
+            if error is not None:
+                self._refuse_unread(received, error)
+                refusing_ns += time.monotonic_ns() - received.sender.received_ns
+        if refusing_ns > _REFUSING_NS:
+            time.sleep(min(refusing_ns / 1e9, _REST_S))
 
-    def _take(self, sender: _Sender, frame: bytes) -> None:
-        """Decode a frame and handle its message; no request may end the loop that serves all others."""
-        limit_bytes = self._config.max_request_bytes
+    def _drop_waiting(self, closed: Closed) -> None:
+        """Drop what still waits of a connection that ended: whoever asks next is not behind it."""
+        lanes, dropped = self._inbox.drop(closed)
+        requests = [request for lane in lanes for request in self._engine.drop(lane)]
+        for request in requests:
+            gone = RequestError("unavailable", "its connection was closed before it was decided")
+            self._in_flight.settle(request.ticket, gone)
+            self._keys.ended(request.ticket)
+        self.counters["requests_of_closed_connections"] += dropped + len(requests)
+
+    def _refuse_unread(self, received: Received, error: RequestError) -> None:
+        """Refuse a message without decoding more of it than its id."""
+        request_id = recover_request_id(received.frame.bytes, self._config.max_request_bytes)
+        self._refuse(replace(received.sender, request_id=request_id), error)
+
+    def _take(self, received: Received) -> None:
+        """Decode a message and handle it; no message may end the loop that serves all others."""
+        sender, frame = received.sender, received.frame.bytes
+        limit_bytes, identity = self._config.max_request_bytes, sender.identity
         try:
             message = decode_request(
                 frame,
                 max_bytes=limit_bytes,
                 max_deadline_ms=self._config.max_deadline_ms,
-                authorise=lambda op: authorise(op, sender.caller, sender.roles),
+                authorise=lambda op: authorise(op, identity.caller, identity.roles),
             )
         except RequestError as error:
             self._refuse(replace(sender, request_id=recover_request_id(frame, limit_bytes)), error)
@@ -350,20 +328,23 @@ class Server:
             return
         sender = replace(sender, request_id=message.id, op=op_of(message))
         try:
-            self._handle(sender, message, Arrival(sender.caller, time.time(), sender.received_ns))
+            self._handle(
+                sender, message, Arrival(sender.caller, sender.lane, time.time(), sender.received_ns)
+            )
         except RequestError as error:
             self._refuse(sender, error)
         except Exception:
             self._refuse_fault(sender)
 
-    def _handle(self, sender: _Sender, message: Message, arrival: Arrival) -> None:
+    def _handle(self, sender: Sender, message: Message, arrival: Arrival) -> None:
         """Answer a message at once, or admit it. Raises RequestError."""
         answer = partial(self._reply, sender)
         if isinstance(message, StatusRequest):
-            self._send(sender, self._report(message))
+            self._send(sender, self._snapshot.reply(message))
         elif isinstance(message, EvaluateRequest):
             self._submit(message, answer, arrival)
         elif isinstance(message, EvaluateBatchRequest):
+            self._inbox.charge_items(arrival.lane, len(message.items) - 1, arrival.received_ns)
             submit = partial(self._submit, arrival=arrival)
             Batch(message, submit=submit, done=partial(self._reply_many, sender)).start()
         elif isinstance(message, RecordRequest):
@@ -381,7 +362,7 @@ class Server:
 
     def _submit(self, message: EvaluateRequest, answer: Answer, arrival: Arrival) -> None:
         request = self._admission.question(message, answer, arrival)
-        question = Question(self._admission, self._engine, message, request)
+        question = Question(self._admission, self._engine, message, request, arrival.lane)
         self._begin(request.ticket, arrival.caller, message.idempotency, question)
 
     def _begin(self, ticket: int, caller: Caller, idempotency: Idempotency | None, work: Work) -> None:
@@ -400,14 +381,14 @@ class Server:
 
     # ------------------------------------------------------------ out
 
-    def _reply(self, sender: _Sender, answer: dict[str, Json] | RequestError) -> None:
+    def _reply(self, sender: Sender, answer: dict[str, Json] | RequestError) -> None:
         if isinstance(answer, RequestError):
             self._refuse(sender, answer)
         else:
             self._log_decision(sender, answer)
             self._send(sender, encode_reply(sender.request_id, **answer))
 
-    def _reply_many(self, sender: _Sender, items: Sequence[dict[str, Json]]) -> None:
+    def _reply_many(self, sender: Sender, items: Sequence[dict[str, Json]]) -> None:
         for item in items:
             if "error" in item["context"]:
                 code, message = (item["context"]["error"][member] for member in ("code", "message"))
@@ -416,23 +397,23 @@ class Server:
                 self._log_decision(sender, item)
         self._send(sender, encode_reply(sender.request_id, evaluations=items))
 
-    def _refuse(self, sender: _Sender, error: RequestError) -> None:
+    def _refuse(self, sender: Sender, error: RequestError) -> None:
         self._count_refusal(sender, error.code, error.message)
         self._send(sender, encode_error(sender.request_id, error))
 
-    def _refuse_fault(self, sender: _Sender) -> None:
+    def _refuse_fault(self, sender: Sender) -> None:
         """Log the exception that is being handled, and refuse the request that it belongs to."""
         if (unlogged := self._limits["fault"].admit(time.monotonic_ns())) is not None:
             extra = logs.fields(unlogged=unlogged or None)
             log.exception("a request failed with an unexpected error", extra=extra)
         self._refuse(sender, RequestError("internal", "the request failed; the daemon's log says why"))
 
-    def _count_refusal(self, sender: _Sender, code: str, message: str) -> None:
+    def _count_refusal(self, sender: Sender, code: str, message: str) -> None:
         self.counters[f"refused_{code}"] += 1
         text = message if logs.is_verbose() else None  # it may repeat what the request says
         self._log_bounded(sender, "refused", code=code, text=text)
 
-    def _log_decision(self, sender: _Sender, item: dict[str, Json]) -> None:
+    def _log_decision(self, sender: Sender, item: dict[str, Json]) -> None:
         """A line for a decision that the model failed to give; at level debug for any other too."""
         context = item.get("context")  # the answer to a record has none
         if context is None:
@@ -444,7 +425,7 @@ class Server:
             members = {name: context[name] for name in ("decision_id", "outcome", "tier")}
             log.debug("decided", extra=logs.fields(**members, **_of(sender)))
 
-    def _log_bounded(self, sender: _Sender, message: str, *, code: str, **members: str | None) -> None:
+    def _log_bounded(self, sender: Sender, message: str, *, code: str, **members: str | None) -> None:
         unlogged = self._limits[code].admit(time.monotonic_ns())
         if unlogged is None:
             self.counters["unlogged"] += 1
@@ -452,27 +433,15 @@ class Server:
             extra = logs.fields(code=code, **members, **_of(sender), unlogged=unlogged or None)
             log.warning("%s", message, extra=extra)
 
-    def _send(self, sender: _Sender, frame: bytes) -> None:
-        if self._tcp is not None and sender.holder is not None and not self._tcp.admits(sender.holder):
+    def _send(self, sender: Sender, frame: bytes) -> None:
+        if self._endpoints.admits(sender.identity.holder):
+            sender.peers.send(sender, frame)
+        else:
             self.counters["replies_to_revoked_keys"] += 1  # not sent
-            return
-        try:
-            sender.router.send_multipart([sender.route, *sender.framing, frame], zmq.NOBLOCK)
-        except zmq.ZMQError as error:
-            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
-                raise
-            self.counters["replies_dropped"] += 1
 
-    def _publish(self, kind: str, decision_id: str, members: dict[str, Json]) -> None:
-        try:
-            self._publisher.send_multipart(encode_event(kind, decision_id, members), zmq.NOBLOCK)
-        except zmq.Again:
-            self.counters["events_dropped"] += 1
-
-    def _report(self, message: StatusRequest) -> bytes:
-        if message.op == "metrics":
-            return encode_reply(message.id, metrics=as_json(self.measured()))
-        return encode_reply(message.id, status=self.status())
+    def _publish(self, kind: str, decision_id: str, seq: int, members: dict[str, Json]) -> None:
+        self._published[kind] += 1
+        self._endpoints.publish(encode_event(kind, decision_id, seq, self._published[kind], members))
 
     def measured(self) -> Families:
         """Everything that the daemon measures. Any thread."""
@@ -487,19 +456,21 @@ class Server:
             pid=os.getpid(),
             state="stopping" if stopping else "refusing" if trouble else "serving",
             trouble=trouble.message if trouble else None,
-            uptime_s=round(time.time() - self._started_at, 1),
+            uptime_s=round((time.monotonic_ns() - self._started_ns) / 1e9, 1),
             endpoint=self._config.endpoint,
             tcp_endpoint=self._config.tcp_endpoint or None,
             events_endpoint=self._config.events_endpoint,
+            control_endpoint=self._config.control_endpoint,
+            connections=self._endpoints.connections,
             in_flight=len(self._in_flight),
             max_in_flight=self._config.max_in_flight,
             settings=self._reload_status,
-            counters=dict(sorted(self.counters.items())),
+            counters=dict(sorted((self.counters + self._endpoints.counters).items())),
             **structs.asdict(self._describe()),
         )
 
 
-def _of(sender: _Sender) -> dict[str, Json]:
+def _of(sender: Sender) -> dict[str, Json]:
     """What the log says of a request."""
     ms = (time.monotonic_ns() - sender.received_ns) / 1e6
     caller = sender.caller

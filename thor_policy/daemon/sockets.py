@@ -7,6 +7,7 @@ blocks. Main thread, but for `Mailbox.put`.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import signal
@@ -21,31 +22,37 @@ import zmq
 from thor_policy.config import Config
 from thor_policy.core.errors import AlreadyRunning, ConfigError
 from thor_policy.core.requests import Caller
-from thor_policy.core.results import Committed, Report
+from thor_policy.core.results import Closed, Committed, Report
 
-#: Frames above this drop the connection inside ZeroMQ; the limit with a reply is Config.max_request_bytes.
-MAX_FRAME_BYTES = 64 * 1024 * 1024
-#: Messages that may wait for one peer before more are dropped, and counted.
-PEER_QUEUE = 10_000
+#: A frame that is this many times as long as Config.max_request_bytes drops the connection inside ZeroMQ,
+#: before it is read; between the two there is a reply.
+_FRAME_FACTOR = 2
+#: Requests of one peer that ZeroMQ reads ahead, and replies and events that may wait for one peer; more are
+#: dropped, and counted.
+_READ_AHEAD, _UNREAD_REPLIES, _UNREAD_EVENTS = 64, 1_000, 1_000
+#: How long a peer may take for its handshake, in milliseconds.
+_HANDSHAKE_MS = 5_000
+#: Longest subscription, in bytes.
+_SUBSCRIPTION_BYTES = 1_024
 
 
 @dataclass
 class Mailbox:
     """What other threads report to the main thread, and how they wake it.
 
-    An item is a report with its ticket, or what became of an event.
+    An item is a report with its ticket, what became of an event, or a connection that ended.
     """
 
-    items: deque[tuple[int, Report] | Committed] = field(default_factory=deque)
+    items: deque[tuple[int, Report] | Committed | Closed] = field(default_factory=deque)
     wakeup_fd: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
 
-    def put(self, *items: tuple[int, Report] | Committed, wake: bool = True) -> None:
+    def put(self, *items: tuple[int, Report] | Committed | Closed, wake: bool = True) -> None:
         """Any thread; never blocks. Without `wake` the items lie until something else wakes the loop."""
         self.items.extend(items)
         if wake:
             os.eventfd_write(self.wakeup_fd, 1)
 
-    def take(self) -> Iterator[tuple[int, Report] | Committed]:
+    def take(self) -> Iterator[tuple[int, Report] | Committed | Closed]:
         """Main thread: everything that has arrived."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.wakeup_fd)
@@ -56,32 +63,33 @@ class Mailbox:
         os.close(self.wakeup_fd)
 
 
-def bind_router(context: zmq.Context[zmq.Socket[bytes]], config: Config) -> zmq.Socket[bytes]:
-    """The socket that local requests come to. Raises ConfigError."""
+def open_router(context: zmq.Context[zmq.Socket[bytes]], config: Config) -> zmq.Socket[bytes]:
+    """A ROUTER with our limits, not bound yet."""
+    # libzmq draws the first routing id that it gives out from rand(), which nothing seeds: it would be the
+    # same in every process, and a peer that takes a later one before its turn makes libzmq abort.
+    ctypes.CDLL(None).srand(int.from_bytes(os.urandom(4), "little"))
     router = context.socket(zmq.ROUTER)
     router.set(zmq.ROUTER_MANDATORY, 1)
-    _bind(router, config.endpoint, config.socket_path, config.socket_mode)
+    router.set(zmq.LINGER, 1_000)
+    router.set(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+    router.set(zmq.MAXMSGSIZE, _FRAME_FACTOR * config.max_request_bytes)
+    router.set(zmq.RCVHWM, _READ_AHEAD)
+    router.set(zmq.SNDHWM, _UNREAD_REPLIES)
     return router
 
 
-def bind_publisher(context: zmq.Context[zmq.Socket[bytes]], config: Config) -> zmq.Socket[bytes]:
-    """The socket that events go out of; a subscriber that is too slow makes a send fail, not vanish."""
+def open_publisher(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+    """The socket that events go out of, not bound yet. A subscriber that is too slow misses events."""
     publisher = context.socket(zmq.PUB)
-    publisher.set(zmq.XPUB_NODROP, 1)
-    _bind(publisher, config.events_endpoint, config.events_path, config.socket_mode)
+    publisher.set(zmq.LINGER, 1_000)
+    publisher.set(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+    publisher.set(zmq.MAXMSGSIZE, _SUBSCRIPTION_BYTES)
+    publisher.set(zmq.SNDHWM, _UNREAD_EVENTS)
     return publisher
 
 
-def limit(opened: zmq.Socket[bytes]) -> None:
-    """Limit what a socket of ours holds for its peers."""
-    opened.set(zmq.LINGER, 1_000)
-    opened.set(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
-    opened.set(zmq.SNDHWM, PEER_QUEUE)
-    opened.set(zmq.RCVHWM, PEER_QUEUE)
-
-
-def _bind(opened: zmq.Socket[bytes], endpoint: str, path: Path, mode: int) -> None:
-    limit(opened)
+def bind(opened: zmq.Socket[bytes], endpoint: str, path: Path, mode: int) -> None:
+    """Bind a socket at an ipc endpoint whose file is `path`. Raises ConfigError."""
     old_mask = os.umask(0o177)
     try:
         opened.bind(endpoint)

@@ -1,8 +1,7 @@
 """The tcp listener: only for callers that hold a key.
 
-Owns the tcp ROUTER, the handler that ZeroMQ asks about each handshake (ZAP, RFC 27) and the count of
-those that failed. Invariant: without CURVE and a key that the ring knows at that moment nothing gets
-through, and whatever does not is counted. Nothing here blocks. Main thread.
+Owns the tcp ROUTER and the handler that ZeroMQ asks about each handshake (ZAP, RFC 27). Invariant: without
+CURVE and a key that the ring knows at that moment nothing gets through. Nothing here blocks. Main thread.
 """
 
 from __future__ import annotations
@@ -17,15 +16,14 @@ from zmq.auth import Authenticator
 
 from thor_policy.config import Config
 from thor_policy.core.errors import ConfigError
-from thor_policy.daemon.sockets import limit
+from thor_policy.core.requests import Caller
+from thor_policy.daemon.peers import Identity
+from thor_policy.daemon.sockets import open_router
 from thor_policy.security.curve_keys import KeyHolder, KeyPair, KeyRing, Keys
 from thor_policy.security.roles import Roles
 
 #: ZAP domain of the tcp ROUTER.
 _DOMAIN = "tcp"
-#: How long a peer may take to show its key, in milliseconds.
-_HANDSHAKE_MS = 5_000
-_FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
 
 def check_identity(config: Config) -> None:
@@ -54,10 +52,7 @@ def _server_key(config: Config) -> KeyPair:
 
 
 class TcpListener:
-    """Listens at `config.tcp_endpoint`; `sockets` are those that a loop has to poll besides `router`.
-
-    Raises ConfigError if there is no key yet, or the address cannot be used.
-    """
+    """Listens at `config.tcp_endpoint` once it is bound. Raises ConfigError if there is no key yet."""
 
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], config: Config, counters: Counter[str]
@@ -67,39 +62,38 @@ class TcpListener:
         self._counters = counters
         self._zap = _KeyAuthenticator(context, self._ring, counters)
         self._zap.start()
-        self.router = context.socket(zmq.ROUTER)
-        self.router.set(zmq.ROUTER_MANDATORY, 1)
+        self.router = open_router(context, config)
         self.router.set(zmq.ZAP_DOMAIN, _DOMAIN.encode())
         self.router.set(zmq.CURVE_SERVER, 1)
         self.router.set(zmq.CURVE_SECRETKEY, pair.secret.encode())
-        self.router.set(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
         self.router.set(zmq.TCP_KEEPALIVE, 1)
         self.router.set(zmq.IPV6, int("[" in config.tcp_endpoint))
-        limit(self.router)
-        self._monitor: zmq.Socket[bytes] = self.router.get_monitor_socket(_FAILED)
+        self._endpoint = config.tcp_endpoint
+
+    def bind(self) -> None:
+        """Accept connections from now on. Raises ConfigError."""
         try:
-            self.router.bind(config.tcp_endpoint)
+            self.router.bind(self._endpoint)
         except zmq.ZMQError as error:
-            raise ConfigError(f"cannot listen at tcp_endpoint {config.tcp_endpoint}: {error}") from error
+            raise ConfigError(f"cannot listen at tcp_endpoint {self._endpoint}: {error}") from error
 
     @property
-    def sockets(self) -> tuple[zmq.Socket[bytes], ...]:
+    def handshakes(self) -> zmq.Socket[bytes]:
         """What becomes readable when `turn` has something to do."""
-        return self._zap.zap_socket, self._monitor
+        return self._zap.zap_socket
 
     def turn(self) -> None:
-        """Answer the handshakes that wait, and count those that failed."""
+        """Answer the handshakes that wait."""
         with suppress(zmq.Again):
             while True:
                 _finish(self._zap.handle_zap_message(self._zap.zap_socket.recv_multipart(zmq.NOBLOCK)))
-        with suppress(zmq.Again):
-            while True:
-                self._monitor.recv_multipart(zmq.NOBLOCK)
-                self._counters["handshakes_failed"] += 1
 
-    def holder_of(self, frame: zmq.Frame) -> KeyHolder | None:
+    def identify(self, frame: zmq.Frame) -> Identity | None:
         """Who sent a frame; None if the key was revoked since its handshake."""
-        return self._ring.find(str(frame.get("User-Id")))
+        holder = self._ring.find(str(frame.get("User-Id")))
+        if holder is None:
+            return None
+        return Identity(Caller(transport="tcp", key=holder.name), holder.roles, holder)
 
     def admits(self, holder: KeyHolder) -> bool:
         """False once the key was revoked."""

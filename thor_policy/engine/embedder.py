@@ -26,7 +26,7 @@ def missing(models_dir: Path) -> str | None:
     """What the embedder lacks, with the cure; None if it lacks nothing. Imports nothing."""
     for library in ("onnxruntime", "tokenizers"):
         if find_spec(library) is None:
-            return f"{library} is not installed; run: pip install 'thor-policy[cpu]'"
+            return f"{library} is not installed; run: ./scripts/setup cpu"
     for name in (MODEL_FILE, TOKENIZER_FILE):
         if not (models_dir / name).is_file():
             return f"{name} is not in {models_dir}; run: ./scripts/export-embedder"

@@ -115,9 +115,14 @@ def encode_error(request_id: str, error: RequestError) -> bytes:
     return _encoder.encode({"v": PROTOCOL_VERSION, "id": request_id, "error": body})
 
 
-def encode_event(kind: str, decision_id: str, members: dict[str, Json]) -> list[bytes]:
-    """A message of the event stream: the kind, which subscribers filter by, and a JSON object."""
-    return [kind.encode(), _encoder.encode({"v": PROTOCOL_VERSION, "decision_id": decision_id} | members)]
+def encode_event(kind: str, decision_id: str, seq: int, number: int, members: dict[str, Json]) -> list[bytes]:
+    """A message of the event stream: the kind, which subscribers filter by, and a JSON object.
+
+    `seq` is its place in the journal. `number` counts the events of its kind since the daemon started, so a
+    subscriber that missed some sees a gap.
+    """
+    head = {"v": PROTOCOL_VERSION, "decision_id": decision_id, "seq": seq, "number": number}
+    return [kind.encode(), _encoder.encode(head | members)]
 
 
 def encode_reply(request_id: str, **members: Json) -> bytes:

@@ -148,7 +148,7 @@ def require_extra() -> None:
     try:
         from thor_policy.learning.training import conversion, lora  # noqa: F401
     except ImportError as error:
-        raise TrainingError(f"{error.name} is not installed: pip install 'thor-policy[train]'") from error
+        raise TrainingError(f"{error.name} is not installed; run: ./scripts/setup train") from error
 
 
 def _shipped_cases(config: Config) -> tuple[Path, ...]:

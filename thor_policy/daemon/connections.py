@@ -1,0 +1,332 @@
+"""The connections of the daemon's sockets: how many each caller may have, and which are closed.
+
+Owns the account of open connections and a thread that reads what ZeroMQ reports of them. Invariant: open
+connections never exceed the limit of open files, because ZeroMQ waits until its reports are read before it
+accepts more, and this thread closes what exceeds a caller's part. libzmq itself would abort the process
+(docs/explanation/transport.md). A connection is closed by shutting its file descriptor down: ZeroMQ then
+sees its end. Own thread; `heard`, `close` and `watch` are for any thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import logging
+import os
+import resource
+import socket
+import struct
+import termios
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from thor_policy.daemon.fair_queue import Lane
+from thor_policy.daemon.shares import Places
+from thor_policy.telemetry import logs
+
+log = logging.getLogger(__name__)
+
+#: Reports of a socket that ZeroMQ keeps before it waits, which is how many connections may be open that
+#: this thread does not know of: 1,000 (its default) and 1.
+UNREAD_REPORTS = 1_001
+#: Open files that are not connections: journal, model, threads, reports.
+_RESERVED_FILES = 256
+#: Sockets whose connections are watched, at most.
+_SOCKETS = 4
+#: How often memory is looked at, and how often everything else, in seconds.
+_TURN_S, _ROUND_S = 0.1, 1.0
+#: Connections that have sent no request may be this old, or this many of each caller, or both.
+_UNHEARD_S, _UNHEARD_MOST = 1.0, 16
+#: After this time an unheard connection is counted and logged, once.
+_UNHEARD_LONG_S = 10.0
+#: A peer that lets replies lie this long is disconnected, in seconds.
+_UNREAD_S = 30.0
+#: Memory beyond that of a daemon at rest above which the allocator returns what is free, in bytes.
+_TRIM_BYTES = 32 * 2**20
+
+_FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
+
+
+def raise_file_limit() -> int:
+    """Raise the soft limit of open files to the hard one; returns it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = hard if hard != resource.RLIM_INFINITY else 2**20
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    return soft if soft != resource.RLIM_INFINITY else wanted
+
+
+def connection_limit(wanted: int, file_limit: int) -> int:
+    """How many connections may be open where `file_limit` files may: fewer than `wanted` if that is low."""
+    spare = file_limit - _RESERVED_FILES - _SOCKETS * UNREAD_REPORTS
+    return max(16, min(wanted, max(spare, file_limit // 4)))
+
+
+@dataclass(slots=True)
+class _Connection:
+    """An open connection: whose it is, since when, and whether a request came by it."""
+
+    lane: Lane
+    inode: int
+    asks: bool
+    accepted_ns: int
+    heard_ns: int = 0
+    counted: bool = False
+    unread_since_ns: int = 0
+
+
+class Connections:
+    """Watches the sockets of one ZeroMQ context. `capacity` connections may be open in all.
+
+    `headroom_bytes` is the memory that traffic may take; above it, connections that send without end or read
+    nothing are closed. `on_closed` gets the inode of each that sent something and ended, on this thread.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        *,
+        capacity: int,
+        headroom_bytes: int,
+        counters: Counter[str],
+        on_closed: Callable[[int], None],
+    ) -> None:
+        self._context = context
+        self._capacity = capacity
+        self._headroom_bytes = headroom_bytes
+        self._counters = counters
+        self._on_closed = on_closed
+        self._open: dict[int, _Connection] = {}
+        self._places = Places()
+        self._monitors: dict[zmq.Socket[bytes], bool] = {}
+        self._watched: list[zmq.Socket[bytes]] = []
+        self._limit = logs.Limit()
+        self._ended = False
+        self._round_ns = self._trimmed_ns = 0
+        self._rest_bytes = 0
+        self._libc = ctypes.CDLL(None)
+        self._thread = threading.Thread(target=self._run, name="connections", daemon=True)
+
+    @property
+    def open(self) -> int:
+        """Connections that are open now."""
+        return len(self._open)
+
+    def watch(self, opened: zmq.Socket[bytes], *, asks: bool, handshakes: bool = False) -> None:
+        """Watch a socket that is not bound yet, before `start`.
+
+        `asks`: its peers send requests; `handshakes`: count those that fail.
+        """
+        address = f"inproc://connections-{len(self._monitors)}"
+        opened.monitor(address, _EVENTS | _FAILED if handshakes else _EVENTS)
+        monitor = self._context.socket(zmq.PAIR)
+        monitor.set(zmq.RCVHWM, 1)
+        monitor.set(zmq.LINGER, 0)
+        monitor.connect(address)
+        self._monitors[monitor] = asks
+        self._watched.append(opened)
+
+    def start(self) -> None:
+        """Begin to watch; the memory of the process now is that of a daemon at rest."""
+        self._rest_bytes = _resident_bytes()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread. The sockets report nothing any more, so that closing them waits for nobody."""
+        for opened in self._watched:
+            opened.disable_monitor()
+        self._watched.clear()
+        self._ended = True
+        if self._thread.is_alive():
+            self._thread.join(5)
+
+    def heard(self, descriptor: int, now_ns: int) -> None:
+        """A message was read from a connection."""
+        connection = self._open.get(descriptor)
+        if connection is not None:
+            connection.heard_ns = now_ns
+
+    def close(self, descriptor: int, share: str) -> None:
+        """Close a connection of this caller, if that is whose the descriptor is now."""
+        try:
+            with socket.socket(fileno=os.dup(descriptor)) as duplicate:
+                if _share_of(duplicate) == share:
+                    duplicate.shutdown(socket.SHUT_RDWR)
+        except OSError:  # it has ended by itself
+            return
+
+    # ------------------------------------------------------------ the thread
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        for monitor in self._monitors:
+            poller.register(monitor, zmq.POLLIN)
+        try:
+            while not self._ended:
+                for monitor, _ in poller.poll(int(_TURN_S * 1e3)):
+                    self._read(monitor)
+                self._turn(time.monotonic_ns())
+        except zmq.ContextTerminated:
+            pass
+        finally:
+            for monitor in self._monitors:
+                monitor.close(linger=0)
+
+    def _read(self, monitor: zmq.Socket[bytes]) -> None:
+        """Take what ZeroMQ reports of one socket."""
+        for _ in range(UNREAD_REPORTS):
+            try:
+                event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                return
+            descriptor, now_ns = int(event["value"]), time.monotonic_ns()
+            if event["event"] == zmq.EVENT_DISCONNECTED:
+                self._forget(descriptor)
+            elif event["event"] == zmq.EVENT_ACCEPTED:
+                self._forget(descriptor)  # its end was not reported
+                self._accepted(descriptor, self._monitors[monitor], now_ns)
+            else:
+                self._counters["handshakes_failed"] += 1
+
+    def _accepted(self, descriptor: int, asks: bool, now_ns: int) -> None:
+        peer = _peer_of(descriptor)
+        if peer is None:
+            return
+        share, inode = peer
+        lane = Lane(share, descriptor)
+        room = self._places.room(lane, self._capacity)
+        self._places.take(lane)
+        self._open[descriptor] = _Connection(lane, inode, asks, now_ns)
+        if not room:
+            self._refuse(share, descriptor)
+
+    def _refuse(self, share: str, newest: int) -> None:
+        """Close the oldest connection of a caller that has sent no request, or else the newest one."""
+        unheard = (
+            descriptor
+            for descriptor, connection in self._open.items()
+            if connection.asks and not connection.heard_ns and connection.lane.share == share
+        )
+        self._close_for("connections_refused", next(unheard, newest))
+
+    def _forget(self, descriptor: int) -> None:
+        connection = self._open.pop(descriptor, None)
+        if connection is None:
+            return
+        self._places.give_back(connection.lane)
+        if connection.heard_ns > 1 and not _is_open(descriptor, connection.inode):
+            self._on_closed(connection.inode)
+
+    def _close_for(self, counter: str, descriptor: int) -> None:
+        """Close a connection that has done what `counter` counts."""
+        self._counters[counter] += 1
+        connection = self._open[descriptor]
+        connection.heard_ns = connection.heard_ns or 1  # so that it is not chosen again
+        if (unlogged := self._limit.admit(time.monotonic_ns())) is not None:
+            fields = logs.fields(reason=counter, peer=connection.lane.share, unlogged=unlogged or None)
+            log.warning("a connection was closed", extra=fields)
+        self.close(descriptor, connection.lane.share)
+
+    # ------------------------------------------------------------ rounds
+
+    def _turn(self, now_ns: int) -> None:
+        used = _resident_bytes() - self._rest_bytes
+        if used > self._headroom_bytes:
+            self._relieve(now_ns)
+        if now_ns - self._round_ns < _ROUND_S * 1e9:
+            return
+        self._round_ns = now_ns
+        self._close_unheard(now_ns)
+        self._close_unread(now_ns)
+        if used > _TRIM_BYTES and now_ns - self._trimmed_ns > 5 * _ROUND_S * 1e9:
+            self._trimmed_ns = now_ns
+            if hasattr(self._libc, "malloc_trim"):
+                self._libc.malloc_trim(0)
+
+    def _relieve(self, now_ns: int) -> None:
+        """Close what fills memory: messages that never end, replies that nobody reads."""
+        for descriptor, connection in list(self._open.items()):
+            sends = connection.asks and now_ns - connection.heard_ns > 1e9
+            waiting = _pending(descriptor, termios.FIONREAD) if sends else 0
+            if waiting or _pending(descriptor, termios.TIOCOUTQ):
+                self._close_for("connections_closed_for_memory", descriptor)
+
+    def _close_unheard(self, now_ns: int) -> None:
+        """Close the oldest of a caller's connections that have sent no request, where they are many."""
+        unheard: Counter[str] = Counter()
+        for descriptor, connection in reversed(list(self._open.items())):
+            if not connection.asks or connection.heard_ns:
+                continue
+            age_ns = now_ns - connection.accepted_ns
+            unheard[connection.lane.share] += 1
+            if age_ns > _UNHEARD_S * 1e9 and unheard[connection.lane.share] > _UNHEARD_MOST:
+                self._close_for("connections_closed_silent", descriptor)
+            elif age_ns > _UNHEARD_LONG_S * 1e9 and not connection.counted:
+                connection.counted = True
+                self._counters["connections_silent"] += 1
+                log.info(
+                    "%s has a connection that sent no request for %g s: it is idle, or sets a routing id "
+                    "that another connection has",
+                    connection.lane.share,
+                    _UNHEARD_LONG_S,
+                )
+
+    def _close_unread(self, now_ns: int) -> None:
+        for descriptor, connection in list(self._open.items()):
+            if not _pending(descriptor, termios.TIOCOUTQ):
+                connection.unread_since_ns = 0
+            elif not connection.unread_since_ns:
+                connection.unread_since_ns = now_ns
+            elif now_ns - connection.unread_since_ns > _UNREAD_S * 1e9:
+                self._close_for("connections_closed_unread", descriptor)
+
+
+def _peer_of(descriptor: int) -> tuple[str, int] | None:
+    """Whose a connection is (its user, as the kernel says, or its address), and its inode; None if it ended.
+
+    Where another connection has the descriptor by now it is that one's; `_is_open` tells then.
+    """
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as duplicate:
+            return _share_of(duplicate), os.fstat(duplicate.fileno()).st_ino
+    except OSError:
+        return None
+
+
+def _share_of(opened: socket.socket) -> str:
+    """Whose a connection is. Raises OSError."""
+    if opened.family != socket.AF_UNIX:
+        return f"address {opened.getpeername()[0]}"
+    _, uid, _ = struct.unpack("3i", opened.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return f"uid {uid}"
+
+
+def _is_open(descriptor: int, inode: int) -> bool:
+    """Whether this socket is open under this descriptor."""
+    try:
+        return os.fstat(descriptor).st_ino == inode
+    except OSError:
+        return False
+
+
+def _pending(descriptor: int, question: int) -> int:
+    """Bytes that lie in a connection's buffer of the kernel; 0 if it has ended."""
+    try:
+        return int.from_bytes(fcntl.ioctl(descriptor, question, b"\0" * 4), "little")
+    except OSError:
+        return 0
+
+
+def _resident_bytes() -> int:
+    """The memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize()

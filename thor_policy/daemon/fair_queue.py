@@ -1,0 +1,152 @@
+"""A queue that serves callers in turn: each gets an equal share of the time that its work takes.
+
+Owns the order of waiting work. Invariant: while two callers have work waiting, neither gets more than one
+piece ahead of the other in time used; the connections of one caller take turns within its share. What one
+piece costs is known only when it is done, so the time is charged afterwards (start-time fair queueing). One
+thread takes, any thread puts.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Hashable
+from typing import Generic, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+#: Callers without waiting work whose used time is remembered, so that a pause does not clear it.
+_REMEMBERED = 1_024
+
+
+class Lane(NamedTuple):
+    """Whose work it is: the caller's share, and the connection that it came by."""
+
+    share: str
+    connection: Hashable = None
+
+
+#: The daemon's own work.
+OWN = Lane("daemon")
+
+
+class _Share(Generic[T]):
+    """The waiting work of one caller, by connection, and the time at which its turn begins."""
+
+    __slots__ = ("lanes", "size", "turn_ms")
+
+    def __init__(self, turn_ms: float) -> None:
+        self.turn_ms = turn_ms
+        self.size = 0
+        self.lanes: OrderedDict[Hashable, deque[T]] = OrderedDict()
+
+
+class FairQueue(Generic[T]):
+    """Waiting work of any number of callers. `get` takes the next piece, `charge` says what it cost."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._shares: dict[str, _Share[T]] = {}
+        self._used_ms: OrderedDict[str, float] = OrderedDict()
+        self._turn_ms = 0.0
+        self._served: str | None = None
+        self._size = 0
+        self._closed = False
+
+    def __len__(self) -> int:
+        return self._size
+
+    def put(self, item: T, lane: Lane = OWN) -> None:
+        """Queue an item behind those of its lane; returns at once."""
+        with self._changed:
+            share = self._shares.get(lane.share)
+            if share is None:
+                begin_ms = max(self._turn_ms, self._used_ms.pop(lane.share, 0.0))
+                share = self._shares[lane.share] = _Share(begin_ms)
+            share.lanes.setdefault(lane.connection, deque()).append(item)
+            share.size += 1
+            self._size += 1
+            self._changed.notify()
+
+    def ahead(self, lane: Lane) -> int:
+        """How many pieces are likely to be served before one that is put into this lane now."""
+        with self._changed:
+            own, share = 0, self._shares.get(lane.share)
+            if share is not None:
+                own = min(share.size, (len(share.lanes.get(lane.connection, ())) + 1) * len(share.lanes))
+            return own + sum(min(s.size, own + 1) for s in self._shares.values() if s is not share)
+
+    def get(self, *, block: bool = True, timeout_s: float | None = None) -> T | None:
+        """The next item; None once the queue is closed and empty. Raises queue.Empty if there is none yet."""
+        with self._changed:
+            if not self._size and not self._closed and block:
+                self._wait(timeout_s)
+            if self._size:
+                return self._next()
+            if self._closed:
+                return None
+            raise queue.Empty
+
+    def charge(self, cost_ms: float) -> None:
+        """Charge the share of the item that `get` gave last with the milliseconds that it took."""
+        with self._changed:
+            if self._served is None:
+                return
+            share = self._shares.get(self._served)
+            if share is not None:
+                share.turn_ms += cost_ms
+            else:
+                self._used_ms[self._served] = self._used_ms.get(self._served, 0.0) + cost_ms
+
+    def drop(self, lane: Lane) -> list[T]:
+        """Take out what waits in a lane, such as that of a closed connection."""
+        with self._changed:
+            share = self._shares.get(lane.share)
+            if share is None or lane.connection not in share.lanes:
+                return []
+            items = share.lanes.pop(lane.connection)
+            self._size -= len(items)
+            share.size -= len(items)
+            if not share.lanes:
+                self._retire(lane.share, share)
+            return list(items)
+
+    def close(self) -> None:
+        """Let `get` return None when nothing waits any more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def _wait(self, timeout_s: float | None) -> None:
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._size and not self._closed:
+            left_s = None if deadline is None else deadline - time.monotonic()
+            if left_s is not None and left_s <= 0:
+                return
+            self._changed.wait(left_s)
+
+    def _next(self) -> T:
+        name, share = min(self._shares.items(), key=lambda entry: entry[1].turn_ms)
+        connection, items = next(iter(share.lanes.items()))
+        item = items.popleft()
+        share.size -= 1
+        self._size -= 1
+        self._turn_ms = max(self._turn_ms, share.turn_ms)
+        self._served = name
+        if items:
+            share.lanes.move_to_end(connection)
+        else:
+            del share.lanes[connection]
+            if not share.lanes:
+                self._retire(name, share)
+        return item
+
+    def _retire(self, name: str, share: _Share[T]) -> None:
+        """Forget a share without work, but for the time that it has used."""
+        del self._shares[name]
+        self._used_ms[name] = share.turn_ms
+        self._used_ms.move_to_end(name)
+        while len(self._used_ms) > _REMEMBERED:
+            self._used_ms.popitem(last=False)
