@@ -6,7 +6,7 @@ import itertools
 import queue
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from thor_policy.journal.rewrites import Rewrite
 from thor_policy.journal.signing_rule import Checkpoints
 from thor_policy.journal.writer import Journal
 from thor_policy.suites.run_files import Item, Judge, Run, Tokens, how_wrong
+from thor_policy.telemetry.clocks import Instant
 
 #: How long a test waits for an expected event, in seconds; far more than it takes.
 WAIT_S = 60.0
@@ -139,6 +140,11 @@ def note(text: str = "", **changes: Any) -> Event:
 def about(**properties: Json) -> Evaluation:
     """The usual request, with this context."""
     return Evaluation(subject=ASKED.subject, action=ASKED.action, resource=ASKED.resource, context=properties)
+
+
+def booted(seconds: float, boot: str = "a") -> Callable[[], Instant]:
+    """A clock that stands so many seconds after a boot."""
+    return lambda: Instant(boot, round(seconds * 1e9))
 
 
 def sent(record: records.Record, *, at: float = NOON, **changes: Any) -> Event:

@@ -376,6 +376,13 @@ class Config:
     checkpoint_s: float = _setting(
         3_600.0, "Seconds between two checkpoints while there are new events.", least=1, most=31_536_000
     )
+    verify_events_per_s: int = _setting(
+        200,
+        "Events of the journal that the daemon checks again each second, hashes and rows, from the first "
+        "event to the newest, then anew. 0: never.",
+        least=0,
+        most=1_000_000,
+    )
 
     def __post_init__(self) -> None:
         for f in fields(self):

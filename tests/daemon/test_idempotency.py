@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -18,7 +17,7 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.build import by_model, by_rule, fallback, write_adapter_header, write_pack
+from tests.build import booted, by_model, by_rule, fallback, write_adapter_header, write_pack
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core import records
@@ -30,7 +29,7 @@ from thor_policy.daemon.idempotency import IdempotencyKeys, Keyed
 from thor_policy.daemon.inflight import InFlight
 from thor_policy.daemon.service import serving
 from thor_policy.journal import schema
-from thor_policy.journal.idempotency import IS_KEYED, KEY_DIGEST, find_recorded
+from thor_policy.journal.idempotency import IS_KEYED, KEY_DIGEST, KEY_WINDOW_S, find_recorded
 from thor_policy.journal.maintenance.archive import archive_before
 from thor_policy.journal.maintenance.rebuild import rebuild
 from thor_policy.journal.reader import Reader
@@ -40,6 +39,7 @@ from thor_policy.protocol.messages import EvaluateRequest
 from thor_policy.protocol.replies import decision_item
 from thor_policy.protocol.requests import decode_request
 from thor_policy.security.curve_keys import Keys
+from thor_policy.telemetry.clocks import Instant
 from thor_policy.telemetry.metrics import Metrics
 from thor_policy.testing import StubEngine, load_stub_engine
 
@@ -339,18 +339,20 @@ class TestJournal:
         node = records.Node(type="goal", title=name)
         journal.write(node, record_id=name, at=at, caller=CALLER, idempotency=idempotency)
 
-    def find(self, journal: Journal, digest: str, since: float = 0) -> PriorRecord | None:
-        return journal.run(lambda connection: find_recorded(connection, digest, since)).result()
+    def find(self, journal: Journal, digest: str) -> PriorRecord | None:
+        return journal.run(lambda connection: find_recorded(connection, digest, journal.now())).result()
 
     def test_returns_the_record_of_a_key_within_the_time_window(self, path: Path) -> None:
         known, unknown = "1" * 64, "2" * 64
-        with Journal(path) as journal:
+        with Journal(path, now=booted(5)) as journal:
             self.node(journal, "n1", f"{known}-c")
             self.node(journal, "n2", None)
             assert self.find(journal, known) == PriorRecord(content="c", kind="node", id="n1", seq=1)
-            assert self.find(journal, known, since=NOON) is not None
-            assert self.find(journal, known, since=NOON + 1) is None
             assert self.find(journal, unknown) is None
+        with Journal(path, now=booted(5 + KEY_WINDOW_S - 0.001)) as journal:
+            assert self.find(journal, known) is not None
+        with Journal(path, now=booted(5 + KEY_WINDOW_S)) as journal:
+            assert self.find(journal, known) is None
 
     @pytest.mark.parametrize("decision", [by_model, by_rule, fallback, by_a_rule_that_reads_a_time])
     def test_returns_a_decision_with_every_field_of_its_reply(
@@ -374,8 +376,8 @@ class TestJournal:
 
     def test_looks_a_key_up_by_the_index(self, path: Path) -> None:
         def plan(connection: sqlite3.Connection) -> str:
-            sql = f"SELECT 1 FROM events e WHERE {IS_KEYED} AND {KEY_DIGEST} = ? AND e.at >= ?"
-            return str(connection.execute(f"EXPLAIN QUERY PLAN {sql}", ("", "")).fetchone()[3])
+            sql = f"SELECT 1 FROM events e WHERE {IS_KEYED} AND {KEY_DIGEST} = ? ORDER BY e.seq DESC"
+            return str(connection.execute(f"EXPLAIN QUERY PLAN {sql}", ("",)).fetchone()[3])
 
         with Journal(path) as journal:
             assert "USING INDEX events_idempotency (<expr>=?)" in journal.run(plan).result()
@@ -398,11 +400,12 @@ class TestJournal:
             assert self.find(copy, "1" * 64) is not None
 
     def test_does_not_archive_an_event_whose_key_is_within_the_window(self, path: Path) -> None:
-        with Journal(path) as journal:
+        with Journal(path, now=booted(5)) as journal:
             self.node(journal, "old", f"{'1' * 64}-c")
-            self.node(journal, "plain", None, at=time.time())
-            self.node(journal, "young", f"{'2' * 64}-c", at=time.time())
-            self.node(journal, "later", None, at=time.time())
+            self.node(journal, "plain", None)
+        with Journal(path, now=booted(5 + KEY_WINDOW_S)) as journal:
+            self.node(journal, "young", f"{'2' * 64}-c")
+            self.node(journal, "later", None)
             assert self.find(journal, "2" * 64) is not None  # so all four nodes are committed
             (segment,) = archive_before(journal, "9999-01-01T00:00:00Z")
             assert (segment.first_seq, segment.last_seq) == (1, 2)
@@ -413,7 +416,7 @@ class TestJournal:
     def test_treats_no_digest_as_sql(self, digest: str) -> None:
         with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
             schema.migrate(connection)
-            assert find_recorded(connection, digest, 0) is None
+            assert find_recorded(connection, digest, Instant("a", 0)) is None
 
 
 # ---------------------------------------------------------------- over the sockets

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.build import NOON, Fates, by_model, decision_row, record, rows, sent
+from tests.build import NOON, Fates, booted, by_model, decision_row, note, record, rows, sent
 from thor_policy.core import records
 from thor_policy.core.results import Committed
 from thor_policy.journal.events import Event
+from thor_policy.journal.maintenance.archive import archive_before
 from thor_policy.journal.verification.verify import verify
 from thor_policy.journal.writer import Journal
+from thor_policy.telemetry.clocks import Instant
 
 
 @pytest.fixture
@@ -30,12 +33,15 @@ def verdict(reviewer: str, at: float = NOON) -> Event:
     return sent(records.Review(decision_id="d1", reviewer=reviewer, verdict="accept"), at=at)
 
 
-def fates(path: Path, *batches: list[Event]) -> list[str | None]:
-    """The errors of events that are recorded in these batches, each in a newly opened journal."""
+def fates(path: Path, *batches: list[Event], at: Sequence[Callable[[], Instant]] = ()) -> list[str | None]:
+    """The errors of events that are recorded in these batches, each in a newly opened journal.
+
+    `at` is the clock of each batch; by default all are recorded at once.
+    """
     committed: list[Committed] = []
-    for batch in batches:
+    for batch, now in zip(batches, at or [booted(0)] * len(batches), strict=True):
         callback = Fates()
-        with Journal(path, on_committed=callback, synchronous="OFF") as journal:
+        with Journal(path, on_committed=callback, synchronous="OFF", now=now) as journal:
             with callback.one_batch(journal):
                 for event in batch:
                     journal.append(event)
@@ -87,8 +93,23 @@ def test_no_other_reviewer_ends_a_lease(path: Path, together: bool) -> None:
 
 
 def test_a_lease_ends_after_its_seconds(path: Path) -> None:
-    batches = [[lease("kim")], [lease("robin", NOON + 599)], [lease("robin", NOON + 600)]]
-    assert fates(path, *batches) == [None, "conflict", None]
+    batches = [[lease("kim")], [lease("robin")], [lease("robin")]]
+    clocks = [booted(5), booted(604.9), booted(605)]
+    assert fates(path, *batches, at=clocks) == [None, "conflict", None]
+
+
+def test_a_lease_ends_with_the_boot_of_its_machine(path: Path) -> None:
+    """Nobody knows how long the machine was off; the clock of the new boot may show more or less."""
+    batches = [[lease("kim")], [lease("robin")], [lease("kim")], [lease("robin")]]
+    clocks = [booted(50, "a"), booted(51, "b"), booted(40, "c"), booted(41, "c")]
+    assert fates(path, *batches, at=clocks) == [None, None, None, "conflict"]
+
+
+def test_a_lease_whose_event_was_archived_has_ended(path: Path) -> None:
+    record(path, lease("kim"), note(), now=booted(5))
+    with Journal(path, now=booted(6)) as journal:
+        archive_before(journal, "9999-01-01")
+    assert fates(path, [lease("robin")], at=[booted(7)]) == [None]
 
 
 def test_an_assignment_is_not_a_lease_and_may_go_to_anybody(path: Path) -> None:

@@ -47,7 +47,7 @@ from thor_policy.journal.projections import GROUPS, TABLES
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.verification import ranges
 from thor_policy.journal.verification import verify as verification
-from thor_policy.journal.verification.verify import Verdict, verify
+from thor_policy.journal.verification.verify import Verdict, verify, verify_slowly
 from thor_policy.journal.writer import Journal
 
 #: Events of the original journal: all kinds, an erasure, a replacement, and four checkpoints among them.
@@ -914,6 +914,37 @@ def test_several_processes_reach_the_same_verdict_as_one(
         assert counted == [10, 20, 30, 40, 50, 60]
 
 
+@pytest.mark.parametrize("tamper", TAMPERINGS, ids=lambda tamper: tamper.__name__)
+def test_a_slow_verification_finds_what_a_quick_one_finds(copied: Callable[[], Path], tamper: Any) -> None:
+    """It does not compare with checkpoints, so it misses only a truncation or an exchange of the whole."""
+    chance = random.Random(3)
+    for _ in range(5):
+        path = copied()
+        assert slow_verdict(path) == (EVENTS, None)
+        with writing(path) as db:
+            db.execute("PRAGMA journal_mode = DELETE")
+            tamper(db, chance)
+        try:
+            quick = verify(path, checkpoint_dir=path.parent / "none")
+        except JournalError:
+            with pytest.raises(JournalError):
+                slow_verdict(path)
+        else:
+            checked, problem = slow_verdict(path)
+            assert (problem is None) == (quick.problem is None), problem
+            assert checked <= quick.events
+
+
+def slow_verdict(path: Path) -> tuple[int, str | None]:
+    """How many events a slow verification checked, and the problem that it found."""
+    steps = verify_slowly(path, 7)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value.events, end.value.problem
+
+
 @pytest.mark.parametrize("page", [1, 7, 1_000])
 def test_the_page_size_does_not_change_the_verdict(
     copied: Callable[[], Path], monkeypatch: pytest.MonkeyPatch, page: int
@@ -986,6 +1017,40 @@ def test_verify_ignores_events_written_meanwhile(path: Path, monkeypatch: pytest
         assert (verdict.complete, verdict.checkpoint_seq) == (True, 6)
     verdict = verify(path)
     assert (verdict.problem, verdict.incomplete, verdict.erased) == (None, None, 3)
+
+
+def test_verify_beside_a_writer_that_is_faster_ends_with_the_newest_event_of_its_start(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer commits three times as many events as are checked meanwhile."""
+    monkeypatch.setattr(ranges, "PAGE", 8)
+    monkeypatch.setattr(verification, "RANGE", 40)
+    fates = Fates()
+    with Journal(path, on_committed=fates, synchronous="OFF") as journal:
+
+        def write() -> None:
+            for _ in range(8):
+                decision = by_model()
+                journal.decided(decision)
+                journal.explained(decision.id, EXPLAINED, NOON)
+                journal.append(sent(records.Outcome(decision_id=decision.id, status="SUCCESS")))
+            fates.wait(24)
+
+        for _ in range(4):
+            write()
+        newest, pages = journal.seq, 0
+        read_page = ranges._Range._live_page
+
+        def page_and_commits(self: Any) -> Any:
+            nonlocal pages
+            pages += 1
+            write()
+            return read_page(self)
+
+        monkeypatch.setattr(ranges._Range, "_live_page", page_and_commits)
+        verdict = verify(path)
+        assert (verdict.events, verdict.problem, pages) == (newest, None, newest // 8)
+        assert journal.seq == newest + 24 * pages
 
 
 @pytest.mark.parametrize("count", [5, pytest.param(12, marks=pytest.mark.soak)])

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.build import CALLER, NOON, about, by_model, decision_row, rows
+from tests.build import CALLER, NOON, about, booted, by_model, decision_row, rows
 from thor_policy.core import records
 from thor_policy.core.errors import JournalError, RequestError
 from thor_policy.core.requests import Annotations, Json
@@ -332,7 +332,7 @@ class Office:
 
     def __init__(self, path: Path) -> None:
         self.path, self.now_s = path, 0.0
-        self.journal = Journal(path, synchronous="OFF")
+        self.journal = Journal(path, synchronous="OFF", now=lambda: booted(self.now_s)())
         self.reader = Reader(path)
         self._numbers = itertools.count(1)
 
@@ -357,7 +357,7 @@ class Office:
 
     def picks(self, reviewer: str, **options: Any) -> list[ranking.Pick]:
         chosen = {"random_share": 0.0, "second_share": 0.0, "by": "newest"} | options
-        return review_queue.picks(self.reader, reviewer, at=NOON + self.now_s, **chosen)
+        return review_queue.picks(self.reader, reviewer, now=booted(self.now_s)(), **chosen)
 
     def session(self, reviewer: str, **options: Any) -> Session:
         picks = self.picks(reviewer, **options)

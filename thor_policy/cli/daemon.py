@@ -51,7 +51,7 @@ def serve(config: Config) -> None:
         with nullcontext() if logs.structured() else render.working("loading", with_lines=False):
             service_context = service.open_service(config, supervisor=supervisor, reread=reload_settings)
             server = stack.enter_context(service_context)
-        server.run(ready=ready, turn=supervisor.turn)
+        server.run(ready=ready, turn=service.turns(server, supervisor))
         log.info("stopping: the last replies are sent, the journal is closing")
 
 

@@ -94,9 +94,8 @@ def log(
         )
         rows = page(limit=limit, tests=None if with_tests else False, **filters)
         if not with_tests:
-            if len(rows) == limit:
-                filters["since"] = rows[-1]["timestamp"]
-            _say_left_out(len(page(limit=_MOST_COUNTED, tests=True, **filters)))
+            from_seq = rows[-1]["seq"] if len(rows) == limit else None
+            _say_left_out(len(page(limit=_MOST_COUNTED, tests=True, from_seq=from_seq, **filters)))
         if follow:
             _follow(reader, rows[::-1], as_json=as_json, with_tests=with_tests)
         elif as_csv:

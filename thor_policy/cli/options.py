@@ -98,8 +98,8 @@ _FILTERS = (
         help="Show only this type of decision: signal, risk, exception, ...",
     ),
     click.option("--session", help="Show only this session."),
-    click.option("--since", help="Show only decisions from this RFC 3339 time on."),
-    click.option("--until", help="Show only decisions before this RFC 3339 time."),
+    click.option("--since", help="Show only decisions recorded from this RFC 3339 wall time on."),
+    click.option("--until", help="Show only decisions recorded before this RFC 3339 wall time."),
     click.option(
         "--status",
         type=click.Choice(["SUCCESS", "FAILURE", "PENDING"]),

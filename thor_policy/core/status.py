@@ -78,7 +78,11 @@ class CacheStatus(Struct, frozen=True, kw_only=True):
 
 
 class JournalStatus(Struct, frozen=True, kw_only=True):
-    """The journal thread. `failing` says why it cannot write; `free_mb` is None if the disk does not say."""
+    """The journal. `failing` says why it cannot be written; `free_mb` is None if the disk does not say.
+
+    Every event up to `verified_seq` was checked since the start. `damage` is the first that the newest check
+    found; None: none so far.
+    """
 
     alive: bool
     stalled_s: float
@@ -90,6 +94,8 @@ class JournalStatus(Struct, frozen=True, kw_only=True):
     free_mb: int | None
     min_free_mb: int
     ballast: bool
+    verified_seq: int = 0
+    damage: str | None = None
     counters: dict[str, int]
 
 

@@ -185,6 +185,9 @@ def _daemon(config: Config) -> Finding:
         return Finding(name="daemon", state="warning", detail=str(error), cure="thorpolicy serve")
     if trouble := status.trouble:
         return Finding(name="daemon", state="warning", detail=trouble, cure="see thorpolicy status")
+    if damage := status.journal.damage:
+        cure = "thorpolicy log verify; then restore a backup (docs/how-to/operate.md)"
+        return Finding(name="daemon", state="warning", detail=f"the journal is damaged: {damage}", cure=cure)
     return Finding(name="daemon", state="ok", detail=f"{status.state} at {config.endpoint}")
 
 

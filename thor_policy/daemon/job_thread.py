@@ -96,8 +96,12 @@ class JobThread(ABC, Generic[J]):
     def _perform(self, job: J) -> dict[str, Json]:
         """Do a job, and return what was done. A ThorPolicyError becomes the answer."""
 
+    def _take(self) -> tuple[int | None, J] | None:
+        """Wait for the next job; None: the end."""
+        return self._queue.get()
+
     def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
+        while (item := self._take()) is not None:
             ticket, job = item
             self.task = job.task
             self.pulse.beat()

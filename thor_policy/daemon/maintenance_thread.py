@@ -1,10 +1,13 @@
 """The maintenance thread: long work on the journal, one task at a time, while decisions go on.
 
-Owns who does it. Invariant: that of `JobThread`; a calibration counts only once it is recorded.
+Owns who does it, and the turns of the background verifier between the tasks. Invariant: that of `JobThread`;
+a calibration counts only once it is recorded.
 """
 
 from __future__ import annotations
 
+import queue
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,8 +15,12 @@ from thor_policy.core.records import Calibration, Maintenance
 from thor_policy.core.requests import Caller, Json
 from thor_policy.core.results import JobDone
 from thor_policy.daemon.job_thread import JobThread
+from thor_policy.daemon.verifier import Verifier
 from thor_policy.journal.maintenance.dispatch import run_maintenance
 from thor_policy.journal.writer import Journal
+
+#: Tasks that move or change what is stored, so that a round of the verifier must begin anew.
+_REWRITING = ("archive", "erase")
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,10 @@ class _Job:
 
 
 class MaintenanceThread(JobThread[_Job]):
-    """Maintains `journal`; `on_calibration` gets each calibration once it is recorded, on this thread."""
+    """Maintains `journal`; `on_calibration` gets each calibration once it is recorded, on this thread.
+
+    `verifier` has its turns on this thread while there is no task.
+    """
 
     def __init__(
         self,
@@ -37,14 +47,30 @@ class MaintenanceThread(JobThread[_Job]):
         on_outcome: Callable[[int, JobDone], None],
         *,
         on_calibration: Callable[[Calibration], None] = lambda _: None,
+        verifier: Verifier | None = None,
     ) -> None:
         self._journal = journal
         self._on_calibration = on_calibration
+        self._verifier = verifier
         super().__init__("maintenance", on_outcome)
 
     def submit(self, ticket: int, maintenance: Maintenance, caller: Caller) -> None:
         """Queue a task that `caller` asks for; returns at once."""
         self._submit(ticket, _Job(maintenance, caller))
+
+    def _take(self) -> tuple[int | None, _Job] | None:
+        verifier = self._verifier
+        if verifier is None:
+            return super()._take()
+        while True:
+            try:
+                item = self._queue.get(timeout=verifier.wait_s(time.monotonic_ns()))
+            except queue.Empty:
+                verifier.turn(time.monotonic_ns())
+                continue
+            if item is None or item[1].task in _REWRITING:
+                verifier.close()
+            return item
 
     def _perform(self, job: _Job) -> dict[str, Json]:
         maintenance, caller = job.maintenance, job.caller

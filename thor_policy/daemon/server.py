@@ -59,7 +59,7 @@ from thor_policy.protocol.messages import (
 from thor_policy.protocol.replies import encode_error, encode_event, encode_reply
 from thor_policy.protocol.requests import decode_request, recover_request_id
 from thor_policy.security.roles import Roles, authorise
-from thor_policy.telemetry import logs
+from thor_policy.telemetry import clocks, logs
 from thor_policy.telemetry.metrics import Families, Metrics
 
 log = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class Server:
         self._reload_status: ReloadStatus | None = None
         #: Why the daemon halts, where a full disk is to halt it.
         self._halted_by: RequestError | None = None
-        self._started_ns = time.monotonic_ns()
+        self._started_ns = clocks.boot_ns()
         self.counters: Counter[str] = Counter()
         self._roles = Roles(config.roles)
         self._metrics = Metrics()
@@ -456,7 +456,7 @@ class Server:
             pid=os.getpid(),
             state="stopping" if stopping else "refusing" if trouble else "serving",
             trouble=trouble.message if trouble else None,
-            uptime_s=round((time.monotonic_ns() - self._started_ns) / 1e9, 1),
+            uptime_s=round((clocks.boot_ns() - self._started_ns) / 1e9, 1),
             endpoint=self._config.endpoint,
             tcp_endpoint=self._config.tcp_endpoint or None,
             events_endpoint=self._config.events_endpoint,

@@ -35,12 +35,13 @@ from thor_policy.daemon.server import Server
 from thor_policy.daemon.sockets import Mailbox, endpoint_lock
 from thor_policy.daemon.status import Parts
 from thor_policy.daemon.tcp_listener import check_identity
+from thor_policy.daemon.verifier import Verifier
 from thor_policy.journal import events
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.writer import Journal
 from thor_policy.policy.decider import Policy
 from thor_policy.policy.score_cache import ScoreCache
-from thor_policy.telemetry import metrics
+from thor_policy.telemetry import clocks, metrics
 from thor_policy.telemetry.watchdog import Supervisor
 
 log = logging.getLogger(__name__)
@@ -131,9 +132,18 @@ def open_service(
             journal.append(events.adapter_activated(adapter, model.sha256, now))
         journal.append(events.pack_activated(pack.info, now))
 
-        maintenance = MaintenanceThread(journal, on_job_done, on_calibration=policy.calibrate)
+        verifier = Verifier(
+            config.journal_path,
+            events_per_s=config.verify_events_per_s,
+            busy=lambda: engine_thread.waiting > 0 or journal.waiting > 0,
+            changes=lambda: journal.counters["reopened"],
+            now_ns=time.monotonic_ns(),
+        )
+        maintenance = MaintenanceThread(
+            journal, on_job_done, on_calibration=policy.calibrate, verifier=verifier
+        )
         stack.callback(maintenance.stop, config.shutdown_s)
-        parts = Parts(policy, engine_thread, journal, maintenance, pack_manager, drift)
+        parts = Parts(policy, engine_thread, journal, maintenance, pack_manager, drift, verifier)
 
         def refusal(part: Part) -> RequestError | None:
             return journal.refusal() if part == "journal" else engine_thread.refusal()
@@ -167,13 +177,26 @@ def serving(
 ) -> Iterator[Config]:
     """A whole daemon in this process, on a thread, for the length of the block."""
     with open_service(config, load_engine=load_engine, open_journal=open_journal) as server:
-        thread = threading.Thread(target=server.run, name="server", daemon=True)
+        run = partial(server.run, turn=turns(server))
+        thread = threading.Thread(target=run, name="server", daemon=True)
         thread.start()
         try:
             yield config
         finally:
             server.stop()
             thread.join(config.shutdown_s + 5)
+
+
+def turns(server: Server, supervisor: Supervisor | None = None) -> Callable[[bool, int], None]:
+    """What is done at each turn of `server`: watch the wall clock, and send the supervisor what is due."""
+    wall_clock = clocks.StepWatch(server.counters, clocks.wall_offset_ns())
+
+    def turn(stopping: bool, now_ns: int) -> None:
+        wall_clock.turn(clocks.wall_offset_ns())
+        if supervisor is not None:
+            supervisor.turn(stopping, now_ns)
+
+    return turn
 
 
 def _stop_engine(engine_thread: EngineThread, timeout_s: float) -> None:

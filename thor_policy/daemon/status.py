@@ -21,6 +21,7 @@ from thor_policy.daemon.drift import DriftSentinel
 from thor_policy.daemon.engine_thread import EngineThread
 from thor_policy.daemon.maintenance_thread import MaintenanceThread
 from thor_policy.daemon.pack_manager import PackManager, describe_packs
+from thor_policy.daemon.verifier import Verifier
 from thor_policy.journal.writer import Journal
 from thor_policy.policy.decider import Policy
 
@@ -35,6 +36,7 @@ class Parts:
     maintenance: MaintenanceThread
     pack_manager: PackManager
     drift: DriftSentinel
+    verifier: Verifier
 
     def status(self) -> PartsStatus:
         """What each part says now."""
@@ -117,5 +119,7 @@ class Parts:
             free_mb=free_mb,
             min_free_mb=journal.disk_space.min_free_bytes // 2**20,
             ballast=journal.disk_space.has_ballast,
-            counters=dict(sorted(journal.counters.items())),
+            verified_seq=self.verifier.verified_seq,
+            damage=self.verifier.damage,
+            counters=dict(sorted({**journal.counters, **self.verifier.counters}.items())),
         )

@@ -8,8 +8,7 @@ the journal's thread, and by a rebuild.
 from __future__ import annotations
 
 import sqlite3
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -17,6 +16,7 @@ from msgspec import Struct
 from thor_policy.journal import chain, events, leases, projections
 from thor_policy.journal.events import Event
 from thor_policy.journal.rewrites import Projection, Rewrite, Row
+from thor_policy.telemetry.clocks import Instant
 
 
 class Prepared(Struct, frozen=True, gc=False):
@@ -56,12 +56,13 @@ class Placed:
     """A batch as rows, each event with its place in the chain.
 
     `seq` and `head` are those of the event before it, and then of its newest event. `first` is the hash of
-    event 1 if that is in it.
+    event 1 if that is in it. `now` is the clock of the events that get a place.
     """
 
-    def __init__(self, seq: int, head: bytes, boot: bytes) -> None:
+    def __init__(self, seq: int, head: bytes, now: Callable[[], Instant]) -> None:
         self.seq, self.head, self.first = seq, head, b""
-        self._boot, self._boot_text = boot, boot.decode()
+        self._now, self._boot_text = now, now().boot_id
+        self._boot = self._boot_text.encode()
         self.events: list[tuple[Any, ...]] = []
         self.decisions: set[str] = set()
         #: The new holder of each decision whose lease changes in this batch; None: nobody.
@@ -76,7 +77,7 @@ class Placed:
         event, digest, (table, row, changes) = prepared.event, prepared.digest, prepared.projection
         at, kind, subject_id, body = prepared.hashed
         self.seq += 1
-        seq, previous, mono_ns = self.seq, self.head, time.monotonic_ns()
+        seq, previous, mono_ns = self.seq, self.head, self._now().ns
         self.head = chain.hash_of(previous, seq, at, self._boot, mono_ns, kind, subject_id, body, digest)
         if seq == 1:
             self.first = self.head

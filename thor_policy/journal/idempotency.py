@@ -2,8 +2,9 @@
 
 Owns the form in which an event stores a key, and the way back from an event to an answer. Invariant: what a
 look-up returns was committed, and every event younger than the window is in the database, because it is not
-archived before. The key is stored as a digest, the first member of the body, where a partial index finds it.
-`find_recorded` is for the journal's thread, `first_since` for any thread.
+archived before. The window is measured by `journal.elapsed`, so a step of the wall clock forgets no key.
+The key is stored as a digest, the first member of the body, where a partial index finds it.
+`find_recorded` is for the journal's thread, `first_remembered` for any thread.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from thor_policy.core.decisions import Decision, Explanation, Floor, ModelInfo, 
 from thor_policy.core.idempotency import DIGEST_CHARS, Mark
 from thor_policy.core.requests import Action, Entity, Evaluation
 from thor_policy.journal import events
+from thor_policy.journal.elapsed import first_within
 from thor_policy.journal.events import (
     DecisionBody,
     DecisionPrivate,
@@ -24,8 +26,9 @@ from thor_policy.journal.events import (
     ExplanationPrivate,
     ModelName,
 )
+from thor_policy.telemetry.clocks import Instant
 
-#: How long a key is remembered, in seconds.
+#: How long a key is remembered, in seconds of `journal.elapsed`.
 KEY_WINDOW_S = 86_400
 #: How the body of an event with a key begins; the text of its `Mark` follows.
 KEYED = '{"idempotency":"'
@@ -37,18 +40,18 @@ _bodies = msgspec.json.Decoder(DecisionBody)
 _privates = msgspec.json.Decoder(DecisionPrivate)
 
 
-def find_recorded(connection: sqlite3.Connection, digest: str, since: float) -> PriorRecord | None:
-    """What was committed for a key since the Unix time `since`; None if nothing was.
+def find_recorded(connection: sqlite3.Connection, digest: str, now: Instant) -> PriorRecord | None:
+    """What was committed for a key that is remembered; None if nothing was.
 
     `digest` is that of caller and key (64 hex digits). Raises sqlite3.Error, msgspec.MsgspecError.
     """
     row = connection.execute(
         f"SELECT e.seq, e.kind, e.subject_id, e.at, e.body, p.value FROM events e "
-        f"LEFT JOIN private p ON p.seq = e.seq WHERE {IS_KEYED} AND {KEY_DIGEST} = ? AND e.at >= ? "
+        f"LEFT JOIN private p ON p.seq = e.seq WHERE {IS_KEYED} AND {KEY_DIGEST} = ? "
         "ORDER BY e.seq DESC LIMIT 1",
-        (digest, events.timestamp(since)),
+        (digest,),
     ).fetchone()
-    if row is None:
+    if row is None or row[0] < first_within(connection, KEY_WINDOW_S, now):
         return None
     seq, kind, subject_id, at, body, private = row
     decision, fields = None, events.decode(body)
@@ -60,10 +63,11 @@ def find_recorded(connection: sqlite3.Connection, digest: str, since: float) -> 
     )
 
 
-def first_since(connection: sqlite3.Connection, since: float) -> int | None:
-    """Sequence number of the first event with a key since the Unix time `since`; None if there is none."""
+def first_remembered(connection: sqlite3.Connection, now: Instant) -> int | None:
+    """Sequence number of the first event with a key that is remembered; None if there is none."""
     (seq,) = connection.execute(
-        f"SELECT min(seq) FROM events WHERE {IS_KEYED} AND at >= ?", (events.timestamp(since),)
+        f"SELECT min(seq) FROM events WHERE {IS_KEYED} AND seq >= ?",
+        (first_within(connection, KEY_WINDOW_S, now),),
     ).fetchone()
     return None if seq is None else int(seq)
 

@@ -142,6 +142,7 @@ class Reader:
         *,
         limit: int = 20,
         before: str | None = None,
+        from_seq: int | None = None,
         since: str | None = None,
         until: str | None = None,
         actor: str | None = None,
@@ -159,9 +160,10 @@ class Reader:
     ) -> list[Record]:
         """Newest first, at most `limit`. `before` is the id of the last decision of the previous page.
 
-        `since` and `until` are RFC 3339, in UTC if they have no offset. An `actor` without `:` is a user.
-        `correct` is that of a scenario or a review, `status` that of the recorded outcome. `tests` selects
-        only decisions of tests, or only others.
+        The newest is the one recorded last; `from_seq` leaves out those recorded earlier. `since` and `until`
+        select by the wall time that was recorded: RFC 3339, in UTC if they have no offset. An `actor` without
+        `:` is a user. `correct` is that of a scenario or a review, `status` that of the recorded outcome.
+        `tests` selects only decisions of tests, or only others.
         """
         since, until = instant(since, "since"), instant(until, "until")
         columns: dict[str, Any] = {
@@ -190,27 +192,18 @@ class Reader:
             where.append(("reason_code = ?", (reason_code,)))
         if tests is not None:
             where.append((OF_TESTS if tests else f"NOT {OF_TESTS}", ()))
-        bounds = [("timestamp >= ?", since), ("timestamp < ?", until)]
-        where += [(condition, (at,)) for condition, at in bounds if at is not None]
-        newest = until
+        where += _span(since, until)
         if before is not None:
-            page = self._records("SELECT timestamp, seq FROM decisions WHERE decision_id = ?", (before,))
+            page = self._records("SELECT seq FROM decisions WHERE decision_id = ?", (before,))
             if not page:
                 raise JournalError(f"before: there is no decision {before[:64]!r}")
-            newest = page[0]["timestamp"]
-            where.append(("(timestamp, seq) < (?, ?)", (newest, page[0]["seq"])))
-        order = "timestamp DESC, seq DESC"
-        if rare:  # then an index on one of these columns and the second is used
-            order = f"{schema.SECOND} DESC, {order}"
-            bounds = [
-                (f"{schema.SECOND} >= unixepoch(?)", since),
-                (f"{schema.SECOND} <= unixepoch(?)", newest),
-            ]
-            where += [(condition, (at,)) for condition, at in bounds if at is not None]
+            where.append(("seq < ?", (page[0]["seq"],)))
+        if from_seq is not None:
+            where.append(("seq >= ?", (from_seq,)))
         conditions = f"WHERE {' AND '.join(condition for condition, _ in where)}" if where else ""
         values = [value for _, values in where for value in values]
         return self._records(
-            f"SELECT * FROM decisions {conditions} ORDER BY {order} LIMIT ?", (*values, limit)
+            f"SELECT * FROM decisions {conditions} ORDER BY seq DESC LIMIT ?", (*values, limit)
         )
 
     def unreviewed(self, limit: int = 20) -> list[Record]:
@@ -401,6 +394,25 @@ def instant(text: str | None, name: str) -> str | None:
         raise JournalError(
             f"{name}: {text!r} is not an RFC 3339 time such as 2026-07-01T12:00:00Z"
         ) from error
+
+
+def _span(since: str | None, until: str | None) -> list[tuple[str, tuple[str, ...]]]:
+    """The conditions of a span of stored timestamps, with their values.
+
+    The index on `timestamp` gives the first and the last `seq` of the span, so that a page reads only rows
+    between them. The plus sign keeps that index from choosing the order of the page.
+    """
+    bounds = [("timestamp >= ?", since), ("timestamp < ?", until)]
+    given = [(condition, at) for condition, at in bounds if at is not None]
+    of_span = " AND ".join(condition for condition, _ in given)
+    values = tuple(at for _, at in given)
+    edges = [("seq >=", "min", since), ("seq <=", "max", until)]
+    rows_of_span = f"FROM decisions INDEXED BY decisions_timestamp WHERE {of_span}"
+    return [(f"+{condition}", (at,)) for condition, at in given] + [
+        (f"{comparison} (SELECT {edge}(seq) {rows_of_span})", values)
+        for comparison, edge, at in edges
+        if at is not None
+    ]
 
 
 def _actor(actor: str | None) -> str | None:

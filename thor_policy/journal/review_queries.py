@@ -14,6 +14,7 @@ from msgspec import Struct
 from thor_policy.core.requests import Json
 from thor_policy.journal import leases
 from thor_policy.journal.reader import Reader, Record, instant
+from thor_policy.telemetry.clocks import Instant
 
 #: Most ids in one query; SQLite allows 32,766.
 _MANY = 500
@@ -54,8 +55,8 @@ def reviews_of(reader: Reader, decision_ids: Sequence[str]) -> list[Record]:
     return records
 
 
-def claims(reader: Reader, decision_ids: Sequence[str], *, at: float) -> dict[str, Claim]:
-    """Who has these decisions at the Unix time `at`; decisions that nobody has are left out."""
+def claims(reader: Reader, decision_ids: Sequence[str], *, now: Instant) -> dict[str, Claim]:
+    """Who has these decisions; decisions that nobody has are left out."""
     by_decision: dict[str, Claim] = {}
     with reader.snapshot() as connection:
         for ids, marks in _pages(decision_ids):
@@ -70,7 +71,7 @@ def claims(reader: Reader, decision_ids: Sequence[str], *, at: float) -> dict[st
                 ids,
             ).fetchall()
             assignees = {id_: reviewer for id_, reviewer, _, type_ in assigned if type_ == "assign"}
-            holders = {id_: leases.holder_of(connection, id_, at) for (id_,) in leased}
+            holders = {id_: leases.holder_of(connection, id_, now) for (id_,) in leased}
             for id_ in assignees.keys() | holders.keys():
                 claim = Claim(holder=holders.get(id_), assignee=assignees.get(id_))
                 if claim != Claim():

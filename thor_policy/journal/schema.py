@@ -3,9 +3,8 @@
 Owns the DDL. Invariant: an open file has exactly the migrations of this list. A file from a newer version, or
 from before 0.1.0, is refused. Called by the writer when it opens the file, and by readers for the check.
 
-An index on (column, second) serves pages, newest first, of one value, or of one value since a time. Rows of
-the same second are sorted when they are read. The second as a number is 24 bytes shorter than the timestamp.
-That counts because each commit writes one entry of each index, most of them to a page of its own.
+An index on a column serves pages of one value, newest first: SQLite ends each of its entries with the row's
+`seq`. A short entry counts, because each commit writes one of each index, most of them to a page of its own.
 """
 
 from __future__ import annotations
@@ -36,9 +35,6 @@ COMMON: dict[str, tuple[str, ...]] = {
     "tier": ("model", "rule", "cache"),
     "risk_level": ("low", "medium", "high"),
 }
-
-#: The second of a decision as Unix time: the expression that the indexes are on.
-SECOND = "unixepoch(timestamp)"
 
 #: Columns that are null in most decisions.
 MOSTLY_NULL = ("decision_correct", "session", "outcome_status")
@@ -158,13 +154,17 @@ def _decisions(db: Database) -> None:
         """
     )
     db.execute("CREATE INDEX decisions_timestamp ON decisions (timestamp)")
-    conditions = {
+    for column, where in _index_conditions().items():
+        db.execute(f"CREATE INDEX decisions_{column} ON decisions ({column}, unixepoch(timestamp)) {where}")
+
+
+def _index_conditions() -> dict[str, str]:
+    """The columns of `decisions` that have an index, and which rows are in it."""
+    return {
         **dict.fromkeys(("reviewed", "decision", "actor", "entity"), ""),
         **{column: f"WHERE {rare_condition(column, common)}" for column, common in COMMON.items()},
         **{column: f"WHERE {column} IS NOT NULL" for column in MOSTLY_NULL},
     }
-    for column, where in conditions.items():
-        db.execute(f"CREATE INDEX decisions_{column} ON decisions ({column}, {SECOND}) {where}")
 
 
 @migrations(name="0003_traces")
@@ -332,6 +332,14 @@ def _promotions(db: Database) -> None:
         "version TEXT NOT NULL, sha256 TEXT NOT NULL, against TEXT NOT NULL, model_sha256 TEXT NOT NULL, "
         "passed INTEGER NOT NULL, report TEXT NOT NULL, key TEXT, signature TEXT, by_uid INTEGER) STRICT"
     )
+
+
+@migrations(name="0010_order")
+def _order(db: Database) -> None:
+    """The newest decision is the one with the highest `seq`, whatever the wall clock showed."""
+    for column, where in _index_conditions().items():
+        db.execute(f"DROP INDEX decisions_{column}")
+        db.execute(f"CREATE INDEX decisions_{column} ON decisions ({column}) {where}")
 
 
 def pending(connection: sqlite3.Connection) -> list[str]:

@@ -1,7 +1,8 @@
 """Statistics of decisions: counts, accuracy and latency, by actor, model, pack, confidence and hour.
 
 Owns the aggregating queries. Invariant: each call reads one snapshot of the decisions since a time, so the
-figures of one call agree. With `tests` false a call leaves out decisions of tests. Any thread or process.
+figures of one call agree. `since` and hours are wall time as it was recorded. With `tests` false a call
+leaves out decisions of tests. Any thread or process.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def statistics(reader: Reader, *, since: str | None = None, tests: bool = True) 
         rows = connection.execute(
             "SELECT decision, tier, risk_level, count(*), count(decision_correct), sum(decision_correct), "
             "sum(reviewed), count(outcome_status), sum(outcome_status = 'SUCCESS'), "
-            "sum(outcome_status = 'FAILURE'), sum(outcome_value), min(timestamp), max(timestamp) "
+            "sum(outcome_status = 'FAILURE'), sum(outcome_value), min(seq), max(seq) "
             f"FROM decisions INDEXED BY decisions_timestamp {where} GROUP BY 1, 2, 3",
             values,
         ).fetchall()
@@ -34,12 +35,14 @@ def statistics(reader: Reader, *, since: str | None = None, tests: bool = True) 
             f"SELECT score_ms FROM decisions INDEXED BY decisions_timestamp {where} AND tier = 'model'",
             values,
         ).fetchall()
+        ends = [min((row[11] for row in rows), default=0), max((row[12] for row in rows), default=0)]
+        at = dict(connection.execute("SELECT seq, timestamp FROM decisions WHERE seq IN (?, ?)", ends))
     known = sum(row[7] for row in rows)
     won, lost = (sum(row[index] or 0 for row in rows) for index in (8, 9))
     return {
         "decisions": sum(row[3] for row in rows),
-        "first": min((row[11] for row in rows), default=None),
-        "last": max((row[12] for row in rows), default=None),
+        "first": at.get(ends[0]),
+        "last": at.get(ends[1]),
         "outcomes": _counts(rows, 0),
         "tiers": _counts(rows, 1),
         "risks": _counts(rows, 2),

@@ -240,11 +240,3 @@ class DiskSpace:
             log.warning("the ballast cannot be written: %s", error)
             with suppress(OSError):
                 self._ballast.unlink()
-
-
-def boot_id() -> str:
-    """The id of this boot of the machine; empty if the kernel does not give one."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""

@@ -31,16 +31,17 @@ from thor_policy.core.results import Committed
 from thor_policy.journal import events, leases
 from thor_policy.journal.batch import Placed, Prepared, prepare
 from thor_policy.journal.events import Event
-from thor_policy.journal.idempotency import KEY_WINDOW_S, find_recorded
+from thor_policy.journal.idempotency import find_recorded
 from thor_policy.journal.signing_rule import Checkpoints, SigningRule
 from thor_policy.journal.storage import (
     BUSY_TIMEOUT_MS,
     DiskSpace,
-    boot_id,
     open_for_writing,
     reopen,
     take_lock,
 )
+from thor_policy.telemetry import clocks
+from thor_policy.telemetry.clocks import Instant
 from thor_policy.telemetry.watchdog import Pulse
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class Journal:
     """The journal file, open for writing.
 
     `on_committed` gets the fate of every event, batch by batch, on the journal's thread; it must not block.
+    `now` is the clock that measures elapsed time.
     Raises AlreadyRunning if another process holds the file, JournalError if the file cannot be used.
     """
 
@@ -90,8 +92,10 @@ class Journal:
         checkpoints: Checkpoints | None = None,
         masked: tuple[str, ...] = (),
         max_batch: int = MAX_BATCH,
+        now: Callable[[], Instant] = clocks.now,
     ) -> None:
         self.path = path
+        self.now = now
         self._on_committed = on_committed
         self._synchronous = synchronous
         self._max_batch = max_batch
@@ -110,7 +114,6 @@ class Journal:
         self._ended = False
         self._wal = path.with_name(f"{path.name}-wal")
         self._wal_limit = WAL_LIMIT_BYTES
-        self._boot_id = boot_id().encode()
         self._signing = None if checkpoints is None else SigningRule(checkpoints, self.counters)
         self.disk_space = DiskSpace(path.parent, min_free_mb=min_free_mb, ballast_mb=ballast_mb)
         self._lock = take_lock(path)
@@ -231,8 +234,7 @@ class Journal:
             else:
                 on_answer(RequestError("unavailable", f"the idempotency key could not be looked up: {error}"))
 
-        since = time.time() - KEY_WINDOW_S
-        self.run(lambda connection: find_recorded(connection, digest, since)).add_done_callback(answer)
+        self.run(lambda db: find_recorded(db, digest, self.now())).add_done_callback(answer)
 
     def commit(self, event: Event) -> Future[Committed]:
         """Record one event in a transaction of its own, for a caller that must know that it is on disk."""
@@ -394,7 +396,7 @@ class Journal:
             return [self._lose(prepared.event, reason, message) for prepared in batch]
 
     def _transaction(self, batch: list[Prepared]) -> list[Committed]:
-        placed = Placed(self._seq, self._head, self._boot_id)
+        placed = Placed(self._seq, self._head, self.now)
         if self._lost:
             lost = events.gap_event("events could not be recorded", time.time(), **self._lost)
             placed.add(prepare(lost, time.monotonic_ns()))
@@ -446,7 +448,9 @@ class Journal:
         """Why an event must not be recorded; None if it may be."""
         if not self._is_known(event, placed):
             return RequestError("not_found", f"decision_id: there is no decision {event.subject_id[:64]!r}")
-        if event.kind == "assignment" and leases.held_by_another(self._connection, placed.leases, event):
+        if event.kind == "assignment" and leases.held_by_another(
+            self._connection, placed.leases, event, self.now()
+        ):
             return RequestError("conflict", "decision_id: another reviewer has this decision; take the next")
         return None
 

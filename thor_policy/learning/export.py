@@ -258,19 +258,13 @@ def few_shot(
 ) -> list[Example]:
     """Up to `FEW` examples that lint accepts, taken from each outcome in turn, no two near-duplicates.
 
-    Newer reviews come first. `grouped` holds the indexes of near-duplicate corrections.
+    Newer reviews come first: `corrections` are in the order of their reviews. `grouped` holds the indexes of
+    near-duplicate corrections.
     """
     group_of = {index: number for number, group in enumerate(grouped) for index in group}
     waiting: defaultdict[str, list[int]] = defaultdict(list)
-    newest = sorted(
-        range(len(corrections)),
-        key=lambda index: (
-            corrections[index].provenance.reviewed_at,
-            corrections[index].provenance.decision_id,
-        ),
-    )
-    for index in newest:
-        waiting[corrections[index].outcome].append(index)
+    for index, correction in enumerate(corrections):
+        waiting[correction.outcome].append(index)
     chosen: list[Example] = []
     taken: set[int] = set()
     while len(chosen) < FEW and any(waiting.values()):

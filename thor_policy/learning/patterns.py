@@ -75,6 +75,7 @@ class Case(Struct, frozen=True, kw_only=True):
     """
 
     decision_id: str
+    seq: int
     at: str
     outcome: str
     right: str
@@ -210,6 +211,7 @@ def _case(row: Record, pack: Pack) -> Case | None:
     values, words = _features(evaluation, floor, pack)
     return Case(
         decision_id=row["decision_id"],
+        seq=row["seq"],
         at=row["timestamp"],
         outcome=row["decision"],
         right=right,
@@ -273,15 +275,15 @@ def _exceptions(
         if len(group) < SHOWN_FROM:
             continue
         common = frozenset.intersection(*(unresolved[index][1] for index in group))
-        times = sorted(unresolved[index][0]["timestamp"] for index in group)
+        of_group = sorted((unresolved[index][0] for index in group), key=lambda row: row["seq"])
         outcomes = sorted({unresolved[index][0]["decision"] for index in group})
         patterns.append(
             Pattern(
                 kind="exception",
                 change=" or ".join(outcomes),
-                cases=tuple(sorted(unresolved[index][0]["decision_id"] for index in group)),
-                first=times[0],
-                last=times[-1],
+                cases=tuple(row["decision_id"] for row in of_group),
+                first=of_group[0]["timestamp"],
+                last=of_group[-1]["timestamp"],
                 common=tuple(sorted(common)),
                 why_not="none names exactly one decision taken here that it changes, so no facts are known",
             )
@@ -304,7 +306,7 @@ def _features_of_report(row: Record) -> frozenset[str]:
 def _similar(wrong: Sequence[Case]) -> Iterable[list[Case]]:
     """Groups of cases with the same change and similar facts and words, the largest of a change first."""
     by_change: defaultdict[tuple[str, str], list[Case]] = defaultdict(list)
-    for case in sorted(wrong, key=lambda case: case.decision_id):
+    for case in sorted(wrong, key=lambda case: case.seq):
         by_change[case.outcome, case.right].append(case)
     for changed in by_change.values():
         features = [
@@ -324,14 +326,14 @@ def _pattern(kind: Kind, similar: Sequence[Case], cases: Mapping[str, Case], pac
     why_not: str | None = f"a rule is proposed from {PROPOSED_FROM} cases on"
     if len(similar) >= PROPOSED_FROM:
         proposal, why_not = _proposal(similar, conditions, cases, pack)
-    times, sample = sorted(case.at for case in similar), list(islice(cases.values(), _SAMPLE))
+    sample = list(islice(cases.values(), _SAMPLE))
     conditions.sort(key=lambda condition: (sum(map(condition.holds, sample)), condition.text))
     return Pattern(
         kind=kind,
         change=f"{similar[0].outcome} -> {similar[0].right}",
         cases=tuple(case.decision_id for case in similar),
-        first=times[0],
-        last=times[-1],
+        first=similar[0].at,
+        last=similar[-1].at,
         common=tuple(condition.text for condition in conditions),
         proposal=proposal,
         why_not=why_not,

@@ -7,7 +7,6 @@ go through the function that the caller hands in. The reviewer's thread.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -22,6 +21,8 @@ from thor_policy.review import agreement, ranking
 from thor_policy.review.agreement import Rating, Report
 from thor_policy.review.ranking import Pick
 from thor_policy.review.session import Item
+from thor_policy.telemetry import clocks
+from thor_policy.telemetry.clocks import Instant
 
 QueueName = Literal["unreviewed", "doubts", "incorrect", "all", "disagreements", "mine"]
 Order = Literal["priority", "newest"]
@@ -92,7 +93,7 @@ def picks(
     *,
     queue: QueueName = "unreviewed",
     by: Order = "priority",
-    at: float | None = None,
+    now: Instant | None = None,
     random_share: float = ranking.RANDOM_SHARE,
     second_share: float = ranking.SECOND_SHARE,
     verdicts: int = 2,
@@ -100,13 +101,13 @@ def picks(
 ) -> list[Pick]:
     """The decisions for this reviewer, in order; at most `ranking.WINDOW` of the newest.
 
-    A `second_share` of all decisions gets `verdicts` verdicts, blind to each other. `at` is the Unix time for
-    leases. `filters` are those of `Reader.decisions`. Raises JournalError.
+    A `second_share` of all decisions gets `verdicts` verdicts, blind to each other. `now` is the
+    present for leases. `filters` are those of `Reader.decisions`. Raises JournalError.
     """
     if queue in ("incorrect", "all"):
         filters = filters | ({"correct": False} if queue == "incorrect" else {})
         rows = reader.decisions(limit=ranking.WINDOW, **filters)
-        free, _ = _available(reader, rows, reviewer, at)
+        free, _ = _available(reader, rows, reviewer, now)
         return _picks_of(free, "found wrong by a reviewer" if queue == "incorrect" else "newest first", None)
     if queue == "disagreements":
         reviewed, ratings = _reviewed(reader, filters)
@@ -117,12 +118,12 @@ def picks(
                 why=_disagreement(ratings[row["decision_id"]]),
                 adjudicates=True,
             )
-            for row in _available(reader, disputed, reviewer, at)[0]
+            for row in _available(reader, disputed, reviewer, now)[0]
         ]
     if queue == "doubts":
         filters = filters | {"reason_code": DOUBT}
     rows = reader.decisions(limit=ranking.WINDOW, reviewed=False, **filters)
-    free, mine = _available(reader, rows, reviewer, at)
+    free, mine = _available(reader, rows, reviewer, now)
     if queue == "mine":
         free = [row for row in free if row["decision_id"] in mine]
     if by == "newest":
@@ -140,7 +141,7 @@ def picks(
     return ranking.queue(
         free,
         reviewed=reviewed[: ranking.COMPARED],
-        again=_available(reader, again, reviewer, at)[0],
+        again=_available(reader, again, reviewer, now)[0],
         verdicts=verdicts,
         mine=mine,
         random_share=random_share if queue == "unreviewed" else 0.0,
@@ -161,11 +162,11 @@ def _reviewed(reader: Reader, filters: Mapping[str, Json]) -> tuple[list[Record]
 
 
 def _available(
-    reader: Reader, rows: Sequence[Record], reviewer: str, at: float | None
+    reader: Reader, rows: Sequence[Record], reviewer: str, now: Instant | None
 ) -> tuple[list[Record], frozenset[str]]:
     """The rows that no other reviewer holds, and the ids of those assigned to this reviewer."""
     ids = [row["decision_id"] for row in rows]
-    claims = review_queries.claims(reader, ids, at=time.time() if at is None else at)
+    claims = review_queries.claims(reader, ids, now=now or clocks.now())
     free = [
         row
         for row in rows

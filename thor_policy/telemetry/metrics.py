@@ -92,6 +92,16 @@ _GAUGES: tuple[tuple[str, str, Callable[[Status], float | None]], ...] = (
     ),
     ("cache_entries", "Scores in the cache.", lambda status: status.cache.entries),
     ("journal_seq", "Sequence number of the newest event.", lambda status: status.journal.seq),
+    (
+        "journal_verified_seq",
+        "Event up to which the chain was checked since the start.",
+        lambda status: status.journal.verified_seq,
+    ),
+    (
+        "journal_damaged",
+        "1 while a damage of the journal is known.",
+        lambda status: status.journal.damage is not None,
+    ),
     ("journal_batches", "Transactions since the start.", lambda status: status.journal.batches),
     (
         "journal_ballast",

@@ -15,7 +15,7 @@ from thor_policy.core.errors import JournalError
 from thor_policy.core.requests import Json
 from thor_policy.journal import chain, segments
 from thor_policy.journal.events import Event
-from thor_policy.journal.idempotency import KEY_WINDOW_S, first_since
+from thor_policy.journal.idempotency import first_remembered
 from thor_policy.journal.maintenance.tasks import (
     STEP,
     Progress,
@@ -44,7 +44,7 @@ def archive_before(
     with closing(connect(journal.path)) as connection:
         done, head = finish_interrupted(journal, connection)
         last = _last_before(connection, done, until)
-        keyed = first_since(connection, time.time() - KEY_WINDOW_S)
+        keyed = first_remembered(connection, journal.now())
         last = last if keyed is None else min(last, keyed - 1)
         moved = 0
         for first in range(done + 1, last + 1, SEGMENT_EVENTS):

@@ -18,6 +18,7 @@ from thor_policy.journal.maintenance.tasks import STEP, Progress, StoredEvents, 
 from thor_policy.journal.reader import instant
 from thor_policy.journal.storage import SIDE_FILES
 from thor_policy.journal.writer import Journal
+from thor_policy.telemetry import clocks
 
 
 def rebuild(
@@ -64,7 +65,7 @@ def _copy(source: Path, target: Path, until: str | None, last: int | None, progr
         stored = _until(segments.all_events(reading, source), until, last)
         newest = 0
         while page := list(islice(stored, STEP)):
-            placed = Placed(newest, page[0][0].prev_hash, b"")
+            placed = Placed(newest, page[0][0].prev_hash, clocks.now)
             for row, part in page:
                 placed.add_stored(row, part)
             with transaction(new):
@@ -94,7 +95,7 @@ def rebuild_in_place(journal: Journal, *, progress: Progress = lambda _: None) -
                 count = 0
                 stored = segments.all_events(reading, journal.path)
                 while page := list(islice(stored, STEP)):
-                    placed = Placed(page[0][0].seq - 1, b"", b"")
+                    placed = Placed(page[0][0].seq - 1, b"", clocks.now)
                     for row, part in page:
                         placed.add_stored(row, part, tables_only=True)
                     placed.write(connection)

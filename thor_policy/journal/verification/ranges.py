@@ -65,15 +65,21 @@ def check_range(task: Task) -> RangeResult:
     """Check one range, in any process. No problem raises."""
     result = RangeResult()
     with closing(connect(task.path)) as connection:
-        try:
-            _Range(connection, task, result).run()
-        except _Broken as broken:
-            result.note(broken.seq, broken.reason)
-            result.chain_ok = False
-        except (sqlite3.Error, OSError, ValueError, EOFError) as error:
-            result.note(task.first + result.events, f"it cannot be read: {error}")
-            result.chain_ok = False
+        for _ in check_pages(connection, task, result, PAGE):
+            pass
     return result
+
+
+def check_pages(connection: sqlite3.Connection, task: Task, result: RangeResult, size: int) -> Iterator[None]:
+    """Check one range into `result`, `size` events in each step. No problem raises."""
+    try:
+        yield from _Range(connection, task, result, size).pages()
+    except _Broken as broken:
+        result.note(broken.seq, broken.reason)
+        result.chain_ok = False
+    except (sqlite3.Error, OSError, ValueError, EOFError) as error:
+        result.note(task.first + result.events, f"it cannot be read: {error}")
+        result.chain_ok = False
 
 
 class _Wrong(Exception):
@@ -91,24 +97,28 @@ class _Broken(_Wrong):
 class _Range:
     """The check of one range: stored events, page by page, compared with the rows of the tables."""
 
-    def __init__(self, connection: sqlite3.Connection, task: Task, result: RangeResult) -> None:
+    def __init__(self, connection: sqlite3.Connection, task: Task, result: RangeResult, size: int) -> None:
         self._connection = connection
         self._task = task
         self._result = result
+        self._size = size
         self._next = task.first
         self._erased: dict[int, tuple[int, bytes]] = {}
 
-    def run(self) -> None:
+    def pages(self) -> Iterator[None]:
+        """Check the range; each page is a step."""
         if self._task.segment is None:
             while self._next <= self._task.last:
                 with self._snapshot():
                     self._page(*self._live_page())
+                yield
         else:
             with segments.reading(self._task.segment) as stored:
-                while page := list(islice(stored, PAGE)):
+                while page := list(islice(stored, self._size)):
                     private = {row.seq: part for row, part in page if part is not None}
                     with self._snapshot():
                         self._page([row for row, _ in page], private)
+                    yield
             if self._next <= self._task.last:
                 raise _Broken(self._next, "its archive does not have it")
 
@@ -122,7 +132,7 @@ class _Range:
 
     def _live_page(self) -> tuple[list[chain.Row], dict[int, tuple[bytes, bytes]]]:
         connection = self._connection
-        until = min(self._next + PAGE - 1, self._task.last)
+        until = min(self._next + self._size - 1, self._task.last)
         connection.text_factory = bytes
         rows = connection.execute(
             f"SELECT {EVENT_COLUMNS} FROM events WHERE seq BETWEEN ? AND ? ORDER BY seq", (self._next, until)
@@ -270,10 +280,14 @@ def _any_text(stored: bytes) -> str:
     return stored.decode(errors="surrogateescape")
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """A read-only connection for a long run."""
+def connect(path: Path, *, mapped: bool = True) -> sqlite3.Connection:
+    """A read-only connection for a long run.
+
+    A `mapped` file is read faster. In a daemon it must not be: an error of the disk would end the process.
+    """
     connection = sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None)
     connection.execute("PRAGMA busy_timeout = 5000")
-    connection.execute("PRAGMA cache_size = -8192")
-    connection.execute(f"PRAGMA mmap_size = {2**33}")
+    connection.execute(f"PRAGMA cache_size = -{8192 if mapped else 512}")
+    if mapped:
+        connection.execute(f"PRAGMA mmap_size = {2**33}")
     return connection

@@ -2,7 +2,8 @@
 
 Owns the check of the whole journal, archives included. Invariant: it only reads, page by page in constant
 memory, with no transaction open between pages. It checks up to the event that was newest at its start, so it
-ends beside a busy writer. Any process; ranges are checked in parallel on several cores.
+ends beside a busy writer. Any process; `verify` checks ranges in parallel on several cores, `verify_slowly`
+a few events in each step, on the thread that takes the steps.
 
 Integrity: each event's hash follows from its content and the hash before it. Each private part has the digest
 that its event (or the newest erasure) gives. Each row of a table is the projection of its event, and no row
@@ -18,7 +19,7 @@ import gc
 import multiprocessing
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ from msgspec import Struct
 from thor_policy.core.errors import JournalError
 from thor_policy.journal import chain, checkpoints, schema, segments
 from thor_policy.journal.projections import GROUP_OF, TABLES
-from thor_policy.journal.verification.ranges import RangeResult, Task, check_range, connect
+from thor_policy.journal.verification.ranges import RangeResult, Task, check_pages, check_range, connect
 from thor_policy.security.signatures import PublicKeys
 
 #: Events in one task of a process.
@@ -88,8 +89,28 @@ def verify(
             # the file of the newest checkpoint event may not be written yet; those of the others are
             (newest_event,) = connection.execute("SELECT coalesce(max(seq), 0) FROM checkpoints").fetchone()
             stored = checkpoints.read_directory(checkpoint_dir or path.parent / "checkpoints")
-            return _Verification(connection, path, stored, newest_event, public_keys, anchors, progress).run()
+            steps = _Verification(connection, path, stored, newest_event, public_keys, anchors).run()
+            while True:
+                try:
+                    progress(next(steps))
+                except StopIteration as end:
+                    verdict: Verdict = end.value
+                    return verdict
     except sqlite3.DatabaseError as error:
+        raise JournalError(f"{path} cannot be read as a journal: {error}") from error
+
+
+def verify_slowly(path: Path, size: int) -> Generator[int, None, Verdict]:
+    """Check the integrity of the journal at `path`, `size` events in each step; completeness is unknown.
+
+    Each step gives the number of events checked; the first problem ends them. All steps, and `close`, are for
+    the same thread. No transaction stays open between them. An archive or an erasure between two steps looks
+    like damage: begin anew then. Raises JournalError.
+    """
+    try:
+        with closing(connect(path, mapped=False)) as connection:
+            return (yield from _Verification(connection, path, checkpoints.StoredCheckpoints()).run(size))
+    except (sqlite3.Error, OSError) as error:
         raise JournalError(f"{path} cannot be read as a journal: {error}") from error
 
 
@@ -101,10 +122,9 @@ class _Verification:
         connection: sqlite3.Connection,
         path: Path,
         stored: checkpoints.StoredCheckpoints,
-        newest_event: int,
-        public_keys: PublicKeys | None,
-        anchors: Sequence[tuple[int, str]],
-        progress: Callable[[int], None],
+        newest_event: int = 0,
+        public_keys: PublicKeys | None = None,
+        anchors: Sequence[tuple[int, str]] = (),
     ) -> None:
         self._connection = connection
         self._path = path
@@ -112,12 +132,18 @@ class _Verification:
         self._newest_event = newest_event
         self._keys = stored.public_keys if public_keys is None else public_keys
         self._anchors = anchors
-        self._progress = progress
         self._total = RangeResult()
         self._archived = 0
 
-    def run(self) -> Verdict:
-        low, high = self._connection.execute("SELECT min(seq), max(seq) FROM events").fetchone()
+    def run(self, size: int | None = None) -> Generator[int, None, Verdict]:
+        """Check everything; each step gives the number of events checked.
+
+        A step is a range, shared among processes. With `size` it is so many events on this thread, and the
+        check ends at the first problem.
+        """
+        # one query for each: for both at once SQLite would read every event
+        (low,) = self._connection.execute("SELECT min(seq) FROM events").fetchone()
+        (high,) = self._connection.execute("SELECT max(seq) FROM events").fetchone()
         newest = high or 0
         archives = [
             segment
@@ -138,27 +164,37 @@ class _Verification:
             if self._connection.execute("SELECT 1 FROM events WHERE seq = ?", (first,)).fetchone() is None:
                 break  # the task reports it; a huge sequence number must not make endless tasks
         total.head = chain.GENESIS
-        for task, result in zip(tasks, self._map(tasks, newest), strict=True):
-            if result.before is not None and result.before != total.head:
-                total.note(task.first, "it does not follow the event before it")
-                return self._verdict(chain_ok=False)
-            if result.events:
-                total.head = result.head
-            total.events += result.events
-            total.kinds += result.kinds
-            total.open_groups.update(result.open_groups)
-            total.hashes |= result.hashes
-            total.erased += result.erased
-            self._progress(total.events)
-            if result.problem is not None:
-                total.note(result.bad_seq, result.problem)
-            if not result.chain_ok:
-                return self._verdict(chain_ok=False)
+        with closing(self._map(tasks, newest)) as results:
+            for task in tasks:
+                result = next(results) if size is None else (yield from self._slowly(task, size))
+                if result.before is not None and result.before != total.head:
+                    total.note(task.first, "it does not follow the event before it")
+                    return self._verdict(chain_ok=False)
+                if result.events:
+                    total.head = result.head
+                total.events += result.events
+                total.kinds += result.kinds
+                total.open_groups.update(result.open_groups)
+                total.hashes |= result.hashes
+                total.erased += result.erased
+                yield total.events
+                if result.problem is not None:
+                    total.note(result.bad_seq, result.problem)
+                if not result.chain_ok or (result.problem and size):
+                    return self._verdict(chain_ok=result.chain_ok)
         if total.problem is None:
             self._check_the_whole(archives, newest)
         return self._verdict(chain_ok=True)
 
-    def _map(self, tasks: Sequence[Task], newest: int) -> Iterator[RangeResult]:
+    def _slowly(self, task: Task, size: int) -> Generator[int, None, RangeResult]:
+        result = RangeResult()
+        for _ in check_pages(self._connection, task, result, size):
+            yield self._total.events + result.events
+            if result.problem is not None:
+                break
+        return result
+
+    def _map(self, tasks: Sequence[Task], newest: int) -> Generator[RangeResult, None, None]:
         """The result of each task, in order. Many events are shared among processes, one for each core."""
         others = min(len(tasks), len(os.sched_getaffinity(0))) - 1
         if min(newest, len(tasks) * RANGE) < MANY or others < 1:
