@@ -161,6 +161,7 @@ def test_every_command_and_option_has_help() -> None:
         command = cli.get_command(context, name)
         assert command is not None
         assert command.help
+        assert COMMANDS[name][1] == " ".join(command.help.partition("\n\n")[0].split("\n"))
         for parameter in command.params:
             assert getattr(parameter, "help", "argument"), f"{name}: {parameter.name} has no help"
 

@@ -37,9 +37,14 @@ CONTROL_SUFFIX = ".control"
 #: Settings that a running daemon rereads on SIGHUP; any other needs a restart.
 LIVE_SETTINGS = (
     *("caller_bytes_per_s", "caller_requests_per_s", "deadline_ms", "max_deadline_ms", "max_in_flight"),
-    *("on_full", "roles"),
-    "log_level",
+    *("max_text_chars", "on_full", "roles", "count_from", "packs_for", "journal_quota_mb", "log_level"),
 )
+#: An entry of `packs_for`: a caller or a group of callers, and the packs they may name.
+PACK_GRANT = re.compile(r"(local|(?:user|group|key):[^\s=:]+|(?:uid|gid):[0-9]{1,10})=(\S+)")
+#: In `packs_for`: any resident pack.
+ANY_PACK = "*"
+#: In `count_from`: the caller that a decision was made for, about its outcome.
+OWN = "own"
 #: An entry of `roles`: a caller or a group of callers, and the roles they have.
 GRANT = re.compile(r"(local|(?:user|group):[^\s=:]+|(?:uid|gid):[0-9]{1,10})=([a-z+]+)")
 
@@ -132,8 +137,21 @@ class Config:
         ("local=ask+record",),
         "Roles of the callers on the ipc socket, as WHO=ROLE+ROLE. WHO is local (anybody who may open the "
         "socket), user:NAME, group:NAME, uid:NUMBER or gid:NUMBER. The roles are ask, record, approve, "
-        "review and control. A caller has the roles of all entries that match. Root and the daemon's own "
-        "user have every role. The roles of a key are set with `thorpolicy keys new`.",
+        "review, test and control. A caller has the roles of all entries that match. Root and the daemon's "
+        "own user have every role. The roles of a key are set with `thorpolicy keys new`.",
+    )
+    count_from: tuple[str, ...] = _setting(
+        ("review", OWN),
+        "Whose statements count as true: roles, and own. Outcomes, reported decisions, exceptions and "
+        "expected outcomes count in statistics, calibration, patterns and promotion only from callers with "
+        "one of these roles. own: also the outcome of a decision that the caller itself asked for. Expected "
+        "outcomes also count from callers with the role test. All other statements are recorded as claims.",
+    )
+    packs_for: tuple[str, ...] = _setting(
+        (),
+        "Packs that callers may name in a question, as WHO=PACK+PACK. WHO is as in roles, or key:NAME for a "
+        "CURVE key. PACK is a name, name@version, the first 12 digits of its sha256 or more, or * (any). "
+        "Everybody may name the active pack; callers with the role review or control any resident pack.",
     )
     model: str = _setting(
         "smollm2-135m-instruct-q4_1",
@@ -297,6 +315,21 @@ class Config:
         least=1024,
         most=8_388_608,
     )
+    max_text_chars: int = _setting(
+        4096,
+        "Longest text in a question, in characters, names of members included. A question with a longer one "
+        "gets `too_large`. A pack may allow more at paths of its own (`limits.texts`).",
+        least=256,
+        most=8_388_608,
+    )
+    rule_budget_ms: int = _setting(
+        250,
+        "Processor time that the rules of one request may take, in milliseconds; each item of a batch is a "
+        "request. Rules that need more are stopped: the decision is the strictest outcome, with the reason "
+        "code rules_budget.",
+        least=1,
+        most=60_000,
+    )
     socket_mode: int = _setting(
         0o660,
         "File mode of the ipc socket. Anybody who may open the socket has the roles of local.",
@@ -348,6 +381,14 @@ class Config:
     )
     min_free_mb: int = _setting(
         64, "Free disk space below which new requests are refused, in MiB.", least=0, most=1_048_576
+    )
+    journal_quota_mb: int = _setting(
+        4_096,
+        "What each caller may have recorded in 24 hours, in MiB of the stored questions, decisions and "
+        "records. Above it the caller gets `busy`. From 80 % on there is a warning in the log and a counter. "
+        "0: no quota.",
+        least=0,
+        most=1_048_576,
     )
     ballast_mb: int = _setting(
         16,
@@ -408,6 +449,16 @@ class Config:
                     f"group:NAME=.., uid:NUMBER=.. or gid:NUMBER=.., with the roles "
                     f"{', '.join(get_args(Role))}"
                 )
+        for entry in self.packs_for:
+            if PACK_GRANT.fullmatch(entry) is None:
+                raise ConfigError(
+                    f"packs_for holds {entry!r}; it must look like local=PACK+PACK, local=*, user:NAME=.., "
+                    "group:NAME=.., uid:NUMBER=.., gid:NUMBER=.. or key:NAME=.."
+                )
+        if unknown := [entry for entry in self.count_from if entry not in (*get_args(Role), OWN)]:
+            raise ConfigError(
+                f"count_from holds {unknown[0]!r}; it must hold roles ({', '.join(get_args(Role))}) or {OWN}"
+            )
         keys = tuple(os.path.abspath(os.path.expanduser(path)) for path in self.pack_keys)  # noqa: PTH100, PTH111
         object.__setattr__(self, "pack_keys", keys)
         if self.keys_dir == Path():

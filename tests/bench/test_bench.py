@@ -132,6 +132,30 @@ class TestDeterminism:
         assert "labels_differing: 0" in result.stderr.splitlines(), "with --json the figures go to stderr"
 
 
+class TestTheStartBenchmark:
+    """One start of each side, on a model of random weights."""
+
+    def test_a_round_reports_times_and_memory_of_both_sides_with_the_same_streams(
+        self, model: Path, tmp_path: Path
+    ) -> None:
+        arguments = ["bench", "start", "--rounds", "1", "--model", str(model), "--json"]
+        arguments += ["--pack", str(write_pack(tmp_path / "small")), "--state-dir", str(tmp_path / "state")]
+        result = CliRunner().invoke(cli, arguments, env=SETTINGS)
+        assert result.exit_code == 0, result.output
+        report = json.loads(result.stdout)
+        assert {series["name"]: len(series["ms"]) for series in report["series"]} == {
+            "bare process": 1,
+            "daemon": 1,
+            "daemon, first decision": 1,
+            "bare process, CPU": 1,
+            "daemon, CPU": 1,
+        }
+        facts = report["facts"]
+        assert facts["streams"] == Config().resident_packs + 1 + Config().parallel_explanations
+        assert facts["rss_mb_more"] == facts["rss_mb_daemon"] - facts["rss_mb_bare_process"]
+        assert [ratio["of"] for ratio in report["ratios"]] == ["daemon", "daemon, CPU"]
+
+
 #: Speaks as llama-server as far as `bench peers` asks: it is ready, and answers each prompt with one text.
 LLAMA_SERVER = """
 import json, sys

@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 from tests.build import write_adapter_header
 from thor_policy import catalog
 from thor_policy.catalog import fetching
+from thor_policy.catalog.adapters import rendering_of
 from thor_policy.catalog.files import READ_BYTES, Catalog, CatalogModel, HubSource, ModelFile, WheelSource
 from thor_policy.config import Config
 from thor_policy.core.errors import CatalogError, DigestMismatch
@@ -271,6 +272,11 @@ revision = "main"
             ('licence = "MIT"', 'licence = "MIT"\nbase = "tiny"'),
             "tiny: base 'tiny' is not a model of this catalog",
         ),
+        (
+            ('licence = "MIT"', 'licence = "MIT"\nbase = "large"\nrendering = "brief"'),
+            "tiny: rendering is only for an adapter with a sha256",
+        ),
+        (('licence = "MIT"', 'licence = "MIT"\nrendering = "haiku"'), "$.model[0].rendering"),
     ],
 )
 def test_a_malformed_catalog_is_refused_with_the_name_of_file_and_field(
@@ -959,6 +965,19 @@ def test_the_rendering_of_an_adapter_is_read_from_its_file(models_dir: Path, tmp
     assert catalog.resolve_adapter(str(path), models_dir).rendering == "brief"
 
 
+def test_the_rendering_of_a_pinned_adapter_is_that_of_its_entry_and_the_file_is_not_parsed(
+    models_dir: Path,
+) -> None:
+    models_dir.mkdir(exist_ok=True)
+    content = write_adapter_header(models_dir / "tuned.gguf").read_bytes()
+    pinned = {"sha256": sha256(content), "size_bytes": len(content), "rendering": "brief"}
+    known = Catalog(models=(hub_model(name="tuned", file="tuned.gguf", base="tiny", **pinned),))
+    assert catalog.resolve_adapter("tuned", models_dir, catalog=known).rendering == "brief"
+    (models_dir / "tuned.gguf").write_bytes(content[:-1] + b"!")
+    with pytest.raises(DigestMismatch):
+        catalog.resolve_adapter("tuned", models_dir, catalog=known)
+
+
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
@@ -1122,6 +1141,7 @@ def test_the_shipped_adapter_has_the_digest_in_its_card_and_in_the_catalog(model
     origin = json.loads(file.path.with_suffix(".json").read_text(encoding="utf-8"))
     cases = gzip.decompress(file.path.with_suffix(".cases.jsonl.gz").read_bytes())
     assert (file.base, file.rendering) == (model.name, "brief") == (origin["base"], origin["rendering"])
+    assert rendering_of(file.path) == file.rendering, "the catalog says what the file says"
     assert (file.sha256, model.sha256) == (origin["sha256"], origin["base_sha256"])
     assert file.path.stat().st_size <= 12_000_000
     assert hashlib.sha256(cases).hexdigest() == origin["training_sha256"]

@@ -475,6 +475,17 @@ class TestLog:
         assert result.exit_code == 2
         assert "leave out the filters, --before and --csv" in result.stderr
 
+    def test_after_prints_what_was_recorded_behind_a_sequence_number_and_ends(
+        self, run: Run, recorded_ids: dict[str, str]
+    ) -> None:
+        everything = run("log", "--after", "0", "--tests", "--json").stdout.splitlines()
+        seqs = [json.loads(line)["seq"] for line in everything]
+        assert seqs == sorted(seqs)
+        assert {json.loads(line)["decision_id"] for line in everything} >= set(recorded_ids.values())
+        rest = run("log", "--after", str(seqs[1]), "--tests", "--json").stdout.splitlines()
+        assert [json.loads(line)["seq"] for line in rest] == seqs[2:]
+        assert run("log", "--after", str(seqs[-1]), "--json").stdout == ""
+
     @pytest.mark.parametrize("as_json", [True, False])
     def test_follow_prints_each_new_decision_until_ctrl_c(
         self, config: Config, recorded_ids: dict[str, str], as_json: bool

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
+import msgspec
 import pytest
 import zmq
 from hypothesis import given
@@ -23,7 +24,7 @@ from thor_policy.config import Config
 from thor_policy.core import records
 from thor_policy.core.decisions import Decision, Floor, PriorRecord, Scored
 from thor_policy.core.errors import RequestError
-from thor_policy.core.idempotency import Mark, digest_of
+from thor_policy.core.idempotency import DigestKey, Mark
 from thor_policy.core.requests import Caller, Json, Role
 from thor_policy.daemon.idempotency import IdempotencyKeys, Keyed
 from thor_policy.daemon.inflight import InFlight
@@ -46,6 +47,7 @@ from thor_policy.testing import StubEngine, load_stub_engine
 PATIENCE_MS = 20_000
 NOON = 1_778_668_800.0
 CALLER = Caller(transport="ipc", uid=1000, gid=1000, pid=42)
+KEY = DigestKey(b"the secret of a journal")
 
 
 def by_a_rule_that_reads_a_time(**changes: Any) -> Decision:
@@ -72,6 +74,10 @@ DEPLOY: dict[str, Json] = {
 #: Questions that the rules answer alone: with an allow, and with a denial.
 READ = {**DEPLOY, "action": {"name": "read"}, "resource": {"type": "doc", "id": "guide"}}
 TAMPER = {**DEPLOY, "action": {"name": "delete"}, "resource": {"type": "audit", "id": "log"}}
+
+
+def digest_of(caller: Caller, key: str) -> str:
+    return KEY.mark(caller, key, "c").digest
 
 
 def decode(**members: Json) -> Any:
@@ -161,7 +167,7 @@ class TestContentDigest:
 
 
 def test_a_mark_begins_with_the_digest_and_parses_to_an_equal_mark() -> None:
-    mark = Mark(digest_of(CALLER, "k"), "c0" * 32)
+    mark = KEY.mark(CALLER, "k", "c0" * 32)
     assert str(mark).startswith(mark.digest)
     assert Mark.parse(str(mark)) == mark
 
@@ -173,6 +179,21 @@ class TestKeyDigest:
         assert (digest_of(ipc, key) == digest_of(ipc, other)) == (key == other)
         assert digest_of(ipc, key) != digest_of(tcp, key)
         assert digest_of(tcp, key) != digest_of(Caller(transport="tcp", key="till"), key)
+
+    def test_depends_on_the_secret_of_the_journal_and_so_does_that_of_the_content(self) -> None:
+        other = DigestKey(b"another secret").mark(CALLER, "k", "c")
+        assert not {other.digest, other.content} & {*msgspec.structs.astuple(KEY.mark(CALLER, "k", "c"))}
+
+    @given(st.text(max_size=5), st.text(max_size=5))
+    def test_of_a_content_depends_on_the_content_the_idempotency_key_and_the_caller(
+        self, content: str, other: str
+    ) -> None:
+        def digest(caller: Caller, key: str, content: str) -> str:
+            return KEY.mark(caller, key, content).content
+
+        assert (digest(CALLER, "k", content) == digest(CALLER, "k", other)) == (content == other)
+        assert digest(CALLER, "k", content) != digest(CALLER, "l", content)
+        assert digest(CALLER, "k", content) != digest(Caller(transport="ipc", uid=1), "k", content)
 
     def test_does_not_depend_on_the_process_of_the_caller(self) -> None:
         restarted = Caller(transport="ipc", uid=1000, gid=1000, pid=43)

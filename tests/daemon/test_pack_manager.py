@@ -29,15 +29,17 @@ from thor_policy.core.decisions import Adapter, identity_of
 from thor_policy.core.engine import Engine, PromptPrefix, Steps
 from thor_policy.core.errors import EngineError, RequestError
 from thor_policy.core.records import Calibration, Control, Maintenance
-from thor_policy.core.requests import Json
+from thor_policy.core.requests import Json, Role
 from thor_policy.core.status import Status
 from thor_policy.daemon.service import serving
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.verification.verify import verify
+from thor_policy.security.curve_keys import Keys
 from thor_policy.testing import StubEngine
 
 #: No test waits longer than this for anything, in seconds.
 PATIENCE_S = 30
+NOON = 1_778_668_800.0
 QUESTION: dict[str, Json] = {
     "subject": {"type": "user", "id": "a"},
     "action": {"name": "look"},
@@ -578,3 +580,86 @@ class TestRulesAlone:
         (folder / "system.md").write_text("Weigh it twice.")
         done = client.control(Control(task="reload"))
         assert done["same_version"] == done["reloaded"]
+
+
+class TestWhoNamesPacks:
+    """Which callers may name another pack than the active one, in a daemon with a candidate `small@2`."""
+
+    @contextmanager
+    def asking(
+        self, config: Config, tcp_endpoint: str, folder: Path, other: Path, *roles: Role, **changes: Any
+    ) -> Iterator[tuple[Client, Client]]:
+        """A client with a key that has these roles, and the operator's."""
+        keyed = replace(config, pack=str(folder), tcp_endpoint=tcp_endpoint, resident_packs=3, **changes)
+        path = Keys(keyed.keys_dir).new("till", roles, NOON)
+        with (
+            serving(keyed, load_engine=lambda _: StubEngine()),
+            Client(keyed.endpoint, timeout_ms=PATIENCE_S * 1000) as operator,
+            Client(tcp_endpoint, key=path, timeout_ms=PATIENCE_S * 1000) as till,
+        ):
+            operator.control(Control(task="load", pack=str(other)))
+            yield till, operator
+
+    def test_v19_a_caller_who_may_only_ask_names_the_active_pack_and_no_other(
+        self, config: Config, tcp_endpoint: str, folder: Path, other: Path
+    ) -> None:
+        with self.asking(config, tcp_endpoint, folder, other, "ask", "record") as (till, operator):
+            digests = {pack.version: pack.sha256 for pack in operator.status().packs}
+            for name in ("small", "small@1", digests["1"], digests["1"][:12]):
+                assert answer_context(till, pack=name)["pack"]["version"] == "1"
+            for name in ("small@2", digests["2"], digests["2"][:12]):
+                with pytest.raises(RequestError, match="see the setting packs_for") as caught:
+                    answer_context(till, pack=name)
+                assert caught.value.code == "unauthorized"
+                assert answer_context(operator, pack=name)["pack"]["version"] == "2"
+            batch = till.call("evaluate", {"evaluations": [QUESTION], "pack": "small@2"})["evaluations"]
+            assert batch[0]["context"]["error"]["code"] == "unauthorized"
+            with pytest.raises(RequestError, match="packs_for"):
+                answer_context(till, pack="small@2", idempotency_key="k")
+
+    @pytest.mark.parametrize(
+        ("roles", "packs_for", "allowed"),
+        [
+            (("ask", "review"), (), True),
+            (("ask", "control"), (), True),
+            (("ask", "record", "approve", "test"), (), False),
+            (("ask",), ("key:till=small@2",), True),
+            (("ask",), ("key:till=small",), True),
+            (("ask",), ("key:till=other+small@2",), True),
+            (("ask",), ("key:till=*",), True),
+            (("ask",), ("key:till=small@3",), False),
+            (("ask",), ("key:tills=*", "local=*", "uid:0=*"), False),
+        ],
+    )
+    def test_a_role_or_the_setting_lets_a_caller_name_another_pack(
+        self,
+        config: Config,
+        tcp_endpoint: str,
+        folder: Path,
+        other: Path,
+        roles: tuple[Role, ...],
+        packs_for: tuple[str, ...],
+        allowed: bool,
+    ) -> None:
+        with self.asking(config, tcp_endpoint, folder, other, *roles, packs_for=packs_for) as (till, _):
+            if allowed:
+                assert answer_context(till, pack="small@2")["pack"]["version"] == "2"
+            else:
+                with pytest.raises(RequestError, match="see the setting packs_for"):
+                    answer_context(till, pack="small@2")
+
+    def test_what_was_recorded_for_a_key_is_sent_again_after_the_permission_has_ended(
+        self, config: Config, tcp_endpoint: str, folder: Path, other: Path
+    ) -> None:
+        with self.asking(config, tcp_endpoint, folder, other, "ask", packs_for=("key:till=small",)) as (
+            till,
+            _,
+        ):
+            first = answer_context(till, pack="small@2", idempotency_key="k")
+        keyed = replace(config, pack=str(folder), tcp_endpoint=tcp_endpoint)
+        with (
+            serving(keyed, load_engine=lambda _: StubEngine()),
+            Client(tcp_endpoint, key=keyed.keys_dir / "till.key", timeout_ms=PATIENCE_S * 1000) as till,
+        ):
+            again = answer_context(till, pack="small@2", idempotency_key="k")
+        assert again["decision_id"] == first["decision_id"]

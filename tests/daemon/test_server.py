@@ -29,7 +29,7 @@ from thor_policy.core import records
 from thor_policy.core.decisions import PackInfo, Scored
 from thor_policy.core.engine import WrittenExplanation
 from thor_policy.core.errors import AlreadyRunning, ConfigError, EngineError, RequestError, Unreachable
-from thor_policy.core.requests import Caller, Json, Request, Role
+from thor_policy.core.requests import Caller, Claimed, Json, Request, Role
 from thor_policy.core.results import Committed, JobDone
 from thor_policy.core.status import PartsStatus, Status
 from thor_policy.daemon.fair_queue import Lane
@@ -531,6 +531,7 @@ class Ledger:
         caller: Caller,
         ticket: int,
         idempotency: str | None = None,
+        claimed: Claimed = "no",
     ) -> None:
         taken = Taken(record, record_id, at, caller, ticket)
         self.taken.put(taken)

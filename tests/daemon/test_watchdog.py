@@ -307,7 +307,12 @@ class DiscardingLog:
         pass
 
     def explained(
-        self, decision_id: str, explanation: Explanation, at: float, ticket: int | None = None
+        self,
+        decision_id: str,
+        explanation: Explanation,
+        at: float,
+        ticket: int | None = None,
+        sender: str | None = None,
     ) -> None:
         pass
 

@@ -196,6 +196,7 @@ def test_the_row_of_a_decision_by_the_model(path: Path) -> None:
         "explained_seq": None,
         "reviewed_seq": None,
         "outcome_seq": None,
+        "claimed": None,
     }
 
 
@@ -371,8 +372,8 @@ def test_the_newest_outcome_counts_and_each_has_its_row(path: Path) -> None:
     }
     assert decision_row(path, other.id) == untouched
     assert rows(path, "SELECT * FROM outcomes") == [
-        (3, TIME, "o1", decision.id, "PENDING", None, None, 1000),
-        (4, TIME, "o2", decision.id, "FAILURE", -2.0, "sold", 1000),
+        (3, TIME, "o1", decision.id, "PENDING", None, None, 1000, None),
+        (4, TIME, "o2", decision.id, "FAILURE", -2.0, "sold", 1000, None),
     ]
     assert verify(path).ok
 

@@ -948,7 +948,7 @@ def test_only_owner_and_group_may_read_the_files_of_the_journal(path: Path, fate
         fates.wait(1)
         modes = {file.name: stat.S_IMODE(file.stat().st_mode) & 0o027 for file in path.parent.iterdir()}
     assert modes == dict.fromkeys(
-        ["journal.db", "journal.db-wal", "journal.db-shm", "journal.lock", "ballast"], 0
+        ["journal.db", "journal.db-wal", "journal.db-shm", "journal.key", "journal.lock", "ballast"], 0
     )
 
 

@@ -899,7 +899,8 @@ def test_a_maintenance_task_is_decoded_as_it_was_encoded(maintenance: records.Ma
         (
             {"task": "burn"},
             "bad_request",
-            "record.task: must be one of erase, archive, checkpoint, calibrate, counterfactual, promote",
+            "record.task: must be one of "
+            + ", ".join(("erase, archive, checkpoint, rekey", "calibrate, counterfactual, promote")),
         ),
         ({"task": "erase"}, "bad_request", "record.actor: is missing; the task erase needs it"),
         (

@@ -38,7 +38,7 @@ from thor_policy.journal.reader import Reader
 from thor_policy.journal.verification.verify import verify
 from thor_policy.protocol.messages import OPS
 from thor_policy.security.curve_keys import KeyRing, Keys, load_client_key
-from thor_policy.security.roles import ROLE_OF, Roles, authorise
+from thor_policy.security.roles import COUNTED, ROLE_OF, PacksFor, Roles, authorise, claimed
 from thor_policy.testing import load_stub_engine
 
 PATIENCE_MS = 20_000
@@ -78,7 +78,7 @@ class TestRoles:
     def test_a_caller_has_the_roles_of_all_matching_entries(self) -> None:
         roles = Roles(("local=ask", "uid:1234=review", "uid:1234=approve", "gid:99=control"))
         assert roles.of(caller()) == {"ask", "review", "approve"}
-        assert roles.of(caller(gid=99)) == EVERY - {"record"}
+        assert roles.of(caller(gid=99)) == EVERY - {"record", "test"}
         assert roles.of(caller(uid=1, gid=1)) == {"ask"}
 
     def test_roles_of_a_group_are_for_its_members_and_for_processes_with_its_gid(
@@ -112,6 +112,33 @@ class TestRoles:
     def test_an_invalid_entry_is_refused(self, entry: str) -> None:
         with pytest.raises(ConfigError, match=r"^roles holds .*; it must look like local=ask\+record"):
             Config(roles=(entry,))
+
+    @pytest.mark.parametrize(
+        "entry", ["", "local", "local=", "*", "uid:x=core", "key:=core", "till=core", "key:a=b c"]
+    )
+    def test_an_invalid_entry_of_the_packs_is_refused(self, entry: str) -> None:
+        with pytest.raises(ConfigError, match=r"^packs_for holds .*; it must look like local=PACK\+PACK"):
+            Config(packs_for=(entry,))
+
+    @pytest.mark.parametrize("entry", ["user:nobody-of-that-name=core", "group:no-such-group=core"])
+    def test_packs_of_an_unknown_user_or_group_are_refused_at_the_start(
+        self, entry: str, config: Config
+    ) -> None:
+        with (
+            pytest.raises(ConfigError, match=f"^packs_for holds '{entry}', but this machine has no"),
+            serving(replace(config, packs_for=(entry,)), load_engine=load_stub_engine),
+        ):
+            pass
+
+    def test_a_caller_may_name_the_packs_of_all_matching_entries(self) -> None:
+        packs = PacksFor(("local=core", "uid:1234=tools+core@2", "gid:99=*", "key:till=tills"))
+        assert packs.of(caller(), ()) == {"core", "tools", "core@2"}
+        assert packs.of(caller(uid=1), ("ask", "record", "approve", "test")) == {"core"}
+        assert packs.of(caller(gid=99), ()) is None
+        assert packs.of(Caller(transport="tcp", key="till"), ()) == {"tills"}
+        assert packs.of(Caller(transport="tcp", key="laptop"), ()) == set()
+        for role in ("review", "control"):
+            assert PacksFor(()).of(caller(), (role,)) is None
 
     @given(st.lists(st.from_regex(GRANT, fullmatch=True), max_size=3), st.integers(1, 2**32 - 2))
     def test_a_caller_gets_no_role_that_no_entry_names(self, entries: list[str], uid: int) -> None:
@@ -148,6 +175,20 @@ class TestAuthorisation:
     def test_a_refusal_names_the_key(self) -> None:
         with pytest.raises(RequestError, match="needs the role ask, which the key 'laptop' does not have"):
             authorise("evaluate", Caller(transport="tcp", key="laptop"), {"record"})
+
+
+class TestClaims:
+    @pytest.mark.parametrize("op", [*OPS, "annotations"])
+    @given(
+        roles=st.sets(st.sampled_from(get_args(Role))),
+        count_from=st.sets(st.sampled_from((*get_args(Role), "own"))),
+    )
+    def test_a_statement_counts_only_from_a_role_of_the_setting_or_as_what_its_role_is_for(
+        self, op: str, roles: set[Role], count_from: set[str]
+    ) -> None:
+        counts = op not in COUNTED or bool(roles & count_from) or (op == "annotations" and "test" in roles)
+        own = op == "outcome" and "own" in count_from
+        assert claimed(op, roles, count_from) == ("no" if counts else "unless_own" if own else "yes")
 
 
 # ---------------------------------------------------------------- keys
@@ -705,7 +746,7 @@ class TestAnotherUser:
     def test_a_caller_without_any_role_may_not_read_the_status(self, opened: Config) -> None:
         with serving(replace(opened, roles=()), load_engine=load_stub_engine):
             (reply,) = replies_to_another_user(opened, frame("status"))
-        assert "needs one of the roles ask, record, approve, review, control" in reply["error"]["message"]
+        assert f"needs one of the roles {', '.join(get_args(Role))}" in reply["error"]["message"]
 
 
 # ---------------------------------------------------------------- commands

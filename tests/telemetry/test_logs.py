@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thor_policy.cli import render
+from thor_policy.cli.log_lines import LogHandler
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core.decisions import Scored
@@ -139,7 +139,7 @@ class TestJson:
 
 class TestPretty:
     def printed(self, capsys: pytest.CaptureFixture[str], entry: logging.LogRecord) -> str:
-        render.LogHandler().handle(entry)
+        LogHandler().handle(entry)
         return capsys.readouterr().err
 
     def test_an_info_line_is_only_its_message(self, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ from thor_policy.core.records import Control
 from thor_policy.core.requests import Json
 from thor_policy.core.status import Status
 from thor_policy.daemon.service import serving
-from thor_policy.telemetry import metrics
+from thor_policy.telemetry import exposition, metrics
 from thor_policy.telemetry.metrics import CONFIDENCES, SECONDS, STAGES, Histogram, Line
 from thor_policy.testing import StubEngine, load_stub_engine, stub_parts
 
@@ -88,7 +88,7 @@ def parsed(text: str) -> Samples:
 
 
 def samples_of(client: Client) -> Samples:
-    return parsed(metrics.exposition(client.metrics()))
+    return parsed(exposition.exposition(client.metrics()))
 
 
 def value(samples: Samples, name: str, **labels: str) -> float:
@@ -231,17 +231,17 @@ class TestOfTheDaemon:
             DEPLOY, explain="inline", annotations={"scenario_id": "secret-1", "tags": ["secret-2"]}
         )
         client.track_signal(agent="secret-3", symbol="secret-4", signal="secret-5")
-        text = metrics.exposition(client.metrics())
+        text = exposition.exposition(client.metrics())
         assert not [word for word in ("mallory", "deploy", "production", "secret") if word in text]
 
     def test_a_part_that_has_counted_nothing_yet_counts_from_zero(self) -> None:
-        samples = parsed(metrics.exposition(metrics.as_json(metrics.Metrics().families(BARE))))
+        samples = parsed(exposition.exposition(metrics.as_json(metrics.Metrics().families(BARE))))
         assert value(samples, "events_total", part="journal", event="lost") == 0
 
     def test_a_status_of_parts_that_did_nothing_is_enough(self) -> None:
         dead = structs.replace(BARE.maintenance, alive=False)
         bare = structs.replace(BARE, maintenance=dead)
-        samples = parsed(metrics.exposition(metrics.as_json(metrics.Metrics().families(bare))))
+        samples = parsed(exposition.exposition(metrics.as_json(metrics.Metrics().families(bare))))
         assert value(samples, "in_flight") == 2
         assert value(samples, "alive", part="maintenance") == 0
         assert ("thorpolicy_journal_free_bytes", frozenset()) not in samples
@@ -268,9 +268,9 @@ class TestExposition:
         measured = metrics.Metrics()
         families = list(measured.families(client.status()))
         sent = msgspec.json.decode(msgspec.json.encode(metrics.as_json(iter(families))))
-        with metrics.endpoint(0, lambda: iter(families)) as port:
+        with exposition.endpoint(0, lambda: iter(families)) as port:
             direct = read(port)
-        assert parsed(metrics.exposition(sent)) == parsed(direct)
+        assert parsed(exposition.exposition(sent)) == parsed(direct)
 
     def test_a_line_for_people_has_mean_and_quantiles_of_a_histogram(self) -> None:
         family = Metric("t_seconds", "Times.", "histogram")
@@ -313,21 +313,21 @@ class TestEndpoint:
         assert served.metrics_port == 0
 
     def test_the_endpoint_is_only_on_127_0_0_1(self) -> None:
-        with metrics.endpoint(0, lambda: iter(())) as port:
+        with exposition.endpoint(0, lambda: iter(())) as port:
             assert read(port) == ""
             with socket.socket() as other, pytest.raises(OSError):
                 other.connect(("127.0.0.2", port))  # any other address, and be it of this machine
 
     def test_a_port_in_use_is_refused_with_the_setting(self) -> None:
         with (
-            metrics.endpoint(0, lambda: iter(())) as port,
+            exposition.endpoint(0, lambda: iter(())) as port,
             pytest.raises(ConfigError, match=f"metrics_port {port}"),
-            metrics.endpoint(port, lambda: iter(())),
+            exposition.endpoint(port, lambda: iter(())),
         ):
             pass
 
     def test_a_reader_that_disconnects_half_way_does_no_harm(self, capfd: pytest.CaptureFixture[str]) -> None:
-        with metrics.endpoint(0, lambda: iter(())) as port:
+        with exposition.endpoint(0, lambda: iter(())) as port:
             for request in (b"", b"GET /metr", b"\x00" * 100 + b"\r\n\r\n"):
                 with socket.create_connection(("127.0.0.1", port)) as rude:
                     rude.sendall(request)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import httpx
 from thor_policy.config import Config
 from thor_policy.core.errors import EngineError
 from thor_policy.core.requests import Json
+from thor_policy.engine.llama import STEP_TOKENS
 
 #: How long a child process may take to start or to answer, in seconds.
 PATIENCE_S = 180
@@ -32,9 +34,14 @@ PATIENCE_S = 180
 class Child:
     """A child process that exchanges lines with the benchmark."""
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], environ: Mapping[str, str] | None = None) -> None:
         self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.PIPE, text=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.PIPE,
+            text=True,
+            env=environ,
         )
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -57,8 +64,15 @@ class Child:
     @property
     def rss_mb(self) -> float:
         """Resident memory in MiB."""
-        status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii")
-        return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS"))
+        rollup = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text(encoding="ascii")
+        return next(int(line.split()[1]) / 1024 for line in rollup.splitlines() if line.startswith("Rss:"))
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor time so far, in seconds, of all its threads."""
+        stat = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii")
+        ticks = stat.rpartition(") ")[2].split()[11:13]
+        return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
     def send_line(self, line: str) -> None:
         """Write one line to its standard input."""
@@ -111,21 +125,38 @@ with service.open_service(loaded, **options) as server:
 """
 #: Settings that a measured daemon takes from the benchmark's own.
 _SETTINGS = (
-    "state_dir", "endpoint", "model", "models_dir", "pack", "threads", "gpu_layers", "context_tokens",
-    "parallel_explanations", "max_question_tokens", "synchronous", "cache_size",
+    "state_dir", "endpoint", "model", "models_dir", "adapter", "adapter_scale", "pack", "threads",
+    "gpu_layers", "context_tokens", "resident_packs", "parallel_explanations", "max_question_tokens",
+    "synchronous", "cache_size",
 )  # fmt: skip
 
 
 @contextlib.contextmanager
 def daemon(config: Config, *, stub: bool = False) -> Iterator[Child]:
     """A thor-policy daemon with these settings; with `stub`, the stub engine replaces the model."""
-    settings = config.state_dir / "bench.toml"
-    values = {name: getattr(config, name) for name in _SETTINGS}
-    lines = [f"{name} = {json.dumps(value, default=str)}\n" for name, value in values.items()]
-    settings.write_text("".join(lines), encoding="utf-8")
-    with Child([sys.executable, "-c", _SERVE, str(settings), "stub" if stub else "model"]) as child:
+    engine = "stub" if stub else "model"
+    with Child([sys.executable, "-c", _SERVE, str(_settings_file(config)), engine]) as child:
         child.wait_for("ready")
         yield child
+
+
+@contextlib.contextmanager
+def serve(config: Config) -> Iterator[Child]:
+    """The command `thorpolicy serve` with these settings, ready to decide."""
+    program = "from thor_policy.cli.main import main; main()"
+    arguments = ["serve", "--config", str(_settings_file(config))]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("THOR_POLICY_")}
+    with Child([sys.executable, "-c", program, *arguments], environ) as child:
+        child.wait_for("ready at")
+        yield child
+
+
+def _settings_file(config: Config) -> Path:
+    path = config.state_dir / "bench.toml"
+    values = {name: getattr(config, name) for name in _SETTINGS}
+    lines = [f"{name} = {json.dumps(value, default=str)}\n" for name, value in values.items()]
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
 
 
 _BARE = """
@@ -134,20 +165,26 @@ from llama_cpp import llama_cpp as lib
 lib.llama_backend_init()
 model = lib.llama_model_load_from_file(sys.argv[1].encode(), lib.llama_model_default_params())
 params = lib.llama_context_default_params()
-params.n_seq_max, params.n_ctx, params.n_batch = map(int, sys.argv[2:5])
-params.n_ubatch, params.kv_unified = params.n_batch, False
+params.n_seq_max, params.n_ctx, params.n_batch, params.n_threads, count = map(int, sys.argv[2:])
+params.n_ubatch, params.n_threads_batch, params.kv_unified = params.n_batch, params.n_threads, False
 context = lib.llama_init_from_model(model, params)
+tokens = (lib.llama_token * count)(*range(count))
+assert lib.llama_decode(context, lib.llama_batch_get_one(tokens, count)) == 0
+lib.llama_synchronize(context)
 print("bare ready", flush=True)
 sys.stdin.readline()
 """
+#: Tokens that the bare process decodes: as many as a question of the pack team-governance has.
+_BARE_TOKENS = 76
 
 
 @contextlib.contextmanager
-def bare_model(config: Config, model: Path) -> Iterator[Child]:
-    """A process that has loaded the same model and context, and nothing else."""
-    streams = 1 + config.parallel_explanations
-    sizes = (streams, streams * config.context_tokens, config.max_question_tokens)
-    with Child([sys.executable, "-c", _BARE, str(model), *map(str, sizes)]) as child:
+def bare_model(config: Config, model: Path, *, streams: int) -> Iterator[Child]:
+    """A process that has loaded the same model and `streams` streams, decoded once, and did nothing else."""
+    batch = max(config.max_question_tokens, config.parallel_explanations * STEP_TOKENS)
+    threads = config.threads or len(os.sched_getaffinity(0))
+    numbers = (streams, streams * config.context_tokens, batch, threads, _BARE_TOKENS)
+    with Child([sys.executable, "-c", _BARE, str(model), *map(str, numbers)]) as child:
         child.wait_for("bare ready")
         yield child
 

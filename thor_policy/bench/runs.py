@@ -19,9 +19,8 @@ from typing import TypeVar
 import msgspec
 import zmq
 
-from thor_policy import catalog
-from thor_policy.bench.children import bare_model, isolated_config
 from thor_policy.bench.children import daemon as daemon_child
+from thor_policy.bench.children import isolated_config
 from thor_policy.bench.figures import Advance, Announce, Fact, Rate, Report, Series, ratio
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
@@ -100,21 +99,20 @@ def daemon(
         announce(Fact(name=name, value=value))
 
     stages: dict[str, list[float]] = {}
-    with isolated_config(config) as isolated, daemon_child(isolated) as child:
-        with Client(isolated.endpoint, timeout_ms=60_000) as client:
-            for number in range(requests):
-                context = client.evaluate(as_request(questions[number % len(questions)]))["context"]
-                for stage, ms in context["timings_ms"].items():
-                    stages.setdefault(stage, []).append(ms)
-                advance()
-        rss_mb = child.rss_mb
+    with (
+        isolated_config(config) as isolated,
+        daemon_child(isolated),
+        Client(isolated.endpoint, timeout_ms=60_000) as client,
+    ):
+        for number in range(requests):
+            context = client.evaluate(as_request(questions[number % len(questions)]))["context"]
+            for stage, ms in context["timings_ms"].items():
+                stages.setdefault(stage, []).append(ms)
+            advance()
     for stage, stage_ms in stages.items():
         add_series(f"model: {stage}", stage_ms)
     rest = [t - s - c for t, s, c in zip(stages["total"], stages["score"], stages["commit"], strict=True)]
     add_series("model: total less score and commit", rest)
-    add_fact("rss_mb_daemon", rss_mb)
-    for name, value in _start_facts(config).items():
-        add_fact(name, value)
     with isolated_config(config) as isolated, daemon_child(replace(isolated, cache_size=len(questions))):
         frames = [_frame(question) for question in questions[:20]]
         _round_trips(isolated, frames, len(frames))  # fills the cache
@@ -140,26 +138,6 @@ def daemon(
         rates=(rate,),
         facts=facts,
     )
-
-
-def _start_facts(config: Config) -> dict[str, float]:
-    """Seconds from a process's start to ready, medians of 3: bare model and context, and a warm daemon."""
-    model = catalog.resolve(config.model, config.models_dir).path
-    bare_s, warm_s, facts = [], [], {}
-    with isolated_config(config) as isolated:
-        with daemon_child(isolated):
-            pass  # saves the prefix state
-        for _ in range(3):
-            started = time.monotonic()
-            with bare_model(config, model) as bare:
-                bare_s.append(time.monotonic() - started)
-                facts["rss_mb_bare_model_and_context"] = bare.rss_mb
-            started = time.monotonic()
-            with daemon_child(isolated):
-                warm_s.append(time.monotonic() - started)
-    facts["start_s_bare_model_and_context"] = statistics.median(bare_s)
-    facts["start_s_daemon_warm"] = statistics.median(warm_s)
-    return facts
 
 
 def questions_for_model(pack: Pack, evaluations: Sequence[Evaluation]) -> list[Evaluation]:

@@ -83,7 +83,8 @@ class CatalogModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     file, are recorded and enforced. Only a GGUF from a hub may be recorded. Only a GGUF can decide; other
     files are parts of the embedder. An entry with
     `base` is a LoRA adapter for the model of that name; `companion` names the adapter that a model uses
-    unless the setting `adapter` says otherwise.
+    unless the setting `adapter` says otherwise. `rendering` is what the file of a pinned adapter says; an
+    adapter without it is read to know.
     """
 
     name: Annotated[str, Meta(pattern=r"^(?!.*\.gguf\Z)[a-z0-9][a-z0-9._-]*\Z")]
@@ -97,6 +98,7 @@ class CatalogModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     recorded_at_first_use: bool = False
     base: str | None = None
     companion: str | None = None
+    rendering: Rendering | None = None
 
     @property
     def is_gguf(self) -> bool:
@@ -197,6 +199,8 @@ class Catalog(Struct, frozen=True, kw_only=True):
                 raise CatalogError(
                     f"{where}: {model.name}: recorded_at_first_use has no meaning beside sha256; remove it"
                 )
+            if model.rendering and not (model.sha256 and model.base):
+                raise CatalogError(f"{where}: {model.name}: rendering is only for an adapter with a sha256")
         whole = {model.name for model in models if model.base is None}
         for model in models:
             if model.base is not None and model.base not in whole:
@@ -253,9 +257,12 @@ def resolve_adapter(name_or_path: str, models_dir: Path, *, catalog: Catalog | N
     file = resolve(name_or_path, models_dir, catalog=catalog)
     if file.base is None and file.name in {model.name for model in catalog.models}:
         raise CatalogError(f"{file.name} is a whole model, not an adapter; see: thorpolicy adapters list")
-    from thor_policy.catalog.adapters import rendering_of  # imports gguf, which only an adapter needs
+    rendering = next((model.rendering for model in catalog.models if model.name == file.name), None)
+    if rendering is None:
+        from thor_policy.catalog.adapters import rendering_of  # takes 50 ms with the import of gguf
 
-    return msgspec.structs.replace(file, rendering=rendering_of(file.path))
+        rendering = rendering_of(file.path)
+    return msgspec.structs.replace(file, rendering=rendering)
 
 
 def companion_of(name: str, *, catalog: Catalog | None = None) -> str | None:

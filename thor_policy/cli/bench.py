@@ -69,6 +69,22 @@ def daemon(config: Config, requests: int, report_dir: Path | None, as_json: bool
 @bench.command()
 @configured("model", "models_dir", "pack", "state_dir")
 @click.option(
+    "--rounds", type=click.IntRange(1), default=7, show_default=True, help="How often each side is started."
+)
+@report_dir
+@as_json
+def start(config: Config, rounds: int, report_dir: Path | None, as_json: bool) -> None:
+    """Compare a warm start and the memory of a daemon with a process of the same model and streams."""
+    from thor_policy.bench.start import start as benchmark
+
+    with _measuring(2 * rounds, "starting", as_json) as (advance, announce):
+        report = benchmark(config, _evaluations(), rounds=rounds, advance=advance, announce=announce)
+    _show(report, as_json, report_dir)
+
+
+@bench.command()
+@configured("model", "models_dir", "pack", "state_dir")
+@click.option(
     "--requests", type=click.IntRange(2), default=200, show_default=True, help="How many questions to repeat."
 )
 @report_dir

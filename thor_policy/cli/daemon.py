@@ -1,23 +1,24 @@
 """`serve`, `ask`, `status`, `metrics`: run a daemon and query it.
 
-Owns what these commands print. A daemon's threads are made in `daemon.service`.
+Owns what these commands print. A daemon's threads are made in `daemon.service`. The commands that query
+import `render` and `Client` themselves, because `serve` needs neither.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import gc
 import logging
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 import click
 import msgspec
 
-from thor_policy.cli import render
+from thor_policy.cli.log_lines import LogHandler
 from thor_policy.cli.options import READ_SETTINGS, as_json, configured, read_question
-from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core.requests import Json
 from thor_policy.telemetry import logs
@@ -33,26 +34,40 @@ def serve(config: Config) -> None:
 
     SIGHUP reloads packs and settings.
     """
-    from thor_policy.daemon import service
+    from thor_policy.daemon.model import loading_early
 
-    logs.set_up(config.log_format, config.log_level, stream=sys.stderr, pretty=render.LogHandler())
+    logs.set_up(config.log_format, config.log_level, stream=sys.stderr, pretty=LogHandler())
     faulthandler.enable()  # the watchdog ends a hung daemon with SIGABRT; then print the stack of each thread
     supervisor = Supervisor(stall_s=config.stall_s)
     supervisor.loading(f"loading {config.pack}")
     log.info("loading the pack %s ...", config.pack)
 
     def ready() -> None:
+        gc.enable()
         supervisor.ready(f"{config.pack} decides at {config.endpoint}", time.monotonic_ns())
         log.info("ready at %s, journal %s", config.endpoint, config.journal_path)
 
     reload_settings = click.get_current_context().meta[READ_SETTINGS]
     with ExitStack() as stack:
-        # without a terminal, the lines of the log say as much
-        with nullcontext() if logs.structured() else render.working("loading", with_lines=False):
+        stack.callback(gc.enable)
+        gc.disable()  # until the daemon is ready: a start makes little garbage
+        with _spinner("loading"):
+            stack.enter_context(loading_early(config))
+            from thor_policy.daemon import service  # while llama.cpp loads the model
+
             service_context = service.open_service(config, supervisor=supervisor, reread=reload_settings)
             server = stack.enter_context(service_context)
         server.run(ready=ready, turn=service.turns(server, supervisor))
         log.info("stopping: the last replies are sent, the journal is closing")
+
+
+def _spinner(activity: str) -> AbstractContextManager[None]:
+    """A spinner on a terminal; elsewhere the lines of the log say as much."""
+    if logs.structured() or not sys.stderr.isatty():
+        return nullcontext()
+    from thor_policy.cli import render
+
+    return render.working(activity, with_lines=False)
 
 
 @click.command()
@@ -79,6 +94,9 @@ def ask(
 
     The question is an AuthZEN evaluation or a flat situation, as JSON.
     """
+    from thor_policy.cli import render
+    from thor_policy.client.blocking import Client
+
     with Client(config.endpoint, key=config.key_file) as client:
         fields = read_question(question)
         with render.working("asking"):
@@ -94,6 +112,9 @@ def ask(
 @as_json
 def status(config: Config, as_json: bool) -> None:
     """Show the state of a running daemon: packs, model, threads, journal, counters."""
+    from thor_policy.cli import render
+    from thor_policy.client.blocking import Client
+
     with Client(config.endpoint, key=config.key_file, timeout_ms=5_000) as client:
         state = client.status()
     if as_json:
@@ -142,7 +163,10 @@ def metrics(config: Config, prometheus: bool, as_json: bool) -> None:
 
     Without --json or --prometheus, metrics that are zero are left out.
     """
-    from thor_policy.telemetry.metrics import exposition, lines
+    from thor_policy.cli import render
+    from thor_policy.client.blocking import Client
+    from thor_policy.telemetry.exposition import exposition
+    from thor_policy.telemetry.metrics import lines
 
     with Client(config.endpoint, key=config.key_file, timeout_ms=5_000) as client:
         measured = client.metrics()
@@ -172,6 +196,8 @@ def _lines(values: Mapping[str, str]) -> str | None:
 
 
 def _show_reply(reply: dict[str, Json]) -> None:
+    from thor_policy.cli import render
+
     context = reply["context"]
     shares = ", ".join(f"{label} {share:.2f}" for label, share in context["probabilities"].items())
     timings = context["timings_ms"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain
@@ -22,7 +22,7 @@ from thor_policy.journal.checkpoints import trusted_keys
 from thor_policy.journal.maintenance.rebuild import rebuild as rebuild_aside
 from thor_policy.journal.maintenance.rebuild import rebuild_in_place
 from thor_policy.journal.projections import DECISION_COLUMNS
-from thor_policy.journal.reader import ENDING_CHARS, Reader, instant, is_of_test
+from thor_policy.journal.reader import ENDING_CHARS, Reader, claim_in, instant, is_of_test
 from thor_policy.journal.verification.verify import verify as verify_journal
 from thor_policy.journal.writer import Journal
 
@@ -51,6 +51,12 @@ _MOST_COUNTED = 1_000
     help="Only decisions that differ from what a scenario or a reviewer expected.",
 )
 @with_tests
+@click.option(
+    "--after",
+    metavar="SEQ",
+    type=click.IntRange(0),
+    help="Print every decision recorded after this sequence number, the oldest first.",
+)
 @click.option("--follow", is_flag=True, help="Then print each new decision, until Ctrl-C.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print every column as CSV.")
 @as_json
@@ -61,6 +67,7 @@ def log(
     config: Config,
     limit: int,
     before: str | None,
+    after: int | None,
     follow: bool,
     as_csv: bool,
     as_json: bool,
@@ -75,14 +82,21 @@ def log(
     Decisions of tests are left out, except with --incorrect or --tests; standard error says how many.
 
     \b
-    --follow prints the newest last; with --json, one object on each line.
+    --follow and --after print the newest last; with --json, one object on each line.
     """
     if ctx.invoked_subcommand is not None:
         return
-    if follow and (as_csv or unreviewed or incorrect or before or type_ or any(filters.values())):
-        raise click.UsageError("--follow shows every decision: leave out the filters, --before and --csv")
+    in_order = follow or after is not None
+    if in_order and (as_csv or unreviewed or incorrect or before or type_ or any(filters.values())):
+        raise click.UsageError(
+            "--follow and --after show every decision: leave out the filters, --before and --csv"
+        )
     with_tests = tests or incorrect
     with Reader(config.journal_path) as reader:
+        if after is not None:
+            newer = _newer(reader, after, waits=follow)
+            _print_in_order(newer, as_json=as_json, with_tests=with_tests)
+            return
         if before is not None:
             before = reader.resolve(before)
         page = partial(
@@ -97,7 +111,9 @@ def log(
             from_seq = rows[-1]["seq"] if len(rows) == limit else None
             _say_left_out(len(page(limit=_MOST_COUNTED, tests=True, from_seq=from_seq, **filters)))
         if follow:
-            _follow(reader, rows[::-1], as_json=as_json, with_tests=with_tests)
+            seq = max((row["seq"] for row in rows), default=reader.newest_seq())
+            newer = _newer(reader, seq, waits=True)
+            _print_in_order(chain(rows[::-1], newer), as_json=as_json, with_tests=with_tests)
         elif as_csv:
             render.as_csv(DECISION_COLUMNS, rows)
         elif as_json:
@@ -112,12 +128,11 @@ def _say_left_out(count: int) -> None:
         render.line(f"{shown} decisions of tests are left out here; --tests lists them", stderr=True)
 
 
-def _follow(reader: Reader, rows: Sequence[dict[str, Json]], *, as_json: bool, with_tests: bool) -> None:
-    seq = max((row["seq"] for row in rows), default=reader.newest_seq())
+def _print_in_order(rows: Iterable[dict[str, Json]], *, as_json: bool, with_tests: bool) -> None:
     if not as_json:
         render.line(_spaced(BRIEF))
     with suppress(KeyboardInterrupt):
-        for row in chain(rows, _newer(reader, seq)):
+        for row in rows:
             if is_of_test(row) and not with_tests:
                 continue
             if as_json:
@@ -126,12 +141,17 @@ def _follow(reader: Reader, rows: Sequence[dict[str, Json]], *, as_json: bool, w
                 render.line(_spaced(_brief(row)))
 
 
-def _newer(reader: Reader, seq: int) -> Iterator[dict[str, Json]]:
+def _newer(reader: Reader, seq: int, *, waits: bool) -> Iterator[dict[str, Json]]:
+    """The decisions recorded after `seq`; then, if it waits, each new one."""
     while True:
-        for row in reader.newer_than(seq):
+        rows = reader.newer_than(seq)
+        for row in rows:
             seq = row["seq"]
             yield row
-        time.sleep(FOLLOW_S)
+        if not rows and not waits:
+            return
+        if not rows:
+            time.sleep(FOLLOW_S)
 
 
 def _spaced(cells: Sequence[Json]) -> str:
@@ -161,6 +181,8 @@ def show(config: Config, decision_id: str, every: bool, as_json: bool) -> None:
         shown["rules"] = ", ".join(floor["rules"])
     if private and (time_used := render.time_used(private.get("time_used"))):
         shown["time used"] = time_used
+    if claim := claim_in(event):
+        shown["claimed"] = claim
     if every and (others := floor.get("also_because")):
         shown["further reasons"] = "\n".join(others)
     render.pairs(shown, title="event")
@@ -286,6 +308,24 @@ def erase(ctx: click.Context, config: Config, actor: str, as_json: bool) -> None
 
 @log.command()
 @configured("state_dir", "endpoint", "key")
+@click.confirmation_option(
+    prompt="Replace the key? Requests sent again under an idempotency key are then decided again."
+)
+@as_json
+def rekey(config: Config, as_json: bool) -> None:
+    """Replace the key of the digests on the chain: those so far can then be matched with nothing.
+
+    Idempotency keys sent before are forgotten.
+    """
+    done = _maintain(config, records.Maintenance(task="rekey"), "")
+    if as_json:
+        render.as_json(done)
+    else:
+        render.line(f"replaced {done['rekeyed']}; earlier idempotency keys are forgotten")
+
+
+@log.command()
+@configured("state_dir", "endpoint", "key")
 @click.option("--before", required=True, help="Archive events older than this RFC 3339 time.")
 @as_json
 def archive(config: Config, before: str, as_json: bool) -> None:
@@ -359,19 +399,23 @@ def rebuild(config: Config, target: Path | None, at: str | None, as_json: bool) 
 def stats(config: Config, since: str | None, by: str | None, tests: bool, as_json: bool) -> None:
     """Count recorded decisions: outcomes, accuracy, confidence, latency, decisions by hour.
 
-    Decisions of tests are left out and counted apart, except with --tests.
+    Decisions of tests are left out and counted apart, except with --tests. So are claims: what callers stated
+    without a role that lets it count (setting count_from).
     """
+    from thor_policy.daemon import journal_access
+
     if by is not None:
-        with Reader(config.journal_path) as reader, render.working("reading the decisions"):
+        with journal_access.open_reader(config) as reader, render.working("reading the decisions"):
             rows = statistics.breakdown(reader, by, since=since, tests=tests)
         if as_json:
             render.as_json(rows)
         else:
             _show_breakdown(by, rows)
         return
-    with Reader(config.journal_path) as reader, render.working("reading the decisions"):
+    with journal_access.open_reader(config) as reader, render.working("reading the decisions"):
         figures = statistics.statistics(reader, since=since, tests=tests)
         figures["left_out"] = 0 if tests else statistics.count_of_tests(reader, since=since)
+        figures["claimed"] = statistics.claims(reader, since=since)
         confidence = statistics.confidence(reader, since=since, tests=tests)
         latency = statistics.latency(reader, since=since, tests=tests)
         hourly = statistics.hourly(reader, since=since, tests=tests)
@@ -399,6 +443,7 @@ def stats(config: Config, since: str | None, by: str | None, tests: bool, as_jso
 
 def _show_counts(figures: dict[str, Json]) -> None:
     total, left_out = figures["decisions"], figures["left_out"]
+    claims = ", ".join(f"{count:,} {name}" for name, count in figures["claimed"].items() if count)
     shares = [
         (kind, name or "-", count, _share(count, total))
         for kind in ("outcomes", "tiers", "risks", "turned_out")
@@ -413,6 +458,7 @@ def _show_counts(figures: dict[str, Json]) -> None:
             "value": figures["value"],
         }
         | ({"left out": f"{left_out:,} decisions of tests; --tests counts them"} if left_out else {})
+        | ({"claimed": f"{claims}; not counted (setting count_from)"} if claims else {})
     )
     render.table(("by", "value", "decisions", "share"), shares, clipped=(1,))
     if figures["expected"]:

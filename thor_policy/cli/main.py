@@ -16,6 +16,7 @@ import threading
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from thor_policy import __version__
 from thor_policy.core.errors import RequestError, ThorPolicyError
@@ -23,32 +24,63 @@ from thor_policy.telemetry import logs
 
 log = logging.getLogger(__name__)
 
-#: Every command, with its module in `thor_policy.cli`.
+#: Every command: its module in `thor_policy.cli`, and the first lines of its help, so that `--help` and the
+#: completion of names import no module. The test of the command line compares them with the docstrings.
 COMMANDS = {
-    "serve": "daemon",
-    "ask": "daemon",
-    "status": "daemon",
-    "metrics": "daemon",
-    "test": "suites",
-    "compare": "suites",
-    "invariance": "invariance",
-    "log": "journal",
-    "stats": "journal",
-    "replay": "replay",
-    "whatif": "whatif",
-    "review": "review",
-    "calibrate": "calibrate",
-    "export": "export",
-    "improve": "promotion",
-    "patterns": "patterns",
-    "train": "train",
-    "models": "models",
-    "packs": "packs",
-    "adapters": "adapters",
-    "keys": "keys",
-    "bench": "bench",
-    "doctor": "doctor",
-    "completion": "completion",
+    "serve": ("daemon", "Run the daemon until SIGTERM or Ctrl-C; a second signal forces the end."),
+    "ask": ("daemon", "Ask a running daemon one question."),
+    "status": ("daemon", "Show the state of a running daemon: packs, model, threads, journal, counters."),
+    "metrics": (
+        "daemon",
+        "Show what a running daemon measures: times, outcomes, confidence and every counter.",
+    ),
+    "test": ("suites", "Run scenario suites, each against its pack, and record each decision."),
+    "compare": ("suites", "Compare two runs, scenario by scenario, and recommend a side if one is better."),
+    "invariance": ("invariance", "Ask variants of scenarios and report answers that changed."),
+    "log": ("journal", "List recorded decisions, newest first. The commands check and maintain the journal."),
+    "stats": (
+        "journal",
+        "Count recorded decisions: outcomes, accuracy, confidence, latency, decisions by hour.",
+    ),
+    "replay": (
+        "replay",
+        "Take recorded decisions again, and compare rules, question, tokens, logits and outcome.",
+    ),
+    "whatif": (
+        "whatif",
+        "Decide past requests again by another pack, model or adapter, and list what changes.",
+    ),
+    "review": ("review", "Review decisions: one key for each verdict, recorded at once."),
+    "calibrate": (
+        "calibrate",
+        "Fit a temperature to judged decisions of the pack and model, and put it in force.",
+    ),
+    "export": ("export", "Export reviewers' corrections: few-shot examples, training lines, a report."),
+    "improve": (
+        "promotion",
+        "Propose the next pack, with reviewers' corrections as examples, and send it through the gate.",
+    ),
+    "patterns": ("patterns", "Group similar corrections, and propose a rule for 15 or more of them."),
+    "train": ("train", "Train an adapter from corrections, and judge it before it may be activated."),
+    "models": ("models", "List, fetch and check model files."),
+    "packs": (
+        "packs",
+        "List, show, check and render policy packs; load and activate them in a running daemon.",
+    ),
+    "adapters": ("adapters", "List LoRA adapters, and change the adapter of a running daemon."),
+    "keys": ("keys", "Make, list and revoke the CURVE keys of clients that connect over tcp."),
+    "bench": (
+        "bench",
+        "Measure on this machine: medians, and ratios within one run with paired 95 % intervals.",
+    ),
+    "doctor": (
+        "doctor",
+        "Check device, engine, model, pack, disk, SQLite and daemon; exit status 1 if a check says missing.",
+    ),
+    "completion": (
+        "completion",
+        'Print a completion script. Use it with: eval "$(thorpolicy completion bash)".',
+    ),
 }
 
 
@@ -59,9 +91,19 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"thor_policy.cli.{COMMANDS[cmd_name]}")
+        module = importlib.import_module(f"thor_policy.cli.{COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, cmd_name)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        limit = formatter.width - 6 - max(map(len, COMMANDS))
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _summary(name, limit)) for name in COMMANDS])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        names = [name for name in COMMANDS if name.startswith(incomplete)]
+        items = [CompletionItem(name, help=_summary(name)) for name in names]
+        return [*items, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -73,6 +115,11 @@ class _LazyGroup(click.Group):
                 code = f"{error.code}: " if isinstance(error, RequestError) else ""
                 click.echo(f"thorpolicy: {code}{error}", err=True)
             ctx.exit(error.exit_code)
+
+
+def _summary(name: str, limit: int = 45) -> str:
+    """The first lines of a command's help within `limit` characters, as click shortens them."""
+    return click.Command(name, help=COMMANDS[name][1]).get_short_help_str(limit)
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

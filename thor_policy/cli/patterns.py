@@ -8,8 +8,7 @@ import msgspec
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config
-from thor_policy.daemon import loading
-from thor_policy.journal.reader import Reader
+from thor_policy.daemon import journal_access, loading
 from thor_policy.learning.patterns import Pattern
 from thor_policy.learning.patterns import find as find_patterns
 
@@ -23,7 +22,7 @@ def patterns(config: Config, since: str | None, as_json: bool) -> None:
 
     Nothing is put in force: a proposal is text for the pack's rules.yaml, with its effect on past decisions.
     """
-    with Reader(config.journal_path) as reader, render.counting("decisions evaluated") as progress:
+    with journal_access.open_reader(config) as reader, render.counting("decisions evaluated") as progress:
         result = find_patterns(reader, loading.load_pack(config), since=since, progress=progress)
     if as_json:
         render.as_json(msgspec.to_builtins(result))
@@ -32,6 +31,8 @@ def patterns(config: Config, since: str | None, as_json: bool) -> None:
         f"{result.looked_at:,} decisions" if result.complete else f"newest {result.looked_at:,} decisions"
     )
     render.line(f"{decisions}; {result.reviewed:,} reviewed, {result.corrected:,} corrected")
+    if result.claimed:
+        render.line(f"{result.claimed:,} claimed exceptions are left out (setting count_from)")
     for number, pattern in enumerate(result.patterns, 1):
         _show(number, pattern)
     for name, rates in result.rates.items():

@@ -1,7 +1,7 @@
 """Printed output: rich tables within 80 columns, progress, colours only on a terminal, JSON, CSV, SVG.
 
 Owns the library rich, with `steps`, which shows progress. Invariant: functions take plain values and print
-them; they fetch and decide nothing. Main thread; `LogHandler` is called by any thread.
+them; they fetch and decide nothing. Main thread.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from __future__ import annotations
 import csv
 import html
 import json
-import logging
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,13 +17,11 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from thor_policy.cli.escape import visible
 from thor_policy.cli.steps import Steps, error_console
 from thor_policy.core.requests import Json
 from thor_policy.learning.training.settings import Point
-from thor_policy.telemetry import logs
 
 _BARS = " ▁▂▃▄▅▆▇█"
 #: Shortest width of a clipped column, in characters.
@@ -145,31 +141,6 @@ def time_used(times: Mapping[str, str] | None) -> str | None:
 def line(text: str, *, stderr: bool = False) -> None:
     """Print one line of plain text."""
     console(stderr=stderr).print(escape(visible(text, lines=True)), soft_wrap=True)
-
-
-class LogHandler(logging.Handler):
-    """Log lines for people, on standard error; warnings and errors name level and component."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            console(stderr=True).print(self._text(record), soft_wrap=True)
-        except Exception:  # a closed terminal must not end the daemon
-            self.handleError(record)
-
-    def _text(self, record: logging.LogRecord) -> Text:
-        text = Text()
-        if sys.stderr.isatty():
-            text.append(time.strftime("%H:%M:%S ", time.localtime(record.created)), style="dim")
-        if record.levelno >= logging.WARNING:
-            style = "yellow" if record.levelno == logging.WARNING else "red bold"
-            text.append(f"{record.levelname} {logs.component_of(record)}: ", style=style)
-        text.append(visible(record.getMessage()))
-        for name, value in logs.fields_of(record).items():
-            text.append(f" {name}={visible(str(value))}", style="dim")
-        if record.exc_info and record.exc_info[1] is not None:
-            for line in logs.stack_of(record.exc_info[1], with_text=logs.is_verbose()):
-                text.append(f"\n    {visible(line)}", style="dim")
-        return text
 
 
 def styled(cell: Any) -> str:

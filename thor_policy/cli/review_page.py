@@ -13,6 +13,7 @@ from rich.cells import cell_len
 
 from thor_policy.cli.escape import visible
 from thor_policy.core.requests import Json
+from thor_policy.journal.reader import claim_in
 from thor_policy.review.agreement import Kappa, Proportion, Rating, Report
 from thor_policy.review.session import Item
 
@@ -84,6 +85,8 @@ def page(
         outcomes = " or ".join(visible(outcome) for outcome in row["expected_decision"].split("|"))
         scenario = f" (scenario {visible(row['scenario_id'])})" if row["scenario_id"] else ""
         parts += _fields("expected", outcomes + scenario, width)
+    if claim := claim_in(item.event):
+        parts += _fields("claimed", _cut(claim, full), width)
     for rating in item.ratings:
         parts += _fields("verdict", _rating(rating, full), width)
     if item.hidden:

@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Unpack
 
 import zmq
-import zmq.asyncio
 
 from thor_policy.client.connection import Connection
 from thor_policy.client.requests import (

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import zmq
-import zmq.asyncio
-from zmq.utils.monitor import parse_monitor_message
 
 from thor_policy.core.errors import ConfigError, Unreachable
-from thor_policy.security.curve_keys import ClientKey, load_client_key
+
+if TYPE_CHECKING:
+    from thor_policy.security.curve_keys import ClientKey
 
 #: Added to an ipc endpoint; gives that of status and metrics (`Config.control_endpoint`).
 CONTROL_SUFFIX = ".control"
@@ -47,6 +47,8 @@ class Connection(NamedTuple):
         """The path to an endpoint; for tcp, with the key in `key_file`. Raises ConfigError."""
         if not endpoint.startswith("tcp://"):
             return cls(endpoint)
+        from thor_policy.security.curve_keys import load_client_key  # needed only over tcp
+
         if key_file is None:
             raise ConfigError(
                 f"the endpoint {endpoint} needs a key: --key FILE, with the file that `thorpolicy keys new "
@@ -109,6 +111,8 @@ class Connection(NamedTuple):
         return True
 
     def _shake_hands(self, opened: zmq.Socket[bytes], ours: ClientKey) -> None:
+        from zmq.utils.monitor import parse_monitor_message  # imports asyncio, needed only over tcp
+
         monitor: zmq.Socket[bytes] = opened.get_monitor_socket(_CONNECTED)
         try:
             opened.connect(self.endpoint)

@@ -185,7 +185,7 @@ class Decision(Struct, frozen=True, kw_only=True):
 
     `original` is the decision whose score the cache gave again. `probabilities` are those of the score at
     `temperature`: calibrated where a calibration is in force, otherwise as the model gave them. `idempotency`
-    is there if the request had a key: a digest of caller and key, a dash, a digest of what was asked.
+    is there if the request had a key: the text of its `Mark`.
     """
 
     id: str
@@ -216,7 +216,7 @@ class Decision(Struct, frozen=True, kw_only=True):
 class PriorRecord(Struct, frozen=True, kw_only=True):
     """What was recorded for an idempotency key: an event, and the decision that it tells of.
 
-    `content` is the digest of what was asked; `id` that of the decision or record.
+    `content` is that of its `Mark`; `id` that of the decision or record.
     """
 
     content: str

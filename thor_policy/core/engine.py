@@ -191,5 +191,10 @@ class DecisionLog(Protocol):
         """What the shadow pack decides in place of `served`; no client gets it."""
 
     def explained(
-        self, decision_id: str, explanation: Explanation, at: float, ticket: int | None = None
+        self,
+        decision_id: str,
+        explanation: Explanation,
+        at: float,
+        ticket: int | None = None,
+        sender: str | None = None,
     ) -> None: ...

@@ -1,24 +1,26 @@
 """The mark by which an event says which idempotency key it answers.
 
-Owns the text of a mark, and the digest in it. Invariant: a mark begins with the digest of caller and key,
-by which the journal's index finds it; `Mark.parse` undoes `str`. Pure; any thread.
+Owns the text of a mark, and the digests in it. Invariant: a mark begins with the digest of caller and key,
+by which the journal's index finds it; `Mark.parse` undoes `str`. Without the secret of a `DigestKey` nobody
+can tell what a mark stands for, and callers who ask the same get different marks. Pure; any thread.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 
 import msgspec
 from msgspec import Struct
 
 from thor_policy.core.requests import Caller
 
-#: Length of a digest: a sha256 in hex.
+#: Length of a digest: an HMAC-SHA256 in hex.
 DIGEST_CHARS = 64
 
 
 class Mark(Struct, frozen=True):
-    """`digest` is that of caller and key (`digest_of`), `content` the digest of what the request asks."""
+    """`digest` stands for caller and key, `content` for what the request asks."""
 
     digest: str
     content: str
@@ -33,10 +35,21 @@ class Mark(Struct, frozen=True):
         return cls(digest, content)
 
 
-def digest_of(caller: Caller, key: str) -> str:
-    """The digest that stands for a key in the journal, different for each caller: `DIGEST_CHARS` hex digits.
+class DigestKey:
+    """The key of all digests of one journal. `secret` is never on the chain."""
 
-    A caller is its user or its CURVE key, not its process: a client may have been restarted in between.
-    """
-    identity = msgspec.json.encode([caller.transport, caller.uid, caller.key, key])
-    return hashlib.sha256(identity).hexdigest()
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def mark(self, caller: Caller, key: str, content: str) -> Mark:
+        """The mark of a request with the idempotency key `key`; `content` is the sha256 of what it asks.
+
+        A caller is its user or its CURVE key, not its process: a client may have been restarted in between.
+        The digest of the content depends on caller and key, so that nobody can find out what another caller
+        asked by asking the same.
+        """
+        digest = self._digest("key", caller.transport, caller.uid, caller.key, key)
+        return Mark(digest, self._digest("content", digest, content))
+
+    def _digest(self, *parts: str | int | None) -> str:
+        return hmac.new(self._secret, msgspec.json.encode(parts), hashlib.sha256).hexdigest()

@@ -264,11 +264,11 @@ class Promotion(Struct, frozen=True, kw_only=True):
 
 
 class Maintenance(Struct, frozen=True, kw_only=True):
-    """Work on the journal: erase `actor`, archive what is older than `before`, sign a checkpoint now, put a
-    `calibration` in force, record `counterfactuals` or a `promotion`.
+    """Work on the journal: erase `actor`, archive what is older than `before`, sign a checkpoint now, replace
+    the key of its digests (`rekey`), put a `calibration` in force, record `counterfactuals` or a `promotion`.
     """
 
-    task: Literal["erase", "archive", "checkpoint", "calibrate", "counterfactual", "promote"]
+    task: Literal["erase", "archive", "checkpoint", "rekey", "calibrate", "counterfactual", "promote"]
     actor: Name | None = None
     before: Name | None = None
     calibration: Calibration | None = None

@@ -18,8 +18,11 @@ Json: TypeAlias = Any
 Risk = Literal["low", "medium", "high", "critical"]
 #: Whether a decision is explained: not at all, in its reply, or afterwards as an event of its own.
 Explain = Literal["none", "inline", "later"]
-#: What a caller may do: ask, hand over records, approve, review, work on the journal.
-Role = Literal["ask", "record", "approve", "review", "control"]
+#: What a caller may do: ask, hand over records, approve, review, run tests, work on the journal.
+Role = Literal["ask", "record", "approve", "review", "test", "control"]
+#: Whether a statement is only a claim, which counts in no figure. `unless_own`: it counts if the caller made
+#: the decision that it is about.
+Claimed = Literal["no", "unless_own", "yes"]
 
 #: A deadline that never comes, in monotonic nanoseconds.
 NEVER_NS = 2**63 - 1
@@ -54,15 +57,17 @@ class Evaluation(Struct, frozen=True, kw_only=True):
     context: dict[str, Json] = {}
 
 
-class Annotations(Struct, frozen=True, kw_only=True):
+class Annotations(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a test knows about a question. Logged with the decision, never shown to rules or model.
 
-    `expected` lists every outcome that counts as right.
+    `expected` lists every outcome that counts as right. `claimed`: by a caller who may not say so. The daemon
+    sets it, whatever the request says.
     """
 
     scenario_id: str | None = None
     expected: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    claimed: bool = False
 
 
 class Caller(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -76,6 +81,13 @@ class Caller(Struct, frozen=True, kw_only=True, omit_defaults=True):
     gid: int | None = None
     pid: int | None = None
     key: str | None = None
+
+    @property
+    def who(self) -> str | None:
+        """`uid:1000` or `key:laptop`: the same for all processes and connections of a caller."""
+        if self.key is not None:
+            return f"key:{self.key}"
+        return None if self.uid is None else f"uid:{self.uid}"
 
 
 class Request(Struct, frozen=True, kw_only=True):

@@ -19,11 +19,15 @@ from thor_policy.core.requests import Json
 
 @dataclass(frozen=True)
 class Explained:
-    """An explanation that is ready to be recorded with decision `decision_id`."""
+    """An explanation that is ready to be recorded with decision `decision_id`.
+
+    `sender` is the caller (`Caller.who`) that the decision was made for.
+    """
 
     ticket: int
     decision_id: str
     explanation: Explanation
+    sender: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ EngineResult: TypeAlias = Decision | Explained | Unexplained | Refused
 class Committed(Struct, frozen=True, kw_only=True, gc=False):
     """What became of one event: on disk as number `seq`, or (with `error`) not.
 
-    `commit_ms` is queue plus transaction time.
+    `commit_ms` is queue plus transaction time, `size` the bytes of body and private part, `sender` the caller
+    (`Caller.who`) whose request it comes from; None: it comes from the daemon.
     """
 
     ticket: int | None
@@ -57,6 +62,8 @@ class Committed(Struct, frozen=True, kw_only=True, gc=False):
     commit_ms: float = 0.0
     error: ErrorCode | None = None
     message: str | None = None
+    size: int = 0
+    sender: str | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ and a deadline; what is not raises RequestError, and nothing of it is kept. No s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
@@ -17,12 +17,15 @@ from thor_policy.config import Config
 from thor_policy.core import records
 from thor_policy.core.decisions import PriorRecord
 from thor_policy.core.errors import RequestError, shutting_down
+from thor_policy.core.idempotency import Mark
 from thor_policy.core.ids import new_id
-from thor_policy.core.requests import Caller, Json, Request
+from thor_policy.core.requests import Annotations, Caller, Claimed, Json, Request, Role
 from thor_policy.daemon.fair_queue import Lane
 from thor_policy.daemon.inflight import Answer, InFlight
+from thor_policy.daemon.quota import JournalQuota
 from thor_policy.protocol.messages import EvaluateRequest, RecordRequest
 from thor_policy.protocol.replies import decision_item, recorded_item
+from thor_policy.security.roles import PacksFor, claimed
 
 #: How long a job (maintenance, a change of packs) may take before its sender gets `expired`, in seconds.
 JOB_TIMEOUT_S = 3_600
@@ -58,11 +61,15 @@ class Recorder(Protocol):
         caller: Caller,
         ticket: int,
         idempotency: str | None,
+        claimed: Claimed,
     ) -> None:
         """Take a record that `caller` sent at Unix time `at`; returns at once and does not fail.
 
         What became of it comes to the mailbox with `ticket`: committed, or why not.
         """
+
+    def mark(self, caller: Caller, key: str, content: str) -> Mark:
+        """The mark under which a request of `caller` with an idempotency key is recorded; any thread."""
 
     def recall(self, digest: str, on_lookup: Callable[[PriorRecord | RequestError | None], None]) -> None:
         """Look up what was recorded for an idempotency key; returns at once, any thread calls `on_lookup`."""
@@ -76,12 +83,14 @@ class Arrival:
     lane: Lane
     received_at: float
     received_ns: int
+    roles: Collection[Role]
 
 
 class Admission:
     """Admits requests to `in_flight`. `refusal` says why a part can take nothing new, None while it can.
 
-    `find_pack` raises RequestError where no resident pack has that name.
+    `find_pack` gets the name of a pack and the names of those that the caller may name besides the active one
+    (None: any); it raises RequestError where no resident pack has that name, or the caller may not name it.
     """
 
     def __init__(
@@ -91,21 +100,24 @@ class Admission:
         engine: EngineQueue,
         *,
         refusal: Callable[[Part], RequestError | None],
-        find_pack: Callable[[str], object],
+        find_pack: Callable[[str, Collection[str] | None], object],
+        quota: JournalQuota,
     ) -> None:
         #: Replaced as a whole when settings are read again.
         self.config = config
+        self.packs_for = PacksFor(config.packs_for)
         #: True once the daemon is to stop: nothing is admitted any more. Any thread may set it.
         self.stopping = False
         self.refusal = refusal
         self._in_flight = in_flight
         self._engine = engine
         self._find_pack = find_pack
+        self._quota = quota
 
     def question(self, message: EvaluateRequest, answer: Answer, arrival: Arrival) -> Request:
         """The admitted request of a question; `answer` gets its reply."""
         if message.idempotency is None:
-            self.check_question(message, arrival.lane)
+            self.check_question(message, arrival)
         else:  # what was recorded is sent again even where nothing new would be decided
             self._check_open("journal")
         self._check_room(arrival.lane)
@@ -124,13 +136,14 @@ class Admission:
             received_ns=arrival.received_ns,
             deadline_ns=deadline_ns,
             explain=message.explain,
-            annotations=message.annotations,
+            annotations=self._annotations(message, arrival),
             pack=message.pack,
         )
 
     def record(self, message: RecordRequest, answer: Answer, arrival: Arrival) -> tuple[int, str]:
         """The ticket of a record, and its new id."""
         self._check_open("journal")
+        self._check_quota(arrival)
         self._check_room(arrival.lane)
         record_id = new_id()
         deadline_ns = arrival.received_ns + self._deadline_ms(message) * 1_000_000
@@ -152,12 +165,22 @@ class Admission:
             answer, received_ns=arrival.received_ns, deadline_ns=deadline_ns, lane=arrival.lane
         )
 
-    def check_question(self, message: EvaluateRequest, lane: Lane) -> None:
+    def claimed(self, statement: str, arrival: Arrival) -> Claimed:
+        """Whether a statement in a request is only a claim of its caller."""
+        return claimed(statement, arrival.roles, self.config.count_from)
+
+    def _annotations(self, message: EvaluateRequest, arrival: Arrival) -> Annotations:
+        if message.annotations == Annotations():
+            return message.annotations
+        return replace(message.annotations, claimed=self.claimed("annotations", arrival) != "no")
+
+    def check_question(self, message: EvaluateRequest, arrival: Arrival) -> None:
         """Refuse a question that cannot be decided, or that would wait past its deadline."""
         if message.pack is not None:
-            self._find_pack(message.pack)
+            self._find_pack(message.pack, self.packs_for.of(arrival.caller, arrival.roles))
         self._check_open("journal", "engine")
-        deadline_ms, expected_ms = self._deadline_ms(message), self._expected_ms(lane)
+        self._check_quota(arrival)
+        deadline_ms, expected_ms = self._deadline_ms(message), self._expected_ms(arrival.lane)
         if expected_ms > deadline_ms:
             raise RequestError(
                 "busy",
@@ -175,6 +198,10 @@ class Admission:
         for part in needs:
             if (error := self.refusal(part)) is not None:
                 raise error
+
+    def _check_quota(self, arrival: Arrival) -> None:
+        """Refuse a caller that has used its journal quota."""
+        self._quota.check(arrival.caller.who, self.config.journal_quota_mb, arrival.received_ns)
 
     def _check_room(self, lane: Lane) -> None:
         """Refuse a request of a caller, or of a connection, that holds its part of the places in flight."""
@@ -210,14 +237,14 @@ class Question:
     engine: EngineQueue
     message: EvaluateRequest
     request: Request
-    lane: Lane
+    arrival: Arrival
 
     def begin(self, idempotency: str | None) -> None:
         if idempotency is None:
-            self.engine.submit(self.request, self.lane)
+            self.engine.submit(self.request, self.arrival.lane)
             return
-        self.admission.check_question(self.message, self.lane)  # time has passed since it was admitted
-        self.engine.submit(replace(self.request, idempotency=idempotency), self.lane)
+        self.admission.check_question(self.message, self.arrival)  # time has passed since it was admitted
+        self.engine.submit(replace(self.request, idempotency=idempotency), self.arrival.lane)
 
     def repeat(self, prior: PriorRecord) -> dict[str, Json]:
         assert prior.decision is not None  # noqa: S101  the digest of its content says that it was a question
@@ -235,6 +262,7 @@ class Record:
     record_id: str
     ticket: int
     arrival: Arrival
+    claimed: Claimed
 
     def begin(self, idempotency: str | None) -> None:
         self.recorder.write(
@@ -244,6 +272,7 @@ class Record:
             caller=self.arrival.caller,
             ticket=self.ticket,
             idempotency=idempotency,
+            claimed=self.claimed,
         )
 
     def repeat(self, prior: PriorRecord) -> dict[str, Json]:

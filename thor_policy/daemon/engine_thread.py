@@ -69,8 +69,8 @@ class _Step(Enum):
 class EngineThread:
     """Runs a policy on a thread of its own, which also opens it.
 
-    The thread that loads the model has to be the one that decodes: llama.cpp's threads come in a pool for
-    each thread that calls, and beside a second pool they stop spinning at barriers, which cost 8 % here.
+    It makes the first decode too: llama.cpp's threads come in a pool for each thread that decodes, and beside
+    a second pool they stop spinning at barriers, which cost 8 % here.
 
     Each decision and explanation goes to `journal` with its ticket; `on_outcome` gets it first, on this
     thread, and must not block. `idle` gets a turn when there is nothing else to do.
@@ -323,7 +323,9 @@ class EngineThread:
             self.counters["explanations" if explained else "unexplained"] += 1
             self._on_outcome(result.ticket, result)
             if isinstance(result, Explained):
-                self._journal.explained(result.decision_id, result.explanation, time.time(), result.ticket)
+                self._journal.explained(
+                    result.decision_id, result.explanation, time.time(), result.ticket, result.sender
+                )
 
     def _shadow(self) -> None:
         """One question by the shadow pack."""

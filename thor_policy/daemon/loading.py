@@ -17,8 +17,9 @@ from thor_policy import catalog
 from thor_policy.config import Config, data_path
 from thor_policy.core.decisions import Adapter, ModelInfo, PackInfo
 from thor_policy.core.engine import Engine
-from thor_policy.core.errors import CatalogError, EngineError, PackError
+from thor_policy.core.errors import EngineError, PackError
 from thor_policy.core.records import Calibration
+from thor_policy.daemon.model import load_engine as load_engine
 from thor_policy.engine.absent import NoEngine
 from thor_policy.journal.checkpoints import Signer, key_path
 from thor_policy.journal.reader import Reader
@@ -27,6 +28,7 @@ from thor_policy.journal.writer import Journal, OnCommitted
 from thor_policy.policy import pack_files
 from thor_policy.policy.lint import lint_pack
 from thor_policy.policy.pack import Pack
+from thor_policy.policy.pack_files import PackFiles
 
 log = logging.getLogger(__name__)
 
@@ -38,45 +40,16 @@ def load_pack(config: Config) -> Pack:
     return pack_files.load(pack_files.find(config.pack, data_path("prompts")), config.pack_keys)
 
 
-def load_engine(config: Config) -> Engine:
-    """The model that the settings name, here or on a server, with no prefix resident yet.
-
-    Raises CatalogError, ConfigError, EngineError.
-    """
-    if config.engine_url:
-        from thor_policy.engine.http import read_key
-        from thor_policy.engine.remote import RemoteEngine
-
-        return RemoteEngine(
-            config.engine_url,
-            key=read_key(config.engine_key),
-            model=config.engine_model,
-            template=config.engine_template,
-            question_tokens=config.max_question_tokens,
-        )
-    from thor_policy.engine.llama import LlamaEngine
-
-    model = catalog.resolve(config.model, config.models_dir)
-    if model.base is not None:
-        raise CatalogError(f"{model.name} is an adapter for {model.base}; set model to that, adapter to this")
-    return LlamaEngine(
-        model.path,
-        name=model.name,
-        sha256=model.sha256,
-        context_tokens=config.context_tokens,
-        question_tokens=config.max_question_tokens,
-        packs=config.resident_packs + 1,  # one to load into while all others decide
-        explanations=config.parallel_explanations,
-        threads=config.threads,
-        gpu_layers=config.gpu_layers,
-        flash_attention=config.flash_attention,
-        kv_type=config.kv_type,
-        states_dir=config.state_dir / "prefix-states",
-    )
+def read_pack(config: Config) -> PackFiles:
+    """The files of that pack, for `pack_files.load_files`. Raises PackError if one of them is malformed."""
+    files = PackFiles(pack_files.find(config.pack, data_path("prompts")))
+    if files.findings:
+        pack_files.load_files(files)
+    return files
 
 
 def open_engine(
-    config: Config, *packs: Pack, load: Callable[[Config], Engine] | None = None
+    config: Config, *packs: Pack | PackFiles, load: Callable[[Config], Engine] | None = None
 ) -> tuple[Engine, Adapter | None]:
     """What these packs are judged by: the model of the settings and its adapter; no model for rules alone.
 

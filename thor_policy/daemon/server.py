@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -24,7 +24,6 @@ from thor_policy.config import LIVE_SETTINGS, Config, with_live_settings
 from thor_policy.core import records
 from thor_policy.core.decisions import PriorRecord
 from thor_policy.core.errors import ConfigError, DiskFull, RequestError, Stalled
-from thor_policy.core.idempotency import Mark, digest_of
 from thor_policy.core.requests import Caller, Json
 from thor_policy.core.results import Closed, KeyLookup, Refused
 from thor_policy.core.status import PartsStatus, ReloadStatus, Status
@@ -45,6 +44,7 @@ from thor_policy.daemon.idempotency import IdempotencyKeys, Keyed
 from thor_policy.daemon.inbox import Inbox
 from thor_policy.daemon.inflight import Answer, InFlight
 from thor_policy.daemon.peers import Identity, Peers, Received, Sender
+from thor_policy.daemon.quota import JournalQuota
 from thor_policy.daemon.sockets import Mailbox, caller_of, stop_on_signals
 from thor_policy.protocol.messages import (
     EvaluateBatchRequest,
@@ -58,7 +58,8 @@ from thor_policy.protocol.messages import (
 )
 from thor_policy.protocol.replies import encode_error, encode_event, encode_reply
 from thor_policy.protocol.requests import decode_request, recover_request_id
-from thor_policy.security.roles import Roles, authorise
+from thor_policy.protocol.texts import TextLimits
+from thor_policy.security.roles import PacksFor, Roles, authorise
 from thor_policy.telemetry import clocks, logs
 from thor_policy.telemetry.metrics import Families, Metrics
 
@@ -91,10 +92,10 @@ class PackChanges(Protocol):
 class Server:
     """Serves one endpoint, whose lock the caller holds (`endpoint_lock`).
 
-    `describe` says how the other parts are. `find_pack` raises RequestError where no resident pack has that
-    name. Without `pack_changes` no pack can be changed. `reread` reads the settings again. `refusal` says why
-    a part can take nothing new, None while it can: without the engine only records are admitted, without the
-    journal nothing. Raises ConfigError if the endpoint cannot be opened.
+    `describe` says how the other parts are. `find_pack` is that of `Admission`; `long_texts` gives the limits
+    of texts that a pack states. Without `pack_changes` no pack can be changed. `reread` reads the settings
+    again. `refusal` says why a part can take nothing new, None while it can: without the engine only records
+    are admitted, without the journal nothing. Raises ConfigError if the endpoint cannot be opened.
     """
 
     def __init__(
@@ -106,7 +107,8 @@ class Server:
         recorder: Recorder,
         maintenance: MaintenanceQueue,
         describe: Callable[[], PartsStatus],
-        find_pack: Callable[[str], object] = lambda _: None,
+        find_pack: Callable[[str, Collection[str] | None], object] = lambda name, listed: None,
+        long_texts: Callable[[str | None], Mapping[str, int]] = lambda _: {},
         refusal: Callable[[Part], RequestError | None] = lambda _: None,
         pack_changes: PackChanges | None = None,
         reread: Callable[[], Config] | None = None,
@@ -118,6 +120,7 @@ class Server:
         self._maintenance = maintenance
         self._describe = describe
         self._pack_changes = pack_changes
+        self._long_texts = long_texts
         self._reread = reread
         self._reload_due = False
         self._reload_status: ReloadStatus | None = None
@@ -130,7 +133,10 @@ class Server:
         #: By what is logged, so that a flood of one message hides no other.
         self._limits: defaultdict[str, logs.Limit] = defaultdict(logs.Limit)
         self._in_flight = InFlight(publish=self._publish, counters=self.counters, metrics=self._metrics)
-        self._admission = Admission(config, self._in_flight, engine, refusal=refusal, find_pack=find_pack)
+        self._quota = JournalQuota(self.counters)
+        self._admission = Admission(
+            config, self._in_flight, engine, refusal=refusal, find_pack=find_pack, quota=self._quota
+        )
         self._keys = IdempotencyKeys(self._in_flight, recall=self._recall, counters=self.counters)
         self._inbox = Inbox(config)
         self._published: Counter[str] = Counter()
@@ -243,13 +249,13 @@ class Server:
         before = self._config
         try:
             config, others = with_live_settings(before, self._reread())
-            roles = Roles(config.roles)
+            roles, packs_for = Roles(config.roles), PacksFor(config.packs_for)
         except ConfigError as error:
             self._reload_status = ReloadStatus(refused=str(error))
             log.error("the settings stay as they were: %s", error)
             return
         self._config, self._roles = config, roles
-        self._admission.config = config
+        self._admission.config, self._admission.packs_for = config, packs_for
         self._inbox.reload(config)
         logs.set_level(config.log_level)
         changed = tuple(name for name in LIVE_SETTINGS if getattr(before, name) != getattr(config, name))
@@ -273,6 +279,7 @@ class Server:
                 if isinstance(report, Refused):
                     self._keys.ended(ticket)
             elif item.ticket is not None:
+                self._quota.charge(item.sender, item.size, self._config.journal_quota_mb, now_ns)
                 self._in_flight.on_commit(item.ticket, item, now_ns)
                 if item.kind != "explanation":
                     self._keys.ended(item.ticket)
@@ -318,6 +325,7 @@ class Server:
                 frame,
                 max_bytes=limit_bytes,
                 max_deadline_ms=self._config.max_deadline_ms,
+                texts=TextLimits(self._config.max_text_chars, self._long_texts),
                 authorise=lambda op: authorise(op, identity.caller, identity.roles),
             )
         except RequestError as error:
@@ -328,9 +336,9 @@ class Server:
             return
         sender = replace(sender, request_id=message.id, op=op_of(message))
         try:
-            self._handle(
-                sender, message, Arrival(sender.caller, sender.lane, time.time(), sender.received_ns)
-            )
+            now = time.time()
+            arrival = Arrival(sender.caller, sender.lane, now, sender.received_ns, identity.roles)
+            self._handle(sender, message, arrival)
         except RequestError as error:
             self._refuse(sender, error)
         except Exception:
@@ -349,7 +357,8 @@ class Server:
             Batch(message, submit=submit, done=partial(self._reply_many, sender)).start()
         elif isinstance(message, RecordRequest):
             ticket, record_id = self._admission.record(message, answer, arrival)
-            record = Record(self._recorder, message.record, record_id, ticket, arrival)
+            claimed = self._admission.claimed(op_of(message), arrival)
+            record = Record(self._recorder, message.record, record_id, ticket, arrival, claimed)
             self._begin(ticket, arrival.caller, message.idempotency, record)
         elif isinstance(message, MaintenanceRequest):
             ticket = self._admission.job(answer, arrival, "journal")
@@ -362,7 +371,7 @@ class Server:
 
     def _submit(self, message: EvaluateRequest, answer: Answer, arrival: Arrival) -> None:
         request = self._admission.question(message, answer, arrival)
-        question = Question(self._admission, self._engine, message, request, arrival.lane)
+        question = Question(self._admission, self._engine, message, request, arrival)
         self._begin(request.ticket, arrival.caller, message.idempotency, question)
 
     def _begin(self, ticket: int, caller: Caller, idempotency: Idempotency | None, work: Work) -> None:
@@ -370,7 +379,7 @@ class Server:
         if idempotency is None:
             work.begin(None)
         else:
-            mark = Mark(digest_of(caller, idempotency.key), idempotency.content)
+            mark = self._recorder.mark(caller, idempotency.key, idempotency.content)
             self._keys.enter(Keyed(ticket, mark, work))
 
     def _recall(self, digest: str, ticket: int) -> None:

@@ -10,13 +10,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from thor_policy.config import Config
 from thor_policy.core.decisions import Decision
 from thor_policy.core.engine import Engine
-from thor_policy.core.errors import JournalError, RequestError, Stalled
+from thor_policy.core.errors import JournalError, RequestError, Stalled, ThorPolicyError
 from thor_policy.core.results import EngineResult, Explained, JobDone
 from thor_policy.daemon.admission import Part
 from thor_policy.daemon.drift import DriftSentinel
@@ -25,9 +26,9 @@ from thor_policy.daemon.loading import (
     OpenJournal,
     calibration_of,
     load_engine,
-    load_pack,
     open_engine,
     open_journal,
+    read_pack,
 )
 from thor_policy.daemon.maintenance_thread import MaintenanceThread
 from thor_policy.daemon.pack_manager import PackManager
@@ -40,8 +41,10 @@ from thor_policy.journal import events
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.writer import Journal
 from thor_policy.policy.decider import Policy
+from thor_policy.policy.pack_files import load_files
 from thor_policy.policy.score_cache import ScoreCache
-from thor_policy.telemetry import clocks, metrics
+from thor_policy.policy.structure import names
+from thor_policy.telemetry import clocks
 from thor_policy.telemetry.watchdog import Supervisor
 
 log = logging.getLogger(__name__)
@@ -64,31 +67,35 @@ def open_service(
     """
     with ExitStack() as stack:
         check_identity(config)
-        pack = load_pack(config)
+        files = read_pack(config)
         stack.enter_context(endpoint_lock(config.socket_path))
+        # the rules are compiled while llama.cpp loads the model
+        worker = ThreadPoolExecutor(1, thread_name_prefix="rules")
+        loading_pack = worker.submit(load_files, files, config.pack_keys)
+        worker.submit(names.load)
+        worker.shutdown(wait=False)  # its thread ends when both are done
         mailbox = Mailbox()
         stack.callback(mailbox.close)
         # closed after engine thread and journal, whose last reports still become replies
         sockets = stack.enter_context(ExitStack())
         journal = open_journal(config, lambda commits: mailbox.put(*commits))
         stack.callback(_close_journal, journal, config.shutdown_s)
-        with Reader(config.journal_path) as reader:
-            if newer := reader.taken_over(pack.info):
-                log.warning(
-                    "the settings name %s %s, but %s took its place by a promotion at %s and does not decide "
-                    "now: set pack to its folder in the settings",
-                    *(pack.info.name, pack.info.version, newer["version"], newer["timestamp"]),
-                )
 
         def open_policy() -> Policy:
-            engine, adapter = open_engine(config, pack, load=load_engine)
             try:
+                engine, adapter = open_engine(config, files, load=load_engine)
+            except ThorPolicyError:
+                loading_pack.result()  # a fault of the pack is reported before one of the model
+                raise
+            try:
+                pack = loading_pack.result()
                 policy = Policy(
                     engine,
                     pack,
                     adapter=adapter,
                     max_explanations=config.max_explanations,
                     max_shadows=config.max_shadows,
+                    rule_budget_ms=config.rule_budget_ms,
                     cache=ScoreCache(config.cache_size, config.cache_ttl_s),
                 )
                 if calibration := calibration_of(config, pack.info, policy.residents.active.model):
@@ -114,6 +121,7 @@ def open_service(
         )
         engine_thread = EngineThread(open_policy, journal, on_outcome, idle=drift)
         policy = engine_thread.start()
+        pack = policy.residents.active.pack
         pack_manager = PackManager(
             config,
             engine_thread,
@@ -125,6 +133,13 @@ def open_service(
         # stopped after the engine thread, which cuts off what the pack manager waits for
         stack.callback(pack_manager.stop, config.shutdown_s)
         stack.callback(_stop_engine, engine_thread, config.shutdown_s)
+        with Reader(config.journal_path) as reader:
+            if newer := reader.taken_over(pack.info):
+                log.warning(
+                    "the settings name %s %s, but %s took its place by a promotion at %s and does not decide "
+                    "now: set pack to its folder in the settings",
+                    *(pack.info.name, pack.info.version, newer["version"], newer["timestamp"]),
+                )
         model, now = policy.engine.model, time.time()
         if not pack.rules_only:
             journal.append(events.model_loaded(model, now))
@@ -155,14 +170,17 @@ def open_service(
             recorder=journal,
             maintenance=maintenance,
             describe=parts.status,
-            find_pack=lambda name: policy.residents.named(name),
+            find_pack=lambda name, listed: policy.residents.permitted(name, listed),
+            long_texts=lambda name: policy.residents.long_texts(name),
             refusal=refusal,
             pack_changes=pack_manager,
             reread=reread,
         )
         sockets.callback(server.close)
         if config.metrics_port:
-            stack.enter_context(metrics.endpoint(config.metrics_port, server.measured))
+            from thor_policy.telemetry import exposition  # imports an HTTP server, needed only here
+
+            stack.enter_context(exposition.endpoint(config.metrics_port, server.measured))
         if supervisor is not None:  # not the maintenance thread: one of its tasks may take an hour
             supervisor.watch({"engine": engine_thread, "journal": journal})
         yield server

@@ -20,7 +20,7 @@ from thor_policy.core.requests import Caller
 from thor_policy.daemon.peers import Identity
 from thor_policy.daemon.sockets import open_router
 from thor_policy.security.curve_keys import KeyHolder, KeyPair, KeyRing, Keys
-from thor_policy.security.roles import Roles
+from thor_policy.security.roles import PacksFor, Roles
 
 #: ZAP domain of the tcp ROUTER.
 _DOMAIN = "tcp"
@@ -32,6 +32,7 @@ def check_identity(config: Config) -> None:
     Raises ConfigError.
     """
     Roles(config.roles)
+    PacksFor(config.packs_for)
     if not config.endpoint.startswith("ipc://"):
         raise ConfigError(
             f"endpoint is {config.endpoint!r}, but a daemon listens at an ipc endpoint; besides, for holders "

@@ -2,8 +2,7 @@
 
 Owns the model, its single context and every stream in it. Invariant: a decision is decoded alone, in its
 pack's own stream, from the same position, in one call; only explanations share batches. So the same tokens
-give the same bits whatever else is running. Engine thread: the thread that created the engine makes every
-call.
+give the same bits whatever else is running. Engine thread; another thread may have created the engine.
 
 Streams 0 .. packs-1 hold pack prefixes; each other stream holds one running explanation. `kv_unified=False`
 gives each stream its own memory, so streams cannot change each other's logits. The last scored question

@@ -29,17 +29,19 @@ class Prepared(Struct, frozen=True, gc=False):
     body: str
     digest: bytes
     private: tuple[bytes, str] | None  # salt, value
+    size: int  # bytes of body and private part
     projection: Projection
 
 
 def prepare(event: Event, put_ns: int) -> Prepared:
     """Encode an event that was handed over at `put_ns` (monotonic). Raises if it cannot be encoded."""
     body, at = events.encode(event.body), events.timestamp(event.at)
-    private, digest = None, b""
+    private, digest, size = None, b"", len(body)
     if event.private is not None:
         value = events.encode(event.private)
         salt, digest = chain.seal(value)
         private = salt, value.decode()
+        size += len(value)
     return Prepared(
         event,
         put_ns,
@@ -48,6 +50,7 @@ def prepare(event: Event, put_ns: int) -> Prepared:
         body.decode(),
         digest,
         private,
+        size,
         projections.project(event.kind, 0, at, event.subject_id, event.body, event.private),
     )
 
@@ -64,7 +67,8 @@ class Placed:
         self._now, self._boot_text = now, now().boot_id
         self._boot = self._boot_text.encode()
         self.events: list[tuple[Any, ...]] = []
-        self.decisions: set[str] = set()
+        #: The decisions in this batch, each with its caller.
+        self.decisions: dict[str, str | None] = {}
         #: The new holder of each decision whose lease changes in this batch; None: nobody.
         self.leases: dict[str, str | None] = {}
         self._private: list[tuple[int, bytes, str]] = []
@@ -90,7 +94,7 @@ class Placed:
         if prepared.private is not None:
             self._private.append((seq, *prepared.private))
         if table == "decisions":
-            self.decisions.add(event.subject_id)
+            self.decisions[event.subject_id] = events.who_sent(event.body)
         elif event.kind in leases.KINDS:
             leases.note_uncommitted(self.leases, event)
         if table is not None:

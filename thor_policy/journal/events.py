@@ -31,7 +31,7 @@ from thor_policy.core.decisions import (
     identity_of,
 )
 from thor_policy.core.records import Calibration
-from thor_policy.core.requests import Annotations, Caller, Evaluation, Json, Risk
+from thor_policy.core.requests import Annotations, Caller, Claimed, Evaluation, Json, Risk
 from thor_policy.journal.rewrites import Rewrite
 
 #: A body or a private part: a struct of this module, or plain JSON values.
@@ -39,6 +39,8 @@ Part: TypeAlias = Struct | dict[str, Json]
 
 #: The replacement of a value that is not recorded.
 MASK = "[masked]"
+#: Decimals of the probabilities of a decision with such a value.
+MASKED_DIGITS = 2
 
 encode = msgspec.json.Encoder().encode
 decode = msgspec.json.decode
@@ -48,8 +50,9 @@ class Event(Struct, frozen=True, kw_only=True, gc=False):
     """Something that happened, before it has a place in the chain. `at` is Unix time in seconds.
 
     `subject_id` names what the event is about: the id of a decision, a digest, or the event's own id.
-    `ticket` is returned with the event's fate. `rewrites` are what an `erased` event does to earlier events;
-    the event itself does not store them.
+    `ticket` and `sender` (`Caller.who`) are returned with the event's fate. `unless_own`: the `claimed` in
+    the body is to be left out if the caller made the decision that the event is about. `rewrites` are what an
+    `erased` event does to earlier events. The event itself stores neither.
     """
 
     kind: str
@@ -58,6 +61,8 @@ class Event(Struct, frozen=True, kw_only=True, gc=False):
     body: Part
     private: Part | None = None
     ticket: int | None = None
+    sender: str | None = None
+    unless_own: bool = False
     rewrites: tuple[Rewrite, ...] = ()
 
 
@@ -206,8 +211,9 @@ class DecisionPrivate(PrivateColumns, frozen=True, kw_only=True, omit_defaults=T
     """Private part of a `decision` event.
 
     `facts` that are false, zero or empty are left out. So is `reasoning` where it equals the floor's
-    `because`. `masked` are the JSON pointers whose values were not recorded. Then facts, errors, times and
-    suffix tokens are not recorded either, because they are computed from those values.
+    `because`. `masked` are the JSON pointers whose values were not recorded. Then facts, errors, times,
+    suffix tokens and logits are not recorded either, and probabilities are rounded, because they are computed
+    from those values.
     """
 
     facts: dict[str, Json] = {}
@@ -284,8 +290,16 @@ def decision_event(decision: Decision, ticket: int | None = None, *, masked: Seq
     )
     if masked:
         private = _masked(private, masked)
+        if private.masked:
+            body = _coarse(body)
     return Event(
-        kind="decision", subject_id=decision.id, at=decision.at, body=body, private=private, ticket=ticket
+        kind="decision",
+        subject_id=decision.id,
+        at=decision.at,
+        body=body,
+        private=private,
+        ticket=ticket,
+        sender=decision.caller.who,
     )
 
 
@@ -369,6 +383,16 @@ def _masked(private: DecisionPrivate, pointers: Sequence[str]) -> DecisionPrivat
     )
 
 
+def _coarse(body: DecisionBody) -> DecisionBody:
+    """The body without the exact numbers of the model, which show to its holders what it read."""
+    return replace(
+        body,
+        prompt=None,
+        confidence=None if body.confidence is None else round(body.confidence, MASKED_DIGITS),
+        probabilities={label: round(p, MASKED_DIGITS) for label, p in body.probabilities.items()},
+    )
+
+
 def mask(value: Json, pointers: Sequence[str]) -> tuple[Json, list[str]]:
     """`value` with `MASK` at every JSON pointer (RFC 6901) that exists in it, and those pointers."""
     hidden = []
@@ -389,7 +413,12 @@ def mask(value: Json, pointers: Sequence[str]) -> tuple[Json, list[str]]:
 
 
 def explanation_event(
-    decision_id: str, explanation: Explanation, at: float, ticket: int | None = None
+    decision_id: str,
+    explanation: Explanation,
+    at: float,
+    ticket: int | None = None,
+    *,
+    sender: str | None = None,
 ) -> Event:
     """The event of an explanation that was written after its decision."""
     return Event(
@@ -399,6 +428,7 @@ def explanation_event(
         body=_explanation_body(explanation),
         private=ExplanationPrivate(reasoning=explanation.reasoning, text=explanation.text),
         ticket=ticket,
+        sender=sender,
     )
 
 
@@ -434,6 +464,7 @@ def record_event(
     ticket: int | None = None,
     masked: Sequence[str] = (),
     idempotency: str | None = None,
+    claimed: Claimed = "no",
 ) -> Event:
     """The event of a record that a client sent. Its subject is the record's `decision_id`, else `record_id`.
 
@@ -444,6 +475,8 @@ def record_event(
     private_names = records.PRIVATE_FIELDS[type(record)]
     body: dict[str, Json] = {} if idempotency is None else {"idempotency": idempotency}
     body |= {"id": record_id, "caller": msgspec.to_builtins(caller)}
+    if claimed != "no":
+        body["claimed"] = True
     private: dict[str, Json] = {}
     about = getattr(record, "decision_id", None)
     for field in fields(record):
@@ -462,7 +495,22 @@ def record_event(
         body=body,
         private=private or None,
         ticket=ticket,
+        sender=caller.who,
+        unless_own=claimed == "unless_own",
     )
+
+
+class _WithCaller(Struct, frozen=True):
+    caller: Caller
+
+
+def who_sent(body: Part | str) -> str | None:
+    """`Caller.who` of an event's body, as it is or as it is stored."""
+    if isinstance(body, str):
+        return decode(body, type=_WithCaller).caller.who
+    if isinstance(body, DecisionColumns):
+        return body.caller.who
+    return msgspec.convert(body, _WithCaller).caller.who
 
 
 # ---------------------------------------------------------------- events of the daemon itself
@@ -544,6 +592,12 @@ def drift_event(
 def checkpoint_event(key: str, at: float) -> Event:
     """A checkpoint file signs the chain up to and including this event. `key` is the id of the key."""
     return Event(kind="checkpoint", subject_id=key, at=at, body={"key": key})
+
+
+def rekeyed_event(at: float, *, by_uid: int | None, by_key: str | None) -> Event:
+    """The key of the digests was replaced: those of earlier events mean nothing any more."""
+    by = {"by_uid": by_uid} | ({} if by_key is None else {"by_key": by_key})
+    return Event(kind="rekeyed", subject_id="rekeyed", at=at, body=by)
 
 
 def gap_event(reason: str, at: float, **lost: Json) -> Event:

@@ -37,7 +37,7 @@ DECISION_COLUMNS = (
     "entity", "session", "allow", "tier", "reason_code", "floor", "label", "confidence", "probabilities",
     "clauses", "is_exception", "input_tokens", "output_tokens", "caller_uid", "queue_ms", "rules_ms",
     "score_ms", "explain_ms", "latency_ms", "outcome_status", "outcome_value", "original_id",
-    "temperature", "explained_seq", "reviewed_seq", "outcome_seq",
+    "temperature", "explained_seq", "reviewed_seq", "outcome_seq", "claimed",
 )
 # fmt: on
 #: Index of each column of `decisions` in a row.
@@ -68,7 +68,7 @@ _PLAIN: dict[str, tuple[str, tuple[str, ...]]] = {
             *("took_ms", "fresh_at", "caller_uid"),
         ),
     ),
-    "outcome": ("outcomes", ("id", "decision_id", "status", "value", "note", "caller_uid")),
+    "outcome": ("outcomes", ("id", "decision_id", "status", "value", "note", "caller_uid", "claimed")),
     "review": (
         "reviews",
         (
@@ -160,7 +160,9 @@ def project(kind: str, seq: int, at: str, subject_id: str, body: Any, private: A
     if caller := fields.get("caller"):
         fields["caller_uid"] = caller.get("uid")
     row = (seq, at, *[_cell(name, fields.get(name)) for name in columns])
-    return Projection(table, row, _CHANGES[kind](at, fields) if kind in _CHANGES else None)
+    if kind not in _CHANGES or fields.get("claimed"):  # a claim changes nothing that is counted
+        return Projection(table, row)
+    return Projection(table, row, _CHANGES[kind](at, fields))
 
 
 def _cell(name: str, value: Json) -> Any:
@@ -210,6 +212,9 @@ def _decision_row(seq: int, at: str, decision_id: str, body: DecisionColumns, pr
         text = private.text
         if explanation:
             reasoning = private.reasoning or body.floor.because
+    claimed = notes is not None and notes.claimed
+    if claimed:  # no column shows them, since every column of annotations is counted somewhere
+        notes = None
     expected = notes.expected if notes else ()
     return (
         seq,
@@ -262,6 +267,7 @@ def _decision_row(seq: int, at: str, decision_id: str, body: DecisionColumns, pr
         None,
         None,
         None,
+        "annotations" if claimed else None,
     )
 
 
@@ -345,6 +351,7 @@ def _report_row(seq: int, at: str, decision_id: str, body: Any, private: dict[st
         "output_tokens": body.get("output_tokens"),
         "caller_uid": body["caller"].get("uid"),
         "latency_ms": body.get("latency_ms"),
+        "claimed": "report" if body.get("claimed") else None,
     }
     return tuple(map(columns.get, DECISION_COLUMNS))
 

@@ -31,6 +31,8 @@ ENDING_CHARS = 8
 INVARIANCE_TAG = "invariance"
 #: The condition for decisions that answered a question of `test` or `invariance`, and that nobody acted on.
 OF_TESTS = f"""(scenario_id IS NOT NULL OR tags LIKE '["{INVARIANCE_TAG}"%')"""
+#: The condition for decisions that count in figures: no reports of callers whose reports are claims.
+COUNTED = "claimed IS NOT 'report'"
 #: Tables of records about a decision.
 _TRACE = ("consultations", "approvals", "reviews", "outcomes", "shadows", "counterfactuals")
 #: Values of `tier` of decisions that a daemon made. Reported decisions have others.
@@ -157,13 +159,14 @@ class Reader:
         status: str | None = None,
         reason_code: str | None = None,
         tests: bool | None = None,
+        counted: bool = False,
     ) -> list[Record]:
         """Newest first, at most `limit`. `before` is the id of the last decision of the previous page.
 
         The newest is the one recorded last; `from_seq` leaves out those recorded earlier. `since` and `until`
         select by the wall time that was recorded: RFC 3339, in UTC if they have no offset. An `actor` without
         `:` is a user. `correct` is that of a scenario or a review, `status` that of the recorded outcome.
-        `tests` selects only decisions of tests, or only others.
+        `tests` selects only decisions of tests, or only others; `counted` only those that count in figures.
         """
         since, until = instant(since, "since"), instant(until, "until")
         columns: dict[str, Any] = {
@@ -192,6 +195,8 @@ class Reader:
             where.append(("reason_code = ?", (reason_code,)))
         if tests is not None:
             where.append((OF_TESTS if tests else f"NOT {OF_TESTS}", ()))
+        if counted:
+            where.append((COUNTED, ()))
         where += _span(since, until)
         if before is not None:
             page = self._records("SELECT seq FROM decisions WHERE decision_id = ?", (before,))
@@ -285,13 +290,15 @@ class Reader:
         action: str | None = None,
         limit: int | None = None,
     ) -> list[str]:
-        """Ids of the newest decisions in a time span, reported ones included, at most `limit`; oldest first.
+        """Ids of the newest decisions in a time span, at most `limit`; oldest first.
 
+        Reported decisions are included if they count.
         `since`, `until` and `actor` have the meaning that they have in `decisions`.
         """
         records = self._records(
             "SELECT decision_id FROM decisions INDEXED BY decisions_timestamp WHERE timestamp >= ? "
-            "AND timestamp < ? AND actor IS coalesce(?, actor) AND action IS coalesce(?, action) "
+            f"AND timestamp < ? AND {COUNTED} AND actor IS coalesce(?, actor) "
+            "AND action IS coalesce(?, action) "
             "ORDER BY seq DESC LIMIT ?",
             (
                 instant(since, "since") or "",
@@ -373,6 +380,20 @@ class Reader:
 def is_of_test(record: Record) -> bool:
     """True for a decision that answered a question of `test` or `invariance`: `OF_TESTS` for a record."""
     return record["scenario_id"] is not None or record["tags"][:1] == [INVARIANCE_TAG]
+
+
+def claim_in(event: Mapping[str, Json]) -> str | None:
+    """What the caller stated with a decision, by its event, that is only a claim; None: nothing."""
+    body = event["body"]
+    if body.get("claimed"):
+        return "the whole report"
+    annotations = body.get("annotations") or {}
+    if not annotations.get("claimed"):
+        return None
+    parts = [f"expected {' or '.join(annotations['expected'])}"] if "expected" in annotations else []
+    parts += [f"scenario {annotations['scenario_id']}"] if "scenario_id" in annotations else []
+    parts += [f"tags {', '.join(annotations['tags'])}"] if "tags" in annotations else []
+    return ", ".join(parts)
 
 
 def read_only_uri(path: Path) -> str:

@@ -11,22 +11,15 @@ from __future__ import annotations
 
 import sqlite3
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from thor_policy.core.errors import JournalError
 
-# sqlite_utils imports numpy and pandas where they are installed, to know their types. No column here has one,
-# and numpy is a tenth of the time that the daemon takes to start.
-_modules: dict[str, Any] = sys.modules
-_unneeded = [name for name in ("numpy", "pandas") if name not in _modules]
-_modules.update(dict.fromkeys(_unneeded))
-try:
-    from sqlite_utils import Database, Migrations
-finally:
-    for name in _unneeded:
-        del _modules[name]
+if TYPE_CHECKING:
+    from sqlite_utils import Database
 
 #: Values that many decisions have. A page of them is quickly read by the index on timestamp, and an index of
 #: them would cost every commit. To change this list, add a migration (the indexes are made in 0002).
@@ -42,7 +35,52 @@ MOSTLY_NULL = ("decision_correct", "session", "outcome_status")
 #: The set in files written before the release of 0.1.0. Kinds of event had other names then.
 EARLIER_SET = "thor_policy"
 
-migrations = Migrations("journal")
+#: The set of this list.
+SET = "journal"
+
+_Migration: TypeAlias = "Callable[[Database], None]"
+
+
+class _Migrations:
+    """The migrations by name, in order. sqlite_utils applies them; it is imported where one is pending."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, _Migration] = {}
+
+    def __call__(self, *, name: str) -> Callable[[_Migration], _Migration]:
+        """Decorate a migration with its name."""
+
+        def register(migration: _Migration) -> _Migration:
+            if name in self._by_name:
+                raise ValueError(f"there are two migrations {name}")
+            self._by_name[name] = migration
+            return migration
+
+        return register
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._by_name)
+
+    def apply(self, connection: sqlite3.Connection) -> None:
+        """Apply those that were not applied, each in a transaction."""
+        # sqlite_utils imports numpy and pandas where they are installed, to know their types. No column here
+        # has one, and numpy is a tenth of the time that the daemon takes to start.
+        modules: dict[str, Any] = sys.modules
+        unneeded = [name for name in ("numpy", "pandas") if name not in modules]
+        modules.update(dict.fromkeys(unneeded))
+        try:
+            from sqlite_utils import Database, Migrations
+        finally:
+            for name in unneeded:
+                del modules[name]
+        migrations = Migrations(SET)
+        for name, migration in self._by_name.items():
+            migrations(name=name)(migration)
+        migrations.apply(Database(connection, execute_plugins=False))
+
+
+migrations = _Migrations()
 
 
 def rare_condition(column: str, common: tuple[str, ...]) -> str:
@@ -342,14 +380,32 @@ def _order(db: Database) -> None:
         db.execute(f"CREATE INDEX decisions_{column} ON decisions ({column}) {where}")
 
 
+@migrations(name="0011_claims")
+def _claims(db: Database) -> None:
+    """What callers stated who may not: in a decision its annotations or the whole report, and outcomes."""
+    db.execute("ALTER TABLE decisions ADD COLUMN claimed TEXT")
+    db.execute("ALTER TABLE outcomes ADD COLUMN claimed INTEGER")
+
+
+def _applied(connection: sqlite3.Connection, to: str) -> list[str]:
+    """The migrations of the set `to` that were applied to a file, in order."""
+    with closing(connection.cursor()) as cursor:
+        known = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = '_sqlite_migrations'"
+        if cursor.execute(known).fetchone() is None:
+            return []
+        names = "SELECT name FROM _sqlite_migrations WHERE migration_set = ? ORDER BY rowid"
+        return [name for (name,) in cursor.execute(names, (to,))]
+
+
 def pending(connection: sqlite3.Connection) -> list[str]:
     """The migrations that were not applied to a file yet."""
-    return [migration.name for migration in migrations.pending(Database(connection))]
+    applied = _applied(connection, SET)
+    return [name for name in migrations.names if name not in applied]
 
 
 def refuse_earlier(connection: sqlite3.Connection, path: Path) -> None:
     """Raise JournalError if the file at `path` was written before 0.1.0; no migration exists for it."""
-    if Migrations(EARLIER_SET).applied(Database(connection)):
+    if _applied(connection, EARLIER_SET):
         raise JournalError(
             f"{path} was written before the release of thor-policy 0.1.0; this version cannot read it. "
             f"Keep using the version that wrote it, or move {path.name}*, checkpoints/ and archive/ out of "
@@ -359,11 +415,9 @@ def refuse_earlier(connection: sqlite3.Connection, path: Path) -> None:
 
 def migrate(connection: sqlite3.Connection) -> None:
     """Apply the pending migrations. Raises JournalError if a newer version wrote the file."""
-    db = Database(connection)
-    with closing(Database(memory=True)) as empty:
-        ours = {migration.name for migration in migrations.pending(empty)}
-    if newer := sorted({migration.name for migration in migrations.applied(db)} - ours):
+    if newer := sorted(set(_applied(connection, SET)) - set(migrations.names)):
         raise JournalError(
             f"the journal was written by a newer version (it has {', '.join(newer)}); upgrade thor-policy"
         )
-    migrations.apply(db)
+    if pending(connection):
+        migrations.apply(connection)

@@ -2,7 +2,7 @@
 
 Owns the aggregating queries. Invariant: each call reads one snapshot of the decisions since a time, so the
 figures of one call agree. `since` and hours are wall time as it was recorded. With `tests` false a call
-leaves out decisions of tests. Any thread or process.
+leaves out decisions of tests. Claims count only in `claims`. Any thread or process.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from thor_policy.core.requests import Json
-from thor_policy.journal.reader import OF_TESTS, Reader, Record, instant
+from thor_policy.journal.reader import COUNTED, OF_TESTS, Reader, Record, instant
 
 #: Dimensions of a breakdown, and the column of each.
 DIMENSIONS = {"actor": "actor", "model": "model_name", "pack": "prompt_version", "type": "decision_type"}
@@ -144,9 +144,33 @@ def count_of_tests(reader: Reader, *, since: str | None = None) -> int:
         return int(counted.fetchone()[0])
 
 
+def claims(reader: Reader, *, since: str | None = None) -> dict[str, int]:
+    """What callers stated without a role that lets it count, by kind.
+
+    `exceptions` are among the `reports`.
+    """
+    at = (instant(since, "since") or "",)
+    with reader.snapshot() as connection:
+        row = connection.execute(
+            "SELECT sum(claimed = 'annotations'), sum(claimed = 'report'), "
+            "sum(claimed = 'report' AND is_exception) FROM decisions WHERE timestamp >= ?",
+            at,
+        ).fetchone()
+        (outcomes,) = connection.execute(
+            "SELECT count(*) FROM outcomes WHERE timestamp >= ? AND claimed", at
+        ).fetchone()
+    annotations, reports, exceptions = (count or 0 for count in row)
+    return {
+        "annotations": annotations,
+        "outcomes": outcomes,
+        "reports": reports,
+        "exceptions": exceptions,
+    }
+
+
 def _window(since: str | None, tests: bool) -> tuple[str, list[Any]]:
     without = "" if tests else f" AND NOT {OF_TESTS}"
-    return f"WHERE timestamp >= ?{without}", [instant(since, "since") or ""]
+    return f"WHERE timestamp >= ? AND {COUNTED}{without}", [instant(since, "since") or ""]
 
 
 def _counts(rows: list[tuple[Json, ...]], column: int) -> dict[str, int]:

@@ -23,12 +23,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeAlias, TypeVar
 
+from msgspec import to_builtins
+from msgspec.structs import replace
+
 from thor_policy.core import records
 from thor_policy.core.decisions import Decision, Explanation, PriorRecord
 from thor_policy.core.errors import ErrorCode, JournalError, RequestError
-from thor_policy.core.requests import Caller
+from thor_policy.core.idempotency import Mark
+from thor_policy.core.requests import Caller, Claimed
 from thor_policy.core.results import Committed
-from thor_policy.journal import events, leases
+from thor_policy.journal import digest_key, events, leases
 from thor_policy.journal.batch import Placed, Prepared, prepare
 from thor_policy.journal.events import Event
 from thor_policy.journal.idempotency import find_recorded
@@ -123,6 +127,7 @@ class Journal:
             undo.callback(opened.connection.close)
             self._connection, self._seq, self._head = opened.connection, opened.seq, opened.head
             self._first = opened.first
+            self._digest_key = digest_key.open_key(path)
             self.disk_space.restore()
             if self._signing is not None:
                 self._signing.sign_what_a_crash_left(self._connection, self.chain)
@@ -192,10 +197,15 @@ class Journal:
         self.append(events.decision_event(decision, ticket, masked=self._masked))
 
     def explained(
-        self, decision_id: str, explanation: Explanation, at: float, ticket: int | None = None
+        self,
+        decision_id: str,
+        explanation: Explanation,
+        at: float,
+        ticket: int | None = None,
+        sender: str | None = None,
     ) -> None:
         """Record an explanation that was written after its decision; `at` is Unix time in seconds."""
-        self.append(events.explanation_event(decision_id, explanation, at, ticket))
+        self.append(events.explanation_event(decision_id, explanation, at, ticket, sender=sender))
 
     def write(
         self,
@@ -206,6 +216,7 @@ class Journal:
         caller: Caller,
         ticket: int | None = None,
         idempotency: str | None = None,
+        claimed: Claimed = "no",
     ) -> None:
         """Record what a client sent. Its fate is `not_found` if it names an unknown decision."""
         self.append(
@@ -217,8 +228,20 @@ class Journal:
                 ticket=ticket,
                 masked=self._masked,
                 idempotency=idempotency,
+                claimed=claimed,
             )
         )
+
+    def mark(self, caller: Caller, key: str, content: str) -> Mark:
+        """The mark of a request with an idempotency key; `content` is the sha256 of what it asks."""
+        return self._digest_key.mark(caller, key, content)
+
+    def replace_digest_key(self) -> None:
+        """Make all digests on the chain meaningless: no key sent so far is recognised any more.
+
+        Waits for the disk. Raises JournalError.
+        """
+        self._digest_key = digest_key.replace_key(self.path)
 
     def recall(self, digest: str, on_answer: Callable[[PriorRecord | RequestError | None], None]) -> None:
         """Look up what was recorded for an idempotency key, among all that is committed by then.
@@ -406,7 +429,7 @@ class Journal:
         for number, prepared in enumerate(batch):
             if (objection := self._objection(prepared.event, placed)) is not None:
                 objections[number] = objection
-            places.append(0 if objection else placed.add(prepared))
+            places.append(0 if objection else placed.add(self._if_own(prepared, placed)))
         self._connection.execute("BEGIN IMMEDIATE")
         placed.write(self._connection)
         if self._queue.empty():
@@ -430,6 +453,8 @@ class Journal:
                 kind=prepared.event.kind,
                 seq=seq,
                 commit_ms=(now_ns - prepared.put_ns) / 1e6,
+                size=prepared.size,
+                sender=prepared.event.sender,
             )
             if seq
             else self._refused(prepared.event, objections[number])
@@ -453,6 +478,33 @@ class Journal:
         ):
             return RequestError("conflict", "decision_id: another reviewer has this decision; take the next")
         return None
+
+    def _if_own(self, prepared: Prepared, placed: Placed) -> Prepared:
+        """The event; without `claimed` if it is about a decision that its caller made, and so counts."""
+        event = prepared.event
+        if not event.unless_own:
+            return prepared
+        maker = self._maker_of(event.subject_id, placed)
+        if maker is None or maker != events.who_sent(event.body):
+            return prepared
+        body = {name: value for name, value in to_builtins(event.body).items() if name != "claimed"}
+        return prepare(replace(event, body=body, unless_own=False), prepared.put_ns)
+
+    def _maker_of(self, decision_id: str, placed: Placed) -> str | None:
+        """Who asked for, or reported, a decision. None for a CURVE key whose decision is archived."""
+        if decision_id in placed.decisions:
+            return placed.decisions[decision_id]
+        row = self._connection.execute(
+            "SELECT d.caller_uid, e.body FROM decisions d LEFT JOIN events e ON e.seq = d.seq "
+            "WHERE d.decision_id = ?",
+            (decision_id,),
+        ).fetchone()
+        if row is None:
+            return None
+        uid, body = row
+        if body is not None:
+            return events.who_sent(body)
+        return None if uid is None else f"uid:{uid}"
 
     def _is_known(self, event: Event, placed: Placed) -> bool:
         """False if the event is about a decision that is not recorded."""

@@ -28,6 +28,7 @@ from msgspec.structs import replace
 from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError
 from thor_policy.core.requests import Evaluation, Json
+from thor_policy.journal import statistics
 from thor_policy.journal.reader import Reader, Record
 from thor_policy.learning import similarity
 from thor_policy.learning.corrections import Rate, is_corrected, rates_of, trend_of
@@ -130,6 +131,8 @@ class Patterns(Struct, frozen=True, kw_only=True):
     patterns: tuple[Pattern, ...]
     rates: dict[str, tuple[Rate, ...]]
     trend: tuple[tuple[str, int, int], ...]
+    #: Exceptions that are left out: their callers have no role that lets them count.
+    claimed: int
     cannot_see: tuple[str, ...] = CANNOT_SEE
 
 
@@ -176,6 +179,7 @@ def find(
             "model": rates_of(reviewed, lambda row: [row["model_name"]] if row["model_name"] else []),
         },
         trend=trend_of(reviewed),
+        claimed=statistics.claims(reader, since=since)["exceptions"],
     )
 
 
@@ -187,7 +191,7 @@ def _rows(reader: Reader, since: str | None) -> tuple[list[Record], bool]:
     rows: list[Record] = []
     before = None
     while len(rows) < MOST_DECISIONS:
-        page = reader.decisions(limit=_PAGE, before=before, since=since)
+        page = reader.decisions(limit=_PAGE, before=before, since=since, counted=True)
         rows += page
         if len(page) < _PAGE:
             return rows, True

@@ -2,8 +2,9 @@
 
 Owns the comparison of a decision with its record, step by step. Invariant: a decision is taken again by the
 code that takes live decisions (`policy`), from its record alone: the evaluation, the time of receipt, the
-temperature; a `Replayer` reads no clock and no settings, and writes nothing. Main thread of a command, which
-also owns the engine.
+temperature; a `Replayer` reads no clock and no settings, and writes nothing. A decision whose rules were
+stopped is taken again as one whose rules were stopped, however fast they are now. Main thread of a command,
+which also owns the engine.
 
 The steps, in the order of a decision: `rules` (facts, floor, risk), `question` (its text), `tokens`,
 `prefix`, `logits`, `probabilities`, `outcome`. The first step that differs is reported.
@@ -30,6 +31,7 @@ from thor_policy.daemon import loading
 from thor_policy.journal import events
 from thor_policy.journal.past_requests import Unasked, request_of
 from thor_policy.journal.reader import Reader, Record
+from thor_policy.policy.budget import STOP_CODES
 from thor_policy.policy.decider import Policy
 from thor_policy.policy.pack import Pack
 
@@ -176,7 +178,8 @@ class Replayer:
         policy.clear_calibrations()
         if calibration := self._calibration(body):
             policy.calibrate(calibration)
-        decision = policy.decide(request)
+        code = body.get("reason_code")
+        decision = policy.decide(request, stopped=code if code in STOP_CODES else None)
         if decision.tier == "fallback" and body["tier"] != "fallback":
             raise _Refused(f"the model gave no answer now: {decision.reason_code}")
         again = events.decision_event(decision)
@@ -246,6 +249,11 @@ class Replayer:
                 "now": _short(repeated),
                 "reason": self._another_build(event) if step == "logits" else None,
             }
+        if then.get("reason_code") in STOP_CODES:
+            reason = (
+                f"its rules were stopped then ({then['reason_code']}); what follows from that is as recorded"
+            )
+            return {"verdict": "identical", "reason": reason}
         if then["tier"] == "fallback":
             raise _Refused(
                 f"the model gave no answer then ({then.get('reason_code')}); the rules answer as recorded"

@@ -4,7 +4,8 @@ Owns the references that cel-expr-python 0.1.3 miscounts. It never releases the 
 function, nor the result: each call would leak the texts, lists and maps that it was given. And it releases
 None for each null that it returns, without having taken it: before Python 3.12, where None cannot be freed,
 the process would end after some thousand nulls. Invariant: after a call of a function that
-`callable_from_cel` made, nothing is held but the last result, one in each thread. Any thread may call.
+`callable_from_cel` made, nothing is held but the last result, one in each thread. A call fails if the rules'
+budget is spent. Any thread may call.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import sys
 import threading
 from collections.abc import Callable
 from typing import Any
+
+from thor_policy.policy.budget import check
 
 #: References to None that no run of the daemon can use up: 2**60 nulls.
 _NULLS = 1 << 60
@@ -52,12 +55,15 @@ def callable_from_cel(function: Callable[..., Any]) -> Any:
     """The function as the implementation of an overload. An exception becomes an error of the expression."""
 
     def call(_self: int, arguments: tuple[Any, ...]) -> int:
+        result: Any = _FAILED
         try:
-            _last.result = function(*arguments)
+            check()
+            result = function(*arguments)
         except Exception as error:
-            _last.result, _last.error = _FAILED, str(error)
+            _last.error = str(error)
+        _last.result = result
         _release(arguments)
-        return id(_last.result)
+        return id(result)
 
     pointer = _FUNCTION(call)
     definition = _MethodDef(b"function", ctypes.cast(pointer, ctypes.c_void_p).value, _VARARGS, None)

@@ -23,6 +23,7 @@ from thor_policy.core.records import Calibration
 from thor_policy.core.requests import NEVER_NS, Action, Entity, Evaluation, Request
 from thor_policy.core.results import Explained, Unexplained
 from thor_policy.policy import reasons
+from thor_policy.policy.budget import Budget, RulesStopped, StopCode
 from thor_policy.policy.calibration import scaled
 from thor_policy.policy.pack import Pack
 from thor_policy.policy.residents import Resident, Residents
@@ -47,7 +48,9 @@ class Policy:
     """Decides requests by the resident packs on one engine.
 
     `pack` is active from the start, under `adapter` if one is given. `calibration` applies to the label
-    probabilities of that pack; None: they stay uncalibrated.
+    probabilities of that pack; None: they stay uncalibrated. `rule_budget_ms` is the processor time that the
+    rules of one request may take, in milliseconds; None, for replays and trials: neither it nor the deadline
+    stops rules, so that no clock decides.
     """
 
     def __init__(
@@ -58,12 +61,14 @@ class Policy:
         adapter: Adapter | None = None,
         max_explanations: int = 64,
         max_shadows: int = 256,
+        rule_budget_ms: float | None = None,
         cache: ScoreCache | None = None,
         calibration: Calibration | None = None,
     ) -> None:
         self.engine = engine
         self._max_explanations = max_explanations
         self._max_shadows = max_shadows
+        self._rule_budget_ms = rule_budget_ms
         #: Scores of earlier questions, for packs whose manifest allows a cache.
         self.cache = cache if cache is not None else ScoreCache(0, 0)
         if pack.rules_only:
@@ -81,9 +86,15 @@ class Policy:
         #: Rule errors: decisions in which a fact, a rule or the risk failed. Fields missing: decisions on
         #: requests without the members that the pack requires. Doubts: decisions in which the model's label
         #: was stricter than the floor and did not count. Reasons replaced: explanations of the model that
-        #: did not hold.
+        #: did not hold. Rules stopped: decisions whose rules met their budget or the deadline.
         self.counters = Counter(
-            shadows_dropped=0, shadows_failed=0, rule_errors=0, fields_missing=0, doubts=0, reasons_replaced=0
+            shadows_dropped=0,
+            shadows_failed=0,
+            rule_errors=0,
+            rules_stopped=0,
+            fields_missing=0,
+            doubts=0,
+            reasons_replaced=0,
         )
         #: How often each expression failed, by pack and id; bounded by the expressions of the packs.
         self.failed_expressions = Counter[tuple[str, str]]()
@@ -189,8 +200,10 @@ class Policy:
 
     # ------------------------------------------------------------ decisions
 
-    def decide(self, request: Request) -> Decision:
+    def decide(self, request: Request, *, stopped: StopCode | None = None) -> Decision:
         """Decide an admitted request; start its explanation if it asks for one and the model scored it.
+
+        `stopped`: decide it as a request whose rules were stopped for this reason, for replays.
 
         Raises RequestError: `expired` if the deadline passed in the queue, `too_large` if the question does
         not fit the model's context, `not_found` if the pack that it names is not loaded.
@@ -200,7 +213,7 @@ class Policy:
         residents = self.residents
         resident = residents.active if request.pack is None else self._pack_named(request.pack)
         cache = self.cache if resident.pack.manifest.cache else None
-        decision = self._decide(resident, request, cache)
+        decision = self._decide(resident, request, cache, stopped)
         scored = decision.scored
         if scored and request.explain != "none" and len(self._explaining) < self._max_explanations:
             self._begin_explanation(resident, request, decision, scored)
@@ -218,18 +231,38 @@ class Policy:
                     return resident
             raise
 
-    def _decide(self, resident: Resident, request: Request, cache: ScoreCache | None) -> Decision:
+    def _decide(
+        self,
+        resident: Resident,
+        request: Request,
+        cache: ScoreCache | None,
+        stopped: StopCode | None = None,
+    ) -> Decision:
         started_ns = time.monotonic_ns()
         pack = resident.pack
-        floor = pack.book.apply(request.evaluation, request.received_at)
+        budget_ms = self._rule_budget_ms
+        limit = None if budget_ms is None else Budget(budget_ms, request.deadline_ns)
+        try:
+            if stopped:
+                raise RulesStopped(stopped)
+            floor = pack.book.apply(request.evaluation, request.received_at, limit)
+        except RulesStopped as stop:
+            stopped, floor = stop.code, pack.book.stopped(stop.code)
         rules_done_ns = time.monotonic_ns()
         scored: Scored | None = None
-        reason_code = original = None
+        reason_code: str | None = None
+        original: str | None = None
         tier: Tier = "rule"
         outcome, decision_id = floor.outcome, new_id()
         temperature = self.temperature_of(resident)
         probabilities: dict[str, float] = {}
-        if floor.missing:
+        if stopped:
+            tier, reason_code = "fallback", stopped
+            self.counters["rules_stopped"] += 1
+            if (unlogged := self._limit.admit(started_ns)) is not None:
+                extra = logs.fields(decision_id=decision_id, unlogged=unlogged or None)
+                log.warning("%s", floor.because, extra=extra)
+        elif floor.missing:
             reason_code = "fields_missing"
             self.counters["fields_missing"] += 1
         elif floor.errors:
@@ -374,7 +407,7 @@ class Policy:
             return Unexplained(written.ticket)
         explanation = reasons.explanation(pack, decision, written)
         self.counters["reasons_replaced"] += explanation.source == "replaced"
-        return Explained(written.ticket, decision.id, explanation)
+        return Explained(written.ticket, decision.id, explanation, decision.caller.who)
 
 
 def _prefix(pack: Pack, adapter: Adapter | None) -> PromptPrefix:
@@ -388,7 +421,7 @@ def _without_model(floor: Floor, tier: Tier, outcome: str) -> Explanation:
     return Explanation(
         classification=floor.classification,
         clauses=floor.clauses,
-        reasoning=(floor.because or "") if tier == "rule" else failed,
+        reasoning=floor.because or "" if tier == "rule" or floor.final else failed,
         text="",
         source="rule" if tier == "rule" else "failure",
     )

@@ -28,7 +28,6 @@ from thor_policy.policy.cel_calls import error_of
 from thor_policy.policy.faults import Fault, call_of, faults_of_members, faults_of_tokens
 from thor_policy.policy.functions import ANY_LIST, ANY_MAP, EXACT, json_type, with_article
 from thor_policy.policy.structure.programs import Faulty
-from thor_policy.policy.structure.shell import programs_of
 from thor_policy.policy.tokens import (
     ROOTS,
     Token,
@@ -74,6 +73,11 @@ TYPES: dict[str, Any] = {
     "list(number)": ANY_LIST,
     "map": ANY_MAP,
 }
+#: What an argument that comes from the request begins with, and the problem with such a pattern.
+_REQUEST = ("subject", "action", "resource", "context", "given", "texts")
+_PATTERN_OF_REQUEST = (
+    "the request gives the pattern, which takes its length times that of the text; use contains"
+)
 _EXTENSIONS = [
     ext_strings.ExtStrings(),
     ext_optional.ExtOptional(),
@@ -286,6 +290,8 @@ class Language:
                 path = "".join(part.text for part in first)
                 if path in _MEMBERS and first[0].text not in bound:
                     problem = f"{path} is always there; remove has({path})"
+            elif token.text == "matches" and any(part.text in _REQUEST for part in last):
+                problem, first = _PATTERN_OF_REQUEST, last
             elif token.text in _LITERAL_CALLS and literal is not None:
                 problem, first = _try_literal(_LITERAL_CALLS[token.text].format(literal)), last
             if problem:
@@ -298,6 +304,8 @@ class Language:
             return None
         if name not in self._data:
             return f"there is no table {name!r} in data.yaml"
+        from thor_policy.policy.structure.shell import programs_of  # few packs call shell(..)
+
         try:
             programs_of(self._data[name])
         except Faulty as error:

@@ -7,6 +7,7 @@ thread, and nothing else. Declared once for all packs. Any thread.
 from __future__ import annotations
 
 import functools
+import importlib
 import itertools
 import math
 import re
@@ -19,14 +20,13 @@ from typing import Any
 from cel_expr_python import cel
 
 from thor_policy.core.requests import Json
-from thor_policy.policy import words
 from thor_policy.policy.cel_calls import callable_from_cel
 from thor_policy.policy.structure import email as mails
 from thor_policy.policy.structure import money, names, network
 from thor_policy.policy.structure import path as paths
-from thor_policy.policy.structure import shell as shell_lines
 from thor_policy.policy.structure import sql as statements
 from thor_policy.policy.structure import url as urls
+from thor_policy.policy.text_cache import TextCache, kept
 from thor_policy.policy.words import WordLists
 
 #: From here on not every whole number is a double.
@@ -37,6 +37,9 @@ TIMES = ("context.time", "context.timestamp")
 _TIME = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,9})?)?([Zz]|[+-][0-9]{2}:[0-9]{2})"
 )
+
+#: Characters of a path whose steps are kept.
+_SHORT_PATH = 64
 
 _T = cel.Type
 ANY_MAP = _T.Map(_T.STRING, _T.DYN)
@@ -72,11 +75,10 @@ def roots() -> Mapping[str, Json]:
 
 def forget() -> None:
     """Forget what was read of texts, so that a benchmark times the reading."""
-    for module in (mails, money, names, network, paths, shell_lines, statements, urls, words):
-        for value in vars(module).values():
-            # an unbounded cache holds tables, not texts
-            if hasattr(value, "cache_clear") and value.cache_parameters()["maxsize"] is not None:
-                value.cache_clear()
+    for cache in TextCache.every:
+        cache.clear()
+    names.script_alias.cache_clear()
+    _steps_of_short.cache_clear()
 
 
 # ---------------------------------------------------------------- what they do
@@ -149,7 +151,7 @@ def as_text(at: datetime) -> str:
     return at.isoformat().replace("+00:00", "Z")
 
 
-@functools.lru_cache(maxsize=256)
+@kept()
 def _moment(text: str) -> datetime | None:
     """The time in UTC of an RFC 3339 text, whose seconds may be left out; None for any other text."""
     if not _TIME.fullmatch(text):
@@ -162,6 +164,8 @@ def _moment(text: str) -> datetime | None:
 
 def shell(text: str, table: str = "") -> Json:
     """The structure of a command line, with the kinds of a table of programs. Raises ValueError, KeyError."""
+    from thor_policy.policy.structure import shell as shell_lines  # imported by `load`: few packs call it
+
     return shell_lines.shell(text, _current.tables[table] if table else None)
 
 
@@ -253,8 +257,13 @@ def _key(value: Any) -> Any:
     return object() if value != value else value  # NaN equals nothing
 
 
-@functools.lru_cache(maxsize=1024)
 def _steps(path: str) -> tuple[str, ...]:
+    """The keys of a dotted path. Packs write short ones, which are few: at most 0.5 MB are kept."""
+    return _steps_of_short(path) if len(path) <= _SHORT_PATH else _steps_of_short.__wrapped__(path)
+
+
+@functools.lru_cache(maxsize=256)
+def _steps_of_short(path: str) -> tuple[str, ...]:
     return tuple(path.split("."))
 
 
@@ -321,13 +330,18 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], list[_Overload]]] = {
     "cidr.inside": (network.inside, _OF_WORDS),
 }
 
+#: Members of what `shell` gives; those of its `commands` are the fields of `shell_commands.Command`.
+_SHELL = (
+    "opaque", "commands", "paths", "reads", "writes", "urls", "kinds", "unknown", "runs_input", "wipes",
+    "variables",
+)  # fmt: skip
 #: Members of the maps that functions give, by function: another one is a misspelling.
 MEMBERS: dict[str, frozenset[str]] = {
     "cidr": frozenset(network.Range.__annotations__),
     "decimal": frozenset(money.Amount.__annotations__),
     "email": frozenset(mails.Mail.__annotations__),
     "path": paths.MEMBERS,
-    "shell": shell_lines.MEMBERS,
+    "shell": frozenset(_SHELL),
     "sql": frozenset(statements.Sql.__annotations__),
     "url": urls.MEMBERS,
 }
@@ -341,6 +355,8 @@ def load(used: Collection[str]) -> None:
     """Load what functions of these names need and is loaded late, so that no request waits for it."""
     if "sql" in used:
         statements.load()
+    if "shell" in used:
+        importlib.import_module("thor_policy.policy.structure.shell")
 
 
 def _declared(name: str, function: Any, overloads: list[_Overload], *, is_member: bool) -> Any:

@@ -15,7 +15,7 @@ from thor_policy.core.requests import Json
 from thor_policy.policy.expressions import LARGE_TABLE
 from thor_policy.policy.pack import Example, Manifest, Pack
 from thor_policy.policy.pack_files import FILES, SIGNATURE, SUITES, Finding, PackFiles, examine
-from thor_policy.policy.rules import STEP, Rule, paths_read, reads_only_subject_properties
+from thor_policy.policy.rules import MEMBER, STEP, Rule, paths_read, reads_only_subject_properties
 from thor_policy.policy.structure import names
 from thor_policy.policy.tokens import (
     comparisons,
@@ -104,6 +104,7 @@ def _advice(parts: _Parts) -> Iterator[Finding]:
     yield from _impossible_comparisons(parts)
     yield from _problems_of_vocabulary(parts)
     yield from _problems_of_fields(parts.manifest)
+    yield from _problems_of_texts(parts.manifest)
     yield from _large_tables(parts)
     if parts.examples is not None:
         yield from _problems_of_examples(parts, parts.examples)
@@ -161,6 +162,15 @@ def _problems_of_fields(manifest: Manifest) -> Iterator[Finding]:
             yield _error(where, f"{field.value}: {root} has the members {', '.join(members[root])}", path)
         elif field.rest and root in members and name != "properties":
             yield _error(where, f"{field.value} is no map, so there is no rest of it", path)
+
+
+def _problems_of_texts(manifest: Manifest) -> Iterator[Finding]:
+    for path in manifest.limits.texts:
+        if not MEMBER.fullmatch(path):
+            message = (
+                f"{path!r} must be a path below context, or below properties of subject, action or resource"
+            )
+            yield _error("pack.yaml limits.texts", message, f"$.limits.texts.{path}")
 
 
 def _large_tables(parts: _Parts) -> Iterator[Finding]:

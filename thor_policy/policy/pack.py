@@ -65,14 +65,17 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Limits of a question and of an explanation.
 
     A value longer than `max_field_chars` (without its quotes) is truncated, with an ellipsis. A value longer
-    than `max_text_chars` is refused, because the model would not read most of it. `max_clauses` limits the
-    clauses that the model cites. A label stricter than the floor counts from the doubt `tighten_at` on, which
-    is one number or one for each risk; 0, also for a risk that is not named, lets every such label count.
+    than `max_text_chars` is refused, because the model would not read most of it. `texts` gives paths of a
+    request whose texts may be longer than the setting `max_text_chars`, in characters. `max_clauses` limits
+    the clauses that the model cites. A label stricter than the floor counts from the doubt `tighten_at` on,
+    which is one number or one for each risk; 0, also for a risk that is not named, lets every such label
+    count.
     """
 
     max_reasoning_tokens: Annotated[int, Meta(ge=1)] = 48
     max_field_chars: Annotated[int, Meta(ge=1)] = 160
     max_text_chars: Annotated[int, Meta(ge=1)] = 2000
+    texts: dict[str, Annotated[int, Meta(ge=1)]] = {}
     max_clauses: Annotated[int, Meta(ge=1)] = 3
     tighten_at: Share | dict[Risk, Share] = 0.0
     abstain: Abstention | None = None
@@ -153,6 +156,8 @@ class Pack:
         #: True for a pack of rules alone: no model is asked, and there is no prompt.
         self.rules_only = manifest.model == "never"
         self.book = book or rule_book(manifest, rules, self.data, str(path))
+        #: Characters that a text of a request may have at a path, where that is more than usual.
+        self.long_texts = _long_texts(manifest)
         self._prefixes = None if self.rules_only else (self._full_prefix(), self._brief_prefix())
 
     @property
@@ -303,6 +308,13 @@ class Pack:
             question_head=f"{first.name}:" if first.value in _ALWAYS_THERE else "",
             labels=tuple(f" {label}" for label in self.labels),
         )
+
+
+def _long_texts(manifest: Manifest) -> dict[str, int]:
+    """The limits of texts by path: those that the manifest states, and that of the fields for the model."""
+    shown = [field.value for field in manifest.fields if not field.value.startswith("facts.")]
+    limits = dict.fromkeys(shown, manifest.limits.max_text_chars)
+    return limits | {path: max(most, limits.get(path, 0)) for path, most in manifest.limits.texts.items()}
 
 
 def rule_book(manifest: Manifest, rules: tuple[Rule, ...], data: Mapping[str, Json], where: str) -> RuleBook:

@@ -105,7 +105,13 @@ def load(path: Path, trusted: Sequence[str] = ()) -> Pack:
 
     `trusted` names files with public keys. If there are any, one of these keys must have signed the pack.
     """
-    pack, findings = examine(PackFiles(path))
+    return load_files(PackFiles(path), trusted)
+
+
+def load_files(files: PackFiles, trusted: Sequence[str] = ()) -> Pack:
+    """As `load`, from files that were read."""
+    path = files.path
+    pack, findings = examine(files)
     if pack is None:
         raise PackError("\n".join(f"{path}/{finding}" for finding in findings))
     if trusted:
@@ -189,8 +195,13 @@ class PackFiles:
                 self._add(name, problem.message, problem.line, problem.column)
             if not problems:
                 self.values[name] = document.convert(TYPES[name])
-        rules_only = _NO_MODEL.search(self.texts.get("pack.yaml", ""))  # also in a file with other problems
-        for name in REQUIRED if rules_only else REQUIRED_WITH_MODEL:
+        #: True for a pack of rules alone; read from the text if the file has other problems.
+        self.rules_only = (
+            self.values["pack.yaml"].model == "never"
+            if "pack.yaml" in self.values
+            else bool(_NO_MODEL.search(self.texts.get("pack.yaml", "")))
+        )
+        for name in REQUIRED if self.rules_only else REQUIRED_WITH_MODEL:
             if name not in self.texts and not any(finding.file == name for finding in self.findings):
                 self._add(name, f"is missing; {_PURPOSE[name]}")
 

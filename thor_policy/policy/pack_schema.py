@@ -100,6 +100,10 @@ _MEMBERS: dict[str, dict[str, tuple[str, Schema]]] = {
         "max_reasoning_tokens": ("Most tokens of the model's reason.", {}),
         "max_field_chars": ("A longer value is shown truncated, with an ellipsis.", {}),
         "max_text_chars": ("A request with a longer value in one of the fields is refused.", {}),
+        "texts": (
+            "Paths of a request whose texts may have more characters than the setting max_text_chars.",
+            {"propertyNames": _MEMBER_PATHS},
+        ),
         "max_clauses": ("Most clauses that the model cites.", {}),
         "tighten_at": (
             "The doubt, 0 to 1, from which a stricter label counts: one number, or one for each risk.",

@@ -6,7 +6,7 @@ never changes; a change makes another table, so a reader always sees a complete 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -113,6 +113,24 @@ class Residents:
                 "bad_request", f"pack: {name[:64]!r} may be {' or '.join(map(str, matches))}; give its digest"
             )
         return matches[0]
+
+    def permitted(self, name: str, listed: Collection[str] | None) -> Resident:
+        """The pack that a request names, if it is active or `listed` (None: any). Raises RequestError."""
+        resident = self.named(name)
+        if listed is None or resident is self.active or any(map(resident.matches, listed)):
+            return resident
+        raise RequestError(
+            "unauthorized",
+            f"pack: you may not name {name[:64]!r}, which is not the active pack; leave `pack` out, or see "
+            "the setting packs_for",
+        )
+
+    def long_texts(self, name: str | None) -> Mapping[str, int]:
+        """The limits of texts by path that the pack states which a request names; none if it is not here."""
+        try:
+            return (self.active if name is None else self.named(name)).pack.long_texts
+        except RequestError:
+            return {}
 
     # ------------------------------------------------------------ other tables
 

@@ -27,6 +27,8 @@ from msgspec import Struct, structs
 from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError
 from thor_policy.core.requests import RISKS, Evaluation, Json, Risk
+from thor_policy.policy import budget
+from thor_policy.policy.budget import Budget, StopCode
 from thor_policy.policy.expressions import TOO_DEEP, Language, Program, Type, is_json
 from thor_policy.policy.faults import Fault
 from thor_policy.policy.functions import (
@@ -53,7 +55,8 @@ from thor_policy.policy.words import WordLists, fault_of
 
 #: The name of a fact. One that begins with `STEP` is a step.
 _FACT = re.compile(r"_?[a-z][a-z0-9_]*")
-_MEMBER = re.compile(r"(?:(?:subject|action|resource)\.properties|context)(?:\.[A-Za-z_][A-Za-z0-9_]*)+")
+#: A path of a member that a pack declares.
+MEMBER = re.compile(r"(?:(?:subject|action|resource)\.properties|context)(?:\.[A-Za-z_][A-Za-z0-9_]*)+")
 #: The beginning of the name of a step: a fact that later expressions read, and nobody is shown.
 STEP = "_"
 #: Types of facts that need no look at their value, by CEL's names.
@@ -228,7 +231,7 @@ class RuleBook:
                 fault("pack.yaml", f"$.facts.{name}", f"fact {name!r}", message)
         for section, paths in (("requires.members", self._required), ("reads", reads)):
             for path in paths:
-                if not _MEMBER.fullmatch(path):
+                if not MEMBER.fullmatch(path):
                     message = (
                         "must be a path below context, or below properties of subject, action or resource"
                     )
@@ -354,29 +357,48 @@ class RuleBook:
 
     # ------------------------------------------------------------ applying
 
-    def apply(self, evaluation: Evaluation, received_at: float) -> Floor:
+    def apply(self, evaluation: Evaluation, received_at: float, limit: Budget | None = None) -> Floor:
         """Compute facts, rules and risk of one evaluation; `received_at` is Unix time in seconds.
 
-        Never raises: `Floor.errors` names each failure, and a failure makes the floor stricter.
+        Raises nothing but RulesStopped, and that only with a `limit`, when it is met: then see `stopped`.
+        `Floor.errors` names each failure, and a failure makes the floor stricter.
         """
+        if limit is None:
+            return self._apply(evaluation, received_at)
+        with budget.spending(limit):
+            return self._apply(evaluation, received_at)
+
+    def _apply(self, evaluation: Evaluation, received_at: float) -> Floor:
         inputs, missing, readings = self._inputs(evaluation, received_at)
         unknown = [reading for reading in readings if reading.because]
         floor = self._floor(inputs, missing, unknown)
         for instead in _likely(unknown):
-            inputs, missing, _ = self._inputs(evaluation, received_at, instead)
+            inputs, missing, _ = self._inputs(evaluation, received_at, instead, readings)
             floor = self._stricter_floor(floor, self._floor(inputs, missing, unknown), unknown, instead)
         return floor
 
+    def stopped(self, code: StopCode) -> Floor:
+        """The floor of a request whose rules were stopped: the strictest outcome, final, without facts."""
+        limit = "the request's deadline" if code == "rules_deadline" else "their budget of processor time"
+        because = f"The rules were stopped at {limit}, so the answer is {self._strictest}."
+        return Floor(outcome=self._strictest, final=True, because=because)
+
     def _inputs(
-        self, evaluation: Evaluation, received_at: float, instead: Mapping[str, Json] | None = None
+        self,
+        evaluation: Evaluation,
+        received_at: float,
+        instead: Mapping[str, Json] | None = None,
+        readings: list[Reading] | None = None,
     ) -> tuple[dict[str, Any], dict[str, str], list[Reading]]:
         """What expressions read, what is wrong with declared members, and how names are read.
 
-        `instead`: what to read at a member of the vocabulary, whatever was sent.
+        `instead`: what to read at a member of the vocabulary, whatever was sent. `readings`: those of an
+        earlier call with this evaluation, which need not be made again.
         """
         inputs = self._language.inputs(evaluation, received_at)
         missing = self._language.members_at_fault(self._required) if self._checks_members else {}
-        readings = self._vocabularies.read(roots())
+        if readings is None:
+            readings = self._vocabularies.read(roots())
         if readings or self._vocabulary:
             values = {reading.path: reading.value for reading in readings} | dict(instead or {})
             self._language.set_names(inputs, values)
@@ -389,6 +411,7 @@ class RuleBook:
         facts: dict[str, Json] = {}
         for names, program in self._layers:
             values = program.run(inputs)
+            budget.check()
             if isinstance(values, str):
                 values = self._run_singly([f"fact:{name}" for name in names], inputs, errors)
             for name, value in zip(names, values, strict=True):
@@ -399,6 +422,7 @@ class RuleBook:
                     if not name.startswith(STEP):
                         facts[name] = value
         values = self._last.run(inputs)
+        budget.check()
         if isinstance(values, str):
             values = self._run_singly([*(rule.id for rule in self.rules), "risk"], inputs, errors)
 
@@ -496,6 +520,7 @@ class RuleBook:
         values = []
         for name in ids:
             single = self._single(name).run(inputs)
+            budget.check()
             if isinstance(single, str):
                 errors[name] = single
             values.append(None if isinstance(single, str) else single[0])

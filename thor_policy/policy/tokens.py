@@ -6,6 +6,7 @@ nothing; the checker and lint use it for hints, and the rules for the order of f
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,12 +58,13 @@ def tokenise(text: str) -> Iterator[Token]:
             yield Token(match.lastgroup, match[0], match.start())
 
 
-def names_in(text: str) -> set[str]:
+@functools.lru_cache(maxsize=1024)
+def names_in(text: str) -> frozenset[str]:
     """The names that an expression may use: variables, facts and functions, but no members."""
     tokens = list(tokenise(text))
-    return {
+    return frozenset(
         token.text for at, token in enumerate(tokens) if token.kind == "name" and not _is_member(tokens, at)
-    }
+    )
 
 
 def bound_in(tokens: Sequence[Token]) -> set[str]:
@@ -87,7 +89,8 @@ def _is_member(tokens: Sequence[Token], at: int) -> bool:
     )
 
 
-def paths_in(text: str) -> set[str]:
+@functools.lru_cache(maxsize=1024)
+def paths_in(text: str) -> frozenset[str]:
     """The members of a request that an expression reads by name or by `given`: `subject.properties.role`."""
     tokens = list(tokenise(text))
     paths = set()
@@ -99,7 +102,7 @@ def paths_in(text: str) -> set[str]:
             paths.add(path)
         elif token.text == "given" and at + 2 < len(tokens) and tokens[at + 2].kind == "string":
             paths.add(literal_of([tokens[at + 2]]) or "")
-    return paths
+    return frozenset(paths)
 
 
 def literal_values(text: str) -> set[str] | None:

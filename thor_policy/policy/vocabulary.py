@@ -14,6 +14,7 @@ from typing import Annotated, Any, NamedTuple
 from msgspec import Meta, Struct
 
 from thor_policy.core.requests import Json
+from thor_policy.policy import budget
 from thor_policy.policy.functions import json_type, with_article
 from thor_policy.policy.structure import names
 
@@ -110,7 +111,10 @@ class Vocabularies:
         if len(value) > _MOST_LISTED:
             reason = f"The {_noun(path)} is a list of {len(value)} names; a list has at most {_MOST_LISTED}."
             return Reading(path, value, reason)
-        items = [_reading(path, item, known) for item in value]
+        items = []
+        for item in value:
+            budget.check()
+            items.append(_reading(path, item, known))
         reasons = [item.because for item in items if item.because]
         likely = [item.likely[0] if item.likely else item.value for item in items]
         read = [item.value for item in items]

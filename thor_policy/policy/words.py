@@ -7,12 +7,12 @@ and `d<U+0435>lete` contain `delete`. Pure; any thread.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping, Sequence
 
 from thor_policy.core.errors import PackError
 from thor_policy.policy.structure.names import INVISIBLE, composed, folded
+from thor_policy.policy.text_cache import kept
 
 #: Places where a capital starts a new word: `deleteLog`, `HTTPServer`.
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -46,7 +46,7 @@ class WordLists:
         return self._patterns[name]
 
 
-@functools.lru_cache(maxsize=4096)
+@kept(8 * 2**20)
 def plain_words(text: str) -> str:
     """The words of a text, lower case, a space around each: `deleteAuditLog` is " delete audit log ".
 

@@ -36,7 +36,7 @@ OPS = ("evaluate", "status", "metrics", *RECORDS, "maintenance", "control")
 
 
 class Idempotency(Struct, frozen=True, kw_only=True):
-    """The caller's key of a request, and the sha256 of the request's content, in hex."""
+    """The caller's key of a request, and the sha256 of the request's content, in hex: never recorded."""
 
     key: str
     content: str

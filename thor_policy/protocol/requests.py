@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, get_args, get_type_hints
 
 import msgspec
@@ -32,6 +33,7 @@ from thor_policy.protocol.messages import (
     Semantic,
     StatusRequest,
 )
+from thor_policy.protocol.texts import DEFAULT_LIMITS, TextCheck, TextLimits
 
 #: Deepest nesting of objects and lists, counted from `request` or `record`.
 MAX_DEPTH = 8
@@ -87,11 +89,13 @@ def decode_request(
     *,
     max_bytes: int,
     max_deadline_ms: int,
+    texts: TextLimits = DEFAULT_LIMITS,
     authorise: Callable[[str], None] = lambda op: None,
 ) -> Message:
     """Decode the message in `frame`. Raises RequestError; `recover_request_id` gives the id for the reply.
 
-    `authorise` is called with the op before the members of the request are checked, and may raise.
+    `authorise` is called with the op before the members of the request are checked, and may raise. `texts`
+    bounds the texts of questions; those of records are bounded by their types.
     """
     if len(frame) > max_bytes:
         raise RequestError("too_large", f"the request has {len(frame)} bytes; the limit is {max_bytes}")
@@ -119,7 +123,7 @@ def decode_request(
     if deadline_ms is not None and not (type(deadline_ms) is int and 1 <= deadline_ms <= max_deadline_ms):
         raise RequestError("bad_request", f"deadline_ms: must be a whole number from 1 to {max_deadline_ms}")
     if envelope.op == "evaluate":
-        return _decode_evaluate(envelope, deadline_ms)
+        return _decode_evaluate(envelope, deadline_ms, TextCheck(frame, texts))
     if envelope.op == "maintenance":
         return MaintenanceRequest(id=envelope.id, maintenance=_decode_maintenance(envelope))
     if envelope.op == "control":
@@ -144,16 +148,24 @@ def recover_request_id(frame: bytes, max_bytes: int) -> str:
     return request_id if isinstance(request_id, str) and len(request_id) <= MAX_NAME_CHARS else ""
 
 
-def _decode_evaluate(envelope: _Envelope, deadline_ms: int | None) -> EvaluateRequest | EvaluateBatchRequest:
+def _decode_evaluate(
+    envelope: _Envelope, deadline_ms: int | None, texts: TextCheck
+) -> EvaluateRequest | EvaluateBatchRequest:
     if envelope.explain not in get_args(Explain):
         raise RequestError("bad_request", f"explain: must be one of {', '.join(get_args(Explain))}")
     if envelope.pack is not UNSET:
         _check_name(envelope.pack, "pack")
     annotations = Annotations()
     if envelope.annotations is not UNSET:
+        _check_limits(envelope.annotations, "annotations")
+        texts.check(envelope.annotations, "annotations")
         annotations = _convert(envelope.annotations, Annotations, "annotations")
 
     pack = None if envelope.pack is UNSET else envelope.pack
+    if envelope.request is not UNSET:
+        texts.check(envelope.request, "request", pack=pack)
+    if envelope.situation is not UNSET:
+        texts.check(envelope.situation, "situation", root="context", pack=pack)
 
     def to_request(evaluation: Evaluation, number: int | None = None) -> EvaluateRequest:
         return EvaluateRequest(
@@ -167,7 +179,8 @@ def _decode_evaluate(envelope: _Envelope, deadline_ms: int | None) -> EvaluateRe
         )
 
     if envelope.evaluations is not UNSET:
-        batch = _decode_batch(envelope, envelope.evaluations, to_request)
+        check = partial(texts.check, pack=pack)
+        batch = _decode_batch(envelope, envelope.evaluations, check, to_request)
         if batch is not None:
             return batch
     if (envelope.request is UNSET) == (envelope.situation is UNSET):
@@ -178,9 +191,15 @@ def _decode_evaluate(envelope: _Envelope, deadline_ms: int | None) -> EvaluateRe
 
 
 def _decode_batch(
-    envelope: _Envelope, items: Json, to_request: Callable[[Evaluation, int], EvaluateRequest]
+    envelope: _Envelope,
+    items: Json,
+    check: Callable[[Json, str], None],
+    to_request: Callable[[Evaluation, int], EvaluateRequest],
 ) -> EvaluateBatchRequest | None:
-    """The batch of an envelope; `request` has the defaults. None for an empty batch: a single question."""
+    """The batch of an envelope; `request` has the defaults. None for an empty batch: a single question.
+
+    `check` raises RequestError for an item with a text out of bounds.
+    """
     if not isinstance(items, list):
         raise RequestError("bad_request", "evaluations: must be an array")
     if len(items) > MAX_EVALUATIONS:
@@ -211,6 +230,7 @@ def _decode_batch(
             if not isinstance(item, dict):
                 raise RequestError("bad_request", f"{where}: must be an object")
             _check_integers(item, where)
+            check(item, where)
             decoded.append(to_request(evaluation_of(defaults | _without_nulls(item), where), number))
         except RequestError as error:
             decoded.append(error)
@@ -263,7 +283,20 @@ def _record_member(envelope: _Envelope) -> Json:
     if envelope.record is UNSET:
         raise RequestError("bad_request", f"record: is missing; the op {envelope.op} needs one")
     _check_limits(envelope.record, "record")
+    _check_texts_of_record(envelope.record)
     return envelope.record
+
+
+def _check_texts_of_record(record: Json) -> None:
+    """Check the texts that no type bounds: those in `context`, `value` and `metadata` of a record."""
+    stack: list[tuple[Json, str]] = [(record, "record")]
+    while stack:
+        value, place = stack.pop()
+        if isinstance(value, str) and len(value) > records.MAX_TEXT_CHARS:
+            raise RequestError("too_large", f"{place}: has more than {records.MAX_TEXT_CHARS} characters")
+        if isinstance(value, dict | list):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            stack.extend((item, strict_json.within(place, name)) for name, item in items)
 
 
 def _decode_record(envelope: _Envelope) -> records.Record:

@@ -1,43 +1,29 @@
-"""Metrics: what the daemon measures, and how a monitoring system reads it.
+"""Metrics: what the daemon measures.
 
-Owns the names of all metrics, their histograms, and the endpoint that Prometheus reads. Invariant: every
-counter of `status` is also a metric, under the same name; no label holds text of a request. The main thread
-measures, with a few additions for each decision; any thread reads, and all other work is done on reading.
+Owns the names of all metrics and their histograms. Invariant: every counter of `status` is also a metric,
+under the same name; no label holds text of a request. The main thread measures, with a few additions for each
+decision; any thread reads, and all other work is done on reading, the import of the library included.
 """
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from socketserver import TCPServer
-from typing import Any, TypeAlias, get_args
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from typing import TYPE_CHECKING, TypeAlias, get_args
 
 from msgspec import structs
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest, make_wsgi_app
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
-from prometheus_client.registry import Collector
 
 from thor_policy.core.decisions import Decision, Tier
-from thor_policy.core.errors import ERROR_CODES, ConfigError
+from thor_policy.core.errors import ERROR_CODES
 from thor_policy.core.requests import Json
 from thor_policy.core.status import EngineStatus, JobStatus, JournalStatus, Status
 
-#: Address of the HTTP endpoint: only processes of this machine can read it.
-HOST = "127.0.0.1"
-#: Timeout of a reader of the endpoint, in seconds; the next reader waits meanwhile.
-READER_S = 5.0
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
 #: Bucket bounds of the time histograms, in seconds: from a rule's decision to a decode on a slow processor.
 SECONDS = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
@@ -49,7 +35,7 @@ CONFIDENCES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 STAGES = ("queue", "rules", "score", "commit", "explain", "reply")
 
 #: Metrics with their current values, as types of the Prometheus client.
-Families: TypeAlias = Iterator[Metric]
+Families: TypeAlias = "Iterator[Metric]"
 #: The status of a part that is a thread.
 _Thread: TypeAlias = EngineStatus | JournalStatus | JobStatus
 
@@ -66,6 +52,7 @@ _FROM_ZERO: dict[str, tuple[str, ...]] = {
             for fate in ("recorded", "lost", "late")
         ),
         *("replies_dropped", "events_dropped", "unlogged"),
+        *("journal_quota_warned", "journal_quota_refused"),
     ),
     "journal": ("committed", "refused", "lost", "checkpoints_failed", "ballast_released", "recoveries_tried"),
 }
@@ -219,6 +206,9 @@ class Metrics:
 
     def families(self, status: Status) -> Families:
         """All metrics: the measurements here, and the numbers of `status`."""
+        from prometheus_client import ProcessCollector
+        from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+
         latency = HistogramMetricFamily(
             "thorpolicy_decision_seconds", "Time from the arrival of a request to its reply.", labels=["tier"]
         )
@@ -248,6 +238,8 @@ class Metrics:
 
 
 def _of_status(status: Status) -> Families:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+
     events = CounterMetricFamily(
         "thorpolicy_events",
         "Counters of each part, with their names in `status`.",
@@ -292,20 +284,6 @@ def _of_status(status: Status) -> Families:
 # ---------------------------------------------------------------- how they are read
 
 
-class _FamiliesCollector(Collector):
-    def __init__(self, collect: Callable[[], Families]) -> None:
-        self._collect = collect
-
-    def collect(self) -> Families:
-        return self._collect()
-
-
-def _registry(collect: Callable[[], Families]) -> CollectorRegistry:
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_FamiliesCollector(collect))
-    return registry
-
-
 def as_json(families: Families) -> dict[str, Json]:
     """Metrics by name: type, help, and samples with their labels and values."""
     return {
@@ -319,20 +297,6 @@ def as_json(families: Families) -> dict[str, Json]:
         }
         for family in families
     }
-
-
-def exposition(metrics: Mapping[str, Json]) -> str:
-    """The result of `as_json` in the text format of Prometheus."""
-
-    def collect() -> Families:
-        for name, metric in metrics.items():
-            family = Metric(name, metric["help"], metric["type"])
-            for sample in metric["samples"]:
-                family.add_sample(sample["name"], sample["labels"], sample["value"])
-            yield family
-
-    text: str = generate_latest(_registry(collect)).decode()
-    return text
 
 
 @dataclass(frozen=True)
@@ -376,44 +340,3 @@ def _line_of_histogram(name: str, labels: str, samples: Sequence[Mapping[str, Js
         return None if bound == "+Inf" else float(bound)
 
     return Line(name, labels, count, mean=total / count, half=within(0.5), most=within(0.99))
-
-
-class _Endpoint(WSGIServer):
-    def server_bind(self) -> None:
-        TCPServer.server_bind(self)  # without a DNS look-up of this machine's name, which may take long
-        self.server_name, self.server_port = HOST, self.server_address[1]
-        self.setup_environ()
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Do nothing: a reader that disconnected will come again."""
-
-
-class _Handler(WSGIRequestHandler):
-    timeout = READER_S
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Do nothing: a read of the metrics is not logged."""
-
-
-@contextmanager
-def endpoint(port: int, collect: Callable[[], Families]) -> Iterator[int]:
-    """Serve `collect` over HTTP on loopback during the block, one reader at a time.
-
-    Yields the port; `port` 0 takes a free one. Raises ConfigError if the port cannot be used.
-    """
-    app = make_wsgi_app(_registry(collect))
-    try:
-        server = _Endpoint((HOST, port), _Handler)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen at metrics_port {port} of {HOST}: {error.strerror}; set another, or 0 for none"
-        ) from error
-    server.set_app(app)
-    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
-    thread.start()
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

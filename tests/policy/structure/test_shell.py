@@ -15,9 +15,10 @@ from tests.hostile import variants
 from tests.structure_fuzz import run
 from thor_policy.config import data_path
 from thor_policy.policy import yaml_text
+from thor_policy.policy.functions import MEMBERS
 from thor_policy.policy.structure.path import path
 from thor_policy.policy.structure.programs import Faulty
-from thor_policy.policy.structure.shell import MAX_CHARS, MEMBERS, shell
+from thor_policy.policy.structure.shell import MAX_CHARS, shell
 from thor_policy.policy.structure.shell_commands import Command
 from thor_policy.policy.structure.url import url
 
@@ -399,7 +400,7 @@ def test_any_text_gives_a_value(text: str) -> None:
 
 def check(text: str) -> None:
     for result in (shell(text), read(text)):
-        assert set(result) == MEMBERS
+        assert set(result) == MEMBERS["shell"]
         assert all(set(command) == set(Command.__struct_fields__) for command in result["commands"])
 
 

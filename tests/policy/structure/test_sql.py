@@ -142,17 +142,23 @@ import sys
 from thor_policy.policy.rules import Rule, RuleBook
 rule = Rule(id="case", when=sys.argv[1], outcome="deny", because="It changes data.")
 RuleBook(outcomes=("allow", "deny"), facts={}, rules=(rule,), risk=None)
-print("sqlglot" in sys.modules)
+print(sorted({"sqlglot", "tree_sitter"} & set(sys.modules)))
 """
 
 
 @pytest.mark.parametrize(
-    ("condition", "is_loaded"),
-    [("sql(resource.id).reads_only", True), ('resource.type == "mysql" && context.sql == ""', False)],
+    ("condition", "loaded"),
+    [
+        ("sql(resource.id).reads_only", ["sqlglot"]),
+        ('shell(resource.id).opaque == ""', ["tree_sitter"]),
+        ('resource.type == "mysql" && context.sql == "" && context.shell == ""', []),
+    ],
 )
-def test_the_parsers_are_loaded_with_a_pack_that_calls_sql(condition: str, is_loaded: bool) -> None:
+def test_the_parsers_of_sql_and_shell_are_loaded_with_a_pack_that_calls_them(
+    condition: str, loaded: list[str]
+) -> None:
     printed = subprocess.check_output([sys.executable, "-c", LOADS, condition], text=True)
-    assert printed.strip() == str(is_loaded)
+    assert printed.strip() == str(loaded)
 
 
 def test_sqlglot_writes_no_log_line_with_the_text(caplog: pytest.LogCaptureFixture) -> None:

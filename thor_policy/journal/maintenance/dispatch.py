@@ -14,6 +14,7 @@ from thor_policy.core.errors import JournalError
 from thor_policy.core.records import Maintenance
 from thor_policy.core.requests import Json
 from thor_policy.journal import events
+from thor_policy.journal.digest_key import path_of
 from thor_policy.journal.events import Event
 from thor_policy.journal.maintenance.archive import archive_before
 from thor_policy.journal.maintenance.erase import erase
@@ -40,6 +41,11 @@ def run_maintenance(
             "archived": sum(segment.events for segment in made),
             "segments": [segment.path.name for segment in made],
         }
+    if maintenance.task == "rekey":
+        journal.replace_digest_key()
+        event = events.rekeyed_event(time.time(), by_uid=by_uid, by_key=by_key)
+        commit(journal, event)
+        return {"rekeyed": path_of(journal.path).name}
     if maintenance.task == "calibrate" and maintenance.calibration is not None:
         commit(journal, events.calibration_event(maintenance.calibration, time.time()))
         return {"calibration": maintenance.calibration.digest}

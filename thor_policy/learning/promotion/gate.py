@@ -49,6 +49,7 @@ from thor_policy.policy.pack import Pack
 from thor_policy.protocol.messages import EvaluateRequest
 from thor_policy.protocol.replies import decision_item, decode_reply, encode_reply, encode_request
 from thor_policy.protocol.requests import decode_request
+from thor_policy.protocol.texts import TextLimits
 from thor_policy.security import signatures
 from thor_policy.suites import invariance, leaks
 from thor_policy.suites.comparison import compare
@@ -98,7 +99,8 @@ class _LoadedPack:
         Raises RequestError.
         """
         frame = encode_request("", "evaluate", fields)
-        message = decode_request(frame, max_bytes=self._max_request_bytes, max_deadline_ms=1)
+        texts = TextLimits(self._max_request_bytes)  # a suite's own may have any length
+        message = decode_request(frame, max_bytes=self._max_request_bytes, max_deadline_ms=1, texts=texts)
         assert isinstance(message, EvaluateRequest)  # noqa: S101  `evaluate` gives nothing else
         self._ticket += 1
         decision = self._policy.decide(

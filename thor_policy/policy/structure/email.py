@@ -10,7 +10,6 @@ whose other letters look like ASCII, mix scripts, or are read in two ways, is op
 
 from __future__ import annotations
 
-import functools
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ import ada_url
 from thor_policy.core.requests import Json
 from thor_policy.policy.structure import names, plain_text
 from thor_policy.policy.structure.address import DEVIATIONS, MAX_HOST_CHARS
+from thor_policy.policy.text_cache import kept
 
 #: Longest address with its name, in characters, and most entries of a field.
 MAX_CHARS, MAX_ENTRIES = 400, 200
@@ -84,7 +84,7 @@ def _nothing(reason: str) -> Mail:
     return {"opaque": reason, "address": "", "local": "", "domain": "", "name": ""}
 
 
-@functools.lru_cache(maxsize=1024)
+@kept()
 def _email(text: str) -> Mail:
     name, address = "", text.strip(" ")
     if not address.isprintable():

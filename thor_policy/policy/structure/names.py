@@ -20,6 +20,8 @@ from urllib.parse import unquote
 import msgspec
 from msgspec import Struct
 
+from thor_policy.policy.text_cache import kept
+
 #: Most characters of a name.
 MAX_NAME = 200
 #: Characters that are normalised together.
@@ -48,11 +50,13 @@ _WRITTEN_TOGETHER = (
     frozenset({"Han", "Bopomofo"}),
     frozenset({"Han", "Hangul"}),
 )
+#: Signs beyond ASCII, among which all combining marks are.
+_NO_LETTERS = re.compile(r"[^\w\x00-\x7f]+")
 #: What `\u0064`, `\x64` and `\u{64}` stand for.
 _ESCAPE = re.compile(r"\\u\{([0-9a-fA-F]{1,6})\}|\\u([0-9a-fA-F]{4})|\\x([0-9a-fA-F]{2})")
 #: The digits of base64 that URLs have instead of others.
 _URL_BASE64 = str.maketrans("-_", "+/")
-#: Most names whose result is kept.
+#: Most characters whose script is kept.
 _KEPT = 4096
 #: Characters of a name that are shown in a reason.
 _SHOWN = 60
@@ -85,11 +89,11 @@ def same(a: str, b: str) -> bool:
 
 def _looks(text: str) -> tuple[str, str]:
     """What a text looks like, and what its identifier looks like."""
-    return _looks_of_name(text) if len(text) <= MAX_NAME else _looks_of_name.__wrapped__(text)
+    return _cached_looks(text) if len(text) <= MAX_NAME else _cached_looks.function(text)
 
 
-@functools.lru_cache(maxsize=_KEPT)
-def _looks_of_name(text: str) -> tuple[str, str]:
+@kept()
+def _cached_looks(text: str) -> tuple[str, str]:
     seen = _seen(text)
     return skeleton(seen), _alike(identifier(seen))
 
@@ -134,7 +138,7 @@ def plain(text: str) -> bool:
     return problem(text) is None
 
 
-@functools.lru_cache(maxsize=_KEPT)
+@kept()
 def _problem(text: str, declared: bool) -> str | None:
     name = composed(text).strip()
     if (unseen := INVISIBLE.search(text)) or (unseen := INVISIBLE.search(name)):
@@ -224,10 +228,10 @@ def readings(text: str) -> Iterator[str]:
     """
     text = text[: 4 * MAX_NAME]
     yield letters(text)
-    for _ in range(2):
-        if "%" in text or "&" in text or "\\" in text:
+    if "%" in text or "&" in text or "\\" in text:
+        for _ in range(2):
             text = html.unescape(unquote(_ESCAPE.sub(_unescaped, text)))
-    yield letters(text)
+        yield letters(text)
     try:
         encoded = text.strip().translate(_URL_BASE64).rstrip("=") + "==="
         yield letters(base64.b64decode(encoded).decode())
@@ -235,6 +239,7 @@ def readings(text: str) -> Iterator[str]:
         return
 
 
+@kept()
 def letters(text: str) -> str:
     """The letters and digits of a text as a reader sees them, lower case, whatever stands between words.
 
@@ -258,8 +263,12 @@ def folded(text: str) -> str:
     """The text without unseen characters and marks, each letter as the ASCII letter that it looks like."""
     if text.isascii():
         return text
-    bare = "".join(c for c in decomposed(INVISIBLE.sub("", text)) if unicodedata.category(c)[0] != "M")
+    bare = _NO_LETTERS.sub(_without_marks, decomposed(INVISIBLE.sub("", text)))
     return bare.translate(prototypes())
+
+
+def _without_marks(signs: re.Match[str]) -> str:
+    return "".join(sign for sign in signs[0] if unicodedata.category(sign)[0] != "M")
 
 
 # ---------------------------------------------------------------- tables

@@ -11,12 +11,12 @@ word. An IPv4 address in IPv6 (`::ffff:10.0.0.1`) is the IPv4 address, as for th
 
 from __future__ import annotations
 
-import functools
 import re
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TypeAlias, TypedDict
 
 from thor_policy.policy.structure.address import BLOCKS
+from thor_policy.policy.text_cache import kept
 
 _Network: TypeAlias = IPv4Network | IPv6Network
 
@@ -55,7 +55,7 @@ def cidr(text: str) -> Range:
     return _cidr(text)
 
 
-@functools.lru_cache(maxsize=1024)
+@kept()
 def _cidr(text: str) -> Range:
     network = _network(text)
     if isinstance(network, str):

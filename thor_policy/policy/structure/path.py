@@ -9,7 +9,6 @@ opens the file must resolve it. Nothing here touches a file. Pure; any thread.
 from __future__ import annotations
 
 import fnmatch
-import functools
 import re
 from collections.abc import Collection, Container, Iterable, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from urllib.parse import unquote
 
 from thor_policy.policy.structure import path_lists as lists
 from thor_policy.policy.structure import plain_text
+from thor_policy.policy.text_cache import kept
 from thor_policy.policy.words import plain_words
 
 #: A longer text is opaque: PATH_MAX of Linux.
@@ -144,7 +144,7 @@ def _result(**known: Any) -> dict[str, Any]:
 MEMBERS = frozenset(_result())
 
 
-@functools.lru_cache(maxsize=1024)
+@kept()
 def _cached(text: str, base: str) -> dict[str, Any]:
     return _read(text, base)
 
@@ -180,7 +180,7 @@ def _read(text: str, base: str) -> dict[str, Any]:
     )
 
 
-@functools.lru_cache(maxsize=64)
+@kept()
 def _base(text: str) -> Sequence[str]:
     """The parts of a base; none if it bounds nothing."""
     if not text.startswith("/") or _fault(text) or ".." in text.split("/"):

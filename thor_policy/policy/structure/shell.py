@@ -7,7 +7,6 @@ hold what was read, for rules that deny. Any thread.
 
 from __future__ import annotations
 
-import functools
 import threading
 import unicodedata
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from thor_policy.policy.structure.shell_commands import (
     Line,
 )
 from thor_policy.policy.structure.shell_walk import Places, Walk
+from thor_policy.policy.text_cache import TextCache
 
 #: Characters of a text that is read; a longer one is opaque.
 MAX_CHARS = 16_384
@@ -35,11 +35,6 @@ MAX_CHARS = 16_384
 MAX_SIGNS = 1024
 #: Levels of the parser's tree.
 _MAX_LEVELS = 60
-#: Members of the result; those of its `commands` are the fields of `Command`.
-MEMBERS = frozenset((
-    "opaque", "commands", "paths", "reads", "writes", "urls", "kinds", "unknown", "runs_input", "wipes",
-    "variables",
-))  # fmt: skip
 
 #: Bytes that are not ASCII, as letters. To a shell they are letters too. The scanner of the grammar asks the
 #: tables of C's ctype.h, which end at 255, and a character far beyond them ended the process.
@@ -82,7 +77,7 @@ def _read(text: str, programs: Programs) -> dict[str, Json]:
     return line.result()
 
 
-_read_short = functools.lru_cache(maxsize=256)(_read)
+_read_short = TextCache(_read, 8 * 2**20)
 
 
 def _unseen(text: str) -> str:

@@ -10,7 +10,7 @@ The running directory is a set: after `cd a; b`, b runs in `a` or, if that faile
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 from msgspec import Struct
@@ -53,6 +53,8 @@ _BUILD_FILES = re.compile(
     re.IGNORECASE,
 )
 _ENVIRON = re.compile(r"/proc/[^/]+/environ")
+#: Where a host in a word may begin or end: in brackets, where a colon is part of an address, and elsewhere.
+_AROUND_ADDRESS, _AROUND_HOST = re.compile(r"[\s/,=@\]]"), re.compile(r"[\s/,=@\]:]")
 #: Folders whose loss ruins a system; `*` and `{}` stand for all that they hold.
 _WIPED = re.compile(
     r"(/|\.\.(/\.\.)*|~[\w-]*(/\.\.)*|/(bin|boot|dev|etc|home|lib|lib64|opt|proc|root|sbin|srv|sys|usr|var|Users|System|Library|Applications|mnt|media)"
@@ -152,7 +154,7 @@ class Line:
         self.opaque = self.opaque or reason
 
     def result(self) -> dict[str, Json]:
-        """The members, as `shell.MEMBERS` names them."""
+        """The members, as `functions.MEMBERS` names them."""
         commands = self.commands
         return {
             "opaque": self.opaque,
@@ -383,7 +385,7 @@ class Line:
     def _addresses_in(self, words: Sequence[Word]) -> None:
         """Note addresses of instance metadata in the words of a command that may reach other hosts."""
         for word in words:
-            for host in re.split(r"[\s/,=@]|:(?![^\[]*\])|[\[\]]", word.text):
+            for host in _hosts_in(word.text):
                 if 7 <= len(host) <= MAX_HOST_CHARS and of_host(host.lower())[0] == "metadata":
                     self.urls[f"http://{host}/"] = None
 
@@ -661,3 +663,11 @@ class _Call:
         )
         #: A shell, or find, adds no kind to the commands that it runs.
         self.is_neutral = name in SHELLS or name in ("eval", "find", "gfind")
+
+
+def _hosts_in(text: str) -> Iterator[str]:
+    """The parts of a word that may be hosts: `[fd00::1]:80` holds fd00::1 and 80. Takes linear time."""
+    for piece in text.split("["):
+        addresses, _, rest = piece.rpartition("]")
+        yield from _AROUND_ADDRESS.split(addresses)
+        yield from _AROUND_HOST.split(rest)

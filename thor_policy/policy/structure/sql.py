@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from thor_policy.policy.structure import sql_words as words
 from thor_policy.policy.structure.sql_tokens import NOTHING, OPEN, Opaque, Token, is_array, tokens_of
+from thor_policy.policy.text_cache import kept
 
 if TYPE_CHECKING:
     from sqlglot import exp
@@ -74,7 +75,7 @@ def load() -> None:
     _parsers()
 
 
-@functools.lru_cache(maxsize=256)
+@kept()
 def _sql(text: str) -> Sql:
     try:
         statements = _statements(list(tokens_of(text)))

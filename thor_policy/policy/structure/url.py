@@ -8,7 +8,6 @@ client may make of it. A redirect leads elsewhere, which no text shows. Pure; an
 
 from __future__ import annotations
 
-import functools
 import re
 import unicodedata
 from typing import Any
@@ -18,6 +17,7 @@ import ada_url
 from msgspec import Struct
 
 from thor_policy.policy.structure import address, plain_text
+from thor_policy.policy.text_cache import kept
 
 #: A longer text is opaque.
 MAX_CHARS = 8192
@@ -45,7 +45,7 @@ _LEADING_ZEROS = re.compile(r"(?:^|(?<=\.))0+(?=[0-9])")
 #: Percent-encoding of what needs none: letters, digits, `-._~`; also of signs that split a path.
 _NEEDLESS = re.compile(r"%(?:2[def]|3[0-9]|4[1-9a-f]|5[0-9acf]|6[1-9a-f]|7[0-9aef]|25|[01][0-9a-f]|3b)", re.I)
 _DOT_SEGMENT = re.compile(r"/\.\.?(?:/|$)")
-#: The zone of an IPv6 address.
+#: The zone of an IPv6 address. In a text without a `]` behind each `%` it takes quadratic time.
 _ZONE = re.compile(r"%[^\]]*(?=\])")
 #: Where another client may see the host begin or end.
 _BREAKS = re.compile(r"[/?#@\\{},;|<>\"'()]+")
@@ -88,7 +88,7 @@ def _result(**known: Any) -> dict[str, Any]:
 MEMBERS = frozenset(_result())
 
 
-@functools.lru_cache(maxsize=1024)
+@kept()
 def _cached(text: str) -> dict[str, Any]:
     return _read(text)
 
@@ -212,7 +212,8 @@ def _fault_of_name(host: str, ascii_host: str) -> str:
 
 def _candidates(text: str) -> list[tuple[str, str]]:
     """Class and address of every host that some client may see in a text that is not understood."""
-    cleaned = _ZONE.sub("", plain_text.bare(unquote("".join(text.split())))[:_CACHED_CHARS])
+    addresses, bracket, rest = plain_text.bare(unquote("".join(text.split())))[:_CACHED_CHARS].rpartition("]")
+    cleaned = _ZONE.sub("", addresses + bracket) + rest
     pieces: set[str] = set()
     for start in (cleaned, cleaned.partition(":")[2]):
         pieces.update(_BREAKS.split(start.lstrip("/\\"))[:8])

@@ -1,0 +1,225 @@
+"""The connections of a real daemon: how many each caller has, and what libzmq must never meet."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+import zmq
+
+from thor_policy.client.blocking import Client
+from thor_policy.config import Config
+from thor_policy.daemon.connections import UNREAD_REPORTS, Connections, connection_limit
+from thor_policy.daemon.service import serving
+from thor_policy.testing import load_stub_engine
+
+#: No test waits longer than this for anything, in milliseconds.
+PATIENCE_MS = 20_000
+QUESTION = {
+    "subject": {"type": "user", "id": "kim"},
+    "action": {"name": "deploy"},
+    "resource": {"type": "env", "id": "staging"},
+}
+
+
+def await_true(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + PATIENCE_MS / 1_000
+    while not condition():
+        assert time.monotonic() < until, "it did not come true"
+        time.sleep(0.001)
+
+
+def connect(path: str) -> socket.socket:
+    """A connection that says nothing; waits for the listener where its queue is full."""
+    opened = socket.socket(socket.AF_UNIX)
+    opened.settimeout(PATIENCE_MS / 1_000)
+    until = time.monotonic() + PATIENCE_MS / 1_000
+    while True:
+        try:
+            opened.connect(path)
+        except BlockingIOError:
+            assert time.monotonic() < until
+            time.sleep(0.0005)
+        else:
+            return opened
+
+
+@pytest.fixture
+def served(config: Config) -> Iterator[Config]:
+    with serving(replace(config, max_connections=40), load_engine=load_stub_engine) as running:
+        yield running
+
+
+class TestLimit:
+    @pytest.mark.parametrize(
+        ("wanted", "files", "limit"),
+        [(4_096, 1_048_576, 4_096), (4_096, 8_192, 3_932), (4_096, 1_024, 256), (16, 64, 16)],
+    )
+    def test_leaves_room_for_what_is_accepted_before_it_is_seen(
+        self, wanted: int, files: int, limit: int
+    ) -> None:
+        assert connection_limit(wanted, files) == limit
+
+    def test_is_held_against_silent_connections_and_a_caller_that_asks_gets_in(self, served: Config) -> None:
+        """V2: libzmq aborts where no file can be opened any more."""
+        silent = [connect(str(served.socket_path)) for _ in range(300)]
+        with Client(served.endpoint, timeout_ms=PATIENCE_MS) as client:
+            assert "decision" in client.evaluate(QUESTION)
+            await_true(lambda: client.status().connections <= 40)
+            status = client.status()
+        assert status.counters["connections_refused"] >= 260
+        for opened in silent:
+            opened.close()
+
+    def test_of_open_files_is_never_met(self, config: Config) -> None:
+        """V2, as it was seen: a limit of 1,024 files and more silent connections than that."""
+        script = (
+            "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))\n"
+            "from thor_policy.daemon import connections\n"
+            "connections.raise_file_limit = lambda: 1024\n"
+            "from thor_policy.daemon import endpoints\n"
+            "endpoints.raise_file_limit = lambda: 1024\n"
+            "from thor_policy.cli import main; from thor_policy.daemon import service\n"
+            "from thor_policy.testing import load_stub_engine\n"
+            "from thor_policy.config import load\n"
+            "import os\n"
+            "with service.serving(load(None, environ=os.environ, flags={}), load_engine=load_stub_engine):\n"
+            "    print('ready', flush=True); input()\n"
+        )
+        environment = os.environ | {
+            "THOR_POLICY_STATE_DIR": str(config.state_dir),
+            "THOR_POLICY_ENDPOINT": config.endpoint,
+        }
+        with subprocess.Popen(
+            [sys.executable, "-c", script],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as daemon:
+            assert daemon.stdout is not None
+            assert daemon.stdout.readline() == "ready\n"
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(4_096, hard), hard))
+            silent = []
+            for _ in range(1_500):
+                silent.append(connect(str(config.socket_path)))
+            with Client(config.endpoint, timeout_ms=PATIENCE_MS) as client:
+                assert "decision" in client.evaluate(QUESTION)
+            for opened in silent:
+                opened.close()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            with Client(config.endpoint, timeout_ms=PATIENCE_MS) as client:
+                assert "decision" in client.evaluate(QUESTION)
+            daemon.communicate("\n")
+            assert daemon.returncode == 0
+
+
+class TestReports:
+    def test_that_nobody_reads_stop_zeromq_from_accepting_more(self, short_dir: os.PathLike[str]) -> None:
+        """What the limit rests on: ZeroMQ waits for its reports to be read before it accepts more."""
+        endpoint = f"{short_dir}/p.sock"
+        with zmq.Context() as context:
+            router = context.socket(zmq.ROUTER)
+            watched = Connections(
+                context, capacity=9, headroom_bytes=2**30, counters=Counter(), on_closed=lambda _: None
+            )
+            watched.watch(router, asks=True)
+            router.bind(f"ipc://{endpoint}")
+            opened: list[socket.socket] = []
+            with suppress(AssertionError):
+                for _ in range(UNREAD_REPORTS + 200):
+                    until = time.monotonic() + 1
+                    attempt = socket.socket(socket.AF_UNIX)
+                    attempt.setblocking(False)
+                    opened.append(attempt)
+                    while True:
+                        try:
+                            attempt.connect(endpoint)
+                            break
+                        except BlockingIOError:
+                            assert time.monotonic() < until
+            accepted = len(opened) - 1
+            assert UNREAD_REPORTS <= accepted <= UNREAD_REPORTS + 102  # the queue of the listener
+            watched.start()
+            await_true(lambda: watched.open <= 9)
+            watched.stop()
+            for attempt in opened:
+                attempt.close()
+            router.close(linger=0)
+
+
+class TestPlaces:
+    def test_of_connections_that_ended_are_free_again(self, served: Config) -> None:
+        for _ in range(5):
+            for opened in [connect(str(served.socket_path)) for _ in range(15)]:
+                opened.close()
+        with Client(served.endpoint, timeout_ms=PATIENCE_MS) as client:
+            await_true(lambda: client.status().connections == 1)
+
+    def test_what_waits_of_a_connection_that_ended_is_dropped_and_counted(self, served: Config) -> None:
+        """V6: the requests of clients that had left kept others waiting for seconds."""
+        frame = json.dumps({"v": 1, "request": QUESTION}).encode()
+        stop = threading.Event()
+
+        def leave() -> None:
+            while not stop.is_set():
+                with zmq.Context() as context, context.socket(zmq.DEALER) as opened:
+                    opened.set(zmq.LINGER, 100)
+                    opened.connect(served.endpoint)
+                    for _ in range(300):
+                        opened.send(frame)
+
+        leaver = threading.Thread(target=leave)
+        leaver.start()
+        try:
+            with Client(served.endpoint, timeout_ms=PATIENCE_MS) as client:
+                await_true(lambda: client.status().counters.get("requests_of_closed_connections", 0) > 0)
+        finally:
+            stop.set()
+            leaver.join()
+        with Client(served.endpoint, timeout_ms=PATIENCE_MS) as client:
+            assert "decision" in client.evaluate(QUESTION)
+            await_true(lambda: client.status().in_flight == 0)
+
+
+class TestEvents:
+    def test_of_a_subscriber_that_never_reads_are_missed_by_it_alone(self, config: Config) -> None:
+        """V8: it made the publisher drop events for everybody. Both see by the numbers what they missed."""
+        count = 3_000
+        frame = json.dumps({"v": 1, "request": QUESTION}).encode()
+        with serving(config, load_engine=load_stub_engine), zmq.Context() as context:
+            silent, honest, asking = (context.socket(kind) for kind in (zmq.SUB, zmq.SUB, zmq.DEALER))
+            silent.set(zmq.RCVHWM, 1)
+            for opened in (silent, honest):
+                opened.subscribe(b"decision")
+                opened.connect(config.events_endpoint)
+            asking.connect(config.endpoint)
+            for opened in (silent, honest, asking):
+                opened.set(zmq.LINGER, 0)
+                opened.set(zmq.RCVTIMEO, PATIENCE_MS)
+            while not honest.poll(50):  # until the subscription has arrived
+                asking.send(frame)
+                asking.recv()
+            numbers = [json.loads(honest.recv_multipart()[1])["number"]]
+            for _ in range(count // 100):
+                for _ in range(100):
+                    asking.send(frame)
+                for _ in range(100):
+                    asking.recv()
+                    numbers.append(json.loads(honest.recv_multipart()[1])["number"])
+            first = numbers[0]
+            assert numbers == list(range(first, first + len(numbers)))
+            for opened in (silent, honest, asking):
+                opened.close()
