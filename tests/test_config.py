@@ -146,6 +146,22 @@ def test_a_bad_file_is_refused_with_its_name_the_key_and_what_was_expected(
         config.load(toml(tmp_path, text), environ={})
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["[]", "[1]", "{}", "{a = 1}", "1979-05-27", "07:32:00", "1979-05-27T07:32:00Z", "nan", "-inf", "9e999"],
+)
+def test_a_value_of_any_type_of_toml_is_taken_or_refused_by_each_setting(value: str, tmp_path: Path) -> None:
+    def refusal(name: str) -> str | None:
+        try:
+            config.load(toml(tmp_path, f"{name} = {value}"), environ={})
+        except ConfigError as error:
+            return str(error)
+        return None
+
+    refusals = {setting.name: refusal(setting.name) for setting in config.settings()}
+    assert all(name in text for name, text in refusals.items() if text is not None)
+
+
 @pytest.mark.parametrize("text", ["many", "1.5", "", "0o9", "0660", "true", "1" * 5000])
 def test_a_bad_variable_is_refused_with_its_name(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^THOR_POLICY_SOCKET_MODE must be of type int, not '"):

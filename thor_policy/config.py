@@ -643,7 +643,7 @@ def _convert(raw: Any, kind: Any, where: str) -> Any:
                 return int(raw, 0) if kind is int else float(raw)
             if kind is float or isinstance(raw, int):
                 return kind(raw)
-        except (ValueError, OverflowError):
+        except (TypeError, ValueError, OverflowError):
             pass
     raise ConfigError(f"{where} must be of type {kind.__name__}, not {raw!r}")
 

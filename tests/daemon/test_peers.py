@@ -72,18 +72,17 @@ def counter(config: Config, name: str, least: int) -> int:
 
 class TestUnidentifiedPeers:
     @pytest.mark.parametrize("closes", [True, False], ids=["closes", "stays"])
-    def test_of_zmtp_1_are_dropped_and_counted_and_the_daemon_goes_on(
-        self, served: Config, closes: bool
-    ) -> None:
+    def test_of_zmtp_1_are_refused_and_the_daemon_goes_on(self, served: Config, closes: bool) -> None:
         """V1: the kernel's word on such a peer is missing, and reading it ended the daemon."""
         opened = [raw_connection(served) for _ in range(20)]
         for connection in opened:
             connection.sendall(ZMTP_1)
             if closes:
                 connection.close()
-        assert counter(served, "messages_of_nobody", 1) >= 1
-        for connection in opened:
-            connection.close()
+            else:
+                while connection.recv(1_000):  # the daemon's greeting, then the end
+                    pass
+                connection.close()
         with Client(served.endpoint, timeout_ms=PATIENCE_MS) as client:
             assert "decision" in client.evaluate(QUESTION)
 

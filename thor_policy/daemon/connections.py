@@ -85,7 +85,7 @@ class _Connection:
 
 
 class Connections:
-    """Watches the sockets of one ZeroMQ context. `capacity` connections may be open in all.
+    """Watches ZeroMQ sockets. `capacity` connections may be open in all.
 
     `headroom_bytes` is the memory that traffic may take; above it, connections that send without end or read
     nothing are closed. `on_closed` gets the inode of each that sent something and ended, on this thread.
@@ -93,14 +93,12 @@ class Connections:
 
     def __init__(
         self,
-        context: zmq.Context[zmq.Socket[bytes]],
         *,
         capacity: int,
         headroom_bytes: int,
         counters: Counter[str],
         on_closed: Callable[[int], None],
     ) -> None:
-        self._context = context
         self._capacity = capacity
         self._headroom_bytes = headroom_bytes
         self._counters = counters
@@ -128,7 +126,7 @@ class Connections:
         """
         address = f"inproc://connections-{len(self._monitors)}"
         opened.monitor(address, _EVENTS | _FAILED if handshakes else _EVENTS)
-        monitor = self._context.socket(zmq.PAIR)
+        monitor = opened.context.socket(zmq.PAIR)
         monitor.set(zmq.RCVHWM, 1)
         monitor.set(zmq.LINGER, 0)
         monitor.connect(address)

@@ -1,6 +1,6 @@
 """The sockets of a daemon, from the first to the last: opened, watched, bound, closed.
 
-Owns the ZeroMQ context and all that stands on it. Invariant: no socket is bound before its connections are
+Owns the ZeroMQ contexts and all that stands on them. Invariant: no socket is bound before its connections are
 watched, and if one cannot be bound, none stays. Main thread.
 """
 
@@ -40,9 +40,10 @@ class Endpoints:
         self._counters = counters
         self._connection_counters: Counter[str] = Counter()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        #: Of the tcp listener, whose handshakes wait for the main thread: those over ipc must not.
+        self._tcp_context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         try:
             self._connections = Connections(
-                self._context,
                 capacity=connection_limit(config.max_connections, raise_file_limit()),
                 headroom_bytes=config.traffic_memory_mb * 2**20,
                 counters=self._connection_counters,
@@ -51,7 +52,7 @@ class Endpoints:
             self._open(identify, snapshot)
             self._bind()
         except BaseException:
-            self._context.destroy(linger=0)
+            self._destroy(linger_ms=0)
             raise
         self._connections.start()
         self._control.start()
@@ -71,7 +72,7 @@ class Endpoints:
         connections.watch(self._control.router, asks=True)
         #: The peers that send requests, by transport.
         self.peers = [self._peers(open_router(self._context, config), identify)]
-        self._tcp = TcpListener(self._context, config, self._counters) if config.tcp_endpoint else None
+        self._tcp = TcpListener(self._tcp_context, config, self._counters) if config.tcp_endpoint else None
         if self._tcp is not None:
             self.peers.append(self._peers(self._tcp.router, self._tcp.identify, handshakes=True))
 
@@ -138,10 +139,14 @@ class Endpoints:
         """True once `close` was called."""
         return self._context.closed
 
+    def _destroy(self, *, linger_ms: int) -> None:
+        self._context.destroy(linger=linger_ms)
+        self._tcp_context.destroy(linger=linger_ms)
+
     def close(self) -> None:
         """Send what is queued, within a second, and release the endpoints."""
         self._control.stop()
         self._connections.stop()
-        self._context.destroy(linger=1_000)
+        self._destroy(linger_ms=1_000)
         for path in (self._config.socket_path, self._config.events_path, self._config.control_path):
             path.unlink(missing_ok=True)

@@ -90,7 +90,12 @@ def open_publisher(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]
 
 
 def bind(opened: zmq.Socket[bytes], endpoint: str, path: Path, mode: int) -> None:
-    """Bind a socket at an ipc endpoint whose file is `path`. Raises ConfigError."""
+    """Bind a socket at an ipc endpoint whose file is `path`. Raises ConfigError.
+
+    Peers must speak ZMTP 3: a socket with a ZAP domain refuses older versions, whose connections libzmq leaks
+    in part. There must be no ZAP handler in the socket's context, or each handshake would wait for it.
+    """
+    opened.set(zmq.ZAP_DOMAIN, b"ipc")
     old_mask = os.umask(0o177)
     try:
         opened.bind(endpoint)
