@@ -43,7 +43,7 @@ def question(**parts: Any) -> dict[str, Json]:
     return {
         "subject": {"type": "user", "id": "ivo", "properties": parts.get("subject", {})},
         "action": {"name": parts.get("action", "run"), "properties": parts.get("arguments", {})},
-        "resource": {"type": parts.get("type", "doc"), "id": parts.get("id", "guide")},
+        "resource": {"type": parts.get("type", "doc"), "id": parts.get("id", "guide"), "properties": {}},
         "context": parts.get("context", {}),
     }
 

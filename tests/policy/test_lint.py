@@ -236,6 +236,8 @@ FAULTS = [
     ("has(¶subject.properties)", "subject.properties is always there; remove has(subject.properties)"),
     ("kind.matches(¶'(')", "invalid regular expression"),
     ("matches(kind, ¶'(?=x)')", "invalid regular expression"),
+    ("kind.matches(¶context.b)", "the request gives the pattern"),
+    ("kind.matches(¶'a' + given('context.b', ''))", "the request gives the pattern"),
     ("timestamp(¶'2026-13-01T00:00:00Z') < now", "String to Timestamp conversion failed"),
     ("duration(¶'1 hour') > duration('1s')", "String to Duration conversion failed"),
     ("now.getHours(¶'Mars/Base') == 1", "Invalid timezone"),
@@ -439,3 +441,11 @@ def test_a_final_allow_that_calls_same_is_a_warning(write: Write) -> None:
         "warning",
         "is a final allow that calls same(..)",
     )
+
+
+def test_a_limit_of_texts_at_a_path_that_is_no_member_is_an_error_at_its_place(write: Write) -> None:
+    limits = "limits: {texts: {context.diff: 9000, action.name: ¶300}}\nfacts:\nFACTS\n"
+    folder, marks = write(pack_yaml=PACK["pack.yaml"].replace("facts:\nFACTS\n", limits))
+    (finding,) = [finding for finding in lint(folder) if finding.level == "error"]
+    assert places([finding]) == marks
+    assert "'action.name' must be a path below context" in finding.message

@@ -665,6 +665,14 @@ def test_a_value_above_max_text_chars_is_refused_with_its_path(write: Write, lon
     assert refusal.value.message == "context.details: has 101 characters; the limit is 100"
 
 
+def test_long_texts_are_those_of_limits_and_of_the_fields_for_the_model(write: Write) -> None:
+    limits = {"max_text_chars": 6_000, "texts": {"context.diff": 9_000, "context.details": 100}}
+    pack = pack_files.load(write(pack=manifest(limits=limits)))
+    assert pack.long_texts["context.diff"] == 9_000
+    assert pack.long_texts["context.details"] == 6_000
+    assert not any(path.startswith("facts.") for path in pack.long_texts)
+
+
 # ---------------------------------------------------------------- hostile text
 
 FIELDS = tuple(field["name"] for field in SMALL["pack.yaml"]["fields"])

@@ -88,3 +88,11 @@ class TestResidents:
         first.pack.info = replace(first.pack.info, name="large")
         with pytest.raises(RequestError, match="give its digest"):
             Residents(first, candidates=(second, third)).named("small")
+
+    def test_long_texts_are_those_of_the_pack_that_a_request_names(self, pack: Pack) -> None:
+        active, other = resident_of(pack, "1"), resident_of(pack, "2")
+        active.pack.long_texts, other.pack.long_texts = {"context.a": 5_000}, {"context.b": 6_000}
+        table = Residents(active, candidates=(other,))
+        assert table.long_texts(None) == {"context.a": 5_000}
+        assert table.long_texts(f"{pack.info.name}@2") == {"context.b": 6_000}
+        assert table.long_texts("nobody") == {}

@@ -26,6 +26,8 @@ SHAPES: list[Callable[[int], str]] = [
     lambda at: f"ls /{at} " + "/a/b " * 380,
     lambda at: f"http://{at}.com/" + "a/" * 60,
     lambda at: f"/home/{at}/" + "a/" * 100,
+    lambda at: f"select a from b{at}",
+    lambda at: f"ls {at}",
     lambda at: f"select a{at}, " + ", ".join(f"b{n}" for n in range(200)) + " from t",
     lambda at: f"kim{at}@example.com",
     lambda at: f"10.{at // 65_536 % 256}.{at // 256 % 256}.{at % 256}",
@@ -76,7 +78,7 @@ def test_every_function_that_remembers_texts_is_known_to_these_tests() -> None:
     [pytest.param(cache, id=cache.function.__module__.split(".")[-1] + cache.function.__name__)
      for cache in functions_with_caches()],
 )  # fmt: skip
-@pytest.mark.parametrize("most_texts", [10, pytest.param(100, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("most_texts", [25, pytest.param(100, marks=pytest.mark.soak)])
 def test_a_cache_full_of_any_texts_holds_no_more_memory_than_its_bound(
     cache: TextCache[Any, Any], most_texts: int
 ) -> None:
@@ -86,7 +88,7 @@ def test_a_cache_full_of_any_texts_holds_no_more_memory_than_its_bound(
     dropped = 0
     for shape in SHAPES:
         cost = weight(small(*arguments(cache, shape(0)))) + 500
-        count = min(2 * small.most_bytes // cost + 2, most_texts)
+        count = min(2 * small.most_bytes // cost + 2, most_texts) if len(small) else 1
         small.clear()
         gc.collect()
         tracemalloc.start()
@@ -100,7 +102,7 @@ def test_a_cache_full_of_any_texts_holds_no_more_memory_than_its_bound(
         tracemalloc.stop()
         assert after - before <= small.most_bytes + 2**14
         dropped += count - len(small)
-    assert dropped > 0 or most_texts == 10
+    assert dropped > 0
 
 
 def test_all_caches_of_texts_together_are_bounded() -> None:
