@@ -97,16 +97,16 @@ def situation(action: str, resource: str, role: str, **more: Any) -> dict[str, A
     }
 
 
-def rule_question(id: str = "") -> bytes:
-    """A question that a rule decides."""
+def rule_question(id: str = "", deadline_ms: int = DEADLINE_MS) -> bytes:
+    """A question that a rule decides: deny."""
     question = situation("grant_admin", "role:owner", "member")
-    return json.dumps({"v": 1, "id": id, "deadline_ms": DEADLINE_MS, "situation": question}).encode()
+    return json.dumps({"v": 1, "id": id, "deadline_ms": deadline_ms, "situation": question}).encode()
 
 
-def model_question(text: str, id: str = "") -> bytes:
+def model_question(text: str, id: str = "", deadline_ms: int = DEADLINE_MS) -> bytes:
     """A question for the model; it is new while its text is."""
     question = situation("deploy", "env:production", "developer", details=text)
-    return json.dumps({"v": 1, "id": id, "deadline_ms": DEADLINE_MS, "situation": question}).encode()
+    return json.dumps({"v": 1, "id": id, "deadline_ms": deadline_ms, "situation": question}).encode()
 
 
 def batch() -> bytes:
@@ -463,10 +463,34 @@ def open_files(pid: int) -> int:
         return 0
 
 
-def _tell(process: subprocess.Popen[str], line: str) -> None:
-    assert process.stdin is not None
-    process.stdin.write(line)
-    process.stdin.flush()
+def start(stack: ExitStack, role: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start a process of clients: `honest`, or a kind of hostile ones. It is killed with the stack."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--as", role, *arguments]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    stack.callback(process.wait)
+    stack.callback(process.kill)
+    return process
+
+
+def wait_until_ready(*processes: subprocess.Popen[str]) -> None:
+    """Wait until clients are ready. Raises Failure if a process ends before."""
+    for process in processes:
+        assert process.stdout is not None
+        if process.stdout.readline() != "ready\n":
+            raise Failure("a process of clients ended before it began")
+
+
+def attack(*processes: subprocess.Popen[str]) -> None:
+    """Let hostile clients begin."""
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("attack\n")
+        process.stdin.flush()
+
+
+def kinds() -> list[str]:
+    """The kinds of hostile clients."""
+    return list(Hostile(Connection("ipc://none"), 0, 0).kinds)
 
 
 # ---------------------------------------------------------------- one kind
@@ -498,19 +522,15 @@ class Beside:
             for number in range(PROCESSES if kind else 0):
                 where = getattr(self._options, "hostile", ["--endpoint", place])
                 arguments = [*where, "--seconds", str(seconds), "--seed", str(number)]
-                hostile.append(self._start(stack, str(kind), *arguments))
-            honest = self._start(stack, "honest", "--endpoint", place, "--rates", json.dumps(rates))
-            for process in (*hostile, honest):
-                assert process.stdout is not None
-                if process.stdout.readline() != "ready\n":
-                    raise Failure("a process of a client ended before it began")
+                hostile.append(start(stack, str(kind), *arguments))
+            honest = start(stack, "honest", "--endpoint", place, "--rates", json.dumps(rates))
+            wait_until_ready(*hostile, honest)
             self.start_s = time.monotonic()
             self.came_s, self.left_s = self.start_s + lead_s, self.start_s + lead_s + seconds
             waiting = list(hostile)
             while (now_s := time.monotonic()) < self.left_s + after_s:
                 if waiting and now_s >= self.came_s:
-                    for process in waiting:
-                        _tell(process, "attack\n")
+                    attack(*waiting)
                     waiting, self.came_s, self.left_s = [], now_s, now_s + seconds
                 mib = memory_mib(self._daemon.pid)
                 self.memory.append((now_s, mib))
@@ -534,13 +554,6 @@ class Beside:
                     process.kill()
                 self.attacks += int(process.communicate()[0].strip() or 0)
             self.samples = [tuple(sample) for sample in json.loads(honest.communicate()[0])]
-
-    def _start(self, stack: ExitStack, role: str, *arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, str(Path(__file__).resolve()), "--as", role, *arguments]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        stack.callback(process.wait)
-        stack.callback(process.kill)
-        return process
 
     # ------------------------------------------------------------ what the samples say
 
@@ -667,41 +680,41 @@ def run(options: argparse.Namespace, folder: Path, progress: Progress) -> dict[s
     with ExitStack() as stack:
         daemon = stack.enter_context(running_daemon(folder, options))
 
-        def attack(kind: str | None, name: str) -> Beside:
+        def beside(kind: str | None, name: str) -> Beside:
             nonlocal daemon
             if daemon.poll() is not None:
                 daemon = stack.enter_context(running_daemon(folder, options))
-            beside, task = Beside(folder, daemon, options), progress.add_task(name, total=1.0)
-            beside.run(kind, options.seconds, lambda done: progress.update(task, completed=done))
+            run, task = Beside(folder, daemon, options), progress.add_task(name, total=1.0)
+            run.run(kind, options.seconds, lambda done: progress.update(task, completed=done))
             progress.remove_task(task)
-            return beside
+            return run
 
-        alone = measure_alone(attack(None, "honest client alone"))
-        kinds = []
+        alone = measure_alone(beside(None, "honest client alone"))
+        measured: list[dict[str, Any]] = []
         for number, kind in enumerate(options.kinds, start=1):
-            kinds.append(measure(kind, attack(kind, f"{number} of {len(options.kinds)}: {kind}"), alone))
+            measured.append(measure(kind, beside(kind, f"{number} of {len(options.kinds)}: {kind}"), alone))
             if not options.json:
-                problems = "; ".join(kinds[-1]["problems"]) or "ok"
+                problems = "; ".join(measured[-1]["problems"]) or "ok"
                 print(f"{number} of {len(options.kinds)} {kind}: {problems}", file=sys.stderr)
     return {
         "seconds": options.seconds,
         "hostile": f"{PROCESSES * CONNECTIONS} connections over {options.over}, nice {NICE}",
         "engine": "stub" if options.stub else options.model,
         "alone": alone,
-        "kinds": kinds,
-        "problems": [f"{figures['kind']}: {text}" for figures in kinds for text in figures["problems"]],
+        "kinds": measured,
+        "problems": [f"{figures['kind']}: {text}" for figures in measured for text in figures["problems"]],
     }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    kinds = list(Hostile(Connection("ipc://none"), 0, 0).kinds)
+    known = kinds()
     parser = argparse.ArgumentParser(
         prog="hostile",
         description="Put 32 hostile clients of each kind beside one honest client. Status 0: the honest "
         "client is served as it is alone, and one second after they leave the daemon is as before; 1: there "
         "are violations; 2: the run failed.",
     )
-    parser.add_argument("--kinds", default=",".join(kinds), help="kinds of clients; default: %(default)s")
+    parser.add_argument("--kinds", default=",".join(known), help="kinds of clients; default: %(default)s")
     parser.add_argument("--seconds", type=float, default=20.0, help="seconds of each; default: %(default)s")
     parser.add_argument(
         "--over", choices=("ipc", "tcp"), default="ipc", help="how the hostile clients come; default: ipc"
@@ -722,8 +735,8 @@ def main(arguments: list[str] | None = None) -> int:
         connection = Connection.to(options.endpoint, Path(options.key) if options.key else None)
         be_hostile(options.role, connection, options.seconds, options.seed)
     options.kinds = options.kinds.split(",")
-    if unknown := set(options.kinds) - set(kinds):
-        parser.error(f"--kinds: unknown {', '.join(sorted(unknown))}; known: {', '.join(kinds)}")
+    if unknown := set(options.kinds) - set(known):
+        parser.error(f"--kinds: unknown {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with (
         tempfile.TemporaryDirectory(prefix="tp-hostile-") as folder,
