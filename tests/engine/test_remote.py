@@ -353,7 +353,7 @@ FAULTS: dict[str, tuple[Callable[[Exchange], None], str]] = {
     ),
     "an error": (
         lambda e: e.reply(500, b"out of\n memory" + b"!" * 999),
-        r"answered 500: out of memory!{187}$",
+        r"answered 500\nthe server's reply: out of memory!{187}$",
     ),
     "a redirect": (
         lambda e: e.reply(307, b"", Location="/elsewhere"),

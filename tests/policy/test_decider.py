@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -504,13 +505,17 @@ class TestRuleErrors:
         assert policy.failures_of("small") == {"broken": 1}
         assert policy.failures_of("other") == {}
 
-    def test_are_logged_with_a_limit(self, pack: Pack, caplog: pytest.LogCaptureFixture) -> None:
+    def test_are_logged_by_name_with_a_limit(self, pack: Pack, caplog: pytest.LogCaptureFixture) -> None:
         policy = Policy(StubEngine(), pack)
         for _ in range(200):
             policy.decide(request("broken"))
         logged = [record for record in caplog.records if "expressions of the pack" in record.message]
         assert 1 <= len(logged) < 50
-        assert "broken: Key not found" in logged[0].message
+        assert logged[0].message.endswith("small 1 failed: broken: (text at level debug)")
+        caplog.clear()
+        caplog.set_level(logging.DEBUG, "thor_policy")
+        Policy(StubEngine(), pack).decide(request("broken"))
+        assert "broken: Key not found" in caplog.records[0].getMessage()
 
     def test_a_failure_of_the_model_has_its_own_code(self, pack: Pack) -> None:
         policy = Policy(FailingEngine(EngineError("lost")), pack)

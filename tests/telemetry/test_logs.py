@@ -13,13 +13,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thor_policy.cli.log_lines import LogHandler
+from tests.build import write_rules_only_pack
+from thor_policy.cli import log_lines
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
+from thor_policy.core import records
 from thor_policy.core.decisions import Scored
 from thor_policy.core.errors import EngineError, RequestError
 from thor_policy.core.requests import Json
@@ -77,9 +81,10 @@ def raised() -> Any:
 def levels() -> Iterator[None]:
     """Restores the loggers after the test."""
     root, ours = logging.getLogger(), logging.getLogger("thor_policy")
-    before = root.handlers[:], root.level, ours.level, threading.excepthook
+    before = root.handlers[:], root.level, ours.level, threading.excepthook, sys.excepthook
     yield
-    root.handlers[:], root.level, ours.level, threading.excepthook = before
+    root.handlers[:], root.level, ours.level, threading.excepthook, sys.excepthook = before
+    logging.captureWarnings(False)
     ours.setLevel(before[2])
 
 
@@ -139,7 +144,7 @@ class TestJson:
 
 class TestPretty:
     def printed(self, capsys: pytest.CaptureFixture[str], entry: logging.LogRecord) -> str:
-        LogHandler().handle(entry)
+        log_lines.LogHandler().handle(entry)
         return capsys.readouterr().err
 
     def test_an_info_line_is_only_its_message(self, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,6 +216,42 @@ class TestSetUp:
         entry = json.loads(line)
         assert (entry["level"], entry["message"]) == ("critical", "thread engine has ended")
         assert entry["stack"][0] == "ValueError"
+
+
+class TestHidden:
+    def test_a_text_that_may_repeat_a_request_is_shown_at_level_debug_only(self, levels: None) -> None:
+        hidden = logs.Hidden(ValueError(PRIVATE))
+        assert str(hidden) == "(text at level debug)"
+        logging.getLogger("thor_policy").setLevel(logging.DEBUG)
+        assert str(hidden) == PRIVATE
+
+    def test_a_line_of_another_library_names_its_logger_only(self, levels: None) -> None:
+        entry = logging.makeLogRecord({"name": "sqlglot", "msg": f"no '{PRIVATE}'", "levelno": 30})
+        line = json.loads(logs.JsonFormatter().format(entry))
+        assert line["message"] == "a message of the library sqlglot (text at level debug)"
+        assert PRIVATE not in "".join(text for text, _ in log_lines._parts(entry, with_time=False))
+        logging.getLogger("thor_policy").setLevel(logging.DEBUG)
+        assert PRIVATE in logs.JsonFormatter().format(entry)
+
+    def test_a_warning_and_an_exception_that_ends_the_process_show_no_text(self) -> None:
+        child = subprocess.run(
+            [sys.executable, "-c", UNCAUGHT, PRIVATE], capture_output=True, text=True, check=False
+        )
+        assert child.returncode == 1
+        assert PRIVATE not in child.stderr
+        warning, end = (json.loads(line) for line in child.stderr.splitlines())
+        assert (warning["component"], end["message"]) == ("py.warnings", "the process has ended")
+        assert end["stack"][0] == "ValueError"
+
+
+#: A process that logs, warns and ends with an exception.
+UNCAUGHT = """
+import logging, sys, warnings
+from thor_policy.telemetry import logs
+logs.set_up("json", "info", stream=sys.stderr, pretty=logging.NullHandler(), environ={})
+warnings.warn(sys.argv[1])
+raise ValueError(sys.argv[1])
+"""
 
 
 class TestLimit:
@@ -393,3 +434,132 @@ class TestDaemon:
         entries = [json.loads(line) for line in done.stderr.splitlines()]
         assert (done.returncode, entries[-1]["level"], entries[-1]["exit_status"]) == (2, "error", 2)
         assert "nowhere" in entries[-1]["message"]
+
+
+# ---------------------------------------------------------------- a canary in every field
+
+#: Is in every text of every request.
+CANARY = "canary4711"
+#: Rules that fail on what a request says, and some that read it with the parsers of others.
+FAILING = """
+- {id: number, when: "int(subject.id) > 3", outcome: deny, because: x}
+- {id: moment, when: "timestamp(string(context.note)).getFullYear() > 1", outcome: deny, because: x}
+- {id: index, when: "context[string(context.note)] == 1", outcome: deny, because: x}
+- {id: length, when: "duration(action.name) > duration('1s')", outcome: deny, because: x}
+- {id: statement, when: "sql(string(context.note)).opaque", outcome: deny, because: x}
+- {id: amount, when: "decimal(string(context.note)) == decimal('1')", outcome: deny, because: x}
+- {id: network, when: "cidr.inside(string(context.note), '10.0.0.0/8')", outcome: deny, because: x}
+"""
+#: Texts around the canary: what parsers, encoders and formats stumble over.
+TEXTS = [
+    CANARY, f"/tmp/{CANARY}", f"DROP {CANARY} FROM; ${CANARY}$ {CANARY}", f"\x00{CANARY}",
+    f"{CANARY}\n{CANARY}", f"%s%d{CANARY}", f"{{{CANARY}}}", f"{CANARY}.gguf", f"~{CANARY}/x",
+    f"[{CANARY}", f"({CANARY}+)+(", f"\x1b[31m{CANARY}", f"\ud800{CANARY}", f"{CANARY}" * 400,
+    f"{CANARY}-01-01T00:00:00Z", f"user:{CANARY}", f"{CANARY}/{'x' * 300}",
+]  # fmt: skip
+
+
+def filled(kind: Any, text: Any) -> dict[str, Any]:
+    """A record of this kind with `text` in each field that takes one, and values of use in the others."""
+    chosen: dict[str, Any] = {}
+    for field in msgspec.structs.fields(kind):
+        for value in (text, {text: text} if isinstance(text, str) else text, (text,), 1, 0.5, False):
+            try:
+                msgspec.convert({"x": value}, msgspec.defstruct("One", [("x", field.type)]))
+            except (msgspec.ValidationError, UnicodeEncodeError):
+                continue
+            chosen[field.name] = value
+            break
+    return chosen
+
+
+def requests_with(text: str) -> Iterator[bytes]:
+    """Frames of requests of every operation with `text` in their fields, and frames that are none."""
+    evaluation: dict[str, Any] = {
+        "subject": {"type": text, "id": text, "properties": {text: text}},
+        "action": {"name": text, "properties": {"command": text}},
+        "resource": {"type": text, "id": text},
+        "context": {"note": text, text: [text, {text: 1}]},
+    }
+    literals = {
+        "outcome": {"status": "SUCCESS"},
+        "review": {"verdict": "accept"},
+        "assignment": {"type": "assign"},
+        "node": {"type": "goal"},
+        "decision_report": {},
+    }
+    bodies: list[dict[str, Any]] = [
+        {"request": evaluation},
+        {"request": evaluation, "explain": "inline", "annotations": {"scenario_id": text, "tags": [text]}},
+        {"request": evaluation, "pack": text},
+        {"request": evaluation, "idempotency_key": text},
+        {"request": evaluation, "idempotency_key": text, "explain": text},
+        {"request": text}, {"request": {text: text}}, {"situation": text}, {"situation": {text: text}},
+        {"situation": {"actor_id": text, "action_type": text, "resource": text, text: text}},
+        {"evaluations": [evaluation, {text: text}, text, 5], "options": {"evaluations_semantic": text}},
+        {"evaluations": [evaluation, {text: text}, text, 5], "request": evaluation},
+        {"op": text}, {"v": text}, {"id": text * 300}, {"deadline_ms": text},
+        {"annotations": text}, {text: text},
+    ]  # fmt: skip
+    for op, kind in records.RECORDS.items():
+        bodies.append({"op": op, "record": filled(kind, text) | literals.get(op, {})})
+        bodies.append({"op": op, "record": filled(kind, text) | {"decision_id": "unknown"}})
+        bodies += [{"op": op, "record": record} for record in (text, {text: text}, [text])]
+    for task in ("load", "activate", "shadow", "unload", "adapter", text):
+        bodies.append({"op": "control", "record": {"task": task, "pack": text, "adapter": text}})
+    for task in ("erase", "archive", "calibrate", "counterfactual", "promote", text):
+        bodies.append({"op": "maintenance", "record": {"task": task, "actor": text, "before": text}})
+    for body in bodies:
+        frame = json.dumps({"v": 1, "id": text[:200]} | body).encode()
+        yield frame
+        yield frame[: len(frame) * 2 // 3]
+    yield text.encode("utf-8", "surrogatepass")
+    yield b"[" * 2_000 + text.encode("utf-8", "surrogatepass")
+
+
+@pytest.mark.parametrize(
+    ("form", "texts"),
+    [
+        ("json", TEXTS[:2]),
+        ("pretty", TEXTS[2:4]),
+        pytest.param("json", TEXTS, marks=pytest.mark.soak),
+        pytest.param("pretty", TEXTS, marks=pytest.mark.soak),
+    ],
+    ids=["json", "pretty", "json, all", "pretty, all"],
+)
+def test_no_field_of_any_request_gets_into_the_log(
+    config: Config, short_dir: Path, form: str, texts: list[str]
+) -> None:
+    pack, path = write_rules_only_pack(short_dir / "pack", rules=FAILING), short_dir / "log"
+    with path.open("w") as stream:
+        child = subprocess.Popen(
+            [sys.executable, "-c", DAEMON, "serve", "--state-dir", str(short_dir), "--endpoint",
+             config.endpoint, "--pack", str(pack)],
+            stderr=stream,
+            stdout=stream,
+            env=os.environ | {"THOR_POLICY_LOG_FORMAT": form},
+        )  # fmt: skip
+    sent = 0
+    try:
+        while "ready at" not in path.read_text():
+            assert child.poll() is None, path.read_text()
+        with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+            socket.set(zmq.LINGER, 0)
+            socket.connect(config.endpoint)
+            for text in texts:
+                for frame in requests_with(text):
+                    socket.send_multipart([b"", frame])
+                    assert socket.poll(PATIENCE_S * 1000), frame
+                    reply = json.loads(socket.recv_multipart()[-1])
+                    assert reply.get("error", {}).get("code") != "internal", (frame, reply)
+                    sent += 1
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(PATIENCE_S) == 0
+    finally:
+        child.kill()
+        child.wait()
+    shown = path.read_text()
+    assert sent > 100 * len(texts)
+    assert "expressions of the pack alone" in shown
+    assert "load failed" in shown
+    assert CANARY not in shown, [line for line in shown.splitlines() if CANARY in line][:3]

@@ -46,7 +46,7 @@ def _parts(record: logging.LogRecord, *, with_time: bool) -> Iterator[tuple[str,
     if record.levelno >= logging.WARNING:
         style = "yellow" if record.levelno == logging.WARNING else "red bold"
         yield f"{record.levelname} {logs.component_of(record)}: ", style
-    yield visible(record.getMessage()), ""
+    yield visible(logs.message_of(record)), ""
     for name, value in logs.fields_of(record).items():
         yield f" {name}={visible(str(value))}", "dim"
     if record.exc_info and record.exc_info[1] is not None:

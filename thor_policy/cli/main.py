@@ -129,7 +129,8 @@ def _report(error: ThorPolicyError) -> None:
         log.error("%s", error, extra=logs.fields(exit_status=error.exit_code))
     else:
         code = f"{error.code}: " if isinstance(error, RequestError) else ""
-        click.echo(f"thorpolicy: {code}{paragraph(str(error))}", err=True)
+        text = "\n".join([str(error), *getattr(error, "__notes__", ())])
+        click.echo(f"thorpolicy: {code}{paragraph(text)}", err=True)
 
 
 def _summary(name: str, limit: int = 45) -> str:

@@ -34,6 +34,7 @@ from thor_policy.journal.writer import Journal
 from thor_policy.policy.decider import Policy
 from thor_policy.policy.pack import Pack
 from thor_policy.policy.residents import Resident, Residents
+from thor_policy.telemetry import logs
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class PackManager(JobThread[Control]):
             done = self._change(control)
             self._wait_for_commits()
         except ThorPolicyError as error:
-            log.error("%s: %s", control.task, error)
+            log.error("%s failed: %s", control.task, logs.Hidden(error))
             raise
         finally:
             self._commits.clear()

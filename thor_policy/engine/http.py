@@ -150,4 +150,6 @@ class Link:
         if status == httpx.codes.NOT_FOUND:
             return PathNotFound(f"{where}; engine_url must be the address of a llama-server or vLLM")
         quoted = " ".join(reply[: 4 * _QUOTED_CHARS].decode("utf-8", "replace").split())[:_QUOTED_CHARS]
-        return EngineError(f"{where}: {quoted}")
+        error = EngineError(where)
+        error.add_note(f"the server's reply: {quoted}")  # it may repeat a question, so no log has it
+        return error

@@ -47,6 +47,7 @@ from thor_policy.journal.storage import (
 )
 from thor_policy.telemetry import clocks
 from thor_policy.telemetry.clocks import Instant
+from thor_policy.telemetry.logs import Hidden
 from thor_policy.telemetry.watchdog import Pulse
 
 log = logging.getLogger(__name__)
@@ -433,7 +434,9 @@ class Journal:
             elif len(batch) > 1:
                 middle = len(batch) // 2
                 return self._commit(batch[:middle]) + self._commit(batch[middle:])
-            log.error("the journal could not record %d events: %s", len(batch), error)
+            known = isinstance(error, sqlite3.Error | JournalError)  # another may repeat what it cannot store
+            why = error if known else Hidden(error)
+            log.error("the journal could not record %d events: %s", len(batch), why)
             reason: ErrorCode = "disk_full" if full else "unavailable"
             message = "the disk is full" if full else "the journal failed"
             return [self._lose(prepared.event, reason, message) for prepared in batch]

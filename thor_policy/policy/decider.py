@@ -326,8 +326,9 @@ class Policy:
         if (unlogged := self._limit.admit(now_ns)) is not None:
             extra = logs.fields(decision_id=decision_id, unlogged=unlogged or None)
             reasons = "; ".join(f"{name}: {message}" for name, message in errors.items())
-            named = f"{pack.info.name} {pack.info.version}"
-            log.error("expressions of the pack %s failed: %s", named, reasons[:500], extra=extra)
+            named, failed = f"{pack.info.name} {pack.info.version}", ", ".join(errors)
+            why = logs.Hidden(reasons[:500])
+            log.error("expressions of the pack %s failed: %s: %s", named, failed[:500], why, extra=extra)
 
     # ------------------------------------------------------------ the shadow
 

@@ -1,8 +1,9 @@
 """Log lines: JSON for a log collector, plain text for people.
 
 Owns the format of a line and the rate limit of lines that clients can cause. Invariant: a line never contains
-text of a request. Its fields are ids, codes and numbers; of an exception it has the type and the stack, and
-the message only at level debug. Suppressed lines are counted. Any thread.
+text of a request, unless the level is debug. Its fields are ids, codes and numbers; of an exception it has
+the type and the stack; a text that may repeat a request is a `Hidden`; of a line of another library it has
+the name of the logger. Suppressed lines are counted. Any thread.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Mapping
+from types import TracebackType
 from typing import IO, Any
 
 _PACKAGE = "thor_policy"
@@ -54,6 +57,23 @@ def stack_of(error: BaseException, *, with_text: bool) -> list[str]:
     return lines
 
 
+class Hidden:
+    """A value of a line that may repeat text of a request: shown at level debug only."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __str__(self) -> str:
+        return str(self._value) if is_verbose() else "(text at level debug)"
+
+
+def message_of(record: logging.LogRecord) -> str:
+    """The message of a line. That of another library may repeat a request: only level debug shows it."""
+    if record.name.partition(".")[0] == _PACKAGE or is_verbose():
+        return record.getMessage()
+    return f"a message of the library {record.name} (text at level debug)"
+
+
 class Limit:
     """Rate limit: admits `burst` lines at once and then `per_s` each second; counts the suppressed lines."""
 
@@ -88,7 +108,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "component": component_of(record),
             "thread": record.threadName,
-            "message": record.getMessage(),
+            "message": message_of(record),
             **fields_of(record),
         }
         if record.exc_info and record.exc_info[1] is not None:
@@ -122,7 +142,7 @@ def set_up(
     """Set up logging: `form` json, or the handler `pretty`; auto: json if systemd's journal reads `stream`.
 
     `level` is the level of this program; other libraries log from warning on. An exception that ends a thread
-    is logged too.
+    or the process is logged too, as are warnings of Python.
     """
     journal = goes_to_journal(stream, environ)
     handler = pretty
@@ -134,6 +154,8 @@ def set_up(
     root.setLevel(logging.WARNING)
     set_level(level)
     threading.excepthook = _log_thread_end
+    sys.excepthook = _log_process_end
+    logging.captureWarnings(True)
 
 
 def set_level(level: str) -> None:
@@ -144,6 +166,12 @@ def set_level(level: str) -> None:
 def structured() -> bool:
     """True when log lines are JSON."""
     return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)
+
+
+def _log_process_end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        return
+    logging.getLogger(__name__).critical("the process has ended", exc_info=(kind, error, trace))
 
 
 def _log_thread_end(args: threading.ExceptHookArgs) -> None:
