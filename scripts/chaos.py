@@ -483,10 +483,10 @@ class Chaos:
             copy.stop()
             missing = len(known.keys() - _journaled(copy.config).keys())
             verdict = verify(copy.config.journal_path)
-        said = verdict.problem or verdict.incomplete
+        verdict_text = verdict.problem or verdict.incomplete
         aside = len(list(copy.config.state_dir.glob("*.damaged-*")))
         return (
-            f"{missing} of {len(known)} missing, {aside} set aside; verify: {said or 'ok'}",
+            f"{missing} of {len(known)} missing, {aside} set aside; verify: {verdict_text or 'ok'}",
             time.monotonic(),
         )
 
@@ -499,9 +499,9 @@ class Chaos:
             self._serves(copy)
             copy.stop()
             verdict = verify(copy.config.journal_path)
-        said = verdict.problem or verdict.incomplete or ""
-        named = "" if files[-1].name in said else "problem: verify does not name the file; "
-        return f"{named}{said[:60] or 'ok'}", time.monotonic()
+        verdict_text = verdict.problem or verdict.incomplete or ""
+        named = "" if files[-1].name in verdict_text else "problem: verify does not name the file; "
+        return f"{named}{verdict_text[:60] or 'ok'}", time.monotonic()
 
     # ------------------------------------------------------------ hostile clients
 

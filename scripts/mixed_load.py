@@ -310,7 +310,7 @@ class User:
         return self._raw(frame)
 
     def _too_large(self) -> str:
-        return self._raw(b'{"v": 1, "request": "' + b"x" * 200_000 + b'"}')
+        return self._raw(b'{"v": 1, "request": "' + b"x" * 100_000 + b'"}')
 
     def _raw(self, frame: bytes) -> str:
         with self._socket() as client:

@@ -133,7 +133,7 @@ class TestReports:
         with zmq.Context() as context:
             router = context.socket(zmq.ROUTER)
             watched = Connections(
-                context, capacity=9, headroom_bytes=2**30, counters=Counter(), on_closed=lambda _: None
+                capacity=9, headroom_bytes=2**30, counters=Counter(), on_closed=lambda _: None
             )
             watched.watch(router, asks=True)
             router.bind(f"ipc://{endpoint}")

@@ -73,7 +73,7 @@ class Daemon:
             [sys.executable, "-c", SERVE, "serve"],
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | settings | environment,
+            env=os.environ | settings | {"THOR_POLICY_MAX_TEXT_CHARS": "40000"} | environment,
         )
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read)

@@ -33,7 +33,7 @@ Answers = queue.SimpleQueue[tuple[int, "dict[str, Json] | RequestError"]]
 def journal(tmp_path: Path) -> Iterator[Journal]:
     with Journal(tmp_path / "journal.db", synchronous="OFF") as journal:
         private = {"agent": "alice"}
-        body = {"id": "r1", "outcome": "BUY", "caller": {"uid": 7}}
+        body = {"id": "r1", "outcome": "BUY", "caller": {"transport": "ipc", "uid": 7}}
         journal.commit(
             Event(kind="decision_report", subject_id="r1", at=0.0, body=body, private=private)
         ).result(WAIT_S)

@@ -307,7 +307,7 @@ class TestFile:
         file = digest_key.path_of(path)
         file.rename(tmp_path / "elsewhere")
         file.symlink_to(tmp_path / "elsewhere")
-        with pytest.raises(JournalError, match=r"policy_decisions\.key cannot be used"):
+        with pytest.raises(JournalError, match=r"policy_decisions\.key is a symbolic link"):
             Journal(path)
 
 

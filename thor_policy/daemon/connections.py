@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from thor_policy.daemon.fair_queue import Lane
 from thor_policy.daemon.shares import Places
@@ -183,13 +182,13 @@ class Connections:
         """Take what ZeroMQ reports of one socket."""
         for _ in range(UNREAD_REPORTS):
             try:
-                event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))
+                report, _ = monitor.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            descriptor, now_ns = int(event["value"]), time.monotonic_ns()
-            if event["event"] == zmq.EVENT_DISCONNECTED:
+            (kind, descriptor), now_ns = struct.unpack("=Hi", report), time.monotonic_ns()
+            if kind == zmq.EVENT_DISCONNECTED:
                 self._forget(descriptor)
-            elif event["event"] == zmq.EVENT_ACCEPTED:
+            elif kind == zmq.EVENT_ACCEPTED:
                 self._forget(descriptor)  # its end was not reported
                 self._accepted(descriptor, self._monitors[monitor], now_ns)
             else:
