@@ -108,6 +108,7 @@ class Connections:
         self._watched: list[zmq.Socket[bytes]] = []
         self._limit = logs.Limit()
         self._ended = False
+        self._all_read = threading.Event()
         self._round_ns = self._trimmed_ns = 0
         self._rest_bytes = 0
         self._libc = ctypes.CDLL(None)
@@ -139,6 +140,11 @@ class Connections:
 
     def stop(self) -> None:
         """End the thread. The sockets report nothing any more, so that closing them waits for nobody."""
+        # pyzmq holds the interpreter while it waits for a report that ZeroMQ cannot deliver, and then this
+        # thread could not read it: so the reports are read first, and 1,001 do not come at once
+        if self._thread.is_alive():
+            self._all_read.clear()
+            self._all_read.wait(5)
         for opened in self._watched:
             opened.disable_monitor()
         self._watched.clear()
@@ -171,6 +177,7 @@ class Connections:
             while not self._ended:
                 for monitor, _ in poller.poll(int(_TURN_S * 1e3)):
                     self._read(monitor)
+                self._all_read.set()
                 self._turn(time.monotonic_ns())
         except zmq.ContextTerminated:
             pass
