@@ -349,8 +349,8 @@ def test_the_keys_for_help_figures_search_and_delegation_work(config: Config) ->
     question = replace(ASKED, context={"details": "vacuum the basement"})
     record(
         config.journal_path,
-        *decisions(3),
         by_model(id="018f-found-00000099", evaluation=question, at=NOON - 9),
+        *decisions(3),
     )
     with Terminal(config, "--reviewer", "robin", *NEWEST) as terminal:
         terminal.until("00000002")

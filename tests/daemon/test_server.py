@@ -591,7 +591,7 @@ class TestReloadedSettings:
         remaining, reading = iter(results), threading.Event()
 
         def reread() -> Config:
-            reading.set()  # on the main thread, which answers `status` only after it has taken the settings
+            reading.set()  # on the main thread, which answers a request only after it has taken the settings
             result = next(remaining)
             if isinstance(result, ConfigError):
                 raise result
@@ -608,7 +608,8 @@ class TestReloadedSettings:
                 reading.clear()
                 server.reload()
                 assert reading.wait(PATIENCE_MS / 1000)
-                return own.status(), error_of(lambda: own.evaluate(DEPLOY, deadline_ms=9_000))
+                refusal = error_of(lambda: own.evaluate(DEPLOY, deadline_ms=9_000))
+                return own.status(), refusal
 
             try:
                 yield reload
