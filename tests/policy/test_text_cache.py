@@ -22,13 +22,13 @@ SHAPES: list[Callable[[int], str]] = [
     lambda at: f"{at} " + repeated("aB-", 4_000),
     lambda at: f"{at}" + LIGATURE * 220,
     lambda at: f"{at}" + repeated("e" + MARKS, 4_000),
-    lambda at: f"echo {at};" + "a;" * 500,
-    lambda at: f"ls /{at} " + "/a/b " * 380,
+    lambda at: f"echo {at};" + "a;" * 100,
+    lambda at: f"ls /{at} " + "/a/b " * 60,
     lambda at: f"http://{at}.com/" + "a/" * 60,
     lambda at: f"/home/{at}/" + "a/" * 100,
     lambda at: f"select a from b{at}",
     lambda at: f"ls {at}",
-    lambda at: f"select a{at}, " + ", ".join(f"b{n}" for n in range(200)) + " from t",
+    lambda at: f"select a{at}, " + ", ".join(f"b{n}" for n in range(20)) + " from t",
     lambda at: f"kim{at}@example.com",
     lambda at: f"10.{at // 65_536 % 256}.{at // 256 % 256}.{at % 256}",
     lambda at: f"2026-03-03T22:30:00.{at:06}Z",
@@ -51,7 +51,9 @@ def arguments(cache: TextCache[Any, Any], text: str) -> tuple[Any, ...]:
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
     functions.forget()
+    gc.freeze()  # a collection looks at what the test makes, not at the whole process
     yield
+    gc.unfreeze()
     functions.forget()
 
 
@@ -90,14 +92,13 @@ def test_a_cache_full_of_any_texts_holds_no_more_memory_than_its_bound(
         cost = weight(small(*arguments(cache, shape(0)))) + 500
         count = min(2 * small.most_bytes // cost + 2, most_texts) if len(small) else 1
         small.clear()
-        gc.collect()
         tracemalloc.start()
         before, _ = tracemalloc.get_traced_memory()
         for at in range(count):
             small(*arguments(cache, shape(at)))
             assert small.bytes <= small.most_bytes
         functions.forget()  # what the function itself remembers elsewhere
-        gc.collect()
+        gc.collect()  # the trees of a parser of SQL refer to each other
         after, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert after - before <= small.most_bytes + 2**14

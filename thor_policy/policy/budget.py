@@ -70,21 +70,22 @@ class _Current(threading.local):
     budget: Budget | None = None
 
 
-_current = _Current()
+#: The budget of this thread.
+current = _Current()
 
 
 @contextmanager
 def spending(budget: Budget) -> Iterator[None]:
     """Let checks on this thread look at this budget."""
-    _current.budget = budget
+    current.budget = budget
     try:
         yield
     finally:
-        _current.budget = None
+        current.budget = None
 
 
 def check() -> None:
-    """Raise RulesStopped if the budget of this thread is spent; for each call from an expression, so fast."""
-    budget = _current.budget
+    """Raise RulesStopped if the budget of this thread is spent."""
+    budget = current.budget
     if budget is not None and budget.now_ns() >= budget.next_look_ns:
         budget.check()

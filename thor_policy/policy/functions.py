@@ -78,7 +78,7 @@ def forget() -> None:
     for cache in TextCache.every:
         cache.clear()
     names.script_alias.cache_clear()
-    _steps_of_short.cache_clear()
+    _steps.cache_clear()
 
 
 # ---------------------------------------------------------------- what they do
@@ -104,7 +104,7 @@ def kind(path: str) -> str:
 def given(path: str, default: Json) -> Json:
     """Value at a dotted path; `default` if it is absent or null. A default of null accepts any type."""
     value: Json = _current.roots
-    for key in _steps(path):
+    for key in _steps(path) if len(path) <= _SHORT_PATH else path.split("."):
         if not isinstance(value, dict):
             raise TypeError(f"{path}: {key!r} is looked up in a {json_type(value)}")
         value = value.get(key)
@@ -257,13 +257,9 @@ def _key(value: Any) -> Any:
     return object() if value != value else value  # NaN equals nothing
 
 
-def _steps(path: str) -> tuple[str, ...]:
-    """The keys of a dotted path. Packs write short ones, which are few: at most 0.5 MB are kept."""
-    return _steps_of_short(path) if len(path) <= _SHORT_PATH else _steps_of_short.__wrapped__(path)
-
-
 @functools.lru_cache(maxsize=256)
-def _steps_of_short(path: str) -> tuple[str, ...]:
+def _steps(path: str) -> tuple[str, ...]:
+    """The keys of a short path, of which packs have few: at most 1 MB are kept."""
     return tuple(path.split("."))
 
 
