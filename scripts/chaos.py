@@ -331,7 +331,7 @@ class Chaos:
         }
         for name in STEPS:
             faults[f"clock {name}"] = Fault("answered all along", 3, partial(self._clock, name))
-        faults["prefix"] = Fault("rebuilt, and said so", START_S, self._prefix)
+        faults["prefix"] = Fault("rebuilt and logged", START_S, self._prefix)
         faults["wal"] = Fault("the copy serves; what is missing was planted", START_S, self._wal)
         faults["checkpoint"] = Fault("the copy serves; verify names the file", START_S, self._checkpoint)
         for kind in hostile.kinds():
@@ -483,10 +483,10 @@ class Chaos:
             copy.stop()
             missing = len(known.keys() - _journaled(copy.config).keys())
             verdict = verify(copy.config.journal_path)
-        verdict_text = verdict.problem or verdict.incomplete
+        finding = verdict.problem or verdict.incomplete
         aside = len(list(copy.config.state_dir.glob("*.damaged-*")))
         return (
-            f"{missing} of {len(known)} missing, {aside} set aside; verify: {verdict_text or 'ok'}",
+            f"{missing} of {len(known)} missing, {aside} set aside; verify: {finding or 'ok'}",
             time.monotonic(),
         )
 
@@ -499,9 +499,9 @@ class Chaos:
             self._serves(copy)
             copy.stop()
             verdict = verify(copy.config.journal_path)
-        verdict_text = verdict.problem or verdict.incomplete or ""
-        named = "" if files[-1].name in verdict_text else "problem: verify does not name the file; "
-        return f"{named}{verdict_text[:60] or 'ok'}", time.monotonic()
+        finding = verdict.problem or verdict.incomplete or ""
+        named = "" if files[-1].name in finding else "problem: verify does not name the file; "
+        return f"{named}{finding[:60] or 'ok'}", time.monotonic()
 
     # ------------------------------------------------------------ hostile clients
 

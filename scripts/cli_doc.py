@@ -23,8 +23,9 @@ HEAD = """\
 
 Written by `scripts/cli-doc`. The commands are in `.venv/bin`; `. .venv/bin/activate` puts them on
 your path. `thorpolicy COMMAND --help` prints the same texts. Every command that reads takes
-`--json`. Options that are settings are listed in one line, and described in
-[settings](settings.md); `--config FILE` names a TOML file of settings.
+`--json`. Control characters and line ends of data are printed as escapes such as `\\x1b`; JSON has
+escapes of its own, and decodes to the exact values. Options that are settings are listed in one
+line, and described in [settings](settings.md); `--config FILE` names a TOML file of settings.
 
 | exit status | meaning |
 |---|---|

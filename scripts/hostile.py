@@ -720,7 +720,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--over", choices=("ipc", "tcp"), default="ipc", help="how the hostile clients come; default: ipc"
     )
     parser.add_argument("--rate", type=float, default=20.0, help="honest rule questions a second")
-    parser.add_argument("--model-rate", type=float, default=1.0, help="honest model questions a second")
+    parser.add_argument("--model-rate", type=float, default=0.5, help="honest model questions a second")
     parser.add_argument("--model", default="smollm2-135m-instruct-q4_1", help="model of the daemon")
     parser.add_argument("--stub", action="store_true", help="use an engine without a model")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON, without progress")

@@ -327,6 +327,23 @@ class TestLlama:
         assert rebuilt.score("p", QUESTIONS[0], NEVER).logits == expected
         assert damage == "no record" or "rebuilt" in caplog.text
 
+    def test_a_link_in_place_of_a_prefix_state_is_not_followed(
+        self, open_llama: OpenEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        states = tmp_path / "states"
+        open_llama(states_dir=states).load(prefix_of())
+        (state,) = states.glob("*.state")
+        record = state.with_suffix(".json")
+        for file, name in ((state, "state"), (record, "record")):
+            file.rename(tmp_path / name)
+            file.symlink_to(tmp_path / name)
+        before = (tmp_path / "state").read_bytes(), (tmp_path / "record").read_bytes()
+        assert not open_llama(states_dir=states).load(prefix_of()).restored
+        assert "is a symbolic link" in caplog.text
+        assert ((tmp_path / "state").read_bytes(), (tmp_path / "record").read_bytes()) == before
+        assert not state.is_symlink()
+        assert open_llama(states_dir=states).load(prefix_of()).restored
+
     def test_an_engine_decides_with_an_unwritable_state_directory(
         self, open_llama: OpenEngine, tmp_path: Path
     ) -> None:
