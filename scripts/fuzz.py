@@ -61,7 +61,7 @@ _COVERAGE = re.compile(rb"cov: (\d+) ft: (\d+)")
 
 
 class Shared:
-    """What the process tells its watchdog: number of runs, and the input that it runs now."""
+    """What the process reports to its watchdog: number of runs, and the input that it runs now."""
 
     def __init__(self, path: Path) -> None:
         with path.open("r+b") as file:

@@ -90,11 +90,11 @@ class TestRates:
 class TestPlaces:
     def test_one_caller_gets_half_and_one_connection_half_of_that(self) -> None:
         places, lane = Places(), Lane("uid 1", "a")
-        while places.room(lane, 100):
+        while places.has_place(lane, 100):
             places.take(lane)
         assert places.total == 25
         for connection in range(100):
-            while places.room(Lane("uid 1", connection), 100):
+            while places.has_place(Lane("uid 1", connection), 100):
                 places.take(Lane("uid 1", connection))
         assert places.held("uid 1") == 50
 
@@ -102,16 +102,16 @@ class TestPlaces:
         places = Places()
         for number in range(3):
             for connection in range(50):
-                while places.room(Lane(f"uid {number}", connection), 100):
+                while places.has_place(Lane(f"uid {number}", connection), 100):
                     places.take(Lane(f"uid {number}", connection))
         assert [places.held(f"uid {number}") for number in range(3)] == [50, 25, 13]
-        assert places.room(Lane("uid 77", "new"), 100)
+        assert places.has_place(Lane("uid 77", "new"), 100)
 
     def test_a_limit_of_one_lets_one_in(self) -> None:
         places = Places()
-        assert places.room(Lane("uid 1", "a"), 1)
+        assert places.has_place(Lane("uid 1", "a"), 1)
         places.take(Lane("uid 1", "a"))
-        assert not places.room(Lane("uid 2", "b"), 1)
+        assert not places.has_place(Lane("uid 2", "b"), 1)
 
     @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=50))
     def test_what_is_given_back_is_free_again(self, taken: list[tuple[int, int]]) -> None:

@@ -206,7 +206,7 @@ class Admission:
     def _check_room(self, lane: Lane) -> None:
         """Refuse a request of a caller, or of a connection, that holds its part of the places in flight."""
         places, most = self._in_flight.places, self.config.max_in_flight
-        if not places.room(lane, most):
+        if not places.has_place(lane, most):
             raise RequestError(
                 "busy",
                 f"{places.held(lane.share)} requests of {lane.share} are in flight, {places.total} in all; "

@@ -4,7 +4,7 @@ Owns the account of open connections and a thread that reads what ZeroMQ reports
 connections never exceed the limit of open files, because ZeroMQ waits until its reports are read before it
 accepts more, and this thread closes what exceeds a caller's part. libzmq itself would abort the process
 (docs/explanation/transport.md). A connection is closed by shutting its file descriptor down: ZeroMQ then
-sees its end. Own thread; `heard`, `close` and `watch` are for any thread.
+sees its end. Own thread; `note_message`, `close` and `watch` are for any thread.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ _SOCKETS = 4
 #: How often memory is looked at, and how often everything else, in seconds.
 _TURN_S, _ROUND_S = 0.1, 1.0
 #: Connections that have sent no request may be this old, or this many of each caller, or both.
-_UNHEARD_S, _UNHEARD_MOST = 1.0, 16
-#: After this time an unheard connection is counted and logged, once.
-_UNHEARD_LONG_S = 10.0
+_SILENT_S, _SILENT_MOST = 1.0, 16
+#: After this time an silent connection is counted and logged, once.
+_SILENT_LONG_S = 10.0
 #: A peer that lets replies lie this long is disconnected, in seconds.
 _UNREAD_S = 30.0
 #: Memory beyond that of a daemon at rest above which the allocator returns what is free, in bytes.
@@ -78,7 +78,7 @@ class _Connection:
     inode: int
     asks: bool
     accepted_ns: int
-    heard_ns: int = 0
+    message_ns: int = 0
     counted: bool = False
     unread_since_ns: int = 0
 
@@ -87,7 +87,7 @@ class Connections:
     """Watches ZeroMQ sockets. `capacity` connections may be open in all.
 
     `headroom_bytes` is the memory that traffic may take; above it, connections that send without end or read
-    nothing are closed. `on_closed` gets the inode of each that sent something and ended, on this thread.
+    nothing are closed. `on_closed` gets the inode of each that could send requests and ended, on this thread.
     """
 
     def __init__(
@@ -152,11 +152,11 @@ class Connections:
         if self._thread.is_alive():
             self._thread.join(5)
 
-    def heard(self, descriptor: int, now_ns: int) -> None:
+    def note_message(self, descriptor: int, now_ns: int) -> None:
         """A message was read from a connection."""
         connection = self._open.get(descriptor)
         if connection is not None:
-            connection.heard_ns = now_ns
+            connection.message_ns = now_ns
 
     def close(self, descriptor: int, share: str) -> None:
         """Close a connection of this caller, if that is whose the descriptor is now."""
@@ -207,34 +207,34 @@ class Connections:
             return
         share, inode = peer
         lane = Lane(share, descriptor)
-        room = self._places.room(lane, self._capacity)
+        has_place = self._places.has_place(lane, self._capacity)
         self._places.take(lane)
         self._open[descriptor] = _Connection(lane, inode, asks, now_ns)
-        if not room:
+        if not has_place:
             self._refuse(share, descriptor)
 
     def _refuse(self, share: str, newest: int) -> None:
         """Close the oldest connection of a caller that has sent no request, or else the newest one."""
-        unheard = (
+        silent = (
             descriptor
             for descriptor, connection in self._open.items()
-            if connection.asks and not connection.heard_ns and connection.lane.share == share
+            if connection.asks and not connection.message_ns and connection.lane.share == share
         )
-        self._close_for("connections_refused", next(unheard, newest))
+        self._close_for("connections_refused", next(silent, newest))
 
     def _forget(self, descriptor: int) -> None:
         connection = self._open.pop(descriptor, None)
         if connection is None:
             return
         self._places.give_back(connection.lane)
-        if connection.heard_ns > 1 and not _is_open(descriptor, connection.inode):
+        if connection.asks and not _is_open(descriptor, connection.inode):
             self._on_closed(connection.inode)
 
     def _close_for(self, counter: str, descriptor: int) -> None:
         """Close a connection that has done what `counter` counts."""
         self._counters[counter] += 1
         connection = self._open[descriptor]
-        connection.heard_ns = connection.heard_ns or 1  # so that it is not chosen again
+        connection.message_ns = connection.message_ns or 1  # so that it is not chosen again
         if (unlogged := self._limit.admit(time.monotonic_ns())) is not None:
             fields = logs.fields(reason=counter, peer=connection.lane.share, unlogged=unlogged or None)
             log.warning("a connection was closed", extra=fields)
@@ -249,7 +249,7 @@ class Connections:
         if now_ns - self._round_ns < _ROUND_S * 1e9:
             return
         self._round_ns = now_ns
-        self._close_unheard(now_ns)
+        self._close_silent(now_ns)
         self._close_unread(now_ns)
         if used > _TRIM_BYTES and now_ns - self._trimmed_ns > 5 * _ROUND_S * 1e9:
             self._trimmed_ns = now_ns
@@ -259,29 +259,29 @@ class Connections:
     def _relieve(self, now_ns: int) -> None:
         """Close what fills memory: messages that never end, replies that nobody reads."""
         for descriptor, connection in list(self._open.items()):
-            sends = connection.asks and now_ns - connection.heard_ns > 1e9
+            sends = connection.asks and now_ns - connection.message_ns > 1e9
             waiting = _pending(descriptor, termios.FIONREAD) if sends else 0
             if waiting or _pending(descriptor, termios.TIOCOUTQ):
                 self._close_for("connections_closed_for_memory", descriptor)
 
-    def _close_unheard(self, now_ns: int) -> None:
+    def _close_silent(self, now_ns: int) -> None:
         """Close the oldest of a caller's connections that have sent no request, where they are many."""
-        unheard: Counter[str] = Counter()
+        silent: Counter[str] = Counter()
         for descriptor, connection in reversed(list(self._open.items())):
-            if not connection.asks or connection.heard_ns:
+            if not connection.asks or connection.message_ns:
                 continue
             age_ns = now_ns - connection.accepted_ns
-            unheard[connection.lane.share] += 1
-            if age_ns > _UNHEARD_S * 1e9 and unheard[connection.lane.share] > _UNHEARD_MOST:
+            silent[connection.lane.share] += 1
+            if age_ns > _SILENT_S * 1e9 and silent[connection.lane.share] > _SILENT_MOST:
                 self._close_for("connections_closed_silent", descriptor)
-            elif age_ns > _UNHEARD_LONG_S * 1e9 and not connection.counted:
+            elif age_ns > _SILENT_LONG_S * 1e9 and not connection.counted:
                 connection.counted = True
                 self._counters["connections_silent"] += 1
                 log.info(
                     "%s has a connection that sent no request for %g s: it is idle, or sets a routing id "
                     "that another connection has",
                     connection.lane.share,
-                    _UNHEARD_LONG_S,
+                    _SILENT_LONG_S,
                 )
 
     def _close_unread(self, now_ns: int) -> None:

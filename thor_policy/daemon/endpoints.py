@@ -24,7 +24,7 @@ class Endpoints:
     """Serves the endpoints of `config`: requests over ipc and tcp, events, control.
 
     `identify` says who sent a frame over ipc, `snapshot` is what the control endpoint sends, `on_closed` gets
-    the inode of each connection that sent something and ended, on another thread. Raises ConfigError.
+    the inode of each connection that ended and could send requests, on another thread. Raises ConfigError.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Endpoints:
             config,
             identify=identify,
             snapshot=snapshot,
-            on_message=connections.heard,
+            on_message=connections.note_message,
             close_connection=connections.close,
         )
         connections.watch(self._control.router, asks=True)
@@ -88,7 +88,7 @@ class Endpoints:
             router,
             identify,
             counters=self._counters,
-            on_message=self._connections.heard,
+            on_message=self._connections.note_message,
             close_connection=self._connections.close,
         )
 

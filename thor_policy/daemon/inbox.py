@@ -47,7 +47,7 @@ class Inbox:
         sender, size_bytes = received.sender, len(received.frame)
         if sender.lane not in self._inodes:
             self._note(sender.lane, received.connection)
-        if not self._bytes.room(sender.lane, _MOST_BYTES):
+        if not self._bytes.has_place(sender.lane, _MOST_BYTES):
             message = f"{sender.lane.share} sends requests faster than the daemon can handle them"
             return RequestError("busy", message, retry_after_ms=_RETRY_MS)
         error = self._rates.charge(sender.lane.share, sender.received_ns, size_bytes=size_bytes)

@@ -1,6 +1,6 @@
 """The journal quota: how many bytes each caller may have recorded in a day.
 
-Owns an account for each caller: the bytes of its events, hour by hour. Invariant: a caller gets room again
+Owns an account for each caller: the bytes of its events, hour by hour. Invariant: a caller may write again
 when its oldest hours are `WINDOW_HOURS` old, by the monotonic clock; there are never more than `MAX_CALLERS`
 accounts. What is in flight when a quota is reached is still recorded. The accounts begin anew with the
 daemon. No clock of its own. Main thread.
@@ -46,7 +46,7 @@ class JournalQuota:
         return len(self._accounts)
 
     def check(self, who: str | None, quota_mb: int, now_ns: int) -> None:
-        """Raise RequestError `busy` if a caller has used its quota; `retry_after_ms` is when it has room."""
+        """Raise RequestError `busy` if a caller has used its quota; `retry_after_ms` is when it may again."""
         account = self._accounts.get(who or "")
         if account is None or not quota_mb:
             return

@@ -99,7 +99,7 @@ class Places:
         """What a caller holds."""
         return self._of_share[share]
 
-    def room(self, lane: Lane, capacity: int) -> bool:
+    def has_place(self, lane: Lane, capacity: int) -> bool:
         """Whether the connection `lane` may hold one more, of `capacity` in all."""
         held = self._of_share.get(lane.share, 0)
         part = (capacity - self.total + held) / 2
