@@ -29,10 +29,10 @@ from thor_policy.core import records
 from thor_policy.core.decisions import PackInfo, Scored
 from thor_policy.core.engine import WrittenExplanation
 from thor_policy.core.errors import AlreadyRunning, ConfigError, EngineError, RequestError, Unreachable
+from thor_policy.core.fair_queue import Lane
 from thor_policy.core.requests import Caller, Claimed, Json, Request, Role
 from thor_policy.core.results import Committed, JobDone
 from thor_policy.core.status import PartsStatus, Status
-from thor_policy.daemon.fair_queue import Lane
 from thor_policy.daemon.server import Server
 from thor_policy.daemon.service import open_service, serving
 from thor_policy.daemon.sockets import Mailbox

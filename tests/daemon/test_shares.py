@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thor_policy.core.requests import Caller
-from thor_policy.daemon.fair_queue import Lane
-from thor_policy.daemon.shares import Places, Rates, TokenBucket, share_of
+from thor_policy.core.fair_queue import Lane
+from thor_policy.daemon.shares import Places, Rates, TokenBucket
 
 SECOND_NS = 1_000_000_000
-
-
-@pytest.mark.parametrize(
-    ("caller", "share"),
-    [
-        (Caller(transport="ipc", uid=1000, gid=1, pid=7), "uid 1000"),
-        (Caller(transport="ipc", uid=1000, gid=2, pid=8), "uid 1000"),
-        (Caller(transport="tcp", key="laptop"), "key laptop"),
-    ],
-)
-def test_a_share_is_that_of_a_user_or_a_key_not_of_a_process(caller: Caller, share: str) -> None:
-    assert share_of(caller) == share
 
 
 class TestTokenBucket:

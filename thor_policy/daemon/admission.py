@@ -17,10 +17,10 @@ from thor_policy.config import Config
 from thor_policy.core import records
 from thor_policy.core.decisions import PriorRecord
 from thor_policy.core.errors import RequestError, shutting_down
+from thor_policy.core.fair_queue import Lane
 from thor_policy.core.idempotency import Mark
 from thor_policy.core.ids import new_id
 from thor_policy.core.requests import Annotations, Caller, Claimed, Json, Request, Role
-from thor_policy.daemon.fair_queue import Lane
 from thor_policy.daemon.inflight import Answer, InFlight
 from thor_policy.daemon.quota import JournalQuota
 from thor_policy.protocol.messages import EvaluateRequest, RecordRequest

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import zmq
 
-from thor_policy.daemon.fair_queue import Lane
+from thor_policy.core.fair_queue import Lane
 from thor_policy.daemon.shares import Places
 from thor_policy.telemetry import logs
 
@@ -309,9 +309,9 @@ def _peer_of(descriptor: int) -> tuple[str, int] | None:
 def _share_of(opened: socket.socket) -> str:
     """Whose a connection is. Raises OSError."""
     if opened.family != socket.AF_UNIX:
-        return f"address {opened.getpeername()[0]}"
+        return f"address:{opened.getpeername()[0]}"
     _, uid, _ = struct.unpack("3i", opened.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return f"uid {uid}"
+    return f"uid:{uid}"
 
 
 def _is_open(descriptor: int, inode: int) -> bool:

@@ -24,9 +24,9 @@ from typing import Any, Protocol, TypeVar
 
 from thor_policy.core.engine import DecisionLog, Steps
 from thor_policy.core.errors import EngineError, RequestError, shutting_down
+from thor_policy.core.fair_queue import OWN, FairQueue, Lane
 from thor_policy.core.requests import Request
 from thor_policy.core.results import EngineResult, Explained, Refused, Unexplained
-from thor_policy.daemon.fair_queue import OWN, FairQueue, Lane
 from thor_policy.policy.decider import Policy
 from thor_policy.telemetry import logs
 from thor_policy.telemetry.watchdog import Pulse

@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 from thor_policy.config import Config
 from thor_policy.core.errors import RequestError
+from thor_policy.core.fair_queue import FairQueue, Lane
 from thor_policy.core.results import Closed
-from thor_policy.daemon.fair_queue import FairQueue, Lane
 from thor_policy.daemon.peers import Received
 from thor_policy.daemon.shares import Places, Rates
 

@@ -18,9 +18,9 @@ from msgspec.structs import replace
 
 from thor_policy.core.decisions import Decision
 from thor_policy.core.errors import RequestError
+from thor_policy.core.fair_queue import OWN, Lane
 from thor_policy.core.requests import Explain, Json
 from thor_policy.core.results import Committed, EngineResult, Explained, JobDone, Refused, Unexplained
-from thor_policy.daemon.fair_queue import OWN, Lane
 from thor_policy.daemon.shares import Places
 from thor_policy.protocol.messages import HTTP_STATUS
 from thor_policy.protocol.replies import decision_item, explanation_item, recorded_item

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import zmq
 
 from thor_policy.core.errors import RequestError
+from thor_policy.core.fair_queue import Lane
 from thor_policy.core.requests import Caller, Role
-from thor_policy.daemon.fair_queue import Lane
-from thor_policy.daemon.shares import share_of
 from thor_policy.security.curve_keys import KeyHolder
 
 #: Most frames before the request itself: routing ids of brokers, the id and the delimiter of a REQ socket.
@@ -135,9 +134,10 @@ class Peers:
         if identity is None:
             self._counters["requests_of_revoked_keys"] += 1
             return None
+        share = identity.caller.who or ""
         if left_out > _MAX_FRAMES:
             self._counters["connections_closed_for_frames"] += 1
-            self._close_connection(connection, share_of(identity.caller))
+            self._close_connection(connection, share)
         route_bytes = route.bytes
         fault = _fault(route_bytes, envelope, left_out)
         kept = envelope if fault is None else envelope[:MAX_ENVELOPE_FRAMES]
@@ -146,7 +146,7 @@ class Peers:
             route_bytes,
             tuple(part.bytes for part in kept if len(part) <= MAX_ENVELOPE_FRAME_BYTES),
             identity,
-            Lane(share_of(identity.caller), route_bytes),
+            Lane(share, route_bytes),
             received_ns,
         )
         return Received(sender, frame, fault, connection)

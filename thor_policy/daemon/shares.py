@@ -11,16 +11,10 @@ import math
 from collections import Counter, OrderedDict
 
 from thor_policy.core.errors import RequestError
-from thor_policy.core.requests import Caller
-from thor_policy.daemon.fair_queue import Lane
+from thor_policy.core.fair_queue import Lane
 
 #: Accounts kept. One that is forgotten begins anew with a full allowance.
 _ACCOUNTS = 4_096
-
-
-def share_of(caller: Caller) -> str:
-    """Whose share a caller draws on: its user's on this machine, its key's over tcp."""
-    return f"uid {caller.uid}" if caller.key is None else f"key {caller.key}"
 
 
 class TokenBucket:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thor_policy.daemon.fair_queue import FairQueue, Lane
+from thor_policy.core.fair_queue import FairQueue, Lane
 
 ANN, BOB = Lane("uid 1", "a"), Lane("uid 2", "b")
 
