@@ -74,6 +74,19 @@ def test_a_pause_does_not_clear_what_a_caller_has_used() -> None:
     assert served(waiting, 5) == ["bob"] * 5
 
 
+def test_a_caller_that_asks_seldom_is_served_at_once_after_a_piece_that_took_long() -> None:
+    waiting = filled(*[ANN] * 2_000)
+    served(waiting, 1_500)
+    waiting.put("bob's long one", BOB)
+    assert served(waiting, 1, cost_ms=800.0) == ["bob's long one"]
+    waiting.put("bob's short one", BOB)
+    assert served(waiting, 1) == ["bob's short one"]
+    for _ in range(1_000):
+        waiting.put("bob's many", BOB)
+    many = served(waiting, 400)
+    assert many.count("bob's many") == 300  # the 200 ms that are left of his credit, then every other turn
+
+
 def test_ahead_counts_what_is_served_before_a_new_piece_of_a_lane() -> None:
     waiting = filled(*[ANN] * 10)
     assert (waiting.ahead(ANN), waiting.ahead(Lane("uid 1", "new")), waiting.ahead(BOB)) == (10, 1, 1)

@@ -1,7 +1,7 @@
 """A queue that serves callers in turn: each gets an equal share of the time that its work takes.
 
 Owns the order of waiting work. Invariant: while two callers have work waiting, neither gets more than one
-piece ahead of the other in time used; the connections of one caller take turns within its share. What one
+piece and its credit ahead of the other in time used; the connections of one caller take turns. What one
 piece costs is known only when it is done, so the time is charged afterwards (start-time fair queueing). One
 thread takes, any thread puts.
 """
@@ -44,9 +44,14 @@ class _Share(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """Waiting work of any number of callers. `get` takes the next piece, `charge` says what it cost."""
+    """Waiting work of any number of callers. `get` takes the next piece, `charge` says what it cost.
 
-    def __init__(self) -> None:
+    A caller that used less than its share may catch up by `credit_ms`: so one that asks seldom is served at
+    once, also just after a piece that took long.
+    """
+
+    def __init__(self, credit_ms: float = 1_000.0) -> None:
+        self._credit_ms = credit_ms
         self._changed = threading.Condition(threading.Lock())
         self._shares: dict[str, _Share[T]] = {}
         self._used_ms: OrderedDict[str, float] = OrderedDict()
@@ -63,7 +68,7 @@ class FairQueue(Generic[T]):
         with self._changed:
             share = self._shares.get(lane.share)
             if share is None:
-                begin_ms = max(self._turn_ms, self._used_ms.pop(lane.share, 0.0))
+                begin_ms = max(self._turn_ms - self._credit_ms, self._used_ms.pop(lane.share, 0.0))
                 share = self._shares[lane.share] = _Share(begin_ms)
             share.lanes.setdefault(lane.connection, deque()).append(item)
             share.size += 1

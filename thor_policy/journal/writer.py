@@ -100,7 +100,7 @@ class Journal:
         self._max_batch = max_batch
         self._masked = masked
         #: Callers take turns, so that whoever has much recorded keeps nobody else waiting.
-        self._queue: FairQueue[_Item] = FairQueue()
+        self._queue: FairQueue[_Item] = FairQueue(credit_ms=MAX_BATCH)
         self.batches = 0
         self.failing: str | None = None
         self._full = False
@@ -185,7 +185,8 @@ class Journal:
 
     def append(self, event: Event) -> None:
         """Hand over an event; returns at once. `on_committed` gets its fate."""
-        lane = OWN if event.sender is None else Lane(event.sender)
+        sender = event.sender
+        lane = OWN if sender is None else Lane(sender.who or "", sender.pid)
         self._queue.put((event, time.monotonic_ns()), lane)
         if self._ended:
             self._refuse_the_rest()
@@ -200,7 +201,7 @@ class Journal:
         explanation: Explanation,
         at: float,
         ticket: int | None = None,
-        sender: str | None = None,
+        sender: Caller | None = None,
     ) -> None:
         """Record an explanation that was written after its decision; `at` is Unix time in seconds."""
         self.append(events.explanation_event(decision_id, explanation, at, ticket, sender=sender))
@@ -473,7 +474,7 @@ class Journal:
                 seq=seq,
                 commit_ms=(now_ns - prepared.put_ns) / 1e6,
                 size=prepared.size,
-                sender=prepared.event.sender,
+                sender=sender.who if (sender := prepared.event.sender) is not None else None,
             )
             if seq
             else self._refused(prepared.event, objections[number])
