@@ -87,6 +87,27 @@ def test_a_caller_that_asks_seldom_is_served_at_once_after_a_piece_that_took_lon
     assert many.count("bob's many") == 300  # the 200 ms that are left of his credit, then every other turn
 
 
+def test_a_caller_that_owes_waits_and_others_do_not() -> None:
+    waiting: FairQueue[str] = FairQueue(most_owed=2)
+    for item, lane in (("a1", ANN), ("a2", ANN), ("a3", ANN), ("b1", BOB)):
+        waiting.put(item, lane)
+    for _ in range(2):
+        waiting.owe("uid 1")
+    assert served(waiting, 1) == ["b1"]
+    with pytest.raises(queue.Empty):
+        waiting.get(timeout_s=0.001)
+    waiting.settle("uid 1")
+    assert served(waiting, 1) == ["a1"]
+    waiting.owe("uid 1")
+    waiting.close()
+    taken: list[str | None] = []
+    thread = threading.Thread(target=lambda: taken.append(waiting.get()))
+    thread.start()
+    waiting.settle("uid 1")
+    thread.join(20)
+    assert taken == ["a2"]
+
+
 def test_ahead_counts_what_is_served_before_a_new_piece_of_a_lane() -> None:
     waiting = filled(*[ANN] * 10)
     assert (waiting.ahead(ANN), waiting.ahead(Lane("uid 1", "new")), waiting.ahead(BOB)) == (10, 1, 1)

@@ -13,7 +13,6 @@ from typing import Literal, Protocol, TypeAlias, TypeVar
 from msgspec import Struct
 
 from thor_policy.core.decisions import Adapter, Decision, Explanation, ModelInfo, Scored
-from thor_policy.core.requests import Caller
 
 T = TypeVar("T")
 #: Work in bounded steps, between which its thread may do something else; it ends in a value.
@@ -197,5 +196,5 @@ class DecisionLog(Protocol):
         explanation: Explanation,
         at: float,
         ticket: int | None = None,
-        sender: Caller | None = None,
+        sender: str | None = None,
     ) -> None: ...

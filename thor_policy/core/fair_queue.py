@@ -11,7 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Hashable
 from typing import Generic, NamedTuple, TypeVar
 
@@ -47,11 +47,13 @@ class FairQueue(Generic[T]):
     """Waiting work of any number of callers. `get` takes the next piece, `charge` says what it cost.
 
     A caller that used less than its share may catch up by `credit_ms`: so one that asks seldom is served at
-    once, also just after a piece that took long.
+    once, also just after a piece that took long. A caller that owes the end of `most_owed` pieces waits.
     """
 
-    def __init__(self, credit_ms: float = 1_000.0) -> None:
+    def __init__(self, *, credit_ms: float = 1_000.0, most_owed: int | None = None) -> None:
         self._credit_ms = credit_ms
+        self._most_owed = most_owed
+        self._owed: Counter[str] = Counter()
         self._changed = threading.Condition(threading.Lock())
         self._shares: dict[str, _Share[T]] = {}
         self._used_ms: OrderedDict[str, float] = OrderedDict()
@@ -86,13 +88,27 @@ class FairQueue(Generic[T]):
     def get(self, *, block: bool = True, timeout_s: float | None = None) -> T | None:
         """The next item; None once the queue is closed and empty. Raises queue.Empty if there is none yet."""
         with self._changed:
-            if not self._size and not self._closed and block:
-                self._wait(timeout_s)
-            if self._size:
-                return self._next()
-            if self._closed:
+            share = self._first()
+            if share is None and block:
+                share = self._wait(timeout_s)
+            if share is not None:
+                return self._take(share)
+            if self._closed and not self._size:
                 return None
             raise queue.Empty
+
+    def owe(self, share: str) -> None:
+        """A piece of this caller is done but for what follows it; `settle` says when that is done too."""
+        with self._changed:
+            self._owed[share] += 1
+
+    def settle(self, share: str) -> None:
+        """What follows a piece of this caller is done. Any thread."""
+        with self._changed:
+            self._owed[share] -= 1
+            if not self._owed[share]:
+                del self._owed[share]
+            self._changed.notify()
 
     def charge(self, cost_ms: float) -> None:
         """Charge the share of the item that `get` gave last with the milliseconds that it took."""
@@ -124,16 +140,23 @@ class FairQueue(Generic[T]):
             self._closed = True
             self._changed.notify()
 
-    def _wait(self, timeout_s: float | None) -> None:
+    def _wait(self, timeout_s: float | None) -> str | None:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while not self._size and not self._closed:
+        while (share := self._first()) is None and not (self._closed and not self._size):
             left_s = None if deadline is None else deadline - time.monotonic()
             if left_s is not None and left_s <= 0:
-                return
+                return None
             self._changed.wait(left_s)
+        return share
 
-    def _next(self) -> T:
-        name, share = min(self._shares.items(), key=lambda entry: entry[1].turn_ms)
+    def _first(self) -> str | None:
+        """Whose turn it is; None if nobody may be served."""
+        most = self._most_owed
+        able = [name for name in self._shares if most is None or self._owed[name] < most]
+        return min(able, key=lambda name: self._shares[name].turn_ms, default=None)
+
+    def _take(self, name: str) -> T:
+        share = self._shares[name]
         connection, items = next(iter(share.lanes.items()))
         item = items.popleft()
         share.size -= 1

@@ -14,20 +14,20 @@ from msgspec import Struct
 
 from thor_policy.core.decisions import Decision, Explanation, PriorRecord
 from thor_policy.core.errors import ErrorCode, RequestError
-from thor_policy.core.requests import Caller, Json
+from thor_policy.core.requests import Json
 
 
 @dataclass(frozen=True)
 class Explained:
     """An explanation that is ready to be recorded with decision `decision_id`.
 
-    `sender` is the caller that the decision was made for.
+    `sender` is the caller (`Caller.who`) that the decision was made for.
     """
 
     ticket: int
     decision_id: str
     explanation: Explanation
-    sender: Caller | None = None
+    sender: str | None = None
 
 
 @dataclass(frozen=True)

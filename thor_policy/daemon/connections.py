@@ -175,9 +175,9 @@ class Connections:
             poller.register(monitor, zmq.POLLIN)
         try:
             while not self._ended:
-                for monitor, _ in poller.poll(int(_TURN_S * 1e3)):
-                    self._read(monitor)
-                self._all_read.set()
+                drained = [self._read(monitor) for monitor, _ in poller.poll(int(_TURN_S * 1e3))]
+                if all(drained):
+                    self._all_read.set()
                 self._turn(time.monotonic_ns())
         except zmq.ContextTerminated:
             pass
@@ -185,13 +185,13 @@ class Connections:
             for monitor in self._monitors:
                 monitor.close(linger=0)
 
-    def _read(self, monitor: zmq.Socket[bytes]) -> None:
-        """Take what ZeroMQ reports of one socket."""
+    def _read(self, monitor: zmq.Socket[bytes]) -> bool:
+        """Take what ZeroMQ reports of one socket, as much as it keeps; whether that was all."""
         for _ in range(UNREAD_REPORTS):
             try:
                 report, _ = monitor.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
-                return
+                return True
             (kind, descriptor), now_ns = struct.unpack("=Hi", report), time.monotonic_ns()
             if kind == zmq.EVENT_DISCONNECTED:
                 self._forget(descriptor)
@@ -200,6 +200,7 @@ class Connections:
                 self._accepted(descriptor, self._monitors[monitor], now_ns)
             else:
                 self._counters["handshakes_failed"] += 1
+        return False
 
     def _accepted(self, descriptor: int, asks: bool, now_ns: int) -> None:
         peer = _peer_of(descriptor)

@@ -16,7 +16,7 @@ import queue
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum
@@ -26,7 +26,7 @@ from thor_policy.core.engine import DecisionLog, Steps
 from thor_policy.core.errors import EngineError, RequestError, shutting_down
 from thor_policy.core.fair_queue import OWN, FairQueue, Lane
 from thor_policy.core.requests import Request
-from thor_policy.core.results import EngineResult, Explained, Refused, Unexplained
+from thor_policy.core.results import Committed, EngineResult, Explained, Refused, Unexplained
 from thor_policy.policy.decider import Policy
 from thor_policy.telemetry import logs
 from thor_policy.telemetry.watchdog import Pulse
@@ -73,7 +73,9 @@ class EngineThread:
     a second pool they stop spinning at barriers, which cost 8 % here.
 
     Each decision and explanation goes to `journal` with its ticket; `on_outcome` gets it first, on this
-    thread, and must not block. `idle` gets a turn when there is nothing else to do.
+    thread, and must not block. `idle` gets a turn when there is nothing else to do. While `most_uncommitted`
+    decisions of a caller wait for their commit, others are decided (`committed` must be called then): so what
+    a caller floods waits in the fair queue, and not in the journal, which records in order of arrival.
     """
 
     def __init__(
@@ -82,13 +84,15 @@ class EngineThread:
         journal: DecisionLog,
         on_outcome: Callable[[int, EngineResult], None],
         idle: Idle | None = None,
+        *,
+        most_uncommitted: int | None = None,
     ) -> None:
         self._idle = idle
         self._open_policy = open_policy
         self._opened: queue.SimpleQueue[Policy | BaseException] = queue.SimpleQueue()
         self._journal = journal
         self._on_outcome = on_outcome
-        self._queue: FairQueue[Request | _Task] = FairQueue()
+        self._queue: FairQueue[Request | _Task] = FairQueue(most_owed=most_uncommitted)
         self._tasks: deque[_Task] = deque()
         self._steps: Steps[Any] | None = None
         self._run_step_of: dict[_Step, Callable[[], None]] = {
@@ -148,6 +152,12 @@ class EngineThread:
     def submit(self, request: Request, lane: Lane = OWN) -> None:
         """Queue an admitted request; returns at once."""
         self._queue.put(request, lane)
+
+    def committed(self, commits: Iterable[Committed]) -> None:
+        """Learn of decisions that are recorded, or never will be. Any thread."""
+        for commit in commits:
+            if commit.kind == "decision":
+                self._queue.settle(commit.sender or "")
 
     def drop(self, lane: Lane) -> list[Request]:
         """Take out the requests of a lane that no decision was begun for, and return them."""
@@ -296,6 +306,7 @@ class EngineThread:
         self.mean_decision_ms += _MEAN_WEIGHT * (took_ms - self.mean_decision_ms)
         self.counters["decisions"] += 1
         self._on_outcome(request.ticket, decision)
+        self._queue.owe(request.caller.who or "")
         self._journal.decided(decision, request.ticket)
         wanted = request.explain != "none" and decision.explanation is None
         if wanted and not self._policy.is_explaining(request.ticket):

@@ -18,7 +18,7 @@ from thor_policy.config import Config
 from thor_policy.core.decisions import Decision
 from thor_policy.core.engine import Engine
 from thor_policy.core.errors import JournalError, RequestError, Stalled, ThorPolicyError
-from thor_policy.core.results import EngineResult, Explained, JobDone
+from thor_policy.core.results import Committed, EngineResult, Explained, JobDone
 from thor_policy.daemon.admission import Part
 from thor_policy.daemon.drift import DriftSentinel
 from thor_policy.daemon.engine_thread import EngineThread
@@ -49,6 +49,9 @@ from thor_policy.telemetry.watchdog import Supervisor
 
 log = logging.getLogger(__name__)
 
+#: Decisions of one caller that may wait for their commit: a few commits' worth.
+MOST_UNCOMMITTED = 64
+
 
 @contextmanager
 def open_service(
@@ -78,7 +81,14 @@ def open_service(
         stack.callback(mailbox.close)
         # closed after engine thread and journal, whose last reports still become replies
         sockets = stack.enter_context(ExitStack())
-        journal = open_journal(config, lambda commits: mailbox.put(*commits))
+        deciding: list[EngineThread] = []
+
+        def on_committed(commits: list[Committed]) -> None:
+            mailbox.put(*commits)
+            for thread in deciding:
+                thread.committed(commits)
+
+        journal = open_journal(config, on_committed)
         stack.callback(_close_journal, journal, config.shutdown_s)
 
         def open_policy() -> Policy:
@@ -119,7 +129,10 @@ def open_service(
             tolerance=config.drift_tolerance,
             now_ns=time.monotonic_ns(),
         )
-        engine_thread = EngineThread(open_policy, journal, on_outcome, idle=drift)
+        engine_thread = EngineThread(
+            open_policy, journal, on_outcome, idle=drift, most_uncommitted=MOST_UNCOMMITTED
+        )
+        deciding.append(engine_thread)
         policy = engine_thread.start()
         pack = policy.residents.active.pack
         pack_manager = PackManager(

@@ -50,7 +50,7 @@ class Event(Struct, frozen=True, kw_only=True, gc=False):
     """Something that happened, before it has a place in the chain. `at` is Unix time in seconds.
 
     `subject_id` names what the event is about: the id of a decision, a digest, or the event's own id.
-    `ticket` and the name of `sender` are returned with the event's fate. `unless_own`: the `claimed` in
+    `ticket` and `sender` (`Caller.who`) are returned with the event's fate. `unless_own`: the `claimed` in
     the body is to be left out if the caller made the decision that the event is about. `rewrites` are what an
     `erased` event does to earlier events. The event itself stores neither.
     """
@@ -61,7 +61,7 @@ class Event(Struct, frozen=True, kw_only=True, gc=False):
     body: Part
     private: Part | None = None
     ticket: int | None = None
-    sender: Caller | None = None
+    sender: str | None = None
     unless_own: bool = False
     rewrites: tuple[Rewrite, ...] = ()
 
@@ -299,7 +299,7 @@ def decision_event(decision: Decision, ticket: int | None = None, *, masked: Seq
         body=body,
         private=private,
         ticket=ticket,
-        sender=decision.caller,
+        sender=decision.caller.who,
     )
 
 
@@ -418,7 +418,7 @@ def explanation_event(
     at: float,
     ticket: int | None = None,
     *,
-    sender: Caller | None = None,
+    sender: str | None = None,
 ) -> Event:
     """The event of an explanation that was written after its decision."""
     return Event(
@@ -495,7 +495,7 @@ def record_event(
         body=body,
         private=private or None,
         ticket=ticket,
-        sender=caller,
+        sender=caller.who,
         unless_own=claimed == "unless_own",
     )
 

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from enum import Enum
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -29,7 +30,6 @@ from msgspec.structs import replace
 from thor_policy.core import records
 from thor_policy.core.decisions import Decision, Explanation, PriorRecord
 from thor_policy.core.errors import ErrorCode, JournalError, RequestError
-from thor_policy.core.fair_queue import OWN, FairQueue, Lane
 from thor_policy.core.idempotency import Mark
 from thor_policy.core.requests import Caller, Claimed
 from thor_policy.core.results import Committed
@@ -53,7 +53,7 @@ from thor_policy.telemetry.watchdog import Pulse
 log = logging.getLogger(__name__)
 
 #: Most events in one transaction; it bounds how long later events wait for a commit.
-MAX_BATCH = 64
+MAX_BATCH = 512
 #: Bytes of write-ahead log above which the writer waits for readers, so that the log can restart.
 WAL_LIMIT_BYTES = 128 * 2**20
 #: How long the writer then waits, and how many bytes it writes before it waits again.
@@ -66,10 +66,17 @@ DISK_ERRORS = (sqlite3.OperationalError, sqlite3.DatabaseError, sqlite3.Internal
 T = TypeVar("T")
 
 
+class _Mark(Enum):
+    """Stands for an item of the queue: there is none (NOTHING), or no more will come (END)."""
+
+    NOTHING = 0
+    END = 1
+
+
 OnCommitted = Callable[[list[Committed]], None]
 
 
-_Item: TypeAlias = "tuple[Event, int] | _Task[Any]"
+_Item: TypeAlias = "tuple[Event, int] | _Task[Any] | _Mark"
 
 
 class Journal:
@@ -99,8 +106,7 @@ class Journal:
         self._synchronous = synchronous
         self._max_batch = max_batch
         self._masked = masked
-        #: Callers take turns, so that whoever has much recorded keeps nobody else waiting.
-        self._queue: FairQueue[_Item] = FairQueue(credit_ms=MAX_BATCH)
+        self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self.batches = 0
         self.failing: str | None = None
         self._full = False
@@ -133,7 +139,7 @@ class Journal:
             self.append(events.gap_event(why, time.time(), file=opened.aside.name))
         #: Events that are ready to be committed, and an item that must wait until they are committed.
         self._prepared: list[Prepared] = []
-        self._postponed: _Item | None = None
+        self._postponed: _Item = _Mark.NOTHING
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="journal-commit")
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
@@ -154,7 +160,7 @@ class Journal:
     @property
     def waiting(self) -> int:
         """Number of events that are not in a transaction yet."""
-        return len(self._queue)
+        return self._queue.qsize()
 
     @property
     def seq(self) -> int:
@@ -185,9 +191,7 @@ class Journal:
 
     def append(self, event: Event) -> None:
         """Hand over an event; returns at once. `on_committed` gets its fate."""
-        sender = event.sender
-        lane = OWN if sender is None else Lane(sender.who or "", sender.pid)
-        self._queue.put((event, time.monotonic_ns()), lane)
+        self._queue.put((event, time.monotonic_ns()))
         if self._ended:
             self._refuse_the_rest()
 
@@ -201,7 +205,7 @@ class Journal:
         explanation: Explanation,
         at: float,
         ticket: int | None = None,
-        sender: Caller | None = None,
+        sender: str | None = None,
     ) -> None:
         """Record an explanation that was written after its decision; `at` is Unix time in seconds."""
         self.append(events.explanation_event(decision_id, explanation, at, ticket, sender=sender))
@@ -299,7 +303,7 @@ class Journal:
         """Commit what was appended, then release the file. Safe to call twice."""
         if self._lock < 0:
             return
-        self._queue.close()
+        self._queue.put(_Mark.END)
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             raise JournalError(f"the journal did not drain within {timeout_s} s; {self.waiting} events left")
@@ -319,34 +323,46 @@ class Journal:
         finally:
             self._committer.shutdown()
             self._connection.close()
-            self._queue.close()
             self._ended = True
             self._refuse_the_rest()
 
     def _refuse_the_rest(self) -> None:
         """Give a fate to everything that arrives after the end. Called by the thread that notices it."""
         message = "the journal is closed"
-        while (item := self._queue.get(block=False)) is not None:
+        while True:
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return
             if isinstance(item, tuple):
                 event, _ = item
                 self.counters["lost"] += 1
                 self._on_committed(
-                    [Committed(ticket=event.ticket, kind=event.kind, error="shutting_down", message=message)]
+                    [
+                        Committed(
+                            ticket=event.ticket,
+                            kind=event.kind,
+                            error="shutting_down",
+                            message=message,
+                            sender=event.sender,
+                        )
+                    ]
                 )
-            else:
+            elif isinstance(item, _Task):
                 item.fail(JournalError(message))
 
     def _gather(self) -> bool:
         """Wait until an event is ready to be committed, and run tasks meanwhile. False at the end."""
         self.pulse.beat()
         while not self._prepared:
-            item, self._postponed = self._postponed or self._next(), None
-            if item is None:
-                return False
+            item = self._next() if self._postponed is _Mark.NOTHING else self._postponed
+            self._postponed = _Mark.NOTHING
             if isinstance(item, tuple):
                 self._encode(*item)
-            else:
+            elif isinstance(item, _Task):
                 self._run_task(item)
+            else:
+                return False
         self._gather_more(lambda: False)
         return True
 
@@ -361,26 +377,22 @@ class Journal:
 
     def _gather_more(self, enough: Callable[[], bool]) -> None:
         """Prepare the events that have arrived, up to a full batch, or to an item that is no event."""
-        while len(self._prepared) < self._max_batch and self._postponed is None and not enough():
+        while len(self._prepared) < self._max_batch and self._postponed is _Mark.NOTHING and not enough():
             try:
-                item = self._queue.get(block=False)
+                item = self._queue.get_nowait()
             except queue.Empty:
                 return
-            if item is None:
-                return
-            self._queue.charge(1.0)  # each event and each task alike
             if isinstance(item, tuple):
                 self._encode(*item)
             else:
                 self._postponed = item
 
-    def _next(self) -> _Item | None:
-        """The next item; None at the end. Meanwhile do the periodic work: recovery, ballast, checkpoints."""
+    def _next(self) -> _Item:
+        """The next item. While there is none, do the periodic work: recovery, ballast, checkpoints."""
         while True:
             self.pulse.rest()
             try:
-                item = self._queue.get(timeout_s=IDLE_S)
-                self._queue.charge(1.0)
+                item = self._queue.get(timeout=IDLE_S)
                 self.pulse.beat()
                 return item
             except queue.Empty:
@@ -452,7 +464,7 @@ class Journal:
         self._check_place()
         self._connection.execute("BEGIN IMMEDIATE")
         placed.write(self._connection)
-        if not self._queue:
+        if self._queue.empty():
             self._connection.execute("COMMIT")
         else:  # the disk does not need the interpreter, so prepare what has arrived meanwhile
             begun = threading.Event()
@@ -474,7 +486,7 @@ class Journal:
                 seq=seq,
                 commit_ms=(now_ns - prepared.put_ns) / 1e6,
                 size=prepared.size,
-                sender=sender.who if (sender := prepared.event.sender) is not None else None,
+                sender=prepared.event.sender,
             )
             if seq
             else self._refused(prepared.event, objections[number])
@@ -487,7 +499,9 @@ class Journal:
 
     def _refused(self, event: Event, why: RequestError) -> Committed:
         self.counters["refused"] += 1
-        return Committed(ticket=event.ticket, kind=event.kind, error=why.code, message=why.message)
+        return Committed(
+            ticket=event.ticket, kind=event.kind, error=why.code, message=why.message, sender=event.sender
+        )
 
     def _objection(self, event: Event, placed: Placed) -> RequestError | None:
         """Why an event must not be recorded; None if it may be."""
@@ -542,7 +556,9 @@ class Journal:
     def _lose(self, event: Event, error: ErrorCode, message: str) -> Committed:
         self.counters["lost"] += 1
         self._lost[str(event.kind)] += 1
-        return Committed(ticket=event.ticket, kind=event.kind, error=error, message=message)
+        return Committed(
+            ticket=event.ticket, kind=event.kind, error=error, message=message, sender=event.sender
+        )
 
     def _roll_back(self) -> None:
         with suppress(sqlite3.Error):  # closed, or stuck: then the next BEGIN fails, and its batch is lost

@@ -408,7 +408,7 @@ class Policy:
             return Unexplained(written.ticket)
         explanation = reasons.explanation(pack, decision, written)
         self.counters["reasons_replaced"] += explanation.source == "replaced"
-        return Explained(written.ticket, decision.id, explanation, decision.caller)
+        return Explained(written.ticket, decision.id, explanation, decision.caller.who)
 
 
 def _prefix(pack: Pack, adapter: Adapter | None) -> PromptPrefix:
