@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import zmq
 
@@ -45,8 +46,9 @@ _TURN_S, _ROUND_S = 0.1, 1.0
 _SILENT_S, _SILENT_MOST = 1.0, 16
 #: After this time an silent connection is counted and logged, once.
 _SILENT_LONG_S = 10.0
-#: A peer that lets replies lie this long is disconnected, in seconds.
-_UNREAD_S = 30.0
+#: A peer that lets replies lie this long is disconnected, in seconds; where memory is short, one that does
+#: so, or sends a message that does not end, for the shorter time.
+_UNREAD_S, _FILLING_S = 30.0, 1.0
 #: Memory beyond that of a daemon at rest above which the allocator returns what is free, in bytes.
 _TRIM_BYTES = 32 * 2**20
 
@@ -70,6 +72,11 @@ def connection_limit(wanted: int, file_limit: int) -> int:
     return max(16, min(wanted, max(spare, file_limit // 4)))
 
 
+#: A connection: the number of its socket, because reports of two sockets come in any order, and its file
+#: descriptor.
+_Key: TypeAlias = tuple[int, int]
+
+
 @dataclass(slots=True)
 class _Connection:
     """An open connection: whose it is, since when, and whether a request came by it."""
@@ -80,6 +87,8 @@ class _Connection:
     accepted_ns: int
     message_ns: int = 0
     counted: bool = False
+    filling: int = 0
+    unread_bytes: int = 0
     unread_since_ns: int = 0
 
 
@@ -102,9 +111,9 @@ class Connections:
         self._headroom_bytes = headroom_bytes
         self._counters = counters
         self._on_closed = on_closed
-        self._open: dict[int, _Connection] = {}
+        self._open: dict[_Key, _Connection] = {}
         self._places = Places()
-        self._monitors: dict[zmq.Socket[bytes], bool] = {}
+        self._monitors: dict[zmq.Socket[bytes], tuple[int, bool]] = {}
         self._watched: list[zmq.Socket[bytes]] = []
         self._limit = logs.Limit()
         self._ended = False
@@ -130,7 +139,7 @@ class Connections:
         monitor.set(zmq.RCVHWM, 1)
         monitor.set(zmq.LINGER, 0)
         monitor.connect(address)
-        self._monitors[monitor] = asks
+        self._monitors[monitor] = len(self._watched), asks
         self._watched.append(opened)
 
     def start(self) -> None:
@@ -147,16 +156,16 @@ class Connections:
             self._all_read.wait(5)
         for opened in self._watched:
             opened.disable_monitor()
-        self._watched.clear()
         self._ended = True
         if self._thread.is_alive():
             self._thread.join(5)
 
     def note_message(self, descriptor: int, now_ns: int) -> None:
         """A message was read from a connection."""
-        connection = self._open.get(descriptor)
-        if connection is not None:
-            connection.message_ns = now_ns
+        for number in range(len(self._watched)):
+            connection = self._open.get((number, descriptor))
+            if connection is not None:
+                connection.message_ns = now_ns
 
     def close(self, descriptor: int, share: str) -> None:
         """Close a connection of this caller, if that is whose the descriptor is now."""
@@ -187,59 +196,61 @@ class Connections:
 
     def _read(self, monitor: zmq.Socket[bytes]) -> bool:
         """Take what ZeroMQ reports of one socket, as much as it keeps; whether that was all."""
+        number, asks = self._monitors[monitor]
         for _ in range(UNREAD_REPORTS):
             try:
                 report, _ = monitor.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return True
             (kind, descriptor), now_ns = struct.unpack("=Hi", report), time.monotonic_ns()
+            key = number, descriptor
             if kind == zmq.EVENT_DISCONNECTED:
-                self._forget(descriptor)
+                self._forget(key)
             elif kind == zmq.EVENT_ACCEPTED:
-                self._forget(descriptor)  # its end was not reported
-                self._accepted(descriptor, self._monitors[monitor], now_ns)
+                self._forget(key)  # its end was not reported
+                self._accepted(key, asks, now_ns)
             else:
                 self._counters["handshakes_failed"] += 1
         return False
 
-    def _accepted(self, descriptor: int, asks: bool, now_ns: int) -> None:
-        peer = _peer_of(descriptor)
+    def _accepted(self, key: _Key, asks: bool, now_ns: int) -> None:
+        peer = _peer_of(key[1])
         if peer is None:
             return
         share, inode = peer
-        lane = Lane(share, descriptor)
+        lane = Lane(share, key)
         has_place = self._places.has_place(lane, self._capacity)
         self._places.take(lane)
-        self._open[descriptor] = _Connection(lane, inode, asks, now_ns)
+        self._open[key] = _Connection(lane, inode, asks, now_ns)
         if not has_place:
-            self._refuse(share, descriptor)
+            self._refuse(share, key)
 
-    def _refuse(self, share: str, newest: int) -> None:
+    def _refuse(self, share: str, newest: _Key) -> None:
         """Close the oldest connection of a caller that has sent no request, or else the newest one."""
         silent = (
-            descriptor
-            for descriptor, connection in self._open.items()
+            key
+            for key, connection in self._open.items()
             if connection.asks and not connection.message_ns and connection.lane.share == share
         )
         self._close_for("connections_refused", next(silent, newest))
 
-    def _forget(self, descriptor: int) -> None:
-        connection = self._open.pop(descriptor, None)
+    def _forget(self, key: _Key) -> None:
+        connection = self._open.pop(key, None)
         if connection is None:
             return
         self._places.give_back(connection.lane)
-        if connection.asks and not _is_open(descriptor, connection.inode):
+        if connection.asks and not _is_open(key[1], connection.inode):
             self._on_closed(connection.inode)
 
-    def _close_for(self, counter: str, descriptor: int) -> None:
+    def _close_for(self, counter: str, key: _Key) -> None:
         """Close a connection that has done what `counter` counts."""
         self._counters[counter] += 1
-        connection = self._open[descriptor]
+        connection = self._open[key]
         connection.message_ns = connection.message_ns or 1  # so that it is not chosen again
         if (unlogged := self._limit.admit(time.monotonic_ns())) is not None:
             fields = logs.fields(reason=counter, peer=connection.lane.share, unlogged=unlogged or None)
             log.warning("a connection was closed", extra=fields)
-        self.close(descriptor, connection.lane.share)
+        self.close(key[1], connection.lane.share)
 
     # ------------------------------------------------------------ rounds
 
@@ -259,22 +270,23 @@ class Connections:
 
     def _relieve(self, now_ns: int) -> None:
         """Close what fills memory: messages that never end, replies that nobody reads."""
-        for descriptor, connection in list(self._open.items()):
-            sends = connection.asks and now_ns - connection.message_ns > 1e9
-            waiting = _pending(descriptor, termios.FIONREAD) if sends else 0
-            if waiting or _pending(descriptor, termios.TIOCOUTQ):
-                self._close_for("connections_closed_for_memory", descriptor)
+        for key, connection in list(self._open.items()):
+            sends = now_ns - connection.message_ns > _FILLING_S * 1e9 and _pending(key[1], termios.FIONREAD)
+            connection.filling = connection.filling + 1 if connection.asks and sends else 0
+            lets_lie = connection.unread_bytes and now_ns - connection.unread_since_ns > _FILLING_S * 1e9
+            if lets_lie or connection.filling > _FILLING_S / _TURN_S:
+                self._close_for("connections_closed_for_memory", key)
 
     def _close_silent(self, now_ns: int) -> None:
         """Close the oldest of a caller's connections that have sent no request, where they are many."""
         silent: Counter[str] = Counter()
-        for descriptor, connection in reversed(list(self._open.items())):
+        for key, connection in reversed(list(self._open.items())):
             if not connection.asks or connection.message_ns:
                 continue
             age_ns = now_ns - connection.accepted_ns
             silent[connection.lane.share] += 1
             if age_ns > _SILENT_S * 1e9 and silent[connection.lane.share] > _SILENT_MOST:
-                self._close_for("connections_closed_silent", descriptor)
+                self._close_for("connections_closed_silent", key)
             elif age_ns > _SILENT_LONG_S * 1e9 and not connection.counted:
                 connection.counted = True
                 self._counters["connections_silent"] += 1
@@ -286,13 +298,12 @@ class Connections:
                 )
 
     def _close_unread(self, now_ns: int) -> None:
-        for descriptor, connection in list(self._open.items()):
-            if not _pending(descriptor, termios.TIOCOUTQ):
-                connection.unread_since_ns = 0
-            elif not connection.unread_since_ns:
-                connection.unread_since_ns = now_ns
+        for key, connection in list(self._open.items()):
+            unread_bytes = _pending(key[1], termios.TIOCOUTQ)
+            if unread_bytes != connection.unread_bytes or not unread_bytes:
+                connection.unread_bytes, connection.unread_since_ns = unread_bytes, now_ns
             elif now_ns - connection.unread_since_ns > _UNREAD_S * 1e9:
-                self._close_for("connections_closed_unread", descriptor)
+                self._close_for("connections_closed_unread", key)
 
 
 def _peer_of(descriptor: int) -> tuple[str, int] | None:
@@ -332,6 +343,6 @@ def _pending(descriptor: int, question: int) -> int:
 
 
 def _resident_bytes() -> int:
-    """The memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * resource.getpagesize()
+    """The memory of this process, without the files that it maps."""
+    _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text(encoding="ascii").split())
+    return (resident - shared) * resource.getpagesize()
