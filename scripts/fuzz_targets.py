@@ -13,7 +13,6 @@ import random
 import re
 import shutil
 import socket
-import struct
 import threading
 import time
 from collections import deque
@@ -28,7 +27,7 @@ import zmq
 
 from tests import hostile
 from tests.build import write_pack
-from tests.transport_fuzz import stream
+from tests.transport_fuzz import stream, unconnected, write
 from thor_policy import config as settings
 from thor_policy import testing
 from thor_policy.config import Config, data_path
@@ -499,8 +498,6 @@ class Transport:
     """
 
     _BURST = b"burst\n"
-    #: A connection or write that is not taken within 0.2 seconds is given up (struct timeval).
-    _GIVE_UP = struct.pack("@ll", 0, 200_000)
 
     def __init__(self, folder: Path) -> None:
         self._stack = ExitStack()
@@ -545,11 +542,10 @@ class Transport:
 
     def _write(self, data: bytes) -> None:
         number = data[0] if data else 0
-        raw = socket.socket(socket.AF_UNIX)
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, self._GIVE_UP)
+        raw = unconnected()
         with suppress(OSError):
             raw.connect(self._paths[number % len(self._paths)])
-            raw.sendall(data[1:])
+            write(raw, data[1:], at_once=number % 5 == 0)
         if number < 16:  # it stays open
             self._open.append(raw)
         else:

@@ -1,13 +1,15 @@
 """Hostile byte streams for a ZeroMQ socket, the same each time.
 
 Owns what a peer can write to the daemon's sockets without libzmq on its own side: greetings of ZMTP 1.0, 2.0,
-3.0 and 3.1, commands and frames with wrong lengths, and all of them cut anywhere. Pure bytes, no socket.
+3.0 and 3.1, commands and frames with wrong lengths, and all of them cut anywhere; and how it is written.
 The formats: https://rfc.zeromq.org/spec/13 (1.0), /15 (2.0), /23 (3.0) and /37 (3.1).
 """
 
 from __future__ import annotations
 
 import random
+import socket
+import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -15,16 +17,55 @@ from typing import NamedTuple
 REQUESTS = (b'{"v": 1, "op": "status"}', b'{"v": 1, "op": "metrics"}', b"{")
 #: Greetings that announce version 3: signature, version, mechanism, whether it is the server, filler.
 SIGNATURE = b"\xff" + bytes(8) + b"\x7f"
+_GREETING_BYTES = 64
 #: The most bytes of one stream.
 MOST_BYTES = 1_000_000
+#: A connection, a write or a handshake that is not taken is given up after this time (struct timeval).
+_GIVE_UP = struct.pack("@ll", 0, 200_000)
 
 
 class Stream(NamedTuple):
-    """What one connection writes. `stays`: it is left open until a later connection is made."""
+    """What one connection writes. `stays`: it is left open until a later connection is made.
+
+    `at_once`: what follows a handshake is written with it, and libzmq ends the connection for that.
+    """
 
     kind: str
     data: bytes
     stays: bool = False
+    at_once: bool = False
+
+
+def unconnected() -> socket.socket:
+    """A raw connection to be made."""
+    raw = socket.socket(socket.AF_UNIX)
+    # a socket with a timeout of Python's would fail at once where the listener's queue is full
+    for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+        raw.setsockopt(socket.SOL_SOCKET, option, _GIVE_UP)
+    return raw
+
+
+def write(raw: socket.socket, data: bytes, *, at_once: bool = False) -> None:
+    """Write a stream. Raises OSError where the other side takes no more.
+
+    Unless `at_once`, the answer to a handshake is awaited, because libzmq takes no frame before that.
+    """
+    end = 0 if at_once else _end_of_handshake(data)
+    raw.sendall(data[:end])
+    answer = 0
+    while end < len(data) and end > 0 and answer <= _GREETING_BYTES:
+        received = len(raw.recv(4_096))
+        if not received:
+            break
+        answer += received
+    raw.sendall(data[end:])
+
+
+def _end_of_handshake(data: bytes) -> int:
+    """Where a complete handshake of version 3 ends; 0 if there is none."""
+    if len(data) < _GREETING_BYTES + 2 or data[0] != 0xFF or data[_GREETING_BYTES] != 4:
+        return 0
+    return _GREETING_BYTES + 2 + data[_GREETING_BYTES + 1]
 
 
 def greeting(minor: int = 0, *, major: int = 3, mechanism: bytes = b"NULL", server: int = 0) -> bytes:
@@ -211,7 +252,7 @@ def stream(chance: random.Random, kind: str | None = None) -> Stream:
     elif data and chance.random() < 0.15:
         at = chance.randrange(min(len(data), 300))
         data = data[:at] + bytes([chance.randrange(256)]) + data[at + 1 :]
-    return Stream(kind, data, stays=chance.random() < 0.05)
+    return Stream(kind, data, stays=chance.random() < 0.05, at_once=chance.random() < 0.2)
 
 
 def streams(seed: int, count: int) -> Iterator[Stream]:

@@ -12,12 +12,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 import pytest
 import zmq
 
+from tests.transport_fuzz import frame, opening, write
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.daemon.connections import UNREAD_REPORTS, Connections, connection_limit
@@ -158,6 +159,34 @@ class TestReports:
             for attempt in opened:
                 attempt.close()
             router.close(linger=0)
+
+
+class TestMemory:
+    def test_that_is_short_ends_who_fills_it_and_nobody_whose_reply_waits(
+        self, short_dir: os.PathLike[str]
+    ) -> None:
+        endpoint, counters = f"{short_dir}/p.sock", Counter[str]()
+        watched = Connections(
+            capacity=9, headroom_bytes=-(2**40), counters=counters, on_closed=lambda _: None
+        )
+        with zmq.Context() as context, context.socket(zmq.ROUTER) as router, ExitStack() as stack:
+            router.set(zmq.LINGER, 0)
+            router.set(zmq.SNDHWM, 0)
+            router.set(zmq.RCVTIMEO, PATIENCE_MS)
+            watched.watch(router, asks=True)
+            router.bind(f"ipc://{endpoint}")
+            watched.start()
+            stack.callback(watched.stop)
+            patient, greedy = (stack.enter_context(connect(endpoint)) for _ in range(2))
+            for peer, replies in ((patient, 1), (greedy, 1_000)):
+                write(peer, opening() + frame(b"question"))  # and reads nothing from now on
+                route, _ = router.recv_multipart()
+                for _ in range(replies):
+                    router.send_multipart([route, bytes(10_000)])
+            await_true(lambda: watched.open == 1)
+            assert counters == {"connections_closed_for_memory": 1}
+            patient.sendall(frame(b"another question"))
+            assert router.recv_multipart()[1] == b"another question"
 
 
 class TestPlaces:

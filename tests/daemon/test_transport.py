@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 import subprocess
 import sys
 from collections import deque
@@ -17,7 +16,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.transport_fuzz import KINDS, Stream, cut_everywhere, old_frame, opening, streams
+from tests.transport_fuzz import (
+    KINDS,
+    Stream,
+    cut_everywhere,
+    old_frame,
+    opening,
+    streams,
+    unconnected,
+    write,
+)
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 
@@ -25,8 +33,6 @@ from thor_policy.config import Config
 PATIENCE_MS = 30_000
 #: Streams between two questions of the honest client, and connections that are open at the same time.
 BURST, OPEN = 250, 32
-#: A connection or a stream that the daemon does not take is given up after this time (struct timeval).
-GIVE_UP = struct.pack("@ll", 0, 200_000)
 #: Growth of the daemon's memory that is allowed after the first burst, in MiB.
 GROWTH_MIB = 32
 
@@ -66,13 +72,11 @@ class Target:
         """Write each stream to one of the sockets in turn; then the honest client must be answered."""
         for stream in hostile:
             self.written += 1
-            raw = socket.socket(socket.AF_UNIX)
-            # a socket with a timeout of Python's would fail at once where the listener's queue is full
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, GIVE_UP)
+            raw = unconnected()
             with suppress(OSError):
                 raw.connect(self._paths[self.written % len(self._paths)])
                 self.connected += 1
-                raw.sendall(stream.data)
+                write(raw, stream.data, at_once=stream.at_once)
             if stream.stays:
                 self._open.append(raw)
             else:

@@ -273,7 +273,8 @@ class Connections:
         for key, connection in list(self._open.items()):
             sends = now_ns - connection.message_ns > _FILLING_S * 1e9 and _pending(key[1], termios.FIONREAD)
             connection.filling = connection.filling + 1 if connection.asks and sends else 0
-            lets_lie = connection.unread_bytes and now_ns - connection.unread_since_ns > _FILLING_S * 1e9
+            unread_ns = self._unread_ns(key, connection, now_ns)
+            lets_lie = unread_ns > _FILLING_S * 1e9 and _is_full(key[1])
             if lets_lie or connection.filling > _FILLING_S / _TURN_S:
                 self._close_for("connections_closed_for_memory", key)
 
@@ -299,11 +300,15 @@ class Connections:
 
     def _close_unread(self, now_ns: int) -> None:
         for key, connection in list(self._open.items()):
-            unread_bytes = _pending(key[1], termios.TIOCOUTQ)
-            if unread_bytes != connection.unread_bytes or not unread_bytes:
-                connection.unread_bytes, connection.unread_since_ns = unread_bytes, now_ns
-            elif now_ns - connection.unread_since_ns > _UNREAD_S * 1e9:
+            if self._unread_ns(key, connection, now_ns) > _UNREAD_S * 1e9:
                 self._close_for("connections_closed_unread", key)
+
+    def _unread_ns(self, key: _Key, connection: _Connection, now_ns: int) -> int:
+        """For how long the peer has read nothing of what lies in the kernel for it."""
+        unread_bytes = _pending(key[1], termios.TIOCOUTQ)
+        if unread_bytes != connection.unread_bytes or not unread_bytes:
+            connection.unread_bytes, connection.unread_since_ns = unread_bytes, now_ns
+        return now_ns - connection.unread_since_ns
 
 
 def _peer_of(descriptor: int) -> tuple[str, int] | None:
@@ -332,6 +337,16 @@ def _is_open(descriptor: int, inode: int) -> bool:
         return os.fstat(descriptor).st_ino == inode
     except OSError:
         return False
+
+
+def _is_full(descriptor: int) -> bool:
+    """Whether the kernel may take no more of what is sent by a connection, so that the rest lies here."""
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as duplicate:
+            buffer_bytes = duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    except OSError:
+        return False
+    return _pending(descriptor, termios.TIOCOUTQ) > buffer_bytes // 4
 
 
 def _pending(descriptor: int, question: int) -> int:
