@@ -319,6 +319,8 @@ class Hostile:
                 raw = self._raw()
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_048)
                 raw.sendall(GREETING + ready(b"DEALER"))
+                while len(raw.recv(1_024)) < len(GREETING):  # libzmq takes no request before its answer
+                    continue
                 raw.setblocking(False)
                 opened.append(raw)
         stream = zmtp_frame(b'{"v": 1, "op": "metrics"}') + zmtp_frame(rule_question())
