@@ -46,9 +46,14 @@ _TURN_S, _ROUND_S = 0.1, 1.0
 _SILENT_S, _SILENT_MOST = 1.0, 16
 #: After this time an silent connection is counted and logged, once.
 _SILENT_LONG_S = 10.0
-#: A peer that lets replies lie this long is disconnected, in seconds; where memory is short, one that does
-#: so, or sends a message that does not end, for the shorter time.
-_UNREAD_S, _FILLING_S = 30.0, 1.0
+#: A peer that lets replies lie this long is disconnected, in seconds; where memory is short, for the shorter
+#: time.
+_UNREAD_S, _UNREAD_SHORT_S = 30.0, 1.0
+#: Where memory is short, a peer is disconnected that sends, and ends no message for this time, in seconds:
+#: a gigabyte comes in each second.
+_ENDLESS_S = 0.3
+#: For this time after that, its caller gets no new connection, in seconds.
+_BARRED_S = 1.0
 #: Memory beyond that of a daemon at rest above which the allocator returns what is free, in bytes.
 _TRIM_BYTES = 32 * 2**20
 
@@ -87,7 +92,8 @@ class _Connection:
     accepted_ns: int
     message_ns: int = 0
     counted: bool = False
-    filling: int = 0
+    #: Turns in a row at which memory was short, and it sent a message that did not end.
+    turns_sending: int = 0
     unread_bytes: int = 0
     unread_since_ns: int = 0
 
@@ -96,7 +102,7 @@ class Connections:
     """Watches ZeroMQ sockets. `capacity` connections may be open in all.
 
     `headroom_bytes` is the memory that traffic may take; above it, connections that send without end or read
-    nothing are closed. `on_closed` gets the inode of each that could send requests and ended, on this thread.
+    nothing are closed. `on_closed` gets the inode of each that has sent a request and ended, on this thread.
     """
 
     def __init__(
@@ -113,6 +119,8 @@ class Connections:
         self._on_closed = on_closed
         self._open: dict[_Key, _Connection] = {}
         self._places = Places()
+        #: Until when callers get no new connection, monotonic nanoseconds.
+        self._barred_ns: dict[str, int] = {}
         self._monitors: dict[zmq.Socket[bytes], tuple[int, bool]] = {}
         self._watched: list[zmq.Socket[bytes]] = []
         self._limit = logs.Limit()
@@ -170,7 +178,7 @@ class Connections:
     def close(self, descriptor: int, share: str) -> None:
         """Close a connection of this caller, if that is whose the descriptor is now."""
         try:
-            with socket.socket(fileno=os.dup(descriptor)) as duplicate:
+            with _duplicate(descriptor) as duplicate:
                 if _share_of(duplicate) == share:
                     duplicate.shutdown(socket.SHUT_RDWR)
         except OSError:  # it has ended by itself
@@ -222,7 +230,9 @@ class Connections:
         has_place = self._places.has_place(lane, self._capacity)
         self._places.take(lane)
         self._open[key] = _Connection(lane, inode, asks, now_ns)
-        if not has_place:
+        if share in self._barred_ns:
+            self._close_for("connections_refused", key)
+        elif not has_place:
             self._refuse(share, key)
 
     def _refuse(self, share: str, newest: _Key) -> None:
@@ -239,7 +249,7 @@ class Connections:
         if connection is None:
             return
         self._places.give_back(connection.lane)
-        if connection.asks and not _is_open(key[1], connection.inode):
+        if connection.asks and connection.message_ns and not _is_open(key[1], connection.inode):
             self._on_closed(connection.inode)
 
     def _close_for(self, counter: str, key: _Key) -> None:
@@ -258,12 +268,16 @@ class Connections:
         used = _resident_bytes() - self._rest_bytes
         if used > self._headroom_bytes:
             self._relieve(now_ns)
+        self._barred_ns = {
+            share: until_ns for share, until_ns in self._barred_ns.items() if until_ns > now_ns
+        }
         if now_ns - self._round_ns < _ROUND_S * 1e9:
             return
         self._round_ns = now_ns
         self._close_silent(now_ns)
         self._close_unread(now_ns)
-        if used > _TRIM_BYTES and now_ns - self._trimmed_ns > 5 * _ROUND_S * 1e9:
+        rest_s = _ROUND_S if used > self._headroom_bytes else 5 * _ROUND_S
+        if used > _TRIM_BYTES and now_ns - self._trimmed_ns >= rest_s * 1e9:
             self._trimmed_ns = now_ns
             if hasattr(self._libc, "malloc_trim"):
                 self._libc.malloc_trim(0)
@@ -271,12 +285,13 @@ class Connections:
     def _relieve(self, now_ns: int) -> None:
         """Close what fills memory: messages that never end, replies that nobody reads."""
         for key, connection in list(self._open.items()):
-            sends = now_ns - connection.message_ns > _FILLING_S * 1e9 and _pending(key[1], termios.FIONREAD)
-            connection.filling = connection.filling + 1 if connection.asks and sends else 0
+            sends = now_ns - connection.message_ns > _ENDLESS_S * 1e9 and _pending(key[1], termios.FIONREAD)
+            connection.turns_sending = connection.turns_sending + 1 if connection.asks and sends else 0
             unread_ns = self._unread_ns(key, connection, now_ns)
-            lets_lie = unread_ns > _FILLING_S * 1e9 and _is_full(key[1])
-            if lets_lie or connection.filling > _FILLING_S / _TURN_S:
+            lets_lie = unread_ns > _UNREAD_SHORT_S * 1e9 and _is_full(key[1])
+            if lets_lie or connection.turns_sending >= _ENDLESS_S / _TURN_S:
                 self._close_for("connections_closed_for_memory", key)
+                self._barred_ns[connection.lane.share] = now_ns + int(_BARRED_S * 1e9)
 
     def _close_silent(self, now_ns: int) -> None:
         """Close the oldest of a caller's connections that have sent no request, where they are many."""
@@ -317,10 +332,20 @@ def _peer_of(descriptor: int) -> tuple[str, int] | None:
     Where another connection has the descriptor by now it is that one's; `_is_open` tells then.
     """
     try:
-        with socket.socket(fileno=os.dup(descriptor)) as duplicate:
+        with _duplicate(descriptor) as duplicate:
             return _share_of(duplicate), os.fstat(duplicate.fileno()).st_ino
     except OSError:
         return None
+
+
+def _duplicate(descriptor: int) -> socket.socket:
+    """The socket of this descriptor, under another one. Raises OSError where none is open, or another file."""
+    duplicate = os.dup(descriptor)
+    try:
+        return socket.socket(fileno=duplicate)
+    except BaseException:
+        os.close(duplicate)
+        raise
 
 
 def _share_of(opened: socket.socket) -> str:
@@ -342,7 +367,7 @@ def _is_open(descriptor: int, inode: int) -> bool:
 def _is_full(descriptor: int) -> bool:
     """Whether the kernel may take no more of what is sent by a connection, so that the rest lies here."""
     try:
-        with socket.socket(fileno=os.dup(descriptor)) as duplicate:
+        with _duplicate(descriptor) as duplicate:
             buffer_bytes = duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
     except OSError:
         return False
