@@ -37,6 +37,7 @@ from thor_policy.core.status import (
     ModelStatus,
     PackManagerStatus,
     PartsStatus,
+    RulesStatus,
 )
 from thor_policy.daemon.loading import journal_options
 from thor_policy.engine.explanations import ExplanationWriter
@@ -211,6 +212,7 @@ def stub_parts(pack: PackInfo) -> PartsStatus:
             exact=model.exact,
         ),
         packs=(),
+        rules=RulesStatus(alive=True, stalled_s=0.0, waiting=0, mean_ms=0.0, counters={}),
         engine=EngineStatus(
             alive=True,
             stalled_s=0.0,

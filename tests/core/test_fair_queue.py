@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thor_policy.core.fair_queue import FairQueue, Lane
+from thor_policy.core.fair_queue import Debts, FairQueue, Lane
 
 ANN, BOB = Lane("uid 1", "a"), Lane("uid 2", "b")
 
@@ -88,22 +88,23 @@ def test_a_caller_that_asks_seldom_is_served_at_once_after_a_piece_that_took_lon
 
 
 def test_a_caller_that_owes_waits_and_others_do_not() -> None:
-    waiting: FairQueue[str] = FairQueue(most_owed=2)
+    debts = Debts(2)
+    waiting: FairQueue[str] = FairQueue(debts=debts)
     for item, lane in (("a1", ANN), ("a2", ANN), ("a3", ANN), ("b1", BOB)):
         waiting.put(item, lane)
     for _ in range(2):
-        waiting.owe("uid 1")
+        debts.owe("uid 1")
     assert served(waiting, 1) == ["b1"]
     with pytest.raises(queue.Empty):
         waiting.get(timeout_s=0.001)
-    waiting.settle("uid 1")
+    debts.settle("uid 1")
     assert served(waiting, 1) == ["a1"]
-    waiting.owe("uid 1")
+    debts.owe("uid 1")
     waiting.close()
     taken: list[str | None] = []
     thread = threading.Thread(target=lambda: taken.append(waiting.get()))
     thread.start()
-    waiting.settle("uid 1")
+    debts.settle("uid 1")
     thread.join(20)
     assert taken == ["a2"]
 

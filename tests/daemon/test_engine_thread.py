@@ -21,6 +21,7 @@ from thor_policy.daemon.engine_thread import EngineThread, Idle
 from thor_policy.policy import pack_files
 from thor_policy.policy.decider import Policy
 from thor_policy.policy.pack import Pack
+from thor_policy.policy.residents import Residents
 from thor_policy.testing import StubEngine
 
 #: No test waits longer than this, in seconds.
@@ -103,12 +104,23 @@ def request(ticket: int, **changes: Any) -> Request:
     return Request(**fields | changes)
 
 
-Open = Callable[..., tuple[EngineThread, Log, "queue.SimpleQueue[Any]"]]
+class Assessing(EngineThread):
+    """An engine thread whose requests are assessed where they are put."""
+
+    def start(self) -> Policy:
+        self.policy = super().start()
+        return self.policy
+
+    def put(self, request: Request) -> None:
+        self.submit(self.policy.assess(request))
+
+
+Open = Callable[..., tuple[Assessing, Log, "queue.SimpleQueue[Any]"]]
 
 
 @pytest.fixture
 def open_engine_thread(pack: Pack) -> Iterator[Open]:
-    opened: list[EngineThread] = []
+    opened: list[Assessing] = []
 
     def open_it(
         engine: StubEngine | None = None,
@@ -119,9 +131,7 @@ def open_engine_thread(pack: Pack) -> Iterator[Open]:
     ) -> Any:
         log, results = Log(), queue.SimpleQueue[Any]()
         collect = on_outcome or (lambda ticket, result: results.put((ticket, result)))
-        engine_thread = EngineThread(
-            lambda: Policy(engine or StubEngine(), pack, **options), log, collect, idle
-        )
+        engine_thread = Assessing(lambda: Policy(engine or StubEngine(), pack, **options), log, collect, idle)
         engine_thread.start()
         opened.append(engine_thread)
         return engine_thread, log, results
@@ -175,11 +185,11 @@ class TestTasks:
                 order.append(f"step {step}")
                 yield
 
-        engine_thread.submit(request(0))
+        engine_thread.put(request(0))
         engine.questions.get(timeout=PATIENCE_S)  # now the engine thread waits at the gate
         future = engine_thread.do(task)
         for ticket in (1, 2, 3, 4):
-            engine_thread.submit(request(ticket))
+            engine_thread.put(request(ticket))
         for _ in range(5):
             engine.open.release()
             _, ticket = log.next()
@@ -226,7 +236,7 @@ class TestRetiring:
 
         def ask_again(*_: Any) -> None:  # on the engine thread, so that its queue is never empty
             if not ended.is_set():
-                engine_thread.submit(request(next(tickets)))
+                engine_thread.put(request(next(tickets)))
 
         engine_thread, _, _ = open_engine_thread(Needy(), on_outcome=ask_again)
 
@@ -262,11 +272,11 @@ class TestUnloading:
 
         result(engine_thread.do(add))
         engine.questions.get(timeout=PATIENCE_S)
-        engine_thread.submit(request(1))
+        engine_thread.put(request(1))
         engine.questions.get(timeout=PATIENCE_S)
         removed = engine_thread.do(remove)
         for ticket in (2, 3):
-            engine_thread.submit(request(ticket, pack=digest))
+            engine_thread.put(request(ticket, pack=digest))
         engine.open.release()
         engine.open.release()
         result(removed)
@@ -275,9 +285,29 @@ class TestUnloading:
         result(retired)
         answers = [results.get(timeout=PATIENCE_S) for _ in range(3)]
         assert [answer.pack for _, answer in answers] == [pack.info, other.info, other.info]
-        engine_thread.submit(request(4, pack=digest))
+        with pytest.raises(RequestError, match="is not loaded"):
+            engine_thread.put(request(4, pack=digest))
+
+    def test_a_request_that_waits_is_assessed_again_where_its_pack_was_exchanged(
+        self, open_engine_thread: Open, pack: Pack, other: Pack
+    ) -> None:
+        engine_thread, _, results = open_engine_thread()
+        resident = result(engine_thread.do(lambda policy: policy.loading(other, None, 0.0)))
+        engine_thread.policy.set_residents(engine_thread.policy.residents.with_candidate(resident))
+        first = engine_thread.policy.residents.active
+        engine_thread.policy.set_residents(engine_thread.policy.residents.with_active(resident))
+        named, unnamed = (
+            engine_thread.policy.assess(request(ticket, pack=name))
+            for ticket, name in ((1, other.info.sha256), (2, None))
+        )
+        engine_thread.policy.set_residents(Residents(first))
+        result(engine_thread.do(lambda policy: policy.retiring(resident)))
+        engine_thread.submit(named)
+        engine_thread.submit(unnamed)
         _, refused = results.get(timeout=PATIENCE_S)
         assert refused.error.code == "not_found"
+        _, decision = results.get(timeout=PATIENCE_S)
+        assert decision.pack == pack.info
 
 
 class TestShadow:
@@ -304,7 +334,7 @@ class TestShadow:
         self, shadowing: Callable[..., Any], pack: Pack, other: Pack
     ) -> None:
         engine_thread, log, results = shadowing()
-        engine_thread.submit(request(1))
+        engine_thread.put(request(1))
         assert log.next() == ("decided", 1)
         kind, (served, shadow) = log.next()
         assert kind == "shadowed"
@@ -318,10 +348,10 @@ class TestShadow:
     def test_waits_until_no_decision_waits(self, shadowing: Callable[..., Any]) -> None:
         engine = Gate()
         engine_thread, log, _ = shadowing(engine)
-        engine_thread.submit(request(1))
+        engine_thread.put(request(1))
         engine.questions.get(timeout=PATIENCE_S)
-        engine_thread.submit(request(2))
-        engine_thread.submit(request(3))
+        engine_thread.put(request(2))
+        engine_thread.put(request(3))
         for _ in range(6):
             engine.open.release()
         kinds = [log.next()[0] for _ in range(6)]
@@ -330,7 +360,7 @@ class TestShadow:
     def test_comes_before_idle_work(self, shadowing: Callable[..., Any]) -> None:
         engine, idle = Gate(), Idling()
         engine_thread, log, _ = shadowing(engine, idle=idle)
-        engine_thread.submit(request(1))
+        engine_thread.put(request(1))
         engine.questions.get(timeout=PATIENCE_S)
         idle.log = log
         for _ in range(2):
@@ -342,10 +372,10 @@ class TestShadow:
     ) -> None:
         engine = Gate()
         engine_thread, log, _ = shadowing(engine, max_shadows=2)
-        engine_thread.submit(request(1))
+        engine_thread.put(request(1))
         engine.questions.get(timeout=PATIENCE_S)
         for ticket in (2, 3, 4):
-            engine_thread.submit(request(ticket))
+            engine_thread.put(request(ticket))
         for _ in range(6):
             engine.open.release()
         kinds = [log.next()[0] for _ in range(6)]

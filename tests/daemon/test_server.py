@@ -487,14 +487,13 @@ class TestLoad:
 
 @dataclass
 class Idle:
-    """An engine thread that takes requests and does nothing."""
+    """A rules thread that takes requests and does nothing."""
 
-    waiting: int = 0
-    mean_decision_ms: float = 0.0
+    waiting_ms: int = 0
     submitted: list[Request] = field(default_factory=list)
 
-    def ahead(self, lane: Lane) -> int:
-        return self.waiting
+    def expected_ms(self, lane: Lane) -> int:
+        return self.waiting_ms
 
     def submit(self, request: Request, lane: Lane) -> None:
         self.submitted.append(request)
@@ -645,13 +644,11 @@ class TestReloadedSettings:
 
 class TestAdmission:
     def test_refuses_a_request_that_would_wait_past_its_deadline(self, config: Config) -> None:
-        """The engine stub reports 100 ms a decision and 20 waiting requests."""
-
-        mailbox, work = Mailbox(), Idle(waiting=20, mean_decision_ms=100.0)
+        mailbox, work = Mailbox(), Idle(waiting_ms=2_000)
         server = Server(
             config,
             mailbox=mailbox,
-            engine=work,
+            rules=work,
             recorder=Ledger(mailbox),
             maintenance=IdleMaintenance(),
             describe=quiet_parts,
@@ -671,7 +668,7 @@ class TestAdmission:
         server = Server(
             config,
             mailbox=mailbox,
-            engine=work,
+            rules=work,
             recorder=Ledger(mailbox),
             maintenance=IdleMaintenance(),
             describe=quiet_parts,
@@ -695,7 +692,7 @@ class TestAdmission:
         server = Server(
             config,
             mailbox=mailbox,
-            engine=work,
+            rules=work,
             recorder=Ledger(mailbox),
             maintenance=IdleMaintenance(),
             describe=describe,
@@ -724,7 +721,7 @@ class TestRecords:
         server = Server(
             config,
             mailbox=mailbox,
-            engine=Idle(),
+            rules=Idle(),
             recorder=ledger,
             maintenance=IdleMaintenance(),
             describe=quiet_parts,
@@ -1017,7 +1014,7 @@ class TestMaintenance:
         server = Server(
             config,
             mailbox=mailbox,
-            engine=Idle(),
+            rules=Idle(),
             recorder=Ledger(mailbox),
             maintenance=maintenance_thread,
             describe=quiet_parts,

@@ -291,8 +291,8 @@ class TestPulse:
                 explained.set()
 
         engine_thread = EngineThread(lambda: Policy(Engine(), shipped_pack), DiscardingLog(), on_outcome)
-        engine_thread.start()
-        engine_thread.submit(request("later"))
+        policy = engine_thread.start()
+        engine_thread.submit(policy.assess(request("later")))
         assert explained.wait(PATIENCE_S)
         assert engine_thread.stop(PATIENCE_S)
         assert len(beats) == len(set(beats)) > 1

@@ -309,7 +309,7 @@ def _beside_the_model(
             engine_thread = EngineThread(
                 lambda: Policy(loading.load_engine(config), pack), log, lambda *_: answered.release()
             )
-            engine_thread.start()
+            policy = engine_thread.start()
             try:
                 for number in range(-1, blocks):  # block -1 fills the caches and is not timed
                     start = number * BLOCK
@@ -320,7 +320,7 @@ def _beside_the_model(
                         log.name = name
                         started = time.monotonic()
                         for evaluation in block:
-                            engine_thread.submit(_request(evaluation))
+                            engine_thread.submit(policy.assess(_request(evaluation)))
                         for _ in block:
                             answered.acquire()
                         if number >= 0:

@@ -148,7 +148,7 @@ def status(config: Config, as_json: bool) -> None:
         if resident.failed_expressions:
             title = f"failed expressions of {resident.name}: how often"
             render.pairs(resident.failed_expressions, title=title)
-    for title in ("engine", "cache", "journal", "maintenance", "pack_manager"):
+    for title in ("rules", "engine", "cache", "journal", "maintenance", "pack_manager"):
         render.pairs(msgspec.to_builtins(getattr(state, title)), title=title)
     if state.counters:
         render.pairs(state.counters, title="counters")

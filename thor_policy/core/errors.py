@@ -137,3 +137,8 @@ class RequestError(ThorPolicyError):
 def shutting_down() -> RequestError:
     """The refusal of whatever comes, or still waits, while the daemon stops."""
     return RequestError("shutting_down", "the daemon is stopping")
+
+
+def decision_failed() -> RequestError:
+    """The refusal of a request whose decision met an unexpected error."""
+    return RequestError("internal", "the decision failed; the daemon's log says why")

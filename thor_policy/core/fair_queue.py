@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -32,6 +32,43 @@ class Lane(NamedTuple):
 OWN = Lane("daemon")
 
 
+class Debts:
+    """Pieces of each caller that are done but for what follows them, such as their commit. Any thread.
+
+    A caller with `most` of them waits in every queue that has these debts, until one is settled.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._owed: Counter[str] = Counter()
+        self._wake: list[Callable[[], None]] = []
+
+    def watch(self, wake: Callable[[], None]) -> None:
+        """Call `wake` when a caller that waited need not wait any more."""
+        self._wake.append(wake)
+
+    def may(self, share: str) -> bool:
+        """Whether this caller's next piece may be begun."""
+        return self._owed[share] < self._most
+
+    def owe(self, share: str) -> None:
+        """A piece of this caller is done but for what follows it."""
+        with self._lock:
+            self._owed[share] += 1
+
+    def settle(self, share: str) -> None:
+        """What follows a piece of this caller is done too."""
+        with self._lock:
+            waited = not self.may(share)
+            self._owed[share] -= 1
+            if not self._owed[share]:
+                del self._owed[share]
+        if waited:
+            for wake in self._wake:
+                wake()
+
+
 class _Share(Generic[T]):
     """The waiting work of one caller, by connection, and the time at which its turn begins."""
 
@@ -47,13 +84,12 @@ class FairQueue(Generic[T]):
     """Waiting work of any number of callers. `get` takes the next piece, `charge` says what it cost.
 
     A caller that used less than its share may catch up by `credit_ms`: so one that asks seldom is served at
-    once, also just after a piece that took long. A caller that owes the end of `most_owed` pieces waits.
+    once, also just after a piece that took long. A caller whose `debts` are too many waits.
     """
 
-    def __init__(self, *, credit_ms: float = 1_000.0, most_owed: int | None = None) -> None:
+    def __init__(self, *, credit_ms: float = 1_000.0, debts: Debts | None = None) -> None:
         self._credit_ms = credit_ms
-        self._most_owed = most_owed
-        self._owed: Counter[str] = Counter()
+        self._debts = debts
         self._changed = threading.Condition(threading.Lock())
         self._shares: dict[str, _Share[T]] = {}
         self._used_ms: OrderedDict[str, float] = OrderedDict()
@@ -61,6 +97,8 @@ class FairQueue(Generic[T]):
         self._served: str | None = None
         self._size = 0
         self._closed = False
+        if debts is not None:
+            debts.watch(self._wake)
 
     def __len__(self) -> int:
         return self._size
@@ -96,19 +134,6 @@ class FairQueue(Generic[T]):
             if self._closed and not self._size:
                 return None
             raise queue.Empty
-
-    def owe(self, share: str) -> None:
-        """A piece of this caller is done but for what follows it; `settle` says when that is done too."""
-        with self._changed:
-            self._owed[share] += 1
-
-    def settle(self, share: str) -> None:
-        """What follows a piece of this caller is done. Any thread."""
-        with self._changed:
-            self._owed[share] -= 1
-            if not self._owed[share]:
-                del self._owed[share]
-            self._changed.notify()
 
     def charge(self, cost_ms: float) -> None:
         """Charge the share of the item that `get` gave last with the milliseconds that it took."""
@@ -149,10 +174,14 @@ class FairQueue(Generic[T]):
             self._changed.wait(left_s)
         return share
 
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify()
+
     def _first(self) -> str | None:
         """Whose turn it is; None if nobody may be served."""
-        most = self._most_owed
-        able = [name for name in self._shares if most is None or self._owed[name] < most]
+        debts = self._debts
+        able = self._shares if debts is None else [name for name in self._shares if debts.may(name)]
         return min(able, key=lambda name: self._shares[name].turn_ms, default=None)
 
     def _take(self, name: str) -> T:

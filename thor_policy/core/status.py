@@ -50,6 +50,16 @@ class PackStatus(Struct, frozen=True, kw_only=True):
     failed_expressions: dict[str, int] = {}
 
 
+class RulesStatus(Struct, frozen=True, kw_only=True):
+    """The rules thread. `mean_ms` is how long it takes for a request, in milliseconds."""
+
+    alive: bool
+    stalled_s: float
+    waiting: int
+    mean_ms: float
+    counters: dict[str, int]
+
+
 class EngineStatus(Struct, frozen=True, kw_only=True):
     """The engine thread. Times are milliseconds, but for `stalled_s` (seconds)."""
 
@@ -142,6 +152,7 @@ class PartsStatus(Struct, frozen=True, kw_only=True):
     pack: PackInfo
     model: ModelStatus
     packs: tuple[PackStatus, ...]
+    rules: RulesStatus
     engine: EngineStatus
     cache: CacheStatus
     journal: JournalStatus
@@ -172,6 +183,7 @@ class Status(PartsStatus, frozen=True, kw_only=True):
         """Every counter, by part and name."""
         return {
             "server": self.counters,
+            "rules": self.rules.counters,
             "engine": self.engine.counters,
             "cache": self.cache.counters,
             "journal": self.journal.counters,

@@ -23,6 +23,7 @@ from thor_policy.core.ids import new_id
 from thor_policy.core.requests import Annotations, Caller, Claimed, Json, Request, Role
 from thor_policy.daemon.inflight import Answer, InFlight
 from thor_policy.daemon.quota import JournalQuota
+from thor_policy.daemon.shares import check_in_time
 from thor_policy.protocol.messages import EvaluateRequest, RecordRequest
 from thor_policy.protocol.replies import decision_item, recorded_item
 from thor_policy.security.roles import PacksFor, claimed
@@ -34,14 +35,11 @@ JOB_TIMEOUT_S = 3_600
 Part: TypeAlias = Literal["journal", "engine"]
 
 
-class EngineQueue(Protocol):
-    """The engine thread, as far as requests need it (`daemon.engine_thread`)."""
+class RulesQueue(Protocol):
+    """Where requests are decided (`daemon.rules_thread`)."""
 
-    @property
-    def mean_decision_ms(self) -> float: ...
-
-    def ahead(self, lane: Lane) -> int:
-        """Requests that are likely to be decided before one that comes in this lane now."""
+    def expected_ms(self, lane: Lane) -> int:
+        """How long the rules of the requests before one in this lane will take, in milliseconds."""
 
     def submit(self, request: Request, lane: Lane) -> None: ...
 
@@ -97,7 +95,7 @@ class Admission:
         self,
         config: Config,
         in_flight: InFlight,
-        engine: EngineQueue,
+        rules: RulesQueue,
         *,
         refusal: Callable[[Part], RequestError | None],
         find_pack: Callable[[str, Collection[str] | None], object],
@@ -110,7 +108,7 @@ class Admission:
         self.stopping = False
         self.refusal = refusal
         self._in_flight = in_flight
-        self._engine = engine
+        self._rules = rules
         self._find_pack = find_pack
         self._quota = quota
 
@@ -180,13 +178,7 @@ class Admission:
             self._find_pack(message.pack, self.packs_for.of(arrival.caller, arrival.roles))
         self._check_open("journal", "engine")
         self._check_quota(arrival)
-        deadline_ms, expected_ms = self._deadline_ms(message), self._expected_ms(arrival.lane)
-        if expected_ms > deadline_ms:
-            raise RequestError(
-                "busy",
-                f"the requests before it take about {expected_ms} ms; its deadline is {deadline_ms} ms",
-                retry_after_ms=expected_ms - deadline_ms + 1,
-            )
+        check_in_time(self._rules.expected_ms(arrival.lane), self._deadline_ms(message))
 
     def _deadline_ms(self, message: EvaluateRequest | RecordRequest) -> int:
         return message.deadline_ms or self.config.deadline_ms
@@ -211,12 +203,8 @@ class Admission:
                 "busy",
                 f"{places.held(lane.share)} requests of {lane.share} are in flight, {places.total} in all; "
                 f"the limit is {most} in all, and as many for each caller as are free (max_in_flight)",
-                retry_after_ms=self._expected_ms(lane) + 1,
+                retry_after_ms=self._rules.expected_ms(lane) + 1,
             )
-
-    def _expected_ms(self, lane: Lane) -> int:
-        """How long the questions that the engine takes before one in this lane will take, in milliseconds."""
-        return int(self._engine.ahead(lane) * self._engine.mean_decision_ms)
 
 
 class Work(Protocol):
@@ -231,20 +219,20 @@ class Work(Protocol):
 
 @dataclass(frozen=True)
 class Question:
-    """An admitted question, to be decided by `engine`."""
+    """An admitted question, to be decided by `rules`, and the model if they leave it the answer."""
 
     admission: Admission
-    engine: EngineQueue
+    rules: RulesQueue
     message: EvaluateRequest
     request: Request
     arrival: Arrival
 
     def begin(self, idempotency: str | None) -> None:
         if idempotency is None:
-            self.engine.submit(self.request, self.arrival.lane)
+            self.rules.submit(self.request, self.arrival.lane)
             return
         self.admission.check_question(self.message, self.arrival)  # time has passed since it was admitted
-        self.engine.submit(replace(self.request, idempotency=idempotency), self.arrival.lane)
+        self.rules.submit(replace(self.request, idempotency=idempotency), self.arrival.lane)
 
     def repeat(self, prior: PriorRecord) -> dict[str, Json]:
         assert prior.decision is not None  # noqa: S101  the digest of its content says that it was a question

@@ -339,7 +339,7 @@ def _peer_of(descriptor: int) -> tuple[str, int] | None:
 
 
 def _duplicate(descriptor: int) -> socket.socket:
-    """The socket of this descriptor, under another one. Raises OSError where none is open, or another file."""
+    """The socket of this descriptor, under another one. Raises OSError where there is none."""
     duplicate = os.dup(descriptor)
     try:
         return socket.socket(fileno=duplicate)

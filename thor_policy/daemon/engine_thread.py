@@ -1,8 +1,8 @@
-"""The engine thread: one loop that decides, and explains when nobody waits for a decision.
+"""The engine thread: one loop that asks the model, and explains when nobody waits for a decision.
 
-Owns the thread that owns the engine. Invariant: a waiting decision goes before the next explanation step,
-and each request ends in exactly one result: a decision handed to the journal, or a refusal. Nothing here
-waits for the disk.
+Owns the thread that owns the engine. It gets requests that the rules have been run on (`rules_thread`).
+Invariant: a waiting decision goes before the next explanation step, and each request ends in exactly one
+result: a decision handed to the journal, or a refusal. Nothing here waits for the disk.
 
 A task (loading a pack, say) is done in bounded steps, one after each decision, so that neither holds the
 other up. Explanations run when no decision waits; the shadow pack, when nothing is explained either; idle
@@ -16,18 +16,18 @@ import queue
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol, TypeVar
 
 from thor_policy.core.engine import DecisionLog, Steps
-from thor_policy.core.errors import EngineError, RequestError, shutting_down
-from thor_policy.core.fair_queue import OWN, FairQueue, Lane
+from thor_policy.core.errors import EngineError, RequestError, decision_failed, shutting_down
+from thor_policy.core.fair_queue import OWN, Debts, FairQueue, Lane
 from thor_policy.core.requests import Request
-from thor_policy.core.results import Committed, EngineResult, Explained, Refused, Unexplained
-from thor_policy.policy.decider import Policy
+from thor_policy.core.results import EngineResult, Explained, Refused, Unexplained
+from thor_policy.policy.decider import Assessment, Policy
 from thor_policy.telemetry import logs
 from thor_policy.telemetry.watchdog import Pulse
 
@@ -73,9 +73,9 @@ class EngineThread:
     a second pool they stop spinning at barriers, which cost 8 % here.
 
     Each decision and explanation goes to `journal` with its ticket; `on_outcome` gets it first, on this
-    thread, and must not block. `idle` gets a turn when there is nothing else to do. While `most_uncommitted`
-    decisions of a caller wait for their commit, others are decided (`committed` must be called then): so what
-    a caller floods waits in the fair queue, and not in the journal, which records in order of arrival.
+    thread, and must not block. `idle` gets a turn when there is nothing else to do. A caller with too many
+    `uncommitted` decisions waits, and others are decided: so what a caller floods waits in the fair queue,
+    and not in the journal, which records in order of arrival.
     """
 
     def __init__(
@@ -85,14 +85,15 @@ class EngineThread:
         on_outcome: Callable[[int, EngineResult], None],
         idle: Idle | None = None,
         *,
-        most_uncommitted: int | None = None,
+        uncommitted: Debts | None = None,
     ) -> None:
         self._idle = idle
         self._open_policy = open_policy
         self._opened: queue.SimpleQueue[Policy | BaseException] = queue.SimpleQueue()
         self._journal = journal
         self._on_outcome = on_outcome
-        self._queue: FairQueue[Request | _Task] = FairQueue(most_owed=most_uncommitted)
+        self._uncommitted = uncommitted
+        self._queue: FairQueue[Assessment | _Task] = FairQueue(debts=uncommitted)
         self._tasks: deque[_Task] = deque()
         self._steps: Steps[Any] | None = None
         self._run_step_of: dict[_Step, Callable[[], None]] = {
@@ -134,34 +135,22 @@ class EngineThread:
         """False when the engine thread has ended."""
         return self._thread.is_alive()
 
-    def refusal(self) -> RequestError | None:
-        """Why no request should be submitted; None while they are decided."""
-        if self.alive:
-            return None
-        return RequestError("unavailable", "the engine has stopped; the daemon must be restarted")
-
     @property
     def waiting(self) -> int:
-        """Requests that wait for the model."""
+        """Requests that wait for the model, each with its floor."""
         return len(self._queue)
 
     def ahead(self, lane: Lane) -> int:
         """Requests that are likely to be decided before one that comes in this lane now."""
         return self._queue.ahead(lane)
 
-    def submit(self, request: Request, lane: Lane = OWN) -> None:
-        """Queue an admitted request; returns at once."""
-        self._queue.put(request, lane)
-
-    def committed(self, commits: Iterable[Committed]) -> None:
-        """Learn of decisions that are recorded, or never will be. Any thread."""
-        for commit in commits:
-            if commit.kind == "decision":
-                self._queue.settle(commit.sender or "")
+    def submit(self, assessment: Assessment, lane: Lane = OWN) -> None:
+        """Queue a request that the model is asked about; returns at once."""
+        self._queue.put(assessment, lane)
 
     def drop(self, lane: Lane) -> list[Request]:
         """Take out the requests of a lane that no decision was begun for, and return them."""
-        return [item for item in self._queue.drop(lane) if isinstance(item, Request)]
+        return [item.request for item in self._queue.drop(lane) if isinstance(item, Assessment)]
 
     def do(self, begin: Callable[[Policy], Steps[T]]) -> Future[T]:
         """Run a task on the engine thread, in turn with the requests that wait; the future gets its result.
@@ -205,7 +194,7 @@ class EngineThread:
         work = self._schedule()
         if work is None:
             return False
-        if isinstance(work, Request):
+        if isinstance(work, Assessment):
             self._account_wait(work)
             self._decide(work)
             self._step_ended_ns = 0
@@ -219,7 +208,7 @@ class EngineThread:
                 self._run_step(_Step.EXPLANATION)
         return True
 
-    def _schedule(self) -> Request | _Task | _Step | None:
+    def _schedule(self) -> Assessment | _Task | _Step | None:
         """A request or task from the queue; while there is none, the next step; None at the end."""
         policy = self._policy
         busy = bool(policy.engine.explaining or self._tasks or policy.shadows_waiting)
@@ -243,9 +232,9 @@ class EngineThread:
         if step is not _Step.NONE:
             self._step_ended_ns = time.monotonic_ns()
 
-    def _account_wait(self, request: Request) -> None:
+    def _account_wait(self, assessment: Assessment) -> None:
         """Measure how long a request waited for a step to end."""
-        waited_ms = (self._step_ended_ns - request.received_ns) / 1e6
+        waited_ms = (self._step_ended_ns - assessment.done_ns) / 1e6
         self.step_wait_ms_max = max(self.step_wait_ms_max, waited_ms)
 
     # ------------------------------------------------------------ tasks
@@ -287,18 +276,17 @@ class EngineThread:
 
     # ------------------------------------------------------------ decisions
 
-    def _decide(self, request: Request) -> None:
-        started_ns = time.monotonic_ns()
+    def _decide(self, assessment: Assessment) -> None:
+        started_ns, request = time.monotonic_ns(), assessment.request
         try:
-            decision = self._policy.decide(request)
+            decision = self._policy.judge(assessment)
         except RequestError as error:
             self.counters["refused"] += 1
             self._on_outcome(request.ticket, Refused(request.ticket, error))
             return
         except Exception:
             self._log_fault("a decision failed with an unexpected error")
-            internal = RequestError("internal", "the decision failed; the daemon's log says why")
-            self._on_outcome(request.ticket, Refused(request.ticket, internal))
+            self._on_outcome(request.ticket, Refused(request.ticket, decision_failed()))
             return
         finally:
             took_ms = (time.monotonic_ns() - started_ns) / 1e6
@@ -306,7 +294,8 @@ class EngineThread:
         self.mean_decision_ms += _MEAN_WEIGHT * (took_ms - self.mean_decision_ms)
         self.counters["decisions"] += 1
         self._on_outcome(request.ticket, decision)
-        self._queue.owe(request.caller.who or "")
+        if self._uncommitted is not None:
+            self._uncommitted.owe(request.caller.who or "")
         self._journal.decided(decision, request.ticket)
         wanted = request.explain != "none" and decision.explanation is None
         if wanted and not self._policy.is_explaining(request.ticket):

@@ -30,11 +30,11 @@ from thor_policy.core.status import PartsStatus, ReloadStatus, Status
 from thor_policy.daemon.admission import (
     Admission,
     Arrival,
-    EngineQueue,
     Part,
     Question,
     Record,
     Recorder,
+    RulesQueue,
     Work,
 )
 from thor_policy.daemon.batches import Batch
@@ -103,7 +103,7 @@ class Server:
         config: Config,
         *,
         mailbox: Mailbox,
-        engine: EngineQueue,
+        rules: RulesQueue,
         recorder: Recorder,
         maintenance: MaintenanceQueue,
         describe: Callable[[], PartsStatus],
@@ -115,7 +115,7 @@ class Server:
     ) -> None:
         self._config = config
         self._mailbox = mailbox
-        self._engine = engine
+        self._rules = rules
         self._recorder = recorder
         self._maintenance = maintenance
         self._describe = describe
@@ -135,7 +135,7 @@ class Server:
         self._in_flight = InFlight(publish=self._publish, counters=self.counters, metrics=self._metrics)
         self._quota = JournalQuota(self.counters)
         self._admission = Admission(
-            config, self._in_flight, engine, refusal=refusal, find_pack=find_pack, quota=self._quota
+            config, self._in_flight, rules, refusal=refusal, find_pack=find_pack, quota=self._quota
         )
         self._keys = IdempotencyKeys(self._in_flight, recall=self._recall, counters=self.counters)
         self._inbox = Inbox(config)
@@ -304,7 +304,7 @@ class Server:
     def _drop_waiting(self, closed: Closed) -> None:
         """Drop what still waits of a connection that ended: whoever asks next is not behind it."""
         lanes, dropped = self._inbox.drop(closed)
-        requests = [request for lane in lanes for request in self._engine.drop(lane)]
+        requests = [request for lane in lanes for request in self._rules.drop(lane)]
         for request in requests:
             gone = RequestError("unavailable", "its connection was closed before it was decided")
             self._in_flight.settle(request.ticket, gone)
@@ -371,7 +371,7 @@ class Server:
 
     def _submit(self, message: EvaluateRequest, answer: Answer, arrival: Arrival) -> None:
         request = self._admission.question(message, answer, arrival)
-        question = Question(self._admission, self._engine, message, request, arrival)
+        question = Question(self._admission, self._rules, message, request, arrival)
         self._begin(request.ticket, arrival.caller, message.idempotency, question)
 
     def _begin(self, ticket: int, caller: Caller, idempotency: Idempotency | None, work: Work) -> None:

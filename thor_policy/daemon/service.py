@@ -18,6 +18,7 @@ from thor_policy.config import Config
 from thor_policy.core.decisions import Decision
 from thor_policy.core.engine import Engine
 from thor_policy.core.errors import JournalError, RequestError, Stalled, ThorPolicyError
+from thor_policy.core.fair_queue import Debts
 from thor_policy.core.results import Committed, EngineResult, Explained, JobDone
 from thor_policy.daemon.admission import Part
 from thor_policy.daemon.drift import DriftSentinel
@@ -32,6 +33,7 @@ from thor_policy.daemon.loading import (
 )
 from thor_policy.daemon.maintenance_thread import MaintenanceThread
 from thor_policy.daemon.pack_manager import PackManager
+from thor_policy.daemon.rules_thread import RulesThread
 from thor_policy.daemon.server import Server
 from thor_policy.daemon.sockets import Mailbox, endpoint_lock
 from thor_policy.daemon.status import Parts
@@ -81,12 +83,13 @@ def open_service(
         stack.callback(mailbox.close)
         # closed after engine thread and journal, whose last reports still become replies
         sockets = stack.enter_context(ExitStack())
-        deciding: list[EngineThread] = []
+        uncommitted = Debts(MOST_UNCOMMITTED)
 
         def on_committed(commits: list[Committed]) -> None:
             mailbox.put(*commits)
-            for thread in deciding:
-                thread.committed(commits)
+            for commit in commits:
+                if commit.kind == "decision":
+                    uncommitted.settle(commit.sender or "")
 
         journal = open_journal(config, on_committed)
         stack.callback(_close_journal, journal, config.shutdown_s)
@@ -129,11 +132,9 @@ def open_service(
             tolerance=config.drift_tolerance,
             now_ns=time.monotonic_ns(),
         )
-        engine_thread = EngineThread(
-            open_policy, journal, on_outcome, idle=drift, most_uncommitted=MOST_UNCOMMITTED
-        )
-        deciding.append(engine_thread)
+        engine_thread = EngineThread(open_policy, journal, on_outcome, idle=drift, uncommitted=uncommitted)
         policy = engine_thread.start()
+        rules_thread = RulesThread(policy, engine_thread, journal, on_outcome, uncommitted)
         pack = policy.residents.active.pack
         pack_manager = PackManager(
             config,
@@ -145,7 +146,9 @@ def open_service(
         )
         # stopped after the engine thread, which cuts off what the pack manager waits for
         stack.callback(pack_manager.stop, config.shutdown_s)
-        stack.callback(_stop_engine, engine_thread, config.shutdown_s)
+        stack.callback(_stop, "engine", engine_thread, config.shutdown_s)
+        stack.callback(_stop, "rules", rules_thread, config.shutdown_s)
+        rules_thread.start()
         with Reader(config.journal_path) as reader:
             if newer := reader.taken_over(pack.info):
                 log.warning(
@@ -163,7 +166,7 @@ def open_service(
         verifier = Verifier(
             config.journal_path,
             events_per_s=config.verify_events_per_s,
-            busy=lambda: engine_thread.waiting > 0 or journal.waiting > 0,
+            busy=lambda: rules_thread.waiting + engine_thread.waiting + journal.waiting > 0,
             changes=lambda: journal.counters["reopened"],
             now_ns=time.monotonic_ns(),
         )
@@ -171,15 +174,17 @@ def open_service(
             journal, on_job_done, on_calibration=policy.calibrate, verifier=verifier
         )
         stack.callback(maintenance.stop, config.shutdown_s)
-        parts = Parts(policy, engine_thread, journal, maintenance, pack_manager, drift, verifier)
+        parts = Parts(
+            policy, rules_thread, engine_thread, journal, maintenance, pack_manager, drift, verifier
+        )
 
         def refusal(part: Part) -> RequestError | None:
-            return journal.refusal() if part == "journal" else engine_thread.refusal()
+            return journal.refusal() if part == "journal" else rules_thread.refusal()
 
         server = Server(
             config,
             mailbox=mailbox,
-            engine=engine_thread,
+            rules=rules_thread,
             recorder=journal,
             maintenance=maintenance,
             describe=parts.status,
@@ -195,7 +200,7 @@ def open_service(
 
             stack.enter_context(exposition.endpoint(config.metrics_port, server.measured))
         if supervisor is not None:  # not the maintenance thread: one of its tasks may take an hour
-            supervisor.watch({"engine": engine_thread, "journal": journal})
+            supervisor.watch({"rules": rules_thread, "engine": engine_thread, "journal": journal})
         yield server
 
 
@@ -230,9 +235,9 @@ def turns(server: Server, supervisor: Supervisor | None = None) -> Callable[[boo
     return turn
 
 
-def _stop_engine(engine_thread: EngineThread, timeout_s: float) -> None:
-    if not engine_thread.stop(timeout_s):
-        log.error("the engine thread did not end within %g s; what it was doing is lost", timeout_s)
+def _stop(name: str, thread: EngineThread | RulesThread, timeout_s: float) -> None:
+    if not thread.stop(timeout_s):
+        log.error("the %s thread did not end within %g s; what it was doing is lost", name, timeout_s)
 
 
 def _close_journal(journal: Journal, timeout_s: float) -> None:

@@ -114,3 +114,13 @@ class Places:
         self._of_lane[lane] -= amount
         if not self._of_lane[lane]:
             del self._of_lane[lane]
+
+
+def check_in_time(expected_ms: int, left_ms: int) -> None:
+    """Refuse a request that would wait past its deadline. Raises RequestError."""
+    if expected_ms > left_ms:
+        raise RequestError(
+            "busy",
+            f"the requests before it take about {expected_ms} ms; its deadline is in {left_ms} ms",
+            retry_after_ms=expected_ms - left_ms + 1,
+        )

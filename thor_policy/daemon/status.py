@@ -16,11 +16,13 @@ from thor_policy.core.status import (
     ModelStatus,
     PackManagerStatus,
     PartsStatus,
+    RulesStatus,
 )
 from thor_policy.daemon.drift import DriftSentinel
 from thor_policy.daemon.engine_thread import EngineThread
 from thor_policy.daemon.maintenance_thread import MaintenanceThread
 from thor_policy.daemon.pack_manager import PackManager, describe_packs
+from thor_policy.daemon.rules_thread import RulesThread
 from thor_policy.daemon.verifier import Verifier
 from thor_policy.journal.writer import Journal
 from thor_policy.policy.decider import Policy
@@ -31,6 +33,7 @@ class Parts:
     """The parts of a running daemon that have something to say."""
 
     policy: Policy
+    rules_thread: RulesThread
     engine_thread: EngineThread
     journal: Journal
     maintenance: MaintenanceThread
@@ -45,6 +48,7 @@ class Parts:
             pack=active.pack.info,
             model=self._model(),
             packs=describe_packs(self.policy),
+            rules=self._rules(),
             engine=self._engine(),
             cache=CacheStatus(entries=len(self.policy.cache), counters=dict(self.policy.cache.counters)),
             journal=self._journal(),
@@ -78,6 +82,16 @@ class Parts:
             exact=model.exact,
             file=self.policy.engine.file_state(),
             adapter=self.policy.residents.active.model.adapter,
+        )
+
+    def _rules(self) -> RulesStatus:
+        thread = self.rules_thread
+        return RulesStatus(
+            alive=thread.alive,
+            stalled_s=round(thread.pulse.stalled_s, 3),
+            waiting=thread.waiting,
+            mean_ms=round(thread.mean_ms, 3),
+            counters=dict(thread.counters),
         )
 
     def _engine(self) -> EngineStatus:

@@ -2,16 +2,19 @@
 
 Owns the decision semantics. Invariant: the outcome is never looser than the floor; every failure ends in
 the strictest outcome with a reason code; one `Resident` makes the whole decision, which carries the
-digests of that resident. Engine thread, except where a docstring says "any thread". It reads only the
-monotonic clock, for timings and deadlines.
+digests of that resident. Deciding has two parts: `assess` runs the rules, on any thread, and `judge` asks the
+model where they leave the answer to it. Engine thread, except where a docstring says "any thread". It reads
+only the monotonic clock, for timings and deadlines.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from msgspec import structs
 
@@ -42,6 +45,26 @@ _WARM_UP = Evaluation(
     action=Action(name="warm_up"),
     resource=Entity(type="service", id="thor-policy"),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """What the rules make of a request: the floor, and the resident pack that it comes from.
+
+    `stopped`: why the rules were stopped. `final`: the model is not asked. Times are monotonic nanoseconds.
+    """
+
+    request: Request
+    resident: Resident
+    decision_id: str
+    floor: Floor
+    stopped: StopCode | None
+    started_ns: int
+    done_ns: int
+
+    @property
+    def final(self) -> bool:
+        return self.floor.final
 
 
 class Policy:
@@ -101,6 +124,8 @@ class Policy:
         #: True while a change of packs waits for explanations; then they go before waiting decisions.
         self.awaits_explanations = False
         self._limit = logs.Limit()
+        #: Two threads run rules: one for requests, and the engine's for the shadow pack.
+        self._counting = threading.Lock()
         #: Duration of the warm-up in milliseconds; 0 before it.
         self.warm_up_ms = 0.0
 
@@ -201,23 +226,41 @@ class Policy:
     # ------------------------------------------------------------ decisions
 
     def decide(self, request: Request, *, stopped: StopCode | None = None) -> Decision:
-        """Decide an admitted request; start its explanation if it asks for one and the model scored it.
+        """Decide an admitted request: both parts of it, and their errors.
 
         `stopped`: decide it as a request whose rules were stopped for this reason, for replays.
-
-        Raises RequestError: `expired` if the deadline passed in the queue, `too_large` if the question does
-        not fit the model's context, `not_found` if the pack that it names is not loaded.
         """
-        if time.monotonic_ns() >= request.deadline_ns:
-            raise RequestError("expired", "the deadline passed while the request waited for the model")
+        return self.judge(self.assess(request, stopped=stopped))
+
+    def assess(self, request: Request, *, stopped: StopCode | None = None) -> Assessment:
+        """Run the rules on an admitted request. Any thread, but one at a time.
+
+        Raises RequestError: `expired` if the deadline passed in the queue, `not_found` if the pack that it
+        names is not loaded.
+        """
+        _check_deadline(request)
         residents = self.residents
         resident = residents.active if request.pack is None else self._pack_named(request.pack)
-        cache = self.cache if resident.pack.manifest.cache else None
-        decision = self._decide(resident, request, cache, stopped)
+        return self._assess(resident, request, stopped)
+
+    def judge(self, assessment: Assessment) -> Decision:
+        """Decide an assessed request; start its explanation if it asks for one and the model scored it.
+
+        Where its pack or adapter was exchanged meanwhile, it is assessed again. Any thread where the
+        assessment is final. Raises RequestError: `expired` if the deadline passed in the queue, `too_large`
+        if the question does not fit the model's context, `not_found` if the pack that it names was unloaded.
+        """
+        request = assessment.request
+        if not assessment.final:
+            _check_deadline(request)
+            if assessment.resident not in (*self.residents, *self._leaving):
+                assessment = self.assess(request)
+        resident = assessment.resident
+        decision = self._judge(assessment, self.cache if resident.pack.manifest.cache else None)
         scored = decision.scored
         if scored and request.explain != "none" and len(self._explaining) < self._max_explanations:
             self._begin_explanation(resident, request, decision, scored)
-        if residents.shadow is not None and resident is residents.active:
+        if self.residents.shadow is not None and resident is self.residents.active:
             self._remember_for_shadow(request, decision)
         return decision
 
@@ -231,43 +274,29 @@ class Policy:
                     return resident
             raise
 
-    def _decide(
-        self,
-        resident: Resident,
-        request: Request,
-        cache: ScoreCache | None,
-        stopped: StopCode | None = None,
-    ) -> Decision:
-        started_ns = time.monotonic_ns()
-        pack = resident.pack
+    def _assess(self, resident: Resident, request: Request, stopped: StopCode | None = None) -> Assessment:
+        started_ns, book = time.monotonic_ns(), resident.pack.book
         budget_ms = self._rule_budget_ms
         limit = None if budget_ms is None else Budget(budget_ms, request.deadline_ns)
         try:
             if stopped:
                 raise RulesStopped(stopped)
-            floor = pack.book.apply(request.evaluation, request.received_at, limit)
+            floor = book.apply(request.evaluation, request.received_at, limit)
         except RulesStopped as stop:
-            stopped, floor = stop.code, pack.book.stopped(stop.code)
-        rules_done_ns = time.monotonic_ns()
+            stopped, floor = stop.code, book.stopped(stop.code)
+        return Assessment(
+            request, resident, new_id(), floor, stopped, started_ns, done_ns=time.monotonic_ns()
+        )
+
+    def _judge(self, assessment: Assessment, cache: ScoreCache | None) -> Decision:
+        request, resident, floor = assessment.request, assessment.resident, assessment.floor
+        pack, decision_id, started_ns = resident.pack, assessment.decision_id, time.monotonic_ns()
         scored: Scored | None = None
-        reason_code: str | None = None
         original: str | None = None
-        tier: Tier = "rule"
-        outcome, decision_id = floor.outcome, new_id()
+        tier: Tier = "fallback" if assessment.stopped else "rule"
+        reason_code, outcome = self._reason_code(assessment), floor.outcome
         temperature = self.temperature_of(resident)
         probabilities: dict[str, float] = {}
-        if stopped:
-            tier, reason_code = "fallback", stopped
-            self.counters["rules_stopped"] += 1
-            if (unlogged := self._limit.admit(started_ns)) is not None:
-                extra = logs.fields(decision_id=decision_id, unlogged=unlogged or None)
-                log.warning("%s", floor.because, extra=extra)
-        elif floor.missing:
-            reason_code = "fields_missing"
-            self.counters["fields_missing"] += 1
-        elif floor.errors:
-            reason_code = "rule_error"
-            self._count_errors(pack, floor.errors, decision_id, started_ns)
         if not floor.final:
             try:
                 question = resident.question(request.evaluation, floor)
@@ -284,6 +313,7 @@ class Policy:
                 if (unlogged := self._limit.admit(started_ns)) is not None:
                     extra = logs.fields(decision_id=decision_id, unlogged=unlogged or None)
                     log.warning("the model gave no answer: %s", error, extra=extra)
+        rules_ns, before_ns = assessment.done_ns - assessment.started_ns, started_ns - request.received_ns
         return Decision(
             id=decision_id,
             at=request.received_at,
@@ -305,14 +335,32 @@ class Policy:
             obligations=pack.obligations[outcome],
             annotations=request.annotations,
             timings=Timings(
-                queue_ms=(started_ns - request.received_ns) / 1e6,
-                rules_ms=(rules_done_ns - started_ns) / 1e6,
+                queue_ms=(before_ns - rules_ns) / 1e6,
+                rules_ms=rules_ns / 1e6,
                 score_ms=scored.score_ms if scored and not original else 0.0,
             ),
             original=original,
             temperature=temperature if scored else 1.0,
             idempotency=request.idempotency,
         )
+
+    def _reason_code(self, assessment: Assessment) -> str | None:
+        """Why the rules could not say all that they should; counted and logged."""
+        floor, pack = assessment.floor, assessment.resident.pack
+        with self._counting:
+            if assessment.stopped:
+                self.counters["rules_stopped"] += 1
+                if (unlogged := self._limit.admit(assessment.done_ns)) is not None:
+                    extra = logs.fields(decision_id=assessment.decision_id, unlogged=unlogged or None)
+                    log.warning("%s", floor.because, extra=extra)
+                return assessment.stopped
+            if floor.missing:
+                self.counters["fields_missing"] += 1
+                return "fields_missing"
+            if floor.errors:
+                self._count_errors(pack, floor.errors, assessment.decision_id, assessment.done_ns)
+                return "rule_error"
+            return None
 
     def failures_of(self, pack_name: str) -> dict[str, int]:
         """How often each expression of the packs of this name failed. Any thread."""
@@ -345,20 +393,23 @@ class Policy:
         request, served = self._awaiting_shadow.popleft()
         resident = self.residents.shadow
         if resident is None:
-            self.counters["shadows_dropped"] += 1
+            with self._counting:
+                self.counters["shadows_dropped"] += 1
             return None
         try:
             # without the cache: a cached score names the decision that first got it; a shadow's is not served
-            return served, self._decide(resident, structs.replace(request, deadline_ns=NEVER_NS), None)
+            lasting = structs.replace(request, deadline_ns=NEVER_NS)
+            return served, self._judge(self._assess(resident, lasting), None)
         except RequestError:
             self.counters["shadows_failed"] += 1
             return None
 
     def _remember_for_shadow(self, request: Request, decision: Decision) -> None:
-        if len(self._awaiting_shadow) >= self._max_shadows:
-            self.counters["shadows_dropped"] += 1
-        else:
-            self._awaiting_shadow.append((request, decision))
+        with self._counting:
+            if len(self._awaiting_shadow) >= self._max_shadows:
+                self.counters["shadows_dropped"] += 1
+            else:
+                self._awaiting_shadow.append((request, decision))
 
     # ------------------------------------------------------------ explanations
 
@@ -409,6 +460,11 @@ class Policy:
         explanation = reasons.explanation(pack, decision, written)
         self.counters["reasons_replaced"] += explanation.source == "replaced"
         return Explained(written.ticket, decision.id, explanation, decision.caller.who)
+
+
+def _check_deadline(request: Request) -> None:
+    if time.monotonic_ns() >= request.deadline_ns:
+        raise RequestError("expired", "the deadline passed while the request waited for the model")
 
 
 def _prefix(pack: Pack, adapter: Adapter | None) -> PromptPrefix:

@@ -19,7 +19,7 @@ from msgspec import structs
 from thor_policy.core.decisions import Decision, Tier
 from thor_policy.core.errors import ERROR_CODES
 from thor_policy.core.requests import Json
-from thor_policy.core.status import EngineStatus, JobStatus, JournalStatus, Status
+from thor_policy.core.status import EngineStatus, JobStatus, JournalStatus, RulesStatus, Status
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -37,7 +37,7 @@ STAGES = ("queue", "rules", "score", "commit", "explain", "reply")
 #: Metrics with their current values, as types of the Prometheus client.
 Families: TypeAlias = "Iterator[Metric]"
 #: The status of a part that is a thread.
-_Thread: TypeAlias = EngineStatus | JournalStatus | JobStatus
+_Thread: TypeAlias = RulesStatus | EngineStatus | JournalStatus | JobStatus
 
 _TIERS: tuple[str, ...] = get_args(Tier)
 #: Counters of `status` that are exported as 0 before they first count: a rate needs a zero to begin from.
@@ -69,8 +69,13 @@ _GAUGES: tuple[tuple[str, str, Callable[[Status], float | None]], ...] = (
     ),
     (
         "mean_decision_seconds",
-        "Running mean of the duration of a decision.",
+        "Running mean of the duration of a decision that the model is asked for.",
         lambda status: status.engine.mean_decision_ms * 1e-3,
+    ),
+    (
+        "mean_rules_seconds",
+        "Running mean of the duration of the rules of a request.",
+        lambda status: status.rules.mean_ms * 1e-3,
     ),
     (
         "warm_up_seconds",
@@ -257,6 +262,7 @@ def _of_status(status: Status) -> Families:
         if value is not None:  # the free space of a disk may be unknown
             yield GaugeMetricFamily(f"thorpolicy_{name}", help_text, value=float(value))
     threads: dict[str, _Thread] = {
+        "rules": status.rules,
         "engine": status.engine,
         "journal": status.journal,
         "maintenance": status.maintenance,
