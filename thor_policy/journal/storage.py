@@ -35,6 +35,8 @@ PAGE_CACHE_KIB = 8_192
 TAIL_EVENTS = 100
 #: Free space below which a disk error counts as a full disk, because SQLite does not always say so.
 NO_ROOM_BYTES = 2**20
+#: The kernel's answer about the disk is used for this time: each look lets other threads go first.
+_RECENT_NS = 10_000_000
 #: Suffixes of the database file and of the files that SQLite keeps beside it.
 SIDE_FILES = ("", "-wal", "-shm")
 
@@ -267,11 +269,20 @@ class DiskSpace:
         self._min_free = min_free_mb * 2**20
         self._ballast_bytes = ballast_mb * 2**20
         self._warned = ""
+        self._recent = (0, 0)
 
     def free_bytes(self) -> int:
         """Bytes that this process may still write. Raises OSError."""
         status = os.statvfs(self._directory)
         return status.f_bavail * status.f_frsize
+
+    def recent_free_bytes(self, now_ns: int) -> int:
+        """What `free_bytes` said at most 10 ms before `now_ns` (monotonic). Any thread. Raises OSError."""
+        read_ns, free = self._recent
+        if not read_ns <= now_ns < read_ns + _RECENT_NS:
+            free = self.free_bytes()
+            self._recent = now_ns, free
+        return free
 
     @property
     def min_free_bytes(self) -> int:

@@ -173,7 +173,8 @@ class Journal:
             return RequestError("unavailable", "the journal has stopped; the daemon must be restarted")
         failing = self.failing
         try:
-            free, least = self.disk_space.free_bytes(), self.disk_space.min_free_bytes
+            free = self.disk_space.recent_free_bytes(time.monotonic_ns())
+            least = self.disk_space.min_free_bytes
         except OSError as error:
             why = failing or error.strerror
             return RequestError("unavailable", f"the disk of {self.path.parent} fails: {why}")
