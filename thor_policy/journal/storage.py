@@ -277,9 +277,12 @@ class DiskSpace:
         return status.f_bavail * status.f_frsize
 
     def recent_free_bytes(self, now_ns: int) -> int:
-        """What `free_bytes` said at most 10 ms before `now_ns` (monotonic). Any thread. Raises OSError."""
+        """What `free_bytes` says; where that was enough, up to 10 ms before `now_ns` (monotonic). Any thread.
+
+        Raises OSError.
+        """
         read_ns, free = self._recent
-        if not read_ns <= now_ns < read_ns + _RECENT_NS:
+        if free < self._min_free or not read_ns <= now_ns < read_ns + _RECENT_NS:
             free = self.free_bytes()
             self._recent = now_ns, free
         return free
