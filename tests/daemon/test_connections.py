@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import zmq
@@ -159,6 +160,18 @@ class TestReports:
             for attempt in opened:
                 attempt.close()
             router.close(linger=0)
+
+
+class TestDescriptors:
+    def test_that_became_another_file_are_left_alone(self, tmp_path: Path) -> None:
+        """In a storm a connection's number is soon that of a file; each look at one left it open."""
+        watched = Connections(capacity=9, headroom_bytes=2**30, counters=Counter(), on_closed=lambda _: None)
+        with (tmp_path / "other").open("w") as other:
+            before = os.listdir("/proc/self/fd")
+            watched.close(other.fileno(), "uid:0")
+            watched.close(2**20, "uid:0")
+            assert os.listdir("/proc/self/fd") == before
+            other.write("still open")
 
 
 class TestMemory:
