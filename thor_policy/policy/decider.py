@@ -86,12 +86,14 @@ class Policy:
         #: Rule errors: decisions in which a fact, a rule or the risk failed. Fields missing: decisions on
         #: requests without the members that the pack requires. Doubts: decisions in which the model's label
         #: was stricter than the floor and did not count. Reasons replaced: explanations of the model that
-        #: did not hold. Rules stopped: decisions whose rules met their budget or the deadline.
+        #: did not hold. Rules stopped: decisions whose rules met their budget or the deadline. Source failed:
+        #: decisions for which a required source gave no answer.
         self.counters = Counter(
             shadows_dropped=0,
             shadows_failed=0,
             rule_errors=0,
             rules_stopped=0,
+            source_failed=0,
             fields_missing=0,
             doubts=0,
             reasons_replaced=0,
@@ -245,7 +247,7 @@ class Policy:
         try:
             if stopped:
                 raise RulesStopped(stopped)
-            floor = pack.book.apply(request.evaluation, request.received_at, limit)
+            floor = pack.book.apply(request.evaluation, request.received_at, limit, request.sources)
         except RulesStopped as stop:
             stopped, floor = stop.code, pack.book.stopped(stop.code)
         rules_done_ns = time.monotonic_ns()
@@ -262,6 +264,9 @@ class Policy:
             if (unlogged := self._limit.admit(started_ns)) is not None:
                 extra = logs.fields(decision_id=decision_id, unlogged=unlogged or None)
                 log.warning("%s", floor.because, extra=extra)
+        elif floor.unavailable:
+            tier, reason_code = "fallback", "source_failed"
+            self.counters["source_failed"] += 1
         elif floor.missing:
             reason_code = "fields_missing"
             self.counters["fields_missing"] += 1
@@ -312,6 +317,7 @@ class Policy:
             original=original,
             temperature=temperature if scored else 1.0,
             idempotency=request.idempotency,
+            sources=request.sources,
         )
 
     def failures_of(self, pack_name: str) -> dict[str, int]:
