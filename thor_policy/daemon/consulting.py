@@ -34,7 +34,7 @@ from thor_policy.policy.residents import Residents
 from thor_policy.policy.source_specs import SourceSpec
 from thor_policy.sources.kinds import Reach, open_source, overridden
 from thor_policy.sources.pushed import PushedValues
-from thor_policy.sources.source import Found, Source, SourceError, found_in
+from thor_policy.sources.source import Source, SourceError, entries_of, failure_of, found_in
 from thor_policy.telemetry import logs
 
 log = logging.getLogger(__name__)
@@ -97,31 +97,6 @@ class _Runner:
             max_ms=round(self.ms_max, 3),
             problem=(source.problem if source else None) or self.newest_error,
             counters=dict(self.counters),
-        )
-
-    def entry(self, **more: object) -> Consulted:
-        """What is recorded of this source."""
-        system = self.spec.system or self.name
-        return msgspec.convert({"source": self.name, "of": self.spec.of, "system": system, **more}, Consulted)
-
-    def entries(self, result: Found | None, took_ms: float) -> tuple[Consulted, ...]:
-        if result is None or not result.values:
-            cached, fresh_at = (result.cached, result.fresh_at) if result else (False, None)
-            return (self.entry(took_ms=took_ms, cached=cached, fresh_at=fresh_at),)
-        system = self.spec.system or self.name
-        return tuple(
-            Consulted(
-                source=self.name,
-                of=self.spec.of,
-                system=system,
-                element=element,
-                value=value,
-                took_ms=took_ms,
-                fresh_at=result.fresh_at,
-                quality=result.quality,
-                cached=result.cached,
-            )
-            for element, value in result.values.items()
         )
 
 
@@ -332,7 +307,7 @@ class Consulting:
                 runner.places.give_back(job.lane)
                 pending = self._pending.get(job.ticket)
                 wanted = pending is not None and pending.answers.get(runner.name, ()) is None
-            if wanted:
+            if wanted and time.monotonic_ns() < job.deadline_ns:
                 self._look_up(runner, job)
 
     def _leave(self, runner: _Runner) -> None:
@@ -360,12 +335,10 @@ class Consulting:
             runner.ms_max = max(runner.ms_max, took_ms)
             if result is not None and result.cached:
                 runner.counters["cached"] += 1
-            if problem is None:
-                runner.newest_error = None
         if problem is not None:
             self._failed(runner, job.ticket, problem, took_ms)
         else:
-            self._answer(job.ticket, runner, runner.entries(result, took_ms))
+            self._answer(job.ticket, runner, entries_of(runner.name, runner.spec, result, took_ms))
 
     def _opened(self, runner: _Runner) -> Source:
         """The source, opened at its first look-up. Raises ConfigError."""
@@ -379,26 +352,29 @@ class Consulting:
     # ------------------------------------------------------------ answers
 
     def _failed(self, runner: _Runner, ticket: int, problem: str, took_ms: float) -> None:
-        with self._lock:
-            runner.counters["failures"] += 1
-            runner.newest_error = problem
-        if (unlogged := self._limit.admit(time.monotonic_ns())) is not None:
+        entries = (failure_of(runner.name, runner.spec, problem, took_ms),)
+        counted = self._answer(ticket, runner, entries, problem)
+        if counted and (unlogged := self._limit.admit(time.monotonic_ns())) is not None:
             extra = logs.fields(unlogged=unlogged or None)
             log.warning("the source %s gave no answer: %s", runner.name, problem, extra=extra)
-        self._answer(ticket, runner, (runner.entry(error=problem, took_ms=took_ms),))
 
-    def _answer(self, ticket: int, runner: _Runner, entries: tuple[Consulted, ...]) -> None:
-        """Take what a source said; hand the request over if it was the last one."""
+    def _answer(
+        self, ticket: int, runner: _Runner, entries: tuple[Consulted, ...], problem: str | None = None
+    ) -> bool:
+        """Take what a source said; hand the request over if it was the last one. False: it came too late."""
         with self._lock:
             pending = self._pending.get(ticket)
             if pending is None or pending.answers.get(runner.name, ()) is not None:
                 runner.counters["late"] += 1
-                return
+                return False
+            runner.newest_error = problem
+            runner.counters["failures"] += problem is not None
             pending.answers[runner.name] = entries
             if None in pending.answers.values():
-                return
+                return True
             del self._pending[ticket]
         self._hand_over(pending)
+        return True
 
     def _hand_over(self, pending: _Pending) -> None:
         sources = tuple(entry for entries in pending.answers.values() for entry in entries or ())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 from msgspec import Struct
@@ -17,11 +18,11 @@ from msgspec.structs import replace
 
 from thor_policy.config import SOURCE_OVERRIDE
 from thor_policy.core.errors import ConfigError
-from thor_policy.engine.http import read_key
+from thor_policy.core.requests import Evaluation
+from thor_policy.core.sources import Consulted
 from thor_policy.policy.source_specs import SourceSpec, fault_of_url
-from thor_policy.sources.http import HttpSource
 from thor_policy.sources.pushed import PushedSource, PushedValues
-from thor_policy.sources.source import Source
+from thor_policy.sources.source import Source, SourceError, entries_of, failure_of
 from thor_policy.sources.sqlite import SqliteSource
 from thor_policy.sources.table import TableSource
 
@@ -61,6 +62,39 @@ def overridden(name: str, spec: SourceSpec, reach: Reach) -> SourceSpec:
     return spec
 
 
+def consult(
+    specs: Mapping[str, SourceSpec], evaluation: Evaluation, *, folder: Path, reach: Reach
+) -> tuple[Consulted, ...]:
+    """What the sources say of one question, one after another: for commands, without a daemon.
+
+    Nothing was pushed here, so pushed sources fail. Raises ConfigError.
+    """
+    entries: list[Consulted] = []
+    for name, declared in specs.items():
+        spec = overridden(name, declared, reach)
+        entity = evaluation.subject if spec.of == "subject" else evaluation.resource
+        if spec.describes(evaluation):
+            entries += look_up(name, spec, entity.type, entity.id, folder=folder, reach=reach)
+    return tuple(entries)
+
+
+def look_up(
+    name: str, spec: SourceSpec, type: str, id: str, *, folder: Path, reach: Reach
+) -> tuple[Consulted, ...]:
+    """What one `overridden` source says of an entity. Raises ConfigError."""
+    started_ns = time.monotonic_ns()
+    with closing(open_source(name, spec, folder=folder, reach=reach, pushed=PushedValues(0, 0))) as source:
+        try:
+            answer = source.look_up(type, id, started_ns + spec.timeout_ms * 1_000_000)
+        except SourceError as error:
+            return (failure_of(name, spec, str(error), _since(started_ns)),)
+    return entries_of(name, spec, answer, _since(started_ns))
+
+
+def _since(started_ns: int) -> float:
+    return round((time.monotonic_ns() - started_ns) / 1e6, 3)
+
+
 def open_source(
     name: str,
     spec: SourceSpec,
@@ -76,6 +110,9 @@ def open_source(
     if spec.sqlite is not None:
         return SqliteSource(spec, spec.sqlite, folder / spec.sqlite.path)
     if spec.http is not None:
+        from thor_policy.engine.http import read_key  # imports httpx, needed only here
+        from thor_policy.sources.http import HttpSource
+
         key = read_key(reach.of(name).get("key", ""), environ, setting=f"sources ({name}.key)")
         return HttpSource(spec, spec.http, hosts=reach.hosts, key=key)
     assert spec.pushed is not None  # noqa: S101  a pack with a source of no kind is not loaded

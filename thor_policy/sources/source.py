@@ -12,10 +12,12 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from thor_policy.core import strict_json
 from thor_policy.core.errors import ThorPolicyError
 from thor_policy.core.requests import Json, is_time
+from thor_policy.core.sources import Consulted
 from thor_policy.policy.expressions import as_type
 from thor_policy.policy.source_specs import SourceSpec
 
@@ -106,6 +108,27 @@ def _quality(spec: SourceSpec, document: Json) -> float | None:
     if isinstance(quality, bool) or not isinstance(quality, int | float) or not 0 <= quality <= 1:
         raise SourceError(f"{spec.quality} is no number from 0 to 1")
     return float(quality)
+
+
+def entries_of(name: str, spec: SourceSpec, answer: Found | None, took_ms: float) -> tuple[Consulted, ...]:
+    """What is recorded of a look-up that did not fail: each value, or that there is none."""
+    whole = Consulted(
+        source=name,
+        of=spec.of,
+        system=spec.system or name,
+        took_ms=took_ms,
+        fresh_at=answer.fresh_at if answer else None,
+        quality=answer.quality if answer else None,
+        cached=answer is not None and answer.cached,
+    )
+    if answer is None or not answer.values:
+        return (whole,)
+    return tuple(replace(whole, element=element, value=value) for element, value in answer.values.items())
+
+
+def failure_of(name: str, spec: SourceSpec, problem: str, took_ms: float) -> Consulted:
+    """What is recorded of a look-up that failed."""
+    return Consulted(source=name, of=spec.of, system=spec.system or name, took_ms=took_ms, error=problem)
 
 
 def value_at(document: Json, path: str) -> Json:
