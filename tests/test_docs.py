@@ -26,7 +26,7 @@ from thor_policy.testing import load_stub_engine
 #: The names under which blocks are run, each by a test below.
 NAMES = {
     *("readme", "quickstart", "tutorial", "recipes", "zeromq sample"),
-    *("packs", "signatures", "keys", "journal", "checks", "backup"),
+    *("packs", "signatures", "keys", "journal", "checks", "backup", "sources"),
 }
 DOOR = ROOT / "docs" / "examples" / "door-access"
 QUESTION = json.loads((ROOT / "docs" / "examples" / "door-question.json").read_text(encoding="utf-8"))
@@ -236,6 +236,12 @@ def test_the_recipes_for_rules_run_as_written(shell: Shell, config: Config) -> N
     for block in blocks_named("recipes"):
         decision = {"ID": newest_decision(config)} if "show ID" in block.code else {}
         shell.run(block, {"ENDPOINT": config.endpoint, **decision})
+
+
+def test_the_example_of_sources_runs_as_written(shell: Shell, config: Config) -> None:
+    (shell.folder / "docs").symlink_to(ROOT / "docs")
+    for block in blocks_named("sources"):
+        shell.run(block, {"ENDPOINT": config.endpoint})
 
 
 def test_the_commands_for_signatures_run_as_written(shell: Shell, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from thor_policy.core.requests import Role
 #: sockaddr_un holds 108 bytes with the terminating zero.
 MAX_IPC_PATH_BYTES = 107
 #: Prefixes that a JSON pointer of `masked` may have.
-MASKABLE = ("/context/", "/subject/properties/", "/action/properties/", "/resource/properties/")
+MASKABLE = ("/context/", "/subject/properties/", "/action/properties/", "/resource/properties/", "/sources/")
 #: Added to the socket's path; gives the path of the socket that publishes events.
 EVENTS_SUFFIX = ".events"
 #: Added to the socket's path; gives the path of the socket that answers status and metrics.
@@ -41,6 +41,8 @@ LIVE_SETTINGS = (
 )
 #: An entry of `packs_for`: a caller or a group of callers, and the packs they may name.
 PACK_GRANT = re.compile(r"(local|(?:user|group|key):[^\s=:]+|(?:uid|gid):[0-9]{1,10})=(\S+)")
+#: An entry of `sources`: the name of a source, what is set of it, and the value.
+SOURCE_OVERRIDE = re.compile(r"([a-z][a-z0-9_]{0,63})\.(path|url|timeout_ms|key)=(.+)")
 #: In `packs_for`: any resident pack.
 ANY_PACK = "*"
 #: In `count_from`: the caller that a decision was made for, about its outcome.
@@ -136,9 +138,9 @@ class Config:
     roles: tuple[str, ...] = _setting(
         ("local=ask+record",),
         "Roles of the callers on the ipc socket, as WHO=ROLE+ROLE. WHO is local (anybody who may open the "
-        "socket), user:NAME, group:NAME, uid:NUMBER or gid:NUMBER. The roles are ask, record, approve, "
-        "review, test and control. A caller has the roles of all entries that match. Root and the daemon's "
-        "own user have every role. The roles of a key are set with `thorpolicy keys new`.",
+        "socket), user:NAME, group:NAME, uid:NUMBER or gid:NUMBER. The roles are ask, record, push, "
+        "approve, review, test and control. A caller has the roles of all entries that match. Root and the "
+        "daemon's own user have every role. The roles of a key are set with `thorpolicy keys new`.",
     )
     count_from: tuple[str, ...] = _setting(
         ("review", OWN),
@@ -194,6 +196,34 @@ class Config:
     )
     adapter_scale: float = _setting(
         1.0, "Factor by which the adapter's weights are multiplied.", least=0.01, most=10
+    )
+
+    sources: tuple[str, ...] = _setting(
+        (),
+        "Where this machine has the sources of the packs, as NAME.FIELD=VALUE: NAME.path of a table or a "
+        "SQLite file, NAME.url and NAME.timeout_ms, and NAME.key, where the bearer key of an endpoint is "
+        "kept (as engine_key). They are no part of a pack's sha256; each decision records the values that "
+        "it used.",
+    )
+    source_hosts: tuple[str, ...] = _setting(
+        (),
+        "Hosts that HTTP sources may reach. If empty: those that their packs name.",
+    )
+    max_source_waiting: int = _setting(
+        4_096,
+        "Look-ups that may wait for one source. A caller may have as many as are free. Beyond that the "
+        "source counts as failed for the request.",
+        least=1,
+        most=100_000,
+    )
+    max_pushed: int = _setting(
+        10_000,
+        "Entities whose values one caller may have pushed at a time.",
+        least=1,
+        most=10_000_000,
+    )
+    max_pushed_mb: int = _setting(
+        16, "Size of all values that one caller may have pushed at a time, in MiB.", least=1, most=1_048_576
     )
 
     engine_url: str = _setting(
@@ -376,8 +406,9 @@ class Config:
     )
     masked: tuple[str, ...] = _setting(
         (),
-        "JSON pointers into an evaluation, such as `/context/password`, whose values are never recorded. "
-        "A decision with a masked value cannot be replayed.",
+        "JSON pointers into an evaluation, such as `/context/password`, or to an attribute of a source, "
+        "`/sources/NAME/ATTRIBUTE`, whose values are never recorded. Of an attribute a keyed digest is "
+        "recorded instead. A decision with a masked value cannot be replayed.",
     )
     min_free_mb: int = _setting(
         64, "Free disk space below which new requests are refused, in MiB.", least=0, most=1_048_576
@@ -441,6 +472,10 @@ class Config:
                 raise ConfigError(
                     f"masked holds {pointer!r}; it must name a value below {' or '.join(MASKABLE)}"
                 )
+            if pointer.startswith("/sources/") and pointer.count("/") < 3:
+                raise ConfigError(
+                    f"masked holds {pointer!r}; it must name an attribute, as /sources/NAME/ATTRIBUTE"
+                )
         for entry in self.roles:
             grant = GRANT.fullmatch(entry)
             if grant is None or not set(grant[2].split("+")) <= set(get_args(Role)):
@@ -448,6 +483,12 @@ class Config:
                     f"roles holds {entry!r}; it must look like local=ask+record, user:NAME=review, "
                     f"group:NAME=.., uid:NUMBER=.. or gid:NUMBER=.., with the roles "
                     f"{', '.join(get_args(Role))}"
+                )
+        for entry in self.sources:
+            if SOURCE_OVERRIDE.fullmatch(entry) is None:
+                raise ConfigError(
+                    f"sources holds {entry.partition('=')[0]!r}; it must look like NAME.path=FILE, "
+                    "NAME.url=URL, NAME.timeout_ms=NUMBER or NAME.key=PLACE"
                 )
         for entry in self.packs_for:
             if PACK_GRANT.fullmatch(entry) is None:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError
 from thor_policy.core.requests import RISKS, Action, Entity, Evaluation
+from thor_policy.policy.expressions import MemberType
 from thor_policy.policy.rules import (
-    MemberType,
     Requires,
     Rule,
     RuleBook,

@@ -195,7 +195,7 @@ def test_an_integer_may_be_at_either_limit_of_64_bits(number: int) -> None:
 
 OPS = (
     "evaluate, status, metrics, decision_report, consultation, outcome, review, assignment, approval, node, "
-    "edge, maintenance, control"
+    "edge, push, maintenance, control"
 )
 
 

@@ -161,6 +161,7 @@ class TestOfTheDaemon:
             "maintenance",
             "pack_manager",
             "drift",
+            "pushed",
         }
         for part, event, count in counts:
             moved = (part, event) == ("server", "received")  # by asking for the metrics

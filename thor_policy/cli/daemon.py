@@ -150,6 +150,8 @@ def status(config: Config, as_json: bool) -> None:
             render.pairs(resident.failed_expressions, title=title)
     for title in ("rules", "engine", "cache", "journal", "maintenance", "pack_manager"):
         render.pairs(msgspec.to_builtins(getattr(state, title)), title=title)
+    for source in state.sources:
+        render.pairs(msgspec.to_builtins(source), title=f"source {source.name}")
     if state.counters:
         render.pairs(state.counters, title="counters")
 

@@ -187,12 +187,27 @@ def show(config: Config, decision_id: str, every: bool, as_json: bool) -> None:
     if every and (others := floor.get("also_because")):
         shown["further reasons"] = "\n".join(others)
     render.pairs(shown, title="event")
+    for entry in (event["body"] or {}).get("consulted", ()):
+        render.pairs(_consulted(entry, private), title="consulted")
     if private and private.get("errors"):
         render.pairs(private["errors"], title="failed expressions")
     for table, rows in trace.items():
         for row in rows:
             values = {name: value for name, value in row.items() if value is not None}
             render.pairs(values, title=table.removesuffix("s"))
+
+
+def _consulted(entry: dict[str, Json], private: dict[str, Json] | None) -> dict[str, Json]:
+    """A value that a source gave for a decision, or why it gave none."""
+    source, element = entry["source"], entry.get("element")
+    shown: dict[str, Json] = {"source": source, "system": entry["system"], "of": entry["of"]}
+    if element is not None:
+        values = (private or {}).get("consulted", {}).get(source, {})
+        shown["value"] = f"{element} = {values.get(element, 'erased')}"
+    elif "error" not in entry:
+        shown["value"] = "no entry"
+    names = ("error", "digest", "fresh_at", "quality", "took_ms", "cached")
+    return shown | {name: entry[name] for name in names if name in entry}
 
 
 @log.command()

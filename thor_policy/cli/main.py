@@ -68,6 +68,7 @@ COMMANDS = {
         "packs",
         "List, show, check and render policy packs; load and activate them in a running daemon.",
     ),
+    "sources": ("sources", "List the sources of a pack, and look entities up in them."),
     "adapters": ("adapters", "List LoRA adapters, and change the adapter of a running daemon."),
     "keys": ("keys", "Make, list and revoke the CURVE keys of clients that connect over tcp."),
     "bench": (

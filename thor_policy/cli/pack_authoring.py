@@ -21,6 +21,7 @@ from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError, RequestError
 from thor_policy.core.escape import paragraph, visible
 from thor_policy.core.requests import RISKS, Evaluation, Json
+from thor_policy.core.sources import Consulted
 from thor_policy.daemon.loading import find_adapter
 from thor_policy.policy import new_pack, pack_files
 from thor_policy.policy.lint import lint as lint_files
@@ -195,9 +196,19 @@ def try_pack(pack: str, question: str, watch: bool, as_json: bool) -> None:
         render.line("watching for changes; end with Ctrl-C", stderr=True)
 
 
+def _consulted(pack: Pack, evaluation: Evaluation) -> tuple[Consulted, ...]:
+    """What the sources of the pack say now."""
+    if not pack.manifest.sources:
+        return ()
+    from thor_policy.sources.kinds import Reach, consult  # few packs have sources
+
+    return consult(pack.manifest.sources, evaluation, folder=pack.path, reach=Reach())
+
+
 def _try(folder: Path, question: str, as_json: bool) -> None:
     pack, evaluation = pack_files.load(folder), _evaluation(read_question(question))
-    floor, traces = pack.book.trace(evaluation, time.time())
+    entries = _consulted(pack, evaluation)
+    floor, traces = pack.book.trace(evaluation, time.time(), entries)
     answer = _answer(pack, floor)
     prompt = "" if pack.rules_only or floor.final else pack.question(evaluation, floor.facts)
     if as_json:
@@ -323,7 +334,7 @@ def render_prompt(config: Config, pack: str, question: str, as_json: bool) -> No
 
     loaded = load(pack)
     evaluation = _evaluation(read_question(question))
-    floor = loaded.book.apply(evaluation, time.time())
+    floor = loaded.book.apply(evaluation, time.time(), sources=_consulted(loaded, evaluation))
     model = catalog.resolve(config.model, config.models_dir)
     adapter = find_adapter(config.adapter, 1.0, config, model.name)
     brief = adapter is not None and adapter.adapter.rendering == "brief"

@@ -24,6 +24,7 @@ from thor_policy.client.requests import (
     evaluate_request,
     maintenance_request,
     new_request_ids,
+    push_request,
     record_id_of,
     record_request,
     risk_report,
@@ -32,6 +33,7 @@ from thor_policy.client.requests import (
 from thor_policy.core import records
 from thor_policy.core.errors import Unreachable
 from thor_policy.core.requests import Json
+from thor_policy.core.sources import Push
 from thor_policy.core.status import Status
 from thor_policy.protocol.replies import decode_reply, decode_status, encode_request, reply_id
 
@@ -142,6 +144,10 @@ class AsyncClient:
     async def maintenance(self, task: records.Maintenance, *, timeout_ms: int = 3_600_000) -> dict[str, Json]:
         done: dict[str, Json] = (await self._do(maintenance_request(task, timeout_ms)))["done"]
         return done
+
+    async def push(self, push: Push) -> None:
+        """Push values of an entity for a source; needs the role `push`. They end with the daemon."""
+        await self._do(push_request(push))
 
     async def control(self, control: records.Control, *, timeout_ms: int = 3_600_000) -> dict[str, Json]:
         done: dict[str, Json] = (await self._do(control_request(control, timeout_ms)))["done"]

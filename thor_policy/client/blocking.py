@@ -24,6 +24,7 @@ from thor_policy.client.requests import (
     evaluate_request,
     maintenance_request,
     new_request_ids,
+    push_request,
     record_id_of,
     record_request,
     risk_report,
@@ -32,6 +33,7 @@ from thor_policy.client.requests import (
 from thor_policy.core import records
 from thor_policy.core.errors import Unreachable
 from thor_policy.core.requests import Json
+from thor_policy.core.sources import Push
 from thor_policy.core.status import Status
 from thor_policy.protocol.replies import decode_reply, decode_status, encode_request
 
@@ -166,6 +168,10 @@ class Client:
         """Have the daemon work on its journal; needs the role `control`. Returns the result."""
         done: dict[str, Json] = self._do(maintenance_request(task, timeout_ms))["done"]
         return done
+
+    def push(self, push: Push) -> None:
+        """Push values of an entity for a source; needs the role `push`. They end with the daemon."""
+        self._do(push_request(push))
 
     def control(self, control: records.Control, *, timeout_ms: int = 3_600_000) -> dict[str, Json]:
         """Change the packs or the adapter of the daemon; needs the role `control`. Returns the new state."""

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypedDict
 
 from thor_policy.core import records
 from thor_policy.core.requests import Json
+from thor_policy.core.sources import Push
 from thor_policy.protocol.requests import question_fields
 
 #: Milliseconds that a client waits beyond a request's deadline: the daemon may reply only at the deadline.
@@ -79,6 +80,10 @@ def record_id_of(reply: dict[str, Json]) -> str:
 
 def maintenance_request(task: records.Maintenance, timeout_ms: int) -> ClientRequest:
     return ClientRequest("maintenance", {"record": task}, timeout_ms)
+
+
+def push_request(push: Push) -> ClientRequest:
+    return ClientRequest("push", {"record": push})
 
 
 def control_request(control: records.Control, timeout_ms: int) -> ClientRequest:

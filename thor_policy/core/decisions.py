@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 from msgspec import Struct
 
 from thor_policy.core.requests import Annotations, Caller, Evaluation, Json, Risk
+from thor_policy.core.sources import Consulted
 
 #: Who answered: a rule alone, the exact cache, the model, or nobody (fail closed).
 Tier = Literal["rule", "cache", "model", "fallback"]
@@ -36,7 +37,7 @@ class Floor(Struct, frozen=True, kw_only=True):
     are the reasons of the others. `errors` maps the id of each rule or fact that failed to its message.
     `missing` are the required members of the request that are absent or of another type. `time_used` has
     each time that expressions read, by its origin (a member of the request, or `daemon`); None if the pack
-    reads none. `final` says that no model is needed.
+    reads none. `final` says that no model is needed. `unavailable` are the required sources that failed.
     """
 
     outcome: str
@@ -51,6 +52,7 @@ class Floor(Struct, frozen=True, kw_only=True):
     missing: tuple[str, ...] = ()
     risk: Risk = "critical"
     time_used: dict[str, str] | None = None
+    unavailable: tuple[str, ...] = ()
 
     def settles(self, outcome: str) -> bool:
         """True when the rules alone demand `outcome` and say why."""
@@ -185,7 +187,7 @@ class Decision(Struct, frozen=True, kw_only=True):
 
     `original` is the decision whose score the cache gave again. `probabilities` are those of the score at
     `temperature`: calibrated where a calibration is in force, otherwise as the model gave them. `idempotency`
-    is there if the request had a key: the text of its `Mark`.
+    is there if the request had a key: the text of its `Mark`. `sources` is what the sources of the pack said.
     """
 
     id: str
@@ -211,6 +213,7 @@ class Decision(Struct, frozen=True, kw_only=True):
     original: str | None = None
     temperature: float = 1.0
     idempotency: str | None = None
+    sources: tuple[Consulted, ...] = ()
 
 
 class PriorRecord(Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ import hmac
 import msgspec
 from msgspec import Struct
 
-from thor_policy.core.requests import Caller
+from thor_policy.core.requests import Caller, Json
 
 #: Length of a digest: an HMAC-SHA256 in hex.
 DIGEST_CHARS = 64
@@ -50,6 +50,10 @@ class DigestKey:
         """
         digest = self._digest("key", caller.transport, caller.uid, caller.key, key)
         return Mark(digest, self._digest("content", digest, content))
+
+    def of_value(self, source: str, element: str, value: Json) -> str:
+        """What stands for a value of a source that is not recorded: equal values have equal digests."""
+        return self._digest("value", source, element, msgspec.json.encode(value, order="deterministic").hex())
 
     def _digest(self, *parts: str | int | None) -> str:
         return hmac.new(self._secret, msgspec.json.encode(parts), hashlib.sha256).hexdigest()

@@ -12,14 +12,17 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
+from thor_policy.core.sources import Consulted
+
 #: JSON as decoded: str, int, float, bool, None, list, dict.
 Json: TypeAlias = Any
 
 Risk = Literal["low", "medium", "high", "critical"]
 #: Whether a decision is explained: not at all, in its reply, or afterwards as an event of its own.
 Explain = Literal["none", "inline", "later"]
-#: What a caller may do: ask, hand over records, approve, review, run tests, work on the journal.
-Role = Literal["ask", "record", "approve", "review", "test", "control"]
+#: What a caller may do: ask, hand over records, push values of sources, approve, review, run tests, work on
+#: the journal.
+Role = Literal["ask", "record", "push", "approve", "review", "test", "control"]
 #: Whether a statement is only a claim, which counts in no figure. `unless_own`: it counts if the caller made
 #: the decision that it is about.
 Claimed = Literal["no", "unless_own", "yes"]
@@ -96,7 +99,7 @@ class Request(Struct, frozen=True, kw_only=True):
     `ticket` is the server's own handle for the reply. `received_at` is Unix time in seconds, stamped once
     at receipt and recorded; `received_ns` and `deadline_ns` are monotonic nanoseconds. `pack` is what the
     request calls the pack that it wants to be judged by; None: whichever is active. `idempotency` is
-    recorded with the decision.
+    recorded with the decision. `sources` is what the sources of the pack said.
     """
 
     ticket: int
@@ -109,6 +112,7 @@ class Request(Struct, frozen=True, kw_only=True):
     annotations: Annotations = Annotations()
     idempotency: str | None = None
     pack: str | None = None
+    sources: tuple[Consulted, ...] = ()
 
 
 _Time = Annotated[datetime, Meta(tz=True)]

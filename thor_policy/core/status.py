@@ -138,6 +138,24 @@ class DriftStatus(Struct, frozen=True, kw_only=True):
     counters: dict[str, int]
 
 
+class SourceStatus(Struct, frozen=True, kw_only=True):
+    """A source of a resident pack. `waiting` look-ups have not begun; times are those of all look-ups, in ms.
+
+    `problem` says what is wrong with it: why the newest look-up failed, or why its old rows still count.
+    """
+
+    name: str
+    pack: str
+    kind: str
+    system: str
+    required: bool
+    waiting: int
+    mean_ms: float
+    max_ms: float
+    problem: str | None
+    counters: dict[str, int]
+
+
 class ReloadStatus(Struct, frozen=True, kw_only=True):
     """What came of reading the settings again: why they were refused, which changed, which need a restart."""
 
@@ -147,7 +165,10 @@ class ReloadStatus(Struct, frozen=True, kw_only=True):
 
 
 class PartsStatus(Struct, frozen=True, kw_only=True):
-    """What all parts but the server say; `pack` and `model` are those that decide now."""
+    """What all parts but the server say; `pack` and `model` are those that decide now.
+
+    `sources` are those of all resident packs that were consulted; `pushed` the values that programs pushed.
+    """
 
     pack: PackInfo
     model: ModelStatus
@@ -159,6 +180,8 @@ class PartsStatus(Struct, frozen=True, kw_only=True):
     maintenance: JobStatus
     pack_manager: PackManagerStatus
     drift: DriftStatus
+    sources: tuple[SourceStatus, ...] = ()
+    pushed: CacheStatus | None = None
 
 
 class Status(PartsStatus, frozen=True, kw_only=True):
@@ -190,4 +213,6 @@ class Status(PartsStatus, frozen=True, kw_only=True):
             "maintenance": self.maintenance.counters,
             "pack_manager": self.pack_manager.counters,
             "drift": self.drift.counters,
+            "pushed": self.pushed.counters if self.pushed else {},
+            **{f"source:{source.name}": source.counters for source in self.sources},
         }

@@ -77,7 +77,8 @@ class DriftSentinel:
         if self._place < len(golden):
             example = golden[self._place]
             try:
-                floor = pack.book.apply(example.evaluation, example.at)
+                sources = pack.stated(example.sources)
+                floor = pack.book.apply(example.evaluation, example.at, sources=sources)
                 question = active.question(example.evaluation, floor)
                 scored = policy.engine.score(active.key, question, now_ns + DEADLINE_S * 10**9)
             except (RequestError, EngineError) as error:

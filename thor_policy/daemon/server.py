@@ -26,6 +26,7 @@ from thor_policy.core.decisions import PriorRecord
 from thor_policy.core.errors import ConfigError, DiskFull, RequestError, Stalled
 from thor_policy.core.requests import Caller, Json
 from thor_policy.core.results import Closed, KeyLookup, Refused
+from thor_policy.core.sources import Push
 from thor_policy.core.status import PartsStatus, ReloadStatus, Status
 from thor_policy.daemon.admission import (
     Admission,
@@ -52,6 +53,7 @@ from thor_policy.protocol.messages import (
     Idempotency,
     MaintenanceRequest,
     Message,
+    PushRequest,
     RecordRequest,
     StatusRequest,
     op_of,
@@ -89,13 +91,20 @@ class PackChanges(Protocol):
         """Load again the packs that changed on disk; from a signal handler too."""
 
 
+class TakePush(Protocol):
+    """Keeps the values that `caller` pushed at Unix time `at`; returns at once. Raises RequestError."""
+
+    def __call__(self, push: Push, caller: Caller, *, at: float, now_ns: int) -> None: ...
+
+
 class Server:
     """Serves one endpoint, whose lock the caller holds (`endpoint_lock`).
 
     `describe` says how the other parts are. `find_pack` is that of `Admission`; `long_texts` gives the limits
-    of texts that a pack states. Without `pack_changes` no pack can be changed. `reread` reads the settings
-    again. `refusal` says why a part can take nothing new, None while it can: without the engine only records
-    are admitted, without the journal nothing. Raises ConfigError if the endpoint cannot be opened.
+    of texts that a pack states. Without `pack_changes` no pack can be changed, without `push` no value
+    pushed. `reread` reads the settings again. `refusal` says why a part can take nothing new, None while it
+    can: without the engine only records are admitted, without the journal nothing. Raises ConfigError if the
+    endpoint cannot be opened.
     """
 
     def __init__(
@@ -111,6 +120,7 @@ class Server:
         long_texts: Callable[[str | None], Mapping[str, int]] = lambda _: {},
         refusal: Callable[[Part], RequestError | None] = lambda _: None,
         pack_changes: PackChanges | None = None,
+        push: TakePush | None = None,
         reread: Callable[[], Config] | None = None,
     ) -> None:
         self._config = config
@@ -120,6 +130,7 @@ class Server:
         self._maintenance = maintenance
         self._describe = describe
         self._pack_changes = pack_changes
+        self._push = push
         self._long_texts = long_texts
         self._reread = reread
         self._reload_due = False
@@ -363,6 +374,11 @@ class Server:
         elif isinstance(message, MaintenanceRequest):
             ticket = self._admission.job(answer, arrival, "journal")
             self._maintenance.submit(ticket, message.maintenance, arrival.caller)
+        elif isinstance(message, PushRequest):
+            if self._push is None:
+                raise RequestError("unavailable", "op: this server takes no pushed values")
+            self._push(message.push, arrival.caller, at=arrival.received_at, now_ns=arrival.received_ns)
+            self._send(sender, encode_reply(message.id, pushed={"ttl_s": message.push.ttl_s}))
         elif self._pack_changes is None:
             raise RequestError("unavailable", "op: this server cannot change packs")
         else:

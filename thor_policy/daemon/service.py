@@ -21,6 +21,7 @@ from thor_policy.core.errors import JournalError, RequestError, Stalled, ThorPol
 from thor_policy.core.fair_queue import Debts
 from thor_policy.core.results import Committed, EngineResult, Explained, JobDone
 from thor_policy.daemon.admission import Part
+from thor_policy.daemon.consulting import Consulting
 from thor_policy.daemon.drift import DriftSentinel
 from thor_policy.daemon.engine_thread import EngineThread
 from thor_policy.daemon.loading import (
@@ -46,6 +47,8 @@ from thor_policy.policy.decider import Policy
 from thor_policy.policy.pack_files import load_files
 from thor_policy.policy.score_cache import ScoreCache
 from thor_policy.policy.structure import names
+from thor_policy.sources.kinds import Reach
+from thor_policy.sources.pushed import PushedValues
 from thor_policy.telemetry import clocks
 from thor_policy.telemetry.watchdog import Supervisor
 
@@ -174,8 +177,26 @@ def open_service(
             journal, on_job_done, on_calibration=policy.calibrate, verifier=verifier
         )
         stack.callback(maintenance.stop, config.shutdown_s)
+        pushed = PushedValues(config.max_pushed, config.max_pushed_mb << 20)
+        consulting = Consulting(
+            rules_thread,
+            lambda: policy.residents,
+            pushed=pushed,
+            reach=Reach(overrides=config.sources, hosts=config.source_hosts),
+            max_waiting=config.max_source_waiting,
+        )
+        stack.callback(consulting.stop)
         parts = Parts(
-            policy, rules_thread, engine_thread, journal, maintenance, pack_manager, drift, verifier
+            policy,
+            rules_thread,
+            engine_thread,
+            journal,
+            maintenance,
+            pack_manager,
+            drift,
+            verifier,
+            consulting,
+            pushed,
         )
 
         def refusal(part: Part) -> RequestError | None:
@@ -184,7 +205,7 @@ def open_service(
         server = Server(
             config,
             mailbox=mailbox,
-            rules=rules_thread,
+            rules=consulting,
             recorder=journal,
             maintenance=maintenance,
             describe=parts.status,
@@ -192,6 +213,7 @@ def open_service(
             long_texts=lambda name: policy.residents.long_texts(name),
             refusal=refusal,
             pack_changes=pack_manager,
+            push=consulting.push,
             reread=reread,
         )
         sockets.callback(server.close)

@@ -18,6 +18,7 @@ from thor_policy.core.status import (
     PartsStatus,
     RulesStatus,
 )
+from thor_policy.daemon.consulting import Consulting
 from thor_policy.daemon.drift import DriftSentinel
 from thor_policy.daemon.engine_thread import EngineThread
 from thor_policy.daemon.maintenance_thread import MaintenanceThread
@@ -26,6 +27,7 @@ from thor_policy.daemon.rules_thread import RulesThread
 from thor_policy.daemon.verifier import Verifier
 from thor_policy.journal.writer import Journal
 from thor_policy.policy.decider import Policy
+from thor_policy.sources.pushed import PushedValues
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Parts:
     pack_manager: PackManager
     drift: DriftSentinel
     verifier: Verifier
+    consulting: Consulting
+    pushed: PushedValues
 
     def status(self) -> PartsStatus:
         """What each part says now."""
@@ -69,6 +73,8 @@ class Parts:
                 max_packs=self.pack_manager.max_packs,
             ),
             drift=self.drift.status(),
+            sources=self.consulting.status(),
+            pushed=CacheStatus(entries=len(self.pushed), counters=dict(self.pushed.counters)),
         )
 
     def _model(self) -> ModelStatus:

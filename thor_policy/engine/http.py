@@ -37,8 +37,8 @@ class PathNotFound(EngineError):
     """The server answered 404: it has no such path."""
 
 
-def read_key(place: str, environ: Mapping[str, str] = os.environ) -> str:
-    """The bearer key from `place`, the value of the setting `engine_key`; empty if `place` is empty.
+def read_key(place: str, environ: Mapping[str, str] = os.environ, *, setting: str = "engine_key") -> str:
+    """The bearer key from `place`, the value of the setting `setting`; empty if `place` is empty.
 
     `place` is an absolute path or the name of an environment variable. Raises ConfigError, which never
     contains the content of either.
@@ -46,14 +46,14 @@ def read_key(place: str, environ: Mapping[str, str] = os.environ) -> str:
     if not place:
         return ""
     where = (
-        f"the file {place} that engine_key names"
+        f"the file {place} that {setting} names"
         if place.startswith("/")
-        else "the environment variable that engine_key names"
+        else f"the environment variable that {setting} names"
     )
     try:
         key = _key_file(Path(place)) if place.startswith("/") else environ[place]
     except KeyError:
-        raise ConfigError(f"{where} is not set; export it, or set engine_key to a file") from None
+        raise ConfigError(f"{where} is not set; export it, or set {setting} to a file") from None
     except OSError as error:
         raise ConfigError(f"{where} cannot be read: {error.strerror}") from None
     except ValueError as error:

@@ -7,7 +7,7 @@ the private part only, so erasing that part erases them. A body holds decisions 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TypeAlias
@@ -32,6 +32,7 @@ from thor_policy.core.decisions import (
 )
 from thor_policy.core.records import Calibration
 from thor_policy.core.requests import Annotations, Caller, Claimed, Evaluation, Json, Risk
+from thor_policy.core.sources import Consulted, Described
 from thor_policy.journal.rewrites import Rewrite
 
 #: A body or a private part: a struct of this module, or plain JSON values.
@@ -121,6 +122,24 @@ class ExplanationBody(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
     fault: Fault | None = None
 
 
+class ConsultedBody(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """A value that a source gave for a decision (`core.sources.Consulted`); the value itself is private.
+
+    `digest` stands for a value that is masked.
+    """
+
+    source: str
+    of: Described
+    system: str
+    element: str | None = None
+    digest: str | None = None
+    took_ms: float = 0.0
+    fresh_at: str | None = None
+    quality: float | None = None
+    cached: bool = False
+    error: str | None = None
+
+
 class DecisionColumns(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """The fields of a `decision` event's body that the table `decisions` shows.
 
@@ -155,6 +174,7 @@ class DecisionBody(DecisionColumns, frozen=True, kw_only=True, omit_defaults=Tru
 
     prompt: Prompt | None = None
     obligations: tuple[Obligation, ...] = ()
+    consulted: tuple[ConsultedBody, ...] = ()
 
 
 class ShadowBody(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -213,7 +233,7 @@ class DecisionPrivate(PrivateColumns, frozen=True, kw_only=True, omit_defaults=T
     `facts` that are false, zero or empty are left out. So is `reasoning` where it equals the floor's
     `because`. `masked` are the JSON pointers whose values were not recorded. Then facts, errors, times,
     suffix tokens and logits are not recorded either, and probabilities are rounded, because they are computed
-    from those values.
+    from those values. `consulted` are the values of sources, by source and attribute.
     """
 
     facts: dict[str, Json] = {}
@@ -221,6 +241,7 @@ class DecisionPrivate(PrivateColumns, frozen=True, kw_only=True, omit_defaults=T
     time_used: dict[str, str] | None = None
     suffix_tokens: tuple[int, ...] = ()
     masked: tuple[str, ...] = ()
+    consulted: dict[str, dict[str, Json]] = {}
 
 
 class ExplanationPrivate(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -230,10 +251,21 @@ class ExplanationPrivate(Struct, frozen=True, kw_only=True, omit_defaults=True, 
     text: str | None = None
 
 
-def decision_event(decision: Decision, ticket: int | None = None, *, masked: Sequence[str] = ()) -> Event:
+#: Makes the digest of a value that is not recorded: of its source, its name and itself.
+Digest: TypeAlias = Callable[[str, str, Json], str]
+
+
+def decision_event(
+    decision: Decision,
+    ticket: int | None = None,
+    *,
+    masked: Sequence[str] = (),
+    digest: Digest | None = None,
+) -> Event:
     """The event of a decision: all that is needed to explain it and to derive it again.
 
-    Values of the evaluation at the JSON pointers `masked` are not recorded.
+    Values of the evaluation and of sources at the JSON pointers `masked` are not recorded; `digest` makes
+    what stands for a value of a source.
     """
     scored, floor, model, explanation = (
         decision.scored,
@@ -278,9 +310,11 @@ def decision_event(decision: Decision, ticket: int | None = None, *, masked: Seq
         annotations=None if decision.annotations == Annotations() else decision.annotations,
         original=decision.original,
         temperature=decision.temperature,
+        consulted=tuple(_consulted(decision.sources, masked, digest)) if decision.sources else (),
     )
     private = DecisionPrivate(
         evaluation=evaluation,
+        consulted=_values(decision.sources) if decision.sources else {},
         facts={name: value for name, value in floor.facts.items() if value},
         errors=floor.errors,
         time_used=floor.time_used,
@@ -367,14 +401,63 @@ def counterfactual_events(run: records.Counterfactuals, at: float) -> list[Event
     ]
 
 
+def _consulted(
+    entries: Sequence[Consulted], masked: Sequence[str], digest: Digest | None
+) -> Iterator[ConsultedBody]:
+    for entry in entries:
+        hidden = entry.element is not None and _hides(masked, entry)
+        yield ConsultedBody(
+            source=entry.source,
+            of=entry.of,
+            system=entry.system,
+            element=entry.element,
+            digest=digest(entry.source, entry.element, entry.value)
+            if hidden and digest is not None and entry.element is not None
+            else entry.digest,
+            took_ms=entry.took_ms,
+            fresh_at=entry.fresh_at,
+            quality=entry.quality,
+            cached=entry.cached,
+            error=entry.error,
+        )
+
+
+def _hides(masked: Sequence[str], entry: Consulted) -> bool:
+    """True if a pointer names the value, or a part of it."""
+    own = f"/sources/{entry.source}/{entry.element}"
+    return any(pointer == own or pointer.startswith(f"{own}/") for pointer in masked)
+
+
+def _values(entries: Sequence[Consulted]) -> dict[str, dict[str, Json]]:
+    """The values by source and attribute; a source without any is left out."""
+    values: dict[str, dict[str, Json]] = {}
+    for entry in entries:
+        if entry.element is not None:
+            values.setdefault(entry.source, {})[entry.element] = entry.value
+    return values
+
+
+def consulted_of(body: Json, private: Json) -> tuple[Consulted, ...]:
+    """What sources said for a recorded decision, from the parts of its event as they are read."""
+    values = private.get("consulted", {})
+    return tuple(
+        Consulted(**entry, value=values.get(entry["source"], {}).get(entry.get("element")))
+        for entry in body.get("consulted", ())
+    )
+
+
 def _masked(private: DecisionPrivate, pointers: Sequence[str]) -> DecisionPrivate:
-    plain, hidden = mask(msgspec.to_builtins(private.evaluation), pointers)
+    values = msgspec.to_builtins(private.evaluation)
+    if private.consulted:
+        values["sources"] = private.consulted
+    plain, hidden = mask(values, pointers)
     if not hidden:
         return private
-    evaluation = msgspec.convert(plain, Evaluation)
+    consulted = plain.pop("sources", {})
     return replace(
         private,
-        evaluation=evaluation,
+        evaluation=msgspec.convert(plain, Evaluation),
+        consulted=consulted,
         facts={},
         errors={},
         time_used=None,

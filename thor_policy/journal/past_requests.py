@@ -1,8 +1,8 @@
 """The request of a recorded decision, so that it can be decided again.
 
-Owns the way back from an event to a `Request`. Invariant: evaluation, caller and time of receipt come from
-the record, so rules and prompt are the same as then. An incomplete request is refused with the reason. Any
-thread or process, on a reader of its own.
+Owns the way back from an event to a `Request`. Invariant: evaluation, caller, time of receipt and the
+values of sources come from the record, so rules and prompt are the same as then. An incomplete request is
+refused with the reason. Any thread or process, on a reader of its own.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from thor_policy.core.requests import NEVER_NS, Caller, Evaluation, Request
+from thor_policy.journal.events import consulted_of
 from thor_policy.journal.reader import Reader, Record
 
 #: Why a request cannot be decided again. `decision_report`: somebody else decided it. `erased`: it was
@@ -50,4 +51,5 @@ def request_of(reader: Reader, event: Record) -> Request:
         received_at=datetime.fromisoformat(event["at"]).timestamp(),
         received_ns=0,
         deadline_ns=NEVER_NS,
+        sources=consulted_of(event["body"], private),
     )

@@ -198,7 +198,8 @@ class Journal:
 
     def decided(self, decision: Decision, ticket: int | None = None) -> None:
         """Record a decision."""
-        self.append(events.decision_event(decision, ticket, masked=self._masked))
+        digest = self._digest_key.of_value if self._masked and decision.sources else None
+        self.append(events.decision_event(decision, ticket, masked=self._masked, digest=digest))
 
     def explained(
         self,

@@ -109,12 +109,14 @@ class Policy:
         #: Rule errors: decisions in which a fact, a rule or the risk failed. Fields missing: decisions on
         #: requests without the members that the pack requires. Doubts: decisions in which the model's label
         #: was stricter than the floor and did not count. Reasons replaced: explanations of the model that
-        #: did not hold. Rules stopped: decisions whose rules met their budget or the deadline.
+        #: did not hold. Rules stopped: decisions whose rules met their budget or the deadline. Source failed:
+        #: decisions for which a required source gave no answer.
         self.counters = Counter(
             shadows_dropped=0,
             shadows_failed=0,
             rule_errors=0,
             rules_stopped=0,
+            source_failed=0,
             fields_missing=0,
             doubts=0,
             reasons_replaced=0,
@@ -281,7 +283,7 @@ class Policy:
         try:
             if stopped:
                 raise RulesStopped(stopped)
-            floor = book.apply(request.evaluation, request.received_at, limit)
+            floor = book.apply(request.evaluation, request.received_at, limit, request.sources)
         except RulesStopped as stop:
             stopped, floor = stop.code, book.stopped(stop.code)
         return Assessment(
@@ -293,7 +295,7 @@ class Policy:
         pack, decision_id, started_ns = resident.pack, assessment.decision_id, time.monotonic_ns()
         scored: Scored | None = None
         original: str | None = None
-        tier: Tier = "fallback" if assessment.stopped else "rule"
+        tier: Tier = "fallback" if assessment.stopped or floor.unavailable else "rule"
         reason_code, outcome = self._reason_code(assessment), floor.outcome
         temperature = self.temperature_of(resident)
         probabilities: dict[str, float] = {}
@@ -342,6 +344,7 @@ class Policy:
             original=original,
             temperature=temperature if scored else 1.0,
             idempotency=request.idempotency,
+            sources=request.sources,
         )
 
     def _reason_code(self, assessment: Assessment) -> str | None:
@@ -354,6 +357,9 @@ class Policy:
                     extra = logs.fields(decision_id=assessment.decision_id, unlogged=unlogged or None)
                     log.warning("%s", floor.because, extra=extra)
                 return assessment.stopped
+            if floor.unavailable:
+                self.counters["source_failed"] += 1
+                return "source_failed"
             if floor.missing:
                 self.counters["fields_missing"] += 1
                 return "fields_missing"

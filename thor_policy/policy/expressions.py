@@ -5,8 +5,8 @@ of faults. Invariant: an expression that does not check is never run, and a chec
 error, never an exception. A `Language` belongs to one pack; any thread may check and run with it.
 
 Variables: `subject`, `action`, `resource` and `context` (as in AuthZEN), `now` (the daemon's receipt time, a
-timestamp), `data` (the tables of data.yaml), and each fact above an expression, by its name. Docs:
-docs/reference/packs.md.
+timestamp), `data` (the tables of data.yaml), `sources` (what the sources of the pack said), and each fact
+above an expression, by its name. Docs: docs/reference/packs.md.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from cel_expr_python import cel
 from cel_expr_python.ext import ext_bindings, ext_math, ext_optional, ext_strings
@@ -60,6 +60,10 @@ _MEMBERS = {
     "resource.id": "string",
     "resource.properties": "map",
 }
+#: A type that a pack can declare for a member of a request, or for an attribute of a source.
+MemberType: TypeAlias = Literal[
+    "bool", "int", "number", "string", "timestamp", "list", "list(string)", "list(number)", "map"
+]
 _T = cel.Type
 #: The types that `requires` and `reads` name, as the checker sees them.
 TYPES: dict[str, Any] = {
@@ -143,7 +147,8 @@ class Program:
 class Language:
     """CEL for one pack: its word lists, its tables, and the members that it declares with their types.
 
-    `vocabularies` are the paths of the members that have one.
+    `vocabularies` are the paths of the members that have one. `sources` has the types of the attributes of
+    each source.
     """
 
     def __init__(
@@ -153,6 +158,7 @@ class Language:
         data: Mapping[str, Json] | None = None,
         members: Mapping[str, str] | None = None,
         vocabularies: Collection[str] = (),
+        sources: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         self._words = words
         self._vocabularies = tuple(vocabularies)
@@ -161,6 +167,14 @@ class Language:
         self._variables: dict[str, Any] = {name: TYPES[kind] for name, kind in _MEMBERS.items()}
         self._variables |= {"context": ANY_MAP, "now": _T.TIMESTAMP}
         self._variables |= {f"data.{name}": _table_type(table) for name, table in self._data.items()}
+        self._sources = {name: dict(attributes) for name, attributes in (sources or {}).items()}
+        self._variables |= {f"sources.{name}": ANY_MAP for name in self._sources}
+        #: The types of declared members and of attributes, by path.
+        self._declared = self._members | {
+            f"sources.{name}.{attribute}": kind
+            for name, attributes in self._sources.items()
+            for attribute, kind in attributes.items()
+        }
         self._tables = {f"data.{name}": table for name, table in self._data.items()}
         #: Environments by the names and types that they declare: making one costs more than compiling in it.
         self._environments: dict[frozenset[tuple[str, str]], Any] = {}
@@ -172,7 +186,7 @@ class Language:
         tokens = list(tokenise(text))
         checked = self._without_presence_tests(text, tokens)
         named = {name: facts[name].native for name in names_in(text) if name in facts}
-        declared = {name: TYPES[kind] for name, kind in self._members.items()}
+        declared = {name: TYPES[kind] for name, kind in self._declared.items()}
         environment = self._environment(named | declared)
         try:
             native = environment.compile(checked).return_type()
@@ -180,6 +194,7 @@ class Language:
             return self._faults(str(error), text, facts)
         faults = [
             *self._faults_of_calls(text, tokens),
+            *self._faults_of_sources(text, tokens),
             *faults_of_members(text, tokens, {name: fact.call for name, fact in facts.items() if fact.call}),
             *faults_of_tokens(text, tokens),
         ]
@@ -216,7 +231,7 @@ class Language:
         for at, token in enumerate(tokens):
             if token.text == "has" and at + 1 < len(tokens) and tokens[at + 1].text == "(":
                 close = next((n for n in range(at + 2, len(tokens)) if tokens[n].text == ")"), at)
-                if "".join(part.text for part in tokens[at + 2 : close]) in self._members:
+                if "".join(part.text for part in tokens[at + 2 : close]) in self._declared:
                     begin, end = tokens[at + 2].offset, tokens[close].offset + 1
                     before, after = text[token.offset : begin], text[begin + len("true") : end]
                     blanks = [re.sub(r"[^\n]", " ", part) for part in (before, after)]
@@ -246,6 +261,9 @@ class Language:
         if root == "data":
             table = rest.partition(".")[0]
             return f"there is no table {table!r} in data.yaml" if table else "write data.TABLE"
+        if root == "sources":
+            name = rest.partition(".")[0]
+            return f"there is no source {name!r} in pack.yaml" if name else "write sources.NAME.ATTRIBUTE"
         if root in ("subject", "action", "resource"):
             members = [member.split(".")[1] for member in _MEMBERS if member.startswith(f"{root}.")]
             return f"{name}: {root} has the members {', '.join(members)}" + (
@@ -298,6 +316,23 @@ class Language:
                 line, column = position(text, (first or [token])[0].offset)
                 yield Fault(line=line, column=column, message=problem)
 
+    def _faults_of_sources(self, text: str, tokens: Sequence[Token]) -> Iterator[Fault]:
+        """Attributes that no source declares."""
+        for at, token in enumerate(tokens):
+            path = [part.text for part in tokens[at : at + 5]]
+            if (
+                token.text != "sources"
+                or len(path) < 5
+                or path[1::2] != [".", "."]
+                or path[2] not in self._sources
+            ):
+                continue
+            known = self._sources[path[2]]
+            if path[4] not in known and not (at and tokens[at - 1].text == "."):
+                line, column = position(text, tokens[at + 4].offset)
+                message = f"the source {path[2]} has no attribute {path[4]!r}; it has {', '.join(known)}"
+                yield Fault(line=line, column=column, message=message)
+
     def _fault_of_programs(self, name: str | None) -> str | None:
         """What is wrong with a table of programs."""
         if name is None:
@@ -334,8 +369,16 @@ class Language:
 
     # ------------------------------------------------------------ running
 
-    def inputs(self, evaluation: Evaluation, received_at: float) -> dict[str, Any]:
-        """The variables of one request. Programs of this thread read this request until the next call."""
+    def inputs(
+        self,
+        evaluation: Evaluation,
+        received_at: float,
+        sources: Mapping[str, Mapping[str, Json]] | None = None,
+    ) -> dict[str, Any]:
+        """The variables of one request. Programs of this thread read this request until the next call.
+
+        `sources` has attributes of their declared types by source; one that is not in it is absent.
+        """
         subject, action, resource = evaluation.subject, evaluation.action, evaluation.resource
         properties = [_plain(part.properties) for part in (subject, action, resource)]
         context = _plain(evaluation.context)
@@ -358,6 +401,7 @@ class Language:
         return inputs | {
             "now": datetime.fromtimestamp(received_at, UTC),
             **self._tables,
+            **{f"sources.{name}": _plain((sources or {}).get(name, {})) for name in self._sources},
         }
 
     def set_names(self, inputs: dict[str, Any], values: Mapping[str, Json]) -> None:
@@ -388,7 +432,7 @@ class Language:
                     parent.pop(last, None)
                 if path in required:
                     problems[path] = "is missing"
-            elif (typed := _as_type(value, kind)) is None:
+            elif (typed := as_type(value, kind)) is None:
                 problems[path] = f"is a {json_type(value)}, not {with_article(kind)}"
             elif typed is not value:
                 parent[last] = typed
@@ -434,7 +478,7 @@ def _plain(value: Json) -> Json:
     return value
 
 
-def _as_type(value: Json, kind: str) -> Json:
+def as_type(value: Json, kind: str) -> Json:
     """The value with its declared type; None if it does not have it."""
     if kind == "number":
         exact = type(value) is int and abs(value) < EXACT

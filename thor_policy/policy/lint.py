@@ -15,9 +15,17 @@ from thor_policy.core.requests import Json
 from thor_policy.policy.expressions import LARGE_TABLE
 from thor_policy.policy.pack import Example, Manifest, Pack
 from thor_policy.policy.pack_files import FILES, SIGNATURE, SUITES, Finding, PackFiles, examine
-from thor_policy.policy.rules import MEMBER, STEP, Rule, paths_read, reads_only_subject_properties
+from thor_policy.policy.rules import (
+    MEMBER,
+    STEP,
+    Rule,
+    paths_read,
+    reads_only_subject_properties,
+    texts_read,
+)
 from thor_policy.policy.structure import names
 from thor_policy.policy.tokens import (
+    absences_in,
     comparisons,
     kinds_compared,
     literal_values,
@@ -50,14 +58,14 @@ def lint(path: Path) -> list[Finding]:
     if pack is not None:
         findings = lint_pack(pack)
     elif parts := _parts(files, findings):
-        findings = [*findings, *_advice(parts), *_strays(path)]
+        findings = [*findings, *_advice(parts), *_strays(path, parts.manifest)]
     return sorted(map(files.placed, findings), key=_order)
 
 
 def lint_pack(pack: Pack) -> list[Finding]:
     """All problems of a pack that loads, without their places."""
     parts = _Parts(pack.manifest, pack.clauses, pack.book.rules, pack.examples, pack.data)
-    return [*_advice(parts), *_answers_of_examples(pack), *_strays(pack.path)]
+    return [*_advice(parts), *_answers_of_examples(pack), *_strays(pack.path, pack.manifest)]
 
 
 def _parts(files: PackFiles, findings: Sequence[Finding]) -> _Parts | None:
@@ -136,11 +144,37 @@ def _problems_of_rules(parts: _Parts) -> Iterator[Finding]:
         if settles and not parts.manifest.vocabulary and "action.name" in paths_read(rule, facts):
             message = "is a final allow that reads action.name, and the pack has no vocabulary; add one"
             yield _warning(where, message, f"{path}.when")
+        if settles:
+            yield from _asserted_though_offered(parts.manifest, rule, where, f"{path}.when")
         if settles and "same" in names_in(rule.when):
             message = (
                 "is a final allow that calls same(..), which is true for names that only look alike; use =="
             )
             yield _warning(where, message, f"{path}.when")
+
+
+def _asserted_though_offered(manifest: Manifest, rule: Rule, where: str, path: str) -> Iterator[Finding]:
+    """A final allow that believes the caller what a source says, or holds because a source says nothing."""
+    read = paths_read(rule, manifest.facts)
+    for name, source in manifest.sources.items():
+        for attribute in source.attributes:
+            asserted = {f"{source.of}.properties.{attribute}", f"context.{attribute}"} & read
+            offered = f"sources.{name}.{attribute}"
+            if asserted and offered not in read:
+                message = (
+                    f"is a final allow that rests on {min(asserted)}, which the caller asserts; "
+                    f"{offered} offers it"
+                )
+                yield _warning(where, message, path)
+    for text in texts_read(rule, manifest.facts):
+        for name in sorted(absences_in(text) & manifest.sources.keys()):
+            source = manifest.sources[name]
+            if not source.required or source.types:
+                message = (
+                    f"is a final allow that may hold because sources.{name} says nothing; make the source "
+                    "required and of every type, or let the rule demand a stricter outcome"
+                )
+                yield _warning(where, message, path)
 
 
 def _problems_of_fields(manifest: Manifest) -> Iterator[Finding]:
@@ -200,8 +234,11 @@ def _problems_of_examples(parts: _Parts, examples: Sequence[Example]) -> Iterato
                 yield _warning("examples.yaml", f"no example shows the outcome {label!r}")
 
 
-def _strays(folder: Path) -> Iterator[Finding]:
-    known = (*FILES, SIGNATURE, *SUITES)
+def _strays(folder: Path, manifest: Manifest) -> Iterator[Finding]:
+    """Files that are no part of the pack; the tables that its sources name belong beside it."""
+    places = (source.table or source.sqlite for source in manifest.sources.values())
+    named = {Path(place.path).parts[0] for place in places if place is not None}
+    known = (*FILES, SIGNATURE, *SUITES, *named)
     for stray in sorted(path.name for path in folder.iterdir() if path.name not in known):
         yield _warning(stray, "is not part of a pack; the digest does not cover it")
 
@@ -215,7 +252,14 @@ def _answers_of_examples(pack: Pack) -> Iterator[Finding]:
         where, path = f"examples.yaml {example.id}", f"$[{at}]"
         if example.outcome not in pack.labels:
             continue
-        floor = pack.book.apply(example.evaluation, example.at)
+        floor = pack.book.apply(example.evaluation, example.at, sources=pack.stated(example.sources))
+        if floor.unavailable:
+            names = ", ".join(floor.unavailable)
+            message = f"does not state what {names} says; add `sources: {{{floor.unavailable[0]}: {{..}}}}`"
+            yield _error(where, message, path)
+            continue
+        for name in example.sources.keys() - pack.manifest.sources.keys():
+            yield _error(where, f"there is no source {name!r} in pack.yaml", f"{path}.sources.{name}")
         for name, message in floor.errors.items():
             yield _error(where, f"{name} fails on this example: {message}", path)
         if floor.missing:

@@ -21,8 +21,11 @@ from thor_policy.core.decisions import Floor, Obligation, PackInfo
 from thor_policy.core.engine import ChatTurn, Fixed, FreeText, OneOf, PromptPrefix, SomeOf, Step
 from thor_policy.core.errors import PackError, RequestError
 from thor_policy.core.requests import Evaluation, Json, Risk
+from thor_policy.core.sources import Consulted
+from thor_policy.policy.expressions import MemberType
 from thor_policy.policy.prompt_text import look_up, show, text_size, without
-from thor_policy.policy.rules import Clock, MemberType, Requires, Rule, RuleBook
+from thor_policy.policy.rules import Clock, Requires, Rule, RuleBook
+from thor_policy.policy.source_specs import SourceSpec, stated
 from thor_policy.policy.vocabulary import Vocabulary
 
 #: Values that every request has: if the first field shows one, all questions begin with the same text.
@@ -91,6 +94,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     `model: never` makes a pack of rules alone. `default` is the outcome where no rule decides; without it the
     model decides there. `requires` and `reads` declare members of a request with their types: those that it
     must have, and those that it may have. `vocabulary` lists the names that members can have, by their path.
+    `sources` are where the daemon looks attributes up, by name.
     `cache: false`: the model scores every question, repeated ones too. `clock: daemon`:
     expressions may read `now`, the receipt time, so outcomes may change with it.
     """
@@ -107,6 +111,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     fields: tuple[Field, ...] = ()
     words: dict[str, tuple[str, ...]] = {}
     vocabulary: dict[str, Vocabulary] = {}
+    sources: dict[str, SourceSpec] = {}
     facts: dict[str, str] = {}
     risk: str | None = None
     supersedes: str | None = None
@@ -116,7 +121,10 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Example(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One few-shot example; `at` (Unix seconds) is used as the receipt time."""
+    """One few-shot example; `at` (Unix seconds) is used as the receipt time.
+
+    `sources` has what the sources of the pack say in it: attributes by source.
+    """
 
     id: str
     evaluation: Evaluation
@@ -126,6 +134,7 @@ class Example(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     clauses: tuple[str, ...]
     reasoning: str
     at: float = 1_767_279_600.0  # 2026-01-01 15:00 UTC, a Thursday
+    sources: dict[str, dict[str, Json]] = {}
 
 
 class Pack:
@@ -159,6 +168,10 @@ class Pack:
         #: Characters that a text of a request may have at a path, where that is more than usual.
         self.long_texts = _long_texts(manifest)
         self._prefixes = None if self.rules_only else (self._full_prefix(), self._brief_prefix())
+
+    def stated(self, sources: Mapping[str, Mapping[str, Json]]) -> tuple[Consulted, ...]:
+        """Attributes that an example states, by source, as if the sources had said them."""
+        return stated(self.manifest.sources, sources)
 
     @property
     def loosest(self) -> str:
@@ -289,7 +302,8 @@ class Pack:
             )
         ]
         for example in self.examples:
-            facts = self.book.apply(example.evaluation, example.at).facts
+            sources = self.stated(example.sources)
+            facts = self.book.apply(example.evaluation, example.at, sources=sources).facts
             turns.append(ChatTurn(role="user", text=self.question(example.evaluation, facts)))
             text = answer(example.outcome, example.classification, example.clauses, example.reasoning)
             turns.append(ChatTurn(role="assistant", text=text))
@@ -333,6 +347,7 @@ def rule_book(manifest: Manifest, rules: tuple[Rule, ...], data: Mapping[str, Js
         default=manifest.default,
         rules_only=manifest.model == "never",
         clock=manifest.clock,
+        sources=manifest.sources,
         where=where,
     )
 

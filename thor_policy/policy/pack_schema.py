@@ -58,6 +58,10 @@ _MEMBERS: dict[str, dict[str, tuple[str, Schema]]] = {
             "For members of a request, by path: the names that they can have.",
             {"propertyNames": _NAMED_PATHS},
         ),
+        "sources": (
+            "Where the daemon looks attributes up, by name. Expressions read them as sources.NAME.ATTRIBUTE.",
+            {"propertyNames": _NAMES},
+        ),
         "words": ("Word lists for mentions(..) and starts(..), by name.", {}),
         "facts": (
             "Named CEL expressions. Each sees the request, `data` and facts above it; _x is a step.",
@@ -90,6 +94,51 @@ _MEMBERS: dict[str, dict[str, tuple[str, Schema]]] = {
         "unknown": ("Least outcome of a request with another name. Default: the strictest.", {}),
         "clause": ("Name of the clause that it enforces.", {}),
         "classification": ("Class of the answer.", {}),
+    },
+    "SourceSpec": {
+        "of": ("The part of a question that it describes.", {}),
+        "attributes": ("What expressions may read of it, by name.", {"propertyNames": _NAMES}),
+        "types": ("Types of the subject or resource that it describes. Default: every type.", {}),
+        "system": ("What records call it. Default: its name.", {}),
+        "required": (
+            "true: if it fails, the answer is the strictest outcome. false: its attributes are absent.",
+            {},
+        ),
+        "timeout_ms": ("Longest look-up, in milliseconds.", {}),
+        "workers": ("Look-ups that may run at once.", {}),
+        "fresh_at": ("Path to the RFC 3339 time of its values.", {}),
+        "quality": ("Path to the quality of its values, 0 to 1.", {}),
+        "table": ("It is a file of rows.", {}),
+        "sqlite": ("It is a query on a SQLite file.", {}),
+        "http": ("It is a JSON endpoint.", {}),
+        "pushed": ("Programs with the role push send its values.", {}),
+    },
+    "Attribute": {
+        "type": ("Type of the attribute. A value of another type makes the look-up fail.", {}),
+        "at": ("Dotted path in what the source gives. Default: the attribute's name.", {}),
+    },
+    "Table": {
+        "path": (
+            "File that ends with .yaml, .csv or .jsonl. A relative path begins at the pack's directory.",
+            {},
+        ),
+        "key": ("Column of the entity's id.", {}),
+        "type_key": ("Column of the entity's type. Without it the rows are of every type.", {}),
+    },
+    "Sqlite": {
+        "path": ("SQLite file, opened read-only. A relative path begins at the pack's directory.", {}),
+        "query": ("SELECT with the parameters :id and :type. Its first row counts.", {}),
+        "listing": ("SELECT whose first column has the ids of all entities.", {}),
+    },
+    "Http": {
+        "url": ("URL with {id} and {type}, which are percent-escaped.", {}),
+        "hosts": ("Further hosts that a redirect may lead to.", {}),
+        "ttl_s": ("Seconds for which an answer may be used again. 0: never.", {}),
+        "max_bytes": ("Largest answer, in bytes.", {}),
+        "listing": ("URL of a JSON list of ids.", {}),
+    },
+    "Pushed": {
+        "max_ttl_s": ("Seconds for which a value counts at most.", {}),
     },
     "Field": {
         "name": ("Name of the line.", {}),
@@ -136,6 +185,7 @@ _MEMBERS: dict[str, dict[str, tuple[str, Schema]]] = {
         "clauses": ("Names of the clauses to cite.", {}),
         "reasoning": ("The reason, in one sentence.", {}),
         "at": ("Receipt time of the question, in Unix seconds.", {}),
+        "sources": ("What the sources of the pack say: attributes by source.", {}),
     },
     "Evaluation": {
         "subject": ("Who wants to do it.", {}),

@@ -27,9 +27,10 @@ from msgspec import Struct, structs
 from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError
 from thor_policy.core.requests import RISKS, Evaluation, Json, Risk
+from thor_policy.core.sources import Consulted, values_of
 from thor_policy.policy import budget
 from thor_policy.policy.budget import Budget, StopCode
-from thor_policy.policy.expressions import TOO_DEEP, Language, Program, Type, is_json
+from thor_policy.policy.expressions import TOO_DEEP, Language, MemberType, Program, Type, as_type, is_json
 from thor_policy.policy.faults import Fault
 from thor_policy.policy.functions import (
     TIMES,
@@ -39,6 +40,8 @@ from thor_policy.policy.functions import (
     times_by_member,
     with_article,
 )
+from thor_policy.policy.source_specs import SourceSpec
+from thor_policy.policy.source_specs import faults_of as faults_of_source
 from thor_policy.policy.structure.names import shown
 from thor_policy.policy.tokens import (
     RESERVED,
@@ -75,10 +78,6 @@ _UNKNOWN_NAME = re.compile(r"there is no name '([^'.]+)['.]")
 
 #: Whose time the expressions of a pack may read: that which a request states, or also the daemon's (`now`).
 Clock: TypeAlias = Literal["request", "daemon"]
-#: A type that a pack can declare for a member of a request.
-MemberType: TypeAlias = Literal[
-    "bool", "int", "number", "string", "timestamp", "list", "list(string)", "list(number)", "map"
-]
 
 
 class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -150,7 +149,7 @@ class RuleBook:
     `outcomes` lists the labels, loosest first. `default` is the outcome where no rule decides; without one
     the model decides there. `rules_only`: there is no model, so every rule is final. `not_plain` is the least
     outcome of a request with a name that is not plain, where `vocabulary` says nothing about its member; by
-    default the strictest. `clock`: with `request` no
+    default the strictest. `sources` are those that expressions may read. `clock`: with `request` no
     expression may read `now`. Raises RuleFaults, which lists every fault.
     """
 
@@ -170,6 +169,7 @@ class RuleBook:
         default: str | None = None,
         rules_only: bool = False,
         clock: Clock = "request",
+        sources: Mapping[str, SourceSpec] | None = None,
         where: str = "pack",
     ) -> None:
         self._rank = {outcome: rank for rank, outcome in enumerate(outcomes)}
@@ -182,11 +182,20 @@ class RuleBook:
         self._vocabularies = Vocabularies(self._vocabulary)
         self._not_plain = not_plain if not_plain and not_plain in outcomes[1:] else self._strictest
         members = {**(reads or {}), **self._required}
+        #: The sources of the pack by name.
+        self.sources = dict(sources or {})
         faults = list(_faults_of_words(words or {}))
         # A list at fault has a word, so that what uses it is not at fault too.
         lists = {name: ["word"] if fault_of(entries) else entries for name, entries in (words or {}).items()}
         self._language = Language(
-            words=WordLists(lists), data=data, members=members, vocabularies=self._vocabulary
+            words=WordLists(lists),
+            data=data,
+            members=members,
+            vocabularies=self._vocabulary,
+            sources={
+                name: {attribute: declared.type for attribute, declared in spec.attributes.items()}
+                for name, spec in self.sources.items()
+            },
         )
         self._checks_members = bool(members)
         faults += self._faults_of_names(facts, requires, reads or {})
@@ -242,6 +251,9 @@ class RuleBook:
             if vocabulary.unknown is not None and vocabulary.unknown not in tuple(self._rank)[1:]:
                 message = f"{vocabulary.unknown!r} must be one of the outcomes stricter than {self._loosest}"
                 fault("pack.yaml", f"$.vocabulary.{path}.unknown", f"vocabulary {path}: unknown", message)
+        for name, source in self.sources.items():
+            for place, message in faults_of_source(name, source):
+                fault("pack.yaml", f"$.sources.{name}{place}", f"source {name}", message)
         if self._default is not None and self._default not in self._rank:
             fault("pack.yaml", "$.default", "default", f"{self._default!r} is not one of {known}")
         if self._rules_only and self._default is None:
@@ -357,23 +369,67 @@ class RuleBook:
 
     # ------------------------------------------------------------ applying
 
-    def apply(self, evaluation: Evaluation, received_at: float, limit: Budget | None = None) -> Floor:
+    def apply(
+        self,
+        evaluation: Evaluation,
+        received_at: float,
+        limit: Budget | None = None,
+        sources: Sequence[Consulted] = (),
+    ) -> Floor:
         """Compute facts, rules and risk of one evaluation; `received_at` is Unix time in seconds.
 
-        Raises nothing but RulesStopped, and that only with a `limit`, when it is met: then see `stopped`.
-        `Floor.errors` names each failure, and a failure makes the floor stricter.
+        `sources` is what the sources of the pack said. If a required one failed, or was not consulted, the
+        floor is the strictest outcome, and no expression is run. Raises nothing but RulesStopped, and that
+        only with a `limit`, when it is met: then see `stopped`. `Floor.errors` names each failure, and a
+        failure makes the floor stricter.
         """
+        values = self._values(sources)
+        if self.sources and (unavailable := self._unavailable(evaluation, values)):
+            return self._without(unavailable)
         if limit is None:
-            return self._apply(evaluation, received_at)
+            return self._apply(evaluation, received_at, values)
         with budget.spending(limit):
-            return self._apply(evaluation, received_at)
+            return self._apply(evaluation, received_at, values)
 
-    def _apply(self, evaluation: Evaluation, received_at: float) -> Floor:
-        inputs, missing, readings = self._inputs(evaluation, received_at)
+    def _values(self, sources: Sequence[Consulted]) -> dict[str, dict[str, Json]]:
+        """The attributes that expressions may read, of their declared types, by source.
+
+        A value of another type is absent.
+        """
+        if not self.sources:
+            return {}
+        values: dict[str, dict[str, Json]] = {}
+        for name, attributes in values_of(sources).items():
+            declared = self.sources[name].attributes if name in self.sources else {}
+            typed = {
+                key: as_type(attributes[key], declared[key].type) for key in declared if key in attributes
+            }
+            if name in self.sources:
+                values[name] = {key: value for key, value in typed.items() if value is not None}
+        return values
+
+    def _unavailable(self, evaluation: Evaluation, values: Mapping[str, Json]) -> tuple[str, ...]:
+        """The required sources that describe a part of the question, and of which there is no answer."""
+        return tuple(
+            name
+            for name, source in self.sources.items()
+            if source.required and name not in values and source.describes(evaluation)
+        )
+
+    def _without(self, unavailable: tuple[str, ...]) -> Floor:
+        """The floor of a request for which required sources gave no answer."""
+        noun = "source" if len(unavailable) == 1 else "sources"
+        because = f"The {noun} {', '.join(unavailable)} gave no answer, so the answer is {self._strictest}."
+        return Floor(outcome=self._strictest, final=True, because=because, unavailable=unavailable)
+
+    def _apply(
+        self, evaluation: Evaluation, received_at: float, sources: Mapping[str, Mapping[str, Json]]
+    ) -> Floor:
+        inputs, missing, readings = self._inputs(evaluation, received_at, sources)
         unknown = [reading for reading in readings if reading.because]
         floor = self._floor(inputs, missing, unknown)
         for instead in _likely(unknown):
-            inputs, missing, _ = self._inputs(evaluation, received_at, instead, readings)
+            inputs, missing, _ = self._inputs(evaluation, received_at, sources, instead, readings)
             floor = self._stricter_floor(floor, self._floor(inputs, missing, unknown), unknown, instead)
         return floor
 
@@ -387,6 +443,7 @@ class RuleBook:
         self,
         evaluation: Evaluation,
         received_at: float,
+        sources: Mapping[str, Mapping[str, Json]],
         instead: Mapping[str, Json] | None = None,
         readings: list[Reading] | None = None,
     ) -> tuple[dict[str, Any], dict[str, str], list[Reading]]:
@@ -395,7 +452,7 @@ class RuleBook:
         `instead`: what to read at a member of the vocabulary, whatever was sent. `readings`: those of an
         earlier call with this evaluation, which need not be made again.
         """
-        inputs = self._language.inputs(evaluation, received_at)
+        inputs = self._language.inputs(evaluation, received_at, sources)
         missing = self._language.members_at_fault(self._required) if self._checks_members else {}
         if readings is None:
             readings = self._vocabularies.read(roots())
@@ -491,10 +548,12 @@ class RuleBook:
             other, rules=rules, because=because, facts=floor.facts, errors=errors, risk=risk
         )
 
-    def trace(self, evaluation: Evaluation, received_at: float) -> tuple[Floor, tuple[RuleTrace, ...]]:
+    def trace(
+        self, evaluation: Evaluation, received_at: float, sources: Sequence[Consulted] = ()
+    ) -> tuple[Floor, tuple[RuleTrace, ...]]:
         """The floor, and what came of each rule and of the parts of its condition. Slow: it compiles them."""
-        floor = self.apply(evaluation, received_at)
-        inputs, missing, readings = self._inputs(evaluation, received_at)
+        floor = self.apply(evaluation, received_at, sources=sources)
+        inputs, missing, readings = self._inputs(evaluation, received_at, self._values(sources))
         self._floor(inputs, missing, ())  # for its facts
         traces = [
             RuleTrace(rule=self._rule_of(reading), state="fired", error=None, parts=())

@@ -19,7 +19,7 @@ _OPTIONAL_CALLS, _ENDS, _TAKE_OPTIONALS = (
     ("or", "optFlatMap"),
 )
 #: What an expression can read, but for facts.
-ROOTS = ("subject", "action", "resource", "context", "data", "now")
+ROOTS = ("subject", "action", "resource", "context", "data", "sources", "now")
 #: Methods that give another spelling of a name.
 _RESPELLING = ("lowerAscii", "upperAscii", "trim")
 #: Words that cannot be the name of a variable.
@@ -74,6 +74,13 @@ def bound_in(tokens: Sequence[Token]) -> set[str]:
         for at, token in enumerate(tokens[:-3])
         if token.text in _BINDING and (tokens[at + 1].text, tokens[at + 3].text) == ("(", ",")
     }
+
+
+def absences_in(text: str) -> set[str]:
+    """The sources whose attributes an expression asks for with `!has(sources.NAME.ATTRIBUTE)`."""
+    texts = [token.text for token in tokenise(text)]
+    starts = range(len(texts) - 5)
+    return {texts[at + 5] for at in starts if texts[at : at + 5] == ["!", "has", "(", "sources", "."]}
 
 
 def _is_member(tokens: Sequence[Token], at: int) -> bool:

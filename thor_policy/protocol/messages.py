@@ -14,6 +14,7 @@ from thor_policy.core import records
 from thor_policy.core.errors import ErrorCode, RequestError
 from thor_policy.core.records import KIND_OF, RECORDS
 from thor_policy.core.requests import Annotations, Evaluation, Explain
+from thor_policy.core.sources import Push
 
 PROTOCOL_VERSION = 1
 #: The HTTP status of each error code, as in AuthZEN.
@@ -32,7 +33,7 @@ HTTP_STATUS: dict[ErrorCode, int] = {
     "internal": 500,
 }
 #: Every operation; those of `RECORDS` send a record.
-OPS = ("evaluate", "status", "metrics", *RECORDS, "maintenance", "control")
+OPS = ("evaluate", "status", "metrics", *RECORDS, "push", "maintenance", "control")
 
 
 class Idempotency(Struct, frozen=True, kw_only=True):
@@ -96,11 +97,19 @@ class ControlRequest(Struct, frozen=True, kw_only=True):
     control: records.Control
 
 
+class PushRequest(Struct, frozen=True, kw_only=True):
+    """Values for a pushed source."""
+
+    id: str
+    push: Push
+
+
 Message: TypeAlias = (
     EvaluateRequest
     | EvaluateBatchRequest
     | StatusRequest
     | RecordRequest
+    | PushRequest
     | MaintenanceRequest
     | ControlRequest
 )
@@ -112,6 +121,8 @@ def op_of(message: Message) -> str:
         return KIND_OF[type(message.record)]
     if isinstance(message, StatusRequest):
         return message.op
+    if isinstance(message, PushRequest):
+        return "push"
     if isinstance(message, ControlRequest):
         return "control"
     return "maintenance" if isinstance(message, MaintenanceRequest) else "evaluate"

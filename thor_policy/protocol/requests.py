@@ -21,6 +21,7 @@ from msgspec import UNSET, Struct
 from thor_policy.core import records, strict_json
 from thor_policy.core.errors import ErrorCode, RequestError
 from thor_policy.core.requests import Action, Annotations, Entity, Evaluation, Explain, Json, is_time
+from thor_policy.core.sources import Push
 from thor_policy.protocol.messages import (
     OPS,
     PROTOCOL_VERSION,
@@ -30,6 +31,7 @@ from thor_policy.protocol.messages import (
     Idempotency,
     MaintenanceRequest,
     Message,
+    PushRequest,
     RecordRequest,
     Semantic,
     StatusRequest,
@@ -118,7 +120,7 @@ def decode_request(
         return StatusRequest(id=envelope.id, op=envelope.op)
     if envelope.idempotency_key is not UNSET:
         _check_name(envelope.idempotency_key, "idempotency_key")
-        if envelope.op in ("maintenance", "control"):
+        if envelope.op in ("push", "maintenance", "control"):
             raise RequestError(
                 "bad_request", "idempotency_key: is only for questions and records; leave it out"
             )
@@ -127,6 +129,8 @@ def decode_request(
         raise RequestError("bad_request", f"deadline_ms: must be a whole number from 1 to {max_deadline_ms}")
     if envelope.op == "evaluate":
         return _decode_evaluate(envelope, deadline_ms, TextCheck(frame, texts))
+    if envelope.op == "push":
+        return PushRequest(id=envelope.id, push=_decode_push(envelope))
     if envelope.op == "maintenance":
         return MaintenanceRequest(id=envelope.id, maintenance=_decode_maintenance(envelope))
     if envelope.op == "control":
@@ -272,6 +276,15 @@ def _decode_maintenance(envelope: _Envelope) -> records.Maintenance:
     if promotion is not None and (promotion.key is None) != (promotion.signature is None):
         raise RequestError("bad_request", "record.promotion.signature: needs key; give both, or neither")
     return maintenance
+
+
+def _decode_push(envelope: _Envelope) -> Push:
+    push: Push = _convert(_record_member(envelope), Push, "record")
+    if push.fresh_at is not None and not is_time(push.fresh_at):
+        raise RequestError(
+            "bad_request", "record.fresh_at: must be an RFC 3339 time such as 2026-05-13T10:00:00Z"
+        )
+    return push
 
 
 def _decode_control(envelope: _Envelope) -> records.Control:

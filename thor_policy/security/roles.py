@@ -33,6 +33,7 @@ ROLE_OF: dict[str, Role | None] = {
     "review": "review",
     "assignment": "review",
     "approval": "approve",
+    "push": "push",
     "maintenance": "control",
     "control": "control",
 }

@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 #: The replacement of an erased name.
 ERASED = "[erased]"
 #: Members of a private part below which keys and numbers are from the client, not from this program.
-FREE = frozenset({"properties", "context", "facts", "metadata", "value"})
+FREE = frozenset({"properties", "context", "facts", "metadata", "value", "consulted"})
 #: Columns in which all keys and numbers are from the client.
 FREE_COLUMNS = frozenset({"metadata", "answer"})
 #: How often an erasure tries to truncate the write-ahead log while a reader needs it, and the pause.
