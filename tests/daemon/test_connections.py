@@ -167,10 +167,10 @@ class TestDescriptors:
         """In a storm a connection's number is soon that of a file; each look at one left it open."""
         watched = Connections(capacity=9, headroom_bytes=2**30, counters=Counter(), on_closed=lambda _: None)
         with (tmp_path / "other").open("w") as other:
-            before = os.listdir("/proc/self/fd")
+            before = {path.name for path in Path("/proc/self/fd").iterdir()}
             watched.close(other.fileno(), "uid:0")
             watched.close(2**20, "uid:0")
-            assert os.listdir("/proc/self/fd") == before
+            assert {path.name for path in Path("/proc/self/fd").iterdir()} == before
             other.write("still open")
 
 
