@@ -185,6 +185,7 @@ def open_service(
             describe=parts.status,
             find_pack=lambda name, listed: policy.residents.permitted(name, listed),
             long_texts=lambda name: policy.residents.long_texts(name),
+            govern=lambda decision_type: policy.residents.active.pack.governing(decision_type),
             refusal=refusal,
             pack_changes=pack_manager,
             reread=reread,
