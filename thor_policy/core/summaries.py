@@ -53,7 +53,7 @@ _SLOT = re.compile(r"\{([^{}]*)\}")
 #: The template of a type without one of its own. Its sentences also fill up shorter summaries.
 DEFAULT = (
     "A decision of the type {type} was made on {made} and recorded on {recorded} as {id}. "
-    "The question: {actor} wants {action} on {entity}. Details: {details}. Facts: {facts}. "
+    "Actor: {actor}. Action: {action}. About: {entity}. Details: {details}. Facts: {facts}. "
     "Decided by {who}; the outcome is {outcome}, the least that the rules demand is {floor}. "
     "Rules that matched: {rules}. Reasons: {reasoning}. "
     "Confidence: {confidence}. Risk: {risk}. Urgency: {urgency}. Flags: {flags}. "

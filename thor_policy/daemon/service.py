@@ -35,6 +35,7 @@ from thor_policy.daemon.pack_manager import PackManager
 from thor_policy.daemon.server import Server
 from thor_policy.daemon.sockets import Mailbox, endpoint_lock
 from thor_policy.daemon.status import Parts
+from thor_policy.daemon.summary_maker import SummaryMaker
 from thor_policy.daemon.tcp_listener import check_identity
 from thor_policy.daemon.verifier import Verifier
 from thor_policy.journal import events
@@ -167,11 +168,22 @@ def open_service(
             changes=lambda: journal.counters["reopened"],
             now_ns=time.monotonic_ns(),
         )
+        summaries = SummaryMaker(
+            journal,
+            per_s=config.summaries_per_s,
+            template_of=lambda version, decision_type: policy.residents.template_of(version, decision_type),
+            busy=lambda: engine_thread.waiting > 0 or journal.waiting > 0,
+            now_ns=time.monotonic_ns(),
+        )
         maintenance = MaintenanceThread(
-            journal, on_job_done, on_calibration=policy.calibrate, verifier=verifier
+            journal,
+            on_job_done,
+            on_calibration=policy.calibrate,
+            verifier=verifier,
+            summaries=summaries,
         )
         stack.callback(maintenance.stop, config.shutdown_s)
-        parts = Parts(policy, engine_thread, journal, maintenance, pack_manager, drift, verifier)
+        parts = Parts(policy, engine_thread, journal, maintenance, pack_manager, drift, verifier, summaries)
 
         def refusal(part: Part) -> RequestError | None:
             return journal.refusal() if part == "journal" else engine_thread.refusal()

@@ -119,6 +119,8 @@ def due(connection: sqlite3.Connection, limit: int) -> list[str]:
 def quoted(words: Sequence[str]) -> str:
     """A query of FTS5 for texts with all of these words; `"two words"` in one argument stand side by side.
 
-    Everything is quoted: no character of a word is an operator of the query language.
+    Everything is quoted: no character of a word is an operator of the query language. NUL, which would end
+    the query, and what is no Unicode are left out.
     """
-    return " ".join('"' + word.replace('"', '""') + '"' for word in words)
+    plain = (word.replace("\0", " ").encode("utf-8", "replace").decode() for word in words)
+    return " ".join('"' + word.replace('"', '""') + '"' for word in plain)
