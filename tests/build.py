@@ -242,6 +242,17 @@ def writing(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
+def without_completeness(connection: sqlite3.Connection) -> None:
+    """Make a journal what it was before the migration 0012."""
+    for index in ("lacks", "urgency", "exception"):
+        connection.execute(f"DROP INDEX decisions_{index}")
+    for column in ("timestamp_decision", "confidence_level", "urgency", "judgment_call", "required", "lacks"):
+        connection.execute(f"ALTER TABLE decisions DROP COLUMN {column}")
+    for table in ("supplements", "summaries_words", "summaries", "summaries_due"):
+        connection.execute(f"DROP TABLE {table}")
+    connection.execute("DELETE FROM _sqlite_migrations WHERE name = '0012_completeness'")
+
+
 @contextmanager
 def stalled(path: Path) -> Iterator[None]:
     """No commit succeeds inside this context: another connection holds the write lock."""
@@ -611,6 +622,10 @@ LEAST_RECORDS: dict[str, tuple[dict[str, Any], records.Record]] = {
     "approval": (
         {"decision_id": "d", "approver": "ines"},
         records.Approval(decision_id="d", approver="ines", verdict="approved", step=1),
+    ),
+    "supplement": (
+        {"decision_id": "d", "values": {"reasoning": "So."}},
+        records.Supplement(decision_id="d", values={"reasoning": "So."}),
     ),
     "node": ({"type": "goal", "title": "t"}, records.Node(type="goal", title="t", status="active")),
     "edge": (

@@ -456,6 +456,14 @@ class Config:
         most=1_000_000,
     )
 
+    summaries_per_s: int = _setting(
+        50,
+        "Context summaries that the daemon makes each second while nothing else waits. 0: none, and "
+        "`log search` finds nothing new.",
+        least=0,
+        most=10_000,
+    )
+
     def __post_init__(self) -> None:
         for f in fields(self):
             value, meta = getattr(self, f.name), f.metadata

@@ -23,7 +23,7 @@ from thor_policy.cli.main import COMMANDS, cli
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core import records
-from thor_policy.core.decisions import Floor
+from thor_policy.core.decisions import Floor, Traits
 from thor_policy.core.escape import cell, in_html, in_json, paragraph, visible
 from thor_policy.core.requests import Annotations
 from thor_policy.daemon import journal_access
@@ -111,6 +111,8 @@ def hostile_journal(config: Config) -> Config:
     )
     with closing(Journal(config.journal_path, synchronous="OFF")) as journal:
         journal.commit(events.decision_event(decision)).result()
+        held = replace(decision.floor, traits=Traits(type=HOSTILE, required=("outcome",)))
+        journal.commit(events.decision_event(replace(decision, id="018f-00000008", floor=held))).result()
     reported = records.DecisionReport(
         agent=HOSTILE,
         outcome=HOSTILE,
@@ -171,6 +173,16 @@ READ = [
     ["log", "archive", "--before", HOSTILE],
     ["log", "erase", HOSTILE, "--yes"],
     ["log", "verify", "--anchor", HOSTILE],
+    ["log", "search", "FORGED"],
+    ["log", "search", HOSTILE, "--json"],
+    ["trace", "quarantine", "list"],
+    ["trace", "quarantine", "list", "--json"],
+    ["trace", "quarantine", "show", "018f-00000008"],
+    ["trace", "quarantine", "complete", "018f-00000008", f"entity={HOSTILE}"],
+    ["trace", "quarantine", "complete", "018f-00000008", HOSTILE],
+    ["decide", HOSTILE, "--outcome", HOSTILE, "--because", HOSTILE, "--type", HOSTILE],
+    ["decide", "--outcome", "x", "--because", "y", "--consent", HOSTILE],
+    ["decide", "--outcome", "x", "--because", "y", "--made-at", HOSTILE],
     ["stats"],
     ["stats", "--json"],
     *(["stats", "--by", by] for by in ("actor", "model", "pack", "type")),

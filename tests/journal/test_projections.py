@@ -125,7 +125,7 @@ def test_every_table_is_strict(empty: sqlite3.Connection) -> None:
         for _, name, kind, _, _, strict in empty.execute("PRAGMA table_list").fetchall()
         if kind == "table" and not name.startswith(("sqlite_", "_sqlite_"))
     }
-    assert set(tables) == {"events", "private", "erasures", *TABLES}
+    assert set(tables) == {"events", "private", "erasures", "summaries", "summaries_due", *TABLES}
     assert set(tables.values()) == {1}
 
 
@@ -197,6 +197,12 @@ def test_the_row_of_a_decision_by_the_model(path: Path) -> None:
         "reviewed_seq": None,
         "outcome_seq": None,
         "claimed": None,
+        "timestamp_decision": None,
+        "confidence_level": None,
+        "urgency": None,
+        "judgment_call": 1,
+        "required": None,
+        "lacks": None,
     }
 
 
@@ -970,9 +976,12 @@ def test_the_rows_of_each_kind_of_event_follow_from_the_stored_bytes(path: Path)
     given = records.Assignment(
         decision_id=several[2].subject_id, reviewer="kim", type="assign", given_by="bo"
     )
+    supplied = sent(records.Supplement(decision_id=several[2].subject_id, values={"risk": "low"}))
     drifted = events.drift_event(golden="X1", before="a", now="b", shift=0.5, pack=PACK, model=MODEL, at=NOON)
     promoted = events.promotion_event(PROMOTION, NOON, by_uid=1000, by_key=None)
-    record(path, *several, sent(given), *what_judges(), drifted, promoted, checkpoints=signing(path))
+    record(
+        path, *several, sent(given), supplied, *what_judges(), drifted, promoted, checkpoints=signing(path)
+    )
     assert rows(path, "SELECT temperature, judged FROM calibrations") == [(2.0, 60)]
     for table, expected in computed(path).items():
         assert {stored[0]: stored for stored in rows(path, f"SELECT * FROM {table}")} == expected

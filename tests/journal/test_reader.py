@@ -143,6 +143,7 @@ def test_a_trace_has_the_decision_and_all_records_about_it(library: Path, reader
     } == {
         "consultations": ["c1"],
         "approvals": ["a1"],
+        "supplements": [],
         "reviews": [],
         "outcomes": ["o1", "o2"],
         "shadows": [],

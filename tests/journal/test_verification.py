@@ -39,7 +39,7 @@ from tests.build import (
     writing,
 )
 from thor_policy.core import records
-from thor_policy.core.decisions import Adapter
+from thor_policy.core.decisions import Adapter, Floor, Traits
 from thor_policy.core.errors import JournalError
 from thor_policy.journal import chain, checkpoints, events, schema
 from thor_policy.journal.checkpoints import Signer
@@ -51,7 +51,7 @@ from thor_policy.journal.verification.verify import Verdict, verify, verify_slow
 from thor_policy.journal.writer import Journal
 
 #: Events of the original journal: all kinds, an erasure, a replacement, and four checkpoints among them.
-EVENTS = 60
+EVENTS = 63
 #: Every table of a journal.
 STORED = ("events", "private", "erasures", *TABLES)
 
@@ -80,7 +80,13 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     judged = [events.shadow_event(last, by_model(), NOON), adapter]
     judged += events.counterfactual_events(redecided(last), NOON)
     judged.append(events.promotion_event(PROMOTION, NOON, by_uid=1000, by_key=None))
-    record(path, *last_words, by_rule(), drifted, *judged, given, checkpoints=rule)
+    held = by_rule(
+        floor=Floor(outcome="deny", final=True, traits=Traits(required=("approved_by", "outcome")))
+    )
+    supplied = sent(records.Supplement(decision_id=held.id, values={"reasoning": "So."}))
+    ended = sent(records.Outcome(decision_id=held.id, status="SUCCESS"))
+    more = [held, supplied, ended]
+    record(path, *last_words, by_rule(), drifted, *judged, given, *more, checkpoints=rule)
     verdict = verify(path)
     assert (verdict.events, verdict.problem, verdict.complete, verdict.checkpoint_seq) == (
         EVENTS,
@@ -911,7 +917,7 @@ def test_several_processes_reach_the_same_verdict_as_one(
     if sql.startswith(("SELECT", "UPDATE events SET prev", "UPDATE decisions SET reviewed_seq")):
         assert verify(path) == alone, "in processes"
     if alone.ok:
-        assert counted == [10, 20, 30, 40, 50, 60]
+        assert counted == [10, 20, 30, 40, 50, 60, 63]
 
 
 @pytest.mark.parametrize("tamper", TAMPERINGS, ids=lambda tamper: tamper.__name__)

@@ -194,8 +194,8 @@ def test_an_integer_may_be_at_either_limit_of_64_bits(number: int) -> None:
 # ---------------------------------------------------------------- the envelope's refusals
 
 OPS = (
-    "evaluate, status, metrics, decision_report, consultation, outcome, review, assignment, approval, node, "
-    "edge, push, maintenance, control"
+    "evaluate, status, metrics, decision_report, consultation, outcome, review, assignment, approval, "
+    "supplement, node, edge, push, maintenance, control"
 )
 
 
@@ -519,6 +519,10 @@ WHOLE: dict[str, records.Record] = {
         output_tokens=0,
         latency_ms=12.5,
         is_exception=True,
+        urgency="emergency",
+        judgment_call=False,
+        confidence_level="medium",
+        timestamp_decision="2026-05-13T10:00:00+02:00",
         precedents=("p",),
         tags=("t", "u"),
     ),
@@ -548,6 +552,15 @@ WHOLE: dict[str, records.Record] = {
         channel="phone",
         evidence="call 12",
         step=2,
+    ),
+    "supplement": records.Supplement(
+        decision_id="d",
+        values={
+            "reasoning": "So.",
+            "confidence": 1,
+            "risk": "low",
+            "timestamp_decision": "2026-05-13T10:00:00Z",
+        },
     ),
     "node": records.Node(
         type="observation",
@@ -616,7 +629,7 @@ def test_a_record_op_with_a_bad_envelope_is_refused(op: str, members: dict[str, 
         (op, field)
         for op, (fields, _) in LEAST_RECORDS.items()
         for field in fields
-        if (op, field) != ("consultation", "session")
+        if (op, field) not in (("consultation", "session"), ("decision_report", "agent"))
     ],
 )
 def test_a_record_without_a_required_field_is_refused(op: str, field: str) -> None:
@@ -660,6 +673,8 @@ def test_fresh_at_must_be_a_time_with_a_zone_that_converts_to_utc(time: str) -> 
 #: Fields by what bounds them: (op, field).
 NAME_FIELDS = [
     *(("decision_report", name) for name in ("agent", "outcome", "type", "entity", "session", "model")),
+    ("decision_report", "timestamp_decision"),
+    ("supplement", "decision_id"),
     *(("consultation", name) for name in ("system", "decision_id", "session", "entity", "fresh_at")),
     ("outcome", "decision_id"),
     *(("review", name) for name in ("decision_id", "reviewer", "decision", "withdraws")),
@@ -692,6 +707,8 @@ NUMBER_FIELDS = [
 CHOICE_FIELDS = [
     ("decision_report", "made_by", "agent, human, committee, system"),
     ("decision_report", "risk", "low, medium, high, critical"),
+    ("decision_report", "urgency", "normal, urgent, emergency"),
+    ("decision_report", "confidence_level", "high, medium, low"),
     ("outcome", "status", "SUCCESS, FAILURE, PENDING"),
     ("review", "verdict", "accept, correct_decision, correct_reasoning, correct_both, withdrawn"),
     ("review", "stands", "accept, correct_decision, correct_reasoning, correct_both"),
@@ -702,7 +719,11 @@ CHOICE_FIELDS = [
 ]
 #: Fields that other tests speak of, or whose type alone bounds them.
 OTHER_FIELDS = {
-    *(("decision_report", name) for name in ("context", "is_exception", "precedents", "tags")),
+    *(
+        ("decision_report", name)
+        for name in ("context", "is_exception", "judgment_call", "precedents", "tags")
+    ),
+    ("supplement", "values"),
     *(("review", name) for name in ("blind", "adjudicates", "sampled", "right")),
     ("consultation", "value"),
     ("outcome", "value"),
@@ -734,7 +755,7 @@ def test_a_name_has_1_to_256_characters(op: str, field: str) -> None:
         "too_large",
         f"record.{field}: has more than 256 characters",
     )
-    if field != "fresh_at":
+    if field not in ("fresh_at", "timestamp_decision"):
         assert getattr(kept(op, **{field: "ü" * 256}), field) == "ü" * 256
 
 
@@ -763,7 +784,9 @@ def test_an_unknown_choice_is_refused_with_the_known_ones(
 ) -> None:
     assert refused_field(op, field, other) == ("bad_request", f"record.{field}: must be one of {choices}")
     for choice in choices.split(", "):
-        needed = {"lease": {"seconds": 60}, "withdrawn": {"withdraws": "r"}}.get(choice, {})
+        needed = {"lease": {"seconds": 60}, "withdrawn": {"withdraws": "r"}, "human": {"agent": None}}.get(
+            choice, {}
+        )
         assert getattr(kept(op, **{field: choice}, **needed), field) == choice
 
 
@@ -784,8 +807,9 @@ def test_a_withdrawal_needs_withdraws_and_a_lease_needs_seconds(
 @pytest.mark.parametrize(
     ("op", "field", "value", "message"),
     [
-        ("decision_report", "agent", 5, "record.agent: expected `str`, got `int`"),
-        ("decision_report", "agent", None, "record.agent: expected `str`, got `null`"),
+        ("decision_report", "agent", 5, "record.agent: expected `str | null`, got `int`"),
+        ("decision_report", "judgment_call", 1, "record.judgment_call: expected `bool | null`, got `int`"),
+        ("supplement", "values", [], "record.values: expected `object`, got `array`"),
         ("decision_report", "context", [], "record.context: expected `object`, got `array`"),
         ("decision_report", "is_exception", 1, "record.is_exception: expected `bool`, got `int`"),
         ("decision_report", "input_tokens", 1.5, "record.input_tokens: expected `int | null`, got `float`"),
@@ -804,6 +828,43 @@ def test_a_field_of_another_type_is_refused_with_its_path(
     op: str, field: str, value: Any, message: str
 ) -> None:
     assert refused_field(op, field, value) == ("bad_request", message)
+
+
+@pytest.mark.parametrize("members", [{}, {"agent": None}, {"made_by": "system"}, {"made_by": "committee"}])
+def test_a_decision_that_no_person_made_needs_an_agent(members: dict[str, Any]) -> None:
+    error = refused(record_frame("decision_report", {"outcome": "BUY"} | members))
+    message = "record.agent: is missing; only a decision of made_by human has none"
+    assert (error.code, error.message) == ("bad_request", message)
+
+
+def test_a_person_who_decided_is_never_named_by_the_record() -> None:
+    assert kept("decision_report", made_by="human", agent=None).agent is None
+    error = refused(record_frame("decision_report", {"outcome": "BUY", "made_by": "human", "agent": "ines"}))
+    assert error.code == "bad_request"
+    assert error.message.startswith("record.agent: the kernel or a key says which person decided")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "record.values: expected `object` of length >= 1"),
+        ({"approved_by": "ines"}, "record.values.approved_by: a supplement can have actor, entity, "),
+        ({"outcome": "SUCCESS"}, "record.values.outcome: a supplement can have actor, entity, "),
+        ({"edge:CITES": "d"}, "record.values.edge:CITES: a supplement can have actor, entity, "),
+        ({"colour": "red"}, "record.values.colour: a supplement can have actor, entity, "),
+        ({"reasoning": " "}, "record.values.reasoning: must be a text that is not empty"),
+        ({"entity": None}, "record.values.entity: must be a text that is not empty"),
+        ({"confidence": 2}, "record.values.confidence: must be a number from 0 to 1"),
+        ({"confidence": True}, "record.values.confidence: must be a number from 0 to 1"),
+        ({"risk": "huge"}, "record.values.risk: must be one of low, medium, high, critical"),
+        ({"confidence_level": "sure"}, "record.values.confidence_level: must be one of high, medium, low"),
+        ({"timestamp_decision": "noon"}, "record.values.timestamp_decision: must be an RFC 3339 time"),
+    ],
+)
+def test_a_supplement_holds_only_what_completes_a_trace(values: dict[str, Any], message: str) -> None:
+    error = refused(record_frame("supplement", {"decision_id": "d", "values": values}))
+    assert error.code == "bad_request"
+    assert error.message.startswith(message)
 
 
 @pytest.mark.parametrize("field", ["tags", "precedents"])

@@ -18,6 +18,7 @@ from thor_policy.config import Config
 from thor_policy.core import records
 from thor_policy.core.escape import visible
 from thor_policy.core.requests import Json
+from thor_policy.core.summaries import summary
 from thor_policy.journal import statistics
 from thor_policy.journal.checkpoints import trusted_keys
 from thor_policy.journal.maintenance.rebuild import rebuild as rebuild_aside
@@ -171,6 +172,8 @@ def show(config: Config, decision_id: str, every: bool, as_json: bool) -> None:
     """Show one decision with every column, its event, and all records about it."""
     with Reader(config.journal_path) as reader:
         trace = reader.trace(reader.resolve(decision_id))
+        text = reader.summary(trace["decision"]["decision_id"]) or summary(trace)
+    trace["decision"]["summary"] = text
     if as_json:
         render.as_json(trace)
         return
@@ -208,6 +211,35 @@ def _consulted(entry: dict[str, Json], private: dict[str, Json] | None) -> dict[
         shown["value"] = "no entry"
     names = ("error", "digest", "fresh_at", "quality", "took_ms", "cached")
     return shown | {name: entry[name] for name in names if name in entry}
+
+
+@log.command()
+@configured("state_dir")
+@click.argument("words", nargs=-1, required=True, metavar="WORD...", help="Words of the summary.")
+@click.option(
+    "-n",
+    "--limit",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1, 10_000),
+    help="Most decisions to list.",
+)
+@as_json
+def search(config: Config, words: tuple[str, ...], limit: int, as_json: bool) -> None:
+    """List decisions whose context summary has all of these words, newest first.
+
+    Case and accents do not count. "two words" in quotes must stand side by side.
+    """
+    with Reader(config.journal_path) as reader:
+        rows = reader.search(words, limit)
+        due, _ = reader.summaries_due(_MOST_COUNTED)
+    if due:
+        shown = f"{len(due):,}" if len(due) < _MOST_COUNTED else f"{len(due):,} or more"
+        render.line(f"{shown} decisions have no summary of their newest records yet", stderr=True)
+    if as_json:
+        render.as_json(rows)
+    else:
+        render.table(BRIEF, [_brief(row) for row in rows], clipped=(1, 2, 3, 4))
 
 
 @log.command()
@@ -432,6 +464,7 @@ def stats(config: Config, since: str | None, by: str | None, tests: bool, as_jso
         figures = statistics.statistics(reader, since=since, tests=tests)
         figures["left_out"] = 0 if tests else statistics.count_of_tests(reader, since=since)
         figures["claimed"] = statistics.claims(reader, since=since)
+        figures["quarantined"] = statistics.quarantined(reader, since=since)
         confidence = statistics.confidence(reader, since=since, tests=tests)
         latency = statistics.latency(reader, since=since, tests=tests)
         hourly = statistics.hourly(reader, since=since, tests=tests)
@@ -459,6 +492,7 @@ def stats(config: Config, since: str | None, by: str | None, tests: bool, as_jso
 
 def _show_counts(figures: dict[str, Json]) -> None:
     total, left_out = figures["decisions"], figures["left_out"]
+    held = figures["quarantined"]
     claims = ", ".join(f"{count:,} {name}" for name, count in figures["claimed"].items() if count)
     shares = [
         (kind, name or "-", count, _share(count, total))
@@ -474,6 +508,7 @@ def _show_counts(figures: dict[str, Json]) -> None:
             "value": figures["value"],
         }
         | ({"left out": f"{left_out:,} decisions of tests; --tests counts them"} if left_out else {})
+        | ({"in quarantine": f"{held:,}; not counted (trace quarantine list)"} if held else {})
         | ({"claimed": f"{claims}; not counted (setting count_from)"} if claims else {})
     )
     render.table(("by", "value", "decisions", "share"), shares, clipped=(1,))

@@ -12,13 +12,14 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
 from thor_policy import config
 from thor_policy.cli import completion
 from thor_policy.core import strict_json
+from thor_policy.core.decisions import ConfidenceLevel, Urgency
 from thor_policy.core.requests import RISKS, Json
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -105,6 +106,14 @@ _FILTERS = (
         "--status",
         type=click.Choice(["SUCCESS", "FAILURE", "PENDING"]),
         help="Show only decisions with this recorded outcome.",
+    ),
+    click.option("--exceptions", "exception", is_flag=True, help="Show only exceptions from the policy."),
+    click.option("--judgment-calls", "judgment_call", is_flag=True, help="Show only judgment calls."),
+    click.option("--urgency", type=click.Choice(get_args(Urgency)), help="Show only this urgency."),
+    click.option(
+        "--confidence-level",
+        type=click.Choice(get_args(ConfidenceLevel)),
+        help="Show only this level. Decisions without a calibration have none.",
     ),
 )
 

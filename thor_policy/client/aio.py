@@ -129,6 +129,10 @@ class AsyncClient:
     async def approval(self, approval: records.Approval) -> str:
         return await self.record(approval)
 
+    async def supplement(self, supplement: records.Supplement) -> str:
+        """Record what a recorded decision lacks."""
+        return await self.record(supplement)
+
     async def node(self, node: records.Node) -> str:
         return await self.record(node)
 

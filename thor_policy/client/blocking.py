@@ -148,6 +148,10 @@ class Client:
         """Record a person's approval or rejection of a decision."""
         return self.record(approval)
 
+    def supplement(self, supplement: records.Supplement) -> str:
+        """Record what a recorded decision lacks."""
+        return self.record(supplement)
+
     def node(self, node: records.Node) -> str:
         """Record a node of the graph of work (goal, option, action ..); returns the id for edges."""
         return self.record(node)

@@ -18,7 +18,38 @@ from thor_policy.core.sources import Consulted
 Tier = Literal["rule", "cache", "model", "fallback"]
 
 
+#: How soon a decision is needed. An emergency is recorded like any other decision.
+Urgency: TypeAlias = Literal["normal", "urgent", "emergency"]
+#: How much a decision can be relied on.
+ConfidenceLevel: TypeAlias = Literal["high", "medium", "low"]
+#: The type of a decision where neither its pack nor its reporter states another.
+POLICY_APPLICATION = "policy_application"
+#: Least calibrated confidence of the levels high and medium; below it is low. No other place has them.
+HIGH_FROM, MEDIUM_FROM = 0.9, 0.7
+
+
+def level_of(confidence: float | None, *, calibrated: bool) -> ConfidenceLevel | None:
+    """The level of a confidence; None without a calibration, since uncalibrated numbers promise nothing."""
+    if confidence is None or not calibrated:
+        return None
+    return "high" if confidence >= HIGH_FROM else "medium" if confidence >= MEDIUM_FROM else "low"
+
+
 # ---------------------------------------------------------------- the answer
+
+
+class Traits(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """What kind of decision it is, by the section `trace` of its pack.
+
+    `judgment_call` is None where the pack does not say. `required` names what a trace of this type must have
+    (`core.traces`).
+    """
+
+    type: str = POLICY_APPLICATION
+    is_exception: bool = False
+    urgency: Urgency = "normal"
+    judgment_call: bool | None = None
+    required: tuple[str, ...] = ()
 
 
 class Obligation(Struct, frozen=True, kw_only=True):
@@ -38,6 +69,7 @@ class Floor(Struct, frozen=True, kw_only=True):
     `missing` are the required members of the request that are absent or of another type. `time_used` has
     each time that expressions read, by its origin (a member of the request, or `daemon`); None if the pack
     reads none. `final` says that no model is needed. `unavailable` are the required sources that failed.
+    `traits` say what kind of decision it is.
     """
 
     outcome: str
@@ -51,6 +83,7 @@ class Floor(Struct, frozen=True, kw_only=True):
     errors: dict[str, str] = {}
     missing: tuple[str, ...] = ()
     risk: Risk = "critical"
+    traits: Traits = Traits()
     time_used: dict[str, str] | None = None
     unavailable: tuple[str, ...] = ()
 
@@ -212,8 +245,16 @@ class Decision(Struct, frozen=True, kw_only=True):
     timings: Timings = Timings()
     original: str | None = None
     temperature: float = 1.0
+    confidence_level: ConfidenceLevel | None = None
     idempotency: str | None = None
     sources: tuple[Consulted, ...] = ()
+
+
+class Governing(Struct, frozen=True, kw_only=True):
+    """What governs a decision that somebody else made: the active pack, and what it requires of the type."""
+
+    pack: PackInfo
+    required: tuple[str, ...] = ()
 
 
 class PriorRecord(Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
-from thor_policy.core.decisions import Tier
+from thor_policy.core.decisions import ConfidenceLevel, Tier, Urgency
 from thor_policy.core.requests import Json, Risk
 
 #: Judged decisions below which nothing is fitted.
@@ -65,10 +65,12 @@ class DecisionReport(Struct, frozen=True, kw_only=True):
 
     `type` is the kind of decision (`signal`, `risk`, `exception`, ...), `entity` the symbol or resource it
     is about, `outcome` what was decided. `prompt` and `response` are those of the agent's own model.
+    `agent` is left out where `made_by` is human: the kernel or a key says which person sent it.
+    `timestamp_decision` is when it was made, RFC 3339; without it, the time of its receipt.
     """
 
-    agent: Name
     outcome: Name
+    agent: Name | None = None
     type: Name = "policy_application"
     made_by: MadeBy = "agent"
     entity: Name | None = None
@@ -84,6 +86,10 @@ class DecisionReport(Struct, frozen=True, kw_only=True):
     output_tokens: Count | None = None
     latency_ms: Ms | None = None
     is_exception: bool = False
+    urgency: Urgency = "normal"
+    judgment_call: bool | None = None
+    confidence_level: ConfidenceLevel | None = None
+    timestamp_decision: Name | None = None
     precedents: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
     tags: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
 
@@ -160,6 +166,13 @@ class Approval(Struct, frozen=True, kw_only=True):
     channel: Name | None = None
     evidence: Text | None = None
     step: Count = 1
+
+
+class Supplement(Struct, frozen=True, kw_only=True):
+    """What a recorded decision lacks: values of members by name (`core.traces.REQUIREMENTS`)."""
+
+    decision_id: Name
+    values: Annotated[dict[Name, Json], Meta(min_length=1, max_length=16)]
 
 
 class Node(Struct, frozen=True, kw_only=True):
@@ -293,7 +306,9 @@ class Control(Struct, frozen=True, kw_only=True):
     scale: Annotated[float, Meta(ge=0.01, le=10)] = 1.0
 
 
-Record: TypeAlias = DecisionReport | Consultation | Outcome | Review | Assignment | Approval | Node | Edge
+Record: TypeAlias = (
+    DecisionReport | Consultation | Outcome | Review | Assignment | Approval | Supplement | Node | Edge
+)
 
 #: Each record by its one name: that of the operation which hands it over, and of the event it becomes.
 RECORDS: dict[str, type[Record]] = {
@@ -303,6 +318,7 @@ RECORDS: dict[str, type[Record]] = {
     "review": Review,
     "assignment": Assignment,
     "approval": Approval,
+    "supplement": Supplement,
     "node": Node,
     "edge": Edge,
 }
@@ -316,6 +332,7 @@ PRIVATE_FIELDS: dict[type, tuple[str, ...]] = {
     Review: ("reviewer", "reasoning"),
     Assignment: ("reviewer", "given_by"),
     Approval: ("approver", "role", "evidence"),
+    Supplement: ("values",),
     Node: ("title", "description", "metadata"),
     Edge: ("rationale",),
 }

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from thor_policy.config import Config
 from thor_policy.core import records
-from thor_policy.core.decisions import PriorRecord
+from thor_policy.core.decisions import Governing, PriorRecord
 from thor_policy.core.errors import RequestError, shutting_down
 from thor_policy.core.fair_queue import Lane
 from thor_policy.core.idempotency import Mark
@@ -60,6 +60,7 @@ class Recorder(Protocol):
         ticket: int,
         idempotency: str | None,
         claimed: Claimed,
+        governing: Governing | None,
     ) -> None:
         """Take a record that `caller` sent at Unix time `at`; returns at once and does not fail.
 
@@ -243,7 +244,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Record:
-    """An admitted record, to be kept by `recorder` under `record_id`."""
+    """An admitted record, to be kept by `recorder` under `record_id`.
+
+    `governing` is the pack that governs it, if it reports a decision.
+    """
 
     recorder: Recorder
     record: records.Record
@@ -251,6 +255,7 @@ class Record:
     ticket: int
     arrival: Arrival
     claimed: Claimed
+    governing: Governing | None
 
     def begin(self, idempotency: str | None) -> None:
         self.recorder.write(
@@ -261,6 +266,7 @@ class Record:
             ticket=self.ticket,
             idempotency=idempotency,
             claimed=self.claimed,
+            governing=self.governing,
         )
 
     def repeat(self, prior: PriorRecord) -> dict[str, Json]:

@@ -17,7 +17,7 @@ from thor_policy.core import records
 from thor_policy.core.errors import AlreadyRunning, JournalError, RequestError, Unreachable
 from thor_policy.core.ids import new_id
 from thor_policy.core.requests import Caller, Json
-from thor_policy.daemon.loading import open_journal
+from thor_policy.daemon.loading import load_pack, open_journal
 from thor_policy.journal import events
 from thor_policy.journal.maintenance.dispatch import run_maintenance
 from thor_policy.journal.reader import Reader
@@ -66,9 +66,17 @@ def submit_record(config: Config, record: records.Record) -> str:
 def _record_directly(config: Config, record: records.Record) -> str:
     _check(config, records.KIND_OF[type(record)], record)
     record_id, us = new_id(), Caller(transport="inproc", uid=os.geteuid(), gid=os.getegid(), pid=os.getpid())
+    governing = (
+        load_pack(config).governing(record.type) if isinstance(record, records.DecisionReport) else None
+    )
     with open_journal(config, lambda _: None) as journal:
         event = events.record_event(
-            record, record_id=record_id, at=time.time(), caller=us, masked=config.masked
+            record,
+            record_id=record_id,
+            at=time.time(),
+            caller=us,
+            masked=config.masked,
+            governing=governing,
         )
         commit = journal.commit(event).result()
     if commit.error is not None:

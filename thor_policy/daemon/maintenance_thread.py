@@ -1,6 +1,7 @@
 """The maintenance thread: long work on the journal, one task at a time, while decisions go on.
 
-Owns who does it, and the turns of the background verifier between the tasks. Invariant: that of `JobThread`;
+Owns who does it, and the turns of the background verifier and of the maker of summaries between the tasks.
+Invariant: that of `JobThread`;
 a calibration counts only once it is recorded.
 """
 
@@ -15,6 +16,7 @@ from thor_policy.core.records import Calibration, Maintenance
 from thor_policy.core.requests import Caller, Json
 from thor_policy.core.results import JobDone
 from thor_policy.daemon.job_thread import JobThread
+from thor_policy.daemon.summary_maker import SummaryMaker
 from thor_policy.daemon.verifier import Verifier
 from thor_policy.journal.maintenance.dispatch import run_maintenance
 from thor_policy.journal.writer import Journal
@@ -38,7 +40,7 @@ class _Job:
 class MaintenanceThread(JobThread[_Job]):
     """Maintains `journal`; `on_calibration` gets each calibration once it is recorded, on this thread.
 
-    `verifier` has its turns on this thread while there is no task.
+    `verifier` and `summaries` have their turns on this thread while there is no task.
     """
 
     def __init__(
@@ -48,10 +50,12 @@ class MaintenanceThread(JobThread[_Job]):
         *,
         on_calibration: Callable[[Calibration], None] = lambda _: None,
         verifier: Verifier | None = None,
+        summaries: SummaryMaker | None = None,
     ) -> None:
         self._journal = journal
         self._on_calibration = on_calibration
         self._verifier = verifier
+        self._idle = [worker for worker in (verifier, summaries) if worker is not None]
         super().__init__("maintenance", on_outcome)
 
     def submit(self, ticket: int, maintenance: Maintenance, caller: Caller) -> None:
@@ -59,17 +63,18 @@ class MaintenanceThread(JobThread[_Job]):
         self._submit(ticket, _Job(maintenance, caller))
 
     def _take(self) -> tuple[int | None, _Job] | None:
-        verifier = self._verifier
-        if verifier is None:
-            return super()._take()
         while True:
+            now_ns = time.monotonic_ns()
+            waits = [wait for worker in self._idle if (wait := worker.wait_s(now_ns)) is not None]
             try:
-                item = self._queue.get(timeout=verifier.wait_s(time.monotonic_ns()))
+                item = self._queue.get(timeout=min(waits, default=None))
             except queue.Empty:
-                verifier.turn(time.monotonic_ns())
+                for worker in self._idle:
+                    if worker.wait_s(now_ns := time.monotonic_ns()) == 0:
+                        worker.turn(now_ns)
                 continue
-            if item is None or item[1].task in _REWRITING:
-                verifier.close()
+            if self._verifier is not None and (item is None or item[1].task in _REWRITING):
+                self._verifier.close()
             return item
 
     def _perform(self, job: _Job) -> dict[str, Json]:

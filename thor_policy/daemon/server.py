@@ -22,7 +22,7 @@ from msgspec import structs
 from thor_policy import __version__
 from thor_policy.config import LIVE_SETTINGS, Config, with_live_settings
 from thor_policy.core import records
-from thor_policy.core.decisions import PriorRecord
+from thor_policy.core.decisions import Governing, PriorRecord
 from thor_policy.core.errors import ConfigError, DiskFull, RequestError, Stalled
 from thor_policy.core.requests import Caller, Json
 from thor_policy.core.results import Closed, KeyLookup, Refused
@@ -118,6 +118,7 @@ class Server:
         describe: Callable[[], PartsStatus],
         find_pack: Callable[[str, Collection[str] | None], object] = lambda name, listed: None,
         long_texts: Callable[[str | None], Mapping[str, int]] = lambda _: {},
+        govern: Callable[[str], Governing | None] = lambda _: None,
         refusal: Callable[[Part], RequestError | None] = lambda _: None,
         pack_changes: PackChanges | None = None,
         push: TakePush | None = None,
@@ -132,6 +133,7 @@ class Server:
         self._pack_changes = pack_changes
         self._push = push
         self._long_texts = long_texts
+        self._govern = govern
         self._reread = reread
         self._reload_due = False
         self._reload_status: ReloadStatus | None = None
@@ -369,7 +371,9 @@ class Server:
         elif isinstance(message, RecordRequest):
             ticket, record_id = self._admission.record(message, answer, arrival)
             claimed = self._admission.claimed(op_of(message), arrival)
-            record = Record(self._recorder, message.record, record_id, ticket, arrival, claimed)
+            report = message.record if isinstance(message.record, records.DecisionReport) else None
+            governing = self._govern(report.type) if report else None
+            record = Record(self._recorder, message.record, record_id, ticket, arrival, claimed, governing)
             self._begin(ticket, arrival.caller, message.idempotency, record)
         elif isinstance(message, MaintenanceRequest):
             ticket = self._admission.job(answer, arrival, "journal")

@@ -38,6 +38,7 @@ from thor_policy.daemon.rules_thread import RulesThread
 from thor_policy.daemon.server import Server
 from thor_policy.daemon.sockets import Mailbox, endpoint_lock
 from thor_policy.daemon.status import Parts
+from thor_policy.daemon.summary_maker import SummaryMaker
 from thor_policy.daemon.tcp_listener import check_identity
 from thor_policy.daemon.verifier import Verifier
 from thor_policy.journal import events
@@ -166,15 +167,29 @@ def open_service(
             journal.append(events.adapter_activated(adapter, model.sha256, now))
         journal.append(events.pack_activated(pack.info, now))
 
+        def busy() -> bool:
+            return rules_thread.waiting + engine_thread.waiting + journal.waiting > 0
+
         verifier = Verifier(
             config.journal_path,
             events_per_s=config.verify_events_per_s,
-            busy=lambda: rules_thread.waiting + engine_thread.waiting + journal.waiting > 0,
+            busy=busy,
             changes=lambda: journal.counters["reopened"],
             now_ns=time.monotonic_ns(),
         )
+        summaries = SummaryMaker(
+            journal,
+            per_s=config.summaries_per_s,
+            template_of=lambda version, decision_type: policy.residents.template_of(version, decision_type),
+            busy=busy,
+            now_ns=time.monotonic_ns(),
+        )
         maintenance = MaintenanceThread(
-            journal, on_job_done, on_calibration=policy.calibrate, verifier=verifier
+            journal,
+            on_job_done,
+            on_calibration=policy.calibrate,
+            verifier=verifier,
+            summaries=summaries,
         )
         stack.callback(maintenance.stop, config.shutdown_s)
         pushed = PushedValues(config.max_pushed, config.max_pushed_mb << 20)
@@ -195,6 +210,7 @@ def open_service(
             pack_manager,
             drift,
             verifier,
+            summaries,
             consulting,
             pushed,
         )
@@ -211,6 +227,7 @@ def open_service(
             describe=parts.status,
             find_pack=lambda name, listed: policy.residents.permitted(name, listed),
             long_texts=lambda name: policy.residents.long_texts(name),
+            govern=lambda decision_type: policy.residents.active.pack.governing(decision_type),
             refusal=refusal,
             pack_changes=pack_manager,
             push=consulting.push,

@@ -24,6 +24,7 @@ from thor_policy.daemon.engine_thread import EngineThread
 from thor_policy.daemon.maintenance_thread import MaintenanceThread
 from thor_policy.daemon.pack_manager import PackManager, describe_packs
 from thor_policy.daemon.rules_thread import RulesThread
+from thor_policy.daemon.summary_maker import SummaryMaker
 from thor_policy.daemon.verifier import Verifier
 from thor_policy.journal.writer import Journal
 from thor_policy.policy.decider import Policy
@@ -42,6 +43,7 @@ class Parts:
     pack_manager: PackManager
     drift: DriftSentinel
     verifier: Verifier
+    summaries: SummaryMaker
     consulting: Consulting
     pushed: PushedValues
 
@@ -141,5 +143,7 @@ class Parts:
             ballast=journal.disk_space.has_ballast,
             verified_seq=self.verifier.verified_seq,
             damage=self.verifier.damage,
-            counters=dict(sorted({**journal.counters, **self.verifier.counters}.items())),
+            counters=dict(
+                sorted({**journal.counters, **self.verifier.counters, **self.summaries.counters}.items())
+            ),
         )

@@ -13,7 +13,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from thor_policy.journal import chain, events, leases, projections
+from thor_policy.journal import chain, events, leases, projections, summaries
+from thor_policy.journal.completeness import Touched
 from thor_policy.journal.events import Event
 from thor_policy.journal.rewrites import Projection, Rewrite, Row
 from thor_policy.telemetry.clocks import Instant
@@ -75,6 +76,8 @@ class Placed:
         self._rows: dict[str, list[Row]] = {}
         self._changes: list[tuple[str, str, int, Row]] = []
         self._rewrites: list[tuple[int, Rewrite]] = []
+        self._touched = Touched()
+        self._about: dict[str, None] = {}
 
     def add(self, prepared: Prepared) -> int:
         """Give an event its place; returns its sequence number."""
@@ -102,7 +105,18 @@ class Placed:
         if changes is not None:
             self._changes.append((event.kind, event.subject_id, seq, changes))
         self._rewrites += [(seq, rewrite) for rewrite in event.rewrites]
+        self._touch(event.kind, event.subject_id, event.body, table, row)
         return seq
+
+    def _touch(self, kind: str, subject_id: str, body: events.Part, table: str | None, row: Row) -> None:
+        """Note whose trace an event may complete, and whose summary it makes old."""
+        if table == "decisions":
+            if row[projections.AT["required"]] is not None:
+                self._touched.decided(subject_id)
+        else:
+            self._touched.add(kind, subject_id, body)
+            if kind in summaries.SHOWN:
+                self._about[subject_id] = None
 
     def add_stored(
         self, row: chain.Row, part: tuple[bytes, bytes] | None, *, tables_only: bool = False
@@ -116,6 +130,7 @@ class Placed:
             self._rows.setdefault(table, []).append(columns)
         if changes is not None:
             self._changes.append((kind, subject_id, row.seq, changes))
+        self._touch(kind, subject_id, body, table, columns)
         if tables_only:
             return
         texts = (row.at, row.boot_id, row.kind, row.subject_id, row.body)
@@ -141,6 +156,10 @@ class Placed:
             _update(connection, {**values, group: seq}, "decision_id = ?", decision_id)
         for seq, rewrite in self._rewrites:
             _rewrite(connection, seq, rewrite)
+            self._touched.add("erased", rewrite.subject_id, {})
+            summaries.forget(connection, rewrite.subject_id, seq)
+        self._touched.refresh(connection)
+        summaries.note_changes(connection, self._about, self.seq)
 
 
 def _insert(connection: sqlite3.Connection, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -163,6 +182,7 @@ def _rewrite(connection: sqlite3.Connection, by_seq: int, rewrite: Rewrite) -> N
             of_group = {name: values.pop(name) for name in columns}
             _update(connection, of_group, f"seq = ? AND {group} IS NULL", seq)
             values.pop(group)
+        values.pop("lacks")
         _update(connection, values, "seq = ?", seq)
     elif table is not None:
         connection.execute(f"DELETE FROM {table} WHERE seq = ?", (seq,))

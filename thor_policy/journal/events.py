@@ -19,15 +19,18 @@ from msgspec.structs import fields, replace
 from thor_policy.core import records
 from thor_policy.core.decisions import (
     Adapter,
+    ConfidenceLevel,
     Decision,
     Explanation,
     Fault,
+    Governing,
     ModelInfo,
     Obligation,
     PackInfo,
     Source,
     Tier,
     Timings,
+    Traits,
     identity_of,
 )
 from thor_policy.core.records import Calibration
@@ -167,6 +170,9 @@ class DecisionColumns(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
     annotations: Annotations | None = None
     original: str | None = None
     temperature: float = 1.0
+    traits: Traits | None = None
+    confidence_level: ConfidenceLevel | None = None
+    judgment_call: bool = False
 
 
 class DecisionBody(DecisionColumns, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -311,6 +317,9 @@ def decision_event(
         original=decision.original,
         temperature=decision.temperature,
         consulted=tuple(_consulted(decision.sources, masked, digest)) if decision.sources else (),
+        traits=None if floor.traits == Traits() else floor.traits,
+        confidence_level=decision.confidence_level,
+        judgment_call=_is_judgment_call(decision),
     )
     private = DecisionPrivate(
         evaluation=evaluation,
@@ -335,6 +344,12 @@ def decision_event(
         ticket=ticket,
         sender=decision.caller.who,
     )
+
+
+def _is_judgment_call(decision: Decision) -> bool:
+    """What the pack says; by default, whether a model decided above the floor without high confidence."""
+    stated = decision.floor.traits.judgment_call
+    return stated if stated is not None else bool(decision.label) and decision.confidence_level != "high"
 
 
 def _name_of(model: ModelInfo) -> ModelName:
@@ -533,7 +548,7 @@ def _explanation_body(explanation: Explanation) -> ExplanationBody:
 ABOUT_DECISION = frozenset(
     {
         *("explanation", "review", "assignment", "outcome", "approval", "consultation", "shadowed"),
-        "counterfactual",
+        *("counterfactual", "supplement"),
     }
 )
 
@@ -548,9 +563,11 @@ def record_event(
     masked: Sequence[str] = (),
     idempotency: str | None = None,
     claimed: Claimed = "no",
+    governing: Governing | None = None,
 ) -> Event:
     """The event of a record that a client sent. Its subject is the record's `decision_id`, else `record_id`.
 
+    `governing` is the pack that governs a reported decision. A report without `agent` is of its caller.
     Values at the JSON pointers `masked` are not recorded. `idempotency` comes first in the body, because
     `recall` looks for it there.
     """
@@ -560,12 +577,22 @@ def record_event(
     body |= {"id": record_id, "caller": msgspec.to_builtins(caller)}
     if claimed != "no":
         body["claimed"] = True
+    if governing is not None:
+        body["pack"] = to_builtins(governing.pack)
+        if governing.required:
+            body["required"] = governing.required
+    if isinstance(record, records.DecisionReport) and record.agent is None:
+        record = replace(record, agent=caller.who or f"pid:{caller.pid}")
+    if isinstance(record, records.Supplement):
+        body["names"] = sorted(record.values)
     private: dict[str, Json] = {}
     about = getattr(record, "decision_id", None)
     for field in fields(record):
         value = getattr(record, field.name)
         if isinstance(value, float) and not math.isfinite(value):
             value = None  # JSON has no such number
+        if field.name == "urgency" and value == "normal":
+            continue
         if field.name != "decision_id" and value not in (None, {}, ()):
             (private if field.name in private_names else body)[field.name] = value
     private, hidden = mask(private, masked)
@@ -695,6 +722,11 @@ def timestamp(at: float) -> str:
     """Unix seconds as RFC 3339 in UTC, microseconds; sorts as text."""
     seconds, micros = divmod(round(at * 1_000_000), 1_000_000)
     return f"{_to_the_second(seconds)}.{micros:06d}Z"
+
+
+def in_utc(text: str | None) -> str | None:
+    """An RFC 3339 time in the form of `timestamp`; None for None."""
+    return None if text is None else timestamp(datetime.fromisoformat(text).timestamp())
 
 
 @lru_cache(maxsize=4)

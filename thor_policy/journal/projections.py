@@ -7,13 +7,13 @@ their bodies and of what is left of their private parts), so it can be computed 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import msgspec
 
-from thor_policy.core.decisions import ModelInfo, PackInfo, identity_of
+from thor_policy.core.decisions import ModelInfo, PackInfo, Traits, identity_of
 from thor_policy.core.requests import Json
 from thor_policy.journal import events
 from thor_policy.journal.events import (
@@ -37,7 +37,8 @@ DECISION_COLUMNS = (
     "entity", "session", "allow", "tier", "reason_code", "floor", "label", "confidence", "probabilities",
     "clauses", "is_exception", "input_tokens", "output_tokens", "caller_uid", "queue_ms", "rules_ms",
     "score_ms", "explain_ms", "latency_ms", "outcome_status", "outcome_value", "original_id",
-    "temperature", "explained_seq", "reviewed_seq", "outcome_seq", "claimed",
+    "temperature", "explained_seq", "reviewed_seq", "outcome_seq", "claimed", "timestamp_decision",
+    "confidence_level", "urgency", "judgment_call", "required", "lacks",
 )
 # fmt: on
 #: Index of each column of `decisions` in a row.
@@ -57,7 +58,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
 #: The group that each kind of event changes. The subject of these events is a recorded decision.
 GROUP_OF = {"explanation": "explained_seq", "review": "reviewed_seq", "outcome": "outcome_seq"}
 #: Columns that hold JSON, in any table.
-JSON_COLUMNS = frozenset({"situation", "probabilities", "clauses", "tags", "metadata", "lost", "answer"})
+JSON_COLUMNS = frozenset(
+    {
+        *("situation", "probabilities", "clauses", "tags", "metadata", "lost", "answer"),
+        *("required", "lacks", "names", "supplied"),
+    }
+)
 
 #: Table of each kind of event that has its own row, with the columns after `seq` and `timestamp`.
 _PLAIN: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -84,6 +90,7 @@ _PLAIN: dict[str, tuple[str, tuple[str, ...]]] = {
         "approvals",
         ("id", "decision_id", "approver", "role", "channel", "verdict", "step", "evidence", "caller_uid"),
     ),
+    "supplement": ("supplements", ("id", "decision_id", "names", "supplied", "caller_uid", "claimed")),
     "node": (
         "nodes",
         ("id", "type", "title", "description", "status", "confidence", "session", "metadata", "caller_uid"),
@@ -155,6 +162,7 @@ def project(kind: str, seq: int, at: str, subject_id: str, body: Any, private: A
     if kind in events.ABOUT_DECISION:
         fields["decision_id"] = None if subject_id == fields["id"] else subject_id
         fields["answer"] = fields.get("value")  # the value of a consultation is any JSON, not a number
+        fields["supplied"] = fields.get("values")
     elif kind == "gap":
         fields = {"reason": fields["reason"], "lost": {k: v for k, v in fields.items() if k != "reason"}}
     if caller := fields.get("caller"):
@@ -216,6 +224,8 @@ def _decision_row(seq: int, at: str, decision_id: str, body: DecisionColumns, pr
     if claimed:  # no column shows them, since every column of annotations is counted somewhere
         notes = None
     expected = notes.expected if notes else ()
+    traits = body.traits or Traits()
+    required = _required(traits.required, getattr(body, "consulted", None))
     return (
         seq,
         decision_id,
@@ -238,7 +248,7 @@ def _decision_row(seq: int, at: str, decision_id: str, body: DecisionColumns, pr
         None,
         notes.scenario_id if notes else None,
         _text(notes.tags) if notes else "[]",
-        "policy_application",
+        traits.type,
         actor,
         body.action,
         entity,
@@ -251,7 +261,7 @@ def _decision_row(seq: int, at: str, decision_id: str, body: DecisionColumns, pr
         body.confidence,
         _text(body.probabilities),
         _text(explanation.clauses if explanation else body.floor.clauses),
-        0,
+        int(traits.is_exception),
         None,
         None,
         body.caller.uid,
@@ -268,7 +278,24 @@ def _decision_row(seq: int, at: str, decision_id: str, body: DecisionColumns, pr
         None,
         None,
         "annotations" if claimed else None,
+        None,  # it was made when it was received
+        body.confidence_level,
+        _urgency(traits.urgency),
+        1 if body.judgment_call else None,
+        required,
+        required,
     )
+
+
+def _required(names: Sequence[str], consulted: object) -> str | None:
+    """What a trace must have besides what its own event has, as JSON; None for nothing."""
+    left = [name for name in names if not (name == "source_data" and consulted)]
+    return _text(left) if left else None
+
+
+def _urgency(urgency: str | None) -> str | None:
+    """The column `urgency`: null where nothing is urgent, as in most decisions."""
+    return None if urgency == "normal" else urgency
 
 
 @lru_cache(maxsize=64)
@@ -326,12 +353,15 @@ def _counterfactual_row(seq: int, at: str, decision_id: str, body: Counterfactua
 def _report_row(seq: int, at: str, decision_id: str, body: Any, private: dict[str, Json]) -> Row:
     made_by, agent = body.get("made_by", "agent"), private.get("agent")
     situation = {name: private[name] for name in ("prompt", "context") if name in private}
+    pack = msgspec.convert(body["pack"], PackInfo) if "pack" in body else None
+    required = _required(body.get("required", ()), body.get("consulted"))
     columns = {
         "seq": seq,
         "decision_id": decision_id,
         "timestamp": at,
         "situation": _text(situation) if private else None,
         "model_name": body.get("model"),
+        "prompt_version": pack and version_of(pack),
         "decision": body["outcome"],
         "risk_level": body.get("risk"),
         "reasoning": private.get("reasoning"),
@@ -352,6 +382,12 @@ def _report_row(seq: int, at: str, decision_id: str, body: Any, private: dict[st
         "caller_uid": body["caller"].get("uid"),
         "latency_ms": body.get("latency_ms"),
         "claimed": "report" if body.get("claimed") else None,
+        "timestamp_decision": events.in_utc(body.get("timestamp_decision")),
+        "confidence_level": body.get("confidence_level"),
+        "urgency": _urgency(body.get("urgency")),
+        "judgment_call": 1 if body.get("judgment_call") else None,
+        "required": required,
+        "lacks": required,
     }
     return tuple(map(columns.get, DECISION_COLUMNS))
 

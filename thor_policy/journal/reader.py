@@ -21,7 +21,8 @@ import msgspec
 from thor_policy.core.decisions import PackInfo, Tier
 from thor_policy.core.errors import JournalError
 from thor_policy.core.requests import Json
-from thor_policy.journal import events, schema, segments, storage
+from thor_policy.journal import events, schema, segments, storage, summaries
+from thor_policy.journal.completeness import COMPLETE
 from thor_policy.journal.projections import JSON_COLUMNS
 from thor_policy.security import files
 
@@ -33,10 +34,11 @@ ENDING_CHARS = 8
 INVARIANCE_TAG = "invariance"
 #: The condition for decisions that answered a question of `test` or `invariance`, and that nobody acted on.
 OF_TESTS = f"""(scenario_id IS NOT NULL OR tags LIKE '["{INVARIANCE_TAG}"%')"""
-#: The condition for decisions that count in figures: no reports of callers whose reports are claims.
-COUNTED = "claimed IS NOT 'report'"
+#: The condition for decisions that count in figures: no reports of callers whose reports are claims, and no
+#: trace that lacks what its type requires.
+COUNTED = f"claimed IS NOT 'report' AND {COMPLETE}"
 #: Tables of records about a decision.
-_TRACE = ("consultations", "approvals", "reviews", "outcomes", "shadows", "counterfactuals")
+_TRACE = ("consultations", "approvals", "supplements", "reviews", "outcomes", "shadows", "counterfactuals")
 #: Values of `tier` of decisions that a daemon made. Reported decisions have others.
 _TIERS = get_args(Tier)
 
@@ -157,13 +159,18 @@ class Reader:
         reason_code: str | None = None,
         tests: bool | None = None,
         counted: bool = False,
+        exception: bool = False,
+        urgency: str | None = None,
+        judgment_call: bool = False,
+        confidence_level: str | None = None,
     ) -> list[Record]:
         """Newest first, at most `limit`. `before` is the id of the last decision of the previous page.
 
         The newest is the one recorded last; `from_seq` leaves out those recorded earlier. `since` and `until`
         select by the wall time that was recorded: RFC 3339, in UTC if they have no offset. An `actor` without
         `:` is a user. `correct` is that of a scenario or a review, `status` that of the recorded outcome.
-        `tests` selects only decisions of tests, or only others; `counted` only those that count in figures.
+        `tests` selects only decisions of tests, or only others; `counted` only those that count in figures,
+        `exception` only exceptions, `judgment_call` only judgment calls.
         """
         since, until = instant(since, "since"), instant(until, "until")
         columns: dict[str, Any] = {
@@ -177,6 +184,10 @@ class Reader:
             "decision_correct": None if correct is None else int(correct),
             "outcome_status": status,
             "decision_type": type,
+            "is_exception": 1 if exception else None,
+            "urgency": None if urgency == "normal" else urgency,
+            "judgment_call": 1 if judgment_call else None,
+            "confidence_level": confidence_level,
         }
         columns = {name: value for name, value in columns.items() if value is not None}
         rare = [name for name in columns if columns[name] not in schema.COMMON.get(name, ())]
@@ -190,6 +201,8 @@ class Reader:
         ]
         if reason_code is not None:
             where.append(("reason_code = ?", (reason_code,)))
+        if urgency == "normal":
+            where.append(("urgency IS NULL", ()))
         if tests is not None:
             where.append((OF_TESTS if tests else f"NOT {OF_TESTS}", ()))
         if counted:
@@ -208,6 +221,49 @@ class Reader:
             f"SELECT * FROM decisions {conditions} ORDER BY seq DESC LIMIT ?", (*values, limit)
         )
 
+    def quarantined(self, limit: int = 20, *, before: str | None = None) -> list[Record]:
+        """Decisions whose trace lacks something that its type requires, newest first.
+
+        `before` is that of `decisions`.
+        """
+        where, values = "", []
+        if before is not None:
+            where, values = " AND seq < (SELECT seq FROM decisions WHERE decision_id = ?)", [before]
+        return self._records(
+            f"SELECT * FROM decisions WHERE lacks IS NOT NULL{where} ORDER BY seq DESC LIMIT ?",
+            (*values, limit),
+        )
+
+    def search(self, words: Sequence[str], limit: int = 20) -> list[Record]:
+        """Decisions whose context summary has all of these words, newest first, each with its `summary`.
+
+        An argument of several words stands for these words side by side. Words are compared without case and
+        accents; no character is an operator. Raises JournalError if there is no word.
+        """
+        if not any(char.isalnum() for word in words for char in word):
+            raise JournalError("words: give at least one word with a letter or a digit")
+        return self._records(
+            "SELECT d.*, s.text AS summary FROM summaries_words JOIN summaries s ON s.seq = "
+            "summaries_words.rowid JOIN decisions d ON d.seq = s.seq WHERE summaries_words MATCH ? "
+            "ORDER BY summaries_words.rowid DESC LIMIT ?",
+            (summaries.quoted(words), limit),
+        )
+
+    def summaries_due(self, limit: int) -> tuple[list[str], int]:
+        """Ids of decisions whose summary is to be made, at most `limit`, and the newest event then."""
+        with self.snapshot() as connection:
+            (newest,) = connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()
+            return summaries.due(connection, limit), newest
+
+    def summary(self, decision_id: str) -> str | None:
+        """The stored summary of a decision; None if there is none, or if it is due to be made again."""
+        records = self._records(
+            "SELECT s.text FROM decisions d JOIN summaries s ON s.seq = d.seq WHERE d.decision_id = ? "
+            "AND NOT EXISTS (SELECT 1 FROM summaries_due p WHERE p.seq = s.seq)",
+            (decision_id,),
+        )
+        return (records[0]["text"] or None) if records else None
+
     def unreviewed(self, limit: int = 20) -> list[Record]:
         """Decisions without a review, newest first."""
         return self.decisions(limit=limit, reviewed=False)
@@ -221,7 +277,7 @@ class Reader:
         return self._records(
             "SELECT d.*, r.seq AS review_seq, r.reviewer, r.verdict FROM reviews r JOIN decisions d "
             "ON d.decision_id = r.decision_id WHERE r.verdict NOT IN ('accept', 'withdrawn') AND r.seq > ? "
-            "AND r.id NOT IN (SELECT withdraws FROM reviews WHERE verdict = 'withdrawn') "
+            f"AND d.{COMPLETE} AND r.id NOT IN (SELECT withdraws FROM reviews WHERE verdict = 'withdrawn') "
             "ORDER BY r.seq LIMIT ?",
             (after_seq, limit),
         )
@@ -338,7 +394,8 @@ class Reader:
         seq = 0
         while page := self._records(
             f"SELECT seq, probabilities, temperature, {right} AS right FROM decisions "
-            f"WHERE decision_correct IS NOT NULL AND {known} AND seq > ? AND substr(prompt_version, -12) = ? "
+            f"WHERE decision_correct IS NOT NULL AND {known} AND {COMPLETE} AND seq > ? "
+            "AND substr(prompt_version, -12) = ? "
             "AND substr(model_version, -12) = ? AND label IS NOT NULL ORDER BY seq LIMIT 1000",
             (seq, pack_sha256[:12], model_sha256[:12]),
         ):

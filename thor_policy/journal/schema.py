@@ -387,6 +387,35 @@ def _claims(db: Database) -> None:
     db.execute("ALTER TABLE outcomes ADD COLUMN claimed INTEGER")
 
 
+@migrations(name="0012_completeness")
+def _completeness(db: Database) -> None:
+    """What kind of decision it is, what its trace must have and lacks, and summaries with their words."""
+    for column in (
+        "timestamp_decision TEXT",
+        "confidence_level TEXT",
+        "urgency TEXT",
+        "judgment_call INTEGER",
+    ):
+        db.execute(f"ALTER TABLE decisions ADD COLUMN {column}")
+    for column in ("required TEXT", "lacks TEXT"):
+        db.execute(f"ALTER TABLE decisions ADD COLUMN {column}")
+    db.execute("CREATE INDEX decisions_lacks ON decisions (decision_type) WHERE lacks IS NOT NULL")
+    db.execute("CREATE INDEX decisions_urgency ON decisions (urgency) WHERE urgency IS NOT NULL")
+    db.execute("CREATE INDEX decisions_exception ON decisions (is_exception) WHERE is_exception = 1")
+    db.execute(
+        "CREATE TABLE supplements (seq INTEGER PRIMARY KEY, timestamp TEXT NOT NULL, id TEXT NOT NULL, "
+        "decision_id TEXT NOT NULL, names TEXT NOT NULL, supplied TEXT, caller_uid INTEGER, claimed INTEGER) "
+        "STRICT"
+    )
+    db.execute("CREATE INDEX supplements_decision ON supplements (decision_id)")
+    db.execute("CREATE TABLE summaries (seq INTEGER PRIMARY KEY, text TEXT NOT NULL) STRICT")
+    db.execute("CREATE TABLE summaries_due (seq INTEGER PRIMARY KEY, by_seq INTEGER NOT NULL) STRICT")
+    db.execute(
+        "CREATE VIRTUAL TABLE summaries_words USING fts5("
+        "text, content = 'summaries', content_rowid = 'seq', tokenize = 'unicode61 remove_diacritics 2')"
+    )
+
+
 def _applied(connection: sqlite3.Connection, to: str) -> list[str]:
     """The migrations of the set `to` that were applied to a file, in order."""
     with closing(connection.cursor()) as cursor:

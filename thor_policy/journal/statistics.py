@@ -168,6 +168,16 @@ def claims(reader: Reader, *, since: str | None = None) -> dict[str, int]:
     }
 
 
+def quarantined(reader: Reader, *, since: str | None = None) -> int:
+    """The number of decisions that count nowhere because their trace lacks what its type requires."""
+    with reader.snapshot() as connection:
+        counted = connection.execute(
+            "SELECT count(*) FROM decisions WHERE lacks IS NOT NULL AND +timestamp >= ?",
+            (instant(since, "since") or "",),
+        )
+        return int(counted.fetchone()[0])
+
+
 def _window(since: str | None, tests: bool) -> tuple[str, list[Any]]:
     without = "" if tests else f" AND NOT {OF_TESTS}"
     return f"WHERE timestamp >= ? AND {COUNTED}{without}", [instant(since, "since") or ""]

@@ -28,7 +28,7 @@ from msgspec import to_builtins
 from msgspec.structs import replace
 
 from thor_policy.core import records
-from thor_policy.core.decisions import Decision, Explanation, PriorRecord
+from thor_policy.core.decisions import Decision, Explanation, Governing, PriorRecord
 from thor_policy.core.errors import ErrorCode, JournalError, RequestError
 from thor_policy.core.idempotency import Mark
 from thor_policy.core.requests import Caller, Claimed
@@ -222,8 +222,12 @@ class Journal:
         ticket: int | None = None,
         idempotency: str | None = None,
         claimed: Claimed = "no",
+        governing: Governing | None = None,
     ) -> None:
-        """Record what a client sent. Its fate is `not_found` if it names an unknown decision."""
+        """Record what a client sent. Its fate is `not_found` if it names an unknown decision.
+
+        `governing` is the pack that governs a reported decision.
+        """
         self.append(
             events.record_event(
                 record,
@@ -234,6 +238,7 @@ class Journal:
                 masked=self._masked,
                 idempotency=idempotency,
                 claimed=claimed,
+                governing=governing,
             )
         )
 

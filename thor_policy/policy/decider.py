@@ -18,7 +18,17 @@ from dataclasses import dataclass
 
 from msgspec import structs
 
-from thor_policy.core.decisions import Adapter, Decision, Explanation, Floor, ModelInfo, Scored, Tier, Timings
+from thor_policy.core.decisions import (
+    Adapter,
+    Decision,
+    Explanation,
+    Floor,
+    ModelInfo,
+    Scored,
+    Tier,
+    Timings,
+    level_of,
+)
 from thor_policy.core.engine import Engine, LoadedPrefix, PromptPrefix, Steps, WrittenExplanation
 from thor_policy.core.errors import DeadlineExceeded, EngineError, RequestError
 from thor_policy.core.ids import new_id
@@ -204,6 +214,10 @@ class Policy:
         calibration = self._calibrations.get(resident.calibration_key)
         return calibration.temperature if calibration else 1.0
 
+    def is_calibrated(self, resident: Resident) -> bool:
+        """True if a calibration is in force for a resident's probabilities. Any thread."""
+        return resident.calibration_key in self._calibrations
+
     def _model_with(self, adapter: Adapter | None) -> ModelInfo:
         return structs.replace(self.engine.model, adapter=adapter)
 
@@ -343,6 +357,7 @@ class Policy:
             ),
             original=original,
             temperature=temperature if scored else 1.0,
+            confidence_level=level_of(probabilities.get(outcome), calibrated=self.is_calibrated(resident)),
             idempotency=request.idempotency,
             sources=request.sources,
         )

@@ -328,6 +328,9 @@ def _expressions(parts: _Parts) -> Iterator[tuple[str, str, str]]:
     for at, rule in enumerate(parts.rules or ()):
         yield f"rules.yaml rule {rule.id}", f"$[{at}].when", rule.when
     yield "pack.yaml risk", "$.risk", parts.manifest.risk or ""
+    for name, (text, _) in parts.manifest.trace.expressions.items():
+        place = name.replace(":", ".")
+        yield f"pack.yaml {place}", f"$.{place}", text
 
 
 def _impossible_comparisons(parts: _Parts) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
-from thor_policy.core.decisions import Floor, Obligation, PackInfo
+from thor_policy.core.decisions import Floor, Governing, Obligation, PackInfo
 from thor_policy.core.engine import ChatTurn, Fixed, FreeText, OneOf, PromptPrefix, SomeOf, Step
 from thor_policy.core.errors import PackError, RequestError
 from thor_policy.core.requests import Evaluation, Json, Risk
@@ -26,6 +26,7 @@ from thor_policy.policy.expressions import MemberType
 from thor_policy.policy.prompt_text import look_up, show, text_size, without
 from thor_policy.policy.rules import Clock, Requires, Rule, RuleBook
 from thor_policy.policy.source_specs import SourceSpec, stated
+from thor_policy.policy.trace_section import TraceSection
 from thor_policy.policy.vocabulary import Vocabulary
 
 #: Values that every request has: if the first field shows one, all questions begin with the same text.
@@ -96,7 +97,8 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     must have, and those that it may have. `vocabulary` lists the names that members can have, by their path.
     `sources` are where the daemon looks attributes up, by name.
     `cache: false`: the model scores every question, repeated ones too. `clock: daemon`:
-    expressions may read `now`, the receipt time, so outcomes may change with it.
+    expressions may read `now`, the receipt time, so outcomes may change with it. `trace` says what kind of
+    decision an answer is, and when its trace is complete.
     """
 
     name: str
@@ -118,6 +120,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     limits: Limits = Limits()
     cache: bool = True
     clock: Clock = "request"
+    trace: TraceSection = TraceSection()
 
 
 class Example(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -198,6 +201,10 @@ class Pack:
     def brief_prefix(self) -> PromptPrefix:
         """The prompt before every question of an adapter with the brief rendering. Raises PackError."""
         return self._prompts()[1]
+
+    def governing(self, decision_type: str) -> Governing:
+        """What governs a decision of this type that somebody else made."""
+        return Governing(pack=self.info, required=self.manifest.trace.required_of(decision_type))
 
     def _prompts(self) -> tuple[PromptPrefix, PromptPrefix]:
         if self._prefixes is None:
@@ -348,6 +355,7 @@ def rule_book(manifest: Manifest, rules: tuple[Rule, ...], data: Mapping[str, Js
         rules_only=manifest.model == "never",
         clock=manifest.clock,
         sources=manifest.sources,
+        trace=manifest.trace,
         where=where,
     )
 

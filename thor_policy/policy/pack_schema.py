@@ -74,7 +74,20 @@ _MEMBERS: dict[str, dict[str, tuple[str, Schema]]] = {
             "`daemon`: expressions may read `now`. `request`: only the time that a request states.",
             {},
         ),
+        "trace": ("What kind of decision an answer is, and when its trace is complete.", {}),
         "cache": ("false: the model scores every question, also repeated ones.", {}),
+    },
+    "TraceSection": {
+        "types": ("Types of decisions besides policy_application.", {"items": {"pattern": _LABEL}}),
+        "decision_type": ("A CEL expression that gives the type of the decision.", {}),
+        "is_exception": ("A CEL expression: true if the decision is an exception from the policy.", {}),
+        "urgency": ("A CEL expression that gives normal, urgent or emergency.", {}),
+        "judgment_call": ("A CEL expression: true if the decision is a judgment call.", {}),
+        "complete": (
+            "By type: what a trace must have before it counts.",
+            {"propertyNames": {"pattern": _LABEL}},
+        ),
+        "summaries": ("By type: the template of context summaries.", {"propertyNames": {"pattern": _LABEL}}),
     },
     "Outcome": {
         "label": ("Name of the outcome.", {"pattern": _LABEL}),

@@ -132,6 +132,16 @@ class Residents:
         except RequestError:
             return {}
 
+    def template_of(self, version: str | None, decision_type: str) -> str | None:
+        """The template of context summaries of a type, in the pack with that version as the tables show it.
+
+        None if the pack is not resident, or has no template for the type.
+        """
+        for resident in self:
+            if version is not None and version.endswith(f"+{resident.pack.info.sha256[:DIGEST_CHARS]}"):
+                return resident.pack.manifest.trace.summaries.get(decision_type)
+        return None
+
     # ------------------------------------------------------------ other tables
 
     def with_candidate(self, resident: Resident) -> Residents:

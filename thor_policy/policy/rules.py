@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct, structs
 
-from thor_policy.core.decisions import Floor
+from thor_policy.core.decisions import POLICY_APPLICATION, Floor, Traits
 from thor_policy.core.errors import PackError
 from thor_policy.core.requests import RISKS, Evaluation, Json, Risk
 from thor_policy.core.sources import Consulted, values_of
@@ -53,6 +53,8 @@ from thor_policy.policy.tokens import (
     position,
     tokenise,
 )
+from thor_policy.policy.trace_section import PREFIX, TraceSection
+from thor_policy.policy.trace_section import faults_of as faults_of_trace
 from thor_policy.policy.vocabulary import RULE_ID, Reading, Vocabularies, Vocabulary, faults_of
 from thor_policy.policy.words import WordLists, fault_of
 
@@ -170,11 +172,13 @@ class RuleBook:
         rules_only: bool = False,
         clock: Clock = "request",
         sources: Mapping[str, SourceSpec] | None = None,
+        trace: TraceSection | None = None,
         where: str = "pack",
     ) -> None:
         self._rank = {outcome: rank for rank, outcome in enumerate(outcomes)}
         self._loosest, self._strictest = outcomes[0], outcomes[-1]
         self._default, self._rules_only, self._clock = default, rules_only, clock
+        self._trace = trace if trace is not None else TraceSection()
         self._required = requires.members if requires else {}
         self._outcome_if_missing = (requires.outcome if requires else None) or self._strictest
         self.rules = tuple(rules)
@@ -221,7 +225,7 @@ class RuleBook:
             if rule.outcome not in self._rank:
                 message = f"outcome {rule.outcome!r} is not one of {known}"
                 fault("rules.yaml", f"$[{number}].outcome", f"rule {rule.id}", message)
-            if rule.id == "risk" or rule.id.startswith(("fact:", RULE_ID)):
+            if rule.id == "risk" or rule.id.startswith(("fact:", PREFIX, RULE_ID)):
                 message = (
                     f"the id {rule.id!r} is not free: replies use it for something else; rename the rule"
                 )
@@ -254,6 +258,8 @@ class RuleBook:
         for name, source in self.sources.items():
             for place, message in faults_of_source(name, source):
                 fault("pack.yaml", f"$.sources.{name}{place}", f"source {name}", message)
+        for place, message in faults_of_trace(self._trace):
+            fault("pack.yaml", f"$.trace.{place}", f"trace.{place}", message)
         if self._default is not None and self._default not in self._rank:
             fault("pack.yaml", "$.default", "default", f"{self._default!r} is not one of {known}")
         if self._rules_only and self._default is None:
@@ -304,6 +310,9 @@ class RuleBook:
             for value in sorted((literal_values(risk) or set()) - set(RISKS)):
                 message = f"gives {value!r}, which is none of {', '.join(RISKS)}"
                 faults.append(RuleFault(file="pack.yaml", path="$.risk", subject="risk", message=message))
+        for name, (text, needed) in self._trace.expressions.items():
+            place = name.replace(":", ".")
+            check(text, "pack.yaml", f"$.{place}", place, needed)
         return faults
 
     @staticmethod
@@ -334,11 +343,15 @@ class RuleBook:
 
         self._texts = {f"fact:{name}": text for name, text in facts.items()}
         self._texts |= {rule.id: rule.when for rule in self.rules} | {"risk": risk}
+        traits = {name: text for name, (text, _) in self._trace.expressions.items()}
+        self._texts |= traits
+        #: The ids of the expressions of the last program, in its order.
+        self._last_ids = [*(rule.id for rule in self.rules), "risk", *traits]
         try:
             self._layers = [
                 (layer, self._language.compile([facts[name] for name in layer], facts)) for layer in layers
             ]
-            self._last = self._language.compile([*(rule.when for rule in self.rules), risk], facts)
+            self._last = self._language.compile([self._texts[name] for name in self._last_ids], facts)
         except RuntimeError:  # each checks, and in a list it stands a level deeper
             raise RuleFaults(list(self._too_deep(facts)), where) from None
         self._checked_facts = {name for name, kind in self._types.items() if kind.name not in _PLAIN}
@@ -355,6 +368,10 @@ class RuleBook:
             for number, rule in enumerate(self.rules)
         ]
         places.append(("pack.yaml", "$.risk", "risk", self._texts["risk"]))
+        places += [
+            ("pack.yaml", f"$.{name.replace(':', '.')}", name.replace(":", "."), text)
+            for name, (text, _) in self._trace.expressions.items()
+        ]
         for file, path, subject, text in places:
             try:
                 self._language.compile([text], facts)
@@ -437,7 +454,8 @@ class RuleBook:
         """The floor of a request whose rules were stopped: the strictest outcome, final, without facts."""
         limit = "the request's deadline" if code == "rules_deadline" else "their budget of processor time"
         because = f"The rules were stopped at {limit}, so the answer is {self._strictest}."
-        return Floor(outcome=self._strictest, final=True, because=because)
+        traits = Traits(required=self._trace.required_of(POLICY_APPLICATION))
+        return Floor(outcome=self._strictest, final=True, because=because, traits=traits)
 
     def _inputs(
         self,
@@ -481,7 +499,9 @@ class RuleBook:
         values = self._last.run(inputs)
         budget.check()
         if isinstance(values, str):
-            values = self._run_singly([*(rule.id for rule in self.rules), "risk"], inputs, errors)
+            values = self._run_singly(self._last_ids, inputs, errors)
+        by_id = dict(zip(self._last_ids, values, strict=True))
+        traits = self._trace.traits(by_id, errors)
 
         fired = [self._rule_of(reading) for reading in unknown]
         finals: list[Rule] = []
@@ -509,7 +529,8 @@ class RuleBook:
             facts=facts,
             errors={} if missing else errors,  # whatever failed, failed because of what is missing
             missing=tuple(missing),
-            risk=_as_risk(values[-1]),
+            risk=_as_risk(by_id["risk"]),
+            traits=traits,
             time_used=self._time_used(inputs["now"]),
         )
 
@@ -536,7 +557,7 @@ class RuleBook:
         errors = {**other.errors, **floor.errors}
         risk = max(floor.risk, other.risk, key=RISKS.index)
         if self._rank[other.outcome] <= self._rank[floor.outcome]:
-            return structs.replace(floor, errors=errors, risk=risk)
+            return structs.replace(floor, errors=errors, risk=risk)  # its traits are of the names as sent
         read = [
             f"{reading.because} It may stand for {_names(instead[reading.path])}."
             for reading in unknown
@@ -545,7 +566,13 @@ class RuleBook:
         because = " ".join(filter(None, (other.because, *read)))
         rules = tuple(dict.fromkeys((*other.rules, *floor.rules)))
         return structs.replace(
-            other, rules=rules, because=because, facts=floor.facts, errors=errors, risk=risk
+            other,
+            rules=rules,
+            because=because,
+            facts=floor.facts,
+            errors=errors,
+            risk=risk,
+            traits=floor.traits,
         )
 
     def trace(

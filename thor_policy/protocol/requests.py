@@ -19,9 +19,20 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from thor_policy.core import records, strict_json
+from thor_policy.core.decisions import ConfidenceLevel
 from thor_policy.core.errors import ErrorCode, RequestError
-from thor_policy.core.requests import Action, Annotations, Entity, Evaluation, Explain, Json, is_time
+from thor_policy.core.requests import (
+    RISKS,
+    Action,
+    Annotations,
+    Entity,
+    Evaluation,
+    Explain,
+    Json,
+    is_time,
+)
 from thor_policy.core.sources import Push
+from thor_policy.core.traces import REQUIREMENTS, cure_of
 from thor_policy.protocol.messages import (
     OPS,
     PROTOCOL_VERSION,
@@ -322,15 +333,52 @@ def _decode_record(envelope: _Envelope) -> records.Record:
     if isinstance(record, records.Consultation):
         if record.decision_id is None and record.session is None:
             raise RequestError("bad_request", "record.decision_id: is missing; give it, or `session`")
-        if record.fresh_at is not None and not is_time(record.fresh_at):
+        _check_time(record.fresh_at, "record.fresh_at")
+    if isinstance(record, records.DecisionReport):
+        if record.agent is not None and record.made_by == "human":
             raise RequestError(
-                "bad_request", "record.fresh_at: must be an RFC 3339 time such as 2026-05-13T10:00:00Z"
+                "bad_request",
+                "record.agent: the kernel or a key says which person decided; leave it out for made_by human",
             )
+        if record.agent is None and record.made_by != "human":
+            raise RequestError(
+                "bad_request", "record.agent: is missing; only a decision of made_by human has none"
+            )
+        _check_time(record.timestamp_decision, "record.timestamp_decision")
+    if isinstance(record, records.Supplement):
+        _check_supplement(record)
     if isinstance(record, records.Review) and record.verdict == "withdrawn" and record.withdraws is None:
         raise RequestError("bad_request", "record.withdraws: is missing; the verdict withdrawn needs it")
     if isinstance(record, records.Assignment) and record.type == "lease" and record.seconds is None:
         raise RequestError("bad_request", "record.seconds: is missing; a lease needs it")
     return record
+
+
+def _check_time(text: str | None, where: str) -> None:
+    if text is not None and not is_time(text):
+        raise RequestError("bad_request", f"{where}: must be an RFC 3339 time such as 2026-05-13T10:00:00Z")
+
+
+def _check_supplement(record: records.Supplement) -> None:
+    """Refuse a value that would complete no trace."""
+    for name, value in record.values.items():
+        where = strict_json.within("record.values", name)
+        if cure_of(name) != "supplement" or name not in REQUIREMENTS:
+            known = ", ".join(known for known in REQUIREMENTS if cure_of(known) == "supplement")
+            raise RequestError("bad_request", f"{where}: a supplement can have {known}")
+        if name == "confidence":
+            if type(value) not in (int, float) or not 0 <= value <= 1:
+                raise RequestError("bad_request", f"{where}: must be a number from 0 to 1")
+        elif not isinstance(value, str) or not value.strip():
+            raise RequestError("bad_request", f"{where}: must be a text that is not empty")
+        elif name == "timestamp_decision":
+            _check_time(value, where)
+        elif (choices := _CHOICES.get(name)) and value not in choices:
+            raise RequestError("bad_request", f"{where}: must be one of {', '.join(choices)}")
+
+
+#: The values that a member of a supplement can have.
+_CHOICES: dict[str, tuple[str, ...]] = {"risk": RISKS, "confidence_level": get_args(ConfidenceLevel)}
 
 
 def evaluation_of(raw: Json, where: str) -> Evaluation:

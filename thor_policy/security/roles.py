@@ -28,6 +28,7 @@ ROLE_OF: dict[str, Role | None] = {
     "decision_report": "record",
     "consultation": "record",
     "outcome": "record",
+    "supplement": "record",
     "node": "record",
     "edge": "record",
     "review": "review",
@@ -37,8 +38,9 @@ ROLE_OF: dict[str, Role | None] = {
     "maintenance": "control",
     "control": "control",
 }
-#: What counts in figures as true: what a test expects, how a decision turned out, what others decided.
-COUNTED = frozenset({"annotations", "outcome", "decision_report"})
+#: What counts in figures as true: what a test expects, how a decision turned out, what completes its trace,
+#: what others decided.
+COUNTED = frozenset({"annotations", "outcome", "supplement", "decision_report"})
 #: Roles whose holders may name any resident pack.
 ANY_PACK_ROLES: frozenset[Role] = frozenset({"review", "control"})
 
@@ -148,4 +150,4 @@ def claimed(statement: str, roles: Collection[Role], count_from: Collection[str]
         return "no"
     if statement == "annotations" and "test" in roles:
         return "no"
-    return "unless_own" if statement == "outcome" and OWN in count_from else "yes"
+    return "unless_own" if statement in ("outcome", "supplement") and OWN in count_from else "yes"

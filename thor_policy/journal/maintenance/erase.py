@@ -24,7 +24,7 @@ from msgspec import Struct
 
 from thor_policy.core.errors import JournalError
 from thor_policy.core.requests import Json
-from thor_policy.journal import chain, events, projections, segments
+from thor_policy.journal import chain, events, projections, segments, summaries
 from thor_policy.journal.events import Event
 from thor_policy.journal.maintenance.archive import finish_interrupted
 from thor_policy.journal.maintenance.tasks import (
@@ -48,9 +48,9 @@ log = logging.getLogger(__name__)
 #: The replacement of an erased name.
 ERASED = "[erased]"
 #: Members of a private part below which keys and numbers are from the client, not from this program.
-FREE = frozenset({"properties", "context", "facts", "metadata", "value", "consulted"})
+FREE = frozenset({"properties", "context", "facts", "metadata", "value", "values", "consulted"})
 #: Columns in which all keys and numbers are from the client.
-FREE_COLUMNS = frozenset({"metadata", "answer"})
+FREE_COLUMNS = frozenset({"metadata", "answer", "supplied"})
 #: How often an erasure tries to truncate the write-ahead log while a reader needs it, and the pause.
 LOG_TRIES, LOG_PAUSE_S = 20, 0.25
 #: Instructions of SQLite's virtual machine between two beats during VACUUM: some milliseconds.
@@ -266,6 +266,7 @@ def _find_remains(
     journal: Journal, connection: sqlite3.Connection, archives: list[Path], name: _Name
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Search every table and file for the name; VACUUM the database if only its free space may have it."""
+    result_of(journal.run(summaries.drop_remains), timeout_s=None)
     _truncate_wal(journal)
     tables, parts = _tables_with(connection, name)
     files = _files_with(_own_files(journal.path), name)

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from thor_policy.journal import chain, projections, segments
+from thor_policy.journal.completeness import lacking
 from thor_policy.journal.projections import AT, GROUP_OF, GROUPS
 from thor_policy.journal.reader import open_read_only
 from thor_policy.journal.rewrites import Row
@@ -241,11 +242,18 @@ class _Range:
             self._check_erasure(row.seq, body)
 
     def _check_decision(self, seq: int, actual: Row | None, expected: Row) -> None:
-        if actual == expected:
+        if actual == expected and expected[AT["required"]] is None:
             return
         if actual is None:
             raise _Wrong(seq, "its row in the table decisions is missing")
         row = list(actual)
+        if (required := expected[AT["required"]]) is not None:
+            if row[AT["required"]] != required:
+                raise _Wrong(seq, "its row in the table decisions does not match it")
+            stored, left = lacking(self._connection, seq)
+            if stored != left:
+                raise _Wrong(seq, "its row in the table decisions does not say what its trace lacks")
+            row[AT["lacks"]] = expected[AT["lacks"]]
         for group, columns in GROUPS.items():
             if row[AT[group]] is not None:
                 self._result.open_groups[group] += 1
