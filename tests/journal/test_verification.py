@@ -80,7 +80,8 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     judged = [events.shadow_event(last, by_model(), NOON), adapter]
     judged += events.counterfactual_events(redecided(last), NOON)
     judged.append(events.promotion_event(PROMOTION, NOON, by_uid=1000, by_key=None))
-    record(path, *last_words, by_rule(), drifted, *judged, given, checkpoints=rule)
+    doubted = sent(records.TraceState(decision_id=last.id, status="under_review", because="why?"))
+    record(path, *last_words, doubted, drifted, *judged, given, checkpoints=rule)
     verdict = verify(path)
     assert (verdict.events, verdict.problem, verdict.complete, verdict.checkpoint_seq) == (
         EVENTS,

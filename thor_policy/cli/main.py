@@ -39,6 +39,10 @@ COMMANDS = {
     "compare": ("suites", "Compare two runs, scenario by scenario, and recommend a side if one is better."),
     "invariance": ("invariance", "Ask variants of scenarios and report answers that changed."),
     "log": ("journal", "List recorded decisions, newest first. The commands check and maintain the journal."),
+    "trace": (
+        "trace",
+        "Show why a decision was made and what became of it; supersede or overturn it.",
+    ),
     "stats": (
         "journal",
         "Count recorded decisions: outcomes, accuracy, confidence, latency, decisions by hour.",

@@ -450,7 +450,7 @@ def _explanation_body(explanation: Explanation) -> ExplanationBody:
 ABOUT_DECISION = frozenset(
     {
         *("explanation", "review", "assignment", "outcome", "approval", "consultation", "shadowed"),
-        "counterfactual",
+        *("counterfactual", "trace_state"),
     }
 )
 

@@ -115,6 +115,10 @@ class Reader:
             raise JournalError(f"there is no decision {decision_id[:64]!r} in {self.path}")
         return decision, self._event(decision["seq"])
 
+    def recorded_at(self, seq: int) -> str:
+        """The wall time of an event, from the database or an archive. Raises JournalError."""
+        return str(self._event(seq)["at"])
+
     def _event(self, seq: int) -> Record:
         with self.snapshot() as connection:
             row = connection.execute(
@@ -155,6 +159,7 @@ class Reader:
         correct: bool | None = None,
         status: str | None = None,
         reason_code: str | None = None,
+        trace_status: str | None = None,
         tests: bool | None = None,
         counted: bool = False,
     ) -> list[Record]:
@@ -162,8 +167,9 @@ class Reader:
 
         The newest is the one recorded last; `from_seq` leaves out those recorded earlier. `since` and `until`
         select by the wall time that was recorded: RFC 3339, in UTC if they have no offset. An `actor` without
-        `:` is a user. `correct` is that of a scenario or a review, `status` that of the recorded outcome.
-        `tests` selects only decisions of tests, or only others; `counted` only those that count in figures.
+        `:` is a user. `correct` is that of a scenario or a review, `status` that of the recorded outcome,
+        `trace_status` the state of the trace. `tests` selects only decisions of tests, or only others;
+        `counted` only those that count in figures.
         """
         since, until = instant(since, "since"), instant(until, "until")
         columns: dict[str, Any] = {
@@ -177,6 +183,7 @@ class Reader:
             "decision_correct": None if correct is None else int(correct),
             "outcome_status": status,
             "decision_type": type,
+            "trace_status": trace_status,
         }
         columns = {name: value for name, value in columns.items() if value is not None}
         rare = [name for name in columns if columns[name] not in schema.COMMON.get(name, ())]
@@ -188,6 +195,8 @@ class Reader:
             for name, common in schema.COMMON.items()
             if name in rare
         ]
+        if trace_status not in (None, "active"):
+            where.append((schema.NOT_ACTIVE, ()))
         if reason_code is not None:
             where.append(("reason_code = ?", (reason_code,)))
         if tests is not None:

@@ -32,6 +32,7 @@ ROLE_OF: dict[str, Role | None] = {
     "edge": "record",
     "review": "review",
     "assignment": "review",
+    "trace_state": "review",
     "approval": "approve",
     "maintenance": "control",
     "control": "control",
