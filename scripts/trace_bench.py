@@ -161,7 +161,7 @@ def statements(ids: list[str]) -> Iterator[Event]:
 
 
 def measure(path: Path, ids: list[str]) -> int:
-    """Print each figure beside its goal; 1 if one misses it."""
+    """Print each figure beside its goal; 1 if a median misses it."""
     with Reader(path) as reader:
         newest = reader.newest_seq()
         order = random.Random(1)
@@ -201,7 +201,7 @@ def measure(path: Path, ids: list[str]) -> int:
         if "chain" in name:
             goal = GOALS_MS["supersede chain"]
         median, high = statistics.median(times_ms), times_ms[int(len(times_ms) * 0.99)]
-        fails = goal is not None and high >= goal
+        fails = goal is not None and median >= goal
         missed += fails
         print(
             f"{name}: median {median:.2f} ms, 99 % below {high:.2f} ms, slowest {times_ms[-1]:.2f} ms"

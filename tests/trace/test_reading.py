@@ -28,6 +28,7 @@ from thor_policy.config import Config
 from thor_policy.core import graph, records
 from thor_policy.core.errors import JournalError
 from thor_policy.core.requests import Json
+from thor_policy.daemon.journal_access import submit_record
 from thor_policy.daemon.service import serving
 from thor_policy.journal import events
 from thor_policy.journal.maintenance.archive import archive_before
@@ -372,6 +373,30 @@ def test_a_reported_decision_names_who_decided_and_what_was_consulted_in_its_ses
         assert (decider.name, decider.details["actor_type"]) == ("the board", actor_type)
         assert by_type["CONSULTED"].id == gathered.subject_id
         assert trace.question == {"prompt": "Buy?"}
+
+
+def test_the_recorded_precedents_of_a_report_are_cited(config: Config) -> None:
+    with (
+        serving(config, load_engine=load_stub_engine),
+        Client(config.endpoint, timeout_ms=PATIENCE_MS) as client,
+    ):
+        known = client.evaluate(QUESTION)["context"]["decision_id"]
+        report = records.DecisionReport(agent="desk", outcome="ok", precedents=(known, "unknown", known))
+        reported = client.decision_report(report)
+        overturned = client.overturn(known, by=reported, because="wrong")
+    assert overturned["cited_by"] == {"count": 1, "ids": [reported]}
+    with Reader(config.journal_path) as reader:
+        (link,) = [link for link in read_trace(reader, reported).links if link.type == "CITES"]
+    assert (link.node.id, link.details) == (known, {"how": "reported"})
+
+
+def test_a_report_that_a_command_records_cites_its_precedents_too(config: Config) -> None:
+    precedent = by_rule()
+    record(config.journal_path, precedent)
+    report = records.DecisionReport(agent="desk", outcome="ok", precedents=(precedent.id,))
+    reported = submit_record(config, report)
+    with Reader(config.journal_path) as reader:
+        assert read_trace(reader, precedent.id).cited_by == (reported,)
 
 
 def test_a_chain_follows_edges_to_a_depth_and_ends_in_a_cycle(path: Path) -> None:

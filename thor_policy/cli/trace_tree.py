@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.text import Text
 from rich.tree import Tree
 
+from thor_policy.cli.render import clip
 from thor_policy.core.escape import visible
 from thor_policy.core.requests import Json
 from thor_policy.journal.reader import Record
@@ -20,6 +21,8 @@ from thor_policy.trace.reading import Trace
 
 #: Longest value that a line shows, in characters, and most lines of a branch; `--json` shows all.
 MOST_CHARS, MOST_LINES = 160, 20
+#: Longest outcome in the first line, in characters: that line must not wrap, for no branch indents it.
+MOST_OUTCOME = 24
 #: The branch of each type of edge, in the order of the branches.
 _BRANCHES = {
     "data": ("CONSULTED",),
@@ -35,11 +38,10 @@ _STYLES = {"active": "green", "under_review": "yellow", "superseded": "yellow", 
 def tree(trace: Trace) -> Tree:
     """The tree of a trace, for a console of rich."""
     head = Text(trace.id, style="bold")
-    head.append(f"  {_plain(trace.answer.get('outcome'))}")
+    head.append(f"  {clip(_plain(trace.answer.get('outcome')), MOST_OUTCOME)}")
     head.append(f"  {trace.status}", style=_STYLES.get(trace.status, ""))
-    if trace.as_of is not None:
-        head.append(f"  as known before {trace.as_of}")
     root = Tree(head)
+    _branch(root, "as known before", [] if trace.as_of is None else [_line(trace.as_of)])
     _branch(root, "decision", _decision(trace))
     _branch(root, "question", _question(trace))
     links = {name: [link for link in trace.links if link.type in types] for name, types in _BRANCHES.items()}

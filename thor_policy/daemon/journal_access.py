@@ -80,10 +80,10 @@ def _record_directly(config: Config, record: records.Record) -> dict[str, Json]:
     _check(config, kind, record)
     record_id, us = new_id(), Caller(transport="inproc", uid=os.geteuid(), gid=os.getegid(), pid=os.getpid())
     with open_journal(config, lambda _: None) as journal:
-        event = events.record_event(
-            record, record_id=record_id, at=time.time(), caller=us, masked=config.masked
-        )
-        commit = journal.commit(event).result()
+        at = time.time()
+        event = events.record_event(record, record_id=record_id, at=at, caller=us, masked=config.masked)
+        edges = events.citations(record, record_id=record_id, at=at, caller=us)
+        commit = journal.commit_all([event, *edges]).result()[0]
     if commit.error is not None:
         raise RequestError(commit.error, commit.message or "the journal could not record it")
     recorded: dict[str, Json] = recorded_item(record_id, kind, commit.seq, commit.cited_by)["recorded"]

@@ -221,7 +221,10 @@ class Journal:
         idempotency: str | None = None,
         claimed: Claimed = "no",
     ) -> None:
-        """Record what a client sent. Its fate is `not_found` if it names an unknown decision."""
+        """Record what a client sent. Its fate is `not_found` if it names an unknown decision.
+
+        A reported decision becomes one event and an edge to each of its precedents that is recorded.
+        """
         self.append(
             events.record_event(
                 record,
@@ -234,6 +237,8 @@ class Journal:
                 claimed=claimed,
             )
         )
+        for edge in events.citations(record, record_id=record_id, at=at, caller=caller):
+            self.append(edge)
 
     def mark(self, caller: Caller, key: str, content: str) -> Mark:
         """The mark of a request with an idempotency key; `content` is the sha256 of what it asks."""
