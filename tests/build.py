@@ -242,17 +242,6 @@ def writing(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def without_completeness(connection: sqlite3.Connection) -> None:
-    """Make a journal what it was before the migration 0012."""
-    for index in ("lacks", "urgency", "exception"):
-        connection.execute(f"DROP INDEX decisions_{index}")
-    for column in ("timestamp_decision", "confidence_level", "urgency", "judgment_call", "required", "lacks"):
-        connection.execute(f"ALTER TABLE decisions DROP COLUMN {column}")
-    for table in ("supplements", "summaries_words", "summaries", "summaries_due"):
-        connection.execute(f"DROP TABLE {table}")
-    connection.execute("DELETE FROM _sqlite_migrations WHERE name = '0012_completeness'")
-
-
 @contextmanager
 def stalled(path: Path) -> Iterator[None]:
     """No commit succeeds inside this context: another connection holds the write lock."""
@@ -325,6 +314,7 @@ def one_of_each() -> list[Event]:
         record_id=f"reported-{next(_numbers)}",
     )
     subject = reported.subject_id
+    node = sent(records.Node(type="goal", title="ship", description="it", confidence=80, metadata={"k": [1]}))
     return [
         events.model_loaded(MODEL, NOON),
         events.pack_activated(PACK, NOON),
@@ -356,13 +346,54 @@ def one_of_each() -> list[Event]:
             )
         ),
         sent(records.Approval(decision_id=first.id, approver="kim", verdict="rejected", step=2)),
-        sent(records.Node(type="goal", title="ship", description="it", confidence=80, metadata={"k": [1]})),
+        node,
         events.calibration_event(CALIBRATION, NOON),
-        sent(records.Edge(source="n1", target="n2", type="leads_to", weight=0.5, rationale="b")),
+        sent(
+            records.Edge(source=node.subject_id, target=first.id, type="leads_to", weight=0.5, rationale="b")
+        ),
         events.gap_event("something was lost", NOON, decision=2),
         events.decision_event(fallback()),
         note("a kind of its own"),
     ]
+
+
+#: What makes a journal of this version one of the version before a migration, newest first.
+_UNDO: dict[str, tuple[str, ...]] = {
+    "0013_graph": (
+        "DROP VIEW trace_edges",
+        "DROP TABLE trace_states",
+        *(f"DROP INDEX {name}" for name in ("nodes_entity", "consultations_id", "outcomes_id")),
+        "DROP INDEX decisions_trace_status",
+        *(f"ALTER TABLE decisions DROP COLUMN {name}" for name in ("trace_status", "status_seq")),
+        *(f"ALTER TABLE nodes DROP COLUMN {name}" for name in ("actor_type", "role")),
+        *(f"ALTER TABLE edges DROP COLUMN {name}" for name in ("similarity", "how", "favourable")),
+    ),
+    "0012_completeness": (
+        *(f"DROP INDEX decisions_{name}" for name in ("lacks", "urgency", "exception")),
+        *(
+            f"ALTER TABLE decisions DROP COLUMN {name}"
+            for name in (
+                *("timestamp_decision", "confidence_level", "urgency", "judgment_call"),
+                *("required", "lacks"),
+            )
+        ),
+        *(f"DROP TABLE {name}" for name in ("supplements", "summaries_words", "summaries", "summaries_due")),
+    ),
+    "0011_claims": (
+        "ALTER TABLE decisions DROP COLUMN claimed",
+        "ALTER TABLE outcomes DROP COLUMN claimed",
+    ),
+}
+
+
+def undo_migrations(path: Path, first: str) -> None:
+    """Take the migrations from `first` on back, as if an earlier version had written the journal."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for name, statements in _UNDO.items():
+            if name >= first:
+                for statement in statements:
+                    connection.execute(statement)
+                connection.execute("DELETE FROM _sqlite_migrations WHERE name = ?", (name,))
 
 
 def redecided(*decisions: Decision, **changes: Any) -> records.Counterfactuals:
@@ -629,8 +660,12 @@ LEAST_RECORDS: dict[str, tuple[dict[str, Any], records.Record]] = {
     ),
     "node": ({"type": "goal", "title": "t"}, records.Node(type="goal", title="t", status="active")),
     "edge": (
-        {"source": "a", "target": "b", "type": "led_to"},
-        records.Edge(source="a", target="b", type="led_to"),
+        {"source": "a", "target": "b", "type": "leads_to"},
+        records.Edge(source="a", target="b", type="leads_to"),
+    ),
+    "trace_state": (
+        {"decision_id": "d", "status": "under_review", "because": "a doubt"},
+        records.TraceState(decision_id="d", status="under_review", because="a doubt"),
     ),
 }
 

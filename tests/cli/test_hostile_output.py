@@ -138,9 +138,16 @@ def hostile_journal(config: Config) -> Config:
         records.Outcome(decision_id=decision_id, status="FAILURE", note=HOSTILE),
         records.Approval(decision_id=decision_id, approver=HOSTILE, role=HOSTILE, evidence=HOSTILE),
         records.Consultation(decision_id=decision_id, system=HOSTILE, entity=HOSTILE, query=HOSTILE),
-        records.Node(type="goal", title=HOSTILE, description=HOSTILE),
+        records.TraceState(decision_id=decision_id, status="overturned", by=decision.id, because=HOSTILE),
     ):
         journal_access.submit_record(config, record)
+    entity = records.Node(type="entity", title=HOSTILE, description=HOSTILE, metadata={HOSTILE: HOSTILE})
+    node_id = journal_access.submit_record(config, entity)
+    for edge in (
+        records.Edge(source=decision.id, target=node_id, type="APPLIES_TO", rationale=HOSTILE),
+        records.Edge(source=decision.id, target=decision_id, type="CITES", how=HOSTILE),
+    ):
+        journal_access.submit_record(config, edge)
     return config
 
 
@@ -167,6 +174,12 @@ READ = [
     ["log", "show", "018f-00000007", "--all"],
     ["log", "show", "018f-00000007", "--json"],
     ["log", "show", HOSTILE],
+    ["trace", "018f-00000007"],
+    ["trace", "018f-00000007", "--json"],
+    ["trace", HOSTILE],
+    ["trace", "list"],
+    ["trace", "list", "--entity", HOSTILE],
+    ["trace", "reopen", "018f-00000007", "--because", HOSTILE],
     ["log", "verify"],
     ["log", "--actor", HOSTILE],
     ["log", "--since", HOSTILE],

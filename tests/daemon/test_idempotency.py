@@ -651,6 +651,7 @@ class TestRecords:
             decision_id = client.decision_report(
                 records.DecisionReport(agent="trader", outcome="HOLD"), idempotency_key="r"
             )
+            goal = client.record(records.Node(type="goal", title="Ship"), idempotency_key="nodes")
             samples: dict[str, records.Record] = {
                 "decisions": records.DecisionReport(agent="trader", outcome="HOLD"),
                 "consultations": records.Consultation(system="crm", session="s"),
@@ -658,7 +659,10 @@ class TestRecords:
                 "reviews": records.Review(decision_id=decision_id, reviewer="ines", verdict="accept"),
                 "approvals": records.Approval(decision_id=decision_id, approver="ines"),
                 "nodes": records.Node(type="goal", title="Ship"),
-                "edges": records.Edge(source="a", target="b", type="led_to"),
+                "edges": records.Edge(source=goal, target=decision_id, type="leads_to"),
+                "trace_states": records.TraceState(
+                    decision_id=decision_id, status="under_review", because="a doubt"
+                ),
             }
             for table, record in samples.items():
                 key = "r" if table == "decisions" else table

@@ -899,7 +899,8 @@ class TestRecords:
         review = records.Review(decision_id="0198", reviewer="ines", verdict="accept")
         approval = records.Approval(decision_id="0198", approver="ines")
         node = records.Node(type="goal", title="Ship")
-        edge = records.Edge(source="0198", target="0199", type="led_to")
+        edge = records.Edge(source="0198", target="0199", type="leads_to")
+        state = records.TraceState(decision_id="0198", status="under_review", because="a doubt")
         with self.recording(config, prompt=True) as (_, ledger), Client(config.endpoint) as own:
             ids = [
                 own.decision_report(reported),
@@ -909,15 +910,16 @@ class TestRecords:
                 own.approval(approval),
                 own.node(node),
                 own.edge(edge),
+                own.trace_state(state)["id"],
             ]
             taken = [ledger.next() for _ in ids]
             counters = own.status().counters
         assert ids == [recorded.record_id for recorded in taken]
         failure = records.Outcome(decision_id="0198", status="FAILURE")
         assert [recorded.record for recorded in taken] == [
-            reported, consulted, failure, review, approval, node, edge,
+            reported, consulted, failure, review, approval, node, edge, state,
         ]  # fmt: skip
-        assert counters == {"received": 8} | {
+        assert counters == {"received": 9} | {
             f"{kinds}_recorded": 1
             for kinds in (
                 "decision_reports",
@@ -927,6 +929,7 @@ class TestRecords:
                 "approvals",
                 "nodes",
                 "edges",
+                "trace_states",
             )
         }
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tests.build import Fates, by_model, by_rule, note, record, row, rows, without_completeness
+from tests.build import Fates, by_model, by_rule, note, record, row, rows, undo_migrations
 from thor_policy.cli.main import cli
 from thor_policy.cli.review_page import as_text, page
 from thor_policy.client.blocking import Client
@@ -481,11 +480,7 @@ class TestShown:
 def test_a_journal_of_the_version_before_gets_the_columns(tmp_path: Path) -> None:
     path = tmp_path / "policy_decisions.db"
     record(path, by_rule())
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        without_completeness(connection)
-        connection.execute("ALTER TABLE decisions DROP COLUMN claimed")
-        connection.execute("ALTER TABLE outcomes DROP COLUMN claimed")
-        connection.execute("DELETE FROM _sqlite_migrations WHERE name = '0011_claims'")
+    undo_migrations(path, "0011_claims")
     Journal(path).close()
     assert verify(path).ok
     with Reader(path) as reader:

@@ -20,7 +20,6 @@ from tests.build import (
     record,
     rows,
     sent,
-    without_completeness,
     writing,
 )
 from thor_policy.core import records

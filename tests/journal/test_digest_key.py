@@ -105,7 +105,7 @@ ERASED_CASES: dict[str, tuple[str, Callable[[str], dict[str, Json]]]] = {
     "title": ("node", lambda secret: {"record": {"type": "goal", "title": f"call {secret}"}}),
     "rationale": (
         "edge",
-        lambda secret: {"record": {"source": "a", "target": "b", "type": "t", "rationale": f"as {secret}"}},
+        lambda secret: {"record": {"type": "leads_to", "rationale": f"as {secret}"}},
     ),
 }
 CASES = MASKED_CASES | ERASED_CASES
@@ -117,8 +117,12 @@ def filled(config: Config, secret: str) -> Config:
         serving(replace(config, masked=MASKED), load_engine=load_stub_engine),
         Client(config.endpoint, timeout_ms=PATIENCE_MS) as client,
     ):
+        ends = {end: client.node(records.Node(type="goal", title=end)) for end in ("source", "target")}
         for name, (op, members) in CASES.items():
-            client.call(op, members(secret) | {"idempotency_key": name})
+            fields = members(secret)
+            if op == "edge":
+                fields["record"] |= ends
+            client.call(op, fields | {"idempotency_key": name})
         client.call(
             "evaluate", {"request": question(), "idempotency_key": f"order of {secret}", "explain": "none"}
         )

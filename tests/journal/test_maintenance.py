@@ -626,7 +626,7 @@ def everything_about(journal: Journal, name: str) -> list[str]:
     record(journal, records.Outcome(decision_id=other, status="SUCCESS", note=f"{name}'s doing"))
     record(journal, records.Consultation(session="s", system="crm", entity=name, value=[name, 1]))
     record(journal, records.Node(type="goal", title=f"Help {name}", metadata={name: name, "rest": 2.5}))
-    record(journal, records.Edge(source=own[0], target=other, type="led_to", rationale=f"{name} said so"))
+    record(journal, records.Edge(source=own[0], target=other, type="leads_to", rationale=f"{name} said so"))
     record(
         journal,
         records.DecisionReport(agent="desk", outcome="HOLD", prompt=f"Ask {name}?", context={"by": name}),
@@ -1113,6 +1113,7 @@ def busy(journal: Journal, *, dumps: dict[int, str] | None = None) -> None:
     hours = itertools.count()
     keep(journal, events.model_loaded(MODEL, NOON))
     keep(journal, events.pack_activated(PACK, NOON))
+    goal = record(journal, records.Node(type="goal", title="ship"))
     decided: list[str] = []
 
     def noted() -> None:
@@ -1132,7 +1133,7 @@ def busy(journal: Journal, *, dumps: dict[int, str] | None = None) -> None:
             records.Approval(decision_id=decided[0], approver=name),
             records.Consultation(session="s", system="crm", value={"a": [1, 2.0, None]}),
             records.Node(type="goal", title=name, metadata={"x": name}),
-            records.Edge(source=decided[0], target="b", type="led_to", weight=1),
+            records.Edge(source=decided[0], target=goal, type="leads_to", weight=1),
         ):
             record(journal, sent, at=at)
             noted()

@@ -203,6 +203,8 @@ def test_the_row_of_a_decision_by_the_model(path: Path) -> None:
         "judgment_call": 1,
         "required": None,
         "lacks": None,
+        "trace_status": "active",
+        "status_seq": None,
     }
 
 
@@ -325,6 +327,7 @@ def test_a_reported_decision_has_a_row_in_decisions(path: Path) -> None:
         "output_tokens": 2,
         "caller_uid": 1000,
         "latency_ms": 300.0,
+        "trace_status": "active",
     }
 
 
@@ -558,11 +561,11 @@ def test_the_rows_of_nodes_and_edges(path: Path) -> None:
         sent(edge, record_id="e1"),
     )
     assert rows(path, "SELECT * FROM nodes") == [
-        (1, TIME, "n1", "goal", "ship", "soon", "abandoned", 80, "s1", '{"a":1}', 1000),
-        (2, TIME, "n2", "action", "build", None, "active", None, None, None, 1000),
+        (1, TIME, "n1", "goal", "ship", "soon", "abandoned", 80, "s1", '{"a":1}', 1000, None, None),
+        (2, TIME, "n2", "action", "build", None, "active", None, None, None, 1000, None, None),
     ]
     assert rows(path, "SELECT * FROM edges") == [
-        (3, TIME, "e1", "n1", "n2", "leads_to", 1.0, "so it is", 1000),
+        (3, TIME, "e1", "n1", "n2", "leads_to", 1.0, "so it is", 1000, None, None, None),
     ]
 
 
@@ -836,9 +839,30 @@ graph = st.builds(
     confidence=st.none() | st.integers(0, 100),
     session=maybe,
     metadata=objects,
-) | st.builds(
-    records.Edge, source=name, target=name, type=name, weight=st.none() | finite, rationale=st.none() | text
 )
+
+
+def linked(ids: list[str]) -> st.SearchStrategy[records.Edge]:
+    """An edge between two of these."""
+    return st.builds(
+        lambda ends, **fields: records.Edge(source=ends[0], target=ends[1], type="CITES", **fields),
+        st.permutations(ids),
+        weight=st.none() | finite,
+        rationale=st.none() | text,
+        similarity=st.none() | share,
+        how=maybe,
+        favourable=st.none() | st.booleans(),
+    )
+
+
+def stated(decision_id: str, before: str) -> st.SearchStrategy[records.TraceState]:
+    """A state of a trace that was in the state `before`; no other decision is named."""
+    return st.builds(
+        records.TraceState,
+        decision_id=st.just(decision_id),
+        status=st.just("active" if before == "under_review" else "under_review"),
+        because=text.filter(bool),
+    )
 
 
 def consulted(decision_id: st.SearchStrategy[str | None]) -> st.SearchStrategy[records.Consultation]:
@@ -904,13 +928,15 @@ def histories(draw: st.DrawFn) -> list[Event]:
     """Any sequence of events that the journal accepts."""
     history: list[Event] = []
     known: list[str] = []
+    states: dict[str, str] = {}
     for number in range(draw(st.integers(1, 8))):
         choices = [
             "decision",
             "decision_report",
             "graph",
             "consultation",
-            *(["hung", "explained"] if known else []),
+            *(["hung", "explained", "stated"] if known else []),
+            *(["linked"] if len(known) > 1 else []),
         ]
         at, chosen = draw(moments), draw(st.sampled_from(choices))
         if chosen == "decision":
@@ -921,7 +947,14 @@ def histories(draw: st.DrawFn) -> list[Event]:
             history.append(events.explanation_event(draw(st.sampled_from(known)), draw(explanations), at))
         else:
             source = {"decision_report": reported, "graph": graph, "consultation": consulted(st.none())}
+            if chosen == "linked":
+                source[chosen] = linked(known)
+            elif chosen == "stated":
+                decision_id = draw(st.sampled_from(known))
+                source[chosen] = stated(decision_id, states.get(decision_id, "active"))
             made = draw(source[chosen] if chosen in source else hung_on(draw(st.sampled_from(known))))
+            if isinstance(made, records.TraceState):
+                states[made.decision_id] = made.status
             event = sent(made, at=at, record_id=f"\x00{number}")
             history.append(event)
             if chosen == "decision_report":
@@ -979,8 +1012,17 @@ def test_the_rows_of_each_kind_of_event_follow_from_the_stored_bytes(path: Path)
     supplied = sent(records.Supplement(decision_id=several[2].subject_id, values={"risk": "low"}))
     drifted = events.drift_event(golden="X1", before="a", now="b", shift=0.5, pack=PACK, model=MODEL, at=NOON)
     promoted = events.promotion_event(PROMOTION, NOON, by_uid=1000, by_key=None)
+    doubted = records.TraceState(decision_id=several[2].subject_id, status="under_review", because="why?")
     record(
-        path, *several, sent(given), supplied, *what_judges(), drifted, promoted, checkpoints=signing(path)
+        path,
+        *several,
+        sent(given),
+        supplied,
+        sent(doubted),
+        *what_judges(),
+        drifted,
+        promoted,
+        checkpoints=signing(path),
     )
     assert rows(path, "SELECT temperature, judged FROM calibrations") == [(2.0, 60)]
     for table, expected in computed(path).items():

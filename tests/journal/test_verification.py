@@ -85,7 +85,8 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     supplied = sent(records.Supplement(decision_id=held.id, values={"reasoning": "So."}))
     ended = sent(records.Outcome(decision_id=held.id, status="SUCCESS"))
-    more = [held, supplied, ended]
+    doubted = sent(records.TraceState(decision_id=last.id, status="under_review", because="why?"))
+    more = [held, supplied, ended, doubted]
     record(path, *last_words, by_rule(), drifted, *judged, given, *more, checkpoints=rule)
     verdict = verify(path)
     assert (verdict.events, verdict.problem, verdict.complete, verdict.checkpoint_seq) == (

@@ -39,7 +39,10 @@ COMMANDS = {
     "compare": ("suites", "Compare two runs, scenario by scenario, and recommend a side if one is better."),
     "invariance": ("invariance", "Ask variants of scenarios and report answers that changed."),
     "log": ("journal", "List recorded decisions, newest first. The commands check and maintain the journal."),
-    "trace": ("trace", "Complete the traces of decisions."),
+    "trace": (
+        "trace",
+        "Show why a decision was made and what became of it; supersede or overturn it.",
+    ),
     "decide": ("decide", "Record a decision that you made, under the pack that governs it."),
     "stats": (
         "journal",

@@ -1,15 +1,187 @@
-"""`trace`: decision traces."""
+"""`trace`: why a decision was made, what became of it, and the changes of its state."""
 
 from __future__ import annotations
 
 import click
+from msgspec import to_builtins
 
+from thor_policy.cli import render, trace_tree
+from thor_policy.cli.options import as_json, configured
 from thor_policy.cli.quarantine import quarantine
+from thor_policy.config import Config
+from thor_policy.core import graph, records
+from thor_policy.core.requests import Json
+from thor_policy.journal.reader import ENDING_CHARS, Reader
+from thor_policy.journal.trace_queries import traces
+from thor_policy.trace.chains import MOST_DEPTH
+from thor_policy.trace.reading import read_trace
+
+#: Ids of citing decisions that a change of state prints; `--json` has all that the reply names.
+_MOST_IDS = 20
+
+_ID = click.argument(
+    "decision_id", metavar="ID", help="The id of a decision, or at least its last 8 characters."
+)
+_BECAUSE = click.option("--because", required=True, help="Why: it is recorded with the change.")
+_BY = click.option("--by", required=True, metavar="ID", help="The decision that does so.")
 
 
-@click.group()
+class _ById(click.Group):
+    """A group whose first argument may be an id: then the command is `show`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        first = next((arg for arg in args if not arg.startswith("-")), None)
+        if first is not None and first not in self.commands:
+            args = ["show", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_ById)
 def trace() -> None:
-    """Complete the traces of decisions."""
+    """Show why a decision was made and what became of it; supersede or overturn it.
+
+    `thorpolicy trace ID` is short for `thorpolicy trace show ID`.
+    """
+
+
+@trace.command()
+@configured("state_dir")
+@_ID
+@click.option("--at", metavar="TIME", help="Show what was known before this RFC 3339 wall time.")
+@click.option(
+    "--depth",
+    default=1,
+    show_default=True,
+    type=click.IntRange(0, MOST_DEPTH),
+    help="Edges to follow to causes and to consequences.",
+)
+@as_json
+def show(config: Config, decision_id: str, at: str | None, depth: int, as_json: bool) -> None:
+    """Show one decision: question, data, rules, model, people, precedents, result, later fate."""
+    with Reader(config.journal_path) as reader:
+        read = read_trace(reader, reader.resolve(decision_id), at=at, depth=depth)
+    if as_json:
+        render.as_json(to_builtins(read))
+    else:
+        render.console().print(trace_tree.tree(read))
+
+
+@trace.command("list")
+@configured("state_dir")
+@click.option("--entity", metavar="TYPE:ID", help="Only decisions about this entity.")
+@click.option(
+    "--status",
+    type=click.Choice(list(graph.NEXT_STATES)),
+    help="Only traces in this state.",
+)
+@click.option(
+    "-n", "--limit", default=20, show_default=True, type=click.IntRange(1, 10_000), help="Most traces."
+)
+@click.option("--before", metavar="ID", help="List traces before this one: the next page.")
+@as_json
+def list_(
+    config: Config,
+    entity: str | None,
+    status: graph.TraceStatus | None,
+    limit: int,
+    before: str | None,
+    as_json: bool,
+) -> None:
+    """List traces, newest first."""
+    with Reader(config.journal_path) as reader:
+        if before is not None:
+            before = reader.resolve(before)
+        rows = traces(reader, entity=entity, status=status, limit=limit, before=before)
+    if as_json:
+        render.as_json(rows)
+        return
+    render.table(
+        ("time", "outcome", "type", "state", "entity", "actor", "id"),
+        [
+            (
+                row["timestamp"][:16].replace("T", " "),
+                *(row[name] for name in ("decision", "decision_type", "trace_status", "entity", "actor")),
+                row["decision_id"][-ENDING_CHARS:],
+            )
+            for row in rows
+        ],
+        gap=1,
+        clipped=(1, 2, 3, 4, 5),
+    )
+
+
+@trace.command()
+@configured("state_dir", "endpoint", "key")
+@_ID
+@_BY
+@_BECAUSE
+@as_json
+def supersede(config: Config, decision_id: str, by: str, because: str, as_json: bool) -> None:
+    """Let a later decision take the place of another. Needs the role `review`."""
+    _change(config, decision_id, "superseded", because, by=by, as_json=as_json)
+
+
+@trace.command()
+@configured("state_dir", "endpoint", "key")
+@_ID
+@_BY
+@_BECAUSE
+@as_json
+def overturn(config: Config, decision_id: str, by: str, because: str, as_json: bool) -> None:
+    """Let a later decision say that another was wrong, and list what cited it. Needs the role `review`."""
+    _change(config, decision_id, "overturned", because, by=by, as_json=as_json)
+
+
+@trace.command()
+@configured("state_dir", "endpoint", "key")
+@_ID
+@_BECAUSE
+@as_json
+def reopen(config: Config, decision_id: str, because: str, as_json: bool) -> None:
+    """Put a decision under review, whatever its state is. Needs the role `review`."""
+    _change(config, decision_id, "under_review", because, as_json=as_json)
+
+
+@trace.command()
+@configured("state_dir", "endpoint", "key")
+@_ID
+@_BECAUSE
+@as_json
+def uphold(config: Config, decision_id: str, because: str, as_json: bool) -> None:
+    """End the review of a decision: it is active again. Needs the role `review`."""
+    _change(config, decision_id, "active", because, as_json=as_json)
+
+
+def _change(
+    config: Config,
+    decision_id: str,
+    status: graph.TraceStatus,
+    because: str,
+    *,
+    by: str | None = None,
+    as_json: bool,
+) -> None:
+    from thor_policy.daemon import journal_access
+
+    with Reader(config.journal_path) as reader:
+        decision_id, by = reader.resolve(decision_id), by and reader.resolve(by)
+    record = records.TraceState(decision_id=decision_id, status=status, because=because, by=by)
+    recorded = journal_access.submit_trace_state(config, record)
+    if as_json:
+        render.as_json(recorded)
+        return
+    render.line(f"{decision_id} is {status} now, recorded as {recorded['id']}")
+    _print_citing(recorded["cited_by"])
+
+
+def _print_citing(cited_by: dict[str, Json]) -> None:
+    count, ids = cited_by["count"], cited_by["ids"]
+    if count:
+        render.line(f"{count:,} decisions cite it:")
+    for id in ids[:_MOST_IDS]:
+        render.line(f"  {id}")
+    if count > _MOST_IDS:
+        render.line(f"  and {count - _MOST_IDS:,} more: --json lists {len(ids):,}")
 
 
 trace.add_command(quarantine)

@@ -139,6 +139,20 @@ class AsyncClient:
     async def edge(self, edge: records.Edge) -> str:
         return await self.record(edge)
 
+    async def trace_state(self, status: records.TraceState) -> dict[str, Json]:
+        recorded: dict[str, Json] = (await self._do(record_request(status, None)))["recorded"]
+        return recorded
+
+    async def supersede(self, decision_id: str, *, by: str, because: str) -> dict[str, Json]:
+        return await self.trace_state(
+            records.TraceState(decision_id=decision_id, status="superseded", by=by, because=because)
+        )
+
+    async def overturn(self, decision_id: str, *, by: str, because: str) -> dict[str, Json]:
+        return await self.trace_state(
+            records.TraceState(decision_id=decision_id, status="overturned", by=by, because=because)
+        )
+
     async def track_signal(self, *, agent: str, symbol: str, signal: str, **fields: Unpack[Tracked]) -> str:
         return await self.record(signal_report(agent, symbol, signal, fields))
 

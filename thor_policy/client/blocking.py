@@ -160,6 +160,27 @@ class Client:
         """Record a link between two nodes or decisions."""
         return self.record(edge)
 
+    def trace_state(self, status: records.TraceState) -> dict[str, Json]:
+        """Change the state of a decision's trace; needs the role `review`.
+
+        Returns the members `id` and `seq` of the record, and `cited_by`: the `count` and the `ids` of the
+        decisions that cite this one. Raises RequestError `conflict` if it cannot get that state now.
+        """
+        recorded: dict[str, Json] = (self._do(record_request(status, None)))["recorded"]
+        return recorded
+
+    def supersede(self, decision_id: str, *, by: str, because: str) -> dict[str, Json]:
+        """Let the decision `by` take the place of another, as `trace_state` does."""
+        return self.trace_state(
+            records.TraceState(decision_id=decision_id, status="superseded", by=by, because=because)
+        )
+
+    def overturn(self, decision_id: str, *, by: str, because: str) -> dict[str, Json]:
+        """Let the decision `by` say that another was wrong, as `trace_state` does."""
+        return self.trace_state(
+            records.TraceState(decision_id=decision_id, status="overturned", by=by, because=because)
+        )
+
     def track_signal(self, *, agent: str, symbol: str, signal: str, **fields: Unpack[Tracked]) -> str:
         """Record an agent's signal for a symbol (`BUY`, ..); returns its decision id."""
         return self.record(signal_report(agent, symbol, signal, fields))

@@ -1,7 +1,7 @@
 """What hangs on a decision, and decisions that others made: the nouns of a decision trace.
 
 Owns the records that services and people send to be kept: decisions made elsewhere, data consulted,
-outcomes in the world, reviews, approvals, nodes and edges of the graph of work. Invariant: all of them are
+outcomes in the world, reviews, approvals, nodes, edges and states of traces. Invariant: all of them are
 frozen, bounded by their types, and none does any input or output. Used by every thread.
 """
 
@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from thor_policy.core.decisions import ConfidenceLevel, Tier, Urgency
+from thor_policy.core.graph import ActorType, EdgeType, NodeType, TraceStatus
 from thor_policy.core.requests import Json, Risk
 
 #: Judged decisions below which nothing is fitted.
@@ -176,25 +177,49 @@ class Supplement(Struct, frozen=True, kw_only=True):
 
 
 class Node(Struct, frozen=True, kw_only=True):
-    """A goal, option, action, observation, ... in the graph of work."""
+    """A goal, option, action, actor, entity, event, ...: a node that somebody states (`core.graph.NODES`).
 
-    type: Literal["goal", "decision", "option", "action", "outcome", "observation", "revisit"]
+    The `title` of an entity is its `type:id`. `actor_type`, and `role` at the time, are those of an actor.
+    """
+
+    type: NodeType
     title: Name
     description: Text | None = None
     status: Literal["active", "superseded", "abandoned"] = "active"
     confidence: Annotated[int, Meta(ge=0, le=100)] | None = None
     session: Name | None = None
     metadata: dict[str, Json] = {}
+    actor_type: ActorType | None = None
+    role: Name | None = None
 
 
 class Edge(Struct, frozen=True, kw_only=True):
-    """A link between two nodes or decisions, by their ids."""
+    """A link between two recorded things, by their ids; `core.graph.EDGES` says which ends each type has.
+
+    A precedent (`CITES`) has a `similarity`, says `how` it was found, and whether it is `favourable` to what
+    was decided.
+    """
 
     source: Name
     target: Name
-    type: Name
+    type: EdgeType
     weight: float | None = None
     rationale: Text | None = None
+    similarity: Share | None = None
+    how: Name | None = None
+    favourable: bool | None = None
+
+
+class TraceState(Struct, frozen=True, kw_only=True):
+    """The state of a decision's trace, and `because` of what: the newest one counts.
+
+    `superseded` and `overturned` name the decision `by` which it was.
+    """
+
+    decision_id: Name
+    status: TraceStatus
+    because: Annotated[str, Meta(min_length=1, max_length=MAX_TEXT_CHARS)]
+    by: Name | None = None
 
 
 #: How the outcome of a past request changes under another pack, model or adapter.
@@ -307,7 +332,16 @@ class Control(Struct, frozen=True, kw_only=True):
 
 
 Record: TypeAlias = (
-    DecisionReport | Consultation | Outcome | Review | Assignment | Approval | Supplement | Node | Edge
+    DecisionReport
+    | Consultation
+    | Outcome
+    | Review
+    | Assignment
+    | Approval
+    | Supplement
+    | Node
+    | Edge
+    | TraceState
 )
 
 #: Each record by its one name: that of the operation which hands it over, and of the event it becomes.
@@ -321,6 +355,7 @@ RECORDS: dict[str, type[Record]] = {
     "supplement": Supplement,
     "node": Node,
     "edge": Edge,
+    "trace_state": TraceState,
 }
 KIND_OF: dict[type, str] = {record: kind for kind, record in RECORDS.items()}
 
@@ -333,6 +368,7 @@ PRIVATE_FIELDS: dict[type, tuple[str, ...]] = {
     Assignment: ("reviewer", "given_by"),
     Approval: ("approver", "role", "evidence"),
     Supplement: ("values",),
-    Node: ("title", "description", "metadata"),
+    Node: ("title", "description", "metadata", "role"),
     Edge: ("rationale",),
+    TraceState: ("because",),
 }

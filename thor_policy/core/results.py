@@ -53,7 +53,8 @@ class Committed(Struct, frozen=True, kw_only=True, gc=False):
     """What became of one event: on disk as number `seq`, or (with `error`) not.
 
     `commit_ms` is queue plus transaction time, `size` the bytes of body and private part, `sender` the caller
-    (`Caller.who`) whose request it comes from; None: it comes from the daemon.
+    (`Caller.who`) whose request it comes from; None: it comes from the daemon. `cited_by` has the `count` and
+    the `ids` of the decisions that cite the one whose state changed.
     """
 
     ticket: int | None
@@ -64,6 +65,7 @@ class Committed(Struct, frozen=True, kw_only=True, gc=False):
     message: str | None = None
     size: int = 0
     sender: str | None = None
+    cited_by: dict[str, Json] | None = None
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ class InFlight:
                 ticket, RequestError(commit.error, commit.message or f"it could not be recorded: {why}")
             )
         elif pending.record_id is not None:
-            self._answer(ticket, recorded_item(pending.record_id, commit.kind, commit.seq))
+            self._answer(ticket, recorded_item(pending.record_id, commit.kind, commit.seq, commit.cited_by))
         else:
             pending.committed, pending.commit_ms = True, commit.commit_ms
             self._answer_if_complete(ticket, pending, now_ns)

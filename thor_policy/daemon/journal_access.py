@@ -21,7 +21,7 @@ from thor_policy.daemon.loading import load_pack, open_journal
 from thor_policy.journal import events
 from thor_policy.journal.maintenance.dispatch import run_maintenance
 from thor_policy.journal.reader import Reader
-from thor_policy.protocol.replies import encode_request
+from thor_policy.protocol.replies import encode_request, recorded_item
 from thor_policy.protocol.requests import decode_request
 
 #: How long a command waits for another process that holds the journal, and between two tries, in seconds.
@@ -50,11 +50,23 @@ def submit_record(config: Config, record: records.Record) -> str:
     Waits up to `LOCK_WAIT_S` for another command that holds the journal.
     Raises RequestError, Unreachable, JournalError, AlreadyRunning.
     """
+    return str(_submitted(config, record)["id"])
+
+
+def submit_trace_state(config: Config, status: records.TraceState) -> dict[str, Json]:
+    """Change the state of a trace, as `submit_record` does; returns what `Client.trace_state` returns."""
+    return _submitted(config, status)
+
+
+def _submitted(config: Config, record: records.Record) -> dict[str, Json]:
+    """The member `recorded` of the reply to a record."""
     until = time.monotonic() + LOCK_WAIT_S
     while True:
         with Client(config.endpoint, key=config.key_file) as client:
             if client.remote or client.alive():
-                return client.record(record)
+                reply = client.call(records.KIND_OF[type(record)], {"record": record})
+                recorded: dict[str, Json] = reply["recorded"]
+                return recorded
         try:
             return _record_directly(config, record)
         except AlreadyRunning:
@@ -63,25 +75,24 @@ def submit_record(config: Config, record: records.Record) -> str:
             time.sleep(_LOCK_STEP_S)
 
 
-def _record_directly(config: Config, record: records.Record) -> str:
-    _check(config, records.KIND_OF[type(record)], record)
+def _record_directly(config: Config, record: records.Record) -> dict[str, Json]:
+    kind = records.KIND_OF[type(record)]
+    _check(config, kind, record)
     record_id, us = new_id(), Caller(transport="inproc", uid=os.geteuid(), gid=os.getegid(), pid=os.getpid())
     governing = (
         load_pack(config).governing(record.type) if isinstance(record, records.DecisionReport) else None
     )
     with open_journal(config, lambda _: None) as journal:
+        at = time.time()
         event = events.record_event(
-            record,
-            record_id=record_id,
-            at=time.time(),
-            caller=us,
-            masked=config.masked,
-            governing=governing,
+            record, record_id=record_id, at=at, caller=us, masked=config.masked, governing=governing
         )
-        commit = journal.commit(event).result()
+        edges = events.citations(record, record_id=record_id, at=at, caller=us)
+        commit = journal.commit_all([event, *edges]).result()[0]
     if commit.error is not None:
         raise RequestError(commit.error, commit.message or "the journal could not record it")
-    return record_id
+    recorded: dict[str, Json] = recorded_item(record_id, kind, commit.seq, commit.cited_by)["recorded"]
+    return recorded
 
 
 def _check(config: Config, op: str, record: records.Record | records.Maintenance) -> None:

@@ -291,11 +291,12 @@ class Server:
                 self._in_flight.on_outcome(ticket, report, now_ns)
                 if isinstance(report, Refused):
                     self._keys.ended(ticket)
-            elif item.ticket is not None:
+            else:
                 self._quota.charge(item.sender, item.size, self._config.journal_quota_mb, now_ns)
-                self._in_flight.on_commit(item.ticket, item, now_ns)
-                if item.kind != "explanation":
-                    self._keys.ended(item.ticket)
+                if item.ticket is not None:
+                    self._in_flight.on_commit(item.ticket, item, now_ns)
+                    if item.kind != "explanation":
+                        self._keys.ended(item.ticket)
 
     # ------------------------------------------------------------ in
 

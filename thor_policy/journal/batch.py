@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from thor_policy.journal import chain, events, leases, projections, summaries
+from thor_policy.journal import chain, events, graph, leases, projections, summaries
 from thor_policy.journal.completeness import Touched
 from thor_policy.journal.events import Event
 from thor_policy.journal.rewrites import Projection, Rewrite, Row
@@ -72,6 +72,7 @@ class Placed:
         self.decisions: dict[str, str | None] = {}
         #: The new holder of each decision whose lease changes in this batch; None: nobody.
         self.leases: dict[str, str | None] = {}
+        self.graph = graph.Uncommitted(self.decisions)
         self._private: list[tuple[int, bytes, str]] = []
         self._rows: dict[str, list[Row]] = {}
         self._changes: list[tuple[str, str, int, Row]] = []
@@ -100,6 +101,8 @@ class Placed:
             self.decisions[event.subject_id] = events.who_sent(event.body)
         elif event.kind in leases.KINDS:
             leases.note_uncommitted(self.leases, event)
+        elif event.kind in graph.KINDS:
+            self.graph.note(event)
         if table is not None:
             self._rows.setdefault(table, []).append((seq, *row[1:]))
         if changes is not None:

@@ -33,6 +33,7 @@ from thor_policy.core.decisions import (
     Traits,
     identity_of,
 )
+from thor_policy.core.ids import new_id
 from thor_policy.core.records import Calibration
 from thor_policy.core.requests import Annotations, Caller, Claimed, Evaluation, Json, Risk
 from thor_policy.core.sources import Consulted, Described
@@ -548,7 +549,7 @@ def _explanation_body(explanation: Explanation) -> ExplanationBody:
 ABOUT_DECISION = frozenset(
     {
         *("explanation", "review", "assignment", "outcome", "approval", "consultation", "shadowed"),
-        *("counterfactual", "supplement"),
+        *("counterfactual", "supplement", "trace_state"),
     }
 )
 
@@ -608,6 +609,21 @@ def record_event(
         sender=caller.who,
         unless_own=claimed == "unless_own",
     )
+
+
+def citations(record: records.Record, *, record_id: str, at: float, caller: Caller) -> list[Event]:
+    """The edges from a reported decision to the precedents that it names; nobody waits for their fates."""
+    if not isinstance(record, records.DecisionReport):
+        return []
+    return [
+        record_event(
+            records.Edge(source=record_id, target=precedent, type="CITES", how="reported"),
+            record_id=new_id(),
+            at=at,
+            caller=caller,
+        )
+        for precedent in dict.fromkeys(record.precedents)
+    ]
 
 
 class _WithCaller(Struct, frozen=True):

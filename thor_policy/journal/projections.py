@@ -38,7 +38,7 @@ DECISION_COLUMNS = (
     "clauses", "is_exception", "input_tokens", "output_tokens", "caller_uid", "queue_ms", "rules_ms",
     "score_ms", "explain_ms", "latency_ms", "outcome_status", "outcome_value", "original_id",
     "temperature", "explained_seq", "reviewed_seq", "outcome_seq", "claimed", "timestamp_decision",
-    "confidence_level", "urgency", "judgment_call", "required", "lacks",
+    "confidence_level", "urgency", "judgment_call", "required", "lacks", "trace_status", "status_seq",
 )
 # fmt: on
 #: Index of each column of `decisions` in a row.
@@ -54,9 +54,15 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "decision_correct",
     ),
     "outcome_seq": ("outcome_status", "outcome_value"),
+    "status_seq": ("trace_status",),
 }
 #: The group that each kind of event changes. The subject of these events is a recorded decision.
-GROUP_OF = {"explanation": "explained_seq", "review": "reviewed_seq", "outcome": "outcome_seq"}
+GROUP_OF = {
+    "explanation": "explained_seq",
+    "review": "reviewed_seq",
+    "outcome": "outcome_seq",
+    "trace_state": "status_seq",
+}
 #: Columns that hold JSON, in any table.
 JSON_COLUMNS = frozenset(
     {
@@ -93,9 +99,19 @@ _PLAIN: dict[str, tuple[str, tuple[str, ...]]] = {
     "supplement": ("supplements", ("id", "decision_id", "names", "supplied", "caller_uid", "claimed")),
     "node": (
         "nodes",
-        ("id", "type", "title", "description", "status", "confidence", "session", "metadata", "caller_uid"),
+        (
+            *("id", "type", "title", "description", "status", "confidence", "session", "metadata"),
+            *("caller_uid", "actor_type", "role"),
+        ),
     ),
-    "edge": ("edges", ("id", "source", "target", "type", "weight", "rationale", "caller_uid")),
+    "edge": (
+        "edges",
+        (
+            *("id", "source", "target", "type", "weight", "rationale", "caller_uid"),
+            *("similarity", "how", "favourable"),
+        ),
+    ),
+    "trace_state": ("trace_states", ("id", "decision_id", "status", "by", "because", "caller_uid")),
     "pack_activated": ("packs", ("name", "version", "sha256")),
     "model_loaded": (
         "models",
@@ -284,6 +300,8 @@ def _decision_row(seq: int, at: str, decision_id: str, body: DecisionColumns, pr
         1 if body.judgment_call else None,
         required,
         required,
+        "active",
+        None,
     )
 
 
@@ -388,6 +406,7 @@ def _report_row(seq: int, at: str, decision_id: str, body: Any, private: dict[st
         "judgment_call": 1 if body.get("judgment_call") else None,
         "required": required,
         "lacks": required,
+        "trace_status": "active",
     }
     return tuple(map(columns.get, DECISION_COLUMNS))
 
@@ -418,7 +437,12 @@ def _outcome_changes(at: str, fields: dict[str, Json]) -> Row:
     return fields["status"], fields.get("value")
 
 
+def _status_changes(at: str, fields: dict[str, Json]) -> Row:
+    return (fields["status"],)
+
+
 _CHANGES: dict[str, Callable[[str, dict[str, Json]], Row]] = {
     "review": _review_changes,
     "outcome": _outcome_changes,
+    "trace_state": _status_changes,
 }

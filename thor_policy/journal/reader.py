@@ -117,6 +117,10 @@ class Reader:
             raise JournalError(f"there is no decision {decision_id[:64]!r} in {self.path}")
         return decision, self._event(decision["seq"])
 
+    def recorded_at(self, seq: int) -> str:
+        """The wall time of an event, from the database or an archive. Raises JournalError."""
+        return str(self._event(seq)["at"])
+
     def _event(self, seq: int) -> Record:
         with self.snapshot() as connection:
             row = connection.execute(
@@ -157,6 +161,7 @@ class Reader:
         correct: bool | None = None,
         status: str | None = None,
         reason_code: str | None = None,
+        trace_status: str | None = None,
         tests: bool | None = None,
         counted: bool = False,
         exception: bool = False,
@@ -168,9 +173,10 @@ class Reader:
 
         The newest is the one recorded last; `from_seq` leaves out those recorded earlier. `since` and `until`
         select by the wall time that was recorded: RFC 3339, in UTC if they have no offset. An `actor` without
-        `:` is a user. `correct` is that of a scenario or a review, `status` that of the recorded outcome.
-        `tests` selects only decisions of tests, or only others; `counted` only those that count in figures,
-        `exception` only exceptions, `judgment_call` only judgment calls.
+        `:` is a user. `correct` is that of a scenario or a review, `status` that of the recorded outcome,
+        `trace_status` the state of the trace. `tests` selects only decisions of tests, or only others;
+        `counted` only those that count in figures, `exception` only exceptions, `judgment_call` only
+        judgment calls.
         """
         since, until = instant(since, "since"), instant(until, "until")
         columns: dict[str, Any] = {
@@ -188,6 +194,7 @@ class Reader:
             "urgency": None if urgency == "normal" else urgency,
             "judgment_call": 1 if judgment_call else None,
             "confidence_level": confidence_level,
+            "trace_status": trace_status,
         }
         columns = {name: value for name, value in columns.items() if value is not None}
         rare = [name for name in columns if columns[name] not in schema.COMMON.get(name, ())]
@@ -199,6 +206,8 @@ class Reader:
             for name, common in schema.COMMON.items()
             if name in rare
         ]
+        if trace_status not in (None, "active"):
+            where.append((schema.NOT_ACTIVE, ()))
         if reason_code is not None:
             where.append(("reason_code = ?", (reason_code,)))
         if urgency == "normal":

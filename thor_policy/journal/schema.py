@@ -416,6 +416,66 @@ def _completeness(db: Database) -> None:
     )
 
 
+@migrations(name="0013_graph")
+def _graph(db: Database) -> None:
+    """The state of traces, what nodes and edges say, and every edge in one view.
+
+    What follows from the columns of a decision or of a record is in the view only, not in a row.
+    """
+    db.execute("ALTER TABLE decisions ADD COLUMN trace_status TEXT NOT NULL DEFAULT 'active'")
+    db.execute("ALTER TABLE decisions ADD COLUMN status_seq INTEGER")
+    db.execute(f"CREATE INDEX decisions_trace_status ON decisions (trace_status) WHERE {NOT_ACTIVE}")
+    for table, column in (
+        ("nodes", "actor_type TEXT"),
+        ("nodes", "role TEXT"),
+        ("edges", "similarity REAL"),
+        ("edges", "how TEXT"),
+        ("edges", "favourable INTEGER"),
+    ):
+        db.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
+    db.execute(
+        "CREATE TABLE trace_states (seq INTEGER PRIMARY KEY, timestamp TEXT NOT NULL, id TEXT NOT NULL, "
+        'decision_id TEXT NOT NULL, status TEXT NOT NULL, "by" TEXT, because TEXT, caller_uid INTEGER) STRICT'
+    )
+    db.execute("CREATE INDEX trace_states_decision ON trace_states (decision_id)")
+    db.execute('CREATE INDEX trace_states_by ON trace_states ("by") WHERE "by" IS NOT NULL')
+    db.execute(f"CREATE INDEX nodes_entity ON nodes (title) WHERE {OF_ENTITY}")
+    for table in ("consultations", "outcomes"):
+        db.execute(f"CREATE INDEX {table}_id ON {table} (id)")
+    db.execute(_EDGES_VIEW)
+
+
+#: The conditions of two partial indexes. A query must repeat them to use the index.
+NOT_ACTIVE = "trace_status != 'active'"
+OF_ENTITY = "type = 'entity'"
+
+#: Every edge: `source, type, target, seq, timestamp, id`. `id` is that of the record that states it, or NULL.
+#: Each part reads one index of its table where `source` is given.
+_EDGES_VIEW = """
+CREATE VIEW trace_edges AS
+SELECT decision_id AS source, 'DECIDED_BY' AS type,
+       iif(tier IN ('rule', 'cache', 'model', 'fallback'), 'system:thor-policy', actor) AS target,
+       seq, timestamp, NULL AS id
+FROM decisions
+UNION ALL SELECT decision_id, 'GOVERNED_BY', prompt_version, seq, timestamp, NULL
+FROM decisions WHERE prompt_version IS NOT NULL
+UNION ALL SELECT decision_id, 'APPLIES_TO', entity, seq, timestamp, NULL
+FROM decisions WHERE entity IS NOT NULL
+UNION ALL SELECT decision_id, 'RESULTED_IN', id, seq, timestamp, id FROM outcomes WHERE claimed IS NULL
+UNION ALL SELECT decision_id, 'CONSULTED', id, seq, timestamp, id
+FROM consultations WHERE decision_id IS NOT NULL
+UNION ALL SELECT d.decision_id, 'CONSULTED', c.id, d.seq, d.timestamp, c.id
+FROM decisions d JOIN consultations c ON c.session = d.session
+WHERE c.decision_id IS NULL AND d.session IS NOT NULL AND c.seq < d.seq
+UNION ALL SELECT decision_id, iif(step < 2, 'APPROVED_BY', 'COUNTERSIGNED_BY'), approver, seq, timestamp, id
+FROM approvals WHERE verdict = 'approved'
+UNION ALL SELECT s.decision_id, iif(s.status = 'superseded', 'SUPERSEDED_BY', 'OVERTURNED_BY'), s."by",
+       s.seq, s.timestamp, s.id
+FROM trace_states s WHERE s."by" IS NOT NULL
+UNION ALL SELECT source, type, target, seq, timestamp, id FROM edges
+"""
+
+
 def _applied(connection: sqlite3.Connection, to: str) -> list[str]:
     """The migrations of the set `to` that were applied to a file, in order."""
     with closing(connection.cursor()) as cursor:

@@ -33,7 +33,7 @@ from thor_policy.core.errors import ErrorCode, JournalError, RequestError
 from thor_policy.core.idempotency import Mark
 from thor_policy.core.requests import Caller, Claimed
 from thor_policy.core.results import Committed
-from thor_policy.journal import digest_key, events, leases
+from thor_policy.journal import digest_key, events, graph, leases
 from thor_policy.journal.batch import Placed, Prepared, prepare
 from thor_policy.journal.events import Event
 from thor_policy.journal.idempotency import find_recorded
@@ -226,7 +226,8 @@ class Journal:
     ) -> None:
         """Record what a client sent. Its fate is `not_found` if it names an unknown decision.
 
-        `governing` is the pack that governs a reported decision.
+        `governing` is the pack that governs a reported decision, which becomes one event and an edge to each
+        of its precedents that is recorded.
         """
         self.append(
             events.record_event(
@@ -241,6 +242,8 @@ class Journal:
                 governing=governing,
             )
         )
+        for edge in events.citations(record, record_id=record_id, at=at, caller=caller):
+            self.append(edge)
 
     def mark(self, caller: Caller, key: str, content: str) -> Mark:
         """The mark of a request with an idempotency key; `content` is the sha256 of what it asks."""
@@ -471,6 +474,11 @@ class Journal:
         self._check_place()
         self._connection.execute("BEGIN IMMEDIATE")
         placed.write(self._connection)
+        citing = {  # in the transaction, so that no citation comes between
+            number: graph.cited_by(self._connection, prepared.event.subject_id)
+            for number, prepared in enumerate(batch)
+            if prepared.event.kind == "trace_state" and places[number]
+        }
         if self._queue.empty():
             self._connection.execute("COMMIT")
         else:  # the disk does not need the interpreter, so prepare what has arrived meanwhile
@@ -494,6 +502,7 @@ class Journal:
                 commit_ms=(now_ns - prepared.put_ns) / 1e6,
                 size=prepared.size,
                 sender=prepared.event.sender,
+                cited_by=citing.get(number),
             )
             if seq
             else self._refused(prepared.event, objections[number])
@@ -518,6 +527,8 @@ class Journal:
             self._connection, placed.leases, event, self.now()
         ):
             return RequestError("conflict", "decision_id: another reviewer has this decision; take the next")
+        if event.kind in graph.CHECKED:
+            return graph.problem_of(self._connection, placed.graph, event)
         return None
 
     def _if_own(self, prepared: Prepared, placed: Placed) -> Prepared:

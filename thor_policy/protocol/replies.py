@@ -97,9 +97,15 @@ def explanation_item(explanation: Explanation) -> dict[str, Json]:
     }
 
 
-def recorded_item(record_id: str, kind: str, seq: int) -> dict[str, Json]:
-    """The reply to a record: its id, and the kind and sequence number of its event in the journal."""
-    return {"recorded": {"id": record_id, "kind": kind, "seq": seq}}
+def recorded_item(
+    record_id: str, kind: str, seq: int, cited_by: dict[str, Json] | None = None
+) -> dict[str, Json]:
+    """The reply to a record: its id, and the kind and sequence number of its event in the journal.
+
+    `cited_by` is there for a `trace_state`: how many decisions cite that decision, and which.
+    """
+    recorded: dict[str, Json] = {"id": record_id, "kind": kind, "seq": seq}
+    return {"recorded": recorded if cited_by is None else recorded | {"cited_by": cited_by}}
 
 
 def timings_ms(timings: Timings) -> dict[str, float]:

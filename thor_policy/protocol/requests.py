@@ -18,7 +18,7 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 from msgspec import UNSET, Struct
 
-from thor_policy.core import records, strict_json
+from thor_policy.core import graph, records, strict_json
 from thor_policy.core.decisions import ConfidenceLevel
 from thor_policy.core.errors import ErrorCode, RequestError
 from thor_policy.core.requests import (
@@ -351,6 +351,8 @@ def _decode_record(envelope: _Envelope) -> records.Record:
         raise RequestError("bad_request", "record.withdraws: is missing; the verdict withdrawn needs it")
     if isinstance(record, records.Assignment) and record.type == "lease" and record.seconds is None:
         raise RequestError("bad_request", "record.seconds: is missing; a lease needs it")
+    if (problem := _problem_in_graph(record)) is not None:
+        raise RequestError("bad_request", f"record.{problem}")
     return record
 
 
@@ -379,6 +381,31 @@ def _check_supplement(record: records.Supplement) -> None:
 
 #: The values that a member of a supplement can have.
 _CHOICES: dict[str, tuple[str, ...]] = {"risk": RISKS, "confidence_level": get_args(ConfidenceLevel)}
+
+
+def _problem_in_graph(record: records.Record) -> str | None:
+    """The rule of `core.graph` that a node, an edge or a state of a trace breaks; None if it breaks none."""
+    if isinstance(record, records.Node):
+        for field in ("actor_type", "role"):
+            if getattr(record, field) is not None and record.type != "actor":
+                return f"{field}: is for nodes of the type actor only; leave it out"
+        if record.type == "actor" and record.actor_type is None:
+            return "actor_type: is missing; a node of the type actor needs it"
+        return graph.problem_of_node(record.type)
+    if isinstance(record, records.Edge):
+        for field, types in graph.FIELDS_OF.items():
+            if getattr(record, field) is not None and record.type not in types:
+                return f"{field}: is for edges of the type {', '.join(types)} only; leave it out"
+        return graph.problem_of_edge(record.type, record.source, record.target)
+    if isinstance(record, records.TraceState):
+        edge = graph.EDGE_OF_STATE.get(record.status)
+        if edge is not None and record.by is None:
+            return f"by: is missing; the status {record.status} needs the decision that made it so"
+        if edge is None and record.by is not None:
+            return f"by: is for the statuses {' and '.join(graph.EDGE_OF_STATE)} only; leave it out"
+        if record.by == record.decision_id:
+            return f"by: is the decision itself; no edge may be a loop ({edge})"
+    return None
 
 
 def evaluation_of(raw: Json, where: str) -> Evaluation:

@@ -33,6 +33,7 @@ ROLE_OF: dict[str, Role | None] = {
     "edge": "record",
     "review": "review",
     "assignment": "review",
+    "trace_state": "review",
     "approval": "approve",
     "push": "push",
     "maintenance": "control",

@@ -1,0 +1,191 @@
+"""A trace as a tree of text: one branch for each question that a reader has.
+
+Owns how `thorpolicy trace ID` reads. Invariant: every text from the journal is escaped, and the tree wraps at
+the width of the terminal. Main thread.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.text import Text
+from rich.tree import Tree
+
+from thor_policy.cli.render import clip
+from thor_policy.core.escape import visible
+from thor_policy.core.requests import Json
+from thor_policy.journal.reader import Record
+from thor_policy.trace.nodes import Link, Node, Step
+from thor_policy.trace.reading import Trace
+
+#: Longest value that a line shows, in characters, and most lines of a branch; `--json` shows all.
+MOST_CHARS, MOST_LINES = 160, 20
+#: Longest outcome in the first line, in characters: that line must not wrap, for no branch indents it.
+MOST_OUTCOME = 24
+#: The branch of each type of edge, in the order of the branches.
+_BRANCHES = {
+    "data": ("CONSULTED",),
+    "policy": ("GOVERNED_BY",),
+    "people": ("DECIDED_BY", "APPROVED_BY", "COUNTERSIGNED_BY"),
+    "about": ("APPLIES_TO", "TRIGGERED_BY"),
+    "precedents": ("CITES",),
+    "result": ("RESULTED_IN",),
+}
+_STYLES = {"active": "green", "under_review": "yellow", "superseded": "yellow", "overturned": "red"}
+
+
+def tree(trace: Trace) -> Tree:
+    """The tree of a trace, for a console of rich."""
+    head = Text(trace.id, style="bold")
+    head.append(f"  {clip(_plain(trace.answer.get('outcome')), MOST_OUTCOME)}")
+    head.append(f"  {trace.status}", style=_STYLES.get(trace.status, ""))
+    root = Tree(head)
+    _branch(root, "as known before", [] if trace.as_of is None else [_line(trace.as_of)])
+    _branch(root, "decision", _decision(trace))
+    _branch(root, "question", _question(trace))
+    links = {name: [link for link in trace.links if link.type in types] for name, types in _BRANCHES.items()}
+    _branch(root, "data", map(_link, links["data"]))
+    _branch(root, "rules", _rules(trace))
+    _branch(root, "policy", map(_link, links["policy"]))
+    _branch(root, "model", _model(trace))
+    _branch(root, "people", [*map(_link, links["people"]), *map(_rejection, trace.rejections)])
+    _branch(root, "about", map(_link, links["about"]))
+    _branch(root, "precedents", map(_link, links["precedents"]))
+    _branch(root, "result", map(_link, links["result"]))
+    known = {type_ for types in _BRANCHES.values() for type_ in types}
+    fate = [link for link in trace.links if link.type not in known]
+    _branch(root, "would have been", map(_otherwise, [*trace.counterfactuals, *trace.shadows]))
+    _branch(root, "later", [*map(_state, trace.states), *map(_link, fate), *_later(trace)])
+    _branch(root, "causes", map(_step, trace.causes))
+    _branch(root, "consequences", map(_step, trace.consequences))
+    return root
+
+
+def _branch(root: Tree, name: str, lines: Iterable[Text]) -> None:
+    shown = list(lines)
+    if not shown:
+        return
+    branch = root.add(Text(name, style="bold"))
+    for line in shown[:MOST_LINES]:
+        branch.add(line)
+    if len(shown) > MOST_LINES:
+        branch.add(Text(f"and {len(shown) - MOST_LINES:,} more: --json lists all", style="dim"))
+
+
+def _decision(trace: Trace) -> list[Text]:
+    answer = trace.answer
+    lines = [_line(trace.at, trace.type, *(name for name, value in trace.flags.items() if value))]
+    facts: dict[str, Json] = {
+        name: answer[name] for name in ("tier", "risk", "reason_code", "confidence") if name in answer
+    }
+    lines.append(_pairs(facts))
+    if trace.session is not None:
+        lines.append(_pairs({"session": trace.session}))
+    for name in ("classification", "reasoning", "clauses"):
+        if name in trace.explanation:
+            lines.append(_pairs({name: trace.explanation[name]}))
+    lines += [_pairs({"obligation": obligation}) for obligation in trace.obligations]
+    return lines
+
+
+def _question(trace: Trace) -> list[Text]:
+    if trace.question is None:
+        return [Text("erased", style="dim")]
+    lines = [_line(*(value for value in (trace.actor, trace.action, trace.entity) if value))]
+    if "subject" not in trace.question:
+        return [*lines, *(_pairs({name: value}) for name, value in trace.question.items())]
+    for name in ("subject", "action", "resource"):
+        properties = trace.question[name].get("properties") or {}
+        lines += [_pairs({f"{name}.{key}": value}) for key, value in properties.items()]
+    lines += [_pairs({name: value}) for name, value in (trace.question.get("context") or {}).items()]
+    return lines
+
+
+def _rules(trace: Trace) -> list[Text]:
+    floor = trace.floor
+    if not floor:
+        return []
+    lines = [_pairs({"floor": floor.get("outcome"), "final": floor.get("final", False)})]
+    lines += [
+        _pairs({name: floor[name]})
+        for name in ("rules", "clauses", "because", "also_because")
+        if floor.get(name)
+    ]
+    return [*lines, *(_pairs({f"facts.{name}": value}) for name, value in trace.facts.items())]
+
+
+def _model(trace: Trace) -> list[Text]:
+    model, answer = trace.model, trace.answer
+    if model is None:
+        return []
+    lines = [_line(*(model[name] for name in ("name", "quantisation") if name in model))]
+    if "sha256" in model:
+        lines.append(_pairs({"sha256": model["sha256"][:12]}))
+    lines += [_pairs({name: answer[name]}) for name in ("label", "probabilities") if answer.get(name)]
+    return lines
+
+
+def _link(link: Link) -> Text:
+    return _line(link.type, *_node(link.node), *_details(link.details))
+
+
+def _rejection(approval: Record) -> Text:
+    details = {name: approval[name] for name in ("role", "evidence") if approval[name] is not None}
+    return _line("rejected by", approval["approver"], *_details(details))
+
+
+def _state(state: Record) -> Text:
+    return _line(state["timestamp"], state["status"], *_details({"because": state["because"]}))
+
+
+def _otherwise(row: Record) -> Text:
+    by = row.get("run")
+    kind = f"what if {by}" if by else "shadow"
+    model = row.get("model_name")
+    return _line(kind, row["decision"], row["prompt_version"], *([model] if model else []))
+
+
+def _later(trace: Trace) -> list[Text]:
+    lines = [
+        _line("then", *_node(successor)) for successor in trace.superseded_by[1:]
+    ]  # the first is the link SUPERSEDED_BY or OVERTURNED_BY
+    if trace.cited_by:
+        lines.append(_line(f"cited by {len(trace.cited_by):,}:", *trace.cited_by[:3]))
+    return lines
+
+
+def _step(step: Step) -> Text:
+    return _line(f"{'· ' * (step.depth - 1)}{step.type}", *_node(step.node))
+
+
+def _node(node: Node) -> Sequence[str]:
+    name = node.name if node.name is not None else "(erased)" if node.type == "actor" else ""
+    shown = (
+        [name] if node.type in ("actor", "policy_version", "entity", "source_data") else [node.id or "", name]
+    )
+    return [part for part in (*shown, *_details(node.details)) if part]
+
+
+def _details(details: Mapping[str, Json]) -> list[str]:
+    return [f"{name} {_plain(value)}" for name, value in details.items() if value is not None]
+
+
+def _pairs(values: Mapping[str, Json]) -> Text:
+    return _line(*_details(values))
+
+
+def _line(*parts: Json) -> Text:
+    return Text("  ".join(_plain(part) for part in parts))
+
+
+def _plain(value: Json) -> str:
+    """A value on one line, escaped and of bounded length."""
+    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        text = ", ".join(value)
+    elif isinstance(value, str):
+        text = value
+    else:
+        text = json.dumps(value, ensure_ascii=False)
+    text = visible(text)
+    return f"{text[: MOST_CHARS - 1]}…" if len(text) > MOST_CHARS else text
