@@ -20,6 +20,7 @@ from tests.build import (
     record,
     rows,
     sent,
+    undo_migrations,
     writing,
 )
 from thor_policy.core import records
@@ -65,8 +66,11 @@ def counted(path: Path) -> int:
         return int(statistics.statistics(reader)["decisions"])
 
 
-def completing(decision_id: str) -> dict[str, Sequence[Event]]:
-    """For each requirement that a record adds: records that do not add it, and then one that does."""
+def completing(decision_id: str, other: str = "") -> dict[str, Sequence[Event]]:
+    """For each requirement that a record adds: records that do not add it, and then one that does.
+
+    `other` is another recorded decision.
+    """
     return {
         "approved_by": (
             sent(records.Approval(decision_id=decision_id, approver="kim", verdict="rejected")),
@@ -86,9 +90,9 @@ def completing(decision_id: str) -> dict[str, Sequence[Event]]:
             sent(records.Review(decision_id=decision_id, reviewer="kim", verdict="accept")),
         ),
         "edge:CITES": (
-            sent(records.Edge(source="other", target=decision_id, type="CITES")),
-            sent(records.Edge(source=decision_id, target="other", type="CAUSED")),
-            sent(records.Edge(source=decision_id, target="other", type="CITES")),
+            sent(records.Edge(source=other, target=decision_id, type="CITES")),
+            sent(records.Edge(source=decision_id, target=other, type="TRIGGERED_BY")),
+            sent(records.Edge(source=decision_id, target=other, type="CITES")),
         ),
     }
 
@@ -113,9 +117,9 @@ def test_a_trace_without_an_approver_is_held_and_counts_once_it_is_approved(path
 
 @pytest.mark.parametrize("name", completing(""))
 def test_a_record_of_its_own_completes_a_trace(path: Path, name: str) -> None:
-    held = requiring(name)
-    *others, last = completing(held.id)[name]
-    record(path, held, *others)
+    held, other = requiring(name), by_rule()
+    *others, last = completing(held.id, other.id)[name]
+    record(path, other, held, *others)
     assert lacks(path, held.id) == [name]
     record(path, last)
     assert lacks(path, held.id) == []
@@ -126,8 +130,8 @@ def test_a_record_of_its_own_completes_a_trace(path: Path, name: str) -> None:
 def test_a_trace_is_complete_in_the_transaction_that_records_everything_at_once(
     path: Path, name: str
 ) -> None:
-    held = requiring(name)
-    record(path, held, completing(held.id)[name][-1])
+    held, other = requiring(name), by_rule()
+    record(path, other, held, completing(held.id, other.id)[name][-1])
     assert lacks(path, held.id) == []
 
 
@@ -332,8 +336,7 @@ def test_decisions_are_listed_by_their_traits(path: Path) -> None:
 
 def test_a_journal_of_the_version_before_gets_the_columns(path: Path) -> None:
     record(path, by_rule(), sent(records.DecisionReport(agent="trader", outcome="BUY"), record_id="d"))
-    with writing(path) as db:
-        without_completeness(db)
+    undo_migrations(path, "0012_completeness")
     Journal(path).close()
     assert verify(path).ok
     assert counted(path) == 2

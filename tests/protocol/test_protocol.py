@@ -754,6 +754,7 @@ OTHER_FIELDS = {
 NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("assignment", "lease"): {"seconds": 60},
     ("review", "withdrawn"): {"withdraws": "r"},
+    ("decision_report", "human"): {"agent": None},
     ("trace_state", "superseded"): {"by": "e"},
     ("trace_state", "overturned"): {"by": "e"},
     ("node", "role"): {"type": "actor", "actor_type": "human"},

@@ -489,7 +489,10 @@ def test_null_for_every_optional_member_of_a_record_reads_as_absent(op: str) -> 
 )
 def test_null_for_a_required_member_of_a_record_is_refused(op: str, record: dict[str, Any]) -> None:
     (name,) = (name for name, value in record.items() if value is None)
-    assert refused(whole(op=op, record=record)) == f"record.{name}: expected `str`, got `null`"
+    expected = f"expected `{'object' if name == 'values' else 'str'}`, got `null`"
+    if name == "agent":
+        expected = "is missing; only a decision of made_by human has none"
+    assert refused(whole(op=op, record=record)) == f"record.{name}: {expected}"
 
 
 def test_null_in_maintenance_and_control_reads_as_absent() -> None:
