@@ -51,7 +51,9 @@ class _Handler(BaseHTTPRequestHandler):
         person = PEOPLE.get(unquote(rest))
         if way == "slow":
             self.server.gate.wait(30)
-        if way == "ids":
+        if way == "drip":
+            self._drip()
+        elif way == "ids":
             self._send(json.dumps(["bob", "ann"]).encode())
         elif way == "status":
             self._send(b"{}", status=503)
@@ -96,6 +98,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Location", location)
         self.send_header("Content-Length", "0")
         self.end_headers()
+
+    def _drip(self) -> None:
+        """Headers that keep coming, so that no single read times out, until the gate opens."""
+        self.close_connection = True
+        try:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+            while not self.server.gate.wait(0.005):
+                self.wfile.write(b"X: 1\r\n")
+        except OSError:
+            return
 
     def _chunks(self) -> None:
         """A body whose length nobody states, and which does not end."""

@@ -281,6 +281,19 @@ class TestFailures:
             assert (context["outcome"], context["reason_code"]) == ("deny", "source_failed")
             assert "error" in consulted(config, context)[0]
 
+    def test_a_worker_that_never_comes_back_holds_up_no_answer_beyond_the_timeout(
+        self, serve: Serve, config: Config, server: JsonServer
+    ) -> None:
+        client = serve(f'http: {{url: "{server.url}/drip/{{id}}"}}\n    timeout_ms: 50\n    workers: 1')
+        for _ in range(3):  # the first is with the worker, the others wait for it
+            context = context_of(client, question("ann"))
+            assert (context["outcome"], context["reason_code"]) == ("deny", "source_failed")
+            assert consulted(config, context)[0]["error"] == "it gave no answer in time"
+        assert len(server.requests) == 1
+        (source,) = client.status().sources
+        assert (source.counters["failures"], source.waiting) == (3, 2)
+        server.gate.set()
+
     def test_a_hung_source_holds_up_no_question_that_does_not_need_it(
         self, serve: Serve, config: Config, server: JsonServer
     ) -> None:

@@ -25,6 +25,8 @@ from thor_policy.core.decisions import Adapter
 from thor_policy.core.engine import ChatTurn
 from thor_policy.core.errors import ExportError, PackError, RequestError
 from thor_policy.core.requests import Evaluation, Json
+from thor_policy.core.sources import Consulted, values_of
+from thor_policy.journal.events import consulted_of
 from thor_policy.journal.reader import Reader, Record
 from thor_policy.learning import similarity
 from thor_policy.learning.corrections import Change, analysis, page
@@ -76,6 +78,7 @@ class Correction(Struct, frozen=True, kw_only=True):
 
     evaluation: Evaluation
     received_at: float
+    sources: tuple[Consulted, ...] = ()
     question: str
     outcome: str
     classification: str | None
@@ -188,7 +191,8 @@ def _correction(row: Record, event: Record, pack: Pack) -> Correction:
         raise _LeftOut("the pack has no such outcome")
     evaluation = msgspec.convert(private["evaluation"], Evaluation)
     received_at = datetime.fromisoformat(event["at"]).timestamp()
-    floor = pack.book.apply(evaluation, received_at)
+    sources = consulted_of(body, private)
+    floor = pack.book.apply(evaluation, received_at, sources=sources)
     if pack.book.stricter(floor.outcome, outcome) != outcome:
         raise _LeftOut("looser than the rules allow")
     try:
@@ -208,6 +212,7 @@ def _correction(row: Record, event: Record, pack: Pack) -> Correction:
     return Correction(
         evaluation=evaluation,
         received_at=received_at,
+        sources=sources,
         question=question,
         outcome=outcome,
         classification=classification,
@@ -288,7 +293,8 @@ def _example(correction: Correction, pack: Pack) -> Example | None:
     """The correction as an example of the pack; None if class or reason are missing, or lint refuses it."""
     if correction.classification is None or correction.reasoning is None:
         return None
-    floor = pack.book.apply(correction.evaluation, correction.received_at)
+    sources = correction.sources
+    floor = pack.book.apply(correction.evaluation, correction.received_at, sources=sources)
     example = Example(
         id=example_id(correction),
         evaluation=correction.evaluation,
@@ -298,6 +304,7 @@ def _example(correction: Correction, pack: Pack) -> Example | None:
         clauses=correction.clauses,
         reasoning=correction.reasoning,
         at=correction.received_at,
+        sources=values_of(sources),
     )
     try:
         findings = lint_pack(pack.revised(examples=(example,)))

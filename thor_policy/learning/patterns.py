@@ -28,7 +28,9 @@ from msgspec.structs import replace
 from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError
 from thor_policy.core.requests import Evaluation, Json
+from thor_policy.core.sources import Consulted
 from thor_policy.journal import statistics
+from thor_policy.journal.events import consulted_of
 from thor_policy.journal.reader import Reader, Record
 from thor_policy.learning import similarity
 from thor_policy.learning.corrections import Rate, is_corrected, rates_of, trend_of
@@ -82,6 +84,7 @@ class Case(Struct, frozen=True, kw_only=True):
     right: str
     reviewed: bool
     evaluation: Evaluation
+    sources: tuple[Consulted, ...] = ()
     floor: Floor
     values: dict[str, Value]
     words: frozenset[str]
@@ -152,7 +155,7 @@ def find(
     cases: dict[str, Case] = {}
     evaluated = 0
     for row in rows:
-        if (case := _case(row, pack)) is not None:
+        if (case := _case(reader, row, pack)) is not None:
             cases[case.decision_id] = case
         progress(evaluated := evaluated + 1)
     patterns: list[Pattern] = []
@@ -199,7 +202,13 @@ def _rows(reader: Reader, since: str | None) -> tuple[list[Record], bool]:
     return rows, False
 
 
-def _case(row: Record, pack: Pack) -> Case | None:
+def _sources(reader: Reader, row: Record) -> tuple[Consulted, ...]:
+    """What sources said for a decision."""
+    event = reader.trace(row["decision_id"])["event"]
+    return consulted_of(event["body"], event["private"] or {})
+
+
+def _case(reader: Reader, row: Record, pack: Pack) -> Case | None:
     """The case of a decision that this pack took here and that is not erased; None for any other.
 
     None too if the pack does not have the outcome: its order then says nothing.
@@ -211,7 +220,9 @@ def _case(row: Record, pack: Pack) -> Case | None:
     if not {row["decision"], right} <= set(pack.labels):
         return None
     evaluation = msgspec.convert(row["situation"], Evaluation)
-    floor = pack.book.apply(evaluation, datetime.fromisoformat(row["timestamp"]).timestamp())
+    received_at = datetime.fromisoformat(row["timestamp"]).timestamp()
+    sources = _sources(reader, row) if pack.manifest.sources else ()
+    floor = pack.book.apply(evaluation, received_at, sources=sources)
     values, words = _features(evaluation, floor, pack)
     return Case(
         decision_id=row["decision_id"],
@@ -221,6 +232,7 @@ def _case(row: Record, pack: Pack) -> Case | None:
         right=right,
         reviewed=bool(row["reviewed"]),
         evaluation=evaluation,
+        sources=sources,
         floor=floor,
         values=values,
         words=words,
@@ -477,7 +489,7 @@ def _with_effect(rule: Rule, cases: Mapping[str, Case], pack: Pack) -> tuple[Pro
     verdicts: Counter[str] = Counter()
     for case in cases.values():
         received_at = datetime.fromisoformat(case.at).timestamp()
-        floor = revised.book.apply(case.evaluation, received_at)
+        floor = revised.book.apply(case.evaluation, received_at, sources=case.sources)
         if rule.id not in floor.rules:
             continue
         after = pack.book.stricter(case.outcome, rule.outcome) if not rule.final else rule.outcome

@@ -319,16 +319,11 @@ class Language:
     def _faults_of_sources(self, text: str, tokens: Sequence[Token]) -> Iterator[Fault]:
         """Attributes that no source declares."""
         for at, token in enumerate(tokens):
-            path = [part.text for part in tokens[at : at + 5]]
-            if (
-                token.text != "sources"
-                or len(path) < 5
-                or path[1::2] != [".", "."]
-                or path[2] not in self._sources
-            ):
+            path = [part.text for part in tokens[at : at + 6] if part.text != "?"]
+            if token.text != "sources" or len(path) < 5 or path[1::2][:2] != [".", "."]:
                 continue
-            known = self._sources[path[2]]
-            if path[4] not in known and not (at and tokens[at - 1].text == "."):
+            known = self._sources.get(path[2])
+            if known is not None and path[4] not in known and not (at and tokens[at - 1].text == "."):
                 line, column = position(text, tokens[at + 4].offset)
                 message = f"the source {path[2]} has no attribute {path[4]!r}; it has {', '.join(known)}"
                 yield Fault(line=line, column=column, message=message)

@@ -33,6 +33,7 @@ from thor_policy.core.errors import PackError, RequestError
 from thor_policy.core.records import Calibration
 from thor_policy.core.requests import NEVER_NS, Caller, Evaluation, Json, Request
 from thor_policy.core.results import Explained
+from thor_policy.core.sources import Consulted
 from thor_policy.journal import events, statistics
 from thor_policy.journal.past_requests import Unasked, request_of
 from thor_policy.journal.projections import version_of
@@ -384,7 +385,8 @@ class Gate:
             request = request_of(self._reader, self._reader.recorded(decision_id)[1])
         except Unasked:
             return False
-        question = similarity.shingles(_question(pack, request.evaluation, request.received_at))
+        text = _question(pack, request.evaluation, request.received_at, request.sources)
+        question = similarity.shingles(text)
         return any(similarity.alike(question, example) >= ALIKE for example in shown)
 
     def _counterfactual(self, loaded: _LoadedPack, terms: Terms) -> Check:
@@ -478,10 +480,10 @@ def _passing(run: Run) -> Rate:
     return rate(sum(result.status == "passed" for result in results), len(results))
 
 
-def _question(pack: Pack, evaluation: Evaluation, at: float) -> str:
+def _question(pack: Pack, evaluation: Evaluation, at: float, sources: Sequence[Consulted] = ()) -> str:
     """The question that the pack asks; the evaluation as JSON where that is too long."""
     try:
-        return pack.question(evaluation, pack.book.apply(evaluation, at).facts)
+        return pack.question(evaluation, pack.book.apply(evaluation, at, sources=sources).facts)
     except RequestError:
         return msgspec.json.encode(evaluation).decode()
 
