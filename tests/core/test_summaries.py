@@ -65,9 +65,9 @@ def trace(**changes: Any) -> dict[str, Any]:
 def test_the_default_template_says_what_the_record_holds() -> None:
     text = summary(trace())
     assert text == (
-        "A decision of the type exception was made on 2026-07-01T12:00:00.000000Z and recorded on "
-        "2026-07-01T12:00:00.000000Z as d1. Actor: user:alice. Action: give_discount. About: quote:Q-7. "
-        "Details: the customer waits. Facts: over True, total 12.5. Decided by the rules alone; the outcome "
+        "A decision of the type exception was made on 2026-07-01T12:00:00Z and recorded on "
+        "2026-07-01T12:00:00Z. Actor: user:alice. Action: give_discount. About: quote:Q-7. "
+        "Details: the customer waits. Facts: over true, total 12.5. Decided by the rules alone; the outcome "
         "is require_manager, the least that the rules demand is require_manager. Rules that matched: over. "
         "Reasons: It is over the limit. Confidence: no level. Risk: medium. Urgency: normal. "
         "Flags: exception. Policy version: discounts@1.0.0+51c7193bbc1f. "
@@ -122,7 +122,7 @@ def test_an_erased_decision_has_a_summary_without_its_values() -> None:
     erased["event"]["private"] = None
     text = summary(erased)
     assert f"Actor: {ABSENT}." in text
-    assert "over True" not in text
+    assert "over true" not in text
     assert "Reasons: not recorded." in text
     assert LEAST_WORDS <= len(text.split()) <= MOST_WORDS
 

@@ -26,7 +26,7 @@ from thor_policy.client.blocking import Client
 from thor_policy.client.requests import Tracked
 from thor_policy.config import Config
 from thor_policy.core import records
-from thor_policy.core.decisions import PackInfo, Scored
+from thor_policy.core.decisions import Governing, PackInfo, Scored
 from thor_policy.core.engine import WrittenExplanation
 from thor_policy.core.errors import AlreadyRunning, ConfigError, EngineError, RequestError, Unreachable
 from thor_policy.core.fair_queue import Lane
@@ -531,6 +531,7 @@ class Ledger:
         ticket: int,
         idempotency: str | None = None,
         claimed: Claimed = "no",
+        governing: Governing | None = None,
     ) -> None:
         taken = Taken(record, record_id, at, caller, ticket)
         self.taken.put(taken)

@@ -179,6 +179,7 @@ def test_a_rebuild_of_the_tables_leaves_summaries_that_can_be_made_again(path: P
     "word",
     [
         '"',
+        'a" OR "alice',
         "a OR",
         "NEAR(x y)",
         "te*",

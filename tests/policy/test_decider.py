@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.build import write_pack, write_rules_only_pack
-from thor_policy.core.decisions import Adapter, Scored
+from thor_policy.core.decisions import Adapter, Scored, level_of
 from thor_policy.core.engine import all_steps
 from thor_policy.core.errors import DeadlineExceeded, EngineError, PackError, RequestError
 from thor_policy.core.records import Calibration
@@ -379,6 +379,19 @@ class TestCache:
         again = policy.decide(request())
         assert (again.tier, again.temperature, again.label) == ("cache", 3.0, first.label)
         assert max(again.probabilities.values()) < max(first.probabilities.values())
+
+    def test_only_a_calibrated_confidence_has_a_level(self, pack: Pack) -> None:
+        policy = Policy(StubEngine(), pack)
+        assert policy.decide(request()).confidence_level is None
+        calibration = Calibration(
+            temperature=1.0, pack_sha256=pack.info.sha256, model_sha256=policy.engine.model.sha256, judged=60
+        )
+        policy.calibrate(calibration)
+        decision = policy.decide(request())
+        assert decision.confidence_level == level_of(decision.confidence, calibrated=True) is not None
+        assert policy.decide(request("banned")).confidence_level is None
+        policy.clear_calibrations()
+        assert policy.decide(request()).confidence_level is None
 
     def test_a_pack_can_turn_the_cache_off(self, pack: Pack) -> None:
         bare = copy.copy(pack)

@@ -11,6 +11,8 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+import msgspec
+
 from thor_policy.core.requests import Json
 
 #: Least and most words of a summary.
@@ -52,7 +54,7 @@ _SLOT = re.compile(r"\{([^{}]*)\}")
 
 #: The template of a type without one of its own. Its sentences also fill up shorter summaries.
 DEFAULT = (
-    "A decision of the type {type} was made on {made} and recorded on {recorded} as {id}. "
+    "A decision of the type {type} was made on {made} and recorded on {recorded}. "
     "Actor: {actor}. Action: {action}. About: {entity}. Details: {details}. Facts: {facts}. "
     "Decided by {who}; the outcome is {outcome}, the least that the rules demand is {floor}. "
     "Rules that matched: {rules}. Reasons: {reasoning}. "
@@ -155,8 +157,8 @@ def _values(trace: Mapping[str, Json]) -> dict[str, str]:
         "consulted": _listed(_consulted(trace, body, private)),
         "approvals": _listed(_approval(each) for each in trace.get("approvals") or ()),
         "result": _result(trace),
-        "made": of("timestamp_decision") or row["timestamp"],
-        "recorded": row["timestamp"],
+        "made": _to_the_second(of("timestamp_decision") or row["timestamp"]),
+        "recorded": _to_the_second(row["timestamp"]),
         "missing": ", ".join(row.get("lacks") or ()) or "nothing",
     }
     return {name: _line(value) for name, value in rows.items()}
@@ -182,7 +184,7 @@ def _consulted(
         what = " ".join(str(part) for part in parts if part)
         value = each.get("value", each.get("answer"))
         fresh = f" as of {each['fresh_at']}" if each.get("fresh_at") else ""
-        yield f"{what}{'' if value is None else f' = {value}'}{fresh}"
+        yield f"{what}{'' if value is None else f' = {_shown(value)}'}{fresh}"
 
 
 def _approval(row: Mapping[str, Json]) -> str:
@@ -203,8 +205,19 @@ def _result(trace: Mapping[str, Json]) -> str:
     return ", ".join(parts)
 
 
+def _to_the_second(time: str) -> str:
+    """A time without its fraction, which nobody looks for and which would be a word of its own."""
+    head, dot, fraction = time.partition(".")
+    return f"{head}{fraction.lstrip('0123456789')}" if dot else time
+
+
 def _pairs(facts: Mapping[str, Json] | None) -> str | None:
-    return ", ".join(f"{name} {value}" for name, value in facts.items()) if facts else None
+    return ", ".join(f"{name} {_shown(value)}" for name, value in facts.items()) if facts else None
+
+
+def _shown(value: Json) -> str:
+    """A text as it is, and any other value as JSON."""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
 def _listed(texts: Iterator[str] | Sequence[str]) -> str:
