@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from tests.build import NOON, Fates, by_model, by_rule, record, rows, sent, undo_migrations
+from tests.build import NOON, PACK, Fates, by_model, by_rule, record, rows, sent, undo_migrations
 from thor_policy.core import graph, records
 from thor_policy.core.results import Committed
 from thor_policy.journal import events
 from thor_policy.journal.events import Event
 from thor_policy.journal.maintenance.rebuild import rebuild, rebuild_in_place
+from thor_policy.journal.projections import version_of
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.trace_queries import _INCOMING, _OUTGOING, EVER, traces
 from thor_policy.journal.verification.verify import verify
@@ -284,6 +285,31 @@ def everything(path: Path) -> None:
         sent(records.Approval(decision_id=first.id, approver="kim")),
         state(first.id, "under_review"),
         state(first.id, "superseded", second.id),
+    )
+
+
+def test_the_view_has_what_follows_from_columns_and_what_is_stated(path: Path) -> None:
+    everything(path)
+    edges = rows(path, "SELECT source, type, target FROM trace_edges")
+    ids = [id for (id,) in rows(path, "SELECT decision_id FROM decisions ORDER BY seq")]
+    (goal,), (outcome,), (value,) = (
+        rows(path, f"SELECT id FROM {table}")[0] for table in ("nodes", "outcomes", "consultations")
+    )
+    of_each = [
+        ("DECIDED_BY", graph.DAEMON),
+        ("GOVERNED_BY", version_of(PACK)),
+        ("APPLIES_TO", "env:production"),
+    ]
+    assert sorted(edges) == sorted(
+        [
+            *((id, *edge) for id in ids for edge in of_each),
+            (ids[0], "RESULTED_IN", outcome),
+            (ids[0], "CONSULTED", value),
+            (ids[0], "APPROVED_BY", "kim"),
+            (ids[0], "SUPERSEDED_BY", ids[1]),
+            (ids[1], "CITES", ids[0]),
+            (goal, "leads_to", ids[0]),
+        ]
     )
 
 

@@ -36,7 +36,7 @@ OF_TESTS = f"""(scenario_id IS NOT NULL OR tags LIKE '["{INVARIANCE_TAG}"%')"""
 #: The condition for decisions that count in figures: no reports of callers whose reports are claims.
 COUNTED = "claimed IS NOT 'report'"
 #: Tables of records about a decision.
-_TRACE = ("consultations", "approvals", "reviews", "outcomes", "shadows", "counterfactuals")
+_TRACE = ("consultations", "approvals", "reviews", "outcomes", "shadows", "counterfactuals", "trace_states")
 #: Values of `tier` of decisions that a daemon made. Reported decisions have others.
 _TIERS = get_args(Tier)
 
