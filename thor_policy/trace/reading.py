@@ -17,7 +17,7 @@ from thor_policy.journal.reader import Reader, Record, instant
 from thor_policy.trace.chains import MOST_DEPTH, chain
 from thor_policy.trace.nodes import Link, Node, Step, brief, links
 
-#: Most successors and citing decisions that a trace lists; `cited_by_count` is always the whole.
+#: Most successors and citing decisions that a trace lists.
 MOST_SUCCESSORS, MOST_CITING = 1_000, 1_000
 
 _ANSWER = (
