@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.build import MODEL, NOON, by_model, by_rule, record, sent
+from tests.build import MODEL, NOON, by_model, by_rule, record, sent, undo_migrations
 from thor_policy.cli.main import cli
 from thor_policy.client.aio import AsyncClient
 from thor_policy.client.blocking import Client
@@ -59,6 +59,14 @@ def test_an_id_alone_shows_its_trace(trace: Callable[..., Result], journal: list
 def test_an_option_may_stand_before_the_id(trace: Callable[..., Result], journal: list[str]) -> None:
     assert json.loads(trace("--json", journal[0]).output)["id"] == journal[0]
     assert trace("--depth", "0", journal[0]).exit_code == 0
+
+
+def test_a_journal_of_an_earlier_version_is_migrated_first(
+    config: Config, trace: Callable[..., Result], journal: list[str]
+) -> None:
+    undo_migrations(config.journal_path, "0013_graph")
+    assert trace(journal[0]).exit_code == 0
+    assert trace("list").exit_code == 0
 
 
 def test_json_has_the_whole_trace(trace: Callable[..., Result], journal: list[str]) -> None:

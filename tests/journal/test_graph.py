@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from tests.build import NOON, Fates, by_model, by_rule, record, rows, sent, undo_migrations
+from tests.build import NOON, PACK, Fates, by_model, by_rule, record, rows, sent, undo_migrations
 from thor_policy.core import graph, records
 from thor_policy.core.results import Committed
 from thor_policy.journal import events
 from thor_policy.journal.events import Event
 from thor_policy.journal.maintenance.rebuild import rebuild, rebuild_in_place
+from thor_policy.journal.projections import version_of
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.trace_queries import _INCOMING, _OUTGOING, EVER, traces
 from thor_policy.journal.verification.verify import verify
@@ -167,16 +168,32 @@ def test_a_state_follows_another_only_if_the_table_says_so(
         assert f"status: the decision is {before}; " in (fate.message or "")
 
 
-def test_a_walk_behind_which_too_much_lies_is_refused(
-    journal: Journal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(graph, "MAX_WALK", 3)
-    goals = [node(journal, "goal") for _ in range(6)]
-    fates = [
-        keep(journal, edge(newer, "supersedes", older))
-        for newer, older in reversed(list(itertools.pairwise(goals)))
+def test_an_edge_behind_which_too_much_lies_is_refused(journal: Journal) -> None:
+    """A fan of superseded goals. An edge is searched for a cycle if something supersedes its source."""
+    old, middle, new = (node(journal, "goal") for _ in range(3))
+    below = [
+        sent(records.Node(type="goal", title=str(number))) for number in range(graph.MAX_WALK["supersedes"])
     ]
-    assert [fate.error for fate in fates] == [None, None, None, "too_large", None]
+    journal.commit_all(below).result()
+    journal.commit_all([edge(old, "supersedes", goal.subject_id) for goal in below[:-1]]).result()
+    assert keep(journal, edge(new, "supersedes", middle)).error is None
+    other = node(journal, "goal")
+    assert keep(journal, edge(new, "supersedes", other)).error is None
+    assert keep(journal, edge(middle, "supersedes", old)).error is None
+    assert keep(journal, edge(old, "supersedes", below[-1].subject_id)).error is None
+    assert of(keep(journal, edge(other, "supersedes", old))) == (
+        "too_large", "type: more than 100 nodes lie behind this edge by supersedes",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_chain_of_a_thousand_states_is_recorded_in_either_order(journal: Journal, order: int) -> None:
+    made = [by_rule() for _ in range(1_000)]
+    journal.commit_all([events.decision_event(decision) for decision in made]).result()
+    changes = [state(older.id, "superseded", newer.id) for older, newer in itertools.pairwise(made)]
+    fates = journal.commit_all(changes[::order]).result()
+    assert {fate.error for fate in fates} == {None}
+    assert keep(journal, state(made[-1].id, "superseded", made[0].id)).error == "conflict"
 
 
 def test_the_rules_hold_within_one_transaction_too(journal: Journal) -> None:
@@ -284,6 +301,31 @@ def everything(path: Path) -> None:
         sent(records.Approval(decision_id=first.id, approver="kim")),
         state(first.id, "under_review"),
         state(first.id, "superseded", second.id),
+    )
+
+
+def test_the_view_has_what_follows_from_columns_and_what_is_stated(path: Path) -> None:
+    everything(path)
+    edges = rows(path, "SELECT source, type, target FROM trace_edges")
+    ids = [id for (id,) in rows(path, "SELECT decision_id FROM decisions ORDER BY seq")]
+    (goal,), (outcome,), (value,) = (
+        rows(path, f"SELECT id FROM {table}")[0] for table in ("nodes", "outcomes", "consultations")
+    )
+    of_each = [
+        ("DECIDED_BY", graph.DAEMON),
+        ("GOVERNED_BY", version_of(PACK)),
+        ("APPLIES_TO", "env:production"),
+    ]
+    assert sorted(edges) == sorted(
+        [
+            *((id, *edge) for id in ids for edge in of_each),
+            (ids[0], "RESULTED_IN", outcome),
+            (ids[0], "CONSULTED", value),
+            (ids[0], "APPROVED_BY", "kim"),
+            (ids[0], "SUPERSEDED_BY", ids[1]),
+            (ids[1], "CITES", ids[0]),
+            (goal, "leads_to", ids[0]),
+        ]
     )
 
 

@@ -148,6 +148,7 @@ def test_a_trace_has_the_decision_and_all_records_about_it(library: Path, reader
         "outcomes": ["o1", "o2"],
         "shadows": [],
         "counterfactuals": [],
+        "trace_states": [],
     }
     assert trace["consultations"][0]["answer"] == {"tier": "gold"}
     event = trace["event"]

@@ -347,16 +347,38 @@ class ConsultedBody(events.DecisionBody, frozen=True, kw_only=True):
     consulted: tuple[dict[str, Json], ...]
 
 
+class ConsultedPrivate(events.DecisionPrivate, frozen=True, kw_only=True):
+    """The private part of such a decision: the values by source and attribute."""
+
+    consulted: dict[str, dict[str, Json]]
+
+
 def test_values_that_the_daemon_consulted_are_read_from_the_event(path: Path) -> None:
     decision = by_model()
     event = events.decision_event(decision)
-    value = {"source": "hr", "system": "ldap", "element": "role", "value": "lead", "took_ms": 1.5}
-    fields = {name: getattr(event.body, name) for name in event.body.__struct_fields__}  # type: ignore[union-attr]
-    record(path, replace(event, body=ConsultedBody(**fields | {"consulted": (value,)})))
+    entries: tuple[dict[str, Json], ...] = (
+        {"source": "hr", "system": "ldap", "element": "role", "took_ms": 1.5},
+        {"source": "hr", "system": "ldap", "element": "pin", "digest": "ab"},
+        {"source": "crm", "system": "https", "error": "timed out"},
+    )
+    body, private = (
+        {name: getattr(part, name) for name in part.__struct_fields__}  # type: ignore[union-attr]
+        for part in (event.body, event.private)
+    )
+    event = replace(
+        event,
+        body=ConsultedBody(**body | {"consulted": entries}),
+        private=ConsultedPrivate(**private | {"consulted": {"hr": {"role": "lead"}}}),
+    )
+    record(path, event)
     with Reader(path) as reader:
-        (link,) = [link for link in read_trace(reader, decision.id).links if link.type == "CONSULTED"]
-    del value["source"]
-    assert link.node == Node(type="source_data", id=None, name="hr.role", at=link.at, details=value)
+        trace = read_trace(reader, decision.id)
+    nodes = [link.node for link in trace.links if link.type == "CONSULTED"]
+    assert [(node.id, node.name, node.details) for node in nodes] == [
+        (None, "hr.role", {"system": "ldap", "element": "role", "took_ms": 1.5, "value": "lead"}),
+        (None, "hr.pin", {"system": "ldap", "element": "pin", "digest": "ab"}),
+        (None, "crm", {"system": "https", "error": "timed out"}),
+    ]
 
 
 def test_a_reported_decision_names_who_decided_and_what_was_consulted_in_its_session(path: Path) -> None:

@@ -67,8 +67,9 @@ NEXT_STATES: dict[str, tuple[str, ...]] = {
     "superseded": ("under_review", "overturned"),
     "overturned": ("under_review",),
 }
-#: Most nodes that the search for a cycle visits; an edge behind which more lie is refused.
-MAX_WALK = 1_000
+#: Most nodes that the search for a cycle of such edges visits; an edge behind which more lie is refused.
+#: The journal thread searches, so who may only record gets a search that takes as long as writing the event.
+MAX_WALK: dict[EdgeType, int] = {"SUPERSEDED_BY": 1_000, "OVERTURNED_BY": 1_000, "supersedes": 100}
 
 
 class Node(Struct, frozen=True, kw_only=True):
@@ -90,7 +91,6 @@ class Edge(Struct, frozen=True, kw_only=True):
     ops: tuple[str, ...] = ()
     follows_from: str = ""
     cause: Literal["source", "target"] | None = None
-    acyclic: bool = False
 
 
 WORK = ("goal", "decision", "option", "action", "outcome", "observation", "revisit")
@@ -179,14 +179,12 @@ EDGES: dict[EdgeType, Edge] = {
         ends=_pairs(_DECISION, _DECISION),
         ops=("trace_state",),
         cause="source",
-        acyclic=True,
     ),
     "OVERTURNED_BY": Edge(
         meaning="a later decision says that it was wrong",
         ends=_pairs(_DECISION, _DECISION),
         ops=("trace_state",),
         cause="source",
-        acyclic=True,
     ),
     "TRIGGERED_BY": Edge(
         meaning="what made the decision, or the event, necessary",
@@ -232,7 +230,6 @@ EDGES: dict[EdgeType, Edge] = {
         ends=frozenset((kind, kind) for kind in WORK),
         ops=("edge",),
         cause="target",
-        acyclic=True,
     ),
 }
 #: Fields of an edge that only these types have.

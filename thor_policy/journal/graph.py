@@ -33,8 +33,26 @@ UNION ALL SELECT 'source_data', 0 FROM consultations WHERE id = :id
 UNION ALL SELECT 'outcome', 0 FROM outcomes WHERE id = :id
 LIMIT 1
 """
-_SUPERSEDED = "SELECT target FROM edges WHERE source = ? AND type = 'supersedes'"
-_SUCCESSORS = 'SELECT "by" FROM trace_states WHERE decision_id = ? AND "by" IS NOT NULL'
+#: Where the edges lead to that must have no cycle, and one of those that lead to a node.
+_SUPERSEDED = (
+    "SELECT target FROM edges WHERE source = ? AND type = 'supersedes'",
+    "SELECT 1 FROM edges WHERE target = ? AND type = 'supersedes' LIMIT 1",
+)
+_SUCCESSORS = (
+    'SELECT "by" FROM trace_states WHERE decision_id = ? AND "by" IS NOT NULL',
+    'SELECT 1 FROM trace_states WHERE "by" = ? LIMIT 1',
+)
+
+
+class _Edges(Struct):
+    """Edges of one kind that are not committed yet."""
+
+    targets: dict[str, list[str]] = field(default_factory=dict)
+    reached: set[str] = field(default_factory=set)
+
+    def add(self, source: str, target: str) -> None:
+        self.targets.setdefault(source, []).append(target)
+        self.reached.add(target)
 
 
 class Uncommitted(Struct):
@@ -43,8 +61,8 @@ class Uncommitted(Struct):
     traces: dict[str, str | None]
     types: dict[str, str] = field(default_factory=dict)
     states: dict[str, str] = field(default_factory=dict)
-    successors: dict[str, list[str]] = field(default_factory=dict)
-    superseded: dict[str, list[str]] = field(default_factory=dict)
+    successors: _Edges = field(default_factory=_Edges)
+    superseded: _Edges = field(default_factory=_Edges)
 
     def note(self, event: Event) -> None:
         """Add what an event says that is not committed yet."""
@@ -54,11 +72,11 @@ class Uncommitted(Struct):
         elif event.kind == "node":
             self.types[body["id"]] = body["type"]
         elif event.kind == "edge" and body["type"] == "supersedes":
-            self.superseded.setdefault(body["source"], []).append(body["target"])
+            self.superseded.add(body["source"], body["target"])
         elif event.kind == "trace_state":
             self.states[event.subject_id] = body["status"]
             if "by" in body:
-                self.successors.setdefault(event.subject_id, []).append(body["by"])
+                self.successors.add(event.subject_id, body["by"])
 
 
 def problem_of(connection: sqlite3.Connection, uncommitted: Uncommitted, event: Event) -> RequestError | None:
@@ -92,7 +110,9 @@ def _problem_of_edge(
         return RequestError(
             "bad_request", "target: is a recorded decision; the op trace_state supersedes it (role review)"
         )
-    return _cycle(connection, _SUPERSEDED, uncommitted.superseded, start=target, end=source, type=type)
+    return _cycle(
+        connection, _SUPERSEDED, uncommitted.superseded, start=target, end=source, type="supersedes"
+    )
 
 
 def _problem_of_state(
@@ -133,24 +153,28 @@ def _type_of(connection: sqlite3.Connection, uncommitted: Uncommitted, id: str) 
 
 def _cycle(
     connection: sqlite3.Connection,
-    sql: str,
-    uncommitted: dict[str, list[str]],
+    sql: tuple[str, str],
+    uncommitted: _Edges,
     *,
     start: str,
     end: str,
-    type: str,
+    type: graph.EdgeType,
 ) -> RequestError | None:
     """Why an edge from `end` to `start` may not be: `start` leads to `end` already, or to too many nodes."""
+    leading, arriving = sql
+    if end not in uncommitted.reached and connection.execute(arriving, (end,)).fetchone() is None:
+        return None  # nothing leads to it, so `start` does not
     visited, waiting = {start}, [start]
     while waiting:
         node = waiting.pop()
         if node == end:
             return RequestError("conflict", f"type: this edge would close a cycle of {type}")
-        if len(visited) > graph.MAX_WALK:
+        if len(visited) > graph.MAX_WALK[type]:
             return RequestError(
-                "too_large", f"type: more than {graph.MAX_WALK} nodes lie behind this edge by {type}"
+                "too_large", f"type: more than {graph.MAX_WALK[type]} nodes lie behind this edge by {type}"
             )
-        following = [row[0] for row in connection.execute(sql, (node,))] + uncommitted.get(node, [])
+        following = [row[0] for row in connection.execute(leading, (node,))]
+        following += uncommitted.targets.get(node, [])
         new = set(following) - visited
         visited |= new
         waiting += new

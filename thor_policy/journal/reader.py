@@ -38,7 +38,10 @@ OF_TESTS = f"""(scenario_id IS NOT NULL OR tags LIKE '["{INVARIANCE_TAG}"%')"""
 #: trace that lacks what its type requires.
 COUNTED = f"claimed IS NOT 'report' AND {COMPLETE}"
 #: Tables of records about a decision.
-_TRACE = ("consultations", "approvals", "supplements", "reviews", "outcomes", "shadows", "counterfactuals")
+_TRACE = (
+    *("consultations", "approvals", "supplements", "reviews", "outcomes"),
+    *("shadows", "counterfactuals", "trace_states"),
+)
 #: Values of `tier` of decisions that a daemon made. Reported decisions have others.
 _TIERS = get_args(Tier)
 

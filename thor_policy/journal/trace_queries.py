@@ -23,6 +23,9 @@ Connection: TypeAlias = sqlite3.Connection
 #: After every timestamp: nothing is left out.
 EVER = "~"
 
+#: Most edges to one decision or node that are read.
+MOST_INCOMING = 1_000
+
 _EDGE = "source, type, target, seq, timestamp, id"
 _OUTGOING = f"SELECT {_EDGE} FROM trace_edges WHERE source = :id AND timestamp < :until ORDER BY seq"
 #: Edges to a decision or a node. Those to actors, versions and derived entities are not asked for.
@@ -33,7 +36,7 @@ UNION ALL SELECT decision_id, iif(status = 'superseded', 'SUPERSEDED_BY', 'OVERT
 FROM trace_states WHERE "by" = :id AND timestamp < :until
 UNION ALL SELECT decision_id, 'RESULTED_IN', id, seq, timestamp, id
 FROM outcomes WHERE id = :id AND claimed IS NULL AND timestamp < :until
-ORDER BY seq
+ORDER BY seq LIMIT {MOST_INCOMING}
 """
 _ENDS = {
     "decision": """
@@ -74,7 +77,7 @@ def outgoing(connection: Connection, id: str, until: str = EVER) -> list[Record]
 
 
 def incoming(connection: Connection, id: str, until: str = EVER) -> list[Record]:
-    """The edges that somebody stated to a decision or a node, in order of recording."""
+    """The first `MOST_INCOMING` edges that somebody stated to a decision or a node, in order of recording."""
     return rows(connection, _INCOMING, {"id": id, "until": until})
 
 
@@ -116,13 +119,16 @@ def successors(connection: Connection, decision_id: str, *, limit: int, until: s
 
 def citing(connection: Connection, decision_id: str, *, limit: int, until: str = EVER) -> list[str]:
     """The decisions that cite a decision, in order of recording; at most `limit`."""
-    matches = rows(
-        connection,
-        "SELECT source FROM edges WHERE target = :id AND type = 'CITES' AND timestamp < :until "
-        "GROUP BY source ORDER BY min(seq) LIMIT :limit",
-        {"id": decision_id, "limit": limit, "until": until},
+    cursor = connection.execute(
+        "SELECT source FROM edges WHERE target = ? AND type = 'CITES' AND timestamp < ? ORDER BY seq",
+        (decision_id, until),
     )
-    return [row["source"] for row in matches]
+    sources: dict[str, None] = {}
+    for (source,) in cursor:
+        sources[source] = None
+        if len(sources) == limit:
+            break
+    return list(sources)
 
 
 def policy_period(

@@ -17,7 +17,7 @@ from thor_policy.journal.reader import Reader, Record, instant
 from thor_policy.trace.chains import MOST_DEPTH, chain
 from thor_policy.trace.nodes import Link, Node, Step, brief, links
 
-#: Most successors and citing decisions that a trace lists; `cited_by_count` is always the whole.
+#: Most successors and citing decisions that a trace lists.
 MOST_SUCCESSORS, MOST_CITING = 1_000, 1_000
 
 _ANSWER = (
@@ -79,7 +79,7 @@ def read_trace(reader: Reader, decision_id: str, *, at: str | None = None, depth
         raise JournalError(f"at: the decision was made at {row['timestamp']}, which is not before {until}")
     body, private = event["body"], event["private"] or {}
     explanation = _explanation(reader, row, event, until)
-    consulted = [*(body.get("consulted") or []), *(private.get("consulted") or [])]
+    consulted = _consulted(body, private)
     with reader.snapshot() as connection:
         about = {
             table: trace_queries.about(connection, table, decision_id, until)
@@ -135,6 +135,13 @@ def _explanation(reader: Reader, row: Record, event: Record, until: str) -> dict
     if row["explained_seq"] is not None and reader.recorded_at(row["explained_seq"]) < until:
         known = {name: row[name] for name in ("classification", "reasoning", "clauses")}
     return {name: value for name, value in known.items() if value}
+
+
+def _consulted(body: dict[str, Json], private: dict[str, Json]) -> list[dict[str, Json]]:
+    """What the daemon itself consulted, each entry with its value, which is private and may be erased."""
+    values = private.get("consulted") or {}
+    entries = body.get("consulted") or []
+    return [entry | {"value": values.get(entry["source"], {}).get(entry.get("element"))} for entry in entries]
 
 
 def _reported(private: dict[str, Json]) -> Json:
