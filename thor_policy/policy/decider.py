@@ -213,7 +213,7 @@ class Policy:
         if time.monotonic_ns() >= request.deadline_ns:
             raise RequestError("expired", "the deadline passed while the request waited for the model")
         residents = self.residents
-        resident = residents.active if request.pack is None else self._pack_named(request.pack)
+        resident = self._judge_of(request, residents)
         cache = self.cache if resident.pack.manifest.cache else None
         decision = self._decide(resident, request, cache, stopped)
         scored = decision.scored
@@ -222,6 +222,16 @@ class Policy:
         if residents.shadow is not None and resident is residents.active:
             self._remember_for_shadow(request, decision)
         return decision
+
+    def _judge_of(self, request: Request, residents: Residents) -> Resident:
+        """The pack that a request names, or whose sources were consulted for it; otherwise the active one."""
+        if request.pack is not None:
+            return self._pack_named(request.pack)
+        if request.judge in (None, residents.active.pack.info.sha256):
+            return residents.active
+        loaded = (*residents, *self._leaving)
+        judges = (resident for resident in loaded if resident.pack.info.sha256 == request.judge)
+        return next(judges, residents.active)
 
     def _pack_named(self, name: str) -> Resident:
         """The pack that a request names, from the table or from those that wait to be retired."""
