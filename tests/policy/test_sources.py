@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from tests.build import write_pack, write_rules_only_pack
 from thor_policy.core.decisions import Floor
+from thor_policy.core.engine import all_steps
 from thor_policy.core.errors import PackError
 from thor_policy.core.requests import Action, Caller, Entity, Evaluation, Json, Request
 from thor_policy.core.sources import Consulted
@@ -23,6 +24,7 @@ from thor_policy.policy import pack_files
 from thor_policy.policy.decider import Policy
 from thor_policy.policy.lint import lint
 from thor_policy.policy.pack import Pack
+from thor_policy.policy.residents import Residents
 from thor_policy.policy.rules import Rule, RuleBook, RuleFaults
 from thor_policy.policy.score_cache import ScoreCache
 from thor_policy.policy.source_specs import SourceSpec, stated
@@ -229,6 +231,7 @@ def test_a_source_that_cannot_work_is_a_fault_of_the_pack(changes: dict[str, Any
     assert message in str(refused.value)
 
 
+ALWAYS = "- {id: all, when: 'true', outcome: allow, final: true, because: It may.}\n"
 PACK_SOURCE = """
 sources:
   accounts:
@@ -304,6 +307,23 @@ class TestDeciding:
         sources = pack.stated({"accounts": {"tier": "gold"}})
         decision = Policy(NoEngine(), pack).decide(self.request(sources=sources))
         assert (decision.sources, decision.floor.facts) == (sources, {"tier": "gold"})
+
+    def test_the_pack_whose_sources_were_consulted_decides_though_another_became_active(
+        self, tmp_path: Path
+    ) -> None:
+        before = pack_files.load(write_rules_only_pack(tmp_path / "before", rules=ALWAYS))
+        after = self.pack(tmp_path / "after")
+        policy = Policy(NoEngine(), before)
+        request = self.request(judge=before.info.sha256)
+        loaded = all_steps(policy.loading(after, None, 0.0))
+        candidate = policy.residents.with_candidate(loaded)
+        policy.set_residents(candidate.with_active(loaded))
+        assert policy.decide(request).pack == before.info
+        assert policy.decide(self.request()).pack == after.info
+        policy.set_residents(Residents(loaded))  # before waits to be retired, and decides until then
+        assert policy.decide(request).pack == before.info
+        all_steps(policy.retiring(candidate.active))
+        assert policy.decide(request).pack == after.info
 
     def test_a_failed_required_source_is_a_fallback_with_its_reason_code(self, tmp_path: Path) -> None:
         policy = Policy(NoEngine(), self.pack(tmp_path))

@@ -99,7 +99,8 @@ class Request(Struct, frozen=True, kw_only=True):
     `ticket` is the server's own handle for the reply. `received_at` is Unix time in seconds, stamped once
     at receipt and recorded; `received_ns` and `deadline_ns` are monotonic nanoseconds. `pack` is what the
     request calls the pack that it wants to be judged by; None: whichever is active. `idempotency` is
-    recorded with the decision. `sources` is what the sources of the pack said.
+    recorded with the decision. `sources` is what the sources of a pack said, and `judge` the sha256 of that
+    pack: while it is loaded it decides, though another became active meanwhile.
     """
 
     ticket: int
@@ -113,6 +114,7 @@ class Request(Struct, frozen=True, kw_only=True):
     idempotency: str | None = None
     pack: str | None = None
     sources: tuple[Consulted, ...] = ()
+    judge: str | None = None
 
 
 _Time = Annotated[datetime, Meta(tz=True)]

@@ -147,7 +147,17 @@ class Consulting:
 
     def submit(self, request: Request, lane: Lane) -> None:
         """Consult the sources of an admitted request, then queue it for the rules; returns at once."""
-        runners = self._runners_for(request)
+        residents = self._residents()
+        if not any(resident.pack.manifest.sources for resident in residents):
+            self._rules.submit(request, lane)
+            return
+        try:
+            pack = (residents.active if request.pack is None else residents.named(request.pack)).pack
+        except RequestError:  # it was unloaded since; the rules thread says so
+            self._rules.submit(request, lane)
+            return
+        request = replace(request, judge=pack.info.sha256)
+        runners = self._runners_for(request, pack, residents)
         if not runners:
             self._rules.submit(request, lane)
             return
@@ -227,15 +237,8 @@ class Consulting:
 
     # ------------------------------------------------------------ which sources
 
-    def _runners_for(self, request: Request) -> list[_Runner]:
-        """The sources of the pack that decides the request, as far as they describe a part of it."""
-        residents = self._residents()
-        try:
-            pack = (residents.active if request.pack is None else residents.named(request.pack)).pack
-        except RequestError:  # it was unloaded since; the rules thread says so
-            return []
-        if not pack.manifest.sources:
-            return []
+    def _runners_for(self, request: Request, pack: Pack, residents: Residents) -> list[_Runner]:
+        """The sources of a pack, as far as they describe a part of the request."""
         if self._table.residents is not residents:
             self._take_over(residents)
         runners = self._table.of_pack[pack.info.sha256]

@@ -256,8 +256,7 @@ class Policy:
         """
         _check_deadline(request)
         residents = self.residents
-        resident = residents.active if request.pack is None else self._pack_named(request.pack)
-        return self._assess(resident, request, stopped)
+        return self._assess(self._judge_of(request, residents), request, stopped)
 
     def judge(self, assessment: Assessment) -> Decision:
         """Decide an assessed request; start its explanation if it asks for one and the model scored it.
@@ -279,6 +278,16 @@ class Policy:
         if self.residents.shadow is not None and resident is self.residents.active:
             self._remember_for_shadow(request, decision)
         return decision
+
+    def _judge_of(self, request: Request, residents: Residents) -> Resident:
+        """The pack that a request names, or whose sources were consulted for it; otherwise the active one."""
+        if request.pack is not None:
+            return self._pack_named(request.pack)
+        if request.judge in (None, residents.active.pack.info.sha256):
+            return residents.active
+        loaded = (*residents, *self._leaving)
+        judges = (resident for resident in loaded if resident.pack.info.sha256 == request.judge)
+        return next(judges, residents.active)
 
     def _pack_named(self, name: str) -> Resident:
         """The pack that a request names, from the table or from those that wait to be retired."""
