@@ -342,3 +342,11 @@ def test_a_journal_of_the_version_before_gets_the_columns(path: Path) -> None:
     assert counted(path) == 2
     record(path, requiring("outcome"))
     assert counted(path) == 2
+
+
+def test_the_quarantine_is_read_by_an_index(path: Path) -> None:
+    record(path, by_rule())
+    (plan,) = rows(
+        path, "EXPLAIN QUERY PLAN SELECT * FROM decisions WHERE lacks IS NOT NULL ORDER BY seq DESC LIMIT 20"
+    )
+    assert "decisions_lacks" in plan[3]

@@ -187,7 +187,7 @@ class TestClaims:
         self, op: str, roles: set[Role], count_from: set[str]
     ) -> None:
         counts = op not in COUNTED or bool(roles & count_from) or (op == "annotations" and "test" in roles)
-        own = op == "outcome" and "own" in count_from
+        own = op in ("outcome", "supplement") and "own" in count_from
         assert claimed(op, roles, count_from) == ("no" if counts else "unless_own" if own else "yes")
 
 

@@ -399,7 +399,7 @@ def _completeness(db: Database) -> None:
         db.execute(f"ALTER TABLE decisions ADD COLUMN {column}")
     for column in ("required TEXT", "lacks TEXT"):
         db.execute(f"ALTER TABLE decisions ADD COLUMN {column}")
-    db.execute("CREATE INDEX decisions_lacks ON decisions (decision_type) WHERE lacks IS NOT NULL")
+    db.execute("CREATE INDEX decisions_lacks ON decisions (seq) WHERE lacks IS NOT NULL")
     db.execute("CREATE INDEX decisions_urgency ON decisions (urgency) WHERE urgency IS NOT NULL")
     db.execute("CREATE INDEX decisions_exception ON decisions (is_exception) WHERE is_exception = 1")
     db.execute(

@@ -179,6 +179,8 @@ class RuleBook:
         self._loosest, self._strictest = outcomes[0], outcomes[-1]
         self._default, self._rules_only, self._clock = default, rules_only, clock
         self._trace = trace if trace is not None else TraceSection()
+        #: The traits of every decision, in a pack whose section has no expression.
+        self._traits = None if self._trace.expressions else self._trace.traits({}, {})
         self._required = requires.members if requires else {}
         self._outcome_if_missing = (requires.outcome if requires else None) or self._strictest
         self.rules = tuple(rules)
@@ -500,8 +502,9 @@ class RuleBook:
         budget.check()
         if isinstance(values, str):
             values = self._run_singly(self._last_ids, inputs, errors)
-        by_id = dict(zip(self._last_ids, values, strict=True))
-        traits = self._trace.traits(by_id, errors)
+        traits = self._traits
+        if traits is None:
+            traits = self._trace.traits(dict(zip(self._last_ids, values, strict=True)), errors)
 
         fired = [self._rule_of(reading) for reading in unknown]
         finals: list[Rule] = []
@@ -529,7 +532,7 @@ class RuleBook:
             facts=facts,
             errors={} if missing else errors,  # whatever failed, failed because of what is missing
             missing=tuple(missing),
-            risk=_as_risk(by_id["risk"]),
+            risk=_as_risk(values[len(self.rules)]),
             traits=traits,
             time_used=self._time_used(inputs["now"]),
         )
