@@ -92,19 +92,22 @@ class TestEither:
 
     def test_records_every_kind_of_record(self, calls: Calls) -> None:
         decision_id = calls.track_signal(agent="scout", symbol="ACME", signal="BUY", confidence=0.5)
+        newer = calls.decision_report(records.DecisionReport(agent="trader", outcome="HOLD"))
         ids = [
+            newer,
             calls.track_risk(agent="warden", symbol="ACME", outcome="REDUCE"),
-            calls.decision_report(records.DecisionReport(agent="trader", outcome="HOLD")),
             calls.consultation(records.Consultation(system="crm", session="s")),
             calls.outcome(decision_id, "SUCCESS", 12.5, note="sold"),
             calls.review(records.Review(decision_id=decision_id, reviewer="ines", verdict="accept")),
             calls.approval(records.Approval(decision_id=decision_id, approver="ines")),
-            calls.node(records.Node(type="goal", title="Ship")),
-            calls.edge(records.Edge(source=decision_id, target=decision_id, type="led_to")),
+            goal := calls.node(records.Node(type="goal", title="Ship")),
+            calls.edge(records.Edge(source=goal, target=decision_id, type="leads_to")),
+            calls.supersede(decision_id, by=newer, because="newer")["id"],
+            calls.overturn(decision_id, by=newer, because="wrong")["id"],
         ]
-        assert len({decision_id, *ids}) == 9
+        assert len({decision_id, *ids}) == 11
         recorded = calls.status().counters
-        assert sum(count for name, count in recorded.items() if name.endswith("_recorded")) == 9
+        assert sum(count for name, count in recorded.items() if name.endswith("_recorded")) == 11
 
     def test_sends_maintenance_tasks(self, calls: Calls) -> None:
         assert calls.maintenance(records.Maintenance(task="checkpoint"))["checkpoint"] > 0
