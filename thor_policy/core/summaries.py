@@ -176,15 +176,20 @@ def _supplied(trace: Mapping[str, Json]) -> dict[str, Json]:
 def _consulted(
     trace: Mapping[str, Json], body: Mapping[str, Json], private: Mapping[str, Json]
 ) -> Iterator[str]:
-    for each in [
-        *(private.get("consulted") or body.get("consulted") or ()),
-        *(trace.get("consultations") or ()),
-    ]:
-        parts = [each.get("system"), each.get("element") or each.get("entity"), each.get("source")]
-        what = " ".join(str(part) for part in parts if part)
-        value = each.get("value", each.get("answer"))
-        fresh = f" as of {each['fresh_at']}" if each.get("fresh_at") else ""
-        yield f"{what}{'' if value is None else f' = {_shown(value)}'}{fresh}"
+    """What the pack's sources said, whose values are in the private part, and what was recorded later."""
+    values = private.get("consulted") or {}
+    for each in body.get("consulted") or ():
+        name = each.get("element")
+        value = (values.get(each["source"]) or {}).get(name) if name else None
+        yield _read_from(each["system"], name or each.get("error") or "no entry", value, each.get("fresh_at"))
+    for each in trace.get("consultations") or ():
+        yield _read_from(each.get("system"), each.get("entity"), each.get("answer"), each.get("fresh_at"))
+
+
+def _read_from(system: str | None, what: str | None, value: Json, fresh_at: str | None) -> str:
+    known = "" if value is None else f" = {_shown(value)}"
+    fresh = f" as of {fresh_at}" if fresh_at else ""
+    return f"{' '.join(filter(None, (system, what)))}{known}{fresh}"
 
 
 def _approval(row: Mapping[str, Json]) -> str:

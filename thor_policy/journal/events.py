@@ -174,6 +174,7 @@ class DecisionColumns(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
     traits: Traits | None = None
     confidence_level: ConfidenceLevel | None = None
     judgment_call: bool = False
+    consulted: tuple[ConsultedBody, ...] = ()
 
 
 class DecisionBody(DecisionColumns, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -181,7 +182,6 @@ class DecisionBody(DecisionColumns, frozen=True, kw_only=True, omit_defaults=Tru
 
     prompt: Prompt | None = None
     obligations: tuple[Obligation, ...] = ()
-    consulted: tuple[ConsultedBody, ...] = ()
 
 
 class ShadowBody(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):

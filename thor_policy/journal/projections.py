@@ -241,7 +241,8 @@ def _decision_row(seq: int, at: str, decision_id: str, body: DecisionColumns, pr
         notes = None
     expected = notes.expected if notes else ()
     traits = body.traits or Traits()
-    required = _required(traits.required, getattr(body, "consulted", None))
+    has_data = any(entry.element is not None for entry in body.consulted)
+    required = _required(traits.required, has_data=has_data)
     return (
         seq,
         decision_id,
@@ -305,9 +306,12 @@ def _decision_row(seq: int, at: str, decision_id: str, body: DecisionColumns, pr
     )
 
 
-def _required(names: Sequence[str], consulted: object) -> str | None:
-    """What a trace must have besides what its own event has, as JSON; None for nothing."""
-    left = [name for name in names if not (name == "source_data" and consulted)]
+def _required(names: Sequence[str], *, has_data: bool = False) -> str | None:
+    """What a trace must have besides what its own event has, as JSON; None for nothing.
+
+    `has_data`: a source of the pack gave a value for it.
+    """
+    left = [name for name in names if not (name == "source_data" and has_data)]
     return _text(left) if left else None
 
 
@@ -372,7 +376,7 @@ def _report_row(seq: int, at: str, decision_id: str, body: Any, private: dict[st
     made_by, agent = body.get("made_by", "agent"), private.get("agent")
     situation = {name: private[name] for name in ("prompt", "context") if name in private}
     pack = msgspec.convert(body["pack"], PackInfo) if "pack" in body else None
-    required = _required(body.get("required", ()), body.get("consulted"))
+    required = _required(body.get("required", ()))
     columns = {
         "seq": seq,
         "decision_id": decision_id,
