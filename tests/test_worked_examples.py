@@ -21,6 +21,7 @@ from thor_policy.journal import statistics
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.verification.verify import verify
 from thor_policy.policy.lint import lint
+from thor_policy.trace.reading import read_trace
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "docs" / "examples"
 
@@ -83,17 +84,20 @@ def test_a_discount_exception_from_the_request_to_its_outcome(config: Config) ->
         decision = running.ask()
         decision_id = decision["decision_id"]
         assert (decision["outcome"], decision["obligations"][0]["id"]) == ("require_manager", "manager")
-        assert running.lacks(decision_id) == ["source_data", "edge:CITES", "approved_by", "outcome"]
+        assert running.lacks(decision_id) == ["edge:CITES", "approved_by", "outcome"]
+        assert decision["floor"] == "require_manager"
         with Reader(running.config.journal_path) as reader:
             assert [row["decision_id"] for row in reader.decisions(type="exception", urgency="urgent")] == [
                 decision_id
             ]
+            links = read_trace(reader, decision_id).links
+        data = [link.node.details for link in links if link.type == "CONSULTED"]
+        assert {(each["system"], each["element"], each["value"]) for each in data} == {
+            ("accounts", "arr", 240_000.0),
+            ("accounts", "tier", "gold"),
+            ("tickets", "severity_1", 2.0),
+        }
 
-        for system, value in (("accounts", {"arr": 240_000}), ("tickets", {"severity 1 since May": 2})):
-            consulted = records.Consultation(
-                decision_id=decision_id, system=system, entity="account:acme", value=value, took_ms=3.5
-            )
-            client.consultation(consulted)
         client.edge(
             records.Edge(source=decision_id, target=precedent, type="CITES", rationale="an outage too")
         )
@@ -106,7 +110,7 @@ def test_a_discount_exception_from_the_request_to_its_outcome(config: Config) ->
         assert (running.lacks(decision_id), running.counted()) == ([], 3)
 
         text = running.summary(decision_id)
-        assert text.startswith("user:sam asked for give_discount on quote:Q-7, which is over the limit")
+        assert text.startswith("user:sam asked for give_discount on account:acme, which is over the limit")
         assert "Approvals: approved by kim (manager) by phone." in text
         assert "Result: SUCCESS, value 196800.0, renewed for two years. Missing: nothing." in text
     assert verify(config.journal_path).ok
@@ -118,14 +122,20 @@ def test_an_invoice_exception_from_the_request_to_its_outcome(config: Config) ->
         decision = running.ask()
         decision_id = decision["decision_id"]
         assert decision["outcome"] == "require_second_approval"
-        assert running.lacks(decision_id) == ["source_data", "approved_by", "outcome"]
-        for entity, value in (
-            ("supplier:S-9", {"on_hold": False}),
-            ("order:PO-17", {"variance_percent": 4.5}),
-        ):
-            client.consultation(
-                records.Consultation(decision_id=decision_id, system="erp", entity=entity, value=value)
-            )
+        for title in ("supplier:S-9", "order:PO-17"):
+            entity = client.node(records.Node(type="entity", title=title))
+            client.edge(records.Edge(source=decision_id, target=entity, type="APPLIES_TO"))
+        with Reader(running.config.journal_path) as reader:
+            links = read_trace(reader, decision_id).links
+        assert {link.node.name for link in links if link.type == "APPLIES_TO"} == {
+            "invoice:4711",
+            "supplier:S-9",
+            "order:PO-17",
+        }
+        data = [link.node.details for link in links if link.type == "CONSULTED"]
+        assert ("erp", "order_amount", 10_000.0) in {
+            (each["system"], each["element"], each["value"]) for each in data
+        }
         client.approval(records.Approval(decision_id=decision_id, approver="lee", verdict="rejected"))
         assert running.lacks(decision_id) == ["approved_by", "outcome"]
         client.approval(records.Approval(decision_id=decision_id, approver="kim", role="second approver"))
@@ -133,5 +143,5 @@ def test_an_invoice_exception_from_the_request_to_its_outcome(config: Config) ->
         assert (running.lacks(decision_id), running.counted()) == ([], 1)
         text = running.summary(decision_id)
         assert "variance 4.5" in text
-        assert 'erp order:PO-17 = {"variance_percent":4.5}' in text
+        assert "erp order_amount = 10000.0" in text
     assert verify(config.journal_path).ok
