@@ -28,6 +28,7 @@ from thor_policy.config import Config
 from thor_policy.core import graph, records
 from thor_policy.core.errors import JournalError
 from thor_policy.core.requests import Json
+from thor_policy.core.sources import Consulted
 from thor_policy.daemon.journal_access import submit_record
 from thor_policy.daemon.service import serving
 from thor_policy.journal import events
@@ -341,44 +342,22 @@ def test_an_erased_person_is_in_no_part_of_a_trace(path: Path) -> None:
 # ---------------------------------------------------------------- chains, reports, old edges
 
 
-class ConsultedBody(events.DecisionBody, frozen=True, kw_only=True):
-    """The body of a decision for which the daemon consulted sources."""
-
-    consulted: tuple[dict[str, Json], ...]
-
-
-class ConsultedPrivate(events.DecisionPrivate, frozen=True, kw_only=True):
-    """The private part of such a decision: the values by source and attribute."""
-
-    consulted: dict[str, dict[str, Json]]
-
-
 def test_values_that_the_daemon_consulted_are_read_from_the_event(path: Path) -> None:
-    decision = by_model()
-    event = events.decision_event(decision)
-    entries: tuple[dict[str, Json], ...] = (
-        {"source": "hr", "system": "ldap", "element": "role", "took_ms": 1.5},
-        {"source": "hr", "system": "ldap", "element": "pin", "digest": "ab"},
-        {"source": "crm", "system": "https", "error": "timed out"},
+    said: tuple[dict[str, Json], ...] = (
+        {"source": "hr", "system": "ldap", "element": "role", "value": "lead", "took_ms": 1.5},
+        {"source": "hr", "system": "ldap", "element": "pin", "digest": "ab", "took_ms": 0.0},
+        {"source": "crm", "system": "https", "error": "timed out", "took_ms": 0.0},
     )
-    body, private = (
-        {name: getattr(part, name) for name in part.__struct_fields__}  # type: ignore[union-attr]
-        for part in (event.body, event.private)
-    )
-    event = replace(
-        event,
-        body=ConsultedBody(**body | {"consulted": entries}),
-        private=ConsultedPrivate(**private | {"consulted": {"hr": {"role": "lead"}}}),
-    )
-    record(path, event)
+    decision = by_model(sources=tuple(Consulted(of="subject", **entry) for entry in said))
+    record(path, decision)
     with Reader(path) as reader:
         trace = read_trace(reader, decision.id)
     nodes = [link.node for link in trace.links if link.type == "CONSULTED"]
-    assert [(node.id, node.name, node.details) for node in nodes] == [
-        (None, "hr.role", {"system": "ldap", "element": "role", "took_ms": 1.5, "value": "lead"}),
-        (None, "hr.pin", {"system": "ldap", "element": "pin", "digest": "ab"}),
-        (None, "crm", {"system": "https", "error": "timed out"}),
-    ]
+    assert [(node.id, node.name) for node in nodes] == [(None, "hr.role"), (None, "hr.pin"), (None, "crm")]
+    assert [
+        {name: value for name, value in node.details.items() if name not in ("of", "value")} for node in nodes
+    ] == [{name: value for name, value in entry.items() if name not in ("source", "value")} for entry in said]
+    assert nodes[0].details["value"] == "lead"
 
 
 def test_a_reported_decision_names_who_decided_and_what_was_consulted_in_its_session(path: Path) -> None:

@@ -45,7 +45,7 @@ def tree(trace: Trace) -> Tree:
     _branch(root, "decision", _decision(trace))
     _branch(root, "question", _question(trace))
     links = {name: [link for link in trace.links if link.type in types] for name, types in _BRANCHES.items()}
-    _branch(root, "data", map(_link, links["data"]))
+    _branch(root, "data", map(_data, links["data"]))
     _branch(root, "rules", _rules(trace))
     _branch(root, "policy", map(_link, links["policy"]))
     _branch(root, "model", _model(trace))
@@ -57,8 +57,9 @@ def tree(trace: Trace) -> Tree:
     fate = [link for link in trace.links if link.type not in known]
     _branch(root, "would have been", map(_otherwise, [*trace.counterfactuals, *trace.shadows]))
     _branch(root, "later", [*map(_state, trace.states), *map(_link, fate), *_later(trace)])
-    _branch(root, "causes", map(_step, trace.causes))
-    _branch(root, "consequences", map(_step, trace.consequences))
+    _branch(root, "causes", (_step("from", step) for step in trace.causes))
+    _branch(root, "consequences", (_step("to", step) for step in trace.consequences))
+    _branch(root, "summary", [] if trace.summary is None else [Text(visible(trace.summary))])
     return root
 
 
@@ -75,11 +76,15 @@ def _branch(root: Tree, name: str, lines: Iterable[Text]) -> None:
 
 def _decision(trace: Trace) -> list[Text]:
     answer = trace.answer
-    lines = [_line(trace.at, trace.type, *(name for name, value in trace.flags.items() if value))]
+    flags = [name if value == 1 else value for name, value in trace.flags.items()]
+    lines = [_line(trace.at, trace.type, *flags)]
     facts: dict[str, Json] = {
         name: answer[name] for name in ("tier", "risk", "reason_code", "confidence") if name in answer
     }
-    lines.append(_pairs(facts))
+    if facts:
+        lines.append(_pairs(facts))
+    if trace.lacks:
+        lines.append(Text(f"in quarantine: lacks {_plain(trace.lacks)}", style="yellow"))
     if trace.session is not None:
         lines.append(_pairs({"session": trace.session}))
     for name in ("classification", "reasoning", "clauses"):
@@ -91,7 +96,7 @@ def _decision(trace: Trace) -> list[Text]:
 
 def _question(trace: Trace) -> list[Text]:
     if trace.question is None:
-        return [Text("erased", style="dim")]
+        return [Text("erased", style="dim")] if trace.erased else []
     lines = [_line(*(value for value in (trace.actor, trace.action, trace.entity) if value))]
     if "subject" not in trace.question:
         return [*lines, *(_pairs({name: value}) for name, value in trace.question.items())]
@@ -130,6 +135,15 @@ def _link(link: Link) -> Text:
     return _line(link.type, *_node(link.node), *_details(link.details))
 
 
+def _data(link: Link) -> Text:
+    """A value that was consulted: what it is first, then from where and how fresh."""
+    details = link.node.details
+    value = {} if details.get("value") is None else {"=": details["value"]}
+    rest = {name: other for name, other in details.items() if name not in ("value", "element", "of")}
+    what = " ".join([link.node.name or "", *_details(value)])
+    return _line(link.type, what, *_details(rest), *_details(link.details))
+
+
 def _rejection(approval: Record) -> Text:
     details = {name: approval[name] for name in ("role", "evidence") if approval[name] is not None}
     return _line("rejected by", approval["approver"], *_details(details))
@@ -155,8 +169,8 @@ def _later(trace: Trace) -> list[Text]:
     return lines
 
 
-def _step(step: Step) -> Text:
-    return _line(f"{'· ' * (step.depth - 1)}{step.type}", *_node(step.node))
+def _step(way: str, step: Step) -> Text:
+    return _line(f"{'· ' * (step.depth - 1)}{step.type}", way, *_node(step.node))
 
 
 def _node(node: Node) -> Sequence[str]:

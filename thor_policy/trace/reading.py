@@ -53,6 +53,9 @@ class Trace(Struct, frozen=True, kw_only=True):
     floor: dict[str, Json]
     model: dict[str, Json] | None
     obligations: list[Json]
+    erased: bool
+    lacks: tuple[str, ...]
+    summary: str | None
     links: tuple[Link, ...]
     rejections: list[Record]
     reviews: list[Record]
@@ -80,6 +83,7 @@ def read_trace(reader: Reader, decision_id: str, *, at: str | None = None, depth
     body, private = event["body"], event["private"] or {}
     explanation = _explanation(reader, row, event, until)
     consulted = _consulted(body, private)
+    summary = reader.summary(decision_id) if at is None else None
     with reader.snapshot() as connection:
         about = {
             table: trace_queries.about(connection, table, decision_id, until)
@@ -105,6 +109,9 @@ def read_trace(reader: Reader, decision_id: str, *, at: str | None = None, depth
             floor=body.get("floor") or {},
             model=body.get("model") if isinstance(body.get("model"), dict) else _named(body.get("model")),
             obligations=body.get("obligations") or [],
+            erased=event["private"] is None,
+            lacks=tuple(row["lacks"] or ()) if at is None else (),
+            summary=summary,
             links=tuple(links(connection, row, consulted, until)),
             rejections=[approval for approval in about["approvals"] if approval["verdict"] == "rejected"],
             reviews=about["reviews"],
