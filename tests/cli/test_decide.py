@@ -78,6 +78,7 @@ def test_the_command_records_a_decision_and_says_what_its_trace_lacks(config: Co
     [
         (["--because", "x"], "--outcome is needed where no terminal can be asked"),
         (["--outcome", "x"], "--because is needed where no terminal can be asked"),
+        (["--type", "whim"], "--type 'whim': alone has the types policy_application, exception"),
         (["--outcome", "x", "--because", "y", "--consent", ":lead"], "give NAME, NAME:ROLE"),
         (["--outcome", "x", "--because", "y", "--data", "crm"], "give SYSTEM=VALUE"),
         (["--outcome", "x", "--because", "y", "--context", "[1]"], "is neither JSON nor a readable file"),
@@ -176,6 +177,7 @@ def test_in_a_terminal_the_command_asks_only_for_outcome_reason_and_consents(con
     os.close(stdin)
     assert "alone 1 (" in done.stdout
     assert f"uid {os.getuid()}" in done.stdout
+    assert "outcome (allow, require_mfa, deny, or your own words)" in done.stdout
     assert "in quarantine: lacks source_data; a record of the kind consultation adds it" in done.stdout
     with Reader(config.journal_path) as reader:
         trace = reader.trace(reader.decisions()[0]["decision_id"])

@@ -14,7 +14,7 @@ from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core import records
 from thor_policy.core.errors import RequestError
-from thor_policy.daemon.person_decision import governing_pack, record_decision
+from thor_policy.daemon.person_decision import known_of, record_decision
 from thor_policy.daemon.service import serving
 from thor_policy.journal import statistics
 from thor_policy.journal.reader import Reader
@@ -65,7 +65,12 @@ def test_a_decision_has_who_from_the_kernel_and_the_pack_that_governs_it(
     config: Config, recorded: Any
 ) -> None:
     pack = pack_files.load(Path(config.pack)).info
-    assert governing_pack(config) == pack
+    known = known_of(config, "quote:Q-7")
+    assert (known.pack, known.outcomes, known.consulted) == (
+        pack,
+        ("allow", "require_mfa", "deny"),
+        (),
+    )
     decision = recorded(REPORT)
     assert column(config, decision.id, "actor", "tier", "decision", "prompt_version") == (
         f"human:uid:{os.geteuid()}",
@@ -126,3 +131,28 @@ def test_a_consent_that_the_caller_may_not_record_leaves_the_decision_in_quarant
         decision_id = note.removeprefix("the decision itself is recorded as ")
         assert column(over_tcp, decision_id, "actor", "claimed") == ("human:key:seller", "report")
         assert "approved_by" in column(over_tcp, decision_id, "lacks")[0]
+
+
+def test_what_the_sources_of_the_pack_say_of_the_entity_is_known_and_recorded(config: Config) -> None:
+    pack = Path(config.pack)
+    text = (pack / "pack.yaml").read_text(encoding="utf-8")
+    described = "of: resource, types: [account], attributes: {tier: {type: string}}"
+    sources = f"""
+sources:
+  crm: {{{described}, system: CRM, table: {{path: accounts.csv}}}}
+  lost: {{{described}, required: false, table: {{path: nowhere.csv}}}}
+  elsewhere: {{of: subject, attributes: {{tier: {{type: string}}}}, table: {{path: accounts.csv}}}}
+  told: {{{described}, required: false, pushed: {{}}}}
+"""
+    (pack / "pack.yaml").write_text(text + sources, encoding="utf-8")
+    (pack / "accounts.csv").write_text("id,tier\nacme,gold\n", encoding="utf-8")
+    known = known_of(config, "account:acme")
+    (data,) = known.consulted
+    assert (data.system, data.entity, data.value) == ("CRM", "account:acme", {"tier": "gold"})
+    assert list(known.failures) == ["lost"]
+    assert known_of(config, "quote:Q-7").consulted == known_of(config, "acme").consulted == ()
+    decision = record_decision(config, REPORT, consulted=known.consulted)
+    assert decision.lacks == ("approved_by", "outcome")
+    with serving(replace(config, pack=str(write_rules_only_pack(config.state_dir / "other", rules="[]")))):
+        elsewhere = known_of(config, "account:acme")  # the daemon has another pack
+    assert (elsewhere.pack.name, elsewhere.outcomes, elsewhere.consulted) == ("alone", None, ())

@@ -343,12 +343,12 @@ def test_an_erased_person_is_in_no_part_of_a_trace(path: Path) -> None:
 
 
 def test_values_that_the_daemon_consulted_are_read_from_the_event(path: Path) -> None:
-    said: tuple[dict[str, Json], ...] = (
+    entries: tuple[dict[str, Json], ...] = (
         {"source": "hr", "system": "ldap", "element": "role", "value": "lead", "took_ms": 1.5},
         {"source": "hr", "system": "ldap", "element": "pin", "digest": "ab", "took_ms": 0.0},
         {"source": "crm", "system": "https", "error": "timed out", "took_ms": 0.0},
     )
-    decision = by_model(sources=tuple(Consulted(of="subject", **entry) for entry in said))
+    decision = by_model(sources=tuple(Consulted(of="subject", **entry) for entry in entries))
     record(path, decision)
     with Reader(path) as reader:
         trace = read_trace(reader, decision.id)
@@ -356,7 +356,9 @@ def test_values_that_the_daemon_consulted_are_read_from_the_event(path: Path) ->
     assert [(node.id, node.name) for node in nodes] == [(None, "hr.role"), (None, "hr.pin"), (None, "crm")]
     assert [
         {name: value for name, value in node.details.items() if name not in ("of", "value")} for node in nodes
-    ] == [{name: value for name, value in entry.items() if name not in ("source", "value")} for entry in said]
+    ] == [
+        {name: value for name, value in entry.items() if name not in ("source", "value")} for entry in entries
+    ]
     assert nodes[0].details["value"] == "lead"
 
 

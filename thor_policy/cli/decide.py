@@ -6,6 +6,7 @@ import os
 import pwd
 import re
 import sys
+from collections.abc import Iterable
 from typing import get_args
 
 import click
@@ -80,18 +81,23 @@ def decide(
 ) -> None:
     """Record a decision that you made, under the pack that governs it.
 
-    Who you are comes from the kernel, the pack from the daemon. In a terminal the command asks for the rest:
-    outcome, reason, consents.
+    Who you are comes from the kernel, the pack from the daemon, and data about the entity from the sources
+    of the pack. In a terminal the command asks for the rest: outcome, reason, consents.
     """
-    from thor_policy.daemon.person_decision import governing_pack, record_decision
+    from thor_policy.daemon.person_decision import known_of, record_decision
 
-    pack = governing_pack(config)
+    known = known_of(config, entity)
+    pack = known.pack
+    if known.types is not None and type_ not in known.types:
+        raise click.UsageError(f"--type {type_!r}: {pack.name} has the types {', '.join(known.types)}")
     asks = sys.stdin.isatty() and not as_json
     if asks:
-        render.pairs(
-            {"you": _you(), "about": entity, "policy": f"{pack.name} {pack.version} ({pack.sha256[:12]})"}
-        )
-    outcome = outcome or _answer(asks, "outcome", "--outcome")
+        policy = f"{pack.name} {pack.version} ({pack.sha256[:12]})"
+        render.pairs({"you": _you(), "about": entity, "policy": policy} | _data_shown(known.consulted))
+    for name, problem in known.failures.items():
+        click.echo(f"the source {name} gives no answer: {problem}", err=True)
+    choices = "" if known.outcomes is None else f" ({', '.join(known.outcomes)}, or your own words)"
+    outcome = outcome or _answer(asks, f"outcome{choices}", "--outcome")
     because = because or _answer(asks, "because", "--because")
     if asks and not consents:
         consents = _ask_consents()
@@ -113,7 +119,7 @@ def decide(
         config,
         report,
         consents=[_consent(text) for text in consents],
-        consulted=[_data(text) for text in data],
+        consulted=[*known.consulted, *(_data(text) for text in data)],
     )
     if as_json:
         named = {"name": pack.name, "version": pack.version, "sha256": pack.sha256}
@@ -130,6 +136,11 @@ def decide(
     render.line(f"recorded as {recorded.id}")
     for name in recorded.lacks or ():
         render.line(f"  in quarantine: lacks {name}; a record of the kind {cure_of(name)} adds it")
+
+
+def _data_shown(consulted: Iterable[records.Consultation]) -> dict[str, Json]:
+    """What sources say, by system; null where one does not know the entity."""
+    return {data.system: data.value for data in consulted}
 
 
 def _you() -> str:

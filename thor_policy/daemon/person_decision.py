@@ -16,10 +16,12 @@ from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core import records
 from thor_policy.core.decisions import PackInfo
-from thor_policy.core.errors import JournalError, ThorPolicyError
+from thor_policy.core.errors import JournalError, PackError, ThorPolicyError
 from thor_policy.daemon.journal_access import submit_record
 from thor_policy.daemon.loading import load_pack
 from thor_policy.journal.reader import Reader
+from thor_policy.policy.pack import Pack
+from thor_policy.sources.kinds import Reach, look_up, overridden
 
 
 class PersonDecision(Struct, frozen=True, kw_only=True):
@@ -31,15 +33,74 @@ class PersonDecision(Struct, frozen=True, kw_only=True):
     lacks: tuple[str, ...] | None = None
 
 
-def governing_pack(config: Config) -> PackInfo:
-    """The pack that governs a decision made now: that of a running daemon, else that of the settings.
+class Known(Struct, frozen=True, kw_only=True):
+    """What the system knows of a decision before a person makes it: the pack that governs it, and the data.
 
-    Raises PackError, RequestError, Unreachable.
+    `outcomes` and `types` are those of the pack; None if its files are not here, or state none. `consulted`
+    is what its sources say of the entity, `failures` why others say nothing, by source.
+    """
+
+    pack: PackInfo
+    outcomes: tuple[str, ...] | None = None
+    types: tuple[str, ...] | None = None
+    consulted: tuple[records.Consultation, ...] = ()
+    failures: dict[str, str] = {}
+
+
+def known_of(config: Config, entity: str | None) -> Known:
+    """What is known of a decision about `entity` (`type:id`) that is made now.
+
+    The pack is that of a running daemon, else that of the settings. Its sources are consulted here, where it
+    is the same pack; pushed values are known to the daemon alone. Raises PackError, RequestError,
+    Unreachable.
     """
     with Client(config.endpoint, key=config.key_file) as client:
-        if client.remote or client.alive():
-            return client.status().pack
-    return load_pack(config).info
+        governing = client.status().pack if client.remote or client.alive() else None
+    try:
+        pack = load_pack(config)
+    except PackError:
+        if governing is None:
+            raise
+        return Known(pack=governing)
+    if governing is not None and governing.sha256 != pack.info.sha256:
+        return Known(pack=governing)
+    consulted, failures = _consult(config, pack, entity)
+    return Known(
+        pack=pack.info,
+        outcomes=pack.labels,
+        types=pack.manifest.trace.all_types if pack.manifest.trace.types else None,
+        consulted=consulted,
+        failures=failures,
+    )
+
+
+def _consult(
+    config: Config, pack: Pack, entity: str | None
+) -> tuple[tuple[records.Consultation, ...], dict[str, str]]:
+    """What the sources that describe resources say of an entity, and why others say nothing."""
+    type_, colon, id_ = (entity or "").partition(":")
+    reach, consulted, failures = Reach(overrides=config.sources, hosts=config.source_hosts), [], {}
+    for name, stated in pack.manifest.sources.items() if colon else ():
+        spec = overridden(name, stated, reach)
+        if spec.of != "resource" or spec.pushed is not None or (spec.types and type_ not in spec.types):
+            continue
+        entries = look_up(name, spec, type_, id_, folder=pack.path, reach=reach)
+        first = entries[0]
+        if first.error is not None:
+            failures[name] = first.error
+            continue
+        values = {entry.element: entry.value for entry in entries if entry.element is not None}
+        consulted.append(
+            records.Consultation(
+                decision_id="-",
+                system=first.system,
+                entity=entity,
+                value=values or None,
+                took_ms=first.took_ms,
+                fresh_at=first.fresh_at,
+            )
+        )
+    return tuple(consulted), failures
 
 
 def record_decision(
