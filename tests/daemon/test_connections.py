@@ -163,6 +163,19 @@ class TestReports:
 
 
 class TestDescriptors:
+    def test_that_became_another_connection_are_left_alone(self) -> None:
+        """Its caller may be the same: another process of this user."""
+        watched = Connections(capacity=9, headroom_bytes=2**30, counters=Counter(), on_closed=lambda _: None)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.settimeout(PATIENCE_MS / 1_000)
+            share, inode = f"uid:{os.getuid()}", os.fstat(ours.fileno()).st_ino
+            watched.close(ours.fileno(), share, inode + 1)
+            ours.sendall(b"open")
+            assert theirs.recv(4) == b"open"
+            watched.close(ours.fileno(), share, inode)
+            assert theirs.recv(4) == b""
+
     def test_that_became_another_file_are_left_alone(self, tmp_path: Path) -> None:
         """In a storm a connection's number is soon that of a file; each look at one left it open."""
         watched = Connections(capacity=9, headroom_bytes=2**30, counters=Counter(), on_closed=lambda _: None)

@@ -175,11 +175,12 @@ class Connections:
             if connection is not None:
                 connection.message_ns = now_ns
 
-    def close(self, descriptor: int, share: str) -> None:
-        """Close a connection of this caller, if that is whose the descriptor is now."""
+    def close(self, descriptor: int, share: str, inode: int | None = None) -> None:
+        """Close a connection of this caller, or the one with this inode, if the descriptor is its own now."""
         try:
             with _duplicate(descriptor) as duplicate:
-                if _share_of(duplicate) == share:
+                same = inode is None or os.fstat(duplicate.fileno()).st_ino == inode
+                if same and _share_of(duplicate) == share:
                     duplicate.shutdown(socket.SHUT_RDWR)
         except OSError:  # it has ended by itself
             return
@@ -260,7 +261,7 @@ class Connections:
         if (unlogged := self._limit.admit(time.monotonic_ns())) is not None:
             fields = logs.fields(reason=counter, peer=connection.lane.share, unlogged=unlogged or None)
             log.warning("a connection was closed", extra=fields)
-        self.close(key[1], connection.lane.share)
+        self.close(key[1], connection.lane.share, connection.inode)
 
     # ------------------------------------------------------------ rounds
 
