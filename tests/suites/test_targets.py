@@ -197,3 +197,26 @@ class TestNoRecord:
         assert ended.exit_code == 0, ended.output
         assert config.journal_path.read_bytes() == before
         assert kept_files(config) == places
+
+
+class TestSources:
+    """Scenarios state what sources say, where this process answers."""
+
+    SUITE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "discount-exception-suite.yaml"
+
+    def test_of_a_scenario_are_what_it_states(self, run: Run) -> None:
+        result = run("test", "--full", "--no-record", "--json", "--pack", str(self.pack), str(self.SUITE))
+        assert result.exit_code == 0, result.output
+        statuses = {item["id"]: item["status"] for item in json.loads(result.stdout)["results"]}
+        assert statuses == {"X01": "passed", "X02": "passed", "X03": "passed"}
+
+    def test_of_a_daemon_are_asked_so_the_scenario_is_skipped(self, config: Config, run: Run) -> None:
+        with serving(replace(config, pack=str(self.pack))):
+            result = run("test", "--full", "--json", "--pack", str(self.pack), str(self.SUITE))
+        items = json.loads(result.stdout)["results"]
+        assert {item["status"] for item in items} == {"skipped"}
+        assert "`test --no-record` does not" in items[0]["misses"][0]
+
+    @property
+    def pack(self) -> Path:
+        return self.SUITE.parent / "discount-exception"

@@ -14,17 +14,17 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 from msgspec.structs import replace
 
 from thor_policy.core.errors import ConfigError, RequestError
 from thor_policy.core.fair_queue import FairQueue, Lane
-from thor_policy.core.requests import Caller, Request
+from thor_policy.core.requests import Caller, Json, Request
 from thor_policy.core.sources import Consulted, Push
 from thor_policy.core.status import SourceStatus
 from thor_policy.daemon.admission import RulesQueue
@@ -43,6 +43,10 @@ log = logging.getLogger(__name__)
 _SHARE = 0.75
 #: How long a stop waits for workers to end, in seconds; one that hangs ends with the process.
 _STOP_S = 1.0
+
+
+#: What sources say in scenarios, by scenario, source and attribute.
+Stated: TypeAlias = Mapping[str, Mapping[str, Mapping[str, Json]]]
 
 
 class _Job(NamedTuple):
@@ -112,8 +116,9 @@ class _Table:
 class Consulting:
     """Takes the place of the rules' queue for requests: `rules` gets them when their sources answered.
 
-    `residents` gives the packs of now. At most `max_waiting` look-ups wait for one source. Raises ConfigError
-    if a setting of the operator does not fit a source of the active pack.
+    `residents` gives the packs of now. At most `max_waiting` look-ups wait for one source. Scenarios in
+    `stated` get their values from there: for runs of suites in this process, never where others can ask.
+    Raises ConfigError if a setting of the operator does not fit a source of the active pack.
     """
 
     def __init__(
@@ -124,9 +129,11 @@ class Consulting:
         pushed: PushedValues,
         reach: Reach = Reach(),  # noqa: B008  it is frozen
         max_waiting: int = 4_096,
+        stated: Stated = {},  # noqa: B006  it is not changed
     ) -> None:
         self._rules, self._residents = rules, residents
         self._pushed, self._reach, self._max_waiting = pushed, reach, max_waiting
+        self._stated = stated
         self._lock = threading.Lock()
         self._due = threading.Condition(self._lock)
         self._pending: dict[int, _Pending] = {}
@@ -157,6 +164,9 @@ class Consulting:
             self._rules.submit(request, lane)
             return
         request = replace(request, judge=pack.info.sha256)
+        if (values := self._stated.get(request.annotations.scenario_id or "")) is not None:
+            self._rules.submit(replace(request, sources=pack.stated(values)), lane)
+            return
         runners = self._runners_for(request, pack, residents)
         if not runners:
             self._rules.submit(request, lane)

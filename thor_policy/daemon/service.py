@@ -21,7 +21,7 @@ from thor_policy.core.errors import JournalError, RequestError, Stalled, ThorPol
 from thor_policy.core.fair_queue import Debts
 from thor_policy.core.results import Committed, EngineResult, Explained, JobDone
 from thor_policy.daemon.admission import Part
-from thor_policy.daemon.consulting import Consulting
+from thor_policy.daemon.consulting import Consulting, Stated
 from thor_policy.daemon.drift import DriftSentinel
 from thor_policy.daemon.engine_thread import EngineThread
 from thor_policy.daemon.loading import (
@@ -67,11 +67,13 @@ def open_service(
     open_journal: OpenJournal = open_journal,
     supervisor: Supervisor | None = None,
     reread: Callable[[], Config] | None = None,
+    stated: Stated = {},  # noqa: B006  it is not changed
 ) -> Iterator[Server]:
     """A server that is warm and bound, ready to `run`; everything is stopped on the way out.
 
     `supervisor` learns which parts to watch; the caller sends it everything else. `reread` reads the settings
-    again when the server is asked to reload, and raises ConfigError.
+    again when the server is asked to reload, and raises ConfigError. `stated` is what sources say in
+    scenarios.
     Raises ThorPolicyError where a part cannot start, Stalled where the journal does not drain in time.
     """
     with ExitStack() as stack:
@@ -199,6 +201,7 @@ def open_service(
             pushed=pushed,
             reach=Reach(overrides=config.sources, hosts=config.source_hosts),
             max_waiting=config.max_source_waiting,
+            stated=stated,
         )
         stack.callback(consulting.stop)
         parts = Parts(
@@ -249,9 +252,13 @@ def serving(
     *,
     load_engine: Callable[[Config], Engine] = load_engine,
     open_journal: OpenJournal = open_journal,
+    stated: Stated = {},  # noqa: B006  it is not changed
 ) -> Iterator[Config]:
-    """A whole daemon in this process, on a thread, for the length of the block."""
-    with open_service(config, load_engine=load_engine, open_journal=open_journal) as server:
+    """A whole daemon in this process, on a thread, for the length of the block.
+
+    `stated` is what sources say in scenarios.
+    """
+    with open_service(config, load_engine=load_engine, open_journal=open_journal, stated=stated) as server:
         run = partial(server.run, turn=turns(server))
         thread = threading.Thread(target=run, name="server", daemon=True)
         thread.start()

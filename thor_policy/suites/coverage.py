@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 
 from thor_policy.policy.pack import Pack
+from thor_policy.suites.scenarios import floor_of
 from thor_policy.suites.verdicts import Result
 
 
@@ -49,9 +50,7 @@ def cover(pack: Pack, results: Sequence[Result], at: float) -> Coverage:
     """
     answered = [result for result in results if result.outcome is not None]
     cited = Counter(clause for result in answered for clause in set((result.answer or {}).get("clauses", ())))
-    fired = Counter(
-        rule for result in answered for rule in pack.book.apply(result.scenario.evaluation(), at).rules
-    )
+    fired = Counter(rule for result in answered for rule in floor_of(pack, result.scenario, at).rules)
     return Coverage(
         pack=pack.info.name,
         scenarios=len(answered),

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from thor_policy.policy.pack import Pack
-from thor_policy.suites.scenarios import Scenario
+from thor_policy.suites.scenarios import Scenario, floor_of
 
 #: Receipt time of the questions: that of the examples of packs.
 _AT = 1_767_279_600.0  # 2026-01-01 15:00 UTC, a Thursday
@@ -48,8 +48,7 @@ def changes(before: Pack, after: Pack) -> Iterator[Change]:
 def changed_answers(before: Pack, after: Pack, scenarios: Sequence[Scenario]) -> Iterator[ChangedAnswer]:
     """The scenarios whose answer by the rules changes."""
     for scenario in scenarios:
-        evaluation = scenario.evaluation()
-        old, new = before.book.apply(evaluation, _AT), after.book.apply(evaluation, _AT)
+        old, new = floor_of(before, scenario, _AT), floor_of(after, scenario, _AT)
         if (old.outcome, old.final) != (new.outcome, new.final):
             yield ChangedAnswer(
                 scenario=scenario.id,

@@ -32,7 +32,7 @@ from thor_policy.suites.evasions import Evasions
 from thor_policy.suites.invariance import Kind, VariantComparison
 from thor_policy.suites.leaks import Leak
 from thor_policy.suites.run_files import Item, Judge, Key, Run, item
-from thor_policy.suites.scenarios import Embedder, Scenario, Suite
+from thor_policy.suites.scenarios import Embedder, Scenario, Suite, floor_of
 from thor_policy.suites.targets import Target, Whom
 from thor_policy.telemetry.machine import machine
 
@@ -151,7 +151,13 @@ def ask(
     covered = []
     for name, answering in by_pack.items():
         results, pack = [], answering.pack
-        with targets.client_of(answering, announce) as client:
+        stated = {
+            scenario.id: scenario.sources
+            for suite in suites
+            for scenario in suite.scenarios
+            if scenario.sources
+        }
+        with targets.client_of(answering, announce, stated) as client:
             judges.append(_judge(client, pack))
             put = _question_to(client, answering, repeated=repeat > 1)
             for turn in range(1, repeat + 1):
@@ -159,12 +165,17 @@ def ask(
                     if suite.pack != name:
                         continue
                     for result in verdicts.run(
-                        suite, put, labels=pack.labels, quick=False, embedder=embedder
+                        suite,
+                        put,
+                        labels=pack.labels,
+                        quick=False,
+                        embedder=embedder,
+                        states_sources=answering.resident is None,
                     ):
                         results.append(result)
                         floor = None
                         if result.status in ("failed", "error"):
-                            floor = pack.book.apply(result.scenario.evaluation(), time.time())
+                            floor = floor_of(pack, result.scenario, time.time())
                         items.append(
                             item(
                                 result,

@@ -11,7 +11,9 @@ from typing import Annotated, Literal, Protocol, get_args
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from thor_policy.core.decisions import Floor
 from thor_policy.core.requests import Evaluation, Json, Risk
+from thor_policy.policy.pack import Pack
 from thor_policy.protocol.requests import evaluation_from
 
 Difficulty = Literal["easy", "medium", "hard", "edge_case", "attack"]
@@ -57,6 +59,7 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One question and its expected answer.
 
     A run without --full asks the `quick` scenarios only. A scenario with `skip`, a reason, is not asked.
+    `sources` has what the sources of the pack say in it: attributes by source.
     """
 
     id: str
@@ -68,6 +71,7 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tags: tuple[str, ...] = ()
     quick: bool = False
     skip: Reason | None = None
+    sources: dict[str, dict[str, Json]] = {}
 
     def question(self) -> dict[str, Json]:
         """The request fields that ask this question."""
@@ -78,6 +82,11 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def evaluation(self) -> Evaluation:
         """The question as rules and model see it. Raises RequestError if the question is malformed."""
         return evaluation_from(self.question())
+
+
+def floor_of(pack: Pack, scenario: Scenario, at: float) -> Floor:
+    """What the rules of a pack make of a scenario, received at the Unix time `at`. Raises RequestError."""
+    return pack.book.apply(scenario.evaluation(), at, sources=pack.stated(scenario.sources))
 
 
 class Reasoning(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -83,6 +83,7 @@ class Labelled(Question, frozen=True, kw_only=True, forbid_unknown_fields=True):
     uses: tuple[str, ...] = ()
     quick: bool = False
     skip: Reason | None = None
+    sources: dict[str, dict[str, Json]] = {}
 
 
 class Entry(Labelled, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -308,6 +309,7 @@ def _scenario(
         tags=tuple(dict.fromkeys((*file.defaults.tags, *entry.tags))),
         quick=entry.quick,
         skip=entry.skip,
+        sources=entry.sources,
         request=members if entry.form == "request" else UNSET,
         situation=members if entry.form == "situation" else UNSET,
     )

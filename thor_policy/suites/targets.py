@@ -7,7 +7,7 @@ there. A question names it by digest, so that no other resident pack of the same
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +17,7 @@ from typing import Literal
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config, data_path
 from thor_policy.core.errors import PackError, SuiteError, Unreachable
+from thor_policy.core.requests import Json
 from thor_policy.core.status import PackStatus, Status
 from thor_policy.journal.writer import Journal, OnCommitted
 from thor_policy.policy import pack_files
@@ -165,8 +166,15 @@ def _listed(packs: Sequence[PackStatus]) -> str:
 
 
 @contextmanager
-def client_of(target: Target, announce: Callable[[str], None] = lambda _: None) -> Iterator[Client]:
-    """A client of who answers. Without a daemon one is started in this process, which loads the model."""
+def client_of(
+    target: Target,
+    announce: Callable[[str], None] = lambda _: None,
+    stated: Mapping[str, Mapping[str, Mapping[str, Json]]] = {},
+) -> Iterator[Client]:
+    """A client of who answers. Without a daemon one is started in this process, which loads the model.
+
+    That one takes values of sources from `stated`, by scenario, source and attribute.
+    """
     config = target.config
     timeout_ms = config.max_deadline_ms
     if target.resident is not None:
@@ -189,12 +197,12 @@ def client_of(target: Target, announce: Callable[[str], None] = lambda _: None) 
             drift_every_s=0,
         )
         if target.state_dir is not None:
-            stack.enter_context(service.serving(private))
+            stack.enter_context(service.serving(private, stated=stated))
         else:
             if not config.journal_path.is_file():  # otherwise its calibrations are read there
                 private = replace(private, state_dir=folder)
             open_journal = partial(_open_temporary, folder / private.journal_path.name)
-            stack.enter_context(service.serving(private, open_journal=open_journal))
+            stack.enter_context(service.serving(private, open_journal=open_journal, stated=stated))
         client = stack.enter_context(Client(private.endpoint, timeout_ms=timeout_ms))
         if target.model is not None and (model := client.status().model).sha256 != target.model:
             announce(f"the daemon has another model than {model.name}: its answers may differ")

@@ -32,6 +32,10 @@ UNCITED = "did not cite "
 STRUCTURE_NEEDED = 0.67
 
 
+#: Why a daemon is not asked a scenario that states what sources say.
+_ASKS_SOURCES = "it states what sources say, and this daemon asks them; `test --no-record` does not"
+
+
 class Result(Struct, frozen=True, kw_only=True):
     """The result of one scenario.
 
@@ -89,11 +93,18 @@ class Summary(Struct, frozen=True, kw_only=True):
 
 
 def run(
-    suite: Suite, ask: Ask, *, labels: Sequence[str], quick: bool, embedder: Embedder | None = None
+    suite: Suite,
+    ask: Ask,
+    *,
+    labels: Sequence[str],
+    quick: bool,
+    embedder: Embedder | None = None,
+    states_sources: bool = True,
 ) -> Iterator[Result]:
     """Ask every scenario (or the quick ones) in order, and yield each result when its answer arrives.
 
-    Without an embedder, the coverage of reasons is not measured.
+    Without an embedder, the coverage of reasons is not measured. Unless `states_sources`, who answers looks
+    values of sources up, and scenarios that state them are skipped.
 
     Raises SuiteError if a scenario expects an outcome that the pack does not have: its verdict would not
     depend on the answer.
@@ -112,6 +123,9 @@ def run(
             continue
         if scenario.skip is not None:
             yield Result(scenario=scenario, status="skipped", misses=(scenario.skip,))
+            continue
+        if scenario.sources and not states_sources:
+            yield Result(scenario=scenario, status="skipped", misses=(_ASKS_SOURCES,))
             continue
         accepted = scenario.expect.accepted(labels)
         fields = scenario.question() | {
