@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tests.build import ASKED, EXPLAINED, about, by_model
+from tests.build import ASKED, EXPLAINED, about, by_model, write_rules_only_pack
 from thor_policy.cli import render
 from thor_policy.cli.main import COMMANDS, cli
 from thor_policy.client.blocking import Client
@@ -249,8 +249,45 @@ def test_every_command_that_prints_data_is_tried_here() -> None:
         "train",
         "bench",
         "completion",
+        "sources",
     }  # below, or our own words only
     assert {arguments[0] for arguments in READ} | elsewhere == set(COMMANDS)
+
+
+def test_what_sources_say_is_harmless(run: Run, config: Config) -> None:
+    folder = config.state_dir / "pack"
+    sources = """
+sources:
+  crm: {of: resource, attributes: {tier: {type: string}}, table: {path: crm.jsonl}}
+  broken: {of: resource, attributes: {tier: {type: string}}, table: {path: broken.jsonl}}
+"""
+    write_rules_only_pack(folder, rules="[]", more=sources)
+    hostile = HOSTILE.replace("\0", "")  # no argument of a command can have it
+    row = json.dumps({"id": hostile, "tier": HOSTILE})
+    (folder / "crm.jsonl").write_text(f"{row}\n", encoding="utf-8")
+    (folder / "broken.jsonl").write_text(f"{HOSTILE}\n{json.dumps({'id': [HOSTILE]})}\n", encoding="utf-8")
+    for arguments in (
+        ["list"],
+        ["test", "crm", "--id", HOSTILE],
+        ["test", "crm", "--id", HOSTILE, "--json"],
+        ["test", "broken", "--id", HOSTILE],
+        ["test", HOSTILE, "--id", HOSTILE],
+        ["ids", "crm"],
+        ["ids", "broken"],
+    ):
+        result = run("sources", *(text.replace("\0", "") for text in arguments), "--pack", str(folder))
+        if "crm" in arguments:
+            assert result.exit_code == 0, result.output
+            assert "FORGED" in result.stdout
+        harmless(result.stdout)
+        harmless(result.stderr)
+    decided = run(
+        *("decide", f"doc:{hostile}", "--outcome", "x", "--because", "y"),
+        *("--pack", str(folder)),
+    )
+    assert "the source broken gives no answer" in decided.stderr
+    harmless(decided.stdout)
+    harmless(decided.stderr)
 
 
 def test_what_a_daemon_reports_is_harmless(run: Run, hostile_journal: Config) -> None:

@@ -155,6 +155,7 @@ class TestOfTheDaemon:
         counts = list(counters(msgspec.to_builtins(status)))
         assert {part for part, _, _ in counts} == {
             "server",
+            "rules",
             "engine",
             "cache",
             "journal",

@@ -16,6 +16,7 @@ from thor_policy.cli.options import as_json, configured, read_question
 from thor_policy.config import Config
 from thor_policy.core import records
 from thor_policy.core.decisions import POLICY_APPLICATION, ConfidenceLevel, Urgency
+from thor_policy.core.escape import visible
 from thor_policy.core.requests import RISKS, Json, Risk
 from thor_policy.core.traces import cure_of
 
@@ -95,7 +96,7 @@ def decide(
         policy = f"{pack.name} {pack.version} ({pack.sha256[:12]})"
         render.pairs({"you": _you(), "about": entity, "policy": policy} | _data_shown(known.consulted))
     for name, problem in known.failures.items():
-        click.echo(f"the source {name} gives no answer: {problem}", err=True)
+        click.echo(f"the source {name} gives no answer: {visible(problem)}", err=True)
     choices = "" if known.outcomes is None else f" ({', '.join(known.outcomes)}, or your own words)"
     outcome = outcome or _answer(asks, f"outcome{choices}", "--outcome")
     because = because or _answer(asks, "because", "--because")
