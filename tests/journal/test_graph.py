@@ -153,6 +153,13 @@ def test_a_decision_is_superseded_by_a_recorded_decision_only(journal: Journal) 
     assert keep(journal, state("x", "under_review")).error == "not_found"
 
 
+def test_only_a_state_that_another_decision_makes_names_that_decision(journal: Journal) -> None:
+    decision, other = decided(journal, 2)
+    for status, by in (("superseded", None), ("overturned", None), ("under_review", other)):
+        fate = keep(journal, state(decision, status, by))
+        assert of(fate) == ("bad_request", f"by: does not fit the status {status}")
+
+
 @pytest.mark.parametrize("before", graph.NEXT_STATES)
 @pytest.mark.parametrize("status", graph.NEXT_STATES)
 def test_a_state_follows_another_only_if_the_table_says_so(
