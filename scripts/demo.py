@@ -155,7 +155,8 @@ def _show(replies: list[tuple[str, dict[str, Json]]], config: Config) -> None:
     )
     for name, decision in replies:
         render.line(f"   {name}: {decision['reasoning']} [{', '.join(decision['clauses'])}]")
-    render.line("\n== their rows in the journal")
+    render.line("")
+    render.line("== their rows in the journal")
     with Reader(config.journal_path) as reader:
         rows = [reader.get(decision["decision_id"]) for _, decision in replies]
     render.table(
