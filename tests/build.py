@@ -29,7 +29,7 @@ from thor_policy.core.decisions import (
 from thor_policy.core.records import Calibration
 from thor_policy.core.requests import Action, Caller, Entity, Evaluation, Json
 from thor_policy.core.results import Committed
-from thor_policy.journal import chain, events, projections
+from thor_policy.journal import chain, events, projections, schema
 from thor_policy.journal.checkpoints import Signer
 from thor_policy.journal.events import Event
 from thor_policy.journal.reader import read_only_uri
@@ -359,6 +359,14 @@ def one_of_each() -> list[Event]:
 
 #: What makes a journal of this version one of the version before a migration, newest first.
 _UNDO: dict[str, tuple[str, ...]] = {
+    "0014_cheap_conditions": (
+        *(f"DROP INDEX decisions_{column}" for column in schema.COMMON),
+        *(
+            f"CREATE INDEX decisions_{column} ON decisions ({column}) "
+            f"WHERE {column} NOT IN ({', '.join(map(repr, common))})"
+            for column, common in schema.COMMON.items()
+        ),
+    ),
     "0013_graph": (
         "DROP VIEW trace_edges",
         "DROP TABLE trace_states",

@@ -258,6 +258,9 @@ class ExplanationPrivate(Struct, frozen=True, kw_only=True, omit_defaults=True, 
     text: str | None = None
 
 
+#: What most decisions have; it is not recorded.
+_NO_NOTES, _USUAL = Annotations(), Traits()
+
 #: Makes the digest of a value that is not recorded: of its source, its name and itself.
 Digest: TypeAlias = Callable[[str, str, Json], str]
 
@@ -314,11 +317,11 @@ def decision_event(
         else None,
         explanation=_explanation_body(explanation) if explanation else None,
         obligations=decision.obligations,
-        annotations=None if decision.annotations == Annotations() else decision.annotations,
+        annotations=None if decision.annotations == _NO_NOTES else decision.annotations,
         original=decision.original,
         temperature=decision.temperature,
         consulted=tuple(_consulted(decision.sources, masked, digest)) if decision.sources else (),
-        traits=None if floor.traits == Traits() else floor.traits,
+        traits=None if floor.traits == _USUAL else floor.traits,
         confidence_level=decision.confidence_level,
         judgment_call=_is_judgment_call(decision),
     )

@@ -216,6 +216,9 @@ _TYPES: dict[str, tuple[Callable[[bytes], Part], Callable[[bytes], Part]]] = {
 # ---------------------------------------------------------------- decisions
 
 
+_USUAL = Traits()
+
+
 def _decision_row(seq: int, at: str, decision_id: str, body: DecisionColumns, private: Any) -> Row:
     situation = team_context = reasoning = text = actor = entity = None
     explanation, notes, timings, model, pack = (
@@ -240,9 +243,10 @@ def _decision_row(seq: int, at: str, decision_id: str, body: DecisionColumns, pr
     if claimed:  # no column shows them, since every column of annotations is counted somewhere
         notes = None
     expected = notes.expected if notes else ()
-    traits = body.traits or Traits()
-    has_data = any(entry.element is not None for entry in body.consulted)
-    required = _required(traits.required, has_data=has_data)
+    traits, required = body.traits or _USUAL, None
+    if traits.required:
+        has_data = any(entry.element is not None for entry in body.consulted)
+        required = _required(traits.required, has_data=has_data)
     return (
         seq,
         decision_id,
