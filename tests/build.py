@@ -359,6 +359,18 @@ def one_of_each() -> list[Event]:
 
 #: What makes a journal of this version one of the version before a migration, newest first.
 _UNDO: dict[str, tuple[str, ...]] = {
+    "0015_approvals": (
+        "DROP VIEW trace_edges",
+        *(f"DROP TABLE {name}" for name in ("approval_requests", "approval_ends", "approvals_open")),
+        "DROP INDEX approvals_task",
+        "DROP INDEX decisions_approval_task",
+        *(f"ALTER TABLE decisions DROP COLUMN {name}" for name in ("approval_task", "lifted")),
+        *(
+            f"ALTER TABLE approvals DROP COLUMN {name}"
+            for name in ("task", "roles", "groups", "parties", "recorded_by", "comment")
+        ),
+        schema._EDGES_VIEW,
+    ),
     "0014_cheap_conditions": (
         *(f"DROP INDEX decisions_{column}" for column in schema.COMMON),
         *(

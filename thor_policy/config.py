@@ -38,11 +38,17 @@ CONTROL_SUFFIX = ".control"
 LIVE_SETTINGS = (
     *("caller_bytes_per_s", "caller_requests_per_s", "deadline_ms", "max_deadline_ms", "max_in_flight"),
     *("max_text_chars", "on_full", "roles", "count_from", "packs_for", "journal_quota_mb", "log_level"),
+    *("people", "max_approvals", "approvals_per_caller", "approvals_per_subject"),
 )
 #: An entry of `packs_for`: a caller or a group of callers, and the packs they may name.
 PACK_GRANT = re.compile(r"(local|(?:user|group|key):[^\s=:]+|(?:uid|gid):[0-9]{1,10})=(\S+)")
 #: An entry of `sources`: the name of a source, what is set of it, and the value.
 SOURCE_OVERRIDE = re.compile(r"([a-z][a-z0-9_]{0,63})\.(path|url|timeout_ms|key)=(.+)")
+#: An entry of `people`: a caller, the name of the person, the roles, and the groups.
+PERSON = re.compile(
+    r"(user|uid|key):([^\s=;]+)=([^\s=;+][^=;+]{0,254})(?:;([a-z0-9_-]+(?:\+[a-z0-9_-]+)*)?"
+    r"(?:;([a-z0-9_-]+(?:\+[a-z0-9_-]+)*))?)?"
+)
 #: In `packs_for`: any resident pack.
 ANY_PACK = "*"
 #: In `count_from`: the caller that a decision was made for, about its outcome.
@@ -154,6 +160,23 @@ class Config:
         "Packs that callers may name in a question, as WHO=PACK+PACK. WHO is as in roles, or key:NAME for a "
         "CURVE key. PACK is a name, name@version, the first 12 digits of its sha256 or more, or * (any). "
         "Everybody may name the active pack; callers with the role review or control any resident pack.",
+    )
+    people: tuple[str, ...] = _setting(
+        (),
+        "Who a caller is when it approves, as WHO=NAME;ROLE+ROLE;GROUP+GROUP. WHO is user:NAME, "
+        "uid:NUMBER or key:NAME for a CURVE key. NAME is what questions call the person, such as kim. The "
+        "roles and groups "
+        "are those that the packs' approvals name; clerk may record consents that were given elsewhere. "
+        "Callers of one NAME are one person.",
+    )
+    max_approvals: int = _setting(
+        10_000, "Requests for approvals that may be open at once.", least=1, most=1_000_000
+    )
+    approvals_per_caller: int = _setting(
+        1_000, "Requests for approvals of one caller that may be open at once.", least=1, most=1_000_000
+    )
+    approvals_per_subject: int = _setting(
+        100, "Requests for approvals for one subject that may be open at once.", least=1, most=1_000_000
     )
     model: str = _setting(
         "smollm2-135m-instruct-q4_1",
@@ -491,6 +514,14 @@ class Config:
                     f"roles holds {entry!r}; it must look like local=ask+record, user:NAME=review, "
                     f"group:NAME=.., uid:NUMBER=.. or gid:NUMBER=.., with the roles "
                     f"{', '.join(get_args(Role))}"
+                )
+        for entry in self.people:
+            person = PERSON.fullmatch(entry)
+            if person is None or (person[1] == "uid" and not person[2].isdecimal()):
+                raise ConfigError(
+                    f"people holds {entry!r}; it must look like user:NAME=kim;manager+clerk;finance, with "
+                    "uid:NUMBER or key:NAME in place of user:NAME, roles after the first ; and groups after "
+                    "the second"
                 )
         for entry in self.sources:
             if SOURCE_OVERRIDE.fullmatch(entry) is None:

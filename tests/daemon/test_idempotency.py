@@ -22,10 +22,11 @@ from tests.build import booted, by_model, by_rule, fallback, write_adapter_heade
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core import records
-from thor_policy.core.decisions import Decision, Floor, PriorRecord, Scored
+from thor_policy.core.decisions import Decision, Floor, Scored
 from thor_policy.core.errors import RequestError
 from thor_policy.core.idempotency import DigestKey, Mark
 from thor_policy.core.requests import Caller, Json, Role
+from thor_policy.core.results import PriorRecord
 from thor_policy.daemon.idempotency import IdempotencyKeys, Keyed
 from thor_policy.daemon.inflight import InFlight
 from thor_policy.daemon.service import serving

@@ -10,9 +10,9 @@ import pytest
 
 from tests.build import NOON, Fates, by_model, fallback, record, rows, sent
 from thor_policy.core import records
-from thor_policy.core.decisions import PriorRecord
 from thor_policy.core.errors import RequestError
 from thor_policy.core.requests import Annotations
+from thor_policy.core.results import PriorRecord
 from thor_policy.journal import statistics
 from thor_policy.journal.events import Event
 from thor_policy.journal.maintenance.archive import archive_before

@@ -150,6 +150,8 @@ def status(config: Config, as_json: bool) -> None:
             render.pairs(resident.failed_expressions, title=title)
     for title in ("rules", "engine", "cache", "journal", "maintenance", "pack_manager"):
         render.pairs(msgspec.to_builtins(getattr(state, title)), title=title)
+    if state.approvals is not None and (state.approvals.pending or any(state.approvals.counters.values())):
+        render.pairs(msgspec.to_builtins(state.approvals), title="approvals")
     if state.pushed is not None and state.pushed.counters["pushed"]:
         render.pairs(msgspec.to_builtins(state.pushed), title="pushed values")
     for source in state.sources:

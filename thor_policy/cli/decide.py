@@ -15,9 +15,9 @@ from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured, read_question
 from thor_policy.config import Config
 from thor_policy.core import records
-from thor_policy.core.decisions import POLICY_APPLICATION, ConfidenceLevel, Urgency
+from thor_policy.core.decisions import POLICY_APPLICATION, ConfidenceLevel
 from thor_policy.core.escape import visible
-from thor_policy.core.requests import RISKS, Json, Risk
+from thor_policy.core.requests import RISKS, Json, Risk, Urgency
 from thor_policy.core.traces import cure_of
 
 #: `NAME`, `NAME:ROLE`, `NAME@CHANNEL` or `NAME:ROLE@CHANNEL`.

@@ -19,8 +19,8 @@ import click
 from thor_policy import config
 from thor_policy.cli import completion
 from thor_policy.core import strict_json
-from thor_policy.core.decisions import ConfidenceLevel, Urgency
-from thor_policy.core.requests import RISKS, Json
+from thor_policy.core.decisions import ConfidenceLevel
+from thor_policy.core.requests import RISKS, Json, Urgency
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -91,6 +91,9 @@ def _decision(trace: Trace) -> list[Text]:
         if name in trace.explanation:
             lines.append(_pairs({name: trace.explanation[name]}))
     lines += [_pairs({"obligation": obligation}) for obligation in trace.obligations]
+    if trace.approval is not None:
+        lines.append(_line("approval", *_details(trace.approval)))
+    lines += [_line("approval requested", *_details(request)) for request in trace.requests]
     return lines
 
 

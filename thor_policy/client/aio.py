@@ -20,6 +20,7 @@ from thor_policy.client.requests import (
     STATUS,
     ClientRequest,
     Tracked,
+    approvals_request,
     control_request,
     evaluate_request,
     maintenance_request,
@@ -29,6 +30,8 @@ from thor_policy.client.requests import (
     record_request,
     risk_report,
     signal_report,
+    task_of,
+    tasks_of,
 )
 from thor_policy.core import records
 from thor_policy.core.errors import Unreachable
@@ -138,6 +141,23 @@ class AsyncClient:
 
     async def edge(self, edge: records.Edge) -> str:
         return await self.record(edge)
+
+    async def request_approval(
+        self, request: records.ApprovalRequest, *, idempotency_key: str | None = None
+    ) -> dict[str, Json]:
+        return task_of(await self._do(record_request(request, idempotency_key)))
+
+    async def change_approval(
+        self,
+        change: records.Approve | records.Deny | records.Cancel,
+        *,
+        idempotency_key: str | None = None,
+    ) -> dict[str, Json]:
+        return task_of(await self._do(record_request(change, idempotency_key)))
+
+    async def approvals(self, query: records.ApprovalQuery | None = None) -> list[dict[str, Json]]:
+        reply = await self._do(approvals_request(query or records.ApprovalQuery()))
+        return tasks_of(reply)
 
     async def trace_state(self, status: records.TraceState) -> dict[str, Json]:
         recorded: dict[str, Json] = (await self._do(record_request(status, None)))["recorded"]

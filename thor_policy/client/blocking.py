@@ -20,6 +20,7 @@ from thor_policy.client.requests import (
     STATUS,
     ClientRequest,
     Tracked,
+    approvals_request,
     control_request,
     evaluate_request,
     maintenance_request,
@@ -29,6 +30,8 @@ from thor_policy.client.requests import (
     record_request,
     risk_report,
     signal_report,
+    task_of,
+    tasks_of,
 )
 from thor_policy.core import records
 from thor_policy.core.errors import Unreachable
@@ -159,6 +162,26 @@ class Client:
     def edge(self, edge: records.Edge) -> str:
         """Record a link between two nodes or decisions."""
         return self.record(edge)
+
+    def request_approval(
+        self, request: records.ApprovalRequest, *, idempotency_key: str | None = None
+    ) -> dict[str, Json]:
+        """Request the approvals that lift a decision; returns the task. Raises RequestError."""
+        return task_of(self._do(record_request(request, idempotency_key)))
+
+    def change_approval(
+        self,
+        change: records.Approve | records.Deny | records.Cancel,
+        *,
+        idempotency_key: str | None = None,
+    ) -> dict[str, Json]:
+        """Approve, deny or cancel a task; returns it as it is then. Raises RequestError."""
+        return task_of(self._do(record_request(change, idempotency_key)))
+
+    def approvals(self, query: records.ApprovalQuery | None = None) -> list[dict[str, Json]]:
+        """The tasks that this caller may see: its own, or all with the role approve, review or control."""
+        reply = self._do(approvals_request(query or records.ApprovalQuery()))
+        return tasks_of(reply)
 
     def trace_state(self, status: records.TraceState) -> dict[str, Json]:
         """Change the state of a decision's trace; needs the role `review`.

@@ -65,7 +65,7 @@ def evaluate_request(
 
 def record_request(record: records.Record, idempotency_key: str | None) -> ClientRequest:
     return ClientRequest(
-        records.KIND_OF[type(record)], {"record": record} | _idempotency_field(idempotency_key)
+        records.OP_OF[type(record)], {"record": record} | _idempotency_field(idempotency_key)
     )
 
 
@@ -76,6 +76,19 @@ def _idempotency_field(idempotency_key: str | None) -> dict[str, Json]:
 def record_id_of(reply: dict[str, Json]) -> str:
     record_id: str = reply["recorded"]["id"]
     return record_id
+
+
+def approvals_request(query: records.ApprovalQuery) -> ClientRequest:
+    return ClientRequest("approvals", {"record": query})
+
+
+def task_of(reply: dict[str, Json]) -> dict[str, Json]:
+    task: dict[str, Json] = reply["recorded"]["task"]
+    return task
+
+
+def tasks_of(reply: dict[str, Json]) -> list[dict[str, Json]]:
+    return [reply["task"]] if "task" in reply else list(reply["tasks"])
 
 
 def maintenance_request(task: records.Maintenance, timeout_ms: int) -> ClientRequest:

@@ -11,15 +11,14 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-from thor_policy.core.requests import Annotations, Caller, Evaluation, Json, Risk
+from thor_policy.core.lifting import Offer, Use
+from thor_policy.core.requests import Annotations, Caller, Evaluation, Json, Risk, Urgency
 from thor_policy.core.sources import Consulted
 
 #: Who answered: a rule alone, the exact cache, the model, or nobody (fail closed).
 Tier = Literal["rule", "cache", "model", "fallback"]
 
 
-#: How soon a decision is needed. An emergency is recorded like any other decision.
-Urgency: TypeAlias = Literal["normal", "urgent", "emergency"]
 #: How much a decision can be relied on.
 ConfidenceLevel: TypeAlias = Literal["high", "medium", "low"]
 #: The type of a decision where neither its pack nor its reporter states another.
@@ -221,6 +220,8 @@ class Decision(Struct, frozen=True, kw_only=True):
     `original` is the decision whose score the cache gave again. `probabilities` are those of the score at
     `temperature`: calibrated where a calibration is in force, otherwise as the model gave them. `idempotency`
     is there if the request had a key: the text of its `Mark`. `sources` is what the sources of the pack said.
+    `offer` says which approvals can lift the outcome, `use` what an approval of the request did.
+    `stepped_up`: allowed although the outcome is not the loosest, because the caller sees to its obligation.
     """
 
     id: str
@@ -248,6 +249,14 @@ class Decision(Struct, frozen=True, kw_only=True):
     confidence_level: ConfidenceLevel | None = None
     idempotency: str | None = None
     sources: tuple[Consulted, ...] = ()
+    offer: Offer | None = None
+    use: Use | None = None
+    stepped_up: bool = False
+
+    @property
+    def judged(self) -> str:
+        """What rules and model made of the question, before an approval lifted it."""
+        return (self.use.lifts if self.use is not None else None) or self.outcome
 
 
 class Governing(Struct, frozen=True, kw_only=True):
@@ -255,16 +264,3 @@ class Governing(Struct, frozen=True, kw_only=True):
 
     pack: PackInfo
     required: tuple[str, ...] = ()
-
-
-class PriorRecord(Struct, frozen=True, kw_only=True):
-    """What was recorded for an idempotency key: an event, and the decision that it tells of.
-
-    `content` is that of its `Mark`; `id` that of the decision or record.
-    """
-
-    content: str
-    kind: str
-    id: str
-    seq: int
-    decision: Decision | None = None

@@ -122,16 +122,25 @@ class Unreachable(ThorPolicyError):
 class RequestError(ThorPolicyError):
     """A request is refused.
 
-    `code` is one of `ERROR_CODES`; `retry_after_ms` (milliseconds) goes with `busy`.
+    `code` is one of `ERROR_CODES`; `retry_after_ms` (milliseconds) goes with `busy`. `reason_code` says more
+    of a request about an approval, in the words of OpenID's profile.
     """
 
     exit_code = 4
 
-    def __init__(self, code: ErrorCode, message: str, *, retry_after_ms: int | None = None) -> None:
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        *,
+        retry_after_ms: int | None = None,
+        reason_code: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.code: ErrorCode = code
         self.message = message
         self.retry_after_ms = retry_after_ms
+        self.reason_code = reason_code
 
 
 def shutting_down() -> RequestError:

@@ -55,5 +55,9 @@ class DigestKey:
         """What stands for a value of a source that is not recorded: equal values have equal digests."""
         return self._digest("value", source, element, msgspec.json.encode(value, order="deterministic").hex())
 
+    def of_content(self, content: bytes) -> str:
+        """What stands for the question that an approval is bound to."""
+        return self._digest("approval", hashlib.sha256(content).hexdigest())
+
     def _digest(self, *parts: str | int | None) -> str:
         return hmac.new(self._secret, msgspec.json.encode(parts), hashlib.sha256).hexdigest()

@@ -13,9 +13,10 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
-from thor_policy.core.decisions import ConfidenceLevel, Tier, Urgency
+from thor_policy.core.approvals import State
+from thor_policy.core.decisions import ConfidenceLevel, Tier
 from thor_policy.core.graph import ActorType, EdgeType, NodeType, TraceStatus
-from thor_policy.core.requests import Json, Risk
+from thor_policy.core.requests import Json, Risk, Urgency
 
 #: Judged decisions below which nothing is fitted.
 LEAST = 50
@@ -167,6 +168,55 @@ class Approval(Struct, frozen=True, kw_only=True):
     channel: Name | None = None
     evidence: Text | None = None
     step: Count = 1
+
+
+class ApprovalRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request to lift the outcome of a decision, by the caller that it was made for (`core.approvals`)."""
+
+    decision_id: Name
+    reason: Text | None = None
+    urgency: Urgency = "normal"
+
+
+class Consent(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A consent that was given elsewhere: by whom, over which `channel` (email, verbal, messaging,
+    committee),
+    and where the evidence is."""
+
+    approver: Name
+    channel: Name
+    evidence: Text | None = None
+
+
+class Approve(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A person's approval of a task. Who approves is what the kernel or a key says; with a `consent`, who
+    records it."""
+
+    task: Name
+    comment: Text | None = None
+    consent: Consent | None = None
+
+
+class Deny(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A person's rejection of a task: it ends."""
+
+    task: Name
+    comment: Text | None = None
+
+
+class Cancel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The end of a task, by the caller that requested it."""
+
+    task: Name
+    reason: Text | None = None
+
+
+class ApprovalQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which tasks to list: one by its `id`, or those in one of the `states`, the newest first."""
+
+    id: Name | None = None
+    states: Annotated[tuple[State, ...], Meta(max_length=6)] = ("pending", "partial")
+    limit: Annotated[int, Meta(ge=1, le=200)] = 100
 
 
 class Supplement(Struct, frozen=True, kw_only=True):
@@ -338,13 +388,17 @@ Record: TypeAlias = (
     | Review
     | Assignment
     | Approval
+    | ApprovalRequest
+    | Approve
+    | Deny
+    | Cancel
     | Supplement
     | Node
     | Edge
     | TraceState
 )
 
-#: Each record by its one name: that of the operation which hands it over, and of the event it becomes.
+#: Each record by the name of the operation which hands it over.
 RECORDS: dict[str, type[Record]] = {
     "decision_report": DecisionReport,
     "consultation": Consultation,
@@ -352,12 +406,23 @@ RECORDS: dict[str, type[Record]] = {
     "review": Review,
     "assignment": Assignment,
     "approval": Approval,
+    "request_approval": ApprovalRequest,
+    "approve": Approve,
+    "deny": Deny,
+    "cancel": Cancel,
     "supplement": Supplement,
     "node": Node,
     "edge": Edge,
     "trace_state": TraceState,
 }
-KIND_OF: dict[type, str] = {record: kind for kind, record in RECORDS.items()}
+OP_OF: dict[type, str] = {record: op for op, record in RECORDS.items()}
+#: The kind of event that each becomes: the name of its operation, but for what is done with a task.
+KIND_OF: dict[type, str] = OP_OF | {
+    ApprovalRequest: "approval_request",
+    Approve: "approval",
+    Deny: "approval",
+    Cancel: "approval_end",
+}
 
 #: Fields that hold people's names or free text: they live beside the chain and can be erased.
 PRIVATE_FIELDS: dict[type, tuple[str, ...]] = {
@@ -367,6 +432,10 @@ PRIVATE_FIELDS: dict[type, tuple[str, ...]] = {
     Review: ("reviewer", "reasoning"),
     Assignment: ("reviewer", "given_by"),
     Approval: ("approver", "role", "evidence"),
+    ApprovalRequest: ("reason",),
+    Approve: ("comment", "consent"),
+    Deny: ("comment",),
+    Cancel: ("reason",),
     Supplement: ("values",),
     Node: ("title", "description", "metadata", "role"),
     Edge: ("rationale",),

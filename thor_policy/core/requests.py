@@ -18,6 +18,8 @@ from thor_policy.core.sources import Consulted
 Json: TypeAlias = Any
 
 Risk = Literal["low", "medium", "high", "critical"]
+#: How soon a decision is needed. An emergency is recorded like any other decision.
+Urgency: TypeAlias = Literal["normal", "urgent", "emergency"]
 #: Whether a decision is explained: not at all, in its reply, or afterwards as an event of its own.
 Explain = Literal["none", "inline", "later"]
 #: What a caller may do: ask, hand over records, push values of sources, approve, review, run tests, work on

@@ -12,7 +12,8 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-from thor_policy.core.decisions import Decision, Explanation, PriorRecord
+from thor_policy.core.approvals import Moment, Task
+from thor_policy.core.decisions import Decision, Explanation
 from thor_policy.core.errors import ErrorCode, RequestError
 from thor_policy.core.requests import Json
 
@@ -53,8 +54,9 @@ class Committed(Struct, frozen=True, kw_only=True, gc=False):
     """What became of one event: on disk as number `seq`, or (with `error`) not.
 
     `commit_ms` is queue plus transaction time, `size` the bytes of body and private part, `sender` the caller
-    (`Caller.who`) whose request it comes from; None: it comes from the daemon. `cited_by` has the `count` and
-    the `ids` of the decisions that cite the one whose state changed.
+    (`Caller.who`) whose request it comes from; None: it comes from the daemon. `reason_code` is that of the
+    error. `cited_by` has the `count` and the `ids` of the decisions that cite the one whose state changed;
+    `task` is a task of approvals that changed, as it is at `moment`.
     """
 
     ticket: int | None
@@ -65,7 +67,10 @@ class Committed(Struct, frozen=True, kw_only=True, gc=False):
     message: str | None = None
     size: int = 0
     sender: str | None = None
+    reason_code: str | None = None
     cited_by: dict[str, Json] | None = None
+    task: Task | None = None
+    moment: Moment | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,22 @@ class JobDone:
     """What became of a job: maintenance of the journal, or a change of packs or adapter."""
 
     answer: dict[str, Json] | RequestError
+
+
+class PriorRecord(Struct, frozen=True, kw_only=True):
+    """What was recorded for an idempotency key: an event, and the decision that it tells of.
+
+    `content` is that of its `Mark`; `id` that of the decision or record. `task` is the task of approvals that
+    the record changed, as it is at `moment`.
+    """
+
+    content: str
+    kind: str
+    id: str
+    seq: int
+    decision: Decision | None = None
+    task: Task | None = None
+    moment: Moment | None = None
 
 
 @dataclass(frozen=True)

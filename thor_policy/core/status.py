@@ -50,6 +50,14 @@ class PackStatus(Struct, frozen=True, kw_only=True):
     failed_expressions: dict[str, int] = {}
 
 
+class ApprovalsStatus(Struct, frozen=True, kw_only=True):
+    """Requests for approvals: how many are `pending`, and for how long the oldest, in seconds."""
+
+    pending: int
+    oldest_s: float
+    counters: dict[str, int]
+
+
 class RulesStatus(Struct, frozen=True, kw_only=True):
     """The rules thread. `mean_ms` is how long it takes for a request, in milliseconds."""
 
@@ -167,7 +175,8 @@ class ReloadStatus(Struct, frozen=True, kw_only=True):
 class PartsStatus(Struct, frozen=True, kw_only=True):
     """What all parts but the server say; `pack` and `model` are those that decide now.
 
-    `sources` are those of all resident packs that were consulted; `pushed` the values that programs pushed.
+    `sources` are those of all resident packs that were consulted; `pushed` the values that programs pushed,
+    `approvals` the requests for approvals.
     """
 
     pack: PackInfo
@@ -182,6 +191,7 @@ class PartsStatus(Struct, frozen=True, kw_only=True):
     drift: DriftStatus
     sources: tuple[SourceStatus, ...] = ()
     pushed: CacheStatus | None = None
+    approvals: ApprovalsStatus | None = None
 
 
 class Status(PartsStatus, frozen=True, kw_only=True):
@@ -214,5 +224,6 @@ class Status(PartsStatus, frozen=True, kw_only=True):
             "pack_manager": self.pack_manager.counters,
             "drift": self.drift.counters,
             "pushed": self.pushed.counters if self.pushed else {},
+            "approvals": self.approvals.counters if self.approvals else {},
             **{f"source:{source.name}": source.counters for source in self.sources},
         }

@@ -15,17 +15,20 @@ from msgspec.structs import replace
 
 from thor_policy.config import Config
 from thor_policy.core import records
-from thor_policy.core.decisions import Governing, PriorRecord
+from thor_policy.core.approvals import Person
+from thor_policy.core.decisions import Governing
 from thor_policy.core.errors import RequestError, shutting_down
 from thor_policy.core.fair_queue import Lane
 from thor_policy.core.idempotency import Mark
 from thor_policy.core.ids import new_id
 from thor_policy.core.requests import Annotations, Caller, Claimed, Json, Request, Role
+from thor_policy.core.results import PriorRecord
 from thor_policy.daemon.inflight import Answer, InFlight
 from thor_policy.daemon.quota import JournalQuota
 from thor_policy.daemon.shares import check_in_time
+from thor_policy.journal.events import Bounds
 from thor_policy.protocol.messages import EvaluateRequest, RecordRequest
-from thor_policy.protocol.replies import decision_item, recorded_item
+from thor_policy.protocol.replies import decision_item, recorded_item, task_item
 from thor_policy.security.roles import PacksFor, claimed
 
 #: How long a job (maintenance, a change of packs) may take before its sender gets `expired`, in seconds.
@@ -61,6 +64,9 @@ class Recorder(Protocol):
         idempotency: str | None,
         claimed: Claimed,
         governing: Governing | None,
+        person: Person | None,
+        clerk: Person | None,
+        bounds: Bounds | None,
     ) -> None:
         """Take a record that `caller` sent at Unix time `at`; returns at once and does not fail.
 
@@ -246,7 +252,8 @@ class Question:
 class Record:
     """An admitted record, to be kept by `recorder` under `record_id`.
 
-    `governing` is the pack that governs it, if it reports a decision.
+    `governing` is the pack that governs it, if it reports a decision. `signers` are who gives a verdict on a
+    task of approvals, and who records it; `bounds` limit the open tasks.
     """
 
     recorder: Recorder
@@ -256,6 +263,8 @@ class Record:
     arrival: Arrival
     claimed: Claimed
     governing: Governing | None
+    signers: tuple[Person | None, Person | None] = (None, None)
+    bounds: Bounds | None = None
 
     def begin(self, idempotency: str | None) -> None:
         self.recorder.write(
@@ -267,7 +276,15 @@ class Record:
             idempotency=idempotency,
             claimed=self.claimed,
             governing=self.governing,
+            person=self.signers[0],
+            clerk=self.signers[1],
+            bounds=self.bounds,
         )
 
     def repeat(self, prior: PriorRecord) -> dict[str, Json]:
-        return recorded_item(prior.id, prior.kind, prior.seq)
+        more = (
+            {}
+            if prior.task is None or prior.moment is None
+            else {"task": task_item(prior.task, prior.moment)}
+        )
+        return recorded_item(prior.id, prior.kind, prior.seq, more)

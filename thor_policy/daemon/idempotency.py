@@ -13,9 +13,9 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from thor_policy.core.decisions import PriorRecord
 from thor_policy.core.errors import RequestError
 from thor_policy.core.idempotency import Mark
+from thor_policy.core.results import PriorRecord
 from thor_policy.daemon.admission import Work
 from thor_policy.daemon.inflight import InFlight
 

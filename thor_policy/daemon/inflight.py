@@ -23,7 +23,7 @@ from thor_policy.core.requests import Explain, Json
 from thor_policy.core.results import Committed, EngineResult, Explained, JobDone, Refused, Unexplained
 from thor_policy.daemon.shares import Places
 from thor_policy.protocol.messages import HTTP_STATUS
-from thor_policy.protocol.replies import decision_item, explanation_item, recorded_item
+from thor_policy.protocol.replies import decision_item, explanation_item, more_of, recorded_item, task_item
 from thor_policy.telemetry.metrics import Metrics
 
 #: Takes the answer to one request: `decision` and `context`, or `recorded`, or why there is none.
@@ -132,6 +132,8 @@ class InFlight:
         if commit.error is None and recorded is not None:
             self._measure_recorded(recorded, commit)
             self._publish_recorded(recorded, commit)
+        if commit.error is None:
+            self.publish_task(commit)
         pending = self._pending.get(ticket)
         if pending is None:
             if commit.kind != "explanation":  # which nobody need wait for
@@ -144,10 +146,15 @@ class InFlight:
         elif commit.error is not None:
             why = "the disk is full" if commit.error == "disk_full" else "the journal failed"
             self._answer(
-                ticket, RequestError(commit.error, commit.message or f"it could not be recorded: {why}")
+                ticket,
+                RequestError(
+                    commit.error,
+                    commit.message or f"it could not be recorded: {why}",
+                    reason_code=commit.reason_code,
+                ),
             )
         elif pending.record_id is not None:
-            self._answer(ticket, recorded_item(pending.record_id, commit.kind, commit.seq, commit.cited_by))
+            self._answer(ticket, recorded_item(pending.record_id, commit.kind, commit.seq, more_of(commit)))
         else:
             pending.committed, pending.commit_ms = True, commit.commit_ms
             self._answer_if_complete(ticket, pending, now_ns)
@@ -200,6 +207,12 @@ class InFlight:
             self._metrics.decided(recorded, commit.commit_ms)
         else:
             self._metrics.explained(recorded.explanation.explain_ms)
+
+    def publish_task(self, commit: Committed) -> None:
+        """Publish what became of a task of approvals, if the event changed one."""
+        if commit.task is not None and commit.moment is not None:
+            item = task_item(commit.task, commit.moment)
+            self._publish("approval", commit.task.decision_id, commit.seq, item)
 
     def _publish_recorded(self, recorded: Decision | Explained, commit: Committed) -> None:
         if isinstance(recorded, Decision):

@@ -21,7 +21,7 @@ from thor_policy.daemon.loading import load_pack, open_journal
 from thor_policy.journal import events
 from thor_policy.journal.maintenance.dispatch import run_maintenance
 from thor_policy.journal.reader import Reader
-from thor_policy.protocol.replies import encode_request, recorded_item
+from thor_policy.protocol.replies import encode_request, more_of, recorded_item
 from thor_policy.protocol.requests import decode_request
 
 #: How long a command waits for another process that holds the journal, and between two tries, in seconds.
@@ -64,7 +64,7 @@ def _submitted(config: Config, record: records.Record) -> dict[str, Json]:
     while True:
         with Client(config.endpoint, key=config.key_file) as client:
             if client.remote or client.alive():
-                reply = client.call(records.KIND_OF[type(record)], {"record": record})
+                reply = client.call(records.OP_OF[type(record)], {"record": record})
                 recorded: dict[str, Json] = reply["recorded"]
                 return recorded
         try:
@@ -77,7 +77,7 @@ def _submitted(config: Config, record: records.Record) -> dict[str, Json]:
 
 def _record_directly(config: Config, record: records.Record) -> dict[str, Json]:
     kind = records.KIND_OF[type(record)]
-    _check(config, kind, record)
+    _check(config, records.OP_OF[type(record)], record)
     record_id, us = new_id(), Caller(transport="inproc", uid=os.geteuid(), gid=os.getegid(), pid=os.getpid())
     governing = (
         load_pack(config).governing(record.type) if isinstance(record, records.DecisionReport) else None
@@ -91,7 +91,7 @@ def _record_directly(config: Config, record: records.Record) -> dict[str, Json]:
         commit = journal.commit_all([event, *edges]).result()[0]
     if commit.error is not None:
         raise RequestError(commit.error, commit.message or "the journal could not record it")
-    recorded: dict[str, Json] = recorded_item(record_id, kind, commit.seq, commit.cited_by)["recorded"]
+    recorded: dict[str, Json] = recorded_item(record_id, kind, commit.seq, more_of(commit))["recorded"]
     return recorded
 
 

@@ -1,8 +1,7 @@
 """The maintenance thread: long work on the journal, one task at a time, while decisions go on.
 
-Owns who does it, and the turns of the background verifier and of the maker of summaries between the tasks.
-Invariant: that of `JobThread`;
-a calibration counts only once it is recorded.
+Owns who does it, and the turns of the background verifier, of the maker of summaries and of the approvals
+between the tasks. Invariant: that of `JobThread`; a calibration counts only once it is recorded.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from thor_policy.core.records import Calibration, Maintenance
 from thor_policy.core.requests import Caller, Json
 from thor_policy.core.results import JobDone
+from thor_policy.daemon.approvals import ApprovalDesk
 from thor_policy.daemon.job_thread import JobThread
 from thor_policy.daemon.summary_maker import SummaryMaker
 from thor_policy.daemon.verifier import Verifier
@@ -40,7 +40,7 @@ class _Job:
 class MaintenanceThread(JobThread[_Job]):
     """Maintains `journal`; `on_calibration` gets each calibration once it is recorded, on this thread.
 
-    `verifier` and `summaries` have their turns on this thread while there is no task.
+    `verifier`, `summaries` and `approvals` have their turns on this thread while there is no task.
     """
 
     def __init__(
@@ -51,11 +51,12 @@ class MaintenanceThread(JobThread[_Job]):
         on_calibration: Callable[[Calibration], None] = lambda _: None,
         verifier: Verifier | None = None,
         summaries: SummaryMaker | None = None,
+        approvals: ApprovalDesk | None = None,
     ) -> None:
         self._journal = journal
         self._on_calibration = on_calibration
         self._verifier = verifier
-        self._idle = [worker for worker in (verifier, summaries) if worker is not None]
+        self._idle = [worker for worker in (verifier, summaries, approvals) if worker is not None]
         super().__init__("maintenance", on_outcome)
 
     def submit(self, ticket: int, maintenance: Maintenance, caller: Caller) -> None:

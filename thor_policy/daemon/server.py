@@ -22,10 +22,11 @@ from msgspec import structs
 from thor_policy import __version__
 from thor_policy.config import LIVE_SETTINGS, Config, with_live_settings
 from thor_policy.core import records
-from thor_policy.core.decisions import Governing, PriorRecord
+from thor_policy.core.approvals import CLERK, Person
+from thor_policy.core.decisions import Governing
 from thor_policy.core.errors import ConfigError, DiskFull, RequestError, Stalled
-from thor_policy.core.requests import Caller, Json
-from thor_policy.core.results import Closed, KeyLookup, Refused
+from thor_policy.core.requests import Caller, Json, Role
+from thor_policy.core.results import Closed, JobDone, KeyLookup, PriorRecord, Refused
 from thor_policy.core.sources import Push
 from thor_policy.core.status import PartsStatus, ReloadStatus, Status
 from thor_policy.daemon.admission import (
@@ -47,7 +48,9 @@ from thor_policy.daemon.inflight import Answer, InFlight
 from thor_policy.daemon.peers import Identity, Peers, Received, Sender
 from thor_policy.daemon.quota import JournalQuota
 from thor_policy.daemon.sockets import Mailbox, caller_of, stop_on_signals
+from thor_policy.journal.events import Bounds
 from thor_policy.protocol.messages import (
+    ApprovalsRequest,
     EvaluateBatchRequest,
     EvaluateRequest,
     Idempotency,
@@ -61,6 +64,7 @@ from thor_policy.protocol.messages import (
 from thor_policy.protocol.replies import encode_error, encode_event, encode_reply
 from thor_policy.protocol.requests import decode_request, recover_request_id
 from thor_policy.protocol.texts import TextLimits
+from thor_policy.security.people import People
 from thor_policy.security.roles import PacksFor, Roles, authorise
 from thor_policy.telemetry import clocks, logs
 from thor_policy.telemetry.metrics import Families, Metrics
@@ -97,14 +101,26 @@ class TakePush(Protocol):
     def __call__(self, push: Push, caller: Caller, *, at: float, now_ns: int) -> None: ...
 
 
+class FindTasks(Protocol):
+    """Looks up tasks of approvals that a caller may see; `on_done` gets the answer on any thread."""
+
+    def __call__(
+        self,
+        query: records.ApprovalQuery,
+        caller: Caller,
+        roles: Collection[Role],
+        on_done: Callable[[JobDone], None],
+    ) -> None: ...
+
+
 class Server:
     """Serves one endpoint, whose lock the caller holds (`endpoint_lock`).
 
     `describe` says how the other parts are. `find_pack` is that of `Admission`; `long_texts` gives the limits
     of texts that a pack states. Without `pack_changes` no pack can be changed, without `push` no value
-    pushed. `reread` reads the settings again. `refusal` says why a part can take nothing new, None while it
-    can: without the engine only records are admitted, without the journal nothing. Raises ConfigError if the
-    endpoint cannot be opened.
+    pushed, without `approvals` no task is found. `reread` reads the settings again. `refusal` says why a part
+    can take nothing new, None while it can: without the engine only records are admitted, without the journal
+    nothing. Raises ConfigError if the endpoint cannot be opened.
     """
 
     def __init__(
@@ -122,6 +138,7 @@ class Server:
         refusal: Callable[[Part], RequestError | None] = lambda _: None,
         pack_changes: PackChanges | None = None,
         push: TakePush | None = None,
+        approvals: FindTasks | None = None,
         reread: Callable[[], Config] | None = None,
     ) -> None:
         self._config = config
@@ -132,6 +149,8 @@ class Server:
         self._describe = describe
         self._pack_changes = pack_changes
         self._push = push
+        self._approvals = approvals
+        self._people = People(config.people)
         self._long_texts = long_texts
         self._govern = govern
         self._reread = reread
@@ -263,11 +282,12 @@ class Server:
         try:
             config, others = with_live_settings(before, self._reread())
             roles, packs_for = Roles(config.roles), PacksFor(config.packs_for)
+            people = People(config.people)
         except ConfigError as error:
             self._reload_status = ReloadStatus(refused=str(error))
             log.error("the settings stay as they were: %s", error)
             return
-        self._config, self._roles = config, roles
+        self._config, self._roles, self._people = config, roles, people
         self._admission.config, self._admission.packs_for = config, packs_for
         self._inbox.reload(config)
         logs.set_level(config.log_level)
@@ -293,7 +313,9 @@ class Server:
                     self._keys.ended(ticket)
             else:
                 self._quota.charge(item.sender, item.size, self._config.journal_quota_mb, now_ns)
-                if item.ticket is not None:
+                if item.ticket is None:
+                    self._in_flight.publish_task(item)
+                else:
                     self._in_flight.on_commit(item.ticket, item, now_ns)
                     if item.kind != "explanation":
                         self._keys.ended(item.ticket)
@@ -373,9 +395,24 @@ class Server:
             ticket, record_id = self._admission.record(message, answer, arrival)
             claimed = self._admission.claimed(op_of(message), arrival)
             report = message.record if isinstance(message.record, records.DecisionReport) else None
-            governing = self._govern(report.type) if report else None
-            record = Record(self._recorder, message.record, record_id, ticket, arrival, claimed, governing)
+            record = Record(
+                self._recorder,
+                message.record,
+                record_id,
+                ticket,
+                arrival,
+                claimed,
+                governing=self._govern(report.type) if report else None,
+                signers=self._signers(message.record, arrival.caller),
+                bounds=self._bounds,
+            )
             self._begin(ticket, arrival.caller, message.idempotency, record)
+        elif isinstance(message, ApprovalsRequest):
+            if self._approvals is None:
+                raise RequestError("unavailable", "op: this server keeps no approvals")
+            ticket = self._admission.job(answer, arrival, "journal")
+            on_done = partial(self._report, ticket)
+            self._approvals(message.query, arrival.caller, arrival.roles, on_done)
         elif isinstance(message, MaintenanceRequest):
             ticket = self._admission.job(answer, arrival, "journal")
             self._maintenance.submit(ticket, message.maintenance, arrival.caller)
@@ -389,6 +426,41 @@ class Server:
         else:
             ticket = self._admission.job(answer, arrival, "journal", "engine")
             self._pack_changes.submit(ticket, message.control)
+
+    def _report(self, ticket: int, done: JobDone) -> None:
+        self._mailbox.put((ticket, done))
+
+    @property
+    def _bounds(self) -> Bounds:
+        config = self._config
+        return Bounds(
+            of_caller=config.approvals_per_caller,
+            of_subject=config.approvals_per_subject,
+            in_all=config.max_approvals,
+        )
+
+    def _signers(self, record: records.Record, caller: Caller) -> tuple[Person | None, Person | None]:
+        """Who gives a verdict, and who records it for somebody else. Raises RequestError."""
+        if not isinstance(record, records.Approve | records.Deny):
+            return None, None
+        person = self._people.of(caller)
+        consent = record.consent if isinstance(record, records.Approve) else None
+        if consent is None or person is None:
+            return person, None
+        if CLERK not in person.roles:
+            raise RequestError(
+                "unauthorized",
+                f"record.consent: needs a person with the role {CLERK}; {person.name} has not",
+                reason_code="approval_insufficient",
+            )
+        approver = self._people.named(consent.approver)
+        if approver is None:
+            raise RequestError(
+                "not_found",
+                "record.consent.approver: the setting people names nobody like that",
+                reason_code="approval_insufficient",
+            )
+        return approver, person
 
     def _submit(self, message: EvaluateRequest, answer: Answer, arrival: Arrival) -> None:
         request = self._admission.question(message, answer, arrival)

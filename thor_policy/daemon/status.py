@@ -18,6 +18,7 @@ from thor_policy.core.status import (
     PartsStatus,
     RulesStatus,
 )
+from thor_policy.daemon.approvals import ApprovalDesk
 from thor_policy.daemon.consulting import Consulting
 from thor_policy.daemon.drift import DriftSentinel
 from thor_policy.daemon.engine_thread import EngineThread
@@ -46,6 +47,7 @@ class Parts:
     summaries: SummaryMaker
     consulting: Consulting
     pushed: PushedValues
+    approvals: ApprovalDesk
 
     def status(self) -> PartsStatus:
         """What each part says now."""
@@ -77,6 +79,7 @@ class Parts:
             drift=self.drift.status(),
             sources=self.consulting.status(),
             pushed=CacheStatus(entries=len(self.pushed), counters=dict(self.pushed.counters)),
+            approvals=self.approvals.status(),
         )
 
     def _model(self) -> ModelStatus:

@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from thor_policy.journal import chain, events, graph, leases, projections, summaries
+from thor_policy.journal import approvals, chain, events, graph, leases, projections, summaries
 from thor_policy.journal.completeness import Touched
 from thor_policy.journal.events import Event
 from thor_policy.journal.rewrites import Projection, Rewrite, Row
@@ -73,6 +73,8 @@ class Placed:
         #: The new holder of each decision whose lease changes in this batch; None: nobody.
         self.leases: dict[str, str | None] = {}
         self.graph = graph.Uncommitted(self.decisions)
+        self.approvals = approvals.Uncommitted()
+        self._tasks = approvals.Changed()
         self._private: list[tuple[int, bytes, str]] = []
         self._rows: dict[str, list[Row]] = {}
         self._changes: list[tuple[str, str, int, Row]] = []
@@ -108,18 +110,24 @@ class Placed:
         if changes is not None:
             self._changes.append((event.kind, event.subject_id, seq, changes))
         self._rewrites += [(seq, rewrite) for rewrite in event.rewrites]
-        self._touch(event.kind, event.subject_id, event.body, table, row)
+        self._touch(event.kind, seq, event.subject_id, event.body, table, row)
         return seq
 
-    def _touch(self, kind: str, subject_id: str, body: events.Part, table: str | None, row: Row) -> None:
-        """Note whose trace an event may complete, and whose summary it makes old."""
+    def _touch(
+        self, kind: str, seq: int, subject_id: str, body: events.Part, table: str | None, row: Row
+    ) -> None:
+        """Note whose trace an event may complete, whose summary it makes old, and which task it changes."""
         if table == "decisions":
             if row[projections.AT["required"]] is not None:
                 self._touched.decided(subject_id)
+            if (task := row[projections.AT["approval_task"]]) is not None:
+                self._tasks.note("decision", row[0], body, task)
         else:
             self._touched.add(kind, subject_id, body)
             if kind in summaries.SHOWN:
                 self._about[subject_id] = None
+            if kind in approvals.KINDS or kind == "approval":
+                self._tasks.note(kind, seq, body, None)
 
     def add_stored(
         self, row: chain.Row, part: tuple[bytes, bytes] | None, *, tables_only: bool = False
@@ -133,7 +141,7 @@ class Placed:
             self._rows.setdefault(table, []).append(columns)
         if changes is not None:
             self._changes.append((kind, subject_id, row.seq, changes))
-        self._touch(kind, subject_id, body, table, columns)
+        self._touch(kind, row.seq, subject_id, body, table, columns)
         if tables_only:
             return
         texts = (row.at, row.boot_id, row.kind, row.subject_id, row.body)
@@ -162,6 +170,7 @@ class Placed:
             self._touched.add("erased", rewrite.subject_id, {})
             summaries.forget(connection, rewrite.subject_id, seq)
         self._touched.refresh(connection)
+        self._tasks.keep_open(connection)
         summaries.note_changes(connection, self._about, self.seq)
 
 

@@ -35,7 +35,8 @@ _MEMBERS = {
 _RECORDS = {
     "policy_version": "d.prompt_version IS NOT NULL",
     "approved_by": "EXISTS (SELECT 1 FROM approvals a WHERE a.decision_id = d.decision_id "
-    "AND a.verdict = 'approved')",
+    "AND a.verdict = 'approved') OR EXISTS (SELECT 1 FROM approvals a WHERE a.task = d.approval_task "
+    "AND a.task IS NOT NULL AND a.verdict = 'approved')",
     "source_data": "EXISTS (SELECT 1 FROM consultations c WHERE c.decision_id = d.decision_id) "
     "OR EXISTS (SELECT 1 FROM consultations c WHERE c.session = d.session AND c.session IS NOT NULL)",
     "outcome": "EXISTS (SELECT 1 FROM outcomes o WHERE o.decision_id = d.decision_id "

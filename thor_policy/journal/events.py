@@ -17,6 +17,7 @@ from msgspec import Struct, to_builtins
 from msgspec.structs import fields, replace
 
 from thor_policy.core import records
+from thor_policy.core.approvals import Person, State
 from thor_policy.core.decisions import (
     Adapter,
     ConfidenceLevel,
@@ -34,10 +35,20 @@ from thor_policy.core.decisions import (
     identity_of,
 )
 from thor_policy.core.ids import new_id
+from thor_policy.core.lifting import Offer, Use
 from thor_policy.core.records import Calibration
 from thor_policy.core.requests import Annotations, Caller, Claimed, Evaluation, Json, Risk
 from thor_policy.core.sources import Consulted, Described
 from thor_policy.journal.rewrites import Rewrite
+
+
+class Bounds(Struct, frozen=True, kw_only=True, gc=False):
+    """Most open tasks of approvals: of one caller, for one subject, in all."""
+
+    of_caller: int
+    of_subject: int
+    in_all: int
+
 
 #: A body or a private part: a struct of this module, or plain JSON values.
 Part: TypeAlias = Struct | dict[str, Json]
@@ -57,7 +68,8 @@ class Event(Struct, frozen=True, kw_only=True, gc=False):
     `subject_id` names what the event is about: the id of a decision, a digest, or the event's own id.
     `ticket` and `sender` (`Caller.who`) are returned with the event's fate. `unless_own`: the `claimed` in
     the body is to be left out if the caller made the decision that the event is about. `rewrites` are what an
-    `erased` event does to earlier events. The event itself stores neither.
+    `erased` event does to earlier events. `person` is who gives a verdict, `clerk` who records it, and
+    `bounds` limit the open tasks. The event itself stores none of them.
     """
 
     kind: str
@@ -69,6 +81,9 @@ class Event(Struct, frozen=True, kw_only=True, gc=False):
     sender: str | None = None
     unless_own: bool = False
     rewrites: tuple[Rewrite, ...] = ()
+    person: Person | None = None
+    clerk: Person | None = None
+    bounds: Bounds | None = None
 
 
 # ---------------------------------------------------------------- decisions
@@ -175,6 +190,9 @@ class DecisionColumns(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
     confidence_level: ConfidenceLevel | None = None
     judgment_call: bool = False
     consulted: tuple[ConsultedBody, ...] = ()
+    offer: Offer | None = None
+    use: Use | None = None
+    stepped_up: bool = False
 
 
 class DecisionBody(DecisionColumns, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -324,6 +342,9 @@ def decision_event(
         traits=None if floor.traits == _USUAL else floor.traits,
         confidence_level=decision.confidence_level,
         judgment_call=_is_judgment_call(decision),
+        offer=decision.offer,
+        use=decision.use,
+        stepped_up=decision.stepped_up,
     )
     private = DecisionPrivate(
         evaluation=evaluation,
@@ -552,7 +573,7 @@ def _explanation_body(explanation: Explanation) -> ExplanationBody:
 ABOUT_DECISION = frozenset(
     {
         *("explanation", "review", "assignment", "outcome", "approval", "consultation", "shadowed"),
-        *("counterfactual", "supplement", "trace_state"),
+        *("counterfactual", "supplement", "trace_state", "approval_request", "approval_end"),
     }
 )
 
@@ -568,9 +589,13 @@ def record_event(
     idempotency: str | None = None,
     claimed: Claimed = "no",
     governing: Governing | None = None,
+    person: Person | None = None,
+    clerk: Person | None = None,
+    bounds: Bounds | None = None,
 ) -> Event:
     """The event of a record that a client sent. Its subject is the record's `decision_id`, else `record_id`.
 
+    `person`, `clerk` and `bounds` are those of `Event`.
     `governing` is the pack that governs a reported decision. A report without `agent` is of its caller.
     Values at the JSON pointers `masked` are not recorded. `idempotency` comes first in the body, because
     `recall` looks for it there.
@@ -589,6 +614,8 @@ def record_event(
         record = replace(record, agent=caller.who or f"pid:{caller.pid}")
     if isinstance(record, records.Supplement):
         body["names"] = sorted(record.values)
+    if isinstance(record, records.Approve | records.Deny):
+        body["verdict"] = "approved" if isinstance(record, records.Approve) else "rejected"
     private: dict[str, Json] = {}
     about = getattr(record, "decision_id", None)
     for field in fields(record):
@@ -598,7 +625,8 @@ def record_event(
         if field.name == "urgency" and value == "normal":
             continue
         if field.name != "decision_id" and value not in (None, {}, ()):
-            (private if field.name in private_names else body)[field.name] = value
+            plain = to_builtins(value) if isinstance(value, Struct) else value
+            (private if field.name in private_names else body)[field.name] = plain
     private, hidden = mask(private, masked)
     if hidden:
         private["masked"] = hidden
@@ -611,7 +639,16 @@ def record_event(
         ticket=ticket,
         sender=caller.who,
         unless_own=claimed == "unless_own",
+        person=person,
+        clerk=clerk,
+        bounds=bounds,
     )
+
+
+def approval_end(task: str, decision_id: str, state: State, at: float) -> Event:
+    """The end of a task that nobody asked for: it expired."""
+    body: dict[str, Json] = {"id": new_id(), "task": task, "status": state}
+    return Event(kind="approval_end", subject_id=decision_id, at=at, body=body)
 
 
 def citations(record: records.Record, *, record_id: str, at: float, caller: Caller) -> list[Event]:

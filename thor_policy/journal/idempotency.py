@@ -10,14 +10,17 @@ The key is stored as a digest, the first member of the body, where a partial ind
 from __future__ import annotations
 
 import sqlite3
+import time
 from datetime import datetime
 
 import msgspec
 
-from thor_policy.core.decisions import Decision, Explanation, Floor, ModelInfo, PriorRecord, Scored
+from thor_policy.core.approvals import Moment
+from thor_policy.core.decisions import Decision, Explanation, Floor, ModelInfo, Scored
 from thor_policy.core.idempotency import DIGEST_CHARS, Mark
 from thor_policy.core.requests import Action, Entity, Evaluation
-from thor_policy.journal import events
+from thor_policy.core.results import PriorRecord
+from thor_policy.journal import approvals, events
 from thor_policy.journal.elapsed import first_within
 from thor_policy.journal.events import (
     DecisionBody,
@@ -58,8 +61,18 @@ def find_recorded(connection: sqlite3.Connection, digest: str, now: Instant) -> 
     if kind == "decision":
         decision = _decision(connection, subject_id, at, body, private)
     content = Mark.parse(fields["idempotency"]).content
+    record_id = fields.get("id", subject_id)
+    task = None
+    if kind.startswith("approval") and (kind == "approval_request" or "task" in fields):
+        task = approvals.find(connection, fields.get("task", record_id))
     return PriorRecord(
-        content=content, kind=kind, id=fields.get("id", subject_id), seq=seq, decision=decision
+        content=content,
+        kind=kind,
+        id=record_id,
+        seq=seq,
+        decision=decision,
+        task=task,
+        moment=None if task is None else Moment(*now, time.time()),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from thor_policy.core.lifting import Use
 from thor_policy.core.requests import NEVER_NS, Caller, Evaluation, Request
 from thor_policy.journal.events import consulted_of
 from thor_policy.journal.reader import Reader, Record
@@ -28,6 +29,11 @@ class Unasked(Exception):
     def __init__(self, lack: Lack, message: str) -> None:
         super().__init__(message)
         self.lack: Lack = lack
+
+
+def use_of(event: Record) -> Use | None:
+    """What an approval did for the decision of an event."""
+    return msgspec.convert(event["body"].get("use"), Use | None)
 
 
 def request_of(reader: Reader, event: Record) -> Request:

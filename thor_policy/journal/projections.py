@@ -39,6 +39,7 @@ DECISION_COLUMNS = (
     "score_ms", "explain_ms", "latency_ms", "outcome_status", "outcome_value", "original_id",
     "temperature", "explained_seq", "reviewed_seq", "outcome_seq", "claimed", "timestamp_decision",
     "confidence_level", "urgency", "judgment_call", "required", "lacks", "trace_status", "status_seq",
+    "approval_task", "lifted",
 )
 # fmt: on
 #: Index of each column of `decisions` in a row.
@@ -67,7 +68,7 @@ GROUP_OF = {
 JSON_COLUMNS = frozenset(
     {
         *("situation", "probabilities", "clauses", "tags", "metadata", "lost", "answer"),
-        *("required", "lacks", "names", "supplied"),
+        *("required", "lacks", "names", "supplied", "spec", "roles", "groups", "parties"),
     }
 )
 
@@ -94,8 +95,16 @@ _PLAIN: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "approval": (
         "approvals",
-        ("id", "decision_id", "approver", "role", "channel", "verdict", "step", "evidence", "caller_uid"),
+        (
+            *("id", "decision_id", "approver", "role", "channel", "verdict", "step", "evidence"),
+            *("caller_uid", "task", "roles", "groups", "parties", "recorded_by", "comment"),
+        ),
     ),
+    "approval_request": (
+        "approval_requests",
+        ("id", "decision_id", "outcome", "urgency", "reason", "spec", "caller_uid"),
+    ),
+    "approval_end": ("approval_ends", ("id", "decision_id", "task", "status", "reason", "caller_uid")),
     "supplement": ("supplements", ("id", "decision_id", "names", "supplied", "caller_uid", "claimed")),
     "node": (
         "nodes",
@@ -243,6 +252,7 @@ def _decision_row(seq: int, at: str, decision_id: str, body: DecisionColumns, pr
     if claimed:  # no column shows them, since every column of annotations is counted somewhere
         notes = None
     expected = notes.expected if notes else ()
+    in_emergency = body.use is not None and body.use.lifts is not None and body.use.urgency == "emergency"
     traits, required = body.traits or _USUAL, None
     if traits.required:
         has_data = any(entry.element is not None for entry in body.consulted)
@@ -282,7 +292,7 @@ def _decision_row(seq: int, at: str, decision_id: str, body: DecisionColumns, pr
         body.confidence,
         _text(body.probabilities),
         _text(explanation.clauses if explanation else body.floor.clauses),
-        int(traits.is_exception),
+        int(traits.is_exception or in_emergency),
         None,
         None,
         body.caller.uid,
@@ -301,12 +311,14 @@ def _decision_row(seq: int, at: str, decision_id: str, body: DecisionColumns, pr
         "annotations" if claimed else None,
         None,  # it was made when it was received
         body.confidence_level,
-        _urgency(traits.urgency),
+        "emergency" if in_emergency else _urgency(traits.urgency),
         1 if body.judgment_call else None,
         required,
         required,
         "active",
         None,
+        use.task if (use := body.use) is not None and use.lifts is not None else None,
+        use.lifts if use is not None else None,
     )
 
 

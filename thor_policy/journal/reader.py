@@ -37,6 +37,9 @@ OF_TESTS = f"""(scenario_id IS NOT NULL OR tags LIKE '["{INVARIANCE_TAG}"%')"""
 #: The condition for decisions that count in figures: no reports of callers whose reports are claims, and no
 #: trace that lacks what its type requires.
 COUNTED = f"claimed IS NOT 'report' AND {COMPLETE}"
+#: The condition for decisions that rules and model made alone: where an approval lifted the outcome, a
+#: verdict on it says nothing of them.
+NOT_LIFTED = "approval_task IS NULL"
 #: Tables of records about a decision.
 _TRACE = (
     *("consultations", "approvals", "supplements", "reviews", "outcomes"),
@@ -289,7 +292,8 @@ class Reader:
         return self._records(
             "SELECT d.*, r.seq AS review_seq, r.reviewer, r.verdict FROM reviews r JOIN decisions d "
             "ON d.decision_id = r.decision_id WHERE r.verdict NOT IN ('accept', 'withdrawn') AND r.seq > ? "
-            f"AND d.{COMPLETE} AND r.id NOT IN (SELECT withdraws FROM reviews WHERE verdict = 'withdrawn') "
+            f"AND d.{COMPLETE} AND d.{NOT_LIFTED} AND r.id NOT IN "
+            "(SELECT withdraws FROM reviews WHERE verdict = 'withdrawn') "
             "ORDER BY r.seq LIMIT ?",
             (after_seq, limit),
         )
@@ -406,7 +410,7 @@ class Reader:
         seq = 0
         while page := self._records(
             f"SELECT seq, probabilities, temperature, {right} AS right FROM decisions "
-            f"WHERE decision_correct IS NOT NULL AND {known} AND {COMPLETE} AND seq > ? "
+            f"WHERE decision_correct IS NOT NULL AND {known} AND {COMPLETE} AND {NOT_LIFTED} AND seq > ? "
             "AND substr(prompt_version, -12) = ? "
             "AND substr(model_version, -12) = ? AND label IS NOT NULL ORDER BY seq LIMIT 1000",
             (seq, pack_sha256[:12], model_sha256[:12]),

@@ -460,6 +460,42 @@ def _cheap_conditions(db: Database) -> None:
         db.execute(f"CREATE INDEX decisions_{column} ON decisions ({column}) WHERE {condition}")
 
 
+@migrations(name="0015_approvals")
+def _approvals(db: Database) -> None:
+    """Tasks of approvals: requests, verdicts, ends, and the decisions that they lifted."""
+    for column in ("approval_task TEXT", "lifted TEXT"):
+        db.execute(f"ALTER TABLE decisions ADD COLUMN {column}")
+    for column in ("task", "roles", "groups", "parties", "recorded_by", "comment"):
+        db.execute(f"ALTER TABLE approvals ADD COLUMN {column} TEXT")
+    db.execute(
+        "CREATE TABLE approval_requests (seq INTEGER PRIMARY KEY, timestamp TEXT NOT NULL, id TEXT NOT NULL, "
+        "decision_id TEXT NOT NULL, outcome TEXT NOT NULL, urgency TEXT, reason TEXT, spec TEXT NOT NULL, "
+        "caller_uid INTEGER) STRICT"
+    )
+    db.execute(
+        "CREATE TABLE approval_ends (seq INTEGER PRIMARY KEY, timestamp TEXT NOT NULL, id TEXT NOT NULL, "
+        "decision_id TEXT NOT NULL, task TEXT NOT NULL, status TEXT NOT NULL, reason TEXT, "
+        "caller_uid INTEGER) STRICT"
+    )
+    db.execute(
+        "CREATE TABLE approvals_open "
+        "(seq INTEGER PRIMARY KEY, task TEXT NOT NULL, caller TEXT NOT NULL) STRICT"
+    )
+    for table, column, where in (
+        ("approval_requests", "id", ""),
+        ("approval_requests", "decision_id", ""),
+        ("approval_ends", "task", ""),
+        ("approval_ends", "decision_id", ""),
+        ("approvals", "task", "WHERE task IS NOT NULL"),
+        ("approvals_open", "task", ""),
+        ("approvals_open", "caller", ""),
+        ("decisions", "approval_task", "WHERE approval_task IS NOT NULL"),
+    ):
+        db.execute(f"CREATE INDEX {table}_{column} ON {table} ({column}) {where}")
+    db.execute("DROP VIEW trace_edges")
+    db.execute(f"{_EDGES_VIEW}{_EDGES_OF_USED_APPROVALS}")
+
+
 #: The conditions of two partial indexes. A query must repeat them to use the index.
 NOT_ACTIVE = "trace_status != 'active'"
 OF_ENTITY = "type = 'entity'"
@@ -488,6 +524,13 @@ UNION ALL SELECT s.decision_id, iif(s.status = 'superseded', 'SUPERSEDED_BY', 'O
        s.seq, s.timestamp, s.id
 FROM trace_states s WHERE s."by" IS NOT NULL
 UNION ALL SELECT source, type, target, seq, timestamp, id FROM edges
+"""
+#: Since 0015: who approved a task is an edge of the decision that it lifted, too.
+_EDGES_OF_USED_APPROVALS = """\
+UNION ALL SELECT d.decision_id, iif(a.step < 2, 'APPROVED_BY', 'COUNTERSIGNED_BY'), a.approver,
+       d.seq, d.timestamp, a.id
+FROM decisions d JOIN approvals a ON a.task = d.approval_task
+WHERE a.verdict = 'approved' AND d.approval_task IS NOT NULL
 """
 
 

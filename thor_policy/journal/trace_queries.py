@@ -99,6 +99,16 @@ def about(connection: Connection, table: str, decision_id: str, until: str = EVE
     )
 
 
+def approvals_of(connection: Connection, decision: Mapping[str, Any], until: str = EVER) -> list[Record]:
+    """The verdicts about a decision, and those of the task that lifted it, in order of recording."""
+    return rows(
+        connection,
+        "SELECT * FROM approvals WHERE decision_id = :id AND timestamp < :until UNION "
+        "SELECT * FROM approvals WHERE task = :task AND timestamp < :until ORDER BY seq",
+        {"id": decision["decision_id"], "task": decision["approval_task"], "until": until},
+    )
+
+
 def stated_edge(connection: Connection, id: str) -> Record:
     """What an edge of the table `edges` says beside its ends."""
     matches = rows(

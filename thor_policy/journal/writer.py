@@ -28,12 +28,13 @@ from msgspec import to_builtins
 from msgspec.structs import replace
 
 from thor_policy.core import records
-from thor_policy.core.decisions import Decision, Explanation, Governing, PriorRecord
+from thor_policy.core.approvals import Moment, Person
+from thor_policy.core.decisions import Decision, Explanation, Governing
 from thor_policy.core.errors import ErrorCode, JournalError, RequestError
 from thor_policy.core.idempotency import Mark
 from thor_policy.core.requests import Caller, Claimed
-from thor_policy.core.results import Committed
-from thor_policy.journal import digest_key, events, graph, leases
+from thor_policy.core.results import Committed, PriorRecord
+from thor_policy.journal import approvals, digest_key, events, graph, leases
 from thor_policy.journal.batch import Placed, Prepared, prepare
 from thor_policy.journal.events import Event
 from thor_policy.journal.idempotency import find_recorded
@@ -223,6 +224,9 @@ class Journal:
         idempotency: str | None = None,
         claimed: Claimed = "no",
         governing: Governing | None = None,
+        person: Person | None = None,
+        clerk: Person | None = None,
+        bounds: events.Bounds | None = None,
     ) -> None:
         """Record what a client sent. Its fate is `not_found` if it names an unknown decision.
 
@@ -240,10 +244,17 @@ class Journal:
                 idempotency=idempotency,
                 claimed=claimed,
                 governing=governing,
+                person=person,
+                clerk=clerk,
+                bounds=bounds,
             )
         )
         for edge in events.citations(record, record_id=record_id, at=at, caller=caller):
             self.append(edge)
+
+    def digest(self, content: bytes) -> str:
+        """The keyed digest of what an approval is bound to. Any thread."""
+        return self._digest_key.of_content(content)
 
     def mark(self, caller: Caller, key: str, content: str) -> Mark:
         """The mark of a request with an idempotency key; `content` is the sha256 of what it asks."""
@@ -467,10 +478,15 @@ class Journal:
             self._lost_in_gap = Counter(self._lost)
         objections: dict[int, RequestError] = {}
         places = []
+        tasks: dict[int, str] = {}
         for number, prepared in enumerate(batch):
-            if (objection := self._objection(prepared.event, placed)) is not None:
+            try:
+                checked = self._checked(prepared, placed, tasks, number)
+            except RequestError as objection:
                 objections[number] = objection
-            places.append(0 if objection else placed.add(self._if_own(prepared, placed)))
+                places.append(0)
+            else:
+                places.append(placed.add(checked))
         self._check_place()
         self._connection.execute("BEGIN IMMEDIATE")
         placed.write(self._connection)
@@ -479,6 +495,8 @@ class Journal:
             for number, prepared in enumerate(batch)
             if prepared.event.kind == "trace_state" and places[number]
         }
+        changed = {number: approvals.find(self._connection, task) for number, task in tasks.items()}
+        moment = self._moment() if changed else None
         if self._queue.empty():
             self._connection.execute("COMMIT")
         else:  # the disk does not need the interpreter, so prepare what has arrived meanwhile
@@ -503,6 +521,8 @@ class Journal:
                 size=prepared.size,
                 sender=prepared.event.sender,
                 cited_by=citing.get(number),
+                task=changed.get(number),
+                moment=moment if number in changed else None,
             )
             if seq
             else self._refused(prepared.event, objections[number])
@@ -516,8 +536,28 @@ class Journal:
     def _refused(self, event: Event, why: RequestError) -> Committed:
         self.counters["refused"] += 1
         return Committed(
-            ticket=event.ticket, kind=event.kind, error=why.code, message=why.message, sender=event.sender
+            ticket=event.ticket,
+            kind=event.kind,
+            error=why.code,
+            message=why.message,
+            sender=event.sender,
+            reason_code=why.reason_code,
         )
+
+    def _moment(self) -> Moment:
+        return Moment(*self.now(), time.time())
+
+    def _checked(self, prepared: Prepared, placed: Placed, tasks: dict[int, str], number: int) -> Prepared:
+        """The event as it is to be recorded; `tasks` gets the task that it changes. Raises RequestError."""
+        if approvals.concerns(event := prepared.event):
+            settled = approvals.check(self._connection, placed.approvals, event, self._moment())
+            if event.kind != "decision":
+                body: Any = settled.body
+                tasks[number] = body["id"] if event.kind == "approval_request" else body["task"]
+                prepared = prepare(settled, prepared.put_ns)
+        if (objection := self._objection(prepared.event, placed)) is not None:
+            raise objection
+        return self._if_own(prepared, placed)
 
     def _objection(self, event: Event, placed: Placed) -> RequestError | None:
         """Why an event must not be recorded; None if it may be."""

@@ -23,7 +23,7 @@ from thor_policy.core.decisions import Adapter, ModelInfo, PackInfo, Tier
 from thor_policy.core.engine import Engine
 from thor_policy.core.errors import RequestError
 from thor_policy.core.records import Calibration, Direction
-from thor_policy.journal.past_requests import Lack, Unasked, request_of
+from thor_policy.journal.past_requests import Lack, Unasked, request_of, use_of
 from thor_policy.journal.reader import Reader, Record
 from thor_policy.policy.decider import Policy
 from thor_policy.policy.pack import Pack
@@ -189,7 +189,7 @@ class Redecider:
             return _from_rows(row, then, known)
         started_ns = time.monotonic_ns()
         try:
-            decision = self._policy.decide(request)
+            decision = self._policy.decide(request, use=use_of(event))
         except RequestError as error:
             return skipped("too_large", error.message)
         took_ms = (time.monotonic_ns() - started_ns) / 1e6

@@ -29,7 +29,7 @@ from thor_policy.core.records import Calibration
 from thor_policy.core.requests import Json, Request
 from thor_policy.daemon import loading
 from thor_policy.journal import events
-from thor_policy.journal.past_requests import Unasked, request_of
+from thor_policy.journal.past_requests import Unasked, request_of, use_of
 from thor_policy.journal.reader import Reader, Record
 from thor_policy.policy.budget import STOP_CODES
 from thor_policy.policy.decider import Policy
@@ -179,7 +179,8 @@ class Replayer:
         if calibration := self._calibration(body):
             policy.calibrate(calibration)
         code = body.get("reason_code")
-        decision = policy.decide(request, stopped=code if code in STOP_CODES else None)
+        stopped = code if code in STOP_CODES else None
+        decision = policy.decide(request, stopped=stopped, use=use_of(event))
         if decision.tier == "fallback" and body["tier"] != "fallback":
             raise _Refused(f"the model gave no answer now: {decision.reason_code}")
         again = events.decision_event(decision)
@@ -275,7 +276,7 @@ class Replayer:
             ("logits", prompt, prompt_now, ("logits",)),
             ("logits", self._original(then, prompt), prompt_now, ("logits",)),
             ("probabilities", then, now, ("temperature", "probabilities", "confidence")),
-            ("outcome", then, now, ("label", "outcome", "allow", "reason_code", "obligations")),
+            ("outcome", then, now, ("label", "outcome", "allow", "reason_code", "obligations", "use")),
         ):
             yield (
                 step,

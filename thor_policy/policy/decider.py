@@ -1,10 +1,10 @@
 """How a request becomes a decision: the rules, then the model, then what `tightening` makes of both.
 
-Owns the decision semantics. Invariant: the outcome is never looser than the floor; every failure ends in
-the strictest outcome with a reason code; one `Resident` makes the whole decision, which carries the
-digests of that resident. Deciding has two parts: `assess` runs the rules, on any thread, and `judge` asks the
-model where they leave the answer to it. Engine thread, except where a docstring says "any thread". It reads
-only the monotonic clock, for timings and deadlines.
+Owns the decision semantics. Invariant: the outcome is never looser than the floor that the rules and a valid
+approval leave; every failure ends in the strictest outcome with a reason code; one `Resident` makes the whole
+decision, which carries the digests of that resident. Deciding has two parts: `assess` runs the rules, on any
+thread, and `judge` asks the model where they leave the answer to it. Engine thread, except where a docstring
+says "any thread". It reads only the monotonic clock, for timings and deadlines.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ from thor_policy.core.decisions import (
 from thor_policy.core.engine import Engine, LoadedPrefix, PromptPrefix, Steps, WrittenExplanation
 from thor_policy.core.errors import DeadlineExceeded, EngineError, RequestError
 from thor_policy.core.ids import new_id
+from thor_policy.core.lifting import Use
 from thor_policy.core.records import Calibration
 from thor_policy.core.requests import NEVER_NS, Action, Entity, Evaluation, Request
 from thor_policy.core.results import Explained, Unexplained
 from thor_policy.policy import reasons
 from thor_policy.policy.budget import Budget, RulesStopped, StopCode
 from thor_policy.policy.calibration import scaled
+from thor_policy.policy.lifting import Approvals
 from thor_policy.policy.pack import Pack
 from thor_policy.policy.residents import Resident, Residents
 from thor_policy.policy.score_cache import ScoreCache
@@ -61,7 +63,8 @@ _WARM_UP = Evaluation(
 class Assessment:
     """What the rules make of a request: the floor, and the resident pack that it comes from.
 
-    `stopped`: why the rules were stopped. `final`: the model is not asked. Times are monotonic nanoseconds.
+    `stopped`: why the rules were stopped. `final`: the model is not asked. `use`: what an approval did for a
+    request of the past. Times are monotonic nanoseconds.
     """
 
     request: Request
@@ -71,6 +74,7 @@ class Assessment:
     stopped: StopCode | None
     started_ns: int
     done_ns: int
+    use: Use | None = None
 
     @property
     def final(self) -> bool:
@@ -83,7 +87,8 @@ class Policy:
     `pack` is active from the start, under `adapter` if one is given. `calibration` applies to the label
     probabilities of that pack; None: they stay uncalibrated. `rule_budget_ms` is the processor time that the
     rules of one request may take, in milliseconds; None, for replays and trials: neither it nor the deadline
-    stops rules, so that no clock decides.
+    stops rules, so that no clock decides. `approvals` are those of the daemon; without them no outcome is
+    lifted.
     """
 
     def __init__(
@@ -97,8 +102,10 @@ class Policy:
         rule_budget_ms: float | None = None,
         cache: ScoreCache | None = None,
         calibration: Calibration | None = None,
+        approvals: Approvals | None = None,
     ) -> None:
         self.engine = engine
+        self._approvals = approvals
         self._max_explanations = max_explanations
         self._max_shadows = max_shadows
         self._rule_budget_ms = rule_budget_ms
@@ -241,14 +248,19 @@ class Policy:
 
     # ------------------------------------------------------------ decisions
 
-    def decide(self, request: Request, *, stopped: StopCode | None = None) -> Decision:
+    def decide(
+        self, request: Request, *, stopped: StopCode | None = None, use: Use | None = None
+    ) -> Decision:
         """Decide an admitted request: both parts of it, and their errors.
 
-        `stopped`: decide it as a request whose rules were stopped for this reason, for replays.
+        For replays. `stopped`: decide it as a request whose rules were stopped for this reason. `use`: what
+        an approval did for it.
         """
-        return self.judge(self.assess(request, stopped=stopped))
+        return self.judge(self.assess(request, stopped=stopped, use=use))
 
-    def assess(self, request: Request, *, stopped: StopCode | None = None) -> Assessment:
+    def assess(
+        self, request: Request, *, stopped: StopCode | None = None, use: Use | None = None
+    ) -> Assessment:
         """Run the rules on an admitted request. Any thread, but one at a time.
 
         Raises RequestError: `expired` if the deadline passed in the queue, `not_found` if the pack that it
@@ -256,7 +268,7 @@ class Policy:
         """
         _check_deadline(request)
         residents = self.residents
-        return self._assess(self._judge_of(request, residents), request, stopped)
+        return self._assess(self._judge_of(request, residents), request, stopped, use)
 
     def judge(self, assessment: Assessment) -> Decision:
         """Decide an assessed request; start its explanation if it asks for one and the model scored it.
@@ -269,9 +281,10 @@ class Policy:
         if not assessment.final:
             _check_deadline(request)
             if assessment.resident not in (*self.residents, *self._leaving):
-                assessment = self.assess(request)
+                assessment = self.assess(request, use=assessment.use)
         resident = assessment.resident
-        decision = self._judge(assessment, self.cache if resident.pack.manifest.cache else None)
+        cache = self.cache if resident.pack.manifest.cache else None
+        decision = self._judge(assessment, cache, self._approvals)
         scored = decision.scored
         if scored and request.explain != "none" and len(self._explaining) < self._max_explanations:
             self._begin_explanation(resident, request, decision, scored)
@@ -299,7 +312,13 @@ class Policy:
                     return resident
             raise
 
-    def _assess(self, resident: Resident, request: Request, stopped: StopCode | None = None) -> Assessment:
+    def _assess(
+        self,
+        resident: Resident,
+        request: Request,
+        stopped: StopCode | None = None,
+        use: Use | None = None,
+    ) -> Assessment:
         started_ns, book = time.monotonic_ns(), resident.pack.book
         budget_ms = self._rule_budget_ms
         limit = None if budget_ms is None else Budget(budget_ms, request.deadline_ns)
@@ -310,10 +329,12 @@ class Policy:
         except RulesStopped as stop:
             stopped, floor = stop.code, book.stopped(stop.code)
         return Assessment(
-            request, resident, new_id(), floor, stopped, started_ns, done_ns=time.monotonic_ns()
+            request, resident, new_id(), floor, stopped, started_ns, done_ns=time.monotonic_ns(), use=use
         )
 
-    def _judge(self, assessment: Assessment, cache: ScoreCache | None) -> Decision:
+    def _judge(
+        self, assessment: Assessment, cache: ScoreCache | None, approvals: Approvals | None = None
+    ) -> Decision:
         request, resident, floor = assessment.request, assessment.resident, assessment.floor
         pack, decision_id, started_ns = resident.pack, assessment.decision_id, time.monotonic_ns()
         scored: Scored | None = None
@@ -338,14 +359,25 @@ class Policy:
                 if (unlogged := self._limit.admit(started_ns)) is not None:
                     extra = logs.fields(decision_id=decision_id, unlogged=unlogged or None)
                     log.warning("the model gave no answer: %s", error, extra=extra)
+        lifted = pack.lifting.apply(
+            outcome,
+            request.evaluation,
+            who=request.caller.who,
+            ticket=request.ticket,
+            pack=pack.info,
+            approvals=approvals,
+            recorded=assessment.use,
+        )
+        if lifted.use is not None and lifted.use.code is not None:
+            reason_code = reason_code or lifted.use.code
         rules_ns, before_ns = assessment.done_ns - assessment.started_ns, started_ns - request.received_ns
         return Decision(
             id=decision_id,
             at=request.received_at,
             evaluation=request.evaluation,
             caller=request.caller,
-            outcome=outcome,
-            allow=outcome == pack.loosest,
+            outcome=lifted.outcome,
+            allow=lifted.allow,
             tier=tier,
             floor=floor,
             risk=floor.risk,
@@ -357,7 +389,7 @@ class Policy:
             probabilities=probabilities,
             scored=scored,
             explanation=None if scored else _without_model(floor, tier, outcome),
-            obligations=pack.obligations[outcome],
+            obligations=pack.obligations[lifted.outcome],
             annotations=request.annotations,
             timings=Timings(
                 queue_ms=(before_ns - rules_ns) / 1e6,
@@ -369,6 +401,9 @@ class Policy:
             confidence_level=level_of(probabilities.get(outcome), calibrated=self.is_calibrated(resident)),
             idempotency=request.idempotency,
             sources=request.sources,
+            offer=lifted.offer,
+            use=lifted.use,
+            stepped_up=lifted.stepped_up,
         )
 
     def _reason_code(self, assessment: Assessment) -> str | None:
@@ -429,7 +464,7 @@ class Policy:
         try:
             # without the cache: a cached score names the decision that first got it; a shadow's is not served
             lasting = structs.replace(request, deadline_ns=NEVER_NS)
-            return served, self._judge(self._assess(resident, lasting), None)
+            return served, self._judge(self._assess(resident, lasting, use=served.use), None)
         except RequestError:
             self.counters["shadows_failed"] += 1
             return None
@@ -477,7 +512,7 @@ class Policy:
         self, resident: Resident, request: Request, decision: Decision, scored: Scored
     ) -> None:
         pack = resident.pack
-        steps = pack.explanation_steps(decision.outcome, decision.floor, reasons.settled(pack, decision))
+        steps = pack.explanation_steps(decision.judged, decision.floor, reasons.settled(pack, decision))
         self._explaining[request.ticket] = pack, decision
         later_ns = time.monotonic_ns() + EXPLAIN_LATER_S * 10**9
         deadline_ns = request.deadline_ns if request.explain == "inline" else later_ns

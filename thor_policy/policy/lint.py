@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from thor_policy.core.lifting import UNREAD
 from thor_policy.core.requests import Json
 from thor_policy.policy.expressions import LARGE_TABLE
-from thor_policy.policy.pack import Example, Manifest, Pack
+from thor_policy.policy.pack import Example, Manifest, Pack, expressions_of
 from thor_policy.policy.pack_files import FILES, SIGNATURE, SUITES, Finding, PackFiles, examine
 from thor_policy.policy.rules import (
     MEMBER,
@@ -113,6 +114,7 @@ def _advice(parts: _Parts) -> Iterator[Finding]:
     yield from _problems_of_vocabulary(parts)
     yield from _problems_of_fields(parts.manifest)
     yield from _problems_of_texts(parts.manifest)
+    yield from _members_that_nothing_sees(parts)
     yield from _large_tables(parts)
     if parts.examples is not None:
         yield from _problems_of_examples(parts, parts.examples)
@@ -205,6 +207,18 @@ def _problems_of_texts(manifest: Manifest) -> Iterator[Finding]:
                 f"{path!r} must be a path below context, or below properties of subject, action or resource"
             )
             yield _error("pack.yaml limits.texts", message, f"$.limits.texts.{path}")
+
+
+def _members_that_nothing_sees(parts: _Parts) -> Iterator[Finding]:
+    """Readings of the two members of the context that only approvals and obligations read."""
+    texts = expressions_of(parts.manifest, parts.rules or ())
+    read = {path for text in texts for path in paths_in(text)}
+    read |= {field.value for field in parts.manifest.fields} | parts.manifest.reads.keys()
+    for member in UNREAD:
+        for path in sorted(read):
+            if f"{path}.".startswith(f"context.{member}."):
+                message = f"{path} is only for approvals and obligations: rules and prompt never see it"
+                yield _error("pack.yaml", message)
 
 
 def _large_tables(parts: _Parts) -> Iterator[Finding]:

@@ -20,9 +20,11 @@ from msgspec import Meta, Struct
 from thor_policy.core.decisions import Floor, Governing, Obligation, PackInfo
 from thor_policy.core.engine import ChatTurn, Fixed, FreeText, OneOf, PromptPrefix, SomeOf, Step
 from thor_policy.core.errors import PackError, RequestError
+from thor_policy.core.lifting import LiftedBy, bare
 from thor_policy.core.requests import Evaluation, Json, Risk
 from thor_policy.core.sources import Consulted
 from thor_policy.policy.expressions import MemberType
+from thor_policy.policy.lifting import Lifting, paths_that_count
 from thor_policy.policy.prompt_text import look_up, show, text_size, without
 from thor_policy.policy.rules import Clock, Requires, Rule, RuleBook
 from thor_policy.policy.source_specs import SourceSpec, stated
@@ -36,10 +38,16 @@ _ANSWER_HEAD = "outcome:"
 
 
 class Outcome(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One label of the closed list, and the obligations of the caller when it is the outcome."""
+    """One label of the closed list, and the obligations of the caller when it is the outcome.
+
+    `lifted_by` are the approvals that lift it. `step_up`: it allows, to a caller that supports its
+    obligation.
+    """
 
     label: str
     obligations: tuple[Obligation, ...] = ()
+    lifted_by: LiftedBy | None = None
+    step_up: bool = False
 
 
 class Field(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -170,6 +178,8 @@ class Pack:
         self.book = book or rule_book(manifest, rules, self.data, str(path))
         #: Characters that a text of a request may have at a path, where that is more than usual.
         self.long_texts = _long_texts(manifest)
+        #: Which outcomes approvals can lift.
+        self.lifting = lifting_of(manifest, self.book.rules)
         self._prefixes = None if self.rules_only else (self._full_prefix(), self._brief_prefix())
 
     def stated(self, sources: Mapping[str, Mapping[str, Json]]) -> tuple[Consulted, ...]:
@@ -213,7 +223,7 @@ class Pack:
 
     def shown_values(self, evaluation: Evaluation) -> list[Json]:
         """The values of a request that the model is shown, without facts, which rules computed."""
-        roots = msgspec.to_builtins(evaluation)
+        roots = msgspec.to_builtins(bare(evaluation))
         paths = (field.value for field in self.manifest.fields if not field.value.startswith("facts."))
         return [value for path in paths if (value := look_up(roots, path)) is not None]
 
@@ -223,7 +233,7 @@ class Pack:
         Raises RequestError `too_large` that names the field that is too long.
         """
         limits = self.manifest.limits
-        roots = msgspec.to_builtins(evaluation) | {"facts": facts}
+        roots = msgspec.to_builtins(bare(evaluation)) | {"facts": facts}
         lines = []
         for field in self.manifest.fields:
             value = look_up(roots, field.value)
@@ -336,6 +346,35 @@ def _long_texts(manifest: Manifest) -> dict[str, int]:
     shown = [field.value for field in manifest.fields if not field.value.startswith("facts.")]
     limits = dict.fromkeys(shown, manifest.limits.max_text_chars)
     return limits | {path: max(most, limits.get(path, 0)) for path, most in manifest.limits.texts.items()}
+
+
+def lifting_of(manifest: Manifest, rules: Sequence[Rule]) -> Lifting:
+    """Which outcomes of a pack approvals can lift, and what they bind."""
+    lifted_by, step_ups = liftable(manifest)
+    if not lifted_by and not step_ups:
+        return Lifting([outcome.label for outcome in manifest.outcomes], {}, {}, ())
+    shown = [field.value for field in manifest.fields]
+    declared = [*manifest.vocabulary, *(manifest.requires.members if manifest.requires else ())]
+    return Lifting(
+        [outcome.label for outcome in manifest.outcomes],
+        lifted_by,
+        step_ups,
+        paths_that_count(expressions_of(manifest, rules), shown, declared),
+    )
+
+
+def liftable(manifest: Manifest) -> tuple[dict[str, LiftedBy], dict[str, tuple[Obligation, ...]]]:
+    """The approvals of the outcomes that have some, and the obligations of those that can be stepped up."""
+    outcomes = manifest.outcomes
+    lifted_by = {outcome.label: outcome.lifted_by for outcome in outcomes if outcome.lifted_by is not None}
+    return lifted_by, {outcome.label: outcome.obligations for outcome in outcomes if outcome.step_up}
+
+
+def expressions_of(manifest: Manifest, rules: Sequence[Rule]) -> list[str]:
+    """The texts of all expressions of a pack."""
+    traits = [text for text, _ in manifest.trace.expressions.values()]
+    risk = [] if manifest.risk is None else [manifest.risk]
+    return [*(rule.when for rule in rules), *manifest.facts.values(), *risk, *traits]
 
 
 def rule_book(manifest: Manifest, rules: tuple[Rule, ...], data: Mapping[str, Json], where: str) -> RuleBook:

@@ -19,8 +19,8 @@ from msgspec import NODEFAULT, Struct, structs
 
 from thor_policy.core.errors import PackError
 from thor_policy.core.requests import Json
-from thor_policy.policy import yaml_text
-from thor_policy.policy.pack import Example, Manifest, Pack, rule_book
+from thor_policy.policy import lifting, yaml_text
+from thor_policy.policy.pack import Example, Manifest, Pack, liftable, rule_book
 from thor_policy.policy.rules import Rule, RuleFaults
 from thor_policy.security import files as safe_files
 
@@ -288,6 +288,10 @@ def _problems(manifest: Manifest, values: Mapping[str, Any]) -> Iterator[Finding
         return Finding(level="error", where=file, path=path, message=message)
 
     labels = [outcome.label for outcome in manifest.outcomes]
+    lifted_by, step_ups = liftable(manifest)
+    if lifted_by or step_ups:
+        for label, message in lifting.faults_of(labels, lifted_by, step_ups):
+            yield error("pack.yaml", f"$.outcomes[{labels.index(label)}]", f"outcomes: {message}")
     if not _NAME.fullmatch(manifest.name):
         message = f"name {manifest.name!r} must be lower case letters, digits and hyphens"
         yield error("pack.yaml", "$.name", message)

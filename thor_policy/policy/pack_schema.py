@@ -92,6 +92,31 @@ _MEMBERS: dict[str, dict[str, tuple[str, Schema]]] = {
     "Outcome": {
         "label": ("Name of the outcome.", {"pattern": _LABEL}),
         "obligations": ("What the caller must see to when it gets this outcome.", {}),
+        "lifted_by": ("The approvals that lift the outcome: a question asked again is then allowed.", {}),
+        "step_up": (
+            "true: it allows, to a caller whose context.supported_obligations names its one obligation.",
+            {},
+        ),
+    },
+    "LiftedBy": {
+        "steps": ("Who has to approve, in this order.", {}),
+        "any_of": ("Several lists of steps, of which one is enough.", {}),
+        "break_glass": ("One step that is enough for a request that is an emergency.", {}),
+        "binds": (
+            "Paths of the members that may not change. Default: all that rules and prompt read.",
+            {},
+        ),
+        "holds_s": ("Seconds for which the approval holds after its last step.", {}),
+        "uses": ("`once`: for one decision. `until`: for any number while it holds.", {}),
+        "request_within_s": ("Seconds after the decision in which it can be requested.", {}),
+        "pending_s": ("Seconds for which a request waits for its approvals.", {}),
+        "consents": ("Channels of consents given elsewhere that count, such as email.", {}),
+    },
+    "ApprovalStep": {
+        "role": ("Role in the setting `people`.", {}),
+        "group": ("Group in the setting `people`.", {}),
+        "quorum": ("How many different persons.", {}),
+        "not": ("Who may not approve. Default: subject and caller.", {}),
     },
     "Obligation": {
         "id": ("Name of the obligation.", {}),

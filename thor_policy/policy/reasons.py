@@ -75,14 +75,14 @@ def settled(pack: Pack, decision: Decision) -> str | None:
     if decision.reason_code == LOW_CONFIDENCE:
         share = decision.probabilities[pack.loosest]
         unsure = f"The model is not sure enough of {pack.loosest} (probability {share:.2f})"
-        return f"{unsure}, so the answer is {decision.outcome}."
-    is_floor, is_label = decision.outcome == floor.outcome, decision.outcome == decision.label
+        return f"{unsure}, so the answer is {decision.judged}."
+    is_floor, is_label = decision.judged == floor.outcome, decision.judged == decision.label
     return _of_rules(floor) if is_floor and (floor.because or not is_label) else None
 
 
 def explanation(pack: Pack, decision: Decision, written: WrittenExplanation) -> Explanation:
     """The explanation of a decision, from what the model wrote where that holds."""
-    floor, outcome = decision.floor, decision.outcome
+    floor, outcome = decision.floor, decision.judged
     cited = written.values.get("clauses", ())
     sentence = " ".join(written.values.get("reasoning", ()))
     classification = next(iter(written.values.get("classification", ())), None)

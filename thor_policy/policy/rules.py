@@ -26,6 +26,7 @@ from msgspec import Struct, structs
 
 from thor_policy.core.decisions import POLICY_APPLICATION, Floor, Traits
 from thor_policy.core.errors import PackError
+from thor_policy.core.lifting import bare
 from thor_policy.core.requests import RISKS, Evaluation, Json, Risk
 from thor_policy.core.sources import Consulted, values_of
 from thor_policy.policy import budget
@@ -405,6 +406,7 @@ class RuleBook:
         values = self._values(sources)
         if self.sources and (unavailable := self._unavailable(evaluation, values)):
             return self._without(unavailable)
+        evaluation = bare(evaluation)
         if limit is None:
             return self._apply(evaluation, received_at, values)
         with budget.spending(limit):

@@ -14,7 +14,8 @@ from typing import Any, get_args
 
 from msgspec import Struct
 
-from thor_policy.core.decisions import POLICY_APPLICATION, Traits, Urgency
+from thor_policy.core.decisions import POLICY_APPLICATION, Traits
+from thor_policy.core.requests import Urgency
 from thor_policy.core.summaries import fault_of_template
 from thor_policy.core.traces import REQUIREMENTS, is_requirement
 

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from thor_policy.core import records
 from thor_policy.core.errors import ErrorCode, RequestError
-from thor_policy.core.records import KIND_OF, RECORDS
+from thor_policy.core.records import OP_OF, RECORDS
 from thor_policy.core.requests import Annotations, Evaluation, Explain
 from thor_policy.core.sources import Push
 
@@ -33,7 +33,7 @@ HTTP_STATUS: dict[ErrorCode, int] = {
     "internal": 500,
 }
 #: Every operation; those of `RECORDS` send a record.
-OPS = ("evaluate", "status", "metrics", *RECORDS, "push", "maintenance", "control")
+OPS = ("evaluate", "status", "metrics", *RECORDS, "approvals", "push", "maintenance", "control")
 
 
 class Idempotency(Struct, frozen=True, kw_only=True):
@@ -83,6 +83,13 @@ class RecordRequest(Struct, frozen=True, kw_only=True):
     idempotency: Idempotency | None = None
 
 
+class ApprovalsRequest(Struct, frozen=True, kw_only=True):
+    """A request for tasks of approvals."""
+
+    id: str
+    query: records.ApprovalQuery
+
+
 class MaintenanceRequest(Struct, frozen=True, kw_only=True):
     """A request for long work on the journal."""
 
@@ -109,6 +116,7 @@ Message: TypeAlias = (
     | EvaluateBatchRequest
     | StatusRequest
     | RecordRequest
+    | ApprovalsRequest
     | PushRequest
     | MaintenanceRequest
     | ControlRequest
@@ -118,11 +126,13 @@ Message: TypeAlias = (
 def op_of(message: Message) -> str:
     """The operation of a message."""
     if isinstance(message, RecordRequest):
-        return KIND_OF[type(message.record)]
+        return OP_OF[type(message.record)]
     if isinstance(message, StatusRequest):
         return message.op
     if isinstance(message, PushRequest):
         return "push"
+    if isinstance(message, ApprovalsRequest):
+        return "approvals"
     if isinstance(message, ControlRequest):
         return "control"
     return "maintenance" if isinstance(message, MaintenanceRequest) else "evaluate"

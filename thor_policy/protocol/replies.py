@@ -5,15 +5,19 @@ Owns the members of every reply. Invariant: one JSON frame for each reply. Pure;
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from thor_policy.core import strict_json
+from thor_policy.core.approvals import OPEN_STATES, Moment, Task
 from thor_policy.core.decisions import Decision, Explanation, Timings
 from thor_policy.core.errors import RequestError
+from thor_policy.core.lifting import Offer
 from thor_policy.core.requests import Json
+from thor_policy.core.results import Committed
 from thor_policy.core.status import Status
 from thor_policy.protocol.messages import HTTP_STATUS, PROTOCOL_VERSION
 
@@ -71,6 +75,12 @@ def decision_item(
         context["original_decision_id"] = decision.original
     if decision.reason_code is not None:
         context["reason_code"] = decision.reason_code
+    if decision.offer is not None:
+        context["access_request"] = access_request(decision, decision.offer)
+    if decision.use is not None:
+        context["approval"] = {"id": decision.use.task, "lifted": decision.use.lifts} | (
+            {} if decision.use.code is None else {"reason_code": decision.use.code}
+        )
     if decision.floor.errors:
         context["rule_errors"] = decision.floor.errors
     if decision.floor.missing:
@@ -78,6 +88,66 @@ def decision_item(
     if decision.floor.time_used is not None:
         context["time_used"] = decision.floor.time_used
     return {"decision": decision.allow, "context": context}
+
+
+def access_request(decision: Decision, offer: Offer) -> dict[str, Json]:
+    """How to request the approvals that can lift a decision (OpenID Access Request and Approval Profile)."""
+    lifted_by = offer.lifted_by
+    until = datetime.fromtimestamp(decision.at + lifted_by.request_within_s, UTC)
+    return {
+        "evaluation_id": decision.id,
+        "expires_at": until.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "template": {
+            "requested_access": {"outcome": decision.outcome},
+            "approvers": [[str(step) for step in chain] for chain in lifted_by.chains("normal")],
+            "denial": {"evaluation_id": decision.id},
+        },
+    }
+
+
+def task_item(task: Task, now: Moment) -> dict[str, Json]:
+    """A task as replies and events show it. `approval` is what a question is asked again with."""
+    state = task.state(now)
+    expires = datetime.fromtimestamp(now.at + task.expires_in_s(now), UTC)
+    item: dict[str, Json] = {
+        "id": task.id,
+        "status": state,
+        "evaluation_id": task.decision_id,
+        "outcome": task.outcome,
+        "pack": task.pack,
+        "urgency": task.urgency,
+        "subject": task.subject,
+        "action": task.action,
+        "resource": task.resource,
+        "reason": task.reason,
+        "requested_by": task.requested_by,
+        "requested_at": task.requested_at,
+        "expires_at": expires.strftime("%Y-%m-%dT%H:%M:%SZ") if state in _LIVE else None,
+        "missing": task.missing() if state in OPEN_STATES else [],
+        "verdicts": [
+            {
+                "approver": verdict.name,
+                "verdict": "approved" if verdict.approves else "rejected",
+                "roles": verdict.roles,
+                "groups": verdict.groups,
+                "at": verdict.at,
+                **{
+                    name: value
+                    for name in ("channel", "evidence", "recorded_by")
+                    if (value := getattr(verdict, name)) is not None
+                },
+            }
+            for verdict in task.verdicts
+        ],
+        "used_by": task.used_by,
+    }
+    if state == "approved" and not task.is_spent:
+        item["approval"] = {"id": task.id}
+    return item
+
+
+#: States in which a task can still expire.
+_LIVE = (*OPEN_STATES, "approved")
 
 
 def error_item(error: RequestError) -> dict[str, Json]:
@@ -98,14 +168,21 @@ def explanation_item(explanation: Explanation) -> dict[str, Json]:
 
 
 def recorded_item(
-    record_id: str, kind: str, seq: int, cited_by: dict[str, Json] | None = None
+    record_id: str, kind: str, seq: int, more: dict[str, Json] | None = None
 ) -> dict[str, Json]:
     """The reply to a record: its id, and the kind and sequence number of its event in the journal.
 
-    `cited_by` is there for a `trace_state`: how many decisions cite that decision, and which.
+    `more` has `cited_by` for a `trace_state` (how many decisions cite that decision, and which), and `task`
+    for a change of a task of approvals (what it is then).
     """
-    recorded: dict[str, Json] = {"id": record_id, "kind": kind, "seq": seq}
-    return {"recorded": recorded if cited_by is None else recorded | {"cited_by": cited_by}}
+    return {"recorded": {"id": record_id, "kind": kind, "seq": seq} | (more or {})}
+
+
+def more_of(commit: Committed) -> dict[str, Json]:
+    """What the reply to a record says beside its id."""
+    if commit.task is not None and commit.moment is not None:
+        return {"task": task_item(commit.task, commit.moment)}
+    return {} if commit.cited_by is None else {"cited_by": commit.cited_by}
 
 
 def timings_ms(timings: Timings) -> dict[str, float]:
@@ -118,6 +195,8 @@ def encode_error(request_id: str, error: RequestError) -> bytes:
     body: dict[str, Json] = {"code": error.code, "message": error.message}
     if error.retry_after_ms is not None:
         body["retry_after_ms"] = error.retry_after_ms
+    if error.reason_code is not None:
+        body["reason_code"] = error.reason_code
     return _encoder.encode({"v": PROTOCOL_VERSION, "id": request_id, "error": body})
 
 
@@ -151,7 +230,12 @@ def decode_reply(frame: bytes) -> dict[str, Json]:
     """A reply as an object. Raises RequestError if it is an error reply."""
     reply: dict[str, Json] = msgspec.json.decode(frame, type=dict[str, Any])
     if error := reply.get("error"):
-        raise RequestError(error["code"], error["message"], retry_after_ms=error.get("retry_after_ms"))
+        raise RequestError(
+            error["code"],
+            error["message"],
+            retry_after_ms=error.get("retry_after_ms"),
+            reason_code=error.get("reason_code"),
+        )
     return reply
 
 

@@ -36,6 +36,7 @@ from thor_policy.core.traces import REQUIREMENTS, cure_of
 from thor_policy.protocol.messages import (
     OPS,
     PROTOCOL_VERSION,
+    ApprovalsRequest,
     ControlRequest,
     EvaluateBatchRequest,
     EvaluateRequest,
@@ -131,7 +132,7 @@ def decode_request(
         return StatusRequest(id=envelope.id, op=envelope.op)
     if envelope.idempotency_key is not UNSET:
         _check_name(envelope.idempotency_key, "idempotency_key")
-        if envelope.op in ("push", "maintenance", "control"):
+        if envelope.op in ("approvals", "push", "maintenance", "control"):
             raise RequestError(
                 "bad_request", "idempotency_key: is only for questions and records; leave it out"
             )
@@ -140,6 +141,9 @@ def decode_request(
         raise RequestError("bad_request", f"deadline_ms: must be a whole number from 1 to {max_deadline_ms}")
     if envelope.op == "evaluate":
         return _decode_evaluate(envelope, deadline_ms, TextCheck(frame, texts))
+    if envelope.op == "approvals":
+        raw = {} if envelope.record is UNSET else _record_member(envelope)
+        return ApprovalsRequest(id=envelope.id, query=_convert(raw, records.ApprovalQuery, "record"))
     if envelope.op == "push":
         return PushRequest(id=envelope.id, push=_decode_push(envelope))
     if envelope.op == "maintenance":

@@ -8,8 +8,9 @@ bounded: `WINDOW` decisions are compared with `COMPARED` reviewed ones. Pure; an
 
 `uncertainty` is the entropy of the calibrated probabilities divided by its maximum, 0 to 1. It is 0 for an
 answer of the rules, 1 for a fallback, and 1 for a doubt: a decision in which the model's label was stricter
-than the floor and did not count. `risk` is 0.25, 0.5, 0.75 or 1. `novelty` is 1 minus the greatest
-overlap (Jaccard) of the question's words with those of a reviewed question.
+than the floor and did not count. An allow by the approval of an emergency has the greatest score. `risk` is
+0.25, 0.5, 0.75 or 1. `novelty` is 1 minus the greatest overlap (Jaccard) of the question's words with those
+of a reviewed question.
 """
 
 from __future__ import annotations
@@ -83,6 +84,8 @@ def draw(decision_id: str, purpose: str) -> float:
 
 def signals(row: Mapping[str, Json], reviewed: Sequence[frozenset[str]]) -> Signals:
     """The factors of one row of the table of decisions. `reviewed` are the words of reviewed questions."""
+    if _is_emergency(row):
+        return Signals(uncertainty=1.0, risk=1.0, novelty=1.0, risk_level=row["risk_level"])
     risk = row["risk_level"]
     return Signals(
         uncertainty=1.0 if row["reason_code"] == DOUBT else uncertainty(row["probabilities"], row["tier"]),
@@ -90,6 +93,11 @@ def signals(row: Mapping[str, Json], reviewed: Sequence[frozenset[str]]) -> Sign
         novelty=novelty(words(row), reviewed),
         risk_level=risk,
     )
+
+
+def _is_emergency(row: Mapping[str, Json]) -> bool:
+    """True for a decision that the approval of an emergency allowed: people look at it first."""
+    return row.get("lifted") is not None and row.get("urgency") == "emergency"
 
 
 def uncertainty(probabilities: Mapping[str, float], tier: str) -> float:
@@ -165,12 +173,14 @@ def queue(
         factors = signals(row, known)
         is_mine, is_sampled = decision_id in mine, drawn(decision_id, "sample", random_share)
         why = str(factors)
+        if _is_emergency(row):
+            why = f"an approval lifted {row['lifted']} in an emergency; {why}"
         if row["reason_code"] == DOUBT:
             why = f"the model's answer {row['label']} did not count; {why}"
         pick = Pick(decision_id=decision_id, why=why, score=factors.score)
         if is_mine:
             own.append(_with_reason(pick, f"assigned to you; {why}"))
-        elif is_sampled:
+        elif is_sampled and not _is_emergency(row):
             why = f"random sample ({random_share:.0%} of decisions), so that estimates are unbiased"
             pick = Pick(decision_id=decision_id, why=why, sampled=True)
             sample.append((draw(decision_id, "sample"), pick))

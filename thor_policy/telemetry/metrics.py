@@ -60,6 +60,16 @@ _FROM_ZERO: dict[str, tuple[str, ...]] = {
 _GAUGES: tuple[tuple[str, str, Callable[[Status], float | None]], ...] = (
     ("uptime_seconds", "Seconds since the daemon started.", lambda status: status.uptime_s),
     ("in_flight", "Requests admitted and not yet answered.", lambda status: status.in_flight),
+    (
+        "approvals_pending",
+        "Requests for approvals that wait for a person.",
+        lambda status: status.approvals.pending if status.approvals else None,
+    ),
+    (
+        "approvals_oldest_seconds",
+        "How long the oldest of them waits.",
+        lambda status: status.approvals.oldest_s if status.approvals else None,
+    ),
     ("in_flight_limit", "Most requests that may be in flight.", lambda status: status.max_in_flight),
     ("explaining", "Explanations that run or wait.", lambda status: status.engine.explaining),
     (

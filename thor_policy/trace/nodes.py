@@ -65,8 +65,9 @@ def links(
         table: {
             row["id"]: row for row in trace_queries.about(connection, table, decision["decision_id"], until)
         }
-        for table in ("approvals", "consultations", "outcomes", "trace_states")
+        for table in ("consultations", "outcomes", "trace_states")
     }
+    approvals = {row["id"]: row for row in trace_queries.approvals_of(connection, decision, until)}
     made = []
     for edge in trace_queries.outgoing(connection, decision["decision_id"], until):
         type_, record_id = edge["type"], edge["id"]
@@ -78,7 +79,7 @@ def links(
         elif type_ == "APPLIES_TO" and record_id is None:
             node = Node(type="entity", id=edge["target"], name=edge["target"])
         elif type_ in ("APPROVED_BY", "COUNTERSIGNED_BY"):
-            row = about["approvals"][record_id]
+            row = approvals[record_id]
             node = Node(
                 type="actor",
                 id=row["approver"],
@@ -86,7 +87,8 @@ def links(
                 at=edge["timestamp"],
                 details=_details({"actor_type": "human", "role": row["role"]}),
             )
-            details = _details({name: row[name] for name in ("step", "channel", "evidence")})
+            shown = ("step", "channel", "evidence", "recorded_by", "task", "comment")
+            details = _details({name: row[name] for name in shown})
         else:
             node = node_of(connection, edge["target"], until)
             if type_ in graph.EDGE_OF_STATE.values():

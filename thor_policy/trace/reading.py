@@ -13,6 +13,7 @@ from msgspec import Struct
 from thor_policy.core.errors import JournalError
 from thor_policy.core.requests import Json
 from thor_policy.journal import trace_queries
+from thor_policy.journal.approvals import tasks_about
 from thor_policy.journal.reader import Reader, Record, instant
 from thor_policy.trace.chains import MOST_DEPTH, chain
 from thor_policy.trace.nodes import Link, Node, Step, brief, links
@@ -29,10 +30,11 @@ _ANSWER = (
 class Trace(Struct, frozen=True, kw_only=True):
     """One decision and what hangs on it. `as_of` is the time that it is shown for; None: now.
 
-    `question` is None if it was erased. `answer`, `explanation`, `floor` and `model` are as recorded.
-    `links` are the edges from the decision. `cited_by` and `superseded_by` go on: the decisions that cite it,
-    and those that took its place one after the other. `states` are the changes of its status, oldest first.
-    `counterfactuals` and `shadows` are what another pack or model would have answered.
+    `question` is None if it was erased. `answer`, `explanation`, `floor` and `model` are as recorded. `links`
+    are the edges from the decision. `cited_by` and `superseded_by` go on: the decisions that cite it, and
+    those that took its place one after the other. `approval` is what an approval did for it, `requests` are
+    the tasks that were to lift it. `states` are the changes of its status, oldest first. `counterfactuals`
+    and `shadows` are what another pack or model would have answered.
     """
 
     id: str
@@ -58,6 +60,8 @@ class Trace(Struct, frozen=True, kw_only=True):
     summary: str | None
     links: tuple[Link, ...]
     rejections: list[Record]
+    approval: dict[str, Json] | None
+    requests: list[dict[str, Json]]
     reviews: list[Record]
     counterfactuals: list[Record]
     shadows: list[Record]
@@ -87,8 +91,9 @@ def read_trace(reader: Reader, decision_id: str, *, at: str | None = None, depth
     with reader.snapshot() as connection:
         about = {
             table: trace_queries.about(connection, table, decision_id, until)
-            for table in ("approvals", "reviews", "counterfactuals", "shadows", "trace_states")
+            for table in ("reviews", "counterfactuals", "shadows", "trace_states")
         }
+        approvals = trace_queries.approvals_of(connection, row, until)
         states = about["trace_states"]
         return Trace(
             id=decision_id,
@@ -113,7 +118,22 @@ def read_trace(reader: Reader, decision_id: str, *, at: str | None = None, depth
             lacks=tuple(row["lacks"] or ()) if at is None else (),
             summary=summary,
             links=tuple(links(connection, row, consulted, until)),
-            rejections=[approval for approval in about["approvals"] if approval["verdict"] == "rejected"],
+            rejections=[approval for approval in approvals if approval["verdict"] == "rejected"],
+            approval=body.get("use"),
+            requests=[
+                {
+                    "id": task.id,
+                    "outcome": task.outcome,
+                    "requested_at": task.requested_at,
+                    "requested_by": task.requested_by,
+                    "reason": task.reason,
+                    "urgency": task.urgency,
+                    "ended": task.ended,
+                    "used_by": list(task.used_by),
+                }
+                for task in tasks_about(connection, decision_id)
+                if task.requested_at < until
+            ],
             reviews=about["reviews"],
             counterfactuals=about["counterfactuals"],
             shadows=about["shadows"],

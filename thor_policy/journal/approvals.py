@@ -1,0 +1,452 @@
+"""Tasks of approvals in the journal: their state, and the checks before a request, a verdict or a use.
+
+Owns the tables `approval_requests`, `approval_ends` and `approvals_open`, and what makes a `Task` of them.
+Invariant: whatever changes a task is checked by the one writer, in the transaction that records it, against
+all that was recorded before; so two verdicts cannot be one step, and one approval cannot lift two decisions.
+`approvals_open` can be made again from the other tables. `check` and `keep_open` on the journal's thread; the
+queries on any connection.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+from thor_policy.core.approvals import OPEN_STATES, Moment, Person, Task, Verdict, problem_of
+from thor_policy.core.decisions import PackInfo
+from thor_policy.core.errors import RequestError
+from thor_policy.core.lifting import Offer, Party
+from thor_policy.core.requests import Json
+from thor_policy.journal import events
+from thor_policy.journal.events import Event
+
+#: Kinds of event that are checked here, besides a decision that uses an approval.
+KINDS = frozenset({"approval_request", "approval_end"})
+#: Reads the timestamps of events.
+_TIME = datetime.fromisoformat
+
+
+_IN_ALL = "SELECT count(*) FROM approvals_open"
+_OF_CALLER = f"{_IN_ALL} WHERE caller = ?"
+_FOR_SUBJECT = f"""
+{_IN_ALL} o JOIN approval_requests r ON r.seq = o.seq
+JOIN decisions d ON d.decision_id = r.decision_id WHERE d.actor = ?
+"""
+
+
+class Spec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a task was made of: `who` asked the question, `requested_by` the approval."""
+
+    pack: PackInfo
+    offer: Offer
+    who: str | None = None
+    requested_by: str | None = None
+
+
+class Uncommitted(Struct):
+    """What the events of a batch add to tasks, by the id of the task."""
+
+    tasks: dict[str, Task] = field(default_factory=dict)
+    uses: dict[str, list[str]] = field(default_factory=dict)
+    verdicts: dict[str, list[Verdict]] = field(default_factory=dict)
+    ends: dict[str, str] = field(default_factory=dict)
+
+
+def concerns(event: Event) -> bool:
+    """True for an event that `check` must see."""
+    if event.kind in KINDS:
+        return True
+    if event.kind == "approval":
+        return event.person is not None or "task" in event.body  # type: ignore[operator]
+    return event.kind == "decision" and _use_of(event) is not None
+
+
+def _use_of(event: Event) -> str | None:
+    use = getattr(event.body, "use", None)
+    return use.task if use is not None and use.lifts is not None else None
+
+
+def check(connection: sqlite3.Connection, uncommitted: Uncommitted, event: Event, now: Moment) -> Event:
+    """The event as it is to be recorded. Raises RequestError if it must not be."""
+    if event.kind == "decision":
+        return _check_use(connection, uncommitted, event, now)
+    body: Any = event.body
+    if event.kind == "approval_request":
+        return _request(connection, uncommitted, event, now)
+    task = _known(connection, uncommitted, body["task"], now)
+    if event.kind == "approval_end":
+        return _end(uncommitted, event, task, now)
+    return _verdict(uncommitted, event, task, now)
+
+
+def _known(connection: sqlite3.Connection, uncommitted: Uncommitted, task_id: str, now: Moment) -> Task:
+    task = _task(connection, uncommitted, task_id, now)
+    if task is None:
+        raise RequestError(
+            "not_found", f"task: there is no task {task_id[:64]!r}", reason_code="unknown_task"
+        )
+    return task
+
+
+def _task(connection: sqlite3.Connection, uncommitted: Uncommitted, task_id: str, now: Moment) -> Task | None:
+    """A task with what the batch adds to it."""
+    task = uncommitted.tasks.get(task_id) or find(connection, task_id)
+    if task is None:
+        return None
+    return replace(
+        task,
+        verdicts=(*task.verdicts, *uncommitted.verdicts.get(task_id, ())),
+        ended=uncommitted.ends.get(task_id, task.ended),
+        used_by=(*task.used_by, *uncommitted.uses.get(task_id, ())),
+    )
+
+
+def _check_use(connection: sqlite3.Connection, uncommitted: Uncommitted, event: Event, now: Moment) -> Event:
+    """The last check of an approval that lifts an outcome: it was made before, but this one is final."""
+    task_id = _use_of(event) or ""
+    task = _task(connection, uncommitted, task_id, now)
+    if task is None or task.state(now) != "approved" or task.is_spent:
+        raise RequestError(
+            "conflict",
+            "context.approval: was used or ended meanwhile; ask again",
+            reason_code="approval_used",
+        )
+    uncommitted.uses.setdefault(task_id, []).append(event.subject_id)
+    return event
+
+
+def _request(connection: sqlite3.Connection, uncommitted: Uncommitted, event: Event, now: Moment) -> Event:
+    body: Any = event.body
+    row = connection.execute(
+        "SELECT e.body, e.boot_id, e.mono_ns, e.at, d.actor FROM decisions d "
+        "LEFT JOIN events e ON e.seq = d.seq WHERE d.decision_id = ?",
+        (event.subject_id,),
+    ).fetchone()
+    if row is None:
+        raise RequestError(
+            "not_found",
+            f"decision_id: there is no decision {event.subject_id[:64]!r}",
+            reason_code="invalid_denial_binding",
+        )
+    if row[0] is None:
+        raise RequestError(
+            "conflict", "decision_id: the decision is archived; ask again", reason_code="expired_denial"
+        )
+    decision = events.decode(row[0])
+    if "offer" not in decision:
+        raise RequestError(
+            "conflict", "decision_id: no approval lifts this decision", reason_code="not_requestable"
+        )
+    who = events.who_sent(decision)
+    if who is None or who != event.sender:
+        raise RequestError(
+            "unauthorized",
+            "decision_id: only the caller that asked the question may request its approval",
+            reason_code="invalid_denial_binding",
+        )
+    offer = msgspec.convert(decision["offer"], Offer)
+    decided = Moment(row[1], row[2], _TIME(row[3]).timestamp())
+    if decided.is_past(offer.lifted_by.request_within_s, now):
+        raise RequestError(
+            "expired",
+            "decision_id: the decision is too old to be lifted; ask again",
+            reason_code="expired_denial",
+        )
+    _check_bounds(connection, uncommitted, event, row[4], now)
+    spec = Spec(
+        pack=msgspec.convert(decision["pack"], PackInfo), offer=offer, who=who, requested_by=event.sender
+    )
+    outcome = decision["outcome"]
+    uncommitted.tasks[body["id"]] = Task(
+        id=body["id"],
+        decision_id=event.subject_id,
+        outcome=outcome,
+        pack=spec.pack,
+        offer=offer,
+        who=who,
+        requested_by=event.sender,
+        requested=now,
+        requested_at=events.timestamp(event.at),
+        urgency=body.get("urgency", "normal"),
+        subject=row[4],
+    )
+    return replace(event, body=body | {"outcome": outcome, "spec": msgspec.to_builtins(spec)})
+
+
+def _check_bounds(
+    connection: sqlite3.Connection, uncommitted: Uncommitted, event: Event, subject: str | None, now: Moment
+) -> None:
+    """Refuse a second open task for one decision, and tasks beyond the bounds."""
+    open_for_decision = [
+        task
+        for task in (
+            *tasks_about(connection, event.subject_id),
+            *(task for task in uncommitted.tasks.values() if task.decision_id == event.subject_id),
+        )
+        if task.state(now) in (*OPEN_STATES, "approved") and not task.is_spent
+    ]
+    if open_for_decision:
+        raise RequestError(
+            "conflict",
+            f"decision_id: the task {open_for_decision[0].id} for this decision is open",
+            reason_code="duplicate_request",
+        )
+    bounds = event.bounds
+    if bounds is None:
+        return
+    new = uncommitted.tasks.values()
+    caller = bounds.of_caller, "approvals_per_caller"
+    about = bounds.of_subject, "approvals_per_subject"
+    for what, sql, values, more, most, setting in (
+        (
+            "of this caller",
+            _OF_CALLER,
+            (event.sender,),
+            sum(task.who == event.sender for task in new),
+            *caller,
+        ),
+        ("for this subject", _FOR_SUBJECT, (subject,), sum(task.subject == subject for task in new), *about),
+        ("in all", _IN_ALL, (), len(new), bounds.in_all, "max_approvals"),
+    ):
+        (count,) = connection.execute(sql, values).fetchone()
+        if count + more >= most:
+            raise RequestError(
+                "busy", f"{count + more} tasks {what} are open; the limit is {most} ({setting})"
+            )
+
+
+def _verdict(uncommitted: Uncommitted, event: Event, task: Task, now: Moment) -> Event:
+    body: Any = event.body
+    private: Any = event.private or {}
+    if event.person is None:
+        raise RequestError(
+            "unauthorized",
+            "task: the setting people does not say who this caller is",
+            reason_code="approval_insufficient",
+        )
+    _check_open(task, now)
+    consent = private.get("consent")
+    verdict = _verdict_of(event, task, consent, now)
+    if (problem := problem_of(task, verdict)) is not None:
+        raise RequestError("unauthorized", f"task: {problem}", reason_code="approval_insufficient")
+    uncommitted.verdicts.setdefault(task.id, []).append(verdict)
+    clerk = None if event.clerk is None else event.clerk.name
+    named: dict[str, Json] = {
+        "approver": verdict.name,
+        "role": ", ".join(verdict.roles) or None,
+        "roles": list(verdict.roles),
+        "groups": list(verdict.groups),
+        "recorded_by": clerk,
+        "evidence": verdict.evidence,
+        "comment": private.get("comment"),
+    }
+    said: dict[str, Json] = {
+        "verdict": "approved" if verdict.approves else "rejected",
+        "channel": verdict.channel,
+        "step": sum(other.approves for other in task.verdicts) + 1,
+        "parties": list(verdict.parties),
+    }
+    kept = {name: value for name, value in private.items() if name not in ("consent", "comment")}
+    return replace(
+        event,
+        subject_id=task.decision_id,
+        body=body | {name: value for name, value in said.items() if value not in (None, [])},
+        private=kept | {name: value for name, value in named.items() if value not in (None, [])},
+    )
+
+
+def _verdict_of(event: Event, task: Task, consent: Any, now: Moment) -> Verdict:
+    person, clerk = event.person, event.clerk
+    assert person is not None  # noqa: S101  checked by the caller
+    persons = [person] if clerk is None else [person, clerk]
+    return Verdict(
+        name=person.name,
+        approves=event.body["verdict"] == "approved",  # type: ignore[index]
+        roles=person.roles,
+        groups=person.groups,
+        parties=_parties(persons, event.sender, task),
+        channel=None if consent is None else consent["channel"],
+        evidence=None if consent is None else consent.get("evidence"),
+        recorded_by=None if clerk is None else clerk.name,
+        at=events.timestamp(event.at),
+        moment=now,
+    )
+
+
+def _parties(persons: Iterable[Person], sender: str | None, task: Task) -> tuple[Party, ...]:
+    """What the persons are to the question; a subject whose name was erased may be any of them."""
+    parties: list[Party] = []
+    if task.subject is None or any(person.is_called(task.subject) for person in persons):
+        parties.append("subject")
+    callers = {task.who, task.requested_by} - {None}
+    if sender in callers or any(person.is_called(who) for person in persons for who in callers if who):
+        parties.append("caller")
+    return tuple(parties)
+
+
+def _end(uncommitted: Uncommitted, event: Event, task: Task, now: Moment) -> Event:
+    body: Any = event.body
+    status = body.get("status", "cancelled")
+    if status == "cancelled":
+        if event.sender is None or event.sender != task.requested_by:
+            raise RequestError("unauthorized", "task: only the caller that requested it may cancel it")
+        if task.state(now) != "approved":
+            _check_open(task, now)
+        elif task.is_spent:
+            raise RequestError(
+                "conflict", "task: it has lifted a decision already", reason_code="invalid_task_state"
+            )
+    elif task.ended is not None or task.state(now) != "expired":
+        raise RequestError("conflict", f"task: is {task.state(now)}", reason_code="invalid_task_state")
+    uncommitted.ends[task.id] = status
+    return replace(event, subject_id=task.decision_id, body=body | {"status": status})
+
+
+def _check_open(task: Task, now: Moment) -> None:
+    """Refuse a change of a task that no verdict can change any more."""
+    state = task.state(now)
+    if state == "expired":
+        raise RequestError(
+            "expired", "task: it has expired; ask the question again", reason_code="task_expired"
+        )
+    if state not in OPEN_STATES:
+        raise RequestError("conflict", f"task: is {state} already", reason_code="invalid_task_state")
+
+
+# ---------------------------------------------------------------- open tasks
+
+
+class Changed(Struct):
+    """Tasks that the events of a batch open or close."""
+
+    opened: list[tuple[int, str, str]] = field(default_factory=list)
+    touched: dict[str, None] = field(default_factory=dict)
+
+    def note(self, kind: str, seq: int, body: Any, approval_task: str | None) -> None:
+        """Take an event as it is recorded."""
+        if kind == "approval_request":
+            self.opened.append((seq, body["id"], body["spec"].get("who") or ""))
+        elif kind == "decision":
+            if approval_task is not None:
+                self.touched[approval_task] = None
+        elif "task" in body:
+            self.touched[body["task"]] = None
+
+    def keep_open(self, connection: sqlite3.Connection) -> None:
+        """Update `approvals_open`, inside the caller's transaction."""
+        connection.executemany("INSERT OR REPLACE INTO approvals_open VALUES (?, ?, ?)", self.opened)
+        for task_id in self.touched:
+            task = find(connection, task_id)
+            if task is not None and (
+                task.ended is not None
+                or task.is_spent
+                or any(not verdict.approves for verdict in task.verdicts)
+            ):
+                connection.execute("DELETE FROM approvals_open WHERE task = ?", (task_id,))
+
+
+# ---------------------------------------------------------------- queries
+
+_TASK = """
+SELECT r.id, r.decision_id, r.outcome, r.spec, r.urgency, r.reason, r.timestamp, e.boot_id, e.mono_ns,
+       d.actor, d.action, d.entity
+FROM approval_requests r LEFT JOIN events e ON e.seq = r.seq
+LEFT JOIN decisions d ON d.decision_id = r.decision_id
+"""
+_VERDICTS = """
+SELECT a.approver, a.verdict, a.roles, a.groups, a.parties, a.channel, a.recorded_by, a.timestamp, a.evidence,
+       e.boot_id, e.mono_ns
+FROM approvals a LEFT JOIN events e ON e.seq = a.seq WHERE a.task = ? ORDER BY a.seq
+"""
+
+
+def find(connection: sqlite3.Connection, task_id: str) -> Task | None:
+    """A task by its id; None if there is none."""
+    row = connection.execute(f"{_TASK} WHERE r.id = ?", (task_id,)).fetchone()
+    return None if row is None else _read(connection, row)
+
+
+def tasks_about(connection: sqlite3.Connection, decision_id: str) -> list[Task]:
+    """The tasks for a decision, in order of recording."""
+    rows = connection.execute(f"{_TASK} WHERE r.decision_id = ? ORDER BY r.seq", (decision_id,)).fetchall()
+    return [_read(connection, row) for row in rows]
+
+
+def open_tasks(connection: sqlite3.Connection, limit: int = 10_000) -> list[Task]:
+    """Tasks that are not ended, spent or denied, in order of recording; some may have expired."""
+    rows = connection.execute(
+        f"{_TASK} JOIN approvals_open o ON o.seq = r.seq ORDER BY o.seq LIMIT ?", (limit,)
+    ).fetchall()
+    return [_read(connection, row) for row in rows]
+
+
+def newest(connection: sqlite3.Connection, limit: int) -> list[Task]:
+    """The newest tasks, whatever their state, newest first."""
+    rows = connection.execute(f"{_TASK} ORDER BY r.seq DESC LIMIT ?", (limit,)).fetchall()
+    return [_read(connection, row) for row in rows]
+
+
+def _read(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Task:
+    task_id, decision_id, outcome, spec_text, urgency, reason, at, boot_id, mono_ns, actor, action, entity = (
+        row
+    )
+    spec = msgspec.json.decode(spec_text, type=Spec)
+    end = connection.execute(
+        "SELECT status FROM approval_ends WHERE task = ? ORDER BY seq LIMIT 1", (task_id,)
+    )
+    ended = end.fetchone()
+    uses = connection.execute(
+        "SELECT decision_id FROM decisions WHERE approval_task = ?", (task_id,)
+    ).fetchall()
+    return Task(
+        id=task_id,
+        decision_id=decision_id,
+        outcome=outcome,
+        pack=spec.pack,
+        offer=spec.offer,
+        who=spec.who,
+        requested_by=spec.requested_by,
+        requested=_moment(boot_id, mono_ns, at),
+        requested_at=at,
+        urgency=urgency or "normal",
+        reason=reason,
+        subject=actor,
+        action=action,
+        resource=entity,
+        verdicts=tuple(
+            Verdict(
+                name=name,
+                approves=verdict == "approved",
+                roles=_names(roles),
+                groups=_names(groups),
+                parties=_names(parties),  # type: ignore[arg-type]
+                channel=channel,
+                recorded_by=recorded_by,
+                at=given_at,
+                evidence=evidence,
+                moment=_moment(given_boot, given_ns, given_at),
+            )
+            for (
+                *(name, verdict, roles, groups, parties, channel, recorded_by, given_at, evidence),
+                given_boot,
+                given_ns,
+            ) in connection.execute(_VERDICTS, (task_id,)).fetchall()
+        ),
+        ended=None if ended is None else ended[0],
+        used_by=tuple(decision_id for (decision_id,) in uses),
+    )
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(msgspec.json.decode(text)) if text else ()
+
+
+def _moment(boot_id: str | None, ns: int | None, at: str) -> Moment:
+    """When an event was recorded. An archived one has only its wall time."""
+    return Moment(boot_id or "", ns or 0, _TIME(at).timestamp())

@@ -1,0 +1,81 @@
+"""People: whom the kernel's uid or a CURVE key stands for, when approvals are given.
+
+Owns the setting `people`. Invariant: who approves is never read from a request; a caller without an entry is
+nobody. Several callers of one name are one person. User names are resolved when the settings are read. Main
+thread.
+"""
+
+from __future__ import annotations
+
+import pwd
+import unicodedata
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from thor_policy.config import PERSON
+from thor_policy.core.approvals import Person
+from thor_policy.core.errors import ConfigError
+from thor_policy.core.requests import Caller
+
+
+class People:
+    """The entries `WHO=NAME;ROLE+ROLE;GROUP+GROUP`. Raises ConfigError for an unknown user."""
+
+    def __init__(self, entries: Sequence[str]) -> None:
+        self._by_name: dict[str, Person] = {}
+        self._name_of: dict[str, str] = {}
+        for entry in entries:
+            parsed = PERSON.fullmatch(entry)
+            assert parsed is not None  # noqa: S101  a Config that exists is valid
+            kind, who, name, roles, groups = parsed.groups()
+            callers, aliases = _callers(entry, kind, who)
+            key = _key(name)
+            known = self._by_name.get(key, Person(name=name))
+            self._by_name[key] = replace(
+                known,
+                roles=_joined(known.roles, roles),
+                groups=_joined(known.groups, groups),
+                aliases=tuple(dict.fromkeys((*known.aliases, *aliases))),
+            )
+            for caller in callers:
+                if self._name_of.setdefault(caller, key) != key:
+                    raise ConfigError(
+                        f"people holds {entry!r}, but {caller} is somebody else; a caller is one person"
+                    )
+
+    def of(self, caller: Caller) -> Person | None:
+        """The person that a caller is; None: nobody."""
+        name = self._name_of.get(caller.who or "")
+        return None if name is None else self._by_name[name]
+
+    def named(self, name: str) -> Person | None:
+        """The person of a name, to whom a consent given elsewhere is put down."""
+        return self._by_name.get(_key(name))
+
+
+def _callers(entry: str, kind: str, who: str) -> tuple[list[str], list[str]]:
+    """The callers of an entry, as `Caller.who`, and what else they are called."""
+    if kind == "key":
+        return [f"key:{who}"], [f"key:{who}", who]
+    if kind == "uid":
+        uid = int(who)
+        try:
+            return [f"uid:{uid}"], [f"uid:{uid}", str(uid), pwd.getpwuid(uid).pw_name]
+        except KeyError:
+            return [f"uid:{uid}"], [f"uid:{uid}", str(uid)]
+    try:
+        uid = pwd.getpwnam(who).pw_uid
+    except KeyError:
+        raise ConfigError(
+            f"people holds {entry!r}, but this machine has no user {who}; create it, or remove the entry"
+        ) from None
+    return [f"uid:{uid}"], [f"uid:{uid}", str(uid), who]
+
+
+def _joined(known: tuple[str, ...], names: str | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*known, *(name for name in (names or "").split("+") if name))))
+
+
+def _key(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold()
