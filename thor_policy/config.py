@@ -166,7 +166,7 @@ class Config:
         "Who a caller is when it approves, as WHO=NAME;ROLE+ROLE;GROUP+GROUP. WHO is user:NAME, "
         "uid:NUMBER or key:NAME for a CURVE key. NAME is what questions call the person, such as kim. The "
         "roles and groups "
-        "are those that the packs' approvals name; clerk may record consents that were given elsewhere. "
+        "are those that the packs' approvals name; recorder may record consents that were given elsewhere. "
         "Callers of one NAME are one person.",
     )
     max_approvals: int = _setting(
@@ -519,7 +519,7 @@ class Config:
             person = PERSON.fullmatch(entry)
             if person is None or (person[1] == "uid" and not person[2].isdecimal()):
                 raise ConfigError(
-                    f"people holds {entry!r}; it must look like user:NAME=kim;manager+clerk;finance, with "
+                    f"people holds {entry!r}; it must look like user:NAME=kim;manager+recorder;finance, with "
                     "uid:NUMBER or key:NAME in place of user:NAME, roles after the first ; and groups after "
                     "the second"
                 )

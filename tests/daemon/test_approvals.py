@@ -22,7 +22,7 @@ APP, KIM, LEE, ANN, BOB = 61001, 61002, 61003, 61004, 61005
 PEOPLE = (
     f"uid:{KIM}=kim;manager",
     f"uid:{LEE}=lee;security",
-    f"uid:{ANN}=ann;manager+clerk",
+    f"uid:{ANN}=ann;manager+recorder",
     f"uid:{BOB}=bob;security;rescue",
 )
 PACK = """\
@@ -66,7 +66,7 @@ def write_pack(folder: Path, *, rules: str = RULES, pack: str = PACK) -> Path:
 
 
 @pytest.fixture
-def desk(config: Config, tmp_path: Path) -> Config:
+def open_to_all(config: Config, tmp_path: Path) -> Config:
     config.state_dir.chmod(0o711)
     grants = ("local=ask", *(f"uid:{uid}=ask+approve" for uid in (KIM, LEE, ANN, BOB)))
     pack = write_pack(tmp_path / "deploys")
@@ -109,8 +109,8 @@ def room(config: Config) -> Iterator[Room]:
         yield Room(config, stack)
 
 
-def test_two_people_lift_a_denial_once(desk: Config) -> None:
-    with room(desk) as here:
+def test_two_people_lift_a_denial_once(open_to_all: Config) -> None:
+    with room(open_to_all) as here:
         denied = here.at(APP).ask(DEPLOY)
         assert (denied["decision"], denied["context"]["outcome"]) == (False, "require_attestation")
         offer = denied["context"]["access_request"]

@@ -24,7 +24,7 @@ State: TypeAlias = Literal["pending", "partial", "approved", "denied", "expired"
 #: States in which a task can still be approved.
 OPEN_STATES: tuple[State, ...] = ("pending", "partial")
 #: Who may record a consent that was given elsewhere.
-CLERK = "clerk"
+RECORDER = "recorder"
 
 # ---------------------------------------------------------------- who approves
 

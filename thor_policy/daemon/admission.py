@@ -65,7 +65,7 @@ class Recorder(Protocol):
         claimed: Claimed,
         governing: Governing | None,
         person: Person | None,
-        clerk: Person | None,
+        recorder: Person | None,
         bounds: Bounds | None,
     ) -> None:
         """Take a record that `caller` sent at Unix time `at`; returns at once and does not fail.
@@ -277,7 +277,7 @@ class Record:
             claimed=self.claimed,
             governing=self.governing,
             person=self.signers[0],
-            clerk=self.signers[1],
+            recorder=self.signers[1],
             bounds=self.bounds,
         )
 

@@ -9,12 +9,10 @@ is called by the threads that decide; `tasks` by the main thread; `turn` by the 
 from __future__ import annotations
 
 import logging
-import sqlite3
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
-from contextlib import closing
 
 from thor_policy.core.approvals import OPEN_STATES, Moment, State, Task, refusal_of
 from thor_policy.core.errors import RequestError
@@ -24,7 +22,8 @@ from thor_policy.core.requests import Caller, Json, Role
 from thor_policy.core.results import JobDone
 from thor_policy.core.status import ApprovalsStatus
 from thor_policy.journal import approvals, events
-from thor_policy.journal.reader import open_read_only
+from thor_policy.journal.reader import Reader
+from thor_policy.journal.trace_queries import Connection
 from thor_policy.journal.writer import Journal
 from thor_policy.policy.lifting import Reasked
 from thor_policy.protocol.replies import task_item
@@ -43,14 +42,14 @@ def moment() -> Moment:
     return Moment(*clocks.now(), time.time())
 
 
-class ApprovalDesk:
+class ApprovalTasks:
     """The approvals that `journal` keeps. `now` is the present."""
 
     def __init__(self, journal: Journal, now: Callable[[], Moment] = moment) -> None:
         self._journal = journal
         self._now = now
         self._lock = threading.Lock()
-        self._reading: sqlite3.Connection | None = None
+        self._reader: Reader | None = None
         #: The task that the decision of a ticket uses, until that decision has its fate.
         self._claims: dict[int, str] = {}
         self._due_ns = 0
@@ -82,13 +81,13 @@ class ApprovalDesk:
                 binds_now=() if liftable is None else liftable.binds,
                 now=self._now(),
             )
-            once = task is not None and task.offer.lifted_by.uses == "once"
-            if code is None and once and reasked.task in self._claims.values():
+            single = task is not None and task.offer.lifted_by.uses == "once"
+            if code is None and single and reasked.task in self._claims.values():
                 code = "approval_used"
             if task is None or code is not None:
                 self.counters[f"refused_{code}"] += 1
                 return Use(task=reasked.task, code=code)
-            if once:
+            if single:
                 self._claims[reasked.ticket] = task.id
             self.counters["used"] += 1
             return Use(task=task.id, lifts=task.outcome, urgency=task.urgency)
@@ -105,13 +104,10 @@ class ApprovalDesk:
             return None
         for _ in range(2):  # the journal may have been opened anew
             try:
-                if self._reading is None:
-                    self._reading = open_read_only(self._journal.path, check_same_thread=False)
-                self._reading.execute("BEGIN")
-                try:
-                    return approvals.find(self._reading, task_id)
-                finally:
-                    self._reading.execute("ROLLBACK")
+                if self._reader is None:
+                    self._reader = Reader(self._journal.path, any_thread=True)
+                with self._reader.snapshot() as connection:
+                    return approvals.find(connection, task_id)
             except Exception as error:  # a damaged file may raise anything; then the approval does not help
                 self.counters["unread"] += 1
                 log.warning("an approval could not be read: %s", error)
@@ -124,9 +120,9 @@ class ApprovalDesk:
             self._close()
 
     def _close(self) -> None:
-        if self._reading is not None:
-            self._reading.close()
-            self._reading = None
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
 
     # ------------------------------------------------------------ reading
 
@@ -143,7 +139,7 @@ class ApprovalDesk:
         def may_see(task: Task) -> bool:
             return sees_all or (caller.who is not None and caller.who in (task.who, task.requested_by))
 
-        def look_up(connection: sqlite3.Connection) -> dict[str, Json]:
+        def look_up(connection: Connection) -> dict[str, Json]:
             if query.id is not None:
                 task = approvals.find(connection, query.id)
                 if task is None or not may_see(task):
@@ -185,7 +181,7 @@ class ApprovalDesk:
         """Record which tasks have expired, so that no clock revives them. No error is raised."""
         self._due_ns = now_ns + int(SWEEP_S * 1e9)
         try:
-            with closing(open_read_only(self._journal.path)) as connection:
+            with Reader(self._journal.path) as reader, reader.snapshot() as connection:
                 tasks = approvals.open_tasks(connection)
         except Exception as error:  # a damaged file may raise anything, and the thread must go on
             if self._journal.seq:

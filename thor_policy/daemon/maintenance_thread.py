@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from thor_policy.core.records import Calibration, Maintenance
 from thor_policy.core.requests import Caller, Json
 from thor_policy.core.results import JobDone
-from thor_policy.daemon.approvals import ApprovalDesk
+from thor_policy.daemon.approvals import ApprovalTasks
 from thor_policy.daemon.job_thread import JobThread
 from thor_policy.daemon.summary_maker import SummaryMaker
 from thor_policy.daemon.verifier import Verifier
@@ -51,7 +51,7 @@ class MaintenanceThread(JobThread[_Job]):
         on_calibration: Callable[[Calibration], None] = lambda _: None,
         verifier: Verifier | None = None,
         summaries: SummaryMaker | None = None,
-        approvals: ApprovalDesk | None = None,
+        approvals: ApprovalTasks | None = None,
     ) -> None:
         self._journal = journal
         self._on_calibration = on_calibration

@@ -22,7 +22,7 @@ from msgspec import structs
 from thor_policy import __version__
 from thor_policy.config import LIVE_SETTINGS, Config, with_live_settings
 from thor_policy.core import records
-from thor_policy.core.approvals import CLERK, Person
+from thor_policy.core.approvals import RECORDER, Person
 from thor_policy.core.decisions import Governing
 from thor_policy.core.errors import ConfigError, DiskFull, RequestError, Stalled
 from thor_policy.core.requests import Caller, Json, Role
@@ -447,10 +447,10 @@ class Server:
         consent = record.consent if isinstance(record, records.Approve) else None
         if consent is None or person is None:
             return person, None
-        if CLERK not in person.roles:
+        if RECORDER not in person.roles:
             raise RequestError(
                 "unauthorized",
-                f"record.consent: needs a person with the role {CLERK}; {person.name} has not",
+                f"record.consent: needs a person with the role {RECORDER}; {person.name} has not",
                 reason_code="approval_insufficient",
             )
         approver = self._people.named(consent.approver)

@@ -21,7 +21,7 @@ from thor_policy.core.errors import JournalError, RequestError, Stalled, ThorPol
 from thor_policy.core.fair_queue import Debts
 from thor_policy.core.results import Committed, EngineResult, Explained, JobDone, Refused
 from thor_policy.daemon.admission import Part
-from thor_policy.daemon.approvals import ApprovalDesk
+from thor_policy.daemon.approvals import ApprovalTasks
 from thor_policy.daemon.consulting import Consulting, Stated
 from thor_policy.daemon.drift import DriftSentinel
 from thor_policy.daemon.engine_thread import EngineThread
@@ -97,12 +97,12 @@ def open_service(
             for commit in commits:
                 if commit.kind == "decision":
                     uncommitted.settle(commit.sender or "")
-                    desk.settle(commit.ticket)
+                    approval_tasks.settle(commit.ticket)
 
         journal = open_journal(config, on_committed)
         stack.callback(_close_journal, journal, config.shutdown_s)
-        desk = ApprovalDesk(journal)
-        stack.callback(desk.close)
+        approval_tasks = ApprovalTasks(journal)
+        stack.callback(approval_tasks.close)
 
         def open_policy() -> Policy:
             try:
@@ -120,7 +120,7 @@ def open_service(
                     max_shadows=config.max_shadows,
                     rule_budget_ms=config.rule_budget_ms,
                     cache=ScoreCache(config.cache_size, config.cache_ttl_s),
-                    approvals=desk,
+                    approvals=approval_tasks,
                 )
                 if calibration := calibration_of(config, pack.info, policy.residents.active.model):
                     policy.calibrate(calibration)
@@ -132,7 +132,7 @@ def open_service(
 
         def on_outcome(ticket: int, outcome: EngineResult) -> None:
             if isinstance(outcome, Refused):
-                desk.settle(ticket)
+                approval_tasks.settle(ticket)
             # what is going to be recorded needs no waking: its commit follows, and wakes
             mailbox.put((ticket, outcome), wake=not isinstance(outcome, Decision | Explained))
 
@@ -199,7 +199,7 @@ def open_service(
             on_calibration=policy.calibrate,
             verifier=verifier,
             summaries=summaries,
-            approvals=desk,
+            approvals=approval_tasks,
         )
         stack.callback(maintenance.stop, config.shutdown_s)
         pushed = PushedValues(config.max_pushed, config.max_pushed_mb << 20)
@@ -224,7 +224,7 @@ def open_service(
             summaries,
             consulting,
             pushed,
-            desk,
+            approval_tasks,
         )
 
         def refusal(part: Part) -> RequestError | None:
@@ -243,7 +243,7 @@ def open_service(
             refusal=refusal,
             pack_changes=pack_manager,
             push=consulting.push,
-            approvals=desk.tasks,
+            approvals=approval_tasks.tasks,
             reread=reread,
         )
         sockets.callback(server.close)

@@ -18,7 +18,7 @@ from thor_policy.core.status import (
     PartsStatus,
     RulesStatus,
 )
-from thor_policy.daemon.approvals import ApprovalDesk
+from thor_policy.daemon.approvals import ApprovalTasks
 from thor_policy.daemon.consulting import Consulting
 from thor_policy.daemon.drift import DriftSentinel
 from thor_policy.daemon.engine_thread import EngineThread
@@ -47,7 +47,7 @@ class Parts:
     summaries: SummaryMaker
     consulting: Consulting
     pushed: PushedValues
-    approvals: ApprovalDesk
+    approvals: ApprovalTasks
 
     def status(self) -> PartsStatus:
         """What each part says now."""

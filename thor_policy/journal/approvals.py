@@ -236,17 +236,17 @@ def _verdict(uncommitted: Uncommitted, event: Event, task: Task, now: Moment) ->
     if (problem := problem_of(task, verdict)) is not None:
         raise RequestError("unauthorized", f"task: {problem}", reason_code="approval_insufficient")
     uncommitted.verdicts.setdefault(task.id, []).append(verdict)
-    clerk = None if event.clerk is None else event.clerk.name
+    recorder = None if event.recorder is None else event.recorder.name
     named: dict[str, Json] = {
         "approver": verdict.name,
         "role": ", ".join(verdict.roles) or None,
         "roles": list(verdict.roles),
         "groups": list(verdict.groups),
-        "recorded_by": clerk,
+        "recorded_by": recorder,
         "evidence": verdict.evidence,
         "comment": private.get("comment"),
     }
-    said: dict[str, Json] = {
+    plain: dict[str, Json] = {
         "verdict": "approved" if verdict.approves else "rejected",
         "channel": verdict.channel,
         "step": sum(other.approves for other in task.verdicts) + 1,
@@ -256,15 +256,15 @@ def _verdict(uncommitted: Uncommitted, event: Event, task: Task, now: Moment) ->
     return replace(
         event,
         subject_id=task.decision_id,
-        body=body | {name: value for name, value in said.items() if value not in (None, [])},
+        body=body | {name: value for name, value in plain.items() if value not in (None, [])},
         private=kept | {name: value for name, value in named.items() if value not in (None, [])},
     )
 
 
 def _verdict_of(event: Event, task: Task, consent: Any, now: Moment) -> Verdict:
-    person, clerk = event.person, event.clerk
+    person, recorder = event.person, event.recorder
     assert person is not None  # noqa: S101  checked by the caller
-    persons = [person] if clerk is None else [person, clerk]
+    persons = [person] if recorder is None else [person, recorder]
     return Verdict(
         name=person.name,
         approves=event.body["verdict"] == "approved",  # type: ignore[index]
@@ -273,7 +273,7 @@ def _verdict_of(event: Event, task: Task, consent: Any, now: Moment) -> Verdict:
         parties=_parties(persons, event.sender, task),
         channel=None if consent is None else consent["channel"],
         evidence=None if consent is None else consent.get("evidence"),
-        recorded_by=None if clerk is None else clerk.name,
+        recorded_by=None if recorder is None else recorder.name,
         at=events.timestamp(event.at),
         moment=now,
     )

@@ -68,7 +68,7 @@ class Event(Struct, frozen=True, kw_only=True, gc=False):
     `subject_id` names what the event is about: the id of a decision, a digest, or the event's own id.
     `ticket` and `sender` (`Caller.who`) are returned with the event's fate. `unless_own`: the `claimed` in
     the body is to be left out if the caller made the decision that the event is about. `rewrites` are what an
-    `erased` event does to earlier events. `person` is who gives a verdict, `clerk` who records it, and
+    `erased` event does to earlier events. `person` is who gives a verdict, `recorder` who records it, and
     `bounds` limit the open tasks. The event itself stores none of them.
     """
 
@@ -82,7 +82,7 @@ class Event(Struct, frozen=True, kw_only=True, gc=False):
     unless_own: bool = False
     rewrites: tuple[Rewrite, ...] = ()
     person: Person | None = None
-    clerk: Person | None = None
+    recorder: Person | None = None
     bounds: Bounds | None = None
 
 
@@ -590,12 +590,12 @@ def record_event(
     claimed: Claimed = "no",
     governing: Governing | None = None,
     person: Person | None = None,
-    clerk: Person | None = None,
+    recorder: Person | None = None,
     bounds: Bounds | None = None,
 ) -> Event:
     """The event of a record that a client sent. Its subject is the record's `decision_id`, else `record_id`.
 
-    `person`, `clerk` and `bounds` are those of `Event`.
+    `person`, `recorder` and `bounds` are those of `Event`.
     `governing` is the pack that governs a reported decision. A report without `agent` is of its caller.
     Values at the JSON pointers `masked` are not recorded. `idempotency` comes first in the body, because
     `recall` looks for it there.
@@ -640,7 +640,7 @@ def record_event(
         sender=caller.who,
         unless_own=claimed == "unless_own",
         person=person,
-        clerk=clerk,
+        recorder=recorder,
         bounds=bounds,
     )
 

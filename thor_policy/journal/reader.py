@@ -50,14 +50,14 @@ _TIERS = get_args(Tier)
 
 
 class Reader:
-    """The journal at `path`, opened read-only.
+    """The journal at `path`, opened read-only. `any_thread`: several threads use it, one at a time.
 
     Raises JournalError if there is none, or if it was written before 0.1.0.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, any_thread: bool = False) -> None:
         self.path = path
-        self._connection = open_read_only(path)
+        self._connection = open_read_only(path, check_same_thread=not any_thread)
         try:
             with self.snapshot() as connection:
                 connection.execute("PRAGMA busy_timeout = 5000")

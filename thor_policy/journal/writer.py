@@ -225,7 +225,7 @@ class Journal:
         claimed: Claimed = "no",
         governing: Governing | None = None,
         person: Person | None = None,
-        clerk: Person | None = None,
+        recorder: Person | None = None,
         bounds: events.Bounds | None = None,
     ) -> None:
         """Record what a client sent. Its fate is `not_found` if it names an unknown decision.
@@ -245,7 +245,7 @@ class Journal:
                 claimed=claimed,
                 governing=governing,
                 person=person,
-                clerk=clerk,
+                recorder=recorder,
                 bounds=bounds,
             )
         )
