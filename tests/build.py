@@ -16,6 +16,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from thor_policy.core import records
+from thor_policy.core.approvals import Person
 from thor_policy.core.decisions import (
     Adapter,
     Decision,
@@ -26,6 +27,7 @@ from thor_policy.core.decisions import (
     Scored,
     Timings,
 )
+from thor_policy.core.lifting import ApprovalStep, LiftedBy, Offer
 from thor_policy.core.records import Calibration
 from thor_policy.core.requests import Action, Caller, Entity, Evaluation, Json
 from thor_policy.core.results import Committed
@@ -149,9 +151,8 @@ def booted(seconds: float, boot: str = "a") -> Callable[[], Instant]:
 
 def sent(record: records.Record, *, at: float = NOON, **changes: Any) -> Event:
     """The event of a record that a client sent, with a new id."""
-    return events.record_event(
-        record, record_id=changes.pop("record_id", f"r-{next(_numbers):08}"), at=at, caller=CALLER, **changes
-    )
+    record_id, caller = changes.pop("record_id", f"r-{next(_numbers):08}"), changes.pop("caller", CALLER)
+    return events.record_event(record, record_id=record_id, at=at, caller=caller, **changes)
 
 
 class Fates:
@@ -285,6 +286,26 @@ PROMOTION = records.Promotion(
     key="ab" * 8,
     signature="cd" * 64,
 )
+
+
+#: The approvals that lift the outcome of `liftable`.
+LIFTED_BY = LiftedBy(steps=(ApprovalStep(role="lead"), ApprovalStep(role="audit")))
+
+
+def liftable(**changes: Any) -> Decision:
+    """A denial that two persons can lift."""
+    offer = Offer(lifted_by=LIFTED_BY, binds=("context.change",), digest="9" * 64)
+    return by_rule(**{"outcome": "require_attestation", "offer": offer} | changes)
+
+
+def approvals_of(decision: Decision) -> list[Event]:
+    """A request to lift a denial, an approval of the first step, and its end by who requested it."""
+    request = sent(records.ApprovalRequest(decision_id=decision.id, reason="release", urgency="urgent"))
+    task = request.body["id"]  # type: ignore[index]
+    robin = Person(name="robin", roles=("lead",), groups=("ops",))
+    other = Caller(transport="ipc", uid=1002, gid=1002, pid=2)
+    approved = sent(records.Approve(task=task, comment="fine"), person=robin, caller=other)
+    return [request, approved, sent(records.Cancel(task=task, reason="no need"))]
 
 
 def one_of_each() -> list[Event]:
@@ -674,6 +695,10 @@ LEAST_RECORDS: dict[str, tuple[dict[str, Any], records.Record]] = {
         {"decision_id": "d", "approver": "ines"},
         records.Approval(decision_id="d", approver="ines", verdict="approved", step=1),
     ),
+    "request_approval": ({"decision_id": "d"}, records.ApprovalRequest(decision_id="d")),
+    "approve": ({"task": "t"}, records.Approve(task="t")),
+    "deny": ({"task": "t"}, records.Deny(task="t")),
+    "cancel": ({"task": "t"}, records.Cancel(task="t")),
     "supplement": (
         {"decision_id": "d", "values": {"reasoning": "So."}},
         records.Supplement(decision_id="d", values={"reasoning": "So."}),

@@ -24,11 +24,13 @@ from tests.build import (
     PROMOTION,
     Fates,
     about,
+    approvals_of,
     by_model,
     by_rule,
     decision_row,
     erasing,
     fallback,
+    liftable,
     note,
     one_of_each,
     record,
@@ -125,7 +127,8 @@ def test_every_table_is_strict(empty: sqlite3.Connection) -> None:
         for _, name, kind, _, _, strict in empty.execute("PRAGMA table_list").fetchall()
         if kind == "table" and not name.startswith(("sqlite_", "_sqlite_"))
     }
-    assert set(tables) == {"events", "private", "erasures", "summaries", "summaries_due", *TABLES}
+    beside = {"events", "private", "erasures", "summaries", "summaries_due", "approvals_open"}
+    assert set(tables) == beside | set(TABLES)
     assert set(tables.values()) == {1}
 
 
@@ -205,6 +208,8 @@ def test_the_row_of_a_decision_by_the_model(path: Path) -> None:
         "lacks": None,
         "trace_status": "active",
         "status_seq": None,
+        "approval_task": None,
+        "lifted": None,
     }
 
 
@@ -538,8 +543,8 @@ def test_the_row_of_an_approval(path: Path) -> None:
     least = records.Approval(decision_id=decision.id, approver="robin")
     record(path, decision, sent(full, record_id="a1"), sent(least, record_id="a2"))
     assert rows(path, "SELECT * FROM approvals") == [
-        (2, TIME, "a1", decision.id, "kim", "lead", "mail", "rejected", 2, "see there", 1000),
-        (3, TIME, "a2", decision.id, "robin", None, None, "approved", 1, None, 1000),
+        (2, TIME, "a1", decision.id, "kim", "lead", "mail", "rejected", 2, "see there", 1000, *(None,) * 6),
+        (3, TIME, "a2", decision.id, "robin", None, None, "approved", 1, None, 1000, *(None,) * 6),
     ]
 
 
@@ -1013,9 +1018,12 @@ def test_the_rows_of_each_kind_of_event_follow_from_the_stored_bytes(path: Path)
     drifted = events.drift_event(golden="X1", before="a", now="b", shift=0.5, pack=PACK, model=MODEL, at=NOON)
     promoted = events.promotion_event(PROMOTION, NOON, by_uid=1000, by_key=None)
     doubted = records.TraceState(decision_id=several[2].subject_id, status="under_review", because="why?")
+    denied = liftable()
     record(
         path,
         *several,
+        denied,
+        *approvals_of(denied),
         sent(given),
         supplied,
         sent(doubted),

@@ -26,9 +26,11 @@ from tests.build import (
     WAIT_S,
     Fates,
     about,
+    approvals_of,
     by_model,
     by_rule,
     erasing,
+    liftable,
     note,
     one_of_each,
     record,
@@ -51,7 +53,7 @@ from thor_policy.journal.verification.verify import Verdict, verify, verify_slow
 from thor_policy.journal.writer import Journal
 
 #: Events of the original journal: all kinds, an erasure, a replacement, and four checkpoints among them.
-EVENTS = 64
+EVENTS = 68
 #: Every table of a journal.
 STORED = ("events", "private", "erasures", *TABLES)
 
@@ -86,7 +88,8 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     supplied = sent(records.Supplement(decision_id=held.id, values={"reasoning": "So."}))
     ended = sent(records.Outcome(decision_id=held.id, status="SUCCESS"))
     doubted = sent(records.TraceState(decision_id=last.id, status="under_review", because="why?"))
-    more = [held, supplied, ended, doubted]
+    denied = liftable()
+    more = [held, supplied, ended, doubted, denied, *approvals_of(denied)]
     record(path, *last_words, by_rule(), drifted, *judged, given, *more, checkpoints=rule)
     verdict = verify(path)
     assert (verdict.events, verdict.problem, verdict.complete, verdict.checkpoint_seq) == (

@@ -195,7 +195,8 @@ def test_an_integer_may_be_at_either_limit_of_64_bits(number: int) -> None:
 
 OPS = (
     "evaluate, status, metrics, decision_report, consultation, outcome, review, assignment, approval, "
-    "supplement, node, edge, trace_state, push, maintenance, control"
+    "request_approval, approve, deny, cancel, "
+    "supplement, node, edge, trace_state, approvals, push, maintenance, control"
 )
 
 
@@ -553,6 +554,12 @@ WHOLE: dict[str, records.Record] = {
         evidence="call 12",
         step=2,
     ),
+    "request_approval": records.ApprovalRequest(decision_id="d", reason="release", urgency="urgent"),
+    "approve": records.Approve(
+        task="t", comment="fine", consent=records.Consent(approver="ines", channel="email", evidence="mail 7")
+    ),
+    "deny": records.Deny(task="t", comment="not now"),
+    "cancel": records.Cancel(task="t", reason="not needed"),
     "supplement": records.Supplement(
         decision_id="d",
         values={
@@ -614,7 +621,18 @@ def test_a_record_with_all_fields_is_decoded_as_it_was_encoded(op: str) -> None:
     assert decode(raw) == RecordRequest(id="q", record=WHOLE[op], deadline_ms=50)
 
 
-@pytest.mark.parametrize("op", LEAST_RECORDS)
+#: Records that refuse members they do not know: nobody must believe that they can name an approver.
+CLOSED = ("request_approval", "approve", "deny", "cancel")
+
+
+@pytest.mark.parametrize("op", CLOSED)
+@pytest.mark.parametrize("member", ["approver", "person", "caller", "role"])
+def test_a_change_of_a_task_that_names_who_makes_it_is_refused(op: str, member: str) -> None:
+    error = refused(record_frame(op, LEAST_RECORDS[op][0] | {member: "ines"}))
+    assert (error.code, error.message) == ("bad_request", f"record: object contains unknown field `{member}`")
+
+
+@pytest.mark.parametrize("op", [op for op in LEAST_RECORDS if op not in CLOSED])
 def test_unknown_members_of_a_record_are_ignored(op: str) -> None:
     assert kept(op, unknown={"a": [1]}, caller={"uid": 0}) == LEAST_RECORDS[op][1]
 
@@ -692,6 +710,8 @@ NAME_FIELDS = [
     *(("review", name) for name in ("decision_id", "reviewer", "decision", "withdraws")),
     *(("assignment", name) for name in ("decision_id", "reviewer", "given_by")),
     *(("approval", name) for name in ("decision_id", "approver", "role", "channel")),
+    ("request_approval", "decision_id"),
+    *((op, "task") for op in ("approve", "deny", "cancel")),
     *(("node", name) for name in ("title", "session", "role")),
     *(("edge", name) for name in ("source", "target", "how")),
     *(("trace_state", name) for name in ("decision_id", "by")),
@@ -702,6 +722,10 @@ TEXT_FIELDS = [
     ("outcome", "note"),
     ("review", "reasoning"),
     ("approval", "evidence"),
+    ("request_approval", "reason"),
+    ("approve", "comment"),
+    ("deny", "comment"),
+    ("cancel", "reason"),
     ("node", "description"),
     ("edge", "rationale"),
 ]
@@ -723,6 +747,7 @@ CHOICE_FIELDS = [
     ("decision_report", "risk", "low, medium, high, critical"),
     ("decision_report", "urgency", "normal, urgent, emergency"),
     ("decision_report", "confidence_level", "high, medium, low"),
+    ("request_approval", "urgency", "normal, urgent, emergency"),
     ("outcome", "status", "SUCCESS, FAILURE, PENDING"),
     ("review", "verdict", "accept, correct_decision, correct_reasoning, correct_both, withdrawn"),
     ("review", "stands", "accept, correct_decision, correct_reasoning, correct_both"),
@@ -739,6 +764,7 @@ OTHER_FIELDS = {
         for name in ("context", "is_exception", "judgment_call", "precedents", "tags")
     ),
     ("supplement", "values"),
+    ("approve", "consent"),
     *(("review", name) for name in ("blind", "adjudicates", "sampled", "right")),
     ("consultation", "value"),
     ("outcome", "value"),

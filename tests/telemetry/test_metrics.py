@@ -163,6 +163,7 @@ class TestOfTheDaemon:
             "pack_manager",
             "drift",
             "pushed",
+            "approvals",
         }
         for part, event, count in counts:
             moved = (part, event) == ("server", "received")  # by asking for the metrics

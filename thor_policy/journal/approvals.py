@@ -56,6 +56,7 @@ class Uncommitted(Struct):
     uses: dict[str, list[str]] = field(default_factory=dict)
     verdicts: dict[str, list[Verdict]] = field(default_factory=dict)
     ends: dict[str, str] = field(default_factory=dict)
+    denied: dict[str, Event] = field(default_factory=dict)
 
 
 def concerns(event: Event) -> bool:
@@ -64,19 +65,23 @@ def concerns(event: Event) -> bool:
         return True
     if event.kind == "approval":
         return event.person is not None or "task" in event.body  # type: ignore[operator]
-    return event.kind == "decision" and _use_of(event) is not None
+    body = event.body
+    return isinstance(body, events.DecisionColumns) and (body.use is not None or body.offer is not None)
 
 
 def _use_of(event: Event) -> str | None:
+    """The task that lifted a decision."""
     use = getattr(event.body, "use", None)
     return use.task if use is not None and use.lifts is not None else None
 
 
 def check(connection: sqlite3.Connection, uncommitted: Uncommitted, event: Event, now: Moment) -> Event:
     """The event as it is to be recorded. Raises RequestError if it must not be."""
-    if event.kind == "decision":
-        return _check_use(connection, uncommitted, event, now)
     body: Any = event.body
+    if event.kind == "decision":
+        if body.offer is not None:
+            uncommitted.denied[event.subject_id] = event
+        return event if _use_of(event) is None else _check_use(connection, uncommitted, event, now)
     if event.kind == "approval_request":
         return _request(connection, uncommitted, event, now)
     task = _known(connection, uncommitted, body["task"], now)
@@ -123,22 +128,18 @@ def _check_use(connection: sqlite3.Connection, uncommitted: Uncommitted, event: 
 
 def _request(connection: sqlite3.Connection, uncommitted: Uncommitted, event: Event, now: Moment) -> Event:
     body: Any = event.body
-    row = connection.execute(
-        "SELECT e.body, e.boot_id, e.mono_ns, e.at, d.actor FROM decisions d "
-        "LEFT JOIN events e ON e.seq = d.seq WHERE d.decision_id = ?",
-        (event.subject_id,),
-    ).fetchone()
-    if row is None:
+    denied = _denied(connection, uncommitted, event.subject_id, now)
+    if denied is None:
         raise RequestError(
             "not_found",
             f"decision_id: there is no decision {event.subject_id[:64]!r}",
             reason_code="invalid_denial_binding",
         )
-    if row[0] is None:
+    decision, decided, subject = denied
+    if decision is None:
         raise RequestError(
             "conflict", "decision_id: the decision is archived; ask again", reason_code="expired_denial"
         )
-    decision = events.decode(row[0])
     if "offer" not in decision:
         raise RequestError(
             "conflict", "decision_id: no approval lifts this decision", reason_code="not_requestable"
@@ -151,14 +152,13 @@ def _request(connection: sqlite3.Connection, uncommitted: Uncommitted, event: Ev
             reason_code="invalid_denial_binding",
         )
     offer = msgspec.convert(decision["offer"], Offer)
-    decided = Moment(row[1], row[2], _TIME(row[3]).timestamp())
     if decided.is_past(offer.lifted_by.request_within_s, now):
         raise RequestError(
             "expired",
             "decision_id: the decision is too old to be lifted; ask again",
             reason_code="expired_denial",
         )
-    _check_bounds(connection, uncommitted, event, row[4], now)
+    _check_bounds(connection, uncommitted, event, subject, now)
     spec = Spec(
         pack=msgspec.convert(decision["pack"], PackInfo), offer=offer, who=who, requested_by=event.sender
     )
@@ -174,9 +174,28 @@ def _request(connection: sqlite3.Connection, uncommitted: Uncommitted, event: Ev
         requested=now,
         requested_at=events.timestamp(event.at),
         urgency=body.get("urgency", "normal"),
-        subject=row[4],
+        subject=subject,
     )
     return replace(event, body=body | {"outcome": outcome, "spec": msgspec.to_builtins(spec)})
+
+
+def _denied(
+    connection: sqlite3.Connection, uncommitted: Uncommitted, decision_id: str, now: Moment
+) -> tuple[dict[str, Json] | None, Moment, str | None] | None:
+    """The body of a decision's event (None: archived), when it was recorded, and its subject."""
+    if (event := uncommitted.denied.get(decision_id)) is not None:
+        private: Any = event.private
+        subject = private.evaluation.subject
+        return events.decode(events.encode(event.body)), now, f"{subject.type}:{subject.id}"
+    row = connection.execute(
+        "SELECT e.body, e.boot_id, e.mono_ns, d.timestamp, d.actor FROM decisions d "
+        "LEFT JOIN events e ON e.seq = d.seq WHERE d.decision_id = ?",
+        (decision_id,),
+    ).fetchone()
+    if row is None:
+        return None
+    body, boot_id, mono_ns, at, subject = row
+    return None if body is None else events.decode(body), _moment(boot_id, mono_ns, at), subject
 
 
 def _check_bounds(
