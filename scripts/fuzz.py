@@ -70,12 +70,16 @@ class Shared:
 
     def begin(self, data: bytes) -> None:
         self._map[_HEAD.size : _HEAD.size + len(data)] = data
-        _HEAD.pack_into(self._map, 0, self.runs, time.monotonic_ns(), self.longest_s, len(data))
+        self._write(time.monotonic_ns(), len(data))
 
     def end(self, started_s: float) -> None:
         self.runs += 1
         self.longest_s = max(self.longest_s, time.monotonic() - started_s)
-        _HEAD.pack_into(self._map, 0, self.runs, 0, self.longest_s, 0)
+        self._write(0, 0)
+
+    def _write(self, start_ns: int, length: int) -> None:
+        # not `pack_into`, which fills with zeros first: the watchdog reads at any moment
+        self._map[: _HEAD.size] = _HEAD.pack(self.runs, start_ns, self.longest_s, length)
 
     def skip(self) -> None:
         """Count the input that ended the process, so that the next process goes on after it."""
