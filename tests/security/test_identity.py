@@ -447,7 +447,7 @@ class TestTcp:
     def test_a_key_has_only_its_roles_and_a_refusal_names_the_missing_role(self, keyed: Config) -> None:
         keys = Keys(keyed.keys_dir)
         paths = {role: keys.new(role, (role,), NOON) for role in get_args(Role)}
-        allowed = {"status", "metrics"}
+        allowed = {"status", "metrics", "approvals"}
         with serving(keyed, load_engine=load_stub_engine):
             for role, path in paths.items():
                 with Client(keyed.tcp_endpoint, key=path, timeout_ms=PATIENCE_MS) as own:
