@@ -30,6 +30,8 @@ from thor_policy.journal.events import Event
 KINDS = frozenset({"approval_request", "approval_end"})
 #: Reads the timestamps of events.
 _TIME = datetime.fromisoformat
+#: Later than every recorded time.
+_EVER = "~"
 
 
 _IN_ALL = "SELECT count(*) FROM approvals_open"
@@ -362,7 +364,7 @@ LEFT JOIN decisions d ON d.decision_id = r.decision_id
 _VERDICTS = """
 SELECT a.approver, a.verdict, a.roles, a.groups, a.parties, a.channel, a.recorded_by, a.timestamp, a.evidence,
        e.boot_id, e.mono_ns
-FROM approvals a LEFT JOIN events e ON e.seq = a.seq WHERE a.task = ? ORDER BY a.seq
+FROM approvals a LEFT JOIN events e ON e.seq = a.seq WHERE a.task = ? AND a.timestamp < ? ORDER BY a.seq
 """
 
 
@@ -372,10 +374,12 @@ def find(connection: sqlite3.Connection, task_id: str) -> Task | None:
     return None if row is None else _read(connection, row)
 
 
-def tasks_about(connection: sqlite3.Connection, decision_id: str) -> list[Task]:
-    """The tasks for a decision, in order of recording."""
-    rows = connection.execute(f"{_TASK} WHERE r.decision_id = ? ORDER BY r.seq", (decision_id,)).fetchall()
-    return [_read(connection, row) for row in rows]
+def tasks_about(connection: sqlite3.Connection, decision_id: str, until: str = _EVER) -> list[Task]:
+    """The tasks for a decision, in order of recording; what was recorded at `until` or later is left out."""
+    rows = connection.execute(
+        f"{_TASK} WHERE r.decision_id = ? AND r.timestamp < ? ORDER BY r.seq", (decision_id, until)
+    ).fetchall()
+    return [_read(connection, row, until) for row in rows]
 
 
 def open_tasks(connection: sqlite3.Connection, limit: int = 10_000) -> list[Task]:
@@ -392,17 +396,18 @@ def newest(connection: sqlite3.Connection, limit: int) -> list[Task]:
     return [_read(connection, row) for row in rows]
 
 
-def _read(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Task:
+def _read(connection: sqlite3.Connection, row: tuple[Any, ...], until: str = _EVER) -> Task:
     task_id, decision_id, outcome, spec_text, urgency, reason, at, boot_id, mono_ns, actor, action, entity = (
         row
     )
     spec = msgspec.json.decode(spec_text, type=Spec)
     end = connection.execute(
-        "SELECT status FROM approval_ends WHERE task = ? ORDER BY seq LIMIT 1", (task_id,)
+        "SELECT status FROM approval_ends WHERE task = ? AND timestamp < ? ORDER BY seq LIMIT 1",
+        (task_id, until),
     )
     ended = end.fetchone()
     uses = connection.execute(
-        "SELECT decision_id FROM decisions WHERE approval_task = ?", (task_id,)
+        "SELECT decision_id FROM decisions WHERE approval_task = ? AND timestamp < ?", (task_id, until)
     ).fetchall()
     return Task(
         id=task_id,
@@ -436,7 +441,7 @@ def _read(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Task:
                 *(name, verdict, roles, groups, parties, channel, recorded_by, given_at, evidence),
                 given_boot,
                 given_ns,
-            ) in connection.execute(_VERDICTS, (task_id,)).fetchall()
+            ) in connection.execute(_VERDICTS, (task_id, until)).fetchall()
         ),
         ended=None if ended is None else ended[0],
         used_by=tuple(decision_id for (decision_id,) in uses),
