@@ -46,3 +46,11 @@ def test_the_guide_shows_the_recipes_as_they_are_and_all_of_them() -> None:
     for shown in re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL):
         assert any(shown in text for text in files), shown
     assert set(re.findall(r"examples/recipes/([a-z-]+)", guide)) == {folder.name for folder in RECIPES}
+
+
+def test_the_guide_to_approvals_shows_files_of_its_pack_as_they_are() -> None:
+    guide = (ROOT / "docs" / "how-to" / "approvals.md").read_text(encoding="utf-8")
+    files = [(APPROVAL / name).read_text(encoding="utf-8") for name in ("pack.yaml", "rules.yaml")]
+    shown = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    assert len(shown) >= 2
+    assert [text for text in shown if not any(text in file for file in files)] == []
