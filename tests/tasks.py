@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
-from tests.build import CALLER, NOON, by_model
+from tests.build import CALLER, NOON, by_model, record
 from thor_policy.core import records
 from thor_policy.core.approvals import Person
 from thor_policy.core.decisions import Decision
@@ -33,8 +34,8 @@ def liftable(**changes: Any) -> Decision:
 
 def requested(decision: Decision, *, task: str = "task-1", at: float = NOON + 1, **members: Any) -> Event:
     """The request to lift a decision, by its caller."""
-    record = records.ApprovalRequest(decision_id=decision.id, **members)
-    return events.record_event(record, record_id=task, at=at, caller=CALLER)
+    request = records.ApprovalRequest(decision_id=decision.id, **members)
+    return events.record_event(request, record_id=task, at=at, caller=CALLER)
 
 
 def given(
@@ -47,10 +48,10 @@ def given(
     **members: Any,
 ) -> Event:
     """A person's verdict, sent by the caller that the person is, or by a recorder."""
-    record = (records.Deny if denies else records.Approve)(task=task, **members)
+    verdict = (records.Deny if denies else records.Approve)(task=task, **members)
     uid = int((recorder or person).aliases[-1])
     return events.record_event(
-        record,
+        verdict,
         record_id=f"verdict-{next(_numbers)}",
         at=at,
         caller=Caller(transport="ipc", uid=uid, gid=uid, pid=7),
@@ -61,8 +62,8 @@ def given(
 
 def cancelled(*, task: str = "task-1", at: float = NOON + 4, **members: Any) -> Event:
     """The end of a task by its requester."""
-    record = records.Cancel(task=task, **members)
-    return events.record_event(record, record_id=f"end-{next(_numbers)}", at=at, caller=CALLER)
+    end = records.Cancel(task=task, **members)
+    return events.record_event(end, record_id=f"end-{next(_numbers)}", at=at, caller=CALLER)
 
 
 def lifted(
@@ -71,3 +72,13 @@ def lifted(
     """The allow of a question that was asked again with an approved task."""
     use = Use(task=task, lifts="require_attestation", urgency=urgency)
     return by_model(**{"outcome": "allow", "allow": True, "use": use, "at": at} | changes)
+
+
+def lift(path: Path, *, task: str = "task-1", **changes: Any) -> tuple[Decision, Decision]:
+    """Record a denial, its request, two approvals and the allow; returns the denial and the allow."""
+    denied, allowed = liftable(), lifted(task=task, **changes)
+    record(path, denied)
+    record(path, requested(denied, task=task, reason="release 7"), given(KIM, task=task))
+    record(path, given(LEE, task=task))
+    record(path, allowed)
+    return denied, allowed

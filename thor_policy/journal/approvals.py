@@ -390,6 +390,15 @@ def open_tasks(connection: sqlite3.Connection, limit: int = 10_000) -> list[Task
     return [_read(connection, row) for row in rows]
 
 
+def lifted_by_record(connection: sqlite3.Connection, seq: int) -> list[str]:
+    """The decisions that the task lifted for which the event `seq` is a verdict; they show its names, too."""
+    rows = connection.execute(
+        "SELECT d.decision_id FROM approvals a JOIN decisions d ON d.approval_task = a.task WHERE a.seq = ?",
+        (seq,),
+    ).fetchall()
+    return [decision_id for (decision_id,) in rows]
+
+
 def newest(connection: sqlite3.Connection, limit: int) -> list[Task]:
     """The newest tasks, whatever their state, newest first."""
     rows = connection.execute(f"{_TASK} ORDER BY r.seq DESC LIMIT ?", (limit,)).fetchall()
