@@ -25,6 +25,7 @@ from thor_policy.core.lifting import Offer, Party
 from thor_policy.core.requests import Json
 from thor_policy.journal import events
 from thor_policy.journal.events import Event
+from thor_policy.journal.rewrites import ERASED
 
 #: Kinds of event that are checked here, besides a decision that uses an approval.
 KINDS = frozenset({"approval_request", "approval_end"})
@@ -430,12 +431,12 @@ def _read(connection: sqlite3.Connection, row: tuple[Any, ...], until: str = _EV
         requested_at=at,
         urgency=urgency or "normal",
         reason=reason,
-        subject=actor,
+        subject=_unless_erased(actor),
         action=action,
         resource=entity,
         verdicts=tuple(
             Verdict(
-                name=name,
+                name=_unless_erased(name),
                 approves=verdict == "approved",
                 roles=_names(roles),
                 groups=_names(groups),
@@ -455,6 +456,11 @@ def _read(connection: sqlite3.Connection, row: tuple[Any, ...], until: str = _EV
         ended=None if ended is None else ended[0],
         used_by=tuple(decision_id for (decision_id,) in uses),
     )
+
+
+def _unless_erased(name: str | None) -> str | None:
+    """A name; None if it, or a part of it, was erased: nobody is known by what is left."""
+    return None if name is None or ERASED in name else name
 
 
 def _names(text: str | None) -> tuple[str, ...]:
