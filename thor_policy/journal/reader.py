@@ -300,8 +300,7 @@ class Reader:
         return self._records(
             "SELECT d.*, r.seq AS review_seq, r.reviewer, r.verdict FROM reviews r JOIN decisions d "
             "ON d.decision_id = r.decision_id WHERE r.verdict NOT IN ('accept', 'withdrawn') AND r.seq > ? "
-            f"AND d.{COMPLETE} AND d.{NOT_LIFTED} AND r.id NOT IN "
-            "(SELECT withdraws FROM reviews WHERE verdict = 'withdrawn') "
+            f"AND d.{COMPLETE} AND r.id NOT IN (SELECT withdraws FROM reviews WHERE verdict = 'withdrawn') "
             "ORDER BY r.seq LIMIT ?",
             (after_seq, limit),
         )
