@@ -16,7 +16,6 @@ import numpy as np
 from msgspec.structs import replace
 
 from thor_policy.core import records
-from thor_policy.core.approvals import Person
 from thor_policy.core.decisions import (
     Adapter,
     Decision,
@@ -27,7 +26,6 @@ from thor_policy.core.decisions import (
     Scored,
     Timings,
 )
-from thor_policy.core.lifting import ApprovalStep, LiftedBy, Offer
 from thor_policy.core.records import Calibration
 from thor_policy.core.requests import Action, Caller, Entity, Evaluation, Json
 from thor_policy.core.results import Committed
@@ -286,26 +284,6 @@ PROMOTION = records.Promotion(
     key="ab" * 8,
     signature="cd" * 64,
 )
-
-
-#: The approvals that lift the outcome of `liftable`.
-LIFTED_BY = LiftedBy(steps=(ApprovalStep(role="lead"), ApprovalStep(role="audit")))
-
-
-def liftable(**changes: Any) -> Decision:
-    """A denial that two persons can lift."""
-    offer = Offer(lifted_by=LIFTED_BY, binds=("context.change",), digest="9" * 64)
-    return by_rule(**{"outcome": "require_attestation", "offer": offer} | changes)
-
-
-def approvals_of(decision: Decision) -> list[Event]:
-    """A request to lift a denial, an approval of the first step, and its end by who requested it."""
-    request = sent(records.ApprovalRequest(decision_id=decision.id, reason="release", urgency="urgent"))
-    task = request.body["id"]  # type: ignore[index]
-    robin = Person(name="robin", roles=("lead",), groups=("ops",))
-    other = Caller(transport="ipc", uid=1002, gid=1002, pid=2)
-    approved = sent(records.Approve(task=task, comment="fine"), person=robin, caller=other)
-    return [request, approved, sent(records.Cancel(task=task, reason="no need"))]
 
 
 def one_of_each() -> list[Event]:

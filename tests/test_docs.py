@@ -26,7 +26,7 @@ from thor_policy.testing import load_stub_engine
 #: The names under which blocks are run, each by a test below.
 NAMES = {
     *("readme", "quickstart", "tutorial", "recipes", "zeromq sample"),
-    *("packs", "signatures", "keys", "journal", "checks", "backup", "sources"),
+    *("packs", "signatures", "keys", "journal", "checks", "backup", "sources", "approvals"),
 }
 DOOR = ROOT / "docs" / "examples" / "door-access"
 QUESTION = json.loads((ROOT / "docs" / "examples" / "door-question.json").read_text(encoding="utf-8"))
@@ -242,6 +242,17 @@ def test_the_example_of_sources_runs_as_written(shell: Shell, config: Config) ->
     (shell.folder / "docs").symlink_to(ROOT / "docs")
     for block in blocks_named("sources"):
         shell.run(block, {"ENDPOINT": config.endpoint})
+
+
+def test_the_guide_to_approvals_runs_as_written(shell: Shell, config: Config, tcp_endpoint: str) -> None:
+    (shell.folder / "docs").symlink_to(ROOT / "docs")
+    for block in blocks_named("approvals"):
+        names = {"tcp://127.0.0.1:7766": tcp_endpoint}
+        if "trace ID" in block.code:
+            with Reader(config.journal_path) as reader:
+                (allowed,) = reader.decisions(outcome="allow")
+            names["ID"] = allowed["decision_id"]
+        shell.run(block, names)
 
 
 def test_the_commands_for_signatures_run_as_written(shell: Shell, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, get_args
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,13 +25,11 @@ from tests.build import (
     PROMOTION,
     Fates,
     about,
-    approvals_of,
     by_model,
     by_rule,
     decision_row,
     erasing,
     fallback,
-    liftable,
     note,
     one_of_each,
     record,
@@ -41,6 +40,7 @@ from tests.build import (
     signing,
     what_judges,
 )
+from tests.tasks import cancelled, lift, liftable, requested
 from thor_policy.core import records
 from thor_policy.core.decisions import (
     Adapter,
@@ -127,8 +127,10 @@ def test_every_table_is_strict(empty: sqlite3.Connection) -> None:
         for _, name, kind, _, _, strict in empty.execute("PRAGMA table_list").fetchall()
         if kind == "table" and not name.startswith(("sqlite_", "_sqlite_"))
     }
-    beside = {"events", "private", "erasures", "summaries", "summaries_due", "approvals_open"}
-    assert set(tables) == beside | set(TABLES)
+    assert set(tables) == {
+        *("events", "private", "erasures", "summaries", "summaries_due", "approvals_open"),
+        *TABLES,
+    }
     assert set(tables.values()) == {1}
 
 
@@ -543,9 +545,36 @@ def test_the_row_of_an_approval(path: Path) -> None:
     least = records.Approval(decision_id=decision.id, approver="robin")
     record(path, decision, sent(full, record_id="a1"), sent(least, record_id="a2"))
     assert rows(path, "SELECT * FROM approvals") == [
-        (2, TIME, "a1", decision.id, "kim", "lead", "mail", "rejected", 2, "see there", 1000, *(None,) * 6),
-        (3, TIME, "a2", decision.id, "robin", None, None, "approved", 1, None, 1000, *(None,) * 6),
+        (2, TIME, "a1", decision.id, "kim", "lead", "mail", "rejected", 2, "see there", 1000, *[None] * 6),
+        (3, TIME, "a2", decision.id, "robin", None, None, "approved", 1, None, 1000, *[None] * 6),
     ]
+
+
+def test_the_rows_of_a_request_for_approvals_its_verdicts_its_end_and_its_use(path: Path) -> None:
+    denied, allowed = lift(path)
+    spec = {"pack": PACK, "offer": denied.offer, "who": "uid:1000", "requested_by": "uid:1000"}
+    (request,) = rows(
+        path, "SELECT id, decision_id, outcome, urgency, reason, caller_uid FROM approval_requests"
+    )
+    assert request == ("task-1", denied.id, "require_attestation", None, "release 7", 1000)
+    ((stored,),) = rows(path, "SELECT spec FROM approval_requests")
+    assert msgspec.json.decode(stored) == msgspec.json.decode(msgspec.json.encode(spec))
+    verdicts = "SELECT task, decision_id, approver, verdict, step, role, roles, caller_uid FROM approvals"
+    assert rows(path, verdicts) == [
+        ("task-1", denied.id, "kim", "approved", 1, "manager", '["manager"]', 61002),
+        ("task-1", denied.id, "lee", "approved", 2, "security", '["security"]', 61003),
+    ]
+    row = decision_row(path, allowed.id)
+    assert (row["approval_task"], row["lifted"]) == ("task-1", "require_attestation")
+    assert rows(path, "SELECT * FROM approvals_open") == []
+    other = liftable()
+    record(path, other)
+    record(path, requested(other, task="task-2"))
+    assert rows(path, "SELECT task, caller FROM approvals_open") == [("task-2", "uid:1000")]
+    record(path, cancelled(task="task-2", reason="postponed"))
+    ends = "SELECT task, decision_id, status, reason, caller_uid FROM approval_ends"
+    assert rows(path, ends) == [("task-2", other.id, "cancelled", "postponed", 1000)]
+    assert rows(path, "SELECT * FROM approvals_open") == []
 
 
 def test_the_rows_of_nodes_and_edges(path: Path) -> None:
@@ -1018,12 +1047,9 @@ def test_the_rows_of_each_kind_of_event_follow_from_the_stored_bytes(path: Path)
     drifted = events.drift_event(golden="X1", before="a", now="b", shift=0.5, pack=PACK, model=MODEL, at=NOON)
     promoted = events.promotion_event(PROMOTION, NOON, by_uid=1000, by_key=None)
     doubted = records.TraceState(decision_id=several[2].subject_id, status="under_review", because="why?")
-    denied = liftable()
     record(
         path,
         *several,
-        denied,
-        *approvals_of(denied),
         sent(given),
         supplied,
         sent(doubted),
@@ -1032,6 +1058,9 @@ def test_the_rows_of_each_kind_of_event_follow_from_the_stored_bytes(path: Path)
         promoted,
         checkpoints=signing(path),
     )
+    denied, _ = lift(path)
+    record(path, requested(denied, task="task-2"))
+    record(path, cancelled(task="task-2"))
     assert rows(path, "SELECT temperature, judged FROM calibrations") == [(2.0, 60)]
     for table, expected in computed(path).items():
         assert {stored[0]: stored for stored in rows(path, f"SELECT * FROM {table}")} == expected

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from tests.build import (
     ASKED,
@@ -27,6 +28,8 @@ from tests.build import (
     sent,
     writing,
 )
+from tests.tasks import KIM, cancelled, given, lift, liftable, requested
+from thor_policy.cli.main import cli
 from thor_policy.core import records
 from thor_policy.core.decisions import Timings
 from thor_policy.core.errors import JournalError
@@ -142,7 +145,9 @@ def test_a_trace_has_the_decision_and_all_records_about_it(library: Path, reader
         name: [row["id"] for row in trace[name]] for name in trace if name not in ("decision", "event")
     } == {
         "consultations": ["c1"],
+        "approval_requests": [],
         "approvals": ["a1"],
+        "approval_ends": [],
         "supplements": [],
         "reviews": [],
         "outcomes": ["o1", "o2"],
@@ -370,10 +375,48 @@ def test_statistics_count_decisions_and_compare_them_with_expectations(reader: R
         "expected": 5,
         "correct": 2,
         "reviewed": 3,
+        "lifted": 0,
         "turned_out": {"SUCCESS": 1, "FAILURE": 1, "PENDING": 1},
         "value": 10.0,
         "score_ms": {"p50": 12.5, "p90": 12.5, "p99": 12.5},
     }
+
+
+def test_a_lifted_decision_is_counted_but_not_in_accuracy_and_confidence(path: Path) -> None:
+    expected = Annotations(expected=("deny",))
+    _, allowed = lift(path, annotations=expected, confidence=0.75)
+    record(path, sent(records.Review(decision_id=allowed.id, reviewer="kim", verdict="accept")))
+    with Reader(path) as reader:
+        figures = statistics.statistics(reader)
+        assert (figures["decisions"], figures["lifted"], figures["reviewed"]) == (2, 1, 1)
+        assert (figures["expected"], figures["correct"]) == (0, 0)
+        assert [bucket["decisions"] for bucket in statistics.confidence(reader)] == [1]
+        assert [row["expected"] for row in statistics.breakdown(reader, "actor")] == [0]
+
+
+def test_the_trace_of_a_lifted_decision_has_the_rows_of_its_task(path: Path) -> None:
+    denied, allowed = lift(path)
+    with Reader(path) as reader:
+        for decision in (denied, allowed):
+            trace = reader.trace(decision.id)
+            assert [row["id"] for row in trace["approval_requests"]] == ["task-1"]
+            assert [row["approver"] for row in trace["approvals"]] == ["kim", "lee"]
+            assert trace["approval_ends"] == []
+
+
+def test_log_show_prints_requests_verdicts_and_ends_of_approvals(path: Path) -> None:
+    denied = liftable()
+    record(path, denied)
+    record(path, requested(denied, reason="release 7"), given(KIM, comment="go on"))
+    record(path, cancelled(reason="postponed"))
+    folder = path.rename(path.with_name("policy_decisions.db")).parent
+    printed = CliRunner().invoke(cli, ["log", "show", denied.id, "--state-dir", str(folder)]).output
+    for title in ("approval_request", "approval", "approval_end"):
+        assert f"\n{title}\n" in printed
+    shown = [
+        text for text in ("release 7", "go on", "cancelled", "postponed", "lifted_by") if text in printed
+    ]
+    assert shown == ["release 7", "go on", "cancelled", "postponed"]
 
 
 def test_statistics_since_a_time(reader: Reader) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.build import NOON, about, by_model, by_rule, erasing, record, rows, sent
+from tests.tasks import lift
 from thor_policy.core import records
 from thor_policy.core.errors import JournalError
 from thor_policy.core.summaries import summary
@@ -87,6 +88,26 @@ def test_a_later_record_makes_the_summary_due_again(path: Path, change: object) 
     assert due(path) == []
     with Reader(path) as reader:
         assert reader.summary(decision.id) == summary(reader.trace(decision.id))
+
+
+def test_the_summary_of_a_lifted_decision_says_what_was_lifted_and_by_whom(path: Path) -> None:
+    _, allowed = lift(path)
+    with Reader(path) as reader:
+        text = summary(reader.trace(allowed.id))
+    assert "the outcome is allow (lifted from require_attestation)" in text
+    assert "Approvals: approved by kim (manager); approved by lee (security)." in text
+
+
+def test_the_erasure_of_an_approver_deletes_the_summary_of_the_decision_that_was_lifted(path: Path) -> None:
+    denied, allowed = lift(path)
+    store(path, made_now(path))
+    assert hits(path, "kim", "lee") == [allowed.id, denied.id]
+    with Journal(path) as journal:
+        assert erase(journal, "user:kim").left == ()
+    assert due(path) == [denied.id, allowed.id]
+    assert hits(path, "lee") == []
+    store(path, made_now(path))
+    assert (hits(path, "kim"), hits(path, "lee")) == ([], [allowed.id, denied.id])
 
 
 def test_the_words_of_an_old_summary_find_nothing(path: Path) -> None:

@@ -26,11 +26,9 @@ from tests.build import (
     WAIT_S,
     Fates,
     about,
-    approvals_of,
     by_model,
     by_rule,
     erasing,
-    liftable,
     note,
     one_of_each,
     record,
@@ -40,6 +38,7 @@ from tests.build import (
     signing,
     writing,
 )
+from tests.tasks import cancelled, lift, requested
 from thor_policy.core import records
 from thor_policy.core.decisions import Adapter, Floor, Traits
 from thor_policy.core.errors import JournalError
@@ -53,7 +52,7 @@ from thor_policy.journal.verification.verify import Verdict, verify, verify_slow
 from thor_policy.journal.writer import Journal
 
 #: Events of the original journal: all kinds, an erasure, a replacement, and four checkpoints among them.
-EVENTS = 68
+EVENTS = 71
 #: Every table of a journal.
 STORED = ("events", "private", "erasures", *TABLES)
 
@@ -72,6 +71,8 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     record(path, *one_of_each(), checkpoints=rule)
     kept = events.encode({"evaluation": about(team_context="night")}).decode()
     record(path, erasing(path, 3, 6, 9), erasing(path, 26, keep=kept), checkpoints=rule)
+    denied, _ = lift(path)
+    record(path, requested(denied, task="task-2"), cancelled(task="task-2", reason="postponed"))
     last = by_model()
     given = sent(
         records.Assignment(decision_id=last.id, reviewer="kim", type="lease", given_by="bo", seconds=9)
@@ -88,8 +89,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     supplied = sent(records.Supplement(decision_id=held.id, values={"reasoning": "So."}))
     ended = sent(records.Outcome(decision_id=held.id, status="SUCCESS"))
     doubted = sent(records.TraceState(decision_id=last.id, status="under_review", because="why?"))
-    denied = liftable()
-    more = [held, supplied, ended, doubted, denied, *approvals_of(denied)]
+    more = [held, supplied, ended, doubted]
     record(path, *last_words, by_rule(), drifted, *judged, given, *more, checkpoints=rule)
     verdict = verify(path)
     assert (verdict.events, verdict.problem, verdict.complete, verdict.checkpoint_seq) == (
@@ -921,7 +921,7 @@ def test_several_processes_reach_the_same_verdict_as_one(
     if sql.startswith(("SELECT", "UPDATE events SET prev", "UPDATE decisions SET reviewed_seq")):
         assert verify(path) == alone, "in processes"
     if alone.ok:
-        assert counted == [10, 20, 30, 40, 50, 60, EVENTS]
+        assert counted == [*range(10, EVENTS, 10), EVENTS]
 
 
 @pytest.mark.parametrize("tamper", TAMPERINGS, ids=lambda tamper: tamper.__name__)

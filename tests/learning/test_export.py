@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from sqlite_utils.utils import Format, rows_from_file
 
 from tests.build import MODEL, NOON, by_model, by_rule, erasing, record, sent
+from tests.tasks import lift
 from thor_policy.cli.main import cli
 from thor_policy.core import records
 from thor_policy.core.decisions import Adapter, Decision, Explanation, Floor
@@ -119,6 +120,16 @@ def corrected(
         decision = decided(pack, number, **changes)
         what += [decision, explained(decision), review(decision, outcomes[number % len(outcomes)])]
     return what
+
+
+def test_a_correction_of_a_decision_that_an_approval_lifted_is_not_exported(
+    pack: Pack, journal: Path
+) -> None:
+    case = decided(pack, 1)
+    _, allowed = lift(journal, evaluation=case.evaluation, pack=pack.info, label="allow", at=case.at)
+    record(journal, explained(allowed), review(allowed))
+    left = gathered(journal, pack)
+    assert (left.corrections, left.changes, left.left_out) == ((), (), {"lifted by an approval": 1})
 
 
 def gathered(journal: Path, pack: Pack) -> Gathered:

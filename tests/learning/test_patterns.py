@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.build import NOON, by_model, erasing, record, sent
+from tests.tasks import lift
 from thor_policy.cli.main import cli
 from thor_policy.core import records
 from thor_policy.core.decisions import Decision
@@ -172,6 +173,18 @@ class TestProposal:
         (rule,) = yaml_text.parse(pattern.proposal.rule, tuple[Rule, ...], "here")
         assert (rule.when, rule.outcome, rule.final) == ('action.name == "look"', "allow", True)
         assert pattern.proposal.changes == {"deny -> allow": 15}
+
+    def test_what_an_approval_lifted_is_no_case_and_no_exception(self, pack: Pack, journal: Path) -> None:
+        payments(pack, journal)
+        before = find(journal, pack)
+        for number in range(3):
+            case = payment(pack, euros=200, team="west")
+            changes = {"evaluation": case.evaluation, "pack": pack.info, "at": case.at, "label": "allow"}
+            _, allowed = lift(journal, task=f"task-{number}", urgency="emergency", **changes)
+            record(journal, review(allowed, "deny"))
+        after = find(journal, pack)
+        assert (after.patterns[0].cases, after.corrected) == (before.patterns[0].cases, before.corrected)
+        assert after.looked_at == before.looked_at + 3  # the denials
 
     def test_exceptions_count_as_cases_of_the_decisions_that_they_name(
         self, pack: Pack, journal: Path

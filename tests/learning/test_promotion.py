@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from tests.build import NOON, PACK_EXAMPLES, PACK_RULES, by_model, record, sent, write_pack
+from tests.tasks import lift
 from thor_policy import config as config_module
 from thor_policy.catalog.files import ModelFile
 from thor_policy.cli.main import cli
@@ -354,6 +355,14 @@ def test_a_pack_that_decides_as_corrected_agrees_more(
     report = judged(settings, loose)
     assert report.passed
     assert check(report, "held out").figure == "2 of 2 agree, 0 now"
+
+
+def test_a_reviewed_decision_that_an_approval_lifted_is_not_held_out(
+    settings: Config, loose: Path, past: dict[str, str]
+) -> None:
+    _, allowed = lift(settings.journal_path, pack=pack_files.load(Path(settings.pack)).info)
+    review(settings, allowed.id, None)
+    assert check(judged(settings, loose), "held out").figure == "none was reviewed"
 
 
 @pytest.mark.parametrize("side", ["the candidate's", "the active pack's", "another candidate's"])

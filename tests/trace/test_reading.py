@@ -22,11 +22,14 @@ from tests.build import (
     redecided,
     sent,
 )
+from tests.tasks import KIM, LEE, given, liftable, lifted, requested
 from thor_policy.cli.main import cli
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core import graph, records
+from thor_policy.core.decisions import Decision
 from thor_policy.core.errors import JournalError
+from thor_policy.core.lifting import Use
 from thor_policy.core.requests import Json
 from thor_policy.core.sources import Consulted
 from thor_policy.daemon.journal_access import submit_record
@@ -228,7 +231,7 @@ def test_a_node_that_another_supersedes_is_shown_as_superseded(world: World) -> 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "journal.db"
+    return tmp_path / "policy_decisions.db"
 
 
 def instant(seconds: float) -> str:
@@ -294,6 +297,57 @@ def test_a_trace_at_a_time_has_what_was_recorded_before_it_and_nothing_later(pat
         (*late, "superseded", [newer], 1, 1, True),
     ]
     assert now == replace(trace, as_of=None)
+
+
+def test_a_request_for_approvals_has_the_fate_that_it_had_at_the_time(path: Path) -> None:
+    denied = liftable(at=NOON)
+    record(path, denied)
+    record(path, requested(denied, at=NOON + 10), given(KIM, at=NOON + 20), given(LEE, at=NOON + 30))
+    record(path, lifted(at=NOON + 40))
+    statuses: list[Any] = []
+    with Reader(path) as reader:
+        for seconds in range(5, 50, 10):
+            requests = read_trace(reader, denied.id, at=instant(seconds)).requests
+            statuses += [(request["status"], len(request["used_by"])) for request in requests]
+    assert statuses == [("pending", 0), ("partial", 0), ("approved", 0), ("approved", 1)]
+
+
+@pytest.mark.parametrize(
+    ("decision", "expected"),
+    [
+        (lifted(urgency="emergency"), ["lifted  require_attestation  emergency", "by task task-1"]),
+        (
+            liftable(use=Use(task="task-1", code="approval_used")),
+            ["did not help  approval_used", "by task task-1"],
+        ),
+        (liftable(use=Use(task="", code="approval_unknown")), ["did not help  approval_unknown"]),
+        (by_rule(use=Use(task="task-1")), ["not needed", "by task task-1"]),
+    ],
+    ids=["lifted", "used before", "without an id", "not needed"],
+)
+def test_the_tree_says_what_an_approval_did(path: Path, decision: Decision, expected: list[str]) -> None:
+    denied = liftable()
+    record(path, denied)
+    record(path, requested(denied, urgency="emergency", reason="fire"), given(KIM), decision)
+    printed = CliRunner().invoke(cli, ["trace", decision.id, "--state-dir", str(path.parent)]).output
+    branch = printed.partition("approvals\n")[2].partition("── summary")[0]
+    lines = [line.lstrip("│├└─ ") for line in branch.splitlines()]
+    assert lines[: len(expected)] == expected
+
+
+def test_the_tree_says_who_rejected_a_request_and_what_became_of_it(path: Path) -> None:
+    denied = liftable()
+    record(path, denied)
+    record(
+        path,
+        requested(denied, urgency="urgent", reason="release 7"),
+        given(KIM, denies=True, comment="too late today"),
+    )
+    printed = CliRunner().invoke(cli, ["trace", denied.id, "--state-dir", str(path.parent)]).output
+    assert "rejected by  kim  as manager  comment too late today" in printed
+    assert "by uid:1000  urgent" in printed
+    assert "reason release 7" in printed
+    assert "task task-1  denied" in printed
 
 
 def test_a_trace_before_its_decision_is_refused(path: Path) -> None:

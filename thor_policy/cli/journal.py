@@ -196,7 +196,7 @@ def show(config: Config, decision_id: str, every: bool, as_json: bool) -> None:
         render.pairs(private["errors"], title="failed expressions")
     for table, rows in trace.items():
         for row in rows:
-            values = {name: value for name, value in row.items() if value is not None}
+            values = {name: value for name, value in row.items() if value is not None and name != "spec"}
             render.pairs(values, title=table.removesuffix("s"))
 
 
@@ -507,6 +507,7 @@ def _show_counts(figures: dict[str, Json]) -> None:
             "reviewed": figures["reviewed"],
             "value": figures["value"],
         }
+        | ({"lifted": f"{figures['lifted']:,} by approvals"} if figures["lifted"] else {})
         | ({"left out": f"{left_out:,} decisions of tests; --tests counts them"} if left_out else {})
         | ({"in quarantine": f"{held:,}; not counted (trace quarantine list)"} if held else {})
         | ({"claimed": f"{claims}; not counted (setting count_from)"} if claims else {})

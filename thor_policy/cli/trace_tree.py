@@ -14,6 +14,7 @@ from rich.tree import Tree
 
 from thor_policy.cli.render import clip
 from thor_policy.core.escape import visible
+from thor_policy.core.lifting import APPROVAL
 from thor_policy.core.requests import Json
 from thor_policy.journal.reader import Record
 from thor_policy.trace.nodes import Link, Node, Step
@@ -49,7 +50,10 @@ def tree(trace: Trace) -> Tree:
     _branch(root, "rules", _rules(trace))
     _branch(root, "policy", map(_link, links["policy"]))
     _branch(root, "model", _model(trace))
-    _branch(root, "people", [*map(_link, links["people"]), *map(_rejection, trace.rejections)])
+    _branch(root, "people", [*map(_person, links["people"]), *map(_rejection, trace.rejections)])
+    _branch(
+        root, "approvals", [*_approval(trace), *(line for each in trace.requests for line in _request(each))]
+    )
     _branch(root, "about", map(_link, links["about"]))
     _branch(root, "precedents", map(_link, links["precedents"]))
     _branch(root, "result", map(_link, links["result"]))
@@ -79,7 +83,9 @@ def _decision(trace: Trace) -> list[Text]:
     flags = [name if value == 1 else value for name, value in trace.flags.items()]
     lines = [_line(trace.at, trace.type, *flags)]
     facts: dict[str, Json] = {
-        name: answer[name] for name in ("tier", "risk", "reason_code", "confidence") if name in answer
+        name: answer[name]
+        for name in ("tier", "risk", "reason_code", "confidence", "stepped_up")
+        if name in answer
     }
     if facts:
         lines.append(_pairs(facts))
@@ -90,11 +96,14 @@ def _decision(trace: Trace) -> list[Text]:
     for name in ("classification", "reasoning", "clauses"):
         if name in trace.explanation:
             lines.append(_pairs({name: trace.explanation[name]}))
-    lines += [_pairs({"obligation": obligation}) for obligation in trace.obligations]
-    if trace.approval is not None:
-        lines.append(_line("approval", *_details(trace.approval)))
-    lines += [_line("approval requested", *_details(request)) for request in trace.requests]
+    lines += map(_obligation, trace.obligations)
     return lines
+
+
+def _obligation(obligation: Mapping[str, Json]) -> Text:
+    return _line(
+        *("obligation", obligation["id"], obligation["type"]), *_details(obligation.get("properties") or {})
+    )
 
 
 def _question(trace: Trace) -> list[Text]:
@@ -106,8 +115,8 @@ def _question(trace: Trace) -> list[Text]:
     for name in ("subject", "action", "resource"):
         properties = trace.question[name].get("properties") or {}
         lines += [_pairs({f"{name}.{key}": value}) for key, value in properties.items()]
-    lines += [_pairs({name: value}) for name, value in (trace.question.get("context") or {}).items()]
-    return lines
+    context = trace.question.get("context") or {}
+    return [*lines, *(_pairs({name: value}) for name, value in context.items() if name != APPROVAL)]
 
 
 def _rules(trace: Trace) -> list[Text]:
@@ -134,6 +143,40 @@ def _model(trace: Trace) -> list[Text]:
     return lines
 
 
+def _approval(trace: Trace) -> list[Text]:
+    """What the approval did that came with the question."""
+    use = trace.approval
+    if use is None:
+        return []
+    if use.get("lifts"):
+        fate = _line("lifted", use["lifts"], *(["emergency"] if use.get("urgency") == "emergency" else []))
+    else:
+        fate = _line("did not help", use["code"]) if use.get("code") else _line("not needed")
+    return [fate, _pairs({"by task": use["task"]})] if use["task"] else [fate]
+
+
+def _request(request: Mapping[str, Json]) -> list[Text]:
+    """A request for approvals of the decision, and what became of it."""
+    urgency = request["urgency"]
+    head = _line(
+        *("requested", request["requested_at"], *_details({"by": request["requested_by"]})),
+        *([] if urgency == "normal" else [urgency]),
+    )
+    reason = [] if request["reason"] is None else [_pairs({"reason": request["reason"]})]
+    task = _line(f"task {request['id']}", request["status"])
+    return [head, *reason, task, *(_line("used by", used) for used in request["used_by"])]
+
+
+def _person(link: Link) -> Text:
+    """Who decided or consented: an approval has its time, and the task that it was for is shown once."""
+    if link.type == "DECIDED_BY":
+        return _link(link)
+    rest = {name: value for name, value in link.details.items() if name != "task"}
+    role = {"as": link.node.details.get("role")}
+    name = link.node.name if link.node.name is not None else "(erased)"
+    return _line(link.type, name, *_details(role), *(link.node.at or "",), *_details(rest))
+
+
 def _link(link: Link) -> Text:
     return _line(link.type, *_node(link.node), *_details(link.details))
 
@@ -148,8 +191,9 @@ def _data(link: Link) -> Text:
 
 
 def _rejection(approval: Record) -> Text:
-    details = {name: approval[name] for name in ("role", "evidence") if approval[name] is not None}
-    return _line("rejected by", approval["approver"], *_details(details))
+    details = {"as": approval["role"], **{name: approval[name] for name in ("evidence", "comment")}}
+    by = "(erased)" if approval["approver"] is None else approval["approver"]
+    return _line("rejected by", by, *_details(details))
 
 
 def _state(state: Record) -> Text:

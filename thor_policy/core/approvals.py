@@ -128,15 +128,22 @@ class Task(Struct, frozen=True, kw_only=True):
 
     def state(self, now: Moment) -> State:
         """What the task is at a time."""
+        state, lifted_by, granted = self.recorded, self.offer.lifted_by, self.granted
+        if state == "approved" and granted is not None:
+            return "expired" if granted.is_past(lifted_by.holds_s, now) else state
+        if state in OPEN_STATES and self.requested.is_past(lifted_by.pending_s, now):
+            return "expired"
+        return state
+
+    @property
+    def recorded(self) -> State:
+        """What the task is by its events alone: `expired` only once that was recorded."""
         if self.ended is not None:
             return self.ended
         if any(not verdict.approves for verdict in self.verdicts):
             return "denied"
-        lifted_by, granted = self.offer.lifted_by, self.granted
-        if granted is not None:
-            return "expired" if granted.is_past(lifted_by.holds_s, now) else "approved"
-        if self.requested.is_past(lifted_by.pending_s, now):
-            return "expired"
+        if self.granted is not None:
+            return "approved"
         return "partial" if self.verdicts else "pending"
 
     @property

@@ -144,12 +144,14 @@ EDGES: dict[EdgeType, Edge] = {
     "APPROVED_BY": Edge(
         meaning="who consented, at step 1",
         ends=_pairs(_DECISION, ("actor",)),
-        ops=("approval",),
+        ops=("approval", "approve"),
+        follows_from="`approval_task`",
     ),
     "COUNTERSIGNED_BY": Edge(
         meaning="who consented after somebody else, at step 2 or later",
         ends=_pairs(_DECISION, ("actor",)),
-        ops=("approval",),
+        ops=("approval", "approve"),
+        follows_from="`approval_task`",
     ),
     "GOVERNED_BY": Edge(
         meaning="the policy that applied",

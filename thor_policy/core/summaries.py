@@ -143,7 +143,9 @@ def _values(trace: Mapping[str, Json]) -> dict[str, str]:
         "details": (question.get("context") or private.get("context") or {}).get("details"),
         "facts": _pairs(private.get("facts")),
         "rules": ", ".join((body.get("floor") or {}).get("rules") or ()) or "none",
-        "outcome": row["decision"],
+        "outcome": f"{row['decision']} (lifted from {row['lifted']})"
+        if row.get("lifted")
+        else row["decision"],
         "floor": row["floor"],
         "reasoning": reasons,
         "who": _WHO.get(row["tier"], row["tier"]),
@@ -196,7 +198,8 @@ def _approval(row: Mapping[str, Json]) -> str:
     by = row.get("approver") or "(erased)"
     role = f" ({row['role']})" if row.get("role") else ""
     channel = f" by {row['channel']}" if row.get("channel") else ""
-    return f"{row['verdict']} by {by}{role}{channel}"
+    recorder = f", recorded by {row['recorded_by']}" if row.get("recorded_by") else ""
+    return f"{row['verdict']} by {by}{role}{channel}{recorder}"
 
 
 def _result(trace: Mapping[str, Json]) -> str:

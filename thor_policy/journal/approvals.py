@@ -25,11 +25,14 @@ from thor_policy.core.lifting import Offer, Party
 from thor_policy.core.requests import Json
 from thor_policy.journal import events
 from thor_policy.journal.events import Event
+from thor_policy.journal.rewrites import ERASED
 
 #: Kinds of event that are checked here, besides a decision that uses an approval.
 KINDS = frozenset({"approval_request", "approval_end"})
 #: Reads the timestamps of events.
 _TIME = datetime.fromisoformat
+#: Later than every recorded time.
+_EVER = "~"
 
 
 _IN_ALL = "SELECT count(*) FROM approvals_open"
@@ -381,7 +384,7 @@ LEFT JOIN decisions d ON d.decision_id = r.decision_id
 _VERDICTS = """
 SELECT a.approver, a.verdict, a.roles, a.groups, a.parties, a.channel, a.recorded_by, a.timestamp, a.evidence,
        e.boot_id, e.mono_ns
-FROM approvals a LEFT JOIN events e ON e.seq = a.seq WHERE a.task = ? ORDER BY a.seq
+FROM approvals a LEFT JOIN events e ON e.seq = a.seq WHERE a.task = ? AND a.timestamp < ? ORDER BY a.seq
 """
 
 
@@ -391,10 +394,12 @@ def find(connection: sqlite3.Connection, task_id: str) -> Task | None:
     return None if row is None else _read(connection, row)
 
 
-def tasks_about(connection: sqlite3.Connection, decision_id: str) -> list[Task]:
-    """The tasks for a decision, in order of recording."""
-    rows = connection.execute(f"{_TASK} WHERE r.decision_id = ? ORDER BY r.seq", (decision_id,)).fetchall()
-    return [_read(connection, row) for row in rows]
+def tasks_about(connection: sqlite3.Connection, decision_id: str, until: str = _EVER) -> list[Task]:
+    """The tasks for a decision, in order of recording; what was recorded at `until` or later is left out."""
+    rows = connection.execute(
+        f"{_TASK} WHERE r.decision_id = ? AND r.timestamp < ? ORDER BY r.seq", (decision_id, until)
+    ).fetchall()
+    return [_read(connection, row, until) for row in rows]
 
 
 def open_tasks(connection: sqlite3.Connection, limit: int = 10_000) -> list[Task]:
@@ -405,23 +410,33 @@ def open_tasks(connection: sqlite3.Connection, limit: int = 10_000) -> list[Task
     return [_read(connection, row) for row in rows]
 
 
+def lifted_by_record(connection: sqlite3.Connection, seq: int) -> list[str]:
+    """The decisions that the task lifted for which the event `seq` is a verdict; they show its names, too."""
+    rows = connection.execute(
+        "SELECT d.decision_id FROM approvals a JOIN decisions d ON d.approval_task = a.task WHERE a.seq = ?",
+        (seq,),
+    ).fetchall()
+    return [decision_id for (decision_id,) in rows]
+
+
 def newest(connection: sqlite3.Connection, limit: int) -> list[Task]:
     """The newest tasks, whatever their state, newest first."""
     rows = connection.execute(f"{_TASK} ORDER BY r.seq DESC LIMIT ?", (limit,)).fetchall()
     return [_read(connection, row) for row in rows]
 
 
-def _read(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Task:
+def _read(connection: sqlite3.Connection, row: tuple[Any, ...], until: str = _EVER) -> Task:
     task_id, decision_id, outcome, spec_text, urgency, reason, at, boot_id, mono_ns, actor, action, entity = (
         row
     )
     spec = msgspec.json.decode(spec_text, type=Spec)
     end = connection.execute(
-        "SELECT status FROM approval_ends WHERE task = ? ORDER BY seq LIMIT 1", (task_id,)
+        "SELECT status FROM approval_ends WHERE task = ? AND timestamp < ? ORDER BY seq LIMIT 1",
+        (task_id, until),
     )
     ended = end.fetchone()
     uses = connection.execute(
-        "SELECT decision_id FROM decisions WHERE approval_task = ?", (task_id,)
+        "SELECT decision_id FROM decisions WHERE approval_task = ? AND timestamp < ?", (task_id, until)
     ).fetchall()
     return Task(
         id=task_id,
@@ -435,12 +450,12 @@ def _read(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Task:
         requested_at=at,
         urgency=urgency or "normal",
         reason=reason,
-        subject=actor,
+        subject=_unless_erased(actor),
         action=action,
         resource=entity,
         verdicts=tuple(
             Verdict(
-                name=name,
+                name=_unless_erased(name),
                 approves=verdict == "approved",
                 roles=_names(roles),
                 groups=_names(groups),
@@ -455,11 +470,16 @@ def _read(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Task:
                 *(name, verdict, roles, groups, parties, channel, recorded_by, given_at, evidence),
                 given_boot,
                 given_ns,
-            ) in connection.execute(_VERDICTS, (task_id,)).fetchall()
+            ) in connection.execute(_VERDICTS, (task_id, until)).fetchall()
         ),
         ended=None if ended is None else ended[0],
         used_by=tuple(decision_id for (decision_id,) in uses),
     )
+
+
+def _unless_erased(name: str | None) -> str | None:
+    """A name; None if it, or a part of it, was erased: nobody is known by what is left."""
+    return None if name is None or ERASED in name else name
 
 
 def _names(text: str | None) -> tuple[str, ...]:

@@ -168,7 +168,8 @@ class Placed:
         for seq, rewrite in self._rewrites:
             _rewrite(connection, seq, rewrite)
             self._touched.add("erased", rewrite.subject_id, {})
-            summaries.forget(connection, rewrite.subject_id, seq)
+            for decision_id in (rewrite.subject_id, *approvals.lifted_by_record(connection, rewrite.seq)):
+                summaries.forget(connection, decision_id, seq)
         self._touched.refresh(connection)
         self._tasks.keep_open(connection)
         summaries.note_changes(connection, self._about, self.seq)

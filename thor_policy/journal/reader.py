@@ -42,9 +42,11 @@ COUNTED = f"claimed IS NOT 'report' AND {COMPLETE}"
 NOT_LIFTED = "approval_task IS NULL"
 #: Tables of records about a decision.
 _TRACE = (
-    *("consultations", "approvals", "supplements", "reviews", "outcomes"),
-    *("shadows", "counterfactuals", "trace_states"),
+    *("consultations", "approval_requests", "approvals", "approval_ends", "supplements", "reviews"),
+    *("outcomes", "shadows", "counterfactuals", "trace_states"),
 )
+#: Those of them that also concern the decisions that a task lifted, with the column that names the task.
+_OF_TASKS = {"approval_requests": "id", "approvals": "task", "approval_ends": "task"}
 #: Values of `tier` of decisions that a daemon made. Reported decisions have others.
 _TIERS = get_args(Tier)
 
@@ -106,15 +108,21 @@ class Reader:
     def trace(self, decision_id: str) -> Record:
         """One decision with its event and the rows of every table about it (`_TRACE`).
 
-        The event is the original one, from the database or an archive, with its private part (None if that
-        was erased). Raises JournalError if there is no such decision.
+        A decision that an approval lifted has the rows of that task, too. The event is the original one, from
+        the database or an archive, with its private part (None if that was erased). Raises JournalError if
+        there is no such decision.
         """
         decision, event = self.recorded(decision_id)
-        rows: Record = {
-            table: self._records(f"SELECT * FROM {table} WHERE decision_id = ? ORDER BY seq", (decision_id,))
-            for table in _TRACE
-        }
+        rows: Record = {table: self._about(table, decision) for table in _TRACE}
         return {"decision": decision, "event": event, **rows}
+
+    def _about(self, table: str, decision: Record) -> list[Record]:
+        about = f"SELECT * FROM {table} WHERE decision_id = ?"
+        values = [decision["decision_id"]]
+        if table in _OF_TASKS and decision["approval_task"] is not None:
+            about += f" UNION SELECT * FROM {table} WHERE {_OF_TASKS[table]} = ?"
+            values.append(decision["approval_task"])
+        return self._records(f"{about} ORDER BY seq", values)
 
     def recorded(self, decision_id: str) -> tuple[Record, Record]:
         """The decision and its event, as in `trace`. Raises JournalError."""
@@ -292,8 +300,7 @@ class Reader:
         return self._records(
             "SELECT d.*, r.seq AS review_seq, r.reviewer, r.verdict FROM reviews r JOIN decisions d "
             "ON d.decision_id = r.decision_id WHERE r.verdict NOT IN ('accept', 'withdrawn') AND r.seq > ? "
-            f"AND d.{COMPLETE} AND d.{NOT_LIFTED} AND r.id NOT IN "
-            "(SELECT withdraws FROM reviews WHERE verdict = 'withdrawn') "
+            f"AND d.{COMPLETE} AND r.id NOT IN (SELECT withdraws FROM reviews WHERE verdict = 'withdrawn') "
             "ORDER BY r.seq LIMIT ?",
             (after_seq, limit),
         )

@@ -14,6 +14,9 @@ from thor_policy.journal import chain
 
 Row: TypeAlias = tuple[Any, ...]
 
+#: The replacement of an erased name.
+ERASED = "[erased]"
+
 
 class Projection(NamedTuple):
     """One event's row, and the values of its group of columns in the row of the decision it is about."""

@@ -2,7 +2,8 @@
 
 Owns the aggregating queries. Invariant: each call reads one snapshot of the decisions since a time, so the
 figures of one call agree. `since` and hours are wall time as it was recorded. With `tests` false a call
-leaves out decisions of tests. Claims count only in `claims`. Any thread or process.
+leaves out decisions of tests. Claims count only in `claims`. Decisions that an approval lifted are counted,
+but not in accuracy and confidence, which are those of rules and model. Any thread or process.
 """
 
 from __future__ import annotations
@@ -10,24 +11,31 @@ from __future__ import annotations
 from typing import Any
 
 from thor_policy.core.requests import Json
-from thor_policy.journal.reader import COUNTED, OF_TESTS, Reader, Record, instant
+from thor_policy.journal.reader import COUNTED, NOT_LIFTED, OF_TESTS, Reader, Record, instant
 
 #: Dimensions of a breakdown, and the column of each.
 DIMENSIONS = {"actor": "actor", "model": "model_name", "pack": "prompt_version", "type": "decision_type"}
 #: Lower bounds of the confidence buckets.
 BUCKETS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+#: The decisions with a known right outcome, and the right ones. What an approval lifted is neither.
+_JUDGED = (
+    f"count(decision_correct) FILTER (WHERE {NOT_LIFTED}), sum(decision_correct) FILTER (WHERE {NOT_LIFTED})"
+)
 #: Most rows of a breakdown.
 MOST_ROWS = 50
 
 
 def statistics(reader: Reader, *, since: str | None = None, tests: bool = True) -> Record:
-    """Counts by outcome, tier and risk, accuracy where it is known, recorded outcomes, and latency in ms."""
+    """Counts by outcome, tier and risk, accuracy where it is known, recorded outcomes, and latency in ms.
+
+    `lifted` counts the decisions whose outcome an approval lifted.
+    """
     where, values = _window(since, tests)
     with reader.snapshot() as connection:
         rows = connection.execute(
-            "SELECT decision, tier, risk_level, count(*), count(decision_correct), sum(decision_correct), "
+            f"SELECT decision, tier, risk_level, count(*), {_JUDGED}, "
             "sum(reviewed), count(outcome_status), sum(outcome_status = 'SUCCESS'), "
-            "sum(outcome_status = 'FAILURE'), sum(outcome_value), min(seq), max(seq) "
+            "sum(outcome_status = 'FAILURE'), sum(outcome_value), min(seq), max(seq), count(approval_task) "
             f"FROM decisions INDEXED BY decisions_timestamp {where} GROUP BY 1, 2, 3",
             values,
         ).fetchall()
@@ -49,6 +57,7 @@ def statistics(reader: Reader, *, since: str | None = None, tests: bool = True) 
         "expected": sum(row[4] for row in rows),
         "correct": sum(row[5] or 0 for row in rows),
         "reviewed": sum(row[6] or 0 for row in rows),
+        "lifted": sum(row[13] for row in rows),
         "turned_out": {"SUCCESS": won, "FAILURE": lost, "PENDING": known - won - lost} if known else {},
         "value": sum(row[10] or 0 for row in rows) if known else None,
         "score_ms": percentiles([row[0] for row in score]),
@@ -61,7 +70,7 @@ def breakdown(reader: Reader, by: str, *, since: str | None = None, tests: bool 
     where, values = _window(since, tests)
     with reader.snapshot() as connection:
         rows = connection.execute(
-            f"SELECT {column}, count(*), sum(allow), count(decision_correct), sum(decision_correct), "
+            f"SELECT {column}, count(*), sum(allow), {_JUDGED}, "
             "sum(outcome_status = 'SUCCESS'), sum(outcome_status = 'FAILURE'), "
             "sum(outcome_status = 'PENDING'), avg(outcome_value), sum(outcome_value), avg(latency_ms), "
             "sum(input_tokens), sum(output_tokens), avg(confidence) "
@@ -108,9 +117,9 @@ def confidence(reader: Reader, *, since: str | None = None, tests: bool = True) 
     cases = " ".join(f"WHEN confidence >= {low} THEN {low}" for low in reversed(BUCKETS))
     with reader.snapshot() as connection:
         rows = connection.execute(
-            f"SELECT CASE {cases} END, count(*), count(decision_correct), sum(decision_correct), "
+            f"SELECT CASE {cases} END, count(*), {_JUDGED}, "
             "avg(confidence) FROM decisions INDEXED BY decisions_timestamp "
-            f"{where} AND confidence IS NOT NULL GROUP BY 1 ORDER BY 1",
+            f"{where} AND confidence IS NOT NULL AND {NOT_LIFTED} GROUP BY 1 ORDER BY 1",
             values,
         ).fetchall()
     return [

@@ -129,6 +129,9 @@ def gather(reader: Reader, pack: Pack, *, progress: Callable[[int], None] = lamb
         if row["review_seq"] != row["reviewed_seq"]:
             left_out["reviewed again later"] += 1
             continue
+        if row["approval_task"] is not None:
+            left_out["lifted by an approval"] += 1
+            continue
         event = reader.trace(row["decision_id"])["event"]
         try:
             changes.append(_change(row, event))

@@ -190,12 +190,12 @@ def find(
 
 
 def _rows(reader: Reader, since: str | None) -> tuple[list[Record], bool]:
-    """The newest decisions, and whether they are all."""
+    """The newest decisions that no approval lifted, and whether they are all."""
     rows: list[Record] = []
     before = None
     while len(rows) < MOST_DECISIONS:
         page = reader.decisions(limit=_PAGE, before=before, since=since, counted=True)
-        rows += page
+        rows += [row for row in page if row["approval_task"] is None]
         if len(page) < _PAGE:
             return rows, True
         before = page[-1]["decision_id"]

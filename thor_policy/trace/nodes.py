@@ -84,7 +84,7 @@ def links(
                 type="actor",
                 id=row["approver"],
                 name=row["approver"],
-                at=edge["timestamp"],
+                at=row["timestamp"],
                 details=_details({"actor_type": "human", "role": row["role"]}),
             )
             shown = ("step", "channel", "evidence", "recorded_by", "task", "comment")

@@ -10,6 +10,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from thor_policy.core.approvals import Task
 from thor_policy.core.errors import JournalError
 from thor_policy.core.requests import Json
 from thor_policy.journal import trace_queries
@@ -23,7 +24,7 @@ MOST_SUCCESSORS, MOST_CITING = 1_000, 1_000
 
 _ANSWER = (
     *("outcome", "allow", "tier", "reason_code", "risk", "label", "confidence", "probabilities"),
-    "temperature",
+    *("temperature", "stepped_up"),
 )
 
 
@@ -33,8 +34,8 @@ class Trace(Struct, frozen=True, kw_only=True):
     `question` is None if it was erased. `answer`, `explanation`, `floor` and `model` are as recorded. `links`
     are the edges from the decision. `cited_by` and `superseded_by` go on: the decisions that cite it, and
     those that took its place one after the other. `approval` is what an approval did for it, `requests` are
-    the tasks that were to lift it. `states` are the changes of its status, oldest first. `counterfactuals`
-    and `shadows` are what another pack or model would have answered.
+    the tasks that were to lift it, with what became of them. `states` are the changes of its status, oldest
+    first. `counterfactuals` and `shadows` are what another pack or model would have answered.
     """
 
     id: str
@@ -120,20 +121,7 @@ def read_trace(reader: Reader, decision_id: str, *, at: str | None = None, depth
             links=tuple(links(connection, row, consulted, until)),
             rejections=[approval for approval in approvals if approval["verdict"] == "rejected"],
             approval=body.get("use"),
-            requests=[
-                {
-                    "id": task.id,
-                    "outcome": task.outcome,
-                    "requested_at": task.requested_at,
-                    "requested_by": task.requested_by,
-                    "reason": task.reason,
-                    "urgency": task.urgency,
-                    "ended": task.ended,
-                    "used_by": list(task.used_by),
-                }
-                for task in tasks_about(connection, decision_id)
-                if task.requested_at < until
-            ],
+            requests=[_request(task) for task in tasks_about(connection, decision_id, until)],
             reviews=about["reviews"],
             counterfactuals=about["counterfactuals"],
             shadows=about["shadows"],
@@ -148,6 +136,19 @@ def read_trace(reader: Reader, decision_id: str, *, at: str | None = None, depth
             causes=tuple(chain(connection, decision_id, "causes", depth=depth, until=until)),
             consequences=tuple(chain(connection, decision_id, "consequences", depth=depth, until=until)),
         )
+
+
+def _request(task: Task) -> dict[str, Json]:
+    return {
+        "id": task.id,
+        "outcome": task.outcome,
+        "requested_at": task.requested_at,
+        "requested_by": task.requested_by,
+        "reason": task.reason,
+        "urgency": task.urgency,
+        "status": task.recorded,
+        "used_by": list(task.used_by),
+    }
 
 
 def _explanation(reader: Reader, row: Record, event: Record, until: str) -> dict[str, Json]:

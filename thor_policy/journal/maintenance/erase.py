@@ -36,7 +36,7 @@ from thor_policy.journal.maintenance.tasks import (
     readable,
     result_of,
 )
-from thor_policy.journal.rewrites import Rewrite
+from thor_policy.journal.rewrites import ERASED, Rewrite
 from thor_policy.journal.segments import Part
 from thor_policy.journal.storage import BUSY_TIMEOUT_MS, SIDE_FILES
 from thor_policy.journal.writer import WAL_WAIT_MS, Journal
@@ -45,8 +45,6 @@ from thor_policy.telemetry.watchdog import Pulse
 
 log = logging.getLogger(__name__)
 
-#: The replacement of an erased name.
-ERASED = "[erased]"
 #: Members of a private part below which keys and numbers are from the client, not from this program.
 FREE = frozenset({"properties", "context", "facts", "metadata", "value", "values", "consulted"})
 #: Columns in which all keys and numbers are from the client.

@@ -367,6 +367,7 @@ class Gate:
             page = self._reader.decisions(limit=_PAGE, reviewed=True, before=before)
             for row in page:
                 known = row["decision_correct"] == 1 or row["review_decision"] is not None
+                known = known and row["approval_task"] is None
                 if known and (row["prompt_version"] or "").startswith(f"{self._active.pack.info.name}@"):
                     rows.append(row | {"right": row["review_decision"] or row["decision"]})
             if len(page) < _PAGE:
