@@ -222,6 +222,12 @@ READ = [
     ["keys", "new", HOSTILE],
     ["keys", "revoke", HOSTILE],
     ["ask", HOSTILE],
+    ["approvals", "list"],
+    ["approvals", "show", HOSTILE],
+    ["approvals", "request", HOSTILE, "--reason", HOSTILE],
+    ["approvals", "approve", HOSTILE, "--consent-of", HOSTILE, "--channel", HOSTILE],
+    ["approvals", "deny", HOSTILE, "--comment", HOSTILE],
+    ["approvals", "cancel", HOSTILE, "--reason", HOSTILE],
     ["status"],
     ["doctor"],
     ["test", HOSTILE],
@@ -307,8 +313,12 @@ def test_what_a_daemon_reports_is_harmless(run: Run, hostile_journal: Config) ->
             ["packs", "activate", HOSTILE],
             ["adapters", "activate", HOSTILE],
             ["log", "outcome", "018f-00000007", "SUCCESS", "--note", HOSTILE],
+            ["approvals", "list", "--all"],
+            ["approvals", "show", HOSTILE],
+            ["approvals", "request", HOSTILE, "--reason", HOSTILE],
+            ["approvals", "deny", HOSTILE, "--comment", HOSTILE],
         ):
-            result = run(*arguments)
+            result = run(*(argument.replace("\0", "") for argument in arguments))
             harmless(result.stdout)
             harmless(result.stderr)
 

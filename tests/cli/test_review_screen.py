@@ -5,20 +5,11 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
-import os
 import re
-import select
-import struct
-import subprocess
-import sys
-import termios
-import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import pyte
 import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
@@ -27,7 +18,8 @@ from msgspec.structs import replace
 from rich.cells import cell_len
 
 from tests.build import ASKED, EXPLAINED, NOON, about, by_model, decision_row, erasing, record, rows, sent
-from thor_policy.cli import review_page
+from tests.terminal import Terminal as AnyTerminal
+from thor_policy.cli import page_text, review_page
 from thor_policy.cli.main import cli
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
@@ -43,10 +35,6 @@ from thor_policy.review.ranking import Pick
 from thor_policy.review.session import Item
 from thor_policy.testing import load_stub_engine
 
-#: No test waits longer than this for a terminal, in seconds.
-PATIENCE_S = 30
-ROOT = Path(__file__).resolve().parents[2]
-COLUMNS, LINES = 80, 24
 #: Text that would control a terminal, or deceive its reader.
 HOSTILE = (
     "\x1b[31mred\x1b[0m \x1b]0;title\x07 \x9b2J \u202eeuqinu\u202c "
@@ -58,74 +46,11 @@ ACTIVE = ["\x1b[31mred", "\x1b]0;title", "\x9b", "\u202e", "\u202c", "\u2066", "
 Run = Callable[..., Result]
 
 
-class Terminal:
-    """A command on its own terminal of 80 by 24, and the text on its screen."""
+class Terminal(AnyTerminal):
+    """`thorpolicy review` on its own terminal."""
 
     def __init__(self, config: Config, *arguments: str) -> None:
-        ours, theirs = os.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
-        state = {"THOR_POLICY_STATE_DIR": str(config.state_dir), "THOR_POLICY_ENDPOINT": config.endpoint}
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", "from thor_policy.cli.main import main; main()", "review", *arguments],
-            cwd=ROOT,
-            env=os.environ | state | {"TERM": "xterm-256color"},
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            start_new_session=True,
-        )
-        os.close(theirs)
-        self._terminal = ours
-        self._screen = pyte.Screen(COLUMNS, LINES)
-        self._stream = pyte.ByteStream(self._screen)
-        self.raw = b""
-
-    def __enter__(self) -> Terminal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait(PATIENCE_S)
-        os.close(self._terminal)
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self._screen.display)
-
-    def until(self, pattern: str) -> re.Match[str]:
-        """Read until the screen shows the pattern."""
-        ends = time.monotonic() + PATIENCE_S
-        while (match := re.search(pattern, self.text, re.DOTALL)) is None:
-            ready, _, _ = select.select([self._terminal], [], [], max(0.0, ends - time.monotonic()))
-            assert ready, f"{pattern!r} never came:\n{self.text}"
-            try:
-                self._take(os.read(self._terminal, 65_536))
-            except OSError as error:  # the other end is closed
-                raise AssertionError(f"{pattern!r} never came:\n{self.text}") from error
-        return match
-
-    def type(self, keys: str, then: str) -> re.Match[str]:
-        """Type keys, then read until the screen shows the pattern `then`."""
-        os.write(self._terminal, keys.encode())
-        return self.until(then)
-
-    def quit(self) -> int:
-        """Quit, read to the end, and return the exit status."""
-        os.write(self._terminal, b"q")
-        while True:
-            try:
-                data = os.read(self._terminal, 65_536)
-            except OSError:
-                break
-            if not data:
-                break
-            self._take(data)
-        return self._process.wait(PATIENCE_S)
-
-    def _take(self, data: bytes) -> None:
-        self.raw += data
-        self._stream.feed(data)
+        super().__init__(config, "review", *arguments)
 
 
 def decisions(count: int, **changes: Any) -> list[Decision]:
@@ -230,7 +155,7 @@ def test_two_reviewers_go_through_sixty_decisions_at_one_daemon(config: Config) 
             shown = [person.shown for person in people if person.shown]
             assert len(set(shown)) == len(shown), "two people have one decision"
         for terminal in (first, second):
-            assert terminal.quit() == 0
+            assert terminal.end() == 0
     assert reviews(config) == typed
     assert len(typed) > 60
     standing = Counter[str]()
@@ -252,7 +177,7 @@ def test_after_a_failed_skip_enter_shows_a_decision_again(config: Config) -> Non
             terminal.type("s", "is in use by process")
         terminal.type("\r", "00000001")
         terminal.type("s", r"1 skipped.*00000000.*skipped \(00000001\)")
-        assert terminal.quit() == 0
+        assert terminal.end() == 0
 
 
 def test_a_daemon_grants_one_lease_per_decision(config: Config) -> None:
@@ -309,7 +234,7 @@ def test_a_decision_of_the_embedded_model_is_reviewed_at_its_daemon(config: Conf
             for clause in reply["clauses"]:
                 assert re.search(rf"{clause} +[A-Z]", terminal.text), "the clause is shown with its text"
             terminal.type("a", rf"recorded: accept \({ending}\)")
-            assert terminal.quit() == 0
+            assert terminal.end() == 0
     assert reviews(config) == [("robin", ending, "accept", None, None)]
     assert verify(config.journal_path).ok
 
@@ -364,7 +289,7 @@ def test_the_keys_for_help_figures_search_and_delegation_work(config: Config) ->
         terminal.type("p", "00000099")
         terminal.type("d", "The right outcome:  1 allow")
         terminal.type("\x07", "─{80}")
-        assert terminal.quit() == 0
+        assert terminal.end() == 0
     assert rows(config.journal_path, "SELECT reviewer, given_by FROM assignments WHERE type = 'assign'") == [
         ("kim", "robin")
     ]
@@ -416,7 +341,7 @@ def test_text_of_a_request_cannot_control_the_terminal(config: Config) -> None:
         terminal.type("z", "x1b")
         terminal.type("t", "agreement")
         terminal.type("x", "x1b")
-        assert terminal.quit() == 0
+        assert terminal.end() == 0
     sent = terminal.raw.decode()
     for sequence in ACTIVE:
         assert sequence not in sent, repr(sequence)
@@ -467,7 +392,7 @@ def test_visible_text_is_printable_and_plain_ascii_is_unchanged(text: str) -> No
 
 @given(st.text(), st.integers(2, 100))
 def test_wrapped_lines_are_not_wider_than_their_limit(text: str, width: int) -> None:
-    lines = review_page.wrapped(visible(text), width)
+    lines = page_text.wrapped(visible(text), width)
     assert all(cell_len(line) <= width for line in lines)
     assert "".join(lines).replace(" ", "") == visible(text).replace(" ", "")
 

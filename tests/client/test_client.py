@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import decimal
 import enum
 import inspect
 import json
 import math
+import os
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -157,6 +160,62 @@ class TestEither:
     def test_raises_unreachable_after_the_timeout(self, config: Config, awaited: bool) -> None:
         with silent_daemon(config), pytest.raises(Unreachable, match="no reply within 50 ms"):
             Calls(config.endpoint, awaited=awaited).evaluate(QUESTION, timeout=50)
+
+
+#: A pack whose outcome is lifted by a person with a role, whoever else that person is.
+APPROVED_BY_ANYBODY = """
+name: deploys
+version: "1"
+description: Deploys need a manager.
+model: never
+default: review
+outcomes:
+  - label: allow
+  - {label: review, lifted_by: {steps: [{role: manager, not: []}], uses: until}}
+  - label: deny
+"""
+
+
+def test_either_client_requests_lists_gives_and_ends_approvals(
+    config: Config, tmp_path: Path, awaited: bool
+) -> None:
+    (tmp_path / "pack.yaml").write_text(APPROVED_BY_ANYBODY)
+    (tmp_path / "rules.yaml").write_text("[]")
+    config = dataclasses.replace(config, pack=str(tmp_path), people=(f"uid:{os.getuid()}=kim;manager",))
+    calls = Calls(config.endpoint, awaited=awaited)
+
+    def requested(key: str | None = None) -> dict[str, Json]:
+        request = records.ApprovalRequest(decision_id=decision_id, reason="now")
+        task: dict[str, Json] = calls.request_approval(request, idempotency_key=key)
+        return task
+
+    def listed(**query: Any) -> list[str]:
+        return [task["id"] for task in calls.approvals(records.ApprovalQuery(**query))]
+
+    with serving(config, load_engine=load_stub_engine):
+        decision_id = calls.evaluate(QUESTION)["context"]["decision_id"]
+        first = requested("a key")
+        assert (first["status"], first["missing"]) == ("pending", [["manager"]])
+        assert requested("a key")["id"] == first["id"], "the same key is the same request"
+        with pytest.raises(RequestError, match="is open") as caught:
+            requested()
+        assert caught.value.reason_code == "duplicate_request"
+        assert calls.change_approval(records.Cancel(task=first["id"]))["status"] == "cancelled"
+        second = requested()["id"]
+        assert calls.change_approval(records.Deny(task=second, comment="no"))["status"] == "denied"
+        third = requested()["id"]
+        assert [task["id"] for task in calls.approvals()] == [third]
+        approved = calls.change_approval(records.Approve(task=third), idempotency_key="yes")
+        assert (approved["status"], approved["approval"]) == ("approved", {"id": third})
+        assert listed() == []
+        assert listed(states=("approved", "denied", "cancelled")) == [third, second, first["id"]]
+        (task,) = calls.approvals(records.ApprovalQuery(id=third))
+        assert task["question"]["action"]["name"] == "deploy"
+        allowed = calls.evaluate(QUESTION | {"context": {"approval": {"id": third}}})
+        assert allowed["decision"] is True
+        with pytest.raises(RequestError) as unknown:
+            calls.approvals(records.ApprovalQuery(id="nobody"))
+        assert (unknown.value.code, unknown.value.reason_code) == ("not_found", "unknown_task")
 
 
 class Sides(enum.Enum):

@@ -14,7 +14,8 @@ from click.testing import CliRunner
 
 from tests.build import Fates, by_model, by_rule, note, record, row, rows, undo_migrations
 from thor_policy.cli.main import cli
-from thor_policy.cli.review_page import as_text, page
+from thor_policy.cli.page_text import as_text
+from thor_policy.cli.review_page import page
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core import records

@@ -57,6 +57,10 @@ COMMANDS = {
         "Decide past requests again by another pack, model or adapter, and list what changes.",
     ),
     "review": ("review", "Review decisions: one key for each verdict, recorded at once."),
+    "approvals": (
+        "approvals",
+        "List, request, give and refuse approvals: what lifts an outcome that approvals can lift.",
+    ),
     "calibrate": (
         "calibrate",
         "Fit a temperature to judged decisions of the pack and model, and put it in force.",

@@ -9,15 +9,19 @@ from __future__ import annotations
 import csv
 import html
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from thor_policy.cli.page_text import fit
 from thor_policy.cli.steps import Steps, error_console
 from thor_policy.core.escape import cell as csv_cell
 from thor_policy.core.escape import in_json, visible
@@ -25,8 +29,10 @@ from thor_policy.core.requests import Json
 from thor_policy.learning.training.settings import Point
 
 _BARS = " ▁▂▃▄▅▆▇█"
-#: Shortest width of a clipped column, in characters.
+#: Shortest width of a clipped column; its name is never clipped.
 _LEAST = 6
+#: Columns that a replaced table leaves free: a terminal writes `^C` there, and must not begin a line.
+_INTERRUPT_CELLS = 2
 _STYLES = {
     "allow": "green",
     "deny": "red",
@@ -46,6 +52,10 @@ _STYLES = {
     "critical": "red",
     "high": "red",
     "medium": "yellow",
+    "urgent": "yellow bold",
+    "emergency": "red bold",
+    "approved": "green",
+    "denied": "red",
 }
 
 
@@ -86,6 +96,14 @@ def sparkline(counts: Sequence[int]) -> str:
     return "".join(_BARS[max(1, round(count / highest * 8)) if count else 0] for count in counts)
 
 
+class ShowTable(Protocol):
+    """What `table` and `current_table` have in common."""
+
+    def __call__(
+        self, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, gap: int, clipped: Sequence[int]
+    ) -> None: ...
+
+
 def table(
     columns: Sequence[str], rows: Sequence[Sequence[Any]], *, gap: int = 2, clipped: Sequence[int] = ()
 ) -> None:
@@ -93,20 +111,46 @@ def table(
 
     If the table is too wide, cells of the columns with the indexes `clipped` are shortened, the widest first.
     """
-    output, screen = Table(box=None, padding=(0, gap, 0, 0), header_style="bold"), console()
+    console().print(_table(columns, rows, gap=gap, clipped=clipped))
+
+
+@contextmanager
+def current_table() -> Iterator[ShowTable]:
+    """Yields a function like `table`; each call replaces the table of the call before."""
+    with Live(console=console(), auto_refresh=False) as live:
+
+        def show(
+            columns: Sequence[str], rows: Sequence[Sequence[Any]], *, gap: int, clipped: Sequence[int]
+        ) -> None:
+            output = _table(columns, rows, gap=gap, clipped=clipped, spare=_INTERRUPT_CELLS)
+            # an interrupt in the middle of a line would have it written twice
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                live.update(output, refresh=True)
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+        yield show
+
+
+def _table(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], *, gap: int, clipped: Sequence[int], spare: int = 0
+) -> Table:
+    output, width = Table(box=None, padding=(0, gap, 0, 0), header_style="bold"), console().width - spare
     texts = [[_cell_text(cell) for cell in row] for row in (columns, *rows)]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    while clipped and sum(widths) + gap * len(widths) > screen.width:
-        widest = max(clipped, key=widths.__getitem__)
-        if widths[widest] <= _LEAST:
+    widths = [max(map(cell_len, column)) for column in zip(*texts, strict=True)]
+    least = [max(_LEAST, cell_len(column)) for column in texts[0]]
+    while sum(widths) + gap * len(widths) > width:
+        widest = max((i for i in clipped if widths[i] > least[i]), key=widths.__getitem__, default=None)
+        if widest is None:
             break
         widths[widest] -= 1
     for index, column in enumerate(texts[0]):
         output.add_column(escape(column), overflow="fold", no_wrap=index == 0)
     for row, row_texts in zip(rows, texts[1:], strict=True):
-        cells = [clip(text, widths[i]) if i in clipped else text for i, text in enumerate(row_texts)]
+        cells = [fit(text, widths[i]) if i in clipped else text for i, text in enumerate(row_texts)]
         output.add_row(*map(_coloured, cells, row))
-    screen.print(output)
+    return output
 
 
 def clip(text: str, width: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import click
 import msgspec
 
-from thor_policy.cli import render, review_page
+from thor_policy.cli import page_text, render, review_page
 from thor_policy.cli.options import as_json, configured, decision_filters, finite, with_tests
 from thor_policy.config import Config
 from thor_policy.core import records
@@ -190,12 +190,12 @@ class _View:
         self._texts, self._reviews = texts, reviews
         self.labels = texts.labels
 
-    def page(self, item: Item, width: int, full: bool) -> list[review_page.Line]:
+    def page(self, item: Item, width: int, full: bool) -> list[page_text.Line]:
         return review_page.page(item, width=width, clauses=self._texts.clauses(item), full=full)
 
     def plain(self, item: Item, full: bool) -> list[str]:
         lines = review_page.page(item, clauses=self._texts.clauses(item), full=full, plain=True)
-        return [line for line in review_page.as_text(lines) if line]
+        return [line for line in page_text.as_text(lines) if line]
 
     def figures(self) -> list[str]:
         return review_page.figures(self._reviews.report())

@@ -148,7 +148,8 @@ class ApprovalTasks:
                         f"record.id: there is no task {query.id[:64]!r}",
                         reason_code="unknown_task",
                     )
-                return {"task": task_item(task, now)}
+                question = approvals.question_of(connection, task.decision_id)
+                return {"task": task_item(task, now) | {"question": question}}
             only_open = set(query.states) <= {*OPEN_STATES}
             candidates = (
                 approvals.open_tasks(connection)[::-1]

@@ -394,6 +394,14 @@ def find(connection: sqlite3.Connection, task_id: str) -> Task | None:
     return None if row is None else _read(connection, row)
 
 
+def question_of(connection: sqlite3.Connection, decision_id: str) -> Json:
+    """The question that a decision answered; None if it was erased."""
+    row = connection.execute(
+        "SELECT situation FROM decisions WHERE decision_id = ?", (decision_id,)
+    ).fetchone()
+    return None if row is None or row[0] is None else msgspec.json.decode(row[0])
+
+
 def tasks_about(connection: sqlite3.Connection, decision_id: str, until: str = _EVER) -> list[Task]:
     """The tasks for a decision, in order of recording; what was recorded at `until` or later is left out."""
     rows = connection.execute(

@@ -124,6 +124,7 @@ def task_item(task: Task, now: Moment) -> dict[str, Json]:
         "requested_at": task.requested_at,
         "expires_at": expires.strftime("%Y-%m-%dT%H:%M:%SZ") if state in _LIVE else None,
         "missing": task.missing() if state in OPEN_STATES else [],
+        "binds": task.offer.binds,
         "verdicts": [
             {
                 "approver": verdict.name,
