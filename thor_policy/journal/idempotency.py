@@ -123,6 +123,9 @@ def _decision(
         original=body.original,
         temperature=body.temperature,
         idempotency=body.idempotency,
+        offer=body.offer,
+        use=body.use,
+        stepped_up=body.stepped_up,
     )
 
 
