@@ -1,4 +1,4 @@
-"""Lifting: what a pack may say of approvals and step-ups, what an approval binds, what is left of an outcome."""
+"""Lifting: what a pack may say of approvals and step-ups, what approvals bind, what is left of an outcome."""
 
 from __future__ import annotations
 

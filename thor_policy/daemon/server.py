@@ -392,6 +392,7 @@ class Server:
             submit = partial(self._submit, arrival=arrival)
             Batch(message, submit=submit, done=partial(self._reply_many, sender)).start()
         elif isinstance(message, RecordRequest):
+            signers = self._signers(message.record, arrival.caller)
             ticket, record_id = self._admission.record(message, answer, arrival)
             claimed = self._admission.claimed(op_of(message), arrival)
             report = message.record if isinstance(message.record, records.DecisionReport) else None
@@ -403,7 +404,7 @@ class Server:
                 arrival,
                 claimed,
                 governing=self._govern(report.type) if report else None,
-                signers=self._signers(message.record, arrival.caller),
+                signers=signers,
                 bounds=self._bounds,
             )
             self._begin(ticket, arrival.caller, message.idempotency, record)
