@@ -178,8 +178,8 @@ def test_whoever_may_not_approve_may_not_reject_either() -> None:
 def test_what_is_missing_is_named_for_each_chain() -> None:
     spec = LiftedBy(any_of=((ApprovalStep(group="board", quorum=3),), (MANAGER, SECURITY)))
     assert task(spec=spec).missing() == [["3 x the group board"], ["manager", "security"]]
-    one = task(verdict("a", "manager", groups=("board",)), spec=spec)
-    assert one.missing() == [["2 x the group board"], ["security"]]
+    first = task(verdict("a", "manager", groups=("board",)), spec=spec)
+    assert first.missing() == [["2 x the group board"], ["security"]]
 
 
 PERSON = Person(name="Kim Doe", roles=("manager",), aliases=("uid:1002", "1002", "kdoe"))

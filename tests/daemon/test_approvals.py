@@ -639,8 +639,8 @@ def test_an_approval_that_is_not_needed_stays_unused(open_to_all: Config, tmp_pa
 
 def test_of_two_questions_in_one_batch_an_approval_lifts_one(open_to_all: Config) -> None:
     with room(open_to_all) as here:
-        asked = with_approval(DEPLOY, here.approved())
-        reply = here.at(APP).send("evaluate", evaluations=[asked] * 5)
+        question = with_approval(DEPLOY, here.approved())
+        reply = here.at(APP).send("evaluate", evaluations=[question] * 5)
         assert [item["decision"] for item in reply["evaluations"]].count(True) == 1
         refused = [item["context"] for item in reply["evaluations"] if not item["decision"]]
         assert {context["reason_code"] for context in refused} == {"approval_used"}
@@ -752,10 +752,10 @@ def test_a_repeated_key_gives_the_first_task_again(open_to_all: Config) -> None:
         )
         assert first["recorded"] == again["recorded"]
         task = first["recorded"]["id"]
-        once, twice = (
+        first, twice = (
             here.at(KIM).send("approve", record={"task": task}, idempotency_key="k2") for _ in range(2)
         )
-        assert once["recorded"] == twice["recorded"]
+        assert first["recorded"] == twice["recorded"]
         assert len(twice["recorded"]["task"]["verdicts"]) == 1
         assert refusal(lambda: here.at(KIM).send("deny", record={"task": task}, idempotency_key="k2"))[0] == (
             "conflict"
@@ -766,8 +766,8 @@ def test_a_repeated_question_gives_the_first_answer_and_uses_no_second_approval(
     with room(open_to_all) as here:
         denied = [here.at(APP).send("evaluate", request=DEPLOY, idempotency_key="k1") for _ in range(2)]
         assert denied[0]["context"]["access_request"] == denied[1]["context"]["access_request"]
-        asked = with_approval(DEPLOY, here.approved())
-        allowed = [here.at(APP).send("evaluate", request=asked, idempotency_key="k2") for _ in range(2)]
+        question = with_approval(DEPLOY, here.approved())
+        allowed = [here.at(APP).send("evaluate", request=question, idempotency_key="k2") for _ in range(2)]
         assert [reply["decision"] for reply in allowed] == [True, True]
         assert allowed[0]["context"]["decision_id"] == allowed[1]["context"]["decision_id"]
         assert allowed[0]["context"]["approval"] == allowed[1]["context"]["approval"]

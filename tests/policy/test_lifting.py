@@ -74,7 +74,7 @@ class Answering:
         return self._use
 
 
-def asked(evaluation: Evaluation = QUESTION, **changes: Any) -> Request:
+def request_of(evaluation: Evaluation = QUESTION, **changes: Any) -> Request:
     values: dict[str, Any] = {
         "ticket": 7,
         "evaluation": evaluation,
@@ -90,7 +90,7 @@ def decided(
     pack: Pack, evaluation: Evaluation = QUESTION, approvals: Answering | None = None, **more: Any
 ) -> Decision:
     use = more.pop("use", None)
-    return Policy(NoEngine(), pack, approvals=approvals).decide(asked(evaluation, **more), use=use)
+    return Policy(NoEngine(), pack, approvals=approvals).decide(request_of(evaluation, **more), use=use)
 
 
 def with_context(**members: Json) -> Evaluation:
@@ -236,7 +236,8 @@ def test_a_member_that_the_prompt_shows_is_bound(tmp_path: Path) -> None:
     pack = pack_files.load(tmp_path)
     policy = Policy(StubEngine(bias="ask"), pack, approvals=Answering())
     first, other, note = (
-        policy.decide(asked(each)).offer for each in (QUESTION, OTHER_CHANGE, with_context(note="another"))
+        policy.decide(request_of(each)).offer
+        for each in (QUESTION, OTHER_CHANGE, with_context(note="another"))
     )
     assert first is not None
     assert first.binds == ("action.name", "context.change")
@@ -308,10 +309,10 @@ def test_values_of_other_types_are_other_values_and_null_is_not_absence(value: J
 
 
 def test_the_order_of_members_does_not_matter() -> None:
-    one, other = with_context(deep={"a": 1, "b": 2}), with_context(deep={"b": 2, "a": 1})
-    assert content_of(one, "uid:1", ("context.deep",)) == content_of(other, "uid:1", ("context.deep",))
+    first, other = with_context(deep={"a": 1, "b": 2}), with_context(deep={"b": 2, "a": 1})
+    assert content_of(first, "uid:1", ("context.deep",)) == content_of(other, "uid:1", ("context.deep",))
     both = ("context.change", "context.deep")
-    assert content_of(one, "uid:1", both) == content_of(one, "uid:1", both[::-1])
+    assert content_of(first, "uid:1", both) == content_of(first, "uid:1", both[::-1])
 
 
 # ---------------------------------------------------------------- what is left of an outcome
@@ -462,8 +463,8 @@ def test_prompt_and_cache_key_do_not_contain_them(tmp_path: Path) -> None:
     pack = pack_files.load(tmp_path)
     approvals = Answering(Use(task="t", code="approval_unknown"))
     policy = Policy(StubEngine(bias="ask"), pack, cache=ScoreCache(10, 1e9), approvals=approvals)
-    first = policy.decide(asked())
-    again = policy.decide(asked(with_context(approval={"id": "t"}, supported_obligations=["x"])))
+    first = policy.decide(request_of())
+    again = policy.decide(request_of(with_context(approval={"id": "t"}, supported_obligations=["x"])))
     assert (first.tier, again.tier, again.original) == ("model", "cache", first.id)
     assert pack.question(QUESTION, {}) == pack.question(with_context(approval={"id": "t"}), {})
     assert pack.shown_values(QUESTION) == pack.shown_values(with_context(approval={"id": "t"}))
@@ -504,9 +505,9 @@ def test_a_fault_of_lifted_by_is_found_with_its_line(
     pack = pack.replace(f"- label: {label}\n", f"- label: {label}\n    lifted_by: {lifted_by}\n")
     folder = write(tmp_path, pack=pack)
     line = next(n for n, text in enumerate(pack.splitlines(), 1) if f"label: {label}" in text)
-    found = [text for text in faults(folder) if message in text]
-    assert found, faults(folder)
-    assert f"pack.yaml:{line}" in found[0]
+    errors = [text for text in faults(folder) if message in text]
+    assert errors, faults(folder)
+    assert f"pack.yaml:{line}" in errors[0]
     with pytest.raises(PackError, match=r"lifted_by"):
         pack_files.load(folder)
 
@@ -549,9 +550,9 @@ def test_a_fault_of_step_up_is_found_with_its_line(
     )
     folder = write(tmp_path, pack=pack)
     line = next(n for n, text in enumerate(pack.splitlines(), 1) if f"label: {label}" in text)
-    (found,) = [text for text in faults(folder) if "step_up" in text]
-    assert message in found
-    assert f"pack.yaml:{line}" in found
+    (error,) = [text for text in faults(folder) if "step_up" in text]
+    assert message in error
+    assert f"pack.yaml:{line}" in error
 
 
 @pytest.mark.parametrize(
@@ -567,8 +568,8 @@ def test_a_fault_of_step_up_is_found_with_its_line(
 )
 def test_a_rule_that_reads_one_of_the_two_members_is_an_error_of_lint(tmp_path: Path, condition: str) -> None:
     rules = f"- id: reads\n  when: |\n    {condition}\n  outcome: deny\n  because: So.\n"
-    found = faults(write(tmp_path, rules=rules))
-    assert any("rules and prompt never see it" in text for text in found), found
+    errors = faults(write(tmp_path, rules=rules))
+    assert any("rules and prompt never see it" in text for text in errors), errors
 
 
 @pytest.mark.parametrize(

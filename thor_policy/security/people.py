@@ -30,6 +30,8 @@ class People:
             kind, who, name, roles, groups = parsed.groups()
             callers, aliases = _callers(entry, kind, who)
             key = folded(name)
+            if not key:
+                raise ConfigError(f"people holds {entry!r}, whose name nobody can see; write one")
             known = self._by_name.get(key, Person(name=name))
             self._by_name[key] = replace(
                 known,
