@@ -103,7 +103,7 @@ def test_an_unknown_user_is_named() -> None:
             "uid:61001= kim",
             "uid:-1=kim",
             "uid:\u0661=kim",
-            "uid:1=\u200b",
+            "uid:61001000001=kim",
         ),
     ],
 )

@@ -421,7 +421,7 @@ def _read(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Task:
         resource=entity,
         verdicts=tuple(
             Verdict(
-                name=name,
+                name=None if name is None or events.ERASED in name else name,
                 approves=verdict == "approved",
                 roles=_names(roles),
                 groups=_names(groups),

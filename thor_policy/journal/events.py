@@ -55,6 +55,8 @@ Part: TypeAlias = Struct | dict[str, Json]
 
 #: The replacement of a value that is not recorded.
 MASK = "[masked]"
+#: The replacement of an erased name.
+ERASED = "[erased]"
 #: Decimals of the probabilities of a decision with such a value.
 MASKED_DIGITS = 2
 

@@ -45,8 +45,6 @@ from thor_policy.telemetry.watchdog import Pulse
 
 log = logging.getLogger(__name__)
 
-#: The replacement of an erased name.
-ERASED = "[erased]"
 #: Members of a private part below which keys and numbers are from the client, not from this program.
 FREE = frozenset({"properties", "context", "facts", "metadata", "value", "values", "consulted"})
 #: Columns in which all keys and numbers are from the client.
@@ -166,16 +164,18 @@ class _Name:
     def clean(self, value: Json, *, free: bool = False) -> Json:
         """`value` without the name in any text; `free`: also without it as a key or a number."""
         if isinstance(value, str):
-            return self._word.sub(ERASED, value)
+            return self._word.sub(events.ERASED, value)
         if isinstance(value, list):
             return [self.clean(item, free=free) for item in value]
         if isinstance(value, dict):
             return {
-                self._word.sub(ERASED, key) if free else key: self.clean(item, free=free or key in FREE)
+                self._word.sub(events.ERASED, key) if free else key: self.clean(
+                    item, free=free or key in FREE
+                )
                 for key, item in value.items()
             }
         numbered = free and type(value) is int and str(value) == self._name
-        return ERASED if numbered else value
+        return events.ERASED if numbered else value
 
     def is_actor(self, type_: str, kind: str, private: dict[str, Json]) -> bool:
         """True if an event of that kind is a decision for, or by, the actor with this name."""
