@@ -517,7 +517,7 @@ class Config:
                 )
         for entry in self.people:
             person = PERSON.fullmatch(entry)
-            if person is None or (person[1] == "uid" and not person[2].isdecimal()):
+            if person is None or (person[1] == "uid" and not re.fullmatch("[0-9]{1,10}", person[2])):
                 raise ConfigError(
                     f"people holds {entry!r}; it must look like user:NAME=kim;manager+recorder;finance, with "
                     "uid:NUMBER or key:NAME in place of user:NAME, roles after the first ; and groups after "

@@ -20,25 +20,30 @@ from hypothesis import strategies as st
 from msgspec import structs
 from msgspec.structs import replace
 
-from tests.build import NOON, erasing, note, record, sent
+from tests.build import NOON, erasing, note, record, sent, writing
 from thor_policy.cli.main import cli
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config, data_path
 from thor_policy.core import records
 from thor_policy.core.decisions import Adapter, Decision, Scored, identity_of
 from thor_policy.core.errors import EngineError
+from thor_policy.core.lifting import Use
 from thor_policy.core.records import Calibration
 from thor_policy.core.requests import Action, Caller, Entity, Evaluation, Request
 from thor_policy.daemon.service import serving
+from thor_policy.engine.absent import NoEngine
 from thor_policy.journal import events
+from thor_policy.journal.batch import Placed, prepare
 from thor_policy.journal.maintenance.archive import archive_before
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.writer import Journal
+from thor_policy.learning.counterfactual import Counterfactual, Redecider
 from thor_policy.learning.replay import Replayed, Replayer, difference
 from thor_policy.policy import pack_files
 from thor_policy.policy.decider import Policy
 from thor_policy.policy.pack import Pack
 from thor_policy.policy.score_cache import ScoreCache
+from thor_policy.telemetry import clocks
 from thor_policy.testing import StubEngine
 
 NEVER = 2**62
@@ -572,3 +577,73 @@ def test_five_hundred_random_decisions_are_identical(config: Config, run: Callab
     result = run("--random", str(drawn), "--json")
     assert result.exit_code == 0, result.stdout
     assert json.loads(result.stdout)["counts"] == {"identical": drawn}
+
+
+LIFTABLE = """
+name: small
+version: "1"
+description: A look needs a person.
+model: never
+default: deny
+outcomes: [{label: allow}, {label: ask, lifted_by: {steps: [{role: manager}]}}, {label: deny}]
+"""
+LOOK = "- {{id: look, when: 'action.name == \"look\"', outcome: {outcome}, because: So.}}\n"
+
+
+def liftable(folder: Path, outcome: str = "ask") -> Pack:
+    folder.mkdir()
+    (folder / "pack.yaml").write_text(LIFTABLE)
+    (folder / "rules.yaml").write_text(LOOK.format(outcome=outcome))
+    return pack_files.load(folder)
+
+
+def record_unchecked(path: Path, decision: Decision) -> None:
+    """Record a decision as the journal of a daemon has it, where the task of its use was checked."""
+    record(path, note())
+    with writing(path) as connection:
+        seq, head = connection.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+        placed = Placed(seq, head, clocks.now)
+        placed.add(prepare(events.decision_event(decision), 0))
+        placed.write(connection)
+
+
+class TestAnApproval:
+    """A decision that came with an approval is taken again with what the approval did then."""
+
+    def with_use(self, pack: Pack, use: Use) -> Decision:
+        request = request_of("look")
+        evaluation = replace(request.evaluation, context={"approval": {"id": use.task}})
+        return Policy(NoEngine(), pack).decide(replace(request, evaluation=evaluation), use=use)
+
+    @pytest.mark.parametrize(
+        ("use", "outcome"),
+        [
+            (Use(task="t", lifts="ask", urgency="emergency"), "allow"),
+            (Use(task="t", code="approval_used"), "ask"),
+            (Use(task="", code="approval_unknown"), "ask"),
+        ],
+    )
+    def test_that_was_honoured_or_refused_makes_the_same_decision(
+        self, tmp_path: Path, journal: Path, use: Use, outcome: str
+    ) -> None:
+        pack = liftable(tmp_path / "pack")
+        decision = self.with_use(pack, use)
+        assert decision.outcome == outcome
+        record_unchecked(journal, decision)
+        with Reader(journal) as reader:
+            replayed = Replayer(reader, NoEngine(), pack).replay(decision.id)
+            changed = Redecider(reader, NoEngine(), pack).redecide(decision.id)
+        assert replayed.verdict == "identical", replayed
+        assert isinstance(changed, Counterfactual)
+        assert (changed.then.outcome, changed.now.outcome) == (outcome, outcome)
+
+    def test_lifts_nothing_under_a_pack_whose_outcome_is_stricter(
+        self, tmp_path: Path, journal: Path
+    ) -> None:
+        decision = self.with_use(liftable(tmp_path / "pack"), Use(task="t", lifts="ask"))
+        record_unchecked(journal, decision)
+        with Reader(journal) as reader:
+            pack = liftable(tmp_path / "stricter", outcome="deny")
+            changed = Redecider(reader, NoEngine(), pack).redecide(decision.id)
+        assert isinstance(changed, Counterfactual)
+        assert (changed.then.outcome, changed.now.outcome) == ("allow", "deny")

@@ -8,6 +8,7 @@ read is no approval. All values are frozen, time is an argument. Pure; any threa
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, TypeAlias
@@ -25,6 +26,10 @@ State: TypeAlias = Literal["pending", "partial", "approved", "denied", "expired"
 OPEN_STATES: tuple[State, ...] = ("pending", "partial")
 #: Who may record a consent that was given elsewhere.
 RECORDER = "recorder"
+#: Letters and marks that nobody sees, beside the characters of categories C and Z.
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 
 # ---------------------------------------------------------------- who approves
 
@@ -40,32 +45,37 @@ class Person(Struct, frozen=True, kw_only=True):
     def is_called(self, name: str) -> bool:
         """True if `name` (`user:alice`, or only `alice`) is one of this person's names, in any spelling."""
         _, _, bare = name.partition(":")
-        spelt = {_folded(name), _folded(bare)} - {""}
-        return not spelt.isdisjoint(_folded(own) for own in (self.name, *self.aliases))
+        spelt = {folded(name), folded(bare)} - {""}
+        return not spelt.isdisjoint(folded(own) for own in (self.name, *self.aliases))
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
     """A name as people read it: without differences of width, case, blanks or invisible characters."""
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    seen = _UNSEEN.sub("", name)
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold())
     return "".join(char for char in text if unicodedata.category(char)[0] not in "CZ")
 
 
 class Moment(NamedTuple):
-    """A time by both clocks: nanoseconds since a boot, and Unix time in seconds."""
+    """A time by both clocks: nanoseconds since a boot, and Unix time in seconds.
+
+    `back`: the wall clock stands before what was recorded, or was set back since the journal was opened.
+    """
 
     boot_id: str
     ns: int
     at: float
+    back: bool = False
 
     def is_past(self, seconds: float, now: Moment) -> bool:
-        """True if more than `seconds` have passed, or if they may have.
+        """True if `seconds` have passed, or if they may have.
 
         Within a boot the clock of the boot alone counts. Over a boot it is the wall clock, and a wall clock
         that went back is not believed.
         """
         if self.boot_id == now.boot_id:
             return now.ns - self.ns >= seconds * 1e9
-        return not self.at <= now.at < self.at + seconds
+        return now.back or not self.at <= now.at < self.at + seconds
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
@@ -241,9 +251,7 @@ def _admits(step: ApprovalStep, verdict: Verdict) -> bool:
 
 
 def _same(verdict: Verdict, other: Verdict) -> bool:
-    return (
-        verdict.name is not None and other.name is not None and _folded(verdict.name) == _folded(other.name)
-    )
+    return verdict.name is not None and other.name is not None and folded(verdict.name) == folded(other.name)
 
 
 def _without_parties(verdict: Verdict) -> Verdict:
@@ -285,6 +293,9 @@ def refusal_of(
     if pack.sha256 != task.pack.sha256:  # another version: it must still accept what was given
         if offer_now is None or not set(binds_now) <= set(task.offer.binds):
             return "approval_insufficient"
-        if not is_complete(offer_now.chains(task.urgency), task.verdicts, offer_now):
+        as_now = replace(task, offer=replace(task.offer, lifted_by=offer_now))
+        if as_now.is_spent:
+            return "approval_used"
+        if as_now.state(now) != "approved":
             return "approval_insufficient"
     return None

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection
 
-from thor_policy.core.approvals import OPEN_STATES, Moment, State, Task, refusal_of
+from thor_policy.core.approvals import OPEN_STATES, State, Task, refusal_of
 from thor_policy.core.errors import RequestError
 from thor_policy.core.lifting import APPROVAL_CODES, Use
 from thor_policy.core.records import ApprovalQuery
@@ -27,27 +27,20 @@ from thor_policy.journal.trace_queries import Connection
 from thor_policy.journal.writer import Journal
 from thor_policy.policy.lifting import Reasked
 from thor_policy.protocol.replies import task_item
-from thor_policy.telemetry import clocks
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks for tasks that have expired.
-SWEEP_S = 1.0
+#: Seconds between two looks for tasks that have expired, at least; and by how much longer than a look.
+SWEEP_S, SWEEP_SHARE = 1.0, 20
 #: Callers with one of these roles see the tasks of others.
 SEES_ALL: frozenset[Role] = frozenset({"approve", "review", "control"})
 
 
-def moment() -> Moment:
-    """Now, by both clocks."""
-    return Moment(*clocks.now(), time.time())
-
-
 class ApprovalTasks:
-    """The approvals that `journal` keeps. `now` is the present."""
+    """The approvals that `journal` keeps; its clocks are theirs."""
 
-    def __init__(self, journal: Journal, now: Callable[[], Moment] = moment) -> None:
+    def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._now = now
         self._lock = threading.Lock()
         self._reader: Reader | None = None
         #: The task that the decision of a ticket uses, until that decision has its fate.
@@ -79,7 +72,7 @@ class ApprovalTasks:
                 pack=reasked.pack,
                 offer_now=None if liftable is None else liftable.lifted_by,
                 binds_now=() if liftable is None else liftable.binds,
-                now=self._now(),
+                now=self._journal.moment(),
             )
             single = task is not None and task.offer.lifted_by.uses == "once"
             if code is None and single and reasked.task in self._claims.values():
@@ -134,7 +127,7 @@ class ApprovalTasks:
         on_done: Callable[[JobDone], None],
     ) -> None:
         """Look up tasks; `on_done` gets the answer on the journal's thread. A caller sees its own."""
-        sees_all, now = not SEES_ALL.isdisjoint(roles), self._now()
+        sees_all, now = not SEES_ALL.isdisjoint(roles), self._journal.moment()
 
         def may_see(task: Task) -> bool:
             return sees_all or (caller.who is not None and caller.who in (task.who, task.requested_by))
@@ -181,6 +174,12 @@ class ApprovalTasks:
     def turn(self, now_ns: int) -> None:
         """Record which tasks have expired, so that no clock revives them. No error is raised."""
         self._due_ns = now_ns + int(SWEEP_S * 1e9)
+        if self._journal.failing is None:
+            begun_ns = time.monotonic_ns()
+            self._look()
+            self._due_ns += SWEEP_SHARE * (time.monotonic_ns() - begun_ns)
+
+    def _look(self) -> None:
         try:
             with Reader(self._journal.path) as reader, reader.snapshot() as connection:
                 tasks = approvals.open_tasks(connection)
@@ -189,7 +188,7 @@ class ApprovalTasks:
                 self.counters["unread"] += 1
                 log.warning("the open approvals could not be read: %s", error)
             return
-        now = self._now()
+        now = self._journal.moment()
         pending = []
         for task in tasks:
             state: State = task.state(now)

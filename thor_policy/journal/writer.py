@@ -19,7 +19,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from datetime import datetime
 from enum import Enum
+from math import inf
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -84,7 +86,7 @@ class Journal:
     """The journal file, open for writing.
 
     `on_committed` gets the fate of every event, batch by batch, on the journal's thread; it must not block.
-    `now` is the clock that measures elapsed time.
+    `now` is the clock that measures elapsed time, `wall` gives Unix time in seconds.
     Raises AlreadyRunning if another process holds the file, JournalError if the file cannot be used.
     """
 
@@ -100,9 +102,11 @@ class Journal:
         masked: tuple[str, ...] = (),
         max_batch: int = MAX_BATCH,
         now: Callable[[], Instant] = clocks.now,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self.path = path
         self.now = now
+        self._wall_clock = wall
         self._on_committed = on_committed
         self._synchronous = synchronous
         self._max_batch = max_batch
@@ -130,6 +134,8 @@ class Journal:
             undo.callback(opened.connection.close)
             self._connection, self._seq, self._head = opened.connection, opened.seq, opened.head
             self._first, self._place = opened.first, opened.place
+            #: Nanoseconds of the boot, and the wall time that it was then at least.
+            self._least_wall = now().ns, max(wall(), _newest_at(opened.connection))
             self._digest_key = digest_key.open_key(path)
             self.disk_space.restore()
             if self._signing is not None:
@@ -190,6 +196,13 @@ class Journal:
                 "unavailable", f"the journal cannot be written ({failing}); the daemon retries every second"
             )
         return None
+
+    def moment(self) -> Moment:
+        """Now, by both clocks. Any thread."""
+        (boot_id, ns), at = self.now(), self._wall_clock()
+        then_ns, least = self._least_wall
+        behind_ns = (least - at) * 1e9 + ns - then_ns
+        return Moment(boot_id, ns, at, back=behind_ns > clocks.STEP_NS)
 
     def append(self, event: Event) -> None:
         """Hand over an event; returns at once. `on_committed` gets its fate."""
@@ -496,7 +509,7 @@ class Journal:
             if prepared.event.kind == "trace_state" and places[number]
         }
         changed = {number: approvals.find(self._connection, task) for number, task in tasks.items()}
-        moment = self._moment() if changed else None
+        moment = self.moment() if changed else None
         if self._queue.empty():
             self._connection.execute("COMMIT")
         else:  # the disk does not need the interpreter, so prepare what has arrived meanwhile
@@ -544,13 +557,10 @@ class Journal:
             reason_code=why.reason_code,
         )
 
-    def _moment(self) -> Moment:
-        return Moment(*self.now(), time.time())
-
     def _checked(self, prepared: Prepared, placed: Placed, tasks: dict[int, str], number: int) -> Prepared:
         """The event as it is to be recorded; `tasks` gets the task that it changes. Raises RequestError."""
         if approvals.concerns(event := prepared.event):
-            settled = approvals.check(self._connection, placed.approvals, event, self._moment())
+            settled = approvals.check(self._connection, placed.approvals, event, self.moment())
             if event.kind != "decision":
                 body: Any = settled.body
                 tasks[number] = body["id"] if event.kind == "approval_request" else body["task"]
@@ -719,6 +729,15 @@ class Journal:
         if fate.error is None:
             signing.sign(self.chain, self._seq, self._head, events.timestamp(event.at))
         signing.ended(self._seq)
+
+
+def _newest_at(connection: sqlite3.Connection) -> float:
+    """The wall time of the newest event, as Unix time; 0 if there is none, infinity if it is damaged."""
+    row = connection.execute("SELECT at FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+    try:
+        return 0.0 if row is None else datetime.fromisoformat(row[0]).timestamp()
+    except (TypeError, ValueError):
+        return inf
 
 
 class _Task(Generic[T]):

@@ -19,7 +19,7 @@ from thor_policy.core.decisions import Obligation, PackInfo
 from thor_policy.core.lifting import UNREAD, LiftedBy, Offer, Use, bare, presented, supported
 from thor_policy.core.requests import Evaluation, Json
 from thor_policy.policy.prompt_text import look_up
-from thor_policy.policy.tokens import names_in, paths_in
+from thor_policy.policy.tokens import OF_REQUEST, names_in, paths_in
 
 #: A path that `binds` can name.
 _BINDABLE = re.compile(r"((subject|action|resource)\.properties|context)(\.[A-Za-z_][A-Za-z0-9_]*)*\Z")
@@ -162,9 +162,16 @@ def content_of(evaluation: Evaluation, who: str | None, binds: Sequence[str]) ->
     parts: list[Json] = [
         *(who, evaluation.subject.type, evaluation.subject.id, evaluation.action.name),
         *(evaluation.resource.type, evaluation.resource.id),
-        [[path, look_up(roots, path)] for path in sorted(binds)],
+        [[path, *_at(roots, path)] for path in sorted(binds)],
     ]
     return msgspec.json.encode(parts, order="deterministic")
+
+
+def _at(roots: Mapping[str, Json], path: str) -> list[Json]:
+    """The value at a dotted path; empty if there is none, which null is not."""
+    parent, _, name = path.rpartition(".")
+    inside = look_up(roots, parent) if parent else roots
+    return [inside[name]] if isinstance(inside, Mapping) and name in inside else []
 
 
 def paths_that_count(
@@ -175,9 +182,7 @@ def paths_that_count(
     for name, path in _READS_UNNAMED.items():
         if any(name in names_in(text) for text in expressions):
             paths.add(path)
-    of_request = {
-        path for path in paths if path.split(".")[0] in ("subject", "action", "resource", "context")
-    }
+    of_request = {path for path in paths if path.split(".")[0] in OF_REQUEST}
     return {path for path in of_request if not any(_is_below(path, other) for other in of_request)}
 
 

@@ -20,6 +20,8 @@ _OPTIONAL_CALLS, _ENDS, _TAKE_OPTIONALS = (
 )
 #: What an expression can read, but for facts.
 ROOTS = ("subject", "action", "resource", "context", "data", "sources", "now")
+#: Those of them that a request has.
+OF_REQUEST = ("subject", "action", "resource", "context")
 #: Methods that give another spelling of a name.
 _RESPELLING = ("lowerAscii", "upperAscii", "trim")
 #: Words that cannot be the name of a variable.
@@ -98,17 +100,25 @@ def _is_member(tokens: Sequence[Token], at: int) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def paths_in(text: str) -> frozenset[str]:
-    """The members of a request that an expression reads by name or by `given`: `subject.properties.role`."""
+    """The members of a request that an expression reads by name or by `given`: `subject.properties.role`.
+
+    A path that the expression computes for `given` may be any member, so all roots of a request are read.
+    """
     tokens = list(tokenise(text))
     paths = set()
     for at, token in enumerate(tokens):
-        if token.kind == "name" and token.text in ROOTS and not _is_member(tokens, at):
+        if token.kind != "name" or _is_member(tokens, at):
+            continue
+        if token.text in ROOTS:
             path, end = token.text, at + 1
             while end + 1 < len(tokens) and tokens[end].text == "." and tokens[end + 1].kind == "name":
+                if [after.text for after in tokens[end + 2 : end + 3]] == ["("]:  # a method, no member
+                    break
                 path, end = f"{path}.{tokens[end + 1].text}", end + 2
             paths.add(path)
-        elif token.text == "given" and at + 2 < len(tokens) and tokens[at + 2].kind == "string":
-            paths.add(literal_of([tokens[at + 2]]) or "")
+        elif token.text == "given" and [after.text for after in tokens[at + 1 : at + 2]] == ["("]:
+            path_or_none = literal_of(next(iter(arguments_of(tokens, at + 1)), []))
+            paths |= set(OF_REQUEST) if path_or_none is None else {path_or_none}
     return frozenset(paths)
 
 

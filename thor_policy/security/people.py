@@ -8,13 +8,12 @@ thread.
 from __future__ import annotations
 
 import pwd
-import unicodedata
 from collections.abc import Sequence
 
 from msgspec.structs import replace
 
 from thor_policy.config import PERSON
-from thor_policy.core.approvals import Person
+from thor_policy.core.approvals import Person, folded
 from thor_policy.core.errors import ConfigError
 from thor_policy.core.requests import Caller
 
@@ -30,7 +29,9 @@ class People:
             assert parsed is not None  # noqa: S101  a Config that exists is valid
             kind, who, name, roles, groups = parsed.groups()
             callers, aliases = _callers(entry, kind, who)
-            key = _key(name)
+            key = folded(name)
+            if not key:
+                raise ConfigError(f"people holds {entry!r}, whose name nobody can see; write one")
             known = self._by_name.get(key, Person(name=name))
             self._by_name[key] = replace(
                 known,
@@ -51,7 +52,7 @@ class People:
 
     def named(self, name: str) -> Person | None:
         """The person of a name, to whom a consent given elsewhere is put down."""
-        return self._by_name.get(_key(name))
+        return self._by_name.get(folded(name))
 
 
 def _callers(entry: str, kind: str, who: str) -> tuple[list[str], list[str]]:
@@ -75,7 +76,3 @@ def _callers(entry: str, kind: str, who: str) -> tuple[list[str], list[str]]:
 
 def _joined(known: tuple[str, ...], names: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*known, *(name for name in (names or "").split("+") if name))))
-
-
-def _key(name: str) -> str:
-    return unicodedata.normalize("NFKC", name).casefold()

@@ -94,7 +94,7 @@ def rebuild_in_place(journal: Journal, *, progress: Progress = lambda _: None) -
 
         def task(connection: sqlite3.Connection) -> int:
             with transaction(connection):
-                for table in projections.TABLES:
+                for table in (*projections.TABLES, "approvals_open"):
                     connection.execute(f"DELETE FROM {table}")
                 count = 0
                 stored = segments.all_events(reading, journal.path)
