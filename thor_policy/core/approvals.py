@@ -94,6 +94,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
     recorded_by: str | None = None
     at: str | None = None
     evidence: str | None = None
+    comment: str | None = None
     moment: Moment | None = None
 
 

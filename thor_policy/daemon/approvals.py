@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 
 from thor_policy.core.approvals import OPEN_STATES, State, Task, refusal_of
 from thor_policy.core.errors import RequestError
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks for tasks that have expired, at least; and by how much longer than a look.
 SWEEP_S, SWEEP_SHARE = 1.0, 20
+#: A search for tasks that have ended looks at so many times its limit.
+SEARCHED = 4
 #: Callers with one of these roles see the tasks of others.
 SEES_ALL: frozenset[Role] = frozenset({"approve", "review", "control"})
 
@@ -46,6 +49,7 @@ class ApprovalTasks:
         #: The task that the decision of a ticket uses, until that decision has its fate.
         self._claims: dict[int, str] = {}
         self._due_ns = 0
+        self._searches = ThreadPoolExecutor(1, thread_name_prefix="approvals")
         self._open: tuple[int, float] = (0, 0.0)
         #: Approvals that lifted an outcome, and those that did not help, by code; tasks that expired; looks
         #: at the journal that failed.
@@ -109,6 +113,7 @@ class ApprovalTasks:
 
     def close(self) -> None:
         """Release the journal."""
+        self._searches.shutdown(cancel_futures=True)
         with self._lock:
             self._close()
 
@@ -126,7 +131,7 @@ class ApprovalTasks:
         roles: Collection[Role],
         on_done: Callable[[JobDone], None],
     ) -> None:
-        """Look up tasks; `on_done` gets the answer on the journal's thread. A caller sees its own."""
+        """Look up tasks; `on_done` gets the answer on the thread of searches. A caller sees its own."""
         sees_all, now = not SEES_ALL.isdisjoint(roles), self._journal.moment()
 
         def may_see(task: Task) -> bool:
@@ -145,25 +150,23 @@ class ApprovalTasks:
                 return {"task": task_item(task, now) | {"question": question}}
             only_open = set(query.states) <= {*OPEN_STATES}
             candidates = (
-                approvals.open_tasks(connection)[::-1]
+                approvals.newest_open(connection, 2 * query.limit, None if sees_all else caller.who)
                 if only_open
-                else approvals.newest(connection, 10 * query.limit)
+                else approvals.newest(connection, SEARCHED * query.limit)
             )
             matching = [task for task in candidates if may_see(task) and task.state(now) in query.states]
             return {"tasks": [task_item(task, now) for task in matching[: query.limit]]}
 
-        future = self._journal.run(look_up)
-
-        def done(_: object) -> None:
-            error = future.exception()
-            if error is None:
-                on_done(JobDone(future.result()))
-            elif isinstance(error, RequestError):
+        def answer() -> None:
+            try:
+                with Reader(self._journal.path) as reader, reader.snapshot() as connection:
+                    on_done(JobDone(look_up(connection)))
+            except RequestError as error:
                 on_done(JobDone(error))
-            else:
+            except Exception as error:  # a damaged file may raise anything, and somebody waits
                 on_done(JobDone(RequestError("unavailable", f"the approvals could not be read: {error}")))
 
-        future.add_done_callback(done)
+        self._searches.submit(answer)
 
     # ------------------------------------------------------------ expiry
 

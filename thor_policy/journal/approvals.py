@@ -383,7 +383,7 @@ LEFT JOIN decisions d ON d.decision_id = r.decision_id
 """
 _VERDICTS = """
 SELECT a.approver, a.verdict, a.roles, a.groups, a.parties, a.channel, a.recorded_by, a.timestamp, a.evidence,
-       e.boot_id, e.mono_ns
+       a.comment, e.boot_id, e.mono_ns
 FROM approvals a LEFT JOIN events e ON e.seq = a.seq WHERE a.task = ? AND a.timestamp < ? ORDER BY a.seq
 """
 
@@ -408,6 +408,16 @@ def tasks_about(connection: sqlite3.Connection, decision_id: str, until: str = _
         f"{_TASK} WHERE r.decision_id = ? AND r.timestamp < ? ORDER BY r.seq", (decision_id, until)
     ).fetchall()
     return [_read(connection, row, until) for row in rows]
+
+
+def newest_open(connection: sqlite3.Connection, limit: int, caller: str | None = None) -> list[Task]:
+    """The newest open tasks, newest first; of one caller, if it is given. Some may have expired."""
+    rows = connection.execute(
+        f"{_TASK} JOIN approvals_open o ON o.seq = r.seq WHERE o.caller = coalesce(?, o.caller) "
+        "ORDER BY o.seq DESC LIMIT ?",
+        (caller, limit),
+    ).fetchall()
+    return [_read(connection, row) for row in rows]
 
 
 def open_tasks(connection: sqlite3.Connection, limit: int = 10_000) -> list[Task]:
@@ -472,10 +482,11 @@ def _read(connection: sqlite3.Connection, row: tuple[Any, ...], until: str = _EV
                 recorded_by=recorded_by,
                 at=given_at,
                 evidence=evidence,
+                comment=comment,
                 moment=_moment(given_boot, given_ns, given_at),
             )
             for (
-                *(name, verdict, roles, groups, parties, channel, recorded_by, given_at, evidence),
+                *(name, verdict, roles, groups, parties, channel, recorded_by, given_at, evidence, comment),
                 given_boot,
                 given_ns,
             ) in connection.execute(_VERDICTS, (task_id, until)).fetchall()

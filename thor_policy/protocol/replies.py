@@ -134,7 +134,7 @@ def task_item(task: Task, now: Moment) -> dict[str, Json]:
                 "at": verdict.at,
                 **{
                     name: value
-                    for name in ("channel", "evidence", "recorded_by")
+                    for name in ("channel", "evidence", "recorded_by", "comment")
                     if (value := getattr(verdict, name)) is not None
                 },
             }
