@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple, TypeAlias
 
 from msgspec import Struct
@@ -49,6 +50,7 @@ class Person(Struct, frozen=True, kw_only=True):
         return not spelt.isdisjoint(folded(own) for own in (self.name, *self.aliases))
 
 
+@lru_cache(maxsize=1024)  # few people approve many tasks
 def folded(name: str) -> str:
     """A name as people read it: without differences of width, case, blanks or invisible characters."""
     seen = _UNSEEN.sub("", name)

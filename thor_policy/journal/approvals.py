@@ -43,6 +43,13 @@ JOIN decisions d ON d.decision_id = r.decision_id WHERE d.actor = ?
 """
 
 
+#: What a decision used is not open any more, unless it is for any number of decisions.
+_DELETE_SPENT = """
+DELETE FROM approvals_open WHERE task = ? AND NOT EXISTS (SELECT 1 FROM approval_requests r
+WHERE r.seq = approvals_open.seq AND json_extract(r.spec, '$.offer.lifted_by.uses') = 'until')
+"""
+
+
 class Spec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a task was made of: `who` asked the question, `requested_by` the approval."""
 
@@ -50,6 +57,9 @@ class Spec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     offer: Offer
     who: str | None = None
     requested_by: str | None = None
+
+
+_specs = msgspec.json.Decoder(Spec)
 
 
 class Uncommitted(Struct):
@@ -345,9 +355,10 @@ def _check_open(task: Task, now: Moment) -> None:
 
 
 class Changed(Struct):
-    """Tasks that the events of a batch open or close."""
+    """Tasks that the events of a batch open, use or change otherwise."""
 
     opened: list[tuple[int, str, str]] = field(default_factory=list)
+    used: list[tuple[str]] = field(default_factory=list)
     touched: dict[str, None] = field(default_factory=dict)
 
     def note(self, kind: str, seq: int, body: Any, approval_task: str | None) -> None:
@@ -356,19 +367,20 @@ class Changed(Struct):
             self.opened.append((seq, body["id"], body["spec"].get("who") or ""))
         elif kind == "decision":
             if approval_task is not None:
-                self.touched[approval_task] = None
+                self.used.append((approval_task,))
         elif "task" in body:
             self.touched[body["task"]] = None
 
     def keep_open(self, connection: sqlite3.Connection) -> None:
         """Update `approvals_open`, inside the caller's transaction."""
-        connection.executemany("INSERT OR REPLACE INTO approvals_open VALUES (?, ?, ?)", self.opened)
+        if self.opened:
+            connection.executemany("INSERT OR REPLACE INTO approvals_open VALUES (?, ?, ?)", self.opened)
+        if self.used:
+            connection.executemany(_DELETE_SPENT, self.used)
         for task_id in self.touched:
             task = find(connection, task_id)
             if task is not None and (
-                task.ended is not None
-                or task.is_spent
-                or any(not verdict.approves for verdict in task.verdicts)
+                task.ended is not None or any(not verdict.approves for verdict in task.verdicts)
             ):
                 connection.execute("DELETE FROM approvals_open WHERE task = ?", (task_id,))
 
@@ -444,10 +456,9 @@ def newest(connection: sqlite3.Connection, limit: int) -> list[Task]:
 
 
 def _read(connection: sqlite3.Connection, row: tuple[Any, ...], until: str = _EVER) -> Task:
-    task_id, decision_id, outcome, spec_text, urgency, reason, at, boot_id, mono_ns, actor, action, entity = (
-        row
-    )
-    spec = msgspec.json.decode(spec_text, type=Spec)
+    task_id, decision_id, outcome, spec_text, urgency, reason, at, boot_id, mono_ns, *rest = row
+    actor, action, entity = rest
+    spec = _specs.decode(spec_text)
     end = connection.execute(
         "SELECT status FROM approval_ends WHERE task = ? AND timestamp < ? ORDER BY seq LIMIT 1",
         (task_id, until),
