@@ -256,8 +256,7 @@ class Machine(RuleBasedStateMachine):
 
     def committed(self, batch: list[Committed]) -> None:
         for commit in batch:  # as the daemon does
-            if commit.kind == "decision":
-                self.tasks.settle(commit.ticket)
+            self.tasks.committed(commit)
         self.fates(batch)
 
     def close(self) -> None:

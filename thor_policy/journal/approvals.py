@@ -43,10 +43,11 @@ JOIN decisions d ON d.decision_id = r.decision_id WHERE d.actor = ?
 """
 
 
+_DELETE = "DELETE FROM approvals_open WHERE seq = (SELECT seq FROM approval_requests WHERE id = ?)"
 #: What a decision used is not open any more, unless it is for any number of decisions.
 _DELETE_SPENT = """
-DELETE FROM approvals_open WHERE task = ? AND NOT EXISTS (SELECT 1 FROM approval_requests r
-WHERE r.seq = approvals_open.seq AND json_extract(r.spec, '$.offer.lifted_by.uses') = 'until')
+DELETE FROM approvals_open WHERE seq = (SELECT r.seq FROM approval_requests r
+WHERE r.id = ? AND json_extract(r.spec, '$.offer.lifted_by.uses') IS NOT 'until')
 """
 
 
@@ -382,7 +383,7 @@ class Changed(Struct):
             if task is not None and (
                 task.ended is not None or any(not verdict.approves for verdict in task.verdicts)
             ):
-                connection.execute("DELETE FROM approvals_open WHERE task = ?", (task_id,))
+                connection.execute(_DELETE, (task_id,))
 
 
 # ---------------------------------------------------------------- queries

@@ -18,10 +18,11 @@ from urllib.parse import quote
 
 import msgspec
 
+from thor_policy.core.approvals import Task
 from thor_policy.core.decisions import PackInfo, Tier
 from thor_policy.core.errors import JournalError
 from thor_policy.core.requests import Json
-from thor_policy.journal import events, schema, segments, storage, summaries
+from thor_policy.journal import approvals, events, schema, segments, storage, summaries
 from thor_policy.journal.completeness import COMPLETE
 from thor_policy.journal.projections import JSON_COLUMNS
 from thor_policy.security import files
@@ -277,6 +278,16 @@ class Reader:
         with self.snapshot() as connection:
             (newest,) = connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()
             return summaries.due(connection, limit), newest
+
+    def task(self, task_id: str) -> Task | None:
+        """A task of approvals as the newest commits left it. Raises JournalError.
+
+        Its parts may be of several commits; whoever changes or uses it is checked by the writer.
+        """
+        try:
+            return approvals.find(self._connection, task_id)
+        except (sqlite3.Error, ValueError) as error:
+            raise JournalError(f"{self.path} cannot be read as a journal: {error}") from error
 
     def summary(self, decision_id: str) -> str | None:
         """The stored summary of a decision; None if there is none, or if it is due to be made again."""

@@ -487,8 +487,6 @@ def _approvals(db: Database) -> None:
         ("approval_ends", "task", ""),
         ("approval_ends", "decision_id", ""),
         ("approvals", "task", "WHERE task IS NOT NULL"),
-        ("approvals_open", "task", ""),
-        ("approvals_open", "caller", ""),
         ("decisions", "approval_task", "WHERE approval_task IS NOT NULL"),
     ):
         db.execute(f"CREATE INDEX {table}_{column} ON {table} ({column}) {where}")

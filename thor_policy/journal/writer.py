@@ -113,6 +113,8 @@ class Journal:
         self._masked = masked
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self.batches = 0
+        #: Committed events that erased something. Any thread may read it.
+        self.erasures = 0
         self.failing: str | None = None
         self._full = False
         #: Beats with each batch, each task and each check of the disk. A failed attempt is progress too.
@@ -522,6 +524,7 @@ class Journal:
         self._first = self._first or placed.first
         self.counters["committed"] += len(placed.events)
         self.batches += 1
+        self.erasures += sum(bool(prepared.event.rewrites) for prepared in batch)
         self.failing = None
         self._lost.clear()
         now_ns = time.monotonic_ns()
