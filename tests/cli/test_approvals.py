@@ -39,6 +39,7 @@ PEOPLE = (
     f"uid:{os.getuid()}=kim;manager+recorder",
     f"uid:{LEE}=lee;security",
     "uid:61009=ann;security",
+    "uid:61010=mo;manager",
 )
 HOSTILE = "x\nFORGED 9 9 9\r\x1b[31m\x1b]0;t\x07\x7f\x85\x9b2J\u2028FORGED\u202e\u200b[bold]y[/]"
 #: Characters that may end a line in some terminal, or act on it.
@@ -220,7 +221,7 @@ def test_two_people_approve_and_the_caller_is_shown_what_to_send(place: Place, r
 @as_root
 def test_a_consent_given_elsewhere_completes_the_task(place: Place, run: Run) -> None:
     task = place.task()
-    run("approve", task)
+    run("approve", task, "--consent-of", "mo", "--channel", "email")
     consent = ("--consent-of", "ann", "--channel", "email", "--evidence", "mail 17")
     done = run("approve", task, *consent)
     assert done.exit_code == 0, done.stderr

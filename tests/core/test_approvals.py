@@ -114,6 +114,16 @@ def test_a_person_counts_for_one_step_in_any_spelling(other: str) -> None:
     assert "approved it before" in (problem_of(task(KIM), both) or "")
 
 
+def test_whoever_records_a_consent_gives_no_verdict_of_its_own() -> None:
+    spec = lifted_by(consents=("email",))
+    recorded = verdict("lee", "security", channel="email", recorded_by="Kim")
+    assert complete(spec, verdict("mo", "manager"), recorded)
+    assert not complete(spec, KIM, recorded)
+    assert "recorded a consent" in (problem_of(task(KIM, spec=spec), recorded) or "")
+    two = lifted_by(SECURITY, MANAGER, consents=("email",))
+    assert "recorded a consent" in (problem_of(task(recorded, spec=two), KIM) or "")
+
+
 def test_a_rejection_an_erased_name_and_a_channel_that_the_pack_does_not_list_count_for_no_step() -> None:
     for bad in (
         replace(KIM, approves=False),

@@ -196,7 +196,7 @@ def problem_of(task: Task, verdict: Verdict) -> str | None:
         known = ", ".join(lifted_by.consents) or "none"
         return f"the pack counts no consent by {verdict.channel}; it counts those by: {known}"
     if verdict.approves and any(_same(verdict, other) for other in task.verdicts):
-        return "this person has approved it before; every step needs another one"
+        return "this person approved it before, or recorded a consent to it; every step needs another one"
     places = [
         (at, _walk(chain, task.verdicts, lifted_by)[0], step)
         for chain in task.chains
@@ -210,7 +210,7 @@ def problem_of(task: Task, verdict: Verdict) -> str | None:
         at >= place and _admits(step, _without_parties(verdict)) for at, place, step in places
     ):
         return (
-            f"this person is the {' and the '.join(verdict.parties)} of the question, and may not approve it"
+            f"this person is the {' and the '.join(verdict.parties)} of the question, and may not decide on it"
         )
     return "this person may take no step that is left: " + _alternatives(task)
 
@@ -254,7 +254,15 @@ def _admits(step: ApprovalStep, verdict: Verdict) -> bool:
 
 
 def _same(verdict: Verdict, other: Verdict) -> bool:
-    return verdict.name is not None and other.name is not None and folded(verdict.name) == folded(other.name)
+    """True if one person gave both, or gave one and recorded the other for somebody else."""
+    pairs = (
+        (verdict.name, other.name),
+        (verdict.name, other.recorded_by),
+        (verdict.recorded_by, other.name),
+    )
+    return any(
+        name is not None and known is not None and folded(name) == folded(known) for name, known in pairs
+    )
 
 
 def _without_parties(verdict: Verdict) -> Verdict:
