@@ -45,7 +45,7 @@ MAX_BYTES, SHARED_BYTES = 120_000, 2**20
 #: A file system in memory, for the files of the daemon.
 MEMORY_DIR = Path("/dev/shm")  # noqa: S108
 #: A run that takes longer, in seconds, is a hang.
-HANG_S = 20
+HANG_S = 90
 #: How long the process may take to load the target, in seconds.
 START_S = 180
 #: So many processes may crash or hang before the run ends.

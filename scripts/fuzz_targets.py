@@ -37,14 +37,21 @@ from thor_policy.core.requests import Caller, Evaluation, Request
 from thor_policy.daemon import service
 from thor_policy.policy import functions, pack_files
 from thor_policy.policy.decider import Policy
-from thor_policy.protocol.messages import EvaluateBatchRequest, EvaluateRequest, Message
+from thor_policy.protocol.messages import (
+    ControlRequest,
+    EvaluateBatchRequest,
+    EvaluateRequest,
+    MaintenanceRequest,
+    Message,
+)
 from thor_policy.protocol.requests import decode_request
 from thor_policy.security.roles import Roles
 from thor_policy.suites import suite_files
 
 ROOT = Path(__file__).resolve().parents[1]
-#: How long a reply may take, in seconds. A run that takes longer than the watchdog allows is a hang.
-REPLY_S = 10
+#: How long a reply may take, in seconds; and that to a job on the journal or on packs, which may read every
+#: event that the run has recorded. A run that takes longer than the watchdog allows is a hang.
+REPLY_S, JOB_REPLY_S = 10, 60
 #: Largest request of the daemon, in bytes, and its deadlines, in milliseconds.
 MAX_BYTES, DEADLINE_MS, MAX_DEADLINE_MS = 65_536, 2_000, 5_000
 #: Time of every question: 2026-07-01T12:00:00Z.
@@ -277,7 +284,8 @@ class Wire(_Requests):
 
     def run(self, data: bytes) -> None:
         decoded = self.decode(data)
-        reply = self._daemon.ask(data)
+        is_job = isinstance(decoded, MaintenanceRequest | ControlRequest)
+        reply = self._daemon.ask(data, JOB_REPLY_S if is_job else REPLY_S)
         if (error := reply.get("error")) is not None:
             _check_code(error["code"], self.codes)
             if error["code"] == "internal":
@@ -475,14 +483,14 @@ class _Daemon:
         client.connect(self.config.endpoint)
         return client
 
-    def ask(self, frame: bytes) -> dict[str, Any]:
+    def ask(self, frame: bytes, within_s: int = REPLY_S) -> dict[str, Any]:
         """The reply to a frame. Raises Violation where there is none, or it is no JSON."""
         self._client.send(frame)
-        if not self._client.poll(REPLY_S * 1_000):
+        if not self._client.poll(within_s * 1_000):
             self._client.close(linger=0)
             self._client = self._connected()
             failure = "; ".join(self._failures) or "no thread failed"
-            raise Violation(f"no reply ({failure[:80]})", f"no reply within {REPLY_S} s: {failure}")
+            raise Violation(f"no reply ({failure[:80]})", f"no reply within {within_s} s: {failure}")
         try:
             reply: dict[str, Any] = json.loads(self._client.recv())
         except ValueError as error:
