@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,21 @@ def test_an_empty_journal_has_a_pulse(tmp_path: Path) -> None:
     with Reader(tmp_path / "j.db") as reader:
         made = pulse(reader, now=NOW + DAY_S)
     assert made.summary.startswith("0 active goals (0 without a decision or action, 0 stale for 7 days)")
+
+
+def test_only_the_nearest_parts_of_a_goal_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulse_module, "MOST_PARTS", 3)
+    names = [f"o{number}" for number in range(3)]
+    record(
+        tmp_path / "j.db",
+        node("far", "goal"),
+        node("near", "goal"),
+        *(node(name, "option") for name in names),
+        node("done", "action"),
+        *(link(first, "leads_to", second) for first, second in pairwise(["far", *names, "done"])),
+        link("near", "leads_to", "o1"),
+    )
+    with Reader(tmp_path / "j.db") as reader:
+        assert ids(pulse(reader, now=NOW).uncovered) == ["far"]

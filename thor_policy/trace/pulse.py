@@ -14,7 +14,7 @@ from thor_policy.journal.reader import Reader, Record
 from thor_policy.trace.timeline import walk
 
 #: Goals and decisions that are looked at, and parts of each.
-MOST, MOST_PARTS = 200, 500
+MOST, MOST_PARTS = 100, 100
 #: Days without anything new after which a goal is stale, unless the caller says otherwise.
 STALE_DAYS = 7.0
 _DAY_S = 86_400
@@ -50,10 +50,16 @@ def pulse(reader: Reader, *, now: float, stale_days: float = STALE_DAYS) -> Puls
         doubtful = work_queries.doubtful(connection, MOST + 1)
         cut = max(map(len, (goals, decisions, doubtful))) > MOST
         for goal in goals[:MOST]:
-            parts = [entry.item for entry in walk(connection, goal["id"], most=MOST_PARTS)]
-            if not any(part["type"] in ("decision", "action") and _stands(part) for part in parts):
+            covered, fresh = False, goal["at"] >= limit
+            for entry in walk(connection, goal["id"], most=MOST_PARTS):
+                part = entry.item
+                covered = covered or (part["type"] in ("decision", "action") and _stands(part))
+                fresh = fresh or part["at"] >= limit
+                if covered and fresh:
+                    break
+            if not covered:
                 uncovered.append(goal)
-            if max(item["at"] for item in (goal, *parts)) < limit:
+            if not fresh:
                 stale.append(goal)
         for decision in decisions[:MOST]:
             if _stands(decision) and not any(

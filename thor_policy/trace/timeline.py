@@ -6,7 +6,7 @@ Owns the walk from a goal. Invariant: each item is visited once, the nearest fir
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -57,28 +57,25 @@ def by_goal(reader: Reader, goal: str, *, limit: int) -> Timeline:
     return Timeline(entries=tuple(entries[:limit]), cut=len(entries) > limit)
 
 
-def walk(connection: Connection, id: str, *, types: Sequence[str] = graph.PARTS, most: int) -> list[Entry]:
+def walk(
+    connection: Connection, id: str, *, types: Sequence[str] = graph.PARTS, most: int
+) -> Iterator[Entry]:
     """What edges of these types lead to from `id`, level by level; ends after `most` entries.
 
-    What took the place of an item on the way is behind that item.
+    What took the place of an item on the way is behind that item. A level is read when it is asked for.
     """
-    entries: list[Entry] = []
     visited, depth = {id}, 0
     level: dict[str, Record] = {id: {}}
-    while level and len(entries) < most:
+    while level and len(visited) <= most:
         depth += 1
         reached: dict[str, Record] = {}
         for link in [*work_queries.links_from(connection, list(level), types), *_replacements(level)]:
-            if link["target"] not in visited:
+            if link["target"] not in visited and len(visited) + len(reached) <= most:
                 reached.setdefault(link["target"], link)
         visited |= reached.keys()
-        items = work_queries.items(connection, list(reached))
-        entries += [
-            Entry(item=item, depth=depth, via=reached[id]["type"], source=reached[id]["source"])
-            for id, item in sorted(items.items(), key=lambda pair: pair[1]["seq"])
-        ]
-        level = items
-    return entries[:most]
+        level = work_queries.items(connection, list(reached))
+        for far, item in sorted(level.items(), key=lambda pair: pair[1]["seq"]):
+            yield Entry(item=item, depth=depth, via=reached[far]["type"], source=reached[far]["source"])
 
 
 def _replacements(level: Mapping[str, Record]) -> list[Record]:
