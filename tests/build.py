@@ -358,6 +358,14 @@ def one_of_each() -> list[Event]:
 
 #: What makes a journal of this version one of the version before a migration, newest first.
 _UNDO: dict[str, tuple[str, ...]] = {
+    "0016_work": (
+        *(
+            f"DROP INDEX nodes_{name}"
+            for name in ("type", "timestamp", "session", "agent", "ended", "doubtful")
+        ),
+        *(f"DROP INDEX edges_{name}" for name in ("supersedes", "work")),
+        "ALTER TABLE nodes DROP COLUMN agent",
+    ),
     "0015_approvals": (
         "DROP VIEW trace_edges",
         *(f"DROP TABLE {name}" for name in ("approval_requests", "approval_ends", "approvals_open")),

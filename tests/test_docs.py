@@ -26,7 +26,7 @@ from thor_policy.testing import load_stub_engine
 #: The names under which blocks are run, each by a test below.
 NAMES = {
     *("readme", "quickstart", "tutorial", "recipes", "zeromq sample"),
-    *("packs", "signatures", "keys", "journal", "checks", "backup", "sources", "approvals"),
+    *("packs", "signatures", "keys", "journal", "checks", "backup", "sources", "approvals", "work"),
 }
 DOOR = ROOT / "docs" / "examples" / "door-access"
 QUESTION = json.loads((ROOT / "docs" / "examples" / "door-question.json").read_text(encoding="utf-8"))
@@ -264,6 +264,13 @@ def test_the_commands_for_signatures_run_as_written(shell: Shell, tmp_path: Path
 def test_the_commands_for_keys_run_as_written(shell: Shell) -> None:
     for block in blocks_named("keys"):
         shell.run(block)
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="the command jq is not on this machine")
+def test_the_commands_for_the_graph_of_work_run_as_written(shell: Shell, config: Config) -> None:
+    with decided(config):
+        for block in blocks_named("work"):
+            shell.run(block)
 
 
 def test_the_commands_for_the_journal_run_as_written(shell: Shell, config: Config) -> None:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tests.build import ASKED, EXPLAINED, about, by_model, write_rules_only_pack
+from tests.build import ASKED, EXPLAINED, about, by_model, sent, write_rules_only_pack
 from thor_policy.cli import render
 from thor_policy.cli.main import COMMANDS, cli
 from thor_policy.client.blocking import Client
@@ -109,8 +109,20 @@ def hostile_journal(config: Config) -> Config:
             errors={HOSTILE: HOSTILE},
         ),
     )
+    goal = records.Node(
+        type="goal",
+        title=HOSTILE,
+        description=HOSTILE,
+        session=HOSTILE,
+        agent=HOSTILE,
+        confidence=9,
+        metadata={HOSTILE: HOSTILE},
+    )
+    leads = records.Edge(source="01900000-goal", target=decision.id, type="leads_to", rationale=HOSTILE)
     with closing(Journal(config.journal_path, synchronous="OFF")) as journal:
         journal.commit(events.decision_event(decision)).result()
+        journal.commit(sent(goal, record_id="01900000-goal")).result()
+        journal.commit(sent(leads)).result()
         held = replace(decision.floor, traits=Traits(type=HOSTILE, required=("outcome",)))
         journal.commit(events.decision_event(replace(decision, id="018f-00000008", floor=held))).result()
     reported = records.DecisionReport(
@@ -180,6 +192,22 @@ READ = [
     ["trace", "list"],
     ["trace", "list", "--entity", HOSTILE],
     ["trace", "reopen", "018f-00000007", "--because", HOSTILE],
+    ["graph", "list"],
+    ["graph", "list", "--type", "goal", "--json"],
+    ["graph", "list", "--agent", HOSTILE, "--since", HOSTILE],
+    ["graph", "goals"],
+    ["graph", "recent"],
+    ["graph", "show", "01900000-goal"],
+    ["graph", "show", HOSTILE],
+    ["graph", "add", "goal", HOSTILE, "--meta", HOSTILE],
+    ["graph", "link", HOSTILE, "leads_to", HOSTILE],
+    ["graph", "supersede", HOSTILE, "--title", HOSTILE],
+    ["graph", "timeline", "--session", HOSTILE],
+    ["graph", "timeline", "--goal", "01900000-goal"],
+    ["graph", "pulse"],
+    ["graph", "pulse", "--json"],
+    ["graph", "context", "--session", HOSTILE],
+    *(["graph", "export", "--format", name] for name in ("mermaid", "dot", "graphml", "csv-edges", "json")),
     ["log", "verify"],
     ["log", "--actor", HOSTILE],
     ["log", "--since", HOSTILE],

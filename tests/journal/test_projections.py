@@ -586,6 +586,7 @@ def test_the_rows_of_nodes_and_edges(path: Path) -> None:
         confidence=80,
         session="s1",
         metadata={"a": 1},
+        agent="coder",
     )
     edge = records.Edge(source="n1", target="n2", type="leads_to", weight=1, rationale="so it is")
     record(
@@ -595,8 +596,8 @@ def test_the_rows_of_nodes_and_edges(path: Path) -> None:
         sent(edge, record_id="e1"),
     )
     assert rows(path, "SELECT * FROM nodes") == [
-        (1, TIME, "n1", "goal", "ship", "soon", "abandoned", 80, "s1", '{"a":1}', 1000, None, None),
-        (2, TIME, "n2", "action", "build", None, "active", None, None, None, 1000, None, None),
+        (1, TIME, "n1", "goal", "ship", "soon", "abandoned", 80, "s1", '{"a":1}', 1000, None, None, "coder"),
+        (2, TIME, "n2", "action", "build", None, "active", None, None, None, 1000, None, None, None),
     ]
     assert rows(path, "SELECT * FROM edges") == [
         (3, TIME, "e1", "n1", "n2", "leads_to", 1.0, "so it is", 1000, None, None, None),

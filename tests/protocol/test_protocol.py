@@ -712,7 +712,7 @@ NAME_FIELDS = [
     *(("approval", name) for name in ("decision_id", "approver", "role", "channel")),
     ("request_approval", "decision_id"),
     *((op, "task") for op in ("approve", "deny", "cancel")),
-    *(("node", name) for name in ("title", "session", "role")),
+    *(("node", name) for name in ("title", "session", "role", "agent")),
     *(("edge", name) for name in ("source", "target", "how")),
     *(("trace_state", name) for name in ("decision_id", "by")),
 ]

@@ -43,6 +43,10 @@ COMMANDS = {
         "trace",
         "Show why a decision was made and what became of it; supersede or overturn it.",
     ),
+    "graph": (
+        "graph",
+        "Keep the graph of work: goals, options, decisions, actions, outcomes and the links between them.",
+    ),
     "decide": ("decide", "Record a decision that you made, under the pack that governs it."),
     "stats": (
         "journal",

@@ -6,12 +6,13 @@ import click
 from msgspec import to_builtins
 
 from thor_policy.cli import render, trace_tree
+from thor_policy.cli.journal_reader import open_current
 from thor_policy.cli.options import as_json, configured
 from thor_policy.cli.quarantine import quarantine
 from thor_policy.config import Config
 from thor_policy.core import graph, records
 from thor_policy.core.requests import Json
-from thor_policy.journal.reader import ENDING_CHARS, Reader
+from thor_policy.journal.reader import ENDING_CHARS
 from thor_policy.journal.trace_queries import traces
 from thor_policy.trace.chains import MOST_DEPTH
 from thor_policy.trace.reading import read_trace
@@ -58,7 +59,7 @@ def trace() -> None:
 @as_json
 def show(config: Config, decision_id: str, at: str | None, depth: int, as_json: bool) -> None:
     """Show one decision: question, data, rules, model, people, precedents, result, later fate."""
-    with _reader(config) as reader:
+    with open_current(config) as reader:
         read = read_trace(reader, reader.resolve(decision_id), at=at, depth=depth)
     if as_json:
         render.as_json(to_builtins(read))
@@ -88,7 +89,7 @@ def list_(
     as_json: bool,
 ) -> None:
     """List traces, newest first."""
-    with _reader(config) as reader:
+    with open_current(config) as reader:
         if before is not None:
             before = reader.resolve(before)
         rows = traces(reader, entity=entity, status=status, limit=limit, before=before)
@@ -163,7 +164,7 @@ def _change(
 ) -> None:
     from thor_policy.daemon import journal_access
 
-    with _reader(config) as reader:
+    with open_current(config) as reader:
         decision_id, by = reader.resolve(decision_id), by and reader.resolve(by)
     record = records.TraceState(decision_id=decision_id, status=status, because=because, by=by)
     recorded = journal_access.submit_trace_state(config, record)
@@ -172,17 +173,6 @@ def _change(
         return
     render.line(f"{decision_id} is {status} now, recorded as {recorded['id']}")
     _print_citing(recorded["cited_by"])
-
-
-def _reader(config: Config) -> Reader:
-    """A reader of the journal, which is migrated first if an earlier version wrote it."""
-    reader = Reader(config.journal_path)
-    if reader.is_current():
-        return reader
-    reader.close()
-    from thor_policy.daemon import journal_access
-
-    return journal_access.open_reader(config)
 
 
 def _print_citing(cited_by: dict[str, Json]) -> None:

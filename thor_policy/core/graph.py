@@ -48,6 +48,8 @@ EdgeType: TypeAlias = Literal[
 ]
 ActorType: TypeAlias = Literal["human", "automated_system", "committee"]
 TraceStatus: TypeAlias = Literal["active", "under_review", "superseded", "overturned"]
+#: What a node of the work is. A node that another one supersedes is shown as superseded, whatever it says.
+WorkStatus: TypeAlias = Literal["active", "superseded", "abandoned"]
 
 #: Who an actor is, by the `made_by` of a reported decision.
 ACTOR_OF: dict[str, ActorType] = {
@@ -234,6 +236,8 @@ EDGES: dict[EdgeType, Edge] = {
         cause="target",
     ),
 }
+#: Edges from a node of the work to what belongs to it. What it blocks or rejects does not.
+PARTS: tuple[EdgeType, ...] = ("leads_to", "chosen", "requires", "enables", "RESULTED_IN")
 #: Fields of an edge that only these types have.
 FIELDS_OF: dict[str, tuple[str, ...]] = {
     "similarity": ("CITES",),

@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from thor_policy.core.approvals import State
 from thor_policy.core.decisions import ConfidenceLevel, Tier
-from thor_policy.core.graph import ActorType, EdgeType, NodeType, TraceStatus
+from thor_policy.core.graph import ActorType, EdgeType, NodeType, TraceStatus, WorkStatus
 from thor_policy.core.requests import Json, Risk, Urgency
 
 #: Judged decisions below which nothing is fitted.
@@ -230,17 +230,19 @@ class Node(Struct, frozen=True, kw_only=True):
     """A goal, option, action, actor, entity, event, ...: a node that somebody states (`core.graph.NODES`).
 
     The `title` of an entity is its `type:id`. `actor_type`, and `role` at the time, are those of an actor.
+    `agent` is the agent or the person whose work it is, as the sender states it.
     """
 
     type: NodeType
     title: Name
     description: Text | None = None
-    status: Literal["active", "superseded", "abandoned"] = "active"
+    status: WorkStatus = "active"
     confidence: Annotated[int, Meta(ge=0, le=100)] | None = None
     session: Name | None = None
     metadata: dict[str, Json] = {}
     actor_type: ActorType | None = None
     role: Name | None = None
+    agent: Name | None = None
 
 
 class Edge(Struct, frozen=True, kw_only=True):
@@ -437,7 +439,7 @@ PRIVATE_FIELDS: dict[type, tuple[str, ...]] = {
     Deny: ("comment",),
     Cancel: ("reason",),
     Supplement: ("values",),
-    Node: ("title", "description", "metadata", "role"),
+    Node: ("title", "description", "metadata", "role", "agent"),
     Edge: ("rationale",),
     TraceState: ("because",),
 }

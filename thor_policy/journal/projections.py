@@ -110,7 +110,7 @@ _PLAIN: dict[str, tuple[str, tuple[str, ...]]] = {
         "nodes",
         (
             *("id", "type", "title", "description", "status", "confidence", "session", "metadata"),
-            *("caller_uid", "actor_type", "role"),
+            *("caller_uid", "actor_type", "role", "agent"),
         ),
     ),
     "edge": (

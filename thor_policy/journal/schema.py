@@ -494,7 +494,28 @@ def _approvals(db: Database) -> None:
     db.execute(f"{_EDGES_VIEW}{_EDGES_OF_USED_APPROVALS}")
 
 
-#: The conditions of two partial indexes. A query must repeat them to use the index.
+@migrations(name="0016_work")
+def _work(db: Database) -> None:
+    """Whose work a node is, and indexes for lists of nodes, for what is superseded, and for links of work."""
+    db.execute("ALTER TABLE nodes ADD COLUMN agent TEXT")
+    for name, columns in (
+        ("nodes_type", "nodes (type)"),
+        ("nodes_timestamp", "nodes (timestamp)"),
+        ("nodes_session", "nodes (session) WHERE session IS NOT NULL"),
+        ("nodes_agent", "nodes (agent) WHERE agent IS NOT NULL"),
+        ("nodes_ended", "nodes (status) WHERE status != 'active'"),
+        ("nodes_doubtful", f"nodes (seq) WHERE {DOUBTFUL}"),
+        ("edges_supersedes", f"edges (target) WHERE {SUPERSEDES}"),
+        ("edges_work", f"edges (seq) WHERE {OF_WORK}"),
+    ):
+        db.execute(f"CREATE INDEX {name} ON {columns}")
+
+
+#: The conditions of partial indexes. A query must repeat them to use the index. The types of edges between
+#: nodes of work are in small letters, those of traces in capitals.
+OF_WORK = "type >= 'a'"
+SUPERSEDES = "type = 'supersedes'"
+DOUBTFUL = "confidence < 50"
 NOT_ACTIVE = "trace_status != 'active'"
 OF_ENTITY = "type = 'entity'"
 
