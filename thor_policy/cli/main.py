@@ -43,6 +43,10 @@ COMMANDS = {
         "trace",
         "Show why a decision was made and what became of it; supersede or overturn it.",
     ),
+    "compliance": (
+        "compliance",
+        "Report each decision of a type: policy in force, approvers, evidence, later fate.",
+    ),
     "decide": ("decide", "Record a decision that you made, under the pack that governs it."),
     "stats": (
         "journal",
