@@ -36,6 +36,7 @@ from thor_policy.journal.reader import Reader
 from thor_policy.journal.writer import Journal
 from thor_policy.telemetry import clocks
 from thor_policy.trace.compliance import Report
+from thor_policy.trace.impact import of_pack, of_precedent
 from thor_policy.trace.reading import read_trace
 
 #: Events in one transaction, and how often each look-up is timed.
@@ -47,7 +48,13 @@ CHAIN, CITING = 1_000, 500
 #: Each of so many decisions is an exception with two approvals; rows of a page of a report.
 EXCEPTION_EVERY, PAGE = 100, 100
 #: The goals, in milliseconds.
-GOALS_MS = {"trace ID": 10, "traces of an entity": 20, "supersede chain": 50, "compliance": 200}
+GOALS_MS = {
+    "trace ID": 10,
+    "traces of an entity": 20,
+    "supersede chain": 50,
+    "compliance": 200,
+    "impact": 200,
+}
 
 BEGIN_AT = 1.79e9
 PACK = PackInfo(name="bench", version="1", sha256="b1" * 32)
@@ -114,6 +121,7 @@ def decisions(count: int) -> Iterator[Event]:
     actors = order.choices(range(ACTORS), [1 / (rank + 1) for rank in range(ACTORS)], k=8_192)
     entities = order.choices(range(ENTITIES), [1 / (rank + 1) for rank in range(ENTITIES)], k=8_192)
     evaluation = TEMPLATE.evaluation
+    exceptions: list[str] = []  # each but the first cites an earlier one, so all rest on the first
     for number in range(count):
         evaluated = replace(
             evaluation,
@@ -127,6 +135,11 @@ def decisions(count: int) -> Iterator[Event]:
         else:
             yield events.decision_event(replace(decision, floor=EXCEPTION))
             yield from approvals(decision.id, at)
+            if exceptions:
+                cited = exceptions[len(exceptions) // 10]
+                edge = records.Edge(source=decision.id, target=cited, type="CITES")
+                yield events.record_event(edge, record_id=new_id(), at=at, caller=CALLER)
+            exceptions.append(decision.id)
 
 
 def approvals(decision_id: str, at: float) -> Iterator[Event]:
@@ -191,6 +204,7 @@ def measure(path: Path, ids: list[str]) -> int:
         order = random.Random(1)
         seqs = [order.randrange(1, newest) for _ in range(LOOKUPS)]
         some = [row["decision_id"] for seq in seqs for row in reader.newer_than(seq, 1)]
+        (first,) = reader.newer_than(0, 1)
         entities = [f"env:r{number}" for number in (0, 1, 5, ENTITIES - 1)]
     last = ids[-2]
 
@@ -214,6 +228,9 @@ def measure(path: Path, ids: list[str]) -> int:
         chosen = {"type": "exception", "since": "2020-01-01", "until": None, "limit": PAGE} | scope
         return lambda reader: list(Report(reader, now=time.time() + 1e9, **chosen))
 
+    def impact_of(decision_id: str) -> Callable[[Reader], Any]:
+        return lambda reader: of_precedent(reader, decision_id)
+
     middle = events.timestamp(BEGIN_AT + newest / 2)
     calls = {
         "trace ID": [with_reader(lambda reader, id=id: read_trace(reader, id, depth=1)) for id in some],
@@ -224,6 +241,9 @@ def measure(path: Path, ids: list[str]) -> int:
         "trace ID before a chain of 1,000": [with_reader(lambda reader: read_trace(reader, ids[0]))] * 20,
         f"compliance, page of {PAGE}": [with_reader(page())] * 50,
         f"compliance, page of {PAGE} from the middle": [with_reader(page(until=middle))] * 50,
+        "impact of a precedent, cited by 500": [with_reader(impact_of(ids[-1]))] * 50,
+        "impact of the first exception": [with_reader(impact_of(first["decision_id"]))] * 20,
+        "impact of a pack": [with_reader(lambda reader: of_pack(reader, "bench@1"))] * 20,
         f"compliance, page of {PAGE} of a common type": [with_reader(page(type="policy_application"))] * 20,
     }
     missed = 0

@@ -70,6 +70,7 @@ class _Recorded(Struct, frozen=True):
 def page(connection: Connection, scope: Scope, *, before: int, limit: int) -> list[Record]:
     """The decisions of the scope with a smaller `seq` than `before`, newest first, at most `limit`.
 
+    `before` is at most the event after `newest`.
     Each has `left_out`: why it counts nowhere (`quarantined`, `claims`, `tests`), or None.
     """
     of_type = _OF_TYPE
@@ -85,7 +86,7 @@ def page(connection: Connection, scope: Scope, *, before: int, limit: int) -> li
             "type": scope.type,
             "since": scope.since,
             "until": scope.until,
-            "before": min(before, scope.newest + 1),
+            "before": before,
             "limit": limit,
         },
     )
