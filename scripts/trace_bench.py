@@ -25,7 +25,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from thor_policy.core import records
-from thor_policy.core.decisions import Decision, Explanation, Floor, PackInfo, Timings
+from thor_policy.core.decisions import Decision, Explanation, Floor, PackInfo, Timings, Traits
 from thor_policy.core.ids import new_id
 from thor_policy.core.requests import Action, Caller, Entity, Evaluation
 from thor_policy.journal import events, trace_queries
@@ -35,6 +35,8 @@ from thor_policy.journal.maintenance.tasks import transaction
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.writer import Journal
 from thor_policy.telemetry import clocks
+from thor_policy.trace.compliance import Report
+from thor_policy.trace.impact import of_pack, of_precedent
 from thor_policy.trace.reading import read_trace
 
 #: Events in one transaction, and how often each look-up is timed.
@@ -43,8 +45,16 @@ BATCH, LOOKUPS = 2_000, 200
 ACTORS, ENTITIES = 200, 80
 #: Length of the chain of superseded decisions, and what cites and supports the rich trace.
 CHAIN, CITING = 1_000, 500
+#: Each of so many decisions is an exception with two approvals; rows of a page of a report.
+EXCEPTION_EVERY, PAGE = 100, 100
 #: The goals, in milliseconds.
-GOALS_MS = {"trace ID": 10, "traces of an entity": 20, "supersede chain": 50}
+GOALS_MS = {
+    "trace ID": 10,
+    "traces of an entity": 20,
+    "supersede chain": 50,
+    "compliance": 200,
+    "impact": 200,
+}
 
 BEGIN_AT = 1.79e9
 PACK = PackInfo(name="bench", version="1", sha256="b1" * 32)
@@ -71,6 +81,7 @@ TEMPLATE = Decision(
     ),
     timings=Timings(queue_ms=0.1, rules_ms=0.4),
 )
+EXCEPTION = replace(TEMPLATE.floor, traits=Traits(type="exception", is_exception=True))
 
 
 def main() -> int:
@@ -110,6 +121,7 @@ def decisions(count: int) -> Iterator[Event]:
     actors = order.choices(range(ACTORS), [1 / (rank + 1) for rank in range(ACTORS)], k=8_192)
     entities = order.choices(range(ENTITIES), [1 / (rank + 1) for rank in range(ENTITIES)], k=8_192)
     evaluation = TEMPLATE.evaluation
+    exceptions: list[str] = []  # each but the first cites an earlier one, so all rest on the first
     for number in range(count):
         evaluated = replace(
             evaluation,
@@ -117,7 +129,31 @@ def decisions(count: int) -> Iterator[Event]:
             resource=Entity(type="env", id=f"r{entities[number % 8_192]}"),
         )
         at = BEGIN_AT + number
-        yield events.decision_event(replace(TEMPLATE, id=new_id(), at=at, evaluation=evaluated))
+        decision = replace(TEMPLATE, id=new_id(), at=at, evaluation=evaluated)
+        if number % EXCEPTION_EVERY:
+            yield events.decision_event(decision)
+        else:
+            yield events.decision_event(replace(decision, floor=EXCEPTION))
+            yield from approvals(decision.id, at)
+            if exceptions:
+                cited = exceptions[len(exceptions) // 10]
+                edge = records.Edge(source=decision.id, target=cited, type="CITES")
+                yield events.record_event(edge, record_id=new_id(), at=at, caller=CALLER)
+            exceptions.append(decision.id)
+
+
+def approvals(decision_id: str, at: float) -> Iterator[Event]:
+    """Two approvals of an exception."""
+    for step, role in enumerate(("lead", "director"), start=1):
+        approval = records.Approval(
+            decision_id=decision_id,
+            approver=f"p{step}",
+            role=role,
+            channel="email",
+            evidence="T-1",
+            step=step,
+        )
+        yield events.record_event(approval, record_id=new_id(), at=at, caller=CALLER)
 
 
 def write(path: Path, source: Iterator[Event]) -> list[str]:
@@ -134,7 +170,8 @@ def write(path: Path, source: Iterator[Event]) -> list[str]:
             with transaction(connection):
                 placed.write(connection)
             seq, head = placed.seq, placed.head
-            newest = [*newest, *(event.subject_id for event in page)][-CHAIN - 1 :]
+            newest = [*newest, *(event.subject_id for event in page if event.kind == "decision")]
+            newest = newest[-CHAIN - 1 :]
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return newest
 
@@ -167,6 +204,7 @@ def measure(path: Path, ids: list[str]) -> int:
         order = random.Random(1)
         seqs = [order.randrange(1, newest) for _ in range(LOOKUPS)]
         some = [row["decision_id"] for seq in seqs for row in reader.newer_than(seq, 1)]
+        (first,) = reader.newer_than(0, 1)
         entities = [f"env:r{number}" for number in (0, 1, 5, ENTITIES - 1)]
     last = ids[-2]
 
@@ -186,6 +224,14 @@ def measure(path: Path, ids: list[str]) -> int:
     def listed(entity: str, status: str | None = None) -> Callable[[Reader], Any]:
         return lambda reader: trace_queries.traces(reader, entity=entity, status=status)  # type: ignore[arg-type]
 
+    def page(**scope: Any) -> Callable[[Reader], Any]:
+        chosen = {"type": "exception", "since": "2020-01-01", "until": None, "limit": PAGE} | scope
+        return lambda reader: list(Report(reader, now=time.time() + 1e9, **chosen))
+
+    def impact_of(decision_id: str) -> Callable[[Reader], Any]:
+        return lambda reader: of_precedent(reader, decision_id)
+
+    middle = events.timestamp(BEGIN_AT + newest / 2)
     calls = {
         "trace ID": [with_reader(lambda reader, id=id: read_trace(reader, id, depth=1)) for id in some],
         "trace ID, cited by 500": [with_reader(lambda reader: read_trace(reader, ids[-1]))] * 50,
@@ -193,6 +239,12 @@ def measure(path: Path, ids: list[str]) -> int:
         "traces of an entity, superseded": [with_reader(listed("env:r0", "superseded"))] * 50,
         "supersede chain of 1,000": [with_reader(chain)] * 20,
         "trace ID before a chain of 1,000": [with_reader(lambda reader: read_trace(reader, ids[0]))] * 20,
+        f"compliance, page of {PAGE}": [with_reader(page())] * 50,
+        f"compliance, page of {PAGE} from the middle": [with_reader(page(until=middle))] * 50,
+        "impact of a precedent, cited by 500": [with_reader(impact_of(ids[-1]))] * 50,
+        "impact of the first exception": [with_reader(impact_of(first["decision_id"]))] * 20,
+        "impact of a pack": [with_reader(lambda reader: of_pack(reader, "bench@1"))] * 20,
+        f"compliance, page of {PAGE} of a common type": [with_reader(page(type="policy_application"))] * 20,
     }
     missed = 0
     for name, group in calls.items():

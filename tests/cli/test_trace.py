@@ -22,6 +22,7 @@ from thor_policy.core.requests import Role
 from thor_policy.daemon.service import serving
 from thor_policy.journal import events
 from thor_policy.journal.reader import Reader
+from thor_policy.review.queue import picks
 from thor_policy.security.curve_keys import Keys
 from thor_policy.testing import load_stub_engine
 
@@ -155,3 +156,64 @@ def test_the_client_for_asyncio_changes_states_too(config: Config, journal: list
             {"count": 3, "ids": journal[2:]},
             "trace_state",
         ]
+
+
+# ---------------------------------------------------------------- impact
+
+
+def test_impact_counts_and_lists_what_rests_on_a_precedent(
+    trace: Callable[..., Result], journal: list[str]
+) -> None:
+    shown = trace("impact", "--precedent", journal[0][-8:])
+    assert shown.exit_code == 0, shown.output
+    assert "decisions  3" in shown.output
+    assert journal[3][-8:] in shown.output
+    parsed = json.loads(trace("impact", "--precedent", journal[0], "--limit", "1", "--json").output)
+    assert (len(parsed["decisions"]), parsed["total"], parsed["complete"]) == (1, 3, True)
+
+
+def test_impact_of_a_pack_has_what_it_governed(trace: Callable[..., Result], journal: list[str]) -> None:
+    parsed = json.loads(trace("impact", "--pack", "core@1.2.0", "--json").output)
+    assert parsed["total"] == len(journal)
+    assert "decisions  0" in trace("impact", "--pack", "core@9").output
+
+
+@pytest.mark.parametrize("arguments", [(), ("--precedent", "x", "--pack", "y")])
+def test_impact_needs_a_precedent_or_a_pack(
+    trace: Callable[..., Result], journal: list[str], arguments: tuple[str, ...]
+) -> None:
+    assert trace("impact", *arguments).exit_code == 2
+
+
+@pytest.mark.parametrize("with_daemon", [False, True])
+def test_overturn_puts_what_cites_it_into_the_queue_of_reviewers(
+    config: Config, trace: Callable[..., Result], journal: list[str], *, with_daemon: bool
+) -> None:
+    change = ("overturn", journal[0], "--by", journal[1], "--because", "wrong", "--review-citing")
+    reopened = ("reopen", journal[2], "--because", "already")
+    if with_daemon:
+        with serving(config, load_engine=load_stub_engine):
+            assert trace(*reopened).exit_code == 0
+            shown = trace(*change)
+    else:
+        assert trace(*reopened).exit_code == 0
+        shown = trace(*change)
+    assert shown.exit_code == 0, shown.output
+    assert "2 decisions that cite it are under review now" in shown.output
+    with Reader(config.journal_path) as reader:
+        statuses = [(reader.get(id) or {})["trace_status"] for id in journal]
+        assert statuses == ["overturned", "active", *["under_review"] * 3]
+        assert len(reader.trace(journal[3])["trace_states"]) == 1
+        queued = [pick.decision_id for pick in picks(reader, "kim", queue="under_review")]
+        assert sorted(queued) == sorted(journal[2:])
+
+
+def test_the_review_of_citing_decisions_goes_on_after_an_interruption(
+    config: Config, trace: Callable[..., Result], journal: list[str]
+) -> None:
+    change = ("overturn", journal[0], "--by", journal[1], "--because", "wrong")
+    assert trace(*change).exit_code == 0
+    again = json.loads(trace(*change, "--review-citing", "--json").output)
+    assert again == {"under_review": 3}
+    assert "0 decisions that cite it are under review now" in trace(*change, "--review-citing").output
+    assert trace(*change).exit_code == 4

@@ -600,6 +600,24 @@ def test_an_assigned_decision_is_offered_to_its_reviewer_first_and_to_nobody_els
     assert ids(office.picks("bo")) == ["d1", "d2", "d3"]
 
 
+def test_a_decision_under_review_comes_first_until_a_review_is_recorded_after_that(office: Office) -> None:
+    office.keep(records.Review(decision_id="d2", reviewer="kim", verdict="accept"))
+    assert ids(office.picks("kim")) == ["d1", "d3"]
+    for name in ("d3", "d2"):
+        office.keep(records.TraceState(decision_id=name, status="under_review", because="its precedent fell"))
+    assert ids(office.picks("kim", queue="under_review")) == ["d2", "d3"]
+    for order in ("newest", "priority"):
+        assert ids(office.picks("kim", by=order, second_share=1.0)) == ["d2", "d3", "d1"]
+    kim = office.session("kim")
+    kim.open()
+    kim.judge("accept")
+    assert shown(kim) == "d3"
+    kim.close()
+    assert ids(office.picks("kim")) == ["d3", "d1"]
+    assert ids(office.picks("bo", queue="under_review")) == ["d3"]
+    assert "d2" not in ids(office.picks("bo", queue="mine"))
+
+
 def test_delegation_assigns_the_decision_to_another_reviewer(office: Office) -> None:
     kim = office.session("kim")
     kim.open()

@@ -33,4 +33,7 @@ def test_a_small_journal_is_sound_and_each_look_up_has_a_figure(
     assert [line.partition(":")[0] for line in printed] == [
         "built", "stated", "trace ID", "trace ID, cited by 500", "traces of an entity",
         "traces of an entity, superseded", "supersede chain of 1,000", "trace ID before a chain of 1,000",
+        "compliance, page of 100", "compliance, page of 100 from the middle",
+        "impact of a precedent, cited by 500", "impact of the first exception", "impact of a pack",
+        "compliance, page of 100 of a common type",
     ]  # fmt: skip

@@ -47,6 +47,10 @@ COMMANDS = {
         "graph",
         "Keep the graph of work: goals, options, decisions, actions, outcomes and the links between them.",
     ),
+    "compliance": (
+        "compliance",
+        "Report each decision of a type: policy in force, approvers, evidence, later fate.",
+    ),
     "decide": ("decide", "Record a decision that you made, under the pack that governs it."),
     "stats": (
         "journal",

@@ -11,9 +11,9 @@ import html
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -75,9 +75,9 @@ def as_json_line(value: Json) -> None:
     sys.stdout.flush()
 
 
-def as_csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows as CSV with a header; lists and objects become JSON."""
-    writer = csv.writer(sys.stdout)
+def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], to: TextIO | None = None) -> None:
+    """Print rows as CSV with a header, or write them `to` a file; lists and objects become JSON."""
+    writer = csv.writer(to or sys.stdout)
     writer.writerow(columns)
     for row in rows:
         writer.writerow([_csv_cell(row[name]) for name in columns])

@@ -46,8 +46,8 @@ q                   quit"""
     type=click.Choice(get_args(review_queue.QueueName)),
     default="unreviewed",
     show_default=True,
-    help="Which decisions: unreviewed, unreviewed where the model doubts the floor, found wrong, all, with "
-    "differing verdicts, or assigned to you.",
+    help="Which decisions: unreviewed, put under review, unreviewed where the model doubts the floor, found "
+    "wrong, all, with differing verdicts, or assigned to you.",
 )
 @click.option(
     "--reviewer", metavar="NAME", help="Your name as a reviewer; default: your user name on this machine."

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core import records
+from thor_policy.core.decisions import Governing
 from thor_policy.core.errors import AlreadyRunning, JournalError, RequestError, Unreachable
 from thor_policy.core.ids import new_id
 from thor_policy.core.requests import Caller, Json
@@ -21,6 +22,7 @@ from thor_policy.daemon.loading import load_pack, open_journal
 from thor_policy.journal import events
 from thor_policy.journal.maintenance.dispatch import run_maintenance
 from thor_policy.journal.reader import Reader
+from thor_policy.journal.writer import Journal
 from thor_policy.protocol.replies import encode_request, more_of, recorded_item
 from thor_policy.protocol.requests import decode_request
 
@@ -58,39 +60,82 @@ def submit_trace_state(config: Config, status: records.TraceState) -> dict[str, 
     return _submitted(config, status)
 
 
+def submit_trace_states(config: Config, states: Sequence[records.TraceState]) -> int:
+    """Change the states of several traces, one record each; returns how many were changed.
+
+    A state that the trace cannot get any more is no error. Raises what `submit_record` raises.
+    """
+    changed = 0
+    for fate in _all_submitted(config, states):
+        if not isinstance(fate, RequestError):
+            changed += 1
+        elif fate.code != "conflict":
+            raise fate
+    return changed
+
+
 def _submitted(config: Config, record: records.Record) -> dict[str, Json]:
     """The member `recorded` of the reply to a record."""
+    (fate,) = _all_submitted(config, [record])
+    if isinstance(fate, RequestError):
+        raise fate
+    return fate
+
+
+def _all_submitted(
+    config: Config, to_record: Sequence[records.Record]
+) -> list[dict[str, Json] | RequestError]:
+    """The member `recorded` of the reply to each record, or why it was refused."""
     until = time.monotonic() + LOCK_WAIT_S
     while True:
         with Client(config.endpoint, key=config.key_file) as client:
             if client.remote or client.alive():
-                reply = client.call(records.OP_OF[type(record)], {"record": record})
-                recorded: dict[str, Json] = reply["recorded"]
-                return recorded
+                return [_call(client, record) for record in to_record]
         try:
-            return _record_directly(config, record)
+            return _record_directly(config, to_record)
         except AlreadyRunning:
             if time.monotonic() >= until:
                 raise
             time.sleep(_LOCK_STEP_S)
 
 
-def _record_directly(config: Config, record: records.Record) -> dict[str, Json]:
-    kind = records.KIND_OF[type(record)]
-    _check(config, records.OP_OF[type(record)], record)
-    record_id, us = new_id(), Caller(transport="inproc", uid=os.geteuid(), gid=os.getegid(), pid=os.getpid())
-    governing = (
+def _call(client: Client, record: records.Record) -> dict[str, Json] | RequestError:
+    try:
+        reply = client.call(records.OP_OF[type(record)], {"record": record})
+    except RequestError as error:
+        return error
+    recorded: dict[str, Json] = reply["recorded"]
+    return recorded
+
+
+def _record_directly(
+    config: Config, to_record: Sequence[records.Record]
+) -> list[dict[str, Json] | RequestError]:
+    for record in to_record:
+        _check(config, records.OP_OF[type(record)], record)
+    governing = [
         load_pack(config).governing(record.type) if isinstance(record, records.DecisionReport) else None
-    )
+        for record in to_record
+    ]
     with open_journal(config, lambda _: None) as journal:
-        at = time.time()
-        event = events.record_event(
-            record, record_id=record_id, at=at, caller=us, masked=config.masked, governing=governing
-        )
-        edges = events.citations(record, record_id=record_id, at=at, caller=us)
-        commit = journal.commit_all([event, *edges]).result()[0]
+        return [
+            _commit(config, journal, record, pack) for record, pack in zip(to_record, governing, strict=True)
+        ]
+
+
+def _commit(
+    config: Config, journal: Journal, record: records.Record, governing: Governing | None
+) -> dict[str, Json] | RequestError:
+    record_id, at = new_id(), time.time()
+    us = Caller(transport="inproc", uid=os.geteuid(), gid=os.getegid(), pid=os.getpid())
+    event = events.record_event(
+        record, record_id=record_id, at=at, caller=us, masked=config.masked, governing=governing
+    )
+    edges = events.citations(record, record_id=record_id, at=at, caller=us)
+    commit = journal.commit_all([event, *edges]).result()[0]
     if commit.error is not None:
-        raise RequestError(commit.error, commit.message or "the journal could not record it")
+        return RequestError(commit.error, commit.message or "the journal could not record it")
+    kind = records.KIND_OF[type(record)]
     recorded: dict[str, Json] = recorded_item(record_id, kind, commit.seq, more_of(commit))["recorded"]
     return recorded
 

@@ -174,6 +174,33 @@ def read_directory(directory: Path) -> StoredCheckpoints:
     )
 
 
+def covering(directory: Path, chain: str, seq: int) -> Checkpoint | None:
+    """The oldest valid checkpoint of a chain that covers the event `seq`; None if there is none.
+
+    Only files whose names say so are read, and the public key beside each. Raises JournalError if the
+    directory cannot be read.
+    """
+    names = []
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                begin, _, number = entry.name.removesuffix(".json").rpartition("-")
+                if begin == chain[:16] and number.isdecimal() and int(number) >= seq:
+                    names.append((int(number), entry.name))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise JournalError(f"the checkpoint directory {directory} {files.reason(error)}") from error
+    for _, name in sorted(names):
+        with suppress(OSError, ValueError):
+            checkpoint = _decode(files.read(directory / name, os.O_NOFOLLOW))
+            keys = signatures.public_keys([directory / f"{checkpoint.key}.pub"])
+            is_of_chain = checkpoint.chain == chain and checkpoint.seq >= seq
+            if is_of_chain and check(checkpoint, keys) is None:
+                return checkpoint
+    return None
+
+
 def trusted_keys(paths: Iterable[Path]) -> PublicKeys:
     """The public keys in these PEM files. Raises JournalError naming the first file without one."""
     try:

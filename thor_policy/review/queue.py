@@ -24,7 +24,7 @@ from thor_policy.review.session import Item
 from thor_policy.telemetry import clocks
 from thor_policy.telemetry.clocks import Instant
 
-QueueName = Literal["unreviewed", "doubts", "incorrect", "all", "disagreements", "mine"]
+QueueName = Literal["unreviewed", "under_review", "doubts", "incorrect", "all", "disagreements", "mine"]
 Order = Literal["priority", "newest"]
 
 #: Number of the newest reviewed decisions searched for second verdicts and disagreements.
@@ -103,7 +103,13 @@ def picks(
 
     A `second_share` of all decisions gets `verdicts` verdicts, blind to each other. `now` is the
     present for leases. `filters` are those of `Reader.decisions`. Raises JournalError.
+
+    Decisions under review come first in `unreviewed`, and `under_review` has no others. A review that is
+    recorded after the change of state takes them out.
     """
+    reopened = _reopened(reader, reviewer, now, filters) if queue in ("unreviewed", "under_review") else []
+    if queue == "under_review":
+        return reopened
     if queue in ("incorrect", "all"):
         filters = filters | ({"correct": False} if queue == "incorrect" else {})
         rows = reader.decisions(limit=ranking.WINDOW, **filters)
@@ -126,8 +132,10 @@ def picks(
     free, mine = _available(reader, rows, reviewer, now)
     if queue == "mine":
         free = [row for row in free if row["decision_id"] in mine]
+    first = {pick.decision_id for pick in reopened}
     if by == "newest":
-        return _picks_of(free, "newest first", 0)
+        others = [row for row in free if row["decision_id"] not in first]
+        return [*reopened, *_picks_of(others, "newest first", 0)]
     reviewed, ratings = _reviewed(reader, filters)
     again = [
         row
@@ -138,14 +146,22 @@ def picks(
             rating.adjudicates or rating.reviewer == reviewer for rating in ratings[row["decision_id"]]
         )
     ]
-    return ranking.queue(
-        free,
+    ranked = ranking.queue(
+        [row for row in free if row["decision_id"] not in first],
         reviewed=reviewed[: ranking.COMPARED],
-        again=_available(reader, again, reviewer, now)[0],
+        again=[row for row in _available(reader, again, reviewer, now)[0] if row["decision_id"] not in first],
         verdicts=verdicts,
         mine=mine,
         random_share=random_share if queue == "unreviewed" else 0.0,
     )
+    return [*reopened, *ranked]
+
+
+def _reopened(reader: Reader, reviewer: str, now: Instant | None, filters: Mapping[str, Json]) -> list[Pick]:
+    """The decisions under review without a review since, of the newest `MOST_REVIEWED`."""
+    rows = reader.decisions(limit=MOST_REVIEWED, trace_status="under_review", **filters)
+    waiting = [row for row in rows if (row["reviewed_seq"] or 0) < (row["status_seq"] or 0)]
+    return _picks_of(_available(reader, waiting, reviewer, now)[0], "put under review", None)
 
 
 def _picks_of(rows: Sequence[Record], why: str, others: int | None) -> list[Pick]:

@@ -88,6 +88,11 @@ class Key:
             raise PackError(f"the key {path} {files.reason(error)}") from error
         return cls.open(path)
 
+    @classmethod
+    def load_existing(cls, path: Path) -> Key:
+        """The key in a file of the daemon; none is made, no link is followed. Raises OSError, ValueError."""
+        return cls(_private_key(path, os.O_NOFOLLOW))
+
     def signature(self, content: bytes) -> str:
         """The signature over `content`, as 128 hex digits."""
         return self._private.sign(content).hex()
