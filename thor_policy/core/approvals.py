@@ -209,7 +209,8 @@ def problem_of(task: Task, verdict: Verdict) -> str | None:
     if verdict.parties and any(
         at >= place and _admits(step, _without_parties(verdict)) for at, place, step in places
     ):
-        return f"this person is the {' and the '.join(verdict.parties)} of the question, and may not decide on it"
+        parties = " and the ".join(verdict.parties)
+        return f"this person is the {parties} of the question, and may not decide on it"
     return "this person may take no step that is left: " + _alternatives(task)
 
 
