@@ -26,6 +26,7 @@ from thor_policy.client.blocking import Client
 from thor_policy.client.requests import Tracked
 from thor_policy.config import Config
 from thor_policy.core import records
+from thor_policy.core.approvals import Person
 from thor_policy.core.decisions import Governing, PackInfo, Scored
 from thor_policy.core.engine import WrittenExplanation
 from thor_policy.core.errors import AlreadyRunning, ConfigError, EngineError, RequestError, Unreachable
@@ -36,6 +37,7 @@ from thor_policy.core.status import PartsStatus, Status
 from thor_policy.daemon.server import Server
 from thor_policy.daemon.service import open_service, serving
 from thor_policy.daemon.sockets import Mailbox
+from thor_policy.journal.events import Bounds
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.verification.verify import verify
 from thor_policy.security.curve_keys import Keys
@@ -532,6 +534,9 @@ class Ledger:
         idempotency: str | None = None,
         claimed: Claimed = "no",
         governing: Governing | None = None,
+        person: Person | None = None,
+        recorder: Person | None = None,
+        bounds: Bounds | None = None,
     ) -> None:
         taken = Taken(record, record_id, at, caller, ticket)
         self.taken.put(taken)
