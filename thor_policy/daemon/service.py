@@ -7,6 +7,7 @@ they started, also when a start fails half-way. Called on the main thread.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -56,6 +57,10 @@ from thor_policy.telemetry.watchdog import Supervisor
 
 log = logging.getLogger(__name__)
 
+#: How long a thread waits for the interpreter while another one runs, in seconds. With Python's 5 ms, a flood of
+#: one caller made each step of the others wait; with this, a second of a flood serves them 1.1 to 1.6 times as
+#: much, and without a flood the daemon decides about 5 % less a second.
+SWITCH_S = 0.0005
 #: Decisions of one caller that may wait for their commit: a few commits' worth.
 MOST_UNCOMMITTED = 64
 
@@ -247,6 +252,8 @@ def open_service(
             approvals=approval_tasks.tasks,
             reread=reread,
         )
+        stack.callback(sys.setswitchinterval, sys.getswitchinterval())
+        sys.setswitchinterval(SWITCH_S)
         sockets.callback(server.close)
         if config.metrics_port:
             from thor_policy.telemetry import exposition  # imports an HTTP server, needed only here
