@@ -57,9 +57,9 @@ from thor_policy.telemetry.watchdog import Supervisor
 
 log = logging.getLogger(__name__)
 
-#: How long a thread waits for the interpreter while another one runs, in seconds. With Python's 5 ms, a flood of
-#: one caller made each step of the others wait; with this, a second of a flood serves them 1.1 to 1.6 times as
-#: much, and without a flood the daemon decides about 5 % less a second.
+#: How long a thread waits for the interpreter while another one runs, in seconds. With Python's 5 ms, a flood
+#: of one caller made each step of the others wait; with this, a second of a flood serves them 1.1 to 1.6
+#: times as much, and without a flood the daemon decides about 5 % less a second.
 SWITCH_S = 0.0005
 #: Decisions of one caller that may wait for their commit: a few commits' worth.
 MOST_UNCOMMITTED = 64
