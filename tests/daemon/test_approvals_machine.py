@@ -256,7 +256,8 @@ class Machine(RuleBasedStateMachine):
 
     def committed(self, batch: list[Committed]) -> None:
         for commit in batch:  # as the daemon does
-            self.tasks.committed(commit)
+            if commit.kind == "decision":
+                self.tasks.settle(commit.ticket)
         self.fates(batch)
 
     def close(self) -> None:

@@ -134,10 +134,9 @@ class Task(Struct, frozen=True, kw_only=True):
     @property
     def granted(self) -> Moment | None:
         """When the first chain became complete; None while none is."""
-        for count in range(1, len(self.verdicts) + 1):
-            if is_complete(self.chains, self.verdicts[:count], self.offer.lifted_by):
-                return self.verdicts[count - 1].moment
-        return None
+        walks = (_walk(chain, self.verdicts, self.offer.lifted_by) for chain in self.chains)
+        completing = [walk.newest for walk in walks if walk.complete]
+        return self.verdicts[min(completing)].moment if completing else None
 
     def state(self, now: Moment) -> State:
         """What the task is at a time."""
@@ -184,7 +183,7 @@ class Task(Struct, frozen=True, kw_only=True):
 
 def is_complete(chains: Iterable[Chain], verdicts: Sequence[Verdict], lifted_by: LiftedBy) -> bool:
     """True if the verdicts complete one of the chains."""
-    return any(chain and _walk(chain, verdicts, lifted_by)[0] == len(chain) for chain in chains)
+    return any(_walk(chain, verdicts, lifted_by).complete for chain in chains)
 
 
 def problem_of(task: Task, verdict: Verdict) -> str | None:
@@ -198,7 +197,7 @@ def problem_of(task: Task, verdict: Verdict) -> str | None:
     if verdict.approves and any(_same(verdict, other) for other in task.verdicts):
         return "this person approved it before, or recorded a consent to it; every step needs another one"
     places = [
-        (at, _walk(chain, task.verdicts, lifted_by)[0], step)
+        (at, _walk(chain, task.verdicts, lifted_by).place, step)
         for chain in task.chains
         for at, step in enumerate(chain)
     ]
@@ -219,18 +218,26 @@ def _alternatives(task: Task) -> str:
 
 
 def _left(chain: Chain, verdicts: Sequence[Verdict], lifted_by: LiftedBy) -> list[str]:
-    place, count = _walk(chain, verdicts, lifted_by)
+    place, count, _, _ = _walk(chain, verdicts, lifted_by)
     left = list(map(str, chain[place:]))
     if count and left:
         left[0] = str(replace(chain[place], quorum=chain[place].quorum - count))
     return left
 
 
-def _walk(chain: Chain, verdicts: Sequence[Verdict], lifted_by: LiftedBy) -> tuple[int, int]:
-    """How far the verdicts get along a chain: steps taken, and approvals for the next one."""
-    place = count = 0
+class _Walk(NamedTuple):
+    """How far verdicts get along a chain: steps taken, approvals for the next one, the newest that counts."""
+
+    place: int
+    of_next: int
+    newest: int
+    complete: bool
+
+
+def _walk(chain: Chain, verdicts: Sequence[Verdict], lifted_by: LiftedBy) -> _Walk:
+    place = count = newest = 0
     counted: list[Verdict] = []
-    for verdict in verdicts:
+    for number, verdict in enumerate(verdicts):
         if place == len(chain):
             break
         if (
@@ -242,10 +249,10 @@ def _walk(chain: Chain, verdicts: Sequence[Verdict], lifted_by: LiftedBy) -> tup
         ):
             continue
         counted.append(verdict)
-        count += 1
+        count, newest = count + 1, number
         if count == chain[place].quorum:
             place, count = place + 1, 0
-    return place, count
+    return _Walk(place, count, newest, complete=bool(chain) and place == len(chain))
 
 
 def _admits(step: ApprovalStep, verdict: Verdict) -> bool:

@@ -1,10 +1,9 @@
 """The approvals of a running daemon: which one lifts an outcome, which tasks there are, which have expired.
 
 Owns the claims of decisions that use an approval and are not committed yet. Invariant: the state of a task is
-what the journal holds; what is kept of it in memory is as the newest commit left it, and the journal's writer
-checks each use again; while a decision that uses an approval is on its way to the journal, no other one gets
-it. An error of the journal is an approval that does not help. `honour` is called by the threads that decide;
-`committed` by the journal's; `tasks` by the main thread; `turn` by the maintenance thread.
+what the journal holds, whose writer checks each use again; while a decision that uses an approval is on its
+way to the journal, no other one gets it. An error of the journal is an approval that does not help. `honour`
+is called by the threads that decide; `tasks` by the main thread; `turn` by the maintenance thread.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from thor_policy.core.errors import RequestError
 from thor_policy.core.lifting import APPROVAL_CODES, Use
 from thor_policy.core.records import ApprovalQuery
 from thor_policy.core.requests import Caller, Json, Role
-from thor_policy.core.results import Committed, JobDone
+from thor_policy.core.results import JobDone
 from thor_policy.core.status import ApprovalsStatus
 from thor_policy.journal import approvals, events
 from thor_policy.journal.reader import Reader
@@ -36,8 +35,6 @@ log = logging.getLogger(__name__)
 SWEEP_S, SWEEP_SHARE = 1.0, 20
 #: A search for tasks that have ended looks at so many times its limit.
 SEARCHED = 4
-#: Approved tasks that are kept in memory until they are used, at most.
-KEPT = 1_000
 #: Callers with one of these roles see the tasks of others.
 SEES_ALL: frozenset[Role] = frozenset({"approve", "review", "control"})
 
@@ -51,9 +48,6 @@ class ApprovalTasks:
         self._reader: Reader | None = None
         #: The task that the decision of a ticket uses, until that decision has its fate.
         self._claims: dict[int, str] = {}
-        #: Tasks that were approved since the start and can still lift something.
-        self._approved: dict[str, Task] = {}
-        self._erasures = journal.erasures
         self._due_ns = 0
         self._searches = ThreadPoolExecutor(1, thread_name_prefix="approvals")
         self._open: tuple[int, float] = (0, 0.0)
@@ -95,31 +89,18 @@ class ApprovalTasks:
             self.counters["used"] += 1
             return Use(task=task.id, lifts=task.outcome, urgency=task.urgency)
 
-    def committed(self, commit: Committed) -> None:
-        """Take the fate of an event, before any client gets it."""
-        if commit.kind == "decision":
-            self.settle(commit.ticket)
-        elif (task := commit.task) is not None:
-            with self._lock:
-                self._approved.pop(task.id, None)
-                if task.ended is None and task.granted is not None and not task.is_spent:
-                    self._approved[task.id] = task
-                    if len(self._approved) > KEPT:
-                        del self._approved[next(iter(self._approved))]
-
     def settle(self, ticket: int | None) -> None:
         """The request of a ticket has its fate: recorded, lost or refused. Any thread."""
         if self._claims and ticket is not None:
             with self._lock:
-                self._approved.pop(self._claims.pop(ticket, ""), None)
+                self._claims.pop(ticket, None)
 
     def _find(self, task_id: str) -> Task | None:
         """A task as the journal has it now; None if there is none, or if it cannot be read."""
-        if self._erasures != self._journal.erasures:
-            self._erasures = self._journal.erasures
-            self._approved.clear()
-        if not task_id or task_id in self._approved:
-            return self._approved.get(task_id)
+        if not task_id:
+            return None
+        if (task := self._journal.approved.get(task_id)) is not None:
+            return task
         for _ in range(2):  # the journal may have been opened anew
             try:
                 if self._reader is None:

@@ -98,12 +98,11 @@ def open_service(
         uncommitted = Debts(MOST_UNCOMMITTED)
 
         def on_committed(commits: list[Committed]) -> None:
-            for commit in commits:
-                approval_tasks.committed(commit)
             mailbox.put(*commits)
             for commit in commits:
                 if commit.kind == "decision":
                     uncommitted.settle(commit.sender or "")
+                    approval_tasks.settle(commit.ticket)
 
         journal = open_journal(config, on_committed)
         stack.callback(_close_journal, journal, config.shutdown_s)

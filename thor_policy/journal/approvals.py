@@ -43,6 +43,8 @@ JOIN decisions d ON d.decision_id = r.decision_id WHERE d.actor = ?
 """
 
 
+#: Approved tasks that are kept in memory until they are used, at most.
+KEPT = 1_000
 _DELETE = "DELETE FROM approvals_open WHERE seq = (SELECT seq FROM approval_requests WHERE id = ?)"
 #: What a decision used is not open any more, unless it is for any number of decisions.
 _DELETE_SPENT = """
@@ -63,9 +65,40 @@ class Spec(Struct, frozen=True, kw_only=True, omit_defaults=True):
 _specs = msgspec.json.Decoder(Spec)
 
 
-class Uncommitted(Struct):
-    """What the events of a batch add to tasks, by the id of the task."""
+class Approved:
+    """Approved tasks that can still lift something, each as the newest commit left it: at most `KEPT`.
 
+    The writer alone changes them, after each commit. Any thread may `get` one.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, Task] = {}
+
+    def get(self, task_id: str) -> Task | None:
+        return self._tasks.get(task_id)
+
+    def renew(self, changed: Iterable[Task | None], used: Iterable[str]) -> None:
+        """Take the tasks that a commit changed, and the ids of those that it used."""
+        for task_id in used:
+            self._tasks.pop(task_id, None)
+        for task in changed:
+            if task is None:
+                continue
+            self._tasks.pop(task.id, None)
+            if task.ended is None and task.granted is not None and not task.is_spent:
+                self._tasks[task.id] = task
+                if len(self._tasks) > KEPT:
+                    del self._tasks[next(iter(self._tasks))]
+
+    def clear(self) -> None:
+        """Forget all: the journal may hold something else now."""
+        self._tasks.clear()
+
+
+class Uncommitted(Struct):
+    """What the events of a batch add to tasks, by the id of the task; `approved` are those of before."""
+
+    approved: Approved = field(default_factory=Approved)
     tasks: dict[str, Task] = field(default_factory=dict)
     uses: dict[str, list[str]] = field(default_factory=dict)
     verdicts: dict[str, list[Verdict]] = field(default_factory=dict)
@@ -115,7 +148,7 @@ def _known(connection: sqlite3.Connection, uncommitted: Uncommitted, task_id: st
 
 def _task(connection: sqlite3.Connection, uncommitted: Uncommitted, task_id: str, now: Moment) -> Task | None:
     """A task with what the batch adds to it."""
-    task = uncommitted.tasks.get(task_id) or find(connection, task_id)
+    task = uncommitted.tasks.get(task_id) or uncommitted.approved.get(task_id) or find(connection, task_id)
     if task is None:
         return None
     return replace(

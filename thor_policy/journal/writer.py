@@ -113,8 +113,8 @@ class Journal:
         self._masked = masked
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self.batches = 0
-        #: Committed events that erased something. Any thread may read it.
-        self.erasures = 0
+        #: Approved tasks that can still lift something. Any thread may get one.
+        self.approved = approvals.Approved()
         self.failing: str | None = None
         self._full = False
         #: Beats with each batch, each task and each check of the disk. A failed attempt is progress too.
@@ -487,6 +487,7 @@ class Journal:
 
     def _transaction(self, batch: list[Prepared]) -> list[Committed]:
         placed = Placed(self._seq, self._head, self.now)
+        placed.approvals.approved = self.approved
         if self._lost:
             lost = events.gap_event("events could not be recorded", time.time(), **self._lost)
             placed.add(prepare(lost, time.monotonic_ns()))
@@ -524,7 +525,9 @@ class Journal:
         self._first = self._first or placed.first
         self.counters["committed"] += len(placed.events)
         self.batches += 1
-        self.erasures += sum(bool(prepared.event.rewrites) for prepared in batch)
+        if any(prepared.event.rewrites for prepared in batch):
+            self.approved.clear()
+        self.approved.renew(changed.values(), placed.approvals.uses)
         self.failing = None
         self._lost.clear()
         now_ns = time.monotonic_ns()
@@ -683,6 +686,7 @@ class Journal:
         opened = reopen(self.path, self._synchronous)
         known, self._seq, self._head, self._first = self._seq, opened.seq, opened.head, opened.first
         self._connection, self._place = opened.connection, opened.place
+        self.approved.clear()
         self.counters["reopened"] += 1
         if self._seq < known:
             log.critical("%s ends at event %d; %d were acknowledged", self.path, self._seq, known)
