@@ -6,6 +6,7 @@ before the next key is read. If a step is refused, the message line says why and
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -49,7 +50,7 @@ class Bind(Protocol):
     def __call__(self, *names: str, when: Filter | None = None) -> Callable[[Callable[[], object]], None]: ...
 
 
-class FullScreen:
+class FullScreen(ABC):
     """A page on a terminal, with keys; `run` returns when its user quits.
 
     `keys` are shown at the bottom, `help_text` at `?`. `prompts` are the questions of the modes in which text
@@ -84,24 +85,25 @@ class FullScreen:
 
     # ------------------------------------------------------------ what each screen has of its own
 
+    @abstractmethod
     def _bar_texts(self) -> tuple[str, str]:
         """The left and the right part of the first line."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _second_line(self) -> StyleAndTextTuples:
-        raise NotImplementedError
+        """What the second line says."""
 
+    @abstractmethod
     def _page_lines(self) -> list[Line]:
         """What is shown in the mode `judge`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _accept_input(self) -> bool:
         """Take the text that was typed; True keeps it in the input."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _bind(self, on: Bind) -> None:
         """Bind the keys of this screen."""
-        raise NotImplementedError
 
     # ------------------------------------------------------------ the parts of the screen
 
