@@ -108,12 +108,10 @@ class Uncommitted(Struct):
 
 def concerns(event: Event) -> bool:
     """True for an event that `check` must see."""
-    if event.kind in KINDS:
-        return True
-    if event.kind == "approval":
-        return event.person is not None or "task" in event.body  # type: ignore[operator]
-    body = event.body
-    return isinstance(body, events.DecisionColumns) and (body.use is not None or body.offer is not None)
+    body: Any = event.body
+    if event.kind == "decision":
+        return body.use is not None or body.offer is not None
+    return event.kind in KINDS or (event.kind == "approval" and (event.person is not None or "task" in body))
 
 
 def _use_of(event: Event) -> str | None:

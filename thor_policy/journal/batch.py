@@ -19,6 +19,9 @@ from thor_policy.journal.events import Event
 from thor_policy.journal.rewrites import Projection, Rewrite, Row
 from thor_policy.telemetry.clocks import Instant
 
+#: Places of two columns in a row of `decisions`.
+_REQUIRED, _APPROVAL_TASK = projections.AT["required"], projections.AT["approval_task"]
+
 
 class Prepared(Struct, frozen=True, gc=False):
     """An encoded event: all that does not depend on its place in the chain, which is 0 in `projection`."""
@@ -118,9 +121,9 @@ class Placed:
     ) -> None:
         """Note whose trace an event may complete, whose summary it makes old, and which task it changes."""
         if table == "decisions":
-            if row[projections.AT["required"]] is not None:
+            if row[_REQUIRED] is not None:
                 self._touched.decided(subject_id)
-            if (task := row[projections.AT["approval_task"]]) is not None:
+            if (task := row[_APPROVAL_TASK]) is not None:
                 self._tasks.note("decision", row[0], body, task)
         else:
             self._touched.add(kind, subject_id, body)

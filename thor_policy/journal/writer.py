@@ -565,7 +565,10 @@ class Journal:
 
     def _checked(self, prepared: Prepared, placed: Placed, tasks: dict[int, str], number: int) -> Prepared:
         """The event as it is to be recorded; `tasks` gets the task that it changes. Raises RequestError."""
-        if approvals.concerns(event := prepared.event):
+        concerns_task = approvals.concerns(event := prepared.event)
+        if event.kind == "decision" and not concerns_task:
+            return prepared  # most events: nothing can object
+        if concerns_task:
             settled = approvals.check(self._connection, placed.approvals, event, self.moment())
             if event.kind != "decision":
                 body: Any = settled.body
