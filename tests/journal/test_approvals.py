@@ -18,7 +18,7 @@ from thor_policy.core.decisions import Decision
 from thor_policy.core.lifting import ApprovalStep, LiftedBy, Offer, Use
 from thor_policy.core.requests import Caller
 from thor_policy.core.results import Committed
-from thor_policy.journal import approvals, events, schema
+from thor_policy.journal import approval_tasks, events, schema
 from thor_policy.journal.events import Bounds
 from thor_policy.journal.maintenance.archive import archive_before
 from thor_policy.journal.maintenance.erase import erase
@@ -111,7 +111,7 @@ class Keeping:
         return task
 
     def find(self, task: str) -> Task | None:
-        return self.journal.run(lambda connection: approvals.find(connection, task)).result()
+        return self.journal.run(lambda connection: approval_tasks.find(connection, task)).result()
 
     def state(self, task: str) -> str:
         known = self.find(task)
@@ -488,10 +488,10 @@ def test_reason_and_comments_can_be_erased(here: Keeping) -> None:
 def test_a_reader_lists_tasks_newest_first(here: Keeping) -> None:
     tasks = [here.task() for _ in range(3)]
     with Reader(here.path) as reader, reader.snapshot() as connection:
-        assert [task.id for task in approvals.newest(connection, 2)] == tasks[::-1][:2]
-        assert [task.id for task in approvals.open_tasks(connection)] == tasks
-        assert [task.id for task in approvals.tasks_about(connection, "decision-1")] == tasks[:1]
-        assert approvals.find(connection, "unknown") is None
+        assert [task.id for task in approval_tasks.newest(connection, 2)] == tasks[::-1][:2]
+        assert [task.id for task in approval_tasks.open_tasks(connection)] == tasks
+        assert [task.id for task in approval_tasks.tasks_about(connection, "decision-1")] == tasks[:1]
+        assert approval_tasks.find(connection, "unknown") is None
     assert PACK.name == approvals_pack(here, tasks[0])
 
 

@@ -14,7 +14,7 @@ from thor_policy.core import records
 from thor_policy.core.approvals import Moment, Person, Task
 from thor_policy.core.decisions import Decision
 from thor_policy.core.requests import Entity
-from thor_policy.journal import approvals
+from thor_policy.journal import approval_tasks
 from thor_policy.journal.events import Event
 from thor_policy.journal.maintenance.archive import archive_before
 from thor_policy.journal.maintenance.erase import Erasure, erase
@@ -39,7 +39,7 @@ def erased(path: Path, *actors: str) -> list[Erasure]:
 
 def task_of(path: Path, task: str = "task-1") -> Task:
     with Reader(path) as reader, reader.snapshot() as connection:
-        task_then = approvals.find(connection, task)
+        task_then = approval_tasks.find(connection, task)
     assert task_then is not None
     return task_then
 

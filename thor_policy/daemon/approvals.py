@@ -22,7 +22,7 @@ from thor_policy.core.records import ApprovalQuery
 from thor_policy.core.requests import Caller, Json, Role
 from thor_policy.core.results import JobDone
 from thor_policy.core.status import ApprovalsStatus
-from thor_policy.journal import approvals, events
+from thor_policy.journal import approval_tasks, events
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.trace_queries import Connection
 from thor_policy.journal.writer import Journal
@@ -140,20 +140,20 @@ class ApprovalTasks:
 
         def look_up(connection: Connection) -> dict[str, Json]:
             if query.id is not None:
-                task = approvals.find(connection, query.id)
+                task = approval_tasks.find(connection, query.id)
                 if task is None or not may_see(task):
                     raise RequestError(
                         "not_found",
                         f"record.id: there is no task {query.id[:64]!r}",
                         reason_code="unknown_task",
                     )
-                question = approvals.question_of(connection, task.decision_id)
+                question = approval_tasks.question_of(connection, task.decision_id)
                 return {"task": task_item(task, now) | {"question": question}}
             only_open = set(query.states) <= {*OPEN_STATES}
             candidates = (
-                approvals.newest_open(connection, 2 * query.limit, None if sees_all else caller.who)
+                approval_tasks.newest_open(connection, 2 * query.limit, None if sees_all else caller.who)
                 if only_open
-                else approvals.newest(connection, SEARCHED * query.limit)
+                else approval_tasks.newest(connection, SEARCHED * query.limit)
             )
             matching = [task for task in candidates if may_see(task) and task.state(now) in query.states]
             return {"tasks": [task_item(task, now) for task in matching[: query.limit]]}
@@ -186,7 +186,7 @@ class ApprovalTasks:
     def _look(self) -> None:
         try:
             with Reader(self._journal.path) as reader, reader.snapshot() as connection:
-                tasks = approvals.open_tasks(connection)
+                tasks = approval_tasks.open_tasks(connection)
         except Exception as error:  # a damaged file may raise anything, and the thread must go on
             if self._journal.seq:
                 self.counters["unread"] += 1

@@ -13,7 +13,16 @@ from typing import Any
 
 from msgspec import Struct
 
-from thor_policy.journal import approvals, chain, events, graph, leases, projections, summaries
+from thor_policy.journal import (
+    approval_tasks,
+    approvals,
+    chain,
+    events,
+    graph,
+    leases,
+    projections,
+    summaries,
+)
 from thor_policy.journal.completeness import Touched
 from thor_policy.journal.events import Event
 from thor_policy.journal.rewrites import Projection, Rewrite, Row
@@ -171,7 +180,8 @@ class Placed:
         for seq, rewrite in self._rewrites:
             _rewrite(connection, seq, rewrite)
             self._touched.add("erased", rewrite.subject_id, {})
-            for decision_id in (rewrite.subject_id, *approvals.lifted_by_record(connection, rewrite.seq)):
+            lifted = approval_tasks.lifted_by_record(connection, rewrite.seq)
+            for decision_id in (rewrite.subject_id, *lifted):
                 summaries.forget(connection, decision_id, seq)
         self._touched.refresh(connection)
         self._tasks.keep_open(connection)

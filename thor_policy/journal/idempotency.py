@@ -20,7 +20,7 @@ from thor_policy.core.decisions import Decision, Explanation, Floor, ModelInfo, 
 from thor_policy.core.idempotency import DIGEST_CHARS, Mark
 from thor_policy.core.requests import Action, Entity, Evaluation
 from thor_policy.core.results import PriorRecord
-from thor_policy.journal import approvals, events
+from thor_policy.journal import approval_tasks, events
 from thor_policy.journal.elapsed import first_within
 from thor_policy.journal.events import (
     DecisionBody,
@@ -64,7 +64,7 @@ def find_recorded(connection: sqlite3.Connection, digest: str, now: Instant) -> 
     record_id = fields.get("id", subject_id)
     task = None
     if kind.startswith("approval") and (kind == "approval_request" or "task" in fields):
-        task = approvals.find(connection, fields.get("task", record_id))
+        task = approval_tasks.find(connection, fields.get("task", record_id))
     return PriorRecord(
         content=content,
         kind=kind,

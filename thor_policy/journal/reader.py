@@ -22,7 +22,7 @@ from thor_policy.core.approvals import Task
 from thor_policy.core.decisions import PackInfo, Tier
 from thor_policy.core.errors import JournalError
 from thor_policy.core.requests import Json
-from thor_policy.journal import approvals, events, schema, segments, storage, summaries
+from thor_policy.journal import approval_tasks, events, schema, segments, storage, summaries
 from thor_policy.journal.completeness import COMPLETE
 from thor_policy.journal.projections import JSON_COLUMNS
 from thor_policy.security import files
@@ -285,7 +285,7 @@ class Reader:
         Its parts may be of several commits; whoever changes or uses it is checked by the writer.
         """
         try:
-            return approvals.find(self._connection, task_id)
+            return approval_tasks.find(self._connection, task_id)
         except (sqlite3.Error, ValueError) as error:
             raise JournalError(f"{self.path} cannot be read as a journal: {error}") from error
 

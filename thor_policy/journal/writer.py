@@ -36,7 +36,7 @@ from thor_policy.core.errors import ErrorCode, JournalError, RequestError
 from thor_policy.core.idempotency import Mark
 from thor_policy.core.requests import Caller, Claimed
 from thor_policy.core.results import Committed, PriorRecord
-from thor_policy.journal import approvals, digest_key, events, graph, leases
+from thor_policy.journal import approval_tasks, approvals, digest_key, events, graph, leases
 from thor_policy.journal.batch import Placed, Prepared, prepare
 from thor_policy.journal.events import Event
 from thor_policy.journal.idempotency import find_recorded
@@ -114,7 +114,7 @@ class Journal:
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self.batches = 0
         #: Approved tasks that can still lift something. Any thread may get one.
-        self.approved = approvals.Approved()
+        self.approved = approval_tasks.Approved()
         self.failing: str | None = None
         self._full = False
         #: Beats with each batch, each task and each check of the disk. A failed attempt is progress too.
@@ -511,7 +511,7 @@ class Journal:
             for number, prepared in enumerate(batch)
             if prepared.event.kind == "trace_state" and places[number]
         }
-        changed = {number: approvals.find(self._connection, task) for number, task in tasks.items()}
+        changed = {number: approval_tasks.find(self._connection, task) for number, task in tasks.items()}
         moment = self.moment() if changed else None
         if self._queue.empty():
             self._connection.execute("COMMIT")

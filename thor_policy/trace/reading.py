@@ -14,7 +14,7 @@ from thor_policy.core.approvals import Task
 from thor_policy.core.errors import JournalError
 from thor_policy.core.requests import Json
 from thor_policy.journal import trace_queries
-from thor_policy.journal.approvals import tasks_about
+from thor_policy.journal.approval_tasks import tasks_about
 from thor_policy.journal.reader import Reader, Record, instant
 from thor_policy.trace.chains import MOST_DEPTH, chain
 from thor_policy.trace.nodes import Link, Node, Step, brief, links
