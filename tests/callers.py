@@ -60,6 +60,17 @@ class OtherCaller:
         return changed
 
 
+def replies_to(endpoint: str, uid: int, *frames: bytes) -> list[dict[str, Json]]:
+    """The replies to frames that a process of the user `uid` sends. Only root can start one."""
+    done = subprocess.run(
+        [sys.executable, "-c", _CLIENT, endpoint, str(uid)],
+        input=b"\n".join(frames),
+        capture_output=True,
+        check=True,
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
 @contextmanager
 def other_caller(endpoint: str, uid: int) -> Iterator[OtherCaller]:
     """A client of the user `uid`. Only root can have one."""

@@ -7,8 +7,6 @@ import json
 import os
 import queue
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -22,6 +20,7 @@ import msgspec
 import pytest
 import zmq
 
+from tests.callers import replies_to
 from thor_policy.client.blocking import Client
 from thor_policy.client.requests import Tracked
 from thor_policy.config import Config
@@ -996,22 +995,6 @@ def maintenance_frame(**record: Json) -> bytes:
     return json.dumps({"v": 1, "id": "u", "op": "maintenance", "record": record}).encode()
 
 
-#: A client that becomes another user, asks for maintenance, and prints the reply.
-STRANGER = """
-import os, sys, zmq
-endpoint, frame, uid = sys.argv[1:]
-os.setgroups([])
-os.setgid(int(uid))
-os.setuid(int(uid))
-with zmq.Context() as context, context.socket(zmq.REQ) as opened:
-    opened.set(zmq.LINGER, 0)
-    opened.set(zmq.RCVTIMEO, 20_000)
-    opened.connect(endpoint)
-    opened.send(frame.encode())
-    print(opened.recv().decode())
-"""
-
-
 class TestMaintenance:
     """Long work on the journal: for root and the user of the daemon, done by the maintenance thread."""
 
@@ -1064,14 +1047,8 @@ class TestMaintenance:
     def test_is_refused_to_another_user_who_may_open_the_socket(self, config: Config) -> None:
         config.state_dir.chmod(0o711)
         with self.maintaining(replace(config, socket_mode=0o666)) as (server, _, maintenance_thread):
-            frame = maintenance_frame(task="checkpoint").decode()
-            done = subprocess.run(
-                [sys.executable, "-c", STRANGER, config.endpoint, frame, "65534"],
-                capture_output=True,
-                check=True,
-                text=True,
-            )
-            assert json.loads(done.stdout)["error"] == {
+            (reply,) = replies_to(config.endpoint, 65534, maintenance_frame(task="checkpoint"))
+            assert reply["error"] == {
                 "code": "unauthorized",
                 "message": "op: maintenance needs the role control, which uid 65534 does not have; "
                 "see the setting `roles`",

@@ -10,8 +10,6 @@ import shutil
 import socket
 import sqlite3
 import stat
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -26,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.build import stalled
+from tests.callers import replies_to
 from thor_policy.cli.main import cli
 from thor_policy.client.blocking import Client
 from thor_policy.config import GRANT, Config
@@ -673,33 +672,6 @@ class TestClient:
 # ---------------------------------------------------------------- on the ipc socket
 
 
-#: A client that becomes another user, sends each line of its input, and prints the replies.
-OTHER_USER = """
-import os, sys, zmq
-endpoint, uid = sys.argv[1:]
-os.setgroups([])
-os.setgid(int(uid))
-os.setuid(int(uid))
-with zmq.Context() as context, context.socket(zmq.REQ) as opened:
-    opened.set(zmq.LINGER, 0)
-    opened.set(zmq.RCVTIMEO, 20_000)
-    opened.connect(endpoint)
-    for line in sys.stdin.buffer:
-        opened.send(line)
-        print(opened.recv().decode())
-"""
-
-
-def replies_to_another_user(config: Config, *frames: bytes) -> list[dict[str, Json]]:
-    done = subprocess.run(
-        [sys.executable, "-c", OTHER_USER, config.endpoint, str(STRANGER_UID)],
-        input=b"\n".join(frames),
-        capture_output=True,
-        check=True,
-    )
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 class TestAnotherUser:
     @pytest.fixture
@@ -711,8 +683,9 @@ class TestAnotherUser:
         self, opened: Config
     ) -> None:
         with serving(opened, load_engine=load_stub_engine):
-            replies = replies_to_another_user(
-                opened,
+            replies = replies_to(
+                opened.endpoint,
+                STRANGER_UID,
                 frame(),
                 frame("node", record={"type": "goal", "title": "Ship"}),
                 frame("status"),
@@ -733,8 +706,9 @@ class TestAnotherUser:
     def test_another_user_has_the_roles_that_the_settings_give(self, opened: Config) -> None:
         given = replace(opened, roles=(f"uid:{STRANGER_UID}=control",))
         with serving(given, load_engine=load_stub_engine):
-            maintenance, control, ask = replies_to_another_user(
-                given,
+            maintenance, control, ask = replies_to(
+                given.endpoint,
+                STRANGER_UID,
                 frame("maintenance", record={"task": "checkpoint"}),
                 frame("control", record={"task": "reload"}),
                 frame(),
@@ -745,7 +719,7 @@ class TestAnotherUser:
 
     def test_a_caller_without_any_role_may_not_read_the_status(self, opened: Config) -> None:
         with serving(replace(opened, roles=()), load_engine=load_stub_engine):
-            (reply,) = replies_to_another_user(opened, frame("status"))
+            (reply,) = replies_to(opened.endpoint, STRANGER_UID, frame("status"))
         assert f"needs one of the roles {', '.join(get_args(Role))}" in reply["error"]["message"]
 
 

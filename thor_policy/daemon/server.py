@@ -22,7 +22,7 @@ from msgspec import structs
 from thor_policy import __version__
 from thor_policy.config import LIVE_SETTINGS, Config, with_live_settings
 from thor_policy.core import records
-from thor_policy.core.approvals import RECORDER, Person
+from thor_policy.core.approvals import Person
 from thor_policy.core.decisions import Governing
 from thor_policy.core.errors import ConfigError, DiskFull, RequestError, Stalled
 from thor_policy.core.requests import Caller, Json, Role
@@ -444,24 +444,8 @@ class Server:
         """Who gives a verdict, and who records it for somebody else. Raises RequestError."""
         if not isinstance(record, records.Approve | records.Deny):
             return None, None
-        person = self._people.of(caller)
         consent = record.consent if isinstance(record, records.Approve) else None
-        if consent is None or person is None:
-            return person, None
-        if RECORDER not in person.roles:
-            raise RequestError(
-                "unauthorized",
-                f"record.consent: needs a person with the role {RECORDER}; {person.name} has not",
-                reason_code="approval_insufficient",
-            )
-        approver = self._people.named(consent.approver)
-        if approver is None:
-            raise RequestError(
-                "not_found",
-                "record.consent.approver: the setting people names nobody like that",
-                reason_code="approval_insufficient",
-            )
-        return approver, person
+        return self._people.signers(caller, consent_of=None if consent is None else consent.approver)
 
     def _submit(self, message: EvaluateRequest, answer: Answer, arrival: Arrival) -> None:
         request = self._admission.question(message, answer, arrival)

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from thor_policy.config import PERSON
-from thor_policy.core.approvals import Person, folded
-from thor_policy.core.errors import ConfigError
+from thor_policy.core.approvals import RECORDER, Person, folded
+from thor_policy.core.errors import ConfigError, RequestError
 from thor_policy.core.requests import Caller
 
 
@@ -53,6 +53,29 @@ class People:
     def named(self, name: str) -> Person | None:
         """The person of a name, to whom a consent given elsewhere is put down."""
         return self._by_name.get(folded(name))
+
+    def signers(self, caller: Caller, consent_of: str | None) -> tuple[Person | None, Person | None]:
+        """Who gives a verdict, and who records it for somebody else: with `consent_of`, a person's name.
+
+        Raises RequestError where the caller may not record consents, or nobody has that name.
+        """
+        person = self.of(caller)
+        if consent_of is None or person is None:
+            return person, None
+        if RECORDER not in person.roles:
+            raise RequestError(
+                "unauthorized",
+                f"record.consent: needs a person with the role {RECORDER}; {person.name} has not",
+                reason_code="approval_insufficient",
+            )
+        approver = self.named(consent_of)
+        if approver is None:
+            raise RequestError(
+                "not_found",
+                "record.consent.approver: the setting people names nobody like that",
+                reason_code="approval_insufficient",
+            )
+        return approver, person
 
 
 def _callers(entry: str, kind: str, who: str) -> tuple[list[str], list[str]]:
