@@ -106,7 +106,8 @@ class Faults:
         self.environment = {"LD_PRELOAD": str(shim), "CHAOS_FILE": str(path), "CHAOS_DIR": f"{state_dir}/"}
 
     def set(self, *, error: int = 0, sync_ms: int = 0, shift_s: int = 0) -> None:
-        self._FORM.pack_into(self._map, 0, error, sync_ms, shift_s)
+        # not `pack_into`, which fills with zeros first: the daemon reads at any moment
+        self._map[: self._FORM.size] = self._FORM.pack(error, sync_ms, shift_s)
 
 
 class Daemon:
