@@ -16,7 +16,19 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 #: The dependency group with the tools of builds has a lock file of its own, without the project's packages.
 BUILD: list[str] = PYPROJECT["dependency-groups"]["build"]
-EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"] | {"build": BUILD}
+DECLARED: dict[str, list[str]] = PROJECT["optional-dependencies"] | {"build": BUILD}
+
+
+def requirements(extra: str) -> list[str]:
+    """What an extra needs; an extra may name others of this project, whose requirements it has then."""
+    own = [Requirement(text) for text in DECLARED[extra]]
+    others = {other for each in own if each.name == PROJECT["name"] for other in each.extras}
+    return [str(each) for each in own if each.name != PROJECT["name"]] + [
+        text for other in sorted(others) for text in requirements(other)
+    ]
+
+
+EXTRAS: dict[str, list[str]] = {extra: requirements(extra) for extra in DECLARED}
 CURE = "run ./scripts/lock"
 
 #: What a line of a lock file may be. Nothing else fits: no option of pip, no address, no path.
