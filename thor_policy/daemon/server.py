@@ -47,6 +47,7 @@ from thor_policy.daemon.inbox import Inbox
 from thor_policy.daemon.inflight import Answer, InFlight
 from thor_policy.daemon.peers import Identity, Peers, Received, Sender
 from thor_policy.daemon.quota import JournalQuota
+from thor_policy.daemon.relays import Relays
 from thor_policy.daemon.sockets import Mailbox, caller_of, stop_on_signals
 from thor_policy.journal.events import Bounds
 from thor_policy.protocol.messages import (
@@ -171,6 +172,7 @@ class Server:
         )
         self._keys = IdempotencyKeys(self._in_flight, recall=self._recall, counters=self.counters)
         self._inbox = Inbox(config)
+        self._relays = Relays(config.max_request_bytes, self.counters)
         self._published: Counter[str] = Counter()
         self._snapshot = Snapshot(self.status, self._metrics.families)
         self._endpoints = Endpoints(
@@ -329,7 +331,7 @@ class Server:
         processor to the other threads.
         """
         refusing_ns = 0
-        for received in peers.receive(_READ_BURST, time.monotonic_ns):
+        for received in map(self._relays.attribute, peers.receive(_READ_BURST, time.monotonic_ns)):
             error = received.fault or self._inbox.put(received)
             if error is not None:
                 self._refuse_unread(received, error)
@@ -363,6 +365,7 @@ class Server:
                 max_deadline_ms=self._config.max_deadline_ms,
                 texts=TextLimits(self._config.max_text_chars, self._long_texts),
                 authorise=lambda op: authorise(op, identity.caller, identity.roles),
+                relayed=identity.caller.on_behalf_of is not None,
             )
         except RequestError as error:
             self._refuse(replace(sender, request_id=recover_request_id(frame, limit_bytes)), error)
@@ -561,4 +564,10 @@ def _of(sender: Sender) -> dict[str, Json]:
     """What the log says of a request."""
     ms = (time.monotonic_ns() - sender.received_ns) / 1e6
     caller = sender.caller
-    return {"op": sender.op, "uid": caller.uid, "key": caller.key, "ms": round(ms, 3)}
+    return {
+        "op": sender.op,
+        "uid": caller.uid,
+        "key": caller.key,
+        "for": caller.on_behalf_of,
+        "ms": round(ms, 3),
+    }

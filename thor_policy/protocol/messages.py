@@ -6,17 +6,19 @@ passed every check that does not need the daemon. Pure; any thread.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, get_args
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from thor_policy.core import records
 from thor_policy.core.errors import ErrorCode, RequestError
 from thor_policy.core.records import OP_OF, RECORDS
-from thor_policy.core.requests import Annotations, Evaluation, Explain
+from thor_policy.core.requests import Annotations, Evaluation, Explain, Role
 from thor_policy.core.sources import Push
 
 PROTOCOL_VERSION = 1
+#: For whom a request can be relayed: the holder of a bearer token, or of a certificate.
+BEHALF = r"^(token|cert):[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
 #: The HTTP status of each error code, as in AuthZEN.
 HTTP_STATUS: dict[ErrorCode, int] = {
     "bad_request": 400,
@@ -34,6 +36,13 @@ HTTP_STATUS: dict[ErrorCode, int] = {
 }
 #: Every operation; those of `RECORDS` send a record.
 OPS = ("evaluate", "status", "metrics", *RECORDS, "approvals", "push", "maintenance", "control")
+
+
+class Behalf(Struct, frozen=True, kw_only=True):
+    """Whose request a caller with the role `relay` sends, and the roles of that one: the member `as`."""
+
+    name: Annotated[str, Meta(pattern=BEHALF)]
+    roles: Annotated[tuple[Role, ...], Meta(max_length=len(get_args(Role)))]
 
 
 class Idempotency(Struct, frozen=True, kw_only=True):

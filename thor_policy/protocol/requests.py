@@ -37,6 +37,7 @@ from thor_policy.protocol.messages import (
     OPS,
     PROTOCOL_VERSION,
     ApprovalsRequest,
+    Behalf,
     ControlRequest,
     EvaluateBatchRequest,
     EvaluateRequest,
@@ -62,7 +63,7 @@ MAX_PATH_BYTES, MAX_PART_BYTES = 4_095, 255
 MAX_NAME_CHARS = 256
 
 
-class _Envelope(Struct, frozen=True):
+class _Envelope(Struct, frozen=True, rename={"as_": "as"}):
     v: Any = UNSET
     id: Any = ""
     op: Any = "evaluate"
@@ -76,6 +77,7 @@ class _Envelope(Struct, frozen=True):
     evaluations: Any = UNSET
     options: Any = UNSET
     record: Any = UNSET
+    as_: Any = UNSET
 
 
 #: An error message of msgspec: the problem, and its place at the end, after text that may be hostile.
@@ -98,6 +100,13 @@ class _Head(Struct, frozen=True):
 _heads = msgspec.json.Decoder(_Head)
 
 
+class _Relayed(Struct, frozen=True, rename={"as_": "as"}):
+    as_: Any = None
+
+
+_relayed = msgspec.json.Decoder(_Relayed)
+
+
 # ---------------------------------------------------------------- requests
 
 
@@ -108,8 +117,11 @@ def decode_request(
     max_deadline_ms: int,
     texts: TextLimits = DEFAULT_LIMITS,
     authorise: Callable[[str], None] = lambda op: None,
+    relayed: bool = False,
 ) -> Message:
     """Decode the message in `frame`. Raises RequestError; `recover_request_id` gives the id for the reply.
+
+    `relayed`: its member `as` was read by `behalf_in` and allowed; otherwise it may have none.
 
     `authorise` is called with the op before the members of the request are checked, and may raise. `texts`
     bounds the texts of questions; those of records are bounded by their types.
@@ -127,6 +139,11 @@ def decode_request(
     _check_name(envelope.id, "id", empty=True)
     if envelope.op not in OPS:
         raise RequestError("bad_request", f"op: must be one of {', '.join(OPS)}")
+    if envelope.as_ is not UNSET and not relayed:
+        raise RequestError(
+            "unauthorized",
+            "as: needs the role relay, which this caller does not have; see the setting `roles`",
+        )
     authorise(envelope.op)
     if envelope.op in ("status", "metrics"):
         return StatusRequest(id=envelope.id, op=envelope.op)
@@ -157,6 +174,24 @@ def decode_request(
         deadline_ms=deadline_ms,
         idempotency=_idempotency(envelope, record),
     )
+
+
+def behalf_in(frame: bytes, max_bytes: int) -> Behalf | None:
+    """Whose request a frame is, where a relay sends it; None if it does not say so, or cannot be read.
+
+    Raises RequestError. The rest of the frame is not checked.
+    """
+    if len(frame) > max_bytes:
+        return None
+    try:
+        raw = _relayed.decode(frame).as_
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    if raw is None:
+        return None
+    _check_limits(raw, "as")
+    behalf: Behalf = _convert(raw, Behalf, "as")
+    return behalf
 
 
 def recover_request_id(frame: bytes, max_bytes: int) -> str:
