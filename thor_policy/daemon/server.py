@@ -59,6 +59,7 @@ from thor_policy.protocol.messages import (
     Message,
     PushRequest,
     RecordRequest,
+    SearchRequest,
     StatusRequest,
     op_of,
 )
@@ -114,14 +115,20 @@ class FindTasks(Protocol):
     ) -> None: ...
 
 
+class Search(Protocol):
+    """Searches; the answer comes to the mailbox. Raises RequestError where it cannot begin."""
+
+    def __call__(self, message: SearchRequest, caller: Caller, ticket: int, *, at: float) -> None: ...
+
+
 class Server:
     """Serves one endpoint, whose lock the caller holds (`endpoint_lock`).
 
     `describe` says how the other parts are. `find_pack` is that of `Admission`; `long_texts` gives the limits
     of texts that a pack states. Without `pack_changes` no pack can be changed, without `push` no value
-    pushed, without `approvals` no task is found. `reread` reads the settings again. `refusal` says why a part
-    can take nothing new, None while it can: without the engine only records are admitted, without the journal
-    nothing. Raises ConfigError if the endpoint cannot be opened.
+    pushed, without `approvals` no task is found, without `search` nothing is searched. `reread` reads the
+    settings again. `refusal` says why a part can take nothing new, None while it can: without the engine only
+    records are admitted, without the journal nothing. Raises ConfigError if the endpoint cannot be opened.
     """
 
     def __init__(
@@ -140,6 +147,7 @@ class Server:
         pack_changes: PackChanges | None = None,
         push: TakePush | None = None,
         approvals: FindTasks | None = None,
+        search: Search | None = None,
         reread: Callable[[], Config] | None = None,
     ) -> None:
         self._config = config
@@ -151,6 +159,7 @@ class Server:
         self._pack_changes = pack_changes
         self._push = push
         self._approvals = approvals
+        self._search = search
         self._people = People(config.people)
         self._long_texts = long_texts
         self._govern = govern
@@ -417,6 +426,15 @@ class Server:
             ticket = self._admission.job(answer, arrival, "journal")
             on_done = partial(self._report, ticket)
             self._approvals(message.query, arrival.caller, arrival.roles, on_done)
+        elif isinstance(message, SearchRequest):
+            if self._search is None:
+                raise RequestError("unavailable", "op: this server searches nothing")
+            self._admission.check_pack(message.pack, arrival)
+            ticket = self._admission.job(answer, arrival, "journal")
+            try:
+                self._search(message, arrival.caller, ticket, at=arrival.received_at)
+            except RequestError as error:
+                self._in_flight.settle(ticket, error)
         elif isinstance(message, MaintenanceRequest):
             ticket = self._admission.job(answer, arrival, "journal")
             self._maintenance.submit(ticket, message.maintenance, arrival.caller)

@@ -11,6 +11,7 @@ from typing import get_args
 
 from thor_policy.core import strict_json
 from thor_policy.core.requests import Json
+from thor_policy.core.searches import Target
 from thor_policy.gateway.problems import Problem
 from thor_policy.protocol.messages import Semantic
 
@@ -19,6 +20,7 @@ MEMBERS = ("subject", "action", "resource", "context")
 #: The members of each entity that it cannot be without.
 REQUIRED = {"subject": ("type", "id"), "resource": ("type", "id"), "action": ("name",)}
 EVALUATION, EVALUATIONS = "/access/v1/evaluation", "/access/v1/evaluations"
+SEARCH: dict[Target, str] = {target: f"/access/v1/search/{target}" for target in get_args(Target)}
 METADATA = "/.well-known/authzen-configuration"
 #: The types of obligations that packs can attach to a decision.
 OBLIGATIONS = ("step-up", "custom")
@@ -93,6 +95,19 @@ def _with_defaults(item: Json, defaults: dict[str, Json]) -> Json:
             entity = entity | {part: default[part] for part in missing}
         complete[name] = entity
     return complete
+
+
+def search(body: dict[str, Json], target: Target) -> dict[str, Json]:
+    """The fields of the daemon's request for a search; unknown members are left out."""
+    fields: dict[str, Json] = {"target": target} | question(body)
+    if body.get("page") is not None:
+        fields["page"] = body["page"]
+    return fields
+
+
+def results(reply: dict[str, Json]) -> dict[str, Json]:
+    """The AuthZEN results in the daemon's reply to a search."""
+    return {"page": reply["page"], "results": reply["results"]}
 
 
 def decision(reply: dict[str, Json]) -> dict[str, Json]:

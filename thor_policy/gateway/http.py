@@ -20,6 +20,7 @@ from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp
 
 from thor_policy.core.requests import Json
+from thor_policy.core.searches import Target
 from thor_policy.gateway import authzen, problems, tracing
 from thor_policy.gateway.auth import Authenticator, Principal, Unauthenticated
 from thor_policy.gateway.daemon import Daemon
@@ -103,6 +104,16 @@ async def evaluations(request: Incoming) -> tuple[int, Json]:
     return 200, authzen.decision(reply)
 
 
+def search_for(target: Target) -> Endpoint:
+    """POST /access/v1/search/TARGET"""
+
+    async def search(request: Incoming) -> tuple[int, Json]:
+        reply = await request.call("search", **authzen.search(await request.body(), target))
+        return 200, authzen.results(reply)
+
+    return search
+
+
 class Gateway:
     """The parts that every request needs, and the application over them.
 
@@ -168,6 +179,7 @@ class Gateway:
         return [
             post(authzen.EVALUATION, evaluation),
             post(authzen.EVALUATIONS, evaluations),
+            *(post(path, search_for(target)) for target, path in authzen.SEARCH.items()),
             get(authzen.METADATA, self._metadata),
             get(authzen.METADATA + "/{tenant}", self._metadata),
         ]
@@ -176,6 +188,7 @@ class Gateway:
         endpoints = {
             "access_evaluation_endpoint": authzen.EVALUATION,
             "access_evaluations_endpoint": authzen.EVALUATIONS,
+            **{f"search_{target}_endpoint": path for target, path in authzen.SEARCH.items()},
         }
         return 200, authzen.metadata(self.base_url, request.path.get("tenant"), endpoints)
 

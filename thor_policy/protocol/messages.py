@@ -14,6 +14,7 @@ from thor_policy.core import records
 from thor_policy.core.errors import ErrorCode, RequestError
 from thor_policy.core.records import OP_OF, RECORDS
 from thor_policy.core.requests import Annotations, Evaluation, Explain, Role
+from thor_policy.core.searches import Search
 from thor_policy.core.sources import Push
 
 PROTOCOL_VERSION = 1
@@ -35,7 +36,7 @@ HTTP_STATUS: dict[ErrorCode, int] = {
     "internal": 500,
 }
 #: Every operation; those of `RECORDS` send a record.
-OPS = ("evaluate", "status", "metrics", *RECORDS, "approvals", "push", "maintenance", "control")
+OPS = ("evaluate", "search", "status", "metrics", *RECORDS, "approvals", "push", "maintenance", "control")
 
 
 class Behalf(Struct, frozen=True, kw_only=True):
@@ -99,6 +100,14 @@ class ApprovalsRequest(Struct, frozen=True, kw_only=True):
     query: records.ApprovalQuery
 
 
+class SearchRequest(Struct, frozen=True, kw_only=True):
+    """A search by the rules of `pack` (None: of the active one)."""
+
+    id: str
+    search: Search
+    pack: str | None
+
+
 class MaintenanceRequest(Struct, frozen=True, kw_only=True):
     """A request for long work on the journal."""
 
@@ -126,6 +135,7 @@ Message: TypeAlias = (
     | StatusRequest
     | RecordRequest
     | ApprovalsRequest
+    | SearchRequest
     | PushRequest
     | MaintenanceRequest
     | ControlRequest
@@ -142,6 +152,8 @@ def op_of(message: Message) -> str:
         return "push"
     if isinstance(message, ApprovalsRequest):
         return "approvals"
+    if isinstance(message, SearchRequest):
+        return "search"
     if isinstance(message, ControlRequest):
         return "control"
     return "maintenance" if isinstance(message, MaintenanceRequest) else "evaluate"

@@ -25,6 +25,7 @@ ROLE_OF: dict[str, Role | None] = {
     "status": None,
     "metrics": None,
     "evaluate": "ask",
+    "search": "ask",
     "decision_report": "record",
     "consultation": "record",
     "outcome": "record",
