@@ -292,6 +292,8 @@ def test_every_command_that_prints_data_is_tried_here() -> None:
         "bench",
         "completion",
         "sources",
+        "gateway",
+        "tokens",
     }  # below, or our own words only
     assert {arguments[0] for arguments in READ} | elsewhere == set(COMMANDS)
 

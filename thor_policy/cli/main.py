@@ -88,6 +88,11 @@ COMMANDS = {
     "sources": ("sources", "List the sources of a pack, and look entities up in them."),
     "adapters": ("adapters", "List LoRA adapters, and change the adapter of a running daemon."),
     "keys": ("keys", "Make, list and revoke the CURVE keys of clients that connect over tcp."),
+    "gateway": (
+        "gateway",
+        "Serve OpenID AuthZEN over HTTP until SIGTERM or Ctrl-C, as a client of a running daemon.",
+    ),
+    "tokens": ("tokens", "Make, list and revoke bearer tokens of clients that ask over HTTP."),
     "bench": (
         "bench",
         "Measure on this machine: medians, and ratios within one run with paired 95 % intervals.",
