@@ -294,6 +294,7 @@ def test_every_command_that_prints_data_is_tried_here() -> None:
         "sources",
         "gateway",
         "tokens",
+        "web",
     }  # below, or our own words only
     assert {arguments[0] for arguments in READ} | elsewhere == set(COMMANDS)
 

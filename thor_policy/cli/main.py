@@ -92,6 +92,7 @@ COMMANDS = {
         "gateway",
         "Serve OpenID AuthZEN over HTTP until SIGTERM or Ctrl-C, as a client of a running daemon.",
     ),
+    "web": ("web", "Serve pages for people until SIGTERM or Ctrl-C: decisions, approvals, reviews, figures."),
     "tokens": ("tokens", "Make, list and revoke bearer tokens of clients that ask over HTTP."),
     "bench": (
         "bench",
