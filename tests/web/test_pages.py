@@ -152,7 +152,9 @@ def test_every_page_works_offline_and_fits(chromium: Browser, served: Served, wi
         page.goto(f"{served.pages.url}/packs")
         pack = page.locator("main h2 a").first.get_attribute("href")
         for path in (*PAGES, f"/decisions/{hostile}", f"/approvals/{task}", str(pack)):
-            page.goto(served.pages.url + path)
+            reply = page.goto(served.pages.url + path)
+            assert reply is not None
+            assert reply.status == 200, path
             assert page.title().endswith("thor-policy"), path
             assert page.evaluate("document.documentElement.scrollWidth") <= width, path
             assert page.locator("h1").count() == 1, path

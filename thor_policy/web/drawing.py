@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from thor_policy.journal.reader import Record
 from thor_policy.trace.nodes import Link
@@ -19,8 +20,10 @@ from thor_policy.trace.reading import Trace
 MOST_BOXES = 12
 #: Width of a graph and of its boxes, height of a box and the space to the next, in SVG units.
 WIDTH, BOX, HEIGHT, GAP = 860, 250, 44, 14
+#: Where the line and the boxes of the narrow form begin.
+_LINE_X, _BOX_X = 16, 44
 #: Characters of a line in a box.
-_LINE = 31
+_LINE = 28
 #: Edges that lead from a decision to what became of it; all others lead to what it rests on.
 _AFTER = frozenset({"RESULTED_IN", "SUPERSEDED_BY", "OVERTURNED_BY", "APPROVED_BY", "COUNTERSIGNED_BY"})
 #: Hours that the columns of a plot show.
@@ -41,12 +44,17 @@ class Box(Struct, frozen=True, kw_only=True):
 
 
 class Graph(Struct, frozen=True, kw_only=True):
-    """A decision in the middle, what it rests on at the left, what became of it at the right."""
+    """A decision in the middle, what it rests on at the left, what became of it at the right.
+
+    `narrow` is the same for small screens, one box below the other, with the decision first.
+    """
 
     height: float
     centre: Box
     left: tuple[Box, ...]
     right: tuple[Box, ...]
+    narrow: tuple[Box, ...]
+    narrow_height: float
 
 
 def graph(trace: Trace) -> Graph:
@@ -66,18 +74,34 @@ def graph(trace: Trace) -> Graph:
     rows = max(1, min(len(before), MOST_BOXES + 1), min(len(after), MOST_BOXES + 1))
     height = rows * (HEIGHT + GAP) + GAP
     middle = height / 2
+    centre = Box(
+        x=(WIDTH - BOX) / 2,
+        y=middle - HEIGHT / 2,
+        edge="",
+        title=fitted(str(trace.answer.get("outcome") or trace.type)),
+        kind=fitted(f"{trace.action or trace.type} {trace.entity or ''}".strip()),
+    )
+    left, right = _column(before, 0, height, middle), _column(after, WIDTH - BOX, height, middle)
+    narrow = _stacked(centre, (*left, *right))
     return Graph(
         height=height,
-        centre=Box(
-            x=(WIDTH - BOX) / 2,
-            y=middle - HEIGHT / 2,
-            edge="",
-            title=fitted(str(trace.answer.get("outcome") or trace.type)),
-            kind=fitted(f"{trace.action or trace.type} {trace.entity or ''}".strip()),
-        ),
-        left=_column(before, 0, height, middle),
-        right=_column(after, WIDTH - BOX, height, middle),
+        centre=centre,
+        left=left,
+        right=right,
+        narrow=narrow,
+        narrow_height=len(narrow) * (HEIGHT + GAP),
     )
+
+
+def _stacked(centre: Box, boxes: Sequence[Box]) -> tuple[Box, ...]:
+    """The decision, and below it every other box at a line that begins at the decision."""
+    placed = [replace(centre, x=0.0, y=2.0)]
+    for place, box in enumerate(boxes, 1):
+        y = 2.0 + place * (HEIGHT + GAP)
+        line = y + HEIGHT / 2
+        curve = f"M{_LINE_X} {HEIGHT + 2} V{line:g} H{_BOX_X}"
+        placed.append(replace(box, x=float(_BOX_X), y=y, curve=curve, at=(float(_BOX_X), line)))
+    return tuple(placed)
 
 
 def _of_link(link: Link) -> tuple[str, str, str, str | None]:

@@ -87,7 +87,7 @@ def number(value: float | None) -> str:
     """A number with thousands in groups; at most two decimals."""
     if value is None:
         return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}".rstrip("0").rstrip(".")
 
 
 def words(name: str) -> str:
@@ -147,7 +147,7 @@ def with_own_style(page: str) -> Response:
     """A whole page of another part with one `<style>` of its own, which is allowed by its digest."""
     style = page.partition("<style>")[2].partition("</style>")[0]
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    response = html(page)
+    response = html(page.replace("<main>", '<main>\n<p class="small"><a href="/suites">Suites</a></p>', 1))
     response.headers["content-security-policy"] = _POLICY.replace(
         "style-src 'self'", f"style-src 'sha256-{digest}'"
     )
