@@ -69,8 +69,9 @@ class Event(Struct, frozen=True, kw_only=True, gc=False):
     `subject_id` names what the event is about: the id of a decision, a digest, or the event's own id.
     `ticket` and `sender` (`Caller.who`) are returned with the event's fate. `unless_own`: the `claimed` in
     the body is to be left out if the caller made the decision that the event is about. `rewrites` are what an
-    `erased` event does to earlier events. `person` is who gives a verdict, `recorder` who records it, and
-    `bounds` limit the open tasks. The event itself stores none of them.
+    `erased` event does to earlier events. `along` are events that are recorded in the same transaction, after
+    it; if one of them is refused, so is the event. `person` is who gives a verdict, `recorder` who records
+    it, and `bounds` limit the open tasks. The event itself stores none of them.
     """
 
     kind: str
@@ -82,6 +83,7 @@ class Event(Struct, frozen=True, kw_only=True, gc=False):
     sender: str | None = None
     unless_own: bool = False
     rewrites: tuple[Rewrite, ...] = ()
+    along: tuple[Event, ...] = ()
     person: Person | None = None
     recorder: Person | None = None
     bounds: Bounds | None = None
@@ -617,6 +619,17 @@ def record_event(
         body["names"] = sorted(record.values)
     if isinstance(record, records.Approve | records.Deny):
         body["verdict"] = "approved" if isinstance(record, records.Approve) else "rejected"
+    along: tuple[Event, ...] = ()
+    if isinstance(record, records.Node):
+        if record.supersedes is not None:
+            edge = records.Edge(
+                source=record_id,
+                target=record.supersedes,
+                type="supersedes",
+                rationale=record.rationale,
+            )
+            along = (record_event(edge, record_id=new_id(), at=at, caller=caller, masked=masked),)
+        record = replace(record, supersedes=None, rationale=None)
     private: dict[str, Json] = {}
     about = getattr(record, "decision_id", None)
     for field in fields(record):
@@ -640,6 +653,7 @@ def record_event(
         ticket=ticket,
         sender=caller.who,
         unless_own=claimed == "unless_own",
+        along=along,
         person=person,
         recorder=recorder,
         bounds=bounds,

@@ -470,6 +470,8 @@ def _problem_in_graph(record: records.Record) -> str | None:
                 return f"{field}: is for nodes of the type actor only; leave it out"
         if record.type == "actor" and record.actor_type is None:
             return "actor_type: is missing; a node of the type actor needs it"
+        if record.rationale is not None and record.supersedes is None:
+            return "rationale: says why a node supersedes another; leave it out, or give supersedes too"
         return graph.problem_of_node(record.type)
     if isinstance(record, records.Edge):
         for field, types in graph.FIELDS_OF.items():
