@@ -16,7 +16,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
 from typing import Literal, TypeAlias
@@ -66,7 +66,7 @@ _PAGE = 1_000
 #: Decisions that the rarity of a condition is measured on.
 _SAMPLE = 2_000
 
-Kind = Literal["correction", "exception"]
+Kind = Literal["correction", "exception", "accepted"]
 Value: TypeAlias = bool | int | float | str
 
 
@@ -184,6 +184,31 @@ def find(
         trend=trend_of(reviewed),
         claimed=statistics.claims(reader, since=since)["exceptions"],
     )
+
+
+def of_accepted(
+    reader: Reader,
+    pack: Pack,
+    accepted: Collection[str],
+    rows: Sequence[Record],
+    progress: Callable[[int], None] = lambda _: None,
+) -> tuple[Pattern, ...]:
+    """Patterns in decisions that people let pass though the pack did not, among `rows` by the same pack.
+
+    `accepted` are their ids. A proposed rule answers with the loosest outcome, and was evaluated on all rows.
+    """
+    cases: dict[str, Case] = {}
+    for number, row in enumerate(rows, 1):
+        if (case := _case(reader, row, pack)) is not None:
+            cases[case.decision_id] = case
+        progress(number)
+    let_pass = [
+        replace(case, right=pack.loosest, reviewed=True)
+        for case in cases.values()
+        if case.decision_id in accepted and not (case.reviewed and case.right != pack.loosest)
+    ]
+    similar = [_pattern("accepted", group, cases, pack) for group in _similar(let_pass)]
+    return tuple(sorted(similar, key=lambda pattern: (-len(pattern.cases), pattern.cases)))
 
 
 # ---------------------------------------------------------------- reading
