@@ -59,14 +59,14 @@ class Prompt(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The end of a tool call that ran: whether it worked, and the beginning of its output."""
+    """The end of a tool call that ran, and its output. `worked` is None where the agent does not say."""
 
     event: str
     session: str
     use: str
     raw_tool: str
     given: Any
-    worked: bool
+    worked: bool | None
     output: str
 
 

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 from thor_policy.core.errors import ConfigError
 from thor_policy.hook import strict
-from thor_policy.hook.calls import Fault, Object
+from thor_policy.hook.calls import Fault, Object, Verdict, printable
 from thor_policy.hook.main import DEADLINE_MS, PACK
 
 #: The program that agents start, and what its commands are recognised by.
@@ -77,7 +77,8 @@ class Change(NamedTuple):
         """The change as a unified diff."""
         before = (self.before or "").splitlines(keepends=True)
         after = (self.after or "").splitlines(keepends=True)
-        return "".join(difflib.unified_diff(before, after, str(self.path), str(self.path)))
+        name = printable(str(self.path))
+        return "".join(difflib.unified_diff(before, after, name, name))
 
 
 class Found(NamedTuple):
@@ -110,8 +111,21 @@ def command_of(agent: str, event: str, wanted: Wanted, version: str, *, program:
     ):
         words += [option, value] if value else []
     words += ["--observe"] * wanted.observe + ["--may-approve"] * wanted.may_approve
-    gates = agent_of(agent).GATES[event] and not wanted.observe
-    return shlex.join(words) + (_OR_BLOCK if gates else "")
+    return shlex.join(words) + (
+        _OR_BLOCK if _closed(agent, event, wanted.observe) else _or_pass(agent, event)
+    )
+
+
+def _closed(agent: str, event: str, observe: bool) -> bool:
+    """True for an event at which a failure must block."""
+    gates: dict[str, bool] = agent_of(agent).GATES
+    return gates[event] and not observe
+
+
+def _or_pass(agent: str, event: str) -> str:
+    """What the shell does if the program did not run, where nothing is to block: the agent's silent form."""
+    silent: str = agent_of(agent).answer(event, Verdict("allow")).stdout
+    return f" || {{ echo {shlex.quote(silent)}; exit 0; }}"
 
 
 # ---------------------------------------------------------------- versions
@@ -174,7 +188,8 @@ def install(agent: str, path: Path, wanted: Wanted, version: str) -> Change:
         raise ConfigError(f"{path}: {problems[0]}; remove that first")
     module, hooks = agent_of(agent), _without_ours(settings.get("hooks", {}), path)
     for event in module.GATES:
-        made = module.entry(event, command_of(agent, event, wanted, version), TIMEOUT_S)
+        command = command_of(agent, event, wanted, version)
+        made = module.entry(event, command, TIMEOUT_S, closed=_closed(agent, event, wanted.observe))
         if not isinstance(hooks.setdefault(event, []), list):
             raise ConfigError(f"{path}: hooks.{event} is not a list; nothing was changed")
         hooks[event].append(made)
@@ -244,13 +259,14 @@ def status(agent: str, path: Path) -> Found:
 def _faults_of(module: Any, event: str, entry: Object, gates: bool) -> list[str]:
     """What is wrong with an entry of ours, compared with the entry that install would write."""
     command = _commands_of(entry)[0]
-    words = shlex.split(command.removesuffix(_OR_BLOCK))
+    words = shlex.split(command.partition(" || {")[0])
     problems = [f"{word} does not exist" for word in (words[0], words[3]) if not Path(word).exists()]
-    if gates and not command.endswith(_OR_BLOCK) and "--observe" not in words:
+    closed = gates and "--observe" not in words
+    if closed and not command.endswith(_OR_BLOCK):
         problems.append("the command does not block when the program fails: run install again")
-    if entry != module.entry(event, command, TIMEOUT_S):
+    if entry != module.entry(event, command, TIMEOUT_S, closed=closed):
         problems.append("it differs from what install writes: run install again")
-    if "--observe" in words:
+    if gates and "--observe" in words:
         problems.append("it only observes")
     return problems
 

@@ -221,7 +221,7 @@ class Run:
         quoted = printable(result.output, MAX_OUTPUT_CHARS)
         record = {
             "decision_id": decision_id,
-            "status": "SUCCESS" if result.worked else "FAILURE",
+            "status": {True: "SUCCESS", False: "FAILURE", None: "PENDING"}[result.worked],
             "note": f'the tool printed "{quoted}"' if quoted else "the tool printed nothing",
         }
         reply = self._ask("outcome", record=record, idempotency_key=f"hook-outcome-{decision_id}")

@@ -124,9 +124,9 @@ def _permission(verdict: Verdict, may_approve: bool) -> Output:
     return Output(json.dumps({"hookSpecificOutput": fields}))
 
 
-def entry(event: str, command: str, timeout_s: int) -> Object:
+def entry(event: str, command: str, timeout_s: int, *, closed: bool) -> Object:
     """A group of the settings file for an event."""
     hook: Object = {"type": "command", "command": command, "timeout": timeout_s}
-    if GATES[event]:
+    if closed:
         hook["onFailure"] = "block"
     return {"hooks": [hook]} if event == "UserPromptSubmit" else {"matcher": "*", "hooks": [hook]}

@@ -88,9 +88,10 @@ def read(event: Object, given_name: str) -> Event:
     )
 
 
-def _worked(response: Any) -> bool:
-    status = response.get("exit_code", 0) if isinstance(response, dict) else 0
-    return status in (0, None)
+def _worked(response: Any) -> bool | None:
+    """Whether the tool worked; of a command Codex gives the output alone."""
+    status = response.get("exit_code") if isinstance(response, dict) else None
+    return status == 0 if isinstance(status, int) else None
 
 
 def _as_text(raw: str, given: Object) -> Object:
@@ -138,7 +139,7 @@ def answer(event: str, verdict: Verdict, *, may_approve: bool = False) -> Output
     return Output("{}")
 
 
-def entry(event: str, command: str, timeout_s: int) -> Object:
+def entry(event: str, command: str, timeout_s: int, *, closed: bool) -> Object:
     """A group of hooks.json for an event."""
     hook = {"type": "command", "command": command, "timeout": timeout_s}
     return {"hooks": [hook]} if event == "UserPromptSubmit" else {"matcher": "*", "hooks": [hook]}

@@ -129,6 +129,6 @@ def answer(event: str, verdict: Verdict, *, may_approve: bool = False) -> Output
     return Output(json.dumps(fields))
 
 
-def entry(event: str, command: str, timeout_s: int) -> Object:
+def entry(event: str, command: str, timeout_s: int, *, closed: bool) -> Object:
     """An entry of the hooks file for an event."""
     return {"type": "command", "bash": command, "timeoutSec": timeout_s}

@@ -76,7 +76,7 @@ def read(event: Object, given_name: str) -> Event:
         return Result(name, session, _turn(event), raw, given, name == "postToolUse", str(output))
     if name == "afterShellExecution":
         given = {"command": text_of(event, "command")}
-        return Result(name, session, _turn(event), "Shell", given, True, text_or_empty(event, "output"))
+        return Result(name, session, _turn(event), "Shell", given, None, text_or_empty(event, "output"))
     if name == "afterMCPExecution":
         raw, given = text_of(event, "tool_name"), _arguments(event)
         return Result(name, session, _turn(event), raw, given, True, text_or_empty(event, "result_json"))
@@ -140,7 +140,7 @@ def answer(event: str, verdict: Verdict, *, may_approve: bool = False) -> Output
     return Output(json.dumps(fields))
 
 
-def entry(event: str, command: str, timeout_s: int) -> Object:
+def entry(event: str, command: str, timeout_s: int, *, closed: bool) -> Object:
     """An entry of hooks.json for an event."""
     made: Object = {"command": command, "timeout": timeout_s}
-    return made | {"failClosed": True} if GATES[event] else made
+    return made | {"failClosed": True} if closed else made

@@ -107,7 +107,7 @@ def answer(event: str, verdict: Verdict, *, may_approve: bool = False) -> Output
     return Output("{}")
 
 
-def entry(event: str, command: str, timeout_s: int) -> Object:
+def entry(event: str, command: str, timeout_s: int, *, closed: bool) -> Object:
     """A group of the settings file for an event."""
     hook = {"name": "thor-policy", "type": "command", "command": command, "timeout": timeout_s * 1_000}
     return {"hooks": [hook]} if event == "BeforeAgent" else {"matcher": ".*", "hooks": [hook]}
