@@ -154,7 +154,6 @@ def install(
     from thor_policy.hook import installation
 
     version = installation.checked_version(agent, agent_version)
-    program.socket_of(config.endpoint, {})
     wanted = installation.Wanted(
         endpoint=config.endpoint,
         pack=pack,
@@ -210,10 +209,9 @@ def status(
     Exit status: 0 installed as they must be; 1 missing, or with a problem.
     """
     from thor_policy.hook import installation
-    from thor_policy.hook.state import State, default_folder
 
     installed = installation.status(agent, _path_of(agent, project, file))
-    losses = State(state or default_folder(os.environ)).losses()
+    losses = installation.losses(state, os.environ)
     problems = installed.problems or (() if installed.installed else ("not installed",))
     if as_json:
         render.as_json(

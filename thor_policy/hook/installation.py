@@ -16,6 +16,7 @@ import shlex
 import stat
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -24,7 +25,8 @@ from typing import Any, Literal, NamedTuple
 from thor_policy.core.errors import ConfigError
 from thor_policy.hook import strict
 from thor_policy.hook.calls import Fault, Object, Verdict, printable
-from thor_policy.hook.main import DEADLINE_MS, PACK
+from thor_policy.hook.main import DEADLINE_MS, PACK, socket_of
+from thor_policy.hook.state import State, default_folder
 
 #: The program that agents start, and what its commands are recognised by.
 ENTRY = Path(__file__).resolve().parent / "entry.py"
@@ -180,8 +182,13 @@ def settings_file(agent: str, scope: Scope, *, home: Path, project: Path) -> Pat
 def install(agent: str, path: Path, wanted: Wanted, version: str) -> Change:
     """The change that adds our hooks to a file, and takes the place of those that we wrote there before.
 
-    Raises ConfigError if the file cannot be read, is no JSON object, or turns all hooks off.
+    Raises ConfigError if the file cannot be read, is no JSON object, or turns all hooks off, and for an
+    endpoint that the hook cannot ask.
     """
+    try:
+        socket_of(wanted.endpoint, {})
+    except Fault as fault:
+        raise ConfigError(str(fault)) from fault
     before = _read(path)
     settings = _parsed(path, before)
     if problems := _turned_off(agent, settings):
@@ -233,6 +240,14 @@ def apply(change: Change, *, now: float) -> Path | None:
     except OSError as error:
         raise ConfigError(f"{change.path}: {error.strerror}; nothing was changed") from error
     return backup
+
+
+def losses(folder: str, environ: Mapping[str, str]) -> int:
+    """How many outcomes and observed calls could not be recorded. Raises ConfigError."""
+    try:
+        return State(folder or default_folder(environ)).losses()
+    except Fault as fault:
+        raise ConfigError(str(fault)) from fault
 
 
 def status(agent: str, path: Path) -> Found:

@@ -187,10 +187,13 @@ class Run:
         decision = question.Decision(
             self._ask("evaluate", pack=options.pack, explain="inline", request=asked_about)
         )
-        if task and (decision.allow or decision.approval_ended()):
+        refused = decision.approval_code
+        if task and (decision.allow or refused not in ("", "approval_pending")):
             state.drop_task(waiting)
             task = ""
-        if decision.requestable and not task and not options.observe:
+        # After a person's denial the next call requests anew, not this one.
+        wanted = decision.requestable and refused != "approval_denied"
+        if wanted and not task and not options.observe:
             task = self._requested(decision)
             state.keep_task(waiting, task)
         verdict = question.verdict_of(decision, can_ask=call.can_ask, task=task)

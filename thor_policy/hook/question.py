@@ -173,16 +173,12 @@ class Decision:
         about.append(f"decision {self.id}")
         return printable(f"thor-policy: {printable(because, 600)} [{'; '.join(about)}]")
 
-    def lifted(self) -> bool:
-        """True where the approval that the question came with made it an allow."""
-        approval = self._context.get("approval")
-        return self.allow and isinstance(approval, dict) and approval.get("lifted") is not None
-
-    def approval_ended(self) -> bool:
-        """True where the approval that the question came with can never help."""
+    @property
+    def approval_code(self) -> str:
+        """Why the approval that the question came with did not help; empty if it did or was not there."""
         approval = self._context.get("approval")
         code = approval.get("reason_code") if isinstance(approval, dict) else None
-        return isinstance(code, str) and code != "invalid_task_state"
+        return code if isinstance(code, str) else ""
 
 
 def reply_of(frame: bytes, request_id: str) -> Object:

@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from thor_policy.core.errors import ConfigError
+from thor_policy.hook.agents import claude
 from thor_policy.hook.calls import Fault, Output, printable
 from thor_policy.hook.main import MAX_EVENT_BYTES, Options, Run
 
@@ -72,7 +73,11 @@ def _blocking(run: Run, reason: str) -> Output:
     """The denial for a fault.
 
     Over HTTP there is no exit status. An event after the call has nothing to block.
+
+    What cannot be read counts as the event before a call.
     """
+    if run.event not in claude.GATES:
+        run.event = "PreToolUse"
     output = run.failed(Fault(printable(reason)))
     return output if output.status == 0 else run.denied(output.stderr)
 

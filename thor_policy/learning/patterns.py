@@ -68,6 +68,12 @@ _SAMPLE = 2_000
 
 Kind = Literal["correction", "exception", "accepted"]
 Value: TypeAlias = bool | int | float | str
+#: Whose answer a proposed rule gives.
+_WHO: dict[Kind, str] = {
+    "correction": "Reviewers",
+    "exception": "Reviewers",
+    "accepted": "People at the agent",
+}
 
 
 class Case(Struct, frozen=True, kw_only=True):
@@ -366,7 +372,7 @@ def _pattern(kind: Kind, similar: Sequence[Case], cases: Mapping[str, Case], pac
     proposal: Proposal | None = None
     why_not: str | None = f"a rule is proposed from {PROPOSED_FROM} cases on"
     if len(similar) >= PROPOSED_FROM:
-        proposal, why_not = _proposal(similar, conditions, cases, pack)
+        proposal, why_not = _proposal(kind, similar, conditions, cases, pack)
     sample = list(islice(cases.values(), _SAMPLE))
     conditions.sort(key=lambda condition: (sum(map(condition.holds, sample)), condition.text))
     return Pattern(
@@ -421,7 +427,11 @@ def _conditions(similar: Sequence[Case]) -> list[_Condition]:
 
 
 def _proposal(
-    similar: Sequence[Case], conditions: Sequence[_Condition], cases: Mapping[str, Case], pack: Pack
+    kind: Kind,
+    similar: Sequence[Case],
+    conditions: Sequence[_Condition],
+    cases: Mapping[str, Case],
+    pack: Pack,
 ) -> tuple[Proposal | None, str | None]:
     """A rule for these cases and its effect; or None and the reason."""
     right = similar[0].right
@@ -454,7 +464,7 @@ def _proposal(
         id=f"proposed-{hashlib.sha256(f'{when} {right}'.encode()).hexdigest()[:8]}",
         when=when,
         outcome=right,
-        because=f"Reviewers answered {right} in {len(similar)} cases of this kind.",
+        because=f"{_WHO[kind]} answered {right} in {len(similar)} cases of this kind.",
         clause=_clause(similar, pack),
         final=not tightens,
     )
