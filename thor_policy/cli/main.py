@@ -80,6 +80,7 @@ COMMANDS = {
     ),
     "patterns": ("patterns", "Group similar corrections, and propose a rule for 15 or more of them."),
     "train": ("train", "Train an adapter from corrections, and judge it before it may be activated."),
+    "hook": ("hook", "Ask about a tool call of an AI agent, and answer in the agent's own words."),
     "models": ("models", "List, fetch and check model files."),
     "packs": (
         "packs",
