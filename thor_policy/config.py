@@ -488,6 +488,13 @@ class Config:
         most=10_000,
     )
 
+    mcp_subject: str = _setting(
+        "",
+        "Id of the subject that `thorpolicy mcp proxy` asks about, such as the person whose agent it is. If "
+        "empty: the name of the user that runs it.",
+        metavar="ID",
+    )
+
     def __post_init__(self) -> None:
         for f in fields(self):
             value, meta = getattr(self, f.name), f.metadata

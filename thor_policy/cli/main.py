@@ -88,6 +88,7 @@ COMMANDS = {
     ),
     "sources": ("sources", "List the sources of a pack, and look entities up in them."),
     "adapters": ("adapters", "List LoRA adapters, and change the adapter of a running daemon."),
+    "mcp": ("mcp", "Gate the tool calls of an MCP server, or ask the daemon as a tool of an agent."),
     "keys": ("keys", "Make, list and revoke the CURVE keys of clients that connect over tcp."),
     "gateway": (
         "gateway",
