@@ -34,7 +34,7 @@ def patterns(config: Config, since: str | None, as_json: bool) -> None:
     if result.claimed:
         render.line(f"{result.claimed:,} claimed exceptions are left out (setting count_from)")
     for number, pattern in enumerate(result.patterns, 1):
-        _show(number, pattern)
+        show_pattern(number, pattern)
     for name, rates in result.rates.items():
         if rates:
             render.line("")
@@ -58,7 +58,8 @@ def patterns(config: Config, since: str | None, as_json: bool) -> None:
     render.line("This cannot show: " + "; ".join(result.cannot_see) + ".")
 
 
-def _show(number: int, pattern: Pattern) -> None:
+def show_pattern(number: int, pattern: Pattern) -> None:
+    """Print a pattern with its proposed rule, or why there is none."""
     render.line("")
     rows: dict[str, object] = {
         "cases": f"{len(pattern.cases)}, from {pattern.first[:10]} to {pattern.last[:10]}",

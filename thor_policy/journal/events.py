@@ -38,6 +38,7 @@ from thor_policy.core.ids import new_id
 from thor_policy.core.lifting import Offer, Use
 from thor_policy.core.records import Calibration
 from thor_policy.core.requests import Annotations, Caller, Claimed, Evaluation, Json, Risk
+from thor_policy.core.searches import Search
 from thor_policy.core.sources import Consulted, Described
 from thor_policy.journal.rewrites import Rewrite
 
@@ -678,6 +679,39 @@ def citations(record: records.Record, *, record_id: str, at: float, caller: Call
         )
         for precedent in dict.fromkeys(record.precedents)
     ]
+
+
+def search_event(
+    search_id: str,
+    search: Search,
+    *,
+    caller: Caller,
+    pack: PackInfo,
+    at: float,
+    question: str,
+    tried: int,
+    listed: int,
+    more: bool,
+    ticket: int,
+) -> Event:
+    """A page of a search: `tried` candidates, of which it lists `listed`.
+
+    `question` is the keyed digest of the search. No id of it is recorded, so there is nothing to erase.
+    """
+    evaluation = search.evaluation
+    body: dict[str, Json] = {
+        "id": search_id,
+        "caller": to_builtins(caller),
+        "target": search.target,
+        "question": question,
+        "pack": to_builtins(pack),
+        "tried": tried,
+        "listed": listed,
+        "more": more,
+    }
+    if search.target != "action":
+        body["action"] = evaluation.action.name
+    return Event(kind="search", subject_id=search_id, at=at, body=body, ticket=ticket, sender=caller.who)
 
 
 class _WithCaller(Struct, frozen=True):

@@ -16,7 +16,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
 from typing import Literal, TypeAlias
@@ -66,8 +66,14 @@ _PAGE = 1_000
 #: Decisions that the rarity of a condition is measured on.
 _SAMPLE = 2_000
 
-Kind = Literal["correction", "exception"]
+Kind = Literal["correction", "exception", "accepted"]
 Value: TypeAlias = bool | int | float | str
+#: Whose answer a proposed rule gives.
+_WHO: dict[Kind, str] = {
+    "correction": "Reviewers",
+    "exception": "Reviewers",
+    "accepted": "People at the agent",
+}
 
 
 class Case(Struct, frozen=True, kw_only=True):
@@ -184,6 +190,31 @@ def find(
         trend=trend_of(reviewed),
         claimed=statistics.claims(reader, since=since)["exceptions"],
     )
+
+
+def of_accepted(
+    reader: Reader,
+    pack: Pack,
+    accepted: Collection[str],
+    rows: Sequence[Record],
+    progress: Callable[[int], None] = lambda _: None,
+) -> tuple[Pattern, ...]:
+    """Patterns in decisions that people let pass though the pack did not, among `rows` by the same pack.
+
+    `accepted` are their ids. A proposed rule answers with the loosest outcome, and was evaluated on all rows.
+    """
+    cases: dict[str, Case] = {}
+    for number, row in enumerate(rows, 1):
+        if (case := _case(reader, row, pack)) is not None:
+            cases[case.decision_id] = case
+        progress(number)
+    let_pass = [
+        replace(case, right=pack.loosest, reviewed=True)
+        for case in cases.values()
+        if case.decision_id in accepted and not (case.reviewed and case.right != pack.loosest)
+    ]
+    similar = [_pattern("accepted", group, cases, pack) for group in _similar(let_pass)]
+    return tuple(sorted(similar, key=lambda pattern: (-len(pattern.cases), pattern.cases)))
 
 
 # ---------------------------------------------------------------- reading
@@ -341,7 +372,7 @@ def _pattern(kind: Kind, similar: Sequence[Case], cases: Mapping[str, Case], pac
     proposal: Proposal | None = None
     why_not: str | None = f"a rule is proposed from {PROPOSED_FROM} cases on"
     if len(similar) >= PROPOSED_FROM:
-        proposal, why_not = _proposal(similar, conditions, cases, pack)
+        proposal, why_not = _proposal(kind, similar, conditions, cases, pack)
     sample = list(islice(cases.values(), _SAMPLE))
     conditions.sort(key=lambda condition: (sum(map(condition.holds, sample)), condition.text))
     return Pattern(
@@ -396,7 +427,11 @@ def _conditions(similar: Sequence[Case]) -> list[_Condition]:
 
 
 def _proposal(
-    similar: Sequence[Case], conditions: Sequence[_Condition], cases: Mapping[str, Case], pack: Pack
+    kind: Kind,
+    similar: Sequence[Case],
+    conditions: Sequence[_Condition],
+    cases: Mapping[str, Case],
+    pack: Pack,
 ) -> tuple[Proposal | None, str | None]:
     """A rule for these cases and its effect; or None and the reason."""
     right = similar[0].right
@@ -429,7 +464,7 @@ def _proposal(
         id=f"proposed-{hashlib.sha256(f'{when} {right}'.encode()).hexdigest()[:8]}",
         when=when,
         outcome=right,
-        because=f"Reviewers answered {right} in {len(similar)} cases of this kind.",
+        because=f"{_WHO[kind]} answered {right} in {len(similar)} cases of this kind.",
         clause=_clause(similar, pack),
         final=not tightens,
     )
