@@ -487,6 +487,13 @@ class Config:
         most=10_000,
     )
 
+    pattern_cases: int = _setting(
+        15,
+        "Least number of similar corrections or exceptions for which `thorpolicy patterns` proposes a rule.",
+        least=3,
+        most=10_000,
+    )
+
     def __post_init__(self) -> None:
         for f in fields(self):
             value, meta = getattr(self, f.name), f.metadata

@@ -78,7 +78,7 @@ COMMANDS = {
         "promotion",
         "Propose the next pack, with reviewers' corrections as examples, and send it through the gate.",
     ),
-    "patterns": ("patterns", "Group similar corrections, and propose a rule for 15 or more of them."),
+    "patterns": ("patterns", "Group similar corrections and exceptions, and propose rules for them."),
     "train": ("train", "Train an adapter from corrections, and judge it before it may be activated."),
     "models": ("models", "List, fetch and check model files."),
     "packs": (
