@@ -164,6 +164,7 @@ class TestOfTheDaemon:
             "drift",
             "pushed",
             "approvals",
+            "enrichment",
         }
         for part, event, count in counts:
             moved = (part, event) == ("server", "received")  # by asking for the metrics

@@ -146,6 +146,24 @@ class DriftStatus(Struct, frozen=True, kw_only=True):
     counters: dict[str, int]
 
 
+class EnrichmentStatus(Struct, frozen=True, kw_only=True):
+    """Enrichment on idle time. `today` and `today_s` (seconds of the device) are what is used of the day.
+
+    `days` counts the turns of the day since the start.
+    """
+
+    mode: str
+    waiting: int
+    running: bool
+    today: int
+    per_day: int
+    today_s: float
+    s_per_day: float
+    day_turns_in_s: float
+    days: int
+    counters: dict[str, int]
+
+
 class SourceStatus(Struct, frozen=True, kw_only=True):
     """A source of a resident pack. `waiting` look-ups have not begun; times are those of all look-ups, in ms.
 
@@ -192,6 +210,7 @@ class PartsStatus(Struct, frozen=True, kw_only=True):
     sources: tuple[SourceStatus, ...] = ()
     pushed: CacheStatus | None = None
     approvals: ApprovalsStatus | None = None
+    enrichment: EnrichmentStatus | None = None
 
 
 class Status(PartsStatus, frozen=True, kw_only=True):
@@ -225,5 +244,6 @@ class Status(PartsStatus, frozen=True, kw_only=True):
             "drift": self.drift.counters,
             "pushed": self.pushed.counters if self.pushed else {},
             "approvals": self.approvals.counters if self.approvals else {},
+            "enrichment": self.enrichment.counters if self.enrichment else {},
             **{f"source:{source.name}": source.counters for source in self.sources},
         }

@@ -41,6 +41,7 @@ class MaintenanceThread(JobThread[_Job]):
     """Maintains `journal`; `on_calibration` gets each calibration once it is recorded, on this thread.
 
     `verifier`, `summaries` and `approvals` have their turns on this thread while there is no task.
+    `on_erasure` is called before an erasure and behind it.
     """
 
     def __init__(
@@ -52,8 +53,10 @@ class MaintenanceThread(JobThread[_Job]):
         verifier: Verifier | None = None,
         summaries: SummaryMaker | None = None,
         approvals: ApprovalTasks | None = None,
+        on_erasure: Callable[[], None] = lambda: None,
     ) -> None:
         self._journal = journal
+        self._on_erasure = on_erasure
         self._on_calibration = on_calibration
         self._verifier = verifier
         self._idle = [worker for worker in (verifier, summaries, approvals) if worker is not None]
@@ -80,6 +83,8 @@ class MaintenanceThread(JobThread[_Job]):
 
     def _perform(self, job: _Job) -> dict[str, Json]:
         maintenance, caller = job.maintenance, job.caller
+        if maintenance.task == "erase":
+            self._on_erasure()
         done = run_maintenance(
             self._journal,
             maintenance,
@@ -87,6 +92,8 @@ class MaintenanceThread(JobThread[_Job]):
             by_key=caller.key,
             progress=lambda _: self.pulse.beat(),
         )
+        if maintenance.task == "erase":
+            self._on_erasure()  # for decisions that were made while it ran
         if maintenance.calibration is not None:
             self._on_calibration(maintenance.calibration)
         return done

@@ -511,6 +511,19 @@ def _work(db: Database) -> None:
         db.execute(f"CREATE INDEX {name} ON {columns}")
 
 
+@migrations(name="0019_enrichments")
+def _enrichments(db: Database) -> None:
+    """What the model wrote about decisions on idle time: one row for each event."""
+    db.execute(
+        "CREATE TABLE enrichments (seq INTEGER PRIMARY KEY, timestamp TEXT NOT NULL, "
+        "decision_id TEXT NOT NULL, why TEXT NOT NULL, model_name TEXT NOT NULL, "
+        "model_version TEXT NOT NULL, model_sha256 TEXT NOT NULL, risk TEXT, alternative TEXT, "
+        "alternatives TEXT, rationale TEXT, quality TEXT NOT NULL, generated_tokens INTEGER NOT NULL, "
+        "device_ms REAL NOT NULL, took_ms REAL NOT NULL) STRICT"
+    )
+    db.execute("CREATE INDEX enrichments_decision ON enrichments (decision_id)")
+
+
 #: The conditions of partial indexes. A query must repeat them to use the index. The types of edges between
 #: nodes of work are in small letters, those of traces in capitals.
 OF_WORK = "type >= 'a'"

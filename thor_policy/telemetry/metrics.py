@@ -70,6 +70,21 @@ _GAUGES: tuple[tuple[str, str, Callable[[Status], float | None]], ...] = (
         "How long the oldest of them waits.",
         lambda status: status.approvals.oldest_s if status.approvals else None,
     ),
+    (
+        "enrichments_today",
+        "Enrichments that began since the day turned.",
+        lambda status: status.enrichment.today if status.enrichment else None,
+    ),
+    (
+        "enrichment_device_seconds_today",
+        "Time of the device that they took.",
+        lambda status: status.enrichment.today_s if status.enrichment else None,
+    ),
+    (
+        "enrichments_waiting",
+        "Decisions that wait to be enriched.",
+        lambda status: status.enrichment.waiting if status.enrichment else None,
+    ),
     ("in_flight_limit", "Most requests that may be in flight.", lambda status: status.max_in_flight),
     ("explaining", "Explanations that run or wait.", lambda status: status.engine.explaining),
     (
