@@ -371,6 +371,7 @@ def one_of_each() -> list[Event]:
 
 #: What makes a journal of this version one of the version before a migration, newest first.
 _UNDO: dict[str, tuple[str, ...]] = {
+    "0020_alerts": ("DROP TABLE alerts",),
     "0019_enrichments": ("DROP TABLE enrichments",),
     "0016_work": (
         *(

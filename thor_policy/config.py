@@ -360,6 +360,36 @@ class Config:
         most=100,
     )
 
+    alert_success_below: float = _setting(
+        0.5,
+        "Share of successful outcomes below which there is an alert of an agent or a model, if even the "
+        "upper end of the 95 % interval is below. 0: no such alert.",
+        least=0,
+        most=1,
+    )
+    alert_sample: int = _setting(
+        30,
+        "Least number of outcomes for an alert of a success rate, and of decisions for one of the volume.",
+        least=1,
+        most=1_000_000,
+    )
+    alert_window: int = _setting(
+        200, "Newest outcomes of each agent and model that count for its alert.", least=1, most=100_000
+    )
+    alert_volume_sigma: float = _setting(
+        6.0,
+        "Deviations from the usual number of decisions in alert_bucket_s from which there is an alert. 0: no "
+        "such alert.",
+        least=0,
+        most=1_000,
+    )
+    alert_bucket_s: float = _setting(
+        300.0,
+        "Seconds whose number of decisions is compared with those before; the last 48 make up what is usual.",
+        least=1,
+        most=86_400,
+    )
+
     deadline_ms: int = _setting(
         10_000, "Deadline of a request that does not set one, in milliseconds.", least=1, most=600_000
     )

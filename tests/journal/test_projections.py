@@ -1061,6 +1061,9 @@ def test_the_rows_of_each_kind_of_event_follow_from_the_stored_bytes(path: Path)
         drifted,
         promoted,
         events.enrichment_event(several[2].subject_id, ENRICHED, NOON),
+        events.alert_event(
+            "alert-1", kind="volume", state="raised", of=None, name=None, figures={"value": 9.5}, at=NOON
+        ),
         checkpoints=signing(path),
     )
     denied, _ = lift(path)

@@ -165,6 +165,7 @@ class TestOfTheDaemon:
             "pushed",
             "approvals",
             "enrichment",
+            "alerts",
         }
         for part, event, count in counts:
             moved = (part, event) == ("server", "received")  # by asking for the metrics

@@ -22,7 +22,7 @@ from thor_policy.cli.log_lines import LogHandler
 from thor_policy.cli.options import READ_SETTINGS, as_json, configured, read_question
 from thor_policy.config import Config
 from thor_policy.core.requests import Enrich, Json
-from thor_policy.core.status import EnrichmentStatus
+from thor_policy.core.status import AlertsStatus, EnrichmentStatus
 from thor_policy.telemetry import logs
 from thor_policy.telemetry.watchdog import Supervisor
 
@@ -157,6 +157,7 @@ def status(config: Config, as_json: bool) -> None:
             "settings": msgspec.to_builtins(state.settings),
             "drift": golden if drift.every_s else "not checked (drift_every_s is 0)",
             "enrichment": _enrichment(state.enrichment),
+            "alerts": _alerts(state.alerts),
         },
         title="daemon",
     )
@@ -223,6 +224,18 @@ def _enrichment(status: EnrichmentStatus | None) -> str:
         f"{status.today} of {status.per_day} today, {status.today_s:g} of {status.s_per_day:g} s; "
         f"{status.waiting} wait, {lost} were not enriched"
     )
+
+
+def _alerts(status: AlertsStatus | None) -> str | None:
+    """Which alerts are raised, one a line; `thorpolicy alerts` has the names of agents."""
+    if status is None:
+        return None
+    lines = []
+    for alert in status.raised:
+        of = " ".join(filter(None, (alert.of, alert.name)))
+        figures = "" if alert.value is None else f": {alert.value:g} ({alert.low:g} to {alert.high:g})"
+        lines.append(f"{alert.kind}{f' of {of}' if of else ''}{figures}, {alert.id[-8:]}")
+    return "\n".join(lines) or "none"
 
 
 def _lines(values: Mapping[str, str]) -> str | None:

@@ -31,6 +31,7 @@ COMMANDS = {
     "serve": ("daemon", "Run the daemon until SIGTERM or Ctrl-C; a second signal forces the end."),
     "ask": ("daemon", "Ask a running daemon one question."),
     "status": ("daemon", "Show the state of a running daemon: packs, model, threads, journal, counters."),
+    "alerts": ("alerts", "List alerts of success rates, volume and drift, newest first."),
     "metrics": (
         "daemon",
         "Show what a running daemon measures: times, outcomes, confidence and every counter.",

@@ -21,6 +21,7 @@ from thor_policy.core.engine import Engine
 from thor_policy.core.enrichment import Mode
 from thor_policy.core.errors import EngineError, PackError
 from thor_policy.core.records import Calibration
+from thor_policy.daemon.alerts import Thresholds
 from thor_policy.daemon.day_budget import DAY_NS
 from thor_policy.daemon.enrichment import Plan
 from thor_policy.daemon.model import load_engine as load_engine
@@ -98,6 +99,17 @@ def enrichment_plan(config: Config) -> Plan:
         quiet_s=config.enrichment_quiet_ms / 1e3,
         most_waiting=config.max_enrichments,
         masked=config.masked,
+    )
+
+
+def alert_thresholds(config: Config) -> Thresholds:
+    """What the settings say of alerts."""
+    return Thresholds(
+        success_below=config.alert_success_below,
+        least=config.alert_sample,
+        window=max(config.alert_window, config.alert_sample),
+        volume_sigma=config.alert_volume_sigma,
+        bucket_s=config.alert_bucket_s,
     )
 
 

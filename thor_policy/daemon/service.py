@@ -22,6 +22,7 @@ from thor_policy.core.errors import JournalError, RequestError, Stalled, ThorPol
 from thor_policy.core.fair_queue import Debts
 from thor_policy.core.results import Committed, EngineResult, Explained, JobDone, Refused
 from thor_policy.daemon.admission import Part
+from thor_policy.daemon.alerts import AlertWatch
 from thor_policy.daemon.approvals import ApprovalTasks
 from thor_policy.daemon.consulting import Consulting, Stated
 from thor_policy.daemon.drift import DriftSentinel
@@ -29,6 +30,7 @@ from thor_policy.daemon.engine_thread import EngineThread
 from thor_policy.daemon.enrichment import Enricher
 from thor_policy.daemon.loading import (
     OpenJournal,
+    alert_thresholds,
     calibration_of,
     enrichment_plan,
     load_engine,
@@ -210,6 +212,19 @@ def open_service(
             busy=busy,
             now_ns=time.monotonic_ns(),
         )
+        alerts = AlertWatch(
+            journal,
+            alert_thresholds(config),
+            drift=drift.status,
+            wall=time.time,
+            busy=busy,
+            now_ns=time.monotonic_ns(),
+        )
+
+        def on_erasure() -> None:
+            enricher.forget()
+            alerts.forget()
+
         maintenance = MaintenanceThread(
             journal,
             on_job_done,
@@ -217,7 +232,8 @@ def open_service(
             verifier=verifier,
             summaries=summaries,
             approvals=approval_tasks,
-            on_erasure=enricher.forget,
+            alerts=alerts,
+            on_erasure=on_erasure,
         )
         stack.callback(maintenance.stop, config.shutdown_s)
         pushed = PushedValues(config.max_pushed, config.max_pushed_mb << 20)
@@ -244,6 +260,7 @@ def open_service(
             pushed,
             approval_tasks,
             enricher,
+            alerts,
         )
 
         def refusal(part: Part) -> RequestError | None:

@@ -18,6 +18,7 @@ from thor_policy.core.status import (
     PartsStatus,
     RulesStatus,
 )
+from thor_policy.daemon.alerts import AlertWatch
 from thor_policy.daemon.approvals import ApprovalTasks
 from thor_policy.daemon.consulting import Consulting
 from thor_policy.daemon.drift import DriftSentinel
@@ -50,6 +51,7 @@ class Parts:
     pushed: PushedValues
     approvals: ApprovalTasks
     enricher: Enricher
+    alerts: AlertWatch
 
     def status(self) -> PartsStatus:
         """What each part says now."""
@@ -83,6 +85,7 @@ class Parts:
             pushed=CacheStatus(entries=len(self.pushed), counters=dict(self.pushed.counters)),
             approvals=self.approvals.status(),
             enrichment=self.enricher.status(),
+            alerts=self.alerts.status(),
         )
 
     def _model(self) -> ModelStatus:

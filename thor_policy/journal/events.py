@@ -800,6 +800,26 @@ def drift_event(
     return Event(kind="drift", subject_id=pack.sha256, at=at, body=body)
 
 
+def alert_event(
+    id: str,
+    *,
+    kind: str,
+    state: str,
+    of: str | None,
+    name: str | None,
+    figures: dict[str, Json],
+    at: float,
+) -> Event:
+    """An alert was raised or cleared; both have the same `id`. The name of an agent is private."""
+    body: dict[str, Json] = {"id": id, "state": state, "kind": kind, **figures}
+    if of is not None:
+        body["of"] = of
+    private = {"name": name} if of == "agent" and name is not None else None
+    if name is not None and private is None:
+        body["name"] = name
+    return Event(kind="alert", subject_id=id, at=at, body=body, private=private)
+
+
 def checkpoint_event(key: str, at: float) -> Event:
     """A checkpoint file signs the chain up to and including this event. `key` is the id of the key."""
     return Event(kind="checkpoint", subject_id=key, at=at, body={"key": key})

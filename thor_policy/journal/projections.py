@@ -161,6 +161,10 @@ _PLAIN: dict[str, tuple[str, tuple[str, ...]]] = {
             *("alternatives", "rationale", "quality", "generated_tokens", "device_ms", "took_ms"),
         ),
     ),
+    "alert": (
+        "alerts",
+        ("id", "state", "kind", "of", "name", "value", "low", "high", "sample", "threshold"),
+    ),
     "checkpoint": ("checkpoints", ("key",)),
     "gap": ("gaps", ("reason", "lost")),
     "archived": ("archives", ("file", "first_seq", "last_seq", "events", "head", "chain")),

@@ -524,6 +524,17 @@ def _enrichments(db: Database) -> None:
     db.execute("CREATE INDEX enrichments_decision ON enrichments (decision_id)")
 
 
+@migrations(name="0020_alerts")
+def _alerts(db: Database) -> None:
+    """Alerts that were raised and cleared: one row for each event, both with the same id."""
+    db.execute(
+        "CREATE TABLE alerts (seq INTEGER PRIMARY KEY, timestamp TEXT NOT NULL, id TEXT NOT NULL, "
+        "state TEXT NOT NULL, kind TEXT NOT NULL, of TEXT, name TEXT, value REAL, low REAL, high REAL, "
+        "sample INTEGER, threshold REAL) STRICT"
+    )
+    db.execute("CREATE INDEX alerts_id ON alerts (id)")
+
+
 #: The conditions of partial indexes. A query must repeat them to use the index. The types of edges between
 #: nodes of work are in small letters, those of traces in capitals.
 OF_WORK = "type >= 'a'"

@@ -279,6 +279,12 @@ def _of_status(status: Status) -> Families:
         for name, count in (dict.fromkeys(_FROM_ZERO.get(part, ()), 0) | counters).items():
             events.add_metric([part, name], count)
     yield events
+    if status.alerts is not None:
+        raised = GaugeMetricFamily("thorpolicy_alerts_raised", "Alerts that are raised.", labels=["kind"])
+        kinds = Counter(alert.kind for alert in status.alerts.raised)
+        for kind in ("success_rate", "volume", "drift"):
+            raised.add_metric([kind], kinds[kind])
+        yield raised
     yield GaugeMetricFamily(
         "thorpolicy_serving", "1 while requests are admitted.", value=float(status.state == "serving")
     )
