@@ -369,8 +369,15 @@ def one_of_each() -> list[Event]:
     ]
 
 
+_RARE_TYPE = schema.rare_condition("decision_type", schema.COMMON["decision_type"])
 #: What makes a journal of this version one of the version before a migration, newest first.
 _UNDO: dict[str, tuple[str, ...]] = {
+    "0021_bounded_lists": (
+        *(f"DROP INDEX {name}" for name in ("nodes_end", "edges_superseding")),
+        *(f"DROP INDEX decisions_{name}" for name in ("exception", "decision_type")),
+        "CREATE INDEX decisions_exception ON decisions (is_exception) WHERE is_exception = 1",
+        f"CREATE INDEX decisions_decision_type ON decisions (decision_type) WHERE {_RARE_TYPE}",
+    ),
     "0020_alerts": ("DROP TABLE alerts",),
     "0019_enrichments": ("DROP TABLE enrichments",),
     "0016_work": (

@@ -160,6 +160,8 @@ def fetching_commands(text: str) -> list[str]:
 def is_pinned(command: str) -> bool:
     if LOCAL.search(command):
         return "--no-build-isolation" in command or "--no-index" in command
+    if re.match(r"npm ci .*--ignore-scripts\b", command):  # from package-lock.json, which has the hashes
+        return True
     return "--require-hashes" in command and any(option in command for option in BUILT)
 
 

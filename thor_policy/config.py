@@ -47,7 +47,7 @@ PACK_GRANT = re.compile(r"(local|(?:user|group|key):[^\s=:]+|(?:uid|gid):[0-9]{1
 SOURCE_OVERRIDE = re.compile(r"([a-z][a-z0-9_]{0,63})\.(path|url|timeout_ms|key)=(.+)")
 #: An entry of `people`: a caller, the name of the person, the roles, and the groups.
 PERSON = re.compile(
-    r"(user|uid|key):([^\s=;]+)=([^\s=;+][^=;+]{0,254})(?:;([a-z0-9_-]+(?:\+[a-z0-9_-]+)*)?"
+    r"(user|uid|key|token|cert):([^\s=;]+)=([^\s=;+][^=;+]{0,254})(?:;([a-z0-9_-]+(?:\+[a-z0-9_-]+)*)?"
     r"(?:;([a-z0-9_-]+(?:\+[a-z0-9_-]+)*))?)?"
 )
 #: In `packs_for`: any resident pack.
@@ -146,8 +146,9 @@ class Config:
         ("local=ask+record",),
         "Roles of the callers on the ipc socket, as WHO=ROLE+ROLE. WHO is local (anybody who may open the "
         "socket), user:NAME, group:NAME, uid:NUMBER or gid:NUMBER. The roles are ask, record, push, "
-        "approve, review, test and control. A caller has the roles of all entries that match. Root and the "
-        "daemon's own user have every role. The roles of a key are set with `thorpolicy keys new`.",
+        "approve, review, test, control and relay (sends requests of others, as `thorpolicy gateway` does, "
+        "each with at most its own other roles). A caller has the roles of all entries that match. Root and "
+        "the daemon's own user have every role. The roles of a key are set with `thorpolicy keys new`.",
     )
     count_from: tuple[str, ...] = _setting(
         ("review", OWN),
@@ -165,10 +166,10 @@ class Config:
     people: tuple[str, ...] = _setting(
         (),
         "Who a caller is when it approves, as WHO=NAME;ROLE+ROLE;GROUP+GROUP. WHO is user:NAME, "
-        "uid:NUMBER or key:NAME for a CURVE key. NAME is what questions call the person, such as kim. The "
-        "roles and groups "
-        "are those that the packs' approvals name; recorder may record consents that were given elsewhere. "
-        "Callers of one NAME are one person.",
+        "uid:NUMBER, key:NAME for a CURVE key, token:NAME or cert:NAME for a bearer token or a certificate "
+        "whose requests a caller with the role relay sends. NAME is what questions call the person, such as "
+        "kim. The roles and groups are those that the packs' approvals name; recorder may record consents "
+        "that were given elsewhere. Callers of one NAME are one person.",
     )
     max_approvals: int = _setting(
         10_000, "Requests for approvals that may be open at once.", least=1, most=1_000_000
@@ -564,6 +565,13 @@ class Config:
         most=10_000,
     )
 
+    mcp_subject: str = _setting(
+        "",
+        "Id of the subject that `thorpolicy mcp proxy` asks about, such as the person whose agent it is. If "
+        "empty: the name of the user that runs it.",
+        metavar="ID",
+    )
+
     def __post_init__(self) -> None:
         for f in fields(self):
             value, meta = getattr(self, f.name), f.metadata
@@ -597,8 +605,8 @@ class Config:
             if person is None or (person[1] == "uid" and not re.fullmatch("[0-9]{1,10}", person[2])):
                 raise ConfigError(
                     f"people holds {entry!r}; it must look like user:NAME=kim;manager+recorder;finance, with "
-                    "uid:NUMBER or key:NAME in place of user:NAME, roles after the first ; and groups after "
-                    "the second"
+                    "uid:NUMBER, key:NAME, token:NAME or cert:NAME in place of user:NAME, roles after the "
+                    "first ; and groups after the second"
                 )
         for entry in self.sources:
             if SOURCE_OVERRIDE.fullmatch(entry) is None:

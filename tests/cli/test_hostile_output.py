@@ -271,6 +271,10 @@ READ = [
     ["approvals", "approve", HOSTILE, "--consent-of", HOSTILE, "--channel", HOSTILE],
     ["approvals", "deny", HOSTILE, "--comment", HOSTILE],
     ["approvals", "cancel", HOSTILE, "--reason", HOSTILE],
+    ["hook", "report"],
+    ["hook", "status", "--agent", "claude", "--file", HOSTILE],
+    ["hook", "install", "--agent", "claude", "--file", HOSTILE, "--agent-version", "2.1.300", "--dry-run"],
+    ["hook", "uninstall", "--agent", "claude", "--file", HOSTILE],
     ["status"],
     ["doctor"],
     ["test", HOSTILE],
@@ -299,6 +303,9 @@ def test_every_command_that_prints_data_is_tried_here() -> None:
         "bench",
         "completion",
         "sources",
+        "gateway",
+        "tokens",
+        "mcp",  # tests/mcp/test_proxy.py
     }  # below, or our own words only
     assert {arguments[0] for arguments in READ} | elsewhere == set(COMMANDS)
 

@@ -44,7 +44,7 @@ def patterns(config: Config, since: str | None, as_json: bool) -> None:
     if result.overturned:
         render.line(f"{result.overturned:,} overturned exceptions are left out")
     for number, pattern in enumerate(result.patterns, 1):
-        _show(number, pattern)
+        show_pattern(number, pattern)
     for name, rates in result.rates.items():
         if rates:
             render.line("")
@@ -76,7 +76,8 @@ def _counter_example(example: CounterExample) -> str:
     return f"{example.decision_id[-8:]} {example.right} ({by}), {share}: {differs}"
 
 
-def _show(number: int, pattern: Pattern) -> None:
+def show_pattern(number: int, pattern: Pattern) -> None:
+    """Print a pattern with its proposed rule, or why there is none."""
     render.line("")
     rows: dict[str, object] = {
         "cases": f"{len(pattern.cases)}, from {pattern.first[:10]} to {pattern.last[:10]}",

@@ -20,6 +20,8 @@ from thor_policy.core.decisions import Decision
 from thor_policy.core.engine import Engine
 from thor_policy.core.errors import JournalError, RequestError, Stalled, ThorPolicyError
 from thor_policy.core.fair_queue import Debts
+from thor_policy.core.ids import new_id
+from thor_policy.core.requests import Caller
 from thor_policy.core.results import Committed, EngineResult, Explained, JobDone, Refused
 from thor_policy.daemon.admission import Part
 from thor_policy.daemon.alerts import AlertWatch
@@ -42,6 +44,8 @@ from thor_policy.daemon.loading import (
 from thor_policy.daemon.maintenance_thread import MaintenanceThread
 from thor_policy.daemon.pack_manager import PackManager
 from thor_policy.daemon.rules_thread import RulesThread
+from thor_policy.daemon.searching import Job as SearchJob
+from thor_policy.daemon.searching import Searching
 from thor_policy.daemon.server import Server
 from thor_policy.daemon.sockets import Mailbox, endpoint_lock
 from thor_policy.daemon.status import Parts
@@ -55,6 +59,7 @@ from thor_policy.policy.decider import Policy
 from thor_policy.policy.pack_files import load_files
 from thor_policy.policy.score_cache import ScoreCache
 from thor_policy.policy.structure import names
+from thor_policy.protocol.messages import SearchRequest
 from thor_policy.sources.kinds import Reach
 from thor_policy.sources.pushed import PushedValues
 from thor_policy.telemetry import clocks
@@ -246,6 +251,16 @@ def open_service(
             stated=stated,
         )
         stack.callback(consulting.stop)
+        searching = Searching(on_job_done, digest=journal.digest, record=journal.append)
+        stack.callback(searching.stop)
+
+        def search(message: SearchRequest, caller: Caller, ticket: int, *, at: float) -> None:
+            residents = policy.residents
+            pack = (residents.active if message.pack is None else residents.named(message.pack)).pack
+            sources = consulting.sources_of(pack)
+            job = SearchJob(message.search, pack, sources, caller, ticket, new_id(), at, time.monotonic_ns())
+            searching.submit(job)
+
         parts = Parts(
             policy,
             rules_thread,
@@ -280,6 +295,7 @@ def open_service(
             pack_changes=pack_manager,
             push=consulting.push,
             approvals=approval_tasks.tasks,
+            search=search,
             reread=reread,
         )
         stack.callback(sys.setswitchinterval, sys.getswitchinterval())

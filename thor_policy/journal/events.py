@@ -39,6 +39,7 @@ from thor_policy.core.ids import new_id
 from thor_policy.core.lifting import Offer, Use
 from thor_policy.core.records import Calibration
 from thor_policy.core.requests import Annotations, Caller, Claimed, Evaluation, Json, Risk
+from thor_policy.core.searches import Search
 from thor_policy.core.sources import Consulted, Described
 from thor_policy.journal.rewrites import Rewrite
 
@@ -69,8 +70,9 @@ class Event(Struct, frozen=True, kw_only=True, gc=False):
     `subject_id` names what the event is about: the id of a decision, a digest, or the event's own id.
     `ticket` and `sender` (`Caller.who`) are returned with the event's fate. `unless_own`: the `claimed` in
     the body is to be left out if the caller made the decision that the event is about. `rewrites` are what an
-    `erased` event does to earlier events. `person` is who gives a verdict, `recorder` who records it, and
-    `bounds` limit the open tasks. The event itself stores none of them.
+    `erased` event does to earlier events. `along` are events that are recorded in the same transaction, after
+    it; if one of them is refused, so is the event. `person` is who gives a verdict, `recorder` who records
+    it, and `bounds` limit the open tasks. The event itself stores none of them.
     """
 
     kind: str
@@ -82,6 +84,7 @@ class Event(Struct, frozen=True, kw_only=True, gc=False):
     sender: str | None = None
     unless_own: bool = False
     rewrites: tuple[Rewrite, ...] = ()
+    along: tuple[Event, ...] = ()
     person: Person | None = None
     recorder: Person | None = None
     bounds: Bounds | None = None
@@ -661,6 +664,17 @@ def record_event(
         body["names"] = sorted(record.values)
     if isinstance(record, records.Approve | records.Deny):
         body["verdict"] = "approved" if isinstance(record, records.Approve) else "rejected"
+    along: tuple[Event, ...] = ()
+    if isinstance(record, records.Node):
+        if record.supersedes is not None:
+            edge = records.Edge(
+                source=record_id,
+                target=record.supersedes,
+                type="supersedes",
+                rationale=record.rationale,
+            )
+            along = (record_event(edge, record_id=new_id(), at=at, caller=caller, masked=masked),)
+        record = replace(record, supersedes=None, rationale=None)
     private: dict[str, Json] = {}
     about = getattr(record, "decision_id", None)
     for field in fields(record):
@@ -684,6 +698,7 @@ def record_event(
         ticket=ticket,
         sender=caller.who,
         unless_own=claimed == "unless_own",
+        along=along,
         person=person,
         recorder=recorder,
         bounds=bounds,
@@ -709,6 +724,39 @@ def citations(record: records.Record, *, record_id: str, at: float, caller: Call
         )
         for precedent in dict.fromkeys(record.precedents)
     ]
+
+
+def search_event(
+    search_id: str,
+    search: Search,
+    *,
+    caller: Caller,
+    pack: PackInfo,
+    at: float,
+    question: str,
+    tried: int,
+    listed: int,
+    more: bool,
+    ticket: int,
+) -> Event:
+    """A page of a search: `tried` candidates, of which it lists `listed`.
+
+    `question` is the keyed digest of the search. No id of it is recorded, so there is nothing to erase.
+    """
+    evaluation = search.evaluation
+    body: dict[str, Json] = {
+        "id": search_id,
+        "caller": to_builtins(caller),
+        "target": search.target,
+        "question": question,
+        "pack": to_builtins(pack),
+        "tried": tried,
+        "listed": listed,
+        "more": more,
+    }
+    if search.target != "action":
+        body["action"] = evaluation.action.name
+    return Event(kind="search", subject_id=search_id, at=at, body=body, ticket=ticket, sender=caller.who)
 
 
 class _WithCaller(Struct, frozen=True):

@@ -32,7 +32,7 @@ from thor_policy.telemetry.clocks import Instant
 Record = dict[str, Json]
 
 #: Least characters of the end of an id that may stand for the whole id.
-ENDING_CHARS = 8
+ENDING_CHARS = schema.ENDING_CHARS
 #: The first tag of the questions of `invariance`, which have no scenario.
 INVARIANCE_TAG = "invariance"
 #: The condition for decisions that answered a question of `test` or `invariance`, and that nobody acted on.

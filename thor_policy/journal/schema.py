@@ -535,6 +535,22 @@ def _alerts(db: Database) -> None:
     db.execute("CREATE INDEX alerts_id ON alerts (id)")
 
 
+@migrations(name="0021_bounded_lists")
+def _bounded_lists(db: Database) -> None:
+    """Indexes that hold all that a list looks at before its page: no row is read that it leaves out."""
+    db.execute("DROP INDEX decisions_exception")
+    db.execute(
+        "CREATE INDEX decisions_exception ON decisions (is_exception, seq, timestamp) WHERE is_exception = 1"
+    )
+    db.execute("DROP INDEX decisions_decision_type")
+    db.execute(
+        "CREATE INDEX decisions_decision_type ON decisions (decision_type, seq, timestamp) "
+        f"WHERE {rare_condition('decision_type', COMMON['decision_type'])}"
+    )
+    db.execute(f"CREATE INDEX nodes_end ON nodes ({ENDING.format('id')})")
+    db.execute(f"CREATE INDEX edges_superseding ON edges (seq) WHERE {SUPERSEDES}")
+
+
 #: The conditions of partial indexes. A query must repeat them to use the index. The types of edges between
 #: nodes of work are in small letters, those of traces in capitals.
 OF_WORK = "type >= 'a'"
@@ -542,6 +558,9 @@ SUPERSEDES = "type = 'supersedes'"
 DOUBTFUL = "confidence < 50"
 NOT_ACTIVE = "trace_status != 'active'"
 OF_ENTITY = "type = 'entity'"
+#: Characters of the end of an id that are indexed, and the expression of that index.
+ENDING_CHARS = 8
+ENDING = f"substr({{}}, -{ENDING_CHARS})"
 
 #: Every edge: `source, type, target, seq, timestamp, id`. `id` is that of the record that states it, or NULL.
 #: Each part reads one index of its table where `source` is given.

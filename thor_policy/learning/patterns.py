@@ -16,17 +16,19 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from thor_policy.core.errors import PackError
 from thor_policy.journal import statistics
-from thor_policy.journal.reader import Reader
+from thor_policy.journal.reader import Reader, Record
 from thor_policy.learning import similarity
+from thor_policy.learning.cases import MOST_DECISIONS as MOST_DECISIONS
 from thor_policy.learning.cases import PLAIN, Case, Value, case_of, newest_rows
 from thor_policy.learning.corrections import Rate, is_corrected, rates_of, trend_of
 from thor_policy.learning.exceptions import (
@@ -63,9 +65,13 @@ CANNOT_SEE = (
 #: Decisions that the rarity of a condition is measured on.
 _SAMPLE = 2_000
 
-Kind = Literal["correction", "exception"]
+Kind = Literal["correction", "exception", "accepted"]
 #: Who gave the outcome of the cases, in the reason of a proposed rule.
-_WHO: dict[Kind, str] = {"correction": "Reviewers answered", "exception": "Exceptions were made to"}
+_WHO: dict[Kind, str] = {
+    "correction": "Reviewers answered",
+    "exception": "Exceptions were made to",
+    "accepted": "People at the agent answered",
+}
 
 
 class Proposal(Struct, frozen=True, kw_only=True):
@@ -173,6 +179,34 @@ def find(
         claimed=statistics.claims(reader, since=since)["exceptions"],
         overturned=exceptions.overturned,
     )
+
+
+def of_accepted(
+    reader: Reader,
+    pack: Pack,
+    accepted: Collection[str],
+    rows: Sequence[Record],
+    progress: Callable[[int], None] = lambda _: None,
+) -> tuple[Pattern, ...]:
+    """Patterns in decisions that people let pass though the pack did not, among `rows` by the same pack.
+
+    `accepted` are their ids. A proposed rule answers with the loosest outcome, and was evaluated on all rows.
+    """
+    cases: dict[str, Case] = {}
+    for number, row in enumerate(rows, 1):
+        if (case := case_of(reader, row, pack)) is not None:
+            cases[case.decision_id] = case
+        progress(number)
+    let_pass = [
+        replace(case, right=pack.loosest, reviewed=True)
+        for case in cases.values()
+        if case.decision_id in accepted and not (case.reviewed and case.right != pack.loosest)
+    ]
+    similar = [
+        _pattern("accepted", group, cases, pack, PROPOSED_FROM)
+        for group in _similar(let_pass, by_reasons=False)
+    ]
+    return tuple(sorted(similar, key=lambda pattern: (-len(pattern.cases), pattern.cases)))
 
 
 # ---------------------------------------------------------------- patterns
