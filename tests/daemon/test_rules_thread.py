@@ -253,9 +253,9 @@ def test_decisions_of_a_batch_are_recorded_as_one_and_one_that_lacks_some_is_not
         record_together=lambda decisions: recorded.put([ticket for _, ticket in decisions]),
     )
     for ticket in range(there):
-        opened.submit(request(ticket, together=Together(batch=1, size=3)))
+        opened.submit(request(ticket, "erase", together=Together(batch=1, size=3)))
     opened.start()
     assert recorded.get(timeout=PATIENCE_S) == list(range(there))
-    opened.submit(request(9))
+    opened.submit(request(9, "erase"))
     assert log.decided_tickets.get(timeout=PATIENCE_S) == 9
     assert opened.stop(PATIENCE_S)

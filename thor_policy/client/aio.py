@@ -98,9 +98,10 @@ class AsyncClient:
         annotations: dict[str, Json] | None = None,
         idempotency_key: str | None = None,
         pack: str | None = None,
+        enrich: str = "auto",
     ) -> dict[str, Json]:
         return await self._do(
-            evaluate_request(question, explain, deadline_ms, annotations, idempotency_key, pack)
+            evaluate_request(question, explain, deadline_ms, annotations, idempotency_key, pack, enrich)
         )
 
     async def status(self) -> Status:
