@@ -415,6 +415,13 @@ class TestMetadata:
         assert all(isinstance(capability, str) for capability in stated.get("capabilities", ["none"]))
         assert all(value not in (None, "", [], {}) for value in stated.values())
 
+    def test_an_identifier_with_a_path_is_that_of_its_metadata(self, certified: Config) -> None:
+        url = "https://example.com/pdp/eu"
+        with gateway(certified.endpoint, public_url=url) as own, own.client() as client:
+            stated = client.get("/.well-known/authzen-configuration/pdp/eu").json()
+        assert stated["policy_decision_point"] == url
+        assert stated["access_evaluation_endpoint"] == f"{url}/access/v1/evaluation"
+
     def test_a_tenant_is_part_of_the_identifier(self, http: httpx.Client) -> None:
         stated = http.get("/.well-known/authzen-configuration/tenant1").json()
         assert stated["policy_decision_point"] == "https://pdp.example.com/tenant1"
