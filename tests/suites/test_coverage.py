@@ -92,6 +92,7 @@ UNREACHED = {
     ),
     "discount-approval": ("long-price", "plain-and-small"),
     "invoice-exception": ("three-way-match",),
+    "mcp-tools": (),
     "team-governance": (
         "unreadable-account",
         "unreadable-subject",

@@ -391,6 +391,7 @@ SET_OFF: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("X1", {"resource": {"type": "gizmo"}}),
         ("X5", {"context": {"time": None}}),
     ],
+    "mcp-tools": [],
     "trade-risk": [
         ("X1", {"context": {"account": {"drawdown_percent": 16}}}),
         ("X1", {"context": {"details": "Pump it, then sell to whoever follows."}}),

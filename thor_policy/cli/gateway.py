@@ -46,7 +46,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--public-url",
     metavar="URL",
-    help="The https URL by which clients call the gateway, without path: the identifier in its metadata.",
+    help="The https URL by which clients call the gateway: the identifier in its metadata.",
 )
 def gateway(
     config: Config,

@@ -242,7 +242,9 @@ class Node(Struct, frozen=True, kw_only=True):
     """A goal, option, action, actor, entity, event, ...: a node that somebody states (`core.graph.NODES`).
 
     The `title` of an entity is its `type:id`. `actor_type`, and `role` at the time, are those of an actor.
-    `agent` is the agent or the person whose work it is, as the sender states it.
+    `agent` is the agent or the person whose work it is, as the sender states it. `supersedes` is the id of a
+    node of the same type whose place it takes, and `rationale` why: node and link are recorded in one
+    transaction, or neither is.
     """
 
     type: NodeType
@@ -255,6 +257,8 @@ class Node(Struct, frozen=True, kw_only=True):
     actor_type: ActorType | None = None
     role: Name | None = None
     agent: Name | None = None
+    supersedes: Name | None = None
+    rationale: Text | None = None
 
 
 class Edge(Struct, frozen=True, kw_only=True):

@@ -22,6 +22,8 @@ Risk = Literal["low", "medium", "high", "critical"]
 Urgency: TypeAlias = Literal["normal", "urgent", "emergency"]
 #: Whether a decision is explained: not at all, in its reply, or afterwards as an event of its own.
 Explain = Literal["none", "inline", "later"]
+#: What a caller wants of the enrichment of its decision: what the settings say, none, or one in any case.
+Enrich = Literal["auto", "never", "always"]
 #: What a caller may do: ask, hand over records, push values of sources, approve, review, run tests, work on
 #: the journal; `relay`: send requests of others, each with at most the caller's own roles.
 Role = Literal["ask", "record", "push", "approve", "review", "test", "control", "relay"]
@@ -111,6 +113,13 @@ class Caller(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return None if self.uid is None else f"uid:{self.uid}"
 
 
+class Together(Struct, frozen=True):
+    """Questions of one batch, whose decisions are recorded in one transaction: which batch, and how many."""
+
+    batch: int
+    size: int
+
+
 class Request(Struct, frozen=True, kw_only=True):
     """An admitted question on its way to the engine thread.
 
@@ -118,7 +127,7 @@ class Request(Struct, frozen=True, kw_only=True):
     at receipt and recorded; `received_ns` and `deadline_ns` are monotonic nanoseconds. `pack` is what the
     request calls the pack that it wants to be judged by; None: whichever is active. `idempotency` is
     recorded with the decision. `sources` is what the sources of a pack said, and `judge` the sha256 of that
-    pack: while it is loaded it decides, though another became active meanwhile.
+    pack: while it is loaded it decides, though another became active meanwhile. `together` is the batch.
     """
 
     ticket: int
@@ -128,11 +137,13 @@ class Request(Struct, frozen=True, kw_only=True):
     received_ns: int
     deadline_ns: int
     explain: Explain = "none"
+    enrich: Enrich = "auto"
     annotations: Annotations = Annotations()
     idempotency: str | None = None
     pack: str | None = None
     sources: tuple[Consulted, ...] = ()
     judge: str | None = None
+    together: Together | None = None
 
 
 _Time = Annotated[datetime, Meta(tz=True)]

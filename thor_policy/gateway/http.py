@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 from thor_policy.core.errors import RequestError, ThorPolicyError
 from thor_policy.core.requests import Json
 from thor_policy.core.searches import Target
-from thor_policy.gateway import access_requests, authzen, problems, tracing
+from thor_policy.gateway import access_requests, authzen, openapi, problems, tracing
 from thor_policy.gateway.auth import Authenticator, Principal, Unauthenticated
 from thor_policy.gateway.daemon import Daemon
 from thor_policy.gateway.limits import (
@@ -40,7 +40,7 @@ from thor_policy.telemetry import logs
 
 log = logging.getLogger(__name__)
 
-_JSON = b"application/json"
+_JSON, _TEXT = b"application/json", b"text/plain; charset=utf-8"
 _encode = msgspec.json.Encoder().encode
 #: Most characters of an Idempotency-Key: as in a request of the daemon.
 _MAX_KEY = 256
@@ -111,7 +111,7 @@ class Incoming:
 
 
 class Reply(NamedTuple):
-    """What an endpoint answers: the status, what becomes JSON, and headers of its own."""
+    """What an endpoint answers: the status, what becomes JSON (bytes: a text), and headers of its own."""
 
     status: int
     value: Json
@@ -196,6 +196,7 @@ class Gateway:
         self.max_bytes = max_bytes
         self.counters = counters
         self._limit = logs.Limit()
+        self._document = openapi.document(base_url, with_tokens=authenticator.required)
 
     def application(self, more: Sequence[BaseRoute] = ()) -> ASGIApp:
         """The ASGI application; `more` are routes beside those of the API."""
@@ -209,7 +210,10 @@ class Gateway:
                 principal = Principal() if public else self.authenticator.of_request(scope)
                 request = Incoming(scope, receive, principal, self)
                 reply = await endpoint(request)
-                await _send(send, reply.status, _JSON, _encode(reply.value), reply.headers)
+                if isinstance(reply.value, bytes):
+                    await _send(send, reply.status, _TEXT, reply.value, reply.headers)
+                else:
+                    await _send(send, reply.status, _JSON, _encode(reply.value), reply.headers)
             except Unauthenticated as refusal:
                 await send_problem(send, problems.unauthenticated(refusal.reason, refusal.message))
             except Problem as problem:
@@ -242,8 +246,10 @@ class Gateway:
             post(access_requests.REQUESTS, request_access),
             Route(access_requests.REQUESTS + "/{task}", self.endpoint(task_status), methods=["GET"]),
             post(access_requests.REQUESTS + "/{task}/cancel", cancel_task),
+            get("/openapi.json", self._openapi),
+            get("/healthz", self._health),
             get(authzen.METADATA, self._metadata),
-            get(authzen.METADATA + "/{tenant}", self._metadata),
+            get(authzen.METADATA + "/{tenant:path}", self._metadata),
         ]
 
     async def _metadata(self, request: Incoming) -> Reply:
@@ -254,6 +260,14 @@ class Gateway:
             "access_request_endpoint": access_requests.REQUESTS,
         }
         return Reply(200, authzen.metadata(self.base_url, request.path.get("tenant"), endpoints))
+
+    async def _openapi(self, request: Incoming) -> Reply:
+        return Reply(200, self._document)
+
+    async def _health(self, request: Incoming) -> Reply:
+        if not await self.daemon.alive():
+            raise problems.away("the daemon is away")
+        return Reply(200, b"ok")
 
     @asynccontextmanager
     async def _lifespan(self, _app: Any) -> AsyncIterator[None]:

@@ -79,7 +79,7 @@ class _Mark(Enum):
 OnCommitted = Callable[[list[Committed]], None]
 
 
-_Item: TypeAlias = "tuple[Event, int] | _Task[Any] | _Mark"
+_Item: TypeAlias = "tuple[Event, int] | list[tuple[Event, int]] | _Task[Any] | _Mark"
 
 
 class Journal:
@@ -216,6 +216,19 @@ class Journal:
         """Record a decision."""
         digest = self._digest_key.of_value if self._masked and decision.sources else None
         self.append(events.decision_event(decision, ticket, masked=self._masked, digest=digest))
+
+    def decided_together(self, decisions: Sequence[tuple[Decision, int]]) -> None:
+        """Record decisions with their tickets in one transaction, if all can be stored."""
+        digest, put_ns = self._digest_key.of_value if self._masked else None, time.monotonic_ns()
+        made = [
+            events.decision_event(
+                decision, ticket, masked=self._masked, digest=digest if decision.sources else None
+            )
+            for decision, ticket in decisions
+        ]
+        self._queue.put([(event, put_ns) for event in made])
+        if self._ended:
+            self._refuse_the_rest()
 
     def explained(
         self,
@@ -370,9 +383,9 @@ class Journal:
                 item = self._queue.get_nowait()
             except queue.Empty:
                 return
-            if isinstance(item, tuple):
-                event, _ = item
-                self.counters["lost"] += 1
+            if isinstance(item, tuple | list):
+                refused = [event for event, _ in (item if isinstance(item, list) else [item])]
+                self.counters["lost"] += len(refused)
                 self._on_committed(
                     [
                         Committed(
@@ -382,6 +395,7 @@ class Journal:
                             message=message,
                             sender=event.sender,
                         )
+                        for event in refused
                     ]
                 )
             elif isinstance(item, _Task):
@@ -395,6 +409,9 @@ class Journal:
             self._postponed = _Mark.NOTHING
             if isinstance(item, tuple):
                 self._encode(*item)
+            elif isinstance(item, list):
+                for event, put_ns in item:
+                    self._encode(event, put_ns)
             elif isinstance(item, _Task):
                 self._run_task(item)
             else:
@@ -420,6 +437,9 @@ class Journal:
                 return
             if isinstance(item, tuple):
                 self._encode(*item)
+            elif isinstance(item, list):
+                for event, put_ns in item:
+                    self._encode(event, put_ns)
             else:
                 self._postponed = item
 
@@ -498,11 +518,14 @@ class Journal:
         for number, prepared in enumerate(batch):
             try:
                 checked = self._checked(prepared, placed, tasks, number)
+                along = self._checked_along(prepared, placed)
             except RequestError as objection:
                 objections[number] = objection
                 places.append(0)
             else:
                 places.append(placed.add(checked))
+                for event in along:
+                    placed.add(event)
         self._check_place()
         self._connection.execute("BEGIN IMMEDIATE")
         placed.write(self._connection)
@@ -577,6 +600,16 @@ class Journal:
         if (objection := self._objection(prepared.event, placed)) is not None:
             raise objection
         return self._if_own(prepared, placed)
+
+    def _checked_along(self, prepared: Prepared, placed: Placed) -> list[Prepared]:
+        """What is recorded along with an event, none of it yet. Raises RequestError if any must not be."""
+        if not (along := prepared.event.along):
+            return []
+        with placed.graph.supposing(prepared.event):
+            for event in along:
+                if (objection := self._objection(event, placed)) is not None:
+                    raise objection
+        return [prepare(event, prepared.put_ns) for event in along]
 
     def _objection(self, event: Event, placed: Placed) -> RequestError | None:
         """Why an event must not be recorded; None if it may be."""

@@ -25,6 +25,7 @@ from thor_policy.core.requests import (
     RISKS,
     Action,
     Annotations,
+    Enrich,
     Entity,
     Evaluation,
     Explain,
@@ -71,6 +72,7 @@ class _Envelope(Struct, frozen=True, rename={"as_": "as"}):
     op: Any = "evaluate"
     deadline_ms: Any = UNSET
     explain: Any = "none"
+    enrich: Any = "auto"
     pack: Any = UNSET
     idempotency_key: Any = UNSET
     annotations: Any = UNSET
@@ -216,6 +218,8 @@ def _decode_evaluate(
 ) -> EvaluateRequest | EvaluateBatchRequest:
     if envelope.explain not in get_args(Explain):
         raise RequestError("bad_request", f"explain: must be one of {', '.join(get_args(Explain))}")
+    if envelope.enrich not in get_args(Enrich):
+        raise RequestError("bad_request", f"enrich: must be one of {', '.join(get_args(Enrich))}")
     if envelope.pack is not UNSET:
         _check_name(envelope.pack, "pack")
     annotations = Annotations()
@@ -235,6 +239,7 @@ def _decode_evaluate(
             id=envelope.id,
             evaluation=evaluation,
             explain=envelope.explain,
+            enrich=envelope.enrich,
             deadline_ms=deadline_ms,
             pack=pack,
             annotations=annotations,
@@ -470,6 +475,8 @@ def _problem_in_graph(record: records.Record) -> str | None:
                 return f"{field}: is for nodes of the type actor only; leave it out"
         if record.type == "actor" and record.actor_type is None:
             return "actor_type: is missing; a node of the type actor needs it"
+        if record.rationale is not None and record.supersedes is None:
+            return "rationale: says why a node supersedes another; leave it out, or give supersedes too"
         return graph.problem_of_node(record.type)
     if isinstance(record, records.Edge):
         for field, types in graph.FIELDS_OF.items():
