@@ -44,7 +44,7 @@ def served() -> Iterator[Served]:
         )
         with (
             serving(config, load_engine=load_stub_engine),
-            pages(config, tokens=tokens_file) as running,
+            pages(config, tokens=tokens_file, results=Path(__file__).parents[2] / "results") as running,
         ):
             yield Served(config, running, tokens, tokens_file)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,8 +26,6 @@ from thor_policy.daemon.service import serving
 from thor_policy.security.curve_keys import Keys
 from thor_policy.security.tokens import Tokens
 from thor_policy.testing import load_stub_engine
-from thor_policy.web import templates
-from thor_policy.web.sessions import IDLE_S, LIFE_S, Session
 
 CSRF = re.compile(r'name="csrf" value="([^"]+)"')
 
@@ -269,36 +269,25 @@ def test_while_the_daemon_is_away_pages_say_so(served: Served, short_dir: Path) 
         assert client.get("/decisions").status_code == 200
 
 
-def test_a_session_ends_with_time() -> None:
-    session = Session(None, "csrf", now=0.0)
-    assert not session.is_over(IDLE_S)
-    assert session.is_over(IDLE_S + 1)
-    session.used = LIFE_S
-    assert session.is_over(LIFE_S + 1)
+def test_the_command_serves_and_ends_with_sigterm(served: Served) -> None:
+    command = [sys.executable, "-c", "from thor_policy.cli.main import main; main()"]
+    command += ["web", "--listen", "127.0.0.1:0"]
+    command += ["--state-dir", str(served.config.state_dir), "--endpoint", served.config.endpoint]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines = iter(process.stderr.readline, "")
+        line = next(line for line in lines if "ready at" in line)
+        (url,) = re.findall(r"http://[0-9.:]+", line)
+        assert httpx.get(f"{url}/health", trust_env=False).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
 
 
-def test_the_vendored_file_is_the_one_that_is_noted() -> None:
-    folder = templates.HERE / "static"
-    digest = hashlib.sha256((folder / "htmx.min.js").read_bytes()).hexdigest()
-    assert digest in (folder / "VENDORED.md").read_text(encoding="utf-8")
-
-
-def test_no_template_turns_escaping_off() -> None:
-    for path in (templates.HERE / "templates").glob("*.html"):
-        text = path.read_text(encoding="utf-8")
-        assert not re.search(r"\|\s*safe\b|autoescape|Markup|\son[a-z]+=|style=|javascript:", text), path.name
-        assert "<script>" not in text, path.name
-
-
-def test_values_are_bounded_and_made_visible() -> None:
-    row = {
-        "timestamp": "2026-07-01T12:00:00Z", "decision": "<b>\u202e", "actor": "a" * 5_000,
-        "action": "\x1b[2J", "decision_type": "t", "entity": '"><script>', "tier": "rule",
-        "confidence": None, "risk_level": None, "decision_id": "x/y?z", "seq": 1,
-    }  # fmt: skip
-    text = templates.render("_row.html", row=row)
-    assert "<script>" not in text
-    assert "\u202e" not in text
-    assert "\x1b" not in text
-    assert "a" * 200 not in text
-    assert "/decisions/x%2Fy%3Fz" in text
+def test_a_stream_does_not_keep_the_process_from_ending(served: Served) -> None:
+    with ExitStack() as streams:
+        with pages(served.config) as running:
+            client = streams.enter_context(running.client())
+            client.get("/health")
+            lines = streams.enter_context(client.stream("GET", "/live/events?after=0")).iter_lines()
+            assert next(lines).startswith("retry")
+        assert list(lines)[-1] == ""

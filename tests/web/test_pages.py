@@ -181,6 +181,31 @@ def test_a_search_narrows_as_filters_change(chromium: Browser, served: Served) -
         expect(page.get_by_role("alert")).to_contain_text("RFC 3339")
 
 
+def test_lines_of_a_list_are_reached_by_keys(chromium: Browser, served: Served) -> None:
+    with Client(served.config.endpoint) as client:
+        ids = [client.evaluate(deploy(name, "test"))["context"]["decision_id"] for name in ("eve", "adam")]
+    with visitor(chromium, served, "watch") as watched:
+        page = watched.page
+        page.goto(f"{served.pages.url}/decisions")
+        page.keyboard.press("j")
+        page.keyboard.press("j")
+        page.keyboard.press("Enter")
+        expect(page.locator("h1")).to_contain_text("user:eve")
+        assert page.url.endswith(ids[0])
+        page.goto(f"{served.pages.url}/decisions")
+        page.keyboard.press("/")
+        expect(page.get_by_label("Words of the question")).to_be_focused()
+
+
+def test_a_saved_report_is_shown_in_its_own_style(chromium: Browser, served: Served) -> None:
+    with visitor(chromium, served, "watch") as watched:
+        page = watched.page
+        page.goto(f"{served.pages.url}/suites")
+        page.get_by_role("link", name="Report of agent-tools").click()
+        expect(page.locator("h1")).to_contain_text("did not pass")
+        assert page.evaluate("getComputedStyle(document.querySelector('main')).maxWidth") == "1180px"
+
+
 def test_a_visitor_sees_only_the_pages_of_its_roles(chromium: Browser, served: Served) -> None:
     with visitor(chromium, served, "kim") as watched:
         page = watched.page

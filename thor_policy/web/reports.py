@@ -10,6 +10,7 @@ import asyncio
 import stat
 import time
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,23 +66,25 @@ async def report(visit: Visit) -> Response:
 
 
 def _suites(folder: Path) -> list[dict[str, Any]]:
-    listed: list[dict[str, Any]] = []
-    for path in suite_files.available(folder):
-        try:
-            suite = suite_files.load(path)
-        except (SuiteError, PackError) as error:
-            listed.append({"name": path.stem, "problem": str(error)})
-            continue
-        tags = Counter(tag for scenario in suite.scenarios for tag in scenario.tags)
-        listed.append({
-            "name": suite.name,
-            "pack": suite.pack,
-            "description": suite.description,
-            "scenarios": len(suite.scenarios),
-            "tags": [name for name, _ in tags.most_common(6)],
-            "problem": "",
-        })  # fmt: skip
-    return listed
+    return [_suite(path, path.stat().st_mtime_ns) for path in suite_files.available(folder)]
+
+
+@lru_cache(maxsize=64)
+def _suite(path: Path, _changed_ns: int) -> dict[str, Any]:
+    """What is in a suite file, which is read again when it changes."""
+    try:
+        suite = suite_files.load(path)
+    except (SuiteError, PackError) as error:
+        return {"name": path.stem, "problem": str(error)}
+    tags = Counter(tag for scenario in suite.scenarios for tag in scenario.tags)
+    return {
+        "name": suite.name,
+        "pack": suite.pack,
+        "description": suite.description,
+        "scenarios": len(suite.scenarios),
+        "tags": [name for name, _ in tags.most_common(6)],
+        "problem": "",
+    }
 
 
 def _files(results: Path) -> dict[str, Path]:

@@ -123,7 +123,8 @@ class Reviews:
 
         review = await asyncio.to_thread(open_queue)
         self._of_session[visit.session] = review
-        visit.session.closing.append(lambda: self._end(visit.session))
+        if not visit.session.closing:
+            visit.session.closing.append(lambda: self._end(visit.session))
         return go_to("/review")
 
     async def step(self, visit: Visit) -> Response:
