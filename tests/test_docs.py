@@ -27,6 +27,7 @@ from thor_policy.testing import load_stub_engine
 NAMES = {
     *("readme", "quickstart", "tutorial", "recipes", "zeromq sample"),
     *("packs", "signatures", "keys", "journal", "checks", "backup", "sources", "approvals", "work", "hooks"),
+    "proxy",
 }
 DOOR = ROOT / "docs" / "examples" / "door-access"
 QUESTION = json.loads((ROOT / "docs" / "examples" / "door-question.json").read_text(encoding="utf-8"))
@@ -241,6 +242,11 @@ def test_the_recipes_for_rules_run_as_written(shell: Shell, config: Config) -> N
 def test_the_example_of_sources_runs_as_written(shell: Shell, config: Config) -> None:
     (shell.folder / "docs").symlink_to(ROOT / "docs")
     for block in blocks_named("sources"):
+        shell.run(block, {"ENDPOINT": config.endpoint})
+
+
+def test_the_guide_to_the_proxy_of_mcp_servers_runs_as_written(shell: Shell, config: Config) -> None:
+    for block in blocks_named("proxy"):
         shell.run(block, {"ENDPOINT": config.endpoint})
 
 
