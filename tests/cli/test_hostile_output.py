@@ -293,6 +293,7 @@ def test_every_command_that_prints_data_is_tried_here() -> None:
         "completion",
         "sources",
         "mcp",  # tests/mcp/test_proxy.py
+        "tune",
     }  # below, or our own words only
     assert {arguments[0] for arguments in READ} | elsewhere == set(COMMANDS)
 
