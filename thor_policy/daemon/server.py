@@ -47,6 +47,8 @@ from thor_policy.daemon.inbox import Inbox
 from thor_policy.daemon.inflight import Answer, InFlight
 from thor_policy.daemon.peers import Identity, Peers, Received, Sender
 from thor_policy.daemon.quota import JournalQuota
+from thor_policy.daemon.relays import Relays
+from thor_policy.daemon.shares import Refusals
 from thor_policy.daemon.sockets import Mailbox, caller_of, stop_on_signals
 from thor_policy.journal.events import Bounds
 from thor_policy.protocol.messages import (
@@ -58,6 +60,7 @@ from thor_policy.protocol.messages import (
     Message,
     PushRequest,
     RecordRequest,
+    SearchRequest,
     StatusRequest,
     op_of,
 )
@@ -113,14 +116,20 @@ class FindTasks(Protocol):
     ) -> None: ...
 
 
+class Search(Protocol):
+    """Searches; the answer comes to the mailbox. Raises RequestError where it cannot begin."""
+
+    def __call__(self, message: SearchRequest, caller: Caller, ticket: int, *, at: float) -> None: ...
+
+
 class Server:
     """Serves one endpoint, whose lock the caller holds (`endpoint_lock`).
 
     `describe` says how the other parts are. `find_pack` is that of `Admission`; `long_texts` gives the limits
     of texts that a pack states. Without `pack_changes` no pack can be changed, without `push` no value
-    pushed, without `approvals` no task is found. `reread` reads the settings again. `refusal` says why a part
-    can take nothing new, None while it can: without the engine only records are admitted, without the journal
-    nothing. Raises ConfigError if the endpoint cannot be opened.
+    pushed, without `approvals` no task is found, without `search` nothing is searched. `reread` reads the
+    settings again. `refusal` says why a part can take nothing new, None while it can: without the engine only
+    records are admitted, without the journal nothing. Raises ConfigError if the endpoint cannot be opened.
     """
 
     def __init__(
@@ -139,6 +148,7 @@ class Server:
         pack_changes: PackChanges | None = None,
         push: TakePush | None = None,
         approvals: FindTasks | None = None,
+        search: Search | None = None,
         reread: Callable[[], Config] | None = None,
     ) -> None:
         self._config = config
@@ -150,6 +160,7 @@ class Server:
         self._pack_changes = pack_changes
         self._push = push
         self._approvals = approvals
+        self._search = search
         self._people = People(config.people)
         self._long_texts = long_texts
         self._govern = govern
@@ -171,6 +182,8 @@ class Server:
         )
         self._keys = IdempotencyKeys(self._in_flight, recall=self._recall, counters=self.counters)
         self._inbox = Inbox(config)
+        self._refusals = Refusals()
+        self._relays = Relays(config.max_request_bytes, self.counters)
         self._published: Counter[str] = Counter()
         self._snapshot = Snapshot(self.status, self._metrics.families)
         self._endpoints = Endpoints(
@@ -329,7 +342,7 @@ class Server:
         processor to the other threads.
         """
         refusing_ns = 0
-        for received in peers.receive(_READ_BURST, time.monotonic_ns):
+        for received in map(self._relays.attribute, peers.receive(_READ_BURST, time.monotonic_ns)):
             error = received.fault or self._inbox.put(received)
             if error is not None:
                 self._refuse_unread(received, error)
@@ -363,6 +376,7 @@ class Server:
                 max_deadline_ms=self._config.max_deadline_ms,
                 texts=TextLimits(self._config.max_text_chars, self._long_texts),
                 authorise=lambda op: authorise(op, identity.caller, identity.roles),
+                relayed=identity.caller.on_behalf_of is not None,
             )
         except RequestError as error:
             self._refuse(replace(sender, request_id=recover_request_id(frame, limit_bytes)), error)
@@ -414,6 +428,15 @@ class Server:
             ticket = self._admission.job(answer, arrival, "journal")
             on_done = partial(self._report, ticket)
             self._approvals(message.query, arrival.caller, arrival.roles, on_done)
+        elif isinstance(message, SearchRequest):
+            if self._search is None:
+                raise RequestError("unavailable", "op: this server searches nothing")
+            self._admission.check_pack(message.pack, arrival)
+            ticket = self._admission.job(answer, arrival, "journal")
+            try:
+                self._search(message, arrival.caller, ticket, at=arrival.received_at)
+            except RequestError as error:
+                self._in_flight.settle(ticket, error)
         elif isinstance(message, MaintenanceRequest):
             ticket = self._admission.job(answer, arrival, "journal")
             self._maintenance.submit(ticket, message.maintenance, arrival.caller)
@@ -486,7 +509,19 @@ class Server:
 
     def _refuse(self, sender: Sender, error: RequestError) -> None:
         self._count_refusal(sender, error.code, error.message)
+        if error.code == "busy":
+            error = self._spaced(sender, error)
         self._send(sender, encode_error(sender.request_id, error))
+
+    def _spaced(self, sender: Sender, error: RequestError) -> RequestError:
+        """The refusal of a caller that is to wait, with its turn; one that does not wait is barred."""
+        now_ns, share = time.monotonic_ns(), sender.lane.share
+        wait_ms = self._refusals.wait_ms(share, now_ns, error.retry_after_ms or 0, sender.size_bytes)
+        if (seconds := self._refusals.bar_s(share, now_ns)) is not None:
+            self.counters["callers_barred"] += 1
+            log.warning("%s does not wait after `busy`, and is barred for %g s", share, seconds)
+            self._endpoints.bar(share, seconds)
+        return RequestError("busy", error.message, retry_after_ms=wait_ms)
 
     def _refuse_fault(self, sender: Sender) -> None:
         """Log the exception that is being handled, and refuse the request that it belongs to."""
@@ -561,4 +596,10 @@ def _of(sender: Sender) -> dict[str, Json]:
     """What the log says of a request."""
     ms = (time.monotonic_ns() - sender.received_ns) / 1e6
     caller = sender.caller
-    return {"op": sender.op, "uid": caller.uid, "key": caller.key, "ms": round(ms, 3)}
+    return {
+        "op": sender.op,
+        "uid": caller.uid,
+        "key": caller.key,
+        "for": caller.on_behalf_of,
+        "ms": round(ms, 3),
+    }

@@ -6,17 +6,20 @@ passed every check that does not need the daemon. Pure; any thread.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, get_args
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from thor_policy.core import records
 from thor_policy.core.errors import ErrorCode, RequestError
 from thor_policy.core.records import OP_OF, RECORDS
-from thor_policy.core.requests import Annotations, Evaluation, Explain
+from thor_policy.core.requests import Annotations, Enrich, Evaluation, Explain, Role
+from thor_policy.core.searches import Search
 from thor_policy.core.sources import Push
 
 PROTOCOL_VERSION = 1
+#: For whom a request can be relayed: the holder of a bearer token, or of a certificate.
+BEHALF = r"^(token|cert):[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
 #: The HTTP status of each error code, as in AuthZEN.
 HTTP_STATUS: dict[ErrorCode, int] = {
     "bad_request": 400,
@@ -33,7 +36,14 @@ HTTP_STATUS: dict[ErrorCode, int] = {
     "internal": 500,
 }
 #: Every operation; those of `RECORDS` send a record.
-OPS = ("evaluate", "status", "metrics", *RECORDS, "approvals", "push", "maintenance", "control")
+OPS = ("evaluate", "search", "status", "metrics", *RECORDS, "approvals", "push", "maintenance", "control")
+
+
+class Behalf(Struct, frozen=True, kw_only=True):
+    """Whose request a caller with the role `relay` sends, and the roles of that one: the member `as`."""
+
+    name: Annotated[str, Meta(pattern=BEHALF)]
+    roles: Annotated[tuple[Role, ...], Meta(max_length=len(get_args(Role)))]
 
 
 class Idempotency(Struct, frozen=True, kw_only=True):
@@ -53,6 +63,7 @@ class EvaluateRequest(Struct, frozen=True, kw_only=True):
     pack: str | None
     annotations: Annotations
     idempotency: Idempotency | None = None
+    enrich: Enrich = "auto"
 
 
 #: When a batch may stop early (AuthZEN evaluations semantics).
@@ -90,6 +101,14 @@ class ApprovalsRequest(Struct, frozen=True, kw_only=True):
     query: records.ApprovalQuery
 
 
+class SearchRequest(Struct, frozen=True, kw_only=True):
+    """A search by the rules of `pack` (None: of the active one)."""
+
+    id: str
+    search: Search
+    pack: str | None
+
+
 class MaintenanceRequest(Struct, frozen=True, kw_only=True):
     """A request for long work on the journal."""
 
@@ -117,6 +136,7 @@ Message: TypeAlias = (
     | StatusRequest
     | RecordRequest
     | ApprovalsRequest
+    | SearchRequest
     | PushRequest
     | MaintenanceRequest
     | ControlRequest
@@ -133,6 +153,8 @@ def op_of(message: Message) -> str:
         return "push"
     if isinstance(message, ApprovalsRequest):
         return "approvals"
+    if isinstance(message, SearchRequest):
+        return "search"
     if isinstance(message, ControlRequest):
         return "control"
     return "maintenance" if isinstance(message, MaintenanceRequest) else "evaluate"
