@@ -308,6 +308,7 @@ def test_every_command_that_prints_data_is_tried_here() -> None:
         "gateway",
         "tokens",
         "mcp",  # tests/mcp/test_proxy.py
+        "tune",
     }  # below, or our own words only
     assert {arguments[0] for arguments in READ} | elsewhere == set(COMMANDS)
 
