@@ -31,6 +31,7 @@ from thor_policy.daemon.service import serving
 from thor_policy.journal import events
 from thor_policy.journal.writer import Journal
 from thor_policy.testing import load_stub_engine
+from thor_policy.trace.formats import FORMATS
 
 #: Begins a line if a line end in the data is printed as one.
 FORGED = "FORGED"
@@ -215,7 +216,8 @@ READ = [
     ["graph", "pulse"],
     ["graph", "pulse", "--json"],
     ["graph", "context", "--session", HOSTILE],
-    *(["graph", "export", "--format", name] for name in ("mermaid", "dot", "graphml", "csv-edges", "json")),
+    *(["graph", "export", "--format", name] for name in FORMATS if name != "html"),
+    *(["graph", "export", "--of", "traces", "--format", name] for name in ("mermaid", "cypher", "jsonld")),
     ["alerts", "--raised"],
     ["alerts", "--limit", HOSTILE],
     ["compliance", "--type", HOSTILE],

@@ -42,7 +42,9 @@ def test_an_event_gets_exactly_the_recorded_answer(
     case = case_of(path)
     state = State(str(tmp_path / "state"))
     for member in SESSIONS:
-        state.keep_prompt(str(case["given"].get(member)), TASK)
+        session = str(case["given"].get(member))
+        state.keep_prompt(session, TASK)
+        state.keep_root(session, "/srv/project")
     options = [*(["--event", case["event"]] if case["event"] else []), *case["flags"]]
     ran = hook(path.parent.name, case["given"], *options)
     printed = (_ID.sub("decision ID", ran.stdout), _ID.sub("decision ID", ran.stderr), ran.status)

@@ -49,7 +49,12 @@ def ended(command: str = "ls", use: str = "toolu_1", **members: Any) -> dict[str
     return call(command, use, hook_event_name="PostToolUse") | response | members
 
 
-PROMPT = {"hook_event_name": "UserPromptSubmit", "session_id": "s", "prompt": "List the files."}
+PROMPT = {
+    "hook_event_name": "UserPromptSubmit",
+    "session_id": "s",
+    "prompt": "List the files.",
+    "cwd": CWD,
+}
 
 
 # ---------------------------------------------------------------- options
@@ -230,6 +235,16 @@ def test_the_outcome_of_a_call_is_recorded_on_its_decision(gate: Config, hook: H
         (outcome,) = reader.trace(decision["decision_id"])["outcomes"]
     assert outcome["status"] == "SUCCESS"
     assert outcome["note"] == 'the tool printed "{"stdout": "a\\u001b[31m\\nb", "is_error": false}"'
+
+
+def test_a_folder_that_the_agent_chose_is_not_the_workspace(gate: Config, hook: Hook) -> None:
+    hook("codex", PROMPT)
+    for cwd, outcome in ((CWD, "allow"), (f"{CWD}/src", "allow"), ("/srv/other", "require_confirmation")):
+        hook("codex", call("pytest -q", "call_1", cwd=cwd))
+        assert newest(gate)["decision"] == outcome
+    hook("codex", PROMPT | {"cwd": "/srv/other"})
+    hook("codex", call("pytest -q", "call_1", cwd="/srv/other"))
+    assert newest(gate)["decision"] == "require_confirmation", "the first folder of a session counts"
 
 
 def test_calls_of_a_session_at_the_same_time_each_get_their_outcome(gate: Config, hook: Hook) -> None:

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import msgspec
 from msgspec import Struct, to_builtins
-from msgspec.structs import fields, replace
+from msgspec.structs import replace
 
 from thor_policy.core import records
 from thor_policy.core.approvals import Person, State
@@ -677,15 +677,15 @@ def record_event(
         record = replace(record, supersedes=None, rationale=None)
     private: dict[str, Json] = {}
     about = getattr(record, "decision_id", None)
-    for field in fields(record):
-        value = getattr(record, field.name)
+    for name in record.__struct_fields__:  # msgspec's `fields` evaluates every annotation: 0.8 ms
+        value = getattr(record, name)
         if isinstance(value, float) and not math.isfinite(value):
             value = None  # JSON has no such number
-        if field.name == "urgency" and value == "normal":
+        if name == "urgency" and value == "normal":
             continue
-        if field.name != "decision_id" and value not in (None, {}, ()):
+        if name != "decision_id" and value not in (None, {}, ()):
             plain = to_builtins(value) if isinstance(value, Struct) else value
-            (private if field.name in private_names else body)[field.name] = plain
+            (private if name in private_names else body)[name] = plain
     private, hidden = mask(private, masked)
     if hidden:
         private["masked"] = hidden

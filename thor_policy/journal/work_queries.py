@@ -33,9 +33,10 @@ class Part(NamedTuple):
 
 
 #: The columns of an item. `recorded`: it is no node. `superseded_by`: what took its place, if anything did.
+#: `stated_status`: what a node itself says, superseded or not.
 ITEM = (
     *("id", "seq", "at", "type", "title", "description", "status", "superseded_by", "confidence"),
-    *("session", "agent", "metadata", "recorded"),
+    *("session", "agent", "metadata", "recorded", "stated_status", "actor_type", "role"),
 )
 #: Most ids in one query; SQLite allows 32,766.
 _MANY = 500
@@ -46,7 +47,8 @@ _SUPERSEDER = f"(SELECT source FROM edges WHERE target = n.id AND {SUPERSEDES} O
 _OF_NODE = f"""
 n.id, n.seq, n.timestamp AS at, n.type, n.title, n.description,
 iif({_SUPERSEDER} IS NULL, n.status, 'superseded') AS status, {_SUPERSEDER} AS superseded_by,
-n.confidence, n.session, n.agent, n.metadata, 0 AS recorded"""
+n.confidence, n.session, n.agent, n.metadata, 0 AS recorded,
+n.status AS stated_status, n.actor_type, n.role"""
 _NODE = f"SELECT {_OF_NODE} FROM nodes n"
 #: A confidence is rounded down, so that one below 50 % is shown as such.
 _DECISION = """
@@ -54,13 +56,14 @@ SELECT d.decision_id AS id, d.seq, d.timestamp AS at, 'decision' AS type,
        d.decision_type || ': ' || d.decision AS title, d.reasoning AS description, d.trace_status AS status,
        (SELECT "by" FROM trace_states s WHERE s.seq = d.status_seq) AS superseded_by,
        CAST(100 * d.confidence AS INTEGER) AS confidence, d.session, d.actor AS agent,
-       NULL AS metadata, 1 AS recorded
+       NULL AS metadata, 1 AS recorded, NULL AS stated_status, NULL AS actor_type, NULL AS role
 FROM decisions d"""
 #: One that is pending is no outcome yet: its status says so.
 _OUTCOME = """
 SELECT o.id, o.seq, o.timestamp AS at, 'outcome' AS type, o.status AS title, o.note AS description,
        iif(o.status = 'PENDING', 'pending', 'active') AS status, NULL AS superseded_by, NULL AS confidence,
-       NULL AS session, NULL AS agent, NULL AS metadata, 1 AS recorded
+       NULL AS session, NULL AS agent, NULL AS metadata, 1 AS recorded,
+       NULL AS stated_status, NULL AS actor_type, NULL AS role
 FROM outcomes o"""
 #: Decisions that count in figures: no claims, none in quarantine.
 _COUNTS = "d.lacks IS NULL AND (d.claimed IS NULL OR d.claimed != 'report')"
@@ -108,7 +111,15 @@ UNION ALL
 SELECT o.seq, o.decision_id, 'RESULTED_IN', o.id FROM json_each(:ids) j CROSS JOIN outcomes o ON o.seq IN (
     SELECT seq FROM outcomes WHERE decision_id = j.value AND claimed IS NULL ORDER BY seq LIMIT :most
 )"""
-_LINK = "source, type, target, seq, timestamp AS at, weight, rationale"
+#: The columns of a link. `stated`: somebody recorded it; others follow from a record, whose id they have.
+LINK = (
+    *("id", "source", "type", "target", "seq", "at", "weight", "rationale"),
+    *("similarity", "how", "favourable", "stated"),
+)
+_LINK = (
+    "id, source, type, target, seq, timestamp AS at, weight, rationale, similarity, how, favourable, "
+    "1 AS stated"
+)
 
 
 def nodes(
@@ -209,8 +220,9 @@ def links_from(connection: Connection, ids: Sequence[str], types: Sequence[str] 
         for some in _pages(ids):
             made += rows(
                 connection,
-                "SELECT decision_id AS source, 'RESULTED_IN' AS type, id AS target, seq, timestamp AS at, "
-                "NULL AS weight, NULL AS rationale FROM outcomes WHERE claimed IS NULL AND decision_id IN "
+                "SELECT id, decision_id AS source, 'RESULTED_IN' AS type, id AS target, seq, "
+                "timestamp AS at, NULL AS weight, NULL AS rationale, NULL AS similarity, NULL AS how, "
+                "NULL AS favourable, 0 AS stated FROM outcomes WHERE claimed IS NULL AND decision_id IN "
                 f"({', '.join('?' * len(some))})",
                 tuple(some),
             )
