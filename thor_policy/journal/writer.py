@@ -306,6 +306,17 @@ class Journal:
         """Record events in one transaction. An event that cannot be recorded has its own fate."""
         return self.run(lambda _: self._commit([prepare(event, time.monotonic_ns()) for event in batch]))
 
+    def commit_records(
+        self, kept: Sequence[tuple[str, records.Record]], *, at: float, caller: Caller
+    ) -> Future[list[Committed]]:
+        """Record these with the ids that they have, in one transaction; each has its own fate."""
+        return self.commit_all(
+            [
+                events.record_event(record, record_id=id, at=at, caller=caller, masked=self._masked)
+                for id, record in kept
+            ]
+        )
+
     def shadowed(self, served: Decision, shadow: Decision, at: float) -> None:
         """Record the decision of a shadow pack. The `served` decision must be recorded before."""
         self.append(events.shadow_event(served, shadow, at))
