@@ -9,6 +9,7 @@ import itertools
 import random
 
 import pytest
+from msgspec.structs import replace
 
 from tests.reviewers import REVIEWERS, held, sample, traffic, true_false_allows
 from thor_policy.core.errors import CalibrationError
@@ -46,6 +47,14 @@ def test_reviewers_that_miss_false_allows_break_the_promise_if_nobody_says_so() 
     promise = Promise(asks_per_day=1_000, false_allows=0.05, days=30)
     below = choose(sample(rng, 3_000, misses=0.8), traffic(rng, 3_000), promise).below
     assert true_false_allows(below) > 0.05
+    honest = replace(promise, reviewers_miss=0.8)
+    with pytest.raises(CalibrationError):  # 300 such reviews are too few
+        choose(sample(rng, 300, misses=0.8), traffic(rng, 3_000), honest)
+    questions, served = sample(rng, 500, misses=0.8), traffic(rng, 500)
+    for corrected, plain in zip(
+        curve(questions, served, honest), curve(questions, served, promise), strict=True
+    ):
+        assert corrected.false_allows_at_most == pytest.approx(min(1.0, plain.false_allows_at_most * 5))
 
 
 def test_a_wider_band_never_allows_more_and_never_asks_less() -> None:

@@ -45,7 +45,7 @@ def serve(config: Config, address: str | None, token_file: Path | None) -> None:
     """
     if (address is None) != (token_file is None):
         raise click.UsageError("give --http and --token-file together, or none of them for stdio")
-    with needs_extra("[mcp]", "mcp serve"):
+    with needs_extra("mcp", "mcp serve"):
         from thor_policy.mcp import http, server
     from thor_policy.cli.journal_reader import open_current
     from thor_policy.client.aio import AsyncClient
