@@ -166,6 +166,12 @@ def test_explain_may_be_none_inline_or_later(explain: str) -> None:
     assert evaluate(explain=explain).explain == explain
 
 
+@pytest.mark.parametrize("enrich", ["auto", "never", "always"])
+def test_enrich_may_be_auto_never_or_always(enrich: str) -> None:
+    assert evaluate(enrich=enrich).enrich == enrich
+    assert evaluate().enrich == "auto"
+
+
 def test_a_deadline_of_null_means_no_deadline() -> None:
     assert evaluate(deadline_ms=None).deadline_ms is None
 
@@ -216,6 +222,7 @@ OPS = (
         ({"op": {"record": 1}}, "bad_request", f"op: must be one of {OPS}"),
         ({"explain": "sometime"}, "bad_request", "explain: must be one of none, inline, later"),
         ({"explain": True}, "bad_request", "explain: must be one of none, inline, later"),
+        ({"enrich": "sometime"}, "bad_request", "enrich: must be one of auto, never, always"),
         ({"explain": ["none"]}, "bad_request", "explain: must be one of none, inline, later"),
         ({"pack": 1}, "bad_request", "pack: must be a string"),
         ({"pack": ""}, "bad_request", "pack: must not be empty"),
@@ -1412,6 +1419,7 @@ MEMBERS = st.sampled_from(
         "op",
         "deadline_ms",
         "explain",
+        "enrich",
         "pack",
         "annotations",
         "request",
