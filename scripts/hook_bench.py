@@ -54,6 +54,7 @@ def main() -> int:
         event, sample = trial.SAMPLES["claude"]
         wanted = installation.Wanted(endpoint=endpoint, state=state)
         State(state).keep_prompt(sample["session_id"], "Look at the files.")
+        State(state).keep_root(sample["session_id"], sample["cwd"])
         data = json.dumps(sample).encode()
         commands = {
             "shell hook that does nothing": "cat > /dev/null; echo '{}'",

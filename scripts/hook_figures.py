@@ -106,6 +106,7 @@ def main() -> int:
         config.state_dir.mkdir()
         with serving(config, load_engine=load_stub_engine), ThreadPoolExecutor(2) as pool:
             State(state).keep_prompt(SESSION, TASK)
+            State(state).keep_root(SESSION, WORKSPACE)
             answers = list(
                 pool.map(lambda line: through_the_hook(line, endpoint, state), (line for _, line in lines))
             )

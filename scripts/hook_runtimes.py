@@ -42,9 +42,9 @@ class Seen(NamedTuple):
 
 
 class Model(BaseHTTPRequestHandler):
-    """A model that wants to run `command` and then ends its turn (the Responses API of OpenAI, streamed)."""
+    """A model that wants to run `command` in `folder`, and then ends its turn (OpenAI's Responses API)."""
 
-    command = ""
+    command, folder = "", ""
     turns = 0
     #: What Codex sent back for the call.
     result = ""
@@ -59,12 +59,12 @@ class Model(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["content-length"])))
         Model.turns += 1
         if Model.turns == 1:
-            item = {
+            item: dict[str, Any] = {
                 "type": "function_call",
                 "id": "f",
                 "call_id": "call_1",
                 "name": "exec_command",
-                "arguments": json.dumps({"cmd": Model.command}),
+                "arguments": json.dumps({"cmd": Model.command, "workdir": Model.folder}),
             }
         else:
             Model.result = str(request["input"][-1].get("output", ""))
@@ -97,12 +97,14 @@ class Codex:
         self._home = folder / "codex-home"
         self.settings = self._home / "hooks.json"
 
-    def run(self, command: str, work: Path) -> Seen:
-        marker = work / "ran"
+    def run(self, command: str, work: Path, place: Path | None = None) -> Seen:
+        """Run a call that the model wants in the folder `place`."""
+        marker = (place or work) / "ran"
         marker.unlink(missing_ok=True)
         with ThreadingHTTPServer(("127.0.0.1", 0), Model) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             Model.command, Model.turns, Model.result = command, 0, ""
+            Model.folder = str(place or work)
             (self._home / "config.toml").write_text(
                 f'model = "m"\nmodel_provider = "local"\n[model_providers.local]\nname = "local"\n'
                 f'base_url = "http://127.0.0.1:{server.server_port}/v1"\nwire_api = "responses"\n'
@@ -165,6 +167,10 @@ def tried(agent: Agent, endpoint: str, folder: Path, work: Path) -> Iterator[tup
     yield "allow", True, agent.run(harmless, work)
     yield "confirmation", False, agent.run("touch ran; git push origin main", work)
     yield "deny", False, agent.run("touch ran; sudo rm -rf /nothing", work)
+    if isinstance(agent, Codex):  # the model chooses the folder of a call
+        elsewhere = folder / "elsewhere"
+        elsewhere.mkdir()
+        yield "another folder", False, agent.run(harmless, work, elsewhere)
     installed(f"ipc://{folder}/nobody.sock")
     yield "no daemon", False, agent.run(harmless, work)
     with trial.peer(folder, greets=False) as hung:
@@ -180,7 +186,8 @@ def tried(agent: Agent, endpoint: str, folder: Path, work: Path) -> Iterator[tup
     with trial.peer(folder, error) as full:
         installed(full)
         yield "disk full", False, agent.run(harmless, work)
-    installed("tcp://127.0.0.1:1")
+    installed(endpoint)
+    edited(lambda text: text.replace(endpoint, "tcp://127.0.0.1:1"))
     yield "bad config", False, agent.run(harmless, work)
     installed(endpoint)
     edited(lambda text: text.replace("hook/entry.py", "hook/gone.py"))

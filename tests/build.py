@@ -26,6 +26,7 @@ from thor_policy.core.decisions import (
     Scored,
     Timings,
 )
+from thor_policy.core.enrichment import Enrichment
 from thor_policy.core.records import Calibration
 from thor_policy.core.requests import Action, Caller, Entity, Evaluation, Json
 from thor_policy.core.results import Committed
@@ -77,6 +78,18 @@ EXPLAINED = Explanation(
     text="deny\nR3,R1\nNobody deploys on a Friday.",
     generated_tokens=9,
     explain_ms=80.5,
+)
+ENRICHED = Enrichment(
+    why=("low_confidence",),
+    risk="The release breaks for alice.",
+    alternative="allow",
+    alternatives="It is too loose.",
+    rationale="It is a Friday.",
+    quality="the model's confidence was 0.75 (uncalibrated)",
+    model=MODEL,
+    generated_tokens=40,
+    device_ms=900.5,
+    took_ms=1_200.25,
 )
 _numbers = itertools.count(1)
 
@@ -365,6 +378,8 @@ _UNDO: dict[str, tuple[str, ...]] = {
         "CREATE INDEX decisions_exception ON decisions (is_exception) WHERE is_exception = 1",
         f"CREATE INDEX decisions_decision_type ON decisions (decision_type) WHERE {_RARE_TYPE}",
     ),
+    "0020_alerts": ("DROP TABLE alerts",),
+    "0019_enrichments": ("DROP TABLE enrichments",),
     "0016_work": (
         *(
             f"DROP INDEX nodes_{name}"

@@ -26,7 +26,7 @@ from thor_policy.testing import load_stub_engine
 #: The names under which blocks are run, each by a test below.
 NAMES = {
     *("readme", "quickstart", "tutorial", "recipes", "zeromq sample"),
-    *("packs", "signatures", "keys", "journal", "checks", "backup", "sources", "approvals", "work"),
+    *("packs", "signatures", "keys", "journal", "checks", "backup", "sources", "approvals", "work", "hooks"),
     "proxy",
 }
 DOOR = ROOT / "docs" / "examples" / "door-access"
@@ -276,6 +276,13 @@ def test_the_commands_for_keys_run_as_written(shell: Shell) -> None:
 def test_the_commands_for_the_graph_of_work_run_as_written(shell: Shell, config: Config) -> None:
     with decided(config):
         for block in blocks_named("work"):
+            shell.run(block)
+
+
+def test_the_guide_to_hooks_runs_as_written(tmp_path: Path, config: Config) -> None:
+    variables = variables_of(config) | {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}
+    with open_shell(tmp_path, variables) as shell:
+        for block in blocks_named("hooks"):
             shell.run(block)
 
 

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from platformdirs import user_data_path, user_state_path
 
+from thor_policy.core.enrichment import TRIGGERS
 from thor_policy.core.errors import ConfigError
 from thor_policy.core.requests import Role
 
@@ -307,6 +308,45 @@ class Config:
         3_600.0, "Seconds for which a cached score may be used again.", least=0, most=31_536_000
     )
 
+    enrichment: str = _setting(
+        "never",
+        "Which decisions the model writes about on idle time: never, hybrid (those with a trigger of "
+        "enrich_on, and those whose caller wants it) or always. It needs the memory of one stream.",
+        choices=("never", "hybrid", "always"),
+    )
+    enrich_on: tuple[str, ...] = _setting(
+        TRIGGERS,
+        "What makes a decision one to enrich: exception, approval and synthesis (its type), low_confidence, "
+        "disagreement (of the rules that matched and the model).",
+    )
+    enrichments_per_day: int = _setting(
+        200,
+        "Enrichments that may begin in a day, 24 hours of the machine's own clock. 0: none.",
+        least=0,
+        most=10_000_000,
+    )
+    enrichment_day_s: float = _setting(
+        3_600.0, "Seconds of the device that enrichment may use in a day. 0: none.", least=0, most=86_400
+    )
+    enrichment_timeout_s: float = _setting(
+        60.0,
+        "Seconds that one enrichment may take from its beginning, decisions in between included.",
+        least=0.1,
+        most=86_400,
+    )
+    enrichment_quiet_ms: int = _setting(
+        250,
+        "Milliseconds without a decision before enrichment begins or goes on.",
+        least=0,
+        most=3_600_000,
+    )
+    max_enrichments: int = _setting(
+        256,
+        "Decisions that may wait to be enriched. Above this limit a decision is not.",
+        least=1,
+        most=100_000,
+    )
+
     drift_every_s: float = _setting(
         900.0,
         "Seconds between two replays of the pack's examples by an idle daemon. Each score is compared "
@@ -319,6 +359,36 @@ class Config:
         "Largest change of a logit of a replayed example that does not count as drift.",
         least=0,
         most=100,
+    )
+
+    alert_success_below: float = _setting(
+        0.5,
+        "Share of successful outcomes below which there is an alert of an agent or a model, if even the "
+        "upper end of the 95 % interval is below. 0: no such alert.",
+        least=0,
+        most=1,
+    )
+    alert_sample: int = _setting(
+        30,
+        "Least number of outcomes for an alert of a success rate, and of decisions for one of the volume.",
+        least=1,
+        most=1_000_000,
+    )
+    alert_window: int = _setting(
+        200, "Newest outcomes of each agent and model that count for its alert.", least=1, most=100_000
+    )
+    alert_volume_sigma: float = _setting(
+        6.0,
+        "Deviations from the usual number of decisions in alert_bucket_s from which there is an alert. 0: no "
+        "such alert.",
+        least=0,
+        most=1_000,
+    )
+    alert_bucket_s: float = _setting(
+        300.0,
+        "Seconds whose number of decisions is compared with those before; the last 48 make up what is usual.",
+        least=1,
+        most=86_400,
     )
 
     deadline_ms: int = _setting(
@@ -488,6 +558,13 @@ class Config:
         most=10_000,
     )
 
+    pattern_cases: int = _setting(
+        15,
+        "Least number of similar corrections or exceptions for which `thorpolicy patterns` proposes a rule.",
+        least=3,
+        most=10_000,
+    )
+
     mcp_subject: str = _setting(
         "",
         "Id of the subject that `thorpolicy mcp proxy` asks about, such as the person whose agent it is. If "
@@ -537,6 +614,8 @@ class Config:
                     f"sources holds {entry.partition('=')[0]!r}; it must look like NAME.path=FILE, "
                     "NAME.url=URL, NAME.timeout_ms=NUMBER or NAME.key=PLACE"
                 )
+        if unknown := [entry for entry in self.enrich_on if entry not in TRIGGERS]:
+            raise ConfigError(f"enrich_on holds {unknown[0]!r}; it must hold some of {', '.join(TRIGGERS)}")
         for entry in self.packs_for:
             if PACK_GRANT.fullmatch(entry) is None:
                 raise ConfigError(

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tests.build import ASKED, EXPLAINED, about, by_model, sent, write_rules_only_pack
+from tests.build import ASKED, ENRICHED, EXPLAINED, NOON, about, by_model, sent, write_rules_only_pack
 from thor_policy.cli import render
 from thor_policy.cli.main import COMMANDS, cli
 from thor_policy.client.blocking import Client
@@ -124,6 +124,11 @@ def hostile_journal(config: Config) -> Config:
         journal.commit(events.decision_event(decision)).result()
         journal.commit(sent(goal, record_id="01900000-goal")).result()
         journal.commit(sent(leads)).result()
+        texts = replace(ENRICHED, risk=HOSTILE, alternatives=HOSTILE, rationale=HOSTILE, alternative=HOSTILE)
+        journal.commit(events.enrichment_event(decision.id, texts, NOON)).result()
+        figures = {"value": 0.1, "low": 0.0, "high": 0.2, "sample": 50, "threshold": 0.5}
+        named = {"kind": "success_rate", "state": "raised", "of": "agent", "name": HOSTILE}
+        journal.commit(events.alert_event("01900000-alert", **named, figures=figures, at=NOON)).result()  # type: ignore[arg-type]
         held = replace(decision.floor, traits=Traits(type=HOSTILE, required=("outcome",)))
         journal.commit(events.decision_event(replace(decision, id="018f-00000008", floor=held))).result()
     reported = records.DecisionReport(
@@ -218,6 +223,8 @@ READ = [
     ["graph", "import-git", HOSTILE],
     ["graph", "new", "--template", HOSTILE, HOSTILE],
     *(["graph", "export", "--of", "traces", "--format", name] for name in ("mermaid", "cypher", "jsonld")),
+    ["alerts", "--raised"],
+    ["alerts", "--limit", HOSTILE],
     ["compliance", "--type", HOSTILE],
     ["compliance", "--type", HOSTILE, "--format", "csv"],
     ["compliance", "--type", HOSTILE, "--format", "html"],
@@ -306,6 +313,7 @@ def test_every_command_that_prints_data_is_tried_here() -> None:
         "gateway",
         "tokens",
         "mcp",  # tests/mcp/test_proxy.py
+        "tune",
     }  # below, or our own words only
     assert {arguments[0] for arguments in READ} | elsewhere == set(COMMANDS)
 

@@ -42,7 +42,9 @@ def test_an_event_gets_exactly_the_recorded_answer(
     case = case_of(path)
     state = State(str(tmp_path / "state"))
     for member in SESSIONS:
-        state.keep_prompt(str(case["given"].get(member)), TASK)
+        session = str(case["given"].get(member))
+        state.keep_prompt(session, TASK)
+        state.keep_root(session, "/srv/project")
     options = [*(["--event", case["event"]] if case["event"] else []), *case["flags"]]
     ran = hook(path.parent.name, case["given"], *options)
     printed = (_ID.sub("decision ID", ran.stdout), _ID.sub("decision ID", ran.stderr), ran.status)
@@ -102,6 +104,13 @@ def test_a_fault_at_a_gate_has_a_reason_and_a_status_that_blocks(agent: str) -> 
         if gates:
             output = module.answer(event, Verdict("fault", "why"), may_approve=True)
             assert (output.status, output.stderr) == (2, "why")
+
+
+@pytest.mark.parametrize("agent", ["codex", "gemini"])
+def test_an_agent_that_cannot_ask_is_never_answered_with_a_question(agent: str) -> None:
+    module = import_module(f"thor_policy.hook.agents.{agent}")
+    event = "PreToolUse" if agent == "codex" else "BeforeTool"
+    assert module.answer(event, Verdict("ask", "why")) == module.answer(event, Verdict("deny", "why"))
 
 
 def test_the_long_text_of_a_file_goes_into_the_question_as_its_beginning_and_its_digest() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -49,7 +50,12 @@ def ended(command: str = "ls", use: str = "toolu_1", **members: Any) -> dict[str
     return call(command, use, hook_event_name="PostToolUse") | response | members
 
 
-PROMPT = {"hook_event_name": "UserPromptSubmit", "session_id": "s", "prompt": "List the files."}
+PROMPT = {
+    "hook_event_name": "UserPromptSubmit",
+    "session_id": "s",
+    "prompt": "List the files.",
+    "cwd": CWD,
+}
 
 
 # ---------------------------------------------------------------- options
@@ -181,6 +187,19 @@ def test_an_answer_that_nobody_reads_ends_with_the_blocking_status(gate: Config,
     assert done.returncode == 2
 
 
+def test_memory_that_runs_out_blocks_in_the_agents_form(tmp_path: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (48 << 20, 48 << 20))
+
+    event = call(x=[0] * 3_900_000)
+    command = [sys.executable, "-I", "-S", str(ENTRY), "--agent", "cursor", "--event", "preToolUse"]
+    data = json.dumps(event, separators=(",", ":")).encode()
+    done = subprocess.run(command, input=data, capture_output=True, preexec_fn=limit, env=HOME, check=False)
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["permission"] == "deny"
+    assert b"unexpected error: MemoryError" in done.stderr
+
+
 def test_a_package_that_cannot_be_imported_blocks(tmp_path: Path) -> None:
     copy = tmp_path / "thor_policy" / "hook" / "entry.py"
     copy.parent.mkdir(parents=True)
@@ -230,6 +249,16 @@ def test_the_outcome_of_a_call_is_recorded_on_its_decision(gate: Config, hook: H
         (outcome,) = reader.trace(decision["decision_id"])["outcomes"]
     assert outcome["status"] == "SUCCESS"
     assert outcome["note"] == 'the tool printed "{"stdout": "a\\u001b[31m\\nb", "is_error": false}"'
+
+
+def test_a_folder_that_the_agent_chose_is_not_the_workspace(gate: Config, hook: Hook) -> None:
+    hook("codex", PROMPT)
+    for cwd, outcome in ((CWD, "allow"), (f"{CWD}/src", "allow"), ("/srv/other", "require_confirmation")):
+        hook("codex", call("pytest -q", "call_1", cwd=cwd))
+        assert newest(gate)["decision"] == outcome
+    hook("codex", PROMPT | {"cwd": "/srv/other"})
+    hook("codex", call("pytest -q", "call_1", cwd="/srv/other"))
+    assert newest(gate)["decision"] == "require_confirmation", "the first folder of a session counts"
 
 
 def test_calls_of_a_session_at_the_same_time_each_get_their_outcome(gate: Config, hook: Hook) -> None:

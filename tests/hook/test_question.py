@@ -61,6 +61,7 @@ def test_a_sample_of_the_lines_has_the_same_outcome_through_the_program(
 
     state = str(tmp_path / "state")
     State(state).keep_prompt(hook_figures.SESSION, hook_figures.TASK)
+    State(state).keep_root(hook_figures.SESSION, hook_figures.WORKSPACE)
     for _, line in list(hook_figures.labelled())[::66]:
         through = hook_figures.through_the_hook(line, gate.endpoint, state)
         assert through == hook_figures.straight(pack, line), line
@@ -100,7 +101,7 @@ def test_the_workspace_is_the_folder_of_the_call_inside_the_project(tmp_path: Pa
     project, src = str(tmp_path / "project"), str(tmp_path / "project" / "src")
     assert question.workspace_of(project, (project,)) == project
     assert question.workspace_of(src, (project,)) == src
-    assert question.workspace_of(src, ()) == src
+    assert question.workspace_of(src, ()) == question.workspace_of(src, ("",)) == ""
 
 
 @pytest.mark.parametrize("place", ["..", ".git", ".git/hooks", "out", "../project2", "relative"])

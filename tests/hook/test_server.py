@@ -58,7 +58,7 @@ def decision_in(reply: httpx.Response) -> tuple[str, str]:
 
 
 def test_a_call_is_answered_as_by_the_program(url: str) -> None:
-    prompt = {"session_id": "s", "hook_event_name": "UserPromptSubmit", "prompt": "List the files."}
+    prompt = {"session_id": "s", "hook_event_name": "UserPromptSubmit", "prompt": "x", "cwd": CALL["cwd"]}
     with httpx.Client(headers=HEADERS) as client:
         assert client.post(url, json=prompt).json() == {}
         assert client.post(url, json=CALL | {"tool_input": {"command": "pytest -q"}}).json() == {}

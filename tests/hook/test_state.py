@@ -24,6 +24,12 @@ def test_the_newest_text_of_a_session_counts(state: State) -> None:
     assert (state.prompt("a"), state.prompt("b"), state.prompt("c")) == ("second", "other", "")
 
 
+def test_the_first_folder_of_a_session_counts(state: State) -> None:
+    state.keep_root("a", "/srv/first")
+    state.keep_root("a", "/srv/second")
+    assert (state.root("a"), state.root("b")) == ("/srv/first", "")
+
+
 def test_a_session_of_any_name_is_a_file_in_the_folder(state: State, tmp_path: Path) -> None:
     for name in ("../../x", "a/b", "\0", "x" * 5_000, "\ud800"):
         state.keep_prompt(name, "text")

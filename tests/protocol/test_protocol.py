@@ -554,7 +554,12 @@ WHOLE: dict[str, records.Record] = {
         evidence="call 12",
         step=2,
     ),
-    "request_approval": records.ApprovalRequest(decision_id="d", reason="release", urgency="urgent"),
+    "request_approval": records.ApprovalRequest(
+        decision_id="d",
+        reason="release",
+        urgency="urgent",
+        question=records.DeniedQuestion(subject="user:a", action="deploy", resource="env:b"),
+    ),
     "approve": records.Approve(
         task="t", comment="fine", consent=records.Consent(approver="ines", channel="email", evidence="mail 7")
     ),
@@ -766,6 +771,7 @@ OTHER_FIELDS = {
     ),
     ("supplement", "values"),
     ("approve", "consent"),
+    ("request_approval", "question"),
     *(("review", name) for name in ("blind", "adjudicates", "sampled", "right")),
     ("consultation", "value"),
     ("outcome", "value"),

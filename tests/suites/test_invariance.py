@@ -412,7 +412,7 @@ def questions(pack: Pack) -> Iterator[Evaluation]:
         yield scenario.evaluation()
     by_id = {example.id: example.evaluation for example in pack.examples}
     yield from by_id.values()
-    for name, change in SET_OFF[pack.info.name]:
+    for name, change in SET_OFF.get(pack.info.name, []):
         yield msgspec.convert(merged(msgspec.to_builtins(by_id[name]), change), Evaluation)
 
 

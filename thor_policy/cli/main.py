@@ -31,6 +31,7 @@ COMMANDS = {
     "serve": ("daemon", "Run the daemon until SIGTERM or Ctrl-C; a second signal forces the end."),
     "ask": ("daemon", "Ask a running daemon one question."),
     "status": ("daemon", "Show the state of a running daemon: packs, model, threads, journal, counters."),
+    "alerts": ("alerts", "List alerts of success rates, volume and drift, newest first."),
     "metrics": (
         "daemon",
         "Show what a running daemon measures: times, outcomes, confidence and every counter.",
@@ -73,12 +74,16 @@ COMMANDS = {
         "calibrate",
         "Fit a temperature to judged decisions of the pack and model, and put it in force.",
     ),
+    "tune": (
+        "tune",
+        "Choose the band of confidence that asks at most so often and allows at most so much wrongly.",
+    ),
     "export": ("export", "Export reviewers' corrections: few-shot examples, training lines, a report."),
     "improve": (
         "promotion",
         "Propose the next pack, with reviewers' corrections as examples, and send it through the gate.",
     ),
-    "patterns": ("patterns", "Group similar corrections, and propose a rule for 15 or more of them."),
+    "patterns": ("patterns", "Group similar corrections and exceptions, and propose rules for them."),
     "train": ("train", "Train an adapter from corrections, and judge it before it may be activated."),
     "hook": ("hook", "Ask about a tool call of an AI agent, and answer in the agent's own words."),
     "models": ("models", "List, fetch and check model files."),

@@ -1,4 +1,4 @@
-"""`mcp proxy`: gate the calls of a server of the Model Context Protocol."""
+"""`mcp proxy`: gate the calls of a server of the Model Context Protocol; `mcp serve`: be one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import get_args
 
 import click
 
+from thor_policy.cli.extras import needs_extra
 from thor_policy.cli.options import configured
 from thor_policy.config import Config
 from thor_policy.core.escape import visible
+from thor_policy.core.requests import Json
 from thor_policy.mcp.gate import Gate, Peer, Pins, ServerMappings
 from thor_policy.mcp.proxy import Proxy, Settings
 
@@ -20,6 +22,50 @@ from thor_policy.mcp.proxy import Proxy, Settings
 @click.group()
 def mcp() -> None:
     """Gate the tool calls of an MCP server, or ask the daemon as a tool of an agent."""
+
+
+@mcp.command()
+@configured("endpoint", "key", "state_dir")
+@click.option(
+    "--http",
+    "address",
+    metavar="ADDRESS:PORT",
+    help="Serve at http://ADDRESS:PORT/mcp, a loopback address, in place of stdio. Needs --token-file.",
+)
+@click.option(
+    "--token-file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File with the bearer token that clients over HTTP must send, readable by you alone.",
+)
+def serve(config: Config, address: str | None, token_file: Path | None) -> None:
+    """Serve the daemon as tools of an agent: evaluate, explain, trace, request_approval, approvals.
+
+    Advice gates nothing: an agent can act without asking. To gate it, use `mcp proxy`. Needs the extra [mcp].
+    """
+    if (address is None) != (token_file is None):
+        raise click.UsageError("give --http and --token-file together, or none of them for stdio")
+    with needs_extra("[mcp]", "mcp serve"):
+        from thor_policy.mcp import http, server
+    from thor_policy.cli.journal_reader import open_current
+    from thor_policy.client.aio import AsyncClient
+    from thor_policy.trace.reading import read_trace
+
+    def trace_of(decision_id: str, depth: int) -> Json:
+        with open_current(config) as reader:
+            return read_trace(reader, reader.resolve(decision_id), depth=depth)
+
+    is_here = config.key_file is None
+    tools = server.build(
+        lambda: AsyncClient(config.endpoint, key=config.key_file), trace_of if is_here else None
+    )
+    if address is None or token_file is None:
+        tools.run("stdio")
+        return
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or not 1 <= int(port) <= 65_535:
+        raise click.UsageError(f"--http {address!r}: write ADDRESS:PORT, such as 127.0.0.1:7780")
+    http.serve(tools, host.strip("[]"), int(port), http.read_token(token_file))
 
 
 @mcp.command(context_settings={"ignore_unknown_options": True})

@@ -170,12 +170,24 @@ class Approval(Struct, frozen=True, kw_only=True):
     step: Count = 1
 
 
+class DeniedQuestion(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a decision was about: `subject` and `resource` as `type:id`, and the name of the action."""
+
+    subject: Text
+    action: Name
+    resource: Text
+
+
 class ApprovalRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A request to lift the outcome of a decision, by the caller that it was made for (`core.approvals`)."""
+    """A request to lift the outcome of a decision, by the caller that it was made for (`core.approvals`).
+
+    With `question` it is refused if the decision was about something else. It is not recorded.
+    """
 
     decision_id: Name
     reason: Text | None = None
     urgency: Urgency = "normal"
+    question: DeniedQuestion | None = None
 
 
 class Consent(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -22,6 +22,8 @@ Risk = Literal["low", "medium", "high", "critical"]
 Urgency: TypeAlias = Literal["normal", "urgent", "emergency"]
 #: Whether a decision is explained: not at all, in its reply, or afterwards as an event of its own.
 Explain = Literal["none", "inline", "later"]
+#: What a caller wants of the enrichment of its decision: what the settings say, none, or one in any case.
+Enrich = Literal["auto", "never", "always"]
 #: What a caller may do: ask, hand over records, push values of sources, approve, review, run tests, work on
 #: the journal; `relay`: send requests of others, each with at most the caller's own roles.
 Role = Literal["ask", "record", "push", "approve", "review", "test", "control", "relay"]
@@ -128,6 +130,7 @@ class Request(Struct, frozen=True, kw_only=True):
     received_ns: int
     deadline_ns: int
     explain: Explain = "none"
+    enrich: Enrich = "auto"
     annotations: Annotations = Annotations()
     idempotency: str | None = None
     pack: str | None = None

@@ -141,6 +141,7 @@ class Admission:
             received_ns=arrival.received_ns,
             deadline_ns=deadline_ns,
             explain=message.explain,
+            enrich=message.enrich,
             annotations=self._annotations(message, arrival),
             pack=message.pack,
         )

@@ -24,17 +24,22 @@ from thor_policy.core.ids import new_id
 from thor_policy.core.requests import Caller
 from thor_policy.core.results import Committed, EngineResult, Explained, JobDone, Refused
 from thor_policy.daemon.admission import Part
+from thor_policy.daemon.alerts import AlertWatch
 from thor_policy.daemon.approvals import ApprovalTasks
 from thor_policy.daemon.consulting import Consulting, Stated
 from thor_policy.daemon.drift import DriftSentinel
 from thor_policy.daemon.engine_thread import EngineThread
+from thor_policy.daemon.enrichment import Enricher
 from thor_policy.daemon.loading import (
     OpenJournal,
+    alert_thresholds,
     calibration_of,
+    enrichment_plan,
     load_engine,
     open_engine,
     open_journal,
     read_pack,
+    used_today,
 )
 from thor_policy.daemon.maintenance_thread import MaintenanceThread
 from thor_policy.daemon.pack_manager import PackManager
@@ -131,6 +136,7 @@ def open_service(
                     rule_budget_ms=config.rule_budget_ms,
                     cache=ScoreCache(config.cache_size, config.cache_ttl_s),
                     approvals=approval_tasks,
+                    on_judged=enricher.offer,
                 )
                 if calibration := calibration_of(config, pack.info, policy.residents.active.model):
                     policy.calibrate(calibration)
@@ -155,7 +161,15 @@ def open_service(
             tolerance=config.drift_tolerance,
             now_ns=time.monotonic_ns(),
         )
-        engine_thread = EngineThread(open_policy, journal, on_outcome, idle=drift, uncommitted=uncommitted)
+        enricher = Enricher(
+            journal.append,
+            enrichment_plan(config),
+            wake=lambda: engine_thread.wake(),
+            used=used_today(config),
+        )
+        engine_thread = EngineThread(
+            open_policy, journal, on_outcome, idle=(drift, enricher), uncommitted=uncommitted
+        )
         policy = engine_thread.start()
         rules_thread = RulesThread(policy, engine_thread, journal, on_outcome, uncommitted)
         pack = policy.residents.active.pack
@@ -203,6 +217,19 @@ def open_service(
             busy=busy,
             now_ns=time.monotonic_ns(),
         )
+        alerts = AlertWatch(
+            journal,
+            alert_thresholds(config),
+            drift=drift.status,
+            wall=time.time,
+            busy=busy,
+            now_ns=time.monotonic_ns(),
+        )
+
+        def on_erasure() -> None:
+            enricher.forget()
+            alerts.forget()
+
         maintenance = MaintenanceThread(
             journal,
             on_job_done,
@@ -210,6 +237,8 @@ def open_service(
             verifier=verifier,
             summaries=summaries,
             approvals=approval_tasks,
+            alerts=alerts,
+            on_erasure=on_erasure,
         )
         stack.callback(maintenance.stop, config.shutdown_s)
         pushed = PushedValues(config.max_pushed, config.max_pushed_mb << 20)
@@ -245,6 +274,8 @@ def open_service(
             consulting,
             pushed,
             approval_tasks,
+            enricher,
+            alerts,
         )
 
         def refusal(part: Part) -> RequestError | None:

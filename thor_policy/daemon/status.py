@@ -18,10 +18,12 @@ from thor_policy.core.status import (
     PartsStatus,
     RulesStatus,
 )
+from thor_policy.daemon.alerts import AlertWatch
 from thor_policy.daemon.approvals import ApprovalTasks
 from thor_policy.daemon.consulting import Consulting
 from thor_policy.daemon.drift import DriftSentinel
 from thor_policy.daemon.engine_thread import EngineThread
+from thor_policy.daemon.enrichment import Enricher
 from thor_policy.daemon.maintenance_thread import MaintenanceThread
 from thor_policy.daemon.pack_manager import PackManager, describe_packs
 from thor_policy.daemon.rules_thread import RulesThread
@@ -48,6 +50,8 @@ class Parts:
     consulting: Consulting
     pushed: PushedValues
     approvals: ApprovalTasks
+    enricher: Enricher
+    alerts: AlertWatch
 
     def status(self) -> PartsStatus:
         """What each part says now."""
@@ -80,6 +84,8 @@ class Parts:
             sources=self.consulting.status(),
             pushed=CacheStatus(entries=len(self.pushed), counters=dict(self.pushed.counters)),
             approvals=self.approvals.status(),
+            enrichment=self.enricher.status(),
+            alerts=self.alerts.status(),
         )
 
     def _model(self) -> ModelStatus:

@@ -110,11 +110,6 @@ def results(reply: dict[str, Json]) -> dict[str, Json]:
     return {"page": reply["page"], "results": reply["results"]}
 
 
-def decision(reply: dict[str, Json]) -> dict[str, Json]:
-    """The AuthZEN decision in a reply of the daemon."""
-    return {"decision": reply["decision"], "context": reply["context"]}
-
-
 def metadata(base_url: str, tenant: str | None, endpoints: dict[str, str]) -> dict[str, Json]:
     """What the gateway says of itself; `endpoints` are its paths by the member that names each."""
     identifier = base_url if tenant is None else f"{base_url}/{tenant}"

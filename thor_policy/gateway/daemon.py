@@ -44,6 +44,10 @@ class Daemon:
             self._counters["daemon_away"] += 1
             raise
 
+    async def alive(self) -> bool:
+        """Whether a daemon listens."""
+        return await self._client.alive()
+
     async def close(self) -> None:
         """Release the connection."""
         await self._client.close()

@@ -12,16 +12,17 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp
 
+from thor_policy.core.errors import RequestError, ThorPolicyError
 from thor_policy.core.requests import Json
 from thor_policy.core.searches import Target
-from thor_policy.gateway import authzen, problems, tracing
+from thor_policy.gateway import access_requests, authzen, openapi, problems, tracing
 from thor_policy.gateway.auth import Authenticator, Principal, Unauthenticated
 from thor_policy.gateway.daemon import Daemon
 from thor_policy.gateway.limits import (
@@ -39,7 +40,7 @@ from thor_policy.telemetry import logs
 
 log = logging.getLogger(__name__)
 
-_JSON = b"application/json"
+_JSON, _TEXT = b"application/json", b"text/plain; charset=utf-8"
 _encode = msgspec.json.Encoder().encode
 #: Most characters of an Idempotency-Key: as in a request of the daemon.
 _MAX_KEY = 256
@@ -48,23 +49,48 @@ _MAX_KEY = 256
 class Incoming:
     """One HTTP request that passed the checks of its head, and who makes it."""
 
-    __slots__ = ("_max_bytes", "_receive", "daemon", "path", "principal", "scope")
+    __slots__ = ("_gateway", "_receive", "path", "principal", "scope")
 
-    def __init__(
-        self, scope: Scope, receive: Receive, principal: Principal, daemon: Daemon, max_bytes: int
-    ) -> None:
-        self.scope, self._receive, self.principal, self.daemon = scope, receive, principal, daemon
-        self._max_bytes = max_bytes
+    def __init__(self, scope: Scope, receive: Receive, principal: Principal, gateway: Gateway) -> None:
+        self.scope, self._receive, self.principal, self._gateway = scope, receive, principal, gateway
         self.path: dict[str, str] = scope.get("path_params", {})
 
     async def body(self) -> dict[str, Json]:
         """The JSON object in the body. Raises Problem."""
         check_type(self.scope)
-        return authzen.decoded(await read_body(self.scope, self._receive, self._max_bytes))
+        return authzen.decoded(await read_body(self.scope, self._receive, self._gateway.max_bytes))
+
+    async def optional_body(self) -> dict[str, Json]:
+        """The JSON object in the body; empty if there is no body. Raises Problem."""
+        content = await read_body(self.scope, self._receive, self._gateway.max_bytes)
+        if not content:
+            return {}
+        check_type(self.scope)
+        return authzen.decoded(content)
 
     async def call(self, op: str, **fields: Json) -> dict[str, Json]:
         """The daemon's reply to a request of this principal. Raises Problem."""
-        return await self.daemon.call(self.principal, op, **fields)
+        return await self._gateway.daemon.call(self.principal, op, **fields)
+
+    async def change_task(self, op: str, **fields: Json) -> dict[str, Json]:
+        """The reply to an operation on tasks of approvals. Raises Problem, in the profile's words."""
+        try:
+            return await self._gateway.daemon.call_or_error(self.principal, op, **fields)
+        except RequestError as error:
+            raise access_requests.problem_of(error) from error
+        except ThorPolicyError as error:
+            raise problems.of_error(error) from error
+
+    def decision(self, reply: dict[str, Json]) -> dict[str, Json]:
+        """The AuthZEN decision in a reply of the daemon."""
+        context = access_requests.with_endpoint(reply["context"], self._gateway.base_url)
+        return {"decision": reply["decision"], "context": context}
+
+    def task(self, task: dict[str, Json], status: int) -> Reply:
+        """The reply that says how a task is."""
+        value = access_requests.task_reply(task, self._gateway.base_url)
+        location = value["task"]["status_endpoint"].encode()
+        return Reply(status, value, ((b"location", location),) if status != 200 else ())
 
     def tracked(self) -> dict[str, Json]:
         """The fields of a question that its headers give: idempotency key, and the trace it belongs to."""
@@ -84,34 +110,67 @@ class Incoming:
         return {"idempotency_key": keys[0].decode("latin-1")}
 
 
-#: Answers a request: the status, and what becomes JSON.
-Endpoint: TypeAlias = Callable[[Incoming], Awaitable[tuple[int, Json]]]
+class Reply(NamedTuple):
+    """What an endpoint answers: the status, what becomes JSON (bytes: a text), and headers of its own."""
+
+    status: int
+    value: Json
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-async def evaluation(request: Incoming) -> tuple[int, Json]:
+#: Answers a request. Raises Problem.
+Endpoint: TypeAlias = Callable[[Incoming], Awaitable[Reply]]
+
+
+async def evaluation(request: Incoming) -> Reply:
     """POST /access/v1/evaluation"""
     fields = authzen.question(await request.body())
     reply = await request.call("evaluate", **fields, **request.tracked())
-    return 200, authzen.decision(reply)
+    return Reply(200, request.decision(reply))
 
 
-async def evaluations(request: Incoming) -> tuple[int, Json]:
+async def evaluations(request: Incoming) -> Reply:
     """POST /access/v1/evaluations"""
     fields = authzen.batch(await request.body())
     reply = await request.call("evaluate", **fields, **request.tracked())
     if "evaluations" in reply:
-        return 200, {"evaluations": reply["evaluations"]}
-    return 200, authzen.decision(reply)
+        return Reply(200, {"evaluations": [request.decision(item) for item in reply["evaluations"]]})
+    return Reply(200, request.decision(reply))
 
 
 def search_for(target: Target) -> Endpoint:
     """POST /access/v1/search/TARGET"""
 
-    async def search(request: Incoming) -> tuple[int, Json]:
+    async def search(request: Incoming) -> Reply:
         reply = await request.call("search", **authzen.search(await request.body(), target))
-        return 200, authzen.results(reply)
+        return Reply(200, authzen.results(reply))
 
     return search
+
+
+async def request_access(request: Incoming) -> Reply:
+    """POST /access/v1/requests"""
+    record = access_requests.requested(await request.body())
+    reply = await request.change_task("request_approval", record=record, **request.idempotency())
+    return request.task(reply["recorded"]["task"], 202)
+
+
+async def task_status(request: Incoming) -> Reply:
+    """GET /access/v1/requests/TASK"""
+    reply = await request.change_task("approvals", record={"id": request.path["task"]})
+    return request.task(reply["task"], 200)
+
+
+async def cancel_task(request: Incoming) -> Reply:
+    """POST /access/v1/requests/TASK/cancel"""
+    body = await request.optional_body()
+    record: dict[str, Json] = {"task": request.path["task"]}
+    for name in ("comment", "reason"):
+        if isinstance(body.get(name), str) and body[name]:
+            record["reason"] = body[name]
+            break
+    reply = await request.change_task("cancel", record=record)
+    return request.task(reply["recorded"]["task"], 200)
 
 
 class Gateway:
@@ -137,6 +196,7 @@ class Gateway:
         self.max_bytes = max_bytes
         self.counters = counters
         self._limit = logs.Limit()
+        self._document = openapi.document(base_url, with_tokens=authenticator.required)
 
     def application(self, more: Sequence[BaseRoute] = ()) -> ASGIApp:
         """The ASGI application; `more` are routes beside those of the API."""
@@ -148,9 +208,12 @@ class Gateway:
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             try:
                 principal = Principal() if public else self.authenticator.of_request(scope)
-                request = Incoming(scope, receive, principal, self.daemon, self.max_bytes)
-                status, value = await endpoint(request)
-                await _send(send, status, _JSON, _encode(value))
+                request = Incoming(scope, receive, principal, self)
+                reply = await endpoint(request)
+                if isinstance(reply.value, bytes):
+                    await _send(send, reply.status, _TEXT, reply.value, reply.headers)
+                else:
+                    await _send(send, reply.status, _JSON, _encode(reply.value), reply.headers)
             except Unauthenticated as refusal:
                 await send_problem(send, problems.unauthenticated(refusal.reason, refusal.message))
             except Problem as problem:
@@ -180,17 +243,31 @@ class Gateway:
             post(authzen.EVALUATION, evaluation),
             post(authzen.EVALUATIONS, evaluations),
             *(post(path, search_for(target)) for target, path in authzen.SEARCH.items()),
+            post(access_requests.REQUESTS, request_access),
+            Route(access_requests.REQUESTS + "/{task}", self.endpoint(task_status), methods=["GET"]),
+            post(access_requests.REQUESTS + "/{task}/cancel", cancel_task),
+            get("/openapi.json", self._openapi),
+            get("/healthz", self._health),
             get(authzen.METADATA, self._metadata),
             get(authzen.METADATA + "/{tenant}", self._metadata),
         ]
 
-    async def _metadata(self, request: Incoming) -> tuple[int, Json]:
+    async def _metadata(self, request: Incoming) -> Reply:
         endpoints = {
             "access_evaluation_endpoint": authzen.EVALUATION,
             "access_evaluations_endpoint": authzen.EVALUATIONS,
             **{f"search_{target}_endpoint": path for target, path in authzen.SEARCH.items()},
+            "access_request_endpoint": access_requests.REQUESTS,
         }
-        return 200, authzen.metadata(self.base_url, request.path.get("tenant"), endpoints)
+        return Reply(200, authzen.metadata(self.base_url, request.path.get("tenant"), endpoints))
+
+    async def _openapi(self, request: Incoming) -> Reply:
+        return Reply(200, self._document)
+
+    async def _health(self, request: Incoming) -> Reply:
+        if not await self.daemon.alive():
+            raise problems.away("the daemon is away")
+        return Reply(200, b"ok")
 
     @asynccontextmanager
     async def _lifespan(self, _app: Any) -> AsyncIterator[None]:

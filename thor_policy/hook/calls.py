@@ -51,11 +51,12 @@ class Call(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """The text of the user, which begins a turn."""
+    """The text of the user, which begins a turn, and the folder of the session then."""
 
     event: str
     session: str
     text: str
+    cwd: str
 
 
 class Result(NamedTuple):

@@ -178,7 +178,7 @@ class Run:
             agent=options.agent,
             task=state.prompt(call.session),
             version=options.agent_version,
-            workspace=question.workspace_of(call.cwd, folders or call.folders),
+            workspace=question.workspace_of(call.cwd, folders or call.folders or (state.root(call.session),)),
             observe=options.observe,
             transcript=question.transcript_of(call.transcript),
             approval=task,
@@ -214,6 +214,8 @@ class Run:
     def _keep(self, prompt: Prompt) -> None:
         state = self._state()
         state.remove_old(time.time())
+        if prompt.cwd:
+            state.keep_root(prompt.session, prompt.cwd)
         state.keep_prompt(prompt.session, prompt.text[: 2 * MAX_TASK_CHARS])
 
     def _record(self, result: Result) -> None:

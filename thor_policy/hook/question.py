@@ -49,14 +49,13 @@ def workspace_of(cwd: str, folders: tuple[str, ...]) -> str:
     """The folder inside which a call is free: where it runs, if that is plainly inside the project.
 
     Empty where the call runs outside the project, or below a hidden folder of it: there a relative path is
-    not what it seems, and the rules ask for confirmation.
+    not what it seems, and the rules ask for confirmation. Empty too where the project is
+    not known, because an agent may choose the folder of a call.
     """
     if not cwd.startswith("/"):
         return ""
     here = os.path.realpath(cwd)
     roots = [os.path.realpath(folder) for folder in folders if folder.startswith("/")]
-    if not roots:
-        return here
     for root in roots:
         inside = here[len(root) :] if here == root or here.startswith(root.rstrip("/") + "/") else None
         if inside is not None and not any(part.startswith(".") for part in inside.split("/")):
@@ -143,7 +142,7 @@ class Decision:
     def confirmable(self) -> bool:
         """True where the person at the agent may confirm: all obligations are of the kind `confirmation`."""
         obligations = self._context.get("obligations")
-        if self.allow or self.requestable or not isinstance(obligations, list) or not obligations:
+        if self.allow or not isinstance(obligations, list) or not obligations:
             return False
         return all(
             isinstance(item, dict)

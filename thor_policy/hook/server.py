@@ -47,6 +47,8 @@ def token_in(path: Path) -> str:
 
 def app(options: Options, token: str) -> Starlette:
     """The application; `options` are those of every event but for its name."""
+    # The project is that of a session, not the one in which the server was started.
+    environ = {name: value for name, value in os.environ.items() if name not in claude.FOLDERS}
 
     async def hook(request: Request) -> Response:
         given = request.headers.get("authorization", "")
@@ -54,7 +56,7 @@ def app(options: Options, token: str) -> Starlette:
             return JSONResponse(
                 {"error": "the token is missing or wrong"}, 401, headers={"WWW-Authenticate": "Bearer"}
             )
-        run = Run(options, os.environ, time.monotonic() + options.deadline_ms / 1_000)
+        run = Run(options, environ, time.monotonic() + options.deadline_ms / 1_000)
         try:
             data = await _body(request)
             output = await run_in_threadpool(run.output, data)

@@ -1,8 +1,9 @@
 """What a hook keeps from one event of a session to the next: small files in a folder of the user.
 
-Owns the user's text of each session, the decision of each call that may run, the approval that a call waits
-for, and the count of losses. Invariant: a file appears whole or not at all, and a decision is taken by one
-process only; the folder belongs to the user and nobody else may write to it. Many processes at the same time.
+Owns the user's text and the folder of each session, the decision of each call that may run, the approval
+that a call waits for, and the count of losses. Invariant: a file appears whole or not at all, and a
+decision is taken by one process only; the folder belongs to the user and nobody else may write to it. Many
+processes at the same time.
 """
 
 from __future__ import annotations
@@ -61,6 +62,19 @@ class State:
     def prompt(self, session: str) -> str:
         """The user's newest text of a session; empty if there is none."""
         return self._read(f"p-{digest(session)}")
+
+    def keep_root(self, session: str, folder: str) -> None:
+        """Keep the folder of a session, the first time only: later ones may be where the agent went."""
+        try:
+            self._write(f"r-{digest(session)}", folder, os.O_EXCL)
+        except FileExistsError:
+            return
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def root(self, session: str) -> str:
+        """The folder in which a session began; empty if it is not known."""
+        return self._read(f"r-{digest(session)}")
 
     def keep_decision(self, key: str, decision_id: str) -> None:
         """Keep the decision of a call; equal calls that run at the same time each have one."""

@@ -34,6 +34,7 @@ from thor_policy.core.decisions import (
     Traits,
     identity_of,
 )
+from thor_policy.core.enrichment import Enrichment, Trigger
 from thor_policy.core.ids import new_id
 from thor_policy.core.lifting import Offer, Use
 from thor_policy.core.records import Calibration
@@ -245,6 +246,26 @@ class CounterfactualBody(Struct, frozen=True, kw_only=True, omit_defaults=True, 
     temperature: float = 1.0
     score_ms: float = 0.0
     took_ms: float = 0.0
+
+
+class EnrichmentBody(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Body of an `enrichment` event. Its subject is the id of the decision; its texts are private."""
+
+    why: tuple[Trigger, ...]
+    quality: str
+    model: ModelName
+    alternative: str | None = None
+    generated_tokens: int = 0
+    device_ms: float = 0.0
+    took_ms: float = 0.0
+
+
+class EnrichmentPrivate(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Private part of an `enrichment` event: what the model wrote."""
+
+    risk: str = ""
+    alternatives: str = ""
+    rationale: str = ""
 
 
 class PrivateColumns(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -509,6 +530,12 @@ def _masked(private: DecisionPrivate, pointers: Sequence[str]) -> DecisionPrivat
     )
 
 
+def has_masked(decision: Decision, pointers: Sequence[str]) -> bool:
+    """True if the decision has a value at one of these JSON pointers, so that it is not recorded."""
+    values = msgspec.to_builtins(decision.evaluation) | {"sources": _values(decision.sources)}
+    return bool(mask(values, pointers)[1])
+
+
 def _coarse(body: DecisionBody) -> DecisionBody:
     """The body without the exact numbers of the model, which show to its holders what it read."""
     return replace(
@@ -558,6 +585,23 @@ def explanation_event(
     )
 
 
+def enrichment_event(decision_id: str, enrichment: Enrichment, at: float) -> Event:
+    """The event of an enrichment that was written on idle time."""
+    body = EnrichmentBody(
+        why=enrichment.why,
+        quality=enrichment.quality,
+        model=_name_of(enrichment.model),
+        alternative=enrichment.alternative,
+        generated_tokens=enrichment.generated_tokens,
+        device_ms=enrichment.device_ms,
+        took_ms=enrichment.took_ms,
+    )
+    private = EnrichmentPrivate(
+        risk=enrichment.risk, alternatives=enrichment.alternatives, rationale=enrichment.rationale
+    )
+    return Event(kind="enrichment", subject_id=decision_id, at=at, body=body, private=private)
+
+
 def _explanation_body(explanation: Explanation) -> ExplanationBody:
     return ExplanationBody(
         classification=explanation.classification,
@@ -577,6 +621,7 @@ ABOUT_DECISION = frozenset(
     {
         *("explanation", "review", "assignment", "outcome", "approval", "consultation", "shadowed"),
         *("counterfactual", "supplement", "trace_state", "approval_request", "approval_end"),
+        "enrichment",
     }
 )
 
@@ -801,6 +846,26 @@ def drift_event(
         "model_sha256": model.identity,
     }
     return Event(kind="drift", subject_id=pack.sha256, at=at, body=body)
+
+
+def alert_event(
+    id: str,
+    *,
+    kind: str,
+    state: str,
+    of: str | None,
+    name: str | None,
+    figures: dict[str, Json],
+    at: float,
+) -> Event:
+    """An alert was raised or cleared; both have the same `id`. The name of an agent is private."""
+    body: dict[str, Json] = {"id": id, "state": state, "kind": kind, **figures}
+    if of is not None:
+        body["of"] = of
+    private = {"name": name} if of == "agent" and name is not None else None
+    if name is not None and private is None:
+        body["name"] = name
+    return Event(kind="alert", subject_id=id, at=at, body=body, private=private)
 
 
 def checkpoint_event(key: str, at: float) -> Event:

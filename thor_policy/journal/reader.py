@@ -24,8 +24,10 @@ from thor_policy.core.errors import JournalError
 from thor_policy.core.requests import Json
 from thor_policy.journal import approval_tasks, events, schema, segments, storage, summaries
 from thor_policy.journal.completeness import COMPLETE
+from thor_policy.journal.elapsed import first_within
 from thor_policy.journal.projections import JSON_COLUMNS
 from thor_policy.security import files
+from thor_policy.telemetry.clocks import Instant
 
 Record = dict[str, Json]
 
@@ -44,7 +46,7 @@ NOT_LIFTED = "approval_task IS NULL"
 #: Tables of records about a decision.
 _TRACE = (
     *("consultations", "approval_requests", "approvals", "approval_ends", "supplements", "reviews"),
-    *("outcomes", "shadows", "counterfactuals", "trace_states"),
+    *("outcomes", "shadows", "counterfactuals", "trace_states", "enrichments"),
 )
 #: Those of them that also concern the decisions that a task lifted, with the column that names the task.
 _OF_TASKS = {"approval_requests": "id", "approvals": "task", "approval_ends": "task"}
@@ -273,6 +275,23 @@ class Reader:
             (summaries.quoted(words), limit),
         )
 
+    def enrichments_within(self, seconds: float, now: Instant) -> list[tuple[int, int]]:
+        """When enrichments of the last `seconds` were recorded, and their time of the device; nanoseconds.
+
+        Those of an earlier boot count as recorded now, since how long ago that was is unknown.
+        """
+        with self.snapshot() as connection:
+            if not connection.execute("SELECT 1 FROM enrichments LIMIT 1").fetchone():
+                return []
+            return [
+                (mono_ns if boot_id == now.boot_id else now.ns, int(device_ms * 1e6))
+                for boot_id, mono_ns, device_ms in connection.execute(
+                    "SELECT e.boot_id, e.mono_ns, r.device_ms FROM enrichments r "
+                    "JOIN events e ON e.seq = r.seq WHERE r.seq >= ?",
+                    (first_within(connection, seconds, now),),
+                )
+            ]
+
     def summaries_due(self, limit: int) -> tuple[list[str], int]:
         """Ids of decisions whose summary is to be made, at most `limit`, and the newest event then."""
         with self.snapshot() as connection:
@@ -414,8 +433,8 @@ class Reader:
         """Decisions of one pack on one model with a known right outcome, oldest first, read page by page.
 
         `by` says where the right outcome is from: `reviews` (accepted or corrected), or `suites` (the
-        expected outcome of a scenario that expects only one). Each record has `probabilities`, `temperature`
-        and `right`.
+        expected outcome of a scenario that expects only one). Each record has `probabilities`, `temperature`,
+        `tags` (of a scenario: its suite, its difficulty, its own) and `right`.
         """
         right = {
             "reviews": "coalesce(review_decision, decision)",
@@ -427,11 +446,29 @@ class Reader:
         }[by]
         seq = 0
         while page := self._records(
-            f"SELECT seq, probabilities, temperature, {right} AS right FROM decisions "
+            f"SELECT seq, probabilities, temperature, tags, {right} AS right FROM decisions "
             f"WHERE decision_correct IS NOT NULL AND {known} AND {COMPLETE} AND {NOT_LIFTED} AND seq > ? "
             "AND substr(prompt_version, -12) = ? "
             "AND substr(model_version, -12) = ? AND label IS NOT NULL ORDER BY seq LIMIT 1000",
             (seq, pack_sha256[:12], model_sha256[:12]),
+        ):
+            yield from page
+            seq = page[-1]["seq"]
+
+    def answered(self, pack_sha256: str, *, since: str) -> Iterator[Record]:
+        """What a band of a pack is chosen by: its decisions from a time on, oldest first, page by page.
+
+        Questions of tests, reports of others, incomplete traces and decisions that an approval lifted are
+        left out. `right` is the outcome that reviewers accepted or stated, None without a verdict.
+        """
+        seq = 0
+        while page := self._records(
+            "SELECT seq, decision_id, timestamp, decision, label, probabilities, temperature, floor, "
+            "risk_level, substr(model_version, -12) AS model, CASE WHEN reviewed = 1 AND "
+            "(decision_correct = 1 OR review_decision IS NOT NULL) THEN coalesce(review_decision, decision) "
+            f"END AS right FROM decisions WHERE {COUNTED} AND {NOT_LIFTED} AND scenario_id IS NULL "
+            "AND seq > ? AND substr(prompt_version, -12) = ? AND timestamp >= ? ORDER BY seq LIMIT 1000",
+            (seq, pack_sha256[:12], since),
         ):
             yield from page
             seq = page[-1]["seq"]

@@ -511,6 +511,30 @@ def _work(db: Database) -> None:
         db.execute(f"CREATE INDEX {name} ON {columns}")
 
 
+@migrations(name="0019_enrichments")
+def _enrichments(db: Database) -> None:
+    """What the model wrote about decisions on idle time: one row for each event."""
+    db.execute(
+        "CREATE TABLE enrichments (seq INTEGER PRIMARY KEY, timestamp TEXT NOT NULL, "
+        "decision_id TEXT NOT NULL, why TEXT NOT NULL, model_name TEXT NOT NULL, "
+        "model_version TEXT NOT NULL, model_sha256 TEXT NOT NULL, risk TEXT, alternative TEXT, "
+        "alternatives TEXT, rationale TEXT, quality TEXT NOT NULL, generated_tokens INTEGER NOT NULL, "
+        "device_ms REAL NOT NULL, took_ms REAL NOT NULL) STRICT"
+    )
+    db.execute("CREATE INDEX enrichments_decision ON enrichments (decision_id)")
+
+
+@migrations(name="0020_alerts")
+def _alerts(db: Database) -> None:
+    """Alerts that were raised and cleared: one row for each event, both with the same id."""
+    db.execute(
+        "CREATE TABLE alerts (seq INTEGER PRIMARY KEY, timestamp TEXT NOT NULL, id TEXT NOT NULL, "
+        "state TEXT NOT NULL, kind TEXT NOT NULL, of TEXT, name TEXT, value REAL, low REAL, high REAL, "
+        "sample INTEGER, threshold REAL) STRICT"
+    )
+    db.execute("CREATE INDEX alerts_id ON alerts (id)")
+
+
 @migrations(name="0021_bounded_lists")
 def _bounded_lists(db: Database) -> None:
     """Indexes that hold all that a list looks at before its page: no row is read that it leaves out."""

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 from thor_policy.core import records
 from thor_policy.core.errors import ErrorCode, RequestError
 from thor_policy.core.records import OP_OF, RECORDS
-from thor_policy.core.requests import Annotations, Evaluation, Explain, Role
+from thor_policy.core.requests import Annotations, Enrich, Evaluation, Explain, Role
 from thor_policy.core.searches import Search
 from thor_policy.core.sources import Push
 
@@ -63,6 +63,7 @@ class EvaluateRequest(Struct, frozen=True, kw_only=True):
     pack: str | None
     annotations: Annotations
     idempotency: Idempotency | None = None
+    enrich: Enrich = "auto"
 
 
 #: When a batch may stop early (AuthZEN evaluations semantics).

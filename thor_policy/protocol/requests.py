@@ -25,6 +25,7 @@ from thor_policy.core.requests import (
     RISKS,
     Action,
     Annotations,
+    Enrich,
     Entity,
     Evaluation,
     Explain,
@@ -71,6 +72,7 @@ class _Envelope(Struct, frozen=True, rename={"as_": "as"}):
     op: Any = "evaluate"
     deadline_ms: Any = UNSET
     explain: Any = "none"
+    enrich: Any = "auto"
     pack: Any = UNSET
     idempotency_key: Any = UNSET
     annotations: Any = UNSET
@@ -216,6 +218,8 @@ def _decode_evaluate(
 ) -> EvaluateRequest | EvaluateBatchRequest:
     if envelope.explain not in get_args(Explain):
         raise RequestError("bad_request", f"explain: must be one of {', '.join(get_args(Explain))}")
+    if envelope.enrich not in get_args(Enrich):
+        raise RequestError("bad_request", f"enrich: must be one of {', '.join(get_args(Enrich))}")
     if envelope.pack is not UNSET:
         _check_name(envelope.pack, "pack")
     annotations = Annotations()
@@ -235,6 +239,7 @@ def _decode_evaluate(
             id=envelope.id,
             evaluation=evaluation,
             explain=envelope.explain,
+            enrich=envelope.enrich,
             deadline_ms=deadline_ms,
             pack=pack,
             annotations=annotations,

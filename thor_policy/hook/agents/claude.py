@@ -66,7 +66,7 @@ def read(event: Object, given_name: str) -> Event:
     if name in _SILENT:
         return Silent(name)
     if name == "UserPromptSubmit":
-        return Prompt(name, session, text_or_empty(event, "prompt"))
+        return Prompt(name, session, text_or_empty(event, "prompt"), text_or_empty(event, "cwd"))
     if name in ("PostToolUse", "PostToolUseFailure"):
         response = event.get("tool_response", event.get("error", ""))
         worked = name == "PostToolUse" and not (

@@ -60,7 +60,7 @@ def read(event: Object, given_name: str) -> Event:
     if name in _SILENT:
         return Silent(name)
     if name == "UserPromptSubmit":
-        return Prompt(name, session, text_or_empty(event, "prompt"))
+        return Prompt(name, session, text_or_empty(event, "prompt"), text_or_empty(event, "cwd"))
     if name == "PostToolUse":
         response = event.get("tool_response", "")
         output = response if isinstance(response, str) else json.dumps(response)

@@ -72,7 +72,7 @@ def read(event: Object, given_name: str) -> Event:
     if name in _SILENT:
         return Silent(name)
     if name == "userPromptSubmitted":
-        return Prompt(name, session, text_or_empty(event, "prompt"))
+        return Prompt(name, session, text_or_empty(event, "prompt"), cwd)
     if name in ("postToolUse", "postToolUseFailure"):
         result = event.get("toolResult")
         kind = result.get("resultType", "success") if isinstance(result, dict) else "success"

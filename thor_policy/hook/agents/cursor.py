@@ -69,7 +69,7 @@ def read(event: Object, given_name: str) -> Event:
     if name in _SILENT:
         return Silent(name)
     if name == "beforeSubmitPrompt":
-        return Prompt(name, session, text_or_empty(event, "prompt"))
+        return Prompt(name, session, text_or_empty(event, "prompt"), "")  # each event has the roots
     if name in ("postToolUse", "postToolUseFailure"):
         raw, given = text_of(event, "tool_name"), object_of(event, "tool_input")
         output = event.get("tool_output", event.get("error_message", ""))

@@ -70,7 +70,7 @@ def read(event: Object, given_name: str) -> Event:
     if name in _SILENT:
         return Silent(name)
     if name == "BeforeAgent":
-        return Prompt(name, session, text_or_empty(event, "prompt"))
+        return Prompt(name, session, text_or_empty(event, "prompt"), text_or_empty(event, "cwd"))
     if name == "AfterTool":
         response = event.get("tool_response", "")
         worked = not (isinstance(response, dict) and response.get("error"))
