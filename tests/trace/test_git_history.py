@@ -111,7 +111,16 @@ def test_no_setting_of_a_repository_runs_a_program(tmp_path: Path) -> None:
     with (tmp_path / ".git" / "config").open("a") as file:
         file.write(f"[core]\n\tfsmonitor = {program}\n\tpager = {program}\n")
         file.write(f"[log]\n\tshowSignature = true\n[gpg]\n\tprogram = {program}\n")
-    assert history(tmp_path).counted == 1
+    git = ["git", "-C", str(tmp_path)]
+    plain = subprocess.run([*git, "cat-file", "commit", "HEAD"], check=True, capture_output=True).stdout
+    head, message = plain.split(b"\n\n", 1)
+    signed = (
+        head + b"\ngpgsig -----BEGIN PGP SIGNATURE-----\n \n x\n -----END PGP SIGNATURE-----\n\n" + message
+    )
+    made = subprocess.run(
+        [*git, "hash-object", "-t", "commit", "-w", "--stdin"], input=signed, check=True, capture_output=True
+    )
+    assert history(tmp_path, made.stdout.decode().strip()).counted == 1
     assert not ran.exists()
 
 
