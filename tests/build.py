@@ -358,6 +358,7 @@ def one_of_each() -> list[Event]:
 
 #: What makes a journal of this version one of the version before a migration, newest first.
 _UNDO: dict[str, tuple[str, ...]] = {
+    "0017_vectors": ("DROP TABLE vectors",),
     "0016_work": (
         *(
             f"DROP INDEX nodes_{name}"

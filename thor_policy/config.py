@@ -487,6 +487,15 @@ class Config:
         most=10_000,
     )
 
+    embeddings_per_s: int = _setting(
+        0,
+        "Situations of past decisions that the daemon embeds each second while nothing else waits, so that "
+        "`similar` finds them by what they are about; 20 is a good value. Needs the embedder "
+        "(./scripts/export-embedder) and 200 MB of memory. 0: none, and `similar` compares words only.",
+        least=0,
+        most=10_000,
+    )
+
     def __post_init__(self) -> None:
         for f in fields(self):
             value, meta = getattr(self, f.name), f.metadata

@@ -18,9 +18,11 @@ from thor_policy.config import Config, data_path
 from thor_policy.core.decisions import Adapter, ModelInfo, PackInfo
 from thor_policy.core.engine import Engine
 from thor_policy.core.errors import EngineError, PackError
+from thor_policy.core.recall import Embedder
 from thor_policy.core.records import Calibration
 from thor_policy.daemon.model import load_engine as load_engine
 from thor_policy.engine.absent import NoEngine
+from thor_policy.engine.embedder import MiniLM
 from thor_policy.journal.checkpoints import Signer, key_path
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.signing_rule import Checkpoints
@@ -33,6 +35,12 @@ from thor_policy.policy.pack_files import PackFiles
 log = logging.getLogger(__name__)
 
 OpenJournal = Callable[[Config, OnCommitted], Journal]
+OpenEmbedder = Callable[[Config], Embedder]
+
+
+def load_embedder(config: Config) -> Embedder:
+    """The sentence embedder. Raises CatalogError if it is missing."""
+    return MiniLM(config.models_dir)
 
 
 def load_pack(config: Config) -> Pack:

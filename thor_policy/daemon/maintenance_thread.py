@@ -1,7 +1,8 @@
 """The maintenance thread: long work on the journal, one task at a time, while decisions go on.
 
-Owns who does it, and the turns of the background verifier, of the maker of summaries and of the approvals
-between the tasks. Invariant: that of `JobThread`; a calibration counts only once it is recorded.
+Owns who does it, and the turns of the background verifier, of the makers of summaries and vectors, and of
+the approvals between the tasks. Invariant: that of `JobThread`; a calibration counts only once it is
+recorded.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from thor_policy.core.results import JobDone
 from thor_policy.daemon.approvals import ApprovalTasks
 from thor_policy.daemon.job_thread import JobThread
 from thor_policy.daemon.summary_maker import SummaryMaker
+from thor_policy.daemon.vector_maker import VectorMaker
 from thor_policy.daemon.verifier import Verifier
 from thor_policy.journal.maintenance.dispatch import run_maintenance
 from thor_policy.journal.writer import Journal
@@ -40,7 +42,7 @@ class _Job:
 class MaintenanceThread(JobThread[_Job]):
     """Maintains `journal`; `on_calibration` gets each calibration once it is recorded, on this thread.
 
-    `verifier`, `summaries` and `approvals` have their turns on this thread while there is no task.
+    `verifier`, `summaries`, `vectors` and `approvals` have their turns on this thread while there is no task.
     """
 
     def __init__(
@@ -51,12 +53,13 @@ class MaintenanceThread(JobThread[_Job]):
         on_calibration: Callable[[Calibration], None] = lambda _: None,
         verifier: Verifier | None = None,
         summaries: SummaryMaker | None = None,
+        vectors: VectorMaker | None = None,
         approvals: ApprovalTasks | None = None,
     ) -> None:
         self._journal = journal
         self._on_calibration = on_calibration
         self._verifier = verifier
-        self._idle = [worker for worker in (verifier, summaries, approvals) if worker is not None]
+        self._idle = [worker for worker in (verifier, summaries, vectors, approvals) if worker is not None]
         super().__init__("maintenance", on_outcome)
 
     def submit(self, ticket: int, maintenance: Maintenance, caller: Caller) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cache, partial
 
 from thor_policy.config import Config
 from thor_policy.core.decisions import Decision
@@ -27,8 +27,10 @@ from thor_policy.daemon.consulting import Consulting, Stated
 from thor_policy.daemon.drift import DriftSentinel
 from thor_policy.daemon.engine_thread import EngineThread
 from thor_policy.daemon.loading import (
+    OpenEmbedder,
     OpenJournal,
     calibration_of,
+    load_embedder,
     load_engine,
     open_engine,
     open_journal,
@@ -42,6 +44,7 @@ from thor_policy.daemon.sockets import Mailbox, endpoint_lock
 from thor_policy.daemon.status import Parts
 from thor_policy.daemon.summary_maker import SummaryMaker
 from thor_policy.daemon.tcp_listener import check_identity
+from thor_policy.daemon.vector_maker import VectorMaker
 from thor_policy.daemon.verifier import Verifier
 from thor_policy.journal import events
 from thor_policy.journal.reader import Reader
@@ -71,6 +74,7 @@ def open_service(
     *,
     load_engine: Callable[[Config], Engine] = load_engine,
     open_journal: OpenJournal = open_journal,
+    load_embedder: OpenEmbedder = load_embedder,
     supervisor: Supervisor | None = None,
     reread: Callable[[], Config] | None = None,
     stated: Stated = {},  # noqa: B006  it is not changed
@@ -198,12 +202,22 @@ def open_service(
             busy=busy,
             now_ns=time.monotonic_ns(),
         )
+        #: One for all threads, loaded when a text is first to be embedded.
+        open_embedder = cache(lambda: load_embedder(config))
+        vector_maker = VectorMaker(
+            journal,
+            per_s=config.embeddings_per_s,
+            open_embedder=open_embedder,
+            busy=busy,
+            now_ns=time.monotonic_ns(),
+        )
         maintenance = MaintenanceThread(
             journal,
             on_job_done,
             on_calibration=policy.calibrate,
             verifier=verifier,
             summaries=summaries,
+            vectors=vector_maker,
             approvals=approval_tasks,
         )
         stack.callback(maintenance.stop, config.shutdown_s)
@@ -227,6 +241,7 @@ def open_service(
             drift,
             verifier,
             summaries,
+            vector_maker,
             consulting,
             pushed,
             approval_tasks,
@@ -269,13 +284,20 @@ def serving(
     *,
     load_engine: Callable[[Config], Engine] = load_engine,
     open_journal: OpenJournal = open_journal,
+    load_embedder: OpenEmbedder = load_embedder,
     stated: Stated = {},  # noqa: B006  it is not changed
 ) -> Iterator[Config]:
     """A whole daemon in this process, on a thread, for the length of the block.
 
     `stated` is what sources say in scenarios.
     """
-    with open_service(config, load_engine=load_engine, open_journal=open_journal, stated=stated) as server:
+    with open_service(
+        config,
+        load_engine=load_engine,
+        open_journal=open_journal,
+        load_embedder=load_embedder,
+        stated=stated,
+    ) as server:
         run = partial(server.run, turn=turns(server))
         thread = threading.Thread(target=run, name="server", daemon=True)
         thread.start()

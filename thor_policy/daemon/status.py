@@ -26,6 +26,7 @@ from thor_policy.daemon.maintenance_thread import MaintenanceThread
 from thor_policy.daemon.pack_manager import PackManager, describe_packs
 from thor_policy.daemon.rules_thread import RulesThread
 from thor_policy.daemon.summary_maker import SummaryMaker
+from thor_policy.daemon.vector_maker import VectorMaker
 from thor_policy.daemon.verifier import Verifier
 from thor_policy.journal.writer import Journal
 from thor_policy.policy.decider import Policy
@@ -45,6 +46,7 @@ class Parts:
     drift: DriftSentinel
     verifier: Verifier
     summaries: SummaryMaker
+    vectors: VectorMaker
     consulting: Consulting
     pushed: PushedValues
     approvals: ApprovalTasks
@@ -147,6 +149,13 @@ class Parts:
             verified_seq=self.verifier.verified_seq,
             damage=self.verifier.damage,
             counters=dict(
-                sorted({**journal.counters, **self.verifier.counters, **self.summaries.counters}.items())
+                sorted(
+                    {
+                        **journal.counters,
+                        **self.verifier.counters,
+                        **self.summaries.counters,
+                        **self.vectors.counters,
+                    }.items()
+                )
             ),
         )

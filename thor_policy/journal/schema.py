@@ -511,6 +511,16 @@ def _work(db: Database) -> None:
         db.execute(f"CREATE INDEX {name} ON {columns}")
 
 
+@migrations(name="0017_vectors")
+def _vectors(db: Database) -> None:
+    """Vectors of situations, by which precedents are found. `embedder` is empty where one is due again."""
+    db.execute(
+        "CREATE TABLE vectors (change INTEGER PRIMARY KEY AUTOINCREMENT, seq INTEGER NOT NULL UNIQUE, "
+        "embedder TEXT NOT NULL, vector BLOB NOT NULL) STRICT"
+    )
+    db.execute("CREATE INDEX vectors_due ON vectors (seq) WHERE embedder = ''")
+
+
 #: The conditions of partial indexes. A query must repeat them to use the index. The types of edges between
 #: nodes of work are in small letters, those of traces in capitals.
 OF_WORK = "type >= 'a'"
