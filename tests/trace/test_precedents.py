@@ -432,14 +432,17 @@ def test_an_empty_index_finds_nothing() -> None:
     assert index.nearest(unit(1)[0], Filters(), 5) == []
 
 
-def test_an_index_that_is_filled_page_by_page_equals_one_that_is_filled_at_a_time(path: Path) -> None:
+def test_an_index_that_is_filled_page_by_page_equals_one_that_is_filled_at_a_time(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record(path, *(case(f"refund number {n}") for n in range(30)))
     embed(path)
     with Reader(path) as reader:
         whole, pages = Recall(reader, embedder=EMBEDDER), Recall(reader, embedder=EMBEDDER)
         whole.refresh()
         steps: list[int] = []
-        pages.refresh(lambda count: steps.append(count) or True)  # type: ignore[func-returns-value]
+        monkeypatch.setattr(precedents, "PAGE", 7)
+        pages.refresh(steps.append)
         question = EMBEDDER.embed(situation_of(about(details="refund number 7")))
         assert whole.index is not None
         assert pages.index is not None

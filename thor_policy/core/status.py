@@ -164,6 +164,17 @@ class SourceStatus(Struct, frozen=True, kw_only=True):
     counters: dict[str, int]
 
 
+class RecallStatus(Struct, frozen=True, kw_only=True):
+    """The search for precedents: `problem` says why vectors are not compared."""
+
+    vectors: int
+    index_mb: int
+    problem: str | None
+    mean_ms: float
+    max_ms: float
+    counters: dict[str, int]
+
+
 class ReloadStatus(Struct, frozen=True, kw_only=True):
     """What came of reading the settings again: why they were refused, which changed, which need a restart."""
 
@@ -176,7 +187,7 @@ class PartsStatus(Struct, frozen=True, kw_only=True):
     """What all parts but the server say; `pack` and `model` are those that decide now.
 
     `sources` are those of all resident packs that were consulted; `pushed` the values that programs pushed,
-    `approvals` the requests for approvals.
+    `approvals` the requests for approvals, `recall` the search for precedents.
     """
 
     pack: PackInfo
@@ -192,6 +203,7 @@ class PartsStatus(Struct, frozen=True, kw_only=True):
     sources: tuple[SourceStatus, ...] = ()
     pushed: CacheStatus | None = None
     approvals: ApprovalsStatus | None = None
+    recall: RecallStatus | None = None
 
 
 class Status(PartsStatus, frozen=True, kw_only=True):
@@ -225,5 +237,6 @@ class Status(PartsStatus, frozen=True, kw_only=True):
             "drift": self.drift.counters,
             "pushed": self.pushed.counters if self.pushed else {},
             "approvals": self.approvals.counters if self.approvals else {},
+            "recall": self.recall.counters if self.recall else {},
             **{f"source:{source.name}": source.counters for source in self.sources},
         }

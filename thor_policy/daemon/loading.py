@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from thor_policy import catalog
 from thor_policy.config import Config, data_path
 from thor_policy.core.decisions import Adapter, ModelInfo, PackInfo
 from thor_policy.core.engine import Engine
 from thor_policy.core.errors import EngineError, PackError
-from thor_policy.core.recall import Embedder
+from thor_policy.core.recall import Embedder, Weights
 from thor_policy.core.records import Calibration
 from thor_policy.daemon.model import load_engine as load_engine
 from thor_policy.engine.absent import NoEngine
@@ -41,6 +43,12 @@ OpenEmbedder = Callable[[Config], Embedder]
 def load_embedder(config: Config) -> Embedder:
     """The sentence embedder. Raises CatalogError if it is missing."""
     return MiniLM(config.models_dir)
+
+
+def weights_of(config: Config) -> Weights:
+    """How much each merit of a precedent counts."""
+    names = [each.name for each in structs.fields(Weights)]
+    return Weights(**{name: getattr(config, f"similar_weight_{name}") for name in names})
 
 
 def load_pack(config: Config) -> Pack:

@@ -18,8 +18,9 @@ from functools import cache, partial
 from thor_policy.config import Config
 from thor_policy.core.decisions import Decision
 from thor_policy.core.engine import Engine
-from thor_policy.core.errors import JournalError, RequestError, Stalled, ThorPolicyError
+from thor_policy.core.errors import CatalogError, JournalError, RequestError, Stalled, ThorPolicyError
 from thor_policy.core.fair_queue import Debts
+from thor_policy.core.recall import Embedder
 from thor_policy.core.results import Committed, EngineResult, Explained, JobDone, Refused
 from thor_policy.daemon.admission import Part
 from thor_policy.daemon.approvals import ApprovalTasks
@@ -35,9 +36,11 @@ from thor_policy.daemon.loading import (
     open_engine,
     open_journal,
     read_pack,
+    weights_of,
 )
 from thor_policy.daemon.maintenance_thread import MaintenanceThread
 from thor_policy.daemon.pack_manager import PackManager
+from thor_policy.daemon.recall_thread import RecallThread
 from thor_policy.daemon.rules_thread import RulesThread
 from thor_policy.daemon.server import Server
 from thor_policy.daemon.sockets import Mailbox, endpoint_lock
@@ -204,6 +207,12 @@ def open_service(
         )
         #: One for all threads, loaded when a text is first to be embedded.
         open_embedder = cache(lambda: load_embedder(config))
+
+        def embedder_if_wanted() -> Embedder:
+            if not config.embeddings_per_s:
+                raise CatalogError("the setting embeddings_per_s is 0, so there are no vectors; set it to 20")
+            return open_embedder()
+
         vector_maker = VectorMaker(
             journal,
             per_s=config.embeddings_per_s,
@@ -221,6 +230,13 @@ def open_service(
             approvals=approval_tasks,
         )
         stack.callback(maintenance.stop, config.shutdown_s)
+        recall = RecallThread(
+            config.journal_path,
+            open_embedder=embedder_if_wanted,
+            weights=weights_of(config),
+            most=config.similar_most,
+        )
+        stack.callback(recall.stop, config.shutdown_s)
         pushed = PushedValues(config.max_pushed, config.max_pushed_mb << 20)
         consulting = Consulting(
             rules_thread,
@@ -245,6 +261,7 @@ def open_service(
             consulting,
             pushed,
             approval_tasks,
+            recall,
         )
 
         def refusal(part: Part) -> RequestError | None:
@@ -264,6 +281,7 @@ def open_service(
             pack_changes=pack_manager,
             push=consulting.push,
             approvals=approval_tasks.tasks,
+            similar=recall.similar,
             reread=reread,
         )
         stack.callback(sys.setswitchinterval, sys.getswitchinterval())

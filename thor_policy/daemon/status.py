@@ -24,6 +24,7 @@ from thor_policy.daemon.drift import DriftSentinel
 from thor_policy.daemon.engine_thread import EngineThread
 from thor_policy.daemon.maintenance_thread import MaintenanceThread
 from thor_policy.daemon.pack_manager import PackManager, describe_packs
+from thor_policy.daemon.recall_thread import RecallThread
 from thor_policy.daemon.rules_thread import RulesThread
 from thor_policy.daemon.summary_maker import SummaryMaker
 from thor_policy.daemon.vector_maker import VectorMaker
@@ -50,6 +51,7 @@ class Parts:
     consulting: Consulting
     pushed: PushedValues
     approvals: ApprovalTasks
+    recall: RecallThread
 
     def status(self) -> PartsStatus:
         """What each part says now."""
@@ -82,6 +84,7 @@ class Parts:
             sources=self.consulting.status(),
             pushed=CacheStatus(entries=len(self.pushed), counters=dict(self.pushed.counters)),
             approvals=self.approvals.status(),
+            recall=self.recall.status(),
         )
 
     def _model(self) -> ModelStatus:

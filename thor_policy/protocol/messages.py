@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from thor_policy.core import records
 from thor_policy.core.errors import ErrorCode, RequestError
+from thor_policy.core.recall import SimilarQuery
 from thor_policy.core.records import OP_OF, RECORDS
 from thor_policy.core.requests import Annotations, Evaluation, Explain
 from thor_policy.core.sources import Push
@@ -33,7 +34,7 @@ HTTP_STATUS: dict[ErrorCode, int] = {
     "internal": 500,
 }
 #: Every operation; those of `RECORDS` send a record.
-OPS = ("evaluate", "status", "metrics", *RECORDS, "approvals", "push", "maintenance", "control")
+OPS = ("evaluate", "status", "metrics", *RECORDS, "approvals", "similar", "push", "maintenance", "control")
 
 
 class Idempotency(Struct, frozen=True, kw_only=True):
@@ -90,6 +91,13 @@ class ApprovalsRequest(Struct, frozen=True, kw_only=True):
     query: records.ApprovalQuery
 
 
+class SimilarRequest(Struct, frozen=True, kw_only=True):
+    """A request for precedents."""
+
+    id: str
+    query: SimilarQuery
+
+
 class MaintenanceRequest(Struct, frozen=True, kw_only=True):
     """A request for long work on the journal."""
 
@@ -117,6 +125,7 @@ Message: TypeAlias = (
     | StatusRequest
     | RecordRequest
     | ApprovalsRequest
+    | SimilarRequest
     | PushRequest
     | MaintenanceRequest
     | ControlRequest
@@ -133,6 +142,8 @@ def op_of(message: Message) -> str:
         return "push"
     if isinstance(message, ApprovalsRequest):
         return "approvals"
+    if isinstance(message, SimilarRequest):
+        return "similar"
     if isinstance(message, ControlRequest):
         return "control"
     return "maintenance" if isinstance(message, MaintenanceRequest) else "evaluate"

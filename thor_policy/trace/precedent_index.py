@@ -8,7 +8,7 @@ of the nearest. One thread uses it. numpy and faiss are imported when an index i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib.util import find_spec
 from typing import Any
@@ -261,20 +261,6 @@ class PrecedentIndex:
             yield self._times[rows] >= _unix(instant(filters.since, "filters.since"))
         if filters.until is not None:
             yield self._times[rows] < _unix(instant(filters.until, "filters.until"))
-
-
-def fill(
-    index: PrecedentIndex,
-    read: Callable[[int], Sequence[Change]],
-    *,
-    progress: Callable[[int], bool] = lambda _: True,
-) -> bool:
-    """Take in all changes that `read` gives after a number, page by page; False if `progress` ended it."""
-    while page := read(index.change):
-        index.add(page)
-        if not progress(len(index)):
-            return False
-    return True
 
 
 def _unix(timestamp: str | None) -> float:

@@ -22,7 +22,7 @@ from thor_policy.journal import precedent_queries, vectors
 from thor_policy.journal.reader import Reader, Record
 from thor_policy.journal.trace_queries import Connection
 from thor_policy.trace import precedent_index
-from thor_policy.trace.precedent_index import PrecedentIndex, fill
+from thor_policy.trace.precedent_index import PrecedentIndex
 from thor_policy.trace.precedent_ranking import Candidate, ranked, statistics
 
 #: Candidates by similarity that are ranked, by words and by fields.
@@ -65,23 +65,27 @@ class Recall:
         if self.problem is None:
             self.index = PrecedentIndex(most)
 
-    def refresh(self, progress: Callable[[int], bool] = lambda _: True) -> bool:
-        """Take in the vectors that were stored since; False if `progress` ended it. Raises JournalError."""
+    def step(self) -> bool:
+        """Take in a page of vectors that were stored since; False if there was none. Raises JournalError."""
         if self.index is None:
-            return True
+            return False
+        with self._reader.snapshot() as connection:
+            page = vectors.changes(connection, after=self.index.change, limit=PAGE)
+        self.index.add(page)
+        return bool(page)
 
-        def read(after: int) -> Sequence[vectors.Change]:
-            with self._reader.snapshot() as connection:
-                return vectors.changes(connection, after=after, limit=PAGE)
-
-        return fill(self.index, read, progress=progress)
+    def refresh(self, progress: Callable[[int], None] = lambda _: None) -> None:
+        """Take in all vectors; `progress` gets how many there are so far. Raises JournalError."""
+        while self.step():
+            progress(0 if self.index is None else len(self.index))
 
     def search(self, query: SimilarQuery, *, now: float) -> Similar:
         """The precedents of a query. `now` is Unix time in seconds. Raises RequestError, JournalError."""
         started_ns = time.monotonic_ns()
         text, action, own = self._sought(query)
-        self.refresh()
+        self.step()
         with self._reader.snapshot() as connection:
+            missing = self._missing(connection)
             candidates, by = self._candidates(connection, query, text, action, own)
             best = ranked(candidates, self._weights, now=now)[: query.k]
             best = self._with_texts(
@@ -91,11 +95,19 @@ class Recall:
             precedents=tuple(best),
             statistics=statistics(best),
             by=by,
-            note=None if self.problem is None else f"similarity was not compared: {self.problem}",
+            note=missing,
             weights=structs.asdict(self._weights),
             vectors=0 if self.index is None else len(self.index),
             took_ms=round((time.monotonic_ns() - started_ns) / 1e6, 3),
         )
+
+    def _missing(self, connection: Connection) -> str | None:
+        """What could not be compared; None: all was."""
+        if self.index is None:
+            return f"similarity was not compared: {self.problem}"
+        if vectors.newest(connection) > self.index.change:
+            return f"the index is being made; {len(self.index)} vectors were compared"
+        return None
 
     # ------------------------------------------------------------ what is sought
 
