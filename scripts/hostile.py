@@ -5,9 +5,9 @@ kind, two processes with 16 hostile connections each run for some seconds. The h
 its own: a closed loop of rule questions, one of model questions and one of `status`, each at a stated rate.
 Invariant: no hostile process outlives the command, and every question of the honest client has a result.
 
-Started as root, the hostile processes run as another user (uid 65534) over the ipc socket, or with another
-CURVE key over tcp (`--over tcp`). They run at nice 19: on a machine with two cores they would otherwise take
-the processor, which no daemon can prevent.
+Started as root, the hostile processes of each kind run as another user (uid 65534 and below) over the ipc
+socket, or with another CURVE key over tcp (`--over tcp`). They run at nice 19: on a machine with two cores
+they would otherwise take the processor, which no daemon can prevent.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ from thor_policy.security.curve_keys import Keys
 
 #: Hostile processes, and connections of each.
 PROCESSES, CONNECTIONS = 2, 16
-#: Niceness of a hostile process, and the user that it becomes when it was started as root.
+#: Niceness of a hostile process, and the user that it becomes when it was started as root. Each kind has its
+#: own below that one, since the daemon remembers who flooded it.
 NICE, NOBODY = 19, 65_534
 #: Requests that each connection of a flood keeps unanswered.
 DEPTH = 64
@@ -395,7 +396,7 @@ def be_hostile(kind: str, connection: Connection, seconds: float, seed: int) -> 
     if os.getuid() == 0 and connection.key is None:
         os.setgroups([])
         os.setgid(NOBODY)
-        os.setuid(NOBODY)
+        os.setuid(NOBODY - kinds().index(kind))
     print("ready", flush=True)
     sys.stdin.readline()
     hostile = Hostile(connection, time.monotonic() + seconds, seed)
@@ -417,9 +418,15 @@ def running_daemon(folder: Path, options: argparse.Namespace) -> Iterator[subpro
             port = probe.getsockname()[1]
         arguments += ["--tcp-endpoint", f"tcp://127.0.0.1:{port}"]
         environment["THOR_POLICY_KEYS_DIR"] = str(folder / "keys")
-        with suppress(ConfigError):  # it is there since the last daemon
-            Keys(folder / "keys").new("hostile", ("ask", "record"), time.time())
-        options.hostile = ["--endpoint", f"tcp://127.0.0.1:{port}", "--key", str(folder / "keys/hostile.key")]
+        for kind in options.kinds:
+            with suppress(ConfigError):  # it is there since the last daemon
+                Keys(folder / "keys").new(f"hostile-{kind}", ("ask", "record"), time.time())
+        options.hostile = [
+            "--endpoint",
+            f"tcp://127.0.0.1:{port}",
+            "--key",
+            str(folder / "keys/hostile-KIND.key"),
+        ]
 
     def limit() -> None:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -507,6 +514,8 @@ class Beside:
     def __init__(self, folder: Path, daemon: subprocess.Popen[bytes], options: argparse.Namespace) -> None:
         self._folder, self._daemon, self._options = folder, daemon, options
         self.samples: list[tuple[str, float, float, str]] = []
+        #: How often the daemon barred a hostile client.
+        self.barred = 0
         self.memory: list[tuple[float, float]] = []
         self.files: list[tuple[float, int]] = []
         self.start_s = self.came_s = self.left_s = 0.0
@@ -524,6 +533,7 @@ class Beside:
             for number in range(PROCESSES if kind else 0):
                 where = getattr(self._options, "hostile", ["--endpoint", place])
                 arguments = [*where, "--seconds", str(seconds), "--seed", str(number)]
+                arguments = [argument.replace("KIND", str(kind)) for argument in arguments]
                 hostile.append(start(stack, str(kind), *arguments))
             honest = start(stack, "honest", "--endpoint", place, "--rates", json.dumps(rates))
             wait_until_ready(*hostile, honest)
@@ -556,6 +566,9 @@ class Beside:
                     process.kill()
                 self.attacks += int(process.communicate()[0].strip() or 0)
             self.samples = [tuple(sample) for sample in json.loads(honest.communicate()[0])]
+        if not self.died:
+            with suppress(Unreachable), Client(f"{place}.control", timeout_ms=2_000) as client:
+                self.barred = client.status().counters.get("callers_barred", 0)
 
     # ------------------------------------------------------------ what the samples say
 
@@ -637,6 +650,7 @@ def measure(kind: str, beside: Beside, alone: dict[str, Any]) -> dict[str, Any]:
         "attacks": beside.attacks,
         "beside": during,
         "after": after,
+        "barred": beside.barred,
         "memory_mib": memory,
         "open_files": files,
         "problems": problems,
@@ -649,7 +663,8 @@ def measure(kind: str, beside: Beside, alone: dict[str, Any]) -> dict[str, Any]:
 def show(alone: dict[str, Any], kinds: list[dict[str, Any]]) -> None:
     """Print a table of 80 columns, then the violations."""
     console = Console(width=80)
-    table = Table("kind", "answered", "served", "rules ms", "model ms", "control", "memory", box=None)
+    heads = ("kind", "answered", "served", "rules ms", "model ms", "control", "bars", "memory")
+    table = Table(*heads, box=None)
 
     def cells(figures: dict[str, Any]) -> list[str]:
         sent = sum(figures[name]["sent"] for name in figures)
@@ -662,15 +677,18 @@ def show(alone: dict[str, Any], kinds: list[dict[str, Any]]) -> None:
         ]
         return [f"{answered / max(sent, 1):.1%}", f"{served / max(base, 1e-9):.1%}", *times]
 
-    table.add_row("(alone)", *cells(alone), "")
+    table.add_row("(alone)", *cells(alone), "", "")
+    barred = 0
     for figures in kinds:
         memory = figures["memory_mib"]
         sizes = f"{memory['before']:.0f} {memory['peak']:.0f} {memory['after']:.0f}"
-        table.add_row(figures["kind"], *cells(figures["beside"]), sizes)
+        table.add_row(figures["kind"], *cells(figures["beside"]), str(figures["barred"] - barred), sizes)
+        barred = figures["barred"]
     console.print(table)
     console.print(
-        "served: rules and model, of what it gets alone; ms: p50/p99; memory: MiB before, peak, after"
+        "served: rules and model, of what it gets alone; ms: p50/p99; barred: how often a hostile one"
     )
+    console.print("was; memory: MiB before, peak, after")
     for figures in kinds:
         for problem in figures["problems"]:
             console.print(f"{figures['kind']}: {problem}", markup=False, highlight=False)

@@ -21,9 +21,13 @@ import zmq
 
 from tests.transport_fuzz import frame, opening, write
 from thor_policy.client.blocking import Client
+from thor_policy.client.connection import Connection
 from thor_policy.config import Config
-from thor_policy.daemon.connections import UNREAD_REPORTS, Connections, connection_limit
+from thor_policy.core.errors import Unreachable
+from thor_policy.daemon import shares
+from thor_policy.daemon.connections import UNREAD_REPORTS, Connections, connection_limit, shut
 from thor_policy.daemon.service import serving
+from thor_policy.security.curve_keys import Keys
 from thor_policy.testing import load_stub_engine
 
 #: No test waits longer than this for anything, in milliseconds.
@@ -165,24 +169,22 @@ class TestReports:
 class TestDescriptors:
     def test_that_became_another_connection_are_left_alone(self) -> None:
         """Its caller may be the same: another process of this user."""
-        watched = Connections(capacity=9, headroom_bytes=2**30, counters=Counter(), on_closed=lambda _: None)
         ours, theirs = socket.socketpair()
         with ours, theirs:
             theirs.settimeout(PATIENCE_MS / 1_000)
-            share, inode = f"uid:{os.getuid()}", os.fstat(ours.fileno()).st_ino
-            watched.close(ours.fileno(), share, inode + 1)
+            inode = os.fstat(ours.fileno()).st_ino
+            shut(ours.fileno(), inode + 1)
             ours.sendall(b"open")
             assert theirs.recv(4) == b"open"
-            watched.close(ours.fileno(), share, inode)
+            shut(ours.fileno(), inode)
             assert theirs.recv(4) == b""
 
     def test_that_became_another_file_are_left_alone(self, tmp_path: Path) -> None:
         """In a storm a connection's number is soon that of a file; each look at one left it open."""
-        watched = Connections(capacity=9, headroom_bytes=2**30, counters=Counter(), on_closed=lambda _: None)
         with (tmp_path / "other").open("w") as other:
             before = {path.name for path in Path("/proc/self/fd").iterdir()}
-            watched.close(other.fileno(), "uid:0")
-            watched.close(2**20, "uid:0")
+            shut(other.fileno(), 1)
+            shut(2**20, 1)
             assert {path.name for path in Path("/proc/self/fd").iterdir()} == before
             other.write("still open")
 
@@ -213,6 +215,49 @@ class TestMemory:
             assert counters == {"connections_closed_for_memory": 1}
             patient.sendall(frame(b"another question"))
             assert router.recv_multipart()[1] == b"another question"
+
+
+class TestBarredCaller:
+    @pytest.mark.parametrize("over", ["ipc", "tcp"])
+    def test_is_cut_off_and_comes_back_later_while_others_and_status_are_served(
+        self, over: str, config: Config, free_port: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It sends on and on after `busy`; the honest one has another identity."""
+        monkeypatch.setattr(shares, "_BARRED_S", 1.0)
+        monkeypatch.setattr(shares, "_UNAWARE_S", 0.0)
+        with ExitStack() as stack:
+            if over == "tcp":
+                Keys(config.keys_dir).new("greedy", ("ask",), time.time())
+                config = replace(config, tcp_endpoint=f"tcp://127.0.0.1:{free_port}")
+            config = replace(config, caller_requests_per_s=50)
+            running = stack.enter_context(serving(config, load_engine=load_stub_engine))
+            key = config.keys_dir / "greedy.key" if over == "tcp" else None
+            greedy = Connection.to(running.tcp_endpoint if key else running.endpoint, key)
+            context = stack.enter_context(zmq.Context())
+            opened = stack.enter_context(greedy.prepare(context.socket(zmq.DEALER)))
+            opened.set(zmq.LINGER, 0)
+            opened.connect(greedy.endpoint)
+            control = stack.enter_context(Client(running.control_endpoint, timeout_ms=PATIENCE_MS))
+
+            def is_barred() -> bool:
+                with suppress(zmq.Again):
+                    for _ in range(200):
+                        opened.send(b'{"v": 1, "op": "evaluate"}', zmq.NOBLOCK)
+                counters = control.status().counters
+                return counters.get("callers_barred", 0) > 0 < counters.get("connections_closed_barred", 0)
+
+            await_true(is_barred)
+            opened.close()
+            if key:
+                with Client(running.endpoint, timeout_ms=PATIENCE_MS) as honest:
+                    assert "decision" in honest.evaluate(QUESTION)
+
+            def is_back() -> bool:
+                with suppress(Unreachable), Client(greedy.endpoint, key=key, timeout_ms=1_000) as later:
+                    return "decision" in later.evaluate(QUESTION)
+                return False
+
+            await_true(is_back)
 
 
 class TestPlaces:

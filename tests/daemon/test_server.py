@@ -844,7 +844,7 @@ class TestRecords:
                 reply = self.receive(opened)
                 assert (reply["id"], reply["error"]["code"]) == ("late", "busy")
                 assert "the limit is 1" in reply["error"]["message"]
-                assert reply["error"]["retry_after_ms"] == 1
+                assert reply["error"]["retry_after_ms"] in (1, 2)  # one comes back after the other
             ledger.finish(first)
             assert "recorded" in self.receive(opened)
             opened.send(record_frame())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from thor_policy.core.fair_queue import Lane
-from thor_policy.daemon.shares import Places, Rates, TokenBucket
+from thor_policy.daemon.shares import Places, Rates, Refusals, TokenBucket
 
 SECOND_NS = 1_000_000_000
 
@@ -71,6 +73,61 @@ class TestRates:
         for number in range(10_000):
             rates.charge(f"key {number}", 0)
         assert len(rates._accounts) <= 4_096
+
+
+class TestRefusals:
+    def send(self, refusals: Refusals, rate: int, from_ms: int, for_ms: int) -> list[float]:
+        """Have `rate` requests a second refused; for how long their caller was barred each time."""
+        barred = []
+        for at_ns in range(from_ms * 1_000_000, (from_ms + for_ms) * 1_000_000, SECOND_NS // rate):
+            refusals.wait_ms("uid 1", at_ns, 0)
+            if (seconds := refusals.bar_s("uid 1", at_ns)) is not None:
+                barred.append(seconds)
+        return barred
+
+    def test_come_back_one_after_the_other_and_not_before_their_least_time(self) -> None:
+        refusals = Refusals()
+        assert [refusals.wait_ms("uid 1", 0, 1) for _ in range(5)] == [1, 2, 4, 6, 8]
+        assert refusals.wait_ms("uid 1", 0, 5_000) == 5_000
+        assert refusals.wait_ms("uid 2", 0, 0) == 0
+
+    def test_of_a_caller_that_waits_bar_nobody(self) -> None:
+        """It sends 3,000 at once, and each again when it may."""
+        refusals, due = Refusals(), [0] * 3_000
+        for _ in range(9_000):
+            at_ns = heapq.heappop(due)
+            heapq.heappush(due, at_ns + refusals.wait_ms("uid 1", at_ns, 1) * 1_000_000)
+            assert refusals.bar_s("uid 1", at_ns) is None
+
+    def test_bar_a_caller_that_does_not_wait_and_each_time_for_longer(self) -> None:
+        refusals = Refusals()
+        assert self.send(refusals, 3_000, 0, 900) == [10.0]
+        assert self.send(refusals, 3_000, 1_000, 8_000) == []  # it is barred already
+        assert self.send(refusals, 3_000, 12_000, 100) == [20.0]
+        assert self.send(refusals, 3_000, 60_000, 100) == [40.0]
+
+    def test_of_long_requests_count_by_their_size(self) -> None:
+        """58 KiB each: nine a second are more than 500 KiB."""
+        refusals = Refusals()
+        assert [refusals.wait_ms("uid 1", 0, 0, 58 * 1_024) for _ in range(3)] == [0, 116, 232]
+        barred = [
+            refusals.wait_ms("uid 2", at_ms * 1_000_000, 0, 58 * 1_024)
+            and refusals.bar_s("uid 2", at_ms * 1_000_000)
+            for at_ms in range(0, 2_000, 50)
+        ]
+        assert 10.0 in barred
+
+    def test_are_forgotten_after_ten_minutes(self) -> None:
+        refusals = Refusals()
+        self.send(refusals, 3_000, 0, 900)
+        assert self.send(refusals, 3_000, 700_000, 100) == []
+        assert self.send(refusals, 3_000, 700_500, 900) == [10.0]
+
+    def test_of_one_caller_bar_no_other(self) -> None:
+        refusals = Refusals()
+        self.send(refusals, 3_000, 0, 900)
+        refusals.wait_ms("uid 2", SECOND_NS, 0)
+        assert refusals.bar_s("uid 2", SECOND_NS) is None
 
 
 class TestPlaces:

@@ -128,8 +128,8 @@ class Connection(NamedTuple):
             raise Unreachable(f"no daemon listens at {self.endpoint}; start it there, with tcp_endpoint set")
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             raise Unreachable(
-                f"the daemon at {self.endpoint} does not know the key {ours.name!r}, or it was revoked: run "
-                "`thorpolicy keys list` there"
+                f"the daemon at {self.endpoint} does not know the key {ours.name!r}, or it was revoked (run "
+                "`thorpolicy keys list` there), or is barred for a while since it did not wait after `busy`"
             )
         if event != zmq.EVENT_HANDSHAKE_SUCCEEDED:
             raise Unreachable(

@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TypeAlias
 
 import zmq
@@ -92,6 +93,8 @@ class _Connection:
     accepted_ns: int
     message_ns: int = 0
     counted: bool = False
+    #: Who sends by it, once that is known: a user, or a key over tcp.
+    sender: str = ""
     #: Turns in a row at which memory was short, and it sent a message that did not end.
     turns_sending: int = 0
     unread_bytes: int = 0
@@ -121,8 +124,12 @@ class Connections:
         self._places = Places()
         #: Until when callers get no new connection, monotonic nanoseconds.
         self._barred_ns: dict[str, int] = {}
+        #: Who is to be barred, and for how many seconds, as other threads say it.
+        self._to_bar: SimpleQueue[tuple[str, float]] = SimpleQueue()
         self._monitors: dict[zmq.Socket[bytes], tuple[int, bool]] = {}
         self._watched: list[zmq.Socket[bytes]] = []
+        #: Numbers of the sockets that barred callers are kept out of.
+        self._barring: set[int] = set()
         self._limit = logs.Limit()
         self._ended = False
         self._all_read = threading.Event()
@@ -136,10 +143,13 @@ class Connections:
         """Connections that are open now."""
         return len(self._open)
 
-    def watch(self, opened: zmq.Socket[bytes], *, asks: bool, handshakes: bool = False) -> None:
+    def watch(
+        self, opened: zmq.Socket[bytes], *, asks: bool, bars: bool = False, handshakes: bool = False
+    ) -> None:
         """Watch a socket that is not bound yet, before `start`.
 
-        `asks`: its peers send requests; `handshakes`: count those that fail.
+        `asks`: its peers send requests; `bars`: barred callers are kept out of it; `handshakes`: count those
+        that fail.
         """
         address = f"inproc://connections-{len(self._monitors)}"
         opened.monitor(address, _EVENTS | _FAILED if handshakes else _EVENTS)
@@ -148,6 +158,8 @@ class Connections:
         monitor.set(zmq.LINGER, 0)
         monitor.connect(address)
         self._monitors[monitor] = len(self._watched), asks
+        if bars:
+            self._barring.add(len(self._watched))
         self._watched.append(opened)
 
     def start(self) -> None:
@@ -168,22 +180,23 @@ class Connections:
         if self._thread.is_alive():
             self._thread.join(5)
 
-    def note_message(self, descriptor: int, now_ns: int) -> None:
-        """A message was read from a connection."""
+    def note_message(self, descriptor: int, sender: str, now_ns: int) -> None:
+        """A message of this caller was read from a connection."""
         for number in range(len(self._watched)):
             connection = self._open.get((number, descriptor))
             if connection is not None:
-                connection.message_ns = now_ns
+                connection.message_ns, connection.sender = now_ns, sender
 
-    def close(self, descriptor: int, share: str, inode: int | None = None) -> None:
-        """Close a connection of this caller, or the one with this inode, if the descriptor is its own now."""
-        try:
-            with _duplicate(descriptor) as duplicate:
-                same = inode is None or os.fstat(duplicate.fileno()).st_ino == inode
-                if same and _share_of(duplicate) == share:
-                    duplicate.shutdown(socket.SHUT_RDWR)
-        except OSError:  # it has ended by itself
-            return
+    def close(self, descriptor: int, sender: str) -> None:
+        """Close the connection with this descriptor, if this caller sends by it."""
+        for number in range(len(self._watched)):
+            connection = self._open.get((number, descriptor))
+            if connection is not None and connection.sender == sender:
+                shut(descriptor, connection.inode)
+
+    def bar(self, sender: str, seconds: float) -> None:
+        """Close what this caller asks by, and accept no such connection of it for some time."""
+        self._to_bar.put((sender, seconds))
 
     # ------------------------------------------------------------ the thread
 
@@ -231,7 +244,7 @@ class Connections:
         has_place = self._places.has_place(lane, self._capacity)
         self._places.take(lane)
         self._open[key] = _Connection(lane, inode, asks, now_ns)
-        if share in self._barred_ns:
+        if key[0] in self._barring and share in self._barred_ns:
             self._close_for("connections_refused", key)
         elif not has_place:
             self._refuse(share, key)
@@ -261,7 +274,7 @@ class Connections:
         if (unlogged := self._limit.admit(time.monotonic_ns())) is not None:
             fields = logs.fields(reason=counter, peer=connection.lane.share, unlogged=unlogged or None)
             log.warning("a connection was closed", extra=fields)
-        self.close(key[1], connection.lane.share, connection.inode)
+        shut(key[1], connection.inode)
 
     # ------------------------------------------------------------ rounds
 
@@ -272,6 +285,12 @@ class Connections:
         self._barred_ns = {
             share: until_ns for share, until_ns in self._barred_ns.items() if until_ns > now_ns
         }
+        while not self._to_bar.empty():
+            sender, seconds = self._to_bar.get()
+            self._barred_ns[sender] = now_ns + int(seconds * 1e9)
+            for key, connection in list(self._open.items()):
+                if key[0] in self._barring and sender in (connection.sender, connection.lane.share):
+                    self._close_for("connections_closed_barred", key)
         if now_ns - self._round_ns < _ROUND_S * 1e9:
             return
         self._round_ns = now_ns
@@ -347,6 +366,16 @@ def _duplicate(descriptor: int) -> socket.socket:
     except BaseException:
         os.close(duplicate)
         raise
+
+
+def shut(descriptor: int, inode: int) -> None:
+    """End the connection with this inode, if the descriptor is still its own."""
+    try:
+        with _duplicate(descriptor) as duplicate:
+            if os.fstat(duplicate.fileno()).st_ino == inode:
+                duplicate.shutdown(socket.SHUT_RDWR)
+    except OSError:  # it has ended by itself
+        return
 
 
 def _share_of(opened: socket.socket) -> str:

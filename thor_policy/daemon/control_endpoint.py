@@ -82,7 +82,7 @@ class ControlEndpoint:
         *,
         identify: Callable[[zmq.Frame], Identity | None],
         snapshot: Snapshot,
-        on_message: Callable[[int, int], None],
+        on_message: Callable[[int, str, int], None],
         close_connection: Callable[[int, str], None],
     ) -> None:
         self._config = config

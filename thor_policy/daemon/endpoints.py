@@ -6,6 +6,7 @@ watched, and if one cannot be bound, none stays. Main thread.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -83,7 +84,7 @@ class Endpoints:
         *,
         handshakes: bool = False,
     ) -> Peers:
-        self._connections.watch(router, asks=True, handshakes=handshakes)
+        self._connections.watch(router, asks=True, bars=True, handshakes=handshakes)
         return Peers(
             router,
             identify,
@@ -119,6 +120,12 @@ class Endpoints:
     def admits(self, holder: KeyHolder | None) -> bool:
         """False once the key of a caller over tcp was revoked."""
         return self._tcp is None or holder is None or self._tcp.admits(holder)
+
+    def bar(self, sender: str, seconds: float) -> None:
+        """Keep a caller that sends without end away from the endpoints of requests, for some time."""
+        self._connections.bar(sender, seconds)
+        if self._tcp is not None:
+            self._tcp.bar(sender, time.monotonic_ns() + int(seconds * 1e9))
 
     def publish(self, message: list[bytes]) -> None:
         """Send an event to whoever subscribed; one that reads too slowly misses it."""

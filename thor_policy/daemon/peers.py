@@ -40,7 +40,7 @@ class Identity:
 class Sender:
     """Who sent a request, and where its reply goes: the peer's route, the envelope, the id to echo.
 
-    `op` and `received_ns` are for the log; `lane` is whose share the request takes.
+    `op` and `received_ns` are for the log; `lane` is whose share the request takes, `size_bytes` its length.
     """
 
     peers: Peers
@@ -49,6 +49,7 @@ class Sender:
     identity: Identity
     lane: Lane
     received_ns: int
+    size_bytes: int = 0
     request_id: str = ""
     op: str | None = None
 
@@ -70,8 +71,8 @@ class Received:
 class Peers:
     """The peers of a ROUTER. `identify` says who sent a frame; None if that one may not send any more.
 
-    `on_message` gets the file descriptor that a message came by, and when; `close_connection` that of a
-    connection that is to be closed, and whose it is.
+    `on_message` gets the file descriptor that a message came by, who sent it, and when; `close_connection`
+    that of a connection that is to be closed, and who sends by it.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Peers:
         identify: Callable[[zmq.Frame], Identity | None],
         *,
         counters: Counter[str],
-        on_message: Callable[[int, int], None],
+        on_message: Callable[[int, str, int], None],
         close_connection: Callable[[int, str], None],
     ) -> None:
         self.router = router
@@ -130,11 +131,11 @@ class Peers:
         except Exception:  # a peer that left, or never was one: libzmq knows nothing of it
             self._counters["messages_of_nobody"] += 1
             return None
-        self._on_message(connection, received_ns)
+        share = identity.caller.who or "" if identity else ""
+        self._on_message(connection, share, received_ns)
         if identity is None:
             self._counters["requests_of_revoked_keys"] += 1
             return None
-        share = identity.caller.who or ""
         if left_out > _MAX_FRAMES:
             self._counters["connections_closed_for_frames"] += 1
             self._close_connection(connection, share)
@@ -148,6 +149,7 @@ class Peers:
             identity,
             Lane(share, route_bytes),
             received_ns,
+            len(frame),
         )
         return Received(sender, frame, fault, connection)
 

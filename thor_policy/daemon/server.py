@@ -48,6 +48,7 @@ from thor_policy.daemon.inbox import Inbox
 from thor_policy.daemon.inflight import Answer, InFlight
 from thor_policy.daemon.peers import Identity, Peers, Received, Sender
 from thor_policy.daemon.quota import JournalQuota
+from thor_policy.daemon.shares import Refusals
 from thor_policy.daemon.sockets import Mailbox, caller_of, stop_on_signals
 from thor_policy.journal.events import Bounds
 from thor_policy.protocol.messages import (
@@ -181,6 +182,7 @@ class Server:
         )
         self._keys = IdempotencyKeys(self._in_flight, recall=self._recall, counters=self.counters)
         self._inbox = Inbox(config)
+        self._refusals = Refusals()
         self._published: Counter[str] = Counter()
         self._snapshot = Snapshot(self.status, self._metrics.families)
         self._endpoints = Endpoints(
@@ -505,7 +507,19 @@ class Server:
 
     def _refuse(self, sender: Sender, error: RequestError) -> None:
         self._count_refusal(sender, error.code, error.message)
+        if error.code == "busy":
+            error = self._spaced(sender, error)
         self._send(sender, encode_error(sender.request_id, error))
+
+    def _spaced(self, sender: Sender, error: RequestError) -> RequestError:
+        """The refusal of a caller that is to wait, with its turn; one that does not wait is barred."""
+        now_ns, share = time.monotonic_ns(), sender.lane.share
+        wait_ms = self._refusals.wait_ms(share, now_ns, error.retry_after_ms or 0, sender.size_bytes)
+        if (seconds := self._refusals.bar_s(share, now_ns)) is not None:
+            self.counters["callers_barred"] += 1
+            log.warning("%s does not wait after `busy`, and is barred for %g s", share, seconds)
+            self._endpoints.bar(share, seconds)
+        return RequestError("busy", error.message, retry_after_ms=wait_ms)
 
     def _refuse_fault(self, sender: Sender) -> None:
         """Log the exception that is being handled, and refuse the request that it belongs to."""

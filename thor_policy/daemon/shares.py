@@ -1,20 +1,30 @@
-"""What each caller may take: a rate of requests and of bytes, and a part of the places in flight.
+"""What each caller may take: a rate of requests and of bytes, a part of the places in flight, some refusals.
 
 Owns the account of each caller. Invariant: however much a caller asks for, it holds no more than half of
-what the others leave, so it cannot take the places of those that come later. No clock: times come in as
-arguments. Main thread.
+what the others leave, so it cannot take the places of those that come later; and one that does not wait after
+`busy` is barred. No clock: times come in as arguments. Main thread.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict
+from dataclasses import dataclass
 
 from thor_policy.core.errors import RequestError
 from thor_policy.core.fair_queue import Lane
 
 #: Accounts kept. One that is forgotten begins anew with a full allowance.
 _ACCOUNTS = 4_096
+#: Refused requests of a caller that may come back in a second, those longer than a kibibyte counted by size.
+_RETRIES_PER_S = 500
+#: What a caller sent before it could read a refusal is not held against it, for this time in seconds; and
+#: again after the longer time without a refusal.
+_UNAWARE_S, _QUIET_S = 0.5, 10.0
+#: After this time without a refusal, a caller that sent too much is a new one, in seconds.
+_FORGIVEN_S = 600.0
+#: For how long a caller is barred at first, and at most; twice as long each time. In seconds.
+_BARRED_S, _BARRED_MOST_S = 10.0, 320.0
 
 
 class TokenBucket:
@@ -36,6 +46,11 @@ class TokenBucket:
     def take(self, wanted: float) -> None:
         """Take tokens that `wait_ms` said are there; after more than `burst` the bucket is in debt."""
         self._tokens -= wanted
+
+    @property
+    def in_debt(self) -> bool:
+        """Whether more was taken than was there."""
+        return self._tokens < 0
 
 
 class Rates:
@@ -75,6 +90,61 @@ class Rates:
                 self._accounts.popitem(last=False)
         self._accounts.move_to_end(share)
         return account
+
+
+@dataclass(slots=True)
+class _Refusals:
+    """The refusals of a caller: since when, when the next may come back, and how often it was barred."""
+
+    first_ns: int
+    last_ns: int
+    next_ns: int
+    bucket: TokenBucket
+    barred: int = 0
+    barred_until_ns: int = 0
+
+
+class Refusals:
+    """When callers that got `busy` may come back, and which of them do not wait.
+
+    The refused requests of a caller are given times to come back `_RETRIES_PER_S` a second apart, so that
+    those of a caller that waits do not come all at once. One that sends more than that is barred.
+    """
+
+    def __init__(self) -> None:
+        self._accounts: OrderedDict[str, _Refusals] = OrderedDict()
+
+    def wait_ms(self, share: str, now_ns: int, least_ms: int, size_bytes: int = 0) -> int:
+        """Note that a request was refused; in how many milliseconds it may come back, at least `least_ms`."""
+        account = self._accounts.get(share)
+        if account is None or now_ns - account.last_ns > _FORGIVEN_S * 1e9:
+            bucket = TokenBucket(_RETRIES_PER_S, _RETRIES_PER_S, now_ns)
+            account = self._accounts[share] = _Refusals(now_ns, now_ns, now_ns, bucket)
+            if len(self._accounts) > _ACCOUNTS:
+                self._accounts.popitem(last=False)
+        self._accounts.move_to_end(share)
+        if now_ns - account.last_ns > _QUIET_S * 1e9:
+            account.first_ns = now_ns
+        account.last_ns = now_ns
+        weight = max(1.0, size_bytes / 1_024)
+        turn_ns = max(account.next_ns, now_ns)
+        account.next_ns = turn_ns + int(weight / _RETRIES_PER_S * 1e9)
+        aware = account.barred > 0 or now_ns - account.first_ns > _UNAWARE_S * 1e9
+        if aware and now_ns >= account.barred_until_ns:
+            account.bucket.wait_ms(weight, now_ns)
+            account.bucket.take(weight)
+        return max(least_ms, math.ceil((turn_ns - now_ns) / 1e6))
+
+    def bar_s(self, share: str, now_ns: int) -> float | None:
+        """For how long this caller is to be barred from now on, in seconds; None if it is not to be."""
+        account = self._accounts.get(share)
+        if account is None or account.barred_until_ns > now_ns or not account.bucket.in_debt:
+            return None
+        seconds: float = min(_BARRED_S * 2**account.barred, _BARRED_MOST_S)
+        account.barred += 1
+        account.barred_until_ns = account.next_ns = now_ns + int(seconds * 1e9)
+        account.bucket = TokenBucket(_RETRIES_PER_S, _RETRIES_PER_S / 10, account.barred_until_ns)
+        return seconds
 
 
 class Places:

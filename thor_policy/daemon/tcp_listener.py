@@ -6,6 +6,7 @@ CURVE and a key that the ring knows at that moment nothing gets through. Nothing
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -96,6 +97,10 @@ class TcpListener:
             return None
         return Identity(Caller(transport="tcp", key=holder.name), holder.roles, holder)
 
+    def bar(self, sender: str, until_ns: int) -> None:
+        """Refuse the handshakes of this caller until this monotonic time in nanoseconds."""
+        self._zap.barred_ns[sender] = until_ns
+
     def admits(self, holder: KeyHolder) -> bool:
         """False once the key was revoked."""
         return self._ring.find(holder.public) is not None
@@ -110,13 +115,23 @@ class _KeyAuthenticator(Authenticator):
         super().__init__(context)
         self._ring = ring
         self._counters = counters
+        #: Until when callers are kept out, in monotonic nanoseconds.
+        self.barred_ns: dict[str, int] = {}
         self.configure_curve_callback(_DOMAIN, self)
 
     def callback(self, _domain: str, public: bytes) -> bool:
         """Whether the holder of this public key may connect."""
-        known = self._ring.find(public.decode("ascii")) is not None
+        holder = self._ring.find(public.decode("ascii"))
+        known = holder is not None and not self._is_barred(holder)
         self._counters["keys_accepted" if known else "keys_refused"] += 1
         return known
+
+    def _is_barred(self, holder: KeyHolder) -> bool:
+        sender = Caller(transport="tcp", key=holder.name).who or ""
+        if self.barred_ns.get(sender, 0) > time.monotonic_ns():
+            return True
+        self.barred_ns.pop(sender, None)
+        return False
 
 
 def _finish(handling: Coroutine[Any, Any, None]) -> None:
