@@ -40,6 +40,7 @@ from thor_policy.daemon.loading import (
 )
 from thor_policy.daemon.maintenance_thread import MaintenanceThread
 from thor_policy.daemon.pack_manager import PackManager
+from thor_policy.daemon.precedent_lookups import PrecedentLookups
 from thor_policy.daemon.recall_thread import RecallThread
 from thor_policy.daemon.rules_thread import RulesThread
 from thor_policy.daemon.server import Server
@@ -238,8 +239,12 @@ def open_service(
         )
         stack.callback(recall.stop, config.shutdown_s)
         pushed = PushedValues(config.max_pushed, config.max_pushed_mb << 20)
+        lookups = PrecedentLookups(rules_thread, lambda: policy.residents, recall)
+        stack.callback(lookups.stop)
+        if pack.manifest.precedents is not None:
+            recall.warm()
         consulting = Consulting(
-            rules_thread,
+            lookups,
             lambda: policy.residents,
             pushed=pushed,
             reach=Reach(overrides=config.sources, hosts=config.source_hosts),

@@ -120,7 +120,8 @@ def of_pack(version: str | None, pack: str) -> bool:
 
 def holds(row: Mapping[str, Any], filters: Filters) -> bool:
     """True if a row of `of_seqs` holds the filters."""
-    since, until = instant(filters.since, "filters.since"), instant(filters.until, "filters.until")
+    since = filters.since and instant(filters.since, "filters.since")
+    until = filters.until and instant(filters.until, "filters.until")
     return (
         (filters.type is None or row["type"] == filters.type)
         and (filters.actor is None or row["actor"] == actor_of(filters))

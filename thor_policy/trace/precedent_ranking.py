@@ -32,8 +32,8 @@ class Candidate(NamedTuple):
     words: float | None
 
 
-def ranked(candidates: Sequence[Candidate], weights: Weights, *, now: float) -> list[Ranked]:
-    """The candidates, the best first; of equals the newest. `now` is Unix time in seconds. Without texts."""
+def ranked(candidates: Sequence[Candidate], weights: Weights, k: int, *, now: float) -> list[Ranked]:
+    """The best `k` candidates, best first; of equals the newest. `now` is Unix time. Without texts."""
     table = structs.asdict(weights)
     scored = []
     for candidate in candidates:
@@ -41,7 +41,7 @@ def ranked(candidates: Sequence[Candidate], weights: Weights, *, now: float) -> 
         score = sum(table[name] * value for name, value in components.items())
         scored.append((score, candidate.row["seq"], candidate, components))
     scored.sort(key=lambda each: (-each[0], -each[1]))
-    return [_ranked(candidate, score, components) for score, _, candidate, components in scored]
+    return [_ranked(candidate, score, components) for score, _, candidate, components in scored[:k]]
 
 
 def _components(candidate: Candidate, now: float) -> dict[str, float]:

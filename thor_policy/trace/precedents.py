@@ -16,11 +16,14 @@ from typing import Any
 from msgspec import structs
 
 from thor_policy.core.errors import JournalError, RequestError
+from thor_policy.core.precedents import Precedent
 from thor_policy.core.recall import Embedder, Filters, Ranked, Similar, SimilarQuery, Weights
+from thor_policy.core.requests import Evaluation
 from thor_policy.core.situations import situation_in, situation_of
 from thor_policy.journal import precedent_queries, vectors
 from thor_policy.journal.reader import Reader, Record
 from thor_policy.journal.trace_queries import Connection
+from thor_policy.policy.prompt_text import show
 from thor_policy.trace import precedent_index
 from thor_policy.trace.precedent_index import PrecedentIndex
 from thor_policy.trace.precedent_ranking import Candidate, ranked, statistics
@@ -35,6 +38,8 @@ MOST_NOT_COUNTED = 100_000
 PAGE = 2_000
 #: Most characters of the text of a result.
 MOST_SHOWN_CHARS = 1_200
+#: Most characters of the situation of a precedent beside a question.
+MOST_LINE_CHARS = 160
 _WORD = re.compile(r"\w{3,64}")
 
 
@@ -87,7 +92,7 @@ class Recall:
         with self._reader.snapshot() as connection:
             missing = self._missing(connection)
             candidates, by = self._candidates(connection, query, text, action, own)
-            best = ranked(candidates, self._weights, now=now)[: query.k]
+            best = ranked(candidates, self._weights, query.k, now=now)
             best = self._with_texts(
                 connection, best, {each.row["id"]: each.row["seq"] for each in candidates}
             )
@@ -108,6 +113,31 @@ class Recall:
         if vectors.newest(connection) > self.index.change:
             return f"the index is being made; {len(self.index)} vectors were compared"
         return None
+
+    def precedents(
+        self, evaluation: Evaluation, k: int, least_similarity: float, filters: Filters, *, now: float
+    ) -> tuple[Precedent, ...]:
+        """The precedents that go beside a question, best first, each with its line. Raises JournalError.
+
+        Only decisions whose vectors were compared: words and fields alone may mean something else.
+        """
+        if self.index is None:
+            return ()
+        query = SimilarQuery(question=evaluation, k=k, least_similarity=least_similarity, filters=filters)
+        similar = self.search(query, now=now).precedents
+        return tuple(self._precedent(each) for each in similar if each.similarity is not None)
+
+    def _precedent(self, each: Ranked) -> Precedent:
+        row, event = self._reader.recorded(each.id)
+        judged = {True: ", confirmed by a person", False: ", corrected by a person", None: ""}[each.confirmed]
+        situation = show(situation_in(event["private"], row), MOST_LINE_CHARS)
+        return Precedent(
+            id=each.id,
+            outcome=each.outcome,
+            how=each.how,
+            similarity=each.similarity,
+            line=f"similar case: {each.outcome}{judged}: {situation}",
+        )
 
     # ------------------------------------------------------------ what is sought
 
@@ -205,8 +235,8 @@ class Recall:
             for seq in seqs:
                 shares[seq] += weight[word] / total  # type: ignore[assignment]
         best = [seq for seq, _ in shares.most_common(4 * BY_WORDS) if seq not in without]
-        counted = [seq for seq in best if seq in self._counted(connection, best, filters, rows)]
-        return {seq: float(shares[seq]) for seq in counted[:BY_WORDS]}
+        counted = self._counted(connection, best, filters, rows)
+        return {seq: float(shares[seq]) for seq in [seq for seq in best if seq in counted][:BY_WORDS]}
 
     def _by_fields(
         self,
